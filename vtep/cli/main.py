@@ -1,0 +1,136 @@
+"""The `pyvtep` command.
+
+Its options are the fields of `Config`: their names, help texts and checks are there. Exit codes:
+0, 1 (this machine refused), 2 (the command line makes no sense).
+"""
+
+import asyncio
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import click
+import uvloop
+
+from vtep import Config, Vtep, VtepError, __version__
+from vtep.cli.report import print_report
+
+
+def _config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of `Config`, not yet judged."""
+    for field in reversed(attrs.fields(Config)):
+        flag = "--" + field.name.replace("_", "-")
+        default = field.default
+        shown = isinstance(default, int | float)
+        extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
+        if field.type is bool:
+            flag = f"{flag}/--no-{flag[2:]}"
+            extra["default"] = None
+        extra["multiple"] = field.name in ("remote", "address")
+        extra["help"] = field.metadata["help"]
+        if shown:
+            text = f"{default:g}" if not isinstance(default, bool) else "on" if default else "off"
+            extra["help"] += f" [default: {text}]"
+        command = click.option(flag, field.name, **extra)(command)
+    return command
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@_config_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and debugging messages.")
+@click.version_option(__version__, message="pyvtep %(version)s")
+@click.pass_context
+def cli(context: click.Context, /, *, debug: bool, **options: Any) -> None:
+    """Join this host to a VXLAN segment, without the kernel's VXLAN driver.
+
+    On two hosts, with the other one's address as the remote:
+
+        pyvtep --vni 1 --remote 192.0.2.2 --tap vx0
+
+    Then vx0 is one end of an Ethernet: give it an address, or enslave it to a bridge.
+    SIGUSR1 prints counters and learned MACs; SIGINT or SIGTERM ends it and removes vx0.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if context.invoked_subcommand is not None:
+        if given:
+            raise click.UsageError(f"{context.invoked_subcommand} takes no --{min(given)}")
+        return
+    for name in ("vni", "remote"):
+        if name not in given:
+            raise click.UsageError(f"--{name} is missing; for example: {_EXAMPLE}")
+    config = Config(**given)
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="pyvtep: %(message)s",
+        stream=sys.stderr,
+    )
+    uvloop.run(_run(config))
+
+
+_EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
+
+
+@cli.command()
+def demo() -> None:
+    """Show two VTEPs at work on this machine, in network namespaces that are removed again."""
+    from vtep.cli.demo import run  # noqa: PLC0415  the data path need not carry rich
+
+    run()
+
+
+async def _run(config: Config) -> None:
+    """Forward until a signal ends it."""
+    _allow_many_sockets()
+    loop = asyncio.get_running_loop()
+    async with Vtep(config) as vtep:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
+        loop.add_signal_handler(signal.SIGUSR1, print_report, vtep)
+        remotes = ", ".join(str(remote) for remote in config.remote)
+        _say(
+            f"vni {config.vni} on {vtep.tap} (mtu {vtep.mtu}) to {remotes} over "
+            f"{', '.join(vtep.underlay_devices)}, UDP port {config.dstport}"
+        )
+        await vtep.wait()
+        totals = vtep.counters()
+    drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
+    _say(f"ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, {drops} dropped")
+
+
+def _allow_many_sockets() -> None:
+    """Source-port entropy takes a socket for each port; the usual soft limit is for select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _say(line: str) -> None:
+    print(f"pyvtep: {line}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        cli.main(prog_name="pyvtep", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except (click.ClickException, VtepError) as error:
+        if debug:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _say(f"error: {message}")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"internal error: {error!r}; --debug shows where, and we would like to hear of it")
+        sys.exit(1)

@@ -1,0 +1,140 @@
+"""What was forwarded, and every way in which a frame can vanish.
+
+The names of the reasons are part of the interface: scripts, tests and dashboards use them.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+
+class Drop(StrEnum):
+    """Why a datagram or a frame went no further; `.meaning` is for people."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Give each reason its explanation beside its name."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    # From the underlay, in the order in which a datagram is judged.
+    RX_QUEUE_FULL = (
+        "rx_queue_full",
+        "datagram that the kernel discarded because we read the UDP socket too slowly",
+    )
+    HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
+    FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
+    VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
+    SOURCE_UNKNOWN = ("source_unknown", "datagram from an address that is no --remote")
+    INNER_RUNT = ("inner_runt", "inner frame shorter than an Ethernet header")
+    INNER_SOURCE_INVALID = (
+        "inner_source_invalid",
+        "inner frame whose source MAC is multicast or zero",
+    )
+    INNER_SOURCE_OWN = (
+        "inner_source_own",
+        "inner frame that has the TAP's own MAC as its source: a loop or a duplicate MAC",
+    )
+    TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
+    TAP_REFUSED = ("tap_refused", "frame that the kernel refused to take from us at the TAP device")
+
+    # From the TAP.
+    TAP_QUEUE_FULL = (
+        "tap_queue_full",
+        "frame that the kernel discarded because we read the TAP device too slowly",
+    )
+    TX_RUNT = ("tx_runt", "frame from the TAP device shorter than an Ethernet header")
+    UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
+    UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
+    UNDERLAY_UNREACHABLE = (
+        "underlay_unreachable",
+        "datagram for a remote to which this host has no route or no source address",
+    )
+    UNDERLAY_REFUSED = (
+        "underlay_refused",
+        "datagram that came back as ICMP port unreachable: no VTEP listens at the remote",
+    )
+    UNDERLAY_DENIED = ("underlay_denied", "datagram that this host's own firewall forbade")
+    UNDERLAY_FAILED = ("underlay_failed", "datagram that could not be sent for any other reason")
+
+
+class Counters:
+    """Frames and octets both ways, and drops by reason.
+
+    The plain attributes are added to by the hot path; octets are those of inner Ethernet frames.
+    `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
+    replication. `flooded` are the frames from the TAP that went to every remote.
+    """
+
+    __slots__ = (
+        "drops",
+        "fdb_full",
+        "fdb_learned",
+        "fdb_moved",
+        "flooded",
+        "last_source",
+        "partial_checksums",
+        "rx_bytes",
+        "rx_frames",
+        "super_datagrams",
+        "tx_bytes",
+        "tx_datagrams",
+        "tx_frames",
+    )
+
+    def __init__(self) -> None:
+        self.rx_frames = 0
+        self.rx_bytes = 0
+        self.tx_frames = 0
+        self.tx_bytes = 0
+        self.tx_datagrams = 0
+        self.flooded = 0
+        self.fdb_learned = 0
+        self.fdb_moved = 0
+        self.fdb_full = 0
+        self.partial_checksums = 0
+        self.super_datagrams = 0
+        self.drops = dict.fromkeys(Drop, 0)
+        self.last_source: dict[Drop, str] = {}
+
+    def drop(self, reason: Drop, source: str | None = None) -> None:
+        """Count one loss; `source` is the underlay address to name when a person is told."""
+        self.drops[reason] += 1
+        if source is not None:
+            self.last_source[reason] = source
+
+    def as_dict(self) -> dict[str, int]:
+        """Every counter by name, drops as `drop_<reason>`."""
+        plain = {
+            name: getattr(self, name)
+            for name in sorted(self.__slots__)
+            if name not in ("drops", "last_source")
+        }
+        return plain | {f"drop_{reason}": count for reason, count in self.drops.items()}
+
+
+class DropLog:
+    """Says once, and then at most once a minute for each reason, that something is being dropped.
+
+    A loss that only a counter knows of is a silent one to whoever has not thought of looking.
+    """
+
+    def __init__(self, counters: Counters, interval: float = 60.0) -> None:
+        self._counters = counters
+        self._interval = interval
+        self._told: dict[Drop, tuple[int, float]] = {}
+
+    def news(self, now: float) -> list[str]:
+        """Lines to log at `now` (seconds) for what was dropped and has not been told yet."""
+        lines = []
+        for reason, count in self._counters.drops.items():
+            before, silent_until = self._told.get(reason, (0, now))
+            if count == before or now < silent_until:
+                continue
+            source = self._counters.last_source.get(reason)
+            last = f" (last: {source})" if source else ""
+            lines.append(f"dropped {count - before} x {reason}: {reason.meaning}{last}")
+            self._told[reason] = (count, now + self._interval)
+        return lines

@@ -1,0 +1,118 @@
+"""What the host's network looks like, and how the TAP device is set up: a shell around pyroute2.
+
+These calls block for some milliseconds, and pyroute2 runs an event loop of its own inside them.
+They are for start-up, in a thread without a loop, and take part in no forwarding.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+from attrs import frozen
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vtep.config import Address, Interface
+from vtep.errors import VtepError
+from vtep.wire.ethernet import format_mac, parse_mac
+
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_IFF_UP = 1
+
+
+@frozen
+class Underlay:
+    """How this host reaches the remotes: over which devices, with what MTU in octets."""
+
+    devices: tuple[str, ...]
+    mtu: int
+
+
+@contextmanager
+def _netlink() -> Iterator[IPRoute]:
+    # Not asyncio.new_event_loop(): under an installed uvloop policy that would be a uvloop, which
+    # has no netlink sockets.
+    with IPRoute(use_event_loop=asyncio.SelectorEventLoop()) as netlink:
+        yield netlink
+
+
+def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -> Underlay:
+    """Find the underlay of `remotes`.
+
+    Raises VtepError where an address or device is not what it must be on this host.
+    """
+    with _netlink() as netlink:
+        links = {link["index"]: link for link in netlink.get_links()}
+        index = {link.get("ifname"): number for number, link in links.items()}
+        if dev is not None and dev not in index:
+            raise VtepError(f"--dev {dev}: there is no such network device (see: ip link)")
+        own = {ip_address(item.get("address").split("%")[0]) for item in netlink.get_addr()}
+        if local is not None and local not in own and not local.is_loopback:
+            raise VtepError(f"--local {local}: no interface of this host has this address")
+        used: dict[str, int] = {}
+        for remote in remotes:
+            if remote in own:
+                raise VtepError(
+                    f"--remote {remote} is an address of this host itself; give that of the other"
+                )
+            oif, mtu = (index[dev], None) if dev else _route(netlink, remote, local)
+            link = links[oif]
+            used[link.get("ifname")] = min(link.get("mtu"), mtu or link.get("mtu"))
+    return Underlay(tuple(used), min(used.values()))
+
+
+def _route(netlink: IPRoute, remote: Address, local: Address | None) -> tuple[int, int | None]:
+    """The output interface of the route to a remote, and the MTU of the route if it has one."""
+    query = {"family": _FAMILY[remote.version], "dst": str(remote)}
+    if local is not None:
+        query["src"] = str(local)
+    try:
+        (route,) = netlink.route("get", **query)
+    except NetlinkError as error:
+        raise VtepError(
+            f"--remote {remote}: this host has no route to it ({error.args[1]}); add one, or name "
+            "the underlay device with --dev"
+        ) from error
+    metrics = route.get("metrics")
+    return route.get("oif"), metrics.get("mtu") if metrics is not None else None
+
+
+def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interface]) -> bytes:
+    """Give a TAP device its MTU, MAC and addresses, set it up, and return its MAC.
+
+    Only differences are written, so a device that root prepared needs no privilege.
+    Raises VtepError where the kernel refuses.
+    """
+    with _netlink() as netlink:
+        (index,) = netlink.link_lookup(ifname=tap)
+        (link,) = netlink.get_links(index)
+        try:
+            if mac is not None and parse_mac(link.get("address")) != mac:
+                netlink.link("set", index=index, address=format_mac(mac))
+            if link.get("mtu") != mtu:
+                netlink.link("set", index=index, mtu=mtu)
+            if not link["flags"] & _IFF_UP:
+                netlink.link("set", index=index, state="up")
+            for address in addresses:
+                netlink.addr(
+                    "replace",
+                    index=index,
+                    address=str(address.ip),
+                    prefixlen=address.network.prefixlen,
+                )
+        except NetlinkError as error:
+            raise _explain(tap, error, mtu) from error
+        (link,) = netlink.get_links(index)
+    return parse_mac(link.get("address"))
+
+
+def _explain(tap: str, error: NetlinkError, mtu: int) -> VtepError:
+    if error.code in (errno.EPERM, errno.EACCES):
+        return VtepError(
+            f"--tap {tap}: no privilege to set it up: run as root or with CAP_NET_ADMIN, or let "
+            f"root do it: ip link set {tap} up mtu {mtu}"
+        )
+    return VtepError(f"--tap {tap}: the kernel refused to set it up: {error.args[1]}")

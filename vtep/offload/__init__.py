@@ -1,0 +1,1 @@
+"""Work that a sender left to hardware: checksums to finish and superframes to segment."""

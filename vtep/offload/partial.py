@@ -1,0 +1,91 @@
+"""Received frames whose sender counted on hardware that was never there.
+
+A kernel VTEP gives its NIC frames with *partial* checksums (the field holds the sum of the
+pseudo-header only) and TCP superframes of up to 64 KiB, for the NIC to finish. Where the "NIC" is
+a veth, as in every lab and between containers of one host, nobody does, and our socket receives
+them as they are: a datagram whose inner frame has a checksum that looks wrong, or that is far
+larger than any MTU. Neither is an error. Both can be handed to the TAP device unchanged if its
+virtio header says what is still to be done, and the kernel behind it carries on from there.
+"""
+
+from vtep.counters import Counters
+from vtep.wire import Buffer, virtio
+from vtep.wire import ip as inet
+
+_SYN_MAX = 256
+"""Longer frames are not looked at: a SYN has headers and options, and no data to speak of."""
+
+_GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
+
+
+class SegmentSizes:
+    """How large the segments of a TCP superframe may be, which the datagram does not say.
+
+    The receiver of a connection announced it in its SYN, which went out through us: `observe`
+    remembers that for the latest `limit` connections. For one that is older than this process, or
+    forgotten, the MTU of the overlay is the best guess.
+    """
+
+    def __init__(self, mtu: int, limit: int = 4096) -> None:
+        self.mtu = mtu
+        self._limit = limit
+        self._announced: dict[bytes, int] = {}
+
+    def observe(self, frame: Buffer) -> None:
+        """Learn from a frame that leaves for the underlay, of at least 14 octets."""
+        if len(frame) > _SYN_MAX:
+            return
+        where = inet.transport(frame)
+        if where is None or where.protocol != inet.TCP:
+            return
+        if not frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_SYN:
+            return
+        mss = inet.tcp_mss(frame, where)
+        if mss is None:
+            return
+        if len(self._announced) >= self._limit:
+            del self._announced[next(iter(self._announced))]
+        addresses = bytes(inet.addresses(frame, where))
+        half = len(addresses) // 2
+        ports = bytes(frame[where.offset : where.offset + 4])
+        # What comes back has source and destination the other way round.
+        key = addresses[half:] + addresses[:half] + ports[2:] + ports[:2]
+        self._announced[key] = mss
+
+    def payload(self, frame: Buffer, where: inet.Transport) -> int:
+        """Octets of payload in each segment of the TCP superframe `frame`, at least 1."""
+        ports = frame[where.offset : where.offset + 4]
+        key = bytes(inet.addresses(frame, where)) + bytes(ports)
+        mss = self.mtu - (where.offset - where.ip_offset) - inet.TCP_HEADER_MIN
+        announced = self._announced.get(key)
+        if announced is not None:
+            mss = min(mss, announced)
+        # The announced size counts no options, but segments that carry some make room for them
+        # (RFC 6691).
+        options = inet.tcp_header_len(frame, where) - inet.TCP_HEADER_MIN
+        return max(1, mss - options)
+
+
+def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> bytes:
+    """The virtio header with which a received frame of at least 14 octets goes to the TAP.
+
+    A checksum field that equals the pseudo-header sum is taken as partial. A finished checksum
+    has that value once in 65,536 frames; finishing it again then gives the same value, so the
+    mistake changes nothing.
+    """
+    where = inet.transport(frame)
+    if where is None:
+        return virtio.PLAIN
+    if inet.checksum_field(frame, where) != inet.pseudo_sum(frame, where):
+        return virtio.PLAIN
+    counters.partial_checksums += 1
+    offset = inet.CHECKSUM_OFFSET[where.protocol]
+    header_len = inet.tcp_header_len(frame, where) if where.protocol == inet.TCP else 0
+    size = sizes.payload(frame, where) if header_len else 0
+    if where.length - header_len <= size or not header_len:
+        return virtio.needs_checksum(where.offset, offset)
+    counters.super_datagrams += 1
+    gso_type = _GSO_TYPE[where.version]
+    if frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
+        gso_type |= virtio.GSO_ECN
+    return virtio.superframe(gso_type, where.offset + header_len, size, where.offset, offset)

@@ -1,0 +1,107 @@
+"""The TAP device: a thin shell around python-pytun.
+
+Every frame that is read or written has a virtio-net header before it (IFF_VNET_HDR), so that a
+received frame with a partial checksum, or a superframe, can be handed on as what it is.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytun
+
+from vtep.errors import VtepError
+from vtep.wire import virtio
+
+# From the kernel's include/uapi/linux/if_tun.h; pytun has no names for them.
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
+
+_PROC_TX_DROPPED = 11
+"""Column of /proc/net/dev: 8 of what was received, then bytes, packets, errs and this."""
+
+_DEVICE = "/dev/net/tun"
+_FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+
+
+class Tap:
+    """A TAP device, non-blocking, removed when closed unless it was made by somebody else.
+
+    A device of this name that exists already, is a TAP and is free is taken over and outlives us:
+    that is how pyvtep runs without privileges (`ip tuntap add vx0 mode tap user alice`).
+
+    Raises VtepError, saying what to do, where the kernel refuses.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._device, self.premade = _open(name)
+        self.name: str = self._device.name
+        self.fd: int = self._device.fileno()
+        os.set_inheritable(self.fd, False)
+        os.set_blocking(self.fd, False)
+        fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
+        # The kernel is to finish checksums and segment TCP before we read a frame.
+        fcntl.ioctl(self.fd, _TUNSETOFFLOAD, 0)
+
+    def close(self) -> None:
+        """Give the device back; one that we made is gone then."""
+        self._device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def queue_drops(name: str) -> int:
+    """How many frames for this device the kernel has discarded since it exists.
+
+    It does so when we are too slow and the queue in front of us is full. 0 for a device that is
+    gone.
+    """
+    # Not sysfs: what is mounted there may show the devices of another network namespace.
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        device, _, statistics = line.partition(":")
+        if device.strip() == name:
+            return int(statistics.split()[_PROC_TX_DROPPED])
+    return 0
+
+
+def _open(name: str) -> tuple[pytun.TunTapDevice, bool]:
+    """The device, and whether it existed before."""
+    try:
+        return pytun.TunTapDevice(name=name, flags=_FLAGS | pytun.IFF_TUN_EXCL), False
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise _explain(name, error) from error
+    try:
+        return pytun.TunTapDevice(name=name, flags=_FLAGS), True
+    except OSError as error:
+        raise _explain(name, error) from error
+
+
+def _explain(name: str, error: OSError) -> VtepError:
+    reasons = {
+        errno.ENOENT: f"there is no {_DEVICE}: load the kernel module (modprobe tun), or give the "
+        f"container the device (docker run --device {_DEVICE})",
+        errno.ENODEV: f"the kernel behind {_DEVICE} has no TUN/TAP driver: modprobe tun",
+        errno.EPERM: "no privilege to make a TAP device: run as root or with CAP_NET_ADMIN, or let "
+        f"root make it for you: ip tuntap add {name} mode tap user $USER",
+        errno.EBUSY: f"--tap {name}: another process has this device; choose another name",
+        errno.EINVAL: f"--tap {name}: a network device of this name exists and is not a free TAP; "
+        "choose another name",
+    }
+    reasons[errno.EACCES] = reasons[errno.EPERM]
+    number = error.errno if error.errno is not None else 0
+    reason = reasons.get(number, f"--tap {name}: cannot open it: {error.strerror or error}")
+    return VtepError(reason)

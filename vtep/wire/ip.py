@@ -1,0 +1,131 @@
+"""Inner IP, TCP and UDP fields: where they are, and the sum that protects them.
+
+Only what a VTEP must understand is here. It forwards frames, so it never needs to know whether an
+IP packet is *good*; it needs to find the transport header of those that are.
+"""
+
+from struct import Struct
+from typing import NamedTuple
+
+from vtep.wire import Buffer, checksum
+from vtep.wire.ethernet import TYPE_IPV4, TYPE_IPV6, network_layer
+
+TCP = 6
+UDP = 17
+
+TCP_FLAGS = 13
+TCP_FLAG_SYN = 0x02
+TCP_FLAG_CWR = 0x80
+TCP_HEADER_MIN = 20
+TCP_OPTION_END = 0
+TCP_OPTION_NOP = 1
+TCP_OPTION_MSS = 2
+
+CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
+"""Where the checksum field is in each transport header."""
+
+_HEADER_MIN = {TCP: TCP_HEADER_MIN, UDP: 8}
+
+_IPV4 = Struct("!BxHxxHxB")
+_IPV6 = Struct("!B3xHB")
+_IPV4_LEN = 20
+_IPV6_LEN = 40
+_FRAGMENT = 0x3FFF
+"""More-fragments flag and fragment offset; neither the DF bit nor the reserved bit."""
+
+_HOP_BY_HOP = 0
+_DESTINATION_OPTIONS = 60
+_EXTENSIONS = (_HOP_BY_HOP, _DESTINATION_OPTIONS)
+"""Those that leave the pseudo-header alone (a routing header changes the destination in it)."""
+
+
+class Transport(NamedTuple):
+    """A whole TCP or UDP header inside an Ethernet frame.
+
+    Offsets are from the start of the frame; `length` is that of header and payload together as
+    the IP header states it, so Ethernet padding is not part of it.
+    """
+
+    version: int
+    protocol: int
+    ip_offset: int
+    offset: int
+    length: int
+
+
+def transport(frame: Buffer) -> Transport | None:
+    """Find the TCP or UDP header of a frame of at least 14 octets.
+
+    None where there is none to be found: another protocol, a fragment, an IP header that
+    contradicts itself or states more octets than the frame has.
+    """
+    ethertype, at = network_layer(frame)
+    if ethertype == TYPE_IPV4 and at + _IPV4_LEN <= len(frame):
+        first, total, fragment, protocol = _IPV4.unpack_from(frame, at)
+        offset = at + (first & 0x0F) * 4
+        end = at + total
+        version = 4
+        if first < 0x45 or first > 0x4F or fragment & _FRAGMENT:
+            return None
+    elif ethertype == TYPE_IPV6 and at + _IPV6_LEN <= len(frame):
+        first, payload, protocol = _IPV6.unpack_from(frame, at + 0)
+        offset = at + _IPV6_LEN
+        end = offset + payload
+        version = 6
+        if first >> 4 != 6:
+            return None
+        while protocol in _EXTENSIONS and offset + 8 <= min(end, len(frame)):
+            protocol, offset = frame[offset], offset + 8 + frame[offset + 1] * 8
+    else:
+        return None
+    minimum = _HEADER_MIN.get(protocol)
+    if minimum is None or offset + minimum > end or end > len(frame):
+        return None
+    return Transport(version, protocol, at, offset, end - offset)
+
+
+def addresses(frame: Buffer, where: Transport) -> Buffer:
+    """Source and destination address in one slice, of 8 or of 32 octets."""
+    at = where.ip_offset
+    return frame[at + 12 : at + 20] if where.version == 4 else frame[at + 8 : at + 40]
+
+
+def pseudo_sum(frame: Buffer, where: Transport) -> int:
+    """The folded sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
+
+    It is what a sender leaves in the checksum field when hardware is to finish the sum
+    (CHECKSUM_PARTIAL in the kernel's include/linux/skbuff.h), not complemented.
+    """
+    total = int.from_bytes(addresses(frame, where), "big")
+    return checksum.fold(total + where.protocol + where.length)
+
+
+def checksum_field(frame: Buffer, where: Transport) -> int:
+    """What the checksum field of the transport header holds."""
+    at = where.offset + CHECKSUM_OFFSET[where.protocol]
+    return frame[at] << 8 | frame[at + 1]
+
+
+def tcp_header_len(frame: Buffer, where: Transport) -> int:
+    """Octets of the TCP header with its options, or 0 if the data offset contradicts the length."""
+    octets = (frame[where.offset + 12] >> 4) * 4
+    return octets if TCP_HEADER_MIN <= octets <= where.length else 0
+
+
+def tcp_mss(frame: Buffer, where: Transport) -> int | None:
+    """The maximum segment size that a TCP header announces (RFC 9293, section 3.7.1), if any."""
+    at = where.offset + TCP_HEADER_MIN
+    end = where.offset + tcp_header_len(frame, where)
+    while at < end:
+        kind = frame[at]
+        if kind == TCP_OPTION_END:
+            return None
+        if kind == TCP_OPTION_NOP:
+            at += 1
+            continue
+        if at + 1 >= end or frame[at + 1] < 2 or at + frame[at + 1] > end:
+            return None
+        if kind == TCP_OPTION_MSS and frame[at + 1] == 4:
+            return frame[at + 2] << 8 | frame[at + 3]
+        at += frame[at + 1]
+    return None

@@ -1,0 +1,31 @@
+"""The virtio-net header that a TAP device with IFF_VNET_HDR puts before every frame.
+
+Fields and constants: virtio 1.2, section 5.1.6, and the kernel's include/uapi/linux/virtio_net.h.
+TAP devices use the legacy header of 10 octets in host byte order.
+"""
+
+from struct import Struct
+
+HEADER = Struct("=BBHHHH")
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+
+HEADER_LEN = HEADER.size
+FLAG_NEEDS_CSUM = 1
+GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_TCPV6 = 4
+GSO_ECN = 0x80
+"""Or-ed to a TCP type: the first segment alone carries CWR."""
+
+PLAIN = bytes(HEADER_LEN)
+"""A frame that needs nothing done to it."""
+
+
+def needs_checksum(start: int, offset: int) -> bytes:
+    """The receiver is to sum from `start` to the end of the frame and store it `offset` later."""
+    return HEADER.pack(FLAG_NEEDS_CSUM, GSO_NONE, 0, 0, start, offset)
+
+
+def superframe(gso_type: int, header_len: int, gso_size: int, start: int, offset: int) -> bytes:
+    """Like `needs_checksum`, for a frame that stands for segments of `gso_size` payload octets."""
+    return HEADER.pack(FLAG_NEEDS_CSUM, gso_type, header_len, gso_size, start, offset)
