@@ -1,0 +1,200 @@
+"""`pyvtep demo`: two hosts in namespaces, a tunnel between them, and what it does, in a minute."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+from rich.text import Text
+
+from vtep.errors import VtepError
+from vtep.lab import Host, Lab, need
+
+_VNI = 1
+_TRANSFER = 256 << 20
+_CHUNK = 1 << 20
+_DEADLINE = 20.0
+
+_PICTURE = """\
+        host a                                host b
+   vx0 10.0.0.1/24                       vx0 10.0.0.2/24     the overlay
+          |                                     |
+       [bold green]pyvtep[/]                                [bold green]pyvtep[/]
+          |                                     |
+   eth0 192.0.2.1 ═════ UDP port 4789 ═════ eth0 192.0.2.2   the underlay"""
+
+
+def run() -> None:
+    """Show it on the terminal; raises VtepError where something of it can't be done here."""
+    console = Console(highlight=False)
+    if os.geteuid() != 0:
+        raise VtepError("the demo makes network namespaces: run it as root (sudo pyvtep demo)")
+    need("ip", "ping", "tcpdump")
+    began = time.monotonic()
+    with (
+        _terminating_as_exit(),
+        tempfile.TemporaryDirectory(prefix="pyvtep-demo-") as folder,
+        Lab() as lab,
+    ):
+        _show(console, lab, Path(folder))
+    console.print(
+        f"\n[green]Done[/] in {time.monotonic() - began:.0f} s. The namespaces, their devices and "
+        "every process in them are gone."
+    )
+
+
+def _show(console: Console, lab: Lab, folder: Path) -> None:
+    console.print(Panel(_PICTURE, title="pyvtep: a VXLAN tunnel in pure Python", expand=False))
+
+    _title(console, 1, "Two hosts, joined by a cable (a veth pair)")
+    a, b = lab.host("a"), lab.host("b")
+    for host in (a, b):
+        with host.inside(), suppress(FileNotFoundError):
+            # So that the first packet is ours, not the kernel's greeting to its neighbours.
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+    lab.wire(a, b)
+    for host, own in ((a, 1), (b, 2)):
+        _type(console, host, "ip", "addr", "add", f"192.0.2.{own}/24", "dev", "eth0")
+
+    capture = folder / "underlay.pcap"
+    tcpdump = a.start(
+        *("tcpdump", "-i", "eth0", "-U", "-s", "200", "-w", str(capture)),
+        *("-c", "200", "udp", "port", "4789"),
+        stderr=(folder / "tcpdump").open("w"),
+    )
+    _wait(lambda: "listening" in (folder / "tcpdump").read_text(), "tcpdump")
+
+    _title(console, 2, "A VTEP on each of them")
+    vteps = {}
+    for host, own, other in ((a, 1, 2), (b, 2, 1)):
+        arguments = ["--vni", str(_VNI), "--remote", f"192.0.2.{other}", "--tap", "vx0"]
+        arguments += ["--address", f"10.0.0.{own}/24"]
+        console.print(_prompt(host, ["pyvtep", *arguments, "&"]))
+        log = folder / host.name
+        vteps[host] = host.start(
+            *(sys.executable, "-m", "vtep", *arguments), stderr=log.open("w"), cwd="/"
+        )
+    for host, process in vteps.items():
+        _wait_for_line(folder / host.name, "UDP port", process)
+        _print(console, Text((folder / host.name).read_text().rstrip(), style="dim"))
+
+    _title(console, 3, "Ping across")
+    _type(console, a, "ping", "-c", "5", "-i", "0.2", "10.0.0.2")
+
+    _title(console, 4, f"A TCP transfer of {_TRANSFER >> 20} MiB across")
+    _transfer(console, a, b, "10.0.0.2")
+
+    _title(console, 5, "What the VTEP of host a has learned and counted (kill -USR1)")
+    vteps[a].send_signal(signal.SIGUSR1)
+    _wait_for_line(folder / "a", "fdb entries", vteps[a])
+    _wait_for_line(folder / "a", " dst ", vteps[a])
+    report = (folder / "a").read_text().splitlines()[1:]
+    for line in report:
+        words = line.split()
+        if not line.startswith("    ") or "dst" in words or words[1] != "0":
+            _print(console, Text(line, style="bold" if "dst" in words else ""))
+
+    _title(console, 6, "The first VXLAN packet on the cable, as tcpdump reads it")
+    tcpdump.send_signal(signal.SIGTERM)
+    tcpdump.wait(_DEADLINE)
+    # -K: the cable is virtual, so the outer checksum is still for a network card to fill in.
+    packet = a.run("tcpdump", "-r", str(capture), "-n", "-e", "-vv", "-K", "-c", "1")
+    _print(console, Text(packet.rstrip(), style="cyan"))
+
+
+@contextmanager
+def _terminating_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that everything is removed."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _title(console: Console, number: int, text: str) -> None:
+    console.print(f"\n[bold]{number}. {text}[/]")
+
+
+def _print(console: Console, text: Text) -> None:
+    """Print without breaking lines: what programs say can be longer than the terminal is wide."""
+    console.print(text, soft_wrap=True)
+
+
+def _prompt(host: Host, command: list[str]) -> Text:
+    return Text.assemble((f"{host.name}# ", "bold magenta"), " ".join(command))
+
+
+def _type(console: Console, host: Host, *command: str) -> None:
+    """Show a command as if it were typed on a host, and what it prints while it prints it."""
+    console.print(_prompt(host, list(command)))
+    with host.start(*command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            _print(console, Text(line.rstrip(), style="dim"))
+    if process.returncode:
+        raise VtepError(f"{command[0]} ended with exit code {process.returncode}")
+
+
+def _transfer(console: Console, source: Host, sink: Host, address: str) -> None:
+    """Send random octets over TCP, with a progress bar, and compare what arrives."""
+    payload = memoryview(os.urandom(_CHUNK) * (_TRANSFER // _CHUNK))
+    received = memoryview(bytearray(_TRANSFER))
+    with sink.inside():
+        listener = socket.create_server((address, 5001))
+    with source.inside():
+        client = socket.socket()
+    progress = Progress(BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with listener, client, progress:
+        client.settimeout(_DEADLINE)
+        client.connect((address, 5001))
+        connection, _ = listener.accept()
+        task = progress.add_task("", total=_TRANSFER)
+        sender = threading.Thread(target=client.sendall, args=(payload,), daemon=True)
+        began = time.monotonic()
+        sender.start()
+        at = 0
+        with connection:
+            connection.settimeout(_DEADLINE)
+            while at < _TRANSFER and (octets := connection.recv_into(received[at:])):
+                at += octets
+                progress.update(task, completed=at)
+        seconds = time.monotonic() - began
+        sender.join()
+    if hashlib.sha256(payload).digest() != hashlib.sha256(received).digest():
+        raise VtepError("the transfer arrived damaged: its SHA-256 is another one")
+    rate = _TRANSFER * 8 / seconds / 1e9
+    console.print(f"[bold]{rate:.2f} Gbit/s[/], and the SHA-256 is the same at both ends")
+
+
+def _wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until a process has written `text`; raises VtepError with its words if it ends."""
+
+    def written() -> bool:
+        if process.poll() is not None:
+            raise VtepError(f"pyvtep ended: {log.read_text().strip()}")
+        return text in log.read_text()
+
+    _wait(written, text)
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise VtepError(f"waited {_DEADLINE:.0f} s in vain for: {what}")
+        time.sleep(0.02)

@@ -1,0 +1,149 @@
+"""Hosts on one machine: network namespaces joined by veth pairs, for demos, tests and benchmarks.
+
+Nothing here outlives the process that uses it, not even when that is killed: a namespace is held
+by a child that ends with its standard input, and what runs inside is killed with its parent.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2.netns import setns
+
+from vtep.errors import VtepError
+
+_DEADLINE = 10.0
+"""Seconds after which something that takes milliseconds is called stuck."""
+
+
+class Host:
+    """A network namespace with its loopback up, and the means to run things in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        need("unshare", "nsenter", "setpriv", "ip")
+        # cat echoes a line once it runs in its namespace, and ends when we do.
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._children: list[subprocess.Popen[Any]] = []
+        if not _echoes(self._holder):
+            self.close()
+            raise VtepError("no privilege to make a network namespace: run as root")
+        self.namespace = Path(f"/proc/{self._holder.pid}/ns/net")
+        self.run("ip", "link", "set", "lo", "up")
+
+    def _argv(self, command: tuple[str, ...]) -> list[str]:
+        enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={self.namespace}", "--"]
+        return [*enter, *command]
+
+    def run(self, *command: str, check: bool = True, timeout: float = 60) -> str:
+        """Run a command to its end and give its standard output.
+
+        Raises VtepError with what it said where it fails and `check` is set.
+        """
+        done = subprocess.run(
+            self._argv(command), capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise VtepError(
+                f"{self.name}# {' '.join(command)}: exit code {done.returncode}: {said}"
+            )
+        return done.stdout
+
+    def start(self, *command: str, **popen: Any) -> "subprocess.Popen[Any]":
+        """Start a command, which is ended with this host."""
+        child = subprocess.Popen(self._argv(command), **popen)
+        self._children.append(child)
+        return child
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Put the calling thread into the namespace: sockets opened there stay there."""
+        with Path("/proc/thread-self/ns/net").open() as before, self.namespace.open() as here:
+            setns(here.fileno())
+            try:
+                yield
+            finally:
+                setns(before.fileno())
+
+    def close(self) -> None:
+        """End what was started here; the namespace and its devices go with the last process."""
+        for child in (*reversed(self._children), self._holder):
+            _end(child)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Lab(ExitStack):
+    """Hosts that are closed together."""
+
+    def host(self, name: str) -> Host:
+        """Make a host."""
+        return self.enter_context(Host(name))
+
+    def wire(self, left: Host, right: Host, device: str = "eth0", mtu: int = 1500) -> None:
+        """Join two hosts by a veth pair whose ends both have the name `device`, and set it up."""
+        left.run(
+            *("ip", "link", "add", device, "mtu", str(mtu), "type", "veth"),
+            *("peer", "name", device, "mtu", str(mtu), "netns", str(right.namespace.parts[2])),
+        )
+        for end in (left, right):
+            end.run("ip", "link", "set", device, "up")
+
+
+def need(*commands: str) -> None:
+    """Raise VtepError where one of these commands is not installed, naming its Debian package."""
+    for command in commands:
+        if shutil.which(command) is None:
+            raise VtepError(f"{command} is not installed: apt-get install {_PACKAGES[command]}")
+
+
+_PACKAGES = {
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "ping": "iputils-ping",
+    "setpriv": "util-linux",
+    "tcpdump": "tcpdump",
+    "unshare": "util-linux",
+}
+
+
+def _echoes(holder: "subprocess.Popen[bytes]") -> bool:
+    """Whether a line sent to a child comes back, for which this waits."""
+    if holder.stdin is None or holder.stdout is None:
+        return False
+    try:
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+    except BrokenPipeError:
+        return False
+    return holder.stdout.readline() == b"\n"
+
+
+def _end(child: "subprocess.Popen[Any]") -> None:
+    """End a child: by the end of its input, by SIGTERM, and at last by SIGKILL."""
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(_DEADLINE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
