@@ -4,10 +4,15 @@ Nothing here outlives the process that uses it, not even when that is killed: a 
 by a child that ends with its standard input, and what runs inside is killed with its parent.
 """
 
+import hashlib
+import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +23,9 @@ from vtep.errors import VtepError
 
 _DEADLINE = 10.0
 """Seconds after which something that takes milliseconds is called stuck."""
+
+
+_BLOCK = 1 << 20
 
 
 class Host:
@@ -104,6 +112,56 @@ class Lab(ExitStack):
         )
         for end in (left, right):
             end.run("ip", "link", "set", device, "up")
+
+
+def transfer(
+    source: Host,
+    sink: Host,
+    address: str,
+    octets: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> float:
+    """Send random octets over TCP to an address of `sink`; the seconds that it took.
+
+    `progress` is told how many have arrived. Raises VtepError where they did not all arrive, or
+    arrived damaged: their SHA-256 is compared.
+    """
+    block = os.urandom(min(octets, _BLOCK))
+    payload = memoryview((block * -(-octets // len(block)))[:octets])
+    received = memoryview(bytearray(octets))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with sink.inside():
+        listener = socket.create_server((address, 0), family=family)
+    with source.inside():
+        client = socket.socket(family)
+    with listener, client:
+        client.settimeout(_DEADLINE)
+        listener.settimeout(_DEADLINE)
+        try:
+            client.connect(listener.getsockname())
+            connection, _ = listener.accept()
+            sender = threading.Thread(target=_send_all, args=(client, payload), daemon=True)
+            began = time.monotonic()
+            sender.start()
+            at = 0
+            with connection:
+                connection.settimeout(_DEADLINE)
+                while at < octets and (got := connection.recv_into(received[at:])):
+                    at += got
+                    progress(at)
+            seconds = time.monotonic() - began
+            sender.join()
+        except TimeoutError as error:
+            raise VtepError(f"TCP from {source.name} to {sink.name} {address} stalled") from error
+    if hashlib.sha256(payload).digest() != hashlib.sha256(received).digest():
+        raise VtepError(f"TCP from {source.name} to {sink.name} {address} arrived damaged")
+    return seconds
+
+
+def _send_all(client: socket.socket, payload: memoryview) -> None:
+    # Where this fails the receiver has a short count or a timeout, and says so.
+    with suppress(OSError):
+        client.sendall(payload)
 
 
 def need(*commands: str) -> None:

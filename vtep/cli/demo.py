@@ -1,13 +1,10 @@
 """`pyvtep demo`: two hosts in namespaces, a tunnel between them, and what it does, in a minute."""
 
-import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,11 +16,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from rich.text import Text
 
 from vtep.errors import VtepError
-from vtep.lab import Host, Lab, need
+from vtep.lab import Host, Lab, need, transfer
 
 _VNI = 1
 _TRANSFER = 256 << 20
-_CHUNK = 1 << 20
 _DEADLINE = 20.0
 
 _PICTURE = """\
@@ -151,32 +147,13 @@ def _type(console: Console, host: Host, *command: str) -> None:
 
 
 def _transfer(console: Console, source: Host, sink: Host, address: str) -> None:
-    """Send random octets over TCP, with a progress bar, and compare what arrives."""
-    payload = memoryview(os.urandom(_CHUNK) * (_TRANSFER // _CHUNK))
-    received = memoryview(bytearray(_TRANSFER))
-    with sink.inside():
-        listener = socket.create_server((address, 5001))
-    with source.inside():
-        client = socket.socket()
+    """Send random octets over TCP, with a progress bar; what arrives is compared."""
     progress = Progress(BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with listener, client, progress:
-        client.settimeout(_DEADLINE)
-        client.connect((address, 5001))
-        connection, _ = listener.accept()
+    with progress:
         task = progress.add_task("", total=_TRANSFER)
-        sender = threading.Thread(target=client.sendall, args=(payload,), daemon=True)
-        began = time.monotonic()
-        sender.start()
-        at = 0
-        with connection:
-            connection.settimeout(_DEADLINE)
-            while at < _TRANSFER and (octets := connection.recv_into(received[at:])):
-                at += octets
-                progress.update(task, completed=at)
-        seconds = time.monotonic() - began
-        sender.join()
-    if hashlib.sha256(payload).digest() != hashlib.sha256(received).digest():
-        raise VtepError("the transfer arrived damaged: its SHA-256 is another one")
+        seconds = transfer(
+            source, sink, address, _TRANSFER, lambda at: progress.update(task, completed=at)
+        )
     rate = _TRANSFER * 8 / seconds / 1e9
     console.print(f"[bold]{rate:.2f} Gbit/s[/], and the SHA-256 is the same at both ends")
 
