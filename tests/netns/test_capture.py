@@ -1,0 +1,59 @@
+"""What we put on the underlay, as tcpdump captures it and tshark judges it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import Pyvtep, capture, ping, segment, tshark, udp_socket
+from vtep.lab import Host, transfer
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+
+@pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])
+def test_every_packet_is_sound(pair: Pair, start: Start, tmp_path: Path, prefix: str) -> None:
+    a, b = pair
+    for host in pair:
+        # A veth leaves outer checksums to the card that it does not have.
+        host.run("ethtool", "-K", "eth0", "tx", "off")
+    start(b, *segment(0xABCDEF, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"))
+    start(a, *segment(0xABCDEF, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"))
+    with capture(a, tmp_path) as pcap:
+        for destination, origin in (("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")):
+            ping(a, destination)
+            ping(b, origin)
+            ping(a, destination, "-s", "9000")
+            transfer(a, b, destination, 1 << 20)
+            transfer(b, a, origin, 1 << 20)
+        with udp_socket(b, "10.0.0.2", 7000) as receiver:
+            for _ in range(40):
+                with udp_socket(a, "10.0.0.1") as sender:
+                    sender.sendto(b"x", ("10.0.0.2", 7000))
+                    assert receiver.recv(16) == b"x"
+    ours = "udp.dstport == 4789"
+    total = len(tshark(pcap, "-Y", ours))
+    assert total > 2000
+    assert len(tshark(pcap, "-Y", "vxlan")) == total
+    assert tshark(pcap, "-Y", "_ws.malformed || _ws.expert.severity == error") == []
+    assert len(tshark(pcap, "-Y", "vxlan[0:8] == 08:00:00:00:ab:cd:ef:00")) == total
+    # 0 is bad, 1 good, 2 not verified; outer and inner are both fields of these names.
+    bad = " || ".join(f"{name}.checksum.status == 0" for name in ("ip", "udp", "tcp", "icmp"))
+    assert tshark(pcap, "-Y", bad) == []
+    assert len(tshark(pcap, "-Y", f"{ours} && udp.checksum.status == 1")) == total
+    assert len(tshark(pcap, "-Y", "tcp.checksum.status == 1")) > 1500
+    fields = ("-e", "udp.srcport", "-e", "tcp.stream", "-e", "tcp.srcport")
+    flows: dict[tuple[str, str], set[str]] = {}
+    ports = set()
+    for line in tshark(pcap, "-Y", ours, "-T", "fields", *fields):
+        outer, stream, source = line.split("\t")
+        port = outer.split(",")[0]
+        ports.add(int(port))
+        if stream:
+            flows.setdefault((stream, source), set()).add(port)
+    assert all(49152 <= port <= 65535 for port in ports)
+    assert len(ports) > 20  # More than 80 flows over 64 ports of each of two VTEPs.
+    # One flow, in one direction, keeps to one port.
+    assert len(flows) == 8
+    assert all(len(used) == 1 for used in flows.values())

@@ -1,0 +1,108 @@
+"""Datagrams that are not let in, each counted by its reason and by no other."""
+
+from collections.abc import Callable
+
+import pytest
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from tests.netns.hosts import (
+    Arrivals,
+    Pyvtep,
+    address,
+    mac_of,
+    ping,
+    segment,
+    udp_socket,
+    wait_until,
+)
+from vtep.lab import Host
+from vtep.wire import vxlan
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+GOOD = vxlan.pack(1)
+FRAME = bytes(Ether(src="02:00:00:00:00:07", dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / Raw(b"x" * 50))
+
+
+def own_source(own: str) -> bytes:
+    return GOOD + FRAME[:6] + bytes.fromhex(own.replace(":", "")) + FRAME[12:]
+
+
+@pytest.mark.parametrize(
+    ("reason", "datagram"),
+    [
+        pytest.param("header_truncated", b"", id="empty"),
+        pytest.param("header_truncated", GOOD[:7], id="seven-octets"),
+        pytest.param("flags_invalid", bytes(8) + FRAME, id="no-flag"),
+        pytest.param("flags_invalid", b"\xf7" + GOOD[1:] + FRAME, id="every-flag-but-I"),
+        pytest.param("vni_unknown", vxlan.pack(2) + FRAME, id="next-vni"),
+        pytest.param("vni_unknown", vxlan.pack(0x100) + FRAME, id="swapped-vni"),
+        pytest.param("inner_runt", GOOD, id="no-frame"),
+        pytest.param("inner_runt", GOOD + FRAME[:13], id="13-octets"),
+        pytest.param("inner_source_invalid", GOOD + b"\xff" * 6 + b"\x01" + FRAME[7:], id="group"),
+        pytest.param("inner_source_invalid", GOOD + b"\xff" * 6 + bytes(6) + FRAME[12:], id="zero"),
+        pytest.param("inner_source_own", None, id="own-mac"),
+        pytest.param("source_unknown", GOOD + FRAME, id="stranger"),
+    ],
+)
+def test_a_bad_datagram_is_counted_and_not_delivered(
+    pair: Pair, start: Start, reason: str, datagram: bytes | None
+) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    if datagram is None:
+        datagram = own_source(mac_of(a))
+    address(b, "eth0", "192.0.2.3/24")
+    source = "192.0.2.3" if reason == "source_unknown" else "192.0.2.2"
+    with Arrivals(a) as arrivals, udp_socket(b, source) as sender:
+        for _ in range(3):
+            sender.sendto(datagram, ("192.0.2.1", 4789))
+        wait_until(lambda: vtep.counter(reason) == 3, f"three counts of {reason}")
+        assert arrivals.of(datagram[8:]) == 0
+    counters = vtep.counters()
+    assert counters["rx_frames"] == 0
+    assert counters["drops"] - counters["underlay_refused"] == 3
+    assert vtep.fdb() == {}
+    wait_until(lambda: f"{reason}:" in vtep.log, "a line in the log that names the reason")
+    if reason == "source_unknown":
+        assert "last: 192.0.2.3" in vtep.log
+
+
+def test_reserved_bits_are_ignored(pair: Pair, start: Start) -> None:
+    """RFC 7348, section 5."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    noisy = bytes([0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0xFF])
+    with Arrivals(a) as arrivals, udp_socket(b, "192.0.2.2") as sender:
+        sender.sendto(noisy + FRAME, ("192.0.2.1", 4789))
+        wait_until(lambda: arrivals.of(FRAME) == 1, "the frame")
+    assert vtep.fdb() == {"02:00:00:00:00:07": "192.0.2.2"}
+
+
+def test_a_flood_of_strangers_neither_learns_nor_stops_traffic(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    address(b, "eth0", "192.0.2.3/24")
+    with udp_socket(b, "192.0.2.3") as sender:
+        for number in range(2000):
+            source = b"\x02\x00\x00\x00" + number.to_bytes(2, "big")
+            sender.sendto(GOOD + FRAME[:6] + source + FRAME[12:], ("192.0.2.1", 4789))
+        ping(a, "10.0.0.2")
+    counters = vtep.counters()
+    assert counters["source_unknown"] + counters["rx_queue_full"] == 2000
+    assert len(vtep.fdb()) == 1
+    # A log that is flooded in turn would be a second fault.
+    wait_until(lambda: "source_unknown:" in vtep.log, "one line in the log")
+    assert vtep.log.count("source_unknown:") == 1
+
+
+def test_a_tap_that_is_down_is_counted(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    a.run("ip", "link", "set", "vx0", "down")
+    with udp_socket(b, "192.0.2.2") as sender:
+        sender.sendto(GOOD + FRAME, ("192.0.2.1", 4789))
+        wait_until(lambda: vtep.counter("tap_down") == 1, "the count")
