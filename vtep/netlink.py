@@ -8,7 +8,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import ip_address
 
 from attrs import frozen
@@ -35,8 +35,11 @@ class Underlay:
 def _netlink() -> Iterator[IPRoute]:
     # Not asyncio.new_event_loop(): under an installed uvloop policy that would be a uvloop, which
     # has no netlink sockets.
-    with IPRoute(use_event_loop=asyncio.SelectorEventLoop()) as netlink:
-        yield netlink
+    with closing(asyncio.SelectorEventLoop()) as loop:
+        with IPRoute(use_event_loop=loop) as netlink:
+            yield netlink
+        # A transport closes its socket one round after it was told to.
+        loop.run_until_complete(asyncio.sleep(0))
 
 
 def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -> Underlay:
@@ -96,21 +99,27 @@ def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interfac
                 netlink.link("set", index=index, mtu=mtu)
             if not link["flags"] & _IFF_UP:
                 netlink.link("set", index=index, state="up")
-            for address in addresses:
+        except NetlinkError as error:
+            raise _refused(tap, error, mtu) from error
+        for address in addresses:
+            try:
                 netlink.addr(
                     "replace",
                     index=index,
                     address=str(address.ip),
                     prefixlen=address.network.prefixlen,
                 )
-        except NetlinkError as error:
-            raise _explain(tap, error, mtu) from error
+            except NetlinkError as error:
+                raise VtepError(
+                    f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
+                    f"is IPv{address.version} disabled on this host?"
+                ) from error
         (link,) = netlink.get_links(index)
     return parse_mac(link.get("address"))
 
 
-def _explain(tap: str, error: NetlinkError, mtu: int) -> VtepError:
-    if error.code in (errno.EPERM, errno.EACCES):
+def _refused(tap: str, error: NetlinkError, mtu: int) -> VtepError:
+    if error.code == errno.EPERM:
         return VtepError(
             f"--tap {tap}: no privilege to set it up: run as root or with CAP_NET_ADMIN, or let "
             f"root do it: ip link set {tap} up mtu {mtu}"

@@ -1,0 +1,178 @@
+"""What a person is told: one line that names the option, and an exit code."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.netns.hosts import Pyvtep, address, has_device, kernel_vtep, segment, udp_socket
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+GOOD = segment(1, "192.0.2.2")
+UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
+
+
+def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
+    """The one line that pyvtep says before it ends with `code`."""
+    child = host.start(
+        *(*prefix, sys.executable, "-m", "vtep", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == code, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("pyvtep: error: ")
+    assert not has_device(host)
+    line: str = err.strip()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--remote", "192.0.2.2"], "--vni is missing"),
+        (["--vni", "1"], "--remote is missing"),
+        (segment(1 << 24, "192.0.2.2"), "--vni 16777216: must be from 0 to 16777215"),
+        (segment(-1, "192.0.2.2"), "--vni -1"),
+        (["--vni", "one", "--remote", "192.0.2.2"], "--vni one: is not a whole number"),
+        (["--vnii", "1"], "No such option"),
+        (["--vni"], "requires an argument"),
+        ([*GOOD, "--remote", "2001:db8::2"], "--remote: IPv4 and IPv6 addresses are mixed"),
+        ([*GOOD, "--remote", "192.0.2.2"], "--remote 192.0.2.2: is given twice"),
+        ([*GOOD, "--local", "2001:db8::1"], "--local 2001:db8::1: is IPv6"),
+        ([*GOOD, "--local", "192.0.2.2"], "--local address of this host itself"),
+        (segment(1, "host.example"), "--remote host.example: is not an IP address"),
+        (segment(1, "239.1.1.1"), "--remote 239.1.1.1: is a multicast group"),
+        ([*GOOD[:-1], "a-name-of-16-oct"], "--tap a-name-of-16-oct: is too long"),
+        ([*GOOD[:-1], "vx/0"], "--tap 'vx/0': is not a name"),
+        ([*GOOD, "--dstport", "65536"], "--dstport 65536"),
+        ([*GOOD, "--mtu", "67"], "--mtu 67: must be from 68"),
+        ([*GOOD, "--mac", "01:00:00:00:00:01"], "--mac 01:00:00:00:00:01: must be a unicast"),
+        ([*GOOD, "--address", "10.0.0.1/33"], "--address 10.0.0.1/33"),
+        ([*GOOD, "--ageing", "nan"], "--ageing nan"),
+        ([*GOOD, "stray"], "No such command 'stray'"),
+        ([*GOOD, "demo"], "demo takes no --"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_makes_no_sense_is_a_usage_error(pair: Pair, arguments: list[str], words: str) -> None:
+    assert words in refusal(pair[0], *arguments, code=2)
+
+
+def test_no_privilege(pair: Pair) -> None:
+    line = refusal(pair[0], *GOOD, prefix=UNPRIVILEGED)
+    assert "no privilege" in line
+    assert "ip tuntap add vx0 mode tap user" in line
+
+
+def test_no_tun_device(pair: Pair) -> None:
+    without = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net; exec "$@"', "sh")
+    line = refusal(pair[0], *GOOD, prefix=without)
+    assert "there is no /dev/net/tun" in line
+    assert "modprobe tun" in line
+
+
+def test_port_in_use_by_a_program(pair: Pair) -> None:
+    with udp_socket(pair[0], "192.0.2.1", 4789):
+        line = refusal(pair[0], *GOOD)
+    assert "--dstport 4789: this UDP port is taken" in line
+
+
+def test_port_in_use_by_the_kernel_driver(pair: Pair) -> None:
+    kernel_vtep(pair[0], 9, "192.0.2.1", "192.0.2.2", device="kernel0")
+    assert "kernel VXLAN device" in refusal(pair[0], *GOOD)
+
+
+def test_tap_in_use_by_another_process(pair: Pair, start: Start) -> None:
+    start(pair[0], *segment(1, "192.0.2.2")[:-1], "vx9")
+    arguments = ["--vni", "2", "--remote", "192.0.2.2", "--tap", "vx9", "--dstport", "4790"]
+    assert "--tap vx9: another process has this device" in refusal(pair[0], *arguments)
+
+
+def test_tap_name_taken_by_another_kind_of_device(pair: Pair) -> None:
+    line = refusal(pair[0], *GOOD[:-1], "eth0")
+    assert "--tap eth0: a network device of this name exists and is not a free TAP" in line
+
+
+def test_unknown_device(pair: Pair) -> None:
+    assert "--dev eth9: there is no such network device" in refusal(pair[0], *GOOD, "--dev", "eth9")
+
+
+def test_remote_is_an_address_of_this_host(pair: Pair) -> None:
+    for own in ("192.0.2.1", "2001:db8::1"):
+        line = refusal(pair[0], *segment(1, own))
+        assert f"--remote {own} is an address of this host itself" in line
+
+
+def test_local_is_no_address_of_this_host(pair: Pair) -> None:
+    line = refusal(pair[0], *GOOD, "--local", "192.0.2.77")
+    assert "--local 192.0.2.77: no interface of this host has this address" in line
+
+
+def test_no_route_to_a_remote(pair: Pair) -> None:
+    line = refusal(pair[0], *segment(1, "198.51.100.1"))
+    assert "--remote 198.51.100.1: this host has no route to it" in line
+
+
+def test_an_mtu_that_does_not_fit(pair: Pair) -> None:
+    line = refusal(pair[0], *GOOD, "--mtu", "1451")
+    assert "--mtu 1451: does not fit" in line
+    assert "leaves 1450" in line
+    line = refusal(pair[0], *segment(1, "2001:db8::2"), "--mtu", "1431")
+    assert "leaves 1430" in line
+
+
+def test_an_underlay_that_is_too_narrow(pair: Pair) -> None:
+    pair[0].run("ip", "link", "set", "eth0", "mtu", "100")
+    assert "too small for VXLAN" in refusal(pair[0], *GOOD)
+
+
+def test_an_address_that_the_kernel_refuses(pair: Pair) -> None:
+    pair[0].run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    line = refusal(pair[0], *GOOD, "--address", "fd00::1/64")
+    assert "--address fd00::1/64: the kernel refused it for vx0" in line
+    assert "is IPv6 disabled" in line
+
+
+def test_debug_shows_where(pair: Pair) -> None:
+    child = pair[0].start(
+        *(sys.executable, "-m", "vtep", *GOOD, "--dev", "eth9", "--debug"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 1
+    assert "Traceback" in err
+    assert "--dev eth9: there is no such network device" in err
+
+
+def test_a_prepared_tap_needs_no_privilege(pair: Pair, start: Start) -> None:
+    a, b = pair
+    a.run("ip", "tuntap", "add", "vx0", "mode", "tap", "user", "root")
+    line = refusal_with_tap(a)
+    assert "no privilege to set it up" in line
+    assert "ip link set vx0 up mtu 1450" in line
+    a.run("ip", "link", "set", "vx0", "up", "mtu", "1450")
+    address(a, "vx0", "10.0.0.1/24")
+    vtep = start(a, *GOOD, prefix=UNPRIVILEGED)
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    assert "1 received" in a.run("ping", "-c1", "-W5", "10.0.0.2")
+    assert vtep.stop() == 0
+    assert has_device(a)  # It is not ours to remove.
+
+
+def refusal_with_tap(host: Host) -> str:
+    child = host.start(
+        *(*UNPRIVILEGED, sys.executable, "-m", "vtep", *GOOD), stderr=subprocess.PIPE, text=True
+    )
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 1
+    line: str = err
+    return line

@@ -1,0 +1,184 @@
+"""Starting, being signalled, surviving what happens to the host, and ending without a trace."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import (
+    Arrivals,
+    Pyvtep,
+    address,
+    has_device,
+    mac_of,
+    packet_socket,
+    ping,
+    segment,
+    wait_until,
+)
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+Tunnel = tuple[Pyvtep, Pyvtep]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_it_and_removes_the_tap(
+    pair: Pair, tunnel: Tunnel, number: signal.Signals
+) -> None:
+    a, _ = pair
+    flood = a.start("ping", "-f", "-q", "10.0.0.2", stdout=subprocess.DEVNULL)
+    ping(a, "10.0.0.2")
+    assert tunnel[0].stop(number) == 0
+    assert not has_device(a)
+    assert re.search(r"pyvtep: ended: \d+ frames out, \d+ in, 0 dropped\n$", tunnel[0].log)
+    flood.terminate()
+    flood.wait()
+
+
+def test_usr1_prints_every_counter_and_the_fdb(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    ping(a, "10.0.0.2", count=5)
+    counters = tunnel[0].counters()
+    # By then each of them has heard of the other.
+    assert counters["tx_frames"] >= 6
+    assert counters["rx_frames"] >= 6
+    assert counters["fdb_learned"] == 1
+    assert tunnel[0].fdb() == {mac_of(b): "192.0.2.2"}
+    assert tunnel[0].process.poll() is None
+
+
+def test_a_killed_process_leaves_no_tap(pair: Pair, tunnel: Tunnel) -> None:
+    assert tunnel[0].stop(signal.SIGKILL) == -signal.SIGKILL
+    wait_until(lambda: not has_device(pair[0]), "the TAP to be gone")
+
+
+def test_a_tap_that_is_removed_ends_it_with_a_word(pair: Pair, tunnel: Tunnel) -> None:
+    pair[0].run("ip", "link", "del", "vx0")
+    assert tunnel[0].ended() == 1
+    assert "pyvtep: error: the TAP device vx0 was removed" in tunnel[0].log
+    assert "Traceback" not in tunnel[0].log
+
+
+def test_the_tap_may_go_down_and_up(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "set", "vx0", "down")
+    a.run("ip", "link", "set", "vx0", "up")
+    ping(a, "10.0.0.2")
+    assert tunnel[0].process.poll() is None
+
+
+def test_the_underlay_may_change_its_address(pair: Pair, start: Start) -> None:
+    """As DHCP does it; a socket that stays connected from the old address would be a dead end."""
+    a, b = pair
+    start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), "--remote", "192.0.2.9")
+    ping(a, "10.0.0.2")
+    a.run("ip", "addr", "flush", "dev", "eth0", "scope", "global")
+    address(a, "eth0", "192.0.2.9/24")
+    ping(a, "10.0.0.2")
+
+
+def test_the_underlay_may_go_away_and_come_back(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    ping(a, "10.0.0.2")
+    a.run("ip", "addr", "flush", "dev", "eth0")
+    a.run("ping", "-c2", "-i0.2", "-W0.2", "10.0.0.2", check=False)
+    wait_until(lambda: tunnel[0].counter("underlay_unreachable") > 0, "a count")
+    wait_until(lambda: "underlay_unreachable:" in tunnel[0].log, "a line in the log")
+    address(a, "eth0", "192.0.2.1/24")
+    ping(a, "10.0.0.2")
+
+
+def test_a_firewall_of_this_host_is_counted(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
+    a, _ = pair
+    rules = tmp_path / "rules"
+    rules.write_text(
+        "table inet t {\nchain c {\ntype filter hook output priority 0\nudp dport 4789 drop\n}\n}\n"
+    )
+    ping(a, "10.0.0.2")
+    a.run("nft", "-f", str(rules))
+    a.run("ping", "-c1", "-W0.2", "10.0.0.2", check=False)
+    wait_until(lambda: tunnel[0].counter("underlay_denied") > 0, "a count")
+    a.run("nft", "flush", "ruleset")
+    ping(a, "10.0.0.2")
+
+
+def test_a_slow_underlay_makes_the_tap_wait(pair: Pair, tunnel: Tunnel) -> None:
+    """A full send buffer is not a reason to drop: the sender in front of the TAP feels it."""
+    a, b = pair
+    a.run(
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        "eth0",
+        "root",
+        "tbf",
+        *["rate", "20mbit", "burst", "20kb"],
+        "limit",
+        "10mb",
+    )
+    ping(a, "10.0.0.2")
+    frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 1400
+    with packet_socket(b, "vx0") as receiver, packet_socket(a, "vx0") as sender:
+        # More than a socket's send buffer, less than the TAP's queue.
+        for number in range(400):
+            sender.send(frame + number.to_bytes(2, "big"))
+        numbers: list[int] = []
+        while len(numbers) < 400:
+            data = receiver.recv(2048)
+            if data.startswith(frame):
+                numbers.append(int.from_bytes(data[-2:], "big"))
+    assert numbers == list(range(400))
+    counters = tunnel[0].counters()
+    assert counters["drops"] - counters["underlay_refused"] == 0
+
+
+def test_two_segments_side_by_side_on_one_host(pair: Pair, start: Start) -> None:
+    """Two processes on two ports; the same overlay addresses do not meet."""
+    a, b = pair
+    for host, remote, last in ((a, "192.0.2.2", 1), (b, "192.0.2.1", 2)):
+        start(host, *segment(1, remote, f"10.0.0.{last}/24"))
+        start(
+            *(host, "--vni", "2", "--remote", remote, "--tap", "vx1", "--dstport", "4790"),
+            *("--address", f"10.0.1.{last}/24"),
+        )
+    ping(a, "10.0.0.2")
+    ping(a, "10.0.1.2")
+    frame = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x88\xb5" + b"for segment 1 alone" * 4
+    with (
+        Arrivals(b, "vx0") as first,
+        Arrivals(b, "vx1") as second,
+        packet_socket(a, "vx0") as sender,
+    ):
+        sender.send(frame)
+        wait_until(lambda: first.of(frame) == 1, "the frame")
+        ping(a, "10.0.1.2")
+        assert second.of(frame) == 0
+
+
+def test_the_demo_runs_and_leaves_nothing(pair: Pair) -> None:
+    a, _ = pair
+    child = a.start(
+        *(sys.executable, "-m", "vtep", "demo"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    out, _ = child.communicate(timeout=60)
+    text = out.decode()
+    assert child.returncode == 0, text
+    for words in ("5 packets transmitted, 5 received", "SHA-256 is the same", "VXLAN, flags [I]"):
+        assert words in text
+    assert re.search(r"fdb entries +1\n +[0-9a-f:]{17} dst 192\.0\.2\.2", text)
+    assert children_of(child.pid) == []
+
+
+def children_of(pid: int) -> list[str]:
+    """Processes that a dead process has left behind, by their command lines."""
+    session = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
+    return [line for line in session.stdout.splitlines() if f"pyvtep-demo-{pid}" in line]
