@@ -6,7 +6,7 @@ It knows no clock: every method that needs the time is given it, in seconds of a
 
 from collections.abc import Iterator
 from enum import Enum, auto
-from math import ceil
+from math import ceil, floor
 
 from attrs import define, field, frozen
 
@@ -99,6 +99,8 @@ class Fdb:
         entry = Entry(mac, remote.alone, now)
         self._entries[mac] = entry
         if self.ageing:
+            if not self._wheel:
+                self._swept = floor(now)  # Nothing waits in the slots until now.
             self._await_expiry(entry)
         return Learned.ADDED
 
@@ -108,7 +110,7 @@ class Fdb:
         Looks at `budget` entries at most, so that forwarding never waits for it; True if some
         that are due were left for the next call.
         """
-        due = int(now)
+        due = floor(now)
         if not self._wheel:
             self._swept = due
         while self._swept < due:
