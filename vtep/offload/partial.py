@@ -43,13 +43,14 @@ class SegmentSizes:
         mss = inet.tcp_mss(frame, where)
         if mss is None:
             return
-        if len(self._announced) >= self._limit:
-            del self._announced[next(iter(self._announced))]
         addresses = bytes(inet.addresses(frame, where))
         half = len(addresses) // 2
         ports = bytes(frame[where.offset : where.offset + 4])
         # What comes back has source and destination the other way round.
         key = addresses[half:] + addresses[:half] + ports[2:] + ports[:2]
+        self._announced.pop(key, None)
+        if len(self._announced) >= self._limit:
+            del self._announced[next(iter(self._announced))]
         self._announced[key] = mss
 
     def payload(self, frame: Buffer, where: inet.Transport) -> int:
