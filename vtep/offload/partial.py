@@ -57,13 +57,15 @@ class SegmentSizes:
         """Octets of payload in each segment of the TCP superframe `frame`, at least 1."""
         ports = frame[where.offset : where.offset + 4]
         key = bytes(inet.addresses(frame, where)) + bytes(ports)
-        mss = self.mtu - (where.offset - where.ip_offset) - inet.TCP_HEADER_MIN
+        ip_header = inet.IP_HEADER_MIN[where.version]
+        mss = self.mtu - ip_header - inet.TCP_HEADER_MIN
         announced = self._announced.get(key)
         if announced is not None:
             mss = min(mss, announced)
-        # The announced size counts no options, but segments that carry some make room for them
-        # (RFC 6691).
-        options = inet.tcp_header_len(frame, where) - inet.TCP_HEADER_MIN
+        # The announced size counts no options of IP or TCP, but segments that carry some make room
+        # for them (RFC 6691).
+        options = where.offset - where.ip_offset - ip_header
+        options += inet.tcp_header_len(frame, where) - inet.TCP_HEADER_MIN
         return max(1, mss - options)
 
 

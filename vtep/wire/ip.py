@@ -30,6 +30,10 @@ _IPV4 = Struct("!BxHxxHxB")
 _IPV6 = Struct("!B3xHB")
 _IPV4_LEN = 20
 _IPV6_LEN = 40
+
+IP_HEADER_MIN = {4: _IPV4_LEN, 6: _IPV6_LEN}
+"""Octets of an IP header without options or extension headers, by IP version."""
+
 _FRAGMENT = 0x3FFF
 """More-fragments flag and fragment offset; neither the DF bit nor the reserved bit."""
 
