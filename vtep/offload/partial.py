@@ -81,6 +81,8 @@ def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> byt
         return virtio.PLAIN
     if inet.checksum_field(frame, where) != inet.pseudo_sum(frame, where):
         return virtio.PLAIN
+    if not _sums_to_its_end(frame, where):
+        return virtio.PLAIN
     counters.partial_checksums += 1
     offset = inet.CHECKSUM_OFFSET[where.protocol]
     header_len = inet.tcp_header_len(frame, where) if where.protocol == inet.TCP else 0
@@ -92,3 +94,14 @@ def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> byt
     if frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
         gso_type |= virtio.GSO_ECN
     return virtio.superframe(gso_type, where.offset + header_len, size, where.offset, offset)
+
+
+def _sums_to_its_end(frame: Buffer, where: inet.Transport) -> bool:
+    """Whether a sum to the end of the frame, which is what we can ask for, is that of its checksum.
+
+    It is not where the padding has more than zeros, or a UDP header states another length than the
+    IP header: no sender leaves those to hardware, and finishing them again would break them.
+    """
+    if where.protocol == inet.UDP and inet.udp_length(frame, where) != where.length:
+        return False
+    return not any(frame[where.offset + where.length :])

@@ -110,6 +110,11 @@ def checksum_field(frame: Buffer, where: Transport) -> int:
     return frame[at] << 8 | frame[at + 1]
 
 
+def udp_length(frame: Buffer, where: Transport) -> int:
+    """Octets of UDP header and payload as the UDP header states them."""
+    return frame[where.offset + 4] << 8 | frame[where.offset + 5]
+
+
 def tcp_header_len(frame: Buffer, where: Transport) -> int:
     """Octets of the TCP header with its options, or 0 if the data offset contradicts the length."""
     octets = (frame[where.offset + 12] >> 4) * 4
