@@ -68,7 +68,7 @@ def _max_addresses(value: int | str) -> int:
 def _ageing(value: float | str) -> float:
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"--ageing {value}: is not a number of seconds") from None
     if not 0 <= seconds <= AGEING_MAX:
         raise ConfigError(f"--ageing {value}: must be from 0 to {AGEING_MAX} seconds")
@@ -139,7 +139,7 @@ def _device(option: str, name: str) -> str:
         raise ConfigError(
             f"{option} {name}: is too long; a device name has at most {TAP_NAME_MAX} octets"
         )
-    if not name or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
+    if not name or name in (".", "..") or any(c in "/:%\0" or c.isspace() for c in name):
         raise ConfigError(f"{option} {name!r}: is not a name that a network device can have")
     return name
 
