@@ -77,11 +77,7 @@ def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> byt
     mistake changes nothing.
     """
     where = inet.transport(frame)
-    if where is None:
-        return virtio.PLAIN
-    if inet.checksum_field(frame, where) != inet.pseudo_sum(frame, where):
-        return virtio.PLAIN
-    if not _sums_to_its_end(frame, where):
+    if where is None or not is_partial(frame, where):
         return virtio.PLAIN
     counters.partial_checksums += 1
     offset = inet.CHECKSUM_OFFSET[where.protocol]
@@ -94,6 +90,15 @@ def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> byt
     if frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
         gso_type |= virtio.GSO_ECN
     return virtio.superframe(gso_type, where.offset + header_len, size, where.offset, offset)
+
+
+def is_partial(frame: Buffer, where: inet.Transport | None) -> bool:
+    """Whether the checksum of the transport header at `where`, if any, looks partial."""
+    return (
+        where is not None
+        and inet.checksum_field(frame, where) == inet.pseudo_sum(frame, where)
+        and _sums_to_its_end(frame, where)
+    )
 
 
 def _sums_to_its_end(frame: Buffer, where: inet.Transport) -> bool:

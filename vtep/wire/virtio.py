@@ -5,6 +5,9 @@ TAP devices use the legacy header of 10 octets in host byte order.
 """
 
 from struct import Struct
+from typing import NamedTuple
+
+from vtep.wire import Buffer
 
 HEADER = Struct("=BBHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
@@ -14,11 +17,31 @@ FLAG_NEEDS_CSUM = 1
 GSO_NONE = 0
 GSO_TCPV4 = 1
 GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+"""UDP datagrams of `gso_size` octets each (USO), unlike the fragments of the old type 3."""
+
 GSO_ECN = 0x80
 """Or-ed to a TCP type: the first segment alone carries CWR."""
 
+
+class Header(NamedTuple):
+    """The header's fields by name; `start` and `offset` say where a partial checksum belongs."""
+
+    flags: int
+    gso_type: int
+    header_len: int
+    gso_size: int
+    start: int
+    offset: int
+
+
 PLAIN = bytes(HEADER_LEN)
 """A frame that needs nothing done to it."""
+
+
+def unpack(buffer: Buffer) -> Header:
+    """Read the header; `buffer` has at least `HEADER_LEN` octets."""
+    return Header(*HEADER.unpack_from(buffer))
 
 
 def needs_checksum(start: int, offset: int) -> bytes:
