@@ -33,6 +33,9 @@ MTU_MIN = 68
 MTU_MAX = 65507 - vxlan.HEADER_LEN - ethernet.HEADER_LEN - ethernet.TAG_LEN
 """What one UDP datagram can carry of an inner frame with one VLAN tag."""
 
+OFFLOADS = frozenset(("tso", "uso", "gso", "gro"))
+"""Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive."""
+
 AGEING_MAX = 1_000_000_000
 
 TAP_NAME_MAX = 15
@@ -144,6 +147,19 @@ def _device(option: str, name: str) -> str:
     return name
 
 
+def _offload(value: str | Iterable[str]) -> frozenset[str]:
+    names = value.split(",") if isinstance(value, str) else list(value)
+    if names == ["auto"]:
+        return OFFLOADS
+    if names == ["none"]:
+        return frozenset()
+    for name in names:
+        if name not in OFFLOADS:
+            known = ",".join(sorted(OFFLOADS))
+            raise ConfigError(f"--offload {name}: must be auto, none, or some of {known}")
+    return frozenset(names)
+
+
 def _tap(name: str) -> str:
     return _device("--tap", name)
 
@@ -225,7 +241,7 @@ class Config:
         metadata={"help": "Learn which remote a MAC is behind, from the frames that it sends."},
     )
     ageing: float = field(
-        default=300.0,
+        default=300,
         converter=_ageing,
         metadata={
             "metavar": "SECONDS",
@@ -236,6 +252,15 @@ class Config:
         default=65536,
         converter=_max_addresses,
         metadata={"metavar": "N", "help": "How many MACs are learned at most; 0 is no limit."},
+    )
+
+    offload: frozenset[str] = field(
+        default="auto",
+        converter=_offload,
+        metadata={
+            "metavar": "LIST",
+            "help": "Which of tso,uso,gso,gro to use where the kernel has them; or auto, or none.",
+        },
     )
 
     @tap.default

@@ -46,6 +46,10 @@ class Drop(StrEnum):
         "frame that the kernel discarded because we read the TAP device too slowly",
     )
     TX_RUNT = ("tx_runt", "frame from the TAP device shorter than an Ethernet header")
+    TX_MALFORMED = (
+        "tx_malformed",
+        "frame from the TAP device whose virtio header contradicts it",
+    )
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (
@@ -65,7 +69,9 @@ class Counters:
 
     The plain attributes are added to by the hot path; octets are those of inner Ethernet frames.
     `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
-    replication. `flooded` are the frames from the TAP that went to every remote.
+    replication. A superframe counts as the frames that it stands for; `tx_superframes` and
+    `rx_superframes` say how many were read from the TAP and merged for it. `flooded` are the frames
+    from the TAP that went to every remote.
     """
 
     __slots__ = (
@@ -78,16 +84,20 @@ class Counters:
         "partial_checksums",
         "rx_bytes",
         "rx_frames",
+        "rx_superframes",
         "super_datagrams",
         "tx_bytes",
         "tx_datagrams",
         "tx_frames",
+        "tx_superframes",
     )
 
     def __init__(self) -> None:
         self.rx_frames = 0
         self.rx_bytes = 0
         self.tx_frames = 0
+        self.rx_superframes = 0
+        self.tx_superframes = 0
         self.tx_bytes = 0
         self.tx_datagrams = 0
         self.flooded = 0
@@ -99,9 +109,9 @@ class Counters:
         self.drops = dict.fromkeys(Drop, 0)
         self.last_source: dict[Drop, str] = {}
 
-    def drop(self, reason: Drop, source: str | None = None) -> None:
-        """Count one loss; `source` is the underlay address to name when a person is told."""
-        self.drops[reason] += 1
+    def drop(self, reason: Drop, source: str | None = None, count: int = 1) -> None:
+        """Count losses; `source` is the underlay address to name when a person is told."""
+        self.drops[reason] += count
         if source is not None:
             self.last_source[reason] = source
 

@@ -1,18 +1,12 @@
-"""The loop: it moves frames between the TAP and the underlay, and keeps time.
+"""A VTEP as a whole: it opens the two ends, has frames moved between them, and keeps time.
 
-`Vtep` opens the two ends, asks the switch what to do with each frame, and does it. Whatever
-touches the host happens here or in the shells that it owns; nothing is decided here.
-
-Two straight lines are the whole data path: `_tap_readable` and `_underlay_readable`.
+Whatever touches the host happens in the shells that it owns. How frames move is in `datapath`.
 """
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
@@ -21,28 +15,30 @@ from typing import Self
 from vtep import netlink
 from vtep.config import MTU_MAX, MTU_MIN, Config
 from vtep.counters import Drop, DropLog
+from vtep.datapath import Inbound, Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
-from vtep.offload.partial import SegmentSizes, virtio_header
+from vtep.offload.partial import SegmentSizes
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap, queue_drops
-from vtep.underlay import Binding, Path, open_receiver, pool_slots, receive_queue_drops
-from vtep.wire import Buffer, ethernet, virtio, vxlan
-from vtep.wire.flow import flow_hash
+from vtep.underlay import (
+    Binding,
+    Path,
+    join_datagrams,
+    open_receiver,
+    pool_slots,
+    receive_queue_drops,
+    segments_datagrams,
+)
+from vtep.wire import ethernet, vxlan
 
 log = logging.getLogger("vtep")
-
-_BATCH = 64
-"""Frames moved in one direction before the other one has its turn."""
 
 _TICK = 1.0
 """Seconds between two looks at the age of the FDB."""
 
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
-
-_FRAME_MAX = 65536
-_DATAGRAM_MAX = 65536
 
 _OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -62,6 +58,8 @@ class Vtep:
         """MTU of the TAP, known once started."""
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once started."""
+        self.offload: frozenset[str] = frozenset()
+        """Which offloads of `Config.offload` the kernel has, known once started."""
 
         family = _FAMILY[config.remote[0].version]
         # Spelled as the kernel spells the source of a datagram.
@@ -76,20 +74,8 @@ class Vtep:
         )
         self._switch = Switch([self.segment])
         self._binding = Binding(family, config.local, config.dev)
-        slots = pool_slots(len(remotes))
-        self._paths = {remote: Path(self._binding, remote, slots) for remote in remotes}
-
-        # Frames from the TAP are read to where they are sent from, behind a VXLAN header that is
-        # written once.
-        self._outgoing = memoryview(bytearray(vxlan.HEADER_LEN + _FRAME_MAX))
-        self._outgoing[: vxlan.HEADER_LEN] = vxlan.pack(config.vni)
-        self._outgoing_frame = self._outgoing[vxlan.HEADER_LEN :]
-        self._tap_buffers = (bytearray(virtio.HEADER_LEN), self._outgoing_frame)
-        self._incoming = memoryview(bytearray(_DATAGRAM_MAX))
-
         self._resources = ExitStack()
         self._ended: asyncio.Future[None] | None = None
-        self._blocked: int | None = None
         self._drop_logs = [DropLog(self._switch.counters), DropLog(self.segment.counters)]
         self._ticks = 0
 
@@ -124,18 +110,17 @@ class Vtep:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         with ExitStack() as resources:
-            await self._open(resources)
-            loop.add_reader(self._tap.fd, self._tap_readable)
-            resources.callback(loop.remove_reader, self._tap.fd)
-            loop.add_reader(self._receiver.fileno(), self._underlay_readable)
-            resources.callback(loop.remove_reader, self._receiver.fileno())
-            resources.callback(self._stop_waiting_for_room)
+            outbound, inbound = await self._open(resources)
+            for direction in (outbound, inbound):
+                direction.start()
+                resources.callback(direction.stop)
             self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
             resources.callback(self._cancel_timer)
             self._resources = resources.pop_all()
 
-    async def _open(self, resources: ExitStack) -> None:
+    async def _open(self, resources: ExitStack) -> tuple[Outbound, Inbound]:
         config = self.config
+        wanted = config.offload
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(max_workers=1) as thread:
             underlay = await loop.run_in_executor(
@@ -143,15 +128,33 @@ class Vtep:
             )
             self.underlay_devices = underlay.devices
             self.mtu = _tap_mtu(config, underlay)
-            self._sizes = SegmentSizes(self.mtu)
             self._receiver = resources.enter_context(open_receiver(self._binding, config.dstport))
-            for path in self._paths.values():
-                resources.callback(path.close)
-            self._tap = resources.enter_context(Tap(config.tap))
+            tap = resources.enter_context(Tap(config.tap, tso="tso" in wanted, uso="uso" in wanted))
             self._tap_drops_before = queue_drops(config.tap)
             self.segment.own_mac = await loop.run_in_executor(
                 thread, netlink.bring_up, config.tap, self.mtu, config.mac, config.address
             )
+        have = {
+            "tso": tap.tso,
+            "uso": tap.uso,
+            "gso": "gso" in wanted and segments_datagrams(),
+            "gro": "gro" in wanted and join_datagrams(self._receiver),
+        }
+        self.offload = frozenset(name for name, works in have.items() if works)
+        for name in sorted(wanted - self.offload):
+            log.warning("offload %s is not there: this kernel does not have it", name)
+        slots = pool_slots(len(self.segment.remotes))
+        paths = {
+            remote: Path(self._binding, remote, slots, gso=have["gso"])
+            for remote in self.segment.remotes
+        }
+        for path in paths.values():
+            resources.callback(path.close)
+        sizes = SegmentSizes(self.mtu)
+        return (
+            Outbound(tap, self.segment, paths, sizes, self._lost_tap),
+            Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive),
+        )
 
     async def stop(self) -> None:
         """Stop forwarding, close both ends and remove the TAP that we made."""
@@ -180,7 +183,11 @@ class Vtep:
         if exc is None and self._ended is not None and (error := self._ended.exception()):
             raise error
 
+    def _lost_tap(self, error: OSError) -> None:
+        self._end(VtepError(f"the TAP device {self.tap} was removed: {error.strerror}"))
+
     def _end(self, error: VtepError | None) -> None:
+        self._count_queue_drops()
         self._resources.close()
         if self._ended is None or self._ended.done():
             return
@@ -189,97 +196,6 @@ class Vtep:
         else:
             self._ended.set_exception(error)
             self._ended.exception()  # It is raised by wait() or by leaving the context.
-
-    # --- TAP to underlay --------------------------------------------------------------------
-
-    def _tap_readable(self) -> None:
-        now = time.monotonic()
-        segment = self.segment
-        counters = segment.counters
-        for _ in range(_BATCH):
-            try:
-                length = os.readv(self._tap.fd, self._tap_buffers) - virtio.HEADER_LEN
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(VtepError(f"the TAP device {self.tap} was removed: {error.strerror}"))
-                return
-            frame = self._outgoing_frame[:length]
-            if length < ethernet.HEADER_LEN:
-                counters.drop(Drop.TX_RUNT)
-                continue
-            counters.tx_frames += 1
-            counters.tx_bytes += length
-            self._sizes.observe(frame)
-            datagram = self._outgoing[: vxlan.HEADER_LEN + length]
-            if not self._send(datagram, segment.destinations(frame), flow_hash(frame), now):
-                return
-
-    def _send(self, datagram: Buffer, remotes: Sequence[Remote], flow: int, now: float) -> bool:
-        """Send a datagram to each remote; False if the TAP must wait because the underlay is full.
-
-        The rest is sent, and the TAP read again, when the underlay has room. Until then frames
-        queue in front of the TAP, where their senders feel it.
-        """
-        counters = self.segment.counters
-        for number, remote in enumerate(remotes):
-            path = self._paths[remote]
-            try:
-                lost = path.send(datagram, flow, now)
-            except BlockingIOError:
-                self._await_room(path.fileno(flow), datagram, remotes[number:], flow)
-                return False
-            if lost is None:
-                counters.tx_datagrams += 1
-            else:
-                counters.drop(lost, remote.host)
-        return True
-
-    def _await_room(self, fd: int, datagram: Buffer, rest: Sequence[Remote], flow: int) -> None:
-        loop = asyncio.get_running_loop()
-
-        def resume() -> None:
-            self._stop_waiting_for_room()
-            if self._send(datagram, rest, flow, time.monotonic()):
-                loop.add_reader(self._tap.fd, self._tap_readable)
-
-        loop.remove_reader(self._tap.fd)
-        loop.add_writer(fd, resume)
-        self._blocked = fd
-
-    def _stop_waiting_for_room(self) -> None:
-        if self._blocked is not None:
-            asyncio.get_running_loop().remove_writer(self._blocked)
-            self._blocked = None
-
-    # --- underlay to TAP --------------------------------------------------------------------
-
-    def _underlay_readable(self) -> None:
-        now = time.monotonic()
-        switch = self._switch
-        for _ in range(_BATCH):
-            try:
-                length, source = self._receiver.recvfrom_into(self._incoming)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.warning("cannot receive from the underlay: %s", error.strerror)
-                return
-            datagram = self._incoming[:length]
-            segment = switch.receive(datagram, source[0], now)
-            if segment is not None:
-                self._deliver(segment, datagram[vxlan.HEADER_LEN :])
-
-    def _deliver(self, segment: Segment, frame: memoryview) -> None:
-        counters = segment.counters
-        header = virtio_header(frame, self._sizes, counters)
-        try:
-            os.writev(self._tap.fd, (header, frame))
-        except OSError as error:
-            counters.drop(Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED)
-        else:
-            counters.rx_frames += 1
-            counters.rx_bytes += len(frame)
 
     # --- time -------------------------------------------------------------------------------
 
@@ -307,6 +223,10 @@ class Vtep:
         self._switch.counters.drops[Drop.RX_QUEUE_FULL] = receive_queue_drops(self._receiver)
         before = self._tap_drops_before
         self.segment.counters.drops[Drop.TAP_QUEUE_FULL] = queue_drops(self.tap) - before
+
+
+def _cannot_receive(error: OSError) -> None:
+    log.warning("cannot receive from the underlay: %s", error.strerror)
 
 
 def _tap_mtu(config: Config, underlay: netlink.Underlay) -> int:

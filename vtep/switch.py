@@ -32,34 +32,38 @@ class Segment:
         self.counters = Counters()
         self._by_host = {remote.host: remote for remote in self.remotes}
 
-    def destinations(self, frame: Buffer) -> Sequence[Remote]:
-        """Where a frame of at least 14 octets from the TAP goes: one remote, or each of them."""
+    def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
+        """Where a frame of at least 14 octets from the TAP goes: one remote, or each of them.
+
+        A superframe goes where the `count` frames go that it stands for.
+        """
         entry: Entry | None = self.fdb.lookup(bytes(frame[:6]))
         if entry is not None:
             return entry.destinations
-        self.counters.flooded += 1
+        self.counters.flooded += count
         return self.remotes
 
-    def admit(self, datagram: Buffer, source: str, now: float) -> bool:
+    def admit(self, datagram: Buffer, source: str, now: float, count: int = 1) -> bool:
         """Judge and learn from a datagram of this VNI that came from the address `source`.
 
         True if the frame behind the VXLAN header is to be delivered to the TAP, and to the TAP
-        only: a frame from the underlay never goes back there (split horizon).
+        only: a frame from the underlay never goes back there (split horizon). The judgement is that
+        of `count` datagrams whose VXLAN header and inner MACs are the same.
         """
         counters = self.counters
         remote = self._by_host.get(source)
         if remote is None:
-            counters.drop(Drop.SOURCE_UNKNOWN, source)
+            counters.drop(Drop.SOURCE_UNKNOWN, source, count)
             return False
         if len(datagram) < _INNER_MIN:
-            counters.drop(Drop.INNER_RUNT, source)
+            counters.drop(Drop.INNER_RUNT, source, count)
             return False
         mac = bytes(datagram[14:20])
         if mac[0] & 1 or mac == ethernet.MAC_ZERO:
-            counters.drop(Drop.INNER_SOURCE_INVALID, source)
+            counters.drop(Drop.INNER_SOURCE_INVALID, source, count)
             return False
         if mac == self.own_mac:
-            counters.drop(Drop.INNER_SOURCE_OWN, source)
+            counters.drop(Drop.INNER_SOURCE_OWN, source, count)
             return False
         if self.learning:
             learned = self.fdb.learn(mac, remote, now)
@@ -86,21 +90,22 @@ class Switch:
         self.segments = {segment.vni: segment for segment in segments}
         self.counters = Counters()
 
-    def receive(self, datagram: Buffer, source: str, now: float) -> Segment | None:
+    def receive(self, datagram: Buffer, source: str, now: float, count: int = 1) -> Segment | None:
         """Judge a datagram from the underlay; the segment to which its frame is to be delivered.
 
         The frame begins `vxlan.HEADER_LEN` octets into the datagram. Reserved bits are ignored,
         as RFC 7348, section 5, demands. None if it was dropped, which has then been counted.
+        `count` is as in `Segment.admit`.
         """
         if len(datagram) < vxlan.HEADER_LEN:
-            self.counters.drop(Drop.HEADER_TRUNCATED, source)
+            self.counters.drop(Drop.HEADER_TRUNCATED, source, count)
             return None
         flags, vni_word = vxlan.HEADER.unpack_from(datagram)
         if not flags & vxlan.FLAG_I:
-            self.counters.drop(Drop.FLAGS_INVALID, source)
+            self.counters.drop(Drop.FLAGS_INVALID, source, count)
             return None
         segment = self.segments.get(vni_word >> 8)
         if segment is None:
-            self.counters.drop(Drop.VNI_UNKNOWN, source)
+            self.counters.drop(Drop.VNI_UNKNOWN, source, count)
             return None
-        return segment if segment.admit(datagram, source, now) else None
+        return segment if segment.admit(datagram, source, now, count) else None

@@ -24,6 +24,10 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _PROC_TX_DROPPED = 11
 """Column of /proc/net/dev: 8 of what was received, then bytes, packets, errs and this."""
 
+# TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN; TUN_F_USO4, TUN_F_USO6 (Linux 6.2).
+_TCP = 0x01 | 0x02 | 0x04 | 0x08
+_UDP = 0x20 | 0x40
+
 _DEVICE = "/dev/net/tun"
 _FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
 
@@ -34,18 +38,32 @@ class Tap:
     A device of this name that exists already, is a TAP and is free is taken over and outlives us:
     that is how pyvtep runs without privileges (`ip tuntap add vx0 mode tap user alice`).
 
+    `tso` and `uso` say whether it is to be asked for superframes of TCP and UDP, and afterwards
+    whether the kernel agreed.
+
     Raises VtepError, saying what to do, where the kernel refuses.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
         self._device, self.premade = _open(name)
         self.name: str = self._device.name
         self.fd: int = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
         fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
-        # The kernel is to finish checksums and segment TCP before we read a frame.
-        fcntl.ioctl(self.fd, _TUNSETOFFLOAD, 0)
+        # What is not asked for, the kernel does before we read a frame.
+        self.uso = tso and uso and self._ask_for(_TCP | _UDP)
+        self.tso = self.uso or (tso and self._ask_for(_TCP)) or not self._ask_for(0)
+
+    def _ask_for(self, offloads: int) -> bool:
+        """Ask for frames with these things left to us, instead of those asked for before."""
+        try:
+            fcntl.ioctl(self.fd, _TUNSETOFFLOAD, offloads)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Give the device back; one that we made is gone then."""

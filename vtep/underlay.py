@@ -5,8 +5,10 @@ value of the flow hash that we tell apart, because routers and NICs spread flows
 """
 
 import errno
+import logging
 import random
 import socket
+import struct
 import sys
 from ipaddress import IPv4Address, IPv6Address
 
@@ -15,7 +17,9 @@ from attrs import frozen
 from vtep.counters import Drop
 from vtep.errors import VtepError
 from vtep.fdb import Remote
-from vtep.wire import Buffer, vxlan
+from vtep.wire import vxlan
+
+log = logging.getLogger("vtep")
 
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
@@ -32,6 +36,9 @@ _RETRY_AFTER = 1.0
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_DONT = 0
+_SOL_UDP = 17
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
@@ -54,6 +61,19 @@ _DROPS = {
 
 _STALE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
 """What a connected socket says when this host's address or route has changed under it."""
+
+
+_GRO_SIZE = struct.Struct("=i")
+_GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
+_SEGMENT_SIZE = struct.Struct("=H")
+
+_SEGMENTS_MAX = 64
+"""How many datagrams one send may stand for (the kernel's UDP_MAX_SEGMENTS; 128 since 6.9)."""
+
+_SEND_MAX = 65507
+"""Octets that a send may have, whatever it stands for."""
+
+_GSO_REFUSALS = frozenset((errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP))
 
 
 @frozen
@@ -111,6 +131,39 @@ def open_receiver(binding: Binding, port: int) -> socket.socket:
     return sock
 
 
+def join_datagrams(receiver: socket.socket) -> bool:
+    """Have the kernel join datagrams of one sender (UDP_GRO); False if it can't."""
+    try:
+        receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        return False
+    return True
+
+
+def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str]:
+    """Receive one datagram, or several of one sender that the kernel has joined.
+
+    Gives the octets, how many of them make a datagram (the last may have fewer), and the sender's
+    address. Raises OSError.
+    """
+    octets, ancillary, _, source = receiver.recvmsg_into((buffer,), _GRO_SPACE)
+    stride = octets
+    for level, kind, data in ancillary:
+        if level == _SOL_UDP and kind == _UDP_GRO:
+            (stride,) = _GRO_SIZE.unpack(data)
+    return octets, stride, source[0]
+
+
+def segments_datagrams() -> bool:
+    """Whether the kernel takes many datagrams in one send (UDP_SEGMENT)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(_SOL_UDP, _UDP_SEGMENT, vxlan.HEADER_LEN)
+        except OSError:
+            return False
+    return True
+
+
 def receive_queue_drops(receiver: socket.socket) -> int:
     """How many datagrams the kernel discarded because the socket's queue was full."""
     memory = receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _SK_MEMINFO_VARS * 4)
@@ -122,45 +175,98 @@ class Path:
     """The way to one remote: connected sockets, one for each of `slots` values of the flow hash.
 
     A socket is opened when the first frame of its slot comes. Connected, it saves the kernel a
-    route lookup for each datagram and tells us of ICMP errors. `slots` is a power of two.
+    route lookup for each datagram and tells us of ICMP errors. `slots` is a power of two. `gso`
+    says whether several datagrams may go in one send.
     """
 
-    def __init__(self, binding: Binding, remote: Remote, slots: int) -> None:
+    def __init__(self, binding: Binding, remote: Remote, slots: int, *, gso: bool) -> None:
         self.remote = remote
+        self.slots = slots
         self._binding = binding
-        self._mask = slots - 1
         self._sockets: list[socket.socket | None] = [None] * slots
-        self._retry_at = 0.0
+        self._retry_at = [0.0] * slots
+        self._gso = gso
+        self._gso_stride_max = _SEND_MAX
 
-    def send(self, datagram: Buffer, flow: int, now: float) -> Drop | None:
-        """Send from the port that belongs to a flow hash; the reason if a datagram was lost.
+    def send(
+        self, datagrams: memoryview, stride: int, flow: int, now: float
+    ) -> tuple[int, Drop | None]:
+        """Send as many datagrams as one system call takes, from the port of a flow hash.
 
-        Raises BlockingIOError where the send buffer is full: nothing was sent, and `fileno` tells
-        what to wait for.
+        `datagrams` are `stride` octets each, but perhaps the last. Gives how many octets of them
+        are done with, and the reason if they, or as many sent before, were lost. Raises
+        BlockingIOError where the send buffer is full: nothing was sent, and `fileno` tells what to
+        wait for.
         """
-        slot = flow & self._mask
+        slot = flow & self.slots - 1
+        batch = datagrams
+        if len(batch) > stride:
+            many = self._gso and stride <= self._gso_stride_max
+            batch = batch[: min(_SEGMENTS_MAX, _SEND_MAX // stride) * stride if many else stride]
         sock = self._sockets[slot]
-        if sock is None:
-            return self._reconnect(datagram, slot, now)
         try:
-            sock.send(datagram)
+            if sock is None:
+                sock = self._open(slot, now)
+            if len(batch) > stride:
+                sock.sendmsg((batch,), ((_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(stride)),))
+            else:
+                sock.send(batch)
         except BlockingIOError:
             raise
-        except ConnectionRefusedError:
-            # The answer to an earlier datagram, which had been counted as sent; this one has not
-            # left yet. So one is lost whether or not this one leaves now.
-            return _attempt(sock, datagram) or Drop.UNDERLAY_REFUSED
         except OSError as error:
-            if error.errno not in _STALE:
-                return _reason(error)
+            return self._refused(error, batch, stride, slot, now)
+        return len(batch), None
+
+    def _refused(
+        self, error: OSError, batch: memoryview, stride: int, slot: int, now: float
+    ) -> tuple[int, Drop | None]:
+        """What becomes of a batch that was refused; as `send`, which is to try again after a 0."""
+        sock = self._sockets[slot]
+        if error.errno == errno.ECONNREFUSED:
+            # The answer to an earlier datagram, which is lost; this batch has not left yet.
+            return 0, Drop.UNDERLAY_REFUSED
+        if len(batch) > stride and sock is not None and error.errno in _GSO_REFUSALS:
+            if error.errno == errno.EMSGSIZE:
+                # A datagram can be fragmented, a segment can't: shorter ones may fit.
+                self._gso_stride_max = stride - 1
+                return 0, None
+            try:
+                sock.send(batch[:stride])
+            except BlockingIOError:
+                raise
+            except OSError as another:  # So UDP_SEGMENT was not to blame.
+                return self._refused(another, batch[:stride], stride, slot, now)
+            self._gso = False
+            log.warning(
+                "offload gso is off to %s: the kernel refused it (%s)",
+                self.remote.host,
+                error.strerror,
+            )
+            return stride, None
+        if error.errno in _STALE and sock is not None:
             sock.close()
             self._sockets[slot] = None
-            return self._reconnect(datagram, slot, now)
-        return None
+            if now >= self._retry_at[slot]:
+                self._retry_at[slot] = now + _RETRY_AFTER
+                try:
+                    self._sockets[slot] = self._connect()
+                except OSError as another:
+                    error = another
+                else:
+                    return 0, None
+        return len(batch), _DROPS.get(error.errno or 0, Drop.UNDERLAY_FAILED)
+
+    def _open(self, slot: int, now: float) -> socket.socket:
+        """Open the socket of a slot; raises OSError, also where that failed a moment ago."""
+        if now < self._retry_at[slot]:
+            raise OSError(errno.ENETUNREACH, "not tried again yet")
+        self._retry_at[slot] = now + _RETRY_AFTER
+        sock = self._sockets[slot] = self._connect()
+        return sock
 
     def fileno(self, flow: int) -> int:
         """The descriptor of the socket that `send` uses for a flow hash; it was used before."""
-        sock = self._sockets[flow & self._mask]
+        sock = self._sockets[flow & self.slots - 1]
         return sock.fileno() if sock is not None else -1
 
     def close(self) -> None:
@@ -169,18 +275,6 @@ class Path:
             if sock is not None:
                 sock.close()
                 self._sockets[slot] = None
-
-    def _reconnect(self, datagram: Buffer, slot: int, now: float) -> Drop | None:
-        """Send through a new socket, unless that failed a moment ago."""
-        if now < self._retry_at:
-            return Drop.UNDERLAY_UNREACHABLE
-        try:
-            sock = self._connect()
-        except OSError as error:
-            self._retry_at = now + _RETRY_AFTER
-            return _reason(error)
-        self._sockets[slot] = sock
-        return _attempt(sock, datagram)
 
     def _connect(self) -> socket.socket:
         for _ in range(_PORT_TRIES):
@@ -199,20 +293,6 @@ class Path:
                 raise
             return sock
         raise OSError(errno.EADDRINUSE, "no free source port")
-
-
-def _attempt(sock: socket.socket, datagram: Buffer) -> Drop | None:
-    try:
-        sock.send(datagram)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        return _reason(error)
-    return None
-
-
-def _reason(error: OSError) -> Drop:
-    return _DROPS.get(error.errno or 0, Drop.UNDERLAY_FAILED)
 
 
 def pool_slots(remotes: int) -> int:

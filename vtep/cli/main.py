@@ -24,17 +24,16 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for each field of `Config`, not yet judged."""
     for field in reversed(attrs.fields(Config)):
         flag = "--" + field.name.replace("_", "-")
-        default = field.default
-        shown = isinstance(default, int | float)
         extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
         if field.type is bool:
             flag = f"{flag}/--no-{flag[2:]}"
             extra["default"] = None
         extra["multiple"] = field.name in ("remote", "address")
         extra["help"] = field.metadata["help"]
-        if shown:
-            text = f"{default:g}" if not isinstance(default, bool) else "on" if default else "off"
-            extra["help"] += f" [default: {text}]"
+        if isinstance(field.default, bool):
+            extra["help"] += f" [default: {'on' if field.default else 'off'}]"
+        elif isinstance(field.default, int | float | str):
+            extra["help"] += f" [default: {field.default}]"
         command = click.option(flag, field.name, **extra)(command)
     return command
 
@@ -96,7 +95,8 @@ async def _run(config: Config) -> None:
         remotes = ", ".join(str(remote) for remote in config.remote)
         _say(
             f"vni {config.vni} on {vtep.tap} (mtu {vtep.mtu}) to {remotes} over "
-            f"{', '.join(vtep.underlay_devices)}, UDP port {config.dstport}"
+            f"{', '.join(vtep.underlay_devices)}, UDP port {config.dstport}, "
+            f"offload {','.join(sorted(vtep.offload)) or 'none'}"
         )
         await vtep.wait()
         totals = vtep.counters()

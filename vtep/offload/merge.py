@@ -9,7 +9,7 @@ The rule is that nobody can tell: `Splitter` gives exactly the segments that wer
 neighbours are merged, never across a frame between them, and only where every octet of the headers
 is what a sender that was segmenting would have written: lengths, sequence numbers and IPv4
 identifications that follow each other, equal acknowledgements, windows, options, TTLs and ECN,
-flags that say nothing in the middle. A frame whose checksum is wrong is passed on alone and as it is.
+flags that say nothing in the middle. A frame whose checksum is wrong is passed on alone, unmended.
 What is refused, and why, follows wireguard-go's and the kernel's lists (net/ipv4/tcp_offload.c).
 """
 
@@ -49,6 +49,23 @@ class _Head(NamedTuple):
     where: inet.Transport
     head_len: int
     size: int
+
+
+def uniform(data: memoryview, stride: int, width: int) -> list[tuple[int, int]]:
+    """Where runs of datagrams begin and end whose first `width` octets are the same.
+
+    Datagrams lie `stride` octets apart in `data`, which ends with the last one.
+    """
+    rows = max(0, (len(data) - width) // stride + 1)
+    heads: Octets = np.ndarray((rows, width), np.uint8, data, 0, (stride, 1))
+    if rows * stride >= len(data) and (heads == heads[:1]).all():
+        return [(0, len(data))]
+    begins = [
+        number * stride
+        for number in range(-(-len(data) // stride))
+        if not 0 < number < rows or (heads[number] != heads[number - 1]).any()
+    ]
+    return list(zip(begins, [*begins[1:], len(data)], strict=True))
 
 
 class Merger:

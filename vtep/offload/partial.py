@@ -9,7 +9,7 @@ virtio header says what is still to be done, and the kernel behind it carries on
 """
 
 from vtep.counters import Counters
-from vtep.wire import Buffer, virtio
+from vtep.wire import Buffer, ethernet, virtio
 from vtep.wire import ip as inet
 
 _SYN_MAX = 256
@@ -69,8 +69,31 @@ class SegmentSizes:
         return max(1, mss - options)
 
 
-def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> bytes:
+def is_udp_superframe(frame: Buffer, stride: int) -> bool:
+    """Whether a datagram that the kernel says is in pieces of `stride` is one frame all the same.
+
+    Where an application on a kernel VTEP's side sends with UDP_SEGMENT, a veth gives us its
+    superframe whole, and states the size of the *inner* datagrams as if they were ours. Then, and
+    only then, the first frame's IP header states a length that reaches to the end of it all.
+    """
+    if len(frame) < ethernet.HEADER_LEN:
+        return False
+    ethertype, at = ethernet.network_layer(frame)
+    if ethertype == ethernet.TYPE_IPV4 and at + 4 <= stride:
+        return at + (frame[at + 2] << 8 | frame[at + 3]) == len(frame)
+    if ethertype == ethernet.TYPE_IPV6 and at + 6 <= stride:
+        payload = frame[at + 4] << 8 | frame[at + 5]
+        return at + inet.IP_HEADER_MIN[6] + payload == len(frame)
+    return False
+
+
+def virtio_header(
+    frame: Buffer, sizes: SegmentSizes, counters: Counters, udp_size: int = 0
+) -> bytes:
     """The virtio header with which a received frame of at least 14 octets goes to the TAP.
+
+    `udp_size` is the payload of each datagram that the frame stands for, should it turn out to be a
+    UDP superframe.
 
     A checksum field that equals the pseudo-header sum is taken as partial. A finished checksum
     has that value once in 65,536 frames; finishing it again then gives the same value, so the
@@ -81,13 +104,16 @@ def virtio_header(frame: Buffer, sizes: SegmentSizes, counters: Counters) -> byt
         return virtio.PLAIN
     counters.partial_checksums += 1
     offset = inet.CHECKSUM_OFFSET[where.protocol]
-    header_len = inet.tcp_header_len(frame, where) if where.protocol == inet.TCP else 0
-    size = sizes.payload(frame, where) if header_len else 0
-    if where.length - header_len <= size or not header_len:
+    if where.protocol == inet.TCP:
+        header_len = inet.tcp_header_len(frame, where)
+        size = sizes.payload(frame, where) if header_len else 0
+        gso_type = _GSO_TYPE[where.version]
+    else:
+        header_len, size, gso_type = inet.UDP_HEADER_LEN, udp_size, virtio.GSO_UDP_L4
+    if not size or where.length - header_len <= size:
         return virtio.needs_checksum(where.offset, offset)
     counters.super_datagrams += 1
-    gso_type = _GSO_TYPE[where.version]
-    if frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
+    if where.protocol == inet.TCP and frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
         gso_type |= virtio.GSO_ECN
     return virtio.superframe(gso_type, where.offset + header_len, size, where.offset, offset)
 

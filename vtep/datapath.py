@@ -1,0 +1,307 @@
+"""The data path: frames from the TAP to the underlay, and back.
+
+One superframe outwards: `Outbound.readable` reads it, `Splitter` cuts it, `Segment` says where it
+goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Switch` judges it,
+`Merger` joins it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
+drained, and the loop has its turn again.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from vtep.counters import Counters, Drop
+from vtep.fdb import Remote
+from vtep.offload.merge import Merger, uniform
+from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
+from vtep.offload.split import SplitError, Splitter, finish_checksum
+from vtep.switch import Segment, Switch
+from vtep.tap import Tap
+from vtep.underlay import Path, receive
+from vtep.wire import ethernet, virtio, vxlan
+from vtep.wire.flow import flow_hash
+
+_BATCH = 64
+"""Reads in one direction before the other one has its turn."""
+
+_FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
+_RUN_MAX = 65536
+_DATAGRAM_MAX = 65536
+_INNER_HEAD = vxlan.HEADER_LEN + 2 * ethernet.MAC_LEN
+"""Octets of a datagram by which it is judged: VXLAN header, destination and source MAC."""
+
+
+class Burst(NamedTuple):
+    """Datagrams that are to be sent: all `stride` octets long, but perhaps the last."""
+
+    datagrams: memoryview
+    stride: int
+    remotes: Sequence[Remote]
+    flow: int
+
+
+class Outbound:
+    """From the TAP to the underlay.
+
+    Frames are read to where they are sent from, each behind its VXLAN header, one after the other.
+    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it.
+
+    Where the underlay has no room, the TAP is not read until it has: then frames queue in front of
+    it, where their senders feel it. `lost` is called when the TAP is gone.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        segment: Segment,
+        paths: Mapping[Remote, Path],
+        sizes: SegmentSizes,
+        lost: Callable[[OSError], None],
+    ) -> None:
+        self._tap = tap
+        self._segment = segment
+        self._paths = paths
+        self._sizes = sizes
+        self._lost = lost
+        self._header = vxlan.pack(segment.vni)
+        self._splitter = Splitter(self._header)
+        self._segments = self._splitter.out.data
+        self._buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
+        self._virtio = bytearray(virtio.HEADER_LEN)
+        self._waiting: list[Burst] = []
+        self._writer: int | None = None
+        # Ports of one remote are as many as hash values that are told apart: see Path.
+        self._slots = min((path.slots for path in paths.values()), default=1) - 1
+
+    def start(self) -> None:
+        """Begin to read the TAP, in the running loop."""
+        asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
+
+    def stop(self) -> None:
+        """Read no more, and forget what waits for room."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._tap.fd)
+        if self._writer is not None:
+            loop.remove_writer(self._writer)
+        self._waiting.clear()
+
+    def readable(self) -> None:  # noqa: C901  the hot path: a call for each step would cost a tenth
+        """Drain the TAP."""
+        now = time.monotonic()
+        fd, meta, buffer = self._tap.fd, self._virtio, self._buffer
+        segment = self._segment
+        remotes: Sequence[Remote] = ()
+        flow = stride = 0
+        begin = end = (
+            0  # A run of frames of one size and flow lies between them, unless it's empty.
+        )
+        for _ in range(_BATCH):
+            body = end + vxlan.HEADER_LEN
+            try:
+                length = os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._lost(error)
+                return
+            frame = buffer[body : body + length]
+            if meta[0] or meta[1] or length < ethernet.HEADER_LEN:  # Its flags, its GSO type.
+                gso = virtio.unpack(meta)
+                if gso.gso_type != virtio.GSO_NONE or not self._mend(frame, gso):
+                    self._emit(buffer[begin:end], stride, remotes, flow, now)
+                    begin = end = 0
+                    if gso.gso_type != virtio.GSO_NONE:
+                        self._superframe(frame, gso, now)
+                    if self._waiting:
+                        return
+                    continue
+            buffer[end:body] = self._header
+            self._sizes.observe(frame)
+            segment.counters.tx_frames += 1
+            segment.counters.tx_bytes += length
+            its_remotes = segment.destinations(frame)
+            its_flow = flow_hash(frame) & self._slots
+            size = vxlan.HEADER_LEN + length
+            if size <= stride and its_flow == flow and its_remotes is remotes and begin < end:
+                end += size
+                whole = size < stride  # A shorter one can only be the last.
+            else:
+                self._emit(buffer[begin:end], stride, remotes, flow, now)
+                begin, end = end, end + size
+                stride, remotes, flow = size, its_remotes, its_flow
+                whole = False
+            if whole or end > _RUN_MAX or self._waiting:
+                self._emit(buffer[begin:end], stride, remotes, flow, now)
+                begin = end = 0
+                if self._waiting:
+                    return
+        self._emit(buffer[begin:end], stride, remotes, flow, now)
+
+    def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
+        """Do what the virtio header asks for a frame, not a superframe; False if it can't be."""
+        if len(frame) < ethernet.HEADER_LEN:
+            self._segment.counters.drop(Drop.TX_RUNT)
+            return False
+        try:
+            if gso.flags & virtio.FLAG_NEEDS_CSUM:
+                finish_checksum(frame, gso.start, gso.offset)
+        except SplitError:
+            self._segment.counters.drop(Drop.TX_MALFORMED)
+            return False
+        return True
+
+    def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
+        segment = self._segment
+        try:
+            octets, stride = self._splitter.split(frame, gso)
+        except SplitError:
+            segment.counters.drop(Drop.TX_MALFORMED)
+            return
+        count = -(-octets // stride)
+        segment.counters.tx_superframes += 1
+        segment.counters.tx_frames += count
+        segment.counters.tx_bytes += octets - count * vxlan.HEADER_LEN
+        remotes = segment.destinations(frame, count)
+        flow = flow_hash(frame) & self._slots
+        self._emit(self._segments[:octets], stride, remotes, flow, now)
+
+    def _emit(
+        self, datagrams: memoryview, stride: int, remotes: Sequence[Remote], flow: int, now: float
+    ) -> None:
+        """Send datagrams to each remote, behind those that wait."""
+        if not datagrams:
+            return
+        if self._waiting:
+            self._waiting.append(Burst(datagrams, stride, remotes, flow))
+            return
+        for number, remote in enumerate(remotes):
+            path = self._paths[remote]
+            rest = datagrams
+            while rest:
+                try:
+                    octets, lost = path.send(rest, stride, flow, now)
+                except BlockingIOError:
+                    self._waiting.append(Burst(rest, stride, (remote,), flow))
+                    self._waiting.append(Burst(datagrams, stride, remotes[number + 1 :], flow))
+                    self._await_room(path.fileno(flow))
+                    return
+                count = -(-octets // stride)
+                if lost is None:
+                    self._segment.counters.tx_datagrams += count
+                else:
+                    self._segment.counters.drop(lost, remote.host, count)
+                rest = rest[octets:]
+
+    def _await_room(self, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._tap.fd)
+        loop.add_writer(fd, self._resume)
+        self._writer = fd
+
+    def _resume(self) -> None:
+        """Send what waits, and read the TAP again when that is done."""
+        if self._writer is not None:
+            asyncio.get_running_loop().remove_writer(self._writer)
+            self._writer = None
+        waiting, self._waiting = self._waiting, []
+        now = time.monotonic()
+        for burst in waiting:
+            self._emit(*burst, now)
+        if not self._waiting:
+            self.start()
+
+
+class Inbound:
+    """From the underlay to the TAP."""
+
+    def __init__(
+        self,
+        receiver: socket.socket,
+        tap: Tap,
+        switch: Switch,
+        sizes: SegmentSizes,
+        cannot_receive: Callable[[OSError], None],
+    ) -> None:
+        self._receiver = receiver
+        self._tap = tap
+        self._switch = switch
+        self._sizes = sizes
+        self._cannot_receive = cannot_receive
+        self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
+        self._merger = Merger(vxlan.HEADER_LEN, uso=tap.uso)
+        self._splitter = Splitter(b"")
+
+    def start(self) -> None:
+        """Begin to receive, in the running loop."""
+        asyncio.get_running_loop().add_reader(self._receiver.fileno(), self.readable)
+
+    def stop(self) -> None:
+        """Receive no more."""
+        asyncio.get_running_loop().remove_reader(self._receiver.fileno())
+
+    def readable(self) -> None:
+        """Drain the socket."""
+        now = time.monotonic()
+        for _ in range(_BATCH):
+            try:
+                length, stride, host = receive(self._receiver, self._buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._cannot_receive(error)
+                return
+            data = self._buffer[:length]
+            if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :], stride):
+                segment = self._switch.receive(data, host, now)
+                if segment is not None:
+                    self._single(segment.counters, data[vxlan.HEADER_LEN :], stride)
+            else:
+                self._burst(data, stride, host, now)
+
+    def _single(self, counters: Counters, frame: memoryview, stride: int) -> None:
+        """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""
+        header = virtio_header(frame, self._sizes, counters, stride)
+        if header[1] != virtio.GSO_UDP_L4 or self._tap.uso:
+            self._deliver(counters, frame, header)
+            return
+        octets, step = self._splitter.split(frame, virtio.unpack(header))
+        segments = self._splitter.out.data[:octets]
+        for at in range(0, octets, step):
+            self._deliver(counters, segments[at : at + step], virtio.PLAIN)
+
+    def _burst(self, data: memoryview, stride: int, host: str, now: float) -> None:
+        """Take in several datagrams of one remote at once."""
+        for begin, end in uniform(data, stride, _INNER_HEAD):
+            run = data[begin:end]
+            # One header and one source for all of them: what is true of the first is of each.
+            count = -(-len(run) // stride)
+            segment = self._switch.receive(run[:stride], host, now, count)
+            if segment is None:
+                continue
+            counters = segment.counters
+            for header, frame in self._merger.merge(run, stride):
+                if header is None:
+                    self._deliver(counters, frame, virtio_header(frame, self._sizes, counters))
+                else:
+                    counters.rx_superframes += 1
+                    self._deliver(counters, frame, header)
+
+    def _deliver(self, counters: Counters, frame: memoryview, header: bytes) -> None:
+        """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
+        count, octets = 1, len(frame)
+        if header[1] != virtio.GSO_NONE:
+            gso = virtio.unpack(header)
+            count = -(-(octets - gso.header_len) // gso.gso_size)
+            octets += (count - 1) * gso.header_len
+        try:
+            os.writev(self._tap.fd, (header, frame))
+        except OSError as error:
+            reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
+            counters.drop(reason, count=count)
+        else:
+            counters.rx_frames += count
+            counters.rx_bytes += octets
