@@ -6,7 +6,9 @@ judged here, and only here.
 """
 
 import os
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -15,7 +17,6 @@ from ipaddress import (
     ip_address,
     ip_interface,
 )
-from operator import index
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -43,13 +44,13 @@ TAP_NAME_MAX = 15
 
 
 def _integer(option: str, value: int | str, low: int, high: int) -> int:
-    try:
-        number = int(value) if isinstance(value, str) else index(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{option} {value}: is not a whole number") from None
-    if not low <= number <= high:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{option} {value}: is not a whole number")
+    if not low <= value <= high:
         raise ConfigError(f"{option} {value}: must be from {low} to {high}")
-    return number
+    return value
 
 
 def _vni(value: int | str) -> int:
@@ -78,13 +79,20 @@ def _ageing(value: float | str) -> float:
     return seconds
 
 
-def _address(option: str, value: str | Address) -> Address:
-    try:
-        address = ip_address(value)
-    except ValueError:
-        raise ConfigError(
-            f"{option} {value}: is not an IP address (names are not looked up)"
-        ) from None
+def _several(value: object) -> tuple[object, ...]:
+    """What was given, as several even where it is one."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return tuple(value)
+    return (value,)
+
+
+def _address(option: str, value: object) -> Address:
+    address = None
+    if isinstance(value, str | Address):  # An integer is an address to ip_address().
+        with suppress(ValueError):
+            address = ip_address(value)
+    if address is None:
+        raise ConfigError(f"{option} {value}: is not an IP address (names are not looked up)")
     if address.is_multicast:
         raise ConfigError(f"{option} {address}: is a multicast group; give the address of a VTEP")
     if address.is_unspecified or address == IPv4Address("255.255.255.255"):
@@ -105,8 +113,7 @@ def _local(value: str | Address) -> Address:
 
 
 def _remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
-    several = (value,) if isinstance(value, str | Address) else value
-    remotes = tuple(_address("--remote", item) for item in several)
+    remotes = tuple(_address("--remote", item) for item in _several(value))
     if not remotes:
         raise ConfigError("--remote: give the address of at least one other VTEP")
     twice = {remote for remote in remotes if remotes.count(remote) > 1}
@@ -115,29 +122,45 @@ def _remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, .
     return remotes
 
 
+def _interface(value: object) -> Interface:
+    interface = None
+    # A host's address alone would be taken for a network of one.
+    if isinstance(value, Interface) or (isinstance(value, str) and "/" in value):
+        with suppress(ValueError):
+            interface = ip_interface(value)
+    if interface is None:
+        raise ConfigError(
+            f"--address {value}: is not an address with a prefix length, such as 10.0.0.1/24"
+        )
+    ip, network = interface.ip, interface.network
+    scoped = isinstance(ip, IPv6Address) and ip.scope_id is not None
+    if ip.is_multicast or ip.is_unspecified or ip.is_loopback or scoped:
+        raise ConfigError(f"--address {interface}: is not an address that a host can have there")
+    if ip.version == 4 and network.prefixlen < 31:
+        if ip == network.network_address:
+            raise ConfigError(f"--address {interface}: is the network's address, not a host's")
+        if ip == network.broadcast_address:
+            raise ConfigError(f"--address {interface}: is the broadcast address, not a host's")
+    return interface
+
+
 def _interfaces(value: str | Interface | Iterable[str | Interface]) -> tuple[Interface, ...]:
-    interfaces = []
-    for item in (value,) if isinstance(value, str | Interface) else value:
-        try:
-            interfaces.append(ip_interface(item))
-        except ValueError:
-            raise ConfigError(
-                f"--address {item}: is not an address with a prefix length, such as 10.0.0.1/24"
-            ) from None
-    return tuple(interfaces)
+    return tuple(_interface(item) for item in _several(value))
 
 
 def _mac(value: str | bytes) -> bytes:
     try:
-        mac = ethernet.parse_mac(value) if isinstance(value, str) else bytes(value)
-    except ValueError as error:
+        mac = value if isinstance(value, bytes) else ethernet.parse_mac(value)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"--mac {value!s}: {error}") from None
     if len(mac) != ethernet.MAC_LEN or ethernet.is_group(mac) or mac == ethernet.MAC_ZERO:
         raise ConfigError(f"--mac {ethernet.format_mac(mac)}: must be a unicast MAC address")
     return mac
 
 
-def _device(option: str, name: str) -> str:
+def _device(option: str, name: object) -> str:
+    if not isinstance(name, str) or not name.isprintable():  # Surrogates aren't, either.
+        raise ConfigError(f"{option} {name!r}: is not a name that a network device can have")
     if len(os.fsencode(name)) > TAP_NAME_MAX:
         raise ConfigError(
             f"{option} {name}: is too long; a device name has at most {TAP_NAME_MAX} octets"
@@ -166,6 +189,11 @@ def _tap(name: str) -> str:
 
 def _dev(name: str) -> str:
     return _device("--dev", name)
+
+
+def _yes_or_no(_config: "Config", attribute: "Attribute[bool]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"--{attribute.name} {value}: must be True or False")
 
 
 @frozen(kw_only=True)
@@ -238,6 +266,7 @@ class Config:
     )
     learning: bool = field(
         default=True,
+        validator=_yes_or_no,
         metadata={"help": "Learn which remote a MAC is behind, from the frames that it sends."},
     )
     ageing: float = field(

@@ -54,11 +54,11 @@ class Drop(StrEnum):
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (
         "underlay_unreachable",
-        "datagram for a remote to which this host has no route or no source address",
+        "datagram for a remote to which this host has no route, or no address to send from",
     )
     UNDERLAY_REFUSED = (
         "underlay_refused",
-        "datagram that came back as ICMP port unreachable: no VTEP listens at the remote",
+        "datagram that came back as an ICMP error: no VTEP listens there, or a firewall refuses",
     )
     UNDERLAY_DENIED = ("underlay_denied", "datagram that this host's own firewall forbade")
     UNDERLAY_FAILED = ("underlay_failed", "datagram that could not be sent for any other reason")

@@ -192,8 +192,8 @@ class Outbound:
                 count = -(-octets // stride)
                 if lost is None:
                     self._segment.counters.tx_datagrams += count
-                else:
-                    self._segment.counters.drop(lost, remote.host, count)
+                else:  # Of those in hand or, if they are still to be sent, an earlier one.
+                    self._segment.counters.drop(lost, remote.host, count or 1)
                 rest = rest[octets:]
 
     def _await_room(self, fd: int) -> None:
@@ -234,6 +234,12 @@ class Inbound:
         self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=tap.uso)
         self._splitter = Splitter(b"")
+
+    def rebind(self, receiver: socket.socket) -> None:
+        """Receive from another socket from now on."""
+        self.stop()
+        self._receiver = receiver
+        self.start()
 
     def start(self) -> None:
         """Begin to receive, in the running loop."""

@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -20,11 +20,11 @@ from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.offload.partial import SegmentSizes
 from vtep.switch import Segment, Switch
-from vtep.tap import Tap, queue_drops
+from vtep.tap import Tap
 from vtep.underlay import (
     Binding,
     Path,
-    join_datagrams,
+    joins_datagrams,
     open_receiver,
     pool_slots,
     receive_queue_drops,
@@ -78,6 +78,8 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._drop_logs = [DropLog(self._switch.counters), DropLog(self.segment.counters)]
         self._ticks = 0
+        self._running = False
+        self._rx_drops_before = 0
 
     # --- life -------------------------------------------------------------------------------
 
@@ -88,7 +90,10 @@ class Vtep:
 
     @property
     def tap(self) -> str:
-        """Name of the TAP device."""
+        """Name of the TAP device: the configured one, unless somebody has renamed it."""
+        if self._running:
+            with suppress(OSError):
+                return self._tap.name
         return self.config.tap
 
     def counters(self) -> dict[str, int]:
@@ -109,14 +114,18 @@ class Vtep:
             raise RuntimeError("a Vtep can be started only once; make another one")
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
-        with ExitStack() as resources:
-            outbound, inbound = await self._open(resources)
-            for direction in (outbound, inbound):
-                direction.start()
-                resources.callback(direction.stop)
-            self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
-            resources.callback(self._cancel_timer)
-            self._resources = resources.pop_all()
+        try:
+            with ExitStack() as resources:
+                for direction in await self._open(resources):
+                    direction.start()
+                    resources.callback(direction.stop)
+                self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
+                resources.callback(self._cancel_timer)
+                self._resources = resources.pop_all()
+        except VtepError as error:
+            self._end(error)
+            raise
+        self._running = True
 
     async def _open(self, resources: ExitStack) -> tuple[Outbound, Inbound]:
         config = self.config
@@ -128,17 +137,20 @@ class Vtep:
             )
             self.underlay_devices = underlay.devices
             self.mtu = _tap_mtu(config, underlay)
-            self._receiver = resources.enter_context(open_receiver(self._binding, config.dstport))
+            self._receiver = self._open_receiver()
+            resources.callback(self._close_receiver)
             tap = resources.enter_context(Tap(config.tap, tso="tso" in wanted, uso="uso" in wanted))
-            self._tap_drops_before = queue_drops(config.tap)
-            self.segment.own_mac = await loop.run_in_executor(
+            self._tap_drops_before = tap.queue_drops()
+            await loop.run_in_executor(
                 thread, netlink.bring_up, config.tap, self.mtu, config.mac, config.address
             )
+            self.segment.own_mac = tap.mac
+        self._tap = tap
         have = {
             "tso": tap.tso,
             "uso": tap.uso,
             "gso": "gso" in wanted and segments_datagrams(),
-            "gro": "gro" in wanted and join_datagrams(self._receiver),
+            "gro": "gro" in wanted and joins_datagrams(self._receiver),
         }
         self.offload = frozenset(name for name, works in have.items() if works)
         for name in sorted(wanted - self.offload):
@@ -151,10 +163,17 @@ class Vtep:
         for path in paths.values():
             resources.callback(path.close)
         sizes = SegmentSizes(self.mtu)
-        return (
-            Outbound(tap, self.segment, paths, sizes, self._lost_tap),
-            Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive),
-        )
+        self._paths = tuple(paths.values())
+        self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
+        return Outbound(tap, self.segment, paths, sizes, self._lost_tap), self._inbound
+
+    def _close_receiver(self) -> None:
+        self._receiver.close()  # The one that is used by then: see _follow_the_host.
+
+    def _open_receiver(self) -> socket.socket:
+        config = self.config
+        self._dev_index = netlink.device_index(config.dev) if config.dev else None
+        return open_receiver(self._binding, config.dstport, gro="gro" in config.offload)
 
     async def stop(self) -> None:
         """Stop forwarding, close both ends and remove the TAP that we made."""
@@ -188,6 +207,7 @@ class Vtep:
 
     def _end(self, error: VtepError | None) -> None:
         self._count_queue_drops()
+        self._running = False
         self._resources.close()
         if self._ended is None or self._ended.done():
             return
@@ -205,24 +225,51 @@ class Vtep:
         if self.fdb.sweep(now):
             self._timer = loop.call_soon(self._tick)  # After the frames that wait.
             return
+        self._timer = loop.call_later(_TICK, self._tick)
         self._ticks += 1
+        self._follow_the_host()
         if self._ticks % _QUEUE_TICKS == 0:
             self._count_queue_drops()
         for drop_log in self._drop_logs:
             for line in drop_log.news(now):
                 log.warning("%s", line)
-        self._timer = loop.call_later(_TICK, self._tick)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
 
+    def _follow_the_host(self) -> None:
+        """Notice what others have changed of the devices that we use."""
+        with suppress(OSError):  # The TAP is gone, which its reader is told of too.
+            self.segment.own_mac = self._tap.mac
+        dev = self.config.dev
+        if dev is None or (index := netlink.device_index(dev)) in (None, self._dev_index):
+            return
+        # A device of this name has been made anew. Sockets are bound to devices by their number.
+        before = self._receiver
+        try:
+            self._receiver = self._open_receiver()
+        except VtepError as error:
+            log.warning("--dev %s is another device now, number %s, but %s", dev, index, error)
+            return
+        self._rx_drops_before += receive_queue_drops(before)
+        self._inbound.rebind(self._receiver)
+        before.close()
+        for path in self._paths:
+            path.close()
+        log.warning("--dev %s is another device now: using that", dev)
+
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our two descriptors."""
-        if self._ended is None or self._ended.done():
+        if not self._running:
             return
-        self._switch.counters.drops[Drop.RX_QUEUE_FULL] = receive_queue_drops(self._receiver)
-        before = self._tap_drops_before
-        self.segment.counters.drops[Drop.TAP_QUEUE_FULL] = queue_drops(self.tap) - before
+        received = self._switch.counters.drops
+        sent = self.segment.counters.drops
+        with suppress(OSError):
+            drops = self._rx_drops_before + receive_queue_drops(self._receiver)
+            received[Drop.RX_QUEUE_FULL] = max(received[Drop.RX_QUEUE_FULL], drops)
+        with suppress(OSError):
+            drops = self._tap.queue_drops() - self._tap_drops_before
+            sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], drops)
 
 
 def _cannot_receive(error: OSError) -> None:

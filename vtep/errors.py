@@ -3,11 +3,18 @@
 A message says in one line what is wrong, which option or file it is about, and what to do.
 """
 
+_LINE_MAX = 400
+
 
 class VtepError(Exception):
     """The machine, its kernel or its network refused something (exit code 1)."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        # What people typed is quoted in messages: it must not break the line, nor fill the screen.
+        line = "".join(char if char.isprintable() else "?" for char in message)
+        super().__init__(line if len(line) <= _LINE_MAX else line[:_LINE_MAX] + " ...")
 
 
 class ConfigError(VtepError, ValueError):

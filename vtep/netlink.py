@@ -21,6 +21,7 @@ from vtep.wire.ethernet import format_mac, parse_mac
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
+_RTN_BROADCAST = 3
 
 
 @frozen
@@ -49,10 +50,11 @@ def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -
     """
     with _netlink() as netlink:
         links = {link["index"]: link for link in netlink.get_links()}
-        index = {link.get("ifname"): number for number, link in links.items()}
-        if dev is not None and dev not in index:
+        index = None if dev is None else device_index(dev)
+        if dev is not None and index is None:
             raise VtepError(f"--dev {dev}: there is no such network device (see: ip link)")
-        own = {ip_address(item.get("address").split("%")[0]) for item in netlink.get_addr()}
+        # At the end of a point-to-point link, "address" is that of the other end.
+        own = {ip_address(item.get("local") or item.get("address")) for item in netlink.get_addr()}
         if local is not None and local not in own and not local.is_loopback:
             raise VtepError(f"--local {local}: no interface of this host has this address")
         used: dict[str, int] = {}
@@ -61,7 +63,7 @@ def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give that of the other"
                 )
-            oif, mtu = (index[dev], None) if dev else _route(netlink, remote, local)
+            oif, mtu = (index, None) if index is not None else _route(netlink, remote, local)
             link = links[oif]
             used[link.get("ifname")] = min(link.get("mtu"), mtu or link.get("mtu"))
     return Underlay(tuple(used), min(used.values()))
@@ -76,15 +78,25 @@ def _route(netlink: IPRoute, remote: Address, local: Address | None) -> tuple[in
         (route,) = netlink.route("get", **query)
     except NetlinkError as error:
         raise VtepError(
-            f"--remote {remote}: this host has no route to it ({error.args[1]}); add one, or name "
-            "the underlay device with --dev"
+            f"--remote {remote}: this host has no route to it{f' from {local}' if local else ''} "
+            f"({error.args[1]}); add one, or name the underlay device with --dev"
         ) from error
+    if route["type"] == _RTN_BROADCAST:
+        raise VtepError(f"--remote {remote}: is a broadcast address; give the address of a VTEP")
     metrics = route.get("metrics")
     return route.get("oif"), metrics.get("mtu") if metrics is not None else None
 
 
-def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interface]) -> bytes:
-    """Give a TAP device its MTU, MAC and addresses, set it up, and return its MAC.
+def device_index(name: str) -> int | None:
+    """The index of a device, by its name or an alternative one; None if there is no such device."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
+
+
+def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interface]) -> None:
+    """Give a TAP device its MTU, MAC and addresses, and set it up.
 
     Only differences are written, so a device that root prepared needs no privilege.
     Raises VtepError where the kernel refuses.
@@ -114,8 +126,6 @@ def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interfac
                     f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
                     f"is IPv{address.version} disabled on this host?"
                 ) from error
-        (link,) = netlink.get_links(index)
-    return parse_mac(link.get("address"))
 
 
 def _refused(tap: str, error: NetlinkError, mtu: int) -> VtepError:

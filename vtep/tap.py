@@ -7,6 +7,7 @@ received frame with a partial checksum, or a superframe, can be handed on as wha
 import errno
 import fcntl
 import os
+import socket
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,9 @@ from vtep.wire import virtio
 # From the kernel's include/uapi/linux/if_tun.h; pytun has no names for them.
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
+_TUNGETIFF = 0x800454D2
+_SIOCGIFHWADDR = 0x8927
+_IFREQ_LEN = 40
 
 _PROC_TX_DROPPED = 11
 """Column of /proc/net/dev: 8 of what was received, then bytes, packets, errs and this."""
@@ -46,7 +50,6 @@ class Tap:
 
     def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
         self._device, self.premade = _open(name)
-        self.name: str = self._device.name
         self.fd: int = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
@@ -65,6 +68,33 @@ class Tap:
             return False
         return True
 
+    @property
+    def name(self) -> str:
+        """Its name now: devices can be renamed. Raises OSError if it is gone."""
+        return self._ask(_TUNGETIFF)[:16].rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def mac(self) -> bytes:
+        """Its MAC address now, 6 octets. Raises OSError if it is gone."""
+        return self._ask(_SIOCGIFHWADDR)[18:24]
+
+    def _ask(self, request: int) -> bytes:
+        """The kernel's struct ifreq for a request that needs nothing in it."""
+        return fcntl.ioctl(self.fd, request, bytes(_IFREQ_LEN))
+
+    def queue_drops(self) -> int:
+        """How many frames the kernel has discarded in front of us because we were too slow.
+
+        Counted since the device exists. Raises OSError, also where it is in another namespace.
+        """
+        name = self.name
+        # Not sysfs: what is mounted there may show the devices of another network namespace.
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            device, _, statistics = line.partition(":")
+            if device.strip() == name:
+                return int(statistics.split()[_PROC_TX_DROPPED])
+        raise OSError(errno.ENODEV, name)
+
     def close(self) -> None:
         """Give the device back; one that we made is gone then."""
         self._device.close()
@@ -79,20 +109,6 @@ class Tap:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def queue_drops(name: str) -> int:
-    """How many frames for this device the kernel has discarded since it exists.
-
-    It does so when we are too slow and the queue in front of us is full. 0 for a device that is
-    gone.
-    """
-    # Not sysfs: what is mounted there may show the devices of another network namespace.
-    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-        device, _, statistics = line.partition(":")
-        if device.strip() == name:
-            return int(statistics.split()[_PROC_TX_DROPPED])
-    return 0
 
 
 def _open(name: str) -> tuple[pytun.TunTapDevice, bool]:
@@ -120,6 +136,8 @@ def _explain(name: str, error: OSError) -> VtepError:
         "choose another name",
     }
     reasons[errno.EACCES] = reasons[errno.EPERM]
+    if error.errno == errno.EINVAL and name not in (taken for _, taken in socket.if_nameindex()):
+        reasons[errno.EINVAL] = f"--tap {name}: the kernel does not take this name"
     number = error.errno if error.errno is not None else 0
     reason = reasons.get(number, f"--tap {name}: cannot open it: {error.strerror or error}")
     return VtepError(reason)

@@ -7,9 +7,11 @@ value of the flow hash that we tell apart, because routers and NICs spread flows
 import errno
 import logging
 import random
+import resource
 import socket
 import struct
 import sys
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
 from attrs import frozen
@@ -36,7 +38,10 @@ _RETRY_AFTER = 1.0
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_DONT = 0
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
 _SOL_UDP = 17
+_UDP_NO_CHECK6_RX = 102
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 _SO_RCVBUFFORCE = 33
@@ -59,9 +64,29 @@ _DROPS = {
     errno.EINVAL: Drop.UNDERLAY_UNREACHABLE,
 }
 
+_FROM_AFAR = frozenset(
+    (
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EACCES,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+        errno.EMSGSIZE,
+    )
+)
+"""What a send may say of an *earlier* datagram, to which an ICMP error came back."""
+
+_SHORT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+
 _STALE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
 """What a connected socket says when this host's address or route has changed under it."""
 
+
+_ERROR_SPACE = 512
+_ICMP_ORIGINS = (2, 3)
+"""SO_EE_ORIGIN_ICMP and SO_EE_ORIGIN_ICMP6."""
 
 _GRO_SIZE = struct.Struct("=i")
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
@@ -94,6 +119,8 @@ class Binding:
         try:
             if self.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # RFC 7348, section 5: a zero checksum must be accepted; RFC 6935 lets tunnels.
+                sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
@@ -106,8 +133,10 @@ class Binding:
         return sock
 
 
-def open_receiver(binding: Binding, port: int) -> socket.socket:
+def open_receiver(binding: Binding, port: int, *, gro: bool) -> socket.socket:
     """The socket to which every remote sends.
+
+    With `gro`, the kernel is to join datagrams of one sender, if it can.
 
     Raises VtepError, saying what to do, where the port cannot be had.
     """
@@ -128,16 +157,18 @@ def open_receiver(binding: Binding, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    if gro:
+        with suppress(OSError):
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
     return sock
 
 
-def join_datagrams(receiver: socket.socket) -> bool:
-    """Have the kernel join datagrams of one sender (UDP_GRO); False if it can't."""
+def joins_datagrams(receiver: socket.socket) -> bool:
+    """Whether the kernel joins datagrams of one sender for this socket (UDP_GRO)."""
     try:
-        receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        return receiver.getsockopt(_SOL_UDP, _UDP_GRO) != 0
     except OSError:
         return False
-    return True
 
 
 def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str]:
@@ -222,7 +253,7 @@ class Path:
     ) -> tuple[int, Drop | None]:
         """What becomes of a batch that was refused; as `send`, which is to try again after a 0."""
         sock = self._sockets[slot]
-        if error.errno == errno.ECONNREFUSED:
+        if sock is not None and error.errno in _FROM_AFAR and _came_back(sock):
             # The answer to an earlier datagram, which is lost; this batch has not left yet.
             return 0, Drop.UNDERLAY_REFUSED
         if len(batch) > stride and sock is not None and error.errno in _GSO_REFUSALS:
@@ -244,8 +275,7 @@ class Path:
             )
             return stride, None
         if error.errno in _STALE and sock is not None:
-            sock.close()
-            self._sockets[slot] = None
+            self._discard(sock)
             if now >= self._retry_at[slot]:
                 self._retry_at[slot] = now + _RETRY_AFTER
                 try:
@@ -261,8 +291,19 @@ class Path:
         if now < self._retry_at[slot]:
             raise OSError(errno.ENETUNREACH, "not tried again yet")
         self._retry_at[slot] = now + _RETRY_AFTER
-        sock = self._sockets[slot] = self._connect()
+        try:
+            sock = self._connect()
+        except OSError as error:
+            shared = next(filter(None, self._sockets), None)
+            if error.errno not in _SHORT_OF_DESCRIPTORS or shared is None:
+                raise
+            sock = shared  # Less entropy is better than a hole.
+        self._sockets[slot] = sock
         return sock
+
+    def _discard(self, sock: socket.socket) -> None:
+        sock.close()
+        self._sockets = [None if other is sock else other for other in self._sockets]
 
     def fileno(self, flow: int) -> int:
         """The descriptor of the socket that `send` uses for a flow hash; it was used before."""
@@ -270,11 +311,10 @@ class Path:
         return sock.fileno() if sock is not None else -1
 
     def close(self) -> None:
-        """Close all sockets of the pool."""
-        for slot, sock in enumerate(self._sockets):
-            if sock is not None:
-                sock.close()
-                self._sockets[slot] = None
+        """Close all sockets; they are opened anew if there is more to send."""
+        for sock in filter(None, self._sockets):
+            sock.close()
+        self._sockets = [None] * self.slots
 
     def _connect(self) -> socket.socket:
         for _ in range(_PORT_TRIES):
@@ -287,6 +327,11 @@ class Path:
             try:
                 # Nobody reads what a peer sends to a port other than the VXLAN port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+                # With it the kernel tells of every ICMP error, and of what its own queues drop.
+                if self._binding.family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
                 sock.connect((self.remote.host, self.remote.port))
             except OSError:
                 sock.close()
@@ -295,7 +340,24 @@ class Path:
         raise OSError(errno.EADDRINUSE, "no free source port")
 
 
+def _came_back(sock: socket.socket) -> bool:
+    """Whether an ICMP error waits in the socket's error queue, which is emptied."""
+    came_back = False
+    while True:
+        try:
+            _, ancillary, _, _ = sock.recvmsg(1, _ERROR_SPACE, socket.MSG_ERRQUEUE)
+        except OSError:
+            return came_back
+        # struct sock_extended_err: error number (4 octets), origin, type, code, ...
+        came_back |= any(data[4] in _ICMP_ORIGINS for _, _, data in ancillary)
+
+
 def pool_slots(remotes: int) -> int:
-    """How many source ports each of so many remotes gets: a power of two, at most 64."""
-    share = max(1, min(_POOL_MAX, _PORTS_MAX // max(1, remotes)))
+    """How many source ports each of so many remotes gets: a power of two, at most 64.
+
+    Each takes a descriptor, of which this process may have more important uses than half of them.
+    """
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    total = min(_PORTS_MAX, descriptors // 2)
+    share = max(1, min(_POOL_MAX, total // max(1, remotes)))
     return 1 << share.bit_length() - 1

@@ -51,7 +51,9 @@ def run() -> None:
 
 
 def _show(console: Console, lab: Lab, folder: Path) -> None:
-    console.print(Panel(_PICTURE, title="pyvtep: a VXLAN tunnel in pure Python", expand=False))
+    picture = Text.from_markup(_PICTURE)
+    picture.no_wrap = True
+    console.print(Panel(picture, title="pyvtep: a VXLAN tunnel in pure Python", expand=False))
 
     _title(console, 1, "Two hosts, joined by a cable (a veth pair)")
     a, b = lab.host("a"), lab.host("b")

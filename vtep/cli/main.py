@@ -9,7 +9,9 @@ import logging
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -17,7 +19,8 @@ import click
 import uvloop
 
 from vtep import Config, Vtep, VtepError, __version__
-from vtep.cli.report import print_report
+from vtep.cli.report import render
+from vtep.cli.voice import Voice, hold_standard_streams
 
 
 def _config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,12 +68,13 @@ def cli(context: click.Context, /, *, debug: bool, **options: Any) -> None:
         if name not in given:
             raise click.UsageError(f"--{name} is missing; for example: {_EXAMPLE}")
     config = Config(**given)
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="pyvtep: %(message)s",
-        stream=sys.stderr,
-    )
-    uvloop.run(_run(config))
+    hold_standard_streams()
+    voice = Voice()
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
+    try:
+        uvloop.run(_run(config, voice))
+    finally:
+        voice.close()
 
 
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
@@ -84,34 +88,33 @@ def demo() -> None:
     run()
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, voice: Voice) -> None:
     """Forward until a signal ends it."""
     _allow_many_sockets()
     loop = asyncio.get_running_loop()
     async with Vtep(config) as vtep:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
-        loop.add_signal_handler(signal.SIGUSR1, print_report, vtep)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
         remotes = ", ".join(str(remote) for remote in config.remote)
-        _say(
-            f"vni {config.vni} on {vtep.tap} (mtu {vtep.mtu}) to {remotes} over "
+        voice.say(
+            f"pyvtep: vni {config.vni} on {vtep.tap} (mtu {vtep.mtu}) to {remotes} over "
             f"{', '.join(vtep.underlay_devices)}, UDP port {config.dstport}, "
             f"offload {','.join(sorted(vtep.offload)) or 'none'}"
         )
         await vtep.wait()
-        totals = vtep.counters()
+    totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
-    _say(f"ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, {drops} dropped")
+    voice.say(
+        f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
+        f"{drops} dropped"
+    )
 
 
 def _allow_many_sockets() -> None:
     """Source-port entropy takes a socket for each port; the usual soft limit is for select()."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _say(line: str) -> None:
-    print(f"pyvtep: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -123,14 +126,19 @@ def main() -> None:
         sys.exit(130)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
-    except (click.ClickException, VtepError) as error:
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code, debug=debug)
+    except VtepError as error:
+        _fail(str(error), error.exit_code, debug=debug)
+    except Exception as error:  # noqa: BLE001  the last resort: a line for the person
+        line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
+        _fail(line, 1, debug=debug)
+
+
+def _fail(line: str, code: int, *, debug: bool) -> None:
+    """Say why, with the traceback of the present exception if wanted, and end the process."""
+    with suppress(OSError, AttributeError):  # Standard error may be broken, or closed.
         if debug:
-            raise
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _say(f"error: {message}")
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        _say(f"internal error: {error!r}; --debug shows where, and we would like to hear of it")
-        sys.exit(1)
+            traceback.print_exc()
+        print(f"pyvtep: error: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)

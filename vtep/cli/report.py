@@ -1,6 +1,5 @@
 """Counters and learned MACs as text for people."""
 
-import sys
 import time
 
 from vtep import Vtep
@@ -27,8 +26,3 @@ def render(vtep: Vtep) -> str:
         hosts = " ".join(remote.host for remote in entry.destinations)
         lines += [f"    {format_mac(entry.mac)} dst {hosts} heard {now - entry.updated:.0f} s ago"]
     return "\n".join(lines)
-
-
-def print_report(vtep: Vtep) -> None:
-    """Write the report to standard error, where everything else that is not data goes."""
-    print(render(vtep), file=sys.stderr, flush=True)
