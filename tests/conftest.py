@@ -1,6 +1,12 @@
 """What the whole suite shares."""
 
 import pytest
+from hypothesis import settings
+
+
+
+settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
+settings.load_profile("pyvtep")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

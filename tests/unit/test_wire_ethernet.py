@@ -1,0 +1,122 @@
+"""ethernet: MAC addresses as text, and where the network layer begins."""
+
+import pytest
+from craft import BROADCAST, HOSTILE, MAC_A, VALID, ether, ip4, ip6, mac, udp
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+
+from vtep.wire import ethernet
+
+MACS = st.binary(min_size=6, max_size=6)
+
+
+@given(MACS)
+def test_text_and_back(address: bytes) -> None:
+    text = ethernet.format_mac(address)
+    assert text == ":".join(f"{octet:02x}" for octet in address)
+    assert ethernet.parse_mac(text) == address
+    assert ethernet.parse_mac(text.upper().replace(":", "-")) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "02:00:00:00:00",
+        "02:00:00:00:00:01:02",
+        "02:00:00:00:00:0g",
+        "2:0:0:0:0:1",
+        "020000000001",
+        "0200.0000.0001",
+        "02:00:00:00:00:01 ",
+        " 02:00:00:00:00:01",
+        "02:00:00:00:00:01\n",
+        "02::00:00:00:01",
+        "٠٢:00:00:00:00:01",  # digits to Python, but not to a MAC
+    ],
+)
+def test_text_that_is_no_mac(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a MAC address") as caught:
+        ethernet.parse_mac(text)
+    assert repr(text) in str(caught.value)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_mac_or_a_value_error(text: str) -> None:
+    try:
+        address = ethernet.parse_mac(text)
+    except ValueError:
+        return
+    assert ethernet.format_mac(address) == text.lower().replace("-", ":")
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_format_any_buffer(kind: type) -> None:
+    assert ethernet.format_mac(kind(mac(MAC_A))) == MAC_A
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        (BROADCAST, True),
+        ("01:00:5e:00:00:01", True),
+        ("33:33:00:00:00:01", True),
+        ("03:00:00:00:00:00", True),
+        (MAC_A, False),
+        ("00:00:00:00:00:00", False),
+        ("fe:ff:ff:ff:ff:ff", False),
+    ],
+)
+def test_group(text: str, group: bool) -> None:
+    assert ethernet.is_group(mac(text)) is group
+
+
+@pytest.mark.parametrize("tags", ["", "q", "a", "aq", "qq", "aqaqa"])
+@pytest.mark.parametrize(
+    ("packet", "ethertype", "layer"),
+    [
+        pytest.param(ip4(udp()), ethernet.TYPE_IPV4, IP, id="v4"),
+        pytest.param(ip6(udp()), ethernet.TYPE_IPV6, IPv6, id="v6"),
+    ],
+)
+def test_network_layer(tags: str, packet: IP, ethertype: int, layer: type[IP | IPv6]) -> None:
+    built = ether(packet, tags=tags)
+    offset = len(built) - len(built[layer])
+    assert offset == 14 + 4 * len(tags)
+    for kind in (bytes, bytearray, memoryview):
+        assert ethernet.network_layer(kind(bytes(built))) == (ethertype, offset)
+
+
+def test_frame_that_ends_inside_its_tags() -> None:
+    frame = bytes(ether(ip4(udp()), tags="aq"))
+    assert [ethernet.network_layer(frame[:length]) for length in range(14, 23)] == [
+        (0, 14),
+        (0, 14),
+        (0, 14),
+        (0, 14),
+        (0, 18),
+        (0, 18),
+        (0, 18),
+        (0, 18),
+        (ethernet.TYPE_IPV4, 22),
+    ]
+
+
+@pytest.mark.parametrize("tag", [b"\x81\x00", b"\x88\xa8"])
+def test_nothing_but_tags(tag: bytes) -> None:
+    assert ethernet.network_layer(bytes(12) + (tag + bytes(2)) * 300 + tag) == (0, 14 + 4 * 300)
+
+
+def test_what_is_not_ip_is_told_as_it_is() -> None:
+    assert ethernet.network_layer(VALID["arp"]) == (0x0806, 14)
+
+
+@given(HOSTILE)
+def test_any_frame(frame: bytes) -> None:
+    ethertype, offset = ethernet.network_layer(frame)
+    assert 14 <= offset <= len(frame)
+    assert ethertype not in (ethernet.TYPE_8021Q, ethernet.TYPE_8021AD)
+    if ethertype:
+        assert int.from_bytes(frame[offset - 2 : offset], "big") == ethertype

@@ -1,0 +1,187 @@
+"""flow: what shares a hash, and what does not."""
+
+from collections import Counter
+from itertools import combinations
+from zlib import crc32
+
+import pytest
+from craft import (
+    BROADCAST,
+    HOSTILE,
+    MAC_A,
+    VALID,
+    dest,
+    ether,
+    hop,
+    ip,
+    ip4,
+    ip6,
+    tcp,
+    udp,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet6 import IPv6ExtHdrFragment
+from scapy.layers.l2 import ARP
+from scapy.packet import Packet, Raw
+
+from vtep.wire.flow import flow_hash
+
+PORTS = st.binary(min_size=4, max_size=4)
+PORTED = [6, 17, 33, 132, 136]
+UNPORTED = [1, 2, 4, 47, 50, 58, 89]
+
+
+def hashed(packet: Packet) -> int:
+    return flow_hash(bytes(ether(packet)))
+
+
+def of_protocol(version: int, protocol: int, body: bytes) -> Packet:
+    return ip(version, Raw(body), **{"proto" if version == 4 else "nh": protocol})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(ip4(udp(b"a")), ip4(udp(b"longer")), id="v4 payload"),
+        pytest.param(ip4(udp(), ttl=9), ip4(udp(), id=99, tos=4, flags="DF"), id="v4 header"),
+        pytest.param(ip4(udp()), ip4(udp(), options=[IPOption_NOP()] * 4), id="v4 options"),
+        pytest.param(ip4(tcp(seq=1)), ip4(tcp(seq=2, flags="S")), id="v4 segments"),
+        pytest.param(ip6(udp(b"a")), ip6(udp(b"longer")), id="v6 payload"),
+        pytest.param(ip6(udp(), hlim=9), ip6(udp(), tc=4), id="v6 header"),
+        pytest.param(ip6(tcp(seq=1)), ip6(tcp(seq=2, flags="S")), id="v6 segments"),
+        pytest.param(
+            ip4(Raw(b"12345678"), proto=17, flags="MF"),
+            ip4(Raw(b"abcdefgh"), proto=17, frag=1),
+            id="v4 first and last fragment",
+        ),
+        pytest.param(
+            ip4(Raw(b"12345678"), proto=6, frag=256),
+            ip4(Raw(b"abcdefgh"), proto=6, frag=4096),
+            id="v4 fragment offsets",
+        ),
+        pytest.param(
+            ip6(IPv6ExtHdrFragment(m=1, nh=17) / Raw(b"12345678")),
+            ip6(IPv6ExtHdrFragment(offset=1, nh=17) / Raw(b"abcdefgh")),
+            id="v6 first and last fragment",
+        ),
+        pytest.param(ip6(hop(udp(sport=1))), ip6(hop(udp(sport=2))), id="v6 behind hop-by-hop"),
+        pytest.param(ip6(dest(udp(sport=1))), ip6(dest(udp(sport=2))), id="v6 behind destination"),
+        pytest.param(ip4(ICMP(id=1)), ip4(ICMP(id=2)), id="icmp"),
+    ],
+)
+def test_one_flow(one: Packet, other: Packet) -> None:
+    assert bytes(one) != bytes(other)
+    assert hashed(one) == hashed(other)
+
+
+FLOWS = {
+    f"v{version} {name}": packet
+    for version, addresses in ((4, ("10.1.0.3", "10.1.0.4")), (6, ("fd00:1::3", "fd00:1::4")))
+    for name, packet in {
+        "udp": ip(version, udp(sport=1000, dport=2000)),
+        "source port": ip(version, udp(sport=1001, dport=2000)),
+        "destination port": ip(version, udp(sport=1000, dport=2001)),
+        "reversed ports": ip(version, udp(sport=2000, dport=1000)),
+        "tcp": ip(version, tcp(sport=1000, dport=2000)),
+        "source": ip(version, udp(sport=1000, dport=2000), src=addresses[0]),
+        "destination": ip(version, udp(sport=1000, dport=2000), dst=addresses[1]),
+        "icmp": ip(version, ICMP()),
+    }.items()
+}
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(FLOWS, 2)))
+def test_other_flow(one: str, other: str) -> None:
+    assert hashed(FLOWS[one]) != hashed(FLOWS[other])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", PORTED)
+@given(PORTS, PORTS)
+def test_ports_count_where_there_are_any(
+    version: int, protocol: int, one: bytes, other: bytes
+) -> None:
+    # No more than 32 bits differ, so CRC-32 tells any two of these apart.
+    assume(one != other)
+    assert hashed(of_protocol(version, protocol, one + b"rest")) != hashed(
+        of_protocol(version, protocol, other + b"rest")
+    )
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", UNPORTED)
+def test_other_protocols_have_no_ports(version: int, protocol: int) -> None:
+    one, other = (of_protocol(version, protocol, body) for body in (b"12345678", b"abcdefgh"))
+    assert hashed(one) == hashed(other)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_protocol_counts(version: int) -> None:
+    hashes = {hashed(of_protocol(version, protocol, b"12345678")) for protocol in range(256)}
+    assert len(hashes) == 256
+
+
+@pytest.mark.parametrize("tags", ["q", "aq"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_tags_and_macs_do_not_split_a_flow(flow: str, tags: str) -> None:
+    tagged = ether(FLOWS[flow], tags=tags, dst=BROADCAST)
+    assert flow_hash(bytes(tagged)) == hashed(FLOWS[flow])
+
+
+def test_hash_is_crc32() -> None:
+    # Python's own hash() would differ in every process, and move flows on each restart.
+    frame = VALID["udp4"]
+    assert flow_hash(frame) == crc32(frame[26:38], 17)
+    frame = VALID["tcp6"]
+    assert flow_hash(frame) == crc32(frame[22:58], 6)
+
+
+def test_ports_behind_ipv4_options() -> None:
+    options = [IPOption_NOP()] * 4
+    one, other = (ip4(udp(sport=port), options=options) for port in (1, 2))
+    assert hashed(one) != hashed(other)
+
+
+def test_not_ip_goes_by_macs_and_ethertype() -> None:
+    frames = [
+        VALID["arp"],
+        bytes(ether(ARP(), src=MAC_A)),
+        bytes(ether(ARP(), src="02:00:00:00:00:0c")),
+        bytes(ether(Raw(b"x")))[:12] + b"\x88\xcc" + b"x",
+    ]
+    assert len({flow_hash(frame) for frame in frames}) == len(frames)
+    assert [flow_hash(frame) for frame in frames] == [flow_hash(frame[:14]) for frame in frames]
+
+
+@pytest.mark.parametrize(("name", "whole"), [("udp4", 34), ("udp6", 54)])
+def test_cut_ip_header_goes_by_macs_and_ethertype(name: str, whole: int) -> None:
+    frame = VALID[name]
+    for length in range(14, whole):
+        assert flow_hash(frame[:length]) == flow_hash(frame[:14]), length
+    assert flow_hash(frame[:whole]) != flow_hash(frame[:14])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("slots", [2, 16, 64])
+def test_flows_spread_over_all_slots(version: int, slots: int) -> None:
+    # The engine takes the low bits for its choice of a source port.
+    frame = bytearray(VALID[f"udp{version}"])
+    at = 34 if version == 4 else 54
+    hits = Counter[int]()
+    for port in range(32768, 32768 + 2048):
+        frame[at : at + 2] = port.to_bytes(2, "big")
+        hits[flow_hash(frame) % slots] += 1
+    assert len(hits) == slots
+    assert max(hits.values()) <= 2 * 2048 / slots
+
+
+@pytest.mark.parametrize("frame", VALID.values(), ids=VALID.keys())
+def test_any_buffer(frame: bytes) -> None:
+    assert flow_hash(bytearray(frame)) == flow_hash(memoryview(frame)) == flow_hash(frame)
+
+
+@given(HOSTILE)
+def test_any_frame(frame: bytes) -> None:
+    assert 0 <= flow_hash(frame) < 1 << 32

@@ -1,0 +1,38 @@
+"""virtio: the legacy virtio-net header, field by field."""
+
+import struct
+
+from craft import parse_virtio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.wire import virtio
+
+U16 = st.integers(0, 0xFFFF)
+
+
+def test_plain_asks_for_nothing() -> None:
+    assert parse_virtio(virtio.PLAIN) == (0, 0, 0, 0, 0, 0)
+    assert virtio.HEADER_LEN == 10
+
+
+def test_constants_of_the_kernel() -> None:
+    # include/uapi/linux/virtio_net.h
+    assert virtio.FLAG_NEEDS_CSUM == 1
+    assert (virtio.GSO_NONE, virtio.GSO_TCPV4, virtio.GSO_TCPV6) == (0, 1, 4)
+    assert virtio.GSO_ECN == 0x80
+
+
+@given(U16, U16)
+def test_needs_checksum(start: int, offset: int) -> None:
+    assert parse_virtio(virtio.needs_checksum(start, offset)) == (1, 0, 0, 0, start, offset)
+
+
+@given(st.sampled_from([1, 4, 0x81, 0x84]), U16, U16, U16, U16)
+def test_superframe(kind: int, header_len: int, size: int, start: int, offset: int) -> None:
+    header = virtio.superframe(kind, header_len, size, start, offset)
+    assert parse_virtio(header) == (1, kind, header_len, size, start, offset)
+
+
+def test_host_byte_order() -> None:
+    assert virtio.needs_checksum(0x0102, 0x0304)[6:] == struct.pack("@HH", 0x0102, 0x0304)
