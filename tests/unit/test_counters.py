@@ -1,0 +1,160 @@
+"""counters: the reasons, their names, and what is told of them."""
+
+import re
+
+import pytest
+
+from vtep.counters import Counters, Drop, DropLog
+
+RUNT = Drop.INNER_RUNT
+FLAGS = Drop.FLAGS_INVALID
+
+
+@pytest.mark.parametrize("reason", list(Drop))
+def test_reason(reason: Drop) -> None:
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", reason.value)
+    assert reason.name == reason.value.upper()
+    assert str(reason) == f"{reason}" == reason.value
+    assert reason == reason.value
+    assert len(reason.meaning) > len(reason.value)
+
+
+def test_meanings_differ() -> None:
+    assert len({reason.meaning for reason in Drop}) == len(Drop)
+
+
+def test_names_that_scripts_know() -> None:
+    assert {reason.value for reason in Drop} >= {
+        "header_truncated",
+        "flags_invalid",
+        "vni_unknown",
+        "source_unknown",
+        "inner_runt",
+        "inner_source_invalid",
+        "inner_source_own",
+        "tx_runt",
+    }
+
+
+def test_everything_begins_at_zero() -> None:
+    counters = Counters().as_dict()
+    assert set(counters.values()) == {0}
+    assert {f"drop_{reason.value}" for reason in Drop} <= counters.keys()
+
+
+def test_every_counter_is_in_the_dict_under_its_name() -> None:
+    counters = Counters()
+    plain = [name for name in Counters.__slots__ if name not in ("drops", "last_source")]
+    for number, name in enumerate(plain, 1):
+        setattr(counters, name, number)
+    counters.drop(RUNT)
+    counters.drop(RUNT, "192.0.2.1")
+    expected = {name: number for number, name in enumerate(plain, 1)}
+    expected |= {f"drop_{reason.value}": 0 for reason in Drop} | {"drop_inner_runt": 2}
+    assert counters.as_dict() == expected
+
+
+def test_dict_is_a_copy() -> None:
+    counters = Counters()
+    before = counters.as_dict()
+    counters.drop(RUNT)
+    counters.rx_frames += 1
+    assert set(before.values()) == {0}
+
+
+def test_counters_share_nothing() -> None:
+    one, other = Counters(), Counters()
+    one.drop(RUNT, "192.0.2.1")
+    assert set(other.as_dict().values()) == {0}
+    assert other.last_source == {}
+
+
+def test_misspelt_counter() -> None:
+    with pytest.raises(AttributeError):
+        setattr(Counters(), "rx_frame", 1)  # noqa: B010  a plain assignment would not type-check
+
+
+def test_source_is_the_last_one_that_is_known() -> None:
+    counters = Counters()
+    counters.drop(RUNT, "192.0.2.1")
+    counters.drop(RUNT, "192.0.2.2")
+    counters.drop(RUNT)
+    counters.drop(FLAGS)
+    assert counters.last_source == {RUNT: "192.0.2.2"}
+    assert (counters.drops[RUNT], counters.drops[FLAGS]) == (3, 1)
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+def test_no_news_of_nothing() -> None:
+    assert DropLog(Counters()).news(0.0) == []
+
+
+def test_line() -> None:
+    counters = Counters()
+    counters.drop(RUNT, "192.0.2.1")
+    counters.drop(RUNT, "192.0.2.2")
+    assert DropLog(counters).news(0.0) == [
+        f"dropped 2 x inner_runt: {RUNT.meaning} (last: 192.0.2.2)"
+    ]
+
+
+def test_line_without_source() -> None:
+    counters = Counters()
+    counters.drop(RUNT)
+    assert DropLog(counters).news(0.0) == [f"dropped 1 x inner_runt: {RUNT.meaning}"]
+
+
+def counts(lines: list[str]) -> dict[str, int]:
+    found = (re.match(r"dropped (\d+) x (\w+): ", line) for line in lines)
+    return {match[2]: int(match[1]) for match in found if match is not None}
+
+
+def test_once_and_then_once_a_minute() -> None:
+    counters = Counters()
+    drop_log = DropLog(counters)
+    told = {}
+    for second in range(1000, 1200):
+        counters.drop(RUNT)
+        if lines := drop_log.news(float(second)):
+            told[second] = counts(lines)
+    assert told == {
+        1000: {"inner_runt": 1},
+        1060: {"inner_runt": 60},
+        1120: {"inner_runt": 60},
+        1180: {"inner_runt": 60},
+    }
+
+
+def test_first_loss_after_a_silence_is_told_at_once() -> None:
+    counters = Counters()
+    drop_log = DropLog(counters, interval=10.0)
+    counters.drop(RUNT)
+    assert counts(drop_log.news(0.0)) == {"inner_runt": 1}
+    assert drop_log.news(50.0) == []
+    counters.drop(RUNT)
+    assert counts(drop_log.news(51.0)) == {"inner_runt": 1}
+    assert drop_log.news(200.0) == []
+
+
+def test_reasons_do_not_silence_each_other() -> None:
+    counters = Counters()
+    drop_log = DropLog(counters, interval=10.0)
+    counters.drop(RUNT)
+    assert counts(drop_log.news(0.0)) == {"inner_runt": 1}
+    counters.drop(RUNT)
+    counters.drop(FLAGS)
+    assert counts(drop_log.news(5.0)) == {"flags_invalid": 1}
+    assert counts(drop_log.news(10.0)) == {"inner_runt": 1}
+
+
+def test_nothing_is_told_twice_nor_lost() -> None:
+    counters = Counters()
+    drop_log = DropLog(counters, interval=7.0)
+    total = 0
+    for second in range(100):
+        if second < 80 and second % 3 == 0:
+            counters.drop(RUNT)
+        total += sum(counts(drop_log.news(float(second))).values())
+    assert total == counters.drops[RUNT]

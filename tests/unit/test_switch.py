@@ -1,0 +1,455 @@
+"""Switch and Segment: the decisions, as tables."""
+
+import struct
+from itertools import combinations
+
+import pytest
+from craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.counters import Drop
+from vtep.fdb import Fdb, Learned, Remote
+from vtep.switch import Segment, Switch
+
+ONE = Remote("192.0.2.1", 4789)
+TWO = Remote("192.0.2.2", 4789)
+THREE = Remote("2001:db8::3", 4789)
+STRANGER = "198.51.100.1"
+OWN = mac("02:00:00:00:00:ee")
+A, B = mac(MAC_A), mac(MAC_B)
+VNI = 0x123456
+
+
+def segment(
+    vni: int = VNI, *remotes: Remote, max_addresses: int = 0, learning: bool = True
+) -> Segment:
+    fdb = Fdb(ageing=300.0, max_addresses=max_addresses)
+    listed = remotes or (ONE, TWO, THREE)
+    return Segment(vni, listed, fdb, own_mac=OWN, learning=learning)
+
+
+def frame(*, src: str | bytes = MAC_A, dst: str | bytes = MAC_B) -> bytes:
+    source = mac(src) if isinstance(src, str) else src
+    destination = mac(dst) if isinstance(dst, str) else dst
+    return destination + source + bytes(ether(ip4(udp())))[12:]
+
+
+def drops(switch: Switch) -> dict[Drop, int]:
+    """What was dropped for any reason, by the switch and its segments together."""
+    total: dict[Drop, int] = {}
+    for counters in (switch.counters, *(each.counters for each in switch.segments.values())):
+        for reason, count in counters.drops.items():
+            if count:
+                total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def known(one: Segment) -> dict[bytes, tuple[Remote, ...]]:
+    return {entry.mac: entry.destinations for entry in one.fdb}
+
+
+# --- what is let in ---------------------------------------------------------------------------
+
+GOOD = vxlan(frame(), VNI)
+
+FAULTS = {
+    Drop.HEADER_TRUNCATED: lambda datagram: datagram[:7],
+    Drop.FLAGS_INVALID: lambda datagram: bytes([datagram[0] & ~0x08]) + datagram[1:],
+    Drop.VNI_UNKNOWN: lambda datagram: datagram[:4] + b"\x65\x43\x21" + datagram[7:],
+    Drop.SOURCE_UNKNOWN: lambda datagram: datagram,  # It is sent by a stranger.
+    Drop.INNER_RUNT: lambda datagram: datagram[: 8 + 13],
+    Drop.INNER_SOURCE_INVALID: lambda datagram: datagram[:14] + mac(BROADCAST) + datagram[20:],
+    Drop.INNER_SOURCE_OWN: lambda datagram: datagram[:14] + OWN + datagram[20:],
+}
+"""Each way to be dropped, in the order in which a datagram is judged, and how to deserve it."""
+
+
+def receive(switch: Switch, *faults: Drop) -> Segment | None:
+    datagram = GOOD
+    for fault in reversed(faults):
+        datagram = FAULTS[fault](datagram)
+    return switch.receive(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
+
+
+def test_good_datagram() -> None:
+    switch = Switch([segment()])
+    assert receive(switch) is switch.segments[VNI]
+    assert drops(switch) == {}
+    assert known(switch.segments[VNI]) == {A: (ONE,)}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_drop(reason: Drop) -> None:
+    switch = Switch([segment()])
+    assert receive(switch, reason) is None
+    assert drops(switch) == {reason: 1}
+    assert known(switch.segments[VNI]) == {}
+
+
+PAIRS = [
+    pair
+    for pair in combinations(FAULTS, 2)
+    if pair != (Drop.INNER_SOURCE_INVALID, Drop.INNER_SOURCE_OWN)  # One MAC cannot be both.
+]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda reason: reason.value)
+def test_order_of_judgement(first: Drop, second: Drop) -> None:
+    switch = Switch([segment()])
+    assert receive(switch, first, second) is None
+    assert drops(switch) == {first: 1}
+
+
+def test_all_faults_at_once_count_once() -> None:
+    switch = Switch([segment()])
+    assert receive(switch, *FAULTS) is None
+    assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
+
+
+BEFORE_SEGMENT = {Drop.HEADER_TRUNCATED, Drop.FLAGS_INVALID, Drop.VNI_UNKNOWN}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_who_counts_and_who_is_named(reason: Drop) -> None:
+    switch = Switch([segment()])
+    receive(switch, reason)
+    host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
+    counters = switch.counters if reason in BEFORE_SEGMENT else switch.segments[VNI].counters
+    assert counters.drops[reason] == 1
+    assert counters.last_source == {reason: host}
+
+
+@pytest.mark.parametrize("length", range(len(GOOD) + 1))
+def test_every_length(length: int) -> None:
+    switch = Switch([segment()])
+    admitted = switch.receive(GOOD[:length], ONE.host, 1.0)
+    if length < 8:
+        assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
+    elif length < 22:
+        assert drops(switch) == {Drop.INNER_RUNT: 1}
+    else:
+        assert drops(switch) == {}
+    assert (admitted is not None) is (length >= 22)
+
+
+@pytest.mark.parametrize("flags", [0x08, 0x09, 0x0C, 0x18, 0x88, 0xFF])
+@pytest.mark.parametrize("reserved", [b"\0\0\0", b"\xff\xff\xff", b"\x80\0\x01"])
+@pytest.mark.parametrize("last", [0x00, 0x01, 0x80, 0xFF])
+def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> None:
+    header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + bytes([last])
+    switch = Switch([segment()])
+    assert switch.receive(header + frame(), ONE.host, 1.0) is switch.segments[VNI]
+    assert drops(switch) == {}
+
+
+@pytest.mark.parametrize("flags", [0x00, 0x04, 0x10, 0x80, 0xF7])
+@pytest.mark.parametrize("reserved", [b"\0\0\0", b"\xff\xff\xff", b"\x08\x08\x08"])
+def test_no_other_bit_stands_for_the_i_flag(flags: int, reserved: bytes) -> None:
+    header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + b"\0"
+    switch = Switch([segment()])
+    assert switch.receive(header + frame(), ONE.host, 1.0) is None
+    assert drops(switch) == {Drop.FLAGS_INVALID: 1}
+
+
+@pytest.mark.parametrize("vni", [0, 1, 0x563412, 0x123457, 0x1234, 0x345600, 0xFFFFFF])
+def test_foreign_vni(vni: int) -> None:
+    switch = Switch([segment()])
+    assert switch.receive(vxlan(frame(), vni), ONE.host, 1.0) is None
+    assert drops(switch) == {Drop.VNI_UNKNOWN: 1}
+
+
+@pytest.mark.parametrize("vni", [0, 1, 0x563412, 0xFFFFFF])
+def test_own_vni(vni: int) -> None:
+    switch = Switch([segment(vni)])
+    assert switch.receive(vxlan(frame(), vni), ONE.host, 1.0) is switch.segments[vni]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_buffer(kind: type) -> None:
+    switch = Switch([segment()])
+    assert switch.receive(kind(bytearray(GOOD)), ONE.host, 1.0) is switch.segments[VNI]
+
+
+def test_what_was_learned_outlives_the_buffer() -> None:
+    # The engine reads every datagram into the same memory.
+    buffer = bytearray(GOOD)
+    switch = Switch([segment()])
+    switch.receive(memoryview(buffer), ONE.host, 1.0)
+    buffer[:] = bytes(len(buffer))
+    assert known(switch.segments[VNI]) == {A: (ONE,)}
+
+
+# --- what is learned --------------------------------------------------------------------------
+
+SOURCES = [
+    pytest.param(MAC_A, None, id="local"),
+    pytest.param("00:00:00:00:00:01", None, id="nearly zero"),
+    pytest.param("fe:ff:ff:ff:ff:ff", None, id="nearly broadcast"),
+    pytest.param("00:00:5e:00:01:01", None, id="vrrp"),
+    pytest.param("02:00:00:00:00:ef", None, id="nearly our own"),
+    pytest.param("00:00:00:00:00:00", Drop.INNER_SOURCE_INVALID, id="zero"),
+    pytest.param(BROADCAST, Drop.INNER_SOURCE_INVALID, id="broadcast"),
+    pytest.param("01:00:5e:00:00:01", Drop.INNER_SOURCE_INVALID, id="ipv4 multicast"),
+    pytest.param("33:33:00:00:00:01", Drop.INNER_SOURCE_INVALID, id="ipv6 multicast"),
+    pytest.param("01:00:00:00:00:00", Drop.INNER_SOURCE_INVALID, id="only the group bit"),
+    pytest.param("02:00:00:00:00:ee", Drop.INNER_SOURCE_OWN, id="our own"),
+]
+
+
+@pytest.mark.parametrize("learning", [True, False], ids=["learning", "not learning"])
+@pytest.mark.parametrize(("source", "reason"), SOURCES)
+def test_source_mac(source: str, reason: Drop | None, learning: bool) -> None:
+    one = segment(learning=learning)
+    admitted = one.admit(vxlan(frame(src=source)), ONE.host, 1.0)
+    assert admitted is (reason is None)
+    assert drops(Switch([one])) == ({} if reason is None else {reason: 1})
+    assert known(one) == ({mac(source): (ONE,)} if learning and admitted else {})
+    assert one.counters.fdb_learned == len(known(one))
+
+
+@pytest.mark.parametrize(
+    "destination", [MAC_B, BROADCAST, "33:33:00:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00:ee"]
+)
+def test_any_destination_is_let_in(destination: str) -> None:
+    one = segment()
+    assert one.admit(vxlan(frame(dst=destination)), ONE.host, 1.0)
+    assert known(one) == {A: (ONE,)}
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_whatever_the_frame_carries(name: str) -> None:
+    switch = Switch([segment()])
+    assert switch.receive(vxlan(VALID[name], VNI), TWO.host, 1.0) is switch.segments[VNI]
+    assert known(switch.segments[VNI]) == {A: (TWO,)}
+
+
+def test_every_remote_is_listened_to() -> None:
+    one = segment()
+    for number, remote in enumerate((ONE, TWO, THREE)):
+        source = bytes((2, 0, 0, 0, 1, number))
+        assert one.admit(vxlan(frame(src=source)), remote.host, 1.0)
+        assert known(one)[source] == (remote,)
+
+
+def learning_counters(one: Segment) -> tuple[int, int, int]:
+    return one.counters.fdb_learned, one.counters.fdb_moved, one.counters.fdb_full
+
+
+def test_counters_of_learning() -> None:
+    one = segment(max_addresses=1)
+    steps = [
+        (A, ONE, (1, 0, 0)),
+        (A, ONE, (1, 0, 0)),
+        (A, TWO, (1, 1, 0)),
+        (A, TWO, (1, 1, 0)),
+        (B, ONE, (1, 1, 1)),
+        (B, ONE, (1, 1, 2)),
+        (A, ONE, (1, 2, 2)),
+    ]
+    for number, (source, remote, expected) in enumerate(steps):
+        assert one.admit(vxlan(frame(src=source)), remote.host, float(number)), number
+        assert learning_counters(one) == expected, number
+    assert known(one) == {A: (ONE,)}
+    assert drops(Switch([one])) == {}
+
+
+def test_what_a_full_table_has_not_learned_is_flooded() -> None:
+    one = segment(max_addresses=1)
+    one.admit(vxlan(frame(src=A)), ONE.host, 1.0)
+    one.admit(vxlan(frame(src=B)), ONE.host, 1.0)
+    assert tuple(one.destinations(frame(dst=A))) == (ONE,)
+    assert tuple(one.destinations(frame(dst=B))) == (ONE, TWO, THREE)
+
+
+def test_time_of_learning_is_the_one_given() -> None:
+    one = segment()
+    one.admit(GOOD, ONE.host, 17.25)
+    assert [entry.updated for entry in one.fdb] == [17.25]
+    one.admit(GOOD, ONE.host, 18.0)
+    assert [entry.updated for entry in one.fdb] == [18.0]
+
+
+def test_a_frame_that_is_dropped_is_no_sign_of_life() -> None:
+    switch = Switch([segment()])
+    receive(switch)
+    for reason, spoil in FAULTS.items():
+        datagram = spoil(GOOD)
+        host = STRANGER if reason is Drop.SOURCE_UNKNOWN else TWO.host
+        assert switch.receive(datagram, host, 99.0) is None
+    assert [(entry.destinations, entry.updated) for entry in switch.segments[VNI].fdb] == [
+        ((ONE,), 1.0)
+    ]
+
+
+# --- where frames go --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("destination", "expected"),
+    [
+        pytest.param(MAC_A, (TWO,), id="known unicast"),
+        pytest.param(MAC_B, (ONE, TWO, THREE), id="unknown unicast"),
+        pytest.param(BROADCAST, (ONE, TWO, THREE), id="broadcast"),
+        pytest.param("01:00:5e:00:00:fb", (ONE, TWO, THREE), id="ipv4 multicast"),
+        pytest.param("33:33:ff:00:00:02", (ONE, TWO, THREE), id="ipv6 multicast"),
+        pytest.param("00:00:00:00:00:00", (ONE, TWO, THREE), id="zero"),
+        pytest.param("03:00:00:00:00:0a", (ONE, TWO, THREE), id="group of a known unicast"),
+    ],
+)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_destinations(destination: str, expected: tuple[Remote, ...], kind: type) -> None:
+    one = segment()
+    one.fdb.learn(A, TWO, 1.0)
+    assert tuple(one.destinations(kind(frame(dst=destination)))) == expected
+    assert one.counters.flooded == (len(expected) > 1)
+
+
+def test_flooding_is_counted_by_frame_also_with_one_remote() -> None:
+    one = segment(VNI, ONE)
+    for _ in range(3):
+        assert tuple(one.destinations(frame(dst=BROADCAST))) == (ONE,)
+    assert one.counters.flooded == 3
+
+
+def test_shortest_frame_has_destinations() -> None:
+    one = segment()
+    one.fdb.learn(A, TWO, 1.0)
+    assert tuple(one.destinations(frame(dst=A)[:14])) == (TWO,)
+
+
+def test_order_of_replication_is_that_of_the_remotes() -> None:
+    assert tuple(segment(VNI, THREE, ONE, TWO).destinations(frame())) == (THREE, ONE, TWO)
+
+
+def test_destinations_follow_a_move() -> None:
+    one = segment()
+    one.admit(GOOD, ONE.host, 1.0)
+    assert tuple(one.destinations(frame(dst=A))) == (ONE,)
+    one.admit(GOOD, TWO.host, 2.0)
+    assert tuple(one.destinations(frame(dst=A))) == (TWO,)
+
+
+def test_sending_teaches_nothing() -> None:
+    one = segment()
+    one.fdb.learn(B, TWO, 1.0)
+    one.destinations(frame(src=A, dst=B))
+    assert known(one) == {B: (TWO,)}
+    assert [entry.updated for entry in one.fdb] == [1.0]
+
+
+def test_forgotten_is_flooded_again() -> None:
+    one = segment()
+    one.admit(GOOD, ONE.host, 1.0)
+    one.fdb.sweep(301.0)
+    assert len(one.destinations(frame(dst=A))) == 3
+
+
+def test_learning_off_floods_everything_that_is_not_put_in() -> None:
+    one = segment(learning=False)
+    one.admit(GOOD, ONE.host, 1.0)
+    assert len(one.destinations(frame(dst=A))) == 3
+    assert one.fdb.learn(A, TWO, 1.0) is Learned.ADDED
+    assert one.admit(GOOD, ONE.host, 2.0)
+    assert tuple(one.destinations(frame(dst=A))) == (TWO,)
+    assert learning_counters(one) == (0, 0, 0)
+
+
+# --- segments ---------------------------------------------------------------------------------
+
+
+def two_segments() -> tuple[Switch, Segment, Segment]:
+    red, blue = segment(10, ONE, TWO), segment(20, TWO, THREE)
+    return Switch([red, blue]), red, blue
+
+
+def test_datagram_goes_to_the_segment_of_its_vni() -> None:
+    switch, red, blue = two_segments()
+    assert switch.receive(vxlan(frame(), 10), TWO.host, 1.0) is red
+    assert switch.receive(vxlan(frame(), 20), TWO.host, 1.0) is blue
+    assert switch.receive(vxlan(frame(), 30), TWO.host, 1.0) is None
+
+
+def test_segments_learn_apart() -> None:
+    switch, red, blue = two_segments()
+    switch.receive(vxlan(frame(), 10), TWO.host, 1.0)
+    assert known(red) == {A: (TWO,)}
+    assert known(blue) == {}
+    assert tuple(blue.destinations(frame(dst=A))) == (TWO, THREE)
+    switch.receive(vxlan(frame(), 20), THREE.host, 1.0)
+    assert known(red) == {A: (TWO,)}
+    assert known(blue) == {A: (THREE,)}
+    assert (red.counters.fdb_moved, blue.counters.fdb_moved) == (0, 0)
+
+
+def test_remote_of_one_segment_is_a_stranger_to_the_other() -> None:
+    switch, red, blue = two_segments()
+    assert switch.receive(vxlan(frame(), 10), THREE.host, 1.0) is None
+    assert switch.receive(vxlan(frame(), 20), ONE.host, 1.0) is None
+    assert red.counters.last_source == {Drop.SOURCE_UNKNOWN: THREE.host}
+    assert blue.counters.last_source == {Drop.SOURCE_UNKNOWN: ONE.host}
+    assert drops(switch) == {Drop.SOURCE_UNKNOWN: 2}
+
+
+# --- whatever comes ---------------------------------------------------------------------------
+
+HOSTS = st.sampled_from([ONE.host, TWO.host, THREE.host, STRANGER, ""])
+
+
+def verdict(datagram: bytes, source: str) -> Drop | None:
+    """The judgement again, from the RFC's drawing of the header instead of its words."""
+    faults = [
+        (len(datagram) < 8, Drop.HEADER_TRUNCATED),
+        (datagram[:1].hex()[1:] not in tuple("89abcdef"), Drop.FLAGS_INVALID),
+        (datagram[4:7].hex() != f"{VNI:06x}", Drop.VNI_UNKNOWN),
+        (source not in (ONE.host, TWO.host, THREE.host), Drop.SOURCE_UNKNOWN),
+        (len(datagram[8:]) < 14, Drop.INNER_RUNT),
+        (datagram[14:15].hex()[1:] in tuple("13579bdf"), Drop.INNER_SOURCE_INVALID),
+        (not any(datagram[14:20]), Drop.INNER_SOURCE_INVALID),
+        (datagram[14:20] == OWN, Drop.INNER_SOURCE_OWN),
+    ]
+    return next((reason for fault, reason in faults if fault), None)
+
+
+def judge(datagram: bytes, source: str) -> None:
+    switch = Switch([segment()])
+    admitted = switch.receive(datagram, source, 1.0)
+    reason = verdict(datagram, source)
+    assert drops(switch) == ({} if reason is None else {reason: 1})
+    assert admitted is (switch.segments[VNI] if reason is None else None)
+    assert set(known(switch.segments[VNI])) == ({datagram[14:20]} if reason is None else set())
+
+
+@given(st.binary(max_size=64), HOSTS)
+def test_any_octets(datagram: bytes, source: str) -> None:
+    judge(datagram, source)
+
+
+@given(st.binary(max_size=8), st.binary(max_size=64), HOSTS)
+def test_any_octets_behind_a_flag(header: bytes, rest: bytes, source: str) -> None:
+    judge(b"\x08" + header + rest, source)
+
+
+MACS = st.one_of(
+    st.sampled_from([A, OWN, bytes(6), mac(BROADCAST)]), st.binary(min_size=6, max_size=6)
+)
+
+
+@given(st.integers(0, 255), st.sampled_from([VNI, 0, 5]), MACS, MACS, st.binary(max_size=20), HOSTS)
+def test_any_header(flags: int, vni: int, dst: bytes, src: bytes, rest: bytes, source: str) -> None:
+    judge(struct.pack("!B3xI", flags, vni << 8 | 0xA5) + dst + src + rest, source)
+
+
+@given(mutated(), HOSTS, st.integers(0, 8 + 14))
+def test_any_mutated_frame(inner: bytes, source: str, cut: int) -> None:
+    datagram = vxlan(inner, VNI)
+    judge(datagram, source)
+    judge(datagram[:cut], source)
+
+
+@given(st.lists(st.tuples(st.one_of(st.binary(max_size=40), mutated().map(vxlan)), HOSTS)))
+def test_each_datagram_is_delivered_or_counted_once(datagrams: list[tuple[bytes, str]]) -> None:
+    switch = Switch([segment(1, max_addresses=2)])
+    admitted = [switch.receive(datagram, host, 1.0) for datagram, host in datagrams]
+    assert sum(drops(switch).values()) == admitted.count(None)
+    assert len(switch.segments[1].fdb) <= 2
