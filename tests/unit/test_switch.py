@@ -1,6 +1,7 @@
 """Switch and Segment: the decisions, as tables."""
 
 import struct
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -53,7 +54,7 @@ def known(one: Segment) -> dict[bytes, tuple[Remote, ...]]:
 
 GOOD = vxlan(frame(), VNI)
 
-FAULTS = {
+FAULTS: dict[Drop, Callable[[bytes], bytes]] = {
     Drop.HEADER_TRUNCATED: lambda datagram: datagram[:7],
     Drop.FLAGS_INVALID: lambda datagram: bytes([datagram[0] & ~0x08]) + datagram[1:],
     Drop.VNI_UNKNOWN: lambda datagram: datagram[:4] + b"\x65\x43\x21" + datagram[7:],
