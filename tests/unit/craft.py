@@ -1,7 +1,6 @@
 """Frames for the unit tests, made by scapy, and twins of ours that are slow and obviously right."""
 
 import struct
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -185,8 +184,3 @@ def finish(frame: bytes, header: bytes) -> bytes:
     checksum = loop_sum(frame[parsed.csum_start :]) ^ 0xFFFF or 0xFFFF
     struct.pack_into("!H", done, parsed.csum_start + parsed.csum_offset, checksum)
     return bytes(done)
-
-
-def chunks(data: bytes, size: int) -> Iterator[bytes]:
-    for at in range(0, len(data), size):
-        yield data[at : at + size]
