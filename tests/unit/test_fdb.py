@@ -42,6 +42,14 @@ def test_remotes_are_the_same_only_if_they_are_one_object() -> None:
     assert len({ONE, twin}) == 2
 
 
+def test_remote_is_shown_as_what_it_was_made_of() -> None:
+    assert repr(ONE) == "Remote(host='192.0.2.1', port=4789)"
+
+
+def test_entries_are_the_same_only_if_they_are_one_object() -> None:
+    assert Entry(A, ONE.alone, 0.0) != Entry(A, ONE.alone, 0.0)
+
+
 def test_remote_alone() -> None:
     assert ONE.alone == (ONE,)
     assert ONE.alone is ONE.alone
@@ -223,14 +231,14 @@ def test_sweep_stops_at_its_budget() -> None:
 def test_budget_that_is_just_enough() -> None:
     fdb = table(ageing=10.0)
     fill(fdb, macs(10), 0.0)
-    assert not fdb.sweep(10.0, budget=10)
+    assert fdb.sweep(10.0, budget=10) is False
     assert len(fdb) == 0
 
 
 def test_budget_by_default() -> None:
     fdb = table(ageing=10.0)
     fill(fdb, macs(2500), 0.0)
-    assert fdb.sweep(10.0)
+    assert fdb.sweep(10.0) is True
     assert len(fdb) == 1500
 
 

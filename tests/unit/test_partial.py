@@ -376,6 +376,7 @@ def test_announced_size_of_less_than_nothing() -> None:
     [
         pytest.param(lambda version: syn(version, None), id="no size"),
         pytest.param(lambda version: syn(version, 900, flags="A"), id="no SYN"),
+        pytest.param(lambda version: syn(version, 900, flags="FPAUEC"), id="all but SYN"),
         pytest.param(lambda version: syn(version, 900, sport=81), id="other source port"),
         pytest.param(lambda version: syn(version, 900, dport=40001), id="other destination port"),
         pytest.param(lambda version: syn(version, 900, sport=40000, dport=80), id="ports as ours"),

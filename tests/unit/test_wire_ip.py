@@ -62,6 +62,7 @@ NO_TRANSPORT = {
     "v6 routing": ip6(IPv6ExtHdrRouting(addresses=["fd00:1::3"]) / udp(b"data")),
     "v6 no next header": ip6(Raw(bytes(40)), nh=59),
     "v6 jumbogram": ip6(hop(udp(b"data")), plen=0),
+    "v4 version 5": ip4(udp(b"data"), version=5, ihl=0),
     "v4 wrong version": ip4(udp(b"data"), version=6, ihl=5),
     "v4 version 3": ip4(udp(b"data"), version=3, ihl=15),
     "v4 header too short": ip4(udp(b"data"), ihl=4),
@@ -192,11 +193,10 @@ def test_tcp_header_len(data_offset: int, payload: int, length: int) -> None:
         assert ip.tcp_header_len(frame + bytes(60), found(packet)) == length
 
 
-def with_options(options: bytes) -> tuple[bytes, ip.Transport]:
-    """A SYN with exactly these octets of options, a multiple of four, and data that looks alike."""
-    mss_in_data = bytes.fromhex("02040539")
+def with_options(options: bytes, data: bytes = b"") -> tuple[bytes, ip.Transport]:
+    """A SYN with exactly these octets of options, which are a multiple of four."""
     header = struct.pack("!HHIIBBHHH", 1, 2, 3, 0, (20 + len(options)) << 2, 2, 100, 0, 0)
-    packet = ip4(Raw(header + options + mss_in_data), proto=6)
+    packet = ip4(Raw(header + options + data), proto=6)
     return bytes(ether(packet)), found(packet)
 
 
@@ -211,6 +211,8 @@ def with_options(options: bytes) -> tuple[bytes, ip.Transport]:
         pytest.param("020405b4 020400ff", 1460, id="the first of two"),
         pytest.param("", None, id="none"),
         pytest.param("00 020405b4 000000", None, id="behind the end"),
+        # Taken for an option with a length, the end would lead to the one behind.
+        pytest.param("00 02 020405b4 0000", None, id="behind the end and an odd octet"),
         pytest.param("01010101", None, id="only no-operations"),
         pytest.param("01010102", None, id="kind without length"),
         pytest.param("0101 0204", None, id="cut by the end of the options"),
@@ -225,8 +227,10 @@ def with_options(options: bytes) -> tuple[bytes, ip.Transport]:
     ],
 )
 def test_mss(options: str, mss: int | None) -> None:
-    frame, where = with_options(bytes.fromhex(options))
-    assert ip.tcp_mss(frame, where) == mss
+    # Nothing behind the options, or what looks like more of them, makes no difference.
+    for data in (b"", bytes.fromhex("02040539")):
+        frame, where = with_options(bytes.fromhex(options), data)
+        assert ip.tcp_mss(frame, where) == mss
 
 
 @pytest.mark.parametrize("data_offset", [0, 4, 15])
