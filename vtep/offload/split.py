@@ -70,10 +70,12 @@ def _cut(frame: memoryview, gso: virtio.Header) -> _Cut:
     payload = where.length - transport_len
     if not gso.gso_size or not transport_len or not payload:
         raise SplitError("no payload, or no size for its segments")
-    count = -(-payload // gso.gso_size)
-    last = payload - (count - 1) * gso.gso_size
+    # A size beyond the payload could be one that no length field holds.
+    size = min(gso.gso_size, payload)
+    count = -(-payload // size)
+    last = payload - (count - 1) * size
     head_len = where.offset + transport_len
-    return _Cut(where, head_len, transport_len, gso.gso_size, count, last)
+    return _Cut(where, head_len, transport_len, size, count, last)
 
 
 def _clear(head: bytearray, where: inet.Transport) -> None:
