@@ -235,7 +235,8 @@ class Splitter:
         def column(offset: int, dtype: str, octets: int) -> NDArray[np.generic]:
             # The last row may end before its stride does, or have no room for this column.
             count = min(rows, (len(self.out) - offset - octets) // stride + 1)
-            return np.ndarray((count,), dtype, self.out, offset, (stride,))
+            # TCP's flags may lie behind the end of an output that has room for one UDP segment.
+            return np.ndarray((count,), dtype, self.out, offset if count else 0, (stride,))
 
         ip = prefix + where.ip_offset
         transport = prefix + where.offset
