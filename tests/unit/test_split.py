@@ -1,0 +1,522 @@
+"""split: what a network card would make of a superframe, and checksums to finish.
+
+The tables are held against scapy, which makes every segment by itself; random frames against
+the twin, and the twin against scapy.
+"""
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from tests.unit import twins
+from tests.unit.twins import (
+    ACK,
+    BASIC,
+    CHECKSUM_AT,
+    CWR,
+    ECE,
+    FIN,
+    GARBAGE,
+    GSO_ECN,
+    GSO_TYPE,
+    KINDS,
+    PSH,
+    Frame,
+)
+from vtep.offload.split import SplitError, Splitter, finish_checksum, row_sums
+from vtep.wire import virtio
+
+PREFIX = bytes.fromhex("0800000000000100")
+
+
+def gso(frame: Frame, size: int, **fields: int) -> virtio.Header:
+    """The virtio header that the kernel gives a superframe."""
+    shape = frame.shape
+    header = virtio.Header(
+        flags=1,
+        gso_type=GSO_TYPE[shape.version, shape.protocol],
+        header_len=shape.payload,
+        gso_size=size,
+        start=shape.upper,
+        offset=CHECKSUM_AT[shape.protocol],
+    )
+    return header._replace(**fields)
+
+
+def octets(size: int) -> bytes:
+    return Random(size).randbytes(size)
+
+
+def pieces(splitter: Splitter, frame: bytes, header: virtio.Header, prefix: bytes) -> list[bytes]:
+    """The segments that a split gives; whatever was in the output before shows up in them."""
+    splitter.out[:] = 0xA5
+    end, stride = splitter.split(memoryview(frame), header)
+    segments = [bytes(splitter.out[at : min(at + stride, end)]) for at in range(0, end, stride)]
+    assert all(segment.startswith(prefix) for segment in segments)
+    return [segment[len(prefix) :] for segment in segments]
+
+
+def split(frame: Frame | bytes, header: virtio.Header) -> list[bytes]:
+    frame = frame if isinstance(frame, bytes) else frame.build()
+    return pieces(Splitter(PREFIX), frame, header, PREFIX)
+
+
+# --- scapy ------------------------------------------------------------------------------------
+
+
+def scapy_packet(frame: Frame) -> Packet:
+    """The frame as scapy makes it, all lengths and checksums its own."""
+    upper: Packet = UDP(sport=frame.sport, dport=frame.dport)
+    if frame.protocol == twins.TCP:
+        upper = TCP(
+            sport=frame.sport,
+            dport=frame.dport,
+            seq=frame.seq,
+            ack=frame.ack,
+            reserved=frame.reserved >> 1,
+            flags=(frame.reserved & 1) << 8 | frame.flags,
+            window=frame.window,
+            urgptr=frame.urgent,
+            dataofs=5 + len(frame.options) // 4,
+        ) / Raw(frame.options)
+    network: Packet
+    if frame.version == 4:
+        network = IP(
+            src=f"10.1.0.{frame.source}",
+            dst="10.1.0.99",
+            tos=frame.tos,
+            id=frame.ident,
+            flags=frame.fragment >> 13,
+            frag=frame.fragment & 0x1FFF,
+            ttl=frame.ttl,
+            options=[IPOption_NOP()] * len(frame.between),
+        )
+    else:
+        network = IPv6(
+            src=f"fd00::{frame.source:x}",
+            dst="fd00::63",
+            tc=frame.tos,
+            fl=frame.label,
+            hlim=frame.ttl,
+        )
+        if frame.between:
+            network /= {0: IPv6ExtHdrHopByHop, 60: IPv6ExtHdrDestOpt}[frame.extension]()
+    packet: Packet = network / upper / Raw(frame.payload)
+    for tpid, tci in reversed(frame.tags):
+        tag = {0x8100: Dot1Q, 0x88A8: Dot1AD}[tpid]
+        packet = tag(prio=tci >> 13, dei=tci >> 12 & 1, vlan=tci & 0xFFF) / packet
+    return Ether(src=frame.src.hex(":"), dst=frame.dst.hex(":")) / packet
+
+
+def scapy_split(frame: Frame, size: int) -> list[bytes]:
+    """Each segment by itself, with what differs in it as a sender without offload writes it."""
+    count = -(-len(frame.payload) // size)
+    segments = []
+    for number in range(count):
+        flags = frame.flags
+        flags &= ~CWR if number > 0 else 0xFF
+        flags &= ~(FIN | PSH) if number < count - 1 else 0xFF
+        segment = replace(
+            frame,
+            payload=frame.payload[number * size : (number + 1) * size],
+            ident=(frame.ident + number) % 2**16,
+            seq=(frame.seq + number * size) % 2**32,
+            flags=flags,
+        )
+        segments.append(bytes(scapy_packet(segment)))
+    return segments
+
+
+IPV6_PAD = b"\0\0\1\4\0\0\0\0"
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "vlan": {"tags": ((0x8100, 0x6005),)},
+    "qinq": {"tags": ((0x88A8, 5), (0x8100, 0xF006))},
+    "marks": {"tos": 0xFE, "label": 0xABCDE, "ttl": 1, "fragment": 0x8000, "window": 0},
+    "flags": {"flags": ACK | FIN | PSH | CWR | ECE, "reserved": 1},
+    "all flags": {"flags": 0xFF, "urgent": 3, "reserved": 0xF},
+    "wraps": {"ident": 0xFFFE, "seq": 0xFFFF_FFC0},
+    "options": {"options": bytes([1, 1, 8, 10, *range(8)])},
+    "all options": {"options": bytes([1] * 40)},
+}
+BETWEEN: dict[str, dict[str, Any]] = {
+    "IP options": {"version": 4, "between": b"\1" * 12},
+    "hop-by-hop": {"version": 6, "between": IPV6_PAD, "extension": 0},
+    "destination": {"version": 6, "between": IPV6_PAD, "extension": 60},
+}
+
+
+def shaped(kind: str) -> list[Frame]:
+    version, protocol = KINDS[kind]
+    frames = [Frame(version, protocol, **changes) for changes in SHAPES.values()]
+    return frames + [
+        Frame(**{"protocol": protocol} | changes)
+        for changes in BETWEEN.values()
+        if changes["version"] == version
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_and_twin_against_scapy(kind: str) -> None:
+    for frame in shaped(kind):
+        whole = replace(frame, payload=octets(250))
+        assert whole.build() == bytes(scapy_packet(whole))
+        assert whole.head_len == len(whole.build()) - 250
+        assert twins.split(whole.build(), gso(whole, 100)) == scapy_split(whole, 100)
+        assert twins.dissect(whole.build()) == whole.shape
+        assert twins.finish(replace(whole, partial=True).build()) == whole.build()
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("payload", "size"),
+    [
+        pytest.param(200, 100, id="S1-even"),
+        pytest.param(250, 100, id="S2-short-tail"),
+        pytest.param(201, 100, id="S2-tail-of-one"),
+        pytest.param(199, 100, id="S2-tail-one-less"),
+        pytest.param(303, 101, id="S2-odd"),
+        pytest.param(7, 1, id="S2-one-octet-each"),
+        pytest.param(100, 100, id="S7-one-segment"),
+        pytest.param(99, 100, id="S7-shorter-than-its-size"),
+        pytest.param(1, 0xFFFF, id="S7-largest-size"),
+        pytest.param(9000, 1448, id="S2-usual"),
+    ],
+)
+def test_lengths(kind: str, payload: int, size: int) -> None:
+    for frame in shaped(kind):
+        whole = replace(frame, payload=octets(payload), partial=True)
+        assert split(whole, gso(whole, size)) == scapy_split(whole, size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [("tcp4", [140, 140]), ("tcp6", [160, 160]), ("udp4", [128, 128]), ("udp6", [148, 148])],
+    ids=lambda value: f"S1-{value}" if isinstance(value, str) else "",
+)
+def test_packet_lengths(kind: str, lengths: list[int]) -> None:
+    whole = Frame(*KINDS[kind], payload=octets(200))
+    assert [len(segment) - 14 for segment in split(whole, gso(whole, 100))] == lengths
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tail", [100, 1, 3, 50, 99])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_room(kind: str, tail: int, count: int) -> None:
+    # S3: exactly enough, and one octet less.
+    whole = Frame(*KINDS[kind], payload=octets((count - 1) * 100 + tail))
+    need = len(whole.payload) + count * (len(PREFIX) + whole.head_len)
+    exact = Splitter(PREFIX, need)
+    assert pieces(exact, whole.build(), gso(whole, 100), PREFIX) == scapy_split(whole, 100)
+    for capacity in (need - 1, len(PREFIX) + 20, 0):
+        with pytest.raises(SplitError, match="fit"):
+            Splitter(PREFIX, capacity).split(memoryview(whole.build()), gso(whole, 100))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [511, 512, 1448, 32767, 65000])
+def test_largest_packet(kind: str, size: int) -> None:
+    # S4: a length field can state no more. The IPv4 header is part of what it states.
+    version, protocol = KINDS[kind]
+    bare = Frame(version, protocol, payload=b"")
+    room = 0xFFFF - (bare.head_len - (14 if version == 4 else 54))
+    whole = replace(bare, payload=octets(room), partial=True)
+    assert split(whole, gso(whole, size)) == twins.split(whole.build(), gso(whole, size))
+
+
+WHOLE = Frame(payload=octets(250))
+REFUSED: dict[str, tuple[bytes, virtio.Header]] = {
+    "S6-size-zero": (WHOLE.build(), gso(WHOLE, 0)),
+    "S6-empty": (b"", gso(WHOLE, 100)),
+    "S6-one-octet": (b"\0", gso(WHOLE, 100)),
+    "S6-runt": (WHOLE.build()[:13], gso(WHOLE, 100)),
+    "S6-no-ip": (WHOLE.build()[:14], gso(WHOLE, 100)),
+    "S6-half-ip": (WHOLE.build()[:33], gso(WHOLE, 100)),
+    "S6-cut": (WHOLE.build()[:-1], gso(WHOLE, 100)),
+    "S6-half-tag": (Frame(tags=((0x8100, 1),)).build()[:17], gso(WHOLE, 100)),
+    "S6-no-payload": (Frame(payload=b"").build(), gso(WHOLE, 100)),
+    "S6-no-payload-udp": (
+        Frame(protocol=twins.UDP, payload=b"").build(),
+        gso(Frame(protocol=twins.UDP), 100),
+    ),
+    "S6-arp": (b"\xff" * 12 + b"\x08\x06" + bytes(46), gso(WHOLE, 100)),
+    "S6-fragment": (replace(WHOLE, fragment=0x2000).build(), gso(WHOLE, 100)),
+    "S6-last-fragment": (replace(WHOLE, fragment=3).build(), gso(WHOLE, 100)),
+    "S6-data-offset-small": (
+        WHOLE.build()[:46] + b"\x40" + WHOLE.build()[47:],
+        gso(WHOLE, 100),
+    ),
+    "S6-data-offset-beyond": (
+        Frame(payload=b"").build()[:46] + b"\x60" + Frame(payload=b"").build()[47:],
+        gso(WHOLE, 100),
+    ),
+}
+for _name, _kind in KINDS.items():
+    _frame = Frame(*_kind, payload=octets(250))
+    for _type in (*range(8), 0x7F, *(GSO_ECN | number for number in range(8))):
+        if _type & ~GSO_ECN != GSO_TYPE[_kind]:
+            REFUSED[f"S8-{_name}-{_type:#x}"] = (_frame.build(), gso(_frame, 100, gso_type=_type))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    frame, header = REFUSED[name]
+    assert twins.split(frame, header) is None
+    with pytest.raises(SplitError):
+        Splitter(PREFIX).split(memoryview(frame), header)
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "tcp6"])
+@pytest.mark.parametrize("flags", [ACK, ACK | CWR, ACK | CWR | ECE | PSH])
+def test_ecn(kind: str, flags: int) -> None:
+    # S8: CWR is on the first only, whether the type says so or not.
+    whole = Frame(*KINDS[kind], payload=octets(250), flags=flags)
+    for gso_type in (GSO_TYPE[KINDS[kind]], GSO_TYPE[KINDS[kind]] | GSO_ECN):
+        header = gso(whole, 100, gso_type=gso_type)
+        assert split(whole, header) == scapy_split(whole, 100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"header_len": 0}, id="S9-none"),
+        pytest.param({"header_len": 0xFFFF}, id="S9-whole-packet"),
+        pytest.param({"start": 0, "offset": 0}, id="S6-start-zero"),
+        pytest.param({"start": 0xFFFF, "offset": 0xFFFF}, id="S6-start-beyond"),
+        pytest.param({"flags": 0}, id="S9-checksum-not-asked-for"),
+    ],
+)
+def test_fields_that_are_not_looked_at(kind: str, fields: dict[str, int]) -> None:
+    whole = Frame(*KINDS[kind], payload=octets(250))
+    assert split(whole, gso(whole, 100, **fields)) == scapy_split(whole, 100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"bad_checksum": 1}, {"checksum": 0}, {"bad_ip_checksum": 1}, {"udp_longer": 1}],
+    ids=str,
+)
+def test_old_checksums_and_padding_do_not_matter(kind: str, changes: dict[str, Any]) -> None:
+    whole = Frame(*KINDS[kind], payload=octets(250))
+    wrong = replace(whole, padding=b"padding", **changes)
+    assert split(wrong, gso(whole, 100)) == scapy_split(whole, 100)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_udp_checksum_that_comes_out_as_zero(version: int, at: int) -> None:
+    # S12: the two octets that make the sum of one segment what it must not be.
+    whole = Frame(version, twins.UDP, payload=bytes(250))
+    (chosen,) = {*split(whole, gso(whole, 100))[at : at + 1]}
+    where = whole.shape.upper + 6
+    payload = bytearray(whole.payload)
+    payload[100 * at : 100 * at + 2] = chosen[where : where + 2]
+    segments = split(replace(whole, payload=bytes(payload)), gso(whole, 100))
+    assert [segment[where : where + 2] == b"\xff\xff" for segment in segments] == [
+        number == at for number in range(3)
+    ]
+    assert segments == scapy_split(replace(whole, payload=bytes(payload)), 100)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_tcp_checksum_that_comes_out_as_zero(version: int) -> None:
+    whole = Frame(version, payload=bytes(250))
+    where = whole.shape.upper + 16
+    value = split(whole, gso(whole, 100))[0][where : where + 2]
+    segment = split(replace(whole, payload=value + bytes(248)), gso(whole, 100))[0]
+    assert segment[where : where + 2] == b"\0\0"
+
+
+def test_ip_checksum_that_comes_out_as_zero() -> None:
+    whole = Frame(payload=octets(250))
+    at = whole.shape.ip
+    (value,) = {split(whole, gso(whole, 100))[1][at + 10 : at + 12]}
+    ident = (int.from_bytes(value, "big") + whole.ident) % 0xFFFF
+    segments = split(replace(whole, ident=ident), gso(whole, 100))
+    assert segments == scapy_split(replace(whole, ident=ident), 100)
+    assert segments[1][at + 10 : at + 12] == b"\0\0"
+
+
+# --- at random --------------------------------------------------------------------------------
+
+
+@st.composite
+def superframes(draw: st.DrawFn) -> tuple[bytes, virtio.Header]:
+    flow = draw(twins.flows(between=True, flags=0xFF))
+    size = draw(st.one_of(st.integers(1, 100), st.sampled_from([536, 1448, 9000, 0xFFFF])))
+    count = draw(st.integers(1, 9))
+    length = max(1, min(9000, size * count) - draw(st.integers(0, min(size - 1, 99))))
+    whole = replace(
+        flow,
+        payload=octets(length),
+        partial=draw(st.booleans()),
+        padding=draw(twins.often(b"", st.binary(max_size=9))),
+    )
+    return whole.build(), gso(whole, size, header_len=draw(twins.U16))
+
+
+@BASIC
+@given(superframes(), st.binary(max_size=20))
+def test_any_superframe(pair: tuple[bytes, virtio.Header], prefix: bytes) -> None:
+    frame, header = pair
+    assert pieces(Splitter(prefix), frame, header, prefix) == twins.split(frame, header)
+
+
+@BASIC
+@given(st.lists(superframes(), min_size=2, max_size=4))
+def test_one_splitter_for_many(pairs: list[tuple[bytes, virtio.Header]]) -> None:
+    splitter = Splitter(PREFIX)
+    for frame, header in [*pairs, *pairs]:
+        assert pieces(splitter, frame, header, PREFIX) == twins.split(frame, header)
+
+
+def test_more_shapes_than_it_remembers() -> None:
+    splitter = Splitter(PREFIX)
+    whole = Frame(payload=octets(400))
+    for size in [*range(1, 200), *range(1, 9)]:
+        segments = pieces(splitter, whole.build(), gso(whole, size), PREFIX)
+        assert segments == twins.split(whole.build(), gso(whole, size))
+
+
+HEADERS = st.builds(
+    virtio.Header,
+    flags=st.integers(0, 255),
+    gso_type=st.one_of(st.sampled_from([1, 4, 5]), st.integers(0, 255)),
+    header_len=twins.U16,
+    gso_size=st.one_of(st.integers(0, 300), twins.U16),
+    start=twins.U16,
+    offset=twins.U16,
+)
+
+
+@BASIC
+@given(GARBAGE, HEADERS, st.sampled_from([1 << 18, 300, 100]))
+def test_any_octets(frame: bytes, header: virtio.Header, capacity: int) -> None:
+    expected = twins.split(frame, header)
+    room = capacity - sum(len(PREFIX) + len(segment) for segment in expected or [])
+    splitter = Splitter(PREFIX, capacity)
+    if expected is None or room < 0:
+        with pytest.raises(SplitError):
+            splitter.split(memoryview(frame), header)
+    else:
+        assert pieces(splitter, frame, header, PREFIX) == expected
+
+
+@BASIC
+@given(superframes(), st.data())
+def test_turned_bits(pair: tuple[bytes, virtio.Header], data: st.DataObject) -> None:
+    frame, header = bytearray(pair[0]), pair[1]
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame[data.draw(st.integers(0, min(100, len(frame)) - 1))] ^= data.draw(st.integers(1, 255))
+    expected = twins.split(bytes(frame), header)
+    if expected is None:
+        with pytest.raises(SplitError):
+            split(bytes(frame), header)
+    else:
+        assert split(bytes(frame), header) == expected
+
+
+# --- checksums to finish ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tags", [(), ((0x8100, 5),), ((0x88A8, 5), (0x8100, 6))], ids=len)
+def test_finish_checksum(kind: str, tags: tuple[tuple[int, int], ...]) -> None:
+    # S13: the checksum starts further on behind tags. S15: any length.
+    for length in (*range(130), 1447, 1448, 8999, 9000, 9001):
+        frame = Frame(*KINDS[kind], tags=tags, payload=octets(length), partial=True)
+        done = bytearray(frame.build())
+        finish_checksum(memoryview(done), frame.shape.upper, CHECKSUM_AT[frame.protocol])
+        if length < 40 or length > 1000:
+            assert done == bytes(scapy_packet(frame))
+        assert done == twins.finish(frame.build())
+
+
+@pytest.mark.parametrize(("protocol", "value"), [(twins.UDP, b"\xff\xff"), (twins.TCP, b"\0\0")])
+@pytest.mark.parametrize("version", [4, 6])
+def test_finished_checksum_of_zero(version: int, protocol: int, value: bytes) -> None:
+    # S12
+    frame = Frame(version, protocol, payload=bytes(5), partial=True)
+    at = frame.shape.upper + CHECKSUM_AT[protocol]
+    free = twins.finish(frame.build())[at : at + 2]
+    done = bytearray(replace(frame, payload=free + bytes(3)).build())
+    finish_checksum(memoryview(done), frame.shape.upper, CHECKSUM_AT[protocol])
+    assert done[at : at + 2] == value
+
+
+@pytest.mark.parametrize(
+    ("length", "start", "offset"),
+    [
+        pytest.param(60, 58, 1, id="S10-one-octet-beyond"),
+        pytest.param(60, 59, 0, id="S10-half-of-it"),
+        pytest.param(60, 60, 0, id="S10-at-the-end"),
+        pytest.param(60, 0, 59, id="S10-offset"),
+        pytest.param(60, 0xFFFF, 0xFFFF, id="S10-largest"),
+        pytest.param(1, 0, 0, id="S10-one-octet"),
+        pytest.param(0, 0, 0, id="S10-nothing"),
+    ],
+)
+def test_checksum_outside(length: int, start: int, offset: int) -> None:
+    frame = bytearray(octets(length))
+    with pytest.raises(SplitError):
+        finish_checksum(memoryview(frame), start, offset)
+    assert frame == octets(length)
+
+
+@BASIC
+@given(st.binary(min_size=2, max_size=99), st.data())
+def test_any_checksum(frame: bytes, data: st.DataObject) -> None:
+    # The field counts too: what is in it is what the sum begins with.
+    at = data.draw(st.integers(0, len(frame) - 2))
+    start = data.draw(st.integers(0, at))
+    done = bytearray(frame)
+    finish_checksum(memoryview(done), start, at - start)
+    value = twins.loop_sum(frame[start:]) ^ 0xFFFF
+    if value == 0 and at - start == 6:
+        value = 0xFFFF
+    assert done == frame[:at] + value.to_bytes(2, "big") + frame[at + 2 :]
+
+
+# --- sums of rows -----------------------------------------------------------------------------
+
+
+@BASIC
+@given(
+    rows=st.integers(0, 9),
+    stride=st.integers(1, 60),
+    size=st.one_of(st.integers(0, 60), st.sampled_from([1447, 1448])),
+    before=st.integers(0, 3),
+    fill=st.sampled_from([None, 0, 0xFF]),
+)
+def test_row_sums(rows: int, stride: int, size: int, before: int, fill: int | None) -> None:
+    length = before + rows * stride + size
+    data = octets(length) if fill is None else bytes([fill] * length)
+    view = memoryview(data)[before:]
+    expected = [twins.loop_sum(view[at * stride :][:size].tobytes()) for at in range(rows)]
+    sums = row_sums(view, rows, stride, size)
+    assert sums.shape == (rows,)
+    assert sums.dtype == np.int64
+    assert [int(number) % 0xFFFF for number in sums] == [number % 0xFFFF for number in expected]
+    assert all(0 <= number < 0xFFFF for number in sums)
+
+
+@pytest.mark.parametrize("size", [65_534, 65_535])
+def test_largest_row_sums(size: int) -> None:
+    # All ones, the largest sum that there is.
+    data = b"\xff" * (2 * size)
+    expected = twins.loop_sum(data[:size]) % 0xFFFF
+    assert row_sums(data, 2, size, size).tolist() == [expected, expected]
