@@ -38,6 +38,8 @@ _ADDRESSES = {4: 12, 6: 8}
 """Where the addresses begin in an IP header."""
 
 _MASKS_MAX = 64
+_SUPERFRAME_MAX = 0xFFFF
+"""Octets of a superframe, so that all length fields hold what they must."""
 
 
 class _Head(NamedTuple):
@@ -71,13 +73,15 @@ def uniform(data: memoryview, stride: int, width: int) -> list[tuple[int, int]]:
 class Merger:
     """Merges bursts of encapsulated frames; `prefix_len` octets before each are not its concern.
 
-    `uso` says whether the TAP takes superframes of UDP.
+    `uso` says whether the TAP takes superframes of UDP. The superframes of one burst have room in
+    `capacity` octets; what has none is passed on as it is.
     """
 
     def __init__(self, prefix_len: int, *, uso: bool, capacity: int = 1 << 17) -> None:
         self._prefix_len = prefix_len
         self._uso = uso
         self._out_view = memoryview(bytearray(capacity))
+        self._always_fits = min(_SUPERFRAME_MAX, capacity)
         self._masks: dict[tuple[int, int, int, int], Octets] = {}
 
     def merge(self, data: memoryview, stride: int) -> list[tuple[bytes | None, memoryview]]:
@@ -93,6 +97,8 @@ class Merger:
         if head is None:
             return [(None, data[at : at - skip + stride]) for at in starts]
         joined = self._judge(data, stride, len(starts), head)
+        if len(data) > self._always_fits:
+            self._end_long_runs(joined, len(data), stride, head)
         frames: list[tuple[bytes | None, memoryview]] = []
         used = 0
         opening = [int(number) for number in np.flatnonzero(~joined)]
@@ -166,6 +172,23 @@ class Merger:
         if not joined[1:count].all():
             joined[1:count] &= self._like_the_first(heads, head)[1:]
         return joined
+
+    def _end_long_runs(self, joined: Flags, octets: int, stride: int, head: _Head) -> None:
+        """Begin anew where a superframe would become too long, or the output full.
+
+        No UDP receive gives so much, so this need not be fast.
+        """
+        used = length = 0
+        for number in np.flatnonzero(joined):
+            if not joined[number - 1]:
+                used, length = used + length, head.head_len + head.size
+            payload = min(stride, octets - int(number) * stride) - self._prefix_len - head.head_len
+            if length + payload <= min(_SUPERFRAME_MAX, len(self._out_view) - used):
+                length += payload
+                continue
+            if not joined[number - 1]:
+                length = 0  # The one before it stays alone.
+            joined[number] = False
 
     def _sums(
         self, data: memoryview, stride: int, count: int, short: int, head: _Head
