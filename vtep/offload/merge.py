@@ -132,7 +132,8 @@ class Merger:
         joined = np.zeros(count, np.bool_)
         skip = self._prefix_len
         where = head.where
-        short = len(data) - (count - 1) * stride
+        # What follows may be a datagram too short for its prefix, which holds no frame.
+        short = min(stride, len(data) - (count - 1) * stride)
         if short <= skip + head.head_len:
             count -= 1  # The last one has no payload, or no whole header: it stays alone.
             short = stride
