@@ -9,8 +9,9 @@ The rule is that nobody can tell: `Splitter` gives exactly the segments that wer
 neighbours are merged, never across a frame between them, and only where every octet of the headers
 is what a sender that was segmenting would have written: lengths, sequence numbers and IPv4
 identifications that follow each other, equal acknowledgements, windows, options, TTLs and ECN,
-flags that say nothing in the middle. A frame whose checksum is wrong is passed on alone, unmended.
-What is refused, and why, follows wireguard-go's and the kernel's lists (net/ipv4/tcp_offload.c).
+flags that say nothing in the middle. A frame whose checksum is wrong is passed on alone and as it
+is. What is refused, and why, follows wireguard-go's lists and the kernel's, in
+net/ipv4/tcp_offload.c.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -51,23 +52,6 @@ class _Head(NamedTuple):
     where: inet.Transport
     head_len: int
     size: int
-
-
-def uniform(data: memoryview, stride: int, width: int) -> list[tuple[int, int]]:
-    """Where runs of datagrams begin and end whose first `width` octets are the same.
-
-    Datagrams lie `stride` octets apart in `data`, which ends with the last one.
-    """
-    rows = max(0, (len(data) - width) // stride + 1)
-    heads: Octets = np.ndarray((rows, width), np.uint8, data, 0, (stride, 1))
-    if rows * stride >= len(data) and (heads == heads[:1]).all():
-        return [(0, len(data))]
-    begins = [
-        number * stride
-        for number in range(-(-len(data) // stride))
-        if not 0 < number < rows or (heads[number] != heads[number - 1]).any()
-    ]
-    return list(zip(begins, [*begins[1:], len(data)], strict=True))
 
 
 class Merger:
@@ -148,7 +132,8 @@ class Merger:
         mask = self._mask(head)
         alike = ((heads[1:] ^ heads[:-1]) & mask == 0).all(axis=1)
 
-        # Each for itself: lengths, checksums, flags.
+        # Each for itself: lengths, checksums, flags. 0 and 0xFFFF are one number to a checksum, but
+        # a split writes only one of them.
         ip = where.ip_offset
         room = np.full(count, stride - skip, np.int64)
         room[-1] = short - skip
@@ -156,6 +141,7 @@ class Merger:
         if where.version == 4:
             good &= column(ip + 2) == room - ip
             good &= row_sums(data[skip + ip :], count, stride, inet.IP_HEADER_MIN[4]) == 0
+            good &= column(ip + 10) != 0xFFFF
             ids = column(ip + 4)
             alike &= (ids[1:] - ids[:-1]) & 0xFFFF == 1
         else:
@@ -163,6 +149,7 @@ class Merger:
         if where.protocol == inet.TCP:
             flags = column(where.offset + inet.TCP_FLAGS, "u1")
             good &= flags & (~_HARMLESS | inet.TCP_FLAG_ACK) == inet.TCP_FLAG_ACK
+            good &= column(where.offset + inet.CHECKSUM_OFFSET[inet.TCP]) != 0xFFFF
             alike &= (flags[:-1] & _CLOSING | flags[1:] & _OPENING) == 0
             sequences = column(where.offset + 4, ">u4")
             alike &= (sequences[1:] - sequences[:-1]) & 0xFFFF_FFFF == head.size
