@@ -1,0 +1,579 @@
+"""merge: which neighbours become a superframe, and what is passed on as it is.
+
+A row of the table says how the frames of a burst differ from segments in a row, and how long the
+runs are that are merged of them. What the runs look like is what the twin makes of them, and the
+split twin gives the input back.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit import twins
+from tests.unit.twins import (
+    ACK,
+    BASIC,
+    CWR,
+    ECE,
+    FIN,
+    GARBAGE,
+    GSO_ECN,
+    GSO_TYPE,
+    KINDS,
+    PSH,
+    RST,
+    SYN,
+    UDP,
+    URG,
+    Burst,
+    Frame,
+    Merged,
+    burst_of,
+    bursts,
+    corrupted,
+    train,
+)
+from vtep.offload.merge import Merger
+from vtep.wire import virtio
+
+Changes = dict[str, Any]
+
+TCPS = ("tcp4", "tcp6")
+UDPS = ("udp4", "udp6")
+V4 = ("tcp4", "udp4")
+V6 = ("tcp6", "udp6")
+ALL = (*TCPS, *UDPS)
+
+
+def merge(burst: Burst, merger: Merger | None = None, *, uso: bool = True) -> Merged:
+    """What the merger gives, as octets: the views are good until the next call only."""
+    merger = merger or Merger(burst.prefix_len, uso=uso)
+    return octets(merger.merge(memoryview(burst.data), burst.stride))
+
+
+def octets(frames: Sequence[tuple[bytes | None, memoryview]]) -> Merged:
+    # A datagram that ends with its prefix may give an empty frame, or none.
+    return [(header, bytes(frame)) for header, frame in frames if len(frame)]
+
+
+def run_lengths(merged: Merged) -> list[int]:
+    return [len(expand([pair])) for pair in merged]
+
+
+def expand(merged: Merged) -> list[bytes]:
+    """The frames that a receiver sees: superframes segmented, others as they are."""
+    frames: list[bytes] = []
+    for header, frame in merged:
+        if header is None:
+            frames.append(frame)
+        else:
+            segments = twins.split(frame, virtio.unpack(header))
+            assert segments is not None
+            frames += segments
+    return frames
+
+
+def assert_same(seen: Sequence[bytes], sent: Sequence[bytes]) -> None:
+    """Nobody can tell, but for checksums that were still to be finished."""
+    assert len(seen) == len(sent)
+    for one, two in zip(seen, sent, strict=True):
+        assert one == two or one == twins.finish(two)
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """Changes to single frames of a train of four, by their number, and the runs that remain."""
+
+    name: str
+    kinds: tuple[str, ...]
+    changes: dict[int, Changes]
+    runs: list[int]
+
+
+def every(**changes: Any) -> dict[int, Changes]:
+    return dict.fromkeys(range(4), changes)
+
+
+def one(**changes: Any) -> dict[int, Changes]:
+    return {1: changes}
+
+
+def later(**changes: Any) -> dict[int, Changes]:
+    return {2: changes, 3: changes}
+
+
+def last(**changes: Any) -> dict[int, Changes]:
+    return {3: changes}
+
+
+WHOLE, ALONE, SINGLE, HALVES, TAIL = [4], [1, 1, 1, 1], [1, 1, 2], [2, 2], [3, 1]
+
+OTHERS: dict[str, tuple[tuple[str, ...], Changes]] = {
+    "M9-ttl": (ALL, {"ttl": 63}),
+    "M9-tos": (ALL, {"tos": 0x04}),
+    "M9-tos-high": (V4, {"tos": 0x40}),
+    "M19-timestamp": (TCPS, {"options": b"\1\1\x08\x0a" + bytes([0, 0, 0, 2, 0, 0, 0, 1])}),
+    "M19-order": (TCPS, {"options": b"\x08\x0a" + bytes([0, 0, 0, 1, 0, 0, 0, 1]) + b"\1\1"}),
+    "M20-ce": (ALL, {"tos": 0x03}),
+    "M20-ect": (ALL, {"tos": 0x02}),
+    "M20-ece": (TCPS, {"flags": ACK | ECE}),
+    "M23-window": (TCPS, {"window": 501}),
+    "M23-ack": (TCPS, {"ack": 10}),
+    "M23-urgent": (TCPS, {"urgent": 1}),
+    "M24-flow-label-low": (V6, {"label": 0x00001}),
+    "M24-flow-label-high": (V6, {"label": 0x80000}),
+    "M31-source": (ALL, {"src": b"\2\0\0\0\0\x0c"}),
+    "M31-destination": (ALL, {"dst": b"\2\0\0\0\0\x0c"}),
+    "M31-address": (ALL, {"source": 2}),
+    "M31-source-port": (ALL, {"sport": 40001}),
+    "M31-destination-port": (ALL, {"dport": 81}),
+}
+"""What makes another flow: two such in a row may be merged, but not with the others."""
+
+LIES_OTHERWISE: dict[str, tuple[tuple[str, ...], Changes]] = {
+    "M9-df": (V4, {"fragment": 0}),
+    "M9-reserved": (V4, {"fragment": 0xC000}),
+    "M9-traffic-class": (V6, {"tos": 0x40}),
+    "M19-reserved": (TCPS, {"reserved": 1}),
+    "M31-tag": (ALL, {"tags": ((0x8100, 6),)}),
+    "M31-priority": (ALL, {"tags": ((0x8100, 0x2005),)}),
+    "M31-tag-type": (ALL, {"tags": ((0x88A8, 5),)}),
+}
+"""The same, but not even two of them are merged: their headers lie otherwise than the first's."""
+
+UNSOUND: dict[str, tuple[tuple[str, ...], Changes]] = {
+    "M7-checksum": (ALL, {"bad_checksum": 1}),
+    "M7-checksum-low": (ALL, {"bad_checksum": 0x80}),
+    "M7-checksum-high": (ALL, {"bad_checksum": 0x100}),
+    "M7-checksum-zero": (TCPS, {"checksum": 0}),
+    "M7-checksum-ones": (ALL, {"checksum": 0xFFFF}),
+    "M7-ip-checksum": (V4, {"bad_ip_checksum": 1}),
+    "M7-ip-checksum-high": (V4, {"bad_ip_checksum": 0x100}),
+    "M7-both-checksums": (V4, {"bad_ip_checksum": 1, "bad_checksum": 0xFFFE}),
+    "M7-partial-ip-checksum": (V4, {"partial": True, "bad_ip_checksum": 1}),
+    "M17-syn": (TCPS, {"flags": ACK | SYN}),
+    "M17-rst": (TCPS, {"flags": ACK | RST}),
+    "M17-urg": (TCPS, {"flags": ACK | URG}),
+    "M17-no-ack": (TCPS, {"flags": 0}),
+    "M17-psh-without-ack": (TCPS, {"flags": PSH}),
+    "M28-no-checksum": (UDPS, {"checksum": 0}),
+    "M29-udp-longer": (UDPS, {"udp_longer": 1}),
+    "M29-udp-shorter": (UDPS, {"udp_longer": -1}),
+    "M29-udp-longer-by-256": (UDPS, {"udp_longer": 256}),
+    "M29-udp-zero": (UDPS, {"udp_longer": -108}),
+    "M29-ip-longer": (ALL, {"longer": 1}),
+    "M29-ip-longer-by-256": (ALL, {"longer": 256}),
+}
+"""What is never merged, not with its like either."""
+
+PADDED = {"payload": b"p" * 99, "padding": b"\0"}
+
+ROWS = [
+    Row("M1-well-formed", ALL, {}, WHOLE),
+    Row("M1-tags", ALL, every(tags=((0x88A8, 5), (0x8100, 6))), WHOLE),
+    Row("M1-options", TCPS, every(options=b"\1" * 40), WHOLE),
+    Row("M1-all-marks", TCPS, every(tos=0xFF, flags=ACK | ECE, reserved=15, urgent=9), WHOLE),
+    Row("M1-fragment-bits", V4, every(fragment=0xC000), WHOLE),
+    Row("M1-no-df", V4, every(fragment=0), WHOLE),
+    Row("M4-ip-options", V4, every(between=b"\1\1\1\1"), ALONE),
+    Row("M6-push", TCPS, one(flags=ACK | PSH), HALVES),
+    Row("M6-push-each", TCPS, every(flags=ACK | PSH), ALONE),
+    Row("M6-push-first", TCPS, {0: {"flags": ACK | PSH}}, TAIL[::-1]),
+    Row("M6-push-last", TCPS, last(flags=ACK | PSH), WHOLE),
+    Row("M8-out-of-order", TCPS, {0: {"seq": 101}, 1: {"seq": 1}}, SINGLE),
+    Row("M8-backwards", TCPS, {n: {"seq": 301 - 100 * n} for n in range(4)}, ALONE),
+    Row("M9-fragments", V4, every(fragment=0x2000), ALONE),
+    Row("M9-more-fragments", V4, one(fragment=0x6000), SINGLE),
+    Row("M9-fragment-offset", V4, one(fragment=0x4001), SINGLE),
+    Row("M9-far-fragment", V4, one(fragment=0x5000), SINGLE),
+    Row("M10-shorter-tail", ALL, last(payload=b"p" * 99), WHOLE),
+    Row("M10-odd-tail", ALL, last(payload=b"p" * 77), WHOLE),
+    Row("M10-tail-of-one", ALL, last(payload=b"p"), WHOLE),
+    Row("M16-pure-acks", TCPS, every(payload=b""), ALONE),
+    Row("M16-empty-datagrams", UDPS, every(payload=b""), ALONE),
+    Row("M16-pure-ack-last", TCPS, last(payload=b""), TAIL),
+    Row("M16-empty-datagram-last", UDPS, last(payload=b""), TAIL),
+    Row("M16-duplicate", TCPS, every(seq=1), ALONE),
+    Row("M18-one-less", TCPS, later(seq=200), SINGLE[::-1]),
+    Row("M18-one-more", TCPS, {1: {"seq": 102}, 2: {"seq": 202}}, [1, 2, 1]),
+    Row("M18-far", TCPS, one(seq=101 + 0x10000), SINGLE),
+    Row("M18-farther", TCPS, one(seq=101 + 0x1000000), SINGLE),
+    Row("M19-none", TCPS, one(options=b""), SINGLE),
+    Row("M21-fixed", V4, every(ident=7), ALONE),
+    Row("M21-fixed-no-df", V4, every(ident=0, fragment=0), ALONE),
+    Row("M21-pair-then-fixed", V4, {n: {"ident": 7 + min(n, 1)} for n in range(4)}, [2, 1, 1]),
+    Row("M21-skips-one", V4, {2: {"ident": 10}, 3: {"ident": 11}}, HALVES),
+    Row("M21-backwards", V4, {n: {"ident": 9 - n} for n in range(4)}, ALONE),
+    Row("M21-high-octet", V4, one(ident=0x108), SINGLE),
+    Row("M21-wraps", V4, {n: {"ident": (0xFFFE + n) % 2**16} for n in range(4)}, WHOLE),
+    Row("M22-hop-by-hop", V6, every(between=b"\0\0\1\4\0\0\0\0"), ALONE),
+    Row("M22-destination", V6, every(between=b"\0\0\1\4\0\0\0\0", extension=60), ALONE),
+    Row("M22-one-hop-by-hop", V6, one(between=b"\0\0\1\4\0\0\0\0"), SINGLE),
+    Row("M22-fragment", V6, every(between=b"\0\0\0\1\0\0\0\1", extension=44), ALONE),
+    Row("M25-wraps", TCPS, {n: {"seq": 0xFFFF_FF9C + 100 * n} for n in range(4)}, WHOLE),
+    Row("M25-wraps-inside", TCPS, {n: {"seq": 0xFFFF_FF00 + 100 * n} for n in range(4)}, WHOLE),
+    Row("M26-fin-last", TCPS, last(flags=ACK | FIN), WHOLE),
+    Row("M26-fin-push-last", TCPS, last(flags=ACK | FIN | PSH, payload=b"p"), WHOLE),
+    Row("M26-fin-inside", TCPS, one(flags=ACK | FIN), HALVES),
+    Row("M27-other-version", V4, one(version=6), SINGLE),
+    Row("M27-other-protocol", ("tcp4",), one(protocol=UDP), SINGLE),
+    Row("M28-one-after", UDPS, last(checksum=0), TAIL),
+    Row("M30-padding", ALL, every(**PADDED), ALONE),
+    Row("M30-padding-last", ALL, last(payload=b"p" * 9, padding=bytes(6)), TAIL),
+    Row("M30-padding-other-than-zeros", ALL, last(payload=b"p" * 9, padding=b"leak"), TAIL),
+    Row("M30-one-padded", ALL, one(**PADDED), SINGLE),
+    Row("cwr-first", TCPS, {0: {"flags": ACK | CWR}}, WHOLE),
+    Row("cwr-first-push-last", TCPS, {0: {"flags": ACK | CWR}, 3: {"flags": ACK | PSH}}, WHOLE),
+    Row("cwr-inside", TCPS, {2: {"flags": ACK | CWR}}, HALVES),
+    Row("cwr-each", TCPS, every(flags=ACK | CWR), ALONE),
+    Row("cwr-and-push", TCPS, {2: {"flags": ACK | CWR | PSH}}, [2, 1, 1]),
+    Row("partial-each", ALL, every(partial=True), WHOLE),
+    Row("partial-one", ALL, one(partial=True), WHOLE),
+    Row("partial-last", ALL, last(partial=True, payload=b"p" * 9), WHOLE),
+    Row("partial-and-syn", TCPS, one(partial=True, flags=ACK | SYN), SINGLE),
+    Row("partial-and-udp-longer", UDPS, one(partial=True, udp_longer=1), SINGLE),
+    *(
+        row
+        for name, (kinds, changes) in OTHERS.items()
+        for row in (
+            Row(f"{name}-one", kinds, one(**changes), SINGLE),
+            Row(f"{name}-later", kinds, later(**changes), HALVES),
+        )
+    ),
+    *(
+        row
+        for name, (kinds, changes) in LIES_OTHERWISE.items()
+        for row in (
+            Row(f"{name}-one", kinds, one(**changes), SINGLE),
+            Row(f"{name}-later", kinds, later(**changes), [2, 1, 1]),
+            Row(f"{name}-each", kinds, every(**changes), WHOLE),
+        )
+    ),
+    *(
+        row
+        for name, (kinds, changes) in UNSOUND.items()
+        for row in (
+            Row(f"{name}-first", kinds, {0: changes}, TAIL[::-1]),
+            Row(f"{name}-one", kinds, one(**changes), SINGLE),
+            Row(f"{name}-last", kinds, last(**changes), TAIL),
+            Row(f"{name}-each", kinds, every(**changes), ALONE),
+        )
+        # Nothing is merged where the first has not the octets it says it has.
+        if not (row.name.startswith("M29-ip") and row.name.endswith("first"))
+    ),
+]
+"""Every frame is tagged and has a timestamp unless its row says otherwise."""
+
+
+def rows() -> list[Any]:
+    return [pytest.param(row, kind, id=f"{row.name}-{kind}") for row in ROWS for kind in row.kinds]
+
+
+def burst_for(row: Row, kind: str) -> Burst:
+    options = b"\1\1\x08\x0a" + bytes([0, 0, 0, 1, 0, 0, 0, 1])
+    base = Frame(*KINDS[kind], tags=((0x8100, 5),), options=options)
+    frames = [replace(f, **row.changes.get(n, {})) for n, f in enumerate(train(base, 4, 100))]
+    built = [frame.build() for frame in frames]
+    # A frame that has become longer or shorter inside of the burst can't be in it as it is.
+    length = len(built[0])
+    return burst_of([*(f[:length].ljust(length, b"\0") for f in built[:-1]), built[-1][:length]])
+
+
+@pytest.mark.parametrize(("row", "kind"), rows())
+def test_row(row: Row, kind: str) -> None:
+    burst = burst_for(row, kind)
+    merged = merge(burst)
+    assert run_lengths(merged) == row.runs
+    assert [header is None for header, _ in merged] == [length == 1 for length in row.runs]
+    assert merged == twins.merge(burst.frames)
+    assert_same(expand(merged), burst.frames)
+
+
+def test_row_names_are_unique() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+# --- superframes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("flags", [ACK, ACK | CWR, ACK | ECE])
+def test_virtio_header(kind: str, flags: int) -> None:
+    frames = train(Frame(*KINDS[kind], flags=flags), 2, 100, last=9)
+    frames[1] = replace(frames[1], flags=flags & ~CWR)
+    ((header, frame),) = merge(burst_of(frames))
+    ecn = GSO_ECN if flags & CWR and frames[0].protocol == twins.TCP else 0
+    at, field = {"tcp4": (34, 16), "tcp6": (54, 16), "udp4": (34, 6), "udp6": (54, 6)}[kind]
+    gso_type = GSO_TYPE[KINDS[kind]] | ecn
+    expected = (1, gso_type, frames[0].head_len, 100, at, field)
+    assert header == struct.pack("=BBHHHH", *expected)
+    whole = replace(
+        frames[0], payload=frames[0].payload + frames[1].payload, flags=flags, partial=True
+    )
+    assert frame == whole.build()
+
+
+@pytest.mark.parametrize("kind", UDPS)
+def test_udp_without_uso(kind: str) -> None:
+    # M2
+    burst = burst_of(train(Frame(*KINDS[kind]), 4, 100))
+    assert merge(burst, uso=False) == [(None, frame) for frame in burst.frames]
+
+
+@pytest.mark.parametrize("kind", TCPS)
+def test_tcp_without_uso(kind: str) -> None:
+    burst = burst_of(train(Frame(*KINDS[kind]), 4, 100))
+    assert run_lengths(merge(burst, uso=False)) == [4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_short(kind: str) -> None:
+    # M3: every length that a header can be cut to, with the same in every datagram.
+    whole = Frame(*KINDS[kind], tags=((0x8100, 5),), payload=b"").build()
+    for length in range(1, len(whole) + 1):
+        burst = burst_of([whole[:length]] * 3)
+        assert merge(burst) == [(None, whole[:length])] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_cut_short(kind: str) -> None:
+    # M3: the last datagram is cut to every length; also to less than its prefix.
+    burst = burst_of(train(Frame(*KINDS[kind]), 3, 20))
+    merger = Merger(8, uso=True)
+    for cut in range(1, burst.stride):
+        data = memoryview(burst.data)[:-cut]
+        frames = [*burst.frames[:2], burst.frames[2][:-cut]][: 2 + (burst.stride - cut > 8)]
+        merged = octets(merger.merge(data, burst.stride))
+        assert merged == twins.merge(frames)
+        assert run_lengths(merged) == [2, 1][: len(frames) - 1]
+
+
+@pytest.mark.parametrize("protocol", [1, 47, 58, 132])
+@pytest.mark.parametrize("version", [4, 6])
+def test_other_protocols(version: int, protocol: int) -> None:
+    # M4
+    frames = [bytearray(frame) for frame in twins.build(train(Frame(version), 3, 100))]
+    for frame in frames:
+        frame[23 if version == 4 else 20] = protocol
+    burst = burst_of([bytes(frame) for frame in frames])
+    assert merge(burst) == [(None, frame) for frame in burst.frames]
+
+
+def test_interleaved_flows() -> None:
+    # M5: only neighbours are merged, and the order is that of arrival.
+    flows = {name: train(Frame(sport=ord(name)), 3, 100) for name in "abc"}
+    order = ["a0", "b0", "b1", "a1", "a2", "c0", "b2", "c1", "c2"]
+    burst = burst_of([flows[name[0]][int(name[1])] for name in order])
+    merged = merge(burst)
+    assert run_lengths(merged) == [1, 2, 2, 1, 1, 2]
+    assert expand(merged) == burst.frames
+
+
+def test_flows_of_four_kinds() -> None:
+    # M5: of one size, but only those whose headers lie as the first's are merged.
+    sizes = {"tcp4": 68, "tcp6": 48, "udp4": 80, "udp6": 60}
+    for first in KINDS:
+        frames = [
+            frame
+            for kind in sorted(KINDS, key=lambda kind: kind != first)
+            for frame in train(Frame(*KINDS[kind]), 3, sizes[kind])
+        ]
+        burst = burst_of(frames)
+        merged = merge(burst)
+        assert run_lengths(merged) == [3] + [1] * 9
+        assert expand(merged) == burst.frames
+        without = [3] if first in TCPS else [1, 1, 1]
+        assert run_lengths(merge(burst, uso=False)) == without + [1] * 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("over", "runs"), [(0, [7]), (1, [6, 1])])
+def test_longest_superframe(kind: str, over: int, runs: list[int]) -> None:
+    # M11, M12: a frame of 65,535 octets, and one octet more.
+    base = Frame(*KINDS[kind])
+    room = 0xFFFF - base.head_len - 6 * 10_000 + over
+    burst = burst_of(train(base, 7, 10_000, last=room))
+    merged = merge(burst)
+    assert run_lengths(merged) == runs
+    assert len(merged[0][1]) == (0xFFFF if not over else base.head_len + 60_000)
+    assert merged == twins.merge(burst.frames)
+    assert expand(merged) == burst.frames
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_than_a_superframe(kind: str) -> None:
+    # M11: it begins again, as often as it takes.
+    base = Frame(*KINDS[kind])
+    burst = burst_of(train(base, 99, 1448, last=5))
+    merged = merge(burst, Merger(8, uso=True, capacity=1 << 18))
+    assert run_lengths(merged) == [45, 45, 9]
+    assert expand(merged) == burst.frames
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_room(kind: str) -> None:
+    # M12: what finds no room is passed on as it is.
+    base = Frame(*KINDS[kind])
+    frames = [*train(base, 4, 100), *train(replace(base, sport=5), 3, 100), *train(base, 4, 100)]
+    burst = burst_of(frames)
+    need = [base.head_len + 400, base.head_len + 300, base.head_len + 400]
+    for capacity in (sum(need), sum(need) - 1, sum(need[:2]), need[0] + 1, need[0] - 1, 99, 0):
+        merged = merge(burst, Merger(8, uso=True, capacity=capacity))
+        assert merged == twins.merge(burst.frames, capacity=capacity)
+        assert expand(merged) == burst.frames
+    assert run_lengths(merge(burst, Merger(8, uso=True, capacity=sum(need) - 1))) == [4, 3, 3, 1]
+
+
+def test_bad_first_leaves_no_header_behind() -> None:
+    # M13: also where the burst before it has left one.
+    merger = Merger(8, uso=True)
+    frames = train(Frame(), 4, 100)
+    assert run_lengths(merge(burst_of(frames), merger)) == [4]
+    frames[0] = replace(frames[0], bad_checksum=1)
+    merged = merge(burst_of(frames), merger)
+    assert merged[0] == (None, frames[0].build())
+    assert run_lengths(merged) == [1, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_repeated(kind: str) -> None:
+    # M14
+    burst = burst_of(train(Frame(*KINDS[kind]), 4, 99))
+    merger = Merger(8, uso=True)
+    assert merge(burst, merger) == merge(burst, merger) == merge(burst)
+
+
+def test_more_shapes_than_it_remembers() -> None:
+    merger = Merger(8, uso=True)
+    shapes = [
+        Frame(*kind, tags=((0x8100, 5),) * tags, options=bytes(4 * words))
+        for kind in KINDS.values()
+        for words in range(11)
+        for tags in range(3)
+    ]
+    for base in [*shapes, *shapes[:3]]:
+        assert run_lengths(merge(burst_of(train(base, 3, 20)), merger)) == [3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_checksums_stay_wrong(kind: str) -> None:
+    # One of each sum that a frame can have: none but the right one (0 for a partial one) merges.
+    frames = train(Frame(*KINDS[kind]), 3, 20)
+    right = burst_of(frames)
+    for bit in range(16):
+        frames[1] = replace(frames[1], bad_checksum=1 << bit)
+        burst = burst_of(frames)
+        assert merge(burst) == [(None, frame) for frame in burst.frames]
+    assert run_lengths(merge(right)) == [3]
+
+
+def zero_checksum(base: Frame, field: str) -> list[Frame]:
+    """A train whose second frame has a right checksum of zero, or all ones where UDP has that."""
+    frames = train(base, 3, 20)
+    frame = frames[1]
+    at = (
+        frame.shape.ip + 10 if field == "ip" else frame.shape.upper + 16 - 10 * (frame.protocol > 6)
+    )
+    (value,) = struct.unpack_from("!H", replace(frame, payload=bytes(20)).build(), at)
+    if field != "ip":
+        frames[1] = replace(frame, payload=struct.pack("!H", value) + bytes(18))
+        return frames
+    return [replace(f, ident=(f.ident + value) % 0xFFFF) for f in frames]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("field", ["ip", "transport"])
+def test_two_ways_to_write_zero(kind: str, field: str) -> None:
+    """0 and 0xFFFF are one number, but a split writes only one of them."""
+    base = Frame(*KINDS[kind])
+    if field == "ip" and base.version == 6:
+        base = replace(base, label=1)  # It has no checksum, so that there is nothing to refuse.
+        assert run_lengths(merge(burst_of(train(base, 3, 20)))) == [3]
+        return
+    frames = zero_checksum(base, field)
+    burst = burst_of(frames)
+    assert run_lengths(merge(burst)) == [3]
+    assert expand(merge(burst)) == burst.frames
+    zero = field == "ip" or base.protocol == twins.TCP
+    name = "ip_checksum" if field == "ip" else "checksum"
+    changes: Changes = {name: 0 if zero else 0xFFFF}
+    assert replace(frames[1], **changes).build() == frames[1].build()
+    other: Changes = {name: 0xFFFF if zero else 0}
+    frames[1] = replace(frames[1], **other)
+    assert run_lengths(merge(burst_of(frames))) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_views(version: int) -> None:
+    """A lone frame is a view of the input, and superframes do not overwrite each other."""
+    frames = train(Frame(version), 4, 100)
+    frames[1] = replace(frames[1], flags=ACK | PSH)
+    burst = burst_of([*frames, replace(frames[0], flags=ACK | RST)])
+    data = bytearray(burst.data)
+    merged = Merger(8, uso=True).merge(memoryview(data), burst.stride)
+    assert octets(merged) == twins.merge(burst.frames)
+    data[:] = bytes(len(data))
+    assert not any(merged[-1][1])
+    assert octets(merged)[:2] == twins.merge(burst.frames)[:2]
+
+
+def test_nothing() -> None:
+    for stride in (1, 8, 1500):
+        assert Merger(8, uso=True).merge(memoryview(b""), stride) == []
+
+
+# --- at random --------------------------------------------------------------------------------
+
+
+@BASIC
+@given(bursts(), st.booleans())
+def test_any_burst(burst: Burst, uso: bool) -> None:
+    merged = merge(burst, uso=uso)
+    frames = [frame for frame in burst.frames if frame]
+    assert merged == twins.merge(frames, uso=uso)
+    assert_same(expand(merged), frames)
+
+
+@BASIC
+@given(corrupted())
+def test_any_corruption(burst: Burst) -> None:
+    merged = merge(burst)
+    assert merged == twins.merge(burst.frames)
+    assert_same(expand(merged), burst.frames)
+
+
+@BASIC
+@given(st.lists(st.one_of(bursts(), corrupted()), min_size=2, max_size=4))
+def test_one_merger_for_many(several: list[Burst]) -> None:
+    merger = Merger(8, uso=True, capacity=1 << 14)
+    for burst in [*several, *several]:
+        merged = merge(
+            burst._replace(prefix_len=8, stride=burst.stride - burst.prefix_len + 8), merger
+        )
+        frames = [frame for frame in burst.frames if frame]
+        assert merged == twins.merge(frames, capacity=1 << 14)
+
+
+@BASIC
+@given(GARBAGE, st.integers(1, 400), st.sampled_from([0, 8, 50]), st.sampled_from([1 << 17, 99]))
+def test_any_octets(data: bytes, stride: int, prefix_len: int, capacity: int) -> None:
+    merged = octets(Merger(prefix_len, uso=True, capacity=capacity).merge(memoryview(data), stride))
+    datagrams = [data[at : at + stride] for at in range(0, len(data), stride)]
+    frames = [datagram[prefix_len:] for datagram in datagrams if datagram[prefix_len:]]
+    assert merged == twins.merge(frames, capacity=capacity)
+    assert_same(expand(merged), frames)
+
+
+@pytest.mark.parametrize("tags", [16_390, 17_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_tags_than_a_virtio_header_can_tell(kind: str, tags: int) -> None:
+    burst = burst_of(train(Frame(*KINDS[kind], tags=((0x8100, 5),) * tags), 3, 20))
+    merged = merge(burst, Merger(8, uso=True, capacity=1 << 20))
+    assert merged == [(None, frame) for frame in burst.frames]
