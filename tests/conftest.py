@@ -3,8 +3,6 @@
 import pytest
 from hypothesis import settings
 
-
-
 settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
 settings.load_profile("pyvtep")
 

@@ -133,7 +133,7 @@ def _interface(value: object) -> Interface:
             f"--address {value}: is not an address with a prefix length, such as 10.0.0.1/24"
         )
     ip, network = interface.ip, interface.network
-    scoped = isinstance(ip, IPv6Address) and ip.scope_id is not None
+    scoped = isinstance(interface, IPv6Interface) and interface.scope_id is not None
     if ip.is_multicast or ip.is_unspecified or ip.is_loopback or scoped:
         raise ConfigError(f"--address {interface}: is not an address that a host can have there")
     if ip.version == 4 and network.prefixlen < 31:
@@ -150,7 +150,7 @@ def _interfaces(value: str | Interface | Iterable[str | Interface]) -> tuple[Int
 
 def _mac(value: str | bytes) -> bytes:
     try:
-        mac = value if isinstance(value, bytes) else ethernet.parse_mac(value)
+        mac = ethernet.parse_mac(value) if isinstance(value, str) else bytes(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--mac {value!s}: {error}") from None
     if len(mac) != ethernet.MAC_LEN or ethernet.is_group(mac) or mac == ethernet.MAC_ZERO:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import pytest
-from craft import MAC_A, MAC_B, mac
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.unit.craft import MAC_A, MAC_B, mac
 from vtep.fdb import Entry, Fdb, Learned, Remote
 
 ONE = Remote("192.0.2.1", 4789)

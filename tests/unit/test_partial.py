@@ -8,7 +8,13 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from craft import (
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet6 import IPv6ExtHdrFragment, IPv6ExtHdrRouting
+from scapy.packet import Packet, Raw
+
+from tests.unit.craft import (
     HOSTILE,
     V4_A,
     V4_B,
@@ -29,12 +35,6 @@ from craft import (
     tcp,
     udp,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IPOption_NOP
-from scapy.layers.inet6 import IPv6ExtHdrFragment, IPv6ExtHdrRouting
-from scapy.packet import Packet, Raw
-
 from vtep.config import MTU_MAX
 from vtep.counters import Counters
 from vtep.offload.partial import SegmentSizes, virtio_header

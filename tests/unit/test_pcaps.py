@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from craft import finish, mac, parse_virtio
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapReader
 
+from tests.unit.craft import finish, mac, parse_virtio
 from vtep.counters import Counters, Drop
 from vtep.fdb import Fdb, Remote
 from vtep.offload.partial import SegmentSizes, virtio_header

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from itertools import combinations
 
 import pytest
-from craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
 from vtep.counters import Drop
 from vtep.fdb import Fdb, Learned, Remote
 from vtep.switch import Segment, Switch

@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from craft import VALID, loop_sum
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 from scapy.utils import checksum as scapy_checksum
 
+from tests.unit.craft import VALID, loop_sum
 from vtep.wire import checksum
 
 

@@ -1,12 +1,12 @@
 """ethernet: MAC addresses as text, and where the network layer begins."""
 
 import pytest
-from craft import BROADCAST, HOSTILE, MAC_A, VALID, ether, ip4, ip6, mac, udp
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
+from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, VALID, ether, ip4, ip6, mac, udp
 from vtep.wire import ethernet
 
 MACS = st.binary(min_size=6, max_size=6)

@@ -5,7 +5,14 @@ from itertools import combinations
 from zlib import crc32
 
 import pytest
-from craft import (
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet6 import IPv6ExtHdrFragment
+from scapy.layers.l2 import ARP
+from scapy.packet import Packet, Raw
+
+from tests.unit.craft import (
     BROADCAST,
     HOSTILE,
     MAC_A,
@@ -19,13 +26,6 @@ from craft import (
     tcp,
     udp,
 )
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IPOption_NOP
-from scapy.layers.inet6 import IPv6ExtHdrFragment
-from scapy.layers.l2 import ARP
-from scapy.packet import Packet, Raw
-
 from vtep.wire.flow import flow_hash
 
 PORTS = st.binary(min_size=4, max_size=4)

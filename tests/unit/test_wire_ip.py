@@ -3,7 +3,14 @@
 import struct
 
 import pytest
-from craft import (
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrRouting, PadN
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet, Raw
+
+from tests.unit.craft import (
     HOSTILE,
     VALID,
     dest,
@@ -16,13 +23,6 @@ from craft import (
     tcp,
     udp,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrRouting, PadN
-from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Packet, Raw
-
 from vtep.wire import ip
 
 NOPS = [IPOption_NOP()]

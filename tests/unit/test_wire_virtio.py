@@ -2,10 +2,10 @@
 
 import struct
 
-from craft import parse_virtio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.craft import parse_virtio
 from vtep.wire import virtio
 
 U16 = st.integers(0, 0xFFFF)

@@ -54,6 +54,23 @@ class _Head(NamedTuple):
     size: int
 
 
+def uniform(data: memoryview, stride: int, width: int) -> list[tuple[int, int]]:
+    """Where runs of datagrams begin and end whose first `width` octets are the same.
+
+    Datagrams lie `stride` octets apart in `data`, which ends with the last one.
+    """
+    rows = max(0, (len(data) - width) // stride + 1)
+    heads: Octets = np.ndarray((rows, width), np.uint8, data, 0, (stride, 1))
+    if rows * stride >= len(data) and (heads == heads[:1]).all():
+        return [(0, len(data))]
+    begins = [
+        number * stride
+        for number in range(-(-len(data) // stride))
+        if not 0 < number < rows or (heads[number] != heads[number - 1]).any()
+    ]
+    return list(zip(begins, [*begins[1:], len(data)], strict=True))
+
+
 class Merger:
     """Merges bursts of encapsulated frames; `prefix_len` octets before each are not its concern.
 
