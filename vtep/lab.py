@@ -42,7 +42,9 @@ class Host:
         if not _echoes(self._holder):
             self.close()
             raise VtepError("no privilege to make a network namespace: run as root")
-        self.namespace = Path(f"/proc/{self._holder.pid}/ns/net")
+        self.pid = str(self._holder.pid)
+        """Of a process in the namespace, by which `ip link` knows the namespace."""
+        self.namespace = Path(f"/proc/{self.pid}/ns/net")
         self.run("ip", "link", "set", "lo", "up")
 
     def _argv(self, command: tuple[str, ...]) -> list[str]:
@@ -108,7 +110,7 @@ class Lab(ExitStack):
         """Join two hosts by a veth pair whose ends both have the name `device`, and set it up."""
         left.run(
             *("ip", "link", "add", device, "mtu", str(mtu), "type", "veth"),
-            *("peer", "name", device, "mtu", str(mtu), "netns", str(right.namespace.parts[2])),
+            *("peer", "name", device, "mtu", str(mtu), "netns", right.pid),
         )
         for end in (left, right):
             end.run("ip", "link", "set", device, "up")

@@ -84,7 +84,7 @@ def test_a_superframe_is_cut_to_what_the_receiver_announced(pair: Pair, start: S
     kernel_vtep(b, 42, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     a.run("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
     with Host("guest") as guest:
-        a.run("ip", "link", "set", "guest1", "netns", guest.namespace.parts[2])
+        a.run("ip", "link", "set", "guest1", "netns", guest.pid)
         # The cable segments superframes, and carries no segment larger than 900 octets.
         for host, device in ((a, "guest0"), (guest, "guest1")):
             host.run("ip", "link", "set", device, "mtu", "900", "up")

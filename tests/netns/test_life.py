@@ -1,10 +1,12 @@
 """Starting, being signalled, surviving what happens to the host, and ending without a trace."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.netns.hosts import (
     packet_socket,
     ping,
     segment,
+    udp_socket,
     wait_until,
 )
 from vtep.lab import Host
@@ -182,3 +185,138 @@ def children_of(pid: int) -> list[str]:
     """Processes that a dead process has left behind, by their command lines."""
     session = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
     return [line for line in session.stdout.splitlines() if f"pyvtep-demo-{pid}" in line]
+
+
+def test_an_underlay_device_that_is_made_anew_is_followed(pair: Pair, start: Start) -> None:
+    """Sockets are bound to devices by number, which the new one does not have."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0")
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "del", "eth0")
+    a.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.pid)
+    for host, number in ((a, 1), (b, 2)):
+        address(host, "eth0", f"192.0.2.{number}/24")
+        host.run("ip", "link", "set", "eth0", "up")
+    wait_until(lambda: "--dev eth0 is another device now: using that" in vtep.log, "the news")
+    ping(a, "10.0.0.2")
+
+
+def test_zero_checksums_over_ipv6_are_accepted(pair: Pair, start: Start) -> None:
+    a, b = pair
+    b.run(
+        *("ip", "link", "add", "vx0", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "4789"),
+        *("local", "2001:db8::2", "remote", "2001:db8::1", "udp6zerocsumtx"),
+    )
+    address(b, "vx0", "10.0.0.2/24")
+    b.run("ip", "link", "set", "vx0", "up")
+    start(a, *segment(1, "2001:db8::2", "10.0.0.1/24"))
+    ping(a, "10.0.0.2")
+
+
+def test_a_point_to_point_underlay(pair: Pair, start: Start) -> None:
+    for host, own, other in zip(pair, (1, 2), (2, 1), strict=True):
+        host.run("ip", "addr", "flush", "dev", "eth0")
+        host.run("ip", "addr", "add", f"10.1.1.{own}", "peer", f"10.1.1.{other}/32", "dev", "eth0")
+        start(host, *segment(1, f"10.1.1.{other}", f"10.0.0.{own}/24"), "--local", f"10.1.1.{own}")
+    ping(pair[0], "10.0.0.2")
+
+
+def test_few_descriptors_cost_entropy_not_frames(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    limited = ("prlimit", "--nofile=32:32")
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--ageing", "2", prefix=limited)
+    ping(a, "10.0.0.2")
+    with udp_socket(b, "10.0.0.2", 7000) as receiver:
+        for _ in range(100):
+            with udp_socket(a, "10.0.0.1") as sender:
+                sender.sendto(b"x", ("10.0.0.2", 7000))
+                assert receiver.recv(16) == b"x"
+    counters = vtep.counters()
+    assert counters["drops"] - counters["underlay_refused"] == 0
+    b.run("ip", "link", "set", "vx0", "down")
+    wait_until(lambda: vtep.fdb() == {}, "the clock to go on")
+
+
+def test_whoever_does_not_read_what_it_says_does_not_stop_it(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    out, into = os.pipe()
+    child = a.start(
+        *(sys.executable, "-m", "vtep", *segment(1, "192.0.2.2", "10.0.0.1/24")), stderr=into
+    )
+    os.close(into)
+    assert b"UDP port" in os.read(out, 4096)
+    ping(a, "10.0.0.2")
+    for _ in range(100):  # More than a pipe holds.
+        child.send_signal(signal.SIGUSR1)
+        ping(a, "10.0.0.2", count=1)
+    os.close(out)
+    ping(a, "10.0.0.2")
+    child.send_signal(signal.SIGUSR1)
+    ping(a, "10.0.0.2")
+    child.terminate()
+    assert child.wait(10) == 0
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", ">&- 2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_it_runs_without_standard_streams(pair: Pair, start: Start, redirect: str) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    arguments = " ".join(segment(1, "192.0.2.2", "10.0.0.1/24"))
+    child = a.start("sh", "-c", f"exec {sys.executable} -m vtep {arguments} {redirect}")
+    ping(a, "10.0.0.2")
+    child.send_signal(signal.SIGUSR1)
+    ping(a, "10.0.0.2")
+    child.terminate()
+    assert child.wait(10) == 0
+
+
+def test_a_renamed_tap_still_counts_what_its_queue_drops(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    a.run("ip", "link", "set", "vx0", "name", "other0")
+    frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
+    with packet_socket(a, "other0") as sender:
+        tunnel[0].process.send_signal(signal.SIGSTOP)
+        for _ in range(3000):
+            with suppress(OSError):
+                sender.send(frame)
+        tunnel[0].process.send_signal(signal.SIGCONT)
+    assert tunnel[0].counter("tap_queue_full") > 1000
+    assert "vni 1 on other0" in tunnel[0].report()
+    assert tunnel[0].stop() == 0
+    found = re.search(r"(\d+) dropped\n$", tunnel[0].log)
+    assert found
+    assert int(found[1]) > 1000
+
+
+@pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])
+def test_a_firewall_of_the_other_host_is_not_blamed_on_this_one(
+    pair: Pair, start: Start, tmp_path: Path, prefix: str
+) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24"))
+    rules = tmp_path / "rules"
+    rules.write_text(
+        "table inet t {\nchain c {\ntype filter hook input priority 0\n"
+        "udp dport 4789 reject with icmpx type admin-prohibited\n}\n}\n"
+    )
+    b.run("nft", "-f", str(rules))
+    a.run("ping", "-c3", "-i0.1", "-W0.2", "10.0.0.2", check=False)
+    wait_until(lambda: vtep.counter("underlay_refused") > 0, "a count")
+    counters = vtep.counters()
+    assert counters["underlay_denied"] == counters["underlay_unreachable"] == 0
+
+
+def test_a_queue_of_the_underlay_that_drops_is_counted(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    ping(a, "10.0.0.2")
+    shape = "rate 100kbit burst 2000 limit 3000"
+    a.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *shape.split())
+    frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 900
+    with packet_socket(a, "vx0") as sender:
+        for number in range(50):
+            # Growing, so that each is sent alone: of several in one send, the queue says nothing.
+            sender.send(frame + bytes(number))
+        wait_until(lambda: tunnel[0].counter("underlay_full") > 10, "the count")
