@@ -1,0 +1,113 @@
+"""What processes and the machine spend, as /proc tells."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vtep.errors import VtepError
+from vtep.lab import Host
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PPID, _UTIME, _STIME = 1, 11, 12
+"""Fields of /proc/PID/stat, counted from the state, which follows the name in parentheses."""
+
+_IDLE = frozenset((3, 4, 7, 8, 9))
+"""Columns of /proc/stat that are no work of this machine: idle, iowait, steal, and the two of
+guests, which are in user and nice already."""
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 15.0) -> None:
+    """Wait for a condition, which is looked at often; raises VtepError where it never comes."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise VtepError(f"waited {seconds:g} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def with_descendants(pids: Iterable[int]) -> list[int]:
+    """These processes and all that they started and that still run."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            stat = _stat(int(folder.name))
+            if stat:
+                parents[int(folder.name)] = int(stat[_PPID])
+    family = set(pids)
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sorted(family)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that processes have used, with all their threads."""
+    stats = [stat for pid in pids if (stat := _stat(pid))]
+    return sum(int(stat[_UTIME]) + int(stat[_STIME]) for stat in stats) / _TICKS
+
+
+def peak_memory(pid: int) -> float:
+    """The most memory that was ever resident, in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            return int(value.split()[0]) / 1024
+    raise VtepError(f"process {pid} has ended")
+
+
+def machine_cpu_seconds(cpus: Iterable[int]) -> float:
+    """Time that these CPUs have spent on anything, the kernel's own work included."""
+    wanted = {f"cpu{cpu}" for cpu in cpus}
+    total = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *columns = line.split()
+        if name in wanted:
+            total += sum(int(ticks) for at, ticks in enumerate(columns) if at not in _IDLE)
+    return total / _TICKS
+
+
+def network_file(host: Host, name: str) -> str:
+    """A file of /proc/net as a host sees it."""
+    return (host.namespace.parents[1] / "net" / name).read_text()
+
+
+def device_counters(host: Host, device: str) -> tuple[int, int]:
+    """Octets and packets that a device of a host has sent; a superframe is one packet."""
+    for line in network_file(host, "dev").splitlines():
+        name, _, columns = line.partition(":")
+        if name.strip() == device:
+            numbers = columns.split()
+            return int(numbers[8]), int(numbers[9])
+    raise VtepError(f"{host.name} has no device {device}")
+
+
+def listens(host: Host, port: int) -> bool:
+    """Whether a program on a host waits for TCP connections to a port."""
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in network_file(host, name).split("\n")
+    ]
+    return any(
+        len(line) > 3 and line[3] == "0A" and line[1].endswith(f":{port:04X}") for line in lines
+    )
+
+
+def udp_overflows(host: Host) -> tuple[int, int]:
+    """Datagrams that found a full socket on a host: at any socket ever, at those open now."""
+    names, values = (
+        line.split() for line in network_file(host, "snmp").splitlines() if line.startswith("Udp:")
+    )
+    ever = int(values[names.index("RcvbufErrors")])
+    sockets = [
+        line.split()
+        for name in ("udp", "udp6")
+        for line in network_file(host, name).splitlines()[1:]
+    ]
+    return ever, sum(int(columns[-1]) for columns in sockets)
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,492 @@
+"""The tunnels that are measured.
+
+An `End` is one end of one kind of tunnel, on a host of its own. A `Subject` is a pair of ends that
+has a name; `SUBJECTS` lists all. To add a rival, write its `End` and add a line there.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from bench.processes import wait_until, with_descendants
+from vtep.errors import VtepError
+from vtep.lab import Host, Lab
+
+ROOT = Path(__file__).parents[1]
+
+CABLE = "eth0"
+CABLE_MTU = 1500
+VNI = 42
+PORT = 4789
+
+NO_OFFLOADS = (
+    "tx",
+    "tso",
+    "gso",
+    "gro",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-udp-segmentation",
+)
+
+
+@frozen
+class Side:
+    """Where an end is, and where the other one is."""
+
+    name: str
+    underlay: str
+    overlay: str
+    peer_name: str
+    peer_underlay: str
+    peer_overlay: str
+
+
+LEFT = Side("a", "192.0.2.1", "10.0.0.1", "b", "192.0.2.2", "10.0.0.2")
+RIGHT = Side("b", "192.0.2.2", "10.0.0.2", "a", "192.0.2.1", "10.0.0.1")
+
+
+@frozen
+class Choices:
+    """What the person who measures may choose about the tunnels."""
+
+    pyvtep_options: tuple[str, ...] = ()
+
+
+class End(ABC):
+    """One end of a tunnel. `prepare` runs at both ends before `start` at either."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Commands without which it cannot run."""
+    mtu: ClassVar[int] = 1450
+    """MTU inside: what the tunnel's headers leave of the cable's 1500."""
+
+    def __init__(self, host: Host, side: Side, folder: Path, choices: Choices) -> None:
+        self.host = host
+        self.side = side
+        self.folder = folder
+        self.choices = choices
+        self._processes: dict[str, subprocess.Popen[Any]] = {}
+
+    def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
+        """Do what the other end needs to have been done, such as to make keys."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Set the end up; returns when all that does not need the other end is there."""
+
+    def settled(self) -> bool:
+        """Whether the tunnel, over which ping works already, is in its final state."""
+        return True
+
+    def pids(self) -> list[int]:
+        """The tunnel's own processes, whose CPU time and memory count; none if it is the kernel."""
+        return with_descendants(process.pid for process in self._processes.values())
+
+    def check(self) -> None:
+        """Raise VtepError, with the last thing it said, if a process has ended."""
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                said = self.log(name).strip().splitlines() or ["it said nothing"]
+                raise VtepError(f"{name} ended with exit code {code}: {said[-1].strip()}")
+
+    @classmethod
+    @abstractmethod
+    def versions(cls) -> dict[str, str]:
+        """Versions of what this end is made of."""
+
+    def log(self, name: str) -> str:
+        path = self._log_path(name)
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _log_path(self, name: str) -> Path:
+        return self.folder / f"{name}-{self.side.name}.log"
+
+    def _launch(self, name: str, *command: str, **popen: Any) -> int:
+        """Start one of the tunnel's processes; its process id."""
+        with self._log_path(name).open("w") as log:
+            process = self.host.start(*command, stdout=log, stderr=log, **popen)
+        self._processes[name] = process
+        return process.pid
+
+    def _await_device(self, device: str) -> None:
+        def there() -> bool:
+            self.check()
+            return f" {device}: " in self.host.run("ip", "-o", "link")
+
+        wait_until(there, f"device {device}")
+
+    def _address(self, device: str) -> None:
+        self.host.run("ip", "link", "set", device, "mtu", str(self.mtu), "up")
+        self.host.run("ip", "addr", "add", f"{self.side.overlay}/24", "dev", device)
+
+    def _without_offloads(self) -> None:
+        """Make the veth a NIC that does nothing for us: whole packets only, checksums finished."""
+        off = [word for name in NO_OFFLOADS for word in (name, "off")]
+        self.host.run("ethtool", "-K", CABLE, *off)
+
+
+class Pyvtep(End):
+    """What is checked out here, run as a user runs it."""
+
+    def start(self) -> None:
+        side = self.side
+        self._launch(
+            "pyvtep",
+            *(sys.executable, "-m", "vtep", "--vni", str(VNI), "--remote", side.peer_underlay),
+            *("--tap", "vx0", "--address", f"{side.overlay}/24", *self.choices.pyvtep_options),
+            cwd=ROOT,
+        )
+        self._await_device("vx0")
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        names = ("numpy", "python-pytun", "uvloop")
+        describe = first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags")
+        return {
+            "pyvtep": f"{metadata.version('pyvtep')} ({describe})",
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: _distribution(name) for name in names},
+        }
+
+
+class Kernel(End):
+    """The kernel's vxlan driver over a veth that takes superframes and unfinished checksums."""
+
+    def start(self) -> None:
+        side = self.side
+        self.host.run(
+            *("ip", "link", "add", "vx0", "type", "vxlan", "id", str(VNI), "dev", CABLE),
+            *("local", side.underlay, "remote", side.peer_underlay, "dstport", str(PORT)),
+        )
+        self._address("vx0")
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"kernel": os.uname().release, "iproute2": first_line("ip", "-V")}
+
+
+class KernelWithoutOffloads(Kernel):
+    """The same over a veth without any offload, as over a NIC that knows nothing of tunnels.
+
+    The driver still encapsulates superframes; the kernel then segments them, and finishes their
+    checksums, before they reach the veth.
+    """
+
+    needs = ("ethtool",)
+
+    def prepare(self) -> None:
+        self._without_offloads()
+
+
+class OpenVswitch(End):
+    """Open vSwitch's userspace datapath with directories of its own.
+
+    It reads and writes the cable raw, so the veth must give and take finished packets.
+    """
+
+    needs = ("ethtool", "ovs-appctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool")
+
+    def prepare(self) -> None:
+        self._without_offloads()
+        self._directory = self.folder / f"ovs-{self.side.name}"
+        self._directory.mkdir()
+
+    def start(self) -> None:
+        side = self.side
+        database, socket = self._directory / "conf.db", self._directory / "db.sock"
+        schema = "/usr/share/openvswitch/vswitch.ovsschema"
+        self._tool("ovsdb-tool", "create", str(database), schema)
+        self._daemon("ovsdb-server", str(database), f"--remote=punix:{socket}")
+        self._await(socket.exists, "the socket of ovsdb-server")
+        self._tool("ovs-vsctl", "--no-wait", "init")
+        self._daemon("ovs-vswitchd", f"unix:{socket}", "--disable-system")
+        # The datapath takes over the cable; the kernel must not answer for it too.
+        self.host.run("ip", "addr", "flush", "dev", CABLE)
+        self.host.run("sysctl", "-qw", f"net.ipv4.conf.{CABLE}.arp_ignore=8")
+        userspace = ("datapath_type=netdev", "fail-mode=standalone")
+        self._tool(
+            *("ovs-vsctl", "--timeout=10", "--", "add-br", "br-phy", "--", "set", "bridge"),
+            *("br-phy", *userspace, "--", "add-port", "br-phy", CABLE),
+            *("--", "add-br", "br-int", "--", "set", "bridge", "br-int", *userspace),
+            *("--", "add-port", "br-int", "vx0", "--", "set", "interface", "vx0", "type=vxlan"),
+            *(f"options:remote_ip={side.peer_underlay}", f"options:local_ip={side.underlay}"),
+            *(f"options:key={VNI}", f"options:dst_port={PORT}"),
+        )
+        self.host.run("ip", "addr", "add", f"{side.underlay}/24", "dev", "br-phy")
+        self.host.run("ip", "link", "set", "br-phy", "up")
+        self._address("br-int")
+        self._await(lambda: "192.0.2.0/24" in self._ask("ovs/route/show"), "its route")
+        self._await(lambda: str(PORT) in self._ask("tnl/ports/show"), "its tunnel port")
+
+    def settled(self) -> bool:
+        # It knows the neighbour only from seeing an ARP reply.
+        peer = self.side.peer_underlay
+        self.host.run("ping", "-c1", "-W1", peer, check=False)
+        return peer in self._ask("tnl/neigh/show")
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"openvswitch": first_line("ovs-vswitchd", "--version")}
+
+    def _environment(self) -> list[str]:
+        names = ("RUN", "LOG", "DB", "SYSCONF")
+        return ["env", *(f"OVS_{name}DIR={self._directory}" for name in names)]
+
+    def _tool(self, *command: str, check: bool = True) -> str:
+        return self.host.run(*self._environment(), *command, check=check)
+
+    def _ask(self, *command: str) -> str:
+        control = str(self._directory / "ovs-vswitchd.ctl")
+        return self._tool("ovs-appctl", "-t", control, *command, check=False)
+
+    def _daemon(self, name: str, *arguments: str) -> None:
+        quiet = ("--no-chdir", "-vsyslog:off", "-vfile:off", "-vconsole:warn")
+        control = f"--unixctl={self._directory / name}.ctl"
+        self._launch(name, *self._environment(), name, *arguments, control, *quiet)
+
+    def _await(self, condition: Any, what: str) -> None:
+        def met() -> bool:
+            self.check()
+            return bool(condition())
+
+        wait_until(met, f"Open vSwitch: {what}")
+
+
+class Tinc(End):
+    """tinc 1.0 as an Ethernet switch, without encryption, authentication and compression."""
+
+    needs = ("tincd",)
+
+    def prepare(self) -> None:
+        self._directory = self.folder / f"tinc-{self.side.name}"
+        self._directory.mkdir()
+        hosts = self.folder / "tinc-hosts"  # Shared: each end must know the other's public key.
+        hosts.mkdir(exist_ok=True)
+        (self._directory / "hosts").symlink_to(hosts)
+        settings = [
+            f"Name = {self.side.name}",
+            "Mode = switch",
+            "Interface = tap0",
+            "AddressFamily = ipv4",
+        ]
+        if self.side is LEFT:
+            settings.append(f"ConnectTo = {self.side.peer_name}")
+        (self._directory / "tinc.conf").write_text("\n".join(settings) + "\n")
+        (hosts / self.side.name).write_text(
+            f"Address = {self.side.underlay}\nCipher = none\nDigest = none\nCompression = 0\n"
+        )
+        # Where input and output are no terminal, it asks nothing and takes the usual files.
+        self.host.run("tincd", f"--config={self._directory}", "--generate-keys=2048")
+
+    def start(self) -> None:
+        pid_file = f"--pidfile={self._directory / 'pid'}"
+        self._launch("tincd", "tincd", f"--config={self._directory}", pid_file, "--no-detach")
+        self._await_device("tap0")
+        self._address("tap0")
+
+    def settled(self) -> bool:
+        """Until it has found out which datagrams pass, it sends everything over TCP."""
+        self._processes["tincd"].send_signal(signal.SIGUSR2)
+        found = re.findall(rf"{self.side.peer_name} at .*pmtu (\d+) \(min (\d+)", self.log("tincd"))
+        return bool(found) and found[-1][0] == found[-1][1] and int(found[-1][0]) >= self.mtu
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"tinc": first_line("tincd", "--version")}
+
+
+class WireguardGo(End):
+    """wireguard-go: a routed tunnel, and the one here that encrypts (it cannot but do so)."""
+
+    needs = ("wireguard-go", "wg")
+    mtu = 1440
+
+    def prepare(self) -> None:
+        private = self.host.run("wg", "genkey")
+        self._key = self.folder / f"wg-{self.side.name}.key"
+        self._key.touch(mode=0o600)
+        self._key.write_text(private)
+        public = subprocess.run(
+            ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
+        )
+        self._public_key_of(self.side.name).write_text(public.stdout)
+
+    def start(self) -> None:
+        # Its control socket has a fixed place in /run, so it gets a /run of its own.
+        pid = self._launch(
+            "wireguard-go",
+            *("unshare", "--mount", "--", "sh", "-c"),
+            "mount -t tmpfs none /run && exec wireguard-go --foreground wg0",
+        )
+
+        def wg(*arguments: str) -> str:
+            return self.host.run(
+                "nsenter", f"--mount=/proc/{pid}/ns/mnt", "--", "wg", *arguments, check=False
+            )
+
+        self._await_device("wg0")
+        wait_until(lambda: "interface: wg0" in wg("show", "wg0"), "wireguard-go to listen to wg")
+        peer = self._public_key_of(self.side.peer_name).read_text().strip()
+        wg(
+            *("set", "wg0", "listen-port", "51820", "private-key", str(self._key)),
+            *("peer", peer, "endpoint", f"{self.side.peer_underlay}:51820"),
+            *("allowed-ips", f"{self.side.peer_overlay}/32"),
+        )
+        self._address("wg0")
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"wireguard-go": first_line("wireguard-go", "--version")}
+
+    def _public_key_of(self, name: str) -> Path:
+        return self.folder / f"wg-{name}.pub"
+
+
+class Vdeplug(End):
+    """libvdeplug's vxlan:// plugin, which knows multicast groups only.
+
+    The firewall of its host makes unicast of what it sends to the group. Its address table is
+    broken in Debian 12 (every send to a learned address fails), so it runs without one.
+    """
+
+    needs = ("nft", "vde_plug")
+
+    def prepare(self) -> None:
+        rules = self.folder / f"vde-{self.side.name}.nft"
+        rules.write_text(
+            "table ip vde { chain out { type route hook output priority mangle\n"
+            f"ip daddr 239.0.0.1 udp dport {PORT} ip daddr set {self.side.peer_underlay}\n}}\n}}\n"
+        )
+        self.host.run("nft", "-f", str(rules))
+
+    def start(self) -> None:
+        url = f"vxlan://239.0.0.1/v4/port={PORT}/vni={VNI}/ttl=64/hashsize=0/if={CABLE}"
+        self._launch("vde_plug", "vde_plug", url, "tap://tap0", stdin=subprocess.PIPE)
+        self._await_device("tap0")
+        self._address("tap0")
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        command = ("dpkg-query", "-W", "-f", "${Version}", "libvdeplug2")
+        return {"vdeplug": first_line(*command)}
+
+
+class Tunnel:
+    """A subject at work between two hosts."""
+
+    def __init__(self, subject: "Subject", left: End, right: End) -> None:
+        self.subject = subject
+        self.left = left
+        self.right = right
+
+    @property
+    def mtu(self) -> int:
+        return min(self.left.mtu, self.right.mtu)
+
+    def pids(self) -> list[int]:
+        """The tunnel's own processes at both ends."""
+        return [*self.left.pids(), *self.right.pids()]
+
+    def check(self) -> None:
+        """Raise VtepError if a process of the tunnel has ended."""
+        self.left.check()
+        self.right.check()
+
+    def answers(self) -> bool:
+        """Whether a ping goes through."""
+        self.check()
+        command = ("ping", "-c1", "-W1", self.left.side.peer_overlay)
+        return " 1 received" in self.left.host.run(*command, check=False)
+
+
+@frozen
+class Subject:
+    """A pair of ends; flows go from the left one to the right one unless a workload says else."""
+
+    name: str
+    label: str
+    left: type[End]
+    right: type[End]
+    workloads: frozenset[str] | None = None
+    """Names of those that make sense; all where None."""
+    machine_cpu: bool = False
+    """The kernel's own: it has no process whose CPU time could be told from the rest."""
+
+    def versions(self) -> dict[str, str]:
+        return {**self.left.versions(), **self.right.versions()}
+
+    @contextmanager
+    def running(self, folder: Path, choices: Choices) -> Iterator[Tunnel]:
+        """Two new hosts with this tunnel between them, which go when the block ends.
+
+        Raises VtepError with the reason where it cannot be started.
+        """
+        for command in (*self.left.needs, *self.right.needs):
+            if shutil.which(command) is None:
+                raise VtepError(f"{command} is not installed")
+        with Lab() as lab:
+            hosts = (lab.host(LEFT.name), lab.host(RIGHT.name))
+            lab.wire(*hosts, CABLE, CABLE_MTU)
+            ends: list[End] = []
+            for kind, host, side in zip((self.left, self.right), hosts, (LEFT, RIGHT), strict=True):
+                host.run("ip", "addr", "add", f"{side.underlay}/24", "dev", CABLE)
+                ends.append(kind(host, side, folder, choices))
+            for end in ends:
+                end.prepare()
+            for end in ends:
+                end.start()
+            tunnel = Tunnel(self, *ends)
+            wait_until(tunnel.answers, "a ping through the tunnel", 20)
+            for end in ends:
+                wait_until(end.settled, "the tunnel to settle", 20)
+            yield tunnel
+
+
+def first_line(*command: str) -> str:
+    """The first line that a command prints, or what is wrong with it."""
+    if shutil.which(command[0]) is None:
+        return "not installed"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0].strip() if lines else "unknown"
+
+
+def _distribution(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+_ONE_WAY = frozenset(("tcp1", "tcp4", "rtt"))
+
+SUBJECTS: tuple[Subject, ...] = (
+    Subject("pyvtep", "pyvtep", Pyvtep, Pyvtep),
+    Subject("kernel", "kernel, offloads on", Kernel, Kernel, machine_cpu=True),
+    Subject(
+        "kernel-off",
+        "kernel, offloads off",
+        KernelWithoutOffloads,
+        KernelWithoutOffloads,
+        machine_cpu=True,
+    ),
+    Subject("from-kernel", "kernel to pyvtep", Kernel, Pyvtep, _ONE_WAY),
+    Subject("to-kernel", "pyvtep to kernel", Pyvtep, Kernel, _ONE_WAY),
+    Subject("ovs", "Open vSwitch userspace", OpenVswitch, OpenVswitch),
+    Subject("tinc", "tinc, no cipher", Tinc, Tinc),
+    Subject("wireguard-go", "wireguard-go", WireguardGo, WireguardGo),
+    Subject("vdeplug", "vdeplug", Vdeplug, Vdeplug),
+)
