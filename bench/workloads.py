@@ -1,0 +1,418 @@
+"""What is done to a tunnel, and the figures that come out of it.
+
+Each workload gives figures by the name of their metric, and details for the reader of the JSON
+file who wants to know why.
+"""
+
+import json
+import math
+import re
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, frozen
+
+from bench.processes import (
+    cpu_seconds,
+    device_counters,
+    listens,
+    machine_cpu_seconds,
+    peak_memory,
+    udp_overflows,
+    wait_until,
+)
+from bench.subjects import CABLE, Tunnel
+from vtep.errors import VtepError
+
+_IPERF_PORT = 5201
+_PATIENCE = 15.0
+"""Seconds that a program may take longer than it was told to."""
+
+LOSS_LIMIT = 0.01
+_WORTH_A_SECOND_TRY = 0.1
+"""A probe that lost more than this was no accident of the moment."""
+
+_SENDER_TIRED = 0.95
+"""A sender that reaches less of the rate asked for is itself the limit."""
+
+UDP_SIZES = (1400, 64)
+_IP_AND_UDP = 28
+_SOCKET_BUFFER = 1 << 20
+
+
+@frozen
+class Metric:
+    """A figure: its name in files, and how people read it."""
+
+    name: str
+    label: str
+    unit: str
+    digits: int = 2
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("tcp1", "TCP, 1 flow", "Gbit/s"),
+        Metric("tcp4", "TCP, 4 flows", "Gbit/s"),
+        Metric("tcp_reverse", "TCP, reverse", "Gbit/s"),
+        Metric("tcp_both", "TCP, both ways (sum)", "Gbit/s"),
+        Metric("udp1400", "UDP 1400 B, < 1 % loss", "Mbit/s", 0),
+        Metric("udp1400_overload", "UDP 1400 B, overload", "Mbit/s", 0),
+        Metric("udp64", "UDP 64 B, < 1 % loss", "kpackets/s", 1),
+        Metric("udp64_overload", "UDP 64 B, overload", "kpackets/s", 1),
+        Metric("rtt_p50", "RTT p50", "µs", 0),
+        Metric("rtt_p99", "RTT p99", "µs", 0),
+        Metric("cpu_per_gb", "CPU of the tunnel's processes", "s/GB"),
+        Metric("machine_cpu_per_gb", "CPU of the machine", "s/GB"),
+        Metric("memory", "peak memory per process", "MiB", 1),
+    )
+}
+
+
+@frozen
+class Effort:
+    """How long to look."""
+
+    tcp_seconds: int
+    probe_seconds: float
+    probes: int
+    tolerance: float
+    """The search for a UDP rate ends when the lowest bad one is this much above the best good."""
+    overload_seconds: float
+    pings: int
+    ping_interval: float = 0.002
+
+    def __str__(self) -> str:
+        return (
+            f"TCP {self.tcp_seconds} s, UDP at most {self.probes} probes of {self.probe_seconds:g} s "
+            f"down to {self.tolerance:.0%}, overload {self.overload_seconds:g} s, "
+            f"{self.pings} pings every {self.ping_interval * 1000:g} ms"
+        )
+
+
+FULL = Effort(4, 1.0, 12, 0.05, 2.0, 2000)
+QUICK = Effort(1, 0.4, 6, 0.25, 1.0, 250)
+
+
+@frozen
+class Setting:
+    """What every workload needs to know besides the tunnel."""
+
+    effort: Effort
+    cpus: tuple[int, ...]
+    congestion: str = "cubic"
+    """TCP's congestion control: Linux's own default, whatever this machine's is."""
+
+
+@frozen
+class Outcome:
+    """Figures by metric, and what may explain them."""
+
+    figures: dict[str, float]
+    details: dict[str, Any]
+
+
+Workload = Callable[[Tunnel, Setting], Outcome]
+
+
+# --- TCP ------------------------------------------------------------------------------------
+
+
+def tcp1(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """One flow, and what it costs."""
+    pids = tunnel.pids()
+    octets, packets = device_counters(tunnel.left.host, CABLE)
+    own, machine = cpu_seconds(pids), machine_cpu_seconds(setting.cpus)
+    end = _tcp(tunnel, setting)
+    own, machine = cpu_seconds(pids) - own, machine_cpu_seconds(setting.cpus) - machine
+    octets, packets = (
+        now - before
+        for now, before in zip(
+            device_counters(tunnel.left.host, CABLE), (octets, packets), strict=True
+        )
+    )
+    gigabytes = end["sum_received"]["bytes"] / 1e9
+    figures = {"tcp1": _gigabits(end), "machine_cpu_per_gb": machine / gigabytes}
+    if pids:
+        figures["cpu_per_gb"] = own / gigabytes
+    # More than the cable's MTU where superframes cross it, which tells offloads at work.
+    cable = {"octets_per_packet": round(octets / max(1, packets)), "packets": packets}
+    return Outcome(figures, {**_tcp_details(end), "cable": cable})
+
+
+def tcp4(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Four flows."""
+    end = _tcp(tunnel, setting, "--parallel", "4")
+    return Outcome({"tcp4": _gigabits(end)}, _tcp_details(end))
+
+
+def tcp_reverse(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """One flow from the right end to the left one."""
+    end = _tcp(tunnel, setting, "--reverse")
+    return Outcome({"tcp_reverse": _gigabits(end)}, _tcp_details(end))
+
+
+def tcp_both(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """A flow each way at once; their sum."""
+    end = _tcp(tunnel, setting, "--bidir")
+    ways = [_gigabits(end), _gigabits(end, "_bidir_reverse")]
+    return Outcome({"tcp_both": sum(ways)}, {"each_way": ways})
+
+
+def _tcp(tunnel: Tunnel, setting: Setting, *options: str) -> dict[str, Any]:
+    seconds = setting.effort.tcp_seconds
+    settings = ("--time", str(seconds), "--congestion", setting.congestion)
+    return iperf(tunnel, seconds, *settings, *options).end
+
+
+def _gigabits(end: dict[str, Any], way: str = "") -> float:
+    return float(end[f"sum_received{way}"]["bits_per_second"]) / 1e9
+
+
+def _tcp_details(end: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "retransmits": end["sum_sent"].get("retransmits"),
+        "congestion": end.get("sender_tcp_congestion"),
+    }
+
+
+# --- UDP ------------------------------------------------------------------------------------
+
+
+@frozen
+class Probe:
+    """A stream of datagrams of one size at one rate, in packets per second; 0 is unpaced.
+
+    Whether it was good is said of all that was sent, whenever it arrived. What `delivered` divides
+    by differs: of a good stream it is the time until the receiver learned, behind the last
+    datagram, that it had ended, so that a queue which hides a rate too high does not raise the
+    figure; of a bad one, where that news may be lost and come late, it is the time of sending.
+    """
+
+    asked: float
+    sent: float
+    delivered: float
+    loss: float
+    socket_overflows: int
+    """Of what was lost, what the tunnel delivered but the receiving program did not fetch."""
+
+    @property
+    def good(self) -> bool:
+        return self.loss < LOSS_LIMIT
+
+    @property
+    def sender_tired(self) -> bool:
+        return self.sent < _SENDER_TIRED * self.asked
+
+
+def udp1400(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Datagrams as large as they usually come."""
+    size = min(UDP_SIZES[0], tunnel.mtu - _IP_AND_UDP)
+    return _udp(tunnel, setting, "udp1400", size, size * 8 / 1e6)
+
+
+def udp64(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Small datagrams, which cost as much each."""
+    return _udp(tunnel, setting, "udp64", UDP_SIZES[1], 1e-3)
+
+
+def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float) -> Outcome:
+    effort = setting.effort
+    overload = probe(tunnel, size, 0, effort.overload_seconds)
+
+    def at(rate: float) -> Probe:
+        return probe(tunnel, size, rate, effort.probe_seconds)
+
+    probes: list[Probe] = []
+    if overload.good:  # The sender is slower than the tunnel: there is nothing to search.
+        best, converged = overload.delivered, True
+    else:
+        best, probes, converged = search(at, overload.delivered, effort.probes, effort.tolerance)
+    return Outcome(
+        {
+            metric: best * scale,
+            f"{metric}_overload": overload.delivered * scale,
+        },
+        {
+            "octets": size,
+            "overload": asdict(overload),
+            "probes": [asdict(one) for one in probes],
+            "converged": converged,
+        },
+    )
+
+
+def search(
+    at: Callable[[float], Probe], start: float, limit: int, tolerance: float
+) -> tuple[float, list[Probe], bool]:
+    """The highest rate that arrives with less than 1 % loss, in packets per second.
+
+    Widens from `start` until a good and a bad rate are known, and then halves between them. Gives
+    what was delivered at the best good rate, the probes, and whether the search came to its end
+    within `limit` probes: good and bad close together, or the sender at its own limit.
+    """
+    probes: list[Probe] = []
+    best, good, bad = 0.0, 0.0, math.inf
+    rate = max(start, 100.0)
+    while len(probes) < limit:
+        one = at(rate)
+        probes.append(one)
+        # On a busy machine a moment's pause loses a little: that is looked at twice.
+        if not one.good and one.loss < _WORTH_A_SECOND_TRY and len(probes) < limit:
+            one = at(rate)
+            probes.append(one)
+        if one.good:
+            good, best = rate, max(best, one.delivered)
+            if one.sender_tired:
+                return best, probes, True
+        else:
+            bad = rate
+        if good and bad / good <= 1 + tolerance:
+            return best, probes, True
+        if bad == math.inf:
+            rate *= 1.5
+        elif not good:
+            rate *= 0.6
+        else:
+            rate = math.sqrt(good * bad)
+    return best, probes, False
+
+
+def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
+    """Send datagrams with `size` octets of payload; what became of them.
+
+    What was sent is the sender's count and what arrived the receiver's, so that datagrams at the
+    end of the stream are not overlooked, as they are where the receiver looks for gaps.
+    """
+    paced = ("--blockcount", str(max(10, int(rate * seconds)))) if rate else ()
+    # iperf3 takes whole seconds only.
+    unpaced = () if rate else ("--time", str(math.ceil(seconds)))
+    sink = tunnel.right.host
+    ever, still_open = udp_overflows(sink)
+    report = iperf(
+        tunnel,
+        max(1.0, seconds),
+        *("--udp", "--bitrate", str(int(rate * size * 8)), "--length", str(size)),
+        *("--window", str(_socket_buffer()), *paced, *unpaced),
+    )
+    ever_now, still_open_now = udp_overflows(sink)
+    sent, received = report.end["sum_sent"], report.end["sum_received"]
+    loss = max(0.0, 1 - received["bytes"] / size / max(1, sent["packets"]))
+    octets, over = received["bytes"], received["seconds"]
+    while_sending = [one for one in report.received if one["end"] <= sent["seconds"]]
+    if loss >= LOSS_LIMIT and while_sending:
+        octets = sum(one["bytes"] for one in while_sending)
+        over = sum(one["seconds"] for one in while_sending)
+    return Probe(
+        asked=rate,
+        sent=sent["packets"] / sent["seconds"],
+        delivered=octets / size / over,
+        loss=loss,
+        socket_overflows=max(0, ever_now - ever - (still_open_now - still_open)),
+    )
+
+
+def _socket_buffer() -> int:
+    """As much as any program may ask for here, so that a receiver may pause for a moment."""
+    limits = (Path(f"/proc/sys/net/core/{name}_max").read_text() for name in ("rmem", "wmem"))
+    return min(_SOCKET_BUFFER, *map(int, limits))
+
+
+# --- round trips, memory --------------------------------------------------------------------
+
+
+def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """The time that an answer to a ping takes when there is nothing else to do."""
+    effort = setting.effort
+    said = tunnel.left.host.run(
+        *("ping", "-i", str(effort.ping_interval), "-c", str(effort.pings), "-W", "1"),
+        tunnel.left.side.peer_overlay,
+        check=False,
+        timeout=effort.pings * max(0.02, effort.ping_interval) + _PATIENCE,
+    )
+    times = [float(found) * 1000 for found in re.findall(r"time=([\d.]+) ms", said)]
+    if len(times) < 2:
+        raise VtepError("no answers to ping")
+    percentiles = statistics.quantiles(times, n=100, method="inclusive")
+    return Outcome(
+        {"rtt_p50": percentiles[49], "rtt_p99": percentiles[98]},
+        {"answered": len(times), "asked": effort.pings, "max": max(times)},
+    )
+
+
+def memory(tunnel: Tunnel, _setting: Setting) -> Outcome:
+    """The most that any process of the tunnel had resident since it was started."""
+    peaks = [peak_memory(pid) for pid in tunnel.pids()]
+    return Outcome({"memory": max(peaks)} if peaks else {}, {"peaks": peaks})
+
+
+# --- iperf3 ---------------------------------------------------------------------------------
+
+
+@frozen
+class Report:
+    """What iperf3 says of a run: its end, and what the receiver got in each tenth of a second."""
+
+    end: dict[str, Any]
+    received: list[dict[str, Any]]
+
+
+def iperf(tunnel: Tunnel, seconds: float, *options: str) -> Report:
+    """Run iperf3 from left to right.
+
+    Tried twice, because its own control connection shares the tunnel with what it sends. Raises
+    VtepError with iperf3's words.
+    """
+    try:
+        return _iperf(tunnel, seconds, *options)
+    except VtepError:
+        tunnel.check()
+        return _iperf(tunnel, seconds, *options)
+
+
+def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> Report:
+    sink, source = tunnel.right, tunnel.left
+    with tempfile.TemporaryFile("w+") as said_by_server:
+        server = sink.host.start(
+            *("iperf3", "--server", "--one-off", "--json", "--interval", "0.1"),
+            *("--bind", sink.side.overlay, "--port", str(_IPERF_PORT)),
+            stdout=said_by_server,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(lambda: listens(sink.host, _IPERF_PORT), "iperf3's server")
+            said = source.host.run(
+                *("iperf3", "--client", sink.side.overlay, "--port", str(_IPERF_PORT), "--json"),
+                *options,
+                timeout=seconds + _PATIENCE,
+            )
+            server.wait(_PATIENCE)
+            said_by_server.seek(0)
+            client, receiver = json.loads(said), json.load(said_by_server)
+        except subprocess.TimeoutExpired as error:
+            raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
+        except json.JSONDecodeError as error:
+            raise VtepError("iperf3 gave no report") from error
+        finally:
+            server.kill()
+            server.wait()
+    if "error" in client:
+        raise VtepError(f"iperf3: {client['error']}")
+    return Report(client["end"], [one["sum"] for one in receiver["intervals"]])
+
+
+WORKLOADS: dict[str, Workload] = {
+    "tcp1": tcp1,
+    "tcp4": tcp4,
+    "tcp-reverse": tcp_reverse,
+    "tcp-both": tcp_both,
+    "rtt": rtt,
+    "udp1400": udp1400,
+    "udp64": udp64,
+}
+"""In this order, the most disturbing last; `memory` follows them all."""
