@@ -1,0 +1,28 @@
+"""The forwarding database: what a frame of a known host costs, in tables small and large."""
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.micro.frames import REMOTE, mac, table
+from vtep.fdb import Learned
+
+SIZES = [1_000, 100_000]
+
+
+@pytest.mark.parametrize("entries", SIZES)
+def test_lookup(benchmark: BenchmarkFixture, entries: int) -> None:
+    fdb = table(entries)
+    entry = benchmark(fdb.lookup, mac(entries // 2))
+    assert entry.destinations == (REMOTE,)
+
+
+@pytest.mark.parametrize("entries", SIZES)
+def test_lookup_of_an_unknown_host(benchmark: BenchmarkFixture, entries: int) -> None:
+    fdb = table(entries)
+    assert benchmark(fdb.lookup, mac(entries)) is None
+
+
+@pytest.mark.parametrize("entries", SIZES)
+def test_learn_again(benchmark: BenchmarkFixture, entries: int) -> None:
+    fdb = table(entries)
+    assert benchmark(fdb.learn, mac(entries // 2), REMOTE, 1.0) is Learned.REFRESHED
