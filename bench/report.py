@@ -51,9 +51,8 @@ def _table(run: Run, title: str, metrics: list[Metric]) -> Table:
     for metric in metrics:
         table.add_column(f"{metric.label}\n{metric.unit}", justify="right")
     for subject, label in run.labels.items():
-        reason = run.failure(subject)
-        if reason is not None:
-            table.add_row(label, f"[red]failed[/]: {escape(one_line(reason))}")
+        if run.failure(subject) is not None:
+            table.add_row(label, *("failed" for _ in metrics), style="red")
             continue
         cells = [_cell(run.spread(subject, metric.name), metric.digits) for metric in metrics]
         table.add_row(label, *cells, style="bold" if subject == "pyvtep" else "")
@@ -94,10 +93,12 @@ def _troubles(run: Run) -> list[str]:
     lines = []
     for subject, turns in run.rounds.items():
         label = run.labels[subject]
-        if run.failure(subject) is None:
+        if (failure := run.failure(subject)) is not None:
+            lines.append(f"{label} failed: {one_line(failure)}")
+        else:
             for number, turn in enumerate(turns, 1):
                 for workload, reason in turn.errors.items():
-                    lines.append(f"{label}, round {number}, {workload}: failed: {one_line(reason)}")
+                    lines.append(f"{label}, round {number}, {workload} failed: {one_line(reason)}")
         for workload in ("udp1400", "udp64"):
             found = [turn.details[workload] for turn in turns if workload in turn.details]
             sizes = {detail["octets"] for detail in found} - {int(workload[3:])}

@@ -89,8 +89,8 @@ class Effort:
 
     def __str__(self) -> str:
         return (
-            f"TCP {self.tcp_seconds} s, UDP at most {self.probes} probes of {self.probe_seconds:g} s "
-            f"down to {self.tolerance:.0%}, overload {self.overload_seconds:g} s, "
+            f"TCP {self.tcp_seconds} s, UDP {self.probes} probes of {self.probe_seconds:g} s or "
+            f"until {self.tolerance:.0%} are left, overload {self.overload_seconds:g} s, "
             f"{self.pings} pings every {self.ping_interval * 1000:g} ms"
         )
 

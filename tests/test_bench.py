@@ -102,7 +102,7 @@ def test_report_hides_no_failure(run: Run) -> None:
     output = io.StringIO()
     show(run, Console(file=output, width=118))
     said = output.getvalue()
-    assert "failed: tincd is not installed" in said
+    assert "tinc failed: tincd is not installed" in said
     assert "4.00 (3.00-9.00)" in said
     verdicts = {line.split("  ")[1].strip(): line for line in said.splitlines() if "≥" in line}
     assert "missed by 43%" in verdicts["TCP 1 flow / Open vSwitch"]
