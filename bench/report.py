@@ -103,6 +103,12 @@ def _troubles(run: Run) -> list[str]:
             found = [turn.details[workload] for turn in turns if workload in turn.details]
             sizes = {detail["octets"] for detail in found} - {int(workload[3:])}
             lines += [f"{label}, {workload}: of {size} B, which its MTU allows" for size in sizes]
+            tired = sum(detail["sender_limited"] for detail in found)
+            if tired:
+                lines.append(
+                    f"{label}, {workload}: the sender was the limit in {tired} of {len(found)} "
+                    "rounds; the tunnel may carry more"
+                )
             open_ended = sum(not detail["converged"] for detail in found)
             if open_ended:
                 lines.append(

@@ -67,9 +67,9 @@ METRICS = {
         Metric("udp64_overload", "UDP 64 B, overload", "kpackets/s", 1),
         Metric("rtt_p50", "RTT p50", "µs", 0),
         Metric("rtt_p99", "RTT p99", "µs", 0),
-        Metric("cpu_per_gb", "CPU of the tunnel's processes", "s/GB"),
-        Metric("machine_cpu_per_gb", "CPU of the machine", "s/GB"),
-        Metric("memory", "peak memory per process", "MiB", 1),
+        Metric("cpu_per_gb", "CPU, tunnel", "s/GB"),
+        Metric("machine_cpu_per_gb", "CPU, machine", "s/GB"),
+        Metric("memory", "peak memory", "MiB", 1),
     )
 }
 
@@ -243,6 +243,7 @@ def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float)
             "overload": asdict(overload),
             "probes": [asdict(one) for one in probes],
             "converged": converged,
+            "sender_limited": overload.good or (probes[-1].good and probes[-1].sender_tired),
         },
     )
 
