@@ -6,6 +6,7 @@ split twin gives the input back.
 """
 
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -179,6 +180,8 @@ ROWS = [
     Row("M1-fragment-bits", V4, every(fragment=0xC000), WHOLE),
     Row("M1-no-df", V4, every(fragment=0), WHOLE),
     Row("M4-ip-options", V4, every(between=b"\1\1\1\1"), ALONE),
+    # Options of zeros: the checksum is right with them, and without them.
+    Row("M4-no-more-ip-options", V4, every(between=bytes(4)), ALONE),
     Row("M6-push", TCPS, one(flags=ACK | PSH), HALVES),
     Row("M6-push-each", TCPS, every(flags=ACK | PSH), ALONE),
     Row("M6-push-first", TCPS, {0: {"flags": ACK | PSH}}, TAIL[::-1]),
@@ -449,6 +452,25 @@ def test_more_shapes_than_it_remembers() -> None:
     ]
     for base in [*shapes, *shapes[:3]]:
         assert run_lengths(merge(burst_of(train(base, 3, 20)), merger)) == [3]
+
+
+def test_memory_is_bounded() -> None:
+    merger = Merger(8, uso=True)
+    several = [
+        burst_of(train(Frame(tags=((0x8100, 5),) * tags), 2, 20)) for tags in range(300, 700, 2)
+    ]
+
+    def use(bursts: Sequence[Burst]) -> int:
+        for burst in bursts:
+            merge(burst, merger)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = use(several[:70])
+        assert use(several[70:]) - before < 150_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)
