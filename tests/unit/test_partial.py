@@ -430,6 +430,13 @@ def test_a_repeated_syn_pushes_nothing_out_and_is_late() -> None:
     assert remembered(sizes, range(1, 6)) == [1, 2, 4]
 
 
+def test_a_syn_that_announces_nothing_pushes_nothing_out() -> None:
+    sizes = SegmentSizes(MTU, limit=1)
+    sizes.observe(syn(4, 900, dport=1))
+    sizes.observe(syn(4, None, dport=2))
+    assert remembered(sizes, range(1, 3)) == [1]
+
+
 def test_memory_by_default_has_a_bound() -> None:
     sizes = SegmentSizes(MTU)
     frame = bytearray(syn(4, 900))

@@ -138,6 +138,16 @@ def test_hash_is_crc32() -> None:
     assert flow_hash(frame) == crc32(frame[22:58], 6)
 
 
+@pytest.mark.parametrize("protocol", [1, 17])
+@pytest.mark.parametrize(("version", "addresses"), [(4, range(26, 34)), (6, range(22, 54))])
+def test_every_octet_of_the_addresses_counts(version: int, addresses: range, protocol: int) -> None:
+    frame = bytes(ether(of_protocol(version, protocol, b"12345678")))
+    hashes = {flow_hash(frame)}
+    for at in addresses:
+        hashes.add(flow_hash(frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]))
+    assert len(hashes) == 1 + len(addresses)
+
+
 def test_ports_behind_ipv4_options() -> None:
     options = [IPOption_NOP()] * 4
     one, other = (ip4(udp(sport=port), options=options) for port in (1, 2))
