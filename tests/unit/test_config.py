@@ -298,6 +298,12 @@ def test_refused(name: str, value: object, why: str) -> None:
     assert "\n" not in message
 
 
+def test_limits() -> None:
+    assert (MTU_MIN, MTU_MAX) == (68, 65481)
+    assert TAP_NAME_MAX == 15
+    assert AGEING_MAX == 10**9
+
+
 def test_message_names_the_value() -> None:
     assert refusal(vni=16777216) == "--vni 16777216: must be from 0 to 16777215"
     assert refusal(ageing="5m") == "--ageing 5m: is not a number of seconds"
