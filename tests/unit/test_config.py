@@ -290,7 +290,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "why"), REFUSED)
+@pytest.mark.parametrize(("name", "value", "why"), REFUSED, ids=lambda value: str(value)[:30])
 def test_refused(name: str, value: object, why: str) -> None:
     message = refusal(**{name: value})
     assert message.startswith(option(name))
