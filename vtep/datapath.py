@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.fdb import Remote
-from vtep.offload.merge import Merger, uniform
+from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
 from vtep.offload.split import SplitError, Splitter, finish_checksum
 from vtep.switch import Segment, Switch
@@ -31,8 +31,6 @@ _BATCH = 64
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 _RUN_MAX = 65536
 _DATAGRAM_MAX = 65536
-_INNER_HEAD = vxlan.HEADER_LEN + 2 * ethernet.MAC_LEN
-"""Octets of a datagram by which it is judged: VXLAN header, destination and source MAC."""
 
 
 class Burst(NamedTuple):
@@ -281,20 +279,17 @@ class Inbound:
 
     def _burst(self, data: memoryview, stride: int, host: str, now: float) -> None:
         """Take in several datagrams of one remote at once."""
-        for begin, end in uniform(data, stride, _INNER_HEAD):
-            run = data[begin:end]
-            # One header and one source for all of them: what is true of the first is of each.
-            count = -(-len(run) // stride)
-            segment = self._switch.receive(run[:stride], host, now, count)
+        for header, frame, datagram, count in self._merger.merge(data, stride):
+            # Everything is judged, and learned from, before the TAP has it.
+            segment = self._switch.receive(datagram, host, now, count)
             if segment is None:
                 continue
             counters = segment.counters
-            for header, frame in self._merger.merge(run, stride):
-                if header is None:
-                    self._deliver(counters, frame, virtio_header(frame, self._sizes, counters))
-                else:
-                    counters.rx_superframes += 1
-                    self._deliver(counters, frame, header)
+            if header is None:
+                self._deliver(counters, frame, virtio_header(frame, self._sizes, counters))
+            else:
+                counters.rx_superframes += 1
+                self._deliver(counters, frame, header)
 
     def _deliver(self, counters: Counters, frame: memoryview, header: bytes) -> None:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""

@@ -39,6 +39,7 @@ from tests.unit.twins import (
     corrupted,
     train,
 )
+from vtep.offload import merge as merge_module
 from vtep.offload.merge import Merger
 from vtep.wire import virtio
 
@@ -57,9 +58,9 @@ def merge(burst: Burst, merger: Merger | None = None, *, uso: bool = True) -> Me
     return octets(merger.merge(memoryview(burst.data), burst.stride))
 
 
-def octets(frames: Sequence[tuple[bytes | None, memoryview]]) -> Merged:
+def octets(frames: Sequence[merge_module.Merged]) -> Merged:
     # A datagram that ends with its prefix may give an empty frame, or none.
-    return [(header, bytes(frame)) for header, frame in frames if len(frame)]
+    return [(header, bytes(frame)) for header, frame, _, _ in frames if len(frame)]
 
 
 def run_lengths(merged: Merged) -> list[int]:
@@ -588,3 +589,17 @@ def test_more_tags_than_a_virtio_header_can_tell(kind: str, tags: int) -> None:
     burst = burst_of(train(Frame(*KINDS[kind], tags=((0x8100, 5),) * tags), 3, 20))
     merged = merge(burst, Merger(8, uso=True, capacity=1 << 20))
     assert merged == [(None, frame) for frame in burst.frames]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("octet", [0, 3, 7])
+def test_another_prefix_is_never_merged(kind: str, octet: int) -> None:
+    # M31: flags and VNI are in the prefix, and are judged once for all that are merged.
+    burst = burst_of(train(Frame(*KINDS[kind]), 6, 100))
+    data = bytearray(burst.data)
+    for number in (3, 4, 5):
+        data[number * burst.stride + octet] ^= 1
+    merged = Merger(8, uso=True).merge(memoryview(data), burst.stride)
+    assert [entry.datagrams for entry in merged] == [3, 3]
+    firsts = [bytes(data[at * burst.stride :][: burst.stride]) for at in (0, 3)]
+    assert [bytes(entry.datagram) for entry in merged] == firsts

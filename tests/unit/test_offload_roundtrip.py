@@ -56,7 +56,7 @@ class Path:
 
     def merge(self, data: bytes | memoryview, stride: int) -> twins.Merged:
         merged = self.merger.merge(memoryview(data), stride)
-        return [(header, bytes(frame)) for header, frame in merged if len(frame)]
+        return [(header, bytes(frame)) for header, frame, _, _ in merged if len(frame)]
 
     def seen(self, burst: Burst) -> list[bytes]:
         """The frames of a burst after they were merged, and split again."""

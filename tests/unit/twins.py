@@ -505,9 +505,8 @@ class Burst(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        """The datagrams; each prefix is another, as nobody is to look at it."""
-        prefixes = [bytes([0xA0 + number % 16] * self.prefix_len) for number in range(256)]
-        return b"".join(prefixes[number % 256] + frame for number, frame in enumerate(self.frames))
+        """The datagrams, all with one prefix."""
+        return b"".join(b"\xa5" * self.prefix_len + frame for frame in self.frames)
 
 
 def burst_of(frames: Sequence[Frame | bytes], prefix_len: int = 8) -> Burst:

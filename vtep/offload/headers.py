@@ -23,6 +23,12 @@ _IP_CHECKSUM = 10
 _TCP_SEQUENCE = 4
 _UDP_LENGTH = 4
 
+CLOSING = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
+"""TCP flags of a superframe that only its last segment has."""
+
+OPENING = inet.TCP_FLAG_CWR
+"""Those that only the first has (RFC 3168, section 6.1.2)."""
+
 SEGMENTS_MAX = 1 << 16
 _LAYOUTS_MAX = 64
 
@@ -59,30 +65,31 @@ class _Layout(NamedTuple):
 
 
 class Headers:
-    """Writes headers into rows of `buffer`, each behind a `prefix`."""
+    """Writes headers into rows of `buffer`, each behind a prefix of `prefix_len` octets."""
 
-    def __init__(self, buffer: Octets, prefix: bytes) -> None:
+    def __init__(self, buffer: Octets, prefix_len: int) -> None:
         self._buffer = buffer
-        self._prefix = prefix
+        self._prefix_len = prefix_len
         self._layouts: dict[tuple[int, int, int, int, int], _Layout] = {}
         self._index = np.arange(SEGMENTS_MAX, dtype=np.int64)
 
     def write(
         self,
+        prefix: Buffer,
         frame: Buffer,
         cut: Cut,
         stride: int,
         sums: NDArray[np.int64],
-        flags: NDArray[np.int64] | int,
         *,
+        flags: int,
         partial: bool = False,
     ) -> None:
         """Write `cut.segments` headers, `stride` octets apart.
 
         `frame` begins with the headers of the first segment or of the superframe; lengths,
         checksums and TCP flags in them are not looked at. `sums` are those of the payloads, each
-        congruent modulo 65535, shape (segments,); they are used up. `flags` are TCP's, for each
-        segment. With `partial`, the transport checksum is left to whoever segments in hardware.
+        congruent modulo 65535, shape (segments,); they are used up. `flags` are those of the
+        superframe, if it is TCP. With `partial`, transport checksums are left to be finished.
         """
         where, count = cut.where, cut.segments
         layout = self._layout(cut, stride)
@@ -90,14 +97,14 @@ class Headers:
         full = cut.transport_len + cut.size
         short = cut.size - cut.last
         # What is in all of them goes into the first, and from there into every row.
-        sequence = _clear(head, where, full)
+        sequence = _clear(head, where, full, flags)
         length = where.offset - where.ip_offset + full
         if where.version == 6:
             length -= inet.IP_HEADER_MIN[6]
         at = where.ip_offset + _IP_LENGTH[where.version]
         head[at : at + 2] = length.to_bytes(2, "big")
         ids = self._identify(head, where, count) if where.version == 4 else None
-        layout.heads[:count] = np.void(self._prefix + head)
+        layout.heads[:count] = np.void(bytes(prefix) + head)
         if short:
             layout.ip_length[count - 1] = length - short
         if ids is not None:
@@ -116,22 +123,16 @@ class Headers:
         if where.protocol == inet.TCP:
             sequences = self._sequences(sequence, cut)
             layout.sequence[:count] = sequences
-            layout.flags[:count] = flags
             if not partial:
                 sums += sequences
-                sums += flags
+            for row, some in ((0, flags & OPENING), (count - 1, flags & CLOSING)):
+                if some:
+                    layout.flags[row] |= some
+                    sums[row] += 0 if partial else some
         elif short:
             layout.udp_length[count - 1] = full - short
-            if not partial:
-                sums[-1] -= short
-        if partial:
-            # Not complemented; a sum folds to 0 only if it is 0, and this one is not.
-            layout.checksum[:count] = (sums - 1) % 0xFFFF + 1
-            return
-        values = _complement(sums)
-        if where.protocol == inet.UDP:
-            values[values == 0] = 0xFFFF  # RFC 768: a zero would mean that there is none.
-        layout.checksum[:count] = values
+            sums[-1] -= 0 if partial else short
+        layout.checksum[:count] = _folded(sums) if partial else _complement(sums, where.protocol)
 
     def _sequences(self, first: int, cut: Cut) -> NDArray[np.int64]:
         sequences = self._index[: cut.segments] * cut.size
@@ -162,7 +163,7 @@ class Headers:
         return layout
 
     def _make_layout(self, where: inet.Transport, head_len: int, stride: int) -> _Layout:
-        skip = len(self._prefix)
+        skip = self._prefix_len
         available = len(self._buffer)
 
         def column(offset: int, dtype: str, octets: int) -> NDArray[np.generic]:
@@ -185,7 +186,7 @@ class Headers:
         return _Layout(*columns)  # type: ignore[arg-type]  # their dtypes are given as text
 
 
-def _clear(head: bytearray, where: inet.Transport, full: int) -> int:
+def _clear(head: bytearray, where: inet.Transport, full: int, flags: int) -> int:
     """Leave in a transport header what all segments have in common; its sequence number, if TCP."""
     at = where.offset
     sequence = 0
@@ -193,7 +194,7 @@ def _clear(head: bytearray, where: inet.Transport, full: int) -> int:
         field = slice(at + _TCP_SEQUENCE, at + _TCP_SEQUENCE + 4)
         sequence = int.from_bytes(head[field], "big")
         head[field] = bytes(4)
-        head[at + inet.TCP_FLAGS] = 0
+        head[at + inet.TCP_FLAGS] = flags & ~OPENING & ~CLOSING
     else:
         head[at + _UDP_LENGTH : at + _UDP_LENGTH + 2] = full.to_bytes(2, "big")
     at += inet.CHECKSUM_OFFSET[where.protocol]
@@ -201,14 +202,22 @@ def _clear(head: bytearray, where: inet.Transport, full: int) -> int:
     return sequence
 
 
-def _complement(sums: NDArray[np.int64]) -> NDArray[np.int64]:
+def _complement(sums: NDArray[np.int64], protocol: int = 0) -> NDArray[np.int64]:
     """Checksums for sums, in their place.
 
-    A sum that is 0 modulo 65535 has folded to 0xFFFF, so its complement is 0.
+    A sum that is 0 modulo 65535 has folded to 0xFFFF, so its complement is 0; but UDP writes that
+    as 0xFFFF, since 0 would mean that there is none (RFC 768).
     """
     np.negative(sums, sums)
     sums %= 0xFFFF
+    if protocol == inet.UDP:
+        sums[sums == 0] = 0xFFFF
     return sums
+
+
+def _folded(sums: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Partial checksums for sums, none of which is 0: only that would fold to 0."""
+    return (sums - 1) % 0xFFFF + 1
 
 
 def row_sums(data: Buffer, rows: int, stride: int, size: int) -> NDArray[np.int64]:

@@ -12,21 +12,20 @@ frame whose checksum is wrong is passed on alone and as it is. What is refused, 
 wireguard-go's lists and the kernel's, in net/ipv4/tcp_offload.c.
 """
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
-from vtep.offload.headers import Cut, Headers, Octets, row_sums
+import numpy as np
+
+from vtep.offload.headers import CLOSING, OPENING, Cut, Headers, Octets, row_sums
 from vtep.offload.partial import is_partial
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
-_CLOSING = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
-"""Flags that only the last segment of a superframe may have."""
+_HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | CLOSING | OPENING
 
-_OPENING = inet.TCP_FLAG_CWR
-"""Flags that only the first may have."""
+_CLOSES = bytes(1 if flags & CLOSING else 0 for flags in range(256))
+"""Whether TCP flags are those of a last segment, by their value."""
 
-_HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | _CLOSING | _OPENING
 _GSO_TYPES = {
     (4, inet.TCP): virtio.GSO_TCPV4,
     (6, inet.TCP): virtio.GSO_TCPV6,
@@ -44,25 +43,24 @@ def _same_flow(one: memoryview, two: memoryview, where: inet.Transport) -> bool:
     return one[at:end] == two[at:end]
 
 
-def uniform(data: memoryview, stride: int, width: int) -> list[tuple[int, int]]:
-    """Where runs of datagrams begin and end whose first `width` octets are the same.
+class Merged(NamedTuple):
+    """What one or several datagrams have become.
 
-    Datagrams lie `stride` octets apart in `data`, which ends with the last one.
+    `header` is the virtio header of the superframe that `frame` is, or None where it is a frame as
+    it was received. `datagram` is the first of so many `datagrams`: what is true of its VXLAN
+    header and MACs is true of all of them.
     """
-    rows = max(0, (len(data) - width) // stride + 1)
-    heads: Octets = np.ndarray((rows, width), np.uint8, data, 0, (stride, 1))
-    if rows * stride >= len(data) and (heads == heads[:1]).all():
-        return [(0, len(data))]
-    begins = [
-        number * stride
-        for number in range(-(-len(data) // stride))
-        if not 0 < number < rows or (heads[number] != heads[number - 1]).any()
-    ]
-    return list(zip(begins, [*begins[1:], len(data)], strict=True))
+
+    header: bytes | None
+    frame: memoryview
+    datagram: memoryview
+    datagrams: int
 
 
 class Merger:
-    """Merges bursts of encapsulated frames; `prefix_len` octets before each are not its concern.
+    """Merges bursts of encapsulated frames.
+
+    Those that are merged have the same `prefix_len` octets before them, too.
 
     `uso` says whether the TAP takes superframes of UDP. The superframes of one burst have room in
     `capacity` octets; what has none is passed on as it is.
@@ -74,26 +72,27 @@ class Merger:
         self._out = memoryview(bytearray(capacity))
         # Predicted headers: at most all of a burst.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
-        self._headers = Headers(self._predicted, b"")
+        self._headers = Headers(self._predicted, prefix_len)
 
-    def merge(self, data: memoryview, stride: int) -> list[tuple[bytes | None, memoryview]]:
+    def merge(self, data: memoryview, stride: int) -> list[Merged]:
         """Merge what can be merged of datagrams that lie `stride` octets apart, in their order.
 
-        `data` ends with the last datagram, which may be short. Gives frames without prefix, each
-        with the virtio header of a superframe, or None where it is a frame as it was received. The
-        views are of `data` or of a buffer that the next call overwrites. Any octets are allowed.
+        `data` ends with the last datagram, which may be short. The frames are views of `data` or of
+        a buffer that the next call overwrites. Any octets are allowed.
         """
-        frames: list[tuple[bytes | None, memoryview]] = []
+        frames: list[Merged] = []
         begin = used = 0
         while begin < len(data):
             rest = data[begin:] if begin else data
+            datagram = rest[:stride]
             cut = self._judge(rest, stride, len(self._out) - used)
             if cut is None:
-                frames.append((None, rest[self._prefix_len : stride]))
+                frames.append(Merged(None, datagram[self._prefix_len :], datagram, 1))
                 begin += stride
             else:
                 header, octets = self._join(rest, stride, cut, used)
-                frames.append((header, self._out[used : used + octets]))
+                frame = self._out[used : used + octets]
+                frames.append(Merged(header, frame, datagram, cut.segments))
                 begin += cut.segments * stride
                 used += octets
         return frames
@@ -103,27 +102,18 @@ class Merger:
         hoped = self._hope(data, stride, room)
         if hoped is None:
             return None
-        cut, closing = hoped
-        count = self._follow(data, stride, cut, closing, partial=False)
+        cut, flags = hoped
+        count = self._follow(data, stride, cut, flags, partial=False)
         if count < 2 and is_partial(data[self._prefix_len : stride], cut.where):
-            count = self._follow(data, stride, cut, closing, partial=True)
+            count = self._follow(data, stride, cut, flags, partial=True)
         if count < 2:
             return None
         return cut if count == cut.segments else cut._replace(segments=count, last=cut.size)
 
-    def _follow(
-        self,
-        data: memoryview,
-        stride: int,
-        cut: Cut,
-        closing: NDArray[np.int64],
-        *,
-        partial: bool,
-    ) -> int:
-        """How many datagrams, up to a closing one, have the headers that are predicted."""
-        where, count, head_len = cut.where, cut.segments, cut.head_len
+    def _follow(self, data: memoryview, stride: int, cut: Cut, flags: int, *, partial: bool) -> int:
+        """How many datagrams have the headers that are predicted for them."""
+        count, head_len = cut.segments, cut.head_len
         skip = self._prefix_len
-        first = data[skip:stride]
         body = skip + head_len
         full = count if cut.last == cut.size else count - 1
         sums = np.empty(count, np.int64)
@@ -131,24 +121,14 @@ class Merger:
         if full < count:
             at = full * stride + body
             sums[full] = checksum.ones_sum(data[at : at + cut.last])
-        flags: NDArray[np.int64] | int = 0
-        if where.protocol == inet.TCP:
-            opening = first[where.offset + inet.TCP_FLAGS]
-            flags = closing | opening & ~_OPENING & ~_CLOSING
-            flags[0] |= opening & _OPENING
-        self._headers.write(first, cut, head_len, sums, flags, partial=partial)
-        heads: Octets = np.ndarray((count, head_len), np.uint8, data, skip, (stride, 1))
-        as_predicted = heads == self._predicted[: count * head_len].reshape(count, head_len)
-        if not as_predicted.all():
-            count = int(as_predicted.all(axis=1).argmin())
-        if where.protocol == inet.TCP and closing[: max(0, count - 1)].any():
-            count = int(closing.astype(np.bool_).argmax()) + 1
-        return count
+        first = data[skip:stride]
+        self._headers.write(data[:skip], first, cut, body, sums, flags=flags, partial=partial)
+        heads: Octets = np.ndarray((count, body), np.uint8, data, 0, (stride, 1))
+        as_predicted = heads == self._predicted[: count * body].reshape(count, body)
+        return count if as_predicted.all() else int(as_predicted.all(axis=1).argmin())
 
-    def _hope(
-        self, data: memoryview, stride: int, room: int
-    ) -> tuple[Cut, NDArray[np.int64]] | None:
-        """The largest superframe that could begin here, and TCP's closing flags of its segments.
+    def _hope(self, data: memoryview, stride: int, room: int) -> tuple[Cut, int] | None:
+        """The largest superframe that could begin here, and its TCP flags.
 
         Looks at the first datagram, and at little more, since prediction is dear where it fails.
         """
@@ -165,28 +145,31 @@ class Merger:
         transport_len = inet.transport_header_len(first, where)
         head_len = where.offset + transport_len
         size = len(first) - head_len
-        if not (tcp or self._uso) or not transport_len or not size:
-            return None
-        if not _same_flow(first, data[stride + skip : 2 * stride], where):
+        possible = transport_len and size and (tcp or self._uso)
+        if not possible or not _same_flow(first, data[stride + skip : 2 * stride], where):
             return None
         count = -(-len(data) // stride)
         last = len(data) - (count - 1) * stride - skip - head_len
         if last <= 0:  # No payload, or no whole header: it stays alone.
             count, last = count - 1, size
         fitting = min(_SUPERFRAME_MAX, room) - head_len
-        if (count - 1) * size + last > fitting or count * head_len > len(self._predicted):
-            count, last = min(fitting // size, len(self._predicted) // head_len), size
+        if (count - 1) * size + last > fitting or count * (skip + head_len) > len(self._predicted):
+            count, last = min(fitting // size, len(self._predicted) // (skip + head_len)), size
         if count < 2:
             return None
-        closing: NDArray[np.int64] = np.zeros(0, np.int64)
+        flags = 0
         if tcp:
             at = where.offset + inet.TCP_FLAGS
-            if first[at] & (~_HARMLESS | _CLOSING | inet.TCP_FLAG_ACK) != inet.TCP_FLAG_ACK:
+            flags = first[at]
+            if flags & (~_HARMLESS | CLOSING | inet.TCP_FLAG_ACK) != inet.TCP_FLAG_ACK:
                 return None
-            flags: Octets = np.ndarray((count,), np.uint8, data, skip + at, (stride,))
-            closing = flags.astype(np.int64)
-            closing &= _CLOSING
-        return Cut(where, head_len, transport_len, size, count, last), closing
+            column: Octets = np.ndarray((count,), np.uint8, data, skip + at, (stride,))
+            closing = column.tobytes().translate(_CLOSES).find(1)
+            if closing >= 0:  # A superframe ends there.
+                last = last if closing == count - 1 else size
+                count = closing + 1
+                flags |= int(column[closing]) & CLOSING
+        return Cut(where, head_len, transport_len, size, count, last), flags
 
     def _join(self, data: memoryview, stride: int, cut: Cut, used: int) -> tuple[bytes, int]:
         """Write a superframe to the output, from its octet `used` on.
@@ -219,7 +202,7 @@ class Merger:
             at = where.offset + inet.TCP_FLAGS
             if frame[at] & inet.TCP_FLAG_CWR:
                 gso_type |= virtio.GSO_ECN
-            frame[at] |= data[full * stride + self._prefix_len + at] & _CLOSING
+            frame[at] |= data[full * stride + self._prefix_len + at] & CLOSING
         else:
             at = where.offset + 4
             frame[at : at + 2] = length.to_bytes(2, "big")

@@ -12,8 +12,6 @@ from vtep.offload.headers import SEGMENTS_MAX, Cut, Headers, Octets, row_sums
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
-_LAST_ONLY = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
-
 _KINDS = frozenset(
     (
         (virtio.GSO_TCPV4, 4, inet.TCP),
@@ -39,8 +37,8 @@ class Splitter:
 
     def __init__(self, prefix: bytes, capacity: int = 1 << 18) -> None:
         self.out: Octets = np.zeros(capacity, np.uint8)
-        self._prefix_len = len(prefix)
-        self._headers = Headers(self.out, prefix)
+        self._prefix = prefix
+        self._headers = Headers(self.out, len(prefix))
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
         """Write the segments of a superframe, without its virtio header, to `out`.
@@ -52,7 +50,7 @@ class Splitter:
         """
         cut = _judge(frame, gso)
         where, count, size = cut.where, cut.segments, cut.size
-        body = self._prefix_len + cut.head_len
+        body = len(self._prefix) + cut.head_len
         stride = body + size
         octets = (count - 1) * stride + body + cut.last
         if octets > len(self.out) or count > SEGMENTS_MAX:
@@ -72,13 +70,8 @@ class Splitter:
             self.out[octets - len(rest) : octets] = np.frombuffer(rest, np.uint8)
             sums[full] = checksum.ones_sum(rest)
 
-        flags = np.zeros(count, np.int64)
-        if where.protocol == inet.TCP:
-            given = frame[where.offset + inet.TCP_FLAGS]
-            flags += given & ~_LAST_ONLY & ~inet.TCP_FLAG_CWR
-            flags[0] |= given & inet.TCP_FLAG_CWR
-            flags[-1] |= given & _LAST_ONLY
-        self._headers.write(frame, cut, stride, sums, flags)
+        flags = frame[where.offset + inet.TCP_FLAGS] if where.protocol == inet.TCP else 0
+        self._headers.write(self._prefix, frame, cut, stride, sums, flags=flags)
         return octets, stride
 
 
