@@ -9,6 +9,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ from vtep.underlay import (
     pool_slots,
     receive_queue_drops,
     segments_datagrams,
+    superframe_max,
 )
 from vtep.wire import ethernet, vxlan
 
@@ -36,6 +38,11 @@ log = logging.getLogger("vtep")
 
 _TICK = 1.0
 """Seconds between two looks at the age of the FDB."""
+
+_SETTLED = 0.2
+"""Seconds from a change of some link to the look at ours: changes come in flocks."""
+
+_EVENT_MAX = 65536
 
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
@@ -78,6 +85,8 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._drop_logs = [DropLog(self._switch.counters), DropLog(self.segment.counters)]
         self._ticks = 0
+        self._links_settled = True
+        self._task: asyncio.Task[None] | None = None
         self._running = False
         self._rx_drops_before = 0
 
@@ -145,7 +154,7 @@ class Vtep:
                 thread, netlink.bring_up, config.tap, self.mtu, config.mac, config.address
             )
             self.segment.own_mac = tap.mac
-        self._tap = tap
+            self._tap = tap
         have = {
             "tso": tap.tso,
             "uso": tap.uso,
@@ -162,7 +171,11 @@ class Vtep:
         }
         for path in paths.values():
             resources.callback(path.close)
-        sizes = SegmentSizes(self.mtu)
+        self._sizes = sizes = SegmentSizes(self.mtu)
+        self._links = resources.enter_context(netlink.watch())
+        loop.add_reader(self._links.fileno(), self._links_changed)
+        resources.callback(loop.remove_reader, self._links.fileno())
+        await self._adapt()
         self._paths = tuple(paths.values())
         self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
         return Outbound(tap, self.segment, paths, sizes, self._lost_tap), self._inbound
@@ -207,6 +220,8 @@ class Vtep:
 
     def _end(self, error: VtepError | None) -> None:
         self._count_queue_drops()
+        if self._task is not None:
+            self._task.cancel()
         self._running = False
         self._resources.close()
         if self._ended is None or self._ended.done():
@@ -257,6 +272,28 @@ class Vtep:
         for path in self._paths:
             path.close()
         log.warning("--dev %s is another device now: using that", dev)
+
+    def _links_changed(self) -> None:
+        """Look at our devices again, once for all that happened in a moment."""
+        with suppress(OSError):  # Until it is empty; an overrun says no less than an event.
+            while True:
+                self._links.recv(_EVENT_MAX)
+        self._links_settled = False
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._adapt_when_settled())
+
+    async def _adapt_when_settled(self) -> None:
+        while not self._links_settled:
+            await asyncio.sleep(_SETTLED)
+            self._links_settled = True
+            await self._adapt()
+
+    async def _adapt(self) -> None:
+        """Fit the TAP to its place, on a bridge or not, and ourselves to the MTU it has now."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1) as thread, suppress(OSError, VtepError):
+            adapt = partial(netlink.adapt, self._tap.name, superframe_max)
+            self._sizes.mtu = await loop.run_in_executor(thread, adapt)
 
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our two descriptors."""

@@ -7,7 +7,7 @@ They are for start-up, in a thread without a loop, and take part in no forwardin
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
 
@@ -22,6 +22,9 @@ from vtep.wire.ethernet import format_mac, parse_mac
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
+_RTMGRP_LINK = 1
+_GSO_MAX = 65536
+"""The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
 
 
 @frozen
@@ -93,6 +96,39 @@ def device_index(name: str) -> int | None:
         return socket.if_nametoindex(name)
     except OSError:
         return None
+
+
+def watch() -> socket.socket:
+    """A non-blocking socket that becomes readable when something about any link has changed."""
+    events = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    )
+    events.bind((0, _RTMGRP_LINK))
+    return events
+
+
+def adapt(tap: str, superframe_max: Callable[[int], int]) -> int:
+    """Fit a TAP device to what it is used for now, and return its MTU.
+
+    The kernel's own TCP is told to make no superframe larger than `superframe_max` of the MTU. Not
+    on a bridge's port: superframes of containers, who don't know of it, would be cut in software.
+    Without the privilege nothing is changed. Raises VtepError where there is no such device.
+    """
+    with _netlink() as netlink:
+        index = device_index(tap)
+        if index is None:
+            raise VtepError(f"--tap {tap}: there is no such network device")
+        try:
+            (link,) = netlink.get_links(index)
+            mtu: int = link.get("mtu")
+            wanted = _GSO_MAX if link.get("master") else min(_GSO_MAX, superframe_max(mtu))
+            if link.get("gso_max_size") != wanted:
+                netlink.link("set", index=index, gso_max_size=wanted)
+        except NetlinkError as error:
+            if error.code in (errno.EPERM, errno.EACCES):
+                return mtu
+            raise VtepError(f"--tap {tap}: {error.args[1]}") from error
+    return mtu
 
 
 def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interface]) -> None:

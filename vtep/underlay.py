@@ -19,7 +19,7 @@ from attrs import frozen
 from vtep.counters import Drop
 from vtep.errors import VtepError
 from vtep.fdb import Remote
-from vtep.wire import vxlan
+from vtep.wire import ethernet, vxlan
 
 log = logging.getLogger("vtep")
 
@@ -97,6 +97,12 @@ _SEGMENTS_MAX = 64
 
 _SEND_MAX = 65507
 """Octets that a send may have, whatever it stands for."""
+
+_IP_TCP_HEADERS = 20 + 20 + 12
+"""Octets of IPv4 and TCP headers with timestamps, as every segment of Linux has them."""
+
+_TCP_HEADERS_MAX = 400
+"""More than the kernel sets aside of a superframe's size for headers (its MAX_TCP_HEADER)."""
 
 _GSO_REFUSALS = frozenset((errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP))
 
@@ -193,6 +199,13 @@ def segments_datagrams() -> bool:
         except OSError:
             return False
     return True
+
+
+def superframe_max(mtu: int) -> int:
+    """Octets of a TCP superframe whose segments, for a TAP of this MTU, fit into one send."""
+    segments = min(_SEGMENTS_MAX, _SEND_MAX // (vxlan.HEADER_LEN + ethernet.HEADER_LEN + mtu))
+    payload = mtu - _IP_TCP_HEADERS
+    return max(1, segments) * payload + _TCP_HEADERS_MAX
 
 
 def receive_queue_drops(receiver: socket.socket) -> int:

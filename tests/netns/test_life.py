@@ -320,3 +320,20 @@ def test_a_queue_of_the_underlay_that_drops_is_counted(pair: Pair, tunnel: Tunne
             # Growing, so that each is sent alone: of several in one send, the queue says nothing.
             sender.send(frame + bytes(number))
         wait_until(lambda: tunnel[0].counter("underlay_full") > 10, "the count")
+
+
+def test_superframes_are_limited_to_one_send_unless_on_a_bridge(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+
+    def limit() -> int:
+        found = re.search(r"gso_max_size (\d+)", a.run("ip", "-d", "link", "show", "vx0"))
+        assert found
+        return int(found[1])
+
+    assert 44 * 1398 < limit() < 62500
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "link", "set", "vx0", "master", "br0")
+    wait_until(lambda: limit() == 65536, "the limit to be lifted")
+    a.run("ip", "link", "set", "vx0", "nomaster", "mtu", "1000")
+    wait_until(lambda: limit() == 64 * 948 + 400, "the limit for that MTU")
+    assert tunnel[0].process.poll() is None
