@@ -279,7 +279,7 @@ def test_superframe_with_a_nonsensical_data_offset_is_not_split(data_offset: int
 
 def test_sizes_that_make_no_sense_still_split_into_something() -> None:
     frame = partial(ether(ip4(tcp(SUPER))))
-    assert parse_virtio(header_of(frame, SegmentSizes(1))).gso_size == 1
+    assert parse_virtio(header_of(frame, SegmentSizes(1))).gso_size == 8
 
 
 # --- the sizes that SYNs announce -------------------------------------------------------------
@@ -317,7 +317,7 @@ def without(version: int) -> int:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("flags", ["S", "SA", "SEC"])
-@pytest.mark.parametrize("mss", [1, 536, 1220])
+@pytest.mark.parametrize("mss", [8, 536, 1220])
 def test_announced_size(version: int, flags: str, mss: int) -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(syn(version, mss, flags=flags))
@@ -367,7 +367,7 @@ def test_announced_size_above_the_mtu(version: int, mss: int) -> None:
 def test_announced_size_of_less_than_nothing() -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(syn(4, 0))
-    assert size_for(data(4, nops=40), sizes) == 1
+    assert size_for(data(4, nops=40), sizes) == 8
 
 
 @pytest.mark.parametrize("version", [4, 6])

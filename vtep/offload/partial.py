@@ -15,6 +15,9 @@ from vtep.wire import ip as inet
 _SYN_MAX = 256
 """Longer frames are not looked at: a SYN has headers and options, and no data to speak of."""
 
+_SIZE_MIN = 8
+"""Less than this the kernel cuts no segment to (its TCP_MIN_GSO_SIZE), whatever was announced."""
+
 _GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
 
 
@@ -54,7 +57,7 @@ class SegmentSizes:
         self._announced[key] = mss
 
     def payload(self, frame: Buffer, where: inet.Transport) -> int:
-        """Octets of payload in each segment of the TCP superframe `frame`, at least 1."""
+        """Octets of payload in each segment of the TCP superframe `frame`."""
         ports = frame[where.offset : where.offset + 4]
         key = bytes(inet.addresses(frame, where)) + bytes(ports)
         ip_header = inet.IP_HEADER_MIN[where.version]
@@ -66,7 +69,7 @@ class SegmentSizes:
         # for them (RFC 6691).
         options = where.offset - where.ip_offset - ip_header
         options += inet.tcp_header_len(frame, where) - inet.TCP_HEADER_MIN
-        return max(1, mss - options)
+        return max(_SIZE_MIN, mss - options)
 
 
 def is_udp_superframe(frame: Buffer, stride: int) -> bool:
