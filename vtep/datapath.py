@@ -25,8 +25,11 @@ from vtep.underlay import Path, receive
 from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire.flow import flow_hash
 
-_BATCH = 64
-"""Reads in one direction before the other one has its turn."""
+_BUDGET = 64
+"""Frames read in one direction before the other one has its turn."""
+
+_SUPERFRAME_COST = 7
+"""Frames that could be moved in the time that a superframe takes, besides itself."""
 
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 _RUN_MAX = 65536
@@ -87,6 +90,15 @@ class Outbound:
             loop.remove_writer(self._writer)
         self._waiting.clear()
 
+    def reconnect(self) -> None:
+        """Close all sockets to the remotes; what waits, and what comes, goes through new ones."""
+        if self._writer is not None:
+            asyncio.get_running_loop().remove_writer(self._writer)
+            self._writer = None
+        for path in self._paths.values():
+            path.close()
+        self._resume()
+
     def readable(self) -> None:
         """Drain the TAP."""
         now = time.monotonic()
@@ -94,10 +106,11 @@ class Outbound:
         segment = self._segment
         remotes: Sequence[Remote] = ()
         flow = stride = 0
-        begin = end = (
-            0  # A run of frames of one size and flow lies between them, unless it's empty.
-        )
-        for _ in range(_BATCH):
+        # A run of frames of one size and flow lies between these two, unless it is empty.
+        begin = end = 0
+        budget = _BUDGET
+        while budget > 0:
+            budget -= 1
             body = end + vxlan.HEADER_LEN
             try:
                 length = os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
@@ -114,6 +127,7 @@ class Outbound:
                     begin = end = 0
                     if gso.gso_type != virtio.GSO_NONE:
                         self._superframe(frame, gso, now)
+                        budget -= _SUPERFRAME_COST
                     if self._waiting:
                         return
                     continue
@@ -250,7 +264,9 @@ class Inbound:
     def readable(self) -> None:
         """Drain the socket."""
         now = time.monotonic()
-        for _ in range(_BATCH):
+        budget = _BUDGET
+        while budget > 0:
+            budget -= 1
             try:
                 length, stride, host = receive(self._receiver, self._buffer)
             except BlockingIOError:
@@ -265,6 +281,7 @@ class Inbound:
                     self._single(segment.counters, data[vxlan.HEADER_LEN :], stride)
             else:
                 self._burst(data, stride, host, now)
+                budget -= _SUPERFRAME_COST
 
     def _single(self, counters: Counters, frame: memoryview, stride: int) -> None:
         """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""

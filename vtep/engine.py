@@ -131,8 +131,8 @@ class Vtep:
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
-        except VtepError as error:
-            self._end(error)
+        except BaseException as error:
+            self._end(error if isinstance(error, VtepError) else None)
             raise
         self._running = True
 
@@ -176,9 +176,9 @@ class Vtep:
         loop.add_reader(self._links.fileno(), self._links_changed)
         resources.callback(loop.remove_reader, self._links.fileno())
         await self._adapt()
-        self._paths = tuple(paths.values())
         self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
-        return Outbound(tap, self.segment, paths, sizes, self._lost_tap), self._inbound
+        self._outbound = Outbound(tap, self.segment, paths, sizes, self._lost_tap)
+        return self._outbound, self._inbound
 
     def _close_receiver(self) -> None:
         self._receiver.close()  # The one that is used by then: see _follow_the_host.
@@ -269,8 +269,7 @@ class Vtep:
         self._rx_drops_before += receive_queue_drops(before)
         self._inbound.rebind(self._receiver)
         before.close()
-        for path in self._paths:
-            path.close()
+        self._outbound.reconnect()
         log.warning("--dev %s is another device now: using that", dev)
 
     def _links_changed(self) -> None:

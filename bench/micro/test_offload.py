@@ -5,8 +5,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import tcp_frame
 from vtep.counters import Counters
+from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, virtio_header
-from vtep.wire import virtio
+from vtep.offload.split import Splitter
+from vtep.wire import virtio, vxlan
 
 MTU = 1450
 
@@ -33,8 +35,30 @@ def test_virtio_header_of_a_superframe(benchmark: BenchmarkFixture) -> None:
     )
 
 
-# --- splitting: a superframe from the TAP becomes segments for the underlay -----------------
-# (benchmarks of vtep.offload.split belong here)
+# --- splitting and merging: between one superframe and the segments on the underlay ---------
 
-# --- merging: segments from the underlay become a superframe for the TAP --------------------
-# (benchmarks of vtep.offload.merge belong here)
+SEGMENT = MTU - 40
+GSO = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
+
+
+def test_split_of_a_superframe(benchmark: BenchmarkFixture) -> None:
+    splitter = Splitter(vxlan.pack(1))
+    frame = memoryview(bytearray(tcp_frame(44 * SEGMENT, partial=True)))
+    stride = vxlan.HEADER_LEN + 54 + SEGMENT
+    assert benchmark(splitter.split, frame, GSO) == (44 * stride, stride)
+
+
+def test_merge_of_as_many_segments(benchmark: BenchmarkFixture) -> None:
+    splitter = Splitter(vxlan.pack(1))
+    octets, stride = splitter.split(memoryview(tcp_frame(44 * SEGMENT, partial=True)), GSO)
+    burst = memoryview(bytearray(splitter.out[:octets].tobytes()))
+    (merged,) = benchmark(Merger(vxlan.HEADER_LEN, uso=True).merge, burst, stride)
+    assert merged.datagrams == 44
+
+
+def test_merge_where_nothing_can_be_merged(benchmark: BenchmarkFixture) -> None:
+    frame = tcp_frame(SEGMENT)  # The same again and again: sequence numbers do not go on.
+    datagram = vxlan.pack(1) + frame
+    burst = memoryview(bytearray(datagram * 44))
+    merged = benchmark(Merger(vxlan.HEADER_LEN, uso=True).merge, burst, len(datagram))
+    assert len(merged) == 44

@@ -36,11 +36,22 @@ _SUPERFRAME_MAX = 0xFFFF
 """Octets of a superframe, so that all length fields hold what they must."""
 
 
-def _same_flow(one: memoryview, two: memoryview, where: inet.Transport) -> bool:
-    """Whether two frames have the same addresses and ports. They are next to each other."""
-    at = where.offset - len(inet.addresses(one, where))
-    end = where.offset + 4
-    return one[at:end] == two[at:end]
+def _may_follow(one: memoryview, two: memoryview, where: inet.Transport, size: int) -> bool:
+    """Whether the second frame could be the next segment, by the fields that differ most."""
+    at = where.offset
+    begin = at - len(inet.addresses(one, where))
+    if one[begin : at + 4] != two[begin : at + 4]:  # Addresses and ports are neighbours.
+        return False
+    if where.version == 4:
+        field = slice(where.ip_offset + 4, where.ip_offset + 6)
+        ids = int.from_bytes(one[field], "big"), int.from_bytes(two[field], "big")
+        if (ids[1] - ids[0]) & 0xFFFF != 1:
+            return False
+    if where.protocol == inet.TCP:
+        field = slice(at + 4, at + 8)
+        sequences = int.from_bytes(one[field], "big"), int.from_bytes(two[field], "big")
+        return (sequences[1] - sequences[0]) & 0xFFFF_FFFF == size
+    return True
 
 
 class Merged(NamedTuple):
@@ -146,7 +157,8 @@ class Merger:
         head_len = where.offset + transport_len
         size = len(first) - head_len
         possible = transport_len and size and (tcp or self._uso)
-        if not possible or not _same_flow(first, data[stride + skip : 2 * stride], where):
+        second = data[stride + skip : 2 * stride]
+        if not possible or not _may_follow(first, second, where, size):
             return None
         count = -(-len(data) // stride)
         last = len(data) - (count - 1) * stride - skip - head_len
