@@ -165,7 +165,7 @@ def _wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]") -> No
 
     def written() -> bool:
         if process.poll() is not None:
-            raise VtepError(f"pyvtep ended: {log.read_text().strip()}")
+            raise VtepError(log.read_text().strip().removeprefix("pyvtep: error: "))
         return text in log.read_text()
 
     _wait(written, text)
