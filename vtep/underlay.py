@@ -256,6 +256,9 @@ class Path:
             else:
                 sock.send(batch)
         except BlockingIOError:
+            # A socket with something in its error queue can't be waited for: it is always ready.
+            if sock is not None and _came_back(sock):
+                return 0, Drop.UNDERLAY_REFUSED
             raise
         except OSError as error:
             return self._refused(error, batch, stride, slot, now)
@@ -303,12 +306,12 @@ class Path:
         """Open the socket of a slot; raises OSError, also where that failed a moment ago."""
         if now < self._retry_at[slot]:
             raise OSError(errno.ENETUNREACH, "not tried again yet")
-        self._retry_at[slot] = now + _RETRY_AFTER
         try:
             sock = self._connect()
         except OSError as error:
             shared = next(filter(None, self._sockets), None)
             if error.errno not in _SHORT_OF_DESCRIPTORS or shared is None:
+                self._retry_at[slot] = now + _RETRY_AFTER
                 raise
             sock = shared  # Less entropy is better than a hole.
         self._sockets[slot] = sock
