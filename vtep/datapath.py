@@ -99,6 +99,11 @@ class Outbound:
             path.close()
         self._resume()
 
+    def hope_again(self) -> None:
+        """Forget which sizes of segments the underlay has refused."""
+        for path in self._paths.values():
+            path.hope_again()
+
     def readable(self) -> None:
         """Drain the TAP."""
         now = time.monotonic()

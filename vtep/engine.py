@@ -89,6 +89,7 @@ class Vtep:
         self._task: asyncio.Task[None] | None = None
         self._running = False
         self._rx_drops_before = 0
+        self._dev_refused: int | None = None
 
     # --- life -------------------------------------------------------------------------------
 
@@ -125,7 +126,10 @@ class Vtep:
         self._ended = loop.create_future()
         try:
             with ExitStack() as resources:
-                for direction in await self._open(resources):
+                directions = await self._open(resources)
+                if self._ended.done():
+                    raise VtepError("it was stopped before it had started")  # noqa: TRY301
+                for direction in directions:
                     direction.start()
                     resources.callback(direction.stop)
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
@@ -155,6 +159,7 @@ class Vtep:
             )
             self.segment.own_mac = tap.mac
             self._tap = tap
+            self._tap_index = netlink.device_index(config.tap)
         have = {
             "tso": tap.tso,
             "uso": tap.uso,
@@ -172,12 +177,12 @@ class Vtep:
         for path in paths.values():
             resources.callback(path.close)
         self._sizes = sizes = SegmentSizes(self.mtu)
+        self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
+        self._outbound = Outbound(tap, self.segment, paths, sizes, self._lost_tap)
         self._links = resources.enter_context(netlink.watch())
         loop.add_reader(self._links.fileno(), self._links_changed)
         resources.callback(loop.remove_reader, self._links.fileno())
         await self._adapt()
-        self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
-        self._outbound = Outbound(tap, self.segment, paths, sizes, self._lost_tap)
         return self._outbound, self._inbound
 
     def _close_receiver(self) -> None:
@@ -185,8 +190,10 @@ class Vtep:
 
     def _open_receiver(self) -> socket.socket:
         config = self.config
-        self._dev_index = netlink.device_index(config.dev) if config.dev else None
-        return open_receiver(self._binding, config.dstport, gro="gro" in config.offload)
+        index = netlink.device_index(config.dev) if config.dev else None
+        receiver = open_receiver(self._binding, config.dstport, gro="gro" in config.offload)
+        self._dev_index = index
+        return receiver
 
     async def stop(self) -> None:
         """Stop forwarding, close both ends and remove the TAP that we made."""
@@ -264,7 +271,9 @@ class Vtep:
         try:
             self._receiver = self._open_receiver()
         except VtepError as error:
-            log.warning("--dev %s is another device now, number %s, but %s", dev, index, error)
+            if self._dev_refused != index:  # It may not have its address yet: said once, and
+                self._dev_refused = index  # tried again with every tick.
+                log.warning("--dev %s is another device now, but not ready: %s", dev, error)
             return
         self._rx_drops_before += receive_queue_drops(before)
         self._inbound.rebind(self._receiver)
@@ -285,13 +294,14 @@ class Vtep:
         while not self._links_settled:
             await asyncio.sleep(_SETTLED)
             self._links_settled = True
+            self._outbound.hope_again()
             await self._adapt()
 
     async def _adapt(self) -> None:
         """Fit the TAP to its place, on a bridge or not, and ourselves to the MTU it has now."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(max_workers=1) as thread, suppress(OSError, VtepError):
-            adapt = partial(netlink.adapt, self._tap.name, superframe_max)
+            adapt = partial(netlink.adapt, self._tap.name, self._tap_index, superframe_max)
             self._sizes.mtu = await loop.run_in_executor(thread, adapt)
 
     def _count_queue_drops(self) -> None:

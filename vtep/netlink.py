@@ -23,6 +23,8 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
 _RTMGRP_LINK = 1
+_SOL_NETLINK = 270
+_NETLINK_NO_ENOBUFS = 5
 _GSO_MAX = 65536
 """The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
 
@@ -40,10 +42,12 @@ def _netlink() -> Iterator[IPRoute]:
     # Not asyncio.new_event_loop(): under an installed uvloop policy that would be a uvloop, which
     # has no netlink sockets.
     with closing(asyncio.SelectorEventLoop()) as loop:
-        with IPRoute(use_event_loop=loop) as netlink:
-            yield netlink
-        # A transport closes its socket one round after it was told to.
-        loop.run_until_complete(asyncio.sleep(0))
+        try:
+            with IPRoute(use_event_loop=loop) as netlink:
+                yield netlink
+        finally:
+            # A transport closes its socket one round after it was told to.
+            loop.run_until_complete(asyncio.sleep(0))
 
 
 def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -> Underlay:
@@ -103,12 +107,17 @@ def watch() -> socket.socket:
     events = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     )
+    # An overrun is no error here, since any event says as much as all of them; and an error would
+    # make a loop that polls this socket give it up.
+    events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
     events.bind((0, _RTMGRP_LINK))
     return events
 
 
-def adapt(tap: str, superframe_max: Callable[[int], int]) -> int:
+def adapt(tap: str, number: int | None, superframe_max: Callable[[int], int]) -> int:
     """Fit a TAP device to what it is used for now, and return its MTU.
+
+    `number` is its index, so that another device that has its name now is left alone.
 
     The kernel's own TCP is told to make no superframe larger than `superframe_max` of the MTU. Not
     on a bridge's port: superframes of containers, who don't know of it, would be cut in software.
@@ -116,8 +125,8 @@ def adapt(tap: str, superframe_max: Callable[[int], int]) -> int:
     """
     with _netlink() as netlink:
         index = device_index(tap)
-        if index is None:
-            raise VtepError(f"--tap {tap}: there is no such network device")
+        if index is None or index != number:
+            raise VtepError(f"--tap {tap}: it is not here any more")
         try:
             (link,) = netlink.get_links(index)
             mtu: int = link.get("mtu")

@@ -26,6 +26,10 @@ log = logging.getLogger("vtep")
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
 
+_SEND_BUFFER = 1 << 19
+"""Octets: more than the kernel holds back for a neighbour that does not answer ARP (its
+unres_qlen_bytes). Otherwise one dead remote would fill its socket, and all others wait for it."""
+
 _PORT_TRIES = 64
 _POOL_MAX = 64
 _PORTS_MAX = len(vxlan.SOURCE_PORTS) // 2
@@ -44,6 +48,7 @@ _SOL_UDP = 17
 _UDP_NO_CHECK6_RX = 102
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
@@ -159,14 +164,19 @@ def open_receiver(binding: Binding, port: int, *, gro: bool) -> socket.socket:
                 f"--dstport {port}, --dev {binding.dev}: no privilege to bind to them: run as root"
             ) from error
         raise VtepError(f"--dstport {port}: cannot bind to it: {error.strerror}") from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BUFFER)
     if gro:
         with suppress(OSError):
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
     return sock
+
+
+def _set_buffer(sock: socket.socket, force: int, ask: int, octets: int) -> None:
+    """Set the size of a buffer: beyond this host's limit if we may, else as far as that."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, octets)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, ask, octets)
 
 
 def joins_datagrams(receiver: socket.socket) -> bool:
@@ -321,6 +331,10 @@ class Path:
         sock.close()
         self._sockets = [None if other is sock else other for other in self._sockets]
 
+    def hope_again(self) -> None:
+        """Try segments of all sizes again: the MTU on the way may be another one now."""
+        self._gso_stride_max = _SEND_MAX
+
     def fileno(self, flow: int) -> int:
         """The descriptor of the socket that `send` uses for a flow hash; it was used before."""
         sock = self._sockets[flow & self.slots - 1]
@@ -343,6 +357,7 @@ class Path:
             try:
                 # Nobody reads what a peer sends to a port other than the VXLAN port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+                _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _SEND_BUFFER)
                 # With it the kernel tells of every ICMP error, and of what its own queues drop.
                 if self._binding.family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,40 @@ def test_a_lost_tap_is_raised_by_wait_and_by_the_context(
     for main in (waiting, not_waiting):
         with pytest.raises(VtepError, match="was removed"):
             run(main())
+
+
+@pytest.mark.parametrize("delay", [0, 0.005, 0.02])
+def test_a_stop_in_the_middle_of_the_start(
+    inside_a: Pair, run: Callable[..., object], delay: float
+) -> None:
+    a, _ = inside_a
+
+    async def main() -> None:
+        vtep = Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+        starting = asyncio.create_task(vtep.start())
+        await asyncio.sleep(delay)
+        await vtep.stop()
+        with suppress(VtepError, RuntimeError):
+            await starting
+            await vtep.stop()
+        assert not has_device(a)
+
+    run(main())
+
+
+def test_a_cancelled_start_leaves_nothing_to_wait_for(
+    inside_a: Pair, run: Callable[..., object]
+) -> None:
+    a, _ = inside_a
+
+    async def main() -> None:
+        vtep = Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+        starting = asyncio.create_task(vtep.start())
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await asyncio.wait_for(vtep.wait(), 5)
+        assert not has_device(a)
+
+    run(main())

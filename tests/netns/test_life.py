@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -337,3 +338,78 @@ def test_superframes_are_limited_to_one_send_unless_on_a_bridge(pair: Pair, tunn
     a.run("ip", "link", "set", "vx0", "nomaster", "mtu", "1000")
     wait_until(lambda: limit() == 64 * 948 + 400, "the limit for that MTU")
     assert tunnel[0].process.poll() is None
+
+
+def shows(host: Host, text: str) -> bool:
+    return text in host.run("ip", "-d", "link", "show", "vx0")
+
+
+def test_a_flood_of_link_events_does_not_blind_it(pair: Pair, tunnel: Tunnel) -> None:
+    """More of them than their socket holds, so that some are lost."""
+    a, _ = pair
+    tunnel[0].process.send_signal(signal.SIGSTOP)
+    commands = "".join(f"link set eth0 alias x{number}\n" for number in range(600))
+    a.run("sh", "-c", f"printf '{commands}' | ip -batch -")
+    tunnel[0].process.send_signal(signal.SIGCONT)
+    a.run("ip", "link", "set", "vx0", "mtu", "1000")
+    for mtu in (1000, 900):
+        a.run("ip", "link", "set", "vx0", "mtu", str(mtu))
+        limit = f"gso_max_size {64 * (mtu - 52) + 400} "
+        wait_until(partial(shows, a, limit), f"the limit for an MTU of {mtu}")
+
+
+def test_a_device_that_gets_its_address_late_is_tried_again(pair: Pair, start: Start) -> None:
+    a, b = pair
+    options = ("--dev", "eth0", "--local", "192.0.2.1")
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), *options)
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "del", "eth0")
+    a.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.pid)
+    for host in pair:
+        host.run("ip", "link", "set", "eth0", "up")
+    wait_until(lambda: "not ready: --dstport 4789: cannot bind" in vtep.log, "the refusal")
+    address(a, "eth0", "192.0.2.1/24")
+    address(b, "eth0", "192.0.2.2/24")
+    wait_until(lambda: "another device now: using that" in vtep.log, "the news")
+    ping(a, "10.0.0.2")
+    assert vtep.log.count("not ready") == 1
+
+
+def test_a_device_replaced_while_the_tap_waits(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0")
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", b.pid)
+    shape = "rate 2mbit burst 16kb limit 20mb"
+    a.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *shape.split())
+    frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 1300
+    with packet_socket(a, "vx0") as sender:
+        for number in range(800):
+            sender.send(frame + bytes(number % 7))
+    a.run("ip", "link", "set", "eth0", "down", "name", "old0")
+    for host, number in ((a, 1), (b, 2)):
+        host.run("ip", "addr", "flush", "scope", "global", "dev", "old0" if host is a else "eth0")
+        if host is a:
+            host.run("ip", "link", "set", "eth1", "name", "eth0")
+        device = "eth0" if host is a else "eth1"
+        address(host, device, f"192.0.2.{number}/24")
+        host.run("ip", "link", "set", device, "up")
+    wait_until(lambda: "another device now: using that" in vtep.log, "the news")
+    ping(a, "10.0.0.2")
+
+
+def test_one_dead_remote_does_not_hold_up_the_others(pair: Pair, start: Start) -> None:
+    """Its neighbour entry is incomplete, so the kernel holds back what is for it."""
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--remote", "192.0.2.99")
+    ping(a, "10.0.0.2")
+    unknown = bytes.fromhex("020000000099" + "020000000001") + b"\x88\xb5"
+    with packet_socket(a, "vx0") as sender, Arrivals(b) as arrivals:
+        for number in range(900):
+            last = unknown + b"x" * (50 + number % 60)
+            sender.send(last)
+        sender.send(unknown + b"the last")
+        wait_until(lambda: arrivals.of(unknown + b"the last") == 1, "all of them", deadline=2)
