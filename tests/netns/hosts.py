@@ -63,6 +63,12 @@ class Pyvtep:
             for name, n in re.findall(r"^ +([a-z0-9_]+) +(\d+)\b", report, re.MULTILINE)
         }
 
+    def faults(self) -> int:
+        """Frames lost in other ways than by congestion, and after the other end was up."""
+        counters = self.counters()
+        expected = ("underlay_refused", "tap_queue_full", "rx_queue_full")
+        return counters["drops"] - sum(counters[reason] for reason in expected)
+
     def counter(self, name: str) -> int:
         return self.counters()[name]
 
