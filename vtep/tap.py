@@ -49,7 +49,7 @@ class Tap:
     """
 
     def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
-        self._device, self.premade = _open(name)
+        self._device = _open(name)
         self.fd: int = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
@@ -111,15 +111,9 @@ class Tap:
         self.close()
 
 
-def _open(name: str) -> tuple[pytun.TunTapDevice, bool]:
-    """The device, and whether it existed before."""
+def _open(name: str) -> pytun.TunTapDevice:
     try:
-        return pytun.TunTapDevice(name=name, flags=_FLAGS | pytun.IFF_TUN_EXCL), False
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise _explain(name, error) from error
-    try:
-        return pytun.TunTapDevice(name=name, flags=_FLAGS), True
+        return pytun.TunTapDevice(name=name, flags=_FLAGS)
     except OSError as error:
         raise _explain(name, error) from error
 

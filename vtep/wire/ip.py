@@ -77,7 +77,7 @@ def transport(frame: Buffer) -> Transport | None:
         if first < 0x45 or first > 0x4F or fragment & _FRAGMENT:
             return None
     elif ethertype == TYPE_IPV6 and at + _IPV6_LEN <= len(frame):
-        first, payload, protocol = _IPV6.unpack_from(frame, at + 0)
+        first, payload, protocol = _IPV6.unpack_from(frame, at)
         offset = at + _IPV6_LEN
         end = offset + payload
         version = 6
