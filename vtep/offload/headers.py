@@ -5,8 +5,13 @@ headers are those that a split would have written. So there is one place that kn
 follow each other: IPv4 identification and TCP sequence number count on, lengths are the same but
 for the last segment's, and every segment has checksums of its own. The wire formats are in RFC 791,
 8200, 9293 and 768; which fields vary is as in the kernel's net/ipv4/tcp_offload.c, udp_offload.c.
+
+All sums are taken of 16-bit words in host order, and are congruent modulo 65535 to the true one's
+complement sum with the octets of the result swapped (RFC 1071, section 2, B). So nothing needs to
+be turned round on its way from the payload to the checksum field.
 """
 
+from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +21,7 @@ from vtep.wire import Buffer, checksum
 from vtep.wire import ip as inet
 
 Octets: TypeAlias = NDArray[np.uint8]
+Sums: TypeAlias = NDArray[np.uint32]
 
 _IP_LENGTH = {4: 2, 6: 4}
 _IP_ID = 4
@@ -30,7 +36,25 @@ OPENING = inet.TCP_FLAG_CWR
 """Those that only the first has (RFC 3168, section 6.1.2)."""
 
 SEGMENTS_MAX = 1 << 16
-_LAYOUTS_MAX = 64
+_ROWS_MAX = 64
+
+_FIELD = Struct("!H")
+_LENGTH_AND_ID = Struct("!HH")
+_FIELD_HERE = Struct("=H")
+_SEQUENCE = Struct("!I")
+
+_HOST_ORDER = 256 if np.little_endian else 1
+"""Times a sum of big-endian words, modulo 65535: the sum of the same words in host order."""
+
+_MODULUS = np.array(0xFFFF, np.uint32)
+_AMPLE = 0xFFFF * 40_000
+"""A multiple of 65535 beyond any sum of the words of a segment, which are 32,768 at most."""
+
+_COUNT_UP = (np.arange(2 << 16) & 0xFFFF).astype(">u2")
+"""Identifications in a row, as they are on the wire: a slice of this, from the first one on."""
+
+_COUNT_DOWN = (-np.arange(2 << 16) % 0xFFFF).astype(">u2")
+"""Checksums of headers whose sum grows by one from each to the next: from the first sum on."""
 
 
 class Cut(NamedTuple):
@@ -47,13 +71,15 @@ class Cut(NamedTuple):
     last: int
 
 
-class _Layout(NamedTuple):
-    """Views of the rows, one for each segment, by field.
+class _Rows(NamedTuple):
+    """A number of rows: views by field, one element for each, and what helps to fill them.
 
-    Made once and kept: making them costs more than using them. Big-endian dtypes let numpy turn
-    the octets round.
+    Made once and kept: making them costs more than using them.
     """
 
+    template: NDArray[np.void]
+    head: memoryview
+    """The octets of `template`, from which all heads are copied."""
     heads: NDArray[np.void]
     ip_length: NDArray[np.uint16]
     ip_id: NDArray[np.uint16]
@@ -62,6 +88,11 @@ class _Layout(NamedTuple):
     flags: Octets
     udp_length: NDArray[np.uint16]
     checksum: NDArray[np.uint16]
+    steps: Sums
+    """What the sequence numbers are further than the first; shape (segments,)."""
+    less_steps: Sums
+    """Their sums in host order, taken from something ample."""
+    scratch: Sums
 
 
 class Headers:
@@ -70,8 +101,7 @@ class Headers:
     def __init__(self, buffer: Octets, prefix_len: int) -> None:
         self._buffer = buffer
         self._prefix_len = prefix_len
-        self._layouts: dict[tuple[int, int, int, int, int], _Layout] = {}
-        self._index = np.arange(SEGMENTS_MAX, dtype=np.int64)
+        self._rows: dict[tuple[int, ...], _Rows] = {}
 
     def write(
         self,
@@ -79,7 +109,7 @@ class Headers:
         frame: Buffer,
         cut: Cut,
         stride: int,
-        sums: NDArray[np.int64],
+        sums: Sums,
         *,
         flags: int,
         partial: bool = False,
@@ -87,152 +117,170 @@ class Headers:
         """Write `cut.segments` headers, `stride` octets apart.
 
         `frame` begins with the headers of the first segment or of the superframe; lengths,
-        checksums and TCP flags in them are not looked at. `sums` are those of the payloads, each
-        congruent modulo 65535, shape (segments,); they are used up. `flags` are those of the
+        checksums and TCP flags in them are not looked at. `sums` are those of the payloads as
+        `row_sums` gives them, shape (segments,); they are used up. `flags` are those of the
         superframe, if it is TCP. With `partial`, transport checksums are left to be finished.
         """
-        where, count = cut.where, cut.segments
-        layout = self._layout(cut, stride)
-        head = bytearray(frame[: cut.head_len])
+        where, skip = cut.where, self._prefix_len
+        rows = self._rows_for(cut, stride)
+        head = rows.head
+        head[:skip] = prefix
+        head[skip:] = frame[: cut.head_len]
+        ip, at = skip + where.ip_offset, skip + where.offset
         full = cut.transport_len + cut.size
         short = cut.size - cut.last
-        # What is in all of them goes into the first, and from there into every row.
-        sequence = _clear(head, where, full, flags)
-        length = where.offset - where.ip_offset + full
-        if where.version == 6:
-            length -= inet.IP_HEADER_MIN[6]
-        at = where.ip_offset + _IP_LENGTH[where.version]
-        head[at : at + 2] = length.to_bytes(2, "big")
-        ids = self._identify(head, where, count) if where.version == 4 else None
-        layout.heads[:count] = np.void(bytes(prefix) + head)
-        if short:
-            layout.ip_length[count - 1] = length - short
-        if ids is not None:
-            layout.ip_id[:count] = ids
-            ids += checksum.ones_sum(head[where.ip_offset : where.offset])
-            ids[-1] -= short
-            layout.ip_checksum[:count] = _complement(ids)
-        # The pseudo-header, with the length of each segment, and then what it comes before.
-        if partial:
-            sums[:] = 0
+        tcp = where.protocol == inet.TCP
+
+        # What is in all of them goes into the template; what is not is zero there, but for the
+        # sequence number, which is that of the first.
+        if tcp:
+            head[at + inet.TCP_FLAGS] = flags & ~OPENING & ~CLOSING
         else:
-            sums += checksum.ones_sum(head[where.offset :])
-        sums += int.from_bytes(inet.addresses(frame, where), "big") % 0xFFFF
-        sums += where.protocol + full
-        sums[-1] -= short
-        if where.protocol == inet.TCP:
-            sequences = self._sequences(sequence, cut)
-            layout.sequence[:count] = sequences
-            if not partial:
-                sums += sequences
-            for row, some in ((0, flags & OPENING), (count - 1, flags & CLOSING)):
+            _FIELD.pack_into(head, at + _UDP_LENGTH, full)
+        _FIELD.pack_into(head, at + inet.CHECKSUM_OFFSET[where.protocol], 0)
+        if where.version == 4:
+            pseudo = int.from_bytes(head[ip + 12 : ip + 20]) + where.protocol + full
+            _write_ip4(rows, ip, at, full, short)
+        else:
+            pseudo = int.from_bytes(head[ip + 8 : ip + 40]) + where.protocol + full
+            _write_ip6(rows, ip, at, full, short)
+
+        # What differs, in the columns and in the sums of the rows.
+        if tcp:
+            _count_on(rows, at, cut, sums)
+            for row, some in ((0, flags & OPENING), (-1, flags & CLOSING)):
                 if some:
-                    layout.flags[row] |= some
-                    sums[row] += 0 if partial else some
+                    rows.flags[row] |= some
+                    sums[row] += _sum(some)
         elif short:
-            layout.udp_length[count - 1] = full - short
-            sums[-1] -= 0 if partial else short
-        layout.checksum[:count] = _folded(sums) if partial else _complement(sums, where.protocol)
+            rows.udp_length[-1] = full - short
+            sums[-1] += _sum(-short)
+        if short:  # In the pseudo-header.
+            sums[-1] += _sum(-short)
 
-    def _sequences(self, first: int, cut: Cut) -> NDArray[np.int64]:
-        sequences = self._index[: cut.segments] * cut.size
-        sequences += first
-        if first + cut.segments * cut.size > 0xFFFF_FFFF:
-            sequences &= 0xFFFF_FFFF
-        return sequences
+        if partial:
+            rows.checksum[:] = _in_host_order(checksum.fold(pseudo))
+            rows.checksum[-1] = _in_host_order(checksum.fold(pseudo - short))
+            return
+        np.subtract(rows.less_steps, sums, sums)
+        # 0 to 65534 for TCP, 1 to 65535 for UDP, where 0 means that there is no checksum (RFC 768).
+        one = 0 if tcp else 1
+        sums += 0xFFFF - _sum(pseudo + int.from_bytes(head[at:])) - one
+        sums %= _MODULUS
+        if one:
+            sums += one
+        rows.checksum[:] = sums
 
-    def _identify(self, head: bytearray, where: inet.Transport, count: int) -> NDArray[np.int64]:
-        """Leave in an IPv4 header what all have in common; the identification of each."""
-        ip = where.ip_offset
-        first = int.from_bytes(head[ip + _IP_ID : ip + _IP_ID + 2], "big")
-        head[ip + _IP_ID : ip + _IP_ID + 2] = bytes(2)
-        head[ip + _IP_CHECKSUM : ip + _IP_CHECKSUM + 2] = bytes(2)
-        ids = self._index[:count] + first
-        if first + count > 0xFFFF:
-            ids &= 0xFFFF
-        return ids
-
-    def _layout(self, cut: Cut, stride: int) -> _Layout:
+    def _rows_for(self, cut: Cut, stride: int) -> _Rows:
         where = cut.where
-        key = (where.version, where.ip_offset, where.offset, cut.head_len, stride)
-        layout = self._layouts.get(key)
-        if layout is None:
-            if len(self._layouts) >= _LAYOUTS_MAX:
-                self._layouts.clear()
-            layout = self._layouts[key] = self._make_layout(where, cut.head_len, stride)
-        return layout
+        key = (*where[:4], cut.head_len, cut.size, cut.segments, stride)
+        rows = self._rows.get(key)
+        if rows is None:
+            if len(self._rows) >= _ROWS_MAX:
+                self._rows.clear()
+            rows = self._rows[key] = self._make_rows(cut, stride)
+        return rows
 
-    def _make_layout(self, where: inet.Transport, head_len: int, stride: int) -> _Layout:
+    def _make_rows(self, cut: Cut, stride: int) -> _Rows:
+        where, count = cut.where, cut.segments
         skip = self._prefix_len
-        available = len(self._buffer)
+        head_len = skip + cut.head_len
 
-        def column(offset: int, dtype: str, octets: int) -> NDArray[np.generic]:
-            # The last row may end before its stride does, or have no room for this field.
-            count = max(0, (available - offset - octets) // stride + 1)
-            return np.ndarray((count,), dtype, self._buffer, offset if count else 0, (stride,))
+        def column(offset: int, dtype: str) -> NDArray[np.generic]:
+            return np.ndarray((count,), dtype, self._buffer, offset, (stride,))
 
         ip = skip + where.ip_offset
         transport = skip + where.offset
+        tcp = where.protocol == inet.TCP
+        head = bytearray(head_len)
+        steps = np.arange(count, dtype=np.int64) * (cut.size if tcp else 0)
         columns = (
-            column(0, f"V{skip + head_len}", skip + head_len),
-            column(ip + _IP_LENGTH[where.version], ">u2", 2),
-            column(ip + _IP_ID, ">u2", 2),
-            column(ip + _IP_CHECKSUM, ">u2", 2),
-            column(transport + _TCP_SEQUENCE, ">u4", 4),
-            column(transport + inet.TCP_FLAGS, "u1", 1),
-            column(transport + _UDP_LENGTH, ">u2", 2),
-            column(transport + inet.CHECKSUM_OFFSET[where.protocol], ">u2", 2),
+            np.frombuffer(head, f"V{head_len}"),
+            memoryview(head),
+            column(0, f"V{head_len}"),
+            column(ip + _IP_LENGTH[where.version], ">u2"),
+            column(ip + _IP_ID, ">u2"),
+            column(ip + _IP_CHECKSUM, ">u2"),
+            # Fields of the other protocol are not used, but must be somewhere.
+            column(transport + (_TCP_SEQUENCE if tcp else 0), ">u4"),
+            column(transport + (inet.TCP_FLAGS if tcp else 0), "u1"),
+            column(transport + _UDP_LENGTH, ">u2"),
+            column(transport + inet.CHECKSUM_OFFSET[where.protocol], "u2"),
+            steps.astype(np.uint32),
+            (_AMPLE - steps * _HOST_ORDER % 0xFFFF).astype(np.uint32),
+            np.empty(count, np.uint32),
         )
-        return _Layout(*columns)  # type: ignore[arg-type]  # their dtypes are given as text
+        return _Rows(*columns)  # type: ignore[arg-type]  # their dtypes are given as text
 
 
-def _clear(head: bytearray, where: inet.Transport, full: int, flags: int) -> int:
-    """Leave in a transport header what all segments have in common; its sequence number, if TCP."""
-    at = where.offset
-    sequence = 0
-    if where.protocol == inet.TCP:
-        field = slice(at + _TCP_SEQUENCE, at + _TCP_SEQUENCE + 4)
-        sequence = int.from_bytes(head[field], "big")
-        head[field] = bytes(4)
-        head[at + inet.TCP_FLAGS] = flags & ~OPENING & ~CLOSING
-    else:
-        head[at + _UDP_LENGTH : at + _UDP_LENGTH + 2] = full.to_bytes(2, "big")
-    at += inet.CHECKSUM_OFFSET[where.protocol]
-    head[at : at + 2] = bytes(2)
-    return sequence
+def _write_ip4(rows: _Rows, ip: int, at: int, full: int, short: int) -> None:
+    """Write all heads, with the fields of an IPv4 header, which is from `ip` to `at`."""
+    head, count = rows.head, len(rows.heads)
+    length = at - ip + full
+    first = head[ip + _IP_ID] << 8 | head[ip + _IP_ID + 1]
+    _LENGTH_AND_ID.pack_into(head, ip + _IP_LENGTH[4], length, 0)
+    _FIELD.pack_into(head, ip + _IP_CHECKSUM, 0)
+    rows.heads[:] = rows.template
+    rows.ip_id[:] = _COUNT_UP[first : first + count]
+    # The sum of the header grows with the identification, until that begins again from 0.
+    header = int.from_bytes(head[ip:at])
+    before_wrap = min(count, 0x10000 - first)
+    begin = (header + first) % 0xFFFF
+    rows.ip_checksum[:before_wrap] = _COUNT_DOWN[begin : begin + before_wrap]
+    if before_wrap < count:
+        begin = header % 0xFFFF
+        rows.ip_checksum[before_wrap:] = _COUNT_DOWN[begin : begin + count - before_wrap]
+    if short:
+        rows.ip_length[-1] = length - short
+        rows.ip_checksum[-1] = (int(rows.ip_checksum[-1]) + short) % 0xFFFF
 
 
-def _complement(sums: NDArray[np.int64], protocol: int = 0) -> NDArray[np.int64]:
-    """Checksums for sums, in their place.
+def _write_ip6(rows: _Rows, ip: int, at: int, full: int, short: int) -> None:
+    """Write all heads, with the length in an IPv6 header, which is at `ip`."""
+    length = at - ip - inet.IP_HEADER_MIN[6] + full
+    _FIELD.pack_into(rows.head, ip + _IP_LENGTH[6], length)
+    rows.heads[:] = rows.template
+    if short:
+        rows.ip_length[-1] = length - short
 
-    A sum that is 0 modulo 65535 has folded to 0xFFFF, so its complement is 0; but UDP writes that
-    as 0xFFFF, since 0 would mean that there is none (RFC 768).
+
+def _count_on(rows: _Rows, at: int, cut: Cut, sums: Sums) -> None:
+    """Write the sequence numbers, of which the template has the first."""
+    (first,) = _SEQUENCE.unpack_from(rows.head, at + _TCP_SEQUENCE)
+    sequence = np.add(rows.steps, first, rows.scratch)
+    rows.sequence[:] = sequence
+    if first + cut.segments * cut.size > 0xFFFF_FFFF:
+        # Those that have wrapped are 2^32 less, which is 1 less modulo 65535.
+        sums[sequence < first] += _sum(-1)
+
+
+def _sum(value: int) -> int:
+    """What a number, of words in network order, adds to a sum in host order; 0 to 65534."""
+    return value * _HOST_ORDER % 0xFFFF
+
+
+def _in_host_order(field: int) -> int:
+    """What a field holds for this host if it spells `field` in network order."""
+    (value,) = _FIELD_HERE.unpack(_FIELD.pack(field))
+    return int(value)
+
+
+def row_sums(data: Buffer, rows: int, stride: int, size: int, last: int) -> Sums:
+    """Sums of the 16-bit words in each of `rows`, `stride` apart; shape (rows,).
+
+    All rows have `size` octets but the last one, which has `last`. Words are in host order; an odd
+    last octet is the first of its word. Each sum is congruent to the true one modulo 65535, and
+    is 0 only if that is. Rows have 65,535 octets at most.
     """
-    np.negative(sums, sums)
-    sums %= 0xFFFF
-    if protocol == inet.UDP:
-        sums[sums == 0] = 0xFFFF
-    return sums
-
-
-def _folded(sums: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Partial checksums for sums, none of which is 0: only that would fold to 0."""
-    return (sums - 1) % 0xFFFF + 1
-
-
-def row_sums(data: Buffer, rows: int, stride: int, size: int) -> NDArray[np.int64]:
-    """Sums of the 16-bit words of `size` octets in each of `rows`, `stride` apart; shape (rows,).
-
-    Words are big endian; an odd last octet is the high one of its word. Each sum is congruent to
-    the true one modulo 65535, and is 0 only if that is.
-    """
-    words: NDArray[np.uint16] = np.ndarray((rows, size // 2), np.uint16, data, 0, (stride, 2))
-    sums: NDArray[np.int64] = np.add.reduce(words, axis=1, dtype=np.uint32).astype(np.int64)
-    if size & 1 and rows:
-        odd: Octets = np.ndarray((rows,), np.uint8, data, size - 1, (stride,))
-        sums += odd if np.little_endian else odd.astype(np.int64) << 8
-    # The words were read in host order. Swapping the octets of every word multiplies a sum by 256,
-    # modulo 65535 (RFC 1071, section 2, B).
-    if np.little_endian:
-        sums *= 256
+    full = rows if last == size else rows - 1
+    sums: Sums = np.empty(rows, np.uint32)
+    if full:
+        words: NDArray[np.uint16] = np.ndarray((full, size // 2), np.uint16, data, 0, (stride, 2))
+        np.add.reduce(words, axis=1, dtype=np.uint32, out=sums[:full])
+        if size & 1:
+            odd: Octets = np.ndarray((full,), np.uint8, data, size - 1, (stride,))
+            sums[:full] += odd if np.little_endian else odd.astype(np.uint32) << 8
+    if full < rows:
+        at = full * stride
+        sums[full] = _sum(checksum.ones_sum(data[at : at + last]))
     return sums

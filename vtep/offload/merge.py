@@ -126,17 +126,15 @@ class Merger:
         count, head_len = cut.segments, cut.head_len
         skip = self._prefix_len
         body = skip + head_len
-        full = count if cut.last == cut.size else count - 1
-        sums = np.empty(count, np.int64)
-        sums[:full] = row_sums(data[body:], full, stride, cut.size)
-        if full < count:
-            at = full * stride + body
-            sums[full] = checksum.ones_sum(data[at : at + cut.last])
+        sums = row_sums(data[body:], count, stride, cut.size, cut.last)
         first = data[skip:stride]
         self._headers.write(data[:skip], first, cut, body, sums, flags=flags, partial=partial)
-        heads: Octets = np.ndarray((count, body), np.uint8, data, 0, (stride, 1))
-        as_predicted = heads == self._predicted[: count * body].reshape(count, body)
-        return count if as_predicted.all() else int(as_predicted.all(axis=1).argmin())
+        received = np.ndarray((count,), f"V{body}", data, 0, (stride,)).tobytes()
+        predicted = self._predicted[: count * body].tobytes()
+        if received == predicted:
+            return count
+        differs = np.frombuffer(received, np.uint8) != np.frombuffer(predicted, np.uint8)
+        return int(differs.argmax()) // body
 
     def _hope(self, data: memoryview, stride: int, room: int) -> tuple[Cut, int] | None:
         """The largest superframe that could begin here, and its TCP flags.

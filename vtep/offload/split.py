@@ -63,12 +63,9 @@ class Splitter:
         if full:
             rows: Octets = np.ndarray((full,), kind, self.out, body, (stride,))
             rows[:] = np.ndarray((full,), kind, payload)
-        sums = np.empty(count, np.int64)
-        sums[:full] = row_sums(payload, full, size, size)
         if full < count:
-            rest = payload[full * size :]
-            self.out[octets - len(rest) : octets] = np.frombuffer(rest, np.uint8)
-            sums[full] = checksum.ones_sum(rest)
+            self.out[octets - cut.last : octets] = np.frombuffer(payload[full * size :], np.uint8)
+        sums = row_sums(payload, count, size, size, cut.last)
 
         flags = frame[where.offset + inet.TCP_FLAGS] if where.protocol == inet.TCP else 0
         self._headers.write(self._prefix, frame, cut, stride, sums, flags=flags)
