@@ -107,8 +107,9 @@ class Outbound:
     def readable(self) -> None:
         """Drain the TAP."""
         now = time.monotonic()
-        fd, meta, buffer = self._tap.fd, self._virtio, self._buffer
-        segment = self._segment
+        fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
+        segment, slots = self._segment, self._slots
+        counters, observe = segment.counters, self._sizes.observe
         remotes: Sequence[Remote] = ()
         flow = stride = 0
         # A run of frames of one size and flow lies between these two, unless it is empty.
@@ -128,26 +129,28 @@ class Outbound:
             if meta[0] or meta[1] or length < ethernet.HEADER_LEN:  # Its flags, its GSO type.
                 gso = virtio.unpack(meta)
                 if gso.gso_type != virtio.GSO_NONE or not self._mend(frame, gso):
-                    self._emit(buffer[begin:end], stride, remotes, flow, now)
-                    begin = end = 0
+                    if begin < end:
+                        self._emit(buffer[begin:end], stride, remotes, flow, now)
+                        begin = end = 0
                     if gso.gso_type != virtio.GSO_NONE:
                         self._superframe(frame, gso, now)
                         budget -= _SUPERFRAME_COST
                     if self._waiting:
                         return
                     continue
-            buffer[end:body] = self._header
-            self._sizes.observe(frame)
-            segment.counters.tx_frames += 1
-            segment.counters.tx_bytes += length
+            buffer[end:body] = header
+            observe(frame)
+            counters.tx_frames += 1
+            counters.tx_bytes += length
             its_remotes = segment.destinations(frame)
-            its_flow = flow_hash(frame) & self._slots
+            its_flow = flow_hash(frame) & slots
             size = vxlan.HEADER_LEN + length
             if size <= stride and its_flow == flow and its_remotes is remotes and begin < end:
                 end += size
                 whole = size < stride  # A shorter one can only be the last.
             else:
-                self._emit(buffer[begin:end], stride, remotes, flow, now)
+                if begin < end:
+                    self._emit(buffer[begin:end], stride, remotes, flow, now)
                 begin, end = end, end + size
                 stride, remotes, flow = size, its_remotes, its_flow
                 whole = False
@@ -156,7 +159,8 @@ class Outbound:
                 begin = end = 0
                 if self._waiting:
                     return
-        self._emit(buffer[begin:end], stride, remotes, flow, now)
+        if begin < end:
+            self._emit(buffer[begin:end], stride, remotes, flow, now)
 
     def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
         """Do what the virtio header asks for a frame, not a superframe; False if it can't be."""
@@ -173,15 +177,16 @@ class Outbound:
 
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
         segment = self._segment
+        counters = segment.counters
         try:
             octets, stride = self._splitter.split(frame, gso)
         except SplitError:
-            segment.counters.drop(Drop.TX_MALFORMED)
+            counters.drop(Drop.TX_MALFORMED)
             return
         count = -(-octets // stride)
-        segment.counters.tx_superframes += 1
-        segment.counters.tx_frames += count
-        segment.counters.tx_bytes += octets - count * vxlan.HEADER_LEN
+        counters.tx_superframes += 1
+        counters.tx_frames += count
+        counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         remotes = segment.destinations(frame, count)
         flow = flow_hash(frame) & self._slots
         self._emit(self._segments[:octets], stride, remotes, flow, now)
@@ -190,8 +195,6 @@ class Outbound:
         self, datagrams: memoryview, stride: int, remotes: Sequence[Remote], flow: int, now: float
     ) -> None:
         """Send datagrams to each remote, behind those that wait."""
-        if not datagrams:
-            return
         if self._waiting:
             self._waiting.append(Burst(datagrams, stride, remotes, flow))
             return
@@ -301,9 +304,10 @@ class Inbound:
 
     def _burst(self, data: memoryview, stride: int, host: str, now: float) -> None:
         """Take in several datagrams of one remote at once."""
+        judge = self._switch.receive
         for header, frame, datagram, count in self._merger.merge(data, stride):
             # Everything is judged, and learned from, before the TAP has it.
-            segment = self._switch.receive(datagram, host, now, count)
+            segment = judge(datagram, host, now, count)
             if segment is None:
                 continue
             counters = segment.counters
