@@ -108,8 +108,7 @@ class Outbound:
         """Drain the TAP."""
         now = time.monotonic()
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
-        segment, slots = self._segment, self._slots
-        counters, observe = segment.counters, self._sizes.observe
+        segment, slots, observe = self._segment, self._slots, self._sizes.observe
         remotes: Sequence[Remote] = ()
         flow = stride = 0
         # A run of frames of one size and flow lies between these two, unless it is empty.
@@ -129,9 +128,8 @@ class Outbound:
             if meta[0] or meta[1] or length < ethernet.HEADER_LEN:  # Its flags, its GSO type.
                 gso = virtio.unpack(meta)
                 if gso.gso_type != virtio.GSO_NONE or not self._mend(frame, gso):
-                    if begin < end:
-                        self._emit(buffer[begin:end], stride, remotes, flow, now)
-                        begin = end = 0
+                    self._emit(buffer[begin:end], stride, remotes, flow, now)
+                    begin = end = 0
                     if gso.gso_type != virtio.GSO_NONE:
                         self._superframe(frame, gso, now)
                         budget -= _SUPERFRAME_COST
@@ -140,8 +138,8 @@ class Outbound:
                     continue
             buffer[end:body] = header
             observe(frame)
-            counters.tx_frames += 1
-            counters.tx_bytes += length
+            segment.counters.tx_frames += 1
+            segment.counters.tx_bytes += length
             its_remotes = segment.destinations(frame)
             its_flow = flow_hash(frame) & slots
             size = vxlan.HEADER_LEN + length
@@ -149,8 +147,7 @@ class Outbound:
                 end += size
                 whole = size < stride  # A shorter one can only be the last.
             else:
-                if begin < end:
-                    self._emit(buffer[begin:end], stride, remotes, flow, now)
+                self._emit(buffer[begin:end], stride, remotes, flow, now)
                 begin, end = end, end + size
                 stride, remotes, flow = size, its_remotes, its_flow
                 whole = False
@@ -159,8 +156,7 @@ class Outbound:
                 begin = end = 0
                 if self._waiting:
                     return
-        if begin < end:
-            self._emit(buffer[begin:end], stride, remotes, flow, now)
+        self._emit(buffer[begin:end], stride, remotes, flow, now)
 
     def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
         """Do what the virtio header asks for a frame, not a superframe; False if it can't be."""
@@ -195,6 +191,8 @@ class Outbound:
         self, datagrams: memoryview, stride: int, remotes: Sequence[Remote], flow: int, now: float
     ) -> None:
         """Send datagrams to each remote, behind those that wait."""
+        if not datagrams:
+            return
         if self._waiting:
             self._waiting.append(Burst(datagrams, stride, remotes, flow))
             return
