@@ -21,7 +21,7 @@ from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
 from vtep.offload.split import SplitError, Splitter, finish_checksum
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import Path, receive
+from vtep.underlay import Path, batch_max, receive
 from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire.flow import flow_hash
 
@@ -49,7 +49,8 @@ class Outbound:
     """From the TAP to the underlay.
 
     Frames are read to where they are sent from, each behind its VXLAN header, one after the other.
-    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it.
+    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it. Where
+    superframes have more segments than a send, the rest of one is held for the next to follow it.
 
     Where the underlay has no room, the TAP is not read until it has: then frames queue in front of
     it, where their senders feel it. `lost` is called when the TAP is gone.
@@ -69,8 +70,9 @@ class Outbound:
         self._sizes = sizes
         self._lost = lost
         self._header = vxlan.pack(segment.vni)
-        self._splitter = Splitter(self._header)
-        self._segments = self._splitter.out.data
+        self._splitter = Splitter(self._header, reserve=_RUN_MAX)
+        self._segments = self._splitter.memory.data
+        self._held: Burst | None = None
         self._buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
         self._virtio = bytearray(virtio.HEADER_LEN)
         self._waiting: list[Burst] = []
@@ -114,7 +116,7 @@ class Outbound:
         # A run of frames of one size and flow lies between these two, unless it is empty.
         begin = end = 0
         budget = _BUDGET
-        while budget > 0:
+        while budget > 0 and not self._waiting:
             budget -= 1
             body = end + vxlan.HEADER_LEN
             try:
@@ -133,9 +135,9 @@ class Outbound:
                     if gso.gso_type != virtio.GSO_NONE:
                         self._superframe(frame, gso, now)
                         budget -= _SUPERFRAME_COST
-                    if self._waiting:
-                        return
                     continue
+            if self._held:
+                self._flush(now)
             buffer[end:body] = header
             observe(frame)
             segment.counters.tx_frames += 1
@@ -154,9 +156,9 @@ class Outbound:
             if whole or end > _RUN_MAX or self._waiting:
                 self._emit(buffer[begin:end], stride, remotes, flow, now)
                 begin = end = 0
-                if self._waiting:
-                    return
+        # One of the two is empty.
         self._emit(buffer[begin:end], stride, remotes, flow, now)
+        self._flush(now)
 
     def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
         """Do what the virtio header asks for a frame, not a superframe; False if it can't be."""
@@ -185,7 +187,33 @@ class Outbound:
         counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         remotes = segment.destinations(frame, count)
         flow = flow_hash(frame) & self._slots
-        self._emit(self._segments[:octets], stride, remotes, flow, now)
+        begin, end = _RUN_MAX, _RUN_MAX + octets
+        if self._held:
+            held, its_stride, its_remotes, its_flow = self._held
+            if stride == its_stride and flow == its_flow and remotes is its_remotes:
+                begin -= len(held)
+                self._held = None
+            else:
+                self._flush(now)
+        whole = (end - begin) // batch_max(stride) * batch_max(stride)
+        self._emit(self._segments[begin : begin + whole], stride, remotes, flow, now)
+        rest = self._segments[begin + whole : end]
+        if not rest:
+            return
+        if self._waiting or len(rest) % stride:
+            self._emit(rest, stride, remotes, flow, now)
+            return
+        # To where the next superframe's segments will follow it.
+        begin = _RUN_MAX - len(rest)
+        memory = self._splitter.memory
+        memory[begin:_RUN_MAX] = memory[end - len(rest) : end]
+        self._held = Burst(self._segments[begin:_RUN_MAX], stride, remotes, flow)
+
+    def _flush(self, now: float) -> None:
+        """Send what is held, since nothing follows that could go with it."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._emit(*held, now)
 
     def _emit(
         self, datagrams: memoryview, stride: int, remotes: Sequence[Remote], flow: int, now: float

@@ -211,6 +211,11 @@ def segments_datagrams() -> bool:
     return True
 
 
+def batch_max(stride: int) -> int:
+    """Octets of whole datagrams, of `stride` octets each, that fit into one send: one at least."""
+    return max(1, min(_SEGMENTS_MAX, _SEND_MAX // stride)) * stride
+
+
 def superframe_max(mtu: int) -> int:
     """Octets of a TCP superframe whose segments, for a TAP of this MTU, fit into one send."""
     segments = min(_SEGMENTS_MAX, _SEND_MAX // (vxlan.HEADER_LEN + ethernet.HEADER_LEN + mtu))
@@ -256,7 +261,7 @@ class Path:
         batch = datagrams
         if len(batch) > stride:
             many = self._gso and stride <= self._gso_stride_max
-            batch = batch[: min(_SEGMENTS_MAX, _SEND_MAX // stride) * stride if many else stride]
+            batch = batch[: batch_max(stride) if many else stride]
         sock = self._sockets[slot]
         try:
             if sock is None:

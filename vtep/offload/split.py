@@ -32,11 +32,13 @@ class Splitter:
 
     `prefix` goes before every segment: its VXLAN header. `capacity` is the size of `out` in octets.
     The segments lie there as one UDP_SEGMENT send wants them: each is `stride` octets with its
-    prefix, and the last may be shorter.
+    prefix, and the last may be shorter. The first `reserve` octets of `memory` are not touched;
+    the rest of it is `out`.
     """
 
-    def __init__(self, prefix: bytes, capacity: int = 1 << 18) -> None:
-        self.out: Octets = np.zeros(capacity, np.uint8)
+    def __init__(self, prefix: bytes, capacity: int = 1 << 18, reserve: int = 0) -> None:
+        self.memory: Octets = np.zeros(reserve + capacity, np.uint8)
+        self.out = self.memory[reserve:]
         self._prefix = prefix
         self._headers = Headers(self.out, len(prefix))
 
