@@ -1,0 +1,169 @@
+"""Outbound: what is read from the TAP leaves in the order of each flow, whole, in few sends.
+
+The TAP is one end of a socket pair, which keeps frames apart as a TAP does; the underlay is a path
+that takes notes, and may be full.
+"""
+
+import asyncio
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.twins import BASIC, Frame
+from vtep.counters import Drop
+from vtep.datapath import Outbound
+from vtep.fdb import Fdb, Remote
+from vtep.offload.partial import SegmentSizes
+from vtep.offload.split import Splitter
+from vtep.switch import Segment
+from vtep.underlay import batch_max
+from vtep.wire import virtio, vxlan
+
+REMOTE = Remote("192.0.2.2", 4789)
+SIZE = 1398
+PREFIX = vxlan.pack(5)
+
+
+class Notes:
+    """A path that keeps what it is given, and is full whenever `room` says so."""
+
+    slots = 16
+
+    def __init__(self, room: Iterator[bool]) -> None:
+        self.sent: list[list[bytes]] = []
+        self._room = room
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def send(
+        self, datagrams: memoryview, stride: int, _flow: int, _now: float
+    ) -> tuple[int, Drop | None]:
+        if not next(self._room, True):
+            raise BlockingIOError
+        batch = bytes(datagrams[: batch_max(stride)])
+        self.sent.append([batch[at : at + stride] for at in range(0, len(batch), stride)])
+        return len(batch), None
+
+    def fileno(self, _flow: int) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Pair:
+    """The end of a TAP device that a VTEP has, and in `host` that of this host."""
+
+    def __init__(self) -> None:
+        ours, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ours = ours
+        ours.setblocking(False)
+        for end in (ours, self.host):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+        self.host.setblocking(False)
+        self.fd = ours.fileno()
+
+    def close(self) -> None:
+        self._ours.close()
+        self.host.close()
+
+
+@contextmanager
+def tap() -> Iterator[Pair]:
+    pair = Pair()
+    try:
+        yield pair
+    finally:
+        pair.close()
+
+
+def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) -> list[list[bytes]]:
+    """What is sent, by send, when these virtio headers and frames wait at the TAP."""
+
+    async def run() -> list[list[bytes]]:
+        lost: list[OSError] = []
+        segment = Segment(
+            5, [REMOTE], Fdb(ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
+        )
+        notes = Notes(iter(room))
+        with tap() as pair:
+            outbound = Outbound(
+                cast("Any", pair),
+                segment,
+                {REMOTE: cast("Any", notes)},
+                SegmentSizes(1450),
+                lost.append,
+            )
+            outbound.start()
+            waiting = list(frames)
+            expected = sum(len(segments(*frame)) for frame in frames)
+            while sum(map(len, notes.sent)) < expected:
+                while waiting:
+                    try:
+                        pair.host.send(b"".join(waiting[0]))
+                    except BlockingIOError:  # A socket pair holds few datagrams.
+                        break
+                    del waiting[0]
+                await asyncio.sleep(0)
+            outbound.stop()
+        notes.close()
+        assert not lost
+        assert segment.counters.tx_datagrams == segment.counters.tx_frames == expected
+        return notes.sent
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def segments(header: bytes, frame: bytes) -> list[bytes]:
+    """What has to leave for one read from the TAP: test_split sees to it that this is right."""
+    gso = virtio.unpack(header)
+    if not gso.gso_type:
+        return [PREFIX + frame]
+    splitter = Splitter(PREFIX)
+    octets, stride = splitter.split(memoryview(frame), gso)
+    data = splitter.out[:octets].tobytes()
+    return [data[at : at + stride] for at in range(0, octets, stride)]
+
+
+def superframe(count: int, *, flow: int = 0, last: int = SIZE) -> tuple[bytes, bytes]:
+    frame = Frame(payload=bytes((count - 1) * SIZE + last), sport=5000 + flow)
+    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, SIZE, 34, 16), frame.build()
+
+
+def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
+    return virtio.PLAIN, Frame(payload=bytes(octets), sport=5000 + flow).build()
+
+
+def test_rest_goes_with_the_next() -> None:
+    # 44 segments fit into a send; so many superframes of 46 would take twice as many sends.
+    sent = forward([superframe(46)] * 3)
+    assert [len(batch) for batch in sent] == [44, 44, 44, 6]
+
+
+def test_rest_goes_alone_where_nothing_can_follow() -> None:
+    assert [len(batch) for batch in forward([superframe(46, last=7)] * 2)] == [44, 2] * 2
+    assert [len(batch) for batch in forward([superframe(46), plain()])] == [44, 2, 1]
+    other = superframe(46, flow=1)
+    assert [len(batch) for batch in forward([superframe(46), other])] == [44, 2, 44, 2]
+
+
+FRAMES = st.one_of(
+    st.builds(
+        superframe,
+        st.integers(2, 46),
+        flow=st.integers(0, 2),
+        last=st.sampled_from([1, SIZE - 1, SIZE, SIZE]),
+    ),
+    st.builds(plain, st.sampled_from([0, 20, 20, SIZE]), flow=st.integers(0, 2)),
+)
+
+
+@settings(BASIC, max_examples=60)
+@given(frames=st.lists(FRAMES, max_size=12), room=st.lists(st.booleans(), max_size=30))
+def test_everything_leaves_in_order(frames: list[tuple[bytes, bytes]], room: list[bool]) -> None:
+    sent = forward(frames, room)
+    expected = [segment for frame in frames for segment in segments(*frame)]
+    assert [datagram for batch in sent for datagram in batch] == expected
