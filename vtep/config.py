@@ -1,199 +1,31 @@
-"""What a VTEP is asked to be: one frozen object, checked when it is made.
+"""What a VTEP is asked to be: frozen objects, checked when they are made.
 
-The command line, and whatever else configures a VTEP, is generated from the fields of `Config`:
-a field's metadata carries its help text. What can be judged without looking at the machine is
-judged here, and only here.
+The command line, the configuration file and whatever else configures a VTEP are generated from the
+fields of `Config` and `Settings`: a field's metadata carries its help text. What can be judged
+without looking at the machine is judged in `values`, option by option, and here, where it takes
+two of them.
 """
 
-import os
-import re
 from collections.abc import Iterable
-from contextlib import suppress
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-)
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional
 
+from vtep import values
 from vtep.errors import ConfigError
-from vtep.wire import ethernet, vxlan
-
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-
-MTU_MIN = 68
-"""The least that IPv4 works with (RFC 791)."""
-
-MTU_MAX = 65507 - vxlan.HEADER_LEN - ethernet.HEADER_LEN - ethernet.TAG_LEN
-"""What one UDP datagram can carry of an inner frame with one VLAN tag."""
-
-OFFLOADS = frozenset(("tso", "uso", "gso", "gro"))
-"""Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive."""
-
-AGEING_MAX = 1_000_000_000
-
-TAP_NAME_MAX = 15
-"""Octets of an interface name (the kernel's IFNAMSIZ, less its final zero)."""
-
-
-def _integer(option: str, value: int | str, low: int, high: int) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{option} {value}: is not a whole number")
-    if not low <= value <= high:
-        raise ConfigError(f"{option} {value}: must be from {low} to {high}")
-    return value
-
-
-def _vni(value: int | str) -> int:
-    return _integer("--vni", value, 0, vxlan.VNI_MAX)
-
-
-def _dstport(value: int | str) -> int:
-    return _integer("--dstport", value, 1, 65535)
-
-
-def _mtu(value: int | str) -> int:
-    return _integer("--mtu", value, MTU_MIN, MTU_MAX)
-
-
-def _max_addresses(value: int | str) -> int:
-    return _integer("--max-addresses", value, 0, 1 << 30)
-
-
-def _ageing(value: float | str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"--ageing {value}: is not a number of seconds") from None
-    if not 0 <= seconds <= AGEING_MAX:
-        raise ConfigError(f"--ageing {value}: must be from 0 to {AGEING_MAX} seconds")
-    return seconds
-
-
-def _several(value: object) -> tuple[object, ...]:
-    """What was given, as several even where it is one."""
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return tuple(value)
-    return (value,)
-
-
-def _address(option: str, value: object) -> Address:
-    address = None
-    if isinstance(value, str | Address):  # An integer is an address to ip_address().
-        with suppress(ValueError):
-            address = ip_address(value)
-    if address is None:
-        raise ConfigError(f"{option} {value}: is not an IP address (names are not looked up)")
-    if address.is_multicast:
-        raise ConfigError(f"{option} {address}: is a multicast group; give the address of a VTEP")
-    if address.is_unspecified or address == IPv4Address("255.255.255.255"):
-        raise ConfigError(f"{option} {address}: is not the address of a host")
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            raise ConfigError(f"{option} {address}: write it as {address.ipv4_mapped}")
-        if address.is_link_local or address.scope_id is not None:
-            raise ConfigError(
-                f"{option} {address}: link-local addresses are not supported yet; use a global or "
-                "unique local one"
-            )
-    return address
-
-
-def _local(value: str | Address) -> Address:
-    return _address("--local", value)
-
-
-def _remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
-    remotes = tuple(_address("--remote", item) for item in _several(value))
-    if not remotes:
-        raise ConfigError("--remote: give the address of at least one other VTEP")
-    twice = {remote for remote in remotes if remotes.count(remote) > 1}
-    if twice:
-        raise ConfigError(f"--remote {twice.pop()}: is given twice")
-    return remotes
-
-
-def _interface(value: object) -> Interface:
-    interface = None
-    # A host's address alone would be taken for a network of one.
-    if isinstance(value, Interface) or (isinstance(value, str) and "/" in value):
-        with suppress(ValueError):
-            interface = ip_interface(value)
-    if interface is None:
-        raise ConfigError(
-            f"--address {value}: is not an address with a prefix length, such as 10.0.0.1/24"
-        )
-    ip, network = interface.ip, interface.network
-    scoped = isinstance(interface, IPv6Interface) and interface.scope_id is not None
-    if ip.is_multicast or ip.is_unspecified or ip.is_loopback or scoped:
-        raise ConfigError(f"--address {interface}: is not an address that a host can have there")
-    if ip.version == 4 and network.prefixlen < 31:
-        if ip == network.network_address:
-            raise ConfigError(f"--address {interface}: is the network's address, not a host's")
-        if ip == network.broadcast_address:
-            raise ConfigError(f"--address {interface}: is the broadcast address, not a host's")
-    return interface
-
-
-def _interfaces(value: str | Interface | Iterable[str | Interface]) -> tuple[Interface, ...]:
-    return tuple(_interface(item) for item in _several(value))
-
-
-def _mac(value: str | bytes) -> bytes:
-    try:
-        mac = ethernet.parse_mac(value) if isinstance(value, str) else bytes(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--mac {value!s}: {error}") from None
-    if len(mac) != ethernet.MAC_LEN or ethernet.is_group(mac) or mac == ethernet.MAC_ZERO:
-        raise ConfigError(f"--mac {ethernet.format_mac(mac)}: must be a unicast MAC address")
-    return mac
-
-
-def _device(option: str, name: object) -> str:
-    if not isinstance(name, str) or not name.isprintable():  # Surrogates aren't, either.
-        raise ConfigError(f"{option} {name!r}: is not a name that a network device can have")
-    if len(os.fsencode(name)) > TAP_NAME_MAX:
-        raise ConfigError(
-            f"{option} {name}: is too long; a device name has at most {TAP_NAME_MAX} octets"
-        )
-    if not name or name in (".", "..") or any(c in "/:%\0" or c.isspace() for c in name):
-        raise ConfigError(f"{option} {name!r}: is not a name that a network device can have")
-    return name
-
-
-def _offload(value: str | Iterable[str]) -> frozenset[str]:
-    names = value.split(",") if isinstance(value, str) else list(value)
-    if names == ["auto"]:
-        return OFFLOADS
-    if names == ["none"]:
-        return frozenset()
-    for name in names:
-        if name not in OFFLOADS:
-            known = ",".join(sorted(OFFLOADS))
-            raise ConfigError(f"--offload {name}: must be auto, none, or some of {known}")
-    return frozenset(names)
-
-
-def _tap(name: str) -> str:
-    return _device("--tap", name)
-
-
-def _dev(name: str) -> str:
-    return _device("--dev", name)
+from vtep.values import Address, Interface, Network
+from vtep.wire import vxlan
 
 
 def _yes_or_no(_config: "Config", attribute: "Attribute[bool]", value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"--{attribute.name} {value}: must be True or False")
+    values.yes_or_no(attribute.name, value)
+
+
+def _switch(*, default: bool, help: str) -> Any:  # noqa: A002  as it is named in the metadata
+    """A field that is on or off."""
+    return field(default=default, validator=_yes_or_no, metadata={"help": help})
 
 
 @frozen(kw_only=True)
@@ -205,47 +37,115 @@ class Config:
     """
 
     vni: int = field(
-        converter=_vni,
+        converter=values.vni,
         metadata={"metavar": "N", "help": "VXLAN network identifier, 0 to 16777215."},
     )
     remote: tuple[Address, ...] = field(
-        converter=_remotes,
+        default=(),
+        converter=values.remotes,
         metadata={
             "metavar": "IP",
             "help": "Address of another VTEP of this segment; repeat it for each of them.",
         },
     )
+    group: Address | None = field(
+        default=None,
+        converter=optional(values.group),
+        metadata={
+            "metavar": "IP",
+            "help": "Multicast group to join on --dev, to which broadcasts are sent as well.",
+        },
+    )
     tap: str = field(
-        converter=_tap,
+        converter=values.tap,
         metadata={
             "metavar": "NAME",
             "help": "Name of the TAP device [default: vx followed by the VNI].",
         },
     )
-    local: Address | None = field(
+    bridge: str | None = field(
         default=None,
-        converter=optional(_local),
+        converter=optional(values.bridge),
+        metadata={
+            "metavar": "NAME",
+            "help": "Bridge of which the TAP is to be a port, as soon as there is one.",
+        },
+    )
+    persist: bool = _switch(
+        default=False, help="Leave the TAP, with its addresses and its bridge, when pyvtep ends."
+    )
+    local: tuple[Address, ...] = field(
+        default=(),
+        converter=values.local,
         metadata={
             "metavar": "IP",
-            "help": "Own underlay address [default: the one that the route prefers].",
+            "help": "Own underlay address, one for each family [default: what the route prefers].",
         },
     )
     dev: str | None = field(
         default=None,
-        converter=optional(_dev),
+        converter=optional(values.dev),
         metadata={"metavar": "NAME", "help": "Underlay device to use, whatever the routes say."},
     )
     dstport: int = field(
         default=vxlan.PORT,
-        converter=_dstport,
+        converter=values.dstport,
         metadata={
             "metavar": "PORT",
             "help": "UDP port of all VTEPs (kernel devices made without 'dstport' use 8472).",
         },
     )
+    srcport: tuple[int, int] = field(
+        default=(vxlan.SOURCE_PORTS[0], vxlan.SOURCE_PORTS[-1]),
+        converter=values.srcport,
+        metadata={
+            "metavar": "MIN MAX",
+            "help": "Range of the UDP ports that datagrams leave from [default: 49152 65535].",
+        },
+    )
+    ttl: int | str = field(
+        default="auto",
+        converter=values.ttl,
+        metadata={
+            "metavar": "N|auto|inherit",
+            "help": "TTL or hop limit of the underlay; auto is what the host gives, 1 to a group.",
+        },
+    )
+    tos: int | str = field(
+        default=0,
+        converter=values.tos,
+        metadata={
+            "metavar": "N|inherit",
+            "help": "DSCP of the underlay, as the octet that it is in, such as 0xb8.",
+        },
+    )
+    ecn: str = field(
+        default="rfc6040",
+        converter=values.ecn,
+        metadata={
+            "metavar": "rfc6040|kernel",
+            "help": "How congestion marks pass between the underlay and the frames inside.",
+        },
+    )
+    df: str = field(
+        default="unset",
+        converter=values.df,
+        metadata={
+            "metavar": "unset|set|inherit",
+            "help": "The Don't Fragment bit of the underlay's IPv4.",
+        },
+    )
+    flowlabel: int | str = field(
+        default=0,
+        converter=values.flowlabel,
+        metadata={"metavar": "N|inherit", "help": "Flow label of the underlay's IPv6."},
+    )
+    udpcsum: bool = _switch(default=True, help="Send UDP checksums over IPv4.")
+    udp6zerocsumtx: bool = _switch(default=False, help="Send zero UDP checksums over IPv6.")
+    udp6zerocsumrx: bool = _switch(default=True, help="Accept zero UDP checksums over IPv6.")
     mtu: int | None = field(
         default=None,
-        converter=optional(_mtu),
+        converter=optional(values.mtu),
         metadata={
             "metavar": "OCTETS",
             "help": "MTU of the TAP [default: underlay MTU less 50 over IPv4, 70 over IPv6].",
@@ -253,25 +153,23 @@ class Config:
     )
     mac: bytes | None = field(
         default=None,
-        converter=optional(_mac),
+        converter=optional(values.mac),
         metadata={"metavar": "MAC", "help": "MAC address of the TAP [default: a random one]."},
     )
     address: tuple[Interface, ...] = field(
         default=(),
-        converter=_interfaces,
+        converter=values.interfaces,
         metadata={
             "metavar": "IP/LEN",
             "help": "Address for the TAP, such as 10.0.0.1/24; may be repeated.",
         },
     )
-    learning: bool = field(
-        default=True,
-        validator=_yes_or_no,
-        metadata={"help": "Learn which remote a MAC is behind, from the frames that it sends."},
+    learning: bool = _switch(
+        default=True, help="Learn which remote a MAC is behind, from the frames that it sends."
     )
     ageing: float = field(
         default=300,
-        converter=_ageing,
+        converter=values.ageing,
         metadata={
             "metavar": "SECONDS",
             "help": "Seconds after which a silent MAC is forgotten; 0 is never.",
@@ -279,13 +177,48 @@ class Config:
     )
     max_addresses: int = field(
         default=65536,
-        converter=_max_addresses,
+        converter=values.max_addresses,
         metadata={"metavar": "N", "help": "How many MACs are learned at most; 0 is no limit."},
     )
-
+    proxy: bool = _switch(
+        default=False, help="Answer ARP and neighbour solicitations for neighbours that are known."
+    )
+    accept: tuple[Network, ...] = field(
+        default=(),
+        converter=values.accept,
+        metadata={
+            "metavar": "PREFIX",
+            "help": "Listen to underlay addresses of this prefix too; may be repeated.",
+        },
+    )
+    accept_any: bool = _switch(default=False, help="Listen to every underlay address.")
+    reserved_bits: int = field(
+        default=0,
+        converter=values.reserved_bits,
+        metadata={
+            "metavar": "ignore|strict|MASK",
+            "help": "Bits of the VXLAN header that must be zero in what comes [default: ignore].",
+        },
+    )
+    gbp: int | None = field(
+        default=None,
+        converter=optional(values.gbp),
+        metadata={
+            "metavar": "ID",
+            "help": "Understand the group policy extension, and send frames with this policy id.",
+        },
+    )
+    inner_vlan: str = field(
+        default="pass",
+        converter=values.inner_vlan,
+        metadata={
+            "metavar": "pass|strip|drop",
+            "help": "What becomes of frames with a VLAN tag, both ways.",
+        },
+    )
     offload: frozenset[str] = field(
         default="auto",
-        converter=_offload,
+        converter=values.offload,
         metadata={
             "metavar": "LIST",
             "help": "Which of tso,uso,gso,gro to use where the kernel has them; or auto, or none.",
@@ -296,22 +229,121 @@ class Config:
     def _tap_named_after_vni(self) -> str:
         return f"vx{self.vni}"
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions of the underlay in use: 4, 6 or both; 4 if nothing tells."""
+        known = [*self.remote, *self.accept] + ([self.group] if self.group else [])
+        return tuple(sorted({item.version for item in known or self.local})) or (4,)
+
+    def local_for(self, version: int) -> Address | None:
+        """Own underlay address of an IP version, if one was given."""
+        return next((item for item in self.local if item.version == version), None)
+
     @remote.validator
-    def _one_family(self, _attribute: "Attribute[Any]", remotes: tuple[Address, ...]) -> None:
-        versions = {address.version for address in remotes}
-        if len(versions) > 1:
-            raise ConfigError(
-                "--remote: IPv4 and IPv6 addresses are mixed; a segment uses one of the two"
-            )
+    def _remotes_can_be_reached(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        for remote in self.remote:
+            if _scope_is_missing(remote) and self.dev is None:
+                raise ConfigError(
+                    f"--remote {remote}: is link-local; say on which device it is, as in "
+                    f"{remote}%eth0, or with --dev"
+                )
+            if _scope(remote) and self.dev not in (None, _scope(remote)):
+                raise ConfigError(f"--remote {remote}: is not on the underlay --dev {self.dev}")
+
+    @group.validator
+    def _group_has_a_device(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
+        if group is not None and self.dev is None:
+            raise ConfigError(f"--group {group}: say with --dev on which device to join it")
+
+    @bridge.validator
+    def _bridge_is_another_device(self, _attribute: "Attribute[Any]", bridge: str | None) -> None:
+        if bridge in (self.tap, self.dev) and bridge is not None:
+            name = "tap" if bridge == self.tap else "dev"
+            raise ConfigError(f"--bridge {bridge}: is the device of --{name} already")
+
+    @dev.validator
+    def _dev_is_not_the_tap(self, _attribute: "Attribute[Any]", dev: str | None) -> None:
+        if dev == self.tap:
+            raise ConfigError(f"--dev {dev}: is the TAP; give the device of the underlay")
 
     @local.validator
-    def _local_of_same_family(self, _attribute: "Attribute[Any]", local: Address | None) -> None:
-        if local is None:
-            return
-        if local.version != self.remote[0].version:
+    def _local_fits_the_others(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        for local in self.local:
+            if local.version not in self.versions:
+                raise ConfigError(
+                    f"--local {local}: is IPv{local.version}, but the remotes are "
+                    f"IPv{self.versions[0]}"
+                )
+            if local in self.remote:
+                raise ConfigError(f"--remote {local}: is the --local address of this host itself")
+            if _scope(local) and self.dev not in (None, _scope(local)):
+                raise ConfigError(f"--local {local}: is not on the underlay --dev {self.dev}")
+            if _scope_is_missing(local) and self.dev is None:
+                raise ConfigError(
+                    f"--local {local}: is link-local; say on which device it is, as in "
+                    f"{local}%eth0, or with --dev"
+                )
+
+    @flowlabel.validator
+    def _flowlabel_has_a_field(self, _attribute: "Attribute[Any]", label: int | str) -> None:
+        if label not in (0, "inherit") and 6 not in self.versions:
+            raise ConfigError(f"--flowlabel {label}: is for IPv6, but the underlay is IPv4")
+
+    @accept.validator
+    def _accept_one_way(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        if self.accept and self.accept_any:
             raise ConfigError(
-                f"--local {local}: is IPv{local.version}, but the remotes are "
-                f"IPv{self.remote[0].version}"
+                f"--accept {self.accept[0]}: says nothing beside --accept-any; leave one out"
             )
-        if local in self.remote:
-            raise ConfigError(f"--remote {local}: is the --local address of this host itself")
+
+
+def _scope(address: Address) -> str | None:
+    return address.scope_id if isinstance(address, IPv6Address) else None
+
+
+def _scope_is_missing(address: Address) -> bool:
+    return not isinstance(address, IPv4Address) and address.is_link_local and not _scope(address)
+
+
+def _segments(value: Iterable[Config]) -> tuple[Config, ...]:
+    return tuple(value)
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What one process is asked to be: its segments, and what it has besides them.
+
+    Raises ConfigError where two segments get into each other's way.
+    """
+
+    control: str = field(
+        default="auto",
+        converter=values.control,
+        metadata={
+            "metavar": "PATH",
+            "help": "Socket of the control commands; auto is below /run/pyvtep, none is no socket.",
+        },
+    )
+    state: str | None = field(
+        default=None,
+        converter=optional(values.state),
+        metadata={"metavar": "FILE", "help": "File that keeps FDB entries over restarts."},
+    )
+    segments: tuple[Config, ...] = field(converter=_segments)
+
+    @segments.validator
+    def _segments_differ(self, _attribute: "Attribute[Any]", segments: tuple[Config, ...]) -> None:
+        check_segments(segments)
+
+
+def check_segments(segments: tuple[Config, ...]) -> None:
+    """Raise ConfigError where two segments of one process have the same VNI or TAP."""
+    vnis: set[int] = set()
+    taps: set[str] = set()
+    for config in segments:
+        if config.vni in vnis:
+            raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
+        if config.tap in taps:
+            raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
+        vnis.add(config.vni)
+        taps.add(config.tap)

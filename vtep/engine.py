@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from vtep import netlink
-from vtep.config import MTU_MAX, MTU_MIN, Config
+from vtep.config import Config
 from vtep.counters import Drop, DropLog
 from vtep.datapath import Inbound, Outbound
 from vtep.errors import VtepError
@@ -32,6 +32,7 @@ from vtep.underlay import (
     segments_datagrams,
     superframe_max,
 )
+from vtep.values import MTU_MAX, MTU_MIN
 from vtep.wire import ethernet, vxlan
 
 log = logging.getLogger("vtep")
@@ -68,7 +69,8 @@ class Vtep:
         self.offload: frozenset[str] = frozenset()
         """Which offloads of `Config.offload` the kernel has, known once started."""
 
-        family = _FAMILY[config.remote[0].version]
+        version = config.versions[0]
+        family = _FAMILY[version]
         # Spelled as the kernel spells the source of a datagram.
         hosts = [socket.inet_ntop(family, remote.packed) for remote in config.remote]
         remotes = [Remote(host, config.dstport) for host in hosts]
@@ -80,7 +82,7 @@ class Vtep:
             learning=config.learning,
         )
         self._switch = Switch([self.segment])
-        self._binding = Binding(family, config.local, config.dev)
+        self._binding = Binding(family, config.local_for(version), config.dev)
         self._resources = ExitStack()
         self._ended: asyncio.Future[None] | None = None
         self._drop_logs = [DropLog(self._switch.counters), DropLog(self.segment.counters)]
@@ -324,7 +326,7 @@ def _cannot_receive(error: OSError) -> None:
 
 def _tap_mtu(config: Config, underlay: netlink.Underlay) -> int:
     """The MTU of the TAP in octets; raises VtepError where it does not fit the underlay."""
-    version = config.remote[0].version
+    version = config.versions[-1]
     devices = ", ".join(underlay.devices)
     room = min(underlay.mtu - _OVERHEAD[version], MTU_MAX)
     if room < MTU_MIN:

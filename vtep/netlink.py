@@ -15,8 +15,8 @@ from attrs import frozen
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vtep.config import Address, Interface
 from vtep.errors import VtepError
+from vtep.values import Address, Interface
 from vtep.wire.ethernet import format_mac, parse_mac
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -50,8 +50,8 @@ def _netlink() -> Iterator[IPRoute]:
             loop.run_until_complete(asyncio.sleep(0))
 
 
-def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -> Underlay:
-    """Find the underlay of `remotes`.
+def survey(remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None) -> Underlay:
+    """Find the underlay of `remotes`, as seen from the own addresses `locals_`, if there are any.
 
     Raises VtepError where an address or device is not what it must be on this host.
     """
@@ -62,15 +62,20 @@ def survey(remotes: Iterable[Address], local: Address | None, dev: str | None) -
             raise VtepError(f"--dev {dev}: there is no such network device (see: ip link)")
         # At the end of a point-to-point link, "address" is that of the other end.
         own = {ip_address(item.get("local") or item.get("address")) for item in netlink.get_addr()}
-        if local is not None and local not in own and not local.is_loopback:
-            raise VtepError(f"--local {local}: no interface of this host has this address")
+        source = {local.version: local for local in locals_}
+        for local in source.values():
+            if local not in own and not local.is_loopback:
+                raise VtepError(f"--local {local}: no interface of this host has this address")
         used: dict[str, int] = {}
         for remote in remotes:
             if remote in own:
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give that of the other"
                 )
-            oif, mtu = (index, None) if index is not None else _route(netlink, remote, local)
+            if index is not None:
+                oif, mtu = index, None
+            else:
+                oif, mtu = _route(netlink, remote, source.get(remote.version))
             link = links[oif]
             used[link.get("ifname")] = min(link.get("mtu"), mtu or link.get("mtu"))
     return Underlay(tuple(used), min(used.values()))

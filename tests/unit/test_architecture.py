@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "switch": {"wire", "fdb", "counters"},
     "counters": set[str](),
     "errors": set[str](),
-    "config": {"wire", "errors"},
+    "values": {"wire", "errors"},
+    "config": {"values", "wire", "errors"},
 }
 """For each part of the core, the parts of ours that it may import."""
 
@@ -23,8 +24,8 @@ IMPURE = {
     *("asyncio", "logging", "os", "pyroute2", "pytun", "random", "select", "socket", "subprocess"),
     *("sys", "threading", "time", "uvloop"),
 }
-PURE = [name for name in MAY_IMPORT if name != "config"]
-"""Config judges file names, for which it asks `os` how they are spelled, and nothing else."""
+PURE = [name for name in MAY_IMPORT if name != "values"]
+"""Values judges file names, for which it asks `os` how they are spelled, and nothing else."""
 
 
 def sources(part: str) -> list[Path]:
@@ -73,8 +74,8 @@ def test_core_is_pure(part: str) -> None:
         assert not modules & IMPURE, path
 
 
-def test_config_asks_nothing_of_the_machine() -> None:
-    tree = ast.parse((PACKAGE / "config.py").read_text())
+def test_values_ask_nothing_of_the_machine() -> None:
+    tree = ast.parse((PACKAGE / "values.py").read_text())
     asked = {
         node.attr
         for node in ast.walk(tree)
@@ -82,8 +83,8 @@ def test_config_asks_nothing_of_the_machine() -> None:
         and isinstance(node.value, ast.Name)
         and node.value.id == "os"
     }
-    assert asked <= {"fsencode"}
-    modules = {name.split(".")[0] for name in imports((PACKAGE / "config.py").read_text())}
+    assert asked <= {"fsencode", "fspath", "PathLike"}
+    modules = {name.split(".")[0] for name in imports((PACKAGE / "values.py").read_text())}
     assert modules & IMPURE <= {"os"}
 
 

@@ -1,7 +1,14 @@
 """Config: what is kept, what is refused, and whether a person is told which option it was."""
 
 import math
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any
 
 import attrs
@@ -10,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import mac
-from vtep.config import AGEING_MAX, MTU_MAX, MTU_MIN, TAP_NAME_MAX, Config
+from vtep.config import Config, Settings
 from vtep.errors import ConfigError, VtepError
+from vtep.values import AGEING_MAX, DEVICE_NAME_MAX, MTU_MAX, MTU_MIN
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 GOOD: dict[str, Any] = {"vni": 1, "remote": V4}
@@ -54,16 +62,34 @@ def test_defaults() -> None:
     assert attrs.asdict(config(), recurse=False) == {
         "vni": 1,
         "remote": (IPv4Address(V4),),
+        "group": None,
         "tap": "vx1",
-        "local": None,
+        "bridge": None,
+        "persist": False,
+        "local": (),
         "dev": None,
         "dstport": 4789,
+        "srcport": (49152, 65535),
+        "ttl": "auto",
+        "tos": 0,
+        "ecn": "rfc6040",
+        "df": "unset",
+        "flowlabel": 0,
+        "udpcsum": True,
+        "udp6zerocsumtx": False,
+        "udp6zerocsumrx": True,
         "mtu": None,
         "mac": None,
         "address": (),
         "learning": True,
         "ageing": 300.0,
         "max_addresses": 65536,
+        "proxy": False,
+        "accept": (),
+        "accept_any": False,
+        "reserved_bits": 0,
+        "gbp": None,
+        "inner_vlan": "pass",
         "offload": frozenset(("tso", "uso", "gso", "gro")),
     }
 
@@ -84,13 +110,58 @@ ACCEPTED = [
     ("remote", "fd00::1", (IPv6Address("fd00::1"),)),
     ("remote", ("192.0.2.2", IPv4Address(V4)), (IPv4Address("192.0.2.2"), IPv4Address(V4))),
     ("remote", iter([V4]), (IPv4Address(V4),)),
+    ("remote", [], ()),
+    ("remote", [V4, V6], (IPv4Address(V4), IPv6Address(V6))),
+    ("remote", "fe80::1%eth0", (IPv6Address("fe80::1%eth0"),)),
     ("tap", "a", "a"),
-    ("tap", "x" * TAP_NAME_MAX, "x" * TAP_NAME_MAX),
+    ("tap", "x" * DEVICE_NAME_MAX, "x" * DEVICE_NAME_MAX),
     ("tap", "vx-1.2_3", "vx-1.2_3"),
     ("tap", "...", "..."),
     ("tap", "ééééééé", "ééééééé"),
-    ("local", "192.0.2.9", IPv4Address("192.0.2.9")),
-    ("local", None, None),
+    ("local", "192.0.2.9", (IPv4Address("192.0.2.9"),)),
+    ("local", ["192.0.2.9"], (IPv4Address("192.0.2.9"),)),
+    ("local", None, ()),
+    ("bridge", "br-1f2e3d4c5b6a", "br-1f2e3d4c5b6a"),
+    ("bridge", None, None),
+    ("persist", True, True),
+    ("srcport", (1, 65535), (1, 65535)),
+    ("srcport", ["5000", "5000"], (5000, 5000)),
+    ("srcport", "5000-5100", (5000, 5100)),
+    ("srcport", "5000 5100", (5000, 5100)),
+    ("ttl", 1, 1),
+    ("ttl", "255", 255),
+    ("ttl", "inherit", "inherit"),
+    ("ttl", "auto", "auto"),
+    ("tos", 0xB8, 0xB8),
+    ("tos", "0xB8", 0xB8),
+    ("tos", "184", 0xB8),
+    ("tos", "inherit", "inherit"),
+    ("ecn", "kernel", "kernel"),
+    ("df", "set", "set"),
+    ("df", "inherit", "inherit"),
+    ("flowlabel", "0", 0),
+    ("flowlabel", "inherit", "inherit"),
+    ("udpcsum", False, False),
+    ("udp6zerocsumtx", True, True),
+    ("udp6zerocsumrx", False, False),
+    ("proxy", True, True),
+    ("accept", "192.0.2.0/24", (IPv4Network("192.0.2.0/24"),)),
+    ("accept", "192.0.2.7", (IPv4Network("192.0.2.7/32"),)),
+    (
+        "accept",
+        ["2001:db8::/32", IPv4Network("0.0.0.0/0")],
+        (IPv6Network("2001:db8::/32"), IPv4Network("0.0.0.0/0")),
+    ),
+    ("accept_any", True, True),
+    ("reserved_bits", "ignore", 0),
+    ("reserved_bits", "strict", 0xF7FFFFFF000000FF),
+    ("reserved_bits", "0xff", 0xFF),
+    ("reserved_bits", 0xFF << 32, 0xFF << 32),
+    ("gbp", 0, 0),
+    ("gbp", "0xffff", 65535),
+    ("gbp", None, None),
+    ("inner_vlan", "strip", "strip"),
+    ("inner_vlan", "drop", "drop"),
     ("dev", "eth0", "eth0"),
     ("dev", None, None),
     ("dstport", 1, 1),
@@ -185,7 +256,6 @@ REFUSED = [
     ("vni", 1.0, "is not a whole number"),
     ("vni", math.nan, "is not a whole number"),
     ("vni", None, "is not a whole number"),
-    ("remote", [], "at least one"),
     ("remote", "", NO_ADDRESS),
     ("remote", "host.example", "names are not looked up"),
     ("remote", "192.0.2.256", NO_ADDRESS),
@@ -202,14 +272,13 @@ REFUSED = [
     ("remote", "ff02::1", "multicast"),
     ("remote", "ff05::1%eth0", "multicast"),
     ("remote", "fe80::1", "link-local"),
-    ("remote", "fe80::1%eth0", "link-local"),
-    ("remote", "2001:db8::1%eth0", "link-local"),
+    ("remote", "fe80::1%", NO_ADDRESS),
+    ("remote", "fe80::1%a:b", "its scope must be the name of a device"),
+    ("remote", "2001:db8::1%eth0", "only link-local addresses have a scope"),
     ("remote", "::ffff:192.0.2.1", "write it as 192.0.2.1"),
     ("remote", [V4, V4], "given twice"),
     ("remote", [V6, "192.0.2.1", "2001:db8:0::1"], "given twice"),
     ("remote", [V4, IPv4Address(V4)], "given twice"),
-    ("remote", [V4, V6], "mixed"),
-    ("remote", [V6, V4], "mixed"),
     ("remote", [V4, "nonsense"], NO_ADDRESS),
     ("tap", "", NO_NAME),
     ("tap", ".", NO_NAME),
@@ -226,11 +295,59 @@ REFUSED = [
     ("local", "", NO_ADDRESS),
     ("local", "0.0.0.0", NOT_A_HOST),
     ("local", "239.1.1.1", "multicast"),
-    ("local", "fe80::1", "link-local"),
+    ("local", "fe80::1", "--local fe80::1: is IPv6, but the remotes are IPv4"),
     ("local", "::ffff:192.0.2.9", "write it as 192.0.2.9"),
     ("local", V6, "is IPv6, but the remotes are IPv4"),
+    ("local", ["192.0.2.8", "192.0.2.9"], "is the second IPv4 address, after 192.0.2.8"),
+    ("local", ["192.0.2.9", "192.0.2.9"], "given twice"),
+    ("group", V4, "is not the address of a multicast group"),
+    ("group", "", "is not the address of a multicast group"),
+    ("group", ["239.1.1.1"], "is not the address of a multicast group"),
+    ("group", "ff02::1%eth0", "give it without a scope"),
+    ("group", "239.1.1.1", "say with --dev on which device to join it"),
+    ("bridge", "", NO_NAME),
+    ("bridge", "x" * 16, "too long"),
+    ("bridge", "vx1", "is the device of --tap already"),
+    ("persist", 1, "must be True or False"),
+    ("srcport", 5000, "must be the first and the last port"),
+    ("srcport", "", "must be the first and the last port"),
+    ("srcport", (1, 2, 3), "must be the first and the last port"),
+    ("srcport", (0, 5), RANGE),
+    ("srcport", (5, 65536), RANGE),
+    ("srcport", ("a", "b"), "is not a whole number"),
+    ("srcport", (6000, 5000), "--srcport 6000 5000: the first port is above the last"),
+    ("ttl", 0, "must be from 1 to 255, or auto, or inherit"),
+    ("ttl", 256, "must be from 1 to 255, or auto, or inherit"),
+    ("ttl", "AUTO", "must be from 1 to 255, or auto, or inherit"),
+    ("tos", 256, RANGE),
+    ("tos", -4, RANGE),
+    ("tos", "EF", "is neither a number nor inherit"),
+    ("tos", 0xBB, "write 0xb8"),
+    ("ecn", "rfc", "must be rfc6040 or kernel"),
+    ("df", True, "must be unset, set or inherit"),
+    ("flowlabel", 1 << 20, RANGE),
+    ("flowlabel", "x", "is neither a number nor inherit"),
+    ("flowlabel", 5, "is for IPv6, but the underlay is IPv4"),
+    ("udpcsum", "yes", "must be True or False"),
+    ("udp6zerocsumtx", None, "must be True or False"),
+    ("udp6zerocsumrx", 0, "must be True or False"),
+    ("proxy", "on", "must be True or False"),
+    ("accept", "", "is not a prefix"),
+    ("accept", "192.0.2.1/24", "write 192.0.2.0/24, or the address alone"),
+    ("accept", "fe80::%eth0/64", "is not a prefix"),
+    ("accept", 1, "is not a prefix"),
+    ("accept_any", "any", "must be True or False"),
+    ("reserved_bits", "lax", "is neither a number, ignore nor strict"),
+    ("reserved_bits", 1 << 64, RANGE),
+    ("reserved_bits", 1 << 59, "the I flag or the VNI"),
+    ("reserved_bits", "0x100", "the I flag or the VNI"),
+    ("gbp", 65536, RANGE),
+    ("gbp", -1, RANGE),
+    ("gbp", "red", "is not a number"),
+    ("inner_vlan", "keep", "must be pass, strip or drop"),
     ("dev", "", NO_NAME),
     ("dev", "eth/0", NO_NAME),
+    ("dev", "vx1", "is the TAP"),
     ("dev", "x" * 16, "too long"),
     ("dstport", 0, RANGE),
     ("dstport", 65536, RANGE),
@@ -300,7 +417,7 @@ def test_refused(name: str, value: object, why: str) -> None:
 
 def test_limits() -> None:
     assert (MTU_MIN, MTU_MAX) == (68, 65481)
-    assert TAP_NAME_MAX == 15
+    assert DEVICE_NAME_MAX == 15
     assert AGEING_MAX == 10**9
 
 
@@ -322,13 +439,95 @@ def test_own_address_among_the_remotes() -> None:
 def test_local_of_the_other_family() -> None:
     message = refusal(remote=V6, local="192.0.2.9")
     assert message == "--local 192.0.2.9: is IPv4, but the remotes are IPv6"
-    assert config(remote=V6, local="2001:db8::9").local == IPv6Address("2001:db8::9")
+    assert config(remote=V6, local="2001:db8::9").local == (IPv6Address("2001:db8::9"),)
 
 
-@pytest.mark.parametrize("missing", ["vni", "remote"])
-def test_what_has_no_default(missing: str) -> None:
-    with pytest.raises(TypeError, match=missing):
-        Config(**{name: value for name, value in GOOD.items() if name != missing})
+def test_what_has_no_default() -> None:
+    with pytest.raises(TypeError, match="vni"):
+        Config(remote=V4)  # type: ignore[call-arg]
+    assert Config(vni=1).remote == ()
+
+
+# --- what two options say of each other -------------------------------------------------------
+
+
+def test_link_local_addresses_have_a_device() -> None:
+    assert config(remote="fe80::1", dev="eth0").remote == (IPv6Address("fe80::1"),)
+    assert config(remote="fe80::1%eth0", dev="eth0").remote == (IPv6Address("fe80::1%eth0"),)
+    assert "is not on the underlay --dev eth1" in refusal(remote="fe80::1%eth0", dev="eth1")
+    assert config(remote=V6, local="fe80::9%eth0").local == (IPv6Address("fe80::9%eth0"),)
+    assert "with --dev" in refusal(remote=V6, local="fe80::9")
+    message = refusal(remote=V6, local="fe80::9%eth0", dev="eth1")
+    assert message == "--local fe80::9%eth0: is not on the underlay --dev eth1"
+
+
+def test_one_own_address_for_each_family() -> None:
+    both = config(remote=[V4, V6], local=["192.0.2.9", "2001:db8::9"])
+    assert both.local_for(4) == IPv4Address("192.0.2.9")
+    assert both.local_for(6) == IPv6Address("2001:db8::9")
+    one = config(remote=[V4, V6], local="2001:db8::9")
+    assert (one.local_for(4), one.local_for(6)) == (None, IPv6Address("2001:db8::9"))
+
+
+@pytest.mark.parametrize(
+    ("options", "versions"),
+    [
+        ({"remote": ()}, (4,)),
+        ({"remote": V6}, (6,)),
+        ({"remote": [V6, V4]}, (4, 6)),
+        ({"remote": V4, "group": "ff05::100", "dev": "eth0"}, (4, 6)),
+        ({"remote": (), "accept": "fd00::/8"}, (6,)),
+        ({"remote": (), "local": "2001:db8::9"}, (6,)),
+        ({"remote": (), "accept_any": True, "local": ["192.0.2.9", "2001:db8::9"]}, (4, 6)),
+    ],
+)
+def test_ip_versions_in_use(options: dict[str, Any], versions: tuple[int, ...]) -> None:
+    assert config(**options).versions == versions
+
+
+def test_flow_label_where_there_is_one() -> None:
+    assert config(remote=V6, flowlabel=0xFFFFF).flowlabel == 0xFFFFF
+    assert config(remote=[V4, V6], flowlabel="0x10").flowlabel == 16
+
+
+def test_accept_any_makes_prefixes_pointless() -> None:
+    assert "says nothing beside --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
+
+
+def test_bridge_and_dev_are_not_one() -> None:
+    assert refusal(bridge="eth0", dev="eth0") == "--bridge eth0: is the device of --dev already"
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def test_settings() -> None:
+    settings = Settings(segments=[config(), config(vni=2)])
+    assert (settings.control, settings.state) == ("auto", None)
+    assert settings.segments == (config(), config(vni=2))
+    for field in attrs.fields(Settings):
+        assert field.name == "segments" or field.metadata["help"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"control": ""}, "--control '': is not the path of a file"),
+        ({"state": 1}, "--state 1: is not the path of a file"),
+        (
+            {"segments": [config(), config()]},
+            "--vni 1: is given twice; a process has one of each VNI",
+        ),
+        (
+            {"segments": [config(), config(vni=2, tap="vx1")]},
+            "--tap vx1: is given twice; each VNI has its own TAP",
+        ),
+    ],
+)
+def test_settings_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**({"segments": [config()]} | settings))
+    assert str(caught.value) == message
 
 
 def test_every_option_is_refused_by_some_test() -> None:
@@ -362,7 +561,9 @@ def test_any_ageing_is_kept_or_refused(value: float | str) -> None:
 SPELLED = st.text(alphabet="0123456789abf.:/-%xz ", max_size=20)
 
 
-@pytest.mark.parametrize("name", ["remote", "local", "address", "mac", "tap", "dev"])
+@pytest.mark.parametrize(
+    "name", ["remote", "local", "group", "accept", "address", "mac", "tap", "dev", "bridge"]
+)
 @given(value=SPELLED)
 def test_any_text_is_kept_or_refused(name: str, value: str) -> None:
     try:

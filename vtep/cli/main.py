@@ -31,11 +31,12 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
         if field.type is bool:
             flag = f"{flag}/--no-{flag[2:]}"
             extra["default"] = None
-        extra["multiple"] = field.name in ("remote", "address")
+        extra["multiple"] = field.name in ("remote", "address", "accept", "local")
+        extra["nargs"] = 2 if field.name == "srcport" else 1
         extra["help"] = field.metadata["help"]
         if isinstance(field.default, bool):
             extra["help"] += f" [default: {'on' if field.default else 'off'}]"
-        elif isinstance(field.default, int | float | str):
+        elif isinstance(field.default, int | float | str) and "[default" not in extra["help"]:
             extra["help"] += f" [default: {field.default}]"
         command = click.option(flag, field.name, **extra)(command)
     return command

@@ -1,0 +1,423 @@
+"""The values of options: each function keeps one as what it is, or says why it makes no sense.
+
+All of them raise ConfigError with a line that begins with the option, and look at nothing but the
+value. What two options say of each other is judged in `config`.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+
+from vtep.errors import ConfigError
+from vtep.wire import ethernet, vxlan
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+MTU_MIN = 68
+"""The least that IPv4 works with (RFC 791)."""
+
+MTU_MAX = 65507 - vxlan.HEADER_LEN - ethernet.HEADER_LEN - ethernet.TAG_LEN
+"""What one UDP datagram can carry of an inner frame with one VLAN tag."""
+
+OFFLOADS = frozenset(("tso", "uso", "gso", "gro"))
+"""Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive."""
+
+AGEING_MAX = 1_000_000_000
+
+DEVICE_NAME_MAX = 15
+"""Octets of an interface name (the kernel's IFNAMSIZ, less its final zero)."""
+
+HEADER_USED = vxlan.FLAG_I << 32 | vxlan.VNI_MAX << 8
+"""What RFC 7348 defines of the 64 bits of a VXLAN header: the I flag and the VNI."""
+
+RESERVED_ALL = (1 << 64) - 1 & ~HEADER_USED
+"""All other bits of the header: those that the kernel driver demands to be zero."""
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def _integer(option: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{option} {_shown(value)}: is not a whole number")
+    if not low <= value <= high:
+        raise ConfigError(f"{option} {_shown(value)}: must be from {low} to {high}")
+    return value
+
+
+def _bits(option: str, value: object, high: int, wrong: str) -> int:
+    """A number that people often write in hexadecimal; `wrong` says what another value is."""
+    number = value
+    if isinstance(value, str) and re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", value):
+        number = int(value, 16 if value[:2] in ("0x", "0X") else 10)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ConfigError(f"{option} {_shown(value)}: is {wrong}")
+    if not 0 <= number <= high:
+        raise ConfigError(f"{option} {_shown(value)}: must be from 0 to {high:#x}")
+    return number
+
+
+def vni(value: int | str) -> int:
+    """A VXLAN network identifier."""
+    return _integer("--vni", value, 0, vxlan.VNI_MAX)
+
+
+def dstport(value: int | str) -> int:
+    """The UDP port of all VTEPs."""
+    return _integer("--dstport", value, 1, 65535)
+
+
+def mtu(value: int | str) -> int:
+    """The MTU of a TAP in octets."""
+    return _integer("--mtu", value, MTU_MIN, MTU_MAX)
+
+
+def max_addresses(value: int | str) -> int:
+    """How many entries an FDB may learn; 0 is no limit."""
+    return _integer("--max-addresses", value, 0, 1 << 30)
+
+
+def ageing(value: float | str) -> float:
+    """Seconds; 0 is for ever."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"--ageing {_shown(value)}: is not a number of seconds") from None
+    if isinstance(value, bool):
+        raise ConfigError(f"--ageing {_shown(value)}: is not a number of seconds")
+    if not 0 <= seconds <= AGEING_MAX:
+        raise ConfigError(f"--ageing {_shown(value)}: must be from 0 to {AGEING_MAX} seconds")
+    return seconds
+
+
+def srcport(value: object) -> tuple[int, int]:
+    """The first and the last of a range of UDP ports."""
+    ends = value.replace("-", " ").split() if isinstance(value, str) else _several(value)
+    if len(ends) != 2:
+        raise ConfigError(
+            f"--srcport {_shown(value)}: must be the first and the last port of a range"
+        )
+    first, last = (_integer("--srcport", end, 1, 65535) for end in ends)
+    if first > last:
+        raise ConfigError(f"--srcport {first} {last}: the first port is above the last")
+    return first, last
+
+
+def ttl(value: int | str) -> int | str:
+    """1 to 255, `auto` or `inherit`."""
+    if value in ("auto", "inherit"):
+        return value
+    try:
+        return _integer("--ttl", value, 1, 255)
+    except ConfigError:
+        raise ConfigError(
+            f"--ttl {_shown(value)}: must be from 1 to 255, or auto, or inherit"
+        ) from None
+
+
+def tos(value: int | str) -> int | str:
+    """The octet whose upper six bits are the DSCP, or `inherit`."""
+    if value == "inherit":
+        return value
+    octet = _bits("--tos", value, 0xFF, "neither a number nor inherit")
+    if octet & 0x03:
+        raise ConfigError(
+            f"--tos {_shown(value)}: its two lowest bits are ECN's, which follow the inner header; "
+            f"write {octet & 0xFC:#x}"
+        )
+    return octet
+
+
+def flowlabel(value: int | str) -> int | str:
+    """The 20 bits of the IPv6 flow label, or `inherit`."""
+    return (
+        value
+        if value == "inherit"
+        else _bits("--flowlabel", value, 0xFFFFF, "neither a number nor inherit")
+    )
+
+
+def reserved_bits(value: int | str) -> int:
+    """The bits of the VXLAN header that must be zero in what is received, as a mask of 64 bits."""
+    if value in ("ignore", "strict"):
+        return 0 if value == "ignore" else RESERVED_ALL
+    mask = _bits("--reserved-bits", value, (1 << 64) - 1, "neither a number, ignore nor strict")
+    if mask & HEADER_USED:
+        raise ConfigError(
+            f"--reserved-bits {_shown(value)}: has the I flag or the VNI in it, which are no "
+            f"reserved bits; all that may be there is {RESERVED_ALL:#x}"
+        )
+    return mask
+
+
+def gbp(value: int | str) -> int:
+    """A group policy id."""
+    return _bits("--gbp", value, 0xFFFF, "not a number")
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _one_of(option: str, value: object, *words: str) -> str:
+    if not isinstance(value, str) or value not in words:
+        raise ConfigError(
+            f"{option} {_shown(value)}: must be {', '.join(words[:-1])} or {words[-1]}"
+        )
+    return value
+
+
+def ecn(value: str) -> str:
+    """The tables of RFC 6040 or those of the kernel driver."""
+    return _one_of("--ecn", value, "rfc6040", "kernel")
+
+
+def df(value: str) -> str:
+    """How the outer Don't Fragment bit is set."""
+    return _one_of("--df", value, "unset", "set", "inherit")
+
+
+def inner_vlan(value: str) -> str:
+    """What becomes of frames with a VLAN tag."""
+    return _one_of("--inner-vlan", value, "pass", "strip", "drop")
+
+
+def offload(value: str | Iterable[str]) -> frozenset[str]:
+    """Some of `OFFLOADS`."""
+    names = value.split(",") if isinstance(value, str) else list(_several(value))
+    if names == ["auto"]:
+        return OFFLOADS
+    if names == ["none"]:
+        return frozenset()
+    for name in names:
+        if not isinstance(name, str) or name not in OFFLOADS:
+            known = ",".join(sorted(OFFLOADS))
+            raise ConfigError(f"--offload {_shown(name)}: must be auto, none, or some of {known}")
+    return frozenset(map(str, names))
+
+
+def yes_or_no(option: str, value: object) -> None:
+    """Raise ConfigError where a value is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"--{option.replace('_', '-')} {_shown(value)}: must be True or False")
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+def _several(value: object) -> tuple[object, ...]:
+    """What was given, as several even where it is one."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return tuple(value)
+    return (value,)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, as it was typed."""
+    try:
+        return " ".join(map(str, _several(value)))
+    except ValueError:  # Python's own limit for the digits of a number.
+        return "with so many digits"
+
+
+def address(option: str, value: object) -> Address:
+    """The unicast address of a host; an IPv6 link-local one may have a scope."""
+    given = None
+    if isinstance(value, str | Address):  # An integer is an address to ip_address().
+        with suppress(ValueError):
+            given = ip_address(value)
+    if given is None:
+        raise ConfigError(
+            f"{option} {_shown(value)}: is not an IP address (names are not looked up)"
+        )
+    if given.is_multicast:
+        raise ConfigError(f"{option} {given}: is a multicast group; give the address of a VTEP")
+    if given.is_unspecified or given == IPv4Address("255.255.255.255"):
+        raise ConfigError(f"{option} {given}: is not the address of a host")
+    if isinstance(given, IPv6Address):
+        if given.ipv4_mapped is not None:
+            raise ConfigError(f"{option} {given}: write it as {given.ipv4_mapped}")
+        if given.scope_id is not None:
+            if not given.is_link_local:
+                raise ConfigError(f"{option} {given}: only link-local addresses have a scope")
+            if not _is_device_name(given.scope_id):
+                raise ConfigError(f"{option} {given}: its scope must be the name of a device")
+    return given
+
+
+def _different(option: str, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    for number, item in enumerate(addresses):
+        if item in addresses[:number]:
+            raise ConfigError(f"{option} {item}: is given twice")
+    return addresses
+
+
+def local(value: object) -> tuple[Address, ...]:
+    """Own underlay addresses, at most one of each family; None is none."""
+    items = () if value is None else _several(value)
+    own = _different("--local", tuple(address("--local", item) for item in items))
+    for number, item in enumerate(own):
+        for other in own[:number]:
+            if other.version == item.version:
+                raise ConfigError(
+                    f"--local {item}: is the second IPv{item.version} address, after {other}; "
+                    "give one of each family"
+                )
+    return own
+
+
+def remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
+    """Addresses of other VTEPs."""
+    return _different("--remote", tuple(address("--remote", item) for item in _several(value)))
+
+
+def group(value: str | Address) -> Address:
+    """A multicast group, without a scope: `--dev` says where it is."""
+    given = None
+    if isinstance(value, str | Address):
+        with suppress(ValueError):
+            given = ip_address(value)
+    if given is None or not given.is_multicast:
+        raise ConfigError(
+            f"--group {_shown(value)}: is not the address of a multicast group, such as "
+            "239.1.1.1 or ff05::100"
+        )
+    if isinstance(given, IPv6Address) and given.scope_id is not None:
+        raise ConfigError(f"--group {given}: give it without a scope, and its device with --dev")
+    return given
+
+
+def accept(value: str | Network | Iterable[str | Network]) -> tuple[Network, ...]:
+    """Prefixes of underlay addresses; an address alone is a prefix of full length."""
+    return tuple(_prefix(item) for item in _several(value))
+
+
+def _prefix(value: object) -> Network:
+    network = None
+    if isinstance(value, str | Address | Network):
+        try:
+            network = ip_network(value)
+        except ValueError as error:
+            if "host bits" in str(error):
+                wider = ip_network(value, strict=False)
+                raise ConfigError(
+                    f"--accept {_shown(value)}: has bits set beyond the prefix; write {wider}, or "
+                    "the address alone"
+                ) from None
+    if network is None or (isinstance(network, IPv6Network) and "%" in str(network)):
+        raise ConfigError(
+            f"--accept {_shown(value)}: is not a prefix such as 192.0.2.0/24 or 2001:db8::/32"
+        )
+    return network
+
+
+def interfaces(value: str | Interface | Iterable[str | Interface]) -> tuple[Interface, ...]:
+    """Addresses for a TAP, with their prefix lengths."""
+    return tuple(_interface(item) for item in _several(value))
+
+
+def _interface(value: object) -> Interface:
+    interface = None
+    # A host's address alone would be taken for a network of one.
+    if isinstance(value, Interface) or (isinstance(value, str) and "/" in value):
+        with suppress(ValueError):
+            interface = ip_interface(value)
+    if interface is None:
+        raise ConfigError(
+            f"--address {_shown(value)}: is not an address with a prefix length, such as "
+            "10.0.0.1/24"
+        )
+    ip, network = interface.ip, interface.network
+    scoped = isinstance(interface, IPv6Interface) and interface.scope_id is not None
+    if ip.is_multicast or ip.is_unspecified or ip.is_loopback or scoped:
+        raise ConfigError(f"--address {interface}: is not an address that a host can have there")
+    if ip.version == 4 and network.prefixlen < 31:
+        if ip == network.network_address:
+            raise ConfigError(f"--address {interface}: is the network's address, not a host's")
+        if ip == network.broadcast_address:
+            raise ConfigError(f"--address {interface}: is the broadcast address, not a host's")
+    return interface
+
+
+def mac(value: str | bytes) -> bytes:
+    """A unicast MAC address."""
+    try:
+        octets = ethernet.parse_mac(value) if isinstance(value, str) else bytes(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--mac {_shown(value)}: {error}") from None
+    if len(octets) != ethernet.MAC_LEN or ethernet.is_group(octets) or octets == ethernet.MAC_ZERO:
+        raise ConfigError(f"--mac {ethernet.format_mac(octets)}: must be a unicast MAC address")
+    return octets
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def _is_device_name(name: object) -> bool:
+    if not isinstance(name, str) or not name.isprintable():  # Surrogates aren't, either.
+        return False
+    return (
+        0 < len(os.fsencode(name)) <= DEVICE_NAME_MAX
+        and name not in (".", "..")
+        and not any(char in "/:%" or char.isspace() for char in name)
+    )
+
+
+def _device(option: str, name: object) -> str:
+    if isinstance(name, str) and _is_device_name(name):
+        return name
+    if isinstance(name, str) and name.isprintable() and len(os.fsencode(name)) > DEVICE_NAME_MAX:
+        raise ConfigError(
+            f"{option} {name}: is too long; a device name has at most {DEVICE_NAME_MAX} octets"
+        )
+    raise ConfigError(f"{option} {_shown(name)!r}: is not a name that a network device can have")
+
+
+def tap(name: str) -> str:
+    """The name of a TAP device."""
+    return _device("--tap", name)
+
+
+def dev(name: str) -> str:
+    """The name of an underlay device."""
+    return _device("--dev", name)
+
+
+def bridge(name: str) -> str:
+    """The name of a bridge."""
+    return _device("--bridge", name)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def control(value: str) -> str:
+    """`auto`, `none`, or a path."""
+    return _path("--control", value)
+
+
+def state(value: str) -> str:
+    """A path."""
+    return _path("--state", value)
+
+
+def _path(option: str, value: object) -> str:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"{option} {value!r}: is not the path of a file")
+    return path
