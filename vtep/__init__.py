@@ -9,7 +9,8 @@ async with Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) as vtep:
 from vtep.config import Config
 from vtep.engine import Vtep
 from vtep.errors import ConfigError, VtepError
+from vtep.port import Port
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "ConfigError", "Vtep", "VtepError", "__version__"]
+__all__ = ["Config", "ConfigError", "Port", "Vtep", "VtepError", "__version__"]

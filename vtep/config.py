@@ -7,7 +7,6 @@ two of them.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -242,13 +241,7 @@ class Config:
     @remote.validator
     def _remotes_can_be_reached(self, _attribute: "Attribute[Any]", _value: object) -> None:
         for remote in self.remote:
-            if _scope_is_missing(remote) and self.dev is None:
-                raise ConfigError(
-                    f"--remote {remote}: is link-local; say on which device it is, as in "
-                    f"{remote}%eth0, or with --dev"
-                )
-            if _scope(remote) and self.dev not in (None, _scope(remote)):
-                raise ConfigError(f"--remote {remote}: is not on the underlay --dev {self.dev}")
+            self._is_on_dev("--remote", remote)
 
     @group.validator
     def _group_has_a_device(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
@@ -276,13 +269,18 @@ class Config:
                 )
             if local in self.remote:
                 raise ConfigError(f"--remote {local}: is the --local address of this host itself")
-            if _scope(local) and self.dev not in (None, _scope(local)):
-                raise ConfigError(f"--local {local}: is not on the underlay --dev {self.dev}")
-            if _scope_is_missing(local) and self.dev is None:
-                raise ConfigError(
-                    f"--local {local}: is link-local; say on which device it is, as in "
-                    f"{local}%eth0, or with --dev"
-                )
+            self._is_on_dev("--local", local)
+
+    def _is_on_dev(self, option: str, address: Address) -> None:
+        """Raise ConfigError where a link-local address is on no device, or another than `dev`."""
+        scope = values.scope_of(address, self.dev)
+        if scope is None and address.is_link_local and address.version == 6:
+            raise ConfigError(
+                f"{option} {address}: is link-local; say on which device it is, as in "
+                f"{address}%eth0, or with --dev"
+            )
+        if scope is not None and self.dev not in (None, scope):
+            raise ConfigError(f"{option} {address}: is not on the underlay --dev {self.dev}")
 
     @flowlabel.validator
     def _flowlabel_has_a_field(self, _attribute: "Attribute[Any]", label: int | str) -> None:
@@ -295,14 +293,6 @@ class Config:
             raise ConfigError(
                 f"--accept {self.accept[0]}: says nothing beside --accept-any; leave one out"
             )
-
-
-def _scope(address: Address) -> str | None:
-    return address.scope_id if isinstance(address, IPv6Address) else None
-
-
-def _scope_is_missing(address: Address) -> bool:
-    return not isinstance(address, IPv4Address) and address.is_link_local and not _scope(address)
 
 
 def _segments(value: Iterable[Config]) -> tuple[Config, ...]:
@@ -336,10 +326,11 @@ class Settings:
         check_segments(segments)
 
 
-def check_segments(segments: tuple[Config, ...]) -> None:
-    """Raise ConfigError where two segments of one process have the same VNI or TAP."""
+def check_segments(segments: Iterable[Config]) -> None:
+    """Raise ConfigError where two segments of one process get into each other's way."""
     vnis: set[int] = set()
     taps: set[str] = set()
+    sockets: dict[tuple[int, int], list[Config]] = {}
     for config in segments:
         if config.vni in vnis:
             raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
@@ -347,3 +338,41 @@ def check_segments(segments: tuple[Config, ...]) -> None:
             raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
         vnis.add(config.vni)
         taps.add(config.tap)
+        for version in config.versions:
+            others = sockets.setdefault((version, config.dstport), [])
+            for other in others:
+                _check_socket(version, other, config)
+            if not any(_socket(version, other) == _socket(version, config) for other in others):
+                others.append(config)
+
+
+def _socket(version: int, config: Config) -> tuple[Address | None, str | None]:
+    return config.local_for(version), config.dev
+
+
+def _check_socket(version: int, one: Config, two: Config) -> None:
+    """Raise ConfigError unless two segments can share their UDP port.
+
+    They do by one socket, or by two of which a datagram can reach only one.
+    """
+    apart = [
+        left != right and left is not None and right is not None
+        for left, right in zip(_socket(version, one), _socket(version, two), strict=True)
+    ]
+    if any(apart):
+        return
+    if _socket(version, one) != _socket(version, two):
+        raise ConfigError(
+            f"--dstport {two.dstport}: vni {one.vni} and vni {two.vni} share it; give both the "
+            "same --local and --dev, or another port to one of them"
+        )
+    for name, ours, theirs in (
+        ("offload", "gro" in one.offload, "gro" in two.offload),
+        ("udp6zerocsumrx", one.udp6zerocsumrx, two.udp6zerocsumrx),
+    ):
+        if ours != theirs:
+            what = "gro" if name == "offload" else "zero checksums"
+            raise ConfigError(
+                f"--{name}: {what} must be on or off for both vni {one.vni} and vni {two.vni}, "
+                f"which share UDP port {two.dstport}"
+            )

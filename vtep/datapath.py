@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
@@ -19,9 +19,10 @@ from vtep.fdb import Remote
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
 from vtep.offload.split import SplitError, Splitter, finish_checksum
+from vtep.paths import Paths
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import Path, batch_max, receive
+from vtep.underlay import POOL_MAX, batch_max, receive
 from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire.flow import flow_hash
 
@@ -60,7 +61,7 @@ class Outbound:
         self,
         tap: Tap,
         segment: Segment,
-        paths: Mapping[Remote, Path],
+        paths: Paths,
         sizes: SegmentSizes,
         lost: Callable[[OSError], None],
     ) -> None:
@@ -76,35 +77,24 @@ class Outbound:
         self._buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
         self._virtio = bytearray(virtio.HEADER_LEN)
         self._waiting: list[Burst] = []
-        self._writer: int | None = None
+        self._running = False
         # Ports of one remote are as many as hash values that are told apart: see Path.
-        self._slots = min((path.slots for path in paths.values()), default=1) - 1
+        self._slots = POOL_MAX - 1
 
     def start(self) -> None:
         """Begin to read the TAP, in the running loop."""
+        self._running = True
         asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
 
     def stop(self) -> None:
         """Read no more, and forget what waits for room."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._tap.fd)
-        if self._writer is not None:
-            loop.remove_writer(self._writer)
+        self._running = False
+        asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._waiting.clear()
 
-    def reconnect(self) -> None:
-        """Close all sockets to the remotes; what waits, and what comes, goes through new ones."""
-        if self._writer is not None:
-            asyncio.get_running_loop().remove_writer(self._writer)
-            self._writer = None
-        for path in self._paths.values():
-            path.close()
-        self._resume()
-
-    def hope_again(self) -> None:
-        """Forget which sizes of segments the underlay has refused."""
-        for path in self._paths.values():
-            path.hope_again()
+    def take(self, paths: Paths) -> None:
+        """Send through others from now on, also what waits."""
+        self._paths = paths
 
     def readable(self) -> None:
         """Drain the TAP."""
@@ -243,16 +233,13 @@ class Outbound:
                 rest = rest[octets:]
 
     def _await_room(self, fd: int) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._tap.fd)
-        loop.add_writer(fd, self._resume)
-        self._writer = fd
+        asyncio.get_running_loop().remove_reader(self._tap.fd)
+        self._paths.room.wait(fd, self._resume)
 
     def _resume(self) -> None:
         """Send what waits, and read the TAP again when that is done."""
-        if self._writer is not None:
-            asyncio.get_running_loop().remove_writer(self._writer)
-            self._writer = None
+        if not self._running:
+            return
         waiting, self._waiting = self._waiting, []
         now = time.monotonic()
         for burst in waiting:
@@ -261,25 +248,48 @@ class Outbound:
             self.start()
 
 
+class Exit(NamedTuple):
+    """Where the frames of a segment leave."""
+
+    tap: Tap
+    sizes: SegmentSizes
+    counters: Counters
+
+
 class Inbound:
-    """From the underlay to the TAP."""
+    """From the underlay to the TAPs."""
 
     def __init__(
         self,
         receiver: socket.socket,
-        tap: Tap,
         switch: Switch,
-        sizes: SegmentSizes,
         cannot_receive: Callable[[OSError], None],
     ) -> None:
         self._receiver = receiver
-        self._tap = tap
         self._switch = switch
-        self._sizes = sizes
         self._cannot_receive = cannot_receive
+        self._exits: dict[Segment, Exit] = {}
         self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
-        self._merger = Merger(vxlan.HEADER_LEN, uso=tap.uso)
+        self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
+
+    def attach(self, segment: Segment, tap: Tap, sizes: SegmentSizes) -> None:
+        """Deliver the frames of a segment to this TAP from now on."""
+        self._exits[segment] = Exit(tap, sizes, segment.counters)
+        self._switch.segments[segment.vni] = segment
+        self._fit()
+
+    def detach(self, segment: Segment) -> None:
+        """Deliver nothing to this segment any more."""
+        if self._exits.pop(segment, None) is not None:
+            del self._switch.segments[segment.vni]
+            self._fit()
+
+    def _fit(self) -> None:
+        """Merge UDP only if every TAP takes the superframes, since a burst may go to any."""
+        uso = all(leave.tap.uso for leave in self._exits.values())
+        if uso is not self._merger.uso:
+            self._merger = Merger(vxlan.HEADER_LEN, uso=uso)
 
     def rebind(self, receiver: socket.socket) -> None:
         """Receive from another socket from now on."""
@@ -312,21 +322,21 @@ class Inbound:
             if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :], stride):
                 segment = self._switch.receive(data, host, now)
                 if segment is not None:
-                    self._single(segment.counters, data[vxlan.HEADER_LEN :], stride)
+                    self._single(self._exits[segment], data[vxlan.HEADER_LEN :], stride)
             else:
                 self._burst(data, stride, host, now)
                 budget -= _SUPERFRAME_COST
 
-    def _single(self, counters: Counters, frame: memoryview, stride: int) -> None:
+    def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
         """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""
-        header = virtio_header(frame, self._sizes, counters, stride)
-        if header[1] != virtio.GSO_UDP_L4 or self._tap.uso:
-            self._deliver(counters, frame, header)
+        header = virtio_header(frame, leave.sizes, leave.counters, stride)
+        if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
+            self._deliver(leave, frame, header)
             return
         octets, step = self._splitter.split(frame, virtio.unpack(header))
         segments = self._splitter.out.data[:octets]
         for at in range(0, octets, step):
-            self._deliver(counters, segments[at : at + step], virtio.PLAIN)
+            self._deliver(leave, segments[at : at + step], virtio.PLAIN)
 
     def _burst(self, data: memoryview, stride: int, host: str, now: float) -> None:
         """Take in several datagrams of one remote at once."""
@@ -336,14 +346,14 @@ class Inbound:
             segment = judge(datagram, host, now, count)
             if segment is None:
                 continue
-            counters = segment.counters
+            leave = self._exits[segment]
             if header is None:
-                self._deliver(counters, frame, virtio_header(frame, self._sizes, counters))
+                self._deliver(leave, frame, virtio_header(frame, leave.sizes, leave.counters))
             else:
-                counters.rx_superframes += 1
-                self._deliver(counters, frame, header)
+                leave.counters.rx_superframes += 1
+                self._deliver(leave, frame, header)
 
-    def _deliver(self, counters: Counters, frame: memoryview, header: bytes) -> None:
+    def _deliver(self, leave: Exit, frame: memoryview, header: bytes) -> None:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:
@@ -351,10 +361,10 @@ class Inbound:
             count = -(-(octets - gso.header_len) // gso.gso_size)
             octets += (count - 1) * gso.header_len
         try:
-            os.writev(self._tap.fd, (header, frame))
+            os.writev(leave.tap.fd, (header, frame))
         except OSError as error:
             reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
-            counters.drop(reason, count=count)
+            leave.counters.drop(reason, count=count)
         else:
-            counters.rx_frames += count
-            counters.rx_bytes += octets
+            leave.counters.rx_frames += count
+            leave.counters.rx_bytes += octets

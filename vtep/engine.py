@@ -1,39 +1,32 @@
-"""A VTEP as a whole: it opens the two ends, has frames moved between them, and keeps time.
+"""A VTEP as a whole: its VNIs, the sockets they share, what changes while it runs, and time.
 
-Whatever touches the host happens in the shells that it owns. How frames move is in `datapath`.
+Whatever touches the host happens in the shells that it owns. How frames move is in `datapath`, and
+what one VNI has of its own is in `port`.
 """
 
 import asyncio
 import logging
-import socket
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from functools import partial
-from types import TracebackType
-from typing import Self
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from types import MappingProxyType, TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from attrs import frozen
+from pyroute2 import IPRoute
 
 from vtep import netlink
-from vtep.config import Config
-from vtep.counters import Drop, DropLog
-from vtep.datapath import Inbound, Outbound
+from vtep.config import Config, check_segments
+from vtep.counters import DropLog
 from vtep.errors import VtepError
-from vtep.fdb import Fdb, Remote
-from vtep.offload.partial import SegmentSizes
-from vtep.switch import Segment, Switch
-from vtep.tap import Tap
-from vtep.underlay import (
-    Binding,
-    Path,
-    joins_datagrams,
-    open_receiver,
-    pool_slots,
-    receive_queue_drops,
-    segments_datagrams,
-    superframe_max,
-)
-from vtep.values import MTU_MAX, MTU_MIN
-from vtep.wire import ethernet, vxlan
+from vtep.fdb import Fdb
+from vtep.listener import Endpoint, Listener
+from vtep.netlink import Setup, Underlay
+from vtep.paths import Pool
+from vtep.port import Port, setup_of
+from vtep.tap import queue_drops
+from vtep.underlay import receive_queue_drops, superframe_max
 
 log = logging.getLogger("vtep")
 
@@ -48,8 +41,18 @@ _EVENT_MAX = 65536
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
 
-_OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@frozen
+class _Step:
+    """What a port is to become, and what was found out before about whether it can."""
+
+    port: Port
+    config: Config
+    underlay: Underlay
+    listeners: tuple[Listener, ...]
 
 
 class Vtep:
@@ -58,66 +61,71 @@ class Vtep:
     Use it as an asynchronous context manager, or call `start` and `stop`. Everything else is to be
     called from the loop's own thread. Forwarding goes on by itself between the two; `wait` returns
     when it has ended.
+
+    It has a port for each VNI, and none that concerns another. While it runs, `add`, `remove`,
+    `change` and `reload` say what is to be different: what they don't touch forwards on. They do
+    all that is asked, or raise ConfigError or VtepError and have changed nothing.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.mtu = 0
-        """MTU of the TAP, known once started."""
-        self.underlay_devices: tuple[str, ...] = ()
-        """Devices through which the remotes are reached, known once started."""
-        self.offload: frozenset[str] = frozenset()
-        """Which offloads of `Config.offload` the kernel has, known once started."""
-
-        version = config.versions[0]
-        family = _FAMILY[version]
-        # Spelled as the kernel spells the source of a datagram.
-        hosts = [socket.inet_ntop(family, remote.packed) for remote in config.remote]
-        remotes = [Remote(host, config.dstport) for host in hosts]
-        self.segment = Segment(
-            config.vni,
-            remotes,
-            Fdb(ageing=config.ageing, max_addresses=config.max_addresses),
-            own_mac=ethernet.MAC_ZERO,
-            learning=config.learning,
-        )
-        self._switch = Switch([self.segment])
-        self._binding = Binding(family, config.local_for(version), config.dev)
+    def __init__(self, *configs: Config) -> None:
+        check_segments(configs)
+        self._pool = Pool()
+        self._ports = {config.vni: Port(config, self._pool) for config in configs}
+        self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
+        """What there is of each VNI."""
+        self.taps_lost = 0
+        """How many ports ended because somebody removed their TAP."""
+        self._listeners: dict[Endpoint, Listener] = {}
+        self._drop_logs: dict[Listener, DropLog] = {}
         self._resources = ExitStack()
         self._ended: asyncio.Future[None] | None = None
-        self._drop_logs = [DropLog(self._switch.counters), DropLog(self.segment.counters)]
+        self._changing = asyncio.Lock()
         self._ticks = 0
-        self._links_settled = True
+        self._missing: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._links_changed: set[int] = set()
+        self._links_settled = True
+        self._links_drops = 0
         self._running = False
-        self._rx_drops_before = 0
-        self._dev_refused: int | None = None
 
-    # --- life -------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------
+
+    @property
+    def port(self) -> Port:
+        """The port of a VTEP that has one VNI only."""
+        (port,) = self._ports.values()
+        return port
 
     @property
     def fdb(self) -> Fdb:
-        """What has been learned."""
-        return self.segment.fdb
+        """What has been learned, where there is one VNI only."""
+        return self.port.fdb
 
     @property
     def tap(self) -> str:
-        """Name of the TAP device: the configured one, unless somebody has renamed it."""
-        if self._running:
-            with suppress(OSError):
-                return self._tap.name
-        return self.config.tap
+        """Name of the TAP device, where there is one VNI only."""
+        return self.port.tap
+
+    @property
+    def mtu(self) -> int:
+        """MTU of the TAP, where there is one VNI only."""
+        return self.port.mtu
 
     def counters(self) -> dict[str, int]:
-        """Every counter by name, as of now; see `vtep.counters`."""
+        """Every counter by name, as of now, of all VNIs there are; see `vtep.counters`."""
         self._count_queue_drops()
-        total = self.segment.counters.as_dict()
-        for name, count in self._switch.counters.as_dict().items():
-            total[name] += count
+        total = {"taps_lost": self.taps_lost}
+        parts = [port.segment.counters for port in self._ports.values()]
+        parts += [listener.switch.counters for listener in self._listeners.values()]
+        for part in parts:
+            for name, count in part.as_dict().items():
+                total[name] = total.get(name, 0) + count
         return total
 
+    # --- life -------------------------------------------------------------------------------
+
     async def start(self) -> None:
-        """Open the underlay and the TAP, and begin to forward.
+        """Open the underlay and the TAPs, and begin to forward.
 
         Raises VtepError, saying what to do, where this host does not let us; nothing is left
         behind then.
@@ -128,12 +136,12 @@ class Vtep:
         self._ended = loop.create_future()
         try:
             with ExitStack() as resources:
-                directions = await self._open(resources)
-                if self._ended.done():
-                    raise VtepError("it was stopped before it had started")  # noqa: TRY301
-                for direction in directions:
-                    direction.start()
-                    resources.callback(direction.stop)
+                links = resources.enter_context(netlink.watch())
+                async with self._changing:
+                    await self._apply([], [], list(self._ports.values()))
+                self._links = links
+                loop.add_reader(links.fileno(), self._link_events)
+                resources.callback(loop.remove_reader, links.fileno())
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
@@ -142,69 +150,14 @@ class Vtep:
             raise
         self._running = True
 
-    async def _open(self, resources: ExitStack) -> tuple[Outbound, Inbound]:
-        config = self.config
-        wanted = config.offload
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            underlay = await loop.run_in_executor(
-                thread, netlink.survey, config.remote, config.local, config.dev
-            )
-            self.underlay_devices = underlay.devices
-            self.mtu = _tap_mtu(config, underlay)
-            self._receiver = self._open_receiver()
-            resources.callback(self._close_receiver)
-            tap = resources.enter_context(Tap(config.tap, tso="tso" in wanted, uso="uso" in wanted))
-            self._tap_drops_before = tap.queue_drops()
-            await loop.run_in_executor(
-                thread, netlink.bring_up, config.tap, self.mtu, config.mac, config.address
-            )
-            self.segment.own_mac = tap.mac
-            self._tap = tap
-            self._tap_index = netlink.device_index(config.tap)
-        have = {
-            "tso": tap.tso,
-            "uso": tap.uso,
-            "gso": "gso" in wanted and segments_datagrams(),
-            "gro": "gro" in wanted and joins_datagrams(self._receiver),
-        }
-        self.offload = frozenset(name for name, works in have.items() if works)
-        for name in sorted(wanted - self.offload):
-            log.warning("offload %s is not there: this kernel does not have it", name)
-        slots = pool_slots(len(self.segment.remotes))
-        paths = {
-            remote: Path(self._binding, remote, slots, gso=have["gso"])
-            for remote in self.segment.remotes
-        }
-        for path in paths.values():
-            resources.callback(path.close)
-        self._sizes = sizes = SegmentSizes(self.mtu)
-        self._inbound = Inbound(self._receiver, tap, self._switch, sizes, _cannot_receive)
-        self._outbound = Outbound(tap, self.segment, paths, sizes, self._lost_tap)
-        self._links = resources.enter_context(netlink.watch())
-        loop.add_reader(self._links.fileno(), self._links_changed)
-        resources.callback(loop.remove_reader, self._links.fileno())
-        await self._adapt()
-        return self._outbound, self._inbound
-
-    def _close_receiver(self) -> None:
-        self._receiver.close()  # The one that is used by then: see _follow_the_host.
-
-    def _open_receiver(self) -> socket.socket:
-        config = self.config
-        index = netlink.device_index(config.dev) if config.dev else None
-        receiver = open_receiver(self._binding, config.dstport, gro="gro" in config.offload)
-        self._dev_index = index
-        return receiver
-
     async def stop(self) -> None:
-        """Stop forwarding, close both ends and remove the TAP that we made."""
+        """Stop forwarding, close both ends and remove the TAPs that we made."""
         self._end(None)
 
     async def wait(self) -> None:
         """Wait until forwarding has ended.
 
-        Returns after `stop`; raises VtepError where the TAP was taken from us.
+        Returns after `stop`; raises VtepError where the last TAP was taken from us.
         """
         if self._ended is None:
             raise RuntimeError("start() the Vtep first")
@@ -224,14 +177,31 @@ class Vtep:
         if exc is None and self._ended is not None and (error := self._ended.exception()):
             raise error
 
-    def _lost_tap(self, error: OSError) -> None:
-        self._end(VtepError(f"the TAP device {self.tap} was removed: {error.strerror}"))
+    def _lost(self, port: Port, error: OSError) -> None:
+        """End a port whose TAP is gone; with the last one, end all."""
+        why = VtepError(f"the TAP device {port.tap} was removed: {error.strerror}")
+        if len(self._ports) == 1:
+            self._end(why)
+            return
+        self.taps_lost += 1
+        log.error("vni %d has ended: %s", port.config.vni, why)
+        self._forget(port)
+        self._close_idle_listeners()
+
+    def _forget(self, port: Port) -> None:
+        port.close()
+        if self._ports.get(port.config.vni) is port:
+            del self._ports[port.config.vni]
 
     def _end(self, error: VtepError | None) -> None:
         self._count_queue_drops()
         if self._task is not None:
             self._task.cancel()
         self._running = False
+        for port in self._ports.values():
+            port.close()
+        for listener in self._listeners.values():
+            listener.close()
         self._resources.close()
         if self._ended is None or self._ended.done():
             return
@@ -241,12 +211,222 @@ class Vtep:
             self._ended.set_exception(error)
             self._ended.exception()  # It is raised by wait() or by leaving the context.
 
+    # --- change -----------------------------------------------------------------------------
+
+    async def add(self, config: Config) -> None:
+        """Begin to forward one more VNI."""
+        async with self._changing:
+            if config.vni in self._ports:
+                raise VtepError(f"vni {config.vni}: is here already; change it, or remove it first")
+            await self._reconcile([*self._configs(), config])
+
+    async def remove(self, vni: int) -> None:
+        """Forward a VNI no more; its TAP is given back."""
+        async with self._changing:
+            self._find(vni)
+            await self._reconcile(config for config in self._configs() if config.vni != vni)
+
+    async def change(self, config: Config) -> None:
+        """Let a VNI be what another configuration of it says."""
+        async with self._changing:
+            self._find(config.vni)
+            others = [other for other in self._configs() if other.vni != config.vni]
+            await self._reconcile([*others, config])
+
+    async def reload(self, configs: Iterable[Config]) -> None:
+        """Have exactly these VNIs, as they are configured here."""
+        async with self._changing:
+            await self._reconcile(configs)
+
+    def _configs(self) -> list[Config]:
+        return [port.config for port in self._ports.values()]
+
+    def _find(self, vni: int) -> Port:
+        port = self._ports.get(vni)
+        if port is None:
+            raise VtepError(f"vni {vni}: there is no such VNI here")
+        return port
+
+    async def _reconcile(self, configs: Iterable[Config]) -> None:
+        """Do what makes of the ports there are those that are asked for."""
+        if not self._running:
+            raise RuntimeError("start() the Vtep first")
+        asked = list(configs)
+        check_segments(asked)
+        wanted = {config.vni: config for config in asked}
+        removed: list[Port] = []
+        changed: list[tuple[Port, Config]] = []
+        added: list[Port] = []
+        for vni, port in self._ports.items():
+            config = wanted.pop(vni, None)
+            if config == port.config:
+                continue
+            if config is not None and config.tap == port.config.tap:
+                changed.append((port, config))
+                continue
+            removed.append(port)
+            if config is not None:
+                added.append(Port(config, self._pool))
+        added += [Port(config, self._pool) for config in wanted.values()]
+        await self._apply(removed, changed, added)
+
+    async def _apply(
+        self, removed: list[Port], changed: list[tuple[Port, Config]], added: list[Port]
+    ) -> None:
+        """Change what forwards, all of it or nothing: what can fail comes first, and is undone."""
+        asked = [*changed, *((port, port.config) for port in added)]
+        self._many = len(self._ports) + len(added) - len(removed) > 1
+        async with AsyncExitStack() as undo:
+            undo.callback(self._close_idle_listeners)
+            undo.callback(self._expect_remotes)
+            self._expect_remotes(*(config for _, config in asked))
+            underlays = await _on_host(self._survey, [config for _, config in asked])
+            steps = [
+                _Step(port, config, underlay, self._listen(config))
+                for (port, config), underlay in zip(asked, underlays, strict=True)
+            ]
+            to_change, to_open = steps[: len(changed)], steps[len(changed) :]
+            taps = {step.config.tap for step in to_open}
+            for port in removed:
+                if port.tap in taps:  # One device can't be open twice.
+                    undo.push_async_callback(self._revive, port, port.listeners)
+                    port.close()
+            for step in to_open:
+                with self._naming(step.config):
+                    step.port.survey(step.underlay)
+                    step.port.open()
+                undo.callback(step.port.close)
+            await _on_host(self._bring_up, [step.port for step in to_open])
+            for step in to_change:
+                with self._naming(step.config):
+                    before, after = step.port.setup(), setup_of(step.config, step.underlay)
+                tap = step.port.tap
+                undo.push_async_callback(self._reshape_back, tap, after, before)
+                with self._naming(step.config):
+                    await _on_host(netlink.reshape, tap, before, after)
+            self._check_still(to_change)
+            undo.pop_all()
+        # From here on nothing waits, and nothing fails.
+        for port in removed:
+            self._forget(port)
+        for step in to_change:
+            step.port.change(step.config, step.underlay, step.listeners)
+        for step in to_open:
+            step.port.start(step.listeners, self._lost)
+            self._ports[step.config.vni] = step.port
+        self._expect_remotes()
+        self._close_idle_listeners()
+        self._say_what_is_missing(step.port for step in steps)
+        await self._adapt(step.port for step in steps)
+
+    def _say_what_is_missing(self, ports: Iterable[Port]) -> None:
+        for port in ports:
+            for name in sorted(port.config.offload - port.offload - self._missing):
+                self._missing.add(name)
+                log.warning("offload %s is not there: this kernel does not have it", name)
+
+    def _check_still(self, steps: Iterable[_Step]) -> None:
+        """Raise VtepError where it has ended meanwhile, or what was to be changed has."""
+        if self._ended is None or self._ended.done():
+            raise VtepError("it was stopped before it had started")
+        for step in steps:
+            if self._ports.get(step.config.vni) is not step.port:
+                raise VtepError(f"vni {step.config.vni}: its TAP was removed meanwhile")
+
+    async def _revive(self, port: Port, listeners: Iterable[Listener]) -> None:
+        """Open a port again that had made way for one that could not be opened."""
+        if not self._running:
+            return
+        try:
+            port.open()
+            await _on_host(self._bring_up, [port])
+        except VtepError as error:
+            log.error("vni %d has ended: %s", port.config.vni, error)  # noqa: TRY400
+            self._forget(port)
+        else:
+            port.start(listeners, self._lost)
+
+    async def _reshape_back(self, tap: str, after: Setup, before: Setup) -> None:
+        try:
+            await _on_host(netlink.reshape, tap, after, before)
+        except VtepError as error:
+            log.error("%s is not again what it was: %s", tap, error)  # noqa: TRY400
+
+    # --- what ports share -------------------------------------------------------------------
+
+    def _listen(self, config: Config) -> tuple[Listener, ...]:
+        """What listens for a segment, opened if need be; raises VtepError."""
+        listeners = []
+        for version in config.versions:
+            endpoint = Endpoint.of(config, version)
+            listener = self._listeners.get(endpoint)
+            if listener is None:
+                others = self._listeners.values()
+                beside = [sock for other in others for sock in other.sockets(endpoint)]
+                with self._naming(config):
+                    listener = Listener(endpoint, beside)
+                self._listeners[endpoint] = listener
+                self._drop_logs[listener] = DropLog(listener.switch.counters)
+            listeners.append(listener)
+        return tuple(listeners)
+
+    def _close_idle_listeners(self) -> None:
+        for endpoint, listener in tuple(self._listeners.items()):
+            if not listener.switch.segments:
+                listener.close()
+                del self._listeners[endpoint], self._drop_logs[listener]
+
+    def _expect_remotes(self, *more: Config) -> None:
+        """Tell the pool how many remotes there will be, those of `more` included."""
+        configs = [*self._configs(), *more]
+        self._pool.remotes = len(
+            {(ip, config.dstport) for config in configs for ip in config.remote}
+        )
+
+    @contextmanager
+    def _naming(self, config: Config) -> Iterator[None]:
+        """Have errors say which VNI it is about, where there are several."""
+        try:
+            yield
+        except VtepError as error:
+            if not self._many:
+                raise
+            raise type(error)(f"vni {config.vni}: {error}") from error
+
+    # --- the host's network, in a thread ----------------------------------------------------
+
+    def _survey(self, connection: IPRoute, configs: Iterable[Config]) -> list[Underlay]:
+        survey = netlink.Survey(connection)
+        underlays = []
+        for config in configs:
+            with self._naming(config):
+                underlays.append(survey.underlay(config.remote, config.local, config.dev))
+        return underlays
+
+    def _bring_up(self, connection: IPRoute, ports: Iterable[Port]) -> None:
+        for port in ports:
+            with self._naming(port.config):
+                netlink.bring_up(connection, port.tap, port.setup())
+
+    async def _adapt(self, ports: Iterable[Port]) -> None:
+        """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
+        taps = [(port, port.tap, port.tap_index, port.config.bridge) for port in ports]
+
+        def adapt(connection: IPRoute) -> None:
+            for port, tap, index, bridge in taps:
+                with suppress(VtepError):
+                    mtu = netlink.adapt(connection, tap, index, bridge, superframe_max)
+                    port.adapted(mtu)
+
+        with suppress(OSError):
+            await _on_host(adapt)
+
     # --- time -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        if self.fdb.sweep(now):
+        if any(port.fdb.sweep(now) for port in self._ports.values()):
             self._timer = loop.call_soon(self._tick)  # After the frames that wait.
             return
         self._timer = loop.call_later(_TICK, self._tick)
@@ -254,40 +434,33 @@ class Vtep:
         self._follow_the_host()
         if self._ticks % _QUEUE_TICKS == 0:
             self._count_queue_drops()
-        for drop_log in self._drop_logs:
-            for line in drop_log.news(now):
-                log.warning("%s", line)
+        self._say_what_was_dropped(now)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
 
     def _follow_the_host(self) -> None:
         """Notice what others have changed of the devices that we use."""
-        with suppress(OSError):  # The TAP is gone, which its reader is told of too.
-            self.segment.own_mac = self._tap.mac
-        dev = self.config.dev
-        if dev is None or (index := netlink.device_index(dev)) in (None, self._dev_index):
-            return
-        # A device of this name has been made anew. Sockets are bound to devices by their number.
-        before = self._receiver
-        try:
-            self._receiver = self._open_receiver()
-        except VtepError as error:
-            if self._dev_refused != index:  # It may not have its address yet: said once, and
-                self._dev_refused = index  # tried again with every tick.
-                log.warning("--dev %s is another device now, but not ready: %s", dev, error)
-            return
-        self._rx_drops_before += receive_queue_drops(before)
-        self._inbound.rebind(self._receiver)
-        before.close()
-        self._outbound.reconnect()
-        log.warning("--dev %s is another device now: using that", dev)
+        for port in tuple(self._ports.values()):
+            port.follow()
+        for listener in self._listeners.values():
+            if listener.follow():
+                self._pool.reconnect(listener.endpoint.binding.dev)
 
-    def _links_changed(self) -> None:
+    def _say_what_was_dropped(self, now: float) -> None:
+        for drop_log in self._drop_logs.values():
+            for line in drop_log.news(now):
+                log.warning("%s", line)
+        for port in self._ports.values():
+            about = f"vni {port.config.vni}: " if len(self._ports) > 1 else ""
+            for line in port.drop_log.news(now):
+                log.warning("%s%s", about, line)
+
+    def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
-        with suppress(OSError):  # Until it is empty; an overrun says no less than an event.
+        with suppress(OSError):  # Until it is empty.
             while True:
-                self._links.recv(_EVENT_MAX)
+                self._links_changed |= netlink.links_of(self._links.recv(_EVENT_MAX))
         self._links_settled = False
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._adapt_when_settled())
@@ -296,47 +469,36 @@ class Vtep:
         while not self._links_settled:
             await asyncio.sleep(_SETTLED)
             self._links_settled = True
-            self._outbound.hope_again()
-            await self._adapt()
-
-    async def _adapt(self) -> None:
-        """Fit the TAP to its place, on a bridge or not, and ourselves to the MTU it has now."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=1) as thread, suppress(OSError, VtepError):
-            adapt = partial(netlink.adapt, self._tap.name, self._tap_index, superframe_max)
-            self._sizes.mtu = await loop.run_in_executor(thread, adapt)
+            changed, self._links_changed = self._links_changed, set()
+            drops = receive_queue_drops(self._links)
+            everything, self._links_drops = drops != self._links_drops, drops
+            self._pool.hope_again()
+            await self._adapt(
+                port
+                for port in self._ports.values()
+                if everything or not changed.isdisjoint(port.links())
+            )
 
     def _count_queue_drops(self) -> None:
-        """Take over what the kernel counted in front of our two descriptors."""
+        """Take over what the kernel counted in front of our descriptors."""
         if not self._running:
             return
-        received = self._switch.counters.drops
-        sent = self.segment.counters.drops
+        for listener in self._listeners.values():
+            listener.count_queue_drops()
         with suppress(OSError):
-            drops = self._rx_drops_before + receive_queue_drops(self._receiver)
-            received[Drop.RX_QUEUE_FULL] = max(received[Drop.RX_QUEUE_FULL], drops)
-        with suppress(OSError):
-            drops = self._tap.queue_drops() - self._tap_drops_before
-            sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], drops)
+            drops = queue_drops()
+            for port in self._ports.values():
+                port.count_queue_drops(drops)
 
 
-def _cannot_receive(error: OSError) -> None:
-    log.warning("cannot receive from the underlay: %s", error.strerror)
+async def _on_host(
+    function: Callable[Concatenate[IPRoute, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Call a function that talks to the kernel about its network, in a thread."""
 
+    def call() -> _T:
+        with netlink.session() as connection:
+            return function(connection, *args, **kwargs)
 
-def _tap_mtu(config: Config, underlay: netlink.Underlay) -> int:
-    """The MTU of the TAP in octets; raises VtepError where it does not fit the underlay."""
-    version = config.versions[-1]
-    devices = ", ".join(underlay.devices)
-    room = min(underlay.mtu - _OVERHEAD[version], MTU_MAX)
-    if room < MTU_MIN:
-        raise VtepError(
-            f"the underlay ({devices}) has an MTU of {underlay.mtu}, too small for VXLAN over "
-            f"IPv{version}: raise it (ip link set {underlay.devices[0]} mtu 1500)"
-        )
-    if config.mtu is not None and config.mtu > room:
-        raise VtepError(
-            f"--mtu {config.mtu}: does not fit; the underlay ({devices}) carries {underlay.mtu} "
-            f"octets, of which VXLAN over IPv{version} leaves {room}"
-        )
-    return config.mtu if config.mtu is not None else room
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, call)

@@ -4,7 +4,7 @@ It owns the entries of one segment, how they are learned, how they age and how m
 It knows no clock: every method that needs the time is given it, in seconds of any steady clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from math import ceil, floor
 
@@ -104,6 +104,13 @@ class Fdb:
             self._await_expiry(entry)
         return Learned.ADDED
 
+    def forget_others(self, remotes: Iterable[Remote]) -> None:
+        """Forget what is behind any other remote than these."""
+        known = set(remotes)
+        for entry in tuple(self):
+            if entry.destinations[0] not in known:
+                del self._entries[entry.mac]
+
     def sweep(self, now: float, budget: int = 1000) -> bool:
         """Forget what has not been heard of for `ageing` seconds, within a second.
 
@@ -120,6 +127,8 @@ class Fdb:
                     return True
                 budget -= 1
                 entry = slot.pop()
+                if self._entries.get(entry.mac) is not entry:
+                    continue
                 if entry.updated + self.ageing <= now:
                     del self._entries[entry.mac]
                 else:

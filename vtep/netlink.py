@@ -8,15 +8,17 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address
+from struct import Struct
+from typing import Any
 
 from attrs import frozen
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.errors import VtepError
-from vtep.values import Address, Interface
+from vtep.values import Address, Interface, scope_of, without_scope
 from vtep.wire.ethernet import format_mac, parse_mac
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -25,6 +27,12 @@ _RTN_BROADCAST = 3
 _RTMGRP_LINK = 1
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
+_EVENT_HEADER = Struct("=I12x4xi")
+"""The beginnings of struct nlmsghdr, with its length, and of struct ifinfomsg, with its index."""
+
+_MTU_USUAL = 1500
+"""Of an underlay of which nothing is known yet."""
+
 _GSO_MAX = 65536
 """The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
 
@@ -37,8 +45,19 @@ class Underlay:
     mtu: int
 
 
+@frozen
+class Setup:
+    """What a TAP device is to be: MTU in octets, MAC or None for any, addresses, bridge."""
+
+    mtu: int
+    mac: bytes | None
+    addresses: tuple[Interface, ...]
+    bridge: str | None
+
+
 @contextmanager
-def _netlink() -> Iterator[IPRoute]:
+def session() -> Iterator[IPRoute]:
+    """A connection to the kernel, which the other functions take."""
     # Not asyncio.new_event_loop(): under an installed uvloop policy that would be a uvloop, which
     # has no netlink sockets.
     with closing(asyncio.SelectorEventLoop()) as loop:
@@ -50,42 +69,73 @@ def _netlink() -> Iterator[IPRoute]:
             loop.run_until_complete(asyncio.sleep(0))
 
 
-def survey(remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None) -> Underlay:
-    """Find the underlay of `remotes`, as seen from the own addresses `locals_`, if there are any.
+class Survey:
+    """What this host's network looks like at the moment; asked for once, for all segments."""
 
-    Raises VtepError where an address or device is not what it must be on this host.
-    """
-    with _netlink() as netlink:
-        links = {link["index"]: link for link in netlink.get_links()}
-        index = None if dev is None else device_index(dev)
-        if dev is not None and index is None:
-            raise VtepError(f"--dev {dev}: there is no such network device (see: ip link)")
-        # At the end of a point-to-point link, "address" is that of the other end.
-        own = {ip_address(item.get("local") or item.get("address")) for item in netlink.get_addr()}
-        source = {local.version: local for local in locals_}
-        for local in source.values():
-            if local not in own and not local.is_loopback:
-                raise VtepError(f"--local {local}: no interface of this host has this address")
+    def __init__(self, netlink: IPRoute) -> None:
+        self._netlink = netlink
+        self._links: dict[int, Any] = {}
+        self._own: dict[Address, set[int]] = {}
+        for item in netlink.get_addr():
+            # At the end of a point-to-point link, "address" is that of the other end.
+            address = ip_address(item.get("local") or item.get("address"))
+            self._own.setdefault(address, set()).add(item["index"])
+
+    def underlay(
+        self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
+    ) -> Underlay:
+        """How to reach `remotes`, from the own addresses `locals_` if there are any.
+
+        Raises VtepError where an address or device is not what it must be on this host.
+        """
+        index = None if dev is None else _index("--dev", dev)
+        source: dict[int, Address] = {}
         used: dict[str, int] = {}
+        for local in locals_:
+            source[local.version] = local
+            if not self._is_own(local, dev) and not local.is_loopback:
+                raise VtepError(f"--local {local}: no interface of this host has this address")
         for remote in remotes:
-            if remote in own:
+            if self._is_own(remote, dev):
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give that of the other"
                 )
-            if index is not None:
-                oif, mtu = index, None
-            else:
-                oif, mtu = _route(netlink, remote, source.get(remote.version))
-            link = links[oif]
-            used[link.get("ifname")] = min(link.get("mtu"), mtu or link.get("mtu"))
-    return Underlay(tuple(used), min(used.values()))
+            oif, mtu = index, None
+            if scope := scope_of(remote, dev):
+                oif = _index("--remote", scope)
+            elif oif is None:
+                oif, mtu = _route(self._netlink, remote, source.get(remote.version))
+            self._use(used, oif, mtu)
+        if not used and index is not None:
+            self._use(used, index, None)
+        return Underlay(tuple(used), min(used.values(), default=_MTU_USUAL))
+
+    def _is_own(self, address: Address, dev: str | None) -> bool:
+        scope = scope_of(address, dev)
+        indices = self._own.get(without_scope(address), set())
+        return bool(indices) and (scope is None or device_index(scope) in indices)
+
+    def _use(self, used: dict[str, int], index: int, mtu: int | None) -> None:
+        link = self._links.get(index)
+        if link is None:
+            (link,) = self._netlink.get_links(index)
+            self._links[index] = link
+        least = min(link.get("mtu"), mtu or link.get("mtu"))
+        used[link.get("ifname")] = min(least, used.get(link.get("ifname"), least))
+
+
+def _index(option: str, dev: str) -> int:
+    index = device_index(dev)
+    if index is None:
+        raise VtepError(f"{option} {dev}: there is no such network device (see: ip link)")
+    return index
 
 
 def _route(netlink: IPRoute, remote: Address, local: Address | None) -> tuple[int, int | None]:
     """The output interface of the route to a remote, and the MTU of the route if it has one."""
     query = {"family": _FAMILY[remote.version], "dst": str(remote)}
     if local is not None:
-        query["src"] = str(local)
+        query["src"] = str(without_scope(local))
     try:
         (route,) = netlink.route("get", **query)
     except NetlinkError as error:
@@ -119,63 +169,130 @@ def watch() -> socket.socket:
     return events
 
 
-def adapt(tap: str, number: int | None, superframe_max: Callable[[int], int]) -> int:
+def links_of(events: bytes) -> set[int]:
+    """Indices of the links that are told of in what was received from `watch`."""
+    indices = set()
+    at = 0
+    while at + _EVENT_HEADER.size <= len(events):
+        length, index = _EVENT_HEADER.unpack_from(events, at)
+        indices.add(index)
+        at += max(length + 3 & ~3, _EVENT_HEADER.size)
+    return indices
+
+
+def adapt(
+    netlink: IPRoute,
+    tap: str,
+    number: int,
+    bridge: str | None,
+    superframe_max: Callable[[int], int],
+) -> int:
     """Fit a TAP device to what it is used for now, and return its MTU.
 
     `number` is its index, so that another device that has its name now is left alone.
 
-    The kernel's own TCP is told to make no superframe larger than `superframe_max` of the MTU. Not
-    on a bridge's port: superframes of containers, who don't know of it, would be cut in software.
+    It becomes a port of `bridge`, if there is such a device and the TAP is on no bridge. The
+    kernel's own TCP is told to make no superframe larger than `superframe_max` of the MTU. Not on a
+    bridge's port: superframes of containers, who don't know of it, would be cut in software.
     Without the privilege nothing is changed. Raises VtepError where there is no such device.
     """
-    with _netlink() as netlink:
-        index = device_index(tap)
-        if index is None or index != number:
-            raise VtepError(f"--tap {tap}: it is not here any more")
-        try:
-            (link,) = netlink.get_links(index)
-            mtu: int = link.get("mtu")
-            wanted = _GSO_MAX if link.get("master") else min(_GSO_MAX, superframe_max(mtu))
-            if link.get("gso_max_size") != wanted:
-                netlink.link("set", index=index, gso_max_size=wanted)
-        except NetlinkError as error:
-            if error.code in (errno.EPERM, errno.EACCES):
-                return mtu
-            raise VtepError(f"--tap {tap}: {error.args[1]}") from error
+    if device_index(tap) != number:
+        raise VtepError(f"--tap {tap}: it is not here any more")
+    mtu: int = 0
+    try:
+        (link,) = netlink.get_links(number)
+        mtu = link.get("mtu")
+        master = link.get("master")
+        if bridge is not None and not master and (master := device_index(bridge)):
+            netlink.link("set", index=number, master=master)
+        wanted = _GSO_MAX if master else min(_GSO_MAX, superframe_max(mtu))
+        if link.get("gso_max_size") != wanted:
+            netlink.link("set", index=number, gso_max_size=wanted)
+    except NetlinkError as error:
+        if mtu and error.code in (errno.EPERM, errno.EACCES):
+            return mtu
+        raise VtepError(f"--tap {tap}: {error.args[1]}") from error
     return mtu
 
 
-def bring_up(tap: str, mtu: int, mac: bytes | None, addresses: Iterable[Interface]) -> None:
-    """Give a TAP device its MTU, MAC and addresses, and set it up.
+def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
+    """Give a TAP device its MTU, MAC, addresses and bridge, and set it up.
 
-    Only differences are written, so a device that root prepared needs no privilege.
-    Raises VtepError where the kernel refuses.
+    Only differences are written, so a device that root prepared needs no privilege. A bridge that
+    is not there yet is no error. Raises VtepError where the kernel refuses.
     """
-    with _netlink() as netlink:
-        (index,) = netlink.link_lookup(ifname=tap)
-        (link,) = netlink.get_links(index)
-        try:
-            if mac is not None and parse_mac(link.get("address")) != mac:
-                netlink.link("set", index=index, address=format_mac(mac))
-            if link.get("mtu") != mtu:
-                netlink.link("set", index=index, mtu=mtu)
-            if not link["flags"] & _IFF_UP:
-                netlink.link("set", index=index, state="up")
-        except NetlinkError as error:
-            raise _refused(tap, error, mtu) from error
-        for address in addresses:
-            try:
-                netlink.addr(
-                    "replace",
-                    index=index,
-                    address=str(address.ip),
-                    prefixlen=address.network.prefixlen,
-                )
-            except NetlinkError as error:
-                raise VtepError(
-                    f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
-                    f"is IPv{address.version} disabled on this host?"
-                ) from error
+    (link,) = netlink.get_links(_index("--tap", tap))
+    index = link["index"]
+    try:
+        if setup.mac is not None and parse_mac(link.get("address")) != setup.mac:
+            netlink.link("set", index=index, address=format_mac(setup.mac))
+        if link.get("mtu") != setup.mtu:
+            netlink.link("set", index=index, mtu=setup.mtu)
+        if not link["flags"] & _IFF_UP:
+            netlink.link("set", index=index, state="up")
+    except NetlinkError as error:
+        raise _refused(tap, error, setup.mtu) from error
+    for address in setup.addresses:
+        _add_address(netlink, tap, index, address)
+    bridge = device_index(setup.bridge) if setup.bridge is not None else None
+    if bridge is not None and link.get("master") != bridge:
+        _enslave(netlink, tap, index, setup.bridge, bridge)
+
+
+def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
+    """Make of a TAP device what it is to be `after`, where that is not as it was `before`.
+
+    Raises VtepError where the kernel refuses, having done a part of it perhaps: the same with the
+    two exchanged undoes it.
+    """
+    index = _index("--tap", tap)
+    try:
+        if after.mac not in (None, before.mac):
+            netlink.link("set", index=index, address=format_mac(after.mac))
+        if after.mtu != before.mtu:
+            netlink.link("set", index=index, mtu=after.mtu)
+    except NetlinkError as error:
+        raise _refused(tap, error, after.mtu) from error
+    for address in after.addresses:
+        if address not in before.addresses:
+            _add_address(netlink, tap, index, address)
+    for address in before.addresses:
+        if address not in after.addresses:
+            with suppress(NetlinkError):  # Somebody has removed it before.
+                _change_address(netlink, "del", index, address)
+    if after.bridge != before.bridge:
+        bridge = device_index(after.bridge) if after.bridge is not None else 0
+        if bridge is not None:
+            _enslave(netlink, tap, index, after.bridge, bridge)
+
+
+def _enslave(netlink: IPRoute, tap: str, index: int, name: str | None, bridge: int) -> None:
+    """Make a device a port of a bridge, or with 0 of none."""
+    try:
+        netlink.link("set", index=index, master=bridge)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            what = f"--bridge {name}: no privilege to make {tap} a port of it: run as root, or let "
+            raise VtepError(f"{what}root do it: ip link set {tap} master {name}") from error
+        raise VtepError(
+            f"--bridge {name}: the kernel refused {tap} as a port ({error.args[1]}); is it a "
+            "bridge? (see: ip link show type bridge)"
+        ) from error
+
+
+def _change_address(netlink: IPRoute, what: str, index: int, address: Interface) -> None:
+    prefix = address.network.prefixlen
+    netlink.addr(what, index=index, address=str(address.ip), prefixlen=prefix)
+
+
+def _add_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> None:
+    try:
+        _change_address(netlink, "replace", index, address)
+    except NetlinkError as error:
+        raise VtepError(
+            f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
+            f"is IPv{address.version} disabled on this host?"
+        ) from error
 
 
 def _refused(tap: str, error: NetlinkError, mtu: int) -> VtepError:

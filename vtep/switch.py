@@ -28,9 +28,14 @@ class Segment:
         self.fdb = fdb
         self.learning = learning
         self.own_mac = own_mac
-        self.remotes = tuple(remotes)
         self.counters = Counters()
+        self.set_remotes(remotes)
+
+    def set_remotes(self, remotes: Iterable[Remote]) -> None:
+        """Have these remotes from now on, and forget what was learned of others."""
+        self.remotes = tuple(remotes)
         self._by_host = {remote.host: remote for remote in self.remotes}
+        self.fdb.forget_others(self.remotes)
 
     def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
         """Where a frame of at least 14 octets from the TAP goes: one remote, or each of them.

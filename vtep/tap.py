@@ -19,6 +19,7 @@ from vtep.errors import VtepError
 from vtep.wire import virtio
 
 # From the kernel's include/uapi/linux/if_tun.h; pytun has no names for them.
+_TUNSETPERSIST = 0x400454CB
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _TUNGETIFF = 0x800454D2
@@ -37,7 +38,8 @@ _FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
 
 
 class Tap:
-    """A TAP device, non-blocking, removed when closed unless it was made by somebody else.
+    """A TAP device, non-blocking, removed when closed unless it was made by somebody else, or is
+    to persist.
 
     A device of this name that exists already, is a TAP and is free is taken over and outlives us:
     that is how pyvtep runs without privileges (`ip tuntap add vx0 mode tap user alice`).
@@ -54,6 +56,10 @@ class Tap:
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
         fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
+        self.ask(tso=tso, uso=uso)
+
+    def ask(self, *, tso: bool, uso: bool) -> None:
+        """Ask for superframes of TCP and UDP, as far as the kernel has them, or for none."""
         # What is not asked for, the kernel does before we read a frame.
         self.uso = tso and uso and self._ask_for(_TCP | _UDP)
         self.tso = self.uso or (tso and self._ask_for(_TCP)) or not self._ask_for(0)
@@ -82,18 +88,9 @@ class Tap:
         """The kernel's struct ifreq for a request that needs nothing in it."""
         return fcntl.ioctl(self.fd, request, bytes(_IFREQ_LEN))
 
-    def queue_drops(self) -> int:
-        """How many frames the kernel has discarded in front of us because we were too slow.
-
-        Counted since the device exists. Raises OSError, also where it is in another namespace.
-        """
-        name = self.name
-        # Not sysfs: what is mounted there may show the devices of another network namespace.
-        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-            device, _, statistics = line.partition(":")
-            if device.strip() == name:
-                return int(statistics.split()[_PROC_TX_DROPPED])
-        raise OSError(errno.ENODEV, name)
+    def persist(self, on: bool) -> None:
+        """Have the device outlive us, or not."""
+        fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
 
     def close(self) -> None:
         """Give the device back; one that we made is gone then."""
@@ -109,6 +106,17 @@ class Tap:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def queue_drops() -> dict[str, int]:
+    """How many frames the kernel has discarded in front of each device's reader, by its name.
+
+    For a TAP these are frames that we were too slow for, counted since it exists. Raises OSError.
+    """
+    # Not sysfs: what is mounted there may show the devices of another network namespace.
+    _, _, *lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
+    devices = (line.partition(":") for line in lines)
+    return {name.strip(): int(numbers.split()[_PROC_TX_DROPPED]) for name, _, numbers in devices}
 
 
 def _open(name: str) -> pytun.TunTapDevice:

@@ -11,14 +11,16 @@ import resource
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
 from attrs import frozen
 
 from vtep.counters import Drop
 from vtep.errors import VtepError
 from vtep.fdb import Remote
+from vtep.values import Address, scope_of
 from vtep.wire import ethernet, vxlan
 
 log = logging.getLogger("vtep")
@@ -31,7 +33,7 @@ _SEND_BUFFER = 1 << 19
 unres_qlen_bytes). Otherwise one dead remote would fill its socket, and all others wait for it."""
 
 _PORT_TRIES = 64
-_POOL_MAX = 64
+POOL_MAX = 64
 _PORTS_MAX = len(vxlan.SOURCE_PORTS) // 2
 """Of all source ports, how many the pools together may take from the host."""
 
@@ -117,11 +119,13 @@ class Binding:
     """What all sockets of a VTEP have in common; `dev` is the device they are bound to, if any."""
 
     family: socket.AddressFamily
-    local: IPv4Address | IPv6Address | None
+    local: Address | None
     dev: str | None
 
-    def open(self, port: int) -> socket.socket:
+    def open(self, port: int, *, shared: bool = False) -> socket.socket:
         """A non-blocking UDP socket bound to `port`; raises OSError.
+
+        It may be `shared` with sockets that allow that too (SO_REUSEADDR).
 
         The outer DF bit stays clear, as in the kernel driver: on a path narrower than this host's
         own link, a router's fragments are better than a hole that nobody is told of.
@@ -135,25 +139,46 @@ class Binding:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self.dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.dev.encode())
-            sock.bind((str(self.local) if self.local else "", port))
+            sock.bind((host_of(self.local, self.dev) if self.local else "", port))
         except OSError:
             sock.close()
             raise
         return sock
 
 
-def open_receiver(binding: Binding, port: int, *, gro: bool) -> socket.socket:
+def host_of(address: Address, dev: str | None) -> str:
+    """An address as the kernel spells it in the source of a datagram that came over `dev`."""
+    if isinstance(address, IPv4Address):
+        return str(address)
+    scope = scope_of(address, dev)
+    host = socket.inet_ntop(socket.AF_INET6, address.packed)
+    return f"{host}%{scope}" if scope else host
+
+
+def open_receiver(
+    binding: Binding, port: int, *, gro: bool, beside: Iterable[socket.socket] = ()
+) -> socket.socket:
     """The socket to which every remote sends.
 
-    With `gro`, the kernel is to join datagrams of one sender, if it can.
+    With `gro`, the kernel is to join datagrams of one sender, if it can. The sockets `beside` it
+    may have the same port, while one takes over from the other.
 
     Raises VtepError, saying what to do, where the port cannot be had.
     """
+    others = list(beside)
     try:
-        sock = binding.open(port)
+        for other in others:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock = binding.open(port, shared=bool(others))
+        for one in (sock, *others):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
+        for other in others:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         if error.errno == errno.EADDRINUSE:
             raise VtepError(
                 f"--dstport {port}: this UDP port is taken on this host, by another VTEP (see: ss "
@@ -235,10 +260,19 @@ class Path:
 
     A socket is opened when the first frame of its slot comes. Connected, it saves the kernel a
     route lookup for each datagram and tells us of ICMP errors. `slots` is a power of two. `gso`
-    says whether several datagrams may go in one send.
+    says whether several datagrams may go in one send. `closing` is told of each descriptor just
+    before it is closed, for whoever waits for room in it.
     """
 
-    def __init__(self, binding: Binding, remote: Remote, slots: int, *, gso: bool) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        remote: Remote,
+        slots: int,
+        closing: Callable[[int], None],
+        *,
+        gso: bool,
+    ) -> None:
         self.remote = remote
         self.slots = slots
         self._binding = binding
@@ -246,6 +280,7 @@ class Path:
         self._retry_at = [0.0] * slots
         self._gso = gso
         self._gso_stride_max = _SEND_MAX
+        self._closing = closing
 
     def send(
         self, datagrams: memoryview, stride: int, flow: int, now: float
@@ -333,6 +368,7 @@ class Path:
         return sock
 
     def _discard(self, sock: socket.socket) -> None:
+        self._closing(sock.fileno())
         sock.close()
         self._sockets = [None if other is sock else other for other in self._sockets]
 
@@ -347,7 +383,8 @@ class Path:
 
     def close(self) -> None:
         """Close all sockets; they are opened anew if there is more to send."""
-        for sock in filter(None, self._sockets):
+        for sock in set(filter(None, self._sockets)):
+            self._closing(sock.fileno())
             sock.close()
         self._sockets = [None] * self.slots
 
@@ -395,5 +432,5 @@ def pool_slots(remotes: int) -> int:
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     total = min(_PORTS_MAX, descriptors // 2)
-    share = max(1, min(_POOL_MAX, total // max(1, remotes)))
+    share = max(1, min(POOL_MAX, total // max(1, remotes)))
     return 1 << share.bit_length() - 1

@@ -260,6 +260,18 @@ def address(option: str, value: object) -> Address:
     return given
 
 
+def scope_of(address: Address, dev: str | None) -> str | None:
+    """The device that a link-local address is on, if it is one: its scope, or else `dev`."""
+    if isinstance(address, IPv4Address) or not address.is_link_local:
+        return None
+    return address.scope_id or dev
+
+
+def without_scope(address: Address) -> Address:
+    """The same address without a scope."""
+    return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address
+
+
 def _different(option: str, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     for number, item in enumerate(addresses):
         if item in addresses[:number]:

@@ -38,7 +38,6 @@ def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] 
     ("arguments", "words"),
     [
         (["--remote", "192.0.2.2"], "--vni is missing"),
-        (["--vni", "1"], "--remote is missing"),
         (segment(1 << 24, "192.0.2.2"), "--vni 16777216: must be from 0 to 16777215"),
         (segment(-1, "192.0.2.2"), "--vni -1"),
         (["--vni", "one", "--remote", "192.0.2.2"], "--vni one: is not a whole number"),

@@ -64,7 +64,7 @@ def test_it_forwards_inside_any_loop(inside_a: Pair, run: Callable[..., object])
             assert "2 received" in said
             assert [entry.destinations[0].host for entry in vtep.fdb] == ["192.0.2.2"]
             assert vtep.counters()["rx_frames"] >= 2
-            assert (vtep.tap, vtep.mtu, vtep.underlay_devices) == ("vx0", 1450, ("eth0",))
+            assert (vtep.tap, vtep.mtu, vtep.port.underlay_devices) == ("vx0", 1450, ("eth0",))
         await vtep.wait()  # It has ended, so this returns.
         assert vtep.counters()["rx_frames"] >= 2
         assert not await asyncio.to_thread(has_device, a)

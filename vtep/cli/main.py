@@ -19,7 +19,7 @@ import click
 import uvloop
 
 from vtep import Config, Vtep, VtepError, __version__
-from vtep.cli.report import render
+from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
 
 
@@ -65,9 +65,8 @@ def cli(context: click.Context, /, *, debug: bool, **options: Any) -> None:
         if given:
             raise click.UsageError(f"{context.invoked_subcommand} takes no --{min(given)}")
         return
-    for name in ("vni", "remote"):
-        if name not in given:
-            raise click.UsageError(f"--{name} is missing; for example: {_EXAMPLE}")
+    if "vni" not in given:
+        raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
     config = Config(**given)
     hold_standard_streams()
     voice = Voice()
@@ -97,12 +96,8 @@ async def _run(config: Config, voice: Voice) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
         loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
-        remotes = ", ".join(str(remote) for remote in config.remote)
-        voice.say(
-            f"pyvtep: vni {config.vni} on {vtep.tap} (mtu {vtep.mtu}) to {remotes} over "
-            f"{', '.join(vtep.underlay_devices)}, UDP port {config.dstport}, "
-            f"offload {','.join(sorted(vtep.offload)) or 'none'}"
-        )
+        for port in vtep.ports.values():
+            voice.say(f"pyvtep: {introduce(port)}")
         await vtep.wait()
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))

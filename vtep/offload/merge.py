@@ -79,7 +79,7 @@ class Merger:
 
     def __init__(self, prefix_len: int, *, uso: bool, capacity: int = 1 << 17) -> None:
         self._prefix_len = prefix_len
-        self._uso = uso
+        self.uso = uso
         self._out = memoryview(bytearray(capacity))
         # Predicted headers: at most all of a burst.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
@@ -154,7 +154,7 @@ class Merger:
         transport_len = inet.transport_header_len(first, where)
         head_len = where.offset + transport_len
         size = len(first) - head_len
-        possible = transport_len and size and (tcp or self._uso)
+        possible = transport_len and size and (tcp or self.uso)
         second = data[stride + skip : 2 * stride]
         if not possible or not _may_follow(first, second, where, size):
             return None

@@ -1,0 +1,127 @@
+"""One socket on the VXLAN port, and the segments that are found behind it by their VNI."""
+
+import logging
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+
+from attrs import frozen
+
+from vtep import netlink
+from vtep.config import Config
+from vtep.counters import Drop
+from vtep.datapath import Inbound
+from vtep.errors import VtepError
+from vtep.offload.partial import SegmentSizes
+from vtep.switch import Segment, Switch
+from vtep.tap import Tap
+from vtep.underlay import Binding, joins_datagrams, open_receiver, receive_queue_drops
+
+log = logging.getLogger("vtep")
+
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@frozen
+class Endpoint:
+    """Where a socket listens: segments that agree on all of it share one."""
+
+    binding: Binding
+    port: int
+    gro: bool
+
+    @classmethod
+    def of(cls, config: Config, version: int) -> "Endpoint":
+        """Where a segment is listened for over one version of IP."""
+        binding = Binding(FAMILY[version], config.local_for(version), config.dev)
+        return cls(binding, config.dstport, "gro" in config.offload)
+
+
+class Listener:
+    """A receiving socket, the switch behind it, and what it takes to keep it the right one.
+
+    It may have the port that the sockets `beside` it have, which it is to replace. Raises
+    VtepError, saying what to do, where the port cannot be had.
+    """
+
+    def __init__(self, endpoint: Endpoint, beside: Iterable[socket.socket] = ()) -> None:
+        self.endpoint = endpoint
+        self.switch = Switch(())
+        self._dev_index = self._index()
+        self._dev_refused: int | None = None
+        self._receiver = self._open(beside)
+        self._inbound = Inbound(self._receiver, self.switch, _cannot_receive)
+        self._drops_before = 0
+
+    def _index(self) -> int | None:
+        dev = self.endpoint.binding.dev
+        return netlink.device_index(dev) if dev else None
+
+    def _open(self, beside: Iterable[socket.socket] = ()) -> socket.socket:
+        at = self.endpoint
+        return open_receiver(at.binding, at.port, gro=at.gro, beside=beside)
+
+    def sockets(self, endpoint: Endpoint) -> list[socket.socket]:
+        """The socket, if it has the port that another endpoint is to have."""
+        ours = self.endpoint
+        same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
+        return [self._receiver] if same else []
+
+    @property
+    def joins(self) -> bool:
+        """Whether the kernel joins datagrams of one sender."""
+        return joins_datagrams(self._receiver)
+
+    def attach(self, segment: Segment, tap: Tap, sizes: SegmentSizes) -> None:
+        """Deliver the frames of a segment to this TAP from now on."""
+        if not self.switch.segments:
+            self._inbound.start()
+        self._inbound.attach(segment, tap, sizes)
+
+    def detach(self, segment: Segment) -> None:
+        """Deliver nothing to this segment any more."""
+        if self.switch.segments.get(segment.vni) is segment:
+            self._inbound.detach(segment)
+            if not self.switch.segments:
+                self._inbound.stop()
+
+    def close(self) -> None:
+        """Receive no more."""
+        if self.switch.segments:
+            self._inbound.stop()
+            self.switch.segments.clear()
+        self._receiver.close()
+
+    def follow(self) -> bool:
+        """Listen on the device that has the name of `--dev` now; whether it is another one.
+
+        Sockets are bound to devices by their number.
+        """
+        dev = self.endpoint.binding.dev
+        if dev is None or (index := self._index()) in (None, self._dev_index):
+            return False
+        before = self._receiver
+        try:
+            self._receiver = self._open()
+        except VtepError as error:
+            if self._dev_refused != index:  # It may not have its address yet: said once, and
+                self._dev_refused = index  # tried again with every tick.
+                log.warning("--dev %s is another device now, but not ready: %s", dev, error)
+            return False
+        self._dev_index = index
+        self._drops_before += receive_queue_drops(before)
+        self._inbound.rebind(self._receiver)
+        before.close()
+        log.warning("--dev %s is another device now: using that", dev)
+        return True
+
+    def count_queue_drops(self) -> None:
+        """Take over what the kernel counted in front of our descriptor."""
+        drops = self.switch.counters.drops
+        with suppress(OSError):
+            count = self._drops_before + receive_queue_drops(self._receiver)
+            drops[Drop.RX_QUEUE_FULL] = max(drops[Drop.RX_QUEUE_FULL], count)
+
+
+def _cannot_receive(error: OSError) -> None:
+    log.warning("cannot receive from the underlay: %s", error.strerror)

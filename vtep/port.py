@@ -1,0 +1,239 @@
+"""One VNI at work: its TAP, its segment, its counters, and the ways to its remotes."""
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+
+from vtep.config import Config
+from vtep.counters import Drop, DropLog
+from vtep.datapath import Outbound
+from vtep.errors import VtepError
+from vtep.fdb import Fdb, Remote
+from vtep.listener import FAMILY, Listener
+from vtep.netlink import Setup, Underlay, device_index
+from vtep.offload.partial import SegmentSizes
+from vtep.paths import Paths, Pool
+from vtep.switch import Segment
+from vtep.tap import Tap, queue_drops
+from vtep.underlay import Binding, host_of, segments_datagrams
+from vtep.values import MTU_MAX, MTU_MIN
+from vtep.wire import ethernet, vxlan
+
+_OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
+
+
+class Port:
+    """One VNI of a `Vtep`, which makes it and looks after it.
+
+    What it is asked to be is `config`. Its counters, and what it has learned, stay when it ends.
+    """
+
+    def __init__(self, config: Config, pool: Pool) -> None:
+        self.config = config
+        self.mtu = 0
+        """MTU that the TAP was given, known once it is open."""
+        self.underlay_devices: tuple[str, ...] = ()
+        """Devices through which the remotes are reached, known once it is open."""
+        self.offload: frozenset[str] = frozenset()
+        """Which offloads of `Config.offload` the kernel has, known once it is open."""
+        self.segment = Segment(
+            config.vni,
+            _remotes(config),
+            Fdb(ageing=config.ageing, max_addresses=config.max_addresses),
+            own_mac=ethernet.MAC_ZERO,
+            learning=config.learning,
+        )
+        self.drop_log = DropLog(self.segment.counters)
+        self.tap_index = 0
+        self._pool = pool
+        self._device: Tap | None = None
+        self.listeners: tuple[Listener, ...] = ()
+        """What listens for it, while it forwards."""
+
+    # --- asking -----------------------------------------------------------------------------
+
+    @property
+    def fdb(self) -> Fdb:
+        """What has been learned."""
+        return self.segment.fdb
+
+    @property
+    def tap(self) -> str:
+        """Name of the TAP device: the configured one, unless somebody has renamed it."""
+        if self._device is not None:
+            with suppress(OSError):
+                return self._device.name
+        return self.config.tap
+
+    def counters(self) -> dict[str, int]:
+        """Every counter of this VNI by name, as of now; see `vtep.counters`."""
+        if self._device is not None:
+            with suppress(OSError):
+                self.count_queue_drops(queue_drops())
+        return self.segment.counters.as_dict()
+
+    # --- life -------------------------------------------------------------------------------
+
+    def setup(self) -> Setup:
+        """What the TAP is to be."""
+        return _setup(self.config, self.mtu)
+
+    def survey(self, underlay: Underlay) -> None:
+        """Take note of the underlay; raises VtepError where the MTU does not fit it."""
+        self.underlay_devices = underlay.devices
+        self.mtu = _tap_mtu(self.config, underlay)
+
+    def open(self) -> None:
+        """Open the TAP device, which `setup` then has to be applied to; raises VtepError."""
+        config = self.config
+        tap = Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload)
+        if config.persist:
+            tap.persist(True)
+        self.tap_index = device_index(config.tap) or 0
+        self._drops_before = queue_drops().get(config.tap, 0)
+        self._device = tap
+
+    def start(self, listeners: Iterable[Listener], lost: Callable[["Port", OSError], None]) -> None:
+        """Forward from now on; `lost` is called when the TAP is taken from us."""
+        tap = self._tap()
+        self.segment.own_mac = tap.mac
+        self.listeners = tuple(listeners)
+        self._judge_offload()
+        self._sizes = SegmentSizes(self.mtu)
+        self._paths = self._make_paths()
+        self._lost = partial(lost, self)
+        self._outbound = Outbound(tap, self.segment, self._paths, self._sizes, self._lost)
+        self._outbound.start()
+        for listener in self.listeners:
+            listener.attach(self.segment, tap, self._sizes)
+
+    def close(self) -> None:
+        """Forward no more, and give the TAP back; `open` may follow."""
+        tap = self._device
+        if tap is None:
+            return
+        with suppress(OSError):
+            self.count_queue_drops(queue_drops())
+        self._device = None
+        for listener in self.listeners:
+            listener.detach(self.segment)
+        if self.listeners:
+            self._outbound.stop()
+            self._paths.close()
+        self.listeners = ()
+        tap.close()
+
+    def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
+        """Be what another configuration of the same TAP asks for, from now on."""
+        tap, segment, before = self._tap(), self.segment, self.config
+        self.config = config
+        self.survey(underlay)
+        if config.persist != before.persist:
+            tap.persist(config.persist)
+        if config.offload != before.offload:
+            tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        segment.learning = config.learning
+        segment.fdb.ageing = config.ageing
+        segment.fdb.max_addresses = config.max_addresses
+        kept = {remote.host: remote for remote in segment.remotes}
+        fresh = _remotes(config)
+        if config.dstport == before.dstport:
+            fresh = [kept.get(remote.host, remote) for remote in fresh]
+        segment.set_remotes(fresh)
+        self._judge_offload()
+        paths = self._make_paths()
+        for remote in set(self._paths) & set(segment.remotes):
+            paths[remote]  # Taken before it is let go of, so that what is shared stays open.
+        self._outbound.take(paths)
+        self._paths.close()
+        self._paths = paths
+        for listener in self.listeners:
+            listener.detach(segment)
+        self.listeners = tuple(listeners)
+        for listener in self.listeners:
+            listener.attach(segment, tap, self._sizes)
+
+    def links(self) -> set[int]:
+        """Indices of the devices whose changes are to be followed."""
+        bridge = self.config.bridge
+        return {self.tap_index, (device_index(bridge) or 0) if bridge is not None else 0}
+
+    def _tap(self) -> Tap:
+        if self._device is None:
+            raise VtepError(f"vni {self.config.vni} is not open")
+        return self._device
+
+    def _judge_offload(self) -> None:
+        tap, wanted = self._tap(), self.config.offload
+        have = {
+            "tso": tap.tso,
+            "uso": tap.uso,
+            "gso": "gso" in wanted and segments_datagrams(),
+            "gro": "gro" in wanted and all(listener.joins for listener in self.listeners),
+        }
+        self.offload = frozenset(name for name, works in have.items() if works)
+
+    def _make_paths(self) -> Paths:
+        config = self.config
+        bindings = {
+            version: Binding(family, config.local_for(version), config.dev)
+            for version, family in FAMILY.items()
+        }
+        return Paths(self._pool, bindings, gso="gso" in self.offload)
+
+    # --- time -------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Notice what others have changed of the TAP."""
+        if self._device is None:
+            return
+        try:
+            self.segment.own_mac = self._device.mac
+        except OSError as error:
+            if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
+                self._lost(error)
+
+    def adapted(self, mtu: int) -> None:
+        """Take note of the MTU that the TAP has now."""
+        if self.listeners:
+            self._sizes.mtu = mtu
+
+    def count_queue_drops(self, drops: Mapping[str, int]) -> None:
+        """Take over what the kernel counted in front of our descriptor."""
+        sent = self.segment.counters.drops
+        if self._device is not None:
+            with suppress(OSError, KeyError):
+                count = drops[self._device.name] - self._drops_before
+                sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], count)
+
+
+def setup_of(config: Config, underlay: Underlay) -> Setup:
+    """What the TAP of a segment is to be; raises VtepError where its MTU does not fit."""
+    return _setup(config, _tap_mtu(config, underlay))
+
+
+def _setup(config: Config, mtu: int) -> Setup:
+    return Setup(mtu, config.mac, config.address, config.bridge)
+
+
+def _remotes(config: Config) -> list[Remote]:
+    return [Remote(host_of(remote, config.dev), config.dstport) for remote in config.remote]
+
+
+def _tap_mtu(config: Config, underlay: Underlay) -> int:
+    """The MTU of the TAP in octets; raises VtepError where it does not fit the underlay."""
+    version = config.versions[-1]
+    devices = ", ".join(underlay.devices)
+    room = min(underlay.mtu - _OVERHEAD[version], MTU_MAX)
+    if room < MTU_MIN:
+        raise VtepError(
+            f"the underlay ({devices}) has an MTU of {underlay.mtu}, too small for VXLAN over "
+            f"IPv{version}: raise it (ip link set {underlay.devices[0]} mtu 1500)"
+        )
+    if config.mtu is not None and config.mtu > room and underlay.devices:
+        raise VtepError(
+            f"--mtu {config.mtu}: does not fit; the underlay ({devices}) carries {underlay.mtu} "
+            f"octets, of which VXLAN over IPv{version} leaves {room}"
+        )
+    return config.mtu if config.mtu is not None else room
