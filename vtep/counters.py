@@ -37,6 +37,10 @@ class Drop(StrEnum):
         "inner_source_own",
         "inner frame that has the TAP's own MAC as its source: a loop or a duplicate MAC",
     )
+    INNER_SOURCE_STATIC = (
+        "inner_source_static",
+        "inner frame whose source MAC has a static entry behind another remote",
+    )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
     TAP_REFUSED = ("tap_refused", "frame that the kernel refused to take from us at the TAP device")
 
@@ -50,6 +54,7 @@ class Drop(StrEnum):
         "tx_malformed",
         "frame from the TAP device whose virtio header contradicts it",
     )
+    NO_REMOTE = ("no_remote", "frame from the TAP device for which there is no destination")
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (

@@ -21,3 +21,7 @@ class ConfigError(VtepError, ValueError):
     """What was asked for makes no sense on any machine (exit code 2)."""
 
     exit_code = 2
+
+
+class FdbError(VtepError):
+    """The forwarding database as it is does not allow what was asked of it (exit code 1)."""

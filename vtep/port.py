@@ -1,6 +1,7 @@
 """One VNI at work: its TAP, its segment, its counters, and the ways to its remotes."""
 
 import errno
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -14,7 +15,7 @@ from vtep.listener import FAMILY, Listener
 from vtep.netlink import Setup, Underlay, device_index
 from vtep.offload.partial import SegmentSizes
 from vtep.paths import Paths, Pool
-from vtep.switch import Segment
+from vtep.switch import ANYBODY, Networks, Segment
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import Binding, host_of, segments_datagrams
 from vtep.values import MTU_MAX, MTU_MIN
@@ -40,9 +41,15 @@ class Port:
         self.segment = Segment(
             config.vni,
             _remotes(config),
-            Fdb(ageing=config.ageing, max_addresses=config.max_addresses),
+            Fdb(
+                config.vni,
+                config.dstport,
+                ageing=config.ageing,
+                max_addresses=config.max_addresses,
+            ),
             own_mac=ethernet.MAC_ZERO,
             learning=config.learning,
+            accept=_accept(config),
         )
         self.drop_log = DropLog(self.segment.counters)
         self.tap_index = 0
@@ -102,6 +109,7 @@ class Port:
         self._judge_offload()
         self._sizes = SegmentSizes(self.mtu)
         self._paths = self._make_paths()
+        self.fdb.unused = self._let_go
         self._lost = partial(lost, self)
         self._outbound = Outbound(tap, self.segment, self._paths, self._sizes, self._lost)
         self._outbound.start()
@@ -134,13 +142,17 @@ class Port:
         if config.offload != before.offload:
             tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
         segment.learning = config.learning
-        segment.fdb.ageing = config.ageing
+        now = time.monotonic()
+        if config.ageing != before.ageing:
+            segment.fdb.set_ageing(config.ageing, now)
+        segment.set_accept(_accept(config))
+        segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses
         kept = {remote.host: remote for remote in segment.remotes}
         fresh = _remotes(config)
         if config.dstport == before.dstport:
             fresh = [kept.get(remote.host, remote) for remote in fresh]
-        segment.set_remotes(fresh)
+        segment.set_remotes(fresh, now)
         self._judge_offload()
         paths = self._make_paths()
         for remote in set(self._paths) & set(segment.remotes):
@@ -153,6 +165,9 @@ class Port:
         self.listeners = tuple(listeners)
         for listener in self.listeners:
             listener.attach(segment, tap, self._sizes)
+
+    def _let_go(self, remote: Remote) -> None:
+        self._paths.release(remote)
 
     def links(self) -> set[int]:
         """Indices of the devices whose changes are to be followed."""
@@ -215,6 +230,10 @@ def setup_of(config: Config, underlay: Underlay) -> Setup:
 
 def _setup(config: Config, mtu: int) -> Setup:
     return Setup(mtu, config.mac, config.address, config.bridge)
+
+
+def _accept(config: Config) -> Networks:
+    return ANYBODY if config.accept_any else config.accept
 
 
 def _remotes(config: Config) -> list[Remote]:

@@ -6,83 +6,180 @@ counted by reason.
 """
 
 from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from struct import Struct
 
 from vtep.counters import Counters, Drop
-from vtep.fdb import Entry, Fdb, Learned, Remote
+from vtep.fdb import Fdb, Filter, Learned, Remote
 from vtep.wire import Buffer, ethernet, vxlan
 
 _INNER_MIN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
+
+_DESTINATION = Struct("6s")
+_HEADERS = Struct("!II6x6s")
+"""The VXLAN header's two words, and the source MAC behind it."""
+
+_STRANGERS_MAX = 4096
+"""Accepted hosts that nobody has named which are remembered before those without any learned MAC
+are forgotten."""
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+ANYBODY: Networks = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+"""For `Segment`: accept datagrams from every address, as RFC 7348 does."""
 
 
 class Segment:
     """One VNI: its remotes, what it has learned of them, and its counters.
 
-    The remotes are the only sources that are listened to, and, in their order, the list to which
-    frames without a known destination are replicated (head-end replication).
+    The remotes are the destinations of the FDB's default entry: the list to which, in its order,
+    frames without a known destination are replicated (head-end replication). Those hosts, those
+    of entries that were put in, and those in the networks `accept` are listened to, and no others.
     """
 
     def __init__(
-        self, vni: int, remotes: Iterable[Remote], fdb: Fdb, *, own_mac: bytes, learning: bool
+        self,
+        vni: int,
+        remotes: Iterable[Remote],
+        fdb: Fdb,
+        *,
+        own_mac: bytes,
+        learning: bool,
+        accept: Networks = (),
     ) -> None:
         self.vni = vni
         self.fdb = fdb
         self.learning = learning
         self.own_mac = own_mac
         self.counters = Counters()
-        self.set_remotes(remotes)
+        self._accept = accept
+        self._configured: tuple[Remote, ...] = ()
+        self._strangers: dict[str, Remote] = {}
+        self._strangers_max = _STRANGERS_MAX
+        self._sources = fdb.sources
+        fdb.unlisted = self._forget_host
+        self.set_remotes(remotes, 0.0)
 
-    def set_remotes(self, remotes: Iterable[Remote]) -> None:
-        """Have these remotes from now on, and forget what was learned of others."""
-        self.remotes = tuple(remotes)
-        self._by_host = {remote.host: remote for remote in self.remotes}
-        self.fdb.forget_others(self.remotes)
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """Where frames without a known destination go."""
+        default = self.fdb.default
+        return default.destinations if default is not None else ()
+
+    def set_remotes(self, remotes: Iterable[Remote], now: float) -> None:
+        """Have these be the configured remotes, in place of the former ones.
+
+        Other destinations that the default entry was given stay (as they do in the kernel driver
+        when its `remote` changes). What was learned from hosts that are not listened to any more
+        is forgotten.
+        """
+        fdb, configured = self.fdb, tuple(remotes)
+        others = [other for other in self.remotes if fdb.among(self._configured, other) is None]
+        self._configured = configured
+        fdb.set_default((*configured, *others), now)
+
+    def set_accept(self, accept: Networks) -> None:
+        """Listen to these networks from now on, besides the known hosts."""
+        self._accept = accept
+        strangers, self._strangers = self._strangers, {}
+        for host in strangers:
+            if host not in self._sources:
+                self._forget_host(host)
 
     def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
-        """Where a frame of at least 14 octets from the TAP goes: one remote, or each of them.
+        """Where a frame of at least 14 octets from the TAP goes: to each of these.
 
         A superframe goes where the `count` frames go that it stands for.
         """
-        entry: Entry | None = self.fdb.lookup(bytes(frame[:6]))
-        if entry is not None:
-            return entry.destinations
-        self.counters.flooded += count
-        return self.remotes
+        entry = self.fdb.lookup(_DESTINATION.unpack_from(frame)[0])
+        if entry is None:
+            self.counters.flooded += count
+            entry = self.fdb.default
+            if entry is None:
+                self.counters.drop(Drop.NO_REMOTE, count=count)
+                return ()
+        entry.tx_frames += count
+        return entry.destinations
 
-    def admit(self, datagram: Buffer, source: str, now: float, count: int = 1) -> bool:
+    def admit(self, mac: bytes, source: str, now: float, count: int = 1) -> bool:
         """Judge and learn from a datagram of this VNI that came from the address `source`.
 
-        True if the frame behind the VXLAN header is to be delivered to the TAP, and to the TAP
-        only: a frame from the underlay never goes back there (split horizon). The judgement is that
-        of `count` datagrams whose VXLAN header and inner MACs are the same.
+        It holds at least an Ethernet header, with the source `mac`. True if the frame is to be
+        delivered to the TAP, and to the TAP only: a frame from the underlay never goes back there
+        (split horizon). The judgement is that of `count` datagrams whose VXLAN header and inner
+        MACs are the same.
         """
-        counters = self.counters
-        remote = self._by_host.get(source)
+        remote = self._sources.get(source) or self._stranger(source)
         if remote is None:
-            counters.drop(Drop.SOURCE_UNKNOWN, source, count)
+            self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
             return False
-        if len(datagram) < _INNER_MIN:
-            counters.drop(Drop.INNER_RUNT, source, count)
-            return False
-        mac = bytes(datagram[14:20])
         if mac[0] & 1 or mac == ethernet.MAC_ZERO:
-            counters.drop(Drop.INNER_SOURCE_INVALID, source, count)
+            self.counters.drop(Drop.INNER_SOURCE_INVALID, source, count)
             return False
         if mac == self.own_mac:
-            counters.drop(Drop.INNER_SOURCE_OWN, source, count)
+            self.counters.drop(Drop.INNER_SOURCE_OWN, source, count)
             return False
         if self.learning:
-            learned = self.fdb.learn(mac, remote, now)
+            learned = self.fdb.learn(mac, remote, now, count)
             if learned is not Learned.REFRESHED:
-                self._count_learned(learned)
+                return self._learned(learned, source, count)
         return True
 
-    def _count_learned(self, learned: Learned) -> None:
+    def refuse_runt(self, source: str, count: int) -> None:
+        """Count datagrams without so much as an inner Ethernet header."""
+        known = self._sources.get(source) or self._stranger(source)
+        reason = Drop.SOURCE_UNKNOWN if known is None else Drop.INNER_RUNT
+        self.counters.drop(reason, source, count)
+
+    def _learned(self, learned: Learned, source: str, count: int) -> bool:
+        """Count what is not an everyday sign of life; False if the frame is not to be believed."""
+        counters = self.counters
         if learned is Learned.ADDED:
-            self.counters.fdb_learned += 1
+            counters.fdb_learned += 1
         elif learned is Learned.MOVED:
-            self.counters.fdb_moved += 1
-        else:
-            self.counters.fdb_full += 1
+            counters.fdb_moved += 1
+        elif learned is Learned.FULL:
+            counters.fdb_full += 1
+        elif learned is Learned.CONTRADICTED:
+            counters.drop(Drop.INNER_SOURCE_STATIC, source, count)
+            return False
+        return True
+
+    # --- who is listened to -----------------------------------------------------------------
+
+    def _stranger(self, host: str) -> Remote | None:
+        """The remote for a host that nobody has named, if it may speak nevertheless."""
+        if not self._accepts(host):
+            return None
+        remote = self._strangers.get(host)
+        if remote is None:
+            if len(self._strangers) >= self._strangers_max:
+                self._forget_strangers()
+            remote = self._strangers[host] = Remote(host, self.fdb.port)
+        return remote
+
+    def _accepts(self, host: str) -> bool:
+        if not self._accept:
+            return False
+        if host in self._strangers:
+            return True
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        return any(address in network for network in self._accept)
+
+    def _forget_strangers(self) -> None:
+        """Forget those that no entry is about, and look again when there are twice as many."""
+        self._strangers = {
+            host: remote for host, remote in self._strangers.items() if self.fdb.uses(remote)
+        }
+        self._strangers_max = max(_STRANGERS_MAX, 2 * len(self._strangers))
+
+    def _forget_host(self, host: str) -> None:
+        """Forget what was learned from a host, unless it still may speak."""
+        if not self._accepts(host):
+            self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
 
 
 class Switch:
@@ -98,14 +195,13 @@ class Switch:
     def receive(self, datagram: Buffer, source: str, now: float, count: int = 1) -> Segment | None:
         """Judge a datagram from the underlay; the segment to which its frame is to be delivered.
 
-        The frame begins `vxlan.HEADER_LEN` octets into the datagram. Reserved bits are ignored,
-        as RFC 7348, section 5, demands. None if it was dropped, which has then been counted.
-        `count` is as in `Segment.admit`.
+        The frame begins `vxlan.HEADER_LEN` octets into the datagram. None if it was dropped, which
+        has then been counted. `count` is as in `Segment.admit`.
         """
-        if len(datagram) < vxlan.HEADER_LEN:
-            self.counters.drop(Drop.HEADER_TRUNCATED, source, count)
+        if len(datagram) < _INNER_MIN:
+            self._refuse_runt(datagram, source, count)
             return None
-        flags, vni_word = vxlan.HEADER.unpack_from(datagram)
+        flags, vni_word, mac = _HEADERS.unpack_from(datagram)
         if not flags & vxlan.FLAG_I:
             self.counters.drop(Drop.FLAGS_INVALID, source, count)
             return None
@@ -113,4 +209,18 @@ class Switch:
         if segment is None:
             self.counters.drop(Drop.VNI_UNKNOWN, source, count)
             return None
-        return segment if segment.admit(datagram, source, now, count) else None
+        return segment if segment.admit(mac, source, now, count) else None
+
+    def _refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
+        """Count what has no room for an inner Ethernet header by what is wrong with it first."""
+        if len(datagram) < vxlan.HEADER_LEN:
+            self.counters.drop(Drop.HEADER_TRUNCATED, source, count)
+            return
+        flags, vni_word = vxlan.HEADER.unpack_from(datagram)
+        segment = self.segments.get(vni_word >> 8)
+        if not flags & vxlan.FLAG_I:
+            self.counters.drop(Drop.FLAGS_INVALID, source, count)
+        elif segment is None:
+            self.counters.drop(Drop.VNI_UNKNOWN, source, count)
+        else:
+            segment.refuse_runt(source, count)

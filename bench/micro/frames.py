@@ -42,7 +42,7 @@ def tcp_frame(payload: int, *, partial: bool = False) -> bytes:
 
 def table(entries: int) -> Fdb:
     """An FDB that has learned so many MACs."""
-    fdb = Fdb(ageing=300, max_addresses=0)
+    fdb = Fdb(VNI, vxlan.PORT, ageing=300, max_addresses=0)
     for number in range(entries):
         fdb.learn(mac(number), REMOTE, 0.0)
     return fdb
@@ -50,5 +50,5 @@ def table(entries: int) -> Fdb:
 
 def segment() -> Segment:
     """A segment with one remote that has learned nothing."""
-    fdb = Fdb(ageing=300, max_addresses=65536)
+    fdb = Fdb(VNI, vxlan.PORT, ageing=300, max_addresses=65536)
     return Segment(VNI, [REMOTE], fdb, own_mac=OWN_MAC, learning=True)

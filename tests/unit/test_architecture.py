@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vtep"
 MAY_IMPORT = {
     "wire": {"wire"},
     "offload": {"offload", "wire", "counters"},
-    "fdb": {"wire"},
+    "fdb": {"wire", "errors"},
     "switch": {"wire", "fdb", "counters"},
     "counters": set[str](),
     "errors": set[str](),

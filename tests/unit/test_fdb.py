@@ -17,7 +17,7 @@ A, B = mac(MAC_A), mac(MAC_B)
 
 
 def table(*, ageing: float = 300.0, max_addresses: int = 0) -> Fdb:
-    return Fdb(ageing=ageing, max_addresses=max_addresses)
+    return Fdb(1, 4789, ageing=ageing, max_addresses=max_addresses)
 
 
 def macs(count: int) -> list[bytes]:
@@ -43,7 +43,7 @@ def test_remotes_are_the_same_only_if_they_are_one_object() -> None:
 
 
 def test_remote_is_shown_as_what_it_was_made_of() -> None:
-    assert repr(ONE) == "Remote(host='192.0.2.1', port=4789)"
+    assert repr(ONE) == "Remote(host='192.0.2.1', port=4789, vni=None, via=None)"
 
 
 def test_entries_are_the_same_only_if_they_are_one_object() -> None:
@@ -84,10 +84,12 @@ def test_move_takes_place_and_time() -> None:
     assert fdb.learn(A, ONE, 7.0) is Learned.MOVED
 
 
-def test_move_to_a_remote_that_looks_alike() -> None:
+def test_a_remote_that_looks_alike_is_no_move() -> None:
     fdb = table()
     fdb.learn(A, ONE, 0.0)
-    assert fdb.learn(A, Remote(ONE.host, ONE.port), 0.0) is Learned.MOVED
+    assert fdb.learn(A, Remote(ONE.host, ONE.port), 1.0) is Learned.REFRESHED
+    assert fdb.learn(A, Remote(ONE.host, 4790), 2.0) is Learned.REFRESHED
+    assert [(entry.destinations, entry.updated) for entry in fdb] == [((ONE,), 2.0)]
 
 
 def test_full_table_takes_no_more_but_keeps_what_it_has() -> None:
@@ -239,7 +241,7 @@ def test_budget_by_default() -> None:
     fdb = table(ageing=10.0)
     fill(fdb, macs(2500), 0.0)
     assert fdb.sweep(10.0) is True
-    assert len(fdb) == 1500
+    assert len(fdb) == 2200
 
 
 def test_sweep_goes_on_where_it_stopped() -> None:
@@ -314,7 +316,7 @@ class Model(RuleBasedStateMachine):
         self.ageing = ageing
         self.limit = limit
         self.now = start
-        self.fdb = Fdb(ageing=ageing, max_addresses=limit)
+        self.fdb = Fdb(1, 4789, ageing=ageing, max_addresses=limit)
         self.entries: dict[bytes, tuple[Remote, float]] = {}
 
     def expect(self, address: bytes, remote: Remote) -> Learned:

@@ -44,7 +44,7 @@ def datagram(packet: bytes) -> tuple[bytes, str]:
 
 
 def endpoint() -> tuple[Switch, Segment]:
-    fdb = Fdb(ageing=300.0, max_addresses=0)
+    fdb = Fdb(MAKER["VNI"], 4789, ageing=300.0, max_addresses=0)
     segment = Segment(MAKER["VNI"], REMOTES, fdb, own_mac=mac(MAKER["OWN"]), learning=True)
     return Switch([segment]), segment
 

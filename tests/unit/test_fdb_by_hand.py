@@ -1,0 +1,877 @@
+"""Fdb as people and control planes change it: the verbs of `bridge fdb`, beside a naive model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.unit.craft import MAC_A, MAC_B, mac
+from vtep.errors import FdbError
+from vtep.fdb import (
+    LEARNED,
+    PERMANENT,
+    Entry,
+    Event,
+    Fdb,
+    Filter,
+    Kind,
+    Learned,
+    Remote,
+    State,
+    parse_remote,
+)
+from vtep.wire.ethernet import MAC_ZERO
+
+VNI, PORT = 10, 4789
+A, B = mac(MAC_A), mac(MAC_B)
+GROUP = mac("01:00:5e:00:00:01")
+STATIC = Kind(State.STATIC)
+EXTERN = Kind(extern_learn=True)
+EXTERN_DYNAMIC = Kind(State.DYNAMIC, extern_learn=True)
+STICKY = Kind(State.DYNAMIC, sticky=True)
+
+
+def remote(number: int, port: int = PORT, vni: int | None = None, via: str | None = None) -> Remote:
+    return Remote(f"192.0.2.{number}", port, vni, via)
+
+
+def table(*, ageing: float = 300.0, max_addresses: int = 0) -> Fdb:
+    return Fdb(VNI, PORT, ageing=ageing, max_addresses=max_addresses)
+
+
+def where(fdb: Fdb, address: bytes) -> list[str]:
+    return [each.host for each in fdb.get(address).destinations]
+
+
+def shown(fdb: Fdb, wanted: Filter = Filter()) -> list[tuple[str, str, int, int]]:  # noqa: B008
+    return [
+        (entry.mac.hex(), each.host, each.port, VNI if each.vni is None else each.vni)
+        for entry, destinations in fdb.select(wanted)
+        for each in destinations
+    ]
+
+
+class Ear:
+    """Takes down what a table tells its watchers."""
+
+    def __init__(self, fdb: Fdb) -> None:
+        self.heard: list[tuple[Event, bytes, tuple[str, ...]]] = []
+        self.deaf = fdb.watch(self._hear)
+
+    def _hear(self, event: Event, entry: Entry) -> None:
+        hosts = tuple(each.host for each in entry.destinations)
+        self.heard.append((event, entry.mac, hosts))
+
+    def events(self) -> list[Event]:
+        """What was heard since the last call."""
+        heard, self.heard = self.heard, []
+        return [event for event, _, _ in heard]
+
+
+# --- add, append, replace, del ----------------------------------------------------------------
+
+
+def test_add() -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 5.0)
+    entry = fdb.get(A)
+    assert (entry.mac, entry.kind, entry.updated) == (A, PERMANENT, 5.0)
+    assert (entry.tx_frames, entry.rx_frames) == (0, 0)
+    assert fdb.lookup(A) is entry
+    assert where(fdb, A) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("address", [A, GROUP, MAC_ZERO])
+def test_add_twice(address: bytes) -> None:
+    fdb = table()
+    fdb.add(address, remote(1), 0.0)
+    with pytest.raises(FdbError, match=r"^[0-9a-f:]{17}: has an entry already"):
+        fdb.add(address, remote(2), 0.0)
+    assert where(fdb, address) == ["192.0.2.1"]
+
+
+def test_add_of_what_was_learned() -> None:
+    fdb = table()
+    fdb.learn(A, remote(1), 0.0)
+    with pytest.raises(FdbError, match=r"has an entry already"):
+        fdb.add(A, remote(1), 0.0)
+
+
+@pytest.mark.parametrize("address", [A, GROUP, MAC_ZERO])
+def test_append(address: bytes) -> None:
+    fdb = table()
+    fdb.append(address, remote(1), 1.0)
+    fdb.append(address, remote(2), 2.0)
+    fdb.append(address, remote(3), 3.0)
+    assert where(fdb, address) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+
+
+def test_append_of_what_is_there_changes_nothing() -> None:
+    fdb = table()
+    fdb.append(MAC_ZERO, remote(1), 1.0)
+    ear = Ear(fdb)
+    fdb.append(MAC_ZERO, remote(1), 2.0)
+    fdb.append(MAC_ZERO, remote(1, vni=VNI), 2.0)
+    assert where(fdb, MAC_ZERO) == ["192.0.2.1"]
+    assert ear.events() == []
+
+
+@pytest.mark.parametrize(
+    "other", [remote(1, 4790), remote(1, vni=11), remote(1, via="eth0"), remote(2)], ids=repr
+)
+def test_destinations_differ_by_any_of_their_fields(other: Remote) -> None:
+    fdb = table()
+    fdb.append(A, remote(1), 0.0)
+    fdb.append(A, other, 0.0)
+    assert len(fdb.get(A).destinations) == 2
+
+
+def test_append_makes_a_learned_entry_one_by_hand() -> None:
+    fdb = table(ageing=10.0)
+    fdb.learn(A, remote(1), 0.0)
+    fdb.append(A, remote(2), 1.0, STATIC)
+    fdb.sweep(100.0)
+    assert where(fdb, A) == ["192.0.2.1", "192.0.2.2"]
+    assert fdb.get(A).kind == STATIC
+
+
+def test_replace() -> None:
+    fdb = table()
+    fdb.replace(A, remote(1), 0.0)
+    fdb.append(A, remote(2), 0.0)
+    fdb.replace(A, remote(3), 1.0, STATIC)
+    assert where(fdb, A) == ["192.0.2.3"]
+    assert fdb.get(A).kind == STATIC
+
+
+@pytest.mark.parametrize("address", [GROUP, MAC_ZERO])
+def test_replace_is_for_unicast(address: bytes) -> None:
+    fdb = table()
+    fdb.append(address, remote(1), 0.0)
+    with pytest.raises(FdbError, match=r"^[0-9a-f:]{17}: only the entry of a unicast MAC"):
+        fdb.replace(address, remote(2), 0.0)
+    assert where(fdb, address) == ["192.0.2.1"]
+
+
+def test_counters_outlive_a_change_of_kind() -> None:
+    fdb = table()
+    fdb.learn(A, remote(1), 0.0, 3)
+    fdb.get(A).tx_frames += 4
+    fdb.replace(A, remote(2), 0.0)
+    assert (fdb.get(A).rx_frames, fdb.get(A).tx_frames) == (3, 4)
+
+
+def test_remove_all() -> None:
+    fdb = table()
+    fdb.append(A, remote(1), 0.0)
+    fdb.append(A, remote(2), 0.0)
+    fdb.remove(A)
+    assert fdb.lookup(A) is None
+    assert len(fdb) == 0
+
+
+def test_remove_one_by_one() -> None:
+    fdb = table()
+    for number in (1, 2, 3):
+        fdb.append(MAC_ZERO, remote(number), 0.0)
+    fdb.remove(MAC_ZERO, remote(2))
+    assert where(fdb, MAC_ZERO) == ["192.0.2.1", "192.0.2.3"]
+    fdb.remove(MAC_ZERO, remote(1, vni=VNI))
+    fdb.remove(MAC_ZERO, remote(3))
+    assert fdb.default is None
+
+
+@pytest.mark.parametrize("other", [remote(1, 4790), remote(1, vni=11), remote(2)], ids=repr)
+def test_remove_of_what_is_not_there(other: Remote) -> None:
+    fdb = table()
+    with pytest.raises(FdbError, match=rf"^{MAC_A}: there is no such entry$"):
+        fdb.remove(A)
+    fdb.add(A, remote(1), 0.0)
+    with pytest.raises(FdbError, match=rf"^dst {other.host} port {other.port}.*: is no dest"):
+        fdb.remove(A, other)
+    assert where(fdb, A) == ["192.0.2.1"]
+
+
+def test_get() -> None:
+    fdb = table()
+    with pytest.raises(FdbError, match=r"^00:00:00:00:00:00: there is no such entry$"):
+        fdb.get(MAC_ZERO)
+    fdb.add(MAC_ZERO, remote(1), 0.0)
+    assert fdb.get(MAC_ZERO) is fdb.default
+
+
+def test_the_default_entry_is_not_found_by_frames_to_the_zero_mac() -> None:
+    fdb = table()
+    fdb.add(MAC_ZERO, remote(1), 0.0)
+    assert fdb.lookup(MAC_ZERO) is None
+    assert len(fdb) == 0
+    assert list(fdb) == []
+
+
+@pytest.mark.parametrize("verb", ["add", "append"])
+def test_default_entry_does_not_age(verb: str) -> None:
+    fdb = table()
+    with pytest.raises(FdbError, match=r"^dynamic: the default entry"):
+        getattr(fdb, verb)(MAC_ZERO, remote(1), 0.0, LEARNED)
+    assert fdb.default is None
+
+
+def test_set_default() -> None:
+    fdb = table()
+    ear = Ear(fdb)
+    fdb.set_default([remote(2), remote(1), remote(2)], 0.0)
+    assert where(fdb, MAC_ZERO) == ["192.0.2.2", "192.0.2.1"]
+    fdb.set_default([remote(2), remote(1)], 1.0)
+    fdb.set_default([remote(1)], 2.0)
+    assert where(fdb, MAC_ZERO) == ["192.0.2.1"]
+    fdb.set_default([], 3.0)
+    assert fdb.default is None
+    fdb.set_default([], 4.0)
+    assert ear.events() == [Event.ADDED, Event.CHANGED, Event.DELETED]
+
+
+# --- kinds of entries -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "learned", "host"),
+    [
+        (PERMANENT, Learned.CONTRADICTED, "192.0.2.1"),
+        (STATIC, Learned.CONTRADICTED, "192.0.2.1"),
+        (EXTERN, Learned.CONTRADICTED, "192.0.2.1"),
+        (Kind(State.STATIC, extern_learn=True), Learned.CONTRADICTED, "192.0.2.1"),
+        (Kind(sticky=True), Learned.CONTRADICTED, "192.0.2.1"),
+        (STICKY, Learned.KEPT, "192.0.2.1"),
+        (LEARNED, Learned.MOVED, "192.0.2.2"),
+        (EXTERN_DYNAMIC, Learned.MOVED, "192.0.2.2"),
+    ],
+    ids=repr,
+)
+def test_heard_from_elsewhere(kind: Kind, learned: Learned, host: str) -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0, kind)
+    assert fdb.learn(A, remote(2), 7.0, 2) is learned
+    entry = fdb.get(A)
+    assert where(fdb, A) == [host]
+    assert entry.kind == kind
+    moved = learned is Learned.MOVED
+    assert (entry.updated, entry.rx_frames) == ((7.0, 2) if moved else (0.0, 0))
+
+
+@pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, EXTERN_DYNAMIC], ids=repr)
+def test_heard_from_any_of_its_destinations(kind: Kind) -> None:
+    fdb = table()
+    for each in (remote(1), remote(2), remote(3, 4790, 11)):
+        fdb.append(A, each, 0.0, kind)
+    for number in (1, 2, 3):
+        assert fdb.learn(A, remote(number), float(number)) is Learned.REFRESHED
+        assert fdb.get(A).updated == number
+    assert len(fdb.get(A).destinations) == 3
+    assert fdb.get(A).rx_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"),
+    [
+        (PERMANENT, True),
+        (STATIC, True),
+        (EXTERN, True),
+        (EXTERN_DYNAMIC, True),
+        (STICKY, False),
+        (LEARNED, False),
+    ],
+    ids=repr,
+)
+def test_ageing(kind: Kind, stays: bool) -> None:
+    fdb = table(ageing=10.0)
+    fdb.add(A, remote(1), 0.0, kind)
+    fdb.sweep(9.0)
+    assert fdb.lookup(A) is not None
+    fdb.sweep(11.0)
+    assert (fdb.lookup(A) is not None) is stays
+
+
+def test_a_kind_that_changes_takes_its_ageing_along() -> None:
+    fdb = table(ageing=10.0)
+    fdb.learn(A, remote(1), 0.0)
+    fdb.replace(A, remote(1), 1.0)
+    fdb.replace(A, remote(1), 5.0, LEARNED)
+    fdb.sweep(14.0)
+    assert fdb.lookup(A) is not None
+    fdb.sweep(15.0)
+    assert fdb.lookup(A) is None
+
+
+def test_deleted_and_learned_again_ages_once() -> None:
+    fdb = table(ageing=10.0)
+    for now in (0.0, 1.0, 2.0):
+        fdb.learn(A, remote(1), now)
+        fdb.remove(A)
+    fdb.learn(A, remote(1), 3.0)
+    fdb.sweep(12.0)
+    assert fdb.lookup(A) is not None
+    fdb.sweep(13.0)
+    assert fdb.lookup(A) is None
+    assert fdb._wheel == {}
+
+
+def test_the_limit_is_for_what_ages() -> None:
+    fdb = table(max_addresses=1)
+    for number in range(5):
+        fdb.add(bytes((2, 0, 0, 0, 0, number)), remote(1), 0.0)
+    fdb.set_default([remote(1)], 0.0)
+    assert fdb.learn(A, remote(1), 0.0) is Learned.ADDED
+    assert fdb.learn(B, remote(1), 0.0) is Learned.FULL
+    fdb.replace(A, remote(1), 0.0)
+    assert fdb.learn(B, remote(1), 0.0) is Learned.ADDED
+    fdb.remove(B)
+    assert fdb.learn(B, remote(1), 0.0) is Learned.ADDED
+
+
+def test_extern_learn_does_not_take_over_what_was_put_in_by_hand() -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0, STATIC)
+    with pytest.raises(FdbError, match=rf"^extern_learn: {MAC_A} has a static entry"):
+        fdb.replace(A, remote(2), 0.0, EXTERN)
+    assert where(fdb, A) == ["192.0.2.1"]
+    fdb.append(A, remote(2), 0.0, EXTERN)
+    assert where(fdb, A) == ["192.0.2.1", "192.0.2.2"]
+    assert fdb.get(A).kind == STATIC
+
+
+@pytest.mark.parametrize("kind", [LEARNED, EXTERN, EXTERN_DYNAMIC], ids=repr)
+def test_extern_learn_takes_over_the_rest(kind: Kind) -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0, kind)
+    fdb.replace(A, remote(2), 0.0, EXTERN)
+    assert where(fdb, A) == ["192.0.2.2"]
+    assert fdb.get(A).kind == EXTERN
+
+
+def test_what_is_by_hand_takes_over_everything() -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0, EXTERN)
+    fdb.replace(A, remote(2), 0.0)
+    assert fdb.get(A).kind == PERMANENT
+
+
+def test_set_ageing() -> None:
+    fdb = table(ageing=300.0)
+    fdb.learn(A, remote(1), 0.0)
+    fdb.add(B, remote(1), 0.0)
+    fdb.set_ageing(10.0, 5.0)
+    assert fdb.ageing == 10.0
+    fdb.sweep(9.0)
+    assert fdb.lookup(A) is not None
+    fdb.sweep(10.0)
+    assert fdb.lookup(A) is None
+    fdb.learn(A, remote(1), 20.0)
+    fdb.set_ageing(0.0, 21.0)
+    fdb.sweep(1e9)
+    fdb.set_ageing(10.0, 1e9)
+    fdb.sweep(1e9 + 1)
+    assert [entry.mac for entry in fdb] == [B]
+
+
+# --- flush and show ---------------------------------------------------------------------------
+# The cases of the kernel's fdb_flush.sh, as far as there is a counterpart.
+
+POOLS = [
+    [bytes((0xDE, 0xAD, 0xBE, 0xEF, 0x13, 0x10 + number)) for number in range(5)],
+    [bytes((0xCA, 0xFE, 0xBE, 0xEF, 0x13, 0x10 + number)) for number in range(5)],
+]
+
+FLUSHES = [
+    # What the first pool is, what the second is, the filter, and which pools then stay.
+    (((1,), PERMANENT), ((1,), PERMANENT), {}, ()),
+    (((1, PORT, 3000), PERMANENT), ((1, PORT, 4000), PERMANENT), {"vni": 4000}, (0,)),
+    (((1,), PERMANENT), ((1, PORT, 4000), PERMANENT), {"vni": VNI}, (1,)),
+    (((1, 1234), PERMANENT), ((1, 4321), PERMANENT), {"port": 4321}, (0,)),
+    (((1,), PERMANENT), ((1, 4321), PERMANENT), {"port": PORT}, (1,)),
+    (((1,), PERMANENT), ((2,), PERMANENT), {"dst": "192.0.2.2"}, (0,)),
+    (((1, PORT, None, "eth0"), PERMANENT), ((1,), PERMANENT), {"via": "eth0"}, (1,)),
+    (((1,), PERMANENT), ((2,), EXTERN), {"permanent": True}, ()),
+    (((1,), PERMANENT), ((2,), STATIC), {"permanent": False}, (0,)),
+    (((1,), STATIC), ((2,), LEARNED), {"static": True}, (1,)),
+    (((1,), STATIC), ((2,), PERMANENT), {"static": True}, (1,)),
+    (((1,), PERMANENT), ((2,), LEARNED), {"static": False}, (0,)),
+    (((1,), STATIC), ((2,), LEARNED), {"static": False}, (0,)),
+    (((1,), LEARNED), ((2,), STATIC), {"dynamic": True}, (1,)),
+    (((1,), LEARNED), ((2,), PERMANENT), {"dynamic": True}, (1,)),
+    (((1,), PERMANENT), ((2,), LEARNED), {"dynamic": False}, (1,)),
+    (((1,), STATIC), ((2,), LEARNED), {"dynamic": False}, (1,)),
+    (((1,), EXTERN), ((2,), PERMANENT), {"extern_learn": True}, (1,)),
+    (((1,), EXTERN), ((2,), PERMANENT), {"extern_learn": False}, (0,)),
+    (((1,), STICKY), ((2,), LEARNED), {"sticky": True}, (1,)),
+    (((1,), STICKY), ((2,), LEARNED), {"sticky": False}, (0,)),
+    (((1,), EXTERN), ((2,), EXTERN_DYNAMIC), {"extern_learn": True, "dynamic": True}, (0,)),
+    (
+        ((1, 1234, 3000), PERMANENT),
+        ((2, 1234, 3000), PERMANENT),
+        {"vni": 3000, "port": 1234, "dst": "192.0.2.2"},
+        (0,),
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "wanted", "stay"), FLUSHES)
+def test_flush(
+    first: tuple[tuple[Any, ...], Kind],
+    second: tuple[tuple[Any, ...], Kind],
+    wanted: dict[str, Any],
+    stay: tuple[int, ...],
+) -> None:
+    fdb = table()
+    for pool, (destination, kind) in zip(POOLS, (first, second), strict=True):
+        for address in pool:
+            fdb.add(address, remote(*destination), 0.0, kind)
+    meant = Filter(**wanted)
+    chosen = {entry.mac for entry, _ in fdb.select(meant)}
+    assert fdb.flush(meant) == 5 * (2 - len(stay))
+    left = {entry.mac for entry in fdb}
+    assert left == {address for pool in stay for address in POOLS[pool]}
+    assert chosen == {*POOLS[0], *POOLS[1]} - left
+    assert fdb.flush(meant) == 0
+
+
+def test_flush_takes_only_the_destinations_that_are_meant() -> None:
+    fdb = table()
+    for vni in (2000, 3000):
+        fdb.append(MAC_ZERO, remote(1, PORT, vni), 0.0)
+        fdb.append(MAC_ZERO, remote(1, 1111, vni), 0.0)
+        fdb.append(MAC_ZERO, remote(2, 2222, vni), 0.0)
+    fdb.add(A, remote(1, 1111, 2000), 0.0)
+    assert fdb.flush(Filter(dst="192.0.2.1", port=1111, vni=2000)) == 2
+    assert fdb.lookup(A) is None
+    assert len(shown(fdb)) == 5
+    assert fdb.flush(Filter(dst="192.0.2.2", port=2222)) == 2
+    zero = MAC_ZERO.hex()
+    assert shown(fdb) == [
+        (zero, "192.0.2.1", PORT, 2000),
+        (zero, "192.0.2.1", PORT, 3000),
+        (zero, "192.0.2.1", 1111, 3000),
+    ]
+    assert shown(fdb, Filter(port=1111)) == [(zero, "192.0.2.1", 1111, 3000)]
+    assert fdb.flush(Filter(dst="192.0.2.1")) == 3
+    assert fdb.default is None
+
+
+def test_flush_of_an_empty_table() -> None:
+    assert table().flush() == 0
+
+
+def test_select_begins_with_the_default_entry() -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0)
+    fdb.add(MAC_ZERO, remote(1), 0.0)
+    assert [entry.mac for entry, _ in fdb.select()] == [MAC_ZERO, A]
+
+
+# --- watching ---------------------------------------------------------------------------------
+
+CHANGES: list[tuple[str, Callable[[Fdb], object], list[Event]]] = [
+    ("add", lambda fdb: fdb.add(B, remote(1), 1.0), [Event.ADDED]),
+    ("append", lambda fdb: fdb.append(A, remote(9), 1.0), [Event.CHANGED]),
+    ("append a kind", lambda fdb: fdb.append(A, remote(1), 1.0, STATIC), [Event.CHANGED]),
+    ("append the same", lambda fdb: fdb.append(A, remote(1), 1.0), []),
+    ("replace", lambda fdb: fdb.replace(A, remote(9), 1.0), [Event.CHANGED]),
+    ("replace by the same", lambda fdb: fdb.replace(A, remote(1), 1.0), []),
+    ("replace what is not there", lambda fdb: fdb.replace(B, remote(1), 1.0), [Event.ADDED]),
+    ("del one", lambda fdb: fdb.remove(A, remote(2)), [Event.CHANGED]),
+    ("del", lambda fdb: fdb.remove(A), [Event.DELETED]),
+    ("flush one", lambda fdb: fdb.flush(Filter(dst="192.0.2.2")), [Event.CHANGED]),
+    ("flush", lambda fdb: fdb.flush(), [Event.DELETED]),
+    ("learn", lambda fdb: fdb.learn(B, remote(1), 1.0), [Event.ADDED]),
+    ("hear", lambda fdb: fdb.learn(A, remote(1), 1.0), []),
+    ("hear from elsewhere", lambda fdb: fdb.learn(A, remote(9), 1.0), []),
+]
+
+
+@pytest.mark.parametrize(("what", "change", "events"), CHANGES, ids=[row[0] for row in CHANGES])
+def test_one_event_for_each_change(
+    what: str, change: Callable[[Fdb], object], events: list[Event]
+) -> None:
+    fdb = table()
+    fdb.append(A, remote(1), 0.0)
+    if what not in ("append the same", "replace by the same"):
+        fdb.append(A, remote(2), 0.0)
+    ear = Ear(fdb)
+    change(fdb)
+    assert ear.events() == events
+
+
+def test_events_of_learning() -> None:
+    fdb = table(ageing=10.0)
+    ear = Ear(fdb)
+    fdb.learn(A, remote(1), 0.0)
+    fdb.learn(A, remote(1), 1.0)
+    fdb.learn(A, remote(2), 2.0)
+    fdb.sweep(12.0)
+    assert ear.heard == [
+        (Event.ADDED, A, ("192.0.2.1",)),
+        (Event.MOVED, A, ("192.0.2.2",)),
+        (Event.EXPIRED, A, ("192.0.2.2",)),
+    ]
+
+
+def test_the_deaf_hear_nothing() -> None:
+    fdb = table()
+    first, second = Ear(fdb), Ear(fdb)
+    first.deaf()
+    fdb.add(A, remote(1), 0.0)
+    assert first.events() == []
+    assert second.events() == [Event.ADDED]
+
+
+def test_a_failure_is_no_change() -> None:
+    fdb = table()
+    fdb.add(A, remote(1), 0.0)
+    ear = Ear(fdb)
+    changes: list[Callable[[], None]] = [
+        lambda: fdb.add(A, remote(2), 1.0),
+        lambda: fdb.remove(B),
+        lambda: fdb.remove(A, remote(2)),
+        lambda: fdb.replace(GROUP, remote(2), 1.0),
+        lambda: fdb.replace(A, remote(2), 1.0, EXTERN),
+        lambda: fdb.add(MAC_ZERO, remote(2), 1.0, LEARNED),
+    ]
+    for change in changes:
+        with pytest.raises(FdbError):
+            change()
+    assert ear.events() == []
+    assert fdb.sources.keys() == {"192.0.2.1"}
+
+
+# --- remotes ----------------------------------------------------------------------------------
+
+
+def test_remotes_are_interned() -> None:
+    fdb = table()
+    first, twin = remote(1), remote(1, vni=VNI)
+    fdb.add(MAC_ZERO, first, 0.0)
+    fdb.add(A, twin, 0.0)
+    fdb.learn(B, remote(1), 0.0)
+    destinations = [entry.destinations for entry, _ in fdb.select()]
+    assert all(each is first.alone for each in destinations)
+    assert (fdb.uses(first), fdb.uses(twin)) == (3, 0)
+
+
+def test_who_is_unused_is_told_once_complete() -> None:
+    fdb = table()
+    unused: list[str] = []
+    fdb.unused = lambda each: unused.append(each.host)
+    fdb.add(A, remote(1), 0.0)
+    fdb.learn(B, remote(1), 0.0)
+    fdb.learn(B, remote(2), 1.0)
+    fdb.replace(A, remote(3), 2.0)
+    assert unused == ["192.0.2.1"]
+    fdb.flush()
+    assert sorted(unused) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert fdb._remotes == {}
+
+
+def test_expiry_ends_the_use_of_a_remote() -> None:
+    fdb = table(ageing=10.0)
+    unused: list[Remote] = []
+    fdb.unused = unused.append
+    one = remote(1)
+    fdb.learn(A, one, 0.0)
+    fdb.learn(B, one, 1.0)
+    fdb.sweep(10.0)
+    assert unused == []
+    fdb.sweep(11.0)
+    assert unused == [one]
+
+
+def test_sources_are_the_hosts_that_somebody_has_named() -> None:
+    fdb = table()
+    gone: list[str] = []
+    fdb.unlisted = gone.append
+    fdb.set_default([remote(1), remote(2)], 0.0)
+    fdb.add(A, remote(2), 0.0)
+    fdb.add(B, remote(3), 0.0, EXTERN_DYNAMIC)
+    fdb.learn(GROUP, remote(4), 0.0)
+    assert fdb.sources.keys() == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+    fdb.set_default([], 0.0)
+    assert gone == ["192.0.2.1"]
+    fdb.replace(A, remote(2), 0.0, LEARNED)
+    fdb.remove(B)
+    assert gone == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert fdb.sources == {}
+
+
+def test_what_is_learned_goes_where_everybody_listens() -> None:
+    fdb = table()
+    fdb.add(A, remote(1, 4790, 11), 0.0)
+    source = fdb.sources["192.0.2.1"]
+    assert (source.host, source.port, source.vni) == ("192.0.2.1", PORT, None)
+    fdb.learn(B, source, 0.0)
+    assert fdb.uses(source) == 1
+    fdb.append(GROUP, remote(1), 0.0)
+    assert fdb.sources["192.0.2.1"] is source
+
+
+def test_unless_the_default_entry_knows_better() -> None:
+    fdb = table()
+    odd = remote(1, 4790)
+    fdb.set_default([odd], 0.0)
+    assert fdb.sources["192.0.2.1"] is odd
+    fdb.append(MAC_ZERO, remote(1), 0.0)
+    assert fdb.sources["192.0.2.1"].port == PORT
+    fdb.remove(MAC_ZERO, remote(1))
+    assert fdb.sources["192.0.2.1"] is odd
+
+
+# --- destinations as people write them --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dst": "192.0.2.1"}, ("192.0.2.1", 4789, None, None)),
+        ({"dst": "239.1.1.1", "via": "eth0"}, ("239.1.1.1", 4789, None, "eth0")),
+        ({"dst": "2001:DB8:0::1", "port": 65535}, ("2001:db8::1", 65535, None, None)),
+        ({"dst": "::1", "port": 1, "vni": 0}, ("::1", 1, 0, None)),
+        ({"dst": "fe80::1%eth0", "vni": 16777215}, ("fe80::1%eth0", 4789, 16777215, None)),
+        ({"dst": "fe80::1", "via": "eth0"}, ("fe80::1%eth0", 4789, None, "eth0")),
+        ({"dst": "fe80::1%eth0", "via": "eth0"}, ("fe80::1%eth0", 4789, None, "eth0")),
+    ],
+)
+def test_parse_remote(fields: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    parsed = parse_remote(**fields)
+    assert (parsed.host, parsed.port, parsed.vni, parsed.via) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"dst": "nonsense"}, "dst 'nonsense'"),
+        ({"dst": ""}, "dst ''"),
+        ({"dst": "192.0.2.256"}, "dst '192.0.2.256'"),
+        ({"dst": "192.0.2.1/24"}, "dst '192.0.2.1/24'"),
+        ({"dst": "0.0.0.0"}, "dst 0.0.0.0"),
+        ({"dst": "::"}, "dst ::"),
+        ({"dst": "255.255.255.255"}, "dst 255.255.255.255"),
+        ({"dst": "::ffff:192.0.2.1"}, "dst ::ffff:192.0.2.1: write it as the IPv4 address 192.0.2"),
+        ({"dst": "fe80::1"}, "dst fe80::1: is link-local"),
+        ({"dst": "fe80::1%eth0", "via": "eth1"}, "via eth1"),
+        ({"dst": "192.0.2.1", "port": 0}, "port 0"),
+        ({"dst": "192.0.2.1", "port": 65536}, "port 65536"),
+        ({"dst": "192.0.2.1", "vni": -1}, "vni -1"),
+        ({"dst": "192.0.2.1", "vni": 1 << 24}, "vni 16777216"),
+        ({"dst": "192.0.2.1", "via": ""}, "via ''"),
+        ({"dst": "192.0.2.1", "via": "x" * 16}, "via 'xxxxxxxxxxxxxxxx'"),
+    ],
+)
+def test_parse_remote_names_the_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(FdbError) as caught:
+        parse_remote(**fields)
+    assert str(caught.value).startswith(field)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+# --- the model --------------------------------------------------------------------------------
+
+MACS = [A, B, GROUP, mac("02:00:00:00:00:0c")]
+REMOTES = [remote(1), remote(2), remote(2, 4790), remote(3, vni=11)]
+KINDS = [PERMANENT, STATIC, LEARNED, EXTERN, EXTERN_DYNAMIC, STICKY]
+ANY_MAC = st.sampled_from([*MACS, MAC_ZERO])
+ANY_REMOTE = st.sampled_from(range(len(REMOTES)))
+ANY_KIND = st.sampled_from(KINDS)
+ANY_FILTER = st.builds(
+    Filter,
+    dst=st.sampled_from([None, None, "192.0.2.1", "192.0.2.2"]),
+    port=st.sampled_from([None, None, PORT, 4790]),
+    vni=st.sampled_from([None, None, VNI, 11]),
+    permanent=st.sampled_from([None, None, True, False]),
+    static=st.sampled_from([None, None, True, False]),
+    dynamic=st.sampled_from([None, None, True, False]),
+    extern_learn=st.sampled_from([None, None, True, False]),
+)
+Place = tuple[str, int, int]
+
+
+class Model(RuleBasedStateMachine):
+    """An Fdb beside a dict of lists, whose every change is compared with what was told of it."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.fdb = Fdb(VNI, PORT, ageing=4.0, max_addresses=0)
+        self.now = 0.0
+        self.model: dict[bytes, tuple[list[Place], Kind]] = {}
+        self.mirror: dict[bytes, tuple[list[Place], Kind]] = {}
+        self.unused: list[Remote] = []
+        self.fdb.watch(self.hear)
+        self.fdb.unused = self.unused.append
+        self.told = 0
+
+    @staticmethod
+    def places(entry: Entry) -> list[Place]:
+        return [
+            (each.host, each.port, VNI if each.vni is None else each.vni)
+            for each in entry.destinations
+        ]
+
+    def hear(self, event: Event, entry: Entry) -> None:
+        self.told += 1
+        known = entry.mac in self.mirror
+        assert known is (event is not Event.ADDED)
+        if event in (Event.DELETED, Event.EXPIRED):
+            assert self.mirror.pop(entry.mac) == (self.places(entry), entry.kind)
+        else:
+            assert self.mirror.get(entry.mac) != (self.places(entry), entry.kind)
+            self.mirror[entry.mac] = (self.places(entry), entry.kind)
+
+    def attempt(self, verb: Callable[[], object], *, works: bool) -> None:
+        if works:
+            verb()
+        else:
+            with pytest.raises(FdbError):
+                verb()
+
+    @staticmethod
+    def place(number: int) -> Place:
+        each = REMOTES[number]
+        return each.host, each.port, VNI if each.vni is None else each.vni
+
+    def fresh(self, number: int) -> Remote:
+        each = REMOTES[number]
+        return Remote(each.host, each.port, each.vni)
+
+    @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
+    def add(self, address: bytes, number: int, kind: Kind) -> None:
+        works = address not in self.model and not (address == MAC_ZERO and kind.ages)
+        self.attempt(lambda: self.fdb.add(address, self.fresh(number), self.now, kind), works=works)
+        if works:
+            self.model[address] = ([self.place(number)], kind)
+
+    @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
+    def append(self, address: bytes, number: int, kind: Kind) -> None:
+        places, old = self.model.get(address, ([], kind))
+        by_hand = not old.ages and not old.extern_learn and address in self.model
+        kept = old if kind.extern_learn and by_hand else kind
+        works = not (address == MAC_ZERO and kept.ages)
+        self.attempt(
+            lambda: self.fdb.append(address, self.fresh(number), self.now, kind), works=works
+        )
+        if works:
+            new = [] if self.place(number) in places else [self.place(number)]
+            self.model[address] = (places + new, kept)
+
+    @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
+    def replace(self, address: bytes, number: int, kind: Kind) -> None:
+        works = address not in (MAC_ZERO, GROUP)
+        if address in self.model and kind.extern_learn:
+            old = self.model[address][1]
+            works = works and (old.ages or old.extern_learn)
+        self.attempt(
+            lambda: self.fdb.replace(address, self.fresh(number), self.now, kind), works=works
+        )
+        if works:
+            self.model[address] = ([self.place(number)], kind)
+
+    @rule(address=ANY_MAC, number=st.one_of(st.none(), ANY_REMOTE))
+    def remove(self, address: bytes, number: int | None) -> None:
+        places, kind = self.model.get(address, ([], PERMANENT))
+        which = None if number is None else self.fresh(number)
+        works = bool(places) if number is None else self.place(number) in places
+        self.attempt(lambda: self.fdb.remove(address, which), works=works)
+        if works:
+            rest = [] if number is None else [each for each in places if each != self.place(number)]
+            self.model[address] = (rest, kind)
+            if not rest:
+                del self.model[address]
+
+    @rule(wanted=ANY_FILTER)
+    def flush(self, wanted: Filter) -> None:
+        count = 0
+        for address, (places, kind) in list(self.model.items()):
+            if not wanted.applies_to(kind):
+                continue
+            rest = [
+                place
+                for place in places
+                if wanted.dst not in (None, place[0])
+                or wanted.port not in (None, place[1])
+                or wanted.vni not in (None, place[2])
+            ]
+            count += len(places) - len(rest)
+            self.model[address] = (rest, kind)
+            if not rest:
+                del self.model[address]
+        assert self.fdb.flush(wanted) == count
+
+    @rule(address=st.sampled_from(MACS), number=ANY_REMOTE)
+    def learn(self, address: bytes, number: int) -> None:
+        if address not in self.model:
+            expected = Learned.ADDED
+            self.model[address] = ([self.place(number)], LEARNED)
+        else:
+            places, kind = self.model[address]
+            if self.place(number)[0] in [place[0] for place in places]:
+                expected = Learned.REFRESHED
+            elif kind.state is not State.DYNAMIC:
+                expected = Learned.CONTRADICTED
+            elif kind.sticky:
+                expected = Learned.KEPT
+            else:
+                expected = Learned.MOVED
+                self.model[address] = ([self.place(number)], kind)
+        assert self.fdb.learn(address, self.fresh(number), self.now) is expected
+
+    @rule(later=st.sampled_from([1.0, 2.0, 5.0]))
+    def age(self, later: float) -> None:
+        self.now += later
+        for entry in self.fdb:
+            if entry.kind.ages and entry.updated + 4.0 <= self.now:
+                del self.model[entry.mac]
+        while self.fdb.sweep(self.now, budget=1):
+            pass
+
+    @rule(numbers=st.lists(ANY_REMOTE, max_size=3))
+    def set_default(self, numbers: list[int]) -> None:
+        self.fdb.set_default([self.fresh(number) for number in numbers], self.now)
+        places = list(dict.fromkeys(self.place(number) for number in numbers))
+        kind = self.model.pop(MAC_ZERO, (places, PERMANENT))[1]
+        if places:
+            self.model[MAC_ZERO] = (places, kind)
+
+    @invariant()
+    def same(self) -> None:
+        have = {entry.mac: (self.places(entry), entry.kind) for entry, _ in self.fdb.select()}
+        assert have == self.model
+        assert have == self.mirror
+        assert len(self.fdb) == len(self.model.keys() - {MAC_ZERO})
+
+    @invariant()
+    def remotes_are_counted(self) -> None:
+        used: dict[Remote, int] = {}
+        hosts = set()
+        for entry, _ in self.fdb.select():
+            for each in entry.destinations:
+                used[each] = used.get(each, 0) + 1
+                if not entry.kind.ages:
+                    hosts.add(each.host)
+            assert len(entry.destinations) != 1 or entry.destinations[0].alone is entry.destinations
+        assert used == self.fdb._uses
+        assert len({self.fdb._key(each) for each in used}) == len(used)
+        assert set(self.fdb._remotes.values()) == used.keys()
+        assert self.fdb.sources.keys() == hosts
+        assert all(each.host == host for host, each in self.fdb.sources.items())
+        assert len(self.unused) == len(set(self.unused))
+        assert not used.keys() & set(self.unused)
+
+    @invariant()
+    def ageing_is_counted(self) -> None:
+        ages = [entry for entry in self.fdb if entry.kind.ages]
+        assert self.fdb._ageing_count == len(ages)
+        waiting = [entry for slot in self.fdb._wheel.values() for entry in slot]
+        assert all(waiting.count(entry) == 1 for entry in ages)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=120, stateful_step_count=40)
