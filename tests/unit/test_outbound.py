@@ -19,6 +19,7 @@ from vtep.datapath import Outbound
 from vtep.fdb import Fdb, Remote
 from vtep.offload.partial import SegmentSizes
 from vtep.offload.split import Splitter
+from vtep.paths import Room
 from vtep.switch import Segment
 from vtep.underlay import batch_max
 from vtep.wire import virtio, vxlan
@@ -54,6 +55,17 @@ class Notes:
         self._socket.close()
 
 
+class Ways:
+    """The way to the only remote."""
+
+    def __init__(self, notes: Notes) -> None:
+        self.room = Room()
+        self._notes = notes
+
+    def __getitem__(self, _remote: Remote) -> Notes:
+        return self._notes
+
+
 class Pair:
     """The end of a TAP device that a VTEP has, and in `host` that of this host."""
 
@@ -86,14 +98,14 @@ def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) ->
     async def run() -> list[list[bytes]]:
         lost: list[OSError] = []
         segment = Segment(
-            5, [REMOTE], Fdb(ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
+            5, [REMOTE], Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
         )
         notes = Notes(iter(room))
         with tap() as pair:
             outbound = Outbound(
                 cast("Any", pair),
                 segment,
-                {REMOTE: cast("Any", notes)},
+                cast("Any", Ways(notes)),
                 SegmentSizes(1450),
                 lost.append,
             )
