@@ -19,6 +19,7 @@ import click
 import uvloop
 
 from vtep import Config, Vtep, VtepError, __version__
+from vtep.cli.collector import collect_gently
 from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
 
@@ -98,7 +99,9 @@ async def _run(config: Config, voice: Voice) -> None:
         loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
         for port in vtep.ports.values():
             voice.say(f"pyvtep: {introduce(port)}")
+        collector = loop.create_task(collect_gently())
         await vtep.wait()
+        collector.cancel()
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(
