@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from types import MappingProxyType, TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
-from attrs import frozen
+from attrs import define, fields
 from pyroute2 import IPRoute
 
 from vtep import netlink
@@ -25,7 +25,7 @@ from vtep.listener import Endpoint, Listener
 from vtep.netlink import Setup, Underlay
 from vtep.paths import Pool
 from vtep.port import Port, setup_of
-from vtep.tap import queue_drops
+from vtep.tap import Tap, queue_drops
 from vtep.underlay import receive_queue_drops, superframe_max
 
 log = logging.getLogger("vtep")
@@ -45,14 +45,24 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@frozen
+@define(eq=False)
 class _Step:
     """What a port is to become, and what was found out before about whether it can."""
 
     port: Port
     config: Config
     underlay: Underlay
+    setup: Setup
     listeners: tuple[Listener, ...]
+    owner: Port | None
+    """The port that has its TAP already: itself, or one that is to end; None if it is a new one."""
+    before: Setup | None = None
+    """What the TAP was, once that is being changed."""
+    inherited: Tap | None = None
+
+
+Watcher: TypeAlias = Callable[[str, Port, Mapping[str, object]], None]
+"""Told of a port that was `added` or `deleted`, or has `changed`, then with what is new by name."""
 
 
 class Vtep:
@@ -82,6 +92,7 @@ class Vtep:
         self._changing = asyncio.Lock()
         self._ticks = 0
         self._missing: set[str] = set()
+        self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
         self._links_changed: set[int] = set()
         self._links_settled = True
@@ -121,6 +132,15 @@ class Vtep:
             for name, count in part.as_dict().items():
                 total[name] = total.get(name, 0) + count
         return total
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Have every change of a port told when it is complete; what is given back ends that."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _tell(self, event: str, port: Port, what: Mapping[str, object]) -> None:
+        for watcher in tuple(self._watchers):
+            watcher(event, port, what)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -192,6 +212,7 @@ class Vtep:
         port.close()
         if self._ports.get(port.config.vni) is port:
             del self._ports[port.config.vni]
+            self._tell("deleted", port, {})
 
     def _end(self, error: VtepError | None) -> None:
         self._count_queue_drops()
@@ -275,49 +296,56 @@ class Vtep:
     ) -> None:
         """Change what forwards, all of it or nothing: what can fail comes first, and is undone."""
         asked = [*changed, *((port, port.config) for port in added)]
+        kept = {port for port, _ in changed}
+        owners = {port.tap: port for port in removed}
         self._many = len(self._ports) + len(added) - len(removed) > 1
         async with AsyncExitStack() as undo:
             undo.callback(self._close_idle_listeners)
             undo.callback(self._expect_remotes)
             self._expect_remotes(*(config for _, config in asked))
             underlays = await _on_host(self._survey, [config for _, config in asked])
-            steps = [
-                _Step(port, config, underlay, self._listen(config))
-                for (port, config), underlay in zip(asked, underlays, strict=True)
-            ]
-            to_change, to_open = steps[: len(changed)], steps[len(changed) :]
-            taps = {step.config.tap for step in to_open}
-            for port in removed:
-                if port.tap in taps:  # One device can't be open twice.
-                    undo.push_async_callback(self._revive, port, port.listeners)
-                    port.close()
-            for step in to_open:
-                with self._naming(step.config):
-                    step.port.survey(step.underlay)
-                    step.port.open()
-                undo.callback(step.port.close)
-            await _on_host(self._bring_up, [step.port for step in to_open])
-            for step in to_change:
-                with self._naming(step.config):
-                    before, after = step.port.setup(), setup_of(step.config, step.underlay)
-                tap = step.port.tap
-                undo.push_async_callback(self._reshape_back, tap, after, before)
-                with self._naming(step.config):
-                    await _on_host(netlink.reshape, tap, before, after)
-            self._check_still(to_change)
+            steps = []
+            for (port, config), underlay in zip(asked, underlays, strict=True):
+                with self._naming(config):
+                    setup, listeners = setup_of(config, underlay), self._listen(config)
+                    owner = port if port in kept else owners.get(config.tap)
+                    steps.append(_Step(port, config, underlay, setup, listeners, owner))
+            for step in steps:
+                if step.owner is None:
+                    undo.callback(step.port.close)
+                    with self._naming(step.config):
+                        step.port.open()
+            undo.push_async_callback(_on_host, _reshape_back, steps)
+            await _on_host(self._set_up, steps)
+            self._check_still([*removed, *kept])
             undo.pop_all()
-        # From here on nothing waits, and nothing fails.
+        self._commit(removed, steps)
+        await self._adapt(step.port for step in steps)
+
+    def _commit(self, removed: list[Port], steps: list[_Step]) -> None:
+        """Let what is prepared forward: nothing here waits or fails."""
+        for step in steps:
+            if step.owner in removed:
+                step.inherited = step.owner.release()
         for port in removed:
             self._forget(port)
-        for step in to_change:
-            step.port.change(step.config, step.underlay, step.listeners)
-        for step in to_open:
-            step.port.start(step.listeners, self._lost)
-            self._ports[step.config.vni] = step.port
+        for step in steps:
+            port, before = step.port, step.port.config
+            try:
+                if step.owner is port:
+                    port.change(step.config, step.underlay, step.listeners)
+                    self._tell("changed", port, _difference(before, step.config))
+                else:
+                    if step.inherited is not None:
+                        port.adopt(step.inherited)
+                    self._ports[step.config.vni] = port
+                    port.start(step.underlay, step.listeners, self._lost)
+                    self._tell("added", port, {})
+            except OSError as error:  # Somebody removes the TAP at this very moment.
+                self._lost(port, error)
         self._expect_remotes()
         self._close_idle_listeners()
         self._say_what_is_missing(step.port for step in steps)
-        await self._adapt(step.port for step in steps)
 
     def _say_what_is_missing(self, ports: Iterable[Port]) -> None:
         for port in ports:
@@ -325,32 +353,13 @@ class Vtep:
                 self._missing.add(name)
                 log.warning("offload %s is not there: this kernel does not have it", name)
 
-    def _check_still(self, steps: Iterable[_Step]) -> None:
-        """Raise VtepError where it has ended meanwhile, or what was to be changed has."""
+    def _check_still(self, ports: Iterable[Port]) -> None:
+        """Raise VtepError where it has ended meanwhile, or a port that is not to be lost."""
         if self._ended is None or self._ended.done():
             raise VtepError("it was stopped before it had started")
-        for step in steps:
-            if self._ports.get(step.config.vni) is not step.port:
-                raise VtepError(f"vni {step.config.vni}: its TAP was removed meanwhile")
-
-    async def _revive(self, port: Port, listeners: Iterable[Listener]) -> None:
-        """Open a port again that had made way for one that could not be opened."""
-        if not self._running:
-            return
-        try:
-            port.open()
-            await _on_host(self._bring_up, [port])
-        except VtepError as error:
-            log.error("vni %d has ended: %s", port.config.vni, error)  # noqa: TRY400
-            self._forget(port)
-        else:
-            port.start(listeners, self._lost)
-
-    async def _reshape_back(self, tap: str, after: Setup, before: Setup) -> None:
-        try:
-            await _on_host(netlink.reshape, tap, after, before)
-        except VtepError as error:
-            log.error("%s is not again what it was: %s", tap, error)  # noqa: TRY400
+        for port in ports:
+            if self._ports.get(port.config.vni) is not port:
+                raise VtepError(f"vni {port.config.vni}: its TAP was removed meanwhile")
 
     # --- what ports share -------------------------------------------------------------------
 
@@ -403,23 +412,31 @@ class Vtep:
                 underlays.append(survey.underlay(config.remote, config.local, config.dev))
         return underlays
 
-    def _bring_up(self, connection: IPRoute, ports: Iterable[Port]) -> None:
-        for port in ports:
-            with self._naming(port.config):
-                netlink.bring_up(connection, port.tap, port.setup())
+    def _set_up(self, connection: IPRoute, steps: Iterable[_Step]) -> None:
+        for step in steps:
+            with self._naming(step.config):
+                if step.owner is None:
+                    netlink.bring_up(connection, step.port.tap, step.setup)
+                else:
+                    step.before = step.owner.setup()
+                    netlink.reshape(connection, step.owner.tap, step.before, step.setup)
 
     async def _adapt(self, ports: Iterable[Port]) -> None:
         """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
         taps = [(port, port.tap, port.tap_index, port.config.bridge) for port in ports]
 
-        def adapt(connection: IPRoute) -> None:
+        def adapt(connection: IPRoute) -> list[tuple[Port, int]]:
+            mtus = []
             for port, tap, index, bridge in taps:
                 with suppress(VtepError):
                     mtu = netlink.adapt(connection, tap, index, bridge, superframe_max)
-                    port.adapted(mtu)
+                    mtus.append((port, mtu))
+            return mtus
 
         with suppress(OSError):
-            await _on_host(adapt)
+            for port, mtu in await _on_host(adapt):
+                if port.adapted(mtu):
+                    self._tell("changed", port, {"mtu": mtu})
 
     # --- time -------------------------------------------------------------------------------
 
@@ -489,6 +506,26 @@ class Vtep:
             drops = queue_drops()
             for port in self._ports.values():
                 port.count_queue_drops(drops)
+
+
+def _difference(before: Config, after: Config) -> dict[str, object]:
+    """The options that are not what they were, with their new values."""
+    names = (field.name for field in fields(Config))
+    return {
+        name: getattr(after, name)
+        for name in names
+        if getattr(after, name) != getattr(before, name)
+    }
+
+
+def _reshape_back(connection: IPRoute, steps: Iterable[_Step]) -> None:
+    """Let TAPs that are not new be what they were before `Vtep._set_up`, as far as it came."""
+    for step in steps:
+        if step.owner is not None and step.before is not None:
+            try:
+                netlink.reshape(connection, step.owner.tap, step.setup, step.before)
+            except VtepError as error:
+                log.error("%s is not again what it was: %s", step.owner.tap, error)  # noqa: TRY400
 
 
 async def _on_host(

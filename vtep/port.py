@@ -33,7 +33,7 @@ class Port:
     def __init__(self, config: Config, pool: Pool) -> None:
         self.config = config
         self.mtu = 0
-        """MTU that the TAP was given, known once it is open."""
+        """MTU of the TAP now, known once it is open."""
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once it is open."""
         self.offload: frozenset[str] = frozenset()
@@ -53,6 +53,7 @@ class Port:
         )
         self.drop_log = DropLog(self.segment.counters)
         self.tap_index = 0
+        self._mtu_given = 0
         self._pool = pool
         self._device: Tap | None = None
         self.listeners: tuple[Listener, ...] = ()
@@ -83,27 +84,36 @@ class Port:
     # --- life -------------------------------------------------------------------------------
 
     def setup(self) -> Setup:
-        """What the TAP is to be."""
-        return _setup(self.config, self.mtu)
+        """What the TAP was made to be."""
+        return _setup(self.config, self._mtu_given)
 
-    def survey(self, underlay: Underlay) -> None:
-        """Take note of the underlay; raises VtepError where the MTU does not fit it."""
+    def _survey(self, underlay: Underlay) -> None:
         self.underlay_devices = underlay.devices
-        self.mtu = _tap_mtu(self.config, underlay)
+        self.mtu = self._mtu_given = _tap_mtu(self.config, underlay)
 
     def open(self) -> None:
-        """Open the TAP device, which `setup` then has to be applied to; raises VtepError."""
+        """Open the TAP device; raises VtepError."""
         config = self.config
-        tap = Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload)
-        if config.persist:
-            tap.persist(True)
+        self.adopt(Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload))
+
+    def adopt(self, tap: Tap) -> None:
+        """Use a TAP device that is open already."""
+        config = self.config
+        tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        tap.persist(on=config.persist)
         self.tap_index = device_index(config.tap) or 0
         self._drops_before = queue_drops().get(config.tap, 0)
         self._device = tap
 
-    def start(self, listeners: Iterable[Listener], lost: Callable[["Port", OSError], None]) -> None:
+    def start(
+        self,
+        underlay: Underlay,
+        listeners: Iterable[Listener],
+        lost: Callable[["Port", OSError], None],
+    ) -> None:
         """Forward from now on; `lost` is called when the TAP is taken from us."""
         tap = self._tap()
+        self._survey(underlay)
         self.segment.own_mac = tap.mac
         self.listeners = tuple(listeners)
         self._judge_offload()
@@ -117,10 +127,16 @@ class Port:
             listener.attach(self.segment, tap, self._sizes)
 
     def close(self) -> None:
-        """Forward no more, and give the TAP back; `open` may follow."""
+        """Forward no more, and give the TAP back."""
+        tap = self.release()
+        if tap is not None:
+            tap.close()
+
+    def release(self) -> Tap | None:
+        """Forward no more, and let go of the TAP, which stays open."""
         tap = self._device
         if tap is None:
-            return
+            return None
         with suppress(OSError):
             self.count_queue_drops(queue_drops())
         self._device = None
@@ -130,17 +146,16 @@ class Port:
             self._outbound.stop()
             self._paths.close()
         self.listeners = ()
-        tap.close()
+        return tap
 
     def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
         """Be what another configuration of the same TAP asks for, from now on."""
         tap, segment, before = self._tap(), self.segment, self.config
         self.config = config
-        self.survey(underlay)
-        if config.persist != before.persist:
-            tap.persist(config.persist)
-        if config.offload != before.offload:
-            tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        self._survey(underlay)
+        tap.persist(on=config.persist)
+        tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        self._sizes.mtu = self.mtu
         segment.learning = config.learning
         now = time.monotonic()
         if config.ageing != before.ageing:
@@ -209,10 +224,12 @@ class Port:
             if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
                 self._lost(error)
 
-    def adapted(self, mtu: int) -> None:
-        """Take note of the MTU that the TAP has now."""
-        if self.listeners:
-            self._sizes.mtu = mtu
+    def adapted(self, mtu: int) -> bool:
+        """Take note of the MTU that the TAP has now; whether it is another one."""
+        if not self.listeners or mtu == self.mtu:
+            return False
+        self.mtu = self._sizes.mtu = mtu
+        return True
 
     def count_queue_drops(self, drops: Mapping[str, int]) -> None:
         """Take over what the kernel counted in front of our descriptor."""

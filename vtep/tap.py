@@ -56,6 +56,7 @@ class Tap:
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
         fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
+        self._persists = False
         self.ask(tso=tso, uso=uso)
 
     def ask(self, *, tso: bool, uso: bool) -> None:
@@ -88,9 +89,11 @@ class Tap:
         """The kernel's struct ifreq for a request that needs nothing in it."""
         return fcntl.ioctl(self.fd, request, bytes(_IFREQ_LEN))
 
-    def persist(self, on: bool) -> None:
-        """Have the device outlive us, or not."""
-        fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
+    def persist(self, *, on: bool) -> None:
+        """Have the device outlive us; or not, if it would because of us."""
+        if on != self._persists:
+            fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
+            self._persists = on
 
     def close(self) -> None:
         """Give the device back; one that we made is gone then."""

@@ -223,6 +223,8 @@ def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str]
     for level, kind, data in ancillary:
         if level == _SOL_UDP and kind == _UDP_GRO:
             (stride,) = _GRO_SIZE.unpack(data)
+    if len(source) > 2 and source[3]:  # A link-local address.
+        return octets, stride, f"{source[0]}%{socket.if_indextoname(source[3])}"
     return octets, stride, source[0]
 
 
