@@ -27,8 +27,14 @@ class Drop(StrEnum):
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
     FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
     VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
+    RESERVED_BITS = (
+        "reserved_bits",
+        "VXLAN header with bits that --reserved-bits wants to be zero",
+    )
     SOURCE_UNKNOWN = ("source_unknown", "datagram from an address that is no --remote")
     INNER_RUNT = ("inner_runt", "inner frame shorter than an Ethernet header")
+    GROUP_DENIED = ("group_denied", "frame of a policy group that --gbp does not let in")
+    INNER_TAGGED = ("inner_tagged", "inner frame with a VLAN tag, which --inner-vlan drop refuses")
     INNER_SOURCE_INVALID = (
         "inner_source_invalid",
         "inner frame whose source MAC is multicast or zero",
@@ -53,6 +59,10 @@ class Drop(StrEnum):
     TX_MALFORMED = (
         "tx_malformed",
         "frame from the TAP device whose virtio header contradicts it",
+    )
+    TX_TAGGED = (
+        "tx_tagged",
+        "frame from the TAP device with a VLAN tag, which --inner-vlan drop refuses",
     )
     NO_REMOTE = ("no_remote", "frame from the TAP device for which there is no destination")
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")

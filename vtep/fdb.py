@@ -389,6 +389,16 @@ class Fdb:
         self._settle()
         return Learned.MOVED
 
+    def check(self, mac: bytes, remote: Remote) -> Learned:
+        """Whether frames from `mac` can come from `remote`, as far as `learn` cares to know.
+
+        Either REFRESHED or CONTRADICTED; nothing is learned.
+        """
+        entry = self._entries.get(mac)
+        if entry is None or entry.kind.state is State.DYNAMIC or _is_behind(entry, remote.host):
+            return Learned.REFRESHED
+        return Learned.CONTRADICTED
+
     @property
     def ageing(self) -> float:
         """Seconds after which a MAC that was not heard of is forgotten; 0 is never."""

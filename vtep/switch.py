@@ -6,8 +6,11 @@ counted by reason.
 """
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from struct import Struct
+
+from attrs import frozen
 
 from vtep.counters import Counters, Drop
 from vtep.fdb import Fdb, Filter, Learned, Remote
@@ -29,6 +32,38 @@ ANYBODY: Networks = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 """For `Segment`: accept datagrams from every address, as RFC 7348 does."""
 
 
+class InnerVlan(StrEnum):
+    """What becomes of frames with VLAN tags, in both directions (RFC 7348, section 6.1)."""
+
+    PASS = "pass"  # noqa: S105  no password
+    """They are carried as they are, as in the kernel driver."""
+    STRIP = "strip"
+    """They lose their tags; whoever moves the frame has to do it, with `ethernet.untag`."""
+    DROP = "drop"
+
+
+@frozen
+class GroupPolicy:
+    """What is made of the group policy extension, where it is understood at all."""
+
+    group: int = 0
+    """The group of what we send; 0 is none."""
+    accepted: frozenset[int] | None = None
+    """Groups whose frames are let in, 0 for those that tell none; None is every group. What a VTEP
+    before us has applied its policy to is let in too."""
+
+
+@frozen
+class Policy:
+    """The finer points of what a segment takes and sends. What is left out costs nothing."""
+
+    reserved_bits: int = 0
+    """Bits of the VXLAN header, as one number of 64, that must be zero."""
+    groups: GroupPolicy | None = None
+    """None is not to know of the extension: its bits are reserved ones."""
+    inner_vlan: InnerVlan = InnerVlan.PASS
+
+
 class Segment:
     """One VNI: its remotes, what it has learned of them, and its counters.
 
@@ -46,12 +81,19 @@ class Segment:
         own_mac: bytes,
         learning: bool,
         accept: Networks = (),
+        policy: Policy = Policy(),
     ) -> None:
         self.vni = vni
         self.fdb = fdb
         self.learning = learning
         self.own_mac = own_mac
         self.counters = Counters()
+        self.policy = policy
+        self.particular = policy.reserved_bits != 0 or policy.groups is not None
+        """Whether more is to be judged of a datagram than `admit` does."""
+        self.particular |= policy.inner_vlan is InnerVlan.DROP
+        self.attentive = policy.inner_vlan is not InnerVlan.PASS
+        """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
         self._accept = accept
         self._configured: tuple[Remote, ...] = ()
         self._strangers: dict[str, Remote] = {}
@@ -65,6 +107,12 @@ class Segment:
         """Where frames without a known destination go."""
         default = self.fdb.default
         return default.destinations if default is not None else ()
+
+    @property
+    def header(self) -> bytes:
+        """What goes in front of each frame, where its destination has no VNI of its own."""
+        groups = self.policy.groups
+        return vxlan.pack(self.vni, groups.group if groups is not None else 0)
 
     def set_remotes(self, remotes: Iterable[Remote], now: float) -> None:
         """Have these be the configured remotes, in place of the former ones.
@@ -86,6 +134,19 @@ class Segment:
             if host not in self._sources:
                 self._forget_host(host)
 
+    def inspect(self, frame: memoryview, now: float, count: int = 1) -> memoryview:
+        """What is to be sent of a frame of at least 14 octets from the TAP; it may be nothing.
+
+        A superframe stands for `count` frames.
+        """
+        inner_vlan = self.policy.inner_vlan
+        if inner_vlan is not InnerVlan.PASS and ethernet.is_tagged(frame):
+            if inner_vlan is InnerVlan.DROP:
+                self.counters.drop(Drop.TX_TAGGED, count=count)
+                return frame[:0]
+            frame = ethernet.untag(frame)
+        return frame
+
     def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
         """Where a frame of at least 14 octets from the TAP goes: to each of these.
 
@@ -101,7 +162,9 @@ class Segment:
         entry.tx_frames += count
         return entry.destinations
 
-    def admit(self, mac: bytes, source: str, now: float, count: int = 1) -> bool:
+    def admit(
+        self, mac: bytes, source: str, now: float, count: int = 1, *, learn: bool = True
+    ) -> bool:
         """Judge and learn from a datagram of this VNI that came from the address `source`.
 
         It holds at least an Ethernet header, with the source `mac`. True if the frame is to be
@@ -120,16 +183,52 @@ class Segment:
             self.counters.drop(Drop.INNER_SOURCE_OWN, source, count)
             return False
         if self.learning:
-            learned = self.fdb.learn(mac, remote, now, count)
+            learned = (
+                self.fdb.learn(mac, remote, now, count) if learn else self.fdb.check(mac, remote)
+            )
             if learned is not Learned.REFRESHED:
                 return self._learned(learned, source, count)
         return True
 
-    def refuse_runt(self, source: str, count: int) -> None:
-        """Count datagrams without so much as an inner Ethernet header."""
-        known = self._sources.get(source) or self._stranger(source)
-        reason = Drop.SOURCE_UNKNOWN if known is None else Drop.INNER_RUNT
+    def admit_particular(
+        self, datagram: Buffer, mac: bytes, source: str, now: float, count: int = 1
+    ) -> bool:
+        """The same for a segment whose policy looks at more of a datagram than all others do."""
+        policy, counters = self.policy, self.counters
+        header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
+        if header & policy.reserved_bits:
+            counters.drop(Drop.RESERVED_BITS, source, count)
+            return False
+        if not self.listens_to(source):
+            counters.drop(Drop.SOURCE_UNKNOWN, source, count)
+            return False
+        learn = True
+        if policy.groups is not None:
+            flags = header >> 32
+            if not _lets_in(policy.groups, flags):
+                counters.drop(Drop.GROUP_DENIED, source, count)
+                return False
+            learn = not (flags & vxlan.FLAG_G and flags & vxlan.FLAG_D)
+        if policy.inner_vlan is InnerVlan.DROP and ethernet.is_tagged(
+            datagram[vxlan.HEADER_LEN : _INNER_MIN]
+        ):
+            counters.drop(Drop.INNER_TAGGED, source, count)
+            return False
+        return self.admit(mac, source, now, count, learn=learn)
+
+    def refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
+        """Count datagrams with a VXLAN header and less than an Ethernet header behind it."""
+        if int.from_bytes(datagram[: vxlan.HEADER_LEN], "big") & self.policy.reserved_bits:
+            reason = Drop.RESERVED_BITS
+        elif not self.listens_to(source):
+            reason = Drop.SOURCE_UNKNOWN
+        else:
+            reason = Drop.INNER_RUNT
         self.counters.drop(reason, source, count)
+
+    def listens_to(self, host: str) -> bool:
+        """Whether datagrams from this address are a part of the segment."""
+        return host in self._sources or self._accepts(host)
 
     def _learned(self, learned: Learned, source: str, count: int) -> bool:
         """Count what is not an everyday sign of life; False if the frame is not to be believed."""
@@ -182,6 +281,13 @@ class Segment:
             self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
 
 
+def _lets_in(policy: GroupPolicy, flags: int) -> bool:
+    """Whether the policy has a frame let in that came with these flags and group id."""
+    if policy.accepted is None or (flags & vxlan.FLAG_G and flags & vxlan.FLAG_A):
+        return True
+    return (flags & vxlan.GROUP_MAX if flags & vxlan.FLAG_G else 0) in policy.accepted
+
+
 class Switch:
     """The segments of one VTEP by VNI; a frame never crosses from one to another.
 
@@ -209,7 +315,11 @@ class Switch:
         if segment is None:
             self.counters.drop(Drop.VNI_UNKNOWN, source, count)
             return None
-        return segment if segment.admit(mac, source, now, count) else None
+        if segment.particular:
+            admitted = segment.admit_particular(datagram, mac, source, now, count)
+        else:
+            admitted = segment.admit(mac, source, now, count)
+        return segment if admitted else None
 
     def _refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count what has no room for an inner Ethernet header by what is wrong with it first."""
@@ -223,4 +333,4 @@ class Switch:
         elif segment is None:
             self.counters.drop(Drop.VNI_UNKNOWN, source, count)
         else:
-            segment.refuse_runt(source, count)
+            segment.refuse_runt(datagram, source, count)

@@ -54,3 +54,21 @@ def network_layer(frame: Buffer) -> tuple[int, int]:
         ethertype = frame[at + 2] << 8 | frame[at + 3]
         at += TAG_LEN
     return ethertype, at
+
+
+def is_tagged(frame: Buffer) -> bool:
+    """Whether a frame of at least `HEADER_LEN` octets has a VLAN tag."""
+    return (frame[12] << 8 | frame[13]) in _TAGS
+
+
+def untag(frame: memoryview) -> memoryview:
+    """Take all VLAN tags off a frame of at least `HEADER_LEN` octets; gives what is left of it.
+
+    The addresses are moved to where the tags were, so the rest ends where the frame ended, and is
+    the shorter. A frame that ends inside its tags is left as it is.
+    """
+    ethertype, at = network_layer(frame)
+    tags = at - HEADER_LEN
+    if tags and ethertype:
+        frame[tags : tags + 2 * MAC_LEN] = bytes(frame[: 2 * MAC_LEN])
+    return frame[tags:] if ethertype else frame

@@ -1,0 +1,478 @@
+"""Segment: who is listened to, and what is made of reserved bits, policy groups and VLAN tags."""
+
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.vxlan import VXLAN
+
+from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
+from vtep.counters import Drop
+from vtep.fdb import Fdb, Filter, Kind, Remote, State
+from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment, Switch
+from vtep.wire import vxlan
+from vtep.wire.ethernet import MAC_ZERO
+
+VNI = 0x123456
+OWN = mac("02:00:00:00:00:ee")
+A, B = mac(MAC_A), mac(MAC_B)
+FRAME = bytes(ether(ip4(udp(b"x")), src=MAC_A, dst=MAC_B))
+
+
+def remote(number: int, port: int = 4789) -> Remote:
+    return Remote(f"192.0.2.{number}", port)
+
+
+def segment(
+    *remotes: Remote, accept: Networks = (), policy: Policy | None = None, learning: bool = True
+) -> Segment:
+    fdb = Fdb(VNI, 4789, ageing=300.0, max_addresses=0)
+    return Segment(
+        VNI,
+        remotes or (remote(1), remote(2)),
+        fdb,
+        own_mac=OWN,
+        learning=learning,
+        accept=accept,
+        policy=policy or Policy(),
+    )
+
+
+def hosts(one: Segment) -> list[str]:
+    return [each.host for each in one.remotes]
+
+
+def behind(one: Segment) -> dict[bytes, str]:
+    return {entry.mac: entry.destinations[0].host for entry in one.fdb}
+
+
+def drops(one: Segment) -> dict[Drop, int]:
+    return {reason: count for reason, count in one.counters.drops.items() if count}
+
+
+def say(
+    one: Segment, host: str, source: bytes = A, *, header: bytes = b"", now: float = 1.0
+) -> bool:
+    """Let a host send a frame with this source MAC; whether it is let in."""
+    frame = FRAME[:6] + source + FRAME[12:]
+    datagram = (header or vxlan.pack(VNI)) + frame
+    return Switch([one]).receive(datagram, host, now) is one
+
+
+# --- who is listened to -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accept", "heard"),
+    [
+        pytest.param((), {"192.0.2.1"}, id="none but those named"),
+        pytest.param(ANYBODY, {"192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1"}, id="any"),
+        pytest.param((ip_network("192.0.2.8/30"),), {"192.0.2.1", "192.0.2.9"}, id="a prefix"),
+        pytest.param(
+            (ip_network("2001:db8::/32"),), {"192.0.2.1", "2001:db8::1"}, id="a v6 prefix"
+        ),
+        pytest.param(
+            (ip_network("192.0.2.9/32"), ip_network("203.0.113.0/24")),
+            {"192.0.2.1", "192.0.2.9", "203.0.113.1"},
+            id="two prefixes",
+        ),
+    ],
+)
+def test_accept(accept: Networks, heard: set[str]) -> None:
+    for host in ("192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1", "", "nonsense"):
+        one = segment(remote(1), accept=accept)
+        assert say(one, host) is (host in heard)
+        assert one.listens_to(host) is (host in heard)
+        assert behind(one) == ({A: host} if host in heard else {})
+        assert drops(one) == ({} if host in heard else {Drop.SOURCE_UNKNOWN: 1})
+
+
+def test_whoever_has_a_static_entry_is_listened_to() -> None:
+    one = segment(remote(1))
+    assert not say(one, "192.0.2.9")
+    one.fdb.add(B, remote(9), 0.0)
+    assert say(one, "192.0.2.9")
+    assert behind(one) == {A: "192.0.2.9", B: "192.0.2.9"}
+
+
+def test_a_learned_entry_gives_nobody_a_voice() -> None:
+    one = segment(remote(1), accept=ANYBODY)
+    assert say(one, "192.0.2.9")
+    one.set_accept(())
+    assert not say(one, "192.0.2.9")
+
+
+def test_a_stranger_is_one_remote_for_all_its_macs() -> None:
+    one = segment(remote(1), accept=ANYBODY)
+    say(one, "192.0.2.9", A)
+    say(one, "192.0.2.9", B)
+    first, second = (entry.destinations for entry in one.fdb)
+    assert first is second
+    assert (first[0].host, first[0].port, first[0].vni) == ("192.0.2.9", 4789, None)
+
+
+def test_strangers_are_forgotten_when_nothing_is_known_of_them() -> None:
+    one = segment(remote(1), accept=ANYBODY, learning=False)
+    for number in range(10_000):
+        assert say(one, f"10.0.{number >> 8}.{number & 255}")
+    assert len(one._strangers) <= 4096
+    assert one.fdb._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
+
+
+def test_strangers_with_entries_are_remembered() -> None:
+    one = segment(remote(1), accept=ANYBODY)
+    for number in range(10_000):
+        source = bytes((2, 1, 0, 0, number >> 8, number & 255))
+        assert say(one, f"10.0.{number >> 8}.{number & 255}", source)
+    assert len(one._strangers) == 10_000
+    one.fdb.flush(Filter(dynamic=True))
+    one._forget_strangers()
+    assert one._strangers == {}
+
+
+def test_a_stranger_that_is_given_a_name_stays_one_remote() -> None:
+    one = segment(remote(1), accept=ANYBODY)
+    say(one, "192.0.2.9", A)
+    one.set_remotes([remote(1), remote(9)], 1.0)
+    say(one, "192.0.2.9", B)
+    assert one.fdb.get(A).destinations is one.fdb.get(B).destinations
+    assert one.fdb.get(A).destinations[0] is one.remotes[1]
+
+
+@pytest.mark.parametrize("accept", [(), ANYBODY])
+def test_static_source_from_elsewhere(accept: Networks) -> None:
+    one = segment(remote(1), remote(2), accept=accept)
+    one.fdb.add(A, remote(1), 0.0, Kind(State.STATIC))
+    assert say(one, "192.0.2.1")
+    assert not say(one, "192.0.2.2")
+    assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
+    assert one.counters.last_source == {Drop.INNER_SOURCE_STATIC: "192.0.2.2"}
+    assert behind(one) == {A: "192.0.2.1"}
+
+
+def test_sticky_source_from_elsewhere_is_let_in() -> None:
+    one = segment(remote(1), remote(2))
+    one.fdb.add(A, remote(1), 0.0, Kind(State.DYNAMIC, sticky=True))
+    assert say(one, "192.0.2.2")
+    assert behind(one) == {A: "192.0.2.1"}
+    assert drops(one) == {}
+    assert (one.counters.fdb_moved, one.counters.fdb_full) == (0, 0)
+
+
+def test_without_learning_no_source_is_looked_up() -> None:
+    one = segment(remote(1), remote(2), learning=False)
+    one.fdb.add(A, remote(1), 0.0)
+    assert say(one, "192.0.2.2")
+    assert one.fdb.get(A).rx_frames == 0
+
+
+# --- the remotes, live ------------------------------------------------------------------------
+
+
+def test_set_remotes() -> None:
+    one = segment(remote(1), remote(2))
+    one.set_remotes([remote(3), remote(2)], 1.0)
+    assert hosts(one) == ["192.0.2.3", "192.0.2.2"]
+    assert say(one, "192.0.2.3")
+    assert not say(one, "192.0.2.1")
+
+
+def test_other_flood_destinations_stay() -> None:
+    # The kernel's test_vxlan_fdb_changelink.sh, and what follows from it.
+    one = segment(remote(10))
+    one.fdb.append(MAC_ZERO, remote(20), 0.0)
+    one.fdb.append(MAC_ZERO, remote(30), 0.0)
+    one.set_remotes([remote(30)], 1.0)
+    assert hosts(one) == ["192.0.2.30", "192.0.2.20"]
+    one.set_remotes([remote(40)], 2.0)
+    assert hosts(one) == ["192.0.2.40", "192.0.2.20"]
+    one.set_remotes([], 3.0)
+    assert hosts(one) == ["192.0.2.20"]
+
+
+def test_what_was_learned_from_a_former_remote_is_forgotten() -> None:
+    one = segment(remote(1), remote(2), remote(3))
+    say(one, "192.0.2.1", A)
+    say(one, "192.0.2.2", B)
+    one.set_remotes([remote(2)], 1.0)
+    assert behind(one) == {B: "192.0.2.2"}
+
+
+def test_unless_it_still_may_speak() -> None:
+    one = segment(remote(1), remote(2), accept=(ip_network("192.0.2.1/32"),))
+    say(one, "192.0.2.1", A)
+    one.set_remotes([remote(2)], 1.0)
+    assert behind(one) == {A: "192.0.2.1"}
+    one.fdb.add(B, remote(2), 0.0)
+    one.set_remotes([remote(3)], 1.0)
+    assert say(one, "192.0.2.2", B)
+
+
+def test_static_entries_of_a_former_remote_stay() -> None:
+    one = segment(remote(1))
+    one.fdb.add(A, remote(1), 0.0)
+    say(one, "192.0.2.1", B)
+    one.set_remotes([remote(2)], 1.0)
+    assert behind(one) == {A: "192.0.2.1", B: "192.0.2.1"}
+    one.fdb.remove(A)
+    assert behind(one) == {}
+
+
+def test_set_accept_forgets_whom_it_shuts_out() -> None:
+    one = segment(remote(1), accept=ANYBODY)
+    say(one, "192.0.2.9", A)
+    say(one, "192.0.2.17", B)
+    one.set_accept((ip_network("192.0.2.16/28"),))
+    assert behind(one) == {B: "192.0.2.17"}
+    assert not say(one, "192.0.2.9", A)
+
+
+def test_no_remote_at_all() -> None:
+    one = segment(remote(1))
+    one.set_remotes([], 1.0)
+    assert one.remotes == ()
+    assert tuple(one.destinations(FRAME, 3)) == ()
+    assert drops(one) == {Drop.NO_REMOTE: 3}
+
+
+def test_frames_are_counted_by_entry() -> None:
+    one = segment(remote(1))
+    say(one, "192.0.2.1", B)
+    say(one, "192.0.2.1", B)
+    one.destinations(FRAME)
+    one.destinations(FRAME, 44)
+    one.destinations(mac(BROADCAST) + FRAME[6:], 2)
+    entry = one.fdb.get(B)
+    assert (entry.rx_frames, entry.tx_frames) == (2, 45)
+    assert one.fdb.get(MAC_ZERO).tx_frames == 2
+
+
+def test_several_destinations() -> None:
+    one = segment(remote(1))
+    one.fdb.append(B, remote(3), 0.0)
+    one.fdb.append(B, remote(4), 0.0)
+    assert [each.host for each in one.destinations(FRAME)] == ["192.0.2.3", "192.0.2.4"]
+    assert one.counters.flooded == 0
+
+
+# --- reserved bits ----------------------------------------------------------------------------
+# The kernel's vxlan_reserved.sh: all bits that are neither the I flag nor the VNI, one at a time.
+# Bit 0 is the first on the wire.
+
+RESERVED = [bit for bit in range(64) if bit != 4 and not 32 <= bit < 56]
+
+
+def header_with(*bits: int) -> bytes:
+    number = int.from_bytes(vxlan.pack(VNI), "big")
+    for bit in bits:
+        number |= 1 << 63 - bit
+    return number.to_bytes(8, "big")
+
+
+def passing(reserved: str, *, gbp: bool = False) -> set[int]:
+    """Which of the reserved bits may be set."""
+    groups = GroupPolicy() if gbp else None
+    policy = Policy(reserved_bits=vxlan.reserved_bits(reserved, gbp=gbp), groups=groups)
+    one = segment(policy=policy)
+    assert say(one, "192.0.2.1")
+    passed = {bit for bit in RESERVED if say(one, "192.0.2.1", header=header_with(bit))}
+    refused = len(RESERVED) - len(passed)
+    assert drops(one) == ({Drop.RESERVED_BITS: refused} if refused else {})
+    return passed
+
+
+def test_reserved_bits_are_39() -> None:
+    assert len(RESERVED) == 39
+
+
+def test_ignored_as_the_rfc_has_it() -> None:
+    assert passing("ignore") == set(RESERVED)
+
+
+@pytest.mark.parametrize("reserved", ["strict", "0xf7ffffff000000ff"])
+def test_strict_as_the_kernel_has_it(reserved: str) -> None:
+    assert passing(reserved) == set()
+
+
+@pytest.mark.parametrize("bit", [0, 10, 31, 56, 63])
+def test_a_mask_spares_one_bit(bit: int) -> None:
+    allowed = 0xF7FFFFFF000000FF & ~(1 << 63 - bit)
+    assert passing(f"0x{allowed:016x}") == {bit}
+
+
+def test_group_policy_has_uses_for_some() -> None:
+    # The G flag, and the three octets that the kernel driver leaves to the extension.
+    assert passing("strict", gbp=True) == {0, *range(8, 32)}
+
+
+@pytest.mark.parametrize("length", range(8, 22))
+def test_reserved_bits_are_judged_before_the_frame(length: int) -> None:
+    one = segment(policy=Policy(reserved_bits=vxlan.reserved_bits("strict", gbp=False)))
+    datagram = header_with(63) + FRAME
+    assert Switch([one]).receive(datagram[:length], "192.0.2.1", 1.0) is None
+    assert Switch([one]).receive(datagram, "198.51.100.1", 1.0) is None
+    assert drops(one) == {Drop.RESERVED_BITS: 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "gbp", "words"),
+    [
+        ("lax", False, "neither ignore nor strict nor a mask"),
+        ("", False, "neither ignore nor strict nor a mask"),
+        ("f7ffffff000000ff", False, "neither ignore nor strict nor a mask"),
+        ("0x1f7ffffff000000ff", False, "neither ignore nor strict nor a mask"),
+        ("0x0800000000000000", False, "bits that are in use.*0x0800000000000000"),
+        ("0xffffffffffffffff", False, "bits that are in use.*0x08000000ffffff00"),
+        ("0x8000000000000000", True, "bits that are in use.*0x8000000000000000"),
+        ("0xf7ffffff000000ff", True, "bits that are in use.*0x80ffffff00000000"),
+    ],
+)
+def test_masks_that_make_no_sense(text: str, gbp: bool, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        vxlan.reserved_bits(text, gbp=gbp)
+
+
+# --- group policy -----------------------------------------------------------------------------
+
+
+def group_header(group: int, *, flags: str = "", marked: bool = True) -> bytes:
+    """As scapy builds it, `flags` being D and A; or with these bits, but not the G flag."""
+    header = bytes(VXLAN(flags="Instance+G", gpflags="+".join(flags), gpid=group, vni=VNI))
+    return header if marked else bytes([header[0] & 0x7F]) + header[1:]
+
+
+@given(st.integers(0, vxlan.VNI_MAX), st.integers(1, vxlan.GROUP_MAX))
+def test_group_is_told_as_scapy_reads_it(vni: int, group: int) -> None:
+    parsed = VXLAN(vxlan.pack(vni, group))
+    assert (parsed.vni, parsed.gpid, int(parsed.gpflags)) == (vni, group, 0)
+    assert str(parsed.flags) == "Instance+G"
+
+
+def test_no_group_is_no_extension() -> None:
+    assert vxlan.pack(VNI, 0) == vxlan.pack(VNI)
+    assert segment().header == vxlan.pack(VNI)
+    assert segment(policy=Policy(groups=GroupPolicy(7))).header == vxlan.pack(VNI, 7)
+
+
+@pytest.mark.parametrize(
+    ("header", "let_in"),
+    [
+        pytest.param(group_header(7), True, id="accepted"),
+        pytest.param(group_header(0x700), False, id="not accepted"),
+        pytest.param(group_header(8), False, id="not accepted either"),
+        pytest.param(group_header(0), True, id="group 0"),
+        pytest.param(vxlan.pack(VNI), True, id="none told"),
+        pytest.param(group_header(8, marked=False), True, id="id without the flag"),
+        pytest.param(group_header(8, flags="A"), True, id="applied before"),
+        pytest.param(group_header(8, flags="A", marked=False), True, id="A without G"),
+        pytest.param(group_header(8, flags="D"), False, id="don't learn"),
+    ],
+)
+def test_groups_accepted(header: bytes, let_in: bool) -> None:
+    one = segment(policy=Policy(groups=GroupPolicy(accepted=frozenset({0, 7}))))
+    assert say(one, "192.0.2.1", header=header) is let_in
+    assert drops(one) == ({} if let_in else {Drop.GROUP_DENIED: 1})
+    assert behind(one) == ({A: "192.0.2.1"} if let_in else {})
+
+
+def test_no_group_told_is_group_0() -> None:
+    one = segment(policy=Policy(groups=GroupPolicy(accepted=frozenset({7}))))
+    assert not say(one, "192.0.2.1")
+    assert not say(one, "192.0.2.1", header=group_header(8, flags="A", marked=False))
+    assert drops(one) == {Drop.GROUP_DENIED: 2}
+
+
+@pytest.mark.parametrize("group", [0, 7, 0xFFFF])
+def test_every_group_is_accepted_by_default(group: int) -> None:
+    one = segment(policy=Policy(groups=GroupPolicy()))
+    assert say(one, "192.0.2.1", header=group_header(group))
+
+
+def test_dont_learn() -> None:
+    one = segment(policy=Policy(groups=GroupPolicy()))
+    assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
+    assert behind(one) == {}
+    assert say(one, "192.0.2.1", header=group_header(7))
+    assert say(one, "192.0.2.2", header=group_header(7, flags="D"), now=9.0)
+    assert behind(one) == {A: "192.0.2.1"}
+    assert one.fdb.get(A).updated == 1.0
+    assert say(one, "192.0.2.2", header=group_header(7, flags="D", marked=False))
+    assert behind(one) == {A: "192.0.2.2"}
+
+
+def test_dont_learn_is_no_way_round_a_static_entry() -> None:
+    one = segment(policy=Policy(groups=GroupPolicy()))
+    one.fdb.add(A, remote(1), 0.0)
+    assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
+    assert not say(one, "192.0.2.2", header=group_header(7, flags="D"))
+    assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
+
+
+def test_without_the_extension_nothing_is_read_from_its_bits() -> None:
+    one = segment()
+    assert say(one, "192.0.2.1", header=group_header(7, flags="DA"))
+    assert behind(one) == {A: "192.0.2.1"}
+
+
+# --- VLAN tags --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", InnerVlan)
+@pytest.mark.parametrize("tags", ["", "q", "a", "aq"])
+def test_tags_from_the_underlay(policy: InnerVlan, tags: str) -> None:
+    one = segment(policy=Policy(inner_vlan=policy))
+    frame = bytes(ether(ip4(udp()), tags=tags))
+    dropped = bool(tags) and policy is InnerVlan.DROP
+    admitted = Switch([one]).receive(vxlan.pack(VNI) + frame, "192.0.2.1", 1.0)
+    assert (admitted is None) is dropped
+    assert drops(one) == ({Drop.INNER_TAGGED: 1} if dropped else {})
+    assert behind(one) == ({} if dropped else {A: "192.0.2.1"})
+
+
+@pytest.mark.parametrize("policy", InnerVlan)
+@pytest.mark.parametrize("tags", ["", "q", "a", "aq"])
+def test_tags_from_the_tap(policy: InnerVlan, tags: str) -> None:
+    one = segment(policy=Policy(inner_vlan=policy))
+    tagged = bytes(ether(ip4(udp()), tags=tags))
+    assert one.attentive is (policy is not InnerVlan.PASS)
+    left = bytes(one.inspect(memoryview(bytearray(tagged)), 1.0, 3))
+    if tags and policy is InnerVlan.DROP:
+        assert left == b""
+        assert drops(one) == {Drop.TX_TAGGED: 3}
+        return
+    stripped = policy is InnerVlan.STRIP
+    assert left == (bytes(ether(ip4(udp()))) if stripped else tagged)
+    assert drops(one) == {}
+
+
+# --- whatever comes ---------------------------------------------------------------------------
+
+POLICIES = st.builds(
+    Policy,
+    reserved_bits=st.sampled_from([0, 0xF7FFFFFF000000FF, 0xFF]),
+    groups=st.sampled_from([None, GroupPolicy(), GroupPolicy(accepted=frozenset({7}))]),
+    inner_vlan=st.sampled_from(InnerVlan),
+)
+
+
+HEADERS = st.one_of(
+    st.sampled_from([vxlan.pack(VNI), vxlan.pack(VNI, 7), group_header(7, flags="D")]),
+    st.lists(st.sampled_from(RESERVED), max_size=3).map(lambda bits: header_with(*bits)),
+    st.binary(max_size=8),
+)
+
+
+@given(POLICIES, HEADERS, HOSTILE, st.booleans())
+def test_hostile_datagrams(policy: Policy, header: bytes, frame: bytes, known: bool) -> None:
+    datagram = header + frame
+    one = segment(policy=policy)
+    switch = Switch([one])
+    admitted = switch.receive(datagram, "192.0.2.1" if known else "198.51.100.1", 1.0)
+    dropped = sum(one.counters.drops.values()) + sum(switch.counters.drops.values())
+    assert dropped == (admitted is None)
+    assert len(one.fdb) == (admitted is not None and not dont_learn(policy, datagram))
+
+
+def dont_learn(policy: Policy, datagram: bytes) -> bool:
+    return policy.groups is not None and datagram[0] & 0x80 != 0 and datagram[1] & 0x40 != 0
