@@ -163,11 +163,7 @@ class Port:
         segment.set_accept(_accept(config))
         segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses
-        kept = {remote.host: remote for remote in segment.remotes}
-        fresh = _remotes(config)
-        if config.dstport == before.dstport:
-            fresh = [kept.get(remote.host, remote) for remote in fresh]
-        segment.set_remotes(fresh, now)
+        segment.set_remotes(_remotes(config), now)
         self._judge_offload()
         paths = self._make_paths()
         for remote in set(self._paths) & set(segment.remotes):

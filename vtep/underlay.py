@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address
+from typing import TypeAlias
 
 from attrs import frozen
 
@@ -143,7 +144,7 @@ class Binding:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self.dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.dev.encode())
-            sock.bind((host_of(self.local, self.dev) if self.local else "", port))
+            sock.bind(sockaddr(host_of(self.local, self.dev) if self.local else "", port))
         except OSError:
             sock.close()
             raise
@@ -157,6 +158,17 @@ def host_of(address: Address, dev: str | None) -> str:
     scope = scope_of(address, dev)
     host = socket.inet_ntop(socket.AF_INET6, address.packed)
     return f"{host}%{scope}" if scope else host
+
+
+Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+
+def sockaddr(host: str, port: int) -> Sockaddr:
+    """What `connect` wants for a host as `host_of` spells it; raises OSError."""
+    if ":" not in host:
+        return host, port
+    address, _, scope = host.partition("%")
+    return address, port, 0, socket.if_nametoindex(scope) if scope else 0
 
 
 def open_receiver(
@@ -407,7 +419,7 @@ class Path:
                     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
                 else:
                     sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-                sock.connect((self.remote.host, self.remote.port))
+                sock.connect(sockaddr(self.remote.host, self.remote.port))
             except OSError:
                 sock.close()
                 raise
