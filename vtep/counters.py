@@ -86,7 +86,8 @@ class Counters:
     `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
     replication. A superframe counts as the frames that it stands for; `tx_superframes` and
     `rx_superframes` say how many were read from the TAP and merged for it. `flooded` are the frames
-    from the TAP that went to every remote.
+    from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
+    answered here and sent to nobody; of `neigh_full` speakers the address was not kept for that.
     """
 
     __slots__ = (
@@ -96,6 +97,8 @@ class Counters:
         "fdb_moved",
         "flooded",
         "last_source",
+        "neigh_answered",
+        "neigh_full",
         "partial_checksums",
         "rx_bytes",
         "rx_frames",
@@ -119,6 +122,8 @@ class Counters:
         self.fdb_learned = 0
         self.fdb_moved = 0
         self.fdb_full = 0
+        self.neigh_answered = 0
+        self.neigh_full = 0
         self.partial_checksums = 0
         self.super_datagrams = 0
         self.drops = dict.fromkeys(Drop, 0)

@@ -25,3 +25,7 @@ class ConfigError(VtepError, ValueError):
 
 class FdbError(VtepError):
     """The forwarding database as it is does not allow what was asked of it (exit code 1)."""
+
+
+class NeighbourError(VtepError):
+    """The table of neighbours as it is does not allow what was asked of it (exit code 1)."""

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from vtep.counters import Counters, Drop
 from vtep.fdb import Fdb, Filter, Learned, Remote
+from vtep.neigh import Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
 
 _INNER_MIN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
@@ -89,11 +90,9 @@ class Segment:
         self.own_mac = own_mac
         self.counters = Counters()
         self.policy = policy
-        self.particular = policy.reserved_bits != 0 or policy.groups is not None
-        """Whether more is to be judged of a datagram than `admit` does."""
-        self.particular |= policy.inner_vlan is InnerVlan.DROP
-        self.attentive = policy.inner_vlan is not InnerVlan.PASS
-        """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
+        self.replies: list[bytes] = []
+        """Frames for the TAP, in answer to some that were shown to `inspect`."""
+        self.set_neighbours(None)
         self._accept = accept
         self._configured: tuple[Remote, ...] = ()
         self._strangers: dict[str, Remote] = {}
@@ -107,6 +106,20 @@ class Segment:
         """Where frames without a known destination go."""
         default = self.fdb.default
         return default.destinations if default is not None else ()
+
+    def set_neighbours(self, neighbours: Neighbours | None) -> None:
+        """Answer ARP and ND requests from this table (`--proxy`), or not any more."""
+        policy = self.policy
+        self.neighbours = neighbours
+        self.particular = (
+            neighbours is not None
+            or policy.reserved_bits != 0
+            or policy.groups is not None
+            or policy.inner_vlan is InnerVlan.DROP
+        )
+        """Whether more is to be looked at in a datagram than `admit` does."""
+        self.attentive = neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
+        """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
 
     @property
     def header(self) -> bytes:
@@ -137,7 +150,8 @@ class Segment:
     def inspect(self, frame: memoryview, now: float, count: int = 1) -> memoryview:
         """What is to be sent of a frame of at least 14 octets from the TAP; it may be nothing.
 
-        A superframe stands for `count` frames.
+        What has an answer in `replies` then needs none from a remote. A superframe stands for
+        `count` frames.
         """
         inner_vlan = self.policy.inner_vlan
         if inner_vlan is not InnerVlan.PASS and ethernet.is_tagged(frame):
@@ -145,6 +159,12 @@ class Segment:
                 self.counters.drop(Drop.TX_TAGGED, count=count)
                 return frame[:0]
             frame = ethernet.untag(frame)
+        if self.neighbours is not None:
+            reply = self.neighbours.answer(frame, now)
+            if reply is not None:
+                self.counters.neigh_answered += 1
+                self.replies.append(reply)
+                return frame[:0]
         return frame
 
     def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
@@ -214,7 +234,20 @@ class Segment:
         ):
             counters.drop(Drop.INNER_TAGGED, source, count)
             return False
-        return self.admit(mac, source, now, count, learn=learn)
+        if not self.admit(mac, source, now, count, learn=learn):
+            return False
+        if self.neighbours is not None:
+            frame = datagram[vxlan.HEADER_LEN :]
+            if policy.inner_vlan is InnerVlan.STRIP and ethernet.is_tagged(frame):
+                frame = ethernet.untag(memoryview(bytearray(frame)))
+            if not self.neighbours.snoop(frame, now):
+                counters.neigh_full += 1
+        return True
+
+    def sweep(self, now: float) -> bool:
+        """Forget a bit of what is too old; True if more of it is left for the next call."""
+        more = self.fdb.sweep(now)
+        return (self.neighbours is not None and self.neighbours.sweep(now)) or more
 
     def refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count datagrams with a VXLAN header and less than an Ethernet header behind it."""

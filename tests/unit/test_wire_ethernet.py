@@ -121,3 +121,32 @@ def test_any_frame(frame: bytes) -> None:
     assert ethertype not in (ethernet.TYPE_8021Q, ethernet.TYPE_8021AD)
     if ethertype:
         assert int.from_bytes(frame[offset - 2 : offset], "big") == ethertype
+
+
+# --- VLAN tags --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tags", ["", "q", "a", "aq", "qqq"])
+@pytest.mark.parametrize("plain", [bytes(ether(ip4(udp(b"x")))), VALID["arp"][:14]])
+def test_untag(plain: bytes, tags: str) -> None:
+    inserted = b"".join(b"\x81\x00\x00\x0a" if tag == "q" else b"\x88\xa8\x00\x0b" for tag in tags)
+    tagged = plain[:12] + inserted + plain[12:]
+    assert ethernet.is_tagged(tagged) is bool(tags)
+    buffer = bytearray(tagged)
+    left = ethernet.untag(memoryview(buffer))
+    assert bytes(left) == plain
+    assert bytes(buffer[-len(plain) :]) == plain
+
+
+@pytest.mark.parametrize("length", [14, 15, 17, 19, 21])
+def test_tags_that_are_cut_off_stay(length: int) -> None:
+    frame = bytes(ether(ip4(udp()), tags="aq"))[:length]
+    assert bytes(ethernet.untag(memoryview(bytearray(frame)))) == frame
+
+
+@given(HOSTILE)
+def test_untag_whatever_comes(frame: bytes) -> None:
+    left = bytes(ethernet.untag(memoryview(bytearray(frame))))
+    assert left[:12] == frame[:12]
+    assert frame.endswith(left[12:])
+    assert not ethernet.is_tagged(left) or left == frame
