@@ -207,6 +207,14 @@ class Config:
             "help": "Understand the group policy extension, and send frames with this policy id.",
         },
     )
+    gbp_accept: frozenset[int] = field(
+        default=(),
+        converter=values.gbp_accept,
+        metadata={
+            "metavar": "ID",
+            "help": "Accept frames with this policy id only, 0 being none; may be repeated.",
+        },
+    )
     inner_vlan: str = field(
         default="pass",
         converter=values.inner_vlan,
@@ -286,6 +294,13 @@ class Config:
     def _flowlabel_has_a_field(self, _attribute: "Attribute[Any]", label: int | str) -> None:
         if label not in (0, "inherit") and 6 not in self.versions:
             raise ConfigError(f"--flowlabel {label}: is for IPv6, but the underlay is IPv4")
+
+    @gbp_accept.validator
+    def _gbp_is_on(self, _attribute: "Attribute[Any]", ids: frozenset[int]) -> None:
+        if ids and self.gbp is None:
+            raise ConfigError(
+                f"--gbp-accept {min(ids)}: needs --gbp, with the policy id to send, or 0 for none"
+            )
 
     @accept.validator
     def _accept_one_way(self, _attribute: "Attribute[Any]", _value: object) -> None:

@@ -443,7 +443,7 @@ class Vtep:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        if any(port.fdb.sweep(now) for port in self._ports.values()):
+        if any(port.segment.sweep(now) for port in self._ports.values()):
             self._timer = loop.call_soon(self._tick)  # After the frames that wait.
             return
         self._timer = loop.call_later(_TICK, self._tick)

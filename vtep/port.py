@@ -12,10 +12,11 @@ from vtep.datapath import Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.listener import FAMILY, Listener
+from vtep.neigh import Neighbours
 from vtep.netlink import Setup, Underlay, device_index
 from vtep.offload.partial import SegmentSizes
 from vtep.paths import Paths, Pool
-from vtep.switch import ANYBODY, Networks, Segment
+from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import Binding, host_of, segments_datagrams
 from vtep.values import MTU_MAX, MTU_MIN
@@ -50,7 +51,9 @@ class Port:
             own_mac=ethernet.MAC_ZERO,
             learning=config.learning,
             accept=_accept(config),
+            policy=_policy(config),
         )
+        self._answer_for_neighbours()
         self.drop_log = DropLog(self.segment.counters)
         self.tap_index = 0
         self._mtu_given = 0
@@ -161,6 +164,8 @@ class Port:
         if config.ageing != before.ageing:
             segment.fdb.set_ageing(config.ageing, now)
         segment.set_accept(_accept(config))
+        segment.set_policy(_policy(config))
+        self._answer_for_neighbours()
         segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses
         segment.set_remotes(_remotes(config), now)
@@ -176,6 +181,19 @@ class Port:
         self.listeners = tuple(listeners)
         for listener in self.listeners:
             listener.attach(segment, tap, self._sizes)
+
+    def _answer_for_neighbours(self) -> None:
+        """Have a table of neighbours or none, as the configuration says."""
+        config, segment = self.config, self.segment
+        neighbours = segment.neighbours
+        if not config.proxy:
+            segment.set_neighbours(None)
+        elif neighbours is None:
+            segment.set_neighbours(
+                Neighbours(segment.fdb, ageing=config.ageing, max_neighbours=config.max_addresses)
+            )
+        else:
+            neighbours.ageing, neighbours.max_neighbours = config.ageing, config.max_addresses
 
     def _let_go(self, remote: Remote) -> None:
         self._paths.release(remote)
@@ -247,6 +265,13 @@ def _setup(config: Config, mtu: int) -> Setup:
 
 def _accept(config: Config) -> Networks:
     return ANYBODY if config.accept_any else config.accept
+
+
+def _policy(config: Config) -> Policy:
+    groups = None
+    if config.gbp is not None:
+        groups = GroupPolicy(config.gbp, config.gbp_accept or None)
+    return Policy(config.reserved_bits, groups, InnerVlan(config.inner_vlan))
 
 
 def _remotes(config: Config) -> list[Remote]:

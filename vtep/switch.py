@@ -59,10 +59,17 @@ class Policy:
     """The finer points of what a segment takes and sends. What is left out costs nothing."""
 
     reserved_bits: int = 0
-    """Bits of the VXLAN header, as one number of 64, that must be zero."""
+    """Bits of the VXLAN header, as one number of 64, that must be zero. Those of the group policy
+    extension are not among them where it is understood."""
     groups: GroupPolicy | None = None
     """None is not to know of the extension: its bits are reserved ones."""
     inner_vlan: InnerVlan = InnerVlan.PASS
+
+    @property
+    def forbidden(self) -> int:
+        """Which bits of a VXLAN header have a datagram dropped."""
+        spared = vxlan.GBP_BITS if self.groups is not None else 0
+        return self.reserved_bits & ~spared
 
 
 class Segment:
@@ -89,10 +96,10 @@ class Segment:
         self.learning = learning
         self.own_mac = own_mac
         self.counters = Counters()
-        self.policy = policy
         self.replies: list[bytes] = []
         """Frames for the TAP, in answer to some that were shown to `inspect`."""
-        self.set_neighbours(None)
+        self.neighbours: Neighbours | None = None
+        self.set_policy(policy)
         self._accept = accept
         self._configured: tuple[Remote, ...] = ()
         self._strangers: dict[str, Remote] = {}
@@ -109,16 +116,21 @@ class Segment:
 
     def set_neighbours(self, neighbours: Neighbours | None) -> None:
         """Answer ARP and ND requests from this table (`--proxy`), or not any more."""
-        policy = self.policy
         self.neighbours = neighbours
+        self.set_policy(self.policy)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Have another policy from now on."""
+        self.policy = policy
+        self._forbidden = policy.forbidden
         self.particular = (
-            neighbours is not None
-            or policy.reserved_bits != 0
+            self.neighbours is not None
+            or self._forbidden != 0
             or policy.groups is not None
             or policy.inner_vlan is InnerVlan.DROP
         )
         """Whether more is to be looked at in a datagram than `admit` does."""
-        self.attentive = neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
+        self.attentive = self.neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
         """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
 
     @property
@@ -216,7 +228,7 @@ class Segment:
         """The same for a segment whose policy looks at more of a datagram than all others do."""
         policy, counters = self.policy, self.counters
         header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
-        if header & policy.reserved_bits:
+        if header & self._forbidden:
             counters.drop(Drop.RESERVED_BITS, source, count)
             return False
         if not self.listens_to(source):
@@ -251,7 +263,7 @@ class Segment:
 
     def refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count datagrams with a VXLAN header and less than an Ethernet header behind it."""
-        if int.from_bytes(datagram[: vxlan.HEADER_LEN], "big") & self.policy.reserved_bits:
+        if int.from_bytes(datagram[: vxlan.HEADER_LEN], "big") & self._forbidden:
             reason = Drop.RESERVED_BITS
         elif not self.listens_to(source):
             reason = Drop.SOURCE_UNKNOWN

@@ -171,6 +171,13 @@ def gbp(value: int | str) -> int:
     return _bits("--gbp", value, 0xFFFF, "not a number")
 
 
+def gbp_accept(value: int | str | Iterable[int | str]) -> frozenset[int]:
+    """Some group policy ids; 0 stands for frames without any."""
+    return frozenset(
+        _bits("--gbp-accept", item, 0xFFFF, "not a number") for item in _several(value)
+    )
+
+
 # --- words ------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,7 @@ def test_defaults() -> None:
         "accept_any": False,
         "reserved_bits": 0,
         "gbp": None,
+        "gbp_accept": frozenset(),
         "inner_vlan": "pass",
         "offload": frozenset(("tso", "uso", "gso", "gro")),
     }
@@ -342,6 +343,8 @@ REFUSED = [
     ("reserved_bits", 1 << 59, "the I flag or the VNI"),
     ("reserved_bits", "0x100", "the I flag or the VNI"),
     ("gbp", 65536, RANGE),
+    ("gbp_accept", 65536, RANGE),
+    ("gbp_accept", [1, "red"], "is not a number"),
     ("gbp", -1, RANGE),
     ("gbp", "red", "is not a number"),
     ("inner_vlan", "keep", "must be pass, strip or drop"),
@@ -488,6 +491,11 @@ def test_ip_versions_in_use(options: dict[str, Any], versions: tuple[int, ...]) 
 def test_flow_label_where_there_is_one() -> None:
     assert config(remote=V6, flowlabel=0xFFFFF).flowlabel == 0xFFFFF
     assert config(remote=[V4, V6], flowlabel="0x10").flowlabel == 16
+
+
+def test_gbp_accept() -> None:
+    assert config(gbp=0, gbp_accept=["7", 0x10, 7]).gbp_accept == {7, 16}
+    assert refusal(gbp_accept=7).startswith("--gbp-accept 7: needs --gbp")
 
 
 def test_accept_any_makes_prefixes_pointless() -> None:

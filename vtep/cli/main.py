@@ -32,7 +32,7 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
         if field.type is bool:
             flag = f"{flag}/--no-{flag[2:]}"
             extra["default"] = None
-        extra["multiple"] = field.name in ("remote", "address", "accept", "local")
+        extra["multiple"] = field.name in ("remote", "address", "accept", "local", "gbp_accept")
         extra["nargs"] = 2 if field.name == "srcport" else 1
         extra["help"] = field.metadata["help"]
         if isinstance(field.default, bool):

@@ -17,7 +17,6 @@ With the group policy extension (draft-smith-vxlan-group-policy-05, section 2.1)
     +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-------------------------------+
 """
 
-import re
 from struct import Struct
 
 PORT = 4789
@@ -47,11 +46,9 @@ FLAG_A = 0x0008_0000
 GROUP_MAX = 0xFFFF
 """The group id, and where it is in the first word."""
 
-_USED = FLAG_I << 32 | VNI_MAX << 8
-_USED_BY_GBP = (FLAG_G | 0x00FF_FFFF) << 32
-"""What the kernel driver leaves to the extension, which is more than that has uses for."""
-
-_MASK = re.compile(r"0x[0-9a-fA-F]{1,16}")
+GBP_BITS = (FLAG_G | 0x00FF_FFFF) << 32
+"""What the kernel driver leaves to the extension of the header's 64 bits: more than it has uses
+for."""
 
 OVERHEAD_V4 = 20 + 8 + HEADER_LEN + 14
 """Octets between an IPv4 underlay's MTU and the MTU inside: IPv4, UDP, VXLAN, inner Ethernet."""
@@ -66,27 +63,3 @@ def pack(vni: int, group: int = 0) -> bytes:
     A `group` (up to `GROUP_MAX`) other than 0 is told with the group policy extension.
     """
     return HEADER.pack(FLAG_I | (FLAG_G | group if group else 0), vni << 8)
-
-
-def reserved_bits(text: str, *, gbp: bool) -> int:
-    """Which bits of the header's 64 must be zero, as `--reserved-bits` names them.
-
-    `ignore` is none of them, as RFC 7348, section 5, demands; `strict` is each that has no use, as
-    in the kernel driver; or it is a mask such as 0xf7ffffff000000ff. With `gbp`, the group policy
-    extension has uses for more of them. Raises ValueError where `text` is anything else.
-    """
-    used = _USED | (_USED_BY_GBP if gbp else 0)
-    if text == "ignore":
-        return 0
-    if text == "strict":
-        return (1 << 64) - 1 & ~used
-    if not _MASK.fullmatch(text):
-        raise ValueError(
-            f"{text!r} is neither ignore nor strict nor a mask such as 0xf7ffffff000000ff"
-        )
-    mask = int(text, 16)
-    if mask & used:
-        raise ValueError(
-            f"{text} has bits that are in use, and so not reserved: {mask & used:#018x}"
-        )
-    return mask
