@@ -65,6 +65,10 @@ class Drop(StrEnum):
         "frame from the TAP device with a VLAN tag, which --inner-vlan drop refuses",
     )
     NO_REMOTE = ("no_remote", "frame from the TAP device for which there is no destination")
+    TX_TOO_BIG = (
+        "tx_too_big",
+        "packet larger than the tunnel carries that must not be fragmented: its sender is told",
+    )
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (
@@ -88,6 +92,12 @@ class Counters:
     `rx_superframes` say how many were read from the TAP and merged for it. `flooded` are the frames
     from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
     answered here and sent to nobody; of `neigh_full` speakers the address was not kept for that.
+
+    Of frames from the TAP that were larger than the tunnel carries, `tx_resegmented` counts the TCP
+    segments that were cut, `tx_fragmented` the IPv4 packets, and `tx_oversize` those that went out
+    as they are. `tx_too_big_answered` are the senders told of it by ICMP, and `mss_clamped` the
+    SYNs, of both directions, in which a smaller MSS was written. `mtu_changes` is how often what
+    the tunnel carries has changed.
     """
 
     __slots__ = (
@@ -99,6 +109,8 @@ class Counters:
         "last_source",
         "neigh_answered",
         "neigh_full",
+        "mss_clamped",
+        "mtu_changes",
         "partial_checksums",
         "rx_bytes",
         "rx_frames",
@@ -106,8 +118,12 @@ class Counters:
         "super_datagrams",
         "tx_bytes",
         "tx_datagrams",
+        "tx_fragmented",
         "tx_frames",
+        "tx_oversize",
+        "tx_resegmented",
         "tx_superframes",
+        "tx_too_big_answered",
     )
 
     def __init__(self) -> None:
@@ -126,6 +142,12 @@ class Counters:
         self.neigh_full = 0
         self.partial_checksums = 0
         self.super_datagrams = 0
+        self.mss_clamped = 0
+        self.mtu_changes = 0
+        self.tx_fragmented = 0
+        self.tx_oversize = 0
+        self.tx_resegmented = 0
+        self.tx_too_big_answered = 0
         self.drops = dict.fromkeys(Drop, 0)
         self.last_source: dict[Drop, str] = {}
 

@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "fdb": {"wire", "errors"},
     "neigh": {"wire", "fdb", "errors"},
     "switch": {"wire", "fdb", "neigh", "counters"},
+    "mtu": {"mtu", "offload", "wire", "counters"},
     "counters": set[str](),
     "errors": set[str](),
     "values": {"wire", "errors"},

@@ -12,13 +12,8 @@ from vtep.counters import Counters
 from vtep.wire import Buffer, ethernet, virtio
 from vtep.wire import ip as inet
 
-_SYN_MAX = 256
+SYN_MAX = 256
 """Longer frames are not looked at: a SYN has headers and options, and no data to speak of."""
-
-_UNTAGGED_IPV4 = b"\x08\x00\x45"
-_PROTOCOL_AT = ethernet.HEADER_LEN + 9
-_FLAGS_AT = ethernet.HEADER_LEN + 20 + inet.TCP_FLAGS
-"""Where things are in an untagged frame with an IPv4 header that has no options."""
 
 _SIZE_MIN = 8
 """Less than this the kernel cuts no segment to (its TCP_MIN_GSO_SIZE), whatever was announced."""
@@ -41,19 +36,10 @@ class SegmentSizes:
 
     def observe(self, frame: Buffer) -> None:
         """Learn from a frame that leaves for the underlay, of at least 14 octets."""
-        if len(frame) > _SYN_MAX:
+        if len(frame) > SYN_MAX:
             return
-        # Most frames are settled by a look at where the flags are in most frames.
-        if (
-            frame[12:15] == _UNTAGGED_IPV4
-            and len(frame) > _FLAGS_AT
-            and (frame[_PROTOCOL_AT] != inet.TCP or not frame[_FLAGS_AT] & inet.TCP_FLAG_SYN)
-        ):
-            return
-        where = inet.transport(frame)
-        if where is None or where.protocol != inet.TCP:
-            return
-        if not frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_SYN:
+        where = inet.tcp_syn(frame)
+        if where is None:
             return
         mss = inet.tcp_mss(frame, where)
         if mss is None:

@@ -4,11 +4,12 @@ Only what a VTEP must understand is here. It forwards frames, so it never needs 
 IP packet is *good*; it needs to find the transport header of those that are.
 """
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
 from vtep.wire import Buffer, checksum
-from vtep.wire.ethernet import TYPE_IPV4, TYPE_IPV6, network_layer
+from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
 
 TCP = 6
 UDP = 17
@@ -36,15 +37,21 @@ _IPV6 = Struct("!B3xHB")
 _IPV4_LEN = 20
 _IPV6_LEN = 40
 
+_UNTAGGED_IPV4 = b"\x08\x00\x45"
+_PROTOCOL_AT = HEADER_LEN + 9
+_FLAGS_AT = HEADER_LEN + _IPV4_LEN + TCP_FLAGS
+"""Where things are in an untagged frame with an IPv4 header that has no options."""
+
 IP_HEADER_MIN = {4: _IPV4_LEN, 6: _IPV6_LEN}
 """Octets of an IP header without options or extension headers, by IP version."""
 
-_FRAGMENT = 0x3FFF
+FRAGMENT_OFFSET = 0x1FFF
+_FRAGMENT = 0x2000 | FRAGMENT_OFFSET
 """More-fragments flag and fragment offset; neither the DF bit nor the reserved bit."""
 
 _HOP_BY_HOP = 0
 _DESTINATION_OPTIONS = 60
-_EXTENSIONS = (_HOP_BY_HOP, _DESTINATION_OPTIONS)
+EXTENSIONS = (_HOP_BY_HOP, _DESTINATION_OPTIONS)
 """Those that leave the pseudo-header alone (a routing header changes the destination in it)."""
 
 
@@ -83,7 +90,7 @@ def transport(frame: Buffer) -> Transport | None:
         version = 6
         if first >> 4 != 6:
             return None
-        while protocol in _EXTENSIONS and offset + 8 <= min(end, len(frame)):
+        while protocol in EXTENSIONS and offset + 8 <= min(end, len(frame)):
             protocol, offset = frame[offset], offset + 8 + frame[offset + 1] * 8
     else:
         return None
@@ -131,20 +138,47 @@ def transport_header_len(frame: Buffer, where: Transport) -> int:
     return tcp_header_len(frame, where) if where.protocol == TCP else UDP_HEADER_LEN
 
 
-def tcp_mss(frame: Buffer, where: Transport) -> int | None:
-    """The maximum segment size that a TCP header announces (RFC 9293, section 3.7.1), if any."""
+def tcp_syn(frame: Buffer) -> Transport | None:
+    """Find the TCP header of a frame of at least 14 octets that opens a connection; else None."""
+    # Most frames are settled by a look at where the flags are in most frames.
+    if (
+        frame[12:15] == _UNTAGGED_IPV4
+        and len(frame) > _FLAGS_AT
+        and (frame[_PROTOCOL_AT] != TCP or not frame[_FLAGS_AT] & TCP_FLAG_SYN)
+    ):
+        return None
+    where = transport(frame)
+    if where is None or where.protocol != TCP:
+        return None
+    return where if frame[where.offset + TCP_FLAGS] & TCP_FLAG_SYN else None
+
+
+def tcp_options(frame: Buffer, where: Transport) -> Iterator[int]:
+    """Where the options of a TCP header begin, but no-operations (RFC 9293, section 3.1).
+
+    It ends before one that contradicts itself, as receivers do.
+    """
     at = where.offset + TCP_HEADER_MIN
     end = where.offset + tcp_header_len(frame, where)
-    while at < end:
-        kind = frame[at]
-        if kind == TCP_OPTION_END:
-            return None
-        if kind == TCP_OPTION_NOP:
+    while at < end and frame[at] != TCP_OPTION_END:
+        if frame[at] == TCP_OPTION_NOP:
             at += 1
             continue
         if at + 1 >= end or frame[at + 1] < 2 or at + frame[at + 1] > end:
-            return None
-        if kind == TCP_OPTION_MSS and frame[at + 1] == 4:
-            return frame[at + 2] << 8 | frame[at + 3]
+            return
+        yield at
         at += frame[at + 1]
+
+
+def tcp_mss_offset(frame: Buffer, where: Transport) -> int | None:
+    """Where the maximum segment size is that a TCP header announces, if any."""
+    for at in tcp_options(frame, where):
+        if frame[at] == TCP_OPTION_MSS and frame[at + 1] == 4:
+            return at + 2
     return None
+
+
+def tcp_mss(frame: Buffer, where: Transport) -> int | None:
+    """The maximum segment size that a TCP header announces (RFC 9293, section 3.7.1), if any."""
+    at = tcp_mss_offset(frame, where)
+    return None if at is None else frame[at] << 8 | frame[at + 1]
