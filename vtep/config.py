@@ -147,7 +147,16 @@ class Config:
         converter=optional(values.mtu),
         metadata={
             "metavar": "OCTETS",
-            "help": "MTU of the TAP [default: underlay MTU less 50 over IPv4, 70 over IPv6].",
+            "help": "Largest IP packet in the tunnel; the TAP's MTU too, unless it is on a bridge "
+            "[default: underlay MTU less 50 over IPv4, 70 over IPv6].",
+        },
+    )
+    mss_clamp: int | str = field(
+        default="auto",
+        converter=values.mss_clamp,
+        metadata={
+            "metavar": "auto|off|N",
+            "help": "Largest segment that TCP may announce: what the tunnel carries, any, or N.",
         },
     )
     mac: bytes | None = field(

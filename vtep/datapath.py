@@ -11,13 +11,16 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.fdb import Remote
+from vtep.mtu.fit import Fit
+from vtep.mtu.oversize import Outcome
 from vtep.offload.merge import Merger
-from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
+from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.split import SplitError, Splitter, finish_checksum
 from vtep.paths import Paths
 from vtep.switch import Segment, Switch
@@ -62,13 +65,13 @@ class Outbound:
         tap: Tap,
         segment: Segment,
         paths: Paths,
-        sizes: SegmentSizes,
+        fit: Fit,
         lost: Callable[[OSError], None],
     ) -> None:
         self._tap = tap
         self._segment = segment
         self._paths = paths
-        self._sizes = sizes
+        self._fit = fit
         self._lost = lost
         self._header = vxlan.pack(segment.vni)
         self._splitter = Splitter(self._header, reserve=_RUN_MAX)
@@ -100,7 +103,8 @@ class Outbound:
         """Drain the TAP."""
         now = time.monotonic()
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
-        segment, slots, observe = self._segment, self._slots, self._sizes.observe
+        segment, slots = self._segment, self._slots
+        greet, frame_max = self._fit.leaving, self._fit.oversize.limit
         remotes: Sequence[Remote] = ()
         flow = stride = 0
         # A run of frames of one size and flow lies between these two, unless it is empty.
@@ -117,19 +121,19 @@ class Outbound:
                 self._lost(error)
                 return
             frame = buffer[body : body + length]
-            if meta[0] or meta[1] or length < ethernet.HEADER_LEN:  # Its flags, its GSO type.
+            # Its flags, its GSO type.
+            if meta[0] or meta[1] or not ethernet.HEADER_LEN <= length <= frame_max:
                 gso = virtio.unpack(meta)
-                if gso.gso_type != virtio.GSO_NONE or not self._mend(frame, gso):
+                if not self._joins(frame, gso):
                     self._emit(buffer[begin:end], stride, remotes, flow, now)
                     begin = end = 0
-                    if gso.gso_type != virtio.GSO_NONE:
-                        self._superframe(frame, gso, now)
-                        budget -= _SUPERFRAME_COST
+                    budget -= self._apart(frame, gso, now)
                     continue
             if self._held:
                 self._flush(now)
             buffer[end:body] = header
-            observe(frame)
+            if length <= SYN_MAX:
+                greet(frame)
             segment.counters.tx_frames += 1
             segment.counters.tx_bytes += length
             its_remotes = segment.destinations(frame)
@@ -150,8 +154,14 @@ class Outbound:
         self._emit(buffer[begin:end], stride, remotes, flow, now)
         self._flush(now)
 
+    def _joins(self, frame: memoryview, gso: virtio.Header) -> bool:
+        """Do what the virtio header asks for; False for what goes apart from others, or nowhere."""
+        if gso.gso_type != virtio.GSO_NONE or len(frame) > self._fit.oversize.limit:
+            return False
+        return self._mend(frame, gso)
+
     def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
-        """Do what the virtio header asks for a frame, not a superframe; False if it can't be."""
+        """Finish the checksum of a frame that is no superframe; False if that can't be done."""
         if len(frame) < ethernet.HEADER_LEN:
             self._segment.counters.drop(Drop.TX_RUNT)
             return False
@@ -163,6 +173,17 @@ class Outbound:
             return False
         return True
 
+    def _apart(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
+        """Send a superframe, or what becomes of a frame that is too large; what that costs."""
+        oversize = self._fit.oversize
+        if gso.gso_type != virtio.GSO_NONE:
+            self._superframe(frame, gso, now)
+        elif len(frame) > oversize.limit and self._mend(frame, gso):
+            self._fitting(frame, (oversize.handle(frame, now),), now)
+        else:
+            return 0
+        return _SUPERFRAME_COST
+
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
         segment = self._segment
         counters = segment.counters
@@ -171,8 +192,13 @@ class Outbound:
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
             return
-        count = -(-octets // stride)
         counters.tx_superframes += 1
+        oversize = self._fit.oversize
+        if stride > vxlan.HEADER_LEN + oversize.limit:
+            segments = self._segments[_RUN_MAX : _RUN_MAX + octets]
+            self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
+            return
+        count = -(-octets // stride)
         counters.tx_frames += count
         counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         remotes = segment.destinations(frame, count)
@@ -198,6 +224,22 @@ class Outbound:
         memory = self._splitter.memory
         memory[begin:_RUN_MAX] = memory[end - len(rest) : end]
         self._held = Burst(self._segments[begin:_RUN_MAX], stride, remotes, flow)
+
+    def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
+        """Send what has become of a frame or superframe that was too large, and tell its sender."""
+        self._flush(now)
+        counters = self._segment.counters
+        for datagrams, stride, answer in outcomes:
+            if answer is not None:
+                with suppress(OSError):  # It is as if it had been lost on the way.
+                    os.writev(self._tap.fd, (virtio.PLAIN, answer))
+            if datagrams:
+                count = -(-len(datagrams) // stride)
+                counters.tx_frames += count
+                counters.tx_bytes += len(datagrams) - count * vxlan.HEADER_LEN
+                remotes = self._segment.destinations(frame, count)
+                flow = flow_hash(frame) & self._slots
+                self._emit(memoryview(datagrams), stride, remotes, flow, now)
 
     def _flush(self, now: float) -> None:
         """Send what is held, since nothing follows that could go with it."""
@@ -252,7 +294,7 @@ class Exit(NamedTuple):
     """Where the frames of a segment leave."""
 
     tap: Tap
-    sizes: SegmentSizes
+    fit: Fit
     counters: Counters
 
 
@@ -273,9 +315,9 @@ class Inbound:
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
 
-    def attach(self, segment: Segment, tap: Tap, sizes: SegmentSizes) -> None:
+    def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
-        self._exits[segment] = Exit(tap, sizes, segment.counters)
+        self._exits[segment] = Exit(tap, fit, segment.counters)
         self._switch.segments[segment.vni] = segment
         self._fit()
 
@@ -329,7 +371,9 @@ class Inbound:
 
     def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
         """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""
-        header = virtio_header(frame, leave.sizes, leave.counters, stride)
+        if len(frame) <= SYN_MAX:
+            leave.fit.arriving(frame)
+        header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
         if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
             self._deliver(leave, frame, header)
             return
@@ -348,7 +392,7 @@ class Inbound:
                 continue
             leave = self._exits[segment]
             if header is None:
-                self._deliver(leave, frame, virtio_header(frame, leave.sizes, leave.counters))
+                self._single(leave, frame, 0)
             else:
                 leave.counters.rx_superframes += 1
                 self._deliver(leave, frame, header)

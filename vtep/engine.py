@@ -22,7 +22,7 @@ from vtep.counters import DropLog
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
 from vtep.listener import Endpoint, Listener
-from vtep.netlink import Setup, Underlay
+from vtep.netlink import Place, Setup, Underlay
 from vtep.paths import Pool
 from vtep.port import Port, setup_of
 from vtep.tap import Tap, queue_drops
@@ -119,7 +119,7 @@ class Vtep:
 
     @property
     def mtu(self) -> int:
-        """MTU of the TAP, where there is one VNI only."""
+        """The largest IP packet that the tunnel carries, where there is one VNI only."""
         return self.port.mtu
 
     def counters(self) -> dict[str, int]:
@@ -423,20 +423,20 @@ class Vtep:
 
     async def _adapt(self, ports: Iterable[Port]) -> None:
         """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
-        taps = [(port, port.tap, port.tap_index, port.config.bridge) for port in ports]
+        taps = [(port, port.tap, port.tap_index, port.place, port.setup()) for port in ports]
 
-        def adapt(connection: IPRoute) -> list[tuple[Port, int]]:
-            mtus = []
-            for port, tap, index, bridge in taps:
+        def adapt(connection: IPRoute) -> list[tuple[Port, Place]]:
+            places = []
+            for port, tap, index, before, setup in taps:
                 with suppress(VtepError):
-                    mtu = netlink.adapt(connection, tap, index, bridge, superframe_max)
-                    mtus.append((port, mtu))
-            return mtus
+                    place = netlink.adapt(connection, tap, index, before, setup, superframe_max)
+                    places.append((port, place))
+            return places
 
         with suppress(OSError):
-            for port, mtu in await _on_host(adapt):
-                if port.adapted(mtu):
-                    self._tell("changed", port, {"mtu": mtu})
+            for port, place in await _on_host(adapt):
+                if port.adapted(place):
+                    self._tell("changed", port, {"mtu": port.mtu})
 
     # --- time -------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from vtep.config import Config
 from vtep.counters import Drop
 from vtep.datapath import Inbound
 from vtep.errors import VtepError
-from vtep.offload.partial import SegmentSizes
+from vtep.mtu.fit import Fit
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import Binding, joins_datagrams, open_receiver, receive_queue_drops
@@ -72,11 +72,11 @@ class Listener:
         """Whether the kernel joins datagrams of one sender."""
         return joins_datagrams(self._receiver)
 
-    def attach(self, segment: Segment, tap: Tap, sizes: SegmentSizes) -> None:
+    def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
         if not self.switch.segments:
             self._inbound.start()
-        self._inbound.attach(segment, tap, sizes)
+        self._inbound.attach(segment, tap, fit)
 
     def detach(self, segment: Segment) -> None:
         """Deliver nothing to this segment any more."""

@@ -30,8 +30,18 @@ _NETLINK_NO_ENOBUFS = 5
 _EVENT_HEADER = Struct("=I12x4xi")
 """The beginnings of struct nlmsghdr, with its length, and of struct ifinfomsg, with its index."""
 
+_EVENT_LEN = 32
+"""Octets of both together; attributes follow."""
+
+_ATTRIBUTE = Struct("=HH")
+_INDEX = Struct("=i")
+_IFLA_MASTER = 10
+
 _MTU_USUAL = 1500
-"""Of an underlay of which nothing is known yet."""
+"""Of an underlay of which nothing is known yet, and of what may still come to a bridge."""
+
+_TAP_MTU_MAX = 65521
+"""What the kernel lets a TAP have."""
 
 _GSO_MAX = 65536
 """The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
@@ -53,6 +63,19 @@ class Setup:
     mac: bytes | None
     addresses: tuple[Interface, ...]
     bridge: str | None
+
+
+@frozen
+class Place:
+    """Where a TAP device is: on a bridge, by its index, or 0.
+
+    `mtu` is what we gave it; None where it may have any that we change. `limit` is what this host's
+    own packets are limited to; None on a bridge.
+    """
+
+    mtu: int | None
+    bridge: int
+    limit: int | None
 
 
 @contextmanager
@@ -170,13 +193,20 @@ def watch() -> socket.socket:
 
 
 def links_of(events: bytes) -> set[int]:
-    """Indices of the links that are told of in what was received from `watch`."""
+    """Indices of the links, and of their bridges, that are told of in what `watch` received."""
     indices = set()
     at = 0
     while at + _EVENT_HEADER.size <= len(events):
         length, index = _EVENT_HEADER.unpack_from(events, at)
         indices.add(index)
-        at += max(length + 3 & ~3, _EVENT_HEADER.size)
+        end = at + max(length + 3 & ~3, _EVENT_HEADER.size)
+        at += _EVENT_LEN
+        while at + _ATTRIBUTE.size + _INDEX.size <= min(end, len(events)):
+            length, kind = _ATTRIBUTE.unpack_from(events, at)
+            if kind == _IFLA_MASTER:
+                indices.update(_INDEX.unpack_from(events, at + _ATTRIBUTE.size))
+            at += max(length + 3 & ~3, _ATTRIBUTE.size)
+        at = end
     return indices
 
 
@@ -184,35 +214,67 @@ def adapt(
     netlink: IPRoute,
     tap: str,
     number: int,
-    bridge: str | None,
+    place: Place,
+    setup: Setup,
     superframe_max: Callable[[int], int],
-) -> int:
-    """Fit a TAP device to what it is used for now, and return its MTU.
+) -> Place:
+    """Fit a TAP device to what it is used for now, and tell what that is.
 
-    `number` is its index, so that another device that has its name now is left alone.
+    `number` is its index, so that another device that has its name now is left alone. `place` is
+    what was told before.
 
-    It becomes a port of `bridge`, if there is such a device and the TAP is on no bridge. The
-    kernel's own TCP is told to make no superframe larger than `superframe_max` of the MTU. Not on a
-    bridge's port: superframes of containers, who don't know of it, would be cut in software.
-    Without the privilege nothing is changed. Raises VtepError where there is no such device.
+    It becomes a port of its bridge, if there is such a device and the TAP is on none. Its MTU
+    becomes that of `_mtu_for`, unless somebody has set another one since. The kernel's own TCP is
+    told to make no superframe larger than `superframe_max` of the MTU. Not on a bridge's port:
+    superframes of containers, who don't know of it, would be cut in software. Without the privilege
+    nothing is changed. Raises VtepError where there is no such device.
     """
     if device_index(tap) != number:
         raise VtepError(f"--tap {tap}: it is not here any more")
-    mtu: int = 0
     try:
         (link,) = netlink.get_links(number)
-        mtu = link.get("mtu")
-        master = link.get("master")
-        if bridge is not None and not master and (master := device_index(bridge)):
-            netlink.link("set", index=number, master=master)
-        wanted = _GSO_MAX if master else min(_GSO_MAX, superframe_max(mtu))
-        if link.get("gso_max_size") != wanted:
-            netlink.link("set", index=number, gso_max_size=wanted)
+        mtu: int = link.get("mtu")
+        master: int = link.get("master") or 0
+        joins = 0 if master or setup.bridge is None else device_index(setup.bridge) or 0
+        bridge = joins or _bridge_of(link)
+        place = Place(place.mtu, bridge, None if bridge else mtu)
+        wanted = _mtu_for(netlink, number, bridge, setup.mtu)
+        if place.mtu in (None, mtu):
+            if mtu != wanted:
+                netlink.link("set", index=number, mtu=wanted)
+            place = Place(wanted, bridge, None if bridge else wanted)
+        if joins:
+            netlink.link("set", index=number, master=joins)
+        limit = _GSO_MAX if master or joins else superframe_max(min(mtu, setup.mtu))
+        if link.get("gso_max_size") != min(_GSO_MAX, limit):
+            netlink.link("set", index=number, gso_max_size=min(_GSO_MAX, limit))
     except NetlinkError as error:
-        if mtu and error.code in (errno.EPERM, errno.EACCES):
-            return mtu
-        raise VtepError(f"--tap {tap}: {error.args[1]}") from error
-    return mtu
+        if error.code not in (errno.EPERM, errno.EACCES):
+            raise VtepError(f"--tap {tap}: {error.args[1]}") from error
+    return place
+
+
+def _bridge_of(link: Any) -> int:
+    """The index of the bridge that a link is a port of, or 0."""
+    info = link.get("linkinfo")
+    on_bridge = info is not None and info.get("slave_kind") == "bridge"
+    return int(link.get("master")) if on_bridge else 0
+
+
+def _mtu_for(netlink: IPRoute, index: int, bridge: int, tunnel: int) -> int:
+    """The MTU that a TAP device must have so that nothing is lost in front of us.
+
+    It is the tunnel's, so that this host's own packets fit. But a bridge drops without a word what
+    is larger than the MTU of the port by which it is to leave. There the TAP has as much as any
+    other port, and no less than ports usually have; what is larger than the tunnel carries then
+    reaches us, and its sender gets an answer. It also keeps the bridge itself, which takes the MTU
+    of its narrowest port, from shrinking to that of the tunnel.
+    """
+    if not bridge:
+        return tunnel
+    ports = netlink.link("dump", master=bridge)
+    others: list[int] = [port.get("mtu") for port in ports if port["index"] != index]
+    return min(max(tunnel, _MTU_USUAL, *others), _TAP_MTU_MAX)
 
 
 def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
@@ -223,10 +285,14 @@ def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
     """
     (link,) = netlink.get_links(_index("--tap", tap))
     index = link["index"]
+    bridge = device_index(setup.bridge) if setup.bridge is not None else None
+    # On a bridge it may be larger, and `adapt` sees to that.
+    least_is_enough = bool(bridge or _bridge_of(link))
     try:
         if setup.mac is not None and parse_mac(link.get("address")) != setup.mac:
             netlink.link("set", index=index, address=format_mac(setup.mac))
-        if link.get("mtu") != setup.mtu:
+        mtu = link.get("mtu")
+        if mtu < setup.mtu or (mtu > setup.mtu and not least_is_enough):
             netlink.link("set", index=index, mtu=setup.mtu)
         if not link["flags"] & _IFF_UP:
             netlink.link("set", index=index, state="up")
@@ -234,7 +300,6 @@ def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
         raise _refused(tap, error, setup.mtu) from error
     for address in setup.addresses:
         _add_address(netlink, tap, index, address)
-    bridge = device_index(setup.bridge) if setup.bridge is not None else None
     if bridge is not None and link.get("master") != bridge:
         _enslave(netlink, tap, index, setup.bridge, bridge)
 
@@ -250,7 +315,9 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
         if after.mac not in (None, before.mac):
             netlink.link("set", index=index, address=format_mac(after.mac))
         if after.mtu != before.mtu:
-            netlink.link("set", index=index, mtu=after.mtu)
+            (link,) = netlink.get_links(index)
+            mtu = _mtu_for(netlink, index, _bridge_of(link), after.mtu)
+            netlink.link("set", index=index, mtu=mtu)
     except NetlinkError as error:
         raise _refused(tap, error, after.mtu) from error
     for address in after.addresses:

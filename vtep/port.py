@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
+from attrs import evolve
+
 from vtep.config import Config
 from vtep.counters import Drop, DropLog
 from vtep.datapath import Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.listener import FAMILY, Listener
+from vtep.mtu.fit import Fit
+from vtep.mtu.tunnel import TunnelMtu
 from vtep.neigh import Neighbours
-from vtep.netlink import Setup, Underlay, device_index
-from vtep.offload.partial import SegmentSizes
+from vtep.netlink import Place, Setup, Underlay, device_index
 from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
@@ -33,8 +36,6 @@ class Port:
 
     def __init__(self, config: Config, pool: Pool) -> None:
         self.config = config
-        self.mtu = 0
-        """MTU of the TAP now, known once it is open."""
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once it is open."""
         self.offload: frozenset[str] = frozenset()
@@ -55,8 +56,12 @@ class Port:
         )
         self._answer_for_neighbours()
         self.drop_log = DropLog(self.segment.counters)
+        self._tunnel = TunnelMtu(MTU_MAX)
+        self._fit = Fit(
+            vxlan.pack(config.vni), self.segment.counters, self._tunnel.now, config.mss_clamp
+        )
+        self.place = Place(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
-        self._mtu_given = 0
         self._pool = pool
         self._device: Tap | None = None
         self.listeners: tuple[Listener, ...] = ()
@@ -68,6 +73,11 @@ class Port:
     def fdb(self) -> Fdb:
         """What has been learned."""
         return self.segment.fdb
+
+    @property
+    def mtu(self) -> int:
+        """The largest IP packet that the tunnel carries, in octets, known once it is open."""
+        return self._tunnel.now
 
     @property
     def tap(self) -> str:
@@ -87,12 +97,13 @@ class Port:
     # --- life -------------------------------------------------------------------------------
 
     def setup(self) -> Setup:
-        """What the TAP was made to be."""
-        return _setup(self.config, self._mtu_given)
+        """What the TAP is to be."""
+        return _setup(self.config, self._tunnel.most)
 
     def _survey(self, underlay: Underlay) -> None:
         self.underlay_devices = underlay.devices
-        self.mtu = self._mtu_given = _tap_mtu(self.config, underlay)
+        self._tunnel.most = _tunnel_mtu(self.config, underlay)
+        self._fit.mtu = self.mtu
 
     def open(self) -> None:
         """Open the TAP device; raises VtepError."""
@@ -120,14 +131,13 @@ class Port:
         self.segment.own_mac = tap.mac
         self.listeners = tuple(listeners)
         self._judge_offload()
-        self._sizes = SegmentSizes(self.mtu)
         self._paths = self._make_paths()
         self.fdb.unused = self._let_go
         self._lost = partial(lost, self)
-        self._outbound = Outbound(tap, self.segment, self._paths, self._sizes, self._lost)
+        self._outbound = Outbound(tap, self.segment, self._paths, self._fit, self._lost)
         self._outbound.start()
         for listener in self.listeners:
-            listener.attach(self.segment, tap, self._sizes)
+            listener.attach(self.segment, tap, self._fit)
 
     def close(self) -> None:
         """Forward no more, and give the TAP back."""
@@ -158,8 +168,10 @@ class Port:
         self._survey(underlay)
         tap.persist(on=config.persist)
         tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
-        self._sizes.mtu = self.mtu
         segment.learning = config.learning
+        if config.mtu != before.mtu:
+            self.place = evolve(self.place, mtu=None)
+        self._fit.set_mss_clamp(config.mss_clamp)
         now = time.monotonic()
         if config.ageing != before.ageing:
             segment.fdb.set_ageing(config.ageing, now)
@@ -180,7 +192,7 @@ class Port:
             listener.detach(segment)
         self.listeners = tuple(listeners)
         for listener in self.listeners:
-            listener.attach(segment, tap, self._sizes)
+            listener.attach(segment, tap, self._fit)
 
     def _answer_for_neighbours(self) -> None:
         """Have a table of neighbours or none, as the configuration says."""
@@ -201,7 +213,8 @@ class Port:
     def links(self) -> set[int]:
         """Indices of the devices whose changes are to be followed."""
         bridge = self.config.bridge
-        return {self.tap_index, (device_index(bridge) or 0) if bridge is not None else 0}
+        wanted = (device_index(bridge) or 0) if bridge is not None else 0
+        return {self.tap_index, self.place.bridge, wanted} - {0}
 
     def _tap(self) -> Tap:
         if self._device is None:
@@ -238,12 +251,28 @@ class Port:
             if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
                 self._lost(error)
 
-    def adapted(self, mtu: int) -> bool:
-        """Take note of the MTU that the TAP has now; whether it is another one."""
-        if not self.listeners or mtu == self.mtu:
-            return False
-        self.mtu = self._sizes.mtu = mtu
-        return True
+    def adapted(self, place: Place) -> bool:
+        """Take note of where the TAP is now; whether the MTU is another one there."""
+        before = self.mtu
+        self.place = place
+        self._tunnel.tap = place.limit
+        return self._refit(before)
+
+    def path_changed(self, remote: Remote, mtu: int | None) -> bool:
+        """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more.
+
+        Whether the MTU of the tunnel is another one then.
+        """
+        before = self.mtu
+        overhead = _OVERHEAD[6 if ":" in remote.host else 4]
+        self._tunnel.path(remote.host, None if mtu is None else max(MTU_MIN, mtu - overhead))
+        return self._refit(before)
+
+    def _refit(self, before: int) -> bool:
+        self._fit.mtu = self.mtu
+        changed = self.mtu != before
+        self.segment.counters.mtu_changes += changed
+        return changed
 
     def count_queue_drops(self, drops: Mapping[str, int]) -> None:
         """Take over what the kernel counted in front of our descriptor."""
@@ -256,7 +285,7 @@ class Port:
 
 def setup_of(config: Config, underlay: Underlay) -> Setup:
     """What the TAP of a segment is to be; raises VtepError where its MTU does not fit."""
-    return _setup(config, _tap_mtu(config, underlay))
+    return _setup(config, _tunnel_mtu(config, underlay))
 
 
 def _setup(config: Config, mtu: int) -> Setup:
@@ -278,8 +307,8 @@ def _remotes(config: Config) -> list[Remote]:
     return [Remote(host_of(remote, config.dev), config.dstport) for remote in config.remote]
 
 
-def _tap_mtu(config: Config, underlay: Underlay) -> int:
-    """The MTU of the TAP in octets; raises VtepError where it does not fit the underlay."""
+def _tunnel_mtu(config: Config, underlay: Underlay) -> int:
+    """The MTU of the tunnel in octets; raises VtepError where it does not fit the underlay."""
     version = config.versions[-1]
     devices = ", ".join(underlay.devices)
     room = min(underlay.mtu - _OVERHEAD[version], MTU_MAX)

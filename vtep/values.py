@@ -33,6 +33,9 @@ MTU_MIN = 68
 MTU_MAX = 65507 - vxlan.HEADER_LEN - ethernet.HEADER_LEN - ethernet.TAG_LEN
 """What one UDP datagram can carry of an inner frame with one VLAN tag."""
 
+MSS_MIN, MSS_MAX = 8, 65535
+"""The kernel cuts no segment to less (its TCP_MIN_GSO_SIZE); what the option has room for."""
+
 OFFLOADS = frozenset(("tso", "uso", "gso", "gro"))
 """Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive."""
 
@@ -84,8 +87,20 @@ def dstport(value: int | str) -> int:
 
 
 def mtu(value: int | str) -> int:
-    """The MTU of a TAP in octets."""
+    """The MTU of a tunnel in octets."""
     return _integer("--mtu", value, MTU_MIN, MTU_MAX)
+
+
+def mss_clamp(value: int | str) -> int | str:
+    """The largest MSS that TCP may announce, `auto` or `off`."""
+    if value in ("auto", "off"):
+        return value
+    try:
+        return _integer("--mss-clamp", value, MSS_MIN, MSS_MAX)
+    except ConfigError:
+        raise ConfigError(
+            f"--mss-clamp {_shown(value)}: must be from {MSS_MIN} to {MSS_MAX}, or auto, or off"
+        ) from None
 
 
 def max_addresses(value: int | str) -> int:

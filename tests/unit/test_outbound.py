@@ -17,7 +17,7 @@ from tests.unit.twins import BASIC, Frame
 from vtep.counters import Drop
 from vtep.datapath import Outbound
 from vtep.fdb import Fdb, Remote
-from vtep.offload.partial import SegmentSizes
+from vtep.mtu.fit import Fit
 from vtep.offload.split import Splitter
 from vtep.paths import Room
 from vtep.switch import Segment
@@ -106,7 +106,7 @@ def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) ->
                 cast("Any", pair),
                 segment,
                 cast("Any", Ways(notes)),
-                SegmentSizes(1450),
+                Fit(PREFIX, segment.counters, 1450, "auto"),
                 lost.append,
             )
             outbound.start()

@@ -1,0 +1,248 @@
+"""Guests at MTU 1500 behind bridges, an underlay of 1500, and nobody who changes a setting.
+
+The tunnel carries packets of 1450 octets over IPv4. The far end is another pyvtep or the kernel's
+driver, whose bridge does the same.
+"""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.netns.hosts import (
+    Pyvtep,
+    address,
+    kernel_vtep,
+    mtu_of,
+    packet_socket,
+    ping,
+    segment,
+    udp_socket,
+    wait_until,
+)
+from vtep.lab import Host, Lab, transfer
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+SOL_UDP = 17
+UDP_SEGMENT = 103
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_DONT = 0
+
+
+def attach(lab: Lab, host: Host, number: int, device: str = "vx0") -> Host:
+    """A bridge on a host with a device in it, and a guest behind that as a container is."""
+    guest = lab.host(f"guest{number}")
+    host.run("ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+    host.run(
+        *("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "eth0"),
+        *("netns", guest.pid),
+    )
+    for port in ("guest0", device):
+        host.run("ip", "link", "set", port, "master", "br0")
+    for end, link in ((host, "br0"), (host, "guest0"), (guest, "eth0")):
+        end.run("ip", "link", "set", link, "up")
+    address(guest, "eth0", f"10.0.0.{number}/24", f"fd00::{number}/64")
+    return guest
+
+
+@dataclass
+class Scene:
+    """Guests 1 and 2 behind hosts a and b; host a has pyvtep, host b has it too, or the driver."""
+
+    guests: Pair
+    hosts: Pair
+    vtep: Pyvtep
+    other: Pyvtep | None
+
+    def told(self) -> str:
+        """What guest 1 knows of the way to guest 2."""
+        get = ("route", "get")
+        guest = self.guests[0]
+        return guest.run("ip", *get, "10.0.0.2") + guest.run("ip", "-6", *get, "fd00::2")
+
+    def total(self, name: str) -> int:
+        return sum(vtep.counter(name) for vtep in (self.vtep, self.other) if vtep)
+
+
+def build(lab: Lab, pair: Pair, start: Start, far: str, *options: str) -> Scene:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"), *options)
+    other = None
+    if far == "pyvtep":
+        other = start(b, *segment(1, "192.0.2.1"), *options)
+    else:
+        kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1")
+    first, second = attach(lab, a, 1), attach(lab, b, 2)
+    wait_until(lambda: mtu_of(a) == 1500, "the TAP to follow its bridge")
+    scene = Scene((first, second), pair, vtep, other)
+    for destination in ("10.0.0.2", "fd00::2"):
+        ping(first, destination)
+    return scene
+
+
+@pytest.fixture(params=["pyvtep", "kernel"])
+def scene(request: pytest.FixtureRequest, lab: Lab, pair: Pair, start: Start) -> Scene:
+    return build(lab, pair, start, request.param)
+
+
+def test_guests_learn_the_mtu_of_the_path(scene: Scene) -> None:
+    """As in the kernel's selftest pmtu.sh, cases pmtu_ipv4_br_vxlan4_exception and _ipv6_."""
+    guest = scene.guests[0]
+    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
+    assert "Frag needed and DF set (mtu = 1450)" in said
+    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)
+    assert "Packet too big: mtu=1450" in said
+    assert scene.told().count("mtu 1450") == 2
+    ping(guest, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
+    ping(guest, "fd00::2", "-M", "do", "-s", str(1450 - 48))
+    assert scene.vtep.counter("tx_too_big_answered") == 2
+
+
+def test_what_may_be_fragmented_arrives(scene: Scene) -> None:
+    for guest, other in ((scene.guests[0], 2), (scene.guests[1], 1)):
+        ping(guest, f"10.0.0.{other}", "-M", "dont", "-s", "1472")
+        ping(guest, f"10.0.0.{other}", "-M", "dont", "-s", "3000")
+    assert scene.vtep.counter("tx_fragmented") > 0
+
+
+def both_ways(scene: Scene, octets: int = 50 << 20) -> None:
+    first, second = scene.guests
+    transfer(first, second, "10.0.0.2", octets)
+    transfer(second, first, "fd00::1", octets)
+
+
+def test_tcp_announces_what_the_tunnel_carries(scene: Scene) -> None:
+    both_ways(scene)
+    counters = scene.vtep.counters()
+    # Each of two connections has a SYN and its answer: clamped by whoever sees it first.
+    assert scene.total("mss_clamped") == 4
+    assert counters["tx_resegmented"] == counters["tx_too_big_answered"] == 0
+    assert scene.vtep.faults() == 0
+
+
+@pytest.mark.parametrize("far", ["pyvtep", "kernel"])
+@pytest.mark.parametrize("offloads", ["on", "off"])
+def test_tcp_that_has_announced_too_much_is_cut(
+    lab: Lab, pair: Pair, start: Start, far: str, offloads: str
+) -> None:
+    """Guests may have opened their connections before there was a tunnel, or ignore us."""
+    scene = build(lab, pair, start, far, "--mss-clamp", "off")
+    for guest in scene.guests:
+        if offloads == "off":  # Then each segment comes alone, and with its checksum finished.
+            guest.run(
+                "ethtool", "-K", "eth0", *["tx", "off", "tso", "off", "gso", "off", "gro", "off"]
+            )
+        # Path MTU discovery off: whatever they are told, they don't send less.
+        guest.run("sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1")
+    first, second = scene.guests
+    transfer(first, second, "10.0.0.2", 50 << 20)
+    counters = scene.vtep.counters()
+    assert counters["mss_clamped"] == 0
+    assert counters["tx_resegmented"] > 500
+    assert counters["tx_fragmented"] == counters["tx_oversize"] == 0
+    if far == "pyvtep":
+        transfer(second, first, "10.0.0.1", 50 << 20)
+    # IPv6 listens: after the first packets the segments fit.
+    transfer(first, second, "fd00::2", 20 << 20)
+    assert scene.vtep.counter("tx_too_big_answered") > 0
+    assert scene.vtep.faults() == 0
+
+
+def test_udp_of_any_size(scene: Scene) -> None:
+    first, second = scene.guests
+    with udp_socket(first, "10.0.0.1") as sender, udp_socket(second, "10.0.0.2", 5000) as receiver:
+        sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        for octets in (1423, 1472, 4000, 9000):
+            sender.sendto(bytes(octets), ("10.0.0.2", 5000))
+            assert receiver.recv(10000) == bytes(octets)
+        # A superframe, each of whose datagrams is too large.
+        datagrams = [bytes([number]) * 1472 for number in range(30)]
+        sender.setsockopt(SOL_UDP, UDP_SEGMENT, 1472)
+        sender.sendto(b"".join(datagrams), ("10.0.0.2", 5000))
+        assert [receiver.recv(2048) for _ in datagrams] == datagrams
+    assert scene.vtep.counter("tx_fragmented") >= 30
+    with udp_socket(first, "fd00::1") as sender, udp_socket(second, "fd00::2", 5000) as receiver:
+        sender.sendto(bytes(1452), ("fd00::2", 5000))  # It is lost, but its sender learns.
+        wait_until(lambda: scene.told().count("mtu 1450") == 1, "the answer")
+        for octets in (1452, 4000, 9000):
+            sender.sendto(bytes(octets), ("fd00::2", 5000))
+            assert receiver.recv(10000) == bytes(octets)
+    assert scene.vtep.faults() == 1
+
+
+def test_what_can_be_neither_cut_nor_answered_is_left_to_the_underlay(scene: Scene) -> None:
+    first, second = scene.guests
+    frame = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + b"x" * 1500
+    with packet_socket(first, "eth0") as sender, packet_socket(second, "eth0") as receiver:
+        sender.send(frame)
+        while receiver.recv(2048) != frame:
+            pass
+    assert scene.vtep.counter("tx_oversize") == 1
+
+
+# --- the MTU of the TAP -------------------------------------------------------------------------
+
+
+def becomes(host: Host, mtu: int, device: str = "vx0") -> None:
+    wait_until(lambda: mtu_of(host, device) == mtu, f"{device} to have MTU {mtu}")
+
+
+def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> None:
+    """So that the bridge drops nothing in front of us, and keeps the MTU that it had."""
+    a, _ = pair
+    vtep = start(a, *segment(1, "192.0.2.2"))
+    assert "(mtu 1450)" in vtep.log
+    becomes(a, 1450)
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "link", "set", "vx0", "master", "br0")
+    becomes(a, 1500)
+    becomes(a, 1500, "br0")
+    a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
+    a.run("ip", "link", "set", "guest0", "master", "br0")
+    becomes(a, 9000)
+    becomes(a, 9000, "br0")
+    a.run("ip", "link", "set", "guest0", "mtu", "1400")
+    becomes(a, 1500)
+    becomes(a, 1400, "br0")
+    a.run("ip", "link", "set", "vx0", "nomaster")
+    becomes(a, 1450)
+    assert "(mtu 1450)" in vtep.report()
+
+
+def test_an_mtu_that_somebody_has_set_is_theirs(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    start(a, *segment(1, "192.0.2.2"))
+    a.run("ip", "link", "set", "vx0", "mtu", "1300")
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "link", "set", "vx0", "master", "br0")
+    a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
+    a.run("ip", "link", "set", "guest0", "master", "br0")
+    # It has looked at its place when superframes are not limited any more.
+    wait_until(
+        lambda: "gso_max_size 65536" in a.run("ip", "-d", "link", "show", "vx0"), "its adaption"
+    )
+    assert mtu_of(a) == 1300
+
+
+def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "tuntap", "add", "vx0", "mode", "tap")
+    a.run("ip", "link", "set", "vx0", "master", "br0")
+    start(a, *segment(1, "192.0.2.2"), "--mtu", "1400")
+    assert mtu_of(a) == 1500
+    a.run("ip", "link", "set", "vx0", "nomaster")
+    becomes(a, 1400)
+
+
+@pytest.mark.usefixtures("tunnel")
+def test_a_host_whose_tap_is_too_large_learns_it_too(pair: Pair) -> None:
+    """Without a bridge between."""
+    a, b = pair
+    a.run("ip", "link", "set", "vx0", "mtu", "1500")
+    said = a.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
+    assert "Frag needed and DF set (mtu = 1450)" in said
+    transfer(a, b, "10.0.0.2", 20 << 20)
