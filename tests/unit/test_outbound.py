@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.twins import BASIC, Frame
-from vtep.counters import Drop
+from vtep.counters import Counters, Drop
 from vtep.datapath import Outbound
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
+from vtep.mtu.oversize import Oversize
 from vtep.offload.split import Splitter
 from vtep.paths import Room
 from vtep.switch import Segment
@@ -26,6 +27,7 @@ from vtep.wire import virtio, vxlan
 
 REMOTE = Remote("192.0.2.2", 4789)
 SIZE = 1398
+MTU = 1450
 PREFIX = vxlan.pack(5)
 
 
@@ -106,7 +108,7 @@ def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) ->
                 cast("Any", pair),
                 segment,
                 cast("Any", Ways(notes)),
-                Fit(PREFIX, segment.counters, 1450, "auto"),
+                Fit(PREFIX, segment.counters, MTU, "auto"),
                 lost.append,
             )
             outbound.start()
@@ -130,19 +132,31 @@ def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) ->
 
 
 def segments(header: bytes, frame: bytes) -> list[bytes]:
-    """What has to leave for one read from the TAP: test_split sees to it that this is right."""
+    """What has to leave for one read from the TAP.
+
+    The tests of Splitter and Oversize see to it that this is right.
+    """
     gso = virtio.unpack(header)
+    oversize = Oversize(PREFIX, Counters(), MTU)
+    view = memoryview(frame)
     if not gso.gso_type:
-        return [PREFIX + frame]
-    splitter = Splitter(PREFIX)
-    octets, stride = splitter.split(memoryview(frame), gso)
-    data = splitter.out[:octets].tobytes()
-    return [data[at : at + stride] for at in range(0, octets, stride)]
+        if len(frame) <= oversize.limit:
+            return [PREFIX + frame]
+        data, stride, _ = oversize.handle(view, 0.0)
+    else:
+        splitter = Splitter(PREFIX)
+        octets, stride = splitter.split(view, gso)
+        data = splitter.out[:octets].tobytes()
+        if stride > oversize.limit + len(PREFIX):
+            ((data, stride, _),) = oversize.handle_superframe(view, memoryview(data), stride, 0.0)
+    return [data[at : at + stride] for at in range(0, len(data), stride)]
 
 
-def superframe(count: int, *, flow: int = 0, last: int = SIZE) -> tuple[bytes, bytes]:
-    frame = Frame(payload=bytes((count - 1) * SIZE + last), sport=5000 + flow)
-    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, SIZE, 34, 16), frame.build()
+def superframe(
+    count: int, *, flow: int = 0, last: int | None = None, size: int = SIZE
+) -> tuple[bytes, bytes]:
+    frame = Frame(payload=bytes((count - 1) * size + (last or size)), sport=5000 + flow)
+    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
 
 
 def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
@@ -169,7 +183,8 @@ FRAMES = st.one_of(
         flow=st.integers(0, 2),
         last=st.sampled_from([1, SIZE - 1, SIZE, SIZE]),
     ),
-    st.builds(plain, st.sampled_from([0, 20, 20, SIZE]), flow=st.integers(0, 2)),
+    st.builds(plain, st.sampled_from([0, 20, 20, SIZE, MTU, MTU]), flow=st.integers(0, 2)),
+    st.builds(superframe, st.integers(2, 43), flow=st.integers(0, 2), size=st.just(1448)),
 )
 
 
