@@ -354,7 +354,7 @@ class Inbound:
         while budget > 0:
             budget -= 1
             try:
-                length, stride, host = receive(self._receiver, self._buffer)
+                length, stride, host, _mark = receive(self._receiver, self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:

@@ -489,7 +489,7 @@ class Vtep:
             changed, self._links_changed = self._links_changed, set()
             drops = receive_queue_drops(self._links)
             everything, self._links_drops = drops != self._links_drops, drops
-            self._pool.hope_again()
+            self._pool.look()
             await self._adapt(
                 port
                 for port in self._ports.values()

@@ -3,9 +3,10 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 from vtep.fdb import Remote
-from vtep.underlay import Binding, Path, pool_slots
+from vtep.underlay import Binding, Outer, Path, pool_slots
 
 
 class Room:
@@ -37,26 +38,36 @@ class Room:
             loop.call_soon(resume)
 
 
+_Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
+
+
 class Pool:
     """The ways to all remotes of a process: VNIs that send alike share them.
 
     `remotes` is how many there will be, as far as is known: they share the source ports.
+    `mtu_changed` is called with a remote and the MTU of the path to it, when that is first known
+    and when it changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mtu_changed: Callable[[Remote, int], None] = lambda _remote, _mtu: None
+    ) -> None:
         self.remotes = 0
         self.room = Room()
-        self._paths: dict[tuple[Binding, str, int, bool], Path] = {}
-        self._keys: dict[Path, tuple[Binding, str, int, bool]] = {}
+        self._mtu_changed = mtu_changed
+        self._paths: dict[_Key, Path] = {}
+        self._keys: dict[Path, _Key] = {}
         self._users: Counter[Path] = Counter()
 
-    def take(self, binding: Binding, remote: Remote, *, gso: bool) -> Path:
+    def take(self, binding: Binding, outer: Outer, remote: Remote, *, gso: bool) -> Path:
         """The way to a remote; each call is to be followed by one of `let_go`."""
-        key = (binding, remote.host, remote.port, gso)
+        key = (binding, outer, remote.host, remote.port, gso)
         path = self._paths.get(key)
         if path is None:
-            slots = pool_slots(max(self.remotes, len(self._paths) + 1))
-            path = self._paths[key] = Path(binding, remote, slots, self.room.wake, gso=gso)
+            slots = pool_slots(max(self.remotes, len(self._paths) + 1), len(outer.srcport))
+            path = self._paths[key] = Path(
+                binding, outer, remote, slots, self.room.wake, self._mtu_changed, gso=gso
+            )
             self._keys[path] = key
         self._users[path] += 1
         return path
@@ -75,10 +86,10 @@ class Pool:
             if binding.dev == dev:
                 path.close()
 
-    def hope_again(self) -> None:
-        """Forget which sizes of segments the underlay has refused."""
+    def look(self) -> None:
+        """Ask the kernel for the MTU of every path again: something about the host has changed."""
         for path in self._paths.values():
-            path.hope_again()
+            path.look()
 
 
 class Paths(dict[Remote, Path]):
@@ -87,14 +98,19 @@ class Paths(dict[Remote, Path]):
     `bindings` are by IP version.
     """
 
-    def __init__(self, pool: Pool, bindings: dict[int, Binding], *, gso: bool) -> None:
+    def __init__(
+        self, pool: Pool, bindings: dict[int, Binding], outer: Outer, *, gso: bool
+    ) -> None:
         self.room = pool.room
         self._pool = pool
         self._bindings = bindings
+        self._outer = outer
         self._gso = gso
 
     def __missing__(self, remote: Remote) -> Path:
-        path = self[remote] = self._pool.take(self._binding(remote), remote, gso=self._gso)
+        path = self[remote] = self._pool.take(
+            self._binding(remote), self._outer, remote, gso=self._gso
+        )
         return path
 
     def _binding(self, remote: Remote) -> Binding:

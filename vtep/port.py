@@ -21,7 +21,7 @@ from vtep.netlink import Place, Setup, Underlay, device_index
 from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
-from vtep.underlay import Binding, host_of, segments_datagrams
+from vtep.underlay import Binding, Outer, host_of, segments_datagrams
 from vtep.values import MTU_MAX, MTU_MIN
 from vtep.wire import ethernet, vxlan
 
@@ -237,7 +237,7 @@ class Port:
             version: Binding(family, config.local_for(version), config.dev)
             for version, family in FAMILY.items()
         }
-        return Paths(self._pool, bindings, gso="gso" in self.offload)
+        return Paths(self._pool, bindings, Outer.of(config), gso="gso" in self.offload)
 
     # --- time -------------------------------------------------------------------------------
 

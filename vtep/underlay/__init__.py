@@ -1,0 +1,38 @@
+"""The underlay's UDP sockets: those that receive, and pools that send to each remote.
+
+The socket on the VXLAN port only receives. What we send leaves from other ports, one for each
+value of the flow hash that we tell apart, because routers and NICs spread flows by it.
+"""
+
+from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
+from vtep.underlay.replicate import Replicator
+from vtep.underlay.sockets import (
+    Binding,
+    Outer,
+    host_of,
+    join,
+    joins_datagrams,
+    open_receiver,
+    receive,
+    receive_queue_drops,
+    segments_datagrams,
+)
+
+__all__ = [
+    "FLOW_BITS",
+    "POOL_MAX",
+    "Binding",
+    "Outer",
+    "Path",
+    "Replicator",
+    "batch_max",
+    "host_of",
+    "join",
+    "joins_datagrams",
+    "open_receiver",
+    "pool_slots",
+    "receive",
+    "receive_queue_drops",
+    "segments_datagrams",
+    "superframe_max",
+]

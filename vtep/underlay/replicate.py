@@ -1,0 +1,261 @@
+"""Head-end replication: the same datagrams to many remotes, in as few system calls as it takes.
+
+The standard library has no sendmmsg, so it is called in the C library. What it wants to be told of
+the remotes is written down once, for as long as they stay the same.
+"""
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vtep.counters import Drop
+from vtep.fdb import Remote
+from vtep.underlay import feedback
+from vtep.underlay.path import FLOW_BITS, batch_max
+from vtep.underlay.sockets import Binding, Outer, ancillary, family_of, sockaddr
+from vtep.wire import envelope as envelopes
+
+WORTH = 8
+"""From how many remotes on this is cheaper than their paths one by one."""
+
+_SLOTS = 8
+"""Source ports for each family: what is flooded has few flows."""
+
+_SEND_BUFFER = 1 << 24
+"""Octets: room for what the kernel holds back (see `path`) for some dozens of dead neighbours."""
+
+_CONTROL_SPACE = 256
+
+_MMSGHDR = np.dtype(
+    [
+        ("name", np.uintp),
+        ("namelen", np.uint32),
+        ("iov", np.uintp),
+        ("iovlen", np.uintp),
+        ("control", np.uintp),
+        ("controllen", np.uintp),
+        ("flags", np.int32),
+        ("len", np.uintp),
+    ],
+    align=True,
+)
+"""struct mmsghdr: a struct msghdr (<sys/socket.h>) and how much of it was sent."""
+
+_NAME_SPACE = 28
+"""Octets of a struct sockaddr_in6, the larger one."""
+
+_PERHAPS_EARLIER = feedback.FROM_AFAR | {errno.EAGAIN}
+
+_CMSGHDR = struct.Struct("@Nii")
+
+_sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
+_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+
+
+class Lost(NamedTuple):
+    """Datagrams of this send, or an earlier one, that did not reach a remote."""
+
+    remote: Remote
+    reason: Drop
+    datagrams: int
+
+
+class Sent(NamedTuple):
+    """What became of a send.
+
+    `octets` are done with; 0 if there was no room for all recipients, of whom `reached` have been
+    served then, and `blocked` is the descriptor to wait for. `datagrams` is how many have left,
+    copies counted.
+    """
+
+    octets: int
+    reached: int
+    datagrams: int
+    lost: Sequence[Lost]
+    blocked: int
+
+
+class Recipients:
+    """Remotes as sendmmsg wants them, and in the order in which it is given them."""
+
+    def __init__(self, remotes: Sequence[Remote], flowlabel: int) -> None:
+        self.remotes = tuple(sorted(remotes, key=lambda remote: ":" in remote.host))
+        """Those of one family together."""
+        self._by_host = {remote.host.partition("%")[0]: remote for remote in remotes}
+        names = b"".join(
+            _name(remote, flowlabel).ljust(_NAME_SPACE, b"\0") for remote in self.remotes
+        )
+        self._names = np.frombuffer(names, np.uint8)
+        # All messages have the same payload and control messages, so these are there once.
+        self._payload = np.zeros(2, np.uintp)
+        self._control = np.zeros(_CONTROL_SPACE, np.uint8)
+        self._controlled = b""
+        self.v4 = sum(":" not in remote.host for remote in remotes)
+        """How many have IPv4; they are the first."""
+        self.messages = messages = np.zeros(len(self.remotes), _MMSGHDR)
+        messages["name"] = self._names.ctypes.data + _NAME_SPACE * np.arange(len(messages))
+        messages["namelen"] = _NAME_SPACE
+        messages["namelen"][: self.v4] = 16
+        messages["iov"] = self._payload.ctypes.data
+        messages["iovlen"] = 1
+        messages["control"] = self._control.ctypes.data
+        self.address = messages.ctypes.data
+
+    def __len__(self) -> int:
+        return len(self.remotes)
+
+    def carry(self, address: int, octets: int, control: bytes) -> None:
+        """Let all messages have this payload and these control messages."""
+        self._payload[0] = address
+        self._payload[1] = octets
+        if control != self._controlled:
+            self._controlled = control
+            self._control[: len(control)] = np.frombuffer(control, np.uint8)
+            self.messages["controllen"] = len(control)
+
+    def losses(self, returned: Iterable[feedback.Returned]) -> list[Lost]:
+        """Datagrams that came back, by the remotes for which they were."""
+        found = ((self._by_host.get(host), reason) for host, reason in returned)
+        return [Lost(remote, reason, 1) for remote, reason in found if remote is not None]
+
+
+def _name(remote: Remote, flowlabel: int) -> bytes:
+    """The remote as a struct sockaddr_in or sockaddr_in6; raises OSError."""
+    host, port, *more = sockaddr(remote.host, remote.port, flowlabel)
+    packed = socket.inet_pton(family_of(remote.host), host)
+    if not more:
+        return struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, packed)
+    head = struct.pack("!HI16s", port, more[0], packed)
+    return struct.pack("=H", socket.AF_INET6) + head + struct.pack("=I", more[1])
+
+
+class Replicator:
+    """Sockets that send to anybody, a few for each family; `bindings` has one for each in use.
+
+    `gso` says whether several datagrams may go in one message.
+    """
+
+    def __init__(self, bindings: Mapping[int, Binding], outer: Outer, *, gso: bool) -> None:
+        self._bindings = bindings
+        self._outer = outer
+        self._gso = gso and all(outer.has_checksum(each.family) for each in bindings.values())
+        self._sockets: dict[tuple[int, int, int], socket.socket] = {}
+
+    def recipients(self, remotes: Sequence[Remote]) -> Recipients:
+        """Prepare to send to remotes; raises OSError where one is on a device that there is not."""
+        return Recipients(remotes, self._outer.flowlabel)
+
+    def send(
+        self,
+        datagrams: memoryview,
+        stride: int,
+        recipients: Recipients,
+        flow: int,
+        skip: int = 0,
+    ) -> Sent:
+        """Send as many datagrams as one message takes to all recipients but the first `skip`.
+
+        `datagrams` are in writable memory, else as in `Path.send`. Where there was no room for all,
+        the call is to be repeated with `skip` set to how many were reached. So every remote gets
+        everything in order. Raises OSError where no socket can be opened.
+        """
+        envelope = flow >> FLOW_BITS
+        octets = min(len(datagrams), batch_max(stride) if self._gso else stride)
+        batch = datagrams[:octets]
+        count = -(-octets // stride)
+        lost: list[Lost] = []
+        left = 0
+        total = len(recipients)
+        payload = ctypes.c_char.from_buffer(batch)
+        while skip < total:
+            family, end = socket.AF_INET6, total
+            if skip < recipients.v4:
+                family, end = socket.AF_INET, recipients.v4
+            sock = self._socket(family, flow, envelope & envelopes.DF)
+            control = _control(family, envelope, stride if count > 1 else 0)
+            recipients.carry(ctypes.addressof(payload), octets, control)
+            at = recipients.address + skip * _MMSGHDR.itemsize
+            done = _sendmmsg(sock.fileno(), at, end - skip, 0)
+            number = ctypes.get_errno()
+            if done > 0:
+                left += done * count
+                skip += done
+                if skip == end:
+                    continue
+            # It stopped at a message, or because of an earlier one.
+            news = recipients.losses(feedback.returned(sock))
+            lost += news
+            if done > 0 or (news and number in _PERHAPS_EARLIER):
+                continue
+            if number == errno.EAGAIN:
+                return Sent(0, skip, left, lost, sock.fileno())
+            remote = recipients.remotes[skip]
+            skip += 1
+            if count > 1 and number in feedback.GSO_REFUSALS:
+                passed = self._one_by_one(sock, batch, stride, remote, envelope, lost)
+                left += passed
+                # Segments that are too big are so for one remote; all else is for all of them.
+                self._gso = self._gso and (number == errno.EMSGSIZE or not passed)
+            else:
+                lost.append(Lost(remote, feedback.reason(number), count))
+        return Sent(octets, total, left, lost, -1)
+
+    def _one_by_one(
+        self,
+        sock: socket.socket,
+        batch: memoryview,
+        stride: int,
+        remote: Remote,
+        envelope: int,
+        lost: list[Lost],
+    ) -> int:
+        """Send datagrams to a remote towards which the kernel does not segment; how many left.
+
+        What finds no room here is lost: it is a corner of a corner.
+        """
+        passed = 0
+        address = sockaddr(remote.host, remote.port)
+        for at in range(0, len(batch), stride):
+            try:
+                sock.sendmsg(
+                    (batch[at : at + stride],), ancillary(sock.family, envelope, 0), 0, address
+                )
+            except BlockingIOError:
+                lost.append(Lost(remote, Drop.UNDERLAY_FULL, 1))
+            except OSError as error:
+                feedback.returned(sock)
+                lost.append(Lost(remote, feedback.reason(error.errno), 1))
+            else:
+                passed += 1
+        return passed
+
+    def _socket(self, family: int, flow: int, df: int) -> socket.socket:
+        key = (family, flow & _SLOTS - 1, df)
+        sock = self._sockets.get(key)
+        if sock is None:
+            sock = self._outer.open(self._bindings[family], _SEND_BUFFER, df=df != 0)
+            self._sockets[key] = sock
+        return sock
+
+    def close(self) -> None:
+        """Close all sockets; they are opened anew if there is more to send."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
+
+def _control(family: int, envelope: int, segment_size: int) -> bytes:
+    """Control messages as the kernel reads them."""
+    if not envelope and not segment_size:
+        return b""
+    return b"".join(
+        (_CMSGHDR.pack(socket.CMSG_LEN(len(data)), level, kind) + data).ljust(
+            socket.CMSG_SPACE(len(data)), b"\0"
+        )
+        for level, kind, data in ancillary(family, envelope, segment_size)
+    )

@@ -1,0 +1,432 @@
+"""Sockets as a VTEP needs them: how they are bound, what their headers say, how one receives."""
+
+import ctypes
+import errno
+import random
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from ipaddress import IPv4Address
+
+from attrs import frozen
+
+from vtep.config import Config
+from vtep.errors import VtepError
+from vtep.values import Address, scope_of
+from vtep.wire import ecn, envelope, vxlan
+
+_RECEIVE_BUFFER = 4 << 20
+"""Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
+
+_ERROR_BUFFER = 1 << 17
+"""Octets of what came back and waits to be looked at."""
+
+_PORT_TRIES = 64
+
+# From the kernel's include/uapi/linux/{in,in6,udp}.h and asm-generic/socket.h.
+_IP_MTU_DISCOVER = 10
+_IP_RECVERR = 11
+_IP_MTU = 14
+_IP_MULTICAST_ALL = 49
+_IPV6_FLOWINFO = 11
+_IPV6_MTU_DISCOVER = 23
+_IPV6_MTU = 24
+_IPV6_RECVERR = 25
+_IPV6_MULTICAST_ALL = 29
+_IPV6_FLOWINFO_SEND = 33
+_IPV6_AUTOFLOWLABEL = 70
+_PMTUDISC_DONT = 0
+_PMTUDISC_DO = 2
+_SOL_UDP = 17
+_UDP_NO_CHECK6_TX = 101
+_UDP_NO_CHECK6_RX = 102
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
+_SO_NO_CHECK = 11
+_SO_ATTACH_FILTER = 26
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+_SK_MEMINFO_DROPS = 8
+_SK_MEMINFO_VARS = 9
+
+# A struct sock_filter (linux/filter.h) that returns 0, and the struct sock_fprog that has it.
+_RETURN_0 = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+_DISCARD_ALL = struct.pack("@HP", 1, ctypes.addressof(_RETURN_0))
+
+_INT = struct.Struct("=i")
+_SEGMENT_SIZE = struct.Struct("=H")
+_FLOWINFO = struct.Struct("!I")
+_JOIN_V4 = struct.Struct("=4s4si")
+_JOIN_V6 = struct.Struct("=16si")
+
+_RECEIVE_SPACE = 2 * socket.CMSG_SPACE(_INT.size)
+"""For the segment size of UDP_GRO and the TOS octet or traffic class."""
+
+_LOW_OCTET = 0 if sys.byteorder == "little" else -1
+"""Of a TOS octet, which comes as one, or a traffic class, which comes as an int."""
+
+Ancillary = tuple[tuple[int, int, bytes], ...]
+Sockaddr = tuple[str, int] | tuple[str, int, int, int]
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The family of a numeric address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def host_of(address: Address, dev: str | None) -> str:
+    """An address as `receive` spells the source of a datagram that came over `dev`.
+
+    One that is valid on one link only has the name of its device with it: `fe80::1%eth0`.
+    """
+    if isinstance(address, IPv4Address):
+        return str(address)
+    scope = scope_of(address, dev)
+    host = socket.inet_ntop(socket.AF_INET6, address.packed)
+    return f"{host}%{scope}" if scope else host
+
+
+@lru_cache
+def device_name(index: int) -> str:
+    """The name of a device, kept: to be forgotten (`cache_clear`) when links have changed."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return str(index)
+
+
+def sockaddr(host: str, port: int, flowlabel: int = 0) -> Sockaddr:
+    """What `connect` wants for a host as `host_of` spells it; raises OSError."""
+    if ":" not in host:
+        return host, port
+    address, _, scope = host.partition("%")
+    return address, port, flowlabel, socket.if_nametoindex(scope) if scope else 0
+
+
+@frozen
+class Binding:
+    """What all sockets of a VTEP have in common; `dev` is the device they are bound to, if any."""
+
+    family: socket.AddressFamily
+    local: Address | None
+    dev: str | None
+
+    def open(self, port: int, *, shared: bool = False) -> socket.socket:
+        """A non-blocking UDP socket bound to `port`; raises OSError.
+
+        It may be `shared` with sockets that allow that too (SO_REUSEADDR).
+        """
+        sock = self.unbound()
+        try:
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(sockaddr(host_of(self.local, self.dev), port) if self.local else ("", port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def unbound(self) -> socket.socket:
+        """A non-blocking UDP socket with no port yet; raises OSError."""
+        sock = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if self.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self.dev is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.dev.encode())
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+# --- receiving --------------------------------------------------------------------------------
+
+
+def open_receiver(
+    binding: Binding,
+    port: int,
+    *,
+    gro: bool,
+    zero_checksums: bool = True,
+    beside: Iterable[socket.socket] = (),
+) -> socket.socket:
+    """The socket to which every remote of a family sends.
+
+    With `gro`, the kernel is to join datagrams of one sender, if it can. Over IPv6, datagrams
+    without a checksum are let in if `zero_checksums` (RFC 7348, section 5, demands it; RFC 6935
+    allows it to tunnels). The sockets `beside` it may have the same port, while one takes over
+    from the other.
+
+    Raises VtepError, saying what to do, where the port cannot be had.
+    """
+    try:
+        with _sharing(beside) as others:
+            sock = binding.open(port, shared=bool(others))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise VtepError(
+                f"--dstport {port}: this UDP port is taken on this host, by another VTEP (see: ss "
+                "-ulpn) or a kernel VXLAN device (see: ip -d link show type vxlan)"
+            ) from error
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise VtepError(
+                f"--dstport {port}, --dev {binding.dev}: no privilege to bind to them: run as root"
+            ) from error
+        raise VtepError(f"--dstport {port}: cannot bind to it: {error.strerror}") from error
+    _listen(sock, gro=gro, zero_checksums=zero_checksums)
+    return sock
+
+
+@contextmanager
+def _sharing(sockets: Iterable[socket.socket]) -> Iterator[list[socket.socket]]:
+    """Let a port that these have be bound to by others, but not any longer than this."""
+    these = list(sockets)
+    try:
+        for each in these:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield these
+    finally:
+        for each in these:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+
+
+def join(receiver: socket.socket, binding: Binding, group: Address) -> socket.socket:
+    """A socket that hears a multicast group on the device of `binding`; closing it leaves.
+
+    It is bound to the group's address, on the port of `receiver`, so it hears no other group, and
+    nothing else that is for this host. In all else it is as that. Raises VtepError.
+    """
+    sock = None
+    try:
+        sock = binding.unbound()
+        _bind_to_group(sock, receiver, socket.inet_ntop(binding.family, group.packed), binding.dev)
+        zero = receiver.getsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX) != 0
+        _listen(sock, gro=joins_datagrams(receiver), zero_checksums=zero)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise VtepError(
+            f"--group {group}: cannot join it on --dev {binding.dev}: {error.strerror}"
+        ) from error
+    return sock
+
+
+def _bind_to_group(
+    sock: socket.socket, receiver: socket.socket, group: str, dev: str | None
+) -> None:
+    index = socket.if_nametoindex(dev or "")
+    port = receiver.getsockname()[1]
+    packed = socket.inet_pton(sock.family, group)
+    v6 = sock.family == socket.AF_INET6
+    # A group may be shared: all who joined it hear it. A receiver on all addresses is in its way.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with _sharing([receiver]):
+        sock.bind((group, port, 0, index) if v6 else (group, port))
+    if v6:
+        member = _JOIN_V6.pack(packed, index)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
+    else:
+        member = _JOIN_V4.pack(packed, bytes(4), index)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+
+
+def _listen(sock: socket.socket, *, gro: bool, zero_checksums: bool) -> None:
+    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX, int(zero_checksums))
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    if gro:
+        with suppress(OSError):
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+
+
+def joins_datagrams(receiver: socket.socket) -> bool:
+    """Whether the kernel joins datagrams of one sender for this socket (UDP_GRO)."""
+    try:
+        return receiver.getsockopt(_SOL_UDP, _UDP_GRO) != 0
+    except OSError:
+        return False
+
+
+def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str, int]:
+    """Receive one datagram, or several of one sender that the kernel has joined.
+
+    Gives the octets, how many of them make a datagram (the last may have fewer), the sender's
+    address as `host_of` spells it, and the ECN field of the outer header, which is the same in all
+    of them. Raises OSError.
+    """
+    octets, ancillary, _, source = receiver.recvmsg_into((buffer,), _RECEIVE_SPACE)
+    stride = octets
+    mark = 0
+    for level, _, data in ancillary:
+        if level == _SOL_UDP:
+            (stride,) = _INT.unpack(data)
+        else:
+            mark = data[_LOW_OCTET] & ecn.MASK
+    if len(source) > 2 and source[3]:
+        return octets, stride, f"{source[0]}%{device_name(source[3])}", mark
+    return octets, stride, source[0], mark
+
+
+def receive_queue_drops(receiver: socket.socket) -> int:
+    """How many datagrams the kernel discarded because the socket's queue was full."""
+    memory = receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _SK_MEMINFO_VARS * 4)
+    at = _SK_MEMINFO_DROPS * 4
+    return int.from_bytes(memory[at : at + 4], sys.byteorder)
+
+
+# --- sending ----------------------------------------------------------------------------------
+
+
+@frozen
+class Outer:
+    """What the headers of all datagrams of a segment say, unless a frame's envelope says more.
+
+    `ttl` 0 is what the host gives, and 1 towards a multicast group, as in the kernel driver. With
+    `df`, IPv4 datagrams have DF set, those over IPv6 are not fragmented either, and the MTU of
+    each path is found out; without it, a path narrower than this host's link gets fragments.
+    """
+
+    srcport: range = vxlan.SOURCE_PORTS
+    ttl: int = 0
+    tos: int = 0
+    flowlabel: int = 0
+    df: bool = False
+    udpcsum: bool = True
+    udp6zerocsumtx: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> "Outer":
+        """As a segment's configuration has it."""
+        first, last = config.srcport
+        return cls(
+            srcport=range(first, last + 1),
+            ttl=config.ttl if isinstance(config.ttl, int) else 0,
+            tos=config.tos if isinstance(config.tos, int) else 0,
+            flowlabel=config.flowlabel if isinstance(config.flowlabel, int) else 0,
+            df=config.df == "set",
+            udpcsum=config.udpcsum,
+            udp6zerocsumtx=config.udp6zerocsumtx,
+        )
+
+    def has_checksum(self, family: socket.AddressFamily) -> bool:
+        """Whether datagrams have a UDP checksum, without which the kernel segments none."""
+        return self.udpcsum if family == socket.AF_INET else not self.udp6zerocsumtx
+
+    def open(self, binding: Binding, buffer: int, *, df: bool = False) -> socket.socket:
+        """A socket to send from, on one of our source ports; `buffer` in octets.
+
+        With `df`, nothing that it sends is fragmented on the way. Raises OSError.
+        """
+        for _ in range(_PORT_TRIES):
+            try:
+                sock = binding.open(random.choice(self.srcport))  # noqa: S311  no secret
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        else:
+            raise OSError(errno.EADDRINUSE, "no free source port")
+        try:
+            # Nobody reads what a peer sends to a port other than the VXLAN port. But what is to be
+            # read of ICMP errors has to find room, with up to 1280 octets of the packet each.
+            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DISCARD_ALL)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ERROR_BUFFER)
+            _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer)
+            discover = _PMTUDISC_DO if df or self.df else _PMTUDISC_DONT
+            if binding.family == socket.AF_INET6:
+                self._set_up_v6(sock, discover)
+            else:
+                self._set_up_v4(sock, discover)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _set_up_v4(self, sock: socket.socket, discover: int) -> None:
+        options = {
+            # With it the kernel tells of every ICMP error, and of what its own queues drop.
+            _IP_RECVERR: 1,
+            _IP_MTU_DISCOVER: discover,
+            socket.IP_TOS: self.tos,
+            socket.IP_MULTICAST_TTL: self.ttl or 1,
+            socket.IP_MULTICAST_LOOP: 0,
+        }
+        if self.ttl:
+            options[socket.IP_TTL] = self.ttl
+        for option, value in options.items():
+            sock.setsockopt(socket.IPPROTO_IP, option, value)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, int(not self.udpcsum))
+
+    def _set_up_v6(self, sock: socket.socket, discover: int) -> None:
+        options = {
+            _IPV6_RECVERR: 1,
+            _IPV6_MTU_DISCOVER: discover,
+            _IPV6_AUTOFLOWLABEL: 0,
+            _IPV6_FLOWINFO_SEND: 1,
+            socket.IPV6_TCLASS: self.tos,
+            socket.IPV6_MULTICAST_HOPS: self.ttl or 1,
+            socket.IPV6_MULTICAST_LOOP: 0,
+        }
+        if self.ttl:
+            options[socket.IPV6_UNICAST_HOPS] = self.ttl
+        for option, value in options.items():
+            sock.setsockopt(socket.IPPROTO_IPV6, option, value)
+        sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_TX, int(self.udp6zerocsumtx))
+
+
+@lru_cache(maxsize=4096)
+def ancillary(family: socket.AddressFamily, key: int, segment_size: int) -> Ancillary:
+    """Control messages for a send: those of an envelope, and UDP_SEGMENT unless the size is 0."""
+    tos, ttl, flowlabel = envelope.fields(key)
+    messages = []
+    if segment_size:
+        messages.append((_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(segment_size)))
+    if family == socket.AF_INET6:
+        if tos:
+            messages.append((socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _INT.pack(tos)))
+        if ttl:
+            messages.append((socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, _INT.pack(ttl)))
+        if flowlabel:
+            messages.append((socket.IPPROTO_IPV6, _IPV6_FLOWINFO, _FLOWINFO.pack(flowlabel)))
+    else:
+        if tos:
+            messages.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
+        if ttl:
+            messages.append((socket.IPPROTO_IP, socket.IP_TTL, _INT.pack(ttl)))
+    return tuple(messages)
+
+
+def _set_buffer(sock: socket.socket, force: int, ask: int, octets: int) -> None:
+    """Set the size of a buffer: beyond this host's limit if we may, else as far as that."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, octets)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, ask, octets)
+
+
+def path_mtu(sock: socket.socket) -> int:
+    """The path MTU to where a socket is connected, as the kernel knows it; raises OSError."""
+    if sock.family == socket.AF_INET6:
+        return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+
+def segments_datagrams() -> bool:
+    """Whether the kernel takes many datagrams in one send (UDP_SEGMENT)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(_SOL_UDP, _UDP_SEGMENT, vxlan.HEADER_LEN)
+        except OSError:
+            return False
+    return True
