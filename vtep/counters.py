@@ -47,6 +47,10 @@ class Drop(StrEnum):
         "inner_source_static",
         "inner frame whose source MAC has a static entry behind another remote",
     )
+    CONGESTION = (
+        "congestion",
+        "frame marked for congestion on the way, whose sender does not understand marks (RFC 6040)",
+    )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
     TAP_REFUSED = ("tap_refused", "frame that the kernel refused to take from us at the TAP device")
 

@@ -25,8 +25,8 @@ from vtep.offload.split import SplitError, Splitter, finish_checksum
 from vtep.paths import Paths
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import POOL_MAX, batch_max, receive
-from vtep.wire import ethernet, virtio, vxlan
+from vtep.underlay import FLOW_BITS, POOL_MAX, batch_max, receive
+from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire.flow import flow_hash
 
 _BUDGET = 64
@@ -41,7 +41,10 @@ _DATAGRAM_MAX = 65536
 
 
 class Burst(NamedTuple):
-    """Datagrams that are to be sent: all `stride` octets long, but perhaps the last."""
+    """Datagrams that are to be sent: all `stride` octets long, but perhaps the last.
+
+    `flow` is as `Path.send` wants it: what they have in common besides the remotes.
+    """
 
     datagrams: memoryview
     stride: int
@@ -105,10 +108,10 @@ class Outbound:
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
         segment, slots = self._segment, self._slots
         greet, frame_max = self._fit.leaving, self._fit.oversize.limit
+        envelope = self._paths.envelope
         remotes: Sequence[Remote] = ()
-        flow = stride = 0
-        # A run of frames of one size and flow lies between these two, unless it is empty.
-        begin = end = 0
+        # A run of frames of one size and flow lies between the first two, unless it is empty.
+        begin = end = flow = stride = 0
         budget = _BUDGET
         while budget > 0 and not self._waiting:
             budget -= 1
@@ -137,7 +140,7 @@ class Outbound:
             segment.counters.tx_frames += 1
             segment.counters.tx_bytes += length
             its_remotes = segment.destinations(frame)
-            its_flow = flow_hash(frame) & slots
+            its_flow = flow_hash(frame) & slots | envelope(frame) << FLOW_BITS
             size = vxlan.HEADER_LEN + length
             if size <= stride and its_flow == flow and its_remotes is remotes and begin < end:
                 end += size
@@ -202,7 +205,7 @@ class Outbound:
         counters.tx_frames += count
         counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         remotes = segment.destinations(frame, count)
-        flow = flow_hash(frame) & self._slots
+        flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
         begin, end = _RUN_MAX, _RUN_MAX + octets
         if self._held:
             held, its_stride, its_remotes, its_flow = self._held
@@ -303,11 +306,11 @@ class Inbound:
 
     def __init__(
         self,
-        receiver: socket.socket,
+        receivers: Iterable[socket.socket],
         switch: Switch,
         cannot_receive: Callable[[OSError], None],
     ) -> None:
-        self._receiver = receiver
+        self._receivers = tuple(receivers)
         self._switch = switch
         self._cannot_receive = cannot_receive
         self._exits: dict[Segment, Exit] = {}
@@ -333,28 +336,31 @@ class Inbound:
         if uso is not self._merger.uso:
             self._merger = Merger(vxlan.HEADER_LEN, uso=uso)
 
-    def rebind(self, receiver: socket.socket) -> None:
-        """Receive from another socket from now on."""
+    def rebind(self, receivers: Iterable[socket.socket]) -> None:
+        """Receive from other sockets from now on; those of before are not closed yet."""
         self.stop()
-        self._receiver = receiver
-        self.start()
+        self._receivers = tuple(receivers)
+        if self._exits:
+            self.start()
 
     def start(self) -> None:
         """Begin to receive, in the running loop."""
-        asyncio.get_running_loop().add_reader(self._receiver.fileno(), self.readable)
+        for receiver in self._receivers:
+            asyncio.get_running_loop().add_reader(receiver.fileno(), self.readable, receiver)
 
     def stop(self) -> None:
         """Receive no more."""
-        asyncio.get_running_loop().remove_reader(self._receiver.fileno())
+        for receiver in self._receivers:
+            asyncio.get_running_loop().remove_reader(receiver.fileno())
 
-    def readable(self) -> None:
-        """Drain the socket."""
+    def readable(self, receiver: socket.socket) -> None:
+        """Drain a socket."""
         now = time.monotonic()
         budget = _BUDGET
         while budget > 0:
             budget -= 1
             try:
-                length, stride, host, _mark = receive(self._receiver, self._buffer)
+                length, stride, host, mark = receive(receiver, self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -364,9 +370,13 @@ class Inbound:
             if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :], stride):
                 segment = self._switch.receive(data, host, now)
                 if segment is not None:
-                    self._single(self._exits[segment], data[vxlan.HEADER_LEN :], stride)
+                    frame = data[vxlan.HEADER_LEN :]
+                    if mark and not ecn.decapsulate(frame, mark):
+                        segment.counters.drop(Drop.CONGESTION, host)
+                    else:
+                        self._single(self._exits[segment], frame, stride)
             else:
-                self._burst(data, stride, host, now)
+                self._burst(data, stride, host, mark, now)
                 budget -= _SUPERFRAME_COST
 
     def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
@@ -382,13 +392,16 @@ class Inbound:
         for at in range(0, octets, step):
             self._deliver(leave, segments[at : at + step], virtio.PLAIN)
 
-    def _burst(self, data: memoryview, stride: int, host: str, now: float) -> None:
-        """Take in several datagrams of one remote at once."""
+    def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
+        """Take in several datagrams of one remote at once; `mark` is their outer ECN field."""
         judge = self._switch.receive
         for header, frame, datagram, count in self._merger.merge(data, stride):
             # Everything is judged, and learned from, before the TAP has it.
             segment = judge(datagram, host, now, count)
             if segment is None:
+                continue
+            if mark and not ecn.decapsulate(frame, mark):
+                segment.counters.drop(Drop.CONGESTION, host, count)
                 continue
             leave = self._exits[segment]
             if header is None:

@@ -26,7 +26,7 @@ from vtep.netlink import Place, Setup, Underlay
 from vtep.paths import Pool
 from vtep.port import Port, setup_of
 from vtep.tap import Tap, queue_drops
-from vtep.underlay import receive_queue_drops, superframe_max
+from vtep.underlay import device_name, receive_queue_drops, superframe_max
 
 log = logging.getLogger("vtep")
 
@@ -376,6 +376,9 @@ class Vtep:
                     listener = Listener(endpoint, beside)
                 self._listeners[endpoint] = listener
                 self._drop_logs[listener] = DropLog(listener.switch.counters)
+            if config.group is not None and config.group.version == version:
+                with self._naming(config):
+                    listener.join(config.group)
             listeners.append(listener)
         return tuple(listeners)
 
@@ -384,6 +387,9 @@ class Vtep:
             if not listener.switch.segments:
                 listener.close()
                 del self._listeners[endpoint], self._drop_logs[listener]
+            else:
+                ports = [port for port in self._ports.values() if listener in port.listeners]
+                listener.leave_all_but({port.config.group for port in ports})
 
     def _expect_remotes(self, *more: Config) -> None:
         """Tell the pool how many remotes there will be, those of `more` included."""
@@ -489,6 +495,7 @@ class Vtep:
             changed, self._links_changed = self._links_changed, set()
             drops = receive_queue_drops(self._links)
             everything, self._links_drops = drops != self._links_drops, drops
+            device_name.cache_clear()
             self._pool.look()
             await self._adapt(
                 port

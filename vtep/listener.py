@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable
+from contextlib import ExitStack, suppress
 
 from attrs import frozen
 
@@ -15,7 +15,8 @@ from vtep.errors import VtepError
 from vtep.mtu.fit import Fit
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import Binding, joins_datagrams, open_receiver, receive_queue_drops
+from vtep.underlay import Binding, join, joins_datagrams, open_receiver, receive_queue_drops
+from vtep.values import Address
 
 log = logging.getLogger("vtep")
 
@@ -29,16 +30,19 @@ class Endpoint:
     binding: Binding
     port: int
     gro: bool
+    zero_checksums: bool
 
     @classmethod
     def of(cls, config: Config, version: int) -> "Endpoint":
         """Where a segment is listened for over one version of IP."""
         binding = Binding(FAMILY[version], config.local_for(version), config.dev)
-        return cls(binding, config.dstport, "gro" in config.offload)
+        return cls(binding, config.dstport, "gro" in config.offload, config.udp6zerocsumrx)
 
 
 class Listener:
     """A receiving socket, the switch behind it, and what it takes to keep it the right one.
+
+    Beside that socket there is one for each multicast group that was joined.
 
     It may have the port that the sockets `beside` it have, which it is to replace. Raises
     VtepError, saying what to do, where the port cannot be had.
@@ -50,7 +54,8 @@ class Listener:
         self._dev_index = self._index()
         self._dev_refused: int | None = None
         self._receiver = self._open(beside)
-        self._inbound = Inbound(self._receiver, self.switch, _cannot_receive)
+        self._groups: dict[Address, socket.socket] = {}
+        self._inbound = Inbound([self._receiver], self.switch, _cannot_receive)
         self._drops_before = 0
 
     def _index(self) -> int | None:
@@ -59,7 +64,31 @@ class Listener:
 
     def _open(self, beside: Iterable[socket.socket] = ()) -> socket.socket:
         at = self.endpoint
-        return open_receiver(at.binding, at.port, gro=at.gro, beside=beside)
+        return open_receiver(
+            at.binding, at.port, gro=at.gro, zero_checksums=at.zero_checksums, beside=beside
+        )
+
+    def _sockets(self) -> list[socket.socket]:
+        return [self._receiver, *self._groups.values()]
+
+    def join(self, group: Address) -> None:
+        """Hear a multicast group from now on; raises VtepError."""
+        if group not in self._groups:
+            self._groups[group] = join(self._receiver, self.endpoint.binding, group)
+            self._inbound.rebind(self._sockets())
+
+    def leave_all_but(self, groups: Container[Address | None]) -> None:
+        """Hear only these of the groups that were joined."""
+        left = [group for group in self._groups if group not in groups]
+        if left:
+            sockets = [self._groups.pop(group) for group in left]
+            self._inbound.rebind(self._sockets())
+            self._discard(sockets)
+
+    def _discard(self, sockets: Iterable[socket.socket]) -> None:
+        for sock in sockets:
+            self._drops_before += receive_queue_drops(sock)
+            sock.close()
 
     def sockets(self, endpoint: Endpoint) -> list[socket.socket]:
         """The socket, if it has the port that another endpoint is to have."""
@@ -90,7 +119,8 @@ class Listener:
         if self.switch.segments:
             self._inbound.stop()
             self.switch.segments.clear()
-        self._receiver.close()
+        for sock in self._sockets():
+            sock.close()
 
     def follow(self) -> bool:
         """Listen on the device that has the name of `--dev` now; whether it is another one.
@@ -100,26 +130,37 @@ class Listener:
         dev = self.endpoint.binding.dev
         if dev is None or (index := self._index()) in (None, self._dev_index):
             return False
-        before = self._receiver
+        before = self._sockets()
         try:
-            self._receiver = self._open()
+            self._open_anew()
         except VtepError as error:
             if self._dev_refused != index:  # It may not have its address yet: said once, and
                 self._dev_refused = index  # tried again with every tick.
                 log.warning("--dev %s is another device now, but not ready: %s", dev, error)
             return False
         self._dev_index = index
-        self._drops_before += receive_queue_drops(before)
-        self._inbound.rebind(self._receiver)
-        before.close()
+        self._inbound.rebind(self._sockets())
+        self._discard(before)
         log.warning("--dev %s is another device now: using that", dev)
         return True
 
+    def _open_anew(self) -> None:
+        """Have all sockets on the device that is there now, or raise VtepError and have none."""
+        with ExitStack() as opened:
+            receiver = self._open()
+            opened.callback(receiver.close)
+            groups = {}
+            for group in self._groups:
+                groups[group] = join(receiver, self.endpoint.binding, group)
+                opened.callback(groups[group].close)
+            opened.pop_all()
+        self._receiver, self._groups = receiver, groups
+
     def count_queue_drops(self) -> None:
-        """Take over what the kernel counted in front of our descriptor."""
+        """Take over what the kernel counted in front of our descriptors."""
         drops = self.switch.counters.drops
         with suppress(OSError):
-            count = self._drops_before + receive_queue_drops(self._receiver)
+            count = self._drops_before + sum(map(receive_queue_drops, self._sockets()))
             drops[Drop.RX_QUEUE_FULL] = max(drops[Drop.RX_QUEUE_FULL], count)
 
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from vtep.fdb import Remote
 from vtep.underlay import Binding, Outer, Path, pool_slots
+from vtep.wire.envelope import Policy
 
 
 class Room:
@@ -95,13 +96,15 @@ class Pool:
 class Paths(dict[Remote, Path]):
     """The ways to the remotes of one VNI; that to a remote not seen before is made when asked for.
 
-    `bindings` are by IP version.
+    `bindings` are by IP version; `policy` says what the outer header takes from a frame.
     """
 
     def __init__(
-        self, pool: Pool, bindings: dict[int, Binding], outer: Outer, *, gso: bool
+        self, pool: Pool, bindings: dict[int, Binding], outer: Outer, policy: Policy, *, gso: bool
     ) -> None:
         self.room = pool.room
+        self.envelope = policy.reader()
+        """The envelope of a frame of at least 14 octets; see `wire.envelope`."""
         self._pool = pool
         self._bindings = bindings
         self._outer = outer

@@ -21,7 +21,7 @@ from vtep.netlink import Place, Setup, Underlay, device_index
 from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
-from vtep.underlay import Binding, Outer, host_of, segments_datagrams
+from vtep.underlay import Binding, Outer, host_of, policy_of, segments_datagrams
 from vtep.values import MTU_MAX, MTU_MIN
 from vtep.wire import ethernet, vxlan
 
@@ -237,7 +237,9 @@ class Port:
             version: Binding(family, config.local_for(version), config.dev)
             for version, family in FAMILY.items()
         }
-        return Paths(self._pool, bindings, Outer.of(config), gso="gso" in self.offload)
+        return Paths(
+            self._pool, bindings, Outer.of(config), policy_of(config), gso="gso" in self.offload
+        )
 
     # --- time -------------------------------------------------------------------------------
 
@@ -293,7 +295,9 @@ def _setup(config: Config, mtu: int) -> Setup:
 
 
 def _accept(config: Config) -> Networks:
-    return ANYBODY if config.accept_any else config.accept
+    """Who may send besides the remotes: with a group, anybody (RFC 7348), if no list says who."""
+    anybody = config.accept_any or (config.group is not None and not config.accept)
+    return ANYBODY if anybody else config.accept
 
 
 def _policy(config: Config) -> Policy:
@@ -304,7 +308,9 @@ def _policy(config: Config) -> Policy:
 
 
 def _remotes(config: Config) -> list[Remote]:
-    return [Remote(host_of(remote, config.dev), config.dstport) for remote in config.remote]
+    """Where broadcasts go: the remotes, and the group."""
+    addresses = [*config.remote, *([config.group] if config.group is not None else [])]
+    return [Remote(host_of(address, config.dev), config.dstport) for address in addresses]
 
 
 def _tunnel_mtu(config: Config, underlay: Underlay) -> int:

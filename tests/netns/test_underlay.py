@@ -316,7 +316,7 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
     receiver.settimeout(DEADLINE)
     bound = {4: binding(V4, "eth0"), 6: binding(V6, "eth0")}
     data = memoryview(bytearray(300))
-    paths = Paths(Pool(), bound, Outer(), gso=True)
+    paths = Paths(Pool(), bound, Outer(), envelope.Policy(), gso=True)
     with receiver, a.inside(), packet_socket(b, "eth0") as wire:
         for host in (stranger, group, ADDRESSES[family][1]):
             path = paths[Remote(host, 4789)]

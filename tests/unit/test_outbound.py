@@ -24,6 +24,7 @@ from vtep.paths import Room
 from vtep.switch import Segment
 from vtep.underlay import batch_max
 from vtep.wire import virtio, vxlan
+from vtep.wire.envelope import Policy
 
 REMOTE = Remote("192.0.2.2", 4789)
 SIZE = 1398
@@ -59,6 +60,8 @@ class Notes:
 
 class Ways:
     """The way to the only remote."""
+
+    envelope = staticmethod(Policy().reader())
 
     def __init__(self, notes: Notes) -> None:
         self.room = Room()

@@ -385,6 +385,18 @@ class Outer:
         sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_TX, int(self.udp6zerocsumtx))
 
 
+def policy_of(config: Config) -> envelope.Policy:
+    """What a segment's configuration has the outer header take from the frame inside."""
+    return envelope.Policy(
+        ecn=config.ecn,
+        tos=config.tos if isinstance(config.tos, int) else 0,
+        inherit_tos=config.tos == "inherit",
+        inherit_ttl=config.ttl == "inherit",
+        inherit_flowlabel=config.flowlabel == "inherit",
+        inherit_df=config.df == "inherit",
+    )
+
+
 @lru_cache(maxsize=4096)
 def ancillary(family: socket.AddressFamily, key: int, segment_size: int) -> Ancillary:
     """Control messages for a send: those of an envelope, and UDP_SEGMENT unless the size is 0."""
