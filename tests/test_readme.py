@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 
 from vtep import Config
+from vtep.config import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -13,8 +14,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_option_table_lists_every_option() -> None:
     listed = re.findall(r"^\| `--([a-z0-9-]+)", README, re.MULTILINE)
-    fields = [field.name.replace("_", "-") for field in attrs.fields(Config)]
-    assert listed == [*fields, "debug"]
+    fields = (*attrs.fields(Config), *attrs.fields(Settings))
+    options = [field.name.replace("_", "-") for field in fields if field.metadata]
+    assert listed == [*options, "config", "debug"]
 
 
 def test_every_room_and_script_exists() -> None:

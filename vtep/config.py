@@ -6,7 +6,7 @@ without looking at the machine is judged in `values`, option by option, and here
 two of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -352,22 +352,36 @@ class Settings:
 
 def check_segments(segments: Iterable[Config]) -> None:
     """Raise ConfigError where two segments of one process get into each other's way."""
+    for _, error in conflicts(segments):
+        raise error
+
+
+def conflicts(segments: Iterable[Config]) -> Iterator[tuple[Config, ConfigError]]:
+    """Each segment that gets into the way of one before it, and how."""
     vnis: set[int] = set()
     taps: set[str] = set()
     sockets: dict[tuple[int, int], list[Config]] = {}
     for config in segments:
-        if config.vni in vnis:
-            raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
-        if config.tap in taps:
-            raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
-        vnis.add(config.vni)
-        taps.add(config.tap)
-        for version in config.versions:
-            others = sockets.setdefault((version, config.dstport), [])
-            for other in others:
-                _check_socket(version, other, config)
-            if not any(_socket(version, other) == _socket(version, config) for other in others):
-                others.append(config)
+        try:
+            _check_names(config, vnis, taps)
+            for version in config.versions:
+                others = sockets.setdefault((version, config.dstport), [])
+                for other in others:
+                    _check_socket(version, other, config)
+                if not any(_socket(version, other) == _socket(version, config) for other in others):
+                    others.append(config)
+        except ConfigError as error:
+            yield config, error
+        else:
+            vnis.add(config.vni)
+            taps.add(config.tap)
+
+
+def _check_names(config: Config, vnis: set[int], taps: set[str]) -> None:
+    if config.vni in vnis:
+        raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
+    if config.tap in taps:
+        raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
 
 
 def _socket(version: int, config: Config) -> tuple[Address | None, str | None]:

@@ -16,8 +16,8 @@ GOOD = segment(1, "192.0.2.2")
 UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 
 
-def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
-    """The one line that pyvtep says before it ends with `code`."""
+def run_refused(host: Host, *arguments: str, code: int, prefix: tuple[str, ...] = ()) -> str:
+    """What pyvtep says before it ends with `code`."""
     child = host.start(
         *(*prefix, sys.executable, "-m", "vtep", *arguments),
         stdout=subprocess.PIPE,
@@ -27,11 +27,17 @@ def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] 
     out, err = child.communicate(timeout=20)
     assert child.returncode == code, err
     assert out == ""
+    said: str = err
+    return said
+
+
+def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
+    """The one line that pyvtep says before it ends with `code`."""
+    err = run_refused(host, *arguments, code=code, prefix=prefix)
     assert err.count("\n") == 1, err
     assert err.startswith("pyvtep: error: ")
     assert not has_device(host)
-    line: str = err.strip()
-    return line
+    return err.strip()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from tests.netns.hosts import (
     mac_of,
     mtu_of,
     packet_socket,
-    ping,
     udp_socket,
     wait_until,
 )
@@ -61,8 +60,12 @@ def kernel_segment(host: Host, vni: int, own: str, mac: str | None = None) -> No
     host.run("ip", "link", "set", f"k{vni}", "up")
 
 
-async def pings(host: Host, destination: str, *options: str) -> None:
-    await asyncio.to_thread(ping, host, destination, *options)
+def answers(host: Host, destination: str) -> bool:
+    return "1 received" in host.run("ping", "-c1", "-W1", destination, check=False)
+
+
+async def pings(host: Host, destination: str) -> None:
+    await asyncio.to_thread(wait_until, partial(answers, host, destination), "an answer")
 
 
 def sockets(host: Host, port: int = 4789) -> int:

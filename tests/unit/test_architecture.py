@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "errors": set[str](),
     "values": {"wire", "errors"},
     "config": {"values", "wire", "errors"},
+    "tomllines": set[str](),
+    "configfile": {"config", "values", "errors", "tomllines"},
 }
 """For each part of the core, the parts of ours that it may import."""
 

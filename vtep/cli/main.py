@@ -12,27 +12,34 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 import uvloop
 
-from vtep import Config, Vtep, VtepError, __version__
-from vtep.cli.collector import collect_gently
+from vtep import Config, VtepError, __version__
 from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
+from vtep.config import Settings
+from vtep.configfile import FileError
+from vtep.service import Service, read
+
+_SEVERAL = ("remote", "address", "accept", "local", "gbp_accept")
 
 
-def _config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field of `Config`, not yet judged."""
-    for field in reversed(attrs.fields(Config)):
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of `Config` and `Settings`, not yet judged."""
+    for field in reversed((*attrs.fields(Config), *attrs.fields(Settings))):
+        if "help" not in field.metadata:
+            continue
         flag = "--" + field.name.replace("_", "-")
         extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
         if field.type is bool:
             flag = f"{flag}/--no-{flag[2:]}"
             extra["default"] = None
-        extra["multiple"] = field.name in ("remote", "address", "accept", "local", "gbp_accept")
+        extra["multiple"] = field.name in _SEVERAL
         extra["nargs"] = 2 if field.name == "srcport" else 1
         extra["help"] = field.metadata["help"]
         if isinstance(field.default, bool):
@@ -47,11 +54,12 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@_config_options
+@_options
+@click.option("--config", metavar="FILE", help="Configuration of many VNIs, instead of options.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debugging messages.")
 @click.version_option(__version__, message="pyvtep %(version)s")
 @click.pass_context
-def cli(context: click.Context, /, *, debug: bool, **options: Any) -> None:
+def cli(context: click.Context, /, *, config: str | None, debug: bool, **options: Any) -> None:
     """Join this host to a VXLAN segment, without the kernel's VXLAN driver.
 
     On two hosts, with the other one's address as the remote:
@@ -59,26 +67,55 @@ def cli(context: click.Context, /, *, debug: bool, **options: Any) -> None:
         pyvtep --vni 1 --remote 192.0.2.2 --tap vx0
 
     Then vx0 is one end of an Ethernet: give it an address, or enslave it to a bridge.
-    SIGUSR1 prints counters and learned MACs; SIGINT or SIGTERM ends it and removes vx0.
+    SIGUSR1 prints counters and learned MACs; SIGINT or SIGTERM ends it and removes vx0. With
+    --config, SIGHUP reads the file again.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if context.invoked_subcommand is not None:
-        if given:
-            raise click.UsageError(f"{context.invoked_subcommand} takes no --{min(given)}")
+        if given or config is not None:
+            first = min([*given, *(["config"] if config is not None else [])])
+            raise click.UsageError(f"{context.invoked_subcommand} takes no --{first}")
         return
-    if "vni" not in given:
-        raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
-    config = Config(**given)
+    service = _service(config, given)
     hold_standard_streams()
     voice = Voice()
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
     try:
-        uvloop.run(_run(config, voice))
+        uvloop.run(_run(service, voice))
     finally:
         voice.close()
 
 
+def _service(config: str | None, given: dict[str, Any]) -> Service:
+    """What is asked for by a file, or by options; those of the process go with both."""
+    process = {
+        field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
+    }
+    if config is None:
+        if "vni" not in given:
+            raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
+        return Service(Settings(segments=[Config(**given)], **process))
+    if given:
+        flag = min(given).replace("_", "-")
+        raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
+    path = Path(config)
+    return Service(attrs.evolve(read(path), **process), path)
+
+
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
+
+
+@cli.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path))
+def check_config(file: Path) -> None:
+    """Say whether a configuration file makes sense, or each line that does not."""
+    try:
+        settings = read(file)
+    except FileError as error:  # As compilers write it, so that editors find the place.
+        print(*error.problems, sep="\n", file=sys.stderr)
+        sys.exit(error.exit_code)
+    vnis = ", ".join(str(config.vni) for config in settings.segments)
+    print(f"{file}: makes sense; vni {vnis}" if vnis else f"{file}: makes sense; there is no VNI")
 
 
 @cli.command()
@@ -89,25 +126,43 @@ def demo() -> None:
     run()
 
 
-async def _run(config: Config, voice: Voice) -> None:
+async def _run(service: Service, voice: Voice) -> None:
     """Forward until a signal ends it."""
     _allow_many_sockets()
     loop = asyncio.get_running_loop()
-    async with Vtep(config) as vtep:
+    async with service.vtep as vtep:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
         loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
+        if service.path is not None:
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: loop.create_task(_reload(service, voice))
+            )
         for port in vtep.ports.values():
             voice.say(f"pyvtep: {introduce(port)}")
-        collector = loop.create_task(collect_gently())
+        if not vtep.ports:
+            voice.say("pyvtep: there is no VNI yet")
         await vtep.wait()
-        collector.cancel()
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(
         f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
         f"{drops} dropped"
     )
+
+
+async def _reload(service: Service, voice: Voice) -> None:
+    """Read the file again; what is wrong with it is said, and changes nothing."""
+    try:
+        voice.say(f"pyvtep: {await service.reload()}")
+    except VtepError as error:
+        for problem in _problems(error):
+            voice.say(f"pyvtep: error: {problem}")
+        voice.say("pyvtep: all is as it was")
+
+
+def _problems(error: VtepError) -> tuple[str, ...]:
+    return error.problems if isinstance(error, FileError) else (str(error),)
 
 
 def _allow_many_sockets() -> None:
@@ -128,7 +183,7 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug=debug)
     except VtepError as error:
-        _fail(str(error), error.exit_code, debug=debug)
+        _fail("\npyvtep: error: ".join(_problems(error)), error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line for the person
         line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
         _fail(line, 1, debug=debug)

@@ -1,0 +1,155 @@
+"""`pyvtep --config` and `check-config`: many VNIs from a file, and reading it again."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import Pyvtep, address, has_device, mac_of, ping, wait_until
+from tests.netns.test_errors import run_refused
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+TWO = """
+control = "none"
+remote = "{remote}"
+
+[[vni]]
+id = 5
+address = "10.0.5.{own}/24"
+
+[[vni]]
+id = 6
+address = "10.0.6.{own}/24"
+ageing = 60
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    return folder / "pyvtep.toml"
+
+
+def reload(vtep: Pyvtep, *words: str) -> None:
+    before = len(vtep.log)
+    vtep.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: all(word in vtep.log[before:] for word in words), " and ".join(words))
+
+
+def test_two_vnis_from_a_file_and_what_is_different_in_it(
+    pair: Pair, start: Start, file: Path
+) -> None:
+    a, b = pair
+    file.write_text(TWO.format(remote="192.0.2.2", own=1))
+    other = file.with_name("other.toml")
+    other.write_text(TWO.format(remote="192.0.2.1", own=2))
+    vtep = start(a, "--config", str(file))
+    start(b, "--config", str(other))
+    assert "vni 5 on vx5 (mtu 1450) to 192.0.2.2 over eth0" in vtep.log
+    assert "vni 6 on vx6 (mtu 1450) to 192.0.2.2 over eth0" in vtep.log
+    for vni in (5, 6):
+        ping(a, f"10.0.{vni}.2", count=1)
+    assert "2 VNIs, together" in vtep.report()
+    mac = mac_of(a, "vx5")
+
+    file.write_text(TWO.format(remote="192.0.2.2", own=1).replace("id = 6", "id = 7"))
+    reload(vtep, f"read {file} again: 1 added, 1 deleted")
+    assert not has_device(a, "vx6")
+    assert has_device(a, "vx7")
+    reload(vtep, f"read {file} again: nothing is different")
+
+    good = file.read_text()
+    bad = good.replace("ageing = 60", "ageing = 60\nttl = 300\nmtuu = 1400").replace("7", "8")
+    file.write_text(bad)
+    reload(
+        vtep,
+        f"error: {file}:13: ttl 300: must be from 1 to 255, or auto, or inherit",
+        f"error: {file}:14: mtuu: there is no such key; did you mean mtu?",
+        "all is as it was",
+    )
+    file.write_text(good.replace("7", "8").replace("ageing = 60", "bridge = 'eth0'"))
+    reload(
+        vtep, "error: vni 8: --bridge eth0: the kernel refused vx8 as a port", "all is as it was"
+    )
+    file.unlink()
+    reload(vtep, f"error: --config {file}: cannot read it: No such file", "all is as it was")
+    assert has_device(a, "vx7")
+    assert mac_of(a, "vx5") == mac
+    ping(a, "10.0.5.2", count=1)
+    assert vtep.stop() == 0
+    assert not has_device(a, "vx5")
+
+
+def test_a_tap_that_is_removed_comes_back_with_the_file(
+    pair: Pair, start: Start, file: Path
+) -> None:
+    a, _ = pair
+    file.write_text(TWO.format(remote="192.0.2.2", own=1))
+    vtep = start(a, "--config", str(file))
+    a.run("ip", "link", "del", "vx6")
+    wait_until(lambda: "vni 6 has ended: the TAP device vx6 was removed" in vtep.log, "its end")
+    reload(vtep, f"read {file} again: 1 added")
+    assert has_device(a, "vx6")
+    for vni in (5, 6):
+        a.run("ip", "link", "del", f"vx{vni}")
+    assert vtep.ended() == 1
+    assert "was removed" in vtep.log
+
+
+def test_check_config(pair: Pair, file: Path) -> None:
+    a, _ = pair
+    file.write_text(TWO.format(remote="192.0.2.2", own=1))
+    assert (
+        a.run(sys.executable, "-m", "vtep", "check-config", str(file))
+        == f"{file}: makes sense; vni 5, 6\n"
+    )
+    file.write_text(TWO.format(remote="172.31.0.300", own=1).replace("id = 6", "id = 5"))
+    said = run_refused(a, "check-config", str(file), code=2)
+    assert said == (
+        f"{file}:3: remote 172.31.0.300: is not an IP address (names are not looked up)\n"
+        f"{file}:10: id 5: is given twice; a process has one of each VNI\n"
+    )
+    file.write_bytes(b"# \n\n\xff")
+    assert run_refused(a, "check-config", str(file), code=2) == f"{file}:3: is not UTF-8 text\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
+        (["--config", "/"], 1, "--config /: cannot read it: Is a directory"),
+        (["--config", "{file}", "--vni", "1"], 2, "--vni says nothing beside --config"),
+        (["--config", "{file}", "--accept-any"], 2, "--accept-any says nothing beside --config"),
+        (["--config", "{file}", "check-config", "{file}"], 2, "check-config takes no --config"),
+        (["--config", "{file}"], 2, "{file}:1: remotee: there is no such key"),
+        (["check-config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
+        (["check-config"], 2, "Missing argument 'FILE'"),
+    ],
+)
+def test_refused(pair: Pair, file: Path, arguments: list[str], code: int, words: str) -> None:
+    file.write_text("remotee = 1")
+    given = [argument.format(file=file) for argument in arguments]
+    said = run_refused(pair[0], *given, code=code)
+    assert words.format(file=file) in said
+    assert said.count("\n") == 1
+
+
+def test_process_options_go_with_a_file(pair: Pair, start: Start, file: Path) -> None:
+    a, _ = pair
+    file.write_text(TWO.format(remote="192.0.2.2", own=1))
+    assert start(a, "--config", str(file), "--control", "none").stop() == 0
+
+
+def test_no_remote_yet(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    vtep = start(a, "--vni", "1", "--tap", "vx0")
+    assert "vni 1 on vx0 (mtu 1450) to nobody yet, UDP port 4789" in vtep.log
+    address(a, "vx0", "10.0.0.1/24")
+    a.run("ping", "-c1", "-W1", "10.0.0.2", check=False)
+    assert vtep.counter("no_remote") > 0

@@ -1,0 +1,346 @@
+"""Configuration files: what they ask for, and which line is told of when they make no sense."""
+
+import tomllib
+from ipaddress import IPv4Address
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.config import Config, Settings
+from vtep.configfile import FileError, parse
+from vtep.errors import ConfigError
+from vtep.tomllines import locate
+
+# --- what they ask for --------------------------------------------------------------------------
+
+
+def test_defaults_and_segments() -> None:
+    settings = parse(
+        """
+        control = "none"
+        state = "/var/lib/pyvtep.json"
+        remote = ["192.0.2.2", "192.0.2.3"]
+        max-addresses = 100
+        learning = false
+        srcport = [50000, 50010]
+
+        [[vni]]
+        id = 5
+        bridge = "br0"
+        ageing = 12.5
+
+        [[vni]]
+        id = 6
+        remote = "192.0.2.4"
+        tap = "other"
+        learning = true
+        """,
+        "file",
+    )
+    common: dict[str, Any] = {"max_addresses": 100, "srcport": (50000, 50010)}
+    both = [IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")]
+    assert settings == Settings(
+        control="none",
+        state="/var/lib/pyvtep.json",
+        segments=[
+            Config(vni=5, remote=both, bridge="br0", ageing=12.5, learning=False, **common),
+            Config(vni=6, remote="192.0.2.4", tap="other", **common),
+        ],
+    )
+
+
+def test_nothing_asks_for_nothing() -> None:
+    assert parse("", "file") == Settings(segments=[])
+    assert parse("# only a word\n", "file") == Settings(segments=[])
+
+
+EXAMPLES: dict[str, Any] = {
+    "remote": "192.0.2.9",
+    "group": "239.1.1.1",
+    "tap": "other",
+    "bridge": "br0",
+    "persist": True,
+    "local": ["192.0.2.1"],
+    "dev": "eth0",
+    "dstport": 8472,
+    "srcport": [1000, 2000],
+    "ttl": "inherit",
+    "tos": 0xB8,
+    "ecn": "kernel",
+    "df": "set",
+    "flowlabel": "inherit",
+    "udpcsum": False,
+    "udp6zerocsumtx": True,
+    "udp6zerocsumrx": False,
+    "mtu": 1400,
+    "mac": "02:00:00:00:00:01",
+    "address": ["10.0.0.1/24", "fd00::1/64"],
+    "learning": False,
+    "ageing": 5,
+    "max_addresses": 7,
+    "proxy": True,
+    "accept": ["192.0.2.0/24"],
+    "accept_any": True,
+    "reserved_bits": "strict",
+    "gbp": 3,
+    "inner_vlan": "drop",
+    "offload": ["gso"],
+}
+
+
+def toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize("field", attrs.fields(Config), ids=lambda field: field.name)
+def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
+    if field.name == "vni":
+        return
+    options = {field.name: EXAMPLES[field.name]}
+    if field.name == "group":
+        options["dev"] = "eth0"
+    keys = [f"{name.replace('_', '-')} = {toml(value)}" for name, value in options.items()]
+    text = "\n".join(["[[vni]]", "id = 1", *keys])
+    expected = Config(vni=1, **options)
+    assert parse(text, "file").segments == (expected,)
+    assert getattr(expected, field.name) != field.default
+    # For all VNIs, too, unless there can be only one.
+    above = "\n".join([*keys, "[[vni]]", "id = 1"])
+    if field.name in ("tap", "mac", "address"):
+        assert problems(above) == [f"file:1: {field.name}: belongs into a [[vni]] table"]
+    else:
+        assert parse(above, "file").segments == (expected,)
+
+
+# --- what makes no sense ------------------------------------------------------------------------
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(FileError) as caught:
+        parse(text, "file")
+    assert caught.value.exit_code == ConfigError.exit_code
+    assert str(caught.value).startswith(caught.value.problems[0])
+    return list(caught.value.problems)
+
+
+def test_all_problems_are_told_with_their_lines() -> None:
+    text = """control = ""
+remots = "192.0.2.2"
+remote = [
+  "192.0.2.2",
+  "172.31.0.300",   # such as this
+
+  "fe80::1%",
+]
+[[vni]]
+id = 5
+learning = "no"
+[[vni]]
+idd = 6
+[[vni]]
+id = 16777216
+max_addresses = 1
+"""
+    no_address = "is not an IP address (names are not looked up)"
+    assert problems(text) == [
+        "file:1: control '': is not the path of a file",
+        "file:2: remots: there is no such key; did you mean remote?",
+        f"file:5: remote 172.31.0.300: {no_address}",
+        f"file:7: remote fe80::1%: {no_address}",
+        "file:11: learning no: must be True or False",
+        "file:12: id is missing: give the VNI, such as id = 100",
+        "file:13: idd: there is no such key; did you mean id?",
+        "file:15: id 16777216: must be from 0 to 16777215",
+        "file:16: max_addresses: there is no such key; did you mean max-addresses?",
+    ]
+
+
+SEGMENT = "[[vni]]\nid = 5\n"
+
+BAD = [
+    ("a =", "file:1: is not TOML: invalid value"),
+    ("\n\nremote = 'x", 'file:3: is not TOML: expected "\'"'),
+    ("vni = 5", "file:1: vni: write each VNI as a table, below a line [[vni]]"),
+    ("\n[vni]\nid = 5", "file:2: vni: write each VNI as a table, below a line [[vni]]"),
+    ("vni = [1]", "file:1: vni: write each VNI as a table, below a line [[vni]]"),
+    ("id = 5", "file:1: id: belongs into a [[vni]] table"),
+    (f"{SEGMENT}vni = 5", "file:3: vni: there is no such key; did you mean id?"),
+    (f"{SEGMENT}[xyz]", "file:3: xyz: there is no such key"),
+    (f"{SEGMENT}[[vni]]\ntap='a'\nid = 5", "file:5: id 5: is given twice; a process has one"),
+    (f"{SEGMENT}[[vni]]\nid = 6\ntap='vx5'", "file:5: tap vx5: is given twice"),
+    (f"{SEGMENT}[[vni]]\nid = 6\nlocal='192.0.2.1'", "file:3: dstport 4789: vni 5 and vni 6 share"),
+    (
+        f"dstport = 4790\n{SEGMENT}[[vni]]\nid = 6\noffload='none'",
+        "file:6: offload: gro must be on or off for both vni 5 and vni 6",
+    ),
+    (f"{SEGMENT}remote=['192.0.2.2',\n'192.0.2.2']", "file:3: remote 192.0.2.2: is given twice"),
+    (
+        f"local = '192.0.2.2'\n{SEGMENT}remote = '192.0.2.2'",
+        "file:4: remote 192.0.2.2: is the local address of this host itself",
+    ),
+    (
+        f"local = '2001:db8::1'\n\n{SEGMENT}remote = '192.0.2.2'",
+        "file:1: local 2001:db8::1: is IPv6, but the remotes are IPv4",
+    ),
+    (f"{SEGMENT}group = '239.1.1.1'", "file:3: group 239.1.1.1: say with dev on which device"),
+    (f"{SEGMENT}tos = 1979-05-27 07:32:00", "file:3: tos 1979-05-27 07:32:00: is neither"),
+    (f"{SEGMENT}mac = {{a = 1}}", "file:3: mac a: "),
+    (f"{SEGMENT}mtu = 0x{'f' * 9999}", "file:3: mtu with so many digits: must be from"),
+    (f"{SEGMENT}mtu = {'9' * 9999}", "file:1: a value makes no sense: Exceeds the limit"),
+    ("a = " + "[" * 5000 + "]" * 5000, "file:1: is nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem[:40] for _, problem in BAD])
+def test_problem(text: str, problem: str) -> None:
+    (found,) = problems(text)
+    assert found.startswith(problem)
+    assert "--" not in found
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        [
+            *("[[vni]]\n", "[vni]\n", "id = ", "remote = ", "vni.", "a.b = ", "ttl = ", "mac = "),
+            *("local = ", "learning = ", "srcport = ", "5", "'192.0.2.2'", "'x'", "'''", '"""'),
+            *(
+                "[",
+                "]",
+                "{",
+                "}",
+                ",",
+                "\n",
+                "\n",
+                "=",
+                "# x\n",
+                "true",
+                "1e9",
+                "07:32:00",
+                '"\\u00e9"',
+            ),
+            *("nan", "'fe80::1%a'", "['192.0.2.2', '192.0.2.3']", "1.5", "-1", "'239.1.1.1'"),
+        ]
+    )
+    | st.text(max_size=3),
+    max_size=30,
+).map("".join)
+
+
+@given(TEXTS)
+def test_any_text_is_kept_or_refused(text: str) -> None:
+    try:
+        settings = parse(text, "file")
+    except FileError as error:
+        lines = text.count("\n") + 1
+        for problem in error.problems:
+            name, line, _ = problem.split(":", 2)
+            assert name == "file"
+            assert 1 <= int(line) <= lines
+    else:
+        assert len(settings.segments) == len(tomllib.loads(text).get("vni", []))
+
+
+# --- where keys are -----------------------------------------------------------------------------
+
+
+def test_lines_of_all_that_toml_has() -> None:
+    text = '''
+a = 1
+"b c".'d' . e = """
+x = 5 # ""\\"
+""""
+[t] # [no.table]
+h = [ 1.5, [ # [
+  "]", '#'],
+  {x = [1,
+  2], "y\\u0041" = 07:32:00},
+]
+[t.u.v]
+i = 1979-05-27 07:32:00Z
+[[w]]
+j = +inf
+[[w]]
+[w.x]
+k = \'\'\'
+\'\'\'\'
+[[w.y]]
+l = true
+[[w.y]]
+'''
+    tomllib.loads(text)
+    assert locate(text) == {
+        ("a",): 2,
+        ("b c",): 3,
+        ("b c", "d"): 3,
+        ("b c", "d", "e"): 3,
+        ("t",): 6,
+        ("t", "h"): 7,
+        ("t", "h", 0): 7,
+        ("t", "h", 1): 7,
+        ("t", "h", 1, 0): 8,
+        ("t", "h", 1, 1): 8,
+        ("t", "h", 2): 9,
+        ("t", "h", 2, "x"): 9,
+        ("t", "h", 2, "x", 0): 9,
+        ("t", "h", 2, "x", 1): 10,
+        ("t", "h", 2, "yA"): 10,
+        ("t", "u"): 12,
+        ("t", "u", "v"): 12,
+        ("t", "u", "v", "i"): 13,
+        ("w",): 14,
+        ("w", 0): 14,
+        ("w", 0, "j"): 15,
+        ("w", 1): 16,
+        ("w", 1, "x"): 17,
+        ("w", 1, "x", "k"): 18,
+        ("w", 1, "y"): 20,
+        ("w", 1, "y", 0): 20,
+        ("w", 1, "y", 0, "l"): 21,
+        ("w", 1, "y", 1): 22,
+    }
+
+
+def paths(value: object, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    """The path to everything in a document."""
+    inside: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        inside = list(value.items())
+    elif isinstance(value, list):
+        inside = list(enumerate(value))
+    found = {(*at, key) for key, _ in inside}
+    return found.union(*(paths(item, (*at, key)) for key, item in inside))
+
+
+@given(TEXTS)
+def test_the_same_keys_are_found_as_by_the_parser(text: str) -> None:
+    try:
+        document = tomllib.loads(text)
+    except ValueError:
+        return
+    assert set(locate(text)) == paths(document)
+
+
+VALUES = st.recursive(
+    st.sampled_from(["1", "'a'", '"b]"', "[]", "1.5", '"""\n#"""', "2001-01-01 00:00:00"]),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(
+        lambda items: "[ # [\n" + ",\n".join(items) + "\n]"
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.lists(VALUES, max_size=8))
+def test_lines_count_whatever_stands_between(items: list[str]) -> None:
+    text = "".join(f"key{number} = {value}\n" for number, value in enumerate(items))
+    lines = locate(text)
+    before = 1
+    for number, value in enumerate(items):
+        assert lines[(f"key{number}",)] == before
+        before += value.count("\n") + 1

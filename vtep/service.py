@@ -1,0 +1,63 @@
+"""A VTEP that is run by a configuration file: reading it, and reading it again."""
+
+import logging
+from pathlib import Path
+
+from vtep.config import Settings
+from vtep.configfile import FileError, parse
+from vtep.engine import Vtep
+from vtep.errors import ConfigError, VtepError
+
+log = logging.getLogger("vtep")
+
+
+def read(path: Path) -> Settings:
+    """What a configuration file asks for.
+
+    Raises FileError where it makes no sense, and VtepError where it can't be read.
+    """
+    try:
+        octets = path.read_bytes()
+    except OSError as error:
+        raise VtepError(f"--config {path}: cannot read it: {error.strerror}") from error
+    try:
+        text = octets.decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        raise FileError([f"{path}:{line}: is not UTF-8 text"]) from None
+    return parse(text, str(path))
+
+
+class Service:
+    """A VTEP with the settings of its process, and the file that they are from, if any."""
+
+    def __init__(self, settings: Settings, path: Path | None = None) -> None:
+        self.settings = settings
+        self.path = path
+        self.vtep = Vtep(*settings.segments)
+
+    async def reload(self) -> str:
+        """Read the file again, and have what it says now; a line that says what is different.
+
+        What did not change forwards on. Raises ConfigError or VtepError where the file or this host
+        refuse, and then all is as it was.
+        """
+        if self.path is None:
+            raise ConfigError("--config: there is none to be read again; it was run by options")
+        settings = read(self.path)
+        counts = dict.fromkeys(("added", "changed", "deleted"), 0)
+
+        def count(event: str, *_: object) -> None:
+            counts[event] += 1
+
+        unwatch = self.vtep.watch(count)
+        try:
+            await self.vtep.reload(settings.segments)
+        finally:
+            unwatch()
+        for name in ("control", "state"):
+            if getattr(settings, name) != getattr(self.settings, name):
+                log.warning("%s has changed in %s, which takes a restart", name, self.path)
+        self.settings = settings
+        done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)
+        return f"read {self.path} again: {done or 'nothing is different'}"

@@ -1,0 +1,145 @@
+"""Where in a TOML text its keys are, which the standard library's parser does not tell.
+
+For texts that it has accepted: this looks at no more than it takes to find the keys again.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+Path = tuple[str | int, ...]
+"""Where something is: keys, and numbers in arrays."""
+
+_TOKEN = re.compile(
+    r'''
+    (?P<blank> [ \t\r]+ | \#[^\n]* )
+    | (?P<newline> \n )
+    | (?P<string> """ (?: \\. | [^\\] )*? """ "{0,2} | \'\'\' .*? \'\'\' '{0,2}
+                  | " (?: \\. | [^"\\] )* " | ' [^']* ' )
+    | (?P<mark> [][{}=,.] )
+    | (?P<word> [^][{}=,.\s\#"']+ )
+    ''',
+    re.VERBOSE | re.DOTALL,
+)
+
+
+_AFTER = (",", "]", "}")
+"""What may follow a value in its line."""
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    line: int
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    line = 1
+    for found in _TOKEN.finditer(text):
+        if found.lastgroup != "blank":
+            yield _Token(str(found.lastgroup), found[0], line)
+        line += found[0].count("\n")
+    yield _Token("end", "", line)
+
+
+def locate(text: str) -> dict[Path, int]:
+    """The line, from 1, of each key, table and item of an array; raises ValueError if it can't."""
+    return _Scanner(text).lines
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self.lines: dict[Path, int] = {}
+        self._rest = _tokens(text)
+        self._next = next(self._rest)
+        self._tables: dict[Path, int] = {}  # Arrays of tables, with the number of their last.
+        table: Path = ()
+        while self._next.kind != "end":
+            if self._next.kind == "newline":
+                self._take()
+            elif self._next.text == "[":
+                table = self._header()
+            else:
+                self._pair(table)
+
+    def _take(self) -> _Token:
+        token = self._next
+        if token.kind == "end":
+            raise ValueError("the text ends too early")
+        self._next = next(self._rest)
+        return token
+
+    def _header(self) -> Path:
+        """A line `[table]` or `[[table]]`; which table it begins."""
+        line = self._take().line
+        several = self._next.text == "["
+        if several:
+            self._take()
+        path: Path = ()
+        *parents, last = self._key()
+        for part in parents:
+            path = self._latest((*path, part), line)
+        path = (*path, last)
+        if several:
+            self._tables[path] = self._tables.get(path, -1) + 1
+            self.lines.setdefault(path, line)
+        path = self._latest(path, line)
+        self.lines[path] = line
+        while self._next.kind not in ("newline", "end"):
+            self._take()
+        return path
+
+    def _latest(self, path: Path, line: int) -> Path:
+        self.lines.setdefault(path, line)
+        return (*path, self._tables[path]) if path in self._tables else path
+
+    def _key(self) -> list[str]:
+        parts = [_name(self._take())]
+        while self._next.text == ".":
+            self._take()
+            parts.append(_name(self._take()))
+        return parts
+
+    def _pair(self, table: Path) -> None:
+        line = self._next.line
+        path = table
+        for part in self._key():
+            path = (*path, part)
+            self.lines.setdefault(path, line)
+        if self._take().text != "=":
+            raise ValueError(f"a key without a value in line {line}")
+        self._value(path)
+
+    def _value(self, path: Path) -> None:
+        if self._next.text == "[":
+            self._items(path)
+        elif self._next.text == "{":
+            self._take()
+            while self._next.text != "}":
+                if self._next.text == "," or self._next.kind == "newline":
+                    self._take()
+                else:
+                    self._pair(path)
+            self._take()
+        else:  # Numbers and dates are several tokens.
+            while self._next.kind not in ("newline", "end") and self._next.text not in _AFTER:
+                self._take()
+
+    def _items(self, path: Path) -> None:
+        self._take()
+        number = 0
+        while self._next.text != "]":
+            if self._next.text == "," or self._next.kind == "newline":
+                self._take()
+                continue
+            self.lines[(*path, number)] = self._next.line
+            self._value((*path, number))
+            number += 1
+        self._take()
+
+
+def _name(token: _Token) -> str:
+    if token.kind != "string":
+        return token.text
+    return str(tomllib.loads(f"key = {token.text}")["key"])
