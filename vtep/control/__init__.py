@@ -1,0 +1,1 @@
+"""Steering a running VTEP: the control socket, what it offers, and its client."""

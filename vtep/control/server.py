@@ -1,0 +1,260 @@
+"""The control socket: many clients, none of which can hold up forwarding or each other.
+
+All clients together get one short piece of work done per round of the loop, then frames have their
+turn. What is kept for a client is bounded: a line of its input, a piece of an answer that it does
+not read, and so many events, after which it is told how many it has missed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from vtep.control import jsonrpc
+from vtep.control.jsonrpc import Code, Refusal, Request, RpcError
+from vtep.control.paths import Listener
+from vtep.errors import ConfigError, VtepError
+
+log = logging.getLogger("vtep")
+
+CLIENTS_MAX: Final = 256
+"""Connections at a time; one more is told so and closed."""
+
+EVENTS_MAX: Final = 4096
+"""Events that wait for one subscriber."""
+
+_OUTPUT_MAX = 65536
+"""Octets of an answer that wait for a client before the next piece is made."""
+
+_EVENTS_AT_ONCE = 64
+
+SUBSCRIBE: Final = "monitor.subscribe"
+EVENT: Final = "monitor.event"
+"""The method of the notifications that a subscriber gets."""
+
+Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
+Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
+"""Has every event told to an observer, until what it returned is called."""
+
+
+class Feed:
+    """The events that wait for one subscriber."""
+
+    def __init__(self, limit: int = EVENTS_MAX) -> None:
+        self.some = asyncio.Event()
+        """Set while something waits."""
+        self._limit = limit
+        self._waiting: deque[Any] = deque()
+        self._lost = 0
+
+    def put(self, event: Any) -> None:
+        """Keep an event or, while too many wait, count it as lost."""
+        if self._lost or len(self._waiting) >= self._limit:
+            self._lost += 1
+        else:
+            self._waiting.append(event)
+        self.some.set()
+
+    def take(self, most: int) -> list[Any]:
+        """The oldest of what waits; behind the last of it, how many were lost since."""
+        events = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        if not self._waiting:
+            if self._lost:
+                events.append({"event": "lost", "count": self._lost})
+                self._lost = 0
+            self.some.clear()
+        return events
+
+
+class Server:
+    """Serves a control socket in the running loop.
+
+    `call` does what a method name and its parameters ask for; it may raise VtepError, ConfigError
+    and RpcError, whose messages the client is told. `watch` is where subscribers' events come from.
+    """
+
+    def __init__(self, call: Call, watch: Watch) -> None:
+        self._call = call
+        self._watch = watch
+        self._lock = asyncio.Lock()
+        self._clients: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listener: Listener) -> None:
+        """Serve a listening socket, which is ours from now on."""
+        self._listener = listener
+        self._server = await asyncio.start_unix_server(
+            self._accepted, sock=listener.socket, limit=jsonrpc.LINE_MAX
+        )
+
+    async def stop(self) -> None:
+        """Disconnect everybody, and remove the socket's file if it is still ours."""
+        if self._server is None:
+            return
+        self._listener.remove()
+        self._server.close()
+        for client in tuple(self._clients):
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _one_turn(self) -> AsyncIterator[None]:
+        """A piece of work: one at a time for all clients together, and frames move after it."""
+        async with self._lock:
+            yield
+            await asyncio.sleep(0)
+
+    # --- one client -------------------------------------------------------------------------
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= CLIENTS_MAX:
+            error = RpcError(Code.REFUSED, f"too many clients: {CLIENTS_MAX} are connected")
+            writer.write(jsonrpc.failure(error, None) + b"\n")
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(_Client(reader, writer)))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, client: "_Client") -> None:
+        try:
+            with suppress(OSError):  # It went away, which is its right.
+                try:
+                    while (line := await client.next_line()) is not None:
+                        await self._answer(client, line)
+                except RpcError as error:  # Where its next line would begin can't be known.
+                    await client.send(jsonrpc.failure(error, None) + b"\n")
+                client.unsubscribe()
+                await client.close()
+        finally:
+            client.unsubscribe()
+            client.abort()
+
+    async def _answer(self, client: "_Client", line: bytes) -> None:
+        """Do what a line asks for, and answer in pieces, as fast as the client reads."""
+        async with self._one_turn():
+            message = jsonrpc.decode(line)
+        async with client.writing:
+            said = False
+            for item in message.items:
+                before = b"" if not message.batch else b"," if said else b"["
+                async for piece in self._pieces(client, item):
+                    await client.send(before + piece)
+                    before = b""
+                    said = True
+            if said:
+                await client.send(b"]\n" if message.batch else b"\n")
+
+    async def _pieces(self, client: "_Client", item: Request | Refusal) -> AsyncIterator[bytes]:
+        """The answer to one request, none where none is wanted."""
+        if isinstance(item, Refusal):
+            if item.answered:
+                yield jsonrpc.failure(item.error, item.id)
+            return
+        try:
+            async with self._one_turn():
+                if item.method == SUBSCRIBE:
+                    result = self._subscribe(client, item.params)
+                else:
+                    result = await self._call(item.method, item.params)
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only
+            if item.answered:
+                yield jsonrpc.failure(_told(error), item.id)
+            return
+        if not item.answered:
+            return
+        pieces = jsonrpc.success(result, item.id)
+        while True:
+            async with self._one_turn():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def _subscribe(self, client: "_Client", params: dict[str, Any]) -> bool:
+        if params:
+            raise RpcError(Code.INVALID_PARAMS, f"{min(params)}: is no parameter of {SUBSCRIBE}")
+        if client.pump is None:
+            feed = Feed()
+            client.unwatch = self._watch(feed.put)
+            client.pump = asyncio.get_running_loop().create_task(self._tell(client, feed))
+        return True
+
+    async def _tell(self, client: "_Client", feed: Feed) -> None:
+        with suppress(OSError):
+            while await feed.some.wait():
+                async with client.writing:
+                    async with self._one_turn():
+                        events = feed.take(_EVENTS_AT_ONCE)
+                        told = b"".join(
+                            jsonrpc.notification(EVENT, event) + b"\n" for event in events
+                        )
+                    await client.send(told)
+
+
+def _told(error: Exception) -> RpcError:
+    """What a client is told of an error."""
+    if isinstance(error, RpcError):
+        return error
+    if isinstance(error, ConfigError):
+        return RpcError(Code.INVALID_PARAMS, str(error))
+    if isinstance(error, VtepError):
+        return RpcError(Code.REFUSED, str(error))
+    log.error("internal error on the control socket: %r", error)
+    log.debug("where it was:", exc_info=error)
+    return RpcError(Code.INTERNAL_ERROR, f"internal error: {error!r}")
+
+
+class _Client:
+    """A connection: its input by lines, and its output in the order in which it is made."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writing = asyncio.Lock()
+        """Held for the whole of an answer, which is sent in pieces."""
+        self.pump: asyncio.Task[None] | None = None
+        self.unwatch: Callable[[], None] = _nothing
+        self._reader = reader
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(high=_OUTPUT_MAX)
+
+    async def next_line(self) -> bytes | None:
+        """The next line, the last one also without its end; None after that.
+
+        Raises RpcError where it is too long, and OSError where the connection broke.
+        """
+        try:
+            return await self._reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            return error.partial or None
+        except asyncio.LimitOverrunError:
+            longest = f"a line has at most {jsonrpc.LINE_MAX} octets"
+            raise RpcError(Code.PARSE_ERROR, f"parse error: {longest}") from None
+
+    async def send(self, octets: bytes) -> None:
+        """Send, and wait while too much waits to be read; raises OSError."""
+        self._writer.write(octets)
+        await self._writer.drain()
+
+    def unsubscribe(self) -> None:
+        """Tell no more events."""
+        self.unwatch()
+        self.unwatch = _nothing
+        if self.pump is not None:
+            self.pump.cancel()
+
+    async def close(self) -> None:
+        """Close once everything has been read; raises OSError."""
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._writer.transport.abort()
+
+
+def _nothing() -> None:
+    pass
