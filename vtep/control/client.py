@@ -13,7 +13,6 @@ each with one line that says why; nothing has changed then.
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
@@ -107,21 +106,15 @@ class Client:
 
     def _monitor(self) -> Iterator[Event]:
         self._socket.settimeout(None)
-        try:
-            while True:
-                yield from self._told()
-                with suppress(OSError):
-                    message = self._receive()
-                    if message.get("method") == jsonrpc.EVENT:
-                        self._events.append(message["params"])
-        except DisconnectedError:
-            return
-        finally:
-            self._socket.settimeout(self._timeout)
-
-    def _told(self) -> list[Event]:
-        told, self._events = self._events, []
-        return told
+        while True:
+            told, self._events = self._events, []
+            yield from told
+            try:
+                message = self._receive()
+            except (OSError, DisconnectedError):
+                return
+            if message.get("method") == jsonrpc.EVENT:
+                self._events.append(message["params"])
 
     def _receive(self) -> dict[str, Any]:
         line = self._lines.readline()
@@ -150,3 +143,128 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class FdbVerbs:
+    """`pyvtep fdb`: the forwarding database, as `bridge fdb` has it."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(
+        self, *, vni: int | None = None, dev: str | None = None, **wanted: Any
+    ) -> list[FdbEntry]:
+        """The entries that are meant: see `flush` for what can be wanted."""
+        result: list[FdbEntry] = self._call("fdb.show", vni=vni, dev=dev, **wanted)
+        return result
+
+    def get(self, mac: str, *, vni: int | None = None, dev: str | None = None) -> FdbEntry:
+        """The entry of a MAC."""
+        result: FdbEntry = self._call("fdb.get", mac=mac, vni=vni, dev=dev)
+        return result
+
+    def add(self, mac: str, dst: str, **entry: Any) -> None:
+        """Put in an entry for a MAC that has none.
+
+        Of what an entry can have: `port`, `dst_vni`, `via`; `state`, which is "permanent",
+        "static" or "dynamic"; `extern_learn` and `sticky`, which are True or False; and the
+        segment, `vni` or `dev`.
+        """
+        self._call("fdb.add", mac=mac, dst=dst, **entry)
+
+    def append(self, mac: str, dst: str, **entry: Any) -> None:
+        """Give a MAC one more destination; the rest is as with `add`."""
+        self._call("fdb.append", mac=mac, dst=dst, **entry)
+
+    def replace(self, mac: str, dst: str, **entry: Any) -> None:
+        """Have a MAC be behind this destination alone; the rest is as with `add`."""
+        self._call("fdb.replace", mac=mac, dst=dst, **entry)
+
+    def delete(self, mac: str, dst: str | None = None, **destination: Any) -> None:
+        """Take one destination from a MAC, or its entry altogether."""
+        self._call("fdb.del", mac=mac, dst=dst, **destination)
+
+    def flush(self, *, vni: int | None = None, dev: str | None = None, **wanted: Any) -> int:
+        """Remove every destination to which all of this applies; how many there were.
+
+        Of what can be wanted: `dst`, `port`, `dst_vni`, `via`; and `permanent`, `static`,
+        `dynamic`, `extern_learn`, `sticky`, where False stands for the `no...` of `bridge fdb`.
+        """
+        result: int = self._call("fdb.flush", vni=vni, dev=dev, **wanted)
+        return result
+
+
+class RemoteVerbs:
+    """`pyvtep remote`: the VTEPs to which broadcasts go."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(self, *, vni: int | None = None, dev: str | None = None) -> list[RemoteRow]:
+        """The destinations of the default entry."""
+        result: list[RemoteRow] = self._call("remote.show", vni=vni, dev=dev)
+        return result
+
+    def add(self, remote: str, *, vni: int | None = None, dev: str | None = None) -> None:
+        """Add a remote to a segment, as if it had been given as an option."""
+        self._call("remote.add", remote=remote, vni=vni, dev=dev)
+
+    def delete(self, remote: str, *, vni: int | None = None, dev: str | None = None) -> None:
+        """Remove a remote from a segment, with what was learned to be behind it."""
+        self._call("remote.del", remote=remote, vni=vni, dev=dev)
+
+
+class VniVerbs:
+    """`pyvtep vni`: the segments of the process."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(self, *, vni: int | None = None, dev: str | None = None) -> list[Segment]:
+        """Every segment, or one."""
+        result: list[Segment] = self._call("vni.show", vni=vni, dev=dev)
+        return result
+
+    def add(self, vni: int, **options: Any) -> Segment:
+        """Open one more segment; its options are those of `Config`."""
+        result: Segment = self._call("vni.add", vni=vni, options=options)
+        return result
+
+    def delete(self, vni: int) -> None:
+        """Close a segment."""
+        self._call("vni.del", vni=vni)
+
+
+class NeighVerbs:
+    """`pyvtep neigh`: what ARP and neighbour discovery are answered with."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(self, *, vni: int | None = None, dev: str | None = None) -> list[Neighbour]:
+        """Every neighbour."""
+        result: list[Neighbour] = self._call("neigh.show", vni=vni, dev=dev)
+        return result
+
+    def add(self, ip: str, mac: str, *, vni: int | None = None, dev: str | None = None) -> None:
+        """Have queries for an address be answered with a MAC from now on."""
+        self._call("neigh.add", ip=ip, mac=mac, vni=vni, dev=dev)
+
+    def delete(self, ip: str, *, vni: int | None = None, dev: str | None = None) -> None:
+        """Forget an address."""
+        self._call("neigh.del", ip=ip, vni=vni, dev=dev)
+
+    def flush(self, *, vni: int | None = None, dev: str | None = None) -> int:
+        """Forget every address that was learned; how many there were."""
+        result: int = self._call("neigh.flush", vni=vni, dev=dev)
+        return result
+
+
+def _refusal(method: str, error: dict[str, Any]) -> VtepError:
+    """What the VTEP said of a request, as what it raised there."""
+    code, message = error.get("code"), str(error.get("message"))
+    if code == Code.INVALID_PARAMS:
+        return ConfigError(message)
+    if code == Code.METHOD_NOT_FOUND:
+        return VtepError(f"{method}: this pyvtep is of another version, and has no such command")
+    return VtepError(message)

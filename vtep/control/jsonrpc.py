@@ -19,6 +19,9 @@ LINE_MAX: Final = 65536
 BATCH_MAX: Final = 1000
 """Requests in one batch: more would be answered with more than a line's worth."""
 
+EVENT: Final = "monitor.event"
+"""The method of the notifications that a subscriber gets."""
+
 Id = str | int | float | None
 
 

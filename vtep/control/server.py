@@ -31,9 +31,6 @@ _OUTPUT_MAX = 65536
 _EVENTS_AT_ONCE = 64
 
 SUBSCRIBE: Final = "monitor.subscribe"
-EVENT: Final = "monitor.event"
-"""The method of the notifications that a subscriber gets."""
-
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
@@ -191,7 +188,7 @@ class Server:
                     async with self._one_turn():
                         events = feed.take(_EVENTS_AT_ONCE)
                         told = b"".join(
-                            jsonrpc.notification(EVENT, event) + b"\n" for event in events
+                            jsonrpc.notification(jsonrpc.EVENT, event) + b"\n" for event in events
                         )
                     await client.send(told)
 

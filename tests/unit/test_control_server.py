@@ -1,0 +1,564 @@
+"""The control socket, with methods that are no VTEP's: what it answers, and who can't harm it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from vtep.control import Client, jsonrpc, paths, server
+from vtep.control.client import DisconnectedError
+from vtep.control.jsonrpc import Code, Pages, RpcError
+from vtep.control.server import Feed, Server
+from vtep.errors import ConfigError, VtepError
+
+Main = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Any], None]:
+    def runner(main: Any) -> None:
+        request.param(asyncio.wait_for(main, 30))
+
+    return runner
+
+
+class Things:
+    """Methods and events for a server to offer."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[str, dict[str, Any]]] = []
+        self.observers: list[Callable[[Any], None]] = []
+        self.may_end = asyncio.Event()
+        self.pages_made = 0
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        self.called.append((method, params))
+        match method:
+            case "echo":
+                return params
+            case "pages":
+                return Pages(self.page(n) for n in range(params["count"]))
+            case "wait":
+                await self.may_end.wait()
+                return "done"
+            case "refuse":
+                raise VtepError("no room")
+            case "misuse":
+                raise ConfigError("--mtu 1: must be from 68")
+            case "fail":
+                raise KeyError("a bug")
+        raise RpcError(Code.METHOD_NOT_FOUND, f"{method}: no such method")
+
+    def page(self, number: int) -> list[Any]:
+        self.pages_made += 1
+        return [{"number": number}] * 10
+
+    def watch(self, observer: Callable[[Any], None]) -> Callable[[], None]:
+        self.observers.append(observer)
+        return lambda: self.observers.remove(observer)
+
+
+class Peer:
+    """A client that says exactly what it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, octets: bytes) -> None:
+        self.writer.write(octets)
+
+    async def answer(self) -> Any:
+        line = await self.reader.readline()
+        return json.loads(line) if line else None
+
+    async def ask(self, method: str, ident: object = 1, **params: Any) -> Any:
+        request = {"jsonrpc": "2.0", "method": method, "params": params, "id": ident}
+        self.send(json.dumps(request).encode() + b"\n")
+        return await self.answer()
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[Things]:
+    things = Things()
+    serves = Server(things.call, things.watch)
+    await serves.start(paths.listen(path))
+    try:
+        yield things
+    finally:
+        await serves.stop()
+        assert things.observers == []
+        assert not os.path.exists(path)  # noqa: ASYNC240, PTH110
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[Peer]:
+    reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=1 << 24)
+    try:
+        yield Peer(reader, writer)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.sock"
+
+
+def test_requests_are_answered_in_their_order(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path), connected(path) as peer:
+            request = b'{"jsonrpc":"2.0","method":"echo","params":{"a":%d},"id":%d}\n'
+            peer.send(b"".join(request % (n, n) for n in range(500)))
+            for n in range(500):
+                assert await peer.answer() == {"jsonrpc": "2.0", "result": {"a": n}, "id": n}
+
+    run(main())
+
+
+def test_errors_and_their_codes(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path), connected(path) as peer:
+            for method, code, words in (
+                ("refuse", -32000, "no room"),
+                ("misuse", -32602, "--mtu 1: must be from 68"),
+                ("fail", -32603, "internal error: KeyError('a bug')"),
+                ("none", -32601, "none: no such method"),
+                ("monitor.subscribe", -32602, "x: is no parameter of monitor.subscribe"),
+            ):
+                said = await peer.ask(method, "i", x=1)
+                assert said["error"] == {"code": code, "message": words}
+                assert said["id"] == "i"
+
+    run(main())
+
+
+def test_a_batch_has_one_answer_without_its_notifications(
+    run: Callable[..., None], path: Path
+) -> None:
+    call = '{"jsonrpc":"2.0","method":"%s","params":{"count":2},"id":%d}'
+    notice = '{"jsonrpc":"2.0","method":"echo","params":{"n":1}}'
+
+    async def main() -> None:
+        async with serving(path) as things, connected(path) as peer:
+            batch = [notice, call % ("echo", 1), "1", call % ("pages", 2), call % ("none", 3)]
+            peer.send(f"[{','.join(batch)}]\n".encode())
+            echo, invalid, pages, missing = await peer.answer()
+            assert echo["result"] == {"count": 2}
+            assert (invalid["error"]["code"], invalid["id"]) == (-32600, None)
+            assert len(pages["result"]) == 20
+            assert missing["error"]["code"] == -32601
+            # Nothing at all for those that want no answer, not even an empty batch.
+            peer.send(f"[{notice},{notice}]\n{notice}\n".encode())
+            peer.send(b'{"jsonrpc":"2.0","method":"fail"}\n')
+            assert (await peer.ask("echo", 9))["id"] == 9
+            assert things.called.count(("echo", {"n": 1})) == 4
+
+    run(main())
+
+
+def test_a_line_that_is_none_ends_nothing(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path), connected(path) as peer:
+            for line in (b"hello", b"", b"[" * 60000, b"\xff\0", b"[]", b'{"jsonrpc":"2.0"}'):
+                peer.send(line + b"\n")
+                said = await peer.answer()
+                assert said["error"]["code"] in (-32700, -32600)
+                assert said["id"] is None
+            assert (await peer.ask("echo"))["result"] == {}
+
+    run(main())
+
+
+def test_a_line_without_end_is_the_last(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path):
+            async with connected(path) as peer:
+                peer.send(b'{"jsonrpc":"2.0","method":"echo","id":1}')
+                peer.writer.write_eof()
+                assert (await peer.answer())["result"] == {}
+                assert await peer.answer() is None
+            async with connected(path) as peer:
+                peer.send(b'{"jsonrpc":"2.0","meth')
+                peer.writer.write_eof()
+                assert (await peer.answer())["error"]["code"] == -32700
+                assert await peer.answer() is None
+
+    run(main())
+
+
+def test_a_line_that_is_too_long_is_refused(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path):
+            async with connected(path) as peer:
+                longest = b'{"jsonrpc":"2.0","method":"echo","id":1}'.ljust(jsonrpc.LINE_MAX)
+                peer.send(longest + b"\n")
+                assert (await peer.answer())["id"] == 1
+                peer.send(b"x" * (jsonrpc.LINE_MAX + 1))
+                said = await peer.answer()
+                assert said["error"]["code"] == -32700
+                assert "at most 65536 octets" in said["error"]["message"]
+                assert await peer.answer() is None
+            async with connected(path) as peer:
+                assert (await peer.ask("echo"))["id"] == 1
+
+    run(main())
+
+
+def test_who_does_not_read_holds_up_nobody(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path) as things, connected(path) as other, connected(path) as deaf:
+            deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            deaf.send(b'{"jsonrpc":"2.0","method":"pages","params":{"count":100000},"id":1}\n')
+            await until(lambda: things.pages_made)
+            made = -1
+            while made != things.pages_made:
+                made = things.pages_made
+                for n in range(200):
+                    assert (await other.ask("echo", n))["id"] == n
+            # 160 octets each: what its two buffers hold is made, and no more.
+            assert made < 10000
+
+    run(main())
+
+
+def test_large_answers_leave_turns_to_others(run: Callable[..., None], path: Path) -> None:
+    """While an answer of 1000 pages is made, what else the loop has to do is done."""
+
+    async def main() -> None:
+        rounds = 0
+
+        async def forward() -> None:
+            nonlocal rounds
+            while True:
+                rounds += 1
+                await asyncio.sleep(0)
+
+        async with serving(path), connected(path) as peer:
+            forwarding = asyncio.create_task(forward())
+            said = await peer.ask("pages", count=1000)
+            assert len(said["result"]) == 10000
+            assert rounds > 1000
+            forwarding.cancel()
+
+    run(main())
+
+
+def test_a_subscriber_gets_every_event_between_its_answers(
+    run: Callable[..., None], path: Path
+) -> None:
+    async def main() -> None:
+        async with serving(path) as things, connected(path) as peer:
+            assert (await peer.ask("monitor.subscribe"))["result"] is True
+            assert (await peer.ask("monitor.subscribe"))["result"] is True
+            (tell,) = things.observers
+            peer.send(b'{"jsonrpc":"2.0","method":"pages","params":{"count":500},"id":2}\n')
+            numbers: list[int] = []
+            answered = False
+            for number in range(300):
+                tell({"number": number})
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            while len(numbers) < 300 or not answered:
+                said = await peer.answer()
+                if "id" in said:
+                    answered = True
+                    assert len(said["result"]) == 5000
+                else:
+                    assert said["method"] == "monitor.event"
+                    numbers.append(said["params"]["number"])
+            assert numbers == list(range(300))
+
+    run(main())
+
+
+def test_a_subscriber_that_left_is_forgotten(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path) as things:
+            async with connected(path) as peer:
+                await peer.ask("monitor.subscribe")
+                assert len(things.observers) == 1
+            await until(lambda: not things.observers)
+
+    run(main())
+
+
+def test_events_that_are_not_read_are_counted() -> None:
+    feed = Feed(limit=3)
+    for number in range(5):
+        feed.put(number)
+    assert feed.take(2) == [0, 1]
+    feed.put(5)  # Behind those that were lost: in between it would be a riddle.
+    assert feed.take(2) == [2, {"event": "lost", "count": 3}]
+    assert not feed.some.is_set()
+    feed.put(6)
+    assert feed.some.is_set()
+    assert feed.take(2) == [6]
+
+
+def test_one_client_too_many(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CLIENTS_MAX", 2)
+
+    async def main() -> None:
+        async with serving(path), connected(path) as first:
+            async with connected(path) as second:
+                await first.ask("echo")
+                await second.ask("echo")
+                async with connected(path) as third:
+                    assert "too many clients" in (await third.answer())["error"]["message"]
+                    assert await third.answer() is None
+            while True:
+                async with connected(path) as third:
+                    if "result" in await third.ask("echo"):
+                        break
+
+    run(main())
+
+
+def test_changes_come_one_after_the_other(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path) as things, connected(path) as first, connected(path) as second:
+            waiting = asyncio.create_task(first.ask("wait"))
+            await until(lambda: things.called)
+            then = asyncio.create_task(second.ask("echo"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert things.called == [("wait", {})]
+            things.may_end.set()
+            assert (await waiting)["result"] == "done"
+            assert (await then)["result"] == {}
+
+    run(main())
+
+
+def test_stopping_disconnects_even_who_waits(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path) as things:
+            reader, writer = await asyncio.open_unix_connection(os.fspath(path))
+            peer = Peer(reader, writer)
+            waiting = asyncio.create_task(peer.ask("wait"))
+            await until(lambda: things.called)
+        with suppress(OSError):
+            assert await waiting is None
+        writer.close()
+
+    run(main())
+
+
+# --- the client ---------------------------------------------------------------------------------
+
+
+def test_the_client(run: Callable[..., None], path: Path) -> None:
+    def use(things: Things, loop: asyncio.AbstractEventLoop) -> None:
+        with Client(path) as client:
+            assert client.call("echo", a=1, b=None) == {"a": 1}
+            with pytest.raises(VtepError, match="no room") as refused:
+                client.call("refuse")
+            assert refused.value.exit_code == 1
+            with pytest.raises(ConfigError, match="--mtu 1") as misused:
+                client.call("misuse")
+            assert misused.value.exit_code == 2
+            with pytest.raises(VtepError, match="another version"):
+                client.call("none")
+            with pytest.raises(VtepError, match="at most 65536 octets"):
+                client.call("echo", a="x" * 70000)
+        with Client(path) as client:
+            events = client.monitor()
+            loop.call_soon_threadsafe(things.observers[0], {"event": "added"})
+            assert len(client.call("pages", count=3)) == 30
+            loop.call_soon_threadsafe(things.observers[0], {"event": "deleted"})
+            assert [next(events)["event"], next(events)["event"]] == ["added", "deleted"]
+
+    async def main() -> None:
+        async with serving(path) as things:
+            await asyncio.to_thread(use, things, asyncio.get_running_loop())
+
+    run(main())
+
+
+def test_a_client_of_nobody(path: Path) -> None:
+    with pytest.raises(DisconnectedError, match=r"x\.sock: no pyvtep answers there"):
+        Client(path)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400\r\n", b"[]\n", b"{"])
+def test_a_client_of_something_else(path: Path, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        with Client(path) as client:
+            peer, _ = listener.accept()
+            peer.send(said)
+            peer.shutdown(socket.SHUT_WR)
+            with pytest.raises(DisconnectedError, match=r"x\.sock: "):
+                client.call("echo")
+            peer.close()
+
+
+def test_a_server_that_does_not_answer(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        with (
+            Client(path, timeout=0.05) as client,
+            pytest.raises(DisconnectedError, match=r"no answer within 0\.05 seconds"),
+        ):
+            client.call("echo")
+
+
+# --- where it is --------------------------------------------------------------------------------
+
+
+def test_only_the_owner_may_connect(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        listener = paths.listen(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    listener.socket.close()
+
+
+def test_a_socket_that_is_in_use_is_not_taken(path: Path) -> None:
+    listener = paths.listen(path)
+    with pytest.raises(VtepError, match=f"process {os.getpid()} listens there"):
+        paths.listen(path)
+    listener.socket.close()
+
+
+def test_a_dead_socket_is_taken_over(path: Path) -> None:
+    paths.listen(path).socket.close()
+    assert path.exists()
+    listener = paths.listen(path)
+    assert paths.probe(path) == os.getpid()
+    listener.socket.close()
+
+
+def test_a_file_that_is_no_socket_is_kept(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(VtepError, match="exists, and is no socket"):
+        paths.listen(path)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", ["missing/x.sock", "x" * 120], ids=["no-such-folder", "a-name-too-long"]
+)
+def test_a_place_where_no_socket_can_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VtepError, match="give another PATH, or none"):
+        paths.listen(tmp_path / name)
+
+
+def test_what_another_has_put_there_is_not_removed(path: Path) -> None:
+    first = paths.listen(path)
+    path.unlink()
+    second = paths.listen(path)
+    first.remove()
+    assert path.exists()
+    second.remove()
+    assert not path.exists()
+    for listener in (first, second):
+        listener.socket.close()
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our own /run/pyvtep."""
+    monkeypatch.setattr(paths, "_RUN", tmp_path / "pyvtep")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return tmp_path / "pyvtep"
+
+
+def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
+    first, second = paths.listen_by_default("vx0"), paths.listen_by_default("vx0")
+    assert stat.S_IMODE(run_folder.stat().st_mode) == 0o700
+    assert first.path == run_folder / "vx0.sock"
+    assert second.path == run_folder / f"vx0-{os.getpid()}.sock"
+    for listener in (first, second):
+        listener.socket.close()
+
+
+def test_without_root_it_is_below_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    listener = paths.listen_by_default("vx0")
+    assert listener.path == tmp_path / "pyvtep" / "vx0.sock"
+    assert paths.find() == listener.path
+    listener.socket.close()
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    with pytest.raises(VtepError, match="XDG_RUNTIME_DIR is not set; name a socket"):
+        paths.listen_by_default("vx0")
+    with pytest.raises(VtepError, match="no running pyvtep was found"):
+        paths.find()
+
+
+def test_the_only_one_alive_is_found(run_folder: Path) -> None:
+    with pytest.raises(VtepError, match="no running pyvtep was found in"):
+        paths.find()
+    paths.listen_by_default("dead0").socket.close()
+    with pytest.raises(VtepError, match="no running pyvtep was found in"):
+        paths.find()
+    listener = paths.listen_by_default("vx0")
+    assert paths.find() == run_folder / "vx0.sock"
+    listener.socket.close()
+
+
+_LISTEN = """
+import sys; from pathlib import Path; from vtep.control import paths
+listener = paths.listen(Path(sys.argv[1])); print("up", flush=True); sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def elsewhere(run_folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A listener in another process, in a network namespace of its own if that is allowed."""
+    run_folder.mkdir()
+    prefix = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--net", "--user"]
+    command = [*prefix, sys.executable, "-c", _LISTEN, str(run_folder / "vx0.sock")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        yield child
+
+
+def test_of_several_the_one_of_this_namespace_is_meant(
+    run_folder: Path, elsewhere: "subprocess.Popen[str]"
+) -> None:
+    assert paths.find() == run_folder / "vx0.sock"
+    here = paths.listen_by_default("vx0")
+    assert paths.find() == here.path
+    another = paths.listen_by_default("vx1")
+    with pytest.raises(VtepError, match="several pyvtep's are running; choose one") as several:
+        paths.find()
+    assert f"{here.path} (process {os.getpid()}), {another.path}" in str(several.value)
+    for listener in (here, another):
+        listener.socket.close()
+    with pytest.raises(VtepError, match=f"process {elsewhere.pid} listens there"):
+        paths.listen(run_folder / "vx0.sock")
+    elsewhere.send_signal(signal.SIGKILL)
+    elsewhere.wait()
+    listener = paths.listen(run_folder / "vx0.sock")
+    listener.socket.close()

@@ -1,0 +1,98 @@
+"""What the control socket answers with: the keys of its objects, which stay what they are.
+
+`vni` and `dev` everywhere are those of the segment: its VNI, and its TAP as it is named now.
+"""
+
+from typing import Any, NotRequired, TypedDict
+
+
+class Destination(TypedDict):
+    """Where frames for a MAC go."""
+
+    dst: str
+    port: int
+    dst_vni: int
+    """What the far end calls the segment."""
+    via: str | None
+
+
+class FdbEntry(TypedDict):
+    """What is known of one MAC."""
+
+    vni: int
+    dev: str
+    mac: str
+    destinations: list[Destination]
+    state: str
+    """permanent, static or dynamic."""
+    extern_learn: bool
+    sticky: bool
+    age: float
+    """Seconds since it was heard, or put in."""
+    tx_frames: int
+    rx_frames: int
+
+
+class RemoteRow(Destination):
+    """One destination of broadcasts, and of what no entry knows."""
+
+    vni: int
+    dev: str
+
+
+class Neighbour(TypedDict):
+    """What ARP or neighbour discovery would say."""
+
+    vni: int
+    dev: str
+    ip: str
+    mac: str
+    state: str
+    age: float
+
+
+class Segment(TypedDict):
+    """One VNI of the process."""
+
+    vni: int
+    dev: str
+    mtu: int
+    offload: list[str]
+    underlay_devices: list[str]
+    fdb_entries: int
+    options: dict[str, Any]
+    """Every option of the segment by its name."""
+
+
+class Stats(TypedDict):
+    """What has been counted."""
+
+    vni: int
+    dev: str
+    counters: dict[str, int]
+    drops: dict[str, int]
+    """By reason."""
+
+
+class Event(TypedDict):
+    """One change. `object` says of what, and which other keys there are.
+
+    fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
+    MAC; neigh: `ip`, `mac`; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
+    Where a subscriber was too slow, `event` is "lost" and `count` says how many are missing.
+    """
+
+    event: str
+    """added, changed, moved, deleted or expired; or lost."""
+    object: NotRequired[str]
+    vni: NotRequired[int]
+    dev: NotRequired[str]
+    mac: NotRequired[str]
+    ip: NotRequired[str]
+    destinations: NotRequired[list[Destination]]
+    state: NotRequired[str]
+    extern_learn: NotRequired[bool]
+    sticky: NotRequired[bool]
+    mtu: NotRequired[int]
+    options: NotRequired[dict[str, Any]]
+    count: NotRequired[int]
