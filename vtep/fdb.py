@@ -252,11 +252,19 @@ class Fdb:
             raise FdbError(f"{format_mac(mac)}: there is no such entry")
         return entry
 
-    def select(self, wanted: Filter = EVERYTHING) -> list[tuple[Entry, tuple[Remote, ...]]]:
-        """The entries that are meant, the default entry first, each with its destinations meant."""
+    def entries(self) -> list[Entry]:
+        """Every entry, the default entry first, as of now."""
         entries = list(self._entries.values())
-        if self.default is not None:
-            entries.insert(0, self.default)
+        return entries if self.default is None else [self.default, *entries]
+
+    def select(
+        self, wanted: Filter = EVERYTHING, among: Iterable[Entry] | None = None
+    ) -> list[tuple[Entry, tuple[Remote, ...]]]:
+        """The entries that are meant, the default entry first, each with its destinations meant.
+
+        `among` are those to look at, so that who has time can look at a few and then at others.
+        """
+        entries = self.entries() if among is None else among
         if wanted == EVERYTHING:
             return [(entry, entry.destinations) for entry in entries]
         chosen = []
@@ -351,10 +359,15 @@ class Fdb:
         kind = PERMANENT if self.default is None else self.default.kind
         self._put(MAC_ZERO, tuple(destinations.values()), now, kind)
 
-    def flush(self, wanted: Filter = EVERYTHING) -> int:
-        """Remove every destination that is meant, and entries that have no other; how many."""
+    def flush(self, wanted: Filter = EVERYTHING, among: Iterable[Entry] | None = None) -> int:
+        """Remove every destination that is meant, and entries that have no other; how many.
+
+        `among` is as in `select`; of those, what is in the table no more is left out.
+        """
         count = 0
-        for entry, gone in self.select(wanted):
+        for entry, gone in self.select(wanted, among):
+            if self._find(entry.mac) is not entry:
+                continue
             rest = tuple(remote for remote in entry.destinations if remote not in gone)
             self._change(entry.mac, rest, entry.updated, entry.kind)
             count += len(gone)

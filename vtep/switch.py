@@ -101,7 +101,8 @@ class Segment:
         self.neighbours: Neighbours | None = None
         self.set_policy(policy)
         self._accept = accept
-        self._configured: tuple[Remote, ...] = ()
+        self.configured: tuple[Remote, ...] = ()
+        """The remotes that the configuration names."""
         self._strangers: dict[str, Remote] = {}
         self._strangers_max = _STRANGERS_MAX
         self._sources = fdb.sources
@@ -147,8 +148,8 @@ class Segment:
         is forgotten.
         """
         fdb, configured = self.fdb, tuple(remotes)
-        others = [other for other in self.remotes if fdb.among(self._configured, other) is None]
-        self._configured = configured
+        others = [other for other in self.remotes if fdb.among(self.configured, other) is None]
+        self.configured = configured
         fdb.set_default((*configured, *others), now)
 
     def set_accept(self, accept: Networks) -> None:
@@ -260,6 +261,10 @@ class Segment:
         """Forget a bit of what is too old; True if more of it is left for the next call."""
         more = self.fdb.sweep(now)
         return (self.neighbours is not None and self.neighbours.sweep(now)) or more
+
+    def source(self, host: str) -> Remote | None:
+        """The remote that a MAC heard from a host is behind; None where it is not listened to."""
+        return self._sources.get(host) or self._stranger(host)
 
     def refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count datagrams with a VXLAN header and less than an Ethernet header behind it."""
