@@ -440,7 +440,7 @@ def test_only_the_owner_may_connect(path: Path) -> None:
 
 def test_a_socket_that_is_in_use_is_not_taken(path: Path) -> None:
     listener = paths.listen(path)
-    with pytest.raises(VtepError, match=f"process {os.getpid()} listens there"):
+    with pytest.raises(VtepError, match=f"is that of process {os.getpid()}; give another PATH"):
         paths.listen(path)
     listener.socket.close()
 
@@ -489,7 +489,10 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
-    first, second = paths.listen_by_default("vx0"), paths.listen_by_default("vx0")
+    first, nobody = paths.listen_by_default("vx0")
+    assert nobody is None
+    second, taken = paths.listen_by_default("vx0")
+    assert f"is that of process {os.getpid()}" in str(taken)
     assert stat.S_IMODE(run_folder.stat().st_mode) == 0o700
     assert first.path == run_folder / "vx0.sock"
     assert second.path == run_folder / f"vx0-{os.getpid()}.sock"
@@ -502,12 +505,12 @@ def test_without_root_it_is_below_the_users_folder(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    listener = paths.listen_by_default("vx0")
+    listener, _ = paths.listen_by_default("vx0")
     assert listener.path == tmp_path / "pyvtep" / "vx0.sock"
     assert paths.find() == listener.path
     listener.socket.close()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    with pytest.raises(VtepError, match="XDG_RUNTIME_DIR is not set; name a socket"):
+    with pytest.raises(VtepError, match="XDG_RUNTIME_DIR is not set; name one"):
         paths.listen_by_default("vx0")
     with pytest.raises(VtepError, match="no running pyvtep was found"):
         paths.find()
@@ -516,10 +519,10 @@ def test_without_root_it_is_below_the_users_folder(
 def test_the_only_one_alive_is_found(run_folder: Path) -> None:
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
         paths.find()
-    paths.listen_by_default("dead0").socket.close()
+    paths.listen_by_default("dead0")[0].socket.close()
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
         paths.find()
-    listener = paths.listen_by_default("vx0")
+    listener, _ = paths.listen_by_default("vx0")
     assert paths.find() == run_folder / "vx0.sock"
     listener.socket.close()
 
@@ -548,15 +551,15 @@ def test_of_several_the_one_of_this_namespace_is_meant(
     run_folder: Path, elsewhere: "subprocess.Popen[str]"
 ) -> None:
     assert paths.find() == run_folder / "vx0.sock"
-    here = paths.listen_by_default("vx0")
+    here, _ = paths.listen_by_default("vx0")
     assert paths.find() == here.path
-    another = paths.listen_by_default("vx1")
+    another, _ = paths.listen_by_default("vx1")
     with pytest.raises(VtepError, match="several pyvtep's are running; choose one") as several:
         paths.find()
     assert f"{here.path} (process {os.getpid()}), {another.path}" in str(several.value)
     for listener in (here, another):
         listener.socket.close()
-    with pytest.raises(VtepError, match=f"process {elsewhere.pid} listens there"):
+    with pytest.raises(VtepError, match=f"is that of process {elsewhere.pid}; give another PATH"):
         paths.listen(run_folder / "vx0.sock")
     elsewhere.send_signal(signal.SIGKILL)
     elsewhere.wait()

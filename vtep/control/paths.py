@@ -70,23 +70,23 @@ def folder() -> Path | None:
 # --- for a server ---------------------------------------------------------------------------
 
 
-def listen_by_default(tap: str) -> Listener:
-    """Listen in the default folder, under a name after the TAP device.
+def listen_by_default(name: str) -> tuple[Listener, TakenError | None]:
+    """Listen in the default folder, under a name.
 
-    Where that is taken, `<tap>-<pid>` is used. Raises VtepError where there is no such folder and
-    none can be made.
+    Where that is taken, which is given back too, `<name>-<pid>` is used. Raises VtepError where
+    there is no such folder and none can be made.
     """
     place = folder()
     if place is None:
-        raise VtepError("--control: XDG_RUNTIME_DIR is not set; name a socket: --control PATH")
+        raise VtepError("XDG_RUNTIME_DIR is not set; name one with --control PATH")
     try:
         place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise _refused(place, error) from error
     try:
-        return listen(place / f"{tap}{_SUFFIX}")
-    except TakenError:
-        return listen(place / f"{tap}-{os.getpid()}{_SUFFIX}")
+        return listen(place / f"{name}{_SUFFIX}"), None
+    except TakenError as taken:
+        return listen(place / f"{name}-{os.getpid()}{_SUFFIX}"), taken
 
 
 def listen(path: Path) -> Listener:
@@ -98,7 +98,7 @@ def listen(path: Path) -> Listener:
     with _only_one_starts_in(path.parent):
         if (owner := probe(path)) is not None:
             raise TakenError(
-                f"--control {path}: process {owner or '?'} listens there; give another PATH"
+                f"--control {path}: is that of process {owner or 'another'}; give another PATH"
             )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:

@@ -27,8 +27,8 @@ class FdbEntry(TypedDict):
     """permanent, static or dynamic."""
     extern_learn: bool
     sticky: bool
-    age: float
-    """Seconds since it was heard, or put in."""
+    age: float | None
+    """Seconds since it was heard, or put in; None where that does not matter."""
     tx_frames: int
     rx_frames: int
 
@@ -64,14 +64,27 @@ class Segment(TypedDict):
     """Every option of the segment by its name."""
 
 
-class Stats(TypedDict):
-    """What has been counted."""
+class Counted(TypedDict):
+    """What has been counted; `drops` are by reason."""
+
+    counters: dict[str, int]
+    drops: dict[str, int]
+
+
+class SegmentStats(Counted):
+    """What has been counted of one segment."""
 
     vni: int
     dev: str
-    counters: dict[str, int]
-    drops: dict[str, int]
-    """By reason."""
+    mtu: int
+    fdb_entries: int
+
+
+class Stats(TypedDict):
+    """What has been counted: in all, with what came for no segment, and of each segment."""
+
+    total: Counted
+    segments: list[SegmentStats]
 
 
 class Event(TypedDict):

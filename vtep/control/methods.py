@@ -1,0 +1,227 @@
+"""What can be asked of a running VTEP: a table of methods, which knows no socket.
+
+Each judges all its parameters before it changes anything. What makes no sense is a ConfigError, and
+what can't be now another VtepError; both name what they are about as the command line has it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from inspect import isawaitable
+from typing import Any
+
+import attrs
+
+from vtep import values
+from vtep.config import Config
+from vtep.control import params, rows, schema
+from vtep.control.jsonrpc import Code, Pages, RpcError
+from vtep.control.params import Params
+from vtep.engine import Vtep
+from vtep.errors import ConfigError, VtepError
+from vtep.fdb import Entry, Kind, Remote
+from vtep.port import Port
+from vtep.wire.ethernet import MAC_ZERO
+
+_PAGE = 100
+"""Entries that are looked at in one go: about a millisecond's work."""
+
+Reload = Callable[[], Awaitable[list[str]]]
+
+
+@attrs.frozen
+class Method:
+    """A function, and the names of the parameters that it takes."""
+
+    function: Callable[[Params], Any]
+    takes: tuple[str, ...] = ()
+
+
+class Methods:
+    """The methods of one VTEP.
+
+    `reload` reads the configuration again and gives a line for each thing that it changed; None
+    where there is no file to read.
+    """
+
+    def __init__(self, vtep: Vtep, reload: Reload | None = None) -> None:
+        self._vtep = vtep
+        self._reload = reload
+        segment = params.SEGMENT
+        entry = (*segment, "mac", *params.DESTINATION)
+        self.table: dict[str, Method] = {
+            "fdb.show": Method(self._fdb_show, (*segment, *params.FILTER)),
+            "fdb.get": Method(self._fdb_get, (*segment, "mac")),
+            "fdb.add": Method(self._fdb_add, (*entry, *params.KIND)),
+            "fdb.append": Method(self._fdb_append, (*entry, *params.KIND)),
+            "fdb.replace": Method(self._fdb_replace, (*entry, *params.KIND)),
+            "fdb.del": Method(self._fdb_del, entry),
+            "fdb.flush": Method(self._fdb_flush, (*segment, *params.FILTER)),
+            "remote.show": Method(self._remote_show, segment),
+            "remote.add": Method(self._remote_add, (*segment, "remote")),
+            "remote.del": Method(self._remote_del, (*segment, "remote")),
+            "vni.show": Method(self._vni_show, segment),
+            "vni.add": Method(self._vni_add, ("vni", "options")),
+            "vni.del": Method(self._vni_del, ("vni",)),
+            "stats": Method(self._stats, segment),
+            "set": Method(self._set, (*segment, "options")),
+            "reload": Method(self._reload_all),
+        }
+
+    async def call(self, name: str, given: Mapping[str, Any]) -> Any:
+        """Do what a method does.
+
+        Raises RpcError for a method that there is not, and ConfigError or VtepError, after which
+        nothing has changed.
+        """
+        method = self.table.get(name)
+        if method is None:
+            raise RpcError(Code.METHOD_NOT_FOUND, f"{name}: there is no such method")
+        for parameter in given:
+            if parameter not in method.takes:
+                known = ", ".join(method.takes) or "none"
+                raise ConfigError(f"{parameter}: is no parameter of {name}, which takes {known}")
+        result = method.function(Params(given))
+        return await result if isawaitable(result) else result
+
+    # --- segments ---------------------------------------------------------------------------
+
+    def _ports(self, given: Params) -> list[Port]:
+        """The segments that are meant: the one that is named, or all."""
+        if given.vni() is None and given.text("dev") is None:
+            return list(self._vtep.ports.values())
+        return [self._port(given)]
+
+    def _port(self, given: Params) -> Port:
+        """The segment that is meant: the one that is named, or the only one."""
+        ports = self._vtep.ports
+        vni, dev = given.vni(), given.text("dev")
+        there = ", ".join(f"vni {port.config.vni} dev {port.tap}" for port in ports.values())
+        there = there or "none at all"
+        if vni is None and dev is None and len(ports) != 1:
+            raise ConfigError(f"vni: say which segment is meant; there is {there}")
+        if vni is not None and vni not in ports:
+            raise VtepError(f"vni {vni}: there is no such segment; there is {there}")
+        for port in ports.values() if vni is None else (ports[vni],):
+            if dev is None or dev in (port.tap, port.config.tap):
+                return port
+        raise VtepError(f"dev {dev}: there is no such segment; there is {there}")
+
+    def _vni_show(self, given: Params) -> list[schema.Segment]:
+        return [rows.segment(port) for port in self._ports(given)]
+
+    async def _vni_add(self, given: Params) -> schema.Segment:
+        vni = given.vni()
+        if vni is None:
+            raise ConfigError("vni: is missing")
+        await self._vtep.add(Config(vni=vni, **_known(given.options())))
+        return rows.segment(self._vtep.ports[vni])
+
+    async def _vni_del(self, given: Params) -> None:
+        if given.vni() is None:
+            raise ConfigError("vni: is missing")
+        await self._vtep.remove(self._port(given).config.vni)
+
+    async def _set(self, given: Params) -> schema.Segment:
+        port = self._port(given)
+        await self._vtep.change(attrs.evolve(port.config, **_known(given.options())))
+        return rows.segment(self._vtep.ports[port.config.vni])
+
+    async def _reload_all(self, _given: Params) -> list[str]:
+        if self._reload is None:
+            raise VtepError("reload: there is no file to read; it was started without --config")
+        return await self._reload()
+
+    def _stats(self, given: Params) -> schema.Stats:
+        return rows.stats(self._vtep, self._ports(given))
+
+    # --- remotes ----------------------------------------------------------------------------
+
+    def _remote_show(self, given: Params) -> list[schema.RemoteRow]:
+        return [row for port in self._ports(given) for row in rows.remotes(port)]
+
+    async def _remote_add(self, given: Params) -> None:
+        port = self._port(given)
+        config = port.config
+        (remote,) = values.remotes(given.needed("remote"))
+        for ip, there in zip(config.remote, port.segment.configured, strict=False):
+            if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
+                # It was deleted, or flushed, as a part of the FDB.
+                port.fdb.append(MAC_ZERO, there, time.monotonic())
+                return
+        await self._vtep.change(attrs.evolve(config, remote=(*config.remote, remote)))
+
+    async def _remote_del(self, given: Params) -> None:
+        config = self._port(given).config
+        (remote,) = values.remotes(given.needed("remote"))
+        if remote not in config.remote:
+            raise VtepError(f"--remote {remote}: is no remote of vni {config.vni}")
+        rest = tuple(other for other in config.remote if other != remote)
+        await self._vtep.change(attrs.evolve(config, remote=rest))
+
+    # --- the forwarding database ------------------------------------------------------------
+
+    def _fdb_show(self, given: Params) -> Pages:
+        wanted, ports = given.filter(), self._ports(given)
+        # What is there now; it may change while a slow client reads.
+        shown = [(port, port.fdb.entries()) for port in ports]
+        return Pages(
+            [
+                rows.entry(port, entry, destinations, time.monotonic())
+                for entry, destinations in port.fdb.select(wanted, page)
+            ]
+            for port, entries in shown
+            for page in _pages(entries)
+        )
+
+    def _fdb_get(self, given: Params) -> schema.FdbEntry:
+        port = self._port(given)
+        entry = port.fdb.get(given.mac())
+        return rows.entry(port, entry, entry.destinations, time.monotonic())
+
+    def _fdb_add(self, given: Params) -> None:
+        port, mac, remote, kind = self._entry(given)
+        port.fdb.add(mac, remote, time.monotonic(), kind)
+
+    def _fdb_append(self, given: Params) -> None:
+        port, mac, remote, kind = self._entry(given)
+        port.fdb.append(mac, remote, time.monotonic(), kind)
+
+    def _fdb_replace(self, given: Params) -> None:
+        port, mac, remote, kind = self._entry(given)
+        port.fdb.replace(mac, remote, time.monotonic(), kind)
+
+    def _entry(self, given: Params) -> tuple[Port, bytes, Remote, Kind]:
+        port = self._port(given)
+        mac, remote, kind = given.mac(), given.destination(port.config.dstport), given.kind()
+        if remote is None:
+            raise ConfigError("dst: is missing")
+        return port, mac, remote, kind
+
+    def _fdb_del(self, given: Params) -> None:
+        port = self._port(given)
+        mac, remote = given.mac(), given.destination(port.config.dstport)
+        port.fdb.remove(mac, remote)
+
+    async def _fdb_flush(self, given: Params) -> int:
+        wanted, ports = given.filter(), self._ports(given)
+        count = 0
+        for port in ports:
+            for page in _pages(port.fdb.entries()):
+                count += port.fdb.flush(wanted, page)
+                await asyncio.sleep(0)  # Frames have their turn.
+        return count
+
+
+def _pages(entries: list[Entry]) -> Iterator[list[Entry]]:
+    for at in range(0, len(entries), _PAGE):
+        yield entries[at : at + _PAGE]
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that a segment has; raises ConfigError for others."""
+    known = {field.name for field in attrs.fields(Config)} - {"vni"}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"--{rows.option(name)}: is no option that can be given here")
+    return options

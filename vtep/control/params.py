@@ -1,0 +1,124 @@
+"""The parameters of a request, each taken for what it must be.
+
+Whatever was sent, all that is raised is ConfigError, with a line that begins with the name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtep.errors import ConfigError
+from vtep.fdb import Filter, Kind, Remote, State, parse_remote
+from vtep.wire import vxlan
+from vtep.wire.ethernet import parse_mac
+
+SEGMENT = ("vni", "dev")
+DESTINATION = ("dst", "port", "dst_vni", "via")
+KIND = ("state", "extern_learn", "sticky")
+FILTER = (*DESTINATION, "permanent", "static", "dynamic", "extern_learn", "sticky")
+
+_PORT_MAX = 65535
+
+
+class Params:
+    """What was given by name; None counts as not given."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+
+    def text(self, name: str) -> str | None:
+        """A string, if it was given."""
+        value = self._given.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise ConfigError(f"{name}: must be a string")
+
+    def needed(self, name: str) -> str:
+        """A string that has to be given."""
+        value = self.text(name)
+        if value is None:
+            raise ConfigError(f"{name}: is missing")
+        return value
+
+    def number(self, name: str, low: int, high: int) -> int | None:
+        """A whole number, also as digits, if it was given."""
+        value = self._given.get(name)
+        if value is None:
+            return None
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{name} {value}: is not a whole number")
+        if not low <= value <= high:
+            raise ConfigError(f"{name} {value}: must be from {low} to {high}")
+        return value
+
+    def vni(self) -> int | None:
+        """The VNI of the segment that is meant, if it was given."""
+        return self.number("vni", 0, vxlan.VNI_MAX)
+
+    def flag(self, name: str) -> bool | None:
+        """True or False, if it was given."""
+        value = self._given.get(name)
+        if value is None or isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name}: must be true or false")
+
+    def options(self) -> dict[str, Any]:
+        """Options of a segment by name, as keywords of `Config`; what they say is judged there."""
+        value = self._given.get("options")
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise ConfigError("options: must be an object")
+        return {name.replace("-", "_"): option for name, option in value.items()}
+
+    def mac(self) -> bytes:
+        """The MAC of an entry, which may be the all-zero one."""
+        try:
+            return parse_mac(self.needed("mac"))
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"mac: {error}") from None
+
+    def destination(self, port: int) -> Remote | None:
+        """Where frames are to go, if it was given; `port` is used where it says nothing of it."""
+        dst = self.text("dst")
+        if dst is None:
+            for name in DESTINATION:
+                if self._given.get(name) is not None:
+                    raise ConfigError(f"dst: is missing, to which {name} would belong")
+            return None
+        number = self.number("port", 1, _PORT_MAX)
+        vni = self.number("dst_vni", 0, vxlan.VNI_MAX)
+        return parse_remote(
+            dst, port=port if number is None else number, vni=vni, via=self.text("via")
+        )
+
+    def kind(self) -> Kind:
+        """What kind of entry is meant: a permanent one where nothing else is said."""
+        state = self.text("state")
+        if state is not None and state not in list(State):
+            raise ConfigError(f"state {state}: must be one of {', '.join(State)}")
+        return Kind(
+            State.PERMANENT if state is None else State(state),
+            extern_learn=bool(self.flag("extern_learn")),
+            sticky=bool(self.flag("sticky")),
+        )
+
+    def filter(self) -> Filter:
+        """Which entries are meant."""
+        dst = self.text("dst")
+        if dst is not None:
+            dst = parse_remote(dst, via=self.text("via")).host
+        flags = {
+            name: self.flag(name)
+            for name in ("permanent", "static", "dynamic", "extern_learn", "sticky")
+        }
+        return Filter(
+            dst=dst,
+            port=self.number("port", 1, _PORT_MAX),
+            vni=self.number("dst_vni", 0, vxlan.VNI_MAX),
+            via=self.text("via"),
+            **flags,
+        )

@@ -1,0 +1,112 @@
+"""What a running VTEP is like at this moment, in the words of `schema`.
+
+The control socket answers with it, its events say it, and the report on SIGUSR1 prints it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from vtep.config import Config
+from vtep.control import schema
+from vtep.counters import Drop
+from vtep.engine import Vtep
+from vtep.fdb import Entry, Fdb, Kind, Remote
+from vtep.port import Port
+from vtep.wire.ethernet import format_mac
+
+
+def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) -> schema.FdbEntry:
+    """An entry, with those of its destinations that are asked for."""
+    state, extern_learn, sticky = kind(entry.kind)
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mac": format_mac(entry.mac),
+        "destinations": [destination(port.fdb, remote) for remote in destinations],
+        "state": state,
+        "extern_learn": extern_learn,
+        "sticky": sticky,
+        "age": round(max(0.0, now - entry.updated), 1) if entry.kind.ages else None,
+        "tx_frames": entry.tx_frames,
+        "rx_frames": entry.rx_frames,
+    }
+
+
+def kind(kind: Kind) -> tuple[str, bool, bool]:
+    """State, extern_learn and sticky."""
+    return str(kind.state), kind.extern_learn, kind.sticky
+
+
+def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
+    """Where frames go."""
+    vni = fdb.vni if remote.vni is None else remote.vni
+    return {"dst": remote.host, "port": remote.port, "dst_vni": vni, "via": remote.via}
+
+
+def remotes(port: Port) -> list[schema.RemoteRow]:
+    """The destinations of the default entry."""
+    default = port.fdb.default
+    return [
+        {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
+        for remote in (default.destinations if default is not None else ())
+    ]
+
+
+def segment(port: Port) -> schema.Segment:
+    """A segment and all its options."""
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mtu": port.mtu,
+        "offload": sorted(port.offload),
+        "underlay_devices": list(port.underlay_devices),
+        "fdb_entries": len(port.fdb),
+        "options": options(port.config),
+    }
+
+
+def options(config: Config) -> dict[str, Any]:
+    """Every option of a segment by its name, as JSON has it."""
+    return {
+        option(field.name): plain(getattr(config, field.name)) for field in attrs.fields(Config)
+    }
+
+
+def option(field: str) -> str:
+    """The option, or TOML key, of a field."""
+    return field.replace("_", "-")
+
+
+def plain(value: object) -> Any:
+    """The value of an option, as JSON has it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return format_mac(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def stats(vtep: Vtep, ports: Iterable[Port]) -> schema.Stats:
+    """What has been counted in all, and of these segments."""
+    return {"total": _counted(vtep.counters()), "segments": [_of_segment(port) for port in ports]}
+
+
+def _of_segment(port: Port) -> schema.SegmentStats:
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mtu": port.mtu,
+        "fdb_entries": len(port.fdb),
+        **_counted(port.counters()),
+    }
+
+
+def _counted(counters: dict[str, int]) -> schema.Counted:
+    drops = {str(reason): counters.pop(f"drop_{reason}") for reason in Drop}
+    return {"counters": counters, "drops": drops}
