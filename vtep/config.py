@@ -18,7 +18,7 @@ from vtep.values import Address, Interface, Network
 from vtep.wire import vxlan
 
 
-def _yes_or_no(_config: "Config", attribute: "Attribute[bool]", value: object) -> None:
+def _yes_or_no(_config: object, attribute: "Attribute[bool]", value: object) -> None:
     values.yes_or_no(attribute.name, value)
 
 
@@ -343,6 +343,7 @@ class Settings:
         converter=optional(values.state),
         metadata={"metavar": "FILE", "help": "File that keeps FDB entries over restarts."},
     )
+    state_learned: bool = _switch(default=False, help="Keep learned entries in --state as well.")
     segments: tuple[Config, ...] = field(converter=_segments)
 
     @segments.validator

@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from attrs import frozen
 
@@ -46,22 +47,26 @@ class Saved:
     age: float
 
 
-def encode(entries: Iterable[Saved], now: float) -> Iterator[bytes]:
-    """A file's octets, in pieces; `now` is the time of day, in seconds since 1970."""
+def encode(entries: Iterable[Saved | None], now: float) -> Iterator[bytes]:
+    """A file's octets, in pieces; `now` is the time of day, in seconds since 1970.
+
+    None is nothing, but counts as work: a piece is a moment's work.
+    """
     digest = hashlib.sha256()
-    piece = _FORMAT + (_HEAD % (_VERSION, now)).encode()
+    between = _FORMAT + (_HEAD % (_VERSION, now)).encode()
     lines: list[str] = []
-    first = True
-    for entry in entries:
-        lines.append(json.dumps(_row(entry)))
-        if len(lines) == _PAGE:
-            piece += b"" if first else b",\n"
-            piece += ",\n".join(lines).encode()
-            digest.update(piece)
-            yield piece
-            piece, lines, first = b"", [], False
-    if lines:
-        piece += (b"" if first else b",\n") + ",\n".join(lines).encode()
+    for number, entry in enumerate(entries, 1):
+        if entry is not None:
+            lines.append(json.dumps(_row(entry)))
+        if number % _PAGE == 0:
+            if lines:
+                piece = between + ",\n".join(lines).encode()
+                between, lines = b",\n", []
+                digest.update(piece)
+                yield piece
+            else:
+                yield b""
+    piece = between + ",\n".join(lines).encode() if lines or between != b",\n" else b""
     digest.update(piece)
     yield piece + _TAIL + digest.hexdigest().encode() + _END
 
@@ -178,10 +183,20 @@ def _set_aside(path: Path) -> Path:
 
 def store(path: Path, pieces: Iterable[bytes]) -> None:
     """Replace a state file as a whole; raises OSError, and then it is what it was."""
+    with replacing(path) as file:
+        file.writelines(pieces)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write what is to be in a state file, which has it once the block has ended.
+
+    Raises OSError; then, and where the block does, the state file is what it was.
+    """
     new = path.with_name(f"{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb") as file:
-        file.writelines(pieces)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
