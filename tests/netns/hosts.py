@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from vtep.control import Client
 from vtep.lab import Host
 
 DEADLINE = 15.0
@@ -33,6 +34,9 @@ class Pyvtep:
     def __init__(self, host: Host, folder: Path, *arguments: str, prefix: tuple[str, ...] = ()):
         self.host = host
         self._log = folder / f"pyvtep-{host.name}-{len(list(folder.iterdir()))}"
+        self.control = self._log.with_suffix(".sock")
+        if "--control" not in arguments:
+            arguments = ("--control", str(self.control), *arguments)
         with self._log.open("w") as log:
             self.process = host.start(
                 *prefix, sys.executable, "-m", "vtep", *arguments, stderr=log, stdout=log
@@ -55,6 +59,22 @@ class Pyvtep:
         self.process.send_signal(signal.SIGUSR1)
         wait_until(lambda: _whole(self.log[before:]), "a report")
         return self.log[before:]
+
+    def client(self) -> Client:
+        return Client(self.control)
+
+    def ask(self, *words: str, code: int = 0) -> str:
+        """What a command says to it: its standard output or, where it ends with another code, the
+        one line of its error."""
+        done = pyvtep(self.host, *words, "--socket", str(self.control))
+        assert done.returncode == code, done.stderr
+        if code:
+            assert done.stdout == ""
+            assert done.stderr.count("\n") == 1
+            assert done.stderr.startswith("pyvtep: error: ")
+            return done.stderr.removeprefix("pyvtep: error: ").strip()
+        assert done.stderr == ""
+        return done.stdout
 
     def counters(self) -> dict[str, int]:
         report = self.report()
@@ -83,6 +103,18 @@ class Pyvtep:
     def ended(self) -> int:
         """Wait for it to end; its exit code."""
         return self.process.wait(DEADLINE)
+
+
+def pyvtep(host: Host, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of pyvtep on a host, to its end."""
+    with host.start(
+        *(sys.executable, "-m", "vtep", *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        out, err = child.communicate(timeout=DEADLINE)
+        return subprocess.CompletedProcess(child.args, child.returncode, out, err)
 
 
 def segment(vni: int, remote: str, *addresses: str) -> list[str]:

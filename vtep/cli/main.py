@@ -10,8 +10,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,25 @@ import click
 import uvloop
 
 from vtep import Config, VtepError, __version__
+from vtep.cli import fdb, segments
+from vtep.cli.completion import completion
+from vtep.cli.monitor import monitor
+from vtep.cli.options import config_options, given_of, settings_options
 from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
 from vtep.config import Settings
 from vtep.configfile import FileError
+from vtep.control.service import serve
+from vtep.keeper import keep, load
 from vtep.service import Service, read
-
-_SEVERAL = ("remote", "address", "accept", "local", "gbp_accept")
-
-
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field of `Config` and `Settings`, not yet judged."""
-    for field in reversed((*attrs.fields(Config), *attrs.fields(Settings))):
-        if "help" not in field.metadata:
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
-        if field.type is bool:
-            flag = f"{flag}/--no-{flag[2:]}"
-            extra["default"] = None
-        extra["multiple"] = field.name in _SEVERAL
-        extra["nargs"] = 2 if field.name == "srcport" else 1
-        extra["help"] = field.metadata["help"]
-        if isinstance(field.default, bool):
-            extra["help"] += f" [default: {'on' if field.default else 'off'}]"
-        elif isinstance(field.default, int | float | str) and "[default" not in extra["help"]:
-            extra["help"] += f" [default: {field.default}]"
-        command = click.option(flag, field.name, **extra)(command)
-    return command
 
 
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@_options
+@config_options()
+@settings_options()
 @click.option("--config", metavar="FILE", help="Configuration of many VNIs, instead of options.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debugging messages.")
 @click.version_option(__version__, message="pyvtep %(version)s")
@@ -70,10 +53,10 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
     SIGUSR1 prints counters and learned MACs; SIGINT or SIGTERM ends it and removes vx0. With
     --config, SIGHUP reads the file again.
     """
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = given_of(options)
     if context.invoked_subcommand is not None:
         if given or config is not None:
-            first = min([*given, *(["config"] if config is not None else [])])
+            first = min([*given, *(["config"] if config is not None else [])]).replace("_", "-")
             raise click.UsageError(f"{context.invoked_subcommand} takes no --{first}")
         return
     service = _service(config, given)
@@ -126,11 +109,18 @@ def demo() -> None:
     run()
 
 
+for _command in (fdb.group, *segments.COMMANDS, monitor, completion):
+    cli.add_command(_command)
+
+
 async def _run(service: Service, voice: Voice) -> None:
     """Forward until a signal ends it."""
     _allow_many_sockets()
     loop = asyncio.get_running_loop()
-    async with service.vtep as vtep:
+    settings = service.settings
+    async with AsyncExitStack() as running:
+        loaded = load(settings)  # Before anything is made: the file may not be ours.
+        vtep = await running.enter_async_context(service.vtep)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
         loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
@@ -138,6 +128,8 @@ async def _run(service: Service, voice: Voice) -> None:
             loop.add_signal_handler(
                 signal.SIGHUP, lambda: loop.create_task(_reload(service, voice))
             )
+        await running.enter_async_context(keep(vtep, settings, loaded))
+        await running.enter_async_context(serve(vtep, settings.control, service.reload))
         for port in vtep.ports.values():
             voice.say(f"pyvtep: {introduce(port)}")
         if not vtep.ports:

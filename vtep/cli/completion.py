@@ -1,0 +1,21 @@
+"""`pyvtep completion`: what a shell has to read so that the tab key completes."""
+
+import click
+from click.shell_completion import get_completion_class
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete pyvtep's commands.
+
+    For bash: eval "$(pyvtep completion bash)", also in ~/.bashrc.
+    """
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.UsageError(f"{shell}: click has no completion for it")
+    root = context.find_root()
+    click.echo(found(root.command, {}, "pyvtep", "_PYVTEP_COMPLETE").source())
