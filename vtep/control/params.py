@@ -6,7 +6,7 @@ Whatever was sent, all that is raised is ConfigError, with a line that begins wi
 from collections.abc import Mapping
 from typing import Any
 
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, FdbError
 from vtep.fdb import Filter, Kind, Remote, State, parse_remote
 from vtep.wire import vxlan
 from vtep.wire.ethernet import parse_mac
@@ -91,9 +91,7 @@ class Params:
             return None
         number = self.number("port", 1, _PORT_MAX)
         vni = self.number("dst_vni", 0, vxlan.VNI_MAX)
-        return parse_remote(
-            dst, port=port if number is None else number, vni=vni, via=self.text("via")
-        )
+        return _remote(dst, port if number is None else number, vni, self.text("via"))
 
     def kind(self) -> Kind:
         """What kind of entry is meant: a permanent one where nothing else is said."""
@@ -110,7 +108,7 @@ class Params:
         """Which entries are meant."""
         dst = self.text("dst")
         if dst is not None:
-            dst = parse_remote(dst, via=self.text("via")).host
+            dst = _remote(dst, vxlan.PORT, None, self.text("via")).host
         flags = {
             name: self.flag(name)
             for name in ("permanent", "static", "dynamic", "extern_learn", "sticky")
@@ -122,3 +120,10 @@ class Params:
             via=self.text("via"),
             **flags,
         )
+
+
+def _remote(dst: str, port: int, vni: int | None, via: str | None) -> Remote:
+    try:
+        return parse_remote(dst, port=port, vni=vni, via=via)
+    except FdbError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,430 @@
+"""What can be asked of a VTEP, without a socket: the table of methods and its judgement."""
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtep import Config, Vtep
+from vtep.control.events import Events
+from vtep.control.jsonrpc import Pages, RpcError
+from vtep.control.methods import Methods
+from vtep.errors import ConfigError, VtepError
+from vtep.fdb import LEARNED, Kind, Remote, State
+from vtep.port import Port
+
+MAC = "02:00:00:00:00:01"
+ZERO = "00:00:00:00:00:00"
+
+
+class Still(Vtep):
+    """A VTEP that was never started: it has tables, and remembers what it is told to become."""
+
+    def __init__(self, *configs: Config) -> None:
+        super().__init__(*configs)
+        self.told: list[Any] = []
+
+    async def add(self, config: Config) -> None:
+        self.told.append(("add", config))
+        self._ports[config.vni] = Port(config, self._pool)
+
+    async def remove(self, vni: int) -> None:
+        self.told.append(("remove", vni))
+
+    async def change(self, config: Config) -> None:
+        self.told.append(("change", config))
+
+
+@pytest.fixture
+def vtep() -> Still:
+    return Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+
+
+@pytest.fixture
+def two() -> Still:
+    return Still(Config(vni=1, remote="192.0.2.2"), Config(vni=2, remote="192.0.2.3"))
+
+
+def ask(vtep: Vtep, method: str, **params: Any) -> Any:
+    """What comes of a call, as a client has it."""
+    result = asyncio.run(Methods(vtep).call(method, params))
+    if isinstance(result, Pages):
+        result = [item for page in result.pages for item in page]
+    return json.loads(json.dumps(result, allow_nan=False))
+
+
+def shown(vtep: Vtep, **params: Any) -> dict[str, list[str]]:
+    return {
+        entry["mac"]: [to["dst"] for to in entry["destinations"]]
+        for entry in ask(vtep, "fdb.show", **params)
+    }
+
+
+# --- the forwarding database --------------------------------------------------------------------
+
+
+def test_an_entry_and_all_its_keys(vtep: Still) -> None:
+    to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "eth1"}
+    ask(vtep, "fdb.add", mac=MAC, **to, state="static", sticky=True, extern_learn=True)
+    assert ask(vtep, "fdb.get", mac=MAC) == {
+        "vni": 1,
+        "dev": "vx0",
+        "mac": MAC,
+        "destinations": [to],
+        "state": "static",
+        "extern_learn": True,
+        "sticky": True,
+        "age": None,
+        "tx_frames": 0,
+        "rx_frames": 0,
+    }
+
+
+def test_what_is_not_said_is_as_in_the_segment(vtep: Still) -> None:
+    ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
+    entry = ask(vtep, "fdb.get", mac=MAC)
+    assert entry["destinations"] == [{"dst": "192.0.2.7", "port": 4789, "dst_vni": 1, "via": None}]
+    assert (entry["state"], entry["extern_learn"], entry["sticky"]) == ("permanent", False, False)
+
+
+def test_the_verbs(vtep: Still) -> None:
+    ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
+    with pytest.raises(VtepError, match="has an entry already"):
+        ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.8")
+    ask(vtep, "fdb.append", mac=MAC, dst="192.0.2.8")
+    assert shown(vtep)[MAC] == ["192.0.2.7", "192.0.2.8"]
+    ask(vtep, "fdb.replace", mac=MAC, dst="192.0.2.9")
+    assert shown(vtep)[MAC] == ["192.0.2.9"]
+    ask(vtep, "fdb.append", mac=MAC, dst="192.0.2.8")
+    ask(vtep, "fdb.del", mac=MAC, dst="192.0.2.9")
+    assert shown(vtep)[MAC] == ["192.0.2.8"]
+    with pytest.raises(VtepError, match="is no destination"):
+        ask(vtep, "fdb.del", mac=MAC, dst="192.0.2.9")
+    ask(vtep, "fdb.del", mac=MAC)
+    assert shown(vtep) == {ZERO: ["192.0.2.2"]}
+    with pytest.raises(VtepError, match="no such entry"):
+        ask(vtep, "fdb.get", mac=MAC)
+
+
+def test_the_age_is_that_of_the_last_frame(vtep: Still, monkeypatch: pytest.MonkeyPatch) -> None:
+    vtep.fdb.learn(bytes.fromhex("020000000001"), vtep.port.segment.remotes[0], 1000.0, 3)
+    monkeypatch.setattr(time, "monotonic", lambda: 1012.34)
+    entry = ask(vtep, "fdb.get", mac=MAC)
+    assert (entry["age"], entry["rx_frames"], entry["state"]) == (12.3, 3, "dynamic")
+
+
+KINDS = [
+    Kind(state, extern_learn=extern, sticky=sticky)
+    for state, extern, sticky in itertools.product(State, (False, True), (False, True))
+]
+TO = [
+    Remote("192.0.2.7", 4789),
+    Remote("192.0.2.7", 4790),
+    Remote("192.0.2.8", 4789, vni=9),
+    Remote("192.0.2.8", 4789, via="eth1"),
+]
+
+
+def filled() -> Still:
+    """A table with an entry of each kind, with several destinations each."""
+    vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+    for number, (kind, _) in enumerate(itertools.product(KINDS, range(10)), 1):
+        for to in TO[number % 3 :]:
+            vtep.fdb.append(number.to_bytes(6, "little"), evolve(to), 0.0, kind)
+    return vtep
+
+
+def meant(entry: dict[str, Any], to: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """What the filters of `bridge fdb flush` say, as simply as possible."""
+    for name, value in wanted.items():
+        match name:
+            case "permanent" | "dynamic":
+                there: Any = entry["state"] == name
+            case "static":  # nostatic spares permanent entries as well.
+                there = entry["state"] == "static" if value else entry["state"] != "dynamic"
+            case "extern_learn" | "sticky":
+                there = entry[name]
+            case _:
+                there = to[name]
+        if there != value:
+            return False
+    return True
+
+
+WANTED: dict[str, tuple[Any, ...]] = {
+    "dst": ("192.0.2.7", "192.0.2.99"),
+    "port": (4790,),
+    "dst_vni": (9, 1),
+    "via": ("eth1",),
+    **dict.fromkeys(("permanent", "static", "dynamic", "extern_learn", "sticky"), (True, False)),
+}
+EACH = [{name: value} for name, values in WANTED.items() for value in values]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, *EACH, *({**one, **other} for one, other in itertools.combinations(EACH[:8], 2))],
+    ids=str,
+)
+def test_show_and_flush_by_every_filter_and_by_pairs(wanted: dict[str, Any]) -> None:
+    vtep = filled()
+    before = ask(vtep, "fdb.show")
+    assert len(before) == 1 + 10 * len(KINDS) > 100
+    kept: dict[str, list[Any]] = {}
+    gone: dict[str, list[Any]] = {}
+    for entry in before:
+        for part, matches in ((gone, True), (kept, False)):
+            some = [to for to in entry["destinations"] if meant(entry, to, wanted) is matches]
+            if some:
+                part[entry["mac"]] = some
+    for entry in ask(vtep, "fdb.show", **wanted):
+        assert gone[entry["mac"]] == entry["destinations"]
+    assert len(ask(vtep, "fdb.show", **wanted)) == len(gone)
+    assert ask(vtep, "fdb.flush", **wanted) == sum(len(some) for some in gone.values())
+    after = ask(vtep, "fdb.show")
+    assert {entry["mac"]: entry["destinations"] for entry in after} == kept
+    assert ask(vtep, "fdb.flush", **wanted) == 0
+
+
+def test_what_changes_while_it_is_shown_is_no_matter(vtep: Still) -> None:
+    remote = vtep.port.segment.remotes[0]
+    for number in range(1000):
+        vtep.fdb.learn(number.to_bytes(6, "big"), remote, 0.0)
+    result = asyncio.run(Methods(vtep).call("fdb.show", {}))
+    seen = 0
+    for page in result.pages:
+        seen += len(page)
+        assert len(page) <= 100
+        vtep.fdb.flush()
+    assert seen == 1000  # That of the all-zero MAC is the default entry, which learning left alone.
+
+
+# --- segments -----------------------------------------------------------------------------------
+
+
+def test_which_segment_is_meant(two: Still) -> None:
+    with pytest.raises(ConfigError, match=r"vni: say which .* vni 1 dev vx1, vni 2 dev vx2"):
+        ask(two, "fdb.get", mac=MAC)
+    ask(two, "fdb.add", mac=MAC, dst="192.0.2.7", dev="vx2")
+    assert ask(two, "fdb.get", mac=MAC, vni=2)["dev"] == "vx2"
+    assert ask(two, "fdb.get", mac=MAC, vni="2", dev="vx2")["vni"] == 2
+    assert [entry["vni"] for entry in ask(two, "fdb.show")] == [1, 2, 2]
+    assert [entry["vni"] for entry in ask(two, "fdb.show", vni=1)] == [1]
+    for params, words in (
+        ({"vni": 3}, "vni 3: there is no such segment; there is vni 1 dev vx1, vni 2 dev vx2"),
+        ({"dev": "vx3"}, "dev vx3: there is no such segment"),
+        ({"vni": 1, "dev": "vx2"}, "dev vx2: there is no such segment"),
+    ):
+        with pytest.raises(VtepError, match=words):
+            ask(two, "fdb.get", mac=MAC, **params)
+    assert ask(two, "fdb.flush") == 3
+
+
+def test_remotes_are_a_part_of_the_configuration(vtep: Still) -> None:
+    ask(vtep, "remote.add", remote="192.0.2.3")
+    ((_, config),) = vtep.told
+    assert list(map(str, config.remote)) == ["192.0.2.2", "192.0.2.3"]
+    ask(vtep, "remote.del", remote="192.0.2.2")
+    assert vtep.told[1][1].remote == ()
+    with pytest.raises(ConfigError, match=r"--remote 192\.0\.2\.2: is given twice"):
+        ask(vtep, "remote.add", remote="192.0.2.2")
+    with pytest.raises(VtepError, match=r"--remote 192\.0\.2\.9: is no remote of vni 1"):
+        ask(vtep, "remote.del", remote="192.0.2.9")
+    with pytest.raises(ConfigError, match="--remote host: is not an IP address"):
+        ask(vtep, "remote.add", remote="host")
+
+
+def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
+    ask(vtep, "fdb.flush")
+    assert ask(vtep, "remote.show") == []
+    ask(vtep, "remote.add", remote="192.0.2.2")
+    assert vtep.told == []
+    to = {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None}
+    assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", **to}]
+
+
+def test_a_segment_more(vtep: Still) -> None:
+    told = ask(vtep, "vni.add", vni=7, options={"remote": ["192.0.2.9"], "max-addresses": "10"})
+    assert (told["vni"], told["dev"], told["options"]["max-addresses"]) == (7, "vx7", 10)
+    assert vtep.told[0] == (
+        "add",
+        Config(vni=7, remote=["192.0.2.9"], max_addresses=10),
+    )
+    ask(vtep, "vni.del", vni=7)
+    assert vtep.told[1] == ("remove", 7)
+    with pytest.raises(VtepError, match="vni 8: there is no such segment"):
+        ask(vtep, "vni.del", vni=8)
+
+
+def test_every_option_is_shown_and_can_be_given_again(vtep: Still) -> None:
+    (segment,) = ask(vtep, "vni.show")
+    options = segment["options"]
+    assert set(options) == {field.name.replace("_", "-") for field in attrs.fields(Config)}
+    assert options.pop("vni") == 1
+    ask(vtep, "set", options=options)
+    assert vtep.told == [("change", vtep.port.config)]
+
+
+def test_options_that_make_no_sense_change_nothing(vtep: Still) -> None:
+    for options, words in (
+        ({"ageing": -1}, "--ageing -1: must be from 0"),
+        ({"ageing": 60, "mtu": 1}, "--mtu 1: must be from 68"),
+        ({"max_adresses": 1}, "--max-adresses: is no option"),
+        ({"vni": 2}, "--vni: is no option"),
+        ({"learning": "yes"}, "--learning yes: must be"),
+        ([], "options: must be an object"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ask(vtep, "set", options=options)
+    assert vtep.told == []
+
+
+def test_what_was_counted(two: Still) -> None:
+    two.ports[2].segment.counters.flooded = 5
+    told = ask(two, "stats")
+    assert [segment["vni"] for segment in told["segments"]] == [1, 2]
+    assert [s["counters"]["flooded"] for s in told["segments"]] == [0, 5]
+    assert told["total"]["counters"]["flooded"] == 5
+    assert told["total"]["drops"]["source_unknown"] == 0
+    assert len(ask(two, "stats", vni=2)["segments"]) == 1
+
+
+def test_reload(vtep: Still) -> None:
+    async def reload() -> list[str]:
+        return ["vni 1: changed"]
+
+    assert asyncio.run(Methods(vtep, reload).call("reload", {})) == ["vni 1: changed"]
+    with pytest.raises(VtepError, match="it was started without --config"):
+        ask(vtep, "reload")
+
+
+# --- judgement ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("fdb.add", {"mac": MAC}, "dst: is missing"),
+        ("fdb.add", {"dst": "192.0.2.2"}, "mac: is missing"),
+        ("fdb.add", {"mac": MAC, "dts": "192.0.2.2"}, "dts: is no parameter of fdb.add, which ta"),
+        ("fdb.add", {"mac": "02:00", "dst": "192.0.2.2"}, "mac: '02:00' is not a MAC address"),
+        ("fdb.add", {"mac": 2, "dst": "192.0.2.2"}, "mac: must be a string"),
+        ("fdb.add", {"mac": MAC, "dst": "nowhere"}, "dst 'nowhere': is not an IP address"),
+        ("fdb.add", {"mac": MAC, "dst": 3221225986}, "dst: must be a string"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "port": 0}, "port 0: must be from 1"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "port": 1.5}, "port 1.5: is not a whole"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "port": True}, "port True: is not a whole"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "port": "x"}, "port x: is not a whole"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "dst_vni": 1 << 24}, "dst_vni 16777216: mus"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "state": "firm"}, "state firm: must be one"),
+        ("fdb.add", {"mac": MAC, "dst": "192.0.2.2", "sticky": 1}, "sticky: must be true or fal"),
+        ("fdb.del", {"mac": MAC, "port": 4790}, "dst: is missing, to which port would belong"),
+        ("fdb.show", {"vni": -1}, "vni -1: must be from 0 to 16777215"),
+        ("fdb.flush", {"static": "no"}, "static: must be true or false"),
+        ("fdb.flush", {"dst": "x"}, "dst 'x': is not an IP address"),
+        ("vni.add", {}, "vni: is missing"),
+        ("vni.del", {}, "vni: is missing"),
+        ("remote.add", {}, "remote: is missing"),
+    ],
+)
+def test_what_makes_no_sense(vtep: Still, method: str, params: dict[str, Any], words: str) -> None:
+    before = ask(vtep, "fdb.show")
+    with pytest.raises(ConfigError) as refused:
+        ask(vtep, method, **params)
+    assert str(refused.value).startswith(words)
+    assert (ask(vtep, "fdb.show"), vtep.told) == (before, [])
+
+
+def test_a_method_that_there_is_not(vtep: Still) -> None:
+    with pytest.raises(RpcError, match=r"fdb\.sow: there is no such method"):
+        ask(vtep, "fdb.sow")
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.sampled_from(
+        ["1", MAC, ZERO, "192.0.2.2", "fe80::1", "static", "dynamic", "vx0", "ff02::1"]
+    ),
+    st.lists(st.integers() | st.text(), max_size=2),
+    st.dictionaries(
+        st.text() | st.sampled_from(["ageing", "remote", "mtu"]), st.text(), max_size=2
+    ),
+)
+TABLE = Methods(Still(Config(vni=1))).table
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_whatever_is_asked_is_done_or_refused(data: st.DataObject) -> None:
+    vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+    method = data.draw(st.sampled_from(sorted(TABLE)))
+    names = st.sampled_from([*TABLE[method].takes, "other"]) if TABLE[method].takes else st.text()
+    params = data.draw(st.dictionaries(names, VALUES))
+    with suppress(VtepError):
+        ask(vtep, method, **params)
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+def test_each_change_is_told_once(two: Still) -> None:
+    told: list[Any] = []
+    leave = Events(two).watch(told.append)
+    now = 100.0
+    remote = two.ports[2].segment.remotes[0]
+
+    def happened() -> tuple[Any, ...]:
+        (event,) = told
+        told.clear()
+        to = [to["dst"] for to in event.get("destinations", [])]
+        return event["event"], event.get("object"), event.get("vni"), event.get("mac"), to
+
+    def does(change: Callable[[], Any]) -> tuple[Any, ...]:
+        change()
+        return happened()
+
+    fdb, mac = two.ports[2].fdb, bytes.fromhex("020000000001")
+    assert does(lambda: fdb.learn(mac, remote, now)) == ("added", "fdb", 2, MAC, ["192.0.2.3"])
+    fdb.learn(mac, remote, now)
+    assert told == []
+    other = Remote("192.0.2.9", 4789)
+    assert does(lambda: fdb.learn(mac, other, now)) == ("moved", "fdb", 2, MAC, ["192.0.2.9"])
+    assert does(lambda: fdb.sweep(now + 400)) == ("expired", "fdb", 2, MAC, ["192.0.2.9"])
+    assert does(lambda: fdb.add(mac, other, now, LEARNED))[0] == "added"
+    assert does(lambda: fdb.flush(among=[fdb.get(mac)]))[0] == "deleted"
+    assert does(lambda: ask(two, "fdb.append", vni=2, mac=ZERO, dst="192.0.2.8")) == (
+        "changed",
+        "remote",
+        2,
+        ZERO,
+        ["192.0.2.3", "192.0.2.8"],
+    )
+    leave()
+    fdb.learn(mac, remote, now)
+    assert told == []
+
+
+def test_all_who_watch_are_told(vtep: Still) -> None:
+    events = Events(vtep)
+    first: list[Any] = []
+    second: list[Any] = []
+    leave_first, leave_second = events.watch(first.append), events.watch(second.append)
+    ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.8")
+    leave_first()
+    ask(vtep, "fdb.del", mac=MAC)
+    leave_second()
+    ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.8")
+    assert [len(first), len(second)] == [1, 2]
