@@ -64,8 +64,7 @@ class Pyvtep:
         return Client(self.control)
 
     def ask(self, *words: str, code: int = 0) -> str:
-        """What a command says to it: its standard output or, where it ends with another code, the
-        one line of its error."""
+        """What a command makes it say; where the command is to end with a code, why it does."""
         done = pyvtep(self.host, *words, "--socket", str(self.control))
         assert done.returncode == code, done.stderr
         if code:

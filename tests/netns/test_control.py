@@ -1,0 +1,461 @@
+"""Steering a running pyvtep: its commands, what they do to frames, and who can't disturb it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns.hosts import (
+    DEADLINE,
+    Pyvtep,
+    capture,
+    has_device,
+    mac_of,
+    packet_socket,
+    ping,
+    pyvtep,
+    segment,
+    tshark,
+    wait_until,
+)
+from vtep.errors import VtepError
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+Tunnel = tuple[Pyvtep, Pyvtep]
+
+MAC = "02:00:00:00:00:01"
+ZERO = "00:00:00:00:00:00"
+
+
+def frame(destination: str, text: bytes) -> bytes:
+    addresses = bytes.fromhex(destination.replace(":", "") + "0200000000aa")
+    return addresses + b"\x88\xb5" + text.ljust(50, b".")
+
+
+# --- what the commands do -----------------------------------------------------------------------
+
+
+def test_a_static_entry_steers_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
+    """To where nothing else would have sent it: another VTEP, port and VNI."""
+    a, b = pair
+    ping(a, "10.0.0.2")
+    b_mac = mac_of(b, "eth0")
+    for host in ("192.0.2.7", "192.0.2.8"):
+        a.run("ip", "neigh", "add", host, "lladdr", b_mac, "dev", "eth0")
+    vtep = tunnel[0]
+    words = "fdb add 02:00:00:00:00:01 dst 192.0.2.7 port 4790 vni 5 static"
+    assert vtep.ask(*words.split()) == ""
+    with capture(b, tmp_path) as pcap, packet_socket(a, "vx0") as sender:
+        sender.send(frame(MAC, b"first"))
+        wait_until(lambda: sent(vtep, MAC) == 1, "the frame")
+        vtep.ask("fdb", "append", MAC, "dst", "192.0.2.8")
+        sender.send(frame(MAC, b"second"))
+        wait_until(lambda: sent(vtep, MAC) == 2, "the frame")
+        vtep.ask("fdb", "del", MAC)
+        sender.send(frame(MAC, b"third"))
+        ping(a, "10.0.0.2")
+    fields = ["-e", "ip.dst", "-e", "udp.dstport", "-e", "vxlan.vni", "-e", "data"]
+    lines = tshark(
+        *(pcap, "-d", "udp.port==4790,vxlan", "-Y", "vxlan && eth.type == 0x88b5"),
+        *("-T", "fields", "-E", "separator=/s", *fields),
+    )
+    assert [line.split()[:3] for line in lines] == [
+        ["192.0.2.7", "4790", "5"],
+        ["192.0.2.7", "4790", "5"],
+        ["192.0.2.8", "4789", "1"],
+        ["192.0.2.2", "4789", "1"],
+    ], lines
+
+
+def sent(vtep: Pyvtep, mac: str) -> int:
+    with vtep.client() as client:
+        return client.fdb.get(mac)["tx_frames"]
+
+
+def test_a_static_entry_is_believed_more_than_frames(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    ping(a, "10.0.0.2")
+    vtep = tunnel[0]
+    vtep.ask("fdb", "replace", mac_of(b), "dst", "192.0.2.7", "static")
+    before = vtep.counter("inner_source_static")
+    a.run("ping", "-c1", "-W0.2", "10.0.0.2", check=False)
+    wait_until(lambda: vtep.counter("inner_source_static") > before, "the refusal")
+    vtep.ask("fdb", "flush", "static")
+    ping(a, "10.0.0.2")
+
+
+def test_a_remote_comes_and_goes(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vtep = start(a, "--vni", "1", "--tap", "vx0", "--address", "10.0.0.1/24")
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
+    vtep.ask("remote", "add", "192.0.2.2")
+    ping(a, "10.0.0.2")
+    (row,) = json.loads(vtep.ask("remote", "show", "--json"))
+    assert (row["vni"], row["dev"], row["dst"]) == (1, "vx0", "192.0.2.2")
+    assert "192.0.2.2 is an address" not in vtep.log
+    line = vtep.ask("remote", "add", "192.0.2.1", code=1)
+    assert line.startswith("--remote 192.0.2.1 is an address of this host itself")
+    assert "--remote 192.0.2.2: is given twice" in vtep.ask("remote", "add", "192.0.2.2", code=2)
+    vtep.ask("remote", "del", "192.0.2.2")
+    assert vtep.ask("fdb", "show", "dynamic") == ""  # What was learned of it has gone as well.
+    assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
+
+
+def test_a_segment_more_and_less(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    for number, (host, vtep) in enumerate(zip(pair, tunnel, strict=True), 1):
+        remote = f"192.0.2.{3 - number}"
+        options = ("--remote", remote, "--tap", "vx7", "--address", f"10.7.0.{number}/24")
+        vtep.ask("vni", "add", "7", *options)
+        assert has_device(host, "vx7")
+    ping(a, "10.7.0.2")
+    ping(a, "10.0.0.2")
+    vtep = tunnel[0]
+    assert [row.split()[:2] for row in vtep.ask("vni", "show").splitlines()] == [
+        ["VNI", "DEV"],
+        ["1", "vx0"],
+        ["7", "vx7"],
+    ]
+    assert "vni: say which segment is meant" in vtep.ask("fdb", "get", mac_of(b), code=2)
+    assert mac_of(b, "vx7") in vtep.ask("fdb", "get", mac_of(b, "vx7"), "dev", "vx7")
+    assert mac_of(b, "vx7") in vtep.ask("fdb", "show", "--vni", "7")
+    assert mac_of(b, "vx7") not in vtep.ask("fdb", "show", "--vni", "1")
+    assert "vni 7: is here already" in vtep.ask("vni", "add", "7", code=1)
+    vtep.ask("vni", "del", "7")
+    assert not has_device(a, "vx7")
+    ping(a, "10.0.0.2")
+    assert "vni 7: there is no such segment" in vtep.ask("vni", "del", "7", code=1)
+
+
+def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None:
+    vtep = tunnel[0]
+    before = vtep.ask("vni", "show", "--json")
+    for words, code, line in (
+        ("set --ageing 60 --mtu 9000", 1, "--mtu 9000: does not fit"),
+        ("set --ageing 60 --mtu 1", 2, "--mtu 1: must be from 68"),
+        ("set --ageing 60 --dev eth9", 1, "--dev eth9: there is no such network device"),
+        ("set --tap eth0", 1, "--tap eth0: a network device of this name exists"),
+        ("set", 2, "set: give an option"),
+        ("vni add 1", 1, "vni 1: is here already"),
+        ("vni add 8 --remote 192.0.2.1", 1, "is an address of this host itself"),
+        ("vni add 8 --tap vx0", 2, "--tap vx0: is given twice"),
+        ("reload", 1, "reload: there is no file to read"),
+        ("fdb add 02:00:00:00:00:01", 2, "dst: is missing"),
+        ("fdb add 02:00:00:00:00:01 dst", 2, "dst: its value is missing"),
+        ("fdb del 02:00:00:00:00:01", 1, "02:00:00:00:00:01: there is no such entry"),
+        ("fdb flush firm", 2, "firm: is not understood here; known are: dst port vni"),
+    ):
+        assert line in vtep.ask(*words.split(), code=code), words
+    assert vtep.ask("vni", "show", "--json") == before
+    ping(pair[0], "10.0.0.2")
+
+
+def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    vtep = tunnel[0]
+    ping(a, "10.0.0.2")
+    vtep.ask("set", "--no-learning", "--mtu", "1300")
+    assert "mtu 1300" in a.run("ip", "link", "show", "vx0")
+    vtep.ask("fdb", "flush", "dynamic")
+    ping(a, "10.0.0.2")
+    assert vtep.ask("fdb", "show", "dynamic") == ""
+    vtep.ask("set", "--learning")
+    ping(a, "10.0.0.2")
+    assert mac_of(b) in vtep.ask("fdb", "show", "dynamic")
+
+
+def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    ping(a, "10.0.0.2")
+    vtep = tunnel[0]
+    told = json.loads(vtep.ask("stats", "--json"))
+    assert told["total"]["counters"]["tx_frames"] >= 4
+    (one,) = told["segments"]
+    assert (one["vni"], one["dev"], one["mtu"], one["fdb_entries"]) == (1, "vx0", 1450, 1)
+    names = re.findall(r"^ +([a-z_]+) +\d+", vtep.ask("stats"), re.MULTILINE)
+    assert names == re.findall(r"^ +([a-z_]+) +\d+", vtep.report(), re.MULTILINE)
+    assert set(names) >= {*one["counters"], *one["drops"]}
+
+
+def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
+    with tunnel[0].client() as client:
+        for number in range(2000):
+            client.fdb.add(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}", dst="192.0.2.7")
+    command = f"{sys.executable} -m vtep fdb show --socket {tunnel[0].control} | head -n 1"
+    done = pair[0].start("sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = done.communicate(timeout=DEADLINE)
+    assert (out.split()[0], err) == (b"MAC", b"")
+
+
+# --- monitor ------------------------------------------------------------------------------------
+
+
+class Monitor:
+    """A `pyvtep monitor` and its lines."""
+
+    def __init__(self, vtep: Pyvtep, folder: Path, *words: str) -> None:
+        self._out = folder / f"monitor-{'-'.join(words)}"
+        arguments = ("monitor", *words, "--socket", str(vtep.control))
+        with self._out.open("w") as out:
+            self.process = vtep.host.start(
+                *(sys.executable, "-m", "vtep", *arguments), stdout=out, stderr=subprocess.STDOUT
+            )
+        with vtep.client() as client:
+            # Something that is told, and told only to who listens.
+            def heard() -> bool:
+                client.fdb.add("02:ff:ff:ff:ff:ff", dst="192.0.2.99")
+                client.fdb.delete("02:ff:ff:ff:ff:ff")
+                return "02:ff:ff:ff:ff:ff" in self._out.read_text()
+
+            wait_until(heard, "the monitor")
+
+    def lines(self, count: int) -> list[str]:
+        """All lines, once there are so many."""
+        wait_until(lambda: len(self._lines()) >= count, f"{count} lines, not {self._lines()}")
+        return self._lines()
+
+    def _lines(self) -> list[str]:
+        return [li for li in self._out.read_text().splitlines() if "02:ff:ff:ff:ff:ff" not in li]
+
+
+def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
+    a, b = pair
+    vtep = tunnel[0]
+    ping(a, "10.0.0.2")
+    monitor, as_json = Monitor(vtep, tmp_path), Monitor(vtep, tmp_path, "--json")
+    with vtep.client() as client:
+        client.fdb.add(MAC, dst="192.0.2.7", state="static")
+        client.fdb.append(MAC, dst="192.0.2.8", state="static")
+        client.fdb.append(MAC, dst="192.0.2.8", state="static")  # Which changes nothing.
+        client.fdb.replace(MAC, dst="192.0.2.9", port=4790, dst_vni=5, extern_learn=True)
+        client.fdb.delete(MAC)
+        with pytest.raises(VtepError):
+            client.fdb.delete(MAC)
+        client.remote.add("192.0.2.9")
+        client.remote.delete("192.0.2.9")
+        client.set(ageing=60)
+        client.set(ageing=60)  # Which changes nothing.
+        client.set(mtu=1400)
+        client.vni.add(7, remote="192.0.2.2")
+        client.vni.delete(7)
+        client.fdb.flush(dynamic=True)
+    entry = f"{mac_of(b)} dev vx0 dst 192.0.2.2 dynamic"
+    expected = [
+        f"{MAC} dev vx0 dst 192.0.2.7 static",
+        f"{MAC} dev vx0 dst 192.0.2.7 dst 192.0.2.8 static",
+        f"{MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent extern_learn",
+        f"Deleted {MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent extern_learn",
+        f"{ZERO} dev vx0 dst 192.0.2.2 dst 192.0.2.9 permanent",
+        f"{ZERO} dev vx0 dst 192.0.2.2 permanent",
+        "vni 1 dev vx0 ageing 60.0",
+        "vni 1 dev vx0 mtu 1400",
+        "vni 7 dev vx7",
+        "Deleted vni 7 dev vx7",
+        f"Deleted {entry}",
+    ]
+    assert monitor.lines(len(expected)) == expected
+    ping(a, "10.0.0.2")
+    assert monitor.lines(len(expected) + 1) == [*expected, entry]
+    a.run("ip", "link", "set", "vx0", "mtu", "1300")
+    expected += [entry, "vni 1 dev vx0 mtu 1300"]
+    assert monitor.lines(len(expected)) == expected
+    events = [json.loads(line) for line in as_json.lines(len(expected))]
+    assert len(events) == len(expected)
+    assert [event for event in events if event["object"] in ("vni", "mtu")] == [
+        {"event": "changed", "vni": 1, "dev": "vx0", "object": "mtu", "mtu": 1400},
+        {"event": "added", "vni": 7, "dev": "vx7", "object": "vni"},
+        {"event": "deleted", "vni": 7, "dev": "vx7", "object": "vni"},
+        {"event": "changed", "vni": 1, "dev": "vx0", "object": "mtu", "mtu": 1300},
+    ]
+    as_json.process.send_signal(signal.SIGINT)
+    assert as_json.process.wait(DEADLINE) == 130
+    assert vtep.stop() == 0
+    last = monitor.lines(len(expected) + 1)[-1]
+    assert last == "pyvtep: error: the pyvtep that was monitored has ended"
+    assert monitor.process.wait(DEADLINE) == 1
+
+
+# --- where it is --------------------------------------------------------------------------------
+
+
+def test_two_namespaces_may_have_taps_of_one_name(pair: Pair, start: Start) -> None:
+    """They share /run. Each host's command finds that host's own pyvtep."""
+    tap = f"t{os.getpid()}"
+    vteps = []
+    for number, host in enumerate(pair, 1):
+        arguments = [*segment(1, f"192.0.2.{3 - number}")[:-1], tap, "--control", "auto"]
+        vteps.append(start(host, *arguments, "--address", f"10.0.0.{number}/24"))
+    ping(pair[0], "10.0.0.2")
+    place = Path("/run/pyvtep")
+    other = place / f"{tap}-{vteps[1].process.pid}.sock"
+    first = re.escape(f"--control {place / tap}.sock: is that of process {vteps[0].process.pid}")
+    assert re.search(f"{first}; .*; the control socket is {other}\n", vteps[1].log)
+    assert vteps[0].log.count("\n") == 1
+    for host, remote in zip(pair, ("192.0.2.2", "192.0.2.1"), strict=True):
+        done = pyvtep(host, "remote", "show", "--json")
+        assert done.returncode == 0, done.stderr
+        assert [row["dst"] for row in json.loads(done.stdout)] == [remote]
+    for vtep in vteps:
+        assert vtep.stop() == 0
+    assert list(place.glob(f"{tap}*")) == []
+
+
+def test_a_control_socket_in_use_is_an_error(pair: Pair, start: Start) -> None:
+    vtep = start(pair[0], *segment(1, "192.0.2.2"))
+    arguments = ["--vni", "2", "--dstport", "4790", "--control", str(vtep.control)]
+    done = pyvtep(pair[0], *arguments)
+    assert done.returncode == 1
+    pid = vtep.process.pid
+    assert done.stderr == (
+        f"pyvtep: error: --control {vtep.control}: is that of process {pid}; give another PATH\n"
+    )
+    assert not has_device(pair[0], "vx2")
+    vtep.stop(signal.SIGKILL)
+    assert vtep.control.exists()
+    again = start(pair[0], *segment(1, "192.0.2.2"), "--control", str(vtep.control))
+    again.control = vtep.control
+    assert "192.0.2.2" in again.ask("remote", "show")
+
+
+def test_without_a_control_socket(pair: Pair, start: Start) -> None:
+    vtep = start(pair[0], *segment(1, "192.0.2.2"), "--control", "none")
+    line = vtep.ask("fdb", "show", code=1)
+    assert line.startswith(f"--socket {vtep.control}: no pyvtep answers there")
+
+
+# --- who can't disturb it -----------------------------------------------------------------------
+
+
+def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    vtep = tunnel[0]
+    ping(a, "10.0.0.2")
+    with vtep.client() as client:
+        for number in range(3000):
+            client.fdb.add(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}", dst="192.0.2.2")
+    show = b'{"jsonrpc":"2.0","method":"fdb.show","id":1}'
+    watch = b'{"jsonrpc":"2.0","method":"monitor.subscribe","id":1}\n'
+    change = b'{"jsonrpc":"2.0","method":"fdb.append","params":{"mac":"%s","dst":"192.0.2.%d"}}\n'
+    said = [
+        show + b"\n" + show + b"\n",  # And does not read the answers.
+        b"[" + b",".join([show] * 500) + b"]\n",
+        b'{"jsonrpc": "2.0", "meth',  # And says no more.
+        b"x" * 1_000_000,
+        b"[" * 60000 + b"\n",
+        b"\0\xff\n" * 10000,
+        watch + b"".join(change % (b"02:00:00:00:00:77", n % 250 + 1) for n in range(2000)),
+        b"[1," * 20000 + b"\n",
+        b'{"jsonrpc":"2.0","method":"set","params":{"options":{"mtu":1}},"id":1}\n' * 1000,
+        b"",
+    ]
+    done = threading.Event()
+
+    def attack(octets: bytes) -> None:
+        """Say it, again and again, as fast as it is taken."""
+        while not done.is_set():
+            with socket.socket(socket.AF_UNIX) as peer, suppress(OSError):
+                peer.settimeout(0.5)
+                peer.connect(os.fspath(vtep.control))
+                peer.sendall(octets)
+                done.wait(0.3)
+
+    threads = [threading.Thread(target=attack, args=(said[n % len(said)],)) for n in range(100)]
+    for thread in threads:
+        thread.start()
+    try:
+        count = 200
+        out = a.run("ping", "-i0.01", "-c", str(count), "-W2", "10.0.0.2")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert f"{count} received" in out, out
+    # And who has something to ask is answered.
+    assert "192.0.2.2" in vtep.ask("remote", "show")
+    assert vtep.process.poll() is None
+    memory = Path(f"/proc/{vtep.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", memory)
+    assert found
+    assert int(found[1]) < 200 << 10
+
+
+# --- state --------------------------------------------------------------------------------------
+
+
+def test_what_was_put_in_and_what_was_learned_survives(
+    pair: Pair, start: Start, tmp_path: Path
+) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    file = tmp_path / "state"
+    arguments = [*segment(1, "192.0.2.2", "10.0.0.1/24"), "--state", str(file), "--state-learned"]
+    vtep = start(a, *arguments)
+    ping(a, "10.0.0.2")
+    vtep.ask("fdb", "add", MAC, *["dst", "192.0.2.7", "port", "4790", "vni", "5", "static"])
+    vtep.ask("fdb", "append", ZERO, "dst", "192.0.2.8")
+    before = shown(vtep)
+    assert set(before) == {ZERO, MAC, mac_of(b)}
+    assert vtep.stop() == 0
+    vtep = start(a, *arguments)
+    assert shown(vtep) == before
+    assert "state" not in vtep.log
+    vtep.ask("fdb", "del", MAC)
+    # Killed without a word, it has written what was changed a moment before.
+    wait_until(lambda: MAC not in file.read_text(), "the file")
+    vtep.stop(signal.SIGKILL)
+    vtep = start(a, *arguments[:-1])
+    assert set(shown(vtep)) == {ZERO}
+    # Remotes are what the configuration says; what was appended besides is kept.
+    assert vtep.stop() == 0
+    vtep = start(a, *segment(1, "192.0.2.3")[:-1], "vx0", "--state", str(file))
+    assert shown(vtep)[ZERO] == [("192.0.2.3", 4789, 1), ("192.0.2.8", 4789, 1)]
+
+
+def shown(vtep: Pyvtep) -> dict[str, list[tuple[Any, ...]]]:
+    with vtep.client() as client:
+        return {
+            entry["mac"]: [(to["dst"], to["port"], to["dst_vni"]) for to in entry["destinations"]]
+            for entry in client.fdb.show()
+        }
+
+
+def test_a_damaged_state_is_kept_aside(pair: Pair, start: Start, tmp_path: Path) -> None:
+    a, _ = pair
+    file = tmp_path / "state"
+    arguments = [*segment(1, "192.0.2.2"), "--state", str(file)]
+    vtep = start(a, *arguments)
+    vtep.ask("fdb", "add", MAC, "dst", "192.0.2.7")
+    assert vtep.stop() == 0
+    cut = file.read_bytes()[:-30]
+    file.write_bytes(cut)
+    vtep = start(a, *arguments)
+    (aside,) = tmp_path.glob("state.bad-*")
+    assert aside.read_bytes() == cut
+    assert f"--state {file}: it is cut off; starting without, it is now {aside}" in vtep.log
+    assert set(shown(vtep)) == {ZERO}
+
+
+def test_a_foreign_state_is_not_touched(pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "thesis"
+    file.write_text("My only copy.")
+    done = pyvtep(pair[0], *segment(1, "192.0.2.2"), "--state", str(file), "--control", "none")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"pyvtep: error: --state {file}: it was not written by pyvtep; give the name of another "
+        "file\n"
+    )
+    assert file.read_text() == "My only copy."
+    assert not has_device(pair[0])
