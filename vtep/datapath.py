@@ -241,7 +241,7 @@ class Outbound:
                 counters.tx_frames += count
                 counters.tx_bytes += len(datagrams) - count * vxlan.HEADER_LEN
                 remotes = self._segment.destinations(frame, count)
-                flow = flow_hash(frame) & self._slots
+                flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
                 self._emit(memoryview(datagrams), stride, remotes, flow, now)
 
     def _flush(self, now: float) -> None:

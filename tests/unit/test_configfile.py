@@ -70,6 +70,8 @@ EXAMPLES: dict[str, Any] = {
     "ttl": "inherit",
     "tos": 0xB8,
     "ecn": "kernel",
+    "mss_clamp": 1300,
+    "gbp_accept": [7],
     "df": "set",
     "flowlabel": "inherit",
     "udpcsum": False,
@@ -106,6 +108,8 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
     options = {field.name: EXAMPLES[field.name]}
     if field.name == "group":
         options["dev"] = "eth0"
+    if field.name == "gbp_accept":
+        options["gbp"] = 7
     keys = [f"{name.replace('_', '-')} = {toml(value)}" for name, value in options.items()]
     text = "\n".join(["[[vni]]", "id = 1", *keys])
     expected = Config(vni=1, **options)
