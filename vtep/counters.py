@@ -3,8 +3,12 @@
 The names of the reasons are part of the interface: scripts, tests and dashboards use them.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
+
+_NAMED = 3
+"""How many names a line has at most."""
 
 
 class Drop(StrEnum):
@@ -177,20 +181,38 @@ class DropLog:
     A loss that only a counter knows of is a silent one to whoever has not thought of looking.
     """
 
-    def __init__(self, counters: Counters, interval: float = 60.0) -> None:
-        self._counters = counters
+    def __init__(self, interval: float = 60.0) -> None:
         self._interval = interval
-        self._told: dict[Drop, tuple[int, float]] = {}
+        self._silent_until: dict[Drop, float] = {}
+        self._told: dict[Counters, dict[Drop, int]] = {}
 
-    def news(self, now: float) -> list[str]:
-        """Lines to log at `now` (seconds) for what was dropped and has not been told yet."""
-        lines = []
-        for reason, count in self._counters.drops.items():
-            before, silent_until = self._told.get(reason, (0, now))
-            if count == before or now < silent_until:
+    def news(self, now: float, parts: Iterable[tuple[str, Counters]]) -> list[str]:
+        """Lines to log at `now` (seconds) for what was dropped and has not been told yet.
+
+        `parts` are all counters that there are, each with the name of what it counts, or none.
+        """
+        told, self._told = self._told, {}
+        lost: dict[Drop, list[tuple[int, str, Counters]]] = {}
+        for name, counters in parts:
+            before = self._told[counters] = told.get(counters) or dict.fromkeys(Drop, 0)
+            if counters.drops == before:
                 continue
-            source = self._counters.last_source.get(reason)
-            last = f" (last: {source})" if source else ""
-            lines.append(f"dropped {count - before} x {reason}: {reason.meaning}{last}")
-            self._told[reason] = (count, now + self._interval)
-        return lines
+            for reason, count in counters.drops.items():
+                if count != before[reason] and now >= self._silent_until.get(reason, now):
+                    lost.setdefault(reason, []).append((count - before[reason], name, counters))
+                    before[reason] = count
+        for reason in lost:
+            self._silent_until[reason] = now + self._interval
+        return [_line(reason, losses) for reason, losses in lost.items()]
+
+
+def _line(reason: Drop, losses: list[tuple[int, str, Counters]]) -> str:
+    total = sum(count for count, _, _ in losses)
+    names = [name for _, name, _ in losses if name]
+    about = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        about += f" and {len(names) - _NAMED} more"
+    source = losses[-1][2].last_source.get(reason)
+    last = f"last: {source}" if source else ""
+    details = "; ".join(filter(None, (about, last)))
+    return f"dropped {total} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")

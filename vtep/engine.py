@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 from attrs import define, fields
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import netlink
 from vtep.config import Config, check_segments
@@ -40,6 +41,9 @@ _EVENT_MAX = 65536
 
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
+
+_CLOSERS = 16
+"""Devices that are removed at a time."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -86,7 +90,7 @@ class Vtep:
         self.taps_lost = 0
         """How many ports ended because somebody removed their TAP."""
         self._listeners: dict[Endpoint, Listener] = {}
-        self._drop_logs: dict[Listener, DropLog] = {}
+        self._drop_log = DropLog()
         self._resources = ExitStack()
         self._ended: asyncio.Future[None] | None = None
         self._changing = asyncio.Lock()
@@ -166,13 +170,14 @@ class Vtep:
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
         except BaseException as error:
-            self._end(error if isinstance(error, VtepError) else None)
+            for tap in self._end(error if isinstance(error, VtepError) else None):
+                tap.close()
             raise
         self._running = True
 
     async def stop(self) -> None:
         """Stop forwarding, close both ends and remove the TAPs that we made."""
-        self._end(None)
+        await _close(self._end(None))
 
     async def wait(self) -> None:
         """Wait until forwarding has ended.
@@ -201,36 +206,38 @@ class Vtep:
         """End a port whose TAP is gone; with the last one, end all."""
         why = VtepError(f"the TAP device {port.tap} was removed: {error.strerror}")
         if len(self._ports) == 1:
-            self._end(why)
+            for tap in self._end(why):
+                tap.close()
             return
         self.taps_lost += 1
         log.error("vni %d has ended: %s", port.config.vni, why)
+        port.close()
         self._forget(port)
         self._close_idle_listeners()
 
     def _forget(self, port: Port) -> None:
-        port.close()
         if self._ports.get(port.config.vni) is port:
             del self._ports[port.config.vni]
             self._tell("deleted", port, {})
 
-    def _end(self, error: VtepError | None) -> None:
+    def _end(self, error: VtepError | None) -> list[Tap]:
+        """Forward no more; the TAPs, which are to be closed."""
         self._count_queue_drops()
         if self._task is not None:
             self._task.cancel()
         self._running = False
-        for port in self._ports.values():
-            port.close()
+        taps = [tap for port in self._ports.values() if (tap := port.release())]
         for listener in self._listeners.values():
             listener.close()
         self._resources.close()
         if self._ended is None or self._ended.done():
-            return
+            return taps
         if error is None:
             self._ended.set_result(None)
         else:
             self._ended.set_exception(error)
             self._ended.exception()  # It is raised by wait() or by leaving the context.
+        return taps
 
     # --- change -----------------------------------------------------------------------------
 
@@ -312,21 +319,25 @@ class Vtep:
                     steps.append(_Step(port, config, underlay, setup, listeners, owner))
             for step in steps:
                 if step.owner is None:
-                    undo.callback(step.port.close)
+                    undo.push_async_callback(_close, [step.port])
                     with self._naming(step.config):
                         step.port.open()
             undo.push_async_callback(_on_host, _reshape_back, steps)
             await _on_host(self._set_up, steps)
             self._check_still([*removed, *kept])
             undo.pop_all()
-        self._commit(removed, steps)
+        await _close(self._commit(removed, steps))
         await self._adapt(step.port for step in steps)
 
-    def _commit(self, removed: list[Port], steps: list[_Step]) -> None:
-        """Let what is prepared forward: nothing here waits or fails."""
+    def _commit(self, removed: list[Port], steps: list[_Step]) -> list[Tap]:
+        """Let what is prepared forward: nothing here waits or fails.
+
+        Gives the TAPs that are left over, which are to be closed.
+        """
         for step in steps:
             if step.owner in removed:
                 step.inherited = step.owner.release()
+        left = [tap for port in removed if (tap := port.release())]
         for port in removed:
             self._forget(port)
         for step in steps:
@@ -346,6 +357,7 @@ class Vtep:
         self._expect_remotes()
         self._close_idle_listeners()
         self._say_what_is_missing(step.port for step in steps)
+        return left
 
     def _say_what_is_missing(self, ports: Iterable[Port]) -> None:
         for port in ports:
@@ -375,7 +387,6 @@ class Vtep:
                 with self._naming(config):
                     listener = Listener(endpoint, beside)
                 self._listeners[endpoint] = listener
-                self._drop_logs[listener] = DropLog(listener.switch.counters)
             if config.group is not None and config.group.version == version:
                 with self._naming(config):
                     listener.join(config.group)
@@ -386,7 +397,7 @@ class Vtep:
         for endpoint, listener in tuple(self._listeners.items()):
             if not listener.switch.segments:
                 listener.close()
-                del self._listeners[endpoint], self._drop_logs[listener]
+                del self._listeners[endpoint]
             else:
                 ports = [port for port in self._ports.values() if listener in port.listeners]
                 listener.leave_all_but({port.config.group for port in ports})
@@ -471,13 +482,12 @@ class Vtep:
                 self._pool.reconnect(listener.endpoint.binding.dev)
 
     def _say_what_was_dropped(self, now: float) -> None:
-        for drop_log in self._drop_logs.values():
-            for line in drop_log.news(now):
-                log.warning("%s", line)
-        for port in self._ports.values():
-            about = f"vni {port.config.vni}: " if len(self._ports) > 1 else ""
-            for line in port.drop_log.news(now):
-                log.warning("%s%s", about, line)
+        several = len(self._ports) > 1
+        parts = [("", listener.switch.counters) for listener in self._listeners.values()]
+        for vni, port in self._ports.items():
+            parts.append((f"vni {vni}" if several else "", port.segment.counters))
+        for line in self._drop_log.news(now, parts):
+            log.warning("%s", line)
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
@@ -535,6 +545,14 @@ def _reshape_back(connection: IPRoute, steps: Iterable[_Step]) -> None:
                 log.error("%s is not again what it was: %s", step.owner.tap, error)  # noqa: TRY400
 
 
+async def _close(items: Iterable[Tap | Port]) -> None:
+    """Close each, in threads: the kernel waits a while before it removes a device."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(_CLOSERS) as threads:
+        closing = [loop.run_in_executor(threads, item.close) for item in items]
+        await asyncio.gather(*closing)
+
+
 async def _on_host(
     function: Callable[Concatenate[IPRoute, _P], _T], *args: _P.args, **kwargs: _P.kwargs
 ) -> _T:
@@ -542,7 +560,10 @@ async def _on_host(
 
     def call() -> _T:
         with netlink.session() as connection:
-            return function(connection, *args, **kwargs)
+            try:
+                return function(connection, *args, **kwargs)
+            except NetlinkError as error:  # Such as of a device that somebody removes meanwhile.
+                raise VtepError(f"the kernel refused a change: {error.args[1]}") from error
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         return await asyncio.get_running_loop().run_in_executor(thread, call)

@@ -9,7 +9,7 @@ from functools import partial
 from attrs import evolve
 
 from vtep.config import Config
-from vtep.counters import Drop, DropLog
+from vtep.counters import Drop
 from vtep.datapath import Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
@@ -55,7 +55,6 @@ class Port:
             policy=_policy(config),
         )
         self._answer_for_neighbours()
-        self.drop_log = DropLog(self.segment.counters)
         self._tunnel = TunnelMtu(MTU_MAX)
         self._fit = Fit(
             vxlan.pack(config.vni), self.segment.counters, self._tunnel.now, config.mss_clamp

@@ -88,14 +88,14 @@ def test_source_is_the_last_one_that_is_known() -> None:
 
 
 def test_no_news_of_nothing() -> None:
-    assert DropLog(Counters()).news(0.0) == []
+    assert DropLog().news(0.0, [("", Counters())]) == []
 
 
 def test_line() -> None:
     counters = Counters()
     counters.drop(RUNT, "192.0.2.1")
     counters.drop(RUNT, "192.0.2.2")
-    assert DropLog(counters).news(0.0) == [
+    assert DropLog().news(0.0, [("", counters)]) == [
         f"dropped 2 x inner_runt: {RUNT.meaning} (last: 192.0.2.2)"
     ]
 
@@ -103,7 +103,7 @@ def test_line() -> None:
 def test_line_without_source() -> None:
     counters = Counters()
     counters.drop(RUNT)
-    assert DropLog(counters).news(0.0) == [f"dropped 1 x inner_runt: {RUNT.meaning}"]
+    assert DropLog().news(0.0, [("", counters)]) == [f"dropped 1 x inner_runt: {RUNT.meaning}"]
 
 
 def counts(lines: list[str]) -> dict[str, int]:
@@ -113,11 +113,11 @@ def counts(lines: list[str]) -> dict[str, int]:
 
 def test_once_and_then_once_a_minute() -> None:
     counters = Counters()
-    drop_log = DropLog(counters)
+    drop_log = DropLog()
     told = {}
     for second in range(1000, 1200):
         counters.drop(RUNT)
-        if lines := drop_log.news(float(second)):
+        if lines := drop_log.news(float(second), [("", counters)]):
             told[second] = counts(lines)
     assert told == {
         1000: {"inner_runt": 1},
@@ -129,32 +129,48 @@ def test_once_and_then_once_a_minute() -> None:
 
 def test_first_loss_after_a_silence_is_told_at_once() -> None:
     counters = Counters()
-    drop_log = DropLog(counters, interval=10.0)
+    drop_log = DropLog(interval=10.0)
     counters.drop(RUNT)
-    assert counts(drop_log.news(0.0)) == {"inner_runt": 1}
-    assert drop_log.news(50.0) == []
+    assert counts(drop_log.news(0.0, [("", counters)])) == {"inner_runt": 1}
+    assert drop_log.news(50.0, [("", counters)]) == []
     counters.drop(RUNT)
-    assert counts(drop_log.news(51.0)) == {"inner_runt": 1}
-    assert drop_log.news(200.0) == []
+    assert counts(drop_log.news(51.0, [("", counters)])) == {"inner_runt": 1}
+    assert drop_log.news(200.0, [("", counters)]) == []
 
 
 def test_reasons_do_not_silence_each_other() -> None:
     counters = Counters()
-    drop_log = DropLog(counters, interval=10.0)
+    drop_log = DropLog(interval=10.0)
     counters.drop(RUNT)
-    assert counts(drop_log.news(0.0)) == {"inner_runt": 1}
+    assert counts(drop_log.news(0.0, [("", counters)])) == {"inner_runt": 1}
     counters.drop(RUNT)
     counters.drop(FLAGS)
-    assert counts(drop_log.news(5.0)) == {"flags_invalid": 1}
-    assert counts(drop_log.news(10.0)) == {"inner_runt": 1}
+    assert counts(drop_log.news(5.0, [("", counters)])) == {"flags_invalid": 1}
+    assert counts(drop_log.news(10.0, [("", counters)])) == {"inner_runt": 1}
 
 
 def test_nothing_is_told_twice_nor_lost() -> None:
     counters = Counters()
-    drop_log = DropLog(counters, interval=7.0)
+    drop_log = DropLog(interval=7.0)
     total = 0
     for second in range(100):
         if second < 80 and second % 3 == 0:
             counters.drop(RUNT)
-        total += sum(counts(drop_log.news(float(second))).values())
+        total += sum(counts(drop_log.news(float(second), [("", counters)])).values())
     assert total == counters.drops[RUNT]
+
+
+def test_several_parts_are_told_of_in_one_line() -> None:
+    parts = [(f"vni {number}", Counters()) for number in range(6)]
+    drop_log = DropLog(interval=10.0)
+    for number in (1, 2, 3, 5):
+        parts[number][1].drop(RUNT, f"192.0.2.{number}", number)
+    assert drop_log.news(0.0, parts) == [
+        f"dropped 11 x inner_runt: {RUNT.meaning} (vni 1, vni 2, vni 3 and 1 more; last: 192.0.2.5)"
+    ]
+    parts[0][1].drop(RUNT)
+    parts[4][1].drop(FLAGS)
+    assert counts(drop_log.news(5.0, parts)) == {"flags_invalid": 1}
+    del parts[1:]
+    assert drop_log.news(10.0, parts) == [f"dropped 1 x inner_runt: {RUNT.meaning} (vni 0)"]
+    assert drop_log.news(100.0, parts) == []
