@@ -43,6 +43,7 @@ class Config:
         default=(),
         converter=values.remotes,
         metadata={
+            "repeatable": True,
             "metavar": "IP",
             "help": "Address of another VTEP of this segment; repeat it for each of them.",
         },
@@ -77,6 +78,7 @@ class Config:
         default=(),
         converter=values.local,
         metadata={
+            "repeatable": True,
             "metavar": "IP",
             "help": "Own underlay address, one for each family [default: what the route prefers].",
         },
@@ -168,6 +170,7 @@ class Config:
         default=(),
         converter=values.interfaces,
         metadata={
+            "repeatable": True,
             "metavar": "IP/LEN",
             "help": "Address for the TAP, such as 10.0.0.1/24; may be repeated.",
         },
@@ -195,6 +198,7 @@ class Config:
         default=(),
         converter=values.accept,
         metadata={
+            "repeatable": True,
             "metavar": "PREFIX",
             "help": "Listen to underlay addresses of this prefix too; may be repeated.",
         },
@@ -220,6 +224,7 @@ class Config:
         default=(),
         converter=values.gbp_accept,
         metadata={
+            "repeatable": True,
             "metavar": "ID",
             "help": "Accept frames with this policy id only, 0 being none; may be repeated.",
         },

@@ -40,8 +40,6 @@ _OF_ALL = {key: field for key, field in _OF_ONE.items() if key not in (ID, "tap"
 _OF_PROCESS = _by_key(attrs.fields(Settings))
 del _OF_PROCESS["segments"]
 
-_SEVERAL = ("remote", "local", "accept", "address")
-
 
 class FileError(ConfigError):
     """A configuration file that makes no sense; `problems` has a line for each reason."""
@@ -127,7 +125,7 @@ class _Reader:
     def _is_good(self, at: Path, field: "attrs.Attribute[Any]", value: object) -> bool:
         """Whether an option can have this value; complains if not."""
         parts = [value]
-        if field.name in _SEVERAL and isinstance(value, list):
+        if "repeatable" in field.metadata and isinstance(value, list):
             parts = [[item] for item in value]  # So that each bad one is told of.
         good = True
         for number, part in enumerate(parts):

@@ -9,8 +9,6 @@ import click
 from vtep import Config
 from vtep.config import Settings
 
-_REPEATABLE = ("remote", "address", "accept", "local", "gbp_accept")
-
 
 def config_options(*, without: tuple[str, ...] = ()) -> Callable[..., Any]:
     """Give a command one option for each field of `Config`."""
@@ -44,7 +42,7 @@ def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
     if field.type is bool:
         flag = f"{flag}/--no-{flag[2:]}"
         extra["default"] = None
-    extra["multiple"] = field.name in _REPEATABLE
+    extra["multiple"] = field.metadata.get("repeatable", False)
     extra["nargs"] = 2 if field.name == "srcport" else 1
     extra["help"] = field.metadata["help"]
     if isinstance(field.default, bool):
