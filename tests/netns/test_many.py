@@ -466,6 +466,20 @@ def test_a_tap_that_is_removed_ends_its_vni_only(
         run(main())
 
 
+def test_a_tap_that_is_removed_while_nobody_reads_it(inside_a: Pair) -> None:
+    a, _ = inside_a
+
+    async def main() -> None:
+        async with Vtep(config(5), config(6)) as vtep:
+            device = vtep.ports[6]._device
+            assert device is not None
+            asyncio.get_running_loop().remove_reader(device.fd)  # As it is without room.
+            a.run("ip", "link", "del", "vx6")
+            await asyncio.to_thread(wait_until, lambda: 6 not in vtep.ports, "its end")
+
+    run(main())
+
+
 def test_no_vni_at_all(inside_a: Pair) -> None:
     a, _ = inside_a
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import mac
-from vtep.config import Config, Settings
+from vtep.config import Config, Settings, check_segments, conflicts
 from vtep.errors import ConfigError, VtepError
 from vtep.values import AGEING_MAX, DEVICE_NAME_MAX, MTU_MAX, MTU_MIN
 
@@ -590,3 +590,53 @@ def test_any_text_is_kept_or_refused(name: str, value: str) -> None:
     except ConfigError as error:
         message = str(error)  # Of two addresses that do not fit, the other one may be named.
         assert message.startswith((option(name), "--remote"))
+
+
+# --- what segments say of each other ----------------------------------------------------------
+
+SHARED = [
+    ({}, {}, None),
+    ({"local": "192.0.2.8"}, {"local": "192.0.2.8"}, None),
+    ({"local": "192.0.2.8"}, {"local": "192.0.2.9"}, None),
+    ({"dev": "eth0"}, {"dev": "eth1"}, None),
+    ({"local": "192.0.2.8"}, {"local": "192.0.2.9", "dev": "eth0"}, None),
+    ({"local": "192.0.2.8"}, {"dstport": 4790}, None),
+    ({"local": "192.0.2.8"}, {"remote": V6}, None),
+    ({"offload": "none"}, {"remote": V6}, None),
+    ({"offload": "gro"}, {"offload": "gro,tso"}, None),
+    ({"ttl": 5, "mtu": 1400}, {"ageing": 0}, None),
+    ({"local": "192.0.2.8"}, {}, "--dstport 4789: vni 1 and vni 2 share it"),
+    ({}, {"dev": "eth0"}, "--dstport 4789: vni 1 and vni 2 share it"),
+    (
+        {"local": "192.0.2.8"},
+        {"local": "192.0.2.8", "dev": "eth0"},
+        "--dstport 4789: vni 1 and vni 2 share it",
+    ),
+    (
+        {"remote": [V4, V6]},
+        {"remote": V6, "local": "2001:db8::8"},
+        "--dstport 4789: vni 1 and vni 2 share it",
+    ),
+    ({"offload": "none"}, {}, "--offload: gro must be on or off for both vni 1 and vni 2"),
+    (
+        {"remote": V6, "udp6zerocsumrx": False},
+        {"remote": V6},
+        "--udp6zerocsumrx: zero checksums must be on or off for both vni 1 and vni 2",
+    ),
+    ({}, {"tap": "vx1"}, "--tap vx1: is given twice"),
+]
+
+
+@pytest.mark.parametrize(("one", "two", "why"), SHARED, ids=lambda value: str(value)[:40])
+def test_two_segments_of_one_process(
+    one: dict[str, Any], two: dict[str, Any], why: str | None
+) -> None:
+    first, second = config(**one), config(**({"vni": 2} | two))
+    if why is None:
+        check_segments([first, second])
+    else:
+        with pytest.raises(ConfigError) as caught:
+            check_segments([first, second])
+        assert str(caught.value).startswith(why)
+    found = [other for other, _ in conflicts([first, second, config(vni=3, dstport=5)])]
+    assert found == ([] if why is None else [second])

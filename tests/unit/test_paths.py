@@ -1,0 +1,131 @@
+"""Ways to remotes that VNIs share: who has them open, and who waits for room in them."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from vtep.config import Config
+from vtep.fdb import Remote
+from vtep.paths import Paths, Pool, Room
+from vtep.underlay import Binding, Outer
+from vtep.wire.envelope import Policy
+
+V4 = Binding(socket.AF_INET, None, None)
+V6 = Binding(socket.AF_INET6, None, None)
+DATAGRAM = memoryview(bytes(100))
+
+
+def paths(pool: Pool, config: Config) -> Paths:
+    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), gso=True)
+
+
+CONFIG = Config(vni=1)
+
+
+def test_ports_that_send_alike_share_a_path() -> None:
+    pool = Pool()
+    one, two = paths(pool, CONFIG), paths(pool, CONFIG)
+    remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
+    path = one[remote]
+    assert one[remote] is path
+    assert two[same] is path
+    assert two[Remote("127.0.0.1", 10)] is not path
+    assert paths(pool, Config(vni=2, ttl=3))[remote] is not path
+
+
+def test_a_path_is_closed_with_its_last_user() -> None:
+    pool = Pool()
+    one, two = paths(pool, CONFIG), paths(pool, CONFIG)
+    remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
+    path = one[remote]
+    assert two[same] is path
+    path.send(DATAGRAM, 100, 0, 0.0)
+    fd = path.fileno(0)
+    one.close()
+    assert path.fileno(0) == fd
+    two.release(Remote("127.0.0.1", 9))  # Another object, which it has no way to.
+    assert path.fileno(0) == fd
+    two.release(same)
+    assert path.fileno(0) == -1
+    assert one[remote] is not path
+    one.close()
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket that takes no more, and the one that can make room."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        left.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                left.send(b"x")
+        yield left, right
+
+
+def test_all_who_wait_are_called_once_there_is_room(
+    full: tuple[socket.socket, socket.socket],
+) -> None:
+    left, right = full
+    called: list[str] = []
+
+    async def main() -> None:
+        room, last = Room(), asyncio.Event()
+        room.wait(left.fileno(), lambda: called.append("one"))
+        room.wait(left.fileno(), lambda: called.append("two"))
+        room.wait(left.fileno(), last.set)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert called == []
+        while True:
+            try:
+                right.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+        await last.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert called == ["one", "two"]
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_who_waits_for_a_socket_that_is_closed_tries_another(
+    full: tuple[socket.socket, socket.socket],
+) -> None:
+    left, _ = full
+    called: list[str] = []
+
+    async def main() -> None:
+        room = Room()
+
+        def again() -> None:
+            called.append("again")
+
+        room.wait(left.fileno(), again)
+        room.wake(left.fileno())
+        left.close()
+        assert called == []  # Whoever closes it is in the middle of something.
+        await asyncio.sleep(0)
+        assert called == ["again"]
+        room.wake(left.fileno())
+        await asyncio.sleep(0)
+        assert called == ["again"]
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_closing_a_path_wakes_who_waits_for_it() -> None:
+    async def main() -> None:
+        pool = Pool()
+        path = paths(pool, CONFIG)[Remote("127.0.0.1", 9)]
+        path.send(DATAGRAM, 100, 0, 0.0)
+        woken = asyncio.get_running_loop().create_future()
+        pool.room.wait(path.fileno(0), lambda: woken.set_result(path.fileno(0)))
+        pool.reconnect(None)
+        assert await woken == -1
+
+    asyncio.run(asyncio.wait_for(main(), 5))
