@@ -1,7 +1,11 @@
 """A VTEP that is run by a configuration file: reading it, and reading it again."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import attrs
 
 from vtep.config import Settings
 from vtep.configfile import FileError, parse
@@ -29,10 +33,16 @@ def read(path: Path) -> Settings:
 
 
 class Service:
-    """A VTEP with the settings of its process, and the file that they are from, if any."""
+    """A VTEP with the settings of its process, and the file that they are from, if any.
 
-    def __init__(self, settings: Settings, path: Path | None = None) -> None:
-        self.settings = settings
+    The settings in `instead` hold, whatever the file says.
+    """
+
+    def __init__(
+        self, settings: Settings, path: Path | None = None, instead: Mapping[str, Any] | None = None
+    ) -> None:
+        self._instead = instead or {}
+        self.settings = settings = attrs.evolve(settings, **self._instead)
         self.path = path
         self.vtep = Vtep(*settings.segments)
 
@@ -44,7 +54,7 @@ class Service:
         """
         if self.path is None:
             raise ConfigError("--config: there is none to be read again; it was run by options")
-        settings = read(self.path)
+        settings = attrs.evolve(read(self.path), **self._instead)
         counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 
         def count(event: str, *_: object) -> None:
@@ -55,8 +65,9 @@ class Service:
             await self.vtep.reload(settings.segments)
         finally:
             unwatch()
-        for name in ("control", "state"):
-            if getattr(settings, name) != getattr(self.settings, name):
+        for field in attrs.fields(Settings):
+            name = field.name
+            if name != "segments" and getattr(settings, name) != getattr(self.settings, name):
                 log.warning("%s has changed in %s, which takes a restart", name, self.path)
         self.settings = settings
         done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)

@@ -142,8 +142,13 @@ def test_refused(pair: Pair, file: Path, arguments: list[str], code: int, words:
 
 def test_process_options_go_with_a_file(pair: Pair, start: Start, file: Path) -> None:
     a, _ = pair
-    file.write_text(TWO.format(remote="192.0.2.2", own=1))
-    assert start(a, "--config", str(file), "--control", "none").stop() == 0
+    file.write_text(TWO.format(remote="192.0.2.2", own=1).replace('"none"', '"/no/such"'))
+    vtep = start(a, "--config", str(file), "--control", "none")
+    reload(vtep, "nothing is different")
+    assert "restart" not in vtep.log
+    file.write_text(f'state = "{file}.state"\n{file.read_text()}')
+    reload(vtep, "nothing is different", "state has changed in", "which takes a restart")
+    assert vtep.stop() == 0
 
 
 def test_no_remote_yet(pair: Pair, start: Start) -> None:

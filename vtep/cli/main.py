@@ -77,12 +77,12 @@ def _service(config: str | None, given: dict[str, Any]) -> Service:
     if config is None:
         if "vni" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
-        return Service(Settings(segments=[Config(**given)], **process))
+        return Service(Settings(segments=[Config(**given)]), instead=process)
     if given:
         flag = min(given).replace("_", "-")
         raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
     path = Path(config)
-    return Service(attrs.evolve(read(path), **process), path)
+    return Service(read(path), path, process)
 
 
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
