@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -401,6 +401,50 @@ def test_what_can_not_be_changes_nothing(
             assert "10.0.0.9" not in a.run("ip", "addr", "show", "vx5")
             await pings(a, "10.0.0.2")
             await vtep.reload(good)
+
+    run(main())
+
+
+@pytest.mark.parametrize("delay", [0, 0.005, 0.02, 0.05])
+def test_a_change_that_is_cancelled_is_whole_or_undone(inside_a: Pair, delay: float) -> None:
+    a, b = inside_a
+    kernel_segment(b, 5, "10.0.0.2/24")
+
+    async def main() -> None:
+        before = [config(5, address="10.0.0.1/24"), config(6)]
+        after = [attrs.evolve(before[0], mtu=1300), config(7, tap="vx6"), config(8)]
+        async with Vtep(*before) as vtep:
+            reloading = asyncio.create_task(vtep.reload(after))
+            await asyncio.sleep(delay)
+            reloading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reloading
+            configs = [port.config for port in vtep.ports.values()]
+            assert configs in (before, after)
+            assert mtu_of(a, "vx5") == (1450 if configs == before else 1300)
+            assert has_device(a, "vx8") == (configs == after)
+            await pings(a, "10.0.0.2")
+            await vtep.reload(after)
+            await vtep.reload(before)
+            assert [port.config for port in vtep.ports.values()] == before
+
+    run(main())
+
+
+@pytest.mark.parametrize("delay", [0, 0.005, 0.02])
+def test_a_stop_in_the_middle_of_a_change(inside_a: Pair, delay: float) -> None:
+    a, _ = inside_a
+
+    async def main() -> None:
+        vtep = Vtep(config(5), config(6))
+        await vtep.start()
+        reloading = asyncio.create_task(vtep.reload([config(5, mtu=1300), config(7), config(8)]))
+        await asyncio.sleep(delay)
+        await vtep.stop()
+        with suppress(VtepError, RuntimeError):
+            await reloading
+        await asyncio.wait_for(vtep.wait(), DEADLINE)
+        assert not any(has_device(a, f"vx{vni}") for vni in range(5, 9))
 
     run(main())
 
