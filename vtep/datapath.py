@@ -76,9 +76,6 @@ class Outbound:
         self._paths = paths
         self._fit = fit
         self._lost = lost
-        self._header = vxlan.pack(segment.vni)
-        self._splitter = Splitter(self._header, reserve=_RUN_MAX)
-        self._segments = self._splitter.memory.data
         self._held: Burst | None = None
         self._buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
         self._virtio = bytearray(virtio.HEADER_LEN)
@@ -86,6 +83,7 @@ class Outbound:
         self._running = False
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
+        self._write_headers()
 
     def start(self) -> None:
         """Begin to read the TAP, in the running loop."""
@@ -99,16 +97,22 @@ class Outbound:
         self._waiting.clear()
 
     def take(self, paths: Paths) -> None:
-        """Send through others from now on, also what waits."""
+        """Send through others from now on, also what waits, and as the segment's policy is now."""
         self._paths = paths
+        self._write_headers()
+
+    def _write_headers(self) -> None:
+        self._header = self._segment.header
+        self._splitter = Splitter(self._header, reserve=_RUN_MAX)
+        self._segments = self._splitter.memory.data
 
     def readable(self) -> None:
         """Drain the TAP."""
         now = time.monotonic()
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
-        segment, slots = self._segment, self._slots
-        greet, frame_max = self._fit.leaving, self._fit.oversize.limit
-        envelope = self._paths.envelope
+        segment, slots, envelope = self._segment, self._slots, self._paths.envelope
+        # What is longer is looked at, which is every frame where the segment wants to see them.
+        greet, frame_max = self._fit.leaving, 0 if segment.attentive else self._fit.oversize.limit
         remotes: Sequence[Remote] = ()
         # A run of frames of one size and flow lies between the first two, unless it is empty.
         begin = end = flow = stride = 0
@@ -126,12 +130,13 @@ class Outbound:
             frame = buffer[body : body + length]
             # Its flags, its GSO type.
             if meta[0] or meta[1] or not ethernet.HEADER_LEN <= length <= frame_max:
-                gso = virtio.unpack(meta)
-                if not self._joins(frame, gso):
+                length = self._joins(frame, now)
+                if not length:
                     self._emit(buffer[begin:end], stride, remotes, flow, now)
                     begin = end = 0
-                    budget -= self._apart(frame, gso, now)
+                    budget -= self._apart(frame, now)
                     continue
+                frame = frame[:length]
             if self._held:
                 self._flush(now)
             buffer[end:body] = header
@@ -157,11 +162,31 @@ class Outbound:
         self._emit(buffer[begin:end], stride, remotes, flow, now)
         self._flush(now)
 
-    def _joins(self, frame: memoryview, gso: virtio.Header) -> bool:
-        """Do what the virtio header asks for; False for what goes apart from others, or nowhere."""
+    def _joins(self, frame: memoryview, now: float) -> int:
+        """Do what the virtio header and the segment ask for; how many octets are to be sent then.
+
+        None of them if it goes apart from others, or nowhere.
+        """
+        gso = virtio.unpack(self._virtio)
         if gso.gso_type != virtio.GSO_NONE or len(frame) > self._fit.oversize.limit:
-            return False
-        return self._mend(frame, gso)
+            return 0
+        return len(self._inspect(frame, now)) if self._mend(frame, gso) else 0
+
+    def _inspect(self, frame: memoryview, now: float) -> memoryview:
+        """Let the segment look at a frame, if it wants to; what is left to be sent."""
+        segment = self._segment
+        if not segment.attentive:
+            return frame
+        left = segment.inspect(frame, now)
+        frame[: len(left)] = left  # Where tags were taken off, it begins later.
+        for reply in segment.replies:
+            try:
+                os.writev(self._tap.fd, (virtio.PLAIN, reply))
+            except OSError as error:
+                reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
+                segment.counters.drop(reason)
+        segment.replies.clear()
+        return frame[: len(left)]
 
     def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
         """Finish the checksum of a frame that is no superframe; False if that can't be done."""
@@ -176,13 +201,18 @@ class Outbound:
             return False
         return True
 
-    def _apart(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
+    def _apart(self, frame: memoryview, now: float) -> int:
         """Send a superframe, or what becomes of a frame that is too large; what that costs."""
-        oversize = self._fit.oversize
+        oversize, gso = self._fit.oversize, virtio.unpack(self._virtio)
         if gso.gso_type != virtio.GSO_NONE:
             self._superframe(frame, gso, now)
         elif len(frame) > oversize.limit and self._mend(frame, gso):
-            self._fitting(frame, (oversize.handle(frame, now),), now)
+            frame = self._inspect(frame, now)
+            if len(frame) > oversize.limit:
+                self._fitting(frame, (oversize.handle(frame, now),), now)
+            elif frame:  # It fits without its tags.
+                datagram = self._header + frame
+                self._fitting(frame, (Outcome(datagram, len(datagram), None),), now)
         else:
             return 0
         return _SUPERFRAME_COST
@@ -190,6 +220,11 @@ class Outbound:
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
         segment = self._segment
         counters = segment.counters
+        if segment.attentive:
+            count = -(-max(1, len(frame) - gso.header_len) // max(1, gso.gso_size))
+            frame = segment.inspect(frame, now, count)
+            if not frame:
+                return
         try:
             octets, stride = self._splitter.split(frame, gso)
         except SplitError:
@@ -299,6 +334,7 @@ class Exit(NamedTuple):
     tap: Tap
     fit: Fit
     counters: Counters
+    segment: Segment
 
 
 class Inbound:
@@ -320,7 +356,7 @@ class Inbound:
 
     def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
-        self._exits[segment] = Exit(tap, fit, segment.counters)
+        self._exits[segment] = Exit(tap, fit, segment.counters, segment)
         self._switch.segments[segment.vni] = segment
         self._fit()
 
@@ -381,6 +417,8 @@ class Inbound:
 
     def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
         """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""
+        if leave.segment.strips:
+            frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
             leave.fit.arriving(frame)
         header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
@@ -408,7 +446,8 @@ class Inbound:
                 self._single(leave, frame, 0)
             else:
                 leave.counters.rx_superframes += 1
-                self._deliver(leave, frame, header)
+                left = ethernet.untag(frame) if segment.strips else frame
+                self._deliver(leave, left, virtio.moved(header, len(frame) - len(left)))
 
     def _deliver(self, leave: Exit, frame: memoryview, header: bytes) -> None:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""

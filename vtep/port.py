@@ -57,7 +57,7 @@ class Port:
         self._answer_for_neighbours()
         self._tunnel = TunnelMtu(MTU_MAX)
         self._fit = Fit(
-            vxlan.pack(config.vni), self.segment.counters, self._tunnel.now, config.mss_clamp
+            self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
         self.place = Place(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
@@ -176,6 +176,7 @@ class Port:
             segment.fdb.set_ageing(config.ageing, now)
         segment.set_accept(_accept(config))
         segment.set_policy(_policy(config))
+        self._fit.oversize.prefix = segment.header
         self._answer_for_neighbours()
         segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses

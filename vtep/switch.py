@@ -39,7 +39,7 @@ class InnerVlan(StrEnum):
     PASS = "pass"  # noqa: S105  no password
     """They are carried as they are, as in the kernel driver."""
     STRIP = "strip"
-    """They lose their tags; whoever moves the frame has to do it, with `ethernet.untag`."""
+    """They lose their tags."""
     DROP = "drop"
 
 
@@ -131,6 +131,8 @@ class Segment:
             or policy.inner_vlan is InnerVlan.DROP
         )
         """Whether more is to be looked at in a datagram than `admit` does."""
+        self.strips = policy.inner_vlan is InnerVlan.STRIP
+        """Whether frames from the underlay are to lose their VLAN tags."""
         self.attentive = self.neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
         """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
 

@@ -41,7 +41,7 @@ from tests.unit.twins import (
 )
 from vtep.offload import merge as merge_module
 from vtep.offload.merge import Merger
-from vtep.wire import virtio
+from vtep.wire import ethernet, virtio
 
 Changes = dict[str, Any]
 
@@ -453,6 +453,19 @@ def test_more_shapes_than_it_remembers() -> None:
     ]
     for base in [*shapes, *shapes[:3]]:
         assert run_lengths(merge(burst_of(train(base, 3, 20)), merger)) == [3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taking_tags_off_what_was_merged(kind: str) -> None:
+    # As Inbound does it for --inner-vlan strip: the same superframe as if there had been no tags.
+    tagged = burst_of(train(Frame(*KINDS[kind], tags=((0x88A8, 5), (0x8100, 6))), 4, 99))
+    ((header, frame, _, _),) = Merger(8, uso=True).merge(memoryview(tagged.data), tagged.stride)
+    assert header is not None
+    left = ethernet.untag(frame)
+    ((plain_header, plain),) = merge(burst_of(train(Frame(*KINDS[kind]), 4, 99)))
+    assert bytes(left) == plain
+    assert virtio.moved(header, len(frame) - len(left)) == plain_header
+    assert virtio.moved(header, 0) == header
 
 
 def test_memory_is_bounded() -> None:

@@ -7,21 +7,26 @@ that takes notes, and may be full.
 import asyncio
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scapy.layers.l2 import ARP, Ether
 
+from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, Frame
 from vtep.counters import Counters, Drop
 from vtep.datapath import Outbound
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
+from vtep.neigh import Neighbours
 from vtep.offload.split import Splitter
 from vtep.paths import Room
-from vtep.switch import Segment
+from vtep.switch import GroupPolicy, InnerVlan, Segment
+from vtep.switch import Policy as SegmentPolicy
 from vtep.underlay import batch_max
 from vtep.wire import virtio, vxlan
 from vtep.wire.envelope import Policy
@@ -95,6 +100,28 @@ def tap() -> Iterator[Pair]:
         yield pair
     finally:
         pair.close()
+
+
+def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[Any, list[bytes]]:
+    """What is sent, by send, and what the host gets, where a segment looks at all frames."""
+
+    async def run() -> tuple[Any, list[bytes]]:
+        notes = Notes(iter(()))
+        answers = []
+        with tap() as pair:
+            ways = cast("Any", Ways(notes))
+            fit = Fit(segment.header, segment.counters, MTU, "auto")
+            outbound = Outbound(cast("Any", pair), segment, ways, fit, lambda _: None)
+            for frame in frames:
+                pair.host.send(b"".join(frame))
+            outbound.readable()
+            with suppress(BlockingIOError):
+                while True:
+                    answers.append(pair.host.recv(65536))
+        notes.close()
+        return notes.sent, answers
+
+    return asyncio.run(run())
 
 
 def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) -> list[list[bytes]]:
@@ -197,3 +224,69 @@ def test_everything_leaves_in_order(frames: list[tuple[bytes, bytes]], room: lis
     sent = forward(frames, room)
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert [datagram for batch in sent for datagram in batch] == expected
+
+
+# --- where the segment looks at frames --------------------------------------------------------
+
+
+def particular(**policy: Any) -> Segment:
+    fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
+    own, options = bytes(6), SegmentPolicy(**policy)
+    return Segment(5, [REMOTE], fdb, own_mac=own, learning=True, policy=options)
+
+
+def of_size(count: int, tags: tuple[tuple[int, int], ...] = ()) -> tuple[bytes, bytes]:
+    frame = Frame(payload=bytes(count * SIZE), tags=tags)
+    if count == 1:
+        return virtio.PLAIN, frame.build()
+    start = frame.head_len - 20
+    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, SIZE, start, 16), frame.build()
+
+
+TAG = ((0x8100, 5),)
+
+
+def test_tags_are_taken_off() -> None:
+    frames = [of_size(1), of_size(1, TAG), of_size(1), of_size(3, TAG), of_size(1, TAG * 2)]
+    segment = particular(inner_vlan=InnerVlan.STRIP)
+    sent, answers = inspected(frames, segment)
+    plain = [of_size(1)] * 3 + [of_size(3), of_size(1)]
+    assert [datagram for batch in sent for datagram in batch] == [
+        each for frame in plain for each in segments(*frame)
+    ]
+    assert [len(batch) for batch in sent] == [3, 3, 1]  # They still are a run.
+    assert answers == []
+    assert segment.counters.tx_frames == 7
+
+
+def test_tagged_frames_are_dropped() -> None:
+    frames = [of_size(1, TAG), of_size(1), of_size(3, TAG), of_size(1)]
+    segment = particular(inner_vlan=InnerVlan.DROP)
+    sent, answers = inspected(frames, segment)
+    assert [datagram for batch in sent for datagram in batch] == segments(*of_size(1)) * 2
+    assert answers == []
+    assert segment.counters.drops[Drop.TX_TAGGED] == 4
+    assert segment.counters.tx_frames == 2
+
+
+def test_a_request_is_answered_to_the_tap() -> None:
+    segment = particular()
+    neighbours = Neighbours(segment.fdb, ageing=0, max_neighbours=0)
+    neighbours.add(ip_address(V4_B), mac(MAC_B), 0.0)
+    segment.fdb.add(mac(MAC_B), REMOTE, 0.0)
+    segment.set_neighbours(neighbours)
+    request = bytes(ether(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B), dst=BROADCAST))
+    sent, answers = inspected([of_size(1), (virtio.PLAIN, request), of_size(1)], segment)
+    assert [datagram for batch in sent for datagram in batch] == segments(*of_size(1)) * 2
+    assert [answer[:10] for answer in answers] == [virtio.PLAIN]
+    assert Ether(answers[0][10:])[ARP].hwsrc == MAC_B
+    assert segment.replies == []
+    assert segment.counters.tx_frames == 2
+    assert segment.counters.neigh_answered == 1
+
+
+def test_the_header_tells_the_group() -> None:
+    segment = particular(groups=GroupPolicy(7))
+    sent, _ = inspected([of_size(1), of_size(2)], segment)
+    headers = {datagram[:8] for batch in sent for datagram in batch}
+    assert headers == {vxlan.pack(5, 7)}

@@ -52,3 +52,11 @@ def needs_checksum(start: int, offset: int) -> bytes:
 def superframe(gso_type: int, header_len: int, gso_size: int, start: int, offset: int) -> bytes:
     """Like `needs_checksum`, for a frame that stands for segments of `gso_size` payload octets."""
     return HEADER.pack(FLAG_NEEDS_CSUM, gso_type, header_len, gso_size, start, offset)
+
+
+def moved(header: bytes, octets: int) -> bytes:
+    """The header of the same superframe with so many octets less before its network layer."""
+    if not octets:
+        return header
+    flags, gso_type, header_len, gso_size, start, offset = HEADER.unpack(header)
+    return HEADER.pack(flags, gso_type, header_len - octets, gso_size, start - octets, offset)

@@ -1,0 +1,159 @@
+"""What a segment makes of neighbours, reserved bits, policy groups and VLAN tags, on real hosts."""
+
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
+
+from tests.netns.hosts import (
+    Arrivals,
+    Pyvtep,
+    kernel_vtep,
+    mac_of,
+    packet_socket,
+    ping,
+    segment,
+    udp_socket,
+    wait_until,
+)
+from vtep.lab import Host
+from vtep.wire import vxlan
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+PLAIN = bytes(Ether(src="02:00:00:00:00:07", dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / Raw(b"x" * 50))
+TAGGED = PLAIN[:12] + b"\x81\x00" + bytes(Dot1Q(vlan=10, type=0x88B5)) + PLAIN[14:]
+
+SOL_PACKET = 263
+PACKET_AUXDATA = 8
+TP_STATUS_VLAN_VALID = 1 << 4
+
+
+# --- neighbours -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["10.0.0.2", "fd00::2"])
+def test_a_known_neighbour_is_found_though_it_is_down(pair: Pair, start: Start, other: str) -> None:
+    a, b = pair
+    vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24", "fd00::1/64"), "--proxy")
+    kernel_vtep(b, 42, "192.0.2.2", "192.0.2.1", "10.0.0.2/24", "fd00::2/64")
+    ping(a, other)
+    its_mac = mac_of(b)
+    b.run("ip", "link", "set", "eth0", "down")
+    answered = vtep.counter("neigh_answered")
+    a.run("ip", "neigh", "del", other, "dev", "vx0")
+
+    def found() -> bool:
+        a.run("ping", "-c1", "-W1", other, check=False)
+        return its_mac in a.run("ip", "neigh", "show", other, "dev", "vx0")
+
+    wait_until(found, "an answer in the name of the neighbour")
+    assert vtep.counter("neigh_answered") > answered
+
+
+# --- reserved bits ----------------------------------------------------------------------------
+
+RESERVED = [1 << 63 - bit for bit in range(64) if bit != 4 and not 32 <= bit < 56]
+"""Bit 0 is the first on the wire; as in the kernel's vxlan_reserved.sh."""
+
+
+@pytest.mark.parametrize(
+    ("option", "passing"), [("ignore", 39), ("strict", 0), ("0xf7dfffff000000ff", 1)]
+)
+def test_reserved_bits(pair: Pair, start: Start, option: str, passing: int) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"), "--reserved-bits", option)
+    clean = int.from_bytes(vxlan.pack(1), "big")
+    with Arrivals(a) as arrivals, udp_socket(b, "192.0.2.2") as sender:
+        for bit in (0, *RESERVED):
+            header = (clean | bit).to_bytes(8, "big")
+            sender.sendto(header + PLAIN, ("192.0.2.1", 4789))
+        wait_until(lambda: arrivals.of(PLAIN) == passing + 1, "what is let in")
+        assert vtep.counter("reserved_bits") == 39 - passing
+        assert arrivals.of(PLAIN) == passing + 1
+
+
+# --- policy groups ----------------------------------------------------------------------------
+
+
+def marks(host: Host, rules: str) -> None:
+    """Let a host's firewall do something to the marks that stand for groups in the kernel."""
+    host.run("nft", f"add table inet groups; {rules}")
+
+
+def test_groups_with_the_kernel(pair: Pair, start: Start) -> None:
+    a, b = pair
+    b.run(
+        *("ip", "link", "add", "vx0", "type", "vxlan", "id", "42", "dev", "eth0", "gbp"),
+        *("local", "192.0.2.2", "remote", "192.0.2.1", "dstport", "4789"),
+    )
+    b.run("ip", "addr", "add", "10.0.0.2/24", "dev", "vx0")
+    b.run("ip", "link", "set", "vx0", "up")
+    # Only frames of group 7 get an answer, and all that answers is of group 9.
+    marks(
+        b,
+        "add chain inet groups in { type filter hook input priority 0; };"
+        'add rule inet groups in iifname "vx0" meta mark != 7 drop;'
+        "add chain inet groups out { type filter hook output priority 0; };"
+        'add rule inet groups out oifname "vx0" meta mark set 9;'
+        "add table arp groups; add chain arp groups out { type filter hook output priority 0; };"
+        "add rule arp groups out meta mark set 9",
+    )
+    options = ("--gbp", "7", "--gbp-accept", "9")
+    vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"), *options)
+    ping(a, "10.0.0.2")
+    assert vtep.faults() == 0
+    vtep.stop()
+    vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"), "--gbp", "7", "--gbp-accept", "8")
+    said = a.run("ping", "-c1", "-W1", "10.0.0.2", check=False)
+    assert "1 received" not in said
+    assert vtep.counter("group_denied") > 0
+
+
+# --- VLAN tags --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "left"), [("pass", TAGGED), ("strip", PLAIN), ("drop", None)])
+def test_tags_on_their_way_out(pair: Pair, start: Start, option: str, left: bytes | None) -> None:
+    a, b = pair
+    with udp_socket(b, "192.0.2.2", 4789) as wire:
+        vtep = start(a, *segment(1, "192.0.2.2"), "--inner-vlan", option)
+        with packet_socket(a, "vx0") as tap:
+            tap.send(TAGGED)
+            tap.send(PLAIN)
+
+        def next_marked() -> bytes:
+            while True:  # A TAP that is up has something to say itself.
+                frame = wire.recv(2048)[vxlan.HEADER_LEN :]
+                if frame[6:12] == PLAIN[6:12]:
+                    return frame
+
+        if left is not None:
+            assert next_marked() == left
+        assert next_marked() == PLAIN
+        assert vtep.counter("tx_tagged") == (1 if left is None else 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "tags"), [("pass", [True, False]), ("strip", [False, False]), ("drop", [False])]
+)
+def test_tags_on_their_way_in(pair: Pair, start: Start, option: str, tags: list[bool]) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"), "--inner-vlan", option)
+    with packet_socket(a, "vx0") as tap, udp_socket(b, "192.0.2.2") as sender:
+        # The kernel takes the tag out of what a packet socket gets, and tells of it beside.
+        tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        for frame in (TAGGED, PLAIN):
+            sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", 4789))
+        seen: list[bool] = []
+        while len(seen) < len(tags):
+            data, ancillary, _, where = tap.recvmsg(2048, socket.CMSG_SPACE(20))
+            if data == PLAIN and where[2] != socket.PACKET_OUTGOING:
+                (status,) = struct.unpack_from("=I", ancillary[0][2])
+                seen.append(status & TP_STATUS_VLAN_VALID != 0)
+        assert seen == tags
+        assert vtep.counter("inner_tagged") == (1 if option == "drop" else 0)
