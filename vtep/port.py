@@ -176,7 +176,7 @@ class Port:
             segment.fdb.set_ageing(config.ageing, now)
         segment.set_accept(_accept(config))
         segment.set_policy(_policy(config))
-        self._fit.oversize.prefix = segment.header
+        self._fit.oversize.set_prefix(segment.header)
         self._answer_for_neighbours()
         segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses

@@ -78,9 +78,14 @@ class Oversize:
 
     def __init__(self, prefix: bytes, counters: Counters, mtu: int) -> None:
         self.mtu = mtu
-        self.prefix = prefix
+        self._prefix = prefix
         self._counters = counters
         self._answers = TokenBucket(_ANSWERS_PER_SECOND, _ANSWERS_AT_ONCE)
+
+    def set_prefix(self, prefix: bytes) -> None:
+        """Let another prefix go before what is sent from now on."""
+        self._prefix = prefix
+        self.__dict__.pop("_splitter", None)
 
     @property
     def limit(self) -> int:
@@ -90,7 +95,7 @@ class Oversize:
     @cached_property
     def _splitter(self) -> Splitter:
         # Not before it is needed: it has some memory, and most tunnels have no use for it.
-        return Splitter(self.prefix)
+        return Splitter(self._prefix)
 
     def handle(self, frame: memoryview, now: float) -> Outcome:
         """What is to be done, at `now` (seconds), with a frame of at least 14 octets.
@@ -114,7 +119,7 @@ class Oversize:
                 return Outcome(*segments, answer)
         fragments = None
         if may_fragment:
-            fragments = fragment(frame, begin, self.limit, self.prefix)
+            fragments = fragment(frame, begin, self.limit, self._prefix)
         if fragments is not None:
             self._counters.tx_fragmented += 1
             return Outcome(*fragments, None)
@@ -132,7 +137,7 @@ class Oversize:
         They are `stride` octets each, with their prefix, but perhaps the last. The outcomes are to
         be sent in their order.
         """
-        skip = len(self.prefix)
+        skip = len(self._prefix)
         where = inet.transport(frame)
         if where is not None and where.protocol == inet.TCP:
             # Where one segment ends and the next begins means nothing to TCP.
@@ -152,7 +157,7 @@ class Oversize:
         return self._alone(frame)
 
     def _alone(self, frame: memoryview) -> Outcome:
-        datagram = self.prefix + bytes(frame)
+        datagram = self._prefix + bytes(frame)
         return Outcome(datagram, len(datagram), None)
 
     def _cut(self, frame: memoryview, where: inet.Transport) -> tuple[bytes, int] | None:
