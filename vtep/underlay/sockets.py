@@ -66,6 +66,7 @@ _JOIN_V6 = struct.Struct("=16si")
 _RECEIVE_SPACE = 2 * socket.CMSG_SPACE(_INT.size)
 """For the segment size of UDP_GRO and the TOS octet or traffic class."""
 
+_ECN = ecn.MASK
 _LOW_OCTET = 0 if sys.byteorder == "little" else -1
 """Of a TOS octet, which comes as one, or a traffic class, which comes as an int."""
 
@@ -272,7 +273,7 @@ def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str,
         if level == _SOL_UDP:
             (stride,) = _INT.unpack(data)
         else:
-            mark = data[_LOW_OCTET] & ecn.MASK
+            mark = data[_LOW_OCTET] & _ECN
     if len(source) > 2 and source[3]:
         return octets, stride, f"{source[0]}%{device_name(source[3])}", mark
     return octets, stride, source[0], mark
