@@ -22,7 +22,7 @@ from vtep.mtu.oversize import Outcome
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.split import SplitError, Splitter, finish_checksum
-from vtep.paths import Paths
+from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import FLOW_BITS, POOL_MAX, batch_max, receive
@@ -43,13 +43,15 @@ _DATAGRAM_MAX = 65536
 class Burst(NamedTuple):
     """Datagrams that are to be sent: all `stride` octets long, but perhaps the last.
 
-    `flow` is as `Path.send` wants it: what they have in common besides the remotes.
+    `flow` is as `Path.send` wants it: what they have in common besides the remotes. If they go to
+    many at once, so many of those have been `served` with the first batch of them.
     """
 
     datagrams: memoryview
     stride: int
     remotes: Sequence[Remote]
     flow: int
+    served: int = 0
 
 
 class Outbound:
@@ -243,7 +245,7 @@ class Outbound:
         flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
         begin, end = _RUN_MAX, _RUN_MAX + octets
         if self._held:
-            held, its_stride, its_remotes, its_flow = self._held
+            held, its_stride, its_remotes, its_flow, _ = self._held
             if stride == its_stride and flow == its_flow and remotes is its_remotes:
                 begin -= len(held)
                 self._held = None
@@ -283,17 +285,29 @@ class Outbound:
         """Send what is held, since nothing follows that could go with it."""
         held, self._held = self._held, None
         if held is not None:
-            self._emit(*held, now)
+            self._emit(*held[:4], now)
 
     def _emit(
-        self, datagrams: memoryview, stride: int, remotes: Sequence[Remote], flow: int, now: float
+        self,
+        datagrams: memoryview,
+        stride: int,
+        remotes: Sequence[Remote],
+        flow: int,
+        now: float,
+        served: int = 0,
     ) -> None:
         """Send datagrams to each remote, behind those that wait."""
         if not datagrams:
             return
         if self._waiting:
-            self._waiting.append(Burst(datagrams, stride, remotes, flow))
+            self._waiting.append(Burst(datagrams, stride, remotes, flow, served))
             return
+        if len(remotes) >= FLOOD_MIN and (flood := self._paths.flood(remotes)) is not None:
+            self._flood(flood, Burst(datagrams, stride, flood.recipients.remotes, flow, served))
+            remotes = flood.others
+            if self._waiting:
+                self._waiting.append(Burst(datagrams, stride, remotes, flow))
+                return
         for number, remote in enumerate(remotes):
             path = self._paths[remote]
             rest = datagrams
@@ -312,6 +326,24 @@ class Outbound:
                     self._segment.counters.drop(lost, remote.host, count or 1)
                 rest = rest[octets:]
 
+    def _flood(self, flood: Flood, burst: Burst) -> None:
+        """Send to many remotes at once."""
+        rest, stride, remotes, flow, served = burst
+        counters = self._segment.counters
+        while rest:
+            sent = flood.replicator.send(rest, stride, flood.recipients, flow, served)
+            counters.tx_datagrams += sent.datagrams
+            for remote, reason, count in sent.lost:
+                counters.drop(reason, remote.host, count)
+                if reason is Drop.UNDERLAY_TOO_BIG:
+                    self._paths[remote].look()
+            if not sent.octets:
+                self._waiting.append(Burst(rest, stride, remotes, flow, sent.reached))
+                self._await_room(sent.blocked)
+                return
+            rest = rest[sent.octets :]
+            served = 0
+
     def _await_room(self, fd: int) -> None:
         asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._paths.room.wait(fd, self._resume)
@@ -323,7 +355,7 @@ class Outbound:
         waiting, self._waiting = self._waiting, []
         now = time.monotonic()
         for burst in waiting:
-            self._emit(*burst, now)
+            self._emit(*burst[:4], now, burst.served)
         if not self._waiting:
             self.start()
 

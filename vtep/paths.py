@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from attrs import evolve, frozen
+
 from vtep.fdb import Remote
-from vtep.underlay import Binding, Outer, Path, pool_slots
+from vtep.underlay import Binding, Outer, Path, Recipients, Replicator, pool_slots
 from vtep.wire.envelope import Policy
 
 
@@ -39,6 +41,13 @@ class Room:
             loop.call_soon(resume)
 
 
+FLOOD_MIN = 8
+"""From how many remotes on one system call for all is cheaper than one for each of their paths."""
+
+_FLOODS_MAX = 64
+"""Of how many lists of remotes it is remembered how to send to all of them."""
+
+_SenderKey: TypeAlias = tuple[tuple[Binding, ...], Outer, bool]
 _Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
 
 
@@ -58,7 +67,8 @@ class Pool:
         self._mtu_changed = mtu_changed
         self._paths: dict[_Key, Path] = {}
         self._keys: dict[Path, _Key] = {}
-        self._users: Counter[Path] = Counter()
+        self._replicators: dict[_SenderKey, Replicator] = {}
+        self._users: Counter[Path | Replicator] = Counter()
 
     def take(self, binding: Binding, outer: Outer, remote: Remote, *, gso: bool) -> Path:
         """The way to a remote; each call is to be followed by one of `let_go`."""
@@ -73,24 +83,51 @@ class Pool:
         self._users[path] += 1
         return path
 
-    def let_go(self, path: Path) -> None:
+    def replicator(self, bindings: tuple[Binding, ...], outer: Outer, *, gso: bool) -> Replicator:
+        """What sends to many remotes at once; each call is to be followed by one of `let_go`."""
+        key = (bindings, outer, gso)
+        replicator = self._replicators.get(key)
+        if replicator is None:
+            replicator = Replicator(bindings, outer, self.room.wake, gso=gso)
+            self._replicators[key] = replicator
+        self._users[replicator] += 1
+        return replicator
+
+    def let_go(self, way: Path | Replicator) -> None:
         """One that is used by nobody any more is closed."""
-        self._users[path] -= 1
-        if self._users[path]:
+        self._users[way] -= 1
+        if self._users[way]:
             return
-        del self._users[path], self._paths[self._keys.pop(path)]
-        path.close()
+        del self._users[way]
+        if isinstance(way, Path):
+            del self._paths[self._keys.pop(way)]
+        else:
+            (key,) = (key for key, each in self._replicators.items() if each is way)
+            del self._replicators[key]
+        way.close()
 
     def reconnect(self, dev: str | None) -> None:
         """Close all sockets that are bound to a device of this name; others are opened anew."""
         for (binding, *_), path in self._paths.items():
             if binding.dev == dev:
                 path.close()
+        for (bindings, *_), replicator in self._replicators.items():
+            if any(binding.dev == dev for binding in bindings):
+                replicator.close()
 
     def look(self) -> None:
         """Ask the kernel for the MTU of every path again: something about the host has changed."""
         for path in self._paths.values():
             path.look()
+
+
+@frozen
+class Flood:
+    """How to send to many remotes: to most of them at once, and to the others by their paths."""
+
+    replicator: Replicator
+    recipients: Recipients
+    others: tuple[Remote, ...]
 
 
 class Paths(dict[Remote, Path]):
@@ -109,6 +146,8 @@ class Paths(dict[Remote, Path]):
         self._bindings = bindings
         self._outer = outer
         self._gso = gso
+        self._replicator: Replicator | None = None
+        self._floods: dict[int, tuple[Sequence[Remote], Flood | None]] = {}
 
     def __missing__(self, remote: Remote) -> Path:
         path = self[remote] = self._pool.take(
@@ -117,7 +156,37 @@ class Paths(dict[Remote, Path]):
         return path
 
     def _binding(self, remote: Remote) -> Binding:
-        return self._bindings[6 if ":" in remote.host else 4]
+        binding = self._bindings[6 if ":" in remote.host else 4]
+        return binding if remote.via is None else evolve(binding, dev=remote.via)
+
+    def flood(self, remotes: Sequence[Remote]) -> Flood | None:
+        """How to send to all of these, who are many, or None if it has to be by their paths."""
+        found = self._floods.get(id(remotes))
+        if found is not None and found[0] is remotes:
+            return found[1]
+        flood = self._prepare(remotes)
+        if len(self._floods) >= _FLOODS_MAX:
+            self._floods.clear()
+        self._floods[id(remotes)] = remotes, flood
+        if flood is not None:
+            # Who goes on with what had no room asks for those who are served at once.
+            served = flood.recipients.remotes
+            self._floods[id(served)] = served, evolve(flood, others=())
+        return flood
+
+    def _prepare(self, remotes: Sequence[Remote]) -> Flood | None:
+        others = tuple(remote for remote in remotes if (remote.via, remote.vni) != (None, None))
+        plain = [remote for remote in remotes if remote not in others]
+        if len(plain) < FLOOD_MIN:
+            return None
+        if self._replicator is None:
+            bindings = tuple(self._bindings.values())
+            self._replicator = self._pool.replicator(bindings, self._outer, gso=self._gso)
+        try:
+            recipients = self._replicator.recipients(plain)
+        except OSError:  # One has a device that is not here.
+            return None
+        return Flood(self._replicator, recipients, others)
 
     def release(self, remote: Remote) -> None:
         """Let go of the way to a remote, if there is one."""
@@ -129,3 +198,7 @@ class Paths(dict[Remote, Path]):
         """Let go of all; they are made anew if there is more to send."""
         for remote in tuple(self):
             self.release(remote)
+        self._floods.clear()
+        if self._replicator is not None:
+            self._pool.let_go(self._replicator)
+            self._replicator = None

@@ -385,3 +385,39 @@ def link_local(host: Host) -> str:
 
     wait_until(lambda: "tentative" not in said(), "the address to be checked for duplicates")
     return said().split()[3].split("/")[0]
+
+
+# --- many remotes -----------------------------------------------------------------------------
+
+
+def test_a_broadcast_to_many_remotes(pair: Pair, start: Start) -> None:
+    """Each of forty gets it once, and the counters tell of each that does not."""
+    a, b = pair
+    hosts = [f"192.0.2.{number}" for number in range(100, 120)]
+    hosts += [f"2001:db8::1:{number}" for number in range(20)]
+    address(b, "eth0", *(f"{host}/{64 if ':' in host else 24}" for host in hosts))
+    a.run("ip", "route", "add", "198.51.100.1", "dev", "eth0")
+    remotes = [word for host in (*hosts, "198.51.100.1") for word in ("--remote", host)]
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(udp_socket(b, host, 4789)) for host in hosts]
+        # A TAP that says nothing by itself.
+        a.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+        vtep = start(a, "--vni", "2", *remotes, "--tap", "vx0")
+        a.run("ip", "route", "replace", "unreachable", "198.51.100.1")
+        tap = stack.enter_context(packet_socket(a, "vx0"))
+        frames = [
+            bytes(Ether(dst=craft.BROADCAST, src=craft.MAC_A, type=0x88B5) / bytes(100 + number))
+            for number in range(30)
+        ]
+        for frame in frames:
+            tap.send(frame)
+        for listener in listeners:
+            got: list[bytes] = []
+            while len(got) < len(frames):
+                datagram = listener.recv(2048)
+                if datagram[14:20] == frames[0][6:12]:
+                    got.append(datagram[8:])
+            assert got == frames
+        counters = vtep.counters()
+        assert counters["tx_datagrams"] == 40 * 30
+        assert counters["underlay_unreachable"] == counters["drops"] == 30

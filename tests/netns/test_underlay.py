@@ -85,7 +85,7 @@ def replicator_to(
     host: Host, family: socket.AddressFamily, outer: Outer
 ) -> Iterator[Callable[..., object]]:
     """The same as a path's `send`, to the same remote."""
-    replicator = Replicator(BINDINGS, outer, gso=True)
+    replicator = Replicator(BINDINGS.values(), outer, no_one, gso=True)
     with host.inside():
         recipients = replicator.recipients([Remote(ADDRESSES[family][1], 4789)])
 
@@ -253,7 +253,7 @@ def test_link_local_addresses(pair: Pair) -> None:
         remote = Remote(host_of(ip_address(other if dev else f"{other}%eth0"), dev), 4789)
         assert remote.host == f"{other}%eth0"
         path = Path(binding(V6, dev), Outer(), remote, 1, no_one, no_one, gso=True)
-        replicator = Replicator({V6: binding(V6, dev)}, Outer(), gso=True)
+        replicator = Replicator([binding(V6, dev)], Outer(), no_one, gso=True)
         with a.inside():
             assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
             assert receive_from(receiver, buffer)[2] == f"{own}%eth0"
@@ -424,7 +424,7 @@ def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
     hosts = many(b, 10)
     shuffled = hosts[::2] + hosts[1::2]
     data = memoryview(bytearray(os.urandom(150 * 100)))
-    replicator = Replicator(BINDINGS, Outer(), gso=True)
+    replicator = Replicator(BINDINGS.values(), Outer(), no_one, gso=True)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients([Remote(host, 4789) for host in shuffled])
         rest, calls = data, 0
@@ -449,7 +449,7 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
     a.run("ip", "route", "add", hosts[1], "dev", "eth0", "mtu", "600")
     remotes = [Remote(host, 4789) for host in (hosts[0], "198.51.100.1", "192.0.2.2", *hosts[1:])]
     _, lost, refused, narrow, *_ = remotes
-    replicator = Replicator(BINDINGS, Outer(df=True), gso=True)
+    replicator = Replicator(BINDINGS.values(), Outer(df=True), no_one, gso=True)
     small, large = memoryview(bytearray(3 * 100)), memoryview(bytearray(3 * 1000))
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)
@@ -486,7 +486,7 @@ def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
     hosts = many(b, 8)[:8]
     dead = "192.0.2.99"  # For whose MAC address the kernel asks, and holds datagrams back.
     remotes = [Remote(host, 4789) for host in (*hosts[:4], dead, *hosts[4:])]
-    replicator = Replicator(BINDINGS, Outer(), gso=False)
+    replicator = Replicator(BINDINGS.values(), Outer(), no_one, gso=False)
     sent_to: dict[str, int] = dict.fromkeys((*hosts, dead), 0)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)

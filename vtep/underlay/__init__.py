@@ -5,7 +5,7 @@ value of the flow hash that we tell apart, because routers and NICs spread flows
 """
 
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
-from vtep.underlay.replicate import Replicator
+from vtep.underlay.replicate import Recipients, Replicator, Sent
 from vtep.underlay.sockets import (
     Binding,
     Outer,
@@ -26,7 +26,9 @@ __all__ = [
     "Binding",
     "Outer",
     "Path",
+    "Recipients",
     "Replicator",
+    "Sent",
     "batch_max",
     "device_name",
     "host_of",

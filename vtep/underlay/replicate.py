@@ -8,7 +8,7 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,6 @@ from vtep.underlay import feedback
 from vtep.underlay.path import FLOW_BITS, batch_max
 from vtep.underlay.sockets import Binding, Outer, ancillary, family_of, sockaddr
 from vtep.wire import envelope as envelopes
-
-WORTH = 8
-"""From how many remotes on this is cheaper than their paths one by one."""
 
 _SLOTS = 8
 """Source ports for each family: what is flooded has few flows."""
@@ -135,15 +132,24 @@ def _name(remote: Remote, flowlabel: int) -> bytes:
 
 
 class Replicator:
-    """Sockets that send to anybody, a few for each family; `bindings` has one for each in use.
+    """Sockets that send to anybody, a few for each family; there is a binding for each in use.
 
-    `gso` says whether several datagrams may go in one message.
+    `gso` says whether several datagrams may go in one message; `closing` is told of each
+    descriptor just before it is closed, for whoever waits for room in it.
     """
 
-    def __init__(self, bindings: Mapping[int, Binding], outer: Outer, *, gso: bool) -> None:
-        self._bindings = bindings
+    def __init__(
+        self,
+        bindings: Iterable[Binding],
+        outer: Outer,
+        closing: Callable[[int], None],
+        *,
+        gso: bool,
+    ) -> None:
+        self._bindings = {int(binding.family): binding for binding in bindings}
         self._outer = outer
-        self._gso = gso and all(outer.has_checksum(each.family) for each in bindings.values())
+        self._closing = closing
+        self._gso = gso and all(outer.has_checksum(each.family) for each in self._bindings.values())
         self._sockets: dict[tuple[int, int, int], socket.socket] = {}
 
     def recipients(self, remotes: Sequence[Remote]) -> Recipients:
@@ -160,9 +166,9 @@ class Replicator:
     ) -> Sent:
         """Send as many datagrams as one message takes to all recipients but the first `skip`.
 
-        `datagrams` are in writable memory, else as in `Path.send`. Where there was no room for all,
-        the call is to be repeated with `skip` set to how many were reached. So every remote gets
-        everything in order. Raises OSError where no socket can be opened.
+        `datagrams` and `flow` are as in `Path.send`. Where there was no room for all, the call is
+        to be repeated with `skip` set to how many were reached. So every remote gets everything in
+        order.
         """
         envelope = flow >> FLOW_BITS
         octets = min(len(datagrams), batch_max(stride) if self._gso else stride)
@@ -171,14 +177,20 @@ class Replicator:
         lost: list[Lost] = []
         left = 0
         total = len(recipients)
-        payload = ctypes.c_char.from_buffer(batch)
+        payload = np.frombuffer(batch, np.uint8)
         while skip < total:
             family, end = socket.AF_INET6, total
             if skip < recipients.v4:
                 family, end = socket.AF_INET, recipients.v4
-            sock = self._socket(family, flow, envelope & envelopes.DF)
+            try:
+                sock = self._socket(family, flow, envelope & envelopes.DF)
+            except OSError as error:
+                reason = feedback.reason(error.errno)
+                lost += (Lost(remote, reason, count) for remote in recipients.remotes[skip:end])
+                skip = end
+                continue
             control = _control(family, envelope, stride if count > 1 else 0)
-            recipients.carry(ctypes.addressof(payload), octets, control)
+            recipients.carry(payload.ctypes.data, octets, control)
             at = recipients.address + skip * _MMSGHDR.itemsize
             done = _sendmmsg(sock.fileno(), at, end - skip, 0)
             number = ctypes.get_errno()
@@ -245,6 +257,7 @@ class Replicator:
     def close(self) -> None:
         """Close all sockets; they are opened anew if there is more to send."""
         for sock in self._sockets.values():
+            self._closing(sock.fileno())
             sock.close()
         self._sockets.clear()
 
