@@ -9,8 +9,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, Ether
@@ -24,10 +27,10 @@ from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
 from vtep.offload.split import Splitter
-from vtep.paths import Room
+from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
-from vtep.underlay import batch_max
+from vtep.underlay import Sent, batch_max
 from vtep.wire import virtio, vxlan
 from vtep.wire.envelope import Policy
 
@@ -74,6 +77,61 @@ class Ways:
 
     def __getitem__(self, _remote: Remote) -> Notes:
         return self._notes
+
+
+class Crowd:
+    """Many remotes, all but the last of which are served at once, and its paths.
+
+    It says as often as `room` does that there is no more room, in the middle of them.
+    """
+
+    envelope = staticmethod(Policy().reader())
+
+    def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
+        self.room = Room()
+        self.got: dict[Remote, list[bytes]] = {remote: [] for remote in remotes}
+        self._room = room
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._taken: Remote | None = None
+        *served, other = remotes
+        recipients = cast("Any", SimpleNamespace(remotes=tuple(served)))
+        self._flood = Flood(cast("Any", self), recipients, (other,))
+
+    def flood(self, remotes: Sequence[Remote]) -> Flood:
+        if remotes is self._flood.recipients.remotes:
+            return evolve(self._flood, others=())
+        return self._flood
+
+    def __getitem__(self, remote: Remote) -> Any:
+        self._taken = remote
+        return SimpleNamespace(send=self._send_to_one, fileno=lambda _flow: self._socket.fileno())
+
+    def _send_to_one(
+        self, datagrams: memoryview, stride: int, _flow: int, _now: float
+    ) -> tuple[int, Drop | None]:
+        if not next(self._room, True):
+            raise BlockingIOError
+        assert self._taken is not None
+        return self._take(self._taken, datagrams, stride), None
+
+    def _take(self, remote: Remote, datagrams: memoryview, stride: int) -> int:
+        batch = bytes(datagrams[: batch_max(stride)])
+        self.got[remote] += [batch[at : at + stride] for at in range(0, len(batch), stride)]
+        return len(batch)
+
+    def send(
+        self, datagrams: memoryview, stride: int, recipients: Any, _flow: int, skip: int
+    ) -> Sent:
+        octets = datagram_count = 0
+        for number, remote in enumerate(recipients.remotes[skip:], skip):
+            if not next(self._room, True):
+                return Sent(0, number, datagram_count, [], self._socket.fileno())
+            octets = self._take(remote, datagrams, stride)
+            datagram_count += -(-octets // stride)
+        return Sent(octets, len(recipients.remotes), datagram_count, [], -1)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class Pair:
@@ -157,6 +215,44 @@ def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) ->
         assert not lost
         assert segment.counters.tx_datagrams == segment.counters.tx_frames == expected
         return notes.sent
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def forward_to_many(
+    frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool]
+) -> list[list[bytes]]:
+    """What each of ten remotes gets."""
+
+    async def run() -> list[list[bytes]]:
+        remotes = [Remote(f"192.0.2.{number}", 4789) for number in range(10)]
+        segment = Segment(
+            5, remotes, Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
+        )
+        crowd = Crowd(remotes, iter(room))
+        expected = sum(len(segments(*frame)) for frame in frames)
+        with tap() as pair:
+            outbound = Outbound(
+                cast("Any", pair),
+                segment,
+                cast("Any", crowd),
+                Fit(PREFIX, segment.counters, MTU, "auto"),
+                lambda error: pytest.fail(str(error)),
+            )
+            outbound.start()
+            waiting = list(frames)
+            while sum(map(len, crowd.got.values())) < 10 * expected:
+                while waiting:
+                    try:
+                        pair.host.send(b"".join(waiting[0]))
+                    except BlockingIOError:
+                        break
+                    del waiting[0]
+                await asyncio.sleep(0)
+            outbound.stop()
+        crowd.close()
+        assert segment.counters.tx_datagrams == 10 * expected
+        return list(crowd.got.values())
 
     return asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -290,3 +386,12 @@ def test_the_header_tells_the_group() -> None:
     sent, _ = inspected([of_size(1), of_size(2)], segment)
     headers = {datagram[:8] for batch in sent for datagram in batch}
     assert headers == {vxlan.pack(5, 7)}
+
+
+@given(frames=st.lists(FRAMES, max_size=6), room=st.lists(st.booleans(), max_size=60))
+@settings(max_examples=50)
+def test_each_of_many_gets_everything_in_order(
+    frames: list[tuple[bytes, bytes]], room: list[bool]
+) -> None:
+    expected = [segment for frame in frames for segment in segments(*frame)]
+    assert all(got == expected for got in forward_to_many(frames, room))
