@@ -55,16 +55,12 @@ class Pool:
     """The ways to all remotes of a process: VNIs that send alike share them.
 
     `remotes` is how many there will be, as far as is known: they share the source ports.
-    `mtu_changed` is called with a remote and the MTU of the path to it, when that is first known
-    and when it changes.
     """
 
-    def __init__(
-        self, mtu_changed: Callable[[Remote, int], None] = lambda _remote, _mtu: None
-    ) -> None:
+    def __init__(self) -> None:
         self.remotes = 0
         self.room = Room()
-        self._mtu_changed = mtu_changed
+        self._unseen: list[Path] = []
         self._paths: dict[_Key, Path] = {}
         self._keys: dict[Path, _Key] = {}
         self._replicators: dict[_SenderKey, Replicator] = {}
@@ -76,9 +72,7 @@ class Pool:
         path = self._paths.get(key)
         if path is None:
             slots = pool_slots(max(self.remotes, len(self._paths) + 1), len(outer.srcport))
-            path = self._paths[key] = Path(
-                binding, outer, remote, slots, self.room.wake, self._mtu_changed, gso=gso
-            )
+            path = self._paths[key] = Path(binding, outer, remote, slots, self.room.wake, gso=gso)
             self._keys[path] = key
         self._users[path] += 1
         return path
@@ -115,10 +109,14 @@ class Pool:
             if any(binding.dev == dev for binding in bindings):
                 replicator.close()
 
-    def look(self) -> None:
-        """Ask the kernel for the MTU of every path again: something about the host has changed."""
-        for path in self._paths.values():
-            path.look()
+    def look(self, budget: int | None = None) -> None:
+        """Ask the kernel for the MTU of every path again, or of so many of them in turn."""
+        if budget is None or not self._unseen:
+            self._unseen = list(self._paths.values())
+        for _ in range(min(budget or len(self._unseen), len(self._unseen))):
+            path = self._unseen.pop()
+            if path in self._users:
+                path.look()
 
 
 @frozen
@@ -134,10 +132,19 @@ class Paths(dict[Remote, Path]):
     """The ways to the remotes of one VNI; that to a remote not seen before is made when asked for.
 
     `bindings` are by IP version; `policy` says what the outer header takes from a frame.
+    `mtu_changed` is told of the MTU of the path to a remote when it is first known and when it
+    changes, and None when the path is not used any more.
     """
 
     def __init__(
-        self, pool: Pool, bindings: dict[int, Binding], outer: Outer, policy: Policy, *, gso: bool
+        self,
+        pool: Pool,
+        bindings: dict[int, Binding],
+        outer: Outer,
+        policy: Policy,
+        mtu_changed: Callable[[Remote, int | None], None],
+        *,
+        gso: bool,
     ) -> None:
         self.room = pool.room
         self.envelope = policy.reader()
@@ -145,6 +152,7 @@ class Paths(dict[Remote, Path]):
         self._pool = pool
         self._bindings = bindings
         self._outer = outer
+        self._mtu_changed = mtu_changed
         self._gso = gso
         self._replicator: Replicator | None = None
         self._floods: dict[int, tuple[Sequence[Remote], Flood | None]] = {}
@@ -153,6 +161,9 @@ class Paths(dict[Remote, Path]):
         path = self[remote] = self._pool.take(
             self._binding(remote), self._outer, remote, gso=self._gso
         )
+        path.watchers.append(self._mtu_changed)
+        if path.mtu:
+            self._mtu_changed(remote, path.mtu)
         return path
 
     def _binding(self, remote: Remote) -> Binding:
@@ -192,6 +203,9 @@ class Paths(dict[Remote, Path]):
         """Let go of the way to a remote, if there is one."""
         path = self.pop(remote, None)
         if path is not None:
+            path.watchers.remove(self._mtu_changed)
+            if self._mtu_changed not in path.watchers:  # As where others have taken over.
+                self._mtu_changed(remote, None)
             self._pool.let_go(path)
 
     def close(self) -> None:

@@ -123,8 +123,14 @@ class Port:
         underlay: Underlay,
         listeners: Iterable[Listener],
         lost: Callable[["Port", OSError], None],
+        refitted: Callable[["Port"], None],
     ) -> None:
-        """Forward from now on; `lost` is called when the TAP is taken from us."""
+        """Forward from now on.
+
+        `lost` is called when the TAP is taken from us, `refitted` when the MTU of the tunnel has
+        become another one since the path to a remote has.
+        """
+        self._refitted = partial(refitted, self)
         tap = self._tap()
         self._survey(underlay)
         self.segment.own_mac = tap.mac
@@ -238,7 +244,12 @@ class Port:
             for version, family in FAMILY.items()
         }
         return Paths(
-            self._pool, bindings, Outer.of(config), policy_of(config), gso="gso" in self.offload
+            self._pool,
+            bindings,
+            Outer.of(config),
+            policy_of(config),
+            self._path_changed,
+            gso="gso" in self.offload,
         )
 
     # --- time -------------------------------------------------------------------------------
@@ -260,15 +271,13 @@ class Port:
         self._tunnel.tap = place.limit
         return self._refit(before)
 
-    def path_changed(self, remote: Remote, mtu: int | None) -> bool:
-        """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more.
-
-        Whether the MTU of the tunnel is another one then.
-        """
+    def _path_changed(self, remote: Remote, mtu: int | None) -> None:
+        """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""
         before = self.mtu
         overhead = _OVERHEAD[6 if ":" in remote.host else 4]
         self._tunnel.path(remote.host, None if mtu is None else max(MTU_MIN, mtu - overhead))
-        return self._refit(before)
+        if self._device is not None and self._refit(before):
+            self._refitted()
 
     def _refit(self, before: int) -> bool:
         self._fit.mtu = self.mtu

@@ -5,6 +5,7 @@ own words. What a frame has to become is also asked of the kernel driver itself,
 same frame.
 """
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +25,9 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
+from tests.netns.test_many import run
 from tests.unit import craft
+from vtep import Config, Vtep
 from vtep.lab import Host, Lab, transfer
 from vtep.wire import vxlan
 
@@ -110,6 +113,13 @@ FRAMES = [
     inner(4, tos=0xFE, ttl=255, tags="q"),
     inner(6, tc=0x2A, hlim=3, fl=0xFEDCB, tags="q"),
 ]
+
+
+@pytest.fixture
+def inside_a(pair: Pair) -> Iterator[Pair]:
+    """Put this process on host a meanwhile."""
+    with pair[0].inside():
+        yield pair
 
 
 @pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["over-ipv4", "over-ipv6"])
@@ -337,6 +347,32 @@ def test_a_group_of_three(lab: Lab, start: Start, group: str, left: str) -> None
     for vtep in vteps[1:]:
         assert vtep.fdb()[craft.MAC_A] == left
     assert craft.MAC_A not in vteps[0].fdb()
+
+
+def test_a_group_is_joined_once_and_left_by_the_last(inside_a: Pair) -> None:
+    a, _b = inside_a
+
+    def joined() -> list[str]:
+        said = a.run("ip", "-4", "maddr", "show", "dev", "eth0")
+        return re.findall(r"inet +(239\S+(?: users \d+)?)", said)
+
+    def of(vni: int, group: str) -> Config:
+        return Config(vni=vni, group=group, dev="eth0")
+
+    async def main() -> None:
+        async with Vtep(of(2, "239.1.1.1"), of(3, "239.1.1.1"), of(4, "239.1.1.4")) as vtep:
+            assert sorted(joined()) == ["239.1.1.1", "239.1.1.4"]
+            await vtep.remove(2)
+            assert sorted(joined()) == ["239.1.1.1", "239.1.1.4"]
+            await vtep.change(of(3, "239.1.1.3"))
+            assert sorted(joined()) == ["239.1.1.3", "239.1.1.4"]
+            await vtep.remove(4)
+            assert joined() == ["239.1.1.3"]
+            await vtep.add(of(5, "239.1.1.5"))
+            assert sorted(joined()) == ["239.1.1.3", "239.1.1.5"]
+        assert joined() == []
+
+    run(main())
 
 
 # --- families ---------------------------------------------------------------------------------

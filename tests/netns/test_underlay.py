@@ -14,7 +14,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.netns.hosts import DEADLINE, address, packet_socket, udp_socket, wait_until
+from tests.netns.hosts import DEADLINE, Pyvtep, address, packet_socket, ping, udp_socket, wait_until
 from vtep.counters import Drop
 from vtep.errors import VtepError
 from vtep.fdb import Remote
@@ -72,7 +72,7 @@ def path_to(
     host: Host, family: socket.AddressFamily, outer: Outer, slots: int = 1
 ) -> Iterator[Path]:
     remote = Remote(ADDRESSES[family][1], 4789)
-    path = Path(binding(family), outer, remote, slots, no_one, no_one, gso=True)
+    path = Path(binding(family), outer, remote, slots, no_one, gso=True)
     with host.inside():
         try:
             yield path
@@ -252,7 +252,7 @@ def test_link_local_addresses(pair: Pair) -> None:
     for dev in (None, "eth0"):
         remote = Remote(host_of(ip_address(other if dev else f"{other}%eth0"), dev), 4789)
         assert remote.host == f"{other}%eth0"
-        path = Path(binding(V6, dev), Outer(), remote, 1, no_one, no_one, gso=True)
+        path = Path(binding(V6, dev), Outer(), remote, 1, no_one, gso=True)
         replicator = Replicator([binding(V6, dev)], Outer(), no_one, gso=True)
         with a.inside():
             assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
@@ -316,7 +316,7 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
     receiver.settimeout(DEADLINE)
     bound = {4: binding(V4, "eth0"), 6: binding(V6, "eth0")}
     data = memoryview(bytearray(300))
-    paths = Paths(Pool(), bound, Outer(), envelope.Policy(), gso=True)
+    paths = Paths(Pool(), bound, Outer(), envelope.Policy(), no_one, gso=True)
     with receiver, a.inside(), packet_socket(b, "eth0") as wire:
         for host in (stranger, group, ADDRESSES[family][1]):
             path = paths[Remote(host, 4789)]
@@ -356,7 +356,7 @@ def test_who_sends_to_a_group_does_not_hear_itself(
             receiver = open_receiver(binding(family), 4789, gro=True)
             members.append(join(receiver, bound, ip_address(group)))
             receiver.close()
-    path = Path(bound, Outer(ttl=5), Remote(group, 4789), 1, no_one, no_one, gso=True)
+    path = Path(bound, Outer(ttl=5), Remote(group, 4789), 1, no_one, gso=True)
     with members[0] as own, members[1] as other, a.inside():
         other.settimeout(DEADLINE)
         assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
@@ -547,6 +547,33 @@ def routed(lab: Lab) -> tuple[Host, Host, Host]:
 
 
 @FAMILIES
+def test_the_tunnel_follows_the_path(
+    routed: tuple[Host, Host, Host], start: Callable[..., Pyvtep], family: socket.AddressFamily
+) -> None:
+    """It is as narrow as that soon after something was too large, until that is forgotten."""
+    a, _r, b = routed
+    near, far = ("192.0.2.1", "198.51.100.2") if family == V4 else ("2001:db8::1", "2001:db8:1::2")
+    most, least = (1450, 1350) if family == V4 else (1430, 1330)
+    options = ("--vni", "2", "--df", "set", "--tap", "vx0", "--address")
+    vtep = start(a, *options, "10.0.0.1/24", "--remote", far)
+    start(b, *options, "10.0.0.2/24", "--remote", near)
+    ping(a, "10.0.0.2")
+    assert vtep.counter("mtu_changes") == 0
+    fell = f"the tunnel carries packets of {least} octets now"
+
+    def told() -> bool:
+        a.run("ping", "-c1", "-W0.1", "-s", "1400", "-M", "dont", "10.0.0.2", check=False)
+        return fell in vtep.log
+
+    wait_until(told, "the MTU to fall")
+    assert vtep.counter("mtu_changes") >= 1
+    wait_until(
+        lambda: f"the tunnel carries packets of {most} octets now" in vtep.log,
+        "the kernel to forget",
+    )
+
+
+@FAMILIES
 @pytest.mark.parametrize("count", [1, 3], ids=["one", "gso"])
 def test_the_path_mtu_falls_and_recovers(
     routed: tuple[Host, Host, Host], family: socket.AddressFamily, count: int
@@ -560,9 +587,9 @@ def test_the_path_mtu_falls_and_recovers(
         Remote(far, 4789),
         1,
         no_one,
-        lambda remote, mtu: seen.append((remote.host, mtu)),
         gso=True,
     )
+    path.watchers.append(lambda remote, mtu: seen.append((remote.host, mtu)))
     data = memoryview(bytearray(1440 * count))
     with Sink(b, far) as sink, a.inside():
         assert path.send(data, 1440, 0, 0.0)[1] is None
@@ -600,7 +627,7 @@ def test_without_df_the_way_may_be_narrow(
 ) -> None:
     a, _r, b = routed
     far = "198.51.100.2" if family == V4 else "2001:db8:1::2"
-    path = Path(binding(family), Outer(), Remote(far, 4789), 1, no_one, no_one, gso=True)
+    path = Path(binding(family), Outer(), Remote(far, 4789), 1, no_one, gso=True)
     data = memoryview(bytearray(os.urandom(1440)))
     with Sink(b, far) as sink, a.inside():
         if family == V6:  # Where routers don't fragment, the sender has to be told first.

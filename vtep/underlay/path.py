@@ -64,8 +64,6 @@ class Path:
     a property of sockets, have a pool of their own beside the other.
 
     `closing` is told of each descriptor just before it is closed, for whoever waits for room in it.
-    `mtu_changed` is called with the remote and the MTU of the path to it, in octets, when that is
-    first known, and when it changes; see `look`.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class Path:
         remote: Remote,
         slots: int,
         closing: Callable[[int], None],
-        mtu_changed: Callable[[Remote, int], None],
         *,
         gso: bool,
     ) -> None:
@@ -83,10 +80,11 @@ class Path:
         self.slots = slots
         self.mtu = 0
         """Octets of the largest packet to the remote that is known to pass; 0 is not known."""
+        self.watchers: list[Callable[[Remote, int], None]] = []
+        """Called with the remote and the MTU of the path, when that is known or changes."""
         self._binding = binding
         self._outer = outer
         self._closing = closing
-        self._mtu_changed = mtu_changed
         self._sockets: list[socket.socket | None] = [None] * (2 * slots)
         self._retry_at = [0.0] * (2 * slots)
         self._gso = gso and outer.has_checksum(binding.family)
@@ -226,7 +224,8 @@ class Path:
         if mtu != self.mtu:
             self.mtu = mtu
             self._gso_stride_max = _SEND_MAX
-            self._mtu_changed(self.remote, mtu)
+            for watcher in self.watchers:
+                watcher(self.remote, mtu)
 
     def _slot(self, flow: int) -> int:
         slot = flow & self.slots - 1
