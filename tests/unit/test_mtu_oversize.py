@@ -167,6 +167,13 @@ def test_ipv4_that_may_be_fragmented_is(payload: bytes, tags: str, mtu: int) -> 
     assert counted(judged.counters) == {"tx_fragmented": 1}
 
 
+@pytest.mark.parametrize("at", [185, 256, 300, 4096])
+def test_fragments_that_may_be_fragmented_are(at: int) -> None:
+    judged = Judged(ether(ip4(Raw(b"x" * 1480), proto=17, frag=at, flags="MF")))
+    assert [Ether(frame)[IP].frag for frame in judged.frames] == [at, at + 1424 // 8]
+    assert judged.counters.tx_fragmented == 1
+
+
 def test_broadcasts_that_may_be_fragmented_are() -> None:
     judged = Judged(ether(ip4(udp(b"x" * 1460), dst="10.1.0.255"), dst=BROADCAST))
     assert len(judged.frames) == 2
