@@ -310,7 +310,7 @@ class Outbound:
                 return
         for number, remote in enumerate(remotes):
             path = self._paths[remote]
-            rest = datagrams
+            rest = datagrams if remote.vni is None else _readdress(datagrams, stride, remote.vni)
             while rest:
                 try:
                     octets, lost = path.send(rest, stride, flow, now)
@@ -367,6 +367,14 @@ class Exit(NamedTuple):
     fit: Fit
     counters: Counters
     segment: Segment
+
+
+def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:
+    """The same datagrams for another VNI: a copy, since others get them as they are."""
+    octets = bytearray(datagrams)
+    for at in range(vxlan.VNI_AT, len(octets), stride):
+        octets[at : at + 3] = vni.to_bytes(3, "big")
+    return memoryview(octets)
 
 
 class Inbound:

@@ -25,6 +25,9 @@ PORT = 4789
 SOURCE_PORTS = range(49152, 65536)
 """Where source ports should come from (RFC 7348, section 5): the dynamic range of RFC 6335."""
 
+VNI_AT = 4
+"""Where the three octets of the VNI are in the header."""
+
 VNI_MAX = (1 << 24) - 1
 
 HEADER = Struct("!II")
