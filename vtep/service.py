@@ -65,9 +65,8 @@ class Service:
             await self.vtep.reload(settings.segments)
         finally:
             unwatch()
-        for field in attrs.fields(Settings):
-            name = field.name
-            if name != "segments" and getattr(settings, name) != getattr(self.settings, name):
+        for name in ("control", "state", "state_learned"):
+            if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("%s has changed in %s, which takes a restart", name, self.path)
         self.settings = settings
         done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)

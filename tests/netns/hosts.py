@@ -229,7 +229,9 @@ def capture(host: Host, folder: Path, device: str = "eth0") -> Iterator[Path]:
     """What crosses a device meanwhile, as a pcap file that is whole when the block has ended."""
     pcap, log = folder / "capture.pcap", folder / "tcpdump"
     with log.open("w") as stderr:
-        tcpdump = host.start("tcpdump", "-i", device, "-U", "-w", str(pcap), stderr=stderr)
+        tcpdump = host.start(
+            "tcpdump", "--immediate-mode", "-i", device, "-U", "-w", str(pcap), stderr=stderr
+        )
     wait_until(lambda: "listening" in log.read_text(), "tcpdump")
     yield pcap
     tcpdump.send_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from tests.netns.hosts import (
     wait_until,
 )
 from vtep.errors import VtepError
-from vtep.lab import Host
+from vtep.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]
@@ -77,6 +77,18 @@ def test_a_static_entry_steers_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Pat
         ["192.0.2.8", "4789", "1"],
         ["192.0.2.2", "4789", "1"],
     ], lines
+
+
+def test_an_entry_may_name_the_device(lab: Lab, pair: Pair, tunnel: Tunnel) -> None:
+    """Which is not the one that the routes say."""
+    a, b = pair
+    lab.wire(a, b, "eth1")
+    a.run("ip", "route", "add", "192.0.2.0/24", "dev", "eth1", "metric", "500")
+    a.run("ip", "neigh", "add", "192.0.2.7", "lladdr", mac_of(b, "eth1"), "dev", "eth1")
+    with packet_socket(b, "eth1") as receiver, packet_socket(a, "vx0") as sender:
+        tunnel[0].ask("fdb", "add", MAC, "dst", "192.0.2.7", "via", "eth1")
+        sender.send(frame(MAC, b"over eth1"))
+        wait_until(lambda: b"over eth1" in receiver.recv(2048), "the frame")
 
 
 def sent(vtep: Pyvtep, mac: str) -> int:
@@ -152,7 +164,7 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
         ("vni add 1", 1, "vni 1: is here already"),
         ("vni add 8 --remote 192.0.2.1", 1, "is an address of this host itself"),
         ("vni add 8 --tap vx0", 2, "--tap vx0: is given twice"),
-        ("reload", 1, "reload: there is no file to read"),
+        ("reload", 2, "--config: there is none to be read again"),
         ("fdb add 02:00:00:00:00:01", 2, "dst: is missing"),
         ("fdb add 02:00:00:00:00:01 dst", 2, "dst: its value is missing"),
         ("fdb del 02:00:00:00:00:01", 1, "02:00:00:00:00:01: there is no such entry"),
@@ -200,6 +212,27 @@ def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
     assert (out.split()[0], err) == (b"MAC", b"")
 
 
+def test_neighbours(tunnel: Tunnel) -> None:
+    vtep = tunnel[0]
+    line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
+    assert line == "vni 1: has no neighbours; first: pyvtep set --proxy"
+    vtep.ask("set", "--proxy")
+    vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC)
+    line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
+    assert line.startswith("10.0.0.9: is a permanent neighbour already")
+    vtep.ask("neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "router")
+    plain, tagged = json.loads(vtep.ask("neigh", "show", "--json"))
+    said = {"ip": "10.0.0.9", "mac": MAC, "state": "permanent", "age": None, "vni": 1, "dev": "vx0"}
+    assert plain == {**said, "vlan": [], "router": False}
+    assert tagged == {**said, "vlan": [5], "router": True}
+    assert vtep.ask("neigh", "show").split()[-2:] == ["permanent", "router"]
+    assert vtep.ask("neigh", "flush") == "0 flushed\n"
+    vtep.ask("neigh", "del", "10.0.0.9")
+    line = vtep.ask("neigh", "del", "10.0.0.9", code=1)
+    assert line.startswith("10.0.0.9: there is no such neighbour")
+    assert json.loads(vtep.ask("neigh", "flush", "permanent", "--json")) == {"flushed": 1}
+
+
 # --- monitor ------------------------------------------------------------------------------------
 
 
@@ -240,7 +273,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
         client.fdb.add(MAC, dst="192.0.2.7", state="static")
         client.fdb.append(MAC, dst="192.0.2.8", state="static")
         client.fdb.append(MAC, dst="192.0.2.8", state="static")  # Which changes nothing.
-        client.fdb.replace(MAC, dst="192.0.2.9", port=4790, dst_vni=5, extern_learn=True)
+        client.fdb.replace(MAC, dst="192.0.2.9", port=4790, dst_vni=5, sticky=True)
         client.fdb.delete(MAC)
         with pytest.raises(VtepError):
             client.fdb.delete(MAC)
@@ -256,8 +289,8 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     expected = [
         f"{MAC} dev vx0 dst 192.0.2.7 static",
         f"{MAC} dev vx0 dst 192.0.2.7 dst 192.0.2.8 static",
-        f"{MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent extern_learn",
-        f"Deleted {MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent extern_learn",
+        f"{MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent sticky",
+        f"Deleted {MAC} dev vx0 dst 192.0.2.9 port 4790 vni 5 permanent sticky",
         f"{ZERO} dev vx0 dst 192.0.2.2 dst 192.0.2.9 permanent",
         f"{ZERO} dev vx0 dst 192.0.2.2 permanent",
         "vni 1 dev vx0 ageing 60.0",

@@ -21,6 +21,10 @@ MAY_IMPORT = {
     "config": {"values", "wire", "errors"},
     "tomllines": set[str](),
     "configfile": {"config", "values", "errors", "tomllines"},
+    "control/jsonrpc": set[str](),
+    "control/schema": set[str](),
+    "control/params": {"wire", "fdb", "errors"},
+    "cli/words": {"errors"},
 }
 """For each part of the core, the parts of ours that it may import."""
 
@@ -76,6 +80,12 @@ def test_core_is_pure(part: str) -> None:
     for path in sources(part):
         modules = {name.split(".")[0] for name in imports(path.read_text())}
         assert not modules & IMPURE, path
+
+
+def test_the_client_knows_nothing_of_the_vtep() -> None:
+    for name in ("client", "jsonrpc", "paths", "schema"):
+        source = (PACKAGE / "control" / name).with_suffix(".py").read_text()
+        assert parts_of_ours(source) <= {"control", "errors"}, name
 
 
 def test_values_ask_nothing_of_the_machine() -> None:

@@ -81,7 +81,10 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
         console.print(_prompt(host, ["pyvtep", *arguments, "&"]))
         log = folder / host.name
         vteps[host] = host.start(
-            *(sys.executable, "-m", "vtep", *arguments), stderr=log.open("w"), cwd="/"
+            # Nobody is going to steer them, and /run is not theirs alone.
+            *(sys.executable, "-m", "vtep", *arguments, "--control", "none"),
+            stderr=log.open("w"),
+            cwd="/",
         )
     for host, process in vteps.items():
         _wait_for_line(folder / host.name, "UDP port", process)

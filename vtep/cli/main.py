@@ -19,7 +19,8 @@ import click
 import uvloop
 
 from vtep import Config, VtepError, __version__
-from vtep.cli import fdb, segments
+from vtep.cli import fdb, neigh, segments
+from vtep.cli.collector import collect_gently
 from vtep.cli.completion import completion
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_of, settings_options
@@ -109,7 +110,7 @@ def demo() -> None:
     run()
 
 
-for _command in (fdb.group, *segments.COMMANDS, monitor, completion):
+for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, completion):
     cli.add_command(_command)
 
 
@@ -134,7 +135,9 @@ async def _run(service: Service, voice: Voice) -> None:
             voice.say(f"pyvtep: {introduce(port)}")
         if not vtep.ports:
             voice.say("pyvtep: there is no VNI yet")
+        collector = loop.create_task(collect_gently())
         await vtep.wait()
+        collector.cancel()
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(

@@ -10,7 +10,7 @@ from vtep.control import Client
 from vtep.control.schema import Event
 from vtep.errors import VtepError
 
-OBJECTS = ("fdb", "remote", "neigh", "vni", "mtu", "config")
+OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
 
 
 @click.command()
@@ -41,8 +41,6 @@ def line(event: Event) -> str:
         for to in event["destinations"]:
             words += ["dst", destination_words(to, event["vni"])]
         words.append(kind_words(event))
-    elif thing == "neigh":
-        words += [event["ip"], "dev", dev, "lladdr", event["mac"], event["state"]]
     else:
         words += ["vni", str(event["vni"]), "dev", dev]
     if thing == "mtu":

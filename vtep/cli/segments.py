@@ -110,11 +110,11 @@ def set_options(vtep: Client, vni: str | None, **options: Any) -> None:
 @steer.steering(segment=False, shows=True)
 def reload(vtep: Client, *, as_json: bool) -> None:
     """Have the configuration file read again; what did not change is not touched."""
-    changes = vtep.reload()
+    told = vtep.reload()
     if as_json:
-        steer.show_json(changes)
+        steer.show_json(told)
     else:
-        click.echo("\n".join(changes) or "nothing has changed")
+        click.echo(told)
 
 
 @click.command()

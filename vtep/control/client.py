@@ -90,9 +90,9 @@ class Client:
         result: Segment = self.call("set", vni=vni, dev=dev, options=options)
         return result
 
-    def reload(self) -> list[str]:
-        """Have the configuration file read again; what was changed, a line for each."""
-        result: list[str] = self.call("reload")
+    def reload(self) -> str:
+        """Have the configuration file read again; a line that says what is different."""
+        result: str = self.call("reload")
         return result
 
     def monitor(self) -> Iterator[Event]:
@@ -246,17 +246,26 @@ class NeighVerbs:
         result: list[Neighbour] = self._call("neigh.show", vni=vni, dev=dev)
         return result
 
-    def add(self, ip: str, mac: str, *, vni: int | None = None, dev: str | None = None) -> None:
-        """Have queries for an address be answered with a MAC from now on."""
-        self._call("neigh.add", ip=ip, mac=mac, vni=vni, dev=dev)
+    def add(self, ip: str, mac: str, **neighbour: Any) -> None:
+        """Have requests for an address be answered with a MAC, where that has no neighbour yet.
 
-    def delete(self, ip: str, *, vni: int | None = None, dev: str | None = None) -> None:
+        Of what it can have: `vlan`, `router`, and the segment, `vni` or `dev`.
+        """
+        self._call("neigh.add", ip=ip, mac=mac, **neighbour)
+
+    def replace(self, ip: str, mac: str, **neighbour: Any) -> None:
+        """Have requests for an address be answered with a MAC; the rest is as with `add`."""
+        self._call("neigh.replace", ip=ip, mac=mac, **neighbour)
+
+    def delete(self, ip: str, **neighbour: Any) -> None:
         """Forget an address."""
-        self._call("neigh.del", ip=ip, vni=vni, dev=dev)
+        self._call("neigh.del", ip=ip, **neighbour)
 
-    def flush(self, *, vni: int | None = None, dev: str | None = None) -> int:
-        """Forget every address that was learned; how many there were."""
-        result: int = self._call("neigh.flush", vni=vni, dev=dev)
+    def flush(
+        self, *, permanent: bool = False, vni: int | None = None, dev: str | None = None
+    ) -> int:
+        """Forget what was seen, and if `permanent` what was put in; how many there were."""
+        result: int = self._call("neigh.flush", permanent=permanent, vni=vni, dev=dev)
         return result
 
 

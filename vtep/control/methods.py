@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -19,14 +19,17 @@ from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.params import Params
 from vtep.engine import Vtep
 from vtep.errors import ConfigError, VtepError
-from vtep.fdb import Entry, Kind, Remote
+from vtep.fdb import Kind, Remote
+from vtep.neigh import Neighbours
 from vtep.port import Port
 from vtep.wire.ethernet import MAC_ZERO
 
 _PAGE = 100
 """Entries that are looked at in one go: about a millisecond's work."""
 
-Reload = Callable[[], Awaitable[list[str]]]
+_T = TypeVar("_T")
+
+Reload = Callable[[], Awaitable[str]]
 
 
 @attrs.frozen
@@ -40,11 +43,10 @@ class Method:
 class Methods:
     """The methods of one VTEP.
 
-    `reload` reads the configuration again and gives a line for each thing that it changed; None
-    where there is no file to read.
+    `reload` reads the configuration again, and gives a line that says what is different.
     """
 
-    def __init__(self, vtep: Vtep, reload: Reload | None = None) -> None:
+    def __init__(self, vtep: Vtep, reload: Reload) -> None:
         self._vtep = vtep
         self._reload = reload
         segment = params.SEGMENT
@@ -57,6 +59,11 @@ class Methods:
             "fdb.replace": Method(self._fdb_replace, (*entry, *params.KIND)),
             "fdb.del": Method(self._fdb_del, entry),
             "fdb.flush": Method(self._fdb_flush, (*segment, *params.FILTER)),
+            "neigh.show": Method(self._neigh_show, segment),
+            "neigh.add": Method(self._neigh_add, (*segment, "ip", "mac", "vlan", "router")),
+            "neigh.replace": Method(self._neigh_replace, (*segment, "ip", "mac", "vlan", "router")),
+            "neigh.del": Method(self._neigh_del, (*segment, "ip", "vlan")),
+            "neigh.flush": Method(self._neigh_flush, (*segment, "permanent")),
             "remote.show": Method(self._remote_show, segment),
             "remote.add": Method(self._remote_add, (*segment, "remote")),
             "remote.del": Method(self._remote_del, (*segment, "remote")),
@@ -127,9 +134,7 @@ class Methods:
         await self._vtep.change(attrs.evolve(port.config, **_known(given.options())))
         return rows.segment(self._vtep.ports[port.config.vni])
 
-    async def _reload_all(self, _given: Params) -> list[str]:
-        if self._reload is None:
-            raise VtepError("reload: there is no file to read; it was started without --config")
+    async def _reload_all(self, _given: Params) -> str:
         return await self._reload()
 
     def _stats(self, given: Params) -> schema.Stats:
@@ -212,8 +217,44 @@ class Methods:
                 await asyncio.sleep(0)  # Frames have their turn.
         return count
 
+    # --- neighbours -------------------------------------------------------------------------
 
-def _pages(entries: list[Entry]) -> Iterator[list[Entry]]:
+    def _neigh_show(self, given: Params) -> Pages:
+        shown = [
+            (port, list(port.segment.neighbours))
+            for port in self._ports(given)
+            if port.segment.neighbours is not None
+        ]
+        return Pages(
+            [rows.neighbour(port, neighbour, time.monotonic()) for neighbour in page]
+            for port, neighbours in shown
+            for page in _pages(neighbours)
+        )
+
+    def _neighbours(self, given: Params) -> Neighbours:
+        port = self._port(given)
+        if port.segment.neighbours is None:
+            raise VtepError(f"vni {port.config.vni}: has no neighbours; first: pyvtep set --proxy")
+        return port.segment.neighbours
+
+    def _neigh_add(self, given: Params) -> None:
+        neighbours, ip, mac = self._neighbours(given), given.ip(), given.mac()
+        router = bool(given.flag("router"))
+        neighbours.add(ip, mac, time.monotonic(), vlan=given.vlan(), router=router)
+
+    def _neigh_replace(self, given: Params) -> None:
+        neighbours, ip, mac = self._neighbours(given), given.ip(), given.mac()
+        router = bool(given.flag("router"))
+        neighbours.replace(ip, mac, time.monotonic(), vlan=given.vlan(), router=router)
+
+    def _neigh_del(self, given: Params) -> None:
+        self._neighbours(given).remove(given.ip(), vlan=given.vlan())
+
+    def _neigh_flush(self, given: Params) -> int:
+        return self._neighbours(given).flush(permanent=bool(given.flag("permanent")))
+
+
+def _pages(entries: list[_T]) -> Iterator[list[_T]]:
     for at in range(0, len(entries), _PAGE):
         yield entries[at : at + _PAGE]
 

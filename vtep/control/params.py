@@ -4,6 +4,7 @@ Whatever was sent, all that is raised is ConfigError, with a line that begins wi
 """
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from vtep.errors import ConfigError, FdbError
@@ -17,6 +18,7 @@ KIND = ("state", "extern_learn", "sticky")
 FILTER = (*DESTINATION, "permanent", "static", "dynamic", "extern_learn", "sticky")
 
 _PORT_MAX = 65535
+_VLAN_MAX = 4095
 
 
 class Params:
@@ -80,6 +82,19 @@ class Params:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"mac: {error}") from None
+
+    def ip(self) -> IPv4Address | IPv6Address:
+        """The address of a neighbour."""
+        text = self.needed("ip")
+        try:
+            return ip_address(text)
+        except ValueError:
+            raise ConfigError(f"ip {text!r}: is not an IP address") from None
+
+    def vlan(self) -> tuple[int, ...]:
+        """The VLAN of a neighbour; none where it was not given."""
+        number = self.number("vlan", 0, _VLAN_MAX)
+        return () if number is None else (number,)
 
     def destination(self, port: int) -> Remote | None:
         """Where frames are to go, if it was given; `port` is used where it says nothing of it."""

@@ -13,6 +13,7 @@ from vtep.control import schema
 from vtep.counters import Drop
 from vtep.engine import Vtep
 from vtep.fdb import Entry, Fdb, Kind, Remote
+from vtep.neigh import Neighbour
 from vtep.port import Port
 from vtep.wire.ethernet import format_mac
 
@@ -52,6 +53,20 @@ def remotes(port: Port) -> list[schema.RemoteRow]:
         {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
         for remote in (default.destinations if default is not None else ())
     ]
+
+
+def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.Neighbour:
+    """An IP address and its MAC."""
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "ip": str(neighbour.address),
+        "mac": format_mac(neighbour.mac),
+        "vlan": list(neighbour.vlan),
+        "state": "permanent" if neighbour.permanent else "dynamic",
+        "router": neighbour.router,
+        "age": None if neighbour.permanent else round(max(0.0, now - neighbour.updated), 1),
+    }
 
 
 def segment(port: Port) -> schema.Segment:

@@ -41,14 +41,19 @@ class RemoteRow(Destination):
 
 
 class Neighbour(TypedDict):
-    """What ARP or neighbour discovery would say."""
+    """What ARP and ND requests are answered with."""
 
     vni: int
     dev: str
     ip: str
     mac: str
+    vlan: list[int]
+    """Ids of the VLAN tags, the outer one first."""
     state: str
-    age: float
+    """permanent, if it was put in, or dynamic."""
+    router: bool
+    age: float | None
+    """Seconds since it was seen; None where that does not matter."""
 
 
 class Segment(TypedDict):
@@ -91,7 +96,7 @@ class Event(TypedDict):
     """One change. `object` says of what, and which other keys there are.
 
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
-    MAC; neigh: `ip`, `mac`; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
+    MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
     Where a subscriber was too slow, `event` is "lost" and `count` says how many are missing.
     """
 
@@ -101,7 +106,6 @@ class Event(TypedDict):
     vni: NotRequired[int]
     dev: NotRequired[str]
     mac: NotRequired[str]
-    ip: NotRequired[str]
     destinations: NotRequired[list[Destination]]
     state: NotRequired[str]
     extern_learn: NotRequired[bool]

@@ -20,7 +20,7 @@ NONE = "none"
 
 
 @asynccontextmanager
-async def serve(vtep: Vtep, where: str = AUTO, reload: Reload | None = None) -> AsyncIterator[None]:
+async def serve(vtep: Vtep, where: str, reload: Reload) -> AsyncIterator[None]:
     """Let a VTEP be steered meanwhile, through the socket PATH, or `auto`, or `none`.
 
     Raises VtepError where a PATH can't be had. That there can be no socket in the default place is

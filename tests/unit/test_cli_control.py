@@ -1,0 +1,197 @@
+"""The words of the control commands, and how what they get is shown."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.cli import steer
+from vtep.cli.main import cli
+from vtep.cli.monitor import line
+from vtep.cli.words import DESTINATION, FILTER, KIND, SEGMENT, Grammar
+from vtep.control.schema import Event
+from vtep.errors import ConfigError
+
+MAC = "02:00:00:00:00:01"
+ENTRY = Grammar("mac", {**DESTINATION, **SEGMENT}, KIND)
+WANTED = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
+
+
+@pytest.mark.parametrize(
+    ("words", "params"),
+    [
+        (
+            f"{MAC} dst 192.0.2.2 port 4789 vni 5 static",
+            {"mac": MAC, "dst": "192.0.2.2", "port": "4789", "dst_vni": "5", "state": "static"},
+        ),
+        (
+            f"{MAC} dev vx0 dst fe80::1 via eth0 self permanent extern_learn sticky",
+            {
+                "mac": MAC,
+                "dev": "vx0",
+                "dst": "fe80::1",
+                "via": "eth0",
+                "state": "permanent",
+                "extern_learn": True,
+                "sticky": True,
+            },
+        ),
+        (f"dev vx0 {MAC} local", {"dev": "vx0", "mac": MAC, "state": "permanent"}),
+        (f"src_vni 7 vni 8 {MAC}", {"vni": "7", "dst_vni": "8", "mac": MAC}),
+        ("", {}),
+    ],
+)
+def test_words_of_an_entry(words: str, params: dict[str, Any]) -> None:
+    assert ENTRY.parse(words.split()) == params
+
+
+def test_words_of_a_filter() -> None:
+    assert WANTED.parse(["dst", "192.0.2.2", "nostatic", "dynamic", "noextern_learn", "self"]) == {
+        "dst": "192.0.2.2",
+        "static": False,
+        "dynamic": True,
+        "extern_learn": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("grammar", "words", "said"),
+    [
+        (ENTRY, f"{MAC} dst", "dst: its value is missing"),
+        (ENTRY, f"{MAC} dst 192.0.2.1 dst 192.0.2.2", "dst: is given twice"),
+        (ENTRY, f"{MAC} static dynamic", "dynamic: is given twice, or contradicts what is before"),
+        (ENTRY, f"{MAC} {MAC}", f"{MAC}: is not understood here; known are: dst port vni via dev"),
+        (WANTED, "static nostatic", "nostatic: is given twice, or contradicts what is before it"),
+        (WANTED, MAC, f"{MAC}: is not understood here"),
+    ],
+)
+def test_words_that_make_no_sense(grammar: Grammar, words: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        grammar.parse(words.split())
+    assert str(refused.value).startswith(said)
+
+
+@given(st.lists(st.sampled_from(ENTRY.words()) | st.text()))
+def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
+    try:
+        params = ENTRY.parse(words)
+    except ConfigError:
+        return
+    assert set(params) <= {"mac", "dst", "port", "dst_vni", "via", "dev", "vni", *KIND, "state"}
+
+
+EXTERN = "dynamic extern_learn"
+ENTRY_EVENT: Event = {
+    "event": "added",
+    "object": "fdb",
+    "vni": 1,
+    "dev": "vx0",
+    "mac": MAC,
+    "destinations": [
+        {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None},
+        {"dst": "192.0.2.3", "port": 4790, "dst_vni": 5, "via": "eth1"},
+    ],
+    "state": "dynamic",
+    "extern_learn": True,
+    "sticky": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (
+            ENTRY_EVENT,
+            f"{MAC} dev vx0 dst 192.0.2.2 dst 192.0.2.3 port 4790 vni 5 via eth1 {EXTERN}",
+        ),
+        (
+            {**ENTRY_EVENT, "event": "expired", "destinations": [], "extern_learn": False},
+            f"Deleted {MAC} dev vx0 dynamic",
+        ),
+        ({"event": "added", "object": "vni", "vni": 7, "dev": "vx7"}, "vni 7 dev vx7"),
+        ({"event": "deleted", "object": "vni", "vni": 7, "dev": "vx7"}, "Deleted vni 7 dev vx7"),
+        (
+            {"event": "changed", "object": "mtu", "vni": 7, "dev": "vx7", "mtu": 1400},
+            "vni 7 dev vx7 mtu 1400",
+        ),
+        (
+            {
+                "event": "changed",
+                "object": "config",
+                "vni": 7,
+                "dev": "vx7",
+                "options": {"learning": False, "accept": ["192.0.2.0/24"], "tos": "inherit"},
+            },
+            'vni 7 dev vx7 learning false accept ["192.0.2.0/24"] tos "inherit"',
+        ),
+        (
+            {"event": "lost", "count": 12},
+            "... 12 events are missing here: they were not read fast enough",
+        ),
+    ],
+)
+def test_events_are_lines(event: Event, said: str) -> None:
+    assert line(event) == said
+
+
+def test_a_table_is_not_cut_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(f"{number}", "x" * 200, "[bold]y[/]") for number in range(2500)]
+    steer.show_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["N", "LONG", "MARKUP"]
+    assert [tuple(words.split()) for words in lines[1:]] == rows
+
+
+def commands(group: click.Group) -> list[click.Command]:
+    nested = [
+        commands(one) if isinstance(one, click.Group) else [one] for one in group.commands.values()
+    ]
+    return [command for some in nested for command in some]
+
+
+def test_every_command_that_shows_something_has_json() -> None:
+    shows = {"show", "get", "flush", "monitor", "stats", "reload"}
+    for command in commands(cli):
+        names = {parameter.name for parameter in command.params}
+        if "socket" in names:
+            assert ("as_json" in names) is (command.name in shows), command.name
+
+
+def complete(*words: str) -> list[str]:
+    """What bash is told when the tab key is pressed behind these words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vtep"],
+        env=os.environ
+        | {
+            "_PYVTEP_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(("pyvtep", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return [found.partition(",")[2] for found in done.stdout.splitlines()]
+
+
+def test_completion() -> None:
+    assert {"fdb", "monitor", "set"} <= set(complete(""))
+    assert complete("fdb", "add", MAC, "d") == ["dst", "dev", "dynamic"]
+    assert complete("fdb", "flush", "nos") == ["nostatic", "nosticky"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vtep", "completion", shell],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "_PYVTEP_COMPLETE" in done.stdout

@@ -1,0 +1,82 @@
+"""`pyvtep neigh`: what ARP and ND requests are answered with, in the grammar of `ip neigh`."""
+
+from typing import Any
+
+import click
+
+from vtep.cli import steer
+from vtep.cli.words import SEGMENT, Grammar
+from vtep.control import Client
+
+_NEIGHBOUR = Grammar(
+    "ip", {"lladdr": "mac", "vlan": "vlan", **SEGMENT}, {"router": ("router", True)}
+)
+_WHICH = Grammar("ip", {"vlan": "vlan", **SEGMENT})
+_ALL = Grammar(None, SEGMENT)
+_FLUSHED = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
+
+_METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router]"
+
+
+@click.group("neigh")
+def group() -> None:
+    """Show or change the neighbours of a segment with --proxy, in the grammar of `ip neigh`."""
+
+
+@group.command()
+@steer.words(_ALL, "[dev TAP]")
+@steer.steering(shows=True)
+def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
+    """Show what ARP and ND requests for hosts behind a remote are answered with."""
+    neighbours = vtep.neigh.show(**given)
+    if as_json:
+        steer.show_json(neighbours)
+        return
+    columns = {"IP": "", "MAC": "", "DEV": "", "VLAN": "", "STATE": "", "AGE": "right"}
+    steer.show_table(
+        columns,
+        (
+            (
+                *(one["ip"], one["mac"], one["dev"], " ".join(map(str, one["vlan"]))),
+                one["state"] + (" router" if one["router"] else ""),
+                "" if one["age"] is None else f"{one['age']:.0f}s",
+            )
+            for one in neighbours
+        ),
+    )
+
+
+@group.command()
+@steer.words(_NEIGHBOUR, _METAVAR)
+@steer.steering()
+def add(vtep: Client, given: dict[str, Any]) -> None:
+    """Put in the MAC of an address."""
+    vtep.call("neigh.add", **given)
+
+
+@group.command()
+@steer.words(_NEIGHBOUR, _METAVAR)
+@steer.steering()
+def replace(vtep: Client, given: dict[str, Any]) -> None:
+    """Put in the MAC of an address, whatever is known of it."""
+    vtep.call("neigh.replace", **given)
+
+
+@group.command("del")
+@steer.words(_WHICH, "IP [dev TAP] [vlan ID]")
+@steer.steering()
+def delete(vtep: Client, given: dict[str, Any]) -> None:
+    """Forget an address."""
+    vtep.call("neigh.del", **given)
+
+
+@group.command()
+@steer.words(_FLUSHED, "[dev TAP] [permanent]")
+@steer.steering(shows=True)
+def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
+    """Forget what was seen, and with `permanent` also what was put in."""
+    count = vtep.neigh.flush(**given)
+    if as_json:
+        steer.show_json({"flushed": count})
+    else:
+        click.echo(f"{count} flushed")
