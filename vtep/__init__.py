@@ -6,11 +6,24 @@ async with Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) as vtep:
     await vtep.wait()
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vtep.config import Config
-from vtep.engine import Vtep
 from vtep.errors import ConfigError, VtepError
-from vtep.port import Port
+
+if TYPE_CHECKING:
+    from vtep.engine import Vtep
+    from vtep.port import Port
 
 __version__ = "0.1.0"
 
 __all__ = ["Config", "ConfigError", "Port", "Vtep", "VtepError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what forwards only when it is asked for: a command that steers does without."""
+    if name not in ("Port", "Vtep"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vtep import engine  # noqa: PLC0415
+
+    return getattr(engine, name)

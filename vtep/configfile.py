@@ -22,7 +22,7 @@ import attrs
 
 from vtep import values
 from vtep.config import Config, Settings, conflicts
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, VtepError
 from vtep.tomllines import Path, locate
 
 TABLE = "vni"
@@ -48,6 +48,11 @@ class FileError(ConfigError):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(problems[0] + more)
         self.problems = tuple(str(ConfigError(problem)) for problem in problems)
+
+
+def problems_of(error: VtepError) -> tuple[str, ...]:
+    """What is wrong, a line for each."""
+    return error.problems if isinstance(error, FileError) else (str(error),)
 
 
 def parse(text: str, name: str) -> Settings:

@@ -92,6 +92,13 @@ class _Keeper:
     def _vtep_changed(self, event: str, port: Port, _different: Mapping[str, object]) -> None:
         if event == "added":
             self._attend(port)
+        if event == "deleted":  # It may come back, perhaps with another TAP.
+            now = time.monotonic()
+            entries = (self._saved(port, entry, now) for entry in port.fdb.entries())
+            since = now - self._written
+            self._dormant[port.config.vni] = [
+                evolve(saved, age=saved.age - since) for saved in entries if saved is not None
+            ]
         if event != "changed":
             self._changed.set()
 

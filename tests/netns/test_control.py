@@ -336,7 +336,7 @@ def test_two_namespaces_may_have_taps_of_one_name(pair: Pair, start: Start) -> N
     other = place / f"{tap}-{vteps[1].process.pid}.sock"
     first = re.escape(f"--control {place / tap}.sock: is that of process {vteps[0].process.pid}")
     assert re.search(f"{first}; .*; the control socket is {other}\n", vteps[1].log)
-    assert vteps[0].log.count("\n") == 1
+    assert "control" not in vteps[0].log
     for host, remote in zip(pair, ("192.0.2.2", "192.0.2.1"), strict=True):
         done = pyvtep(host, "remote", "show", "--json")
         assert done.returncode == 0, done.stderr

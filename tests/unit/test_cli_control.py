@@ -195,3 +195,14 @@ def test_completion_scripts(shell: str) -> None:
         check=True,
     )
     assert "_PYVTEP_COMPLETE" in done.stdout
+
+
+def test_a_command_that_steers_does_not_load_what_forwards() -> None:
+    """Or every press of the tab key would take a second on a busy machine."""
+    loaded = "import sys, vtep.cli.main; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    )
+    modules = set(done.stdout.split())
+    assert "vtep.control.client" in modules
+    assert not modules & {"numpy", "pyroute2", "uvloop", "asyncio", "rich", "vtep.engine"}

@@ -19,7 +19,11 @@ DATAGRAM = memoryview(bytes(100))
 
 
 def paths(pool: Pool, config: Config) -> Paths:
-    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), gso=True)
+    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), no_one, gso=True)
+
+
+def no_one(_remote: Remote, _mtu: int | None) -> None:
+    """Nobody minds the MTU."""
 
 
 CONFIG = Config(vni=1)

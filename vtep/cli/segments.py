@@ -5,9 +5,9 @@ from typing import Any
 import click
 
 from vtep.cli import steer
+from vtep.cli.counted import counted
 from vtep.cli.fdb import destination_words
 from vtep.cli.options import config_options, given_of
-from vtep.cli.report import counted
 from vtep.control import Client
 
 # --- vni ------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""Running a VTEP: from what was asked for, through signals, to its last words."""
+
+import asyncio
+import logging
+import resource
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import uvloop
+
+from vtep import Config, VtepError
+from vtep.cli.collector import collect_gently
+from vtep.cli.report import introduce, render
+from vtep.cli.voice import Voice, hold_standard_streams
+from vtep.config import Settings
+from vtep.configfile import problems_of
+from vtep.control.service import serve
+from vtep.keeper import keep, load
+from vtep.service import Service, read
+
+_EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
+
+
+def run(config: str | None, given: dict[str, Any], *, debug: bool) -> None:
+    """Forward what a file, or the options that were given, ask for, until a signal ends it."""
+    service = _service(config, given)
+    hold_standard_streams()
+    voice = Voice()
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
+    try:
+        uvloop.run(_forward(service, voice))
+    finally:
+        voice.close()
+
+
+def _service(config: str | None, given: dict[str, Any]) -> Service:
+    """What is asked for by a file, or by options; those of the process go with both."""
+    process = {
+        field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
+    }
+    if config is None:
+        if "vni" not in given:
+            raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
+        return Service(Settings(segments=[Config(**given)]), instead=process)
+    if given:
+        flag = min(given).replace("_", "-")
+        raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
+    path = Path(config)
+    return Service(read(path), path, process)
+
+
+async def _forward(service: Service, voice: Voice) -> None:
+    """Forward until a signal ends it."""
+    _allow_many_sockets()
+    loop = asyncio.get_running_loop()
+    settings = service.settings
+    async with AsyncExitStack() as running:
+        loaded = load(settings)  # Before anything is made: the file may not be ours.
+        vtep = await running.enter_async_context(service.vtep)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
+        loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
+        if service.path is not None:
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: loop.create_task(_reload(service, voice))
+            )
+        await running.enter_async_context(keep(vtep, settings, loaded))
+        await running.enter_async_context(serve(vtep, settings.control, service.reload))
+        for port in vtep.ports.values():
+            voice.say(f"pyvtep: {introduce(port)}")
+        if not vtep.ports:
+            voice.say("pyvtep: there is no VNI yet")
+        collector = loop.create_task(collect_gently())
+        await vtep.wait()
+        collector.cancel()
+    totals = vtep.counters()
+    drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
+    voice.say(
+        f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
+        f"{drops} dropped"
+    )
+
+
+async def _reload(service: Service, voice: Voice) -> None:
+    """Read the file again; what is wrong with it is said, and changes nothing."""
+    try:
+        voice.say(f"pyvtep: {await service.reload()}")
+    except VtepError as error:
+        for problem in problems_of(error):
+            voice.say(f"pyvtep: error: {problem}")
+        voice.say("pyvtep: all is as it was")
+
+
+def _allow_many_sockets() -> None:
+    """Source-port entropy takes a socket for each port; the usual soft limit is for select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
