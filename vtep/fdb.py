@@ -252,10 +252,12 @@ class Fdb:
             raise FdbError(f"{format_mac(mac)}: there is no such entry")
         return entry
 
-    def entries(self) -> list[Entry]:
-        """Every entry, the default entry first, as of now."""
-        entries = list(self._entries.values())
-        return entries if self.default is None else [self.default, *entries]
+    def entries(self) -> Iterator[Entry]:
+        """Every entry as of now, the default entry first; the table may change meanwhile."""
+        entries = list(reversed(self._entries.values()))
+        if self.default is not None:
+            entries.append(self.default)
+        return _taken(entries)
 
     def select(
         self, wanted: Filter = EVERYTHING, among: Iterable[Entry] | None = None
@@ -612,6 +614,12 @@ class Fdb:
         default = self.default.destinations if self.default is not None else ()
         known = next((remote for remote in default if remote.host == host), None)
         return known or plain or Remote(host, self.port)
+
+
+def _taken(entries: list[Entry]) -> Iterator[Entry]:
+    """From the last to the first, each let go of: to free all of them at once would take long."""
+    while entries:
+        yield entries.pop()
 
 
 def _is_behind(entry: Entry, host: str) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
+from itertools import islice
 from typing import Any, TypeVar
 
 import attrs
@@ -221,7 +222,7 @@ class Methods:
 
     def _neigh_show(self, given: Params) -> Pages:
         shown = [
-            (port, list(port.segment.neighbours))
+            (port, iter(list(port.segment.neighbours)))
             for port in self._ports(given)
             if port.segment.neighbours is not None
         ]
@@ -254,9 +255,9 @@ class Methods:
         return self._neighbours(given).flush(permanent=bool(given.flag("permanent")))
 
 
-def _pages(entries: list[_T]) -> Iterator[list[_T]]:
-    for at in range(0, len(entries), _PAGE):
-        yield entries[at : at + _PAGE]
+def _pages(items: Iterator[_T]) -> Iterator[list[_T]]:
+    while page := list(islice(items, _PAGE)):
+        yield page
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
