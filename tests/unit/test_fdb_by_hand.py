@@ -261,6 +261,17 @@ def test_heard_from_elsewhere(kind: Kind, learned: Learned, host: str) -> None:
     assert (entry.updated, entry.rx_frames) == ((7.0, 2) if moved else (0.0, 0))
 
 
+@pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, LEARNED], ids=repr)
+def test_check_learns_nothing(kind: Kind) -> None:
+    fdb = table()
+    assert fdb.check(A, remote(2)) is Learned.REFRESHED
+    fdb.add(A, remote(1), 0.0, kind)
+    elsewhere = Learned.CONTRADICTED if kind.state is not State.DYNAMIC else Learned.REFRESHED
+    assert fdb.check(A, remote(2)) is elsewhere
+    assert fdb.check(A, remote(1)) is Learned.REFRESHED
+    assert (where(fdb, A), fdb.get(A).updated) == (["192.0.2.1"], 0.0)
+
+
 @pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, EXTERN_DYNAMIC], ids=repr)
 def test_heard_from_any_of_its_destinations(kind: Kind) -> None:
     fdb = table()

@@ -306,7 +306,7 @@ def test_a_neighbour_changes_its_mac() -> None:
 def test_override(override: int, address: str) -> None:
     one = table(ageing=10.0)
     one.snoop(advertise(), 0.0)
-    one.snoop(advertise(src=MAC_C, override=override), 1.0)
+    assert one.snoop(advertise(src=MAC_C, override=override), 1.0)
     assert known(one) == {V6_B: address}
     assert [each.updated for each in one] == [1.0 if override else 0.0]
 
@@ -320,8 +320,8 @@ def test_without_override_the_same_is_confirmed() -> None:
 
 def test_permanent_neighbours_are_not_changed_by_what_is_seen() -> None:
     one = with_b()
-    one.snoop(arp_reply(src=MAC_C), 1.0)
-    one.snoop(advertise(src=MAC_C), 1.0)
+    assert one.snoop(arp_reply(src=MAC_C), 1.0)
+    assert one.snoop(advertise(src=MAC_C), 1.0)
     assert known(one) == {V4_B: MAC_B, V6_B: MAC_B}
 
 
@@ -422,6 +422,12 @@ def test_add_replace_remove() -> None:
     assert known(one) == {}
     with pytest.raises(NeighbourError, match=r"^10\.1\.0\.2: there is no such neighbour$"):
         one.remove(address)
+
+
+def test_any_vlan() -> None:
+    one = table()
+    one.add(ip_address(V4_B), B, 0.0, vlan=(1, 4094))
+    assert [each.vlan for each in one] == [(1, 4094)]
 
 
 def test_what_was_seen_can_be_put_in_and_removed() -> None:
