@@ -42,6 +42,9 @@ _EVENT_MAX = 65536
 _LOOKS = 16
 """Paths whose MTU is asked for in a tick; each takes some 20 microseconds."""
 
+_PORTS_AT_ONCE = 50
+"""Ports that are looked at before frames have their turn again."""
+
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
 
@@ -98,6 +101,7 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._changing = asyncio.Lock()
         self._ticks = 0
+        self._chores = self._due()
         self._missing: set[str] = set()
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
@@ -468,26 +472,36 @@ class Vtep:
     # --- time -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        """Do what is due once a tick, one piece at a time: after the frames that wait."""
         loop = asyncio.get_running_loop()
-        now = time.monotonic()
-        if any(port.segment.sweep(now) for port in self._ports.values()):
-            self._timer = loop.call_soon(self._tick)  # After the frames that wait.
+        for _ in self._chores:
+            self._timer = loop.call_soon(self._tick)
             return
-        self._timer = loop.call_later(_TICK, self._tick)
+        if self._running:  # The last TAP may have been found gone.
+            self._chores = self._due()
+            self._timer = loop.call_later(_TICK, self._tick)
+
+    def _due(self) -> Iterator[None]:
+        """What is due once a tick, in pieces of less than a millisecond."""
+        now = time.monotonic()
         self._ticks += 1
-        self._follow_the_host()
+        for number, port in enumerate(tuple(self._ports.values()), 1):
+            while port.segment.sweep(now):
+                yield
+            port.follow()
+            if number % _PORTS_AT_ONCE == 0:
+                yield
+        self._follow_the_underlay()
         self._pool.look(_LOOKS)
         if self._ticks % _QUEUE_TICKS == 0:
-            self._count_queue_drops()
+            self._read_queue_drops()
         self._say_what_was_dropped(now)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
 
-    def _follow_the_host(self) -> None:
-        """Notice what others have changed of the devices that we use."""
-        for port in tuple(self._ports.values()):
-            port.follow()
+    def _follow_the_underlay(self) -> None:
+        """Notice where others have made an underlay device anew."""
         for listener in self._listeners.values():
             if listener.follow():
                 self._pool.reconnect(listener.endpoint.binding.dev)
@@ -526,14 +540,26 @@ class Vtep:
 
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""
-        if not self._running:
-            return
+        if self._running:
+            with suppress(OSError):
+                self._take_over(queue_drops())
+
+    def _read_queue_drops(self) -> None:
+        """The same in a thread: with many devices, the kernel takes long to tell of them."""
+        thread = ThreadPoolExecutor(max_workers=1)
+        drops = asyncio.get_running_loop().run_in_executor(thread, queue_drops)
+        thread.shutdown(wait=False)
+        drops.add_done_callback(self._queue_drops_read)
+
+    def _queue_drops_read(self, drops: "asyncio.Future[dict[str, int]]") -> None:
+        if self._running and not drops.cancelled() and drops.exception() is None:
+            self._take_over(drops.result())
+
+    def _take_over(self, drops: Mapping[str, int]) -> None:
         for listener in self._listeners.values():
             listener.count_queue_drops()
-        with suppress(OSError):
-            drops = queue_drops()
-            for port in self._ports.values():
-                port.count_queue_drops(drops)
+        for port in self._ports.values():
+            port.count_queue_drops(drops)
 
 
 def _difference(before: Config, after: Config) -> dict[str, object]:
