@@ -375,6 +375,23 @@ def test_a_group_is_joined_once_and_left_by_the_last(inside_a: Pair) -> None:
     run(main())
 
 
+def test_a_group_is_joined_on_the_device_that_was_made_anew(pair: Pair, start: Start) -> None:
+    a, b = pair
+    options = ("--vni", "2", "--group", "239.1.1.1", "--dev", "eth0", "--tap", "vx0", "--address")
+    vteps = [start(a, *options, "10.0.0.1/24"), start(b, *options, "10.0.0.2/24")]
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "del", "eth0")
+    a.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.pid)
+    for number, host in enumerate(pair, 1):
+        address(host, "eth0", f"192.0.2.{number}/24")
+        host.run("ip", "link", "set", "eth0", "up")
+    told = "another device now: using that"
+    wait_until(lambda: all(told in vtep.log for vtep in vteps), "the news")
+    for host in pair:
+        host.run("ip", "neigh", "flush", "dev", "vx0")
+    ping(a, "10.0.0.2")
+
+
 # --- families ---------------------------------------------------------------------------------
 
 

@@ -276,6 +276,22 @@ def link_local(host: Host) -> str:
     return said().split()[3].split("/")[0]
 
 
+def test_a_remote_over_a_device_of_its_own(pair: Pair) -> None:
+    """As `via` says it in the FDB."""
+    a, b = pair
+    a.run("ip", "route", "del", "192.0.2.0/24")
+    paths = Paths(Pool(), {4: binding(V4)}, Outer(), envelope.Policy(), no_one, gso=True)
+    data = memoryview(b"datagram")
+    with a.inside(), Wire(b) as wire:
+        for via, lost in (("eth0", None), ("nix", Drop.UNDERLAY_UNREACHABLE)):
+            path = paths[Remote("192.0.2.2", 4789, via=via)]
+            assert path.send(data, 8, 0, 0.0) == (8, lost)
+        assert payload(wire.next()) == data
+        path = paths[Remote("192.0.2.2", 4789)]
+        assert path.send(data, 8, 0, 0.0) == (8, Drop.UNDERLAY_UNREACHABLE)
+        paths.close()
+
+
 @pytest.mark.parametrize("accepted", [True, False])
 def test_zero_checksums_over_ipv6(pair: Pair, accepted: bool) -> None:
     a, b = pair

@@ -182,13 +182,15 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
     return asyncio.run(run())
 
 
-def forward(frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = ()) -> list[list[bytes]]:
+def forward(
+    frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = (), remote: Remote = REMOTE
+) -> list[list[bytes]]:
     """What is sent, by send, when these virtio headers and frames wait at the TAP."""
 
     async def run() -> list[list[bytes]]:
         lost: list[OSError] = []
         segment = Segment(
-            5, [REMOTE], Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
+            5, [remote], Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
         )
         notes = Notes(iter(room))
         with tap() as pair:
@@ -395,3 +397,15 @@ def test_each_of_many_gets_everything_in_order(
 ) -> None:
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert all(got == expected for got in forward_to_many(frames, room))
+
+
+@given(frames=st.lists(FRAMES, max_size=6), room=st.lists(st.booleans(), max_size=20))
+@settings(max_examples=30)
+def test_a_remote_may_have_another_number_for_the_segment(
+    frames: list[tuple[bytes, bytes]], room: list[bool]
+) -> None:
+    sent = forward(frames, room, Remote("192.0.2.2", 4789, vni=0xABCDEF))
+    expected = [segment[8:] for frame in frames for segment in segments(*frame)]
+    datagrams = [datagram for batch in sent for datagram in batch]
+    assert [datagram[8:] for datagram in datagrams] == expected
+    assert {datagram[:8] for datagram in datagrams} <= {vxlan.pack(0xABCDEF)}

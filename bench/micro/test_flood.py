@@ -1,0 +1,50 @@
+"""One broadcast to many remotes, over the loopback: microseconds for all copies of it."""
+
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from vtep.fdb import Remote
+from vtep.paths import Pool
+from vtep.underlay import Binding, Outer, Replicator
+
+REMOTES = [1, 10, 1_000]
+BINDING = Binding(socket.AF_INET, None, None)
+DATAGRAM = memoryview(bytearray(110))
+
+
+@pytest.fixture(params=REMOTES)
+def remotes(request: pytest.FixtureRequest) -> Iterator[list[Remote]]:
+    """Loopback addresses at which somebody listens, and descriptors enough for all of them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(4096, before[1])), before[1]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+        yield [Remote(f"127.1.{each >> 8}.{each & 255}", port) for each in range(request.param)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
+    pool = Pool()
+    paths = [pool.take(BINDING, Outer(), remote, gso=True) for remote in remotes]
+
+    def flood() -> None:
+        for path in paths:
+            path.send(DATAGRAM, len(DATAGRAM), 0, 0.0)
+
+    benchmark(flood)
+    for path in paths:
+        pool.let_go(path)
+
+
+def test_at_once(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
+    replicator = Replicator([BINDING], Outer(), lambda _fd: None, gso=True)
+    recipients = replicator.recipients(remotes)
+    sent = benchmark(replicator.send, DATAGRAM, len(DATAGRAM), recipients, 0)
+    assert sent.datagrams == len(remotes)
+    replicator.close()
