@@ -18,12 +18,15 @@ V6 = Binding(socket.AF_INET6, None, None)
 DATAGRAM = memoryview(bytes(100))
 
 
-def paths(pool: Pool, config: Config) -> Paths:
-    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), no_one, gso=True)
+Told = list[tuple[str, int | None]]
 
 
-def no_one(_remote: Remote, _mtu: int | None) -> None:
-    """Nobody minds the MTU."""
+def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
+    def tell(remote: Remote, mtu: int | None) -> None:
+        if told is not None:
+            told.append((remote.host, mtu))
+
+    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), tell, gso=True)
 
 
 CONFIG = Config(vni=1)
@@ -56,6 +59,39 @@ def test_a_path_is_closed_with_its_last_user() -> None:
     assert path.fileno(0) == -1
     assert one[remote] is not path
     one.close()
+
+
+def test_all_who_share_a_path_are_told_of_its_mtu() -> None:
+    pool = Pool()
+    told: tuple[Told, Told] = ([], [])
+    one, two = (paths(pool, CONFIG, each) for each in told)
+    remote = Remote("127.0.0.1", 9)
+    path = one[remote]
+    assert told == ([], [])  # It is not known before there is a socket.
+    path.send(DATAGRAM, 100, 0, 0.0)
+    mtu = path.mtu
+    assert told == ([("127.0.0.1", mtu)], [])
+    assert two[remote] is path
+    assert told == ([("127.0.0.1", mtu)], [("127.0.0.1", mtu)])
+    one.close()
+    assert told[0][1:] == [("127.0.0.1", None)]
+    assert len(told[1]) == 1
+    two.close()
+    assert told[1][1:] == [("127.0.0.1", None)]
+
+
+def test_paths_are_looked_at_in_turn() -> None:
+    pool = Pool()
+    ways = paths(pool, CONFIG)
+    seen = [ways[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
+    pool.look(3)
+    assert [path.mtu > 0 for path in seen].count(True) == 3
+    ways.release(next(remote for remote, path in ways.items() if not path.mtu))
+    pool.look(3)
+    assert [path.mtu > 0 for path in seen].count(True) == 4
+    ways.close()
+    pool.look(3)
+    pool.look()
 
 
 @pytest.fixture
