@@ -8,7 +8,7 @@ kept for when there are.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -78,14 +78,16 @@ class _Keeper:
         self._changed = asyncio.Event()
         self._ending = asyncio.Event()
         self._failed = False
-        self._watches = ExitStack()
-        self._watches.callback(vtep.watch(self._vtep_changed))
+        self._unwatch = vtep.watch(self._vtep_changed)
+        self._leave: dict[Port, Callable[[], None]] = {}
         for port in vtep.ports.values():
             self._attend(port)
 
     def end(self) -> None:
         """Have `run` write once more, and end."""
-        self._watches.close()
+        self._unwatch()
+        for leave in self._leave.values():
+            leave()
         self._ending.set()
         self._changed.set()
 
@@ -93,6 +95,7 @@ class _Keeper:
         if event == "added":
             self._attend(port)
         if event == "deleted":  # It may come back, perhaps with another TAP.
+            self._leave.pop(port)()
             now = time.monotonic()
             entries = (self._saved(port, entry, now) for entry in port.fdb.entries())
             since = now - self._written
@@ -108,7 +111,7 @@ class _Keeper:
         refused = restore(port, saved, self._written, time.monotonic(), learned=self._learned)
         if refused:
             log.warning("--state %s: %d left out: %s", self._path, len(refused), refused[0])
-        self._watches.callback(port.fdb.watch(self._entry_changed))
+        self._leave[port] = port.fdb.watch(self._entry_changed)
 
     def _entry_changed(self, event: Event, entry: Entry) -> None:
         by_itself = entry.kind.ages and event in (Event.ADDED, Event.MOVED, Event.EXPIRED)
@@ -120,9 +123,11 @@ class _Keeper:
     async def run(self) -> None:
         """Write when something has changed, until `end`."""
         delay = _DELAY
-        while not self._ending.is_set():
+        last = False
+        while not last:
             await _happens(self._changed, _REFRESH if self._learned else None)
             await _happens(self._ending, delay)
+            last = self._ending.is_set()
             self._changed.clear()
             began = time.monotonic()
             try:
@@ -149,10 +154,10 @@ class _Keeper:
     def _entries(self) -> Iterator[Saved | None]:
         """What is to be kept; None for what is not."""
         now = time.monotonic()
-        for port in self._vtep.ports.values():
+        for port in tuple(self._vtep.ports.values()):
             for entry in port.fdb.entries():
                 yield self._saved(port, entry, now)
-        for entries in self._dormant.values():
+        for entries in tuple(self._dormant.values()):
             for saved in entries:
                 yield evolve(saved, age=saved.age + now - self._written)
 
