@@ -500,6 +500,17 @@ def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
         listener.socket.close()
 
 
+def test_what_killed_processes_left_is_removed(run_folder: Path) -> None:
+    first, _ = paths.listen_by_default("vx0")
+    second, _ = paths.listen_by_default("vx0")
+    (run_folder / "file.sock").write_text("no socket")
+    second.socket.close()
+    third, _ = paths.listen_by_default("vx1")
+    assert {path.name for path in run_folder.iterdir()} == {"vx0.sock", "vx1.sock", "file.sock"}
+    for listener in (first, third):
+        listener.socket.close()
+
+
 def test_without_root_it_is_below_the_users_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

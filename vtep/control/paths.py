@@ -83,10 +83,19 @@ def listen_by_default(name: str) -> tuple[Listener, TakenError | None]:
         place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise _refused(place, error) from error
+    _remove_dead(place)
     try:
         return listen(place / f"{name}{_SUFFIX}"), None
     except TakenError as taken:
         return listen(place / f"{name}-{os.getpid()}{_SUFFIX}"), taken
+
+
+def _remove_dead(place: Path) -> None:
+    """Remove what killed processes have left: names with a pid in them are not taken over."""
+    with _only_one_starts_in(place):
+        for path in place.glob(f"*{_SUFFIX}"):
+            if path.is_socket() and probe(path) is None:
+                path.unlink(missing_ok=True)
 
 
 def listen(path: Path) -> Listener:
