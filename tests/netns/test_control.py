@@ -450,7 +450,7 @@ def test_what_was_put_in_and_what_was_learned_survives(
     wait_until(lambda: MAC not in file.read_text(), "the file")
     vtep.stop(signal.SIGKILL)
     vtep = start(a, *arguments[:-1])
-    assert set(shown(vtep)) == {ZERO}
+    assert MAC not in shown(vtep)
     # Remotes are what the configuration says; what was appended besides is kept.
     assert vtep.stop() == 0
     vtep = start(a, *segment(1, "192.0.2.3")[:-1], "vx0", "--state", str(file))
