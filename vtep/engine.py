@@ -40,7 +40,7 @@ _SETTLED = 0.2
 _EVENT_MAX = 65536
 
 _LOOKS = 16
-"""Paths whose MTU is asked for in a tick; each takes some 20 microseconds."""
+"""Paths whose MTU is asked for in a tick; each takes some 10 microseconds."""
 
 _PORTS_AT_ONCE = 50
 """Ports that are looked at before frames have their turn again."""
