@@ -398,12 +398,10 @@ class Vtep:
             if listener is None:
                 others = self._listeners.values()
                 beside = [sock for other in others for sock in other.sockets(endpoint)]
-                with self._naming(config):
-                    listener = Listener(endpoint, beside)
+                listener = Listener(endpoint, beside)
                 self._listeners[endpoint] = listener
             if config.group is not None and config.group.version == version:
-                with self._naming(config):
-                    listener.join(config.group)
+                listener.join(config.group)
             listeners.append(listener)
         return tuple(listeners)
 

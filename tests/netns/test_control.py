@@ -26,6 +26,7 @@ from tests.netns.hosts import (
     pyvtep,
     segment,
     tshark,
+    udp_socket,
     wait_until,
 )
 from vtep.errors import VtepError
@@ -171,6 +172,9 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
         ("fdb flush firm", 2, "firm: is not understood here; known are: dst port vni"),
     ):
         assert line in vtep.ask(*words.split(), code=code), words
+    with udp_socket(pair[0], "0.0.0.0", 4790):
+        line = vtep.ask("vni", "add", "8", "--dstport", "4790", code=1)
+    assert line.startswith("vni 8: --dstport 4790: this UDP port is taken")
     assert vtep.ask("vni", "show", "--json") == before
     ping(pair[0], "10.0.0.2")
 
