@@ -464,6 +464,12 @@ class Vtep:
 
         with suppress(OSError):
             for port, place in await _on_host(adapt):
+                if place.beside not in (0, port.place.beside):
+                    log.warning(
+                        "vni %d: packets of up to %d octets are dropped in front of %s by its "
+                        "bridge: ip link set %s mtu %d",
+                        *(port.config.vni, place.beside, port.tap, port.tap, place.beside),
+                    )
                 if port.adapted(place):
                     self._tell("changed", port, {"mtu": port.mtu})
 

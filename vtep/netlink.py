@@ -70,12 +70,14 @@ class Place:
     """Where a TAP device is: on a bridge, by its index, or 0.
 
     `mtu` is what we gave it; None where it may have any that we change. `limit` is what this host's
-    own packets are limited to; None on a bridge.
+    own packets are limited to; None on a bridge. `beside` is the largest MTU of the bridge's other
+    ports if the TAP has less, else 0: what is larger than it has is lost in front of us.
     """
 
     mtu: int | None
     bridge: int
     limit: int | None
+    beside: int = 0
 
 
 @contextmanager
@@ -237,9 +239,10 @@ def adapt(
         master: int = link.get("master") or 0
         joins = 0 if master or setup.bridge is None else device_index(setup.bridge) or 0
         bridge = joins or _bridge_of(link)
-        place = Place(place.mtu, bridge, None if bridge else mtu)
-        wanted = _mtu_for(netlink, number, bridge, setup.mtu)
+        widest = _widest(netlink, number, bridge)
+        place = Place(place.mtu, bridge, None if bridge else mtu, widest if widest > mtu else 0)
         if place.mtu in (None, mtu):
+            wanted = _mtu_for(setup.mtu, bridge, widest)
             if mtu != wanted:
                 netlink.link("set", index=number, mtu=wanted)
             place = Place(wanted, bridge, None if bridge else wanted)
@@ -261,7 +264,14 @@ def _bridge_of(link: Any) -> int:
     return int(link.get("master")) if on_bridge else 0
 
 
-def _mtu_for(netlink: IPRoute, index: int, bridge: int, tunnel: int) -> int:
+def _widest(netlink: IPRoute, index: int, bridge: int) -> int:
+    """The largest MTU of a bridge's other ports; 0 if there are none."""
+    ports = netlink.link("dump", master=bridge) if bridge else ()
+    mtus: list[int] = [port.get("mtu") for port in ports if port["index"] != index]
+    return min(max(mtus, default=0), _TAP_MTU_MAX)
+
+
+def _mtu_for(tunnel: int, bridge: int, widest: int) -> int:
     """The MTU that a TAP device must have so that nothing is lost in front of us.
 
     It is the tunnel's, so that this host's own packets fit. But a bridge drops without a word what
@@ -270,11 +280,7 @@ def _mtu_for(netlink: IPRoute, index: int, bridge: int, tunnel: int) -> int:
     reaches us, and its sender gets an answer. It also keeps the bridge itself, which takes the MTU
     of its narrowest port, from shrinking to that of the tunnel.
     """
-    if not bridge:
-        return tunnel
-    ports = netlink.link("dump", master=bridge)
-    others: list[int] = [port.get("mtu") for port in ports if port["index"] != index]
-    return min(max(tunnel, _MTU_USUAL, *others), _TAP_MTU_MAX)
+    return max(tunnel, _MTU_USUAL, widest) if bridge else tunnel
 
 
 def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
@@ -316,8 +322,8 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
             netlink.link("set", index=index, address=format_mac(after.mac))
         if after.mtu != before.mtu:
             (link,) = netlink.get_links(index)
-            mtu = _mtu_for(netlink, index, _bridge_of(link), after.mtu)
-            netlink.link("set", index=index, mtu=mtu)
+            widest = _widest(netlink, index, _bridge_of(link))
+            netlink.link("set", index=index, mtu=_mtu_for(after.mtu, _bridge_of(link), widest))
     except NetlinkError as error:
         raise _refused(tap, error, after.mtu) from error
     for address in after.addresses:

@@ -7,6 +7,7 @@ driver, whose bridge does the same.
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -79,8 +80,12 @@ def build(lab: Lab, pair: Pair, start: Start, far: str, *options: str) -> Scene:
     wait_until(lambda: mtu_of(a) == 1500, "the TAP to follow its bridge")
     scene = Scene((first, second), pair, vtep, other)
     for destination in ("10.0.0.2", "fd00::2"):
-        ping(first, destination)
+        wait_until(partial(answers, first, destination), f"an answer of {destination}")
     return scene
+
+
+def answers(guest: Host, destination: str) -> bool:
+    return "1 received" in guest.run("ping", "-c1", "-W1", destination, check=False)
 
 
 @pytest.fixture(params=["pyvtep", "kernel"])
@@ -158,8 +163,9 @@ def test_udp_of_any_size(scene: Scene) -> None:
         sender.setsockopt(SOL_UDP, UDP_SEGMENT, 1472)
         sender.sendto(b"".join(datagrams), ("10.0.0.2", 5000))
         assert [receiver.recv(2048) for _ in datagrams] == datagrams
-    for guest, remote in ((first, "10.0.0.2"), (second, "10.0.0.1")):
-        ping(guest, remote, "-M", "dont", "-s", "3000")
+    if scene.other is not None:  # The driver's bridge drops the answers, unless netfilter is there.
+        for guest, remote in ((first, "10.0.0.2"), (second, "10.0.0.1")):
+            ping(guest, remote, "-M", "dont", "-s", "3000")
     assert scene.vtep.counter("tx_fragmented") >= 30
     with udp_socket(first, "fd00::1") as sender, udp_socket(second, "fd00::2", 5000) as receiver:
         sender.sendto(bytes(1452), ("fd00::2", 5000))  # It is lost, but its sender learns.
@@ -214,16 +220,14 @@ def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> N
 
 def test_an_mtu_that_somebody_has_set_is_theirs(pair: Pair, start: Start) -> None:
     a, _ = pair
-    start(a, *segment(1, "192.0.2.2"))
+    vtep = start(a, *segment(1, "192.0.2.2"))
     a.run("ip", "link", "set", "vx0", "mtu", "1300")
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "link", "set", "vx0", "master", "br0")
     a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
     a.run("ip", "link", "set", "guest0", "master", "br0")
-    # It has looked at its place when superframes are not limited any more.
-    wait_until(
-        lambda: "gso_max_size 65536" in a.run("ip", "-d", "link", "show", "vx0"), "its adaption"
-    )
+    # But it does harm, which is said.
+    wait_until(lambda: "up to 9000 octets are dropped in front of vx0" in vtep.log, "the line")
     assert mtu_of(a) == 1300
 
 
