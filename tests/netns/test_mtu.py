@@ -27,6 +27,7 @@ from vtep.lab import Host, Lab, transfer
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]
 
+UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 SOL_UDP = 17
 UDP_SEGMENT = 103
 IP_MTU_DISCOVER = 10
@@ -189,6 +190,35 @@ def test_what_can_be_neither_cut_nor_answered_is_left_to_the_underlay(
     assert scene.vtep.counter("tx_oversize") == 1
 
 
+def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: Start) -> None:
+    """A router between the hosts carries 1400 octets, and says so when it refuses more."""
+    a, router, b = lab.host("a"), lab.host("router"), lab.host("b")
+    lab.wire(a, router, "eth0")
+    lab.wire(router, b, "eth1", mtu=1400)
+    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    address(a, "eth0", "192.0.2.1/24")
+    address(router, "eth0", "192.0.2.254/24")
+    address(router, "eth1", "198.51.100.254/24")
+    address(b, "eth1", "198.51.100.2/24")
+    a.run("ip", "route", "add", "default", "via", "192.0.2.254")
+    b.run("ip", "route", "add", "default", "via", "198.51.100.254")
+    vtep = start(a, *segment(1, "198.51.100.2"), "--df", "set")
+    start(b, *segment(1, "192.0.2.1"), "--df", "set")
+    guest, other = attach(lab, a, 1), attach(lab, b, 2)
+    becomes(a, 1500)
+    wait_until(partial(answers, guest, "10.0.0.2"), "an answer")
+
+    def said(payload: int) -> str:
+        options = ("-c1", "-W1", "-M", "do", "-s", str(payload))
+        return guest.run("ping", *options, "10.0.0.2", check=False)
+
+    wait_until(lambda: "(mtu = 1350)" in said(1450 - 28), "the MTU to be told inside")
+    assert "1 received" in said(1350 - 28)
+    assert vtep.counter("mtu_changes") == 1
+    assert "(mtu 1350)" in vtep.report()
+    transfer(guest, other, "10.0.0.2", 20 << 20)
+
+
 # --- the MTU of the TAP -------------------------------------------------------------------------
 
 
@@ -240,6 +270,19 @@ def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
     assert mtu_of(a) == 1500
     a.run("ip", "link", "set", "vx0", "nomaster")
     becomes(a, 1400)
+
+
+def test_without_privilege_the_harm_is_said(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
+    a.run("ip", "tuntap", "add", "vx0", "mode", "tap", "user", "root")
+    a.run("ip", "link", "set", "vx0", "up", "mtu", "1450")
+    for port in ("vx0", "guest0"):
+        a.run("ip", "link", "set", port, "master", "br0")
+    vtep = start(a, *segment(1, "192.0.2.2"), prefix=UNPRIVILEGED)
+    line = "up to 1500 octets are dropped in front of vx0 by its bridge: ip link set vx0 mtu 1500"
+    wait_until(lambda: line in vtep.log, "the line")
 
 
 @pytest.mark.usefixtures("tunnel")
