@@ -175,6 +175,16 @@ class Config:
             "help": "Address for the TAP, such as 10.0.0.1/24; may be repeated.",
         },
     )
+    gateway: tuple[Address, ...] = field(
+        default=(),
+        converter=values.gateways,
+        metadata={
+            "repeatable": True,
+            "metavar": "IP",
+            "help": "Address of this host's own gateway on the segment, which is kept apart from "
+            "one of the same address on other hosts; may be repeated.",
+        },
+    )
     learning: bool = _switch(
         default=True, help="Learn which remote a MAC is behind, from the frames that it sends."
     )

@@ -55,6 +55,10 @@ class Drop(StrEnum):
         "congestion",
         "frame marked for congestion on the way, whose sender does not understand marks (RFC 6040)",
     )
+    GATEWAY_KEPT_OUT = (
+        "gateway_kept_out",
+        "ARP or neighbour discovery from elsewhere about this host's own gateway",
+    )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
     TAP_REFUSED = ("tap_refused", "frame that the kernel refused to take from us at the TAP device")
 
@@ -77,6 +81,10 @@ class Drop(StrEnum):
         "tx_too_big",
         "packet larger than the tunnel carries that must not be fragmented: its sender is told",
     )
+    GATEWAY_KEPT_IN = (
+        "gateway_kept_in",
+        "ARP or neighbour discovery about this host's own gateway, which is nobody's business else",
+    )
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (
@@ -89,6 +97,10 @@ class Drop(StrEnum):
     )
     UNDERLAY_DENIED = ("underlay_denied", "datagram that this host's own firewall forbade")
     UNDERLAY_FAILED = ("underlay_failed", "datagram that could not be sent for any other reason")
+
+
+BY_DESIGN = frozenset((Drop.GATEWAY_KEPT_IN, Drop.GATEWAY_KEPT_OUT))
+"""Reasons that nobody needs to be told of: such frames were not to arrive."""
 
 
 class Counters:
@@ -198,7 +210,11 @@ class DropLog:
             if counters.drops == before:
                 continue
             for reason, count in counters.drops.items():
-                if count != before[reason] and now >= self._silent_until.get(reason, now):
+                if (
+                    count != before[reason]
+                    and now >= self._silent_until.get(reason, now)
+                    and reason not in BY_DESIGN
+                ):
                     lost.setdefault(reason, []).append((count - before[reason], name, counters))
                     before[reason] = count
         for reason in lost:

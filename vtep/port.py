@@ -1,6 +1,7 @@
 """One VNI at work: its TAP, its segment, its counters, and the ways to its remotes."""
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from vtep.counters import Drop
 from vtep.datapath import Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
+from vtep.gateway import Gateways
 from vtep.listener import FAMILY, Listener
 from vtep.mtu.fit import Fit
 from vtep.mtu.tunnel import TunnelMtu
@@ -22,8 +24,10 @@ from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import Binding, Outer, host_of, policy_of, segments_datagrams
-from vtep.values import MTU_MAX, MTU_MIN
+from vtep.values import MTU_MAX, MTU_MIN, Address
 from vtep.wire import ethernet, vxlan
+
+log = logging.getLogger("vtep")
 
 _OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
 
@@ -55,6 +59,7 @@ class Port:
             policy=_policy(config),
         )
         self._answer_for_neighbours()
+        self.segment.set_gateways(self._gateways(config))
         self._tunnel = TunnelMtu(MTU_MAX)
         self._fit = Fit(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
@@ -184,6 +189,8 @@ class Port:
         segment.set_policy(_policy(config))
         self._fit.oversize.set_prefix(segment.header)
         self._answer_for_neighbours()
+        if config.gateway != before.gateway:
+            segment.set_gateways(self._gateways(config))
         segment.fdb.port = config.dstport
         segment.fdb.max_addresses = config.max_addresses
         segment.set_remotes(_remotes(config), now)
@@ -221,6 +228,17 @@ class Port:
         bridge = self.config.bridge
         wanted = (device_index(bridge) or 0) if bridge is not None else 0
         return {self.tap_index, self.place.bridge, wanted} - {0}
+
+    def _gateways(self, config: Config) -> Gateways | None:
+        return Gateways(config.gateway, self._say_shared) if config.gateway else None
+
+    def _say_shared(self, address: Address) -> None:
+        log.info(
+            "vni %d: %s is the gateway of another host, too: who is here is kept to the one here, "
+            "and that reaches only who is here",
+            self.config.vni,
+            address,
+        )
 
     def _tap(self) -> Tap:
         if self._device is None:

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from vtep.counters import Counters, Drop
 from vtep.fdb import Fdb, Filter, Learned, Remote
+from vtep.gateway import Gateways
 from vtep.neigh import Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
 
@@ -99,6 +100,7 @@ class Segment:
         self.replies: list[bytes] = []
         """Frames for the TAP, in answer to some that were shown to `inspect`."""
         self.neighbours: Neighbours | None = None
+        self.gateways: Gateways | None = None
         self.set_policy(policy)
         self._accept = accept
         self.configured: tuple[Remote, ...] = ()
@@ -120,12 +122,18 @@ class Segment:
         self.neighbours = neighbours
         self.set_policy(self.policy)
 
+    def set_gateways(self, gateways: Gateways | None) -> None:
+        """Keep the gateway of this host apart from others (`--gateway`), or not any more."""
+        self.gateways = gateways
+        self.set_policy(self.policy)
+
     def set_policy(self, policy: Policy) -> None:
         """Have another policy from now on."""
         self.policy = policy
         self._forbidden = policy.forbidden
         self.particular = (
             self.neighbours is not None
+            or self.gateways is not None
             or self._forbidden != 0
             or policy.groups is not None
             or policy.inner_vlan is InnerVlan.DROP
@@ -189,6 +197,10 @@ class Segment:
         """
         entry = self.fdb.lookup(_DESTINATION.unpack_from(frame)[0])
         if entry is None:
+            # What asks or announces goes to everybody: only that is of interest to gateways.
+            if self.gateways is not None and self.gateways.keeps_in(frame):
+                self.counters.drop(Drop.GATEWAY_KEPT_IN)
+                return ()
             self.counters.flooded += count
             entry = self.fdb.default
             if entry is None:
@@ -250,6 +262,9 @@ class Segment:
             counters.drop(Drop.INNER_TAGGED, source, count)
             return False
         if not self.admit(mac, source, now, count, learn=learn):
+            return False
+        if self.gateways is not None and self.gateways.keeps_out(datagram[vxlan.HEADER_LEN :]):
+            counters.drop(Drop.GATEWAY_KEPT_OUT, source, count)
             return False
         if self.neighbours is not None:
             frame = datagram[vxlan.HEADER_LEN :]

@@ -320,6 +320,11 @@ def remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ..
     return _different("--remote", tuple(address("--remote", item) for item in _several(value)))
 
 
+def gateways(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
+    """Addresses of a gateway on the segment; an IPv6 link-local one needs no scope there."""
+    return _different("--gateway", tuple(address("--gateway", item) for item in _several(value)))
+
+
 def group(value: str | Address) -> Address:
     """A multicast group, without a scope: `--dev` says where it is."""
     given = None

@@ -1,0 +1,188 @@
+"""Gateways of one address on both sides: who hears what, judged by scapy's frames."""
+
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import ARP, Ether
+
+from vtep import gateway
+from vtep.counters import Drop, DropLog
+from vtep.fdb import Fdb, Remote
+from vtep.gateway import Gateways
+from vtep.switch import Segment, Switch
+from vtep.wire import vxlan
+
+OURS, THEIRS, HOST = "172.18.0.1", "172.18.0.254", "172.18.0.2"
+OURS6, HOST6 = "fd00::1", "fd00::2"
+MAC, BROADCAST = "02:42:00:00:00:01", "ff:ff:ff:ff:ff:ff"
+
+
+def arp(op: str, sender: str, target: str, dst: str = BROADCAST) -> bytes:
+    return bytes(Ether(src=MAC, dst=dst) / ARP(op=op, hwsrc=MAC, psrc=sender, pdst=target))
+
+
+def solicitation(sender: str, target: str, hlim: int = 255) -> bytes:
+    ip = IPv6(src=sender, dst="ff02::1:ff00:1", hlim=hlim)
+    return bytes(Ether(src=MAC, dst="33:33:ff:00:00:01") / ip / ICMPv6ND_NS(tgt=target))
+
+
+def advertisement(target: str) -> bytes:
+    ip = IPv6(src=target, dst="ff02::1")
+    return bytes(Ether(src=MAC, dst="33:33:00:00:00:01") / ip / ICMPv6ND_NA(tgt=target))
+
+
+@pytest.fixture
+def gateways() -> Gateways:
+    return Gateways([ip_address(OURS), ip_address(OURS6)])
+
+
+@pytest.fixture
+def shared(gateways: Gateways) -> Gateways:
+    assert gateways.keeps_out(arp("is-at", OURS, HOST))
+    assert gateways.keeps_out(advertisement(OURS6))
+    return gateways
+
+
+QUESTIONS = [arp("who-has", HOST, OURS), solicitation(HOST6, OURS6)]
+CLAIMS = [
+    arp("is-at", OURS, HOST),
+    arp("who-has", OURS, HOST),
+    arp("who-has", OURS, OURS),
+    advertisement(OURS6),
+    solicitation(OURS6, HOST6),
+]
+PROBES = [arp("who-has", "0.0.0.0", OURS), solicitation("::", OURS6)]
+OTHERS = [
+    arp("who-has", HOST, THEIRS),
+    arp("is-at", THEIRS, HOST),
+    arp("who-has", "0.0.0.0", THEIRS),
+    solicitation(HOST6, "fd00::3"),
+    solicitation("::", "fd00::3"),
+    advertisement("fd00::3"),
+    bytes(Ether(src=MAC, dst=BROADCAST) / IP(src=OURS, dst=HOST) / ICMP()),
+    bytes(Ether(src=MAC, dst=BROADCAST) / IPv6(src=OURS6, dst=HOST6, nh=59)),
+]
+
+
+@pytest.mark.parametrize("frame", QUESTIONS)
+def test_who_asks_for_the_gateway_here_is_answered_here(gateways: Gateways, frame: bytes) -> None:
+    assert gateways.keeps_in(frame)
+
+
+@pytest.mark.parametrize("frame", QUESTIONS)
+def test_a_gateway_of_its_own_address_answers_everybody(gateways: Gateways, frame: bytes) -> None:
+    assert not gateways.keeps_out(frame)
+    assert not gateways.shared
+
+
+@pytest.mark.parametrize("frame", CLAIMS)
+def test_nobody_elsewhere_is_our_gateway(gateways: Gateways, frame: bytes) -> None:
+    assert not gateways.keeps_in(frame)
+    assert gateways.keeps_out(frame)
+    assert len(gateways.shared) == 1
+
+
+@pytest.mark.parametrize("frame", CLAIMS + QUESTIONS)
+def test_a_shared_gateway_is_heard_by_its_own_host_only(shared: Gateways, frame: bytes) -> None:
+    assert shared.keeps_in(frame)
+    assert shared.keeps_out(frame)
+
+
+@pytest.mark.parametrize("frame", PROBES)
+def test_a_probe_and_its_answer_tell_both_sides(gateways: Gateways, frame: bytes) -> None:
+    assert not gateways.keeps_in(frame)
+    assert not gateways.keeps_out(frame)
+    assert len(gateways.shared) == 1
+    answer = arp("is-at", OURS, "0.0.0.0", dst=MAC)
+    assert not gateways.keeps_in(answer)
+    other_side = Gateways([ip_address(OURS)])
+    assert other_side.keeps_out(answer)
+    assert other_side.shared == {ip_address(OURS)}
+
+
+def test_who_shares_an_address_is_told_once() -> None:
+    told: list[object] = []
+    gateways = Gateways([ip_address(OURS)], told.append)
+    for frame in PROBES[:1] + CLAIMS[:3]:
+        gateways.keeps_out(frame)
+    assert told == [ip_address(OURS)]
+
+
+@pytest.mark.parametrize("frame", OTHERS)
+def test_everything_else_passes(shared: Gateways, frame: bytes) -> None:
+    assert not shared.keeps_in(frame)
+    assert not shared.keeps_out(frame)
+
+
+def test_a_gateway_that_is_no_more_is_shared_no_more(gateways: Gateways) -> None:
+    assert gateways.keeps_out(CLAIMS[0])
+    gateways.lapse()
+    assert gateways.shared == {ip_address(OURS)}
+    assert gateways.keeps_out(QUESTIONS[0])  # Nobody confirms it by asking.
+    gateways.lapse()
+    assert not gateways.shared
+    assert not gateways.keeps_out(QUESTIONS[0])
+
+
+def test_a_routed_message_is_no_neighbour_discovery(gateways: Gateways) -> None:
+    assert not gateways.keeps_out(solicitation(OURS6, HOST6, hlim=254))
+
+
+def test_our_probe_is_what_scapy_makes() -> None:
+    theirs = arp("who-has", "0.0.0.0", OURS)
+    assert gateway.probe(bytes.fromhex(MAC.replace(":", "")), IPv4Address(OURS)) == theirs
+
+
+@given(st.sampled_from(QUESTIONS + CLAIMS + PROBES), st.integers(0, 100), st.binary(max_size=90))
+def test_no_frame_is_too_strange(frame: bytes, cut: int, tail: bytes) -> None:
+    gateways = Gateways([ip_address(OURS), ip_address(OURS6)])
+    frame = frame[:14] + (frame[14:][:cut] + tail)
+    gateways.keeps_in(frame)
+    gateways.keeps_out(memoryview(frame))
+
+
+@given(st.sampled_from(QUESTIONS + CLAIMS), st.data())
+def test_a_message_cut_short_says_nothing(frame: bytes, data: st.DataObject) -> None:
+    end = 42 if frame[12:14] == b"\x08\x06" else 78
+    cut = data.draw(st.integers(14, end - 1))
+    assert gateway.read(frame[:cut]) is None
+    assert gateway.read(frame[:end]) is not None
+
+
+@pytest.fixture
+def segment() -> Segment:
+    remote = Remote("192.0.2.2", 4789)
+    fdb = Fdb(7, 4789, ageing=300, max_addresses=10)
+    return Segment(7, [remote], fdb, own_mac=bytes(6), learning=True)
+
+
+def test_a_segment_keeps_and_counts(segment: Segment) -> None:
+    switch = Switch([segment])
+    claim, question = vxlan.pack(7) + CLAIMS[0], QUESTIONS[0]
+    assert switch.receive(claim, "192.0.2.2", 0.0) is segment
+    assert segment.destinations(question) == segment.remotes
+
+    segment.set_gateways(Gateways([ip_address(OURS)]))
+    assert switch.receive(claim, "192.0.2.2", 0.0) is None
+    assert not segment.destinations(question)
+    assert segment.destinations(arp("who-has", HOST, THEIRS)) == segment.remotes
+    assert segment.counters.drops[Drop.GATEWAY_KEPT_IN] == 1
+    assert segment.counters.drops[Drop.GATEWAY_KEPT_OUT] == 1
+    # This is what it is for, and no news.
+    assert not DropLog().news(0.0, [("", segment.counters)])
+
+    segment.set_gateways(None)
+    assert switch.receive(claim, "192.0.2.2", 0.0) is segment
+    assert segment.destinations(question) == segment.remotes
+
+
+def test_a_stranger_teaches_a_segment_nothing(segment: Segment) -> None:
+    gateways = Gateways([ip_address(OURS)])
+    segment.set_gateways(gateways)
+    assert Switch([segment]).receive(vxlan.pack(7) + CLAIMS[0], "192.0.2.9", 0.0) is None
+    assert not gateways.shared
+    assert segment.counters.drops[Drop.SOURCE_UNKNOWN] == 1

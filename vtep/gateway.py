@@ -1,0 +1,140 @@
+"""A gateway of its own for each host, on a segment that the hosts share.
+
+Two Docker engines that were given one subnet both take its first address for their bridge. On one
+Ethernet that is an address conflict: a container may believe that the far gateway is its own, and
+then its way to the world, and the ports that its engine publishes, cross the tunnel. So what ARP
+(RFC 826) and neighbour discovery (RFC 4861) say of an own gateway's address is kept on its side, as
+EVPN does with its anycast gateways (RFC 9135, section 4.1).
+
+Where hosts have gateways with different addresses, each is to be reached from everywhere. Which of
+the two it is shows by itself: an address is *shared* once somebody beyond the tunnel has claimed
+it, or probed for it (RFC 5227). Frames are hostile input here; nothing raises on them.
+"""
+
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from vtep.wire import Buffer, ethernet
+
+Address = IPv4Address | IPv6Address
+
+_ARP = b"\x08\x06"
+_IPV6 = b"\x86\xdd"
+_ETHERNET_AND_IPV4 = b"\x00\x01\x08\x00\x06\x04"
+_REQUEST = 1
+_ICMPV6 = 58
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_NOBODY_V4, _NOBODY_V6 = bytes(4), bytes(16)
+_ARP_END = 42
+_ND_END = 78
+"""Octets of an Ethernet frame up to the end of what is read here."""
+
+
+class Talk(NamedTuple):
+    """What a message tells about addresses; an address is empty where there is none."""
+
+    claimed: bytes
+    """Whose MAC address it gives, so that who hears it may believe it."""
+    asked: bytes
+    """Whose MAC address it asks for."""
+    probe: bool
+    """It is part of asking whether somebody has an address, and is believed by nobody."""
+
+
+def read(frame: Buffer) -> Talk | None:
+    """Read an Ethernet frame; None if it is no whole message of ARP or neighbour discovery."""
+    kind = bytes(frame[12:14])
+    if kind == _ARP:
+        return _read_arp(frame)
+    if kind == _IPV6:
+        return _read_nd(frame)
+    return None
+
+
+def _read_arp(frame: Buffer) -> Talk | None:
+    if len(frame) < _ARP_END or bytes(frame[14:20]) != _ETHERNET_AND_IPV4:
+        return None
+    sender, target = bytes(frame[28:32]), bytes(frame[38:42])
+    claimed = sender if sender != _NOBODY_V4 else b""
+    if frame[21] == _REQUEST and frame[20] == 0:
+        # An announcement asks for its own sender: nobody is to answer.
+        return Talk(claimed, target if target != sender else b"", not claimed)
+    return Talk(claimed, b"", target == _NOBODY_V4)
+
+
+def _read_nd(frame: Buffer) -> Talk | None:
+    # A whole header follows that of IPv6 at once, and no router has had it in hands.
+    if len(frame) < _ND_END or frame[20] != _ICMPV6 or frame[21] != 255:
+        return None
+    source, target = bytes(frame[22:38]), bytes(frame[62:78])
+    if frame[54] == _SOLICITATION:
+        claimed = source if source != _NOBODY_V6 else b""
+        return Talk(claimed, target, not claimed)
+    if frame[54] == _ADVERTISEMENT:
+        return Talk(target, b"", probe=False)
+    return None
+
+
+def probe(mac: bytes, address: IPv4Address) -> bytes:
+    """The Ethernet frame that asks whether somebody has an address (RFC 5227, section 2.1.1)."""
+    head = b"\xff" * ethernet.MAC_LEN + mac + _ARP + _ETHERNET_AND_IPV4 + b"\x00\x01"
+    return head + mac + _NOBODY_V4 + ethernet.MAC_ZERO + address.packed
+
+
+class Gateways:
+    """The addresses of this host's own gateway, and what of them crosses the tunnel.
+
+    `told` is called once for each address that turns out to be shared.
+    """
+
+    def __init__(
+        self, addresses: Iterable[Address], told: Callable[[Address], object] = lambda _: None
+    ) -> None:
+        self._own = {address.packed: address for address in addresses}
+        self._shared: set[bytes] = set()
+        self._heard: set[bytes] = set()
+        self._told = told
+
+    @property
+    def shared(self) -> frozenset[Address]:
+        """Addresses that a host beyond the tunnel has for its gateway, too."""
+        return frozenset(self._own[packed] for packed in self._shared)
+
+    def lapse(self) -> None:
+        """Forget what nobody has confirmed since the last time: gateways come and go."""
+        self._shared, self._heard = self._heard, set()
+
+    def _share(self, address: bytes) -> None:
+        self._heard.add(address)
+        if address not in self._shared:
+            self._shared.add(address)
+            self._told(self._own[address])
+
+    def keeps_in(self, frame: Buffer) -> bool:
+        """Whether a frame from this host is not to be sent to others.
+
+        Only requests for the gateway are, which is here; and, once its address is shared, what
+        would make others believe that ours is theirs.
+        """
+        talk = read(frame)
+        if talk is None or talk.probe:
+            return False
+        return talk.asked in self._own or talk.claimed in self._shared
+
+    def keeps_out(self, frame: Buffer) -> bool:
+        """Whether a frame from others is not to be seen on this host.
+
+        Nobody there is our gateway; and, once its address is shared, ours is nobody's there.
+        """
+        talk = read(frame)
+        if talk is None:
+            return False
+        if talk.claimed in self._own:
+            self._share(talk.claimed)
+            return True
+        if talk.asked in self._own and talk.probe:
+            # Whoever asks so has the address or is about to: it is told that we have it.
+            self._share(talk.asked)
+            return False
+        return talk.asked in self._shared
