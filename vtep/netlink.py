@@ -174,6 +174,51 @@ def _route(netlink: IPRoute, remote: Address, local: Address | None) -> tuple[in
     return route.get("oif"), metrics.get("mtu") if metrics is not None else None
 
 
+@frozen
+class Bridge:
+    """A bridge device of this host: its index, and its addresses without their prefixes."""
+
+    index: int
+    addresses: tuple[Address, ...]
+
+
+def bridge(netlink: IPRoute, name: str) -> Bridge | None:
+    """What is to be known of a bridge, or None if there is no such bridge."""
+    index = device_index(name)
+    if index is None:
+        return None
+    try:
+        (link,) = netlink.get_links(index)
+        info = link.get("linkinfo")
+        if info is None or info.get("kind") != "bridge":
+            return None
+        found = [item.get("address") for item in netlink.get_addr(index=index)]
+    except NetlinkError:  # It was removed meanwhile.
+        return None
+    return Bridge(index, tuple(sorted(map(ip_address, found), key=lambda ip: ip.packed)))
+
+
+@frozen
+class Device:
+    """A device of this host: its MTU in octets, and the bridge that it is a port of, if any."""
+
+    mtu: int
+    bridge: str | None
+
+
+def device(netlink: IPRoute, name: str) -> Device | None:
+    """What is to be known of a device, or None if there is no such device."""
+    index = device_index(name)
+    if index is None:
+        return None
+    try:
+        (link,) = netlink.get_links(index)
+        master = link.get("master")
+        return Device(link.get("mtu"), None if master is None else socket.if_indextoname(master))
+    except (NetlinkError, OSError):  # One of them was removed meanwhile.
+        return None
+
+
 def device_index(name: str) -> int | None:
     """The index of a device, by its name or an alternative one; None if there is no such device."""
     try:

@@ -13,6 +13,8 @@ MAY_IMPORT = {
     "offload": {"offload", "wire", "counters"},
     "fdb": {"wire", "errors"},
     "neigh": {"wire", "fdb", "errors"},
+    "docker/network": {"errors"},
+    "firewall": set[str](),
     "gateway": {"wire"},
     "switch": {"wire", "fdb", "neigh", "gateway", "counters"},
     "mtu": {"mtu", "offload", "wire", "counters"},

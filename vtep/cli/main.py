@@ -15,6 +15,7 @@ import click
 from vtep import VtepError, __version__
 from vtep.cli import fdb, neigh, segments
 from vtep.cli.completion import completion
+from vtep.cli.docker import docker
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_of, settings_options
 from vtep.configfile import FileError, problems_of
@@ -75,7 +76,7 @@ def demo() -> None:
     run()
 
 
-for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, completion):
+for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, completion):
     cli.add_command(_command)
 
 

@@ -36,6 +36,13 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options that were given those for `Settings`."""
+    return {
+        field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
+    }
+
+
 def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
     flag = "--" + field.name.replace("_", "-")
     extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}

@@ -4,16 +4,17 @@ import asyncio
 import logging
 import resource
 import signal
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import attrs
 import click
 import uvloop
 
-from vtep import Config, VtepError
+from vtep import Config, Vtep, VtepError
 from vtep.cli.collector import collect_gently
+from vtep.cli.options import settings_of
 from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
 from vtep.config import Settings
@@ -22,26 +23,30 @@ from vtep.control.service import serve
 from vtep.keeper import keep, load
 from vtep.service import Service, read
 
+Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
+
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
 
 def run(config: str | None, given: dict[str, Any], *, debug: bool) -> None:
     """Forward what a file, or the options that were given, ask for, until a signal ends it."""
-    service = _service(config, given)
+    run_service(_service(config, given), debug=debug)
+
+
+def run_service(service: Service, *, debug: bool, beside: Beside | None = None) -> None:
+    """Forward until a signal ends it; `beside` runs meanwhile, and ends it by raising VtepError."""
     hold_standard_streams()
     voice = Voice()
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
     try:
-        uvloop.run(_forward(service, voice))
+        uvloop.run(_forward(service, voice, beside))
     finally:
         voice.close()
 
 
 def _service(config: str | None, given: dict[str, Any]) -> Service:
     """What is asked for by a file, or by options; those of the process go with both."""
-    process = {
-        field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
-    }
+    process = settings_of(given)
     if config is None:
         if "vni" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
@@ -53,8 +58,7 @@ def _service(config: str | None, given: dict[str, Any]) -> Service:
     return Service(read(path), path, process)
 
 
-async def _forward(service: Service, voice: Voice) -> None:
-    """Forward until a signal ends it."""
+async def _forward(service: Service, voice: Voice, beside: Beside | None) -> None:
     _allow_many_sockets()
     loop = asyncio.get_running_loop()
     settings = service.settings
@@ -74,15 +78,27 @@ async def _forward(service: Service, voice: Voice) -> None:
             voice.say(f"pyvtep: {introduce(port)}")
         if not vtep.ports:
             voice.say("pyvtep: there is no VNI yet")
-        collector = loop.create_task(collect_gently())
-        await vtep.wait()
-        collector.cancel()
+        beside_it = [collect_gently()] if beside is None else [collect_gently(), beside(vtep)]
+        await _until_the_first_ends(vtep.wait(), *beside_it)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(
         f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
         f"{drops} dropped"
     )
+
+
+async def _until_the_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run them together; when one has ended, cancel the others, and raise what it raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()
 
 
 async def _reload(service: Service, voice: Voice) -> None:

@@ -1,0 +1,153 @@
+"""Docker engines on hosts that are namespaces: real ones, up in half a second.
+
+Besides its host's network, an engine has a machine of its own: process and mount namespaces where
+the engine's socket, state and images are at their usual places, in a file system in memory. The
+first process there ends with the test process, however that dies, and then the kernel ends all the
+others and drops the mounts; a shell around it removes what is left in the control group tree.
+"""
+
+import subprocess
+import tarfile
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryFile
+from types import TracebackType
+from typing import Self
+
+from tests.netns.hosts import wait_until
+from vtep.lab import Host
+
+_START = 60.0
+"""Seconds that an engine may take to come up on a busy machine."""
+
+# $1 is the engine's control group; the process id that is printed is known outside of the machine.
+_MACHINE = """
+exec 3<&0
+mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run || exit
+unshare --pid --mount-proc --fork -- cat <&3 3<&- & echo $!
+exec 3<&-
+wait $!
+find "/sys/fs/cgroup$1" -depth -type d -exec rmdir {} \\; 2>/dev/null
+"""
+
+_APPLETS = ("cat", "ip", "nc", "ping", "sh", "sleep", "wget")
+
+
+class Engine:
+    """A Docker engine on a host, with one image, busybox; `url` is for clients outside of it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._group = f"/pyvtep-test-{host.pid}"
+        # Not host.start(): the end of the test process is to be outlived, to clean up.
+        enter = ["nsenter", f"--net={host.namespace}", "--", "unshare", "--mount", "--"]
+        self._machine = subprocess.Popen(
+            [*enter, "sh", "-c", _MACHINE, "sh", self._group],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._machine.stdin is not None
+        assert self._machine.stdout is not None
+        pid = self._machine.stdout.readline().decode().strip()
+        self._machine.stdin.write(b"\n")
+        self._machine.stdin.flush()
+        assert self._machine.stdout.readline() == b"\n", "no privilege to make namespaces"
+        self.enter = ("nsenter", f"--mount=/proc/{self._machine.pid}/ns/mnt", "--")
+        """What makes a command of the host find the engine's files where they usually are."""
+        inside = (f"--mount=/proc/{pid}/ns/mnt", f"--pid=/proc/{pid}/ns/pid_for_children")
+        self._inside = ("nsenter", *inside, "--")
+        self.url = f"unix:///proc/{self._machine.pid}/root/run/docker.sock"
+        self._log = TemporaryFile("w+")  # noqa: SIM115  closed with the engine
+        self.start()
+        with NamedTemporaryFile(suffix=".tar") as image:
+            _rootfs(Path(image.name))
+            self.docker("import", image.name, "busybox")
+
+    def start(self) -> None:
+        """Start the engine and wait until it answers."""
+        self._process = self.host.start(
+            *self._inside,
+            *("dockerd", "--storage-driver=vfs", "--data-root=/run/docker-data"),
+            f"--cgroup-parent={self._group}",
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+        def answers() -> bool:
+            if self._process.poll() is not None:
+                self._log.seek(0)
+                raise AssertionError(self._log.read())
+            return bool(self.docker("version", "--format", "{{.Server.Version}}", check=False))
+
+        wait_until(answers, "the Docker engine", _START)
+
+    def stop(self) -> None:
+        """End the engine, and its containers, as `systemctl stop docker` does."""
+        self._host_run("sh", "-c", "kill $(cat /run/docker.pid)")
+        self._process.wait(_START)
+
+    def docker(self, *command: str, check: bool = True) -> str:
+        """Run a docker command as a person on the host would; its output without the final line."""
+        return self._host_run("docker", *command, check=check).strip()
+
+    def _host_run(self, *command: str, check: bool = True) -> str:
+        return self.host.run(*self._inside, *command, check=check)
+
+    def container(self, name: str, network: str, *options: str) -> None:
+        """Run a container that does nothing, and is stopped without delay."""
+        self.docker(
+            *("run", "--detach", "--name", name, "--net", network, "--stop-signal", "KILL"),
+            *(*options, "busybox", "sleep", "1000"),
+        )
+
+    def bridge(self, network: str) -> str:
+        """The name of a network's bridge."""
+        return f"br-{self.docker('network', 'ls', '--quiet', '--filter', f'name=^{network}$')}"
+
+    def command(self, *command: str) -> list[str]:
+        """A command line that runs a command on the host, from anywhere."""
+        return ["nsenter", f"--net={self.host.namespace}", *self.enter[1:], *command]
+
+    def reaches(self, container: str, destination: str) -> bool:
+        """Whether a container gets an answer to a ping within a second."""
+        said = self.docker("exec", container, *_PING, destination, check=False)
+        return "1 packets received" in said
+
+    def clear(self) -> None:
+        """Remove all containers and networks."""
+        containers = self.docker("ps", "--all", "--quiet").split()
+        if containers:
+            self.docker("rm", "--force", *containers)
+        networks = self.docker("network", "ls", "--filter", "type=custom", "--quiet").split()
+        if networks:
+            self.docker("network", "rm", *networks)
+
+    def close(self) -> None:
+        """End everything, and leave nothing behind."""
+        # Standard input is the one thing that keeps the machine alive.
+        self._machine.communicate(timeout=_START)
+        self._process.wait(_START)
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+_PING = ("ping", "-c", "1", "-W", "1")
+
+
+def _rootfs(path: Path) -> None:
+    """Write an image's file system: busybox under each of its names that tests use."""
+    with tarfile.open(path, "w") as tar:
+        tar.add("/bin/busybox", "bin/busybox")
+        for applet in _APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)

@@ -1,0 +1,388 @@
+"""Containers of two real Docker engines in one subnet, as on two hosts in one data center."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns.engines import Engine
+from tests.netns.hosts import (
+    DEADLINE,
+    Pyvtep,
+    address,
+    has_device,
+    kernel_vtep,
+    mac_of,
+    ping,
+    wait_until,
+)
+from vtep.lab import Lab
+
+A, B = "172.31.0.106", "172.31.0.107"
+"""Underlay addresses of the two hosts."""
+
+Start = Callable[..., Pyvtep]
+Attach = Callable[..., tuple["Attached", "Attached"]]
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Engine, Engine]]:
+    with Lab() as lab:
+        a, b = lab.host("host-106"), lab.host("host-107")
+        lab.wire(a, b)
+        for host, own in ((a, A), (b, B)):
+            address(host, "eth0", f"{own}/24")
+        with Engine(a) as first, Engine(b) as second:
+            yield first, second
+
+
+@pytest.fixture
+def engines(both: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
+    """Two engines without networks and containers of a user's."""
+    yield both
+    for engine in both:
+        engine.clear()
+
+
+class Attached(Pyvtep):
+    """`pyvtep docker attach mynetwork` on an engine's host, up and on the bridge."""
+
+    def __init__(self, engine: Engine, folder: Path, remote: str, *options: str) -> None:
+        self.engine = engine
+        arguments = ("--vni", "200", "--remote", remote, "--tap", "vx_docker", *options)
+        super().__init__(
+            engine.host, folder, "docker", "attach", "mynetwork", *arguments, prefix=engine.enter
+        )
+        self.ready()
+        self.on(engine.bridge("mynetwork"))
+
+    def on(self, bridge: str) -> None:
+        wait_until(
+            lambda: f"vx_docker is on its bridge {bridge}" in self.log, f"{bridge}: {self.log}"
+        )
+
+    def says(self, text: str) -> None:
+        wait_until(lambda: text in self.log, f"{text!r} in {self.log}")
+
+
+@pytest.fixture
+def attach(engines: tuple[Engine, Engine], tmp_path: Path) -> Iterator[Attach]:
+    """Attach the network of both engines."""
+    running: list[Attached] = []
+
+    def both_sides(*options: str) -> tuple[Attached, Attached]:
+        a, b = engines
+        sides = Attached(a, tmp_path, B, *options), Attached(b, tmp_path, A, *options)
+        running.extend(sides)
+        return sides
+
+    yield both_sides
+    for side in running:
+        if side.process.poll() is None:
+            assert side.stop() == 0
+
+
+def create(engine: Engine, *options: str) -> None:
+    engine.docker("network", "create", "--subnet", "172.18.0.0/16", *options, "mynetwork")
+
+
+def boxes(engines: tuple[Engine, Engine]) -> None:
+    """A container called box on each: 172.18.0.2 and 172.18.0.3."""
+    for engine, own in zip(engines, ("172.18.0.2", "172.18.0.3"), strict=True):
+        engine.container("box", "mynetwork", "--ip", own)
+
+
+def joined(engines: tuple[Engine, Engine]) -> None:
+    """The boxes reach each other."""
+    a, b = engines
+    wait_until(lambda: a.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
+    assert b.reaches("box", "172.18.0.2")
+
+
+def gateway_of(engine: Engine, container: str) -> str:
+    """The MAC address that a container has, or else gets, for 172.18.0.1."""
+    command = ("exec", container, "ip", "neigh", "show", "172.18.0.1")
+    found = re.search(r"lladdr (\S+)", engine.docker(*command))
+    assert engine.reaches(container, "172.18.0.1")
+    found = found or re.search(r"lladdr (\S+)", engine.docker(*command))
+    assert found
+    return found[1]
+
+
+def foreign_gateways_ask(engines: tuple[Engine, Engine]) -> None:
+    """Let each host's gateway ask for the other's container, and give it its own MAC thereby."""
+    a, b = engines
+    for engine in engines:
+        assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
+        engine.host.run("ip", "neigh", "flush", "dev", engine.bridge("mynetwork"))
+    # Twice, since a container believes nobody within a second of having heard somebody else.
+    for ask in [
+        engine.host.start("ping", "-c3", "-W1", box, stdout=subprocess.DEVNULL)
+        for engine, box in ((a, "172.18.0.3"), (b, "172.18.0.2"))
+    ]:
+        assert ask.wait(DEADLINE) == 1
+
+
+def pyvtep(engine: Engine, *arguments: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+    """Run a pyvtep command on an engine's host to its end."""
+    as_user = () if user == "root" else ("setpriv", f"--reuid={user}", "--clear-groups")
+    return subprocess.run(
+        [*engine.command(*as_user, sys.executable, "-m", "vtep", *arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+
+
+def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) -> None:
+    for engine, own in zip(engines, ("172.18.0.2", "172.18.0.3"), strict=True):
+        engine.docker("network", "create", "--subnet", "172.18.0.0/16", "mynetwork")
+        engine.container("box", "mynetwork", "--ip", own)
+    a, b = engines
+    assert a.reaches("box", "172.18.0.1")
+    assert not a.reaches("box", "172.18.0.3")
+    assert not b.reaches("box", "172.18.0.2")
+
+    vteps = []
+    for engine, remote in ((a, B), (b, A)):
+        vteps.append(start(engine.host, "--vni", "200", "--remote", remote, "--tap", "vx_docker"))
+        bridge = engine.docker(
+            "network", "ls", "--filter", "name=mynetwork", "--format", "br-{{.ID}}"
+        )
+        engine.host.run("ip", "link", "set", "vx_docker", "master", bridge)
+
+    wait_until(lambda: a.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
+    assert b.reaches("box", "172.18.0.2")
+    for engine in engines:
+        assert engine.reaches("box", "172.18.0.1")
+    for vtep in vteps:
+        assert vtep.faults() == 0
+        assert vtep.stop() == 0
+
+
+def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Attach) -> None:
+    for engine in engines:
+        create(engine, "--opt", "com.docker.network.driver.mtu=1450")
+    boxes(engines)
+    sides = attach()
+    joined(engines)
+
+    # Both bridges are 172.18.0.1; everybody has the one of the own host, whoever talks to whom.
+    for side in sides:
+        side.says("172.18.0.1 is the gateway of another host, too")
+    foreign_gateways_ask(engines)
+    a, b = engines
+    for engine, side in zip(engines, sides, strict=True):
+        assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
+        counters = side.counters()
+        assert counters["gateway_kept_out"] > 0
+        assert side.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
+
+    shown = pyvtep(a, "docker", "status").stdout
+    pid = sides[0].process.pid
+    bridge = a.bridge("mynetwork")
+    assert f"mynetwork: vni 200 on vx_docker (mtu 1450) to {B}, process {pid}\n" in shown
+    assert f"  bridge {bridge}, containers have mtu 1450\n" in shown
+    assert "172.18.0.2/16" in shown
+    said = status(b)
+    assert said["remotes"] == [A]
+    assert said["problem"] is None
+    assert [one["name"] for one in said["containers"]] == ["box"]
+
+    again = pyvtep(a, "docker", "attach", "mynetwork", "--vni", "9", "--remote", B)
+    assert again.returncode == 1
+    assert "network mynetwork is attached already" in again.stderr
+
+    done = pyvtep(a, "docker", "detach", "mynetwork")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not has_device(a.host, "vx_docker")
+    assert sides[0].ended() == 0
+    assert not a.reaches("box", "172.18.0.3")
+    assert pyvtep(a, "docker", "status", "--json").stdout == "[]\n"
+    assert "not attached" in pyvtep(a, "docker", "detach", "mynetwork").stderr
+
+    # One that was killed holds nothing.
+    sides[1].process.kill()
+    sides[1].ended()
+    assert pyvtep(b, "docker", "status").stdout == "no network is attached on this host\n"
+
+
+def test_a_range_of_addresses_for_each_host(engines: tuple[Engine, Engine], attach: Attach) -> None:
+    for engine, part in zip(engines, ("172.18.1.0/24", "172.18.2.0/24"), strict=True):
+        create(engine, "--gateway", "172.18.0.1", "--ip-range", part)
+        for name in ("first", "second"):
+            engine.container(name, "mynetwork")
+    sides = attach()
+    given = [address_of(engine, name) for engine in engines for name in ("first", "second")]
+    assert len(set(given)) == 4, given
+    a, b = engines
+    wait_until(lambda: a.reaches("first", given[3]), "a ping across")
+    assert b.reaches("first", given[1])
+    for side in sides:
+        assert "may get the same" not in side.log
+        assert "--opt com.docker.network.driver.mtu=1450" in side.log
+
+
+def test_a_gateway_address_for_each_host_is_reached_from_all(
+    engines: tuple[Engine, Engine], attach: Attach
+) -> None:
+    a, b = engines
+    for engine, own in ((a, "172.18.0.1"), (b, "172.18.0.254")):
+        create(engine, "--gateway", own)
+    boxes(engines)
+    sides = attach()
+    joined(engines)
+    assert a.reaches("box", "172.18.0.254")
+    assert b.reaches("box", "172.18.0.1")
+    # And the hosts themselves reach the containers of the other.
+    ping(a.host, "172.18.0.3", count=1)
+    ping(b.host, "172.18.0.2", count=1)
+    for side in sides:
+        assert "is the gateway of another host, too" not in side.log
+
+
+def test_a_restarted_engine_and_a_network_created_anew_are_followed(
+    engines: tuple[Engine, Engine], attach: Attach
+) -> None:
+    for engine in engines:
+        create(engine)
+    boxes(engines)
+    side, _ = attach()
+    joined(engines)
+
+    a, b = engines
+    bridge = a.bridge("mynetwork")
+    a.stop()
+    said = status(a)
+    assert said["bridge"] == bridge
+    assert "does not answer" in said["problem"]
+    # The bridge is lost as well, as after a reboot: the engine makes it anew, of the same name.
+    a.host.run("ip", "link", "del", bridge)
+    a.start()
+    a.docker("start", "box")
+    joined(engines)
+
+    a.docker("rm", "--force", "box")
+    a.docker("network", "rm", "mynetwork")
+    side.says("network mynetwork is gone: waiting for one of that name")
+    create(a, "--gateway", "172.18.0.9")
+    assert a.bridge("mynetwork") != bridge
+    side.on(a.bridge("mynetwork"))
+    a.container("box", "mynetwork", "--ip", "172.18.0.2")
+    joined(engines)
+    assert b.reaches("box", "172.18.0.9")
+    assert side.process.poll() is None
+
+
+def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    for engine in engines:
+        create(engine)
+    boxes(engines)
+    a, b = engines
+    side = Attached(a, tmp_path, B)
+    kernel_vtep(b.host, 200, B, A)
+    b.host.run("ip", "link", "set", "vx0", "master", b.bridge("mynetwork"))
+    try:
+        joined(engines)
+        side.says("172.18.0.1 is the gateway of another host, too")
+        foreign_gateways_ask(engines)
+        for engine in engines:
+            own = mac_of(engine.host, engine.bridge("mynetwork"))
+            assert gateway_of(engine, "box") == own
+        assert side.stop() == 0
+    finally:
+        b.host.run("ip", "link", "del", "vx0")
+
+
+def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    a, b = engines
+    for engine in engines:
+        create(engine, "--opt", "com.docker.network.bridge.enable_icc=false")
+    boxes(engines)
+    a.host.run("nft", "add", "table", "inet", "guard")
+    a.host.run(
+        "nft", "add chain inet guard input { type filter hook input priority 0; policy drop; }"
+    )
+    try:
+        sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
+        sides[0].says("and none names UDP port 4789: nft insert rule inet guard input udp dport")
+        for side in sides:
+            assert "--ip-range 172.18.1.0/24" in side.log
+            assert "containers have an MTU of 1500, but the tunnel carries 1450" in side.log
+            assert "from those on other hosts as well: create it without that option" in side.log
+        a.host.run("nft", "insert rule inet guard input udp dport 4789 accept")
+        # And so it is: the tunnel works now, but the containers are kept from each other.
+        wait_until(lambda: sides[0].counter("rx_frames") > 0, "frames to arrive")
+        assert not b.reaches("box", "172.18.0.2")
+        for side in sides:
+            assert side.stop() == 0
+    finally:
+        a.host.run("nft", "delete", "table", "inet", "guard")
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        ("nosuch", "has no network nosuch (docker network ls)"),
+        ("host", "network host has no bridge"),
+        ("none", "network none connects its containers to nothing"),
+        ("of-macvlan", "network of-macvlan has no bridge"),
+    ],
+)
+def test_refused(engines: tuple[Engine, Engine], network: str, why: str) -> None:
+    a, _ = engines
+    if network == "of-macvlan":
+        a.docker("network", "create", "--driver", "macvlan", "--opt", "parent=eth0", network)
+    done = refused(a, network)
+    assert why in done.stderr
+    assert not has_device(a.host, "vx200")
+
+
+def test_an_engine_that_can_not_be_asked(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    a, _ = engines
+    create(a)
+    gone = f"unix://{tmp_path}/nothing.sock"
+    assert (
+        "does not answer (No such file or directory)"
+        in refused(a, "mynetwork", "--docker-host", gone).stderr
+    )
+    assert (
+        "no permission to talk to the Docker engine"
+        in refused(a, "mynetwork", user="nobody").stderr
+    )
+
+
+def test_an_engine_of_another_host(engines: tuple[Engine, Engine]) -> None:
+    a, b = engines
+    create(a)
+    done = refused(b, "mynetwork", "--docker-host", a.url)
+    assert f"its bridge {a.bridge('mynetwork')} is not on this host" in done.stderr
+
+
+def refused(
+    engine: Engine, network: str, *options: str, user: str = "root"
+) -> subprocess.CompletedProcess[str]:
+    arguments = ("docker", "attach", network, "--vni", "200", "--remote", B, *options)
+    done = pyvtep(engine, *arguments, user=user)
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done
+
+
+def status(engine: Engine) -> dict[str, Any]:
+    """What `pyvtep docker status --json` says of the one attachment."""
+    done = pyvtep(engine, "docker", "status", "--json")
+    (said,) = json.loads(done.stdout)
+    assert isinstance(said, dict)
+    return said
+
+
+def address_of(engine: Engine, container: str) -> str:
+    template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    return engine.docker("inspect", "--format", template, container)

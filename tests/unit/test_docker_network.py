@@ -1,0 +1,198 @@
+"""What an engine's answers mean, and what is said of them."""
+
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.docker.network import Container, Host, findings, read
+from vtep.errors import VtepError
+
+ID = "9d76e6474256616eadb10ffbabd685128f1f6b6337943fbc6e25f724d85995f1"
+BRIDGE = "br-9d76e6474256"
+
+INSPECTED: dict[str, Any] = {
+    "Name": "mynetwork",
+    "Id": ID,
+    "Scope": "local",
+    "Driver": "bridge",
+    "IPAM": {
+        "Driver": "default",
+        "Options": {},
+        "Config": [{"Subnet": "172.18.0.0/16", "IPRange": "172.18.1.0/24"}],
+    },
+    "Internal": False,
+    "ConfigOnly": False,
+    "Containers": {
+        "b2": {
+            "Name": "web",
+            "MacAddress": "02:42:ac:12:00:03",
+            "IPv4Address": "172.18.0.3/16",
+            "IPv6Address": "fd00::3/64",
+        },
+        "a1": {
+            "Name": "db",
+            "MacAddress": "02:42:ac:12:00:02",
+            "IPv4Address": "172.18.0.2/16",
+            "IPv6Address": "",
+        },
+    },
+    "Options": {"com.docker.network.driver.mtu": "1450"},
+    "Labels": {},
+}
+"""As an engine of version 20.10 answers."""
+
+OPEN = Host(bridge_netfilter=False, iptables=())
+DOCKER_RULES = ("-P FORWARD DROP", f"-A FORWARD -i {BRIDGE} -o {BRIDGE} -j ACCEPT")
+
+
+def inspected(**changes: Any) -> dict[str, Any]:
+    return INSPECTED | changes
+
+
+def options(**changes: str) -> dict[str, Any]:
+    given = {f"com.docker.network.{key.replace('__', '.')}": text for key, text in changes.items()}
+    return inspected(Options=INSPECTED["Options"] | given)
+
+
+def said(answer: dict[str, Any], host: Host = OPEN, mtu: int = 1450) -> str:
+    return "\n".join(findings(read(answer), mtu, host))
+
+
+def test_a_network_is_read() -> None:
+    network = read(INSPECTED)
+    assert network.name == "mynetwork"
+    assert network.id == ID
+    assert network.bridge == BRIDGE
+    assert network.mtu == 1450
+    assert network.icc
+    assert network.subnets == (ip_network("172.18.0.0/16"),)
+    assert network.unranged == ()
+    assert network.containers == (
+        Container("db", "02:42:ac:12:00:02", ("172.18.0.2/16",)),
+        Container("web", "02:42:ac:12:00:03", ("172.18.0.3/16", "fd00::3/64")),
+    )
+
+
+@pytest.mark.parametrize("missing", sorted(set(INSPECTED) - {"Name", "Id", "Driver"}))
+def test_what_engines_leave_out_is_not_missed(missing: str) -> None:
+    without = {key: value for key, value in INSPECTED.items() if key != missing}
+    assert read(without).bridge == BRIDGE
+    assert read(inspected(**{missing: None})).bridge == BRIDGE
+
+
+def test_the_default_network_has_a_bridge_of_its_own_name() -> None:
+    assert read(options(bridge__name="docker0")).bridge == "docker0"
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1450.5", "many"])
+def test_without_a_sensible_mtu_containers_have_1500(text: str) -> None:
+    assert read(options(driver__mtu=text)).mtu == 1500
+
+
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [
+        ("overlay", "network mynetwork is Docker's own VXLAN"),
+        ("host", "network mynetwork has no bridge"),
+        ("null", "network mynetwork connects its containers to nothing"),
+        ("macvlan", "network mynetwork has no bridge"),
+        ("ipvlan", "network mynetwork has no bridge"),
+        ("weave", "network mynetwork has the driver weave"),
+        (None, "network mynetwork has the driver None"),
+    ],
+)
+def test_other_drivers_are_refused(driver: str | None, why: str) -> None:
+    with pytest.raises(VtepError) as refused:
+        read(inspected(Driver=driver))
+    assert why in str(refused.value)
+    assert "docker network create --driver bridge" in str(refused.value)
+
+
+def test_a_template_is_refused() -> None:
+    with pytest.raises(VtepError, match="--config-only"):
+        read(inspected(ConfigOnly=True))
+
+
+def test_of_a_network_that_is_as_it_should_be_nothing_is_said() -> None:
+    assert said(INSPECTED) == ""
+    assert said(INSPECTED, Host(bridge_netfilter=True, iptables=DOCKER_RULES)) == ""
+    assert said(INSPECTED, Host(bridge_netfilter=True, iptables=("-P FORWARD ACCEPT",))) == ""
+    assert said(INSPECTED, Host(bridge_netfilter=False, iptables=("-P FORWARD DROP",))) == ""
+
+
+def pools(*subnets: str) -> dict[str, Any]:
+    return inspected(IPAM={"Config": [{"Subnet": subnet} for subnet in subnets]})
+
+
+@pytest.mark.parametrize(
+    ("subnet", "suggested"),
+    [
+        ("172.18.0.0/16", "172.18.1.0/24"),
+        ("10.0.0.0/8", "10.1.0.0/16"),
+        ("192.168.7.0/24", "192.168.7.8/29"),
+        ("fd00:1::/64", "fd00:1:0:0:100::/72"),
+    ],
+)
+def test_a_range_for_each_host_is_suggested(subnet: str, suggested: str) -> None:
+    line = said(pools(subnet))
+    assert f"docker network create --subnet {subnet} --ip-range {suggested}, on the next" in line
+    assert "docker run --ip" in line
+
+
+@pytest.mark.parametrize("subnet", ["192.168.7.0/29", "192.168.7.0/30", "fd00::/126"])
+def test_of_a_subnet_that_is_too_small_for_ranges(subnet: str) -> None:
+    line = said(pools(subnet))
+    assert "--ip-range" not in line
+    assert "docker run --ip" in line
+
+
+@given(st.ip_addresses(), st.integers(0, 128))
+def test_a_suggestion_is_for_every_subnet_a_part_of_it(address: Any, prefix: int) -> None:
+    subnet = ip_network((address, min(prefix, address.max_prefixlen)), strict=False)
+    line = said(pools(str(subnet)))
+    if "--ip-range" in line:
+        part: Any = ip_network(line.split("--ip-range ")[1].split(",")[0])
+        assert subnet.network_address <= part.network_address
+        assert part.broadcast_address <= subnet.broadcast_address
+        assert part != subnet
+        assert subnet.network_address not in part
+
+
+def test_each_subnet_is_judged_by_itself() -> None:
+    both = pools("172.18.0.0/16", "fd00:1::/64")
+    assert len(findings(read(both), 1450, OPEN)) == 2
+
+
+def test_an_mtu_that_the_tunnel_does_not_carry() -> None:
+    line = said(INSPECTED, mtu=1430)
+    assert "MTU of 1450, but the tunnel carries 1430" in line
+    assert "--opt com.docker.network.driver.mtu=1430" in line
+
+
+def test_icc_off() -> None:
+    closed = options(bridge__enable_icc="false")
+    through = Host(bridge_netfilter=True, iptables=DOCKER_RULES)
+    assert "from those on other hosts as well: create it without" in said(closed, through)
+    assert "but not from those on other hosts" in said(closed, OPEN)
+
+
+def test_a_firewall_that_drops_bridged_frames() -> None:
+    host = Host(bridge_netfilter=True, iptables=("-P FORWARD DROP", "-A FORWARD -j DOCKER-USER"))
+    line = said(INSPECTED, host)
+    assert "iptables drops what crosses its bridge" in line
+    assert f"iptables -I FORWARD -i {BRIDGE} -o {BRIDGE} -j ACCEPT" in line
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f"-A FORWARD -i {BRIDGE} -o {BRIDGE} -j ACCEPT",
+        f"-A DOCKER-USER -i {BRIDGE} -o {BRIDGE} -j ACCEPT",
+        f"-A DOCKER-FORWARD -i {BRIDGE} -j ACCEPT",
+    ],
+)
+def test_a_rule_that_lets_bridged_frames_pass(rule: str) -> None:
+    assert said(INSPECTED, Host(bridge_netfilter=True, iptables=("-P FORWARD DROP", rule))) == ""

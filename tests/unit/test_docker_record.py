@@ -1,0 +1,134 @@
+"""Records of attachments: who has one, and who had."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from vtep.docker import record
+from vtep.docker.record import Record
+from vtep.errors import ConfigError, VtepError
+
+MINE = Record(
+    pid=os.getpid(),
+    network="mynetwork",
+    vni=200,
+    tap="vx200",
+    remotes=("192.0.2.2",),
+    docker_host="unix:///var/run/docker.sock",
+)
+
+KEEPER = """
+import os, sys
+from pathlib import Path
+from vtep.docker import record
+from vtep.docker.record import Record
+mine = Record(os.getpid(), "mynetwork", 200, "vx200", (), "")
+with record.keep(mine, Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def keeper(folder: Path) -> "subprocess.Popen[bytes]":
+    """A process that keeps a record until it is ended."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", KEEPER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"\n"
+    return child
+
+
+def end(child: "subprocess.Popen[bytes]") -> int:
+    child.communicate()
+    return child.returncode
+
+
+def test_a_record_is_there_while_it_is_kept(tmp_path: Path) -> None:
+    assert record.attached(tmp_path / "new") == []
+    with record.keep(MINE, tmp_path / "new"):
+        assert record.attached(tmp_path / "new") == [MINE]
+    assert record.attached(tmp_path / "new") == []
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_records_of_several_networks(tmp_path: Path) -> None:
+    other = evolve(MINE, network="other.net-1")
+    with record.keep(other, tmp_path), record.keep(MINE, tmp_path):
+        assert record.attached(tmp_path) == [MINE, other]
+
+
+def test_a_network_is_attached_once(tmp_path: Path) -> None:
+    with record.keep(MINE, tmp_path):
+        with (
+            pytest.raises(VtepError, match=r"attached already.* pyvtep docker detach mynetwork"),
+            record.keep(MINE, tmp_path),
+        ):
+            raise AssertionError("it was kept twice")
+        assert record.attached(tmp_path) == [MINE]
+
+
+def test_who_was_killed_keeps_nothing(tmp_path: Path) -> None:
+    child = keeper(tmp_path)
+    assert len(record.attached(tmp_path)) == 1
+    child.kill()
+    end(child)
+    assert list(tmp_path.iterdir())
+    assert record.attached(tmp_path) == []
+    with pytest.raises(VtepError, match="is not attached"):
+        record.detach("mynetwork", tmp_path)
+    with record.keep(MINE, tmp_path):
+        assert record.attached(tmp_path) == [MINE]
+
+
+def test_detach_ends_the_process_that_attached(tmp_path: Path) -> None:
+    child = keeper(tmp_path)
+    record.detach("mynetwork", tmp_path)
+    assert child.poll() == -15
+    end(child)
+
+
+def test_a_process_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_ENDS_WITHIN", 0.01)
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + KEEPER
+    monkeypatch.setattr(f"{__name__}.KEEPER", stubborn)
+    child = keeper(tmp_path)
+    with pytest.raises(VtepError, match="does not end"):
+        record.detach("mynetwork", tmp_path)
+    assert end(child) == 0
+
+
+def test_nothing_to_detach(tmp_path: Path) -> None:
+    with pytest.raises(VtepError, match="mynetwork is not attached on this host"):
+        record.detach("mynetwork", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "-x", "a b", "é", "a\0b"])
+def test_a_name_that_no_network_has_is_no_file_either(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a name that a Docker network can have"):
+        record.detach(name, tmp_path)
+    with (
+        pytest.raises(ConfigError, match="is not a name"),
+        record.keep(evolve(MINE, network=name), tmp_path),
+    ):
+        raise AssertionError("it was kept")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"remotes": 1}', b"\xff"])
+def test_a_file_that_is_no_record_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    with record.keep(MINE, tmp_path):
+        (tmp_path / "mynetwork.json").write_bytes(content)
+        assert record.attached(tmp_path) == []
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(VtepError, match=r"cannot write .*: run as root"),
+        record.keep(MINE, tmp_path / "file" / "docker"),
+    ):
+        raise AssertionError("it was kept")

@@ -1,0 +1,134 @@
+"""`pyvtep docker`: networks of this host's Docker engine, attached to a segment."""
+
+import json
+import os
+from functools import partial
+from typing import Any
+
+import click
+from attrs import asdict, evolve
+
+from vtep import Config, VtepError
+from vtep.cli.options import config_options, given_of, settings_of, settings_options
+from vtep.config import Settings
+from vtep.docker import record
+from vtep.docker.client import Client
+from vtep.docker.network import read
+from vtep.docker.record import Record
+from vtep.service import Service
+
+_NETWORK = click.argument("network")
+
+
+@click.group()
+def docker() -> None:
+    """Join Docker networks of several hosts: their containers share one subnet."""
+
+
+@docker.command()
+@_NETWORK
+@config_options(without=("bridge", "gateway"))
+@settings_options()
+@click.option(
+    "--docker-host",
+    metavar="URL",
+    help="Where the engine listens [default: $DOCKER_HOST, or unix:///var/run/docker.sock].",
+)
+@click.pass_context
+def attach(
+    context: click.Context, /, network: str, *, docker_host: str | None, **options: Any
+) -> None:
+    """Attach a Docker network of this host to a segment, for as long as this runs.
+
+    On two hosts, with the other one's address as the remote:
+
+        docker network create --subnet 172.18.0.0/16 mynetwork
+
+        pyvtep docker attach mynetwork --vni 200 --remote 192.0.2.2
+
+    The network's bridge is found by asking the engine, and found again where the network is
+    created anew. Each host's containers keep to the gateway of their own host.
+    """
+    # What forwards takes a while to load, which the other commands need not.
+    from vtep.cli.run import run_service  # noqa: PLC0415
+    from vtep.docker.attachment import Attachment  # noqa: PLC0415
+
+    given = given_of(options)
+    process = settings_of(given)
+    if "vni" not in given:
+        example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
+        raise click.UsageError(f"--vni is missing; for example: {example}")
+    config = Config(**given)
+    client = Client(docker_host)
+    kept = Record(
+        pid=os.getpid(),
+        network=network,
+        vni=config.vni,
+        tap=config.tap,
+        remotes=tuple(str(remote) for remote in config.remote),
+        docker_host=client.url,
+    )
+    attachment = Attachment(client, network)
+    place = attachment.find()
+    service = Service(Settings(segments=[evolve(config, **place.options)]), instead=process)
+    debug = context.find_root().params["debug"]
+    with record.keep(kept):
+        run_service(service, debug=debug, beside=partial(attachment.follow, place))
+
+
+@docker.command()
+@_NETWORK
+def detach(network: str) -> None:
+    """End the attachment of a network, and wait until its device is gone."""
+    record.detach(network)
+
+
+@docker.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(*, as_json: bool) -> None:
+    """Show the networks that are attached on this host, and their containers."""
+    found = [_status(kept) for kept in record.attached()]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("no network is attached on this host")
+    for one in found:
+        _print(one)
+
+
+def _status(kept: Record) -> dict[str, Any]:
+    """An attachment as it is now, as far as the host and the engine say."""
+    from vtep import netlink  # noqa: PLC0415
+
+    with netlink.session() as connection:
+        device = netlink.device(connection, kept.tap)
+    status = asdict(kept) | {
+        "bridge": device and device.bridge,
+        "tunnel_mtu": device and device.mtu,
+        "network_mtu": None,
+        "containers": [],
+        "problem": None,
+    }
+    try:
+        network = read(Client(kept.docker_host).inspect(kept.network))
+    except VtepError as error:
+        return status | {"problem": str(error)}
+    if status["bridge"] != network.bridge:
+        status["problem"] = f"{kept.tap} is not on {network.bridge}, the bridge of the network"
+    containers = [asdict(container) for container in network.containers]
+    return status | {"network_mtu": network.mtu, "containers": containers}
+
+
+def _print(status: dict[str, Any]) -> None:
+    click.echo(
+        f"{status['network']}: vni {status['vni']} on {status['tap']} (mtu {status['tunnel_mtu']}) "
+        f"to {', '.join(status['remotes'])}, process {status['pid']}"
+    )
+    containers = f"containers have mtu {status['network_mtu']}"
+    click.echo(f"  bridge {status['bridge'] or 'none'}, {containers}")
+    if status["problem"]:
+        click.echo(f"  {status['problem']}")
+    for container in status["containers"]:
+        addresses = " ".join(container["addresses"])
+        click.echo(f"  {container['name']:24} {container['mac']:17} {addresses}")

@@ -1,0 +1,187 @@
+"""A VTEP on the bridge of a network: put there, and kept there whatever becomes of the network.
+
+Networks are known by name: one that was removed and created again is the same to people, though it
+has another bridge. While there is none, the VTEP waits, and forgets nothing.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import threading
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+
+from vtep import netlink
+from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
+from vtep.docker.network import Host, Network, findings, read
+from vtep.engine import Vtep
+from vtep.errors import VtepError
+from vtep.firewall import closed
+from vtep.gateway import probe
+from vtep.port import Port
+
+log = logging.getLogger("vtep")
+
+_PROBES = 3
+"""Probes for gateways of the same address in a row (RFC 5227: PROBE_NUM)."""
+_PROBE_INTERVAL = 1.0
+"""Seconds from one to the next."""
+_PROBE_PAUSE = 30.0
+"""Seconds from one row to the next: so soon it is known that there is no such gateway any more."""
+
+_RETRY = 2.0
+"""Seconds after which what was in vain is tried again."""
+
+_COMMAND_TIMEOUT = 10
+
+
+@frozen
+class Place:
+    """A network, and what there is of it on this host."""
+
+    network: Network
+    bridge: netlink.Bridge
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the `Config` of a VTEP on it has to say."""
+        return {"bridge": self.network.bridge, "gateway": self.bridge.addresses}
+
+
+class Attachment:
+    """The network of an engine that a VTEP is to join: `find` it, then `follow` it."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._gone = False
+
+    def find(self) -> Place:
+        """Find the network and its bridge, which takes a moment.
+
+        Raises VtepError where it can't be joined, or isn't on this host.
+        """
+        network = read(self._client.inspect(self._name))
+        with netlink.session() as connection:
+            bridge = netlink.bridge(connection, network.bridge)
+        if bridge is None:
+            raise VtepError(
+                f"network {network.name}: its bridge {network.bridge} is not on this host: run "
+                "pyvtep where the engine runs, in the same network namespace"
+            )
+        return Place(network, bridge)
+
+    async def follow(self, place: Place, vtep: Vtep) -> None:
+        """Keep a running VTEP that is on the bridge there, for ever, and log what is to be known.
+
+        It has one VNI, configured with the options of `place`.
+        """
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def notify() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        threading.Thread(
+            target=self._client.watch, args=(notify,), name="docker", daemon=True
+        ).start()
+        told = None
+        while True:
+            asking = asyncio.create_task(_ask_for_gateways(place, vtep.port))
+            try:
+                if place.network != told:
+                    await asyncio.to_thread(_say_what_will_bite, place, vtep.port)
+                    told = place.network
+                place = await self._another(place, changed, vtep)
+            finally:
+                asking.cancel()
+
+    async def _another(self, before: Place, changed: asyncio.Event, vtep: Vtep) -> Place:
+        """Wait until the network is another one, and join that; trouble is logged, and may pass."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
+                place = await asyncio.to_thread(self.find)
+                if place != before:
+                    await vtep.change(evolve(vtep.port.config, **place.options))
+            except EngineGoneError:
+                pass  # Its networks go on without it.
+            except NoSuchNetworkError:
+                if not self._gone:
+                    log.warning("network %s is gone: waiting for one of that name", self._name)
+                self._gone = True
+            except VtepError as error:
+                log.warning("%s", error)
+                asyncio.get_running_loop().call_later(_RETRY, changed.set)
+            else:
+                self._gone = False
+                if place != before:
+                    return place
+
+
+def _say_what_will_bite(place: Place, port: Port) -> None:
+    """Log where the VTEP is, and what is not as it should be there."""
+    network = place.network
+    log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
+    rules = tuple(_output("iptables", "-S").splitlines())
+    host = Host(_bridge_netfilter(network.bridge), rules)
+    for line in findings(network, port.mtu, host):
+        log.warning("%s", line)
+    shut = closed(port.config.dstport, rules, _nftables())
+    if shut is not None:
+        log.warning("%s", shut)
+
+
+async def _ask_for_gateways(place: Place, port: Port) -> None:
+    """Ask the other hosts, for ever, whether their gateway has the address of ours."""
+    addresses = [one for one in place.bridge.addresses if isinstance(one, IPv4Address)]
+    while True:
+        for _ in range(_PROBES):
+            with suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind((port.tap, 0))
+                mac: bytes = sock.getsockname()[4]
+                for address in addresses:
+                    sock.send(probe(mac, address))
+            await asyncio.sleep(_PROBE_INTERVAL)
+        if port.segment.gateways is not None:
+            port.segment.gateways.lapse()
+        await asyncio.sleep(_PROBE_PAUSE)
+
+
+def _bridge_netfilter(bridge: str) -> bool:
+    """Whether frames on a bridge go through iptables, for all bridges or for this one."""
+    switches = (
+        Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+        Path(f"/sys/class/net/{bridge}/bridge/nf_call_iptables"),
+    )
+    for switch in switches:
+        with suppress(OSError):  # Without the module there are none.
+            if switch.read_text().strip() != "0":
+                return True
+    return False
+
+
+def _nftables() -> dict[str, Any]:
+    with suppress(ValueError):
+        ruleset = json.loads(_output("nft", "-j", "list", "ruleset"))
+        if isinstance(ruleset, dict):
+            return ruleset
+    return {}
+
+
+def _output(*command: str) -> str:
+    """What a command of the host prints; nothing where it is missing or refuses."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_COMMAND_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

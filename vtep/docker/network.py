@@ -1,0 +1,169 @@
+"""What an engine says of a network, and what will bite whoever joins it to others. No I/O.
+
+The dictionaries are those of the Docker Engine API (`GET /networks/ID`): hostile they are not, but
+of many versions, so that everything but the name and the id may be missing.
+"""
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from attrs import field, frozen
+
+from vtep.errors import VtepError
+
+_BRIDGE_OPTION = "com.docker.network.bridge.name"
+_ICC_OPTION = "com.docker.network.bridge.enable_icc"
+MTU_OPTION = "com.docker.network.driver.mtu"
+
+_DEFAULT_MTU = 1500
+"""What containers have on a network for which no MTU was given."""
+
+_RANGE_BITS = 8
+"""A range that is suggested for a host is a subnet with a prefix longer by so much."""
+
+_SMALLEST_RANGE = 29
+"""Longest prefix of an IPv4 range that is worth suggesting."""
+
+_UNFIT = {
+    "overlay": "is Docker's own VXLAN, with a control plane that no other VTEP can join",
+    "host": "has no bridge: its containers use the interfaces of the host",
+    "null": "connects its containers to nothing",
+    "macvlan": "has no bridge: its containers are on a device of the host",
+    "ipvlan": "has no bridge: its containers are on a device of the host",
+}
+"""Why networks of other drivers than `bridge` can't be joined, as the end of a sentence."""
+
+
+@frozen
+class Container:
+    """A running container's end on a network; addresses as the engine writes them."""
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@frozen
+class Network:
+    """A bridge network of one engine."""
+
+    name: str
+    id: str
+    bridge: str
+    """Name of the bridge device."""
+    mtu: int
+    """MTU of containers, in octets."""
+    icc: bool
+    """Whether the engine lets containers talk to each other."""
+    subnets: tuple[IPv4Network | IPv6Network, ...]
+    unranged: tuple[IPv4Network | IPv6Network, ...]
+    """Subnets of which the engine hands out any address."""
+    containers: tuple[Container, ...] = field(eq=False, repr=False)
+    """As of now: they come and go, and the network is the same."""
+
+
+def read(inspected: Mapping[str, Any]) -> Network:
+    """Read what the engine says of a network; raises VtepError where it is none that can be joined.
+
+    Where an option has a value that the engine itself would not have taken, it is as if missing.
+    """
+    name, driver = inspected["Name"], inspected.get("Driver")
+    if driver != "bridge":
+        why = _UNFIT.get(str(driver), f"has the driver {driver}, of which pyvtep knows nothing")
+        raise VtepError(
+            f"network {name} {why}; attach a bridge network (docker network create --driver bridge)"
+        )
+    if inspected.get("ConfigOnly"):
+        raise VtepError(f"network {name} is only a template for others (--config-only)")
+    options = inspected.get("Options") or {}
+    pools = (inspected.get("IPAM") or {}).get("Config") or []
+    mtu = str(options.get(MTU_OPTION, ""))
+    return Network(
+        name=name,
+        id=inspected["Id"],
+        bridge=options.get(_BRIDGE_OPTION) or f"br-{inspected['Id'][:12]}",
+        mtu=int(mtu) if mtu.isdecimal() and int(mtu) else _DEFAULT_MTU,
+        icc=str(options.get(_ICC_OPTION, "true")).lower() not in ("false", "0", "f"),
+        subnets=tuple(ip_network(pool["Subnet"]) for pool in pools if pool.get("Subnet")),
+        unranged=tuple(
+            ip_network(pool["Subnet"])
+            for pool in pools
+            if pool.get("Subnet") and not pool.get("IPRange")
+        ),
+        containers=tuple(sorted(_containers(inspected), key=lambda one: one.name)),
+    )
+
+
+def _containers(inspected: Mapping[str, Any]) -> Iterator[Container]:
+    for end in (inspected.get("Containers") or {}).values():
+        addresses = (end.get("IPv4Address"), end.get("IPv6Address"))
+        yield Container(
+            end.get("Name", ""), end.get("MacAddress", ""), tuple(filter(None, addresses))
+        )
+
+
+@frozen
+class Host:
+    """What of the host decides over frames on a bridge."""
+
+    bridge_netfilter: bool
+    """Bridged frames go through the host's iptables rules (net.bridge.bridge-nf-call-iptables)."""
+    iptables: tuple[str, ...]
+    """The rules of the filter table, as `iptables -S` prints them; none if unknown."""
+
+
+def findings(network: Network, tunnel_mtu: int, host: Host) -> list[str]:
+    """What will bite, or may, each with what to do about it: one line for each."""
+    return [*_addresses(network), *_mtu(network, tunnel_mtu), *_netfilter(network, host)]
+
+
+def _addresses(network: Network) -> Iterator[str]:
+    for subnet in network.unranged:
+        part = subnet.prefixlen + _RANGE_BITS
+        if subnet.version == 4:
+            part = min(part, _SMALLEST_RANGE)
+        if part <= subnet.prefixlen or part > subnet.max_prefixlen:
+            advice = ""
+        else:
+            ranges = subnet.subnets(new_prefix=part)
+            next(ranges)  # The gateway is in the first.
+            advice = (
+                "give each host a range of its own (docker network create --subnet "
+                f"{subnet} --ip-range {next(ranges)}, on the next host another), or "
+            )
+        yield (
+            f"network {network.name}: every engine hands out addresses of {subnet} without knowing "
+            f"of the others, so two containers may get the same: {advice}choose addresses by hand "
+            "(docker run --ip)"
+        )
+
+
+def _mtu(network: Network, tunnel_mtu: int) -> Iterator[str]:
+    if network.mtu > tunnel_mtu:
+        yield (
+            f"network {network.name}: its containers have an MTU of {network.mtu}, but the tunnel "
+            f"carries {tunnel_mtu}: create it with --opt {MTU_OPTION}={tunnel_mtu}, or raise the "
+            "MTU of the underlay"
+        )
+
+
+def _netfilter(network: Network, host: Host) -> Iterator[str]:
+    if not network.icc:
+        yield (
+            f"network {network.name}: containers are kept from each other (enable_icc=false), and "
+            "from those on other hosts as well: create it without that option"
+            if host.bridge_netfilter
+            else f"network {network.name}: containers are to be kept from each other "
+            "(enable_icc=false), but not from those on other hosts, since bridged frames pass by "
+            "iptables: to change that, sysctl net.bridge.bridge-nf-call-iptables=1"
+        )
+    elif host.bridge_netfilter and "-P FORWARD DROP" in host.iptables:
+        inside = f"-i {network.bridge} -o {network.bridge}"
+        passes = (f"{inside} -j ACCEPT", f" -i {network.bridge} -j ACCEPT")
+        if not any(rule.endswith(passes) for rule in host.iptables):
+            yield (
+                f"network {network.name}: iptables drops what crosses its bridge (FORWARD has the "
+                "policy DROP, and net.bridge.bridge-nf-call-iptables is 1): iptables -I FORWARD "
+                f"{inside} -j ACCEPT, or restart the engine, which has that rule of its own"
+            )
