@@ -91,10 +91,11 @@ def create(engine: Engine, *options: str) -> None:
     engine.docker("network", "create", "--subnet", "172.18.0.0/16", *options, "mynetwork")
 
 
-def boxes(engines: tuple[Engine, Engine]) -> None:
+def boxes(engines: tuple[Engine, Engine], ip6: str | None = None) -> None:
     """A container called box on each: 172.18.0.2 and 172.18.0.3."""
-    for engine, own in zip(engines, ("172.18.0.2", "172.18.0.3"), strict=True):
-        engine.container("box", "mynetwork", "--ip", own)
+    for engine, own in zip(engines, "23", strict=True):
+        options = () if ip6 is None else ("--ip6", ip6 + own)
+        engine.container("box", "mynetwork", "--ip", f"172.18.0.{own}", *options)
 
 
 def joined(engines: tuple[Engine, Engine]) -> None:
@@ -104,27 +105,33 @@ def joined(engines: tuple[Engine, Engine]) -> None:
     assert b.reaches("box", "172.18.0.2")
 
 
-def gateway_of(engine: Engine, container: str) -> str:
-    """The MAC address that a container has, or else gets, for 172.18.0.1."""
-    command = ("exec", container, "ip", "neigh", "show", "172.18.0.1")
+def gateway_of(engine: Engine, container: str, address: str = "172.18.0.1") -> str:
+    """The MAC address that a container has, or else gets, for a gateway's address."""
+    command = ("exec", container, "ip", "neigh", "show", address)
     found = re.search(r"lladdr (\S+)", engine.docker(*command))
-    assert engine.reaches(container, "172.18.0.1")
+    assert engine.reaches(container, address)
     found = found or re.search(r"lladdr (\S+)", engine.docker(*command))
     assert found
     return found[1]
 
 
-def foreign_gateways_ask(engines: tuple[Engine, Engine]) -> None:
-    """Let each host's gateway ask for the other's container, and give it its own MAC thereby."""
-    a, b = engines
+def foreign_gateways_ask(engines: tuple[Engine, Engine], *prefixes: str) -> None:
+    """Let each host's gateway ask for the other's container, and give it its own MAC thereby.
+
+    The gateways end with 1, the containers with 2 and 3.
+    """
     for engine in engines:
-        assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
-        engine.host.run("ip", "neigh", "flush", "dev", engine.bridge("mynetwork"))
-    # Twice, since a container believes nobody within a second of having heard somebody else.
-    for ask in [
-        engine.host.start("ping", "-c3", "-W1", box, stdout=subprocess.DEVNULL)
-        for engine, box in ((a, "172.18.0.3"), (b, "172.18.0.2"))
-    ]:
+        bridge = engine.bridge("mynetwork")
+        for prefix in prefixes:
+            assert gateway_of(engine, "box", f"{prefix}1") == mac_of(engine.host, bridge)
+        engine.host.run("ip", "neigh", "flush", "dev", bridge)
+    # Again and again, since a container believes nobody within a second of having heard another.
+    asking = [
+        engine.host.start("ping", "-c3", "-W1", f"{prefix}{box}", stdout=subprocess.DEVNULL)
+        for engine, box in zip(engines, (3, 2), strict=True)
+        for prefix in prefixes
+    ]
+    for ask in asking:
         assert ask.wait(DEADLINE) == 1
 
 
@@ -168,18 +175,21 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
 
 def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Attach) -> None:
     for engine in engines:
-        create(engine, "--opt", "com.docker.network.driver.mtu=1450")
-    boxes(engines)
+        mtu = "com.docker.network.driver.mtu=1450"
+        create(engine, "--opt", mtu, "--ipv6", "--subnet", "fd00:18::/64")
+    boxes(engines, "fd00:18::")
     sides = attach()
     joined(engines)
 
     # Both bridges are 172.18.0.1; everybody has the one of the own host, whoever talks to whom.
     for side in sides:
         side.says("172.18.0.1 is the gateway of another host, too")
-    foreign_gateways_ask(engines)
+    foreign_gateways_ask(engines, "172.18.0.", "fd00:18::")
     a, b = engines
     for engine, side in zip(engines, sides, strict=True):
-        assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
+        own = mac_of(engine.host, engine.bridge("mynetwork"))
+        assert gateway_of(engine, "box") == own
+        assert gateway_of(engine, "box", "fd00:18::1") == own
         counters = side.counters()
         assert counters["gateway_kept_out"] > 0
         assert side.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
@@ -291,7 +301,7 @@ def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_pa
     try:
         joined(engines)
         side.says("172.18.0.1 is the gateway of another host, too")
-        foreign_gateways_ask(engines)
+        foreign_gateways_ask(engines, "172.18.0.")
         for engine in engines:
             own = mac_of(engine.host, engine.bridge("mynetwork"))
             assert gateway_of(engine, "box") == own

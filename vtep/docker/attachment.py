@@ -51,7 +51,9 @@ class Place:
     @property
     def options(self) -> dict[str, Any]:
         """What the `Config` of a VTEP on it has to say."""
-        return {"bridge": self.network.bridge, "gateway": self.bridge.addresses}
+        # Engines give all bridges the link-local fe80::1 as well, but route nobody over it.
+        gateway = [one for one in self.bridge.addresses if not one.is_link_local]
+        return {"bridge": self.network.bridge, "gateway": tuple(gateway)}
 
 
 class Attachment:
@@ -109,7 +111,7 @@ class Attachment:
             changed.clear()
             try:
                 place = await asyncio.to_thread(self.find)
-                if place != before:
+                if place != before:  # What is the same in these options is left as it is.
                     await vtep.change(evolve(vtep.port.config, **place.options))
             except EngineGoneError:
                 pass  # Its networks go on without it.
