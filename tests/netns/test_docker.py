@@ -239,6 +239,21 @@ def test_a_range_of_addresses_for_each_host(engines: tuple[Engine, Engine], atta
         assert "--opt com.docker.network.driver.mtu=1450" in side.log
 
 
+def test_an_address_that_was_given_twice_is_told_of(
+    engines: tuple[Engine, Engine], attach: Attach
+) -> None:
+    a, b = engines
+    for engine in engines:
+        create(engine)
+    a.container("first", "mynetwork")
+    side, other = attach()
+    b.container("second", "mynetwork")
+    assert address_of(a, "first") == address_of(b, "second") == "172.18.0.2"
+    # Who was second is told: before, there was no harm.
+    other.says("container second has the address 172.18.0.2, and so has one on another host")
+    assert "and so has one" not in side.log
+
+
 def test_a_gateway_address_for_each_host_is_reached_from_all(
     engines: tuple[Engine, Engine], attach: Attach
 ) -> None:

@@ -10,8 +10,9 @@ import logging
 import socket
 import subprocess
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,22 @@ from vtep.engine import Vtep
 from vtep.errors import VtepError
 from vtep.firewall import closed
 from vtep.gateway import probe
+from vtep.gateway import read as talk_of
 from vtep.port import Port
+from vtep.wire.ethernet import format_mac
 
 log = logging.getLogger("vtep")
 
 _PROBES = 3
-"""Probes for gateways of the same address in a row (RFC 5227: PROBE_NUM)."""
+"""Probes for addresses of ours on other hosts, in a row (RFC 5227: PROBE_NUM)."""
 _PROBE_INTERVAL = 1.0
 """Seconds from one to the next."""
 _PROBE_PAUSE = 30.0
-"""Seconds from one row to the next: so soon it is known that there is no such gateway any more."""
+"""Seconds from one row to the next: so soon it shows that a gateway is there no more."""
+
+_ARP = 0x0806
+_FRAME_MAX = 128
+"""Octets of a frame that are enough to read an answer."""
 
 _RETRY = 2.0
 """Seconds after which what was in vain is tried again."""
@@ -63,6 +70,8 @@ class Attachment:
         self._client = client
         self._name = name
         self._gone = False
+        self._twice: set[tuple[IPv4Address, str]] = set()
+        """Addresses that two containers have, with the name of the one here: told already."""
 
     def find(self) -> Place:
         """Find the network and its bridge, which takes a moment.
@@ -95,7 +104,7 @@ class Attachment:
         ).start()
         told = None
         while True:
-            asking = asyncio.create_task(_ask_for_gateways(place, vtep.port))
+            asking = asyncio.create_task(self._ask_others(place, vtep.port))
             try:
                 if place.network != told:
                     await asyncio.to_thread(_say_what_will_bite, place, vtep.port)
@@ -111,7 +120,7 @@ class Attachment:
             changed.clear()
             try:
                 place = await asyncio.to_thread(self.find)
-                if place != before:  # What is the same in these options is left as it is.
+                if place != before:
                     await vtep.change(evolve(vtep.port.config, **place.options))
             except EngineGoneError:
                 pass  # Its networks go on without it.
@@ -124,8 +133,41 @@ class Attachment:
                 asyncio.get_running_loop().call_later(_RETRY, changed.set)
             else:
                 self._gone = False
-                if place != before:
+                if place != before or place.network.containers != before.network.containers:
                     return place
+
+    async def _ask_others(self, place: Place, port: Port) -> None:
+        """Ask the other hosts, for ever, whether they have addresses that are ours.
+
+        Whether their gateways do is told, and acted upon, where their answers pass by; whether
+        their containers do, the person is told.
+        """
+        bridge = place.network.bridge
+        gateways = [one for one in place.bridge.addresses if isinstance(one, IPv4Address)]
+        here = {
+            ip_interface(address).ip: container.name
+            for container in place.network.containers
+            for address in container.addresses
+        }
+        containers = [address for address in here if isinstance(address, IPv4Address)]
+        while True:
+            for _ in range(_PROBES):
+                for address, mac in await _ask(port.tap, bridge, [*gateways, *containers]):
+                    if address in here:
+                        self._say_twice(address, here[address], mac)
+            containers = []  # Those that are new are asked for when they are.
+            if port.segment.gateways is not None:
+                port.segment.gateways.lapse()
+            await asyncio.sleep(_PROBE_PAUSE)
+
+    def _say_twice(self, address: IPv4Address, name: str, mac: str) -> None:
+        if (address, name) not in self._twice:
+            self._twice.add((address, name))
+            log.warning(
+                "network %s: container %s has the address %s, and so has one on another host (%s):"
+                " remove one of them, and give each host a range of its own (--ip-range)",
+                *(self._name, name, address, mac),
+            )
 
 
 def _say_what_will_bite(place: Place, port: Port) -> None:
@@ -141,20 +183,32 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
         log.warning("%s", shut)
 
 
-async def _ask_for_gateways(place: Place, port: Port) -> None:
-    """Ask the other hosts, for ever, whether their gateway has the address of ours."""
-    addresses = [one for one in place.bridge.addresses if isinstance(one, IPv4Address)]
-    while True:
-        for _ in range(_PROBES):
-            with suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-                sock.bind((port.tap, 0))
-                mac: bytes = sock.getsockname()[4]
-                for address in addresses:
-                    sock.send(probe(mac, address))
-            await asyncio.sleep(_PROBE_INTERVAL)
-        if port.segment.gateways is not None:
-            port.segment.gateways.lapse()
-        await asyncio.sleep(_PROBE_PAUSE)
+async def _ask(
+    tap: str, bridge: str, addresses: Iterable[IPv4Address]
+) -> list[tuple[IPv4Address, str]]:
+    """Ask the other hosts who has these addresses, once; who answered, with MAC addresses."""
+    wanted = {address.packed: address for address in addresses}
+    answers: dict[IPv4Address, str] = {}
+    # What is sent on the TAP is for the other hosts only. Answers are for its MAC, so that the
+    # bridge, which has what its ports receive, takes them for the host's.
+    with (
+        suppress(OSError),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as hearing,
+    ):
+        hearing.setblocking(False)
+        hearing.bind((bridge, _ARP))
+        asking.bind((tap, 0))
+        mac: bytes = asking.getsockname()[4]
+        for address in wanted.values():
+            asking.send(probe(mac, address))
+        await asyncio.sleep(_PROBE_INTERVAL)
+        while True:  # Until there is nothing more to hear, which is an OSError.
+            frame = hearing.recv(_FRAME_MAX)
+            talk = talk_of(frame)
+            if frame[:6] == mac and talk is not None and talk.claimed in wanted:
+                answers[wanted[talk.claimed]] = format_mac(frame[6:12])
+    return sorted(answers.items())
 
 
 def _bridge_netfilter(bridge: str) -> bool:

@@ -81,7 +81,7 @@ class Client:
                     events = engine.events(filters={"type": "network"}, decode=True)
                     changed()
                     for event in events:
-                        if event.get("Action") in ("create", "destroy"):
+                        if event.get("Action") in ("create", "destroy", "connect"):
                             changed()
             except Exception:  # noqa: BLE001, S110  what can't be asked is asked again
                 pass
