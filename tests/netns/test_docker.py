@@ -109,7 +109,8 @@ def gateway_of(engine: Engine, container: str, address: str = "172.18.0.1") -> s
     """The MAC address that a container has, or else gets, for a gateway's address."""
     command = ("exec", container, "ip", "neigh", "show", address)
     found = re.search(r"lladdr (\S+)", engine.docker(*command))
-    assert engine.reaches(container, address)
+    # An IPv6 address of a container that is new may still be checked for duplicates.
+    wait_until(lambda: engine.reaches(container, address), f"a ping to {address}")
     found = found or re.search(r"lladdr (\S+)", engine.docker(*command))
     assert found
     return found[1]
