@@ -29,7 +29,7 @@ wait $!
 find "/sys/fs/cgroup$1" -depth -type d -exec rmdir {} \\; 2>/dev/null
 """
 
-_APPLETS = ("cat", "ip", "nc", "ping", "sh", "sleep", "wget")
+_APPLETS = ("cat", "dd", "ip", "nc", "netstat", "ping", "sh", "sha256sum", "sleep", "tail")
 
 
 class Engine:
@@ -107,9 +107,9 @@ class Engine:
         """A command line that runs a command on the host, from anywhere."""
         return ["nsenter", f"--net={self.host.namespace}", *self.enter[1:], *command]
 
-    def reaches(self, container: str, destination: str) -> bool:
+    def reaches(self, container: str, destination: str, *options: str) -> bool:
         """Whether a container gets an answer to a ping within a second."""
-        said = self.docker("exec", container, *_PING, destination, check=False)
+        said = self.docker("exec", container, *_PING, *options, destination, check=False)
         return "1 packets received" in said
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from attrs import asdict, evolve
 from vtep import Config, VtepError
 from vtep.cli.options import config_options, given_of, settings_of, settings_options
 from vtep.config import Settings
+from vtep.control import client as control
+from vtep.control import paths
 from vtep.docker import record
 from vtep.docker.client import Client
 from vtep.docker.network import read
@@ -105,7 +108,7 @@ def _status(kept: Record) -> dict[str, Any]:
         device = netlink.device(connection, kept.tap)
     status = asdict(kept) | {
         "bridge": device and device.bridge,
-        "tunnel_mtu": device and device.mtu,
+        "tunnel_mtu": _tunnel_mtu(kept),
         "network_mtu": None,
         "containers": [],
         "problem": None,
@@ -120,9 +123,21 @@ def _status(kept: Record) -> dict[str, Any]:
     return status | {"network_mtu": network.mtu, "containers": containers}
 
 
+def _tunnel_mtu(kept: Record) -> int | None:
+    """What the process says that its tunnel carries now; None where it can't be asked."""
+    path = paths.of_process(kept.pid)
+    if path is None:
+        return None
+    with suppress(VtepError), control.Client(path) as running:
+        (segment,) = running.vni.show(vni=kept.vni)
+        return segment["mtu"]
+    return None
+
+
 def _print(status: dict[str, Any]) -> None:
+    mtu = status["tunnel_mtu"] or "unknown"
     click.echo(
-        f"{status['network']}: vni {status['vni']} on {status['tap']} (mtu {status['tunnel_mtu']}) "
+        f"{status['network']}: vni {status['vni']} on {status['tap']} (mtu {mtu}) "
         f"to {', '.join(status['remotes'])}, process {status['pid']}"
     )
     containers = f"containers have mtu {status['network_mtu']}"

@@ -175,6 +175,13 @@ def _peer(connected: socket.socket) -> int:
     return pid
 
 
+def of_process(pid: int) -> Path | None:
+    """The default socket on which a process listens, or None if there is none."""
+    place = folder()
+    names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
+    return next((path for path in names if probe(path) == pid), None)
+
+
 def find() -> Path:
     """The socket of the VTEP that is meant where none was named.
 

@@ -143,8 +143,9 @@ def _mtu(network: Network, tunnel_mtu: int) -> Iterator[str]:
     if network.mtu > tunnel_mtu:
         yield (
             f"network {network.name}: its containers have an MTU of {network.mtu}, but the tunnel "
-            f"carries {tunnel_mtu}: create it with --opt {MTU_OPTION}={tunnel_mtu}, or raise the "
-            "MTU of the underlay"
+            f"carries {tunnel_mtu}: that works, but what is larger is cut, fragmented or sent back "
+            f"on the way; to spare that, create it with --opt {MTU_OPTION}={tunnel_mtu}, or raise "
+            "the MTU of the underlay"
         )
 
 

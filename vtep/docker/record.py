@@ -73,9 +73,13 @@ def _lock(path: Path, network: str) -> int:
 
 def attached(folder: Path = FOLDER) -> list[Record]:
     """The attachments of this host, by name of the network."""
-    if not folder.is_dir():
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
         return []
-    records = (_read(path) for path in sorted(folder.glob("*.json")))
+    except OSError as error:
+        raise VtepError(f"cannot read {folder} ({error.strerror}): run as root") from error
+    records = (_read(path) for path in paths)
     return [record for record in records if record is not None]
 
 
