@@ -18,7 +18,6 @@ from vtep.docker import record
 from vtep.docker.client import Client
 from vtep.docker.network import read
 from vtep.docker.record import Record
-from vtep.service import Service
 
 _NETWORK = click.argument("network")
 
@@ -55,6 +54,7 @@ def attach(
     # What forwards takes a while to load, which the other commands need not.
     from vtep.cli.run import run_service  # noqa: PLC0415
     from vtep.docker.attachment import Attachment  # noqa: PLC0415
+    from vtep.service import Service  # noqa: PLC0415
 
     given = given_of(options)
     process = settings_of(given)
