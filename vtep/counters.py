@@ -187,6 +187,9 @@ class Counters:
         return plain | {f"drop_{reason}": count for reason, count in self.drops.items()}
 
 
+_NOTHING = dict.fromkeys(Drop, 0)
+
+
 class DropLog:
     """Says once, and then at most once a minute for each reason, that something is being dropped.
 
@@ -197,18 +200,32 @@ class DropLog:
         self._interval = interval
         self._silent_until: dict[Drop, float] = {}
         self._told: dict[Counters, dict[Drop, int]] = {}
+        self._noted: dict[Counters, dict[Drop, int]] = {}
+        self._different: list[tuple[str, Counters, dict[Drop, int]]] = []
 
-    def news(self, now: float, parts: Iterable[tuple[str, Counters]]) -> list[str]:
+    def note(self, name: str, counters: Counters) -> None:
+        """Look at some counters before `news` is asked for; `name` says what they count, if at all.
+
+        It has to be shown all that there are each time; who has time can do so one by one.
+        """
+        told = self._told.get(counters, _NOTHING)
+        if counters.drops != told:
+            if told is _NOTHING:
+                told = _NOTHING.copy()
+            self._different.append((name, counters, told))
+        self._noted[counters] = told
+
+    def news(self, now: float, parts: Iterable[tuple[str, Counters]] = ()) -> list[str]:
         """Lines to log at `now` (seconds) for what was dropped and has not been told yet.
 
-        `parts` are all counters that there are, each with the name of what it counts, or none.
+        `parts` are counters that were not noted, each with the name of what it counts, or none.
         """
-        told, self._told = self._told, {}
+        for part in parts:
+            self.note(*part)
+        self._told, self._noted = self._noted, {}
+        different, self._different = self._different, []
         lost: dict[Drop, list[tuple[int, str, Counters]]] = {}
-        for name, counters in parts:
-            before = self._told[counters] = told.get(counters) or dict.fromkeys(Drop, 0)
-            if counters.drops == before:
-                continue
+        for name, counters, before in different:
             for reason, count in counters.drops.items():
                 if (
                     count != before[reason]

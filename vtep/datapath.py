@@ -54,6 +54,35 @@ class Burst(NamedTuple):
     served: int = 0
 
 
+class Arena:
+    """Memory for what is read from a TAP until it is sent, and for the segments that it becomes."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
+        self.splitter = Splitter(bytes(vxlan.HEADER_LEN), reserve=_RUN_MAX)
+        self.segments = self.splitter.memory.data
+
+
+class Arenas:
+    """The memory of all VNIs of a process: one arena does, since their turns do not overlap.
+
+    Only who waits for room in the underlay keeps one, until what lies there is sent.
+    """
+
+    def __init__(self) -> None:
+        self.current = Arena()
+        self._spare: list[Arena] = []
+
+    def keep(self) -> Arena:
+        """Have the current one for oneself."""
+        kept, self.current = self.current, self._spare.pop() if self._spare else Arena()
+        return kept
+
+    def give_back(self, arena: Arena) -> None:
+        """Let others use what was kept."""
+        self._spare.append(arena)
+
+
 class Outbound:
     """From the TAP to the underlay.
 
@@ -71,6 +100,7 @@ class Outbound:
         segment: Segment,
         paths: Paths,
         fit: Fit,
+        arenas: Arenas,
         lost: Callable[[OSError], None],
     ) -> None:
         self._tap = tap
@@ -79,7 +109,9 @@ class Outbound:
         self._fit = fit
         self._lost = lost
         self._held: Burst | None = None
-        self._buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
+        self._arenas = arenas
+        self._arena = arenas.current
+        self._kept: Arena | None = None
         self._virtio = bytearray(virtio.HEADER_LEN)
         self._waiting: list[Burst] = []
         self._running = False
@@ -97,6 +129,8 @@ class Outbound:
         self._running = False
         asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._waiting.clear()
+        self._held = None
+        self._give_back()
 
     def take(self, paths: Paths) -> None:
         """Send through others from now on, also what waits, and as the segment's policy is now."""
@@ -105,13 +139,11 @@ class Outbound:
 
     def _write_headers(self) -> None:
         self._header = self._segment.header
-        self._splitter = Splitter(self._header, reserve=_RUN_MAX)
-        self._segments = self._splitter.memory.data
 
     def readable(self) -> None:
         """Drain the TAP."""
-        now = time.monotonic()
-        fd, meta, buffer, header = self._tap.fd, self._virtio, self._buffer, self._header
+        now, self._arena = time.monotonic(), self._arenas.current
+        fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
         # What is longer is looked at, which is every frame where the segment wants to see them.
         greet, frame_max = self._fit.leaving, 0 if segment.attentive else self._fit.oversize.limit
@@ -227,15 +259,17 @@ class Outbound:
             frame = segment.inspect(frame, now, count)
             if not frame:
                 return
+        arena = self._arena
+        arena.splitter.prefix = self._header
         try:
-            octets, stride = self._splitter.split(frame, gso)
+            octets, stride = arena.splitter.split(frame, gso)
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
             return
         counters.tx_superframes += 1
         oversize = self._fit.oversize
         if stride > vxlan.HEADER_LEN + oversize.limit:
-            segments = self._segments[_RUN_MAX : _RUN_MAX + octets]
+            segments = arena.segments[_RUN_MAX : _RUN_MAX + octets]
             self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
             return
         count = -(-octets // stride)
@@ -252,8 +286,8 @@ class Outbound:
             else:
                 self._flush(now)
         whole = (end - begin) // batch_max(stride) * batch_max(stride)
-        self._emit(self._segments[begin : begin + whole], stride, remotes, flow, now)
-        rest = self._segments[begin + whole : end]
+        self._emit(arena.segments[begin : begin + whole], stride, remotes, flow, now)
+        rest = arena.segments[begin + whole : end]
         if not rest:
             return
         if self._waiting or len(rest) % stride:
@@ -261,9 +295,9 @@ class Outbound:
             return
         # To where the next superframe's segments will follow it.
         begin = _RUN_MAX - len(rest)
-        memory = self._splitter.memory
+        memory = arena.splitter.memory
         memory[begin:_RUN_MAX] = memory[end - len(rest) : end]
-        self._held = Burst(self._segments[begin:_RUN_MAX], stride, remotes, flow)
+        self._held = Burst(arena.segments[begin:_RUN_MAX], stride, remotes, flow)
 
     def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
         """Send what has become of a frame or superframe that was too large, and tell its sender."""
@@ -345,6 +379,8 @@ class Outbound:
             served = 0
 
     def _await_room(self, fd: int) -> None:
+        if self._kept is None:
+            self._kept = self._arenas.keep()
         asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._paths.room.wait(fd, self._resume)
 
@@ -357,7 +393,13 @@ class Outbound:
         for burst in waiting:
             self._emit(*burst[:4], now, burst.served)
         if not self._waiting:
+            self._give_back()
             self.start()
+
+    def _give_back(self) -> None:
+        if self._kept is not None:
+            self._arenas.give_back(self._kept)
+            self._kept = None
 
 
 class Exit(NamedTuple):
@@ -390,6 +432,7 @@ class Inbound:
         self._switch = switch
         self._cannot_receive = cannot_receive
         self._exits: dict[Segment, Exit] = {}
+        self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
         self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
@@ -398,17 +441,20 @@ class Inbound:
         """Deliver the frames of a segment to this TAP from now on."""
         self._exits[segment] = Exit(tap, fit, segment.counters, segment)
         self._switch.segments[segment.vni] = segment
+        if not tap.uso:
+            self._coarse.add(segment)
         self._fit()
 
     def detach(self, segment: Segment) -> None:
         """Deliver nothing to this segment any more."""
         if self._exits.pop(segment, None) is not None:
             del self._switch.segments[segment.vni]
+            self._coarse.discard(segment)
             self._fit()
 
     def _fit(self) -> None:
         """Merge UDP only if every TAP takes the superframes, since a burst may go to any."""
-        uso = all(leave.tap.uso for leave in self._exits.values())
+        uso = not self._coarse
         if uso is not self._merger.uso:
             self._merger = Merger(vxlan.HEADER_LEN, uso=uso)
 

@@ -7,7 +7,7 @@ what one VNI has of its own is in `port`.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from types import MappingProxyType, TracebackType
@@ -20,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep import netlink
 from vtep.config import Config, check_segments
 from vtep.counters import DropLog
+from vtep.datapath import Arenas
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
 from vtep.listener import Endpoint, Listener
@@ -32,7 +33,10 @@ from vtep.underlay import device_name, receive_queue_drops, superframe_max
 log = logging.getLogger("vtep")
 
 _TICK = 1.0
-"""Seconds between two looks at the age of the FDB."""
+"""Seconds between two looks at the age of the FDB, and at all else that changes by itself."""
+
+_STINT = 0.0003
+"""Seconds after which such a look lets frames have their turn."""
 
 _SETTLED = 0.2
 """Seconds from a change of some link to the look at ours: changes come in flocks."""
@@ -42,14 +46,11 @@ _EVENT_MAX = 65536
 _LOOKS = 16
 """Paths whose MTU is asked for in a tick; each takes some 10 microseconds."""
 
-_PORTS_AT_ONCE = 50
-"""Ports that are looked at before frames have their turn again."""
-
 _QUEUE_TICKS = 10
 """Ticks between two looks at what the kernel discarded in front of us."""
 
 _CLOSERS = 16
-"""Devices that are removed at a time."""
+"""Devices that are removed at a time; more of them by one request."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -90,7 +91,8 @@ class Vtep:
     def __init__(self, *configs: Config) -> None:
         check_segments(configs)
         self._pool = Pool()
-        self._ports = {config.vni: Port(config, self._pool) for config in configs}
+        self._arenas = Arenas()
+        self._ports = {config.vni: self._port(config) for config in configs}
         self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
         """What there is of each VNI."""
         self.taps_lost = 0
@@ -101,7 +103,7 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._changing = asyncio.Lock()
         self._ticks = 0
-        self._chores = self._due()
+        self._chores = self._housekeeping()
         self._missing: set[str] = set()
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
@@ -109,6 +111,9 @@ class Vtep:
         self._links_settled = True
         self._links_drops = 0
         self._running = False
+
+    def _port(self, config: Config) -> Port:
+        return Port(config, self._pool, self._arenas)
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -308,8 +313,8 @@ class Vtep:
                 continue
             removed.append(port)
             if config is not None:
-                added.append(Port(config, self._pool))
-        added += [Port(config, self._pool) for config in wanted.values()]
+                added.append(self._port(config))
+        added += [self._port(config) for config in wanted.values()]
         await self._apply(removed, changed, added)
 
     async def _apply(
@@ -331,11 +336,14 @@ class Vtep:
                     setup, listeners = setup_of(config, underlay), self._listen(config)
                     owner = port if port in kept else owners.get(config.tap)
                     steps.append(_Step(port, config, underlay, setup, listeners, owner))
+            opened: list[Port] = []
+            undo.push_async_callback(_close_ports, opened)
+            drops = dict(queue_drops())
             for step in steps:
                 if step.owner is None:
-                    undo.push_async_callback(_close, [step.port])
+                    opened.append(step.port)
                     with self._naming(step.config):
-                        step.port.open()
+                        step.port.open(drops)
             undo.push_async_callback(_on_host, _reshape_back, steps)
             await _on_host(self._set_up, steps)
             self._check_still([*removed, *kept])
@@ -348,6 +356,8 @@ class Vtep:
 
         Gives the TAPs that are left over, which are to be closed.
         """
+        self._count_queue_drops()
+        drops = dict(queue_drops()) if removed else {}
         for step in steps:
             if step.owner in removed:
                 step.inherited = step.owner.release()
@@ -362,7 +372,7 @@ class Vtep:
                     self._tell("changed", port, _difference(before, step.config))
                 else:
                     if step.inherited is not None:
-                        port.adopt(step.inherited)
+                        port.adopt(step.inherited, drops)
                     self._ports[step.config.vni] = port
                     port.start(step.underlay, step.listeners, self._lost, self._refitted)
                     self._tell("added", port, {})
@@ -476,47 +486,46 @@ class Vtep:
     # --- time -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Do what is due once a tick, one piece at a time: after the frames that wait."""
+        """Do what is due once a tick, or so much of it that frames need not wait long."""
         loop = asyncio.get_running_loop()
+        end = time.perf_counter() + _STINT
         for _ in self._chores:
-            self._timer = loop.call_soon(self._tick)
-            return
-        if self._running:  # The last TAP may have been found gone.
-            self._chores = self._due()
-            self._timer = loop.call_later(_TICK, self._tick)
+            if time.perf_counter() >= end:
+                self._timer = loop.call_soon(self._tick)  # After the frames that wait.
+                return
+        self._chores = self._housekeeping()
+        self._timer = loop.call_later(_TICK, self._tick)
 
-    def _due(self) -> Iterator[None]:
-        """What is due once a tick, in pieces of less than a millisecond."""
+    def _housekeeping(self) -> Iterator[None]:
+        """What is due once a tick, in pieces of some ten microseconds, and a few times that."""
         now = time.monotonic()
-        self._ticks += 1
-        for number, port in enumerate(tuple(self._ports.values()), 1):
+        for port in tuple(self._ports.values()):
             while port.segment.sweep(now):
                 yield
-            port.follow()
-            if number % _PORTS_AT_ONCE == 0:
-                yield
-        self._follow_the_underlay()
+            yield
+        for listener in self._listeners.values():
+            if listener.follow():
+                self._pool.reconnect(listener.endpoint.binding.dev)
+        yield
         self._pool.look(_LOOKS)
+        yield
+        self._ticks += 1
         if self._ticks % _QUEUE_TICKS == 0:
-            self._read_queue_drops()
-        self._say_what_was_dropped(now)
+            yield from self._counting_queue_drops()
+        yield from self._noting_what_was_dropped()
+        for line in self._drop_log.news(now):
+            log.warning("%s", line)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
 
-    def _follow_the_underlay(self) -> None:
-        """Notice where others have made an underlay device anew."""
+    def _noting_what_was_dropped(self) -> Iterator[None]:
         for listener in self._listeners.values():
-            if listener.follow():
-                self._pool.reconnect(listener.endpoint.binding.dev)
-
-    def _say_what_was_dropped(self, now: float) -> None:
+            self._drop_log.note("", listener.switch.counters)
         several = len(self._ports) > 1
-        parts = [("", listener.switch.counters) for listener in self._listeners.values()]
-        for vni, port in self._ports.items():
-            parts.append((f"vni {vni}" if several else "", port.segment.counters))
-        for line in self._drop_log.news(now, parts):
-            log.warning("%s", line)
+        for vni, port in tuple(self._ports.items()):
+            self._drop_log.note(f"vni {vni}" if several else "", port.segment.counters)
+            yield
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
@@ -536,34 +545,32 @@ class Vtep:
             everything, self._links_drops = drops != self._links_drops, drops
             device_name.cache_clear()
             self._pool.look()
-            await self._adapt(
+            concerned = [
                 port
                 for port in self._ports.values()
                 if everything or not changed.isdisjoint(port.links())
-            )
+            ]
+            for port in concerned:
+                port.follow()
+            await self._adapt(concerned)
 
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""
-        if self._running:
-            with suppress(OSError):
-                self._take_over(queue_drops())
+        if not self._running:
+            return
+        for _ in self._counting_queue_drops():
+            pass
 
-    def _read_queue_drops(self) -> None:
-        """The same in a thread: with many devices, the kernel takes long to tell of them."""
-        thread = ThreadPoolExecutor(max_workers=1)
-        drops = asyncio.get_running_loop().run_in_executor(thread, queue_drops)
-        thread.shutdown(wait=False)
-        drops.add_done_callback(self._queue_drops_read)
-
-    def _queue_drops_read(self, drops: "asyncio.Future[dict[str, int]]") -> None:
-        if self._running and not drops.cancelled() and drops.exception() is None:
-            self._take_over(drops.result())
-
-    def _take_over(self, drops: Mapping[str, int]) -> None:
-        for listener in self._listeners.values():
+    def _counting_queue_drops(self) -> Iterator[None]:
+        for listener in tuple(self._listeners.values()):
             listener.count_queue_drops()
-        for port in self._ports.values():
-            port.count_queue_drops(drops)
+        ports = {port.tap: port for port in self._ports.values()}
+        with suppress(OSError):
+            for name, drops in queue_drops():
+                port = ports.get(name)
+                if port is not None:
+                    port.count_queue_drops(drops)
+                yield
 
 
 def _difference(before: Config, after: Config) -> dict[str, object]:
@@ -586,12 +593,20 @@ def _reshape_back(connection: IPRoute, steps: Iterable[_Step]) -> None:
                 log.error("%s is not again what it was: %s", step.owner.tap, error)  # noqa: TRY400
 
 
-async def _close(items: Iterable[Tap | Port]) -> None:
+async def _close(taps: Collection[Tap]) -> None:
     """Close each, in threads: the kernel waits a while before it removes a device."""
     loop = asyncio.get_running_loop()
+    if len(taps) > _CLOSERS:
+        # For many at once it waits no longer. Whether that was refused does not matter.
+        with suppress(VtepError):
+            await _on_host(netlink.remove, [tap.name for tap in taps if tap.goes])
     with ThreadPoolExecutor(_CLOSERS) as threads:
-        closing = [loop.run_in_executor(threads, item.close) for item in items]
+        closing = [loop.run_in_executor(threads, tap.close) for tap in taps]
         await asyncio.gather(*closing)
+
+
+async def _close_ports(ports: Iterable[Port]) -> None:
+    await _close([tap for port in ports if (tap := port.release())])
 
 
 async def _on_host(

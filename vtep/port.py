@@ -11,7 +11,7 @@ from attrs import evolve
 
 from vtep.config import Config
 from vtep.counters import Drop
-from vtep.datapath import Outbound
+from vtep.datapath import Arenas, Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.gateway import Gateways
@@ -38,7 +38,7 @@ class Port:
     What it is asked to be is `config`. Its counters, and what it has learned, stay when it ends.
     """
 
-    def __init__(self, config: Config, pool: Pool) -> None:
+    def __init__(self, config: Config, pool: Pool, arenas: Arenas) -> None:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once it is open."""
@@ -67,6 +67,7 @@ class Port:
         self.place = Place(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
         self._pool = pool
+        self._arenas = arenas
         self._device: Tap | None = None
         self.listeners: tuple[Listener, ...] = ()
         """What listens for it, while it forwards."""
@@ -86,16 +87,13 @@ class Port:
     @property
     def tap(self) -> str:
         """Name of the TAP device: the configured one, unless somebody has renamed it."""
-        if self._device is not None:
-            with suppress(OSError):
-                return self._device.name
-        return self.config.tap
+        return self._name if self._device is not None else self.config.tap
 
     def counters(self) -> dict[str, int]:
         """Every counter of this VNI by name, as of now; see `vtep.counters`."""
         if self._device is not None:
             with suppress(OSError):
-                self.count_queue_drops(queue_drops())
+                self.count_queue_drops(dict(queue_drops()).get(self.tap, 0))
         return self.segment.counters.as_dict()
 
     # --- life -------------------------------------------------------------------------------
@@ -109,18 +107,23 @@ class Port:
         self._tunnel.most = _tunnel_mtu(self.config, underlay)
         self._fit.mtu = self.mtu
 
-    def open(self) -> None:
-        """Open the TAP device; raises VtepError."""
-        config = self.config
-        self.adopt(Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload))
+    def open(self, drops: Mapping[str, int]) -> None:
+        """Open the TAP device; raises VtepError.
 
-    def adopt(self, tap: Tap) -> None:
+        `drops` is what the kernel has discarded in front of each device before.
+        """
+        config = self.config
+        tap = Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload)
+        self.adopt(tap, drops)
+
+    def adopt(self, tap: Tap, drops: Mapping[str, int]) -> None:
         """Use a TAP device that is open already."""
         config = self.config
         tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
         tap.persist(on=config.persist)
         self.tap_index = device_index(config.tap) or 0
-        self._drops_before = queue_drops().get(config.tap, 0)
+        self._name = config.tap
+        self._drops_before = drops.get(config.tap, 0)
         self._device = tap
 
     def start(
@@ -144,7 +147,9 @@ class Port:
         self._paths = self._make_paths()
         self.fdb.unused = self._let_go
         self._lost = partial(lost, self)
-        self._outbound = Outbound(tap, self.segment, self._paths, self._fit, self._lost)
+        self._outbound = Outbound(
+            tap, self.segment, self._paths, self._fit, self._arenas, self._lost
+        )
         self._outbound.start()
         for listener in self.listeners:
             listener.attach(self.segment, tap, self._fit)
@@ -160,8 +165,6 @@ class Port:
         tap = self._device
         if tap is None:
             return None
-        with suppress(OSError):
-            self.count_queue_drops(queue_drops())
         self._device = None
         for listener in self.listeners:
             listener.detach(self.segment)
@@ -277,6 +280,7 @@ class Port:
         if self._device is None:
             return
         try:
+            self._name = self._device.name
             self.segment.own_mac = self._device.mac
         except OSError as error:
             if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
@@ -303,13 +307,10 @@ class Port:
         self.segment.counters.mtu_changes += changed
         return changed
 
-    def count_queue_drops(self, drops: Mapping[str, int]) -> None:
+    def count_queue_drops(self, drops: int) -> None:
         """Take over what the kernel counted in front of our descriptor."""
         sent = self.segment.counters.drops
-        if self._device is not None:
-            with suppress(OSError, KeyError):
-                count = drops[self._device.name] - self._drops_before
-                sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], count)
+        sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
 
 
 def setup_of(config: Config, underlay: Underlay) -> Setup:

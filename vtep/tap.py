@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,9 @@ _TUNSETPERSIST = 0x400454CB
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _TUNGETIFF = 0x800454D2
+_TUNGETDEVNETNS = 0x54E3
 _SIOCGIFHWADDR = 0x8927
+_IFF_PERSIST = 0x0800
 _IFREQ_LEN = 40
 
 _PROC_TX_DROPPED = 11
@@ -81,6 +84,20 @@ class Tap:
         return self._ask(_TUNGETIFF)[:16].rstrip(b"\0").decode(errors="replace")
 
     @property
+    def goes(self) -> bool:
+        """Whether the device is in this network namespace, and gone once this is closed."""
+        try:
+            (flags,) = struct.unpack_from("H", self._ask(_TUNGETIFF), 16)
+            namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)
+        except OSError:  # It is gone already.
+            return False
+        try:
+            here = Path("/proc/thread-self/ns/net").stat().st_ino
+            return not flags & _IFF_PERSIST and os.fstat(namespace).st_ino == here
+        finally:
+            os.close(namespace)
+
+    @property
     def mac(self) -> bytes:
         """Its MAC address now, 6 octets. Raises OSError if it is gone."""
         return self._ask(_SIOCGIFHWADDR)[18:24]
@@ -111,15 +128,18 @@ class Tap:
         self.close()
 
 
-def queue_drops() -> dict[str, int]:
-    """How many frames the kernel has discarded in front of each device's reader, by its name.
+def queue_drops() -> Iterator[tuple[str, int]]:
+    """How many frames the kernel has discarded in front of each device's reader, with its name.
 
-    For a TAP these are frames that we were too slow for, counted since it exists. Raises OSError.
+    For a TAP these are frames that we were too slow for, counted since it exists. Devices are asked
+    about a few at a time, as they are wanted. Raises OSError.
     """
     # Not sysfs: what is mounted there may show the devices of another network namespace.
-    _, _, *lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
-    devices = (line.partition(":") for line in lines)
-    return {name.strip(): int(numbers.split()[_PROC_TX_DROPPED]) for name, _, numbers in devices}
+    with Path("/proc/thread-self/net/dev").open() as devices:
+        for line in devices:
+            name, colon, numbers = line.partition(":")
+            if colon:
+                yield name.strip(), int(numbers.split()[_PROC_TX_DROPPED])
 
 
 def _open(name: str) -> pytun.TunTapDevice:

@@ -284,7 +284,8 @@ def test_a_renamed_tap_still_counts_what_its_queue_drops(pair: Pair, tunnel: Tun
             with suppress(OSError):
                 sender.send(frame)
         tunnel[0].process.send_signal(signal.SIGCONT)
-    assert tunnel[0].counter("tap_queue_full") > 1000
+    # Its new name is known a moment later.
+    wait_until(lambda: tunnel[0].counter("tap_queue_full") > 1000, "the drops")
     assert "vni 1 on other0" in tunnel[0].report()
     assert tunnel[0].stop() == 0
     found = re.search(r"(\d+) dropped\n$", tunnel[0].log)

@@ -20,7 +20,6 @@ from vtep.control.jsonrpc import Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
 from vtep.fdb import LEARNED, Kind, Remote, State
-from vtep.port import Port
 
 MAC = "02:00:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
@@ -35,7 +34,7 @@ class Still(Vtep):
 
     async def add(self, config: Config) -> None:
         self.told.append(("add", config))
-        self._ports[config.vni] = Port(config, self._pool)
+        self._ports[config.vni] = self._port(config)
 
     async def remove(self, vni: int) -> None:
         self.told.append(("remove", vni))

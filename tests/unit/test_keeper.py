@@ -11,6 +11,7 @@ import pytest
 
 from vtep import Config, Vtep, keeper, state
 from vtep.config import Settings
+from vtep.datapath import Arenas
 from vtep.fdb import LEARNED, Kind, Remote, State
 from vtep.keeper import keep, load, restore
 from vtep.port import Port

@@ -21,7 +21,7 @@ from scapy.layers.l2 import ARP, Ether
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, Frame
 from vtep.counters import Counters, Drop
-from vtep.datapath import Outbound
+from vtep.datapath import Arenas, Outbound
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
@@ -169,7 +169,7 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = Fit(segment.header, segment.counters, MTU, "auto")
-            outbound = Outbound(cast("Any", pair), segment, ways, fit, lambda _: None)
+            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arenas(), lambda _: None)
             for frame in frames:
                 pair.host.send(b"".join(frame))
             outbound.readable()
@@ -199,6 +199,7 @@ def forward(
                 segment,
                 cast("Any", Ways(notes)),
                 Fit(PREFIX, segment.counters, MTU, "auto"),
+                Arenas(),
                 lost.append,
             )
             outbound.start()
@@ -239,6 +240,7 @@ def forward_to_many(
                 segment,
                 cast("Any", crowd),
                 Fit(PREFIX, segment.counters, MTU, "auto"),
+                Arenas(),
                 lambda error: pytest.fail(str(error)),
             )
             outbound.start()

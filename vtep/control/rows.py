@@ -118,7 +118,7 @@ def _of_segment(port: Port) -> schema.SegmentStats:
         "dev": port.tap,
         "mtu": port.mtu,
         "fdb_entries": len(port.fdb),
-        **_counted(port.counters()),
+        **_counted(port.segment.counters.as_dict()),
     }
 
 

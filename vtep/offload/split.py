@@ -28,9 +28,10 @@ class SplitError(ValueError):
 
 
 class Splitter:
-    """Splits superframes of one segment (VNI) into `out`.
+    """Splits superframes into `out`.
 
-    `prefix` goes before every segment: its VXLAN header. `capacity` is the size of `out` in octets.
+    `prefix` goes before every segment: its VXLAN header. It may become another of the same length.
+    `capacity` is the size of `out` in octets.
     The segments lie there as one UDP_SEGMENT send wants them: each is `stride` octets with its
     prefix, and the last may be shorter. The first `reserve` octets of `memory` are not touched;
     the rest of it is `out`.
@@ -39,7 +40,7 @@ class Splitter:
     def __init__(self, prefix: bytes, capacity: int = 1 << 18, reserve: int = 0) -> None:
         self.memory: Octets = np.zeros(reserve + capacity, np.uint8)
         self.out = self.memory[reserve:]
-        self._prefix = prefix
+        self.prefix = prefix
         self._headers = Headers(self.out, len(prefix))
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
@@ -52,7 +53,7 @@ class Splitter:
         """
         cut = _judge(frame, gso)
         where, count, size = cut.where, cut.segments, cut.size
-        body = len(self._prefix) + cut.head_len
+        body = len(self.prefix) + cut.head_len
         stride = body + size
         octets = (count - 1) * stride + body + cut.last
         if octets > len(self.out) or count > SEGMENTS_MAX:
@@ -70,7 +71,7 @@ class Splitter:
         sums = row_sums(payload, count, size, size, cut.last)
 
         flags = frame[where.offset + inet.TCP_FLAGS] if where.protocol == inet.TCP else 0
-        self._headers.write(self._prefix, frame, cut, stride, sums, flags=flags)
+        self._headers.write(self.prefix, frame, cut, stride, sums, flags=flags)
         return octets, stride
 
 
