@@ -20,6 +20,7 @@ from vtep.control.jsonrpc import Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
 from vtep.fdb import LEARNED, Kind, Remote, State
+from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 MAC = "02:00:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
@@ -198,17 +199,25 @@ def test_show_and_flush_by_every_filter_and_by_pairs(wanted: dict[str, Any]) -> 
     assert ask(vtep, "fdb.flush", **wanted) == 0
 
 
-def test_what_changes_while_it_is_shown_is_no_matter(vtep: Still) -> None:
-    remote = vtep.port.segment.remotes[0]
-    for number in range(1000):
-        vtep.fdb.learn(number.to_bytes(6, "big"), remote, 0.0)
+def test_what_stays_while_it_is_shown_is_shown_once(vtep: Still) -> None:
+    fdb, remote = vtep.fdb, vtep.port.segment.remotes[0]
+    macs = [number.to_bytes(6, "big") for number in range(1, 4001)]
+    for mac in macs[:3000]:
+        fdb.learn(mac, remote, 0.0)
+    come, go = iter(macs[3000:]), macs[1:3000:2]
     result = asyncio.run(Methods(vtep, reload).call("fdb.show", {}))
-    seen = 0
+    seen: list[bytes] = []
     for page in result.pages:
-        seen += len(page)
         assert len(page) <= 100
-        vtep.fdb.flush()
-    assert seen == 1000  # That of the all-zero MAC is the default entry, which learning left alone.
+        seen += [parse_mac(entry["mac"]) for entry in page]
+        for _ in range(10):  # From the far end, so that some are gone before they would be shown.
+            if go:
+                fdb.remove(go.pop())
+            fdb.learn(next(come), remote, 0.0)
+    stayed = [MAC_ZERO, *macs[0:3000:2]]
+    assert [mac for mac in seen if mac in set(stayed)] == stayed
+    assert len(set(seen)) == len(seen)
+    assert set(macs[1:3000:2]) - set(seen)
 
 
 # --- segments -----------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_budget_by_default() -> None:
     fdb = table(ageing=10.0)
     fill(fdb, macs(2500), 0.0)
     assert fdb.sweep(10.0) is True
-    assert len(fdb) == 2200
+    assert len(fdb) == 2400
 
 
 def test_sweep_goes_on_where_it_stopped() -> None:

@@ -169,15 +169,15 @@ class Methods:
 
     def _fdb_show(self, given: Params) -> Pages:
         wanted, ports = given.filter(), self._ports(given)
-        # What is there now; it may change while a slow client reads.
-        shown = [(port, port.fdb.entries()) for port in ports]
+        # They may change while a slow client reads.
+        shown = [(port, port.fdb.pages()) for port in ports]
         return Pages(
             [
                 rows.entry(port, entry, destinations, time.monotonic())
                 for entry, destinations in port.fdb.select(wanted, page)
             ]
-            for port, entries in shown
-            for page in _pages(entries)
+            for port, pages in shown
+            for page in pages
         )
 
     def _fdb_get(self, given: Params) -> schema.FdbEntry:
@@ -213,7 +213,7 @@ class Methods:
         wanted, ports = given.filter(), self._ports(given)
         count = 0
         for port in ports:
-            for page in _pages(port.fdb.entries()):
+            for page in port.fdb.pages():
                 count += port.fdb.flush(wanted, page)
                 await asyncio.sleep(0)  # Frames have their turn.
         return count
