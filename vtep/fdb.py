@@ -449,6 +449,17 @@ class Fdb:
             if entry.kind.ages:
                 self._await_expiry(entry, now)
 
+    def set_port(self, port: int) -> None:
+        """Have another port be that of a destination that has no other.
+
+        What was learned is forgotten, since it is at the former port. What was put in stays as it
+        is: it says its port itself.
+        """
+        self.port = port
+        self._touched += self._listings
+        self._settle()
+        self.flush(Filter(dynamic=True, extern_learn=False))
+
     def sweep(self, now: float, budget: int = 100) -> bool:
         """Forget what has not been heard of for `ageing` seconds, within a second.
 

@@ -194,7 +194,8 @@ class Port:
         self._answer_for_neighbours()
         if config.gateway != before.gateway:
             segment.set_gateways(self._gateways(config))
-        segment.fdb.port = config.dstport
+        if config.dstport != before.dstport:
+            segment.fdb.set_port(config.dstport)
         segment.fdb.max_addresses = config.max_addresses
         segment.set_remotes(_remotes(config), now)
         self._judge_offload()

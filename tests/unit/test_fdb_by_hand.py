@@ -636,6 +636,24 @@ def test_unless_the_default_entry_knows_better() -> None:
     assert fdb.sources["192.0.2.1"] is odd
 
 
+def test_set_port() -> None:
+    """Whoever is heard from listens there now, also if only a static entry names the host."""
+    fdb = table()
+    fdb.set_default([remote(1)], 0.0)
+    fdb.add(A, remote(2, 4790), 0.0)
+    former = fdb.sources["192.0.2.2"]
+    fdb.learn(B, former, 0.0)
+    fdb.add(GROUP, remote(3), 0.0, EXTERN_DYNAMIC)
+    fdb.set_port(8472)
+    fdb.set_default([remote(1, 8472)], 1.0)
+    assert {source.port for source in fdb.sources.values()} == {8472}
+    assert fdb.lookup(B) is None
+    assert fdb.uses(former) == 0
+    assert [each.destinations[0].port for each in fdb] == [4790, PORT]
+    fdb.learn(B, fdb.sources["192.0.2.2"], 2.0)
+    assert fdb.get(B).destinations[0].port == 8472
+
+
 # --- destinations as people write them --------------------------------------------------------
 
 
