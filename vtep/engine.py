@@ -333,7 +333,7 @@ class Vtep:
             steps = []
             for (port, config), underlay in zip(asked, underlays, strict=True):
                 with self._naming(config):
-                    setup, listeners = setup_of(config, underlay), self._listen(config)
+                    setup, listeners = setup_of(config, underlay), self._listen(port, config)
                     owner = port if port in kept else owners.get(config.tap)
                     steps.append(_Step(port, config, underlay, setup, listeners, owner))
             opened: list[Port] = []
@@ -374,7 +374,9 @@ class Vtep:
                     if step.inherited is not None:
                         port.adopt(step.inherited, drops)
                     self._ports[step.config.vni] = port
-                    port.start(step.underlay, step.listeners, self._lost, self._refitted)
+                    port.start(
+                        step.underlay, step.listeners, self._lost, self._refitted, self._unheard
+                    )
                     self._tell("added", port, {})
             except OSError as error:  # Somebody removes the TAP at this very moment.
                 self._lost(port, error)
@@ -399,21 +401,28 @@ class Vtep:
 
     # --- what ports share -------------------------------------------------------------------
 
-    def _listen(self, config: Config) -> tuple[Listener, ...]:
+    def _listen(self, port: Port, config: Config) -> tuple[Listener, ...]:
         """What listens for a segment, opened if need be; raises VtepError."""
-        listeners = []
-        for version in config.versions:
-            endpoint = Endpoint.of(config, version)
-            listener = self._listeners.get(endpoint)
-            if listener is None:
-                others = self._listeners.values()
-                beside = [sock for other in others for sock in other.sockets(endpoint)]
-                listener = Listener(endpoint, beside)
-                self._listeners[endpoint] = listener
-            if config.group is not None and config.group.version == version:
-                listener.join(config.group)
-            listeners.append(listener)
-        return tuple(listeners)
+        return tuple(self._listener(config, version) for version in port.versions(config))
+
+    def _listener(self, config: Config, version: int) -> Listener:
+        endpoint = Endpoint.of(config, version)
+        listener = self._listeners.get(endpoint)
+        if listener is None:
+            others = self._listeners.values()
+            beside = [sock for other in others for sock in other.sockets(endpoint)]
+            listener = self._listeners[endpoint] = Listener(endpoint, beside)
+        if config.group is not None and config.group.version == version:
+            listener.join(config.group)
+        return listener
+
+    def _unheard(self, port: Port, version: int) -> None:
+        """Listen on one more IP version for a segment, since an entry of its FDB names a host."""
+        try:
+            with self._naming(port.config):
+                port.hear(self._listener(port.config, version))
+        except VtepError as error:
+            log.error("nothing is heard over IPv%d: %s", version, error)  # noqa: TRY400
 
     def _close_idle_listeners(self) -> None:
         for endpoint, listener in tuple(self._listeners.items()):

@@ -228,6 +228,8 @@ class Fdb:
         """The hosts that are a destination of anything but learned entries: the members of the
         segment as far as they are known, each with the remote that MACs from there are behind."""
         self.unused: Callable[[Remote], None] | None = None
+        self.listed: Callable[[str], None] | None = None
+        """Told of each host that has come to `sources`."""
         self.unlisted: Callable[[str], None] | None = None
         """Told of each host that has left `sources`."""
         self._ageing = ageing
@@ -629,13 +631,18 @@ class Fdb:
 
     def _settle(self) -> None:
         """Bring `sources` up to date, and call back, now that a change is complete."""
-        gone = []
+        come, gone = [], []
         while self._touched:
             host = self._touched.pop()
             if host in self._listings:
+                if host not in self.sources:
+                    come.append(host)
                 self.sources[host] = self._source(host)
             elif self.sources.pop(host, None) is not None:
                 gone.append(host)
+        if self.listed is not None:
+            for host in come:
+                self.listed(host)
         if self.unlisted is not None:
             for host in gone:
                 self.unlisted(host)

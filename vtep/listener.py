@@ -97,6 +97,11 @@ class Listener:
         return [self._receiver] if same else []
 
     @property
+    def version(self) -> int:
+        """The IP version on which it listens."""
+        return 6 if self.endpoint.binding.family == socket.AF_INET6 else 4
+
+    @property
     def joins(self) -> bool:
         """Whether the kernel joins datagrams of one sender."""
         return joins_datagrams(self._receiver)

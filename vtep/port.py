@@ -89,6 +89,12 @@ class Port:
         """Name of the TAP device: the configured one, unless somebody has renamed it."""
         return self._name if self._device is not None else self.config.tap
 
+    def versions(self, config: Config) -> list[int]:
+        """The IP versions in use if this is the configuration: FDB entries may name others."""
+        configured = {remote.host for remote in self.segment.configured}
+        others = {_version(host) for host in self.fdb.sources if host not in configured}
+        return sorted(others.union(config.versions))
+
     def counters(self) -> dict[str, int]:
         """Every counter of this VNI by name, as of now; see `vtep.counters`."""
         if self._device is not None:
@@ -132,11 +138,13 @@ class Port:
         listeners: Iterable[Listener],
         lost: Callable[["Port", OSError], None],
         refitted: Callable[["Port"], None],
+        unheard: Callable[["Port", int], None],
     ) -> None:
         """Forward from now on.
 
         `lost` is called when the TAP is taken from us, `refitted` when the MTU of the tunnel has
-        become another one since the path to a remote has.
+        become another one since the path to a remote has, and `unheard` when an FDB entry names a
+        host of an IP version on which nothing listens for us.
         """
         self._refitted = partial(refitted, self)
         tap = self._tap()
@@ -146,6 +154,8 @@ class Port:
         self._judge_offload()
         self._paths = self._make_paths()
         self.fdb.unused = self._let_go
+        self._unheard = partial(unheard, self)
+        self.fdb.listed = self._listed
         self._lost = partial(lost, self)
         self._outbound = Outbound(
             tap, self.segment, self._paths, self._fit, self._arenas, self._lost
@@ -153,6 +163,16 @@ class Port:
         self._outbound.start()
         for listener in self.listeners:
             listener.attach(self.segment, tap, self._fit)
+
+    def _listed(self, host: str) -> None:
+        version = _version(host)
+        if self.listeners and not any(each.version == version for each in self.listeners):
+            self._unheard(version)
+
+    def hear(self, listener: Listener) -> None:
+        """Let one more listen for it from now on."""
+        self.listeners += (listener,)
+        listener.attach(self.segment, self._tap(), self._fit)
 
     def close(self) -> None:
         """Forward no more, and give the TAP back."""
@@ -297,7 +317,7 @@ class Port:
     def _path_changed(self, remote: Remote, mtu: int | None) -> None:
         """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""
         before = self.mtu
-        overhead = _OVERHEAD[6 if ":" in remote.host else 4]
+        overhead = _OVERHEAD[_version(remote.host)]
         self._tunnel.path(remote.host, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self._device is not None and self._refit(before):
             self._refitted()
@@ -312,6 +332,10 @@ class Port:
         """Take over what the kernel counted in front of our descriptor."""
         sent = self.segment.counters.drops
         sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
+
+
+def _version(host: str) -> int:
+    return 6 if ":" in host else 4
 
 
 def setup_of(config: Config, underlay: Underlay) -> Setup:

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from click.testing import CliRunner
+
+from vtep.cli.main import cli
 from vtep.control import Client
 from vtep.lab import Host
 
@@ -74,6 +77,13 @@ class Pyvtep:
             return done.stderr.removeprefix("pyvtep: error: ").strip()
         assert done.stderr == ""
         return done.stdout
+
+    def told(self, words: str) -> str:
+        """What a command says, run in this process, which saves its start."""
+        given = [*words.split(), "--socket", str(self.control)]
+        done = CliRunner().invoke(cli, given, catch_exceptions=False)
+        assert done.exit_code == 0, (words, done.output)
+        return done.output
 
     def counters(self) -> dict[str, int]:
         report = self.report()

@@ -599,12 +599,14 @@ def test_expiry_ends_the_use_of_a_remote() -> None:
 
 def test_sources_are_the_hosts_that_somebody_has_named() -> None:
     fdb = table()
+    come: list[str] = []
     gone: list[str] = []
-    fdb.unlisted = gone.append
+    fdb.listed, fdb.unlisted = come.append, gone.append
     fdb.set_default([remote(1), remote(2)], 0.0)
     fdb.add(A, remote(2), 0.0)
     fdb.add(B, remote(3), 0.0, EXTERN_DYNAMIC)
     fdb.learn(GROUP, remote(4), 0.0)
+    assert sorted(come) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
     assert fdb.sources.keys() == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
     fdb.set_default([], 0.0)
     assert gone == ["192.0.2.1"]

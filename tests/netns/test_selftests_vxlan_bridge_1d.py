@@ -1,0 +1,192 @@
+"""The assertions of the kernel's vxlan_bridge_1d.sh and its variants, with pyvtep as the switch.
+
+Flooding, unicast and learning are here, towards the kernel driver. TTL, TOS and both ECN tables are
+in test_envelope.py.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.l2 import Ether
+
+from tests.netns.hosts import Arrivals, Pyvtep, address, mac_of, packet_socket, ping, wait_until
+from vtep.lab import Host, Lab
+
+Start = Callable[..., Pyvtep]
+
+VNI = 1000
+MAC = "de:ad:be:ef:13:37"
+ZERO = "00:00:00:00:00:00"
+COUNT = 10
+
+UNDERLAYS = pytest.mark.parametrize(
+    ("prefix", "length", "port"),
+    [("192.0.{}.{}", 24, 4789), ("2001:db8:{}::{}", 64, 8472)],
+    ids=["ipv4", "ipv6-port-8472"],
+)
+
+
+class Star:
+    """A switch with a VTEP of ours, a cable to each of two kernel VTEPs, and their counters."""
+
+    def __init__(self, lab: Lab, start: Start, prefix: str, length: int, port: int) -> None:
+        self.switch, *self.spokes = (lab.host(name) for name in ("switch", "ns1", "ns2"))
+        self.remotes: list[str] = []
+        for number, spoke in enumerate(self.spokes, start=2):
+            lab.wire(self.switch, spoke, device=f"eth{number}")
+            local, remote = prefix.format(number, 1), prefix.format(number, 2)
+            address(self.switch, f"eth{number}", f"{local}/{length}")
+            address(spoke, f"eth{number}", f"{remote}/{length}")
+            spoke.run(
+                *("ip", "link", "add", "vx2", "type", "vxlan", "id", str(VNI)),
+                *("local", remote, "remote", local, "dstport", str(port)),
+            )
+            address(spoke, "vx2", f"10.0.0.{number}/24")
+            spoke.run("ip", "link", "set", "vx2", "up")
+            self.remotes.append(remote)
+        # What others say by themselves is not to be counted, nor learned.
+        self.vtep = start(self.switch, "--vni", str(VNI), "--tap", "vx1", "--dstport", str(port))
+        for remote in self.remotes:
+            self.flood_to(remote)
+        self.counters = [lab.enter_context(Arrivals(spoke, "vx2")) for spoke in self.spokes]
+        self._sent = 0
+
+    def flood_to(self, remote: str, verb: str = "append") -> None:
+        self.vtep.told(f"fdb {verb} {ZERO} dst {remote}")
+
+    def reach(self, source: Host, device: str, mac: str, expected: list[int]) -> None:
+        """Pings to a MAC from a device of a host come out at each counter as often as expected."""
+        frames = []
+        for _ in range(COUNT):
+            self._sent += 1
+            packet = IP(src="10.0.0.99", dst="10.0.0.100", id=self._sent) / ICMP(seq=self._sent)
+            frames.append(bytes(Ether(src="02:00:00:00:00:99", dst=mac) / packet / bytes(22)))
+        last = bytes(Ether(src="02:00:00:00:00:99", dst="ff:ff:ff:ff:ff:ff", type=0x88B5))
+        last += self._sent.to_bytes(4, "big") + bytes(42)
+        with packet_socket(source, device) as sender:
+            for frame in frames:
+                sender.send(frame)
+            self._await(frames, expected)
+            sender.send(last)
+        # Whatever comes too often has come when this has, to each.
+        wait_until(lambda: all(counter.of(last) for counter in self.counters), "the last frame")
+        self._await(frames, expected)
+        assert [counter.of(last) for counter in self.counters] == [1] * len(self.counters)
+
+    def _await(self, frames: list[bytes], expected: list[int]) -> None:
+        def counts() -> list[int]:
+            return [sum(map(counter.of, frames)) for counter in self.counters]
+
+        def there() -> bool:
+            seen = counts()
+            return all(some >= wanted for some, wanted in zip(seen, expected, strict=True))
+
+        wait_until(there, f"{expected} frames")
+        assert counts() == expected
+
+
+@pytest.fixture
+def star(lab: Lab, start: Start, prefix: str, length: int, port: int) -> Star:
+    return Star(lab, start, prefix, length, port)
+
+
+@UNDERLAYS
+def test_flood_and_unicast(star: Star, lab: Lab, prefix: str, length: int) -> None:
+    """From a host behind a bridge, and with a local one beside it."""
+    switch, vtep = star.switch, star.vtep
+    switch.run("ip", "link", "add", "br1", "type", "bridge", "mcast_snooping", "0")
+    switch.run("ip", "link", "set", "br1", "up")
+    switch.run("ip", "link", "set", "vx1", "master", "br1")
+    h1, h2 = lab.host("h1"), lab.host("h2")
+    for number, host in ((1, h1), (5, h2)):
+        lab.wire(host, switch, f"h{number}")
+        switch.run("ip", "link", "set", f"h{number}", "master", "br1")
+        address(host, f"h{number}", f"10.0.0.{number}/24")
+    star.counters.insert(0, lab.enter_context(Arrivals(h2, "h5")))
+    flood = partial(star.reach, h1, "h1", MAC)
+    pings = partial(ping, h1)
+
+    for other in ("10.0.0.5", "10.0.0.2", "10.0.0.3"):
+        pings(other)
+    flood([10, 10, 10])
+    # The others get it as before, beside one of which nobody knows where it is.
+    unresolved = prefix.format(2, 77)
+    star.flood_to(unresolved)
+    flood([10, 10, 10])
+    star.flood_to(unresolved, "del")
+
+    macs = [mac_of(h2, "h5"), *(mac_of(spoke, "vx2") for spoke in star.spokes)]
+    for mac, remote in zip(macs[1:], star.remotes, strict=True):
+        vtep.told(f"fdb replace {mac} dst {remote} static")
+    for number, mac in enumerate(macs):
+        expected = [0, 0, 0]
+        expected[number] = 10
+        star.reach(h1, "h1", mac, expected)
+    vtep.told("fdb flush static")
+
+    # Everything is taken away, and given back in another order.
+    for remote in star.remotes:
+        star.flood_to(remote, "del")
+    own = [(f"eth{number}", f"{prefix.format(number, 1)}/{length}") for number in (2, 3)]
+    for device, local in own:
+        switch.run("ip", "addr", "del", local, "dev", device)
+    switch.run("ip", "link", "set", "vx1", "nomaster")
+    switch.run("ip", "link", "set", "vx1", "master", "br1")
+    for remote in star.remotes:
+        star.flood_to(remote)
+    for device, local in own:
+        address(switch, device, local)
+    for other in ("10.0.0.2", "10.0.0.3"):
+        pings(other)
+    flood([10, 10, 10])
+
+
+@UNDERLAYS
+def test_learning(star: Star) -> None:
+    vtep, (ns1, _) = star.vtep, star.spokes
+    reach = partial(star.reach, star.switch, "vx1", MAC)
+    said = bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50))
+
+    def learned() -> bool:
+        return MAC in vtep.told("fdb show dynamic")
+
+    def speak() -> None:
+        with Arrivals(star.switch, "vx1") as heard, packet_socket(ns1, "vx2") as sender:
+            sender.send(said)
+            wait_until(lambda: heard.of(said) == 1, "what it said")
+
+    reach([10, 10])
+    speak()
+    assert f"{MAC}  {star.remotes[0]}" in vtep.told("fdb show dynamic")
+    reach([10, 0])
+    vtep.told(f"fdb del {MAC}")
+    reach([10, 10])
+
+    # It is to be forgotten although it is sent to, but not before its time.
+    speak()
+    reach([10, 0])
+    began = time.monotonic()
+    speak()
+    vtep.told("set --ageing 2")
+    to_it = bytes(Ether(src="02:00:00:00:00:99", dst=MAC, type=0x88B5) / bytes(50))
+    with packet_socket(star.switch, "vx1") as sender:
+
+        def forgotten() -> bool:
+            sender.send(to_it)
+            return not learned()
+
+        wait_until(forgotten, "it to be forgotten")
+    assert time.monotonic() - began >= 2
+    reach([10, 10])
+
+    vtep.told("set --ageing 300 --no-learning")
+    speak()
+    assert not learned()
+    reach([10, 10])
+    vtep.told("set --learning")
+    speak()
+    assert learned()
+    reach([10, 0])
