@@ -6,6 +6,7 @@ what one VNI has of its own is in `port`.
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -324,7 +325,7 @@ class Vtep:
         asked = [*changed, *((port, port.config) for port in added)]
         kept = {port for port, _ in changed}
         owners = {port.tap: port for port in removed}
-        self._many = len(self._ports) + len(added) - len(removed) > 1
+        self._many = len({*self._ports.values(), *added} - {*removed}) > 1
         async with AsyncExitStack() as undo:
             undo.callback(self._close_idle_listeners)
             undo.callback(self._expect_remotes)
@@ -409,12 +410,14 @@ class Vtep:
         endpoint = Endpoint.of(config, version)
         listener = self._listeners.get(endpoint)
         if listener is None:
-            others = self._listeners.values()
-            beside = [sock for other in others for sock in other.sockets(endpoint)]
-            listener = self._listeners[endpoint] = Listener(endpoint, beside)
+            listener = self._listeners[endpoint] = Listener(endpoint, self._beside)
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
+
+    def _beside(self, endpoint: Endpoint) -> list[socket.socket]:
+        """The sockets that have the port of an endpoint."""
+        return [sock for other in self._listeners.values() for sock in other.sockets(endpoint)]
 
     def _unheard(self, port: Port, version: int) -> None:
         """Listen on one more IP version for a segment, since an entry of its FDB names a host."""

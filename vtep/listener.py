@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack, suppress
 
 from attrs import frozen
@@ -44,16 +44,19 @@ class Listener:
 
     Beside that socket there is one for each multicast group that was joined.
 
-    It may have the port that the sockets `beside` it have, which it is to replace. Raises
-    VtepError, saying what to do, where the port cannot be had.
+    It may have the port that the sockets `beside` it have: one is to replace the other, or they are
+    for different devices. Raises VtepError, saying what to do, where the port cannot be had.
     """
 
-    def __init__(self, endpoint: Endpoint, beside: Iterable[socket.socket] = ()) -> None:
+    def __init__(
+        self, endpoint: Endpoint, beside: Callable[[Endpoint], Iterable[socket.socket]]
+    ) -> None:
         self.endpoint = endpoint
+        self._beside = beside
         self.switch = Switch(())
         self._dev_index = self._index()
         self._dev_refused: int | None = None
-        self._receiver = self._open(beside)
+        self._receiver = self._open()
         self._groups: dict[Address, socket.socket] = {}
         self._inbound = Inbound([self._receiver], self.switch, _cannot_receive)
         self._drops_before = 0
@@ -62,11 +65,18 @@ class Listener:
         dev = self.endpoint.binding.dev
         return netlink.device_index(dev) if dev else None
 
-    def _open(self, beside: Iterable[socket.socket] = ()) -> socket.socket:
+    def _open(self) -> socket.socket:
         at = self.endpoint
         return open_receiver(
-            at.binding, at.port, gro=at.gro, zero_checksums=at.zero_checksums, beside=beside
+            *(at.binding, at.port),
+            gro=at.gro,
+            zero_checksums=at.zero_checksums,
+            beside=self._beside(at),
         )
+
+    def _join(self, receiver: socket.socket, group: Address) -> socket.socket:
+        at = self.endpoint
+        return join(receiver, at.binding, group, self._beside(at))
 
     def _sockets(self) -> list[socket.socket]:
         return [self._receiver, *self._groups.values()]
@@ -74,7 +84,7 @@ class Listener:
     def join(self, group: Address) -> None:
         """Hear a multicast group from now on; raises VtepError."""
         if group not in self._groups:
-            self._groups[group] = join(self._receiver, self.endpoint.binding, group)
+            self._groups[group] = self._join(self._receiver, group)
             self._inbound.rebind(self._sockets())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
@@ -156,7 +166,7 @@ class Listener:
             opened.callback(receiver.close)
             groups = {}
             for group in self._groups:
-                groups[group] = join(receiver, self.endpoint.binding, group)
+                groups[group] = self._join(receiver, group)
                 opened.callback(groups[group].close)
             opened.pop_all()
         self._receiver, self._groups = receiver, groups

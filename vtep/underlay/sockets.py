@@ -197,16 +197,22 @@ def _sharing(sockets: Iterable[socket.socket]) -> Iterator[list[socket.socket]]:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
-def join(receiver: socket.socket, binding: Binding, group: Address) -> socket.socket:
+def join(
+    receiver: socket.socket, binding: Binding, group: Address, beside: Iterable[socket.socket] = ()
+) -> socket.socket:
     """A socket that hears a multicast group on the device of `binding`; closing it leaves.
 
     It is bound to the group's address, on the port of `receiver`, so it hears no other group, and
-    nothing else that is for this host. In all else it is as that. Raises VtepError.
+    nothing else that is for this host. In all else it is as that. The sockets `beside` it may have
+    the same port. Raises VtepError.
     """
     sock = None
     try:
         sock = binding.unbound()
-        _bind_to_group(sock, receiver, socket.inet_ntop(binding.family, group.packed), binding.dev)
+        with _sharing([receiver, *beside]):
+            port = receiver.getsockname()[1]
+            host = socket.inet_ntop(binding.family, group.packed)
+            _bind_to_group(sock, port, host, binding.dev)
         zero = receiver.getsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX) != 0
         _listen(sock, gro=joins_datagrams(receiver), zero_checksums=zero)
     except OSError as error:
@@ -218,17 +224,13 @@ def join(receiver: socket.socket, binding: Binding, group: Address) -> socket.so
     return sock
 
 
-def _bind_to_group(
-    sock: socket.socket, receiver: socket.socket, group: str, dev: str | None
-) -> None:
+def _bind_to_group(sock: socket.socket, port: int, group: str, dev: str | None) -> None:
     index = socket.if_nametoindex(dev or "")
-    port = receiver.getsockname()[1]
     packed = socket.inet_pton(sock.family, group)
     v6 = sock.family == socket.AF_INET6
     # A group may be shared: all who joined it hear it. A receiver on all addresses is in its way.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with _sharing([receiver]):
-        sock.bind((group, port, 0, index) if v6 else (group, port))
+    sock.bind((group, port, 0, index) if v6 else (group, port))
     if v6:
         member = _JOIN_V6.pack(packed, index)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)

@@ -1,0 +1,48 @@
+"""The table of the kernel's l2_tos_ttl_inherit.sh, for its VXLAN devices.
+
+It is changed between its rows while it runs. That the kernel driver does the same with the same
+frames is in test_envelope.py.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from tests.netns.hosts import Pyvtep
+from tests.netns.test_envelope import OVER_V4, OVER_V6, Outside, inner, look
+from tests.unit import craft
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+TOS, TTL = 0x9C, 123
+
+
+def other(tags: str) -> Packet:
+    """An ARP request."""
+    return craft.ether(Ether(craft.VALID["arp"]).payload, dst=craft.BROADCAST, tags=tags)
+
+
+@pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["outer-4", "outer-6"])
+def test_tos_and_ttl(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
+    vtep = start(pair[0], "--vni", "2", *over, "--tap", "vx0")
+    with Outside(pair, "vx0") as outside:
+        for fixed in (True, False):
+            if fixed:
+                vtep.told(f"set --tos {TOS:#x} --ttl {TTL}")
+                inner_tos, inner_ttl = 0, 64
+            else:
+                vtep.told("set --tos inherit --ttl inherit")
+                inner_tos, inner_ttl = TOS, TTL
+            for tags in ("", "q"):
+                for frame, is_ip in (
+                    (inner(4, tags, tos=inner_tos, ttl=inner_ttl), True),
+                    (inner(6, tags, tc=inner_tos, hlim=inner_ttl), True),
+                    (other(tags), False),
+                ):
+                    seen = look(outside.of(frame))
+                    expected = (TOS, TTL) if fixed or is_ip else (0, 64)
+                    assert (seen.tos, seen.ttl) == expected, frame.summary()

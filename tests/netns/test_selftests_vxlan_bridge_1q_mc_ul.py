@@ -1,0 +1,58 @@
+"""The assertions of the kernel's vxlan_bridge_1q_mc_ul.sh: which device a group is reached by.
+
+Groups that are joined, IPv4 and IPv6, towards the kernel driver and each other, are in
+test_envelope.py. Multicast routing in the underlay is the kernel's, and no matter of a VTEP.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from scapy.layers.l2 import Ether
+
+from tests.netns.hosts import Pyvtep, address, packet_socket, wait_until
+from vtep.lab import Host, Lab
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+ZERO = "00:00:00:00:00:00"
+
+
+class Seen:
+    """VXLAN datagrams that have come to a device of a host since."""
+
+    def __init__(self, lab: Lab, host: Host, device: str) -> None:
+        self._socket = lab.enter_context(packet_socket(host, device))
+        self._socket.setblocking(False)
+        self._frames: list[bytes] = []
+
+    def of(self, text: bytes) -> int:
+        while True:
+            try:
+                self._frames.append(self._socket.recv(2048))
+            except BlockingIOError:
+                return sum(frame.endswith(text) for frame in self._frames)
+
+
+@pytest.mark.parametrize("group", ["239.1.1.7", "ff0e::107"], ids=["ipv4", "ipv6"])
+def test_an_entry_says_which_device_its_group_is_reached_by(
+    lab: Lab, pair: Pair, start: Start, group: str
+) -> None:
+    a, b = pair
+    lab.wire(a, b, "eth1")
+    address(a, "eth1", "198.51.100.1/24", "2001:db8:1::1/64")
+    vtep = start(a, "--vni", "1", "--tap", "vx0", "--ttl", "4")
+    devices = [Seen(lab, b, "eth0"), Seen(lab, b, "eth1")]
+    sender = lab.enter_context(packet_socket(a, "vx0"))
+
+    def reaches(expected: list[int], text: bytes) -> None:
+        sender.send(bytes(Ether(dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / (bytes(50) + text)))
+        wait_until(lambda: [device.of(text) for device in devices] == expected, f"{expected}")
+
+    vtep.told(f"fdb append {ZERO} dst {group} via eth1")
+    reaches([0, 1], b"by the second")
+    vtep.told(f"fdb append {ZERO} dst {group} via eth0")
+    reaches([1, 1], b"by both")
+    vtep.told(f"fdb del {ZERO} dst {group} via eth1")
+    reaches([1, 0], b"by the first")
+    assert [device.of(b"by the second") for device in devices] == [0, 1]

@@ -1,0 +1,45 @@
+"""The assertions of the kernel's test_vxlan_fdb_changelink.sh: what remains of the flood list."""
+
+import json
+from collections.abc import Callable
+
+from tests.netns.hosts import Pyvtep, udp_socket, wait_until
+from vtep.lab import Host
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+ZERO = "00:00:00:00:00:00"
+
+
+def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start) -> None:
+    vtep = start(pair[0], "--vni", "2000", "--tap", "vx0")
+
+    def remotes() -> set[str]:
+        found = json.loads(vtep.told("fdb show --json"))
+        return {
+            to["dst"] for entry in found if entry["mac"] == ZERO for to in entry["destinations"]
+        }
+
+    for remote in ("192.0.2.20", "192.0.2.30"):
+        vtep.told(f"fdb append {ZERO} dst {remote} permanent")
+    assert remotes() == {"192.0.2.20", "192.0.2.30"}
+    vtep.told("set --remote 192.0.2.30")
+    assert remotes() == {"192.0.2.20", "192.0.2.30"}
+    # What the configuration has named goes with it, and nothing else does.
+    vtep.told("set --remote 192.0.2.40")
+    assert remotes() == {"192.0.2.20", "192.0.2.40"}
+    vtep.told("set --group 239.1.1.1 --dev eth0")
+    assert remotes() == {"192.0.2.20", "192.0.2.40", "239.1.1.1"}
+    vtep.told("set --group 239.1.1.2")
+    assert remotes() == {"192.0.2.20", "192.0.2.40", "239.1.1.2"}
+
+
+def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start: Start) -> None:
+    """It sends there all the same, and says that nothing can come back."""
+    a, b = pair
+    with udp_socket(a, "2001:db8::1", 4790), udp_socket(b, "2001:db8::2", 4790) as receiver:
+        vtep = start(a, "--vni", "1", "--tap", "vx0", "--dstport", "4790", "--local", "192.0.2.1")
+        vtep.told(f"fdb append {ZERO} dst 2001:db8::2")
+        wait_until(lambda: "nothing is heard over IPv6: --dstport 4790: " in vtep.log, "a word")
+        assert receiver.recv(2048)[:8] == bytes.fromhex("0800000000000100")
