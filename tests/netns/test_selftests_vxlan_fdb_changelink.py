@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from tests.netns.hosts import Pyvtep, udp_socket, wait_until
+from scapy.layers.l2 import Ether
+
+from tests.netns.hosts import Pyvtep, packet_socket, udp_socket, wait_until
 from vtep.lab import Host
+from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]
 
 ZERO = "00:00:00:00:00:00"
+STATIC, LEARNED = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
 def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start) -> None:
@@ -43,3 +48,28 @@ def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start:
         vtep.told(f"fdb append {ZERO} dst 2001:db8::2")
         wait_until(lambda: "nothing is heard over IPv6: --dstport 4790: " in vtep.log, "a word")
         assert receiver.recv(2048)[:8] == bytes.fromhex("0800000000000100")
+
+
+def test_what_is_learned_goes_to_the_port_that_all_have_now(pair: Pair, start: Start) -> None:
+    """Also from a host that only a static entry names, whose own port stays."""
+    a, b = pair
+    vtep = start(a, "--vni", "1", "--tap", "vx0")
+    vtep.told(f"fdb add {STATIC} dst 192.0.2.2 port 4790 static")
+    ports = (4789, 4790, 8472)
+    with ExitStack() as stack:
+        tap = stack.enter_context(packet_socket(a, "vx0"))
+        sender = stack.enter_context(udp_socket(b, "192.0.2.2"))
+        receivers = {port: stack.enter_context(udp_socket(b, "192.0.2.2", port)) for port in ports}
+
+        def reaches(port: int, mac: str) -> None:
+            frame = bytes(Ether(src="02:00:00:00:00:99", dst=mac, type=0x88B5)) + b"%050d" % port
+            tap.send(frame)
+            assert receivers[port].recv(2048)[8:] == frame
+
+        for port in (4789, 8472):
+            vtep.told(f"set --dstport {port}")
+            frame = bytes(Ether(src=LEARNED, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50))
+            sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", port))
+            wait_until(lambda: LEARNED in vtep.told("fdb show dynamic"), "it to be learned")
+            reaches(port, LEARNED)
+            reaches(4790, STATIC)
