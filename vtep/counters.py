@@ -30,6 +30,10 @@ class Drop(StrEnum):
     )
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
     FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
+    PROBE_LIMITED = (
+        "probe_limited",
+        "question of a pyvtep doctor beyond those that are answered in a second",
+    )
     VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
     RESERVED_BITS = (
         "reserved_bits",
@@ -118,6 +122,9 @@ class Counters:
     as they are. `tx_too_big_answered` are the senders told of it by ICMP, and `mss_clamped` the
     SYNs, of both directions, in which a smaller MSS was written. `mtu_changes` is how often what
     the tunnel carries has changed.
+
+    Of the echo of a doctor (see `vtep.probe`), `probes_answered` counts questions, and
+    `probes_heard` the answers to a doctor on this host.
     """
 
     __slots__ = (
@@ -132,6 +139,8 @@ class Counters:
         "neigh_answered",
         "neigh_full",
         "partial_checksums",
+        "probes_answered",
+        "probes_heard",
         "rx_bytes",
         "rx_frames",
         "rx_superframes",
@@ -161,6 +170,8 @@ class Counters:
         self.neigh_answered = 0
         self.neigh_full = 0
         self.partial_checksums = 0
+        self.probes_answered = 0
+        self.probes_heard = 0
         self.super_datagrams = 0
         self.mss_clamped = 0
         self.mtu_changes = 0

@@ -15,7 +15,14 @@ from vtep.errors import VtepError
 from vtep.mtu.fit import Fit
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import Binding, join, joins_datagrams, open_receiver, receive_queue_drops
+from vtep.underlay import (
+    Binding,
+    join,
+    joins_datagrams,
+    open_receiver,
+    receive_queue_drops,
+    send_whole,
+)
 from vtep.values import Address
 
 log = logging.getLogger("vtep")
@@ -53,7 +60,7 @@ class Listener:
     ) -> None:
         self.endpoint = endpoint
         self._beside = beside
-        self.switch = Switch(())
+        self.switch = Switch((), endpoint.port, self._reply)
         self._dev_index = self._index()
         self._dev_refused: int | None = None
         self._receiver = self._open()
@@ -170,6 +177,11 @@ class Listener:
                 opened.callback(groups[group].close)
             opened.pop_all()
         self._receiver, self._groups = receiver, groups
+
+    def _reply(self, datagram: bytes, host: str, port: int) -> None:
+        """Answer a doctor; where that can't be sent, he notices."""
+        with suppress(OSError):
+            send_whole(self._receiver, datagram, host, port)
 
     def count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""

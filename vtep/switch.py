@@ -5,7 +5,7 @@ dropped and why. Time is passed in. Nothing here raises on hostile input: what i
 counted by reason.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from struct import Struct
@@ -16,6 +16,7 @@ from vtep.counters import Counters, Drop
 from vtep.fdb import Fdb, Filter, Learned, Remote
 from vtep.gateway import Gateways
 from vtep.neigh import Neighbours
+from vtep.probe import Allowance, Kind, Probe, Status
 from vtep.wire import Buffer, ethernet, vxlan
 
 _INNER_MIN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
@@ -27,6 +28,10 @@ _HEADERS = Struct("!II6x6s")
 _STRANGERS_MAX = 4096
 """Accepted hosts that nobody has named which are remembered before those without any learned MAC
 are forgotten."""
+
+_ANSWERS_A_SECOND = 100
+_ANSWERS_AT_ONCE = 256
+"""To doctors' questions: enough for some of them at a time to find the path MTU both ways."""
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
@@ -358,12 +363,21 @@ def _lets_in(policy: GroupPolicy, flags: int) -> bool:
 class Switch:
     """The segments of one VTEP by VNI; a frame never crosses from one to another.
 
-    Its own counters hold what was dropped before a segment was known.
+    Its own counters hold what was dropped before a segment was known. Answers to a doctor's echo
+    go to `reply`, with the host and port that they are for.
     """
 
-    def __init__(self, segments: Iterable[Segment]) -> None:
+    def __init__(
+        self,
+        segments: Iterable[Segment],
+        port: int = vxlan.PORT,
+        reply: Callable[[bytes, str, int], None] | None = None,
+    ) -> None:
         self.segments = {segment.vni: segment for segment in segments}
         self.counters = Counters()
+        self._port = port
+        self._reply = reply
+        self._allowance = Allowance(_ANSWERS_A_SECOND, _ANSWERS_AT_ONCE)
 
     def receive(self, datagram: Buffer, source: str, now: float, count: int = 1) -> Segment | None:
         """Judge a datagram from the underlay; the segment to which its frame is to be delivered.
@@ -376,7 +390,7 @@ class Switch:
             return None
         flags, vni_word, mac = _HEADERS.unpack_from(datagram)
         if not flags & vxlan.FLAG_I:
-            self.counters.drop(Drop.FLAGS_INVALID, source, count)
+            self._refuse_invalid(datagram, source, now, count)
             return None
         segment = self.segments.get(vni_word >> 8)
         if segment is None:
@@ -387,6 +401,37 @@ class Switch:
         else:
             admitted = segment.admit(mac, source, now, count)
         return segment if admitted else None
+
+    def _refuse_invalid(self, datagram: Buffer, source: str, now: float, count: int) -> None:
+        """Answer what turns out to be a doctor's question; count whatever it is."""
+        counters = self.counters
+        probe = Probe.parse(datagram)
+        if probe is None or self._reply is None:
+            counters.drop(Drop.FLAGS_INVALID, source, count)
+        elif probe.kind is Kind.ANSWER:
+            counters.probes_heard += count
+        elif not self._allowance.take(now):
+            counters.drop(Drop.PROBE_LIMITED, source, count)
+        elif (status := self._status(probe, source)) is None:
+            segment = None if probe.vni is None else self.segments.get(probe.vni)
+            counters = counters if segment is None else segment.counters
+            counters.drop(Drop.SOURCE_UNKNOWN, source, count)
+        elif probe.may_be_answered(self._port):
+            counters.probes_answered += count
+            self._reply(probe.answer(len(datagram), status), source, probe.port)
+        else:
+            counters.drop(Drop.FLAGS_INVALID, source, count)
+
+    def _status(self, probe: Probe, source: str) -> Status | None:
+        """What is to be said to who asks; None if nothing is."""
+        segment = None if probe.vni is None else self.segments.get(probe.vni)
+        if segment is not None and segment.listens_to(source):
+            return Status.FINE
+        if not any(each.listens_to(source) for each in self.segments.values()):
+            return None
+        if probe.vni is None:
+            return Status.FINE
+        return Status.VNI_UNKNOWN if segment is None else Status.SOURCE_UNKNOWN
 
     def _refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count what has no room for an inner Ethernet header by what is wrong with it first."""

@@ -18,6 +18,7 @@ from vtep.underlay.sockets import (
     receive,
     receive_queue_drops,
     segments_datagrams,
+    send_whole,
 )
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "receive",
     "receive_queue_drops",
     "segments_datagrams",
+    "send_whole",
     "superframe_max",
 ]

@@ -37,9 +37,11 @@ _IPV6_MTU = 24
 _IPV6_RECVERR = 25
 _IPV6_MULTICAST_ALL = 29
 _IPV6_FLOWINFO_SEND = 33
+_IPV6_DONTFRAG = 62
 _IPV6_AUTOFLOWLABEL = 70
 _PMTUDISC_DONT = 0
 _PMTUDISC_DO = 2
+_PMTUDISC_PROBE = 3
 _SOL_UDP = 17
 _UDP_NO_CHECK6_TX = 101
 _UDP_NO_CHECK6_RX = 102
@@ -435,6 +437,24 @@ def path_mtu(sock: socket.socket) -> int:
     if sock.family == socket.AF_INET6:
         return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
     return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+
+def send_whole(sock: socket.socket, datagram: bytes, host: str, port: int) -> None:
+    """Send a datagram that nobody may fragment from a socket that else only receives.
+
+    What the kernel believes of the path's MTU is not asked. Raises OSError.
+    """
+    v6 = sock.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
+    option = _IPV6_MTU_DISCOVER if v6 else _IP_MTU_DISCOVER
+    before = sock.getsockopt(level, option)
+    if v6:  # It fragments nothing else.
+        sock.setsockopt(level, _IPV6_DONTFRAG, 1)
+    sock.setsockopt(level, option, _PMTUDISC_PROBE)
+    try:
+        sock.sendto(datagram, sockaddr(host, port))
+    finally:
+        sock.setsockopt(level, option, before)
 
 
 def segments_datagrams() -> bool:
