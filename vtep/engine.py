@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import netlink
 from vtep.config import Config, check_segments
-from vtep.counters import DropLog
+from vtep.counters import Drop, DropLog
 from vtep.datapath import Arenas
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
@@ -149,6 +149,12 @@ class Vtep:
             for name, count in part.as_dict().items():
                 total[name] = total.get(name, 0) + count
         return total
+
+    def last_sources(self) -> dict[Drop, str]:
+        """By reason, where a datagram came from that was dropped."""
+        parts = [listener.switch.counters for listener in self._listeners.values()]
+        parts += [port.segment.counters for port in self._ports.values()]
+        return {reason: host for part in parts for reason, host in part.last_source.items()}
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Have every change of a port told when it is complete; what is given back ends that."""

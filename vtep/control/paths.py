@@ -203,6 +203,13 @@ def find() -> Path:
     return live[0].path
 
 
+def of_this_namespace() -> list[Path]:
+    """The sockets of all VTEPs in the network namespace that this process is in."""
+    place, here = folder(), _namespace("self")
+    names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
+    return [path for path in names if (pid := probe(path)) and _namespace(str(pid)) == here]
+
+
 def _namespace(process: str) -> tuple[int, int] | None:
     """What identifies the network namespace of a process; None if it can't be seen."""
     try:

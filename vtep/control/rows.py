@@ -3,7 +3,7 @@
 The control socket answers with it, its events say it, and the report on SIGUSR1 prints it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -109,7 +109,8 @@ def plain(value: object) -> Any:
 
 def stats(vtep: Vtep, ports: Iterable[Port]) -> schema.Stats:
     """What has been counted in all, and of these segments."""
-    return {"total": _counted(vtep.counters()), "segments": [_of_segment(port) for port in ports]}
+    total = _counted(vtep.counters(), vtep.last_sources())
+    return {"total": total, "segments": [_of_segment(port) for port in ports]}
 
 
 def _of_segment(port: Port) -> schema.SegmentStats:
@@ -118,10 +119,11 @@ def _of_segment(port: Port) -> schema.SegmentStats:
         "dev": port.tap,
         "mtu": port.mtu,
         "fdb_entries": len(port.fdb),
-        **_counted(port.segment.counters.as_dict()),
+        **_counted(port.segment.counters.as_dict(), port.segment.counters.last_source),
     }
 
 
-def _counted(counters: dict[str, int]) -> schema.Counted:
+def _counted(counters: dict[str, int], sources: Mapping[Drop, str]) -> schema.Counted:
     drops = {str(reason): counters.pop(f"drop_{reason}") for reason in Drop}
-    return {"counters": counters, "drops": drops}
+    last = {str(reason): host for reason, host in sources.items()}
+    return {"counters": counters, "drops": drops, "last_sources": last}

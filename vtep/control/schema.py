@@ -74,6 +74,8 @@ class Counted(TypedDict):
 
     counters: dict[str, int]
     drops: dict[str, int]
+    last_sources: dict[str, str]
+    """By reason, the underlay address of what was dropped last, where it has one."""
 
 
 class SegmentStats(Counted):
