@@ -337,7 +337,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
     )
     try:
         sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
-        sides[0].says("and none names UDP port 4789: nft insert rule inet guard input udp dport")
+        sides[0].says("what no rule accepts drops it: nft insert rule inet guard input udp dport")
         for side in sides:
             side.says("--ip-range 172.18.1.0/24")
             side.says("from those on other hosts as well: create it without that option")

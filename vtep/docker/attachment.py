@@ -5,7 +5,6 @@ has another bridge. While there is none, the VTEP waits, and forgets nothing.
 """
 
 import asyncio
-import json
 import logging
 import socket
 import subprocess
@@ -23,9 +22,10 @@ from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, findings, read
 from vtep.engine import Vtep
 from vtep.errors import VtepError
-from vtep.firewall import closed
+from vtep.firewall import Packet
 from vtep.gateway import probe
 from vtep.gateway import read as talk_of
+from vtep.netfilter import Rules
 from vtep.port import Port
 from vtep.wire.ethernet import format_mac
 
@@ -178,9 +178,13 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     host = Host(_bridge_netfilter(network.bridge), rules)
     for line in findings(network, port.mtu, host):
         log.warning("%s", line)
-    shut = closed(port.config.dstport, rules, _nftables())
-    if shut is not None:
-        log.warning("%s", shut)
+    dstport = port.config.dstport
+    shut = Rules.read().verdict(Packet(4, port=dstport), "prerouting", "input")
+    if shut is not None and shut.certain:
+        log.warning(
+            "this host's firewall keeps UDP port %d closed: %s drops it: %s",
+            *(dstport, shut.rule, shut.fix),
+        )
 
 
 async def _ask(
@@ -222,14 +226,6 @@ def _bridge_netfilter(bridge: str) -> bool:
             if switch.read_text().strip() != "0":
                 return True
     return False
-
-
-def _nftables() -> dict[str, Any]:
-    with suppress(ValueError):
-        ruleset = json.loads(_output("nft", "-j", "list", "ruleset"))
-        if isinstance(ruleset, dict):
-            return ruleset
-    return {}
 
 
 def _output(*command: str) -> str:
