@@ -155,7 +155,7 @@ def commands(group: click.Group) -> list[click.Command]:
 
 
 def test_every_command_that_shows_something_has_json() -> None:
-    shows = {"show", "get", "flush", "monitor", "stats", "reload"}
+    shows = {"show", "get", "flush", "monitor", "stats", "reload", "doctor"}
     for command in commands(cli):
         names = {parameter.name for parameter in command.params}
         if "socket" in names:

@@ -16,6 +16,7 @@ from vtep import VtepError, __version__
 from vtep.cli import fdb, neigh, segments
 from vtep.cli.completion import completion
 from vtep.cli.docker import docker
+from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_of, settings_options
 from vtep.configfile import FileError, problems_of
@@ -76,7 +77,7 @@ def demo() -> None:
     run()
 
 
-for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, completion):
+for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, doctor, completion):
     cli.add_command(_command)
 
 

@@ -1,0 +1,406 @@
+"""`pyvtep doctor` on hosts that are well, and on hosts with one fault each."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.netns.hosts import (
+    DEADLINE,
+    Pyvtep,
+    address,
+    kernel_vtep,
+    mac_of,
+    ping,
+    pyvtep,
+    segment,
+    udp_socket,
+    wait_until,
+)
+from vtep.cli.doctor import doctor
+from vtep.errors import ConfigError, VtepError
+from vtep.lab import Host, Lab
+
+Pair = tuple[Host, Host]
+Tunnel = tuple[Pyvtep, Pyvtep]
+Start = Callable[..., Pyvtep]
+
+
+def consult(host: Host, *words: str) -> tuple[int, dict[str, Any]]:
+    """The exit code of the doctor, and what he says.
+
+    He works in this process, which spares the time that it takes to load him.
+    """
+    with host.inside():
+        done = CliRunner().invoke(doctor, ["--json", *words], standalone_mode=False)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, json.loads(done.stdout)
+
+
+def ails(host: Host, *words: str, severity: str = "problem") -> list[dict[str, str]]:
+    """What is wrong with a host: one or more things, of which the worst is this bad."""
+    code, said = consult(host, *words)
+    found: list[dict[str, str]] = said["findings"]
+    assert found, said
+    assert found[0]["severity"] == severity, found
+    assert code == (0 if severity == "note" else 1)
+    return found
+
+
+def only(found: list[dict[str, str]]) -> dict[str, str]:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def nft(host: Host, *rules: str, hook: str = "input", policy: str = "accept") -> None:
+    host.run("nft", "add table inet fw")
+    host.run(
+        "nft", f"add chain inet fw guard {{ type filter hook {hook} priority 0; policy {policy}; }}"
+    )
+    for rule in rules:
+        host.run("nft", f"add rule inet fw guard {rule}")
+
+
+def of(vtep: Pyvtep) -> tuple[str, str]:
+    return "--socket", str(vtep.control)
+
+
+def test_nothing_is_wrong(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    ping(a, "10.0.0.2")
+    code, said = consult(a, *of(tunnel[0]))
+    assert (code, said["findings"]) == (0, [])
+    (remote,) = said["facts"]["remotes"]
+    assert remote["mtu_there"]["size"] == remote["mtu_back"]["size"] == 1500
+    assert len(remote["there"]["delays"]) == remote["there"]["sent"] == 20
+    assert len(remote["back"]["delays"]) == 5
+    assert all(0 < delay < 1 for delay in remote["there"]["delays"])
+    done = pyvtep(a, "doctor", *of(tunnel[0]))
+    assert done.returncode == 0
+    assert "192.0.2.2 port 4789 vni 1 over eth0: answers in " in done.stdout
+    assert "Nothing is wrong" in done.stdout
+    # What he asked has disturbed nobody.
+    counters = tunnel[1].counters()
+    assert counters["probes_answered"] >= 2 * 27
+    assert counters["drops"] == 0, counters
+
+
+def test_nothing_is_wrong_over_ipv6(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "2001:db8::1", "10.0.0.2/24"))
+    code, said = consult(a, "--remote", "2001:db8::2", "--vni", "1")
+    assert (code, said["findings"]) == (0, [])
+    (remote,) = said["facts"]["remotes"]
+    assert remote["mtu_there"]["size"] == remote["mtu_back"]["size"] == 1500
+    assert len(remote["back"]["delays"]) == 5
+
+
+def test_nothing_is_wrong_on_one_link(pair: Pair, start: Start) -> None:
+    a, b = pair
+    address(a, "eth0", "fe80::1/64")
+    address(b, "eth0", "fe80::2/64")
+    vtep = start(a, *segment(1, "fe80::2%eth0", "10.0.0.1/24"), "--local", "fe80::1%eth0")
+    there = start(b, *segment(1, "fe80::1%eth0", "10.0.0.2/24"), "--local", "fe80::2%eth0")
+    code, said = consult(a, *of(vtep))
+    assert (code, said["findings"]) == (0, [])
+    there.stop()
+    finding = only(ails(a, *of(vtep)))
+    assert finding["title"] == "fe80::2%eth0 has nobody on UDP port 4789"
+
+
+def test_a_firewall_there_drops(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    nft(b, "udp dport 4789 drop")
+    finding = only(ails(a, *of(tunnel[0])))
+    assert (
+        finding["title"]
+        == "192.0.2.2 is there (it answers ping), but nothing answers from its UDP port 4789"
+    )
+    assert "firewall" in finding["explanation"]
+    # As it says, from there more can be seen.
+    finding = only(ails(b, "--remote", "192.0.2.1", "--vni", "1"))
+    assert finding["title"] == "nothing from 192.0.2.1 reaches UDP port 4789 of this host"
+    assert (
+        "the rule “udp dport 4789 drop” in chain guard of the nftables table inet fw drops it"
+        in finding["explanation"]
+    )
+    b.run(*finding["fix"].split())
+    code, said = consult(a, *of(tunnel[0]))
+    assert code == 0, said["findings"]
+
+
+def test_iptables_here_drops(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    a.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+    a.run("iptables", "-P", "INPUT", "DROP")
+    finding = only(ails(a, *of(tunnel[0])))
+    assert finding["title"] == "nothing from 192.0.2.2 reaches UDP port 4789 of this host"
+    assert "the policy of chain INPUT of the iptables table filter" in finding["explanation"]
+    a.run(*finding["fix"].split())
+    code, said = consult(a, *of(tunnel[0]))
+    assert code == 0, said["findings"]
+
+
+def test_a_firewall_here_forbids_to_send(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    nft(a, "udp dport 4789 drop", hook="output")
+    found = ails(a, *of(tunnel[0]))
+    assert (
+        found[0]["title"]
+        == "this host's own firewall forbids to send to UDP port 4789 of 192.0.2.2"
+    )
+
+
+def test_a_firewall_there_refuses(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    nft(b, "udp dport 4789 reject with icmpx type admin-prohibited")
+    found = ails(a, *of(tunnel[0]))
+    assert found[0]["title"] == "a firewall refuses UDP port 4789 of 192.0.2.2"
+
+
+def test_nobody_is_there(pair: Pair) -> None:
+    a, _ = pair
+    assert (
+        only(ails(a, "--remote", "192.0.2.2"))["title"] == "192.0.2.2 has nobody on UDP port 4789"
+    )
+    assert only(ails(a, "--remote", "192.0.2.9"))["title"] == "192.0.2.9 does not exist, or is down"
+    assert "no route to 198.51.100.1" in only(ails(a, "--remote", "198.51.100.1"))["title"]
+    own = only(ails(a, "--remote", "192.0.2.1"))
+    assert own["title"] == "192.0.2.1 is an address of this host itself"
+    assert "own" not in own["fix"]
+
+
+def test_a_kernel_vtep_is_there(pair: Pair, start: Start) -> None:
+    a, b = pair
+    kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    # It answers no echo. But who is behind it can be made to say something.
+    finding = only(ails(a, *of(vtep), severity="note"))
+    assert (
+        finding["title"]
+        == "192.0.2.2 does not answer pyvtep's echo, but somebody behind it answers a ping"
+    )
+    # Without the tunnel nothing can be known, and he says so.
+    vtep.stop()
+    finding = only(ails(a, "--remote", "192.0.2.2", severity="warning"))
+    assert "then nothing need be wrong" in finding["explanation"]
+
+
+def test_the_remote_does_not_know_us(pair: Pair, start: Start) -> None:
+    a, b = pair
+    here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    there = start(b, *segment(1, "192.0.2.7", "10.0.0.2/24"))
+    finding = only(ails(a, *of(here)))
+    assert "pyvtep remote add 192.0.2.1 --vni 1" in finding["fix"]
+    # There it can be seen.
+    found = ails(b, *of(there))
+    (unknown,) = (each for each in found if each["title"].startswith("source_unknown"))
+    assert unknown["severity"] == "warning"
+    assert "the last from 192.0.2.1" in unknown["title"]
+    assert unknown["fix"].endswith("pyvtep remote add 192.0.2.1 --vni 1")
+    there.ask("remote", "add", "192.0.2.1")
+    code, said = consult(a, *of(here))
+    assert code == 0, said["findings"]
+
+
+def test_the_remote_answers_from_another_address(pair: Pair, start: Start) -> None:
+    a, b = pair
+    address(b, "eth0", "192.0.2.3/24")
+    here = start(a, *segment(1, "192.0.2.3", "10.0.0.1/24"))
+    there = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    finding = ails(a, *of(here))[0]
+    assert finding["title"] == "192.0.2.3 answers from another of its addresses, 192.0.2.2"
+    there.ask("set", "--local", "192.0.2.3")
+    code, said = consult(a, "--remote", "192.0.2.3")
+    assert code == 0, said["findings"]
+
+
+def test_a_remote_of_many_vnis_is_not_asked_too_much(pair: Pair, start: Start) -> None:
+    a, b = pair
+    here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    there = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    for vtep, remote in ((here, "192.0.2.2"), (there, "192.0.2.1")):
+        with vtep.client() as client:
+            for vni in range(2, 41):
+                client.vni.add(vni, remote=[remote], tap=f"t{vni}", address=[f"10.0.{vni}.1/24"])
+    there.ask("vni", "del", "30")
+    found = ails(a, *of(here))
+    problems = [each["title"] for each in found if each["severity"] == "problem"]
+    assert problems == ["192.0.2.2 runs pyvtep, but not with vni 30"]
+    assert there.counter("probe_limited") == 0
+
+
+def test_different_vnis(pair: Pair, start: Start) -> None:
+    a, b = pair
+    here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    start(b, *segment(2, "192.0.2.1", "10.0.0.2/24"))
+    found = ails(a, *of(here))
+    assert found[0]["title"] == "192.0.2.2 runs pyvtep, but not with vni 1"
+
+
+@pytest.mark.parametrize("filtered", [False, True], ids=["ICMP", "ICMP filtered"])
+def test_a_narrow_path(lab: Lab, start: Start, filtered: bool) -> None:
+    a, router, b = lab.host("a"), lab.host("router"), lab.host("b")
+    lab.wire(a, router)
+    lab.wire(router, b, "eth1", mtu=1400)
+    b.run("ip", "link", "set", "eth1", "down")
+    b.run("ip", "link", "set", "eth1", "name", "eth0", "up")
+    b.run("ip", "link", "set", "eth0", "mtu", "1500")
+    address(a, "eth0", "192.0.2.1/24")
+    address(router, "eth0", "192.0.2.254/24")
+    address(router, "eth1", "198.51.100.254/24")
+    address(b, "eth0", "198.51.100.2/24")
+    a.run("ip", "route", "add", "default", "via", "192.0.2.254")
+    b.run("ip", "route", "add", "default", "via", "198.51.100.254")
+    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    if filtered:
+        nft(router, "icmp type destination-unreachable drop", hook="output")
+    here = start(a, *segment(1, "198.51.100.2", "10.0.0.1/24"))
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    finding = only(ails(a, *of(here), severity="warning"))
+    title = "the way to and from 198.51.100.2 carries 1400 octets, and 1500 are needed"
+    assert finding["title"] == title
+    if filtered:
+        assert "Nobody says so by ICMP" in finding["explanation"]
+        assert finding["fix"].startswith("at both ends: pyvtep set --vni 1 --mtu 1350; ")
+        here.ask("set", "--vni", "1", "--mtu", "1350")
+    else:
+        assert "192.0.2.254 says so by ICMP" in finding["explanation"]
+        with here.client() as client:
+            wait_until(lambda: client.vni.show()[0]["mtu"] == 1350, "what the doctor promised")
+    code, said = consult(a, *of(here))
+    assert code == 0, said["findings"]
+
+
+def test_a_kernel_device_has_the_port(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    kernel_vtep(a, 1, "192.0.2.1", "192.0.2.2", "10.0.0.1/24")
+    finding = only(ails(a, "--remote", "192.0.2.2"))
+    assert finding["title"] == "the kernel VXLAN device vx0 has UDP port 4789 on this host"
+    a.run("ip", "link", "del", "vx0")
+    with udp_socket(a, "0.0.0.0", 4789):
+        finding = only(ails(a, "--remote", "192.0.2.2"))
+    assert f"process {'' or ''}" in finding["title"]
+    assert "has UDP port 4789 on this host" in finding["title"]
+
+
+def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
+    hub = lab.host("hub")
+    hub.run("ip", "link", "add", "br0", "up", "type", "bridge")
+    hosts = [lab.host(name) for name in "abc"]
+    for number, host in enumerate(hosts):
+        hub.run(
+            "ip",
+            "link",
+            "add",
+            f"p{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            host.pid,
+        )
+        hub.run("ip", "link", "set", f"p{number}", "up", "master", "br0")
+        host.run("ip", "link", "set", "eth0", "up")
+    a, b, c = hosts
+    for host, own in ((a, "192.0.2.1/24"), (b, "192.0.2.2/24"), (c, "192.0.2.2/24")):
+        address(host, "eth0", own)
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    found = ails(a, "--remote", "192.0.2.2")
+    assert found[0]["title"].startswith("2 hosts claim to be 192.0.2.2: ")
+    assert mac_of(b, "eth0") in found[0]["title"]
+    assert mac_of(c, "eth0") in found[0]["title"]
+    found = ails(b, "--remote", "192.0.2.1")
+    assert any(
+        each["title"] == "192.0.2.2, an address of this host, is that of another host too"
+        and mac_of(c, "eth0") in each["explanation"]
+        for each in found
+    )
+
+
+def test_the_tap(pair: Pair, tunnel: Tunnel) -> None:
+    a, _ = pair
+    ping(a, "10.0.0.2")
+    a.run("ip", "link", "set", "vx0", "down")
+    found = ails(a, *of(tunnel[0]))
+    assert found[0]["title"] == "vx0 is down"
+    a.run(*found[0]["fix"].split())
+    a.run("ip", "addr", "flush", "dev", "vx0", "scope", "global")
+    found = ails(a, *of(tunnel[0]), severity="warning")
+    assert any(each["title"] == "vx0 has no address and is on no bridge" for each in found)
+
+
+def test_the_bridge(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
+    assert only(ails(a, *of(vtep)))["title"] == "the bridge br0 is down"
+    a.run("ip", "link", "set", "br0", "up")
+    code, said = consult(a, *of(vtep))
+    assert code == 0, said["findings"]
+    a.run("bridge", "link", "set", "dev", "vx0", "hairpin", "on")
+    finding = only(ails(a, *of(vtep), severity="warning"))
+    assert finding["title"] == "vx0 is a hairpin port of br0"
+    a.run(*finding["fix"].split())
+    a.run("ip", "link", "add", "p0", "up", "master", "br0", "type", "veth", "peer", "name", "p1")
+    # pyvtep follows its MTU with the TAP, unless somebody else has set that.
+    a.run("ip", "link", "set", "vx0", "mtu", "1400")
+    finding = only(ails(a, *of(vtep)))
+    assert finding["title"] == "ports of br0 have a larger MTU than vx0: p0 1500"
+    a.run(*finding["fix"].split())
+    # Where the kernel looks for loops, a port that is new waits for a while.
+    a.run("ip", "link", "set", "br0", "type", "bridge", "stp_state", "1", "forward_delay", "3000")
+    a.run("ip", "link", "set", "br0", "down")
+    a.run("ip", "link", "set", "br0", "up")
+    finding = only(ails(a, *of(vtep)))
+    assert finding["title"] == "the bridge br0 does not forward to vx0: the port is listening"
+    for command in finding["fix"].split(" && "):
+        a.run(*command.split())
+    a.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+    a.run("iptables", "-P", "FORWARD", "DROP")
+    finding = only(ails(a, *of(vtep)))
+    assert finding["title"] == "the firewall of this host drops IP that crosses the bridge br0"
+    a.run(*finding["fix"].partition(";")[0].split())
+    code, said = consult(a, *of(vtep))
+    assert code == 0, said["findings"]
+
+
+def test_without_privileges_he_says_what_he_could_not_see(tunnel: Tunnel) -> None:
+    a = tunnel[0].host
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
+    done = subprocess.run(
+        a._argv(
+            (*nobody, sys.executable, "-m", "vtep", "doctor", "--remote", "192.0.2.2", "--json")
+        ),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    finding = only(json.loads(done.stdout)["findings"])
+    assert finding["severity"] == "note"
+    assert "run it as root" in finding["fix"]
+
+
+def test_who_asks_makes_no_sense(pair: Pair) -> None:
+    a, _ = pair
+    for words in ("--remote nonsense", "--vni 16777216", "--dstport 0"):
+        with pytest.raises(ConfigError):
+            consult(a, *words.split())
+    for words in ("--vni 5", "", "--socket /nowhere"):
+        with pytest.raises(VtepError):
+            consult(a, *words.split())
+    done = pyvtep(a, "doctor")
+    assert done.returncode == 1
+    line = "pyvtep: error: no pyvtep runs here that could be asked; name a remote: --remote IP\n"
+    assert (done.stdout, done.stderr) == ("", line)

@@ -1,0 +1,357 @@
+"""What is said to be wrong, by facts that are made up."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from vtep.counters import Drop
+from vtep.doctor.facts import (
+    BridgeFacts,
+    Drops,
+    Echoes,
+    Facts,
+    HolderFacts,
+    HostFacts,
+    IcmpError,
+    PathMtu,
+    PortFacts,
+    Refusal,
+    RemoteFacts,
+    SegmentFacts,
+)
+from vtep.doctor.findings import Finding, Severity, findings, wrong
+from vtep.firewall import Verdict
+from vtep.probe import Status
+
+HOST = "192.0.2.2"
+OFFLOADS = frozenset(("gro", "gso", "tso", "uso"))
+WELL = RemoteFacts(
+    host=HOST,
+    vni=5,
+    port=4789,
+    dev="eth0",
+    dev_mtu=1500,
+    source="192.0.2.1",
+    there=Echoes(20, (0.001,) * 20, Status.FINE, HOST),
+    back=Echoes(5, (0.001,) * 5, Status.FINE, HOST),
+    macs=("02:00:00:00:00:01",),
+    mtu_there=PathMtu(1500),
+    mtu_back=PathMtu(1500),
+)
+SILENT = evolve(WELL, there=Echoes(20), back=None, mtu_there=None, mtu_back=None, pings=3)
+SEGMENT = SegmentFacts(
+    vni=5,
+    tap="vx0",
+    mtu=1450,
+    tap_mtu=1500,
+    dstport=4789,
+    addresses=("10.0.0.1",),
+    options={"offload": sorted(OFFLOADS)},
+    offload=OFFLOADS,
+)
+BRIDGE = BridgeFacts("br0", up=True, mtu=1500, others=(PortFacts("veth0", 1500),))
+ON_BRIDGE = evolve(SEGMENT, addresses=(), bridge=BRIDGE)
+HERE = HostFacts(root=True, kernel="6.1")
+RULE = Verdict("the rule “x” in chain y", "nft insert rule x", certain=True)
+
+
+def of_remote(remote: RemoteFacts = WELL, **changes: Any) -> list[Finding]:
+    return findings(Facts(HERE, (SEGMENT,), (evolve(remote, **changes),), pyvteps=1))
+
+
+def of_segment(segment: SegmentFacts = SEGMENT, **changes: Any) -> list[Finding]:
+    return findings(Facts(HERE, (evolve(segment, **changes),), (WELL,), pyvteps=1))
+
+
+def of_bridge(segment: SegmentFacts = ON_BRIDGE, **changes: Any) -> list[Finding]:
+    return of_segment(segment, bridge=evolve(BRIDGE, **changes))
+
+
+def only(found: Iterable[Finding]) -> Finding:
+    (one,) = found
+    assert one.title
+    assert one.fix or one.severity is Severity.NOTE
+    for text in (one.title, one.explanation, one.fix):
+        assert "None" not in text
+    return one
+
+
+def test_nothing_is_wrong() -> None:
+    for segment in (SEGMENT, ON_BRIDGE):
+        assert findings(Facts(HERE, (segment,), (WELL,), pyvteps=1)) == []
+    assert findings(Facts(HERE, (), (WELL,))) == []
+    assert not wrong([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "title", "fix"),
+    [
+        ({"is_own": True}, "is an address of this host itself", "pyvtep remote add IP"),
+        ({"no_route": "Network is unreachable"}, "no route to 192.0.2.2", "ip route add 192.0.2.2"),
+        ({"macs": ("m1", "m2")}, "2 hosts claim to be 192.0.2.2: m1, m2", "another address"),
+        (
+            {"there": evolve(WELL.there, status=Status.VNI_UNKNOWN)},
+            "runs pyvtep, but not with vni 5",
+            "on 192.0.2.2: pyvtep vni add 5 --remote 192.0.2.1",
+        ),
+        (
+            {"there": evolve(WELL.there, status=Status.SOURCE_UNKNOWN)},
+            "does not listen to 192.0.2.1 in it",
+            "on 192.0.2.2: pyvtep remote add 192.0.2.1 --vni 5",
+        ),
+        (
+            {"there": evolve(WELL.there, answered_from="192.0.2.9")},
+            "answers from another of its addresses, 192.0.2.9",
+            "--local 192.0.2.2",
+        ),
+        (
+            {"back": Echoes(5), "firewall": RULE},
+            "nothing from 192.0.2.2 reaches UDP port 4789 of this host",
+            RULE.fix,
+        ),
+        (
+            {"back": Echoes(5)},
+            "nothing from 192.0.2.2 reaches UDP port 4789 of this host",
+            "open UDP port 4789 from 192.0.2.2 to 192.0.2.1 there",
+        ),
+    ],
+)
+def test_problems_of_remotes(changes: dict[str, Any], title: str, fix: str) -> None:
+    finding = only(of_remote(**changes))
+    assert finding.severity is Severity.PROBLEM
+    assert title in finding.title
+    assert fix in finding.fix
+
+
+def test_loss() -> None:
+    finding = only(of_remote(there=evolve(WELL.there, delays=(0.001,) * 17)))
+    assert finding.severity is Severity.WARNING
+    assert finding.title.startswith("3 of 20 datagrams")
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        (
+            {"there": Echoes(20, send_error="No route to host")},
+            "cannot send to 192.0.2.2: No route",
+        ),
+        (
+            {"there": Echoes(20, send_error="Operation not permitted", forbidden=True)},
+            "this host's own firewall forbids to send to UDP port 4789",
+        ),
+        (
+            {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, HOST),))},
+            "192.0.2.2 has nobody on UDP port 4789",
+        ),
+        (
+            {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, "192.0.2.254"),))},
+            "a firewall refuses UDP port 4789",
+        ),
+        (
+            {"there": Echoes(20, errors=(IcmpError(Refusal.FORBIDDEN, HOST),))},
+            "a firewall refuses UDP port 4789",
+        ),
+        (
+            {"there": Echoes(20, errors=(IcmpError(Refusal.HOST, "192.0.2.254"),))},
+            "192.0.2.2 can't be reached",
+        ),
+        ({"pings": 0, "macs": ()}, "192.0.2.2 does not exist, or is down"),
+        ({"pings": 0, "macs": ("m",)}, "is there (it answers ARP), but nothing answers"),
+        ({"through": False}, "is there (it answers ping), but nothing answers"),
+        ({"through": False, "heard": 3.0}, "is there (it answers ping), but nothing answers"),
+    ],
+)
+def test_problems_of_silence(changes: dict[str, Any], title: str) -> None:
+    finding = of_remote(SILENT, **changes)[0]
+    assert title in finding.title
+    assert wrong([finding])
+    assert finding.fix
+
+
+def test_icmp_of_a_link_local_address() -> None:
+    there = Echoes(20, errors=(IcmpError(Refusal.PORT, "fe80::2"),))
+    finding = only(of_remote(SILENT, host="fe80::2%eth0", there=there))
+    assert finding.title == "fe80::2%eth0 has nobody on UDP port 4789"
+
+
+def test_silence_that_need_not_be_wrong() -> None:
+    # Without the tunnel, not much can be known.
+    finding = only(of_remote(SILENT))
+    assert finding.severity is Severity.WARNING
+    assert "source_unknown" in finding.explanation
+    # With it, there may be a proof that all is well.
+    finding = only(of_remote(SILENT, through=True))
+    assert finding.severity is Severity.NOTE
+    assert not wrong([finding])
+    # What can't be asked may not be held against anybody.
+    finding = only(of_remote(SILENT, pings=None, macs=None))
+    assert "does not exist" not in finding.title
+
+
+def test_the_firewall_of_this_host_is_named_beside_silence() -> None:
+    found = of_remote(SILENT, firewall=RULE)
+    assert found[0].fix == RULE.fix
+    assert len(of_remote(SILENT, firewall=evolve(RULE, certain=False))) == 1
+
+
+@pytest.mark.parametrize("told_by", [None, "192.0.2.254"])
+def test_a_narrow_path(told_by: str | None) -> None:
+    finding = only(of_remote(mtu_there=PathMtu(1400, told_by)))
+    assert finding.severity is Severity.WARNING
+    assert finding.title == "the way to 192.0.2.2 carries 1400 octets, and 1500 are needed"
+    assert finding.fix.startswith("at both ends: pyvtep set --vni 5 --mtu 1350; ")
+    assert ("192.0.2.254 says so" in finding.explanation) == (told_by is not None)
+    finding = only(of_remote(mtu_there=PathMtu(1400, told_by), mtu_back=PathMtu(1404)))
+    assert finding.title.startswith("the way to and from 192.0.2.2 carries 1400 octets")
+    finding = only(of_remote(mtu_back=PathMtu(1400)))
+    assert finding.title == "the way from 192.0.2.2 carries 1400 octets, and 1500 are needed"
+    # 1450 and the envelope are what is needed, not what the device could carry.
+    assert of_remote(dev_mtu=9000, mtu_there=PathMtu(1500), mtu_back=PathMtu(1500)) == []
+
+
+def test_a_narrow_path_without_a_tunnel() -> None:
+    remote = evolve(WELL, host="2001:db8::2", mtu_there=PathMtu(1400))
+    remote = evolve(remote, there=evolve(WELL.there, answered_from="2001:db8::2"))
+    finding = only(findings(Facts(HERE, (), (remote,))))
+    assert "--mtu 1330" in finding.fix
+
+
+# --- segments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "severity", "title", "fix"),
+    [
+        (of_segment(up=False), "problem", "vx0 is down", "ip link set vx0 up"),
+        (of_segment(addresses=()), "warning", "vx0 has no address and is on no bridge", "ip addr"),
+        (
+            of_segment(offload=OFFLOADS - {"uso"}),
+            "note",
+            "works without the offload uso",
+            "newer kernel",
+        ),
+        (
+            of_segment(options={"offload": ["tso", "uso"]}),
+            "note",
+            "was told not to use the offload gro, gso",
+            "pyvtep set --offload auto",
+        ),
+        (
+            of_segment(options={**SEGMENT.options, "udp6zerocsumtx": True}),
+            "note",
+            "sends UDP over IPv6 without checksums",
+            "udp6zerocsumrx",
+        ),
+        (
+            of_segment(ON_BRIDGE, addresses=("10.0.0.1",)),
+            "warning",
+            "is a port of the bridge br0 and has an address itself",
+            "ip addr del 10.0.0.1/LEN dev vx0",
+        ),
+        (of_bridge(up=False), "problem", "the bridge br0 is down", "ip link set br0 up"),
+        (of_bridge(state="blocking"), "problem", "the port is blocking", "stp_state 0"),
+        (of_bridge(state="learning"), "problem", "the port is learning", "stp_state 0"),
+        (of_bridge(hairpin=True), "warning", "hairpin", "hairpin off"),
+        (
+            of_bridge(isolated=True, others=(PortFacts("veth0", 1450, isolated=True),)),
+            "warning",
+            "isolated from other ports of br0: veth0",
+            "isolated off",
+        ),
+        (
+            of_bridge(evolve(ON_BRIDGE, tap_mtu=1450)),
+            "problem",
+            "larger MTU than vx0: veth0 1500",
+            "ip link set vx0 mtu 1500",
+        ),
+        (
+            of_bridge(netfilter=True, forward=RULE),
+            "problem",
+            "drops IP that crosses the bridge br0",
+            RULE.fix,
+        ),
+    ],
+)
+def test_segments(found: list[Finding], severity: str, title: str, fix: str) -> None:
+    finding = only(found)
+    assert finding.severity == severity
+    assert title in finding.title
+    assert fix in finding.fix
+
+
+def test_rules_that_are_not_understood_are_not_held_against_anybody() -> None:
+    found = of_bridge(netfilter=True, forward=evolve(RULE, certain=False))
+    assert only(found).severity is Severity.NOTE
+
+
+def test_isolated_from_nobody_is_fine() -> None:
+    assert of_bridge(isolated=True) == []
+    assert of_bridge(netfilter=True) == []
+
+
+# --- counters -----------------------------------------------------------------------------------
+
+
+def test_drops_of_a_setting() -> None:
+    drops = Drops({Drop.SOURCE_UNKNOWN: 1234}, {Drop.SOURCE_UNKNOWN: 2}, {"source_unknown": HOST})
+    finding = only(of_segment(drops=drops))
+    assert finding.severity is Severity.WARNING
+    assert finding.title.startswith("source_unknown 1234: datagram from an address that is no ")
+    assert finding.title.endswith("; the last from 192.0.2.2")
+    assert "2 of them just now" in finding.explanation
+    assert finding.fix == ("if it is a VTEP of this segment: pyvtep remote add 192.0.2.2 --vni 5")
+
+
+def test_drops_of_the_moment() -> None:
+    full = {str(Drop.RX_QUEUE_FULL): 1000}
+    assert of_segment(drops=Drops(full)) == []
+    finding = only(of_segment(drops=Drops(full, {Drop.RX_QUEUE_FULL: 1})))
+    assert finding.title.startswith("rx_queue_full 1000")
+
+
+def test_drops_of_no_segment() -> None:
+    drops = Drops({"vni_unknown": 3}, {}, {"vni_unknown": HOST})
+    finding = only(findings(Facts(HERE, (SEGMENT,), (WELL,), pyvteps=1, drops=(drops,))))
+    assert finding.about == "pyvtep"
+    assert finding.title.endswith("the last from 192.0.2.2")
+
+
+@pytest.mark.parametrize("reason", Drop)
+def test_every_reason_can_be_told(reason: Drop) -> None:
+    for finding in of_segment(drops=Drops({reason: 1}, {reason: 1})):
+        assert finding.title.startswith(f"{reason} 1: ")
+        assert "{" not in finding.fix
+
+
+# --- this host ----------------------------------------------------------------------------------
+
+
+def of_host(**changes: Any) -> list[Finding]:
+    return findings(Facts(evolve(HERE, **changes), (), (WELL,)))
+
+
+def test_hosts() -> None:
+    assert only(of_host(root=False)).severity is Severity.NOTE
+    finding = only(of_host(holders=(HolderFacts(4789, devices=("vxlan9",)),)))
+    assert finding.title == "the kernel VXLAN device vxlan9 has UDP port 4789 on this host"
+    assert "ip link del vxlan9" in finding.fix
+    finding = only(of_host(holders=(HolderFacts(4789, "ovs-vswitchd (process 7)"),)))
+    assert finding.title == "ovs-vswitchd (process 7) has UDP port 4789 on this host"
+    assert of_host(holders=(HolderFacts(4789, "pyvtep (process 7)", pyvtep=True),)) == []
+    assert of_host(holders=(HolderFacts(4789),)) == []
+    finding = only(of_host(own_conflicts={"192.0.2.1": "02:00:00:00:00:09"}))
+    assert "02:00:00:00:00:09" in finding.explanation
+    assert only(of_host(own_conflicts={"2001:db8::1": ""})).severity is Severity.PROBLEM
+    assert of_host(checksum_errors=9) == []
+    assert only(of_host(checksum_errors=9, checksum_errors_meanwhile=2)).title.startswith("2 UDP")
+
+
+def test_the_worst_comes_first() -> None:
+    host = evolve(HERE, root=False, checksum_errors_meanwhile=1)
+    found = findings(Facts(host, (evolve(SEGMENT, up=False),), (WELL,), pyvteps=1))
+    assert [finding.severity for finding in found] == ["problem", "warning", "note"]
+    assert wrong(found)
+    assert not wrong(found[2:])

@@ -1,0 +1,123 @@
+"""`pyvtep doctor`: says what was seen and what is wrong."""
+
+import json
+import statistics
+import sys
+from enum import Enum
+from typing import Any
+
+import attrs
+import click
+
+from vtep import values
+from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
+from vtep.doctor.findings import Finding, Severity, findings, wrong
+
+_COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+@click.command()
+@click.option(
+    "--remote",
+    "remotes",
+    metavar="IP",
+    multiple=True,
+    help="Look at the way to this VTEP, whether or not a pyvtep runs here; repeatable.",
+)
+@click.option("--vni", metavar="N", help="The segment that is meant, where there are several.")
+@click.option("--dstport", metavar="PORT", help="UDP port of the remotes. [default: 4789]")
+@click.option(
+    "--socket", metavar="PATH", help="Control socket of the pyvtep to ask. [default: all]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Show JSON instead of text.")
+def doctor(
+    remotes: tuple[str, ...],
+    vni: str | None,
+    dstport: str | None,
+    socket: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Say what is wrong between this host and other VTEPs, and what mends it.
+
+    Without --remote, look at all remotes of the pyvteps that run here. The exit code is 0 if
+    nothing is wrong, and 1 if something is.
+    """
+    from vtep.doctor.examine import examine  # noqa: PLC0415  other commands need not load it
+
+    facts = examine(
+        values.remotes(remotes),
+        values.vni(vni) if vni is not None else None,
+        values.dstport(dstport) if dstport is not None else None,
+        socket,
+    )
+    found = findings(facts)
+    if as_json:
+        click.echo(json.dumps({"findings": _plain(found), "facts": _plain(facts)}, indent=2))
+    else:
+        _show(facts, found)
+    if wrong(found):
+        sys.exit(1)
+
+
+def _plain(value: Any) -> Any:
+    """Facts and findings as JSON has them."""
+    if attrs.has(type(value)):
+        return {name: _plain(each) for name, each in attrs.asdict(value, recurse=False).items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return value.name.lower() if isinstance(value, Enum) else value
+
+
+def _show(facts: Facts, found: list[Finding]) -> None:
+    """Lines are not wrapped: commands are there to be copied."""
+    for segment in facts.segments:
+        click.echo(_of_segment(segment))
+    for remote in facts.remotes:
+        click.echo(_of_remote(remote))
+    for finding in found:
+        severity = click.style(finding.severity.upper(), fg=_COLOURS[finding.severity], bold=True)
+        click.echo(f"\n{severity}: {finding.title}")
+        if finding.explanation:
+            click.echo(f"  {finding.explanation}")
+        if finding.fix:
+            click.echo(f"  To mend it: {finding.fix}")
+    if not wrong(found):
+        click.echo("\nNothing is wrong, as far as can be seen from here.")
+
+
+def _of_segment(segment: SegmentFacts) -> str:
+    where = f"on bridge {segment.bridge.name}" if segment.bridge is not None else "on no bridge"
+    addresses = ", ".join(segment.addresses) or "no address"
+    offload = ",".join(sorted(segment.offload)) or "none"
+    return (
+        f"vni {segment.vni} on {segment.tap}: {'up' if segment.up else 'down'}, mtu {segment.mtu}, "
+        f"{where}, {addresses}, offload {offload}"
+    )
+
+
+def _of_remote(remote: RemoteFacts) -> str:
+    there = remote.there
+    told = [f"{remote.host} port {remote.port}"]
+    if remote.vni is not None:
+        told[0] += f" vni {remote.vni}"
+    if remote.dev is not None:
+        told[0] += f" over {remote.dev}"
+    if not there.delays:
+        return f"{told[0]}: no answer"
+    delays = [1000 * delay for delay in there.delays]
+    lost = there.sent - len(delays)
+    told += [
+        f"answers in {statistics.median(delays):.2f} ms ({min(delays):.2f} to {max(delays):.2f})",
+        f"{lost} of {there.sent} lost",
+        f"path mtu {_size(remote.mtu_there)} there, {_size(remote.mtu_back)} back",
+    ]
+    return f"{told[0]}: {', '.join(told[1:])}"
+
+
+def _size(path: PathMtu | None) -> str:
+    return str(path.size) if path is not None and path.size is not None else "unknown"

@@ -1,0 +1,111 @@
+"""What a remote that does not echo can be asked nevertheless: ICMP echo, and ARP on its link."""
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+from vtep.underlay.sockets import sockaddr
+from vtep.values import Address
+from vtep.wire.checksum import internet_checksum
+from vtep.wire.ethernet import format_mac, parse_mac
+
+PINGS = 3
+_PING_TIMEOUT = 1.0
+_PING_PAUSE = 0.02
+_ARP_TIMEOUT = 0.3
+"""Seconds in which all who have an address have answered on any wire that is worth it."""
+_ARP_QUESTIONS = 2
+
+_ICMP = struct.Struct("!BBHHH")
+_ECHO_REQUEST = {4: 8, 6: 128}
+_ECHO_REPLY = {4: 0, 6: 129}
+_ETH_P_ARP = 0x0806
+_ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
+_BROADCAST = b"\xff" * 6
+
+
+def ping(host: Address, dev: str | None) -> int | None:
+    """How many of `PINGS` ICMP echo requests are answered; None without the privilege to ask."""
+    version = host.version
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    protocol = socket.IPPROTO_ICMPV6 if version == 6 else socket.IPPROTO_ICMP
+    try:
+        sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    except PermissionError:
+        return None
+    identity = int.from_bytes(os.urandom(2), "big")
+    answered: set[int] = set()
+    with sock:
+        try:
+            if dev is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
+            sock.connect(sockaddr(str(host), 0))
+            for number in range(PINGS):
+                sock.send(_echo(_ECHO_REQUEST[version], identity, number))
+                _hear(sock, version, identity, answered, time.monotonic() + _PING_PAUSE)
+        except OSError:
+            return len(answered)
+        _hear(sock, version, identity, answered, time.monotonic() + _PING_TIMEOUT)
+    return len(answered)
+
+
+def _echo(kind: int, identity: int, number: int) -> bytes:
+    checksum = internet_checksum(_ICMP.pack(kind, 0, 0, identity, number))
+    return _ICMP.pack(kind, 0, checksum, identity, number)  # Over IPv6 the kernel sums it.
+
+
+def _hear(sock: socket.socket, version: int, identity: int, heard: set[int], until: float) -> None:
+    for packet in packets(sock, until):
+        start = (packet[0] & 0x0F) * 4 if version == 4 else 0
+        if len(packet) >= start + _ICMP.size:
+            kind, _, _, its_identity, number = _ICMP.unpack_from(packet, start)
+            if (kind, its_identity) == (_ECHO_REPLY[version], identity):
+                heard.add(number)
+        if len(heard) == PINGS:
+            return
+
+
+def packets(sock: socket.socket, until: float) -> Iterator[bytes]:
+    """What arrives until then, in seconds of the monotonic clock."""
+    while (left := until - time.monotonic()) > 0:
+        readable, _, _ = select.select([sock], [], [], left)
+        if readable:
+            try:
+                yield sock.recv(65536)
+            except OSError:
+                continue
+
+
+def who_has(address: IPv4Address, dev: str, mac: str) -> tuple[str, ...] | None:
+    """Who answers to an ARP probe for an address on a link, except the own `mac`.
+
+    A probe tells nobody of an address of the sender (RFC 5227, section 2.1.1), so it can be sent
+    for own addresses too. None without the privilege.
+    """
+    ours = parse_mac(mac)
+    probe = _ARP.pack(
+        *(_BROADCAST, ours, _ETH_P_ARP, 1, 0x0800, 6, 4, 1),
+        *(ours, bytes(4), bytes(6), address.packed),
+    )
+    found: dict[str, None] = {}
+    try:
+        sock = socket.socket(
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(_ETH_P_ARP)
+        )
+    except PermissionError:
+        return None
+    with sock:
+        sock.bind((dev, 0))
+        for _ in range(_ARP_QUESTIONS):
+            sock.send(probe)
+            for packet in packets(sock, time.monotonic() + _ARP_TIMEOUT / _ARP_QUESTIONS):
+                if len(packet) < _ARP.size:
+                    continue
+                *_, operation, sender, sender_address, _, _ = _ARP.unpack_from(packet)
+                if operation == 2 and sender_address == address.packed and sender != ours:
+                    found[format_mac(sender)] = None
+    return tuple(found)
