@@ -26,7 +26,7 @@ class Drop(StrEnum):
     # From the underlay, in the order in which a datagram is judged.
     RX_QUEUE_FULL = (
         "rx_queue_full",
-        "datagram that the kernel discarded because we read the UDP socket too slowly",
+        "datagram that the kernel discarded: we read too slowly, or its checksum is wrong",
     )
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
     FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
