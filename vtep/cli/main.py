@@ -85,11 +85,10 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     debug = "--debug" in sys.argv
     try:
-        cli.main(prog_name="pyvtep", standalone_mode=False)
+        # What ends a command early gives its exit code here, and others give None.
+        sys.exit(cli.main(prog_name="pyvtep", standalone_mode=False))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug=debug)
     except VtepError as error:
