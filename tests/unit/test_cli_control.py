@@ -154,6 +154,14 @@ def commands(group: click.Group) -> list[click.Command]:
     return [command for some in nested for command in some]
 
 
+def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Although some have the name of an emoji in them."""
+    shown = ["be:ab:dd:1e:07:72", "fd00:a::b:100:1", ":100:", "[red]", "fe80::cd:1%eth0"]
+    steer.show_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:]] == [[address] * 2 for address in shown]
+
+
 def test_every_command_that_shows_something_has_json() -> None:
     shows = {"show", "get", "flush", "monitor", "stats", "reload", "doctor"}
     for command in commands(cli):

@@ -33,7 +33,7 @@ _PICTURE = """\
 
 def run() -> None:
     """Show it on the terminal; raises VtepError where something of it can't be done here."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if os.geteuid() != 0:
         raise VtepError("the demo makes network namespaces: run it as root (sudo pyvtep demo)")
     need("ip", "ping", "tcpdump")

@@ -86,7 +86,13 @@ def show_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> 
     from rich.console import Console  # noqa: PLC0415  most commands show nothing
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE, soft_wrap=True)
+    # What has colons, such as a MAC with :ab: in it, is no emoji.
+    console = Console(
+        highlight=False,
+        emoji=False,
+        width=None if sys.stdout.isatty() else _WIDE,
+        soft_wrap=True,
+    )
     for number, page in enumerate(_pages(rows)):
         table = Table(box=None, pad_edge=False, show_header=number == 0, header_style="bold")
         for heading, side in columns.items():
