@@ -86,7 +86,7 @@ def test_no_tun_device(pair: Pair) -> None:
 def test_port_in_use_by_a_program(pair: Pair) -> None:
     with udp_socket(pair[0], "192.0.2.1", 4789):
         line = refusal(pair[0], *GOOD)
-    assert "--dstport 4789: this UDP port is taken" in line
+    assert line.startswith("pyvtep: error: --dstport 4789: this UDP port is taken")
 
 
 def test_port_in_use_by_the_kernel_driver(pair: Pair) -> None:
