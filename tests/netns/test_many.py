@@ -524,6 +524,26 @@ def test_a_tap_that_is_removed_while_nobody_reads_it(inside_a: Pair) -> None:
     run(main())
 
 
+def test_many_taps_go_at_once_and_nothing_else(inside_a: Pair) -> None:
+    a, b = inside_a
+    a.run("ip", "tuntap", "add", "vx5", "mode", "tap")  # Somebody else's, who lends it to us.
+
+    async def main() -> None:
+        async with Vtep(*(config(vni) for vni in range(1, 31))):
+            # Whose name another device has when all is removed.
+            a.run("ip", "link", "set", "vx6", "netns", b.pid)
+            a.run("ip", "link", "add", "vx6", "type", "veth", "peer", "name", "vx6peer")
+            a.run("ip", "link", "set", "vx7", "name", "other7")
+        for vni in {*range(1, 31)} - {5, 6}:
+            assert not has_device(a, f"vx{vni}")
+        assert not has_device(a, "other7")
+        assert has_device(a, "vx5")
+        assert has_device(a, "vx6")
+        assert not has_device(b, "vx6")
+
+    run(main())
+
+
 def test_no_vni_at_all(inside_a: Pair) -> None:
     a, _ = inside_a
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from attrs import evolve
@@ -324,6 +325,57 @@ def test_everything_leaves_in_order(frames: list[tuple[bytes, bytes]], room: lis
     sent = forward(frames, room)
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def forward_both(
+    frames: tuple[Sequence[tuple[bytes, bytes]], ...], room: Sequence[bool]
+) -> list[list[bytes]]:
+    """What leaves of two VNIs, 5 and 6, that share their memory and have little room."""
+
+    async def run() -> list[list[bytes]]:
+        arenas, chances = Arenas(), iter(room)
+        notes = [Notes(chances), Notes(chances)]
+        with tap() as one, tap() as two:
+            outbounds = []
+            for vni, pair, note in ((5, one, notes[0]), (6, two, notes[1])):
+                fdb = Fdb(vni, 4789, ageing=0, max_addresses=0)
+                segment = Segment(vni, [REMOTE], fdb, own_mac=bytes(6), learning=True)
+                fit = Fit(segment.header, segment.counters, MTU, "auto")
+                ways = cast("Any", Ways(note))
+                lost = Mock(side_effect=AssertionError)
+                outbounds.append(Outbound(cast("Any", pair), segment, ways, fit, arenas, lost))
+                outbounds[-1].start()
+            expected = [sum(len(segments(*frame)) for frame in each) for each in frames]
+            waiting = [(pair, list(each)) for pair, each in zip((one, two), frames, strict=True)]
+            while [sum(map(len, note.sent)) for note in notes] != expected:
+                for pair, rest in waiting:
+                    with suppress(BlockingIOError):  # A socket pair holds few datagrams.
+                        if rest:
+                            pair.host.send(b"".join(rest[0]))
+                            del rest[0]
+                await asyncio.sleep(0)
+            for outbound in outbounds:
+                outbound.stop()
+        for note in notes:
+            note.close()
+        return [[datagram for batch in note.sent for datagram in batch] for note in notes]
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@settings(BASIC, max_examples=60)
+@given(
+    frames=st.tuples(st.lists(FRAMES, max_size=6), st.lists(FRAMES, max_size=6)),
+    room=st.lists(st.booleans(), max_size=30),
+)
+def test_vnis_that_share_memory_leave_alone_what_waits_there(
+    frames: tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]], room: list[bool]
+) -> None:
+    one, two = forward_both(frames, room)
+    assert one == [segment for frame in frames[0] for segment in segments(*frame)]
+    header = vxlan.pack(6)
+    expected = [segment for frame in frames[1] for segment in segments(*frame)]
+    assert two == [header + segment[len(header) :] for segment in expected]
 
 
 # --- where the segment looks at frames --------------------------------------------------------
