@@ -1,5 +1,7 @@
 """What `scripts/bench scale` measures, small: that each works, and is as flat as it can be told."""
 
+import pytest
+
 from bench.scale import fdb, flood, vnis
 from bench.scale.figures import FDB, FLOOD, VNIS, Figure
 
@@ -8,7 +10,8 @@ def names(figures: tuple[Figure, ...]) -> set[str]:
     return {figure.name for figure in figures}
 
 
-def test_many_entries_are_shown_flushed_and_forgotten() -> None:
+def test_many_entries_are_shown_flushed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fdb, "_AGEINGS", 1)
     figures = fdb.measure(5000)
     assert names(FDB) <= set(figures)
     assert figures["fdb_show_stall"] > 0

@@ -5,14 +5,14 @@ import gc
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE
 
 import uvloop
 
 from bench.micro.frames import OWN_MAC, PEER_MAC, REMOTE, VNI, mac, table
-from bench.scale.heart import heart
+from bench.scale.heart import Stall, heart
 from vtep import Config, Vtep
 from vtep.cli.collector import collect_gently
 from vtep.control.service import serve
@@ -28,7 +28,11 @@ _AT_ONCE = 100
 """Entries that are learned before the loop has its turn: of so many frames is a burst."""
 
 _AGEING = 300.0
-_SECONDS_TO_LEARN = 15e-6
+_SECONDS_TO_LEARN = 8e-6
+
+_AGEINGS = 3
+"""How often all entries age; the best counts, since a hypervisor's stalls look like ours."""
+
 _COMMANDS = (("fdb", "show"), ("fdb", "flush", "dynamic"))
 
 
@@ -173,33 +177,49 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
             figures["fdb_flush_seconds"] = await flush.run()
         if len(fdb):
             raise RuntimeError(f"{len(fdb)} entries were left")
-        # All are to be forgotten at the same time, but not before they are there.
-        due = time.monotonic() + 1.5 + entries * _SECONDS_TO_LEARN
-        await fill(time.monotonic() + _AGEING - due)
-        await asyncio.sleep(max(0.0, due - 0.7 - time.monotonic()))
-        if len(fdb) != entries:
-            raise RuntimeError("this machine is too slow: some have aged before all were there")
-        async with heart() as ageing, asyncio.timeout(300):
-            expired = asyncio.Event()
-            times: list[float] = []
-
-            def changed(event: Event, _entry: Entry) -> None:
-                if event is Event.EXPIRED and not times:
-                    times.append(time.monotonic())
-                if not len(fdb):
-                    expired.set()
-
-            unwatch = fdb.watch(changed)
-            await expired.wait()
-            figures["fdb_ageing_seconds"] = time.monotonic() - times[0]
-            unwatch()
+        times = [await _age(fdb, entries, fill) for _ in range(_AGEINGS)]
+        figures["fdb_ageing_seconds"] = min(seconds for seconds, _ in times)
+        ageing = min((stall for _, stall in times), key=lambda stall: stall.cpu)
+        async with heart() as idle:
+            await asyncio.sleep(figures["fdb_show_seconds"])  # The longer, the more may come.
         collector.cancel()
-    stalls = {"learn": learning, "show": showing, "flush": flushing, "ageing": ageing}
+    stalls = {
+        "learn": learning,
+        "show": showing,
+        "flush": flushing,
+        "ageing": ageing,
+        "idle": idle,
+    }
     for name, stall in stalls.items():
         figures[f"fdb_{name}_stall"] = stall.cpu
         figures[f"fdb_{name}_stall_usual"] = stall.usual
         figures[f"fdb_{name}_stall_wall"] = stall.wall
     return figures
+
+
+async def _age(
+    fdb: Fdb, entries: int, fill: Callable[[float], Awaitable[None]]
+) -> tuple[float, Stall]:
+    """Have all entries age at the same time; the seconds that this takes, and how it stalls."""
+    due = time.monotonic() + 1.5 + entries * _SECONDS_TO_LEARN
+    await fill(time.monotonic() + _AGEING - due)
+    await asyncio.sleep(max(0.0, due - 0.7 - time.monotonic()))
+    if len(fdb) != entries:
+        raise RuntimeError("this machine is too slow: some have aged before all were there")
+    expired = asyncio.Event()
+    times: list[float] = []
+
+    def changed(event: Event, _entry: Entry) -> None:
+        if event is Event.EXPIRED and not times:
+            times.append(time.monotonic())
+        if not len(fdb):
+            expired.set()
+
+    unwatch = fdb.watch(changed)
+    async with heart() as ageing, asyncio.timeout(300):
+        await expired.wait()
+    unwatch()
+    return time.monotonic() - times[0], ageing
 
 
 class _Command:

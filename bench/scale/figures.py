@@ -65,6 +65,7 @@ FDB = (
     Figure("fdb_flush_seconds", "pyvtep fdb flush", "s", 1),
     *_stalls("flush", "flush", 5),
     *_stalls("learn", "100 learned at once", None),
+    *_stalls("idle", "nothing to do, to compare", None),
 )
 
 FLOOD = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,8 +18,8 @@ class Stall:
 
     wall: float = 0.0
     cpu: float = 0.0
-    turns: list[float] = field(factory=list, repr=False)
-    """CPU time of each turn, in ms."""
+    turns: "array[float]" = field(factory=lambda: array("d"), repr=False)
+    """CPU time of each turn, in ms; no list, at which the garbage collector would look for long."""
 
     @property
     def usual(self) -> float:
