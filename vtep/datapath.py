@@ -21,7 +21,7 @@ from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Outcome
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
-from vtep.offload.split import SplitError, Splitter, finish_checksum
+from vtep.offload.split import SplitError, Splitter, finish_checksum, segments_of
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
@@ -254,8 +254,15 @@ class Outbound:
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
         segment = self._segment
         counters = segment.counters
+        if len(frame) < ethernet.HEADER_LEN:
+            counters.drop(Drop.TX_RUNT)
+            return
         if segment.attentive:
-            count = -(-max(1, len(frame) - gso.header_len) // max(1, gso.gso_size))
+            try:
+                count = segments_of(frame, gso)
+            except SplitError:
+                counters.drop(Drop.TX_MALFORMED)
+                return
             frame = segment.inspect(frame, now, count)
             if not frame:
                 return
@@ -389,9 +396,12 @@ class Outbound:
         if not self._running:
             return
         waiting, self._waiting = self._waiting, []
-        now = time.monotonic()
-        for burst in waiting:
-            self._emit(*burst[:4], now, burst.served)
+        now, uses = time.monotonic(), self._segment.fdb.uses
+        for datagrams, stride, remotes, flow, served in waiting:
+            # One may have left meanwhile, whose path must not be made again.
+            left = len(remotes) < FLOOD_MIN and not all(map(uses, remotes))
+            still = tuple(filter(uses, remotes)) if left else remotes
+            self._emit(datagrams, stride, still, flow, now, served)
         if not self._waiting:
             self._give_back()
             self.start()
@@ -489,7 +499,7 @@ class Inbound:
                 self._cannot_receive(error)
                 return
             data = self._buffer[:length]
-            if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :], stride):
+            if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :]):
                 segment = self._switch.receive(data, host, now)
                 if segment is not None:
                     frame = data[vxlan.HEADER_LEN :]

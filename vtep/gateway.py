@@ -21,6 +21,8 @@ Address = IPv4Address | IPv6Address
 
 _ARP = b"\x08\x06"
 _IPV6 = b"\x86\xdd"
+_TAG = b"\x81\x00"
+_VLAN_END = 16
 _ETHERNET_AND_IPV4 = b"\x00\x01\x08\x00\x06\x04"
 _REQUEST = 1
 _ICMPV6 = 58
@@ -45,6 +47,10 @@ class Talk(NamedTuple):
 def read(frame: Buffer) -> Talk | None:
     """Read an Ethernet frame; None if it is no whole message of ARP or neighbour discovery."""
     kind = bytes(frame[12:14])
+    if kind == _TAG and len(frame) > _VLAN_END and not (frame[14] & 0x0F or frame[15]):
+        # A tag that has a priority and no VLAN (802.1Q): whoever receives it overlooks it.
+        frame = bytes(frame[:12]) + bytes(frame[_VLAN_END:])
+        kind = frame[12:14]
     if kind == _ARP:
         return _read_arp(frame)
     if kind == _IPV6:

@@ -318,7 +318,7 @@ class Port:
         """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""
         before = self.mtu
         overhead = _OVERHEAD[_version(remote.host)]
-        self._tunnel.path(remote.host, None if mtu is None else max(MTU_MIN, mtu - overhead))
+        self._tunnel.path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self._device is not None and self._refit(before):
             self._refitted()
 

@@ -268,15 +268,16 @@ class Segment:
             return False
         if not self.admit(mac, source, now, count, learn=learn):
             return False
-        if self.gateways is not None and self.gateways.keeps_out(datagram[vxlan.HEADER_LEN :]):
+        if self.gateways is None and self.neighbours is None:
+            return True
+        frame = datagram[vxlan.HEADER_LEN :]  # As the TAP will have it.
+        if policy.inner_vlan is InnerVlan.STRIP and ethernet.is_tagged(frame):
+            frame = ethernet.untag(memoryview(bytearray(frame)))
+        if self.gateways is not None and self.gateways.keeps_out(frame):
             counters.drop(Drop.GATEWAY_KEPT_OUT, source, count)
             return False
-        if self.neighbours is not None:
-            frame = datagram[vxlan.HEADER_LEN :]
-            if policy.inner_vlan is InnerVlan.STRIP and ethernet.is_tagged(frame):
-                frame = ethernet.untag(memoryview(bytearray(frame)))
-            if not self.neighbours.snoop(frame, now):
-                counters.neigh_full += 1
+        if self.neighbours is not None and not self.neighbours.snoop(frame, now):
+            counters.neigh_full += 1
         return True
 
     def sweep(self, now: float) -> bool:

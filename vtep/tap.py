@@ -160,7 +160,10 @@ def _explain(name: str, error: OSError) -> VtepError:
         errno.EINVAL: f"--tap {name}: a network device of this name exists and is not a free TAP; "
         "choose another name",
     }
-    reasons[errno.EACCES] = reasons[errno.EPERM]
+    reasons[errno.EACCES] = (
+        f"no access to {_DEVICE}: run as root, or let root give it to all, as most systems do "
+        f"(chmod 666 {_DEVICE}): that makes nobody a device who has no privilege to"
+    )
     if error.errno == errno.EINVAL and name not in (taken for _, taken in socket.if_nameindex()):
         reasons[errno.EINVAL] = f"--tap {name}: the kernel does not take this name"
     number = error.errno if error.errno is not None else 0

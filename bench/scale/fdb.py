@@ -14,7 +14,7 @@ import uvloop
 from bench.micro.frames import OWN_MAC, PEER_MAC, REMOTE, VNI, mac, table
 from bench.scale.heart import Stall, heart
 from vtep import Config, Vtep
-from vtep.cli.collector import collect_gently
+from vtep.cli.collector import Collector
 from vtep.control.service import serve
 from vtep.fdb import Entry, Event, Fdb, Remote
 from vtep.lab import Lab
@@ -162,7 +162,7 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
     # They are started now, since a process of this size takes a while to fork.
     show, flush = [await _Command.start(socket, *words) for words in _COMMANDS]
     async with Vtep(config) as vtep, serve(vtep, str(socket), _never):
-        collector = asyncio.create_task(collect_gently())
+        collector = asyncio.create_task(Collector(vtep).run())
         fdb, remote = vtep.fdb, vtep.port.segment.remotes[0]
 
         async def fill(age: float) -> None:

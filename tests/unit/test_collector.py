@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
@@ -22,11 +23,24 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "_EVERY", 0)
 
 
-def while_collecting(done: Callable[[], bool]) -> None:
+class Stub:
+    """As much of a VTEP as the collector looks at."""
+
+    def __init__(self) -> None:
+        self.fdb: list[list[int]] = []
+        self.ports = {1: self}
+        self.tell: Callable[[], None] = lambda: None
+
+    def watch(self, tell: Callable[[], None]) -> Callable[[], None]:
+        self.tell = tell
+        return lambda: None
+
+
+def while_collecting(vtep: Stub, done: Callable[[], bool]) -> None:
     """Let the collector run until `done`."""
 
     async def run() -> None:
-        task = asyncio.create_task(collector.collect_gently())
+        task = asyncio.create_task(collector.Collector(cast("Any", vtep)).run())
         await asyncio.sleep(0)
         assert not gc.isenabled()
         for _ in range(10_000):
@@ -45,28 +59,55 @@ def while_collecting(done: Callable[[], bool]) -> None:
     assert gc.isenabled()
 
 
+def make_cycle() -> weakref.ref[Node]:
+    one, two = Node(), Node()
+    one.other, two.other = two, one
+    return weakref.ref(one)
+
+
 def test_cycles_are_collected() -> None:
     seen: list[weakref.ref[Node]] = []
 
     def done() -> bool:
         if not seen:
-            one, two = Node(), Node()
-            one.other, two.other = two, one
-            seen.append(weakref.ref(one))
+            seen.append(make_cycle())
         return seen[0]() is None
 
-    while_collecting(done)
+    while_collecting(Stub(), done)
 
 
-def test_what_is_too_much_is_exempted(monkeypatch: pytest.MonkeyPatch) -> None:
-    collected: list[int] = []
-    monkeypatch.setattr(gc, "collect", lambda: collected.append(len(keep)))
-    keep: list[list[int]] = []
+def test_what_grew_old_is_collected_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_FULL_EVERY", 0)
+    vtep = Stub()
+    keep: list[Node] = []
+    seen: list[weakref.ref[Node]] = []
+    rounds = iter(range(10_000))
 
     def done() -> bool:
-        if not keep:
-            keep.extend([] for _ in range(100_000))
+        number = next(rounds)
+        if number == 0:
+            keep.append(Node())
+            keep[0].other = keep[0]
+            seen.append(weakref.ref(keep[0]))
+        if number == 20:  # Older than what is looked at without a reason.
+            keep.clear()
+        if number == 40:
+            assert seen[0]() is not None
+            vtep.tell()
+        return seen[0]() is None
+
+    while_collecting(vtep, done)
+
+
+def test_masses_are_exempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    vtep = Stub()
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda *_: collected.append(len(vtep.fdb)))
+
+    def done() -> bool:
+        if not vtep.fdb:
+            vtep.fdb.extend([] for _ in range(100_000))
         return gc.get_freeze_count() > 100_000
 
-    while_collecting(done)
+    while_collecting(vtep, done)
     assert not any(collected)

@@ -13,7 +13,7 @@ import click
 import uvloop
 
 from vtep import Config, Vtep, VtepError
-from vtep.cli.collector import collect_gently
+from vtep.cli.collector import Collector
 from vtep.cli.options import settings_of
 from vtep.cli.report import introduce, render
 from vtep.cli.voice import Voice, hold_standard_streams
@@ -78,8 +78,10 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
             voice.say(f"pyvtep: {introduce(port)}")
         if not vtep.ports:
             voice.say("pyvtep: there is no VNI yet")
-        beside_it = [collect_gently()] if beside is None else [collect_gently(), beside(vtep)]
-        await _until_the_first_ends(vtep.wait(), *beside_it)
+        others = (
+            [Collector(vtep).run()] if beside is None else [Collector(vtep).run(), beside(vtep)]
+        )
+        await _until_the_first_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(

@@ -1,5 +1,7 @@
 """How large an IP packet the tunnel carries now."""
 
+from collections.abc import Hashable
+
 
 class TunnelMtu:
     """`most` octets, or fewer while something is narrower than was asked for.
@@ -11,7 +13,7 @@ class TunnelMtu:
     def __init__(self, most: int) -> None:
         self.most = most
         self.tap: int | None = None
-        self._paths: dict[str, int] = {}
+        self._paths: dict[Hashable, int] = {}
 
     @property
     def now(self) -> int:
@@ -19,9 +21,9 @@ class TunnelMtu:
         own = self.most if self.tap is None else min(self.most, self.tap)
         return min(own, *self._paths.values()) if self._paths else own
 
-    def path(self, host: str, octets: int | None) -> None:
+    def path(self, remote: Hashable, octets: int | None) -> None:
         """Note that the path to a remote leaves only so many octets, or (None) sets no limit."""
         if octets is None:
-            self._paths.pop(host, None)
+            self._paths.pop(remote, None)
         else:
-            self._paths[host] = octets
+            self._paths[remote] = octets

@@ -70,8 +70,8 @@ class SegmentSizes:
         return max(_SIZE_MIN, mss - options)
 
 
-def is_udp_superframe(frame: Buffer, stride: int) -> bool:
-    """Whether a datagram that the kernel says is in pieces of `stride` is one frame all the same.
+def is_udp_superframe(frame: Buffer) -> bool:
+    """Whether a datagram that the kernel says is in pieces is one frame all the same.
 
     Where an application on a kernel VTEP's side sends with UDP_SEGMENT, a veth gives us its
     superframe whole, and states the size of the *inner* datagrams as if they were ours. Then, and
@@ -80,9 +80,9 @@ def is_udp_superframe(frame: Buffer, stride: int) -> bool:
     if len(frame) < ethernet.HEADER_LEN:
         return False
     ethertype, at = ethernet.network_layer(frame)
-    if ethertype == ethernet.TYPE_IPV4 and at + 4 <= stride:
+    if ethertype == ethernet.TYPE_IPV4 and at + 4 <= len(frame):
         return at + (frame[at + 2] << 8 | frame[at + 3]) == len(frame)
-    if ethertype == ethernet.TYPE_IPV6 and at + 6 <= stride:
+    if ethertype == ethernet.TYPE_IPV6 and at + 6 <= len(frame):
         payload = frame[at + 4] << 8 | frame[at + 5]
         return at + inet.IP_HEADER_MIN[6] + payload == len(frame)
     return False

@@ -93,6 +93,11 @@ def _judge(frame: memoryview, gso: virtio.Header) -> Cut:
     return Cut(where, where.offset + transport_len, transport_len, size, count, last)
 
 
+def segments_of(frame: memoryview, gso: virtio.Header) -> int:
+    """How many segments a superframe stands for; raises SplitError as `Splitter.split` does."""
+    return _judge(frame, gso).segments
+
+
 def finish_checksum(frame: memoryview, start: int, offset: int) -> None:
     """Finish a partial checksum in place, as virtio's NEEDS_CSUM asks.
 

@@ -39,6 +39,9 @@ _SEND_MAX = 65507
 _IP_TCP_HEADERS = 20 + 20 + 12
 """Octets of IPv4 and TCP headers with timestamps, as every segment of Linux has them."""
 
+_HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
+"""Octets of the outer IP and UDP headers."""
+
 _TCP_HEADERS_MAX = 400
 """More than the kernel sets aside of a superframe's size for headers (its MAX_TCP_HEADER)."""
 
@@ -87,6 +90,7 @@ class Path:
         self._closing = closing
         self._sockets: list[socket.socket | None] = [None] * (2 * slots)
         self._retry_at = [0.0] * (2 * slots)
+        self._why_not = errno.ENETUNREACH
         self._gso = gso and outer.has_checksum(binding.family)
         self._gso_stride_max = _SEND_MAX
 
@@ -140,7 +144,7 @@ class Path:
             # The answer to an earlier datagram, which is lost; this batch has not left yet.
             return 0, lost[0].reason
         if len(batch) > stride and sock is not None and error.errno in feedback.GSO_REFUSALS:
-            if error.errno == errno.EMSGSIZE:
+            if error.errno == errno.EMSGSIZE or self._exceeds_path(sock, stride):
                 # A datagram can be fragmented, a segment can't: shorter ones may fit.
                 self._gso_stride_max = stride - 1
                 return 0, None
@@ -172,7 +176,7 @@ class Path:
     def _open(self, slot: int, now: float) -> socket.socket:
         """Open the socket of a slot; raises OSError, also where that failed a moment ago."""
         if now < self._retry_at[slot]:
-            raise OSError(errno.ENETUNREACH, "not tried again yet")
+            raise OSError(self._why_not, "not tried again yet")
         try:
             sock = self._connect(slot)
         except OSError as error:
@@ -182,6 +186,7 @@ class Path:
             shared = next(filter(None, pool), None)
             if error.errno not in _SHORT_OF_DESCRIPTORS or shared is None:
                 self._retry_at[slot] = now + _RETRY_AFTER
+                self._why_not = error.errno or errno.ENETUNREACH
                 raise
             sock = shared  # Less entropy is better than a hole.
         self._sockets[slot] = sock
@@ -226,6 +231,14 @@ class Path:
             self._gso_stride_max = _SEND_MAX
             for watcher in self.watchers:
                 watcher(self.remote, mtu)
+
+    @staticmethod
+    def _exceeds_path(sock: socket.socket, stride: int) -> bool:
+        """Whether datagrams of so many octets are too big, for which some kernels say EINVAL."""
+        try:
+            return stride + _HEADERS[sock.family] > path_mtu(sock)
+        except OSError:
+            return False
 
     def _slot(self, flow: int) -> int:
         slot = flow & self.slots - 1

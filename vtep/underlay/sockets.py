@@ -335,7 +335,9 @@ class Outer:
         """
         for _ in range(_PORT_TRIES):
             try:
-                sock = binding.open(random.choice(self.srcport))  # noqa: S311  no secret
+                # Shared among remotes, since the range may have fewer ports than there are of them.
+                port = random.choice(self.srcport)  # noqa: S311  no secret
+                sock = binding.open(port, shared=True)
                 break
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
