@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from vtep import gateway
 from vtep.counters import Drop, DropLog
 from vtep.fdb import Fdb, Remote
 from vtep.gateway import Gateways
-from vtep.switch import Segment, Switch
+from vtep.switch import InnerVlan, Policy, Segment, Switch
 from vtep.wire import vxlan
 
 OURS, THEIRS, HOST = "172.18.0.1", "172.18.0.254", "172.18.0.2"
@@ -186,3 +186,32 @@ def test_a_stranger_teaches_a_segment_nothing(segment: Segment) -> None:
     assert Switch([segment]).receive(vxlan.pack(7) + CLAIMS[0], "192.0.2.9", 0.0) is None
     assert not gateways.shared
     assert segment.counters.drops[Drop.SOURCE_UNKNOWN] == 1
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
+    remote = Remote("192.0.2.2", 4789)
+    segment = Segment(
+        5,
+        [remote],
+        Fdb(5, 4789, ageing=0, max_addresses=0),
+        own_mac=bytes(6),
+        learning=True,
+        policy=Policy(inner_vlan=InnerVlan.STRIP),
+    )
+    segment.set_gateways(Gateways([IPv4Address("10.0.0.1")]))
+    claim = ARP(op="is-at", hwsrc="02:00:00:00:00:0b", psrc="10.0.0.1", pdst="10.0.0.9")
+    tag = Dot1Q(vlan=5) if tagged else None
+    frame = Ether(src="02:00:00:00:00:0b") / (tag / claim if tag else claim)
+    datagram = memoryview(bytearray(vxlan.pack(5) + bytes(frame)))
+    assert Switch([segment]).receive(datagram, remote.host, 0.0) is None
+    assert segment.counters.drops[Drop.GATEWAY_KEPT_OUT] == 1
+
+
+def test_a_tag_without_a_vlan_hides_nothing() -> None:
+    claim = ARP(op="is-at", hwsrc="02:00:00:00:00:0b", psrc="10.0.0.1", pdst="10.0.0.9")
+    head = Ether(src="02:00:00:00:00:0b")
+    plain = gateway.read(bytes(head / claim))
+    assert plain is not None
+    assert gateway.read(bytes(head / Dot1Q(vlan=0, prio=7) / claim)) == plain
+    assert gateway.read(bytes(head / Dot1Q(vlan=1) / claim)) is None

@@ -30,3 +30,12 @@ def test_the_tap_may_be_narrower() -> None:
     mtu.path("a", 1300)
     mtu.tap = 1350
     assert mtu.now == 1300
+
+
+def test_two_remotes_of_one_host_have_a_path_each() -> None:
+    mtu = TunnelMtu(1450)
+    one, two = object(), object()
+    mtu.path(one, 1300)
+    mtu.path(two, 1400)
+    mtu.path(two, None)
+    assert mtu.now == 1300

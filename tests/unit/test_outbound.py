@@ -421,6 +421,16 @@ def test_tagged_frames_are_dropped() -> None:
     assert segment.counters.tx_frames == 2
 
 
+def test_superframes_that_are_none_are_dropped() -> None:
+    runt = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3)
+    no_tcp = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3000)
+    segment = particular(inner_vlan=InnerVlan.DROP)
+    sent, _ = inspected([runt, no_tcp, of_size(1)], segment)
+    assert [datagram for batch in sent for datagram in batch] == segments(*of_size(1))
+    assert segment.counters.drops[Drop.TX_RUNT] == 1
+    assert segment.counters.drops[Drop.TX_MALFORMED] == 1
+
+
 def test_a_request_is_answered_to_the_tap() -> None:
     segment = particular()
     neighbours = Neighbours(segment.fdb, ageing=0, max_neighbours=0)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet import ICMP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6ExtHdrFragment, IPv6ExtHdrRouting
 from scapy.packet import Packet, Raw
 
@@ -36,7 +36,7 @@ from tests.unit.craft import (
     udp,
 )
 from vtep.counters import Counters
-from vtep.offload.partial import SegmentSizes, virtio_header
+from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
 from vtep.values import MTU_MAX
 from vtep.wire import ip as inet
 from vtep.wire import virtio
@@ -522,3 +522,15 @@ def test_any_mutated_partial_frame(
     assert parsed.csum_start + parsed.csum_offset + 2 <= len(changed)
     assert parsed.hdr_len <= len(changed)
     assert (parsed.gso_size > 0) == (parsed.gso_type != 0)
+
+
+@pytest.mark.parametrize("tags", ["", "q"])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("octets", [0, 1, 17, 4000])
+def test_udp_superframes_are_told_from_bursts(version: int, tags: str, octets: int) -> None:
+    ip = ip4 if version == 4 else ip6
+    frame = bytes(ether(ip(UDP(sport=1, dport=2) / Raw(bytes(octets))), tags=tags))
+    assert is_udp_superframe(frame)
+    assert not is_udp_superframe(frame + frame)
+    for end in range(len(frame) if octets < 100 else 100):
+        assert not is_udp_superframe(frame[:end])

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -59,6 +59,22 @@ def test_a_path_is_closed_with_its_last_user() -> None:
     assert path.fileno(0) == -1
     assert one[remote] is not path
     one.close()
+
+
+def test_remotes_may_be_more_than_source_ports() -> None:
+    with ExitStack() as stack:
+        receivers = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)
+        ]
+        for receiver in receivers:
+            receiver.bind(("127.0.0.1", 0))
+            receiver.settimeout(10)
+        ways = paths(Pool(), Config(vni=1, srcport=(50_001, 50_001)))
+        for receiver in receivers:
+            path = ways[Remote("127.0.0.1", receiver.getsockname()[1])]
+            assert path.send(DATAGRAM, 100, 0, 0.0) == (100, None)
+            assert receiver.recvfrom(200) == (bytes(DATAGRAM), ("127.0.0.1", 50_001))
+        ways.close()
 
 
 def test_all_who_share_a_path_are_told_of_its_mtu() -> None:
