@@ -193,7 +193,8 @@ class Path:
         return sock
 
     def _connect(self, slot: int) -> socket.socket:
-        sock = self._outer.open(self._binding, _SEND_BUFFER, df=slot >= self.slots)
+        used = {sock.getsockname()[1] for sock in self._sockets if sock is not None}
+        sock = self._outer.open(self._binding, _SEND_BUFFER, df=slot >= self.slots, used=used)
         try:
             sock.connect(sockaddr(self.remote.host, self.remote.port, self._outer.flowlabel))
         except OSError:

@@ -6,7 +6,7 @@ import random
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from ipaddress import IPv4Address
@@ -328,15 +328,20 @@ class Outer:
         """Whether datagrams have a UDP checksum, without which the kernel segments none."""
         return self.udpcsum if family == socket.AF_INET else not self.udp6zerocsumtx
 
-    def open(self, binding: Binding, buffer: int, *, df: bool = False) -> socket.socket:
+    def open(
+        self, binding: Binding, buffer: int, *, df: bool = False, used: Container[int] = ()
+    ) -> socket.socket:
         """A socket to send from, on one of our source ports; `buffer` in octets.
 
-        With `df`, nothing that it sends is fragmented on the way. Raises OSError.
+        It is another port than those `used`, if one is found. With `df`, nothing that it sends is
+        fragmented on the way. Raises OSError.
         """
-        for _ in range(_PORT_TRIES):
+        for tried in range(_PORT_TRIES):
             try:
                 # Shared among remotes, since the range may have fewer ports than there are of them.
                 port = random.choice(self.srcport)  # noqa: S311  no secret
+                if port in used and tried < _PORT_TRIES // 2:
+                    continue
                 sock = binding.open(port, shared=True)
                 break
             except OSError as error:
