@@ -15,6 +15,7 @@ from vtep.errors import ConfigError, VtepError
 MINE = Record(
     pid=os.getpid(),
     network="mynetwork",
+    id="9d76e6474256",
     vni=200,
     tap="vx200",
     remotes=("192.0.2.2",),
@@ -26,7 +27,7 @@ import os, sys
 from pathlib import Path
 from vtep.docker import record
 from vtep.docker.record import Record
-mine = Record(os.getpid(), "mynetwork", 200, "vx200", (), "")
+mine = Record(os.getpid(), "mynetwork", "9d76e6474256", 200, "vx200", (), "")
 with record.keep(mine, Path(sys.argv[1])):
     print(flush=True)
     sys.stdin.read()
@@ -88,6 +89,18 @@ def test_who_was_killed_keeps_nothing(tmp_path: Path) -> None:
 def test_detach_ends_the_process_that_attached(tmp_path: Path) -> None:
     child = keeper(tmp_path)
     record.detach("mynetwork", tmp_path)
+    assert child.poll() == -15
+    end(child)
+
+
+def test_detach_by_the_beginning_of_the_id(tmp_path: Path) -> None:
+    child = keeper(tmp_path)
+    with (
+        record.keep(evolve(MINE, network="other", id="9d8"), tmp_path),
+        pytest.raises(VtepError, match="network 9d is not attached"),
+    ):
+        record.detach("9d", tmp_path)  # It might be either.
+    record.detach("9d76e", tmp_path)
     assert child.poll() == -15
     end(child)
 

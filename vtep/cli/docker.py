@@ -3,7 +3,6 @@
 import json
 import os
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import click
@@ -19,7 +18,14 @@ from vtep.docker.client import Client
 from vtep.docker.network import read
 from vtep.docker.record import Record
 
-_NETWORK = click.argument("network")
+
+def _checked(_context: click.Context, _option: click.Parameter, network: str) -> str:
+    record.check(network)
+    return network
+
+
+_NETWORK = click.argument("network", callback=_checked)
+"""Its name, or as for docker itself the beginning of its ID."""
 
 
 @click.group()
@@ -53,7 +59,7 @@ def attach(
     """
     # What forwards takes a while to load, which the other commands need not.
     from vtep.cli.run import run_service  # noqa: PLC0415
-    from vtep.docker.attachment import Attachment  # noqa: PLC0415
+    from vtep.docker.attachment import Attachment, find  # noqa: PLC0415
     from vtep.service import Service  # noqa: PLC0415
 
     given = given_of(options)
@@ -63,20 +69,35 @@ def attach(
         raise click.UsageError(f"--vni is missing; for example: {example}")
     config = Config(**given)
     client = Client(docker_host)
+    place = find(client, network)
+    _check_free(place.network.bridge)
     kept = Record(
         pid=os.getpid(),
-        network=network,
+        network=place.network.name,
+        id=place.network.id,
         vni=config.vni,
         tap=config.tap,
         remotes=tuple(str(remote) for remote in config.remote),
         docker_host=client.url,
     )
-    attachment = Attachment(client, network)
-    place = attachment.find()
     service = Service(Settings(segments=[evolve(config, **place.options)]), instead=process)
     debug = context.find_root().params["debug"]
     with record.keep(kept):
-        run_service(service, debug=debug, beside=partial(attachment.follow, place))
+        run_service(service, debug=debug, beside=Attachment(client, place).follow)
+
+
+def _check_free(bridge: str) -> None:
+    """Raise VtepError where another attachment is on a bridge: two of them would be a loop."""
+    from vtep import netlink  # noqa: PLC0415
+
+    with netlink.session() as connection:
+        for other in record.attached():
+            device = netlink.device(connection, other.tap)
+            if device is not None and device.bridge == bridge:
+                raise VtepError(
+                    f"bridge {bridge} is attached already, by {other.tap} of network "
+                    f"{other.network}; to end that: pyvtep docker detach {other.network}"
+                )
 
 
 @docker.command()

@@ -63,36 +63,45 @@ class Place:
         return {"bridge": self.network.bridge, "gateway": tuple(gateway)}
 
 
-class Attachment:
-    """The network of an engine that a VTEP is to join: `find` it, then `follow` it."""
+def find(client: Client, name: str) -> Place:
+    """Find a network, by its name or ID, and its bridge, which takes a moment.
 
-    def __init__(self, client: Client, name: str) -> None:
+    Raises VtepError where it can't be joined, or isn't on this host.
+    """
+    network = read(client.inspect(name))
+    with netlink.session() as connection:
+        bridge = netlink.bridge(connection, network.bridge)
+    if bridge is None:
+        raise VtepError(
+            f"network {network.name}: its bridge {network.bridge} is not on this host: run "
+            "pyvtep where the engine runs, in the same network namespace"
+        )
+    return Place(network, bridge)
+
+
+class Attachment:
+    """A network that was found, and that a VTEP is to `follow`."""
+
+    def __init__(self, client: Client, place: Place) -> None:
         self._client = client
-        self._name = name
+        self._place = place
+        self._name = place.network.name
         self._gone = False
         self._twice: set[tuple[IPv4Address, str]] = set()
         """Addresses that two containers have, with the name of the one here: told already."""
 
-    def find(self) -> Place:
-        """Find the network and its bridge, which takes a moment.
+    def _find(self) -> Place:
+        place = find(self._client, self._name)
+        if place.network.name != self._name:  # The ID of another one happens to begin so.
+            raise NoSuchNetworkError(f"there is no network {self._name}")
+        return place
 
-        Raises VtepError where it can't be joined, or isn't on this host.
-        """
-        network = read(self._client.inspect(self._name))
-        with netlink.session() as connection:
-            bridge = netlink.bridge(connection, network.bridge)
-        if bridge is None:
-            raise VtepError(
-                f"network {network.name}: its bridge {network.bridge} is not on this host: run "
-                "pyvtep where the engine runs, in the same network namespace"
-            )
-        return Place(network, bridge)
-
-    async def follow(self, place: Place, vtep: Vtep) -> None:
+    async def follow(self, vtep: Vtep) -> None:
         """Keep a running VTEP that is on the bridge there, for ever, and log what is to be known.
 
-        It has one VNI, configured with the options of `place`.
+        It has one VNI, configured with the options of the place.
         """
+        place = self._place
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -119,7 +128,7 @@ class Attachment:
             await changed.wait()
             changed.clear()
             try:
-                place = await asyncio.to_thread(self.find)
+                place = await asyncio.to_thread(self._find)
                 if place != before:
                     await vtep.change(evolve(vtep.port.config, **place.options))
             except EngineGoneError:

@@ -30,6 +30,8 @@ class Record:
 
     pid: int
     network: str
+    id: str
+    """The engine's name for the network, of which people may write the beginning."""
     vni: int
     tap: str
     remotes: tuple[str, ...]
@@ -84,12 +86,17 @@ def attached(folder: Path = FOLDER) -> list[Record]:
 
 
 def detach(network: str, folder: Path = FOLDER) -> None:
-    """End the attachment of a network, and wait until it has ended.
+    """End the attachment of a network, by its name or the beginning of its ID, and wait for that.
 
     Raises VtepError where there is none, or where its process does not end.
     """
     path = _path(network, folder)
     record = _read(path)
+    if record is None:
+        found = [one for one in attached(folder) if one.id.startswith(network)]
+        if len(found) == 1:
+            (record,) = found
+            path = _path(record.network, folder)
     if record is not None:
         with suppress(ProcessLookupError), _process(record.pid) as process:
             # Only now it is sure that this number is that of the process that has the lock.
@@ -119,10 +126,15 @@ def _process(pid: int) -> Iterator[int]:
 
 
 def _path(network: str, folder: Path) -> Path:
-    # As the engine has it: no other name is one of a network, or of a file in that folder.
+    check(network)
+    return folder / f"{network}.json"
+
+
+def check(network: str) -> None:
+    """Raise ConfigError for what can't be a name of a network, and hence none of a file here."""
+    # As the engine has it.
     if not network or network[0] in "._-" or not _plain(network):
         raise ConfigError(f"network {network!r}: is not a name that a Docker network can have")
-    return folder / f"{network}.json"
 
 
 def _plain(network: str) -> bool:
