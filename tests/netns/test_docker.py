@@ -161,7 +161,8 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
 
     vteps = []
     for engine, remote in ((a, B), (b, A)):
-        vteps.append(start(engine.host, "--vni", "200", "--remote", remote, "--tap", "vx_docker"))
+        arguments = ("--vni", "200", "--remote", remote, "--tap", "vx_docker")
+        vteps.append(start(engine.host, *arguments, "--gateway", "172.18.0.1"))
         bridge = engine.docker(
             "network", "ls", "--filter", "name=mynetwork", "--format", "br-{{.ID}}"
         )
@@ -169,10 +170,12 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
 
     wait_until(lambda: a.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
     assert b.reaches("box", "172.18.0.2")
+    foreign_gateways_ask(engines, "172.18.0.")
     for engine in engines:
-        assert engine.reaches("box", "172.18.0.1")
+        assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
     for vtep in vteps:
-        assert vtep.faults() == 0
+        counters = vtep.counters()
+        assert vtep.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
         assert vtep.stop() == 0
 
 
