@@ -499,7 +499,7 @@ class Vtep:
                         *(port.config.vni, place.beside, port.tap, port.tap, place.beside),
                     )
                 if port.adapted(place):
-                    self._tell("changed", port, {"mtu": port.mtu})
+                    self._refitted(port)
 
     # --- time -------------------------------------------------------------------------------
 
@@ -570,7 +570,42 @@ class Vtep:
             ]
             for port in concerned:
                 port.follow()
-            await self._adapt(concerned)
+            surveyed = await self._survey_again(None if everything else changed)
+            await self._adapt({*concerned, *surveyed})
+
+    async def _survey_again(self, changed: Collection[int] | None) -> list[Port]:
+        """Have ports follow the MTU of underlay devices of these indices, None standing for any.
+
+        Those that have done so.
+        """
+        names = {name for port in self._ports.values() for name in port.underlay_devices}
+        hit = {name for name in names if changed is None or netlink.device_index(name) in changed}
+        if not hit:
+            return []
+
+        def survey(connection: IPRoute, ports: Iterable[Port]) -> list[tuple[Port, Underlay]]:
+            found, underlays = netlink.Survey(connection), []
+            for port in ports:
+                config = port.config
+                with suppress(VtepError):  # There is no way now.
+                    underlay = found.underlay(config.remote, config.local, config.dev)
+                    underlays.append((port, underlay))
+            return underlays
+
+        async with self._changing:  # Else it might be of a configuration that has gone by then.
+            concerned = [
+                port
+                for port in self._ports.values()
+                if port.config.mtu is None and not hit.isdisjoint(port.underlay_devices)
+            ]
+            try:
+                underlays = await _on_host(survey, concerned)
+            except (OSError, VtepError):  # A device has gone; there will be another event.
+                return []
+            for port, underlay in underlays:
+                if self._ports.get(port.config.vni) is port:
+                    port.surveyed(underlay)
+            return concerned
 
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""

@@ -143,8 +143,8 @@ class Port:
         """Forward from now on.
 
         `lost` is called when the TAP is taken from us, `refitted` when the MTU of the tunnel has
-        become another one since the path to a remote has, and `unheard` when an FDB entry names a
-        host of an IP version on which nothing listens for us.
+        become another one since that of the underlay or of the path to a remote has, and `unheard`
+        when an FDB entry names a host of an IP version on which nothing listens for us.
         """
         self._refitted = partial(refitted, self)
         tap = self._tap()
@@ -313,6 +313,14 @@ class Port:
         self.place = place
         self._tunnel.tap = place.limit
         return self._refit(before)
+
+    def surveyed(self, underlay: Underlay) -> None:
+        """Follow the MTU of the underlay, if no other was asked for."""
+        before = self.mtu
+        with suppress(VtepError):  # Too small now, which it may be for a moment only.
+            self._survey(underlay)
+        if self._refit(before):
+            self._refitted()
 
     def _path_changed(self, remote: Remote, mtu: int | None) -> None:
         """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""

@@ -248,6 +248,29 @@ def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> N
     assert "(mtu 1450)" in vtep.report()
 
 
+def test_the_mtu_of_the_underlay_is_followed(pair: Pair, start: Start) -> None:
+    """Up and down, but not beyond what was asked for."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    start(
+        a, "--vni", "2", "--remote", "192.0.2.2", "--dstport", "4790", "--tap", "vx2", "--mtu=1400"
+    )
+    kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
+    ping(a, "10.0.0.2")
+    for host in pair:
+        host.run("ip", "link", "set", "eth0", "mtu", "9000")
+    b.run("ip", "link", "set", "vx0", "mtu", "8950")
+    becomes(a, 8950)
+    wait_until(lambda: "vni 1: the tunnel carries packets of 8950 octets now" in vtep.log, "it")
+    ping(a, "10.0.0.2", "-M", "do", "-s", str(8950 - 28))
+    assert mtu_of(a, "vx2") == 1400
+    for host in pair:
+        host.run("ip", "link", "set", "eth0", "mtu", "1500")
+    becomes(a, 1450)
+    wait_until(lambda: "vni 1: the tunnel carries packets of 1450 octets now" in vtep.log, "it")
+    ping(a, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
+
+
 def test_an_mtu_that_somebody_has_set_is_theirs(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
