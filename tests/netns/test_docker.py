@@ -346,6 +346,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
     )
     try:
         sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
+        sides[0].says(f"keeps UDP port 4789 closed to {B}: ")
         sides[0].says("what no rule accepts drops it: nft insert rule inet guard input udp dport")
         for side in sides:
             side.says("--ip-range 172.18.1.0/24")
@@ -358,6 +359,27 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
             assert side.stop() == 0
     finally:
         a.host.run("nft", "delete", "table", "inet", "guard")
+
+
+def test_rules_that_drop_are_found_wherever_they_are(
+    engines: tuple[Engine, Engine], tmp_path: Path
+) -> None:
+    a, _ = engines
+    create(a)
+    dropping = ["FORWARD -j DROP", f"INPUT -s {B} -p udp --dport 4789 -j REJECT"]
+    for rule in dropping:
+        a.host.run("iptables", "-I", *rule.split())
+    try:
+        side = Attached(a, tmp_path, B)
+        inside = "-i {0} -o {0} -j ACCEPT".format(a.bridge("mynetwork"))
+        side.says("drops what crosses its bridge")
+        side.says("by the rule “-A FORWARD -j DROP” in chain FORWARD of the iptables table filter")
+        side.says(f"iptables -I FORWARD {inside}")
+        side.says(f"keeps UDP port 4789 closed to {B}: ")
+        assert side.stop() == 0
+    finally:
+        for rule in dropping:
+            a.host.run("iptables", "-D", *rule.split())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "offload": {"offload", "wire", "counters"},
     "fdb": {"wire", "errors"},
     "neigh": {"wire", "fdb", "errors"},
-    "docker/network": {"errors"},
+    "docker/network": {"errors", "firewall"},
     "firewall": set[str](),
     "gateway": {"wire"},
     "probe": {"wire"},

@@ -7,7 +7,6 @@ has another bridge. While there is none, the VTEP waits, and forgets nothing.
 import asyncio
 import logging
 import socket
-import subprocess
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from vtep.gateway import probe
 from vtep.gateway import read as talk_of
 from vtep.netfilter import Rules
 from vtep.port import Port
+from vtep.values import without_scope
 from vtep.wire.ethernet import format_mac
 
 log = logging.getLogger("vtep")
@@ -44,8 +44,6 @@ _FRAME_MAX = 128
 
 _RETRY = 2.0
 """Seconds after which what was in vain is tried again."""
-
-_COMMAND_TIMEOUT = 10
 
 
 @frozen
@@ -183,17 +181,24 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     """Log where the VTEP is, and what is not as it should be there."""
     network = place.network
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
-    rules = tuple(_output("iptables", "-S").splitlines())
-    host = Host(_bridge_netfilter(network.bridge), rules)
+    rules = Rules.read()
+    crosses = Packet(4, device=network.bridge, out=network.bridge)
+    host = Host(_bridge_netfilter(network.bridge), rules.verdict(crosses, "forward"))
     for line in findings(network, port.mtu, host):
         log.warning("%s", line)
-    dstport = port.config.dstport
-    shut = Rules.read().verdict(Packet(4, port=dstport), "prerouting", "input")
-    if shut is not None and shut.certain:
-        log.warning(
-            "this host's firewall keeps UDP port %d closed: %s drops it: %s",
-            *(dstport, shut.rule, shut.fix),
+    dstport, devices = port.config.dstport, port.underlay_devices
+    for remote in port.config.remote:
+        packet = Packet(
+            *(remote.version, str(without_scope(remote)), dstport),
+            devices[0] if len(devices) == 1 else None,
         )
+        shut = rules.verdict(packet, "prerouting", "input")
+        if shut is not None and shut.certain:
+            log.warning(
+                "this host's firewall keeps UDP port %d closed to %s: %s drops it: %s",
+                *(dstport, remote, shut.rule, shut.fix),
+            )
+            return  # It is most likely the same with the others.
 
 
 async def _ask(
@@ -235,14 +240,3 @@ def _bridge_netfilter(bridge: str) -> bool:
             if switch.read_text().strip() != "0":
                 return True
     return False
-
-
-def _output(*command: str) -> str:
-    """What a command of the host prints; nothing where it is missing or refuses."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_COMMAND_TIMEOUT
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from vtep.errors import VtepError
+from vtep.firewall import Verdict
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
 _ICC_OPTION = "com.docker.network.bridge.enable_icc"
@@ -109,8 +110,8 @@ class Host:
 
     bridge_netfilter: bool
     """Bridged frames go through the host's iptables rules (net.bridge.bridge-nf-call-iptables)."""
-    iptables: tuple[str, ...]
-    """The rules of the filter table, as `iptables -S` prints them; none if unknown."""
+    forward: Verdict | None
+    """What of its firewall drops packets from the bridge to the bridge, if they go through it."""
 
 
 def findings(network: Network, tunnel_mtu: int, host: Host) -> list[str]:
@@ -159,12 +160,9 @@ def _netfilter(network: Network, host: Host) -> Iterator[str]:
             "(enable_icc=false), but not from those on other hosts, since bridged frames pass by "
             "iptables: to change that, sysctl net.bridge.bridge-nf-call-iptables=1"
         )
-    elif host.bridge_netfilter and "-P FORWARD DROP" in host.iptables:
-        inside = f"-i {network.bridge} -o {network.bridge}"
-        passes = (f"{inside} -j ACCEPT", f" -i {network.bridge} -j ACCEPT")
-        if not any(rule.endswith(passes) for rule in host.iptables):
-            yield (
-                f"network {network.name}: iptables drops what crosses its bridge (FORWARD has the "
-                "policy DROP, and net.bridge.bridge-nf-call-iptables is 1): iptables -I FORWARD "
-                f"{inside} -j ACCEPT, or restart the engine, which has that rule of its own"
-            )
+    elif host.bridge_netfilter and host.forward is not None:
+        does = "drops" if host.forward.certain else "may drop"
+        yield (
+            f"network {network.name}: this host's firewall {does} what crosses its bridge "
+            f"(net.bridge.bridge-nf-call-iptables is 1), by {host.forward.rule}: {host.forward.fix}"
+        )
