@@ -425,6 +425,17 @@ def test_a_server_that_does_not_answer(path: Path) -> None:
             client.call("echo")
 
 
+def test_what_a_server_can_not_do_now_is_not_asked_of_it(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        with Client(path, timeout=0.05) as client, suppress(DisconnectedError):
+            client.vni.delete(1)
+        peer, _ = listener.accept()
+        with peer:
+            assert b"vni" not in peer.recv(1000)
+
+
 # --- where it is --------------------------------------------------------------------------------
 
 

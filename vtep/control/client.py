@@ -26,6 +26,9 @@ from vtep.errors import ConfigError, VtepError
 _TIMEOUT = 30.0
 """Seconds for a VTEP to do something and to say so."""
 
+_ALIVE = 4.0
+"""Seconds in which a VTEP says anything at all, unless its process is stopped, or hangs."""
+
 
 class DisconnectedError(VtepError):
     """The VTEP has ended, or is not there, or does not answer."""
@@ -45,7 +48,8 @@ class Client:
         self._number = 0
         self._events: list[Event] = []
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
+        self._answers = False
+        self._socket.settimeout(min(timeout, _ALIVE))
         try:
             self._socket.connect(fspath(self.path))
         except OSError as error:
@@ -61,8 +65,19 @@ class Client:
 
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the VTEP by name; parameters that are None are left out."""
-        self._number += 1
+        if not self._answers:  # So one that is stopped does not do it once it goes on.
+            self._ask("ping", {}, min(self._timeout, _ALIVE))
+            self._answers = True
         given = {name: value for name, value in params.items() if value is not None}
+        answer = self._ask(method, given, self._timeout)
+        if "error" in answer:
+            raise _refusal(method, answer["error"])
+        return answer["result"]
+
+    def _ask(self, method: str, given: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """The answer to a request, whatever it is; raises DisconnectedError where there is none."""
+        self._number += 1
+        self._socket.settimeout(timeout)
         try:
             self._socket.sendall(jsonrpc.request(method, given, self._number) + b"\n")
             while (answer := self._receive()).get("id") != self._number:
@@ -72,13 +87,11 @@ class Client:
                     self._events.append(answer["params"])
         except TimeoutError as error:
             raise DisconnectedError(
-                f"{self.path}: no answer within {self._timeout:g} seconds"
+                f"{self.path}: no answer within {timeout:g} seconds; is its process stopped?"
             ) from error
         except OSError as error:
             raise DisconnectedError(f"{self.path}: {error.strerror or error}") from error
-        if "error" in answer:
-            raise _refusal(method, answer["error"])
-        return answer["result"]
+        return answer
 
     def stats(self, *, vni: int | None = None, dev: str | None = None) -> Stats:
         """What every segment has counted, or one of them."""
@@ -105,10 +118,10 @@ class Client:
         return self._monitor()
 
     def _monitor(self) -> Iterator[Event]:
-        self._socket.settimeout(None)
         while True:
             told, self._events = self._events, []
             yield from told
+            self._socket.settimeout(None)
             try:
                 message = self._receive()
             except (OSError, DisconnectedError):

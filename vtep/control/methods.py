@@ -74,6 +74,7 @@ class Methods:
             "stats": Method(self._stats, segment),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
+            "ping": Method(lambda _: True),
         }
 
     async def call(self, name: str, given: Mapping[str, Any]) -> Any:
