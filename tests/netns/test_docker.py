@@ -361,6 +361,31 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
         a.host.run("nft", "delete", "table", "inet", "guard")
 
 
+def test_two_networks_of_the_same_hosts(
+    engines: tuple[Engine, Engine], attach: Attach, tmp_path: Path
+) -> None:
+    for engine, own in zip(engines, "23", strict=True):
+        create(engine)
+        engine.docker("network", "create", "--subnet", "172.19.0.0/16", "other")
+        engine.container("box", "other", "--ip", f"172.19.0.{own}")
+    attach()
+    a, b = engines
+    why = refused(a, "other").stderr
+    assert "UDP port is taken on this host, by another pyvtep (see: ss -ulpn)" in why
+    assert "give this one another --dstport, the same on all hosts" in why
+    command = ("docker", "attach", "other", "--control", "auto", "--vni", "201")
+    others = [
+        Pyvtep(
+            *(engine.host, tmp_path, *command, "--dstport", "4790", "--remote", remote),
+            prefix=engine.enter,
+        ).ready()
+        for engine, remote in ((a, B), (b, A))
+    ]
+    wait_until(lambda: a.reaches("box", "172.19.0.3"), "a ping from .2 to .3")
+    for other in others:
+        assert other.stop() == 0
+
+
 def test_rules_that_drop_are_found_wherever_they_are(
     engines: tuple[Engine, Engine], tmp_path: Path
 ) -> None:

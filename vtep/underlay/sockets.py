@@ -174,8 +174,10 @@ def open_receiver(
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise VtepError(
-                f"--dstport {port}: this UDP port is taken on this host, by another VTEP (see: ss "
-                "-ulpn) or a kernel VXLAN device (see: ip -d link show type vxlan)"
+                f"--dstport {port}: this UDP port is taken on this host, by another pyvtep (see: "
+                "ss -ulpn) or a kernel VXLAN device (see: ip -d link show type vxlan): run all "
+                "VNIs in one process (--config), or give this one another --dstport, the same on "
+                "all hosts"
             ) from error
         if error.errno in (errno.EPERM, errno.EACCES):
             raise VtepError(
