@@ -13,7 +13,7 @@ from vtep.errors import ConfigError, VtepError
 
 def test_without_the_sdk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
-    with pytest.raises(VtepError, match=r"not installed: pip install 'pyvtep\[docker\]'"):
+    with pytest.raises(VtepError, match=r"/python3?\S* -m pip install '\.\[docker\]'"):
         Client(None)
 
 

@@ -5,6 +5,7 @@ The SDK is an optional part of pyvtep; without it, whoever asks is told how to g
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from time import sleep
@@ -38,7 +39,8 @@ class Client:
             import docker  # noqa: PLC0415  optional, and slow to import
         except ImportError as error:
             raise VtepError(
-                "the Docker SDK for Python is not installed: pip install 'pyvtep[docker]'"
+                "the Docker SDK for Python is not installed: in the clone of pyvtep, scripts/setup "
+                f"--extra docker, or {sys.executable} -m pip install '.[docker]'"
             ) from error
         self._docker = docker
         self._options = docker.utils.kwargs_from_env()
