@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from vtep.wire import Buffer, ethernet
+from vtep.wire import Buffer, ethernet, nd
 
 Address = IPv4Address | IPv6Address
 
@@ -27,6 +27,8 @@ _ETHERNET_AND_IPV4 = b"\x00\x01\x08\x00\x06\x04"
 _REQUEST = 1
 _ICMPV6 = 58
 _SOLICITATION, _ADVERTISEMENT = 135, 136
+_LINK_LOCAL = bytes.fromhex("fe80000000000000")
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 _NOBODY_V4, _NOBODY_V6 = bytes(4), bytes(16)
 _ARP_END = 42
 _ND_END = 78
@@ -82,8 +84,18 @@ def _read_nd(frame: Buffer) -> Talk | None:
     return None
 
 
-def probe(mac: bytes, address: IPv4Address) -> bytes:
-    """The Ethernet frame that asks whether somebody has an address (RFC 5227, section 2.1.1)."""
+def probe(mac: bytes, address: Address) -> bytes:
+    """The Ethernet frame that asks whether somebody has an address, to be answered to a MAC.
+
+    Of IPv4 it is a probe (RFC 5227, section 2.1.1). One of IPv6 (RFC 4862, section 5.4) would be
+    answered to all, and believed: so it asks as the owner of the MAC's link-local address would.
+    """
+    if isinstance(address, IPv6Address):
+        end = address.packed[-3:]
+        source = _LINK_LOCAL + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+        group = _SOLICITED_NODE + end
+        asks = nd.Message(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
+        return b"\x33\x33\xff" + end + mac + _IPV6 + nd.pack(asks)
     head = b"\xff" * ethernet.MAC_LEN + mac + _ARP + _ETHERNET_AND_IPV4 + b"\x00\x01"
     return head + mac + _NOBODY_V4 + ethernet.MAC_ZERO + address.packed
 

@@ -272,13 +272,14 @@ def test_an_address_that_was_given_twice_is_told_of(
 ) -> None:
     a, b = engines
     for engine in engines:
-        create(engine)
+        create(engine, "--ipv6", "--subnet", "fd00:18::/64")
     a.container("first", "mynetwork")
     side, other = attach()
     b.container("second", "mynetwork")
     assert address_of(a, "first") == address_of(b, "second") == "172.18.0.2"
     # Who was second is told: before, there was no harm.
-    other.says("container second has the address 172.18.0.2, and so has one on another host")
+    for twice in ("172.18.0.2", "fd00:18::2"):
+        other.says(f"container second has the address {twice}, and so has one on another host")
     assert "and so has one" not in side.log
 
 

@@ -1,13 +1,14 @@
 """Gateways of one address on both sides: who hears what, judged by scapy's frames."""
 
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.utils6 import in6_mactoifaceid
 
 from vtep import gateway
 from vtep.counters import Drop, DropLog
@@ -133,8 +134,16 @@ def test_a_routed_message_is_no_neighbour_discovery(gateways: Gateways) -> None:
 
 
 def test_our_probe_is_what_scapy_makes() -> None:
-    theirs = arp("who-has", "0.0.0.0", OURS)
-    assert gateway.probe(bytes.fromhex(MAC.replace(":", "")), IPv4Address(OURS)) == theirs
+    mac = bytes.fromhex(MAC.replace(":", ""))
+    assert gateway.probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
+    option = ICMPv6NDOptSrcLLAddr(lladdr=MAC)
+    theirs = (
+        Ether(src=MAC, dst="33:33:ff:00:00:01")
+        / IPv6(src=f"fe80::{in6_mactoifaceid(MAC)}", dst="ff02::1:ff00:1")
+        / ICMPv6ND_NS(tgt=OURS6)
+        / option
+    )
+    assert gateway.probe(mac, IPv6Address(OURS6)) == bytes(theirs)
 
 
 @given(st.sampled_from(QUESTIONS + CLAIMS + PROBES), st.integers(0, 100), st.binary(max_size=90))

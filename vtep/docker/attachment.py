@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
@@ -26,7 +26,7 @@ from vtep.gateway import probe
 from vtep.gateway import read as talk_of
 from vtep.netfilter import Rules
 from vtep.port import Port
-from vtep.values import without_scope
+from vtep.values import Address, without_scope
 from vtep.wire.ethernet import format_mac
 
 log = logging.getLogger("vtep")
@@ -38,7 +38,9 @@ _PROBE_INTERVAL = 1.0
 _PROBE_PAUSE = 30.0
 """Seconds from one row to the next: so soon it shows that a gateway is there no more."""
 
-_ARP = 0x0806
+_ARP, _IPV6 = 0x0806, 0x86DD
+_HEARD_MAX = 1000
+"""Frames that are looked at for answers in one go: some milliseconds' work."""
 _FRAME_MAX = 128
 """Octets of a frame that are enough to read an answer."""
 
@@ -85,7 +87,7 @@ class Attachment:
         self._place = place
         self._name = place.network.name
         self._gone = False
-        self._twice: set[tuple[IPv4Address, str]] = set()
+        self._twice: set[tuple[Address, str]] = set()
         """Addresses that two containers have, with the name of the one here: told already."""
 
     def _find(self) -> Place:
@@ -156,7 +158,7 @@ class Attachment:
             for container in place.network.containers
             for address in container.addresses
         }
-        containers = [address for address in here if isinstance(address, IPv4Address)]
+        containers = list(here)
         while True:
             for _ in range(_PROBES):
                 for address, mac in await _ask(port.tap, bridge, [*gateways, *containers]):
@@ -167,7 +169,7 @@ class Attachment:
                 port.segment.gateways.lapse()
             await asyncio.sleep(_PROBE_PAUSE)
 
-    def _say_twice(self, address: IPv4Address, name: str, mac: str) -> None:
+    def _say_twice(self, address: Address, name: str, mac: str) -> None:
         if (address, name) not in self._twice:
             self._twice.add((address, name))
             log.warning(
@@ -201,32 +203,42 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
             return  # It is most likely the same with the others.
 
 
-async def _ask(
-    tap: str, bridge: str, addresses: Iterable[IPv4Address]
-) -> list[tuple[IPv4Address, str]]:
+async def _ask(tap: str, bridge: str, addresses: Iterable[Address]) -> list[tuple[Address, str]]:
     """Ask the other hosts who has these addresses, once; who answered, with MAC addresses."""
     wanted = {address.packed: address for address in addresses}
-    answers: dict[IPv4Address, str] = {}
+    answers: dict[Address, str] = {}
     # What is sent on the TAP is for the other hosts only. Answers are for its MAC, so that the
     # bridge, which has what its ports receive, takes them for the host's.
     with (
         suppress(OSError),
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as hearing,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as arp,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as ipv6,
     ):
-        hearing.setblocking(False)
-        hearing.bind((bridge, _ARP))
+        hearing = {arp: _ARP}
+        if any(address.version == 6 for address in wanted.values()):
+            hearing[ipv6] = _IPV6
+        for sock, protocol in hearing.items():
+            sock.setblocking(False)
+            sock.bind((bridge, protocol))
         asking.bind((tap, 0))
         mac: bytes = asking.getsockname()[4]
         for address in wanted.values():
             asking.send(probe(mac, address))
         await asyncio.sleep(_PROBE_INTERVAL)
-        while True:  # Until there is nothing more to hear, which is an OSError.
-            frame = hearing.recv(_FRAME_MAX)
-            talk = talk_of(frame)
-            if frame[:6] == mac and talk is not None and talk.claimed in wanted:
-                answers[wanted[talk.claimed]] = format_mac(frame[6:12])
-    return sorted(answers.items())
+        for sock in hearing:
+            for frame in _heard(sock):
+                talk = talk_of(frame)
+                if frame[:6] == mac and talk is not None and talk.claimed in wanted:
+                    answers[wanted[talk.claimed]] = format_mac(frame[6:12])
+    return list(answers.items())
+
+
+def _heard(sock: socket.socket) -> Iterator[bytes]:
+    """The frames that have come by now, or so many of them that others need not wait long."""
+    with suppress(OSError):  # There are no more.
+        for _ in range(_HEARD_MAX):
+            yield sock.recv(_FRAME_MAX)
 
 
 def _bridge_netfilter(bridge: str) -> bool:
