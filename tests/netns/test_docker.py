@@ -298,15 +298,21 @@ def test_a_restarted_engine_and_a_network_created_anew_are_followed(
     said = status(a)
     assert said["bridge"] == bridge
     assert "does not answer" in said["problem"]
+    shown = pyvtep(a, "docker", "status").stdout
+    assert f"  bridge {bridge}, containers are unknown\n" in shown
+    side.says("does not answer: network mynetwork stays attached as it is")
     # The bridge is lost as well, as after a reboot: the engine makes it anew, of the same name.
     a.host.run("ip", "link", "del", bridge)
     a.start()
     a.docker("start", "box")
+    side.says("answers again")
     joined(engines)
 
     a.docker("rm", "--force", "box")
     a.docker("network", "rm", "mynetwork")
-    side.says("network mynetwork is gone: waiting for one of that name")
+    recipe = "docker network create --subnet 172.18.0.0/16 "
+    side.says(f"network mynetwork is gone: waiting for one of that name: {recipe}")
+    assert f"the network is gone; to make it again: {recipe}" in status(a)["problem"]
     create(a, "--gateway", "172.18.0.9")
     assert a.bridge("mynetwork") != bridge
     side.on(a.bridge("mynetwork"))

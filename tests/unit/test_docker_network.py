@@ -77,6 +77,19 @@ def test_a_network_is_read() -> None:
     )
 
 
+def test_how_such_a_network_is_created() -> None:
+    assert read(INSPECTED).recipe == (
+        "docker network create --subnet 172.18.0.0/16 --ip-range 172.18.1.0/24 "
+        "--opt com.docker.network.driver.mtu=1450 mynetwork"
+    )
+    pools = [{"Subnet": "10.0.0.0/8", "Gateway": "10.0.0.9"}, {"Subnet": "fd00::/64"}]
+    more = inspected(IPAM={"Config": pools}, Options=None, EnableIPv6=True, Internal=True)
+    assert read(more).recipe == (
+        "docker network create --ipv6 --internal --subnet 10.0.0.0/8 --gateway 10.0.0.9 "
+        "--subnet fd00::/64 mynetwork"
+    )
+
+
 @pytest.mark.parametrize("missing", sorted(set(INSPECTED) - {"Name", "Id", "Driver"}))
 def test_what_engines_leave_out_is_not_missed(missing: str) -> None:
     without = {key: value for key, value in INSPECTED.items() if key != missing}

@@ -20,6 +20,7 @@ MINE = Record(
     tap="vx200",
     remotes=("192.0.2.2",),
     docker_host="unix:///var/run/docker.sock",
+    recipe="docker network create mynetwork",
 )
 
 KEEPER = """
@@ -27,7 +28,7 @@ import os, sys
 from pathlib import Path
 from vtep.docker import record
 from vtep.docker.record import Record
-mine = Record(os.getpid(), "mynetwork", "9d76e6474256", 200, "vx200", (), "")
+mine = Record(os.getpid(), "mynetwork", "9d76e6474256", 200, "vx200", (), "", "")
 with record.keep(mine, Path(sys.argv[1])):
     print(flush=True)
     sys.stdin.read()

@@ -14,7 +14,7 @@ from vtep.config import Settings
 from vtep.control import client as control
 from vtep.control import paths
 from vtep.docker import record
-from vtep.docker.client import Client
+from vtep.docker.client import Client, NoSuchNetworkError
 from vtep.docker.network import read
 from vtep.docker.record import Record
 
@@ -79,6 +79,7 @@ def attach(
         tap=config.tap,
         remotes=tuple(str(remote) for remote in config.remote),
         docker_host=client.url,
+        recipe=place.network.recipe,
     )
     service = Service(Settings(segments=[evolve(config, **place.options)]), instead=process)
     debug = context.find_root().params["debug"]
@@ -136,6 +137,8 @@ def _status(kept: Record) -> dict[str, Any]:
     }
     try:
         network = read(Client(kept.docker_host).inspect(kept.network))
+    except NoSuchNetworkError:
+        return status | {"problem": f"the network is gone; to make it again: {kept.recipe}"}
     except VtepError as error:
         return status | {"problem": str(error)}
     if status["bridge"] != network.bridge:
@@ -161,8 +164,9 @@ def _print(status: dict[str, Any]) -> None:
         f"{status['network']}: vni {status['vni']} on {status['tap']} (mtu {mtu}) "
         f"to {', '.join(status['remotes'])}, process {status['pid']}"
     )
-    containers = f"containers have mtu {status['network_mtu']}"
-    click.echo(f"  bridge {status['bridge'] or 'none'}, {containers}")
+    where = f"bridge {status['bridge']}" if status["bridge"] else "on no bridge"
+    mtu = status["network_mtu"]
+    click.echo(f"  {where}, {f'containers have mtu {mtu}' if mtu else 'containers are unknown'}")
     if status["problem"]:
         click.echo(f"  {status['problem']}")
     for container in status["containers"]:

@@ -8,8 +8,9 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class Attachment:
         self._place = place
         self._name = place.network.name
         self._gone = False
+        self._answers = True
         self._twice: set[tuple[Address, str]] = set()
         """Addresses that two containers have, with the name of the one here: told already."""
 
@@ -105,12 +107,16 @@ class Attachment:
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def notify() -> None:
-            loop.call_soon_threadsafe(changed.set)
+        def answers() -> None:
+            self._hear(answers=True)
+            changed.set()
 
-        threading.Thread(
-            target=self._client.watch, args=(notify,), name="docker", daemon=True
-        ).start()
+        def tell(what: Callable[[], None]) -> None:
+            with suppress(RuntimeError):  # The loop has ended, and soon the process will.
+                loop.call_soon_threadsafe(what)
+
+        watch = (partial(tell, answers), partial(tell, partial(self._hear, answers=False)))
+        threading.Thread(target=self._client.watch, args=watch, name="docker", daemon=True).start()
         told = None
         while True:
             asking = asyncio.create_task(self._ask_others(place, vtep.port))
@@ -121,6 +127,19 @@ class Attachment:
                 place = await self._another(place, changed, vtep)
             finally:
                 asking.cancel()
+
+    def _hear(self, *, answers: bool) -> None:
+        """Say once that the engine does not answer, and once that it does again."""
+        if answers is self._answers:
+            return
+        self._answers = answers
+        if answers:
+            log.info("the Docker engine at %s answers again", self._client.url)
+        else:
+            log.warning(
+                "the Docker engine at %s does not answer: network %s stays attached as it is",
+                *(self._client.url, self._name),
+            )
 
     async def _another(self, before: Place, changed: asyncio.Event, vtep: Vtep) -> Place:
         """Wait until the network is another one, and join that; trouble is logged, and may pass."""
@@ -135,7 +154,10 @@ class Attachment:
                 pass  # Its networks go on without it.
             except NoSuchNetworkError:
                 if not self._gone:
-                    log.warning("network %s is gone: waiting for one of that name", self._name)
+                    log.warning(
+                        "network %s is gone: waiting for one of that name: %s",
+                        *(self._name, before.network.recipe),
+                    )
                 self._gone = True
             except VtepError as error:
                 log.warning("%s", error)

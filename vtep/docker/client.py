@@ -72,10 +72,11 @@ class Client:
             raise self._explain(error) from error
         return inspected
 
-    def watch(self, changed: Callable[[], object]) -> NoReturn:
+    def watch(self, changed: Callable[[], object], gone: Callable[[], object]) -> NoReturn:
         """Call `changed` whenever a network may have: at first, then at what the engine announces.
 
-        It never returns, and outlives the engine. Run it in a daemon thread.
+        And `gone` whenever the engine could not be reached. It never returns, and outlives the
+        engine. Run it in a daemon thread.
         """
         while True:
             try:
@@ -85,8 +86,8 @@ class Client:
                     for event in events:
                         if event.get("Action") in ("create", "destroy", "connect"):
                             changed()
-            except Exception:  # noqa: BLE001, S110  what can't be asked is asked again
-                pass
+            except Exception:  # noqa: BLE001  what can't be asked is asked again
+                gone()
             sleep(_PAUSE)
 
     def _connect(self) -> Any:

@@ -4,7 +4,8 @@ The dictionaries are those of the Docker Engine API (`GET /networks/ID`): hostil
 of many versions, so that everything but the name and the id may be missing.
 """
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
@@ -62,6 +63,8 @@ class Network:
     """Subnets of which the engine hands out any address."""
     containers: tuple[Container, ...] = field(eq=False, repr=False)
     """As of now: they come and go, and the network is the same."""
+    recipe: str = field(eq=False, repr=False)
+    """The command that creates such a network."""
 
 
 def read(inspected: Mapping[str, Any]) -> Network:
@@ -93,7 +96,22 @@ def read(inspected: Mapping[str, Any]) -> Network:
             if pool.get("Subnet") and not pool.get("IPRange")
         ),
         containers=tuple(sorted(_containers(inspected), key=lambda one: one.name)),
+        recipe=_recipe(inspected, options, pools),
     )
+
+
+def _recipe(
+    inspected: Mapping[str, Any], options: Mapping[str, Any], pools: Iterable[Mapping[str, Any]]
+) -> str:
+    words = ["docker", "network", "create"]
+    words += ["--ipv6"] if inspected.get("EnableIPv6") else []
+    words += ["--internal"] if inspected.get("Internal") else []
+    for pool in pools:
+        for option, key in (("subnet", "Subnet"), ("ip-range", "IPRange"), ("gateway", "Gateway")):
+            words += [f"--{option}", str(pool[key])] if pool.get(key) else []
+    for name, value in options.items():
+        words += ["--opt", f"{name}={value}"]
+    return shlex.join([*words, inspected["Name"]])
 
 
 def _containers(inspected: Mapping[str, Any]) -> Iterator[Container]:

@@ -36,6 +36,8 @@ class Record:
     tap: str
     remotes: tuple[str, ...]
     docker_host: str
+    recipe: str
+    """The command that creates such a network."""
 
 
 @contextmanager
