@@ -5,6 +5,7 @@ what one VNI has of its own is in `port`.
 """
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -223,7 +224,9 @@ class Vtep:
 
     def _lost(self, port: Port, error: OSError) -> None:
         """End a port whose TAP is gone; with the last one, end all."""
-        why = VtepError(f"the TAP device {port.tap} was removed: {error.strerror}")
+        # Its descriptor is in a bad state then, which tells nobody anything.
+        reason = "" if error.errno == errno.EBADFD else f": {error.strerror}"
+        why = VtepError(f"the TAP device {port.tap} was removed{reason}")
         if len(self._ports) == 1:
             for tap in self._end(why):
                 tap.close()

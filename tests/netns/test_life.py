@@ -65,7 +65,7 @@ def test_a_killed_process_leaves_no_tap(pair: Pair, tunnel: Tunnel) -> None:
 def test_a_tap_that_is_removed_ends_it_with_a_word(pair: Pair, tunnel: Tunnel) -> None:
     pair[0].run("ip", "link", "del", "vx0")
     assert tunnel[0].ended() == 1
-    assert "pyvtep: error: the TAP device vx0 was removed" in tunnel[0].log
+    assert "pyvtep: error: the TAP device vx0 was removed\n" in tunnel[0].log
     assert "Traceback" not in tunnel[0].log
 
 

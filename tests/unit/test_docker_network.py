@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.docker.network import Container, Host, findings, read
+from vtep.docker.network import Container, Host, Tunnel, findings, read
 from vtep.errors import VtepError
 from vtep.firewall import Verdict
 
@@ -58,8 +58,10 @@ def options(**changes: str) -> dict[str, Any]:
     return inspected(Options=INSPECTED["Options"] | given)
 
 
-def said(answer: dict[str, Any], host: Host = OPEN, mtu: int = 1450) -> str:
-    return "\n".join(findings(read(answer), mtu, host))
+def said(
+    answer: dict[str, Any], host: Host = OPEN, mtu: int = 1450, *, chosen: bool = False
+) -> str:
+    return "\n".join(findings(read(answer), Tunnel(mtu, chosen), host))
 
 
 def test_a_network_is_read() -> None:
@@ -176,13 +178,34 @@ def test_a_suggestion_is_for_every_subnet_a_part_of_it(address: Any, prefix: int
 
 def test_each_subnet_is_judged_by_itself() -> None:
     both = pools("172.18.0.0/16", "fd00:1::/64")
-    assert len(findings(read(both), 1450, OPEN)) == 2
+    assert len(findings(read(both), Tunnel(1450), OPEN)) == 2
 
 
 def test_an_mtu_that_the_tunnel_does_not_carry() -> None:
     line = said(INSPECTED, mtu=1430)
     assert "MTU of 1450, but the tunnel carries 1430" in line
-    assert "--opt com.docker.network.driver.mtu=1430" in line
+    assert "--opt com.docker.network.driver.mtu=1430, or raise the MTU of the underlay" in line
+    line = said(INSPECTED, mtu=1430, chosen=True)
+    assert "--opt com.docker.network.driver.mtu=1430, or raise --mtu" in line
+
+
+def test_a_tunnel_too_narrow_for_ipv6() -> None:
+    assert "IPv6 needs 1280" in said(INSPECTED, mtu=1279)
+    assert "IPv6" not in said(INSPECTED, mtu=1280)
+
+
+def test_the_default_network_is_configured_and_not_created() -> None:
+    lines = said(
+        inspected(
+            IPAM=pools("172.17.0.0/16", "fd00:1::/64")["IPAM"],
+            Options={"com.docker.network.bridge.default_bridge": "true"},
+        )
+    )
+    assert "create --" not in lines
+    assert "--ip)" not in lines
+    assert '("fixed-cidr": "172.17.1.0/24" in the daemon.json of the engine, on' in lines
+    assert '("fixed-cidr-v6": "fd00:1:0:0:100::/72" in the daemon.json' in lines
+    assert 'set "mtu": 1450 in the daemon.json' in lines
 
 
 def test_icc_off() -> None:

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from vtep import netlink
 from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
-from vtep.docker.network import Host, Network, findings, read
+from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.engine import Vtep
 from vtep.errors import VtepError
 from vtep.firewall import Packet
@@ -208,7 +208,8 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     rules = Rules.read()
     crosses = Packet(4, device=network.bridge, out=network.bridge)
     host = Host(_bridge_netfilter(network.bridge), rules.verdict(crosses, "forward"))
-    for line in findings(network, port.mtu, host):
+    tunnel = Tunnel(port.mtu, chosen=port.mtu == port.config.mtu)
+    for line in findings(network, tunnel, host):
         log.warning("%s", line)
     dstport, devices = port.config.dstport, port.underlay_devices
     for remote in port.config.remote:

@@ -15,11 +15,15 @@ from vtep.errors import VtepError
 from vtep.firewall import Verdict
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
+_DEFAULT_OPTION = "com.docker.network.bridge.default_bridge"
 _ICC_OPTION = "com.docker.network.bridge.enable_icc"
 MTU_OPTION = "com.docker.network.driver.mtu"
 
 _DEFAULT_MTU = 1500
 """What containers have on a network for which no MTU was given."""
+
+_IPV6_LEAST = 1280
+"""Octets that every link must carry in one packet (RFC 8200, section 5)."""
 
 _RANGE_BITS = 8
 """A range that is suggested for a host is a subnet with a prefix longer by so much."""
@@ -56,6 +60,8 @@ class Network:
     """Name of the bridge device."""
     mtu: int
     """MTU of containers, in octets."""
+    default: bool
+    """It is the engine's own, which is not created but configured in its daemon.json."""
     icc: bool
     """Whether the engine lets containers talk to each other."""
     subnets: tuple[IPv4Network | IPv6Network, ...]
@@ -88,6 +94,7 @@ def read(inspected: Mapping[str, Any]) -> Network:
         id=inspected["Id"],
         bridge=options.get(_BRIDGE_OPTION) or f"br-{inspected['Id'][:12]}",
         mtu=int(mtu) if mtu.isdecimal() and int(mtu) else _DEFAULT_MTU,
+        default=str(options.get(_DEFAULT_OPTION)).lower() == "true",
         icc=str(options.get(_ICC_OPTION, "true")).lower() not in ("false", "0", "f"),
         subnets=tuple(ip_network(pool["Subnet"]) for pool in pools if pool.get("Subnet")),
         unranged=tuple(
@@ -123,6 +130,14 @@ def _containers(inspected: Mapping[str, Any]) -> Iterator[Container]:
 
 
 @frozen
+class Tunnel:
+    """What is attached: its MTU in octets, and whether that was chosen rather than found."""
+
+    mtu: int
+    chosen: bool = False
+
+
+@frozen
 class Host:
     """What of the host decides over frames on a bridge."""
 
@@ -132,39 +147,58 @@ class Host:
     """What of its firewall drops packets from the bridge to the bridge, if they go through it."""
 
 
-def findings(network: Network, tunnel_mtu: int, host: Host) -> list[str]:
+def findings(network: Network, tunnel: Tunnel, host: Host) -> list[str]:
     """What will bite, or may, each with what to do about it: one line for each."""
-    return [*_addresses(network), *_mtu(network, tunnel_mtu), *_netfilter(network, host)]
+    return [*_addresses(network), *_mtu(network, tunnel), *_netfilter(network, host)]
 
 
 def _addresses(network: Network) -> Iterator[str]:
     for subnet in network.unranged:
-        part = subnet.prefixlen + _RANGE_BITS
-        if subnet.version == 4:
-            part = min(part, _SMALLEST_RANGE)
-        if part <= subnet.prefixlen or part > subnet.max_prefixlen:
-            advice = ""
-        else:
-            ranges = subnet.subnets(new_prefix=part)
-            next(ranges)  # The gateway is in the first.
+        part = _range(subnet)
+        advice = "choose addresses by hand (docker run --ip)"
+        own = f"docker network create --subnet {subnet} --ip-range {part}"
+        if network.default:
+            advice = "attach a network that you create, where addresses can be chosen"
+            key = "fixed-cidr" if subnet.version == 4 else "fixed-cidr-v6"
+            own = f'"{key}": "{part}" in the daemon.json of the engine'
+        if part is not None:
             advice = (
-                "give each host a range of its own (docker network create --subnet "
-                f"{subnet} --ip-range {next(ranges)}, on the next host another), or "
+                f"give each host a range of its own ({own}, on the next host another), or {advice}"
             )
         yield (
             f"network {network.name}: every engine hands out addresses of {subnet} without knowing "
-            f"of the others, so two containers may get the same: {advice}choose addresses by hand "
-            "(docker run --ip)"
+            f"of the others, so two containers may get the same: {advice}"
         )
 
 
-def _mtu(network: Network, tunnel_mtu: int) -> Iterator[str]:
-    if network.mtu > tunnel_mtu:
+def _range(subnet: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network | None:
+    """A part of a subnet for one host, None if it is too small for parts."""
+    length = subnet.prefixlen + _RANGE_BITS
+    if subnet.version == 4:
+        length = min(length, _SMALLEST_RANGE)
+    if length <= subnet.prefixlen or length > subnet.max_prefixlen:
+        return None
+    ranges: Iterator[Any] = subnet.subnets(new_prefix=length)
+    next(ranges)  # The gateway is in the first.
+    own: IPv4Network | IPv6Network = next(ranges)
+    return own
+
+
+def _mtu(network: Network, tunnel: Tunnel) -> Iterator[str]:
+    if network.mtu > tunnel.mtu:
+        option = f"create it with --opt {MTU_OPTION}={tunnel.mtu}"
+        if network.default:
+            option = f'set "mtu": {tunnel.mtu} in the daemon.json of the engine'
+        raising = "--mtu" if tunnel.chosen else "the MTU of the underlay"
         yield (
             f"network {network.name}: its containers have an MTU of {network.mtu}, but the tunnel "
-            f"carries {tunnel_mtu}: that works, but what is larger is cut, fragmented or sent back "
-            f"on the way; to spare that, create it with --opt {MTU_OPTION}={tunnel_mtu}, or raise "
-            "the MTU of the underlay"
+            f"carries {tunnel.mtu}: that works, but what is larger is cut, fragmented or sent back "
+            f"on the way; to spare that, {option}, or raise {raising}"
+        )
+    if tunnel.mtu < _IPV6_LEAST:
+        yield (
+            f"network {network.name}: the tunnel carries {tunnel.mtu}, but IPv6 needs "
+            f"{_IPV6_LEAST}: it does not work through the tunnel"
         )
 
 
@@ -172,7 +206,8 @@ def _netfilter(network: Network, host: Host) -> Iterator[str]:
     if not network.icc:
         yield (
             f"network {network.name}: containers are kept from each other (enable_icc=false), and "
-            "from those on other hosts as well: create it without that option"
+            "from those on other hosts as well: "
+            + ('"icc": true in daemon.json' if network.default else "create it without that option")
             if host.bridge_netfilter
             else f"network {network.name}: containers are to be kept from each other "
             "(enable_icc=false), but not from those on other hosts, since bridged frames pass by "
