@@ -7,6 +7,7 @@ kept for when there are.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -41,7 +42,7 @@ def load(settings: Settings) -> Loaded:
     """Read the state file, if there is to be one; raises VtepError where it is not ours."""
     if settings.state is None:
         return Loaded()
-    loaded = state.load(Path(settings.state))
+    loaded = state.load(_file(settings.state))
     if loaded.warning is not None:
         log.warning("%s", loaded.warning)
     return loaded
@@ -56,13 +57,18 @@ async def keep(vtep: Vtep, settings: Settings, loaded: Loaded) -> AsyncIterator[
     if settings.state is None:
         yield
         return
-    keeper = _Keeper(vtep, Path(settings.state), loaded, learned=settings.state_learned)
+    keeper = _Keeper(vtep, _file(settings.state), loaded, learned=settings.state_learned)
     writing = asyncio.get_running_loop().create_task(keeper.run())
     try:
         yield
     finally:
         keeper.end()
         await writing
+
+
+def _file(name: str) -> Path:
+    """The file itself, where it is named by a symbolic link, which is to stay one."""
+    return Path(os.path.realpath(name))
 
 
 class _Keeper:

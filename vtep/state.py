@@ -5,12 +5,14 @@ line, so that a file that is not whole is told from one that is. It is replaced 
 the machine or the process dies, there is the old one or the new one.
 """
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -137,10 +139,12 @@ class Loaded:
 def load(path: Path) -> Loaded:
     """Read a state file, where there is one.
 
-    One that is not whole is kept aside under another name, which `Loaded.warning` says. Raises
-    VtepError where the file is not ours, which is then left as it is, or can't be read or written.
+    An empty one is as none. One that is not whole is kept aside under another name, which
+    `Loaded.warning` says. Raises VtepError where the file is not ours, which is then left as it is,
+    or can't be read or written.
     """
     try:
+        check_regular(path)
         octets = path.read_bytes()
     except FileNotFoundError:
         octets = None
@@ -148,7 +152,7 @@ def load(path: Path) -> Loaded:
         raise VtepError(f"--state {path}: can't be read: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise VtepError(f"--state {path}: no file can be written in {path.parent}")
-    if octets is None:
+    if not octets:
         return Loaded()
     try:
         written, entries = decode(octets)
@@ -158,6 +162,12 @@ def load(path: Path) -> Loaded:
     except ValueError as error:
         raise VtepError(f"--state {path}: {error}; give the name of another file") from error
     return Loaded(tuple(entries), max(0.0, time.time() - written))
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError where there is something that is no regular file, such as a device."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def _set_aside(path: Path) -> Path:
@@ -199,6 +209,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+    with suppress(FileNotFoundError):
+        check_regular(path)  # Somebody may have put something else there.
     new.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def test_a_clock_that_was_set_back_makes_nothing_younger(path: Path) -> None:
     assert load(path).elapsed == 0
 
 
-@pytest.mark.parametrize("octets", [b"", whole(ONE)[:-1], whole(ONE).replace(b"02:", b"04:")])
+@pytest.mark.parametrize("octets", [whole(ONE)[:-1], whole(ONE).replace(b"02:", b"04:")])
 def test_a_damaged_file_is_kept_aside(path: Path, octets: bytes) -> None:
     for number in range(3):  # Also when there is one of that name already.
         path.write_bytes(octets)
@@ -174,13 +175,6 @@ def test_a_foreign_file_is_not_touched(path: Path) -> None:
     assert path.read_bytes() == b"My only copy of a thesis."
     assert path.stat() == before
     assert names(path.parent) == ["state"]
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(VtepError, match="can't be read: Is a directory"):
-        load(tmp_path)
-    with pytest.raises(VtepError, match="no file can be written in"):
-        load(tmp_path / "missing" / "state")
 
 
 def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
@@ -220,3 +214,27 @@ def test_whenever_it_is_killed_there_is_a_whole_file(path: Path) -> None:
         _, entries = decode(path.read_bytes())
         assert len({entry.vni for entry in entries}) == 1
         assert len(entries) == 1000
+
+
+def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    pipe, link, folder = tmp_path / "pipe", tmp_path / "link", tmp_path / "folder"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    folder.mkdir()
+    for path in (pipe, link, folder):
+        with pytest.raises(VtepError, match=f"--state {path}: can't be read: it is no regular"):
+            load(path)
+        with pytest.raises(OSError, match="no regular file"):
+            store(path, [b"octets"])
+    assert (pipe.is_fifo(), link.is_symlink(), folder.is_dir()) == (True, True, True)
+
+
+def test_a_folder_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(VtepError, match="no file can be written in"):
+        load(tmp_path / "missing" / "state")
+
+
+def test_an_empty_file_is_as_none(path: Path) -> None:
+    path.touch()
+    assert load(path) == state.Loaded()
+    assert names(path.parent) == ["state"]
