@@ -95,6 +95,9 @@ class _Reader:
                 self._complain((key,), f"{key}: belongs into a [[vni]] table")
             else:
                 self._unknown((key,), [TABLE, *_OF_PROCESS, *_OF_ALL])
+        if TABLE not in self._document and not self._problems:
+            # More likely a file that was cut off than one that means to end every VNI.
+            self._complain((), f"there is no [[{TABLE}]] table; where none is meant: {TABLE} = []")
         segments = self._segments(common)
         for config, error in conflicts(segments.values()):
             number = next(number for number, other in segments.items() if other is config)

@@ -52,9 +52,12 @@ def test_defaults_and_segments() -> None:
     )
 
 
-def test_nothing_asks_for_nothing() -> None:
-    assert parse("", "file") == Settings(segments=[])
-    assert parse("# only a word\n", "file") == Settings(segments=[])
+@pytest.mark.parametrize("text", ["", "# only a word\n", "dstport = 4789\n"])
+def test_a_file_without_a_vni_is_refused(text: str) -> None:
+    """Read again, it would end every VNI that there is."""
+    with pytest.raises(FileError, match=r"^file:1: there is no \[\[vni\]\] table"):
+        parse(text, "file")
+    assert parse(f"{text}vni = []\n", "file") == Settings(segments=[])
 
 
 EXAMPLES: dict[str, Any] = {
