@@ -288,12 +288,15 @@ class Vtep:
         async with self._changing:
             self._find(config.vni)
             others = [other for other in self._configs() if other.vni != config.vni]
-            await self._reconcile([*others, config])
+            await self._reconcile([*others, config], again={config.vni})
 
     async def reload(self, configs: Iterable[Config]) -> None:
-        """Have exactly these VNIs, as they are configured here."""
+        """Have exactly these VNIs, as they are configured here.
+
+        Remotes that were taken from a default entry by hand are there again.
+        """
         async with self._changing:
-            await self._reconcile(configs)
+            await self._reconcile(configs, again=set(self._ports))
 
     def _configs(self) -> list[Config]:
         return [port.config for port in self._ports.values()]
@@ -304,8 +307,11 @@ class Vtep:
             raise VtepError(f"vni {vni}: there is no such VNI here")
         return port
 
-    async def _reconcile(self, configs: Iterable[Config]) -> None:
-        """Do what makes of the ports there are those that are asked for."""
+    async def _reconcile(self, configs: Iterable[Config], again: Collection[int] = ()) -> None:
+        """Do what makes of the ports there are those that are asked for.
+
+        The VNIs in `again` also get back the configured remotes that their FDB has no more.
+        """
         if not self._running:
             raise RuntimeError("start() the Vtep first")
         asked = list(configs)
@@ -316,7 +322,7 @@ class Vtep:
         added: list[Port] = []
         for vni, port in self._ports.items():
             config = wanted.pop(vni, None)
-            if config == port.config:
+            if config == port.config and not (vni in again and port.segment.lacks_remotes()):
                 continue
             if config is not None and config.tap == port.config.tap:
                 changed.append((port, config))

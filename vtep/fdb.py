@@ -307,6 +307,10 @@ class Fdb:
         key = self._key(remote)
         return next((other for other in destinations if self._key(other) == key), None)
 
+    def keys_of(self, destinations: Iterable[Remote]) -> set[_Key]:
+        """What destinations say: equal keys are of remotes that say the same."""
+        return {self._key(remote) for remote in destinations}
+
     def uses(self, remote: Remote) -> int:
         """How many entries have this object as a destination."""
         return self._uses.get(remote, 0)
@@ -384,15 +388,25 @@ class Fdb:
         kind = PERMANENT if self.default is None else self.default.kind
         self._put(MAC_ZERO, tuple(destinations.values()), now, kind)
 
-    def flush(self, wanted: Filter = EVERYTHING, among: Iterable[Entry] | None = None) -> int:
+    def flush(
+        self,
+        wanted: Filter = EVERYTHING,
+        among: Iterable[Entry] | None = None,
+        spared: Iterable[Remote] = (),
+    ) -> int:
         """Remove every destination that is meant, and entries that have no other; how many.
 
-        `among` is as in `select`; of those, what is in the table no more is left out.
+        `among` is as in `select`; of those, what is in the table no more is left out. The default
+        entry keeps those destinations that are `spared`.
         """
         count = 0
-        for entry, gone in self.select(wanted, among):
+        for entry, meant in self.select(wanted, among):
             if self._find(entry.mac) is not entry:
                 continue
+            gone = meant
+            if entry is self.default:
+                keys = self.keys_of(spared)
+                gone = tuple(remote for remote in meant if self._key(remote) not in keys)
             rest = tuple(remote for remote in entry.destinations if remote not in gone)
             self._change(entry.mac, rest, entry.updated, entry.kind)
             count += len(gone)

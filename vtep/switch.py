@@ -13,7 +13,7 @@ from struct import Struct
 from attrs import frozen
 
 from vtep.counters import Counters, Drop
-from vtep.fdb import Fdb, Filter, Learned, Remote
+from vtep.fdb import Entry, Fdb, Filter, Learned, Remote
 from vtep.gateway import Gateways
 from vtep.neigh import Neighbours
 from vtep.probe import Allowance, Kind, Probe, Status
@@ -163,9 +163,24 @@ class Segment:
         is forgotten.
         """
         fdb, configured = self.fdb, tuple(remotes)
-        others = [other for other in self.remotes if fdb.among(self.configured, other) is None]
+        before = fdb.keys_of(self.configured)
+        others = [other for other in self.remotes if before.isdisjoint(fdb.keys_of((other,)))]
         self.configured = configured
         fdb.set_default((*configured, *others), now)
+
+    def lacks_remotes(self) -> bool:
+        """Whether one of the configured remotes was taken from the default entry."""
+        known = self.fdb.keys_of(self.remotes)
+        return not self.fdb.keys_of(self.configured) <= known
+
+    def flush(self, wanted: Filter, among: Iterable[Entry]) -> int:
+        """Remove what is meant from the FDB, of the entries `among`; how many destinations.
+
+        The configured remotes stay, unless their address or `permanent` is what is asked for:
+        without them, nothing would get out any more.
+        """
+        named = wanted.dst is not None or wanted.permanent
+        return self.fdb.flush(wanted, among, () if named else self.configured)
 
     def set_accept(self, accept: Networks) -> None:
         """Listen to these networks from now on, besides the known hosts."""

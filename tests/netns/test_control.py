@@ -429,6 +429,18 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
     assert int(found[1]) < 200 << 10
 
 
+def test_remotes_that_were_deleted_come_back(pair: Pair, start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('remote = "192.0.2.2"\n[[vni]]\nid = 1\n')
+    vtep = start(pair[0], "--config", str(file))
+    for again in (("reload",), ("set", "--remote", "192.0.2.2"), ("set", "--ageing", "60")):
+        vtep.ask("fdb", "del", ZERO)
+        assert shown(vtep) == {}
+        vtep.ask(*again)
+        assert shown(vtep) == {ZERO: [("192.0.2.2", 4789, 1)]}
+    assert vtep.ask("fdb", "flush") == "0 flushed\n"
+
+
 # --- state --------------------------------------------------------------------------------------
 
 

@@ -140,7 +140,8 @@ TO = [
 
 def filled() -> Still:
     """A table with an entry of each kind, with several destinations each."""
-    vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
+    vtep = Still(Config(vni=1, tap="vx0"))
+    vtep.fdb.append(MAC_ZERO, Remote("192.0.2.2", 4789), 0.0)
     for number, (kind, _) in enumerate(itertools.product(KINDS, range(10)), 1):
         for to in TO[number % 3 :]:
             vtep.fdb.append(number.to_bytes(6, "little"), evolve(to), 0.0, kind)
@@ -238,7 +239,12 @@ def test_which_segment_is_meant(two: Still) -> None:
     ):
         with pytest.raises(VtepError, match=words):
             ask(two, "fdb.get", mac=MAC, **params)
-    assert ask(two, "fdb.flush") == 3
+    with pytest.raises(
+        ConfigError, match="vni: say which segment is meant, with --vni N or dev TAP"
+    ):
+        ask(two, "fdb.flush")
+    assert ask(two, "fdb.flush", dev="vx2") == 1
+    assert len(ask(two, "fdb.show")) == 2
 
 
 def test_remotes_are_a_part_of_the_configuration(vtep: Still) -> None:
@@ -255,9 +261,19 @@ def test_remotes_are_a_part_of_the_configuration(vtep: Still) -> None:
         ask(vtep, "remote.add", remote="host")
 
 
+@pytest.mark.parametrize("wanted", [{}, {"port": 4789}, {"static": True}, {"dynamic": False}])
+def test_configured_remotes_are_not_flushed_unasked(vtep: Still, wanted: dict[str, Any]) -> None:
+    ask(vtep, "fdb.append", mac=ZERO, dst="192.0.2.7", state="static")
+    assert ask(vtep, "fdb.flush", **wanted) == 1
+    assert shown(vtep) == {ZERO: ["192.0.2.2"]}
+    assert not vtep.port.segment.lacks_remotes()
+
+
 def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
-    ask(vtep, "fdb.flush")
+    ask(vtep, "fdb.flush", permanent=True)
     assert ask(vtep, "remote.show") == []
+    assert ask(vtep, "vni.show")[0]["remotes"] == []
+    assert vtep.port.segment.lacks_remotes()
     ask(vtep, "remote.add", remote="192.0.2.2")
     assert vtep.told == []
     to = {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None}

@@ -93,7 +93,8 @@ def delete(vtep: Client, given: dict[str, Any]) -> None:
 def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Remove every destination to which all of the filters apply.
 
-    Without a filter that is every entry, also where broadcasts go.
+    Without a filter that is every entry; but the remotes of the configuration still get broadcasts,
+    unless `permanent` or their `dst` says that they are meant.
     """
     count = vtep.fdb.flush(**given)
     if as_json:

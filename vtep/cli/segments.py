@@ -32,7 +32,7 @@ def show_vni(vtep: Client, vni: str | None, *, as_json: bool) -> None:
             (
                 *(segment["vni"], segment["dev"], segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
-                " ".join(segment["options"]["remote"]),
+                ", ".join(destination_words(to, segment["vni"]) for to in segment["remotes"]),
             )
             for segment in segments
         ),

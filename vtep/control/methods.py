@@ -108,7 +108,9 @@ class Methods:
         there = ", ".join(f"vni {port.config.vni} dev {port.tap}" for port in ports.values())
         there = there or "none at all"
         if vni is None and dev is None and len(ports) != 1:
-            raise ConfigError(f"vni: say which segment is meant; there is {there}")
+            raise ConfigError(
+                f"vni: say which segment is meant, with --vni N or dev TAP; there is {there}"
+            )
         if vni is not None and vni not in ports:
             raise VtepError(f"vni {vni}: there is no such segment; there is {there}")
         for port in ports.values() if vni is None else (ports[vni],):
@@ -212,12 +214,11 @@ class Methods:
         port.fdb.remove(mac, remote)
 
     async def _fdb_flush(self, given: Params) -> int:
-        wanted, ports = given.filter(), self._ports(given)
+        wanted, port = given.filter(), self._port(given)
         count = 0
-        for port in ports:
-            for page in port.fdb.pages():
-                count += port.fdb.flush(wanted, page)
-                await asyncio.sleep(0)  # Frames have their turn.
+        for page in port.fdb.pages():
+            count += port.segment.flush(wanted, page)
+            await asyncio.sleep(0)  # Frames have their turn.
         return count
 
     # --- neighbours -------------------------------------------------------------------------

@@ -48,10 +48,9 @@ def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
 
 def remotes(port: Port) -> list[schema.RemoteRow]:
     """The destinations of the default entry."""
-    default = port.fdb.default
     return [
         {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
-        for remote in (default.destinations if default is not None else ())
+        for remote in port.segment.remotes
     ]
 
 
@@ -78,6 +77,7 @@ def segment(port: Port) -> schema.Segment:
         "offload": sorted(port.offload),
         "underlay_devices": list(port.underlay_devices),
         "fdb_entries": len(port.fdb),
+        "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
         "options": options(port.config),
     }
 

@@ -65,6 +65,8 @@ class Segment(TypedDict):
     offload: list[str]
     underlay_devices: list[str]
     fdb_entries: int
+    remotes: list[Destination]
+    """Where broadcasts go now: also what was put in besides the option, not what was deleted."""
     options: dict[str, Any]
     """Every option of the segment by its name."""
 
