@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from attrs import evolve
@@ -36,6 +36,16 @@ _RETRY = 10.0
 
 _REFRESH = 60.0
 """Seconds after which learned entries are written again, since they were heard meanwhile."""
+
+
+@contextmanager
+def hold(settings: Settings) -> Iterator[None]:
+    """Have the state file, if there is to be one, for ourselves; raises VtepError."""
+    if settings.state is None:
+        yield
+        return
+    with state.locked(_file(settings.state)):
+        yield
 
 
 def load(settings: Settings) -> Loaded:

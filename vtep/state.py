@@ -6,6 +6,7 @@ the machine or the process dies, there is the old one or the new one.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -143,15 +144,13 @@ def load(path: Path) -> Loaded:
     `Loaded.warning` says. Raises VtepError where the file is not ours, which is then left as it is,
     or can't be read or written.
     """
+    _check(path)
     try:
-        check_regular(path)
         octets = path.read_bytes()
     except FileNotFoundError:
-        octets = None
+        octets = b""
     except OSError as error:
         raise VtepError(f"--state {path}: can't be read: {error.strerror}") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise VtepError(f"--state {path}: no file can be written in {path.parent}")
     if not octets:
         return Loaded()
     try:
@@ -164,7 +163,69 @@ def load(path: Path) -> Loaded:
     return Loaded(tuple(entries), max(0.0, time.time() - written))
 
 
-def check_regular(path: Path) -> None:
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have a state file for this process alone, by means of a lock on `<path>.lock` beside it.
+
+    Raises VtepError where another process has it, or the host refuses.
+    """
+    _check(path)
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        lock = _lock(beside)
+    except BlockingIOError:
+        raise VtepError(
+            f"--state {path}: is that of process {_owner(beside)}; give each its own FILE"
+        ) from None
+    except OSError as error:
+        raise VtepError(f"--state {path}: {beside} can't be locked: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            beside.unlink()  # While it is locked: it can't be another's.
+        os.close(lock)
+
+
+def _lock(beside: Path) -> int:
+    """A descriptor of a file, which is made if need be, with a lock; raises OSError."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open(beside, flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(beside.stat(), os.fstat(lock)):
+                    os.ftruncate(lock, 0)
+                    os.write(lock, b"%d\n" % os.getpid())
+                    return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)  # Who had it has removed it at its end.
+
+
+def _owner(beside: Path) -> str:
+    """The process that has locked a file, as far as that says."""
+    try:
+        pid = beside.read_text().strip()
+    except (OSError, ValueError):
+        pid = ""
+    return pid if pid.isdecimal() else "another"
+
+
+def _check(path: Path) -> None:
+    """Raise VtepError where there can be no state file, before anything is touched."""
+    try:
+        with suppress(FileNotFoundError):
+            _check_regular(path)
+    except OSError as error:
+        raise VtepError(f"--state {path}: can't be read: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise VtepError(f"--state {path}: no file can be written in {path.parent}")
+
+
+def _check_regular(path: Path) -> None:
     """Raise OSError where there is something that is no regular file, such as a device."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
@@ -205,13 +266,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     new = path.with_name(f"{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileNotFoundError):
-        check_regular(path)  # Somebody may have put something else there.
-    new.replace(path)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            _check_regular(path)  # Somebody may have put something else there.
+        new.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vtep import state
 from vtep.errors import VtepError
 from vtep.fdb import Kind, Remote, State
-from vtep.state import DamagedError, Saved, decode, encode, load, store
+from vtep.state import DamagedError, Saved, decode, encode, load, locked, store
 
 MACS = st.binary(min_size=6, max_size=6)
 REMOTES = st.builds(
@@ -224,8 +224,11 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> No
     for path in (pipe, link, folder):
         with pytest.raises(VtepError, match=f"--state {path}: can't be read: it is no regular"):
             load(path)
+        with pytest.raises(VtepError, match="it is no regular"), locked(path):
+            pass
         with pytest.raises(OSError, match="no regular file"):
             store(path, [b"octets"])
+    assert names(tmp_path) == ["folder", "link", "pipe"]
     assert (pipe.is_fifo(), link.is_symlink(), folder.is_dir()) == (True, True, True)
 
 
@@ -238,3 +241,23 @@ def test_an_empty_file_is_as_none(path: Path) -> None:
     path.touch()
     assert load(path) == state.Loaded()
     assert names(path.parent) == ["state"]
+
+
+def test_one_process_at_a_time_has_a_file(path: Path) -> None:
+    lock = path.with_name("state.lock")
+    lock.write_text("1\n")  # Of one that was killed.
+    with locked(path):
+        with (
+            pytest.raises(VtepError, match=f"is that of process {os.getpid()}; give"),
+            locked(path),
+        ):
+            pass
+        with locked(path.with_name("other")):
+            pass
+        assert names(path.parent) == ["state.lock"]
+    with locked(path):
+        pass
+    assert names(path.parent) == []
+    os.mkfifo(lock)
+    with pytest.raises(VtepError, match=r"state\.lock can't be locked"), locked(path):
+        pass

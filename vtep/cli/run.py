@@ -20,7 +20,7 @@ from vtep.cli.voice import Voice, hold_standard_streams
 from vtep.config import Settings
 from vtep.configfile import problems_of
 from vtep.control.service import serve
-from vtep.keeper import keep, load
+from vtep.keeper import hold, keep, load
 from vtep.service import Service, read
 
 Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
@@ -63,6 +63,7 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
     loop = asyncio.get_running_loop()
     settings = service.settings
     async with AsyncExitStack() as running:
+        running.enter_context(hold(settings))
         loaded = load(settings)  # Before anything is made: the file may not be ours.
         vtep = await running.enter_async_context(service.vtep)
         for number in (signal.SIGINT, signal.SIGTERM):
