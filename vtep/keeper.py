@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -18,13 +18,16 @@ from attrs import evolve
 from vtep import state
 from vtep.config import Settings
 from vtep.engine import Vtep
-from vtep.errors import FdbError
+from vtep.errors import FdbError, VtepError
 from vtep.fdb import LEARNED, Entry, Event, Fdb
 from vtep.port import Port
 from vtep.state import Loaded, Saved
 from vtep.wire.ethernet import MAC_ZERO
 
 log = logging.getLogger("vtep")
+
+Settle = Callable[[], Awaitable[None]]
+"""Waits until what was changed by hand is kept; raises VtepError where it can't be."""
 
 _DELAY = 1.0
 """Seconds from a change to the file that has it: changes come in flocks."""
@@ -33,6 +36,13 @@ _IDLE_SHARE = 20
 """So many times as long as writing took is waited before it is done again."""
 
 _RETRY = 10.0
+
+_PATIENCE = 2.0
+"""Seconds of writing that those who wait for it are worth: where changes by hand come faster than
+that, they wait no more, so that a thousand of them do not write a thousand entries each."""
+
+_PATIENCE_SHARE = 0.25
+"""What of the time that passes is added to that, up to as much."""
 
 _REFRESH = 60.0
 """Seconds after which learned entries are written again, since they were heard meanwhile."""
@@ -59,21 +69,31 @@ def load(settings: Settings) -> Loaded:
 
 
 @asynccontextmanager
-async def keep(vtep: Vtep, settings: Settings, loaded: Loaded) -> AsyncIterator[None]:
+async def keep(vtep: Vtep, settings: Settings, loaded: Loaded) -> AsyncIterator[Settle]:
     """Put what was loaded into a running VTEP, and keep what it has meanwhile and at the end.
 
-    What can't be written is said in the log, and tried again.
+    Gives what waits until changes by hand are in the file. What can't be written is said in the
+    log, and tried again. Raises VtepError where that fails at the end.
     """
     if settings.state is None:
-        yield
+        yield _at_once
         return
     keeper = _Keeper(vtep, _file(settings.state), loaded, learned=settings.state_learned)
     writing = asyncio.get_running_loop().create_task(keeper.run())
     try:
-        yield
-    finally:
+        yield keeper.settle
+    except BaseException:
         keeper.end()
-        await writing
+        if refused := await writing:
+            log.warning("%s", refused)
+        raise
+    keeper.end()
+    if refused := await writing:
+        raise refused
+
+
+async def _at_once() -> None:
+    pass
 
 
 def _file(name: str) -> Path:
@@ -92,8 +112,15 @@ class _Keeper:
         for saved in loaded.entries:
             self._dormant.setdefault(saved.vni, []).append(saved)
         self._changed = asyncio.Event()
-        self._ending = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._ended = False
         self._failed = False
+        self._made = self._kept = self._told = 0
+        """How many changes by hand there were; how many of them the file has; and of how many
+        somebody was told that it has not."""
+        self._round: asyncio.Future[VtepError | None] = _future()
+        """The writing that goes on or comes next, and what came of it."""
+        self._patience = _PATIENCE
         self._unwatch = vtep.watch(self._vtep_changed)
         self._leave: dict[Port, Callable[[], None]] = {}
         for port in vtep.ports.values():
@@ -104,8 +131,23 @@ class _Keeper:
         self._unwatch()
         for leave in self._leave.values():
             leave()
-        self._ending.set()
+        self._ended = True
+        self._urgent.set()
         self._changed.set()
+
+    async def settle(self) -> None:
+        """Wait until the file has every change by hand of until now.
+
+        Raises VtepError where it can't be written. Returns at once where so many changes come that
+        they would wait for nothing else; those are written soon.
+        """
+        made = self._made
+        while max(self._kept, self._told) < made and self._patience > 0:
+            self._urgent.set()
+            self._changed.set()
+            if refused := await asyncio.shield(self._round):
+                self._told = made
+                raise VtepError(f"done, but not for long: {refused}")
 
     def _vtep_changed(self, event: str, port: Port, _different: Mapping[str, object]) -> None:
         if event == "added":
@@ -131,32 +173,53 @@ class _Keeper:
 
     def _entry_changed(self, event: Event, entry: Entry) -> None:
         by_itself = entry.kind.ages and event in (Event.ADDED, Event.MOVED, Event.EXPIRED)
+        self._made += not by_itself
         if self._learned or not by_itself:
             self._changed.set()
 
     # --- writing ----------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Write when something has changed, until `end`."""
+    async def run(self) -> VtepError | None:
+        """Write when something has changed, until `end`; why the last of it could not be."""
         delay = _DELAY
-        last = False
-        while not last:
+        ended = time.monotonic()
+        while True:
             await _happens(self._changed, _REFRESH if self._learned else None)
-            await _happens(self._ending, delay)
-            last = self._ending.is_set()
+            await _happens(self._urgent, delay)
+            last, made = self._ended, self._made
             self._changed.clear()
+            self._urgent.clear()
             began = time.monotonic()
-            try:
-                await self._write()
-            except OSError as error:
-                if not self._failed:
-                    log.warning("--state %s: cannot be written: %s", self._path, error.strerror)
-                self._failed = True
-                self._changed.set()
-                delay = _RETRY
-            else:
-                self._failed = False
-                delay = max(_DELAY, _IDLE_SHARE * (time.monotonic() - began))
+            refused = await self._try()
+            if refused is None:
+                self._kept = made
+            self._tell(refused, last=last)
+            idle, ended = began - ended, time.monotonic()
+            delay = _RETRY if self._failed else max(_DELAY, _IDLE_SHARE * (ended - began))
+            patience = self._patience - (ended - began) + _PATIENCE_SHARE * idle
+            self._patience = min(_PATIENCE, patience)
+            done, self._round = self._round, _future()
+            done.set_result(refused)
+            if last:
+                return refused
+
+    async def _try(self) -> VtepError | None:
+        """Replace the file; why it can't be."""
+        try:
+            await self._write()
+        except OSError as error:
+            return VtepError(f"--state {self._path}: cannot be written: {error.strerror}")
+        return None
+
+    def _tell(self, refused: VtepError | None, *, last: bool) -> None:
+        """Say what is different: the first of several failures, and their end."""
+        if refused is not None:
+            if not self._failed and not last:
+                log.warning("%s", refused)
+            self._changed.set()
+        elif self._failed:
+            log.info("--state %s: is written again", self._path)
+        self._failed = refused is not None
 
     async def _write(self) -> None:
         """Replace the file, a piece at a time, so that frames have their turns in between."""
@@ -192,6 +255,10 @@ class _Keeper:
             return None
         age = now - entry.updated if entry.kind.ages else 0.0
         return Saved(port.config.vni, entry.mac, destinations, entry.kind, age)
+
+
+def _future() -> "asyncio.Future[VtepError | None]":
+    return asyncio.get_running_loop().create_future()
 
 
 async def _happens(event: asyncio.Event, seconds: float | None) -> None:

@@ -161,7 +161,7 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
 
     # They are started now, since a process of this size takes a while to fork.
     show, flush = [await _Command.start(socket, *words) for words in _COMMANDS]
-    async with Vtep(config) as vtep, serve(vtep, str(socket), _never):
+    async with Vtep(config) as vtep, serve(vtep, str(socket), _never, _at_once):
         collector = asyncio.create_task(Collector(vtep).run())
         fdb, remote = vtep.fdb, vtep.port.segment.remotes[0]
 
@@ -254,3 +254,7 @@ def _learning(fdb: Fdb, remote: Remote, entries: int, heard: float) -> Iterator[
 
 async def _never() -> str:
     raise RuntimeError("nobody asks for this")
+
+
+async def _at_once() -> None:
+    pass

@@ -462,8 +462,7 @@ def test_what_was_put_in_and_what_was_learned_survives(
     assert shown(vtep) == before
     assert "state" not in vtep.log
     vtep.ask("fdb", "del", MAC)
-    # Killed without a word, it has written what was changed a moment before.
-    wait_until(lambda: MAC not in file.read_text(), "the file")
+    # Killed without a word, it has written what was changed before.
     vtep.stop(signal.SIGKILL)
     vtep = start(a, *arguments[:-1])
     assert MAC not in shown(vtep)

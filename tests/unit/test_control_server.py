@@ -41,6 +41,7 @@ class Things:
         self.observers: list[Callable[[Any], None]] = []
         self.may_end = asyncio.Event()
         self.pages_made = 0
+        self.disk_is_full = False
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         self.called.append((method, params))
@@ -59,6 +60,11 @@ class Things:
             case "fail":
                 raise KeyError("a bug")
         raise RpcError(Code.METHOD_NOT_FOUND, f"{method}: no such method")
+
+    async def settle(self) -> None:
+        self.called.append(("settle", {}))
+        if self.disk_is_full:
+            raise VtepError("no disk")
 
     def page(self, number: int) -> list[Any]:
         self.pages_made += 1
@@ -91,7 +97,7 @@ class Peer:
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Things]:
     things = Things()
-    serves = Server(things.call, things.watch)
+    serves = Server(things.call, things.watch, things.settle)
     await serves.start(paths.listen(path))
     try:
         yield things
@@ -346,6 +352,21 @@ def test_changes_come_one_after_the_other(run: Callable[..., None], path: Path) 
             things.may_end.set()
             assert (await waiting)["result"] == "done"
             assert (await then)["result"] == {}
+
+    run(main())
+
+
+def test_a_line_is_answered_once_its_changes_are_kept(run: Callable[..., None], path: Path) -> None:
+    async def main() -> None:
+        async with serving(path) as things, connected(path) as peer:
+            await peer.ask("echo")
+            two = [{"jsonrpc": "2.0", "method": "echo", "id": number} for number in (1, 2)]
+            peer.send(json.dumps(two).encode() + b"\n")
+            await peer.answer()
+            called = [name for name, _ in things.called]
+            assert called == ["echo", "settle", "echo", "echo", "settle"]
+            things.disk_is_full = True
+            assert (await peer.ask("echo"))["error"]["message"] == "no disk"
 
     run(main())
 

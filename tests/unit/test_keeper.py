@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from vtep import Config, Vtep, keeper, state
 from vtep.config import Settings
+from vtep.errors import VtepError
 from vtep.fdb import LEARNED, Kind, Remote, State
-from vtep.keeper import keep, load, restore
+from vtep.keeper import Settle, keep, load, restore
 from vtep.port import Port
 from vtep.state import Saved
 from vtep.wire.ethernet import MAC_ZERO
@@ -121,10 +123,10 @@ def test_what_makes_no_sense_is_left_out_and_told() -> None:
 
 
 @asynccontextmanager
-async def keeping(vtep: Vtep, path: Path, *, learned: bool = False) -> AsyncIterator[None]:
+async def keeping(vtep: Vtep, path: Path, *, learned: bool = False) -> AsyncIterator[Settle]:
     settings = Settings(segments=(), state=str(path), state_learned=learned)
-    async with keep(vtep, settings, load(settings)):
-        yield
+    async with keep(vtep, settings, load(settings)) as settle:
+        yield settle
 
 
 def kept(path: Path) -> dict[bytes, list[str]]:
@@ -250,11 +252,73 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(
             await until(path.exists)
             assert kept(path) == {mac(1): ["192.0.2.7"]}
 
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         run(main)
     assert [record.getMessage() for record in caplog.records] == [
-        f"--state {path}: cannot be written: No space left on device"
+        f"--state {path}: cannot be written: No space left on device",
+        f"--state {path}: is written again",
     ]
+
+
+def test_who_waits_for_a_change_waits_for_the_file(
+    vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_DELAY", 3600)
+    remote = Remote("192.0.2.7", 4789)
+
+    async def main() -> None:
+        async with keeping(vtep, path) as settle:
+            for number in range(3):
+                vtep.fdb.add(mac(number), remote, NOW)
+                await settle()
+                assert len(kept(path)) == number + 1
+            vtep.fdb.learn(mac(5), vtep.port.segment.remotes[0], NOW)
+            await settle()
+            assert set(kept(path)) == {mac(0), mac(1), mac(2)}
+
+    run(main)
+
+
+def test_many_changes_do_not_wait_for_as_many_files(
+    vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_DELAY", 3600)
+    monkeypatch.setattr(keeper, "_PATIENCE", 1e-6)
+    monkeypatch.setattr(keeper, "_PATIENCE_SHARE", 0)
+
+    async def main() -> None:
+        async with keeping(vtep, path) as settle:
+            for number in range(3):
+                vtep.fdb.add(mac(number), Remote("192.0.2.7", 4789), NOW)
+                await settle()
+            assert len(kept(path)) == 1
+        assert len(kept(path)) == 3
+
+    run(main)
+
+
+def test_a_disk_that_is_full_is_told_to_who_waits_and_at_the_end(
+    vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "_RETRY", 3600)
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = f"--state {path}: cannot be written: No space left on device"
+
+    async def main() -> None:
+        async with keeping(vtep, path) as settle:
+            vtep.fdb.add(mac(1), Remote("192.0.2.7", 4789), NOW)
+            with pytest.raises(VtepError, match=f"done, but not for long: {words}"):
+                await settle()
+            await settle()  # Who asks for something else is not told.
+
+    with pytest.raises(VtepError, match=f"^{words}$"):
+        run(main)
+    assert [record.getMessage() for record in caplog.records] == [words]
+    assert list(path.parent.iterdir()) == []
 
 
 def test_changes_in_the_middle_of_writing_are_written_as_well(vtep: Vtep, path: Path) -> None:

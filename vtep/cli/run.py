@@ -73,8 +73,8 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
             loop.add_signal_handler(
                 signal.SIGHUP, lambda: loop.create_task(_reload(service, voice))
             )
-        await running.enter_async_context(keep(vtep, settings, loaded))
-        await running.enter_async_context(serve(vtep, settings.control, service.reload))
+        kept = await running.enter_async_context(keep(vtep, settings, loaded))
+        await running.enter_async_context(serve(vtep, settings.control, service.reload, kept))
         for port in vtep.ports.values():
             voice.say(f"pyvtep: {introduce(port)}")
         if not vtep.ports:

@@ -32,6 +32,7 @@ _EVENTS_AT_ONCE = 64
 
 SUBSCRIBE: Final = "monitor.subscribe"
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
+Settle = Callable[[], Awaitable[None]]
 
 
 Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
@@ -72,11 +73,14 @@ class Server:
 
     `call` does what a method name and its parameters ask for; it may raise VtepError, ConfigError
     and RpcError, whose messages the client is told. `watch` is where subscribers' events come from.
+    `settle` is waited for before the last request of a line is answered: what was changed then is
+    on a disk, or VtepError says why it is not.
     """
 
-    def __init__(self, call: Call, watch: Watch) -> None:
+    def __init__(self, call: Call, watch: Watch, settle: Settle) -> None:
         self._call = call
         self._watch = watch
+        self._settle = settle
         self._lock = asyncio.Lock()
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -137,16 +141,20 @@ class Server:
             message = jsonrpc.decode(line)
         async with client.writing:
             said = False
+            requests = [item for item in message.items if isinstance(item, Request)]
             for item in message.items:
                 before = b"" if not message.batch else b"," if said else b"["
-                async for piece in self._pieces(client, item):
+                last = item in requests[-1:]
+                async for piece in self._pieces(client, item, last=last):
                     await client.send(before + piece)
                     before = b""
                     said = True
             if said:
                 await client.send(b"]\n" if message.batch else b"\n")
 
-    async def _pieces(self, client: "_Client", item: Request | Refusal) -> AsyncIterator[bytes]:
+    async def _pieces(
+        self, client: "_Client", item: Request | Refusal, *, last: bool
+    ) -> AsyncIterator[bytes]:
         """The answer to one request, none where none is wanted."""
         if isinstance(item, Refusal):
             if item.answered:
@@ -158,6 +166,8 @@ class Server:
                     result = self._subscribe(client, item.params)
                 else:
                     result = await self._call(item.method, item.params)
+            if last:
+                await self._settle()
         except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only
             if item.answered:
                 yield jsonrpc.failure(_told(error), item.id)

@@ -9,7 +9,7 @@ from vtep.control import paths
 from vtep.control.events import Events
 from vtep.control.methods import Methods, Reload
 from vtep.control.paths import Listener
-from vtep.control.server import Server
+from vtep.control.server import Server, Settle
 from vtep.engine import Vtep
 from vtep.errors import VtepError
 
@@ -20,8 +20,10 @@ NONE = "none"
 
 
 @asynccontextmanager
-async def serve(vtep: Vtep, where: str, reload: Reload) -> AsyncIterator[None]:
+async def serve(vtep: Vtep, where: str, reload: Reload, settle: Settle) -> AsyncIterator[None]:
     """Let a VTEP be steered meanwhile, through the socket PATH, or `auto`, or `none`.
+
+    `settle` waits until changes are kept: see `Server`.
 
     Raises VtepError where a PATH can't be had. That there can be no socket in the default place is
     said, and no reason not to forward.
@@ -30,7 +32,7 @@ async def serve(vtep: Vtep, where: str, reload: Reload) -> AsyncIterator[None]:
     if listener is None:
         yield
         return
-    server = Server(Methods(vtep, reload).call, Events(vtep).watch)
+    server = Server(Methods(vtep, reload).call, Events(vtep).watch, settle)
     await server.start(listener)
     try:
         yield
