@@ -77,4 +77,6 @@ class Service:
                 log.warning("%s has changed in %s, which takes a restart", name, path)
         self.settings = settings
         done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)
-        return f"read {path} again: {done or 'nothing is different'}"
+        line = f"read {path} again: {done or 'nothing is different'}"
+        log.info("%s", line)
+        return line

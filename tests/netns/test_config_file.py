@@ -59,7 +59,7 @@ def test_two_vnis_from_a_file_and_what_is_different_in_it(
     mac = mac_of(a, "vx5")
 
     file.write_text(TWO.format(remote="192.0.2.2", own=1).replace("id = 6", "id = 7"))
-    reload(vtep, f"read {file} again: 1 added, 1 deleted")
+    reload(vtep, f"read {file} again: 1 added, 1 deleted", "vni 7 on vx7 (mtu 1450) to")
     assert not has_device(a, "vx6")
     assert has_device(a, "vx7")
     reload(vtep, f"read {file} again: nothing is different")

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -219,6 +220,22 @@ def test_what_stays_while_it_is_shown_is_shown_once(vtep: Still) -> None:
     assert [mac for mac in seen if mac in set(stayed)] == stayed
     assert len(set(seen)) == len(seen)
     assert set(macs[1:3000:2]) - set(seen)
+
+
+def test_changes_are_logged(vtep: Still, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ask(vtep, "fdb.flush")
+    ask(vtep, "remote.add", remote="192.0.2.3")
+    ask(vtep, "remote.del", remote="192.0.2.2")
+    ask(vtep, "set", options={"max_addresses": 60, "learning": False})
+    ask(vtep, "vni.del", vni=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "vni 1: 0 flushed from the fdb",
+        "vni 1: remote 192.0.2.3 added",
+        "vni 1: remote 192.0.2.2 deleted",
+        "vni 1: set --max-addresses, --learning",
+        "vni 1 on vx0: deleted",
+    ]
 
 
 # --- segments -----------------------------------------------------------------------------------

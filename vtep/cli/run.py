@@ -4,7 +4,7 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import click
 import uvloop
 
-from vtep import Config, Vtep, VtepError
+from vtep import Config, Port, Vtep, VtepError
 from vtep.cli.collector import Collector
 from vtep.cli.options import settings_of
 from vtep.cli.report import introduce, render
@@ -75,8 +75,14 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
             )
         kept = await running.enter_async_context(keep(vtep, settings, loaded))
         await running.enter_async_context(serve(vtep, settings.control, service.reload, kept))
+
+        def introduce_added(event: str, port: Port, _: Mapping[str, object]) -> None:
+            if event == "added":
+                voice.say(f"pyvtep: {introduce(port)}")
+
         for port in vtep.ports.values():
-            voice.say(f"pyvtep: {introduce(port)}")
+            introduce_added("added", port, {})
+        running.callback(vtep.watch(introduce_added))
         if not vtep.ports:
             voice.say("pyvtep: there is no VNI yet")
         others = (
@@ -107,7 +113,7 @@ async def _until_the_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
 async def _reload(service: Service, voice: Voice) -> None:
     """Read the file again; what is wrong with it is said, and changes nothing."""
     try:
-        voice.say(f"pyvtep: {await service.reload()}")
+        await service.reload()
     except VtepError as error:
         for problem in problems_of(error):
             voice.say(f"pyvtep: error: {problem}")

@@ -5,6 +5,7 @@ what can't be now another VtepError; both name what they are about as the comman
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
@@ -29,6 +30,8 @@ _PAGE = 50
 """What is looked at in one go: about a millisecond's work, for segments as for neighbours."""
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("vtep")
 
 Reload = Callable[[], Awaitable[str]]
 
@@ -132,11 +135,15 @@ class Methods:
     async def _vni_del(self, given: Params) -> None:
         if given.vni() is None:
             raise ConfigError("vni: is missing")
-        await self._vtep.remove(self._port(given).config.vni)
+        port = self._port(given)
+        await self._vtep.remove(port.config.vni)
+        log.info("vni %d on %s: deleted", port.config.vni, port.config.tap)
 
     async def _set(self, given: Params) -> schema.Segment:
-        port = self._port(given)
-        await self._vtep.change(attrs.evolve(port.config, **_known(given.options())))
+        port, options = self._port(given), _known(given.options())
+        await self._vtep.change(attrs.evolve(port.config, **options))
+        changed = ", ".join(f"--{rows.option(name)}" for name in options)
+        log.info("vni %d: set %s", port.config.vni, changed or "nothing")
         return rows.segment(self._vtep.ports[port.config.vni])
 
     async def _reload_all(self, _given: Params) -> str:
@@ -158,8 +165,10 @@ class Methods:
             if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
                 port.fdb.append(MAC_ZERO, there, time.monotonic())
-                return
-        await self._vtep.change(attrs.evolve(config, remote=(*config.remote, remote)))
+                break
+        else:
+            await self._vtep.change(attrs.evolve(config, remote=(*config.remote, remote)))
+        log.info("vni %d: remote %s added", config.vni, remote)
 
     async def _remote_del(self, given: Params) -> None:
         config = self._port(given).config
@@ -168,6 +177,7 @@ class Methods:
             raise VtepError(f"--remote {remote}: is no remote of vni {config.vni}")
         rest = tuple(other for other in config.remote if other != remote)
         await self._vtep.change(attrs.evolve(config, remote=rest))
+        log.info("vni %d: remote %s deleted", config.vni, remote)
 
     # --- the forwarding database ------------------------------------------------------------
 
@@ -219,6 +229,7 @@ class Methods:
         for page in port.fdb.pages():
             count += port.segment.flush(wanted, page)
             await asyncio.sleep(0)  # Frames have their turn.
+        log.info("vni %d: %d flushed from the fdb", port.config.vni, count)
         return count
 
     # --- neighbours -------------------------------------------------------------------------
