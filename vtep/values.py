@@ -295,9 +295,11 @@ def without_scope(address: Address) -> Address:
 
 
 def _different(option: str, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
-    for number, item in enumerate(addresses):
-        if item in addresses[:number]:
+    seen: set[Address] = set()
+    for item in addresses:
+        if item in seen:
             raise ConfigError(f"{option} {item}: is given twice")
+        seen.add(item)
     return addresses
 
 

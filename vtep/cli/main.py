@@ -55,7 +55,7 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
 
 
 @cli.command("check-config")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
     """Say whether a configuration file makes sense, or each line that does not."""
     from vtep.service import read  # noqa: PLC0415  as above
