@@ -31,6 +31,11 @@ log = logging.getLogger("vtep")
 
 _OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
 
+_HERE = "is in our network namespace again"
+_AWAY = (
+    "is in another network namespace: it forwards, but its MTU and its bridge are not looked after"
+)
+
 
 class Port:
     """One VNI of a `Vtep`, which makes it and looks after it.
@@ -66,6 +71,7 @@ class Port:
         )
         self.place = Place(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
+        self._here = True
         self._pool = pool
         self._arenas = arenas
         self._device: Tap | None = None
@@ -306,6 +312,11 @@ class Port:
         except OSError as error:
             if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
                 self._lost(error)
+            return
+        here = device_index(self._name) == self.tap_index
+        if here != self._here:
+            self._here = here
+            log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if here else _AWAY)
 
     def adapted(self, place: Place) -> bool:
         """Take note of where the TAP is now; whether the MTU is another one there."""

@@ -416,3 +416,14 @@ def test_one_dead_remote_does_not_hold_up_the_others(pair: Pair, start: Start) -
             sender.send(frame)
             while receiver.recv(2048) != frame:
                 pass
+
+
+def test_a_tap_in_another_namespace_is_told_of_once(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"))
+    a.run("ip", "link", "set", "vx0", "netns", b.pid)
+    wait_until(lambda: "vni 1: vx0 is in another network namespace" in vtep.log, "a word of it")
+    b.run("ip", "link", "set", "vx0", "netns", a.pid)
+    wait_until(lambda: "vni 1: vx0 is in our network namespace again" in vtep.log, "another")
+    assert vtep.log.count("in another network namespace") == 1
+    assert vtep.stop() == 0
