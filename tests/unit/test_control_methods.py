@@ -78,7 +78,7 @@ def shown(vtep: Vtep, **params: Any) -> dict[str, list[str]]:
 
 
 def test_an_entry_and_all_its_keys(vtep: Still) -> None:
-    to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "eth1"}
+    to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "lo"}
     ask(vtep, "fdb.add", mac=MAC, **to, state="static", sticky=True, extern_learn=True)
     assert ask(vtep, "fdb.get", mac=MAC) == {
         "vni": 1,
@@ -92,6 +92,13 @@ def test_an_entry_and_all_its_keys(vtep: Still) -> None:
         "tx_frames": 0,
         "rx_frames": 0,
     }
+
+
+def test_an_entry_needs_the_device_that_it_names(vtep: Still) -> None:
+    for verb in ("add", "append", "replace"):
+        with pytest.raises(VtepError, match=r"^via nosuch: there is no such device") as refused:
+            ask(vtep, f"fdb.{verb}", mac=MAC, dst="192.0.2.7", via="nosuch")
+        assert refused.value.exit_code == 1
 
 
 def test_what_is_not_said_is_as_in_the_segment(vtep: Still) -> None:

@@ -23,6 +23,7 @@ from vtep.engine import Vtep
 from vtep.errors import ConfigError, VtepError
 from vtep.fdb import Kind, Remote
 from vtep.neigh import Neighbours
+from vtep.netlink import device_index
 from vtep.port import Port
 from vtep.wire.ethernet import MAC_ZERO
 
@@ -216,6 +217,8 @@ class Methods:
         mac, remote, kind = given.mac(), given.destination(port.config.dstport), given.kind()
         if remote is None:
             raise ConfigError("dst: is missing")
+        if remote.via is not None and device_index(remote.via) is None:
+            raise VtepError(f"via {remote.via}: there is no such device")
         return port, mac, remote, kind
 
     def _fdb_del(self, given: Params) -> None:
