@@ -202,7 +202,8 @@ class Config:
         metadata={"metavar": "N", "help": "How many MACs are learned at most; 0 is no limit."},
     )
     proxy: bool = _switch(
-        default=False, help="Answer ARP and neighbour solicitations for neighbours that are known."
+        default=False,
+        help="Answer ARP and neighbour solicitations for known neighbours whose MAC is in the FDB.",
     )
     accept: tuple[Network, ...] = field(
         default=(),

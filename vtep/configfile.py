@@ -117,7 +117,10 @@ class _Reader:
             options = dict(common)
             before = len(self._problems)
             for key, value in table.items():
-                if key not in _OF_ONE:
+                if key in _OF_PROCESS:
+                    what = f"{key}: is of the whole process: it belongs above the first [[vni]]"
+                    self._complain((TABLE, number, key), what)
+                elif key not in _OF_ONE:
                     self._unknown((TABLE, number, key), list(_OF_ONE))
                 elif self._is_good((TABLE, number, key), _OF_ONE[key], value):
                     options[_OF_ONE[key].name] = value

@@ -236,7 +236,7 @@ def offload(value: str | Iterable[str]) -> frozenset[str]:
 def yes_or_no(option: str, value: object) -> None:
     """Raise ConfigError where a value is neither True nor False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"--{option.replace('_', '-')} {_shown(value)}: must be True or False")
+        raise ConfigError(f"--{option.replace('_', '-')} {_shown(value)}: must be true or false")
 
 
 # --- addresses --------------------------------------------------------------------------------

@@ -167,6 +167,10 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
         ("vni add 8 --tap vx0", 2, "--tap vx0: is given twice"),
         ("reload", 2, "--config: there is none to be read again"),
         ("fdb add 02:00:00:00:00:01", 2, "dst: is missing"),
+        ("remote add 192.0.2.9 dev vx9", 1, "dev vx9: there is no such segment"),
+        ("set --ageing 60 dev vx9", 1, "dev vx9: there is no such segment"),
+        ("neigh add 10.0.0.1 dev vx0", 2, "lladdr: is missing"),
+        (f"neigh add 10.0.0.1 lladdr {MAC} nud stale", 2, "nud stale: what is put in is perm"),
         ("fdb add 02:00:00:00:00:01 dst", 2, "dst: its value is missing"),
         ("fdb del 02:00:00:00:00:01", 1, "02:00:00:00:00:01: there is no such entry"),
         ("fdb flush firm", 2, "firm: is not understood here; known are: dst port vni"),
@@ -221,7 +225,7 @@ def test_neighbours(tunnel: Tunnel) -> None:
     line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
     assert line == "vni 1: has no neighbours; first: pyvtep set --proxy"
     vtep.ask("set", "--proxy")
-    vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC)
+    vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, "nud", "permanent")
     line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
     assert line.startswith("10.0.0.9: is a permanent neighbour already")
     vtep.ask("neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "router")

@@ -259,7 +259,7 @@ def test_which_segment_is_meant(two: Still) -> None:
     for params, words in (
         ({"vni": 3}, "vni 3: there is no such segment; there is vni 1 dev vx1, vni 2 dev vx2"),
         ({"dev": "vx3"}, "dev vx3: there is no such segment"),
-        ({"vni": 1, "dev": "vx2"}, "dev vx2: there is no such segment"),
+        ({"vni": 1, "dev": "vx2"}, "dev vx2: contradicts vni 1, which is on vx1"),
     ):
         with pytest.raises(VtepError, match=words):
             ask(two, "fdb.get", mac=MAC, **params)

@@ -7,15 +7,16 @@ import click
 from vtep.cli import steer
 from vtep.cli.words import SEGMENT, Grammar
 from vtep.control import Client
+from vtep.errors import ConfigError
 
 _NEIGHBOUR = Grammar(
-    "ip", {"lladdr": "mac", "vlan": "vlan", **SEGMENT}, {"router": ("router", True)}
+    "ip", {"lladdr": "mac", "vlan": "vlan", "nud": "nud", **SEGMENT}, {"router": ("router", True)}
 )
 _WHICH = Grammar("ip", {"vlan": "vlan", **SEGMENT})
 _ALL = Grammar(None, SEGMENT)
 _FLUSHED = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
 
-_METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router]"
+_METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router] [nud permanent]"
 
 
 @click.group("neigh")
@@ -51,7 +52,7 @@ def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
 @steer.steering()
 def add(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address."""
-    vtep.call("neigh.add", **given)
+    vtep.call("neigh.add", **_neighbour(given))
 
 
 @group.command()
@@ -59,7 +60,17 @@ def add(vtep: Client, given: dict[str, Any]) -> None:
 @steer.steering()
 def replace(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address, whatever is known of it."""
-    vtep.call("neigh.replace", **given)
+    vtep.call("neigh.replace", **_neighbour(given))
+
+
+def _neighbour(given: dict[str, Any]) -> dict[str, Any]:
+    """What is put in, which is permanent; raises ConfigError where something else is asked for."""
+    nud = given.pop("nud", "permanent")
+    if nud != "permanent":
+        raise ConfigError(f"nud {nud}: what is put in is permanent")
+    if "mac" not in given:
+        raise ConfigError("lladdr: is missing")
+    return given
 
 
 @group.command("del")

@@ -8,9 +8,13 @@ from vtep.cli import steer
 from vtep.cli.counted import counted
 from vtep.cli.fdb import destination_words
 from vtep.cli.options import config_options, given_of
+from vtep.cli.words import SEGMENT, Grammar
 from vtep.control import Client
 
 # --- vni ------------------------------------------------------------------------------------
+
+_SEGMENT = Grammar(None, SEGMENT)
+_REMOTE = Grammar("remote", SEGMENT)
 
 
 @click.group()
@@ -19,10 +23,11 @@ def vni() -> None:
 
 
 @vni.command("show")
+@steer.words(_SEGMENT, "[dev TAP]")
 @steer.steering(shows=True)
-def show_vni(vtep: Client, vni: str | None, *, as_json: bool) -> None:
+def show_vni(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Show the segments."""
-    segments = vtep.call("vni.show", vni=vni)
+    segments = vtep.call("vni.show", **given)
     if as_json:
         steer.show_json(segments)
         return
@@ -65,10 +70,11 @@ def remote() -> None:
 
 
 @remote.command("show")
+@steer.words(_SEGMENT, "[dev TAP]")
 @steer.steering(shows=True)
-def show_remotes(vtep: Client, vni: str | None, *, as_json: bool) -> None:
+def show_remotes(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Show the remotes, also those that were appended to the MAC 00:00:00:00:00:00."""
-    remotes = vtep.call("remote.show", vni=vni)
+    remotes = vtep.call("remote.show", **given)
     if as_json:
         steer.show_json(remotes)
         return
@@ -77,19 +83,19 @@ def show_remotes(vtep: Client, vni: str | None, *, as_json: bool) -> None:
 
 
 @remote.command("add")
-@click.argument("address", metavar="IP")
+@steer.words(_REMOTE, "IP [dev TAP]")
 @steer.steering()
-def add_remote(vtep: Client, address: str, vni: str | None) -> None:
+def add_remote(vtep: Client, given: dict[str, Any]) -> None:
     """Add a remote, as if it had been given as an option."""
-    vtep.call("remote.add", remote=address, vni=vni)
+    vtep.call("remote.add", **given)
 
 
 @remote.command("del")
-@click.argument("address", metavar="IP")
+@steer.words(_REMOTE, "IP [dev TAP]")
 @steer.steering()
-def delete_remote(vtep: Client, address: str, vni: str | None) -> None:
+def delete_remote(vtep: Client, given: dict[str, Any]) -> None:
     """Remove a remote, and forget what was learned to be behind it."""
-    vtep.call("remote.del", remote=address, vni=vni)
+    vtep.call("remote.del", **given)
 
 
 # --- the rest -------------------------------------------------------------------------------
@@ -97,13 +103,17 @@ def delete_remote(vtep: Client, address: str, vni: str | None) -> None:
 
 @click.command("set")
 @config_options(without=("vni",))
+@steer.words(_SEGMENT, "[dev TAP]")
 @steer.steering()
-def set_options(vtep: Client, vni: str | None, **options: Any) -> None:
-    """Change options of a segment while it runs: all of those given, or none."""
-    given = given_of(options)
-    if not given:
+def set_options(vtep: Client, given: dict[str, Any], **options: Any) -> None:
+    """Change options of a segment while it runs: all of those given, or none.
+
+    The word `dev` names the TAP of the segment; --dev is the option.
+    """
+    changes = given_of(options)
+    if not changes:
         raise click.UsageError("set: give an option that is to change; for example: --ageing 60")
-    vtep.call("set", vni=vni, options=given)
+    vtep.call("set", options=changes, **given)
 
 
 @click.command()
@@ -118,15 +128,16 @@ def reload(vtep: Client, *, as_json: bool) -> None:
 
 
 @click.command()
+@steer.words(_SEGMENT, "[dev TAP]")
 @steer.steering(shows=True)
-def stats(vtep: Client, vni: str | None, *, as_json: bool) -> None:
+def stats(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Show what was forwarded, and what was dropped and why."""
-    told = vtep.call("stats", vni=vni)
+    told = vtep.call("stats", **given)
     if as_json:
         steer.show_json(told)
     else:
         click.echo(
-            "\n".join(line for part in counted(told, whole=vni is None) for line in part.lines)
+            "\n".join(line for part in counted(told, whole=not given) for line in part.lines)
         )
 
 

@@ -52,6 +52,12 @@ class Client:
         self._socket.settimeout(min(timeout, _ALIVE))
         try:
             self._socket.connect(fspath(self.path))
+        except PermissionError as error:
+            self._socket.close()
+            raise DisconnectedError(
+                f"--socket {self.path}: may not be asked by you (mode 0600): run as its user, or "
+                "as root"
+            ) from error
         except OSError as error:
             self._socket.close()
             raise DisconnectedError(

@@ -120,6 +120,8 @@ class Methods:
         for port in ports.values() if vni is None else (ports[vni],):
             if dev is None or dev in (port.tap, port.config.tap):
                 return port
+        if vni is not None:
+            raise VtepError(f"dev {dev}: contradicts vni {vni}, which is on {ports[vni].tap}")
         raise VtepError(f"dev {dev}: there is no such segment; there is {there}")
 
     def _vni_show(self, given: Params) -> Pages:

@@ -180,8 +180,9 @@ def open_receiver(
                 "all hosts"
             ) from error
         if error.errno in (errno.EPERM, errno.EACCES):
+            dev = f", --dev {binding.dev}" if binding.dev is not None else ""
             raise VtepError(
-                f"--dstport {port}, --dev {binding.dev}: no privilege to bind to them: run as root"
+                f"--dstport {port}{dev}: no privilege to bind to it: run as root"
             ) from error
         raise VtepError(f"--dstport {port}: cannot bind to it: {error.strerror}") from error
     _listen(sock, gro=gro, zero_checksums=zero_checksums)
