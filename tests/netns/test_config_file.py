@@ -123,7 +123,7 @@ def test_check_config(pair: Pair, file: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
-        (["--config", "/"], 1, "--config /: cannot read it: Is a directory"),
+        (["--config", "/"], 1, "--config /: cannot read it: it is no regular file"),
         (["--config", "{file}", "--vni", "1"], 2, "--vni says nothing beside --config"),
         (["--config", "{file}", "--accept-any"], 2, "--accept-any says nothing beside --config"),
         (["--config", "{file}", "check-config", "{file}"], 2, "check-config takes no --config"),
