@@ -95,7 +95,7 @@ class Effort:
         )
 
 
-FULL = Effort(4, 1.0, 12, 0.05, 2.0, 2000)
+FULL = Effort(3, 1.0, 8, 0.06, 2.0, 1500)
 QUICK = Effort(1, 0.4, 6, 0.25, 1.0, 250)
 
 
