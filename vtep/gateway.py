@@ -15,24 +15,15 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from vtep.wire import Buffer, ethernet, nd
+from vtep.wire import Buffer, arp, ethernet, nd
 
 Address = IPv4Address | IPv6Address
 
-_ARP = b"\x08\x06"
-_IPV6 = b"\x86\xdd"
-_TAG = b"\x81\x00"
-_VLAN_END = 16
-_ETHERNET_AND_IPV4 = b"\x00\x01\x08\x00\x06\x04"
-_REQUEST = 1
-_ICMPV6 = 58
-_SOLICITATION, _ADVERTISEMENT = 135, 136
+_TAG = 0x8100
+_IPV6 = 0x86DD
 _LINK_LOCAL = bytes.fromhex("fe80000000000000")
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
-_NOBODY_V4, _NOBODY_V6 = bytes(4), bytes(16)
-_ARP_END = 42
-_ND_END = 78
-"""Octets of an Ethernet frame up to the end of what is read here."""
+_NOBODY_V4 = bytes(4)
 
 
 class Talk(NamedTuple):
@@ -47,41 +38,37 @@ class Talk(NamedTuple):
 
 
 def read(frame: Buffer) -> Talk | None:
-    """Read an Ethernet frame; None if it is no whole message of ARP or neighbour discovery."""
-    kind = bytes(frame[12:14])
-    if kind == _TAG and len(frame) > _VLAN_END and not (frame[14] & 0x0F or frame[15]):
+    """Read an Ethernet frame; None if it is no valid message of ARP or neighbour discovery."""
+    at = ethernet.HEADER_LEN
+    kind = int.from_bytes(frame[at - 2 : at])
+    if kind == _TAG and len(frame) >= at + 4 and not (frame[at] & 0x0F or frame[at + 1]):
         # A tag that has a priority and no VLAN (802.1Q): whoever receives it overlooks it.
-        frame = bytes(frame[:12]) + bytes(frame[_VLAN_END:])
-        kind = frame[12:14]
-    if kind == _ARP:
-        return _read_arp(frame)
+        at += 4
+        kind = int.from_bytes(frame[at - 2 : at])
+    if kind == arp.TYPE:
+        return _of_arp(arp.parse(frame, at))
     if kind == _IPV6:
-        return _read_nd(frame)
+        return _of_nd(nd.parse(frame, at))
     return None
 
 
-def _read_arp(frame: Buffer) -> Talk | None:
-    if len(frame) < _ARP_END or bytes(frame[14:20]) != _ETHERNET_AND_IPV4:
+def _of_arp(packet: arp.Arp | None) -> Talk | None:
+    if packet is None:
         return None
-    sender, target = bytes(frame[28:32]), bytes(frame[38:42])
-    claimed = sender if sender != _NOBODY_V4 else b""
-    if frame[21] == _REQUEST and frame[20] == 0:
+    claimed = packet.sender if packet.sender != _NOBODY_V4 else b""
+    if packet.operation == arp.REQUEST:
         # An announcement asks for its own sender: nobody is to answer.
-        return Talk(claimed, target if target != sender else b"", not claimed)
-    return Talk(claimed, b"", target == _NOBODY_V4)
+        return Talk(claimed, packet.target if packet.target != claimed else b"", not claimed)
+    return Talk(claimed, b"", packet.target == _NOBODY_V4)
 
 
-def _read_nd(frame: Buffer) -> Talk | None:
-    # A whole header follows that of IPv6 at once, and no router has had it in hands.
-    if len(frame) < _ND_END or frame[20] != _ICMPV6 or frame[21] != 255:
+def _of_nd(message: nd.Message | None) -> Talk | None:
+    if message is None:
         return None
-    source, target = bytes(frame[22:38]), bytes(frame[62:78])
-    if frame[54] == _SOLICITATION:
-        claimed = source if source != _NOBODY_V6 else b""
-        return Talk(claimed, target, not claimed)
-    if frame[54] == _ADVERTISEMENT:
-        return Talk(target, b"", probe=False)
-    return None
+    if message.kind == nd.ADVERTISEMENT:
+        return Talk(message.target, b"", probe=False)
+    claimed = message.source if message.source != nd.UNSPECIFIED else b""
+    return Talk(claimed, message.target, not claimed)
 
 
 def probe(mac: bytes, address: Address) -> bytes:
@@ -95,9 +82,9 @@ def probe(mac: bytes, address: Address) -> bytes:
         source = _LINK_LOCAL + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
         group = _SOLICITED_NODE + end
         asks = nd.Message(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
-        return b"\x33\x33\xff" + end + mac + _IPV6 + nd.pack(asks)
-    head = b"\xff" * ethernet.MAC_LEN + mac + _ARP + _ETHERNET_AND_IPV4 + b"\x00\x01"
-    return head + mac + _NOBODY_V4 + ethernet.MAC_ZERO + address.packed
+        return b"\x33\x33\xff" + end + mac + _IPV6.to_bytes(2) + nd.pack(asks)
+    asked = arp.Arp(arp.REQUEST, mac, _NOBODY_V4, ethernet.MAC_ZERO, address.packed)
+    return b"\xff" * ethernet.MAC_LEN + mac + arp.TYPE.to_bytes(2) + arp.pack(asked)
 
 
 class Gateways:
@@ -152,7 +139,9 @@ class Gateways:
             self._share(talk.claimed)
             return True
         if talk.asked in self._own and talk.probe:
-            # Whoever asks so has the address or is about to: it is told that we have it.
+            # Whoever asks so has the address or is about to. One of IPv4 is told that we have it.
+            # One of IPv6 asks what an own gateway that is new asks, too: should that hear it, it
+            # would give up the address for good (RFC 4862, section 5.4.3).
             self._share(talk.asked)
-            return False
+            return len(talk.asked) != len(_NOBODY_V4)
         return talk.asked in self._shared

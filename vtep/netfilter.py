@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -79,16 +78,3 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def sees_bridge(options: Any) -> bool:
-    """Whether the rules for IP see frames on a bridge: that is set for all, or for this one.
-
-    `options` are those of the bridge, as pyroute2 has them.
-    """
-    if options is not None and options.get("br_nf_call_iptables"):
-        return True
-    with suppress(OSError):
-        setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables").read_text()
-        return setting.strip() == "1"
-    return False

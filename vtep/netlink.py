@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -188,6 +189,8 @@ class Bridge:
 
     index: int
     addresses: tuple[Address, ...]
+    netfilter: bool
+    """Whether the firewall's rules for IP see the frames on it."""
 
 
 def bridge(netlink: IPRoute, name: str) -> Bridge | None:
@@ -203,7 +206,21 @@ def bridge(netlink: IPRoute, name: str) -> Bridge | None:
         found = [item.get("address") for item in netlink.get_addr(index=index)]
     except NetlinkError:  # It was removed meanwhile.
         return None
-    return Bridge(index, tuple(sorted(map(ip_address, found), key=lambda ip: ip.packed)))
+    addresses = sorted(map(ip_address, found), key=lambda ip: ip.packed)
+    return Bridge(index, tuple(addresses), sees_bridge(info.get("data")))
+
+
+def sees_bridge(options: Any) -> bool:
+    """Whether the firewall's rules for IP see frames on a bridge: of all, or of this one.
+
+    `options` are those of the bridge, as pyroute2 has them.
+    """
+    if options is not None and options.get("br_nf_call_iptables"):
+        return True
+    with suppress(OSError):
+        setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables").read_text()
+        return setting.strip() == "1"
+    return False
 
 
 @frozen

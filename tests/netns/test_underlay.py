@@ -40,7 +40,8 @@ def next_on(wire: socket.socket) -> Packet:
     """The next datagram to the VXLAN port."""
     while True:
         packet = Ether(wire.recv(65536))
-        if UDP in packet and packet[UDP].dport == 4789:
+        udp = packet.payload.payload
+        if isinstance(udp, UDP) and udp.dport == 4789:
             return packet
 
 
@@ -117,15 +118,17 @@ KINDS = pytest.mark.parametrize("kind", ["path", "replicator"])
 
 def looks(packet: Packet) -> tuple[int, int, int, bool]:
     """TOS, TTL, flow label, DF."""
-    if IP in packet:
-        return packet[IP].tos, packet[IP].ttl, 0, "DF" in packet[IP].flags
-    return packet[IPv6].tc, packet[IPv6].hlim, packet[IPv6].fl, False
+    ip = packet.payload  # Not `packet[IP]`: what it carries is random, and may be that by chance.
+    if isinstance(ip, IP):
+        return ip.tos, ip.ttl, 0, "DF" in ip.flags
+    assert isinstance(ip, IPv6)
+    return ip.tc, ip.hlim, ip.fl, False
 
 
 def payload(packet: Packet) -> bytes:
     """As it was sent, whatever scapy makes of it."""
     octets: bytes = packet.original
-    return octets[14 + (20 if IP in packet else 40) + 8 :]
+    return octets[14 + (20 if isinstance(packet.payload, IP) else 40) + 8 :]
 
 
 # --- what a segment's datagrams look like -----------------------------------------------------

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, ip_interface
-from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
@@ -42,7 +41,7 @@ _PROBE_PAUSE = 30.0
 _ARP, _IPV6 = 0x0806, 0x86DD
 _HEARD_MAX = 1000
 """Frames that are looked at for answers in one go: some milliseconds' work."""
-_FRAME_MAX = 128
+_FRAME_MAX = 256
 """Octets of a frame that are enough to read an answer."""
 
 _RETRY = 2.0
@@ -207,7 +206,7 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
     rules = Rules.read()
     crosses = Packet(4, device=network.bridge, out=network.bridge)
-    host = Host(_bridge_netfilter(network.bridge), rules.verdict(crosses, "forward"))
+    host = Host(place.bridge.netfilter, rules.verdict(crosses, "forward"))
     tunnel = Tunnel(port.mtu, chosen=port.mtu == port.config.mtu)
     for line in findings(network, tunnel, host):
         log.warning("%s", line)
@@ -262,16 +261,3 @@ def _heard(sock: socket.socket) -> Iterator[bytes]:
     with suppress(OSError):  # There are no more.
         for _ in range(_HEARD_MAX):
             yield sock.recv(_FRAME_MAX)
-
-
-def _bridge_netfilter(bridge: str) -> bool:
-    """Whether frames on a bridge go through iptables, for all bridges or for this one."""
-    switches = (
-        Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-        Path(f"/sys/class/net/{bridge}/bridge/nf_call_iptables"),
-    )
-    for switch in switches:
-        with suppress(OSError):  # Without the module there are none.
-            if switch.read_text().strip() != "0":
-                return True
-    return False

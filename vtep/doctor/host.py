@@ -14,7 +14,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep.doctor.facts import BridgeFacts, HolderFacts, PortFacts
 from vtep.errors import VtepError
 from vtep.firewall import Packet
-from vtep.netfilter import Rules, sees_bridge
+from vtep.netfilter import Rules
+from vtep.netlink import sees_bridge
 from vtep.values import Address, without_scope
 
 _IFF_UP = 1

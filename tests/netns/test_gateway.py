@@ -1,0 +1,40 @@
+"""Hosts whose bridges have the same address: both are to keep it."""
+
+from collections.abc import Callable
+
+from tests.netns.hosts import Pyvtep, wait_until
+from vtep.lab import Host
+
+GATEWAY = "fd00:18::1"
+
+
+def bridge(host: Host) -> None:
+    host.run("ip", "link", "add", "br0", "type", "bridge")
+    # Long enough for both to be asking at the same time, however busy the machine is.
+    host.run("sysctl", "-qw", "net.ipv6.conf.br0.dad_transmits=4")
+    host.run("ip", "link", "set", "br0", "up")
+
+
+def addresses(host: Host) -> str:
+    return host.run("ip", "-6", "addr", "show", "dev", "br0", "to", f"{GATEWAY}/128")
+
+
+def test_two_that_check_their_address_at_once_both_keep_it(
+    pair: tuple[Host, Host], start: Callable[..., Pyvtep]
+) -> None:
+    """As when two hosts with an IPv6 network of Docker start together."""
+    remotes = ("192.0.2.2", "192.0.2.1")
+    vteps = []
+    for host, remote in zip(pair, remotes, strict=True):
+        bridge(host)
+        options = ("--bridge", "br0", "--gateway", GATEWAY)
+        vteps.append(start(host, "--vni", "1", "--remote", remote, "--tap", "vx0", *options))
+    for host in pair:
+        host.run("ip", "addr", "add", f"{GATEWAY}/64", "dev", "br0")
+    for host in pair:
+        assert "tentative" in addresses(host)
+    for host, vtep in zip(pair, vteps, strict=True):
+        wait_until(lambda host=host: "tentative" not in addresses(host), "the end of the check")
+        assert GATEWAY in addresses(host)
+        assert "dadfailed" not in addresses(host)
+        assert vtep.counter("gateway_kept_out") > 0
