@@ -4,6 +4,7 @@ Each test makes its own namespaces, which vanish with it. What takes time is wai
 effect, never by a sleep of a guessed length.
 """
 
+import errno
 import re
 import signal
 import socket
@@ -199,7 +200,18 @@ def packet_socket(host: Host, device: str) -> socket.socket:
 def udp_socket(host: Host, local: str, port: int = 0) -> socket.socket:
     with host.inside():
         sock = socket.socket(socket.AF_INET6 if ":" in local else socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((local, port))
+
+    def bound() -> bool:
+        try:
+            sock.bind((local, port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:  # An IPv6 address is still being checked for.
+                return False
+            sock.close()
+            raise
+        return True
+
+    wait_until(bound, f"{local} to be of use")
     sock.settimeout(DEADLINE)
     return sock
 
