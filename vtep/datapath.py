@@ -1,9 +1,10 @@
 """The data path: frames from the TAP to the underlay, and back.
 
 One superframe outwards: `Outbound.readable` reads it, `Splitter` cuts it, `Segment` says where it
-goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Switch` judges it,
-`Merger` joins it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
-drained, and the loop has its turn again.
+goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Merger` joins it,
+`Switch` judges it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
+drained, what goes on where something before it ended is handled together with that, and the loop
+has its turn again.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from vtep.offload.split import SplitError, Splitter, finish_checksum, segments_o
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import FLOW_BITS, POOL_MAX, batch_max, receive
+from vtep.underlay import FLOW_BITS, POOL_MAX, receive
 from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire.flow import flow_hash
 
@@ -38,6 +39,9 @@ _SUPERFRAME_COST = 7
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 _RUN_MAX = 65536
 _DATAGRAM_MAX = 65536
+_BURSTS_MAX = 3 * _DATAGRAM_MAX
+"""Octets of bursts that go on from one to the next, after which they are delivered. More would not
+save much of what is done once for all of them, and would no longer be in the processor's cache."""
 
 
 class Burst(NamedTuple):
@@ -55,40 +59,23 @@ class Burst(NamedTuple):
 
 
 class Arena:
-    """Memory for what is read from a TAP until it is sent, and for the segments that it becomes."""
+    """Memory for what is read from a TAP until it is sent, and for the segments that it becomes.
 
-    def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
-        self.splitter = Splitter(bytes(vxlan.HEADER_LEN), reserve=_RUN_MAX)
-        self.segments = self.splitter.memory.data
-
-
-class Arenas:
-    """The memory of all VNIs of a process: one arena does, since their turns do not overlap.
-
-    Only who waits for room in the underlay keeps one, until what lies there is sent.
+    All VNIs of a process share one, since their turns do not overlap, and what waits is copied.
     """
 
     def __init__(self) -> None:
-        self.current = Arena()
-        self._spare: list[Arena] = []
-
-    def keep(self) -> Arena:
-        """Have the current one for oneself."""
-        kept, self.current = self.current, self._spare.pop() if self._spare else Arena()
-        return kept
-
-    def give_back(self, arena: Arena) -> None:
-        """Let others use what was kept."""
-        self._spare.append(arena)
+        self.buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
+        self.splitter = Splitter(bytes(vxlan.HEADER_LEN))
+        self.segments = self.splitter.out.data
 
 
 class Outbound:
     """From the TAP to the underlay.
 
     Frames are read to where they are sent from, each behind its VXLAN header, one after the other.
-    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it. Where
-    superframes have more segments than a send, the rest of one is held for the next to follow it.
+    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it. So do
+    the segments of superframes of which each goes on where the one before ends.
 
     Where the underlay has no room, the TAP is not read until it has: then frames queue in front of
     it, where their senders feel it. `lost` is called when the TAP is gone.
@@ -100,7 +87,7 @@ class Outbound:
         segment: Segment,
         paths: Paths,
         fit: Fit,
-        arenas: Arenas,
+        arena: Arena,
         lost: Callable[[OSError], None],
     ) -> None:
         self._tap = tap
@@ -108,10 +95,7 @@ class Outbound:
         self._paths = paths
         self._fit = fit
         self._lost = lost
-        self._held: Burst | None = None
-        self._arenas = arenas
-        self._arena = arenas.current
-        self._kept: Arena | None = None
+        self._arena = arena
         self._virtio = bytearray(virtio.HEADER_LEN)
         self._waiting: list[Burst] = []
         self._running = False
@@ -129,8 +113,6 @@ class Outbound:
         self._running = False
         asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._waiting.clear()
-        self._held = None
-        self._give_back()
 
     def take(self, paths: Paths) -> None:
         """Send through others from now on, also what waits, and as the segment's policy is now."""
@@ -142,7 +124,7 @@ class Outbound:
 
     def readable(self) -> None:
         """Drain the TAP."""
-        now, self._arena = time.monotonic(), self._arenas.current
+        now, splitter = time.monotonic(), self._arena.splitter
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
         # What is longer is looked at, which is every frame where the segment wants to see them.
@@ -171,8 +153,8 @@ class Outbound:
                     budget -= self._apart(frame, now)
                     continue
                 frame = frame[:length]
-            if self._held:
-                self._flush(now)
+            if splitter.count:
+                self._finish(now)
             buffer[end:body] = header
             if length <= SYN_MAX:
                 greet(frame)
@@ -194,7 +176,7 @@ class Outbound:
                 begin = end = 0
         # One of the two is empty.
         self._emit(buffer[begin:end], stride, remotes, flow, now)
-        self._flush(now)
+        self._finish(now)
 
     def _joins(self, frame: memoryview, now: float) -> int:
         """Do what the virtio header and the segment ask for; how many octets are to be sent then.
@@ -266,49 +248,39 @@ class Outbound:
             frame = segment.inspect(frame, now, count)
             if not frame:
                 return
-        arena = self._arena
-        arena.splitter.prefix = self._header
+        splitter = self._arena.splitter
         try:
-            octets, stride = arena.splitter.split(frame, gso)
+            if not splitter.count or not splitter.extend(frame, gso):
+                self._finish(now)
+                splitter.prefix = self._header
+                splitter.begin(frame, gso)
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
             return
         counters.tx_superframes += 1
         oversize = self._fit.oversize
-        if stride > vxlan.HEADER_LEN + oversize.limit:
-            segments = arena.segments[_RUN_MAX : _RUN_MAX + octets]
+        if splitter.stride > vxlan.HEADER_LEN + oversize.limit:
+            octets, stride = splitter.finish()
+            segments = self._arena.segments[:octets]
             self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
+
+    def _finish(self, now: float) -> None:
+        """Send the segments of the superframes that were begun, if there are any."""
+        splitter, segment = self._arena.splitter, self._segment
+        count = splitter.count
+        if not count:
             return
-        count = -(-octets // stride)
-        counters.tx_frames += count
-        counters.tx_bytes += octets - count * vxlan.HEADER_LEN
-        remotes = segment.destinations(frame, count)
-        flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
-        begin, end = _RUN_MAX, _RUN_MAX + octets
-        if self._held:
-            held, its_stride, its_remotes, its_flow, _ = self._held
-            if stride == its_stride and flow == its_flow and remotes is its_remotes:
-                begin -= len(held)
-                self._held = None
-            else:
-                self._flush(now)
-        whole = (end - begin) // batch_max(stride) * batch_max(stride)
-        self._emit(arena.segments[begin : begin + whole], stride, remotes, flow, now)
-        rest = arena.segments[begin + whole : end]
-        if not rest:
-            return
-        if self._waiting or len(rest) % stride:
-            self._emit(rest, stride, remotes, flow, now)
-            return
-        # To where the next superframe's segments will follow it.
-        begin = _RUN_MAX - len(rest)
-        memory = arena.splitter.memory
-        memory[begin:_RUN_MAX] = memory[end - len(rest) : end]
-        self._held = Burst(arena.segments[begin:_RUN_MAX], stride, remotes, flow)
+        octets, stride = splitter.finish()
+        segment.counters.tx_frames += count
+        segment.counters.tx_bytes += octets - count * vxlan.HEADER_LEN
+        head = splitter.head
+        remotes = segment.destinations(head, count)
+        flow = flow_hash(head) & self._slots | self._paths.envelope(head) << FLOW_BITS
+        self._emit(self._arena.segments[:octets], stride, remotes, flow, now)
 
     def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
         """Send what has become of a frame or superframe that was too large, and tell its sender."""
-        self._flush(now)
+        self._finish(now)
         counters = self._segment.counters
         for datagrams, stride, answer in outcomes:
             if answer is not None:
@@ -321,12 +293,6 @@ class Outbound:
                 remotes = self._segment.destinations(frame, count)
                 flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
                 self._emit(memoryview(datagrams), stride, remotes, flow, now)
-
-    def _flush(self, now: float) -> None:
-        """Send what is held, since nothing follows that could go with it."""
-        held, self._held = self._held, None
-        if held is not None:
-            self._emit(*held[:4], now)
 
     def _emit(
         self,
@@ -341,13 +307,13 @@ class Outbound:
         if not datagrams:
             return
         if self._waiting:
-            self._waiting.append(Burst(datagrams, stride, remotes, flow, served))
+            self._wait(Burst(datagrams, stride, remotes, flow, served))
             return
         if len(remotes) >= FLOOD_MIN and (flood := self._paths.flood(remotes)) is not None:
             self._flood(flood, Burst(datagrams, stride, flood.recipients.remotes, flow, served))
             remotes = flood.others
             if self._waiting:
-                self._waiting.append(Burst(datagrams, stride, remotes, flow))
+                self._wait(Burst(datagrams, stride, remotes, flow))
                 return
         for number, remote in enumerate(remotes):
             path = self._paths[remote]
@@ -356,8 +322,8 @@ class Outbound:
                 try:
                     octets, lost = path.send(rest, stride, flow, now)
                 except BlockingIOError:
-                    self._waiting.append(Burst(rest, stride, (remote,), flow))
-                    self._waiting.append(Burst(datagrams, stride, remotes[number + 1 :], flow))
+                    self._wait(Burst(rest, stride, (remote,), flow))
+                    self._wait(Burst(datagrams, stride, remotes[number + 1 :], flow))
                     self._await_room(path.fileno(flow))
                     return
                 count = -(-octets // stride)
@@ -379,15 +345,21 @@ class Outbound:
                 if reason is Drop.UNDERLAY_TOO_BIG:
                     self._paths[remote].look()
             if not sent.octets:
-                self._waiting.append(Burst(rest, stride, remotes, flow, sent.reached))
+                self._wait(Burst(rest, stride, remotes, flow, sent.reached))
                 self._await_room(sent.blocked)
                 return
             rest = rest[sent.octets :]
             served = 0
 
+    def _wait(self, burst: Burst) -> None:
+        """Keep what is to be sent later, with a copy of its octets: others need their memory."""
+        if not burst.remotes:
+            return
+        if not isinstance(burst.datagrams.obj, bytes):
+            burst = burst._replace(datagrams=memoryview(bytes(burst.datagrams)))
+        self._waiting.append(burst)
+
     def _await_room(self, fd: int) -> None:
-        if self._kept is None:
-            self._kept = self._arenas.keep()
         asyncio.get_running_loop().remove_reader(self._tap.fd)
         self._paths.room.wait(fd, self._resume)
 
@@ -403,13 +375,7 @@ class Outbound:
             still = tuple(filter(uses, remotes)) if left else remotes
             self._emit(datagrams, stride, still, flow, now, served)
         if not self._waiting:
-            self._give_back()
             self.start()
-
-    def _give_back(self) -> None:
-        if self._kept is not None:
-            self._arenas.give_back(self._kept)
-            self._kept = None
 
 
 class Exit(NamedTuple):
@@ -443,7 +409,7 @@ class Inbound:
         self._cannot_receive = cannot_receive
         self._exits: dict[Segment, Exit] = {}
         self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
-        self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
+        self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
 
@@ -488,31 +454,52 @@ class Inbound:
     def readable(self, receiver: socket.socket) -> None:
         """Drain a socket."""
         now = time.monotonic()
+        buffer = self._buffer
+        # Datagrams of one remote and one size lie between the first two, unless that is empty.
+        begin = end = stride = mark = 0
+        host = ""
         budget = _BUDGET
         while budget > 0:
             budget -= 1
             try:
-                length, stride, host, mark = receive(receiver, self._buffer)
+                octets, its_stride, its_host, its_mark = receive(receiver, buffer[end:])
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 self._cannot_receive(error)
-                return
-            data = self._buffer[:length]
-            if length <= stride or is_udp_superframe(data[vxlan.HEADER_LEN :]):
-                segment = self._switch.receive(data, host, now)
-                if segment is not None:
-                    frame = data[vxlan.HEADER_LEN :]
-                    if mark and not ecn.decapsulate(frame, mark):
-                        segment.counters.drop(Drop.CONGESTION, host)
-                    else:
-                        self._single(self._exits[segment], frame, stride)
-            else:
-                self._burst(data, stride, host, mark, now)
-                budget -= _SUPERFRAME_COST
+                break
+            data = buffer[end : end + octets]
+            many = octets > its_stride and not is_udp_superframe(data[vxlan.HEADER_LEN :])
+            goes_on = many and its_stride == stride and its_host == host and its_mark == mark
+            if begin < end and not goes_on:
+                self._burst(buffer[begin:end], stride, host, mark, now)
+                begin = end
+            if not many:
+                self._datagram(data, its_stride, its_host, its_mark, now)
+                begin = end = 0
+                continue
+            budget -= _SUPERFRAME_COST
+            stride, host, mark = its_stride, its_host, its_mark
+            end += octets
+            if octets % stride or end > _BURSTS_MAX:  # A shorter one can only be the last.
+                self._burst(buffer[begin:end], stride, host, mark, now)
+                begin = end = 0
+        if begin < end:
+            self._burst(buffer[begin:end], stride, host, mark, now)
+
+    def _datagram(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
+        """Take in what came in one datagram; `stride` is for cutting a UDP superframe."""
+        segment = self._switch.receive(data, host, now)
+        if segment is None:
+            return
+        frame = data[vxlan.HEADER_LEN :]
+        if mark and not ecn.decapsulate(frame, mark):
+            segment.counters.drop(Drop.CONGESTION, host)
+        else:
+            self._single(self._exits[segment], frame, stride)
 
     def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
-        """Deliver what came in one datagram; `stride` is for cutting a UDP superframe."""
+        """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
         if leave.segment.strips:
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
@@ -527,7 +514,7 @@ class Inbound:
             self._deliver(leave, segments[at : at + step], virtio.PLAIN)
 
     def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
-        """Take in several datagrams of one remote at once; `mark` is their outer ECN field."""
+        """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
         judge = self._switch.receive
         for header, frame, datagram, count in self._merger.merge(data, stride):
             # Everything is judged, and learned from, before the TAP has it.

@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep import netlink
 from vtep.config import Config, check_segments
 from vtep.counters import Drop, DropLog
-from vtep.datapath import Arenas
+from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
 from vtep.listener import Endpoint, Listener
@@ -93,7 +93,7 @@ class Vtep:
     def __init__(self, *configs: Config) -> None:
         check_segments(configs)
         self._pool = Pool()
-        self._arenas = Arenas()
+        self._arena = Arena()
         self._ports = {config.vni: self._port(config) for config in configs}
         self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
         """What there is of each VNI."""
@@ -115,7 +115,7 @@ class Vtep:
         self._running = False
 
     def _port(self, config: Config) -> Port:
-        return Port(config, self._pool, self._arenas)
+        return Port(config, self._pool, self._arena)
 
     # --- asking -----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from vtep.config import Config
 from vtep.counters import Drop
-from vtep.datapath import Arenas, Outbound
+from vtep.datapath import Arena, Outbound
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.gateway import Gateways
@@ -43,7 +43,7 @@ class Port:
     What it is asked to be is `config`. Its counters, and what it has learned, stay when it ends.
     """
 
-    def __init__(self, config: Config, pool: Pool, arenas: Arenas) -> None:
+    def __init__(self, config: Config, pool: Pool, arena: Arena) -> None:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once it is open."""
@@ -73,7 +73,7 @@ class Port:
         self.tap_index = 0
         self._here = True
         self._pool = pool
-        self._arenas = arenas
+        self._arena = arena
         self._device: Tap | None = None
         self.listeners: tuple[Listener, ...] = ()
         """What listens for it, while it forwards."""
@@ -164,7 +164,7 @@ class Port:
         self.fdb.listed = self._listed
         self._lost = partial(lost, self)
         self._outbound = Outbound(
-            tap, self.segment, self._paths, self._fit, self._arenas, self._lost
+            tap, self.segment, self._paths, self._fit, self._arena, self._lost
         )
         self._outbound.start()
         for listener in self.listeners:

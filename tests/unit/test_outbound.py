@@ -22,7 +22,7 @@ from scapy.layers.l2 import ARP, Ether
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, Frame
 from vtep.counters import Counters, Drop
-from vtep.datapath import Arenas, Outbound
+from vtep.datapath import Arena, Outbound
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
@@ -170,7 +170,7 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = Fit(segment.header, segment.counters, MTU, "auto")
-            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arenas(), lambda _: None)
+            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
             for frame in frames:
                 pair.host.send(b"".join(frame))
             outbound.readable()
@@ -200,7 +200,7 @@ def forward(
                 segment,
                 cast("Any", Ways(notes)),
                 Fit(PREFIX, segment.counters, MTU, "auto"),
-                Arenas(),
+                Arena(),
                 lost.append,
             )
             outbound.start()
@@ -217,7 +217,12 @@ def forward(
             outbound.stop()
         notes.close()
         assert not lost
-        assert segment.counters.tx_datagrams == segment.counters.tx_frames == expected
+        counters = segment.counters
+        assert counters.tx_datagrams == counters.tx_frames == expected
+        assert counters.tx_bytes == sum(
+            len(datagram) - len(PREFIX) for batch in notes.sent for datagram in batch
+        )
+        assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
         return notes.sent
 
     return asyncio.run(asyncio.wait_for(run(), 20))
@@ -241,7 +246,7 @@ def forward_to_many(
                 segment,
                 cast("Any", crowd),
                 Fit(PREFIX, segment.counters, MTU, "auto"),
-                Arenas(),
+                Arena(),
                 lambda error: pytest.fail(str(error)),
             )
             outbound.start()
@@ -284,9 +289,11 @@ def segments(header: bytes, frame: bytes) -> list[bytes]:
 
 
 def superframe(
-    count: int, *, flow: int = 0, last: int | None = None, size: int = SIZE
+    count: int, *, flow: int = 0, last: int | None = None, size: int = SIZE, after: int = 0
 ) -> tuple[bytes, bytes]:
-    frame = Frame(payload=bytes((count - 1) * size + (last or size)), sport=5000 + flow)
+    """One of so many segments, the first of which is `after` so many others of its flow."""
+    payload = bytes((count - 1) * size + (last or size))
+    frame = Frame(payload=payload, sport=5000 + flow, ident=after, seq=after * size)
     return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
 
 
@@ -296,14 +303,16 @@ def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
 
 def test_rest_goes_with_the_next() -> None:
     # 44 segments fit into a send; so many superframes of 46 would take twice as many sends.
-    sent = forward([superframe(46)] * 3)
+    sent = forward([superframe(46, after=after) for after in (0, 46, 92)])
     assert [len(batch) for batch in sent] == [44, 44, 44, 6]
 
 
 def test_rest_goes_alone_where_nothing_can_follow() -> None:
-    assert [len(batch) for batch in forward([superframe(46, last=7)] * 2)] == [44, 2] * 2
+    second = superframe(46, after=46, last=7)
+    assert [len(batch) for batch in forward([superframe(46, last=7), second])] == [44, 2] * 2
+    assert [len(batch) for batch in forward([superframe(46), superframe(46)])] == [44, 2] * 2
     assert [len(batch) for batch in forward([superframe(46), plain()])] == [44, 2, 1]
-    other = superframe(46, flow=1)
+    other = superframe(46, after=46, flow=1)
     assert [len(batch) for batch in forward([superframe(46), other])] == [44, 2, 44, 2]
 
 
@@ -313,7 +322,9 @@ FRAMES = st.one_of(
         st.integers(2, 46),
         flow=st.integers(0, 2),
         last=st.sampled_from([1, SIZE - 1, SIZE, SIZE]),
+        after=st.sampled_from([0, 0, 20, 40, 46, 60, 92]),
     ),
+    st.builds(superframe, st.just(20), after=st.sampled_from([0, 20, 40, 60])),
     st.builds(plain, st.sampled_from([0, 20, 20, SIZE, MTU, MTU]), flow=st.integers(0, 2)),
     st.builds(superframe, st.integers(2, 43), flow=st.integers(0, 2), size=st.just(1448)),
 )
@@ -333,7 +344,7 @@ def forward_both(
     """What leaves of two VNIs, 5 and 6, that share their memory and have little room."""
 
     async def run() -> list[list[bytes]]:
-        arenas, chances = Arenas(), iter(room)
+        arena, chances = Arena(), iter(room)
         notes = [Notes(chances), Notes(chances)]
         with tap() as one, tap() as two:
             outbounds = []
@@ -343,7 +354,7 @@ def forward_both(
                 fit = Fit(segment.header, segment.counters, MTU, "auto")
                 ways = cast("Any", Ways(note))
                 lost = Mock(side_effect=AssertionError)
-                outbounds.append(Outbound(cast("Any", pair), segment, ways, fit, arenas, lost))
+                outbounds.append(Outbound(cast("Any", pair), segment, ways, fit, arena, lost))
                 outbounds[-1].start()
             expected = [sum(len(segments(*frame)) for frame in each) for each in frames]
             waiting = [(pair, list(each)) for pair, each in zip((one, two), frames, strict=True)]

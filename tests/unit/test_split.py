@@ -6,6 +6,7 @@ the twin, and the twin against scapy.
 
 import sys
 import tracemalloc
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -389,6 +390,160 @@ def test_one_splitter_for_many(pairs: list[tuple[bytes, virtio.Header]]) -> None
     splitter = Splitter(PREFIX)
     for frame, header in [*pairs, *pairs]:
         assert pieces(splitter, frame, header, PREFIX) == twins.split(frame, header)
+
+
+# --- superframes that go on -------------------------------------------------------------------
+
+
+def cars(
+    base: Frame, counts: Sequence[int], size: int, *, last: int | None = None
+) -> list[tuple[Frame, virtio.Header]]:
+    """Superframes of so many segments each, of which each goes on where the one before ends."""
+    data = octets(sum(counts) * size - size + (last or size))
+    made, begin = [], 0
+    for count in counts:
+        payload = data[begin * size : (begin + count) * size]
+        ident, seq = base.ident + begin & 0xFFFF, base.seq + begin * size
+        car = replace(base, payload=payload, ident=ident, seq=seq)
+        made.append((car, gso(car, size)))
+        begin += count
+    return made
+
+
+def together(
+    superframes: Iterable[tuple[bytes, virtio.Header]], capacity: int = 1 << 18
+) -> tuple[list[int], list[bytes]]:
+    """How many of them go together, each time, and the segments."""
+    splitter = Splitter(PREFIX, capacity)
+    lengths: list[int] = []
+    segments: list[bytes] = []
+
+    def finish() -> None:
+        if not splitter.count:
+            return
+        count = splitter.count
+        used, stride = splitter.finish()
+        data = splitter.out[:used].tobytes()
+        datagrams = [data[at : at + stride] for at in range(0, used, stride)]
+        assert len(datagrams) == count
+        assert {datagram[: len(PREFIX)] for datagram in datagrams} == {PREFIX}
+        segments.extend(datagram[len(PREFIX) :] for datagram in datagrams)
+
+    for frame, header in superframes:
+        view = memoryview(bytearray(frame))
+        if splitter.count and splitter.extend(view, header):
+            lengths[-1] += 1
+        else:
+            finish()
+            splitter.begin(view, header)
+            lengths.append(1)
+        view[:] = bytes(len(view))  # It is read to the same memory as the next.
+    finish()
+    return lengths, segments
+
+
+def alone(superframes: Iterable[tuple[bytes, virtio.Header]]) -> list[bytes]:
+    return [segment for one in superframes for segment in twins.split(*one) or [b"none"]]
+
+
+GOES_ON: dict[str, tuple[tuple[str, ...], dict[str, Any], bool]] = {
+    "as it is": (tuple(KINDS), {}, True),
+    "push": (("tcp4", "tcp6"), {"flags": ACK | PSH}, True),
+    "end": (("tcp4", "tcp6"), {"flags": ACK | FIN}, True),
+    "window reduced": (("tcp4", "tcp6"), {"flags": ACK | CWR}, True),
+    "congestion": (("tcp4", "tcp6"), {"flags": ACK | ECE}, False),
+    "sequence": (("tcp4", "tcp6"), {"seq": 2}, False),
+    "acknowledges": (("tcp4", "tcp6"), {"ack": 10}, False),
+    "window": (("tcp4", "tcp6"), {"window": 501}, False),
+    "urgent": (("tcp4", "tcp6"), {"urgent": 1}, False),
+    "options": (("tcp4", "tcp6"), {"options": b"\1\1\1\1"}, False),
+    "identification": (("tcp4", "udp4"), {"ident": 9}, False),
+    "fragments": (("tcp4", "udp4"), {"fragment": 0}, False),
+    "ports": (tuple(KINDS), {"sport": 5}, False),
+    "addresses": (tuple(KINDS), {"source": 5}, False),
+    "tos": (tuple(KINDS), {"tos": 1}, False),
+    "ttl": (tuple(KINDS), {"ttl": 63}, False),
+    "label": (("tcp6", "udp6"), {"label": 1}, False),
+    "tag": (tuple(KINDS), {"tags": ((0x8100, 5),)}, False),
+    "mac": (tuple(KINDS), {"dst": b"\2\0\0\0\0\7"}, False),
+    "checksums": (tuple(KINDS), {"bad_checksum": 1}, True),
+    "header checksum": (("tcp4", "udp4"), {"bad_ip_checksum": 1}, True),
+}
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, row in GOES_ON.items() for kind in row[0]]
+)
+def test_what_goes_on(name: str, kind: str, position: int) -> None:
+    """One of three that go on differs; whatever goes together is as if it had gone alone."""
+    _, changes, goes_on = GOES_ON[name]
+    made = cars(Frame(*KINDS[kind]), (3, 4, 5), 100, last=7)
+    frame, _ = made[position]
+    changed = replace(frame, **changes)
+    made[position] = changed, gso(changed, 100)
+    superframes = [(frame.build(), header) for frame, header in made]
+    lengths, segments = together(superframes)
+    assert segments == alone(superframes)
+    assert lengths == ([3] if goes_on else {0: [1, 2], 1: [1, 1, 1], 2: [2, 1]}[position])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("field", [{"gso_size": 99}, {"gso_size": 0}, {"gso_type": 3}])
+def test_another_cut_does_not_go_on(kind: str, field: dict[str, int]) -> None:
+    one, two = cars(Frame(*KINDS[kind]), (3, 3), 100)
+    splitter = Splitter(PREFIX)
+    splitter.begin(memoryview(one[0].build()), one[1])
+    before = splitter.out.copy()
+    assert splitter.extend(memoryview(two[0].build()), two[1]._replace(**field)) == 0
+    assert (splitter.out == before).all()
+    assert splitter.count == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_follows_a_short_one(kind: str) -> None:
+    made = [*cars(Frame(*KINDS[kind]), (3,), 100, last=9), *cars(Frame(*KINDS[kind]), (9,), 100)]
+    made[1] = replace(made[1][0], ident=10, seq=1 + 209), made[1][1]
+    superframes = [(frame.build(), header) for frame, header in made]
+    lengths, segments = together(superframes)
+    assert lengths == [1, 1]
+    assert segments == alone(superframes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_room_for_those_that_go_on(kind: str) -> None:
+    made = cars(Frame(*KINDS[kind]), (2, 2, 2, 2), 100)
+    superframes = [(frame.build(), header) for frame, header in made]
+    whole = sum(len(PREFIX) + len(segment) for segment in alone(superframes))
+    for capacity, expected in ((whole, [4]), (whole - 1, [3, 1]), (whole // 2, [2, 2])):
+        lengths, segments = together(superframes, capacity)
+        assert lengths == expected
+        assert segments == alone(superframes)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[tuple[bytes, virtio.Header]]:
+    """Superframes that go on, or would but for a few turned bits, a cut or a longer one."""
+    size = draw(st.integers(1, 120))
+    base = draw(twins.flows(between=True, flags=PSH | ECE | CWR | FIN))
+    base = replace(base, seq=draw(st.sampled_from([1, 2**32 - 200])), ident=65530)
+    counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+    superframes = []
+    for frame, header in cars(base, counts, size, last=draw(st.integers(1, size))):
+        flags = draw(st.sampled_from([0, 0, PSH, FIN, CWR]))
+        octets = bytearray(replace(frame, flags=frame.flags | flags).build())
+        if draw(st.booleans()) and draw(st.booleans()):
+            at = draw(st.integers(0, min(90, len(octets)) - 1))
+            octets[at] ^= draw(st.integers(1, 255))
+        superframes.append((bytes(octets), header))
+    return [one for one in superframes if twins.split(*one) is not None]
+
+
+@BASIC
+@given(streams())
+def test_any_stream(superframes: list[tuple[bytes, virtio.Header]]) -> None:
+    _, segments = together(superframes)
+    assert segments == alone(superframes)
 
 
 TAG = (0x8100, 5)

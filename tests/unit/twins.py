@@ -391,19 +391,19 @@ def belongs(run: Sequence[bytes], frame: bytes, *, uso: bool) -> bool:
     return all(is_partial(each, shape) for each in whole if (shape := dissect(each)))
 
 
-def merge(frames: Sequence[bytes], *, uso: bool = True, capacity: int = 1 << 17) -> Merged:
+def merge(frames: Sequence[bytes], *, uso: bool = True) -> Merged:
     """Join neighbours, in order, while they continue each other and there is room."""
     runs: list[list[bytes]] = []
-    used = 0
     for frame in frames:
-        if runs and belongs(runs[-1], frame, uso=uso) and continues(runs[-1][-1], frame):
-            octets = superframe_len([*runs[-1], frame])
-            if octets <= SUPERFRAME_MAX and used + octets <= capacity:
-                runs[-1].append(frame)
-                continue
-        if runs and len(runs[-1]) > 1:
-            used += superframe_len(runs[-1])
-        runs.append([frame])
+        if (
+            runs
+            and belongs(runs[-1], frame, uso=uso)
+            and continues(runs[-1][-1], frame)
+            and superframe_len([*runs[-1], frame]) <= SUPERFRAME_MAX
+        ):
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
     return [superframe(run) if len(run) > 1 else (None, run[0]) for run in runs]
 
 

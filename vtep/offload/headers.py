@@ -11,6 +11,7 @@ complement sum with the octets of the result swapped (RFC 1071, section 2, B). S
 be turned round on its way from the payload to the checksum field.
 """
 
+from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
@@ -35,8 +36,11 @@ CLOSING = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
 OPENING = inet.TCP_FLAG_CWR
 """Those that only the first has (RFC 3168, section 6.1.2)."""
 
+COMMON = 0xFF & ~CLOSING & ~OPENING
+"""Those that all segments have."""
+
 SEGMENTS_MAX = 1 << 16
-_ROWS_MAX = 64
+_ROWS_MAX = 128
 
 _FIELD = Struct("!H")
 _LENGTH_AND_ID = Struct("!HH")
@@ -61,6 +65,7 @@ class Cut(NamedTuple):
     """How a superframe is cut: `segments` with `size` octets of payload each, but the `last`.
 
     `head_len` are the octets before the payload, `transport_len` those of the TCP or UDP header.
+    Superframes of which each goes on where the one before ends are cut as if they were one.
     """
 
     where: inet.Transport
@@ -111,15 +116,16 @@ class Headers:
         stride: int,
         sums: Sums,
         *,
-        flags: int,
+        marks: Iterable[tuple[int, int]] = (),
         partial: bool = False,
     ) -> None:
         """Write `cut.segments` headers, `stride` octets apart.
 
-        `frame` begins with the headers of the first segment or of the superframe; lengths,
-        checksums and TCP flags in them are not looked at. `sums` are those of the payloads as
-        `row_sums` gives them, shape (segments,); they are used up. `flags` are those of the
-        superframe, if it is TCP. With `partial`, transport checksums are left to be finished.
+        `frame` begins with the headers of the first segment or of the superframe; lengths and
+        checksums in them are not looked at, nor are TCP flags that not all segments have. Those
+        are in `marks`: the number of a segment, and the flags that it has besides. `sums` are
+        those of the payloads as `row_sums` gives them, shape (segments,); they are used up. With
+        `partial`, transport checksums are left to be finished.
         """
         where, skip = cut.where, self._prefix_len
         rows = self._rows_for(cut, stride)
@@ -134,7 +140,7 @@ class Headers:
         # What is in all of them goes into the template; what is not is zero there, but for the
         # sequence number, which is that of the first.
         if tcp:
-            head[at + inet.TCP_FLAGS] = flags & ~OPENING & ~CLOSING
+            head[at + inet.TCP_FLAGS] &= COMMON
         else:
             _FIELD.pack_into(head, at + _UDP_LENGTH, full)
         _FIELD.pack_into(head, at + inet.CHECKSUM_OFFSET[where.protocol], 0)
@@ -148,10 +154,9 @@ class Headers:
         # What differs, in the columns and in the sums of the rows.
         if tcp:
             _count_on(rows, at, cut, sums)
-            for row, some in ((0, flags & OPENING), (-1, flags & CLOSING)):
-                if some:
-                    rows.flags[row] |= some
-                    sums[row] += _sum(some)
+            for row, flags in marks:
+                rows.flags[row] |= flags
+                sums[row] += _sum(flags)
         elif short:
             rows.udp_length[-1] = full - short
             sums[-1] += _sum(-short)

@@ -6,25 +6,23 @@ datagrams of one UDP flow, `Merger` makes one superframe of them, as the kernel'
 virtio header that says how to cut it again.
 
 The rule is that nobody can tell. From the first frame the headers are predicted that all others had
-if a superframe had been split into them, checksums included, and as many are merged as have exactly
-these octets. So what is merged is split again to the same octets, only neighbours are merged, and a
-frame whose checksum is wrong is passed on alone and as it is. What is refused, and why, follows
+if one superframe had been split into them, checksums included, and those that have exactly these
+octets are a *train*. So what is merged is split again to the same octets, only neighbours are
+merged, and a frame whose checksum is wrong is passed on alone and as it is. A train becomes as many
+superframes as its length and its TCP flags ask for. What is refused, and why, follows
 wireguard-go's lists and the kernel's, in net/ipv4/tcp_offload.c.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from vtep.offload.headers import CLOSING, OPENING, Cut, Headers, Octets, row_sums
+from vtep.offload.headers import CLOSING, COMMON, OPENING, Cut, Headers, Octets, row_sums
 from vtep.offload.partial import is_partial
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
-
-_HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | CLOSING | OPENING
-
-_CLOSES = bytes(1 if flags & CLOSING else 0 for flags in range(256))
-"""Whether TCP flags are those of a last segment, by their value."""
 
 _GSO_TYPES = {
     (4, inet.TCP): virtio.GSO_TCPV4,
@@ -35,23 +33,14 @@ _GSO_TYPES = {
 _SUPERFRAME_MAX = 0xFFFF
 """Octets of a superframe, so that all length fields hold what they must."""
 
+_FIELD = Struct("!H")
+_SEQUENCE = Struct("!I")
 
-def _may_follow(one: memoryview, two: memoryview, where: inet.Transport, size: int) -> bool:
-    """Whether the second frame could be the next segment, by the fields that differ most."""
-    at = where.offset
-    begin = at - len(inet.addresses(one, where))
-    if one[begin : at + 4] != two[begin : at + 4]:  # Addresses and ports are neighbours.
-        return False
-    if where.version == 4:
-        field = slice(where.ip_offset + 4, where.ip_offset + 6)
-        ids = int.from_bytes(one[field], "big"), int.from_bytes(two[field], "big")
-        if (ids[1] - ids[0]) & 0xFFFF != 1:
-            return False
-    if where.protocol == inet.TCP:
-        field = slice(at + 4, at + 8)
-        sequences = int.from_bytes(one[field], "big"), int.from_bytes(two[field], "big")
-        return (sequences[1] - sequences[0]) & 0xFFFF_FFFF == size
-    return True
+_ADDRESSES = {4: 8, 6: 32}
+"""Octets of both addresses of an IP header, by its version."""
+
+_Marks: TypeAlias = list[tuple[int, int]]
+"""TCP flags that not all segments have, behind the number of the segment that has them."""
 
 
 class Merged(NamedTuple):
@@ -71,64 +60,74 @@ class Merged(NamedTuple):
 class Merger:
     """Merges bursts of encapsulated frames.
 
-    Those that are merged have the same `prefix_len` octets before them, too.
-
-    `uso` says whether the TAP takes superframes of UDP. The superframes of one burst have room in
-    `capacity` octets; what has none is passed on as it is.
+    Those that are merged have the same `prefix_len` octets before them, too. `uso` says whether the
+    TAP takes superframes of UDP.
     """
 
-    def __init__(self, prefix_len: int, *, uso: bool, capacity: int = 1 << 17) -> None:
+    def __init__(self, prefix_len: int, *, uso: bool) -> None:
         self._prefix_len = prefix_len
         self.uso = uso
-        self._out = memoryview(bytearray(capacity))
-        # Predicted headers: at most all of a burst.
+        self._out = memoryview(bytearray(_SUPERFRAME_MAX))
+        # Predicted headers: at most all of a train.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
         self._headers = Headers(self._predicted, prefix_len)
 
-    def merge(self, data: memoryview, stride: int) -> list[Merged]:
+    def merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
         """Merge what can be merged of datagrams that lie `stride` octets apart, in their order.
 
         `data` ends with the last datagram, which may be short. The frames are views of `data` or of
-        a buffer that the next call overwrites. Any octets are allowed.
+        a buffer that the next one overwrites. Any octets are allowed.
         """
-        frames: list[Merged] = []
-        begin = used = 0
+        skip = self._prefix_len
+        begin = 0
         while begin < len(data):
             rest = data[begin:] if begin else data
-            datagram = rest[:stride]
-            cut = self._judge(rest, stride, len(self._out) - used)
-            if cut is None:
-                frames.append(Merged(None, datagram[self._prefix_len :], datagram, 1))
+            train = self._train(rest, stride)
+            if train is None:
+                datagram = rest[:stride]
+                yield Merged(None, datagram[skip:], datagram, 1)
                 begin += stride
-            else:
-                header, octets = self._join(rest, stride, cut, used)
-                frame = self._out[used : used + octets]
-                frames.append(Merged(header, frame, datagram, cut.segments))
-                begin += cut.segments * stride
-                used += octets
-        return frames
+                continue
+            cut, marks = train
+            for first, count in _superframes(cut, marks):
+                at = first * stride
+                datagram = rest[at : at + stride]
+                if count == 1:
+                    yield Merged(None, datagram[skip:], datagram, 1)
+                else:
+                    last = cut.last if first + count == cut.segments else cut.size
+                    header, octets = self._join(rest, at, stride, cut, count, last)
+                    yield Merged(header, self._out[:octets], datagram, count)
+            begin += cut.segments * stride
 
-    def _judge(self, data: memoryview, stride: int, room: int) -> Cut | None:
-        """How many datagrams make one superframe, and how it is cut; None if the first is alone."""
-        hoped = self._hope(data, stride, room)
+    def _train(self, data: memoryview, stride: int) -> tuple[Cut, _Marks] | None:
+        """The longest train that begins here, and how it is cut; None if the first is alone."""
+        hoped = self._hope(data, stride)
         if hoped is None:
             return None
-        cut, flags = hoped
-        count = self._follow(data, stride, cut, flags, partial=False)
+        cut, marks = hoped
+        if cut.segments < 2:
+            return None
+        count = self._follow(data, stride, cut, marks, partial=False)
         if count < 2 and is_partial(data[self._prefix_len : stride], cut.where):
-            count = self._follow(data, stride, cut, flags, partial=True)
+            count = self._follow(data, stride, cut, marks, partial=True)
         if count < 2:
             return None
-        return cut if count == cut.segments else cut._replace(segments=count, last=cut.size)
+        if count < cut.segments:
+            cut = cut._replace(segments=count, last=cut.size)
+            marks = [mark for mark in marks if mark[0] < count]
+        return cut, marks
 
-    def _follow(self, data: memoryview, stride: int, cut: Cut, flags: int, *, partial: bool) -> int:
+    def _follow(
+        self, data: memoryview, stride: int, cut: Cut, marks: _Marks, *, partial: bool
+    ) -> int:
         """How many datagrams have the headers that are predicted for them."""
         count, head_len = cut.segments, cut.head_len
         skip = self._prefix_len
         body = skip + head_len
         sums = row_sums(data[body:], count, stride, cut.size, cut.last)
         first = data[skip:stride]
-        self._headers.write(data[:skip], first, cut, body, sums, flags=flags, partial=partial)
+        self._headers.write(data[:skip], first, cut, body, sums, marks=marks, partial=partial)
         received = np.ndarray((count,), f"V{body}", data, 0, (stride,)).tobytes()
         predicted = self._predicted[: count * body].tobytes()
         if received == predicted:
@@ -136,10 +135,10 @@ class Merger:
         differs = np.frombuffer(received, np.uint8) != np.frombuffer(predicted, np.uint8)
         return int(differs.argmax()) // body
 
-    def _hope(self, data: memoryview, stride: int, room: int) -> tuple[Cut, int] | None:
-        """The largest superframe that could begin here, and its TCP flags.
+    def _hope(self, data: memoryview, stride: int) -> tuple[Cut, _Marks] | None:
+        """The longest train that could begin here, and what of its TCP flags not all have.
 
-        Looks at the first datagram, and at little more, since prediction is dear where it fails.
+        Looks at few of the datagrams, since prediction is dear where it fails.
         """
         skip = self._prefix_len
         if len(data) <= stride or stride < skip + ethernet.HEADER_LEN:
@@ -154,71 +153,150 @@ class Merger:
         transport_len = inet.transport_header_len(first, where)
         head_len = where.offset + transport_len
         size = len(first) - head_len
-        possible = transport_len and size and (tcp or self.uso)
-        second = data[stride + skip : 2 * stride]
-        if not possible or not _may_follow(first, second, where, size):
+        if not transport_len or not size or not (tcp or self.uso):
             return None
-        count = -(-len(data) // stride)
-        last = len(data) - (count - 1) * stride - skip - head_len
+        body = skip + head_len
+        count = min(-(-len(data) // stride), len(self._predicted) // body)
+        last = min(size, len(data) - (count - 1) * stride - body)
         if last <= 0:  # No payload, or no whole header: it stays alone.
             count, last = count - 1, size
-        fitting = min(_SUPERFRAME_MAX, room) - head_len
-        if (count - 1) * size + last > fitting or count * (skip + head_len) > len(self._predicted):
-            count, last = min(fitting // size, len(self._predicted) // (skip + head_len)), size
         if count < 2:
             return None
-        flags = 0
+        reach = self._reach(data, stride, where, size, count)
+        if reach < count:
+            count, last = reach, size
+        marks: _Marks = []
         if tcp:
-            at = where.offset + inet.TCP_FLAGS
-            flags = first[at]
-            if flags & (~_HARMLESS | CLOSING | inet.TCP_FLAG_ACK) != inet.TCP_FLAG_ACK:
-                return None
-            column: Octets = np.ndarray((count,), np.uint8, data, skip + at, (stride,))
-            closing = column.tobytes().translate(_CLOSES).find(1)
-            if closing >= 0:  # A superframe ends there.
-                last = last if closing == count - 1 else size
-                count = closing + 1
-                flags |= int(column[closing]) & CLOSING
-        return Cut(where, head_len, transport_len, size, count, last), flags
+            at = skip + where.offset + inet.TCP_FLAGS
+            column: Octets = np.ndarray((count,), np.uint8, data, at, (stride,))
+            alike, marks = _read_flags(column.tobytes())
+            if alike < count:
+                count, last = alike, size
+        return Cut(where, head_len, transport_len, size, count, last), marks
 
-    def _join(self, data: memoryview, stride: int, cut: Cut, used: int) -> tuple[bytes, int]:
-        """Write a superframe to the output, from its octet `used` on.
+    def _reach(
+        self, data: memoryview, stride: int, where: inet.Transport, size: int, count: int
+    ) -> int:
+        """How many of the first `count` datagrams could be a train, as far as a few of them tell.
+
+        If the last one could be its end, so could those between; else the end is looked for.
+        """
+        skip = self._prefix_len
+        first = data[skip:stride]
+
+        def may_follow(row: int) -> bool:
+            return _may_follow(first, data[row * stride + skip :], where, size, row)
+
+        if may_follow(count - 1):
+            return count
+        within, beyond = 0, count - 1
+        while beyond - within > 1:
+            # Whoever is not followed by the next one is most often not followed by any.
+            row = (within + beyond) // 2 if within else 1
+            if may_follow(row):
+                within = row
+            elif not within:
+                return 1
+            else:
+                beyond = row
+        return within + 1
+
+    def _join(
+        self, data: memoryview, begin: int, stride: int, cut: Cut, count: int, last: int
+    ) -> tuple[bytes, int]:
+        """Write the superframe of `count` datagrams, the first of them at `begin`, to the output.
 
         Gives its virtio header and its length.
         """
         where, head_len, size = cut.where, cut.head_len, cut.size
-        full = cut.segments - 1
-        body = self._prefix_len + head_len
-        octets = head_len + full * size + cut.last
-        frame = self._out[used : used + octets]
-        frame[:head_len] = data[self._prefix_len : body]
-        kind = f"V{size}"
+        body = begin + self._prefix_len
+        frame = self._out
+        frame[:head_len] = data[body : body + head_len]
+        body += head_len
+        full = count if last == size else count - 1
+        kind = np.dtype(f"V{size}")
         rows: Octets = np.ndarray((full,), kind, frame, head_len)
         rows[:] = np.ndarray((full,), kind, data, body, (stride,))
-        at = full * stride + body
-        frame[octets - cut.last :] = data[at : at + cut.last]
+        octets = head_len + (count - 1) * size + last
+        if full < count:
+            at = body + full * stride
+            frame[octets - last : octets] = data[at : at + last]
 
-        length = octets - where.offset
-        gso_type = _GSO_TYPES[where.version, where.protocol]
-        at = where.ip_offset
+        # Lengths, and checksums of a header that was right before.
+        ip, at = where.ip_offset, where.offset
+        length = octets - at
         if where.version == 4:
-            frame[at + 2 : at + 4] = (octets - at).to_bytes(2, "big")
-            frame[at + 10 : at + 12] = bytes(2)
-            value = checksum.internet_checksum(frame[at : where.offset])
-            frame[at + 10 : at + 12] = value.to_bytes(2, "big")
+            (before,) = _FIELD.unpack_from(frame, ip + 2)
+            (header,) = _FIELD.unpack_from(frame, ip + 10)
+            total = (header ^ 0xFFFF) + octets - ip - before
+            _FIELD.pack_into(frame, ip + 2, octets - ip)
+            _FIELD.pack_into(frame, ip + 10, checksum.fold(total) ^ 0xFFFF)
         else:
-            frame[at + 4 : at + 6] = length.to_bytes(2, "big")
+            _FIELD.pack_into(frame, ip + 4, length)
+        gso_type = _GSO_TYPES[where.version, where.protocol]
         if where.protocol == inet.TCP:
-            at = where.offset + inet.TCP_FLAGS
-            if frame[at] & inet.TCP_FLAG_CWR:
+            flags = at + inet.TCP_FLAGS
+            if frame[flags] & OPENING:
                 gso_type |= virtio.GSO_ECN
-            frame[at] |= data[full * stride + self._prefix_len + at] & CLOSING
+            frame[flags] |= data[body - head_len + flags + (count - 1) * stride] & CLOSING
         else:
-            at = where.offset + 4
-            frame[at : at + 2] = length.to_bytes(2, "big")
+            _FIELD.pack_into(frame, at + 4, length)
+        addresses = int.from_bytes(frame[at - _ADDRESSES[where.version] : at])
         offset = inet.CHECKSUM_OFFSET[where.protocol]
-        at = where.offset + offset
-        whole = inet.Transport(where.version, where.protocol, where.ip_offset, where.offset, length)
-        frame[at : at + 2] = inet.pseudo_sum(frame, whole).to_bytes(2, "big")
-        header = virtio.superframe(gso_type, head_len, size, where.offset, offset)
-        return header, octets
+        pseudo = checksum.fold(addresses + where.protocol + length)
+        _FIELD.pack_into(frame, at + offset, pseudo)
+        return virtio.superframe(gso_type, head_len, size, at, offset), octets
+
+
+def _read_flags(column: bytes) -> tuple[int, _Marks]:
+    """How many segments with these TCP flags could be a train, and which have more than others."""
+    common = column[0] & COMMON
+    if common & ~inet.TCP_FLAG_ECE != inet.TCP_FLAG_ACK:
+        return 1, []
+    marks: _Marks = []
+    if column.count(common) != len(column):
+        for row, flags in enumerate(column):
+            if flags & COMMON != common:
+                return row, marks
+            if flags != common:
+                marks.append((row, flags & ~COMMON))
+    return len(column), marks
+
+
+def _may_follow(
+    one: memoryview, other: memoryview, where: inet.Transport, size: int, steps: int
+) -> bool:
+    """Whether a frame could be so many segments behind another, by the fields that differ most."""
+    at, ip = where.offset, where.ip_offset
+    begin = at - _ADDRESSES[where.version]
+    if one[begin : at + 4] != other[begin : at + 4]:  # Addresses and ports are neighbours.
+        return False
+    if where.version == 4:
+        ids = _FIELD.unpack_from(one, ip + 4)[0], _FIELD.unpack_from(other, ip + 4)[0]
+        if (ids[1] - ids[0] - steps) & 0xFFFF:
+            return False
+    if where.protocol == inet.TCP:
+        sequence = _SEQUENCE.unpack_from(one, at + 4)[0], _SEQUENCE.unpack_from(other, at + 4)[0]
+        return not (sequence[1] - sequence[0] - steps * size) & 0xFFFF_FFFF
+    return True
+
+
+def _superframes(cut: Cut, marks: _Marks) -> Iterator[tuple[int, int]]:
+    """The first segment of each superframe that a train becomes, and how many it has."""
+    room = _SUPERFRAME_MAX - cut.head_len
+    most = room // cut.size
+    ends = {cut.segments}
+    for row, flags in marks:
+        if flags & OPENING:
+            ends.add(row)
+        if flags & CLOSING:
+            ends.add(row + 1)
+    first = 0
+    for end in sorted(ends):
+        while first < end:
+            count = end - first
+            last = cut.last if end == cut.segments else cut.size
+            if (count - 1) * cut.size + last > room:
+                count = most
+            yield first, count
+            first += count

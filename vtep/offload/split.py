@@ -1,14 +1,26 @@
-"""From one TAP superframe to the segments that go on the wire.
+"""From TAP superframes to the segments that go on the wire.
 
 A TAP device that offers segmentation offload gives us TCP and UDP as *superframes*: one set of
 headers, up to 64 KiB of payload, and a virtio header that says how large the segments are to be.
 `Splitter` does what a network card would: it repeats the headers before each piece of the payload,
-and writes into each of them what differs.
+and writes into each of them what differs. Superframes of which each goes on where the one before
+ends are cut as if they were one: so there are sums to take and headers to write once for them all.
 """
+
+from struct import Struct
 
 import numpy as np
 
-from vtep.offload.headers import SEGMENTS_MAX, Cut, Headers, Octets, row_sums
+from vtep.offload.headers import (
+    CLOSING,
+    COMMON,
+    OPENING,
+    SEGMENTS_MAX,
+    Cut,
+    Headers,
+    Octets,
+    row_sums,
+)
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
@@ -27,52 +39,131 @@ class SplitError(ValueError):
     """A virtio header that contradicts its frame."""
 
 
+_LENGTH_AND_ID = Struct("!HH")
+_LENGTH = Struct("!H")
+_SEQUENCE = Struct("!I")
+
+
 class Splitter:
     """Splits superframes into `out`.
 
     `prefix` goes before every segment: its VXLAN header. It may become another of the same length.
     `capacity` is the size of `out` in octets.
     The segments lie there as one UDP_SEGMENT send wants them: each is `stride` octets with its
-    prefix, and the last may be shorter. The first `reserve` octets of `memory` are not touched;
-    the rest of it is `out`.
+    prefix, and the last may be shorter.
     """
 
-    def __init__(self, prefix: bytes, capacity: int = 1 << 18, reserve: int = 0) -> None:
-        self.memory: Octets = np.zeros(reserve + capacity, np.uint8)
-        self.out = self.memory[reserve:]
+    def __init__(self, prefix: bytes, capacity: int = 1 << 18) -> None:
+        self.out: Octets = np.zeros(capacity, np.uint8)
         self.prefix = prefix
+        self.count = 0
+        """How many segments have been begun, and not finished."""
+        self.stride = 0
+        self.head = bytearray()
+        """The headers of the first superframe begun."""
         self._headers = Headers(self.out, len(prefix))
+        self._predicted = bytearray()
+        self._marks: list[tuple[int, int]] = []
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
-        """Write the segments of a superframe, without its virtio header, to `out`.
+        """Split one superframe alone; arguments and results are those of `begin` and `finish`."""
+        self.begin(frame, gso)
+        return self.finish()
 
-        Gives the octets written and the stride. Checksums are computed anew, so it does not matter
-        what the frame has in their place; the header length that `gso` states is not looked at,
-        since forwarded frames state a wrong one. Raises SplitError, having promised nothing of
-        `out`, where `gso` is not about TCP or UDP segments of this frame, or `out` is too small.
+    def begin(self, frame: memoryview, gso: virtio.Header) -> int:
+        """Take in a superframe, without its virtio header; how many segments it becomes.
+
+        Checksums are computed anew, so it does not matter what the frame has in their place; the
+        header length that `gso` states is not looked at, since forwarded frames state a wrong one.
+        Raises SplitError, having promised nothing of `out`, where `gso` is not about TCP or UDP
+        segments of this frame, or `out` is too small. Nothing may have been begun before.
         """
         cut = _judge(frame, gso)
-        where, count, size = cut.where, cut.segments, cut.size
-        body = len(self.prefix) + cut.head_len
-        stride = body + size
-        octets = (count - 1) * stride + body + cut.last
+        count, size = cut.segments, cut.size
+        stride = len(self.prefix) + cut.head_len + size
+        octets = count * stride - size + cut.last
         if octets > len(self.out) or count > SEGMENTS_MAX:
             raise SplitError(f"{octets} octets of segments do not fit into {len(self.out)}")
+        self._cut, self._gso_type, self.stride = cut, gso.gso_type & ~virtio.GSO_ECN, stride
+        self._kind = np.dtype(f"V{size}")
+        self.head[:] = self._predicted[:] = frame[: cut.head_len]
+        self._marks.clear()
+        where = cut.where
+        self._take(frame, where.offset + where.length, count, cut.last)
+        return count
 
-        # Deal the payload out to the rows, and sum it up for each of them.
-        payload = frame[cut.head_len : where.offset + where.length]
-        full = len(payload) // size
-        kind = f"V{size}"
+    def extend(self, frame: memoryview, gso: virtio.Header) -> int:
+        """Take in the next superframe if it goes on where those that were begun end.
+
+        How many segments it becomes; 0 if it does not go on. It does if its headers are those that
+        it would have if all of them had been one.
+        """
+        cut, head = self._cut, self._predicted
+        where, head_len, size, before = cut.where, cut.head_len, cut.size, self.count
+        if (
+            self._last != size
+            or gso.gso_size != size
+            or gso.gso_type & ~virtio.GSO_ECN != self._gso_type
+            or len(frame) <= head_len
+        ):
+            return 0
+        # Lengths, checksums and the flags of single segments may be any; the others are predicted.
+        ip, at = where.ip_offset, where.offset
+        if where.version == 4:
+            (first_id,) = _LENGTH.unpack_from(self.head, ip + 4)
+            (length,) = _LENGTH.unpack_from(frame, ip + 2)
+            end = ip + length
+            _LENGTH_AND_ID.pack_into(head, ip + 2, length, first_id + before & 0xFFFF)
+            head[ip + 10 : ip + 12] = frame[ip + 10 : ip + 12]
+        else:
+            (length,) = _LENGTH.unpack_from(frame, ip + 4)
+            end = ip + inet.IP_HEADER_MIN[6] + length
+            _LENGTH.pack_into(head, ip + 4, length)
+        if where.protocol == inet.TCP:
+            (first,) = _SEQUENCE.unpack_from(self.head, at + 4)
+            _SEQUENCE.pack_into(head, at + 4, first + before * size & 0xFFFF_FFFF)
+            flags = at + inet.TCP_FLAGS
+            head[flags] = head[flags] & COMMON | frame[flags] & ~COMMON
+            head[at + 16 : at + 18] = frame[at + 16 : at + 18]
+        else:
+            head[at + 4 : at + 8] = frame[at + 4 : at + 8]
+        if head != frame[:head_len] or not head_len < end <= len(frame):
+            return 0
+        payload: int = end - head_len
+        count = -(-payload // size)
+        last = payload - (count - 1) * size
+        if (before + count) * self.stride - size + last > len(self.out):
+            return 0
+        self._take(frame, end, count, last)
+        return count
+
+    def _take(self, frame: memoryview, end: int, count: int, last: int) -> None:
+        """Deal the payload of a superframe, which ends at `end`, out to the segments."""
+        cut, before, stride = self._cut, self.count, self.stride
+        begin = before * stride + stride - cut.size
+        full = count if last == cut.size else count - 1
         if full:
-            rows: Octets = np.ndarray((full,), kind, self.out, body, (stride,))
-            rows[:] = np.ndarray((full,), kind, payload)
+            rows: Octets = np.ndarray((full,), self._kind, self.out, begin, (stride,))
+            rows[:] = np.ndarray((full,), self._kind, frame, cut.head_len)
         if full < count:
-            self.out[octets - cut.last : octets] = np.frombuffer(payload[full * size :], np.uint8)
-        sums = row_sums(payload, count, size, size, cut.last)
+            begin += full * stride
+            self.out[begin : begin + last] = np.frombuffer(frame[end - last : end], np.uint8)
+        if cut.where.protocol == inet.TCP:
+            flags = frame[cut.where.offset + inet.TCP_FLAGS]
+            if flags & OPENING:
+                self._marks.append((before, flags & OPENING))
+            if flags & CLOSING:
+                self._marks.append((before + count - 1, flags & CLOSING))
+        self.count, self._last = before + count, last
 
-        flags = frame[where.offset + inet.TCP_FLAGS] if where.protocol == inet.TCP else 0
-        self._headers.write(self.prefix, frame, cut, stride, sums, flags=flags)
-        return octets, stride
+    def finish(self) -> tuple[int, int]:
+        """Write the headers of what was begun; the octets in `out`, and the stride."""
+        count, last, stride, size = self.count, self._last, self.stride, self._cut.size
+        self.count = 0
+        cut = self._cut._replace(segments=count, last=last)
+        sums = row_sums(self.out.data[stride - size :], count, stride, size, last)
+        self._headers.write(self.prefix, self.head, cut, stride, sums, marks=self._marks)
+        return count * stride - size + last, stride
 
 
 def _judge(frame: memoryview, gso: virtio.Header) -> Cut:
@@ -94,7 +185,7 @@ def _judge(frame: memoryview, gso: virtio.Header) -> Cut:
 
 
 def segments_of(frame: memoryview, gso: virtio.Header) -> int:
-    """How many segments a superframe stands for; raises SplitError as `Splitter.split` does."""
+    """How many segments a superframe stands for; raises SplitError as `Splitter.begin` does."""
     return _judge(frame, gso).segments
 
 
