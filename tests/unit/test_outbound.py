@@ -8,7 +8,9 @@ import asyncio
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from ipaddress import ip_address
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, Ether
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
-from tests.unit.twins import BASIC, Frame
+from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Outbound
 from vtep.fdb import Fdb, Remote
@@ -276,9 +278,11 @@ def segments(header: bytes, frame: bytes) -> list[bytes]:
     oversize = Oversize(PREFIX, Counters(), MTU)
     view = memoryview(frame)
     if not gso.gso_type:
+        if gso.flags:
+            frame = finish(frame)
         if len(frame) <= oversize.limit:
             return [PREFIX + frame]
-        data, stride, _ = oversize.handle(view, 0.0)
+        data, stride, _ = oversize.handle(memoryview(bytearray(frame)), 0.0)
     else:
         splitter = Splitter(PREFIX)
         octets, stride = splitter.split(view, gso)
@@ -299,6 +303,44 @@ def superframe(
 
 def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
     return virtio.PLAIN, Frame(payload=bytes(octets), sport=5000 + flow).build()
+
+
+def unfinished(octets: int = 20, *, flow: int = 0, kind: str = "udp4") -> tuple[bytes, bytes]:
+    """A frame whose checksum is to be finished by whoever sends it."""
+    frame = Frame(*KINDS[kind], payload=bytes(octets), sport=5000 + flow, partial=True)
+    offset = CHECKSUM_AT[frame.protocol]
+    return virtio.needs_checksum(frame.shape.upper, offset), frame.build()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checksums_of_a_run_are_finished(kind: str) -> None:
+    frames = [unfinished(kind=kind), unfinished(kind=kind), unfinished(19, kind=kind)]
+    assert forward(frames) == [[PREFIX + finish(frame) for _, frame in frames]]
+    # Only those that need it: others have theirs, or have none and are to have none.
+    sent = forward([frames[0], (virtio.PLAIN, frames[1][1]), frames[0]])
+    assert [len(batch) for batch in sent] == [1, 1, 1]
+    assert sent[1] == [PREFIX + frames[1][1]]
+
+
+def test_a_checksum_outside_of_a_frame() -> None:
+    whole = unfinished()
+    beyond = virtio.needs_checksum(len(whole[1]) - 1, 0), whole[1]
+    segment = particular(inner_vlan=InnerVlan.PASS)
+    sent, _ = inspected([whole, beyond, whole], segment)
+    assert sent == [[PREFIX + finish(whole[1])]] * 2
+    assert segment.counters.drops[Drop.TX_MALFORMED] == 1
+
+
+def test_a_syn_among_others_is_clamped() -> None:
+    """Its checksum is right afterwards, and so are those of its neighbours."""
+    announced = b"\2\4\xff\xff"
+    base = Frame(payload=b"", options=announced, partial=True)
+    syn = replace(base, flags=SYN)
+    header = virtio.needs_checksum(base.shape.upper, 16)
+    batches, _ = inspected([(header, frame.build()) for frame in (base, syn, base)], particular())
+    clamped = replace(syn, options=b"\2\4" + (MTU - 40).to_bytes(2, "big"), partial=False)
+    expected = [replace(base, partial=False), clamped, replace(base, partial=False)]
+    assert [*chain(*batches)] == [PREFIX + frame.build() for frame in expected]
 
 
 def test_rest_goes_with_the_next() -> None:
@@ -327,6 +369,12 @@ FRAMES = st.one_of(
     st.builds(superframe, st.just(20), after=st.sampled_from([0, 20, 40, 60])),
     st.builds(plain, st.sampled_from([0, 20, 20, SIZE, MTU, MTU]), flow=st.integers(0, 2)),
     st.builds(superframe, st.integers(2, 43), flow=st.integers(0, 2), size=st.just(1448)),
+    st.builds(
+        unfinished,
+        st.sampled_from([0, 20, 20, 21, 260, 260, MTU]),
+        flow=st.integers(0, 1),
+        kind=st.sampled_from(sorted(KINDS)),
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from vtep.wire import Buffer, checksum
 from vtep.wire import ip as inet
 
 Octets: TypeAlias = NDArray[np.uint8]
+Words: TypeAlias = NDArray[np.uint16]
 Sums: TypeAlias = NDArray[np.uint32]
 
 _IP_LENGTH = {4: 2, 6: 4}
@@ -51,7 +52,7 @@ _HOST_ORDER = 256 if np.little_endian else 1
 """Times a sum of big-endian words, modulo 65535: the sum of the same words in host order."""
 
 _MODULUS = np.array(0xFFFF, np.uint32)
-_AMPLE = 0xFFFF * 40_000
+_AMPLE = np.uint32(0xFFFF * 40_000)
 """A multiple of 65535 beyond any sum of the words of a segment, which are 32,768 at most."""
 
 _COUNT_UP = (np.arange(2 << 16) & 0xFFFF).astype(">u2")
@@ -86,13 +87,13 @@ class _Rows(NamedTuple):
     head: memoryview
     """The octets of `template`, from which all heads are copied."""
     heads: NDArray[np.void]
-    ip_length: NDArray[np.uint16]
-    ip_id: NDArray[np.uint16]
-    ip_checksum: NDArray[np.uint16]
+    ip_length: Words
+    ip_id: Words
+    ip_checksum: Words
     sequence: NDArray[np.uint32]
     flags: Octets
-    udp_length: NDArray[np.uint16]
-    checksum: NDArray[np.uint16]
+    udp_length: Words
+    checksum: Words
     steps: Sums
     """What the sequence numbers are further than the first; shape (segments,)."""
     less_steps: Sums
@@ -280,7 +281,7 @@ def row_sums(data: Buffer, rows: int, stride: int, size: int, last: int) -> Sums
     full = rows if last == size else rows - 1
     sums: Sums = np.empty(rows, np.uint32)
     if full:
-        words: NDArray[np.uint16] = np.ndarray((full, size // 2), np.uint16, data, 0, (stride, 2))
+        words: Words = np.ndarray((full, size // 2), np.uint16, data, 0, (stride, 2))
         np.add.reduce(words, axis=1, dtype=np.uint32, out=sums[:full])
         if size & 1:
             odd: Octets = np.ndarray((full,), np.uint8, data, size - 1, (stride,))
@@ -288,4 +289,11 @@ def row_sums(data: Buffer, rows: int, stride: int, size: int, last: int) -> Sums
     if full < rows:
         at = full * stride
         sums[full] = _sum(checksum.ones_sum(data[at : at + last]))
+    return sums
+
+
+def negated(sums: Sums) -> Sums:
+    """Checksums for rows with these sums: 0 to 65534, in host order too; `sums` are used up."""
+    np.subtract(_AMPLE, sums, sums)
+    np.remainder(sums, _MODULUS, sums)
     return sums

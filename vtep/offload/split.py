@@ -19,6 +19,8 @@ from vtep.offload.headers import (
     Cut,
     Headers,
     Octets,
+    Words,
+    negated,
     row_sums,
 )
 from vtep.wire import checksum, ethernet, virtio
@@ -201,3 +203,22 @@ def finish_checksum(frame: memoryview, start: int, offset: int) -> None:
     if value == 0 and offset == inet.CHECKSUM_OFFSET[inet.UDP]:
         value = 0xFFFF
     frame[at : at + 2] = value.to_bytes(2, "big")
+
+
+def finish_checksums(data: memoryview, stride: int, start: int, offset: int) -> None:
+    """Finish the partial checksums of frames that lie `stride` octets apart, all in place.
+
+    `start`, counted from where each begins, and `offset` are as for `finish_checksum`; all frames
+    have what they point to. The last may be shorter than the others.
+    """
+    rows = -(-len(data) // stride)
+    if rows == 1:
+        finish_checksum(data, start, offset)
+        return
+    last = len(data) - (rows - 1) * stride - start
+    sums = row_sums(data[start:], rows, stride, stride - start, last)
+    values = negated(sums)
+    if offset == inet.CHECKSUM_OFFSET[inet.UDP]:
+        values[values == 0] = 0xFFFF
+    fields: Words = np.ndarray((rows,), np.uint16, data, start + offset, (stride,))
+    fields[:] = values
