@@ -1,12 +1,16 @@
 """Superframes through the whole path: each offload, each without the others, and what refuses."""
 
 import re
+import signal
+import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.netns.hosts import (
+    SO_RCVBUFFORCE,
     Pyvtep,
     address,
     capture,
@@ -66,6 +70,30 @@ def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload
     if "gro" not in offload and offload != "auto":
         assert counters["rx_superframes"] == 0
     assert vteps[0].faults() == 0
+
+
+def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
+    """More than the kernel takes as one superframe."""
+    a, b = pair
+    vteps = both(pair, start)
+    datagrams = [number.to_bytes(2, "big") * 50 for number in range(600)]
+
+    def all_sent(count: int) -> bool:
+        return vteps[0].counter("tx_datagrams") >= count
+
+    for local, remote in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
+        with udp_socket(b, remote, 5000) as receiver, udp_socket(a, local) as sender:
+            receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+            vteps[1].process.send_signal(signal.SIGSTOP)
+            before = vteps[0].counter("tx_datagrams")
+            sender.setsockopt(SOL_UDP, UDP_SEGMENT, 100)
+            for at in range(0, 600, 60):
+                sender.sendto(b"".join(datagrams[at : at + 60]), (remote, 5000))
+            wait_until(partial(all_sent, before + 600), "all to be sent")
+            vteps[1].process.send_signal(signal.SIGCONT)
+            assert [receiver.recv(2048) for _ in datagrams] == datagrams
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert vteps[1].counter("rx_superframes") > 0
 
 
 def test_merged_superframes_survive_a_bridge_to_a_narrower_cable(pair: Pair, start: Start) -> None:
@@ -158,10 +186,10 @@ def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
     with packet_socket(b, "vx0") as receiver, packet_socket(a, "vx0") as sender:
         # Held up, it finds them all at once.
-        first.process.send_signal(19)  # SIGSTOP
+        first.process.send_signal(signal.SIGSTOP)
         for number in range(300):
             sender.send(frame + number.to_bytes(2, "big"))
-        first.process.send_signal(18)  # SIGCONT
+        first.process.send_signal(signal.SIGCONT)
         numbers: list[int] = []
         while len(numbers) < 300:
             data = receiver.recv(2048)

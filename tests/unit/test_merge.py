@@ -410,6 +410,18 @@ def test_more_than_a_superframe(kind: str) -> None:
     assert expand(merged) == burst.frames
 
 
+@pytest.mark.parametrize("last", [None, 5])
+@pytest.mark.parametrize(("kind", "runs"), [("tcp", [130]), ("udp", [64, 64, 2])])
+@pytest.mark.parametrize("version", "46")
+def test_more_segments_than_the_kernel_takes(
+    version: str, kind: str, runs: list[int], last: int | None
+) -> None:
+    burst = burst_of(train(Frame(*KINDS[kind + version]), 130, 100, last=last))
+    merged = merge(burst)
+    assert run_lengths(merged) == runs
+    assert expand(merged) == burst.frames
+
+
 def test_bad_first_leaves_no_header_behind() -> None:
     # M13: also where the burst before it has left one.
     merger = Merger(8, uso=True)

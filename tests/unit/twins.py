@@ -20,6 +20,7 @@ GSO_ECN = 0x80
 GSO_TYPE = {(4, TCP): 1, (6, TCP): 4, (4, UDP): 5, (6, UDP): 5}
 CHECKSUM_AT = {TCP: 16, UDP: 6}
 SUPERFRAME_MAX = 0xFFFF
+UDP_SEGMENTS_MAX = 64
 KINDS = {"tcp4": (4, TCP), "tcp6": (6, TCP), "udp4": (4, UDP), "udp6": (6, UDP)}
 
 BASIC = settings(derandomize=True, deadline=None, database=None)
@@ -391,6 +392,11 @@ def belongs(run: Sequence[bytes], frame: bytes, *, uso: bool) -> bool:
     return all(is_partial(each, shape) for each in whole if (shape := dissect(each)))
 
 
+def is_tcp(frame: bytes) -> bool:
+    shape = dissect(frame)
+    return shape is not None and shape.protocol == TCP
+
+
 def merge(frames: Sequence[bytes], *, uso: bool = True) -> Merged:
     """Join neighbours, in order, while they continue each other and there is room."""
     runs: list[list[bytes]] = []
@@ -400,6 +406,7 @@ def merge(frames: Sequence[bytes], *, uso: bool = True) -> Merged:
             and belongs(runs[-1], frame, uso=uso)
             and continues(runs[-1][-1], frame)
             and superframe_len([*runs[-1], frame]) <= SUPERFRAME_MAX
+            and (len(runs[-1]) < UDP_SEGMENTS_MAX or is_tcp(frame))
         ):
             runs[-1].append(frame)
         else:

@@ -19,7 +19,16 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from vtep.offload.headers import CLOSING, COMMON, OPENING, Cut, Headers, Octets, row_sums
+from vtep.offload.headers import (
+    CLOSING,
+    COMMON,
+    OPENING,
+    SEGMENTS_MAX,
+    Cut,
+    Headers,
+    Octets,
+    row_sums,
+)
 from vtep.offload.partial import is_partial
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
@@ -35,6 +44,10 @@ _SUPERFRAME_MAX = 0xFFFF
 
 _FIELD = Struct("!H")
 _SEQUENCE = Struct("!I")
+
+_UDP_SEGMENTS_MAX = 64
+"""Segments of a superframe of UDP, beyond which the kernel refuses it (its UDP_MAX_SEGMENTS, which
+is 128 since Linux 6.9)."""
 
 _ADDRESSES = {4: 8, 6: 32}
 """Octets of both addresses of an IP header, by its version."""
@@ -284,7 +297,8 @@ def _may_follow(
 def _superframes(cut: Cut, marks: _Marks) -> Iterator[tuple[int, int]]:
     """The first segment of each superframe that a train becomes, and how many it has."""
     room = _SUPERFRAME_MAX - cut.head_len
-    most = room // cut.size
+    limit = _UDP_SEGMENTS_MAX if cut.where.protocol == inet.UDP else SEGMENTS_MAX
+    most = min(room // cut.size, limit)
     ends = {cut.segments}
     for row, flags in marks:
         if flags & OPENING:
@@ -296,7 +310,7 @@ def _superframes(cut: Cut, marks: _Marks) -> Iterator[tuple[int, int]]:
         while first < end:
             count = end - first
             last = cut.last if end == cut.segments else cut.size
-            if (count - 1) * cut.size + last > room:
+            if (count - 1) * cut.size + last > room or count > limit:
                 count = most
             yield first, count
             first += count
