@@ -1,27 +1,18 @@
-"""The data path: frames from the TAP to the underlay, and back.
-
-One superframe outwards: `Outbound.readable` reads it, `Splitter` cuts it, `Segment` says where it
-goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Merger` joins it,
-`Switch` judges it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
-drained, what goes on where something before it ended is handled together with that, and the loop
-has its turn again.
-"""
+"""From the TAP to the underlay."""
 
 import asyncio
 import errno
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
-from vtep.counters import Counters, Drop
+from vtep.counters import Drop
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Outcome
-from vtep.offload.merge import Merger
-from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
+from vtep.offload.partial import SYN_MAX
 from vtep.offload.split import (
     SplitError,
     Splitter,
@@ -30,26 +21,21 @@ from vtep.offload.split import (
     segments_of,
 )
 from vtep.paths import FLOOD_MIN, Flood, Paths
-from vtep.switch import Segment, Switch
+from vtep.switch import Segment
 from vtep.tap import Tap
-from vtep.underlay import FLOW_BITS, POOL_MAX, receive
-from vtep.wire import ecn, ethernet, virtio, vxlan
+from vtep.underlay import FLOW_BITS, POOL_MAX
+from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire import ip as inet
 from vtep.wire.flow import flow_hash
 
-_BUDGET = 64
+BUDGET = 64
 """Frames read in one direction before the other one has its turn."""
 
-_SUPERFRAME_COST = 7
+SUPERFRAME_COST = 7
 """Frames that could be moved in the time that a superframe takes, besides itself."""
 
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 _RUN_MAX = 65536
-_DATAGRAM_MAX = 65536
-_BURSTS_MAX = 3 * _DATAGRAM_MAX
-"""Octets of bursts that go on from one to the next, after which they are delivered. More would not
-save much of what is done once for all of them, and would no longer be in the processor's cache."""
-
 
 _Partial: TypeAlias = tuple[int, int]
 """From where on a partial checksum is to be summed, and how much further on it is, in octets."""
@@ -148,7 +134,7 @@ class Outbound:
         # What the virtio header of the last frame says, since most say the same.
         seen, its_partial, least, alone = virtio.PLAIN, None, ethernet.HEADER_LEN, False
         lost = None
-        budget = _BUDGET
+        budget = BUDGET
         while budget > 0 and not self._waiting:
             budget -= 1
             body = end + vxlan.HEADER_LEN
@@ -279,7 +265,7 @@ class Outbound:
                 self._fitting(frame, (Outcome(datagram, len(datagram), None),), now)
         else:
             return 0
-        return _SUPERFRAME_COST
+        return SUPERFRAME_COST
 
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
         segment = self._segment
@@ -439,172 +425,9 @@ def _read_virtio(meta: bytes) -> tuple[_Partial | None, int, bool]:
     return (gso.start, gso.offset), least, gso.gso_type != virtio.GSO_NONE
 
 
-class Exit(NamedTuple):
-    """Where the frames of a segment leave."""
-
-    tap: Tap
-    fit: Fit
-    counters: Counters
-    segment: Segment
-
-
 def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:
     """The same datagrams for another VNI: a copy, since others get them as they are."""
     octets = bytearray(datagrams)
     for at in range(vxlan.VNI_AT, len(octets), stride):
         octets[at : at + 3] = vni.to_bytes(3, "big")
     return memoryview(octets)
-
-
-class Inbound:
-    """From the underlay to the TAPs."""
-
-    def __init__(
-        self,
-        receivers: Iterable[socket.socket],
-        switch: Switch,
-        cannot_receive: Callable[[OSError], None],
-    ) -> None:
-        self._receivers = tuple(receivers)
-        self._switch = switch
-        self._cannot_receive = cannot_receive
-        self._exits: dict[Segment, Exit] = {}
-        self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
-        self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
-        self._merger = Merger(vxlan.HEADER_LEN, uso=True)
-        self._splitter = Splitter(b"")
-
-    def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
-        """Deliver the frames of a segment to this TAP from now on."""
-        self._exits[segment] = Exit(tap, fit, segment.counters, segment)
-        self._switch.segments[segment.vni] = segment
-        if not tap.uso:
-            self._coarse.add(segment)
-        self._fit()
-
-    def detach(self, segment: Segment) -> None:
-        """Deliver nothing to this segment any more."""
-        if self._exits.pop(segment, None) is not None:
-            del self._switch.segments[segment.vni]
-            self._coarse.discard(segment)
-            self._fit()
-
-    def _fit(self) -> None:
-        """Merge UDP only if every TAP takes the superframes, since a burst may go to any."""
-        uso = not self._coarse
-        if uso is not self._merger.uso:
-            self._merger = Merger(vxlan.HEADER_LEN, uso=uso)
-
-    def rebind(self, receivers: Iterable[socket.socket]) -> None:
-        """Receive from other sockets from now on; those of before are not closed yet."""
-        self.stop()
-        self._receivers = tuple(receivers)
-        if self._exits:
-            self.start()
-
-    def start(self) -> None:
-        """Begin to receive, in the running loop."""
-        for receiver in self._receivers:
-            asyncio.get_running_loop().add_reader(receiver.fileno(), self.readable, receiver)
-
-    def stop(self) -> None:
-        """Receive no more."""
-        for receiver in self._receivers:
-            asyncio.get_running_loop().remove_reader(receiver.fileno())
-
-    def readable(self, receiver: socket.socket) -> None:
-        """Drain a socket."""
-        now = time.monotonic()
-        buffer = self._buffer
-        # Datagrams of one remote and one size lie between the first two, unless that is empty.
-        begin = end = stride = mark = 0
-        host = ""
-        budget = _BUDGET
-        while budget > 0:
-            budget -= 1
-            try:
-                octets, its_stride, its_host, its_mark = receive(receiver, buffer[end:])
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._cannot_receive(error)
-                break
-            data = buffer[end : end + octets]
-            many = octets > its_stride and not is_udp_superframe(data[vxlan.HEADER_LEN :])
-            goes_on = many and its_stride == stride and its_host == host and its_mark == mark
-            if begin < end and not goes_on:
-                self._burst(buffer[begin:end], stride, host, mark, now)
-                begin = end
-            if not many:
-                self._datagram(data, its_stride, its_host, its_mark, now)
-                begin = end = 0
-                continue
-            budget -= _SUPERFRAME_COST
-            stride, host, mark = its_stride, its_host, its_mark
-            end += octets
-            if octets % stride or end > _BURSTS_MAX:  # A shorter one can only be the last.
-                self._burst(buffer[begin:end], stride, host, mark, now)
-                begin = end = 0
-        if begin < end:
-            self._burst(buffer[begin:end], stride, host, mark, now)
-
-    def _datagram(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
-        """Take in what came in one datagram; `stride` is for cutting a UDP superframe."""
-        segment = self._switch.receive(data, host, now)
-        if segment is None:
-            return
-        frame = data[vxlan.HEADER_LEN :]
-        if mark and not ecn.decapsulate(frame, mark):
-            segment.counters.drop(Drop.CONGESTION, host)
-        else:
-            self._single(self._exits[segment], frame, stride)
-
-    def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
-        """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
-        if leave.segment.strips:
-            frame = ethernet.untag(frame)
-        if len(frame) <= SYN_MAX:
-            leave.fit.arriving(frame)
-        header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
-        if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
-            self._deliver(leave, frame, header)
-            return
-        octets, step = self._splitter.split(frame, virtio.unpack(header))
-        segments = self._splitter.out.data[:octets]
-        for at in range(0, octets, step):
-            self._deliver(leave, segments[at : at + step], virtio.PLAIN)
-
-    def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
-        """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
-        judge = self._switch.receive
-        for header, frame, datagram, count in self._merger.merge(data, stride):
-            # Everything is judged, and learned from, before the TAP has it.
-            segment = judge(datagram, host, now, count)
-            if segment is None:
-                continue
-            if mark and not ecn.decapsulate(frame, mark):
-                segment.counters.drop(Drop.CONGESTION, host, count)
-                continue
-            leave = self._exits[segment]
-            if header is None:
-                self._single(leave, frame, 0)
-            else:
-                leave.counters.rx_superframes += 1
-                left = ethernet.untag(frame) if segment.strips else frame
-                self._deliver(leave, left, virtio.moved(header, len(frame) - len(left)))
-
-    def _deliver(self, leave: Exit, frame: memoryview, header: bytes) -> None:
-        """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
-        count, octets = 1, len(frame)
-        if header[1] != virtio.GSO_NONE:
-            gso = virtio.unpack(header)
-            count = -(-(octets - gso.header_len) // gso.gso_size)
-            octets += (count - 1) * gso.header_len
-        try:
-            os.writev(leave.tap.fd, (header, frame))
-        except OSError as error:
-            reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
-            leave.counters.drop(reason, count=count)
-        else:
-            leave.counters.rx_frames += count
-            leave.counters.rx_bytes += octets

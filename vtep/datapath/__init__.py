@@ -1,0 +1,13 @@
+"""The data path: frames from the TAP to the underlay (`outbound`), and back (`inbound`).
+
+One superframe outwards: `Outbound.readable` reads it, `Splitter` cuts it, `Segment` says where it
+goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Merger` joins it,
+`Switch` judges it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
+drained, what goes on where something before it ended is handled together with that, and the loop
+has its turn again.
+"""
+
+from vtep.datapath.inbound import Inbound
+from vtep.datapath.outbound import Arena, Outbound
+
+__all__ = ["Arena", "Inbound", "Outbound"]
