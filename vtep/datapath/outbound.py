@@ -122,6 +122,7 @@ class Outbound:
     def readable(self) -> None:  # noqa: PLR0915  one loop: for each frame, calls are dear
         """Drain the TAP."""
         now, splitter = time.monotonic(), self._arena.splitter
+        splitter.count = 0  # Else something failed half-way, and may have been of another VNI.
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
         # What is longer is looked at, which is every frame where the segment wants to see them.
@@ -132,7 +133,7 @@ class Outbound:
         begin = end = flow = stride = 0
         partial: _Partial | None = None
         # What the virtio header of the last frame says, since most say the same.
-        seen, its_partial, least, alone = virtio.PLAIN, None, ethernet.HEADER_LEN, False
+        seen, (gso, its_partial, least) = virtio.PLAIN, _PLAIN
         lost = None
         budget = BUDGET
         while budget > 0 and not self._waiting:
@@ -147,14 +148,14 @@ class Outbound:
                 break
             if meta != seen:
                 seen = bytes(meta)
-                its_partial, least, alone = _read_virtio(seen)
+                gso, its_partial, least = _read_virtio(seen)
             frame, to_finish = buffer[body : body + length], its_partial
-            if alone or not least <= length <= frame_max:
-                length = self._joins(frame, now)
+            if gso.gso_type or not least <= length <= frame_max:
+                length = 0 if gso.gso_type else self._joins(frame, gso, now)
                 if not length:
                     self._send(buffer[begin:end], stride, remotes, flow, partial, now)
                     begin = end = 0
-                    budget -= self._apart(frame, now)
+                    budget -= self._apart(frame, gso, now)
                     continue
                 frame, to_finish = frame[:length], None
             if splitter.count:
@@ -212,13 +213,12 @@ class Outbound:
             finish_checksum(frame, *partial)
         self._fit.leaving(frame)
 
-    def _joins(self, frame: memoryview, now: float) -> int:
+    def _joins(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
         """Do what the virtio header and the segment ask for; how many octets are to be sent then.
 
         None of them if it goes apart from others, or nowhere.
         """
-        gso = virtio.unpack(self._virtio)
-        if gso.gso_type != virtio.GSO_NONE or len(frame) > self._fit.oversize.limit:
+        if len(frame) > self._fit.oversize.limit:
             return 0
         return len(self._inspect(frame, now)) if self._mend(frame, gso) else 0
 
@@ -251,9 +251,9 @@ class Outbound:
             return False
         return True
 
-    def _apart(self, frame: memoryview, now: float) -> int:
+    def _apart(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
         """Send a superframe, or what becomes of a frame that is too large; what that costs."""
-        oversize, gso = self._fit.oversize, virtio.unpack(self._virtio)
+        oversize = self._fit.oversize
         if gso.gso_type != virtio.GSO_NONE:
             self._superframe(frame, gso, now)
         elif len(frame) > oversize.limit and self._mend(frame, gso):
@@ -412,17 +412,15 @@ class Outbound:
             self.start()
 
 
-def _read_virtio(meta: bytes) -> tuple[_Partial | None, int, bool]:
-    """What a virtio header says of the frame behind it.
-
-    The checksum that is to be finished, the octets that the frame must have, and whether it is a
-    superframe.
-    """
+def _read_virtio(meta: bytes) -> tuple[virtio.Header, _Partial | None, int]:
+    """A virtio header, the checksum that is to be finished, and how long frames must be for it."""
     gso = virtio.unpack(meta)
     if not gso.flags & virtio.FLAG_NEEDS_CSUM:
-        return None, ethernet.HEADER_LEN, gso.gso_type != virtio.GSO_NONE
-    least = max(ethernet.HEADER_LEN, gso.start + gso.offset + 2)
-    return (gso.start, gso.offset), least, gso.gso_type != virtio.GSO_NONE
+        return gso, None, ethernet.HEADER_LEN
+    return gso, (gso.start, gso.offset), max(ethernet.HEADER_LEN, gso.start + gso.offset + 2)
+
+
+_PLAIN = _read_virtio(virtio.PLAIN)
 
 
 def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:
