@@ -34,6 +34,10 @@ class Drop(StrEnum):
         "probe_limited",
         "question of a pyvtep doctor beyond those that are answered in a second",
     )
+    CLAIMED = (
+        "claimed",
+        "datagram behind one that claims to be all that came with it, and in another VNI than that",
+    )
     VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
     RESERVED_BITS = (
         "reserved_bits",

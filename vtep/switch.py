@@ -395,6 +395,33 @@ class Switch:
         self._reply = reply
         self._allowance = Allowance(_ANSWERS_A_SECOND, _ANSWERS_AT_ONCE)
 
+    def datagrams_of(self, octets: Buffer, stride: int, source: str) -> int:
+        """How many of these octets are datagrams of `stride`, where the first claims all of them.
+
+        The kernel has said that there are several; the first one's inner headers say that it is
+        one (see `offload.partial.is_udp_superframe`), and whoever wrote those may lie. What he
+        can't write is what another datagram begins with. If that is there, the claim is not
+        believed; but neither is what follows it in another VNI, since where all of it is his, he
+        may have written that. 0 if it is one.
+        """
+        first = bytes(octets[: vxlan.HEADER_LEN])
+        if not self._begins(octets[stride : stride + vxlan.HEADER_LEN]):
+            return 0
+        for at in range(stride, len(octets), stride):
+            if octets[at : at + vxlan.HEADER_LEN] != first:
+                count = -(-(len(octets) - at) // stride)
+                self.counters.drop(Drop.CLAIMED, source, count)
+                return at
+        return len(octets)
+
+    def _begins(self, octets: Buffer) -> bool:
+        """Whether a datagram of ours could begin so, as random octets hardly ever do."""
+        if len(octets) < vxlan.HEADER_LEN:
+            return False
+        flags, vni_word = vxlan.HEADER.unpack(octets)
+        known = flags & ~(vxlan.GBP_BITS >> 32) == vxlan.FLAG_I and not vni_word & 0xFF
+        return known and vni_word >> 8 in self.segments
+
     def receive(self, datagram: Buffer, source: str, now: float, count: int = 1) -> Segment | None:
         """Judge a datagram from the underlay; the segment to which its frame is to be delivered.
 

@@ -1,5 +1,6 @@
 """Datagrams that are not let in, each counted by its reason and by no other."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,7 @@ from vtep.lab import Host
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]
+BROADCAST = "ff:ff:ff:ff:ff:ff"
 Pair = tuple[Host, Host]
 
 GOOD = vxlan.pack(1)
@@ -129,3 +131,47 @@ def test_a_tap_that_is_down_is_counted(pair: Pair, start: Start) -> None:
     with udp_socket(b, "192.0.2.2") as sender:
         sender.sendto(GOOD + FRAME, ("192.0.2.1", 4789))
         wait_until(lambda: vtep.counter("tap_down") == 1, "the count")
+
+
+SOL_UDP, UDP_SEGMENT = 17, 103
+
+
+def claiming(octets: int) -> bytes:
+    """A frame whose headers claim that it has so many octets, and that is as long as a victim."""
+    claim = IP(src="10.0.0.8", dst="10.0.0.9", len=octets - 14) / UDP(len=octets - 34, chksum=0)
+    return bytes(Ether(src="02:00:00:00:00:08", dst=BROADCAST) / claim / Raw(bytes(40)))
+
+
+def victim(number: int) -> bytes:
+    mac = f"02:00:00:00:00:1{number}"
+    return bytes(Ether(src=mac, dst=BROADCAST) / IP() / UDP() / Raw(b"v" * 40))
+
+
+@pytest.mark.parametrize("theirs", [1, 2])
+def test_a_frame_that_claims_its_neighbours_does_not_get_them(
+    pair: Pair, start: Start, theirs: int
+) -> None:
+    """Those of another VNI are lost then, and counted: it could be that they are not real."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"))
+    vtep.told("vni add 2 --remote 192.0.2.2 --tap vx1")
+    victims = [victim(1), victim(2)]
+    stride = len(GOOD + victims[0])
+    liar = claiming(3 * stride - len(GOOD))
+    burst = GOOD + liar + b"".join(vxlan.pack(theirs) + frame for frame in victims)
+    assert len(burst) == 3 * stride
+    with (
+        udp_socket(b, "192.0.2.2") as sender,
+        Arrivals(a, "vx0") as first,
+        Arrivals(a, "vx1") as second,
+    ):
+        sender.setsockopt(SOL_UDP, UDP_SEGMENT, stride)
+        sender.sendto(burst, ("192.0.2.1", 4789))
+        sender.sendto(GOOD + FRAME, ("192.0.2.1", 4789))
+        wait_until(lambda: first.of(FRAME), "what came after it")
+        assert first.of(liar) == 1
+        assert [first.of(frame) for frame in victims] == ([1, 1] if theirs == 1 else [0, 0])
+        assert [second.of(frame) for frame in victims] == [0, 0]
+        assert first.of(burst[len(GOOD) :]) == 0
+    told = json.loads(vtep.ask("stats", "--json"))["total"]["drops"]
+    assert told["claimed"] == (0 if theirs == 1 else 2)

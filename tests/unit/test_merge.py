@@ -7,7 +7,7 @@ split twin gives the input back.
 
 import struct
 import tracemalloc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -420,6 +420,39 @@ def test_more_segments_than_the_kernel_takes(
     merged = merge(burst)
     assert run_lengths(merged) == runs
     assert expand(merged) == burst.frames
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "differ",
+    [
+        pytest.param(lambda _: {"bad_checksum": 1}, id="all"),
+        pytest.param(lambda number: {"bad_checksum": int(number % 4 == 3)}, id="some"),
+        pytest.param(lambda number: {"ttl": 64 - number % 2}, id="by-turns"),
+        pytest.param(lambda number: {"ttl": 64 - number // 2 % 2}, id="by-twos"),
+        pytest.param(lambda number: {"partial": True, "ttl": number % 60}, id="none-alike"),
+    ],
+)
+def test_what_does_not_merge_is_not_looked_at_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, kind: str, differ: Callable[[int], Changes]
+) -> None:
+    """Else a guest could have a burst of its own keep everybody waiting."""
+    summed = 0
+    real = merge_module.row_sums
+
+    def counting(data: memoryview, rows: int, *rest: int) -> Any:
+        nonlocal summed
+        summed += rows
+        return real(data, rows, *rest)
+
+    monkeypatch.setattr(merge_module, "row_sums", counting)
+    frames = [
+        replace(frame, **differ(number))
+        for number, frame in enumerate(train(Frame(*KINDS[kind]), 400, 20))
+    ]
+    burst = burst_of(frames)
+    assert merge(burst) == twins.merge(burst.frames)
+    assert summed < 9 * len(frames)
 
 
 def test_bad_first_leaves_no_header_behind() -> None:

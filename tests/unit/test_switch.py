@@ -54,6 +54,35 @@ def known(one: Segment) -> dict[bytes, tuple[Remote, ...]]:
     return {entry.mac: entry.destinations for entry in one.fdb}
 
 
+# --- what came together -----------------------------------------------------------------------
+
+HEADER = vxlan(b"", VNI)
+FIRST, OTHER = vxlan(bytes(32), VNI), vxlan(bytes(32), 7)
+NOTHING = bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken", "dropped"),
+    [
+        pytest.param([FIRST, NOTHING], 0, 0, id="payload"),
+        pytest.param([FIRST, b"\xff" * 40], 0, 0, id="other-payload"),
+        pytest.param([FIRST, HEADER[:7]], 0, 0, id="too-short"),
+        pytest.param([FIRST, vxlan(bytes(32), 8)], 0, 0, id="no-vni-of-ours"),
+        pytest.param([FIRST, FIRST], 80, 0, id="two"),
+        pytest.param([FIRST, FIRST, HEADER], 88, 0, id="short-end"),
+        pytest.param([FIRST, OTHER], 40, 1, id="other-vni"),
+        pytest.param([FIRST, OTHER, FIRST], 40, 2, id="other-vni-between"),
+        pytest.param([FIRST, FIRST, OTHER, NOTHING], 80, 2, id="other-vni-later"),
+        pytest.param([FIRST, FIRST, NOTHING], 80, 1, id="anything-later"),
+        pytest.param([FIRST, b"\x88\0\x12\x34" + FIRST[4:]], 40, 1, id="group"),
+    ],
+)
+def test_what_a_claim_is_worth(rows: list[bytes], taken: int, dropped: int) -> None:
+    switch = Switch([segment(), segment(7)])
+    assert switch.datagrams_of(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
+    assert drops(switch) == ({Drop.CLAIMED: dropped} if dropped else {})
+
+
 # --- what is let in ---------------------------------------------------------------------------
 
 GOOD = vxlan(frame(), VNI)

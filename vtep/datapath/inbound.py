@@ -108,7 +108,10 @@ class Inbound:
                 self._cannot_receive(error)
                 break
             data = buffer[end : end + octets]
-            many = octets > its_stride and not is_udp_superframe(data[vxlan.HEADER_LEN :])
+            many = octets > its_stride
+            if many and is_udp_superframe(data[vxlan.HEADER_LEN :]):
+                taken = self._switch.datagrams_of(data, its_stride, its_host)
+                many, octets = taken > 0, taken
             goes_on = many and its_stride == stride and its_host == host and its_mark == mark
             if begin < end and not goes_on:
                 self._burst(buffer[begin:end], stride, host, mark, now)

@@ -219,6 +219,38 @@ class Headers:
         return _Rows(*columns)  # type: ignore[arg-type]  # their dtypes are given as text
 
 
+def goes_on(
+    frame: Buffer, first: Buffer, scratch: bytearray, where: inet.Transport, steps: int, size: int
+) -> bool:
+    """Whether a frame's headers are those of the segment `steps` behind that of `first`.
+
+    So far as that can be told without a sum: lengths, checksums, and TCP flags that not all
+    segments have, may be any. `size` is the payload of each segment. `scratch` are all headers of
+    `first`, and may have been used for this before.
+    """
+    head, ip, at = scratch, where.ip_offset, where.offset
+    if len(frame) < len(head):
+        return False
+    length = ip + _IP_LENGTH[where.version]
+    head[length : length + 2] = frame[length : length + 2]
+    if where.version == 4:
+        (first_id,) = _FIELD.unpack_from(first, ip + _IP_ID)
+        _FIELD.pack_into(head, ip + _IP_ID, first_id + steps & 0xFFFF)
+        field = ip + _IP_CHECKSUM
+        head[field : field + 2] = frame[field : field + 2]
+    if where.protocol == inet.TCP:
+        (sequence,) = _SEQUENCE.unpack_from(first, at + _TCP_SEQUENCE)
+        _SEQUENCE.pack_into(head, at + _TCP_SEQUENCE, sequence + steps * size & 0xFFFF_FFFF)
+        flags = at + inet.TCP_FLAGS
+        head[flags] = head[flags] & COMMON | frame[flags] & ~COMMON
+        field = at + inet.CHECKSUM_OFFSET[inet.TCP]
+        head[field : field + 2] = frame[field : field + 2]
+    else:  # Length and checksum are neighbours.
+        field = at + _UDP_LENGTH
+        head[field : field + 4] = frame[field : field + 4]
+    return head == frame[: len(head)]
+
+
 def _write_ip4(rows: _Rows, ip: int, at: int, full: int, short: int) -> None:
     """Write all heads, with the fields of an IPv4 header, which is from `ip` to `at`."""
     head, count = rows.head, len(rows.heads)

@@ -27,6 +27,7 @@ from vtep.offload.headers import (
     Cut,
     Headers,
     Octets,
+    goes_on,
     row_sums,
 )
 from vtep.offload.partial import is_partial
@@ -43,11 +44,13 @@ _SUPERFRAME_MAX = 0xFFFF
 """Octets of a superframe, so that all length fields hold what they must."""
 
 _FIELD = Struct("!H")
-_SEQUENCE = Struct("!I")
 
 _UDP_SEGMENTS_MAX = 64
 """Segments of a superframe of UDP, beyond which the kernel refuses it (its UDP_MAX_SEGMENTS, which
 is 128 since Linux 6.9)."""
+
+_BOLDER = 4
+"""How many times as many segments are predicted next, where all were right."""
 
 _ADDRESSES = {4: 8, 6: 32}
 """Octets of both addresses of an IP header, by its version."""
@@ -84,6 +87,7 @@ class Merger:
         # Predicted headers: at most all of a train.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
         self._headers = Headers(self._predicted, prefix_len)
+        self._bold = SEGMENTS_MAX
 
     def merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
         """Merge what can be merged of datagrams that lie `stride` octets apart, in their order.
@@ -121,25 +125,32 @@ class Merger:
         cut, marks = hoped
         if cut.segments < 2:
             return None
-        count = self._follow(data, stride, cut, marks, partial=False)
-        if count < 2 and is_partial(data[self._prefix_len : stride], cut.where):
-            count = self._follow(data, stride, cut, marks, partial=True)
+        # Prediction is dear: where it was wrong, it begins with little again.
+        tried = min(cut.segments, self._bold)
+        count = self._follow(data, stride, _shortened(cut, tried), marks)
+        while count == tried < cut.segments:
+            tried = min(cut.segments, tried * _BOLDER)
+            count = self._follow(data, stride, _shortened(cut, tried), marks)
+        self._bold = max(2, count * _BOLDER) if count < cut.segments else SEGMENTS_MAX
         if count < 2:
             return None
-        if count < cut.segments:
-            cut = cut._replace(segments=count, last=cut.size)
-            marks = [mark for mark in marks if mark[0] < count]
-        return cut, marks
+        return _shortened(cut, count), [mark for mark in marks if mark[0] < count]
 
-    def _follow(
+    def _follow(self, data: memoryview, stride: int, cut: Cut, marks: _Marks) -> int:
+        """How many datagrams have the headers that are predicted for them."""
+        count = self._predict(data, stride, cut, marks, partial=False)
+        if count < 2 and is_partial(data[self._prefix_len : stride], cut.where):
+            count = self._predict(data, stride, cut, marks, partial=True)
+        return count
+
+    def _predict(
         self, data: memoryview, stride: int, cut: Cut, marks: _Marks, *, partial: bool
     ) -> int:
-        """How many datagrams have the headers that are predicted for them."""
         count, head_len = cut.segments, cut.head_len
         skip = self._prefix_len
         body = skip + head_len
         sums = row_sums(data[body:], count, stride, cut.size, cut.last)
-        first = data[skip:stride]
+        first, marks = data[skip:stride], [mark for mark in marks if mark[0] < count]
         self._headers.write(data[:skip], first, cut, body, sums, marks=marks, partial=partial)
         received = np.ndarray((count,), f"V{body}", data, 0, (stride,)).tobytes()
         predicted = self._predicted[: count * body].tobytes()
@@ -168,6 +179,8 @@ class Merger:
         size = len(first) - head_len
         if not transport_len or not size or not (tcp or self.uso):
             return None
+        if not tcp and inet.checksum_field(first, where) == 0:
+            return None  # No split leaves it out.
         body = skip + head_len
         count = min(-(-len(data) // stride), len(self._predicted) // body)
         last = min(size, len(data) - (count - 1) * stride - body)
@@ -175,7 +188,7 @@ class Merger:
             count, last = count - 1, size
         if count < 2:
             return None
-        reach = self._reach(data, stride, where, size, count)
+        reach = self._reach(data, stride, where, head_len, count)
         if reach < count:
             count, last = reach, size
         marks: _Marks = []
@@ -188,28 +201,32 @@ class Merger:
         return Cut(where, head_len, transport_len, size, count, last), marks
 
     def _reach(
-        self, data: memoryview, stride: int, where: inet.Transport, size: int, count: int
+        self, data: memoryview, stride: int, where: inet.Transport, head_len: int, count: int
     ) -> int:
         """How many of the first `count` datagrams could be a train, as far as a few of them tell.
 
         If the last one could be its end, so could those between; else the end is looked for.
         """
         skip = self._prefix_len
-        first = data[skip:stride]
+        prefix, first = data[:skip], data[skip:stride]
+        size, scratch = len(first) - head_len, bytearray(first[:head_len])
 
         def may_follow(row: int) -> bool:
-            return _may_follow(first, data[row * stride + skip :], where, size, row)
+            begin = row * stride + skip
+            other = data[begin : begin + head_len]
+            return data[begin - skip : begin] == prefix and goes_on(
+                other, first, scratch, where, row, size
+            )
 
+        if not may_follow(1):
+            return 1
         if may_follow(count - 1):
             return count
-        within, beyond = 0, count - 1
+        within, beyond = 1, count - 1
         while beyond - within > 1:
-            # Whoever is not followed by the next one is most often not followed by any.
-            row = (within + beyond) // 2 if within else 1
+            row = (within + beyond) // 2
             if may_follow(row):
                 within = row
-            elif not within:
-                return 1
             else:
                 beyond = row
         return within + 1
@@ -276,22 +293,10 @@ def _read_flags(column: bytes) -> tuple[int, _Marks]:
     return len(column), marks
 
 
-def _may_follow(
-    one: memoryview, other: memoryview, where: inet.Transport, size: int, steps: int
-) -> bool:
-    """Whether a frame could be so many segments behind another, by the fields that differ most."""
-    at, ip = where.offset, where.ip_offset
-    begin = at - _ADDRESSES[where.version]
-    if one[begin : at + 4] != other[begin : at + 4]:  # Addresses and ports are neighbours.
-        return False
-    if where.version == 4:
-        ids = _FIELD.unpack_from(one, ip + 4)[0], _FIELD.unpack_from(other, ip + 4)[0]
-        if (ids[1] - ids[0] - steps) & 0xFFFF:
-            return False
-    if where.protocol == inet.TCP:
-        sequence = _SEQUENCE.unpack_from(one, at + 4)[0], _SEQUENCE.unpack_from(other, at + 4)[0]
-        return not (sequence[1] - sequence[0] - steps * size) & 0xFFFF_FFFF
-    return True
+def _shortened(cut: Cut, segments: int) -> Cut:
+    if segments == cut.segments:
+        return cut
+    return cut._replace(segments=segments, last=cut.size)
 
 
 def _superframes(cut: Cut, marks: _Marks) -> Iterator[tuple[int, int]]:

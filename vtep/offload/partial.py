@@ -71,21 +71,28 @@ class SegmentSizes:
 
 
 def is_udp_superframe(frame: Buffer) -> bool:
-    """Whether a datagram that the kernel says is in pieces is one frame all the same.
+    """Whether what the kernel says are several datagrams may be one frame all the same.
 
     Where an application on a kernel VTEP's side sends with UDP_SEGMENT, a veth gives us its
-    superframe whole, and states the size of the *inner* datagrams as if they were ours. Then, and
-    only then, the first frame's IP header states a length that reaches to the end of it all.
+    superframe whole, and states the size of the *inner* datagrams as if they were ours. Then the
+    first frame's IP and UDP headers state lengths that reach to the end of it all.
     """
     if len(frame) < ethernet.HEADER_LEN:
         return False
     ethertype, at = ethernet.network_layer(frame)
     if ethertype == ethernet.TYPE_IPV4 and at + 4 <= len(frame):
-        return at + (frame[at + 2] << 8 | frame[at + 3]) == len(frame)
-    if ethertype == ethernet.TYPE_IPV6 and at + 6 <= len(frame):
+        whole = at + (frame[at + 2] << 8 | frame[at + 3]) == len(frame)
+    elif ethertype == ethernet.TYPE_IPV6 and at + 6 <= len(frame):
         payload = frame[at + 4] << 8 | frame[at + 5]
-        return at + inet.IP_HEADER_MIN[6] + payload == len(frame)
-    return False
+        whole = at + inet.IP_HEADER_MIN[6] + payload == len(frame)
+    else:
+        return False
+    where = inet.transport(frame) if whole else None
+    return (
+        where is not None
+        and where.protocol == inet.UDP
+        and inet.udp_length(frame, where) == where.length
+    )
 
 
 def virtio_header(

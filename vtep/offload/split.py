@@ -13,13 +13,13 @@ import numpy as np
 
 from vtep.offload.headers import (
     CLOSING,
-    COMMON,
     OPENING,
     SEGMENTS_MAX,
     Cut,
     Headers,
     Octets,
     Words,
+    goes_on,
     negated,
     row_sums,
 )
@@ -41,9 +41,7 @@ class SplitError(ValueError):
     """A virtio header that contradicts its frame."""
 
 
-_LENGTH_AND_ID = Struct("!HH")
 _LENGTH = Struct("!H")
-_SEQUENCE = Struct("!I")
 
 
 class Splitter:
@@ -64,7 +62,7 @@ class Splitter:
         self.head = bytearray()
         """The headers of the first superframe begun."""
         self._headers = Headers(self.out, len(prefix))
-        self._predicted = bytearray()
+        self._scratch = bytearray()
         self._marks: list[tuple[int, int]] = []
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
@@ -88,7 +86,7 @@ class Splitter:
             raise SplitError(f"{octets} octets of segments do not fit into {len(self.out)}")
         self._cut, self._gso_type, self.stride = cut, gso.gso_type & ~virtio.GSO_ECN, stride
         self._kind = np.dtype(f"V{size}")
-        self.head[:] = self._predicted[:] = frame[: cut.head_len]
+        self.head[:] = self._scratch[:] = frame[: cut.head_len]
         self._marks.clear()
         where = cut.where
         self._take(frame, where.offset + where.length, count, cut.last)
@@ -100,36 +98,22 @@ class Splitter:
         How many segments it becomes; 0 if it does not go on. It does if its headers are those that
         it would have if all of them had been one.
         """
-        cut, head = self._cut, self._predicted
+        cut = self._cut
         where, head_len, size, before = cut.where, cut.head_len, cut.size, self.count
         if (
             self._last != size
             or gso.gso_size != size
             or gso.gso_type & ~virtio.GSO_ECN != self._gso_type
-            or len(frame) <= head_len
+            or not goes_on(frame, self.head, self._scratch, where, before, size)
         ):
             return 0
-        # Lengths, checksums and the flags of single segments may be any; the others are predicted.
-        ip, at = where.ip_offset, where.offset
         if where.version == 4:
-            (first_id,) = _LENGTH.unpack_from(self.head, ip + 4)
-            (length,) = _LENGTH.unpack_from(frame, ip + 2)
-            end = ip + length
-            _LENGTH_AND_ID.pack_into(head, ip + 2, length, first_id + before & 0xFFFF)
-            head[ip + 10 : ip + 12] = frame[ip + 10 : ip + 12]
+            (length,) = _LENGTH.unpack_from(frame, where.ip_offset + 2)
+            end = where.ip_offset + length
         else:
-            (length,) = _LENGTH.unpack_from(frame, ip + 4)
-            end = ip + inet.IP_HEADER_MIN[6] + length
-            _LENGTH.pack_into(head, ip + 4, length)
-        if where.protocol == inet.TCP:
-            (first,) = _SEQUENCE.unpack_from(self.head, at + 4)
-            _SEQUENCE.pack_into(head, at + 4, first + before * size & 0xFFFF_FFFF)
-            flags = at + inet.TCP_FLAGS
-            head[flags] = head[flags] & COMMON | frame[flags] & ~COMMON
-            head[at + 16 : at + 18] = frame[at + 16 : at + 18]
-        else:
-            head[at + 4 : at + 8] = frame[at + 4 : at + 8]
-        if head != frame[:head_len] or not head_len < end <= len(frame):
+            (length,) = _LENGTH.unpack_from(frame, where.ip_offset + 4)
+            end = where.ip_offset + inet.IP_HEADER_MIN[6] + length
+        if not head_len < end <= len(frame):
             return 0
         payload: int = end - head_len
         count = -(-payload // size)
