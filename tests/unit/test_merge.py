@@ -439,6 +439,7 @@ def test_what_does_not_merge_is_not_looked_at_again_and_again(
 ) -> None:
     """Else a guest could have a burst of its own keep everybody waiting."""
     summed = 0
+
     def counting(data: memoryview, rows: int, stride: int, size: int, last: int) -> Any:
         nonlocal summed
         summed += rows
