@@ -87,7 +87,7 @@ class Merger:
         # Predicted headers: at most all of a train.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
         self._headers = Headers(self._predicted, prefix_len)
-        self._bold = SEGMENTS_MAX
+        self._bold = SEGMENTS_MAX  # How many headers are predicted at first.
 
     def merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
         """Merge what can be merged of datagrams that lie `stride` octets apart, in their order.
@@ -120,11 +120,9 @@ class Merger:
     def _train(self, data: memoryview, stride: int) -> tuple[Cut, _Marks] | None:
         """The longest train that begins here, and how it is cut; None if the first is alone."""
         hoped = self._hope(data, stride)
-        if hoped is None:
+        if hoped is None or hoped[0].segments < 2:
             return None
         cut, marks = hoped
-        if cut.segments < 2:
-            return None
         # Prediction is dear: where it was wrong, it begins with little again.
         tried = min(cut.segments, self._bold)
         count = self._follow(data, stride, _shortened(cut, tried), marks)
