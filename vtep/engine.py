@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import netlink
 from vtep.config import Config, check_segments
-from vtep.counters import Drop, DropLog
+from vtep.counters import Counters, Drop, DropLog
 from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
@@ -144,7 +144,8 @@ class Vtep:
         """Every counter by name, as of now, of all VNIs there are; see `vtep.counters`."""
         self._count_queue_drops()
         total = {"taps_lost": self.taps_lost}
-        parts = [port.segment.counters for port in self._ports.values()]
+        parts = [Counters()]  # Every counter is there even where no VNI is.
+        parts += [port.segment.counters for port in self._ports.values()]
         parts += [listener.switch.counters for listener in self._listeners.values()]
         for part in parts:
             for name, count in part.as_dict().items():

@@ -210,6 +210,18 @@ def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
     assert set(names) >= {*one["counters"], *one["drops"]}
 
 
+def test_without_any_vni_it_still_answers_and_ends(tunnel: Tunnel) -> None:
+    vtep = tunnel[0]
+    vtep.ask("vni", "del", "1")
+    lines = vtep.ask("stats").splitlines()
+    assert lines[0] == "0 VNIs, together"
+    assert {line.split()[1] for line in lines[1:]} == {"0"}
+    vtep.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: lines[-1] in vtep.log, "a report")
+    assert vtep.stop(signal.SIGINT) == 0
+    assert vtep.log.endswith("pyvtep: ended: 0 frames out, 0 in, 0 dropped\n")
+
+
 def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
     with tunnel[0].client() as client:
         for number in range(2000):

@@ -350,6 +350,12 @@ def test_what_was_counted(two: Still) -> None:
     assert len(ask(two, "stats", vni=2)["segments"]) == 1
 
 
+def test_what_was_counted_where_there_is_no_vni(two: Still) -> None:
+    none, some = (ask(vtep, "stats") for vtep in (Still(), two))
+    assert none["segments"] == []
+    assert none["total"] == some["total"]
+
+
 def test_reload(vtep: Still) -> None:
     assert ask(vtep, "reload") == "read again"
 
