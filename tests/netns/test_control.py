@@ -301,6 +301,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
         client.remote.delete("192.0.2.9")
         client.set(ageing=60)
         client.set(ageing=60)  # Which changes nothing.
+        client.set(mtu=1300)
         client.set(mtu=1400)
         client.vni.add(7, remote="192.0.2.2")
         client.vni.delete(7)
@@ -314,6 +315,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
         f"{ZERO} dev vx0 dst 192.0.2.2 dst 192.0.2.9 permanent",
         f"{ZERO} dev vx0 dst 192.0.2.2 permanent",
         "vni 1 dev vx0 ageing 60.0",
+        "vni 1 dev vx0 mtu 1300",
         "vni 1 dev vx0 mtu 1400",
         "vni 7 dev vx7",
         "Deleted vni 7 dev vx7",
@@ -328,6 +330,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     events = [json.loads(line) for line in as_json.lines(len(expected))]
     assert len(events) == len(expected)
     assert [event for event in events if event["object"] in ("vni", "mtu")] == [
+        {"event": "changed", "vni": 1, "dev": "vx0", "object": "mtu", "mtu": 1300},
         {"event": "changed", "vni": 1, "dev": "vx0", "object": "mtu", "mtu": 1400},
         {"event": "added", "vni": 7, "dev": "vx7", "object": "vni"},
         {"event": "deleted", "vni": 7, "dev": "vx7", "object": "vni"},

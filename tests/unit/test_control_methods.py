@@ -481,3 +481,14 @@ def test_all_who_watch_are_told(vtep: Still) -> None:
     leave_second()
     ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.8")
     assert [len(first), len(second)] == [1, 2]
+
+
+def test_an_mtu_is_told_of_once_it_is_there(vtep: Still) -> None:
+    told: list[Any] = []
+    port = vtep.port
+    Events(vtep).watch(told.append)
+    for mtu in (1400, 1400, 1300, 1400):
+        vtep._tell("changed", port, {"mtu": 1400})
+        port._tunnel.most = mtu
+        vtep._tell("changed", port, {"mtu": mtu})
+    assert [event["mtu"] for event in told] == [1400, 1300, 1400]

@@ -23,6 +23,8 @@ class Events:
         self._vtep = vtep
         self._observers: list[Observer] = []
         self._unwatch: dict[Port | None, Callable[[], None]] = {}
+        self._mtus: dict[Port, int] = {}
+        """What is known by those who watch: an MTU that is set takes effect later, or never."""
 
     def watch(self, observer: Observer) -> Callable[[], None]:
         """Tell every change from now on; what is returned ends that."""
@@ -39,12 +41,14 @@ class Events:
             for unwatch in self._unwatch.values():
                 unwatch()
             self._unwatch.clear()
+            self._mtus.clear()
 
     def _watch_port(self, port: Port) -> None:
         def changed(what: Happening, entry: Entry) -> None:
             self._tell(_of_entry(port, what, entry))
 
         self._unwatch[port] = port.fdb.watch(changed)
+        self._mtus[port] = port.mtu
 
     def _vtep_changed(self, what: str, port: Port, details: Mapping[str, object]) -> None:
         event: Event = {"event": what, "vni": port.config.vni, "dev": port.tap}
@@ -53,9 +57,12 @@ class Events:
             self._tell({**event, "object": "vni"})
         elif what == "deleted":
             self._unwatch.pop(port)()
+            del self._mtus[port]
             self._tell({**event, "object": "vni"})
         elif set(details) == {"mtu"}:
-            self._tell({**event, "object": "mtu", "mtu": port.mtu})
+            if port.mtu != self._mtus[port]:
+                self._mtus[port] = port.mtu
+                self._tell({**event, "object": "mtu", "mtu": port.mtu})
         else:
             # Those of the remotes have been told as what became of the default entry.
             options = {
