@@ -402,10 +402,15 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
     for address in after.addresses:
         if address not in before.addresses:
             _add_address(netlink, tap, index, address)
-    for address in before.addresses:
-        if address not in after.addresses:
-            with suppress(NetlinkError):  # Somebody has removed it before.
-                _change_address(netlink, "del", index, address)
+    removed = [address for address in before.addresses if address not in after.addresses]
+    for address in removed:
+        with suppress(NetlinkError):  # Somebody has removed it before.
+            _change_address(netlink, "del", index, address)
+    # The first IPv4 address of a subnet takes the others along, unless promote_secondaries is on.
+    networks = {address.network for address in removed if address.version == 4}
+    for address in after.addresses:
+        if address.network in networks:
+            _add_address(netlink, tap, index, address)
     if after.bridge != before.bridge:
         bridge = device_index(after.bridge) if after.bridge is not None else 0
         if bridge is not None:

@@ -197,6 +197,32 @@ def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
     assert mac_of(b) in vtep.ask("fdb", "show", "dynamic")
 
 
+@pytest.mark.parametrize("promote", [0, 1])
+def test_an_address_may_take_the_place_of_another_of_its_subnet(
+    pair: Pair, start: Start, promote: int
+) -> None:
+    a, _ = pair
+    for name in ("all", "default"):
+        path = f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries"
+        a.run("sh", "-c", f"echo {promote} >{path}")
+    first, second, third = (f"10.45.0.{number}/24" for number in (1, 5, 9))
+    other = "fd45::1/64"
+    vtep = start(a, *segment(1, "192.0.2.2", first, other))
+
+    def has(*wanted: str) -> None:
+        options = [word for address in wanted for word in ("--address", address)]
+        vtep.ask("set", *options)
+        said = a.run("ip", "-o", "address", "show", "vx0", "scope", "global")
+        assert sorted(line.split()[3] for line in said.splitlines()) == sorted(wanted)
+
+    has(third, other)
+    has(third, first, other)
+    has(first, second)
+    has(second)
+    has(other)
+    has(first)
+
+
 def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
