@@ -362,6 +362,11 @@ class Settings:
     state_learned: bool = _switch(default=False, help="Keep learned entries in --state as well.")
     segments: tuple[Config, ...] = field(converter=_segments)
 
+    @state_learned.validator
+    def _state_is_kept(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        if self.state_learned and self.state is None:
+            raise ConfigError("--state-learned: needs --state, with the file to keep them in")
+
     @segments.validator
     def _segments_differ(self, _attribute: "Attribute[Any]", segments: tuple[Config, ...]) -> None:
         check_segments(segments)

@@ -103,7 +103,11 @@ class _Reader:
             number = next(number for number, other in segments.items() if other is config)
             self._complain_of(number, error)
         if not self._problems:
-            return Settings(segments=segments.values(), **process)
+            try:
+                return Settings(segments=segments.values(), **process)
+            except ConfigError as error:
+                what = _in_file(error)
+                self._complain((_key_of(what),), what)
         raise FileError([f"{self._name}:{line}: {what}" for line, what in sorted(self._problems)])
 
     def _segments(self, common: Mapping[str, Any]) -> dict[int, Config]:
@@ -152,7 +156,7 @@ class _Reader:
     def _complain_of(self, number: int, error: ConfigError) -> None:
         """Say of a VNI as a whole what is wrong, at the line of the option that it begins with."""
         what = _in_file(error)
-        key = re.split("[: ]", what, maxsplit=1)[0]
+        key = _key_of(what)
         for at in ((TABLE, number, key), (key,)):
             if at in self._lines:
                 self._complain(at, what)
@@ -191,6 +195,11 @@ def _in_file(error: ConfigError) -> str:
         return ID if name == "vni" else name if name in _OPTIONS | _OF_PROCESS else found[0]
 
     return re.sub(r"--([a-z0-9-]+)", key, str(error))
+
+
+def _key_of(what: str) -> str:
+    """The key that a line about a problem begins with."""
+    return re.split("[: ]", what, maxsplit=1)[0]
 
 
 def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:

@@ -541,6 +541,10 @@ def test_settings() -> None:
         ({"control": ""}, "--control '': is not the path of a file"),
         ({"state": 1}, "--state 1: is not the path of a file"),
         (
+            {"state_learned": True},
+            "--state-learned: needs --state, with the file to keep them in",
+        ),
+        (
             {"segments": [config(), config()]},
             "--vni 1: is given twice; a process has one of each VNI",
         ),

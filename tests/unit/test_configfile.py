@@ -198,6 +198,7 @@ BAD = [
         "file:1: local 2001:db8::1: is IPv6, but the remotes are IPv4",
     ),
     (f"{SEGMENT}group = '239.1.1.1'", "file:3: group 239.1.1.1: say with dev on which device"),
+    (f"\nstate-learned = true\n{SEGMENT}", "file:2: state-learned: needs state, with the file"),
     (
         f"{SEGMENT}state = '/x'",
         "file:3: state: is of the whole process: it belongs above the first",
