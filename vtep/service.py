@@ -33,7 +33,7 @@ def read(path: Path) -> Settings:
     if len(octets) > _SIZE_MAX:
         raise VtepError(f"--config {path}: is larger than {_SIZE_MAX >> 20} MiB")
     try:
-        text = octets.decode()
+        text = octets.decode().removeprefix("\ufeff")  # Some editors begin with a byte order mark.
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise FileError([f"{path}:{line}: is not UTF-8 text"]) from None

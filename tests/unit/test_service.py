@@ -24,6 +24,12 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             read(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "pyvtep.toml"
+    path.write_text("[[vni]]\nid = 5\n", encoding="utf-8-sig")
+    assert [config.vni for config in read(path).segments] == [5]
+
+
 def test_a_pipe_of_the_shell_is_read() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"[[vni]]\nid = 5\n")
