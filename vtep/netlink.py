@@ -404,8 +404,7 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
             _add_address(netlink, tap, index, address)
     removed = [address for address in before.addresses if address not in after.addresses]
     for address in removed:
-        with suppress(NetlinkError):  # Somebody has removed it before.
-            _change_address(netlink, "del", index, address)
+        _delete_address(netlink, tap, index, address)
     # The first IPv4 address of a subnet takes the others along, unless promote_secondaries is on.
     networks = {address.network for address in removed if address.version == 4}
     for address in after.addresses:
@@ -453,10 +452,38 @@ def _add_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> 
     try:
         _change_address(netlink, "replace", index, address)
     except NetlinkError as error:
+        if error.code == errno.EPERM:
+            if _has_address(netlink, index, address):
+                return
+            raise _no_privilege(tap, "add", address) from error
         raise VtepError(
             f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
             f"is IPv{address.version} disabled on this host?"
         ) from error
+
+
+def _has_address(netlink: IPRoute, index: int, address: Interface) -> bool:
+    return any(
+        (item.get("local") or item.get("address"), item["prefixlen"])
+        == (str(address.ip), address.network.prefixlen)
+        for item in netlink.get_addr(index=index)
+    )
+
+
+def _delete_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> None:
+    try:
+        _change_address(netlink, "del", index, address)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise _no_privilege(tap, "del", address) from error
+        # Otherwise somebody has removed it before.
+
+
+def _no_privilege(tap: str, what: str, address: Interface) -> VtepError:
+    return VtepError(
+        f"--address {address}: no privilege to {what} it: run as root or with CAP_NET_ADMIN, or "
+        f"let root do it: ip address {what} {address} dev {tap}"
+    )
 
 
 def _refused(tap: str, error: NetlinkError, mtu: int) -> VtepError:

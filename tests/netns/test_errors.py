@@ -164,17 +164,24 @@ def test_a_prepared_tap_needs_no_privilege(pair: Pair, start: Start) -> None:
     assert "no privilege to set it up" in line
     assert "ip link set vx0 up mtu 1450" in line
     a.run("ip", "link", "set", "vx0", "up", "mtu", "1450")
+    line = refusal_with_tap(a, "--address", "10.0.0.1/24")
+    assert "--address 10.0.0.1/24: no privilege to add it" in line
+    assert "ip address add 10.0.0.1/24 dev vx0" in line
     address(a, "vx0", "10.0.0.1/24")
-    vtep = start(a, *GOOD, prefix=UNPRIVILEGED)
+    vtep = start(a, *GOOD, "--address", "10.0.0.1/24", prefix=UNPRIVILEGED)
+    line = vtep.ask("set", "--address", "10.0.0.2/24", code=1)
+    assert line.startswith("--address 10.0.0.2/24: no privilege to add it")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     assert "1 received" in a.run("ping", "-c1", "-W5", "10.0.0.2")
     assert vtep.stop() == 0
     assert has_device(a)  # It is not ours to remove.
 
 
-def refusal_with_tap(host: Host) -> str:
+def refusal_with_tap(host: Host, *arguments: str) -> str:
     child = host.start(
-        *(*UNPRIVILEGED, sys.executable, "-m", "vtep", *GOOD), stderr=subprocess.PIPE, text=True
+        *(*UNPRIVILEGED, sys.executable, "-m", "vtep", *GOOD, *arguments),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     _, err = child.communicate(timeout=20)
     assert child.returncode == 1
