@@ -130,7 +130,11 @@ class Survey:
                 )
             oif, mtu = index, None
             if scope := scope_of(remote, dev):
-                oif = _index("--remote", scope)
+                oif = device_index(scope)
+                if oif is None:
+                    raise VtepError(
+                        f"--remote {remote}: there is no network device {scope} (see: ip link)"
+                    )
             elif oif is None:
                 oif, mtu = self._route(remote, source.get(remote.version))
             self._use(used, oif, mtu)

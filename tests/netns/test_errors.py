@@ -107,6 +107,8 @@ def test_tap_name_taken_by_another_kind_of_device(pair: Pair) -> None:
 
 def test_unknown_device(pair: Pair) -> None:
     assert "--dev eth9: there is no such network device" in refusal(pair[0], *GOOD, "--dev", "eth9")
+    line = refusal(pair[0], *segment(1, "fe80::1%eth9"))
+    assert "--remote fe80::1%eth9: there is no network device eth9" in line
 
 
 def test_remote_is_an_address_of_this_host(pair: Pair) -> None:
