@@ -8,10 +8,10 @@ async with Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) as vtep:
 
 from typing import TYPE_CHECKING, Any
 
-from vtep.config import Config
 from vtep.errors import ConfigError, VtepError
 
 if TYPE_CHECKING:
+    from vtep.config import Config
     from vtep.engine import Vtep
     from vtep.port import Port
 
@@ -21,7 +21,14 @@ __all__ = ["Config", "ConfigError", "Port", "Vtep", "VtepError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what forwards only when it is asked for: a command that steers does without."""
+    """Import what takes its time only when it is asked for.
+
+    A command that steers does without what forwards, and `__main__` is there before all of it.
+    """
+    if name == "Config":
+        from vtep import config  # noqa: PLC0415
+
+        return config.Config
     if name not in ("Port", "Vtep"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vtep import engine  # noqa: PLC0415

@@ -1,6 +1,17 @@
 """`python -m vtep` is `pyvtep`."""
 
-from vtep.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command; Ctrl-C ends it without a traceback even while it is being loaded."""
+    try:
+        from vtep.cli import main as run  # noqa: PLC0415
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -214,3 +214,18 @@ def test_a_command_that_steers_does_not_load_what_forwards() -> None:
     modules = set(done.stdout.split())
     assert "vtep.control.client" in modules
     assert not modules & {"numpy", "pyroute2", "uvloop", "asyncio", "rich", "vtep.engine"}
+
+
+@pytest.mark.parametrize("module", ["attrs", "click", "uvloop"])
+def test_an_interrupt_while_it_is_loaded_leaves_no_traceback(module: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['pyvtep', '--vni', 'x']\n"
+        "runpy.run_module('vtep', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"", b"")
