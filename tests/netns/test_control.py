@@ -256,6 +256,10 @@ def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
     done = pair[0].start("sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = done.communicate(timeout=DEADLINE)
     assert (out.split()[0], err) == (b"MAC", b"")
+    command = f"{sys.executable} -m vtep fdb show --socket {tunnel[0].control} >&-"
+    done = pair[0].start("sh", "-c", command, stderr=subprocess.PIPE)
+    _, err = done.communicate(timeout=DEADLINE)
+    assert err == b"pyvtep: error: cannot write: Bad file descriptor\n"
 
 
 def test_neighbours(tunnel: Tunnel) -> None:

@@ -229,3 +229,19 @@ def test_an_interrupt_while_it_is_loaded_leaves_no_traceback(module: str) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "why"),
+    [
+        ("--help", "/dev/full", "No space left on device"),
+        ("completion bash", "/dev/full", "No space left on device"),
+        ("check-config /dev/stdin", "/dev/full", "No space left on device"),
+        ("check-config /dev/stdin", "&-", "Bad file descriptor"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_a_line(words: str, target: str, why: str) -> None:
+    command = f"echo 'vni = []' | {sys.executable} -m vtep {words} >{target}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    said = f"pyvtep: error: cannot write: {why}\n"
+    assert (done.returncode, done.stderr.decode()) == (1, said)

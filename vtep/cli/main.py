@@ -4,6 +4,8 @@ Its options are the fields of `Config`: their names, help texts and checks are t
 0, 1 (this machine refused), 2 (the command line makes no sense).
 """
 
+import errno
+import os
 import sys
 import traceback
 from contextlib import suppress
@@ -13,13 +15,18 @@ from typing import Any
 import click
 
 from vtep import VtepError, __version__
-from vtep.cli import fdb, neigh, segments
+from vtep.cli import fdb, neigh, segments, steer
 from vtep.cli.completion import completion
 from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_of, settings_options
 from vtep.configfile import FileError, problems_of
+
+_UNWRITABLE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
+)
+"""Errors of whatever standard output is; others are not expected to get as far as here."""
 
 
 @click.group(
@@ -84,9 +91,13 @@ for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, do
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     debug = "--debug" in sys.argv
+    if sys.stdout is None:  # It was closed: then to write is an error, as it is for others.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     try:
         # What ends a command early gives its exit code here, and others give None.
-        sys.exit(cli.main(prog_name="pyvtep", standalone_mode=False))
+        code = cli.main(prog_name="pyvtep", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
@@ -94,6 +105,9 @@ def main() -> None:
     except VtepError as error:
         _fail("\npyvtep: error: ".join(problems_of(error)), error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line for the person
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            steer.write_no_more()
+            _fail(f"cannot write: {error.strerror}", 1, debug=debug)
         line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
         _fail(line, 1, debug=debug)
 

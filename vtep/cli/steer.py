@@ -120,6 +120,10 @@ def _quiet_when_nobody_reads() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter would flush once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_no_more()
         raise click.exceptions.Exit(_SIGPIPE_CODE) from None
+
+
+def write_no_more() -> None:
+    """Let go of what could not be written: the interpreter would try once more, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
