@@ -245,3 +245,20 @@ def test_what_cannot_be_written_is_said_in_a_line(words: str, target: str, why: 
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     said = f"pyvtep: error: cannot write: {why}\n"
     assert (done.returncode, done.stderr.decode()) == (1, said)
+
+
+def test_a_group_without_a_command_shows_its_help() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vtep", "fdb"], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout + done.stderr).startswith("Usage: pyvtep fdb ")
+
+
+def test_a_missing_choice_is_named_in_a_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vtep", "completion"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyvtep: error: Missing argument")
+    assert done.stderr.endswith("Choose from: bash, zsh, fish\n")
+    assert done.stderr.count("\n") == 1

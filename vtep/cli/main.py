@@ -23,6 +23,9 @@ from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_of, settings_options
 from vtep.configfile import FileError, problems_of
 
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What a group says without a command; before click 8.2 it did so by itself."""
+
 _UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 )
@@ -100,8 +103,11 @@ def main() -> None:
         sys.exit(code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except _HELP as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code, debug=debug)
+        _fail(" ".join(error.format_message().split()), error.exit_code, debug=debug)
     except VtepError as error:
         _fail("\npyvtep: error: ".join(problems_of(error)), error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line for the person
