@@ -224,10 +224,12 @@ def test_a_remote_of_many_vnis_is_not_asked_too_much(pair: Pair, start: Start) -
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     there = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
-    for vtep, remote in ((here, "192.0.2.2"), (there, "192.0.2.1")):
+    for vtep, remote, own in ((here, "192.0.2.2", 1), (there, "192.0.2.1", 2)):
         with vtep.client() as client:
             for vni in range(2, 41):
-                client.vni.add(vni, remote=[remote], tap=f"t{vni}", address=[f"10.0.{vni}.1/24"])
+                client.vni.add(
+                    vni, remote=[remote], tap=f"t{vni}", address=[f"10.0.{vni}.{own}/24"]
+                )
     there.ask("vni", "del", "30")
     found = ails(a, *of(here))
     problems = [each["title"] for each in found if each["severity"] == "problem"]
@@ -324,6 +326,42 @@ def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
         and mac_of(c, "eth0") in each["explanation"]
         for each in found
     )
+
+
+def test_two_hosts_with_one_address_on_the_segment(pair: Pair, start: Start) -> None:
+    a, b = pair
+    here = start(a, *segment(1, "192.0.2.2", "10.44.0.1/24"))
+    start(b, *segment(1, "192.0.2.1", "10.44.0.1/24"))
+    finding = only(ails(a, *of(here)))
+    assert (
+        finding["title"]
+        == "10.44.0.1, an address of vx0, is that of somebody beyond the tunnel too"
+    )
+    assert mac_of(b) in finding["explanation"]
+    a.run(*finding["fix"].partition(": ")[2].replace("LEN", "24").split())
+    address(a, "vx0", "10.44.0.2/24")
+    code, said = consult(a, *of(here))
+    assert code == 0, said["findings"]
+
+
+def test_two_bridges_with_one_address(pair: Pair, start: Start) -> None:
+    vteps = []
+    for host, remote in zip(pair, ("192.0.2.2", "192.0.2.1"), strict=True):
+        host.run("ip", "link", "add", "br0", "up", "type", "bridge")
+        address(host, "br0", "10.9.0.1/24", "fd09::1/64")
+        vteps.append(start(host, *segment(1, remote), "--bridge", "br0"))
+    vteps[0].ask("set", "--gateway", "10.9.0.1")
+    finding = only(ails(pair[0], *of(vteps[0])))
+    assert (
+        finding["title"] == "fd09::1, an address of br0, is that of somebody beyond the tunnel too"
+    )
+    assert mac_of(pair[1], "br0") in finding["explanation"]
+    words = finding["fix"].partition("pyvtep ")[2].split()
+    assert words == ["set", "--vni", "1", "--gateway", "10.9.0.1", "--gateway", "fd09::1"]
+    for vtep in vteps:
+        vtep.ask(*words)
+    code, said = consult(pair[0], *of(vteps[0]))
+    assert code == 0, said["findings"]
 
 
 def test_the_tap(pair: Pair, tunnel: Tunnel) -> None:

@@ -251,6 +251,22 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             "is a port of the bridge br0 and has an address itself",
             "ip addr del 10.0.0.1/LEN dev vx0",
         ),
+        (
+            of_segment(conflicts={"10.0.0.1": "02:00:00:00:00:09"}),
+            "problem",
+            "10.0.0.1, an address of vx0, is that of somebody beyond the tunnel too",
+            "ip addr del 10.0.0.1/LEN dev vx0",
+        ),
+        (
+            of_segment(
+                ON_BRIDGE,
+                conflicts={"fd09::1": "02:00:00:00:00:09"},
+                options={"offload": sorted(OFFLOADS), "gateway": ["10.9.0.1"]},
+            ),
+            "problem",
+            "fd09::1, an address of br0, is that of somebody beyond the tunnel too",
+            "pyvtep set --vni 5 --gateway 10.9.0.1 --gateway fd09::1",
+        ),
         (of_bridge(up=False), "problem", "the bridge br0 is down", "ip link set br0 up"),
         (of_bridge(state="blocking"), "problem", "the port is blocking", "stp_state 0"),
         (of_bridge(state="learning"), "problem", "the port is learning", "stp_state 0"),

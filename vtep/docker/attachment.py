@@ -6,9 +6,8 @@ has another bridge. While there is none, the VTEP waits, and forgets nothing.
 
 import asyncio
 import logging
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, ip_interface
@@ -17,32 +16,22 @@ from typing import Any
 from attrs import evolve, frozen
 
 from vtep import netlink
+from vtep.asking import who_has
 from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.engine import Vtep
 from vtep.errors import VtepError
 from vtep.firewall import Packet
-from vtep.gateway import probe
-from vtep.gateway import read as talk_of
 from vtep.netfilter import Rules
 from vtep.port import Port
 from vtep.values import Address, without_scope
-from vtep.wire.ethernet import format_mac
 
 log = logging.getLogger("vtep")
 
 _PROBES = 3
 """Probes for addresses of ours on other hosts, in a row (RFC 5227: PROBE_NUM)."""
-_PROBE_INTERVAL = 1.0
-"""Seconds from one to the next."""
 _PROBE_PAUSE = 30.0
 """Seconds from one row to the next: so soon it shows that a gateway is there no more."""
-
-_ARP, _IPV6 = 0x0806, 0x86DD
-_HEARD_MAX = 1000
-"""Frames that are looked at for answers in one go: some milliseconds' work."""
-_FRAME_MAX = 256
-"""Octets of a frame that are enough to read an answer."""
 
 _RETRY = 2.0
 """Seconds after which what was in vain is tried again."""
@@ -182,7 +171,7 @@ class Attachment:
         containers = list(here)
         while True:
             for _ in range(_PROBES):
-                for address, mac in await _ask(port.tap, bridge, [*gateways, *containers]):
+                for address, mac in await who_has(port.tap, bridge, [*gateways, *containers]):
                     if address in here:
                         self._say_twice(address, here[address], mac)
             containers = []  # Those that are new are asked for when they are.
@@ -223,41 +212,3 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
                 *(dstport, remote, shut.rule, shut.fix),
             )
             return  # It is most likely the same with the others.
-
-
-async def _ask(tap: str, bridge: str, addresses: Iterable[Address]) -> list[tuple[Address, str]]:
-    """Ask the other hosts who has these addresses, once; who answered, with MAC addresses."""
-    wanted = {address.packed: address for address in addresses}
-    answers: dict[Address, str] = {}
-    # What is sent on the TAP is for the other hosts only. Answers are for its MAC, so that the
-    # bridge, which has what its ports receive, takes them for the host's.
-    with (
-        suppress(OSError),
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as arp,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as ipv6,
-    ):
-        hearing = {arp: _ARP}
-        if any(address.version == 6 for address in wanted.values()):
-            hearing[ipv6] = _IPV6
-        for sock, protocol in hearing.items():
-            sock.setblocking(False)
-            sock.bind((bridge, protocol))
-        asking.bind((tap, 0))
-        mac: bytes = asking.getsockname()[4]
-        for address in wanted.values():
-            asking.send(probe(mac, address))
-        await asyncio.sleep(_PROBE_INTERVAL)
-        for sock in hearing:
-            for frame in _heard(sock):
-                talk = talk_of(frame)
-                if frame[:6] == mac and talk is not None and talk.claimed in wanted:
-                    answers[wanted[talk.claimed]] = format_mac(frame[6:12])
-    return list(answers.items())
-
-
-def _heard(sock: socket.socket) -> Iterator[bytes]:
-    """The frames that have come by now, or so many of them that others need not wait long."""
-    with suppress(OSError):  # There are no more.
-        for _ in range(_HEARD_MAX):
-            yield sock.recv(_FRAME_MAX)

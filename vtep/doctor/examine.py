@@ -1,15 +1,17 @@
 """The examination: all that is asked, and of whom, for `facts`."""
 
+import asyncio
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 import attrs
 
+from vtep import asking
 from vtep.doctor import host
 from vtep.doctor.echo import Echo
 from vtep.doctor.facts import Drops, Facts, HostFacts, RemoteFacts, SegmentFacts
@@ -28,6 +30,8 @@ _BACK = 5
 _BRIEFLY = 2
 _AT_ONCE = 64
 """Hosts that are asked at the same time."""
+_SEGMENTS_AT_ONCE = 200
+"""And segments: a process usually has 1024 files at most, and each takes three sockets."""
 
 
 def examine(
@@ -54,7 +58,11 @@ def _examine(
         around, rules = Surroundings(netlink), Rules.read()
         targets = _targets(running, remotes, vni, port)
         known = [_known(target, around, rules) for target in targets]
-    found = _ask_all(targets, known)
+    # Whether anybody has an address takes as long where nobody has: it is asked meanwhile.
+    with ThreadPoolExecutor(1) as beside:
+        beyond = beside.submit(asyncio.run, _overlay_conflicts(running, around, vni))
+        found = _ask_all(targets, known)
+        conflicts = beyond.result()
     silent = [target for target, facts in zip(targets, found, strict=True) if not _answered(facts)]
     macs = {link.name: link.mac for link in around.links.values()}
     for each in running:
@@ -77,7 +85,7 @@ def _examine(
         tuple(
             segment
             for each, after in zip(running, stats, strict=True)
-            for segment in _segments(each, after, around, rules, vni)
+            for segment in _segments(each, after, around, rules, conflicts, vni)
         ),
         tuple(found),
         len(running),
@@ -206,8 +214,40 @@ def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> dict
     return conflicts
 
 
+async def _overlay_conflicts(
+    running: Iterable[Running], around: Surroundings, vni: int | None
+) -> dict[str, dict[str, str]]:
+    """By TAP, addresses of this host on the segment that somebody beyond the tunnel has too.
+
+    A gateway of its own (`--gateway`) is one that each host may have.
+    """
+    own_macs = {link.mac for link in around.links.values()}
+    turns = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
+
+    async def of_segment(segment: Any) -> dict[str, str]:
+        shared = {ip_address(text) for text in segment["options"]["gateway"]}
+        ours = map(ip_address, around.overlay(segment["dev"]))
+        above = around.above(segment["dev"])
+        wanted = [address for address in ours if address not in shared]
+        if above is None or not wanted:
+            return {}
+        async with turns:
+            answers = await asking.who_has(segment["dev"], above.name, wanted)
+        # This host may be on the segment by another way too, and answers there for all it has.
+        return {str(address): mac for address, mac in answers if mac not in own_macs}
+
+    segments = [one for each in running for one in each.segments if vni in (None, one["vni"])]
+    found = await asyncio.gather(*map(of_segment, segments))
+    return {segment["dev"]: conflicts for segment, conflicts in zip(segments, found, strict=True)}
+
+
 def _segments(
-    running: Running, after: Any, around: Surroundings, rules: Rules, vni: int | None
+    running: Running,
+    after: Any,
+    around: Surroundings,
+    rules: Rules,
+    conflicts: Mapping[str, dict[str, str]],
+    vni: int | None,
 ) -> list[SegmentFacts]:
     """What there is to say of the segments of a pyvtep, and of their TAPs."""
     before = {each["vni"]: each for each in running.before["segments"]}
@@ -231,6 +271,7 @@ def _segments(
                 options=segment["options"],
                 offload=frozenset(segment["offload"]),
                 drops=_drops(stats, then) if stats and then else Drops(),
+                conflicts=conflicts.get(segment["dev"], {}),
             )
         )
     return found

@@ -149,6 +149,8 @@ class SegmentFacts:
     options: Mapping[str, object] = field(factory=dict)
     offload: frozenset[str] = frozenset()
     drops: Drops = Drops()
+    conflicts: Mapping[str, str] = field(factory=dict)
+    """Addresses of the TAP or its bridge that somebody beyond the tunnel has too, with its MAC."""
 
 
 @frozen

@@ -394,6 +394,7 @@ def _of_segment(segment: SegmentFacts) -> Iterator[Finding]:
             "So nobody on this host uses the tunnel.",
             f"ip addr add 10.0.0.1/24 dev {tap}, or ip link set {tap} master BRIDGE",
         )
+    yield from _of_conflicts(segment)
     yield from _of_offload(segment)
     if segment.options.get("udp6zerocsumtx"):
         yield _note(
@@ -401,6 +402,34 @@ def _of_segment(segment: SegmentFacts) -> Iterator[Finding]:
             f"{tap} sends UDP over IPv6 without checksums (--udp6zerocsumtx)",
             "Kernel VXLAN devices drop such datagrams, unless they were made with udp6zerocsumrx.",
             "--no-udp6zerocsumtx, or udp6zerocsumrx at the other end",
+        )
+
+
+def _of_conflicts(segment: SegmentFacts) -> Iterator[Finding]:
+    """Addresses on the segment that two hosts have."""
+    tap, vni = segment.tap, segment.vni
+    bridge = segment.bridge.name if segment.bridge is not None else tap
+    devices = {
+        address: tap if address in segment.addresses else bridge for address in segment.conflicts
+    }
+    named = segment.options.get("gateway")
+    gateways = [str(each) for each in named] if isinstance(named, list | tuple) else []
+    gateways += [address for address, dev in devices.items() if dev != tap]
+    for address, mac in segment.conflicts.items():
+        dev = devices[address]
+        fix = f"give one of them another address: ip addr del {address}/LEN dev {dev}"
+        if dev != tap:
+            keep = " ".join(f"--gateway {gateway}" for gateway in gateways)
+            fix += (
+                "; or, if each host is to keep it as the gateway of its own guests, on both: "
+                f"pyvtep set --vni {vni} {keep}"
+            )
+        yield _problem(
+            tap,
+            f"{address}, an address of {dev}, is that of somebody beyond the tunnel too",
+            f"{mac} has answered for it (pyvtep fdb get {mac} --vni {vni} says behind which "
+            "remote). Who asks for it on the segment gets one of the two, and it changes which.",
+            fix,
         )
 
 

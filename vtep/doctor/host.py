@@ -121,6 +121,18 @@ class Surroundings:
             forward=tables.verdict(crosses, "forward") if netfilter else None,
         )
 
+    def above(self, tap: str) -> Link | None:
+        """The device that has what comes out of a TAP: its bridge, or itself."""
+        link = self.by_name.get(tap)
+        bridge = self.links.get(link.master) if link is not None else None
+        return bridge if bridge is not None and bridge.kind == "bridge" else link
+
+    def overlay(self, tap: str) -> list[str]:
+        """The addresses of a TAP and of its bridge, but those that the kernel found taken."""
+        links = {link.index for link in (self.by_name.get(tap), self.above(tap)) if link}
+        found = [address for index in sorted(links) for address in self.outside.get(index, ())]
+        return [address for address in found if address not in self.failed]
+
     def holders(self, port: int) -> HolderFacts:
         """Who has a UDP port."""
         devices = [
