@@ -191,6 +191,19 @@ def test_a_kernel_vtep_is_there(pair: Pair, start: Start) -> None:
     assert "then nothing need be wrong" in finding["explanation"]
 
 
+def test_a_kernel_vtep_is_there_behind_a_bridge(pair: Pair, start: Start) -> None:
+    a, b = pair
+    kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
+    a.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:0b", "up", "type", "bridge")
+    vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
+    finding = only(ails(a, *of(vtep), severity="note"))
+    assert finding["title"].endswith("but somebody behind it answers a ping")
+    # Nobody on this side of the tunnel is taken for somebody there.
+    nft(b, "udp dport 4789 drop")
+    finding = only(ails(a, *of(vtep)))
+    assert "Nobody behind it has answered a ping" in finding["explanation"]
+
+
 def test_the_remote_does_not_know_us(pair: Pair, start: Start) -> None:
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))

@@ -64,9 +64,8 @@ def _examine(
         found = _ask_all(targets, known)
         conflicts = beyond.result()
     silent = [target for target, facts in zip(targets, found, strict=True) if not _answered(facts)]
-    macs = {link.name: link.mac for link in around.links.values()}
     for each in running:
-        each.try_tunnel(silent, macs)
+        each.try_tunnel(silent, around)
     found = [
         attrs.evolve(facts, heard=target.heard, through=target.through)
         for target, facts in zip(targets, found, strict=True)

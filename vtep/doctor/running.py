@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from attrs import define
 
 from vtep.control import Client, paths
+from vtep.doctor.host import Surroundings
 from vtep.doctor.neighbours import packets
 from vtep.errors import VtepError
 from vtep.values import Address
@@ -66,19 +67,17 @@ class Running:
             if not ip_address(row["dst"]).is_multicast
         ]
 
-    def try_tunnel(self, silent: Iterable[Target], macs: Mapping[str, str]) -> None:
-        """Find out what is heard of remotes that don't answer the echo, with a ping to all.
-
-        `macs` are those of this host's devices, by name.
-        """
+    def try_tunnel(self, silent: Iterable[Target], around: Surroundings) -> None:
+        """Find out what is heard of remotes that don't answer the echo, with a ping to all."""
         waiting = list(silent)
         for segment in self.segments:
             vni, tap = segment["vni"], segment["dev"]
             here = [target for target in waiting if target.vni == vni]
             answered: set[str] = set()
-            if here and tap in macs:
+            above = around.above(tap)
+            if here and above is not None:
                 with suppress(OSError):
-                    answered = self._behind(vni, ping_all(tap, parse_mac(macs[tap])))
+                    answered = self._behind(vni, ping_all(tap, above.name, parse_mac(above.mac)))
             for target in here:
                 target.through = str(target.remote) in answered
                 entries = self.client.fdb.show(vni=vni, dst=str(target.remote), dynamic=True)
@@ -127,12 +126,12 @@ _IP, _BODY = 14, 14 + 40
 """Where in a frame IPv6 begins, and what follows on it."""
 
 
-def ping_all(tap: str, mac: bytes) -> set[str]:
-    """Send an ICMPv6 echo request to all nodes of a segment; the MACs of those that react.
+def ping_all(tap: str, above: str, mac: bytes) -> set[str]:
+    """Send an ICMPv6 echo request to all nodes beyond a TAP; the MACs of those that react.
 
-    The sender is the link-local address of the TAP's `mac`. Where this host does not have it,
-    nobody gets as far as an answer, but has to ask for that address first: that is as good.
-    Raises OSError.
+    What comes back is heard on the device `above`: the bridge that the TAP is on, or the TAP. The
+    sender is the link-local address of its `mac`. Where this host does not have it, nobody gets as
+    far as an answer, but has to ask for that address first: that is as good. Raises OSError.
     """
     source = bytes.fromhex("fe80" + "00" * 6)
     source += bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
@@ -146,10 +145,15 @@ def ping_all(tap: str, mac: bytes) -> set[str]:
     )
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     found = set()
-    with socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_IPV6)) as sock:
-        sock.bind((tap, _ETH_P_IPV6))
-        sock.send(_ALL_NODES_MAC + mac + _ETH_P_IPV6.to_bytes(2, "big") + b"".join(packet))
-        for frame in packets(sock, time.monotonic() + _REACTION):
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking,
+        socket.socket(socket.AF_PACKET, kind) as hearing,
+    ):
+        hearing.bind((above, _ETH_P_IPV6))
+        # Not on the bridge, whose other ports are on this side of the tunnel.
+        asking.bind((tap, 0))
+        asking.send(_ALL_NODES_MAC + mac + _ETH_P_IPV6.to_bytes(2, "big") + b"".join(packet))
+        for frame in packets(hearing, time.monotonic() + _REACTION):
             its_mac = frame[6:12]
             asks = frame[_BODY : _BODY + 1] == bytes((_SOLICITATION,))
             answers = frame[_BODY : _BODY + 1] == bytes((_ECHO_REPLY,))
