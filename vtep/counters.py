@@ -26,7 +26,7 @@ class Drop(StrEnum):
     # From the underlay, in the order in which a datagram is judged.
     RX_QUEUE_FULL = (
         "rx_queue_full",
-        "datagram that the kernel discarded: we read too slowly, or its checksum is wrong",
+        "at least one datagram that the kernel discarded: read too slowly, or a wrong checksum",
     )
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
     FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
@@ -73,7 +73,7 @@ class Drop(StrEnum):
     # From the TAP.
     TAP_QUEUE_FULL = (
         "tap_queue_full",
-        "frame that the kernel discarded because we read the TAP device too slowly",
+        "at least one frame that the kernel discarded because we read the TAP too slowly",
     )
     TX_RUNT = ("tx_runt", "frame from the TAP device shorter than an Ethernet header")
     TX_MALFORMED = (

@@ -19,6 +19,11 @@ def test_reason(reason: Drop) -> None:
     assert len(reason.meaning) > len(reason.value)
 
 
+@pytest.mark.parametrize("reason", [Drop.RX_QUEUE_FULL, Drop.TAP_QUEUE_FULL])
+def test_what_the_kernel_counts_less_exactly_is_said_to_be(reason: Drop) -> None:
+    assert "at least" in reason.meaning
+
+
 def test_meanings_differ() -> None:
     assert len({reason.meaning for reason in Drop}) == len(Drop)
 
