@@ -48,10 +48,12 @@ def attach(
 ) -> None:
     """Attach a Docker network of this host to a segment, for as long as this runs.
 
-    On two hosts, with the other one's address as the remote:
+    On each of two hosts, with a range and a gateway of its own (172.18.2.0/24 and 172.18.2.1 on
+    the other), and the other one's address as the remote:
 
-        docker network create --subnet 172.18.0.0/16 mynetwork
-
+    \b
+        docker network create --subnet 172.18.0.0/16 \\
+            --ip-range 172.18.1.0/24 --gateway 172.18.1.1 mynetwork
         pyvtep docker attach mynetwork --vni 200 --remote 192.0.2.2
 
     The network's bridge is found by asking the engine, and found again where the network is
