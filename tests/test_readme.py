@@ -8,6 +8,7 @@ import attrs
 from vtep import Config
 from vtep.cli.main import cli
 from vtep.config import Settings
+from vtep.counters import Counters
 
 TABLE = re.compile(r"## Compared with the kernel driver\n(.*?)\n## ", re.DOTALL)
 
@@ -29,6 +30,15 @@ def test_the_option_table_lists_every_option() -> None:
     fields = (*attrs.fields(Config), *attrs.fields(Settings))
     options = [field.name.replace("_", "-") for field in fields if field.metadata]
     assert listed == [*options, "config", "debug"]
+
+
+def test_every_counter_that_is_no_drop_is_explained() -> None:
+    (table,) = re.findall(r"^\| counter that is no drop .*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    explained = [
+        name for row in table.splitlines() for name in re.findall("`([a-z_]+)`", row.split("|")[1])
+    ]
+    counted = [name for name in Counters().as_dict() if not name.startswith("drop_")]
+    assert sorted(explained) == sorted([*counted, "taps_lost"])
 
 
 def test_every_room_and_script_exists() -> None:
