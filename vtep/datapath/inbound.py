@@ -94,14 +94,15 @@ class Inbound:
         """Drain a socket."""
         now = time.monotonic()
         buffer = self._buffer
-        # Datagrams of one remote and one size lie between the first two, unless that is empty.
-        begin = end = stride = mark = 0
+        # Datagrams of one size that one remote has sent from one port, which is for one flow or a
+        # few, lie between the first two, unless that is empty.
+        begin = end = stride = port = mark = 0
         host = ""
         budget = BUDGET
         while budget > 0:
             budget -= 1
             try:
-                octets, its_stride, its_host, its_mark = receive(receiver, buffer[end:])
+                octets, its_stride, its_host, its_port, its_mark = receive(receiver, buffer[end:])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -112,8 +113,8 @@ class Inbound:
             if many and is_udp_superframe(data[vxlan.HEADER_LEN :]):
                 taken = self._switch.datagrams_of(data, its_stride, its_host)
                 many, octets = taken > 0, taken
-            goes_on = many and its_stride == stride and its_host == host and its_mark == mark
-            if begin < end and not goes_on:
+            goes_on = its_stride == stride and its_port == port and its_host == host
+            if begin < end and not (many and goes_on and its_mark == mark):
                 self._burst(buffer[begin:end], stride, host, mark, now)
                 begin = end
             if not many:
@@ -121,7 +122,7 @@ class Inbound:
                 begin = end = 0
                 continue
             budget -= SUPERFRAME_COST
-            stride, host, mark = its_stride, its_host, its_mark
+            stride, host, port, mark = its_stride, its_host, its_port, its_mark
             end += octets
             if octets % stride or end > _BURSTS_MAX:  # A shorter one can only be the last.
                 self._burst(buffer[begin:end], stride, host, mark, now)

@@ -216,10 +216,10 @@ class Merger:
                 other, first, scratch, where, row, size
             )
 
-        if not may_follow(1):
-            return 1
         if may_follow(count - 1):
             return count
+        if not may_follow(1):
+            return 1
         within, beyond = 1, count - 1
         while beyond - within > 1:
             row = (within + beyond) // 2

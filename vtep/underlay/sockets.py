@@ -266,12 +266,12 @@ def joins_datagrams(receiver: socket.socket) -> bool:
         return False
 
 
-def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str, int]:
+def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str, int, int]:
     """Receive one datagram, or several of one sender that the kernel has joined.
 
     Gives the octets, how many of them make a datagram (the last may have fewer), the sender's
-    address as `host_of` spells it, and the ECN field of the outer header, which is the same in all
-    of them. Raises OSError.
+    address as `host_of` spells it and its port, and the ECN field of the outer header, which is the
+    same in all of them. Raises OSError.
     """
     octets, ancillary, _, source = receiver.recvmsg_into((buffer,), _RECEIVE_SPACE)
     stride = octets
@@ -282,8 +282,8 @@ def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str,
         else:
             mark = data[_LOW_OCTET] & _ECN
     if len(source) > 2 and source[3]:
-        return octets, stride, f"{source[0]}%{device_name(source[3])}", mark
-    return octets, stride, source[0], mark
+        return octets, stride, f"{source[0]}%{device_name(source[3])}", source[1], mark
+    return octets, stride, source[0], source[1], mark
 
 
 def receive_queue_drops(receiver: socket.socket) -> int:
