@@ -549,7 +549,7 @@ def test_no_vni_at_all(inside_a: Pair) -> None:
 
     async def main() -> None:
         async with Vtep() as vtep:
-            assert vtep.counters() == {"taps_lost": 0}
+            assert not any(vtep.counters().values())
             await vtep.add(config(5))
             assert has_device(a, "vx5")
             await vtep.remove(5)
