@@ -98,7 +98,7 @@ class Outbound:
         self._running = False
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
-        self._write_headers()
+        self._header = segment.header
 
     def start(self) -> None:
         """Begin to read the TAP, in the running loop."""
@@ -114,9 +114,6 @@ class Outbound:
     def take(self, paths: Paths) -> None:
         """Send through others from now on, also what waits, and as the segment's policy is now."""
         self._paths = paths
-        self._write_headers()
-
-    def _write_headers(self) -> None:
         self._header = self._segment.header
 
     def readable(self) -> None:  # noqa: PLR0915  one loop: for each frame, calls are dear
