@@ -253,7 +253,7 @@ class Config:
         converter=values.offload,
         metadata={
             "metavar": "LIST",
-            "help": "Which of tso,uso,gso,gro to use where the kernel has them; or auto, or none.",
+            "help": "Which of tso,uso,gso,gro,tnl to use where there are; or auto, or none.",
         },
     )
 

@@ -117,7 +117,8 @@ class Counters:
     The plain attributes are added to by the hot path; octets are those of inner Ethernet frames.
     `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
     replication. A superframe counts as the frames that it stands for; `tx_superframes` and
-    `rx_superframes` say how many were read from the TAP and merged for it. `flooded` are the frames
+    `rx_superframes` say how many were read from the TAP and merged for it, and `tx_whole` how many
+    left as they were read, for somebody else to cut. `flooded` are the frames
     from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
     answered here and sent to nobody; of `neigh_full` speakers the address was not kept for that.
 
@@ -127,8 +128,8 @@ class Counters:
     SYNs, of both directions, in which a smaller MSS was written. `mtu_changes` is how often what
     the tunnel carries has changed.
 
-    Of the echo of a doctor (see `vtep.probe`), `probes_answered` counts questions, and
-    `probes_heard` the answers to a doctor on this host.
+    Of the echo (see `vtep.probe`), `probes_answered` counts questions, and `probes_heard` the
+    answers to a doctor on this host, and to ourselves (see `vtep.consent`).
     """
 
     __slots__ = (
@@ -157,6 +158,7 @@ class Counters:
         "tx_resegmented",
         "tx_superframes",
         "tx_too_big_answered",
+        "tx_whole",
     )
 
     def __init__(self) -> None:
@@ -183,6 +185,7 @@ class Counters:
         self.tx_oversize = 0
         self.tx_resegmented = 0
         self.tx_too_big_answered = 0
+        self.tx_whole = 0
         self.drops = dict.fromkeys(Drop, 0)
         self.last_source: dict[Drop, str] = {}
 

@@ -7,11 +7,13 @@ what one VNI has of its own is in `port`.
 import asyncio
 import errno
 import logging
+import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from ipaddress import ip_address
 from types import MappingProxyType, TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
@@ -21,6 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import netlink
 from vtep.config import Config, check_segments
+from vtep.consent import Consent
 from vtep.counters import Counters, Drop, DropLog
 from vtep.datapath import Arena
 from vtep.errors import VtepError
@@ -29,8 +32,15 @@ from vtep.listener import Endpoint, Listener
 from vtep.netlink import Place, Setup, Underlay
 from vtep.paths import Pool
 from vtep.port import Port, setup_of
+from vtep.probe import TOKEN_LEN
 from vtep.tap import Tap, queue_drops
-from vtep.underlay import device_name, receive_queue_drops, superframe_max
+from vtep.underlay import (
+    Injector,
+    WholeWay,
+    device_name,
+    receive_queue_drops,
+    superframe_max,
+)
 
 log = logging.getLogger("vtep")
 
@@ -92,7 +102,10 @@ class Vtep:
 
     def __init__(self, *configs: Config) -> None:
         check_segments(configs)
-        self._pool = Pool()
+        self._consent: Consent[WholeWay] = Consent(
+            lambda: secrets.token_bytes(TOKEN_LEN), self._find_exits
+        )
+        self._pool = Pool(self._consent)
         self._arena = Arena()
         self._ports = {config.vni: self._port(config) for config in configs}
         self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
@@ -107,6 +120,8 @@ class Vtep:
         self._ticks = 0
         self._chores = self._housekeeping()
         self._missing: set[str] = set()
+        self._no_injector: str | None = None
+        self._exits_task: asyncio.Task[None] | None = None
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
         self._links_changed: set[int] = set()
@@ -250,16 +265,22 @@ class Vtep:
             del self._ports[port.config.vni]
             self._tell("deleted", port, {})
 
-    def _end(self, error: VtepError | None) -> list[Tap]:
+    def _end(self, error: VtepError | None) -> list[Tap | Injector]:
         """Forward no more; the TAPs, which are to be closed."""
         self._count_queue_drops()
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._exits_task):
+            if task is not None:
+                task.cancel()
         self._running = False
-        taps = [tap for port in self._ports.values() if (tap := port.release())]
+        taps: list[Tap | Injector] = [
+            tap for port in self._ports.values() if (tap := port.release())
+        ]
         for listener in self._listeners.values():
             listener.close()
         self._resources.close()
+        if self._pool.injector is not None:
+            taps.append(self._pool.injector)
+            self._pool.injector = None
         if self._ended is None or self._ended.done():
             return taps
         if error is None:
@@ -363,6 +384,8 @@ class Vtep:
                         step.port.open(drops)
             undo.push_async_callback(_on_host, _reshape_back, steps)
             await _on_host(self._set_up, steps)
+            if any("tnl" in config.offload for _, config in asked):
+                await self._open_injector()
             self._check_still([*removed, *kept])
             undo.pop_all()
         await _close(self._commit(removed, steps))
@@ -406,7 +429,8 @@ class Vtep:
         for port in ports:
             for name in sorted(port.config.offload - port.offload - self._missing):
                 self._missing.add(name)
-                log.warning("offload %s is not there: this kernel does not have it", name)
+                why = (name == "tnl" and self._no_injector) or "this kernel does not have it"
+                log.warning("offload %s is not there: %s", name, why)
 
     def _check_still(self, ports: Iterable[Port]) -> None:
         """Raise VtepError where it has ended meanwhile, or a port that is not to be lost."""
@@ -426,7 +450,9 @@ class Vtep:
         endpoint = Endpoint.of(config, version)
         listener = self._listeners.get(endpoint)
         if listener is None:
-            listener = self._listeners[endpoint] = Listener(endpoint, self._beside)
+            listener = self._listeners[endpoint] = Listener(
+                endpoint, self._beside, self._consent.answered
+            )
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
@@ -488,6 +514,39 @@ class Vtep:
                     step.before = step.owner.setup()
                     netlink.reshape(connection, step.owner.tap, step.before, step.setup)
 
+    async def _open_injector(self) -> None:
+        """Open the door for superframes that leave whole, unless this host has none."""
+        if self._pool.injector is not None or self._no_injector is not None:
+            return
+        try:
+            self._pool.injector = await _on_host(Injector)
+        except (OSError, VtepError) as error:
+            self._no_injector = str(getattr(error, "strerror", None) or error)
+
+    def _find_exits(self) -> None:
+        """Find by which devices superframes could leave whole, for who has begun to wish it."""
+        if self._exits_task is None or self._exits_task.done():
+            loop = asyncio.get_running_loop()
+            self._exits_task = loop.create_task(self._find_exits_of_all())
+
+    async def _find_exits_of_all(self) -> None:
+        def find(
+            connection: IPRoute, ways: Iterable[WholeWay]
+        ) -> list[tuple[WholeWay, int | None]]:
+            survey = netlink.Survey(connection)
+            return [
+                (way, survey.exit(ip_address(way.host), way.binding.local, way.binding.dev))
+                for way in ways
+            ]
+
+        while ways := self._consent.wanting():
+            try:
+                exits = await _on_host(find, ways)
+            except (OSError, VtepError):  # Somebody changes the network at this moment.
+                exits = [(way, None) for way in ways]
+            for way, device in exits:
+                self._consent.found(way, device, time.monotonic())
+
     async def _adapt(self, ports: Iterable[Port]) -> None:
         """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
         taps = [(port, port.tap, port.tap_index, port.place, port.setup()) for port in ports]
@@ -536,6 +595,7 @@ class Vtep:
                 self._pool.reconnect(listener.endpoint.binding.dev)
         yield
         self._pool.look(_LOOKS)
+        self._consent.tick(now)
         yield
         self._ticks += 1
         if self._ticks % _QUEUE_TICKS == 0:
@@ -573,6 +633,7 @@ class Vtep:
             everything, self._links_drops = drops != self._links_drops, drops
             device_name.cache_clear()
             self._pool.look()
+            self._consent.forget()
             concerned = [
                 port
                 for port in self._ports.values()
@@ -656,7 +717,7 @@ def _reshape_back(connection: IPRoute, steps: Iterable[_Step]) -> None:
                 log.error("%s is not again what it was: %s", step.owner.tap, error)  # noqa: TRY400
 
 
-async def _close(taps: Collection[Tap]) -> None:
+async def _close(taps: Collection[Tap | Injector]) -> None:
     """Close each, in threads: the kernel waits a while before it removes a device."""
     loop = asyncio.get_running_loop()
     if len(taps) > _CLOSERS:

@@ -13,6 +13,7 @@ from vtep.counters import Drop
 from vtep.datapath import Inbound
 from vtep.errors import VtepError
 from vtep.mtu.fit import Fit
+from vtep.probe import Probe
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import (
@@ -52,15 +53,19 @@ class Listener:
     Beside that socket there is one for each multicast group that was joined.
 
     It may have the port that the sockets `beside` it have: one is to replace the other, or they are
-    for different devices. Raises VtepError, saying what to do, where the port cannot be had.
+    for different devices. Answers to questions of ours go to `heard` (see `Switch`). Raises
+    VtepError, saying what to do, where the port cannot be had.
     """
 
     def __init__(
-        self, endpoint: Endpoint, beside: Callable[[Endpoint], Iterable[socket.socket]]
+        self,
+        endpoint: Endpoint,
+        beside: Callable[[Endpoint], Iterable[socket.socket]],
+        heard: Callable[[Probe, str, float], None],
     ) -> None:
         self.endpoint = endpoint
         self._beside = beside
-        self.switch = Switch((), endpoint.port, self._reply)
+        self.switch = Switch((), endpoint.port, self._reply, heard)
         self._dev_index = self._index()
         self._dev_refused: int | None = None
         self._receiver = self._open()

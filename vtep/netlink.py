@@ -17,6 +17,7 @@ from typing import Any
 
 from attrs import frozen
 from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.errors import VtepError
@@ -47,6 +48,10 @@ _TAP_MTU_MAX = 65521
 
 _GSO_MAX = 65536
 """The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
+
+_ADDR_GEN_MODE_NONE = 1
+_INGRESS = "ffff:fff2"
+_TUNNEL_FEATURES = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 
 
 @frozen
@@ -141,6 +146,16 @@ class Survey:
         if not used and index is not None:
             self._use(used, index, None)
         return Underlay(tuple(used), min(used.values(), default=_MTU_USUAL))
+
+    def exit(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
+        """The index of the device by which superframes could leave whole to a remote, if any."""
+        try:
+            scope = scope_of(remote, dev)
+            device = scope or dev
+            index = device_index(device) if device else self._route(remote, local)[0]
+        except VtepError:
+            return None
+        return index if index is not None and _segments_tunnels(index) else None
 
     def _route(self, remote: Address, local: Address | None) -> tuple[int, int | None]:
         route = self._routes.get((remote, local))
@@ -497,3 +512,37 @@ def _refused(tap: str, error: NetlinkError, mtu: int) -> VtepError:
             f"root do it: ip link set {tap} up mtu {mtu}"
         )
     return VtepError(f"--tap {tap}: the kernel refused to set it up: {error.args[1]}")
+
+
+def divert(netlink: IPRoute, device: str, program: int) -> None:
+    """Bring a device up, and have a BPF program say what becomes of all that arrives there.
+
+    It gets no IPv6 address, and so sends nothing by itself. Raises OSError.
+    """
+    try:
+        index = socket.if_nametoindex(device)
+        no_address = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
+        family = {"attrs": [("AF_INET6", no_address)]}
+        netlink.link("set", index=index, IFLA_AF_SPEC=family)
+        netlink.link("set", index=index, state="up")
+        netlink.tc("add", "clsact", index)
+        netlink.tc(
+            *("add-filter", "bpf", index, ":1"),
+            fd=program,
+            name="pyvtep",
+            parent=_INGRESS,
+            classid=1,
+            direct_action=True,
+        )
+    except NetlinkError as error:
+        raise OSError(error.code, error.args[1]) from error
+
+
+def _segments_tunnels(device: int) -> bool:
+    """Whether a device cuts superframes inside a UDP tunnel, or needs not: `ethtool -k`."""
+    try:
+        with closing(IoctlEthtool(socket.if_indextoname(device))) as ethtool:
+            features = ethtool.get_features()
+            return all(name in features and features[name] for name in _TUNNEL_FEATURES)
+    except OSError:
+        return False

@@ -7,8 +7,18 @@ from typing import TypeAlias
 
 from attrs import evolve, frozen
 
+from vtep.consent import Consent
 from vtep.fdb import Remote
-from vtep.underlay import Binding, Outer, Path, Recipients, Replicator, pool_slots
+from vtep.underlay import (
+    Binding,
+    Injector,
+    Outer,
+    Path,
+    Recipients,
+    Replicator,
+    WholeWay,
+    pool_slots,
+)
 from vtep.wire.envelope import Policy
 
 
@@ -54,14 +64,18 @@ _Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
 class Pool:
     """The ways to all remotes of a process: VNIs that send alike share them.
 
-    `remotes` is how many there will be, as far as is known: they share the source ports.
+    `remotes` is how many there will be, as far as is known: they share the source ports. Where
+    there is an `injector`, superframes may leave whole, if there is `consent`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, consent: Consent[WholeWay]) -> None:
         self.remotes = 0
+        self.consent = consent
+        self.injector: Injector | None = None
         self.room = Room()
         self._unseen: list[Path] = []
         self._paths: dict[_Key, Path] = {}
+        self._whole: dict[Path, WholeWay] = {}
         self._keys: dict[Path, _Key] = {}
         self._replicators: dict[_SenderKey, Replicator] = {}
         self._users: Counter[Path | Replicator] = Counter()
@@ -76,6 +90,15 @@ class Pool:
             self._keys[path] = key
         self._users[path] += 1
         return path
+
+    def whole_way(self, path: Path, outer: Outer) -> WholeWay:
+        """The way on which superframes leave whole to where a path goes; there is an injector."""
+        way = self._whole.get(path)
+        if way is None:
+            if self.injector is None:
+                raise RuntimeError("there is no injector")
+            way = self._whole[path] = WholeWay(path, outer, self.injector)
+        return way
 
     def replicator(self, bindings: tuple[Binding, ...], outer: Outer, *, gso: bool) -> Replicator:
         """What sends to many remotes at once; each call is to be followed by one of `let_go`."""
@@ -95,6 +118,8 @@ class Pool:
         del self._users[way]
         if isinstance(way, Path):
             del self._paths[self._keys.pop(way)]
+            if (whole := self._whole.pop(way, None)) is not None:
+                self.consent.release(whole)
         else:
             (key,) = (key for key, each in self._replicators.items() if each is way)
             del self._replicators[key]
@@ -133,7 +158,8 @@ class Paths(dict[Remote, Path]):
 
     `bindings` are by IP version; `policy` says what the outer header takes from a frame.
     `mtu_changed` is told of the MTU of the path to a remote when it is first known and when it
-    changes, and None when the path is not used any more.
+    changes, and None when the path is not used any more. `port` is where we listen, and `whole`
+    says whether superframes may leave whole.
     """
 
     def __init__(
@@ -145,8 +171,12 @@ class Paths(dict[Remote, Path]):
         mtu_changed: Callable[[Remote, int | None], None],
         *,
         gso: bool,
+        whole: bool,
+        port: int,
     ) -> None:
         self.room = pool.room
+        self.whole = whole
+        """Whether superframes may leave whole: see `whole_way`."""
         self.envelope = policy.reader()
         """The envelope of a frame of at least 14 octets; see `wire.envelope`."""
         self._pool = pool
@@ -154,6 +184,8 @@ class Paths(dict[Remote, Path]):
         self._outer = outer
         self._mtu_changed = mtu_changed
         self._gso = gso
+        self._port = port
+        self._whole: dict[Remote, WholeWay] = {}
         self._replicator: Replicator | None = None
         self._floods: dict[int, tuple[Sequence[Remote], Flood | None]] = {}
 
@@ -165,6 +197,20 @@ class Paths(dict[Remote, Path]):
         if path.mtu:
             self._mtu_changed(remote, path.mtu)
         return path
+
+    def whole_way(self, remote: Remote, now: float) -> WholeWay | None:
+        """The way on which superframes leave whole to a remote; None while that is not open.
+
+        Whoever asks wishes that it were.
+        """
+        way = self._whole.get(remote)
+        if way is None:
+            way = self._whole[remote] = self._pool.whole_way(self[remote], self._outer)
+        if way.is_open:
+            return way
+        if not way.wished:
+            self._pool.consent.wish(way, self._port, now)
+        return None
 
     def _binding(self, remote: Remote) -> Binding:
         binding = self._bindings[6 if ":" in remote.host else 4]
@@ -201,6 +247,7 @@ class Paths(dict[Remote, Path]):
 
     def release(self, remote: Remote) -> None:
         """Let go of the way to a remote, if there is one."""
+        self._whole.pop(remote, None)
         path = self.pop(remote, None)
         if path is not None:
             path.watchers.remove(self._mtu_changed)

@@ -282,6 +282,7 @@ class Port:
             "uso": tap.uso,
             "gso": "gso" in wanted and segments_datagrams(),
             "gro": "gro" in wanted and all(listener.joins for listener in self.listeners),
+            "tnl": "tnl" in wanted and tap.tso and self._pool.injector is not None,
         }
         self.offload = frozenset(name for name, works in have.items() if works)
 
@@ -298,6 +299,8 @@ class Port:
             policy_of(config),
             self._path_changed,
             gso="gso" in self.offload,
+            whole="tnl" in self.offload,
+            port=config.dstport,
         )
 
     # --- time -------------------------------------------------------------------------------

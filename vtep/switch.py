@@ -229,6 +229,13 @@ class Segment:
         entry.tx_frames += count
         return entry.destinations
 
+    def only_destination(self, frame: Buffer) -> Remote | None:
+        """Where frames for the same MAC as this one go, if that is known and one remote only."""
+        entry = self.fdb.lookup(_DESTINATION.unpack_from(frame)[0])
+        if entry is None or len(entry.destinations) != 1:
+            return None
+        return entry.destinations[0]
+
     def admit(
         self, mac: bytes, source: str, now: float, count: int = 1, *, learn: bool = True
     ) -> bool:
@@ -379,8 +386,9 @@ def _lets_in(policy: GroupPolicy, flags: int) -> bool:
 class Switch:
     """The segments of one VTEP by VNI; a frame never crosses from one to another.
 
-    Its own counters hold what was dropped before a segment was known. Answers to a doctor's echo
-    go to `reply`, with the host and port that they are for.
+    Its own counters hold what was dropped before a segment was known. Answers to an echo go to
+    `reply`, with the host and port that they are for; those of others go to `heard`, with the host
+    that they are from and the time.
     """
 
     def __init__(
@@ -388,11 +396,13 @@ class Switch:
         segments: Iterable[Segment],
         port: int = vxlan.PORT,
         reply: Callable[[bytes, str, int], None] | None = None,
+        heard: Callable[[Probe, str, float], None] | None = None,
     ) -> None:
         self.segments = {segment.vni: segment for segment in segments}
         self.counters = Counters()
         self._port = port
         self._reply = reply
+        self._heard = heard
         self._allowance = Allowance(_ANSWERS_A_SECOND, _ANSWERS_AT_ONCE)
 
     def datagrams_of(self, octets: Buffer, stride: int, source: str) -> int:
@@ -453,6 +463,8 @@ class Switch:
             counters.drop(Drop.FLAGS_INVALID, source, count)
         elif probe.kind is Kind.ANSWER:
             counters.probes_heard += count
+            if self._heard is not None:
+                self._heard(probe, source, now)
         elif not self._allowance.take(now):
             counters.drop(Drop.PROBE_LIMITED, source, count)
         elif (status := self._status(probe, source)) is None:

@@ -36,8 +36,9 @@ MTU_MAX = 65507 - vxlan.HEADER_LEN - ethernet.HEADER_LEN - ethernet.TAG_LEN
 MSS_MIN, MSS_MAX = 8, 65535
 """The kernel cuts no segment to less (its TCP_MIN_GSO_SIZE); what the option has room for."""
 
-OFFLOADS = frozenset(("tso", "uso", "gso", "gro"))
-"""Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive."""
+OFFLOADS = frozenset(("tso", "uso", "gso", "gro", "tnl"))
+"""Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive; and
+superframes that leave whole, inside the tunnel."""
 
 AGEING_MAX = 1_000_000_000
 

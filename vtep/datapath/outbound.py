@@ -18,8 +18,10 @@ from vtep.offload.split import (
     Splitter,
     finish_checksum,
     finish_checksums,
+    judge,
     segments_of,
 )
+from vtep.offload.whole import goes_whole
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment
 from vtep.tap import Tap
@@ -281,6 +283,8 @@ class Outbound:
                 return
         splitter = self._arena.splitter
         try:
+            if self._paths.whole and self._whole(frame, gso, now):
+                return
             if not splitter.count or not splitter.extend(frame, gso):
                 self._finish(now)
                 splitter.prefix = self._header
@@ -294,6 +298,34 @@ class Outbound:
             octets, stride = splitter.finish()
             segments = self._arena.segments[:octets]
             self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
+
+    def _whole(self, frame: memoryview, gso: virtio.Header, now: float) -> bool:
+        """Send a superframe as it is, if that goes; raises SplitError."""
+        segment = self._segment
+        remote = segment.only_destination(frame)
+        if remote is None or remote.vni is not None:
+            return False
+        way = self._paths.whole_way(remote, now)
+        if way is None:
+            return False
+        cut = judge(frame, gso)
+        if (
+            not goes_whole(len(frame), cut, gso)
+            or cut.head_len + cut.size > self._fit.oversize.limit
+        ):
+            return False
+        self._finish(now)
+        flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
+        if self._waiting or not way.send(self._header, frame, cut, gso, flow, now):
+            return False
+        counters, count = segment.counters, cut.segments
+        segment.destinations(frame, count)
+        counters.tx_superframes += 1
+        counters.tx_whole += 1
+        counters.tx_frames += count
+        counters.tx_datagrams += count
+        counters.tx_bytes += len(frame) + (count - 1) * cut.head_len
+        return True
 
     def _finish(self, now: float) -> None:
         """Send the segments of the superframes that were begun, if there are any."""

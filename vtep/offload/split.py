@@ -78,7 +78,7 @@ class Splitter:
         Raises SplitError, having promised nothing of `out`, where `gso` is not about TCP or UDP
         segments of this frame, or `out` is too small. Nothing may have been begun before.
         """
-        cut = _judge(frame, gso)
+        cut = judge(frame, gso)
         count, size = cut.segments, cut.size
         stride = len(self.prefix) + cut.head_len + size
         octets = count * stride - size + cut.last
@@ -152,7 +152,7 @@ class Splitter:
         return count * stride - size + last, stride
 
 
-def _judge(frame: memoryview, gso: virtio.Header) -> Cut:
+def judge(frame: memoryview, gso: virtio.Header) -> Cut:
     """How a superframe is to be cut, by its virtio header; raises SplitError."""
     where = inet.transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
     if where is None:
@@ -172,7 +172,7 @@ def _judge(frame: memoryview, gso: virtio.Header) -> Cut:
 
 def segments_of(frame: memoryview, gso: virtio.Header) -> int:
     """How many segments a superframe stands for; raises SplitError as `Splitter.begin` does."""
-    return _judge(frame, gso).segments
+    return judge(frame, gso).segments
 
 
 def finish_checksum(frame: memoryview, start: int, offset: int) -> None:

@@ -4,6 +4,7 @@ The socket on the VXLAN port only receives. What we send leaves from other ports
 value of the flow hash that we tell apart, because routers and NICs spread flows by it.
 """
 
+from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
 from vtep.underlay.replicate import Recipients, Replicator, Sent
 from vtep.underlay.sockets import (
@@ -20,16 +21,19 @@ from vtep.underlay.sockets import (
     segments_datagrams,
     send_whole,
 )
+from vtep.underlay.wholeway import WholeWay
 
 __all__ = [
     "FLOW_BITS",
     "POOL_MAX",
     "Binding",
+    "Injector",
     "Outer",
     "Path",
     "Recipients",
     "Replicator",
     "Sent",
+    "WholeWay",
     "batch_max",
     "device_name",
     "host_of",

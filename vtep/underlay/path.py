@@ -85,7 +85,7 @@ class Path:
         """Octets of the largest packet to the remote that is known to pass; 0 is not known."""
         self.watchers: list[Callable[[Remote, int], None]] = []
         """Called with the remote and the MTU of the path, when that is known or changes."""
-        self._binding = binding
+        self.binding = binding
         self._outer = outer
         self._closing = closing
         self._sockets: list[socket.socket | None] = [None] * (2 * slots)
@@ -116,9 +116,9 @@ class Path:
             if sock is None:
                 sock = self._open(slot, now)
             if len(batch) > stride:
-                sock.sendmsg((batch,), ancillary(self._binding.family, envelope, stride))
+                sock.sendmsg((batch,), ancillary(self.binding.family, envelope, stride))
             elif envelope:
-                sock.sendmsg((batch,), ancillary(self._binding.family, envelope, 0))
+                sock.sendmsg((batch,), ancillary(self.binding.family, envelope, 0))
             else:
                 sock.send(batch)
         except BlockingIOError:
@@ -194,7 +194,7 @@ class Path:
 
     def _connect(self, slot: int) -> socket.socket:
         used = {sock.getsockname()[1] for sock in self._sockets if sock is not None}
-        sock = self._outer.open(self._binding, _SEND_BUFFER, df=slot >= self.slots, used=used)
+        sock = self._outer.open(self.binding, _SEND_BUFFER, df=slot >= self.slots, used=used)
         try:
             sock.connect(sockaddr(self.remote.host, self.remote.port, self._outer.flowlabel))
         except OSError:
@@ -216,7 +216,7 @@ class Path:
         net.ipv4.route.mtu_expires, 600 seconds) or has another route, which only this notices.
         """
         try:
-            with self._binding.unbound() as sock:
+            with self.binding.unbound() as sock:
                 sock.connect(sockaddr(self.remote.host, self.remote.port))
                 self._learn_mtu(sock)
         except OSError:
@@ -244,6 +244,16 @@ class Path:
     def _slot(self, flow: int) -> int:
         slot = flow & self.slots - 1
         return slot + self.slots if flow & _DF else slot
+
+    def socket(self, flow: int, now: float) -> socket.socket:
+        """The socket that `send` uses for a flow; raises OSError."""
+        slot = self._slot(flow)
+        return self._sockets[slot] or self._open(slot, now)
+
+    @staticmethod
+    def keeps_whole(flow: int) -> bool:
+        """Whether the envelope of a flow asks for DF."""
+        return flow & _DF != 0
 
     def fileno(self, flow: int) -> int:
         """The descriptor of the socket that `send` uses for a flow; it was used before."""

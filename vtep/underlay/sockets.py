@@ -9,13 +9,14 @@ import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from attrs import frozen
 
 from vtep.config import Config
 from vtep.errors import VtepError
-from vtep.values import Address, scope_of
+from vtep.offload.whole import Outside
+from vtep.values import Address, scope_of, without_scope
 from vtep.wire import ecn, envelope, vxlan
 
 _RECEIVE_BUFFER = 4 << 20
@@ -367,6 +368,34 @@ class Outer:
             sock.close()
             raise
         return sock
+
+    def outside(
+        self, sock: socket.socket, entrance: bytes, device: int, key: int, *, df: bool
+    ) -> Outside:
+        """What the headers say of what a socket sends with an envelope, for who writes them.
+
+        `sock` is one that `open` has opened with the same `df`, and is connected; `entrance` and
+        `device` are as `offload.whole` has them. Raises OSError.
+        """
+        tos, ttl, flowlabel = envelope.fields(key)
+        (source, source_port, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
+        if sock.family == socket.AF_INET6:
+            own = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+        else:
+            own = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
+        return Outside(
+            entrance=entrance,
+            device=device,
+            source=without_scope(ip_address(source)),
+            destination=without_scope(ip_address(destination)),
+            source_port=source_port,
+            port=port,
+            tos=tos or self.tos,
+            ttl=ttl or own,
+            flowlabel=flowlabel or self.flowlabel,
+            df=df or self.df,
+            checksum=self.has_checksum(sock.family),
+        )
 
     def _set_up_v4(self, sock: socket.socket, discover: int) -> None:
         options = {

@@ -1,0 +1,168 @@
+"""Which remotes take superframes whole: they are asked, and asked again. No I/O.
+
+What leaves whole (see `offload.whole`) is cut by a network card. Where there is none, as between
+containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
+a pyvtep does, and a kernel driver; others do not. So nothing leaves whole before the remote has
+answered a question (see `vtep.probe`) that was a superframe itself. The answer says that the way is
+open, and that a pyvtep is at its end; if there comes none, superframes are cut here, as always.
+"""
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from attrs import define
+
+from vtep.probe import Kind, Probe
+
+_LIFE = 30.0
+"""Seconds for which an answer is believed."""
+
+_RENEWED = 10.0
+"""Seconds after which a way that is in use is asked for again."""
+
+_AGAIN = 1.0
+"""Seconds from a question to the next, if nobody has answered."""
+
+_PATIENCE = 3
+"""Questions without an answer until a remote has a pause."""
+
+_PAUSE = 60.0
+"""Seconds of that."""
+
+
+class Way(Protocol):
+    """The way to a remote, as far as it is of interest here."""
+
+    wished: bool
+    """That superframes are to leave whole, of which we have been told."""
+    sent: int
+    """How many have left whole."""
+    is_open: bool
+    """Whether they leave whole now."""
+    host: str
+    """The address of the remote."""
+
+    def open(self, device: int) -> None:
+        """Have them leave whole from now on, over the device of this index."""
+
+    def shut(self) -> None:
+        """Have them cut here again."""
+
+    def ask(self, device: int, question: bytes, now: float) -> None:
+        """Send a question whole; whether it has left is seen by the answer."""
+
+
+_W = TypeVar("_W", bound=Way)
+
+
+@define(eq=False)
+class _Request(Generic[_W]):
+    way: _W
+    port: int
+    """Where the answer is to go."""
+    token: bytes
+    since: float
+    device: int | None = None
+    asked: int = 0
+    """Questions since the last answer."""
+    asked_at: float = 0.0
+    believed_until: float = 0.0
+    sent: int = 0
+    """How many had left whole when it was last asked."""
+
+
+class Consent(Generic[_W]):
+    """What was asked of whom, and answered.
+
+    `token` gives eight octets that nobody can guess, and `wake` is called when there is a way for
+    which a device is to be found: `wanting` has those, and `found` is to be told.
+    """
+
+    def __init__(self, token: Callable[[], bytes], wake: Callable[[], None]) -> None:
+        self._token = token
+        self._wake = wake
+        self._requests: dict[_W, _Request[_W]] = {}
+        self._by_token: dict[bytes, _Request[_W]] = {}
+
+    def wish(self, way: _W, port: int, now: float) -> None:
+        """There are superframes for this way; answers are to go to our VXLAN `port`."""
+        way.wished = True
+        request = _Request(way, port, self._token(), now)
+        self._requests[way] = self._by_token[request.token] = request
+        self._wake()
+
+    def wanting(self) -> list[_W]:
+        """The ways for which there is no device yet."""
+        return [
+            request.way
+            for request in self._requests.values()
+            if request.device is None and not request.asked_at
+        ]
+
+    def found(self, way: _W, device: int | None, now: float) -> None:
+        """Superframes would leave by the device of this index; None if there is none for them."""
+        request = self._requests.get(way)
+        if request is None:
+            return
+        request.device = device
+        if device is None:
+            request.asked, request.asked_at = _PATIENCE, now
+        else:
+            self._ask(request, device, now)
+
+    def answered(self, probe: Probe, host: str, now: float) -> None:
+        """An answer has come from a host, perhaps to one of our questions."""
+        request = self._by_token.get(probe.token)
+        if request is None or request.device is None or request.way.host != host:
+            return
+        request.asked = 0
+        request.believed_until = now + _LIFE
+        if not request.way.is_open:
+            request.way.open(request.device)
+
+    def tick(self, now: float) -> None:
+        """Ask again who is to be asked again, and no longer believe what is too old."""
+        for request in tuple(self._requests.values()):
+            way = request.way
+            if not request.believed_until:
+                self._wait(request, now)
+            elif not way.is_open:  # It was shut, as after an error.
+                request.believed_until, request.device = 0.0, None
+                request.asked, request.asked_at = _PATIENCE, now
+            elif now >= request.believed_until:
+                self.release(way)
+            elif now >= request.believed_until - _LIFE + _RENEWED:
+                used = way.sent != request.sent
+                if (used or request.asked) and now >= request.asked_at + _AGAIN:
+                    self._ask(request, request.device, now)
+
+    def _wait(self, request: _Request[_W], now: float) -> None:
+        """Go on with who has not answered yet."""
+        waited = now - request.asked_at
+        if request.asked < _PATIENCE:
+            if request.device is not None and waited >= _AGAIN:
+                self._ask(request, request.device, now)
+        elif waited >= _PAUSE:
+            self.release(request.way)
+
+    def _ask(self, request: _Request[_W], device: int | None, now: float) -> None:
+        if device is None:
+            return
+        request.asked += 1
+        request.asked_at = now
+        request.sent = request.way.sent
+        probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
+        request.way.ask(device, probe.pack(), now)
+
+    def release(self, way: _W) -> None:
+        """Forget a way; it is cut for there, and may be wished for again."""
+        request = self._requests.pop(way, None)
+        if request is not None:
+            del self._by_token[request.token]
+        way.shut()
+        way.wished = False
+
+    def forget(self) -> None:
+        """Forget all, since the host's network is another one now."""
+        for way in tuple(self._requests):
+            self.release(way)

@@ -1,0 +1,112 @@
+"""The way to one remote for superframes that leave whole, beside that of its sockets."""
+
+import errno
+import logging
+import socket
+
+from vtep.offload import whole
+from vtep.offload.headers import Cut
+from vtep.underlay.injector import Injector
+from vtep.underlay.path import FLOW_BITS, Path
+from vtep.underlay.sockets import Outer
+from vtep.wire import virtio
+
+log = logging.getLogger("vtep")
+
+_NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+
+_HEADS_MAX = 256
+"""Flows of which it is remembered what their outer headers say."""
+
+
+class WholeWay:
+    """Sends superframes as they are, as from the sockets of a path: shut until it is opened.
+
+    Whether it may be opened is decided in `vtep.consent`.
+    """
+
+    def __init__(self, path: Path, outer: Outer, injector: Injector) -> None:
+        self.wished = False
+        self.sent = 0
+        self.is_open = False
+        self.host = path.remote.host
+        self.binding = path.binding
+        self._path = path
+        self._outer = outer
+        self._injector = injector
+        self._device = 0
+        self._heads: dict[int, tuple[socket.socket, whole.Heads]] = {}
+
+    def open(self, device: int) -> None:
+        """Have superframes leave whole from now on, over the device of this index."""
+        self._use(device)
+        self.is_open = True
+
+    def shut(self) -> None:
+        """Have them cut here again."""
+        self.is_open = False
+
+    def _use(self, device: int) -> None:
+        if device != self._device:
+            self._device = device
+            self._heads.clear()
+
+    def ask(self, device: int, question: bytes, now: float) -> None:
+        """Send a question whole; whether it has left is seen by the answer."""
+        self._use(device)
+        self._send(question, whole.QUESTION, whole.QUESTION_CUT, whole.QUESTION_GSO, 0, now)
+
+    def send(
+        self,
+        prefix: bytes,
+        frame: memoryview,
+        cut: Cut,
+        gso: virtio.Header,
+        flow: int,
+        now: float,
+    ) -> bool:
+        """Send a superframe behind `prefix`; False if it did not leave, and is to be cut here.
+
+        `cut` and `gso` are as `offload.whole.goes_whole` wants them, `flow` is as `Path.send` does.
+        """
+        sent = self._send(prefix, frame, cut, gso, flow, now)
+        self.sent += sent
+        return sent
+
+    def _send(
+        self,
+        prefix: bytes,
+        frame: bytes | memoryview,
+        cut: Cut,
+        gso: virtio.Header,
+        flow: int,
+        now: float,
+    ) -> bool:
+        try:
+            sock = self._path.socket(flow, now)
+            known = self._heads.get(flow)
+            heads = known[1] if known is not None and known[0] is sock else self._note(flow, sock)
+            head = heads.write(cut, len(prefix), len(frame), gso)
+            if head is None:
+                return False
+            self._injector.write(head, prefix, frame)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                if self.is_open:
+                    why = error.strerror
+                    log.warning("offload tnl is off to %s for a while: %s", self.host, why)
+                self.shut()
+            return False
+        return True
+
+    def _note(self, flow: int, sock: socket.socket) -> whole.Heads:
+        """What goes before the superframes of a flow from now on; raises OSError."""
+        if len(self._heads) >= _HEADS_MAX:
+            self._heads.clear()
+        outside = self._outer.outside(
+            *(sock, self._injector.mac, self._device, flow >> FLOW_BITS),
+            df=self._path.keeps_whole(flow),
+        )
+        heads = whole.Heads(outside)
+        self._heads[flow] = sock, heads
+        return heads
