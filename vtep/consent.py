@@ -96,7 +96,7 @@ class Consent(Generic[_W]):
         return [
             request.way
             for request in self._requests.values()
-            if request.device is None and not request.asked_at
+            if request.device is None and not request.asked
         ]
 
     def found(self, way: _W, device: int | None, now: float) -> None:

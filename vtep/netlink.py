@@ -263,6 +263,17 @@ def device(netlink: IPRoute, name: str) -> Device | None:
         return None
 
 
+def is_up(netlink: IPRoute, name: str) -> bool:
+    """Whether there is a device of this name, and it is up."""
+    index = device_index(name)
+    try:
+        return index is not None and any(
+            link["flags"] & _IFF_UP for link in netlink.get_links(index)
+        )
+    except NetlinkError:
+        return False
+
+
 def device_index(name: str) -> int | None:
     """The index of a device, by its name or an alternative one; None if there is no such device."""
     try:

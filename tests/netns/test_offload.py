@@ -50,7 +50,7 @@ def both(pair: Pair, start: Start, *options: str) -> tuple[Pyvtep, Pyvtep]:
 def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload: str) -> None:
     a, b = pair
     vteps = both(pair, start, "--offload", offload)
-    wanted = {"auto": "gro,gso,tso,uso", "none": "none"}.get(offload)
+    wanted = {"auto": "gro,gso,tnl,tso,uso", "none": "none"}.get(offload)
     said = wanted or ",".join(sorted(offload.split(",")))
     assert f"offload {said}\n" in vteps[0].log
     transfer(a, b, "10.0.0.2", 20 << 20)

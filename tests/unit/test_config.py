@@ -93,7 +93,7 @@ def test_defaults() -> None:
         "gbp": None,
         "gbp_accept": frozenset(),
         "inner_vlan": "pass",
-        "offload": frozenset(("tso", "uso", "gso", "gro")),
+        "offload": frozenset(("tso", "uso", "gso", "gro", "tnl")),
     }
 
 
@@ -201,7 +201,7 @@ ACCEPTED = [
     ("max_addresses", 0, 0),
     ("max_addresses", 1 << 30, 1 << 30),
     ("max_addresses", "10", 10),
-    ("offload", "auto", frozenset(("tso", "uso", "gso", "gro"))),
+    ("offload", "auto", frozenset(("tso", "uso", "gso", "gro", "tnl"))),
     ("offload", "none", frozenset()),
     ("offload", "gro,tso", frozenset(("tso", "gro"))),
     ("offload", ["gso"], frozenset(("gso",))),
@@ -401,7 +401,7 @@ REFUSED = [
     ("ageing", "", "is not a number of seconds"),
     ("ageing", None, "is not a number of seconds"),
     ("ageing", 10**400, "--ageing 1000000"),
-    ("offload", "tso,lro", "--offload lro: must be auto, none, or some of gro,gso,tso,uso"),
+    ("offload", "tso,lro", "--offload lro: must be auto, none, or some of gro,gso,tnl,tso,uso"),
     ("offload", "", "--offload : must be"),
     ("offload", "auto,tso", "--offload auto: must be"),
     ("address", "10.0.0.1", "with a prefix length"),

@@ -26,7 +26,7 @@ from vtep.firewall import Verdict
 from vtep.probe import Status
 
 HOST = "192.0.2.2"
-OFFLOADS = frozenset(("gro", "gso", "tso", "uso"))
+OFFLOADS = frozenset(("gro", "gso", "tnl", "tso", "uso"))
 WELL = RemoteFacts(
     host=HOST,
     vni=5,

@@ -29,6 +29,7 @@ from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
+from vtep.offload.headers import Cut
 from vtep.offload.split import Splitter
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
@@ -41,6 +42,7 @@ REMOTE = Remote("192.0.2.2", 4789)
 SIZE = 1398
 MTU = 1450
 PREFIX = vxlan.pack(5)
+TO = Frame().build()[:6]
 
 
 class Notes:
@@ -70,16 +72,42 @@ class Notes:
 
 
 class Ways:
-    """The way to the only remote."""
+    """The way to the only remote; superframes may leave whole if there is something in `takes`.
+
+    That says whether they are taken.
+    """
 
     envelope = staticmethod(Policy().reader())
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
         self.room = Room()
+        self.whole = bool(takes)
+        self.sent_whole = 0
         self._notes = notes
+        self._takes = iter(takes)
 
     def __getitem__(self, _remote: Remote) -> Notes:
         return self._notes
+
+    def whole_way(self, _remote: Remote, _now: float) -> "Ways | None":
+        return self if next(self._takes, False) else None
+
+    def send(
+        self, prefix: bytes, frame: memoryview, cut: Cut, gso: virtio.Header, *_args: object
+    ) -> bool:
+        if not next(self._takes, False):
+            return False
+        splitter = Splitter(prefix)
+        octets, stride = splitter.split(frame, gso)
+        assert (cut.segments, cut.size, cut.head_len) == (
+            -(-octets // stride),
+            gso.gso_size,
+            stride - gso.gso_size - len(prefix),
+        )
+        sent = splitter.out[:octets].tobytes()
+        self._notes.sent.append([sent[at : at + stride] for at in range(0, octets, stride)])
+        self.sent_whole += 1
+        return True
 
 
 class Crowd:
@@ -92,6 +120,7 @@ class Crowd:
 
     def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
         self.room = Room()
+        self.whole = False
         self.got: dict[Remote, list[bytes]] = {remote: [] for remote in remotes}
         self._room = room
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -186,7 +215,10 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
 
 
 def forward(
-    frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool] = (), remote: Remote = REMOTE
+    frames: Sequence[tuple[bytes, bytes]],
+    room: Sequence[bool] = (),
+    remote: Remote = REMOTE,
+    takes: Sequence[bool] = (),
 ) -> list[list[bytes]]:
     """What is sent, by send, when these virtio headers and frames wait at the TAP."""
 
@@ -195,12 +227,14 @@ def forward(
         segment = Segment(
             5, [remote], Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
         )
+        segment.fdb.learn(TO, remote, 0.0)
         notes = Notes(iter(room))
+        ways = Ways(notes, takes)
         with tap() as pair:
             outbound = Outbound(
                 cast("Any", pair),
                 segment,
-                cast("Any", Ways(notes)),
+                cast("Any", ways),
                 Fit(PREFIX, segment.counters, MTU, "auto"),
                 Arena(),
                 lost.append,
@@ -225,6 +259,10 @@ def forward(
             len(datagram) - len(PREFIX) for batch in notes.sent for datagram in batch
         )
         assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
+        assert counters.tx_whole == ways.sent_whole
+        entry = segment.fdb.lookup(TO)
+        assert entry is not None
+        assert entry.tx_frames + counters.flooded == expected
         return notes.sent
 
     return asyncio.run(asyncio.wait_for(run(), 20))
@@ -379,11 +417,22 @@ FRAMES = st.one_of(
 
 
 @settings(BASIC, max_examples=60)
-@given(frames=st.lists(FRAMES, max_size=12), room=st.lists(st.booleans(), max_size=30))
-def test_everything_leaves_in_order(frames: list[tuple[bytes, bytes]], room: list[bool]) -> None:
-    sent = forward(frames, room)
+@given(
+    frames=st.lists(FRAMES, max_size=12),
+    room=st.lists(st.booleans(), max_size=30),
+    takes=st.lists(st.sampled_from((True, True, False)), max_size=20),
+)
+def test_everything_leaves_in_order(
+    frames: list[tuple[bytes, bytes]], room: list[bool], takes: list[bool]
+) -> None:
+    sent = forward(frames, room, takes=takes)
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def test_what_leaves_whole_needs_no_room_elsewhere() -> None:
+    never = [False] * 10_000
+    assert forward([superframe(3)], never, takes=[True, True]) == [segments(*superframe(3))]
 
 
 def forward_both(

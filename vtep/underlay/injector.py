@@ -49,7 +49,7 @@ _DEVICE_AT = 6
 _TEST_PORT = 9
 """Discard: where the frame that tests the way comes from."""
 
-_TEST_SECONDS = 0.5
+_TEST_SECONDS = 0.2
 
 
 def _instruction(code: int, destination: int = 0, source: int = 0, immediate: int = 0) -> bytes:
@@ -99,7 +99,8 @@ class Injector:
             finally:
                 os.close(program)
             self.mac: bytes = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))[18:24]
-            self._test()
+            if netlink.is_up(connection, "lo"):
+                self._test()
         except OSError:
             self.close()
             raise

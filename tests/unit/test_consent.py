@@ -1,0 +1,222 @@
+"""Who is asked whether superframes may leave whole, when, and for how long an answer counts."""
+
+from collections.abc import Callable
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.consent import Consent
+from vtep.probe import Kind, Probe, Status
+
+
+class Way:
+    """A way to a remote that takes notes."""
+
+    def __init__(self, host: str = "192.0.2.2") -> None:
+        self.host = host
+        self.wished = False
+        self.sent = 0
+        self.is_open = False
+        self.device = 0
+        self.questions: list[tuple[float, Probe]] = []
+
+    def open(self, device: int) -> None:
+        self.is_open, self.device = True, device
+
+    def shut(self) -> None:
+        self.is_open = False
+
+    def ask(self, device: int, question: bytes, now: float) -> None:
+        probe = Probe.parse(question)
+        assert probe is not None
+        assert probe.kind is Kind.QUESTION
+        self.device = device
+        self.questions.append((now, probe))
+
+    @property
+    def times(self) -> list[float]:
+        return [at for at, _ in self.questions]
+
+
+def answer(way: Way) -> Probe:
+    _, asked = way.questions[-1]
+    parsed = Probe.parse(asked.answer(1080, Status.FINE))
+    assert parsed is not None
+    return parsed
+
+
+class Room:
+    """A consent, and how often it was woken."""
+
+    def __init__(self) -> None:
+        numbers = count(1)
+        self.woken = 0
+        self.it: Consent[Way] = Consent(lambda: next(numbers).to_bytes(8, "big"), self._wake)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def asked(self, way: Way, now: float = 0.0, device: int | None = 3) -> None:
+        self.it.wish(way, 4789, now)
+        self.it.found(way, device, now)
+
+    def opened(self, way: Way, now: float = 0.0) -> None:
+        self.asked(way, now)
+        self.it.answered(answer(way), way.host, now)
+        assert way.is_open
+
+    def ticks(self, first: int, last: int, each: Callable[[int], None] = lambda _: None) -> None:
+        for now in range(first, last + 1):
+            each(now)
+            self.it.tick(float(now))
+
+
+def test_a_wish_is_asked_and_answered() -> None:
+    room, way = Room(), Way()
+    room.it.wish(way, 4790, 0.0)
+    assert (way.wished, room.woken, room.it.wanting()) == (True, 1, [way])
+    room.it.tick(5.0)
+    assert not way.questions
+    room.it.found(way, 3, 6.0)
+    assert room.it.wanting() == []
+    ((at, probe),) = way.questions
+    assert (at, probe.port, probe.vni, probe.octets) == (6.0, 4790, None, 0)
+    assert not way.is_open
+    room.it.answered(answer(way), way.host, 6.1)
+    assert (way.is_open, way.device) == (True, 3)
+
+
+def test_answers_of_others_are_none() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    right = answer(way)
+    room.it.answered(right, "192.0.2.3", 0.0)
+    stranger = Way()
+    Room().asked(stranger)
+    other = Probe(Kind.ANSWER, None, 4789, bytes(8), 1, 0)
+    room.it.answered(other, way.host, 0.0)
+    assert not way.is_open
+    unasked = Way()
+    room.it.wish(unasked, 4789, 0.0)
+    room.it.answered(Probe(Kind.ANSWER, None, 4789, (2).to_bytes(8), 1, 0), unasked.host, 0.0)
+    assert not unasked.is_open, "no device is known yet"
+
+
+def test_who_does_not_answer_is_left_alone_for_a_while() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    room.ticks(1, 61)
+    assert way.times == [0.0, 1.0, 2.0]
+    assert way.wished
+    room.ticks(62, 63)
+    assert not way.wished, "may be wished for again"
+    late = answer(way)
+    room.it.answered(late, way.host, 63.5)
+    assert not way.is_open
+
+
+def test_a_late_answer_counts() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    room.ticks(1, 40)
+    room.it.answered(answer(way), way.host, 40.0)
+    assert way.is_open
+
+
+def test_a_way_in_use_stays_open_while_there_are_answers() -> None:
+    room, way = Room(), Way()
+    room.opened(way)
+
+    def use(now: int) -> None:
+        way.sent += 1
+        if way.times[-1] == now - 1:
+            room.it.answered(answer(way), way.host, now - 0.5)
+
+    room.ticks(1, 300, use)
+    assert way.is_open
+    assert 20 <= len(way.questions) <= 31, "once in some ten seconds"
+
+
+def test_a_way_that_is_not_used_is_shut_without_a_question() -> None:
+    room, way = Room(), Way()
+    room.opened(way)
+    room.ticks(1, 29)
+    assert way.is_open
+    room.ticks(30, 30)
+    assert (way.is_open, way.wished, len(way.questions)) == (False, False, 1)
+
+
+def test_a_remote_that_answers_no_more_gets_nothing_whole() -> None:
+    room, way = Room(), Way()
+    room.opened(way)
+
+    def use(_: int) -> None:
+        way.sent += way.is_open
+
+    room.ticks(1, 30, use)
+    assert not way.is_open
+    assert not way.wished
+
+
+def test_a_way_that_was_shut_after_an_error_has_a_pause() -> None:
+    room, way = Room(), Way()
+    room.opened(way)
+    way.shut()
+    room.ticks(1, 60)
+    assert way.wished
+    assert len(way.questions) == 1
+    room.ticks(61, 61)
+    assert not way.wished
+
+
+def test_no_device_that_could() -> None:
+    room, way = Room(), Way()
+    room.asked(way, device=None)
+    assert room.it.wanting() == []
+    room.ticks(1, 59)
+    assert way.wished
+    assert not way.questions
+    room.ticks(60, 60)
+    assert not way.wished
+
+
+def test_all_is_forgotten_when_the_network_changes() -> None:
+    room, way, other = Room(), Way(), Way("192.0.2.3")
+    room.opened(way)
+    room.asked(other)
+    late = answer(other)
+    room.it.forget()
+    assert not (way.is_open or way.wished or other.wished)
+    room.it.answered(late, other.host, 1.0)
+    assert not other.is_open
+    room.it.found(other, 3, 1.0)
+    assert len(other.questions) == 1
+
+
+@given(st.lists(st.sampled_from("wfntaxuUFR"), max_size=60))
+def test_it_is_open_only_after_an_answer_in_time(doings: list[str]) -> None:
+    room, way, now, answered = Room(), Way(), 0.0, -100.0
+    for doing in doings:
+        now += 1.0
+        if doing == "w" and not way.wished:
+            room.it.wish(way, 4789, now)
+        elif doing in "fn":
+            for each in room.it.wanting():
+                room.it.found(each, 3 if doing == "f" else None, now)
+        elif doing == "a" and way.questions:
+            room.it.answered(answer(way), way.host, now)
+            answered = now
+        elif doing == "x":
+            way.shut()
+        elif doing == "u":
+            way.sent += 1
+        elif doing == "U":
+            now += 20.0
+        elif doing == "F":
+            room.it.forget()
+        elif doing == "R":
+            room.it.release(way)
+        room.it.tick(now)
+        assert not way.is_open or now <= answered + 30.0
+        assert way.wished or not way.is_open
