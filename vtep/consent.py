@@ -4,7 +4,9 @@ What leaves whole (see `offload.whole`) is cut by a network card. Where there is
 containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
 a pyvtep does, and a kernel driver; others do not. So nothing leaves whole before the remote has
 answered a question (see `vtep.probe`) that was a superframe itself. The answer says that the way is
-open, and that a pyvtep is at its end; if there comes none, superframes are cut here, as always.
+open, and that a pyvtep is at its end. A kernel driver answers nothing; but where no card is on the
+way, it shows itself: what it sends has checksums that nobody has finished (see `offload.partial`).
+Whoever does neither gets superframes that were cut here, as always.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,10 @@ from typing import Generic, Protocol, TypeVar
 
 from attrs import define
 
+from vtep.offload.partial import is_partial
 from vtep.probe import Kind, Probe
+from vtep.wire import Buffer
+from vtep.wire import ip as inet
 
 _LIFE = 30.0
 """Seconds for which an answer is believed."""
@@ -28,6 +33,33 @@ _PATIENCE = 3
 
 _PAUSE = 60.0
 """Seconds of that."""
+
+_SIGNS = 8
+"""Unfinished checksums by which a kernel driver is known, if there is no finished one among them.
+By chance, one in 65,536 looks so."""
+
+
+class Signs:
+    """What the checksums of a host's frames say of it."""
+
+    def __init__(self) -> None:
+        self._unfinished = 0
+        self._finished = 0
+
+    def note(self, frame: Buffer) -> None:
+        """Look at a frame that it has sent, of at least 14 octets."""
+        where = inet.transport(frame)
+        if where is None:
+            return
+        if is_partial(frame, where):
+            self._unfinished += 1
+        elif where.protocol == inet.TCP or inet.checksum_field(frame, where):
+            self._finished += 1
+
+    @property
+    def of_a_driver(self) -> bool:
+        """Whether it is a kernel driver's, without a card on the way."""
+        return self._unfinished >= _SIGNS and not self._finished
 
 
 class Way(Protocol):
@@ -79,6 +111,10 @@ class Consent(Generic[_W]):
     """
 
     def __init__(self, token: Callable[[], bytes], wake: Callable[[], None]) -> None:
+        self.signs: dict[str, Signs] = {}
+        """By host, of those whose frames are to be looked at now."""
+        self.needs_no_answer = False
+        """Whether it is known, without an answer, that what leaves whole does leave."""
         self._token = token
         self._wake = wake
         self._requests: dict[_W, _Request[_W]] = {}
@@ -115,16 +151,24 @@ class Consent(Generic[_W]):
         request = self._by_token.get(probe.token)
         if request is None or request.device is None or request.way.host != host:
             return
+        self._believe(request, request.device, now)
+
+    def _believe(self, request: _Request[_W], device: int, now: float) -> None:
         request.asked = 0
         request.believed_until = now + _LIFE
+        self.signs.pop(request.way.host, None)
         if not request.way.is_open:
-            request.way.open(request.device)
+            request.way.open(device)
 
     def tick(self, now: float) -> None:
         """Ask again who is to be asked again, and no longer believe what is too old."""
         for request in tuple(self._requests.values()):
             way = request.way
-            if not request.believed_until:
+            signs = self.signs.get(way.host)
+            if signs is not None and signs.of_a_driver and self.needs_no_answer:
+                if request.device is not None and request.asked:
+                    self._believe(request, request.device, now)
+            elif not request.believed_until:
                 self._wait(request, now)
             elif not way.is_open:  # It was shut, as after an error.
                 request.believed_until, request.device = 0.0, None
@@ -144,6 +188,8 @@ class Consent(Generic[_W]):
                 self._ask(request, request.device, now)
         elif waited >= _PAUSE:
             self.release(request.way)
+        elif waited >= _AGAIN:
+            self.signs.pop(request.way.host, None)
 
     def _ask(self, request: _Request[_W], device: int | None, now: float) -> None:
         if device is None:
@@ -151,6 +197,7 @@ class Consent(Generic[_W]):
         request.asked += 1
         request.asked_at = now
         request.sent = request.way.sent
+        self.signs.setdefault(request.way.host, Signs())
         probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
         request.way.ask(device, probe.pack(), now)
 
@@ -159,6 +206,7 @@ class Consent(Generic[_W]):
         request = self._requests.pop(way, None)
         if request is not None:
             del self._by_token[request.token]
+            self.signs.pop(way.host, None)
         way.shut()
         way.wished = False
 

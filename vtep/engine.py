@@ -450,9 +450,7 @@ class Vtep:
         endpoint = Endpoint.of(config, version)
         listener = self._listeners.get(endpoint)
         if listener is None:
-            listener = self._listeners[endpoint] = Listener(
-                endpoint, self._beside, self._consent.answered
-            )
+            listener = self._listeners[endpoint] = Listener(endpoint, self._beside, self._consent)
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
@@ -520,6 +518,7 @@ class Vtep:
             return
         try:
             self._pool.injector = await _on_host(Injector)
+            self._consent.needs_no_answer = self._pool.injector.tested
         except (OSError, VtepError) as error:
             self._no_injector = str(getattr(error, "strerror", None) or error)
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "firewall": set[str](),
     "gateway": {"wire"},
     "probe": {"wire"},
-    "consent": {"probe"},
+    "consent": {"offload", "probe", "wire"},
     "switch": {"wire", "fdb", "neigh", "gateway", "counters", "probe"},
     "mtu": {"mtu", "offload", "wire", "counters"},
     "doctor/facts": {"doctor", "firewall", "probe"},

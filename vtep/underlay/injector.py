@@ -99,7 +99,9 @@ class Injector:
             finally:
                 os.close(program)
             self.mac: bytes = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))[18:24]
-            if netlink.is_up(connection, "lo"):
+            self.tested: bool = netlink.is_up(connection, "lo")
+            """Whether what is written here was seen to leave."""
+            if self.tested:
                 self._test()
         except OSError:
             self.close()
