@@ -10,6 +10,7 @@ Whoever does neither gets superframes that were cut here, as always.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from attrs import define
@@ -40,26 +41,27 @@ By chance, one in 65,536 looks so."""
 
 
 class Signs:
-    """What the checksums of a host's frames say of it."""
+    """What the checksums of a host's frames say of it.
 
-    def __init__(self) -> None:
-        self._unfinished = 0
-        self._finished = 0
+    `shown` is called, with the time, once they are those of a kernel driver without a card on the
+    way: never, if one of those before was finished.
+    """
 
-    def note(self, frame: Buffer) -> None:
+    def __init__(self, shown: Callable[[float], None]) -> None:
+        self._shown = shown
+        self._missing = _SIGNS
+
+    def note(self, frame: Buffer, now: float) -> None:
         """Look at a frame that it has sent, of at least 14 octets."""
         where = inet.transport(frame)
-        if where is None:
+        if where is None or self._missing <= 0:
             return
         if is_partial(frame, where):
-            self._unfinished += 1
+            self._missing -= 1
+            if not self._missing:
+                self._shown(now)
         elif where.protocol == inet.TCP or inet.checksum_field(frame, where):
-            self._finished += 1
-
-    @property
-    def of_a_driver(self) -> bool:
-        """Whether it is a kernel driver's, without a card on the way."""
-        return self._unfinished >= _SIGNS and not self._finished
+            self._missing = -1
 
 
 class Way(Protocol):
@@ -164,11 +166,7 @@ class Consent(Generic[_W]):
         """Ask again who is to be asked again, and no longer believe what is too old."""
         for request in tuple(self._requests.values()):
             way = request.way
-            signs = self.signs.get(way.host)
-            if signs is not None and signs.of_a_driver and self.needs_no_answer:
-                if request.device is not None and request.asked:
-                    self._believe(request, request.device, now)
-            elif not request.believed_until:
+            if not request.believed_until:
                 self._wait(request, now)
             elif not way.is_open:  # It was shut, as after an error.
                 request.believed_until, request.device = 0.0, None
@@ -197,9 +195,17 @@ class Consent(Generic[_W]):
         request.asked += 1
         request.asked_at = now
         request.sent = request.way.sent
-        self.signs.setdefault(request.way.host, Signs())
         probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
         request.way.ask(device, probe.pack(), now)
+        if self.needs_no_answer:
+            host = request.way.host
+            self.signs.setdefault(host, Signs(partial(self._shown, host)))
+
+    def _shown(self, host: str, now: float) -> None:
+        """A host has shown to be a kernel driver."""
+        for request in self._requests.values():
+            if request.way.host == host and request.device is not None:
+                self._believe(request, request.device, now)
 
     def release(self, way: _W) -> None:
         """Forget a way; it is cut for there, and may be wished for again."""

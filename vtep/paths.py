@@ -19,6 +19,7 @@ from vtep.underlay import (
     WholeWay,
     pool_slots,
 )
+from vtep.wire import vxlan
 from vtep.wire.envelope import Policy
 
 
@@ -68,7 +69,7 @@ class Pool:
     there is an `injector`, superframes may leave whole, if there is `consent`.
     """
 
-    def __init__(self, consent: Consent[WholeWay]) -> None:
+    def __init__(self, consent: Consent[WholeWay] | None = None) -> None:
         self.remotes = 0
         self.consent = consent
         self.injector: Injector | None = None
@@ -118,7 +119,8 @@ class Pool:
         del self._users[way]
         if isinstance(way, Path):
             del self._paths[self._keys.pop(way)]
-            if (whole := self._whole.pop(way, None)) is not None:
+            whole = self._whole.pop(way, None)
+            if whole is not None and self.consent is not None:
                 self.consent.release(whole)
         else:
             (key,) = (key for key, each in self._replicators.items() if each is way)
@@ -171,8 +173,8 @@ class Paths(dict[Remote, Path]):
         mtu_changed: Callable[[Remote, int | None], None],
         *,
         gso: bool,
-        whole: bool,
-        port: int,
+        whole: bool = False,
+        port: int = vxlan.PORT,
     ) -> None:
         self.room = pool.room
         self.whole = whole
@@ -208,7 +210,7 @@ class Paths(dict[Remote, Path]):
             way = self._whole[remote] = self._pool.whole_way(self[remote], self._outer)
         if way.is_open:
             return way
-        if not way.wished:
+        if not way.wished and self._pool.consent is not None:
             self._pool.consent.wish(way, self._port, now)
         return None
 

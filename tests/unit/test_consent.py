@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.twins import KINDS, Frame
 from vtep.consent import Consent
 from vtep.probe import Kind, Probe, Status
 
@@ -187,7 +189,7 @@ def test_all_is_forgotten_when_the_network_changes() -> None:
     room.asked(other)
     late = answer(other)
     room.it.forget()
-    assert not (way.is_open or way.wished or other.wished)
+    assert (way.is_open, way.wished, other.wished) == (False, False, False)
     room.it.answered(late, other.host, 1.0)
     assert not other.is_open
     room.it.found(other, 3, 1.0)
@@ -220,3 +222,81 @@ def test_it_is_open_only_after_an_answer_in_time(doings: list[str]) -> None:
         room.it.tick(now)
         assert not way.is_open or now <= answered + 30.0
         assert way.wished or not way.is_open
+
+
+# --- kernel drivers, which don't answer -------------------------------------------------------
+
+UNFINISHED = Frame(partial=True).build()
+FINISHED = Frame().build()
+NEITHER = bytes(60)
+WITHOUT = Frame(*KINDS["udp4"], checksum=0).build()
+
+
+def test_a_driver_shows_itself() -> None:
+    room, way = Room(), Way()
+    room.it.needs_no_answer = True
+    room.asked(way)
+    signs = room.it.signs[way.host]
+    for _ in range(7):
+        for frame in (UNFINISHED, NEITHER, WITHOUT):
+            signs.note(frame, 0.1)
+    assert not way.is_open
+    signs.note(UNFINISHED, 0.2)
+    assert (way.is_open, way.device) == (True, 3)
+    assert not room.it.signs, "it is looked at no longer"
+
+
+def test_a_driver_in_use_is_looked_at_again() -> None:
+    room, way = Room(), Way()
+    room.it.needs_no_answer = True
+    room.asked(way)
+
+    def live(now: int) -> None:
+        way.sent += 1
+        for _ in range(8):
+            if signs := room.it.signs.get(way.host):
+                signs.note(UNFINISHED if now < 100 else FINISHED, float(now))
+
+    room.ticks(0, 99, live)
+    assert way.is_open
+    assert len(way.questions) < 20
+    room.ticks(100, 131, live)
+    assert not way.is_open
+
+
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_one_finished_checksum_is_enough_to_see_that_it_is_none(at: int) -> None:
+    room, way = Room(), Way()
+    room.it.needs_no_answer = True
+    room.asked(way)
+    signs = room.it.signs[way.host]
+    for number in range(100):
+        signs.note(FINISHED if number == at else UNFINISHED, 0.1)
+    assert not way.is_open
+
+
+def test_nobody_is_looked_at_for_long() -> None:
+    room, way = Room(), Way()
+    room.it.needs_no_answer = True
+    room.asked(way)
+    room.ticks(1, 2)
+    assert way.host in room.it.signs
+    room.ticks(3, 60)
+    assert not room.it.signs
+
+
+def test_where_nothing_was_seen_to_leave_only_answers_count() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    assert not room.it.signs
+
+
+def test_signs_of_a_remote_whose_device_is_not_known_yet() -> None:
+    room, way, other = Room(), Way(), Way()
+    room.it.needs_no_answer = True
+    room.asked(way)
+    room.it.wish(other, 4789, 0.0)
+    signs = room.it.signs[way.host]
+    for _ in range(8):
+        signs.note(UNFINISHED, 0.1)
+    assert (way.is_open, other.is_open) == (True, False)

@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from vtep.config import Config
-from vtep.consent import Consent
 from vtep.fdb import Remote
 from vtep.paths import Paths, Pool, Room
 from vtep.underlay import Binding, Outer
@@ -22,25 +21,19 @@ DATAGRAM = memoryview(bytes(100))
 Told = list[tuple[str, int | None]]
 
 
-def a_pool() -> Pool:
-    return Pool(Consent(lambda: bytes(8), lambda: None))
-
-
 def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
     def tell(remote: Remote, mtu: int | None) -> None:
         if told is not None:
             told.append((remote.host, mtu))
 
-    return Paths(
-        pool, {4: V4, 6: V6}, Outer.of(config), Policy(), tell, gso=True, whole=False, port=4789
-    )
+    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), tell, gso=True)
 
 
 CONFIG = Config(vni=1)
 
 
 def test_ports_that_send_alike_share_a_path() -> None:
-    pool = a_pool()
+    pool = Pool()
     one, two = paths(pool, CONFIG), paths(pool, CONFIG)
     remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
     path = one[remote]
@@ -51,7 +44,7 @@ def test_ports_that_send_alike_share_a_path() -> None:
 
 
 def test_a_path_is_closed_with_its_last_user() -> None:
-    pool = a_pool()
+    pool = Pool()
     one, two = paths(pool, CONFIG), paths(pool, CONFIG)
     remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
     path = one[remote]
@@ -76,7 +69,7 @@ def test_remotes_may_be_more_than_source_ports() -> None:
         for receiver in receivers:
             receiver.bind(("127.0.0.1", 0))
             receiver.settimeout(10)
-        ways = paths(a_pool(), Config(vni=1, srcport=(50_001, 50_001)))
+        ways = paths(Pool(), Config(vni=1, srcport=(50_001, 50_001)))
         for receiver in receivers:
             path = ways[Remote("127.0.0.1", receiver.getsockname()[1])]
             assert path.send(DATAGRAM, 100, 0, 0.0) == (100, None)
@@ -85,7 +78,7 @@ def test_remotes_may_be_more_than_source_ports() -> None:
 
 
 def test_all_who_share_a_path_are_told_of_its_mtu() -> None:
-    pool = a_pool()
+    pool = Pool()
     told: tuple[Told, Told] = ([], [])
     one, two = (paths(pool, CONFIG, each) for each in told)
     remote = Remote("127.0.0.1", 9)
@@ -104,7 +97,7 @@ def test_all_who_share_a_path_are_told_of_its_mtu() -> None:
 
 
 def test_paths_are_looked_at_in_turn() -> None:
-    pool = a_pool()
+    pool = Pool()
     ways = paths(pool, CONFIG)
     seen = [ways[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
     pool.look(3)
@@ -183,7 +176,7 @@ def test_who_waits_for_a_socket_that_is_closed_tries_another(
 
 def test_closing_a_path_wakes_who_waits_for_it() -> None:
     async def main() -> None:
-        pool = a_pool()
+        pool = Pool()
         path = paths(pool, CONFIG)[Remote("127.0.0.1", 9)]
         path.send(DATAGRAM, 100, 0, 0.0)
         woken = asyncio.get_running_loop().create_future()

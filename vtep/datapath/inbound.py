@@ -143,7 +143,7 @@ class Inbound:
             return
         frame = data[vxlan.HEADER_LEN :]
         if self._signs and (signs := self._signs.get(host)) is not None:
-            signs.note(frame)
+            signs.note(frame, now)
         if mark and not ecn.decapsulate(frame, mark):
             segment.counters.drop(Drop.CONGESTION, host)
         else:

@@ -2,7 +2,7 @@
 
 A UDP socket takes no superframe inside a tunnel; a TAP device does (see `offload.whole`). So there
 is one that nobody else uses. What we write to it would arrive at this host; instead, a program of
-six instructions at its ingress has the kernel send it on, over the device that the frame names,
+eight instructions at its ingress has the kernel send it on, over the device that the frame names,
 to the neighbour that the routing table names (`bpf_redirect_neigh`, Linux 5.10).
 """
 

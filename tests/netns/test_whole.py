@@ -1,0 +1,278 @@
+"""Superframes that leave whole: to whom, by which way, and what becomes of them on it."""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import (
+    Pyvtep,
+    address,
+    capture,
+    kernel_vtep,
+    ping,
+    segment,
+    tshark,
+    wait_until,
+)
+from vtep.lab import Host, Lab, transfer
+
+Start = Callable[..., Pyvtep]
+Pair = tuple[Host, Host]
+
+TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+PREFIXES = {"over-ipv4": "192.0.2.", "over-ipv6": "2001:db8::"}
+over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+
+
+def both(
+    pair: Pair, start: Start, *options: str, prefix: str = "192.0.2."
+) -> tuple[Pyvtep, Pyvtep]:
+    a, b = pair
+    second = start(b, *segment(1, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"), *options)
+    first = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"), *options)
+    ping(a, "10.0.0.2")
+    ping(b, "fd00::1")
+    return first, second
+
+
+def until_whole(a: Host, b: Host, vtep: Pyvtep, to: str = "10.0.0.2") -> None:
+    """Send until superframes leave whole."""
+
+    def some_do() -> bool:
+        before = vtep.counter("tx_whole")
+        transfer(a, b, to, 2 << 20)
+        return vtep.counter("tx_whole") > before
+
+    wait_until(some_do, "superframes to leave whole")
+
+
+def without_tunnel_offloads(host: Host, device: str) -> None:
+    off = [word for name in TUNNEL_OFFLOADS for word in (name, "off")]
+    host.run("ethtool", "-K", device, *off)
+
+
+@over
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksums", "no-checksums"])
+def test_between_pyvteps(pair: Pair, start: Start, prefix: str, checksum: bool) -> None:  # noqa: FBT001
+    a, b = pair
+    none = "--no-udpcsum" if prefix == "192.0.2." else "--udp6zerocsumtx"
+    vteps = both(pair, start, *([] if checksum else [none]), prefix=prefix)
+    until_whole(a, b, vteps[0])
+    until_whole(b, a, vteps[1], "fd00::1")
+    before = [vtep.counters() for vtep in vteps]
+    transfer(a, b, "fd00::2", 100 << 20)
+    transfer(b, a, "10.0.0.1", 100 << 20)
+    after = [vtep.counters() for vtep in vteps]
+    for one, two in zip(before, after, strict=True):
+        assert two["tx_whole"] - one["tx_whole"] > 1000
+        assert two["super_datagrams"] - one["super_datagrams"] > 1000
+        # Each stands for the frames that it would have been cut to.
+        assert 60_000 < two["tx_frames"] - one["tx_frames"] < 130_000
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+
+
+@over
+def test_to_a_kernel_driver(pair: Pair, start: Start, prefix: str) -> None:
+    a, b = pair
+    kernel_vtep(b, 1, f"{prefix}2", f"{prefix}1", "10.0.0.2/24", "fd00::2/64")
+    vtep = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"))
+    ping(a, "10.0.0.2")
+    until_whole(a, b, vtep)
+    until_whole(a, b, vtep, "fd00::2")
+    transfer(a, b, "10.0.0.2", 200 << 20)
+    transfer(b, a, "10.0.0.1", 200 << 20)
+    assert vtep.faults() == 0
+
+
+@pytest.fixture
+def routed(lab: Lab) -> Iterator[tuple[Host, Host, Host]]:
+    """Two hosts with a router between them, whose cables cut no superframes inside a tunnel."""
+    a, router, b = lab.host("a"), lab.host("router"), lab.host("b")
+    lab.wire(a, router, "eth0")
+    lab.wire(router, b, "eth1")
+    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    for host, device, number, far in ((a, "eth0", 1, 2), (b, "eth1", 2, 1)):
+        address(host, device, f"192.0.{number}.2/24", f"2001:db8:{number}::2/64")
+        address(router, device, f"192.0.{number}.1/24", f"2001:db8:{number}::1/64")
+        host.run("ip", "route", "add", f"192.0.{far}.0/24", "via", f"192.0.{number}.1")
+        host.run("ip", "route", "add", f"2001:db8:{far}::/64", "via", f"2001:db8:{number}::1")
+        without_tunnel_offloads(router, device)
+    yield a, router, b
+
+
+@pytest.mark.parametrize(
+    "remotes",
+    [("192.0.1.2", "192.0.2.2"), ("2001:db8:1::2", "2001:db8:2::2")],
+    ids=PREFIXES,
+)
+def test_cut_by_somebody_on_the_way(
+    routed: tuple[Host, Host, Host], start: Start, tmp_path: Path, remotes: tuple[str, str]
+) -> None:
+    """As by a network card. What arrives is judged by tshark: every checksum, inside and outside."""
+    a, _, b = routed
+    second = start(b, *segment(1, remotes[0], "10.0.0.2/24", "fd00::2/64"))
+    first = start(a, *segment(1, remotes[1], "10.0.0.1/24", "fd00::1/64"))
+    ping(a, "10.0.0.2")
+    until_whole(a, b, first)
+    second_before, whole = second.counters(), first.counter("tx_whole")
+    b.run("ethtool", "-K", "eth1", "gro", "off")
+    with capture(b, tmp_path, "eth1") as pcap:
+        transfer(a, b, "10.0.0.2", 1 << 20)
+        transfer(a, b, "fd00::2", 1 << 20)
+    assert first.counter("tx_whole") > whole + 20
+    assert second.counter("super_datagrams") == second_before["super_datagrams"]
+    checks = [f"{name}.check_checksum:TRUE" for name in ("ip", "udp", "tcp")]
+    judged = [word for check in checks for word in ("-o", check)]
+    towards = f"{'ipv6' if ':' in remotes[0] else 'ip'}.dst == {remotes[1]} && udp.dstport == 4789"
+    frames = tshark(
+        pcap, *judged, "-Y", f"{towards} && tcp.len > 0", "-T", "fields", "-e", "tcp.len"
+    )
+    assert len(frames) > 1400
+    assert max(map(int, frames)) <= 1400
+    bad = "ip.checksum.status == Bad || udp.checksum.status == Bad || tcp.checksum.status == Bad"
+    assert tshark(pcap, *judged, "-Y", f"{towards} && ({bad})") == []
+    assert [first.faults(), second.faults()] == [0, 0]
+
+
+def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
+    """A VTEP that is neither a pyvtep nor a kernel driver: here one that only takes notes."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    with b.inside():
+        other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        other.bind(("192.0.2.2", 4789))
+    other.settimeout(10)
+    peer = "02:00:00:00:00:02"
+    header = bytes.fromhex("0800000000000100")
+    to_all = b"\xff" * 6 + bytes.fromhex(peer.replace(":", "")) + b"\x88\xb5"
+    with other:
+        other.sendto(header + to_all.ljust(60, b"\0"), ("192.0.2.1", 4789))
+        wait_until(lambda: peer in vtep.fdb(), "it to be heard")
+        a.run("ip", "neigh", "replace", "10.0.0.2", "lladdr", peer, "dev", "vx0")
+        a.run("ip", "link", "set", "vx0", "txqueuelen", "1000")
+        connection = a.start(
+            *("python3", "-c"),
+            "import socket; s = socket.socket(); s.settimeout(30); s.connect(('10.0.0.2', 9)); "
+            "s.sendall(bytes(200000)); s.recv(1)",
+        )
+        try:
+            questions = answer_as_tcp(other, header)
+        finally:
+            connection.kill()
+            connection.wait()
+        assert questions >= 1, "it was asked"
+    counters = vtep.counters()
+    assert counters["tx_superframes"] > 0
+    assert counters["tx_whole"] == 0
+
+
+def answer_as_tcp(other: socket.socket, header: bytes) -> int:
+    """Open the connection that is asked for, and take note of what comes.
+
+    Every datagram must be one that fits the cable. How many were questions.
+    """
+    questions, received = 0, 0
+    while received < 100_000:
+        datagram, sender = other.recvfrom(1 << 17)
+        if datagram[0] == 0:
+            questions += 1
+            continue
+        frame = datagram[8:]
+        if frame[12:14] != b"\x08\0" or frame[23] != 6:
+            continue
+        assert len(datagram) <= 1472
+        flags, length = frame[47], int.from_bytes(frame[16:18]) - 20 - (frame[46] >> 4) * 4
+        received += length
+        sequence = int.from_bytes(frame[38:42]) + length + (flags & 2) // 2
+        if flags & 2 or length:
+            reply = tcp_reply(frame, sequence & 0xFFFFFFFF, syn=bool(flags & 2))
+            other.sendto(header + reply, (sender[0], 4789))
+    return questions
+
+
+def tcp_reply(frame: bytes, acknowledged: int, *, syn: bool) -> bytes:
+    ether = frame[6:12] + frame[:6] + b"\x08\0"
+    ip = bytes((0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0)) + frame[30:34] + frame[26:30]
+    sequence = (0 if syn else 1).to_bytes(4, "big")
+    flags = bytes((0x50, 0x12 if syn else 0x10))
+    ports = frame[36:38] + frame[34:36]
+    tcp = ports + sequence + acknowledged.to_bytes(4, "big") + flags + b"\xff\xff\0\0\0\0"
+    pseudo = ip[12:20] + bytes((0, 6, 0, 20))
+    ip = ip[:10] + internet_checksum(ip) + ip[12:]
+    return ether + ip + tcp[:16] + internet_checksum(pseudo + tcp) + tcp[18:]
+
+
+def internet_checksum(data: bytes) -> bytes:
+    total = int.from_bytes(data, "big") % 0xFFFF
+    return (0xFFFF - total).to_bytes(2, "big")
+
+
+def door_of(host: Host) -> str:
+    found = re.search(r": (pyvtep\d+): ", host.run("ip", "-o", "link"))
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("what", [("del",), ("set", "down")], ids="-".join)
+def test_a_door_that_somebody_shuts(pair: Pair, start: Start, what: tuple[str, ...]) -> None:
+    a, b = pair
+    vteps = both(pair, start)
+    until_whole(a, b, vteps[0])
+    verb, *state = what
+    a.run("ip", "link", verb, door_of(a), *state)
+    transfer(a, b, "10.0.0.2", 50 << 20)
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+
+
+def test_a_device_that_can_do_it_no_more(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vteps = both(pair, start)
+    until_whole(a, b, vteps[0])
+    without_tunnel_offloads(a, "eth0")
+
+    def cut_here() -> bool:
+        before = vteps[0].counter("tx_whole")
+        transfer(a, b, "10.0.0.2", 2 << 20)
+        return vteps[0].counter("tx_whole") == before
+
+    wait_until(cut_here, "superframes to be cut here")
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+
+
+def test_what_does_not_fit_the_path_is_cut_here(pair: Pair, start: Start) -> None:
+    """Guests with a larger MTU: superframes are cut anew, to what the tunnel carries."""
+    a, b = pair
+    vteps = both(pair, start, "--mss-clamp", "off")
+    until_whole(a, b, vteps[0])
+    for host in pair:
+        host.run("ip", "link", "set", "vx0", "mtu", "9000")
+    before = vteps[0].counters()
+    transfer(a, b, "10.0.0.2", 20 << 20)
+    after = vteps[0].counters()
+    assert after["tx_resegmented"] > before["tx_resegmented"]
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+
+
+def test_not_where_it_is_turned_off(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vteps = both(pair, start, "--offload", "tso,uso,gso,gro")
+    assert "pyvtep0" not in a.run("ip", "-o", "link")
+    transfer(a, b, "10.0.0.2", 20 << 20)
+    assert vteps[0].counter("tx_whole") == 0
+    assert vteps[0].ask("set", "--offload", "auto") == ""
+    until_whole(a, b, vteps[0])
+    assert vteps[0].ask("set", "--offload", "tso,uso,gso,gro") == ""
+    before = vteps[0].counter("tx_whole")
+    transfer(a, b, "10.0.0.2", 20 << 20)
+    assert vteps[0].counter("tx_whole") == before
+
+
+def test_nothing_is_left_behind(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vteps = both(pair, start)
+    until_whole(a, b, vteps[0])
+    assert vteps[0].stop() == 0
+    assert "pyvtep" not in a.run("ip", "-o", "link")
