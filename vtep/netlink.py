@@ -51,7 +51,12 @@ _GSO_MAX = 65536
 
 _ADDR_GEN_MODE_NONE = 1
 _INGRESS = "ffff:fff2"
-_TUNNEL_FEATURES = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+_TUNNEL_FEATURES = (
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-tcp-segmentation",
+    "tx-tcp6-segmentation",
+)
 
 
 @frozen

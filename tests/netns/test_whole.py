@@ -157,23 +157,22 @@ def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
             "s.sendall(bytes(200000)); s.recv(1)",
         )
         try:
-            questions = answer_as_tcp(other, header)
+            answer_as_tcp(other, header)
         finally:
             connection.kill()
             connection.wait()
-        assert questions >= 1, "it was asked"
     counters = vtep.counters()
     assert counters["tx_superframes"] > 0
     assert counters["tx_whole"] == 0
 
 
-def answer_as_tcp(other: socket.socket, header: bytes) -> int:
-    """Open the connection that is asked for, and take note of what comes.
+def answer_as_tcp(other: socket.socket, header: bytes) -> None:
+    """Take part in the connection that is asked for, until much has come, and a question.
 
-    Every datagram must be one that fits the cable. How many were questions.
+    Every other datagram must be one that fits the cable.
     """
     questions, received = 0, 0
-    while received < 100_000:
+    while received < 100_000 or not questions:
         datagram, sender = other.recvfrom(1 << 17)
         if datagram[0] == 0:
             questions += 1
@@ -188,7 +187,6 @@ def answer_as_tcp(other: socket.socket, header: bytes) -> int:
         if flags & 2 or length:
             reply = tcp_reply(frame, sequence & 0xFFFFFFFF, syn=bool(flags & 2))
             other.sendto(header + reply, (sender[0], 4789))
-    return questions
 
 
 def tcp_reply(frame: bytes, acknowledged: int, *, syn: bool) -> bytes:

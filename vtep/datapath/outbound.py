@@ -98,6 +98,9 @@ class Outbound:
         self._virtio = bytearray(virtio.HEADER_LEN)
         self._waiting: list[Burst] = []
         self._running = False
+        # Whether there was one frame the last time: then the next one is not to wait, either, until
+        # it is seen that none follows it.
+        self._lone = False
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
         self._header = segment.header
@@ -133,7 +136,7 @@ class Outbound:
         partial: _Partial | None = None
         # What the virtio header of the last frame says, since most say the same.
         seen, (gso, its_partial, least) = virtio.PLAIN, _PLAIN
-        lost = None
+        lost, lone = None, self._lone
         budget = BUDGET
         while budget > 0 and not self._waiting:
             budget -= 1
@@ -181,13 +184,14 @@ class Outbound:
                 self._send(buffer[begin:end], stride, remotes, flow, partial, now)
                 begin, end = end, end + size
                 stride, remotes, flow, partial = size, its_remotes, its_flow, to_finish
-                whole = False
+                whole, lone = lone, False
             if whole or end > _RUN_MAX or self._waiting:
                 self._send(buffer[begin:end], stride, remotes, flow, partial, now)
                 begin = end = 0
         # One of the two is empty.
         self._send(buffer[begin:end], stride, remotes, flow, partial, now)
         self._finish(now)
+        self._lone = budget == BUDGET - 2
         if lost is not None:
             self._lost(lost)
 
