@@ -4,9 +4,12 @@ What leaves whole (see `offload.whole`) is cut by a network card. Where there is
 containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
 a pyvtep does, and a kernel driver; others do not. So nothing leaves whole before the remote has
 answered a question (see `vtep.probe`) that was a superframe itself. The answer says that the way is
-open, and that a pyvtep is at its end. A kernel driver answers nothing; but where no card is on the
-way, it shows itself: what it sends has checksums that nobody has finished (see `offload.partial`).
-Whoever does neither gets superframes that were cut here, as always.
+open, that a pyvtep is at its end, and whether the question was cut: if not, there is another, as
+large as superframes are, since something on the way may not carry those.
+
+A kernel driver answers nothing; but where no card is on the way, it shows itself: what it sends has
+checksums that nobody has finished (see `offload.partial`). Whoever does neither gets superframes
+that were cut here, as always.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,8 @@ from typing import Generic, Protocol, TypeVar
 from attrs import define
 
 from vtep.offload.partial import is_partial
-from vtep.probe import Kind, Probe
+from vtep.offload.whole import LARGE, SMALL, Question
+from vtep.probe import SIZE, Kind, Probe
 from vtep.wire import Buffer
 from vtep.wire import ip as inet
 
@@ -82,8 +86,8 @@ class Way(Protocol):
     def shut(self) -> None:
         """Have them cut here again."""
 
-    def ask(self, device: int, question: bytes, now: float) -> None:
-        """Send a question whole; whether it has left is seen by the answer."""
+    def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
+        """Send a question whole behind a probe; whether it has left is seen by the answer."""
 
 
 _W = TypeVar("_W", bound=Way)
@@ -101,6 +105,7 @@ class _Request(Generic[_W]):
     """Questions since the last answer."""
     asked_at: float = 0.0
     believed_until: float = 0.0
+    question: Question = SMALL
     sent: int = 0
     """How many had left whole when it was last asked."""
 
@@ -153,6 +158,13 @@ class Consent(Generic[_W]):
         request = self._by_token.get(probe.token)
         if request is None or request.device is None or request.way.host != host:
             return
+        if probe.octets < SIZE + len(SMALL.frame):
+            request.question = SMALL  # It was cut, as all will be.
+        elif probe.octets < SIZE + len(LARGE.frame):
+            if request.question is SMALL:
+                request.question, request.asked = LARGE, 0
+                self._ask(request, request.device, now)
+            return
         self._believe(request, request.device, now)
 
     def _believe(self, request: _Request[_W], device: int, now: float) -> None:
@@ -196,7 +208,7 @@ class Consent(Generic[_W]):
         request.asked_at = now
         request.sent = request.way.sent
         probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
-        request.way.ask(device, probe.pack(), now)
+        request.way.ask(device, probe.pack(), request.question, now)
         if self.needs_no_answer:
             host = request.way.host
             self.signs.setdefault(host, Signs(partial(self._shown, host)))

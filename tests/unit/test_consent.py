@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.unit.twins import KINDS, Frame
 from vtep.consent import Consent
-from vtep.probe import Kind, Probe, Status
+from vtep.offload.whole import LARGE, SMALL, Question
+from vtep.probe import SIZE, Kind, Probe, Status
 
 
 class Way:
@@ -29,21 +30,25 @@ class Way:
     def shut(self) -> None:
         self.is_open = False
 
-    def ask(self, device: int, question: bytes, now: float) -> None:
-        probe = Probe.parse(question)
-        assert probe is not None
-        assert probe.kind is Kind.QUESTION
+    def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
+        parsed = Probe.parse(probe)
+        assert parsed is not None
+        assert parsed.kind is Kind.QUESTION
         self.device = device
-        self.questions.append((now, probe))
+        self.questions.append((now, parsed))
+        self.asked_with = question
 
     @property
     def times(self) -> list[float]:
         return [at for at, _ in self.questions]
 
 
-def answer(way: Way) -> Probe:
+CUT = SIZE + SMALL.cut.head_len + SMALL.cut.size
+
+
+def answer(way: Way, arrived: int = CUT) -> Probe:
     _, asked = way.questions[-1]
-    parsed = Probe.parse(asked.answer(1080, Status.FINE))
+    parsed = Probe.parse(asked.answer(arrived, Status.FINE))
     assert parsed is not None
     return parsed
 
@@ -222,6 +227,44 @@ def test_it_is_open_only_after_an_answer_in_time(doings: list[str]) -> None:
         room.it.tick(now)
         assert not way.is_open or now <= answered + 30.0
         assert way.wished or not way.is_open
+
+
+# --- questions that nobody has cut -------------------------------------------------------------
+
+
+def test_a_large_one_has_to_pass_too() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    assert way.asked_with is SMALL
+    for _ in range(3):  # Some network has doubled it.
+        room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
+    assert (way.asked_with, way.is_open, len(way.questions)) == (LARGE, False, 2)
+    room.it.answered(answer(way, SIZE + len(LARGE.frame)), way.host, 0.2)
+    assert way.is_open
+
+
+def test_what_carries_no_large_ones() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
+    room.ticks(1, 60)
+    assert not way.is_open
+    assert len(way.questions) == 4
+
+
+def test_a_way_on_which_they_are_cut_now() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
+    room.it.answered(answer(way, SIZE + len(LARGE.frame)), way.host, 0.2)
+    way.sent = 1
+    room.ticks(1, 11)
+    assert way.asked_with is LARGE
+    room.it.answered(answer(way, SIZE + LARGE.cut.head_len + LARGE.cut.size), way.host, 11.5)
+    way.sent = 2
+    room.ticks(12, 22)
+    assert way.asked_with is SMALL
+    assert way.is_open
 
 
 # --- kernel drivers, which don't answer -------------------------------------------------------

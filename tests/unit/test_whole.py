@@ -172,16 +172,13 @@ def test_what_does_not() -> None:
     assert not goes(udp, as_udp)
 
 
-def test_the_question_is_a_superframe() -> None:
-    frame, gso = whole.QUESTION, whole.QUESTION_GSO
+@pytest.mark.parametrize("question", [whole.SMALL, whole.LARGE], ids=["small", "large"])
+def test_a_question_is_a_superframe(question: whole.Question) -> None:
+    frame, cut, gso = question
     ip = IP(frame)
     assert checksum.ones_sum(frame[:20]) == 0xFFFF
-    assert (ip.src, ip.dst, ip.ttl) == ("192.0.2.1", "192.0.2.2", 1)
-    assert (
-        judge(memoryview(bytes(12) + b"\x08\0" + frame), gso)._replace(
-            where=whole.QUESTION_CUT.where, head_len=whole.QUESTION_CUT.head_len
-        )
-        == whole.QUESTION_CUT
-    )
+    assert (ip.src, ip.dst, ip.ttl, ip.len) == ("192.0.2.1", "192.0.2.2", 1, len(frame))
+    of_frame = judge(memoryview(bytes(12) + b"\x08\0" + frame), gso)
+    assert of_frame._replace(where=cut.where, head_len=cut.head_len) == cut
     pseudo = frame[12:20] + struct.pack("!HH", 6, len(frame) - 20)
     assert ip[TCP].chksum == checksum.ones_sum(pseudo)

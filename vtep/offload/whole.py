@@ -12,6 +12,7 @@ partial, as for a card.
 
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
+from typing import NamedTuple
 
 from attrs import frozen
 
@@ -152,12 +153,20 @@ def goes_whole(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
     )
 
 
-_QUESTION_SIZE = 500
-"""Octets of payload in each of the two segments of a question, which any path carries."""
+class Question(NamedTuple):
+    """A superframe without an Ethernet header, for asking whether such pass.
+
+    What each of its segments is to begin with goes in front of it. Its addresses are those that are
+    for documentation (RFC 5737); nobody is to look at them.
+    """
+
+    frame: bytes
+    cut: Cut
+    gso: virtio.Header
 
 
-def _question() -> tuple[bytes, Cut, virtio.Header]:
-    length = inet.TCP_HEADER_MIN + 2 * _QUESTION_SIZE
+def _question(size: int, segments: int) -> Question:
+    length = inet.TCP_HEADER_MIN + segments * size
     ip = bytearray(inet.IP_HEADER_MIN[4])
     ip[0], ip[8], ip[9] = 0x45, 1, inet.TCP
     _FIELD.pack_into(ip, 2, len(ip) + length)
@@ -170,13 +179,11 @@ def _question() -> tuple[bytes, Cut, virtio.Header]:
     _FIELD.pack_into(tcp, offset, checksum.fold(pseudo))
     where = inet.Transport(4, inet.TCP, 0, at, length)
     head_len = at + inet.TCP_HEADER_MIN
-    cut = Cut(where, head_len, inet.TCP_HEADER_MIN, _QUESTION_SIZE, 2, _QUESTION_SIZE)
-    flags, kind = virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4
-    gso = virtio.Header(flags, kind, head_len, _QUESTION_SIZE, at, offset)
-    return bytes(ip + tcp), cut, gso
+    cut = Cut(where, head_len, inet.TCP_HEADER_MIN, size, segments, size)
+    gso = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, head_len, size, at, offset)
+    return Question(bytes(ip + tcp), cut, gso)
 
 
-QUESTION, QUESTION_CUT, QUESTION_GSO = _question()
-"""A small superframe without an Ethernet header, for asking whether such pass: what each of its
-segments is to begin with goes in front of it. Its addresses are those that are for documentation
-(RFC 5737); nobody is to look at them."""
+SMALL, LARGE = _question(500, 2), _question(900, 66)
+"""The first becomes few segments if it is cut, which any path carries; the second is about as large
+as superframes are, for ways on which they are not. A segment of either is shorter than both."""

@@ -134,10 +134,10 @@ class Injector:
                 checksum=True,
             )
             prefix = os.urandom(ethernet.HEADER_LEN)
-            cut, gso = whole.QUESTION_CUT, whole.QUESTION_GSO
-            head = whole.Heads(outside).write(cut, len(prefix), len(whole.QUESTION), gso)
+            frame, cut, gso = whole.SMALL
+            head = whole.Heads(outside).write(cut, len(prefix), len(frame), gso)
             if head is not None:
-                self.write(head, prefix, whole.QUESTION)
+                self.write(head, prefix, frame)
             # Whole, or the first segment of it.
             with suppress(TimeoutError):
                 if receiver.recv(1 << 16).startswith(prefix):

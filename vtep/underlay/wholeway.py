@@ -51,10 +51,10 @@ class WholeWay:
             self._device = device
             self._heads.clear()
 
-    def ask(self, device: int, question: bytes, now: float) -> None:
-        """Send a question whole; whether it has left is seen by the answer."""
+    def ask(self, device: int, probe: bytes, question: whole.Question, now: float) -> None:
+        """Send a question whole behind a probe; whether it has left is seen by the answer."""
         self._use(device)
-        self._send(question, whole.QUESTION, whole.QUESTION_CUT, whole.QUESTION_GSO, 0, now)
+        self._send(probe, *question, 0, now)
 
     def send(
         self,
