@@ -337,7 +337,7 @@ def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_pa
         for engine in engines:
             own = mac_of(engine.host, engine.bridge("mynetwork"))
             assert gateway_of(engine, "box") == own
-        assert side.stop() == 0
+        assert side.stop() == 0, side.log
     finally:
         b.host.run("ip", "link", "del", "vx0")
 
@@ -363,7 +363,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
         wait_until(lambda: sides[0].counter("rx_frames") > 0, "frames to arrive")
         assert not b.reaches("box", "172.18.0.2")
         for side in sides:
-            assert side.stop() == 0
+            assert side.stop() == 0, side.log
     finally:
         a.host.run("nft", "delete", "table", "inet", "guard")
 
@@ -408,7 +408,7 @@ def test_rules_that_drop_are_found_wherever_they_are(
         side.says("by the rule “-A FORWARD -j DROP” in chain FORWARD of the iptables table filter")
         side.says(f"iptables -I FORWARD {inside}")
         side.says(f"keeps UDP port 4789 closed to {B}: ")
-        assert side.stop() == 0
+        assert side.stop() == 0, side.log
     finally:
         for rule in dropping:
             a.host.run("iptables", "-D", *rule.split())
