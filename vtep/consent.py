@@ -99,7 +99,6 @@ class _Request(Generic[_W]):
     port: int
     """Where the answer is to go."""
     token: bytes
-    since: float
     device: int | None = None
     asked: int = 0
     """Questions since the last answer."""
@@ -127,10 +126,10 @@ class Consent(Generic[_W]):
         self._requests: dict[_W, _Request[_W]] = {}
         self._by_token: dict[bytes, _Request[_W]] = {}
 
-    def wish(self, way: _W, port: int, now: float) -> None:
+    def wish(self, way: _W, port: int) -> None:
         """There are superframes for this way; answers are to go to our VXLAN `port`."""
         way.wished = True
-        request = _Request(way, port, self._token(), now)
+        request = _Request(way, port, self._token())
         self._requests[way] = self._by_token[request.token] = request
         self._wake()
 
@@ -151,7 +150,7 @@ class Consent(Generic[_W]):
         if device is None:
             request.asked, request.asked_at = _PATIENCE, now
         else:
-            self._ask(request, device, now)
+            self._ask(request, now)
 
     def answered(self, probe: Probe, host: str, now: float) -> None:
         """An answer has come from a host, perhaps to one of our questions."""
@@ -163,7 +162,7 @@ class Consent(Generic[_W]):
         elif probe.octets < SIZE + len(LARGE.frame):
             if request.question is SMALL:
                 request.question, request.asked = LARGE, 0
-                self._ask(request, request.device, now)
+                self._ask(request, now)
             return
         self._believe(request, request.device, now)
 
@@ -188,27 +187,27 @@ class Consent(Generic[_W]):
             elif now >= request.believed_until - _LIFE + _RENEWED:
                 used = way.sent != request.sent
                 if (used or request.asked) and now >= request.asked_at + _AGAIN:
-                    self._ask(request, request.device, now)
+                    self._ask(request, now)
 
     def _wait(self, request: _Request[_W], now: float) -> None:
         """Go on with who has not answered yet."""
         waited = now - request.asked_at
         if request.asked < _PATIENCE:
-            if request.device is not None and waited >= _AGAIN:
-                self._ask(request, request.device, now)
+            if waited >= _AGAIN:
+                self._ask(request, now)
         elif waited >= _PAUSE:
             self.release(request.way)
         elif waited >= _AGAIN:
             self.signs.pop(request.way.host, None)
 
-    def _ask(self, request: _Request[_W], device: int | None, now: float) -> None:
-        if device is None:
+    def _ask(self, request: _Request[_W], now: float) -> None:
+        if request.device is None:
             return
         request.asked += 1
         request.asked_at = now
         request.sent = request.way.sent
         probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
-        request.way.ask(device, probe.pack(), request.question, now)
+        request.way.ask(request.device, probe.pack(), request.question, now)
         if self.needs_no_answer:
             host = request.way.host
             self.signs.setdefault(host, Signs(partial(self._shown, host)))

@@ -200,7 +200,7 @@ class Paths(dict[Remote, Path]):
             self._mtu_changed(remote, path.mtu)
         return path
 
-    def whole_way(self, remote: Remote, now: float) -> WholeWay | None:
+    def whole_way(self, remote: Remote) -> WholeWay | None:
         """The way on which superframes leave whole to a remote; None while that is not open.
 
         Whoever asks wishes that it were.
@@ -211,7 +211,7 @@ class Paths(dict[Remote, Path]):
         if way.is_open:
             return way
         if not way.wished and self._pool.consent is not None:
-            self._pool.consent.wish(way, self._port, now)
+            self._pool.consent.wish(way, self._port)
         return None
 
     def _binding(self, remote: Remote) -> Binding:

@@ -65,7 +65,7 @@ class Room:
         self.woken += 1
 
     def asked(self, way: Way, now: float = 0.0, device: int | None = 3) -> None:
-        self.it.wish(way, 4789, now)
+        self.it.wish(way, 4789)
         self.it.found(way, device, now)
 
     def opened(self, way: Way, now: float = 0.0) -> None:
@@ -81,7 +81,7 @@ class Room:
 
 def test_a_wish_is_asked_and_answered() -> None:
     room, way = Room(), Way()
-    room.it.wish(way, 4790, 0.0)
+    room.it.wish(way, 4790)
     assert (way.wished, room.woken, room.it.wanting()) == (True, 1, [way])
     room.it.tick(5.0)
     assert not way.questions
@@ -105,7 +105,7 @@ def test_answers_of_others_are_none() -> None:
     room.it.answered(other, way.host, 0.0)
     assert not way.is_open
     unasked = Way()
-    room.it.wish(unasked, 4789, 0.0)
+    room.it.wish(unasked, 4789)
     room.it.answered(Probe(Kind.ANSWER, None, 4789, (2).to_bytes(8), 1, 0), unasked.host, 0.0)
     assert not unasked.is_open, "no device is known yet"
 
@@ -207,7 +207,7 @@ def test_it_is_open_only_after_an_answer_in_time(doings: list[str]) -> None:
     for doing in doings:
         now += 1.0
         if doing == "w" and not way.wished:
-            room.it.wish(way, 4789, now)
+            room.it.wish(way, 4789)
         elif doing in "fn":
             for each in room.it.wanting():
                 room.it.found(each, 3 if doing == "f" else None, now)
@@ -338,7 +338,7 @@ def test_signs_of_a_remote_whose_device_is_not_known_yet() -> None:
     room, way, other = Room(), Way(), Way()
     room.it.needs_no_answer = True
     room.asked(way)
-    room.it.wish(other, 4789, 0.0)
+    room.it.wish(other, 4789)
     signs = room.it.signs[way.host]
     for _ in range(8):
         signs.note(UNFINISHED, 0.1)

@@ -89,7 +89,7 @@ class Ways:
     def __getitem__(self, _remote: Remote) -> Notes:
         return self._notes
 
-    def whole_way(self, _remote: Remote, _now: float) -> "Ways | None":
+    def whole_way(self, _remote: Remote) -> "Ways | None":
         return self if next(self._takes, False) else None
 
     def send(

@@ -309,7 +309,7 @@ class Outbound:
         remote = segment.only_destination(frame)
         if remote is None or remote.vni is not None:
             return False
-        way = self._paths.whole_way(remote, now)
+        way = self._paths.whole_way(remote)
         if way is None:
             return False
         cut = judge(frame, gso)
