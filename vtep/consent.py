@@ -185,9 +185,16 @@ class Consent(Generic[_W]):
             elif now >= request.believed_until:
                 self.release(way)
             elif now >= request.believed_until - _LIFE + _RENEWED:
-                used = way.sent != request.sent
-                if (used or request.asked) and now >= request.asked_at + _AGAIN:
-                    self._ask(request, now)
+                self._renew(request, now)
+
+    def _renew(self, request: _Request[_W], now: float) -> None:
+        """Ask again who is in use, or forget him: else all might be lost while he is believed."""
+        if now < request.asked_at + _AGAIN:
+            return
+        if request.asked >= _PATIENCE:
+            self.release(request.way)
+        elif request.asked or request.way.sent != request.sent:
+            self._ask(request, now)
 
     def _wait(self, request: _Request[_W], now: float) -> None:
         """Go on with who has not answered yet."""

@@ -161,8 +161,10 @@ def test_a_remote_that_answers_no_more_gets_nothing_whole() -> None:
     def use(_: int) -> None:
         way.sent += way.is_open
 
-    room.ticks(1, 30, use)
-    assert not way.is_open
+    room.ticks(1, 9, use)
+    assert way.is_open
+    room.ticks(10, 13, use)
+    assert not way.is_open, "after three questions in vain, not when the last answer is too old"
     assert not way.wished
 
 
