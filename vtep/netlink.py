@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import frozen
 from pyroute2 import IPRoute
-from pyroute2.ethtool.ioctl import IoctlEthtool
+from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.errors import VtepError
@@ -560,5 +560,5 @@ def _segments_tunnels(device: int) -> bool:
         with closing(IoctlEthtool(socket.if_indextoname(device))) as ethtool:
             features = ethtool.get_features()
             return all(name in features and features[name] for name in _TUNNEL_FEATURES)
-    except OSError:
+    except (OSError, EthtoolError):  # As of a device that somebody removes meanwhile.
         return False
