@@ -2,32 +2,24 @@
 
 What leaves whole (see `offload.whole`) is cut by a network card. Where there is none, as between
 containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
-a pyvtep does, and a kernel driver; others do not. So nothing leaves whole before the remote has
-answered a question (see `vtep.probe`) that was a superframe itself. The answer says that the way is
-open, that a pyvtep is at its end, and whether the question was cut: if not, there is another, as
-large as superframes are, since something on the way may not carry those.
-
-A kernel driver answers nothing; but where no card is on the way, it shows itself: what it sends has
-checksums that nobody has finished (see `offload.partial`). Whoever does neither gets superframes
-that were cut here, as always.
+a pyvtep does. So nothing leaves whole before the remote has answered a question (see `vtep.probe`)
+that was a superframe itself. The answer says that the way is open, that a pyvtep is at its end, and
+whether the question was cut: if not, there is another, as large as superframes are, since something
+on the way may not carry those. Whoever does not answer gets superframes that were cut here.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from attrs import define
 
-from vtep.offload.partial import is_partial
 from vtep.offload.whole import LARGE, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe
-from vtep.wire import Buffer
-from vtep.wire import ip as inet
 
-_LIFE = 30.0
+_LIFE = 20.0
 """Seconds for which an answer is believed."""
 
-_RENEWED = 10.0
+_RENEWED = 5.0
 """Seconds after which a way that is in use is asked for again."""
 
 _AGAIN = 1.0
@@ -38,34 +30,6 @@ _PATIENCE = 3
 
 _PAUSE = 60.0
 """Seconds of that."""
-
-_SIGNS = 8
-"""Unfinished checksums by which a kernel driver is known, if there is no finished one among them.
-By chance, one in 65,536 looks so."""
-
-
-class Signs:
-    """What the checksums of a host's frames say of it.
-
-    `shown` is called, with the time, once they are those of a kernel driver without a card on the
-    way: never, if one of those before was finished.
-    """
-
-    def __init__(self, shown: Callable[[float], None]) -> None:
-        self._shown = shown
-        self._missing = _SIGNS
-
-    def note(self, frame: Buffer, now: float) -> None:
-        """Look at a frame that it has sent, of at least 14 octets."""
-        where = inet.transport(frame)
-        if where is None or self._missing <= 0:
-            return
-        if is_partial(frame, where):
-            self._missing -= 1
-            if not self._missing:
-                self._shown(now)
-        elif where.protocol == inet.TCP or inet.checksum_field(frame, where):
-            self._missing = -1
 
 
 class Way(Protocol):
@@ -117,10 +81,6 @@ class Consent(Generic[_W]):
     """
 
     def __init__(self, token: Callable[[], bytes], wake: Callable[[], None]) -> None:
-        self.signs: dict[str, Signs] = {}
-        """By host, of those whose frames are to be looked at now."""
-        self.needs_no_answer = False
-        """Whether it is known, without an answer, that what leaves whole does leave."""
         self._token = token
         self._wake = wake
         self._requests: dict[_W, _Request[_W]] = {}
@@ -169,7 +129,6 @@ class Consent(Generic[_W]):
     def _believe(self, request: _Request[_W], device: int, now: float) -> None:
         request.asked = 0
         request.believed_until = now + _LIFE
-        self.signs.pop(request.way.host, None)
         if not request.way.is_open:
             request.way.open(device)
 
@@ -204,8 +163,6 @@ class Consent(Generic[_W]):
                 self._ask(request, now)
         elif waited >= _PAUSE:
             self.release(request.way)
-        elif waited >= _AGAIN:
-            self.signs.pop(request.way.host, None)
 
     def _ask(self, request: _Request[_W], now: float) -> None:
         if request.device is None:
@@ -215,22 +172,12 @@ class Consent(Generic[_W]):
         request.sent = request.way.sent
         probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
         request.way.ask(request.device, probe.pack(), request.question, now)
-        if self.needs_no_answer:
-            host = request.way.host
-            self.signs.setdefault(host, Signs(partial(self._shown, host)))
-
-    def _shown(self, host: str, now: float) -> None:
-        """A host has shown to be a kernel driver."""
-        for request in self._requests.values():
-            if request.way.host == host and request.device is not None:
-                self._believe(request, request.device, now)
 
     def release(self, way: _W) -> None:
         """Forget a way; it is cut for there, and may be wished for again."""
         request = self._requests.pop(way, None)
         if request is not None:
             del self._by_token[request.token]
-            self.signs.pop(way.host, None)
         way.shut()
         way.wished = False
 

@@ -450,7 +450,9 @@ class Vtep:
         endpoint = Endpoint.of(config, version)
         listener = self._listeners.get(endpoint)
         if listener is None:
-            listener = self._listeners[endpoint] = Listener(endpoint, self._beside, self._consent)
+            listener = self._listeners[endpoint] = Listener(
+                endpoint, self._beside, self._consent.answered
+            )
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
@@ -514,11 +516,13 @@ class Vtep:
 
     async def _open_injector(self) -> None:
         """Open the door for superframes that leave whole, unless this host has none."""
-        if self._pool.injector is not None or self._no_injector is not None:
+        before = self._pool.injector
+        if self._no_injector is not None or (before is not None and before.is_there):
             return
+        if before is not None:
+            before.close()
         try:
             self._pool.injector = await _on_host(Injector)
-            self._consent.needs_no_answer = self._pool.injector.tested
         except (OSError, VtepError) as error:
             self._no_injector = str(getattr(error, "strerror", None) or error)
 

@@ -9,16 +9,15 @@ from attrs import frozen
 
 from vtep import netlink
 from vtep.config import Config
-from vtep.consent import Consent
 from vtep.counters import Drop
 from vtep.datapath import Inbound
 from vtep.errors import VtepError
 from vtep.mtu.fit import Fit
+from vtep.probe import Probe
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import (
     Binding,
-    WholeWay,
     join,
     joins_datagrams,
     open_receiver,
@@ -54,24 +53,24 @@ class Listener:
     Beside that socket there is one for each multicast group that was joined.
 
     It may have the port that the sockets `beside` it have: one is to replace the other, or they are
-    for different devices. `consent` is told of answers, and what is to be learned from frames.
-    Raises VtepError, saying what to do, where the port cannot be had.
+    for different devices. Answers to questions of ours go to `heard` (see `Switch`). Raises
+    VtepError, saying what to do, where the port cannot be had.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         beside: Callable[[Endpoint], Iterable[socket.socket]],
-        consent: Consent[WholeWay],
+        heard: Callable[[Probe, str, float], None],
     ) -> None:
         self.endpoint = endpoint
         self._beside = beside
-        self.switch = Switch((), endpoint.port, self._reply, consent.answered)
+        self.switch = Switch((), endpoint.port, self._reply, heard)
         self._dev_index = self._index()
         self._dev_refused: int | None = None
         self._receiver = self._open()
         self._groups: dict[Address, socket.socket] = {}
-        self._inbound = Inbound([self._receiver], self.switch, _cannot_receive, consent.signs)
+        self._inbound = Inbound([self._receiver], self.switch, _cannot_receive)
         self._drops_before = 0
 
     def _index(self) -> int | None:

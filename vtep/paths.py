@@ -94,10 +94,12 @@ class Pool:
 
     def whole_way(self, path: Path, outer: Outer) -> WholeWay:
         """The way on which superframes leave whole to where a path goes; there is an injector."""
+        if self.injector is None:
+            raise RuntimeError("there is no injector")
         way = self._whole.get(path)
-        if way is None:
-            if self.injector is None:
-                raise RuntimeError("there is no injector")
+        if way is None or way.injector is not self.injector:
+            if way is not None and self.consent is not None:
+                self.consent.release(way)
             way = self._whole[path] = WholeWay(path, outer, self.injector)
         return way
 

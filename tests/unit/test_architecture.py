@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "firewall": set[str](),
     "gateway": {"wire"},
     "probe": {"wire"},
-    "consent": {"offload", "probe", "wire"},
+    "consent": {"offload", "probe"},
     "switch": {"wire", "fdb", "neigh", "gateway", "counters", "probe"},
     "mtu": {"mtu", "offload", "wire", "counters"},
     "doctor/facts": {"doctor", "firewall", "probe"},

@@ -219,8 +219,12 @@ def forward(
     room: Sequence[bool] = (),
     remote: Remote = REMOTE,
     takes: Sequence[bool] = (),
+    whole: int | None = None,
 ) -> list[list[bytes]]:
-    """What is sent, by send, when these virtio headers and frames wait at the TAP."""
+    """What is sent, by send, when these virtio headers and frames wait at the TAP.
+
+    So many of them are to leave `whole`, if that is given.
+    """
 
     async def run() -> list[list[bytes]]:
         lost: list[OSError] = []
@@ -230,12 +234,15 @@ def forward(
         segment.fdb.learn(TO, remote, 0.0)
         notes = Notes(iter(room))
         ways = Ways(notes, takes)
+        fit = Fit(PREFIX, segment.counters, MTU, "auto")
+        for flow in range(3):
+            fit.arriving(answer_to(flow))
         with tap() as pair:
             outbound = Outbound(
                 cast("Any", pair),
                 segment,
                 cast("Any", ways),
-                Fit(PREFIX, segment.counters, MTU, "auto"),
+                fit,
                 Arena(),
                 lost.append,
             )
@@ -260,6 +267,7 @@ def forward(
         )
         assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
         assert counters.tx_whole == ways.sent_whole
+        assert whole in (None, ways.sent_whole)
         entry = segment.fdb.lookup(TO)
         assert entry is not None
         assert entry.tx_frames + counters.flooded == expected
@@ -337,6 +345,15 @@ def superframe(
     payload = bytes((count - 1) * size + (last or size))
     frame = Frame(payload=payload, sport=5000 + flow, ident=after, seq=after * size)
     return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
+
+
+def answer_to(flow: int, mss: int = SIZE) -> memoryview:
+    """The SYN with which the receiver of a flow of superframes has announced this."""
+    mss_option = bytes((2, 4)) + mss.to_bytes(2, "big")
+    syn = bytearray(Frame(payload=b"", sport=5000 + flow, flags=SYN, options=mss_option).build())
+    syn[26:34] = syn[30:34] + syn[26:30]
+    syn[34:38] = syn[36:38] + syn[34:36]
+    return memoryview(syn)
 
 
 def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
@@ -432,7 +449,19 @@ def test_everything_leaves_in_order(
 
 def test_what_leaves_whole_needs_no_room_elsewhere() -> None:
     never = [False] * 10_000
-    assert forward([superframe(3)], never, takes=[True, True]) == [segments(*superframe(3))]
+    assert forward([superframe(3)], never, takes=[True, True], whole=1) == [
+        segments(*superframe(3))
+    ]
+
+
+def test_smaller_segments_than_the_receiver_has_announced_are_cut_here() -> None:
+    """Whoever gets them whole would take them for larger ones, and those may not fit further on."""
+    small = superframe(3, size=SIZE - 1)
+    assert forward([small], takes=[True, True], whole=0) == [segments(*small)]
+    full = superframe(3, flow=7)
+    assert forward([full], takes=[True, True], whole=0) == [segments(*full)], (
+        "nothing was announced"
+    )
 
 
 def forward_both(

@@ -5,10 +5,9 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from vtep.consent import Signs
 from vtep.counters import Counters, Drop
 from vtep.datapath.outbound import BUDGET, SUPERFRAME_COST
 from vtep.mtu.fit import Fit
@@ -36,22 +35,17 @@ class Exit(NamedTuple):
 
 
 class Inbound:
-    """From the underlay to the TAPs.
-
-    Frames of single datagrams are shown to what there is in `signs` for the host that sent them.
-    """
+    """From the underlay to the TAPs."""
 
     def __init__(
         self,
         receivers: Iterable[socket.socket],
         switch: Switch,
         cannot_receive: Callable[[OSError], None],
-        signs: Mapping[str, Signs],
     ) -> None:
         self._receivers = tuple(receivers)
         self._switch = switch
         self._cannot_receive = cannot_receive
-        self._signs = signs
         self._exits: dict[Segment, Exit] = {}
         self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
         self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
@@ -142,8 +136,6 @@ class Inbound:
         if segment is None:
             return
         frame = data[vxlan.HEADER_LEN :]
-        if self._signs and (signs := self._signs.get(host)) is not None:
-            signs.note(frame, now)
         if mark and not ecn.decapsulate(frame, mark):
             segment.counters.drop(Drop.CONGESTION, host)
         else:

@@ -313,9 +313,11 @@ class Outbound:
         if way is None:
             return False
         cut = judge(frame, gso)
+        fit = self._fit
         if (
             not goes_whole(len(frame), cut, gso)
-            or cut.head_len + cut.size > self._fit.oversize.limit
+            or cut.head_len + cut.size > fit.oversize.limit
+            or not fit.sizes_out.are_full(frame, cut)
         ):
             return False
         self._finish(now)

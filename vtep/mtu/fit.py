@@ -18,6 +18,9 @@ class Fit:
         self._counters = counters
         self._mtu = mtu
         self.sizes = SegmentSizes(mtu)
+        """Of what comes from the underlay."""
+        self.sizes_out = SegmentSizes(mtu)
+        """Of what leaves for it."""
         self.oversize = Oversize(prefix, counters, mtu)
         self.set_mss_clamp(mss_clamp)
 
@@ -51,9 +54,10 @@ class Fit:
         self.sizes.observe(frame)
 
     def arriving(self, frame: memoryview) -> None:
-        """Clamp a SYN that came from the underlay."""
-        if self._clamp is None:
-            return
+        """Clamp a SYN that came from the underlay, and learn from it."""
         where = inet.tcp_syn(frame)
-        if where is not None:
+        if where is None:
+            return
+        if self._clamp is not None:
             self._clamp.clamp(frame, where, partial=is_partial(frame, where))
+        self.sizes_out.observe(frame)

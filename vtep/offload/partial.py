@@ -9,6 +9,7 @@ virtio header says what is still to be done, and the kernel behind it carries on
 """
 
 from vtep.counters import Counters
+from vtep.offload.headers import Cut
 from vtep.wire import Buffer, ethernet, virtio
 from vtep.wire import ip as inet
 
@@ -17,6 +18,8 @@ SYN_MAX = 256
 
 _SIZE_MIN = 8
 """Less than this the kernel cuts no segment to (its TCP_MIN_GSO_SIZE), whatever was announced."""
+
+_ADDRESSES_LEN = {4: 8, 6: 32}
 
 _GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
 
@@ -53,6 +56,19 @@ class SegmentSizes:
         if len(self._announced) >= self._limit:
             del self._announced[next(iter(self._announced))]
         self._announced[key] = mss
+
+    def are_full(self, frame: Buffer, cut: Cut) -> bool:
+        """Whether the segments of a superframe are as large as its receiver has announced.
+
+        Then a receiver's VTEP that gets it whole takes them for what they are. What is smaller may
+        have to be, because of something behind that. `frame` has neither IP options nor extension
+        headers, and leaves the way that `observe` says the others come.
+        """
+        at = cut.where.offset
+        addresses = _ADDRESSES_LEN[cut.where.version]
+        announced = self._announced.get(bytes(frame[at - addresses : at + 4]))
+        options = cut.transport_len - inet.TCP_HEADER_MIN
+        return announced is not None and cut.size + options >= announced
 
     def payload(self, frame: Buffer, where: inet.Transport) -> int:
         """Octets of payload in each segment of the TCP superframe `frame`."""

@@ -44,7 +44,7 @@ class Outside:
     """What the outer headers of a flow say: addresses, ports, TOS or traffic class, TTL or hop
     limit, flow label, DF, and whether there is a UDP checksum.
 
-    `entrance` is the MAC of the TAP device, and `device` a number for who takes the frame there: it
+    `number` is the first identification, of IPv4. `entrance` is the MAC of the TAP device, and `device` a number for who takes the frame there: it
     is in the first four octets of the source MAC.
     """
 
@@ -59,6 +59,7 @@ class Outside:
     flowlabel: int
     df: bool
     checksum: bool
+    number: int = 0
 
 
 class Heads:
@@ -97,7 +98,7 @@ class Heads:
         if outside.checksum:
             self._flags |= _FLAG_TUNNEL_CSUM
             self._pseudo = int.from_bytes(addresses) + inet.UDP
-        self._id = 0
+        self._id = outside.number
         self._outer = udp - VIRTIO_LEN
 
     def write(self, cut: Cut, prefix_len: int, length: int, gso: virtio.Header) -> bytearray | None:

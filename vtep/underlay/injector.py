@@ -99,9 +99,7 @@ class Injector:
             finally:
                 os.close(program)
             self.mac: bytes = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))[18:24]
-            self.tested: bool = netlink.is_up(connection, "lo")
-            """Whether what is written here was seen to leave."""
-            if self.tested:
+            if netlink.is_up(connection, "lo"):
                 self._test()
         except OSError:
             self.close()
@@ -111,6 +109,15 @@ class Injector:
     def name(self) -> str:
         """Its name."""
         return str(self._tap.name)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has removed the device."""
+        try:
+            fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))
+        except OSError:
+            return False
+        return True
 
     def write(self, head: bytearray, prefix: bytes, frame: bytes | memoryview) -> None:
         """Have a superframe leave; raises OSError, and it has not left then."""

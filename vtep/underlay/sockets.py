@@ -395,6 +395,7 @@ class Outer:
             flowlabel=flowlabel or self.flowlabel,
             df=df or self.df,
             checksum=self.has_checksum(sock.family),
+            number=random.getrandbits(16),
         )
 
     def _set_up_v4(self, sock: socket.socket, discover: int) -> None:

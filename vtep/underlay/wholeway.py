@@ -33,7 +33,7 @@ class WholeWay:
         self.binding = path.binding
         self._path = path
         self._outer = outer
-        self._injector = injector
+        self.injector = injector
         self._device = 0
         self._heads: dict[int, tuple[socket.socket, whole.Heads]] = {}
 
@@ -89,7 +89,7 @@ class WholeWay:
             head = heads.write(cut, len(prefix), len(frame), gso)
             if head is None:
                 return False
-            self._injector.write(head, prefix, frame)
+            self.injector.write(head, prefix, frame)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 if self.is_open:
@@ -104,7 +104,7 @@ class WholeWay:
         if len(self._heads) >= _HEADS_MAX:
             self._heads.clear()
         outside = self._outer.outside(
-            *(sock, self._injector.mac, self._device, flow >> FLOW_BITS),
+            *(sock, self.injector.mac, self._device, flow >> FLOW_BITS),
             df=self._path.keeps_whole(flow),
         )
         heads = whole.Heads(outside)
