@@ -44,8 +44,9 @@ class Outside:
     """What the outer headers of a flow say: addresses, ports, TOS or traffic class, TTL or hop
     limit, flow label, DF, and whether there is a UDP checksum.
 
-    `number` is the first identification, of IPv4. `entrance` is the MAC of the TAP device, and `device` a number for who takes the frame there: it
-    is in the first four octets of the source MAC.
+    `number` is the first identification, of IPv4. `entrance` is the MAC of the TAP device, and
+    `device` a number for who takes the frame there: it is in the first four octets of the source
+    MAC.
     """
 
     entrance: bytes
