@@ -40,6 +40,7 @@ _BY_SUBJECT = {
     "pyvtep": _OURS,
     "from-kernel": _HALF_OURS,
     "to-kernel": _HALF_OURS,
+    "pyvtep-off": _OURS,
     "kernel": _KERNEL,
     "kernel-off": _KERNEL,
 }

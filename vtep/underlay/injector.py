@@ -82,10 +82,7 @@ class Injector:
     """As `Tap.goes` has it."""
 
     def __init__(self, connection: IPRoute) -> None:
-        try:
-            self._tap = pytun.TunTapDevice(name=_NAME, flags=_FLAGS)
-        except pytun.Error as error:
-            raise OSError(*error.args) from error
+        self._tap = pytun.TunTapDevice(name=_NAME, flags=_FLAGS)
         self.fd: int = self._tap.fileno()
         try:
             os.set_inheritable(self.fd, False)
