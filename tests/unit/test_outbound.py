@@ -398,6 +398,21 @@ def test_a_syn_among_others_is_clamped() -> None:
     assert [*chain(*batches)] == [PREFIX + frame.build() for frame in expected]
 
 
+def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
+    fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
+    segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
+    notes = Notes(iter(()))
+    with tap() as pair:
+        ways, fit = cast("Any", Ways(notes)), Fit(PREFIX, segment.counters, MTU, "auto")
+        outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
+        for count in (3, 1, 3, 3):
+            for _ in range(count):
+                pair.host.send(b"".join(plain()))
+            outbound.readable()
+    notes.close()
+    assert [len(batch) for batch in notes.sent] == [3, 1, 1, 2, 3]
+
+
 def test_rest_goes_with_the_next() -> None:
     # 44 segments fit into a send; so many superframes of 46 would take twice as many sends.
     sent = forward([superframe(46, after=after) for after in (0, 46, 92)])
