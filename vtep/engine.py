@@ -202,6 +202,9 @@ class Vtep:
                 self._links = links
                 loop.add_reader(links.fileno(), self._link_events)
                 resources.callback(loop.remove_reader, links.fileno())
+                routes = resources.enter_context(netlink.watch_routes())
+                loop.add_reader(routes.fileno(), self._route_events, routes)
+                resources.callback(loop.remove_reader, routes.fileno())
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
@@ -617,6 +620,13 @@ class Vtep:
         for vni, port in tuple(self._ports.items()):
             self._drop_log.note(f"vni {vni}" if several else "", port.segment.counters)
             yield
+
+    def _route_events(self, routes: socket.socket) -> None:
+        """Have nothing leave whole by a way that may be another one now."""
+        with suppress(OSError):  # Until it is empty.
+            while True:
+                routes.recv(_EVENT_MAX)
+        self._consent.forget()
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""

@@ -28,6 +28,8 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
 _RTMGRP_LINK = 1
+_RTMGRP_IPV4_ROUTE = 0x40
+_RTMGRP_IPV6_ROUTE = 0x400
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 _EVENT_HEADER = Struct("=I12x4xi")
@@ -289,13 +291,22 @@ def device_index(name: str) -> int | None:
 
 def watch() -> socket.socket:
     """A non-blocking socket that becomes readable when something about any link has changed."""
+    return _events(_RTMGRP_LINK)
+
+
+def watch_routes() -> socket.socket:
+    """The same for any route."""
+    return _events(_RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE)
+
+
+def _events(groups: int) -> socket.socket:
     events = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     )
     # An overrun is no error here, since any event says as much as all of them; and an error would
     # make a loop that polls this socket give it up.
     events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
-    events.bind((0, _RTMGRP_LINK))
+    events.bind((0, groups))
     return events
 
 

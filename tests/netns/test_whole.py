@@ -23,6 +23,9 @@ Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]
 
 TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+STALL = 4.0
+"""Seconds that no transfer takes which does not stand still: less than until the next question."""
+
 PREFIXES = {"over-ipv4": "192.0.2.", "over-ipv6": "2001:db8::"}
 over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 
@@ -263,6 +266,26 @@ def test_a_device_that_can_do_it_no_more(pair: Pair, start: Start) -> None:
         return vteps[0].counter("tx_whole") == before
 
     wait_until(cut_here, "superframes to be cut here")
+    assert [vtep.faults() for vtep in vteps] == [0, 0]
+
+
+def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start) -> None:
+    a, b = pair
+    lab.wire(a, b, "eth1")
+    for host, number in ((a, 1), (b, 2)):
+        address(host, "eth1", f"198.51.100.{number}/24")
+        address(host, "lo", f"203.0.113.{number}/32")
+    b.run("ip", "route", "add", "203.0.113.1", "via", "192.0.2.1", "src", "203.0.113.2")
+    a.run("ip", "route", "add", "203.0.113.2", "via", "192.0.2.2", "src", "203.0.113.1")
+    vteps = both(pair, start, prefix="203.0.113.")
+    until_whole(a, b, vteps[0])
+    a.run("ip", "route", "replace", "203.0.113.2", "via", "198.51.100.2", "src", "203.0.113.1")
+    # Where the old way goes, nobody takes anything any more.
+    b.run("ip", "route", "replace", "203.0.113.1", "via", "198.51.100.1", "src", "203.0.113.2")
+    b.run("ip", "addr", "del", "192.0.2.2/24", "dev", "eth0")
+    a.run("ip", "neigh", "flush", "dev", "eth0")
+    assert transfer(a, b, "10.0.0.2", 20 << 20) < STALL
+    until_whole(a, b, vteps[0])
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
