@@ -281,6 +281,7 @@ def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start
     until_whole(a, b, vteps[0])
     a.run("ip", "route", "replace", "203.0.113.2", "via", "198.51.100.2", "src", "203.0.113.1")
     # Where the old way goes, nobody takes anything any more.
+    b.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
     b.run("ip", "route", "replace", "203.0.113.1", "via", "198.51.100.1", "src", "203.0.113.2")
     b.run("ip", "addr", "del", "192.0.2.2/24", "dev", "eth0")
     a.run("ip", "neigh", "flush", "dev", "eth0")
