@@ -432,7 +432,11 @@ class Vtep:
         for port in ports:
             for name in sorted(port.config.offload - port.offload - self._missing):
                 self._missing.add(name)
-                why = (name == "tnl" and self._no_injector) or "this kernel does not have it"
+                why = "this kernel does not have it"
+                if name in ("tnl", "uso") and "tso" not in port.config.offload:
+                    why = "it needs tso"
+                elif name == "tnl" and self._no_injector is not None:
+                    why = self._no_injector
                 log.warning("offload %s is not there: %s", name, why)
 
     def _check_still(self, ports: Iterable[Port]) -> None:

@@ -224,6 +224,7 @@ class Port:
             segment.fdb.set_port(config.dstport)
         segment.fdb.max_addresses = config.max_addresses
         segment.set_remotes(_remotes(config), now)
+        before_these, self.listeners = self.listeners, tuple(listeners)
         self._judge_offload()
         paths = self._make_paths()
         for remote in set(self._paths) & set(segment.remotes):
@@ -231,9 +232,8 @@ class Port:
         self._outbound.take(paths)
         self._paths.close()
         self._paths = paths
-        for listener in self.listeners:
+        for listener in before_these:
             listener.detach(segment)
-        self.listeners = tuple(listeners)
         for listener in self.listeners:
             listener.attach(segment, tap, self._fit)
 

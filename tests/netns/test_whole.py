@@ -316,6 +316,15 @@ def test_not_where_it_is_turned_off(pair: Pair, start: Start) -> None:
     before = vteps[0].counter("tx_whole")
     transfer(a, b, "10.0.0.2", 20 << 20)
     assert vteps[0].counter("tx_whole") == before
+    assert vteps[0].ask("set", "--offload", "none") == ""
+    assert vteps[0].ask("set", "--offload", "auto") == ""
+    assert "is not there" not in vteps[0].log
+
+
+def test_it_says_what_is_missing(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    vtep = start(a, *segment(1, "192.0.2.2"), "--offload", "tnl,gro")
+    assert "offload tnl is not there: it needs tso\n" in vtep.log
 
 
 def test_nothing_is_left_behind(pair: Pair, start: Start) -> None:
