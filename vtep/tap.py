@@ -21,23 +21,23 @@ from vtep.wire import virtio
 
 # From the kernel's include/uapi/linux/if_tun.h; pytun has no names for them.
 _TUNSETPERSIST = 0x400454CB
-_TUNSETOFFLOAD = 0x400454D0
-_TUNSETVNETHDRSZ = 0x400454D8
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
 _TUNGETIFF = 0x800454D2
 _TUNGETDEVNETNS = 0x54E3
-_SIOCGIFHWADDR = 0x8927
+SIOCGIFHWADDR = 0x8927
 _IFF_PERSIST = 0x0800
-_IFREQ_LEN = 40
+IFREQ_LEN = 40
 
 _PROC_TX_DROPPED = 11
 """Column of /proc/net/dev: 8 of what was received, then bytes, packets, errs and this."""
 
 # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN; TUN_F_USO4, TUN_F_USO6 (Linux 6.2).
-_TCP = 0x01 | 0x02 | 0x04 | 0x08
+OFFLOAD_TCP = 0x01 | 0x02 | 0x04 | 0x08
 _UDP = 0x20 | 0x40
 
 _DEVICE = "/dev/net/tun"
-_FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+TAP_FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
 
 
 class Tap:
@@ -58,20 +58,20 @@ class Tap:
         self.fd: int = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
-        fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
+        fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
         self._persists = False
         self.ask(tso=tso, uso=uso)
 
     def ask(self, *, tso: bool, uso: bool) -> None:
         """Ask for superframes of TCP and UDP, as far as the kernel has them, or for none."""
         # What is not asked for, the kernel does before we read a frame.
-        self.uso = tso and uso and self._ask_for(_TCP | _UDP)
-        self.tso = self.uso or (tso and self._ask_for(_TCP)) or not self._ask_for(0)
+        self.uso = tso and uso and self._ask_for(OFFLOAD_TCP | _UDP)
+        self.tso = self.uso or (tso and self._ask_for(OFFLOAD_TCP)) or not self._ask_for(0)
 
     def _ask_for(self, offloads: int) -> bool:
         """Ask for frames with these things left to us, instead of those asked for before."""
         try:
-            fcntl.ioctl(self.fd, _TUNSETOFFLOAD, offloads)
+            fcntl.ioctl(self.fd, TUNSETOFFLOAD, offloads)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -100,11 +100,11 @@ class Tap:
     @property
     def mac(self) -> bytes:
         """Its MAC address now, 6 octets. Raises OSError if it is gone."""
-        return self._ask(_SIOCGIFHWADDR)[18:24]
+        return self._ask(SIOCGIFHWADDR)[18:24]
 
     def _ask(self, request: int) -> bytes:
         """The kernel's struct ifreq for a request that needs nothing in it."""
-        return fcntl.ioctl(self.fd, request, bytes(_IFREQ_LEN))
+        return fcntl.ioctl(self.fd, request, bytes(IFREQ_LEN))
 
     def persist(self, *, on: bool) -> None:
         """Have the device outlive us; or not, if it would because of us."""
@@ -144,7 +144,7 @@ def queue_drops() -> Iterator[tuple[str, int]]:
 
 def _open(name: str) -> pytun.TunTapDevice:
     try:
-        return pytun.TunTapDevice(name=name, flags=_FLAGS)
+        return pytun.TunTapDevice(name=name, flags=TAP_FLAGS)
     except OSError as error:
         raise _explain(name, error) from error
 

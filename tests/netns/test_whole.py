@@ -177,7 +177,6 @@ def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
         other.sendto(header + to_all.ljust(60, b"\0"), ("192.0.2.1", 4789))
         wait_until(lambda: peer in vtep.fdb(), "it to be heard")
         a.run("ip", "neigh", "replace", "10.0.0.2", "lladdr", peer, "dev", "vx0")
-        a.run("ip", "link", "set", "vx0", "txqueuelen", "1000")
         connection = a.start(
             *("python3", "-c"),
             "import socket; s = socket.socket(); s.settimeout(30); s.connect(('10.0.0.2', 9)); "

@@ -52,9 +52,6 @@ is 128 since Linux 6.9)."""
 _BOLDER = 4
 """How many times as many segments are predicted next, where all were right."""
 
-_ADDRESSES = {4: 8, 6: 32}
-"""Octets of both addresses of an IP header, by its version."""
-
 _Marks: TypeAlias = list[tuple[int, int]]
 """TCP flags that not all segments have, behind the number of the segment that has them."""
 
@@ -269,7 +266,7 @@ class Merger:
             frame[flags] |= data[body - head_len + flags + (count - 1) * stride] & CLOSING
         else:
             _FIELD.pack_into(frame, at + 4, length)
-        addresses = int.from_bytes(frame[at - _ADDRESSES[where.version] : at])
+        addresses = int.from_bytes(frame[at - inet.ADDRESSES_LEN[where.version] : at])
         offset = inet.CHECKSUM_OFFSET[where.protocol]
         pseudo = checksum.fold(addresses + where.protocol + length)
         _FIELD.pack_into(frame, at + offset, pseudo)

@@ -19,8 +19,6 @@ SYN_MAX = 256
 _SIZE_MIN = 8
 """Less than this the kernel cuts no segment to (its TCP_MIN_GSO_SIZE), whatever was announced."""
 
-_ADDRESSES_LEN = {4: 8, 6: 32}
-
 _GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
 
 
@@ -65,7 +63,7 @@ class SegmentSizes:
         headers, and leaves the way that `observe` says the others come.
         """
         at = cut.where.offset
-        addresses = _ADDRESSES_LEN[cut.where.version]
+        addresses = inet.ADDRESSES_LEN[cut.where.version]
         announced = self._announced.get(bytes(frame[at - addresses : at + 4]))
         options = cut.transport_len - inet.TCP_HEADER_MIN
         return announced is not None and cut.size + options >= announced

@@ -21,20 +21,22 @@ from pyroute2 import IPRoute
 
 from vtep import netlink
 from vtep.offload import whole
+from vtep.tap import (
+    IFREQ_LEN,
+    OFFLOAD_TCP,
+    SIOCGIFHWADDR,
+    TAP_FLAGS,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+)
 from vtep.wire import ethernet
 
 _NAME = "pyvtep%d"
 """The kernel puts the first number there that is free."""
 
 # From the kernel's include/uapi/linux/if_tun.h and bpf.h.
-_TUNSETOFFLOAD = 0x400454D0
 _TUNSETSNDBUF = 0x400454D4
-_TUNSETVNETHDRSZ = 0x400454D8
-_SIOCGIFHWADDR = 0x8927
-_IFREQ_LEN = 40
-_TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08
 _TUN_F_UDP_TUNNEL = 0x80 | 0x100
-_FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
 _BPF_PROG_LOAD = 5
 _BPF_PROG_TYPE_SCHED_CLS = 3
 _BPF_REDIRECT_NEIGH = 152
@@ -82,12 +84,12 @@ class Injector:
     """As `Tap.goes` has it."""
 
     def __init__(self, connection: IPRoute) -> None:
-        self._tap = pytun.TunTapDevice(name=_NAME, flags=_FLAGS)
+        self._tap = pytun.TunTapDevice(name=_NAME, flags=TAP_FLAGS)
         self.fd: int = self._tap.fileno()
         try:
             os.set_inheritable(self.fd, False)
             os.set_blocking(self.fd, False)
-            fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", whole.VIRTIO_LEN))
+            fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", whole.VIRTIO_LEN))
             fcntl.ioctl(self.fd, _TUNSETSNDBUF, struct.pack("i", _SEND_BUFFER))
             _ask_for_tunnels(self.fd)
             program = _load()
@@ -95,7 +97,7 @@ class Injector:
                 netlink.divert(connection, self._tap.name, program)
             finally:
                 os.close(program)
-            self.mac: bytes = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))[18:24]
+            self.mac: bytes = fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(IFREQ_LEN))[18:24]
             if netlink.is_up(connection, "lo"):
                 self._test()
         except OSError:
@@ -111,7 +113,7 @@ class Injector:
     def is_there(self) -> bool:
         """Whether nobody has removed the device."""
         try:
-            fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_LEN))
+            fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(IFREQ_LEN))
         except OSError:
             return False
         return True
@@ -151,7 +153,7 @@ class Injector:
 
 def _ask_for_tunnels(fd: int) -> None:
     try:
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, _TUN_F_TCP | _TUN_F_UDP_TUNNEL)
+        fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP | _TUN_F_UDP_TUNNEL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -45,6 +45,9 @@ _FLAGS_AT = HEADER_LEN + _IPV4_LEN + TCP_FLAGS
 IP_HEADER_MIN = {4: _IPV4_LEN, 6: _IPV6_LEN}
 """Octets of an IP header without options or extension headers, by IP version."""
 
+ADDRESSES_LEN = {4: 8, 6: 32}
+"""Octets of both addresses of an IP header, which end it where there are no options."""
+
 FRAGMENT_OFFSET = 0x1FFF
 _FRAGMENT = 0x2000 | FRAGMENT_OFFSET
 """More-fragments flag and fragment offset; neither the DF bit nor the reserved bit."""
