@@ -4,6 +4,7 @@ Nothing here outlives the process that uses it, not even when that is killed: a 
 by a child that ends with its standard input, and what runs inside is killed with its parent.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -132,8 +133,7 @@ def transfer(
     payload = memoryview((block * -(-octets // len(block)))[:octets])
     received = memoryview(bytearray(octets))
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with sink.inside():
-        listener = socket.create_server((address, 0), family=family)
+    listener = _listen(sink, address, family)
     with source.inside():
         client = socket.socket(family)
     with listener, client:
@@ -158,6 +158,22 @@ def transfer(
     if hashlib.sha256(payload).digest() != hashlib.sha256(received).digest():
         raise VtepError(f"TCP from {source.name} to {sink.name} {address} arrived damaged")
     return seconds
+
+
+def _listen(sink: Host, address: str, family: socket.AddressFamily) -> socket.socket:
+    """A socket that accepts connections to an address of `sink`; raises VtepError."""
+    end = time.monotonic() + _DEADLINE
+    with sink.inside():
+        while True:
+            try:
+                return socket.create_server((address, 0), family=family)
+            except OSError as error:
+                # An IPv6 address that is still being checked for can't be used for a second or two.
+                if error.errno != errno.EADDRNOTAVAIL or time.monotonic() >= end:
+                    raise VtepError(
+                        f"{sink.name} cannot listen on {address}: {error.strerror}"
+                    ) from error
+                time.sleep(0.02)
 
 
 def _send_all(client: socket.socket, payload: memoryview) -> None:
