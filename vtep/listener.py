@@ -128,11 +128,11 @@ class Listener:
         """Whether the kernel joins datagrams of one sender."""
         return joins_datagrams(self._receiver)
 
-    def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
+    def attach(self, segment: Segment, tap: Tap, fit: Fit, turn: Callable[[], None]) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
         if not self.switch.segments:
             self._inbound.start()
-        self._inbound.attach(segment, tap, fit)
+        self._inbound.attach(segment, tap, fit, turn)
 
     def detach(self, segment: Segment) -> None:
         """Deliver nothing to this segment any more."""

@@ -168,7 +168,7 @@ class Port:
         )
         self._outbound.start()
         for listener in self.listeners:
-            listener.attach(self.segment, tap, self._fit)
+            listener.attach(self.segment, tap, self._fit, self._outbound.readable)
 
     def _listed(self, host: str) -> None:
         version = _version(host)
@@ -178,7 +178,7 @@ class Port:
     def hear(self, listener: Listener) -> None:
         """Let one more listen for it from now on."""
         self.listeners += (listener,)
-        listener.attach(self.segment, self._tap(), self._fit)
+        listener.attach(self.segment, self._tap(), self._fit, self._outbound.readable)
 
     def close(self) -> None:
         """Forward no more, and give the TAP back."""
@@ -235,7 +235,7 @@ class Port:
         for listener in before_these:
             listener.detach(segment)
         for listener in self.listeners:
-            listener.attach(segment, tap, self._fit)
+            listener.attach(segment, tap, self._fit, self._outbound.readable)
 
     def _answer_for_neighbours(self) -> None:
         """Have a table of neighbours or none, as the configuration says."""

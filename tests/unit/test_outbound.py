@@ -367,6 +367,14 @@ def unfinished(octets: int = 20, *, flow: int = 0, kind: str = "udp4") -> tuple[
     return virtio.needs_checksum(frame.shape.upper, offset), frame.build()
 
 
+def marked(mark: int) -> tuple[bytes, bytes]:
+    """A frame with this ECN field."""
+    return virtio.PLAIN, Frame(payload=bytes(20), tos=mark).build()
+
+
+SYN_FRAME = Frame(payload=b"", flags=SYN).build()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_checksums_of_a_run_are_finished(kind: str) -> None:
     frames = [unfinished(kind=kind), unfinished(kind=kind), unfinished(19, kind=kind)]
@@ -411,6 +419,49 @@ def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
             outbound.readable()
     notes.close()
     assert [len(batch) for batch in notes.sent] == [3, 1, 1, 2, 3]
+
+
+ALIKE = st.lists(
+    st.tuples(
+        st.one_of(
+            st.builds(plain, st.sampled_from([20, 20, 21, SIZE]), flow=st.integers(0, 1)),
+            st.builds(
+                unfinished,
+                st.sampled_from([20, 20, 19]),
+                flow=st.integers(0, 1),
+                kind=st.sampled_from(sorted(KINDS)),
+            ),
+            st.builds(marked, st.integers(0, 3)),
+            st.just((virtio.PLAIN, SYN_FRAME)),
+        ),
+        st.integers(1, 70),
+    ).map(lambda pair: [pair[0]] * pair[1]),
+    max_size=6,
+).map(lambda runs: [*chain(*runs)])
+
+
+@settings(BASIC, max_examples=60)
+@given(frames=ALIKE, room=st.lists(st.booleans(), max_size=12))
+def test_runs_of_what_is_alike_leave_in_order(
+    frames: list[tuple[bytes, bytes]], room: list[bool]
+) -> None:
+    sent = forward(frames, room)
+    expected = [segment for frame in frames for segment in segments(*frame)]
+    assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def test_runs_end_where_an_envelope_does() -> None:
+    frames = [marked(0)] * 3 + [marked(1)] * 3 + [marked(2)]
+    assert [len(batch) for batch in forward(frames)] == [3, 3, 1]
+
+
+def test_each_frame_of_a_run_is_looked_at_where_the_segment_wants_to() -> None:
+    segment = particular(inner_vlan=InnerVlan.DROP)
+    looked = Mock(side_effect=lambda frame, _now, _count=1: frame)
+    segment.inspect = looked  # type: ignore[method-assign]
+    sent, _ = inspected([plain()] * 5, segment)
+    assert [len(batch) for batch in sent] == [5]
+    assert looked.call_count == 5
 
 
 def test_rest_goes_with_the_next() -> None:

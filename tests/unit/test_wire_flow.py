@@ -26,7 +26,9 @@ from tests.unit.craft import (
     tcp,
     udp,
 )
-from vtep.wire.flow import flow_hash
+from vtep.wire import ip as inet
+from vtep.wire.envelope import Policy
+from vtep.wire.flow import flow_hash, likeness
 
 PORTS = st.binary(min_size=4, max_size=4)
 PORTED = [6, 17, 33, 132, 136]
@@ -195,3 +197,93 @@ def test_any_buffer(frame: bytes) -> None:
 @given(HOSTILE)
 def test_any_frame(frame: bytes) -> None:
     assert 0 <= flow_hash(frame) < 1 << 32
+
+
+# --- what is alike ----------------------------------------------------------------------------
+
+INHERIT = Policy(inherit_tos=True, inherit_ttl=True, inherit_flowlabel=True, inherit_df=True)
+READERS = [INHERIT.reader(), Policy().reader()]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(ip4(udp()), id="v4 udp"),
+        pytest.param(ip4(tcp()), id="v4 tcp"),
+        pytest.param(ip6(udp(bytes(4))), id="v6 udp"),
+        pytest.param(ip6(tcp()), id="v6 tcp"),
+    ],
+)
+def test_what_does_not_matter_for_likeness(packet: Packet) -> None:
+    frame = bytes(ether(packet))
+    alike = likeness(frame)
+    assert alike is not None
+    free = set(range(len(frame)))
+    for at in range(len(frame)):
+        changed = bytearray(frame)
+        changed[at] ^= 0xFF
+        if alike.unpack_from(changed) != alike.unpack_from(frame):
+            free.remove(at)
+    v6 = frame[12] == 0x86
+    ip_at, upper = 14, 54 if v6 else 34
+    protocol = frame[20 if v6 else 23]
+    expected = {18, 19} if v6 else {16, 17, 18, 19, 24, 25}
+    expected |= set(range(upper + 4, len(frame)))
+    if protocol == 6:
+        expected -= {upper + 12, upper + 13}
+    assert ip_at < min(free)
+    assert free == expected
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(ip4(tcp(flags="S")), id="v4 syn"),
+        pytest.param(ip6(tcp(flags="SA")), id="v6 syn"),
+        pytest.param(ip4(udp(), flags="MF"), id="v4 first fragment"),
+        pytest.param(ip4(Raw(bytes(30)), proto=17, frag=1), id="v4 fragment"),
+        pytest.param(ip4(udp(), options=[IPOption_NOP()] * 4), id="v4 options"),
+        pytest.param(ip6(hop(udp())), id="v6 extension"),
+        pytest.param(ip4(ICMP()), id="icmp"),
+        pytest.param(ARP(), id="arp"),
+    ],
+)
+def test_of_what_nothing_is_said_about_others(packet: Packet) -> None:
+    assert likeness(bytes(ether(packet))) is None
+
+
+@given(frame=HOSTILE)
+def test_likeness_is_told_within_the_frame(frame: bytes) -> None:
+    alike = likeness(frame)
+    assert alike is None or alike.size <= len(frame)
+
+
+@given(
+    frame=st.sampled_from([VALID[name] for name in ("tcp4", "udp4", "udp6")]),
+    changes=st.lists(st.tuples(st.integers(14, 53), st.integers(0, 255)), max_size=2),
+    data=st.data(),
+)
+def test_what_is_alike_is_so_in_all_that_is_said_of_it(
+    frame: bytes, changes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    one = bytearray(frame)
+    for at, octet in changes:
+        one[at % len(one)] = octet
+    frame = bytes(one)
+    alike = likeness(frame)
+    assume(alike is not None)
+    assert alike is not None
+    other = bytearray(frame)
+    for at in data.draw(st.lists(st.integers(0, len(frame) - 1), max_size=8)):
+        other[at] = data.draw(st.integers(0, 255))
+    # What is left out by the struct may be anything; what is in it is as it was.
+    kept = bytearray(alike.pack(*alike.unpack_from(bytes([255]) * alike.size)))
+    for at in range(alike.size):
+        if kept[at]:
+            other[at] = frame[at]
+    assert alike.unpack_from(other) == alike.unpack_from(frame)
+    assert flow_hash(other) == flow_hash(frame)
+    assert other[:6] == frame[:6]
+    assert [reader(other) for reader in READERS] == [reader(frame) for reader in READERS]
+    assert inet.tcp_syn(other) is None
+    assert inet.tcp_syn(frame) is None

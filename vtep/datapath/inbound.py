@@ -32,6 +32,8 @@ class Exit(NamedTuple):
     fit: Fit
     counters: Counters
     segment: Segment
+    turn: Callable[[], None]
+    """Sends what the TAP has by now."""
 
 
 class Inbound:
@@ -51,10 +53,15 @@ class Inbound:
         self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
+        # Whether there was one datagram the last time: then what answers it is not to wait, either.
+        self._lone = False
 
-    def attach(self, segment: Segment, tap: Tap, fit: Fit) -> None:
-        """Deliver the frames of a segment to this TAP from now on."""
-        self._exits[segment] = Exit(tap, fit, segment.counters, segment)
+    def attach(self, segment: Segment, tap: Tap, fit: Fit, turn: Callable[[], None]) -> None:
+        """Deliver the frames of a segment to this TAP from now on.
+
+        `turn` sends what has been written to the TAP by somebody else.
+        """
+        self._exits[segment] = Exit(tap, fit, segment.counters, segment, turn)
         self._switch.segments[segment.vni] = segment
         if not tap.uso:
             self._coarse.add(segment)
@@ -99,6 +106,7 @@ class Inbound:
         begin = end = stride = port = mark = 0
         host = ""
         budget = BUDGET
+        lone = self._lone
         while budget > 0:
             budget -= 1
             try:
@@ -118,8 +126,11 @@ class Inbound:
                 self._burst(buffer[begin:end], stride, host, mark, now)
                 begin = end
             if not many:
-                self._datagram(data, its_stride, its_host, its_mark, now)
+                leave = self._datagram(data, its_stride, its_host, its_mark, now)
                 begin = end = 0
+                if lone and leave is not None:
+                    leave.turn()
+                lone = False
                 continue
             budget -= SUPERFRAME_COST
             stride, host, port, mark = its_stride, its_host, its_port, its_mark
@@ -129,17 +140,22 @@ class Inbound:
                 begin = end = 0
         if begin < end:
             self._burst(buffer[begin:end], stride, host, mark, now)
+        self._lone = budget == BUDGET - 2
 
-    def _datagram(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
+    def _datagram(
+        self, data: memoryview, stride: int, host: str, mark: int, now: float
+    ) -> Exit | None:
         """Take in what came in one datagram; `stride` is for cutting a UDP superframe."""
         segment = self._switch.receive(data, host, now)
         if segment is None:
-            return
+            return None
+        leave = self._exits[segment]
         frame = data[vxlan.HEADER_LEN :]
         if mark and not ecn.decapsulate(frame, mark):
             segment.counters.drop(Drop.CONGESTION, host)
         else:
-            self._single(self._exits[segment], frame, stride)
+            self._single(leave, frame, stride)
+        return leave
 
     def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
         """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""

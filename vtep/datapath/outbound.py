@@ -28,7 +28,7 @@ from vtep.tap import Tap
 from vtep.underlay import FLOW_BITS, POOL_MAX
 from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire import ip as inet
-from vtep.wire.flow import flow_hash
+from vtep.wire.flow import flow_hash, likeness
 
 BUDGET = 64
 """Frames read in one direction before the other one has its turn."""
@@ -137,17 +137,19 @@ class Outbound:
         # What the virtio header of the last frame says, since most say the same.
         seen, (gso, its_partial, least) = virtio.PLAIN, _PLAIN
         lost, lone = None, self._lone
+        ahead = 0  # The length of a frame that has been read already.
         budget = BUDGET
         while budget > 0 and not self._waiting:
             budget -= 1
             body = end + vxlan.HEADER_LEN
             try:
-                length = os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
+                length = ahead or os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
             except BlockingIOError:
                 break
             except OSError as error:
                 lost = error
                 break
+            ahead = 0
             if meta != seen:
                 seen = bytes(meta)
                 gso, its_partial, least = _read_virtio(seen)
@@ -160,8 +162,6 @@ class Outbound:
                     budget -= self._apart(frame, gso, now)
                     continue
                 frame, to_finish = frame[:length], None
-            if splitter.count:
-                self._finish(now)
             buffer[end:body] = header
             if length <= SYN_MAX and inet.tcp_syn(frame) is not None:
                 self._greet(frame, to_finish)
@@ -180,8 +180,13 @@ class Outbound:
             ):
                 end += size
                 whole = size < stride  # A shorter one can only be the last.
+                if end - begin == 2 * stride:
+                    count, ahead = self._follow(frame, end, budget)
+                    end += count * size
+                    budget -= count
             else:
                 self._send(buffer[begin:end], stride, remotes, flow, partial, now)
+                self._finish(now)
                 begin, end = end, end + size
                 stride, remotes, flow, partial = size, its_remotes, its_flow, to_finish
                 whole, lone = lone, False
@@ -194,6 +199,39 @@ class Outbound:
         self._lone = budget == BUDGET - 2
         if lost is not None:
             self._lost(lost)
+
+    def _follow(self, frame: memoryview, end: int, most: int) -> tuple[int, int]:
+        """Read on to `end` while frames are like this one, the last of a run; at most `most`.
+
+        How many they are, and the length of one behind them that is not, or 0. It is the rule that
+        like follows like, and then there is nothing to find out of each.
+        """
+        segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
+        alike = None if segment.attentive else likeness(frame)
+        if alike is None:
+            return 0, 0
+        header, said = self._header, bytes(meta)
+        unpack, parts = alike.unpack_from, alike.unpack_from(frame)
+        size, octets = vxlan.HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
+        most = min(most, (_RUN_MAX - end) // size + 1)
+        count = ahead = 0
+        try:
+            while count < most:
+                body = end + vxlan.HEADER_LEN
+                got = os.readv(fd, (meta, buffer[body:]))
+                if got != octets or unpack(buffer, body) != parts or meta != said:
+                    ahead = got - virtio.HEADER_LEN
+                    break
+                buffer[end:body] = header
+                end += size
+                count += 1
+        except OSError:  # There are no more, or there is no TAP: whoever reads next sees which.
+            pass
+        if count:
+            segment.counters.tx_frames += count
+            segment.counters.tx_bytes += count * len(frame)
+            segment.destinations(frame, count)
+        return count, ahead
 
     def _send(
         self,

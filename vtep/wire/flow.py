@@ -4,12 +4,16 @@ Frames of one inner flow hash alike, so an underlay that balances by 5-tuple kee
 different flows spread over its paths.
 """
 
+from struct import Struct
 from zlib import crc32
 
 from vtep.wire import Buffer
 from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
 
-_PORTED = frozenset((6, 17, 33, 132, 136))
+_TCP = 6
+_UDP = 17
+_SYN = 0x02
+_PORTED = frozenset((_TCP, _UDP, 33, 132, 136))
 """Protocols that open with source and destination port: TCP, UDP, DCCP, SCTP, UDP-Lite."""
 
 
@@ -33,3 +37,34 @@ def flow_hash(frame: Buffer) -> int:
         # Addresses and, directly behind the fixed header, ports are one slice.
         return crc32(frame[at + 8 : at + (44 if protocol in _PORTED else 40)], protocol)
     return crc32(frame[:HEADER_LEN])
+
+
+# The last octet of those of TCP has its flags.
+_UDP_V4 = Struct("16s4x4s2x12s")
+_TCP_V4 = Struct("16s4x4s2x12s8x2s")
+_UDP_V6 = Struct("18s2x38s")
+_TCP_V6 = Struct("18s2x38s8x2s")
+
+
+def likeness(frame: Buffer) -> Struct | None:
+    """What tells, of frames as long as this one of at least 14 octets, those that are like it.
+
+    They are where it unpacks the same: MACs, what an IP header has besides length, identification
+    and checksum, ports, and in TCP the data offset and the flags. So `flow_hash`, the envelope
+    (`wire.envelope`) and the destination of one are those of the others. None where that is not so
+    simple: of all but untagged UDP, and TCP that opens no connection, in one piece, without IPv4
+    options or IPv6 extension headers.
+    """
+    if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _UDP_V4.size:
+        if frame[20] & 0x3F or frame[21]:
+            return None
+        protocol, udp, tcp = frame[23], _UDP_V4, _TCP_V4
+    elif frame[12:14] == b"\x86\xdd" and len(frame) >= _UDP_V6.size:
+        protocol, udp, tcp = frame[20], _UDP_V6, _TCP_V6
+    else:
+        return None
+    if protocol == _UDP:
+        return udp
+    if protocol == _TCP and len(frame) >= tcp.size and not frame[tcp.size - 1] & _SYN:
+        return tcp
+    return None
