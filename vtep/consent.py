@@ -2,25 +2,32 @@
 
 What leaves whole (see `offload.whole`) is cut by a network card. Where there is none, as between
 containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
-a pyvtep does. So nothing leaves whole before the remote has answered a question (see `vtep.probe`)
-that was a superframe itself. The answer says that the way is open, that a pyvtep is at its end, and
-whether the question was cut: if not, there is another, as large as superframes are, since something
-on the way may not carry those. Whoever does not answer gets superframes that were cut here.
+a pyvtep does, and a kernel driver. So none leaves whole before it is known that the way takes it:
+
+- A pyvtep answers a question (see `vtep.probe`) that was a superframe itself. The answer says that
+  the way is open, and whether the question was cut: if not, there is another, as large as
+  superframes are, since something on the way may not carry those.
+- No other VTEP answers. So one superframe of those that are sent anyhow leaves whole, and if its
+  receiver acknowledges it (see `offload.trial`), so may those that follow. If not, its sender sends
+  it again, in pieces; and that remote is tried ever more seldom.
+
+Whoever does neither gets superframes that were cut here.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from attrs import define
 
-from vtep.offload.whole import LARGE, SMALL, Question
+from vtep.offload.whole import LARGE, OCTETS_MAX, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe
 
 _LIFE = 20.0
 """Seconds for which an answer is believed."""
 
 _RENEWED = 5.0
-"""Seconds after which a way that is in use is asked for again."""
+"""Seconds after which a way that is in use is asked for again, or tried again."""
 
 _AGAIN = 1.0
 """Seconds from a question to the next, if nobody has answered."""
@@ -29,7 +36,10 @@ _PATIENCE = 3
 """Questions without an answer until a remote has a pause."""
 
 _PAUSE = 60.0
-"""Seconds of that."""
+"""Seconds of that; and from a superframe that did not arrive whole to the next one that is to, each
+time twice as long."""
+
+_PAUSE_MAX = 3600.0
 
 
 class Way(Protocol):
@@ -39,19 +49,27 @@ class Way(Protocol):
     """That superframes are to leave whole, of which we have been told."""
     sent: int
     """How many have left whole."""
-    is_open: bool
-    """Whether they leave whole now."""
     host: str
     """The address of the remote."""
 
-    def open(self, device: int) -> None:
-        """Have them leave whole from now on, over the device of this index."""
+    @property
+    def is_open(self) -> bool:
+        """Whether they leave whole now."""
+
+    def open(self, device: int, largest: int) -> None:
+        """Have those of so many octets at most leave whole, over the device of this index."""
 
     def shut(self) -> None:
         """Have them cut here again."""
 
     def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
         """Send a question whole behind a probe; whether it has left is seen by the answer."""
+
+    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
+        """Have one leave whole that is larger than those.
+
+        `judge` is told how many octets of it are known to have arrived, all or none, and when.
+        """
 
 
 _W = TypeVar("_W", bound=Way)
@@ -71,6 +89,16 @@ class _Request(Generic[_W]):
     question: Question = SMALL
     sent: int = 0
     """How many had left whole when it was last asked."""
+    tried: bool = False
+    """Whether it is open because of a superframe that has arrived, not of an answer."""
+
+
+@define
+class _Failure:
+    """A superframe that left whole for a host, and did not arrive."""
+
+    pause: float
+    until: float
 
 
 class Consent(Generic[_W]):
@@ -85,6 +113,7 @@ class Consent(Generic[_W]):
         self._wake = wake
         self._requests: dict[_W, _Request[_W]] = {}
         self._by_token: dict[bytes, _Request[_W]] = {}
+        self._failures: dict[str, _Failure] = {}
 
     def wish(self, way: _W, port: int) -> None:
         """There are superframes for this way; answers are to go to our VXLAN `port`."""
@@ -111,6 +140,32 @@ class Consent(Generic[_W]):
             request.asked, request.asked_at = _PATIENCE, now
         else:
             self._ask(request, now)
+            self._try(request, device, now)
+
+    def _try(self, request: _Request[_W], device: int, now: float) -> None:
+        """Find out by a superframe, unless one was lost so not long ago."""
+        failure = self._failures.get(request.way.host)
+        if failure is None or now >= failure.until:
+            request.way.try_one(device, partial(self._judged, request))
+
+    def _judged(self, request: _Request[_W], octets: int, now: float) -> None:
+        """A superframe of so many octets has arrived; or, of none, it is not known to have."""
+        way = request.way
+        if self._requests.get(way) is not request or request.device is None:
+            return
+        if not octets:
+            before = self._failures.get(way.host)
+            pause = _PAUSE if before is None else min(2 * before.pause, _PAUSE_MAX)
+            self._failures[way.host] = _Failure(pause, now + pause)
+            if request.tried:
+                self.release(way)
+            return
+        self._failures.pop(way.host, None)
+        if not way.is_open:
+            request.tried, request.believed_until = True, now + _RENEWED
+        if request.tried:
+            way.open(request.device, octets)
+            self._try(request, request.device, now)  # A larger one.
 
     def answered(self, probe: Probe, host: str, now: float) -> None:
         """An answer has come from a host, perhaps to one of our questions."""
@@ -124,13 +179,9 @@ class Consent(Generic[_W]):
                 request.question, request.asked = LARGE, 0
                 self._ask(request, now)
             return
-        self._believe(request, request.device, now)
-
-    def _believe(self, request: _Request[_W], device: int, now: float) -> None:
-        request.asked = 0
+        request.tried, request.asked = False, 0
         request.believed_until = now + _LIFE
-        if not request.way.is_open:
-            request.way.open(device)
+        request.way.open(request.device, OCTETS_MAX)
 
     def tick(self, now: float) -> None:
         """Ask again who is to be asked again, and no longer believe what is too old."""
@@ -143,7 +194,7 @@ class Consent(Generic[_W]):
                 request.asked, request.asked_at = _PATIENCE, now
             elif now >= request.believed_until:
                 self.release(way)
-            elif now >= request.believed_until - _LIFE + _RENEWED:
+            elif not request.tried and now >= request.believed_until - _LIFE + _RENEWED:
                 self._renew(request, now)
 
     def _renew(self, request: _Request[_W], now: float) -> None:

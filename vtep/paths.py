@@ -203,14 +203,15 @@ class Paths(dict[Remote, Path]):
         return path
 
     def whole_way(self, remote: Remote) -> WholeWay | None:
-        """The way on which superframes leave whole to a remote; None while that is not open.
+        """The way on which superframes leave whole to a remote; None while that is not open, and
+        none is to be tried.
 
         Whoever asks wishes that it were.
         """
         way = self._whole.get(remote)
         if way is None:
             way = self._whole[remote] = self._pool.whole_way(self[remote], self._outer)
-        if way.is_open:
+        if way.largest or way.judge is not None:
             return way
         if not way.wished and self._pool.consent is not None:
             self._pool.consent.wish(way, self._port)

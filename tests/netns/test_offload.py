@@ -82,6 +82,7 @@ def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
         return vteps[0].counter("tx_datagrams") >= count
 
     for local, remote in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
+        ping(a, remote)  # Who is stopped says nobody's MAC.
         with udp_socket(b, remote, 5000) as receiver, udp_socket(a, local) as sender:
             receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
             vteps[1].process.send_signal(signal.SIGSTOP)

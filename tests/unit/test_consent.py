@@ -1,7 +1,7 @@
 """Who is asked whether superframes may leave whole, when, and for how long an answer counts."""
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,15 +18,29 @@ class Way:
         self.host = host
         self.wished = False
         self.sent = 0
-        self.is_open = False
+        self.largest = 0
+        self.judge: Callable[[int, float], None] | None = None
         self.device = 0
         self.questions: list[tuple[float, Probe]] = []
 
-    def open(self, device: int) -> None:
-        self.is_open, self.device = True, device
+    @property
+    def is_open(self) -> bool:
+        return self.largest > 0
+
+    def open(self, device: int, largest: int) -> None:
+        self.largest, self.device, self.judge = largest, device, None
 
     def shut(self) -> None:
-        self.is_open = False
+        self.largest, self.judge = 0, None
+
+    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
+        self.device, self.judge = device, judge
+
+    def tried(self, octets: int, now: float) -> None:
+        """One that is larger leaves whole; so many octets of it are known to have arrived."""
+        assert self.judge is not None
+        judge, self.judge = self.judge, None
+        judge(octets, now)
 
     def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
         parsed = Probe.parse(probe)
@@ -265,3 +279,87 @@ def test_a_way_on_which_they_are_cut_now() -> None:
     room.ticks(7, 13)
     assert way.asked_with is SMALL
     assert way.is_open
+
+
+# --- those who answer nothing -----------------------------------------------------------------
+
+
+def test_what_arrives_opens_the_way_for_what_is_no_larger() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    way.tried(3000, 0.1)
+    assert (way.largest, way.device) == (3000, 3)
+    way.tried(60_000, 0.2)
+    assert way.largest == 60_000
+    assert way.judge is not None, "there may be a larger one"
+
+
+def test_what_has_arrived_counts_for_some_seconds() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    way.tried(60_000, 0.5)
+    room.ticks(1, 5)
+    assert way.is_open
+    way.tried(61_000, 5.2)
+    room.ticks(6, 6)
+    assert (way.is_open, way.wished, len(way.questions)) == (False, False, 1)
+    room.asked(way, 6.1)
+    way.tried(60_000, 6.2)
+    assert way.is_open
+
+
+def test_after_one_that_was_lost_there_is_none_for_ever_longer() -> None:
+    room, way = Room(), Way()
+    lost, now = [], 0.0
+    while now < 20_000:
+        room.asked(way, now)
+        if way.judge is not None:
+            lost.append(now)
+            way.tried(0, now)
+        assert not way.is_open
+        room.it.release(way)
+        now += 10
+    pauses = [after - before for before, after in pairwise(lost)]
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600, 3600]
+    # Of another host nothing is known; and once one has arrived, all is well.
+    other = Way("192.0.2.3")
+    room.asked(other, now)
+    assert other.judge is not None
+    room.asked(way, now + 3600)
+    way.tried(1000, now + 3600)
+    assert way.is_open
+    way.tried(0, now + 3601)
+    assert not way.is_open
+    assert not way.wished
+    room.asked(way, now + 3661)
+    assert way.judge is not None
+
+
+def test_an_answer_needs_no_trial() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    judge = way.judge
+    assert judge is not None
+    room.it.answered(answer(way), way.host, 0.1)
+    largest = way.largest
+    assert largest > 1 << 15
+    assert way.judge is None
+    judge(5000, 0.2)
+    assert way.largest == largest
+    judge(0, 0.3)
+    assert way.largest == largest
+
+
+def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    judge = way.judge
+    assert judge is not None
+    room.it.forget()
+    judge(5000, 0.1)
+    assert not way.is_open
+    room.asked(way, 0.2)
+    judge(0, 0.3)
+    room.it.release(way)
+    room.asked(way, 0.4)
+    assert way.judge is not None

@@ -6,7 +6,7 @@ that takes notes, and may be full.
 
 import asyncio
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -78,6 +78,8 @@ class Ways:
     """
 
     envelope = staticmethod(Policy().reader())
+    judge: Callable[[int, float], None] | None = None
+    largest = 1 << 16
 
     def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
         self.room = Room()
@@ -236,7 +238,7 @@ def forward(
         ways = Ways(notes, takes)
         fit = Fit(PREFIX, segment.counters, MTU, "auto")
         for flow in range(3):
-            fit.arriving(answer_to(flow))
+            fit.arriving(answer_to(flow), 0.0)
         with tap() as pair:
             outbound = Outbound(
                 cast("Any", pair),

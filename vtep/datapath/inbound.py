@@ -154,15 +154,15 @@ class Inbound:
         if mark and not ecn.decapsulate(frame, mark):
             segment.counters.drop(Drop.CONGESTION, host)
         else:
-            self._single(leave, frame, stride)
+            self._single(leave, frame, stride, now)
         return leave
 
-    def _single(self, leave: Exit, frame: memoryview, stride: int) -> None:
+    def _single(self, leave: Exit, frame: memoryview, stride: int, now: float) -> None:
         """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
         if leave.segment.strips:
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
-            leave.fit.arriving(frame)
+            leave.fit.arriving(frame, now)
         header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
         if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
             self._deliver(leave, frame, header)
@@ -185,7 +185,7 @@ class Inbound:
                 continue
             leave = self._exits[segment]
             if header is None:
-                self._single(leave, frame, 0)
+                self._single(leave, frame, 0, now)
             else:
                 leave.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strips else frame

@@ -127,8 +127,8 @@ class Outbound:
         splitter.count = 0  # Else something failed half-way, and may have been of another VNI.
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
-        # What is longer is looked at, which is every frame where the segment wants to see them.
-        frame_max = 0 if segment.attentive else self._fit.oversize.limit
+        # What is longer is looked at: every frame where somebody wants to see them all.
+        frame_max = 0 if segment.attentive or self._fit.trial else self._fit.oversize.limit
         remotes: Sequence[Remote] = ()
         # A run of frames of one size and flow lies between the first two, unless it is empty. Its
         # checksums are finished when it is sent, which is less work for all than for each.
@@ -207,7 +207,7 @@ class Outbound:
         like follows like, and then there is nothing to find out of each.
         """
         segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
-        alike = None if segment.attentive else likeness(frame)
+        alike = None if segment.attentive or self._fit.trial else likeness(frame)
         if alike is None:
             return 0, 0
         header, said = self._header, bytes(meta)
@@ -261,6 +261,7 @@ class Outbound:
         """
         if len(frame) > self._fit.oversize.limit:
             return 0
+        self._fit.watch(frame, now)
         return len(self._inspect(frame, now)) if self._mend(frame, gso) else 0
 
     def _inspect(self, frame: memoryview, now: float) -> memoryview:
@@ -324,6 +325,7 @@ class Outbound:
             if not frame:
                 return
         splitter = self._arena.splitter
+        self._fit.watch(frame, now)
         try:
             if self._paths.whole and self._whole(frame, gso, now):
                 return
@@ -350,8 +352,10 @@ class Outbound:
         way = self._paths.whole_way(remote)
         if way is None:
             return False
+        fit, untried = self._fit, len(frame) > way.largest
+        if untried and (way.judge is None or fit.trial is not None):
+            return False
         cut = judge(frame, gso)
-        fit = self._fit
         if (
             not goes_whole(len(frame), cut, gso)
             or cut.head_len + cut.size > fit.oversize.limit
@@ -362,6 +366,9 @@ class Outbound:
         flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
         if self._waiting or not way.send(self._header, frame, cut, gso, flow, now):
             return False
+        if untried and way.judge is not None:
+            fit.try_whole(frame, cut, way.judge, now)
+            way.judge = None
         counters, count = segment.counters, cut.segments
         segment.destinations(frame, count)
         counters.tx_superframes += 1

@@ -1,9 +1,13 @@
 """All that makes the frames of one TAP fit its tunnel, and the MTU that it goes by."""
 
+from collections.abc import Callable
+
 from vtep.counters import Counters
 from vtep.mtu.mss import MssClamp
 from vtep.mtu.oversize import Oversize
+from vtep.offload.headers import Cut
 from vtep.offload.partial import SegmentSizes, is_partial
+from vtep.offload.trial import Trial
 from vtep.wire import ip as inet
 
 
@@ -22,6 +26,8 @@ class Fit:
         self.sizes_out = SegmentSizes(mtu)
         """Of what leaves for it."""
         self.oversize = Oversize(prefix, counters, mtu)
+        self.trial: Trial | None = None
+        """To be shown what leaves, and what arrives, until it is over."""
         self.set_mss_clamp(mss_clamp)
 
     @property
@@ -41,6 +47,22 @@ class Fit:
         off = mss_clamp == "off"
         self._clamp = None if off else MssClamp(self._counters, self._mtu, fixed)
 
+    def try_whole(
+        self, frame: memoryview, cut: Cut, judge: Callable[[int, float], None], now: float
+    ) -> None:
+        """Find out what becomes of a superframe that leaves whole; as `Trial` has it."""
+        self.trial = Trial(frame, cut, judge, now)
+
+    def watch(self, frame: memoryview, now: float) -> None:
+        """Look at a frame or superframe that leaves while there is a trial."""
+        if self.trial is not None:
+            self.trial.leaving(frame, now)
+            self._settle()
+
+    def _settle(self) -> None:
+        if self.trial is not None and self.trial.is_over:
+            self.trial = None
+
     def leaving(self, frame: memoryview) -> None:
         """Clamp a SYN that leaves for the underlay, and learn from it.
 
@@ -53,8 +75,11 @@ class Fit:
             self._clamp.clamp(frame, where, partial=False)
         self.sizes.observe(frame)
 
-    def arriving(self, frame: memoryview) -> None:
-        """Clamp a SYN that came from the underlay, and learn from it."""
+    def arriving(self, frame: memoryview, now: float) -> None:
+        """Clamp a SYN that came from the underlay, and learn from it and from other answers."""
+        if self.trial is not None:
+            self.trial.arriving(frame, now)
+            self._settle()
         where = inet.tcp_syn(frame)
         if where is None:
             return

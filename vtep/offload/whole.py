@@ -34,6 +34,10 @@ _GSO_TUNNEL = {4: 0x20, 6: 0x40}
 
 _TYPES = {4: ethernet.TYPE_IPV4, 6: ethernet.TYPE_IPV6}
 _LENGTH_MAX = 0xFFFF
+
+OCTETS_MAX = _LENGTH_MAX
+"""More than a superframe may have that leaves whole."""
+
 _DF = 0x4000
 _FIELD = Struct("!H")
 _LENGTH_AND_ID = Struct("!HH")

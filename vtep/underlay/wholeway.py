@@ -3,6 +3,7 @@
 import errno
 import logging
 import socket
+from collections.abc import Callable
 
 from vtep.offload import whole
 from vtep.offload.headers import Cut
@@ -28,7 +29,10 @@ class WholeWay:
     def __init__(self, path: Path, outer: Outer, injector: Injector) -> None:
         self.wished = False
         self.sent = 0
-        self.is_open = False
+        self.largest = 0
+        """Octets of the largest superframe that may leave whole now; none may if it is 0."""
+        self.judge: Callable[[int, float], None] | None = None
+        """If a larger one is to leave whole, who is to be told; as `offload.trial` has it."""
         self.host = path.remote.host
         self.binding = path.binding
         self._path = path
@@ -37,14 +41,24 @@ class WholeWay:
         self._device = 0
         self._heads: dict[int, tuple[socket.socket, whole.Heads]] = {}
 
-    def open(self, device: int) -> None:
-        """Have superframes leave whole from now on, over the device of this index."""
+    @property
+    def is_open(self) -> bool:
+        """Whether superframes leave whole now."""
+        return self.largest > 0
+
+    def open(self, device: int, largest: int) -> None:
+        """Have superframes of so many octets leave whole, over the device of this index."""
         self._use(device)
-        self.is_open = True
+        self.largest, self.judge = largest, None
 
     def shut(self) -> None:
         """Have them cut here again."""
-        self.is_open = False
+        self.largest, self.judge = 0, None
+
+    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
+        """Have one superframe leave whole that is larger; `judge` is told what became of it."""
+        self._use(device)
+        self.judge = judge
 
     def _use(self, device: int) -> None:
         if device != self._device:
