@@ -30,7 +30,7 @@ from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
 from vtep.offload.headers import Cut
-from vtep.offload.split import Splitter
+from vtep.offload.split import Splitter, judge
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
@@ -109,7 +109,13 @@ class Ways:
         sent = splitter.out[:octets].tobytes()
         self._notes.sent.append([sent[at : at + stride] for at in range(0, octets, stride)])
         self.sent_whole += 1
+        self._gso = gso
         return True
+
+    def send_again(self, prefix: bytes, frame: memoryview) -> bool:
+        """As if everything were said again; whether that is right shows in what is sent."""
+        gso = self._gso
+        return self.send(prefix, frame, judge(frame, gso), gso)
 
 
 class Crowd:
@@ -345,7 +351,7 @@ def superframe(
 ) -> tuple[bytes, bytes]:
     """One of so many segments, the first of which is `after` so many others of its flow."""
     payload = bytes((count - 1) * size + (last or size))
-    frame = Frame(payload=payload, sport=5000 + flow, ident=after, seq=after * size)
+    frame = Frame(payload=payload, sport=5000 + flow, ident=after, seq=after * size, partial=True)
     return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
 
 
@@ -513,6 +519,100 @@ def test_everything_leaves_in_order(
     sent = forward(frames, room, takes=takes)
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert [datagram for batch in sent for datagram in batch] == expected
+
+
+RUNS = st.lists(
+    st.tuples(
+        st.one_of(
+            st.builds(superframe, st.sampled_from([20, 44]), flow=st.integers(0, 2)),
+            st.builds(superframe, st.just(20), last=st.just(7)),
+            st.builds(superframe, st.just(20), size=st.just(1448)),
+            st.builds(plain, st.just(20)),
+        ),
+        st.integers(1, 20),
+    ).map(lambda pair: [pair[0]] * pair[1]),
+    max_size=4,
+).map(lambda runs: [*chain(*runs)])
+
+
+@settings(BASIC, max_examples=60)
+@given(
+    frames=RUNS,
+    takes=st.lists(st.sampled_from((True, True, True, True, False)), max_size=40),
+    room=st.lists(st.booleans(), max_size=8),
+)
+def test_runs_of_superframes_that_leave_whole(
+    frames: list[tuple[bytes, bytes]], takes: list[bool], room: list[bool]
+) -> None:
+    sent = forward(frames, room, takes=takes)
+    expected = [segment for frame in frames for segment in segments(*frame)]
+    assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def changed(frame: tuple[bytes, bytes], **fields: Any) -> tuple[bytes, bytes]:
+    """The same superframe of 20 segments with something different in it."""
+    header, _ = frame
+    return header, replace(
+        Frame(payload=bytes(20 * SIZE), sport=5000, partial=True), **fields
+    ).build()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sport": 5001},
+        {"dst": b"\2\0\0\0\0\7"},
+        {"tos": 1},
+        {"options": b"\1\1\1\0"},
+        {"options": b"\1\1\1\0", "payload": bytes(20 * SIZE - 4)},
+        {"payload": bytes(20 * SIZE - 1)},
+        {"padding": b"\0"},
+        {"between": b"\1\1\1\1", "payload": bytes(20 * SIZE - 4)},
+        {"payload": bytes(20 * SIZE - 4), "padding": bytes(4)},
+    ],
+    ids=str,
+)
+def test_one_that_is_not_like_the_one_that_left_whole(fields: dict[str, Any]) -> None:
+    """It does not leave as that did, without a look at it; nor does what has another size."""
+    same = superframe(20)
+    sizes = virtio.superframe(virtio.GSO_TCPV4, 54, 1000, 34, 16)
+    for other in (changed(same, **fields), (sizes, same[1])):
+        frames = [same, same, other, other, same]
+        sent = forward(frames, takes=[True] * 20)
+        expected = [segment for frame in frames for segment in segments(*frame)]
+        assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def test_what_goes_on_leaves_whole_without_another_look() -> None:
+    same = [superframe(20, after=after) for after in (0, 20, 40)]
+    assert forward(same, takes=[True] * 4, whole=3) == [segments(*each) for each in same]
+
+
+@pytest.mark.parametrize("kind", ["udp4", "udp6", "tcp4", "tcp6"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sport": 5001},
+        {"dst": b"\2\0\0\0\0\7"},
+        {"tos": 1},
+        {"payload": bytes(21)},
+        {"payload": bytes(19)},
+        {"partial": False},
+    ],
+    ids=str,
+)
+def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any]) -> None:
+    base = Frame(*KINDS[kind], payload=bytes(20), sport=5000, partial=True)
+    other = replace(base, **fields)
+    needs = virtio.needs_checksum(base.shape.upper, CHECKSUM_AT[base.protocol])
+    two = (virtio.PLAIN if fields == {"partial": False} else needs), other.build()
+    one = needs, base.build()
+    frames = [one, one, one, two, two, two, one, one]
+    sent = forward(frames)
+    expected = [segment for frame in frames for segment in segments(*frame)]
+    assert [datagram for batch in sent for datagram in batch] == expected
+    if "tos" in fields or "sport" in fields or "partial" in fields:
+        assert [len(batch) for batch in sent] == [3, 3, 2]
 
 
 def test_what_leaves_whole_needs_no_room_elsewhere() -> None:

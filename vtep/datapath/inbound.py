@@ -16,13 +16,18 @@ from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.split import Splitter
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
-from vtep.underlay import receive
+from vtep.underlay import Received, receive
 from vtep.wire import ecn, ethernet, virtio, vxlan
+from vtep.wire.flow import superframe_likeness
 
 _DATAGRAM_MAX = 65536
 _BURSTS_MAX = 3 * _DATAGRAM_MAX
 """Octets of bursts that go on from one to the next, after which they are delivered. More would not
 save much of what is done once for all of them, and would no longer be in the processor's cache."""
+
+
+_BEGIN_LEN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
+"""Octets of a datagram by which it is let in, or not."""
 
 
 class Exit(NamedTuple):
@@ -53,6 +58,9 @@ class Inbound:
         self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
         self._splitter = Splitter(b"")
+        # What the last datagram was delivered with, and one that has been received already.
+        self._header = virtio.PLAIN
+        self._ahead: Received | None = None
         # Whether there was one datagram the last time: then what answers it is not to wait, either.
         self._lone = False
 
@@ -110,12 +118,14 @@ class Inbound:
         while budget > 0:
             budget -= 1
             try:
-                octets, its_stride, its_host, its_port, its_mark = receive(receiver, buffer[end:])
+                came = self._ahead or receive(receiver, buffer[end:])
             except BlockingIOError:
                 break
             except OSError as error:
                 self._cannot_receive(error)
                 break
+            self._ahead = None
+            octets, its_stride, its_host, its_port, its_mark = came
             data = buffer[end : end + octets]
             many = octets > its_stride
             if many and is_udp_superframe(data[vxlan.HEADER_LEN :]):
@@ -128,8 +138,14 @@ class Inbound:
             if not many:
                 leave = self._datagram(data, its_stride, its_host, its_mark, now)
                 begin = end = 0
-                if lone and leave is not None:
+                if leave is not None and self._header[1] != virtio.GSO_NONE:
+                    most = budget // (SUPERFRAME_COST + 1)
+                    count = self._follow(receiver, leave, came, data, most, now)
+                    budget -= SUPERFRAME_COST + count * (SUPERFRAME_COST + 1)
+                elif lone and leave is not None:
                     leave.turn()
+                    if not self._exits:  # Its TAP was the last one, and is gone.
+                        return
                 lone = False
                 continue
             budget -= SUPERFRAME_COST
@@ -145,7 +161,10 @@ class Inbound:
     def _datagram(
         self, data: memoryview, stride: int, host: str, mark: int, now: float
     ) -> Exit | None:
-        """Take in what came in one datagram; `stride` is for cutting a UDP superframe."""
+        """Take in what came in one datagram; `stride` is for cutting a UDP superframe.
+
+        Where it was delivered, if it was, and then with `_header`.
+        """
         segment = self._switch.receive(data, host, now)
         if segment is None:
             return None
@@ -153,9 +172,61 @@ class Inbound:
         frame = data[vxlan.HEADER_LEN :]
         if mark and not ecn.decapsulate(frame, mark):
             segment.counters.drop(Drop.CONGESTION, host)
-        else:
-            self._single(leave, frame, stride, now)
+            return None
+        self._single(leave, frame, stride, now)
         return leave
+
+    def _follow(
+        self,
+        receiver: socket.socket,
+        leave: Exit,
+        came: Received,
+        data: memoryview,
+        most: int,
+        now: float,
+    ) -> int:
+        """Deliver on while datagrams are like this one, which is a superframe of TCP and `came` so.
+
+        At most `most`; how many they are. One that is not is received ahead. It is the rule that
+        like follows like, and then there is nothing to find out of each.
+        """
+        host, header = came[2], self._header
+        frame = data[vxlan.HEADER_LEN :]
+        alike = superframe_likeness(frame)
+        if alike is None:
+            return 0
+        begin, unpack, parts = bytes(data[:_BEGIN_LEN]), alike.unpack_from, alike.unpack_from(frame)
+        buffer, prefix = self._buffer, begin[: vxlan.HEADER_LEN]
+        frame = buffer[vxlan.HEADER_LEN : len(data)]
+        count = lost = 0
+        try:
+            while count < most:
+                self._ahead = receive(receiver, buffer)
+                if (
+                    self._ahead != came
+                    or buffer[: vxlan.HEADER_LEN] != prefix
+                    or unpack(buffer, vxlan.HEADER_LEN) != parts
+                ):
+                    break
+                self._ahead = None
+                count += 1
+                try:
+                    os.writev(leave.tap.fd, (header, frame))
+                except OSError as error:
+                    lost += 1
+                    _refused(leave, error, _frames_of(len(frame), header)[0])
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._cannot_receive(error)
+        if count:
+            self._switch.receive(begin, host, now, count)
+            leave.counters.partial_checksums += count
+            leave.counters.super_datagrams += count
+            frames, octets = _frames_of(len(frame), header)
+            leave.counters.rx_frames += (count - lost) * frames
+            leave.counters.rx_bytes += (count - lost) * octets
+        return count
 
     def _single(self, leave: Exit, frame: memoryview, stride: int, now: float) -> None:
         """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
@@ -163,7 +234,7 @@ class Inbound:
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
             leave.fit.arriving(frame, now)
-        header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
+        self._header = header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
         if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
             self._deliver(leave, frame, header)
             return
@@ -193,16 +264,26 @@ class Inbound:
 
     def _deliver(self, leave: Exit, frame: memoryview, header: bytes) -> None:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
-        count, octets = 1, len(frame)
-        if header[1] != virtio.GSO_NONE:
-            gso = virtio.unpack(header)
-            count = -(-(octets - gso.header_len) // gso.gso_size)
-            octets += (count - 1) * gso.header_len
+        count, octets = _frames_of(len(frame), header)
         try:
             os.writev(leave.tap.fd, (header, frame))
         except OSError as error:
-            reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
-            leave.counters.drop(reason, count=count)
+            _refused(leave, error, count)
         else:
             leave.counters.rx_frames += count
             leave.counters.rx_bytes += octets
+
+
+def _frames_of(octets: int, header: bytes) -> tuple[int, int]:
+    """Of how many frames a frame of so many octets stands, and how many octets those have."""
+    if header[1] == virtio.GSO_NONE:
+        return 1, octets
+    gso = virtio.unpack(header)
+    count = -(-(octets - gso.header_len) // gso.gso_size)
+    return count, octets + (count - 1) * gso.header_len
+
+
+def _refused(leave: Exit, error: OSError, count: int) -> None:
+    """Count frames that a TAP has not taken."""
+    reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
+    leave.counters.drop(reason, count=count)

@@ -12,6 +12,7 @@ from vtep.counters import Drop
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Outcome
+from vtep.offload.headers import Cut
 from vtep.offload.partial import SYN_MAX
 from vtep.offload.split import (
     SplitError,
@@ -25,10 +26,10 @@ from vtep.offload.whole import goes_whole
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment
 from vtep.tap import Tap
-from vtep.underlay import FLOW_BITS, POOL_MAX
-from vtep.wire import ethernet, virtio, vxlan
+from vtep.underlay import FLOW_BITS, POOL_MAX, WholeWay
+from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
-from vtep.wire.flow import flow_hash, likeness
+from vtep.wire.flow import flow_hash, likeness, superframe_likeness
 
 BUDGET = 64
 """Frames read in one direction before the other one has its turn."""
@@ -101,6 +102,8 @@ class Outbound:
         # Whether there was one frame the last time: then the next one is not to wait, either, until
         # it is seen that none follows it.
         self._lone = False
+        # The length of a frame that has been read already, and is the next one.
+        self._ahead = 0
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
         self._header = segment.header
@@ -137,19 +140,19 @@ class Outbound:
         # What the virtio header of the last frame says, since most say the same.
         seen, (gso, its_partial, least) = virtio.PLAIN, _PLAIN
         lost, lone = None, self._lone
-        ahead = 0  # The length of a frame that has been read already.
+        self._ahead = 0
         budget = BUDGET
         while budget > 0 and not self._waiting:
             budget -= 1
             body = end + vxlan.HEADER_LEN
             try:
-                length = ahead or os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
+                length = self._ahead or os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
             except BlockingIOError:
                 break
             except OSError as error:
                 lost = error
                 break
-            ahead = 0
+            self._ahead = 0
             if meta != seen:
                 seen = bytes(meta)
                 gso, its_partial, least = _read_virtio(seen)
@@ -159,7 +162,7 @@ class Outbound:
                 if not length:
                     self._send(buffer[begin:end], stride, remotes, flow, partial, now)
                     begin = end = 0
-                    budget -= self._apart(frame, gso, now)
+                    budget -= self._apart(frame, gso, now, budget)
                     continue
                 frame, to_finish = frame[:length], None
             buffer[end:body] = header
@@ -181,7 +184,7 @@ class Outbound:
                 end += size
                 whole = size < stride  # A shorter one can only be the last.
                 if end - begin == 2 * stride:
-                    count, ahead = self._follow(frame, end, budget)
+                    count = self._follow(frame, end, budget)
                     end += count * size
                     budget -= count
             else:
@@ -200,27 +203,27 @@ class Outbound:
         if lost is not None:
             self._lost(lost)
 
-    def _follow(self, frame: memoryview, end: int, most: int) -> tuple[int, int]:
+    def _follow(self, frame: memoryview, end: int, most: int) -> int:
         """Read on to `end` while frames are like this one, the last of a run; at most `most`.
 
-        How many they are, and the length of one behind them that is not, or 0. It is the rule that
-        like follows like, and then there is nothing to find out of each.
+        How many they are; one behind them that is not is read ahead. It is the rule that like
+        follows like, and then there is nothing to find out of each.
         """
         segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
         alike = None if segment.attentive or self._fit.trial else likeness(frame)
         if alike is None:
-            return 0, 0
+            return 0
         header, said = self._header, bytes(meta)
         unpack, parts = alike.unpack_from, alike.unpack_from(frame)
         size, octets = vxlan.HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
         most = min(most, (_RUN_MAX - end) // size + 1)
-        count = ahead = 0
+        count = 0
         try:
             while count < most:
                 body = end + vxlan.HEADER_LEN
                 got = os.readv(fd, (meta, buffer[body:]))
                 if got != octets or unpack(buffer, body) != parts or meta != said:
-                    ahead = got - virtio.HEADER_LEN
+                    self._ahead = got - virtio.HEADER_LEN
                     break
                 buffer[end:body] = header
                 end += size
@@ -231,7 +234,7 @@ class Outbound:
             segment.counters.tx_frames += count
             segment.counters.tx_bytes += count * len(frame)
             segment.destinations(frame, count)
-        return count, ahead
+        return count
 
     def _send(
         self,
@@ -293,12 +296,13 @@ class Outbound:
             return False
         return True
 
-    def _apart(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
+    def _apart(self, frame: memoryview, gso: virtio.Header, now: float, budget: int) -> int:
         """Send a superframe, or what becomes of a frame that is too large; what that costs."""
         oversize = self._fit.oversize
         if gso.gso_type != virtio.GSO_NONE:
-            self._superframe(frame, gso, now)
-        elif len(frame) > oversize.limit and self._mend(frame, gso):
+            more = self._superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
+            return SUPERFRAME_COST + more * (SUPERFRAME_COST + 1)
+        if len(frame) > oversize.limit and self._mend(frame, gso):
             frame = self._inspect(frame, now)
             if len(frame) > oversize.limit:
                 self._fitting(frame, (oversize.handle(frame, now),), now)
@@ -309,74 +313,113 @@ class Outbound:
             return 0
         return SUPERFRAME_COST
 
-    def _superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
+    def _superframe(self, frame: memoryview, gso: virtio.Header, now: float, most: int) -> int:
+        """Send a superframe, and up to `most` behind it that are like it; how many those are."""
         segment = self._segment
         counters = segment.counters
         if len(frame) < ethernet.HEADER_LEN:
             counters.drop(Drop.TX_RUNT)
-            return
+            return 0
         if segment.attentive:
             try:
                 count = segments_of(frame, gso)
             except SplitError:
                 counters.drop(Drop.TX_MALFORMED)
-                return
+                return 0
             frame = segment.inspect(frame, now, count)
             if not frame:
-                return
+                return 0
         splitter = self._arena.splitter
         self._fit.watch(frame, now)
         try:
-            if self._paths.whole and self._whole(frame, gso, now):
-                return
+            if self._paths.whole and (way := self._whole(frame, gso, now)) is not None:
+                return self._follow_whole(way, frame, gso, most)
             if not splitter.count or not splitter.extend(frame, gso):
                 self._finish(now)
                 splitter.prefix = self._header
                 splitter.begin(frame, gso)
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
-            return
+            return 0
         counters.tx_superframes += 1
         oversize = self._fit.oversize
         if splitter.stride > vxlan.HEADER_LEN + oversize.limit:
             octets, stride = splitter.finish()
             segments = self._arena.segments[:octets]
             self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
+        return 0
 
-    def _whole(self, frame: memoryview, gso: virtio.Header, now: float) -> bool:
-        """Send a superframe as it is, if that goes; raises SplitError."""
+    def _whole(self, frame: memoryview, gso: virtio.Header, now: float) -> WholeWay | None:
+        """Send a superframe as it is, if that goes; by which way. Raises SplitError."""
         segment = self._segment
         remote = segment.only_destination(frame)
         if remote is None or remote.vni is not None:
-            return False
+            return None
         way = self._paths.whole_way(remote)
         if way is None:
-            return False
+            return None
         fit, untried = self._fit, len(frame) > way.largest
         if untried and (way.judge is None or fit.trial is not None):
-            return False
+            return None
         cut = judge(frame, gso)
         if (
             not goes_whole(len(frame), cut, gso)
             or cut.head_len + cut.size > fit.oversize.limit
             or not fit.sizes_out.are_full(frame, cut)
         ):
-            return False
+            return None
         self._finish(now)
         flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
         if self._waiting or not way.send(self._header, frame, cut, gso, flow, now):
-            return False
+            return None
         if untried and way.judge is not None:
             fit.try_whole(frame, cut, way.judge, now)
             way.judge = None
-        counters, count = segment.counters, cut.segments
-        segment.destinations(frame, count)
-        counters.tx_superframes += 1
-        counters.tx_whole += 1
+        self._count_whole(frame, len(frame), cut, 1)
+        return way
+
+    def _count_whole(self, head: Buffer, octets: int, cut: Cut, superframes: int) -> None:
+        """Count superframes of so many octets each that have left whole, and begin with `head`."""
+        counters, count = self._segment.counters, cut.segments * superframes
+        self._segment.destinations(head, count)
+        counters.tx_superframes += superframes
+        counters.tx_whole += superframes
         counters.tx_frames += count
         counters.tx_datagrams += count
-        counters.tx_bytes += len(frame) + (count - 1) * cut.head_len
-        return True
+        counters.tx_bytes += octets * superframes + (count - superframes) * cut.head_len
+
+    def _follow_whole(self, way: WholeWay, frame: memoryview, gso: virtio.Header, most: int) -> int:
+        """Send on by the same way while superframes are like this one, which has left by it.
+
+        At most `most`; how many they are. As in `_follow`, one that is not is read ahead, and so is
+        one that found no room.
+        """
+        alike = None if self._segment.attentive or self._fit.trial else superframe_likeness(frame)
+        if alike is None:
+            return 0
+        cut, head = judge(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
+        meta, fd, header, said = self._virtio, self._tap.fd, self._header, bytes(self._virtio)
+        unpack, parts = alike.unpack_from, alike.unpack_from(frame)
+        begin = vxlan.HEADER_LEN
+        buffer, octets = self._arena.buffer[begin:], virtio.HEADER_LEN + len(frame)
+        frame, count = buffer[: len(frame)], 0
+        try:
+            while count < most:
+                got = os.readv(fd, (meta, buffer))
+                if (
+                    got != octets
+                    or unpack(buffer) != parts
+                    or meta != said
+                    or not way.send_again(header, frame)
+                ):
+                    self._ahead = got - virtio.HEADER_LEN
+                    break
+                count += 1
+        except OSError:  # As in `_follow`.
+            pass
+        if count:
+            self._count_whole(head, len(frame), cut, count)
+        return count
 
     def _finish(self, now: float) -> None:
         """Send the segments of the superframes that were begun, if there are any."""

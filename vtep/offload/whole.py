@@ -105,6 +105,7 @@ class Heads:
             self._pseudo = int.from_bytes(addresses) + inet.UDP
         self._id = outside.number
         self._outer = udp - VIRTIO_LEN
+        self._total = self._segments = 0
 
     def write(self, cut: Cut, prefix_len: int, length: int, gso: virtio.Header) -> bytearray | None:
         """What goes before a superframe of TCP and the `prefix_len` octets between; None if both
@@ -126,17 +127,23 @@ class Heads:
         _OFFSETS.pack_into(head, _VIRTIO.size, self._outer, frame + where.ip_offset)
         ip, udp = self._ip, self._udp
         datagram = payload + inet.UDP_HEADER_LEN
-        if self._version == 4:
-            number, total = self._id, datagram + inet.IP_HEADER_MIN[4]
-            self._id = number + cut.segments & 0xFFFF
-            _LENGTH_AND_ID.pack_into(head, ip + 2, total, number)
-            _FIELD.pack_into(head, ip + 10, checksum.fold(self._sum + total + number) ^ 0xFFFF)
-        else:
+        if self._version == 6:
             _FIELD.pack_into(head, ip + 4, datagram)
         _FIELD.pack_into(head, udp + 4, datagram)
         if self._pseudo:
             _FIELD.pack_into(head, udp + 6, checksum.fold(self._pseudo + datagram))
-        return head
+        self._total, self._segments = datagram + inet.IP_HEADER_MIN[4], cut.segments
+        return self.write_again()
+
+    def write_again(self) -> bytearray:
+        """What goes before one more that is to be cut as the last one was, and is as long."""
+        if self._version == 4:
+            ip, total, number = self._ip, self._total, self._id
+            self._id = number + self._segments & 0xFFFF
+            _LENGTH_AND_ID.pack_into(self._head, ip + 2, total, number)
+            value = checksum.fold(self._sum + total + number) ^ 0xFFFF
+            _FIELD.pack_into(self._head, ip + 10, value)
+        return self._head
 
 
 def goes_whole(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:

@@ -10,6 +10,7 @@ from vtep.underlay.replicate import Recipients, Replicator, Sent
 from vtep.underlay.sockets import (
     Binding,
     Outer,
+    Received,
     device_name,
     host_of,
     join,
@@ -30,6 +31,7 @@ __all__ = [
     "Injector",
     "Outer",
     "Path",
+    "Received",
     "Recipients",
     "Replicator",
     "Sent",

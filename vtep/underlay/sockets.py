@@ -267,7 +267,11 @@ def joins_datagrams(receiver: socket.socket) -> bool:
         return False
 
 
-def receive(receiver: socket.socket, buffer: memoryview) -> tuple[int, int, str, int, int]:
+Received = tuple[int, int, str, int, int]
+"""What `receive` says."""
+
+
+def receive(receiver: socket.socket, buffer: memoryview) -> Received:
     """Receive one datagram, or several of one sender that the kernel has joined.
 
     Gives the octets, how many of them make a datagram (the last may have fewer), the sender's

@@ -40,6 +40,7 @@ class WholeWay:
         self.injector = injector
         self._device = 0
         self._heads: dict[int, tuple[socket.socket, whole.Heads]] = {}
+        self._last: whole.Heads
 
     @property
     def is_open(self) -> bool:
@@ -87,6 +88,19 @@ class WholeWay:
         self.sent += sent
         return sent
 
+    def send_again(self, prefix: bytes, frame: memoryview) -> bool:
+        """Send one more that is as long as the last one sent, and like it in all that was given.
+
+        As `send`, in the same turn of the loop.
+        """
+        try:
+            self.injector.write(self._last.write_again(), prefix, frame)
+        except OSError as error:
+            self._failed(error)
+            return False
+        self.sent += 1
+        return True
+
     def _send(
         self,
         prefix: bytes,
@@ -105,13 +119,19 @@ class WholeWay:
                 return False
             self.injector.write(head, prefix, frame)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
-                if self.is_open:
-                    why = error.strerror
-                    log.warning("offload tnl is off to %s for a while: %s", self.host, why)
-                self.shut()
+            self._failed(error)
             return False
+        self._last = heads
         return True
+
+    def _failed(self, error: OSError) -> None:
+        """Shut it, unless there is no room at the moment."""
+        if error.errno in _NO_ROOM:
+            return
+        if self.is_open:
+            why = error.strerror
+            log.warning("offload tnl is off to %s for a while: %s", self.host, why)
+        self.shut()
 
     def _note(self, flow: int, sock: socket.socket) -> whole.Heads:
         """What goes before the superframes of a flow from now on; raises OSError."""

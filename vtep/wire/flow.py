@@ -44,6 +44,8 @@ _UDP_V4 = Struct("16s4x4s2x12s")
 _TCP_V4 = Struct("16s4x4s2x12s8x2s")
 _UDP_V6 = Struct("18s2x38s")
 _TCP_V6 = Struct("18s2x38s8x2s")
+_SUPERFRAME_V4 = Struct("18s2x4s2x12s8x2s2x2s")
+_SUPERFRAME_V6 = Struct("58s8x2s2x2s")
 
 
 def likeness(frame: Buffer) -> Struct | None:
@@ -67,4 +69,19 @@ def likeness(frame: Buffer) -> Struct | None:
         return udp
     if protocol == _TCP and len(frame) >= tcp.size and not frame[tcp.size - 1] & _SYN:
         return tcp
+    return None
+
+
+def superframe_likeness(frame: Buffer) -> Struct | None:
+    """The same for superframes of TCP: what is alike has to be done alike, whole.
+
+    Here lengths and TCP's checksum are among what is compared, which in a superframe is that of the
+    pseudo-header. It is left to who asks that it is a superframe. None for other protocols, tags,
+    fragments, IPv4 options and IPv6 extension headers.
+    """
+    if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _SUPERFRAME_V4.size:
+        fragment = frame[20] & 0x3F or frame[21]
+        return _SUPERFRAME_V4 if frame[23] == _TCP and not fragment else None
+    if frame[12:14] == b"\x86\xdd" and len(frame) >= _SUPERFRAME_V6.size:
+        return _SUPERFRAME_V6 if frame[20] == _TCP else None
     return None

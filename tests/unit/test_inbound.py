@@ -1,0 +1,322 @@
+"""Inbound: what is drained at once is delivered as if each datagram had come alone.
+
+The underlay is a real socket on the loopback device; the TAP is one end of a socket pair, which
+keeps frames apart as a TAP does.
+"""
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.craft import ether, ip, tcp
+from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame
+from vtep.datapath import Inbound
+from vtep.fdb import Fdb, Remote
+from vtep.mtu.fit import Fit
+from vtep.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.wire import virtio, vxlan
+
+HOST, STRANGER = "127.0.0.1", "127.0.0.2"
+VNI = 5
+MTU = 1450
+SIZE = MTU - 40
+
+
+class Seen(NamedTuple):
+    """All that there is to be seen of what came."""
+
+    frames: list[bytes]
+    counters: dict[str, int]
+    fdb: list[tuple[bytes, int]]
+    turns: int
+
+
+class Underlay:
+    """A VTEP's receiving end, whose policy may be anything, with a remote that sends to it."""
+
+    def __init__(self, stack: ExitStack, policy: Policy, *, uso: bool = True) -> None:
+        fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
+        self.segment = Segment(
+            VNI, [Remote(HOST, 4789)], fdb, own_mac=bytes(6), learning=True, policy=policy
+        )
+        self.other = Segment(
+            VNI + 2,
+            [],
+            Fdb(VNI + 2, 4789, ageing=0, max_addresses=0),
+            own_mac=bytes(6),
+            learning=True,
+        )
+        self.switch = Switch((), 4789)
+        udp = (socket.AF_INET, socket.SOCK_DGRAM)
+        self.receiver = stack.enter_context(socket.socket(*udp))
+        self.receiver.bind((HOST, 0))
+        self.receiver.setblocking(False)
+        self.receiver.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        self.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self._senders = []
+        for host in (HOST, STRANGER, HOST):
+            sender = stack.enter_context(socket.socket(*udp))
+            sender.bind((host, 0))
+            sender.connect(self.receiver.getsockname())
+            self._senders.append(sender)
+        ours, self._host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (ours, self._host):
+            stack.enter_context(end)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+            end.setblocking(False)
+        tap = cast("Any", SimpleNamespace(fd=ours.fileno(), uso=uso))
+        self.inbound = Inbound([self.receiver], self.switch, self._cannot)
+        self.turns = 0
+        self.on_turn: Callable[[], None] = lambda: None
+        counters = self.segment.counters
+        # As `attach` does outside of a loop: nothing is to be watched here.
+        fit = Fit(b"", counters, MTU, "off")
+        for version in (4, 6):
+            fit.leaving(memoryview(bytearray(syn(version))))
+        self.inbound.attach(self.segment, tap, fit, self._turn)
+        self.inbound.attach(self.other, tap, Fit(b"", counters, MTU, "off"), self._turn)
+        self._frames: list[bytes] = []
+
+    @staticmethod
+    def _cannot(error: OSError) -> None:
+        pytest.fail(str(error))
+
+    def _turn(self) -> None:
+        self.turns += 1
+        self.on_turn()
+
+    def send(self, datagram: bytes, tos: int = 0, sender: int = 0) -> None:
+        """From the remote; or from somebody else, or from another port of the remote."""
+        self._senders[sender].setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        self._senders[sender].send(datagram)
+
+    def drain(self) -> None:
+        self.inbound.readable(self.receiver)
+        while True:
+            try:
+                self._frames.append(self._host.recv(1 << 17))
+            except BlockingIOError:
+                return
+
+    def seen(self) -> Seen:
+        counters = {
+            name: self.segment.counters.as_dict()[name] + self.switch.counters.as_dict()[name]
+            for name in self.segment.counters.as_dict()
+        }
+        entries = [(entry.mac, entry.rx_frames) for entry in self.segment.fdb]
+        return Seen(self._frames, counters, entries, self.turns)
+
+
+def syn(version: int) -> bytes:
+    """What the receiver of the superframes has said of the size of segments, on one port only."""
+    announced = tcp(flags="S", sport=80, dport=40000, options=[("MSS", 1000)])
+    addresses = {4: ("10.1.0.99", "10.1.0.1"), 6: ("fd00::63", "fd00::1")}[version]
+    return bytes(ether(ip(version, announced, src=addresses[0], dst=addresses[1])))
+
+
+class Datagram(NamedTuple):
+    octets: bytes
+    tos: int = 0
+    sender: int = 0
+
+
+def run(datagrams: Sequence[Datagram], policy: Policy, *, at_once: bool, uso: bool = True) -> Seen:
+    with ExitStack() as stack:
+        it = Underlay(stack, policy, uso=uso)
+        for number, each in enumerate(datagrams, 1):
+            it.send(*each)
+            if not at_once or number % 20 == 0:  # A socket holds few of 64 KiB.
+                it.drain()
+        for _ in range(20):
+            it.drain()
+        return it.seen()
+
+
+def superframe(
+    count: int = 4, *, less: int = 0, vni: int = VNI, group: int = 0, **fields: Any
+) -> bytes:
+    """What a kernel VTEP's superframe of so many segments looks like to our socket."""
+    payload = bytes(count * SIZE - less)
+    return vxlan.pack(vni, group) + Frame(payload=payload, partial=True, **fields).build()
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seq": SIZE},
+    {"ident": 9},
+    {"ack": 77, "window": 3},
+    {"flags": ACK | PSH},
+    {"flags": ACK | CWR},
+    {"flags": ACK | SYN},
+    {"sport": 5001},
+    {"dport": 81},
+    {"source": 2},
+    {"src": b"\2\0\0\0\0\2"},
+    {"src": b"\3\0\0\0\0\1"},
+    {"dst": b"\2\0\0\0\0\7"},
+    {"tos": 4},
+    {"label": 5},
+    {"ttl": 63},
+    {"fragment": 0x2000},
+    {"protocol": 17},
+    {"count": 3},
+    {"padding": b"\0"},
+    {"padding": b"\1"},
+    {"longer": 1},
+    {"longer": -1},
+    {"between": b"\1\1\1\1"},
+    {"tags": ((0x8100, 5),)},
+    {"bad_checksum": 1},
+    {"options": b"\1\1\1\0"},
+    # As long as it was, though there is something more in it.
+    {"options": b"\1\1\1\0", "less": 4},
+    {"between": b"\1\1\1\1", "less": 4},
+    {"tags": ((0x8100, 5),), "less": 4},
+    {"padding": b"\0\0", "less": 2},
+    {"vni": VNI + 1},
+    {"vni": VNI + 2},
+    {"group": 7},
+]
+"""What may be different in one superframe from the one before it."""
+
+SUPERFRAMES = st.builds(
+    lambda version, changes: superframe(
+        version=version, **{k: v for c in changes for k, v in c.items()}
+    ),
+    st.sampled_from([4, 6]),
+    st.lists(st.sampled_from(CHANGES), max_size=2),
+)
+OTHERS = st.sampled_from(
+    [
+        vxlan.pack(VNI) + Frame().build(),
+        vxlan.pack(VNI + 1) + Frame().build(),
+        vxlan.pack(VNI) + Frame(protocol=17, payload=bytes(3000), partial=True).build(),
+        vxlan.pack(VNI) + bytes(13),
+        bytes(50),
+    ]
+)
+RUNS = st.lists(
+    st.tuples(
+        st.builds(
+            Datagram,
+            st.one_of(SUPERFRAMES, SUPERFRAMES, OTHERS),
+            st.sampled_from([0, 0, 3]),
+            st.sampled_from([0, 0, 1, 2]),
+        ),
+        st.integers(1, 12),
+    ).map(lambda pair: [pair[0]] * pair[1]),
+    min_size=1,
+    max_size=4,
+).map(lambda runs: [*chain(*runs)])
+POLICIES = st.sampled_from(
+    [
+        Policy(),
+        Policy(),
+        Policy(inner_vlan=InnerVlan.STRIP),
+        Policy(inner_vlan=InnerVlan.DROP),
+        Policy(groups=GroupPolicy(0, frozenset((0,)))),
+        Policy(reserved_bits=0xF7FFFFFF000000FF),
+    ]
+)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(),
+        Policy(inner_vlan=InnerVlan.STRIP),
+        Policy(inner_vlan=InnerVlan.DROP),
+        Policy(groups=GroupPolicy(0, frozenset((0,)))),
+        Policy(reserved_bits=0xF7FFFFFF000000FF),
+    ],
+    ids=["plain", "strip", "drop", "group", "strict"],
+)
+def test_one_that_is_different(version: int, change: dict[str, Any], policy: Policy) -> None:
+    if version == 6 and "between" in change:
+        change = {**change, "between": bytes(8), "extension": 60, "less": 2 * change.get("less", 0)}
+    same, other = superframe(version=version), superframe(version=version, **change)
+    datagrams = [Datagram(each) for each in (same, same, other, other, same, other)]
+    assert run(datagrams, policy, at_once=True)[:3] == run(datagrams, policy, at_once=False)[:3]
+
+
+def test_one_that_was_marked_on_its_way() -> None:
+    same = superframe(tos=2)
+    datagrams = [Datagram(same, tos) for tos in (2, 2, 3, 2, 3, 3, 2)]
+    together = run(datagrams, Policy(), at_once=True)
+    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    marks = [frame[10 + 15] & 3 for frame in together.frames]
+    assert marks == [2, 2, 3, 2, 3, 3, 2]
+
+
+def test_one_from_elsewhere() -> None:
+    same = superframe()
+    datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 1, 1, 0, 2, 0)]
+    together = run(datagrams, Policy(), at_once=True)
+    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    assert together.counters["drop_source_unknown"] == 2
+    assert len(together.frames) == 5
+
+
+@BASIC
+@given(datagrams=RUNS, policy=POLICIES, uso=st.booleans())
+def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: Policy, uso: bool) -> None:
+    together = run(datagrams, policy, at_once=True, uso=uso)
+    alone = run(datagrams, policy, at_once=False, uso=uso)
+    assert together.frames == alone.frames
+    assert together.counters == alone.counters
+    assert together.fdb == alone.fdb
+
+
+def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> None:
+    sizes = [superframe(4, seq=number * 4 * SIZE, sport=5000) for number in range(20)]
+    seen = run([Datagram(each) for each in sizes], Policy(), at_once=True)
+    header = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
+    assert seen.frames == [header + each[8:] for each in sizes]
+    assert seen.counters["super_datagrams"] == seen.counters["partial_checksums"] == 20
+    assert seen.counters["rx_frames"] == 80
+    assert seen.counters["rx_bytes"] == 80 * (54 + SIZE)
+    assert [count for _, count in seen.fdb] == [20]
+
+
+@pytest.fixture
+def underlay() -> Iterator[Underlay]:
+    with ExitStack() as stack:
+        yield Underlay(stack, Policy())
+
+
+def test_what_answers_a_lone_frame_is_sent_at_once(underlay: Underlay) -> None:
+    lone = vxlan.pack(VNI) + Frame().build()
+    turns = []
+    for count in (1, 1, 1, 3, 1, 1):
+        for _ in range(count):
+            underlay.send(lone)
+        before = underlay.turns
+        underlay.drain()
+        turns.append(underlay.turns - before)
+    # Before it is known to come alone, there is no turn; and of several, for the first only.
+    assert turns == [0, 1, 1, 1, 0, 1]
+
+
+def test_the_turn_may_find_that_all_is_over(underlay: Underlay) -> None:
+    lone = vxlan.pack(VNI) + Frame().build()
+    underlay.send(lone)
+    underlay.drain()
+
+    def end() -> None:
+        for segment in (underlay.segment, underlay.other):
+            underlay.inbound.detach(segment)
+        underlay.receiver.close()
+
+    underlay.on_turn = end
+    underlay.send(lone)
+    underlay.drain()
+    assert underlay.turns == 1
+    assert len(underlay.seen().frames) == 2
