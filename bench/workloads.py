@@ -9,9 +9,9 @@ import math
 import re
 import statistics
 import subprocess
-import tempfile
+import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from attrs import asdict, frozen
@@ -25,7 +25,7 @@ from bench.processes import (
     udp_overflows,
     wait_until,
 )
-from bench.subjects import CABLE, Tunnel
+from bench.subjects import CABLE, ROOT, Tunnel
 from vtep.errors import VtepError
 
 _IPERF_PORT = 5201
@@ -41,7 +41,10 @@ _SENDER_TIRED = 0.95
 
 UDP_SIZES = (1400, 64)
 _IP_AND_UDP = 28
-_SOCKET_BUFFER = 1 << 20
+
+_DATAGRAMS_PORT = 5202
+_STRAGGLERS = 0.2
+"""Seconds for which what is in a queue when the sender ends may still arrive."""
 
 
 @frozen
@@ -167,7 +170,7 @@ def tcp_both(tunnel: Tunnel, setting: Setting) -> Outcome:
 def _tcp(tunnel: Tunnel, setting: Setting, *options: str) -> dict[str, Any]:
     seconds = setting.effort.tcp_seconds
     settings = ("--time", str(seconds), "--congestion", setting.congestion)
-    return iperf(tunnel, seconds, *settings, *options).end
+    return iperf(tunnel, seconds, *settings, *options)
 
 
 def _gigabits(end: dict[str, Any], way: str = "") -> float:
@@ -188,10 +191,9 @@ def _tcp_details(end: dict[str, Any]) -> dict[str, Any]:
 class Probe:
     """A stream of datagrams of one size at one rate, in packets per second; 0 is unpaced.
 
-    Whether it was good is said of all that was sent, whenever it arrived. What `delivered` divides
-    by differs: of a good stream it is the time until the receiver learned, behind the last
-    datagram, that it had ended, so that a queue which hides a rate too high does not raise the
-    figure; of a bad one, where that news may be lost and come late, it is the time of sending.
+    Whether it was good is said of all that was sent, whenever it arrived. What was `delivered` is
+    by the time from the first to the last that arrived, so that a queue which hides a rate too high
+    does not raise the figure.
     """
 
     asked: float
@@ -285,43 +287,44 @@ def search(
 
 
 def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
-    """Send datagrams with `size` octets of payload; what became of them.
-
-    What was sent is the sender's count and what arrived the receiver's, so that datagrams at the
-    end of the stream are not overlooked, as they are where the receiver looks for gaps.
-    """
-    paced = ("--blockcount", str(max(10, int(rate * seconds)))) if rate else ()
-    # iperf3 takes whole seconds only.
-    unpaced = () if rate else ("--time", str(math.ceil(seconds)))
-    sink = tunnel.right.host
-    ever, still_open = udp_overflows(sink)
-    report = iperf(
-        tunnel,
-        max(1.0, seconds),
-        *("--udp", "--bitrate", str(int(rate * size * 8)), "--length", str(size)),
-        *("--window", str(_socket_buffer()), *paced, *unpaced),
-    )
-    ever_now, still_open_now = udp_overflows(sink)
-    sent, received = report.end["sum_sent"], report.end["sum_received"]
-    loss = max(0.0, 1 - received["bytes"] / size / max(1, sent["packets"]))
-    octets, over = received["bytes"], received["seconds"]
-    while_sending = [one for one in report.received if one["end"] <= sent["seconds"]]
-    if loss >= LOSS_LIMIT and while_sending:
-        octets = sum(one["bytes"] for one in while_sending)
-        over = sum(one["seconds"] for one in while_sending)
+    """Send datagrams with `size` octets of payload for so long; what became of them."""
+    source, sink = tunnel.left, tunnel.right
+    ever, still_open = udp_overflows(sink.host)
+    program = (sys.executable, "-m", "bench.datagrams")
+    address = (sink.side.overlay, str(_DATAGRAMS_PORT))
+    with sink.host.start(
+        *(*program, "receive", *address),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as receiver:
+        try:
+            if receiver.stdout is None or receiver.stdout.readline() != "ready\n":
+                raise VtepError("the receiver of datagrams did not start")
+            with source.host.start(
+                *(*program, "send", *address, str(size), str(rate), str(seconds)),
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            ) as sender:
+                said, _ = sender.communicate(timeout=seconds + _PATIENCE)
+            time.sleep(_STRAGGLERS)
+            ever_now, still_open_now = udp_overflows(sink.host)
+            heard, _ = receiver.communicate(timeout=_PATIENCE)
+        finally:
+            receiver.kill()
+    try:
+        sent, received = json.loads(said), json.loads(heard)
+    except json.JSONDecodeError as error:
+        raise VtepError("the sender or the receiver of datagrams has failed") from error
     return Probe(
         asked=rate,
-        sent=sent["packets"] / sent["seconds"],
-        delivered=octets / size / over,
-        loss=loss,
+        sent=sent["datagrams"] / sent["seconds"],
+        delivered=received["datagrams"] / max(received["seconds"], 1e-9),
+        loss=max(0.0, 1 - received["datagrams"] / max(1, sent["datagrams"])),
         socket_overflows=max(0, ever_now - ever - (still_open_now - still_open)),
     )
-
-
-def _socket_buffer() -> int:
-    """As much as any program may ask for here, so that a receiver may pause for a moment."""
-    limits = (Path(f"/proc/sys/net/core/{name}_max").read_text() for name in ("rmem", "wmem"))
-    return min(_SOCKET_BUFFER, *map(int, limits))
 
 
 # --- round trips, memory --------------------------------------------------------------------
@@ -355,16 +358,8 @@ def memory(tunnel: Tunnel, _setting: Setting) -> Outcome:
 # --- iperf3 ---------------------------------------------------------------------------------
 
 
-@frozen
-class Report:
-    """What iperf3 says of a run: its end, and what the receiver got in each tenth of a second."""
-
-    end: dict[str, Any]
-    received: list[dict[str, Any]]
-
-
-def iperf(tunnel: Tunnel, seconds: float, *options: str) -> Report:
-    """Run iperf3 from left to right.
+def iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
+    """Run iperf3 from left to right; what it says at its end.
 
     Tried twice, because its own control connection shares the tunnel with what it sends. Raises
     VtepError with iperf3's words.
@@ -376,35 +371,34 @@ def iperf(tunnel: Tunnel, seconds: float, *options: str) -> Report:
         return _iperf(tunnel, seconds, *options)
 
 
-def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> Report:
+def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
     sink, source = tunnel.right, tunnel.left
-    with tempfile.TemporaryFile("w+") as said_by_server:
-        server = sink.host.start(
-            *("iperf3", "--server", "--one-off", "--json", "--interval", "0.1"),
-            *("--bind", sink.side.overlay, "--port", str(_IPERF_PORT)),
-            stdout=said_by_server,
-            stderr=subprocess.DEVNULL,
+    server = sink.host.start(
+        *("iperf3", "--server", "--one-off"),
+        *("--bind", sink.side.overlay, "--port", str(_IPERF_PORT)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: listens(sink.host, _IPERF_PORT), "iperf3's server")
+        said = source.host.run(
+            *("iperf3", "--client", sink.side.overlay, "--port", str(_IPERF_PORT), "--json"),
+            *options,
+            timeout=seconds + _PATIENCE,
         )
-        try:
-            wait_until(lambda: listens(sink.host, _IPERF_PORT), "iperf3's server")
-            said = source.host.run(
-                *("iperf3", "--client", sink.side.overlay, "--port", str(_IPERF_PORT), "--json"),
-                *options,
-                timeout=seconds + _PATIENCE,
-            )
-            server.wait(_PATIENCE)
-            said_by_server.seek(0)
-            client, receiver = json.loads(said), json.load(said_by_server)
-        except subprocess.TimeoutExpired as error:
-            raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
-        except json.JSONDecodeError as error:
-            raise VtepError("iperf3 gave no report") from error
-        finally:
-            server.kill()
-            server.wait()
+        server.wait(_PATIENCE)
+        client = json.loads(said)
+    except subprocess.TimeoutExpired as error:
+        raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
+    except json.JSONDecodeError as error:
+        raise VtepError("iperf3 gave no report") from error
+    finally:
+        server.kill()
+        server.wait()
     if "error" in client:
         raise VtepError(f"iperf3: {client['error']}")
-    return Report(client["end"], [one["sum"] for one in receiver["intervals"]])
+    end: dict[str, Any] = client["end"]
+    return end
 
 
 WORKLOADS: dict[str, Workload] = {

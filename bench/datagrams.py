@@ -1,0 +1,129 @@
+"""A sender and a receiver of UDP datagrams that are faster than what they measure.
+
+    python -m bench.datagrams send HOST PORT OCTETS RATE SECONDS
+    python -m bench.datagrams receive HOST PORT
+
+Both print what they did as one line of JSON. iperf3 makes one system call for each datagram and
+asks for the time at each, which ends at some 180,000 a second here: of what carries more, it would
+measure only itself. These two hand the kernel many at a time (sendmmsg, recvmmsg), each a datagram
+of its own still: nothing is left to segmentation offload.
+"""
+
+import ctypes
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+_SEND_AT_ONCE = 32
+_RECEIVE_AT_ONCE = 256
+
+_STEP = 150e-6
+"""Seconds between two sends, about as exactly as the kernel wakes anybody."""
+
+_LATE = 0.005
+"""Who is later than so many seconds does not make up for it: that would be a burst."""
+
+_RECEIVE_BUFFER = 1 << 20
+_SO_RCVBUFFORCE = 33
+
+
+class _Iovec(ctypes.Structure):
+    """struct iovec, of uio.h."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr, of socket.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint32),
+        ("iov", ctypes.POINTER(_Iovec)),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr, of socket.h."""
+
+    _fields_ = (("header", _Header), ("octets", ctypes.c_uint))
+
+
+class _Batch:
+    """So many messages that all have the same octets."""
+
+    def __init__(self, count: int, octets: int) -> None:
+        self._memory = ctypes.create_string_buffer(os.urandom(octets), octets)
+        self._iovec = _Iovec(ctypes.addressof(self._memory), octets)
+        self.messages = (_Message * count)()
+        for message in self.messages:
+            message.header.iov = ctypes.pointer(self._iovec)
+            message.header.iovlen = 1
+
+
+def _check(count: int) -> int:
+    if count < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return count
+
+
+def send(host: str, port: int, octets: int, rate: float, seconds: float) -> dict[str, float]:
+    """Send for so many seconds, `rate` datagrams in each of them; as fast as it goes if it is 0."""
+    call = ctypes.CDLL(None, use_errno=True).sendmmsg
+    at_once = max(1, min(_SEND_AT_ONCE, int(rate * _STEP))) if rate else _SEND_AT_ONCE
+    batch = _Batch(at_once, octets)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((host, port))
+        begin = now = due = time.perf_counter()
+        sent = 0
+        while now < begin + seconds:
+            if rate:
+                if now < due:
+                    time.sleep(due - now)
+                due = max(due, now - _LATE) + at_once / rate
+            sent += _check(call(sock.fileno(), batch.messages, at_once, 0))
+            now = time.perf_counter()
+    return {"datagrams": sent, "seconds": now - begin}
+
+
+def receive(host: str, port: int) -> dict[str, float]:
+    """Receive until the standard input ends; in how many seconds, from the first to the last."""
+    call = ctypes.CDLL(None, use_errno=True).recvmmsg
+    batch = _Batch(_RECEIVE_AT_ONCE, 1)  # Of longer ones, the rest is thrown away.
+    got, first, last = 0, 0.0, 0.0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        sock.bind((host, port))
+        sock.setblocking(False)
+        print("ready", flush=True)
+        while True:
+            readable, _, _ = select.select([sock, sys.stdin], [], [])
+            if sock in readable:
+                got += _check(call(sock.fileno(), batch.messages, _RECEIVE_AT_ONCE, 0, None))
+                last = time.perf_counter()
+                first = first or last
+            elif sys.stdin in readable:
+                return {"datagrams": got, "seconds": last - first}
+
+
+def main(command: str, *words: str) -> None:
+    """Do what the command line says."""
+    if command == "send":
+        host, port, octets, rate, seconds = words
+        done = send(host, int(port), int(octets), float(rate), float(seconds))
+    else:
+        host, port = words
+        done = receive(host, int(port))
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
