@@ -202,9 +202,10 @@ class Vtep:
                 self._links = links
                 loop.add_reader(links.fileno(), self._link_events)
                 resources.callback(loop.remove_reader, links.fileno())
-                routes = resources.enter_context(netlink.watch_routes())
-                loop.add_reader(routes.fileno(), self._route_events, routes)
-                resources.callback(loop.remove_reader, routes.fileno())
+                for events in filter(None, (netlink.watch_routes(), netlink.watch_policies())):
+                    resources.enter_context(events)
+                    loop.add_reader(events.fileno(), self._way_events, events)
+                    resources.callback(loop.remove_reader, events.fileno())
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
@@ -625,11 +626,11 @@ class Vtep:
             self._drop_log.note(f"vni {vni}" if several else "", port.segment.counters)
             yield
 
-    def _route_events(self, routes: socket.socket) -> None:
-        """Have nothing leave whole by a way that may be another one now."""
+    def _way_events(self, events: socket.socket) -> None:
+        """Have nothing leave whole by a way that may be another one now, or is to be kept safe."""
         with suppress(OSError):  # Until it is empty.
             while True:
-                routes.recv(_EVENT_MAX)
+                events.recv(_EVENT_MAX)
         self._consent.forget()
 
     def _link_events(self) -> None:

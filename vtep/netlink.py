@@ -8,6 +8,7 @@ import asyncio
 import errno
 import secrets
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address
@@ -50,6 +51,19 @@ _TAP_MTU_MAX = 65521
 
 _GSO_MAX = 65536
 """The kernel's own limit (GSO_LEGACY_MAX_SIZE)."""
+
+# From the kernel's include/uapi/linux/netlink.h and xfrm.h.
+_NETLINK_XFRM = 6
+_NLM_F_REQUEST = 1
+_XFRMGRP_POLICY = 8
+_XFRM_MSG_GETSPDINFO = 0x25
+_XFRM_REQUEST = Struct("=IHHIII")
+"""struct nlmsghdr, and flags of which there are none."""
+
+_XFRM_ANSWER = Struct("=6I")
+"""struct xfrmu_spdinfo: policies for what comes, leaves, is forwarded; and those of sockets."""
+
+_XFRM_ANSWER_MAX = 512
 
 _ADDR_GEN_MODE_NONE = 1
 _INGRESS = "ffff:fff2"
@@ -155,14 +169,19 @@ class Survey:
         return Underlay(tuple(used), min(used.values(), default=_MTU_USUAL))
 
     def exit(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
-        """The index of the device by which superframes could leave whole to a remote, if any."""
+        """The index of the device by which superframes could leave whole to a remote, if any.
+
+        There is none on a host with IPsec policies for what leaves: what leaves whole passes them
+        by.
+        """
         try:
             scope = scope_of(remote, dev)
             device = scope or dev
             index = device_index(device) if device else self._route(remote, local)[0]
         except VtepError:
             return None
-        return index if index is not None and _segments_tunnels(index) else None
+        able = index is not None and _segments_tunnels(index) and not _has_policies()
+        return index if able else None
 
     def _route(self, remote: Address, local: Address | None) -> tuple[int, int | None]:
         route = self._routes.get((remote, local))
@@ -299,10 +318,35 @@ def watch_routes() -> socket.socket:
     return _events(_RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE)
 
 
-def _events(groups: int) -> socket.socket:
-    events = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-    )
+def watch_policies() -> socket.socket | None:
+    """The same for any IPsec policy; None where the kernel has no IPsec."""
+    try:
+        return _events(_XFRMGRP_POLICY, _NETLINK_XFRM)
+    except OSError:
+        return None
+
+
+def _has_policies() -> bool:
+    """Whether there are IPsec policies for what leaves this host."""
+    request = _XFRM_REQUEST.pack(_XFRM_REQUEST.size, _XFRM_MSG_GETSPDINFO, _NLM_F_REQUEST, 1, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM) as asking:
+            asking.settimeout(1)
+            asking.send(request)
+            answer = asking.recv(_XFRM_ANSWER_MAX)
+        at = _XFRM_REQUEST.size + _ATTRIBUTE.size
+        outgoing: int
+        of_sockets: int
+        _, outgoing, _, _, of_sockets, _ = _XFRM_ANSWER.unpack_from(answer, at)
+    except OSError as error:
+        return error.errno != errno.EPROTONOSUPPORT
+    except struct.error:
+        return True  # It is not said that there are none.
+    return outgoing > 0 or of_sockets > 0
+
+
+def _events(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     # An overrun is no error here, since any event says as much as all of them; and an error would
     # make a loop that polls this socket give it up.
     events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)

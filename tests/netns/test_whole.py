@@ -333,6 +333,31 @@ def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "under way"])
+def test_not_where_there_is_ipsec(pair: Pair, start: Start, *, before: bool) -> None:
+    """Its policies are for what is routed in the usual way; nothing is to get round them."""
+    a, b = pair
+
+    def policy() -> None:
+        ends = ("src", "192.0.2.1", "dst", "192.0.2.2")
+        a.run("ip", "xfrm", "policy", "add", *ends, "dir", "out", "action", "allow")
+
+    if before:
+        policy()
+    vteps = both(pair, start)
+    if not before:
+        until_whole(a, b, vteps[0])
+        policy()
+    whole = vteps[0].counter("tx_whole")
+    transfer(a, b, "10.0.0.2", 50 << 20)
+    assert vteps[0].counter("tx_whole") <= whole + 50, "what left before it was noticed"
+    whole = vteps[0].counter("tx_whole")
+    transfer(a, b, "10.0.0.2", 50 << 20)
+    assert vteps[0].counter("tx_whole") == whole
+    a.run("ip", "xfrm", "policy", "flush")
+    until_whole(a, b, vteps[0])
+
+
 def test_what_does_not_fit_the_path_is_cut_here(pair: Pair, start: Start) -> None:
     """Guests with a larger MTU: superframes are cut anew, to what the tunnel carries."""
     a, b = pair
