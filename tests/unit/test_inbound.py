@@ -247,6 +247,14 @@ def test_one_that_is_different(version: int, change: dict[str, Any], policy: Pol
     assert run(datagrams, policy, at_once=True)[:3] == run(datagrams, policy, at_once=False)[:3]
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_padding_that_is_different(version: int) -> None:
+    """With octets that are not zero behind it, what looks unfinished is not."""
+    frames = [superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\1")]
+    datagrams = [Datagram(each) for each in frames * 2]
+    assert run(datagrams, Policy(), at_once=True)[:3] == run(datagrams, Policy(), at_once=False)[:3]
+
+
 def test_one_that_was_marked_on_its_way() -> None:
     same = superframe(tos=2)
     datagrams = [Datagram(same, tos) for tos in (2, 2, 3, 2, 3, 3, 2)]

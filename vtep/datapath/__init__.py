@@ -3,8 +3,8 @@
 One superframe outwards: `Outbound.readable` reads it, `Splitter` cuts it, `Segment` says where it
 goes, `Path` sends it. One burst inwards: `Inbound.readable` receives it, `Merger` joins it,
 `Switch` judges it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
-drained, what goes on where something before it ended is handled together with that, and the loop
-has its turn again.
+drained, and the loop has its turn again. What goes on where something before it ended is handled
+together with that, and what is like the one before is done as that was (`wire.flow` says what is).
 """
 
 from vtep.datapath.inbound import Inbound

@@ -77,11 +77,14 @@ def superframe_likeness(frame: Buffer) -> Struct | None:
 
     Here lengths and TCP's checksum are among what is compared, which in a superframe is that of the
     pseudo-header. It is left to who asks that it is a superframe. None for other protocols, tags,
-    fragments, IPv4 options and IPv6 extension headers.
+    fragments, IPv4 options, IPv6 extension headers and padding.
     """
+    octets = len(frame) - HEADER_LEN
     if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _SUPERFRAME_V4.size:
         fragment = frame[20] & 0x3F or frame[21]
-        return _SUPERFRAME_V4 if frame[23] == _TCP and not fragment else None
+        plain = frame[23] == _TCP and not fragment
+        return _SUPERFRAME_V4 if plain and frame[16] << 8 | frame[17] == octets else None
     if frame[12:14] == b"\x86\xdd" and len(frame) >= _SUPERFRAME_V6.size:
-        return _SUPERFRAME_V6 if frame[20] == _TCP else None
+        whole = (frame[18] << 8 | frame[19]) + 40 == octets
+        return _SUPERFRAME_V6 if whole and frame[20] == _TCP else None
     return None
