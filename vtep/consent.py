@@ -193,9 +193,19 @@ class Consent(Generic[_W]):
                 request.believed_until, request.device = 0.0, None
                 request.asked, request.asked_at = _PATIENCE, now
             elif now >= request.believed_until:
-                self.release(way)
+                self._expire(request, now)
             elif not request.tried and now >= request.believed_until - _LIFE + _RENEWED:
                 self._renew(request, now)
+
+    def _expire(self, request: _Request[_W], now: float) -> None:
+        """Believe somebody no longer. Who was tried is tried again, with the next superframe."""
+        if not request.tried or request.device is None:
+            self.release(request.way)
+            return
+        request.way.shut()
+        request.tried, request.believed_until = False, 0.0
+        request.asked, request.asked_at = _PATIENCE, now
+        self._try(request, request.device, now)
 
     def _renew(self, request: _Request[_W], now: float) -> None:
         """Ask again who is in use, or forget him: else all might be lost while he is believed."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,6 +26,10 @@ from vtep.service import Service, read
 
 Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
 
+_SWITCH_INTERVAL = 0.0005
+"""Seconds for which a thread may keep the interpreter from the loop, instead of Python's 5 ms: the
+frames wait that long at each system call while the host's network is looked at in a thread."""
+
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
 
@@ -36,6 +41,7 @@ def run(config: str | None, given: dict[str, Any], *, debug: bool) -> None:
 def run_service(service: Service, *, debug: bool, beside: Beside | None = None) -> None:
     """Forward until a signal ends it; `beside` runs meanwhile, and ends it by raising VtepError."""
     hold_standard_streams()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     voice = Voice()
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
     try:
