@@ -8,18 +8,20 @@ a pyvtep does, and a kernel driver. So none leaves whole before it is known that
   the way is open, and whether the question was cut: if not, there is another, as large as
   superframes are, since something on the way may not carry those.
 - No other VTEP answers. So one superframe of those that are sent anyhow leaves whole, and if its
-  receiver acknowledges it (see `offload.trial`), so may those that follow. If not, its sender sends
-  it again, in pieces; and that remote is tried ever more seldom.
+  receiver acknowledges it (see `offload.trial`), so may those that follow.
 
-Whoever does neither gets superframes that were cut here.
+Of a way that is open, one superframe a second is watched so. If that is lost, the way is shut: its
+sender sends it again, in pieces. Then no answer is believed, and the remote is tried ever more
+seldom, until one has arrived again. Whoever does neither gets superframes that were cut here.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from attrs import define
+from attrs import define, frozen
 
+from vtep.offload.trial import Fate, Judge
 from vtep.offload.whole import LARGE, OCTETS_MAX, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe
 
@@ -27,7 +29,8 @@ _LIFE = 20.0
 """Seconds for which an answer is believed."""
 
 _RENEWED = 5.0
-"""Seconds after which a way that is in use is asked for again, or tried again."""
+"""Seconds after which a way that is in use is asked for again; and for which one is open without an
+answer after a superframe has arrived."""
 
 _AGAIN = 1.0
 """Seconds from a question to the next, if nobody has answered."""
@@ -36,8 +39,11 @@ _PATIENCE = 3
 """Questions without an answer until a remote has a pause."""
 
 _PAUSE = 60.0
-"""Seconds of that; and from a superframe that did not arrive whole to the next one that is to, each
-time twice as long."""
+"""Seconds of that."""
+
+_FIRST_PAUSE = 1.0
+"""Seconds from a superframe that was lost to the next one that is to leave whole, which may have
+been an accident; after another one it is the other pause, and then twice as long each time."""
 
 _PAUSE_MAX = 3600.0
 
@@ -49,6 +55,8 @@ class Way(Protocol):
     """That superframes are to leave whole, of which we have been told."""
     sent: int
     """How many have left whole."""
+    largest: int
+    """Octets of the largest that may leave whole now; 0 if none may."""
     host: str
     """The address of the remote."""
 
@@ -65,10 +73,10 @@ class Way(Protocol):
     def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
         """Send a question whole behind a probe; whether it has left is seen by the answer."""
 
-    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
-        """Have one leave whole that is larger than those.
+    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
+        """Have one leave whole that is larger than those, and `judge` be told what becomes of it.
 
-        `judge` is told how many octets of it are known to have arrived, all or none, and when.
+        Or of one of `any_size`, if that is the first to leave.
         """
 
 
@@ -89,14 +97,17 @@ class _Request(Generic[_W]):
     question: Question = SMALL
     sent: int = 0
     """How many had left whole when it was last asked."""
+    seen: int = 0
+    """How many had when one was to be watched."""
     tried: bool = False
     """Whether it is open because of a superframe that has arrived, not of an answer."""
 
 
-@define
+@frozen
 class _Failure:
-    """A superframe that left whole for a host, and did not arrive."""
+    """A superframe that left whole for a host, and was lost."""
 
+    octets: int
     pause: float
     until: float
 
@@ -142,36 +153,50 @@ class Consent(Generic[_W]):
             self._ask(request, now)
             self._try(request, device, now)
 
-    def _try(self, request: _Request[_W], device: int, now: float) -> None:
+    def _try(
+        self, request: _Request[_W], device: int, now: float, *, any_size: bool = False
+    ) -> None:
         """Find out by a superframe, unless one was lost so not long ago."""
         failure = self._failures.get(request.way.host)
         if failure is None or now >= failure.until:
-            request.way.try_one(device, partial(self._judged, request))
+            request.way.try_one(device, partial(self._judged, request), any_size=any_size)
 
-    def _judged(self, request: _Request[_W], octets: int, now: float) -> None:
-        """A superframe of so many octets has arrived; or, of none, it is not known to have."""
-        way = request.way
-        if self._requests.get(way) is not request or request.device is None:
+    def _judged(self, request: _Request[_W], fate: Fate, octets: int, now: float) -> None:
+        way, device = request.way, request.device
+        if self._requests.get(way) is not request or device is None:
             return
-        if not octets:
-            before = self._failures.get(way.host)
-            pause = _PAUSE if before is None else min(2 * before.pause, _PAUSE_MAX)
-            self._failures[way.host] = _Failure(pause, now + pause)
+        failure = self._failures.get(way.host)
+        if fate is Fate.LOST:
+            pause = _FIRST_PAUSE
+            if failure is not None:
+                pause = min(max(_PAUSE, 2 * failure.pause), _PAUSE_MAX)
+            self._failures[way.host] = _Failure(octets, pause, now + pause)
+            self._suspend(request, now)
+            return
+        if fate is Fate.ARRIVED:
+            if failure is not None and octets >= failure.octets:
+                del self._failures[way.host]
+            if not way.is_open:
+                request.tried = True
             if request.tried:
-                self.release(way)
-            return
-        self._failures.pop(way.host, None)
-        if not way.is_open:
-            request.tried, request.believed_until = True, now + _RENEWED
-        if request.tried:
-            way.open(request.device, octets)
-            self._try(request, request.device, now)  # A larger one.
+                request.believed_until = now + _RENEWED
+                way.open(device, max(octets, way.largest))
+        if request.tried or not way.is_open:
+            self._try(request, device, now)  # A larger one, or another.
+
+    def _suspend(self, request: _Request[_W], now: float) -> None:
+        """Have superframes cut, as if nobody had answered, until one that is tried arrives."""
+        request.way.shut()
+        request.tried, request.believed_until = False, 0.0
+        request.asked, request.asked_at = _PATIENCE, now
 
     def answered(self, probe: Probe, host: str, now: float) -> None:
         """An answer has come from a host, perhaps to one of our questions."""
         request = self._by_token.get(probe.token)
         if request is None or request.device is None or request.way.host != host:
             return
+        if host in self._failures:
+            return  # Questions may pass where superframes don't.
         if probe.octets < SIZE + len(SMALL.frame):
             request.question = SMALL  # It was cut, as all will be.
         elif probe.octets < SIZE + len(LARGE.frame):
@@ -184,28 +209,30 @@ class Consent(Generic[_W]):
         request.way.open(request.device, OCTETS_MAX)
 
     def tick(self, now: float) -> None:
-        """Ask again who is to be asked again, and no longer believe what is too old."""
+        """Do what is due: to be called about once a second."""
         for request in tuple(self._requests.values()):
-            way = request.way
+            way, device = request.way, request.device
             if not request.believed_until:
                 self._wait(request, now)
-            elif not way.is_open:  # It was shut, as after an error.
-                request.believed_until, request.device = 0.0, None
-                request.asked, request.asked_at = _PATIENCE, now
+            elif not way.is_open or device is None:  # It was shut, as after an error.
+                self._suspend(request, now)
+                request.device = None
             elif now >= request.believed_until:
-                self._expire(request, now)
-            elif not request.tried and now >= request.believed_until - _LIFE + _RENEWED:
-                self._renew(request, now)
+                self._expire(request, device, now)
+            else:
+                if way.sent != request.seen:
+                    request.seen = way.sent
+                    self._try(request, device, now, any_size=True)
+                if not request.tried and now >= request.believed_until - _LIFE + _RENEWED:
+                    self._renew(request, now)
 
-    def _expire(self, request: _Request[_W], now: float) -> None:
+    def _expire(self, request: _Request[_W], device: int, now: float) -> None:
         """Believe somebody no longer. Who was tried is tried again, with the next superframe."""
-        if not request.tried or request.device is None:
+        if request.tried:
+            self._suspend(request, now)
+            self._try(request, device, now)
+        else:
             self.release(request.way)
-            return
-        request.way.shut()
-        request.tried, request.believed_until = False, 0.0
-        request.asked, request.asked_at = _PATIENCE, now
-        self._try(request, request.device, now)
 
     def _renew(self, request: _Request[_W], now: float) -> None:
         """Ask again who is in use, or forget him: else all might be lost while he is believed."""
@@ -217,13 +244,15 @@ class Consent(Generic[_W]):
             self._ask(request, now)
 
     def _wait(self, request: _Request[_W], now: float) -> None:
-        """Go on with who has not answered yet."""
+        """Go on with who has not answered yet, and of whose superframes none has arrived."""
         waited = now - request.asked_at
         if request.asked < _PATIENCE:
             if waited >= _AGAIN:
                 self._ask(request, now)
         elif waited >= _PAUSE:
             self.release(request.way)
+        elif request.device is not None:
+            self._try(request, request.device, now)
 
     def _ask(self, request: _Request[_W], now: float) -> None:
         if request.device is None:

@@ -97,26 +97,27 @@ def test_a_kernel_driver(pair: Pair, start: Start, prefix: str) -> None:
     assert vtep.faults() == 0
 
 
-def test_one_that_changes_its_mind(pair: Pair, start: Start) -> None:
-    """A kernel driver, whose host then takes no superframes any more: it is noticed in seconds."""
+@pytest.mark.parametrize("peer", ["kernel", "pyvtep"])
+def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
+    """The remote's host takes no superframes any more, though still questions: it is noticed."""
     a, b = pair
-    kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
+    if peer == "kernel":
+        kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
+    else:
+        start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     ping(a, "10.0.0.2")
     until_whole(a, b, vtep)
     rules = (
         "table inet t { chain c { type filter hook input priority 0 ; "
-        "udp dport 4789 @th,256,16 > 2000 drop ; } ; }"
+        # Behind 8 octets of UDP, 8 of VXLAN and 12 of MACs: of IPv4, and of what length.
+        "udp dport 4789 @th,224,16 0x0800 @th,256,16 > 2000 drop ; } ; }"
     )
     b.run("nft", rules)
-
-    def passes() -> bool:
-        return transfer(a, b, "10.0.0.2", 2 << 20) < 1
-
-    wait_until(passes, "superframes to be cut again")
     whole = vtep.counter("tx_whole")
+    assert transfer(a, b, "10.0.0.2", 20 << 20) < STALL
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert vtep.counter("tx_whole") == whole
+    assert vtep.counter("tx_whole") < whole + 200
 
 
 def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, start: Start) -> None:
@@ -217,13 +218,13 @@ def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
             connection.wait()
     counters = vtep.counters()
     assert counters["tx_superframes"] > 0
-    assert counters["tx_whole"] == 1
+    assert counters["tx_whole"] in (1, 2)
 
 
 def answer_as_tcp(other: socket.socket, header: bytes) -> None:
     """Take part in the connection that is asked for, until a question has come, and much else.
 
-    Every other datagram must be one that fits the cable, but for one, which is lost.
+    Every other datagram must be one that fits the cable, but for one or two, which are lost.
     """
     questions = tried = expected = received = 0
     while received < 500_000 or not questions:
@@ -243,11 +244,11 @@ def answer_as_tcp(other: socket.socket, header: bytes) -> None:
             expected = sequence + 1 & 0xFFFFFFFF
         elif sequence == expected:
             expected = sequence + length & 0xFFFFFFFF
-            received += length * tried
+            received += length if tried else 0
         if flags & 2 or length:
             reply = tcp_reply(frame, expected, syn=bool(flags & 2))
             other.sendto(header + reply, (sender[0], 4789))
-    assert tried == 1
+    assert tried in (1, 2)
 
 
 MSS = 1410

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from itertools import count, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.consent import Consent
+from vtep.offload.trial import Fate, Judge
 from vtep.offload.whole import LARGE, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe, Status
 
@@ -19,7 +21,8 @@ class Way:
         self.wished = False
         self.sent = 0
         self.largest = 0
-        self.judge: Callable[[int, float], None] | None = None
+        self.judge: Judge | None = None
+        self.any_size = False
         self.device = 0
         self.questions: list[tuple[float, Probe]] = []
 
@@ -33,14 +36,16 @@ class Way:
     def shut(self) -> None:
         self.largest, self.judge = 0, None
 
-    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
-        self.device, self.judge = device, judge
+    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
+        self.device, self.judge, self.any_size = device, judge, any_size
 
-    def tried(self, octets: int, now: float) -> None:
-        """One that is larger leaves whole; so many octets of it are known to have arrived."""
+    def tried(self, fate: Fate, octets: int, now: float) -> None:
+        """One leaves whole, and this becomes of it."""
         assert self.judge is not None
         judge, self.judge = self.judge, None
-        judge(octets, now)
+        assert octets > self.largest or self.any_size
+        self.sent += 1
+        judge(fate, octets, now)
 
     def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
         parsed = Probe.parse(probe)
@@ -287,23 +292,39 @@ def test_a_way_on_which_they_are_cut_now() -> None:
 def test_what_arrives_opens_the_way_for_what_is_no_larger() -> None:
     room, way = Room(), Way()
     room.asked(way)
-    way.tried(3000, 0.1)
+    way.tried(Fate.ARRIVED, 3000, 0.1)
     assert (way.largest, way.device) == (3000, 3)
-    way.tried(60_000, 0.2)
+    assert not way.any_size
+    way.tried(Fate.ARRIVED, 60_000, 0.2)
     assert way.largest == 60_000
     assert way.judge is not None, "there may be a larger one"
+
+
+def test_one_of_each_second_is_watched_and_keeps_the_way_open() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    way.tried(Fate.ARRIVED, 60_000, 0.5)
+
+    def in_use(now: int) -> None:
+        way.sent += 100
+        if way.any_size:
+            way.tried(Fate.ARRIVED, 1000, now - 0.5)
+        assert way.is_open
+
+    room.ticks(1, 100, in_use)
+    assert way.largest == 60_000
+    assert len(way.questions) == 1
 
 
 def test_what_has_arrived_counts_for_some_seconds() -> None:
     room, way = Room(), Way()
     room.asked(way)
-    way.tried(60_000, 0.5)
+    way.tried(Fate.ARRIVED, 60_000, 0.5)
     room.ticks(1, 5)
     assert way.is_open
-    way.tried(61_000, 5.2)
     room.ticks(6, 6)
     assert (way.is_open, way.wished, len(way.questions)) == (False, True, 1)
-    way.tried(60_000, 6.2)
+    way.tried(Fate.ARRIVED, 60_000, 6.2)
     assert way.is_open
     room.ticks(7, 12)
     assert not way.is_open
@@ -312,31 +333,58 @@ def test_what_has_arrived_counts_for_some_seconds() -> None:
     assert not way.wished
 
 
-def test_after_one_that_was_lost_there_is_none_for_ever_longer() -> None:
-    room, way = Room(), Way()
-    lost, now = [], 0.0
-    while now < 20_000:
-        room.asked(way, now)
+def lost_ones(room: Room, way: Way, until: int, octets: int = 60_000) -> list[float]:
+    """When superframes are lost of a remote that takes none, or none so large."""
+    lost = []
+    for now in range(until):
+        if not way.wished:
+            room.asked(way, now)
         if way.judge is not None:
-            lost.append(now)
-            way.tried(0, now)
+            if way.largest == 0 and octets > 60_000:
+                way.tried(Fate.ARRIVED, 10_000, now)
+            lost.append(float(now))
+            way.tried(Fate.LOST, octets, now)
         assert not way.is_open
-        room.it.release(way)
-        now += 10
+        room.it.tick(now)
+    return lost
+
+
+@pytest.mark.parametrize("octets", [60_000, 60_001], ids=["any", "large"])
+def test_after_one_that_was_lost_there_is_none_for_ever_longer(octets: int) -> None:
+    room, way = Room(), Way()
+    lost = lost_ones(room, way, 20_000, octets)
     pauses = [after - before for before, after in pairwise(lost)]
-    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600, 3600]
-    # Of another host nothing is known; and once one has arrived, all is well.
+    wanted = [1, 60, 120, 240, 480, 960, 1920, *[3600] * 4]
+    assert len(pauses) == len(wanted)
+    for pause, least in zip(pauses, wanted, strict=True):
+        assert least <= pause <= least + 65, "there is a look once a minute"
     other = Way("192.0.2.3")
-    room.asked(other, now)
-    assert other.judge is not None
-    room.asked(way, now + 3600)
-    way.tried(1000, now + 3600)
-    assert way.is_open
-    way.tried(0, now + 3601)
-    assert not way.is_open
-    assert not way.wished
-    room.asked(way, now + 3661)
+    room.asked(other, 20_000)
+    assert other.judge is not None, "of another host nothing is known"
+
+
+def test_one_that_arrives_after_one_that_was_lost_makes_it_good() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    way.tried(Fate.LOST, 60_000, 0.1)
+    assert way.judge is None
+    room.ticks(1, 2)
+    way.tried(Fate.ARRIVED, 60_000, 2.1)
+    assert way.largest == 60_000
+    way.tried(Fate.LOST, 61_000, 2.2)
+    room.ticks(3, 4)
+    assert way.judge is not None, "it was an accident, again"
+
+
+def test_what_nothing_is_known_of_is_no_loss() -> None:
+    room, way = Room(), Way()
+    room.asked(way)
+    way.tried(Fate.UNKNOWN, 60_000, 0.1)
     assert way.judge is not None
+    way.tried(Fate.ARRIVED, 60_000, 0.2)
+    assert way.is_open
+    way.tried(Fate.UNKNOWN, 61_000, 0.3)
+    assert way.largest == 60_000
 
 
 def test_an_answer_needs_no_trial() -> None:
@@ -348,10 +396,26 @@ def test_an_answer_needs_no_trial() -> None:
     largest = way.largest
     assert largest > 1 << 15
     assert way.judge is None
-    judge(5000, 0.2)
+    judge(Fate.ARRIVED, 5000, 0.2)
+    judge(Fate.UNKNOWN, 5000, 0.3)
     assert way.largest == largest
-    judge(0, 0.3)
-    assert way.largest == largest
+    assert way.judge is None
+
+
+def test_answers_are_not_believed_where_superframes_are_lost() -> None:
+    room, way = Room(), Way()
+    room.opened(way)
+    way.sent += 10
+    room.ticks(1, 1)
+    way.tried(Fate.LOST, 60_000, 1.3)
+    assert not way.is_open
+    room.it.answered(answer(way), way.host, 1.4)
+    assert not way.is_open
+    room.ticks(2, 3)
+    way.tried(Fate.ARRIVED, 60_000, 3.1)
+    assert way.largest == 60_000
+    room.it.release(way)
+    room.opened(way, 4.0)
 
 
 def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
@@ -360,10 +424,10 @@ def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
     judge = way.judge
     assert judge is not None
     room.it.forget()
-    judge(5000, 0.1)
+    judge(Fate.ARRIVED, 5000, 0.1)
     assert not way.is_open
     room.asked(way, 0.2)
-    judge(0, 0.3)
+    judge(Fate.LOST, 5000, 0.3)
     room.it.release(way)
     room.asked(way, 0.4)
     assert way.judge is not None

@@ -33,7 +33,7 @@ def mss(frame: bytes | bytearray) -> int:
 @VERSIONS
 def test_syns_are_clamped_on_their_way_out_and_in(version: int) -> None:
     fit, counters = make()
-    for greet in (fit.leaving, lambda frame: fit.arriving(frame, 0.0)):
+    for greet in (fit.leaving, fit.arriving):
         frame = bytearray(syn(version))
         greet(memoryview(frame))
         assert bytes(frame) == syn(version, 1450 - HEADERS[version])
@@ -45,7 +45,7 @@ def test_an_unfinished_checksum_of_one_that_arrives_is_left_for_the_kernel(versi
     fit, _ = make()
     packet = ether(ip(version, tcp(flags="S", options=[("MSS", 1460)])))
     frame = bytearray(partial(packet))
-    fit.arriving(memoryview(frame), 0.0)
+    fit.arriving(memoryview(frame))
     clamped = ether(ip(version, tcp(flags="S", options=[("MSS", 1450 - HEADERS[version])])))
     assert bytes(frame) == partial(clamped)
 
@@ -53,7 +53,7 @@ def test_an_unfinished_checksum_of_one_that_arrives_is_left_for_the_kernel(versi
 @VERSIONS
 def test_without_clamping_nothing_is_touched(version: int) -> None:
     fit, counters = make(clamps=False)
-    for greet in (fit.leaving, lambda frame: fit.arriving(frame, 0.0)):
+    for greet in (fit.leaving, fit.arriving):
         frame = bytearray(syn(version))
         greet(memoryview(frame))
         assert bytes(frame) == syn(version)
@@ -109,7 +109,7 @@ def test_any_octets_may_arrive_and_leave(octets: bytes) -> None:
     fit, counters = make(300)
     frame = bytearray(octets)
     fit.leaving(memoryview(frame))
-    fit.arriving(memoryview(frame), 0.0)
+    fit.arriving(memoryview(frame))
     assert counters.mss_clamped or bytes(frame) == octets
 
 

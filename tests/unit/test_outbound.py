@@ -6,7 +6,7 @@ that takes notes, and may be full.
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -31,6 +31,7 @@ from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
 from vtep.offload.headers import Cut
 from vtep.offload.split import Splitter, judge
+from vtep.offload.trial import Fate, Judge
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
@@ -78,7 +79,8 @@ class Ways:
     """
 
     envelope = staticmethod(Policy().reader())
-    judge: Callable[[int, float], None] | None = None
+    judge: Judge | None = None
+    any_size = False
     largest = 1 << 16
 
     def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
@@ -244,7 +246,7 @@ def forward(
         ways = Ways(notes, takes)
         fit = Fit(PREFIX, segment.counters, MTU, "auto")
         for flow in range(3):
-            fit.arriving(answer_to(flow), 0.0)
+            fit.arriving(answer_to(flow))
         with tap() as pair:
             outbound = Outbound(
                 cast("Any", pair),
@@ -613,6 +615,82 @@ def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any
     assert [datagram for batch in sent for datagram in batch] == expected
     if "tos" in fields or "sport" in fields or "partial" in fields:
         assert [len(batch) for batch in sent] == [3, 3, 2]
+
+
+class Watched(Ways):
+    """A way on which one superframe is to be tried, and what becomes of it."""
+
+    def __init__(self, notes: Notes, *, largest: int = 0, any_size: bool = False) -> None:
+        super().__init__(notes, [True] * 100)
+        self.largest, self.any_size = largest, any_size
+        self.said: list[Fate] = []
+        self.judge = lambda fate, _octets, _now: self.said.append(fate)
+
+
+def watched(
+    *turns: Sequence[tuple[bytes, bytes]], **options: Any
+) -> tuple[list[list[bytes]], list[Fate], int]:
+    """What is sent in so many turns, what was said of a trial, and how many left whole."""
+
+    async def run() -> tuple[list[list[bytes]], list[Fate], int]:
+        fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
+        segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
+        fdb.learn(TO, REMOTE, 0.0)
+        notes = Notes(iter(()))
+        ways, fit = Watched(notes, **options), Fit(PREFIX, segment.counters, MTU, "auto")
+        for flow in range(3):
+            fit.arriving(answer_to(flow))
+        with tap() as pair:
+            outbound = Outbound(
+                cast("Any", pair), segment, cast("Any", ways), fit, Arena(), lambda _: None
+            )
+            for turn in turns:
+                for frame in turn:
+                    pair.host.send(b"".join(frame))
+                outbound.readable()
+        notes.close()
+        return notes.sent, ways.said, ways.sent_whole
+
+    return asyncio.run(run())
+
+
+def test_one_superframe_is_tried_and_the_others_are_cut() -> None:
+    frames = [superframe(20, after=after) for after in (0, 20, 40)]
+    sent, said, whole = watched(frames, [superframe(20, after=60)])
+    assert (said, whole) == ([], 1)
+    expected = [
+        segment for frame in [*frames, superframe(20, after=60)] for segment in segments(*frame)
+    ]
+    assert [datagram for batch in sent for datagram in batch] == expected
+
+
+def test_one_is_watched_where_all_leave_whole() -> None:
+    frames = [superframe(20, after=after) for after in (0, 20, 40)]
+    _, said, whole = watched(frames, frames[:1], largest=1 << 16, any_size=True)
+    assert (said, whole) == ([Fate.LOST], 4)
+    _, said, whole = watched(frames, frames[:1], largest=1 << 16)
+    assert (said, whole) == ([], 4)
+
+
+def test_one_that_is_sent_again_was_lost() -> None:
+    for again in (superframe(20), superframe(2, after=19), plain()):
+        header, frame = again
+        if header == virtio.PLAIN:
+            frame = replace(Frame(payload=bytes(9), sport=5000, seq=19 * SIZE)).build()
+        _, said, whole = watched([superframe(20)], [(header, frame)])
+        assert (said, whole) == ([Fate.LOST], 1)
+
+
+@pytest.mark.parametrize("kind", ["udp4", "udp6", "tcp4"])
+def test_a_trial_may_end_in_the_middle_of_a_run(kind: str) -> None:
+    """What has to be finished in a frame is, whoever looks at it."""
+    again = virtio.PLAIN, Frame(payload=bytes(9), sport=5000, seq=19 * SIZE).build()
+    run = [unfinished(kind=kind, flow=1)] * 10
+    for frames in ([again, *run], [*run[:1], again, *run], [*run[:2], again, *run]):
+        sent, said, _ = watched([superframe(20)], frames)
+        assert said == [Fate.LOST]
+        expected = [segment for frame in frames for segment in segments(*frame)]
+        assert [datagram for batch in sent[1:] for datagram in batch] == expected
 
 
 def test_what_leaves_whole_needs_no_room_elsewhere() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import HOSTILE, V4_A, V4_B, V6_A, V6_B, ether, ip, tcp, udp
 from vtep.offload.split import judge
-from vtep.offload.trial import Trial
+from vtep.offload.trial import Fate, Trial
 from vtep.wire import virtio
 
 SIZE, OCTETS = 100, 500
@@ -41,12 +41,12 @@ class Watched:
     def __init__(self, version: int = 4, seq: int = 1000) -> None:
         frame = there(version, seq)
         gso = virtio.Header(1, GSO[version], len(frame) - OCTETS, SIZE, 34, 16)
-        self.said: list[tuple[int, float]] = []
+        self.said: list[tuple[Fate, int, float]] = []
         self.octets = len(frame)
         self.it = Trial(frame, judge(memoryview(frame), gso), self._say, 10.0)
 
-    def _say(self, octets: int, now: float) -> None:
-        self.said.append((octets, now))
+    def _say(self, fate: Fate, octets: int, now: float) -> None:
+        self.said.append((fate, octets, now))
 
 
 @versions
@@ -57,7 +57,7 @@ def test_acknowledged(version: int, seq: int, beyond: int) -> None:
     watched.it.arriving(back(version, seq + OCTETS - 1), 10.1)
     assert watched.said == []
     watched.it.arriving(back(version, seq + OCTETS + beyond), 10.2)
-    assert watched.said == [(watched.octets, 10.2)]
+    assert watched.said == [(Fate.ARRIVED, watched.octets, 10.2)]
     assert watched.it.is_over
     watched.it.leaving(there(version, seq), 10.3)
     watched.it.arriving(back(version, seq + OCTETS), 10.4)
@@ -66,14 +66,15 @@ def test_acknowledged(version: int, seq: int, beyond: int) -> None:
 
 @versions
 @pytest.mark.parametrize(
-    ("offset", "octets"), [(0, OCTETS), (0, 1), (OCTETS - 1, 1), (OCTETS - 1, 1000), (200, 10)]
+    ("offset", "octets"),
+    [(0, OCTETS), (0, 1), (OCTETS - 1, 1), (OCTETS - 1, 1000), (200, 10), (-50, 51), (-50, 1000)],
 )
 @pytest.mark.parametrize("seq", [1000, WRAP - 200])
 def test_sent_again(version: int, offset: int, octets: int, seq: int) -> None:
     watched = Watched(version, seq)
     watched.it.leaving(there(version, seq + offset, octets), 10.1)
     watched.it.arriving(back(version, seq + OCTETS), 10.2)
-    assert watched.said == [(0, 10.1)]
+    assert watched.said == [(Fate.LOST, watched.octets, 10.1)]
 
 
 @versions
@@ -83,6 +84,7 @@ def test_what_else_leaves_does_not_matter(version: int) -> None:
         there(version, 1000 + OCTETS),
         there(version, 1000 + OCTETS, 0),  # An acknowledgement of what comes the other way.
         there(version, 999, 0),  # A question whether the other end is still there.
+        there(version, 900, 100),
         there(version, 1000, sport=40001),
         there(version, 1000, dport=81),
         there(10 - version, 1000),
@@ -99,7 +101,7 @@ def test_what_else_arrives_does_not_matter(version: int) -> None:
     for frame in (
         back(version, 1000),
         back(version, 999),
-        back(version, 1000 + OCTETS, flags="R"),
+        back(version, 0, flags="R", sport=81),
         back(version, 1000 + OCTETS, sport=81),
         back(version, 1000 + OCTETS, dport=40001),
         back(10 - version, 1000 + OCTETS),
@@ -110,13 +112,21 @@ def test_what_else_arrives_does_not_matter(version: int) -> None:
     assert watched.said == []
 
 
+@versions
+@pytest.mark.parametrize("flags", ["R", "RA"])
+def test_a_connection_that_ends(version: int, flags: str) -> None:
+    watched = Watched(version)
+    watched.it.arriving(back(version, 1000, flags=flags), 10.2)
+    assert watched.said == [(Fate.UNKNOWN, watched.octets, 10.2)]
+
+
 def test_after_a_second_it_does_not_matter_any_more() -> None:
     watched = Watched()
     other = there(6, 5)
     watched.it.leaving(other, 11.0)
     assert watched.said == []
     watched.it.leaving(other, 11.01)
-    assert watched.said == [(0, 11.01)]
+    assert watched.said == [(Fate.UNKNOWN, watched.octets, 11.01)]
 
 
 @given(leaving=st.lists(HOSTILE, max_size=4), arriving=st.lists(HOSTILE, max_size=4))

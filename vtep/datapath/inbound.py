@@ -233,15 +233,15 @@ class Inbound:
         if leave.segment.strips:
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
-            leave.fit.arriving(frame, now)
+            leave.fit.arriving(frame)
         self._header = header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
         if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
-            self._deliver(leave, frame, header)
+            self._deliver(leave, frame, header, now)
             return
         octets, step = self._splitter.split(frame, virtio.unpack(header))
         segments = self._splitter.out.data[:octets]
         for at in range(0, octets, step):
-            self._deliver(leave, segments[at : at + step], virtio.PLAIN)
+            self._deliver(leave, segments[at : at + step], virtio.PLAIN, now)
 
     def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
         """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
@@ -260,10 +260,13 @@ class Inbound:
             else:
                 leave.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strips else frame
-                self._deliver(leave, left, virtio.moved(header, len(frame) - len(left)))
+                moved = virtio.moved(header, len(frame) - len(left))
+                self._deliver(leave, left, moved, now)
 
-    def _deliver(self, leave: Exit, frame: memoryview, header: bytes) -> None:
+    def _deliver(self, leave: Exit, frame: memoryview, header: bytes, now: float) -> None:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
+        if leave.fit.trial is not None:
+            leave.fit.hear(frame, now)
         count, octets = _frames_of(len(frame), header)
         try:
             os.writev(leave.tap.fd, (header, frame))

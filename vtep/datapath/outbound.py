@@ -183,7 +183,7 @@ class Outbound:
             ):
                 end += size
                 whole = size < stride  # A shorter one can only be the last.
-                if end - begin == 2 * stride:
+                if end - begin == 2 * stride and frame_max:
                     count = self._follow(frame, end, budget)
                     end += count * size
                     budget -= count
@@ -210,7 +210,7 @@ class Outbound:
         follows like, and then there is nothing to find out of each.
         """
         segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
-        alike = None if segment.attentive or self._fit.trial else likeness(frame)
+        alike = likeness(frame)
         if alike is None:
             return 0
         header, said = self._header, bytes(meta)
@@ -358,8 +358,10 @@ class Outbound:
         way = self._paths.whole_way(remote)
         if way is None:
             return None
-        fit, untried = self._fit, len(frame) > way.largest
-        if untried and (way.judge is None or fit.trial is not None):
+        fit, larger, judge_of_it = self._fit, len(frame) > way.largest, way.judge
+        if fit.trial is not None or not (larger or way.any_size):
+            judge_of_it = None
+        if larger and judge_of_it is None:
             return None
         cut = judge(frame, gso)
         if (
@@ -372,8 +374,8 @@ class Outbound:
         flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
         if self._waiting or not way.send(self._header, frame, cut, gso, flow, now):
             return None
-        if untried and way.judge is not None:
-            fit.try_whole(frame, cut, way.judge, now)
+        if judge_of_it is not None:
+            fit.try_whole(frame, cut, judge_of_it, now)
             way.judge = None
         self._count_whole(frame, len(frame), cut, 1)
         return way

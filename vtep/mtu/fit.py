@@ -1,13 +1,11 @@
 """All that makes the frames of one TAP fit its tunnel, and the MTU that it goes by."""
 
-from collections.abc import Callable
-
 from vtep.counters import Counters
 from vtep.mtu.mss import MssClamp
 from vtep.mtu.oversize import Oversize
 from vtep.offload.headers import Cut
 from vtep.offload.partial import SegmentSizes, is_partial
-from vtep.offload.trial import Trial
+from vtep.offload.trial import Judge, Trial
 from vtep.wire import ip as inet
 
 
@@ -47,16 +45,20 @@ class Fit:
         off = mss_clamp == "off"
         self._clamp = None if off else MssClamp(self._counters, self._mtu, fixed)
 
-    def try_whole(
-        self, frame: memoryview, cut: Cut, judge: Callable[[int, float], None], now: float
-    ) -> None:
+    def try_whole(self, frame: memoryview, cut: Cut, judge: Judge, now: float) -> None:
         """Find out what becomes of a superframe that leaves whole; as `Trial` has it."""
         self.trial = Trial(frame, cut, judge, now)
 
     def watch(self, frame: memoryview, now: float) -> None:
-        """Look at a frame or superframe that leaves while there is a trial."""
+        """Look at a frame or superframe that leaves, if there is a trial."""
         if self.trial is not None:
             self.trial.leaving(frame, now)
+            self._settle()
+
+    def hear(self, frame: memoryview, now: float) -> None:
+        """Look at a frame or superframe that arrives, if there is a trial."""
+        if self.trial is not None:
+            self.trial.arriving(frame, now)
             self._settle()
 
     def _settle(self) -> None:
@@ -75,11 +77,8 @@ class Fit:
             self._clamp.clamp(frame, where, partial=False)
         self.sizes.observe(frame)
 
-    def arriving(self, frame: memoryview, now: float) -> None:
-        """Clamp a SYN that came from the underlay, and learn from it and from other answers."""
-        if self.trial is not None:
-            self.trial.arriving(frame, now)
-            self._settle()
+    def arriving(self, frame: memoryview) -> None:
+        """Clamp a SYN that came from the underlay, and learn from it."""
         where = inet.tcp_syn(frame)
         if where is None:
             return

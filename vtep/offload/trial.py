@@ -6,14 +6,16 @@ to be learned any more.
 """
 
 from collections.abc import Callable
+from enum import Enum, auto
 from struct import Struct
+from typing import TypeAlias
 
 from vtep.offload.headers import Cut
 from vtep.wire import Buffer
 from vtep.wire import ip as inet
 
 _LIFE = 1.0
-"""Seconds after which it no longer matters."""
+"""Seconds after which nothing will be known of it any more."""
 
 _WRAP = 1 << 32
 _NUMBERS = Struct("!II")
@@ -22,16 +24,26 @@ _NUMBERS_AT = 4
 """Where the sequence and the acknowledgement number are in a TCP header."""
 
 
+class Fate(Enum):
+    """What has become of a superframe that left whole."""
+
+    ARRIVED = auto()
+    LOST = auto()
+    UNKNOWN = auto()
+    """As where the connection ended."""
+
+
+Judge: TypeAlias = Callable[[Fate, int, float], None]
+"""Told what has become of a superframe, how many octets it had, and when that was known."""
+
+
 class Trial:
     """One superframe of TCP, cut so, without IP options or extension headers, that leaves at `now`.
 
-    `ended` is called once, with how many octets are known to have arrived, all or none, and the
-    time.
+    `judge` is told once.
     """
 
-    def __init__(
-        self, frame: Buffer, cut: Cut, ended: Callable[[int, float], None], now: float
-    ) -> None:
+    def __init__(self, frame: Buffer, cut: Cut, judge: Judge, now: float) -> None:
         where = cut.where
         self._there = _flow(frame, where)
         half = (len(self._there) - _PORTS_LEN) // 2
@@ -39,16 +51,16 @@ class Trial:
         back = self._there[half : 2 * half] + self._there[:half]
         self._back = back + ports[2:] + ports[:2]
         self._first, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        self._len = len(frame)
         self._octets = where.length - cut.transport_len
-        self._ended = ended
+        self._len = len(frame)
+        self._judge = judge
         self._until = now + _LIFE
         self.is_over = False
 
-    def _end(self, now: float, *, arrived: bool) -> None:
+    def _end(self, fate: Fate, now: float) -> None:
         if not self.is_over:
             self.is_over = True
-            self._ended(self._len if arrived else 0, now)
+            self._judge(fate, self._len, now)
 
     def leaving(self, frame: Buffer, now: float) -> None:
         """Look at a frame or superframe, of at least 14 octets, that leaves after it.
@@ -56,26 +68,32 @@ class Trial:
         Each is to be shown, until it is over, but for those that leave in the same turn: what has
         been lost takes a way back at least to be sent again.
         """
-        where = inet.transport(frame)
         if now > self._until:
-            self._end(now, arrived=False)
-        elif where is not None and where.protocol == inet.TCP:
-            sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-            again = (sequence - self._first) % _WRAP < self._octets
-            if again and _flow(frame, where) == self._there:
-                self._end(now, arrived=False)
+            self._end(Fate.UNKNOWN, now)
+            return
+        where = inet.transport(frame)
+        if where is None or where.protocol != inet.TCP:
+            return
+        sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
+        octets = where.length - inet.tcp_header_len(frame, where)
+        overlaps = (sequence - self._first) % _WRAP < self._octets or (
+            (self._first - sequence) % _WRAP < octets
+        )
+        if overlaps and _flow(frame, where) == self._there:
+            self._end(Fate.LOST, now)
 
     def arriving(self, frame: Buffer, now: float) -> None:
-        """Look at a frame, of at least 14 octets, from the underlay; others may be left out."""
+        """Look at a frame, of at least 14 octets, from the underlay; some may be left out."""
         where = inet.transport(frame)
         if where is None or where.protocol != inet.TCP or _flow(frame, where) != self._back:
             return
+        flags = frame[where.offset + inet.TCP_FLAGS]
         _, acknowledged = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
         beyond = (acknowledged - self._first) % _WRAP
-        if frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_ACK and (
-            self._octets <= beyond < _WRAP // 2
-        ):
-            self._end(now, arrived=True)
+        if flags & inet.TCP_FLAG_ACK and self._octets <= beyond < _WRAP // 2:
+            self._end(Fate.ARRIVED, now)
+        elif flags & inet.TCP_FLAG_RST:
+            self._end(Fate.UNKNOWN, now)
 
 
 def _flow(frame: Buffer, where: inet.Transport) -> bytes:

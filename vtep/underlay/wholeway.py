@@ -3,10 +3,10 @@
 import errno
 import logging
 import socket
-from collections.abc import Callable
 
 from vtep.offload import whole
 from vtep.offload.headers import Cut
+from vtep.offload.trial import Judge
 from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, Path
 from vtep.underlay.sockets import Outer
@@ -31,8 +31,10 @@ class WholeWay:
         self.sent = 0
         self.largest = 0
         """Octets of the largest superframe that may leave whole now; none may if it is 0."""
-        self.judge: Callable[[int, float], None] | None = None
-        """If a larger one is to leave whole, who is to be told; as `offload.trial` has it."""
+        self.judge: Judge | None = None
+        """If a larger one is to leave whole, who is to be told what becomes of it."""
+        self.any_size = False
+        """Whether that is to be told of one that is no larger, too."""
         self.host = path.remote.host
         self.binding = path.binding
         self._path = path
@@ -56,10 +58,10 @@ class WholeWay:
         """Have them cut here again."""
         self.largest, self.judge = 0, None
 
-    def try_one(self, device: int, judge: Callable[[int, float], None]) -> None:
-        """Have one superframe leave whole that is larger; `judge` is told what became of it."""
+    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
+        """Have one superframe leave whole that is larger, or one of `any_size`; `judge` is told."""
         self._use(device)
-        self.judge = judge
+        self.judge, self.any_size = judge, any_size
 
     def _use(self, device: int) -> None:
         if device != self._device:
