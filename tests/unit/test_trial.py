@@ -129,6 +129,23 @@ def test_after_a_second_it_does_not_matter_any_more() -> None:
     assert watched.said == [(Fate.UNKNOWN, watched.octets, 11.01)]
 
 
+@versions
+@pytest.mark.parametrize("seq", [1000, WRAP - 1, 99])
+def test_what_was_before_it_is_sent_again_and_nothing_is_acknowledged(
+    version: int, seq: int
+) -> None:
+    watched = Watched(version, seq)
+    for now in (10.2, 10.4, 10.8):
+        watched.it.leaving(there(version, seq - 100, 100), now)
+    assert watched.said == []
+    watched.it.leaving(there(version, seq - 100, 100), 11.1)
+    assert watched.said == [(Fate.LOST, watched.octets, 11.1)]
+    slow = Watched(version, seq)
+    slow.it.leaving(there(version, seq - 100, 100), 10.2)
+    slow.it.arriving(back(version, seq + OCTETS), 10.9)
+    assert slow.said == [(Fate.ARRIVED, slow.octets, 10.9)]
+
+
 @given(leaving=st.lists(HOSTILE, max_size=4), arriving=st.lists(HOSTILE, max_size=4))
 def test_nothing_breaks_it(leaving: list[bytes], arriving: list[bytes]) -> None:
     watched = Watched()

@@ -2,7 +2,8 @@
 
 So nobody at the remote needs to know of us. What is lost is only that one superframe, if it is, and
 whoever sent it sends it again, in pieces. Those would be acknowledged, too: from then on nothing is
-to be learned any more.
+to be learned any more. Where others were lost before it, those are sent again first, and there may
+be no end of that: so it is taken for lost, too, if there is no acknowledgement in a second.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from vtep.wire import Buffer
 from vtep.wire import ip as inet
 
 _LIFE = 1.0
-"""Seconds after which nothing will be known of it any more."""
+"""Seconds after which nothing more will be learned of it."""
 
 _WRAP = 1 << 32
 _NUMBERS = Struct("!II")
@@ -55,6 +56,7 @@ class Trial:
         self._len = len(frame)
         self._judge = judge
         self._until = now + _LIFE
+        self._older = False  # Whether something from before it was sent again.
         self.is_over = False
 
     def _end(self, fate: Fate, now: float) -> None:
@@ -68,19 +70,17 @@ class Trial:
         Each is to be shown, until it is over, but for those that leave in the same turn: what has
         been lost takes a way back at least to be sent again.
         """
-        if now > self._until:
-            self._end(Fate.UNKNOWN, now)
-            return
         where = inet.transport(frame)
-        if where is None or where.protocol != inet.TCP:
-            return
-        sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        octets = where.length - inet.tcp_header_len(frame, where)
-        overlaps = (sequence - self._first) % _WRAP < self._octets or (
-            (self._first - sequence) % _WRAP < octets
-        )
-        if overlaps and _flow(frame, where) == self._there:
-            self._end(Fate.LOST, now)
+        if where is not None and where.protocol == inet.TCP and _flow(frame, where) == self._there:
+            sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
+            octets = where.length - inet.tcp_header_len(frame, where)
+            before = (self._first - sequence) % _WRAP
+            if (sequence - self._first) % _WRAP < self._octets or before < octets:
+                self._end(Fate.LOST, now)
+            elif octets and before < _WRAP // 2:
+                self._older = True
+        if now > self._until:
+            self._end(Fate.LOST if self._older else Fate.UNKNOWN, now)
 
     def arriving(self, frame: Buffer, now: float) -> None:
         """Look at a frame, of at least 14 octets, from the underlay; some may be left out."""
