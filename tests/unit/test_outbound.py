@@ -672,6 +672,12 @@ def test_one_is_watched_where_all_leave_whole() -> None:
     assert (said, whole) == ([], 4)
 
 
+def test_a_runt_during_a_trial() -> None:
+    sent, said, _ = watched([superframe(20)], [(virtio.PLAIN, bytes(9)), plain(flow=1)])
+    assert said == []
+    assert sent[1:] == [segments(*plain(flow=1))]
+
+
 def test_one_that_is_sent_again_was_lost() -> None:
     for again in (superframe(20), superframe(2, after=19), plain()):
         header, frame = again

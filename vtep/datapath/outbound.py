@@ -264,8 +264,10 @@ class Outbound:
         """
         if len(frame) > self._fit.oversize.limit:
             return 0
+        if not self._mend(frame, gso):
+            return 0
         self._fit.watch(frame, now)
-        return len(self._inspect(frame, now)) if self._mend(frame, gso) else 0
+        return len(self._inspect(frame, now))
 
     def _inspect(self, frame: memoryview, now: float) -> memoryview:
         """Let the segment look at a frame, if it wants to; what is left to be sent."""
