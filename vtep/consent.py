@@ -42,8 +42,8 @@ _PAUSE = 60.0
 """Seconds of that."""
 
 _FIRST_PAUSE = 1.0
-"""Seconds from a superframe that was lost to the next one that is to leave whole, which may have
-been an accident; after another one it is the other pause, and then twice as long each time."""
+"""Seconds from a superframe that was lost, which may have been an accident, to the next one that is
+to leave whole; and twice as long each time that this is lost, too."""
 
 _PAUSE_MAX = 3600.0
 
@@ -167,9 +167,7 @@ class Consent(Generic[_W]):
             return
         failure = self._failures.get(way.host)
         if fate is Fate.LOST:
-            pause = _FIRST_PAUSE
-            if failure is not None:
-                pause = min(max(_PAUSE, 2 * failure.pause), _PAUSE_MAX)
+            pause = _FIRST_PAUSE if failure is None else min(2 * failure.pause, _PAUSE_MAX)
             self._failures[way.host] = _Failure(octets, pause, now + pause)
             self._suspend(request, now)
             return

@@ -124,7 +124,7 @@ def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
     assert applied
     whole = vtep.counter("tx_whole")
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert vtep.counter("tx_whole") < whole + 10
+    assert vtep.counter("tx_whole") <= whole + 3
 
 
 def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, start: Start) -> None:
@@ -227,13 +227,13 @@ def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
             connection.wait()
     counters = vtep.counters()
     assert counters["tx_superframes"] > 0
-    assert counters["tx_whole"] in (1, 2)
+    assert counters["tx_whole"] in (1, 2, 3)
 
 
 def answer_as_tcp(other: socket.socket, header: bytes) -> None:
     """Take part in the connection that is asked for, until a question has come, and much else.
 
-    Every other datagram must be one that fits the cable, but for one or two, which are lost.
+    Every other datagram must be one that fits the cable, but for one to three, which are lost.
     """
     questions = tried = expected = received = 0
     early: dict[int, int] = {}
@@ -260,7 +260,7 @@ def answer_as_tcp(other: socket.socket, header: bytes) -> None:
         if flags & 2 or length:
             reply = tcp_reply(frame, expected, syn=bool(flags & 2))
             other.sendto(header + reply, (sender[0], 4789))
-    assert tried in (1, 2)
+    assert tried in (1, 2, 3)
 
 
 MSS = 1410
