@@ -243,34 +243,36 @@ def test_one_that_is_different(version: int, change: dict[str, Any], policy: Pol
     if version == 6 and "between" in change:
         change = {**change, "between": bytes(8), "extension": 60, "less": 2 * change.get("less", 0)}
     same, other = superframe(version=version), superframe(version=version, **change)
-    datagrams = [Datagram(each) for each in (same, same, other, other, same, other)]
+    datagrams = [Datagram(each) for each in (same, same, same, other, other, same, other)]
     assert run(datagrams, policy, at_once=True)[:3] == run(datagrams, policy, at_once=False)[:3]
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_padding_that_is_different(version: int) -> None:
     """With octets that are not zero behind it, what looks unfinished is not."""
-    frames = [superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\1")]
+    frames = [
+        superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\0", b"\1")
+    ]
     datagrams = [Datagram(each) for each in frames * 2]
     assert run(datagrams, Policy(), at_once=True)[:3] == run(datagrams, Policy(), at_once=False)[:3]
 
 
 def test_one_that_was_marked_on_its_way() -> None:
     same = superframe(tos=2)
-    datagrams = [Datagram(same, tos) for tos in (2, 2, 3, 2, 3, 3, 2)]
+    datagrams = [Datagram(same, tos) for tos in (2, 2, 2, 3, 2, 3, 3, 3, 2)]
     together = run(datagrams, Policy(), at_once=True)
     assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
     marks = [frame[10 + 15] & 3 for frame in together.frames]
-    assert marks == [2, 2, 3, 2, 3, 3, 2]
+    assert marks == [2, 2, 2, 3, 2, 3, 3, 3, 2]
 
 
 def test_one_from_elsewhere() -> None:
     same = superframe()
-    datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 1, 1, 0, 2, 0)]
+    datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 0, 1, 1, 0, 0, 2, 0)]
     together = run(datagrams, Policy(), at_once=True)
     assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
     assert together.counters["drop_source_unknown"] == 2
-    assert len(together.frames) == 5
+    assert len(together.frames) == 7
 
 
 @BASIC

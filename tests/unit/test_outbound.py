@@ -579,15 +579,16 @@ def test_one_that_is_not_like_the_one_that_left_whole(fields: dict[str, Any]) ->
     same = superframe(20)
     sizes = virtio.superframe(virtio.GSO_TCPV4, 54, 1000, 34, 16)
     for other in (changed(same, **fields), (sizes, same[1])):
-        frames = [same, same, other, other, same]
+        frames = [same, same, same, other, other, same]
         sent = forward(frames, takes=[True] * 20)
         expected = [segment for frame in frames for segment in segments(*frame)]
         assert [datagram for batch in sent for datagram in batch] == expected
 
 
 def test_what_goes_on_leaves_whole_without_another_look() -> None:
-    same = [superframe(20, after=after) for after in (0, 20, 40)]
-    assert forward(same, takes=[True] * 4, whole=3) == [segments(*each) for each in same]
+    same = [superframe(20, after=after) for after in (0, 20, 40, 60)]
+    # There is a look at the first two, and each asks whether the way is open.
+    assert forward(same, takes=[True] * 6, whole=4) == [segments(*each) for each in same]
 
 
 @pytest.mark.parametrize("kind", ["udp4", "udp6", "tcp4", "tcp6"])

@@ -61,6 +61,7 @@ class Inbound:
         # What the last datagram was delivered with, and one that has been received already.
         self._header = virtio.PLAIN
         self._ahead: Received | None = None
+        self._before: Received | None = None  # How the last superframe came.
         # Whether there was one datagram the last time: then what answers it is not to wait, either.
         self._lone = False
 
@@ -139,8 +140,10 @@ class Inbound:
                 leave = self._datagram(data, its_stride, its_host, its_mark, now)
                 begin = end = 0
                 if leave is not None and self._header[1] != virtio.GSO_NONE:
-                    most = budget // (SUPERFRAME_COST + 1)
-                    count = self._follow(receiver, leave, came, data, most, now)
+                    # One that was alone among others has hardly any like it behind it.
+                    most = budget // (SUPERFRAME_COST + 1) if came == self._before else 0
+                    self._before = came
+                    count = self._follow(receiver, leave, came, data, most, now) if most else 0
                     budget -= SUPERFRAME_COST + count * (SUPERFRAME_COST + 1)
                 elif lone and leave is not None:
                     leave.turn()

@@ -104,6 +104,8 @@ class Outbound:
         self._lone = False
         # The length of a frame that has been read already, and is the next one.
         self._ahead = 0
+        # The flow of the last superframe that left whole, and whether that before was of it, too.
+        self._whole_flow, self._goes_on = -1, False
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
         self._header = segment.header
@@ -335,7 +337,8 @@ class Outbound:
         self._fit.watch(frame, now)
         try:
             if self._paths.whole and (way := self._whole(frame, gso, now)) is not None:
-                return self._follow_whole(way, frame, gso, most)
+                # One that was alone among others has hardly any like it behind it.
+                return self._follow_whole(way, frame, gso, most) if self._goes_on else 0
             if not splitter.count or not splitter.extend(frame, gso):
                 self._finish(now)
                 splitter.prefix = self._header
@@ -380,6 +383,7 @@ class Outbound:
             fit.try_whole(frame, cut, judge_of_it, now)
             way.judge = None
         self._count_whole(frame, len(frame), cut, 1)
+        self._goes_on, self._whole_flow = flow == self._whole_flow, flow
         return way
 
     def _count_whole(self, head: Buffer, octets: int, cut: Cut, superframes: int) -> None:
