@@ -338,6 +338,8 @@ class Vtep:
 
         The VNIs in `again` also get back the configured remotes that their FDB has no more.
         """
+        if self._ended is not None and self._ended.done():
+            raise VtepError("it has ended")
         if not self._running:
             raise RuntimeError("start() the Vtep first")
         asked = list(configs)

@@ -94,7 +94,7 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
         others = (
             [Collector(vtep).run()] if beside is None else [Collector(vtep).run(), beside(vtep)]
         )
-        await _until_the_first_ends(vtep.wait(), *others)
+        await _until_it_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     voice.say(
@@ -103,8 +103,11 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
     )
 
 
-async def _until_the_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run them together; when one has ended, cancel the others, and raise what it raised."""
+async def _until_it_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run them together; when one has ended, cancel the others, and raise what it raised.
+
+    If the first of them has ended, it does not matter what became of the others by then.
+    """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +115,7 @@ async def _until_the_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in ended:
+    for task in tasks[:1] if tasks[0] in ended else ended:
         task.result()
 
 
