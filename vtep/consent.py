@@ -73,6 +73,9 @@ class Way(Protocol):
     def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
         """Send a question whole behind a probe; whether it has left is seen by the answer."""
 
+    def tell_losses(self) -> None:
+        """Let people know that superframes are lost, and so are cut here."""
+
     def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
         """Have one leave whole that is larger than those, and `judge` be told what becomes of it.
 
@@ -169,6 +172,8 @@ class Consent(Generic[_W]):
         if fate is Fate.LOST:
             pause = _FIRST_PAUSE if failure is None else min(2 * failure.pause, _PAUSE_MAX)
             self._failures[way.host] = _Failure(octets, pause, now + pause)
+            if pause == 2 * _FIRST_PAUSE:  # Once, and not where one was an accident.
+                way.tell_losses()
             self._suspend(request, now)
             return
         if fate is Fate.ARRIVED:

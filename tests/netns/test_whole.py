@@ -97,6 +97,12 @@ def test_a_kernel_driver(pair: Pair, start: Start, prefix: str) -> None:
     assert vtep.faults() == 0
 
 
+def _lossy(a: Host, b: Host, vtep: Pyvtep) -> bool:
+    """Send on, until superframes were lost more than once."""
+    transfer(a, b, "10.0.0.2", 2 << 20)
+    return "superframes are lost" in vtep.log
+
+
 @pytest.mark.parametrize("peer", ["kernel", "pyvtep"])
 def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
     """The remote's host takes no superframes any more, though still questions: it is noticed."""
@@ -125,6 +131,8 @@ def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
     whole = vtep.counter("tx_whole")
     transfer(a, b, "10.0.0.2", 50 << 20)
     assert vtep.counter("tx_whole") <= whole + 3
+    wait_until(lambda: _lossy(a, b, vtep), "it to be said")
+    assert vtep.log.count("offload tnl is off to 192.0.2.2 for a while: superframes are lost") == 1
 
 
 def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, start: Start) -> None:

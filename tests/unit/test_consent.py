@@ -23,6 +23,7 @@ class Way:
         self.largest = 0
         self.judge: Judge | None = None
         self.any_size = False
+        self.told = 0
         self.device = 0
         self.questions: list[tuple[float, Probe]] = []
 
@@ -38,6 +39,9 @@ class Way:
 
     def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
         self.device, self.judge, self.any_size = device, judge, any_size
+
+    def tell_losses(self) -> None:
+        self.told += 1
 
     def tried(self, fate: Fate, octets: int, now: float) -> None:
         """One leaves whole, and this becomes of it."""
@@ -358,6 +362,7 @@ def test_after_one_that_was_lost_there_is_none_for_ever_longer(octets: int) -> N
     assert len(pauses) == len(wanted)
     for pause, least in zip(pauses, wanted, strict=True):
         assert least <= pause <= least + 65, "there is a look once a minute"
+    assert way.told == 1
     other = Way("192.0.2.3")
     room.asked(other, 20_000)
     assert other.judge is not None, "of another host nothing is known"
@@ -374,6 +379,7 @@ def test_one_that_arrives_after_one_that_was_lost_makes_it_good() -> None:
     way.tried(Fate.LOST, 61_000, 2.2)
     room.ticks(3, 4)
     assert way.judge is not None, "it was an accident, again"
+    assert way.told == 0
 
 
 def test_what_nothing_is_known_of_is_no_loss() -> None:

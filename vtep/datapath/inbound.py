@@ -270,7 +270,9 @@ class Inbound:
         """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
         if leave.fit.trial is not None:
             leave.fit.hear(frame, now)
-        count, octets = _frames_of(len(frame), header)
+        count, octets = 1, len(frame)
+        if header[1] != virtio.GSO_NONE:
+            count, octets = _frames_of(octets, header)
         try:
             os.writev(leave.tap.fd, (header, frame))
         except OSError as error:
@@ -281,9 +283,7 @@ class Inbound:
 
 
 def _frames_of(octets: int, header: bytes) -> tuple[int, int]:
-    """Of how many frames a frame of so many octets stands, and how many octets those have."""
-    if header[1] == virtio.GSO_NONE:
-        return 1, octets
+    """For how many frames a superframe of so many octets stands, and how many those have."""
     gso = virtio.unpack(header)
     count = -(-(octets - gso.header_len) // gso.gso_size)
     return count, octets + (count - 1) * gso.header_len

@@ -58,6 +58,10 @@ class WholeWay:
         """Have them cut here again."""
         self.largest, self.judge = 0, None
 
+    def tell_losses(self) -> None:
+        """Say in the log that superframes are lost, and so are cut here."""
+        log.warning("offload tnl is off to %s for a while: superframes are lost", self.host)
+
     def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
         """Have one superframe leave whole that is larger, or one of `any_size`; `judge` is told."""
         self._use(device)

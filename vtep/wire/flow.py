@@ -1,7 +1,8 @@
-"""The flow hash from which the outer source port comes (RFC 7348, section 5).
+"""The flow hash from which the outer source port comes (RFC 7348, section 5), and what is alike.
 
 Frames of one inner flow hash alike, so an underlay that balances by 5-tuple keeps their order;
-different flows spread over its paths.
+different flows spread over its paths. Most follow others of their flow that differ from them in
+nothing that decides what is done with them: to tell those is cheaper than to decide again.
 """
 
 from struct import Struct
