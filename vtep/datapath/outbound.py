@@ -15,6 +15,7 @@ from vtep.mtu.oversize import Outcome
 from vtep.offload.headers import Cut
 from vtep.offload.partial import SYN_MAX
 from vtep.offload.split import (
+    AuthenticatedError,
     SplitError,
     Splitter,
     finish_checksum,
@@ -304,13 +305,16 @@ class Outbound:
         """Send a superframe, or what becomes of a frame that is too large; what that costs."""
         oversize = self._fit.oversize
         if gso.gso_type != virtio.GSO_NONE:
-            more = self._superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
-            return SUPERFRAME_COST + more * (SUPERFRAME_COST + 1)
-        if len(frame) > oversize.limit and self._mend(frame, gso):
+            try:
+                more = self._superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
+                return SUPERFRAME_COST + more * (SUPERFRAME_COST + 1)
+            except AuthenticatedError:
+                pass  # It is sent as the one segment that it is.
+        if (gso.gso_type or len(frame) > oversize.limit) and self._mend(frame, gso):
             frame = self._inspect(frame, now)
             if len(frame) > oversize.limit:
                 self._fitting(frame, (oversize.handle(frame, now),), now)
-            elif frame:  # It fits without its tags.
+            elif frame:  # It fits, perhaps without its tags.
                 datagram = self._header + frame
                 self._fitting(frame, (Outcome(datagram, len(datagram), None),), now)
         else:
@@ -318,7 +322,10 @@ class Outbound:
         return SUPERFRAME_COST
 
     def _superframe(self, frame: memoryview, gso: virtio.Header, now: float, most: int) -> int:
-        """Send a superframe, and up to `most` behind it that are like it; how many those are."""
+        """Send a superframe, and up to `most` behind it that are like it; how many those are.
+
+        Raises AuthenticatedError, having done nothing, where it must not be split.
+        """
         segment = self._segment
         counters = segment.counters
         if len(frame) < ethernet.HEADER_LEN:

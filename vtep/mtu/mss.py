@@ -26,13 +26,17 @@ class MssClamp:
 
         Its checksum is updated (RFC 1624), so that a wrong one stays wrong; but not if it is
         `partial`, since that covers no more than the pseudo-header.
+
+        A SYN with TCP-AO stays as it is: its code covers the options by default (RFC 5925, section
+        5.1), and only the two ends know whether theirs does. An MD5 signature leaves the options
+        out (RFC 2385, section 2.0), so a clamped SYN stays valid.
         """
         at = inet.tcp_mss_offset(frame, where)
         if at is None:
             return
         announced = frame[at] << 8 | frame[at + 1]
         most = self._most(where)
-        if announced <= most:
+        if announced <= most or inet.tcp_authentication(frame, where) == inet.TCP_OPTION_AO:
             return
         frame[at : at + 2] = most.to_bytes(2, "big")
         if not partial:

@@ -18,9 +18,6 @@ _ANSWERS_AT_ONCE = 50.0
 _HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | CLOSING | OPENING
 """TCP flags of a segment that may be cut: neither SYN, RST nor URG."""
 
-_SIGNATURES = frozenset((19, 29))
-"""TCP options that sign the segment: MD5 (RFC 2385) and TCP-AO (RFC 5925)."""
-
 _SUM_OF_SOUND = 0xFFFF
 """What a checksum's words sum up to, itself among them (RFC 1071)."""
 
@@ -126,8 +123,11 @@ class Oversize:
         unanswerable = may_fragment or not icmp.answerable(frame, begin, version)
         if unanswerable or end - begin <= _link_minimum(version):
             return self._whole(frame)
+        answer = self._answer(frame, packet, now)
+        if version == 4 and where is not None and _ignores_icmp(frame, where):
+            return self._whole(frame)._replace(answer=answer)
         self._counters.drop(Drop.TX_TOO_BIG)
-        return Outcome(b"", 1, self._answer(frame, packet, now))
+        return Outcome(b"", 1, answer)
 
     def handle_superframe(
         self, frame: memoryview, segments: memoryview, stride: int, now: float
@@ -209,6 +209,16 @@ def _packet(frame: memoryview) -> Packet | None:
     return None
 
 
+def _ignores_icmp(frame: memoryview, where: inet.Transport) -> bool:
+    """Return whether the sender of an IPv4 packet disregards "fragmentation needed" by default.
+
+    TCP-AO has it do so (RFC 5925, section 7.8): told alone, it would repeat the segment for ever.
+    """
+    if where.protocol != inet.TCP:
+        return False
+    return inet.tcp_authentication(frame, where) == inet.TCP_OPTION_AO
+
+
 def _is_divisible(frame: memoryview, where: inet.Transport) -> bool:
     """Whether a TCP segment says the same as several.
 
@@ -221,7 +231,7 @@ def _is_divisible(frame: memoryview, where: inet.Transport) -> bool:
     flags = frame[where.offset + inet.TCP_FLAGS]
     if not header_len or flags & ~_HARMLESS or not flags & inet.TCP_FLAG_ACK:
         return False
-    if any(frame[at] in _SIGNATURES for at in inet.tcp_options(frame, where)):
+    if inet.tcp_authentication(frame, where):
         return False
     total = checksum.ones_sum(frame[where.offset : where.offset + where.length])
     return checksum.fold(total + inet.pseudo_sum(frame, where)) == _SUM_OF_SOUND

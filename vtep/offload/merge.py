@@ -193,6 +193,9 @@ class Merger:
             alike, marks = _read_flags(column.tobytes())
             if alike < count:
                 count, last = alike, size
+            # Only now: where few can be merged, most have been ruled out by less than this.
+            if count > 1 and inet.tcp_authentication(first, where):
+                return None  # Each code covers one segment.
         return Cut(where, head_len, transport_len, size, count, last), marks
 
     def _reach(

@@ -134,6 +134,8 @@ def virtio_header(
         header_len, size, gso_type = inet.UDP_HEADER_LEN, udp_size, virtio.GSO_UDP_L4
     if not size or where.length - header_len <= size:
         return virtio.needs_checksum(where.offset, offset)
+    if where.protocol == inet.TCP and inet.tcp_authentication(frame, where):
+        return virtio.needs_checksum(where.offset, offset)  # Its code covers all of it.
     counters.super_datagrams += 1
     if where.protocol == inet.TCP and frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
         gso_type |= virtio.GSO_ECN

@@ -41,6 +41,10 @@ class SplitError(ValueError):
     """A virtio header that contradicts its frame."""
 
 
+class AuthenticatedError(ValueError):
+    """A superframe that must not be split: its MD5 signature or TCP-AO code covers all its data."""
+
+
 _LENGTH = Struct("!H")
 
 
@@ -76,7 +80,8 @@ class Splitter:
         Checksums are computed anew, so it does not matter what the frame has in their place; the
         header length that `gso` states is not looked at, since forwarded frames state a wrong one.
         Raises SplitError, having promised nothing of `out`, where `gso` is not about TCP or UDP
-        segments of this frame, or `out` is too small. Nothing may have been begun before.
+        segments of this frame, or `out` is too small; and AuthenticatedError as `judge` does.
+        Nothing may have been begun before.
         """
         cut = judge(frame, gso)
         count, size = cut.segments, cut.size
@@ -153,7 +158,10 @@ class Splitter:
 
 
 def judge(frame: memoryview, gso: virtio.Header) -> Cut:
-    """How a superframe is to be cut, by its virtio header; raises SplitError."""
+    """How a superframe is to be cut, by its virtio header; raises SplitError.
+
+    Raises AuthenticatedError for TCP with an option that authenticates the segment as a whole.
+    """
     where = inet.transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
     if where is None:
         raise SplitError("no TCP or UDP header to repeat")
@@ -163,6 +171,8 @@ def judge(frame: memoryview, gso: virtio.Header) -> Cut:
     payload = where.length - transport_len
     if not gso.gso_size or not transport_len or not payload:
         raise SplitError("no payload, or no size for its segments")
+    if where.protocol == inet.TCP and inet.tcp_authentication(frame, where):
+        raise AuthenticatedError("it is authenticated as a whole")
     # A size beyond the payload could be one that no length field holds.
     size = min(gso.gso_size, payload)
     count = -(-payload // size)
@@ -171,7 +181,7 @@ def judge(frame: memoryview, gso: virtio.Header) -> Cut:
 
 
 def segments_of(frame: memoryview, gso: virtio.Header) -> int:
-    """How many segments a superframe stands for; raises SplitError as `Splitter.begin` does."""
+    """How many segments a superframe stands for; raises what `judge` does."""
     return judge(frame, gso).segments
 
 

@@ -27,6 +27,10 @@ UDP_HEADER_LEN = 8
 TCP_OPTION_END = 0
 TCP_OPTION_NOP = 1
 TCP_OPTION_MSS = 2
+TCP_OPTION_MD5 = 19
+"""MD5 signature (RFC 2385): covers the header without its options, and the data."""
+TCP_OPTION_AO = 29
+"""Authentication option (RFC 5925): covers the data and the header, by default with its options."""
 
 CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
 """Where the checksum field is in each transport header."""
@@ -172,6 +176,22 @@ def tcp_options(frame: Buffer, where: Transport) -> Iterator[int]:
             return
         yield at
         at += frame[at + 1]
+
+
+def tcp_authentication(frame: Buffer, where: Transport) -> int:
+    """Return the kind of the option that authenticates a TCP segment, or 0 if there is none.
+
+    The result is `TCP_OPTION_AO` or `TCP_OPTION_MD5`. Such a segment can be neither split nor
+    merged: its code covers all of its data.
+    """
+    begin = where.offset + TCP_HEADER_MIN
+    end = where.offset + tcp_header_len(frame, where)
+    # Most segments have no octet of either value: this spares them the walk over their options.
+    options = bytes(frame[begin:end])
+    if TCP_OPTION_AO not in options and TCP_OPTION_MD5 not in options:
+        return 0
+    kinds = {frame[at] for at in tcp_options(frame, where)}
+    return next((kind for kind in (TCP_OPTION_AO, TCP_OPTION_MD5) if kind in kinds), 0)
 
 
 def tcp_mss_offset(frame: Buffer, where: Transport) -> int | None:
