@@ -128,6 +128,9 @@ class Counters:
     SYNs, of both directions, in which a smaller MSS was written. `mtu_changes` is how often what
     the tunnel carries has changed.
 
+    `tap_header_refused` counts the superframes, and the frames with an unfinished checksum, whose
+    virtio header the kernel refused at the TAP; they were written as plain frames instead.
+
     Of the echo (see `vtep.probe`), `probes_answered` counts questions, and `probes_heard` the
     answers to a doctor on this host, and to ourselves (see `vtep.consent`).
     """
@@ -150,6 +153,7 @@ class Counters:
         "rx_frames",
         "rx_superframes",
         "super_datagrams",
+        "tap_header_refused",
         "tx_bytes",
         "tx_datagrams",
         "tx_fragmented",
@@ -179,6 +183,7 @@ class Counters:
         self.probes_answered = 0
         self.probes_heard = 0
         self.super_datagrams = 0
+        self.tap_header_refused = 0
         self.mss_clamped = 0
         self.mtu_changes = 0
         self.tx_fragmented = 0

@@ -4,7 +4,10 @@ The underlay is a real socket on the loopback device; the TAP is one end of a so
 keeps frames apart as a TAP does.
 """
 
+import errno
+import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -15,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.craft import ether, ip, tcp
-from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame
+from tests.unit.craft import ether, finish, ip, tcp
+from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
 from vtep.datapath import Inbound
+from vtep.datapath.fallback import MergeGuard
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
@@ -330,3 +334,138 @@ def test_the_turn_may_find_that_all_is_over(underlay: Underlay) -> None:
     underlay.drain()
     assert underlay.turns == 1
     assert len(underlay.seen().frames) == 2
+
+
+# --- kernels that refuse what others take -------------------------------------------------------
+
+
+class Refusing:
+    """Has writes to a TAP refused with an error where `refuses` says so of the virtio header."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, refuses: Callable[[bytes], bool], error: int = errno.EINVAL
+    ) -> None:
+        self.refusals = 0
+        self._write, self._refuses, self._error = os.writev, refuses, error
+        patch.setattr(os, "writev", self)
+
+    def __call__(self, fd: int, buffers: Sequence[Any]) -> int:
+        if self._refuses(bytes(buffers[0])):
+            self.refusals += 1
+            raise OSError(self._error, os.strerror(self._error))
+        return self._write(fd, buffers)
+
+
+def expanded(frames: Sequence[bytes]) -> list[bytes]:
+    """What the kernel behind a TAP makes of frames with these virtio headers."""
+    done = []
+    for octets in frames:
+        header, frame = octets[:10], octets[10:]
+        if header[1]:
+            segments = split(frame, virtio.unpack(header))
+            assert segments is not None
+            done += segments
+        else:
+            done.append(finish(frame, header))
+    return done
+
+
+def bursts(kinds: Sequence[tuple[int, int]]) -> list[Datagram]:
+    """Segments in a row of each version and protocol, which are merged where they come at once."""
+    frames = [
+        Frame(version, protocol, bytes(900), ident=7 + at, seq=1 + at * 900)
+        for version, protocol in kinds
+        for at in range(5)
+    ]
+    return [Datagram(vxlan.pack(VNI) + frame.build()) for frame in frames]
+
+
+PROTOCOLS = [(4, 6), (6, 6), (4, 17), (6, 17)]
+
+
+@pytest.mark.parametrize("refused", ["all", "superframes", "udp"])
+@BASIC
+@given(datagrams=RUNS, policy=POLICIES, at_once=st.booleans(), uso=st.booleans())
+def test_what_is_refused_at_the_tap_is_delivered_as_plain_frames(
+    refused: str, datagrams: list[Datagram], policy: Policy, at_once: bool, uso: bool
+) -> None:
+    refuses: Callable[[bytes], bool] = {
+        "all": lambda header: header != virtio.PLAIN,
+        "superframes": lambda header: header[1] != 0,
+        "udp": lambda header: header[1] == virtio.GSO_UDP_L4,
+    }[refused]
+    datagrams = [*datagrams, *bursts(PROTOCOLS)]
+    taken = run(datagrams, policy, at_once=at_once, uso=uso)
+    with pytest.MonkeyPatch.context() as patch:
+        refusing = Refusing(patch, refuses)
+        instead = run(datagrams, policy, at_once=at_once, uso=uso)
+    assert expanded(instead.frames) == expanded(taken.frames)
+    assert not any(refuses(frame[:10]) for frame in instead.frames)
+    assert instead.counters["tap_header_refused"] == refusing.refusals
+    # Padding behind a superframe is no part of its segments.
+    same = taken.counters.keys() - {"tap_header_refused", "rx_bytes"}
+    assert {name: instead.counters[name] for name in same} == {
+        name: taken.counters[name] for name in same
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(errno.EIO, "drop_tap_down"), (errno.EBADFD, "drop_tap_refused")],
+)
+def test_a_tap_that_takes_nothing_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: int, reason: str
+) -> None:
+    refusing = Refusing(monkeypatch, lambda _: True, error)
+    datagrams = [*bursts(PROTOCOLS), *map(Datagram, [superframe(sport=5000)] * 3)]
+    seen = run(datagrams, Policy(), at_once=True)
+    assert seen.frames == []
+    assert seen.counters[reason] == 5 * len(PROTOCOLS) + 3 * 4
+    assert seen.counters["rx_frames"] == seen.counters["tap_header_refused"] == 0
+    assert refusing.refusals < 5 * len(PROTOCOLS) + 3 * 4  # Not one by one.
+
+
+def test_merging_that_is_refused_again_and_again_is_suspended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Refusing(monkeypatch, lambda header: header[1] == virtio.GSO_UDP_L4)
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with ExitStack() as stack:
+        it = Underlay(stack, Policy())
+
+        def burst() -> tuple[int, int]:
+            """Of TCP and UDP, with the number of superframes merged and refused."""
+            before = it.segment.counters.rx_superframes, refusing.refusals
+            it.inbound._burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
+            it.inbound._burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
+            return it.segment.counters.rx_superframes - before[0], refusing.refusals - before[1]
+
+        assert [burst() for _ in range(8)] == [(2, 1)] * 8
+        # TCP goes on to be merged; UDP does not, until the pause is over.
+        assert burst() == (1, 0)
+        now += 61
+        assert [burst() for _ in range(8)] == [(2, 1)] * 8
+        now += 61
+        assert burst() == (1, 0)
+        now += 61
+        assert burst() == (2, 1)
+        it.drain()
+        frames = it.seen().frames
+    assert len(expanded(frames)) == 10 * 19
+    (line,) = caplog.messages
+    assert line.startswith(f"vni {VNI}: offload gro no longer merges UDP for the TAP")
+
+
+def test_a_kernel_that_refuses_few_superframes_gets_the_others() -> None:
+    guard = MergeGuard()
+    assert not any(guard.refuse(100 * number, 0.0) for number in range(1, 1000))
+    assert guard.suspensions == 0
+
+
+def udp_burst() -> memoryview:
+    return memoryview(bytearray(b"".join(each.octets for each in bursts([(4, 17)]))))
+
+
+def tcp_burst() -> memoryview:
+    return memoryview(bytearray(b"".join(each.octets for each in bursts([(4, 6)]))))

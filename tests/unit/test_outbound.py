@@ -5,6 +5,8 @@ that takes notes, and may be full.
 """
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -835,6 +837,23 @@ def test_a_request_is_answered_to_the_tap() -> None:
     assert segment.replies == []
     assert segment.counters.tx_frames == 2
     assert segment.counters.neigh_answered == 1
+
+
+def test_answers_that_the_tap_does_not_take_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int, _buffers: object) -> int:
+        raise OSError(errno.EIO, "the device is down")
+
+    monkeypatch.setattr(os, "writev", refuse)
+    segment = particular()
+    segment.set_neighbours(Neighbours(segment.fdb, ageing=0, max_neighbours=0))
+    assert segment.neighbours is not None
+    segment.neighbours.add(ip_address(V4_B), mac(MAC_B), 0.0)
+    segment.fdb.add(mac(MAC_B), REMOTE, 0.0)
+    request = bytes(ether(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B), dst=BROADCAST))
+    too_large = Frame(protocol=17, payload=bytes(MTU)).build()
+    sent, answers = inspected([(virtio.PLAIN, request), (virtio.PLAIN, too_large)], segment)
+    assert (sent, answers) == ([], [])
+    assert segment.counters.drops[Drop.TAP_DOWN] == 2
 
 
 def test_the_header_tells_the_group() -> None:

@@ -1,14 +1,16 @@
 """From the underlay to the TAPs."""
 
 import asyncio
-import errno
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
+from vtep.datapath.fallback import MergeGuard, frames_of, write_without_offload
 from vtep.datapath.outbound import BUDGET, SUPERFRAME_COST
 from vtep.mtu.fit import Fit
 from vtep.offload.merge import Merger
@@ -19,6 +21,8 @@ from vtep.tap import Tap
 from vtep.underlay import Received, receive
 from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire.flow import superframe_likeness
+
+log = logging.getLogger("vtep")
 
 _DATAGRAM_MAX = 65536
 _BURSTS_MAX = 3 * _DATAGRAM_MAX
@@ -57,6 +61,8 @@ class Inbound:
         self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
         self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
         self._merger = Merger(vxlan.HEADER_LEN, uso=True)
+        self._guards: dict[tuple[Segment, str], MergeGuard] = {}  # Of TAPs that refused some.
+        self._merge_again = inf  # When a guard may allow again what it does not allow now.
         self._splitter = Splitter(b"")
         # What the last datagram was delivered with, and one that has been received already.
         self._header = virtio.PLAIN
@@ -74,20 +80,41 @@ class Inbound:
         self._switch.segments[segment.vni] = segment
         if not tap.uso:
             self._coarse.add(segment)
-        self._fit()
+        self._fit(time.monotonic())
 
     def detach(self, segment: Segment) -> None:
         """Deliver nothing to this segment any more."""
         if self._exits.pop(segment, None) is not None:
             del self._switch.segments[segment.vni]
             self._coarse.discard(segment)
-            self._fit()
+            for kind in ("TCP", "UDP"):
+                self._guards.pop((segment, kind), None)
+            self._fit(time.monotonic())
 
-    def _fit(self) -> None:
-        """Merge UDP only if every TAP takes the superframes, since a burst may go to any."""
-        uso = not self._coarse
-        if uso is not self._merger.uso:
-            self._merger = Merger(vxlan.HEADER_LEN, uso=uso)
+    def _fit(self, now: float) -> None:
+        """Merge TCP or UDP only if every TAP takes the superframes, since a burst may go to any."""
+        suspended = {
+            kind: guard.until for (_, kind), guard in self._guards.items() if guard.until > now
+        }
+        self._merge_again = min(suspended.values(), default=inf)
+        tso, uso = "TCP" not in suspended, "UDP" not in suspended and not self._coarse
+        if (tso, uso) != (self._merger.tso, self._merger.uso):
+            self._merger = Merger(vxlan.HEADER_LEN, tso=tso, uso=uso)
+
+    def _refused(self, leave: Exit, header: bytes, now: float) -> None:
+        """Take note that a TAP's kernel refused a superframe that was merged for it."""
+        kind = "UDP" if header[1] == virtio.GSO_UDP_L4 else "TCP"
+        guard = self._guards.setdefault((leave.segment, kind), MergeGuard())
+        if not guard.refuse(leave.counters.rx_superframes, now):
+            return
+        if guard.suspensions == 1:
+            log.warning(
+                "vni %d: offload gro no longer merges %s for the TAP: this kernel refuses such "
+                "superframes (see tap_header_refused); they are delivered as single frames, which "
+                "is slower, and another kernel version may help",
+                *(leave.segment.vni, kind),
+            )
+        self._fit(now)
 
     def rebind(self, receivers: Iterable[socket.socket]) -> None:
         """Receive from other sockets from now on; those of before are not closed yet."""
@@ -217,7 +244,7 @@ class Inbound:
                     os.writev(leave.tap.fd, (header, frame))
                 except OSError as error:
                     lost += 1
-                    _refused(leave, error, _frames_of(len(frame), header)[0])
+                    self._write_without_offload(leave, frame, header, error)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -226,7 +253,7 @@ class Inbound:
             self._switch.receive(begin, host, now, count)
             leave.counters.partial_checksums += count
             leave.counters.super_datagrams += count
-            frames, octets = _frames_of(len(frame), header)
+            frames, octets = frames_of(len(frame), header)
             leave.counters.rx_frames += (count - lost) * frames
             leave.counters.rx_bytes += (count - lost) * octets
         return count
@@ -249,6 +276,8 @@ class Inbound:
     def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
         """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
         judge = self._switch.receive
+        if now >= self._merge_again:
+            self._fit(now)
         for header, frame, datagram, count in self._merger.merge(data, stride):
             # Everything is judged, and learned from, before the TAP has it.
             segment = judge(datagram, host, now, count)
@@ -264,32 +293,29 @@ class Inbound:
                 leave.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strips else frame
                 moved = virtio.moved(header, len(frame) - len(left))
-                self._deliver(leave, left, moved, now)
+                if not self._deliver(leave, left, moved, now):
+                    self._refused(leave, header, now)
 
-    def _deliver(self, leave: Exit, frame: memoryview, header: bytes, now: float) -> None:
-        """Write a frame to the TAP; a superframe counts as the frames that it stands for."""
+    def _deliver(self, leave: Exit, frame: memoryview, header: bytes, now: float) -> bool:
+        """Write a frame to the TAP; a superframe counts as the frames that it stands for.
+
+        Returns: False if the kernel refused it because of its virtio header.
+        """
         if leave.fit.trial is not None:
             leave.fit.hear(frame, now)
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:
-            count, octets = _frames_of(octets, header)
+            count, octets = frames_of(octets, header)
         try:
             os.writev(leave.tap.fd, (header, frame))
         except OSError as error:
-            _refused(leave, error, count)
-        else:
-            leave.counters.rx_frames += count
-            leave.counters.rx_bytes += octets
+            return not self._write_without_offload(leave, frame, header, error)
+        leave.counters.rx_frames += count
+        leave.counters.rx_bytes += octets
+        return True
 
-
-def _frames_of(octets: int, header: bytes) -> tuple[int, int]:
-    """For how many frames a superframe of so many octets stands, and how many those have."""
-    gso = virtio.unpack(header)
-    count = -(-(octets - gso.header_len) // gso.gso_size)
-    return count, octets + (count - 1) * gso.header_len
-
-
-def _refused(leave: Exit, error: OSError, count: int) -> None:
-    """Count frames that a TAP has not taken."""
-    reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
-    leave.counters.drop(reason, count=count)
+    def _write_without_offload(
+        self, leave: Exit, frame: memoryview, header: bytes, error: OSError
+    ) -> bool:
+        tap, counters = leave.tap, leave.counters
+        return write_without_offload(tap.fd, frame, header, error, self._splitter, counters)

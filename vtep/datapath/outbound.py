@@ -1,14 +1,13 @@
 """From the TAP to the underlay."""
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 from vtep.counters import Drop
+from vtep.datapath.fallback import count_refused
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Outcome
@@ -283,8 +282,7 @@ class Outbound:
             try:
                 os.writev(self._tap.fd, (virtio.PLAIN, reply))
             except OSError as error:
-                reason = Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED
-                segment.counters.drop(reason)
+                count_refused(segment.counters, error)
         segment.replies.clear()
         return frame[: len(left)]
 
@@ -456,8 +454,10 @@ class Outbound:
         counters = self._segment.counters
         for datagrams, stride, answer in outcomes:
             if answer is not None:
-                with suppress(OSError):  # It is as if it had been lost on the way.
+                try:
                     os.writev(self._tap.fd, (virtio.PLAIN, answer))
+                except OSError as error:
+                    count_refused(counters, error)
             if datagrams:
                 count = -(-len(datagrams) // stride)
                 counters.tx_frames += count

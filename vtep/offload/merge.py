@@ -73,12 +73,13 @@ class Merged(NamedTuple):
 class Merger:
     """Merges bursts of encapsulated frames.
 
-    Those that are merged have the same `prefix_len` octets before them, too. `uso` says whether the
-    TAP takes superframes of UDP.
+    Those that are merged have the same `prefix_len` octets before them, too. `tso` and `uso` say
+    whether the TAP takes superframes of TCP and of UDP.
     """
 
-    def __init__(self, prefix_len: int, *, uso: bool) -> None:
+    def __init__(self, prefix_len: int, *, uso: bool, tso: bool = True) -> None:
         self._prefix_len = prefix_len
+        self.tso = tso
         self.uso = uso
         self._out = memoryview(bytearray(_SUPERFRAME_MAX))
         # Predicted headers: at most all of a train.
@@ -172,7 +173,7 @@ class Merger:
         transport_len = inet.transport_header_len(first, where)
         head_len = where.offset + transport_len
         size = len(first) - head_len
-        if not transport_len or not size or not (tcp or self.uso):
+        if not transport_len or not size or not (self.tso if tcp else self.uso):
             return None
         if not tcp and inet.checksum_field(first, where) == 0:
             return None  # No split leaves it out.
