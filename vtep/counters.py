@@ -120,7 +120,9 @@ class Counters:
     `rx_superframes` say how many were read from the TAP and merged for it, and `tx_whole` how many
     left as they were read, for somebody else to cut. `flooded` are the frames
     from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
-    answered here and sent to nobody; of `neigh_full` speakers the address was not kept for that.
+    answered here and not flooded; `neigh_probed` of them were passed on to the neighbour alone, to
+    confirm the answer. `neigh_unconfirmed` requests for a known neighbour were flooded, since it
+    was not confirmed. Of `neigh_full` speakers the address was not kept for that.
 
     Of frames from the TAP that were larger than the tunnel carries, `tx_resegmented` counts the TCP
     segments that were cut, `tx_fragmented` the IPv4 packets, and `tx_oversize` those that went out
@@ -146,6 +148,8 @@ class Counters:
         "mtu_changes",
         "neigh_answered",
         "neigh_full",
+        "neigh_probed",
+        "neigh_unconfirmed",
         "partial_checksums",
         "probes_answered",
         "probes_heard",
@@ -179,6 +183,8 @@ class Counters:
         self.fdb_full = 0
         self.neigh_answered = 0
         self.neigh_full = 0
+        self.neigh_probed = 0
+        self.neigh_unconfirmed = 0
         self.partial_checksums = 0
         self.probes_answered = 0
         self.probes_heard = 0

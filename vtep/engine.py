@@ -600,7 +600,7 @@ class Vtep:
         """What is due once a tick, in pieces of some ten microseconds, and a few times that."""
         now = time.monotonic()
         for port in tuple(self._ports.values()):
-            while port.segment.sweep(now):
+            while port.sweep(now):
                 yield
             yield
         for listener in self._listeners.values():

@@ -4,17 +4,43 @@ It owns the neighbours of one segment: which IP address is at which MAC, as peop
 or as is seen in ARP and ND that comes from the underlay. What it can't answer is for the caller to
 flood, as it would have without: a request that asks whether anybody is alive is never answered in
 somebody's name (RFC 5227 probes, announcements, duplicate address detection, unicast probes).
+
+An address can move to another MAC without an announcement. So a learned neighbour is answered for
+only while it is confirmed, which is much as the kernel's NUD has it (RFC 4861, section 7.3):
+
+- ARP or ND from its MAC, by way of the remote at which the FDB has that, confirms it for a while.
+- A request that is answered is also passed on to the neighbour, and to it alone. Unless it confirms
+  soon, the request is flooded after all, so that the new owner of the address can correct us.
+- A conflicting claim, a MAC that has moved to another remote, and a requester who asks again make
+  it doubtful. Requests for it are flooded until it is confirmed again.
+
+What was put in is answered with as it is.
 """
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
-from attrs import frozen
+from attrs import define
 
 from vtep.errors import NeighbourError
-from vtep.fdb import Fdb
+from vtep.fdb import Fdb, Remote
 from vtep.wire import Buffer, arp, ethernet, nd
+
+_REACHABLE_S = 30.0
+"""How long a neighbour is confirmed after it has spoken: base_reachable_time of Linux, and
+REACHABLE_TIME of RFC 4861, section 10."""
+
+_REPEAT_S = 5.0
+"""A requester who asks again within so long has no use for the answer that it got."""
+
+_PROBE_S = 1.1
+"""How long a neighbour may take to confirm after a request was passed on to it. A second longer
+than its reply takes, since Linux ignores a reply that contradicts another one of the last second
+(arp locktime)."""
+
+_OVERDUE_MAX = 50
+"""Requests that are flooded at a time: half a millisecond's work."""
 
 _IPV4_NOBODY = bytes(4)
 
@@ -24,7 +50,7 @@ Vlan: TypeAlias = tuple[int, ...]
 _Key: TypeAlias = tuple[Vlan, bytes]
 
 
-@frozen
+@define
 class Neighbour:
     """An IP address and the MAC that has it; `updated` is when that was last said."""
 
@@ -35,11 +61,29 @@ class Neighbour:
     permanent: bool
     """It was put in: it neither changes by itself nor is it forgotten."""
     router: bool = False
+    where: tuple[Remote, ...] | None = None
+    """The destinations that its MAC had in the FDB when it last spoke."""
+    doubtful: bool = False
+    """Something has contradicted it since it last spoke."""
+    told: bytes = b""
+    """The MAC of the requester that was answered last."""
+    told_at: float = 0.0
 
     @property
     def address(self) -> IPv4Address | IPv6Address:
         """The IP address."""
         return ip_address(self.packed)
+
+
+class Answer(NamedTuple):
+    """What is done about a request for a known neighbour.
+
+    Without a `reply`, the neighbour is not confirmed, and the request is to be flooded. `probe` is
+    the request as a frame to the neighbour alone, to be sent in its place, if it is to confirm.
+    """
+
+    reply: bytes | None = None
+    probe: bytes | None = None
 
 
 class _Said(NamedTuple):
@@ -65,6 +109,8 @@ class Neighbours:
         self._fdb = fdb
         self._permanent: dict[_Key, Neighbour] = {}
         self._seen: dict[_Key, Neighbour] = {}  # The one seen last is the last.
+        # Requests that were answered and passed on, with the time of that, the oldest first.
+        self._probed: dict[_Key, tuple[float, bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._permanent) + len(self._seen)
@@ -106,19 +152,20 @@ class Neighbours:
         if not all(1 <= vid <= 4094 for vid in vlan):
             raise NeighbourError(f"vlan {' '.join(map(str, vlan))}: must be from 1 to 4094")
         key = vlan, address.packed
-        self._seen.pop(key, None)
+        self._forget(key)
         self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
 
     def remove(self, address: IPv4Address | IPv6Address, *, vlan: Vlan = ()) -> None:
         """Forget a neighbour; raises NeighbourError if there is none."""
         key = vlan, address.packed
-        if self._permanent.pop(key, None) is None and self._seen.pop(key, None) is None:
+        if self._permanent.pop(key, None) is None and not self._forget(key):
             raise NeighbourError(f"{address}: there is no such neighbour")
 
     def flush(self, *, permanent: bool = False) -> int:
         """Forget what was seen, or, with `permanent`, everything; how many they were."""
         count = len(self) if permanent else len(self._seen)
         self._seen.clear()
+        self._probed.clear()
         if permanent:
             self._permanent.clear()
         return count
@@ -134,23 +181,32 @@ class Neighbours:
         if said is None or said.key in self._permanent:
             return True
         known = self._seen.get(said.key)
+        conflict = False
         if known is None:
             if self.max_neighbours and len(self._seen) >= self.max_neighbours:
                 return False
-        elif known.mac != said.mac and not said.override:
-            return True  # RFC 4861, section 7.2.5: it is not to replace what is known.
-        else:
+        elif known.mac == said.mac:
+            self._forget(said.key)
+        elif said.override:
+            conflict = self._is_confirmed(known, now)
             del self._seen[said.key]
+        else:
+            known.doubtful = True  # RFC 4861, section 7.2.5: it is not to replace what is known.
+            return True
         router = said.router
         if router is None:
             router = known is not None and known.router
-        self._seen[said.key] = Neighbour(*said.key, said.mac, now, permanent=False, router=router)
+        one = Neighbour(*said.key, said.mac, now, permanent=False, router=router)
+        one.where, one.doubtful = self._where(said.mac), conflict
+        if known is not None and known.mac == said.mac:
+            one.told, one.told_at = known.told, known.told_at
+        self._seen[said.key] = one
         return True
 
-    def answer(self, frame: Buffer, now: float) -> bytes | None:
-        """The frame that answers one of at least 14 octets from the TAP, if that can be known.
+    def answer(self, frame: Buffer, now: float) -> Answer | None:
+        """Return what is done about a frame of at least 14 octets from the TAP.
 
-        With it, the request has no need to be sent on.
+        None if it is no request for a neighbour that is known: then it is like any other frame.
         """
         ethertype, at = ethernet.network_layer(frame)
         if ethertype not in (arp.TYPE, ethernet.TYPE_IPV6):
@@ -161,6 +217,22 @@ class Neighbours:
         if ethertype == arp.TYPE:
             return self._answer_arp(frame, at, now)
         return self._answer_solicitation(frame, at, now)
+
+    def overdue(self, now: float) -> list[bytes]:
+        """Return requests that were answered and not confirmed in time, some of them at a time.
+
+        They are to be flooded. Their neighbours are doubtful from now on.
+        """
+        requests: list[bytes] = []
+        while self._probed and len(requests) < _OVERDUE_MAX:
+            key, (since, request) = next(iter(self._probed.items()))
+            if since + _PROBE_S > now:
+                break
+            del self._probed[key]
+            if (neighbour := self._seen.get(key)) is not None:
+                neighbour.doubtful = True
+            requests.append(request)
+        return requests
 
     def sweep(self, now: float, budget: int = 300) -> bool:
         """Forget what was not seen for `ageing` seconds; as `Fdb.sweep`."""
@@ -174,7 +246,7 @@ class Neighbours:
             del self._seen[key]
         return False
 
-    def _answer_arp(self, frame: Buffer, at: int, now: float) -> bytes | None:
+    def _answer_arp(self, frame: Buffer, at: int, now: float) -> Answer | None:
         request = arp.parse(frame, at)
         if (
             request is None
@@ -183,15 +255,17 @@ class Neighbours:
             or not _is_station(request.sender_mac)
         ):
             return None
-        neighbour = self._remote_neighbour((_vlan(frame, at), request.target), now)
-        if neighbour is None or neighbour.mac == request.sender_mac:
+        asker = request.sender_mac
+        neighbour = self._remote_neighbour((_vlan(frame, at), request.target))
+        if neighbour is None or neighbour.mac == asker:
             return None
-        reply = arp.Arp(
-            arp.REPLY, neighbour.mac, request.target, request.sender_mac, request.sender
-        )
-        return _framed(request.sender_mac, neighbour.mac, frame, at) + arp.pack(reply)
+        if not self._may_answer(neighbour, asker, now):
+            return Answer()
+        reply = arp.Arp(arp.REPLY, neighbour.mac, request.target, asker, request.sender)
+        answer = _framed(asker, neighbour.mac, frame, at) + arp.pack(reply)
+        return Answer(answer, self._probe(neighbour, frame, now))
 
-    def _answer_solicitation(self, frame: Buffer, at: int, now: float) -> bytes | None:
+    def _answer_solicitation(self, frame: Buffer, at: int, now: float) -> Answer | None:
         request = nd.parse(frame, at)
         if (
             request is None
@@ -200,9 +274,11 @@ class Neighbours:
         ):
             return None
         asker = request.link_address or bytes(frame[6:12])
-        neighbour = self._remote_neighbour((_vlan(frame, at), request.target), now)
+        neighbour = self._remote_neighbour((_vlan(frame, at), request.target))
         if neighbour is None or neighbour.mac == asker or not _is_station(asker):
             return None
+        if not self._may_answer(neighbour, asker, now):
+            return Answer()
         reply = nd.Message(
             nd.ADVERTISEMENT,
             request.traffic_class,
@@ -212,22 +288,58 @@ class Neighbours:
             request.target,
             neighbour.mac,
         )
-        return _framed(asker, neighbour.mac, frame, at) + nd.pack(reply)
+        answer = _framed(asker, neighbour.mac, frame, at) + nd.pack(reply)
+        return Answer(answer, self._probe(neighbour, frame, now))
 
-    def _remote_neighbour(self, key: _Key, now: float) -> Neighbour | None:
-        """A neighbour that is known well enough to answer for it: also where it is, is known."""
+    def _remote_neighbour(self, key: _Key) -> Neighbour | None:
+        """A neighbour of which it is known where it is, too."""
         neighbour = self._permanent.get(key) or self._seen.get(key)
-        if neighbour is None or self._fdb.lookup(neighbour.mac) is None:
+        return None if neighbour is None or self._where(neighbour.mac) is None else neighbour
+
+    def _where(self, mac: bytes) -> tuple[Remote, ...] | None:
+        entry = self._fdb.lookup(mac)
+        return None if entry is None else entry.destinations
+
+    def _is_confirmed(self, neighbour: Neighbour, now: float) -> bool:
+        lasts = min(_REACHABLE_S, self.ageing or _REACHABLE_S)
+        return (
+            not neighbour.doubtful
+            and neighbour.updated + lasts > now
+            and neighbour.where == self._where(neighbour.mac)
+        )
+
+    def _may_answer(self, neighbour: Neighbour, asker: bytes, now: float) -> bool:
+        """Whether an asker is to be told of a neighbour; if so, remember that it was."""
+        if neighbour.permanent:
+            return True
+        repeated = neighbour.told == asker and neighbour.told_at + _REPEAT_S > now
+        if repeated and neighbour.updated <= neighbour.told_at:
+            neighbour.doubtful = True  # It has not spoken since, either.
+        if repeated or not self._is_confirmed(neighbour, now):
+            # What is flooded now need not be flooded later.
+            self._probed.pop((neighbour.vlan, neighbour.packed), None)
+            return False
+        neighbour.told, neighbour.told_at = asker, now
+        return True
+
+    def _probe(self, neighbour: Neighbour, request: Buffer, now: float) -> bytes | None:
+        """The request as a frame to the neighbour, unless that was sent one just now."""
+        key = neighbour.vlan, neighbour.packed
+        if neighbour.permanent or key in self._probed:
             return None
-        if not neighbour.permanent and self.ageing and neighbour.updated + self.ageing <= now:
-            return None
-        return neighbour
+        self._probed[key] = now, bytes(request)
+        return neighbour.mac + bytes(request[ethernet.MAC_LEN :])
+
+    def _forget(self, key: _Key) -> bool:
+        """Forget what was seen of an address; False if nothing was."""
+        self._probed.pop(key, None)
+        return self._seen.pop(key, None) is not None
 
     def _forget_who_is_here(self, frame: Buffer) -> None:
         """Whoever speaks on this side answers for itself, and is not behind a remote."""
         said = _said(frame)
         if said is not None:
-            self._seen.pop(said.key, None)
+            self._forget(said.key)
 
 
 def _said(frame: Buffer) -> _Said | None:

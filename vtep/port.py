@@ -237,6 +237,12 @@ class Port:
         for listener in self.listeners:
             listener.attach(segment, tap, self._fit, self._outbound.readable)
 
+    def sweep(self, now: float) -> bool:
+        """Do a bit of what is due with time; True if more of it may be left for the next call."""
+        more = self.segment.sweep(now)
+        self._outbound.send_requests(now)
+        return more
+
     def _answer_for_neighbours(self) -> None:
         """Have a table of neighbours or none, as the configuration says."""
         config, segment = self.config, self.segment

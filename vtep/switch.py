@@ -15,7 +15,7 @@ from attrs import frozen
 from vtep.counters import Counters, Drop
 from vtep.fdb import Entry, Fdb, Filter, Learned, Remote
 from vtep.gateway import Gateways
-from vtep.neigh import Neighbours
+from vtep.neigh import Answer, Neighbours
 from vtep.probe import Allowance, Kind, Probe, Status
 from vtep.wire import Buffer, ethernet, vxlan
 
@@ -104,6 +104,8 @@ class Segment:
         self.counters = Counters()
         self.replies: list[bytes] = []
         """Frames for the TAP, in answer to some that were shown to `inspect`."""
+        self.requests: list[bytes] = []
+        """Frames for the underlay: requests that were answered, and whose answers are in doubt."""
         self.neighbours: Neighbours | None = None
         self.gateways: Gateways | None = None
         self.set_policy(policy)
@@ -193,8 +195,8 @@ class Segment:
     def inspect(self, frame: memoryview, now: float, count: int = 1) -> memoryview:
         """What is to be sent of a frame of at least 14 octets from the TAP; it may be nothing.
 
-        What has an answer in `replies` then needs none from a remote. A superframe stands for
-        `count` frames.
+        What has an answer in `replies` then goes to no remote, or only to the one that can confirm
+        the answer. A superframe stands for `count` frames.
         """
         inner_vlan = self.policy.inner_vlan
         if inner_vlan is not InnerVlan.PASS and ethernet.is_tagged(frame):
@@ -203,12 +205,22 @@ class Segment:
                 return frame[:0]
             frame = ethernet.untag(frame)
         if self.neighbours is not None:
-            reply = self.neighbours.answer(frame, now)
-            if reply is not None:
-                self.counters.neigh_answered += 1
-                self.replies.append(reply)
-                return frame[:0]
+            answer = self.neighbours.answer(frame, now)
+            if answer is not None:
+                return self._suppress(frame, answer)
         return frame
+
+    def _suppress(self, frame: memoryview, answer: Answer) -> memoryview:
+        """Do what is to be done about a request; what is to be sent of it."""
+        if answer.reply is None:
+            self.counters.neigh_unconfirmed += 1
+            return frame
+        self.counters.neigh_answered += 1
+        self.replies.append(answer.reply)
+        if answer.probe is None:
+            return frame[:0]
+        self.counters.neigh_probed += 1
+        return memoryview(answer.probe)
 
     def destinations(self, frame: Buffer, count: int = 1) -> Sequence[Remote]:
         """Where a frame of at least 14 octets from the TAP goes: to each of these.
@@ -303,9 +315,17 @@ class Segment:
         return True
 
     def sweep(self, now: float) -> bool:
-        """Forget a bit of what is too old; True if more of it is left for the next call."""
+        """Forget a bit of what is too old; True if more of it may be left for the next call.
+
+        Side effect: adds to `requests`.
+        """
         more = self.fdb.sweep(now)
-        return (self.neighbours is not None and self.neighbours.sweep(now)) or more
+        if self.neighbours is None:
+            return more
+        overdue = self.neighbours.overdue(now)
+        self.counters.neigh_unconfirmed += len(overdue)
+        self.requests += overdue
+        return self.neighbours.sweep(now) or bool(overdue) or more
 
     def source(self, host: str) -> Remote | None:
         """The remote that a MAC heard from a host is behind; None where it is not listened to."""

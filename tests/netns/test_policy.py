@@ -12,6 +12,7 @@ from scapy.packet import Raw
 from tests.netns.hosts import (
     Arrivals,
     Pyvtep,
+    address,
     kernel_vtep,
     mac_of,
     packet_socket,
@@ -20,7 +21,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host
+from vtep.lab import Host, Lab
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]
@@ -54,6 +55,42 @@ def test_a_known_neighbour_is_found_though_it_is_down(pair: Pair, start: Start, 
 
     wait_until(found, "an answer in the name of the neighbour")
     assert vtep.counter("neigh_answered") > answered
+
+
+@pytest.mark.parametrize(("own", "moving"), [("10.0.0.1", "10.0.0.80"), ("fd00::1", "fd00::80")])
+def test_an_address_that_comes_back_with_another_mac_is_found(
+    lab: Lab, start: Start, own: str, moving: str
+) -> None:
+    """It moves to another host, which announces nothing and only answers."""
+    underlay, hosts = lab.host("u"), [lab.host(name) for name in "abc"]
+    underlay.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+    underlay.run("ip", "link", "set", "br0", "up")
+    for number, host in enumerate(hosts, 1):
+        lab.wire(host, underlay)
+        port = f"port{number}"
+        underlay.run("ip", "link", "set", "eth0", "down", "name", port, "master", "br0")
+        underlay.run("ip", "link", "set", port, "up")
+        address(host, "eth0", f"192.0.2.{number}/24")
+    a, b, c = hosts
+    length = "/64" if ":" in own else "/24"
+    remotes = ["--remote", "192.0.2.3"]
+    vtep = start(a, *segment(1, "192.0.2.2", own + length), *remotes, "--proxy")
+    for number, host in ((2, b), (3, c)):
+        kernel_vtep(host, 1, f"192.0.2.{number}", "192.0.2.1")
+    address(b, "vx0", moving + length)
+    ping(a, moving)
+    b.run("ip", "link", "set", "vx0", "down")
+    address(c, "vx0", moving + length)
+    a.run("ip", "neigh", "flush", "dev", "vx0")
+    answered = vtep.counter("neigh_answered")
+
+    def found() -> bool:
+        return "1 received" in a.run("ping", "-c1", "-W1", moving, check=False)
+
+    wait_until(found, "the new owner of the address")
+    assert mac_of(c) in a.run("ip", "neigh", "show", moving, "dev", "vx0")
+    assert vtep.counter("neigh_answered") > answered
+    assert vtep.counter("neigh_unconfirmed") > 0
 
 
 # --- reserved bits ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -837,6 +838,40 @@ def test_a_request_is_answered_to_the_tap() -> None:
     assert segment.replies == []
     assert segment.counters.tx_frames == 2
     assert segment.counters.neigh_answered == 1
+
+
+def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
+    others = [Remote(f"192.0.2.{number}", 4789) for number in (3, 4)]
+    segment = particular()
+    segment.set_remotes([REMOTE, *others], 0.0)
+    segment.fdb.learn(mac(MAC_B), REMOTE, 0.0)
+    segment.set_neighbours(Neighbours(segment.fdb, ageing=0, max_neighbours=0))
+    assert segment.neighbours is not None
+    reply = ARP(op=2, hwsrc=MAC_B, psrc=V4_B, hwdst=MAC_A, pdst=V4_A)
+    segment.neighbours.snoop(bytes(ether(reply, src=MAC_B, dst=MAC_A)), time.monotonic())
+    request = bytes(ether(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B), dst=BROADCAST))
+
+    async def run() -> list[list[bytes]]:
+        notes = Notes(iter(()))
+        with tap() as pair:
+            ways = cast("Any", Ways(notes))
+            fit = Fit(PREFIX, segment.counters, MTU, "auto")
+            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
+            outbound.start()
+            pair.host.send(virtio.PLAIN + request)
+            outbound.readable()
+            assert segment.sweep(time.monotonic() + 2.0)
+            outbound.send_requests(time.monotonic())
+            outbound.send_requests(time.monotonic())
+            outbound.stop()
+        notes.close()
+        return notes.sent
+
+    to_b = PREFIX + mac(MAC_B) + request[6:]
+    assert asyncio.run(run()) == [[to_b], *[[PREFIX + request]] * 3]
+    counters = segment.counters
+    assert (counters.tx_frames, counters.tx_datagrams, counters.flooded) == (2, 4, 1)
+    assert (counters.neigh_answered, counters.neigh_probed, counters.neigh_unconfirmed) == (1, 1, 1)
 
 
 def test_answers_that_the_tap_does_not_take_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,6 +434,18 @@ class Outbound:
             self._count_whole(head, len(frame), cut, count)
         return count
 
+    def send_requests(self, now: float) -> None:
+        """Send the `requests` of the segment; not in the middle of a turn."""
+        requests = self._segment.requests
+        if not self._running or not requests:
+            return
+        self._arena.splitter.count = 0  # As in `readable`.
+        for request in requests:
+            datagram = self._header + request
+            outcome = Outcome(datagram, len(datagram), None)
+            self._fitting(memoryview(request), (outcome,), now)
+        requests.clear()
+
     def _finish(self, now: float) -> None:
         """Send the segments of the superframes that were begun, if there are any."""
         splitter, segment = self._arena.splitter, self._segment
