@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from types import MappingProxyType, TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
-from attrs import define, fields
+from attrs import define, field, fields
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -79,8 +79,8 @@ class _Step:
     listeners: tuple[Listener, ...]
     owner: Port | None
     """The port that has its TAP already: itself, or one that is to end; None if it is a new one."""
-    before: Setup | None = None
-    """What the TAP was, once that is being changed."""
+    undo: list[netlink.Undo] = field(factory=list)
+    """What takes back the changes of the TAP that were made, the first one first."""
     inherited: Tap | None = None
 
 
@@ -388,7 +388,7 @@ class Vtep:
                     opened.append(step.port)
                     with self._naming(step.config):
                         step.port.open(drops)
-            undo.push_async_callback(_on_host, _reshape_back, steps)
+            undo.push_async_callback(_on_host, _roll_back, steps)
             await _on_host(self._set_up, steps)
             if any("tnl" in config.offload for _, config in asked):
                 await self._open_injector()
@@ -519,10 +519,10 @@ class Vtep:
         for step in steps:
             with self._naming(step.config):
                 if step.owner is None:
-                    netlink.bring_up(connection, step.port.tap, step.setup)
+                    netlink.bring_up(connection, step.port.tap, step.setup, step.undo)
                 else:
-                    step.before = step.owner.setup()
-                    netlink.reshape(connection, step.owner.tap, step.before, step.setup)
+                    before = step.owner.setup()
+                    netlink.reshape(connection, step.owner.tap, before, step.setup, step.undo)
 
     async def _open_injector(self) -> None:
         """Open the door for superframes that leave whole, unless this host has none."""
@@ -727,14 +727,23 @@ def _difference(before: Config, after: Config) -> dict[str, object]:
     }
 
 
-def _reshape_back(connection: IPRoute, steps: Iterable[_Step]) -> None:
-    """Let TAPs that are not new be what they were before `Vtep._set_up`, as far as it came."""
-    for step in steps:
-        if step.owner is not None and step.before is not None:
+def _roll_back(connection: IPRoute, steps: Collection[_Step]) -> None:
+    """Take back what `Vtep._set_up` has changed of TAPs, as far as it came.
+
+    A TAP that vanishes with its port is left as it is.
+    """
+    for step in reversed([*steps]):
+        if step.owner is None and step.port.tap_goes:
+            continue
+        for undo in reversed(step.undo):
             try:
-                netlink.reshape(connection, step.owner.tap, step.setup, step.before)
-            except VtepError as error:
-                log.error("%s is not again what it was: %s", step.owner.tap, error)  # noqa: TRY400
+                undo(connection)
+            except NetlinkError as error:
+                name = step.port.tap
+                log.error(  # noqa: TRY400
+                    "rollback of %s failed: %s; see what it is now: ip address show dev %s",
+                    *(name, error.args[1], name),
+                )
 
 
 async def _close(taps: Collection[Tap | Injector]) -> None:

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import frozen
 from pyroute2 import IPRoute
@@ -81,6 +81,10 @@ class Underlay:
 
     devices: tuple[str, ...]
     mtu: int
+
+
+Undo: TypeAlias = Callable[[IPRoute], object]
+"""Takes back one change of a device; raises NetlinkError where the kernel refuses."""
 
 
 @frozen
@@ -443,11 +447,13 @@ def _mtu_for(tunnel: int, bridge: int, widest: int) -> int:
     return max(tunnel, _MTU_USUAL, widest) if bridge else tunnel
 
 
-def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
+def bring_up(netlink: IPRoute, tap: str, setup: Setup, undo: list[Undo]) -> None:
     """Give a TAP device its MTU, MAC, addresses and bridge, and set it up.
 
     Only differences are written, so a device that root prepared needs no privilege. A bridge that
     is not there yet is no error. Raises VtepError where the kernel refuses.
+
+    Side effect: appends to `undo` what takes back each change that was made.
     """
     (link,) = netlink.get_links(_index("--tap", tap))
     index = link["index"]
@@ -456,7 +462,7 @@ def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
     least_is_enough = bool(bridge or _bridge_of(link))
     try:
         if setup.mac is not None and parse_mac(link.get("address")) != setup.mac:
-            netlink.link("set", index=index, address=format_mac(setup.mac))
+            _set(netlink, link, undo, address=format_mac(setup.mac))
         wanted: dict[str, Any] = {}
         mtu = link.get("mtu")
         if mtu < setup.mtu or (mtu > setup.mtu and not least_is_enough):
@@ -464,31 +470,35 @@ def bring_up(netlink: IPRoute, tap: str, setup: Setup) -> None:
         if not link["flags"] & _IFF_UP:
             wanted["state"] = "up"
         if wanted:
-            netlink.link("set", index=index, **wanted)
+            _set(netlink, link, undo, **wanted)
     except NetlinkError as error:
         raise _refused(tap, error, setup.mtu) from error
+    _remember_addresses(netlink, index, setup.addresses, undo)
     for address in setup.addresses:
         _add_address(netlink, tap, index, address)
     if bridge is not None and link.get("master") != bridge:
-        _enslave(netlink, tap, index, setup.bridge, bridge)
+        _enslave(netlink, tap, link, setup.bridge, bridge, undo)
 
 
-def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
+def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup, undo: list[Undo]) -> None:
     """Make of a TAP device what it is to be `after`, where that is not as it was `before`.
 
-    Raises VtepError where the kernel refuses, having done a part of it perhaps: the same with the
-    two exchanged undoes it.
+    Raises VtepError where the kernel refuses, having done a part of it perhaps.
+
+    Side effect: appends to `undo` what takes back each change that was made.
     """
-    index = _index("--tap", tap)
+    (link,) = netlink.get_links(_index("--tap", tap))
+    index = link["index"]
     try:
         if after.mac not in (None, before.mac):
-            netlink.link("set", index=index, address=format_mac(after.mac))
+            _set(netlink, link, undo, address=format_mac(after.mac))
         if after.mtu != before.mtu:
-            (link,) = netlink.get_links(index)
             widest = _widest(netlink, index, _bridge_of(link))
-            netlink.link("set", index=index, mtu=_mtu_for(after.mtu, _bridge_of(link), widest))
+            _set(netlink, link, undo, mtu=_mtu_for(after.mtu, _bridge_of(link), widest))
     except NetlinkError as error:
         raise _refused(tap, error, after.mtu) from error
+    if after.addresses != before.addresses:
+        _remember_addresses(netlink, index, (*before.addresses, *after.addresses), undo)
     for address in after.addresses:
         if address not in before.addresses:
             _add_address(netlink, tap, index, address)
@@ -503,7 +513,21 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup) -> None:
     if after.bridge != before.bridge:
         bridge = device_index(after.bridge) if after.bridge is not None else 0
         if bridge is not None:
-            _enslave(netlink, tap, index, after.bridge, bridge)
+            _enslave(netlink, tap, link, after.bridge, bridge, undo)
+
+
+def _set(netlink: IPRoute, link: Any, undo: list[Undo], **wanted: Any) -> None:
+    """Change attributes of a link, which was as `link` says; raises NetlinkError."""
+    index = link["index"]
+    was = {
+        "address": link.get("address"),
+        "master": link.get("master") or 0,
+        "mtu": link.get("mtu"),
+        "state": "up" if link["flags"] & _IFF_UP else "down",
+    }
+    former = {name: was[name] for name in wanted}
+    netlink.link("set", index=index, **wanted)
+    undo.append(lambda connection: connection.link("set", index=index, **former))
 
 
 def remove(netlink: IPRoute, devices: Iterable[str]) -> None:
@@ -519,14 +543,19 @@ def remove(netlink: IPRoute, devices: Iterable[str]) -> None:
     netlink.link("del", group=group)
 
 
-def _enslave(netlink: IPRoute, tap: str, index: int, name: str | None, bridge: int) -> None:
+def _enslave(
+    netlink: IPRoute, tap: str, link: Any, name: str | None, bridge: int, undo: list[Undo]
+) -> None:
     """Make a device a port of a bridge, or with 0 of none."""
     try:
-        netlink.link("set", index=index, master=bridge)
+        _set(netlink, link, undo, master=bridge)
     except NetlinkError as error:
         if error.code == errno.EPERM:
             what = f"--bridge {name}: no privilege to make {tap} a port of it: run as root, or let "
             raise VtepError(f"{what}root do it: ip link set {tap} master {name}") from error
+        # The kernel takes a port from its bridge before it finds that the other one is none.
+        index, master = link["index"], link.get("master") or 0
+        undo.append(lambda connection: connection.link("set", index=index, master=master))
         raise VtepError(
             f"--bridge {name}: the kernel refused {tap} as a port ({error.args[1]}); is it a "
             "bridge? (see: ip link show type bridge)"
@@ -550,6 +579,24 @@ def _add_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> 
             f"--address {address}: the kernel refused it for {tap} ({error.args[1]}); "
             f"is IPv{address.version} disabled on this host?"
         ) from error
+
+
+def _remember_addresses(
+    netlink: IPRoute, index: int, addresses: Iterable[Interface], undo: list[Undo]
+) -> None:
+    """Have those of the addresses that a device has now be those that it has after `undo`."""
+    former = {address: _has_address(netlink, index, address) for address in addresses}
+
+    def restore(connection: IPRoute) -> None:
+        # Deleted first: who else is deleted along with a first address is added again then.
+        for address, had in former.items():
+            if not had and _has_address(connection, index, address):
+                _change_address(connection, "del", index, address)
+        for address, had in former.items():
+            if had and not _has_address(connection, index, address):
+                _change_address(connection, "replace", index, address)
+
+    undo.append(restore)
 
 
 def _has_address(netlink: IPRoute, index: int, address: Interface) -> bool:

@@ -95,6 +95,11 @@ class Port:
         """Name of the TAP device: the configured one, unless somebody has renamed it."""
         return self._name if self._device is not None else self.config.tap
 
+    @property
+    def tap_goes(self) -> bool:
+        """Whether the TAP device vanishes once this lets go of it."""
+        return self._device is None or self._device.goes
+
     def versions(self, config: Config) -> list[int]:
         """The IP versions in use if this is the configuration: FDB entries may name others."""
         configured = {remote.host for remote in self.segment.configured}
@@ -132,7 +137,6 @@ class Port:
         """Use a TAP device that is open already."""
         config = self.config
         tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
-        tap.persist(on=config.persist)
         self.tap_index = device_index(config.tap) or 0
         self._name = config.tap
         self._drops_before = drops.get(config.tap, 0)
@@ -154,6 +158,9 @@ class Port:
         """
         self._refitted = partial(refitted, self)
         tap = self._tap()
+        tap.persist(
+            on=self.config.persist
+        )  # Not before: a TAP of a change that is refused is to go.
         self._survey(underlay)
         self.segment.own_mac = tap.mac
         self.listeners = tuple(listeners)

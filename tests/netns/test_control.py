@@ -18,6 +18,7 @@ import pytest
 from tests.netns.hosts import (
     DEADLINE,
     Pyvtep,
+    address,
     capture,
     has_device,
     mac_of,
@@ -181,6 +182,37 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
     assert line.startswith("vni 8: --dstport 4790: this UDP port is taken")
     assert vtep.ask("vni", "show", "--json") == before
     ping(pair[0], "10.0.0.2")
+
+
+def state_of(host: Host, device: str) -> dict[str, Any]:
+    """MAC, MTU, bridge, flags and addresses of a device."""
+    (link,) = json.loads(host.run("ip", "-j", "address", "show", "dev", device))
+    kept = {key: link.get(key) for key in ("address", "mtu", "master", "flags")}
+    addresses = {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]}
+    return kept | {"addresses": {each for each in addresses if not each.startswith("fe80:")}}
+
+
+def test_a_change_that_is_refused_half_way_is_taken_back(pair: Pair, tunnel: Tunnel) -> None:
+    """The kernel refuses the bridge, which comes last."""
+    a, vtep = pair[0], tunnel[0]
+    a.run("ip", "link", "add", "br0", "type", "bridge")
+    a.run("ip", "tuntap", "add", "vx6", "mode", "tap")
+    a.run("ip", "link", "set", "vx6", "mtu", "1280", "master", "br0")
+    address(a, "vx6", "10.6.0.1/24")
+    before, other = state_of(a, "vx0"), state_of(a, "vx6")
+    changed = ("--mac", MAC, "--mtu", "1300", "--address", "10.0.0.9/24", "--bridge", "lo")
+    for words in (
+        ("set", *changed),
+        ("set", "--address", "10.0.0.9/24", "--address", "10.0.0.1/24", "--bridge", "lo"),
+        ("vni", "add", "6", "--tap", "vx6", *changed),
+        ("vni", "add", "7", "--tap", "vx7", "--persist", *changed),
+    ):
+        assert "--bridge lo: the kernel refused" in vtep.ask(*words, code=1)
+    assert state_of(a, "vx0") == before
+    assert state_of(a, "vx6") == other
+    assert not has_device(a, "vx7")
+    assert "rollback" not in vtep.log  # It is told of where it fails.
+    ping(a, "10.0.0.2")
 
 
 def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:

@@ -173,6 +173,9 @@ def test_a_prepared_tap_needs_no_privilege(pair: Pair, start: Start) -> None:
     vtep = start(a, *GOOD, "--address", "10.0.0.1/24", prefix=UNPRIVILEGED)
     line = vtep.ask("set", "--address", "10.0.0.2/24", code=1)
     assert line.startswith("--address 10.0.0.2/24: no privilege to add it")
+    line = vtep.ask("set", "--mtu", "1300", "--address", "10.0.0.2/24", code=1)
+    assert "no privilege to set it up" in line
+    assert "rollback" not in vtep.log  # Nothing had been done that could be taken back.
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     assert "1 received" in a.run("ping", "-c1", "-W5", "10.0.0.2")
     assert vtep.stop() == 0
