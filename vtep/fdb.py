@@ -248,6 +248,7 @@ class Fdb:
         # What the callbacks are to be told once a change is complete.
         self._touched: list[str] = []
         self._released: list[Remote] = []
+        self._flushed = 0  # Destinations that `flush` has removed so far.
 
     def __len__(self) -> int:
         """How many entries there are, the default entry aside."""
@@ -394,12 +395,14 @@ class Fdb:
         among: Iterable[Entry] | None = None,
         spared: Iterable[Remote] = (),
     ) -> int:
-        """Remove every destination that is meant, and entries that have no other; how many.
+        """Remove every destination that is meant, and entries that have no other.
 
         `among` is as in `select`; of those, what is in the table no more is left out. The default
         entry keeps those destinations that are `spared`.
+
+        Returns: how many destinations were removed, with those that `unlisted` has had flushed.
         """
-        count = 0
+        before = self._flushed
         for entry, meant in self.select(wanted, among):
             if self._find(entry.mac) is not entry:
                 continue
@@ -409,9 +412,9 @@ class Fdb:
                 gone = tuple(remote for remote in meant if self._key(remote) not in keys)
             rest = tuple(remote for remote in entry.destinations if remote not in gone)
             self._change(entry.mac, rest, entry.updated, entry.kind)
-            count += len(gone)
+            self._flushed += len(gone)
         self._settle()
-        return count
+        return self._flushed - before
 
     # --- learning ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
 from vtep.counters import Drop
-from vtep.fdb import Fdb, Learned, Remote
+from vtep.fdb import Fdb, Filter, Learned, Remote
 from vtep.switch import Segment, Switch
 
 ONE = Remote("192.0.2.1", 4789)
@@ -487,3 +487,39 @@ def test_each_datagram_is_delivered_or_counted_once(datagrams: list[tuple[bytes,
     admitted = [switch.receive(datagram, host, 1.0) for datagram, host in datagrams]
     assert sum(drops(switch).values()) == admitted.count(None)
     assert len(switch.segments[1].fdb) <= 2
+
+
+# --- how much is flushed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(dst="192.0.2.9"),
+        Filter(dst="192.0.2.9", permanent=True),
+        Filter(port=1111, permanent=True),
+        Filter(vni=99, permanent=True),
+        Filter(via="eth7", permanent=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("page", [1, 50])
+def test_what_goes_along_with_a_remote_is_counted(wanted: Filter, page: int) -> None:
+    """A host that is no remote any more takes along what was learned from it."""
+    fdb = Fdb(1, 4789, ageing=300.0, max_addresses=0)
+    remotes = [Remote("192.0.2.8", 4789), Remote("192.0.2.9", 1111, 99, "eth7")]
+    segment = Segment(1, remotes, fdb, own_mac=bytes(6), learning=True)
+    deleted = []
+    fdb.watch(lambda _event, entry: deleted.append(entry.mac))
+    for number in range(40):
+        source = segment.source(f"192.0.2.{8 + number % 2}")
+        assert source is not None
+        fdb.learn(b"\2\0\0\0\0" + bytes([number]), source, 0.0)
+    del deleted[:]
+    entries = [entry for page in fdb.pages() for entry in page]
+    count = sum(
+        segment.flush(wanted, entries[at : at + page]) for at in range(0, len(entries), page)
+    )
+    assert len(fdb) == 20
+    assert [remote.host for remote in segment.remotes] == ["192.0.2.8"]
+    assert count == len(deleted) == 21
