@@ -8,8 +8,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,148 @@ def test_one_client_too_many(
     run(main())
 
 
+@pytest.mark.parametrize("lingers", [0, 16])
+def test_one_client_too_many_learns_it_whatever_it_sends(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch, lingers: int
+) -> None:
+    """Also where it is hung up on before it has sent anything."""
+    monkeypatch.setattr(server, "CLIENTS_MAX", 1)
+    monkeypatch.setattr(server, "_LINGER_MAX", lingers)
+    line = r"^too many clients: 1 are connected to .*x\.sock; end one"
+
+    async def main() -> None:
+        async with serving(path), connected(path) as first:
+            await first.ask("echo")
+            for _ in range(20):
+                with pytest.raises(VtepError, match=line) as refused:
+                    await asyncio.to_thread(ask_once, path)
+                assert refused.value.exit_code == 1
+            async with connected(path) as other:
+                other.send(b'{"jsonrpc":"2.0","method":"echo","id":1}\n' * (1000 if lingers else 0))
+                assert "too many clients" in (await other.answer())["error"]["message"]
+
+    run(main())
+
+
+def ask_once(path: Path) -> Any:
+    with Client(path) as client:
+        return client.call("echo")
+
+
+@pytest.mark.parametrize("said", [b"", b'{"jsonrpc"'], ids=["nothing", "half a line"])
+def test_an_idle_client_makes_room(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "CLIENTS_MAX", 3)
+
+    async def main() -> None:
+        async with (
+            serving(path) as things,
+            connected(path) as watches,
+            connected(path) as first,
+            connected(path) as second,
+        ):
+            await watches.ask(server.SUBSCRIBE)
+            for peer in (first, second):
+                await peer.ask("echo")
+                peer.send(said)
+            # Nobody has been idle for long.
+            with pytest.raises(VtepError, match="too many clients"):
+                await asyncio.to_thread(ask_once, path)
+            monkeypatch.setattr(server, "IDLE_S", 0.0)
+            async with connected(path) as third, connected(path) as fourth:
+                for peer in (first, second):
+                    assert "disconnected: idle" in (await peer.answer())["error"]["message"]
+                    assert await peer.answer() is None
+                # Who waits for an answer, or for events, is not idle.
+                for peer in (third, fourth):
+                    peer.send(b'{"jsonrpc":"2.0","method":"wait","id":1}\n')
+                await until(lambda: ("wait", {}) in things.called)
+                with pytest.raises(VtepError, match="too many clients"):
+                    await asyncio.to_thread(ask_once, path)
+                things.may_end.set()
+                for peer in (third, fourth):
+                    assert (await peer.answer())["result"] == "done"
+                for observer in things.observers:
+                    observer({"event": "added"})
+                assert (await watches.answer())["params"] == {"event": "added"}
+
+    run(main())
+
+
+def test_a_client_that_reads_nothing_makes_room(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CLIENTS_MAX", 1)
+    monkeypatch.setattr(server, "IDLE_S", 0.0)
+
+    async def main() -> None:
+        async with serving(path), connected(path) as first:
+            first.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            pages = b'{"jsonrpc":"2.0","method":"pages","id":1,"params":{"count":1000000}}\n'
+            first.send(pages)
+            while True:  # Until the server has nowhere to put more pages.
+                with suppress(VtepError):
+                    assert await asyncio.to_thread(ask_once, path) == {}
+                    return
+
+    run(main())
+
+
+def test_a_client_that_was_idle_is_told_why(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CLIENTS_MAX", 1)
+    monkeypatch.setattr(server, "IDLE_S", 0.0)
+
+    def use() -> None:
+        with Client(path) as client:
+            client.call("echo")
+            assert ask_once(path) == {}
+            with pytest.raises(VtepError, match="disconnected: idle"):
+                client.call("echo")
+            with pytest.raises(DisconnectedError, match="the VTEP has ended"):
+                client.call("echo")
+
+    async def main() -> None:
+        async with serving(path):
+            await asyncio.to_thread(use)
+
+    run(main())
+
+
+def test_a_server_that_ends_while_it_is_asked(run: Callable[..., None], path: Path) -> None:
+    def wait() -> None:
+        with Client(path) as client, pytest.raises(DisconnectedError, match="the VTEP has ended"):
+            client.call("wait")
+
+    async def main() -> None:
+        async with serving(path) as things:
+            asked = asyncio.create_task(asyncio.to_thread(wait))
+            await until(lambda: ("wait", {}) in things.called)
+        await asked
+
+    run(main())
+
+
+def test_who_sends_too_much_reads_why(run: Callable[..., None], path: Path) -> None:
+    """Though it first sends all of it."""
+
+    def send() -> bytes:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(20)
+            peer.connect(os.fspath(path))
+            peer.sendall(b"x" * 900_000 + b"\n")
+            peer.shutdown(socket.SHUT_WR)
+            return peer.makefile("rb").read()
+
+    async def main() -> None:
+        async with serving(path):
+            assert b"a line has at most 65536 octets" in await asyncio.to_thread(send)
+
+    run(main())
+
+
 def test_changes_come_one_after_the_other(run: Callable[..., None], path: Path) -> None:
     async def main() -> None:
         async with serving(path) as things, connected(path) as first, connected(path) as second:
@@ -444,6 +587,20 @@ def test_a_server_that_does_not_answer(path: Path) -> None:
             pytest.raises(DisconnectedError, match=r"no answer within 0\.05 seconds"),
         ):
             client.call("echo")
+
+
+def test_who_comes_while_the_queue_is_full_waits(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(os.fspath(path))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(os.fspath(path))
+            with pytest.raises(DisconnectedError, match="no pyvtep answers there"):
+                Client(path, timeout=0.05)
+            accepted = threading.Timer(0.1, lambda: stack.enter_context(listener.accept()[0]))
+            accepted.start()
+            Client(path).close()
+            accepted.join()
 
 
 def test_what_a_server_can_not_do_now_is_not_asked_of_it(path: Path) -> None:

@@ -12,7 +12,9 @@ each with one line that says why; nothing has changed then.
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,9 @@ _TIMEOUT = 30.0
 
 _ALIVE = 4.0
 """Seconds in which a VTEP says anything at all, unless its process is stopped, or hangs."""
+
+_PAUSE = 0.02
+"""Seconds between two attempts to get into the queue of a VTEP."""
 
 
 class DisconnectedError(VtepError):
@@ -51,7 +56,7 @@ class Client:
         self._answers = False
         self._socket.settimeout(min(timeout, _ALIVE))
         try:
-            self._socket.connect(fspath(self.path))
+            self._connect(time.monotonic() + min(timeout, _ALIVE))
         except PermissionError as error:
             self._socket.close()
             raise DisconnectedError(
@@ -69,6 +74,16 @@ class Client:
         self.vni = VniVerbs(self)
         self.neigh = NeighVerbs(self)
 
+    def _connect(self, deadline: float) -> None:
+        """Connect, once there is a place in the queue of the VTEP; raises OSError."""
+        while True:
+            try:
+                return self._socket.connect(fspath(self.path))
+            except BlockingIOError:  # The queue is full, and the kernel does not wait for a place.
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE)
+
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the VTEP by name; parameters that are None are left out."""
         if not self._answers:  # So one that is stopped does not do it once it goes on.
@@ -81,14 +96,26 @@ class Client:
         return answer["result"]
 
     def _ask(self, method: str, given: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """The answer to a request, whatever it is; raises DisconnectedError where there is none."""
+        """The answer to a request, whatever it is.
+
+        Raises DisconnectedError where there is none, and VtepError where the request is too large,
+        or the VTEP says why it serves this client no longer.
+        """
         self._number += 1
+        request = jsonrpc.request(method, given, self._number)
+        if len(request) > jsonrpc.LINE_MAX:
+            raise VtepError(
+                f"{method}: the request is too large: it has {len(request)} octets, and may have "
+                f"at most {jsonrpc.LINE_MAX} octets; ask for less at a time"
+            )
         self._socket.settimeout(timeout)
         try:
-            self._socket.sendall(jsonrpc.request(method, given, self._number) + b"\n")
+            # A VTEP that serves too many clients may have hung up by now, and have said so.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._socket.sendall(request + b"\n")
             while (answer := self._receive()).get("id") != self._number:
-                if "error" in answer:  # About the line, not about a request in it.
-                    break
+                if "error" in answer:  # About the connection, not about a request.
+                    raise _refusal(method, answer["error"])
                 if answer.get("method") == jsonrpc.EVENT:
                     self._events.append(answer["params"])
         except TimeoutError as error:
@@ -136,7 +163,10 @@ class Client:
                 self._events.append(message["params"])
 
     def _receive(self) -> dict[str, Any]:
-        line = self._lines.readline()
+        try:
+            line = self._lines.readline()
+        except ConnectionResetError:  # It ended with some of our request unread.
+            line = b""
         if not line.endswith(b"\n"):
             raise DisconnectedError(f"{self.path}: the VTEP has ended")
         try:

@@ -20,7 +20,18 @@ from vtep.errors import ConfigError, VtepError
 log = logging.getLogger("vtep")
 
 CLIENTS_MAX: Final = 256
-"""Connections at a time; one more is told so and closed."""
+"""Connections at a time; one more is told so and closed, unless one is idle."""
+
+IDLE_S: Final = 60.0
+"""Time after which a client that says nothing, or reads nothing, makes room for another one."""
+
+_LINGER_S = 2.0
+_LINGER_MAX = 16
+"""How long, and how many at a time, clients that are turned away may go on to send: who is hung up
+on in the middle of a request does not read why."""
+
+_DISCARDED_MAX = 1 << 20
+"""Octets that such a client may go on to send."""
 
 EVENTS_MAX: Final = 4096
 """Events that wait for one subscriber."""
@@ -82,7 +93,8 @@ class Server:
         self._watch = watch
         self._settle = settle
         self._lock = asyncio.Lock()
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], _Client] = {}
+        self._refused: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: Listener) -> None:
@@ -98,9 +110,10 @@ class Server:
             return
         self._listener.remove()
         self._server.close()
-        for client in tuple(self._clients):
-            client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        tasks = (*self._clients, *self._refused)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @asynccontextmanager
     async def _one_turn(self) -> AsyncIterator[None]:
@@ -112,14 +125,35 @@ class Server:
     # --- one client -------------------------------------------------------------------------
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= CLIENTS_MAX:
-            error = RpcError(Code.REFUSED, f"too many clients: {CLIENTS_MAX} are connected")
-            writer.write(jsonrpc.failure(error, None) + b"\n")
-            writer.close()
+        client, loop = _Client(reader, writer), asyncio.get_running_loop()
+        if len(self._clients) >= CLIENTS_MAX and not self._make_room(loop.time()):
+            why = (
+                f"too many clients: {CLIENTS_MAX} are connected to {self._listener.path}; end one, "
+                "such as a pyvtep monitor (ss -xp lists them), and try again"
+            )
+            task = loop.create_task(client.turn_away(why, linger=self._may_linger()))
+            self._refused.add(task)
+            task.add_done_callback(self._refused.discard)
             return
-        task = asyncio.get_running_loop().create_task(self._serve(_Client(reader, writer)))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+        task = loop.create_task(self._serve(client))
+        self._clients[task] = client
+        task.add_done_callback(lambda task: self._clients.pop(task, None))
+
+    def _may_linger(self) -> bool:
+        return len(self._refused) < _LINGER_MAX
+
+    def _make_room(self, now: float) -> bool:
+        """Disconnect the client that has been idle for longest; False if none is."""
+        idle = [(since, task) for task, client in self._clients.items() if (since := client.idle())]
+        if not idle:
+            return False
+        since, task = min(idle, key=lambda each: each[0])
+        if now - since < IDLE_S:
+            return False
+        self._clients.pop(task).dismiss()
+        self._refused.add(task)
+        task.add_done_callback(self._refused.discard)
+        return True
 
     async def _serve(self, client: "_Client") -> None:
         try:
@@ -128,7 +162,9 @@ class Server:
                     while (line := await client.next_line()) is not None:
                         await self._answer(client, line)
                 except RpcError as error:  # Where its next line would begin can't be known.
-                    await client.send(jsonrpc.failure(error, None) + b"\n")
+                    client.unsubscribe()
+                    await client.turn_away(str(error), code=error.code, linger=self._may_linger())
+                    return
                 client.unsubscribe()
                 await client.close()
         finally:
@@ -226,6 +262,7 @@ class _Client:
         self.unwatch: Callable[[], None] = _nothing
         self._reader = reader
         self._writer = writer
+        self._quiet_since = self._unread_since = 0.0
         writer.transport.set_write_buffer_limits(high=_OUTPUT_MAX)
 
     async def next_line(self) -> bytes | None:
@@ -233,6 +270,7 @@ class _Client:
 
         Raises RpcError where it is too long, and OSError where the connection broke.
         """
+        self._quiet_since = asyncio.get_running_loop().time()
         try:
             return await self._reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
@@ -240,11 +278,43 @@ class _Client:
         except asyncio.LimitOverrunError:
             longest = f"a line has at most {jsonrpc.LINE_MAX} octets"
             raise RpcError(Code.PARSE_ERROR, f"parse error: {longest}") from None
+        finally:
+            self._quiet_since = 0.0
 
     async def send(self, octets: bytes) -> None:
         """Send, and wait while too much waits to be read; raises OSError."""
         self._writer.write(octets)
+        self._unread_since = asyncio.get_running_loop().time()
         await self._writer.drain()
+        self._unread_since = 0.0
+
+    def idle(self) -> float:
+        """Since when it reads nothing, or says nothing and waits for no events; 0 if it is busy."""
+        return self._unread_since or (self._quiet_since if self.pump is None else 0.0)
+
+    def dismiss(self) -> None:
+        """Disconnect it, since it is idle and another client needs its place."""
+        if not self._unread_since:
+            error = RpcError(Code.REFUSED, "disconnected: idle, and there were too many clients")
+            self._writer.write(jsonrpc.failure(error, None) + b"\n")
+            self._writer.close()
+        else:
+            self.abort()
+
+    async def turn_away(self, why: str, *, linger: bool, code: int = Code.REFUSED) -> None:
+        """Say why it is served no more, and close; with `linger`, once it has had time to read."""
+        try:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_LINGER_S):
+                    await self.send(jsonrpc.failure(RpcError(code, why), None) + b"\n")
+                    if linger:
+                        self._writer.write_eof()
+                        rest = _DISCARDED_MAX
+                        while rest > 0 and (octets := await self._reader.read(jsonrpc.LINE_MAX)):
+                            rest -= len(octets)
+                    await self.close()
+        finally:
+            self.abort()
 
     def unsubscribe(self) -> None:
         """Tell no more events."""
