@@ -3,7 +3,7 @@
 The names of the reasons are part of the interface: scripts, tests and dashboards use them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Self
 
@@ -135,14 +135,20 @@ class Counters:
 
     Of the echo (see `vtep.probe`), `probes_answered` counts questions, and `probes_heard` the
     answers to a doctor on this host, and to ourselves (see `vtep.consent`).
+
+    Counters only grow. `reset` sets a baseline instead, so that a monitoring system and a person
+    can use them at the same time.
     """
 
     __slots__ = (
+        "_baseline",
+        "_noted",
         "drops",
         "fdb_full",
         "fdb_learned",
         "fdb_moved",
         "flooded",
+        "last_drop",
         "last_source",
         "mss_clamped",
         "mtu_changes",
@@ -199,6 +205,10 @@ class Counters:
         self.tx_whole = 0
         self.drops = dict.fromkeys(Drop, 0)
         self.last_source: dict[Drop, str] = {}
+        self.last_drop: dict[Drop, float] = {}
+        """By reason, when `note_drops` last found its counter increased."""
+        self._noted: Mapping[Drop, int] = _NOTHING
+        self._baseline: Mapping[str, int] = {}
 
     def drop(self, reason: Drop, source: str | None = None, count: int = 1) -> None:
         """Count losses; `source` is the underlay address to name when a person is told."""
@@ -209,14 +219,40 @@ class Counters:
     def as_dict(self) -> dict[str, int]:
         """Every counter by name, drops as `drop_<reason>`."""
         plain = {
-            name: getattr(self, name)
-            for name in sorted(self.__slots__)
-            if name not in ("drops", "last_source")
+            name: getattr(self, name) for name in sorted(self.__slots__) if name not in _NO_COUNTERS
         }
         return plain | {f"drop_{reason}": count for reason, count in self.drops.items()}
 
+    def note_drops(self, now: float) -> None:
+        """Note `now` (seconds) as the time of the last increase of drop counters that grew.
 
+        The hot path need not look at a clock, since this is called once a tick.
+        """
+        if self.drops != self._noted:
+            for reason, count in self.drops.items():
+                if count != self._noted[reason]:
+                    self.last_drop[reason] = now
+            self._noted = self.drops.copy()
+
+    def reset(self) -> None:
+        """Let `since_reset` count from now on."""
+        self._baseline = self.as_dict()
+
+    def since_reset(self) -> dict[str, int]:
+        """Return what `as_dict` has counted since the last `reset`, or in all without one."""
+        return {name: count - self._baseline.get(name, 0) for name, count in self.as_dict().items()}
+
+
+_NO_COUNTERS = frozenset(("drops", "last_drop", "last_source", "_baseline", "_noted"))
 _NOTHING = dict.fromkeys(Drop, 0)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: in the largest unit of which there are two or more."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class DropLog:

@@ -112,6 +112,9 @@ class Vtep:
         """What there is of each VNI."""
         self.taps_lost = 0
         """How many ports ended because somebody removed their TAP."""
+        self._taps_lost_before = 0
+        self.counters_reset: float | None = None
+        """When `reset_counters` was last called, on the monotonic clock."""
         self._listeners: dict[Endpoint, Listener] = {}
         self._drop_log = DropLog()
         self._resources = ExitStack()
@@ -155,23 +158,49 @@ class Vtep:
         """The largest IP packet that the tunnel carries, where there is one VNI only."""
         return self.port.mtu
 
-    def counters(self) -> dict[str, int]:
-        """Every counter by name, as of now, of all VNIs there are; see `vtep.counters`."""
+    def counters(self, *, since_reset: bool = False) -> dict[str, int]:
+        """Every counter by name, as of now, of all VNIs there are; see `vtep.counters`.
+
+        With `since_reset`, only what was counted since `reset_counters`.
+        """
         self._count_queue_drops()
-        total = {"taps_lost": self.taps_lost}
-        parts = [Counters()]  # Every counter is there even where no VNI is.
-        parts += [port.segment.counters for port in self._ports.values()]
-        parts += [listener.switch.counters for listener in self._listeners.values()]
-        for part in parts:
-            for name, count in part.as_dict().items():
+        total = {"taps_lost": self.taps_lost - (self._taps_lost_before if since_reset else 0)}
+        now = time.monotonic()
+        for part in (Counters(), *self._counters()):  # Each is there even where no VNI is.
+            part.note_drops(now)
+            for name, count in (part.since_reset() if since_reset else part.as_dict()).items():
                 total[name] = total.get(name, 0) + count
         return total
 
+    def _counters(self) -> Iterator[Counters]:
+        for listener in self._listeners.values():
+            yield listener.switch.counters
+        for port in self._ports.values():
+            yield port.segment.counters
+
+    def reset_counters(self) -> None:
+        """Let `counters(since_reset=True)` count from now on; `counters()` goes on as before."""
+        self._count_queue_drops()
+        for part in self._counters():
+            part.reset()
+        self._taps_lost_before = self.taps_lost
+        self.counters_reset = time.monotonic()
+
     def last_sources(self) -> dict[Drop, str]:
         """By reason, where a datagram came from that was dropped."""
-        parts = [listener.switch.counters for listener in self._listeners.values()]
-        parts += [port.segment.counters for port in self._ports.values()]
+        parts = self._counters()
         return {reason: host for part in parts for reason, host in part.last_source.items()}
+
+    def last_drops(self) -> dict[Drop, float]:
+        """By reason, when its counter last increased, on the monotonic clock.
+
+        It is known to the second or, of what the kernel dropped in front of us, to ten seconds.
+        """
+        last: dict[Drop, float] = {}
+        for part in self._counters():
+            for reason, at in part.last_drop.items():
+                last[reason] = max(at, last.get(reason, at))
+        return last
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Have every change of a port told when it is complete; what is given back ends that."""
@@ -613,18 +642,20 @@ class Vtep:
         self._ticks += 1
         if self._ticks % _QUEUE_TICKS == 0:
             yield from self._counting_queue_drops()
-        yield from self._noting_what_was_dropped()
+        yield from self._noting_what_was_dropped(now)
         for line in self._drop_log.news(now):
             log.warning("%s", line)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
 
-    def _noting_what_was_dropped(self) -> Iterator[None]:
+    def _noting_what_was_dropped(self, now: float) -> Iterator[None]:
         for listener in self._listeners.values():
+            listener.switch.counters.note_drops(now)
             self._drop_log.note("", listener.switch.counters)
         several = len(self._ports) > 1
         for vni, port in tuple(self._ports.items()):
+            port.segment.counters.note_drops(now)
             self._drop_log.note(f"vni {vni}" if several else "", port.segment.counters)
             yield
 

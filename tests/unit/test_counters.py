@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from vtep.counters import Counters, Drop, DropLog
+from vtep.counters import Counters, Drop, DropLog, duration
 
 RUNT = Drop.INNER_RUNT
 FLAGS = Drop.FLAGS_INVALID
@@ -49,7 +49,8 @@ def test_everything_begins_at_zero() -> None:
 
 def test_every_counter_is_in_the_dict_under_its_name() -> None:
     counters = Counters()
-    plain = [name for name in Counters.__slots__ if name not in ("drops", "last_source")]
+    others = ("drops", "last_drop", "last_source")
+    plain = [name for name in Counters.__slots__ if name not in others and name[0] != "_"]
     for number, name in enumerate(plain, 1):
         setattr(counters, name, number)
     counters.drop(RUNT)
@@ -87,6 +88,46 @@ def test_source_is_the_last_one_that_is_known() -> None:
     counters.drop(FLAGS)
     assert counters.last_source == {RUNT: "192.0.2.2"}
     assert (counters.drops[RUNT], counters.drops[FLAGS]) == (3, 1)
+
+
+def test_the_time_of_the_last_increase_is_noted() -> None:
+    counters = Counters()
+    counters.note_drops(1.0)
+    assert counters.last_drop == {}
+    counters.drop(RUNT)
+    counters.drop(RUNT)
+    counters.note_drops(2.0)
+    counters.note_drops(3.0)
+    assert counters.last_drop == {RUNT: 2.0}
+    counters.drop(FLAGS)
+    counters.note_drops(4.0)
+    counters.drop(RUNT)
+    counters.note_drops(5.0)
+    assert counters.last_drop == {FLAGS: 4.0, RUNT: 5.0}
+
+
+def test_a_reset_is_a_baseline() -> None:
+    counters = Counters()
+    counters.drop(RUNT)
+    counters.rx_frames = 7
+    assert counters.since_reset() == counters.as_dict()
+    counters.reset()
+    assert set(counters.since_reset().values()) == {0}
+    assert (counters.drops[RUNT], counters.rx_frames) == (1, 7)
+    counters.drop(RUNT, count=2)
+    counters.rx_frames += 1
+    since = counters.since_reset()
+    assert (since["drop_inner_runt"], since["rx_frames"]) == (2, 1)
+    assert counters.as_dict()["drop_inner_runt"] == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (9000, "2 h")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+    assert duration(400000) == "5 days"
 
 
 # --- what is told -----------------------------------------------------------------------------

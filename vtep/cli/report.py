@@ -27,7 +27,7 @@ def introduce(port: Port) -> str:
 def render(vtep: Vtep) -> str:
     """The report of a running VTEP, several lines without a final newline."""
     lines = []
-    for block in counted(rows.stats(vtep, vtep.ports.values())):
+    for block in counted(rows.stats(vtep, vtep.ports.values(), time.monotonic())):
         lines += block.lines
         if block.vni is not None:
             lines += _entries(vtep.ports[block.vni].fdb)

@@ -128,10 +128,21 @@ def reload(vtep: Client, *, as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--reset",
+    is_flag=True,
+    help="Show nothing, but count from zero: stats and doctor show what is counted from now on. "
+    "JSON also has what was counted since the start.",
+)
 @steer.words(_SEGMENT, "[dev TAP]")
 @steer.steering(shows=True)
-def stats(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
+def stats(vtep: Client, given: dict[str, Any], *, reset: bool, as_json: bool) -> None:
     """Show what was forwarded, and what was dropped and why."""
+    if reset:
+        if given or as_json:
+            raise click.UsageError("stats --reset is for all segments, and shows nothing")
+        vtep.reset_stats()
+        return
     told = vtep.call("stats", **given)
     if as_json:
         steer.show_json(told)

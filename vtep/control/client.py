@@ -131,6 +131,10 @@ class Client:
         result: Stats = self.call("stats", vni=vni, dev=dev)
         return result
 
+    def reset_stats(self) -> None:
+        """Let `since_reset` in what `stats` returns count from now on; the counters go on."""
+        self.call("stats.reset")
+
     def set(self, *, vni: int | None = None, dev: str | None = None, **options: Any) -> Segment:
         """Change options of a segment while it runs; all of them, or none."""
         result: Segment = self.call("set", vni=vni, dev=dev, options=options)

@@ -76,6 +76,7 @@ class Methods:
             "vni.add": Method(self._vni_add, ("vni", "options")),
             "vni.del": Method(self._vni_del, ("vni",)),
             "stats": Method(self._stats, segment),
+            "stats.reset": Method(lambda _: self._vtep.reset_counters()),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
             "ping": Method(lambda _: True),
@@ -153,7 +154,7 @@ class Methods:
         return await self._reload()
 
     def _stats(self, given: Params) -> schema.Stats:
-        return rows.stats(self._vtep, self._ports(given))
+        return rows.stats(self._vtep, self._ports(given), time.monotonic())
 
     # --- remotes ----------------------------------------------------------------------------
 

@@ -107,23 +107,44 @@ def plain(value: object) -> Any:
     return str(value)
 
 
-def stats(vtep: Vtep, ports: Iterable[Port]) -> schema.Stats:
-    """What has been counted in all, and of these segments."""
-    total = _counted(vtep.counters(), vtep.last_sources())
-    return {"total": total, "segments": [_of_segment(port) for port in ports]}
+def stats(vtep: Vtep, ports: Iterable[Port], now: float) -> schema.Stats:
+    """Return what has been counted in all, and of these segments, at `now` (monotonic clock)."""
+    total = vtep.counters()
+    reset = vtep.counters_reset
+    return {
+        "total": {
+            **_counts(total),
+            "since_reset": _counts(vtep.counters(since_reset=True)),
+            "last_sources": _by_name(vtep.last_sources()),
+            "last_drops": _ages(vtep.last_drops(), now),
+        },
+        "segments": [_of_segment(port, now) for port in ports],
+        "reset_age": round(max(0.0, now - reset), 1) if reset is not None else None,
+    }
 
 
-def _of_segment(port: Port) -> schema.SegmentStats:
+def _of_segment(port: Port, now: float) -> schema.SegmentStats:
+    counters = port.segment.counters
     return {
         "vni": port.config.vni,
         "dev": port.tap,
         "mtu": port.mtu,
         "fdb_entries": len(port.fdb),
-        **_counted(port.segment.counters.as_dict(), port.segment.counters.last_source),
+        **_counts(counters.as_dict()),
+        "since_reset": _counts(counters.since_reset()),
+        "last_sources": _by_name(counters.last_source),
+        "last_drops": _ages(counters.last_drop, now),
     }
 
 
-def _counted(counters: dict[str, int], sources: Mapping[Drop, str]) -> schema.Counted:
+def _counts(counters: dict[str, int]) -> schema.Counts:
     drops = {str(reason): counters.pop(f"drop_{reason}") for reason in Drop}
-    last = {str(reason): host for reason, host in sources.items()}
-    return {"counters": counters, "drops": drops, "last_sources": last}
+    return {"counters": counters, "drops": drops}
+
+
+def _by_name(sources: Mapping[Drop, str]) -> dict[str, str]:
+    return {str(reason): host for reason, host in sources.items()}
+
+
+def _ages(times: Mapping[Drop, float], now: float) -> dict[str, float]:
+    return {str(reason): round(max(0.0, now - at), 1) for reason, at in times.items()}

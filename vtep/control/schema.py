@@ -71,13 +71,22 @@ class Segment(TypedDict):
     """Every option of the segment by its name."""
 
 
-class Counted(TypedDict):
-    """What has been counted; `drops` are by reason."""
+class Counts(TypedDict):
+    """Counters by name; `drops` are by reason."""
 
     counters: dict[str, int]
     drops: dict[str, int]
+
+
+class Counted(Counts):
+    """What has been counted since the start, which only grows."""
+
+    since_reset: Counts
+    """What of that was counted since the last `stats.reset`; all of it without one."""
     last_sources: dict[str, str]
     """By reason, the underlay address of what was dropped last, where it has one."""
+    last_drops: dict[str, float]
+    """By reason, seconds since its counter last increased."""
 
 
 class SegmentStats(Counted):
@@ -94,6 +103,8 @@ class Stats(TypedDict):
 
     total: Counted
     segments: list[SegmentStats]
+    reset_age: float | None
+    """Seconds since the last `stats.reset`; None without one."""
 
 
 class Event(TypedDict):
