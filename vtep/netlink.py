@@ -259,15 +259,16 @@ def bridge(netlink: IPRoute, name: str) -> Bridge | None:
     return Bridge(index, tuple(addresses), sees_bridge(info.get("data")))
 
 
-def sees_bridge(options: Any) -> bool:
+def sees_bridge(options: Any, version: int = 4) -> bool:
     """Whether the firewall's rules for IP see frames on a bridge: of all, or of this one.
 
-    `options` are those of the bridge, as pyroute2 has them.
+    `options` are those of the bridge, as pyroute2 has them. `version` is that of IP.
     """
-    if options is not None and options.get("br_nf_call_iptables"):
+    name = "iptables" if version == 4 else "ip6tables"
+    if options is not None and options.get(f"br_nf_call_{name}"):
         return True
     with suppress(OSError):
-        setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables").read_text()
+        setting = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").read_text()
         return setting.strip() == "1"
     return False
 
