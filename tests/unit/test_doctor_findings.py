@@ -7,8 +7,11 @@ import pytest
 from attrs import evolve
 
 from vtep.counters import Drop
+from vtep.doctor.drops import BY_DESIGN, REMEDIES
 from vtep.doctor.facts import (
+    Blocked,
     BridgeFacts,
+    Conflict,
     Drops,
     Echoes,
     Facts,
@@ -17,11 +20,13 @@ from vtep.doctor.facts import (
     IcmpError,
     PathMtu,
     PortFacts,
+    ProcessFacts,
     Refusal,
     RemoteFacts,
     SegmentFacts,
 )
-from vtep.doctor.findings import Finding, Severity, findings, wrong
+from vtep.doctor.finding import Finding, Severity, wrong
+from vtep.doctor.findings import findings
 from vtep.firewall import Verdict
 from vtep.probe import Status
 
@@ -34,6 +39,7 @@ WELL = RemoteFacts(
     dev="eth0",
     dev_mtu=1500,
     source="192.0.2.1",
+    tap="vx0",
     there=Echoes(20, (0.001,) * 20, Status.FINE, HOST),
     back=Echoes(5, (0.001,) * 5, Status.FINE, HOST),
     macs=("02:00:00:00:00:01",),
@@ -47,13 +53,13 @@ SEGMENT = SegmentFacts(
     mtu=1450,
     tap_mtu=1500,
     dstport=4789,
-    addresses=("10.0.0.1",),
+    addresses=("10.0.0.1/24",),
     options={"offload": sorted(OFFLOADS)},
     offload=OFFLOADS,
 )
 BRIDGE = BridgeFacts("br0", up=True, mtu=1500, others=(PortFacts("veth0", 1500),))
 ON_BRIDGE = evolve(SEGMENT, addresses=(), bridge=BRIDGE)
-HERE = HostFacts(root=True, kernel="6.1")
+HERE = HostFacts(root=True, kernel="6.1", underlay={"eth0": ("192.0.2.1/24",)})
 RULE = Verdict("the rule “x” in chain y", "nft insert rule x", certain=True)
 
 
@@ -88,8 +94,12 @@ def test_nothing_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("changes", "title", "fix"),
     [
-        ({"is_own": True}, "is an address of this host itself", "pyvtep remote add IP"),
-        ({"no_route": "Network is unreachable"}, "no route to 192.0.2.2", "ip route add 192.0.2.2"),
+        (
+            {"is_own": True},
+            "is an address of this host itself",
+            "pyvtep remote del 192.0.2.2 --vni 5",
+        ),
+        ({"no_route": "Network is unreachable"}, "no route to 192.0.2.2", "ip route get 192.0.2.2"),
         ({"macs": ("m1", "m2")}, "2 hosts claim to be 192.0.2.2: m1, m2", "another address"),
         (
             {"there": evolve(WELL.there, status=Status.VNI_UNKNOWN)},
@@ -246,25 +256,25 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             "udp6zerocsumrx",
         ),
         (
-            of_segment(ON_BRIDGE, addresses=("10.0.0.1",)),
+            of_segment(ON_BRIDGE, addresses=("10.0.0.1/24",)),
             "warning",
             "is a port of the bridge br0 and has an address itself",
-            "ip addr del 10.0.0.1/LEN dev vx0",
+            "ip addr del 10.0.0.1/24 dev vx0 && ip addr add 10.0.0.1/24 dev br0",
         ),
         (
-            of_segment(conflicts={"10.0.0.1": "02:00:00:00:00:09"}),
+            of_segment(conflicts=(Conflict("10.0.0.1/24", "vx0", "02:00:00:00:00:09"),)),
             "problem",
-            "10.0.0.1, an address of vx0, is that of somebody beyond the tunnel too",
-            "ip addr del 10.0.0.1/LEN dev vx0",
+            "10.0.0.1, an address of vx0, is that of a host beyond the tunnel too",
+            "ip addr del 10.0.0.1/24 dev vx0",
         ),
         (
             of_segment(
                 ON_BRIDGE,
-                conflicts={"fd09::1": "02:00:00:00:00:09"},
+                conflicts=(Conflict("fd09::1/64", "br0", "02:00:00:00:00:09"),),
                 options={"offload": sorted(OFFLOADS), "gateway": ["10.9.0.1"]},
             ),
             "problem",
-            "fd09::1, an address of br0, is that of somebody beyond the tunnel too",
+            "fd09::1, an address of br0, is that of a host beyond the tunnel too",
             "pyvtep set --vni 5 --gateway 10.9.0.1 --gateway fd09::1",
         ),
         (of_bridge(up=False), "problem", "the bridge br0 is down", "ip link set br0 up"),
@@ -284,10 +294,28 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             "ip link set vx0 mtu 1500",
         ),
         (
-            of_bridge(netfilter=True, forward=RULE),
+            of_bridge(packets=(Blocked("IPv4 and IPv6", RULE),)),
             "problem",
-            "drops IP that crosses the bridge br0",
+            "drops IPv4 and IPv6 that crosses the bridge br0",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+        ),
+        (
+            of_segment(ON_BRIDGE, frames=(Blocked("ARP", RULE),)),
+            "problem",
+            "drops ARP between vx0 and other ports of br0",
             RULE.fix,
+        ),
+        (
+            of_segment(packets=(Blocked("incoming IPv4", RULE),)),
+            "problem",
+            "drops incoming IPv4 between this host and the segment, at vx0",
+            RULE.fix,
+        ),
+        (
+            of_segment(addresses=(), options={**SEGMENT.options, "bridge": "br7"}),
+            "warning",
+            "vx0 is to be a port of the bridge br7, and is not",
+            "ip link add br7 up type bridge",
         ),
     ],
 )
@@ -299,47 +327,121 @@ def test_segments(found: list[Finding], severity: str, title: str, fix: str) -> 
 
 
 def test_rules_that_are_not_understood_are_not_held_against_anybody() -> None:
-    found = of_bridge(netfilter=True, forward=evolve(RULE, certain=False))
+    found = of_bridge(packets=(Blocked("IPv4", evolve(RULE, certain=False)),))
     assert only(found).severity is Severity.NOTE
 
 
 def test_isolated_from_nobody_is_fine() -> None:
     assert of_bridge(isolated=True) == []
-    assert of_bridge(netfilter=True) == []
+
+
+# --- addresses of the segment in the underlay -----------------------------------------------------
+
+
+def test_a_route_into_the_own_tunnel() -> None:
+    for segment in (
+        evolve(SEGMENT, addresses=("192.0.2.9/24",)),
+        evolve(ON_BRIDGE, bridge=evolve(BRIDGE, addresses=("192.0.2.9/24",))),
+    ):
+        dev = "br0" if segment.bridge is not None else "vx0"
+        remote = evolve(SILENT, dev=dev)
+        finding = findings(Facts(HERE, (segment,), (remote,), pyvteps=1))[0]
+        assert finding.severity is Severity.PROBLEM
+        assert finding.title == f"the route to {HOST} leads over {dev}, into its own tunnel"
+        assert finding.fix.startswith(f"ip addr del 192.0.2.9/24 dev {dev}; ")
+    # Of another tunnel, that is how tunnels are nested.
+    other = evolve(SEGMENT, tap="vx1", vni=6)
+    remote = evolve(WELL, dev="vx1")
+    assert findings(Facts(HERE, (SEGMENT, other), (remote,), pyvteps=1)) == []
+
+
+@pytest.mark.parametrize("gateway", [None, "192.0.2.254"])
+def test_an_address_of_the_underlays_subnet(gateway: str | None) -> None:
+    remote = evolve(WELL, gateway=gateway)
+    options = {**SEGMENT.options, "address": ["192.0.2.9/25"]}
+    segment = evolve(SEGMENT, addresses=("192.0.2.9/25",), options=options)
+    finding = only(findings(Facts(HERE, (segment,), (remote,), pyvteps=1)))
+    assert finding.severity is Severity.WARNING
+    assert "vx0 has the address 192.0.2.9/25, and eth0" in finding.title
+    assert "(its --address too)" in finding.fix
+    for fine in ("192.0.2.9/32", "198.51.100.9/24", "2001:db8::9/64"):
+        segment = evolve(SEGMENT, addresses=(fine,))
+        assert findings(Facts(HERE, (segment,), (remote,), pyvteps=1)) == []
 
 
 # --- counters -----------------------------------------------------------------------------------
 
 
-def test_drops_of_a_setting() -> None:
-    drops = Drops({Drop.SOURCE_UNKNOWN: 1234}, {Drop.SOURCE_UNKNOWN: 2}, {"source_unknown": HOST})
-    finding = only(of_segment(drops=drops))
-    assert finding.severity is Severity.WARNING
-    assert finding.title.startswith("source_unknown 1234: datagram from an address that is no ")
-    assert finding.title.endswith("; the last from 192.0.2.2")
-    assert "2 of them just now" in finding.explanation
-    assert finding.fix == ("if it is a VTEP of this segment: pyvtep remote add 192.0.2.2 --vni 5")
-
-
-def test_drops_of_the_moment() -> None:
-    full = {str(Drop.RX_QUEUE_FULL): 1000}
-    assert of_segment(drops=Drops(full)) == []
-    finding = only(of_segment(drops=Drops(full, {Drop.RX_QUEUE_FULL: 1})))
-    assert finding.title.startswith("rx_queue_full 1000")
-
-
-def test_drops_of_no_segment() -> None:
-    drops = Drops({"vni_unknown": 3}, {}, {"vni_unknown": HOST})
-    finding = only(findings(Facts(HERE, (SEGMENT,), (WELL,), pyvteps=1, drops=(drops,))))
-    assert finding.about == "pyvtep"
-    assert finding.title.endswith("the last from 192.0.2.2")
+@pytest.mark.parametrize("reason", Drop)
+def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> None:
+    assert reason in REMEDIES, f"{reason}: say in vtep/doctor/drops.py what mends it"
+    sources: tuple[dict[str, str], ...] = ({}, {reason: "198.51.100.9"})
+    for source in sources:
+        drops = Drops({reason: 7}, {reason: 2}, source, {reason: 0.1})
+        for found in (
+            of_segment(drops=drops),
+            findings(Facts(HERE, (), (), pyvteps=1, drops=(ProcessFacts(drops, 4789),))),
+        ):
+            finding = only(found)
+            assert finding.title.startswith(f"{reason} 7: {reason.meaning}")
+            assert "2 of them were dropped while the doctor looked" in finding.explanation
+            assert finding.fix
+            assert not finding.earlier
+            assert "{" not in finding.fix
+            assert ("198.51.100.9" in finding.title) == bool(source)
 
 
 @pytest.mark.parametrize("reason", Drop)
-def test_every_reason_can_be_told(reason: Drop) -> None:
-    for finding in of_segment(drops=Drops({reason: 1}, {reason: 1})):
-        assert finding.title.startswith(f"{reason} 1: ")
-        assert "{" not in finding.fix
+def test_what_was_dropped_before_is_nothing_wrong(reason: Drop) -> None:
+    drops = Drops({reason: 7}, {reason: 0}, {}, {reason: 200.0})
+    found = of_segment(drops=drops)
+    assert not wrong(found)
+    for finding in found:
+        assert finding.earlier
+        assert finding.title == f"{reason} 7: {reason.meaning}; the last one, 3 min ago"
+        assert "pyvtep stats --reset" in finding.explanation
+    assert bool(found) == (reason not in BY_DESIGN)
+
+
+def test_only_what_is_nothing_wrong_is_a_note_while_it_counts() -> None:
+    notes = {
+        reason for reason in Drop if not wrong(of_segment(drops=Drops({reason: 1}, {reason: 1})))
+    }
+    assert notes == {*BY_DESIGN, Drop.TX_TOO_BIG}
+
+
+def test_a_drop_names_its_segment_and_socket() -> None:
+    drops = Drops({"source_unknown": 9}, {"source_unknown": 2}, {"source_unknown": HOST})
+    finding = only(of_segment(drops=drops, socket="/run/x.sock"))
+    assert finding.severity is Severity.WARNING
+    assert finding.title.endswith("; the last from 192.0.2.2")
+    assert finding.fix == (
+        "if it is a VTEP of this segment: pyvtep remote add 192.0.2.2 --vni 5 --socket /run/x.sock"
+    )
+
+
+def test_reasons_of_another_version() -> None:
+    finding = only(of_segment(drops=Drops({"novel": 3}, {"novel": 1}), devices=("eth0",)))
+    assert finding.title == "novel 3"
+    assert "tcpdump -ni eth0 " in finding.fix
+
+
+def test_drops_of_which_a_finding_tells_already() -> None:
+    refused = Drops({"underlay_refused": 3}, {"underlay_refused": 3}, {"underlay_refused": HOST})
+    there = Echoes(20, errors=(IcmpError(Refusal.PORT, HOST),))
+    facts = Facts(HERE, (evolve(SEGMENT, drops=refused),), (evolve(SILENT, there=there),))
+    assert "underlay_refused" in only(findings(facts)).explanation
+    # What comes back late of an earlier fault is nothing wrong now.
+    assert of_segment(drops=refused) == []
+    down = Drops({"tap_down": 3}, {"tap_down": 1})
+    assert "tap_down" in only(of_segment(drops=down, up=False)).explanation
+
+
+def test_what_this_host_may_not_send_has_the_rule_as_its_remedy() -> None:
+    denied = Drops({"underlay_denied": 3}, {"underlay_denied": 3}, {"underlay_denied": HOST})
+    segment = evolve(SEGMENT, drops=denied)
+    facts = Facts(HERE, (segment,), (evolve(WELL, firewall_out=RULE),))
+    assert only(findings(facts)).fix == RULE.fix
 
 
 # --- this host ----------------------------------------------------------------------------------
@@ -358,15 +460,28 @@ def test_hosts() -> None:
     assert finding.title == "ovs-vswitchd (process 7) has UDP port 4789 on this host"
     assert of_host(holders=(HolderFacts(4789, "pyvtep (process 7)", pyvtep=True),)) == []
     assert of_host(holders=(HolderFacts(4789),)) == []
-    finding = only(of_host(own_conflicts={"192.0.2.1": "02:00:00:00:00:09"}))
+    conflict = Conflict("192.0.2.1/24", "eth0", "02:00:00:00:00:09")
+    finding = only(of_host(own_conflicts=(conflict,)))
     assert "02:00:00:00:00:09" in finding.explanation
-    assert only(of_host(own_conflicts={"2001:db8::1": ""})).severity is Severity.PROBLEM
-    assert of_host(checksum_errors=9) == []
-    assert only(of_host(checksum_errors=9, checksum_errors_meanwhile=2)).title.startswith("2 UDP")
+    assert finding.fix.endswith("ip addr del 192.0.2.1/24 dev eth0")
+    finding = only(of_host(own_conflicts=(Conflict("2001:db8::1/64", "eth0"),)))
+    assert finding.severity is Severity.PROBLEM
+
+
+def test_wrong_udp_checksums() -> None:
+    assert of_host(checksum_errors=0) == []
+    finding = only(of_host(checksum_errors=9))
+    assert (finding.severity, finding.earlier) == (Severity.NOTE, True)
+    finding = only(of_host(checksum_errors=9, checksum_errors_increase=2))
+    assert finding.severity is Severity.WARNING
+    assert finding.title.startswith("2 UDP datagrams with a wrong checksum")
+    assert "NAT" in finding.explanation
+    assert "--no-udpcsum" in finding.fix
+    assert "ethtool -K eth0 rx off" in finding.fix
 
 
 def test_the_worst_comes_first() -> None:
-    host = evolve(HERE, root=False, checksum_errors_meanwhile=1)
+    host = evolve(HERE, root=False, checksum_errors=1, checksum_errors_increase=1)
     found = findings(Facts(host, (evolve(SEGMENT, up=False),), (WELL,), pyvteps=1))
     assert [finding.severity for finding in found] == ["problem", "warning", "note"]
     assert wrong(found)

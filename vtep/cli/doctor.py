@@ -11,7 +11,8 @@ import click
 
 from vtep import values
 from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
-from vtep.doctor.findings import Finding, Severity, findings, wrong
+from vtep.doctor.finding import Finding, Severity, wrong
+from vtep.doctor.findings import findings
 
 _COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -86,7 +87,11 @@ def _show(facts: Facts, found: list[Finding]) -> None:
             click.echo(f"  {finding.explanation}")
         if finding.fix:
             click.echo(f"  To mend it: {finding.fix}")
-    if not wrong(found):
+    if wrong(found):
+        return
+    if any(finding.earlier for finding in found):
+        click.echo("\nNo fault is seen at the moment. The notes tell of losses before.")
+    else:
         click.echo("\nNothing is wrong, as far as can be seen from here.")
 
 

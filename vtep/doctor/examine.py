@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, ip_address, ip_interface
 from typing import Any
 
 import attrs
@@ -14,12 +14,20 @@ import attrs
 from vtep import asking
 from vtep.doctor import host
 from vtep.doctor.echo import Echo
-from vtep.doctor.facts import Drops, Facts, HostFacts, RemoteFacts, SegmentFacts
+from vtep.doctor.facts import (
+    Conflict,
+    Drops,
+    Facts,
+    HostFacts,
+    ProcessFacts,
+    RemoteFacts,
+    SegmentFacts,
+)
 from vtep.doctor.host import Surroundings
-from vtep.doctor.neighbours import ping, who_has
+from vtep.doctor.neighbours import ping, send_test_frame, who_has
 from vtep.doctor.running import Running, Target, all_here
 from vtep.errors import VtepError
-from vtep.firewall import Packet
+from vtep.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
 from vtep.netfilter import Rules
 from vtep.netlink import session
 from vtep.values import Address, without_scope
@@ -52,7 +60,7 @@ def _examine(
     if vni is not None and not remotes and not any(_has(each, vni) for each in running):
         raise VtepError(f"--vni {vni}: no pyvtep that runs here has it")
     if not remotes and not running:
-        raise VtepError("no pyvtep runs here that could be asked; name a remote: --remote IP")
+        raise VtepError("no pyvtep runs here that could be asked; name a remote with --remote")
     checksums = host.checksum_errors()
     with session() as netlink:
         around, rules = Surroundings(netlink), Rules.read()
@@ -67,10 +75,15 @@ def _examine(
     for each in running:
         each.try_tunnel(silent, around)
     found = [
-        attrs.evolve(facts, heard=target.heard, through=target.through)
+        attrs.evolve(
+            facts,
+            heard=target.heard,
+            through=target.through,
+            macs=_without_own(facts.macs, around),
+        )
         for target, facts in zip(targets, found, strict=True)
     ]
-    stats = [each.client.stats() for each in running]
+    stats = [each.stats_again() for each in running]
     ports = {target.port for target in targets} or {port or vxlan.PORT}
     return Facts(
         HostFacts(
@@ -78,8 +91,12 @@ def _examine(
             kernel=platform.release(),
             holders=tuple(around.holders(each) for each in sorted(ports)),
             own_conflicts=_own_conflicts(around, found),
+            underlay={
+                dev: around.addresses_of(dev)
+                for dev in sorted({each.dev for each in found if each.dev})
+            },
             checksum_errors=checksums,
-            checksum_errors_meanwhile=host.checksum_errors() - checksums,
+            checksum_errors_increase=host.checksum_errors() - checksums,
         ),
         tuple(
             segment
@@ -88,10 +105,7 @@ def _examine(
         ),
         tuple(found),
         len(running),
-        tuple(
-            _drops(_shared(after), _shared(each.before))
-            for each, after in zip(running, stats, strict=True)
-        ),
+        tuple(_of_process(each, after) for each, after in zip(running, stats, strict=True)),
     )
 
 
@@ -121,15 +135,21 @@ def _targets(
 
 def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
     """What this host knows of a remote without asking it."""
-    facts = RemoteFacts(str(target.remote), target.vni, target.port)
+    facts = RemoteFacts(
+        *(str(target.remote), target.vni, target.port), tap=target.tap, socket=target.socket
+    )
     if around.is_own(target.remote):
         return attrs.evolve(facts, is_own=True)
     try:
-        way = around.way(target.remote, target.local)
+        way = around.way(target.remote, target.local, target.dev)
     except VtepError as error:
         return attrs.evolve(facts, no_route=str(error))
     dev = target.dev or way.dev
-    packet = Packet(target.remote.version, str(without_scope(target.remote)), target.port, dev)
+    own = str(without_scope(target.local)) if target.local is not None else way.source
+    there, lower = str(without_scope(target.remote)), around.lower(dev)
+    version, bridge = target.remote.version, dev if around.is_bridge(dev) else None
+    into = Packet(version, there, target.port, dev, destination=own, lower=lower)
+    out = Packet(version, own, target.port, out=dev, destination=there, lower=lower)
     return attrs.evolve(
         facts,
         dev=dev,
@@ -137,8 +157,24 @@ def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
         dev_mac=around.by_name[dev].mac if dev in around.by_name else None,
         source=str(target.local) if target.local is not None else way.source,
         gateway=way.gateway,
-        firewall=rules.verdict(packet, "prerouting", "input"),
+        firewall=_verdict(rules, into, INCOMING, bridge),
+        firewall_out=_verdict(rules, out, OUTGOING, bridge),
     )
+
+
+def _verdict(
+    rules: Rules, packet: Packet, hooks: Sequence[str], bridge: str | None
+) -> Verdict | None:
+    """Return what drops a packet, on a bridge first by the rules for frames."""
+    frame = None
+    if bridge is not None:
+        port = packet.lower[0] if len(packet.lower) == 1 else None
+        into, out = (port, bridge) if packet.device is not None else (bridge, port)
+        passing = attrs.evolve(packet, device=into, out=out, bridge=bridge)
+        frame = rules.verdict(
+            passing, *(hook for hook in hooks if hook not in ("ingress", "egress"))
+        )
+    return combined(each for each in (frame, rules.verdict(packet, *hooks)) if each is not None)
 
 
 def _ask_all(targets: Sequence[Target], known: Sequence[RemoteFacts]) -> list[RemoteFacts]:
@@ -171,7 +207,14 @@ def _ask_briefly(target: Target, facts: RemoteFacts, first: RemoteFacts) -> Remo
         with Echo(target.remote, target.port, target.vni, target.local, target.dev) as echo:
             there = attrs.evolve(there, status=echo.there(_BRIEFLY).status)
     return attrs.evolve(
-        first, vni=facts.vni, source=facts.source, firewall=facts.firewall, there=there
+        first,
+        vni=facts.vni,
+        tap=facts.tap,
+        socket=facts.socket,
+        source=facts.source,
+        firewall=facts.firewall,
+        firewall_out=facts.firewall_out,
+        there=there,
     )
 
 
@@ -199,41 +242,62 @@ def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
     return attrs.evolve(facts, there=there, macs=macs)
 
 
-def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> dict[str, str]:
-    """Own underlay addresses that somebody else has too."""
-    conflicts = dict.fromkeys(around.failed, "")
+def _without_own(macs: tuple[str, ...] | None, around: Surroundings) -> tuple[str, ...] | None:
+    """Return the MACs of other hosts: a device of this host may answer for others (proxy ARP)."""
+    return None if macs is None else tuple(mac for mac in macs if mac not in around.macs)
+
+
+def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> tuple[Conflict, ...]:
+    """Return the own underlay addresses that another host has too."""
+    conflicts = {conflict.address: conflict for conflict in around.failed}
     used = {(facts.source, facts.dev, facts.dev_mac) for facts in remotes}
     for source, dev, mac in used:
         if source is None or ":" in source or dev is None or not mac:
             continue
         with suppress(OSError, ValueError):
-            others = who_has(IPv4Address(source), dev, mac)
+            # A host answers for its addresses on all devices that it has on one link.
+            found = who_has(IPv4Address(source), dev, mac) or ()
+            others = [other for other in found if other not in around.macs]
             if others:
-                conflicts[source] = others[0]
-    return conflicts
+                conflict = _conflict(around, source, others[0])
+                conflicts[conflict.address] = conflict
+    return tuple(conflicts.values())
+
+
+def _conflict(around: Surroundings, address: str, mac: str) -> Conflict:
+    """Return a conflict about an address of this host, with the device that has it."""
+    for index, texts in around.outside.items():
+        for text in texts:
+            if ip_interface(text).ip == ip_address(address) and index in around.links:
+                return Conflict(text, around.links[index].name, mac)
+    return Conflict(address, "", mac)
 
 
 async def _overlay_conflicts(
     running: Iterable[Running], around: Surroundings, vni: int | None
-) -> dict[str, dict[str, str]]:
-    """By TAP, addresses of this host on the segment that somebody beyond the tunnel has too.
+) -> dict[str, tuple[Conflict, ...]]:
+    """Return, by TAP, the addresses of this host on the segment that another host has too.
 
     A gateway of its own (`--gateway`) is one that each host may have.
+
+    Side effect: each segment sends a frame at least, so that its counters show what becomes of it.
     """
-    own_macs = {link.mac for link in around.links.values()}
     turns = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
 
-    async def of_segment(segment: Any) -> dict[str, str]:
+    async def of_segment(segment: Any) -> tuple[Conflict, ...]:
         shared = {ip_address(text) for text in segment["options"]["gateway"]}
-        ours = map(ip_address, around.overlay(segment["dev"]))
+        ours = (ip_interface(text).ip for text in around.overlay(segment["dev"]))
         above = around.above(segment["dev"])
         wanted = [address for address in ours if address not in shared]
         if above is None or not wanted:
-            return {}
+            with suppress(OSError):
+                send_test_frame(segment["dev"])
+            return ()
         async with turns:
             answers = await asking.who_has(segment["dev"], above.name, wanted)
         # This host may be on the segment by another way too, and answers there for all it has.
-        return {str(address): mac for address, mac in answers if mac not in own_macs}
+        others = ((address, mac) for address, mac in answers if mac not in around.macs)
+        return tuple(_conflict(around, str(address), mac) for address, mac in others)
 
     segments = [one for each in running for one in each.segments if vni in (None, one["vni"])]
     found = await asyncio.gather(*map(of_segment, segments))
@@ -245,7 +309,7 @@ def _segments(
     after: Any,
     around: Surroundings,
     rules: Rules,
-    conflicts: Mapping[str, dict[str, str]],
+    conflicts: Mapping[str, tuple[Conflict, ...]],
     vni: int | None,
 ) -> list[SegmentFacts]:
     """What there is to say of the segments of a pyvtep, and of their TAPs."""
@@ -265,28 +329,46 @@ def _segments(
                 tap_mtu=link.mtu if link is not None else segment["mtu"],
                 dstport=segment["options"]["dstport"],
                 up=link is not None and link.up,
-                addresses=tuple(around.outside.get(link.index, ())) if link is not None else (),
+                addresses=around.addresses_of(segment["dev"]),
                 bridge=around.bridge_of(segment["dev"], rules),
+                frames=around.frames_blocked(segment["dev"], rules),
+                packets=around.packets_blocked(segment["dev"], rules),
                 options=segment["options"],
                 offload=frozenset(segment["offload"]),
                 drops=_drops(stats, then) if stats and then else Drops(),
-                conflicts=conflicts.get(segment["dev"], {}),
+                conflicts=conflicts.get(segment["dev"], ()),
+                socket=running.socket,
+                devices=tuple(segment["underlay_devices"]),
             )
         )
     return found
 
 
 def _drops(after: Any, before: Any) -> Drops:
-    meanwhile = {
+    increase = {
         reason: count - before["drops"].get(reason, 0) for reason, count in after["drops"].items()
     }
-    return Drops(after["drops"], meanwhile, after["last_sources"])
+    count = after["since_reset"]["drops"]
+    return Drops(count, increase, after["last_sources"], after["last_drops"])
+
+
+def _of_process(running: Running, after: Any) -> ProcessFacts:
+    """Return what a process dropped that was for none of its segments."""
+    segments = running.segments
+    return ProcessFacts(
+        _drops(_shared(after), _shared(running.before)),
+        segments[0]["options"]["dstport"] if segments else vxlan.PORT,
+        tuple(sorted({dev for segment in segments for dev in segment["underlay_devices"]})),
+        running.socket,
+    )
 
 
 def _shared(stats: Any) -> Any:
-    """Of the drops of a whole process, those that are of none of its segments."""
-    drops = dict(stats["total"]["drops"])
+    """Return the drops of a whole process without those of its segments."""
+    total = stats["total"]
+    drops, since = dict(total["drops"]), dict(total["since_reset"]["drops"])
     for segment in stats["segments"]:
-        for reason, count in segment["drops"].items():
-            drops[reason] -= count
-    return {"drops": drops, "last_sources": stats["total"]["last_sources"]}
+        for reason in drops:
+            drops[reason] -= segment["drops"][reason]
+            since[reason] -= segment["since_reset"]["drops"][reason]
+    return {**total, "drops": drops, "since_reset": {"drops": since}}

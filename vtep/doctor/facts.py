@@ -76,6 +76,10 @@ class RemoteFacts:
     """The router through which it is reached, if it is not on a link of this host."""
     source: str | None = None
     """The address that this host uses towards it."""
+    tap: str | None = None
+    """The TAP of the segment that it is a remote of."""
+    socket: str | None = None
+    """The control socket of its pyvtep, if commands have to name it."""
     there: Echoes = Echoes()
     """Questions whose answers were to come back to where they were sent from."""
     back: Echoes | None = None
@@ -91,7 +95,9 @@ class RemoteFacts:
     through: bool | None = None
     """Whether somebody behind it has answered through the tunnel; None if nobody was asked."""
     firewall: Verdict | None = None
-    """What this host's own firewall does to datagrams from there to the VXLAN port."""
+    """What of this host's own firewall drops datagrams from there to the VXLAN port."""
+    firewall_out: Verdict | None = None
+    """What of it drops datagrams to the VXLAN port there."""
 
 
 @frozen
@@ -104,20 +110,30 @@ class PortFacts:
 
 
 @frozen
+class Blocked:
+    """What a firewall drops, such as "IPv4", and by which rules."""
+
+    what: str
+    verdict: Verdict
+
+
+@frozen
 class BridgeFacts:
     """The bridge that a TAP is a port of; state and flags are those of the TAP there."""
 
     name: str
     up: bool
     mtu: int
+    addresses: tuple[str, ...] = ()
+    """Addresses of the bridge with their prefix lengths, without link-local ones."""
     state: str = "forwarding"
     isolated: bool = False
     hairpin: bool = False
     others: tuple[PortFacts, ...] = ()
-    netfilter: bool = False
-    """Whether frames on it go through the rules for IP."""
-    forward: Verdict | None = None
-    """What those rules do, then, to frames that cross it."""
+    own_netfilter: bool = False
+    """Whether an option of this bridge, not a setting for all, takes frames to the rules for IP."""
+    packets: tuple[Blocked, ...] = ()
+    """IP that crosses it and is dropped by those rules."""
 
 
 @frozen
@@ -125,10 +141,25 @@ class Drops:
     """What a pyvtep has dropped, by reason."""
 
     count: Mapping[str, int] = field(factory=dict)
-    meanwhile: Mapping[str, int] = field(factory=dict)
+    """Since the counters were reset, or since its start."""
+    increase: Mapping[str, int] = field(factory=dict)
     """Of that, while the doctor looked."""
     last_source: Mapping[str, str] = field(factory=dict)
     """The underlay address of the last one."""
+    age: Mapping[str, float] = field(factory=dict)
+    """Seconds since the counter last increased."""
+
+
+@frozen
+class Conflict:
+    """An own address that another host has too."""
+
+    address: str
+    """With its prefix length."""
+    dev: str
+    """The device of this host that has it."""
+    mac: str | None = None
+    """The MAC address of the other host."""
 
 
 @frozen
@@ -144,13 +175,32 @@ class SegmentFacts:
     dstport: int
     up: bool = True
     addresses: tuple[str, ...] = ()
-    """Those of the TAP, without link-local ones."""
+    """Addresses of the TAP with their prefix lengths, without link-local ones."""
     bridge: BridgeFacts | None = None
+    frames: tuple[Blocked, ...] = ()
+    """Frames that are dropped by rules for frames, at the TAP or on its bridge."""
+    packets: tuple[Blocked, ...] = ()
+    """IP between the segment and this host itself that is dropped by rules for IP."""
     options: Mapping[str, object] = field(factory=dict)
     offload: frozenset[str] = frozenset()
     drops: Drops = Drops()
-    conflicts: Mapping[str, str] = field(factory=dict)
-    """Addresses of the TAP or its bridge that somebody beyond the tunnel has too, with its MAC."""
+    conflicts: tuple[Conflict, ...] = ()
+    """Addresses of the TAP or its bridge that a host beyond the tunnel has too."""
+    socket: str | None = None
+    """The control socket of its pyvtep, if commands have to name it."""
+    devices: tuple[str, ...] = ()
+    """The underlay devices that it uses."""
+
+
+@frozen
+class ProcessFacts:
+    """What a running pyvtep dropped that was for none of its segments."""
+
+    drops: Drops
+    port: int
+    devices: tuple[str, ...] = ()
+    socket: str | None = None
+    """Its control socket, if commands have to name it."""
 
 
 @frozen
@@ -172,11 +222,14 @@ class HostFacts:
     root: bool
     kernel: str
     holders: tuple[HolderFacts, ...] = ()
-    own_conflicts: Mapping[str, str] = field(factory=dict)
-    """Own addresses that another host has too, with its MAC, or with "" if that is not known."""
+    own_conflicts: tuple[Conflict, ...] = ()
+    """Own underlay addresses that another host has too."""
+    underlay: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    """By underlay device, its addresses with their prefix lengths, without link-local ones."""
     checksum_errors: int = 0
-    """UDP datagrams dropped for their checksum, since the host was started."""
-    checksum_errors_meanwhile: int = 0
+    """UDP datagrams that this network namespace dropped for their checksum, since its start."""
+    checksum_errors_increase: int = 0
+    """Of that, while the doctor looked."""
 
 
 @frozen
@@ -188,5 +241,5 @@ class Facts:
     remotes: tuple[RemoteFacts, ...] = ()
     pyvteps: int = 0
     """How many that run here have been asked."""
-    drops: tuple[Drops, ...] = ()
-    """Of each of them, what came for none of its segments."""
+    drops: tuple[ProcessFacts, ...] = ()
+    """Of each of them, what it dropped that was for none of its segments."""

@@ -1,15 +1,15 @@
 """What is wrong, in plain words, and what mends it: a function of the facts alone."""
 
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
 from itertools import chain
 
-from attrs import frozen
+from attrs import evolve
 
-from vtep.counters import Drop
+from vtep.doctor import drops
 from vtep.doctor.facts import (
+    Blocked,
     BridgeFacts,
-    Drops,
     Facts,
     HolderFacts,
     HostFacts,
@@ -18,29 +18,10 @@ from vtep.doctor.facts import (
     RemoteFacts,
     SegmentFacts,
 )
+from vtep.doctor.finding import Finding, Severity, note, problem, warning
 from vtep.firewall import Verdict
 from vtep.probe import Status
 from vtep.wire import vxlan
-
-
-class Severity(StrEnum):
-    """How bad a finding is. A note is nothing wrong: it says what could not be known."""
-
-    PROBLEM = "problem"
-    WARNING = "warning"
-    NOTE = "note"
-
-
-@frozen
-class Finding:
-    """Something that is wrong, or will be: what, why that matters, and what mends it."""
-
-    severity: Severity
-    about: str
-    """The remote, device or counter."""
-    title: str
-    explanation: str = ""
-    fix: str = ""
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -48,29 +29,14 @@ def findings(facts: Facts) -> list[Finding]:
     found = chain(
         _of_host(facts),
         chain.from_iterable(_of_remote(remote, facts) for remote in facts.remotes),
-        chain.from_iterable(_of_segment(segment) for segment in facts.segments),
-        chain.from_iterable(_of_drops(segment.drops, segment) for segment in facts.segments),
-        chain.from_iterable(_of_drops(drops, None) for drops in facts.drops),
+        chain.from_iterable(_of_segment(segment, facts) for segment in facts.segments),
+        chain.from_iterable(
+            drops.of_segment(segment, _remotes_of(segment, facts)) for segment in facts.segments
+        ),
+        chain.from_iterable(map(drops.of_process, facts.drops)),
     )
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
-
-
-def wrong(found: Iterable[Finding]) -> bool:
-    """Whether there is anything to be mended."""
-    return any(finding.severity is not Severity.NOTE for finding in found)
-
-
-def _problem(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    return Finding(Severity.PROBLEM, about, title, explanation, fix)
-
-
-def _warning(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    return Finding(Severity.WARNING, about, title, explanation, fix)
-
-
-def _note(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    return Finding(Severity.NOTE, about, title, explanation, fix)
 
 
 # --- this host ------------------------------------------------------------------------------
@@ -79,7 +45,7 @@ def _note(about: str, title: str, explanation: str = "", fix: str = "") -> Findi
 def _of_host(facts: Facts) -> Iterator[Finding]:
     host = facts.host
     if not host.root:
-        yield _note(
+        yield note(
             "this host",
             "not everything could be examined without privileges",
             "Answers to the VXLAN port, ARP, ICMP and the firewall's rules are for root to see.",
@@ -87,13 +53,16 @@ def _of_host(facts: Facts) -> Iterator[Finding]:
         )
     for holder in host.holders:
         yield from _of_port(holder, facts)
-    for address, mac in host.own_conflicts.items():
-        yield _problem(
+    for conflict in host.own_conflicts:
+        address, _, _ = conflict.address.partition("/")
+        other = f"Another host with the MAC {conflict.mac}" if conflict.mac else "Another host"
+        yield problem(
             address,
             f"{address}, an address of this host, is that of another host too",
-            f"Another host{f' with the MAC {mac}' if mac else ''} claims it on the same link. "
-            "Datagrams for this host go to one of the two, and it changes which.",
-            f"give one of them another address: ip addr del {address}/LEN dev DEV",
+            f"{other} claims it on the same link. Datagrams for this host go to one of the two, "
+            "and it changes which.",
+            "give one of the hosts another address; to take it from this one: ip addr del "
+            f"{conflict.address} dev {conflict.dev}",
         )
     yield from _of_checksums(host)
 
@@ -105,7 +74,7 @@ def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:
     about = f"UDP port {port}"
     if holder.devices:
         names = ", ".join(holder.devices)
-        yield _problem(
+        yield problem(
             about,
             f"the kernel VXLAN device {names} has UDP port {port} on this host",
             "Two VTEPs can't share a port: pyvtep can't start, and datagrams from the remotes go "
@@ -114,7 +83,7 @@ def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:
             "use another port (--dstport)",
         )
     elif holder.process is not None:
-        yield _problem(
+        yield problem(
             about,
             f"{holder.process} has UDP port {port} on this host",
             "pyvtep can't start while another program has it.",
@@ -123,15 +92,39 @@ def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _of_checksums(host: HostFacts) -> Iterator[Finding]:
-    if host.checksum_errors_meanwhile:
-        yield _warning(
+    """Tell of datagrams that the kernel drops before any program sees them."""
+    if not host.checksum_errors:
+        return
+    why = (
+        "The kernel drops them before pyvtep sees them (UdpInCsumErrors). Often a NAT between the "
+        "hosts has changed an address without the checksum, or a network card, or the veth of a "
+        "container or virtual machine, was to fill in the checksum and did not. Over IPv6 it may "
+        "be datagrams without a checksum, which --no-udp6zerocsumrx refuses."
+    )
+    here = "".join(f"; here: ethtool -K {dev} rx off" for dev in host.underlay)
+    fix = (
+        "at the sender, turn off the checksum offload of its underlay device (ethtool -K, tx off) "
+        f"or, over IPv4, send without checksums (--no-udpcsum){here}"
+    )
+    if host.checksum_errors_increase:
+        yield warning(
             "this host",
-            f"{host.checksum_errors_meanwhile} UDP datagrams with a wrong checksum came meanwhile",
-            "The kernel drops them before pyvtep sees them. Often a network card, or a veth of a "
-            "container or virtual machine, was to finish checksums and does not; over IPv6 it may "
-            "be datagrams without one, which --no-udp6zerocsumrx refuses.",
-            "at the sender: ethtool -K DEV tx off; over IPv6 here: --udp6zerocsumrx",
+            f"{host.checksum_errors_increase} UDP datagrams with a wrong checksum came while the "
+            "doctor looked",
+            why,
+            fix,
         )
+        return
+    yield evolve(
+        note(
+            "this host",
+            f"{host.checksum_errors} UDP datagrams with a wrong checksum have come since this host "
+            "or network namespace was started, and none while the doctor looked",
+            why,
+            f"should they come again, {fix}",
+        ),
+        earlier=True,
+    )
 
 
 # --- remotes --------------------------------------------------------------------------------
@@ -140,23 +133,28 @@ def _of_checksums(host: HostFacts) -> Iterator[Finding]:
 def _of_remote(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     host = remote.host
     if remote.is_own:
-        yield _problem(
+        yield problem(
             host,
             f"{host} is an address of this host itself",
             "A remote is another host; frames that are sent to this one come back to us.",
-            f"give the other host's address: pyvtep remote del {host}, pyvtep remote add IP",
+            f"pyvtep remote del {host}{_at(remote)}; and add the address of the other host with "
+            "pyvtep remote add",
         )
         return
     if remote.no_route is not None:
-        yield _problem(
+        yield problem(
             host,
             f"this host has no route to {host} ({remote.no_route})",
             "",
-            f"add one: ip route add {host} via GATEWAY; or bring up the device of the underlay",
+            "add a route (ip route add), or bring up the device of the underlay (ip link set up); "
+            f"ip route get {host} shows when there is one",
         )
         return
+    if (inside := _leads_into_segment(remote, facts)) is not None:
+        yield inside
+        return
     if remote.macs is not None and len(remote.macs) > 1:
-        yield _problem(
+        yield problem(
             host,
             f"{len(remote.macs)} hosts claim to be {host}: {', '.join(remote.macs)}",
             "Datagrams go to one of them, and it changes which. (A host with two network cards on "
@@ -175,31 +173,32 @@ def _of_answers(remote: RemoteFacts) -> Iterator[Finding]:
     host, there, back = remote.host, remote.there, remote.back
     own = remote.source or "the address of this host"
     if there.status is Status.VNI_UNKNOWN:
-        yield _problem(
+        yield problem(
             host,
             f"{host} runs pyvtep, but not with vni {remote.vni}",
             "It drops every frame of it (its counter is vni_unknown).",
-            f"on {host}: pyvtep vni add {remote.vni} --remote {own}; or use one VNI at both ends",
+            f"on {host}: {_with(f'pyvtep vni add {remote.vni} --remote', remote)}; or use one VNI "
+            "at both ends",
         )
     elif there.status is Status.SOURCE_UNKNOWN:
-        yield _problem(
+        yield problem(
             host,
             f"{host} has vni {remote.vni}, but does not listen to {own} in it",
             "It drops every frame from here (its counter is source_unknown).",
-            f"on {host}: pyvtep remote add {own} --vni {remote.vni}",
+            f"on {host}: {_with('pyvtep remote add', remote)} --vni {remote.vni}",
         )
     if there.answered_from not in (None, host):
-        yield _problem(
+        yield problem(
             host,
             f"{host} answers from another of its addresses, {there.answered_from}",
             "Its frames come from there as well, and are refused here, since that is no --remote.",
             f"on {host}, start pyvtep with --local {host}; or here: pyvtep remote add "
-            f"{there.answered_from}",
+            f"{there.answered_from}{_at(remote)}",
         )
     if back is not None and not back.delays:
         yield _back_is_closed(remote)
     elif lost := there.sent - len(there.delays):
-        yield _warning(
+        yield warning(
             host,
             f"{lost} of {there.sent} datagrams to {host} or back were lost",
             "The underlay loses packets, or one end is too busy to read them (rx_queue_full in "
@@ -212,26 +211,29 @@ def _back_is_closed(remote: RemoteFacts) -> Finding:
     host, port = remote.host, remote.port
     title = f"nothing from {host} reaches UDP port {port} of this host"
     if remote.firewall is not None:
-        return _problem(
+        return problem(
             host,
             title,
-            "Datagrams get there, and answers to what this host has asked come back, but not what "
-            f"comes by itself, as frames do: {_culprit(remote.firewall)}.",
+            "Echo requests get there, and echo replies to the port that sent the request come "
+            "back, but none to the VXLAN port, where frames arrive. "
+            f"{_culprit(remote.firewall)}",
             remote.firewall.fix,
         )
-    return _problem(
+    return problem(
         host,
         title,
-        "Datagrams get there, and answers to what this host has asked come back, but not what "
-        "comes by itself, as frames do. No rule of this host's own firewall is seen to drop it, so "
-        "it is one before this host: of the network, or a security group of its cloud.",
+        "Echo requests get there, and echo replies to the port that sent the request come back, "
+        "but none to the VXLAN port, where frames arrive. No rule of this host's own firewall is "
+        "seen to drop them, so it is a firewall before this host: of the network, or a security "
+        "group of its cloud.",
         f"open UDP port {port} from {host} to {remote.source or 'this host'} there",
     )
 
 
 def _culprit(verdict: Verdict) -> str:
-    does = "drops it" if verdict.certain else "may drop it (its conditions are not understood here)"
-    return f"{verdict.rule} {does}"
+    if verdict.certain:
+        return f"Dropped by: {verdict.rule}."
+    return f"Perhaps dropped by {verdict.rule}, whose conditions are not understood here."
 
 
 def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
@@ -243,15 +245,21 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
     if there.errors:
         yield _refused(remote, there.errors[0])
         return
-    if remote.firewall is not None and remote.firewall.certain:
-        yield _problem(
-            host,
-            f"this host's firewall drops what comes from {host} to UDP port {remote.port}",
-            f"{_capital(_culprit(remote.firewall))}.",
-            remote.firewall.fix,
+    own = [
+        (does, verdict)
+        for does, verdict in (
+            (f"drops what comes from {host} to UDP port {remote.port}", remote.firewall),
+            (f"drops what is sent to UDP port {remote.port} of {host}", remote.firewall_out),
         )
+        if verdict is not None and verdict.certain
+    ]
+    for does, verdict in own:
+        title = f"this host's firewall {does}"
+        yield problem(host, title, _culprit(verdict), verdict.fix)
+    if own:  # What else is silent can be seen when they have gone.
+        return
     if remote.through:
-        yield _note(
+        yield note(
             host,
             f"{host} does not answer pyvtep's echo, but somebody behind it answers a ping",
             "So the tunnel works. It is a VTEP of another kind, such as the kernel's; delay, loss "
@@ -263,7 +271,7 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
         and remote.gateway is None
         and (remote.macs is not None or remote.pings is not None)
     ):
-        yield _problem(
+        yield problem(
             host,
             f"{host} does not exist, or is down",
             f"Nobody on {remote.dev} says to have this address, and it answers no ping.",
@@ -276,17 +284,22 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
 def _not_sent(remote: RemoteFacts, error: str) -> Finding:
     host = remote.host
     if remote.there.forbidden:
-        return _problem(
+        title = f"this host's own firewall forbids to send to UDP port {remote.port} of {host}"
+        counter = "Frames to it count as underlay_denied."
+        if remote.firewall_out is not None:
+            verdict = remote.firewall_out
+            return problem(host, title, f"{_culprit(verdict)} {counter}", verdict.fix)
+        return problem(
             host,
-            f"this host's own firewall forbids to send to UDP port {remote.port} of {host}",
-            "",
-            "nft list ruleset shows the rule: look at chains with hook output; to allow it: "
-            f"iptables -I OUTPUT -p udp --dport {remote.port} -j ACCEPT",
+            title,
+            "No rule of nftables or iptables is seen to drop it, so it may be an eBPF program of a "
+            f"control group, or a security module. {counter}",
+            "look for such a program: bpftool cgroup tree",
         )
-    return _problem(
+    return problem(
         host,
         f"this host cannot send to {host}: {error}",
-        "",
+        "Frames to it count as underlay_unreachable.",
         f"look at the route and the device: ip route get {host}",
     )
 
@@ -295,29 +308,36 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
     host, port = remote.host, remote.port
     itself = error.host == host.partition("%")[0]  # ICMP tells no scope.
     if error.refusal is Refusal.PORT and itself:
-        return _problem(
+        return problem(
             host,
             f"{host} has nobody on UDP port {port}",
             "It said so by ICMP: no VTEP runs there, or it uses another port, or a firewall there "
-            "rejects.",
+            "rejects. Frames to it count as underlay_refused.",
             f"start the VTEP there, with --dstport {port}; who has which port, there: ss -ulpn "
             "and ip -d link show type vxlan",
         )
     if error.refusal is Refusal.HOST:
-        return _problem(
+        return problem(
             host,
             f"{host} can't be reached",
-            f"{error.host} says that there is no way to it."
-            if not itself
-            else "Nobody answers for its address.",
+            (
+                f"{error.host} says that there is no way to it."
+                if not itself
+                else "No host answers for its address."
+            )
+            + " Frames to it count as underlay_unreachable or underlay_refused.",
             f"check the address, that the host is up, and the routes: ip route get {host}",
         )
-    return _problem(
+    return problem(
         host,
         f"a firewall refuses UDP port {port} of {host}",
-        f"It is on {error.host}, which said so by ICMP.",
-        f"there: iptables -I INPUT -p udp --dport {port} -j ACCEPT, or nft insert rule inet "
-        f"filter input udp dport {port} accept",
+        f"It is on {error.host}, which said so by ICMP. Frames to it count as underlay_refused.",
+        (
+            f"on {host}: {_with('pyvtep doctor --remote', remote)} names the rule, and the command "
+            "that lets VXLAN pass"
+        )
+        if itself
+        else f"open UDP port {port} from {remote.source or 'this host'} to {host} there",
     )
 
 
@@ -332,7 +352,7 @@ def _eaten(remote: RemoteFacts) -> Finding:
         tried = " Nobody behind it has answered a ping through the tunnel (of IPv6, to all) either."
     if remote.heard is not None:
         heard = f" Frames do come from there, the last {remote.heard:.0f} s ago."
-    say = _warning if remote.through is None else _problem
+    say = warning if remote.through is None else problem
     return say(
         host,
         f"{known}nothing answers from its UDP port {port}",
@@ -340,8 +360,8 @@ def _eaten(remote: RemoteFacts) -> Finding:
         f"there or on the way; pyvtep runs there but does not have {own} as a --remote (there, "
         "source_unknown counts); or it is a VTEP of another kind, such as the kernel's, which "
         f"never answers, and then nothing need be wrong.{tried}{heard}",
-        f"on {host}: pyvtep doctor --remote {own}; pyvtep stats; and if source_unknown counts: "
-        f"pyvtep remote add {own}{vni}",
+        f"on {host}: {_with('pyvtep doctor --remote', remote)}; pyvtep stats; and if "
+        f"source_unknown counts: {_with('pyvtep remote add', remote)}{vni}",
     )
 
 
@@ -365,21 +385,37 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
         told = " Nobody says so by ICMP, which is filtered somewhere, so no pyvtep finds out."
     size = min(sizes.values())
     at = f" --vni {remote.vni}" if remote.vni is not None else ""
-    yield _warning(
+    here = f" (here with --socket {remote.socket})" if remote.socket is not None else ""
+    yield warning(
         host,
         f"the way {' and '.join(sizes)} {host} carries {size} octets, and {needed} are needed",
         f"Larger datagrams are fragmented, which is slow, or lost.{told}",
-        f"at both ends: pyvtep set{at} --mtu {size - overhead}; or raise the MTU on the way",
+        f"at both ends: pyvtep set{at} --mtu {size - overhead}{here}; or raise the MTU on the way",
     )
+
+
+def _at(remote: RemoteFacts) -> str:
+    """Return the options by which a command of pyvtep finds the segment of a remote."""
+    vni = f" --vni {remote.vni}" if remote.vni is not None else ""
+    return vni + (f" --socket {remote.socket}" if remote.socket is not None else "")
+
+
+def _with(command: str, remote: RemoteFacts) -> str:
+    """Return a command that ends with the address that this host uses towards a remote."""
+    return f"{command} {remote.source}" if remote.source else f"{command} with this host's address"
 
 
 # --- segments -------------------------------------------------------------------------------
 
 
-def _of_segment(segment: SegmentFacts) -> Iterator[Finding]:
+def _remotes_of(segment: SegmentFacts, facts: Facts) -> tuple[RemoteFacts, ...]:
+    return tuple(remote for remote in facts.remotes if remote.tap == segment.tap)
+
+
+def _of_segment(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
     tap = segment.tap
     if not segment.up:
-        yield _problem(
+        yield problem(
             tap,
             f"{tap} is down",
             "Frames from the tunnel are dropped (tap_down), and none come from this host.",
@@ -387,17 +423,28 @@ def _of_segment(segment: SegmentFacts) -> Iterator[Finding]:
         )
     if segment.bridge is not None:
         yield from _of_bridge(segment, segment.bridge)
+    elif isinstance(bridge := segment.options.get("bridge"), str):
+        yield warning(
+            tap,
+            f"{tap} is to be a port of the bridge {bridge}, and is not",
+            "The bridge does not exist, or the TAP is a port of another device. Until then, no "
+            "host behind the bridge uses the tunnel.",
+            f"ip link add {bridge} up type bridge; or, if it exists: ip link set {tap} master "
+            f"{bridge}",
+        )
     elif not segment.addresses:
-        yield _warning(
+        yield warning(
             tap,
             f"{tap} has no address and is on no bridge",
-            "So nobody on this host uses the tunnel.",
-            f"ip addr add 10.0.0.1/24 dev {tap}, or ip link set {tap} master BRIDGE",
+            "So nothing on this host uses the tunnel.",
+            "give it an address (ip addr add), or make it a port of a bridge (ip link set master)",
         )
+    yield from _of_overlaps(segment, facts)
     yield from _of_conflicts(segment)
+    yield from _of_firewall(segment)
     yield from _of_offload(segment)
     if segment.options.get("udp6zerocsumtx"):
-        yield _note(
+        yield note(
             tap,
             f"{tap} sends UDP over IPv6 without checksums (--udp6zerocsumtx)",
             "Kernel VXLAN devices drop such datagrams, unless they were made with udp6zerocsumrx.",
@@ -405,51 +452,165 @@ def _of_segment(segment: SegmentFacts) -> Iterator[Finding]:
         )
 
 
+def _own_addresses(segment: SegmentFacts) -> list[tuple[str, str]]:
+    """Return the addresses of a TAP and its bridge, each with its device."""
+    found = [(address, segment.tap) for address in segment.addresses]
+    if segment.bridge is not None:
+        found += [(address, segment.bridge.name) for address in segment.bridge.addresses]
+    return found
+
+
+def _leads_into_segment(remote: RemoteFacts, facts: Facts) -> Finding | None:
+    """Tell of a route to a remote that leads into the very tunnel that the remote is an end of."""
+    for segment in facts.segments:
+        upper = segment.bridge.name if segment.bridge is not None else segment.tap
+        if segment.tap != remote.tap or remote.dev not in (segment.tap, upper):
+            continue
+        towards = ip_address((remote.gateway or remote.host).partition("%")[0])
+        title = f"the route to {remote.host} leads over {remote.dev}, into its own tunnel"
+        explanation = "So what pyvtep sends to it comes back to pyvtep, and never leaves this host."
+        for address, dev in _own_addresses(segment):
+            if towards in ip_interface(address).network:
+                return problem(
+                    remote.host,
+                    title,
+                    f"{dev} has the address {address}, in whose subnet {towards} is. {explanation}",
+                    _other_subnet(segment, address, dev),
+                )
+        return problem(
+            remote.host,
+            title,
+            explanation,
+            f"change the route that ip route get {remote.host} shows, or name the underlay device "
+            "with --dev",
+        )
+    return None
+
+
+def _other_subnet(segment: SegmentFacts, address: str, dev: str) -> str:
+    """Return what to do about an address of a segment that is in the subnet of the underlay."""
+    given = segment.options.get("address")
+    option = isinstance(given, list | tuple) and address in given
+    return (
+        f"ip addr del {address} dev {dev}; then give {dev} an address of a subnet that is not in "
+        f"use elsewhere{' (its --address too)' if option else ''}"
+    )
+
+
+def _of_overlaps(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
+    """Tell of addresses of a segment in a subnet of the underlay, which may hide the remotes."""
+    remotes = _remotes_of(segment, facts)
+    own = {segment.tap, segment.bridge.name if segment.bridge is not None else segment.tap}
+    for address, dev in _own_addresses(segment):
+        network = ip_interface(address).network
+        if network.num_addresses == 1:
+            continue
+        for device, addresses in facts.host.underlay.items():
+            beside = [text for text in addresses if _overlap(text, address)]
+            used = device not in own and any(remote.dev == device for remote in remotes)
+            if beside and used:
+                yield warning(
+                    segment.tap,
+                    f"{dev} has the address {address}, and {device}, a device of the underlay, "
+                    f"{beside[0]}: both are of one subnet",
+                    "The kernel uses only one of the two devices for that subnet. Either the hosts "
+                    "of the segment can't be reached from here or, as soon as that changes, the "
+                    "remotes.",
+                    _other_subnet(segment, address, dev),
+                )
+                break
+
+
+def _overlap(one: str, other: str) -> bool:
+    first, second = ip_interface(one).network, ip_interface(other).network
+    if first.version != second.version:
+        return False
+    return first.network_address in second or second.network_address in first
+
+
 def _of_conflicts(segment: SegmentFacts) -> Iterator[Finding]:
-    """Addresses on the segment that two hosts have."""
-    tap, vni = segment.tap, segment.vni
-    bridge = segment.bridge.name if segment.bridge is not None else tap
-    devices = {
-        address: tap if address in segment.addresses else bridge for address in segment.conflicts
-    }
+    """Tell of addresses on the segment that two hosts have."""
+    tap = segment.tap
+    at = f" --vni {segment.vni}" + (f" --socket {segment.socket}" if segment.socket else "")
     named = segment.options.get("gateway")
     gateways = [str(each) for each in named] if isinstance(named, list | tuple) else []
-    gateways += [address for address, dev in devices.items() if dev != tap]
-    for address, mac in segment.conflicts.items():
-        dev = devices[address]
-        fix = f"give one of them another address: ip addr del {address}/LEN dev {dev}"
+    gateways += [each.address.partition("/")[0] for each in segment.conflicts if each.dev != tap]
+    for conflict in segment.conflicts:
+        address, dev, mac = conflict.address.partition("/")[0], conflict.dev, conflict.mac
+        fix = f"give one of them another address: ip addr del {conflict.address} dev {dev}"
         if dev != tap:
             keep = " ".join(f"--gateway {gateway}" for gateway in gateways)
             fix += (
                 "; or, if each host is to keep it as the gateway of its own guests, on both: "
-                f"pyvtep set --vni {vni} {keep}"
+                f"pyvtep set --vni {segment.vni} {keep}"
             )
-        yield _problem(
+        yield problem(
             tap,
-            f"{address}, an address of {dev}, is that of somebody beyond the tunnel too",
-            f"{mac} has answered for it (pyvtep fdb get {mac} --vni {vni} says behind which "
-            "remote). Who asks for it on the segment gets one of the two, and it changes which.",
+            f"{address}, an address of {dev}, is that of a host beyond the tunnel too",
+            f"{mac} has answered for it (pyvtep fdb get {mac}{at} says behind which remote). A "
+            "host that asks for it on the segment gets one of the two, and it changes which.",
             fix,
         )
+
+
+def _of_firewall(segment: SegmentFacts) -> Iterator[Finding]:
+    """Tell of what this host's firewall does to the traffic of a segment."""
+    tap, bridge = segment.tap, segment.bridge
+    where = f"between {tap} and other ports of {bridge.name}" if bridge is not None else f"at {tap}"
+    for each in segment.frames:
+        yield _blocked(tap, each, f"{each.what} {where}", each.verdict.fix)
+    for each in segment.packets:
+        yield _blocked(
+            tap,
+            each,
+            f"{each.what} between this host and the segment, at "
+            f"{bridge.name if bridge is not None else tap}",
+            each.verdict.fix,
+        )
+    if bridge is None:
+        return
+    for each in bridge.packets:
+        settings = [
+            f"net.bridge.bridge-nf-call-{program}=0"
+            for version, program in (("IPv4", "iptables"), ("IPv6", "ip6tables"))
+            if version in each.what
+        ]
+        fix = each.verdict.fix
+        if not bridge.own_netfilter:
+            fix += f"; or, for all bridges: sysctl -w {' '.join(settings)}"
+        finding = _blocked(tap, each, f"{each.what} that crosses the bridge {bridge.name}", fix)
+        yield evolve(
+            finding,
+            about=bridge.name,
+            explanation="Frames on bridges go through the rules for IP "
+            f"(net.bridge.bridge-nf-call-iptables). {finding.explanation}",
+        )
+
+
+def _blocked(about: str, blocked: Blocked, what: str, fix: str) -> Finding:
+    certain = blocked.verdict.certain
+    say = problem if certain else note
+    title = f"the firewall of this host {'drops' if certain else 'may drop'} {what}"
+    return say(about, title, _culprit(blocked.verdict), fix)
 
 
 def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
     tap, name = segment.tap, bridge.name
     if segment.addresses:
-        yield _warning(
+        yield warning(
             tap,
             f"{tap} is a port of the bridge {name} and has an address itself",
             "An address on a port of a bridge does not work reliably: it belongs to the bridge.",
-            f"ip addr del {segment.addresses[0]}/LEN dev {tap}; ip addr add "
-            f"{segment.addresses[0]}/LEN dev {name}",
+            f"ip addr del {segment.addresses[0]} dev {tap} && ip addr add {segment.addresses[0]} "
+            f"dev {name}",
         )
     if not bridge.up:
-        yield _problem(
+        yield problem(
             tap, f"the bridge {name} is down", "It forwards nothing.", f"ip link set {name} up"
         )
     elif segment.up and bridge.state != "forwarding":
         learning = bridge.state in ("listening", "learning")
-        yield _problem(
+        yield problem(
             tap,
             f"the bridge {name} does not forward to {tap}: the port is {bridge.state}",
             "It will in some seconds: STP waits for its forward delay."
@@ -460,14 +621,14 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
         )
     if bridge.isolated and any(other.isolated for other in bridge.others):
         hidden = ", ".join(other.name for other in bridge.others if other.isolated)
-        yield _warning(
+        yield warning(
             tap,
             f"{tap} is isolated from other ports of {name}: {hidden}",
             "Isolated ports of a bridge don't reach each other.",
             f"bridge link set dev {tap} isolated off",
         )
     if bridge.hairpin:
-        yield _warning(
+        yield warning(
             tap,
             f"{tap} is a hairpin port of {name}",
             "The bridge sends frames back into the tunnel that they came from: every broadcast "
@@ -475,17 +636,6 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             f"bridge link set dev {tap} hairpin off",
         )
     yield from _of_bridge_mtu(segment, bridge)
-    if bridge.netfilter and bridge.forward is not None:
-        say = _problem if bridge.forward.certain else _note
-        yield say(
-            name,
-            f"the firewall of this host {'drops' if bridge.forward.certain else 'may drop'} IP "
-            f"that crosses the bridge {name}",
-            "Frames on bridges go through the rules for forwarding "
-            f"(net.bridge.bridge-nf-call-iptables is 1), and there {_culprit(bridge.forward)}.",
-            f"{bridge.forward.fix}; or, for all bridges: sysctl -w "
-            "net.bridge.bridge-nf-call-iptables=0",
-        )
 
 
 def _of_bridge_mtu(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
@@ -495,7 +645,7 @@ def _of_bridge_mtu(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Findi
         return
     names = ", ".join(f"{other.name} {other.mtu}" for other in larger[:4])
     more = f" and {len(larger) - 4} more" if len(larger) > 4 else ""
-    yield _problem(
+    yield problem(
         tap,
         f"ports of {bridge.name} have a larger MTU than {tap}: {names}{more}",
         f"{tap} has {segment.tap_mtu}, and the bridge drops what is larger before pyvtep can cut "
@@ -518,81 +668,16 @@ def _of_offload(segment: SegmentFacts) -> Iterator[Finding]:
     wanted = frozenset(asked) if isinstance(asked, list | tuple) else frozenset[str]()
     missing = sorted(wanted - segment.offload)
     if missing:
-        yield _note(
+        yield note(
             segment.tap,
             f"{segment.tap} works without the offload {', '.join(missing)}: it is slower",
             "; ".join(_NEEDS.get(name, name) for name in missing) + ".",
             "a newer kernel; nothing is lost without",
         )
     if off := sorted(frozenset(_NEEDS) - wanted):
-        yield _note(
+        yield note(
             segment.tap,
             f"{segment.tap} was told not to use the offload {', '.join(off)}",
             "It is slower without.",
             "pyvtep set --offload auto",
         )
-
-
-# --- counters -------------------------------------------------------------------------------
-
-_LASTING = {
-    Drop.SOURCE_UNKNOWN: "if it is a VTEP of this segment: pyvtep remote add {source}{vni}",
-    Drop.VNI_UNKNOWN: "use one --vni at both ends; to have another one here: pyvtep vni add N",
-    Drop.FLAGS_INVALID: "find who sends what is no VXLAN to this port: tcpdump -ni any "
-    "udp port {port}",
-    Drop.HEADER_TRUNCATED: "find who sends what is no VXLAN to this port: tcpdump -ni any "
-    "udp port {port}",
-    Drop.RESERVED_BITS: "pyvtep set --reserved-bits ignore, if such headers are to be let in",
-    Drop.GROUP_DENIED: "let both ends have one --gbp",
-    Drop.INNER_TAGGED: "pyvtep set --inner-vlan pass, if tags are to be let in",
-    Drop.TX_TAGGED: "pyvtep set --inner-vlan pass, if tags are to be let out",
-    Drop.INNER_SOURCE_OWN: "find the loop (bridge link; are the hosts joined by another way too?), "
-    "or give the TAP another --mac",
-    Drop.INNER_SOURCE_STATIC: "pyvtep fdb show static; delete the entry that is wrong",
-    Drop.TAP_DOWN: "ip link set {tap} up",
-    Drop.NO_REMOTE: "pyvtep remote add IP{vni}",
-    Drop.UNDERLAY_DENIED: "let this host's firewall pass UDP port {port}: iptables -I OUTPUT -p "
-    "udp --dport {port} -j ACCEPT",
-}
-"""Drops for which a setting is to blame, and so count until somebody changes it."""
-
-_PASSING = {
-    Drop.UNDERLAY_UNREACHABLE: "add a route: ip route get {source}",
-    Drop.UNDERLAY_TOO_BIG: "pyvtep set --mtu N{vni}, with less than now",
-    Drop.UNDERLAY_FULL: "it is congestion: a faster underlay, or less traffic",
-    Drop.RX_QUEUE_FULL: "it is congestion: a faster processor for pyvtep, or less traffic",
-    Drop.TAP_QUEUE_FULL: "it is congestion: a faster processor for pyvtep, or less traffic",
-}
-"""Drops that are expected now and then, so only those of this moment are worth a word.
-
-Not underlay_refused, which may count later than it happens: the remotes have been asked themselves.
-"""
-
-
-def _of_drops(drops: Drops, segment: SegmentFacts | None) -> Iterator[Finding]:
-    about = segment.tap if segment is not None else "pyvtep"
-    places = {
-        "port": segment.dstport if segment is not None else vxlan.PORT,
-        "tap": segment.tap if segment is not None else "",
-        "vni": f" --vni {segment.vni}" if segment is not None else "",
-    }
-    for reason in Drop:
-        count, meanwhile = drops.count.get(reason, 0), drops.meanwhile.get(reason, 0)
-        fix = _LASTING.get(reason) if count else None
-        if fix is None and meanwhile > 0:
-            fix = _PASSING.get(reason)
-        if fix is None:
-            continue
-        source = drops.last_source.get(reason)
-        last = f"; the last from {source}" if source is not None else ""
-        still = f", {meanwhile} of them just now" if meanwhile > 0 else ""
-        yield _warning(
-            about,
-            f"{reason} {count}: {reason.meaning}{last}",
-            f"So many were dropped since pyvtep was started{still}.",
-            fix.format(source=source or "IP", **places),
-        )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -26,6 +26,10 @@ _ECHO_REPLY = {4: 0, 6: 129}
 _ETH_P_ARP = 0x0806
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 _BROADCAST = b"\xff" * 6
+_ETH_P_LOCAL_EXPERIMENT = b"\x88\xb5"
+"""EtherType of frames that mean nothing to others (IEEE 802, local experimental 1)."""
+_FRAME_MIN = 46
+"""Octets of the shortest payload of an Ethernet frame."""
 
 
 def ping(host: Address, dev: str | None) -> int | None:
@@ -78,6 +82,14 @@ def packets(sock: socket.socket, until: float) -> Iterator[bytes]:
                 yield sock.recv(65536)
             except OSError:
                 continue
+
+
+def send_test_frame(tap: str) -> None:
+    """Broadcast a frame that no host understands into the segment of a TAP. Raises OSError."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((tap, 0))
+        mac: bytes = sock.getsockname()[4]
+        sock.send(_BROADCAST + mac + _ETH_P_LOCAL_EXPERIMENT + bytes(_FRAME_MIN))
 
 
 def who_has(address: IPv4Address, dev: str, mac: str) -> tuple[str, ...] | None:

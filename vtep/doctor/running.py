@@ -23,6 +23,10 @@ _REACTION = 0.6
 """Seconds in which whoever is on a segment reacts to a ping to all."""
 
 
+_WATCHED = 1.2
+"""Seconds between two looks at the counters: a ping, or an ARP request, is sent once a second."""
+
+
 @define
 class Target:
     """A remote, and how a segment speaks to it."""
@@ -32,6 +36,10 @@ class Target:
     port: int
     local: Address | None = None
     dev: str | None = None
+    tap: str | None = None
+    """The TAP of the segment."""
+    socket: str | None = None
+    """The control socket of the pyvtep, if commands have to name it."""
     heard: float | None = None
     """How long ago a frame came from it, in seconds."""
     through: bool | None = None
@@ -45,11 +53,23 @@ class Running:
     client: Client
     segments: list[Any]
     before: Any
+    asked: float
+    """When its counters were read, on the monotonic clock."""
+    socket: str | None = None
+    """Its control socket, if commands have to name it."""
 
     @classmethod
     def ask(cls, client: Client) -> "Running":
-        """Raises VtepError where it does not answer."""
-        return cls(client, list(client.vni.show()), client.stats())
+        """Ask a pyvtep for its segments and counters.
+
+        Raises: VtepError where it does not answer.
+        """
+        return cls(client, list(client.vni.show()), client.stats(), time.monotonic())
+
+    def stats_again(self) -> Any:
+        """Return its counters once what happens every second has happened since `asked`."""
+        time.sleep(max(0.0, self.asked + _WATCHED - time.monotonic()))
+        return self.client.stats()
 
     def targets(self, vni: int | None) -> list[Target]:
         """Every remote of every segment, or of one."""
@@ -60,6 +80,8 @@ class Running:
                 row["port"],
                 _local(segment["options"]["local"], ip_address(row["dst"]).version),
                 segment["options"]["dev"],
+                segment["dev"],
+                self.socket,
             )
             for segment in self.segments
             if vni is None or segment["vni"] == vni
@@ -109,6 +131,9 @@ def all_here(path: str | None) -> Iterator[list[Running]]:
                 if path is not None:
                     raise
                 # It has just ended.
+        if path is not None or len(found) > 1:
+            for running in found:
+                running.socket = str(running.client.path)
         yield found
 
 

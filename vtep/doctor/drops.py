@@ -1,0 +1,231 @@
+"""What the drop counters of a pyvtep say: what each reason means, and what mends it.
+
+A counter that increases while the doctor looks is something wrong now. One that does not is a note:
+after a repair, the counters stay as they are.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from attrs import evolve, frozen
+
+from vtep.counters import Drop, duration
+from vtep.doctor.facts import Drops, ProcessFacts, RemoteFacts, SegmentFacts
+from vtep.doctor.finding import Finding, Severity, note, warning
+from vtep.firewall import Verdict
+
+
+@frozen
+class Remedy:
+    """What to do about datagrams or frames that are dropped for a reason.
+
+    Both texts are formats, whose fields are those of `_places`.
+    """
+
+    fix: str
+    without_source: str = ""
+    """The same where `fix` names the {source}, and that is not known."""
+    severity: Severity = Severity.WARNING
+
+
+_LESS_TRAFFIC = "less traffic, or a faster processor for pyvtep"
+_FIND_SENDER = Remedy(
+    "find out what sends it: {capture} and src host {source}", "find out what sends it: {capture}"
+)
+_CUT_IN_SOFTWARE = "if it goes on, use no superframes: pyvtep set --offload none{at}"
+_NOTHING_TO_DO = Remedy("nothing: this is what --gateway is for", severity=Severity.NOTE)
+_ROUTE = Remedy(
+    "look at the route and its source address: ip route get {source}",
+    "look at the routes to the remotes: ip route; and at their device: ip -s link",
+)
+
+REMEDIES: Mapping[Drop, Remedy] = {
+    Drop.RX_QUEUE_FULL: Remedy(
+        f"{_LESS_TRAFFIC}; at little traffic, look for wrong checksums: nstat -az UdpInCsumErrors"
+    ),
+    Drop.HEADER_TRUNCATED: _FIND_SENDER,
+    Drop.FLAGS_INVALID: _FIND_SENDER,
+    Drop.PROBE_LIMITED: Remedy(
+        "run fewer doctors at a time; if none runs, find out what sends it: {capture} and src host "
+        "{source}",
+        "run fewer doctors at a time; if none runs, find out what sends it: {capture}",
+    ),
+    Drop.CLAIMED: _FIND_SENDER,
+    Drop.VNI_UNKNOWN: Remedy(
+        "use one VNI at both ends; {capture} and src host {source} shows the other one, and "
+        "pyvtep vni add makes it known here",
+        "use one VNI at both ends; {capture} shows the other one, and pyvtep vni add makes it "
+        "known here",
+    ),
+    Drop.RESERVED_BITS: Remedy(
+        "if such headers are to be accepted: pyvtep set --reserved-bits ignore{at}"
+    ),
+    Drop.SOURCE_UNKNOWN: Remedy(
+        "if it is a VTEP of this segment: pyvtep remote add {source}{at}",
+        "if it is a VTEP of this segment, add it with pyvtep remote add; {capture} shows its "
+        "address",
+    ),
+    Drop.INNER_RUNT: _FIND_SENDER,
+    Drop.GROUP_DENIED: Remedy(
+        "give both ends the same --gbp, or name the group of the other end with --gbp-accept"
+    ),
+    Drop.INNER_TAGGED: Remedy("if tags are to be accepted: pyvtep set --inner-vlan pass{at}"),
+    Drop.INNER_SOURCE_INVALID: _FIND_SENDER,
+    Drop.INNER_SOURCE_OWN: Remedy(
+        "find the loop (are the hosts joined by another way too? bridge link shows the ports), or "
+        "give one of the TAPs another address with --mac"
+    ),
+    Drop.INNER_SOURCE_STATIC: Remedy(
+        "pyvtep fdb show static{at} shows the static entries; delete the one that is wrong"
+    ),
+    Drop.CONGESTION: Remedy("less traffic, or a faster underlay"),
+    Drop.GATEWAY_KEPT_OUT: _NOTHING_TO_DO,
+    Drop.TAP_DOWN: Remedy("ip link set {tap} up"),
+    Drop.TAP_REFUSED: Remedy(_CUT_IN_SOFTWARE),
+    Drop.TAP_QUEUE_FULL: Remedy(
+        f"for bursts: ip link set {{tap}} txqueuelen 5000; else {_LESS_TRAFFIC}"
+    ),
+    Drop.TX_RUNT: Remedy("find the program that sends it: tcpdump -eni {tap} less 14"),
+    Drop.TX_MALFORMED: Remedy(_CUT_IN_SOFTWARE),
+    Drop.TX_TAGGED: Remedy("if tags are to be sent: pyvtep set --inner-vlan pass{at}"),
+    Drop.NO_REMOTE: Remedy("add the other VTEPs with pyvtep remote add"),
+    Drop.TX_TOO_BIG: Remedy(
+        "nothing, if it ends soon; if not, a firewall keeps ICMP from the sender, or the sender "
+        "ignores it: give it an MTU of {mtu}",
+        severity=Severity.NOTE,
+    ),
+    Drop.GATEWAY_KEPT_IN: _NOTHING_TO_DO,
+    Drop.UNDERLAY_FULL: Remedy("less traffic, or a faster underlay: tc -s qdisc shows its queues"),
+    Drop.UNDERLAY_TOO_BIG: Remedy(
+        "if it goes on, the underlay carries less than packets of {mtu} octets and their headers "
+        "need: set a lower --mtu at both ends with pyvtep set, or raise the MTU of the underlay"
+    ),
+    Drop.UNDERLAY_UNREACHABLE: _ROUTE,
+    Drop.UNDERLAY_REFUSED: Remedy(
+        "ask it: pyvtep doctor --remote {source} --dstport {port}",
+        "start a VTEP at each remote, and open UDP port {port} there",
+    ),
+    Drop.UNDERLAY_DENIED: Remedy(
+        "{output}",
+        "look for the rule that drops what this host sends to UDP port {port}: nft list ruleset",
+    ),
+    Drop.UNDERLAY_FAILED: Remedy(
+        "look at the options for the underlay of {tap}, such as --srcport, --local and --dev, and "
+        "at what pyvtep has logged"
+    ),
+}
+"""What mends each: a test sees to it that none is missing."""
+
+GENERIC = Remedy("look at what pyvtep has logged, and at what it receives: {capture}")
+"""What is said of a reason that is not known here, as of a pyvtep of another version."""
+
+BY_DESIGN = (Drop.GATEWAY_KEPT_IN, Drop.GATEWAY_KEPT_OUT)
+"""Reasons that are not worth a word once they have ended."""
+
+_BY_NAME = {str(reason): reason for reason in Drop}
+
+
+def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Iterator[Finding]:
+    """Say what the drops of a segment mean; `remotes` are those of the segment."""
+    at = f" --vni {segment.vni}{_socket(segment.socket)}"
+    places = {
+        **_places(segment.devices, segment.dstport),
+        "tap": segment.tap,
+        "mtu": str(segment.mtu),
+        "at": at,
+    }
+    output = next((each.firewall_out for each in remotes if each.firewall_out is not None), None)
+    told = _told_of_remotes(remotes)
+    if not segment.up:
+        told.add(Drop.TAP_DOWN)
+    # An ICMP error to a datagram is counted when the next one is sent, however late that is. What
+    # the remote says of itself is more recent.
+    if segment.drops.last_source.get(Drop.UNDERLAY_REFUSED) in {each.host for each in remotes}:
+        told.add(Drop.UNDERLAY_REFUSED)
+    for reason in _reasons(segment.drops):
+        if reason not in told:
+            yield from _of_reason(
+                reason, segment.tap, segment.drops, places, segment.socket, output
+            )
+
+
+def of_process(process: ProcessFacts) -> Iterator[Finding]:
+    """Say what the drops of a pyvtep mean that were for none of its segments."""
+    places = {
+        **_places(process.devices, process.port),
+        "tap": "pyvtep",
+        "mtu": "that of the tunnel",
+        "at": _socket(process.socket),
+    }
+    for reason in _reasons(process.drops):
+        yield from _of_reason(reason, "pyvtep", process.drops, places, process.socket, None)
+
+
+def _told_of_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
+    """Return the reasons of which findings about remotes tell."""
+    told: set[str] = set()
+    for remote in remotes:
+        if remote.there.errors:
+            told |= {Drop.UNDERLAY_REFUSED, Drop.UNDERLAY_UNREACHABLE}
+        if remote.no_route is not None or remote.is_own:
+            told.add(Drop.UNDERLAY_UNREACHABLE)
+        if remote.there.send_error is not None:
+            told.add(Drop.UNDERLAY_DENIED if remote.there.forbidden else Drop.UNDERLAY_UNREACHABLE)
+    return told
+
+
+def _reasons(drops: Drops) -> list[str]:
+    """Return the reasons to be told of: those that increase first, else in the order of `Drop`."""
+    counted = [reason for reason, count in drops.count.items() if count > 0]
+    increasing = [reason for reason, count in drops.increase.items() if count > 0]
+    return list(dict.fromkeys([*increasing, *counted]))
+
+
+def _of_reason(
+    name: str,
+    about: str,
+    drops: Drops,
+    places: Mapping[str, str],
+    socket: str | None,
+    output: Verdict | None,
+) -> Iterator[Finding]:
+    reason = _BY_NAME.get(name)
+    increase, count = drops.increase.get(name, 0), drops.count.get(name, 0)
+    if increase <= 0 and reason in BY_DESIGN:
+        return
+    source = drops.last_source.get(name)
+    remedy = REMEDIES[reason] if reason is not None else GENERIC
+    known = source if reason is not Drop.UNDERLAY_DENIED else output
+    fix = remedy.fix if known or not remedy.without_source else remedy.without_source
+    fix = fix.format(source=source, output=output.fix if output is not None else "", **places)
+    meaning = f": {reason.meaning}" if reason is not None else ""
+    last = f"; the last from {source}" if source is not None else ""
+    if name.startswith("underlay_"):
+        last = last.replace("from", "to")
+    if increase > 0:
+        # After a reset in the meantime, less is counted.
+        title = f"{name} {max(count, increase)}{meaning}{last}"
+        say = note if remedy.severity is Severity.NOTE else warning
+        explanation = f"{increase} of them were dropped while the doctor looked."
+        yield say(about, title, explanation, fix)
+        return
+    age = drops.age.get(name)
+    ago = f", {duration(age)} ago" if age is not None else ""
+    yield evolve(
+        note(
+            about,
+            f"{name} {count}{meaning}{last or '; the last one' * bool(ago)}{ago}",
+            "None was dropped while the doctor looked. To count from zero: pyvtep stats --reset"
+            f"{_socket(socket)}.",
+            f"should it come again, {fix}",
+        ),
+        earlier=True,
+    )
+
+
+def _places(devices: tuple[str, ...], port: int) -> dict[str, str]:
+    device = devices[0] if len(devices) == 1 else "any"
+    return {"port": str(port), "capture": f"tcpdump -ni {device} -T vxlan udp dst port {port}"}
+
+
+def _socket(path: str | None) -> str:
+    return f" --socket {path}" if path is not None else ""
