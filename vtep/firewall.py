@@ -61,6 +61,13 @@ class Verdict:
     certain: bool = True
     """False if rules before it, or conditions of it, are not understood here."""
 
+    @property
+    def culprit(self) -> str:
+        """A sentence that names what drops the packet."""
+        if self.certain:
+            return f"Dropped by: {self.rule}."
+        return f"Perhaps dropped by {self.rule}, whose conditions are not understood here."
+
 
 class _Ending(Enum):
     ACCEPT = "accept"

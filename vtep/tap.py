@@ -155,7 +155,7 @@ def _explain(name: str, error: OSError) -> VtepError:
         f"container the device (docker run --device {_DEVICE})",
         errno.ENODEV: f"the kernel behind {_DEVICE} has no TUN/TAP driver: modprobe tun",
         errno.EPERM: "no privilege to make a TAP device: run as root or with CAP_NET_ADMIN, or let "
-        f"root make it for you: ip tuntap add {name} mode tap user $USER",
+        f"root make it for you: ip tuntap add {name} mode tap user {os.geteuid()}",
         errno.EBUSY: f"--tap {name}: another process has this device; choose another name",
         errno.EINVAL: f"--tap {name}: a network device of this name exists and is not a free TAP; "
         "choose another name",

@@ -1,6 +1,7 @@
 """`pyvtep doctor` on hosts that are well, and on hosts with one fault each."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -329,27 +330,20 @@ def test_a_kernel_device_has_the_port(pair: Pair, start: Start) -> None:
     assert "has UDP port 4789 on this host" in finding["title"]
 
 
-def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
+def switched(lab: Lab, *ends: tuple[Host, str]) -> None:
+    """Join hosts by a switch; each end is a host and the name of its device."""
     hub = lab.host("hub")
     hub.run("ip", "link", "add", "br0", "up", "type", "bridge")
-    hosts = [lab.host(name) for name in "abc"]
-    for number, host in enumerate(hosts):
-        hub.run(
-            "ip",
-            "link",
-            "add",
-            f"p{number}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            host.pid,
-        )
+    for number, (host, device) in enumerate(ends):
+        peer = ("peer", "name", device, "netns", host.pid)
+        hub.run("ip", "link", "add", f"p{number}", "type", "veth", *peer)
         hub.run("ip", "link", "set", f"p{number}", "up", "master", "br0")
-        host.run("ip", "link", "set", "eth0", "up")
-    a, b, c = hosts
+        host.run("ip", "link", "set", device, "up")
+
+
+def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
+    a, b, c = (lab.host(name) for name in "abc")
+    switched(lab, (a, "eth0"), (b, "eth0"), (c, "eth0"))
     for host, own in ((a, "192.0.2.1/24"), (b, "192.0.2.2/24"), (c, "192.0.2.2/24")):
         address(host, "eth0", own)
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -363,6 +357,112 @@ def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
         and mac_of(c, "eth0") in each["explanation"]
         for each in found
     )
+
+
+def test_one_host_on_two_devices_of_one_link(lab: Lab, start: Start) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    switched(lab, (a, "eth0"), (a, "eth1"), (b, "eth0"))
+    for host, device, own in ((a, "eth0", 1), (a, "eth1", 11), (b, "eth0", 2)):
+        address(host, device, f"192.0.2.{own}/24")
+    vteps = {
+        a: start(a, *segment(1, "192.0.2.2", "10.0.0.1/24")),
+        b: start(b, *segment(1, "192.0.2.1", "10.0.0.2/24")),
+    }
+    for host, vtep in vteps.items():
+        code, said = consult(host, *of(vtep))
+        assert (code, said["findings"]) == (0, []), host.name
+    (remote,) = said["facts"]["remotes"]
+    assert set(remote["macs"]) == {mac_of(a, "eth0"), mac_of(a, "eth1")}
+
+
+def test_an_address_of_the_segment_in_the_subnet_of_the_underlay(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    a.run("ip", "link", "add", "br0", "up", "type", "bridge")
+    vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
+    address(a, "br0", "10.0.0.1/24", "192.0.2.9/24")
+    found = ails(a, *of(vtep), severity="warning")
+    assert "br0 has the address 192.0.2.9/24, and eth0" in found[0]["title"]
+    # The route of a smaller subnet comes first.
+    a.run("ip", "addr", "del", "192.0.2.9/24", "dev", "br0")
+    address(a, "br0", "192.0.2.9/28")
+    finding = only(ails(a, *of(vtep)))
+    title = "the route to 192.0.2.2 leads over br0, into its own tunnel"
+    assert finding["title"] == title
+    a.run("sh", "-c", finding["fix"].partition(";")[0])
+    code, said = consult(a, *of(vtep))
+    assert code == 0, said["findings"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "rule"), [("input", "iifname vx0 drop"), ("output", "oifname vx0 drop")]
+)
+def test_a_firewall_on_the_segment(pair: Pair, tunnel: Tunnel, hook: str, rule: str) -> None:
+    a, b = pair
+    nft(a, rule, hook=hook)
+    finding = only(ails(a, *of(tunnel[0])))
+    way = "from" if hook == "input" else "to"
+    title = f"the firewall of this host drops all IPv4 {way} the segment, at vx0"
+    assert finding["title"] == title
+    a.run("sh", "-c", finding["fix"])
+    ping(b, "10.0.0.1")
+
+
+def test_every_frame_is_lost(pair: Pair, start: Start) -> None:
+    """A bridge without an address: no frame but that of the doctor is sent meanwhile."""
+    a, b = pair
+    a.run("ip", "link", "add", "br0", "up", "type", "bridge")
+    vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    vtep.ask("remote", "del", "192.0.2.2")
+    found = ails(a, *of(vtep), severity="warning")
+    assert any(each["title"].startswith("no_remote ") for each in found)
+    vtep.ask("remote", "add", "192.0.2.2")
+    done = pyvtep(a, "doctor", *of(vtep))
+    assert done.returncode == 0, done.stdout
+    assert "NOTE: no_remote " in done.stdout
+    assert "No fault is seen at the moment." in done.stdout
+    vtep.ask("stats", "--reset")
+    with vtep.client() as client:
+        stats = client.stats()
+    assert stats["reset_age"] is not None
+    assert stats["total"]["drops"]["no_remote"] > 0  # What scripts see only grows.
+    assert stats["total"]["since_reset"]["drops"]["no_remote"] == 0
+    assert ", since the reset" in vtep.ask("stats").splitlines()[0]
+    assert "is for all segments" in vtep.ask("stats", "--reset", "--vni", "1", code=2)
+
+
+def test_wrong_udp_checksums(pair: Pair) -> None:
+    """They are seen without a pyvtep, and before the kernel knows whose they are."""
+    a, b = pair
+    with a.inside():
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    datagram = bytes.fromhex("c35012b500201234").ljust(32, b"\0")
+    with raw, udp_socket(b, "192.0.2.2", 4789):
+        raw.sendto(datagram, ("192.0.2.2", 0))
+        found = ails(b, "--remote", "192.0.2.1")
+        (wrong,) = (each for each in found if "checksum" in each["title"])
+        assert wrong["severity"] == "note"
+        assert wrong["title"].startswith("1 UDP datagrams with a wrong checksum")
+        assert "ethtool -K eth0 rx off" in wrong["fix"]
+
+
+def test_what_this_host_lacks(pair: Pair, start: Start) -> None:
+    a, b = pair
+    address(a, "eth0", "192.0.2.7/24")
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--local", "192.0.2.7")
+    start(b, *segment(1, "192.0.2.7", "10.0.0.2/24"))
+    a.run("ip", "addr", "del", "192.0.2.7/24", "dev", "eth0")
+    finding = only(ails(a, *of(vtep)))
+    title = "this host does not have 192.0.2.7, the --local of the way to 192.0.2.2"
+    assert finding["title"] == title
+    address(a, "eth0", "192.0.2.7/24")
+    a.run("ip", "link", "set", "eth0", "down")
+    finding = only(ails(a, *of(vtep)))
+    assert finding["fix"] == "ip link set eth0 up"
+    a.run("sh", "-c", finding["fix"])
+    code, said = consult(a, *of(vtep))
+    assert code == 0, said["findings"]
 
 
 def test_two_hosts_with_one_address_on_the_segment(pair: Pair, start: Start) -> None:

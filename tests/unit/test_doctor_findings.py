@@ -135,6 +135,10 @@ def test_problems_of_remotes(changes: dict[str, Any], title: str, fix: str) -> N
     assert fix in finding.fix
 
 
+def test_one_host_on_two_devices_is_nothing_wrong() -> None:
+    assert of_remote(macs=("m1", "m2"), one_host=True) == []
+
+
 def test_loss() -> None:
     finding = only(of_remote(there=evolve(WELL.there, delays=(0.001,) * 17)))
     assert finding.severity is Severity.WARNING
@@ -306,9 +310,9 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             RULE.fix,
         ),
         (
-            of_segment(packets=(Blocked("incoming IPv4", RULE),)),
+            of_segment(packets=(Blocked("IPv4 from the segment", RULE),)),
             "problem",
-            "drops incoming IPv4 between this host and the segment, at vx0",
+            "drops all IPv4 from the segment, at vx0",
             RULE.fix,
         ),
         (
@@ -384,7 +388,7 @@ def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> Non
         ):
             finding = only(found)
             assert finding.title.startswith(f"{reason} 7: {reason.meaning}")
-            assert "2 of them were dropped while the doctor looked" in finding.explanation
+            assert "While the doctor looked, 2 were dropped." in finding.explanation
             assert finding.fix
             assert not finding.earlier
             assert "{" not in finding.fix

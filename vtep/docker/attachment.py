@@ -21,7 +21,7 @@ from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.engine import Vtep
 from vtep.errors import VtepError
-from vtep.firewall import Packet
+from vtep.firewall import CROSSING, INCOMING, Packet
 from vtep.netfilter import Rules
 from vtep.port import Port
 from vtep.values import Address, without_scope
@@ -195,7 +195,7 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
     rules = Rules.read()
     crosses = Packet(4, device=network.bridge, out=network.bridge)
-    host = Host(place.bridge.netfilter, rules.verdict(crosses, "forward"))
+    host = Host(place.bridge.netfilter, rules.verdict(crosses, *CROSSING))
     tunnel = Tunnel(port.mtu, chosen=port.mtu == port.config.mtu)
     for line in findings(network, tunnel, host):
         log.warning("%s", line)
@@ -205,7 +205,7 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
             *(remote.version, str(without_scope(remote)), dstport),
             devices[0] if len(devices) == 1 else None,
         )
-        shut = rules.verdict(packet, "prerouting", "input")
+        shut = rules.verdict(packet, *INCOMING)
         if shut is not None and shut.certain:
             log.warning(
                 "this host's firewall keeps UDP port %d closed to %s: %s drops it: %s",

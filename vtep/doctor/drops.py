@@ -166,7 +166,7 @@ def _told_of_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
     for remote in remotes:
         if remote.there.errors:
             told |= {Drop.UNDERLAY_REFUSED, Drop.UNDERLAY_UNREACHABLE}
-        if remote.no_route is not None or remote.is_own:
+        if remote.dev is None:
             told.add(Drop.UNDERLAY_UNREACHABLE)
         if remote.there.send_error is not None:
             told.add(Drop.UNDERLAY_DENIED if remote.there.forbidden else Drop.UNDERLAY_UNREACHABLE)
@@ -194,7 +194,8 @@ def _of_reason(
         return
     source = drops.last_source.get(name)
     remedy = REMEDIES[reason] if reason is not None else GENERIC
-    known = source if reason is not Drop.UNDERLAY_DENIED else output
+    denied = output if reason is Drop.UNDERLAY_DENIED else None
+    known = source if reason is not Drop.UNDERLAY_DENIED else denied
     fix = remedy.fix if known or not remedy.without_source else remedy.without_source
     fix = fix.format(source=source, output=output.fix if output is not None else "", **places)
     meaning = f": {reason.meaning}" if reason is not None else ""
@@ -205,7 +206,11 @@ def _of_reason(
         # After a reset in the meantime, less is counted.
         title = f"{name} {max(count, increase)}{meaning}{last}"
         say = note if remedy.severity is Severity.NOTE else warning
-        explanation = f"{increase} of them were dropped while the doctor looked."
+        explanation = (
+            f"While the doctor looked, {increase} {'was' if increase == 1 else 'were'} dropped."
+        )
+        if denied is not None:
+            explanation += f" {denied.culprit}"
         yield say(about, title, explanation, fix)
         return
     age = drops.age.get(name)
@@ -216,7 +221,7 @@ def _of_reason(
             f"{name} {count}{meaning}{last or '; the last one' * bool(ago)}{ago}",
             "None was dropped while the doctor looked. To count from zero: pyvtep stats --reset"
             f"{_socket(socket)}.",
-            f"should it come again, {fix}",
+            f"should it come again: {fix}",
         ),
         earlier=True,
     )

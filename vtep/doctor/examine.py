@@ -24,7 +24,7 @@ from vtep.doctor.facts import (
     SegmentFacts,
 )
 from vtep.doctor.host import Surroundings
-from vtep.doctor.neighbours import ping, send_test_frame, who_has
+from vtep.doctor.neighbours import is_one_host, ping, send_test_frame, who_has
 from vtep.doctor.running import Running, Target, all_here
 from vtep.errors import VtepError
 from vtep.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
@@ -75,12 +75,7 @@ def _examine(
     for each in running:
         each.try_tunnel(silent, around)
     found = [
-        attrs.evolve(
-            facts,
-            heard=target.heard,
-            through=target.through,
-            macs=_without_own(facts.macs, around),
-        )
+        attrs.evolve(_with_macs(facts, around), heard=target.heard, through=target.through)
         for target, facts in zip(targets, found, strict=True)
     ]
     stats = [each.stats_again() for each in running]
@@ -140,10 +135,14 @@ def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
     )
     if around.is_own(target.remote):
         return attrs.evolve(facts, is_own=True)
+    if target.dev is not None and target.dev not in around.by_name:
+        return attrs.evolve(facts, dev_gone=target.dev)
+    if target.local is not None and not around.is_own(target.local):
+        return attrs.evolve(facts, local_gone=str(target.local))
     try:
         way = around.way(target.remote, target.local, target.dev)
     except VtepError as error:
-        return attrs.evolve(facts, no_route=str(error))
+        return attrs.evolve(facts, no_route=str(error), down=around.down_towards(target.remote))
     dev = target.dev or way.dev
     own = str(without_scope(target.local)) if target.local is not None else way.source
     there, lower = str(without_scope(target.remote)), around.lower(dev)
@@ -220,7 +219,7 @@ def _ask_briefly(target: Target, facts: RemoteFacts, first: RemoteFacts) -> Remo
 
 def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
     """Ask a remote, and those beside it."""
-    if facts.is_own or facts.no_route is not None:
+    if facts.dev is None:  # This host does not reach it.
         return facts
     high = facts.dev_mtu or 1500
     with Echo(target.remote, target.port, target.vni, target.local, target.dev) as echo:
@@ -238,13 +237,22 @@ def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
     macs = None
     if isinstance(target.remote, IPv4Address) and facts.gateway is None and facts.dev_mac:
         with suppress(OSError, ValueError):
-            macs = who_has(target.remote, facts.dev or "", facts.dev_mac)
+            sender = IPv4Address(facts.source or 0)
+            macs = who_has(target.remote, facts.dev or "", facts.dev_mac, sender)
     return attrs.evolve(facts, there=there, macs=macs)
 
 
-def _without_own(macs: tuple[str, ...] | None, around: Surroundings) -> tuple[str, ...] | None:
-    """Return the MACs of other hosts: a device of this host may answer for others (proxy ARP)."""
-    return None if macs is None else tuple(mac for mac in macs if mac not in around.macs)
+def _with_macs(facts: RemoteFacts, around: Surroundings) -> RemoteFacts:
+    """Leave out own MACs, as of a device that answers for others, and look whose the others are."""
+    if facts.macs is None:
+        return facts
+    macs = tuple(mac for mac in facts.macs if mac not in around.macs)
+    one_host = False
+    if len(macs) > 1 and facts.dev is not None and facts.source is not None:
+        with suppress(OSError, ValueError):
+            host, source = IPv4Address(facts.host), IPv4Address(facts.source)
+            one_host = is_one_host(host, facts.dev, source, macs)
+    return attrs.evolve(facts, macs=macs, one_host=one_host)
 
 
 def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> tuple[Conflict, ...]:

@@ -69,6 +69,12 @@ class RemoteFacts:
     """It is an address of this host."""
     no_route: str | None = None
     """Why this host has none."""
+    down: tuple[str, ...] = ()
+    """Where it has none, the devices that are down and have an address in the remote's subnet."""
+    local_gone: str | None = None
+    """The address of `--local`, if this host does not have it."""
+    dev_gone: str | None = None
+    """The device of `--dev`, if it does not exist."""
     dev: str | None = None
     dev_mtu: int | None = None
     dev_mac: str | None = None
@@ -88,6 +94,8 @@ class RemoteFacts:
     """How many of `PINGS` ICMP echo requests the host has answered."""
     macs: tuple[str, ...] | None = None
     """Who has answered ARP requests for the address, if it is on a link of this host."""
+    one_host: bool = False
+    """Whether they are surely of one host."""
     mtu_there: PathMtu | None = None
     mtu_back: PathMtu | None = None
     heard: float | None = None

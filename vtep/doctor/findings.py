@@ -19,7 +19,6 @@ from vtep.doctor.facts import (
     SegmentFacts,
 )
 from vtep.doctor.finding import Finding, Severity, note, problem, warning
-from vtep.firewall import Verdict
 from vtep.probe import Status
 from vtep.wire import vxlan
 
@@ -121,7 +120,7 @@ def _of_checksums(host: HostFacts) -> Iterator[Finding]:
             f"{host.checksum_errors} UDP datagrams with a wrong checksum have come since this host "
             "or network namespace was started, and none while the doctor looked",
             why,
-            f"should they come again, {fix}",
+            f"should they come again: {fix}",
         ),
         earlier=True,
     )
@@ -141,24 +140,17 @@ def _of_remote(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
             "pyvtep remote add",
         )
         return
-    if remote.no_route is not None:
-        yield problem(
-            host,
-            f"this host has no route to {host} ({remote.no_route})",
-            "",
-            "add a route (ip route add), or bring up the device of the underlay (ip link set up); "
-            f"ip route get {host} shows when there is one",
-        )
+    if (unreached := _not_reached(remote)) is not None:
+        yield unreached
         return
     if (inside := _leads_into_segment(remote, facts)) is not None:
         yield inside
         return
-    if remote.macs is not None and len(remote.macs) > 1:
+    if remote.macs is not None and len(remote.macs) > 1 and not remote.one_host:
         yield problem(
             host,
             f"{len(remote.macs)} hosts claim to be {host}: {', '.join(remote.macs)}",
-            "Datagrams go to one of them, and it changes which. (A host with two network cards on "
-            "one link, or a proxy for ARP, looks the same.)",
+            "Datagrams go to one of them, and it changes which. (A proxy for ARP looks the same.)",
             f"give one of them another address; ip neigh show {host} says which one is used now",
         )
     if remote.there.delays:
@@ -166,6 +158,36 @@ def _of_remote(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
         yield from _of_mtu(remote, facts)
     else:
         yield from _of_silence(remote)
+
+
+def _not_reached(remote: RemoteFacts) -> Finding | None:
+    """Tell of what this host lacks to send anything to a remote."""
+    host = remote.host
+    counter = "Frames to it count as underlay_unreachable."
+    if remote.dev_gone is not None:
+        return problem(
+            host,
+            f"there is no device {remote.dev_gone}, the --dev of the way to {host}",
+            f"pyvtep goes on as soon as there is one. {counter}",
+            "make or rename the device, or use another one with pyvtep set --dev",
+        )
+    if remote.local_gone is not None:
+        return problem(
+            host,
+            f"this host does not have {remote.local_gone}, the --local of the way to {host}",
+            counter,
+            "give it back to a device of the underlay (ip addr add), or use another address of "
+            "this host with pyvtep set --local",
+        )
+    if remote.no_route is None:
+        return None
+    fix = (
+        "add a route (ip route add), or bring up the device of the underlay (ip link set up); "
+        f"ip route get {host} shows when there is one"
+    )
+    if remote.down:
+        fix = f"ip link set {remote.down[0]} up"
+    return problem(host, f"this host has no route to {host} ({remote.no_route})", counter, fix)
 
 
 def _of_answers(remote: RemoteFacts) -> Iterator[Finding]:
@@ -216,7 +238,7 @@ def _back_is_closed(remote: RemoteFacts) -> Finding:
             title,
             "Echo requests get there, and echo replies to the port that sent the request come "
             "back, but none to the VXLAN port, where frames arrive. "
-            f"{_culprit(remote.firewall)}",
+            f"{remote.firewall.culprit}",
             remote.firewall.fix,
         )
     return problem(
@@ -228,12 +250,6 @@ def _back_is_closed(remote: RemoteFacts) -> Finding:
         "group of its cloud.",
         f"open UDP port {port} from {host} to {remote.source or 'this host'} there",
     )
-
-
-def _culprit(verdict: Verdict) -> str:
-    if verdict.certain:
-        return f"Dropped by: {verdict.rule}."
-    return f"Perhaps dropped by {verdict.rule}, whose conditions are not understood here."
 
 
 def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
@@ -255,7 +271,7 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
     ]
     for does, verdict in own:
         title = f"this host's firewall {does}"
-        yield problem(host, title, _culprit(verdict), verdict.fix)
+        yield problem(host, title, verdict.culprit, verdict.fix)
     if own:  # What else is silent can be seen when they have gone.
         return
     if remote.through:
@@ -288,7 +304,7 @@ def _not_sent(remote: RemoteFacts, error: str) -> Finding:
         counter = "Frames to it count as underlay_denied."
         if remote.firewall_out is not None:
             verdict = remote.firewall_out
-            return problem(host, title, f"{_culprit(verdict)} {counter}", verdict.fix)
+            return problem(host, title, f"{verdict.culprit} {counter}", verdict.fix)
         return problem(
             host,
             title,
@@ -563,8 +579,7 @@ def _of_firewall(segment: SegmentFacts) -> Iterator[Finding]:
         yield _blocked(
             tap,
             each,
-            f"{each.what} between this host and the segment, at "
-            f"{bridge.name if bridge is not None else tap}",
+            f"all {each.what}, at {bridge.name if bridge is not None else tap}",
             each.verdict.fix,
         )
     if bridge is None:
@@ -591,7 +606,7 @@ def _blocked(about: str, blocked: Blocked, what: str, fix: str) -> Finding:
     certain = blocked.verdict.certain
     say = problem if certain else note
     title = f"the firewall of this host {'drops' if certain else 'may drop'} {what}"
-    return say(about, title, _culprit(blocked.verdict), fix)
+    return say(about, title, blocked.verdict.culprit, fix)
 
 
 def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:

@@ -96,6 +96,16 @@ class Surroundings:
         link = self.by_name.get(dev)
         return tuple(self.outside.get(link.index, ())) if link is not None else ()
 
+    def down_towards(self, remote: Address) -> tuple[str, ...]:
+        """Return the devices that are down and have an address in the subnet of a remote."""
+        host = without_scope(remote)
+        return tuple(
+            link.name
+            for link in self.links.values()
+            if not link.up
+            and any(host in ip_interface(text).network for text in self.addresses_of(link.name))
+        )
+
     def lower(self, dev: str) -> tuple[str, ...]:
         """Return the devices below a bridge, a bond, a VLAN or the like, at any depth."""
         found: dict[int, None] = {}
@@ -124,9 +134,7 @@ class Surroundings:
             query["src"] = str(without_scope(local))
         scope = getattr(remote, "scope_id", None) or dev
         if scope:
-            if scope not in self.by_name:
-                raise VtepError(f"there is no device {scope}")
-            query["oif"] = self.by_name[scope].index
+            query["oif"] = socket.if_nametoindex(scope)
         try:
             (route,) = self._netlink.route("get", **query)
         except NetlinkError as error:
@@ -202,9 +210,13 @@ class Surroundings:
             if any(ip_interface(text).version == version for text in texts):
                 what = f"IPv{version}"
                 into = Packet(version, device=above.name, state=None)
-                ways.append((f"{what} from it", tables.verdict(into, "prerouting", "input")))
+                ways.append(
+                    (f"{what} from the segment", tables.verdict(into, "prerouting", "input"))
+                )
                 out = Packet(version, out=above.name, state=None)
-                ways.append((f"{what} to it", tables.verdict(out, "output", "postrouting")))
+                ways.append(
+                    (f"{what} to the segment", tables.verdict(out, "output", "postrouting"))
+                )
         return blocked((what, verdict) for what, verdict in ways if verdict and verdict.certain)
 
     def above(self, tap: str) -> Link | None:
@@ -246,10 +258,14 @@ def blocked(found: Iterable[tuple[str, Verdict | None]]) -> tuple[Blocked, ...]:
             whats.setdefault(key, {})[what] = None
             fixes.setdefault(key, {}).update(dict.fromkeys(verdict.fix.split(AND)))
     told = [
-        Blocked(" and ".join(names), Verdict(rule, AND.join(fixes[rule, certain]), certain))
+        Blocked(_listed(list(names)), Verdict(rule, AND.join(fixes[rule, certain]), certain))
         for (rule, certain), names in whats.items()
     ]
     return tuple(sorted(told, key=lambda each: not each.verdict.certain))
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _crossing(version: int, bridge: str) -> Packet:

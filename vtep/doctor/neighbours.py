@@ -5,7 +5,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
 from vtep.underlay.sockets import sockaddr
@@ -21,10 +21,14 @@ _ARP_TIMEOUT = 0.3
 _ARP_QUESTIONS = 2
 
 _ICMP = struct.Struct("!BBHHH")
+_IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _ECHO_REQUEST = {4: 8, 6: 128}
 _ECHO_REPLY = {4: 0, 6: 129}
 _ETH_P_ARP = 0x0806
+_ETH_P_IP = 0x0800
+_PACKET_MAX = 65536
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
+_ANY = IPv4Address(0)
 _BROADCAST = b"\xff" * 6
 _ETH_P_LOCAL_EXPERIMENT = b"\x88\xb5"
 """EtherType of frames that mean nothing to others (IEEE 802, local experimental 1)."""
@@ -92,16 +96,22 @@ def send_test_frame(tap: str) -> None:
         sock.send(_BROADCAST + mac + _ETH_P_LOCAL_EXPERIMENT + bytes(_FRAME_MIN))
 
 
-def who_has(address: IPv4Address, dev: str, mac: str) -> tuple[str, ...] | None:
-    """Who answers to an ARP probe for an address on a link, except the own `mac`.
+def who_has(
+    address: IPv4Address, dev: str, mac: str, sender: IPv4Address = _ANY
+) -> tuple[str, ...] | None:
+    """Return the MACs that answer an ARP request for an address on a link, but the own `mac`.
 
-    A probe tells nobody of an address of the sender (RFC 5227, section 2.1.1), so it can be sent
-    for own addresses too. None without the privilege.
+    Without a `sender` it is a probe, which tells no host of an address of the sender (RFC 5227,
+    section 2.1.1), so it can be sent for own addresses too. With the own address as the `sender`,
+    only those answer that would answer when this host wants to reach the address: a host with
+    several devices on the link may answer a probe on all of them.
+
+    Returns: None without the privilege.
     """
     ours = parse_mac(mac)
-    probe = _ARP.pack(
+    request = _ARP.pack(
         *(_BROADCAST, ours, _ETH_P_ARP, 1, 0x0800, 6, 4, 1),
-        *(ours, bytes(4), bytes(6), address.packed),
+        *(ours, sender.packed, bytes(6), address.packed),
     )
     found: dict[str, None] = {}
     try:
@@ -113,11 +123,51 @@ def who_has(address: IPv4Address, dev: str, mac: str) -> tuple[str, ...] | None:
     with sock:
         sock.bind((dev, 0))
         for _ in range(_ARP_QUESTIONS):
-            sock.send(probe)
+            sock.send(request)
             for packet in packets(sock, time.monotonic() + _ARP_TIMEOUT / _ARP_QUESTIONS):
                 if len(packet) < _ARP.size:
                     continue
-                *_, operation, sender, sender_address, _, _ = _ARP.unpack_from(packet)
-                if operation == 2 and sender_address == address.packed and sender != ours:
-                    found[format_mac(sender)] = None
+                *_, operation, owner, owned, _, _ = _ARP.unpack_from(packet)
+                if operation == 2 and owned == address.packed and owner != ours:
+                    found[format_mac(owner)] = None
     return tuple(found)
+
+
+def _ipv4(source: IPv4Address, destination: IPv4Address, icmp: bytes) -> bytes:
+    """Return a packet of ICMP."""
+    length = _IPV4.size + len(icmp)
+    fields = (0x45, 0, length, 0, 0, 64, socket.IPPROTO_ICMP)
+    addresses = (source.packed, destination.packed)
+    checksum = internet_checksum(_IPV4.pack(*fields, 0, *addresses))
+    return _IPV4.pack(*fields, checksum, *addresses) + icmp
+
+
+def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Sequence[str]) -> bool:
+    """Return whether several MACs that answer for an address are surely of one host.
+
+    A ping is sent to each MAC. One host sends all replies from the device by which it reaches this
+    one, and two hosts send one reply each from their own. Raises: OSError.
+    """
+    identity = int.from_bytes(os.urandom(2), "big")
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    replies: dict[int, bytes] = {}
+    with socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_IP)) as sock:
+        sock.bind((dev, _ETH_P_IP))
+        for number, mac in enumerate(macs):
+            request = _echo(_ECHO_REQUEST[4], identity, number)
+            packet = _ipv4(source, address, request)
+            sock.sendto(packet, (dev, _ETH_P_IP, 0, 0, parse_mac(mac)))
+        until = time.monotonic() + _PING_TIMEOUT
+        while len(replies) < len(macs) and (left := until - time.monotonic()) > 0:
+            readable, _, _ = select.select([sock], [], [], left)
+            if not readable:
+                break
+            packet, sender = sock.recvfrom(_PACKET_MAX)
+            at = (packet[0] & 0x0F) * 4
+            if packet[12:16] != address.packed or packet[9] != socket.IPPROTO_ICMP:
+                continue
+            if len(packet) >= at + _ICMP.size and sender[2] != socket.PACKET_OUTGOING:
+                of, _, _, its_identity, number = _ICMP.unpack_from(packet, at)
+                if (of, its_identity) == (_ECHO_REPLY[4], identity):
+                    replies[number] = sender[4]
+    return len(replies) == len(macs) and len(set(replies.values())) == 1
