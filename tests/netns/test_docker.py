@@ -354,7 +354,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
     try:
         sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
         sides[0].says(f"keeps UDP port 4789 closed to {B}: ")
-        sides[0].says("what no rule accepts drops it: nft insert rule inet guard input udp dport")
+        sides[0].says("table inet guard (drop): nft insert rule inet guard input udp dport")
         for side in sides:
             side.says("--ip-range 172.18.1.0/24")
             side.says("from those on other hosts as well: create it without that option")
@@ -405,9 +405,9 @@ def test_rules_that_drop_are_found_wherever_they_are(
         side = Attached(a, tmp_path, B)
         inside = "-i {0} -o {0} -j ACCEPT".format(a.bridge("mynetwork"))
         side.says("drops what crosses its bridge")
-        side.says("by the rule “-A FORWARD -j DROP” in chain FORWARD of the iptables table filter")
+        side.says("by the rule “-A FORWARD -j DROP” (number 1) in chain FORWARD of the iptables")
         side.says(f"iptables -I FORWARD {inside}")
-        side.says(f"keeps UDP port 4789 closed to {B}: ")
+        side.says(f"keeps UDP port 4789 closed to {B}, dropped by the rule ")
         assert side.stop() == 0, side.log
     finally:
         for rule in dropping:

@@ -208,7 +208,7 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
         shut = rules.verdict(packet, *INCOMING)
         if shut is not None and shut.certain:
             log.warning(
-                "this host's firewall keeps UDP port %d closed to %s: %s drops it: %s",
+                "this host's firewall keeps UDP port %d closed to %s, dropped by %s: %s",
                 *(dstport, remote, shut.rule, shut.fix),
             )
             return  # It is most likely the same with the others.
