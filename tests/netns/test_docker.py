@@ -353,7 +353,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
     )
     try:
         sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
-        sides[0].says(f"keeps UDP port 4789 closed to {B}: ")
+        sides[0].says(f"keeps UDP port 4789 closed to {B}, dropped by the policy ")
         sides[0].says("table inet guard (drop): nft insert rule inet guard input udp dport")
         for side in sides:
             side.says("--ip-range 172.18.1.0/24")

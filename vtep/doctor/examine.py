@@ -34,7 +34,7 @@ from vtep.values import Address, without_scope
 from vtep.wire import vxlan
 
 _ECHOES = 20
-_BACK = 5
+_BACK = 10
 _BRIEFLY = 2
 _AT_ONCE = 64
 """Hosts that are asked at the same time."""

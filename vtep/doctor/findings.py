@@ -219,14 +219,28 @@ def _of_answers(remote: RemoteFacts) -> Iterator[Finding]:
         )
     if back is not None and not back.delays:
         yield _back_is_closed(remote)
-    elif lost := there.sent - len(there.delays):
-        yield warning(
-            host,
-            f"{lost} of {there.sent} datagrams to {host} or back were lost",
-            "The underlay loses packets, or one end is too busy to read them (rx_queue_full in "
-            "pyvtep stats).",
-            f"look where: mtr -u -P {remote.port} {host}",
-        )
+    else:
+        yield from _of_loss(remote)
+
+
+def _of_loss(remote: RemoteFacts) -> Iterator[Finding]:
+    """Tell of echo requests and replies that were lost, while others arrived."""
+    host, sent, lost = remote.host, 0, 0
+    for echoes in filter(None, (remote.there, remote.back)):
+        sent += echoes.sent
+        lost += echoes.sent - len(echoes.delays)
+    if not lost:
+        return
+    why = (
+        "The underlay loses packets, or one end is too busy to read them (rx_queue_full in "
+        "pyvtep stats)."
+    )
+    fix = f"look where: mtr -u -P {remote.port} {host}"
+    # A rule that limits a rate, or drops at random, is of those that are not understood.
+    for verdict in filter(None, (remote.firewall, remote.firewall_out)):
+        why += f" {verdict.culprit}"
+        fix = f"if a rule of this host is to blame: {verdict.fix}; else {fix}"
+    yield warning(host, f"{lost} of {sent} datagrams to {host} or back were lost", why, fix)
 
 
 def _back_is_closed(remote: RemoteFacts) -> Finding:
