@@ -47,6 +47,9 @@ to leave whole; and twice as long each time that this is lost, too."""
 
 _PAUSE_MAX = 3600.0
 
+_FAILURES_MAX = 1024
+"""Hosts of which a lost superframe is remembered. Those that came first are forgotten first."""
+
 
 class Way(Protocol):
     """The way to a remote, as far as it is of interest here."""
@@ -171,6 +174,8 @@ class Consent(Generic[_W]):
         failure = self._failures.get(way.host)
         if fate is Fate.LOST:
             pause = _FIRST_PAUSE if failure is None else min(2 * failure.pause, _PAUSE_MAX)
+            if failure is None and len(self._failures) >= _FAILURES_MAX:
+                del self._failures[next(iter(self._failures))]
             self._failures[way.host] = _Failure(octets, pause, now + pause)
             if pause == 2 * _FIRST_PAUSE:  # Once, and not where one was an accident.
                 way.tell_losses()

@@ -35,7 +35,10 @@ from vtep.port import Port, setup_of
 from vtep.probe import TOKEN_LEN
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import (
+    Binding,
     Injector,
+    Outer,
+    SharedSocket,
     WholeWay,
     device_name,
     receive_queue_drops,
@@ -106,6 +109,7 @@ class Vtep:
             lambda: secrets.token_bytes(TOKEN_LEN), self._find_exits
         )
         self._pool = Pool(self._consent)
+        self._pool.senders.receiver = self._shared_socket
         self._arena = Arena()
         self._ports = {config.vni: self._port(config) for config in configs}
         self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
@@ -231,10 +235,15 @@ class Vtep:
                 self._links = links
                 loop.add_reader(links.fileno(), self._link_events)
                 resources.callback(loop.remove_reader, links.fileno())
-                for events in filter(None, (netlink.watch_routes(), netlink.watch_policies())):
-                    resources.enter_context(events)
-                    loop.add_reader(events.fileno(), self._way_events, events)
-                    resources.callback(loop.remove_reader, events.fileno())
+                for events, react in (
+                    (netlink.watch_routes(), self._way_events),
+                    (netlink.watch_policies(), self._way_events),
+                    (netlink.watch_addresses(), self._address_events),
+                ):
+                    if events is not None:
+                        resources.enter_context(events)
+                        loop.add_reader(events.fileno(), react, events)
+                        resources.callback(loop.remove_reader, events.fileno())
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
                 self._resources = resources.pop_all()
@@ -407,6 +416,7 @@ class Vtep:
             for (port, config), underlay in zip(asked, underlays, strict=True):
                 with self._naming(config):
                     setup, listeners = setup_of(config, underlay), self._listen(port, config)
+                    self._check_source_ports(listeners, config)
                     owner = port if port in kept else owners.get(config.tap)
                     steps.append(_Step(port, config, underlay, setup, listeners, owner))
             opened: list[Port] = []
@@ -489,12 +499,24 @@ class Vtep:
         endpoint = Endpoint.of(config, version)
         listener = self._listeners.get(endpoint)
         if listener is None:
+            self._pool.senders.vacate(endpoint.binding.family, endpoint.port)
             listener = self._listeners[endpoint] = Listener(
                 endpoint, self._beside, self._consent.answered
             )
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
+
+    def _shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
+        """Return the receiving socket that is to send from a port, if this process has one."""
+        found = (listener.shared_socket(binding, port) for listener in self._listeners.values())
+        return next(filter(None, found), None)
+
+    def _check_source_ports(self, listeners: Iterable[Listener], config: Config) -> None:
+        """Raise VtepError if there is no port in --srcport that this process could send from."""
+        ports = Outer.of(config).srcport
+        for listener in listeners:
+            self._pool.senders.check(listener.endpoint.binding, ports)
 
     def _beside(self, endpoint: Endpoint) -> list[socket.socket]:
         """The sockets that have the port of an endpoint."""
@@ -632,9 +654,9 @@ class Vtep:
             while port.sweep(now):
                 yield
             yield
+        self._follow_devices()
         for listener in self._listeners.values():
-            if listener.follow():
-                self._pool.reconnect(listener.endpoint.binding.dev)
+            listener.rearm()
         yield
         self._pool.look(_LOOKS)
         self._consent.tick(now)
@@ -645,6 +667,12 @@ class Vtep:
         yield from self._noting_what_was_dropped(now)
         for line in self._drop_log.news(now):
             log.warning("%s", line)
+
+    def _follow_devices(self) -> None:
+        """Listen on the device that has the name of --dev now, where it was made anew."""
+        for listener in self._listeners.values():
+            if listener.follow():
+                self._pool.reconnect(listener.endpoint.binding.dev)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
@@ -661,16 +689,24 @@ class Vtep:
 
     def _way_events(self, events: socket.socket) -> None:
         """Have nothing leave whole by a way that may be another one now, or is to be kept safe."""
-        with suppress(OSError):  # Until it is empty.
-            while True:
-                events.recv(_EVENT_MAX)
+        _drain(events)
+        self._pool.senders.network_changes += 1
         self._consent.forget()
+
+    def _address_events(self, events: socket.socket) -> None:
+        """Try again at once what may have failed because an address was not there."""
+        _drain(events)
+        self._pool.senders.network_changes += 1
+        self._follow_devices()
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
         with suppress(OSError):  # Until it is empty.
             while True:
                 self._links_changed |= netlink.links_of(self._links.recv(_EVENT_MAX))
+        self._pool.senders.network_changes += 1
+        self._pool.senders.link_changes += 1
+        self._follow_devices()
         self._links_settled = False
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._adapt_when_settled())
@@ -746,6 +782,13 @@ class Vtep:
                 if port is not None:
                     port.count_queue_drops(drops)
                 yield
+
+
+def _drain(events: socket.socket) -> None:
+    """Receive all that there is, which need not be looked at."""
+    with suppress(OSError):
+        while True:
+            events.recv(_EVENT_MAX)
 
 
 def _difference(before: Config, after: Config) -> dict[str, object]:

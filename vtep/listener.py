@@ -18,12 +18,14 @@ from vtep.switch import Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import (
     Binding,
+    SharedSocket,
     join,
     joins_datagrams,
     open_receiver,
     receive_queue_drops,
     send_whole,
 )
+from vtep.underlay.feedback import FROM_AFAR, Returned
 from vtep.values import Address
 
 log = logging.getLogger("vtep")
@@ -69,8 +71,9 @@ class Listener:
         self._dev_index = self._index()
         self._dev_refused: int | None = None
         self._receiver = self._open()
+        self._shared: SharedSocket | None = None
         self._groups: dict[Address, socket.socket] = {}
-        self._inbound = Inbound([self._receiver], self.switch, _cannot_receive)
+        self._inbound = Inbound([self._receiver], self.switch, self._cannot_receive)
         self._drops_before = 0
 
     def _index(self) -> int | None:
@@ -118,6 +121,37 @@ class Listener:
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
         return [self._receiver] if same else []
 
+    def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
+        """Return the receiving socket to send from it, if it has this port and can stand in.
+
+        `binding` is that of the socket that would be opened otherwise.
+        """
+        if port != self.endpoint.port:
+            return None
+        if self._shared is None:
+            self._shared = SharedSocket(
+                *(self._receiver, self.endpoint.binding),
+                *(self._count_returned, self._watch_again),
+            )
+        return self._shared if self._shared.can_send_as(binding) else None
+
+    def rearm(self) -> None:
+        """Watch a shared socket again if that has ended unnoticed: to be called now and then.
+
+        The kernel wakes the event loop some instructions before it sets the error that would be
+        noticed.
+        """
+        if self._shared is not None:
+            self._watch_again()
+
+    def _watch_again(self) -> None:
+        self._inbound.rebind(self._sockets())
+
+    def _stop_sharing(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.close()
+
     @property
     def version(self) -> int:
         """The IP version on which it listens."""
@@ -146,6 +180,7 @@ class Listener:
         if self.switch.segments:
             self._inbound.stop()
             self.switch.segments.clear()
+        self._stop_sharing()
         for sock in self._sockets():
             sock.close()
 
@@ -166,6 +201,7 @@ class Listener:
                 log.warning("--dev %s is another device now, but not ready: %s", dev, error)
             return False
         self._dev_index = index
+        self._stop_sharing()
         self._inbound.rebind(self._sockets())
         self._discard(before)
         log.warning("--dev %s is another device now: using that", dev)
@@ -185,8 +221,10 @@ class Listener:
 
     def _reply(self, datagram: bytes, host: str, port: int) -> None:
         """Answer a doctor; where that can't be sent, he notices."""
-        with suppress(OSError):
+        try:
             send_whole(self._receiver, datagram, host, port)
+        except OSError:
+            self._drain_errors()
 
     def count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""
@@ -195,6 +233,16 @@ class Listener:
             count = self._drops_before + sum(map(receive_queue_drops, self._sockets()))
             drops[Drop.RX_QUEUE_FULL] = max(drops[Drop.RX_QUEUE_FULL], count)
 
+    def _cannot_receive(self, error: OSError) -> None:
+        """Handle an error of a receiving socket, which may be about datagrams that it has sent."""
+        self._drain_errors()
+        if self._shared is None or error.errno not in FROM_AFAR:
+            log.warning("cannot receive from the underlay: %s", error.strerror)
 
-def _cannot_receive(error: OSError) -> None:
-    log.warning("cannot receive from the underlay: %s", error.strerror)
+    def _drain_errors(self) -> None:
+        """Count the datagrams that came back, and so have the socket not be ready any more."""
+        if self._shared is not None:
+            self._shared.report(self._shared.returned())
+
+    def _count_returned(self, returned: Returned) -> None:
+        self.switch.counters.drop(returned.reason, returned.host)

@@ -29,8 +29,15 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
 _RTMGRP_LINK = 1
+_RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV4_ROUTE = 0x40
+_RTMGRP_IPV4_RULE = 0x80
+_RTMGRP_IPV6_IFADDR = 0x100
 _RTMGRP_IPV6_ROUTE = 0x400
+_RTMGRP_IPV6_RULE = 0x40000
+_RTMGRP_NEXTHOP = 0x80000000
+"""Without a name in the kernel's headers: the bits of RTNLGRP_IPV6_RULE and RTNLGRP_NEXTHOP."""
+
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 _EVENT_HEADER = Struct("=I12x4xi")
@@ -319,8 +326,19 @@ def watch() -> socket.socket:
 
 
 def watch_routes() -> socket.socket:
-    """The same for any route."""
-    return _events(_RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE)
+    """The same for any route, policy rule or nexthop."""
+    return _events(
+        _RTMGRP_IPV4_ROUTE
+        | _RTMGRP_IPV6_ROUTE
+        | _RTMGRP_IPV4_RULE
+        | _RTMGRP_IPV6_RULE
+        | _RTMGRP_NEXTHOP
+    )
+
+
+def watch_addresses() -> socket.socket:
+    """The same for any address; for one of IPv6 also when it has been checked for duplicates."""
+    return _events(_RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR)
 
 
 def watch_policies() -> socket.socket | None:

@@ -16,6 +16,7 @@ from vtep.underlay import (
     Path,
     Recipients,
     Replicator,
+    SenderSockets,
     WholeWay,
     pool_slots,
 )
@@ -58,6 +59,12 @@ FLOOD_MIN = 8
 _FLOODS_MAX = 64
 """Of how many lists of remotes it is remembered how to send to all of them."""
 
+_LOOKS_MAX = 1000
+"""Paths whose MTU is asked for at a time, which takes some 10 ms."""
+
+_ANY_LINK = -1
+"""For a list that does not depend on the indices of links."""
+
 _SenderKey: TypeAlias = tuple[tuple[Binding, ...], Outer, bool]
 _Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
 
@@ -74,6 +81,7 @@ class Pool:
         self.consent = consent
         self.injector: Injector | None = None
         self.room = Room()
+        self.senders = SenderSockets(self.room.wake)
         self._unseen: list[Path] = []
         self._paths: dict[_Key, Path] = {}
         self._whole: dict[Path, WholeWay] = {}
@@ -87,7 +95,7 @@ class Pool:
         path = self._paths.get(key)
         if path is None:
             slots = pool_slots(max(self.remotes, len(self._paths) + 1), len(outer.srcport))
-            path = self._paths[key] = Path(binding, outer, remote, slots, self.room.wake, gso=gso)
+            path = self._paths[key] = Path(binding, outer, remote, slots, self.senders, gso=gso)
             self._keys[path] = key
         self._users[path] += 1
         return path
@@ -108,7 +116,7 @@ class Pool:
         key = (bindings, outer, gso)
         replicator = self._replicators.get(key)
         if replicator is None:
-            replicator = Replicator(bindings, outer, self.room.wake, gso=gso)
+            replicator = Replicator(bindings, outer, self.senders, gso=gso)
             self._replicators[key] = replicator
         self._users[replicator] += 1
         return replicator
@@ -139,10 +147,13 @@ class Pool:
                 replicator.close()
 
     def look(self, budget: int | None = None) -> None:
-        """Ask the kernel for the MTU of every path again, or of so many of them in turn."""
+        """Ask the kernel for the MTU of every path again, or of so many of them in turn.
+
+        If there are very many, the rest has its turn with the next calls.
+        """
         if budget is None or not self._unseen:
             self._unseen = list(self._paths.values())
-        for _ in range(min(budget or len(self._unseen), len(self._unseen))):
+        for _ in range(min(budget or _LOOKS_MAX, len(self._unseen))):
             path = self._unseen.pop()
             if path in self._users:
                 path.look()
@@ -191,7 +202,7 @@ class Paths(dict[Remote, Path]):
         self._port = port
         self._whole: dict[Remote, WholeWay] = {}
         self._replicator: Replicator | None = None
-        self._floods: dict[int, tuple[Sequence[Remote], Flood | None]] = {}
+        self._floods: dict[int, tuple[Sequence[Remote], int, Flood | None]] = {}
 
     def __missing__(self, remote: Remote) -> Path:
         path = self[remote] = self._pool.take(
@@ -223,17 +234,21 @@ class Paths(dict[Remote, Path]):
 
     def flood(self, remotes: Sequence[Remote]) -> Flood | None:
         """How to send to all of these, who are many, or None if it has to be by their paths."""
+        changes = self._pool.senders.link_changes
         found = self._floods.get(id(remotes))
-        if found is not None and found[0] is remotes:
-            return found[1]
+        # The index of a link may be another one after a change, of which link-local ones have it.
+        if found is not None and found[0] is remotes and found[1] in (_ANY_LINK, changes):
+            return found[2]
         flood = self._prepare(remotes)
         if len(self._floods) >= _FLOODS_MAX:
             self._floods.clear()
-        self._floods[id(remotes)] = remotes, flood
+        if not any("%" in remote.host for remote in remotes):
+            changes = _ANY_LINK
+        self._floods[id(remotes)] = remotes, changes, flood
         if flood is not None:
             # Who goes on with what had no room asks for those who are served at once.
             served = flood.recipients.remotes
-            self._floods[id(served)] = served, evolve(flood, others=())
+            self._floods[id(served)] = served, changes, evolve(flood, others=())
         return flood
 
     def _prepare(self, remotes: Sequence[Remote]) -> Flood | None:

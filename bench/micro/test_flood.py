@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from vtep.fdb import Remote
 from vtep.paths import Pool
-from vtep.underlay import Binding, Outer, Replicator
+from vtep.underlay import Binding, Outer, Replicator, SenderSockets
 
 REMOTES = [1, 10, 1_000]
 BINDING = Binding(socket.AF_INET, None, None)
@@ -43,7 +43,7 @@ def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> Non
 
 
 def test_at_once(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
-    replicator = Replicator([BINDING], Outer(), lambda _fd: None, gso=True)
+    replicator = Replicator([BINDING], Outer(), SenderSockets(), gso=True)
     recipients = replicator.recipients(remotes)
     sent = benchmark(replicator.send, DATAGRAM, len(DATAGRAM), recipients, 0)
     assert sent.datagrams == len(remotes)

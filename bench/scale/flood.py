@@ -17,7 +17,7 @@ from bench.processes import wait_until
 from vtep.fdb import Remote
 from vtep.lab import Host, Lab
 from vtep.paths import Pool
-from vtep.underlay import Binding, Outer, Replicator, replicate
+from vtep.underlay import Binding, Outer, Replicator, SenderSockets, replicate
 from vtep.wire import vxlan
 
 _BROADCASTS = 30
@@ -112,7 +112,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
 
     figures = {}
     with a.inside(), _sink(b) as sink:
-        replicator = Replicator([_BINDING], Outer(), lambda _fd: None, gso=True)
+        replicator = Replicator([_BINDING], Outer(), SenderSockets(), gso=True)
         recipients = replicator.recipients(remotes)
         pool = Pool()
         pool.remotes = len(remotes)

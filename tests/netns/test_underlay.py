@@ -20,7 +20,17 @@ from vtep.errors import VtepError
 from vtep.fdb import Remote
 from vtep.lab import Host, Lab
 from vtep.paths import Paths, Pool
-from vtep.underlay import FLOW_BITS, Binding, Outer, Path, Replicator, host_of, join, open_receiver
+from vtep.underlay import (
+    FLOW_BITS,
+    Binding,
+    Outer,
+    Path,
+    Replicator,
+    SenderSockets,
+    host_of,
+    join,
+    open_receiver,
+)
 from vtep.underlay import receive as receive_from
 from vtep.wire import envelope
 
@@ -73,7 +83,7 @@ def path_to(
     host: Host, family: socket.AddressFamily, outer: Outer, slots: int = 1
 ) -> Iterator[Path]:
     remote = Remote(ADDRESSES[family][1], 4789)
-    path = Path(binding(family), outer, remote, slots, no_one, gso=True)
+    path = Path(binding(family), outer, remote, slots, SenderSockets(), gso=True)
     with host.inside():
         try:
             yield path
@@ -86,7 +96,7 @@ def replicator_to(
     host: Host, family: socket.AddressFamily, outer: Outer
 ) -> Iterator[Callable[..., object]]:
     """The same as a path's `send`, to the same remote."""
-    replicator = Replicator(BINDINGS.values(), outer, no_one, gso=True)
+    replicator = Replicator(BINDINGS.values(), outer, SenderSockets(), gso=True)
     with host.inside():
         recipients = replicator.recipients([Remote(ADDRESSES[family][1], 4789)])
 
@@ -255,8 +265,8 @@ def test_link_local_addresses(pair: Pair) -> None:
     for dev in (None, "eth0"):
         remote = Remote(host_of(ip_address(other if dev else f"{other}%eth0"), dev), 4789)
         assert remote.host == f"{other}%eth0"
-        path = Path(binding(V6, dev), Outer(), remote, 1, no_one, gso=True)
-        replicator = Replicator([binding(V6, dev)], Outer(), no_one, gso=True)
+        path = Path(binding(V6, dev), Outer(), remote, 1, SenderSockets(), gso=True)
+        replicator = Replicator([binding(V6, dev)], Outer(), SenderSockets(), gso=True)
         with a.inside():
             assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
             assert receive_from(receiver, buffer)[2] == f"{own}%eth0"
@@ -376,7 +386,7 @@ def test_who_sends_to_a_group_does_not_hear_itself(
             receiver = open_receiver(binding(family), 4789, gro=True)
             members.append(join(receiver, bound, ip_address(group)))
             receiver.close()
-    path = Path(bound, Outer(ttl=5), Remote(group, 4789), 1, no_one, gso=True)
+    path = Path(bound, Outer(ttl=5), Remote(group, 4789), 1, SenderSockets(), gso=True)
     with members[0] as own, members[1] as other, a.inside():
         other.settimeout(DEADLINE)
         assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
@@ -444,7 +454,7 @@ def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
     hosts = many(b, 10)
     shuffled = hosts[::2] + hosts[1::2]
     data = memoryview(bytearray(os.urandom(150 * 100)))
-    replicator = Replicator(BINDINGS.values(), Outer(), no_one, gso=True)
+    replicator = Replicator(BINDINGS.values(), Outer(), SenderSockets(), gso=True)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients([Remote(host, 4789) for host in shuffled])
         rest, calls = data, 0
@@ -469,7 +479,7 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
     a.run("ip", "route", "add", hosts[1], "dev", "eth0", "mtu", "600")
     remotes = [Remote(host, 4789) for host in (hosts[0], "198.51.100.1", "192.0.2.2", *hosts[1:])]
     _, lost, refused, narrow, *_ = remotes
-    replicator = Replicator(BINDINGS.values(), Outer(df=True), no_one, gso=True)
+    replicator = Replicator(BINDINGS.values(), Outer(df=True), SenderSockets(), gso=True)
     small, large = memoryview(bytearray(3 * 100)), memoryview(bytearray(3 * 1000))
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)
@@ -506,13 +516,14 @@ def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
     hosts = many(b, 8)[:8]
     dead = "192.0.2.99"  # For whose MAC address the kernel asks, and holds datagrams back.
     remotes = [Remote(host, 4789) for host in (*hosts[:4], dead, *hosts[4:])]
-    replicator = Replicator(BINDINGS.values(), Outer(), no_one, gso=False)
+    replicator = Replicator(BINDINGS.values(), Outer(), SenderSockets(), gso=False)
     sent_to: dict[str, int] = dict.fromkeys((*hosts, dead), 0)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)
         data = memoryview(bytearray(1400))
         replicator.send(data, 1400, recipients, 0)
         (sock,) = replicator._sockets.values()
+        assert isinstance(sock, socket.socket)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         skip = blocked = 0
         for number in range(1, 40):
@@ -606,7 +617,7 @@ def test_the_path_mtu_falls_and_recovers(
         Outer(df=True),
         Remote(far, 4789),
         1,
-        no_one,
+        SenderSockets(),
         gso=True,
     )
     path.watchers.append(lambda remote, mtu: seen.append((remote.host, mtu)))
@@ -647,7 +658,7 @@ def test_without_df_the_way_may_be_narrow(
 ) -> None:
     a, _r, b = routed
     far = "198.51.100.2" if family == V4 else "2001:db8:1::2"
-    path = Path(binding(family), Outer(), Remote(far, 4789), 1, no_one, gso=True)
+    path = Path(binding(family), Outer(), Remote(far, 4789), 1, SenderSockets(), gso=True)
     data = memoryview(bytearray(os.urandom(1440)))
     with Sink(b, far) as sink, a.inside():
         if family == V6:  # Where routers don't fragment, the sender has to be told first.

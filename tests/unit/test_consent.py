@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtep import consent
 from vtep.consent import Consent
 from vtep.offload.trial import Fate, Judge
 from vtep.offload.whole import LARGE, SMALL, Question
@@ -437,3 +438,17 @@ def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
     room.it.release(way)
     room.asked(way, 0.4)
     assert way.judge is not None
+
+
+def test_losses_of_so_many_hosts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "_FAILURES_MAX", 2)
+    room, hosts = Room(), ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+    for host in hosts:
+        way = Way(host)
+        room.asked(way)
+        way.tried(Fate.LOST, 60_000, 0.1)
+        room.it.release(way)
+    ways = [Way(host) for host in hosts]
+    for way in ways:
+        room.asked(way, 0.2)
+    assert [way.judge is not None for way in ways] == [True, False, False]

@@ -1,12 +1,15 @@
 """The underlay's UDP sockets: those that receive, and pools that send to each remote.
 
-The socket on the VXLAN port only receives. What we send leaves from other ports, one for each
-value of the flow hash that we tell apart, because routers and NICs spread flows by it.
+What we send leaves from one source port for each value of the flow hash that we tell apart, because
+routers and NICs spread flows by it. The socket on the VXLAN port only receives, unless that port is
+one of the source ports.
 """
 
 from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
 from vtep.underlay.replicate import Recipients, Replicator, Sent
+from vtep.underlay.senders import SenderSockets
+from vtep.underlay.shared import SharedSocket
 from vtep.underlay.sockets import (
     Binding,
     Outer,
@@ -34,7 +37,9 @@ __all__ = [
     "Received",
     "Recipients",
     "Replicator",
+    "SenderSockets",
     "Sent",
+    "SharedSocket",
     "WholeWay",
     "batch_max",
     "device_name",

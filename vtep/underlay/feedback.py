@@ -11,6 +11,9 @@ _ERROR_SPACE = 512
 _ICMP_ORIGINS = (2, 3)
 """SO_EE_ORIGIN_ICMP and SO_EE_ORIGIN_ICMP6."""
 
+_RECVERR = frozenset(((socket.IPPROTO_IP, 11), (socket.IPPROTO_IPV6, 25)))
+"""IP_RECVERR and IPV6_RECVERR. A socket that receives gets other control messages, too."""
+
 _DROPS = {
     errno.ECONNREFUSED: Drop.UNDERLAY_REFUSED,
     errno.EMSGSIZE: Drop.UNDERLAY_TOO_BIG,
@@ -30,7 +33,9 @@ FROM_AFAR = frozenset(
     (
         errno.ECONNREFUSED,
         errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
         errno.ENETUNREACH,
+        errno.ENONET,
         errno.EACCES,
         errno.ENOPROTOOPT,
         errno.EOPNOTSUPP,
@@ -71,8 +76,8 @@ def returned(sock: socket.socket) -> list[Returned]:
         except OSError:
             return news
         # struct sock_extended_err: error number (4 octets), origin, type, code, ...
-        for _, _, data in ancillary:
-            if data[4] in _ICMP_ORIGINS:
+        for level, kind, data in ancillary:
+            if (level, kind) in _RECVERR and data[4] in _ICMP_ORIGINS:
                 too_big = int.from_bytes(data[:4], sys.byteorder) == errno.EMSGSIZE
                 lost = Drop.UNDERLAY_TOO_BIG if too_big else Drop.UNDERLAY_REFUSED
                 news.append(Returned(destination[0], lost))

@@ -2,14 +2,24 @@
 
 import errno
 import logging
-import resource
+import random
 import socket
 from collections.abc import Callable
+from typing import TypeAlias
 
 from vtep.counters import Drop
 from vtep.fdb import Remote
 from vtep.underlay import feedback
-from vtep.underlay.sockets import Binding, Outer, ancillary, path_mtu, sockaddr
+from vtep.underlay.senders import SenderSockets, is_short_of_descriptors, sockets_max
+from vtep.underlay.shared import Sender, SocketSpec, connected, returned
+from vtep.underlay.sockets import (
+    Binding,
+    Outer,
+    ancillary,
+    connected_probe,
+    path_mtu,
+    sockaddr,
+)
 from vtep.wire import envelope as envelopes
 from vtep.wire import ethernet, vxlan
 
@@ -26,9 +36,7 @@ POOL_MAX = 1 << FLOW_BITS
 _DF = envelopes.DF << FLOW_BITS
 
 _RETRY_AFTER = 1.0
-"""Seconds before a remote without a route is tried again."""
-
-_SHORT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+"""Seconds before a remote without a route is tried again, if the kernel tells of no change."""
 
 _SEGMENTS_MAX = 64
 """How many datagrams one send may stand for (the kernel's UDP_MAX_SEGMENTS; 128 since 6.9)."""
@@ -44,6 +52,9 @@ _HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 
 _TCP_HEADERS_MAX = 400
 """More than the kernel sets aside of a superframe's size for headers (its MAX_TCP_HEADER)."""
+
+MtuWatcher: TypeAlias = Callable[[Remote, int], None]
+"""Called with a remote and the MTU of the path to it."""
 
 
 def superframe_max(mtu: int) -> int:
@@ -66,7 +77,7 @@ class Path:
     says whether several datagrams may go in one send. Frames whose envelope asks for DF, which is
     a property of sockets, have a pool of their own beside the other.
 
-    `closing` is told of each descriptor just before it is closed, for whoever waits for room in it.
+    `senders` opens the sockets, and may close those that have not been used for long.
     """
 
     def __init__(
@@ -75,7 +86,7 @@ class Path:
         outer: Outer,
         remote: Remote,
         slots: int,
-        closing: Callable[[int], None],
+        senders: SenderSockets,
         *,
         gso: bool,
     ) -> None:
@@ -83,13 +94,16 @@ class Path:
         self.slots = slots
         self.mtu = 0
         """Octets of the largest packet to the remote that is known to pass; 0 is not known."""
-        self.watchers: list[Callable[[Remote, int], None]] = []
+        self.watchers: list[MtuWatcher] = []
         """Called with the remote and the MTU of the path, when that is known or changes."""
         self.binding = binding
         self._outer = outer
-        self._closing = closing
-        self._sockets: list[socket.socket | None] = [None] * (2 * slots)
-        self._retry_at = [0.0] * (2 * slots)
+        self._senders = senders
+        self._sockets: list[Sender | None] = [None] * (2 * slots)
+        # Open sockets of other slots, which no frame has used since they were set aside.
+        self._idle: dict[int, Sender] = {}
+        # By slot, when it is tried again, and the network changes that there had been before.
+        self._retry: dict[int, tuple[float, int]] = {}
         self._why_not = errno.ENETUNREACH
         self._gso = gso and outer.has_checksum(binding.family)
         self._gso_stride_max = _SEND_MAX
@@ -122,7 +136,7 @@ class Path:
             else:
                 sock.send(batch)
         except BlockingIOError:
-            if sock is not None and (lost := feedback.returned(sock)):
+            if sock is not None and (lost := returned(sock)):
                 return 0, lost[0].reason
             raise
         except OSError as error:
@@ -136,11 +150,7 @@ class Path:
         sock = self._sockets[slot]
         if sock is not None and error.errno == errno.EMSGSIZE:
             self._learn_mtu(sock)
-        if (
-            sock is not None
-            and error.errno in feedback.FROM_AFAR
-            and (lost := feedback.returned(sock))
-        ):
+        if sock is not None and error.errno in feedback.FROM_AFAR and (lost := returned(sock)):
             # The answer to an earlier datagram, which is lost; this batch has not left yet.
             return 0, lost[0].reason
         if len(batch) > stride and sock is not None and error.errno in feedback.GSO_REFUSALS:
@@ -162,51 +172,83 @@ class Path:
             )
             return stride, None
         if error.errno in feedback.STALE and sock is not None:
-            self._discard(sock)
-            if now >= self._retry_at[slot]:
-                self._retry_at[slot] = now + _RETRY_AFTER
+            self.discard(sock)
+            if not self._has_to_wait(slot, now):
+                self._wait(slot, now)
                 try:
-                    self._sockets[slot] = self._connect(slot)
+                    self._sockets[slot] = self._connect(slot, now)
                 except OSError as another:
                     error = another
                 else:
                     return 0, None
         return len(batch), feedback.reason(error.errno)
 
-    def _open(self, slot: int, now: float) -> socket.socket:
+    def _open(self, slot: int, now: float) -> Sender:
         """Open the socket of a slot; raises OSError, also where that failed a moment ago."""
-        if now < self._retry_at[slot]:
+        idle = self._idle.pop(slot, None)
+        if idle is not None:
+            self._sockets[slot] = idle
+            return idle
+        if self._has_to_wait(slot, now):
             raise OSError(self._why_not, "not tried again yet")
-        try:
-            sock = self._connect(slot)
-        except OSError as error:
-            pool = (
-                self._sockets[self.slots :] if slot >= self.slots else self._sockets[: self.slots]
-            )
-            shared = next(filter(None, pool), None)
-            if error.errno not in _SHORT_OF_DESCRIPTORS or shared is None:
-                self._retry_at[slot] = now + _RETRY_AFTER
-                self._why_not = error.errno or errno.ENETUNREACH
-                raise
-            sock = shared  # Less entropy is better than a hole.
+        others = self._others(slot)
+        if others and self._senders.is_full:
+            sock = random.choice(others)  # noqa: S311  no secret
+        else:
+            try:
+                sock = self._connect(slot, now, evict=not others)
+            except OSError as error:
+                if not (others and is_short_of_descriptors(error)):
+                    self._wait(slot, now)
+                    self._why_not = error.errno or errno.ENETUNREACH
+                    raise
+                sock = random.choice(others)  # noqa: S311  Less entropy is better than a hole.
         self._sockets[slot] = sock
         return sock
 
-    def _connect(self, slot: int) -> socket.socket:
-        used = {sock.getsockname()[1] for sock in self._sockets if sock is not None}
-        sock = self._outer.open(self.binding, _SEND_BUFFER, df=slot >= self.slots, used=used)
-        try:
-            sock.connect(sockaddr(self.remote.host, self.remote.port, self._outer.flowlabel))
-        except OSError:
-            sock.close()
-            raise
+    def _others(self, slot: int) -> list[Sender]:
+        """Return the open sockets that could send for a slot, too."""
+        begin = slot & self.slots  # Those with DF have slots of their own.
+        found = (self._sockets[at] or self._idle.get(at) for at in range(begin, begin + self.slots))
+        return list(filter(None, found))
+
+    def _has_to_wait(self, slot: int, now: float) -> bool:
+        """Return whether a slot has failed so recently that it need not be tried again."""
+        retry = self._retry.get(slot)
+        return retry is not None and now < retry[0] and retry[1] == self._senders.network_changes
+
+    def _wait(self, slot: int, now: float) -> None:
+        """Have a slot not tried again for a while, unless the network changes."""
+        self._retry[slot] = now + _RETRY_AFTER, self._senders.network_changes
+
+    def _connect(self, slot: int, now: float, *, evict: bool = True) -> Sender:
+        address = sockaddr(self.remote.host, self.remote.port, self._outer.flowlabel)
+        df = slot >= self.slots
+        spec = SocketSpec(self.binding, self._outer, address, _SEND_BUFFER, df)
+        used = {sock.getsockname()[1] for sock in self._open_sockets()}
+        sock = self._senders.open(self, spec, now, used=used, evict=evict)
         self._learn_mtu(sock)
         return sock
 
-    def _discard(self, sock: socket.socket) -> None:
-        self._closing(sock.fileno())
-        sock.close()
+    def _open_sockets(self) -> set[Sender]:
+        return {sock for sock in (*self._sockets, *self._idle.values()) if sock is not None}
+
+    def set_aside(self, sock: socket.socket) -> None:
+        """Use a socket no more until a frame needs it."""
+        for slot, other in enumerate(self._sockets):
+            if other is sock:
+                self._sockets[slot] = None
+                self._idle[slot] = sock
+
+    def uses(self, sock: socket.socket) -> bool:
+        """Return whether a frame has needed a socket since it was set aside."""
+        return any(other is sock for other in self._sockets)
+
+    def discard(self, sock: Sender) -> None:
+        """Close a socket, and open another one if a frame needs it."""
         self._sockets = [None if other is sock else other for other in self._sockets]
+        self._idle = {slot: other for slot, other in self._idle.items() if other is not sock}
+        self._senders.close(sock)
 
     def look(self) -> None:
         """Ask the kernel for the MTU of the path again; it may be another one now.
@@ -216,15 +258,17 @@ class Path:
         net.ipv4.route.mtu_expires, 600 seconds) or has another route, which only this notices.
         """
         try:
-            with self.binding.unbound() as sock:
-                sock.connect(sockaddr(self.remote.host, self.remote.port))
+            with connected_probe(
+                self.binding, sockaddr(self.remote.host, self.remote.port)
+            ) as sock:
                 self._learn_mtu(sock)
         except OSError:
             pass  # There is no route now, which sending will say.
 
-    def _learn_mtu(self, sock: socket.socket) -> None:
+    def _learn_mtu(self, sender: Sender) -> None:
         try:
-            mtu = path_mtu(sock)
+            with connected(sender) as sock:
+                mtu = path_mtu(sock)
         except OSError:
             return
         if mtu != self.mtu:
@@ -234,10 +278,11 @@ class Path:
                 watcher(self.remote, mtu)
 
     @staticmethod
-    def _exceeds_path(sock: socket.socket, stride: int) -> bool:
+    def _exceeds_path(sender: Sender, stride: int) -> bool:
         """Whether datagrams of so many octets are too big, for which some kernels say EINVAL."""
         try:
-            return stride + _HEADERS[sock.family] > path_mtu(sock)
+            with connected(sender) as sock:
+                return stride + _HEADERS[sock.family] > path_mtu(sock)
         except OSError:
             return False
 
@@ -245,7 +290,7 @@ class Path:
         slot = flow & self.slots - 1
         return slot + self.slots if flow & _DF else slot
 
-    def socket(self, flow: int, now: float) -> socket.socket:
+    def socket(self, flow: int, now: float) -> Sender:
         """The socket that `send` uses for a flow; raises OSError."""
         slot = self._slot(flow)
         return self._sockets[slot] or self._open(slot, now)
@@ -257,24 +302,24 @@ class Path:
 
     def fileno(self, flow: int) -> int:
         """The descriptor of the socket that `send` uses for a flow; it was used before."""
-        sock = self._sockets[self._slot(flow)]
+        slot = self._slot(flow)
+        sock = self._sockets[slot] or self._idle.get(slot)
         return sock.fileno() if sock is not None else -1
 
     def close(self) -> None:
         """Close all sockets; they are opened anew if there is more to send."""
-        for sock in set(filter(None, self._sockets)):
-            self._closing(sock.fileno())
-            sock.close()
+        sockets = self._open_sockets()
         self._sockets = [None] * (2 * self.slots)
+        self._idle.clear()
+        for sock in sockets:
+            self._senders.close(sock)
 
 
 def pool_slots(remotes: int, ports: int) -> int:
     """How many source ports each of so many remotes gets: a power of two, at most 64.
 
-    Each takes a descriptor, of which this process may have more important uses than half of them,
-    and one of the `ports` in the range to send from, half of which are left to the host.
+    `ports` is how many there are in the range. Each takes a socket, of which there are so many for
+    all remotes (see `senders.sockets_max`).
     """
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    total = min(ports, descriptors) // 2
-    share = max(1, min(POOL_MAX, total // max(1, remotes)))
+    share = max(1, min(POOL_MAX, ports, sockets_max() // max(1, remotes)))
     return 1 << share.bit_length() - 1

@@ -8,7 +8,8 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from vtep.counters import Drop
 from vtep.fdb import Remote
 from vtep.underlay import feedback
 from vtep.underlay.path import FLOW_BITS, batch_max
+from vtep.underlay.senders import SenderSockets
+from vtep.underlay.shared import Sender, SharedSender, SocketSpec, returned
 from vtep.underlay.sockets import Binding, Outer, ancillary, family_of, sockaddr
 from vtep.wire import envelope as envelopes
 
@@ -115,10 +118,14 @@ class Recipients:
             self._control[: len(control)] = np.frombuffer(control, np.uint8)
             self.messages["controllen"] = len(control)
 
-    def losses(self, returned: Iterable[feedback.Returned]) -> list[Lost]:
+    def losses(self, news: Iterable[feedback.Returned]) -> list[Lost]:
         """Datagrams that came back, by the remotes for which they were."""
-        found = ((self._by_host.get(host), reason) for host, reason in returned)
+        found = ((self._by_host.get(host), reason) for host, reason in news)
         return [Lost(remote, reason, 1) for remote, reason in found if remote is not None]
+
+    def others(self, news: Iterable[feedback.Returned]) -> list[feedback.Returned]:
+        """Datagrams that came back, and were for other remotes."""
+        return [each for each in news if each.host not in self._by_host]
 
 
 def _name(remote: Remote, flowlabel: int) -> bytes:
@@ -134,23 +141,25 @@ def _name(remote: Remote, flowlabel: int) -> bytes:
 class Replicator:
     """Sockets that send to anybody, a few for each family; there is a binding for each in use.
 
-    `gso` says whether several datagrams may go in one message; `closing` is told of each
-    descriptor just before it is closed, for whoever waits for room in it.
+    `gso` says whether several datagrams may go in one message. `senders` opens the sockets, and may
+    close those that have not been used for long.
     """
 
     def __init__(
         self,
         bindings: Iterable[Binding],
         outer: Outer,
-        closing: Callable[[int], None],
+        senders: SenderSockets,
         *,
         gso: bool,
     ) -> None:
         self._bindings = {int(binding.family): binding for binding in bindings}
         self._outer = outer
-        self._closing = closing
+        self._senders = senders
         self._gso = gso and all(outer.has_checksum(each.family) for each in self._bindings.values())
-        self._sockets: dict[tuple[int, int, int], socket.socket] = {}
+        self._sockets: dict[tuple[int, int, int], Sender] = {}
+        # Open sockets that no frame has used since they were set aside.
+        self._idle: dict[tuple[int, int, int], Sender] = {}
 
     def recipients(self, remotes: Sequence[Remote]) -> Recipients:
         """Prepare to send to remotes; raises OSError where one is on a device that there is not."""
@@ -184,6 +193,8 @@ class Replicator:
                 family, end = socket.AF_INET, recipients.v4
             try:
                 sock = self._socket(family, flow, envelope & envelopes.DF)
+                if isinstance(sock, SharedSender):
+                    sock.prepare()
             except OSError as error:
                 reason = feedback.reason(error.errno)
                 lost += (Lost(remote, reason, count) for remote in recipients.remotes[skip:end])
@@ -200,8 +211,8 @@ class Replicator:
                 if skip == end:
                     continue
             # It stopped at a message, or because of an earlier one.
-            news = recipients.losses(feedback.returned(sock))
-            lost += news
+            news = _returned(sock, recipients)
+            lost += recipients.losses(news)
             if done > 0 or (news and number in _PERHAPS_EARLIER):
                 continue
             if number == errno.EAGAIN:
@@ -209,7 +220,9 @@ class Replicator:
             remote = recipients.remotes[skip]
             skip += 1
             if count > 1 and number in feedback.GSO_REFUSALS:
-                passed = self._one_by_one(sock, batch, stride, remote, envelope, lost)
+                passed = self._one_by_one(
+                    *(sock, batch, stride, recipients, remote, envelope, lost)
+                )
                 left += passed
                 # Segments that are too big are so for one remote; all else is for all of them.
                 self._gso = self._gso and (number == errno.EMSGSIZE or not passed)
@@ -219,9 +232,10 @@ class Replicator:
 
     def _one_by_one(
         self,
-        sock: socket.socket,
+        sock: Sender,
         batch: memoryview,
         stride: int,
+        recipients: Recipients,
         remote: Remote,
         envelope: int,
         lost: list[Lost],
@@ -240,26 +254,58 @@ class Replicator:
             except BlockingIOError:
                 lost.append(Lost(remote, Drop.UNDERLAY_FULL, 1))
             except OSError as error:
-                feedback.returned(sock)
+                lost += recipients.losses(_returned(sock, recipients))
                 lost.append(Lost(remote, feedback.reason(error.errno), 1))
             else:
                 passed += 1
         return passed
 
-    def _socket(self, family: int, flow: int, df: int) -> socket.socket:
+    def _socket(self, family: int, flow: int, df: int) -> Sender:
         key = (family, flow & _SLOTS - 1, df)
         sock = self._sockets.get(key)
         if sock is None:
-            sock = self._outer.open(self._bindings[family], _SEND_BUFFER, df=df != 0)
+            sock = self._idle.pop(key, None) or self._open(family, df=df != 0)
             self._sockets[key] = sock
         return sock
 
+    def _open(self, family: int, *, df: bool) -> Sender:
+        spec = SocketSpec(self._bindings[family], self._outer, None, _SEND_BUFFER, df)
+        return self._senders.open(self, spec, time.monotonic())
+
+    def set_aside(self, sock: socket.socket) -> None:
+        """Use a socket no more until a frame needs it."""
+        for key, other in tuple(self._sockets.items()):
+            if other is sock:
+                del self._sockets[key]
+                self._idle[key] = sock
+
+    def uses(self, sock: socket.socket) -> bool:
+        """Return whether a frame has needed a socket since it was set aside."""
+        return any(other is sock for other in self._sockets.values())
+
+    def discard(self, sock: Sender) -> None:
+        """Close a socket, and open another one if a frame needs it."""
+        for sockets in (self._sockets, self._idle):
+            for key, other in tuple(sockets.items()):
+                if other is sock:
+                    del sockets[key]
+        self._senders.close(sock)
+
     def close(self) -> None:
         """Close all sockets; they are opened anew if there is more to send."""
-        for sock in self._sockets.values():
-            self._closing(sock.fileno())
-            sock.close()
+        sockets = [*self._sockets.values(), *self._idle.values()]
         self._sockets.clear()
+        self._idle.clear()
+        for sock in sockets:
+            self._senders.close(sock)
+
+
+def _returned(sender: Sender, recipients: Recipients) -> list[feedback.Returned]:
+    """Return the datagrams that came back, and have those counted that others have sent."""
+    news = returned(sender)
+    if isinstance(sender, SharedSender):
+        sender.report(recipients.others(news))
+    return news
 
 
 def _control(family: int, envelope: int, segment_size: int) -> bytes:

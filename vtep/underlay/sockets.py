@@ -1,12 +1,11 @@
 """Sockets as a VTEP needs them: how they are bound, what their headers say, how one receives."""
 
-import ctypes
 import errno
 import random
 import socket
 import struct
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
@@ -21,11 +20,6 @@ from vtep.wire import ecn, envelope, vxlan
 
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
-
-_ERROR_BUFFER = 1 << 17
-"""Octets of what came back and waits to be looked at."""
-
-_PORT_TRIES = 64
 
 # From the kernel's include/uapi/linux/{in,in6,udp}.h and asm-generic/socket.h.
 _IP_MTU_DISCOVER = 10
@@ -48,20 +42,21 @@ _UDP_NO_CHECK6_TX = 101
 _UDP_NO_CHECK6_RX = 102
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
+_IP_PKTINFO = 8
+_DEFAULT_TTL = -1
+"""The host's default TTL or hop limit, as the socket options have it."""
+
 _SO_NO_CHECK = 11
-_SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
 _SK_MEMINFO_VARS = 9
 
-# A struct sock_filter (linux/filter.h) that returns 0, and the struct sock_fprog that has it.
-_RETURN_0 = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-_DISCARD_ALL = struct.pack("@HP", 1, ctypes.addressof(_RETURN_0))
-
 _INT = struct.Struct("=i")
 _SEGMENT_SIZE = struct.Struct("=H")
+_PKTINFO_V4 = struct.Struct("=i4s4x")
+_PKTINFO_V6 = struct.Struct("=16si")
 _FLOWINFO = struct.Struct("!I")
 _JOIN_V4 = struct.Struct("=4s4si")
 _JOIN_V6 = struct.Struct("=16si")
@@ -128,11 +123,15 @@ class Binding:
         try:
             if shared:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(sockaddr(host_of(self.local, self.dev), port) if self.local else ("", port))
+            sock.bind(self.sockaddr(port))
         except OSError:
             sock.close()
             raise
         return sock
+
+    def sockaddr(self, port: int) -> Sockaddr:
+        """Return the address that sockets are bound to for this port; raises OSError."""
+        return sockaddr(host_of(self.local, self.dev), port) if self.local else ("", port)
 
     def unbound(self) -> socket.socket:
         """A non-blocking UDP socket with no port yet; raises OSError."""
@@ -146,6 +145,17 @@ class Binding:
             sock.close()
             raise
         return sock
+
+
+@contextmanager
+def connected_probe(binding: Binding, where: Sockaddr) -> Iterator[socket.socket]:
+    """Provide a socket connected to an address, to ask the kernel about the route to it.
+
+    Nothing is sent. Raises OSError where there is no route.
+    """
+    with binding.open(0) as sock:
+        sock.connect(where)
+        yield sock
 
 
 # --- receiving --------------------------------------------------------------------------------
@@ -336,53 +346,35 @@ class Outer:
         """Whether datagrams have a UDP checksum, without which the kernel segments none."""
         return self.udpcsum if family == socket.AF_INET else not self.udp6zerocsumtx
 
-    def open(
-        self, binding: Binding, buffer: int, *, df: bool = False, used: Container[int] = ()
-    ) -> socket.socket:
-        """A socket to send from, on one of our source ports; `buffer` in octets.
+    def set_up(self, sock: socket.socket, *, df: bool = False) -> None:
+        """Have all that a socket sends look like this.
 
-        It is another port than those `used`, if one is found. With `df`, nothing that it sends is
-        fragmented on the way. Raises OSError.
+        With `df`, nothing that it sends is fragmented on the way. Options that a former call has
+        set are overwritten. Raises OSError.
         """
-        for tried in range(_PORT_TRIES):
-            try:
-                # Shared among remotes, since the range may have fewer ports than there are of them.
-                port = random.choice(self.srcport)  # noqa: S311  no secret
-                if port in used and tried < _PORT_TRIES // 2:
-                    continue
-                sock = binding.open(port, shared=True)
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
+        discover = _PMTUDISC_DO if df or self.df else _PMTUDISC_DONT
+        if sock.family == socket.AF_INET6:
+            self._set_up_v6(sock, discover)
         else:
-            raise OSError(errno.EADDRINUSE, "no free source port")
-        try:
-            # Nobody reads what a peer sends to a port other than the VXLAN port. But what is to be
-            # read of ICMP errors has to find room, with up to 1280 octets of the packet each.
-            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DISCARD_ALL)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ERROR_BUFFER)
-            _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer)
-            discover = _PMTUDISC_DO if df or self.df else _PMTUDISC_DONT
-            if binding.family == socket.AF_INET6:
-                self._set_up_v6(sock, discover)
-            else:
-                self._set_up_v4(sock, discover)
-        except OSError:
-            sock.close()
-            raise
-        return sock
+            self._set_up_v4(sock, discover)
 
     def outside(
-        self, sock: socket.socket, entrance: bytes, device: int, key: int, *, df: bool
+        self,
+        sock: socket.socket,
+        source_port: int,
+        entrance: bytes,
+        device: int,
+        key: int,
+        *,
+        df: bool,
     ) -> Outside:
-        """What the headers say of what a socket sends with an envelope, for who writes them.
+        """Return the outer headers of datagrams with an envelope, for a caller that writes them.
 
-        `sock` is one that `open` has opened with the same `df`, and is connected; `entrance` and
-        `device` are as `offload.whole` has them. Raises OSError.
+        `sock` is connected to the remote. `entrance` and `device` are as `offload.whole` has them.
+        Raises OSError.
         """
         tos, ttl, flowlabel = envelope.fields(key)
-        (source, source_port, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
+        (source, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
         if sock.family == socket.AF_INET6:
             own = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
         else:
@@ -395,7 +387,7 @@ class Outer:
             source_port=source_port,
             port=port,
             tos=tos or self.tos,
-            ttl=ttl or own,
+            ttl=ttl or self.ttl or own,
             flowlabel=flowlabel or self.flowlabel,
             df=df or self.df,
             checksum=self.has_checksum(sock.family),
@@ -408,11 +400,10 @@ class Outer:
             _IP_RECVERR: 1,
             _IP_MTU_DISCOVER: discover,
             socket.IP_TOS: self.tos,
+            socket.IP_TTL: self.ttl or _DEFAULT_TTL,
             socket.IP_MULTICAST_TTL: self.ttl or 1,
             socket.IP_MULTICAST_LOOP: 0,
         }
-        if self.ttl:
-            options[socket.IP_TTL] = self.ttl
         for option, value in options.items():
             sock.setsockopt(socket.IPPROTO_IP, option, value)
         sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, int(not self.udpcsum))
@@ -424,11 +415,10 @@ class Outer:
             _IPV6_AUTOFLOWLABEL: 0,
             _IPV6_FLOWINFO_SEND: 1,
             socket.IPV6_TCLASS: self.tos,
+            socket.IPV6_UNICAST_HOPS: self.ttl or _DEFAULT_TTL,
             socket.IPV6_MULTICAST_HOPS: self.ttl or 1,
             socket.IPV6_MULTICAST_LOOP: 0,
         }
-        if self.ttl:
-            options[socket.IPV6_UNICAST_HOPS] = self.ttl
         for option, value in options.items():
             sock.setsockopt(socket.IPPROTO_IPV6, option, value)
         sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_TX, int(self.udp6zerocsumtx))
@@ -468,12 +458,32 @@ def ancillary(family: socket.AddressFamily, key: int, segment_size: int) -> Anci
     return tuple(messages)
 
 
+def pktinfo(family: socket.AddressFamily, local: Address | None, dev: str | None) -> Ancillary:
+    """Return the control message that has a datagram leave from an address or over a device.
+
+    There is none if both are None. Raises OSError where there is no such device.
+    """
+    if local is None and dev is None:
+        return ()
+    index = socket.if_nametoindex(dev) if dev is not None else 0
+    if family == socket.AF_INET6:
+        packed = local.packed if local is not None else bytes(16)
+        return ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO_V6.pack(packed, index)),)
+    packed = local.packed if local is not None else bytes(4)
+    return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO_V4.pack(index, packed)),)
+
+
 def _set_buffer(sock: socket.socket, force: int, ask: int, octets: int) -> None:
     """Set the size of a buffer: beyond this host's limit if we may, else as far as that."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, force, octets)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, ask, octets)
+
+
+def set_send_buffer(sock: socket.socket, octets: int) -> None:
+    """Set the size of the send buffer, beyond this host's limit if that is allowed."""
+    _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, octets)
 
 
 def path_mtu(sock: socket.socket) -> int:
@@ -492,13 +502,16 @@ def send_whole(sock: socket.socket, datagram: bytes, host: str, port: int) -> No
     level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
     option = _IPV6_MTU_DISCOVER if v6 else _IP_MTU_DISCOVER
     before = sock.getsockopt(level, option)
-    if v6:  # It fragments nothing else.
+    if v6:  # PMTUDISC_PROBE alone does not keep IPv6 from fragmenting.
         sock.setsockopt(level, _IPV6_DONTFRAG, 1)
     sock.setsockopt(level, option, _PMTUDISC_PROBE)
     try:
         sock.sendto(datagram, sockaddr(host, port))
     finally:
+        # Frames may leave from the same socket, and those may be fragmented.
         sock.setsockopt(level, option, before)
+        if v6:
+            sock.setsockopt(level, _IPV6_DONTFRAG, 0)
 
 
 def segments_datagrams() -> bool:

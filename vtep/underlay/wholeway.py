@@ -2,13 +2,13 @@
 
 import errno
 import logging
-import socket
 
 from vtep.offload import whole
 from vtep.offload.headers import Cut
 from vtep.offload.trial import Judge
 from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, Path
+from vtep.underlay.shared import Sender, connected
 from vtep.underlay.sockets import Outer
 from vtep.wire import virtio
 
@@ -41,7 +41,7 @@ class WholeWay:
         self._outer = outer
         self.injector = injector
         self._device = 0
-        self._heads: dict[int, tuple[socket.socket, whole.Heads]] = {}
+        self._heads: dict[int, tuple[Sender, whole.Heads]] = {}
         self._last: whole.Heads
 
     @property
@@ -57,6 +57,7 @@ class WholeWay:
     def shut(self) -> None:
         """Have them cut here again."""
         self.largest, self.judge = 0, None
+        self._heads.clear()  # The host's address may be another one when they leave whole again.
 
     def tell_losses(self) -> None:
         """Say in the log that superframes are lost, and so are cut here."""
@@ -139,14 +140,16 @@ class WholeWay:
             log.warning("offload tnl is off to %s for a while: %s", self.host, why)
         self.shut()
 
-    def _note(self, flow: int, sock: socket.socket) -> whole.Heads:
+    def _note(self, flow: int, sender: Sender) -> whole.Heads:
         """What goes before the superframes of a flow from now on; raises OSError."""
         if len(self._heads) >= _HEADS_MAX:
             self._heads.clear()
-        outside = self._outer.outside(
-            *(sock, self.injector.mac, self._device, flow >> FLOW_BITS),
-            df=self._path.keeps_whole(flow),
-        )
+        port: int = sender.getsockname()[1]
+        with connected(sender) as sock:
+            outside = self._outer.outside(
+                *(sock, port, self.injector.mac, self._device, flow >> FLOW_BITS),
+                df=self._path.keeps_whole(flow),
+            )
         heads = whole.Heads(outside)
-        self._heads[flow] = sock, heads
+        self._heads[flow] = sender, heads
         return heads

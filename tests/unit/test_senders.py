@@ -1,0 +1,457 @@
+"""Sending sockets: how many there are, which are closed, and those that receive as well."""
+
+import os
+import resource
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path as Folder
+
+import pytest
+
+from vtep.config import Config
+from vtep.counters import Drop
+from vtep.errors import VtepError
+from vtep.fdb import Remote
+from vtep.paths import Paths, Pool
+from vtep.probe import SIZE
+from vtep.underlay import (
+    FLOW_BITS,
+    Binding,
+    Outer,
+    Path,
+    Replicator,
+    SenderSockets,
+    SharedSocket,
+    open_receiver,
+    pool_slots,
+    send_whole,
+)
+from vtep.underlay.feedback import Returned
+from vtep.wire.envelope import DF, Policy
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+HOST = {V4: "127.0.0.1", V6: "::1"}
+FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+ANY = {family: Binding(family, None, None) for family in HOST}
+DATAGRAM = memoryview(bytes(range(100)))
+DEADLINE = 10.0
+
+
+@pytest.fixture
+def sink() -> Iterator[Callable[[int], Remote]]:
+    """Remotes by number, at addresses of this host where datagrams are taken and thrown away."""
+    with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        sock.bind(("", 0))
+        port = sock.getsockname()[1]
+        yield lambda number: Remote(f"127.1.{number >> 8}.{number & 255}", port)
+
+
+ToSink = Callable[[int], Remote]
+
+
+@contextmanager
+def descriptors(most: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_now() -> int:
+    return len(list(Folder("/proc/self/fd").iterdir()))
+
+
+CONFIG = Config(vni=1)
+
+
+def paths(pool: Pool, config: Config = CONFIG) -> Paths:
+    return Paths(
+        pool, {4: ANY[V4], 6: ANY[V6]}, Outer.of(config), Policy(), lambda *_: None, gso=True
+    )
+
+
+def sent(path: Path, flow: int = 0) -> int:
+    """Send a datagram, which has to leave. Returns: the descriptor that it left by."""
+    assert path.send(DATAGRAM, 100, flow, 0.0) == (100, None)
+    return path.fileno(flow)
+
+
+# --- how many ---------------------------------------------------------------------------------
+
+
+def test_however_many_remotes_there_are_half_of_the_descriptors_are_left(sink: ToSink) -> None:
+    pool = Pool()
+    ways = paths(pool)
+    limit = 2 * open_now() + 40
+    with descriptors(limit):
+        for number in range(300):
+            path = ways[sink(number)]
+            for flow in range(3):
+                sent(path, flow)
+            assert len(pool.senders) <= limit // 2
+        assert len(pool.senders) == limit // 2
+        ways.close()
+    assert len(pool.senders) == 0
+
+
+def test_those_that_send_to_many_at_once_are_bounded_too(sink: ToSink) -> None:
+    pool = Pool()
+    limit = 2 * open_now() + 20
+    with descriptors(limit), ExitStack() as stack:
+        for vni in range(1, 41):
+            ways = paths(pool, Config(vni=vni, ttl=vni))
+            stack.callback(ways.close)
+            flood = ways.flood(tuple(sink(number) for number in range(10)))
+            assert flood is not None
+            for flow in range(4):
+                result = flood.replicator.send(DATAGRAM, 100, flood.recipients, flow)
+                assert (result.octets, result.lost) == (100, [])
+            assert len(pool.senders) <= limit // 2
+        assert pool.senders.is_full
+
+
+def test_what_is_in_use_stays_open(sink: ToSink) -> None:
+    """A socket that is used between any two that are opened is never closed."""
+    pool = Pool()
+    ways = paths(pool)
+    with descriptors(2 * open_now() + 20):
+        busy, idle = ways[sink(0)], ways[sink(1)]
+        fd = sent(busy)
+        sent(idle)
+        for number in range(2, 500):
+            sent(ways[sink(number)])
+            assert sent(busy) == fd
+        assert idle.fileno(0) == -1
+        assert sent(idle) >= 0
+        ways.close()
+
+
+def test_a_remote_with_a_socket_takes_none_from_others(sink: ToSink) -> None:
+    """It has less entropy then."""
+    pool = Pool()
+    ways = paths(pool)
+    with descriptors(2 * open_now() + 20):
+        path = ways[sink(0)]
+        sent(path)
+        others: list[Path] = []
+        while not pool.senders.is_full:
+            others.append(ways[sink(1 + len(others))])
+            sent(others[-1])
+        fds = [other.fileno(0) for other in others]
+        assert {sent(path, flow) for flow in range(64)} == {path.fileno(0)}
+        assert [other.fileno(0) for other in others] == fds
+        # Those that ask for DF are other sockets, of which it has none yet.
+        assert sent(path, DF << FLOW_BITS) != path.fileno(0)
+        assert pool.senders.is_full
+        ways.close()
+
+
+def test_whoever_waits_for_a_socket_that_is_closed_is_woken(sink: ToSink) -> None:
+    closed: list[int] = []
+    senders = SenderSockets(closed.append)
+    ways = [Path(ANY[V4], Outer(), sink(number), 1, senders, gso=True) for number in range(60)]
+    with descriptors(2 * open_now() + 20):
+        fd = sent(ways[0])
+        for path in ways[1:]:
+            sent(path)
+        assert fd in closed
+        for path in ways:
+            path.close()
+
+
+def test_without_any_descriptor_left_another_socket_is_closed(sink: ToSink) -> None:
+    pool = Pool()
+    ways = paths(pool)
+    one, two = ways[sink(1)], ways[sink(2)]
+    sent(one)
+    taken: list[int] = []
+    with descriptors(open_now() + 60):
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open("/", os.O_RDONLY))
+            sent(two)
+            assert one.fileno(0) == -1
+            assert sent(two, 1) == two.fileno(0)  # It shares its own.
+        finally:
+            for fd in taken:
+                os.close(fd)
+        ways.close()
+
+
+def test_as_many_source_ports_as_there_are() -> None:
+    with descriptors(1024):
+        assert pool_slots(1, 16384) == 64
+        assert pool_slots(100, 16384) == 4
+        assert pool_slots(10_000, 16384) == 1
+        assert [pool_slots(1, ports) for ports in (1, 2, 3, 64, 100)] == [1, 2, 2, 64, 64]
+
+
+# --- ports ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken() -> Iterator[range]:
+    """Two ports that another socket has, behind one that is free."""
+    with ExitStack() as stack:
+        while True:
+            socks = [stack.enter_context(socket.socket(V4, socket.SOCK_DGRAM)) for _ in range(3)]
+            try:
+                socks[0].bind(("", 0))
+                first = socks[0].getsockname()[1] + 1
+                socks[1].bind(("", first))
+                socks[2].bind(("", first + 1))
+            except (OSError, OverflowError):
+                continue
+            break
+        socks[0].close()
+        yield range(first, first + 2)
+
+
+def test_the_only_free_port_of_a_range_is_found(taken: range, sink: ToSink) -> None:
+    for _ in range(5):
+        ports = Outer(srcport=range(taken[0] - 1, taken[-1] + 1))
+        path = Path(ANY[V4], ports, sink(0), 1, SenderSockets(), gso=True)
+        assert sent(path) >= 0
+        path.close()
+
+
+def test_a_range_without_a_free_port_is_told_of_once(
+    taken: range, caplog: pytest.LogCaptureFixture
+) -> None:
+    senders = SenderSockets()
+    says = f"--srcport {taken[0]} {taken[-1]}: every UDP port of this range is taken"
+    with pytest.raises(VtepError, match=says):
+        senders.check(ANY[V4], taken)
+    senders.check(ANY[V4], range(taken[0] - 1, taken[-1] + 1))
+    for number in range(1, 4):
+        path = Path(
+            ANY[V4], Outer(srcport=taken), Remote(f"127.0.0.{number}", 9), 1, senders, gso=True
+        )
+        assert path.send(DATAGRAM, 100, 0, 0.0) == (100, Drop.UNDERLAY_FAILED)
+    assert caplog.text.count(says) == 1
+
+
+def test_a_port_to_listen_on_is_given_up(sink: ToSink) -> None:
+    pool = Pool()
+    port = free_port()
+    ways = paths(pool, Config(vni=1, srcport=(port, port)))
+    path = ways[sink(0)]
+    sent(path)
+    pool.senders.vacate(V6, port)
+    assert path.fileno(0) >= 0
+    pool.senders.vacate(V4, port)
+    with open_receiver(ANY[V4], port, gro=False):
+        assert path.fileno(0) == -1
+    ways.close()
+
+
+def free_port(family: socket.AddressFamily = V4) -> int:
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+# --- trying again -----------------------------------------------------------------------------
+
+
+def test_a_change_of_the_network_has_it_tried_again_at_once(sink: ToSink) -> None:
+    senders = SenderSockets()
+    path = Path(Binding(V4, None, "nix0"), Outer(), sink(0), 1, senders, gso=True)
+    assert path.send(DATAGRAM, 100, 0, 0.0) == (100, Drop.UNDERLAY_UNREACHABLE)
+    path.binding = ANY[V4]
+    assert path.send(DATAGRAM, 100, 0, 0.9) == (100, Drop.UNDERLAY_UNREACHABLE)
+    senders.network_changes += 1
+    assert path.send(DATAGRAM, 100, 0, 0.9) == (100, None)
+    path.close()
+
+
+# --- one port both ways -----------------------------------------------------------------------
+
+
+class BothWays:
+    """A receiving socket on a port of its own that is the only source port, too."""
+
+    def __init__(self, stack: ExitStack, family: socket.AddressFamily) -> None:
+        self.family = family
+        self.returned: list[Returned] = []
+        self.rearmed = 0
+        self.senders = SenderSockets()
+        self.senders.receiver = self._receiver
+        self.port = free_port(family)
+        self.ports = range(self.port, self.port + 1)
+        self.listen()
+        stack.callback(self.close)
+
+    def listen(self) -> None:
+        self.receiver = open_receiver(ANY[self.family], self.port, gro=True)
+        self.shared = SharedSocket(
+            self.receiver, ANY[self.family], self.returned.append, self._rearm
+        )
+
+    def receive(self) -> bytes:
+        """Receive as the event loop does; raises OSError for what it is told of."""
+        readable, _, _ = select.select([self.receiver], [], [], DEADLINE)
+        assert readable
+        return self.receiver.recv(1000)
+
+    def _rearm(self) -> None:
+        self.rearmed += 1
+
+    def _receiver(self, binding: Binding, port: int) -> SharedSocket | None:
+        return self.shared if port == self.port and self.shared.can_send_as(binding) else None
+
+    def path(self, port: int, outer: Outer | None = None, host: str | None = None) -> Path:
+        remote = Remote(host or HOST[self.family], port)
+        outer = outer or Outer(srcport=self.ports)
+        return Path(ANY[self.family], outer, remote, 1, self.senders, gso=True)
+
+    def close(self) -> None:
+        self.shared.close()
+        self.receiver.close()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def peer(stack: ExitStack, family: socket.AddressFamily) -> socket.socket:
+    sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+    sock.bind((HOST[family], 0))
+    sock.settimeout(DEADLINE)
+    return sock
+
+
+@FAMILIES
+def test_what_is_sent_from_the_port_leaves_it_to_the_receiver(
+    stack: ExitStack, family: socket.AddressFamily
+) -> None:
+    """Also from a remote that sends from the port that it is sent to."""
+    ours, theirs = BothWays(stack, family), peer(stack, family)
+    path = ours.path(theirs.getsockname()[1])
+    for flow in (0, 1, DF << FLOW_BITS, 0xB8 << FLOW_BITS):
+        three = memoryview(bytes(250))
+        assert path.send(three, 100, flow, 0.0) == (250, None)
+        assert b"".join(theirs.recv(1000) for _ in range(3)) == three
+        sent(path, flow)
+        data, (host, port, *_) = theirs.recvfrom(1000)
+        assert (data, host, port) == (bytes(DATAGRAM), HOST[family], ours.port)
+        theirs.sendto(b"answer", (HOST[family], ours.port))
+        assert ours.receive() == b"answer"
+    assert len(ours.senders) == 0
+    assert path.mtu == (65536 if family == V6 else 65535)
+    path.close()
+    assert ours.receiver.fileno() >= 0
+
+
+@FAMILIES
+def test_each_segment_has_its_own_look(stack: ExitStack, family: socket.AddressFamily) -> None:
+    ours, theirs = BothWays(stack, family), peer(stack, family)
+    v6 = family == V6
+    theirs.setsockopt(*((socket.IPPROTO_IPV6, 66) if v6 else (socket.IPPROTO_IP, 13)), 1)
+    theirs.setsockopt(*((socket.IPPROTO_IPV6, 51) if v6 else (socket.IPPROTO_IP, 12)), 1)
+    port = theirs.getsockname()[1]
+    looks = [Outer(srcport=ours.ports, tos=tos, ttl=ttl) for tos, ttl in ((0xB8, 7), (0, 0))]
+    ways = [ours.path(port, outer) for outer in looks]
+    for path, outer in zip(ways * 2, looks * 2, strict=True):
+        sent(path)
+        _, ancillary, _, _ = theirs.recvmsg(1000, 200)
+        assert sorted(data[0] for _, _, data in ancillary) == sorted((outer.tos, outer.ttl or 64))
+    for path in ways:
+        path.close()
+
+
+@FAMILIES
+def test_many_are_sent_to_from_the_port(stack: ExitStack, family: socket.AddressFamily) -> None:
+    ours = BothWays(stack, family)
+    theirs = [peer(stack, family) for _ in range(10)]
+    replicator = Replicator([ANY[family]], Outer(srcport=ours.ports), ours.senders, gso=True)
+    recipients = replicator.recipients(
+        [Remote(HOST[family], each.getsockname()[1]) for each in theirs]
+    )
+    result = replicator.send(memoryview(bytes(250)), 100, recipients, 0)
+    assert (result.octets, result.reached, result.datagrams, result.lost) == (250, 10, 30, [])
+    for each in theirs:
+        for _ in range(3):
+            data, (_, port, *_) = each.recvfrom(1000)
+            assert len(data) in (50, 100)
+            assert port == ours.port
+    replicator.close()
+
+
+@FAMILIES
+def test_what_comes_back_does_not_disturb_the_receiver(
+    stack: ExitStack, family: socket.AddressFamily
+) -> None:
+    ours = BothWays(stack, family)
+    path, other = ours.path(free_port(family)), peer(stack, family)
+    way = ours.path(other.getsockname()[1])
+    sent(path)
+    # It is told of with the next datagram to that host, which has not left then.
+    assert path.send(DATAGRAM, 100, 0, 0.0) == (0, Drop.UNDERLAY_REFUSED)
+    sent(way)
+    sent(path)
+    with pytest.raises(ConnectionRefusedError):
+        ours.receive()
+    ours.shared.report(ours.shared.returned())
+    assert ours.returned == [Returned(HOST[family], Drop.UNDERLAY_REFUSED)]
+    assert ours.rearmed >= 2
+    sent(way)
+    other.sendto(b"x", (HOST[family], ours.port))
+    assert ours.receive() == b"x"
+
+
+def test_what_comes_back_from_others_is_reported(stack: ExitStack) -> None:
+    ours = BothWays(stack, V4)
+    refused = ours.path(free_port(), host="127.0.0.2")
+    theirs = peer(stack, V4)
+    way = ours.path(theirs.getsockname()[1])
+    sent(refused)
+    sent(way)
+    assert ours.returned == [Returned("127.0.0.2", Drop.UNDERLAY_REFUSED)]
+    replicator = Replicator([ANY[V4]], Outer(srcport=ours.ports), ours.senders, gso=True)
+    recipients = replicator.recipients([Remote("127.0.0.1", theirs.getsockname()[1])])
+    sent(refused)
+    result = replicator.send(DATAGRAM, 100, recipients, 0)
+    assert (result.octets, result.lost) == (100, [])
+    assert len(ours.returned) == 2
+
+
+@FAMILIES
+def test_another_receiver_is_sent_from_next(stack: ExitStack, family: socket.AddressFamily) -> None:
+    ours, theirs = BothWays(stack, family), peer(stack, family)
+    path = ours.path(theirs.getsockname()[1])
+    sent(path)
+    ours.close()
+    assert path.fileno(0) == -1
+    ours.listen()
+    sent(path)
+    for _ in range(2):
+        assert theirs.recvfrom(1000)[1][1] == ours.port
+
+
+def test_a_reply_leaves_what_it_has_found(stack: ExitStack) -> None:
+    """IPv6 datagrams may be fragmented again after one that must not be."""
+    ours, theirs = BothWays(stack, V6), peer(stack, V6)
+    send_whole(ours.receiver, bytes(SIZE), "::1", theirs.getsockname()[1])
+    assert ours.receiver.getsockopt(socket.IPPROTO_IPV6, 62) == 0
+
+
+def test_only_a_receiver_that_would_be_in_the_way_is_shared() -> None:
+    with open_receiver(ANY[V4], 0, gro=False) as receiver:
+        for binding, other, can in (
+            (ANY[V4], ANY[V4], True),
+            (ANY[V4], ANY[V6], False),
+            (ANY[V4], Binding(V4, None, "eth1"), True),
+            (Binding(V4, None, "eth0"), Binding(V4, None, "eth1"), False),
+            (Binding(V4, None, "eth0"), ANY[V4], False),
+        ):
+            shared = SharedSocket(receiver, binding, lambda _returned: None, lambda: None)
+            assert shared.can_send_as(other) is can
