@@ -22,6 +22,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
+from tests.netns.test_doctor import consult
 from tests.netns.test_many import run
 from vtep import Config, Vtep, engine
 from vtep.lab import Host, transfer
@@ -306,6 +307,37 @@ def test_spoofed_sources_take_no_more_than_half_of_the_descriptors(
     assert answered == 200
     ping(a, "10.0.0.2")
     assert peer.faults() == 0
+
+
+# --- the source address -----------------------------------------------------------------------
+
+
+def test_a_temporary_address_is_not_sent_from(pair: Pair, start: Start) -> None:
+    """Nor answered from, nor asked from by the doctor."""
+    a, b = pair
+    a.run("sysctl", "-qw", "net.ipv6.conf.eth0.use_tempaddr=2")
+    a.run("ip", "addr", "del", "2001:db8::1/64", "dev", "eth0")
+    a.run(
+        *("ip", "addr", "add", "2001:db8::1/64", "dev", "eth0", "mngtmpaddr"),
+        *("valid_lft", "86400", "preferred_lft", "40000"),
+    )
+
+    def settled() -> bool:
+        said = a.run("ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global")
+        return "temporary" in said and "tentative" not in said
+
+    wait_until(settled, "a temporary address")
+    assert "src 2001:db8::1 " not in a.run("ip", "route", "get", "2001:db8::2")
+    peer = start(b, *segment(1, "2001:db8::1", "10.0.0.2/24"))
+    vtep = start(a, *segment(1, "2001:db8::2", "10.0.0.1/24"))
+    ping(a, "10.0.0.2")
+    transfer(a, b, "10.0.0.2", 4 << 20)
+    for host, each in ((a, vtep), (b, peer)):
+        code, said = consult(host, "--socket", str(each.control))
+        assert (code, said["findings"]) == (0, [])
+    vtep.told("set --srcport 4789 4789")
+    ping(a, "10.0.0.2")
+    assert vtep.faults() == 0
 
 
 # --- after a failure --------------------------------------------------------------------------

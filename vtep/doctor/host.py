@@ -17,7 +17,9 @@ from vtep.errors import VtepError
 from vtep.firewall import AND, ARP, CROSSING, Packet, Verdict
 from vtep.netfilter import Rules
 from vtep.netlink import sees_bridge
+from vtep.underlay.sockets import Binding, connected_probe, sockaddr
 from vtep.values import Address, without_scope
+from vtep.wire import vxlan
 
 _IFF_UP = 1
 _STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
@@ -142,7 +144,17 @@ class Surroundings:
         link = self.links.get(route.get("oif"))
         if link is None:
             raise VtepError("the route leads nowhere")
-        return Way(link.name, route.get("prefsrc"), route.get("gateway"))
+        source = route.get("prefsrc")
+        if remote.version == 6 and local is None:
+            # The kernel's answer may be a temporary address, from which no pyvtep sends.
+            with (
+                suppress(OSError),
+                connected_probe(
+                    Binding(family, None, scope), sockaddr(str(remote), vxlan.PORT)
+                ) as probe,
+            ):
+                source = probe.getsockname()[0]
+        return Way(link.name, source, route.get("gateway"))
 
     def bridge_of(self, tap: str, tables: Rules) -> BridgeFacts | None:
         """The bridge that a TAP is on."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
-from vtep.underlay.sockets import sockaddr
+from vtep.underlay.sockets import prefer_public_source, sockaddr
 from vtep.values import Address
 from vtep.wire.checksum import internet_checksum
 from vtep.wire.ethernet import format_mac, parse_mac
@@ -49,6 +49,8 @@ def ping(host: Address, dev: str | None) -> int | None:
     answered: set[int] = set()
     with sock:
         try:
+            if version == 6:
+                prefer_public_source(sock)
             if dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
             sock.connect(sockaddr(str(host), 0))

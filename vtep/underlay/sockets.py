@@ -34,6 +34,8 @@ _IPV6_MULTICAST_ALL = 29
 _IPV6_FLOWINFO_SEND = 33
 _IPV6_DONTFRAG = 62
 _IPV6_AUTOFLOWLABEL = 70
+_IPV6_ADDR_PREFERENCES = 72
+_IPV6_PREFER_SRC_PUBLIC = 2
 _PMTUDISC_DONT = 0
 _PMTUDISC_DO = 2
 _PMTUDISC_PROBE = 3
@@ -139,12 +141,21 @@ class Binding:
         try:
             if self.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                prefer_public_source(sock)
             if self.dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.dev.encode())
         except OSError:
             sock.close()
             raise
         return sock
+
+
+def prefer_public_source(sock: socket.socket) -> None:
+    """Have an IPv6 socket send from the host's stable address rather than from a temporary one.
+
+    The other end knows this host by one address. A temporary address (RFC 8981) changes every day.
+    """
+    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ADDR_PREFERENCES, _IPV6_PREFER_SRC_PUBLIC)
 
 
 @contextmanager
