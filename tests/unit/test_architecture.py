@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "switch": {"wire", "fdb", "neigh", "gateway", "counters", "probe"},
     "mtu": {"mtu", "offload", "wire", "counters"},
     "doctor/facts": {"doctor", "firewall", "probe"},
+    "doctor/finding": set[str](),
+    "doctor/drops": {"doctor", "firewall", "counters"},
     "doctor/findings": {"doctor", "firewall", "probe", "counters", "wire"},
     "counters": set[str](),
     "errors": set[str](),

@@ -1,5 +1,6 @@
 """What is said to be wrong, by facts that are made up."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,8 @@ def only(found: Iterable[Finding]) -> Finding:
     assert one.fix or one.severity is Severity.NOTE
     for text in (one.title, one.explanation, one.fix):
         assert "None" not in text
+    # What stands for a value that is not known is no part of a command.
+    assert not re.search(r"\b(ADDRESS|BRIDGE|DEV|FILE|GATEWAY|HOST|IP|LEN|MAC|N|PATH)\b", one.fix)
     return one
 
 

@@ -219,7 +219,7 @@ def _of_reason(
         note(
             about,
             f"{name} {count}{meaning}{last or '; the last one' * bool(ago)}{ago}",
-            "None was dropped while the doctor looked. To count from zero: pyvtep stats --reset"
+            "It did not increase while the doctor looked. To count from zero: pyvtep stats --reset"
             f"{_socket(socket)}.",
             f"should it come again: {fix}",
         ),
