@@ -184,10 +184,11 @@ def tcp_authentication(frame: Buffer, where: Transport) -> int:
     The result is `TCP_OPTION_AO` or `TCP_OPTION_MD5`. Such a segment can be neither split nor
     merged: its code covers all of its data.
     """
-    begin = where.offset + TCP_HEADER_MIN
-    end = where.offset + tcp_header_len(frame, where)
+    octets = tcp_header_len(frame, where)
+    if octets <= TCP_HEADER_MIN:
+        return 0
     # Most segments have no octet of either value: this spares them the walk over their options.
-    options = bytes(frame[begin:end])
+    options = bytes(frame[where.offset + TCP_HEADER_MIN : where.offset + octets])
     if TCP_OPTION_AO not in options and TCP_OPTION_MD5 not in options:
         return 0
     kinds = {frame[at] for at in tcp_options(frame, where)}
