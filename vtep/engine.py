@@ -21,11 +21,13 @@ from attrs import define, field, fields
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vtep import netlink
+from vtep import descriptors, netlink
 from vtep.config import Config, check_segments
 from vtep.consent import Consent
 from vtep.counters import Counters, Drop, DropLog
 from vtep.datapath import Arena
+from vtep.descriptors import ShortageError
+from vtep.devices import device_index
 from vtep.errors import VtepError
 from vtep.fdb import Fdb
 from vtep.listener import Endpoint, Listener
@@ -42,6 +44,7 @@ from vtep.underlay import (
     WholeWay,
     device_name,
     receive_queue_drops,
+    segments_datagrams,
     superframe_max,
 )
 
@@ -55,6 +58,14 @@ _STINT = 0.0003
 
 _SETTLED = 0.2
 """Seconds from a change of some link to the look at ours: changes come in flocks."""
+
+_RETRY = 1.0
+"""Seconds after which a look at the host is tried again that descriptors did not suffice for."""
+
+_IDLE_SHARE = 20
+_PAUSE_MAX = 60.0
+"""Where routes change without end, the host is looked at again after so many times as long as the
+last look took, and after so many seconds at most."""
 
 _EVENT_MAX = 65536
 
@@ -128,10 +139,12 @@ class Vtep:
         self._chores = self._housekeeping()
         self._missing: set[str] = set()
         self._no_injector: str | None = None
+        self._injector_refused = False
         self._exits_task: asyncio.Task[None] | None = None
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
         self._links_changed: set[int] = set()
+        self._routes_changed = False
         self._links_settled = True
         self._links_drops = 0
         self._running = False
@@ -220,8 +233,14 @@ class Vtep:
     async def start(self) -> None:
         """Open the underlay and the TAPs, and begin to forward.
 
-        Raises VtepError, saying what to do, where this host does not let us; nothing is left
-        behind then.
+        What the underlay lacks may appear later: a route to a remote, the device or own address of
+        the configuration, the device of a link-local remote. That is waited for, for as long as it
+        takes, and does not keep this from returning: `Port.underlay_missing` names what is absent,
+        and the log says so, and when it is there. Until then, frames to remotes out of reach are
+        dropped and counted as `underlay_unreachable`.
+
+        Raises VtepError, saying what to do, where this host does not let us, or never will: a
+        remote that is an own address, a UDP port in use. Nothing is left behind then.
         """
         if self._ended is not None:
             raise RuntimeError("a Vtep can be started only once; make another one")
@@ -229,20 +248,25 @@ class Vtep:
         self._ended = loop.create_future()
         try:
             with ExitStack() as resources:
-                links = resources.enter_context(netlink.watch())
+                # From before the host is looked at, so that nothing happens unseen in between.
+                with descriptors.explained("follow the host's network"):
+                    self._links = links = resources.enter_context(netlink.watch())
+                    routes = resources.enter_context(netlink.watch_routes())
+                    addresses = resources.enter_context(netlink.watch_addresses())
+                    policies = netlink.watch_policies()
+                    if policies is not None:
+                        resources.enter_context(policies)
                 async with self._changing:
                     await self._apply([], [], list(self._ports.values()))
-                self._links = links
                 loop.add_reader(links.fileno(), self._link_events)
                 resources.callback(loop.remove_reader, links.fileno())
-                for events, react in (
-                    (netlink.watch_routes(), self._way_events),
-                    (netlink.watch_policies(), self._way_events),
-                    (netlink.watch_addresses(), self._address_events),
+                for events, changed in (
+                    (routes, self._route_events),
+                    (addresses, self._address_events),
+                    (policies, self._policy_events),
                 ):
                     if events is not None:
-                        resources.enter_context(events)
-                        loop.add_reader(events.fileno(), react, events)
+                        loop.add_reader(events.fileno(), changed, events)
                         resources.callback(loop.remove_reader, events.fileno())
                 self._timer: asyncio.Handle = loop.call_later(_TICK, self._tick)
                 resources.callback(self._cancel_timer)
@@ -403,6 +427,18 @@ class Vtep:
         self, removed: list[Port], changed: list[tuple[Port, Config]], added: list[Port]
     ) -> None:
         """Change what forwards, all of it or nothing: what can fail comes first, and is undone."""
+        with descriptors.explained("open what was asked for"):
+            left, ports = await self._prepare_and_commit(removed, changed, added)
+        await _close(left)
+        try:
+            await self._adapt(ports)
+        except ShortageError as error:
+            self._try_again(error)
+
+    async def _prepare_and_commit(
+        self, removed: list[Port], changed: list[tuple[Port, Config]], added: list[Port]
+    ) -> tuple[list[Tap], list[Port]]:
+        """Do what `_apply` does; the TAPs that are left over, and the ports that are different."""
         asked = [*changed, *((port, port.config) for port in added)]
         kept = {port for port, _ in changed}
         owners = {port.tap: port for port in removed}
@@ -415,7 +451,8 @@ class Vtep:
             steps = []
             for (port, config), underlay in zip(asked, underlays, strict=True):
                 with self._naming(config):
-                    setup, listeners = setup_of(config, underlay), self._listen(port, config)
+                    setup = setup_of(config, port.with_mtu(underlay))
+                    listeners = self._listen(port, config)
                     self._check_source_ports(listeners, config)
                     owner = port if port in kept else owners.get(config.tap)
                     steps.append(_Step(port, config, underlay, setup, listeners, owner))
@@ -431,18 +468,20 @@ class Vtep:
             await _on_host(self._set_up, steps)
             if any("tnl" in config.offload for _, config in asked):
                 await self._open_injector()
+            segments_datagrams()  # It is known from now on, and takes no descriptor any more.
             self._check_still([*removed, *kept])
             undo.pop_all()
-        await _close(self._commit(removed, steps))
-        await self._adapt(step.port for step in steps)
+        return self._commit(removed, steps, drops), [step.port for step in steps]
 
-    def _commit(self, removed: list[Port], steps: list[_Step]) -> list[Tap]:
+    def _commit(
+        self, removed: list[Port], steps: list[_Step], drops: Mapping[str, int]
+    ) -> list[Tap]:
         """Let what is prepared forward: nothing here waits or fails.
 
-        Gives the TAPs that are left over, which are to be closed.
+        `drops` is what the kernel has discarded in front of each device. Gives the TAPs that are
+        left over, which are to be closed.
         """
         self._count_queue_drops()
-        drops = dict(queue_drops()) if removed else {}
         for step in steps:
             if step.owner in removed:
                 step.inherited = step.owner.release()
@@ -578,14 +617,17 @@ class Vtep:
     async def _open_injector(self) -> None:
         """Open the door for superframes that leave whole, unless this host has none."""
         before = self._pool.injector
-        if self._no_injector is not None or (before is not None and before.is_there):
+        if self._injector_refused or (before is not None and before.is_there):
             return
         if before is not None:
             before.close()
+        self._no_injector = None
         try:
             self._pool.injector = await _on_host(Injector)
         except (OSError, VtepError) as error:
             self._no_injector = str(getattr(error, "strerror", None) or error)
+            # A shortage may be over when it is tried again.
+            self._injector_refused = not isinstance(error, ShortageError)
 
     def _find_exits(self) -> None:
         """Find by which devices superframes could leave whole, for who has begun to wish it."""
@@ -618,12 +660,12 @@ class Vtep:
         def adapt(connection: IPRoute) -> list[tuple[Port, Place]]:
             places = []
             for port, tap, index, before, setup in taps:
-                with suppress(VtepError):
+                with suppress(VtepError):  # It is not here now, or not ours to change.
                     place = netlink.adapt(connection, tap, index, before, setup, superframe_max)
                     places.append((port, place))
             return places
 
-        with suppress(OSError):
+        if taps:
             for port, place in await _on_host(adapt):
                 if place.beside not in (0, port.place.beside):
                     log.warning(
@@ -654,7 +696,9 @@ class Vtep:
             while port.sweep(now):
                 yield
             yield
-        self._follow_devices()
+        if self._follow_devices():
+            self._routes_changed = True
+            self._look_soon()
         for listener in self._listeners.values():
             listener.rearm()
         yield
@@ -667,12 +711,6 @@ class Vtep:
         yield from self._noting_what_was_dropped(now)
         for line in self._drop_log.news(now):
             log.warning("%s", line)
-
-    def _follow_devices(self) -> None:
-        """Listen on the device that has the name of --dev now, where it was made anew."""
-        for listener in self._listeners.values():
-            if listener.follow():
-                self._pool.reconnect(listener.endpoint.binding.dev)
 
     def _cancel_timer(self) -> None:
         self._timer.cancel()  # The one that is set by then, not the first.
@@ -687,17 +725,28 @@ class Vtep:
             self._drop_log.note(f"vni {vni}" if several else "", port.segment.counters)
             yield
 
-    def _way_events(self, events: socket.socket) -> None:
-        """Have nothing leave whole by a way that may be another one now, or is to be kept safe."""
+    def _policy_events(self, events: socket.socket) -> None:
+        """Have nothing leave whole that IPsec policies may concern now."""
         _drain(events)
         self._pool.senders.network_changes += 1
         self._consent.forget()
 
-    def _address_events(self, events: socket.socket) -> None:
-        """Try again at once what may have failed because an address was not there."""
+    def _route_events(self, events: socket.socket) -> None:
+        """Send again at once, and look at the underlay: addresses, routes or rules have changed."""
         _drain(events)
         self._pool.senders.network_changes += 1
+        self._consent.forget()
+        self._routes_changed = True
         self._follow_devices()
+        self._look_soon()
+
+    def _address_events(self, events: socket.socket) -> None:
+        """Send again at once, and look at the underlay, which may have an own address now."""
+        _drain(events)
+        self._pool.senders.network_changes += 1
+        self._routes_changed = True
+        self._follow_devices()
+        self._look_soon()
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
@@ -707,63 +756,117 @@ class Vtep:
         self._pool.senders.network_changes += 1
         self._pool.senders.link_changes += 1
         self._follow_devices()
+        self._look_soon()
+
+    def _look_soon(self) -> None:
         self._links_settled = False
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._adapt_when_settled())
+            self._task = asyncio.get_running_loop().create_task(self._look_when_settled())
 
-    async def _adapt_when_settled(self) -> None:
+    def _try_again(self, error: ShortageError) -> None:
+        """Log that descriptors did not suffice for a look at the host, which is tried again."""
+        descriptors.warn(str(error))
+        self._links_drops = -1  # As if events had been lost: all is to be looked at.
+        self._look_soon()
+
+    async def _look_when_settled(self) -> None:
+        pause = _SETTLED
         while not self._links_settled:
-            await asyncio.sleep(_SETTLED)
+            await asyncio.sleep(pause)
             self._links_settled = True
             changed, self._links_changed = self._links_changed, set()
-            drops = receive_queue_drops(self._links)
-            everything, self._links_drops = drops != self._links_drops, drops
-            device_name.cache_clear()
+            routes, self._routes_changed = self._routes_changed, False
+            began = time.monotonic()
+            try:
+                with descriptors.explained("look at this host's network"):
+                    await self._look(changed, routes=routes)
+            except ShortageError as error:
+                self._try_again(error)
+                pause = _RETRY
+            except VtepError as error:
+                log.warning("%s", error)
+            else:
+                took = 0.0 if changed else time.monotonic() - began
+                pause = min(max(_SETTLED, _IDLE_SHARE * took), _PAUSE_MAX)
+
+    async def _look(self, changed: set[int], *, routes: bool) -> None:
+        """Follow what has become of the links with these indices and, if `routes`, of all routes.
+
+        Raises ShortageError or OSError where descriptors do not suffice.
+        """
+        drops = receive_queue_drops(self._links)
+        everything, self._links_drops = drops != self._links_drops, drops
+        device_name.cache_clear()
+        if changed or everything:
             self._pool.look()
             self._consent.forget()
-            concerned = [
-                port
-                for port in self._ports.values()
-                if everything or not changed.isdisjoint(port.links())
-            ]
-            for port in concerned:
-                port.follow()
-            surveyed = await self._survey_again(None if everything else changed)
-            await self._adapt({*concerned, *surveyed})
+        self._follow_devices()
+        concerned = [
+            port
+            for port in self._ports.values()
+            if everything
+            or not changed.isdisjoint(port.links())
+            or (changed and port.place.unjoined)  # Any device may be the bridge, or in its way.
+        ]
+        for port in concerned:
+            port.follow()
+        surveyed = await self._survey_again(None if everything or routes else changed)
+        await self._adapt({*concerned, *surveyed})
+
+    def _follow_devices(self) -> bool:
+        """Listen on the devices and addresses that are there now; whether more is ready."""
+        more = False
+        for listener in self._listeners.values():
+            was_ready = listener.is_ready
+            if listener.follow():
+                self._pool.reconnect(listener.endpoint.binding.dev)
+            more |= listener.is_ready and not was_ready
+        return more
 
     async def _survey_again(self, changed: Collection[int] | None) -> list[Port]:
-        """Have ports follow the MTU of underlay devices of these indices, None standing for any.
+        """Have ports follow underlay devices of these indices; None if all may be different.
 
-        Those that have done so.
+        A port that waits for its underlay is concerned by any change. Returns the ports whose TAP
+        is to be another one.
         """
         names = {name for port in self._ports.values() for name in port.underlay_devices}
-        hit = {name for name in names if changed is None or netlink.device_index(name) in changed}
-        if not hit:
-            return []
+        hit = {name for name in names if changed is None or device_index(name) in changed}
 
-        def survey(connection: IPRoute, ports: Iterable[Port]) -> list[tuple[Port, Underlay]]:
-            found, underlays = netlink.Survey(connection), []
+        def survey(
+            connection: IPRoute, ports: Iterable[Port]
+        ) -> list[tuple[Port, Underlay | VtepError]]:
+            found = netlink.Survey(connection)
+            underlays: list[tuple[Port, Underlay | VtepError]] = []
             for port in ports:
                 config = port.config
-                with suppress(VtepError):  # There is no way now.
+                try:
                     underlay = found.underlay(config.remote, config.local, config.dev)
                     underlays.append((port, underlay))
+                except VtepError as error:
+                    underlays.append((port, error))
             return underlays
 
         async with self._changing:  # Else it might be of a configuration that has gone by then.
             concerned = [
                 port
                 for port in self._ports.values()
-                if port.config.mtu is None and not hit.isdisjoint(port.underlay_devices)
+                if changed is None
+                or port.underlay_missing
+                or not hit.isdisjoint(port.underlay_devices)
             ]
+            if not concerned:
+                return []
             try:
                 underlays = await _on_host(survey, concerned)
-            except (OSError, VtepError):  # A device has gone; there will be another event.
+            except ShortageError:
+                raise
+            except VtepError:  # A device has gone; there will be another event.
                 return []
-            for port, underlay in underlays:
-                if self._ports.get(port.config.vni) is port:
-                    port.surveyed(underlay)
-            return concerned
+            return [
+                port
+                for port, underlay in underlays
+                if self._ports.get(port.config.vni) is port and port.surveyed(underlay)
+            ]
 
     def _count_queue_drops(self) -> None:
         """Take over what the kernel counted in front of our descriptors."""
@@ -785,7 +888,7 @@ class Vtep:
 
 
 def _drain(events: socket.socket) -> None:
-    """Receive all that there is, which need not be looked at."""
+    """Read a netlink socket until it is empty."""
     with suppress(OSError):
         while True:
             events.recv(_EVENT_MAX)

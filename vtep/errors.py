@@ -23,6 +23,10 @@ class ConfigError(VtepError, ValueError):
     exit_code = 2
 
 
+class NotReadyError(VtepError):
+    """The host lacks something, such as an address or a device, that may appear later."""
+
+
 class FdbError(VtepError):
     """The forwarding database as it is does not allow what was asked of it (exit code 1)."""
 

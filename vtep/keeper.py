@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from vtep import state
+from vtep import descriptors, state
 from vtep.config import Settings
 from vtep.engine import Vtep
 from vtep.errors import FdbError, VtepError
@@ -208,7 +208,9 @@ class _Keeper:
         try:
             await self._write()
         except OSError as error:
-            return VtepError(f"--state {self._path}: cannot be written: {error.strerror}")
+            return VtepError(
+                f"--state {self._path}: cannot be written: {descriptors.reason(error)}"
+            )
         return None
 
     def _tell(self, refused: VtepError | None, *, last: bool) -> None:

@@ -7,11 +7,11 @@ from contextlib import ExitStack, suppress
 
 from attrs import frozen
 
-from vtep import netlink
 from vtep.config import Config
 from vtep.counters import Drop
 from vtep.datapath import Inbound
-from vtep.errors import VtepError
+from vtep.devices import device_index
+from vtep.errors import NotReadyError, VtepError
 from vtep.mtu.fit import Fit
 from vtep.probe import Probe
 from vtep.switch import Segment, Switch
@@ -56,7 +56,8 @@ class Listener:
 
     It may have the port that the sockets `beside` it have: one is to replace the other, or they are
     for different devices. Answers to questions of ours go to `heard` (see `Switch`). Raises
-    VtepError, saying what to do, where the port cannot be had.
+    VtepError, saying what to do, where the port cannot be had. While the own address or the device
+    is absent, there is no socket: `follow` opens it when they appear.
     """
 
     def __init__(
@@ -68,17 +69,27 @@ class Listener:
         self.endpoint = endpoint
         self._beside = beside
         self.switch = Switch((), endpoint.port, self._reply, heard)
-        self._dev_index = self._index()
-        self._dev_refused: int | None = None
-        self._receiver = self._open()
+        self._dev_index: int | None = None
+        self.refusal: str | None = None
+        """Why the sockets are not all open, or could not be opened anew."""
+        self._receiver: socket.socket | None = None
         self._shared: SharedSocket | None = None
-        self._groups: dict[Address, socket.socket] = {}
-        self._inbound = Inbound([self._receiver], self.switch, self._cannot_receive)
+        self._groups: dict[Address, socket.socket | None] = {}
+        """The socket of each group; None while there is no receiver, or it could not be joined."""
         self._drops_before = 0
+        try:
+            self._receiver = self._open()
+            self._dev_index = self._index()
+        except NotReadyError as error:
+            self.refusal = str(error)
+        self._inbound = Inbound(self._sockets(), self.switch, self._cannot_receive)
 
     def _index(self) -> int | None:
         dev = self.endpoint.binding.dev
-        return netlink.device_index(dev) if dev else None
+        try:
+            return device_index(dev) if dev else None
+        except OSError:  # Out of descriptors: it is asked again with the next tick.
+            return None
 
     def _open(self) -> socket.socket:
         at = self.endpoint
@@ -94,12 +105,23 @@ class Listener:
         return join(receiver, at.binding, group, self._beside(at))
 
     def _sockets(self) -> list[socket.socket]:
-        return [self._receiver, *self._groups.values()]
+        return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all sockets are open."""
+        return self._receiver is not None and None not in self._groups.values()
 
     def join(self, group: Address) -> None:
-        """Hear a multicast group from now on; raises VtepError."""
+        """Receive what is sent to a multicast group from now on; raises VtepError."""
         if group not in self._groups:
-            self._groups[group] = self._join(self._receiver, group)
+            sock = None
+            if self._receiver is not None:
+                try:
+                    sock = self._join(self._receiver, group)
+                except NotReadyError as error:
+                    self.refusal = str(error)
+            self._groups[group] = sock
             self._inbound.rebind(self._sockets())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
@@ -108,7 +130,7 @@ class Listener:
         if left:
             sockets = [self._groups.pop(group) for group in left]
             self._inbound.rebind(self._sockets())
-            self._discard(sockets)
+            self._discard(filter(None, sockets))
 
     def _discard(self, sockets: Iterable[socket.socket]) -> None:
         for sock in sockets:
@@ -119,14 +141,14 @@ class Listener:
         """The socket, if it has the port that another endpoint is to have."""
         ours = self.endpoint
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
-        return [self._receiver] if same else []
+        return [self._receiver] if same and self._receiver is not None else []
 
     def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
         """Return the receiving socket to send from it, if it has this port and can stand in.
 
         `binding` is that of the socket that would be opened otherwise.
         """
-        if port != self.endpoint.port:
+        if port != self.endpoint.port or self._receiver is None:
             return None
         if self._shared is None:
             self._shared = SharedSocket(
@@ -159,8 +181,8 @@ class Listener:
 
     @property
     def joins(self) -> bool:
-        """Whether the kernel joins datagrams of one sender."""
-        return joins_datagrams(self._receiver)
+        """Whether the kernel joins datagrams of one sender, as far as it can be asked."""
+        return self.endpoint.gro if self._receiver is None else joins_datagrams(self._receiver)
 
     def attach(self, segment: Segment, tap: Tap, fit: Fit, turn: Callable[[], None]) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
@@ -185,42 +207,52 @@ class Listener:
             sock.close()
 
     def follow(self) -> bool:
-        """Listen on the device that has the name of `--dev` now; whether it is another one.
+        """Listen on the device that has the name of `--dev` now, and open what was not ready.
 
-        Sockets are bound to devices by their number.
+        Returns whether sockets that were bound to the device of before are to be closed. Sockets
+        are bound to devices by their number.
         """
-        dev = self.endpoint.binding.dev
-        if dev is None or (index := self._index()) in (None, self._dev_index):
+        dev, index = self.endpoint.binding.dev, self._index()
+        moved = index not in (None, self._dev_index)
+        if self.is_ready and not moved:
             return False
-        before = self._sockets()
+        before, was_bound = self._sockets(), self._dev_index is not None
         try:
             self._open_anew()
         except VtepError as error:
-            if self._dev_refused != index:  # It may not have its address yet: said once, and
-                self._dev_refused = index  # tried again with every tick.
+            # It is tried again with every tick, and logged once. That something is absent is
+            # logged by the VNIs that wait for it, unless it is the address on a new device.
+            told = str(error) != self.refusal
+            self.refusal = str(error)
+            if told and moved and was_bound:
                 log.warning("--dev %s is another device now, but not ready: %s", dev, error)
+            elif told and not isinstance(error, NotReadyError):
+                log.warning("cannot listen yet: %s", error)
             return False
-        self._dev_index = index
+        self._dev_index, self.refusal = index, None
         self._stop_sharing()
         self._inbound.rebind(self._sockets())
         self._discard(before)
-        log.warning("--dev %s is another device now: using that", dev)
-        return True
+        if moved and was_bound:
+            log.warning("--dev %s is another device now: using that", dev)
+        return moved
 
     def _open_anew(self) -> None:
         """Have all sockets on the device that is there now, or raise VtepError and have none."""
         with ExitStack() as opened:
             receiver = self._open()
             opened.callback(receiver.close)
-            groups = {}
+            groups: dict[Address, socket.socket | None] = {}
             for group in self._groups:
-                groups[group] = self._join(receiver, group)
-                opened.callback(groups[group].close)
+                groups[group] = sock = self._join(receiver, group)
+                opened.callback(sock.close)
             opened.pop_all()
         self._receiver, self._groups = receiver, groups
 
     def _reply(self, datagram: bytes, host: str, port: int) -> None:
         """Answer a doctor; where that can't be sent, he notices."""
+        if self._receiver is None:
+            return
         try:
             send_whole(self._receiver, datagram, host, port)
         except OSError:

@@ -9,9 +9,9 @@ import errno
 import secrets
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from struct import Struct
 from typing import Any, TypeAlias
@@ -21,23 +21,26 @@ from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vtep import descriptors
+from vtep.devices import device_index, need_device_index
 from vtep.errors import VtepError
-from vtep.values import Address, Interface, scope_of, without_scope
+from vtep.values import Address, Interface, Network, scope_of, without_scope
 from vtep.wire.ethernet import format_mac, parse_mac
+from vtep.wire.icmp import MTU_MIN_V6
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
 _RTMGRP_LINK = 1
-_RTMGRP_IPV4_IFADDR = 0x10
-_RTMGRP_IPV4_ROUTE = 0x40
-_RTMGRP_IPV4_RULE = 0x80
-_RTMGRP_IPV6_IFADDR = 0x100
-_RTMGRP_IPV6_ROUTE = 0x400
-_RTMGRP_IPV6_RULE = 0x40000
-_RTMGRP_NEXTHOP = 0x80000000
-"""Without a name in the kernel's headers: the bits of RTNLGRP_IPV6_RULE and RTNLGRP_NEXTHOP."""
+_RTMGRP_ROUTE = 0x40 | 0x80 | 0x400 | 0x40000 | 0x80000000
+"""RTMGRP_IPV4_ROUTE and _IPV4_RULE, the same of IPv6, and the bit of RTNLGRP_NEXTHOP. The kernel's
+headers have no names for the last two bits."""
 
+_RTMGRP_IFADDR = 0x10 | 0x100
+
+_IFA_F_OPTIMISTIC = 0x04
+_IFA_F_DADFAILED = 0x08
+_IFA_F_TENTATIVE = 0x40
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 _EVENT_HEADER = Struct("=I12x4xi")
@@ -72,6 +75,9 @@ _XFRM_ANSWER = Struct("=6I")
 
 _XFRM_ANSWER_MAX = 512
 
+_SESSION_DESCRIPTORS = 6
+"""More than an event loop and the sockets of pyroute2 take."""
+
 _ADDR_GEN_MODE_NONE = 1
 _INGRESS = "ffff:fff2"
 _TUNNEL_FEATURES = (
@@ -84,10 +90,16 @@ _TUNNEL_FEATURES = (
 
 @frozen
 class Underlay:
-    """How this host reaches the remotes: over which devices, with what MTU in octets."""
+    """How this host reaches the remotes: over which devices, with what MTU in octets.
+
+    `missing` names what is absent now and may appear later, such as a route. `networks` are the
+    subnets of the devices, each with the name of its device.
+    """
 
     devices: tuple[str, ...]
     mtu: int
+    missing: tuple[str, ...] = ()
+    networks: tuple[tuple[str, Network], ...] = ()
 
 
 Undo: TypeAlias = Callable[[IPRoute], object]
@@ -96,12 +108,16 @@ Undo: TypeAlias = Callable[[IPRoute], object]
 
 @frozen
 class Setup:
-    """What a TAP device is to be: MTU in octets, MAC or None for any, addresses, bridge."""
+    """What a TAP device is to be: MTU in octets, MAC or None for any, addresses, bridge.
+
+    `fixed` says that the MTU was asked for, rather than derived from the underlay.
+    """
 
     mtu: int
     mac: bytes | None
     addresses: tuple[Interface, ...]
     bridge: str | None
+    fixed: bool = False
 
 
 @frozen
@@ -110,27 +126,34 @@ class Place:
 
     `mtu` is what we gave it; None where it may have any that we change. `limit` is what this host's
     own packets are limited to; None on a bridge. `beside` is the largest MTU of the bridge's other
-    ports if the TAP has less, else 0: what is larger than it has is lost in front of us.
+    ports if the TAP has less, else 0: what is larger than it has is lost in front of us. `unjoined`
+    says why the TAP is not a port of the configured bridge; empty if it is, or if there is none.
     """
 
     mtu: int | None
     bridge: int
     limit: int | None
     beside: int = 0
+    unjoined: str = ""
 
 
 @contextmanager
 def session() -> Iterator[IPRoute]:
-    """A connection to the kernel, which the other functions take."""
+    """Give a connection to the kernel, which the other functions take.
+
+    Raises ShortageError where descriptors do not suffice, also for what is done with it.
+    """
     # Not asyncio.new_event_loop(): under an installed uvloop policy that would be a uvloop, which
     # has no netlink sockets.
-    with closing(asyncio.SelectorEventLoop()) as loop:
-        try:
-            with IPRoute(use_event_loop=loop) as netlink:
-                yield netlink
-        finally:
-            # A transport closes its socket one round after it was told to.
-            loop.run_until_complete(asyncio.sleep(0))
+    with descriptors.explained("look at this host's network"):
+        descriptors.require(_SESSION_DESCRIPTORS)
+        with closing(asyncio.SelectorEventLoop()) as loop:
+            try:
+                with IPRoute(use_event_loop=loop) as netlink:
+                    yield netlink
+            finally:
+                # A transport closes its socket one round after it was told to.
+                loop.run_until_complete(asyncio.sleep(0))
 
 
 class Survey:
@@ -139,45 +162,106 @@ class Survey:
     def __init__(self, netlink: IPRoute) -> None:
         self._netlink = netlink
         self._links: dict[int, Any] = {}
-        self._own: dict[Address, set[int]] = {}
-        self._routes: dict[tuple[Address, Address | None], tuple[int, int | None]] = {}
+        self._own: dict[Address, dict[int, int]] = {}
+        """By own address, the flags that it has on each device."""
+        self._networks: dict[int, list[Network]] = {}
+        self._broadcasts: set[tuple[int, str]] = set()
+        self._routes: dict[tuple[Address, Address | None, int | None], _Route | _NoRouteError] = {}
         for item in netlink.get_addr():
             # At the end of a point-to-point link, "address" is that of the other end.
             address = ip_address(item.get("local") or item.get("address"))
-            self._own.setdefault(address, set()).add(item["index"])
+            index: int = item["index"]
+            self._own.setdefault(address, {})[index] = item.get("flags") or 0
+            network = ip_network((item.get("address"), item["prefixlen"]), strict=False)
+            self._networks.setdefault(index, []).append(network)
+            if broadcast := item.get("broadcast"):
+                self._broadcasts.add((index, broadcast))
 
     def underlay(
         self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
     ) -> Underlay:
-        """How to reach `remotes`, from the own addresses `locals_` if there are any.
+        """Return how to reach `remotes`, from the own addresses `locals_` if there are any.
 
-        Raises VtepError where an address or device is not what it must be on this host.
+        A route, a device or an own address that is absent may appear later: it is `missing`.
+
+        Raises VtepError where a remote can never be one: an own address, a broadcast address.
         """
-        index = None if dev is None else _index("--dev", dev)
+        missing: list[str] = []
+        index = None if dev is None else device_index(dev)
+        if dev is not None and index is None:
+            missing.append(f"no network device --dev {dev}")
         source: dict[int, Address] = {}
-        used: dict[str, int] = {}
         for local in locals_:
-            source[local.version] = local
-            if not self._is_own(local, dev) and not local.is_loopback:
-                raise VtepError(f"--local {local}: no interface of this host has this address")
+            if reason := self._why_unusable(local, dev):
+                missing.append(reason)
+            else:
+                source[local.version] = local
+        used: dict[int, int | None] = {}
         for remote in remotes:
             if self._is_own(remote, dev):
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give that of the other"
                 )
-            oif, mtu = index, None
-            if scope := scope_of(remote, dev):
-                oif = device_index(scope)
-                if oif is None:
+            try:
+                route = self._to(remote, source.get(remote.version), dev, index)
+            except _NoRouteError as error:
+                missing += filter(None, error.args)
+            else:
+                if route.is_broadcast or (route.device, str(remote)) in self._broadcasts:
                     raise VtepError(
-                        f"--remote {remote}: there is no network device {scope} (see: ip link)"
+                        f"--remote {remote}: is a broadcast address; give the address of a VTEP"
                     )
-            elif oif is None:
-                oif, mtu = self._route(remote, source.get(remote.version))
-            self._use(used, oif, mtu)
+                if not route.has_source and source.get(remote.version) is None:
+                    missing.append(f"no own address to reach --remote {remote} from")
+                mtus = (used.get(route.device), route.mtu)
+                used[route.device] = min((mtu for mtu in mtus if mtu is not None), default=None)
         if not used and index is not None:
-            self._use(used, index, None)
-        return Underlay(tuple(used), min(used.values(), default=_MTU_USUAL))
+            used[index] = None
+        return self._over(used, missing)
+
+    def _over(self, used: Mapping[int, int | None], missing: list[str]) -> Underlay:
+        """Return the underlay of these devices, given the least MTU of the routes over each."""
+        names: dict[str, int] = {}
+        networks: list[tuple[str, Network]] = []
+        for index, mtu in used.items():
+            link = self._link(index)
+            if link is None:
+                missing.append(f"no network device with index {index}")
+                continue
+            name, own = link.get("ifname"), link.get("mtu")
+            names[name] = min(own, mtu or own)
+            networks += ((name, network) for network in self._networks.get(index, ()))
+        least = min(names.values(), default=_MTU_USUAL)
+        return Underlay(tuple(names), least, tuple(dict.fromkeys(missing)), tuple(networks))
+
+    def _to(
+        self, remote: Address, local: Address | None, dev: str | None, index: int | None
+    ) -> "_Route":
+        """Return the route to a remote; raises _NoRouteError, saying what is missing if it is new.
+
+        `index` is that of `dev`, over which all remotes are reached if it is given.
+        """
+        scope = scope_of(remote, dev)
+        if scope is not None and scope != dev:
+            index = device_index(scope)
+            if index is None:
+                raise _NoRouteError(f"no network device {scope} for --remote {remote}")
+        if index is None and dev is not None:
+            raise _NoRouteError  # That --dev is missing has been noted.
+        return self._route(remote, local, index)
+
+    def _why_unusable(self, local: Address, dev: str | None) -> str | None:
+        """Return why no socket can be bound to an own address now; None if one can."""
+        if local.is_loopback:
+            return None
+        if not self._is_own(local, dev):
+            return f"no interface has --local {local}"
+        flags = self._own[without_scope(local)].values()
+        if all(each & _IFA_F_DADFAILED for each in flags):
+            return f"--local {local} belongs to another host (duplicate address detection failed)"
+        if all(each & _IFA_F_TENTATIVE and not each & _IFA_F_OPTIMISTIC for each in flags):
+            return f"--local {local} is tentative (duplicate address detection is not finished)"
+        return None
 
     def exit(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
         """The index of the device by which superframes could leave whole to a remote, if any.
@@ -188,30 +272,56 @@ class Survey:
         try:
             scope = scope_of(remote, dev)
             device = scope or dev
-            index = device_index(device) if device else self._route(remote, local)[0]
-        except VtepError:
+            index = device_index(device) if device else self._route(remote, local, None).device
+        except _NoRouteError:
             return None
         able = index is not None and _segments_tunnels(index) and not _has_policies()
         return index if able else None
 
-    def _route(self, remote: Address, local: Address | None) -> tuple[int, int | None]:
-        route = self._routes.get((remote, local))
+    def _route(self, remote: Address, local: Address | None, device: int | None) -> "_Route":
+        route = self._routes.get((remote, local, device))
         if route is None:
-            route = self._routes[remote, local] = _route(self._netlink, remote, local)
+            try:
+                route = _route(self._netlink, remote, local, device)
+            except _NoRouteError as error:
+                route = error
+            self._routes[remote, local, device] = route
+        if isinstance(route, _NoRouteError):
+            raise route
         return route
 
     def _is_own(self, address: Address, dev: str | None) -> bool:
         scope = scope_of(address, dev)
-        indices = self._own.get(without_scope(address), set())
+        indices = self._own.get(without_scope(address), {})
         return bool(indices) and (scope is None or device_index(scope) in indices)
 
-    def _use(self, used: dict[str, int], index: int, mtu: int | None) -> None:
+    def _link(self, index: int) -> Any:
+        """Return a device, or None if it was removed meanwhile."""
         link = self._links.get(index)
         if link is None:
-            (link,) = self._netlink.get_links(index)
+            try:
+                (link,) = self._netlink.get_links(index)
+            except NetlinkError:
+                return None
             self._links[index] = link
-        least = min(link.get("mtu"), mtu or link.get("mtu"))
-        used[link.get("ifname")] = min(least, used.get(link.get("ifname"), least))
+        return link
+
+
+class _NoRouteError(Exception):
+    """There is no route now; the argument says what is missing."""
+
+
+@frozen
+class _Route:
+    """A route to a remote: the index of its output device, and its own MTU if it has one.
+
+    Without `has_source`, this host has no address that answers could be sent to.
+    """
+
+    device: int
+    mtu: int | None
+    is_broadcast: bool = False
+    has_source: bool = True
 
 
 def _index(option: str, dev: str) -> int:
@@ -221,22 +331,39 @@ def _index(option: str, dev: str) -> int:
     return index
 
 
-def _route(netlink: IPRoute, remote: Address, local: Address | None) -> tuple[int, int | None]:
-    """The output interface of the route to a remote, and the MTU of the route if it has one."""
-    query = {"family": _FAMILY[remote.version], "dst": str(remote)}
+def _route(netlink: IPRoute, remote: Address, local: Address | None, device: int | None) -> _Route:
+    """Ask the kernel for the route to a remote, over a device if one is given.
+
+    Raises _NoRouteError where there is none.
+    """
+    query: dict[str, Any] = {"family": _FAMILY[remote.version], "dst": str(without_scope(remote))}
+    if device is not None:
+        query["oif"] = device
     if local is not None:
         query["src"] = str(without_scope(local))
     try:
         (route,) = netlink.route("get", **query)
     except NetlinkError as error:
-        raise VtepError(
-            f"--remote {remote}: this host has no route to it{f' from {local}' if local else ''} "
-            f"({error.args[1]}); add one, or name the underlay device with --dev"
-        ) from error
-    if route["type"] == _RTN_BROADCAST:
-        raise VtepError(f"--remote {remote}: is a broadcast address; give the address of a VTEP")
+        origin = f" from --local {local}" if local is not None else ""
+        # A route of type unreachable, prohibit or blackhole is no route either, until it is gone.
+        why = "" if error.code == errno.ENETUNREACH else f" ({error.args[1]})"
+        raise _NoRouteError(f"no route to --remote {remote}{origin}{why}") from error
     metrics = route.get("metrics")
-    return route.get("oif"), metrics.get("mtu") if metrics is not None else None
+    mtu = metrics.get("mtu") if metrics is not None else None
+    has_source = _can_reach(route.get("prefsrc"), remote)
+    return _Route(route.get("oif"), mtu, route["type"] == _RTN_BROADCAST, has_source)
+
+
+def _can_reach(source: str | None, remote: Address) -> bool:
+    """Return whether a remote could answer to the address that the kernel would send from.
+
+    While the IPv6 addresses of a device are tentative, the kernel takes its link-local address, or
+    that of the loopback device.
+    """
+    own = ip_address(source or "::")
+    if own.is_unspecified or (own.is_loopback and not remote.is_loopback):
+        return False
+    return own.version == 4 or not own.is_link_local or remote.is_link_local
 
 
 @frozen
@@ -312,33 +439,19 @@ def is_up(netlink: IPRoute, name: str) -> bool:
         return False
 
 
-def device_index(name: str) -> int | None:
-    """The index of a device, by its name or an alternative one; None if there is no such device."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return None
-
-
 def watch() -> socket.socket:
     """A non-blocking socket that becomes readable when something about any link has changed."""
     return _events(_RTMGRP_LINK)
 
 
 def watch_routes() -> socket.socket:
-    """The same for any route, policy rule or nexthop."""
-    return _events(
-        _RTMGRP_IPV4_ROUTE
-        | _RTMGRP_IPV6_ROUTE
-        | _RTMGRP_IPV4_RULE
-        | _RTMGRP_IPV6_RULE
-        | _RTMGRP_NEXTHOP
-    )
+    """Return the same for any route, routing rule or nexthop."""
+    return _events(_RTMGRP_ROUTE)
 
 
 def watch_addresses() -> socket.socket:
-    """The same for any address; for one of IPv6 also when it has been checked for duplicates."""
-    return _events(_RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR)
+    """Return the same for any address, and for one of IPv6 when its check for duplicates ends."""
+    return _events(_RTMGRP_IFADDR)
 
 
 def watch_policies() -> socket.socket | None:
@@ -420,15 +533,19 @@ def adapt(
         (link,) = netlink.get_links(number)
         mtu: int = link.get("mtu")
         master: int = link.get("master") or 0
-        joins = 0 if master or setup.bridge is None else device_index(setup.bridge) or 0
+        joins, unjoined = _bridge_to_join(netlink, tap, master, setup.bridge)
         bridge = joins or _bridge_of(link)
         widest = _widest(netlink, number, bridge)
-        place = Place(place.mtu, bridge, None if bridge else mtu, widest if widest > mtu else 0)
+        beside = widest if widest > mtu else 0
+        place = Place(place.mtu, bridge, None if bridge else mtu, beside, unjoined)
         if place.mtu in (None, mtu):
             wanted = _mtu_for(setup.mtu, bridge, widest)
+            # Below this the kernel removes all IPv6 addresses, and never puts them back.
+            if wanted < MTU_MIN_V6 <= mtu and not setup.fixed and _has_ipv6(netlink, number):
+                wanted = MTU_MIN_V6
             if mtu != wanted:
                 netlink.link("set", index=number, mtu=wanted)
-            place = Place(wanted, bridge, None if bridge else wanted)
+            place = Place(wanted, bridge, None if bridge else wanted, 0, unjoined)
         if joins:
             netlink.link("set", index=number, master=joins)
         limit = _GSO_MAX if master or joins else superframe_max(min(mtu, setup.mtu))
@@ -438,6 +555,33 @@ def adapt(
         if error.code not in (errno.EPERM, errno.EACCES):
             raise VtepError(f"--tap {tap}: {error.args[1]}") from error
     return place
+
+
+def _bridge_to_join(netlink: IPRoute, tap: str, master: int, bridge: str | None) -> tuple[int, str]:
+    """Return the index of the bridge that a TAP is to join now, or 0, and why it joins none.
+
+    `master` is the index of the device that the TAP is a port of, or 0.
+    """
+    if bridge is None:
+        return 0, ""
+    index = device_index(bridge)
+    if index is None:
+        return 0, f"there is no such device; create it: ip link add {bridge} type bridge"
+    if master == index:
+        return 0, ""
+    if master:
+        return 0, f"{tap} is a port of another device; move it: ip link set {tap} master {bridge}"
+    (link,) = netlink.get_links(index)
+    info = link.get("linkinfo")
+    if info is None or info.get("kind") != "bridge":
+        return 0, "the device of this name is no bridge (see: ip link show type bridge)"
+    return index, ""
+
+
+def _has_ipv6(netlink: IPRoute, index: int) -> bool:
+    """Return whether a device has an IPv6 address that it has not got by itself."""
+    addresses = netlink.get_addr(family=socket.AF_INET6, index=index)
+    return any(not ip_address(item.get("address")).is_link_local for item in addresses)
 
 
 def _bridge_of(link: Any) -> int:
@@ -485,7 +629,8 @@ def bring_up(netlink: IPRoute, tap: str, setup: Setup, undo: list[Undo]) -> None
         wanted: dict[str, Any] = {}
         mtu = link.get("mtu")
         if mtu < setup.mtu or (mtu > setup.mtu and not least_is_enough):
-            wanted["mtu"] = setup.mtu
+            wanted["mtu"] = mtu = setup.mtu
+        _check_ipv6_mtu(tap, mtu, setup.addresses)
         if not link["flags"] & _IFF_UP:
             wanted["state"] = "up"
         if wanted:
@@ -507,32 +652,46 @@ def reshape(netlink: IPRoute, tap: str, before: Setup, after: Setup, undo: list[
     Side effect: appends to `undo` what takes back each change that was made.
     """
     (link,) = netlink.get_links(_index("--tap", tap))
-    index = link["index"]
+    index, mtu = link["index"], link.get("mtu")
+    if after.mtu != before.mtu:
+        mtu = _mtu_for(after.mtu, _bridge_of(link), _widest(netlink, index, _bridge_of(link)))
+    if (after.mtu, after.addresses) != (before.mtu, before.addresses):
+        _check_ipv6_mtu(tap, mtu, after.addresses)
     try:
         if after.mac not in (None, before.mac):
             _set(netlink, link, undo, address=format_mac(after.mac))
         if after.mtu != before.mtu:
-            widest = _widest(netlink, index, _bridge_of(link))
-            _set(netlink, link, undo, mtu=_mtu_for(after.mtu, _bridge_of(link), widest))
+            _set(netlink, link, undo, mtu=mtu)
     except NetlinkError as error:
         raise _refused(tap, error, after.mtu) from error
     if after.addresses != before.addresses:
         _remember_addresses(netlink, index, (*before.addresses, *after.addresses), undo)
-    for address in after.addresses:
-        if address not in before.addresses:
+        _replace_addresses(netlink, tap, index, before.addresses, after.addresses)
+    # It leaves the bridge of before even if the next one is not there yet.
+    bridge = device_index(after.bridge) or 0 if after.bridge is not None else 0
+    if after.bridge != before.bridge and bridge != (link.get("master") or 0):
+        _enslave(netlink, tap, link, after.bridge, bridge, undo)
+
+
+def _replace_addresses(
+    netlink: IPRoute,
+    tap: str,
+    index: int,
+    before: Sequence[Interface],
+    after: Sequence[Interface],
+) -> None:
+    """Give a device the addresses `after` in place of those of `before`; raises VtepError."""
+    for address in after:
+        if address not in before:
             _add_address(netlink, tap, index, address)
-    removed = [address for address in before.addresses if address not in after.addresses]
+    removed = [address for address in before if address not in after]
     for address in removed:
         _delete_address(netlink, tap, index, address)
     # The first IPv4 address of a subnet takes the others along, unless promote_secondaries is on.
     networks = {address.network for address in removed if address.version == 4}
-    for address in after.addresses:
+    for address in after:
         if address.network in networks:
             _add_address(netlink, tap, index, address)
-    if after.bridge != before.bridge:
-        bridge = device_index(after.bridge) if after.bridge is not None else 0
-        if bridge is not None:
-            _enslave(netlink, tap, link, after.bridge, bridge, undo)
 
 
 def _set(netlink: IPRoute, link: Any, undo: list[Undo], **wanted: Any) -> None:
@@ -579,6 +738,16 @@ def _enslave(
             f"--bridge {name}: the kernel refused {tap} as a port ({error.args[1]}); is it a "
             "bridge? (see: ip link show type bridge)"
         ) from error
+
+
+def _check_ipv6_mtu(tap: str, mtu: int, addresses: Iterable[Interface]) -> None:
+    """Raise VtepError where a TAP of this MTU can't have the addresses that it is to have."""
+    address = next((each for each in addresses if each.version == 6), None)
+    if address is not None and mtu < MTU_MIN_V6:
+        raise VtepError(
+            f"--address {address}: IPv6 needs an MTU of at least {MTU_MIN_V6}, but {tap} has "
+            f"{mtu}; give --mtu {MTU_MIN_V6} or more, or no IPv6 address"
+        )
 
 
 def _change_address(netlink: IPRoute, what: str, index: int, address: Interface) -> None:
@@ -657,7 +826,7 @@ def divert(netlink: IPRoute, device: str, program: int) -> None:
     It gets no IPv6 address, and so sends nothing by itself. Raises OSError.
     """
     try:
-        index = socket.if_nametoindex(device)
+        index = need_device_index(device)
         no_address = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
         family = {"attrs": [("AF_INET6", no_address)]}
         netlink.link("set", index=index, IFLA_AF_SPEC=family)

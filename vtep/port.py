@@ -12,6 +12,7 @@ from attrs import evolve
 from vtep.config import Config
 from vtep.counters import Drop
 from vtep.datapath import Arena, Outbound
+from vtep.devices import device_index
 from vtep.errors import VtepError
 from vtep.fdb import Fdb, Remote
 from vtep.gateway import Gateways
@@ -19,17 +20,22 @@ from vtep.listener import FAMILY, Listener
 from vtep.mtu.fit import Fit
 from vtep.mtu.tunnel import TunnelMtu
 from vtep.neigh import Neighbours
-from vtep.netlink import Place, Setup, Underlay, device_index
+from vtep.netlink import Place, Setup, Underlay
+from vtep.overlap import find_overlap
 from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import Binding, Outer, host_of, policy_of, segments_datagrams
-from vtep.values import MTU_MAX, MTU_MIN, Address
+from vtep.values import MTU_MAX, MTU_MIN, Address, Interface
 from vtep.wire import ethernet, vxlan
+from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
 
 _OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
+
+_NAMED = 3
+"""How many missing parts of the underlay a log line names."""
 
 _HERE = "is in our network namespace again"
 _AWAY = (
@@ -47,6 +53,8 @@ class Port:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """Devices through which the remotes are reached, known once it is open."""
+        self.underlay_missing: tuple[str, ...] = ()
+        """What is absent on this host that the remotes are reached by; empty if all is there."""
         self.offload: frozenset[str] = frozenset()
         """Which offloads of `Config.offload` the kernel has, known once it is open."""
         self.segment = Segment(
@@ -66,6 +74,8 @@ class Port:
         self._answer_for_neighbours()
         self.segment.set_gateways(self._gateways(config))
         self._tunnel = TunnelMtu(MTU_MAX)
+        self._underlay_mtu: int | None = None
+        self._warned: set[str] = set()
         self._fit = Fit(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
@@ -119,10 +129,44 @@ class Port:
         """What the TAP is to be."""
         return _setup(self.config, self._tunnel.most)
 
+    def with_mtu(self, underlay: Underlay) -> Underlay:
+        """Return the underlay with the MTU that it had last, if nothing is known of it now."""
+        if underlay.devices or self._underlay_mtu is None:
+            return underlay
+        return evolve(underlay, mtu=self._underlay_mtu)
+
     def _survey(self, underlay: Underlay) -> None:
         self.underlay_devices = underlay.devices
+        underlay = self.with_mtu(underlay)
         self._tunnel.most = _tunnel_mtu(self.config, underlay)
+        self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
         self._fit.mtu = self.mtu
+        if line := _mtu_advice(self.config, underlay):
+            self._warn_once(line)
+
+    def _warn_once(self, line: str) -> None:
+        """Log a warning, unless that was done since the configuration is as it is."""
+        if line not in self._warned:
+            self._warned.add(line)
+            log.warning("vni %d: %s", self.config.vni, line)
+
+    def _note_missing(self, underlay: Underlay) -> None:
+        """Log once what the underlay lacks, and once that it is complete."""
+        vni, before = self.config.vni, self.underlay_missing
+        refusals = (each.refusal for each in self.listeners if not each.is_ready)
+        missing = underlay.missing or tuple(filter(None, refusals))
+        self.underlay_missing = missing
+        if missing and missing != before:
+            rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            log.warning(
+                "vni %d: waiting for the underlay: %s%s", vni, "; ".join(missing[:_NAMED]), rest
+            )
+        if before and not missing:
+            over = ", ".join(underlay.devices) or "any device"
+            log.info("vni %d: the underlay is ready: over %s", vni, over)
+            # What was opened meanwhile may send from another address than the one that is here now.
+            for path in self._paths.values():
+                path.close()
 
     def open(self, drops: Mapping[str, int]) -> None:
         """Open the TAP device; raises VtepError.
@@ -137,7 +181,7 @@ class Port:
         """Use a TAP device that is open already."""
         config = self.config
         tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
-        self.tap_index = device_index(config.tap) or 0
+        self.tap_index = tap.index
         self._name = config.tap
         self._drops_before = drops.get(config.tap, 0)
         self._device = tap
@@ -158,9 +202,8 @@ class Port:
         """
         self._refitted = partial(refitted, self)
         tap = self._tap()
-        tap.persist(
-            on=self.config.persist
-        )  # Not before: a TAP of a change that is refused is to go.
+        # Not before: the TAP of a change that is refused must vanish.
+        tap.persist(on=self.config.persist)
         self._survey(underlay)
         self.segment.own_mac = tap.mac
         self.listeners = tuple(listeners)
@@ -176,6 +219,7 @@ class Port:
         self._outbound.start()
         for listener in self.listeners:
             listener.attach(self.segment, tap, self._fit, self._outbound.readable)
+        self._note_missing(underlay)
 
     def _listed(self, host: str) -> None:
         version = _version(host)
@@ -211,6 +255,7 @@ class Port:
         """Be what another configuration of the same TAP asks for, from now on."""
         tap, segment, before = self._tap(), self.segment, self.config
         self.config = config
+        self._warned.clear()
         self._survey(underlay)
         tap.persist(on=config.persist)
         tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
@@ -243,6 +288,7 @@ class Port:
             listener.detach(segment)
         for listener in self.listeners:
             listener.attach(segment, tap, self._fit, self._outbound.readable)
+        self._note_missing(underlay)
 
     def sweep(self, now: float) -> bool:
         """Do a bit of what is due with time; True if more of it may be left for the next call."""
@@ -268,8 +314,9 @@ class Port:
 
     def links(self) -> set[int]:
         """Indices of the devices whose changes are to be followed."""
-        bridge = self.config.bridge
-        wanted = (device_index(bridge) or 0) if bridge is not None else 0
+        bridge, wanted = self.config.bridge, 0
+        with suppress(OSError):  # Out of descriptors: it is looked at again when there are some.
+            wanted = (device_index(bridge) or 0) if bridge is not None else 0
         return {self.tap_index, self.place.bridge, wanted} - {0}
 
     def _gateways(self, config: Config) -> Gateways | None:
@@ -329,31 +376,58 @@ class Port:
             if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
                 self._lost(error)
             return
-        here = device_index(self._name) == self.tap_index
+        try:
+            here = device_index(self._name) == self.tap_index
+        except OSError:  # Out of descriptors, which says nothing of the TAP.
+            return
         if here != self._here:
             self._here = here
             log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if here else _AWAY)
 
     def adapted(self, place: Place) -> bool:
         """Take note of where the TAP is now; whether the MTU is another one there."""
-        before = self.mtu
+        before, bridge = self.mtu, self.config.bridge
+        if place.unjoined and place.unjoined != self.place.unjoined:
+            log.warning(
+                "vni %d: waiting for --bridge %s: %s", self.config.vni, bridge, place.unjoined
+            )
+        elif self.place.unjoined and not place.unjoined and bridge is not None:
+            log.info("vni %d: %s is a port of --bridge %s now", self.config.vni, self.tap, bridge)
         self.place = place
         self._tunnel.tap = place.limit
         return self._refit(before)
 
-    def surveyed(self, underlay: Underlay) -> None:
-        """Follow the MTU of the underlay, if no other was asked for."""
-        before = self.mtu
-        with suppress(VtepError):  # Too small now, which it may be for a moment only.
+    def surveyed(self, underlay: Underlay | VtepError) -> bool:
+        """Follow the underlay, or log why it can't be what was asked for.
+
+        Returns whether the TAP is to be another one now.
+        """
+        if isinstance(underlay, VtepError):
+            self._warn_once(str(underlay))
+            return False
+        before, setup = self.mtu, self.setup()
+        self._note_missing(underlay)
+        try:
             self._survey(underlay)
+            _check_addresses(self.config, underlay)
+        except VtepError as error:  # It runs, and the host may be changed again.
+            self._warn_once(str(error))
         if self._refit(before):
             self._refitted()
+        return self.setup() != setup
 
     def _path_changed(self, remote: Remote, mtu: int | None) -> None:
         """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""
         before = self.mtu
         overhead = _OVERHEAD[_version(remote.host)]
+        if self.config.mtu is not None and self.config.df == "unset":
+            mtu = None  # What is larger than the path carries is fragmented, as --mtu asks for.
         self._tunnel.path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
+        if self.config.df == "set" and self.mtu < MTU_MIN_V6 <= self._tunnel.most:
+            self._warn_once(
+                f"the path to {remote.host} carries {self.mtu} octets in the tunnel, less than the "
+                f"{MTU_MIN_V6} that IPv6 needs: leave out --df set, and larger ones are fragmented"
+            )
         if self._device is not None and self._refit(before):
             self._refitted()
 
@@ -374,12 +448,38 @@ def _version(host: str) -> int:
 
 
 def setup_of(config: Config, underlay: Underlay) -> Setup:
-    """What the TAP of a segment is to be; raises VtepError where its MTU does not fit."""
-    return _setup(config, _tunnel_mtu(config, underlay))
+    """Return what the TAP of a segment is to be.
+
+    Raises VtepError where its MTU or one of its addresses does not go with the underlay.
+    """
+    _check_addresses(config, underlay)
+    mtu = _tunnel_mtu(config, underlay)
+    if config.mtu is None and config.df == "set" and mtu < MTU_MIN_V6 and _first_v6(config):
+        raise VtepError(
+            f"--address {_first_v6(config)}: IPv6 needs an MTU of at least {MTU_MIN_V6}, but the "
+            f"tunnel carries {mtu} octets: {_mtu_remedy(config, underlay)}, or leave out --df set, "
+            "and the underlay fragments larger packets"
+        )
+    return _setup(config, mtu)
 
 
 def _setup(config: Config, mtu: int) -> Setup:
-    return Setup(mtu, config.mac, config.address, config.bridge)
+    fixed = config.mtu is not None
+    if _first_v6(config) and not fixed:
+        # Otherwise the kernel refuses the address, and removes it when the MTU falls.
+        mtu = max(mtu, MTU_MIN_V6)
+    return Setup(mtu, config.mac, config.address, config.bridge, fixed)
+
+
+def _first_v6(config: Config) -> Interface | None:
+    return next((address for address in config.address if address.version == 6), None)
+
+
+def _check_addresses(config: Config, underlay: Underlay) -> None:
+    """Raise VtepError where an address of the TAP takes away the route to a remote."""
+    overlap = find_overlap(config.address, config.remote, underlay.networks)
+    if overlap is not None:
+        raise VtepError(str(overlap))
 
 
 def _accept(config: Config) -> Networks:
@@ -401,19 +501,58 @@ def _remotes(config: Config) -> list[Remote]:
     return [Remote(host_of(address, config.dev), config.dstport) for address in addresses]
 
 
+def _room(config: Config, underlay: Underlay) -> int:
+    """Return the octets of the largest IP packet that the underlay carries without fragments."""
+    return min(underlay.mtu - _OVERHEAD[config.versions[-1]], MTU_MAX)
+
+
 def _tunnel_mtu(config: Config, underlay: Underlay) -> int:
-    """The MTU of the tunnel in octets; raises VtepError where it does not fit the underlay."""
+    """Return the MTU of the tunnel in octets.
+
+    Raises VtepError where it does not fit the underlay, and the underlay must not fragment.
+    """
     version = config.versions[-1]
     devices = ", ".join(underlay.devices)
-    room = min(underlay.mtu - _OVERHEAD[version], MTU_MAX)
+    room = _room(config, underlay)
     if room < MTU_MIN:
         raise VtepError(
             f"the underlay ({devices}) has an MTU of {underlay.mtu}, too small for VXLAN over "
             f"IPv{version}: raise it (ip link set {underlay.devices[0]} mtu 1500)"
         )
-    if config.mtu is not None and config.mtu > room and underlay.devices:
+    if config.mtu is None:
+        return room
+    if config.mtu > room and underlay.devices and config.df == "set":
         raise VtepError(
             f"--mtu {config.mtu}: does not fit; the underlay ({devices}) carries {underlay.mtu} "
-            f"octets, of which VXLAN over IPv{version} leaves {room}"
+            f"octets, of which VXLAN over IPv{version} leaves {room}, and --df set forbids to "
+            f"fragment: give --mtu {room}, or leave out --df set"
         )
-    return config.mtu if config.mtu is not None else room
+    return config.mtu
+
+
+def _mtu_remedy(config: Config, underlay: Underlay) -> str:
+    """Return how the underlay could carry what IPv6 needs."""
+    wanted = MTU_MIN_V6 + _OVERHEAD[config.versions[-1]]
+    return f"raise the MTU of {' and '.join(underlay.devices)} to {wanted}"
+
+
+def _mtu_advice(config: Config, underlay: Underlay) -> str | None:
+    """Return what a person should know of the MTU of the tunnel, if anything."""
+    room = _room(config, underlay)
+    if not underlay.devices:
+        return None
+    over = f"over {', '.join(underlay.devices)} (mtu {underlay.mtu})"
+    if config.mtu is not None:
+        if config.mtu <= room:
+            return None
+        but = " unless --df inherit forbids that" if config.df == "inherit" else ""
+        return f"--mtu {config.mtu}: the underlay fragments packets larger than {room} {over}{but}"
+    if room >= MTU_MIN_V6:
+        return None
+    what = f"the tunnel carries {room} octets {over}, less than the {MTU_MIN_V6} that IPv6 needs"
+    remedy = _mtu_remedy(config, underlay)
+    if config.df == "set":
+        return f"{what}, and --df set forbids to fragment: {remedy}"
+    if _first_v6(config):
+        return f"{what}: the underlay fragments larger IPv6 packets; to avoid that, {remedy}"
+    return f"{what}: for IPv6, {remedy}, or give --mtu {MTU_MIN_V6}, and the underlay fragments"

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from vtep import descriptors
 from vtep.config import Settings
 from vtep.configfile import FileError, parse
 from vtep.engine import Vtep
@@ -29,7 +30,7 @@ def read(path: Path) -> Settings:
     try:
         octets = _octets(path)
     except OSError as error:
-        raise VtepError(f"--config {path}: cannot read it: {error.strerror}") from error
+        raise VtepError(f"--config {path}: cannot read it: {descriptors.reason(error)}") from error
     if len(octets) > _SIZE_MAX:
         raise VtepError(f"--config {path}: is larger than {_SIZE_MAX >> 20} MiB")
     try:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final
 
 from attrs import frozen
 
+from vtep import descriptors
 from vtep.errors import VtepError
 from vtep.fdb import Kind, Remote, State
 from vtep.wire.ethernet import format_mac, parse_mac
@@ -150,7 +151,7 @@ def load(path: Path) -> Loaded:
     except FileNotFoundError:
         octets = b""
     except OSError as error:
-        raise VtepError(f"--state {path}: can't be read: {error.strerror}") from error
+        raise VtepError(f"--state {path}: can't be read: {descriptors.reason(error)}") from error
     if not octets:
         return Loaded()
     try:
@@ -178,7 +179,9 @@ def locked(path: Path) -> Iterator[None]:
             f"--state {path}: is that of process {_owner(beside)}; give each its own FILE"
         ) from None
     except OSError as error:
-        raise VtepError(f"--state {path}: {beside} can't be locked: {error.strerror}") from error
+        raise VtepError(
+            f"--state {path}: {beside} can't be locked: {descriptors.reason(error)}"
+        ) from error
     try:
         yield
     finally:
@@ -220,7 +223,7 @@ def _check(path: Path) -> None:
         with suppress(FileNotFoundError):
             _check_regular(path)
     except OSError as error:
-        raise VtepError(f"--state {path}: can't be read: {error.strerror}") from error
+        raise VtepError(f"--state {path}: can't be read: {descriptors.reason(error)}") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise VtepError(f"--state {path}: no file can be written in {path.parent}")
 

@@ -16,6 +16,8 @@ from typing import Self
 
 import pytun
 
+from vtep import descriptors
+from vtep.devices import need_device_index
 from vtep.errors import VtepError
 from vtep.wire import virtio
 
@@ -55,6 +57,12 @@ class Tap:
 
     def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
         self._device = _open(name)
+        try:
+            self.index = need_device_index(name)
+            """Its index in the network namespace in which it was opened."""
+        except OSError as error:
+            self._device.close()
+            raise _explain(name, error) from error
         self.fd: int = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
@@ -167,5 +175,5 @@ def _explain(name: str, error: OSError) -> VtepError:
     if error.errno == errno.EINVAL and name not in (taken for _, taken in socket.if_nameindex()):
         reasons[errno.EINVAL] = f"--tap {name}: the kernel does not take this name"
     number = error.errno if error.errno is not None else 0
-    reason = reasons.get(number, f"--tap {name}: cannot open it: {error.strerror or error}")
+    reason = reasons.get(number, f"--tap {name}: cannot open it: {descriptors.reason(error)}")
     return VtepError(reason)

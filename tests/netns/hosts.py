@@ -178,6 +178,10 @@ def mtu_of(host: Host, device: str = "vx0") -> int:
     return int(found[1])
 
 
+def becomes_mtu(host: Host, mtu: int, device: str = "vx0") -> None:
+    wait_until(lambda: mtu_of(host, device) == mtu, f"{device} to have MTU {mtu}")
+
+
 def has_device(host: Host, device: str = "vx0") -> bool:
     return f"{device}:" in host.run("ip", "-o", "link")
 

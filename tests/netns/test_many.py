@@ -372,7 +372,7 @@ def test_changes_are_told(inside_a: Pair) -> None:
     [
         ({"tap": "eth0"}, "vni 7: --tap eth0: .* is not a free TAP"),
         ({"remote": "192.0.2.1"}, "vni 7: --remote 192.0.2.1 is an address of this host"),
-        ({"mtu": 1451}, "vni 7: --mtu 1451: does not fit"),
+        ({"mtu": 1451, "df": "set"}, "vni 7: --mtu 1451: does not fit"),
         ({"dstport": 4791}, "vni 7: --dstport 4791: this UDP port is taken"),
         ({"bridge": "eth0"}, "vni 7: --bridge eth0: the kernel refused vx7 as a port"),
     ],

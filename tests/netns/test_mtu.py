@@ -14,6 +14,7 @@ import pytest
 from tests.netns.hosts import (
     Pyvtep,
     address,
+    becomes_mtu,
     kernel_vtep,
     mtu_of,
     packet_socket,
@@ -22,6 +23,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
+from tests.netns.test_errors import refusal
 from vtep.lab import Host, Lab, transfer
 
 Start = Callable[..., Pyvtep]
@@ -78,7 +80,9 @@ def build(lab: Lab, pair: Pair, start: Start, far: str, *options: str) -> Scene:
     else:
         kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1")
     first, second = attach(lab, a, 1), attach(lab, b, 2)
-    wait_until(lambda: mtu_of(a) == 1500, "the TAP to follow its bridge")
+    becomes_mtu(a, 1500)
+    if other is not None:
+        becomes_mtu(b, 1500)
     scene = Scene((first, second), pair, vtep, other)
     for destination in ("10.0.0.2", "fd00::2"):
         wait_until(partial(answers, first, destination), f"an answer of {destination}")
@@ -205,7 +209,7 @@ def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: St
     vtep = start(a, *segment(1, "198.51.100.2"), "--df", "set")
     start(b, *segment(1, "192.0.2.1"), "--df", "set")
     guest, other = attach(lab, a, 1), attach(lab, b, 2)
-    becomes(a, 1500)
+    becomes_mtu(a, 1500)
     wait_until(partial(answers, guest, "10.0.0.2"), "an answer")
 
     def said(payload: int) -> str:
@@ -222,29 +226,25 @@ def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: St
 # --- the MTU of the TAP -------------------------------------------------------------------------
 
 
-def becomes(host: Host, mtu: int, device: str = "vx0") -> None:
-    wait_until(lambda: mtu_of(host, device) == mtu, f"{device} to have MTU {mtu}")
-
-
 def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> None:
     """So that the bridge drops nothing in front of us, and keeps the MTU that it had."""
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     assert "(mtu 1450)" in vtep.log
-    becomes(a, 1450)
+    becomes_mtu(a, 1450)
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "link", "set", "vx0", "master", "br0")
-    becomes(a, 1500)
-    becomes(a, 1500, "br0")
+    becomes_mtu(a, 1500)
+    becomes_mtu(a, 1500, "br0")
     a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
     a.run("ip", "link", "set", "guest0", "master", "br0")
-    becomes(a, 9000)
-    becomes(a, 9000, "br0")
+    becomes_mtu(a, 9000)
+    becomes_mtu(a, 9000, "br0")
     a.run("ip", "link", "set", "guest0", "mtu", "1400")
-    becomes(a, 1500)
-    becomes(a, 1400, "br0")
+    becomes_mtu(a, 1500)
+    becomes_mtu(a, 1400, "br0")
     a.run("ip", "link", "set", "vx0", "nomaster")
-    becomes(a, 1450)
+    becomes_mtu(a, 1450)
     assert "(mtu 1450)" in vtep.report()
 
 
@@ -260,13 +260,13 @@ def test_the_mtu_of_the_underlay_is_followed(pair: Pair, start: Start) -> None:
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "9000")
     b.run("ip", "link", "set", "vx0", "mtu", "8950")
-    becomes(a, 8950)
+    becomes_mtu(a, 8950)
     wait_until(lambda: "vni 1: the tunnel carries packets of 8950 octets now" in vtep.log, "it")
     ping(a, "10.0.0.2", "-M", "do", "-s", str(8950 - 28))
     assert mtu_of(a, "vx2") == 1400
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "1500")
-    becomes(a, 1450)
+    becomes_mtu(a, 1450)
     wait_until(lambda: "vni 1: the tunnel carries packets of 1450 octets now" in vtep.log, "it")
     ping(a, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
 
@@ -292,7 +292,7 @@ def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
     start(a, *segment(1, "192.0.2.2"), "--mtu", "1400")
     assert mtu_of(a) == 1500
     a.run("ip", "link", "set", "vx0", "nomaster")
-    becomes(a, 1400)
+    becomes_mtu(a, 1400)
 
 
 def test_without_privilege_the_harm_is_said(pair: Pair, start: Start) -> None:
@@ -316,3 +316,86 @@ def test_a_host_whose_tap_is_too_large_learns_it_too(pair: Pair) -> None:
     said = a.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
     assert "Frag needed and DF set (mtu = 1450)" in said
     transfer(a, b, "10.0.0.2", 20 << 20)
+
+
+# --- an underlay that carries less than IPv6 needs -----------------------------------------------
+
+
+@pytest.fixture
+def narrow(lab: Lab) -> Pair:
+    """As `pair`, on an underlay of MTU 1280: the tunnel carries 1230, and IPv6 needs 1280."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.wire(a, b, mtu=1280)
+    for host, number in ((a, 1), (b, 2)):
+        address(host, "eth0", f"192.0.2.{number}/24", f"2001:db8::{number}/64")
+    return a, b
+
+
+@pytest.mark.parametrize("underlay", ["192.0.2.", "2001:db8::"], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("mtu", [None, 1280, 1400])
+def test_ipv6_where_the_underlay_has_to_fragment(
+    narrow: Pair, start: Start, mtu: int | None, underlay: str
+) -> None:
+    a, b = narrow
+    options = () if mtu is None else ("--mtu", str(mtu))
+    first = start(a, *segment(1, f"{underlay}2", "fd00::1/64", "10.0.0.1/24"), *options)
+    start(b, *segment(1, f"{underlay}1", "fd00::2/64", "10.0.0.2/24"), *options)
+    assert first.log.count("the underlay fragments") == 1
+    assert mtu_of(a) == (mtu or 1280)
+    ping(a, "fd00::2", "-s", str(mtu_of(a) - 48))
+    ping(a, "10.0.0.2", "-s", str(mtu_of(a) - 28), "-M", "dont")
+    transfer(a, b, "fd00::2", 4 << 20)
+    transfer(b, a, "10.0.0.1", 4 << 20)
+    assert first.faults() == 0
+    assert f"(mtu {mtu or (1210 if ':' in underlay else 1230)})" in first.report()
+
+
+def test_the_cause_is_named_where_ipv6_has_no_room(narrow: Pair, start: Start) -> None:
+    a, _ = narrow
+    v6 = segment(1, "192.0.2.2", "fd00::1/64")
+    line = refusal(a, *v6, "--df", "set")
+    assert "--address fd00::1/64: IPv6 needs an MTU of at least 1280" in line
+    assert "the tunnel carries 1230" in line
+    assert "raise the MTU of eth0 to 1330, or leave out --df set" in line
+    line = refusal(a, *v6, "--mtu", "1279")
+    assert "IPv6 needs an MTU of at least 1280, but vx0 has 1279; give --mtu 1280" in line
+    vtep = start(a, *segment(1, "192.0.2.2"))
+    assert "less than the 1280 that IPv6 needs: for IPv6, raise the MTU of eth0 to 1330" in vtep.log
+    for words in ("set --mtu 1279 --address fd00::1/64", "set --df set --address fd00::1/64"):
+        assert "IPv6 needs an MTU of at least 1280" in vtep.ask(*words.split(), code=1)
+        assert mtu_of(a) == 1230
+    assert "does not fit" in vtep.ask("set", "--mtu", "1280", "--df", "set", code=1)
+    vtep.ask("set", "--address", "fd00::1/64")
+    assert mtu_of(a) == 1280
+    vtep.ask("vni", "add", "2", "--remote", "192.0.2.2", "--address", "fd01::1/64")
+    assert mtu_of(a, "vx2") == 1280
+    assert "vni 2: the tunnel carries 1230 octets" in vtep.log
+
+
+def test_ipv6_stays_when_the_underlay_becomes_narrow(pair: Pair, start: Start) -> None:
+    """The kernel would take all IPv6 addresses from a TAP of a smaller MTU, for good."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"))
+    start(b, *segment(1, "192.0.2.1", "fd00::2/64"))
+    address(a, "vx0", "fd00::1/64")
+    for host in pair:
+        host.run("ip", "link", "set", "eth0", "mtu", "1280")
+    for host in pair:
+        becomes_mtu(host, 1280)
+    wait_until(lambda: "the tunnel carries packets of 1230 octets now" in vtep.log, "the news")
+    ping(a, "fd00::2", "-s", "1232")
+    for host in pair:
+        host.run("ip", "link", "set", "eth0", "mtu", "1500")
+    for host in pair:
+        becomes_mtu(host, 1450)
+    ping(a, "fd00::2", "-s", "1402")
+
+
+def test_guests_are_never_told_less_than_ipv6_needs(lab: Lab, narrow: Pair, start: Start) -> None:
+    """RFC 8200, section 5: what is below 1280 octets is for the link to fragment."""
+    scene = build(lab, narrow, start, "pyvtep")
+    guest = scene.guests[0]
+    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)
+    assert "Packet too big: mtu=1280" in said
+    ping(guest, "fd00::2", "-M", "do", "-s", "1232")
+    both_ways(scene, 4 << 20)

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.unit.test_descriptors import no_descriptors
+from vtep import descriptors
 from vtep.control import Client, jsonrpc, paths, server
 from vtep.control.client import DisconnectedError
 from vtep.control.jsonrpc import Code, Pages, RpcError
@@ -479,6 +481,57 @@ def test_who_sends_too_much_reads_why(run: Callable[..., None], path: Path) -> N
     async def main() -> None:
         async with serving(path):
             assert b"a line has at most 65536 octets" in await asyncio.to_thread(send)
+
+    run(main())
+
+
+def test_no_descriptor_for_a_client(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is accepted when there is one; until then the loop is not kept busy by it."""
+    tries = []
+    accept = Server._accept
+
+    def counted(self: Server, listener: paths.Listener) -> None:
+        tries.append(listener)
+        accept(self, listener)
+
+    monkeypatch.setattr(Server, "_accept", counted)
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0.05)
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as waiting:
+            async with serving(path), connected(path) as first:
+                await first.ask("echo")
+                tries.clear()
+                with no_descriptors():
+                    waiting.connect(os.fspath(path))
+                    await until(lambda: tries)
+                    for _ in range(10000):
+                        await asyncio.sleep(0)
+                    assert len(tries) < 1000
+                    assert "result" in await first.ask("echo")
+                waiting.sendall(b'{"jsonrpc": "2.0", "method": "echo", "id": 7}\n')
+                answer = await asyncio.to_thread(waiting.recv, 4096)
+                assert json.loads(answer)["id"] == 7
+
+    run(main())
+
+
+def test_the_last_descriptors_are_not_for_clients(
+    run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with serving(path), connected(path) as first:
+            await first.ask("echo")
+            monkeypatch.setattr(descriptors, "RESERVE", 1 << 30)
+            # It says why, although it hangs up at once.
+            with (
+                pytest.raises(VtepError, match="too many clients"),
+                Client(path) as client,
+            ):
+                await asyncio.to_thread(client.call, "echo")
+            assert "result" in await first.ask("echo")
 
     run(main())
 

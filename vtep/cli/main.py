@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from vtep import VtepError, __version__
+from vtep import VtepError, __version__, descriptors
 from vtep.cli import fdb, neigh, segments, steer
 from vtep.cli.completion import completion
 from vtep.cli.docker import docker
@@ -114,6 +114,8 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             steer.write_no_more()
             _fail(f"cannot write: {error.strerror}", 1, debug=debug)
+        if isinstance(error, OSError) and descriptors.is_shortage(error):
+            _fail(f"cannot go on: {descriptors.reason(error)}", 1, debug=debug)
         line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
         _fail(line, 1, debug=debug)
 

@@ -18,6 +18,8 @@ def introduce(port: Port) -> str:
     others = [f"group {config.group}"] if config.group else []
     others += map(str, config.remote)
     over = f" over {', '.join(port.underlay_devices)}" if port.underlay_devices else ""
+    if port.underlay_missing:
+        over += ", underlay not ready"
     return (
         f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'nobody yet'}"
         f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}"

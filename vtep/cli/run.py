@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import click
 import uvloop
 
-from vtep import Config, Port, Vtep, VtepError
+from vtep import Config, Port, Vtep, VtepError, descriptors
 from vtep.cli.collector import Collector
 from vtep.cli.options import settings_of
 from vtep.cli.report import introduce, render
@@ -26,9 +26,14 @@ from vtep.service import Service, read
 
 Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
 
+log = logging.getLogger("vtep")
+
 _SWITCH_INTERVAL = 0.0005
 """Seconds for which a thread may keep the interpreter from the loop, instead of Python's 5 ms: the
 frames wait that long at each system call while the host's network is looked at in a thread."""
+
+_DESCRIPTORS_MIN = 16
+"""Less than the loop, its sockets and one TAP take: some of it, if cut short, prints warnings."""
 
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
@@ -41,6 +46,8 @@ def run(config: str | None, given: dict[str, Any], *, debug: bool) -> None:
 def run_service(service: Service, *, debug: bool, beside: Beside | None = None) -> None:
     """Forward until a signal ends it; `beside` runs meanwhile, and ends it by raising VtepError."""
     hold_standard_streams()
+    with descriptors.explained("start"):
+        descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     voice = Voice()
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
@@ -67,6 +74,7 @@ def _service(config: str | None, given: dict[str, Any]) -> Service:
 async def _forward(service: Service, voice: Voice, beside: Beside | None) -> None:
     _allow_many_sockets()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_say_what_went_wrong)
     settings = service.settings
     async with AsyncExitStack() as running:
         running.enter_context(hold(settings))
@@ -101,6 +109,16 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
         f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
         f"{drops} dropped"
     )
+
+
+def _say_what_went_wrong(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that only the loop has seen: as a line, and where it was with --debug."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and descriptors.is_shortage(error):
+        descriptors.warn(f"{context['message']}: {descriptors.reason(error)}")
+    else:
+        log.error("internal error: %s: %r", context["message"], error)
+    log.debug("where it was:", exc_info=error)
 
 
 async def _until_it_ends(*coroutines: Coroutine[Any, Any, None]) -> None:

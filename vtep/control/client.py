@@ -87,7 +87,9 @@ class Client:
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the VTEP by name; parameters that are None are left out."""
         if not self._answers:  # So one that is stopped does not do it once it goes on.
-            self._ask("ping", {}, min(self._timeout, _ALIVE))
+            answer = self._ask("ping", {}, min(self._timeout, _ALIVE))
+            if answer.get("id") is None:  # It is about the connection, as of one client too many.
+                raise _refusal("ping", answer["error"])
             self._answers = True
         given = {name: value for name, value in params.items() if value is not None}
         answer = self._ask(method, given, self._timeout)

@@ -19,11 +19,11 @@ from vtep.config import Config
 from vtep.control import params, rows, schema
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.params import Params
+from vtep.devices import device_index
 from vtep.engine import Vtep
 from vtep.errors import ConfigError, VtepError
 from vtep.fdb import Kind, Remote
 from vtep.neigh import Neighbours
-from vtep.netlink import device_index
 from vtep.port import Port
 from vtep.wire.ethernet import MAC_ZERO
 

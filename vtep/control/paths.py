@@ -17,6 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from vtep import descriptors
 from vtep.errors import VtepError
 
 _RUN = Path("/run/pyvtep")
@@ -150,7 +151,7 @@ def _only_one_starts_in(place: Path) -> Iterator[None]:
 
 
 def _refused(path: Path, error: OSError) -> VtepError:
-    return VtepError(f"--control {path}: {error.strerror or error}; give another PATH, or none")
+    return VtepError(f"--control {path}: {descriptors.reason(error)}; give another PATH, or none")
 
 
 # --- for a client ---------------------------------------------------------------------------

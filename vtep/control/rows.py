@@ -76,6 +76,7 @@ def segment(port: Port) -> schema.Segment:
         "mtu": port.mtu,
         "offload": sorted(port.offload),
         "underlay_devices": list(port.underlay_devices),
+        "underlay_missing": list(port.underlay_missing),
         "fdb_entries": len(port.fdb),
         "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
         "options": options(port.config),

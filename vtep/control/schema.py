@@ -64,6 +64,8 @@ class Segment(TypedDict):
     mtu: int
     offload: list[str]
     underlay_devices: list[str]
+    underlay_missing: list[str]
+    """What the underlay lacks on this host now, such as a route; empty if it is ready."""
     fdb_entries: int
     remotes: list[Destination]
     """Where broadcasts go now: also what was put in besides the option, not what was deleted."""

@@ -7,11 +7,13 @@ not read, and so many events, after which it is told how many it has missed.
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+from vtep import descriptors
 from vtep.control import jsonrpc
 from vtep.control.jsonrpc import Code, Refusal, Request, RpcError
 from vtep.control.paths import Listener
@@ -40,6 +42,18 @@ _OUTPUT_MAX = 65536
 """Octets of an answer that wait for a client before the next piece is made."""
 
 _EVENTS_AT_ONCE = 64
+
+_NO_DESCRIPTORS = (
+    jsonrpc.failure(
+        RpcError(Code.REFUSED, "too many clients: it has hardly any file descriptor left"), None
+    )
+    + b"\n"
+)
+
+_ACCEPTS_AT_ONCE = 16
+
+_ACCEPT_PAUSE = 1.0
+"""Seconds until clients are accepted again after there was no descriptor for one."""
 
 SUBSCRIBE: Final = "monitor.subscribe"
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -93,24 +107,30 @@ class Server:
         self._watch = watch
         self._settle = settle
         self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._clients: dict[asyncio.Task[None], _Client] = {}
         self._refused: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     async def start(self, listener: Listener) -> None:
         """Serve a listening socket, which is ours from now on."""
         self._listener = listener
-        self._server = await asyncio.start_unix_server(
-            self._accepted, sock=listener.socket, limit=jsonrpc.LINE_MAX
-        )
+        self._listen(listener)
+
+    def _listen(self, listener: Listener) -> None:
+        asyncio.get_running_loop().add_reader(listener.socket.fileno(), self._accept, listener)
 
     async def stop(self) -> None:
         """Disconnect everybody, and remove the socket's file if it is still ours."""
-        if self._server is None:
+        if self._listener is None:
             return
         self._listener.remove()
-        self._server.close()
-        tasks = (*self._clients, *self._refused)
+        asyncio.get_running_loop().remove_reader(self._listener.socket.fileno())
+        if self._retry is not None:
+            self._retry.cancel()
+        self._listener.socket.close()
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,23 +144,57 @@ class Server:
 
     # --- one client -------------------------------------------------------------------------
 
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client, loop = _Client(reader, writer), asyncio.get_running_loop()
-        if len(self._clients) >= CLIENTS_MAX and not self._make_room(loop.time()):
+    def _accept(self, listener: Listener) -> None:
+        """Accept some of the clients that wait, or none for a while if descriptors have run out.
+
+        The servers of asyncio and uvloop print a traceback then, or try again without a pause.
+        """
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                connection, _ = listener.socket.accept()
+            except OSError as error:
+                if descriptors.is_shortage(error):
+                    why = descriptors.reason(error)
+                    descriptors.warn(f"cannot accept clients of the control socket: {why}")
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(listener.socket.fileno())
+                    self._retry = loop.call_later(_ACCEPT_PAUSE, self._listen, listener)
+                return
+            connection.setblocking(False)
+            if descriptors.is_reserved(connection.fileno()):
+                _refuse_for_want_of_descriptors(connection)
+                continue
+            task = asyncio.get_running_loop().create_task(self._admit(connection, listener))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _admit(self, connection: socket.socket, listener: Listener) -> None:
+        """Serve a client, or tell it why it is not served."""
+        client, task = await _Client.of(connection), asyncio.current_task()
+        if client is None or task is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if len(self._clients) >= CLIENTS_MAX and not self._make_room(now):
             why = (
-                f"too many clients: {CLIENTS_MAX} are connected to {self._listener.path}; end one, "
+                f"too many clients: {CLIENTS_MAX} are connected to {listener.path}; end one, "
                 "such as a pyvtep monitor (ss -xp lists them), and try again"
             )
-            task = loop.create_task(client.turn_away(why, linger=self._may_linger()))
-            self._refused.add(task)
-            task.add_done_callback(self._refused.discard)
+            linger = self._may_linger()
+            self._count_refused(task)
+            await client.turn_away(why, linger=linger)
             return
-        task = loop.create_task(self._serve(client))
         self._clients[task] = client
-        task.add_done_callback(lambda task: self._clients.pop(task, None))
+        try:
+            await self._serve(client)
+        finally:
+            self._clients.pop(task, None)
 
     def _may_linger(self) -> bool:
         return len(self._refused) < _LINGER_MAX
+
+    def _count_refused(self, task: asyncio.Task[None]) -> None:
+        self._refused.add(task)
+        task.add_done_callback(self._refused.discard)
 
     def _make_room(self, now: float) -> bool:
         """Disconnect the client that has been idle for longest; False if none is."""
@@ -151,8 +205,7 @@ class Server:
         if now - since < IDLE_S:
             return False
         self._clients.pop(task).dismiss()
-        self._refused.add(task)
-        task.add_done_callback(self._refused.discard)
+        self._count_refused(task)
         return True
 
     async def _serve(self, client: "_Client") -> None:
@@ -239,6 +292,15 @@ class Server:
                     await client.send(told)
 
 
+def _refuse_for_want_of_descriptors(connection: socket.socket) -> None:
+    descriptors.warn(
+        "a client of the control socket was refused: hardly any file descriptor is left; "
+        "raise the limit: ulimit -n, or LimitNOFILE= of the systemd unit"
+    )
+    with connection, suppress(OSError):
+        connection.send(_NO_DESCRIPTORS)
+
+
 def _told(error: Exception) -> RpcError:
     """What a client is told of an error."""
     if isinstance(error, RpcError):
@@ -247,6 +309,8 @@ def _told(error: Exception) -> RpcError:
         return RpcError(Code.INVALID_PARAMS, str(error))
     if isinstance(error, VtepError):
         return RpcError(Code.REFUSED, str(error))
+    if isinstance(error, OSError) and descriptors.is_shortage(error):
+        return RpcError(Code.REFUSED, f"cannot do it: {descriptors.reason(error)}")
     log.error("internal error on the control socket: %r", error)
     log.debug("where it was:", exc_info=error)
     return RpcError(Code.INTERNAL_ERROR, f"internal error: {error!r}")
@@ -264,6 +328,19 @@ class _Client:
         self._writer = writer
         self._quiet_since = self._unread_since = 0.0
         writer.transport.set_write_buffer_limits(high=_OUTPUT_MAX)
+
+    @classmethod
+    async def of(cls, connection: socket.socket) -> "_Client | None":
+        """Return the client of a connection that was just accepted; None if it has gone."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=jsonrpc.LINE_MAX)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError:
+            connection.close()
+            return None
+        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def next_line(self) -> bytes | None:
         """The next line, the last one also without its end; None after that.

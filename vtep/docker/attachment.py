@@ -15,8 +15,9 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from vtep import netlink
+from vtep import descriptors, netlink
 from vtep.asking import who_has
+from vtep.descriptors import ShortageError
 from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.engine import Vtep
@@ -148,7 +149,10 @@ class Attachment:
                     )
                 self._gone = True
             except VtepError as error:
-                log.warning("%s", error)
+                if isinstance(error, ShortageError):
+                    descriptors.warn(str(error))
+                else:
+                    log.warning("%s", error)
                 asyncio.get_running_loop().call_later(_RETRY, changed.set)
             else:
                 self._gone = False

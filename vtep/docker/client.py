@@ -11,6 +11,8 @@ from contextlib import closing
 from time import sleep
 from typing import Any, NoReturn
 
+from vtep import descriptors
+from vtep.descriptors import ShortageError
 from vtep.errors import ConfigError, VtepError
 
 _PAUSE = 0.5
@@ -86,14 +88,21 @@ class Client:
                     for event in events:
                         if event.get("Action") in ("create", "destroy", "connect"):
                             changed()
-            except Exception:  # noqa: BLE001  what can't be asked is asked again
-                gone()
+            except Exception as error:  # noqa: BLE001  what can't be asked is asked again
+                if _shortage(error):
+                    descriptors.warn(str(self._explain(error)))
+                else:
+                    gone()
             sleep(_PAUSE)
 
     def _connect(self) -> Any:
         return self._docker.APIClient(version="auto", timeout=_ASK_TIMEOUT, **self._options)
 
     def _explain(self, error: BaseException) -> VtepError:
+        if shortage := _shortage(error):
+            return ShortageError(
+                f"cannot ask the Docker engine at {self.url}: {descriptors.reason(shortage)}"
+            )
         numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
         if numbers & {errno.EACCES, errno.EPERM}:
             return VtepError(
@@ -106,6 +115,12 @@ class Client:
             f"the Docker engine at {self.url} does not answer ({reason}): is it running "
             "(systemctl status docker)? Another one is named with --docker-host"
         )
+
+
+def _shortage(error: BaseException) -> OSError | None:
+    """Return what says that descriptors have run out, if anything does."""
+    causes = (cause for cause in _causes(error) if isinstance(cause, OSError))
+    return next(filter(descriptors.is_shortage, causes), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import asdict, frozen
 
+from vtep import descriptors
 from vtep.errors import ConfigError, VtepError
 
 FOLDER = Path("/run/pyvtep/docker")
@@ -60,7 +61,9 @@ def _lock(path: Path, network: str) -> int:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise VtepError(f"cannot write {path} ({error.strerror}): run as root") from error
+            raise VtepError(
+                f"cannot write {path} ({descriptors.reason(error)}): run as root"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -82,7 +85,9 @@ def attached(folder: Path = FOLDER) -> list[Record]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise VtepError(f"cannot read {folder} ({error.strerror}): run as root") from error
+        raise VtepError(
+            f"cannot read {folder} ({descriptors.reason(error)}): run as root"
+        ) from error
     records = (_read(path) for path in paths)
     return [record for record in records if record is not None]
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
+from vtep import descriptors
 from vtep.counters import Drop
 from vtep.fdb import Remote
 from vtep.underlay import feedback
@@ -198,6 +199,9 @@ class Path:
             try:
                 sock = self._connect(slot, now, evict=not others)
             except OSError as error:
+                if is_short_of_descriptors(error):
+                    why = descriptors.reason(error)
+                    descriptors.warn(f"cannot open another socket to send: {why}")
                 if not (others and is_short_of_descriptors(error)):
                     self._wait(slot, now)
                     self._why_not = error.errno or errno.ENETUNREACH

@@ -7,19 +7,25 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, ip_address
 
 from attrs import frozen
 
+from vtep import descriptors
 from vtep.config import Config
-from vtep.errors import VtepError
+from vtep.devices import need_device_index
+from vtep.errors import NotReadyError, VtepError
 from vtep.offload.whole import Outside
 from vtep.values import Address, scope_of, without_scope
 from vtep.wire import ecn, envelope, vxlan
 
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
+
+
+_NOT_READY = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV))
+"""What the kernel says of an own address or a device that is absent, and may appear later."""
 
 # From the kernel's include/uapi/linux/{in,in6,udp}.h and asm-generic/socket.h.
 _IP_MTU_DISCOVER = 10
@@ -93,11 +99,11 @@ def host_of(address: Address, dev: str | None) -> str:
 
 @lru_cache
 def device_name(index: int) -> str:
-    """The name of a device, kept: to be forgotten (`cache_clear`) when links have changed."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return str(index)
+    """Return the name of a device, kept: to be forgotten (`cache_clear`) when links have changed.
+
+    Raises OSError, which is not kept: there may be no descriptor to ask with at this moment.
+    """
+    return socket.if_indextoname(index)
 
 
 def sockaddr(host: str, port: int, flowlabel: int = 0) -> Sockaddr:
@@ -105,7 +111,7 @@ def sockaddr(host: str, port: int, flowlabel: int = 0) -> Sockaddr:
     if ":" not in host:
         return host, port
     address, _, scope = host.partition("%")
-    return address, port, flowlabel, socket.if_nametoindex(scope) if scope else 0
+    return address, port, flowlabel, need_device_index(scope) if scope else 0
 
 
 @frozen
@@ -187,7 +193,8 @@ def open_receiver(
     allows it to tunnels). The sockets `beside` it may have the same port, while one takes over
     from the other.
 
-    Raises VtepError, saying what to do, where the port cannot be had.
+    Raises NotReadyError where the own address or the device is absent, and otherwise VtepError,
+    saying what to do, where the port cannot be had.
     """
     try:
         with _sharing(beside) as others:
@@ -206,7 +213,8 @@ def open_receiver(
             raise VtepError(
                 f"--dstport {port}{dev}: no privilege to bind to it: run as root"
             ) from error
-        raise VtepError(f"--dstport {port}: cannot bind to it: {error.strerror}") from error
+        kind = NotReadyError if error.errno in _NOT_READY else VtepError
+        raise kind(f"--dstport {port}: cannot bind to it: {descriptors.reason(error)}") from error
     _listen(sock, gro=gro, zero_checksums=zero_checksums)
     return sock
 
@@ -245,14 +253,15 @@ def join(
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise VtepError(
-            f"--group {group}: cannot join it on --dev {binding.dev}: {error.strerror}"
+        kind = NotReadyError if error.errno in _NOT_READY else VtepError
+        raise kind(
+            f"--group {group}: cannot join it on --dev {binding.dev}: {descriptors.reason(error)}"
         ) from error
     return sock
 
 
 def _bind_to_group(sock: socket.socket, port: int, group: str, dev: str | None) -> None:
-    index = socket.if_nametoindex(dev or "")
+    index = need_device_index(dev or "")
     packed = socket.inet_pton(sock.family, group)
     v6 = sock.family == socket.AF_INET6
     # A group may be shared: all who joined it hear it. A receiver on all addresses is in its way.
@@ -308,7 +317,11 @@ def receive(receiver: socket.socket, buffer: memoryview) -> Received:
         else:
             mark = data[_LOW_OCTET] & _ECN
     if len(source) > 2 and source[3]:
-        return octets, stride, f"{source[0]}%{device_name(source[3])}", source[1], mark
+        try:
+            device = device_name(source[3])
+        except OSError:
+            device = str(source[3])
+        return octets, stride, f"{source[0]}%{device}", source[1], mark
     return octets, stride, source[0], source[1], mark
 
 
@@ -525,8 +538,12 @@ def send_whole(sock: socket.socket, datagram: bytes, host: str, port: int) -> No
             sock.setsockopt(level, _IPV6_DONTFRAG, 0)
 
 
+@cache
 def segments_datagrams() -> bool:
-    """Whether the kernel takes many datagrams in one send (UDP_SEGMENT)."""
+    """Return whether the kernel takes many datagrams in one send (UDP_SEGMENT).
+
+    Raises OSError where it can't be asked for want of a descriptor.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.setsockopt(_SOL_UDP, _UDP_SEGMENT, vxlan.HEADER_LEN)
