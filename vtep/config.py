@@ -201,6 +201,15 @@ class Config:
         converter=values.max_addresses,
         metadata={"metavar": "N", "help": "How many MACs are learned at most; 0 is no limit."},
     )
+    max_addresses_per_remote: int | str = field(
+        default="auto",
+        converter=values.max_addresses_per_remote,
+        metadata={
+            "metavar": "auto|N",
+            "help": "How many MACs are learned from one remote at most; 0 is no limit; auto is "
+            "half of --max-addresses where there are several remotes.",
+        },
+    )
     proxy: bool = _switch(
         default=False,
         help="Answer ARP and neighbour solicitations for known neighbours whose MAC is in the FDB.",

@@ -3,16 +3,16 @@
 The names of the reasons are part of the interface: scripts, tests and dashboards use them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeAlias
 
 _NAMED = 3
 """How many names a line has at most."""
 
 
-class Drop(StrEnum):
-    """Why a datagram or a frame went no further; `.meaning` is for people."""
+class _Explained(StrEnum):
+    """Names, each with its explanation as `.meaning`."""
 
     meaning: str
 
@@ -23,13 +23,36 @@ class Drop(StrEnum):
         member.meaning = meaning
         return member
 
+
+class Drop(_Explained):
+    """Why a datagram or a frame went no further."""
+
     # From the underlay, in the order in which a datagram is judged.
+    UDP_CHECKSUM = (
+        "udp_checksum",
+        (
+            "datagrams in this network namespace with a wrong UDP checksum, discarded by the "
+            "kernel: a NAT on the way, or checksum offload: ethtool -K DEV rx off here, or at the "
+            "sender tx off or --no-udpcsum"
+        ),
+    )
     RX_QUEUE_FULL = (
         "rx_queue_full",
-        "at least one datagram that the kernel discarded: read too slowly, or a wrong checksum",
+        "at least one datagram that the kernel discarded because it was read too slowly",
+    )
+    OVERLAY_INGRESS = (
+        "overlay_ingress",
+        (
+            "datagram that arrived through a TAP of this process or its bridge, so it is no "
+            "underlay traffic: a guest forges VXLAN; or the underlay is that device: --dev"
+        ),
     )
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")
     FLAGS_INVALID = ("flags_invalid", "VXLAN header without the I flag")
+    HEADER_GPE = (
+        "header_gpe",
+        "VXLAN-GPE header (version, P, B or O bits), whose payload need not be Ethernet",
+    )
     PROBE_LIMITED = (
         "probe_limited",
         "question of a pyvtep doctor beyond those that are answered in a second",
@@ -107,6 +130,61 @@ class Drop(StrEnum):
     UNDERLAY_FAILED = ("underlay_failed", "datagram that could not be sent for any other reason")
 
 
+class Notice(_Explained):
+    """Why nothing was learned from a frame that was delivered.
+
+    The names are those of plain counters.
+    """
+
+    FDB_FULL = (
+        "fdb_full",
+        (
+            "source MAC not learned, as the FDB has --max-addresses entries: frames to it are "
+            "flooded"
+        ),
+    )
+    FDB_QUOTA = (
+        "fdb_quota",
+        (
+            "source MAC not learned, as its remote has --max-addresses-per-remote entries: "
+            "frames to it are flooded"
+        ),
+    )
+    NEIGH_FULL = (
+        "neigh_full",
+        (
+            "address of a neighbour not learned, as there are --max-addresses of them: requests "
+            "for it are flooded"
+        ),
+    )
+
+
+Reason: TypeAlias = Drop | Notice
+Detail: TypeAlias = int | bytes | str
+
+
+def _mac(detail: Detail) -> str:
+    return detail.hex(":") if isinstance(detail, bytes) else str(detail)
+
+
+_DETAILS: dict[Drop, Callable[[Detail], str]] = {
+    Drop.OVERLAY_INGRESS: "over {}".format,
+    Drop.HEADER_TRUNCATED: "{} octets".format,
+    Drop.FLAGS_INVALID: "header {:016x}".format,
+    Drop.HEADER_GPE: "header {:016x}".format,
+    Drop.VNI_UNKNOWN: "vni {}".format,
+    Drop.RESERVED_BITS: "header {:016x}".format,
+    Drop.INNER_RUNT: "inner frame of {} octets".format,
+    Drop.GROUP_DENIED: "policy group {}".format,
+    Drop.INNER_TAGGED: "VLAN {}".format,
+    Drop.INNER_SOURCE_INVALID: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.INNER_SOURCE_OWN: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.INNER_SOURCE_STATIC: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.TX_TAGGED: "VLAN {}".format,
+    Drop.NO_REMOTE: lambda mac: f"destination MAC {_mac(mac)}",
+}
+"""How the log writes the detail of a drop, which is kept as it was found."""
+
 BY_DESIGN = frozenset((Drop.GATEWAY_KEPT_IN, Drop.GATEWAY_KEPT_OUT))
 """Reasons that nobody needs to be told of: such frames were not to arrive."""
 
@@ -122,7 +200,8 @@ class Counters:
     from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
     answered here and not flooded; `neigh_probed` of them were passed on to the neighbour alone, to
     confirm the answer. `neigh_unconfirmed` requests for a known neighbour were flooded, since it
-    was not confirmed. Of `neigh_full` speakers the address was not kept for that.
+    was not confirmed. Of `neigh_full` speakers the address was not kept for that. `fdb_full` and
+    `fdb_quota` are the frames whose source MAC was not learned (see `Notice`).
 
     Of frames from the TAP that were larger than the tunnel carries, `tx_resegmented` counts the TCP
     segments that were cut, `tx_fragmented` the IPv4 packets, and `tx_oversize` those that went out
@@ -147,7 +226,9 @@ class Counters:
         "fdb_full",
         "fdb_learned",
         "fdb_moved",
+        "fdb_quota",
         "flooded",
+        "last_detail",
         "last_drop",
         "last_source",
         "mss_clamped",
@@ -187,6 +268,7 @@ class Counters:
         self.fdb_learned = 0
         self.fdb_moved = 0
         self.fdb_full = 0
+        self.fdb_quota = 0
         self.neigh_answered = 0
         self.neigh_full = 0
         self.neigh_probed = 0
@@ -204,17 +286,35 @@ class Counters:
         self.tx_too_big_answered = 0
         self.tx_whole = 0
         self.drops = dict.fromkeys(Drop, 0)
-        self.last_source: dict[Drop, str] = {}
+        self.last_source: dict[Reason, str] = {}
+        self.last_detail: dict[Drop, Detail] = {}
         self.last_drop: dict[Drop, float] = {}
         """By reason, when `note_drops` last found its counter increased."""
-        self._noted: Mapping[Drop, int] = _NOTHING
+        self._noted: Mapping[Drop, int] = _NO_DROPS
         self._baseline: Mapping[str, int] = {}
 
-    def drop(self, reason: Drop, source: str | None = None, count: int = 1) -> None:
-        """Count losses; `source` is the underlay address to name when a person is told."""
+    def drop(
+        self,
+        reason: Drop,
+        source: str | None = None,
+        count: int = 1,
+        detail: Detail | None = None,
+    ) -> None:
+        """Count losses, for the log with the underlay address and the detail of the last one."""
         self.drops[reason] += count
         if source is not None:
             self.last_source[reason] = source
+        if detail is not None:
+            self.last_detail[reason] = detail
+
+    def losses(self) -> dict[Reason, int]:
+        """Return the counts that the log reports, by reason."""
+        counts: dict[Reason, int] = {}
+        counts.update(self.drops.items())
+        counts[Notice.FDB_FULL] = self.fdb_full
+        counts[Notice.FDB_QUOTA] = self.fdb_quota
+        counts[Notice.NEIGH_FULL] = self.neigh_full
+        return counts
 
     def as_dict(self) -> dict[str, int]:
         """Every counter by name, drops as `drop_<reason>`."""
@@ -243,8 +343,11 @@ class Counters:
         return {name: count - self._baseline.get(name, 0) for name, count in self.as_dict().items()}
 
 
-_NO_COUNTERS = frozenset(("drops", "last_drop", "last_source", "_baseline", "_noted"))
-_NOTHING = dict.fromkeys(Drop, 0)
+_NO_COUNTERS = frozenset(
+    ("drops", "last_detail", "last_drop", "last_source", "_baseline", "_noted")
+)
+_NO_DROPS = dict.fromkeys(Drop, 0)
+_NOTHING: dict[Reason, int] = dict.fromkeys((*Drop, *Notice), 0)
 
 
 def duration(seconds: float) -> str:
@@ -263,10 +366,10 @@ class DropLog:
 
     def __init__(self, interval: float = 60.0) -> None:
         self._interval = interval
-        self._silent_until: dict[Drop, float] = {}
-        self._told: dict[Counters, dict[Drop, int]] = {}
-        self._noted: dict[Counters, dict[Drop, int]] = {}
-        self._different: list[tuple[str, Counters, dict[Drop, int]]] = []
+        self._silent_until: dict[Reason, float] = {}
+        self._told: dict[Counters, dict[Reason, int]] = {}
+        self._noted: dict[Counters, dict[Reason, int]] = {}
+        self._different: list[tuple[str, Counters, dict[Reason, int]]] = []
 
     def note(self, name: str, counters: Counters) -> None:
         """Look at some counters before `news` is asked for; `name` says what they count, if at all.
@@ -274,7 +377,7 @@ class DropLog:
         It has to be shown all that there are each time; who has time can do so one by one.
         """
         told = self._told.get(counters, _NOTHING)
-        if counters.drops != told:
+        if counters.losses() != told:
             if told is _NOTHING:
                 told = _NOTHING.copy()
             self._different.append((name, counters, told))
@@ -289,9 +392,9 @@ class DropLog:
             self.note(*part)
         self._told, self._noted = self._noted, {}
         different, self._different = self._different, []
-        lost: dict[Drop, list[tuple[int, str, Counters]]] = {}
+        lost: dict[Reason, list[tuple[int, str, Counters]]] = {}
         for name, counters, before in different:
-            for reason, count in counters.drops.items():
+            for reason, count in counters.losses().items():
                 if (
                     count != before[reason]
                     and now >= self._silent_until.get(reason, now)
@@ -304,13 +407,21 @@ class DropLog:
         return [_line(reason, losses) for reason, losses in lost.items()]
 
 
-def _line(reason: Drop, losses: list[tuple[int, str, Counters]]) -> str:
+def _line(reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
     total = sum(count for count, _, _ in losses)
     names = [name for _, name, _ in losses if name]
     about = ", ".join(names[:_NAMED])
     if len(names) > _NAMED:
         about += f" and {len(names) - _NAMED} more"
-    source = losses[-1][2].last_source.get(reason)
-    last = f"last: {source}" if source else ""
-    details = "; ".join(filter(None, (about, last)))
-    return f"dropped {total} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")
+    last = _last(reason, losses[-1][2])
+    details = "; ".join(filter(None, (about, f"last: {last}" if last else "")))
+    what = f"dropped {total}" if isinstance(reason, Drop) else f"{total}"
+    return f"{what} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")
+
+
+def _last(reason: Reason, counters: Counters) -> str:
+    """Return the source and the detail of the last loss, as far as they are known."""
+    parts = [counters.last_source.get(reason, "")]
+    if isinstance(reason, Drop) and reason in _DETAILS and reason in counters.last_detail:
+        parts.append(_DETAILS[reason](counters.last_detail[reason]))
+    return ", ".join(filter(None, parts))

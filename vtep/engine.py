@@ -24,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep import descriptors, netlink
 from vtep.config import Config, check_segments
 from vtep.consent import Consent
-from vtep.counters import Counters, Drop, DropLog
+from vtep.counters import Counters, Drop, DropLog, Reason
 from vtep.datapath import Arena
 from vtep.descriptors import ShortageError
 from vtep.devices import device_index
@@ -203,8 +203,8 @@ class Vtep:
         self._taps_lost_before = self.taps_lost
         self.counters_reset = time.monotonic()
 
-    def last_sources(self) -> dict[Drop, str]:
-        """By reason, where a datagram came from that was dropped."""
+    def last_sources(self) -> dict[Reason, str]:
+        """Return the last underlay address for each reason of a drop or a notice."""
         parts = self._counters()
         return {reason: host for part in parts for reason, host in part.last_source.items()}
 

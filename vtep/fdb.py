@@ -160,6 +160,8 @@ class Learned(Enum):
     """It has a permanent or static entry behind another remote: the frame is forged or looped."""
     FULL = auto()
     """It is new, but as many are known as may be learned: it stays unknown and is flooded."""
+    OVER_QUOTA = auto()
+    """It is new, but its remote has as many as one remote may have: the same."""
 
 
 @frozen
@@ -218,10 +220,23 @@ class Fdb:
     has for it.
     """
 
-    def __init__(self, vni: int, port: int, *, ageing: float, max_addresses: int) -> None:
+    def __init__(
+        self,
+        vni: int,
+        port: int,
+        *,
+        ageing: float,
+        max_addresses: int,
+        max_per_host: int | None = None,
+    ) -> None:
         self.vni = vni
         self.port = port
         self.max_addresses = max_addresses
+        self.max_per_host = max_per_host
+        """How many entries that age one host may have, as far as they are learned: 0 is no limit,
+        and None is half of `max_addresses` unless there is one host only."""
+        self.open = False
+        """Whether MACs are learned from hosts that are not in `sources` too."""
         self.default: Entry | None = None
         """The entry of the all-zero MAC, whose destinations get what no other entry knows."""
         self.sources: dict[str, Remote] = {}
@@ -239,6 +254,7 @@ class Fdb:
         self._places: list[Entry | None] = []
         self._free: list[int] = []  # Numbers of places that are None.
         self._ageing_count = 0  # What the limit is about.
+        self._ageing_by_host: dict[str, int] = {}  # The same, counted at each destination.
         self._wheel: dict[int, list[Entry]] = {}
         self._swept = -1
         self._watchers: list[Callable[[Event, Entry], None]] = []
@@ -427,6 +443,8 @@ class Fdb:
         if entry is None:
             if self.max_addresses and self._ageing_count >= self.max_addresses:
                 return Learned.FULL
+            if self._is_over_quota(remote.host):
+                return Learned.OVER_QUOTA
             alone = self._take(remote, LEARNED).alone
             entry = self._insert(Entry(mac, alone, now, LEARNED, rx_frames=count))
             self._tell(Event.ADDED, entry)
@@ -443,6 +461,28 @@ class Fdb:
         self._change(mac, (remote,), now, entry.kind, Event.MOVED)
         self._settle()
         return Learned.MOVED
+
+    @property
+    def quota(self) -> int:
+        """How many entries that age one host may have, as far as they are learned; 0 is any."""
+        if self.max_per_host is not None:
+            return self.max_per_host
+        several = self.open or len(self.sources) > 1
+        # An FDB of one entry has no half.
+        return max(1, self.max_addresses // 2) if self.max_addresses and several else 0
+
+    def learned_from(self, host: str) -> int:
+        """Return how many entries that age have this host as a destination."""
+        return self._ageing_by_host.get(host, 0)
+
+    def has_room(self, host: str) -> bool:
+        """Return whether one more MAC may be learned from a host."""
+        full = self.max_addresses and self._ageing_count >= self.max_addresses
+        return not full and not self._is_over_quota(host)
+
+    def _is_over_quota(self, host: str) -> bool:
+        quota = self.quota
+        return quota > 0 and self.learned_from(host) >= quota
 
     def check(self, mac: bytes, remote: Remote) -> Learned:
         """Whether frames from `mac` can come from `remote`, as far as `learn` cares to know.
@@ -622,7 +662,9 @@ class Fdb:
             remote = self._remotes.setdefault(self._key(remote), remote)
             uses = self._uses.get(remote, 0)
         self._uses[remote] = uses + 1
-        if not kind.ages:
+        if kind.ages:
+            self._ageing_by_host[remote.host] = self._ageing_by_host.get(remote.host, 0) + 1
+        else:
             listed = self._listings.setdefault(remote.host, {})
             listed[remote] = listed.get(remote, 0) + 1
             self._touched.append(remote.host)
@@ -637,7 +679,11 @@ class Fdb:
             else:
                 del self._uses[remote], self._remotes[self._key(remote)]
                 self._released.append(remote)
-            if not entry.kind.ages:
+            if entry.kind.ages:
+                self._ageing_by_host[remote.host] -= 1
+                if not self._ageing_by_host[remote.host]:
+                    del self._ageing_by_host[remote.host]
+            else:
                 listed = self._listings[remote.host]
                 listed[remote] -= 1
                 if not listed[remote]:

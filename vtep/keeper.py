@@ -302,7 +302,7 @@ def _relearn(port: Port, saved: Saved, heard: float, now: float) -> None:
     fdb = port.fdb
     if fdb.ageing and heard + fdb.ageing <= now:
         return
-    if fdb.lookup(saved.mac) is not None or (0 < fdb.max_addresses <= len(fdb)):
+    if fdb.lookup(saved.mac) is not None or not fdb.has_room(saved.destinations[0].host):
         return
     for remote in saved.destinations:
         known = port.segment.source(remote.host)

@@ -65,6 +65,7 @@ class Port:
                 config.dstport,
                 ageing=config.ageing,
                 max_addresses=config.max_addresses,
+                max_per_host=_quota(config),
             ),
             own_mac=ethernet.MAC_ZERO,
             learning=config.learning,
@@ -275,6 +276,7 @@ class Port:
         if config.dstport != before.dstport:
             segment.fdb.set_port(config.dstport)
         segment.fdb.max_addresses = config.max_addresses
+        segment.fdb.max_per_host = _quota(config)
         segment.set_remotes(_remotes(config), now)
         before_these, self.listeners = self.listeners, tuple(listeners)
         self._judge_offload()
@@ -486,6 +488,12 @@ def _accept(config: Config) -> Networks:
     """Who may send besides the remotes: with a group, anybody (RFC 7348), if no list says who."""
     anybody = config.accept_any or (config.group is not None and not config.accept)
     return ANYBODY if anybody else config.accept
+
+
+def _quota(config: Config) -> int | None:
+    """Return how many MACs may be learned from one remote, as `Fdb.max_per_host` has it."""
+    quota = config.max_addresses_per_remote
+    return quota if isinstance(quota, int) else None
 
 
 def _policy(config: Config) -> Policy:

@@ -12,7 +12,7 @@ from struct import Struct
 
 from attrs import frozen
 
-from vtep.counters import Counters, Drop
+from vtep.counters import Counters, Drop, Notice
 from vtep.fdb import Entry, Fdb, Filter, Learned, Remote
 from vtep.gateway import Gateways
 from vtep.neigh import Answer, Neighbours
@@ -22,6 +22,10 @@ from vtep.wire import Buffer, ethernet, vxlan
 _INNER_MIN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
 
 _DESTINATION = Struct("6s")
+_KIND_BITS = vxlan.FLAG_I | vxlan.GPE_BITS
+"""Bits by which a header of RFC 7348 is told from all others, in one comparison."""
+
+_VLAN_ID = 0x0FFF
 _HEADERS = Struct("!II6x6s")
 """The VXLAN header's two words, and the source MAC behind it."""
 
@@ -110,6 +114,7 @@ class Segment:
         self.gateways: Gateways | None = None
         self.set_policy(policy)
         self._accept = accept
+        fdb.open = bool(accept)
         self.configured: tuple[Remote, ...] = ()
         """The remotes that the configuration names."""
         self._strangers: dict[str, Remote] = {}
@@ -187,10 +192,16 @@ class Segment:
     def set_accept(self, accept: Networks) -> None:
         """Listen to these networks from now on, besides the known hosts."""
         self._accept = accept
+        self.fdb.open = bool(accept)
         strangers, self._strangers = self._strangers, {}
         for host in strangers:
             if host not in self._sources:
                 self._forget_host(host)
+
+    @property
+    def accept(self) -> Networks:
+        """Networks that are listened to besides the known hosts."""
+        return self._accept
 
     def inspect(self, frame: memoryview, now: float, count: int = 1) -> memoryview:
         """What is to be sent of a frame of at least 14 octets from the TAP; it may be nothing.
@@ -201,7 +212,7 @@ class Segment:
         inner_vlan = self.policy.inner_vlan
         if inner_vlan is not InnerVlan.PASS and ethernet.is_tagged(frame):
             if inner_vlan is InnerVlan.DROP:
-                self.counters.drop(Drop.TX_TAGGED, count=count)
+                self.counters.drop(Drop.TX_TAGGED, count=count, detail=_vlan(frame))
                 return frame[:0]
             frame = ethernet.untag(frame)
         if self.neighbours is not None:
@@ -236,7 +247,8 @@ class Segment:
             self.counters.flooded += count
             entry = self.fdb.default
             if entry is None:
-                self.counters.drop(Drop.NO_REMOTE, count=count)
+                mac = bytes(frame[: ethernet.MAC_LEN])
+                self.counters.drop(Drop.NO_REMOTE, count=count, detail=mac)
                 return ()
         entry.tx_frames += count
         return entry.destinations
@@ -263,17 +275,17 @@ class Segment:
             self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
             return False
         if mac[0] & 1 or mac == ethernet.MAC_ZERO:
-            self.counters.drop(Drop.INNER_SOURCE_INVALID, source, count)
+            self.counters.drop(Drop.INNER_SOURCE_INVALID, source, count, mac)
             return False
         if mac == self.own_mac:
-            self.counters.drop(Drop.INNER_SOURCE_OWN, source, count)
+            self.counters.drop(Drop.INNER_SOURCE_OWN, source, count, mac)
             return False
         if self.learning:
             learned = (
                 self.fdb.learn(mac, remote, now, count) if learn else self.fdb.check(mac, remote)
             )
             if learned is not Learned.REFRESHED:
-                return self._learned(learned, source, count)
+                return self._learned(learned, mac, source, count)
         return True
 
     def admit_particular(
@@ -283,7 +295,7 @@ class Segment:
         policy, counters = self.policy, self.counters
         header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
         if header & self._forbidden:
-            counters.drop(Drop.RESERVED_BITS, source, count)
+            counters.drop(Drop.RESERVED_BITS, source, count, header)
             return False
         if not self.listens_to(source):
             counters.drop(Drop.SOURCE_UNKNOWN, source, count)
@@ -292,13 +304,14 @@ class Segment:
         if policy.groups is not None:
             flags = header >> 32
             if not _lets_in(policy.groups, flags):
-                counters.drop(Drop.GROUP_DENIED, source, count)
+                counters.drop(Drop.GROUP_DENIED, source, count, _group(flags))
                 return False
             learn = not (flags & vxlan.FLAG_G and flags & vxlan.FLAG_D)
         if policy.inner_vlan is InnerVlan.DROP and ethernet.is_tagged(
             datagram[vxlan.HEADER_LEN : _INNER_MIN]
         ):
-            counters.drop(Drop.INNER_TAGGED, source, count)
+            vlan = _vlan(datagram[vxlan.HEADER_LEN :])
+            counters.drop(Drop.INNER_TAGGED, source, count, vlan)
             return False
         if not self.admit(mac, source, now, count, learn=learn):
             return False
@@ -312,6 +325,7 @@ class Segment:
             return False
         if self.neighbours is not None and not self.neighbours.snoop(frame, now):
             counters.neigh_full += 1
+            counters.last_source[Notice.NEIGH_FULL] = source
         return True
 
     def sweep(self, now: float) -> bool:
@@ -333,19 +347,20 @@ class Segment:
 
     def refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count datagrams with a VXLAN header and less than an Ethernet header behind it."""
-        if int.from_bytes(datagram[: vxlan.HEADER_LEN], "big") & self._forbidden:
-            reason = Drop.RESERVED_BITS
+        header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
+        if header & self._forbidden:
+            self.counters.drop(Drop.RESERVED_BITS, source, count, header)
         elif not self.listens_to(source):
-            reason = Drop.SOURCE_UNKNOWN
+            self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
         else:
-            reason = Drop.INNER_RUNT
-        self.counters.drop(reason, source, count)
+            octets = len(datagram) - vxlan.HEADER_LEN
+            self.counters.drop(Drop.INNER_RUNT, source, count, octets)
 
     def listens_to(self, host: str) -> bool:
         """Whether datagrams from this address are a part of the segment."""
         return host in self._sources or self._accepts(host)
 
-    def _learned(self, learned: Learned, source: str, count: int) -> bool:
+    def _learned(self, learned: Learned, mac: bytes, source: str, count: int) -> bool:
         """Count what is not an everyday sign of life; False if the frame is not to be believed."""
         counters = self.counters
         if learned is Learned.ADDED:
@@ -354,8 +369,12 @@ class Segment:
             counters.fdb_moved += 1
         elif learned is Learned.FULL:
             counters.fdb_full += 1
+            counters.last_source[Notice.FDB_FULL] = source
+        elif learned is Learned.OVER_QUOTA:
+            counters.fdb_quota += 1
+            counters.last_source[Notice.FDB_QUOTA] = source
         elif learned is Learned.CONTRADICTED:
-            counters.drop(Drop.INNER_SOURCE_STATIC, source, count)
+            counters.drop(Drop.INNER_SOURCE_STATIC, source, count, mac)
             return False
         return True
 
@@ -400,7 +419,18 @@ def _lets_in(policy: GroupPolicy, flags: int) -> bool:
     """Whether the policy has a frame let in that came with these flags and group id."""
     if policy.accepted is None or (flags & vxlan.FLAG_G and flags & vxlan.FLAG_A):
         return True
-    return (flags & vxlan.GROUP_MAX if flags & vxlan.FLAG_G else 0) in policy.accepted
+    return _group(flags) in policy.accepted
+
+
+def _group(flags: int) -> int:
+    """Return the policy group that the first word of a VXLAN header names, or 0 for none."""
+    return flags & vxlan.GROUP_MAX if flags & vxlan.FLAG_G else 0
+
+
+def _vlan(frame: Buffer) -> int:
+    """Return the VLAN of a frame that has a tag: 0 to 4095."""
+    at = ethernet.HEADER_LEN
+    return int.from_bytes(frame[at : at + 2], "big") & _VLAN_ID
 
 
 class Switch:
@@ -462,12 +492,12 @@ class Switch:
             self._refuse_runt(datagram, source, count)
             return None
         flags, vni_word, mac = _HEADERS.unpack_from(datagram)
-        if not flags & vxlan.FLAG_I:
+        if flags & _KIND_BITS != vxlan.FLAG_I:
             self._refuse_invalid(datagram, source, now, count)
             return None
         segment = self.segments.get(vni_word >> 8)
         if segment is None:
-            self.counters.drop(Drop.VNI_UNKNOWN, source, count)
+            self.counters.drop(Drop.VNI_UNKNOWN, source, count, vni_word >> 8)
             return None
         if segment.particular:
             admitted = segment.admit_particular(datagram, mac, source, now, count)
@@ -478,9 +508,13 @@ class Switch:
     def _refuse_invalid(self, datagram: Buffer, source: str, now: float, count: int) -> None:
         """Answer what turns out to be a doctor's question; count whatever it is."""
         counters = self.counters
+        header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
+        if header >> 32 & vxlan.FLAG_I:
+            counters.drop(Drop.HEADER_GPE, source, count, header)
+            return
         probe = Probe.parse(datagram)
         if probe is None or self._reply is None:
-            counters.drop(Drop.FLAGS_INVALID, source, count)
+            counters.drop(Drop.FLAGS_INVALID, source, count, header)
         elif probe.kind is Kind.ANSWER:
             counters.probes_heard += count
             if self._heard is not None:
@@ -495,7 +529,7 @@ class Switch:
             counters.probes_answered += count
             self._reply(probe.answer(len(datagram), status), source, probe.port)
         else:
-            counters.drop(Drop.FLAGS_INVALID, source, count)
+            counters.drop(Drop.FLAGS_INVALID, source, count, header)
 
     def _status(self, probe: Probe, source: str) -> Status | None:
         """What is to be said to who asks; None if nothing is."""
@@ -511,13 +545,14 @@ class Switch:
     def _refuse_runt(self, datagram: Buffer, source: str, count: int) -> None:
         """Count what has no room for an inner Ethernet header by what is wrong with it first."""
         if len(datagram) < vxlan.HEADER_LEN:
-            self.counters.drop(Drop.HEADER_TRUNCATED, source, count)
+            self.counters.drop(Drop.HEADER_TRUNCATED, source, count, len(datagram))
             return
         flags, vni_word = vxlan.HEADER.unpack_from(datagram)
         segment = self.segments.get(vni_word >> 8)
-        if not flags & vxlan.FLAG_I:
-            self.counters.drop(Drop.FLAGS_INVALID, source, count)
+        if flags & _KIND_BITS != vxlan.FLAG_I:
+            reason = Drop.HEADER_GPE if flags & vxlan.FLAG_I else Drop.FLAGS_INVALID
+            self.counters.drop(reason, source, count, flags << 32 | vni_word)
         elif segment is None:
-            self.counters.drop(Drop.VNI_UNKNOWN, source, count)
+            self.counters.drop(Drop.VNI_UNKNOWN, source, count, vni_word >> 8)
         else:
             segment.refuse_runt(datagram, source, count)

@@ -109,6 +109,19 @@ def max_addresses(value: int | str) -> int:
     return _integer("--max-addresses", value, 0, 1 << 30)
 
 
+def max_addresses_per_remote(value: int | str) -> int | str:
+    """How many entries an FDB may learn from one remote; 0 is no limit, or `auto`."""
+    if value == "auto":
+        return "auto"
+    option = "--max-addresses-per-remote"
+    try:
+        return _integer(option, value, 0, 1 << 30)
+    except ConfigError:
+        raise ConfigError(
+            f"{option} {_shown(value)}: must be from 0 to {1 << 30}, or auto"
+        ) from None
+
+
 def ageing(value: float | str) -> float:
     """Seconds; 0 is for ever."""
     try:

@@ -42,6 +42,7 @@ def own_source(own: str) -> bytes:
         pytest.param("header_truncated", GOOD[:7], id="seven-octets"),
         pytest.param("flags_invalid", bytes(8) + FRAME, id="no-flag"),
         pytest.param("flags_invalid", b"\xf7" + GOOD[1:] + FRAME, id="every-flag-but-I"),
+        pytest.param("header_gpe", b"\x0c\0\0\1" + GOOD[4:] + FRAME, id="gpe-ipv4"),
         pytest.param("vni_unknown", vxlan.pack(2) + FRAME, id="next-vni"),
         pytest.param("vni_unknown", vxlan.pack(0x100) + FRAME, id="swapped-vni"),
         pytest.param("inner_runt", GOOD, id="no-frame"),
@@ -71,15 +72,16 @@ def test_a_bad_datagram_is_counted_and_not_delivered(
     assert counters["drops"] - counters["underlay_refused"] == 3
     assert vtep.fdb() == {}
     wait_until(lambda: f"{reason}:" in vtep.log, "a line in the log that names the reason")
-    if reason == "source_unknown":
-        assert "last: 192.0.2.3" in vtep.log
+    assert f"last: {source}" in vtep.log
+    if reason == "vni_unknown":
+        assert f"last: {source}, vni " in vtep.log
 
 
 def test_reserved_bits_are_ignored(pair: Pair, start: Start) -> None:
     """RFC 7348, section 5."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
-    noisy = bytes([0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0xFF])
+    noisy = bytes([0xC8, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0xFF])
     with Arrivals(a) as arrivals, udp_socket(b, "192.0.2.2") as sender:
         sender.sendto(noisy + FRAME, ("192.0.2.1", 4789))
         wait_until(lambda: arrivals.of(FRAME) == 1, "the frame")

@@ -22,6 +22,7 @@ from tests.netns.hosts import (
     wait_until,
 )
 from vtep.lab import Host, Lab, transfer
+from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]
@@ -233,6 +234,35 @@ def test_the_fdb_is_capped_and_traffic_goes_on(pair: Pair, start: Start) -> None
     wait_until(lambda: first.counter("fdb_full") >= 15, "the table to be full")
     assert len(first.fdb()) == 5
     ping(a, "10.0.0.2")  # Unknown, so it is flooded.
+    wait_until(lambda: " x fdb_full: " in first.log, "the log")
+    assert "last: 192.0.2.2)" in first.log
+
+
+def test_a_remote_has_no_more_than_its_share_of_the_fdb(pair: Pair, start: Start) -> None:
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2"), "--max-addresses", "8", "--remote", "192.0.2.3")
+    address(b, "eth0", "192.0.2.3/24")
+    numbers = iter(range(100))
+
+    def speak(host: str, count: int) -> None:
+        with udp_socket(b, host) as sender:
+            for _ in range(count):
+                source = b"\x02\x00\x00\x00\x01" + bytes([next(numbers)])
+                frame = b"\xff" * 6 + source + b"\x88\xb5" + b"x" * 50
+                sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", 4789))
+
+    speak("192.0.2.2", 10)
+    wait_until(lambda: vtep.counter("fdb_quota") == 6, "the quota of a remote")
+    wait_until(lambda: " x fdb_quota: " in vtep.log, "the log")
+    assert "last: 192.0.2.2)" in vtep.log
+    vtep.told("set --max-addresses-per-remote 2")
+    assert len(vtep.fdb()) == 4
+    speak("192.0.2.3", 3)
+    wait_until(lambda: vtep.counter("fdb_quota") == 7, "the lower quota")
+    vtep.told("set --max-addresses-per-remote 0")
+    speak("192.0.2.2", 3)
+    wait_until(lambda: vtep.counter("fdb_full") == 1, "the table to be full")
+    assert sorted(vtep.fdb().values()) == ["192.0.2.2"] * 6 + ["192.0.2.3"] * 2
 
 
 def test_without_learning_everything_is_flooded(pair: Pair, start: Start) -> None:

@@ -85,6 +85,7 @@ def test_defaults() -> None:
         "learning": True,
         "ageing": 300.0,
         "max_addresses": 65536,
+        "max_addresses_per_remote": "auto",
         "mss_clamp": "auto",
         "proxy": False,
         "accept": (),
@@ -201,6 +202,9 @@ ACCEPTED = [
     ("max_addresses", 0, 0),
     ("max_addresses", 1 << 30, 1 << 30),
     ("max_addresses", "10", 10),
+    ("max_addresses_per_remote", "auto", "auto"),
+    ("max_addresses_per_remote", 0, 0),
+    ("max_addresses_per_remote", "10", 10),
     ("offload", "auto", frozenset(("tso", "uso", "gso", "gro", "tnl"))),
     ("offload", "none", frozenset()),
     ("offload", "gro,tso", frozenset(("tso", "gro"))),
@@ -425,6 +429,9 @@ REFUSED = [
     ("max_addresses", (1 << 30) + 1, RANGE),
     ("max_addresses", "many", "is not a whole number"),
     ("max_addresses", None, "is not a whole number"),
+    ("max_addresses_per_remote", -1, "must be from 0 to 1073741824, or auto"),
+    ("max_addresses_per_remote", "off", "must be from 0 to 1073741824, or auto"),
+    ("max_addresses_per_remote", True, "must be from 0 to 1073741824, or auto"),
 ]
 
 

@@ -87,6 +87,7 @@ EXAMPLES: dict[str, Any] = {
     "learning": False,
     "ageing": 5,
     "max_addresses": 7,
+    "max_addresses_per_remote": 5,
     "proxy": True,
     "accept": ["192.0.2.0/24"],
     "accept_any": True,

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from vtep.counters import Counters, Drop, DropLog, duration
+from vtep.counters import Counters, Drop, DropLog, Notice, duration
 
+HIDDEN = ("drops", "last_detail", "last_source")
 RUNT = Drop.INNER_RUNT
 FLAGS = Drop.FLAGS_INVALID
 
@@ -49,7 +50,7 @@ def test_everything_begins_at_zero() -> None:
 
 def test_every_counter_is_in_the_dict_under_its_name() -> None:
     counters = Counters()
-    others = ("drops", "last_drop", "last_source")
+    others = ("drops", "last_detail", "last_drop", "last_source")
     plain = [name for name in Counters.__slots__ if name not in others and name[0] != "_"]
     for number, name in enumerate(plain, 1):
         setattr(counters, name, number)
@@ -150,6 +151,34 @@ def test_line_without_source() -> None:
     counters = Counters()
     counters.drop(RUNT)
     assert DropLog().news(0.0, [("", counters)]) == [f"dropped 1 x inner_runt: {RUNT.meaning}"]
+
+
+def test_details() -> None:
+    counters = Counters()
+    counters.drop(Drop.VNI_UNKNOWN, "192.0.2.1", 1, 7)
+    counters.drop(Drop.TX_TAGGED, count=2, detail=10)
+    counters.drop(Drop.NO_REMOTE, detail=bytes(6))
+    counters.drop(RUNT, "192.0.2.1")
+    assert DropLog().news(0.0, [("", counters)]) == [
+        f"dropped 1 x vni_unknown: {Drop.VNI_UNKNOWN.meaning} (last: 192.0.2.1, vni 7)",
+        f"dropped 1 x inner_runt: {RUNT.meaning} (last: 192.0.2.1)",
+        f"dropped 2 x tx_tagged: {Drop.TX_TAGGED.meaning} (last: VLAN 10)",
+        (f"dropped 1 x no_remote: {Drop.NO_REMOTE.meaning} "
+        "(last: destination MAC 00:00:00:00:00:00)"),
+    ]
+
+
+@pytest.mark.parametrize("notice", list(Notice))
+def test_what_was_not_learned_is_told_as_rarely_as_drops(notice: Notice) -> None:
+    counters = Counters()
+    drop_log = DropLog(interval=10.0)
+    setattr(counters, notice, 3)
+    counters.last_source[notice] = "192.0.2.1"
+    line = f"3 x {notice}: {notice.meaning} (last: 192.0.2.1)"
+    assert drop_log.news(0.0, [("", counters)]) == [line]
+    setattr(counters, notice, 5)
+    assert drop_log.news(5.0, [("", counters)]) == []
+    assert drop_log.news(10.0, [("", counters)])[0].startswith(f"2 x {notice}: ")
 
 
 def counts(lines: list[str]) -> dict[str, int]:

@@ -16,8 +16,8 @@ REMOTES = (ONE, TWO, Remote("192.0.2.3", 4789))
 A, B = mac(MAC_A), mac(MAC_B)
 
 
-def table(*, ageing: float = 300.0, max_addresses: int = 0) -> Fdb:
-    return Fdb(1, 4789, ageing=ageing, max_addresses=max_addresses)
+def table(*, ageing: float = 300.0, max_addresses: int = 0, max_per_host: int | None = None) -> Fdb:
+    return Fdb(1, 4789, ageing=ageing, max_addresses=max_addresses, max_per_host=max_per_host)
 
 
 def macs(count: int) -> list[bytes]:
@@ -297,6 +297,68 @@ def test_an_empty_table_leaves_nothing_to_catch_up_on() -> None:
 
 # --- the model --------------------------------------------------------------------------------
 
+# --- the quota of a remote --------------------------------------------------------------------
+
+
+def learned(fdb: Fdb, remote: Remote, addresses: Iterable[bytes]) -> int:
+    return sum(fdb.learn(address, remote, 0.0) is Learned.ADDED for address in addresses)
+
+
+def test_by_default_one_of_several_remotes_fills_half_of_the_table() -> None:
+    fdb = table(max_addresses=10)
+    fdb.set_default((ONE, TWO), 0.0)
+    assert learned(fdb, ONE, macs(30)) == 5
+    assert fdb.learn(macs(6)[5], ONE, 0.0) is Learned.OVER_QUOTA
+    assert fdb.learn(macs(1)[0], ONE, 0.0) is Learned.REFRESHED
+    assert not fdb.has_room(ONE.host)
+    assert fdb.has_room(TWO.host)
+    assert learned(fdb, TWO, macs(40)[30:]) == 5
+    assert fdb.learn(macs(6)[5], REMOTES[2], 0.0) is Learned.FULL
+
+
+@pytest.mark.parametrize(
+    ("remotes", "open_", "limit", "quota"),
+    [
+        ((ONE,), False, 10, 0),
+        ((ONE,), True, 10, 5),
+        ((), True, 10, 5),
+        ((ONE, TWO), False, 10, 5),
+        ((ONE, TWO), False, 1, 1),
+        ((ONE, TWO), False, 0, 0),
+    ],
+)
+def test_default_quota(remotes: tuple[Remote, ...], open_: bool, limit: int, quota: int) -> None:
+    fdb = table(max_addresses=limit)
+    fdb.set_default(remotes, 0.0)
+    fdb.open = open_
+    assert fdb.quota == quota
+
+
+def test_the_only_remote_fills_the_table() -> None:
+    fdb = table(max_addresses=10)
+    fdb.set_default((ONE,), 0.0)
+    assert learned(fdb, ONE, macs(30)) == 10
+
+
+def test_a_quota_that_is_lowered_forgets_nothing() -> None:
+    fdb = table(max_per_host=4)
+    assert learned(fdb, ONE, macs(10)) == 4
+    fdb.max_per_host = 2
+    assert len(fdb) == 4
+    assert fdb.learn(macs(1)[0], ONE, 1.0) is Learned.REFRESHED
+    fdb.remove(macs(1)[0])
+    assert fdb.learn(macs(1)[0], ONE, 1.0) is Learned.OVER_QUOTA
+
+
+def test_a_mac_moves_to_a_remote_that_is_over_its_quota() -> None:
+    """Else frames to a host that has moved would be lost."""
+    fdb = table(max_per_host=1)
+    fdb.learn(A, ONE, 0.0)
+    fdb.learn(B, TWO, 0.0)
+    assert fdb.learn(B, ONE, 1.0) is Learned.MOVED
+    assert (fdb.learned_from(ONE.host), fdb.learned_from(TWO.host)) == (2, 0)
+
+
 TIMES = st.one_of(
     st.sampled_from([0.0, 0.0625, 0.5, 1.0]),
     # Sixteenths are exact, so that the model needs no tolerance.
@@ -310,13 +372,15 @@ class Model(RuleBasedStateMachine):
     @initialize(
         ageing=st.sampled_from([0.0, 0.5, 1.0, 2.5, 4.0]),
         limit=st.sampled_from([0, 1, 3]),
+        quota=st.sampled_from([0, 1, 2]),
         start=st.sampled_from([0.0, 0.5, 12345.0625, 1e6]),
     )
-    def begin(self, ageing: float, limit: int, start: float) -> None:
+    def begin(self, ageing: float, limit: int, quota: int, start: float) -> None:
         self.ageing = ageing
         self.limit = limit
+        self.quota = quota
         self.now = start
-        self.fdb = Fdb(1, 4789, ageing=ageing, max_addresses=limit)
+        self.fdb = Fdb(1, 4789, ageing=ageing, max_addresses=limit, max_per_host=quota)
         self.entries: dict[bytes, tuple[Remote, float]] = {}
 
     def expect(self, address: bytes, remote: Remote) -> Learned:
@@ -325,7 +389,12 @@ class Model(RuleBasedStateMachine):
             return Learned.REFRESHED if same else Learned.MOVED
         if self.limit and len(self.entries) >= self.limit:
             return Learned.FULL
+        if self.quota and self.behind(remote) >= self.quota:
+            return Learned.OVER_QUOTA
         return Learned.ADDED
+
+    def behind(self, remote: Remote) -> int:
+        return sum(other is remote for other, _ in self.entries.values())
 
     def expired(self, *, for_seconds: float) -> set[bytes]:
         if not self.ageing:
@@ -341,7 +410,7 @@ class Model(RuleBasedStateMachine):
         self.now += later
         expected = self.expect(address, remote)
         assert self.fdb.learn(address, remote, self.now) is expected
-        if expected is not Learned.FULL:
+        if expected not in (Learned.FULL, Learned.OVER_QUOTA):
             self.entries[address] = (remote, self.now)
 
     @rule(later=TIMES, budget=st.sampled_from([0, 1, 2, 1000]))
@@ -373,6 +442,8 @@ class Model(RuleBasedStateMachine):
             address: ((remote,), updated) for address, (remote, updated) in self.entries.items()
         }
         assert len(self.fdb) == len(self.entries)
+        for remote in REMOTES:
+            assert self.fdb.learned_from(remote.host) == self.behind(remote)
         for address in macs(6):
             assert (self.fdb.lookup(address) is None) is (address not in self.entries)
 

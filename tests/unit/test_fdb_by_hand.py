@@ -1,5 +1,6 @@
 """Fdb as people and control planes change it: the verbs of `bridge fdb`, beside a naive model."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -900,6 +901,8 @@ class Model(RuleBasedStateMachine):
     def ageing_is_counted(self) -> None:
         ages = [entry for entry in self.fdb if entry.kind.ages]
         assert self.fdb._ageing_count == len(ages)
+        hosts = Counter(each.host for entry in ages for each in entry.destinations)
+        assert self.fdb._ageing_by_host == hosts
         waiting = [entry for slot in self.fdb._wheel.values() for entry in slot]
         assert all(waiting.count(entry) == 1 for entry in ages)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
-from vtep.counters import Drop
+from vtep.counters import Drop, DropLog, Notice
 from vtep.fdb import Fdb, Filter, Learned, Remote
 from vtep.switch import Segment, Switch
 
@@ -90,6 +90,7 @@ GOOD = vxlan(frame(), VNI)
 FAULTS: dict[Drop, Callable[[bytes], bytes]] = {
     Drop.HEADER_TRUNCATED: lambda datagram: datagram[:7],
     Drop.FLAGS_INVALID: lambda datagram: bytes([datagram[0] & ~0x08]) + datagram[1:],
+    Drop.HEADER_GPE: lambda datagram: bytes([datagram[0] | 0x04]) + datagram[1:],
     Drop.VNI_UNKNOWN: lambda datagram: datagram[:4] + b"\x65\x43\x21" + datagram[7:],
     Drop.SOURCE_UNKNOWN: lambda datagram: datagram,  # It is sent by a stranger.
     Drop.INNER_RUNT: lambda datagram: datagram[: 8 + 13],
@@ -141,7 +142,12 @@ def test_all_faults_at_once_count_once() -> None:
     assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
 
 
-BEFORE_SEGMENT = {Drop.HEADER_TRUNCATED, Drop.FLAGS_INVALID, Drop.VNI_UNKNOWN}
+BEFORE_SEGMENT = {
+    Drop.HEADER_TRUNCATED,
+    Drop.FLAGS_INVALID,
+    Drop.HEADER_GPE,
+    Drop.VNI_UNKNOWN,
+}
 
 
 @pytest.mark.parametrize("reason", FAULTS)
@@ -167,7 +173,7 @@ def test_every_length(length: int) -> None:
     assert (admitted is not None) is (length >= 22)
 
 
-@pytest.mark.parametrize("flags", [0x08, 0x09, 0x0C, 0x18, 0x88, 0xFF])
+@pytest.mark.parametrize("flags", [0x08, 0x48, 0x88, 0xC8])
 @pytest.mark.parametrize("reserved", [b"\0\0\0", b"\xff\xff\xff", b"\x80\0\x01"])
 @pytest.mark.parametrize("last", [0x00, 0x01, 0x80, 0xFF])
 def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> None:
@@ -175,6 +181,17 @@ def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> No
     switch = Switch([segment()])
     assert switch.receive(header + frame(), ONE.host, 1.0) is switch.segments[VNI]
     assert drops(switch) == {}
+
+
+@pytest.mark.parametrize("flags", [0x09, 0x0A, 0x0C, 0x0F, 0x18, 0x28, 0xFF])
+@pytest.mark.parametrize("length", [8, 21, None], ids=["no-frame", "runt", "frame"])
+def test_the_generic_protocol_extension_is_refused(flags: int, length: int | None) -> None:
+    """What it carries is not Ethernet, or not meant for the segment."""
+    header = bytes([flags, 0, 0, 1]) + VNI.to_bytes(3, "big") + b"\0"
+    switch = Switch([segment()])
+    assert switch.receive((header + frame())[:length], ONE.host, 1.0) is None
+    assert drops(switch) == {Drop.HEADER_GPE: 1}
+    assert known(switch.segments[VNI]) == {}
 
 
 @pytest.mark.parametrize("flags", [0x00, 0x04, 0x10, 0x80, 0xF7])
@@ -212,6 +229,32 @@ def test_what_was_learned_outlives_the_buffer() -> None:
     switch.receive(memoryview(buffer), ONE.host, 1.0)
     buffer[:] = bytes(len(buffer))
     assert known(switch.segments[VNI]) == {A: (ONE,)}
+
+
+# --- what the log says ------------------------------------------------------------------------
+
+VXLAN = "08000000" + f"{VNI:06x}" + "00"
+LINES = {
+    Drop.HEADER_TRUNCATED: "7 octets",
+    Drop.FLAGS_INVALID: f"header 00{VXLAN[2:]}",
+    Drop.HEADER_GPE: f"header 0c{VXLAN[2:]}",
+    Drop.VNI_UNKNOWN: f"vni {0x654321}",
+    Drop.SOURCE_UNKNOWN: "",
+    Drop.INNER_RUNT: "inner frame of 13 octets",
+    Drop.INNER_SOURCE_INVALID: f"source MAC {BROADCAST}",
+    Drop.INNER_SOURCE_OWN: "source MAC 02:00:00:00:00:ee",
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_the_log_names_what_was_wrong(reason: Drop) -> None:
+    switch = Switch([segment()])
+    receive(switch, reason)
+    parts = [("", switch.counters), ("", switch.segments[VNI].counters)]
+    (line,) = DropLog().news(0.0, parts)
+    host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
+    last = ", ".join(filter(None, (host, LINES[reason])))
+    assert line == f"dropped 1 x {reason}: {reason.meaning} (last: {last})"
 
 
 # --- what is learned --------------------------------------------------------------------------
@@ -286,6 +329,23 @@ def test_counters_of_learning() -> None:
         assert learning_counters(one) == expected, number
     assert known(one) == {A: (ONE,)}
     assert drops(Switch([one])) == {}
+
+
+def test_a_remote_over_its_quota_does_not_keep_others_from_being_learned() -> None:
+    one = segment(max_addresses=6)
+    for number in range(20):
+        source = bytes((2, 0, 0, 0, 0, number))
+        assert admit(one, vxlan(frame(src=source)), ONE.host, 1.0)
+    assert admit(one, vxlan(frame(src=B)), TWO.host, 1.0)
+    assert len(known(one)) == 4
+    assert known(one)[B] == (TWO,)
+    assert (one.counters.fdb_quota, one.counters.fdb_full) == (17, 0)
+    assert one.counters.last_source == {Notice.FDB_QUOTA: ONE.host}
+    for number in range(20):
+        admit(one, vxlan(frame(src=bytes((2, 0, 0, 0, 1, number)))), TWO.host, 1.0)
+    admit(one, vxlan(frame(src=bytes((2, 0, 0, 0, 2, 0)))), THREE.host, 1.0)
+    assert (one.counters.fdb_full, len(known(one))) == (19, 6)
+    assert one.counters.last_source[Notice.FDB_FULL] == THREE.host
 
 
 def test_what_a_full_table_has_not_learned_is_flooded() -> None:
@@ -435,6 +495,7 @@ def verdict(datagram: bytes, source: str) -> Drop | None:
     faults = [
         (len(datagram) < 8, Drop.HEADER_TRUNCATED),
         (datagram[:1].hex()[1:] not in tuple("89abcdef"), Drop.FLAGS_INVALID),
+        (datagram[:1].hex() not in ("08", "48", "88", "c8"), Drop.HEADER_GPE),
         (datagram[4:7].hex() != f"{VNI:06x}", Drop.VNI_UNKNOWN),
         (source not in (ONE.host, TWO.host, THREE.host), Drop.SOURCE_UNKNOWN),
         (len(datagram[8:]) < 14, Drop.INNER_RUNT),

@@ -10,7 +10,7 @@ import attrs
 
 from vtep.config import Config
 from vtep.control import schema
-from vtep.counters import Drop
+from vtep.counters import Drop, Reason
 from vtep.engine import Vtep
 from vtep.fdb import Entry, Fdb, Kind, Remote
 from vtep.neigh import Neighbour
@@ -143,7 +143,7 @@ def _counts(counters: dict[str, int]) -> schema.Counts:
     return {"counters": counters, "drops": drops}
 
 
-def _by_name(sources: Mapping[Drop, str]) -> dict[str, str]:
+def _by_name(sources: Mapping[Reason, str]) -> dict[str, str]:
     return {str(reason): host for reason, host in sources.items()}
 
 

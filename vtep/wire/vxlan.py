@@ -46,6 +46,10 @@ FLAG_D = 0x0040_0000
 FLAG_A = 0x0008_0000
 """The same: the policy for the group has been applied before."""
 
+GPE_BITS = 0x3700_0000
+"""In the first word, with the Generic Protocol Extension (draft-ietf-nvo3-vxlan-gpe-12, section 3):
+version, P (there is a next protocol), B (BUM traffic) and O (OAM). RFC 7348 reserves them."""
+
 GROUP_MAX = 0xFFFF
 """The group id, and where it is in the first word."""
 
