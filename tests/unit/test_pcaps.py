@@ -109,6 +109,7 @@ VERDICTS = {
     "header truncated": Drop.HEADER_TRUNCATED,
     "no flag": Drop.FLAGS_INVALID,
     "every flag but I": Drop.FLAGS_INVALID,
+    "GPE with IPv4 inside": Drop.HEADER_GPE,
     "I flag in the wrong octet": Drop.FLAGS_INVALID,
     "foreign VNI": Drop.VNI_UNKNOWN,
     "VNI zero": Drop.VNI_UNKNOWN,
