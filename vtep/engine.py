@@ -9,6 +9,7 @@ import errno
 import logging
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +36,14 @@ from vtep.netlink import Place, Setup, Underlay
 from vtep.paths import Pool
 from vtep.port import Port, setup_of
 from vtep.probe import TOKEN_LEN
+from vtep.screening import Screening
 from vtep.tap import Tap, queue_drops
 from vtep.underlay import (
     Binding,
     Injector,
     Outer,
     SharedSocket,
+    UdpErrors,
     WholeWay,
     device_name,
     receive_queue_drops,
@@ -143,6 +146,11 @@ class Vtep:
         self._exits_task: asyncio.Task[None] | None = None
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
+        self._namespace_counters = Counters()  # Of the network namespace, and of no part of ours.
+        self._udp_errors: dict[int, UdpErrors] = {}
+        self._overflow: dict[int, int] = {}
+        self._screening = Screening(self._ports, self._listeners, _on_host)
+        self._links: socket.socket | None = None
         self._links_changed: set[int] = set()
         self._routes_changed = False
         self._links_settled = True
@@ -183,13 +191,14 @@ class Vtep:
         self._count_queue_drops()
         total = {"taps_lost": self.taps_lost - (self._taps_lost_before if since_reset else 0)}
         now = time.monotonic()
-        for part in (Counters(), *self._counters()):  # Each is there even where no VNI is.
+        for part in self._counters():
             part.note_drops(now)
             for name, count in (part.since_reset() if since_reset else part.as_dict()).items():
                 total[name] = total.get(name, 0) + count
         return total
 
     def _counters(self) -> Iterator[Counters]:
+        yield self._namespace_counters
         for listener in self._listeners.values():
             yield listener.switch.counters
         for port in self._ports.values():
@@ -256,6 +265,8 @@ class Vtep:
                     policies = netlink.watch_policies()
                     if policies is not None:
                         resources.enter_context(policies)
+                self._screening.read_links()
+                self._read_udp_errors()
                 async with self._changing:
                     await self._apply([], [], list(self._ports.values()))
                 loop.add_reader(links.fileno(), self._link_events)
@@ -318,6 +329,7 @@ class Vtep:
         port.close()
         self._forget(port)
         self._close_idle_listeners()
+        self._screening.update()
 
     def _refitted(self, port: Port) -> None:
         """Tell of an MTU that has changed under way."""
@@ -337,6 +349,7 @@ class Vtep:
         for task in (self._task, self._exits_task):
             if task is not None:
                 task.cancel()
+        self._screening.stop()
         self._running = False
         taps: list[Tap | Injector] = [
             tap for port in self._ports.values() if (tap := port.release())
@@ -501,11 +514,14 @@ class Vtep:
                     port.start(
                         step.underlay, step.listeners, self._lost, self._refitted, self._unheard
                     )
+                    port.fdb.sources_changed = self._screening.schedule
                     self._tell("added", port, {})
             except OSError as error:  # Somebody removes the TAP at this very moment.
                 self._lost(port, error)
         self._expect_remotes()
         self._close_idle_listeners()
+        self._link_events()  # Which tell of the TAPs that have been set up for this.
+        self._screening.configured()
         self._say_what_is_missing(step.port for step in steps)
         return left
 
@@ -566,6 +582,7 @@ class Vtep:
         try:
             with self._naming(port.config):
                 port.hear(self._listener(port.config, version))
+                self._screening.schedule()
         except VtepError as error:
             log.error("nothing is heard over IPv%d: %s", version, error)  # noqa: TRY400
 
@@ -701,7 +718,9 @@ class Vtep:
             self._look_soon()
         for listener in self._listeners.values():
             listener.rearm()
+            listener.tick()
         yield
+        self._screening.tick()
         self._pool.look(_LOOKS)
         self._consent.tick(now)
         yield
@@ -716,6 +735,8 @@ class Vtep:
         self._timer.cancel()  # The one that is set by then, not the first.
 
     def _noting_what_was_dropped(self, now: float) -> Iterator[None]:
+        self._namespace_counters.note_drops(now)
+        self._drop_log.note("", self._namespace_counters)
         for listener in self._listeners.values():
             listener.switch.counters.note_drops(now)
             self._drop_log.note("", listener.switch.counters)
@@ -738,6 +759,7 @@ class Vtep:
         self._consent.forget()
         self._routes_changed = True
         self._follow_devices()
+        self._screening.routes_changed()
         self._look_soon()
 
     def _address_events(self, events: socket.socket) -> None:
@@ -750,9 +772,17 @@ class Vtep:
 
     def _link_events(self) -> None:
         """Look at our devices again, once for all that happened in a moment."""
+        changed: set[int] = set()
+        restacked = False
         with suppress(OSError):  # Until it is empty.
-            while True:
-                self._links_changed |= netlink.links_of(self._links.recv(_EVENT_MAX))
+            while self._links is not None:
+                events = self._links.recv(_EVENT_MAX)
+                changed |= netlink.links_of(events)
+                restacked |= self._screening.links.update(events)
+        if restacked:
+            # At once: a device that a TAP has become a port of can be used by guests from now on.
+            self._screening.update()
+        self._links_changed |= changed
         self._pool.senders.network_changes += 1
         self._pool.senders.link_changes += 1
         self._follow_devices()
@@ -794,8 +824,13 @@ class Vtep:
 
         Raises ShortageError or OSError where descriptors do not suffice.
         """
+        if self._links is None:
+            return
         drops = receive_queue_drops(self._links)
         everything, self._links_drops = drops != self._links_drops, drops
+        if everything:
+            self._screening.read_links()
+            self._screening.update()
         device_name.cache_clear()
         if changed or everything:
             self._pool.look()
@@ -811,6 +846,7 @@ class Vtep:
         for port in concerned:
             port.follow()
         surveyed = await self._survey_again(None if everything or routes else changed)
+        self._screening.schedule()  # The remotes may be reached by other devices now.
         await self._adapt({*concerned, *surveyed})
 
     def _follow_devices(self) -> bool:
@@ -820,7 +856,10 @@ class Vtep:
             was_ready = listener.is_ready
             if listener.follow():
                 self._pool.reconnect(listener.endpoint.binding.dev)
+                self._screening.schedule()
             more |= listener.is_ready and not was_ready
+        if more:
+            self._screening.schedule()
         return more
 
     async def _survey_again(self, changed: Collection[int] | None) -> list[Port]:
@@ -876,8 +915,8 @@ class Vtep:
             pass
 
     def _counting_queue_drops(self) -> Iterator[None]:
-        for listener in tuple(self._listeners.values()):
-            listener.count_queue_drops()
+        self._count_in_front_of_sockets()
+        yield
         ports = {port.tap: port for port in self._ports.values()}
         with suppress(OSError):
             for name, drops in queue_drops():
@@ -885,6 +924,38 @@ class Vtep:
                 if port is not None:
                     port.count_queue_drops(drops)
                 yield
+
+    def _read_udp_errors(self) -> None:
+        for version in (4, 6):
+            with suppress(OSError, ValueError):  # There may be no /proc, or no IPv6.
+                self._udp_errors[version] = UdpErrors.read(version)
+
+    def _count_in_front_of_sockets(self) -> None:
+        """Count what the kernel has discarded before we could receive it, each by its reason.
+
+        What it counts at a socket has several reasons, and each of those is counted for the whole
+        namespace only. A datagram is counted here by one of them.
+        """
+        for listener in self._listeners.values():
+            listener.read_queue_drops()
+        before = self._udp_errors.copy()
+        self._read_udp_errors()
+        for version in (4, 6):
+            listeners = [each for each in self._listeners.values() if each.version == version]
+            now = self._udp_errors.get(version)
+            if now is None:  # Then a full queue is what they are all taken for.
+                overflow = sys.maxsize
+            else:
+                was = before.get(version, now)
+                overflow = max(0, now.overflow - was.overflow)
+                if listeners:
+                    wrong = max(0, now.checksum - was.checksum)
+                    self._namespace_counters.drops[Drop.UDP_CHECKSUM] += wrong
+            # A datagram may be in this count already, and in that of its socket the next time.
+            left = self._overflow.get(version, 0) + overflow
+            for listener in listeners:
+                left = listener.count_queue_drops(left)
+            self._overflow[version] = min(left, overflow)
 
 
 def _drain(events: socket.socket) -> None:

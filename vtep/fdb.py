@@ -247,6 +247,8 @@ class Fdb:
         """Told of each host that has come to `sources`."""
         self.unlisted: Callable[[str], None] | None = None
         """Told of each host that has left `sources`."""
+        self.sources_changed: Callable[[], None] | None = None
+        """Called when `sources` has become another set of hosts."""
         self._ageing = ageing
         self._entries: dict[bytes, Entry] = {}
         self.lookup: Callable[[bytes], Entry | None] = self._entries.get
@@ -703,6 +705,8 @@ class Fdb:
                 self.sources[host] = self._source(host)
             elif self.sources.pop(host, None) is not None:
                 gone.append(host)
+        if self.sources_changed is not None and (come or gone):
+            self.sources_changed()
         if self.listed is not None:
             for host in come:
                 self.listed(host)

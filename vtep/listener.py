@@ -12,13 +12,17 @@ from vtep.counters import Drop
 from vtep.datapath import Inbound
 from vtep.devices import device_index
 from vtep.errors import NotReadyError, VtepError
+from vtep.ingress import IngressFilter
 from vtep.mtu.fit import Fit
 from vtep.probe import Probe
-from vtep.switch import Segment, Switch
+from vtep.screen import Screen
+from vtep.switch import ANYBODY, Segment, Switch
 from vtep.tap import Tap
 from vtep.underlay import (
     Binding,
     SharedSocket,
+    attach_filter,
+    detach_filter,
     join,
     joins_datagrams,
     open_receiver,
@@ -29,6 +33,15 @@ from vtep.underlay.feedback import FROM_AFAR, Returned
 from vtep.values import Address
 
 log = logging.getLogger("vtep")
+
+_HOSTS_MAX = 8192
+"""Named hosts for which a filter is made: 20 ms of work. With more, it accepts every source."""
+
+_FLOOD = 2000
+"""Datagrams a second from unknown sources at which the sockets of groups get a filter."""
+
+_GROUP_SOURCES = 64
+"""Prefixes in that filter, which is charged to the socket's option memory."""
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -52,7 +65,8 @@ class Endpoint:
 class Listener:
     """A receiving socket, the switch behind it, and what it takes to keep it the right one.
 
-    Beside that socket there is one for each multicast group that was joined.
+    Beside that socket there is one for each multicast group that was joined, and one for what is
+    to be kept away from them (see `Screen`).
 
     It may have the port that the sockets `beside` it have: one is to replace the other, or they are
     for different devices. Answers to questions of ours go to `heard` (see `Switch`). Raises
@@ -76,13 +90,21 @@ class Listener:
         self._shared: SharedSocket | None = None
         self._groups: dict[Address, socket.socket | None] = {}
         """The socket of each group; None while there is no receiver, or it could not be joined."""
-        self._drops_before = 0
         try:
             self._receiver = self._open()
             self._dev_index = self._index()
         except NotReadyError as error:
             self.refusal = str(error)
         self._inbound = Inbound(self._sockets(), self.switch, self._cannot_receive)
+        self._screen = Screen(self.switch, self._inbound.take)
+        self._filter: IngressFilter | None = None
+        self._groups_filtered = False
+        self._unknown = 0
+        # What the kernel had discarded in front of each socket when it was last asked; and what
+        # was found since the last count, of which a filter discarded the second.
+        self._drops: dict[socket.socket, int] = {}
+        self._drops_before = 0
+        self._discarded = 0
 
     def _index(self) -> int | None:
         dev = self.endpoint.binding.dev
@@ -122,6 +144,7 @@ class Listener:
                 except NotReadyError as error:
                     self.refusal = str(error)
             self._groups[group] = sock
+            self._filter_groups(on=False)
             self._inbound.rebind(self._sockets())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
@@ -134,14 +157,17 @@ class Listener:
 
     def _discard(self, sockets: Iterable[socket.socket]) -> None:
         for sock in sockets:
-            self._drops_before += receive_queue_drops(sock)
+            self._drops_before += self._new_drops(sock)
+            self._drops.pop(sock, None)
             sock.close()
 
     def sockets(self, endpoint: Endpoint) -> list[socket.socket]:
-        """The socket, if it has the port that another endpoint is to have."""
+        """Return the sockets that have the port that another endpoint is to have."""
         ours = self.endpoint
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
-        return [self._receiver] if same and self._receiver is not None else []
+        if not same or self._receiver is None:
+            return []
+        return [self._receiver, *self._screen.sockets]
 
     def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
         """Return the receiving socket to send from it, if it has this port and can stand in.
@@ -196,9 +222,11 @@ class Listener:
             self._inbound.detach(segment)
             if not self.switch.segments:
                 self._inbound.stop()
+                self._screen.close()
 
     def close(self) -> None:
         """Receive no more."""
+        self._screen.close()
         if self.switch.segments:
             self._inbound.stop()
             self.switch.segments.clear()
@@ -231,6 +259,7 @@ class Listener:
             return False
         self._dev_index, self.refusal = index, None
         self._stop_sharing()
+        self._screen.close()  # It is opened anew with the next update.
         self._inbound.rebind(self._sockets())
         self._discard(before)
         if moved and was_bound:
@@ -258,12 +287,111 @@ class Listener:
         except OSError:
             self._drain_errors()
 
-    def count_queue_drops(self) -> None:
-        """Take over what the kernel counted in front of our descriptors."""
-        drops = self.switch.counters.drops
-        with suppress(OSError):
-            count = self._drops_before + sum(map(receive_queue_drops, self._sockets()))
-            drops[Drop.RX_QUEUE_FULL] = max(drops[Drop.RX_QUEUE_FULL], count)
+    # --- what is kept away ------------------------------------------------------------------
+
+    def screen(self, denied: Iterable[int]) -> None:
+        """Have the kernel keep away sources that no segment accepts.
+
+        Also everything that arrives by devices of these indices.
+        """
+        segments = self.switch.segments.values()
+        if not segments or self._receiver is None:
+            return
+        hosts = set[str]().union(*(segment.fdb.sources for segment in segments))
+        networks = {network for segment in segments for network in segment.accept}
+        if len(hosts) > _HOSTS_MAX:
+            networks.update(ANYBODY)
+        wanted = IngressFilter.of(self.version, hosts, networks, denied)
+        self._screen.update(self._receiver, self.endpoint.binding, wanted, hosts)
+        if wanted != self._filter:
+            self._filter = wanted
+            if self._groups_filtered:
+                self._filter_groups(on=True)
+
+    def take_suspects(self) -> dict[int, str]:
+        """Return hosts that the FDB names, but whose datagrams arrived by a denied device."""
+        suspects, self._screen.suspects = self._screen.suspects, {}
+        return suspects
+
+    def tick(self) -> None:
+        """Do what is due once a second."""
+        self._screen.tick()
+        if self._groups and self._filter is not None:
+            self._follow_floods()
+
+    def _follow_floods(self) -> None:
+        """Filter the groups' sockets while they are flooded from unknown sources.
+
+        A multicast datagram goes to each socket of its group, so none can be selected instead. And
+        what a filter discards is not told from other losses, nor by its source: so there is none
+        while the switch has time to count by itself.
+        """
+        segments = self.switch.segments.values()
+        unknown = sum(each.counters.drops[Drop.SOURCE_UNKNOWN] for each in segments)
+        arrived, self._unknown = unknown - self._unknown, unknown
+        if self._groups_filtered:
+            arrived = self._new_drops(*self._group_sockets())
+            self._discarded += arrived
+        if (arrived > _FLOOD) is not self._groups_filtered:
+            self._filter_groups(on=not self._groups_filtered)
+
+    def _group_sockets(self) -> list[socket.socket]:
+        return [sock for sock in self._groups.values() if sock is not None]
+
+    def _filter_groups(self, *, on: bool) -> None:
+        before, self._groups_filtered = self._groups_filtered, on
+        drops = self._new_drops(*self._group_sockets())
+        if before:
+            self._discarded += drops
+        else:
+            self._drops_before += drops
+        for sock in self._group_sockets():
+            with suppress(OSError):
+                if on and self._filter is not None:
+                    attach_filter(sock, self._filter.coarsened(_GROUP_SOURCES))
+                else:
+                    detach_filter(sock)
+
+    # --- what the kernel counts -------------------------------------------------------------
+
+    def read_queue_drops(self) -> None:
+        """Read what the kernel has discarded in front of our descriptors, to be counted next."""
+        self._screen.read_drops()
+        if self._receiver is not None:
+            self._drops_before += self._new_drops(self._receiver)
+        in_groups = self._new_drops(*self._group_sockets())
+        if self._groups_filtered:
+            self._discarded += in_groups
+        else:
+            self._drops_before += in_groups
+
+    def count_queue_drops(self, overflow: int) -> int:
+        """Count what was read, by its reason.
+
+        `overflow` is how many datagrams the kernel has discarded in the whole namespace because a
+        queue was full. What is beyond that was discarded for other reasons: a wrong checksum, which
+        is counted elsewhere, or a filter of ours. Returns: what is left of `overflow`.
+        """
+        lost, discarded = self._drops_before, self._discarded
+        self._drops_before = self._discarded = 0
+        unknown = min(self._screen.take_drops(), overflow)
+        overflow -= unknown
+        full = min(lost, overflow)
+        full_too = min(discarded, overflow - full)
+        counts = self.switch.counters.drops
+        counts[Drop.RX_QUEUE_FULL] += full + full_too
+        counts[Drop.SOURCE_UNKNOWN] += unknown + discarded - full_too
+        return overflow - full - full_too
+
+    def _new_drops(self, *sockets: socket.socket) -> int:
+        """Return how many more datagrams were discarded in front of sockets."""
+        drops = 0
+        for sock in sockets:
+            before = self._drops.get(sock, 0)
+            with suppress(OSError):
+                self._drops[sock] = receive_queue_drops(sock)
+                drops += self._drops[sock] - before
+        return drops
 
     def _cannot_receive(self, error: OSError) -> None:
         """Handle an error of a receiving socket, which may be about datagrams that it has sent."""

@@ -78,6 +78,19 @@ _XFRM_ANSWER_MAX = 512
 _SESSION_DESCRIPTORS = 6
 """More than an event loop and the sockets of pyroute2 take."""
 
+# From the kernel's include/uapi/linux/netlink.h, rtnetlink.h and if_link.h.
+_NLM_F_DUMP = 0x300
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_RTM_GETLINK = 18
+_IFLA_EXT_MASK = 29
+_SKIP_STATS = 8
+_MESSAGE = Struct("=IH")
+_LINK_REQUEST = Struct("=IHHIIB15x")
+"""struct nlmsghdr, and struct ifinfomsg with its family."""
+
+_DUMP_MAX = 1 << 16
+
 _ADDR_GEN_MODE_NONE = 1
 _INGRESS = "ffff:fff2"
 _TUNNEL_FEATURES = (
@@ -269,14 +282,17 @@ class Survey:
         There is none on a host with IPsec policies for what leaves: what leaves whole passes them
         by.
         """
-        try:
-            scope = scope_of(remote, dev)
-            device = scope or dev
-            index = device_index(device) if device else self._route(remote, local, None).device
-        except _NoRouteError:
-            return None
+        index = self.device(remote, local, dev)
         able = index is not None and _segments_tunnels(index) and not _has_policies()
         return index if able else None
+
+    def device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
+        """Return the index of the device by which a remote is reached, if it is at all."""
+        try:
+            device = scope_of(remote, dev) or dev
+            return device_index(device) if device else self._route(remote, local, None).device
+        except _NoRouteError:
+            return None
 
     def _route(self, remote: Address, local: Address | None, device: int | None) -> "_Route":
         route = self._routes.get((remote, local, device))
@@ -442,6 +458,24 @@ def is_up(netlink: IPRoute, name: str) -> bool:
 def watch() -> socket.socket:
     """A non-blocking socket that becomes readable when something about any link has changed."""
     return _events(_RTMGRP_LINK)
+
+
+def links() -> Iterator[bytes]:
+    """Ask for every link; yield the messages that answer, as `watch` has them. Raises OSError."""
+    flags = _NLM_F_REQUEST | _NLM_F_DUMP
+    attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + 4, _IFLA_EXT_MASK) + _INDEX.pack(_SKIP_STATS)
+    length = _LINK_REQUEST.size + len(attribute)
+    request = _LINK_REQUEST.pack(length, _RTM_GETLINK, flags, 1, 0, 0) + attribute
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
+        asking.settimeout(1)
+        asking.send(request)
+        while True:
+            answer = asking.recv(_DUMP_MAX)
+            # The end of a dump is a message of its own, which has no others behind it.
+            _, kind = _MESSAGE.unpack_from(answer)
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                return
+            yield answer
 
 
 def watch_routes() -> socket.socket:

@@ -102,6 +102,11 @@ class Port:
         return self._tunnel.now
 
     @property
+    def is_here(self) -> bool:
+        """Whether the TAP is in the network namespace of this process, as far as is known."""
+        return self._device is not None and self._here
+
+    @property
     def tap(self) -> str:
         """Name of the TAP device: the configured one, unless somebody has renamed it."""
         return self._name if self._device is not None else self.config.tap

@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "firewall": set[str](),
     "gateway": {"wire"},
     "probe": {"wire"},
+    "ingress": set[str](),
+    "links": set[str](),
     "consent": {"offload", "probe"},
     "switch": {"wire", "fdb", "neigh", "gateway", "counters", "probe"},
     "mtu": {"mtu", "offload", "wire", "counters"},

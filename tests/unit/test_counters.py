@@ -163,8 +163,10 @@ def test_details() -> None:
         f"dropped 1 x vni_unknown: {Drop.VNI_UNKNOWN.meaning} (last: 192.0.2.1, vni 7)",
         f"dropped 1 x inner_runt: {RUNT.meaning} (last: 192.0.2.1)",
         f"dropped 2 x tx_tagged: {Drop.TX_TAGGED.meaning} (last: VLAN 10)",
-        (f"dropped 1 x no_remote: {Drop.NO_REMOTE.meaning} "
-        "(last: destination MAC 00:00:00:00:00:00)"),
+        (
+            f"dropped 1 x no_remote: {Drop.NO_REMOTE.meaning} "
+            "(last: destination MAC 00:00:00:00:00:00)"
+        ),
     ]
 
 

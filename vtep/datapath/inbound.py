@@ -188,6 +188,10 @@ class Inbound:
             self._burst(buffer[begin:end], stride, host, mark, now)
         self._lone = budget == BUDGET - 2
 
+    def take(self, data: memoryview, host: str, mark: int, now: float) -> None:
+        """Take in a datagram from a host that another socket has received, with its ECN field."""
+        self._datagram(data, len(data), host, mark, now)
+
     def _datagram(
         self, data: memoryview, stride: int, host: str, mark: int, now: float
     ) -> Exit | None:

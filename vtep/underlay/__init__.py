@@ -5,6 +5,7 @@ routers and NICs spread flows by it. The socket on the VXLAN port only receives,
 one of the source ports.
 """
 
+from vtep.underlay.guard import Arrival, IngressGuard, attach_filter, detach_filter
 from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
 from vtep.underlay.replicate import Recipients, Replicator, Sent
@@ -25,12 +26,15 @@ from vtep.underlay.sockets import (
     segments_datagrams,
     send_whole,
 )
+from vtep.underlay.statistics import UdpErrors
 from vtep.underlay.wholeway import WholeWay
 
 __all__ = [
     "FLOW_BITS",
     "POOL_MAX",
+    "Arrival",
     "Binding",
+    "IngressGuard",
     "Injector",
     "Outer",
     "Path",
@@ -40,8 +44,11 @@ __all__ = [
     "SenderSockets",
     "Sent",
     "SharedSocket",
+    "UdpErrors",
     "WholeWay",
+    "attach_filter",
     "batch_max",
+    "detach_filter",
     "device_name",
     "host_of",
     "join",

@@ -122,15 +122,18 @@ class Binding:
     local: Address | None
     dev: str | None
 
-    def open(self, port: int, *, shared: bool = False) -> socket.socket:
+    def open(self, port: int, *, shared: bool = False, grouped: bool = False) -> socket.socket:
         """A non-blocking UDP socket bound to `port`; raises OSError.
 
-        It may be `shared` with sockets that allow that too (SO_REUSEADDR).
+        It may be `shared` with sockets that allow that too (SO_REUSEADDR), and `grouped` with one
+        of the same binding (SO_REUSEPORT).
         """
         sock = self.unbound()
         try:
             if shared:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if grouped:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(self.sockaddr(port))
         except OSError:
             sock.close()
@@ -215,7 +218,7 @@ def open_receiver(
             ) from error
         kind = NotReadyError if error.errno in _NOT_READY else VtepError
         raise kind(f"--dstport {port}: cannot bind to it: {descriptors.reason(error)}") from error
-    _listen(sock, gro=gro, zero_checksums=zero_checksums)
+    configure_receiver(sock, _RECEIVE_BUFFER, gro=gro, zero_checksums=zero_checksums)
     return sock
 
 
@@ -249,7 +252,9 @@ def join(
             host = socket.inet_ntop(binding.family, group.packed)
             _bind_to_group(sock, port, host, binding.dev)
         zero = receiver.getsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX) != 0
-        _listen(sock, gro=joins_datagrams(receiver), zero_checksums=zero)
+        configure_receiver(
+            sock, _RECEIVE_BUFFER, gro=joins_datagrams(receiver), zero_checksums=zero
+        )
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -275,8 +280,11 @@ def _bind_to_group(sock: socket.socket, port: int, group: str, dev: str | None) 
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
 
 
-def _listen(sock: socket.socket, *, gro: bool, zero_checksums: bool) -> None:
-    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+def configure_receiver(
+    sock: socket.socket, buffer: int, *, gro: bool, zero_checksums: bool
+) -> None:
+    """Have a socket receive as `receive` expects it; `buffer` is in octets. Raises OSError."""
+    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)

@@ -1,0 +1,78 @@
+"""LinkTable: how devices are stacked, from messages that are put together here."""
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.links import LinkTable
+
+NEW, GONE = 16, 17
+LINK, MASTER, INFO, NAMESPACE, KIND = 5, 10, 18, 37, 1
+AF_BRIDGE = 7
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def message(
+    index: int,
+    *,
+    what: int = NEW,
+    family: int = 0,
+    kind: str = "",
+    **numbers: int,
+) -> bytes:
+    names = {"lower": LINK, "master": MASTER, "namespace": NAMESPACE}
+    rest = b"".join(
+        attribute(names[name], struct.pack("=i", number)) for name, number in numbers.items()
+    )
+    if kind:
+        rest += attribute(INFO | 0x8000, attribute(KIND, kind.encode() + b"\0"))
+    head = struct.pack("=IHHIIBxHiII", 32 + len(rest), what, 0, 0, 0, family, 1, index, 0, 0)
+    return head + rest
+
+
+def table(*messages: bytes) -> LinkTable:
+    links = LinkTable()
+    links.update(b"".join(messages))
+    return links
+
+
+def test_a_vrf_is_above_its_ports_and_leads_to_no_other() -> None:
+    links = table(
+        message(1, master=9),
+        message(2, master=9, kind="veth", lower=3),
+        message(3, kind="veth", lower=2),
+        message(9, kind="vrf"),
+    )
+    assert links.above([1]) == {1, 9}
+    assert (links.vrf(2), links.vrf(3), links.vrf(9)) == (9, 0, 0)
+
+
+def test_a_device_in_another_namespace_is_another_device() -> None:
+    links = table(
+        message(1), message(2, kind="vlan", lower=1, namespace=0), message(3, kind="vlan", lower=1)
+    )
+    assert links.above([1]) == {1, 3}
+
+
+def test_a_loop_has_an_end() -> None:
+    links = table(message(1, master=2, kind="bridge"), message(2, master=1, kind="bridge"))
+    assert links.above([1]) == {1, 2}
+
+
+def test_what_a_bridge_tells_of_its_ports_is_no_end_of_a_device() -> None:
+    links = table(message(1, master=2), message(2, kind="bridge"))
+    assert not links.update(message(1, what=GONE, family=AF_BRIDGE, master=2))
+    assert links.above([1]) == {1, 2}
+    assert links.update(message(1, what=GONE))
+    assert links.above([1]) == {1}
+
+
+@given(st.binary(max_size=200), st.integers(0, 64))
+def test_any_octets(octets: bytes, at: int) -> None:
+    good = message(1, master=2, kind="bridge")
+    LinkTable().update(octets)
+    LinkTable().update(good[:at] + octets)
