@@ -32,8 +32,8 @@ class Drop(_Explained):
         "udp_checksum",
         (
             "datagrams in this network namespace with a wrong UDP checksum, discarded by the "
-            "kernel: a NAT on the way, or checksum offload: ethtool -K DEV rx off here, or at the "
-            "sender tx off or --no-udpcsum"
+            "kernel: a NAT on the way, or checksum offload that fills in none, at the sender or "
+            "here; the sender can leave checksums out (--no-udpcsum)"
         ),
     )
     RX_QUEUE_FULL = (

@@ -4,7 +4,7 @@ A counter that increases while the doctor looks is something wrong now. One that
 after a repair, the counters stay as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from attrs import evolve, frozen
 
@@ -39,11 +39,21 @@ _ROUTE = Remedy(
 )
 
 REMEDIES: Mapping[Drop, Remedy] = {
-    Drop.RX_QUEUE_FULL: Remedy(
-        f"{_LESS_TRAFFIC}; at little traffic, look for wrong checksums: nstat -az UdpInCsumErrors"
+    Drop.UDP_CHECKSUM: Remedy(
+        "at the sender, turn off the checksum offload of its underlay device (ethtool -K, tx off) "
+        "or, over IPv4, send without checksums (--no-udpcsum)"
+    ),
+    Drop.RX_QUEUE_FULL: Remedy(_LESS_TRAFFIC),
+    Drop.OVERLAY_INGRESS: Remedy(
+        "find the guest that sends VXLAN to this host, on the bridge of a TAP: tcpdump -ni any -T "
+        "vxlan udp dst port {port}; if that bridge is the way to the remotes, name it with --dev"
     ),
     Drop.HEADER_TRUNCATED: _FIND_SENDER,
     Drop.FLAGS_INVALID: _FIND_SENDER,
+    Drop.HEADER_GPE: Remedy(
+        "have {source} send plain VXLAN, without the generic protocol extension (gpe)",
+        "have the sender use plain VXLAN, without the generic protocol extension (gpe): {capture}",
+    ),
     Drop.PROBE_LIMITED: Remedy(
         "run fewer doctors at a time; if none runs, find out what sends it: {capture} and src host "
         "{source}",
@@ -148,8 +158,11 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
             )
 
 
-def of_process(process: ProcessFacts) -> Iterator[Finding]:
-    """Say what the drops of a pyvtep mean that were for none of its segments."""
+def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[Finding]:
+    """Say what the drops of a pyvtep mean that were for none of its segments.
+
+    Other findings tell of the reasons in `told`.
+    """
     places = {
         **_places(process.devices, process.port),
         "tap": "pyvtep",
@@ -157,6 +170,8 @@ def of_process(process: ProcessFacts) -> Iterator[Finding]:
         "at": _socket(process.socket),
     }
     for reason in _reasons(process.drops):
+        if reason in told:
+            continue
         yield from _of_reason(reason, "pyvtep", process.drops, places, process.socket, None)
 
 

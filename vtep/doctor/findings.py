@@ -6,6 +6,7 @@ from itertools import chain
 
 from attrs import evolve
 
+from vtep.counters import Drop
 from vtep.doctor import drops
 from vtep.doctor.facts import (
     Blocked,
@@ -25,6 +26,8 @@ from vtep.wire import vxlan
 
 def findings(facts: Facts) -> list[Finding]:
     """All that is to be said, the worst first."""
+    # The finding about this host names the devices, too.
+    told = (Drop.UDP_CHECKSUM,) if facts.host.checksum_errors_increase else ()
     found = chain(
         _of_host(facts),
         chain.from_iterable(_of_remote(remote, facts) for remote in facts.remotes),
@@ -32,7 +35,7 @@ def findings(facts: Facts) -> list[Finding]:
         chain.from_iterable(
             drops.of_segment(segment, _remotes_of(segment, facts)) for segment in facts.segments
         ),
-        chain.from_iterable(map(drops.of_process, facts.drops)),
+        chain.from_iterable(drops.of_process(each, told=told) for each in facts.drops),
     )
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
@@ -63,7 +66,9 @@ def _of_host(facts: Facts) -> Iterator[Finding]:
             "give one of the hosts another address; to take it from this one: ip addr del "
             f"{conflict.address} dev {conflict.dev}",
         )
-    yield from _of_checksums(host)
+    # Of those before, a pyvtep knows how many came in its time, and when.
+    if host.checksum_errors_increase or not facts.pyvteps:
+        yield from _of_checksums(host)
 
 
 def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:
