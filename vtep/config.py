@@ -50,7 +50,7 @@ class Config:
     )
     group: Address | None = field(
         default=None,
-        converter=optional(values.group),
+        converter=values.group,
         metadata={
             "metavar": "IP",
             "help": "Multicast group to join on --dev, to which broadcasts are sent as well.",
@@ -65,7 +65,7 @@ class Config:
     )
     bridge: str | None = field(
         default=None,
-        converter=optional(values.bridge),
+        converter=values.bridge,
         metadata={
             "metavar": "NAME",
             "help": "Bridge of which the TAP is to be a port, as soon as there is one.",
@@ -85,7 +85,7 @@ class Config:
     )
     dev: str | None = field(
         default=None,
-        converter=optional(values.dev),
+        converter=values.dev,
         metadata={"metavar": "NAME", "help": "Underlay device to use, whatever the routes say."},
     )
     dstport: int = field(
@@ -146,7 +146,7 @@ class Config:
     udp6zerocsumrx: bool = _switch(default=True, help="Accept zero UDP checksums over IPv6.")
     mtu: int | None = field(
         default=None,
-        converter=optional(values.mtu),
+        converter=values.mtu,
         metadata={
             "metavar": "OCTETS",
             "help": "Largest IP packet in the tunnel; the TAP's MTU too, unless it is on a bridge "
@@ -163,7 +163,7 @@ class Config:
     )
     mac: bytes | None = field(
         default=None,
-        converter=optional(values.mac),
+        converter=values.mac,
         metadata={"metavar": "MAC", "help": "MAC address of the TAP [default: a random one]."},
     )
     address: tuple[Interface, ...] = field(
@@ -234,7 +234,7 @@ class Config:
     )
     gbp: int | None = field(
         default=None,
-        converter=optional(values.gbp),
+        converter=values.gbp,
         metadata={
             "metavar": "ID",
             "help": "Understand the group policy extension, and send frames with this policy id.",

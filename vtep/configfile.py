@@ -13,20 +13,24 @@ Nothing here raises anything but `FileError`, whatever the text is.
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
 
 from vtep import values
 from vtep.config import Config, Settings, conflicts
-from vtep.errors import ConfigError, VtepError
-from vtep.tomllines import Path, locate
+from vtep.errors import ConfigError, OptionError, VtepError, shortened, shown
+from vtep.tomllines import Path, locate, repeated, spellings
 
 TABLE = "vni"
 ID = "id"
+
+_ONE_WAY = "vni: write each VNI as a table, below a line [[vni]]"
 
 
 def _by_key(fields: "tuple[attrs.Attribute[Any], ...]") -> "dict[str, attrs.Attribute[Any]]":
@@ -39,6 +43,21 @@ del _OF_ONE["vni"]
 _OF_ALL = {key: field for key, field in _OF_ONE.items() if key not in (ID, "tap", "mac", "address")}
 _OF_PROCESS = _by_key(attrs.fields(Settings))
 del _OF_PROCESS["segments"]
+
+
+_SYNONYMS = {
+    "vni": ID,
+    "peer": "remote",
+    "peers": "remote",
+    "port": "dstport",
+    "device": "dev",
+    "interface": "dev",
+    "master": "bridge",
+    "name": "tap",
+    "ip": "address",
+    "maxaddress": "max-addresses",
+}
+"""Keys that other programs have for what is here a key of another name."""
 
 
 class FileError(ConfigError):
@@ -68,6 +87,7 @@ class _Reader:
 
     def __init__(self, text: str, name: str) -> None:
         self._name = name
+        self._text = text
         self._problems: list[tuple[int, str]] = []
         self._lines: Mapping[Path, int] = {}
         self._document: dict[str, Any] = {}
@@ -114,7 +134,7 @@ class _Reader:
         """The good ones by their number in the file."""
         tables = self._document.get(TABLE, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self._complain((TABLE,), "vni: write each VNI as a table, below a line [[vni]]")
+            self._complain((TABLE,), _ONE_WAY)
             return {}
         segments = {}
         for number, table in enumerate(tables):
@@ -147,11 +167,33 @@ class _Reader:
             error = _refusal(field, part)
             if error is not None:
                 good = False
-                self._complain((*at, number) if part is not value else at, _in_file(error))
+                where = (*at, number) if part is not value else at
+                self._complain(where, self._told(error, where))
         if good and (error := _refusal(field, value)) is not None:
-            self._complain(at, _in_file(error))
+            self._complain(at, self._told(error, at))
             return False
         return good
+
+    def _told(self, error: ConfigError, at: Path) -> str:
+        """Return what an error says, with the value at a place as it is written there."""
+        if not isinstance(error, OptionError) or isinstance(error.value, str):
+            return _in_file(error)
+        value: Any = self._document
+        for step in at:
+            value = value[step]
+        if isinstance(value, list) and error.value is not value:  # It is about one of its items.
+            found = [number for number, item in enumerate(value) if item is error.value]
+            at = (*at, *found[:1])
+        elif isinstance(error.value, tuple):
+            return _in_file(error)
+        written = self._spellings.get(at)
+        if written is None or "\n" in written:
+            return _in_file(error)
+        return _in_file(error, shortened(written))
+
+    @cached_property
+    def _spellings(self) -> Mapping[Path, str]:
+        return spellings(self._text)
 
     def _complain_of(self, number: int, error: ConfigError) -> None:
         """Say of a VNI as a whole what is wrong, at the line of the option that it begins with."""
@@ -159,13 +201,37 @@ class _Reader:
         key = _key_of(what)
         for at in ((TABLE, number, key), (key,)):
             if at in self._lines:
-                self._complain(at, what)
+                self._complain(at, self._as_written(at, what))
                 return
         self._complain((TABLE, number), what)
 
+    def _as_written(self, at: Path, what: str) -> str:
+        """Return what is wrong with an option as a whole, with its value as it is written.
+
+        It was told with the normal form of the value, which may be spelled in other ways.
+        """
+        key, _, normal = what.partition(": ")[0].partition(" ")
+        value: Any = self._document
+        for step in at:
+            value = value[step]
+        field = _OF_ONE.get(key)
+        convert: Any = field.converter if field is not None else None
+        if convert is None or not normal:
+            return what
+        parts = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for number, part in parts:
+            kept = convert(part if number is None or key == "srcport" else [part])
+            kept = next(iter(kept)) if isinstance(kept, tuple | frozenset) else kept
+            if str(kept) == normal:
+                written = self._spellings.get(at if number is None else (*at, number), "")
+                written = shown(part) if isinstance(part, str) else shortened(written)
+                return f"{key} {written}{what[len(key) + 1 + len(normal) :]}"
+        return what
+
     def _unknown(self, at: Path, known: list[str]) -> None:
         key = str(at[-1])
-        close = difflib.get_close_matches("id" if key == "vni" else key, known, 1)
+        plain = key.lstrip("-").replace("_", "-").lower()
+        close = difflib.get_close_matches(_SYNONYMS.get(plain, plain), known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         self._complain(at, f"{key}: there is no such key{hint}")
 
@@ -187,14 +253,28 @@ def _refusal(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None
     return None
 
 
-def _in_file(error: ConfigError) -> str:
-    """What an error says, with options spelled as the keys that they are here."""
+def _in_file(error: ConfigError, written: str | None = None) -> str:
+    """Return what an error says, with options spelled as the keys that they are in a file.
 
-    def key(found: re.Match[str]) -> str:
-        name = found[1]
-        return ID if name == "vni" else name if name in _OPTIONS | _OF_PROCESS else found[0]
+    `written` is how the value is spelled there, if that is known.
+    """
+    if not isinstance(error, OptionError):
+        return _keys_in(str(error))
+    if written is None:
+        quoted = error.quoted and isinstance(error.value, str)
+        written = repr(error.value) if quoted else shown(error.value)
+    said = f"{_keys_in(error.option)} {written}: {_keys_in(error.reason)}"
+    pairs = [f"{_key(name)} = {json.dumps(value)}" for name, value in error.instead.items()]
+    return f"{said}: {' and '.join(pairs)}" if pairs else said
 
-    return re.sub(r"--([a-z0-9-]+)", key, str(error))
+
+def _keys_in(text: str) -> str:
+    return re.sub(r"--([a-z0-9-]+)", lambda found: _key(found[1], found[0]), text)
+
+
+def _key(name: str, otherwise: str = "") -> str:
+    """Return the key for the option of this name, or something else where there is none."""
+    return ID if name == "vni" else name if name in _OPTIONS | _OF_PROCESS else otherwise
 
 
 def _key_of(what: str) -> str:
@@ -202,11 +282,54 @@ def _key_of(what: str) -> str:
     return re.split("[: ]", what, maxsplit=1)[0]
 
 
+_NOT_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Cannot redefine", "Duplicate")
+"""How the parser begins to say that a key is there already."""
+
+_DIGITS = re.compile(r"[0-9_]{4000,}")
+
+_PAIR = re.compile(r"""\s*(?P<key>[\w-]+)\s*(?P<sign>=|:|\s)\s*(?P<value>[^#\s][^#]*?)\s*(#.*)?""")
+
+
 def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:
-    """What is no TOML, and in which line."""
+    """Return in which line a text is no TOML, and why; with what was probably meant."""
     what = str(error)
     found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", what, re.DOTALL)
     if found is None:
-        return 1, f"a value makes no sense: {what}"
+        number = _DIGITS.search(text)
+        line = text.count("\n", 0, number.start()) + 1 if number else 1
+        return line, "a number has too many digits"
     line = int(found[2]) if found[2] else text.count("\n") + 1
-    return line, f"is not TOML: {found[1][0].lower()}{found[1][1:]}"
+    if what.startswith(_NOT_TWICE) and (again := repeated(text)):
+        return _told_twice(*again[0])
+    lines = text.splitlines()
+    hint = _meant(lines[line - 1]) if 0 < line <= len(lines) and "character" not in what else ""
+    return line, f"is not TOML: {found[1][0].lower()}{found[1][1:]}{hint}"
+
+
+def _told_twice(path: Path, first: int, line: int) -> tuple[int, str]:
+    key = str(path[-1])
+    if path == (TABLE,):
+        return line, f"{_ONE_WAY}, and nothing else is called vni (as in line {first})"
+    return line, f"{key}: is given twice, in line {first} too; leave one out"
+
+
+def _meant(line: str) -> str:
+    """Return how a line that is no TOML was probably meant, for a message."""
+    if re.fullmatch(r"\s*\[+\s*vni\s*\]*\s*", line):
+        return f"; write [[{TABLE}]]"
+    found = _PAIR.fullmatch(line)
+    if found is None or found["value"][0] in "\"'[{":
+        return ""
+    key, value = found["key"], found["value"]
+    if found["sign"] != "=" or value.startswith("="):
+        return f"; write {key} = ..." if key in _OF_ONE | _OF_PROCESS else "; write key = value"
+    if value.lower() in ("yes", "on", "true", "no", "off", "false"):
+        value = "true" if value.lower() in ("yes", "on", "true") else "false"
+        return f"; write {key} = {value}"
+    if value.endswith(","):
+        return "; leave out the comma"
+    if re.match(r"[0-9]+[a-zA-Z]", value) and key in _OF_ONE:
+        error = _refusal(_OF_ONE[key], value)
+        if isinstance(error, OptionError):
+            return f"; {value} {error.reason}"
+    return f"; text has quotes: {key} = {json.dumps(value)}"

@@ -6,6 +6,7 @@ For texts that it has accepted: this looks at no more than it takes to find the 
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
@@ -32,15 +33,17 @@ class _Token(NamedTuple):
     kind: str
     text: str
     line: int
+    begin: int
+    """Where in the text it begins, in characters."""
 
 
 def _tokens(text: str) -> Iterator[_Token]:
     line = 1
     for found in _TOKEN.finditer(text):
         if found.lastgroup != "blank":
-            yield _Token(str(found.lastgroup), found[0], line)
+            yield _Token(str(found.lastgroup), found[0], line, found.start())
         line += found[0].count("\n")
-    yield _Token("end", "", line)
+    yield _Token("end", "", line, len(text))
 
 
 def locate(text: str) -> dict[Path, int]:
@@ -48,9 +51,30 @@ def locate(text: str) -> dict[Path, int]:
     return _Scanner(text).lines
 
 
+def spellings(text: str) -> dict[Path, str]:
+    """Return how each value and item is written; raises ValueError as `locate` does."""
+    return _Scanner(text).spellings
+
+
+def repeated(text: str) -> list[tuple[Path, int, int]]:
+    """Return each key that is there again, with the lines of the first and the later one.
+
+    Useful where the parser has refused the text for that: tables may be begun again in some ways.
+    Whatever else is wrong with the text ends the list.
+    """
+    found: list[tuple[Path, int, int]] = []
+    with suppress(ValueError, RecursionError):
+        _Scanner(text, found)
+    return found
+
+
 class _Scanner:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, repeated: list[tuple[Path, int, int]] | None = None) -> None:
+        self._repeated = [] if repeated is None else repeated
         self.lines: dict[Path, int] = {}
+        self.spellings: dict[Path, str] = {}
+        self._text = text
+        self._end = 0  # Of the token that was taken last.
         self._rest = _tokens(text)
         self._next = next(self._rest)
         self._tables: dict[Path, int] = {}  # Arrays of tables, with the number of their last.
@@ -67,6 +91,7 @@ class _Scanner:
         token = self._next
         if token.kind == "end":
             raise ValueError("the text ends too early")
+        self._end = token.begin + len(token.text)
         self._next = next(self._rest)
         return token
 
@@ -81,6 +106,8 @@ class _Scanner:
         for part in parents:
             path = self._latest((*path, part), line)
         path = (*path, last)
+        if path in self.lines and (not several or path not in self._tables):
+            self._repeated.append((path, self.lines[path], line))
         if several:
             self._tables[path] = self._tables.get(path, -1) + 1
             self.lines.setdefault(path, line)
@@ -104,14 +131,23 @@ class _Scanner:
     def _pair(self, table: Path) -> None:
         line = self._next.line
         path = table
-        for part in self._key():
+        *parents, last = self._key()
+        for part in parents:
             path = (*path, part)
             self.lines.setdefault(path, line)
+        path = (*path, last)
+        if self.lines.setdefault(path, line) != line:
+            self._repeated.append((path, self.lines[path], line))
         if self._take().text != "=":
             raise ValueError(f"a key without a value in line {line}")
         self._value(path)
 
     def _value(self, path: Path) -> None:
+        begin = self._next.begin
+        self._skip_value(path)
+        self.spellings[path] = self._text[begin : self._end]
+
+    def _skip_value(self, path: Path) -> None:
         if self._next.text == "[":
             self._items(path)
         elif self._next.text == "{":

@@ -6,7 +6,7 @@ value. What two options say of each other is judged in `config`.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ipaddress import (
     IPv4Address,
@@ -19,13 +19,16 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
+from typing import TypeVar
 
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, OptionError
 from vtep.wire import ethernet, vxlan
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+
+_T = TypeVar("_T")
 
 MTU_MIN = 68
 """The least that IPv4 works with (RFC 791)."""
@@ -59,10 +62,22 @@ def _integer(option: str, value: object, low: int, high: int) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{option} {_shown(value)}: is not a whole number")
+        raise OptionError(option, value, f"is not a whole number{_meant(value)}")
     if not low <= value <= high:
-        raise ConfigError(f"{option} {_shown(value)}: must be from {low} to {high}")
+        raise OptionError(option, value, f"must be from {low} to {high}")
     return value
+
+
+def _meant(value: object) -> str:
+    """Return what somebody probably meant by a text that is no whole number, for a message."""
+    if not isinstance(value, str):
+        return ""
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,12}", value):
+        return f"; in decimal it is {int(value, 16)}"
+    if re.fullmatch(r"[0-9]+([-,][0-9]+)+", value):
+        return "; give one number"
+    found = re.fullmatch(r"([0-9]{1,12})[ _]?[a-zA-Z]+", value)
+    return f"; write it without a unit, such as {found[1]}" if found else ""
 
 
 def _bits(option: str, value: object, high: int, wrong: str) -> int:
@@ -71,14 +86,17 @@ def _bits(option: str, value: object, high: int, wrong: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", value):
         number = int(value, 16 if value[:2] in ("0x", "0X") else 10)
     if not isinstance(number, int) or isinstance(number, bool):
-        raise ConfigError(f"{option} {_shown(value)}: is {wrong}")
+        raise OptionError(option, value, f"is {wrong}")
     if not 0 <= number <= high:
-        raise ConfigError(f"{option} {_shown(value)}: must be from 0 to {high:#x}")
+        raise OptionError(option, value, f"must be from 0 to {high:#x}")
     return number
 
 
 def vni(value: int | str) -> int:
     """A VXLAN network identifier."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+([-,][0-9]+)+", value):
+        reason = "is not a whole number; several VNIs are in a file (--config)"
+        raise OptionError("--vni", value, reason)
     return _integer("--vni", value, 0, vxlan.VNI_MAX)
 
 
@@ -87,9 +105,9 @@ def dstport(value: int | str) -> int:
     return _integer("--dstport", value, 1, 65535)
 
 
-def mtu(value: int | str) -> int:
-    """The MTU of a tunnel in octets."""
-    return _integer("--mtu", value, MTU_MIN, MTU_MAX)
+def mtu(value: int | str | None) -> int | None:
+    """Return the MTU of a tunnel in octets; None where it follows the underlay."""
+    return None if _is_default(value) else _integer("--mtu", value, MTU_MIN, MTU_MAX)
 
 
 def mss_clamp(value: int | str) -> int | str:
@@ -99,9 +117,8 @@ def mss_clamp(value: int | str) -> int | str:
     try:
         return _integer("--mss-clamp", value, MSS_MIN, MSS_MAX)
     except ConfigError:
-        raise ConfigError(
-            f"--mss-clamp {_shown(value)}: must be from {MSS_MIN} to {MSS_MAX}, or auto, or off"
-        ) from None
+        reason = f"must be from {MSS_MIN} to {MSS_MAX}, or auto, or off"
+        raise OptionError("--mss-clamp", value, reason) from None
 
 
 def max_addresses(value: int | str) -> int:
@@ -127,24 +144,35 @@ def ageing(value: float | str) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"--ageing {_shown(value)}: is not a number of seconds") from None
+        reason = f"is not a number of seconds{_seconds_meant(value)}"
+        raise OptionError("--ageing", value, reason) from None
     if isinstance(value, bool):
-        raise ConfigError(f"--ageing {_shown(value)}: is not a number of seconds")
+        raise OptionError("--ageing", value, "is not a number of seconds")
     if not 0 <= seconds <= AGEING_MAX:
-        raise ConfigError(f"--ageing {_shown(value)}: must be from 0 to {AGEING_MAX} seconds")
+        raise OptionError("--ageing", value, f"must be from 0 to {AGEING_MAX} seconds")
     return seconds
+
+
+_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def _seconds_meant(value: object) -> str:
+    """Return what a text with a unit is in seconds, for a message."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([a-z]+)", str(value))
+    if found is None or found[2] not in _UNITS:
+        return ""
+    return f"; write {float(found[1]) * _UNITS[found[2]]:g}"
 
 
 def srcport(value: object) -> tuple[int, int]:
     """The first and the last of a range of UDP ports."""
     ends = value.replace("-", " ").split() if isinstance(value, str) else _several(value)
     if len(ends) != 2:
-        raise ConfigError(
-            f"--srcport {_shown(value)}: must be the first and the last port of a range"
-        )
+        reason = "must be the first and the last port of a range"
+        raise OptionError("--srcport", value, reason)
     first, last = (_integer("--srcport", end, 1, 65535) for end in ends)
     if first > last:
-        raise ConfigError(f"--srcport {first} {last}: the first port is above the last")
+        raise OptionError("--srcport", (first, last), "the first port is above the last")
     return first, last
 
 
@@ -155,22 +183,37 @@ def ttl(value: int | str) -> int | str:
     try:
         return _integer("--ttl", value, 1, 255)
     except ConfigError:
-        raise ConfigError(
-            f"--ttl {_shown(value)}: must be from 1 to 255, or auto, or inherit"
-        ) from None
+        reason = "must be from 1 to 255, or auto, or inherit"
+        raise OptionError("--ttl", value, reason) from None
 
 
 def tos(value: int | str) -> int | str:
     """The octet whose upper six bits are the DSCP, or `inherit`."""
     if value == "inherit":
         return value
+    named = _dscp(value) if isinstance(value, str) else None
+    if named is not None:
+        reason = f"is neither a number nor inherit; write {named << 2:#x}"
+        raise OptionError("--tos", value, reason)
     octet = _bits("--tos", value, 0xFF, "neither a number nor inherit")
     if octet & 0x03:
-        raise ConfigError(
-            f"--tos {_shown(value)}: its two lowest bits are ECN's, which follow the inner header; "
-            f"write {octet & 0xFC:#x}"
+        raise OptionError(
+            "--tos",
+            value,
+            "its two lowest bits are ECN's, which follow the inner header; "
+            f"write {octet & 0xFC:#x}",
         )
     return octet
+
+
+def _dscp(name: str) -> int | None:
+    """Return the DSCP of a class by its name (RFC 4594), or None."""
+    name = name.lower()
+    if found := re.fullmatch(r"cs([0-7])", name):
+        return int(found[1]) << 3
+    if found := re.fullmatch(r"af([1-4])([1-3])", name):
+        return int(found[1]) << 3 | int(found[2]) << 1
+    return {"ef": 46, "be": 0}.get(name)
 
 
 def flowlabel(value: int | str) -> int | str:
@@ -188,23 +231,27 @@ def reserved_bits(value: int | str) -> int:
         return 0 if value == "ignore" else RESERVED_ALL
     mask = _bits("--reserved-bits", value, (1 << 64) - 1, "neither a number, ignore nor strict")
     if mask & HEADER_USED:
-        raise ConfigError(
-            f"--reserved-bits {_shown(value)}: has the I flag or the VNI in it, which are no "
-            f"reserved bits; all that may be there is {RESERVED_ALL:#x}"
+        raise OptionError(
+            "--reserved-bits",
+            value,
+            "has the I flag or the VNI in it, which are no "
+            f"reserved bits; all that may be there is {RESERVED_ALL:#x}",
         )
     return mask
 
 
-def gbp(value: int | str) -> int:
-    """A group policy id."""
-    return _bits("--gbp", value, 0xFFFF, "not a number")
+def gbp(value: int | str | None) -> int | None:
+    """Return a group policy id; None where the extension is off."""
+    return None if _is_default(value) else _bits("--gbp", value, 0xFFFF, "not a number")
 
 
 def gbp_accept(value: int | str | Iterable[int | str]) -> frozenset[int]:
-    """Some group policy ids; 0 stands for frames without any."""
-    return frozenset(
-        _bits("--gbp-accept", item, 0xFFFF, "not a number") for item in _several(value)
+    """Return some group policy ids, of which 0 stands for frames without any; () is all."""
+    ids = tuple(
+        _bits("--gbp-accept", item, 0xFFFF, "not a number")
+        for item in _items("--gbp-accept", value)
     )
+    return frozenset(_different("--gbp-accept", ids))
 
 
 # --- words ------------------------------------------------------------------------------------
@@ -212,9 +259,7 @@ def gbp_accept(value: int | str | Iterable[int | str]) -> frozenset[int]:
 
 def _one_of(option: str, value: object, *words: str) -> str:
     if not isinstance(value, str) or value not in words:
-        raise ConfigError(
-            f"{option} {_shown(value)}: must be {', '.join(words[:-1])} or {words[-1]}"
-        )
+        raise OptionError(option, value, f"must be {', '.join(words[:-1])} or {words[-1]}")
     return value
 
 
@@ -243,32 +288,47 @@ def offload(value: str | Iterable[str]) -> frozenset[str]:
     for name in names:
         if not isinstance(name, str) or name not in OFFLOADS:
             known = ",".join(sorted(OFFLOADS))
-            raise ConfigError(f"--offload {_shown(name)}: must be auto, none, or some of {known}")
+            raise OptionError("--offload", name, f"must be auto, none, or some of {known}")
+    _different("--offload", tuple(names))
     return frozenset(map(str, names))
 
 
 def yes_or_no(option: str, value: object) -> None:
     """Raise ConfigError where a value is neither True nor False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"--{option.replace('_', '-')} {_shown(value)}: must be true or false")
+        reason = "must be true or false"
+        if value in ("true", "false"):
+            reason += ", without quotes"
+        raise OptionError(f"--{option.replace('_', '-')}", value, reason)
 
 
 # --- addresses --------------------------------------------------------------------------------
 
 
 def _several(value: object) -> tuple[object, ...]:
-    """What was given, as several even where it is one."""
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+    """Return what was given as several values, even where it is one."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Network):
         return tuple(value)
     return (value,)
 
 
-def _shown(value: object) -> str:
-    """A value for a message, as it was typed."""
-    try:
-        return " ".join(map(str, _several(value)))
-    except ValueError:  # Python's own limit for the digits of a number.
-        return "with so many digits"
+def _is_default(value: object) -> bool:
+    """Return whether a value stands for the default of an option that is otherwise not spelled."""
+    return value is None or (isinstance(value, str) and value in _DEFAULT_WORDS)
+
+
+def _items(option: str, value: object) -> tuple[object, ...]:
+    """Return the values of a repeatable option; none where it was reset to its default."""
+    items = () if value is None else _several(value)
+    if len(items) == 1 and _is_default(items[0]) and isinstance(items[0], str):
+        return ()
+    for item in items:
+        if isinstance(item, str) and item in _DEFAULT_WORDS:
+            raise OptionError(option, item, "resets the option, so it must stand alone")
+    return items
+
+
+_DEFAULT_WORDS = ("none", "auto")
 
 
 def address(option: str, value: object) -> Address:
@@ -278,22 +338,62 @@ def address(option: str, value: object) -> Address:
         with suppress(ValueError):
             given = ip_address(value)
     if given is None:
-        raise ConfigError(
-            f"{option} {_shown(value)}: is not an IP address (names are not looked up)"
-        )
+        raise not_an_address(option, value)
     if given.is_multicast:
-        raise ConfigError(f"{option} {given}: is a multicast group; give the address of a VTEP")
+        raise OptionError(option, value, "is a multicast group; give the address of a VTEP")
     if given.is_unspecified or given == IPv4Address("255.255.255.255"):
-        raise ConfigError(f"{option} {given}: is not the address of a host")
+        raise OptionError(option, value, "is not the address of a host")
     if isinstance(given, IPv6Address):
         if given.ipv4_mapped is not None:
-            raise ConfigError(f"{option} {given}: write it as {given.ipv4_mapped}")
+            raise OptionError(option, value, f"write it as {given.ipv4_mapped}")
         if given.scope_id is not None:
             if not given.is_link_local:
-                raise ConfigError(f"{option} {given}: only link-local addresses have a scope")
+                raise OptionError(option, value, "only link-local addresses have a scope")
             if not _is_device_name(given.scope_id):
-                raise ConfigError(f"{option} {given}: its scope must be the name of a device")
+                raise OptionError(option, value, "its scope must be the name of a device")
     return given
+
+
+def not_an_address(option: str, value: object) -> OptionError:
+    """Return the error for what is no IP address, with what was probably meant."""
+    text = value.strip() if isinstance(value, str) else ""
+    name = option.removeprefix("--")
+    several = [part for part in re.split(r"[,;\s]+", text) if part]
+    if len(several) > 1 and all(map(_is_address, several)):
+        reason = "is not an IP address but several; write them one by one"
+        return OptionError(option, value, reason, {name: several})
+    host, slash, length = text.partition("/")
+    if slash and length.isdigit() and _is_address(host):
+        reason = "is not an IP address but a prefix; write the address alone"
+        return OptionError(option, value, reason, {name: host})
+    if found := re.fullmatch(
+        r"\[([0-9a-fA-F:.%\w]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})", text
+    ):
+        host, port = found[1] or found[3], found[2] or found[4]
+        if _is_address(host):
+            reason = "is not an IP address; write it without brackets"
+            if port is not None:
+                reason = "is not an IP address; write the port as an option of its own"
+            return OptionError(
+                option, value, reason, {name: host} | ({"dstport": int(port)} if port else {})
+            )
+    if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", text):
+        plain = ".".join(str(int(part)) for part in text.split("."))
+        if plain != text and _is_address(plain):
+            reason = "is not an IP address; write it without leading zeros"
+            return OptionError(option, value, reason, {name: plain})
+    if text != value and _is_address(text):
+        return OptionError(option, value, "is not an IP address; write it without blanks")
+    reason = "is not an IP address (names are not looked up)"
+    if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z][a-zA-Z0-9-]*)+", text):
+        reason += f"; look it up: getent ahosts {text}"
+    return OptionError(option, value, reason)
+
+
+def _is_address(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(text))
+    return False
 
 
 def scope_of(address: Address, dev: str | None) -> str | None:
@@ -308,58 +408,66 @@ def without_scope(address: Address) -> Address:
     return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address
 
 
-def _different(option: str, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
-    seen: set[Address] = set()
-    for item in addresses:
+def _different(option: str, items: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the items; raise OptionError where one of them is there twice."""
+    seen: set[_T] = set()
+    for item in items:
         if item in seen:
-            raise ConfigError(f"{option} {item}: is given twice")
+            raise OptionError(option, item, "is given twice; leave one out")
         seen.add(item)
-    return addresses
+    return items
 
 
 def local(value: object) -> tuple[Address, ...]:
     """Own underlay addresses, at most one of each family; None is none."""
-    items = () if value is None else _several(value)
+    items = _items("--local", value)
     own = _different("--local", tuple(address("--local", item) for item in items))
     for number, item in enumerate(own):
         for other in own[:number]:
             if other.version == item.version:
-                raise ConfigError(
-                    f"--local {item}: is the second IPv{item.version} address, after {other}; "
-                    "give one of each family"
+                raise OptionError(
+                    "--local",
+                    item,
+                    f"is the second IPv{item.version} address, after {other}; "
+                    "give one of each family",
                 )
     return own
 
 
 def remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
     """Addresses of other VTEPs."""
-    return _different("--remote", tuple(address("--remote", item) for item in _several(value)))
+    return _different(
+        "--remote", tuple(address("--remote", item) for item in _items("--remote", value))
+    )
 
 
 def gateways(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
     """Addresses of a gateway on the segment; an IPv6 link-local one needs no scope there."""
-    return _different("--gateway", tuple(address("--gateway", item) for item in _several(value)))
+    items = _items("--gateway", value)
+    return _different("--gateway", tuple(address("--gateway", item) for item in items))
 
 
-def group(value: str | Address) -> Address:
-    """A multicast group, without a scope: `--dev` says where it is."""
+def group(value: str | Address | None) -> Address | None:
+    """Return a multicast group, without a scope: `--dev` says where it is. None is none."""
+    if _is_default(value):
+        return None
     given = None
     if isinstance(value, str | Address):
         with suppress(ValueError):
             given = ip_address(value)
     if given is None or not given.is_multicast:
-        raise ConfigError(
-            f"--group {_shown(value)}: is not the address of a multicast group, such as "
-            "239.1.1.1 or ff05::100"
-        )
+        reason = "is not the address of a multicast group, such as 239.1.1.1 or ff05::100"
+        raise OptionError("--group", value, reason)
     if isinstance(given, IPv6Address) and given.scope_id is not None:
-        raise ConfigError(f"--group {given}: give it without a scope, and its device with --dev")
+        reason = "give it without a scope, and its device with --dev"
+        raise OptionError("--group", value, reason)
     return given
 
 
 def accept(value: str | Network | Iterable[str | Network]) -> tuple[Network, ...]:
     """Prefixes of underlay addresses; an address alone is a prefix of full length."""
-    return tuple(_prefix(item) for item in _several(value))
+    prefixes = tuple(_prefix(item) for item in _items("--accept", value))
+    return _different("--accept", prefixes)
 
 
 def _prefix(value: object) -> Network:
@@ -370,20 +478,18 @@ def _prefix(value: object) -> Network:
         except ValueError as error:
             if "host bits" in str(error):
                 wider = ip_network(value, strict=False)
-                raise ConfigError(
-                    f"--accept {_shown(value)}: has bits set beyond the prefix; write {wider}, or "
-                    "the address alone"
-                ) from None
+                reason = f"has bits set beyond the prefix; write {wider}, or the address alone"
+                raise OptionError("--accept", value, reason) from None
     if network is None or (isinstance(network, IPv6Network) and "%" in str(network)):
-        raise ConfigError(
-            f"--accept {_shown(value)}: is not a prefix such as 192.0.2.0/24 or 2001:db8::/32"
-        )
+        reason = "is not a prefix such as 192.0.2.0/24 or 2001:db8::/32"
+        raise OptionError("--accept", value, reason)
     return network
 
 
 def interfaces(value: str | Interface | Iterable[str | Interface]) -> tuple[Interface, ...]:
     """Addresses for a TAP, with their prefix lengths."""
-    return tuple(_interface(item) for item in _several(value))
+    items = tuple(_interface(item) for item in _items("--address", value))
+    return _different("--address", items)
 
 
 def _interface(value: object) -> Interface:
@@ -393,30 +499,37 @@ def _interface(value: object) -> Interface:
         with suppress(ValueError):
             interface = ip_interface(value)
     if interface is None:
-        raise ConfigError(
-            f"--address {_shown(value)}: is not an address with a prefix length, such as "
-            "10.0.0.1/24"
-        )
+        reason = "is not an address with a prefix length, such as 10.0.0.1/24"
+        raise OptionError("--address", value, reason)
     ip, network = interface.ip, interface.network
     scoped = isinstance(interface, IPv6Interface) and interface.scope_id is not None
     if ip.is_multicast or ip.is_unspecified or ip.is_loopback or scoped:
-        raise ConfigError(f"--address {interface}: is not an address that a host can have there")
+        raise OptionError("--address", value, "is not an address that a host can have there")
     if ip.version == 4 and network.prefixlen < 31:
         if ip == network.network_address:
-            raise ConfigError(f"--address {interface}: is the network's address, not a host's")
+            raise OptionError("--address", value, "is the network's address, not a host's")
         if ip == network.broadcast_address:
-            raise ConfigError(f"--address {interface}: is the broadcast address, not a host's")
+            raise OptionError("--address", value, "is the broadcast address, not a host's")
     return interface
 
 
-def mac(value: str | bytes) -> bytes:
-    """A unicast MAC address."""
-    try:
-        octets = ethernet.parse_mac(value) if isinstance(value, str) else bytes(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--mac {_shown(value)}: {error}") from None
+def mac(value: str | bytes | None) -> bytes | None:
+    """Return a unicast MAC address; None where the kernel is to choose one."""
+    if _is_default(value):
+        return None
+    octets = None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            octets = ethernet.parse_mac(value)
+    elif isinstance(value, bytes | bytearray):
+        octets = bytes(value)
+    if octets is None:
+        reason = "is not a MAC address such as 02:00:00:00:00:01"
+        if value == "random":
+            reason += "; for a random one leave it out"
+        raise OptionError("--mac", value, reason)
     if len(octets) != ethernet.MAC_LEN or ethernet.is_group(octets) or octets == ethernet.MAC_ZERO:
-        raise ConfigError(f"--mac {ethernet.format_mac(octets)}: must be a unicast MAC address")
+        raise OptionError("--mac", value, "must be a unicast MAC address")
     return octets
 
 
@@ -437,25 +550,27 @@ def _device(option: str, name: object) -> str:
     if isinstance(name, str) and _is_device_name(name):
         return name
     if isinstance(name, str) and name.isprintable() and len(os.fsencode(name)) > DEVICE_NAME_MAX:
-        raise ConfigError(
-            f"{option} {name}: is too long; a device name has at most {DEVICE_NAME_MAX} octets"
-        )
-    raise ConfigError(f"{option} {_shown(name)!r}: is not a name that a network device can have")
+        reason = f"is too long; a device name has at most {DEVICE_NAME_MAX} octets"
+        raise OptionError(option, name, reason)
+    raise OptionError(option, name, "is not a name that a network device can have", quoted=True)
 
 
 def tap(name: str) -> str:
-    """The name of a TAP device."""
+    """Return the name of a TAP device."""
+    if name in _DEFAULT_WORDS:
+        reason = "names no device here; the default name is vx and the VNI, such as vx1"
+        raise OptionError("--tap", name, reason)
     return _device("--tap", name)
 
 
-def dev(name: str) -> str:
-    """The name of an underlay device."""
-    return _device("--dev", name)
+def dev(name: str | None) -> str | None:
+    """Return the name of an underlay device; None where the routes choose one."""
+    return None if name is None or _is_default(name) else _device("--dev", name)
 
 
-def bridge(name: str) -> str:
-    """The name of a bridge."""
-    return _device("--bridge", name)
+def bridge(name: str | None) -> str | None:
+    """Return the name of a bridge; None where the TAP is on none."""
+    return None if name is None or _is_default(name) else _device("--bridge", name)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -474,5 +589,5 @@ def state(value: str) -> str:
 def _path(option: str, value: object) -> str:
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ConfigError(f"{option} {value!r}: is not the path of a file")
+        raise OptionError(option, value, "is not the path of a file", quoted=True)
     return path

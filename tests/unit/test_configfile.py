@@ -205,10 +205,54 @@ BAD = [
         "file:3: state: is of the whole process: it belongs above the first",
     ),
     (f"{SEGMENT}tos = 1979-05-27 07:32:00", "file:3: tos 1979-05-27 07:32:00: is neither"),
-    (f"{SEGMENT}mac = {{a = 1}}", "file:3: mac a: "),
-    (f"{SEGMENT}mtu = 0x{'f' * 9999}", "file:3: mtu with so many digits: must be from"),
-    (f"{SEGMENT}mtu = {'9' * 9999}", "file:1: a value makes no sense: Exceeds the limit"),
+    (f"{SEGMENT}mac = {{a = 1}}", "file:3: mac {a = 1}: is not a MAC address such as"),
+    (f"{SEGMENT}mtu = 0x{'f' * 9999}", f"file:3: mtu 0x{'f' * 48}...: must be from 68"),
+    (f"{SEGMENT}mtu = {'9' * 9999}", "file:3: a number has too many digits"),
     ("a = " + "[" * 5000 + "]" * 5000, "file:1: is nested too deeply"),
+]
+
+
+BAD += [
+    ("dstport = 1\n\ndstport = 1", "file:3: dstport: is given twice, in line 1 too; leave one out"),
+    (f"{SEGMENT}mtu = 1400\nid = 5", "file:4: id: is given twice, in line 2 too"),
+    (f"vni = 5\n{SEGMENT}", "file:2: vni: write each VNI as a table, below a line [[vni]]"),
+    (f"vni = []\n{SEGMENT}", "file:2: vni: write each VNI as a table, below a line [[vni]]"),
+    (f"{SEGMENT}[vni]\nid = 6", "file:3: vni: write each VNI as a table, below a line [[vni]]"),
+    (f"[vni]\nid = 6\n{SEGMENT}", "file:3: vni: write each VNI as a table, below a line [[vni]]"),
+    (
+        "[[vni]\nid = 5",
+        "file:1: is not TOML: expected ']]' at the end of an array declaration; wri",
+    ),
+    (
+        f"{SEGMENT}dev = eth0 # x",
+        'file:3: is not TOML: invalid value; text has quotes: dev = "eth0"',
+    ),
+    (f"{SEGMENT}learning = No", "file:3: is not TOML: invalid value; write learning = false"),
+    (
+        f"{SEGMENT}mtu: 1400",
+        "file:3: is not TOML: expected '=' after a key in a key/value pair; wri",
+    ),
+    (f"{SEGMENT}--mtu = 1400", "file:3: --mtu: there is no such key; did you mean mtu?"),
+    (f"{SEGMENT}peer = '192.0.2.1'", "file:3: peer: there is no such key; did you mean remote?"),
+    (
+        f"{SEGMENT}remote = '192.0.2.1,192.0.2.2'",
+        (
+            "file:3: remote 192.0.2.1,192.0.2.2: is not an IP address but several; write them one "
+            'by one: remote = ["192.0.2.1", "192.0.2.2"]'
+        ),
+    ),
+    (
+        f"{SEGMENT}remote = '192.0.2.1:4790'",
+        (
+            "file:3: remote 192.0.2.1:4790: is not an IP address; write the port as an option of "
+            'its own: remote = "192.0.2.1" and dstport = 4790'
+        ),
+    ),
+    # Values in their own spelling, where another option makes no sense of them, too.
+    (f"{SEGMENT}[[vni]]\nid = 0x5", "file:4: id 0x5: is given twice"),
+    (f"{SEGMENT}flowlabel = 0x0_7", "file:3: flowlabel 0x0_7: is for IPv6"),
+    (f"{SEGMENT}gbp-accept = [0x10]", "file:3: gbp-accept 0x10: needs gbp"),
+    (f"{SEGMENT}remote = ['FE80::1']", "file:3: remote FE80::1: is link-local"),
 ]
 
 
@@ -216,7 +260,31 @@ BAD = [
 def test_problem(text: str, problem: str) -> None:
     (found,) = problems(text)
     assert found.startswith(problem)
-    assert "--" not in found
+    assert "--" not in found.replace("--mtu: there", "")
+
+
+WRITTEN = [
+    *("5", "-0", "0x10", "1_000", "5.50", "1e9", "inf", "true", "1979-05-27", "07:32:00"),
+    *("1979-05-27T07:32:00Z", "{ a = 1 }", "{}", "[]", "[ 1,2 ]", '[["a"], "b"]', "[{ a=1 }]"),
+    "9" * 45,
+]
+
+
+@pytest.mark.parametrize("field", attrs.fields(Config), ids=lambda field: field.name)
+def test_a_value_is_quoted_as_it_is_written(field: "attrs.Attribute[Any]") -> None:
+    key = "id" if field.name == "vni" else field.name.replace("_", "-")
+    refused = 0
+    for written in WRITTEN:
+        identity = "" if key == "id" else "id = 5\n"
+        try:
+            parse(f"[[vni]]\n{identity}{key} = {written}", "file")
+        except FileError as error:
+            refused += 1
+            for problem in error.problems:
+                quoted = problem.split(f": {key} ")[1].split(": ")[0]
+                # Of an array, an item may be meant.
+                assert quoted == written or (written[0] == "[" and quoted in written), problem
+    assert refused > 5
 
 
 TEXTS = st.lists(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from vtep.errors import ConfigError, FdbError
+from vtep.errors import ConfigError, FdbError, shown
 from vtep.fdb import Filter, Kind, Remote, State, parse_remote
 from vtep.wire import vxlan
 from vtep.wire.ethernet import parse_mac
@@ -49,9 +49,9 @@ class Params:
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"{name} {value}: is not a whole number")
+            raise ConfigError(f"{name} {shown(value)}: is not a whole number")
         if not low <= value <= high:
-            raise ConfigError(f"{name} {value}: must be from {low} to {high}")
+            raise ConfigError(f"{name} {shown(value)}: must be from {low} to {high}")
         return value
 
     def vni(self) -> int | None:
@@ -72,7 +72,13 @@ class Params:
             return {}
         if not isinstance(value, dict):
             raise ConfigError("options: must be an object")
-        return {name.replace("-", "_"): option for name, option in value.items()}
+        options: dict[str, Any] = {}
+        for name, option in value.items():
+            field = name.replace("-", "_")
+            if field in options:
+                raise ConfigError(f"--{field.replace('_', '-')}: is given twice; leave one out")
+            options[field] = option
+        return options
 
     def mac(self) -> bytes:
         """The MAC of an entry, which may be the all-zero one."""
