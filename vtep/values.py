@@ -134,9 +134,7 @@ def max_addresses_per_remote(value: int | str) -> int | str:
     try:
         return _integer(option, value, 0, 1 << 30)
     except ConfigError:
-        raise ConfigError(
-            f"{option} {_shown(value)}: must be from 0 to {1 << 30}, or auto"
-        ) from None
+        raise OptionError(option, value, f"must be from 0 to {1 << 30}, or auto") from None
 
 
 def ageing(value: float | str) -> float:

@@ -19,8 +19,8 @@ import uvloop
 
 from tests.unit.test_descriptors import no_descriptors
 from vtep import descriptors
-from vtep.control import Client, jsonrpc, paths, server
-from vtep.control.client import DisconnectedError
+from vtep.control import Client, client, jsonrpc, paths, server
+from vtep.control.client import DisconnectedError, find
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.server import Feed, Server
 from vtep.errors import ConfigError, VtepError
@@ -760,23 +760,27 @@ def test_without_root_it_is_below_the_users_folder(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     listener, _ = paths.listen_by_default("vx0")
     assert listener.path == tmp_path / "pyvtep" / "vx0.sock"
-    assert paths.find() == listener.path
+    assert found() == [listener.path]
     listener.socket.close()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     with pytest.raises(VtepError, match="XDG_RUNTIME_DIR is not set; name one"):
         paths.listen_by_default("vx0")
     with pytest.raises(VtepError, match="no running pyvtep was found"):
-        paths.find()
+        find()
+
+
+def found(**which: Any) -> list[Path]:
+    return [each.path for each in find(**which)]
 
 
 def test_the_only_one_alive_is_found(run_folder: Path) -> None:
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
-        paths.find()
+        find()
     paths.listen_by_default("dead0")[0].socket.close()
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
-        paths.find()
+        find()
     listener, _ = paths.listen_by_default("vx0")
-    assert paths.find() == run_folder / "vx0.sock"
+    assert found() == [run_folder / "vx0.sock"]
     listener.socket.close()
 
 
@@ -787,8 +791,14 @@ listener = paths.listen(Path(sys.argv[1])); print("up", flush=True); sys.stdin.r
 
 
 @pytest.fixture
-def elsewhere(run_folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A listener in another process, in a network namespace of its own if that is allowed."""
+def elsewhere(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator["subprocess.Popen[str]"]:
+    """A listener in another process, in a network namespace of its own if that is allowed.
+
+    It answers nothing, as a process that is stopped.
+    """
+    monkeypatch.setattr(client, "_ALIVE", 0.1)
     run_folder.mkdir()
     prefix = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--net", "--user"]
     command = [*prefix, sys.executable, "-c", _LISTEN, str(run_folder / "vx0.sock")]
@@ -803,13 +813,17 @@ def elsewhere(run_folder: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_of_several_the_one_of_this_namespace_is_meant(
     run_folder: Path, elsewhere: "subprocess.Popen[str]"
 ) -> None:
-    assert paths.find() == run_folder / "vx0.sock"
+    assert found(changes=False) == [run_folder / "vx0.sock"]
+    with pytest.raises(VtepError, match="no pyvtep runs in this network namespace") as refused:
+        find()
+    assert f"{run_folder / 'vx0.sock'} (process {elsewhere.pid})" in str(refused.value)
     here, _ = paths.listen_by_default("vx0")
-    assert paths.find() == here.path
+    assert found() == [here.path]
     another, _ = paths.listen_by_default("vx1")
     with pytest.raises(VtepError, match="several pyvtep's are running; choose one") as several:
-        paths.find()
-    assert f"{here.path} (process {os.getpid()}), {another.path}" in str(several.value)
+        find()
+    assert f"{here.path} (process {os.getpid()}); {another.path}" in str(several.value)
+    assert found(changes=False, every=True) == [here.path, another.path]
     for listener in (here, another):
         listener.socket.close()
     with pytest.raises(VtepError, match=f"is that of process {elsewhere.pid}; give another PATH"):

@@ -94,6 +94,17 @@ def test_detach_ends_the_process_that_attached(tmp_path: Path) -> None:
     end(child)
 
 
+def test_an_attachment_in_another_network_namespace_is_not_ended(tmp_path: Path) -> None:
+    away = evolve(MINE, netns="4:1")
+    with record.keep(away, tmp_path):
+        with pytest.raises(VtepError) as refused:
+            record.detach("mynetwork", tmp_path)
+        assert str(refused.value) == (
+            f"network mynetwork is attached by process {MINE.pid} in another network namespace; "
+            f"end it there: nsenter -t {MINE.pid} -n pyvtep docker detach mynetwork"
+        )
+
+
 def test_detach_by_the_beginning_of_the_id(tmp_path: Path) -> None:
     child = keeper(tmp_path)
     with (

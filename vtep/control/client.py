@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from vtep.control import jsonrpc, paths
+from vtep.control.choice import READS, Candidate, choose
+from vtep.control.choice import Segment as Named
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import Event, FdbEntry, Neighbour, RemoteRow, Segment, Stats
 from vtep.errors import ConfigError, VtepError
@@ -39,16 +41,59 @@ class DisconnectedError(VtepError):
     """The VTEP has ended, or is not there, or does not answer."""
 
 
+def candidates() -> list[Candidate]:
+    """Return the running pyvteps whose sockets are in the default folder.
+
+    They are asked who they are, unless one of them is the only one in this network namespace.
+    """
+    live = paths.live()
+    here = [each.here for each in live if each.here is not False]
+    return [_candidate(each, ask=here != [True]) for each in live]
+
+
+def _candidate(live: paths.Live, *, ask: bool) -> Candidate:
+    here, segments = live.here is True, None
+    if ask:
+        with suppress(VtepError, KeyError, TypeError), Client(live.path, timeout=_ALIVE) as asked:
+            process = asked.call("process.show")
+            segments = tuple(Named(**each) for each in process["segments"])
+            here = process["netns"] is not None and process["netns"] == paths.namespace()
+    return Candidate(live.path, live.pid, here, segments)
+
+
+def find(
+    *, vni: int | None = None, dev: str | None = None, changes: bool = True, every: bool = False
+) -> list[Candidate]:
+    """Return the running pyvtep that is meant where no socket is named; see `choice.choose`."""
+    found = candidates()
+    if not found:
+        raise paths.none_found()
+    return choose(found, vni=vni, dev=dev, changes=changes, every=every)
+
+
 class Client:
     """A connection to a running VTEP, over its control socket.
 
-    Without `path` it is the one that is found: see `paths.find`. Raises VtepError where none is.
+    Without `path` it is to the only one of this network namespace, or to the only one that has the
+    segment `vni` or `dev`. Where there is none here, it is to the only one of another network
+    namespace; that may be asked, but not changed. Raises VtepError where none is found.
     """
 
     def __init__(
-        self, path: str | PathLike[str] | None = None, *, timeout: float = _TIMEOUT
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        vni: int | None = None,
+        dev: str | None = None,
+        timeout: float = _TIMEOUT,
     ) -> None:
-        self.path = Path(path) if path is not None else paths.find()
+        self._elsewhere: Candidate | None = None
+        if path is None:
+            (found,) = find(vni=vni, dev=dev, changes=False)
+            path = found.path
+            self._elsewhere = None if found.here else found
+        self.path = Path(path)
+        self._said_elsewhere = False
         self._timeout = timeout
         self._number = 0
         self._events: list[Event] = []
@@ -60,8 +105,8 @@ class Client:
         except PermissionError as error:
             self._socket.close()
             raise DisconnectedError(
-                f"--socket {self.path}: may not be asked by you (mode 0600): run as its user, or "
-                "as root"
+                f"--socket {self.path}: may not be asked by you (mode 0600): run this with sudo, "
+                "or as the user whose it is"
             ) from error
         except OSError as error:
             self._socket.close()
@@ -86,6 +131,8 @@ class Client:
 
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the VTEP by name; parameters that are None are left out."""
+        if self._elsewhere is not None:
+            self._check(method, self._elsewhere)
         if not self._answers:  # So one that is stopped does not do it once it goes on.
             answer = self._ask("ping", {}, min(self._timeout, _ALIVE))
             if answer.get("id") is None:  # It is about the connection, as of one client too many.
@@ -96,6 +143,17 @@ class Client:
         if "error" in answer:
             raise _refusal(method, answer["error"])
         return answer["result"]
+
+    def _check(self, method: str, process: Candidate) -> None:
+        """Raise VtepError where a method would change a process of another network namespace."""
+        if method not in READS:
+            choose([process])
+        if not self._said_elsewhere:
+            import logging  # noqa: PLC0415  most clients need it not
+
+            self._said_elsewhere = True
+            log = logging.getLogger("vtep")
+            log.warning("%s in another network namespace answers: %s", process.process, self.path)
 
     def _ask(self, method: str, given: dict[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a request, whatever it is.

@@ -79,6 +79,7 @@ class Methods:
             "stats.reset": Method(lambda _: self._vtep.reset_counters()),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
+            "process.show": Method(lambda _: rows.process(self._vtep.ports.values())),
             "ping": Method(lambda _: True),
         }
 
@@ -164,21 +165,29 @@ class Methods:
     async def _remote_add(self, given: Params) -> None:
         port = self._port(given)
         config = port.config
-        (remote,) = values.remotes(given.needed("remote"))
+        remote = values.address("--remote", given.needed("remote"))
         for ip, there in zip(config.remote, port.segment.configured, strict=False):
             if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
                 port.fdb.append(MAC_ZERO, there, time.monotonic())
                 break
         else:
+            if remote in config.remote:
+                raise VtepError(
+                    f"--remote {remote}: is a remote of vni {config.vni} already; see: "
+                    "pyvtep remote show"
+                )
             await self._vtep.change(attrs.evolve(config, remote=(*config.remote, remote)))
         log.info("vni %d: remote %s added", config.vni, remote)
 
     async def _remote_del(self, given: Params) -> None:
         config = self._port(given).config
-        (remote,) = values.remotes(given.needed("remote"))
+        remote = values.address("--remote", given.needed("remote"))
         if remote not in config.remote:
-            raise VtepError(f"--remote {remote}: is no remote of vni {config.vni}")
+            have = ", ".join(map(str, config.remote)) or "none"
+            raise VtepError(
+                f"--remote {remote}: is no remote of vni {config.vni}, which has {have}"
+            )
         rest = tuple(other for other in config.remote if other != remote)
         await self._vtep.change(attrs.evolve(config, remote=rest))
         log.info("vni %d: remote %s deleted", config.vni, remote)
@@ -241,21 +250,30 @@ class Methods:
     # --- neighbours -------------------------------------------------------------------------
 
     def _neigh_show(self, given: Params) -> Pages:
+        ports = self._ports(given)
         shown = [
             (port, iter(list(port.segment.neighbours)))
-            for port in self._ports(given)
+            for port in ports
             if port.segment.neighbours is not None
         ]
+        if ports and not shown:
+            raise self._no_proxy(ports[0])
         return Pages(
             [rows.neighbour(port, neighbour, time.monotonic()) for neighbour in page]
             for port, neighbours in shown
             for page in _pages(neighbours)
         )
 
+    def _no_proxy(self, port: Port) -> VtepError:
+        """Return what to say where a segment answers for no neighbours."""
+        vni = port.config.vni
+        which = f" --vni {vni}" if len(self._vtep.ports) > 1 else ""
+        return VtepError(f"vni {vni}: has no neighbours; first: pyvtep set --proxy{which}")
+
     def _neighbours(self, given: Params) -> Neighbours:
         port = self._port(given)
         if port.segment.neighbours is None:
-            raise VtepError(f"vni {port.config.vni}: has no neighbours; first: pyvtep set --proxy")
+            raise self._no_proxy(port)
         return port.segment.neighbours
 
     def _neigh_add(self, given: Params) -> None:

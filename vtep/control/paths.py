@@ -1,7 +1,7 @@
 """Where control sockets are: the names that servers give them, and how clients find them.
 
 All network namespaces of a host share /run, so two VTEPs may want one name. Who comes second takes
-another; and a client that sees several chooses the one of the namespace that it is in.
+another. Which of several a client means is decided in `vtep.control.choice`.
 """
 
 import errno
@@ -21,6 +21,7 @@ from vtep import descriptors
 from vtep.errors import VtepError
 
 _RUN = Path("/run/pyvtep")
+_USERS = Path("/run/user")
 _SUFFIX = ".sock"
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: process, user, group."""
@@ -54,10 +55,15 @@ class Listener:
 
 @frozen
 class Live:
-    """A socket on which somebody listens; `pid` is 0 if it is in another process namespace."""
+    """A socket on which a process listens.
+
+    `pid` is 0 where the process is in another PID namespace. `here` says whether it is in the
+    network namespace of the caller, None where that can't be seen from outside.
+    """
 
     path: Path
     pid: int
+    here: bool | None
 
 
 def folder() -> Path | None:
@@ -183,38 +189,41 @@ def of_process(pid: int) -> Path | None:
     return next((path for path in names if probe(path) == pid), None)
 
 
-def find() -> Path:
-    """The socket of the VTEP that is meant where none was named.
-
-    It is the only one there is or, if there are several, the only one of this network namespace.
-    Raises VtepError otherwise, with the candidates.
-    """
+def live() -> list[Live]:
+    """Return the sockets in the default folder on which a process listens, by name."""
     place = folder()
     names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
-    live = [Live(path, pid) for path in names if (pid := probe(path)) is not None]
-    if not live:
-        where = f" in {place}" if place is not None else " (XDG_RUNTIME_DIR is not set)"
-        raise VtepError(f"no running pyvtep was found{where}; name its socket: --socket PATH")
-    if len(live) > 1:
-        here = _namespace("self")
-        live = [one for one in live if here and _namespace(str(one.pid)) == here] or live
-    if len(live) > 1:
-        choice = ", ".join(f"{one.path} (process {one.pid or '?'})" for one in live)
-        raise VtepError(f"several pyvtep's are running; choose one with --socket: {choice}")
-    return live[0].path
+    own = namespace()
+    found = [(path, pid) for path in names if (pid := probe(path)) is not None]
+    return [Live(path, pid, _is_in(own, pid)) for path, pid in found]
 
 
-def of_this_namespace() -> list[Path]:
-    """The sockets of all VTEPs in the network namespace that this process is in."""
-    place, here = folder(), _namespace("self")
-    names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
-    return [path for path in names if (pid := probe(path)) and _namespace(str(pid)) == here]
+def none_found() -> VtepError:
+    """Return what to say where no process listens, with where others may be."""
+    place = folder()
+    where = f" in {place}" if place is not None else " (XDG_RUNTIME_DIR is not set)"
+    hint = "name its socket: --socket PATH"
+    if os.geteuid() != 0 and _RUN.is_dir():
+        hint = f"those of root are in {_RUN}: run this with sudo, or {hint}"
+    elif os.geteuid() == 0 and (others := sorted(_USERS.glob(f"*/pyvtep/*{_SUFFIX}"))):
+        hint = f"a user's is at --socket {others[0]}"
+    return VtepError(f"no running pyvtep was found{where}; {hint}")
 
 
-def _namespace(process: str) -> tuple[int, int] | None:
-    """What identifies the network namespace of a process; None if it can't be seen."""
+def namespace(process: str = "thread-self") -> str | None:
+    """Return what identifies the network namespace of a process; None if it can't be seen."""
     try:
         seen = Path(f"/proc/{process}/ns/net").stat()
     except OSError:
         return None
-    return seen.st_dev, seen.st_ino
+    return f"{seen.st_dev}:{seen.st_ino}"
+
+
+def _is_in(own: str | None, pid: int) -> bool | None:
+    """Return whether a process is in this network namespace; None where that can't be seen."""
+    # The /proc of another PID namespace has other processes by these numbers.
+    with suppress(OSError):
+        if pid and own is not None and Path("/proc/self").readlink().name == str(os.getpid()):
+            theirs = namespace(str(pid))
+            return None if theirs is None else theirs == own
+    return None

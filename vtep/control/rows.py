@@ -3,13 +3,14 @@
 The control socket answers with it, its events say it, and the report on SIGUSR1 prints it.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from vtep.config import Config
-from vtep.control import schema
+from vtep.control import paths, schema
 from vtep.counters import Drop, Reason
 from vtep.engine import Vtep
 from vtep.fdb import Entry, Fdb, Kind, Remote
@@ -44,6 +45,14 @@ def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
     """Where frames go."""
     vni = fdb.vni if remote.vni is None else remote.vni
     return {"dst": remote.host, "port": remote.port, "dst_vni": vni, "via": remote.via}
+
+
+def process(ports: Iterable[Port]) -> schema.Process:
+    """Return who a running pyvtep is, for those that have to choose one of several."""
+    segments: list[schema.ProcessSegment] = [
+        {"vni": port.config.vni, "dev": port.tap, "tap": port.config.tap} for port in ports
+    ]
+    return {"pid": os.getpid(), "netns": paths.namespace(), "segments": segments}
 
 
 def remotes(port: Port) -> list[schema.RemoteRow]:

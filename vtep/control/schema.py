@@ -73,6 +73,24 @@ class Segment(TypedDict):
     """Every option of the segment by its name."""
 
 
+class ProcessSegment(TypedDict):
+    """A VNI of a process, with its TAP as it is named now and as it was configured."""
+
+    vni: int
+    dev: str
+    tap: str
+
+
+class Process(TypedDict):
+    """Who a running pyvtep is."""
+
+    pid: int
+    """In its own PID namespace."""
+    netns: str | None
+    """Its network namespace, as device and inode of /proc/PID/ns/net; None without a /proc."""
+    segments: list[ProcessSegment]
+
+
 class Counts(TypedDict):
     """Counters by name; `drops` are by reason."""
 

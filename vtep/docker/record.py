@@ -17,6 +17,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from vtep import descriptors
+from vtep.control.paths import namespace
 from vtep.errors import ConfigError, VtepError
 
 FOLDER = Path("/run/pyvtep/docker")
@@ -39,6 +40,8 @@ class Record:
     docker_host: str
     recipe: str
     """The command that creates such a network."""
+    netns: str | None = None
+    """The network namespace of the process, as `control.paths.namespace` has it."""
 
 
 @contextmanager
@@ -99,12 +102,19 @@ def detach(network: str, folder: Path = FOLDER) -> None:
     """
     path = _path(network, folder)
     record = _read(path)
+    own = namespace()
     if record is None:
         found = [one for one in attached(folder) if one.id.startswith(network)]
         if len(found) == 1:
             (record,) = found
             path = _path(record.network, folder)
     if record is not None:
+        if record.netns is not None and record.netns != own:
+            raise VtepError(
+                f"network {record.network} is attached by process {record.pid} in another network "
+                "namespace; end it there: "
+                f"nsenter -t {record.pid} -n pyvtep docker detach {record.network}"
+            )
         with suppress(ProcessLookupError), _process(record.pid) as process:
             # Only now it is sure that this number is that of the process that has the lock.
             if _read(path) == record:

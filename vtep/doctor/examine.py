@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from vtep import asking
+from vtep.control.client import candidates
 from vtep.doctor import host
 from vtep.doctor.echo import Echo
 from vtep.doctor.facts import (
@@ -60,7 +61,12 @@ def _examine(
     if vni is not None and not remotes and not any(_has(each, vni) for each in running):
         raise VtepError(f"--vni {vni}: no pyvtep that runs here has it")
     if not remotes and not running:
-        raise VtepError("no pyvtep runs here that could be asked; name a remote with --remote")
+        others = [each for each in candidates() if not each.here]
+        where = f"; run it there: nsenter -t {others[0].pid} -n pyvtep doctor" if others else ""
+        raise VtepError(
+            "no pyvtep runs here that could be asked; name a remote with --remote"
+            + (f"; {others[0].process} is in another network namespace{where}" if others else "")
+        )
     checksums = host.checksum_errors()
     with session() as netlink:
         around, rules = Surroundings(netlink), Rules.read()

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import define
 
 from vtep.control import Client, paths
+from vtep.control.client import candidates
 from vtep.doctor.host import Surroundings
 from vtep.doctor.neighbours import packets
 from vtep.errors import VtepError
@@ -120,13 +121,17 @@ class Running:
 def all_here(path: str | None) -> Iterator[list[Running]]:
     """The pyvtep with this socket, or all of this network namespace.
 
-    Raises VtepError where that one does not answer.
+    Raises VtepError where that one does not answer, or is in another network namespace: what is
+    seen from here says nothing of the network there.
     """
     with ExitStack() as connections:
         found = []
-        for each in paths.of_this_namespace() if path is None else [Path(path)]:
+        for each in _sockets_here() if path is None else [Path(path)]:
             try:
-                found.append(Running.ask(connections.enter_context(Client(each))))
+                client = connections.enter_context(Client(each))
+                if path is not None:
+                    _check_here(client)
+                found.append(Running.ask(client))
             except VtepError:
                 if path is not None:
                     raise
@@ -135,6 +140,20 @@ def all_here(path: str | None) -> Iterator[list[Running]]:
             for running in found:
                 running.socket = str(running.client.path)
         yield found
+
+
+def _check_here(client: Client) -> None:
+    process = client.call("process.show")
+    if process["netns"] != paths.namespace():
+        raise VtepError(
+            f"--socket {client.path}: is of process {process['pid']} in another network namespace; "
+            f"run the doctor there: nsenter -t {process['pid']} -n pyvtep doctor"
+        )
+
+
+def _sockets_here() -> list[Path]:
+    """Return the sockets of the pyvteps in this network namespace."""
+    return [each.path for each in candidates() if each.here]
 
 
 def _local(own: Iterable[str], version: int) -> Address | None:

@@ -1,0 +1,78 @@
+"""Which of several running pyvteps a command means."""
+
+from pathlib import Path
+
+import pytest
+
+from vtep.control.choice import READS, Candidate, Segment, choose
+from vtep.errors import VtepError
+
+
+def candidate(number: int, *vnis: int, here: bool = True, known: bool = True) -> Candidate:
+    segments = tuple(Segment(vni, f"vx{vni}", f"tap{vni}") for vni in vnis)
+    return Candidate(Path(f"/run/{number}.sock"), number, here, segments if known else None)
+
+
+ONE, TWO = candidate(1, 100), candidate(2, 200, 201)
+AWAY, FAR = candidate(3, 300, here=False), candidate(4, 400, here=False)
+SILENT = candidate(5, known=False)
+
+
+def test_the_only_one_here_is_meant_whatever_is_elsewhere() -> None:
+    for changes in (True, False):
+        assert choose([AWAY, ONE, FAR], changes=changes) == [ONE]
+        assert choose([ONE], vni=7, changes=changes) == [ONE]  # It says itself that it has none.
+    assert choose([SILENT, AWAY]) == [SILENT]
+
+
+def test_of_several_the_one_that_has_the_segment_is_meant() -> None:
+    assert choose([ONE, TWO], vni=200) == [TWO]
+    assert choose([ONE, TWO], dev="vx100") == [ONE]
+    assert choose([ONE, TWO], dev="tap201") == [TWO]  # As it was configured; it was renamed.
+    assert choose([ONE, TWO, SILENT], vni=100, dev="vx100") == [ONE]
+    with pytest.raises(VtepError, match=r"^vni 100 dev vx200: no pyvtep here has it; there is vni"):
+        choose([ONE, TWO], vni=100, dev="vx200")
+    with pytest.raises(VtepError, match=r"^vni 300: no pyvtep here has it"):
+        choose([ONE, TWO, AWAY], vni=300)
+
+
+def test_where_it_is_not_clear_all_are_named() -> None:
+    with pytest.raises(VtepError) as refused:
+        choose([ONE, TWO, SILENT])
+    assert str(refused.value) == (
+        "several pyvtep's are running; choose one with --socket PATH, --vni N or dev TAP: there is "
+        "vni 100 dev vx100 at /run/1.sock (process 1); "
+        "vni 200 dev vx200, vni 201 dev vx201 at /run/2.sock (process 2); /run/5.sock (process 5)"
+    )
+    same = candidate(6, 100)
+    with pytest.raises(VtepError, match=r"^vni 100: several pyvtep's have it; choose one with"):
+        choose([ONE, same], vni=100)
+
+
+def test_what_shows_is_about_all_here() -> None:
+    assert choose([ONE, AWAY, TWO], changes=False, every=True) == [ONE, TWO]
+    assert choose([ONE, AWAY, TWO], vni=200, changes=False, every=True) == [TWO]
+
+
+def test_nothing_elsewhere_is_changed_unasked() -> None:
+    for others in ([AWAY], [AWAY, FAR]):
+        for which in ({}, {"vni": 300}, {"dev": "vx300"}):
+            with pytest.raises(VtepError, match="no pyvtep runs in this network namespace; to ch"):
+                choose(others, **which)
+
+
+def test_what_is_elsewhere_may_be_asked_where_it_is_clear() -> None:
+    assert choose([AWAY], changes=False) == [AWAY]
+    assert choose([AWAY, FAR], vni=400, changes=False) == [FAR]
+    with pytest.raises(VtepError, match="choose one of another with --socket PATH: there is vni 3"):
+        choose([AWAY, FAR], changes=False, every=True)
+
+
+def test_a_process_that_can_not_be_seen() -> None:
+    hidden = Candidate(Path("/run/x.sock"), 0, here=False)
+    assert str(hidden) == "/run/x.sock (a process of another PID namespace)"
+
+
+def test_what_only_reads_is_known() -> None:
+    assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READS
+    assert not READS & {"set", "reload", "fdb.flush", "vni.add", "vni.del", "neigh.flush"}
