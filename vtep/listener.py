@@ -115,12 +115,15 @@ class Listener:
 
     def _open(self) -> socket.socket:
         at = self.endpoint
-        return open_receiver(
+        receiver = open_receiver(
             *(at.binding, at.port),
             gro=at.gro,
             zero_checksums=at.zero_checksums,
             beside=self._beside(at),
         )
+        address = receiver.getsockname()[0]
+        log.debug("listening on %s, UDP port %d, %s", address, at.port, at.binding.dev or "any dev")
+        return receiver
 
     def _join(self, receiver: socket.socket, group: Address) -> socket.socket:
         at = self.endpoint

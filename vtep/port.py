@@ -146,6 +146,10 @@ class Port:
         underlay = self.with_mtu(underlay)
         self._tunnel.most = _tunnel_mtu(self.config, underlay)
         self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
+        log.debug(
+            "vni %d: the routes to the remotes are over %s, MTU %d",
+            *(self.config.vni, ", ".join(underlay.devices) or "no device", underlay.mtu),
+        )
         self._fit.mtu = self.mtu
         if line := _mtu_advice(self.config, underlay):
             self._warn_once(line)
@@ -223,9 +227,18 @@ class Port:
             tap, self.segment, self._paths, self._fit, self._arena, self._lost
         )
         self._outbound.start()
+        self._explain_remotes()
         for listener in self.listeners:
             listener.attach(self.segment, tap, self._fit, self._outbound.readable)
         self._note_missing(underlay)
+
+    def _explain_remotes(self) -> None:
+        """Log why each destination of broadcasts is one."""
+        if log.isEnabledFor(logging.DEBUG):
+            asked = self.fdb.keys_of(self.segment.configured)
+            for remote in self.segment.remotes:
+                why = "--remote or --group" if self.fdb.keys_of([remote]) <= asked else "pyvtep fdb"
+                log.debug("vni %d: broadcasts go to %s (%s)", self.config.vni, remote.host, why)
 
     def _listed(self, host: str) -> None:
         version = _version(host)
@@ -283,6 +296,7 @@ class Port:
         segment.fdb.max_addresses = config.max_addresses
         segment.fdb.max_per_host = _quota(config)
         segment.set_remotes(_remotes(config), now)
+        self._explain_remotes()
         before_these, self.listeners = self.listeners, tuple(listeners)
         self._judge_offload()
         paths = self._make_paths()
@@ -352,6 +366,14 @@ class Port:
             "tnl": "tnl" in wanted and tap.tso and self._pool.injector is not None,
         }
         self.offload = frozenset(name for name, works in have.items() if works)
+        if log.isEnabledFor(logging.DEBUG):
+            off = ", ".join(
+                f"{name} ({'not there' if name in wanted else '--offload'})"
+                for name in sorted(have)
+                if name not in self.offload
+            )
+            on = ",".join(sorted(self.offload)) or "none"
+            log.debug("vni %d: offload on: %s; off: %s", self.config.vni, on, off or "none")
 
     def _make_paths(self) -> Paths:
         config = self.config

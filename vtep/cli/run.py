@@ -10,19 +10,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import click
 import uvloop
 
-from vtep import Config, Port, Vtep, VtepError, descriptors
+from vtep import Port, Vtep, VtepError, descriptors, early
 from vtep.cli.collector import Collector
-from vtep.cli.options import settings_of
 from vtep.cli.report import introduce, render
+from vtep.cli.trace import Trace
 from vtep.cli.voice import Voice, hold_standard_streams
 from vtep.config import Settings
 from vtep.configfile import problems_of
 from vtep.control.service import serve
 from vtep.keeper import hold, keep, load
-from vtep.service import Service, read
+from vtep.service import Service
+
+log = logging.getLogger("vtep")
 
 Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
 
@@ -35,40 +36,32 @@ frames wait that long at each system call while the host's network is looked at 
 _DESCRIPTORS_MIN = 16
 """Less than the loop, its sockets and one TAP take: some of it, if cut short, prints warnings."""
 
-_EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
+def run(
+    settings: Settings,
+    path: Path | None = None,
+    instead: Mapping[str, Any] | None = None,
+    *,
+    debug: bool,
+    beside: Beside | None = None,
+) -> None:
+    """Forward as settings ask for, until a signal ends it.
 
-def run(config: str | None, given: dict[str, Any], *, debug: bool) -> None:
-    """Forward what a file, or the options that were given, ask for, until a signal ends it."""
-    run_service(_service(config, given), debug=debug)
-
-
-def run_service(service: Service, *, debug: bool, beside: Beside | None = None) -> None:
-    """Forward until a signal ends it; `beside` runs meanwhile, and ends it by raising VtepError."""
+    They are from the file `path`, if any, and those in `instead` hold whatever it says. `beside`
+    runs meanwhile, and ends it by raising VtepError.
+    """
+    service = Service(settings, path, instead)
     hold_standard_streams()
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    voice = Voice()
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[voice])
+    voice = Voice(journal=early.in_journal())
+    logging.basicConfig(level=logging.WARNING, handlers=[voice])
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
     try:
         uvloop.run(_forward(service, voice, beside))
     finally:
         voice.close()
-
-
-def _service(config: str | None, given: dict[str, Any]) -> Service:
-    """What is asked for by a file, or by options; those of the process go with both."""
-    process = settings_of(given)
-    if config is None:
-        if "vni" not in given:
-            raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE}")
-        return Service(Settings(segments=[Config(**given)]), instead=process)
-    if given:
-        flag = min(given).replace("_", "-")
-        raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
-    path = Path(config)
-    return Service(read(path), path, process)
 
 
 async def _forward(service: Service, voice: Voice, beside: Beside | None) -> None:
@@ -79,36 +72,37 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
     async with AsyncExitStack() as running:
         running.enter_context(hold(settings))
         loaded = load(settings)  # Before anything is made: the file may not be ours.
+        if log.isEnabledFor(logging.DEBUG):
+            running.callback(Trace(service.vtep).end)
         vtep = await running.enter_async_context(service.vtep)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
         loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
-        if service.path is not None:
-            loop.add_signal_handler(
-                signal.SIGHUP, lambda: loop.create_task(_reload(service, voice))
-            )
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(service)))
+        for number in (signal.SIGUSR2, signal.SIGALRM):
+            loop.add_signal_handler(number, _say_unknown, number)
         kept = await running.enter_async_context(keep(vtep, settings, loaded))
         await running.enter_async_context(serve(vtep, settings.control, service.reload, kept))
 
         def introduce_added(event: str, port: Port, _: Mapping[str, object]) -> None:
             if event == "added":
-                voice.say(f"pyvtep: {introduce(port)}")
+                log.info("%s", introduce(port))
 
         for port in vtep.ports.values():
             introduce_added("added", port, {})
         running.callback(vtep.watch(introduce_added))
         if not vtep.ports:
-            voice.say("pyvtep: there is no VNI yet")
+            log.info("there is no VNI yet")
+        early.let_signals_end()
+        running.callback(early.let_signals_wait)  # The handlers go before the process does.
         others = (
             [Collector(vtep).run()] if beside is None else [Collector(vtep).run(), beside(vtep)]
         )
         await _until_it_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
-    voice.say(
-        f"pyvtep: ended: {totals['tx_frames']} frames out, {totals['rx_frames']} in, "
-        f"{drops} dropped"
-    )
+    out, into = totals["tx_frames"], totals["rx_frames"]
+    log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
 
 
 def _say_what_went_wrong(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -137,14 +131,26 @@ async def _until_it_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def _reload(service: Service, voice: Voice) -> None:
+async def _reload(service: Service) -> None:
     """Read the file again; what is wrong with it is said, and changes nothing."""
+    if service.path is None:
+        log.warning("SIGHUP: there is no --config file to read again; nothing has changed")
+        return
     try:
         await service.reload()
     except VtepError as error:
         for problem in problems_of(error):
-            voice.say(f"pyvtep: error: {problem}")
-        voice.say("pyvtep: all is as it was")
+            log.error("error: %s", problem)  # noqa: TRY400  the reader is no programmer
+        log.error("all is as it was")  # noqa: TRY400
+
+
+def _say_unknown(number: signal.Signals) -> None:
+    """Say that a signal asks for nothing here."""
+    log.warning(
+        "%s: means nothing here; SIGUSR1 prints a report, SIGHUP reads the --config file again, "
+        "SIGTERM ends pyvtep",
+        number.name,
+    )
 
 
 def _allow_many_sockets() -> None:

@@ -16,24 +16,56 @@ _LAST_WORDS = 1.0
 """Seconds that the end waits for what has not been written yet."""
 
 
-class Voice(logging.Handler):
-    """Writes lines, and records of the log, to standard error."""
+class _Plain(logging.Formatter):
+    """Log lines with the local time and the level."""
+
+    default_msec_format = "%s.%03d"
 
     def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s pyvtep: %(message)s")
+
+
+class _Journal(logging.Formatter):
+    """Log lines as sd-daemon(3) has them: the priority stands before each of them."""
+
+    def __init__(self) -> None:
+        super().__init__("pyvtep: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        levels = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}
+        return _of_priority(levels.get(record.levelno, 3), super().format(record))
+
+
+def _of_priority(number: int, text: str) -> str:
+    return "\n".join(f"<{number}>{line}" for line in text.splitlines())
+
+
+class Voice(logging.Handler):
+    """Writes lines, and records of the log, to standard error.
+
+    Where that is the systemd `journal`, which adds the time, each line begins with its priority.
+    """
+
+    def __init__(self, *, journal: bool = False) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("pyvtep: %(message)s"))
+        self._journal = journal
+        self.setFormatter(_Journal() if journal else _Plain())
         self._lines: queue.Queue[str | None] = queue.Queue(_LINES_MAX)
         self._thread = threading.Thread(target=self._write, name="voice", daemon=True)
         self._thread.start()
 
     def say(self, text: str) -> None:
         """Have a line or several written soon."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(text + "\n")
+        self._put(_of_priority(6, text) if self._journal else text)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have a record of the log written soon."""
-        self.say(self.format(record))
+        self._put(self.format(record))
+
+    def _put(self, text: str) -> None:
+        with suppress(queue.Full):
+            self._lines.put_nowait(text + "\n")
 
     def close(self) -> None:
         """Write what is left, if that is possible soon."""

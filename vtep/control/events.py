@@ -44,6 +44,9 @@ class Events:
             self._mtus.clear()
 
     def _watch_port(self, port: Port) -> None:
+        if port in self._unwatch:  # It was watched before it was opened.
+            return
+
         def changed(what: Happening, entry: Entry) -> None:
             self._tell(_of_entry(port, what, entry))
 

@@ -232,6 +232,12 @@ class Path:
         used = {sock.getsockname()[1] for sock in self._open_sockets()}
         sock = self._senders.open(self, spec, now, used=used, evict=evict)
         self._learn_mtu(sock)
+        if log.isEnabledFor(logging.DEBUG):
+            source, port, *_ = sock.getsockname()
+            log.debug(
+                "socket to %s port %d opened: from %s port %d, path MTU %d",
+                *(self.remote.host, self.remote.port, source, port, self.mtu),
+            )
         return sock
 
     def _open_sockets(self) -> set[Sender]:
@@ -276,6 +282,7 @@ class Path:
         except OSError:
             return
         if mtu != self.mtu:
+            log.debug("path to %s: MTU %d, before %d", self.remote.host, mtu, self.mtu)
             self.mtu = mtu
             self._gso_stride_max = _SEND_MAX
             for watcher in self.watchers:

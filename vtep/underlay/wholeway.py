@@ -52,10 +52,14 @@ class WholeWay:
     def open(self, device: int, largest: int) -> None:
         """Have superframes of so many octets leave whole, over the device of this index."""
         self._use(device)
+        if largest != self.largest:
+            log.debug("offload tnl is on to %s: superframes of up to %d octets", self.host, largest)
         self.largest, self.judge = largest, None
 
     def shut(self) -> None:
         """Have them cut here again."""
+        if self.largest:
+            log.debug("offload tnl is off to %s: superframes are segmented here", self.host)
         self.largest, self.judge = 0, None
         self._heads.clear()  # The host's address may be another one when they leave whole again.
 
@@ -76,7 +80,11 @@ class WholeWay:
     def ask(self, device: int, probe: bytes, question: whole.Question, now: float) -> None:
         """Send a question whole behind a probe; whether it has left is seen by the answer."""
         self._use(device)
-        self._send(probe, *question, 0, now)
+        sent = self._send(probe, *question, 0, now)
+        octets = len(question.frame)
+        log.debug(
+            "tunnel probe to %s: %s, %d octets", self.host, "sent" if sent else "failed", octets
+        )
 
     def send(
         self,

@@ -8,7 +8,7 @@ import pytest
 
 from vtep import values
 from vtep.errors import VtepError
-from vtep.service import read
+from vtep.settingsfile import read
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
