@@ -30,6 +30,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
+from vtep.control import Client
 from vtep.errors import VtepError
 from vtep.lab import Host, Lab
 
@@ -122,9 +123,11 @@ def test_a_remote_comes_and_goes(pair: Pair, start: Start) -> None:
     assert "192.0.2.2 is an address" not in vtep.log
     line = vtep.ask("remote", "add", "192.0.2.1", code=1)
     assert line.startswith("--remote 192.0.2.1 is an address of this host itself")
-    assert "--remote 192.0.2.2: is given twice" in vtep.ask("remote", "add", "192.0.2.2", code=2)
+    assert "is a remote of vni 1 already" in vtep.ask("remote", "add", "192.0.2.2", code=1)
     vtep.ask("remote", "del", "192.0.2.2")
-    assert vtep.ask("fdb", "show", "dynamic") == ""  # What was learned of it has gone as well.
+    assert (
+        vtep.ask("fdb", "show", "dynamic") == "(none)\n"
+    )  # What was learned of it has gone as well.
     assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
 
 
@@ -222,7 +225,7 @@ def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
     assert "mtu 1300" in a.run("ip", "link", "show", "vx0")
     vtep.ask("fdb", "flush", "dynamic")
     ping(a, "10.0.0.2")
-    assert vtep.ask("fdb", "show", "dynamic") == ""
+    assert vtep.ask("fdb", "show", "dynamic") == "(none)\n"
     vtep.ask("set", "--learning")
     ping(a, "10.0.0.2")
     assert mac_of(b) in vtep.ask("fdb", "show", "dynamic")
@@ -262,9 +265,12 @@ def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
     assert told["total"]["counters"]["tx_frames"] >= 4
     (one,) = told["segments"]
     assert (one["vni"], one["dev"], one["mtu"], one["fdb_entries"]) == (1, "vx0", 1450, 1)
-    names = re.findall(r"^ +([a-z_]+) +\d+", vtep.ask("stats"), re.MULTILINE)
+    names = re.findall(r"^ +([a-z_]+) +\d+", vtep.ask("stats", "--all"), re.MULTILINE)
     assert names == re.findall(r"^ +([a-z_]+) +\d+", vtep.report(), re.MULTILINE)
     assert set(names) >= {*one["counters"], *one["drops"]}
+    some = re.findall(r"^ +([a-z_]+) +(\d+)", vtep.ask("stats"), re.MULTILINE)
+    assert "tx_frames" in dict(some)
+    assert [name for name, count in some if count == "0" and name != "drops"] == []
 
 
 def test_without_any_vni_it_still_answers_and_ends(tunnel: Tunnel) -> None:
@@ -336,6 +342,10 @@ class Monitor:
 
             wait_until(heard, "the monitor")
 
+    def text(self) -> str:
+        """All that it has shown, with what was to find out that it listens."""
+        return self._out.read_text()
+
     def lines(self, count: int) -> list[str]:
         """All lines, once there are so many."""
         wait_until(lambda: len(self._lines()) >= count, f"{count} lines, not {self._lines()}")
@@ -387,6 +397,8 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     assert monitor.lines(len(expected) + 1) == [*expected, entry]
     a.run("ip", "link", "set", "vx0", "mtu", "1300")
     expected += [entry, "vni 1 dev vx0 mtu 1300"]
+    timed = Monitor(vtep, tmp_path, "-t")
+    assert re.match(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\] 02:", timed.text())
     assert monitor.lines(len(expected)) == expected
     events = [json.loads(line) for line in as_json.lines(len(expected))]
     assert len(events) == len(expected)
@@ -428,6 +440,122 @@ def test_two_namespaces_may_have_taps_of_one_name(pair: Pair, start: Start) -> N
     for vtep in vteps:
         assert vtep.stop() == 0
     assert list(place.glob(f"{tap}*")) == []
+
+
+NO_PYVTEP_HERE = "pyvtep: error: no pyvtep runs in this network namespace; to change one"
+
+
+def test_a_command_changes_nothing_in_another_namespace(pair: Pair, start: Start) -> None:
+    """They share /run, but a host without a pyvtep is not that of the other one."""
+    a, b = pair
+    vtep = start(b, *segment(1, "192.0.2.1"), "--control", "auto")
+    path = Path("/run/pyvtep/vx0.sock")
+    pid = vtep.process.pid
+    there = f"there is vni 1 dev vx0 at {path} (process {pid})"
+    for words in ("vni del 1", "vni add 2", "set --ageing 5", "fdb flush", "remote del 192.0.2.1"):
+        done = pyvtep(a, *words.split())
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(NO_PYVTEP_HERE)
+        assert there in done.stderr
+    assert "deleted" not in vtep.log
+    note = f"pyvtep: note: process {pid} in another network namespace answered ({path})\n"
+    for words in ("vni show --json", "fdb -j", "stats --json"):
+        done = pyvtep(a, *words.split())
+        assert (done.returncode, done.stderr) == (0, note)
+        assert json.loads(done.stdout)
+    with a.inside(), Client() as client:
+        assert client.vni.show()[0]["dev"] == "vx0"
+        with pytest.raises(VtepError, match="no pyvtep runs in this network namespace"):
+            client.vni.delete(1)
+    done = pyvtep(a, "doctor", "--socket", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"nsenter -t {pid} -n pyvtep doctor" in done.stderr
+    # From another PID namespace nobody has that number.
+    for host, code in ((a, 1), (b, 0)):
+        command = [*("unshare", "--pid", "--fork", sys.executable, "-m", "vtep"), "set"]
+        with host.start(*command, "--ageing", "7", stderr=subprocess.PIPE, text=True) as child:
+            _, err = child.communicate(timeout=DEADLINE)
+        assert child.returncode == code, err
+        assert code == 0 or "(a process of another PID namespace)" in err
+    assert pyvtep(a, "vni", "del", "1", "--socket", str(path)).stderr == ""
+    wait_until(lambda: "vni 1 on vx0: deleted" in vtep.log, "the deletion")
+    assert vtep.stop() == 0
+
+
+def test_two_processes_of_a_host_are_told_apart_by_their_segments(pair: Pair, start: Start) -> None:
+    a, _ = pair
+    more = ("--remote", "192.0.2.2", "--control", "auto")
+    one = start(a, "--vni", "100", *more)
+    two = start(a, "--vni", "200", "--tap", "blue", "--dstport", "4790", *more)
+
+    def told(words: str, code: int = 0) -> str:
+        done = pyvtep(a, *words.split())
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
+
+    assert [segment["vni"] for segment in json.loads(told("vni -j"))] == [200, 100]
+    assert told("remote").count("192.0.2.2") == 2
+    assert told("fdb show dev vx100").count("192.0.2.2") == 1
+    assert told("fdb --vni 200").count("192.0.2.2 port 4790") == 1
+    stats = json.loads(told("stats --json"))
+    assert {segment["vni"] for segment in stats["segments"]} == {100, 200}
+    assert told("stats").startswith("2 VNIs, together\n")
+    told("set --ageing 7 --vni 200")
+    told("remote add 192.0.2.9 dev blue")
+    assert "192.0.2.9" in told("remote show dev blue")
+    assert "192.0.2.9" not in told("remote show dev vx100")
+    for words in ("set --ageing 7", "vni add 5", "reload", "monitor", f"fdb get {ZERO}"):
+        said = told(words, 1)
+        for vtep, name in ((one, "vni 100 dev vx100"), (two, "vni 200 dev blue")):
+            assert f"{name} at /run/pyvtep/" in said
+            assert f"(process {vtep.process.pid})" in said
+    assert "vni 7: no pyvtep here has it; there is vni " in told("vni del 7", 1)
+    told("vni del 100")
+    wait_until(lambda: "vni 100 on vx100: deleted" in one.log, "the deletion")
+    assert "deleted" not in two.log
+
+
+def test_signals_of_a_service_manager_end_nothing(pair: Pair, tmp_path: Path) -> None:
+    """Neither while it starts; SIGHUP reads a file again, and here is none."""
+    asking = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+    vtep = Pyvtep(pair[0], tmp_path, *segment(1, "192.0.2.2"))
+    status = Path(f"/proc/{vtep.process.pid}/status")
+
+    def waits() -> bool:
+        blocked = re.search(r"SigBlk:\s+([0-9a-f]+)", status.read_text())
+        return bool(blocked and int(blocked[1], 16) & 1 << signal.SIGHUP - 1)
+
+    wait_until(waits, "signals to be kept")
+    for number in asking:
+        vtep.process.send_signal(number)
+    vtep.ready()
+    line = "SIGHUP: there is no --config file to read again; nothing has changed"
+    wait_until(lambda: vtep.log.count(line) == 1, "the first SIGHUP")
+    for number in asking:
+        vtep.process.send_signal(number)
+    wait_until(lambda: vtep.log.count(line) == 2, "the second one")
+    wait_until(lambda: vtep.log.count("SIGALRM: means nothing here") == 2, "the other signals")
+    assert "WARNING pyvtep: SIGUSR2: means nothing here" in vtep.log
+    assert "fdb entries" in vtep.log
+    assert vtep.stop(signal.SIGQUIT) == 0
+    assert "INFO pyvtep: ended: " in vtep.log
+
+
+def test_debug_says_why(pair: Pair, start: Start) -> None:
+    a, b = pair
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--debug")
+    ping(a, "10.0.0.2")
+    for line in (
+        "DEBUG pyvtep: vni 1: broadcasts go to 192.0.2.2 (--remote or --group)",
+        "DEBUG pyvtep: vni 1: the routes to the remotes are over eth0, MTU 1500",
+        "DEBUG pyvtep: vni 1: offload on: ",
+        "DEBUG pyvtep: socket to 192.0.2.2 port 4789 opened: from 192.0.2.1 port ",
+        f"fdb added: {mac_of(b)} dev vx0 dst 192.0.2.2 dynamic (learned from a frame)",
+    ):
+        wait_until(lambda line=line: line in vtep.log, line)  # type: ignore[misc]
+    assert "asyncio" not in vtep.log
+    assert "selector" not in vtep.log
 
 
 def test_a_control_socket_in_use_is_an_error(pair: Pair, start: Start) -> None:

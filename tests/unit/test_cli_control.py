@@ -224,7 +224,7 @@ def test_an_interrupt_while_it_is_loaded_leaves_no_traceback(module: str) -> Non
         "    def find_spec(self, name, *_):\n"
         f"        if name == {module!r}: raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Interrupted())\n"
-        "sys.argv = ['pyvtep', '--vni', 'x']\n"
+        "sys.argv = ['pyvtep', '--vni', '1']\n"
         "runpy.run_module('vtep', run_name='__main__', alter_sys=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
@@ -249,9 +249,9 @@ def test_what_cannot_be_written_is_said_in_a_line(words: str, target: str, why: 
 
 def test_a_group_without_a_command_shows_its_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vtep", "fdb"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vtep", "docker"], capture_output=True, text=True, check=False
     )
-    assert (done.stdout + done.stderr).startswith("Usage: pyvtep fdb ")
+    assert (done.stdout + done.stderr).startswith("Usage: pyvtep docker ")
 
 
 def test_a_missing_choice_is_named_in_a_line() -> None:

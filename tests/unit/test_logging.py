@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_debug_says_what_changed_and_why(
 def stats(vni: int, frames: int) -> Stats:
     vtep = Vtep(Config(vni=vni))
     vtep.port.segment.counters.tx_frames = frames
-    return rows.stats(vtep, vtep.ports.values())
+    return rows.stats(vtep, vtep.ports.values(), time.monotonic())
 
 
 def test_counters_that_are_zero_are_left_out_if_wanted() -> None:

@@ -3,10 +3,12 @@
 import click
 from click.shell_completion import get_completion_class
 
+from vtep.cli import commands
+
 _SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(cls=commands.Command)
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

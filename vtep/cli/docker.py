@@ -8,7 +8,8 @@ from typing import Any
 import click
 from attrs import asdict, evolve
 
-from vtep import Config, VtepError
+from vtep import Config, VtepError, early
+from vtep.cli import commands
 from vtep.cli.options import config_options, given_of, settings_of, settings_options
 from vtep.config import Settings
 from vtep.control import client as control
@@ -28,7 +29,7 @@ _NETWORK = click.argument("network", callback=_checked)
 """Its name, or as for docker itself the beginning of its ID."""
 
 
-@click.group()
+@click.group(cls=commands.Group)
 def docker() -> None:
     """Join Docker networks of several hosts: their containers share one subnet."""
 
@@ -37,7 +38,7 @@ def docker() -> None:
 @_NETWORK
 @config_options(without=("bridge", "gateway"))
 @settings_options()
-@click.option(
+@commands.option(
     "--docker-host",
     metavar="URL",
     help="Where the engine listens [default: $DOCKER_HOST, or unix:///var/run/docker.sock].",
@@ -59,17 +60,17 @@ def attach(
     The network's bridge is found by asking the engine, and found again where the network is
     created anew. Each host's containers keep to the gateway of their own host.
     """
-    # What forwards takes a while to load, which the other commands need not.
-    from vtep.cli.run import run_service  # noqa: PLC0415
-    from vtep.docker.attachment import Attachment, find  # noqa: PLC0415
-    from vtep.service import Service  # noqa: PLC0415
-
+    early.let_signals_wait()
     given = given_of(options)
     process = settings_of(given)
     if "vni" not in given:
         example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
         raise click.UsageError(f"--vni is missing; for example: {example}")
     config = Config(**given)
+    # What forwards takes a while to load, which the other commands, and mistakes, need not.
+    from vtep.cli.run import run  # noqa: PLC0415
+    from vtep.docker.attachment import Attachment, find  # noqa: PLC0415
+
     client = Client(docker_host)
     place = find(client, network)
     _check_free(place.network.bridge)
@@ -82,11 +83,12 @@ def attach(
         remotes=tuple(str(remote) for remote in config.remote),
         docker_host=client.url,
         recipe=place.network.recipe,
+        netns=paths.namespace(),
     )
-    service = Service(Settings(segments=[evolve(config, **place.options)]), instead=process)
+    settings = Settings(segments=[evolve(config, **place.options)])
     debug = context.find_root().params["debug"]
     with record.keep(kept):
-        run_service(service, debug=debug, beside=Attachment(client, place).follow)
+        run(settings, None, process, debug=debug, beside=Attachment(client, place).follow)
 
 
 def _check_free(bridge: str) -> None:
@@ -95,6 +97,8 @@ def _check_free(bridge: str) -> None:
 
     with netlink.session() as connection:
         for other in record.attached():
+            if other.netns not in (None, paths.namespace()):
+                continue
             device = netlink.device(connection, other.tap)
             if device is not None and device.bridge == bridge:
                 raise VtepError(
@@ -111,10 +115,15 @@ def detach(network: str) -> None:
 
 
 @docker.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@commands.json_option
 def status(*, as_json: bool) -> None:
     """Show the networks that are attached on this host, and their containers."""
-    found = [_status(kept) for kept in record.attached()]
+    attached = record.attached()
+    for kept in attached:
+        if kept.netns not in (None, paths.namespace()):
+            line = f"process {kept.pid} in another network namespace has network {kept.network}"
+            click.echo(f"pyvtep: note: {line}", err=True)
+    found = [_status(kept) for kept in attached]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -128,8 +137,11 @@ def _status(kept: Record) -> dict[str, Any]:
     """An attachment as it is now, as far as the host and the engine say."""
     from vtep import netlink  # noqa: PLC0415
 
-    with netlink.session() as connection:
-        device = netlink.device(connection, kept.tap)
+    here = kept.netns in (None, paths.namespace())
+    device = None
+    if here:
+        with netlink.session() as connection:
+            device = netlink.device(connection, kept.tap)
     status = asdict(kept) | {
         "bridge": device and device.bridge,
         "tunnel_mtu": _tunnel_mtu(kept),
@@ -143,7 +155,7 @@ def _status(kept: Record) -> dict[str, Any]:
         return status | {"problem": f"the network is gone; to make it again: {kept.recipe}"}
     except VtepError as error:
         return status | {"problem": str(error)}
-    if status["bridge"] != network.bridge:
+    if here and status["bridge"] != network.bridge:
         status["problem"] = f"{kept.tap} is not on {network.bridge}, the bridge of the network"
     containers = [asdict(container) for container in network.containers]
     return status | {"network_mtu": network.mtu, "containers": containers}
@@ -167,6 +179,8 @@ def _print(status: dict[str, Any]) -> None:
         f"to {', '.join(status['remotes'])}, process {status['pid']}"
     )
     where = f"bridge {status['bridge']}" if status["bridge"] else "on no bridge"
+    if status["netns"] not in (None, paths.namespace()):
+        where = "in another network namespace"
     mtu = status["network_mtu"]
     click.echo(f"  {where}, {f'containers have mtu {mtu}' if mtu else 'containers are unknown'}")
     if status["problem"]:

@@ -10,6 +10,7 @@ import attrs
 import click
 
 from vtep import values
+from vtep.cli import commands
 from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, wrong
 from vtep.doctor.findings import findings
@@ -17,20 +18,21 @@ from vtep.doctor.findings import findings
 _COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-@click.command()
+@click.command(cls=commands.Command)
 @click.option(
     "--remote",
     "remotes",
     metavar="IP",
+    cls=commands.Many,
     multiple=True,
     help="Look at the way to this VTEP, whether or not a pyvtep runs here; repeatable.",
 )
-@click.option("--vni", metavar="N", help="The segment that is meant, where there are several.")
-@click.option("--dstport", metavar="PORT", help="UDP port of the remotes. [default: 4789]")
-@click.option(
+@commands.option("--vni", metavar="N", help="The segment that is meant, where there are several.")
+@commands.option("--dstport", metavar="PORT", help="UDP port of the remotes. [default: 4789]")
+@commands.option(
     "--socket", metavar="PATH", help="Control socket of the pyvtep to ask. [default: all]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Show JSON instead of text.")
+@commands.json_option
 def doctor(
     remotes: tuple[str, ...],
     vni: str | None,

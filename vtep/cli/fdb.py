@@ -1,14 +1,17 @@
 """`pyvtep fdb`: the forwarding database of a running pyvtep, in the grammar of `bridge fdb`."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import click
 
-from vtep.cli import steer
+from vtep import values
+from vtep.cli import commands, steer
 from vtep.cli.words import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.control import Client
 from vtep.control.schema import Destination, Event, FdbEntry
+from vtep.errors import ConfigError, shown
 from vtep.wire import vxlan
 
 _ENTRY = Grammar("mac", {**DESTINATION, **SEGMENT}, KIND)
@@ -23,17 +26,31 @@ _WANTED_METAVAR = (
 )
 
 
-@click.group("fdb")
+def _check_destination(given: dict[str, Any]) -> None:
+    """Raise ConfigError for a destination that is no IP address, with what was probably meant."""
+    dst = given["given"].get("dst")
+    try:
+        ip_address(dst or "::")
+    except ValueError:
+        error = values.not_an_address("dst", dst)
+        host, port = error.instead.get("dst"), error.instead.get("dstport")
+        words = [f"dst {host}"] if isinstance(host, str) else []
+        words += [f"port {port}"] if port is not None else []
+        hint = f": {' '.join(words)}" if words else ""
+        raise ConfigError(f"dst {shown(dst)}: {error.reason}{hint}") from None
+
+
+@click.group("fdb", cls=commands.Table)
 def group() -> None:
     """Show or change which remotes MACs are behind, in the grammar of `bridge fdb`."""
 
 
 @group.command()
 @steer.words(_WANTED, _WANTED_METAVAR)
-@steer.steering(shows=True)
-def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
+@steer.steering(shows=True, every=True, check=_check_destination)
+def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show the entries to which all of the filters apply."""
-    entries = vtep.fdb.show(**given)
+    entries = [entry for vtep in vteps for entry in vtep.fdb.show(**given)]
     if as_json:
         steer.show_json(entries)
     else:
@@ -41,7 +58,7 @@ def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
 
 
 @group.command()
-@steer.words(_ONE, "MAC [dev TAP]")
+@steer.words(_ONE, "MAC [dev TAP]", ("mac",))
 @steer.steering(shows=True)
 def get(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Show the entry of a MAC; exit code 1 where there is none."""
@@ -53,16 +70,16 @@ def get(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR)
-@steer.steering()
+@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@steer.steering(check=_check_destination)
 def add(vtep: Client, given: dict[str, Any]) -> None:
     """Put in an entry for a MAC that has none."""
     vtep.call("fdb.add", **given)
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR)
-@steer.steering()
+@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@steer.steering(check=_check_destination)
 def append(vtep: Client, given: dict[str, Any]) -> None:
     """Give a MAC one more destination.
 
@@ -72,16 +89,16 @@ def append(vtep: Client, given: dict[str, Any]) -> None:
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR)
-@steer.steering()
+@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@steer.steering(check=_check_destination)
 def replace(vtep: Client, given: dict[str, Any]) -> None:
     """Have a MAC be behind one destination, whatever is known of it."""
     vtep.call("fdb.replace", **given)
 
 
 @group.command("del")
-@steer.words(_WHICH, _WHICH_METAVAR)
-@steer.steering()
+@steer.words(_WHICH, _WHICH_METAVAR, ("mac",))
+@steer.steering(check=_check_destination)
 def delete(vtep: Client, given: dict[str, Any]) -> None:
     """Take a destination from a MAC, or all of them where none is named."""
     vtep.call("fdb.del", **given)
@@ -89,7 +106,7 @@ def delete(vtep: Client, given: dict[str, Any]) -> None:
 
 @group.command()
 @steer.words(_WANTED, _WANTED_METAVAR)
-@steer.steering(shows=True)
+@steer.steering(shows=True, changes=True, check=_check_destination)
 def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Remove every destination to which all of the filters apply.
 

@@ -10,17 +10,17 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from vtep import VtepError, __version__, descriptors
-from vtep.cli import fdb, neigh, segments, steer
+from vtep import VtepError, __version__, descriptors, early
+from vtep.cli import commands, fdb, mistakes, neigh, segments, steer
 from vtep.cli.completion import completion
 from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
-from vtep.cli.options import config_options, given_of, settings_options
+from vtep.cli.options import asked_for, config_options, given_of, settings_options
 from vtep.configfile import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -33,13 +33,14 @@ _UNWRITABLE = frozenset(
 
 
 @click.group(
+    cls=commands.Group,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @config_options()
 @settings_options()
-@click.option("--config", metavar="FILE", help="Configuration of many VNIs, instead of options.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and debugging messages.")
+@commands.option("--config", metavar="FILE", help="Configuration of many VNIs, instead of options.")
+@commands.option("--debug", is_flag=True, help="Log every decision, and show tracebacks.")
 @click.version_option(__version__, message="pyvtep %(version)s")
 @click.pass_context
 def cli(context: click.Context, /, *, config: str | None, debug: bool, **options: Any) -> None:
@@ -56,19 +57,37 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
     given = given_of(options)
     if context.invoked_subcommand is not None:
         if given or config is not None:
-            first = min([*given, *(["config"] if config is not None else [])]).replace("_", "-")
-            raise click.UsageError(f"{context.invoked_subcommand} takes no --{first}")
+            _refuse_before(context, given if config is None else given | {"config": config})
+        early.let_signals_end()
         return
-    from vtep.cli.run import run  # noqa: PLC0415  a command that steers need not load it
+    settings, path, process = asked_for(config, given)
+    from vtep.cli.run import run  # noqa: PLC0415  a mistake, or a command, is told without it
 
-    run(config, given, debug=debug)
+    run(settings, path, process, debug=debug)
+
+
+def _refuse_before(context: click.Context, given: dict[str, Any]) -> NoReturn:
+    """Raise UsageError: options were given before a command, not behind it."""
+    name = str(context.invoked_subcommand)
+    first = next(iter(given)).replace("_", "-")
+    flags = {option.opts[0] for option in mistakes.options_below(context, name)}
+    flag = f"--{first}" if given[first.replace("-", "_")] is not False else f"--no-{first}"
+    value = given[first.replace("-", "_")]
+    words = (
+        flag,
+        *([] if isinstance(value, bool) else [value] if isinstance(value, str) else value),
+    )
+    hint = f"; write it behind the command: pyvtep {name} {' '.join(words)}"
+    raise click.UsageError(
+        f"{name} takes no --{first}" + (f" before it{hint}" if f"--{first}" in flags else "")
+    )
 
 
 @cli.command("check-config")
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
     """Say whether a configuration file makes sense, or each line that does not."""
-    from vtep.service import read  # noqa: PLC0415  as above
+    from vtep.settingsfile import read  # noqa: PLC0415  other commands need it not
 
     try:
         settings = read(file)
@@ -85,6 +104,29 @@ def demo() -> None:
     from vtep.cli.demo import run  # noqa: PLC0415  the data path need not carry rich
 
     run()
+
+
+@cli.command()
+@click.argument("words", metavar="[COMMAND]...", nargs=-1)
+@click.pass_context
+def help(context: click.Context, words: tuple[str, ...]) -> None:  # noqa: A001  as it is called
+    """Show what pyvtep, or one of its commands, does and takes."""
+    at = context.find_root()
+    for number, word in enumerate(words):
+        group = at.command
+        if not isinstance(group, click.Group):
+            raise click.UsageError(f"{at.command_path} has no commands below it", at)
+        command = group.get_command(at, word)
+        if command is None:
+            raise click.UsageError(mistakes.no_such_command(group, at, words[number:]), at)
+        at = click.Context(command, at, command.name)
+    click.echo(at.get_help())
+
+
+@cli.command()
+def version() -> None:
+    """Show the version."""
+    click.echo(f"pyvtep {__version__}")
 
 
 for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, doctor, completion):
@@ -107,23 +149,24 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), error.exit_code, debug=debug)
+        _fail(mistakes.explain(error), code=error.exit_code, debug=debug)
     except VtepError as error:
-        _fail("\npyvtep: error: ".join(problems_of(error)), error.exit_code, debug=debug)
+        _fail(*problems_of(error), code=error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line for the person
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             steer.write_no_more()
-            _fail(f"cannot write: {error.strerror}", 1, debug=debug)
+            _fail(f"cannot write: {error.strerror}", code=1, debug=debug)
         if isinstance(error, OSError) and descriptors.is_shortage(error):
-            _fail(f"cannot go on: {descriptors.reason(error)}", 1, debug=debug)
+            _fail(f"cannot go on: {descriptors.reason(error)}", code=1, debug=debug)
         line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
-        _fail(line, 1, debug=debug)
+        _fail(line, code=1, debug=debug)
 
 
-def _fail(line: str, code: int, *, debug: bool) -> None:
+def _fail(*lines: str, code: int, debug: bool) -> None:
     """Say why, with the traceback of the present exception if wanted, and end the process."""
     with suppress(OSError, AttributeError):  # Standard error may be broken, or closed.
         if debug:
             traceback.print_exc()
-        print(f"pyvtep: error: {line}", file=sys.stderr, flush=True)
+        for line in lines:
+            print(f"{early.priority(3)}pyvtep: error: {line}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,10 +1,11 @@
 """`pyvtep monitor`: a line for each change, as `bridge monitor fdb` has it."""
 
 import json
+from datetime import datetime
 
 import click
 
-from vtep.cli import steer
+from vtep.cli import commands, steer
 from vtep.cli.fdb import destination_words, kind_words
 from vtep.control import Client
 from vtep.control.schema import Event
@@ -13,19 +14,27 @@ from vtep.errors import VtepError
 OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
 
 
-@click.command()
+@click.command(cls=commands.Command)
 @click.argument("objects", nargs=-1, type=click.Choice(OBJECTS))
+@commands.option("--timestamp", "-t", "timed", is_flag=True, help="Begin each line with its time.")
 @steer.steering(segment=False, shows=True)
-def monitor(vtep: Client, objects: tuple[str, ...], *, as_json: bool) -> None:
+def monitor(vtep: Client, objects: tuple[str, ...], *, timed: bool, as_json: bool) -> None:
     """Show every change from now on, one a line; of some objects, or of all.
 
-    With --json each line is an object.
+    With --json each line is an object, in which --timestamp puts the time as `timestamp`.
     """
     for event in vtep.monitor():
         if objects and event.get("object", objects[0]) not in objects:
             continue
+        now = datetime.now().astimezone()
+        if as_json:
+            text = json.dumps({"timestamp": now.isoformat(), **event} if timed else event)
+        else:
+            text = (
+                f"[{now.replace(tzinfo=None).isoformat()}] {line(event)}" if timed else line(event)
+            )
         # At once, also into a pipe: who watches wants to know now.
-        print(json.dumps(event) if as_json else line(event), flush=True)
+        print(text, flush=True)
     raise VtepError("the pyvtep that was monitored has ended")
 
 

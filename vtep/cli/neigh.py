@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from vtep.cli import steer
+from vtep.cli import commands, steer
 from vtep.cli.words import SEGMENT, Grammar
 from vtep.control import Client
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, VtepError
 
 _NEIGHBOUR = Grammar(
     "ip", {"lladdr": "mac", "vlan": "vlan", "nud": "nud", **SEGMENT}, {"router": ("router", True)}
@@ -19,17 +19,24 @@ _FLUSHED = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
 _METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router] [nud permanent]"
 
 
-@click.group("neigh")
+@click.group("neigh", cls=commands.Table)
 def group() -> None:
     """Show or change the neighbours of a segment with --proxy, in the grammar of `ip neigh`."""
 
 
 @group.command()
 @steer.words(_ALL, "[dev TAP]")
-@steer.steering(shows=True)
-def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
+@steer.steering(shows=True, every=True)
+def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show what ARP and ND requests for hosts behind a remote are answered with."""
-    neighbours = vtep.neigh.show(**given)
+    neighbours, refused = [], []
+    for vtep in vteps:
+        try:
+            neighbours += vtep.neigh.show(**given)
+        except VtepError as error:  # Without --proxy there are none; another may have some.
+            refused.append(error)
+    if len(refused) == len(vteps):
+        raise refused[0]
     if as_json:
         steer.show_json(neighbours)
         return
@@ -48,7 +55,7 @@ def show(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
 
 
 @group.command()
-@steer.words(_NEIGHBOUR, _METAVAR)
+@steer.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
 @steer.steering()
 def add(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address."""
@@ -56,7 +63,7 @@ def add(vtep: Client, given: dict[str, Any]) -> None:
 
 
 @group.command()
-@steer.words(_NEIGHBOUR, _METAVAR)
+@steer.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
 @steer.steering()
 def replace(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address, whatever is known of it."""
@@ -68,13 +75,11 @@ def _neighbour(given: dict[str, Any]) -> dict[str, Any]:
     nud = given.pop("nud", "permanent")
     if nud != "permanent":
         raise ConfigError(f"nud {nud}: what is put in is permanent")
-    if "mac" not in given:
-        raise ConfigError("lladdr: is missing")
     return given
 
 
 @group.command("del")
-@steer.words(_WHICH, "IP [dev TAP] [vlan ID]")
+@steer.words(_WHICH, "IP [dev TAP] [vlan ID]", ("ip",))
 @steer.steering()
 def delete(vtep: Client, given: dict[str, Any]) -> None:
     """Forget an address."""
@@ -83,7 +88,7 @@ def delete(vtep: Client, given: dict[str, Any]) -> None:
 
 @group.command()
 @steer.words(_FLUSHED, "[dev TAP] [permanent]")
-@steer.steering(shows=True)
+@steer.steering(shows=True, changes=True)
 def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Forget what was seen, and with `permanent` also what was put in."""
     count = vtep.neigh.flush(**given)

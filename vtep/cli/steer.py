@@ -5,13 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
 
+from vtep.cli import commands, mistakes
 from vtep.cli.words import Grammar
 from vtep.control import Client
+from vtep.control.client import find
 from vtep.errors import ConfigError
 
 _PAGE = 1000
@@ -24,37 +28,62 @@ _SIGPIPE_CODE = 141
 """The exit code that a shell gives a command whose reader has gone."""
 
 
-def steering(*, segment: bool = True, shows: bool = False) -> Callable[..., Any]:
+def steering(
+    *,
+    segment: bool = True,
+    vni: str = "vni",
+    shows: bool = False,
+    changes: Callable[[dict[str, Any]], bool] | bool | None = None,
+    every: bool = False,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Callable[..., Any]:
     """Give a command what it needs to reach a pyvtep.
 
-    Its function is called with a `Client` as `vtep`; with `vni`, as it was typed, if it is about a
-    segment, which is a part of `given` where it has `words`; and with `as_json` if it `shows`
-    something.
+    Its function is called with a `Client` as `vtep`, or with a list of them as `vteps` if it is
+    about `every` one that is meant; with `vni`, as it was typed, if it is about a segment, which
+    is a part of `given` where it has `words`; and with `as_json` if it `shows` something. What
+    shows nothing `changes` something, unless it says otherwise; or that depends on what is given,
+    and then `changes` tells, and a change is of one pyvtep only. `vni` is what names the VNI of the
+    segment, and `check` raises ConfigError for values that make no sense, before anything is asked.
     """
+
+    def is_change(given: dict[str, Any]) -> bool:
+        if callable(changes):
+            return changes(given)
+        return not shows if changes is None else changes
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(*, socket: str | None, **given: Any) -> None:
             if segment and "given" in given:  # Both words and --vni may name the segment.
-                vni = given.pop("vni")
-                if vni is not None and given["given"].setdefault("vni", vni) != vni:
-                    raise ConfigError(f"--vni {vni}: contradicts src_vni")
-            with _quiet_when_nobody_reads(), Client(socket) as vtep:
-                function(vtep=vtep, **given)
+                number = given.pop("vni")
+                if number is not None and given["given"].setdefault("vni", number) != number:
+                    raise ConfigError(f"--vni {number}: contradicts src_vni")
+            if check is not None:
+                check(given)
+            names, changing = given.get("given", given), is_change(given)
+            with _quiet_when_nobody_reads(), ExitStack() as connections:
+                paths = _paths(
+                    socket,
+                    names.get(vni) if segment or vni != "vni" else None,
+                    names.get("dev") if segment else None,
+                    changes=changing,
+                    every=every and not changing,
+                )
+                vteps = [connections.enter_context(Client(path)) for path in paths]
+                function(**{"vteps": vteps} if every else {"vtep": vteps[0]}, **given)
 
         wrapped: Callable[..., Any] = command
         if shows:
-            wrapped = click.option(
-                "--json", "as_json", is_flag=True, help="Show JSON instead of text."
-            )(wrapped)
-        wrapped = click.option(
+            wrapped = commands.json_option(wrapped)
+        wrapped = commands.option(
             "--socket",
             metavar="PATH",
-            help="Control socket of the pyvtep that is meant [default: the only one, or the only "
-            "one of this network namespace].",
+            help="Control socket of the pyvtep that is meant [default: the one of this network "
+            "namespace, or that which has the segment].",
         )(wrapped)
         if segment:
-            wrapped = click.option(
+            wrapped = commands.option(
                 "--vni", metavar="N", help="The segment that is meant, where there are several."
             )(wrapped)
         return wrapped
@@ -62,11 +91,41 @@ def steering(*, segment: bool = True, shows: bool = False) -> Callable[..., Any]
     return decorate
 
 
-def words(grammar: Grammar, metavar: str) -> Callable[..., Any]:
-    """Give a command words of a grammar; its function gets what they stand for as `given`."""
+def _paths(
+    socket: str | None, vni: str | None, dev: str | None, *, changes: bool, every: bool
+) -> list[str | Path]:
+    """Return the sockets of the pyvteps that a command means; say so where one is elsewhere."""
+    if socket is not None:
+        return [socket]
+    number = int(vni) if vni is not None and vni.isascii() and vni.isdigit() else None
+    if vni is not None and number is None:
+        raise ConfigError(f"--vni {vni}: is not a whole number")
+    found = find(vni=number, dev=dev, changes=changes, every=every)
+    for each in found:
+        if not each.here:
+            line = f"{each.process} in another network namespace answered ({each.path})"
+            click.echo(f"pyvtep: note: {line}", err=True)
+    return [each.path for each in found]
 
-    def parse(_context: click.Context, _parameter: click.Parameter, typed: Sequence[str]) -> Any:
-        return grammar.parse(typed)
+
+def words(grammar: Grammar, metavar: str, needs: Sequence[str] = ()) -> Callable[..., Any]:
+    """Give a command words of a grammar; its function gets what they stand for as `given`.
+
+    It `needs` some of what they can stand for.
+    """
+
+    def parse(context: click.Context, _parameter: click.Parameter, typed: Sequence[str]) -> Any:
+        try:
+            given = grammar.parse(typed)
+        except ConfigError:
+            for word in typed:
+                mistakes.check_word(word, grammar.words(), context)
+            raise
+        for name in needs:
+            if name not in given:
+                word = grammar.word_for(name)
+                raise ConfigError(f"{word}: is missing; usage: {context.command_path} {metavar}")
+        return given
 
     def complete(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
         return [word for word in grammar.words() if word.startswith(begun)]
@@ -82,7 +141,7 @@ def show_json(value: object) -> None:
 
 
 def show_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
-    """Show rows under their headings; `columns` says how each is aligned."""
+    """Show rows under their headings, which `columns` aligns; or that there are none."""
     from rich.console import Console  # noqa: PLC0415  most commands show nothing
     from rich.table import Table  # noqa: PLC0415
 
@@ -93,7 +152,12 @@ def show_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> 
         width=None if sys.stdout.isatty() else _WIDE,
         soft_wrap=True,
     )
-    for number, page in enumerate(_pages(rows)):
+    pages = _pages(rows)
+    first = next(pages, None)
+    if first is None:
+        click.echo("(none)")
+        return
+    for number, page in enumerate(chain([first], pages)):
         table = Table(box=None, pad_edge=False, show_header=number == 0, header_style="bold")
         for heading, side in columns.items():
             table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)

@@ -4,6 +4,7 @@ What becomes of them are the parameters of the control socket's methods. That a 
 judged there.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,20 @@ FILTER: Mapping[str, tuple[str, Any]] = {
     **{f"no{name}": (name, False) for name in (*_STATES, "extern_learn", "sticky")},
     "self": ("", None),
 }
+
+
+_SYNONYMS = {
+    "remote": "dst",
+    "to": "dst",
+    "dest": "dst",
+    "destination": "dst",
+    "dstport": "port",
+    "tap": "dev",
+    "device": "dev",
+    "mac": "lladdr",
+    "learned": "dynamic",
+}
+"""Words that people try, and those of the same meaning."""
 
 
 @frozen
@@ -59,11 +74,41 @@ class Grammar:
                 name, value = self.subject, word
             else:
                 known = " ".join((*self.values, *self.flags))
-                raise ConfigError(f"{word}: is not understood here; known are: {known}")
+                hint = self._hint(word)
+                raise ConfigError(f"{word}: is not understood here; {hint}known are: {known}")
             if name in given:
                 raise ConfigError(f"{word}: is given twice, or contradicts what is before it")
             given[name] = value
         return given
+
+    def _hint(self, word: str) -> str:
+        """Return what was probably meant by a word, for a message."""
+        import difflib  # noqa: PLC0415  most words make sense
+
+        if word[:1].isalnum() and re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", word):
+            return f"did you mean: lladdr {word}? " if "lladdr" in self.values else ""
+        if "dst" in self.values and re.fullmatch(r"[0-9a-fA-F:.]*[:.][0-9a-fA-F:.%\w]*", word):
+            return f"did you mean: dst {word}? "
+        if self.subject == "remote" and re.fullmatch(r"[0-9a-fA-F:.]*[:.][0-9a-fA-F:.%\w]*", word):
+            return "give one remote at a time; "
+        if "dst" in self.values and self.subject is None and word in ("all", "any", "*"):
+            return "without any word all are meant; "
+        if word.isdecimal() and "src_vni" in self.values:
+            return f"did you mean: --vni {word}? "
+        wanted = _SYNONYMS.get(word)
+        close = difflib.get_close_matches(word.lower(), self.words(), 1)
+        if wanted in self.words():
+            close = [str(wanted)]
+        if not close and self.subject is None and re.fullmatch(r"[a-z][\w.-]*[0-9]", word):
+            return f"did you mean: dev {word}? "
+        return f"did you mean {close[0]}? " if close else ""
+
+    def word_for(self, parameter: str) -> str:
+        """Return the word before the value of a parameter, or what the value is called."""
+        for word, name in self.values.items():
+            if name == parameter:
+                return word
+        return parameter
 
     def words(self) -> list[str]:
         """All that may stand here, for completion."""
