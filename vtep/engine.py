@@ -24,7 +24,6 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import descriptors, netlink
 from vtep.config import Config, check_segments
-from vtep.consent import Consent
 from vtep.counters import Counters, Drop, DropLog, Reason
 from vtep.datapath import Arena
 from vtep.descriptors import ShortageError
@@ -38,13 +37,14 @@ from vtep.port import Port, setup_of
 from vtep.probe import TOKEN_LEN
 from vtep.screening import Screening
 from vtep.tap import Tap, queue_drops
+from vtep.tunnel_gso.device import Injector
+from vtep.tunnel_gso.path import WholeWay
+from vtep.tunnel_gso.state import Consent
 from vtep.underlay import (
     Binding,
-    Injector,
     Outer,
     SharedSocket,
     UdpErrors,
-    WholeWay,
     device_name,
     receive_queue_drops,
     segments_datagrams,

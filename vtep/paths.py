@@ -3,25 +3,27 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import evolve, frozen
 
-from vtep.consent import Consent
 from vtep.fdb import Remote
+from vtep.tunnel_gso.path import WholeWay
+from vtep.tunnel_gso.state import Consent
 from vtep.underlay import (
     Binding,
-    Injector,
     Outer,
     Path,
     Recipients,
     Replicator,
     SenderSockets,
-    WholeWay,
     pool_slots,
 )
 from vtep.wire import vxlan
 from vtep.wire.envelope import Policy
+
+if TYPE_CHECKING:
+    from vtep.tunnel_gso.device import Injector
 
 
 class Room:

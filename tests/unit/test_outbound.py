@@ -34,10 +34,10 @@ from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
 from vtep.offload.headers import Cut
 from vtep.offload.split import Splitter, judge
-from vtep.offload.trial import Fate, Judge
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
+from vtep.tunnel_gso.ack_tracker import Fate, Judge
 from vtep.underlay import Sent, batch_max
 from vtep.wire import virtio, vxlan
 from vtep.wire.envelope import Policy

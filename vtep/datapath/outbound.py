@@ -22,11 +22,12 @@ from vtep.offload.split import (
     judge,
     segments_of,
 )
-from vtep.offload.whole import goes_whole
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment
 from vtep.tap import Tap
-from vtep.underlay import FLOW_BITS, POOL_MAX, WholeWay
+from vtep.tunnel_gso.encoder import goes_whole
+from vtep.tunnel_gso.path import WholeWay
+from vtep.underlay import FLOW_BITS, POOL_MAX
 from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
 from vtep.wire.flow import flow_hash, likeness, superframe_likeness

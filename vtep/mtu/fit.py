@@ -5,7 +5,7 @@ from vtep.mtu.mss import MssClamp
 from vtep.mtu.oversize import Oversize
 from vtep.offload.headers import Cut
 from vtep.offload.partial import SegmentSizes, is_partial
-from vtep.offload.trial import Judge, Trial
+from vtep.tunnel_gso.ack_tracker import Judge, Trial
 from vtep.wire import ip as inet
 
 

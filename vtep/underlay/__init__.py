@@ -6,7 +6,6 @@ one of the source ports.
 """
 
 from vtep.underlay.guard import Arrival, IngressGuard, attach_filter, detach_filter
-from vtep.underlay.injector import Injector
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
 from vtep.underlay.replicate import Recipients, Replicator, Sent
 from vtep.underlay.senders import SenderSockets
@@ -27,7 +26,6 @@ from vtep.underlay.sockets import (
     send_whole,
 )
 from vtep.underlay.statistics import UdpErrors
-from vtep.underlay.wholeway import WholeWay
 
 __all__ = [
     "FLOW_BITS",
@@ -35,7 +33,6 @@ __all__ = [
     "Arrival",
     "Binding",
     "IngressGuard",
-    "Injector",
     "Outer",
     "Path",
     "Received",
@@ -45,7 +42,6 @@ __all__ = [
     "Sent",
     "SharedSocket",
     "UdpErrors",
-    "WholeWay",
     "attach_filter",
     "batch_max",
     "detach_filter",

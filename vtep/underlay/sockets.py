@@ -16,7 +16,7 @@ from vtep import descriptors
 from vtep.config import Config
 from vtep.devices import need_device_index
 from vtep.errors import NotReadyError, VtepError
-from vtep.offload.whole import Outside
+from vtep.tunnel_gso.encoder import Outside
 from vtep.values import Address, scope_of, without_scope
 from vtep.wire import ecn, envelope, vxlan
 
@@ -402,8 +402,8 @@ class Outer:
     ) -> Outside:
         """Return the outer headers of datagrams with an envelope, for a caller that writes them.
 
-        `sock` is connected to the remote. `entrance` and `device` are as `offload.whole` has them.
-        Raises OSError.
+        `sock` is connected to the remote. `entrance` and `device` are as `tunnel_gso.encoder` has
+        them. Raises OSError.
         """
         tos, ttl, flowlabel = envelope.fields(key)
         (source, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep import consent
-from vtep.consent import Consent
-from vtep.offload.trial import Fate, Judge
-from vtep.offload.whole import LARGE, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe, Status
+from vtep.tunnel_gso import state
+from vtep.tunnel_gso.ack_tracker import Fate, Judge
+from vtep.tunnel_gso.encoder import LARGE, SMALL, Question
+from vtep.tunnel_gso.state import Consent
 
 
 class Way:
@@ -441,7 +441,7 @@ def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
 
 
 def test_losses_of_so_many_hosts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consent, "_FAILURES_MAX", 2)
+    monkeypatch.setattr(state, "_FAILURES_MAX", 2)
     room, hosts = Room(), ("192.0.2.1", "192.0.2.2", "192.0.2.3")
     for host in hosts:
         way = Way(host)

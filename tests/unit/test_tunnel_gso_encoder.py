@@ -1,6 +1,6 @@
 """What is in front of superframes that leave whole: judged by scapy, and cut as the kernel would.
 
-That the kernel takes it, and what it makes of it, is in tests/netns/test_whole.py.
+That the kernel takes it, and what it makes of it, is in tests/netns/test_tunnel_gso.py.
 """
 
 import struct
@@ -18,8 +18,8 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
 from tests.unit.twins import BASIC, KINDS, Frame
-from vtep.offload import whole
 from vtep.offload.split import judge
+from vtep.tunnel_gso import encoder as whole
 from vtep.wire import checksum, virtio, vxlan
 
 PREFIX = vxlan.pack(5)

@@ -3,10 +3,10 @@
 import errno
 import logging
 
-from vtep.offload import whole
 from vtep.offload.headers import Cut
-from vtep.offload.trial import Judge
-from vtep.underlay.injector import Injector
+from vtep.tunnel_gso import encoder as whole
+from vtep.tunnel_gso.ack_tracker import Judge
+from vtep.tunnel_gso.device import Injector
 from vtep.underlay.path import FLOW_BITS, Path
 from vtep.underlay.shared import Sender, connected
 from vtep.underlay.sockets import Outer
@@ -23,7 +23,7 @@ _HEADS_MAX = 256
 class WholeWay:
     """Sends superframes as they are, as from the sockets of a path: shut until it is opened.
 
-    Whether it may be opened is decided in `vtep.consent`.
+    Whether it may be opened is decided in `vtep.tunnel_gso.state`.
     """
 
     def __init__(self, path: Path, outer: Outer, injector: Injector) -> None:
@@ -97,7 +97,7 @@ class WholeWay:
     ) -> bool:
         """Send a superframe behind `prefix`; False if it did not leave, and is to be cut here.
 
-        `cut` and `gso` are as `offload.whole.goes_whole` wants them, `flow` is as `Path.send` does.
+        `cut` and `gso` are as `encoder.goes_whole` wants them, `flow` is as `Path.send` does.
         """
         sent = self._send(prefix, frame, cut, gso, flow, now)
         self.sent += sent

@@ -1,7 +1,7 @@
 """A door of our own into the kernel's way out, for superframes that leave whole.
 
-A UDP socket takes no superframe inside a tunnel; a TAP device does (see `offload.whole`). So there
-is one that nobody else uses. What we write to it would arrive at this host; instead, a program of
+A UDP socket takes no superframe inside a tunnel; a TAP device does (see `.encoder`). So there is
+one that nobody else uses. What we write to it would arrive at this host; instead, a program of
 eight instructions at its ingress has the kernel send it on, over the device that the frame names,
 to the neighbour that the routing table names (`bpf_redirect_neigh`, Linux 5.10).
 """
@@ -20,7 +20,6 @@ import pytun
 from pyroute2 import IPRoute
 
 from vtep import netlink
-from vtep.offload import whole
 from vtep.tap import (
     IFREQ_LEN,
     OFFLOAD_TCP,
@@ -29,6 +28,7 @@ from vtep.tap import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
 )
+from vtep.tunnel_gso import encoder as whole
 from vtep.wire import ethernet
 
 _NAME = "pyvtep%d"

@@ -1,6 +1,6 @@
 """Which remotes take superframes whole: they are asked, and asked again. No I/O.
 
-What leaves whole (see `offload.whole`) is cut by a network card. Where there is none, as between
+What leaves whole (see `.encoder`) is cut by a network card. Where there is none, as between
 containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
 a pyvtep does, and a kernel driver. So none leaves whole before it is known that the way takes it:
 
@@ -8,7 +8,7 @@ a pyvtep does, and a kernel driver. So none leaves whole before it is known that
   the way is open, and whether the question was cut: if not, there is another, as large as
   superframes are, since something on the way may not carry those.
 - No other VTEP answers. So one superframe of those that are sent anyhow leaves whole, and if its
-  receiver acknowledges it (see `offload.trial`), so may those that follow.
+  receiver acknowledges it (see `tunnel_gso.ack_tracker`), so may those that follow.
 
 Of a way that is open, one superframe a second is watched so. If that is lost, the way is shut: its
 sender sends it again, in pieces. Then no answer is believed, and the remote is tried ever more
@@ -21,9 +21,9 @@ from typing import Generic, Protocol, TypeVar
 
 from attrs import define, frozen
 
-from vtep.offload.trial import Fate, Judge
-from vtep.offload.whole import LARGE, OCTETS_MAX, SMALL, Question
 from vtep.probe import SIZE, Kind, Probe
+from vtep.tunnel_gso.ack_tracker import Fate, Judge
+from vtep.tunnel_gso.encoder import LARGE, OCTETS_MAX, SMALL, Question
 
 _LIFE = 20.0
 """Seconds for which an answer is believed."""

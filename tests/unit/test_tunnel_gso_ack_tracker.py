@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import HOSTILE, V4_A, V4_B, V6_A, V6_B, ether, ip, tcp, udp
 from vtep.offload.split import judge
-from vtep.offload.trial import Fate, Trial
+from vtep.tunnel_gso.ack_tracker import Fate, Trial
 from vtep.wire import virtio
 
 SIZE, OCTETS = 100, 500
