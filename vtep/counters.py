@@ -195,8 +195,8 @@ class Counters:
     The plain attributes are added to by the hot path; octets are those of inner Ethernet frames.
     `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
     replication. A superframe counts as the frames that it stands for; `tx_superframes` and
-    `rx_superframes` say how many were read from the TAP and merged for it, and `tx_whole` how many
-    left as they were read, for somebody else to cut. `flooded` are the frames
+    `rx_superframes` say how many were read from the TAP and merged for it, and `tx_tunnel_gso` how
+    many of those read were sent with tunnel GSO. `flooded` are the frames
     from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
     answered here and not flooded; `neigh_probed` of them were passed on to the neighbour alone, to
     confirm the answer. `neigh_unconfirmed` requests for a known neighbour were flooded, since it
@@ -253,7 +253,7 @@ class Counters:
         "tx_resegmented",
         "tx_superframes",
         "tx_too_big_answered",
-        "tx_whole",
+        "tx_tunnel_gso",
     )
 
     def __init__(self) -> None:
@@ -284,7 +284,7 @@ class Counters:
         self.tx_oversize = 0
         self.tx_resegmented = 0
         self.tx_too_big_answered = 0
-        self.tx_whole = 0
+        self.tx_tunnel_gso = 0
         self.drops = dict.fromkeys(Drop, 0)
         self.last_source: dict[Reason, str] = {}
         self.last_detail: dict[Drop, Detail] = {}

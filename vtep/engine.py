@@ -37,9 +37,9 @@ from vtep.port import Port, setup_of
 from vtep.probe import TOKEN_LEN
 from vtep.screening import Screening
 from vtep.tap import Tap, queue_drops
-from vtep.tunnel_gso.device import Injector
-from vtep.tunnel_gso.path import WholeWay
-from vtep.tunnel_gso.state import Consent
+from vtep.tunnel_gso.device import TunnelGsoDevice
+from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.state import GsoProber
 from vtep.underlay import (
     Binding,
     Outer,
@@ -119,10 +119,10 @@ class Vtep:
 
     def __init__(self, *configs: Config) -> None:
         check_segments(configs)
-        self._consent: Consent[WholeWay] = Consent(
-            lambda: secrets.token_bytes(TOKEN_LEN), self._find_exits
+        self._prober: GsoProber[TunnelGsoPath] = GsoProber(
+            lambda: secrets.token_bytes(TOKEN_LEN), self._resolve_tunnel_gso
         )
-        self._pool = Pool(self._consent)
+        self._pool = Pool(self._prober)
         self._pool.senders.receiver = self._shared_socket
         self._arena = Arena()
         self._ports = {config.vni: self._port(config) for config in configs}
@@ -141,9 +141,9 @@ class Vtep:
         self._ticks = 0
         self._chores = self._housekeeping()
         self._missing: set[str] = set()
-        self._no_injector: str | None = None
-        self._injector_refused = False
-        self._exits_task: asyncio.Task[None] | None = None
+        self._no_tunnel_gso: str | None = None
+        self._tunnel_gso_refused = False
+        self._resolve_task: asyncio.Task[None] | None = None
         self._watchers: list[Watcher] = []
         self._task: asyncio.Task[None] | None = None
         self._namespace_counters = Counters()  # Of the network namespace, and of no part of ours.
@@ -343,23 +343,23 @@ class Vtep:
             del self._ports[port.config.vni]
             self._tell("deleted", port, {})
 
-    def _end(self, error: VtepError | None) -> list[Tap | Injector]:
+    def _end(self, error: VtepError | None) -> list[Tap | TunnelGsoDevice]:
         """Forward no more; the TAPs, which are to be closed."""
         self._count_queue_drops()
-        for task in (self._task, self._exits_task):
+        for task in (self._task, self._resolve_task):
             if task is not None:
                 task.cancel()
         self._screening.stop()
         self._running = False
-        taps: list[Tap | Injector] = [
+        taps: list[Tap | TunnelGsoDevice] = [
             tap for port in self._ports.values() if (tap := port.release())
         ]
         for listener in self._listeners.values():
             listener.close()
         self._resources.close()
-        if self._pool.injector is not None:
-            taps.append(self._pool.injector)
-            self._pool.injector = None
+        if self._pool.tunnel_gso_device is not None:
+            taps.append(self._pool.tunnel_gso_device)
+            self._pool.tunnel_gso_device = None
         if self._ended is None or self._ended.done():
             return taps
         if error is None:
@@ -480,7 +480,7 @@ class Vtep:
             undo.push_async_callback(_on_host, _roll_back, steps)
             await _on_host(self._set_up, steps)
             if any("tnl" in config.offload for _, config in asked):
-                await self._open_injector()
+                await self._open_tunnel_gso_device()
             segments_datagrams()  # It is known from now on, and takes no descriptor any more.
             self._check_still([*removed, *kept])
             undo.pop_all()
@@ -532,8 +532,8 @@ class Vtep:
                 why = "this kernel does not have it"
                 if name in ("tnl", "uso") and "tso" not in port.config.offload:
                     why = "it needs tso"
-                elif name == "tnl" and self._no_injector is not None:
-                    why = self._no_injector
+                elif name == "tnl" and self._no_tunnel_gso is not None:
+                    why = self._no_tunnel_gso
                 log.warning("offload %s is not there: %s", name, why)
 
     def _check_still(self, ports: Iterable[Port]) -> None:
@@ -556,7 +556,7 @@ class Vtep:
         if listener is None:
             self._pool.senders.vacate(endpoint.binding.family, endpoint.port)
             listener = self._listeners[endpoint] = Listener(
-                endpoint, self._beside, self._consent.answered
+                endpoint, self._beside, self._prober.on_reply
             )
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
@@ -631,44 +631,45 @@ class Vtep:
                     before = step.owner.setup()
                     netlink.reshape(connection, step.owner.tap, before, step.setup, step.undo)
 
-    async def _open_injector(self) -> None:
-        """Open the door for superframes that leave whole, unless this host has none."""
-        before = self._pool.injector
-        if self._injector_refused or (before is not None and before.is_there):
+    async def _open_tunnel_gso_device(self) -> None:
+        """Open the device for tunnel GSO, unless there is one, or the host does not support it."""
+        before = self._pool.tunnel_gso_device
+        if self._tunnel_gso_refused or (before is not None and before.exists):
             return
         if before is not None:
             before.close()
-        self._no_injector = None
+        self._no_tunnel_gso = None
         try:
-            self._pool.injector = await _on_host(Injector)
+            self._pool.tunnel_gso_device = await _on_host(TunnelGsoDevice)
         except (OSError, VtepError) as error:
-            self._no_injector = str(getattr(error, "strerror", None) or error)
+            self._no_tunnel_gso = str(getattr(error, "strerror", None) or error)
             # A shortage may be over when it is tried again.
-            self._injector_refused = not isinstance(error, ShortageError)
+            self._tunnel_gso_refused = not isinstance(error, ShortageError)
 
-    def _find_exits(self) -> None:
-        """Find by which devices superframes could leave whole, for who has begun to wish it."""
-        if self._exits_task is None or self._exits_task.done():
+    def _resolve_tunnel_gso(self) -> None:
+        """Start to look up the egress devices of remotes that have asked for tunnel GSO."""
+        if self._resolve_task is None or self._resolve_task.done():
             loop = asyncio.get_running_loop()
-            self._exits_task = loop.create_task(self._find_exits_of_all())
+            self._resolve_task = loop.create_task(self._resolve_all())
 
-    async def _find_exits_of_all(self) -> None:
-        def find(
-            connection: IPRoute, ways: Iterable[WholeWay]
-        ) -> list[tuple[WholeWay, int | None]]:
+    async def _resolve_all(self) -> None:
+        def resolve(
+            connection: IPRoute, paths: Iterable[TunnelGsoPath]
+        ) -> list[tuple[TunnelGsoPath, int | None]]:
             survey = netlink.Survey(connection)
-            return [
-                (way, survey.exit(ip_address(way.host), way.binding.local, way.binding.dev))
-                for way in ways
-            ]
+            found = []
+            for path in paths:
+                host, binding = ip_address(path.host), path.binding
+                found.append((path, survey.egress_device(host, binding.local, binding.dev)))
+            return found
 
-        while ways := self._consent.wanting():
+        while paths := self._prober.unresolved():
             try:
-                exits = await _on_host(find, ways)
-            except (OSError, VtepError):  # Somebody changes the network at this moment.
-                exits = [(way, None) for way in ways]
-            for way, device in exits:
-                self._consent.found(way, device, time.monotonic())
+                resolved = await _on_host(resolve, paths)
+            except (OSError, VtepError):  # The network is being changed at this moment.
+                resolved = [(path, None) for path in paths]
+            for path, egress in resolved:
+                self._prober.on_resolved(path, egress, time.monotonic())
 
     async def _adapt(self, ports: Iterable[Port]) -> None:
         """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
@@ -722,7 +723,7 @@ class Vtep:
         yield
         self._screening.tick()
         self._pool.look(_LOOKS)
-        self._consent.tick(now)
+        self._prober.tick(now)
         yield
         self._ticks += 1
         if self._ticks % _QUEUE_TICKS == 0:
@@ -747,16 +748,16 @@ class Vtep:
             yield
 
     def _policy_events(self, events: socket.socket) -> None:
-        """Have nothing leave whole that IPsec policies may concern now."""
+        """Stop using tunnel GSO, since IPsec policies have changed; probing starts again."""
         _drain(events)
         self._pool.senders.network_changes += 1
-        self._consent.forget()
+        self._prober.forget_all()
 
     def _route_events(self, events: socket.socket) -> None:
         """Send again at once, and look at the underlay: addresses, routes or rules have changed."""
         _drain(events)
         self._pool.senders.network_changes += 1
-        self._consent.forget()
+        self._prober.forget_all()
         self._routes_changed = True
         self._follow_devices()
         self._screening.routes_changed()
@@ -834,7 +835,7 @@ class Vtep:
         device_name.cache_clear()
         if changed or everything:
             self._pool.look()
-            self._consent.forget()
+            self._prober.forget_all()
         self._follow_devices()
         concerned = [
             port
@@ -994,7 +995,7 @@ def _roll_back(connection: IPRoute, steps: Collection[_Step]) -> None:
                 )
 
 
-async def _close(taps: Collection[Tap | Injector]) -> None:
+async def _close(taps: Collection[Tap | TunnelGsoDevice]) -> None:
     """Close each, in threads: the kernel waits a while before it removes a device."""
     loop = asyncio.get_running_loop()
     if len(taps) > _CLOSERS:

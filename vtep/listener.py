@@ -18,6 +18,7 @@ from vtep.probe import Probe
 from vtep.screen import Screen
 from vtep.switch import ANYBODY, Segment, Switch
 from vtep.tap import Tap
+from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.underlay import (
     Binding,
     SharedSocket,
@@ -213,11 +214,18 @@ class Listener:
         """Whether the kernel joins datagrams of one sender, as far as it can be asked."""
         return self.endpoint.gro if self._receiver is None else joins_datagrams(self._receiver)
 
-    def attach(self, segment: Segment, tap: Tap, fit: Fit, turn: Callable[[], None]) -> None:
+    def attach(
+        self,
+        segment: Segment,
+        tap: Tap,
+        fit: Fit,
+        tracker: AckTracker,
+        turn: Callable[[], None],
+    ) -> None:
         """Deliver the frames of a segment to this TAP from now on."""
         if not self.switch.segments:
             self._inbound.start()
-        self._inbound.attach(segment, tap, fit, turn)
+        self._inbound.attach(segment, tap, fit, tracker, turn)
 
     def detach(self, segment: Segment) -> None:
         """Deliver nothing to this segment any more."""

@@ -276,11 +276,11 @@ class Survey:
             return f"--local {local} is tentative (duplicate address detection is not finished)"
         return None
 
-    def exit(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
-        """The index of the device by which superframes could leave whole to a remote, if any.
+    def egress_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
+        """Return the index of the device to a remote, or None if it can't do tunnel GSO.
 
-        There is none on a host with IPsec policies for what leaves: what leaves whole passes them
-        by.
+        No device can on a host with IPsec policies for outgoing packets: a packet that is sent with
+        tunnel GSO is not encrypted (see `vtep.tunnel_gso.device`).
         """
         index = self.device(remote, local, dev)
         able = index is not None and _segments_tunnels(index) and not _has_policies()

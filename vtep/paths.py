@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import evolve, frozen
 
 from vtep.fdb import Remote
-from vtep.tunnel_gso.path import WholeWay
-from vtep.tunnel_gso.state import Consent
+from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.state import GsoProber, State
 from vtep.underlay import (
     Binding,
     Outer,
@@ -23,7 +23,7 @@ from vtep.wire import vxlan
 from vtep.wire.envelope import Policy
 
 if TYPE_CHECKING:
-    from vtep.tunnel_gso.device import Injector
+    from vtep.tunnel_gso.device import TunnelGsoDevice
 
 
 class Room:
@@ -58,6 +58,9 @@ class Room:
 FLOOD_MIN = 8
 """From how many remotes on one system call for all is cheaper than one for each of their paths."""
 
+_IDLE = State.IDLE
+"""Kept since it is compared for every superframe: `State.IDLE` takes 0.1 us on Python 3.11."""
+
 _FLOODS_MAX = 64
 """Of how many lists of remotes it is remembered how to send to all of them."""
 
@@ -74,19 +77,19 @@ _Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
 class Pool:
     """The ways to all remotes of a process: VNIs that send alike share them.
 
-    `remotes` is how many there will be, as far as is known: they share the source ports. Where
-    there is an `injector`, superframes may leave whole, if there is `consent`.
+    `remotes` is how many there will be, as far as is known: they share the source ports. Tunnel GSO
+    needs a `prober` and a `tunnel_gso_device`.
     """
 
-    def __init__(self, consent: Consent[WholeWay] | None = None) -> None:
+    def __init__(self, prober: GsoProber[TunnelGsoPath] | None = None) -> None:
         self.remotes = 0
-        self.consent = consent
-        self.injector: Injector | None = None
+        self.prober = prober
+        self.tunnel_gso_device: TunnelGsoDevice | None = None
         self.room = Room()
         self.senders = SenderSockets(self.room.wake)
         self._unseen: list[Path] = []
         self._paths: dict[_Key, Path] = {}
-        self._whole: dict[Path, WholeWay] = {}
+        self._tunnel_gso_paths: dict[Path, TunnelGsoPath] = {}
         self._keys: dict[Path, _Key] = {}
         self._replicators: dict[_SenderKey, Replicator] = {}
         self._users: Counter[Path | Replicator] = Counter()
@@ -102,16 +105,17 @@ class Pool:
         self._users[path] += 1
         return path
 
-    def whole_way(self, path: Path, outer: Outer) -> WholeWay:
-        """The way on which superframes leave whole to where a path goes; there is an injector."""
-        if self.injector is None:
-            raise RuntimeError("there is no injector")
-        way = self._whole.get(path)
-        if way is None or way.injector is not self.injector:
-            if way is not None and self.consent is not None:
-                self.consent.release(way)
-            way = self._whole[path] = WholeWay(path, outer, self.injector)
-        return way
+    def tunnel_gso_path(self, path: Path, outer: Outer) -> TunnelGsoPath:
+        """Return the path with tunnel GSO to the remote of a path. Tunnel GSO must be available."""
+        device, prober = self.tunnel_gso_device, self.prober
+        if device is None or prober is None:
+            raise RuntimeError("tunnel GSO is not available: there is no device, or no prober")
+        found = self._tunnel_gso_paths.get(path)
+        if found is None or found.device is not device:
+            if found is not None:
+                prober.forget(found)
+            found = self._tunnel_gso_paths[path] = TunnelGsoPath(path, outer, device, prober)
+        return found
 
     def replicator(self, bindings: tuple[Binding, ...], outer: Outer, *, gso: bool) -> Replicator:
         """What sends to many remotes at once; each call is to be followed by one of `let_go`."""
@@ -131,9 +135,9 @@ class Pool:
         del self._users[way]
         if isinstance(way, Path):
             del self._paths[self._keys.pop(way)]
-            whole = self._whole.pop(way, None)
-            if whole is not None and self.consent is not None:
-                self.consent.release(whole)
+            tunnel_gso = self._tunnel_gso_paths.pop(way, None)
+            if tunnel_gso is not None and self.prober is not None:
+                self.prober.forget(tunnel_gso)
         else:
             (key,) = (key for key, each in self._replicators.items() if each is way)
             del self._replicators[key]
@@ -175,8 +179,8 @@ class Paths(dict[Remote, Path]):
 
     `bindings` are by IP version; `policy` says what the outer header takes from a frame.
     `mtu_changed` is told of the MTU of the path to a remote when it is first known and when it
-    changes, and None when the path is not used any more. `port` is where we listen, and `whole`
-    says whether superframes may leave whole.
+    changes, and None when the path is not used any more. `port` is where we listen. `tunnel_gso`
+    is whether tunnel GSO is available.
     """
 
     def __init__(
@@ -188,12 +192,12 @@ class Paths(dict[Remote, Path]):
         mtu_changed: Callable[[Remote, int | None], None],
         *,
         gso: bool,
-        whole: bool = False,
+        tunnel_gso: bool = False,
         port: int = vxlan.PORT,
     ) -> None:
         self.room = pool.room
-        self.whole = whole
-        """Whether superframes may leave whole: see `whole_way`."""
+        self.tunnel_gso = tunnel_gso
+        """Whether `tunnel_gso_path` may be called."""
         self.envelope = policy.reader()
         """The envelope of a frame of at least 14 octets; see `wire.envelope`."""
         self._pool = pool
@@ -202,7 +206,7 @@ class Paths(dict[Remote, Path]):
         self._mtu_changed = mtu_changed
         self._gso = gso
         self._port = port
-        self._whole: dict[Remote, WholeWay] = {}
+        self._tunnel_gso_paths: dict[Remote, TunnelGsoPath] = {}
         self._replicator: Replicator | None = None
         self._floods: dict[int, tuple[Sequence[Remote], int, Flood | None]] = {}
 
@@ -215,20 +219,18 @@ class Paths(dict[Remote, Path]):
             self._mtu_changed(remote, path.mtu)
         return path
 
-    def whole_way(self, remote: Remote) -> WholeWay | None:
-        """The way on which superframes leave whole to a remote; None while that is not open, and
-        none is to be tried.
+    def tunnel_gso_path(self, remote: Remote) -> TunnelGsoPath:
+        """Return the path with tunnel GSO to a remote.
 
-        Whoever asks wishes that it were.
+        Side effect: the first call starts capability probing.
         """
-        way = self._whole.get(remote)
-        if way is None:
-            way = self._whole[remote] = self._pool.whole_way(self[remote], self._outer)
-        if way.largest or way.judge is not None:
-            return way
-        if not way.wished and self._pool.consent is not None:
-            self._pool.consent.wish(way, self._port)
-        return None
+        path = self._tunnel_gso_paths.get(remote)
+        if path is None:
+            path = self._pool.tunnel_gso_path(self[remote], self._outer)
+            self._tunnel_gso_paths[remote] = path
+        if path.gso.state is _IDLE:
+            path.request(self._port)
+        return path
 
     def _binding(self, remote: Remote) -> Binding:
         binding = self._bindings[6 if ":" in remote.host else 4]
@@ -269,7 +271,7 @@ class Paths(dict[Remote, Path]):
 
     def release(self, remote: Remote) -> None:
         """Let go of the way to a remote, if there is one."""
-        self._whole.pop(remote, None)
+        self._tunnel_gso_paths.pop(remote, None)
         path = self.pop(remote, None)
         if path is not None:
             path.watchers.remove(self._mtu_changed)

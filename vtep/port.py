@@ -25,6 +25,7 @@ from vtep.overlap import find_overlap
 from vtep.paths import Paths, Pool
 from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.tap import Tap, queue_drops
+from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.underlay import Binding, Outer, host_of, policy_of, segments_datagrams
 from vtep.values import MTU_MAX, MTU_MIN, Address, Interface
 from vtep.wire import ethernet, vxlan
@@ -80,6 +81,7 @@ class Port:
         self._fit = Fit(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
+        self._tracker = AckTracker()
         self.place = Place(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
         self._here = True
@@ -224,12 +226,12 @@ class Port:
         self.fdb.listed = self._listed
         self._lost = partial(lost, self)
         self._outbound = Outbound(
-            tap, self.segment, self._paths, self._fit, self._arena, self._lost
+            tap, self.segment, self._paths, self._fit, self._tracker, self._arena, self._lost
         )
         self._outbound.start()
         self._explain_remotes()
         for listener in self.listeners:
-            listener.attach(self.segment, tap, self._fit, self._outbound.readable)
+            self._attach(listener)
         self._note_missing(underlay)
 
     def _explain_remotes(self) -> None:
@@ -248,7 +250,11 @@ class Port:
     def hear(self, listener: Listener) -> None:
         """Let one more listen for it from now on."""
         self.listeners += (listener,)
-        listener.attach(self.segment, self._tap(), self._fit, self._outbound.readable)
+        self._attach(listener)
+
+    def _attach(self, listener: Listener) -> None:
+        turn = self._outbound.readable
+        listener.attach(self.segment, self._tap(), self._fit, self._tracker, turn)
 
     def close(self) -> None:
         """Forward no more, and give the TAP back."""
@@ -308,7 +314,7 @@ class Port:
         for listener in before_these:
             listener.detach(segment)
         for listener in self.listeners:
-            listener.attach(segment, tap, self._fit, self._outbound.readable)
+            self._attach(listener)
         self._note_missing(underlay)
 
     def sweep(self, now: float) -> bool:
@@ -363,7 +369,7 @@ class Port:
             "uso": tap.uso,
             "gso": "gso" in wanted and segments_datagrams(),
             "gro": "gro" in wanted and all(listener.joins for listener in self.listeners),
-            "tnl": "tnl" in wanted and tap.tso and self._pool.injector is not None,
+            "tnl": "tnl" in wanted and tap.tso and self._pool.tunnel_gso_device is not None,
         }
         self.offload = frozenset(name for name, works in have.items() if works)
         if log.isEnabledFor(logging.DEBUG):
@@ -388,7 +394,7 @@ class Port:
             policy_of(config),
             self._path_changed,
             gso="gso" in self.offload,
-            whole="tnl" in self.offload,
+            tunnel_gso="tnl" in self.offload,
             port=config.dstport,
         )
 

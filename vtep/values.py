@@ -41,7 +41,7 @@ MSS_MIN, MSS_MAX = 8, 65535
 
 OFFLOADS = frozenset(("tso", "uso", "gso", "gro", "tnl"))
 """Superframes of TCP and of UDP at the TAP, many datagrams in a send, many in a receive; and
-superframes that leave whole, inside the tunnel."""
+superframes that are sent with tunnel GSO."""
 
 AGEING_MAX = 1_000_000_000
 

@@ -16,6 +16,7 @@ from bench.micro.frames import OWN_MAC, REMOTE, segment, tcp_frame
 from vtep.datapath import Arena, Outbound
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
+from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio
 from vtep.wire.envelope import Policy
 
@@ -30,7 +31,7 @@ class Ways(dict[Remote, "Ways"]):
     """The way to any remote, which takes everything."""
 
     envelope = staticmethod(Policy().reader())
-    whole = False
+    tunnel_gso = False
 
     def __missing__(self, _remote: Remote) -> "Ways":
         return self
@@ -73,6 +74,7 @@ def test_a_turn(
         own,
         cast("Any", Ways()),
         Fit(own.header, own.counters, 1450, "off"),
+        AckTracker(),
         Arena(),
         lambda error: pytest.fail(str(error)),
     )

@@ -211,9 +211,9 @@ def test_superframes_leave_whole_from_the_port(pair: Pair, start: Start) -> None
 
         def some_do() -> bool:
             transfer(a, b, "10.0.0.2", 2 << 20)
-            return vtep.counter("tx_whole") > 0
+            return vtep.counter("tx_tunnel_gso") > 0
 
-        wait_until(some_do, "superframes to leave whole")
+        wait_until(some_do, "superframes to be sent with tunnel GSO")
         assert outside.seen() == {(4789, 4789)}
     assert vtep.faults() == 0
 

@@ -1,4 +1,4 @@
-"""Superframes that leave whole: to whom, by which way, and what becomes of them on it."""
+"""Tunnel GSO on real devices: which remotes it is used for, and what arrives there."""
 
 import re
 import socket
@@ -24,7 +24,7 @@ Pair = tuple[Host, Host]
 
 TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 STALL = 4.0
-"""Seconds that no transfer takes which does not stand still: less than until the next question."""
+"""Seconds that only a stalled transfer takes, and fewer than to the next echo request."""
 
 PREFIXES = {"over-ipv4": "192.0.2.", "over-ipv6": "2001:db8::"}
 over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
@@ -41,15 +41,15 @@ def both(
     return first, second
 
 
-def until_whole(a: Host, b: Host, vtep: Pyvtep, to: str = "10.0.0.2") -> None:
-    """Send until superframes leave whole."""
+def until_tunnel_gso(a: Host, b: Host, vtep: Pyvtep, to: str = "10.0.0.2") -> None:
+    """Send until superframes are sent with tunnel GSO."""
 
-    def some_do() -> bool:
-        before = vtep.counter("tx_whole")
+    def used() -> bool:
+        before = vtep.counter("tx_tunnel_gso")
         transfer(a, b, to, 2 << 20)
-        return vtep.counter("tx_whole") > before
+        return vtep.counter("tx_tunnel_gso") > before
 
-    wait_until(some_do, "superframes to leave whole")
+    wait_until(used, "tunnel GSO to be used")
 
 
 def without_tunnel_offloads(host: Host, device: str) -> None:
@@ -63,49 +63,49 @@ def test_between_pyvteps(pair: Pair, start: Start, prefix: str, checksum: bool) 
     a, b = pair
     none = "--no-udpcsum" if prefix == "192.0.2." else "--udp6zerocsumtx"
     vteps = both(pair, start, *([] if checksum else [none]), prefix=prefix)
-    until_whole(a, b, vteps[0])
-    until_whole(b, a, vteps[1], "fd00::1")
+    until_tunnel_gso(a, b, vteps[0])
+    until_tunnel_gso(b, a, vteps[1], "fd00::1")
     before = [vtep.counters() for vtep in vteps]
     transfer(a, b, "fd00::2", 100 << 20)
     transfer(b, a, "10.0.0.1", 100 << 20)
     after = [vtep.counters() for vtep in vteps]
     for one, two in zip(before, after, strict=True):
-        assert two["tx_whole"] - one["tx_whole"] > 1000
+        assert two["tx_tunnel_gso"] - one["tx_tunnel_gso"] > 1000
         assert two["super_datagrams"] - one["super_datagrams"] > 1000
-        # Each stands for the frames that it would have been cut to.
+        # Each counts as its segments.
         assert 60_000 < two["tx_frames"] - one["tx_frames"] < 130_000
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
 @over
 def test_a_kernel_driver(pair: Pair, start: Start, prefix: str) -> None:
-    """It answers no question, but what is behind it acknowledges what arrives."""
+    """It does not reply to echo requests, but hosts behind it acknowledge superframes."""
     a, b = pair
     kernel_vtep(b, 1, f"{prefix}2", f"{prefix}1", "10.0.0.2/24", "fd00::2/64")
     vtep = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"))
     ping(a, "10.0.0.2")
-    until_whole(a, b, vtep)
-    until_whole(a, b, vtep, "fd00::2")
+    until_tunnel_gso(a, b, vtep)
+    until_tunnel_gso(a, b, vtep, "fd00::2")
     before = vtep.counters()
     for _ in range(2):
         transfer(a, b, "10.0.0.2", 100 << 20)
         transfer(a, b, "fd00::2", 100 << 20)
         transfer(b, a, "10.0.0.1", 20 << 20)
     after = vtep.counters()
-    assert after["tx_whole"] - before["tx_whole"] > 3000
+    assert after["tx_tunnel_gso"] - before["tx_tunnel_gso"] > 3000
     assert 250_000 < after["tx_frames"] - before["tx_frames"] < 400_000
     assert vtep.faults() == 0
 
 
 def _lossy(a: Host, b: Host, vtep: Pyvtep) -> bool:
-    """Send on, until superframes were lost more than once."""
+    """Send more. Returns: whether several superframes were lost, by the log."""
     transfer(a, b, "10.0.0.2", 2 << 20)
     return "superframes are lost" in vtep.log
 
 
 @pytest.mark.parametrize("peer", ["kernel", "pyvtep"])
-def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
-    """The remote's host takes no superframes any more, though still questions: it is noticed."""
+def test_a_remote_that_begins_to_drop_superframes(pair: Pair, start: Start, peer: str) -> None:
+    """Its host drops superframes, but still passes echo requests: the transfer goes on."""
     a, b = pair
     if peer == "kernel":
         kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
@@ -113,7 +113,7 @@ def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
         start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     ping(a, "10.0.0.2")
-    until_whole(a, b, vtep)
+    until_tunnel_gso(a, b, vtep)
     rules = (
         "table inet t { chain c { type filter hook input priority 0 ; "
         # Behind 8 octets of UDP, 8 of VXLAN and 12 of MACs: of IPv4, and of what length.
@@ -128,15 +128,15 @@ def test_one_that_changes_its_mind(pair: Pair, start: Start, peer: str) -> None:
 
     assert transfer(a, b, "10.0.0.2", 100 << 20, in_the_middle) < STALL
     assert applied
-    whole = vtep.counter("tx_whole")
+    count = vtep.counter("tx_tunnel_gso")
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert vtep.counter("tx_whole") <= whole + 3
-    wait_until(lambda: _lossy(a, b, vtep), "it to be said")
-    assert vtep.log.count("offload tnl is off to 192.0.2.2 for a while: superframes are lost") == 1
+    assert vtep.counter("tx_tunnel_gso") <= count + 3
+    wait_until(lambda: _lossy(a, b, vtep), "the log line")
+    assert vtep.log.count("offload tnl suspended to 192.0.2.2: superframes are lost") == 1
 
 
 def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, start: Start) -> None:
-    """Whoever sends learns of it, and what he then sends is not to be taken for more."""
+    """The sender learns the path MTU; its smaller segments must not arrive as larger ones."""
     a, b = pair
     router, c = lab.host("router"), lab.host("c")
     lab.wire(b, router, "eth1", 1000)
@@ -152,7 +152,7 @@ def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, star
     b.run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
     router.run("ip", "route", "add", "10.0.0.0/24", "via", "198.51.100.1")
     c.run("ip", "route", "add", "default", "via", "203.0.113.1")
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     transfer(a, c, "203.0.113.2", 8 << 20)
     transfer(c, a, "10.0.0.1", 8 << 20)
     assert [vtep.faults() for vtep in vteps] == [0, 0]
@@ -180,22 +180,22 @@ def routed(lab: Lab) -> tuple[Host, Host, Host]:
     [("192.0.1.2", "192.0.2.2"), ("2001:db8:1::2", "2001:db8:2::2")],
     ids=PREFIXES,
 )
-def test_cut_by_somebody_on_the_way(
+def test_segmented_by_a_router(
     routed: tuple[Host, Host, Host], start: Start, tmp_path: Path, remotes: tuple[str, str]
 ) -> None:
-    """As by a network card; tshark judges every checksum of what arrives, inside and outside."""
+    """As by a NIC. tshark checks inner and outer checksums of all datagrams that arrive."""
     a, _, b = routed
     second = start(b, *segment(1, remotes[0], "10.0.0.2/24", "fd00::2/64"))
     first = start(a, *segment(1, remotes[1], "10.0.0.1/24", "fd00::1/64"))
     ping(a, "10.0.0.2")
     ping(b, "fd00::1")
-    until_whole(a, b, first)
-    second_before, whole = second.counters(), first.counter("tx_whole")
+    until_tunnel_gso(a, b, first)
+    second_before, count = second.counters(), first.counter("tx_tunnel_gso")
     b.run("ethtool", "-K", "eth1", "gro", "off")
     with capture(b, tmp_path, "eth1") as pcap:
         transfer(a, b, "10.0.0.2", 1 << 20)
         transfer(a, b, "fd00::2", 1 << 20)
-    assert first.counter("tx_whole") > whole + 20
+    assert first.counter("tx_tunnel_gso") > count + 20
     assert second.counter("super_datagrams") == second_before["super_datagrams"]
     towards = f"{'ipv6' if ':' in remotes[0] else 'ip'}.dst == {remotes[1]} && udp.dstport == 4789"
     frames = tshark(pcap, "-Y", f"{towards} && tcp.len > 0", "-T", "fields", "-e", "tcp.len")
@@ -206,8 +206,8 @@ def test_cut_by_somebody_on_the_way(
     assert [first.faults(), second.faults()] == [0, 0]
 
 
-def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
-    """A VTEP that is neither a pyvtep nor a kernel driver: here one that only takes notes."""
+def test_a_remote_that_confirms_nothing_gets_segments(pair: Pair, start: Start) -> None:
+    """A VTEP that is neither a pyvtep nor a kernel driver: a minimal one that drops superframes."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     with b.inside():
@@ -235,20 +235,20 @@ def test_who_answers_nothing_gets_segments(pair: Pair, start: Start) -> None:
             connection.wait()
     counters = vtep.counters()
     assert counters["tx_superframes"] > 0
-    assert counters["tx_whole"] in (1, 2, 3)
+    assert counters["tx_tunnel_gso"] in (1, 2, 3)
 
 
 def answer_as_tcp(other: socket.socket, header: bytes) -> None:
-    """Take part in the connection that is asked for, until a question has come, and much else.
+    """Serve a TCP connection until an echo request and many segments have arrived.
 
-    Every other datagram must be one that fits the cable, but for one to three, which are lost.
+    All datagrams must fit the MTU, but for one to three superframes, which are dropped.
     """
-    questions = tried = expected = received = 0
+    echo_requests = tried = expected = received = 0
     early: dict[int, int] = {}
-    while received < 500_000 or not questions:
+    while received < 500_000 or not echo_requests:
         datagram, sender = other.recvfrom(1 << 17)
         if datagram[0] == 0:
-            questions += 1
+            echo_requests += 1
             continue
         frame = datagram[8:]
         if frame[12:14] != b"\x08\0" or frame[23] != 6:
@@ -297,39 +297,41 @@ def internet_checksum(data: bytes) -> bytes:
     return (0xFFFF - total).to_bytes(2, "big")
 
 
-def door_of(host: Host) -> str:
+def tunnel_gso_device(host: Host) -> str:
     found = re.search(r": (pyvtep\d+): ", host.run("ip", "-o", "link"))
     assert found is not None
     return found[1]
 
 
 @pytest.mark.parametrize("what", [("del",), ("set", "down")], ids="-".join)
-def test_a_door_that_somebody_shuts(pair: Pair, start: Start, what: tuple[str, ...]) -> None:
+def test_a_tunnel_gso_device_that_is_removed_or_down(
+    pair: Pair, start: Start, what: tuple[str, ...]
+) -> None:
     a, b = pair
     vteps = both(pair, start)
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     verb, *state = what
-    a.run("ip", "link", verb, door_of(a), *state)
+    a.run("ip", "link", verb, tunnel_gso_device(a), *state)
     transfer(a, b, "10.0.0.2", 50 << 20)
     assert [vtep.faults() for vtep in vteps] == [0, 0]
     if verb == "del":
         for offload in ("none", "auto"):
             assert vteps[0].ask("set", "--offload", offload) == ""
-        until_whole(a, b, vteps[0])
+        until_tunnel_gso(a, b, vteps[0])
 
 
-def test_a_device_that_can_do_it_no_more(pair: Pair, start: Start) -> None:
+def test_an_egress_device_that_loses_the_feature(pair: Pair, start: Start) -> None:
     a, b = pair
     vteps = both(pair, start)
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     without_tunnel_offloads(a, "eth0")
 
-    def cut_here() -> bool:
-        before = vteps[0].counter("tx_whole")
+    def segmented() -> bool:
+        before = vteps[0].counter("tx_tunnel_gso")
         transfer(a, b, "10.0.0.2", 2 << 20)
-        return vteps[0].counter("tx_whole") == before
+        return vteps[0].counter("tx_tunnel_gso") == before
 
-    wait_until(cut_here, "superframes to be cut here")
+    wait_until(segmented, "superframes to be segmented by pyvtep")
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
@@ -342,21 +344,21 @@ def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start
     b.run("ip", "route", "add", "203.0.113.1", "via", "192.0.2.1", "src", "203.0.113.2")
     a.run("ip", "route", "add", "203.0.113.2", "via", "192.0.2.2", "src", "203.0.113.1")
     vteps = both(pair, start, prefix="203.0.113.")
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     a.run("ip", "route", "replace", "203.0.113.2", "via", "198.51.100.2", "src", "203.0.113.1")
-    # Where the old way goes, nobody takes anything any more.
+    # On the old route nothing is accepted any more.
     b.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
     b.run("ip", "route", "replace", "203.0.113.1", "via", "198.51.100.1", "src", "203.0.113.2")
     b.run("ip", "addr", "del", "192.0.2.2/24", "dev", "eth0")
     a.run("ip", "neigh", "flush", "dev", "eth0")
     assert transfer(a, b, "10.0.0.2", 20 << 20) < STALL
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "under way"])
 def test_not_where_there_is_ipsec(pair: Pair, start: Start, *, before: bool) -> None:
-    """Its policies are for what is routed in the usual way; nothing is to get round them."""
+    """IPsec policies do not apply to redirected packets, which would leave in clear text."""
     a, b = pair
 
     def policy() -> None:
@@ -367,23 +369,23 @@ def test_not_where_there_is_ipsec(pair: Pair, start: Start, *, before: bool) -> 
         policy()
     vteps = both(pair, start)
     if not before:
-        until_whole(a, b, vteps[0])
+        until_tunnel_gso(a, b, vteps[0])
         policy()
-    whole = vteps[0].counter("tx_whole")
+    count = vteps[0].counter("tx_tunnel_gso")
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert vteps[0].counter("tx_whole") <= whole + 50, "what left before it was noticed"
-    whole = vteps[0].counter("tx_whole")
+    assert vteps[0].counter("tx_tunnel_gso") <= count + 50, "sent before the policy was noticed"
+    count = vteps[0].counter("tx_tunnel_gso")
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert vteps[0].counter("tx_whole") == whole
+    assert vteps[0].counter("tx_tunnel_gso") == count
     a.run("ip", "xfrm", "policy", "flush")
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
 
 
-def test_what_does_not_fit_the_path_is_cut_here(pair: Pair, start: Start) -> None:
-    """Guests with a larger MTU: superframes are cut anew, to what the tunnel carries."""
+def test_superframes_whose_segments_exceed_the_tunnel_mtu(pair: Pair, start: Start) -> None:
+    """Guests have a larger MTU: pyvtep segments their superframes to the MTU of the tunnel."""
     a, b = pair
     vteps = both(pair, start, "--mss-clamp", "off")
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     for host in pair:
         host.run("ip", "link", "set", "vx0", "mtu", "9000")
     before = vteps[0].counters()
@@ -393,24 +395,24 @@ def test_what_does_not_fit_the_path_is_cut_here(pair: Pair, start: Start) -> Non
     assert [vtep.faults() for vtep in vteps] == [0, 0]
 
 
-def test_not_where_it_is_turned_off(pair: Pair, start: Start) -> None:
+def test_not_where_it_is_disabled(pair: Pair, start: Start) -> None:
     a, b = pair
     vteps = both(pair, start, "--offload", "tso,uso,gso,gro")
     assert "pyvtep0" not in a.run("ip", "-o", "link")
     transfer(a, b, "10.0.0.2", 20 << 20)
-    assert vteps[0].counter("tx_whole") == 0
+    assert vteps[0].counter("tx_tunnel_gso") == 0
     assert vteps[0].ask("set", "--offload", "auto") == ""
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     assert vteps[0].ask("set", "--offload", "tso,uso,gso,gro") == ""
-    before = vteps[0].counter("tx_whole")
+    before = vteps[0].counter("tx_tunnel_gso")
     transfer(a, b, "10.0.0.2", 20 << 20)
-    assert vteps[0].counter("tx_whole") == before
+    assert vteps[0].counter("tx_tunnel_gso") == before
     assert vteps[0].ask("set", "--offload", "none") == ""
     assert vteps[0].ask("set", "--offload", "auto") == ""
     assert "is not there" not in vteps[0].log
 
 
-def test_it_says_what_is_missing(pair: Pair, start: Start) -> None:
+def test_a_missing_offload_is_logged(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"), "--offload", "tnl,gro")
     assert "offload tnl is not there: it needs tso\n" in vtep.log
@@ -419,6 +421,6 @@ def test_it_says_what_is_missing(pair: Pair, start: Start) -> None:
 def test_nothing_is_left_behind(pair: Pair, start: Start) -> None:
     a, b = pair
     vteps = both(pair, start)
-    until_whole(a, b, vteps[0])
+    until_tunnel_gso(a, b, vteps[0])
     assert vteps[0].stop() == 0
     assert "pyvtep" not in a.run("ip", "-o", "link")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "tunnel_gso/encoder": {"offload", "wire"},
     "tunnel_gso/state": {"tunnel_gso", "probe"},
     "switch": {"wire", "fdb", "neigh", "gateway", "counters", "probe"},
-    "mtu": {"mtu", "offload", "tunnel_gso", "wire", "counters"},
+    "mtu": {"mtu", "offload", "wire", "counters"},
     "doctor/facts": {"doctor", "firewall", "probe"},
     "doctor/finding": set[str](),
     "doctor/drops": {"doctor", "firewall", "counters"},
@@ -94,6 +94,16 @@ def test_core_is_pure(part: str) -> None:
     for path in sources(part):
         modules = {name.split(".")[0] for name in imports(path.read_text())}
         assert not modules & IMPURE, path
+
+
+def test_tunnel_gso_has_a_core_and_no_cycle() -> None:
+    core = {"ack_tracker", "encoder", "state"}
+    for name in core:
+        source = (PACKAGE / "tunnel_gso" / name).with_suffix(".py").read_text()
+        own = [module.split(".") for module in imports(source) if ".tunnel_gso." in module]
+        assert {module[2] for module in own} <= core, name
+    for path in sources("underlay"):  # Which its path and its device are built on.
+        assert "tunnel_gso" not in parts_of_ours(path.read_text()), path
 
 
 def test_the_client_knows_nothing_of_the_vtep() -> None:

@@ -25,6 +25,7 @@ from vtep.datapath.fallback import MergeGuard
 from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
 
 HOST, STRANGER = "127.0.0.1", "127.0.0.2"
@@ -84,8 +85,9 @@ class Underlay:
         fit = Fit(b"", counters, MTU, "off")
         for version in (4, 6):
             fit.leaving(memoryview(bytearray(syn(version))))
-        self.inbound.attach(self.segment, tap, fit, self._turn)
-        self.inbound.attach(self.other, tap, Fit(b"", counters, MTU, "off"), self._turn)
+        self.inbound.attach(self.segment, tap, fit, AckTracker(), self._turn)
+        plain = Fit(b"", counters, MTU, "off")
+        self.inbound.attach(self.other, tap, plain, AckTracker(), self._turn)
         self._frames: list[bytes] = []
 
     @staticmethod

@@ -8,11 +8,11 @@ from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice
 from vtep import netlink
 
 
-def test_a_device_that_vanishes_has_no_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_vanishes_is_no_egress_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def vanished(_: IoctlEthtool) -> None:
         raise NoSuchDevice("eth0")
 
     monkeypatch.setattr(IoctlEthtool, "get_features", vanished)
     with netlink.session() as connection:
         survey = netlink.Survey(connection)
-        assert survey.exit(IPv4Address("127.0.0.1"), None, "lo") is None
+        assert survey.egress_device(IPv4Address("127.0.0.1"), None, "lo") is None

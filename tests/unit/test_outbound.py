@@ -1,4 +1,4 @@
-"""Outbound: what is read from the TAP leaves in the order of each flow, whole, in few sends.
+"""Outbound: what is read from the TAP leaves in the order of each flow, complete, in few sends.
 
 The TAP is one end of a socket pair, which keeps frames apart as a TAP does; the underlay is a path
 that takes notes, and may be full.
@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -37,7 +37,8 @@ from vtep.offload.split import Splitter, judge
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
-from vtep.tunnel_gso.ack_tracker import Fate, Judge
+from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
+from vtep.tunnel_gso.state import RemoteState
 from vtep.underlay import Sent, batch_max
 from vtep.wire import virtio, vxlan
 from vtep.wire.envelope import Policy
@@ -76,28 +77,28 @@ class Notes:
 
 
 class Ways:
-    """The way to the only remote; superframes may leave whole if there is something in `takes`.
+    """The paths to the only remote; tunnel GSO is available if there is something in `takes`.
 
-    That says whether they are taken.
+    Its elements tell, in turn, whether the remote is enabled and whether a send succeeds.
     """
 
     envelope = staticmethod(Policy().reader())
-    judge: Judge | None = None
-    any_size = False
-    largest = 1 << 16
 
     def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
         self.room = Room()
-        self.whole = bool(takes)
-        self.sent_whole = 0
+        self.tunnel_gso = bool(takes)
+        self.gso = RemoteState()
+        self.max_len = 1 << 16
+        self.sent_tunnel_gso = 0
         self._notes = notes
         self._takes = iter(takes)
 
     def __getitem__(self, _remote: Remote) -> Notes:
         return self._notes
 
-    def whole_way(self, _remote: Remote) -> "Ways | None":
-        return self if next(self._takes, False) else None
+    def tunnel_gso_path(self, _remote: Remote) -> "Ways":
+        self.gso.max_len = self.max_len if next(self._takes, False) else 0
+        return self
 
     def send(
         self, prefix: bytes, frame: memoryview, cut: Cut, gso: virtio.Header, *_args: object
@@ -113,12 +114,12 @@ class Ways:
         )
         sent = splitter.out[:octets].tobytes()
         self._notes.sent.append([sent[at : at + stride] for at in range(0, octets, stride)])
-        self.sent_whole += 1
+        self.sent_tunnel_gso += 1
         self._gso = gso
         return True
 
-    def send_again(self, prefix: bytes, frame: memoryview) -> bool:
-        """As if everything were said again; whether that is right shows in what is sent."""
+    def send_next(self, prefix: bytes, frame: memoryview) -> bool:
+        """Send with the arguments of the last `send`; what is sent shows whether they hold."""
         gso = self._gso
         return self.send(prefix, frame, judge(frame, gso), gso)
 
@@ -133,7 +134,7 @@ class Crowd:
 
     def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
         self.room = Room()
-        self.whole = False
+        self.tunnel_gso = False
         self.got: dict[Remote, list[bytes]] = {remote: [] for remote in remotes}
         self._room = room
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -205,6 +206,18 @@ def tap() -> Iterator[Pair]:
         pair.close()
 
 
+def outbound_of(
+    pair: Pair,
+    segment: Segment,
+    ways: object,
+    fit: Fit,
+    arena: Arena,
+    lost: Callable[[OSError], None],
+) -> Outbound:
+    doubles = cast("Any", pair), cast("Any", ways)
+    return Outbound(doubles[0], segment, doubles[1], fit, AckTracker(), arena, lost)
+
+
 def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[Any, list[bytes]]:
     """What is sent, by send, and what the host gets, where a segment looks at all frames."""
 
@@ -214,7 +227,7 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = Fit(segment.header, segment.counters, MTU, "auto")
-            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
+            outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
             for frame in frames:
                 pair.host.send(b"".join(frame))
             outbound.readable()
@@ -232,11 +245,11 @@ def forward(
     room: Sequence[bool] = (),
     remote: Remote = REMOTE,
     takes: Sequence[bool] = (),
-    whole: int | None = None,
+    tunnel_gso: int | None = None,
 ) -> list[list[bytes]]:
     """What is sent, by send, when these virtio headers and frames wait at the TAP.
 
-    So many of them are to leave `whole`, if that is given.
+    If `tunnel_gso` is given, so many of them are to be sent with tunnel GSO.
     """
 
     async def run() -> list[list[bytes]]:
@@ -251,14 +264,7 @@ def forward(
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
-            outbound = Outbound(
-                cast("Any", pair),
-                segment,
-                cast("Any", ways),
-                fit,
-                Arena(),
-                lost.append,
-            )
+            outbound = outbound_of(pair, segment, ways, fit, Arena(), lost.append)
             outbound.start()
             waiting = list(frames)
             expected = sum(len(segments(*frame)) for frame in frames)
@@ -279,8 +285,8 @@ def forward(
             len(datagram) - len(PREFIX) for batch in notes.sent for datagram in batch
         )
         assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
-        assert counters.tx_whole == ways.sent_whole
-        assert whole in (None, ways.sent_whole)
+        assert counters.tx_tunnel_gso == ways.sent_tunnel_gso
+        assert tunnel_gso in (None, ways.sent_tunnel_gso)
         entry = segment.fdb.lookup(TO)
         assert entry is not None
         assert entry.tx_frames + counters.flooded == expected
@@ -302,10 +308,10 @@ def forward_to_many(
         crowd = Crowd(remotes, iter(room))
         expected = sum(len(segments(*frame)) for frame in frames)
         with tap() as pair:
-            outbound = Outbound(
-                cast("Any", pair),
+            outbound = outbound_of(
+                pair,
                 segment,
-                cast("Any", crowd),
+                crowd,
                 Fit(PREFIX, segment.counters, MTU, "auto"),
                 Arena(),
                 lambda error: pytest.fail(str(error)),
@@ -425,7 +431,7 @@ def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
     notes = Notes(iter(()))
     with tap() as pair:
         ways, fit = cast("Any", Ways(notes)), Fit(PREFIX, segment.counters, MTU, "auto")
-        outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
+        outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
         for count in (3, 1, 3, 3):
             for _ in range(count):
                 pair.host.send(b"".join(plain()))
@@ -546,7 +552,7 @@ RUNS = st.lists(
     takes=st.lists(st.sampled_from((True, True, True, True, False)), max_size=40),
     room=st.lists(st.booleans(), max_size=8),
 )
-def test_runs_of_superframes_that_leave_whole(
+def test_runs_of_superframes_with_tunnel_gso(
     frames: list[tuple[bytes, bytes]], takes: list[bool], room: list[bool]
 ) -> None:
     sent = forward(frames, room, takes=takes)
@@ -577,8 +583,8 @@ def changed(frame: tuple[bytes, bytes], **fields: Any) -> tuple[bytes, bytes]:
     ],
     ids=str,
 )
-def test_one_that_is_not_like_the_one_that_left_whole(fields: dict[str, Any]) -> None:
-    """It does not leave as that did, without a look at it; nor does what has another size."""
+def test_a_superframe_that_differs_ends_a_tunnel_gso_run(fields: dict[str, Any]) -> None:
+    """It is parsed; so is a superframe with another segment size."""
     same = superframe(20)
     sizes = virtio.superframe(virtio.GSO_TCPV4, 54, 1000, 34, 16)
     for other in (changed(same, **fields), (sizes, same[1])):
@@ -588,10 +594,10 @@ def test_one_that_is_not_like_the_one_that_left_whole(fields: dict[str, Any]) ->
         assert [datagram for batch in sent for datagram in batch] == expected
 
 
-def test_what_goes_on_leaves_whole_without_another_look() -> None:
+def test_superframes_of_a_run_are_sent_with_tunnel_gso_unparsed() -> None:
     same = [superframe(20, after=after) for after in (0, 20, 40, 60)]
-    # There is a look at the first two, and each asks whether the way is open.
-    assert forward(same, takes=[True] * 6, whole=4) == [segments(*each) for each in same]
+    # The first two are parsed, and for each of them the state of the remote is read.
+    assert forward(same, takes=[True] * 6, tunnel_gso=4) == [segments(*each) for each in same]
 
 
 @pytest.mark.parametrize("kind", ["udp4", "udp6", "tcp4", "tcp6"])
@@ -621,101 +627,100 @@ def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any
         assert [len(batch) for batch in sent] == [3, 3, 2]
 
 
-class Watched(Ways):
-    """A way on which one superframe is to be tried, and what becomes of it."""
+class TrackedPath(Ways):
+    """A path on which the next superframe above a length is to be tracked."""
 
-    def __init__(self, notes: Notes, *, largest: int = 0, any_size: bool = False) -> None:
+    def __init__(self, notes: Notes, *, max_len: int = 0, any_size: bool = False) -> None:
         super().__init__(notes, [True] * 100)
-        self.largest, self.any_size = largest, any_size
-        self.said: list[Fate] = []
-        self.judge = lambda fate, _octets, _now: self.said.append(fate)
+        self.max_len = max_len
+        self.results: list[DeliveryResult] = []
+        self.gso.track_above = 0 if any_size else max_len
+        self.gso.on_result = lambda result, _octets, _now: self.results.append(result)
 
 
-def watched(
+def tracked(
     *turns: Sequence[tuple[bytes, bytes]], **options: Any
-) -> tuple[list[list[bytes]], list[Fate], int]:
-    """What is sent in so many turns, what was said of a trial, and how many left whole."""
+) -> tuple[list[list[bytes]], list[DeliveryResult], int]:
+    """What is sent in so many turns, the results of tracking, and the count with tunnel GSO."""
 
-    async def run() -> tuple[list[list[bytes]], list[Fate], int]:
+    async def run() -> tuple[list[list[bytes]], list[DeliveryResult], int]:
         fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
         segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
         fdb.learn(TO, REMOTE, 0.0)
         notes = Notes(iter(()))
-        ways, fit = Watched(notes, **options), Fit(PREFIX, segment.counters, MTU, "auto")
+        ways, fit = TrackedPath(notes, **options), Fit(PREFIX, segment.counters, MTU, "auto")
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
-            outbound = Outbound(
-                cast("Any", pair), segment, cast("Any", ways), fit, Arena(), lambda _: None
-            )
+            outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
             for turn in turns:
                 for frame in turn:
                     pair.host.send(b"".join(frame))
                 outbound.readable()
         notes.close()
-        return notes.sent, ways.said, ways.sent_whole
+        return notes.sent, ways.results, ways.sent_tunnel_gso
 
     return asyncio.run(run())
 
 
-def test_one_superframe_is_tried_and_the_others_are_cut() -> None:
+def test_one_superframe_is_tracked_and_the_others_are_segmented() -> None:
     frames = [superframe(20, after=after) for after in (0, 20, 40)]
-    sent, said, whole = watched(frames, [superframe(20, after=60)])
-    assert (said, whole) == ([], 1)
+    sent, results, count = tracked(frames, [superframe(20, after=60)])
+    assert (results, count) == ([], 1)
     expected = [
         segment for frame in [*frames, superframe(20, after=60)] for segment in segments(*frame)
     ]
     assert [datagram for batch in sent for datagram in batch] == expected
 
 
-def test_one_is_watched_where_all_leave_whole() -> None:
+def test_one_superframe_is_tracked_where_all_are_sent_with_tunnel_gso() -> None:
     frames = [superframe(20, after=after) for after in (0, 20, 40)]
-    _, said, whole = watched(frames, frames[:1], largest=1 << 16, any_size=True)
-    assert (said, whole) == ([Fate.LOST], 4)
-    _, said, whole = watched(frames, frames[:1], largest=1 << 16)
-    assert (said, whole) == ([], 4)
+    _, results, count = tracked(frames, frames[:1], max_len=1 << 16, any_size=True)
+    assert (results, count) == ([DeliveryResult.LOST], 4)
+    _, results, count = tracked(frames, frames[:1], max_len=1 << 16)
+    assert (results, count) == ([], 4)
 
 
-def test_a_runt_during_a_trial() -> None:
-    sent, said, _ = watched([superframe(20)], [(virtio.PLAIN, bytes(9)), plain(flow=1)])
-    assert said == []
+def test_a_runt_while_a_superframe_is_tracked() -> None:
+    sent, results, _ = tracked([superframe(20)], [(virtio.PLAIN, bytes(9)), plain(flow=1)])
+    assert results == []
     assert sent[1:] == [segments(*plain(flow=1))]
 
 
-def test_one_that_is_sent_again_was_lost() -> None:
+def test_a_retransmitted_superframe_was_lost() -> None:
     for again in (superframe(20), superframe(2, after=19), plain()):
         header, frame = again
         if header == virtio.PLAIN:
             frame = replace(Frame(payload=bytes(9), sport=5000, seq=19 * SIZE)).build()
-        _, said, whole = watched([superframe(20)], [(header, frame)])
-        assert (said, whole) == ([Fate.LOST], 1)
+        _, results, count = tracked([superframe(20)], [(header, frame)])
+        assert (results, count) == ([DeliveryResult.LOST], 1)
 
 
 @pytest.mark.parametrize("kind", ["udp4", "udp6", "tcp4"])
-def test_a_trial_may_end_in_the_middle_of_a_run(kind: str) -> None:
-    """What has to be finished in a frame is, whoever looks at it."""
+def test_tracking_may_end_in_the_middle_of_a_run(kind: str) -> None:
+    """Checksums are completed, whether or not a frame is inspected."""
     again = virtio.PLAIN, Frame(payload=bytes(9), sport=5000, seq=19 * SIZE).build()
     run = [unfinished(kind=kind, flow=1)] * 10
     for frames in ([again, *run], [*run[:1], again, *run], [*run[:2], again, *run]):
-        sent, said, _ = watched([superframe(20)], frames)
-        assert said == [Fate.LOST]
+        sent, results, _ = tracked([superframe(20)], frames)
+        assert results == [DeliveryResult.LOST]
         expected = [segment for frame in frames for segment in segments(*frame)]
         assert [datagram for batch in sent[1:] for datagram in batch] == expected
 
 
-def test_what_leaves_whole_needs_no_room_elsewhere() -> None:
+def test_tunnel_gso_needs_no_room_in_send_buffers() -> None:
     never = [False] * 10_000
-    assert forward([superframe(3)], never, takes=[True, True], whole=1) == [
+    assert forward([superframe(3)], never, takes=[True, True], tunnel_gso=1) == [
         segments(*superframe(3))
     ]
 
 
-def test_smaller_segments_than_the_receiver_has_announced_are_cut_here() -> None:
-    """Whoever gets them whole would take them for larger ones, and those may not fit further on."""
+def test_smaller_segments_than_the_receiver_has_announced_are_made_here() -> None:
+    """A VTEP that receives the superframe would assume larger ones, which may not fit behind it."""
     small = superframe(3, size=SIZE - 1)
-    assert forward([small], takes=[True, True], whole=0) == [segments(*small)]
+    assert forward([small], takes=[True, True], tunnel_gso=0) == [segments(*small)]
     full = superframe(3, flow=7)
-    assert forward([full], takes=[True, True], whole=0) == [segments(*full)], (
+    assert forward([full], takes=[True, True], tunnel_gso=0) == [segments(*full)], (
         "nothing was announced"
     )
 
@@ -736,7 +741,7 @@ def forward_both(
                 fit = Fit(segment.header, segment.counters, MTU, "auto")
                 ways = cast("Any", Ways(note))
                 lost = Mock(side_effect=AssertionError)
-                outbounds.append(Outbound(cast("Any", pair), segment, ways, fit, arena, lost))
+                outbounds.append(outbound_of(pair, segment, ways, fit, arena, lost))
                 outbounds[-1].start()
             expected = [sum(len(segments(*frame)) for frame in each) for each in frames]
             waiting = [(pair, list(each)) for pair, each in zip((one, two), frames, strict=True)]
@@ -856,7 +861,9 @@ def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = Fit(PREFIX, segment.counters, MTU, "auto")
-            outbound = Outbound(cast("Any", pair), segment, ways, fit, Arena(), lambda _: None)
+            outbound = Outbound(
+                *(cast("Any", pair), segment, ways, fit, AckTracker(), Arena(), lambda _: None)
+            )
             outbound.start()
             pair.host.send(virtio.PLAIN + request)
             outbound.readable()

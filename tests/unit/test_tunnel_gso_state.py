@@ -1,454 +1,671 @@
-"""Who is asked whether superframes may leave whole, when, and for how long an answer counts."""
+"""Tunnel-GSO capability probing: the transition table, and when remotes are probed and tracked."""
 
-from collections.abc import Callable
-from itertools import count, pairwise
+from collections.abc import Callable, Sequence
+from itertools import count, pairwise, product
 
 import pytest
-from hypothesis import given
+from attrs import define, field
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from tests.unit.twins import BASIC
 from vtep.probe import SIZE, Kind, Probe, Status
-from vtep.tunnel_gso import state
-from vtep.tunnel_gso.ack_tracker import Fate, Judge
-from vtep.tunnel_gso.encoder import LARGE, SMALL, Question
-from vtep.tunnel_gso.state import Consent
+from vtep.tunnel_gso import state as state_module
+from vtep.tunnel_gso.ack_tracker import DeliveryResult, OnResult
+from vtep.tunnel_gso.encoder import LARGE_PROBE, SMALL_PROBE, SUPERFRAME_MAX, ProbePacket
+from vtep.tunnel_gso.state import (
+    ENABLED,
+    IMPOSSIBLE,
+    NEVER,
+    TIMEOUTS,
+    TRANSITIONS,
+    Event,
+    GsoProber,
+    ImpossibleEventError,
+    RemoteState,
+    State,
+    next_state,
+)
+
+EGRESS = 3
+SEGMENTED = SIZE + SMALL_PROBE.cut.head_len + SMALL_PROBE.cut.size
+"""Octets that arrive of a probe packet which was segmented."""
+SMALL = SIZE + len(SMALL_PROBE.frame)
+LARGE = SIZE + len(LARGE_PROBE.frame)
 
 
-class Way:
-    """A way to a remote that takes notes."""
+@define(eq=False)
+class FakePath:
+    """A path that records what it is asked to do."""
 
-    def __init__(self, host: str = "192.0.2.2") -> None:
-        self.host = host
-        self.wished = False
-        self.sent = 0
-        self.largest = 0
-        self.judge: Judge | None = None
-        self.any_size = False
-        self.told = 0
-        self.device = 0
-        self.questions: list[tuple[float, Probe]] = []
+    host: str = "192.0.2.2"
+    gso: RemoteState = field(factory=RemoteState)
+    sent: int = 0
+    egress: int = 0
+    warnings: int = 0
+    max_lens: list[int] = field(factory=list)
+    requests: list[tuple[float, Probe]] = field(factory=list)
+    probe_packet: ProbePacket | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self.largest > 0
+    def use_egress(self, index: int) -> None:
+        self.egress = index
 
-    def open(self, device: int, largest: int) -> None:
-        self.largest, self.device, self.judge = largest, device, None
-
-    def shut(self) -> None:
-        self.largest, self.judge = 0, None
-
-    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
-        self.device, self.judge, self.any_size = device, judge, any_size
-
-    def tell_losses(self) -> None:
-        self.told += 1
-
-    def tried(self, fate: Fate, octets: int, now: float) -> None:
-        """One leaves whole, and this becomes of it."""
-        assert self.judge is not None
-        judge, self.judge = self.judge, None
-        assert octets > self.largest or self.any_size
-        self.sent += 1
-        judge(fate, octets, now)
-
-    def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
-        parsed = Probe.parse(probe)
+    def send_probe(self, request: bytes, packet: ProbePacket, now: float) -> None:
+        parsed = Probe.parse(request)
         assert parsed is not None
         assert parsed.kind is Kind.QUESTION
-        self.device = device
-        self.questions.append((now, parsed))
-        self.asked_with = question
+        self.requests.append((now, parsed))
+        self.probe_packet = packet
+
+    def on_max_len_changed(self) -> None:
+        self.max_lens.append(self.gso.max_len)
+
+    def warn_of_losses(self) -> None:
+        self.warnings += 1
+
+    def state(self) -> State:
+        return self.gso.state
+
+    @property
+    def tracks(self) -> bool:
+        """Whether some superframe is to be tracked."""
+        return self.gso.track_above != NEVER
 
     @property
     def times(self) -> list[float]:
-        return [at for at, _ in self.questions]
+        """The times of all echo requests."""
+        return [at for at, _ in self.requests]
+
+    def reply(self, arrived: int = SEGMENTED) -> Probe:
+        """Return the reply to the last echo request, of which so many octets arrived."""
+        _, request = self.requests[-1]
+        parsed = Probe.parse(request.answer(arrived, Status.FINE))
+        assert parsed is not None
+        return parsed
+
+    def send_tracked(self, length: int) -> OnResult:
+        """Send a superframe that is to be tracked, as the data path does."""
+        assert length > self.gso.track_above
+        self.sent += 1
+        return self.gso.take_result()
+
+    def track(self, result: DeliveryResult, length: int, now: float) -> None:
+        """Send a superframe that is tracked with this result."""
+        self.send_tracked(length)(result, length, now)
 
 
-CUT = SIZE + SMALL.cut.head_len + SMALL.cut.size
-
-
-def answer(way: Way, arrived: int = CUT) -> Probe:
-    _, asked = way.questions[-1]
-    parsed = Probe.parse(asked.answer(arrived, Status.FINE))
-    assert parsed is not None
-    return parsed
-
-
-class Room:
-    """A consent, and how often it was woken."""
+class Bench:
+    """A prober, with shortcuts for what its callers do."""
 
     def __init__(self) -> None:
         numbers = count(1)
-        self.woken = 0
-        self.it: Consent[Way] = Consent(lambda: next(numbers).to_bytes(8, "big"), self._wake)
+        self.lookups = 0
+        self.prober: GsoProber[FakePath] = GsoProber(
+            lambda: next(numbers).to_bytes(8, "big"), self._on_unresolved
+        )
 
-    def _wake(self) -> None:
-        self.woken += 1
+    def _on_unresolved(self) -> None:
+        self.lookups += 1
 
-    def asked(self, way: Way, now: float = 0.0, device: int | None = 3) -> None:
-        self.it.wish(way, 4789)
-        self.it.found(way, device, now)
+    def probe(self, path: FakePath, now: float = 0.0, egress: int | None = EGRESS) -> None:
+        self.prober.request(path, 4789)
+        self.prober.on_resolved(path, egress, now)
 
-    def opened(self, way: Way, now: float = 0.0) -> None:
-        self.asked(way, now)
-        self.it.answered(answer(way), way.host, now)
-        assert way.is_open
+    def reply(self, path: FakePath, now: float, arrived: int = SEGMENTED) -> None:
+        self.prober.on_reply(path.reply(arrived), path.host, now)
 
-    def ticks(self, first: int, last: int, each: Callable[[int], None] = lambda _: None) -> None:
+    def enable(self, path: FakePath, now: float = 0.0) -> None:
+        self.probe(path, now)
+        self.reply(path, now)
+        assert path.state() is State.ENABLED_BY_REPLY
+
+    def ticks(self, first: int, last: int, before: Callable[[int], None] = lambda _: None) -> None:
         for now in range(first, last + 1):
-            each(now)
-            self.it.tick(float(now))
+            before(now)
+            self.prober.tick(float(now))
 
 
-def test_a_wish_is_asked_and_answered() -> None:
-    room, way = Room(), Way()
-    room.it.wish(way, 4790)
-    assert (way.wished, room.woken, room.it.wanting()) == (True, 1, [way])
-    room.it.tick(5.0)
-    assert not way.questions
-    room.it.found(way, 3, 6.0)
-    assert room.it.wanting() == []
-    ((at, probe),) = way.questions
-    assert (at, probe.port, probe.vni, probe.octets) == (6.0, 4790, None, 0)
-    assert not way.is_open
-    room.it.answered(answer(way), way.host, 6.1)
-    assert (way.is_open, way.device) == (True, 3)
+# --- the table --------------------------------------------------------------------------------
 
 
-def test_answers_of_others_are_none() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    right = answer(way)
-    room.it.answered(right, "192.0.2.3", 0.0)
-    stranger = Way()
-    Room().asked(stranger)
-    other = Probe(Kind.ANSWER, None, 4789, bytes(8), 1, 0)
-    room.it.answered(other, way.host, 0.0)
-    assert not way.is_open
-    unasked = Way()
-    room.it.wish(unasked, 4789)
-    room.it.answered(Probe(Kind.ANSWER, None, 4789, (2).to_bytes(8), 1, 0), unasked.host, 0.0)
-    assert not unasked.is_open, "no device is known yet"
+def test_every_pair_is_in_the_table_or_impossible_for_a_reason() -> None:
+    for state, event in product(State, Event):
+        if event in TRANSITIONS[state]:
+            assert next_state(state, event) is TRANSITIONS[state][event]
+        else:
+            with pytest.raises(ImpossibleEventError, match=IMPOSSIBLE[event]):
+                next_state(state, event)
 
 
-def test_who_does_not_answer_is_left_alone_for_a_while() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    room.ticks(1, 61)
-    assert way.times == [0.0, 1.0, 2.0]
-    assert way.wished
-    room.ticks(62, 63)
-    assert not way.wished, "may be wished for again"
-    late = answer(way)
-    room.it.answered(late, way.host, 63.5)
-    assert not way.is_open
+def test_reasons_are_given_for_missing_pairs_only() -> None:
+    missing = {event for state, event in product(State, Event) if event not in TRANSITIONS[state]}
+    assert set(IMPOSSIBLE) == missing
 
 
-def test_a_late_answer_counts() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    room.ticks(1, 40)
-    room.it.answered(answer(way), way.host, 40.0)
-    assert way.is_open
+def test_only_confirmations_enable() -> None:
+    for state, row in TRANSITIONS.items():
+        for event, following in row.items():
+            if following in ENABLED and following is not state:
+                assert event in (Event.CONFIRMED, Event.ACKED), (state, event)
 
 
-def test_a_way_in_use_stays_open_while_there_are_answers() -> None:
-    room, way = Room(), Way()
-    room.opened(way)
+def test_losses_failures_and_forgetting_disable() -> None:
+    for state, row in TRANSITIONS.items():
+        assert row[Event.FORGOTTEN] is State.IDLE
+        if state in ENABLED:
+            assert row[Event.LOST] is State.BACKING_OFF
+            assert row[Event.SEND_FAILED] is State.UNAVAILABLE
+            assert row[Event.TIMEOUT] not in ENABLED
+
+
+def test_exactly_the_states_with_a_timeout_have_a_duration() -> None:
+    assert set(TIMEOUTS) == {state for state, row in TRANSITIONS.items() if Event.TIMEOUT in row}
+
+
+# --- echo replies -----------------------------------------------------------------------------
+
+
+def test_a_request_is_resolved_probed_and_confirmed() -> None:
+    bench, path = Bench(), FakePath()
+    bench.prober.request(path, 4790)
+    assert (path.state(), bench.lookups) == (State.UNRESOLVED, 1)
+    assert bench.prober.unresolved() == [path]
+    bench.prober.tick(5.0)
+    assert not path.requests
+    bench.prober.on_resolved(path, EGRESS, 6.0)
+    assert bench.prober.unresolved() == []
+    assert (path.state(), path.egress) == (State.PROBING, EGRESS)
+    ((at, request),) = path.requests
+    assert (at, request.port, request.vni, request.octets) == (6.0, 4790, None, 0)
+    bench.reply(path, 6.1)
+    assert path.state() is State.ENABLED_BY_REPLY
+
+
+def test_foreign_and_forged_replies_are_ignored() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    bench.prober.on_reply(path.reply(), "192.0.2.3", 0.0)
+    bench.prober.on_reply(Probe(Kind.ANSWER, None, 4789, bytes(8), 1, 0), path.host, 0.0)
+    assert path.state() is State.PROBING
+    unresolved = FakePath()
+    bench.prober.request(unresolved, 4789)
+    for octets in (0, SMALL):
+        forged = Probe(Kind.ANSWER, None, 4789, (2).to_bytes(8), 1, octets)
+        bench.prober.on_reply(forged, unresolved.host, 0.0)
+    assert unresolved.state() is State.UNRESOLVED
+
+
+def test_a_remote_that_does_not_reply_is_probed_again_after_a_pause() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    bench.ticks(1, 61)
+    assert path.times == [0.0, 1.0, 2.0]
+    assert path.state() is State.AWAITING_ACK
+    bench.ticks(62, 63)
+    assert path.state() is State.IDLE
+    bench.reply(path, 63.5)
+    assert path.state() is State.IDLE
+
+
+def test_a_late_reply_counts() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    bench.ticks(1, 40)
+    bench.reply(path, 40.0)
+    assert path.state() is State.ENABLED_BY_REPLY
+
+
+def test_a_path_in_use_stays_enabled_while_there_are_replies() -> None:
+    bench, path = Bench(), FakePath()
+    bench.enable(path)
 
     def use(now: int) -> None:
-        way.sent += 1
-        if way.times[-1] == now - 1:
-            room.it.answered(answer(way), way.host, now - 0.5)
+        path.sent += 1
+        if path.times[-1] == now - 1:
+            bench.reply(path, now - 0.5)
 
-    room.ticks(1, 300, use)
-    assert way.is_open
-    assert 40 <= len(way.questions) <= 61, "once in some five seconds"
-
-
-def test_a_way_that_is_not_used_is_shut_without_a_question() -> None:
-    room, way = Room(), Way()
-    room.opened(way)
-    room.ticks(1, 19)
-    assert way.is_open
-    room.ticks(20, 20)
-    assert (way.is_open, way.wished, len(way.questions)) == (False, False, 1)
+    bench.ticks(1, 300, use)
+    assert path.state() is State.ENABLED_BY_REPLY
+    assert 40 <= len(path.requests) <= 61, "one about every five seconds"
 
 
-def test_a_remote_that_answers_no_more_gets_nothing_whole() -> None:
-    room, way = Room(), Way()
-    room.opened(way)
+def test_an_unused_path_is_given_up_without_an_echo_request() -> None:
+    bench, path = Bench(), FakePath()
+    bench.enable(path)
+    bench.ticks(1, 19)
+    assert path.state() is State.ENABLED_BY_REPLY
+    bench.ticks(20, 20)
+    assert (path.state(), len(path.requests)) == (State.IDLE, 1)
+
+
+def test_a_remote_that_stops_replying_is_given_up() -> None:
+    bench, path = Bench(), FakePath()
+    bench.enable(path)
 
     def use(_: int) -> None:
-        way.sent += way.is_open
+        path.sent += path.gso.enabled
 
-    room.ticks(1, 4, use)
-    assert way.is_open
-    room.ticks(5, 8, use)
-    assert not way.is_open, "after three questions in vain, not when the last answer is too old"
-    assert not way.wished
-
-
-def test_a_way_that_was_shut_after_an_error_has_a_pause() -> None:
-    room, way = Room(), Way()
-    room.opened(way)
-    way.shut()
-    room.ticks(1, 60)
-    assert way.wished
-    assert len(way.questions) == 1
-    room.ticks(61, 61)
-    assert not way.wished
+    bench.ticks(1, 4, use)
+    assert path.gso.enabled
+    bench.ticks(5, 8, use)
+    assert path.state() is State.IDLE, "after three requests, not when the last reply is too old"
 
 
-def test_no_device_that_could() -> None:
-    room, way = Room(), Way()
-    room.asked(way, device=None)
-    assert room.it.wanting() == []
-    room.ticks(1, 59)
-    assert way.wished
-    assert not way.questions
-    room.ticks(60, 60)
-    assert not way.wished
+def test_a_refused_superframe_causes_a_pause() -> None:
+    bench, path = Bench(), FakePath()
+    bench.enable(path)
+    bench.prober.on_send_failed(path, 0.5)
+    assert path.state() is State.UNAVAILABLE
+    bench.reply(path, 0.6)
+    bench.ticks(1, 60)
+    assert (path.state(), len(path.requests)) == (State.UNAVAILABLE, 1)
+    bench.ticks(61, 61)
+    assert path.state() is State.IDLE
 
 
-def test_all_is_forgotten_when_the_network_changes() -> None:
-    room, way, other = Room(), Way(), Way("192.0.2.3")
-    room.opened(way)
-    room.asked(other)
-    late = answer(other)
-    room.it.forget()
-    assert (way.is_open, way.wished, other.wished) == (False, False, False)
-    room.it.answered(late, other.host, 1.0)
-    assert not other.is_open
-    room.it.found(other, 3, 1.0)
-    assert len(other.questions) == 1
+def test_a_refused_probe_does_not_end_probing() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    assert path.tracks
+    bench.prober.on_send_failed(path, 0.0)
+    assert (path.state(), path.tracks) == (State.PROBING, False)
+    bench.ticks(1, 3)
+    assert (path.state(), path.tracks, len(path.requests)) == (State.AWAITING_ACK, True, 3)
 
 
-@given(st.lists(st.sampled_from("wfntaxuUFR"), max_size=60))
-def test_it_is_open_only_after_an_answer_in_time(doings: list[str]) -> None:
-    room, way, now, answered = Room(), Way(), 0.0, -100.0
-    for doing in doings:
-        now += 1.0
-        if doing == "w" and not way.wished:
-            room.it.wish(way, 4789)
-        elif doing in "fn":
-            for each in room.it.wanting():
-                room.it.found(each, 3 if doing == "f" else None, now)
-        elif doing == "a" and way.questions:
-            room.it.answered(answer(way), way.host, now)
-            answered = now
-        elif doing == "x":
-            way.shut()
-        elif doing == "u":
-            way.sent += 1
-        elif doing == "U":
-            now += 20.0
-        elif doing == "F":
-            room.it.forget()
-        elif doing == "R":
-            room.it.release(way)
-        room.it.tick(now)
-        assert not way.is_open or now <= answered + 20.0
-        assert way.wished or not way.is_open
+def test_without_an_egress_device_nothing_is_sent() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path, egress=None)
+    assert bench.prober.unresolved() == []
+    bench.ticks(1, 59)
+    assert (path.state(), path.requests) == (State.UNAVAILABLE, [])
+    bench.ticks(60, 60)
+    assert path.state() is State.IDLE
 
 
-# --- questions that nobody has cut -------------------------------------------------------------
+def test_everything_is_forgotten_when_the_network_changes() -> None:
+    bench, path, other = Bench(), FakePath(), FakePath("192.0.2.3")
+    bench.enable(path)
+    bench.probe(other)
+    bench.prober.forget_all()
+    assert (path.state(), other.state()) == (State.IDLE, State.IDLE)
+    bench.reply(other, 1.0)
+    bench.prober.on_resolved(other, EGRESS, 1.0)
+    assert (other.state(), len(other.requests)) == (State.IDLE, 1)
 
 
-def test_a_large_one_has_to_pass_too() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    assert way.asked_with is SMALL
-    for _ in range(3):  # Some network has doubled it.
-        room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
-    assert (way.asked_with, way.is_open, len(way.questions)) == (LARGE, False, 2)
-    room.it.answered(answer(way, SIZE + len(LARGE.frame)), way.host, 0.2)
-    assert way.is_open
+def test_an_unsegmented_small_probe_is_followed_by_a_large_one() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    assert path.probe_packet is SMALL_PROBE
+    for _ in range(3):  # As if the network had duplicated it.
+        bench.reply(path, 0.1, SMALL)
+    assert path.probe_packet is LARGE_PROBE
+    assert (path.state(), len(path.requests)) == (State.PROBING, 2)
+    bench.reply(path, 0.2, LARGE)
+    assert path.state() is State.ENABLED_BY_REPLY
 
 
-def test_what_carries_no_large_ones() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
-    room.ticks(1, 60)
-    assert not way.is_open
-    assert len(way.questions) == 4
+def test_a_path_that_loses_large_probes_is_not_enabled() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    bench.reply(path, 0.1, SMALL)
+    bench.ticks(1, 60)
+    assert path.state() is State.AWAITING_ACK
+    assert len(path.requests) == 4
 
 
-def test_a_way_on_which_they_are_cut_now() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    room.it.answered(answer(way, SIZE + len(SMALL.frame)), way.host, 0.1)
-    room.it.answered(answer(way, SIZE + len(LARGE.frame)), way.host, 0.2)
-    way.sent = 1
-    room.ticks(1, 6)
-    assert way.asked_with is LARGE
-    room.it.answered(answer(way, SIZE + LARGE.cut.head_len + LARGE.cut.size), way.host, 6.5)
-    way.sent = 2
-    room.ticks(7, 13)
-    assert way.asked_with is SMALL
-    assert way.is_open
+def test_a_path_that_begins_to_segment_gets_small_probes_again() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    bench.reply(path, 0.1, SMALL)
+    bench.reply(path, 0.2, LARGE)
+    path.sent = 1
+    bench.ticks(1, 6)
+    assert path.probe_packet is LARGE_PROBE
+    bench.reply(path, 6.5, SIZE + LARGE_PROBE.cut.head_len + LARGE_PROBE.cut.size)
+    path.sent = 2
+    bench.ticks(7, 13)
+    assert path.probe_packet is SMALL_PROBE
+    assert path.state() is State.ENABLED_BY_REPLY
 
 
-# --- those who answer nothing -----------------------------------------------------------------
+# --- acknowledged superframes -----------------------------------------------------------------
 
 
-def test_what_arrives_opens_the_way_for_what_is_no_larger() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    way.tried(Fate.ARRIVED, 3000, 0.1)
-    assert (way.largest, way.device) == (3000, 3)
-    assert not way.any_size
-    way.tried(Fate.ARRIVED, 60_000, 0.2)
-    assert way.largest == 60_000
-    assert way.judge is not None, "there may be a larger one"
+def test_an_acknowledged_superframe_enables_its_length() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    path.track(DeliveryResult.ACKED, 3000, 0.1)
+    assert (path.state(), path.gso.max_len, path.egress) == (State.ENABLED_BY_ACK, 3000, EGRESS)
+    assert path.gso.track_above == 3000
+    path.track(DeliveryResult.ACKED, 60_000, 0.2)
+    assert path.gso.max_len == path.gso.track_above == 60_000
 
 
-def test_one_of_each_second_is_watched_and_keeps_the_way_open() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    way.tried(Fate.ARRIVED, 60_000, 0.5)
+def test_one_superframe_a_second_is_tracked_and_keeps_the_path_enabled() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    path.track(DeliveryResult.ACKED, 60_000, 0.5)
 
-    def in_use(now: int) -> None:
-        way.sent += 100
-        if way.any_size:
-            way.tried(Fate.ARRIVED, 1000, now - 0.5)
-        assert way.is_open
+    def use(now: int) -> None:
+        path.sent += 100
+        if path.gso.track_above == 0:
+            path.track(DeliveryResult.ACKED, 1000, now - 0.5)
+        assert path.gso.enabled
 
-    room.ticks(1, 100, in_use)
-    assert way.largest == 60_000
-    assert len(way.questions) == 1
-
-
-def test_what_has_arrived_counts_for_some_seconds() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    way.tried(Fate.ARRIVED, 60_000, 0.5)
-    room.ticks(1, 5)
-    assert way.is_open
-    room.ticks(6, 6)
-    assert (way.is_open, way.wished, len(way.questions)) == (False, True, 1)
-    way.tried(Fate.ARRIVED, 60_000, 6.2)
-    assert way.is_open
-    room.ticks(7, 12)
-    assert not way.is_open
-    # If there is nothing to try with for long, there may be a pyvtep now, or another device.
-    room.ticks(13, 72)
-    assert not way.wished
+    bench.ticks(1, 100, use)
+    assert path.gso.max_len == 60_000
+    assert len(path.requests) == 1
 
 
-def lost_ones(room: Room, way: Way, until: int, octets: int = 60_000) -> list[float]:
-    """When superframes are lost of a remote that takes none, or none so large."""
+def test_an_acknowledgement_counts_for_some_seconds() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    path.track(DeliveryResult.ACKED, 60_000, 0.5)
+    bench.ticks(1, 5)
+    assert path.state() is State.ENABLED_BY_ACK
+    bench.ticks(6, 6)
+    assert (path.state(), len(path.requests)) == (State.AWAITING_ACK, 1)
+    path.track(DeliveryResult.ACKED, 60_000, 6.2)
+    assert path.state() is State.ENABLED_BY_ACK
+    bench.ticks(7, 12)
+    assert path.state() is State.AWAITING_ACK
+    # The remote may be a pyvtep by now, or reached by another device.
+    bench.ticks(13, 72)
+    assert path.state() is State.IDLE
+
+
+def losses(bench: Bench, path: FakePath, until: int, length: int = 60_000) -> list[float]:
+    """Return when superframes are lost if all are, or all that are larger than 60,000 octets."""
     lost = []
     for now in range(until):
-        if not way.wished:
-            room.asked(way, now)
-        if way.judge is not None:
-            if way.largest == 0 and octets > 60_000:
-                way.tried(Fate.ARRIVED, 10_000, now)
+        if path.state() is State.IDLE:
+            bench.probe(path, now)
+        if path.tracks:
+            if not path.gso.enabled and length > 60_000:
+                path.track(DeliveryResult.ACKED, 10_000, now)
             lost.append(float(now))
-            way.tried(Fate.LOST, octets, now)
-        assert not way.is_open
-        room.it.tick(now)
+            path.track(DeliveryResult.LOST, length, now)
+        assert not path.gso.enabled
+        bench.prober.tick(now)
     return lost
 
 
-@pytest.mark.parametrize("octets", [60_000, 60_001], ids=["any", "large"])
-def test_after_one_that_was_lost_there_is_none_for_ever_longer(octets: int) -> None:
-    room, way = Room(), Way()
-    lost = lost_ones(room, way, 20_000, octets)
+@pytest.mark.parametrize("length", [60_000, 60_001], ids=["any", "large"])
+def test_pauses_after_losses_double_up_to_an_hour(length: int) -> None:
+    bench, path = Bench(), FakePath()
+    lost = losses(bench, path, 20_000, length)
     pauses = [after - before for before, after in pairwise(lost)]
-    wanted = [*(1 << number for number in range(12)), *[3600] * 4]
-    assert len(pauses) == len(wanted)
-    for pause, least in zip(pauses, wanted, strict=True):
-        assert least <= pause <= least + 65, "there is a look once a minute"
-    assert way.told == 1
-    other = Way("192.0.2.3")
-    room.asked(other, 20_000)
-    assert other.judge is not None, "of another host nothing is known"
+    expected = [*(1 << number for number in range(12)), *[3600] * 4]
+    assert len(pauses) == len(expected)
+    for pause, least in zip(pauses, expected, strict=True):
+        assert least <= pause <= least + 65, "it is checked once a minute"
+    assert path.warnings == 1
+    other = FakePath("192.0.2.3")
+    bench.probe(other, 20_000)
+    assert other.tracks, "another host does not back off"
 
 
-def test_one_that_arrives_after_one_that_was_lost_makes_it_good() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    way.tried(Fate.LOST, 60_000, 0.1)
-    assert way.judge is None
-    room.ticks(1, 2)
-    way.tried(Fate.ARRIVED, 60_000, 2.1)
-    assert way.largest == 60_000
-    way.tried(Fate.LOST, 61_000, 2.2)
-    room.ticks(3, 4)
-    assert way.judge is not None, "it was an accident, again"
-    assert way.told == 0
+def test_the_pause_of_a_host_outlasts_the_state_of_its_path() -> None:
+    bench, path = Bench(), FakePath()
+    lost = int(losses(bench, path, 100)[-1])  # Another 64 seconds from here.
+    bench.ticks(100, lost + 59)
+    assert path.state() is State.BACKING_OFF
+    bench.ticks(lost + 60, lost + 60)
+    assert path.state() is State.IDLE
+    bench.probe(path, lost + 61)
+    bench.ticks(lost + 62, lost + 63)
+    assert not path.tracks
+    bench.ticks(lost + 64, lost + 64)
+    assert path.tracks
 
 
-def test_what_nothing_is_known_of_is_no_loss() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    way.tried(Fate.UNKNOWN, 60_000, 0.1)
-    assert way.judge is not None
-    way.tried(Fate.ARRIVED, 60_000, 0.2)
-    assert way.is_open
-    way.tried(Fate.UNKNOWN, 61_000, 0.3)
-    assert way.largest == 60_000
+def test_an_acknowledgement_after_a_loss_ends_the_backing_off() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    path.track(DeliveryResult.LOST, 60_000, 0.1)
+    assert (path.state(), path.tracks) == (State.BACKING_OFF, False)
+    bench.ticks(1, 2)
+    assert path.state() is State.AWAITING_ACK
+    path.track(DeliveryResult.ACKED, 60_000, 2.1)
+    assert path.gso.max_len == 60_000
+    path.track(DeliveryResult.LOST, 61_000, 2.2)
+    bench.ticks(3, 4)
+    assert path.tracks, "the first pause again"
+    assert path.warnings == 0
 
 
-def test_an_answer_needs_no_trial() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    judge = way.judge
-    assert judge is not None
-    room.it.answered(answer(way), way.host, 0.1)
-    largest = way.largest
-    assert largest > 1 << 15
-    assert way.judge is None
-    judge(Fate.ARRIVED, 5000, 0.2)
-    judge(Fate.UNKNOWN, 5000, 0.3)
-    assert way.largest == largest
-    assert way.judge is None
+def test_an_unknown_result_is_no_loss() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    path.track(DeliveryResult.UNKNOWN, 60_000, 0.1)
+    assert path.tracks
+    path.track(DeliveryResult.ACKED, 60_000, 0.2)
+    assert path.gso.enabled
+    path.track(DeliveryResult.UNKNOWN, 61_000, 0.3)
+    assert path.gso.max_len == 60_000
 
 
-def test_answers_are_not_believed_where_superframes_are_lost() -> None:
-    room, way = Room(), Way()
-    room.opened(way)
-    way.sent += 10
-    room.ticks(1, 1)
-    way.tried(Fate.LOST, 60_000, 1.3)
-    assert not way.is_open
-    room.it.answered(answer(way), way.host, 1.4)
-    assert not way.is_open
-    room.ticks(2, 3)
-    way.tried(Fate.ARRIVED, 60_000, 3.1)
-    assert way.largest == 60_000
-    room.it.release(way)
-    room.opened(way, 4.0)
+def test_a_reply_makes_tracking_superfluous() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    on_result = path.send_tracked(5000)
+    bench.reply(path, 0.1)
+    max_len = path.gso.max_len
+    assert max_len > 1 << 15
+    assert not path.tracks
+    on_result(DeliveryResult.ACKED, 5000, 0.2)
+    on_result(DeliveryResult.UNKNOWN, 5000, 0.3)
+    assert path.gso.max_len == max_len
+    assert not path.tracks
 
 
-def test_what_becomes_of_an_old_one_is_of_no_interest() -> None:
-    room, way = Room(), Way()
-    room.asked(way)
-    judge = way.judge
-    assert judge is not None
-    room.it.forget()
-    judge(Fate.ARRIVED, 5000, 0.1)
-    assert not way.is_open
-    room.asked(way, 0.2)
-    judge(Fate.LOST, 5000, 0.3)
-    room.it.release(way)
-    room.asked(way, 0.4)
-    assert way.judge is not None
+def test_replies_do_not_count_while_superframes_are_lost() -> None:
+    bench, path = Bench(), FakePath()
+    bench.enable(path)
+    path.sent += 10
+    bench.ticks(1, 1)
+    path.track(DeliveryResult.LOST, 60_000, 1.3)
+    assert path.state() is State.BACKING_OFF
+    bench.reply(path, 1.4)
+    assert path.state() is State.BACKING_OFF
+    bench.ticks(2, 3)
+    path.track(DeliveryResult.ACKED, 60_000, 3.1)
+    assert path.gso.max_len == 60_000
+    bench.prober.forget(path)
+    bench.enable(path, 4.0)
 
 
-def test_losses_of_so_many_hosts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "_FAILURES_MAX", 2)
-    room, hosts = Room(), ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+def test_an_acknowledgement_on_another_path_to_the_host_makes_replies_count_again() -> None:
+    bench, path, other = Bench(), FakePath(), FakePath()
+    for each in (path, other):
+        bench.probe(each)
+    path.track(DeliveryResult.LOST, 3000, 0.1)
+    bench.reply(path, 0.2)
+    assert path.state() is State.BACKING_OFF
+    other.track(DeliveryResult.ACKED, 3000, 0.3)
+    bench.reply(path, 0.4)
+    assert path.state() is State.ENABLED_BY_REPLY
+
+
+def test_results_of_an_earlier_probing_are_ignored() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    on_result = path.send_tracked(5000)
+    bench.prober.forget_all()
+    on_result(DeliveryResult.ACKED, 5000, 0.1)
+    assert path.state() is State.IDLE
+    bench.probe(path, 0.2)
+    on_result(DeliveryResult.LOST, 5000, 0.3)
+    assert path.state() is State.PROBING
+    bench.prober.forget(path)
+    bench.probe(path, 0.4)
+    assert path.tracks
+
+
+def test_paths_are_told_when_the_largest_length_changes() -> None:
+    bench, path = Bench(), FakePath()
+    bench.probe(path)
+    assert path.max_lens == []
+    path.track(DeliveryResult.ACKED, 3000, 0.1)
+    path.track(DeliveryResult.ACKED, 4000, 0.2)
+    bench.reply(path, 0.3)
+    bench.reply(path, 0.4)
+    bench.prober.on_send_failed(path, 0.5)
+    bench.prober.forget(path)
+    assert path.max_lens == [3000, 4000, SUPERFRAME_MAX, 0]
+
+
+def test_the_oldest_backoff_is_forgotten_beyond_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_module, "_BACKOFFS_MAX", 2)
+    bench, hosts = Bench(), ("192.0.2.1", "192.0.2.2", "192.0.2.3")
     for host in hosts:
-        way = Way(host)
-        room.asked(way)
-        way.tried(Fate.LOST, 60_000, 0.1)
-        room.it.release(way)
-    ways = [Way(host) for host in hosts]
-    for way in ways:
-        room.asked(way, 0.2)
-    assert [way.judge is not None for way in ways] == [True, False, False]
+        path = FakePath(host)
+        bench.probe(path)
+        path.track(DeliveryResult.LOST, 60_000, 0.1)
+        bench.prober.forget(path)
+    paths = [FakePath(host) for host in hosts]
+    for path in paths:
+        bench.probe(path, 0.2)
+    assert [path.tracks for path in paths] == [True, False, False]
+
+
+# --- any order of events ----------------------------------------------------------------------
+
+
+class ProberMachine(RuleBasedStateMachine):
+    """Events in any order, on three paths to two hosts, beside a model of what is confirmed."""
+
+    tracked = Bundle("tracked")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.bench = Bench()
+        self.prober = self.bench.prober
+        self.paths = [FakePath("192.0.2.2"), FakePath("192.0.2.2"), FakePath("192.0.2.3")]
+        # The model: when each path was confirmed last, and how long each host pauses, until when,
+        # after the loss of how many octets.
+        self.confirmed = dict.fromkeys(range(3), float("-inf"))
+        self.pauses: dict[str, tuple[float, float, int]] = {}
+
+    paths_of_machine = st.integers(0, 2)
+    lengths = st.sampled_from((1500, 64_000))
+    results = st.sampled_from(DeliveryResult)
+
+    @initialize()
+    def start(self) -> None:
+        self.probe()
+
+    @rule()
+    def probe(self) -> None:
+        for path in self.paths:
+            if path.state() is State.IDLE:
+                self.bench.probe(path, self.now)
+
+    @rule(number=paths_of_machine, egress=st.sampled_from((EGRESS, None)), forgotten=st.booleans())
+    def request(self, number: int, egress: int | None, forgotten: bool) -> None:
+        path = self.paths[number]
+        if path.state() is State.IDLE:
+            self.prober.request(path, 4789)
+            if forgotten:
+                self.prober.forget(path)
+            self.prober.on_resolved(path, egress, self.now)
+            assert not forgotten or path.state() is State.IDLE
+        else:
+            with pytest.raises(ImpossibleEventError):
+                self.prober.request(path, 4789)
+
+    @rule(number=paths_of_machine, arrived=st.sampled_from((SEGMENTED, SMALL, LARGE)))
+    def reply(self, number: int, arrived: int) -> None:
+        path = self.paths[number]
+        if path.requests:
+            self.bench.reply(path, self.now, arrived)
+            if arrived != SMALL and path.host not in self.pauses:
+                self.confirmed[number] = self.now
+
+    @rule(target=tracked, number=paths_of_machine, length=lengths)
+    def send(self, number: int, length: int) -> tuple[int, int, OnResult | None]:
+        path = self.paths[number]
+        if length > path.gso.track_above:
+            return number, length, path.send_tracked(length)
+        path.sent += length <= path.gso.max_len
+        return number, length, None
+
+    @rule(number=paths_of_machine, length=lengths, result=results)
+    def send_with_result(self, number: int, length: int, result: DeliveryResult) -> None:
+        self.result(self.send(number, length), result)
+
+    @rule(superframe=consumes(tracked), result=results)
+    def result(self, superframe: tuple[int, int, OnResult | None], result: DeliveryResult) -> None:
+        number, length, on_result = superframe
+        path = self.paths[number]
+        if on_result is None:
+            return
+        before = path.state()
+        warnings = sum(each.warnings for each in self.paths)
+        current = on_result is path.gso.on_result and before not in (State.IDLE, State.UNRESOLVED)
+        on_result(result, length, self.now)
+        if not current or before is State.UNAVAILABLE:
+            assert path.state() is before
+            return
+        pause, _, lost_len = self.pauses.get(path.host, (0.5, 0.0, 0))
+        if result is DeliveryResult.LOST:
+            assert path.state() is State.BACKING_OFF
+            assert not path.tracks
+            pause = min(2 * pause, 3600.0)
+            self.pauses[path.host] = pause, self.now + pause, length
+            assert sum(each.warnings for each in self.paths) - warnings == (pause == 2.0)
+        elif result is DeliveryResult.ACKED:
+            assert path.gso.enabled
+            assert path.gso.max_len >= length or before is State.ENABLED_BY_REPLY
+            self.confirmed[number] = self.now
+            if length >= lost_len:
+                self.pauses.pop(path.host, None)
+
+    @rule(number=paths_of_machine)
+    def fail(self, number: int) -> None:
+        path = self.paths[number]
+        enabled = path.gso.enabled
+        self.prober.on_send_failed(path, self.now)
+        assert not path.gso.enabled
+        assert not enabled or path.state() is State.UNAVAILABLE
+
+    @rule(seconds=st.sampled_from((0.0, 1.0, 1.0, 1.0, 5.0, 20.0, 60.0, 4000.0)))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.prober.tick(self.now)
+        for number, path in enumerate(self.paths):
+            lifetime = 20.0 if path.state() is State.ENABLED_BY_REPLY else 5.0
+            assert not path.gso.enabled or self.now < self.confirmed[number] + lifetime
+            _, until, _ = self.pauses.get(path.host, (0.0, 0.0, 0))
+            assert path.state() is not State.BACKING_OFF or self.now < until
+            assert path.state() is not State.AWAITING_ACK or path.tracks or self.now < until
+
+    @rule(numbers=st.sampled_from(((0,), (1,), (2,), (0, 1, 2))))
+    def forget(self, numbers: Sequence[int]) -> None:
+        if len(numbers) == len(self.paths):
+            self.prober.forget_all()
+        for number in numbers:
+            self.prober.forget(self.paths[number])
+            assert self.paths[number].state() is State.IDLE
+
+    @invariant()
+    def enabled_only_after_a_confirmation(self) -> None:
+        for number, path in enumerate(self.paths):
+            assert (path.gso.max_len > 0) == path.gso.enabled == (path.state() in ENABLED)
+            assert not path.gso.enabled or self.confirmed[number] > float("-inf")
+
+    @invariant()
+    def nothing_is_tracked_where_nothing_may_be_sent(self) -> None:
+        silent = (State.IDLE, State.UNRESOLVED, State.UNAVAILABLE, State.BACKING_OFF)
+        for path in self.paths:
+            assert not path.tracks or path.state() not in silent
+
+
+TestAnyOrderOfEvents = ProberMachine.TestCase
+TestAnyOrderOfEvents.settings = settings(BASIC, max_examples=250, stateful_step_count=50)

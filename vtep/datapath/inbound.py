@@ -18,6 +18,7 @@ from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.split import Splitter
 from vtep.switch import Segment, Switch
 from vtep.tap import Tap
+from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.underlay import Received, receive
 from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire.flow import superframe_likeness
@@ -39,6 +40,7 @@ class Exit(NamedTuple):
 
     tap: Tap
     fit: Fit
+    tracker: AckTracker
     counters: Counters
     segment: Segment
     turn: Callable[[], None]
@@ -71,12 +73,20 @@ class Inbound:
         # Whether there was one datagram the last time: then what answers it is not to wait, either.
         self._lone = False
 
-    def attach(self, segment: Segment, tap: Tap, fit: Fit, turn: Callable[[], None]) -> None:
+    def attach(
+        self,
+        segment: Segment,
+        tap: Tap,
+        fit: Fit,
+        tracker: AckTracker,
+        turn: Callable[[], None],
+    ) -> None:
         """Deliver the frames of a segment to this TAP from now on.
 
-        `turn` sends what has been written to the TAP by somebody else.
+        `tracker` is shown them while it is active. `turn` sends what has been written to the TAP by
+        somebody else.
         """
-        self._exits[segment] = Exit(tap, fit, segment.counters, segment, turn)
+        self._exits[segment] = Exit(tap, fit, tracker, segment.counters, segment, turn)
         self._switch.segments[segment.vni] = segment
         if not tap.uso:
             self._coarse.add(segment)
@@ -305,8 +315,8 @@ class Inbound:
 
         Returns: False if the kernel refused it because of its virtio header.
         """
-        if leave.fit.trial is not None:
-            leave.fit.hear(frame, now)
+        if leave.tracker.active:
+            leave.tracker.on_received(frame, now)
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:
             count, octets = frames_of(octets, header)

@@ -25,8 +25,9 @@ from vtep.offload.split import (
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment
 from vtep.tap import Tap
-from vtep.tunnel_gso.encoder import goes_whole
-from vtep.tunnel_gso.path import WholeWay
+from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.tunnel_gso.encoder import gso_eligible
+from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.underlay import FLOW_BITS, POOL_MAX
 from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
@@ -88,6 +89,7 @@ class Outbound:
         segment: Segment,
         paths: Paths,
         fit: Fit,
+        tracker: AckTracker,
         arena: Arena,
         lost: Callable[[OSError], None],
     ) -> None:
@@ -95,6 +97,7 @@ class Outbound:
         self._segment = segment
         self._paths = paths
         self._fit = fit
+        self._tracker = tracker
         self._lost = lost
         self._arena = arena
         self._virtio = bytearray(virtio.HEADER_LEN)
@@ -105,8 +108,9 @@ class Outbound:
         self._lone = False
         # The length of a frame that has been read already, and is the next one.
         self._ahead = 0
-        # The flow of the last superframe that left whole, and whether that before was of it, too.
-        self._whole_flow, self._goes_on = -1, False
+        # The flow of the last superframe sent with tunnel GSO, and whether the one before that was
+        # of the same flow.
+        self._tunnel_gso_flow, self._flow_repeats = -1, False
         # Ports of one remote are as many as hash values that are told apart: see Path.
         self._slots = POOL_MAX - 1
         self._header = segment.header
@@ -134,7 +138,7 @@ class Outbound:
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
         # What is longer is looked at: every frame where somebody wants to see them all.
-        frame_max = 0 if segment.attentive or self._fit.trial else self._fit.oversize.limit
+        frame_max = 0 if segment.attentive or self._tracker.active else self._fit.oversize.limit
         remotes: Sequence[Remote] = ()
         # A run of frames of one size and flow lies between the first two, unless it is empty. Its
         # checksums are finished when it is sent, which is less work for all than for each.
@@ -269,7 +273,8 @@ class Outbound:
             return 0
         if not self._mend(frame, gso):
             return 0
-        self._fit.watch(frame, now)
+        if self._tracker.active:
+            self._tracker.on_sent(frame, now)
         return len(self._inspect(frame, now))
 
     def _inspect(self, frame: memoryview, now: float) -> memoryview:
@@ -340,11 +345,14 @@ class Outbound:
             if not frame:
                 return 0
         splitter = self._arena.splitter
-        self._fit.watch(frame, now)
+        if self._tracker.active:
+            self._tracker.on_sent(frame, now)
         try:
-            if self._paths.whole and (way := self._whole(frame, gso, now)) is not None:
-                # One that was alone among others has hardly any like it behind it.
-                return self._follow_whole(way, frame, gso, most) if self._goes_on else 0
+            path = self._send_tunnel_gso(frame, gso, now) if self._paths.tunnel_gso else None
+            if path is not None:
+                # A superframe between those of other flows is hardly the first one of a run.
+                repeats = self._flow_repeats
+                return self._extend_tunnel_gso_run(path, frame, gso, most) if repeats else 0
             if not splitter.count or not splitter.extend(frame, gso):
                 self._finish(now)
                 splitter.prefix = self._header
@@ -360,55 +368,59 @@ class Outbound:
             self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
         return 0
 
-    def _whole(self, frame: memoryview, gso: virtio.Header, now: float) -> WholeWay | None:
-        """Send a superframe as it is, if that goes; by which way. Raises SplitError."""
-        segment = self._segment
-        remote = segment.only_destination(frame)
+    def _send_tunnel_gso(
+        self, frame: memoryview, gso: virtio.Header, now: float
+    ) -> TunnelGsoPath | None:
+        """Send a superframe with tunnel GSO if its remote and its form allow it.
+
+        Returns: the path that it was sent on; None if it has to be segmented here.
+        Raises: SplitError.
+        """
+        remote = self._segment.only_destination(frame)
         if remote is None or remote.vni is not None:
             return None
-        way = self._paths.whole_way(remote)
-        if way is None:
-            return None
-        fit, larger, judge_of_it = self._fit, len(frame) > way.largest, way.judge
-        if fit.trial is not None or not (larger or way.any_size):
-            judge_of_it = None
-        if larger and judge_of_it is None:
+        path, fit, length = self._paths.tunnel_gso_path(remote), self._fit, len(frame)
+        track = length > path.gso.track_above and not self._tracker.active
+        if not track and length > path.gso.max_len:
             return None
         cut = judge(frame, gso)
         if (
-            not goes_whole(len(frame), cut, gso)
+            not gso_eligible(length, cut, gso)
             or cut.head_len + cut.size > fit.oversize.limit
             or not fit.sizes_out.are_full(frame, cut)
         ):
             return None
         self._finish(now)
         flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
-        if self._waiting or not way.send(self._header, frame, cut, gso, flow, now):
+        if self._waiting or not path.send(self._header, frame, cut, gso, flow, now):
             return None
-        if judge_of_it is not None:
-            fit.try_whole(frame, cut, judge_of_it, now)
-            way.judge = None
-        self._count_whole(frame, len(frame), cut, 1)
-        self._goes_on, self._whole_flow = flow == self._whole_flow, flow
-        return way
+        if track:
+            self._tracker.start(frame, cut, path.gso.take_result(), now)
+        self._count_tunnel_gso(frame, length, cut, 1)
+        self._flow_repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
+        return path
 
-    def _count_whole(self, head: Buffer, octets: int, cut: Cut, superframes: int) -> None:
-        """Count superframes of so many octets each that have left whole, and begin with `head`."""
+    def _count_tunnel_gso(self, head: Buffer, octets: int, cut: Cut, superframes: int) -> None:
+        """Count superframes of so many octets each, which begin with `head`, as sent."""
         counters, count = self._segment.counters, cut.segments * superframes
         self._segment.destinations(head, count)
         counters.tx_superframes += superframes
-        counters.tx_whole += superframes
+        counters.tx_tunnel_gso += superframes
         counters.tx_frames += count
         counters.tx_datagrams += count
         counters.tx_bytes += octets * superframes + (count - superframes) * cut.head_len
 
-    def _follow_whole(self, way: WholeWay, frame: memoryview, gso: virtio.Header, most: int) -> int:
-        """Send on by the same way while superframes are like this one, which has left by it.
+    def _extend_tunnel_gso_run(
+        self, path: TunnelGsoPath, frame: memoryview, gso: virtio.Header, most: int
+    ) -> int:
+        """Send following superframes without parsing them while they match this one, just sent.
 
-        At most `most`; how many they are. As in `_follow`, one that is not is read ahead, and so is
-        one that found no room.
+        One that does not match is read ahead, as in `_follow`, and so is one that was not sent.
+
+        Returns: how many were sent, at most `most`.
         """
-        alike = None if self._segment.attentive or self._fit.trial else superframe_likeness(frame)
+        tracking = self._tracker.active
+        alike = None if self._segment.attentive or tracking else superframe_likeness(frame)
         if alike is None:
             return 0
         cut, head = judge(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
@@ -424,7 +436,7 @@ class Outbound:
                     got != octets
                     or unpack(buffer) != parts
                     or meta != said
-                    or not way.send_again(header, frame)
+                    or not path.send_next(header, frame)
                 ):
                     self._ahead = got - virtio.HEADER_LEN
                     break
@@ -432,7 +444,7 @@ class Outbound:
         except OSError:  # As in `_follow`.
             pass
         if count:
-            self._count_whole(head, len(frame), cut, count)
+            self._count_tunnel_gso(head, len(frame), cut, count)
         return count
 
     def send_requests(self, now: float) -> None:

@@ -693,7 +693,7 @@ _NEEDS = {
     "uso": "the TAP takes no UDP superframes, for which the kernel must be 6.2 or newer",
     "gso": "UDP_SEGMENT needs kernel 4.18 or newer",
     "gro": "UDP_GRO needs kernel 5.0 or newer",
-    "tnl": "superframes leave whole only with tso, kernel 6.17 or newer, and CAP_BPF",
+    "tnl": "tunnel GSO needs tso, kernel 6.17 or newer, and CAP_BPF",
 }
 
 

@@ -3,9 +3,7 @@
 from vtep.counters import Counters
 from vtep.mtu.mss import MssClamp
 from vtep.mtu.oversize import Oversize
-from vtep.offload.headers import Cut
 from vtep.offload.partial import SegmentSizes, is_partial
-from vtep.tunnel_gso.ack_tracker import Judge, Trial
 from vtep.wire import ip as inet
 
 
@@ -24,8 +22,6 @@ class Fit:
         self.sizes_out = SegmentSizes(mtu)
         """Of what leaves for it."""
         self.oversize = Oversize(prefix, counters, mtu)
-        self.trial: Trial | None = None
-        """To be shown what leaves, and what arrives, until it is over."""
         self.set_mss_clamp(mss_clamp)
 
     @property
@@ -44,26 +40,6 @@ class Fit:
         fixed = mss_clamp if isinstance(mss_clamp, int) else None
         off = mss_clamp == "off"
         self._clamp = None if off else MssClamp(self._counters, self._mtu, fixed)
-
-    def try_whole(self, frame: memoryview, cut: Cut, judge: Judge, now: float) -> None:
-        """Find out what becomes of a superframe that leaves whole; as `Trial` has it."""
-        self.trial = Trial(frame, cut, judge, now)
-
-    def watch(self, frame: memoryview, now: float) -> None:
-        """Look at a frame or superframe that leaves, if there is a trial."""
-        if self.trial is not None:
-            self.trial.leaving(frame, now)
-            self._settle()
-
-    def hear(self, frame: memoryview, now: float) -> None:
-        """Look at a frame or superframe that arrives, if there is a trial."""
-        if self.trial is not None:
-            self.trial.arriving(frame, now)
-            self._settle()
-
-    def _settle(self) -> None:
-        if self.trial is not None and self.trial.is_over:
-            self.trial = None
 
     def leaving(self, frame: memoryview) -> None:
         """Clamp a SYN that leaves for the underlay, and learn from it.

@@ -1,9 +1,17 @@
-"""Whether a superframe that left whole has arrived: its receiver says so, by acknowledging it.
+"""Find out from TCP whether a superframe that was sent with tunnel GSO was delivered.
 
-So nobody at the remote needs to know of us. What is lost is only that one superframe, if it is, and
-whoever sent it sends it again, in pieces. Those would be acknowledged, too: from then on nothing is
-to be learned any more. Where others were lost before it, those are sent again first, and there may
-be no end of that: so it is taken for lost, too, if there is no acknowledgement in a second.
+The inner TCP connection tells, so that the remote needs no support for this:
+
+- An acknowledgement of the whole superframe proves its delivery.
+- A retransmission of any part of it counts as a loss. An acknowledgement that follows proves
+  nothing, since it may belong to the retransmission, which pyvtep segments.
+
+So the first of the two decides. A loss costs one superframe, which TCP repairs by itself (RFC 9293,
+section 3.8.1; RFC 5681, section 3.2).
+
+Data that was sent before the superframe may have been lost as well. TCP retransmits that first,
+which can take long (RFC 6582), and meanwhile neither of the two occurs. So after a second the
+superframe counts as lost if older data was retransmitted. Otherwise the result is unknown.
 """
 
 from collections.abc import Callable
@@ -15,88 +23,116 @@ from vtep.offload.headers import Cut
 from vtep.wire import Buffer
 from vtep.wire import ip as inet
 
-_LIFE = 1.0
-"""Seconds after which nothing more will be learned of it."""
+_DEADLINE_S = 1.0
+"""Seconds after which there is a result in any case: five times the shortest retransmission timeout
+of Linux (TCP_RTO_MIN, 200 ms)."""
 
-_WRAP = 1 << 32
+_SEQUENCE_SPACE = 1 << 32
 _NUMBERS = Struct("!II")
-_PORTS_LEN = 4
 _NUMBERS_AT = 4
-"""Where the sequence and the acknowledgement number are in a TCP header."""
+"""Offset of the sequence number and the acknowledgement number in a TCP header."""
+_PORTS_LEN = 4
 
 
-class Fate(Enum):
-    """What has become of a superframe that left whole."""
+class DeliveryResult(Enum):
+    """The outcome for a superframe that was sent with tunnel GSO."""
 
-    ARRIVED = auto()
+    ACKED = auto()
+    """Its receiver acknowledged all of it."""
     LOST = auto()
+    """Its sender retransmitted a part of it, or older data for the whole second."""
     UNKNOWN = auto()
-    """As where the connection ended."""
+    """Neither happened in time, or the connection was reset."""
 
 
-Judge: TypeAlias = Callable[[Fate, int, float], None]
-"""Told what has become of a superframe, how many octets it had, and when that was known."""
+OnResult: TypeAlias = Callable[[DeliveryResult, int, float], None]
+"""Receives the result, the octets of the superframe, and the time at which the result is known."""
 
 
-class Trial:
-    """One superframe of TCP, cut so, without IP options or extension headers, that leaves at `now`.
+class AckTracker:
+    """Tracks the delivery of one superframe at a time, among the frames of one TAP.
 
-    `judge` is told once.
+    While it is `active`, every frame that is sent is to be passed to `on_sent`, and every frame
+    that is received to `on_received`. The result goes to the callback given to `start`, once.
     """
 
-    def __init__(self, frame: Buffer, cut: Cut, judge: Judge, now: float) -> None:
+    def __init__(self) -> None:
+        self.active = False
+        """Whether a superframe is being tracked. Callers read it for every frame, which a plain
+        attribute makes cheap; nothing but this class writes it."""
+        self._flow = self._reverse_flow = b""
+        self._sequence = self._payload_len = self._frame_len = 0
+        self._deadline = 0.0
+        self._older_retransmitted = False
+        self._on_result: OnResult = _ignore
+
+    def start(self, frame: Buffer, cut: Cut, on_result: OnResult, now: float) -> None:
+        """Track a TCP superframe that was sent at `now`, in place of any tracked before.
+
+        `frame` has neither IP options nor extension headers, and `cut` is how it is segmented.
+        """
         where = cut.where
-        self._there = _flow(frame, where)
-        half = (len(self._there) - _PORTS_LEN) // 2
-        ports = self._there[-_PORTS_LEN:]
-        back = self._there[half : 2 * half] + self._there[:half]
-        self._back = back + ports[2:] + ports[:2]
-        self._first, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        self._octets = where.length - cut.transport_len
-        self._len = len(frame)
-        self._judge = judge
-        self._until = now + _LIFE
-        self._older = False  # Whether something from before it was sent again.
-        self.is_over = False
+        flow = self._flow = _flow(frame, where)
+        half = (len(flow) - _PORTS_LEN) // 2
+        addresses, ports = flow[half:-_PORTS_LEN] + flow[:half], flow[-_PORTS_LEN:]
+        self._reverse_flow = addresses + ports[2:] + ports[:2]
+        self._sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
+        self._payload_len = where.length - cut.transport_len
+        self._frame_len = len(frame)
+        self._deadline = now + _DEADLINE_S
+        self._older_retransmitted = False
+        self._on_result = on_result
+        self.active = True
 
-    def _end(self, fate: Fate, now: float) -> None:
-        if not self.is_over:
-            self.is_over = True
-            self._judge(fate, self._len, now)
+    def _finish(self, result: DeliveryResult, now: float) -> None:
+        if self.active:
+            # First, since the callback may lead to another `start`.
+            self.active = False
+            self._on_result(result, self._frame_len, now)
 
-    def leaving(self, frame: Buffer, now: float) -> None:
-        """Look at a frame or superframe, of at least 14 octets, that leaves after it.
+    def on_sent(self, frame: Buffer, now: float) -> None:
+        """Look for a retransmission in a frame or superframe, of at least 14 octets.
 
-        Each is to be shown, until it is over, but for those that leave in the same turn: what has
-        been lost takes a way back at least to be sent again.
+        Frames that are sent in the same turn as the superframe may be left out: a retransmission
+        follows its loss by a round trip at least.
         """
         where = inet.transport(frame)
-        if where is not None and where.protocol == inet.TCP and _flow(frame, where) == self._there:
+        if where is not None and where.protocol == inet.TCP and _flow(frame, where) == self._flow:
             sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-            octets = where.length - inet.tcp_header_len(frame, where)
-            before = (self._first - sequence) % _WRAP
-            if (sequence - self._first) % _WRAP < self._octets or before < octets:
-                self._end(Fate.LOST, now)
-            elif octets and before < _WRAP // 2:
-                self._older = True
-        if now > self._until:
-            self._end(Fate.LOST if self._older else Fate.UNKNOWN, now)
+            payload_len = where.length - inet.tcp_header_len(frame, where)
+            # Sequence numbers wrap around: they compare by their distance (RFC 9293, section 3.4).
+            behind = (self._sequence - sequence) % _SEQUENCE_SPACE
+            begins_inside = (sequence - self._sequence) % _SEQUENCE_SPACE < self._payload_len
+            if begins_inside or behind < payload_len:
+                self._finish(DeliveryResult.LOST, now)
+            elif payload_len and behind < _SEQUENCE_SPACE // 2:
+                self._older_retransmitted = True
+        if now > self._deadline:
+            lost = self._older_retransmitted
+            self._finish(DeliveryResult.LOST if lost else DeliveryResult.UNKNOWN, now)
 
-    def arriving(self, frame: Buffer, now: float) -> None:
-        """Look at a frame, of at least 14 octets, from the underlay; some may be left out."""
+    def on_received(self, frame: Buffer, now: float) -> None:
+        """Look for an acknowledgement in a frame, of at least 14 octets, from the underlay.
+
+        Frames may be left out: acknowledgements are cumulative.
+        """
         where = inet.transport(frame)
-        if where is None or where.protocol != inet.TCP or _flow(frame, where) != self._back:
+        if where is None or where.protocol != inet.TCP or _flow(frame, where) != self._reverse_flow:
             return
         flags = frame[where.offset + inet.TCP_FLAGS]
         _, acknowledged = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        beyond = (acknowledged - self._first) % _WRAP
-        if flags & inet.TCP_FLAG_ACK and self._octets <= beyond < _WRAP // 2:
-            self._end(Fate.ARRIVED, now)
+        distance = (acknowledged - self._sequence) % _SEQUENCE_SPACE
+        if flags & inet.TCP_FLAG_ACK and self._payload_len <= distance < _SEQUENCE_SPACE // 2:
+            self._finish(DeliveryResult.ACKED, now)
         elif flags & inet.TCP_FLAG_RST:
-            self._end(Fate.UNKNOWN, now)
+            self._finish(DeliveryResult.UNKNOWN, now)
 
 
 def _flow(frame: Buffer, where: inet.Transport) -> bytes:
-    """Addresses and ports."""
+    """Return the addresses and ports of a frame, source before destination."""
     ports = frame[where.offset : where.offset + _PORTS_LEN]
     return bytes(inet.addresses(frame, where)) + bytes(ports)
+
+
+def _ignore(_result: DeliveryResult, _frame_len: int, _now: float) -> None:
+    pass

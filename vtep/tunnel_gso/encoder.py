@@ -1,13 +1,23 @@
-"""Superframes that leave whole: the headers in front of them, for somebody else to cut them.
+"""Encode the headers in front of a superframe that is sent with tunnel GSO.
 
-Since Linux 6.17, who writes to a TAP device can describe a superframe that is inside a UDP tunnel:
-its virtio header then also says where the tunnel's headers are (VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO;
-the kernel's include/linux/virtio_net.h, `virtio_net_hdr_tnl_to_skb`). Whoever has to, cuts it: at
-best a network card, or nobody, where all of the way is in the memory of one machine.
+Since Linux 6.17 a TAP device accepts a superframe inside a UDP tunnel: its virtio header then also
+holds the offsets of the outer UDP header and of the inner IP header
+(VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO; struct virtio_net_hdr_v1_hash_tunnel in the kernel's
+include/uapi/linux/virtio_net.h, read by virtio_net_hdr_tnl_to_skb() in include/linux/virtio_net.h).
+The segmentation is left to a NIC, or to the receiver where the whole path is in the memory of one
+machine.
 
-What is in front of a superframe is a virtio header of 24 octets, an Ethernet header, whose
-addresses the kernel replaces, and those of IP and UDP. Checksums of UDP, outside and inside, are
-partial, as for a card.
+A packet for that device consists of::
+
+    virtio header   24 octets
+    Ethernet        14 octets; the kernel replaces the addresses
+    IPv4 or IPv6    20 or 40 octets
+    UDP             8 octets
+    prefix          the VXLAN header, written by the caller
+    superframe      the inner Ethernet frame, up to 64 KiB
+
+The UDP checksum and the inner TCP checksum are partial: they hold the sum of the pseudo-header, and
+segmentation completes them (CHECKSUM_PARTIAL in the kernel's include/linux/skbuff.h).
 """
 
 from ipaddress import IPv4Address, IPv6Address
@@ -21,40 +31,43 @@ from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
 _VIRTIO = Struct("=BBHHHHHIHH")
-"""struct virtio_net_hdr_v1_hash: as the short header, then buffers, and a hash that is none."""
+"""struct virtio_net_hdr_v1_hash: flags, GSO type, header length, segment size, checksum start,
+checksum offset, number of buffers, hash value, hash report, padding. The last four are 0."""
 
 _OFFSETS = Struct("<HH")
-"""What struct virtio_net_hdr_v1_hash_tunnel has besides: where the outer UDP header is, and the
-inner IP header."""
+"""The two fields that struct virtio_net_hdr_v1_hash_tunnel adds: offsets of the outer UDP header
+and of the inner IP header."""
 
 VIRTIO_LEN = _VIRTIO.size + _OFFSETS.size
 
+# VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM and VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 and _IPV6.
 _FLAG_TUNNEL_CSUM = 8
 _GSO_TUNNEL = {4: 0x20, 6: 0x40}
 
-_TYPES = {4: ethernet.TYPE_IPV4, 6: ethernet.TYPE_IPV6}
+_ETHERTYPES = {4: ethernet.TYPE_IPV4, 6: ethernet.TYPE_IPV6}
 _LENGTH_MAX = 0xFFFF
+"""The largest value of a length field of IPv4, IPv6 and UDP."""
 
-OCTETS_MAX = _LENGTH_MAX
-"""More than a superframe may have that leaves whole."""
+SUPERFRAME_MAX = _LENGTH_MAX
+"""Upper bound on the octets of a superframe with tunnel GSO: outer headers come on top of it."""
 
 _DF = 0x4000
 _FIELD = Struct("!H")
-_LENGTH_AND_ID = Struct("!HH")
+_TWO_FIELDS = Struct("!HH")
 
 
 @frozen
-class Outside:
-    """What the outer headers of a flow say: addresses, ports, TOS or traffic class, TTL or hop
-    limit, flow label, DF, and whether there is a UDP checksum.
+class OuterHeader:
+    """The fields of the outer headers that are the same for all superframes of one flow.
 
-    `number` is the first identification, of IPv4. `entrance` is the MAC of the TAP device, and
-    `device` a number for who takes the frame there: it is in the first four octets of the source
-    MAC.
+    `tos` is the TOS octet or traffic class, `ttl` the TTL or hop limit, `checksum` tells whether
+    there is a UDP checksum, `first_id` is the IPv4 identification of the first segment. `dst_mac`
+    is the address of the TAP device, and `egress` the index of the egress device: the program at
+    the TAP device reads it from the first four octets of the source MAC (see `.device`).
     """
 
-    entrance: bytes
-    device: int
+    dst_mac: bytes
+    egress: int
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
     source_port: int
@@ -64,93 +77,107 @@ class Outside:
     flowlabel: int
     df: bool
     checksum: bool
-    number: int = 0
+    first_id: int = 0
 
 
-class Heads:
-    """Writes what is in front of the superframes of one flow."""
+class OuterHeaderWriter:
+    """Writes the headers in front of the superframes of one flow, into a buffer of its own.
 
-    def __init__(self, outside: Outside) -> None:
-        version = outside.source.version
+    Most fields do not change within a flow. They are written once, so that each superframe costs
+    only those that depend on its length.
+    """
+
+    def __init__(self, header: OuterHeader) -> None:
+        version = header.source.version
         ip = self._ip = VIRTIO_LEN + ethernet.HEADER_LEN
         udp = self._udp = ip + inet.IP_HEADER_MIN[version]
-        head = self._head = bytearray(udp + inet.UDP_HEADER_LEN)
-        to = VIRTIO_LEN + len(outside.entrance)
-        head[VIRTIO_LEN:to] = outside.entrance
-        head[to : to + 4] = outside.device.to_bytes(4, "big")
-        head[ip - 2 : ip] = _TYPES[version].to_bytes(2, "big")
+        buffer = self._buffer = bytearray(udp + inet.UDP_HEADER_LEN)
+        source_mac = VIRTIO_LEN + len(header.dst_mac)
+        buffer[VIRTIO_LEN:source_mac] = header.dst_mac
+        buffer[source_mac : source_mac + 4] = header.egress.to_bytes(4, "big")
+        buffer[ip - 2 : ip] = _ETHERTYPES[version].to_bytes(2, "big")
         if version == 4:
-            head[ip] = 0x45
-            head[ip + 1] = outside.tos
-            _FIELD.pack_into(head, ip + 6, _DF if outside.df else 0)
-            head[ip + 8 : ip + 10] = outside.ttl, inet.UDP
+            buffer[ip] = 0x45
+            buffer[ip + 1] = header.tos
+            _FIELD.pack_into(buffer, ip + 6, _DF if header.df else 0)
+            buffer[ip + 8 : ip + 10] = header.ttl, inet.UDP
         else:
-            first = 6 << 28 | outside.tos << 20 | outside.flowlabel
-            head[ip : ip + 4] = first.to_bytes(4, "big")
-            head[ip + 6 : ip + 8] = inet.UDP, outside.ttl
-        addresses = outside.source.packed + outside.destination.packed
-        head[udp - len(addresses) : udp] = addresses
-        _LENGTH_AND_ID.pack_into(head, udp, outside.source_port, outside.port)
+            first_word = 6 << 28 | header.tos << 20 | header.flowlabel
+            buffer[ip : ip + 4] = first_word.to_bytes(4, "big")
+            buffer[ip + 6 : ip + 8] = inet.UDP, header.ttl
+        addresses = header.source.packed + header.destination.packed
+        buffer[udp - len(addresses) : udp] = addresses
+        _TWO_FIELDS.pack_into(buffer, udp, header.source_port, header.port)
         self._version = version
-        self._room = _LENGTH_MAX - inet.UDP_HEADER_LEN
+        self._payload_max = _LENGTH_MAX - inet.UDP_HEADER_LEN
         if version == 4:
-            self._room -= inet.IP_HEADER_MIN[4]
-        self._before = len(head) - VIRTIO_LEN
-        self._gso = _GSO_TUNNEL[version]
-        self._sum = int.from_bytes(head[ip:udp])  # Of an IPv4 header, before its length and id.
+            self._payload_max -= inet.IP_HEADER_MIN[4]
+        self._outer_len = len(buffer) - VIRTIO_LEN
+        self._outer_udp = udp - VIRTIO_LEN
+        self._gso_tunnel = _GSO_TUNNEL[version]
+        # The sum of the IPv4 header without the two fields that vary, length and identification.
+        self._ip_sum = int.from_bytes(buffer[ip:udp])
         self._flags = virtio.FLAG_NEEDS_CSUM
-        self._pseudo = 0
-        if outside.checksum:
+        self._pseudo_sum = 0
+        if header.checksum:
             self._flags |= _FLAG_TUNNEL_CSUM
-            self._pseudo = int.from_bytes(addresses) + inet.UDP
-        self._id = outside.number
-        self._outer = udp - VIRTIO_LEN
-        self._total = self._segments = 0
+            self._pseudo_sum = int.from_bytes(addresses) + inet.UDP
+        self._next_id = header.first_id
+        self._ip_len = self._segments = 0
 
     def write(self, cut: Cut, prefix_len: int, length: int, gso: virtio.Header) -> bytearray | None:
-        """What goes before a superframe of TCP and the `prefix_len` octets between; None if both
-        are too long.
+        """Write the headers for a superframe of `length` octets behind a prefix.
 
-        `gso` is the virtio header with which the frame of `length` octets came, and `cut` how it is
-        to be cut. What is given is used again by the next call.
+        `gso` is the virtio header that the TAP delivered with the superframe, and `cut` how it is
+        to be segmented. `gso_eligible` must hold for them.
+
+        Returns: the buffer, which the next call overwrites; None if no length field can hold the
+        superframe and the prefix of `prefix_len` octets.
         """
-        head, where = self._head, cut.where
+        buffer, where = self._buffer, cut.where
         payload = prefix_len + length
-        if payload > self._room:
+        if payload > self._payload_max:
             return None
-        frame = self._before + prefix_len
-        transport = frame + where.offset
+        inner = self._outer_len + prefix_len
+        transport = inner + where.offset
         _VIRTIO.pack_into(
-            *(head, 0, self._flags, gso.gso_type | self._gso, frame + cut.head_len, cut.size),
-            *(transport, inet.CHECKSUM_OFFSET[inet.TCP], 0, 0, 0, 0),
+            *(buffer, 0, self._flags, gso.gso_type | self._gso_tunnel, inner + cut.head_len),
+            *(cut.size, transport, inet.CHECKSUM_OFFSET[inet.TCP], 0, 0, 0, 0),
         )
-        _OFFSETS.pack_into(head, _VIRTIO.size, self._outer, frame + where.ip_offset)
+        _OFFSETS.pack_into(buffer, _VIRTIO.size, self._outer_udp, inner + where.ip_offset)
         ip, udp = self._ip, self._udp
         datagram = payload + inet.UDP_HEADER_LEN
         if self._version == 6:
-            _FIELD.pack_into(head, ip + 4, datagram)
-        _FIELD.pack_into(head, udp + 4, datagram)
-        if self._pseudo:
-            _FIELD.pack_into(head, udp + 6, checksum.fold(self._pseudo + datagram))
-        self._total, self._segments = datagram + inet.IP_HEADER_MIN[4], cut.segments
-        return self.write_again()
+            _FIELD.pack_into(buffer, ip + 4, datagram)
+        _FIELD.pack_into(buffer, udp + 4, datagram)
+        if self._pseudo_sum:
+            _FIELD.pack_into(buffer, udp + 6, checksum.fold(self._pseudo_sum + datagram))
+        self._ip_len, self._segments = datagram + inet.IP_HEADER_MIN[4], cut.segments
+        return self.write_next()
 
-    def write_again(self) -> bytearray:
-        """What goes before one more that is to be cut as the last one was, and is as long."""
+    def write_next(self) -> bytearray:
+        """Write the headers for one more superframe with the `cut` and length of the last one.
+
+        Returns: the buffer, which the next call overwrites.
+        """
         if self._version == 4:
-            ip, total, number = self._ip, self._total, self._id
-            self._id = number + self._segments & 0xFFFF
-            _LENGTH_AND_ID.pack_into(self._head, ip + 2, total, number)
-            value = checksum.fold(self._sum + total + number) ^ 0xFFFF
-            _FIELD.pack_into(self._head, ip + 10, value)
-        return self._head
+            ip, length, first_id = self._ip, self._ip_len, self._next_id
+            # Segmentation counts the identification on from segment to segment (inet_gso_segment()
+            # in net/ipv4/af_inet.c), so the next superframe has to begin behind the last segment.
+            # Otherwise fragments of different datagrams could share one (RFC 6864, section 4).
+            self._next_id = first_id + self._segments & 0xFFFF
+            _TWO_FIELDS.pack_into(self._buffer, ip + 2, length, first_id)
+            value = checksum.fold(self._ip_sum + length + first_id) ^ 0xFFFF
+            _FIELD.pack_into(self._buffer, ip + 10, value)
+        return self._buffer
 
 
-def goes_whole(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
-    """Whether the kernel takes a superframe, cut so, as one that is inside a tunnel.
+def gso_eligible(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
+    """Return whether the kernel accepts a superframe of this form inside a tunnel.
 
-    It is to be plain TCP whose checksum is partial, as the kernel and guests with a virtio card
-    make them; whatever else there may be is cut here.
+    It has to be untagged TCP without IP options, extension headers or padding, and with a partial
+    checksum. That is what Linux and virtio NICs send where there is no VLAN. pyvtep segments
+    superframes of all other forms itself.
     """
     where = cut.where
     ip_header = where.offset - where.ip_offset
@@ -166,11 +193,13 @@ def goes_whole(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
     )
 
 
-class Question(NamedTuple):
-    """A superframe without an Ethernet header, for asking whether such pass.
+class ProbePacket(NamedTuple):
+    """An IP superframe that tests whether superframes reach a remote.
 
-    What each of its segments is to begin with goes in front of it. Its addresses are those that are
-    for documentation (RFC 5737); nobody is to look at them.
+    It is sent behind an echo request, and so in place of an inner Ethernet frame. The echo request
+    stands in front of each of its segments, and of the packet if nothing segments it: the remote's
+    echo reply tells by the length which of the two arrived. The addresses are those reserved for
+    documentation (RFC 5737), since no host is to process it.
     """
 
     frame: bytes
@@ -178,7 +207,8 @@ class Question(NamedTuple):
     gso: virtio.Header
 
 
-def _question(size: int, segments: int) -> Question:
+def _probe_packet(size: int, segments: int) -> ProbePacket:
+    """Build a probe packet of so many segments of `size` octets of payload."""
     length = inet.TCP_HEADER_MIN + segments * size
     ip = bytearray(inet.IP_HEADER_MIN[4])
     ip[0], ip[8], ip[9] = 0x45, 1, inet.TCP
@@ -194,9 +224,12 @@ def _question(size: int, segments: int) -> Question:
     head_len = at + inet.TCP_HEADER_MIN
     cut = Cut(where, head_len, inet.TCP_HEADER_MIN, size, segments, size)
     gso = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, head_len, size, at, offset)
-    return Question(bytes(ip + tcp), cut, gso)
+    return ProbePacket(bytes(ip + tcp), cut, gso)
 
 
-SMALL, LARGE = _question(500, 2), _question(900, 66)
-"""The first becomes few segments if it is cut, which any path carries; the second is about as large
-as superframes are, for ways on which they are not. A segment of either is shorter than both."""
+# A segment of either packet is shorter than both packets, so that lengths are unambiguous.
+SMALL_PROBE = _probe_packet(500, 2)
+"""Two segments of 540 octets each, which fit every path."""
+
+LARGE_PROBE = _probe_packet(900, 66)
+"""As large as superframes get (60 KB), for paths on which nothing segments them."""

@@ -1,90 +1,62 @@
-"""The way to one remote for superframes that leave whole, beside that of its sockets."""
+"""Send superframes to one remote with tunnel GSO, as if they came from the sockets of its path."""
 
 import errno
 import logging
+import random
+import socket
+from ipaddress import ip_address
+from typing import Final
 
 from vtep.offload.headers import Cut
-from vtep.tunnel_gso import encoder as whole
-from vtep.tunnel_gso.ack_tracker import Judge
-from vtep.tunnel_gso.device import Injector
-from vtep.underlay.path import FLOW_BITS, Path
-from vtep.underlay.shared import Sender, connected
-from vtep.underlay.sockets import Outer
-from vtep.wire import virtio
+from vtep.tunnel_gso.device import TunnelGsoDevice
+from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
+from vtep.tunnel_gso.state import GsoProber, RemoteState
+from vtep.underlay import FLOW_BITS, Outer, Path, Sender, connected
+from vtep.values import without_scope
+from vtep.wire import envelope, virtio
 
 log = logging.getLogger("vtep")
 
-_NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+_QUEUE_FULL = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
 
-_HEADS_MAX = 256
-"""Flows of which it is remembered what their outer headers say."""
+_WRITERS_MAX = 256
+"""Flows whose outer headers are kept."""
 
 
-class WholeWay:
-    """Sends superframes as they are, as from the sockets of a path: shut until it is opened.
+class TunnelGsoPath:
+    """The path to one remote by the private TAP device, beside the path by UDP sockets.
 
-    Whether it may be opened is decided in `vtep.tunnel_gso.state`.
+    It sends every superframe that it is given. Which superframes may be sent is in `gso`, and is
+    decided by the prober (see `.state`).
     """
 
-    def __init__(self, path: Path, outer: Outer, injector: Injector) -> None:
-        self.wished = False
+    def __init__(
+        self,
+        path: Path,
+        options: Outer,
+        device: TunnelGsoDevice,
+        prober: "GsoProber[TunnelGsoPath]",
+    ) -> None:
+        self.gso: Final = RemoteState()
+        self.host: Final = path.remote.host
+        self.binding: Final = path.binding
+        self.device: Final = device
         self.sent = 0
-        self.largest = 0
-        """Octets of the largest superframe that may leave whole now; none may if it is 0."""
-        self.judge: Judge | None = None
-        """If a larger one is to leave whole, who is to be told what becomes of it."""
-        self.any_size = False
-        """Whether that is to be told of one that is no larger, too."""
-        self.host = path.remote.host
-        self.binding = path.binding
+        """The number of superframes sent."""
         self._path = path
-        self._outer = outer
-        self.injector = injector
-        self._device = 0
-        self._heads: dict[int, tuple[Sender, whole.Heads]] = {}
-        self._last: whole.Heads
+        self._options = options
+        self._prober = prober
+        self._egress = 0
+        self._writers: dict[int, tuple[Sender, OuterHeaderWriter]] = {}
+        # Of the last superframe that was sent, for `send_next`.
+        self._last_writer: OuterHeaderWriter
+        self._last_at = 0.0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether superframes leave whole now."""
-        return self.largest > 0
+    # --- for the data path ------------------------------------------------------------------
 
-    def open(self, device: int, largest: int) -> None:
-        """Have superframes of so many octets leave whole, over the device of this index."""
-        self._use(device)
-        if largest != self.largest:
-            log.debug("offload tnl is on to %s: superframes of up to %d octets", self.host, largest)
-        self.largest, self.judge = largest, None
-
-    def shut(self) -> None:
-        """Have them cut here again."""
-        if self.largest:
-            log.debug("offload tnl is off to %s: superframes are segmented here", self.host)
-        self.largest, self.judge = 0, None
-        self._heads.clear()  # The host's address may be another one when they leave whole again.
-
-    def tell_losses(self) -> None:
-        """Say in the log that superframes are lost, and so are cut here."""
-        log.warning("offload tnl is off to %s for a while: superframes are lost", self.host)
-
-    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
-        """Have one superframe leave whole that is larger, or one of `any_size`; `judge` is told."""
-        self._use(device)
-        self.judge, self.any_size = judge, any_size
-
-    def _use(self, device: int) -> None:
-        if device != self._device:
-            self._device = device
-            self._heads.clear()
-
-    def ask(self, device: int, probe: bytes, question: whole.Question, now: float) -> None:
-        """Send a question whole behind a probe; whether it has left is seen by the answer."""
-        self._use(device)
-        sent = self._send(probe, *question, 0, now)
-        octets = len(question.frame)
-        log.debug(
-            "tunnel probe to %s: %s, %d octets", self.host, "sent" if sent else "failed", octets
-        )
+    def request(self, reply_port: int) -> None:
+        """Start capability probing. Echo replies go to our UDP `reply_port`."""
+        self._prober.request(self, reply_port)
 
     def send(
         self,
@@ -95,26 +67,67 @@ class WholeWay:
         flow: int,
         now: float,
     ) -> bool:
-        """Send a superframe behind `prefix`; False if it did not leave, and is to be cut here.
+        """Send a superframe behind `prefix`, the VXLAN header.
 
-        `cut` and `gso` are as `encoder.goes_whole` wants them, `flow` is as `Path.send` does.
+        `encoder.gso_eligible` holds for `cut` and `gso`; `flow` is as in `Path.send`.
+
+        Returns: False if it was not sent, and has to be segmented.
         """
         sent = self._send(prefix, frame, cut, gso, flow, now)
         self.sent += sent
         return sent
 
-    def send_again(self, prefix: bytes, frame: memoryview) -> bool:
-        """Send one more that is as long as the last one sent, and like it in all that was given.
+    def send_next(self, prefix: bytes, frame: memoryview) -> bool:
+        """Send a superframe for which all arguments of the last `send`, and its length, hold.
 
-        As `send`, in the same turn of the loop.
+        It is called in the same turn of the loop, so that the state has not changed since.
+
+        Returns: False if it was not sent, and has to be segmented.
         """
         try:
-            self.injector.write(self._last.write_again(), prefix, frame)
+            self.device.write(self._last_writer.write_next(), prefix, frame)
         except OSError as error:
-            self._failed(error)
+            self._on_error(error, self._last_at)
             return False
         self.sent += 1
         return True
+
+    # --- for the prober ---------------------------------------------------------------------
+
+    def use_egress(self, index: int) -> None:
+        """Send by the egress device of this index from now on."""
+        self._egress = index
+        # Even if it is the same device, the source address may have changed.
+        self._writers.clear()
+
+    def send_probe(self, request: bytes, packet: ProbePacket, now: float) -> None:
+        """Send an echo request with a probe packet behind it. It may get lost unnoticed."""
+        sent = self._send(request, *packet, 0, now)
+        log.debug(
+            "tunnel GSO probe to %s: %s, %d octets",
+            *(self.host, "sent" if sent else "failed", len(packet.frame)),
+        )
+
+    def on_max_len_changed(self) -> None:
+        """Log which superframes are sent from now on."""
+        if self.gso.enabled:
+            log.debug(
+                "tunnel GSO to %s enabled: superframes of up to %d octets",
+                *(self.host, self.gso.max_len),
+            )
+        else:
+            log.debug("tunnel GSO to %s disabled: superframes are segmented here", self.host)
+            # The source address may have changed when superframes are sent again.
+            self._writers.clear()
+
+    def warn_of_losses(self) -> None:
+        """Log that tunnel GSO is suspended because superframes are lost."""
+        log.warning(
+            "offload tnl suspended to %s: superframes are lost; it is tried again now and then",
+            self.host,
+        )
+
+    # --- sending ----------------------------------------------------------------------------
 
     def _send(
         self,
@@ -126,38 +139,70 @@ class WholeWay:
         now: float,
     ) -> bool:
         try:
-            sock = self._path.socket(flow, now)
-            known = self._heads.get(flow)
-            heads = known[1] if known is not None and known[0] is sock else self._note(flow, sock)
-            head = heads.write(cut, len(prefix), len(frame), gso)
-            if head is None:
+            sender = self._path.socket(flow, now)
+            known = self._writers.get(flow)
+            if known is not None and known[0] is sender:
+                writer = known[1]
+            else:
+                writer = self._add_writer(flow, sender)
+            headers = writer.write(cut, len(prefix), len(frame), gso)
+            if headers is None:
                 return False
-            self.injector.write(head, prefix, frame)
+            self.device.write(headers, prefix, frame)
         except OSError as error:
-            self._failed(error)
+            self._on_error(error, now)
             return False
-        self._last = heads
+        self._last_writer, self._last_at = writer, now
         return True
 
-    def _failed(self, error: OSError) -> None:
-        """Shut it, unless there is no room at the moment."""
-        if error.errno in _NO_ROOM:
+    def _on_error(self, error: OSError, now: float) -> None:
+        """Suspend tunnel GSO, unless the queue of the egress device is full at the moment."""
+        if error.errno in _QUEUE_FULL:
             return
-        if self.is_open:
-            why = error.strerror
-            log.warning("offload tnl is off to %s for a while: %s", self.host, why)
-        self.shut()
-
-    def _note(self, flow: int, sender: Sender) -> whole.Heads:
-        """What goes before the superframes of a flow from now on; raises OSError."""
-        if len(self._heads) >= _HEADS_MAX:
-            self._heads.clear()
-        port: int = sender.getsockname()[1]
-        with connected(sender) as sock:
-            outside = self._outer.outside(
-                *(sock, port, self.injector.mac, self._device, flow >> FLOW_BITS),
-                df=self._path.keeps_whole(flow),
+        self._writers.clear()  # A header that the kernel refuses is not to be written again.
+        if self.gso.enabled:
+            log.warning(
+                "offload tnl suspended to %s: %s; it is tried again in a minute",
+                *(self.host, error.strerror),
             )
-        heads = whole.Heads(outside)
-        self._heads[flow] = sender, heads
-        return heads
+        self._prober.on_send_failed(self, now)
+
+    def _add_writer(self, flow: int, sender: Sender) -> OuterHeaderWriter:
+        """Make the writer of outer headers for a flow. Raises: OSError."""
+        if len(self._writers) >= _WRITERS_MAX:
+            self._writers.clear()
+        source_port: int = sender.getsockname()[1]
+        with connected(sender) as sock:
+            writer = OuterHeaderWriter(self._outer_header(flow, sock, source_port))
+        self._writers[flow] = sender, writer
+        return writer
+
+    def _outer_header(self, flow: int, sock: socket.socket, source_port: int) -> OuterHeader:
+        """Return the outer header that the kernel would write for a sender of the path.
+
+        So datagrams of a flow do not differ by whether they were sent with tunnel GSO: routers see
+        one flow, and a firewall one connection. `sock` is connected to the remote. It need not be
+        the sender, nor have its options. Raises: OSError.
+        """
+        options = self._options
+        tos, ttl, flowlabel = envelope.fields(flow >> FLOW_BITS)
+        (source, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
+        if sock.family == socket.AF_INET6:
+            default_ttl = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+        else:
+            default_ttl = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
+        return OuterHeader(
+            dst_mac=self.device.mac,
+            egress=self._egress,
+            source=without_scope(ip_address(source)),
+            destination=without_scope(ip_address(destination)),
+            source_port=source_port,
+            port=port,
+            tos=tos or options.tos,
+            ttl=ttl or options.ttl or default_ttl,
+            flowlabel=flowlabel or options.flowlabel,
+            df=options.df or Path.wants_df(flow),
+            checksum=options.has_checksum(sock.family),
+            # A random start keeps the identifications of several flows apart.
+            first_id=random.getrandbits(16),
+        )

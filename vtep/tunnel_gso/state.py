@@ -1,285 +1,580 @@
-"""Which remotes take superframes whole: they are asked, and asked again. No I/O.
+"""Decide for each remote whether superframes may be sent to it with tunnel GSO.
 
-What leaves whole (see `.encoder`) is cut by a network card. Where there is none, as between
-containers of a host and in every lab, it arrives whole, and who receives it has to know what it is:
-a pyvtep does, and a kernel driver. So none leaves whole before it is known that the way takes it:
+A superframe that is sent with tunnel GSO (see `.encoder`) is segmented by a NIC. Where there is no
+NIC, as between the containers of one host, it arrives unsegmented. Then the remote has to
+recognise it: pyvtep and the kernel driver do, other VTEPs may drop it. So tunnel GSO is used only
+once it is confirmed for the remote. There are two kinds of confirmation:
 
-- A pyvtep answers a question (see `vtep.probe`) that was a superframe itself. The answer says that
-  the way is open, and whether the question was cut: if not, there is another, as large as
-  superframes are, since something on the way may not carry those.
-- No other VTEP answers. So one superframe of those that are sent anyhow leaves whole, and if its
-  receiver acknowledges it (see `tunnel_gso.ack_tracker`), so may those that follow.
+- **An echo reply.** An echo request (see `vtep.probe`) with a probe packet behind it is sent as a
+  superframe. The reply says how many octets of it arrived. If it was segmented, so will every
+  superframe be. If it was not, a second probe packet, as large as superframes get, has to arrive
+  too, since the path may not carry that much. Only pyvtep replies.
+- **An acknowledged superframe.** One superframe is sent with tunnel GSO, and if TCP acknowledges it
+  (see `.ack_tracker`), so are others that are no larger. This works with every VTEP, and costs one
+  superframe where it fails.
 
-Of a way that is open, one superframe a second is watched so. If that is lost, the way is shut: its
-sender sends it again, in pieces. Then no answer is believed, and the remote is tried ever more
-seldom, until one has arrived again. Whoever does neither gets superframes that were cut here.
+A remote may lose the capability at any time, for example by a new firewall rule or a route to
+another NIC. So of each remote in use, one superframe a second is tracked. It is not more than one,
+since every frame of the VNI has to be inspected while a superframe is tracked. A loss ends the use
+of tunnel GSO at once, and the host backs off: each further attempt waits twice as long, since an
+attempt costs a TCP retransmission.
+
+All that affects these decisions is in this file. The rules are:
+
+1. `State`, `Event` and `TRANSITIONS` are the state machine of one remote. A pair of a state and an
+   event that is missing in the table cannot occur, for the reason given in `IMPOSSIBLE`.
+2. `GsoProber` owns the state and the time of all remotes, and nothing else writes them. It is told
+   what happens, and when, in seconds of one monotonic clock.
+3. A path reads its `RemoteState`: which superframes may be sent, and which one is to be tracked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from vtep.probe import SIZE, Kind, Probe
-from vtep.tunnel_gso.ack_tracker import Fate, Judge
-from vtep.tunnel_gso.encoder import LARGE, OCTETS_MAX, SMALL, Question
+from vtep.tunnel_gso.ack_tracker import DeliveryResult, OnResult
+from vtep.tunnel_gso.encoder import LARGE_PROBE, SMALL_PROBE, SUPERFRAME_MAX, ProbePacket
 
-_LIFE = 20.0
-"""Seconds for which an answer is believed."""
-
-_RENEWED = 5.0
-"""Seconds after which a way that is in use is asked for again; and for which one is open without an
-answer after a superframe has arrived."""
-
-_AGAIN = 1.0
-"""Seconds from a question to the next, if nobody has answered."""
-
-_PATIENCE = 3
-"""Questions without an answer until a remote has a pause."""
-
-_PAUSE = 60.0
-"""Seconds of that."""
-
-_FIRST_PAUSE = 1.0
-"""Seconds from a superframe that was lost, which may have been an accident, to the next one that is
-to leave whole; and twice as long each time that this is lost, too."""
-
-_PAUSE_MAX = 3600.0
-
-_FAILURES_MAX = 1024
-"""Hosts of which a lost superframe is remembered. Those that came first are forgotten first."""
+# --- the state machine of one remote ----------------------------------------------------------
 
 
-class Way(Protocol):
-    """The way to a remote, as far as it is of interest here."""
+class State(Enum):
+    """The knowledge about tunnel GSO to one remote."""
 
-    wished: bool
-    """That superframes are to leave whole, of which we have been told."""
-    sent: int
-    """How many have left whole."""
-    largest: int
-    """Octets of the largest that may leave whole now; 0 if none may."""
-    host: str
-    """The address of the remote."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether they leave whole now."""
-
-    def open(self, device: int, largest: int) -> None:
-        """Have those of so many octets at most leave whole, over the device of this index."""
-
-    def shut(self) -> None:
-        """Have them cut here again."""
-
-    def ask(self, device: int, probe: bytes, question: Question, now: float) -> None:
-        """Send a question whole behind a probe; whether it has left is seen by the answer."""
-
-    def tell_losses(self) -> None:
-        """Let people know that superframes are lost, and so are cut here."""
-
-    def try_one(self, device: int, judge: Judge, *, any_size: bool) -> None:
-        """Have one leave whole that is larger than those, and `judge` be told what becomes of it.
-
-        Or of one of `any_size`, if that is the first to leave.
-        """
+    IDLE = auto()
+    """No superframe has asked for it, or the remote was given up. The next superframe asks."""
+    UNRESOLVED = auto()
+    """The egress device is being looked up."""
+    UNAVAILABLE = auto()
+    """No egress device of this host can do it, or the kernel refused a superframe."""
+    PROBING = auto()
+    """Echo requests are being sent. Meanwhile one superframe may be sent and tracked."""
+    AWAITING_ACK = auto()
+    """The echo requests were not answered, or earlier confirmations are too old. One superframe at
+    a time may be sent and tracked."""
+    ENABLED_BY_REPLY = auto()
+    """Superframes of every size are sent with tunnel GSO. One a second is tracked."""
+    ENABLED_BY_ACK = auto()
+    """Superframes up to the largest acknowledged one are. One a second is tracked, and larger ones
+    are, one at a time."""
+    BACKING_OFF = auto()
+    """A superframe was lost. None is sent until the pause of the host is over."""
 
 
-_W = TypeVar("_W", bound=Way)
+ENABLED = frozenset((State.ENABLED_BY_REPLY, State.ENABLED_BY_ACK))
+
+
+class Event(Enum):
+    """An event that concerns one remote."""
+
+    REQUESTED = auto()
+    """There is a superframe for it."""
+    RESOLVED = auto()
+    """Its egress device is known, and can do tunnel GSO."""
+    UNRESOLVABLE = auto()
+    """It has no such egress device."""
+    SMALL_ARRIVED = auto()
+    """An echo reply: the small probe packet arrived unsegmented."""
+    CONFIRMED = auto()
+    """An echo reply: a probe packet arrived segmented, or the large one unsegmented."""
+    UNANSWERED = auto()
+    """There was no reply to the last of several echo requests."""
+    ACKED = auto()
+    """A tracked superframe was acknowledged."""
+    LOST = auto()
+    """A tracked superframe was lost."""
+    UNKNOWN = auto()
+    """A tracked superframe has an unknown outcome."""
+    SEND_FAILED = auto()
+    """The kernel refused a superframe or a probe packet."""
+    BACKOFF_OVER = auto()
+    """The pause of its host is over."""
+    TIMEOUT = auto()
+    """The state has lasted as long as `TIMEOUTS` says, without a further confirmation."""
+    FORGOTTEN = auto()
+    """It is not in use any more, or routes, links or IPsec policies of this host have changed."""
+
+
+IGNORED = None
+"""In `TRANSITIONS`: the event is known, but too late, and changes nothing at all."""
+
+TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
+    State.IDLE: {
+        Event.REQUESTED: State.UNRESOLVED,
+        # The remote was forgotten during the lookup, or during the send.
+        Event.RESOLVED: IGNORED,
+        Event.UNRESOLVABLE: IGNORED,
+        Event.SEND_FAILED: IGNORED,
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.UNRESOLVED: {
+        Event.RESOLVED: State.PROBING,
+        Event.UNRESOLVABLE: State.UNAVAILABLE,
+        # No echo request has been sent yet: the reply is forged.
+        Event.SMALL_ARRIVED: IGNORED,
+        Event.CONFIRMED: IGNORED,
+        Event.SEND_FAILED: IGNORED,
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.UNAVAILABLE: {
+        # These belong to what was sent before the kernel refused a superframe.
+        Event.SMALL_ARRIVED: IGNORED,
+        Event.CONFIRMED: IGNORED,
+        Event.ACKED: IGNORED,
+        Event.LOST: IGNORED,
+        Event.UNKNOWN: IGNORED,
+        Event.SEND_FAILED: IGNORED,
+        Event.TIMEOUT: State.IDLE,
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.PROBING: {
+        Event.SMALL_ARRIVED: State.PROBING,  # The large probe packet follows.
+        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        Event.UNANSWERED: State.AWAITING_ACK,
+        Event.ACKED: State.ENABLED_BY_ACK,
+        Event.LOST: State.BACKING_OFF,
+        Event.UNKNOWN: State.PROBING,
+        Event.SEND_FAILED: State.PROBING,  # The echo requests find out whether it was a mishap.
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.AWAITING_ACK: {
+        Event.SMALL_ARRIVED: State.PROBING,
+        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        Event.ACKED: State.ENABLED_BY_ACK,
+        Event.LOST: State.BACKING_OFF,
+        Event.UNKNOWN: State.AWAITING_ACK,
+        Event.SEND_FAILED: State.AWAITING_ACK,
+        Event.TIMEOUT: State.IDLE,  # The remote, or the route, may be another one by now.
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.ENABLED_BY_REPLY: {
+        Event.SMALL_ARRIVED: State.ENABLED_BY_REPLY,  # The path stopped segmenting: as above.
+        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        Event.UNANSWERED: State.IDLE,  # A remote that no longer replies may have been replaced.
+        Event.ACKED: State.ENABLED_BY_REPLY,
+        Event.LOST: State.BACKING_OFF,
+        Event.UNKNOWN: State.ENABLED_BY_REPLY,
+        Event.SEND_FAILED: State.UNAVAILABLE,
+        Event.TIMEOUT: State.IDLE,
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.ENABLED_BY_ACK: {
+        Event.SMALL_ARRIVED: State.ENABLED_BY_ACK,
+        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        Event.ACKED: State.ENABLED_BY_ACK,
+        Event.LOST: State.BACKING_OFF,
+        Event.UNKNOWN: State.ENABLED_BY_ACK,
+        Event.SEND_FAILED: State.UNAVAILABLE,
+        Event.TIMEOUT: State.AWAITING_ACK,
+        Event.FORGOTTEN: State.IDLE,
+    },
+    State.BACKING_OFF: {
+        # `GsoProber.on_reply` drops replies of a host that backs off. These come after a superframe
+        # on another path to the host has ended that.
+        Event.SMALL_ARRIVED: State.PROBING,
+        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        # Several VNIs may use one path, each with a superframe that was sent before the loss.
+        Event.ACKED: State.ENABLED_BY_ACK,
+        Event.LOST: State.BACKING_OFF,
+        Event.UNKNOWN: State.BACKING_OFF,
+        Event.SEND_FAILED: State.BACKING_OFF,
+        Event.BACKOFF_OVER: State.AWAITING_ACK,
+        Event.TIMEOUT: State.IDLE,
+        Event.FORGOTTEN: State.IDLE,
+    },
+}
+"""For each state, the state that follows each event."""
+
+_NO_REQUEST = "echo replies carry the token of an echo request, and IDLE has none"
+_NOT_SENT = "no superframe has been sent yet"
+_NO_LOOKUP = "the egress device is looked up in UNRESOLVED"
+IMPOSSIBLE: Mapping[Event, str] = {
+    Event.REQUESTED: "superframes ask for tunnel GSO in IDLE",
+    Event.RESOLVED: _NO_LOOKUP,
+    Event.UNRESOLVABLE: _NO_LOOKUP,
+    Event.SMALL_ARRIVED: _NO_REQUEST,
+    Event.CONFIRMED: _NO_REQUEST,
+    Event.UNANSWERED: "echo requests are sent, and counted, in PROBING and ENABLED_BY_REPLY",
+    Event.ACKED: _NOT_SENT,
+    Event.LOST: _NOT_SENT,
+    Event.UNKNOWN: _NOT_SENT,
+    Event.BACKOFF_OVER: "only BACKING_OFF waits for the end of a pause",
+    Event.TIMEOUT: "the state has no timeout",
+}
+"""For each event that is missing in some states, why it cannot occur there."""
+
+_REPLY_LIFETIME_S = 20.0
+_ACK_LIFETIME_S = 5.0
+_PAUSE_S = 60.0
+
+TIMEOUTS: Mapping[State, float] = {
+    State.UNAVAILABLE: _PAUSE_S,
+    State.AWAITING_ACK: _PAUSE_S,
+    State.BACKING_OFF: _PAUSE_S,
+    State.ENABLED_BY_REPLY: _REPLY_LIFETIME_S,
+    State.ENABLED_BY_ACK: _ACK_LIFETIME_S,
+}
+"""Seconds from the event that `RemoteState.since` stands for to TIMEOUT."""
+
+
+class ImpossibleEventError(RuntimeError):
+    """An event occurred in a state in which it cannot: a mistake in this package."""
+
+
+def next_state(state: State, event: Event) -> State | None:
+    """Return the state that follows an event, or IGNORED.
+
+    Raises: ImpossibleEventError if the pair is not in `TRANSITIONS`.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise ImpossibleEventError(f"{event} in {state}: {IMPOSSIBLE[event]}") from None
+
+
+# --- the state of one remote, as its path reads it --------------------------------------------
+
+NEVER = 1 << 32
+"""More octets than a superframe can have: a `RemoteState.track_above` for which none is tracked."""
+
+
+def _discard(_result: DeliveryResult, _length: int, _now: float) -> None:
+    """Ignore a result: nothing is tracked in IDLE."""
 
 
 @define(eq=False)
-class _Request(Generic[_W]):
-    way: _W
-    port: int
-    """Where the answer is to go."""
-    token: bytes
-    device: int | None = None
-    asked: int = 0
-    """Questions since the last answer."""
-    asked_at: float = 0.0
-    believed_until: float = 0.0
-    question: Question = SMALL
-    sent: int = 0
-    """How many had left whole when it was last asked."""
-    seen: int = 0
-    """How many had when one was to be watched."""
-    tried: bool = False
-    """Whether it is open because of a superframe that has arrived, not of an answer."""
+class RemoteState:
+    """The state of one remote, in plain attributes, since the data path reads two of them.
+
+    The path of the remote makes and reads it. Only `GsoProber` writes it, but for `take_result`.
+    """
+
+    state: State = State.IDLE
+    max_len: int = 0
+    """Superframes of up to so many octets may be sent with tunnel GSO; 0 unless ENABLED."""
+    track_above: int = NEVER
+    """The next superframe with more octets than this is to be tracked. It may be sent with tunnel
+    GSO even if it is larger than `max_len`."""
+    on_result: OnResult = _discard
+    """Receives the results of superframes that are tracked."""
+    since: float = 0.0
+    """When the state was confirmed last: by a reply, an acknowledgement, a loss, a failure, or the
+    last echo request."""
+
+    # The echo requests.
+    token: bytes = b""
+    """Identifies echo replies, and the results of superframes; empty in IDLE."""
+    reply_port: int = 0
+    probe_packet: ProbePacket = SMALL_PROBE
+    requests: int = 0
+    """Echo requests since the last echo reply."""
+    requested_at: float = 0.0
+
+    # Values of `ProbedPath.sent`, which tell whether the path has been in use since.
+    sent_at_request: int = 0
+    sent_at_sample: int = 0
+
+    @property
+    def enabled(self) -> bool:
+        """Whether superframes are sent with tunnel GSO."""
+        return self.state in ENABLED
+
+    def take_result(self) -> OnResult:
+        """Return the callback for a superframe that is being tracked from now on.
+
+        Side effect: no further superframe is tracked until the prober asks for it.
+        """
+        self.track_above = NEVER
+        return self.on_result
+
+
+class ProbedPath(Protocol):
+    """The path to a remote, as far as `GsoProber` uses it."""
+
+    @property
+    def gso(self) -> RemoteState:
+        """The state of the remote."""
+
+    @property
+    def host(self) -> str:
+        """The address of the remote."""
+
+    @property
+    def sent(self) -> int:
+        """The number of superframes that were sent with tunnel GSO."""
+
+    def use_egress(self, index: int) -> None:
+        """Send by the egress device of this index from now on."""
+
+    def send_probe(self, request: bytes, packet: ProbePacket, now: float) -> None:
+        """Send an echo request with a probe packet behind it. It may get lost unnoticed."""
+
+    def on_max_len_changed(self) -> None:
+        """Take note that `gso.max_len` has changed."""
+
+    def warn_of_losses(self) -> None:
+        """Log that tunnel GSO is suspended because superframes are lost."""
+
+
+# --- all remotes ------------------------------------------------------------------------------
+
+_RENEW_AFTER_S = 5.0
+"""Seconds after which the reply of a remote in use is renewed, by a further echo request."""
+
+_REQUEST_INTERVAL_S = 1.0
+_REQUESTS_MAX = 3
+"""Echo requests without a reply after which no more are sent."""
+
+_BACKOFF_MIN_S = 1.0
+"""The first pause is short, since most losses are accidents, such as a full queue."""
+_BACKOFF_MAX_S = 3600.0
+
+_BACKOFFS_MAX = 1024
+"""Hosts whose backing off is remembered. The oldest ones are forgotten first."""
+
+_SMALL_LEN = SIZE + len(SMALL_PROBE.frame)
+_LARGE_LEN = SIZE + len(LARGE_PROBE.frame)
+"""Octets that arrive in one datagram if nothing segments an echo request and its probe packet."""
+
+_EVENTS = {
+    DeliveryResult.ACKED: Event.ACKED,
+    DeliveryResult.LOST: Event.LOST,
+    DeliveryResult.UNKNOWN: Event.UNKNOWN,
+}
+
+_P = TypeVar("_P", bound=ProbedPath)
 
 
 @frozen
-class _Failure:
-    """A superframe that left whole for a host, and was lost."""
+class _Backoff:
+    """The pause of a host after superframes were lost on the way to it."""
 
-    octets: int
+    lost_len: int
+    """Octets of the last superframe that was lost."""
     pause: float
+    """Seconds of the current pause."""
     until: float
 
 
-class Consent(Generic[_W]):
-    """What was asked of whom, and answered.
+@define(eq=False)
+class GsoProber(Generic[_P]):
+    """Owns the tunnel-GSO state of all remotes: sends echo requests, and asks for tracking.
 
-    `token` gives eight octets that nobody can guess, and `wake` is called when there is a way for
-    which a device is to be found: `wanting` has those, and `found` is to be told.
+    `make_token` returns eight unpredictable octets, so that no other host can forge a reply.
+    `on_unresolved` is called when the egress device of a remote has to be looked up: `unresolved`
+    returns the paths, and `on_resolved` takes the results.
+
+    Backing off is a property of the host rather than of one path: several paths, with other ports
+    or source addresses, lead to the same receiver. It outlasts IDLE as well, so that a remote which
+    is forgotten and asked for again does not start from the first pause.
     """
 
-    def __init__(self, token: Callable[[], bytes], wake: Callable[[], None]) -> None:
-        self._token = token
-        self._wake = wake
-        self._requests: dict[_W, _Request[_W]] = {}
-        self._by_token: dict[bytes, _Request[_W]] = {}
-        self._failures: dict[str, _Failure] = {}
+    _make_token: Callable[[], bytes]
+    _on_unresolved: Callable[[], None]
+    _paths: dict[bytes, _P] = field(factory=dict, init=False)
+    """By token, the paths that are not IDLE."""
+    _backoffs: dict[str, _Backoff] = field(factory=dict, init=False)
+    """By host. There is none for hosts that lost nothing since their last acknowledgement."""
 
-    def wish(self, way: _W, port: int) -> None:
-        """There are superframes for this way; answers are to go to our VXLAN `port`."""
-        way.wished = True
-        request = _Request(way, port, self._token())
-        self._requests[way] = self._by_token[request.token] = request
-        self._wake()
+    # --- events -----------------------------------------------------------------------------
 
-    def wanting(self) -> list[_W]:
-        """The ways for which there is no device yet."""
-        return [
-            request.way
-            for request in self._requests.values()
-            if request.device is None and not request.asked
-        ]
+    def request(self, path: _P, reply_port: int) -> None:
+        """Start probing for a path that is IDLE. Echo replies go to our UDP `reply_port`."""
+        self._dispatch(path, Event.REQUESTED)
+        remote, token = path.gso, self._make_token()
+        remote.token, remote.reply_port = token, reply_port
+        remote.on_result = partial(self._on_result, path, token)
+        remote.probe_packet, remote.requests = SMALL_PROBE, 0
+        remote.sent_at_sample = 0
+        self._paths[token] = path
+        self._on_unresolved()
 
-    def found(self, way: _W, device: int | None, now: float) -> None:
-        """Superframes would leave by the device of this index; None if there is none for them."""
-        request = self._requests.get(way)
-        if request is None:
+    def unresolved(self) -> list[_P]:
+        """Return the paths whose egress device is to be looked up."""
+        return [path for path in self._paths.values() if path.gso.state is State.UNRESOLVED]
+
+    def on_resolved(self, path: _P, egress: int | None, now: float) -> None:
+        """Take the index of the egress device of a path; None if none can do tunnel GSO."""
+        if egress is None:
+            if self._dispatch(path, Event.UNRESOLVABLE):
+                path.gso.since = now
+        elif self._dispatch(path, Event.RESOLVED):
+            path.use_egress(egress)
+            self._send_request(path, now)
+            self._ask_for_tracking(path, now)
+
+    def on_reply(self, reply: Probe, host: str, now: float) -> None:
+        """Take an echo reply from a host, perhaps to one of our echo requests."""
+        path = self._paths.get(reply.token)
+        if path is None or path.host != host:
             return
-        request.device = device
-        if device is None:
-            request.asked, request.asked_at = _PATIENCE, now
-        else:
-            self._ask(request, now)
-            self._try(request, device, now)
+        if host in self._backoffs:
+            # An echo request can pass where superframes are lost, for example behind a firewall
+            # that matches on the inner packet. Only an acknowledgement tells.
+            return
+        remote, segmented = path.gso, reply.octets < _SMALL_LEN
+        if segmented or reply.octets >= _LARGE_LEN:
+            if self._dispatch(path, Event.CONFIRMED):
+                if segmented:
+                    remote.probe_packet = SMALL_PROBE
+                remote.since, remote.requests = now, 0
+                remote.track_above = NEVER
+                self._set_max_len(path, SUPERFRAME_MAX)
+        elif remote.probe_packet is SMALL_PROBE and self._dispatch(path, Event.SMALL_ARRIVED):
+            remote.probe_packet, remote.requests = LARGE_PROBE, 0
+            self._send_request(path, now)
 
-    def _try(
-        self, request: _Request[_W], device: int, now: float, *, any_size: bool = False
+    def _on_result(
+        self, path: _P, token: bytes, result: DeliveryResult, length: int, now: float
     ) -> None:
-        """Find out by a superframe, unless one was lost so not long ago."""
-        failure = self._failures.get(request.way.host)
-        if failure is None or now >= failure.until:
-            request.way.try_one(device, partial(self._judged, request), any_size=any_size)
+        """Take the result of a tracked superframe of `length` octets."""
+        remote = path.gso
+        # Another token means that the path has been forgotten since, and may be IDLE.
+        if remote.token != token or not self._dispatch(path, _EVENTS[result]):
+            return
+        if result is DeliveryResult.LOST:
+            remote.since, remote.track_above = now, NEVER
+            self._back_off(path, length, now)
+            return
+        if result is DeliveryResult.ACKED:
+            self._end_backoff(path, length)
+            if remote.state is State.ENABLED_BY_ACK:
+                remote.since, remote.track_above = now, NEVER
+                self._set_max_len(path, max(length, remote.max_len))
+        if remote.state is not State.ENABLED_BY_REPLY:
+            # The next one may be larger, or its outcome known.
+            self._ask_for_tracking(path, now)
 
-    def _judged(self, request: _Request[_W], fate: Fate, octets: int, now: float) -> None:
-        way, device = request.way, request.device
-        if self._requests.get(way) is not request or device is None:
-            return
-        failure = self._failures.get(way.host)
-        if fate is Fate.LOST:
-            pause = _FIRST_PAUSE if failure is None else min(2 * failure.pause, _PAUSE_MAX)
-            if failure is None and len(self._failures) >= _FAILURES_MAX:
-                del self._failures[next(iter(self._failures))]
-            self._failures[way.host] = _Failure(octets, pause, now + pause)
-            if pause == 2 * _FIRST_PAUSE:  # Once, and not where one was an accident.
-                way.tell_losses()
-            self._suspend(request, now)
-            return
-        if fate is Fate.ARRIVED:
-            if failure is not None and octets >= failure.octets:
-                del self._failures[way.host]
-            if not way.is_open:
-                request.tried = True
-            if request.tried:
-                request.believed_until = now + _RENEWED
-                way.open(device, max(octets, way.largest))
-        if request.tried or not way.is_open:
-            self._try(request, device, now)  # A larger one, or another.
+    def on_send_failed(self, path: _P, now: float) -> None:
+        """Take note that the kernel refused a superframe, for another reason than a full queue."""
+        remote = path.gso
+        if self._dispatch(path, Event.SEND_FAILED):
+            remote.track_above = NEVER
+            if remote.state is State.UNAVAILABLE:
+                remote.since = now
 
-    def _suspend(self, request: _Request[_W], now: float) -> None:
-        """Have superframes cut, as if nobody had answered, until one that is tried arrives."""
-        request.way.shut()
-        request.tried, request.believed_until = False, 0.0
-        request.asked, request.asked_at = _PATIENCE, now
+    def forget(self, path: _P) -> None:
+        """Stop using tunnel GSO on a path. The next superframe starts probing again."""
+        self._dispatch(path, Event.FORGOTTEN)
 
-    def answered(self, probe: Probe, host: str, now: float) -> None:
-        """An answer has come from a host, perhaps to one of our questions."""
-        request = self._by_token.get(probe.token)
-        if request is None or request.device is None or request.way.host != host:
-            return
-        if host in self._failures:
-            return  # Questions may pass where superframes don't.
-        if probe.octets < SIZE + len(SMALL.frame):
-            request.question = SMALL  # It was cut, as all will be.
-        elif probe.octets < SIZE + len(LARGE.frame):
-            if request.question is SMALL:
-                request.question, request.asked = LARGE, 0
-                self._ask(request, now)
-            return
-        request.tried, request.asked = False, 0
-        request.believed_until = now + _LIFE
-        request.way.open(request.device, OCTETS_MAX)
+    def forget_all(self) -> None:
+        """Stop using tunnel GSO on all paths, since routes, links or IPsec policies changed."""
+        for path in tuple(self._paths.values()):
+            self.forget(path)
+
+    # --- time -------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Do what is due: to be called about once a second."""
-        for request in tuple(self._requests.values()):
-            way, device = request.way, request.device
-            if not request.believed_until:
-                self._wait(request, now)
-            elif not way.is_open or device is None:  # It was shut, as after an error.
-                self._suspend(request, now)
-                request.device = None
-            elif now >= request.believed_until:
-                self._expire(request, device, now)
+        """Do what is due. Call it about once a second."""
+        for path in tuple(self._paths.values()):
+            remote = path.gso
+            if remote.state is State.PROBING:
+                self._probe(path, now)
+            timeout = TIMEOUTS.get(remote.state)
+            if timeout is None:
+                continue
+            if now >= remote.since + timeout:
+                self._time_out(path, now)
+            elif not remote.enabled:
+                if remote.state is not State.UNAVAILABLE:
+                    self._ask_for_tracking(path, now)
             else:
-                if way.sent != request.seen:
-                    request.seen = way.sent
-                    self._try(request, device, now, any_size=True)
-                if not request.tried and now >= request.believed_until - _LIFE + _RENEWED:
-                    self._renew(request, now)
+                if path.sent != remote.sent_at_sample:
+                    remote.sent_at_sample = path.sent
+                    self._ask_for_tracking(path, now, any_size=True)
+                if remote.state is State.ENABLED_BY_REPLY and now >= remote.since + _RENEW_AFTER_S:
+                    self._renew(path, now)
 
-    def _expire(self, request: _Request[_W], device: int, now: float) -> None:
-        """Believe somebody no longer. Who was tried is tried again, with the next superframe."""
-        if request.tried:
-            self._suspend(request, now)
-            self._try(request, device, now)
-        else:
-            self.release(request.way)
+    def _probe(self, path: _P, now: float) -> None:
+        """Send the next echo request in PROBING, or give up on echo replies."""
+        remote = path.gso
+        if remote.requests >= _REQUESTS_MAX:
+            self._dispatch(path, Event.UNANSWERED)
+            remote.since = remote.requested_at
+        elif now >= remote.requested_at + _REQUEST_INTERVAL_S:
+            self._send_request(path, now)
 
-    def _renew(self, request: _Request[_W], now: float) -> None:
-        """Ask again who is in use, or forget him: else all might be lost while he is believed."""
-        if now < request.asked_at + _AGAIN:
+    def _renew(self, path: _P, now: float) -> None:
+        """Send an echo request in ENABLED_BY_REPLY if the path is in use.
+
+        Without it all superframes could be lost for as long as the last reply counts.
+        """
+        remote = path.gso
+        if now < remote.requested_at + _REQUEST_INTERVAL_S:
             return
-        if request.asked >= _PATIENCE:
-            self.release(request.way)
-        elif request.asked or request.way.sent != request.sent:
-            self._ask(request, now)
+        if remote.requests >= _REQUESTS_MAX:
+            self._dispatch(path, Event.UNANSWERED)
+        elif remote.requests or path.sent != remote.sent_at_request:
+            self._send_request(path, now)
 
-    def _wait(self, request: _Request[_W], now: float) -> None:
-        """Go on with who has not answered yet, and of whose superframes none has arrived."""
-        waited = now - request.asked_at
-        if request.asked < _PATIENCE:
-            if waited >= _AGAIN:
-                self._ask(request, now)
-        elif waited >= _PAUSE:
-            self.release(request.way)
-        elif request.device is not None:
-            self._try(request, request.device, now)
+    def _time_out(self, path: _P, now: float) -> None:
+        remote = path.gso
+        self._dispatch(path, Event.TIMEOUT)
+        remote.track_above = NEVER
+        if remote.state is State.AWAITING_ACK:
+            remote.since = now
+            self._ask_for_tracking(path, now)
 
-    def _ask(self, request: _Request[_W], now: float) -> None:
-        if request.device is None:
+    # --- actions ----------------------------------------------------------------------------
+
+    def _dispatch(self, path: _P, event: Event) -> bool:
+        """Move a path to the state that follows an event. Returns: False if it is ignored."""
+        remote = path.gso
+        state = next_state(remote.state, event)
+        if state is IGNORED:
+            return False
+        remote.state = state
+        if state not in ENABLED:
+            self._set_max_len(path, 0)
+        if state is State.IDLE:
+            self._paths.pop(remote.token, None)
+            remote.token, remote.track_above = b"", NEVER
+        return True
+
+    @staticmethod
+    def _set_max_len(path: _P, max_len: int) -> None:
+        if path.gso.max_len != max_len:
+            path.gso.max_len = max_len
+            path.on_max_len_changed()
+
+    def _send_request(self, path: _P, now: float) -> None:
+        remote = path.gso
+        remote.requests += 1
+        remote.requested_at, remote.sent_at_request = now, path.sent
+        request = Probe(Kind.QUESTION, None, remote.reply_port, remote.token, remote.requests, 0)
+        path.send_probe(request.pack(), remote.probe_packet, now)
+
+    def _ask_for_tracking(self, path: _P, now: float, *, any_size: bool = False) -> None:
+        """Have the next superframe tracked that is larger than those before, or of `any_size`.
+
+        Nothing is tracked, and so nothing is tried, while the host backs off.
+        """
+        remote, backoff = path.gso, self._backoffs.get(path.host)
+        if backoff is not None and now < backoff.until:
             return
-        request.asked += 1
-        request.asked_at = now
-        request.sent = request.way.sent
-        probe = Probe(Kind.QUESTION, None, request.port, request.token, request.asked, 0)
-        request.way.ask(request.device, probe.pack(), request.question, now)
+        if remote.state is State.BACKING_OFF:
+            self._dispatch(path, Event.BACKOFF_OVER)
+        remote.track_above = 0 if any_size else remote.max_len
 
-    def release(self, way: _W) -> None:
-        """Forget a way; it is cut for there, and may be wished for again."""
-        request = self._requests.pop(way, None)
-        if request is not None:
-            del self._by_token[request.token]
-        way.shut()
-        way.wished = False
+    def _back_off(self, path: _P, lost_len: int, now: float) -> None:
+        before = self._backoffs.get(path.host)
+        pause = _BACKOFF_MIN_S if before is None else min(2 * before.pause, _BACKOFF_MAX_S)
+        if before is None and len(self._backoffs) >= _BACKOFFS_MAX:
+            del self._backoffs[next(iter(self._backoffs))]
+        self._backoffs[path.host] = _Backoff(lost_len, pause, now + pause)
+        if pause == 2 * _BACKOFF_MIN_S:
+            # Once for a host, and not for the first loss, which may be an accident.
+            path.warn_of_losses()
 
-    def forget(self) -> None:
-        """Forget all, since the host's network is another one now."""
-        for way in tuple(self._requests):
-            self.release(way)
+    def _end_backoff(self, path: _P, acked_len: int) -> None:
+        """End the backing off of a host whose receiver acknowledged a superframe.
+
+        A smaller superframe than the one that was lost proves nothing about that one.
+        """
+        backoff = self._backoffs.get(path.host)
+        if backoff is not None and acked_len >= backoff.lost_len:
+            del self._backoffs[path.host]

@@ -9,7 +9,7 @@ from vtep.underlay.guard import Arrival, IngressGuard, attach_filter, detach_fil
 from vtep.underlay.path import FLOW_BITS, POOL_MAX, Path, batch_max, pool_slots, superframe_max
 from vtep.underlay.replicate import Recipients, Replicator, Sent
 from vtep.underlay.senders import SenderSockets
-from vtep.underlay.shared import SharedSocket
+from vtep.underlay.shared import Sender, SharedSocket, connected
 from vtep.underlay.sockets import (
     Binding,
     Outer,
@@ -38,12 +38,14 @@ __all__ = [
     "Received",
     "Recipients",
     "Replicator",
+    "Sender",
     "SenderSockets",
     "Sent",
     "SharedSocket",
     "UdpErrors",
     "attach_filter",
     "batch_max",
+    "connected",
     "detach_filter",
     "device_name",
     "host_of",

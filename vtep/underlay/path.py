@@ -307,8 +307,8 @@ class Path:
         return self._sockets[slot] or self._open(slot, now)
 
     @staticmethod
-    def keeps_whole(flow: int) -> bool:
-        """Whether the envelope of a flow asks for DF."""
+    def wants_df(flow: int) -> bool:
+        """Return whether the outer header fields of a flow include DF."""
         return flow & _DF != 0
 
     def fileno(self, flow: int) -> int:

@@ -1,14 +1,13 @@
 """Sockets as a VTEP needs them: how they are bound, what their headers say, how one receives."""
 
 import errno
-import random
 import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 
 from attrs import frozen
 
@@ -16,8 +15,7 @@ from vtep import descriptors
 from vtep.config import Config
 from vtep.devices import need_device_index
 from vtep.errors import NotReadyError, VtepError
-from vtep.tunnel_gso.encoder import Outside
-from vtep.values import Address, scope_of, without_scope
+from vtep.values import Address, scope_of
 from vtep.wire import ecn, envelope, vxlan
 
 _RECEIVE_BUFFER = 4 << 20
@@ -389,42 +387,6 @@ class Outer:
             self._set_up_v6(sock, discover)
         else:
             self._set_up_v4(sock, discover)
-
-    def outside(
-        self,
-        sock: socket.socket,
-        source_port: int,
-        entrance: bytes,
-        device: int,
-        key: int,
-        *,
-        df: bool,
-    ) -> Outside:
-        """Return the outer headers of datagrams with an envelope, for a caller that writes them.
-
-        `sock` is connected to the remote. `entrance` and `device` are as `tunnel_gso.encoder` has
-        them. Raises OSError.
-        """
-        tos, ttl, flowlabel = envelope.fields(key)
-        (source, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
-        if sock.family == socket.AF_INET6:
-            own = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
-        else:
-            own = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
-        return Outside(
-            entrance=entrance,
-            device=device,
-            source=without_scope(ip_address(source)),
-            destination=without_scope(ip_address(destination)),
-            source_port=source_port,
-            port=port,
-            tos=tos or self.tos,
-            ttl=ttl or self.ttl or own,
-            flowlabel=flowlabel or self.flowlabel,
-            df=df or self.df,
-            checksum=self.has_checksum(sock.family),
-            number=random.getrandbits(16),
-        )
 
     def _set_up_v4(self, sock: socket.socket, discover: int) -> None:
         options = {
