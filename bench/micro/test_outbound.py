@@ -3,9 +3,10 @@
 The TAP is one end of a socket pair, which keeps frames apart as a TAP does.
 """
 
+import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,12 +17,21 @@ from bench.micro.frames import OWN_MAC, REMOTE, segment, tcp_frame
 from vtep.datapath import Arena, Outbound
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
+from vtep.probe import SIZE, Kind, Probe
 from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.state import GsoProber
+from vtep.underlay import Binding, Outer, Path, SenderSockets
 from vtep.wire import virtio
 from vtep.wire.envelope import Policy
 
 FRAMES = 60
 """As many as are read in a turn."""
+
+SUPERFRAMES = 8
+"""As many as are read in a turn."""
+
+SEGMENT = 1410
 
 PORT_AT = 14 + 20 + 1
 """The low octet of the source port."""
@@ -86,3 +96,87 @@ def test_a_turn(
     run = cast("Any", benchmark).pedantic  # It has no types.
     run(outbound.readable, setup=fill, rounds=300, warmup_rounds=5)
     assert own.counters.tx_frames == own.counters.tx_datagrams == 305 * FRAMES
+
+
+class NullDevice:
+    """A TAP device that discards superframes."""
+
+    mac = b"\2\0\0\0\0\1"
+
+    def __init__(self) -> None:
+        self._fd = os.open(os.devnull, os.O_WRONLY)
+
+    def write(self, headers: bytearray, prefix: bytes, frame: bytes | memoryview) -> None:
+        os.writev(self._fd, (headers, prefix, frame))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class TunnelGsoWays(Ways):
+    """The path to a remote that is enabled for tunnel GSO."""
+
+    tunnel_gso = True
+
+    def __init__(self, sockets: Path, device: NullDevice) -> None:
+        token = bytes(8)
+        prober: GsoProber[TunnelGsoPath] = GsoProber(lambda: token, lambda: None)
+        self._path = TunnelGsoPath(sockets, Outer(), cast("Any", device), prober)
+        self._path.request(4789)
+        prober.on_resolved(self._path, 1, 0.0)
+        prober.on_reply(Probe(Kind.ANSWER, None, 4789, token, 1, SIZE), self._path.host, 0.0)
+        assert self._path.gso.enabled
+
+    def tunnel_gso_path(self, _remote: Remote) -> TunnelGsoPath:
+        return self._path
+
+
+@pytest.mark.parametrize("flows", [1, 2])
+def test_a_turn_of_superframes_with_tunnel_gso(
+    benchmark: BenchmarkFixture, ends: tuple[socket.socket, socket.socket], flows: int
+) -> None:
+    """Superframes of one flow, which are a run, or of two flows, turn by turn."""
+    tap, host = ends
+    remote = Remote("127.0.0.2", 4789)
+    own = segment()
+    own.fdb.learn(OWN_MAC, remote, 0.0)
+    header = virtio.superframe(virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
+    fit = Fit(own.header, own.counters, 1450, "off")
+    frames = []
+    for number in range(SUPERFRAMES):
+        frame = bytearray(tcp_frame(4 * SEGMENT, partial=True))
+        frame[PORT_AT] ^= number % flows
+        frames.append(header + frame)
+        fit.arriving(syn_to(frame))
+    with ExitStack() as stack:
+        binding = Binding(socket.AF_INET, None, None)
+        sockets = Path(binding, Outer(), remote, 64, SenderSockets(), gso=True)
+        device = stack.enter_context(closing(NullDevice()))
+        outbound = Outbound(
+            cast("Any", SimpleNamespace(fd=tap.fileno())),
+            own,
+            cast("Any", TunnelGsoWays(stack.enter_context(closing(sockets)), device)),
+            fit,
+            AckTracker(),
+            Arena(),
+            lambda error: pytest.fail(str(error)),
+        )
+
+        def fill() -> None:
+            for frame in frames:
+                host.send(frame)
+
+        run = cast("Any", benchmark).pedantic
+        run(outbound.readable, setup=fill, rounds=300, warmup_rounds=5)
+    assert own.counters.tx_tunnel_gso == 305 * SUPERFRAMES
+
+
+def syn_to(frame: bytearray) -> memoryview:
+    """Return a SYN of the receiver of a frame, which announces segments of `SEGMENT` octets."""
+    option = bytes((2, 4)) + SEGMENT.to_bytes(2, "big")
+    syn = frame[:54] + option
+    syn[16:18] = (44).to_bytes(2, "big")
+    syn[26:34] = frame[30:34] + frame[26:30]
+    syn[34:38] = frame[36:38] + frame[34:36]
+    syn[46], syn[47] = 6 << 4, 0x12
+    return memoryview(syn)
