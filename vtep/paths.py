@@ -20,7 +20,7 @@ from vtep.underlay import (
     pool_slots,
 )
 from vtep.wire import vxlan
-from vtep.wire.envelope import Policy
+from vtep.wire.outer_header import InheritPolicy
 
 if TYPE_CHECKING:
     from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -188,7 +188,7 @@ class Paths(dict[Remote, Path]):
         pool: Pool,
         bindings: dict[int, Binding],
         outer: Outer,
-        policy: Policy,
+        policy: InheritPolicy,
         mtu_changed: Callable[[Remote, int | None], None],
         *,
         gso: bool,
@@ -198,8 +198,8 @@ class Paths(dict[Remote, Path]):
         self.room = pool.room
         self.tunnel_gso = tunnel_gso
         """Whether `tunnel_gso_path` may be called."""
-        self.envelope = policy.reader()
-        """The envelope of a frame of at least 14 octets; see `wire.envelope`."""
+        self.envelope = policy.make_reader()
+        """The envelope of a frame of at least 14 octets; see `outer_header`."""
         self._pool = pool
         self._bindings = bindings
         self._outer = outer

@@ -78,7 +78,7 @@ class Policy:
     @property
     def forbidden(self) -> int:
         """Which bits of a VXLAN header have a datagram dropped."""
-        spared = vxlan.GBP_BITS if self.groups is not None else 0
+        spared = vxlan.GBP_USED_BITS if self.groups is not None else 0
         return self.reserved_bits & ~spared
 
 
@@ -479,7 +479,7 @@ class Switch:
         if len(octets) < vxlan.HEADER_LEN:
             return False
         flags, vni_word = vxlan.HEADER.unpack(octets)
-        known = flags & ~(vxlan.GBP_BITS >> 32) == vxlan.FLAG_I and not vni_word & 0xFF
+        known = flags & ~(vxlan.GBP_USED_BITS >> 32) == vxlan.FLAG_I and not vni_word & 0xFF
         return known and vni_word >> 8 in self.segments
 
     def receive(self, datagram: Buffer, source: str, now: float, count: int = 1) -> Segment | None:

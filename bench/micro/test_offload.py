@@ -24,14 +24,14 @@ def test_virtio_header_of_a_plain_frame(benchmark: BenchmarkFixture, payload: in
 def test_virtio_header_of_a_partial_frame(benchmark: BenchmarkFixture) -> None:
     frame = memoryview(bytearray(tcp_frame(1396, partial=True)))
     assert benchmark(virtio_header, frame, SegmentSizes(MTU), Counters()) == (
-        virtio.needs_checksum(34, 16)
+        virtio.pack_needs_csum(34, 16)
     )
 
 
 def test_virtio_header_of_a_superframe(benchmark: BenchmarkFixture) -> None:
     frame = memoryview(bytearray(tcp_frame(60_000, partial=True)))
     assert benchmark(virtio_header, frame, SegmentSizes(MTU), Counters()) == (
-        virtio.superframe(virtio.GSO_TCPV4, 54, MTU - 40, 34, 16)
+        virtio.pack_gso(virtio.GSO_TCPV4, 54, MTU - 40, 34, 16)
     )
 
 

@@ -23,7 +23,7 @@ from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
 from vtep.underlay import Binding, Outer, Path, SenderSockets
 from vtep.wire import virtio
-from vtep.wire.envelope import Policy
+from vtep.wire.outer_header import InheritPolicy
 
 FRAMES = 60
 """As many as are read in a turn."""
@@ -40,7 +40,7 @@ PORT_AT = 14 + 20 + 1
 class Ways(dict[Remote, "Ways"]):
     """The way to any remote, which takes everything."""
 
-    envelope = staticmethod(Policy().reader())
+    envelope = staticmethod(InheritPolicy().make_reader())
     tunnel_gso = False
 
     def __missing__(self, _remote: Remote) -> "Ways":
@@ -73,7 +73,7 @@ def test_a_turn(
     tap, host = ends
     own = segment()
     own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # Of our frames, this is the destination.
-    header = virtio.needs_checksum(34, 16)
+    header = virtio.pack_needs_csum(34, 16)
     frames = []
     for number in range(FRAMES):
         frame = bytearray(tcp_frame(payload, partial=True))
@@ -140,7 +140,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
     remote = Remote("127.0.0.2", 4789)
     own = segment()
     own.fdb.learn(OWN_MAC, remote, 0.0)
-    header = virtio.superframe(virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
+    header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
     fit = Fit(own.header, own.counters, 1450, "off")
     frames = []
     for number in range(SUPERFRAMES):

@@ -32,7 +32,7 @@ from vtep.underlay import (
     open_receiver,
 )
 from vtep.underlay import receive as receive_from
-from vtep.wire import envelope
+from vtep.wire import outer_header
 
 Pair = tuple[Host, Host]
 
@@ -159,7 +159,7 @@ def payload(packet: Packet) -> bytes:
         pytest.param(Outer(flowlabel=0xABCDE), 0x01, (0x01, 64, 0xABCDE, False), id="label"),
         pytest.param(Outer(), 0x12345 << 16 | 0x02, (0x02, 64, 0x12345, False), id="its-label"),
         pytest.param(Outer(df=True), 0, (0, 64, 0, True), id="df"),
-        pytest.param(Outer(), envelope.DF | 0x02, (0x02, 64, 0, True), id="its-df"),
+        pytest.param(Outer(), outer_header.DF | 0x02, (0x02, 64, 0, True), id="its-df"),
     ],
 )
 def test_headers(
@@ -293,7 +293,7 @@ def test_a_remote_over_a_device_of_its_own(pair: Pair) -> None:
     """As `via` says it in the FDB."""
     a, b = pair
     a.run("ip", "route", "del", "192.0.2.0/24")
-    paths = Paths(Pool(), {4: binding(V4)}, Outer(), envelope.Policy(), no_one, gso=True)
+    paths = Paths(Pool(), {4: binding(V4)}, Outer(), outer_header.InheritPolicy(), no_one, gso=True)
     data = memoryview(b"datagram")
     with a.inside(), Wire(b) as wire:
         for via, lost in (("eth0", None), ("nix", Drop.UNDERLAY_UNREACHABLE)):
@@ -345,7 +345,7 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
     receiver.settimeout(DEADLINE)
     bound = {4: binding(V4, "eth0"), 6: binding(V6, "eth0")}
     data = memoryview(bytearray(300))
-    paths = Paths(Pool(), bound, Outer(), envelope.Policy(), no_one, gso=True)
+    paths = Paths(Pool(), bound, Outer(), outer_header.InheritPolicy(), no_one, gso=True)
     with receiver, a.inside(), packet_socket(b, "eth0") as wire:
         for host in (stranger, group, ADDRESSES[family][1]):
             path = paths[Remote(host, 4789)]

@@ -224,7 +224,7 @@ def test_one_that_was_received_whole_is_not_for_the_kernel_to_split(
 ) -> None:
     frame = partial(large(version, kind, payload=4000))
     header = virtio_header(frame, SegmentSizes(MTU), Counters())
-    assert header == virtio.needs_checksum(14 + inet.IP_HEADER_MIN[version], 16)
+    assert header == virtio.pack_needs_csum(14 + inet.IP_HEADER_MIN[version], 16)
 
 
 @given(VERSIONS, TAGS, st.sampled_from((MD5, AO)), st.integers(0, 2))
@@ -253,6 +253,6 @@ def test_an_option_beyond_the_end_of_the_list_authenticates_nothing() -> None:
     for options in (b"\0\x13\x12\0", b"\x08\x0a\x13\x1d\x13\x1d\x13\x1d\x13\x1d\1\1"):
         frame = bytearray(bytes(ether(ip(4, tcp(options=[("NOP", None)] * len(options))))))
         frame[54 : 54 + len(options)] = options
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         assert where is not None
         assert inet.tcp_authentication(frame, where) == 0

@@ -294,7 +294,7 @@ def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: Policy, uso: b
 def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> None:
     sizes = [superframe(4, seq=number * 4 * SIZE, sport=5000) for number in range(20)]
     seen = run([Datagram(each) for each in sizes], Policy(), at_once=True)
-    header = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
+    header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
     assert seen.frames == [header + each[8:] for each in sizes]
     assert seen.counters["super_datagrams"] == seen.counters["partial_checksums"] == 20
     assert seen.counters["rx_frames"] == 80

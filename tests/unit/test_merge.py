@@ -495,8 +495,8 @@ def test_taking_tags_off_what_was_merged(kind: str) -> None:
     left = ethernet.untag(frame)
     ((plain_header, plain),) = merge(burst_of(train(Frame(*KINDS[kind]), 4, 99)))
     assert bytes(left) == plain
-    assert virtio.moved(header, len(frame) - len(left)) == plain_header
-    assert virtio.moved(header, 0) == header
+    assert virtio.shift_offsets(header, len(frame) - len(left)) == plain_header
+    assert virtio.shift_offsets(header, 0) == header
 
 
 def test_memory_is_bounded() -> None:

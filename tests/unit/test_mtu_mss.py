@@ -27,7 +27,7 @@ def clamped(
     """The frame afterwards, and how often it was counted."""
     counters = Counters()
     frame = bytearray(packet)
-    where = inet.transport(frame)
+    where = inet.find_transport(frame)
     assert where is not None
     MssClamp(counters, mtu, fixed).clamp(memoryview(frame), where, partial=is_partial)
     return bytes(frame), counters.mss_clamped
@@ -118,7 +118,7 @@ def test_a_change_of_the_mtu_is_followed() -> None:
     for mtu, expected in ((1450, 1410), (1400, 1360), (1450, 1410)):
         clamp.mtu = mtu
         frame = bytearray(bytes(syn(4, [("MSS", 1460)])))
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         assert where is not None
         clamp.clamp(memoryview(frame), where, partial=False)
         assert mss(bytes(frame)) == expected
@@ -127,7 +127,7 @@ def test_a_change_of_the_mtu_is_followed() -> None:
 @given(HOSTILE)
 def test_hostile_frames_change_in_two_fields_at_most(octets: bytes) -> None:
     frame = bytearray(octets)
-    where = inet.transport(frame)
+    where = inet.find_transport(frame)
     if where is None or where.protocol != inet.TCP:
         return
     MssClamp(Counters(), 100).clamp(memoryview(frame), where, partial=False)

@@ -73,7 +73,7 @@ def superframe(base: Frame, payload: bytes, size: int) -> tuple[bytes, bytes]:
     if base.protocol == twins.TCP and base.flags & CWR:
         gso_type |= GSO_ECN
     offset = CHECKSUM_AT[base.protocol]
-    header = virtio.superframe(gso_type, base.head_len, size, whole.shape.upper, offset)
+    header = virtio.pack_gso(gso_type, base.head_len, size, whole.shape.upper, offset)
     return whole.build(), header
 
 

@@ -41,7 +41,7 @@ from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
 from vtep.tunnel_gso.state import RemoteState
 from vtep.underlay import Sent, batch_max
 from vtep.wire import virtio, vxlan
-from vtep.wire.envelope import Policy
+from vtep.wire.outer_header import InheritPolicy
 
 REMOTE = Remote("192.0.2.2", 4789)
 SIZE = 1398
@@ -82,7 +82,7 @@ class Ways:
     Its elements tell, in turn, whether the remote is enabled and whether a send succeeds.
     """
 
-    envelope = staticmethod(Policy().reader())
+    envelope = staticmethod(InheritPolicy().make_reader())
 
     def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
         self.room = Room()
@@ -130,7 +130,7 @@ class Crowd:
     It says as often as `room` does that there is no more room, in the middle of them.
     """
 
-    envelope = staticmethod(Policy().reader())
+    envelope = staticmethod(InheritPolicy().make_reader())
 
     def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
         self.room = Room()
@@ -363,7 +363,7 @@ def superframe(
     """One of so many segments, the first of which is `after` so many others of its flow."""
     payload = bytes((count - 1) * size + (last or size))
     frame = Frame(payload=payload, sport=5000 + flow, ident=after, seq=after * size, partial=True)
-    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
+    return virtio.pack_gso(virtio.GSO_TCPV4, frame.head_len, size, 34, 16), frame.build()
 
 
 def answer_to(flow: int, mss: int = SIZE) -> memoryview:
@@ -383,7 +383,7 @@ def unfinished(octets: int = 20, *, flow: int = 0, kind: str = "udp4") -> tuple[
     """A frame whose checksum is to be finished by whoever sends it."""
     frame = Frame(*KINDS[kind], payload=bytes(octets), sport=5000 + flow, partial=True)
     offset = CHECKSUM_AT[frame.protocol]
-    return virtio.needs_checksum(frame.shape.upper, offset), frame.build()
+    return virtio.pack_needs_csum(frame.shape.upper, offset), frame.build()
 
 
 def marked(mark: int) -> tuple[bytes, bytes]:
@@ -406,7 +406,7 @@ def test_checksums_of_a_run_are_finished(kind: str) -> None:
 
 def test_a_checksum_outside_of_a_frame() -> None:
     whole = unfinished()
-    beyond = virtio.needs_checksum(len(whole[1]) - 1, 0), whole[1]
+    beyond = virtio.pack_needs_csum(len(whole[1]) - 1, 0), whole[1]
     segment = particular(inner_vlan=InnerVlan.PASS)
     sent, _ = inspected([whole, beyond, whole], segment)
     assert sent == [[PREFIX + finish(whole[1])]] * 2
@@ -418,7 +418,7 @@ def test_a_syn_among_others_is_clamped() -> None:
     announced = b"\2\4\xff\xff"
     base = Frame(payload=b"", options=announced, partial=True)
     syn = replace(base, flags=SYN)
-    header = virtio.needs_checksum(base.shape.upper, 16)
+    header = virtio.pack_needs_csum(base.shape.upper, 16)
     batches, _ = inspected([(header, frame.build()) for frame in (base, syn, base)], particular())
     clamped = replace(syn, options=b"\2\4" + (MTU - 40).to_bytes(2, "big"), partial=False)
     expected = [replace(base, partial=False), clamped, replace(base, partial=False)]
@@ -586,7 +586,7 @@ def changed(frame: tuple[bytes, bytes], **fields: Any) -> tuple[bytes, bytes]:
 def test_a_superframe_that_differs_ends_a_tunnel_gso_run(fields: dict[str, Any]) -> None:
     """It is parsed; so is a superframe with another segment size."""
     same = superframe(20)
-    sizes = virtio.superframe(virtio.GSO_TCPV4, 54, 1000, 34, 16)
+    sizes = virtio.pack_gso(virtio.GSO_TCPV4, 54, 1000, 34, 16)
     for other in (changed(same, **fields), (sizes, same[1])):
         frames = [same, same, same, other, other, same]
         sent = forward(frames, takes=[True] * 20)
@@ -616,7 +616,7 @@ def test_superframes_of_a_run_are_sent_with_tunnel_gso_unparsed() -> None:
 def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any]) -> None:
     base = Frame(*KINDS[kind], payload=bytes(20), sport=5000, partial=True)
     other = replace(base, **fields)
-    needs = virtio.needs_checksum(base.shape.upper, CHECKSUM_AT[base.protocol])
+    needs = virtio.pack_needs_csum(base.shape.upper, CHECKSUM_AT[base.protocol])
     two = (virtio.PLAIN if fields == {"partial": False} else needs), other.build()
     one = needs, base.build()
     frames = [one, one, one, two, two, two, one, one]
@@ -790,7 +790,7 @@ def of_size(count: int, tags: tuple[tuple[int, int], ...] = ()) -> tuple[bytes, 
     if count == 1:
         return virtio.PLAIN, frame.build()
     start = frame.head_len - 20
-    return virtio.superframe(virtio.GSO_TCPV4, frame.head_len, SIZE, start, 16), frame.build()
+    return virtio.pack_gso(virtio.GSO_TCPV4, frame.head_len, SIZE, start, 16), frame.build()
 
 
 TAG = ((0x8100, 5),)
@@ -820,8 +820,8 @@ def test_tagged_frames_are_dropped() -> None:
 
 
 def test_superframes_that_are_none_are_dropped() -> None:
-    runt = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3)
-    no_tcp = virtio.superframe(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3000)
+    runt = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3)
+    no_tcp = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3000)
     segment = particular(inner_vlan=InnerVlan.DROP)
     sent, _ = inspected([runt, no_tcp, of_size(1)], segment)
     assert [datagram for batch in sent for datagram in batch] == segments(*of_size(1))

@@ -167,7 +167,7 @@ def coincidence(version: int, protocol: str, payload: bytes = b"payload!", **fie
 def test_coincidence_is_harmless(version: int, protocol: str, port: int) -> None:
     frame = coincidence(version, protocol, dport=port)
     # It is finished, so that a receiver who sums it finds no fault with it.
-    where = inet.transport(frame)
+    where = inet.find_transport(frame)
     assert where is not None
     assert loop_sum(frame[where.offset :]) ^ 0xFFFF == inet.pseudo_sum(frame, where)
     header = header_of(frame)
@@ -199,7 +199,7 @@ def test_other_padding_would_be_summed_too(version: int, protocol: str, padding:
 @pytest.mark.parametrize("stated", [0, 8, 17, 19])
 def test_octets_behind_the_udp_length_would_be_summed_too(stated: int) -> None:
     frame = bytearray(coincidence(4, "udp"))
-    where = inet.transport(frame)
+    where = inet.find_transport(frame)
     assert where is not None
     assert where.length == 18
     assert header_of(bytes(frame)) != virtio.PLAIN

@@ -11,7 +11,7 @@ from vtep.config import Config
 from vtep.fdb import Remote
 from vtep.paths import Paths, Pool, Room
 from vtep.underlay import Binding, Outer
-from vtep.wire.envelope import Policy
+from vtep.wire.outer_header import InheritPolicy
 
 V4 = Binding(socket.AF_INET, None, None)
 V6 = Binding(socket.AF_INET6, None, None)
@@ -26,7 +26,7 @@ def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
         if told is not None:
             told.append((remote.host, mtu))
 
-    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), Policy(), tell, gso=True)
+    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), InheritPolicy(), tell, gso=True)
 
 
 CONFIG = Config(vni=1)

@@ -29,7 +29,7 @@ from vtep.underlay import (
     send_whole,
 )
 from vtep.underlay.feedback import Returned
-from vtep.wire.envelope import DF, Policy
+from vtep.wire.outer_header import DF, InheritPolicy
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 HOST = {V4: "127.0.0.1", V6: "::1"}
@@ -71,7 +71,7 @@ CONFIG = Config(vni=1)
 
 def paths(pool: Pool, config: Config = CONFIG) -> Paths:
     return Paths(
-        pool, {4: ANY[V4], 6: ANY[V6]}, Outer.of(config), Policy(), lambda *_: None, gso=True
+        pool, {4: ANY[V4], 6: ANY[V6]}, Outer.of(config), InheritPolicy(), lambda *_: None, gso=True
     )
 
 

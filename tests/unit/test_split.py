@@ -49,10 +49,10 @@ def gso(frame: Frame, size: int, **fields: int) -> virtio.Header:
     header = virtio.Header(
         flags=1,
         gso_type=GSO_TYPE[shape.version, shape.protocol],
-        header_len=shape.payload,
+        hdr_len=shape.payload,
         gso_size=size,
-        start=shape.upper,
-        offset=CHECKSUM_AT[shape.protocol],
+        csum_start=shape.upper,
+        csum_offset=CHECKSUM_AT[shape.protocol],
     )
     return header._replace(**fields)
 
@@ -301,10 +301,10 @@ def test_ecn(kind: str, flags: int) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"header_len": 0}, id="S9-none"),
-        pytest.param({"header_len": 0xFFFF}, id="S9-whole-packet"),
-        pytest.param({"start": 0, "offset": 0}, id="S6-start-zero"),
-        pytest.param({"start": 0xFFFF, "offset": 0xFFFF}, id="S6-start-beyond"),
+        pytest.param({"hdr_len": 0}, id="S9-none"),
+        pytest.param({"hdr_len": 0xFFFF}, id="S9-whole-packet"),
+        pytest.param({"csum_start": 0, "csum_offset": 0}, id="S6-start-zero"),
+        pytest.param({"csum_start": 0xFFFF, "csum_offset": 0xFFFF}, id="S6-start-beyond"),
         pytest.param({"flags": 0}, id="S9-checksum-not-asked-for"),
     ],
 )
@@ -375,7 +375,7 @@ def superframes(draw: st.DrawFn) -> tuple[bytes, virtio.Header]:
         partial=draw(st.booleans()),
         padding=draw(twins.often(b"", st.binary(max_size=9))),
     )
-    return whole.build(), gso(whole, size, header_len=draw(twins.U16))
+    return whole.build(), gso(whole, size, hdr_len=draw(twins.U16))
 
 
 @BASIC
@@ -604,10 +604,10 @@ HEADERS = st.builds(
     virtio.Header,
     flags=st.integers(0, 255),
     gso_type=st.one_of(st.sampled_from([1, 4, 5]), st.integers(0, 255)),
-    header_len=twins.U16,
+    hdr_len=twins.U16,
     gso_size=st.one_of(st.integers(0, 300), twins.U16),
-    start=twins.U16,
-    offset=twins.U16,
+    csum_start=twins.U16,
+    csum_offset=twins.U16,
 )
 
 

@@ -159,18 +159,18 @@ def test_not_eligible() -> None:
     frame = tcp()
     gso = header_of(frame)
     assert not eligible(frame, gso._replace(flags=0))
-    assert not eligible(frame, gso._replace(start=33))
-    assert not eligible(frame, gso._replace(offset=6))
+    assert not eligible(frame, gso._replace(csum_start=33))
+    assert not eligible(frame, gso._replace(csum_offset=6))
     assert not eligible(frame, gso._replace(gso_size=3000)), "is one segment"
     assert not eligible(frame + bytes(1), gso), "padding"
     tagged = tcp(tags=((0x8100, 7),))
-    assert not eligible(tagged, header_of(tagged, start=38))
+    assert not eligible(tagged, header_of(tagged, csum_start=38))
     options = tcp(between=bytes((1, 1, 1, 1)))
-    assert not eligible(options, header_of(options, start=38))
+    assert not eligible(options, header_of(options, csum_start=38))
     extended = tcp(6, between=bytes((0, 0, 1, 4, 0, 0, 0, 0)))
-    assert not eligible(extended, header_of(extended, 6, start=62))
+    assert not eligible(extended, header_of(extended, 6, csum_start=62))
     udp = Frame(*KINDS["udp4"], payload=bytes(3000), partial=True).build()
-    as_udp = header_of(udp, gso_type=virtio.GSO_UDP_L4, offset=6)
+    as_udp = header_of(udp, gso_type=virtio.GSO_UDP_L4, csum_offset=6)
     assert not eligible(udp, as_udp)
 
 

@@ -28,7 +28,7 @@ from vtep.underlay import (
     open_receiver,
 )
 from vtep.wire import virtio, vxlan
-from vtep.wire.envelope import DF
+from vtep.wire.outer_header import DF
 
 EGRESS = 7
 PREFIX = vxlan.pack(5)

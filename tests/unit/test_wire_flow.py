@@ -27,8 +27,8 @@ from tests.unit.craft import (
     udp,
 )
 from vtep.wire import ip as inet
-from vtep.wire.envelope import Policy
-from vtep.wire.flow import flow_hash, likeness
+from vtep.wire.flow import flow_hash, run_key_struct
+from vtep.wire.outer_header import InheritPolicy
 
 PORTS = st.binary(min_size=4, max_size=4)
 PORTED = [6, 17, 33, 132, 136]
@@ -201,8 +201,8 @@ def test_any_frame(frame: bytes) -> None:
 
 # --- what is alike ----------------------------------------------------------------------------
 
-INHERIT = Policy(inherit_tos=True, inherit_ttl=True, inherit_flowlabel=True, inherit_df=True)
-READERS = [INHERIT.reader(), Policy().reader()]
+INHERIT = InheritPolicy(inherit_tos=True, inherit_ttl=True, inherit_flowlabel=True, inherit_df=True)
+READERS = [INHERIT.make_reader(), InheritPolicy().make_reader()]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ READERS = [INHERIT.reader(), Policy().reader()]
 )
 def test_what_does_not_matter_for_likeness(packet: Packet) -> None:
     frame = bytes(ether(packet))
-    alike = likeness(frame)
+    alike = run_key_struct(frame)
     assert alike is not None
     free = set(range(len(frame)))
     for at in range(len(frame)):
@@ -249,12 +249,12 @@ def test_what_does_not_matter_for_likeness(packet: Packet) -> None:
     ],
 )
 def test_of_what_nothing_is_said_about_others(packet: Packet) -> None:
-    assert likeness(bytes(ether(packet))) is None
+    assert run_key_struct(bytes(ether(packet))) is None
 
 
 @given(frame=HOSTILE)
 def test_likeness_is_told_within_the_frame(frame: bytes) -> None:
-    alike = likeness(frame)
+    alike = run_key_struct(frame)
     assert alike is None or alike.size <= len(frame)
 
 
@@ -270,7 +270,7 @@ def test_what_is_alike_is_so_in_all_that_is_said_of_it(
     for at, octet in changes:
         one[at % len(one)] = octet
     frame = bytes(one)
-    alike = likeness(frame)
+    alike = run_key_struct(frame)
     assume(alike is not None)
     assert alike is not None
     other = bytearray(frame)

@@ -46,7 +46,7 @@ def offset(frame: bytes) -> int:
 def answer(packet: Packet, mtu: int = 1400) -> bytes:
     frame = bytes(packet)
     version, at = (6 if IPv6 in packet else 4), offset(frame)
-    return icmp.too_big(frame, at, version, len(frame) - at, mtu)
+    return icmp.build_too_big(frame, at, version, len(frame) - at, mtu)
 
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
@@ -99,7 +99,7 @@ def test_it_is_what_scapy_would_write(version: int, payload: bytes, mtu: int) ->
 
 def test_padding_is_not_quoted() -> None:
     frame = bytes(ether(ip4(udp(b"payload")))) + b"padding"
-    said = icmp.too_big(frame, 14, 4, len(frame) - 14 - 7, 1400)
+    said = icmp.build_too_big(frame, 14, 4, len(frame) - 14 - 7, 1400)
     assert said.endswith(b"payload")
 
 
@@ -151,19 +151,19 @@ NOT_ANSWERED = {
 @pytest.mark.parametrize("name", ANSWERED)
 def test_what_may_be_answered(name: str) -> None:
     frame = bytes(ANSWERED[name])
-    assert icmp.answerable(frame, 14, 6 if IPv6 in ANSWERED[name] else 4)
+    assert icmp.may_send_error(frame, 14, 6 if IPv6 in ANSWERED[name] else 4)
 
 
 @pytest.mark.parametrize("name", NOT_ANSWERED)
 def test_what_must_not_be_answered(name: str) -> None:
     frame = bytes(NOT_ANSWERED[name])
-    assert not icmp.answerable(frame, 14, 6 if frame[12:14] == b"\x86\xdd" else 4)
+    assert not icmp.may_send_error(frame, 14, 6 if frame[12:14] == b"\x86\xdd" else 4)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_an_answer_is_never_answered(version: int) -> None:
     frame = answer(ether(ip(version, udp(BIG))))
-    assert not icmp.answerable(frame, 14, version)
+    assert not icmp.may_send_error(frame, 14, version)
 
 
 @given(HOSTILE)
@@ -171,8 +171,8 @@ def test_any_octets_are_judged_and_answered_without_fault(frame: bytes) -> None:
     ethertype, at = ethernet.network_layer(frame)
     for kind, version, least in ((ethernet.TYPE_IPV4, 4, 20), (ethernet.TYPE_IPV6, 6, 40)):
         if ethertype == kind and at + least <= len(frame):
-            icmp.answerable(frame, at, version)
-            said = icmp.too_big(frame, at, version, len(frame) - at, 1400)
+            icmp.may_send_error(frame, at, version)
+            said = icmp.build_too_big(frame, at, version, len(frame) - at, 1400)
             assert len(said) - at <= (576 if version == 4 else 1280)
             assert said[:12] == frame[6:12] + frame[:6]
 

@@ -81,7 +81,7 @@ NO_TRANSPORT = {
 
 
 def found(packet: Packet, tags: str = "") -> ip.Transport:
-    where = ip.transport(bytes(ether(packet, tags=tags)))
+    where = ip.find_transport(bytes(ether(packet, tags=tags)))
     assert where is not None
     return where
 
@@ -97,8 +97,8 @@ def test_transport(name: str, tags: str) -> None:
 def test_transport_of_any_buffer(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
     for kind in (bytearray, memoryview):
-        where = ip.transport(kind(frame))
-        assert where == ip.transport(frame)
+        where = ip.find_transport(kind(frame))
+        assert where == ip.find_transport(frame)
         assert where is not None
         assert bytes(ip.addresses(kind(frame), where)) == bytes(ip.addresses(frame, where))
         assert ip.pseudo_sum(kind(frame), where) == ip.pseudo_sum(frame, where)
@@ -107,20 +107,20 @@ def test_transport_of_any_buffer(name: str) -> None:
 @pytest.mark.parametrize("tags", ["", "q"])
 @pytest.mark.parametrize("name", NO_TRANSPORT)
 def test_no_transport(name: str, tags: str) -> None:
-    assert ip.transport(bytes(ether(NO_TRANSPORT[name], tags=tags))) is None
+    assert ip.find_transport(bytes(ether(NO_TRANSPORT[name], tags=tags))) is None
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_cut_anywhere_there_is_no_transport(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
     for length in range(14, len(frame)):
-        assert ip.transport(frame[:length]) is None, length
+        assert ip.find_transport(frame[:length]) is None, length
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_padding_is_no_part_of_it(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
-    assert ip.transport(frame + bytes(46)) == ip.transport(frame)
+    assert ip.find_transport(frame + bytes(46)) == ip.find_transport(frame)
 
 
 @pytest.mark.parametrize("tags", ["", "q"])
@@ -144,7 +144,7 @@ def test_fields(name: str, tags: str) -> None:
 def test_pseudo_sum_of_any_addresses(addresses: bytes, payload: bytes) -> None:
     frame = bytearray(bytes(ether(ip4(udp(payload)))))
     frame[26:34] = addresses
-    where = ip.transport(frame)
+    where = ip.find_transport(frame)
     assert where is not None
     header = addresses + struct.pack("!xBH", 17, 8 + len(payload))
     assert ip.pseudo_sum(frame, where) == loop_sum(header)
@@ -154,7 +154,7 @@ def test_pseudo_sum_is_never_zero() -> None:
     # Zero in a UDP header says that there is no checksum; it must not look like a partial one.
     frame = bytearray(bytes(ether(ip4(udp()))))
     frame[26:34] = bytes(8)
-    where = ip.transport(frame)
+    where = ip.find_transport(frame)
     assert where is not None
     assert ip.pseudo_sum(frame, where) == 17 + 8
     frame[26:34] = struct.pack("!HHHH", 0xFFFF - 17 - 8, 0, 0, 0)
@@ -256,7 +256,7 @@ def test_any_options(options: bytes) -> None:
 
 @given(HOSTILE)
 def test_any_frame(frame: bytes) -> None:
-    where = ip.transport(frame)
+    where = ip.find_transport(frame)
     if where is None:
         return
     assert where.version in (4, 6)
@@ -276,14 +276,14 @@ def test_any_frame(frame: bytes) -> None:
 @given(st.binary(min_size=14, max_size=400), st.sampled_from([b"\x08\x00", b"\x86\xdd"]))
 def test_any_octets_behind_an_ip_ethertype(frame: bytes, ethertype: bytes) -> None:
     frame = frame[:12] + ethertype + frame[14:]
-    where = ip.transport(frame)
+    where = ip.find_transport(frame)
     assert where is None or where.offset + where.length <= len(frame)
 
 
 @pytest.mark.parametrize("name", ["tcp4", "tcp6", "udp4", "udp6 qinq", "tcp6 extensions"])
 def test_scapy_agrees_on_the_fixed_frames(name: str) -> None:
     parsed = Ether(VALID[name])
-    where = ip.transport(VALID[name])
+    where = ip.find_transport(VALID[name])
     assert where is not None
     assert where.version == (6 if IPv6 in parsed else 4)
     assert (IP in parsed) != (IPv6 in parsed)

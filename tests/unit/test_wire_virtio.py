@@ -25,14 +25,14 @@ def test_constants_of_the_kernel() -> None:
 
 @given(U16, U16)
 def test_needs_checksum(start: int, offset: int) -> None:
-    assert parse_virtio(virtio.needs_checksum(start, offset)) == (1, 0, 0, 0, start, offset)
+    assert parse_virtio(virtio.pack_needs_csum(start, offset)) == (1, 0, 0, 0, start, offset)
 
 
 @given(st.sampled_from([1, 4, 0x81, 0x84]), U16, U16, U16, U16)
 def test_superframe(kind: int, header_len: int, size: int, start: int, offset: int) -> None:
-    header = virtio.superframe(kind, header_len, size, start, offset)
+    header = virtio.pack_gso(kind, header_len, size, start, offset)
     assert parse_virtio(header) == (1, kind, header_len, size, start, offset)
 
 
 def test_host_byte_order() -> None:
-    assert virtio.needs_checksum(0x0102, 0x0304)[6:] == struct.pack("@HH", 0x0102, 0x0304)
+    assert virtio.pack_needs_csum(0x0102, 0x0304)[6:] == struct.pack("@HH", 0x0102, 0x0304)

@@ -97,7 +97,7 @@ def write_without_offload(
             frame = splitter.out.data[:octets]
         else:
             step = len(frame)
-            finish_checksum(frame, gso.start, gso.offset)
+            finish_checksum(frame, gso.csum_start, gso.csum_offset)
     except (SplitError, AuthenticatedError):
         count_refused(counters, error, count)
         return True
@@ -119,5 +119,5 @@ def frames_of(octets: int, header: bytes) -> tuple[int, int]:
     gso = virtio.unpack(header)
     if gso.gso_type == virtio.GSO_NONE:
         return 1, octets
-    count = -(-(octets - gso.header_len) // gso.gso_size)
-    return count, octets + (count - 1) * gso.header_len
+    count = -(-(octets - gso.hdr_len) // gso.gso_size)
+    return count, octets + (count - 1) * gso.hdr_len

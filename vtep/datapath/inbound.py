@@ -21,7 +21,7 @@ from vtep.tap import Tap
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.underlay import Received, receive
 from vtep.wire import ecn, ethernet, virtio, vxlan
-from vtep.wire.flow import superframe_likeness
+from vtep.wire.flow import superframe_key_struct
 
 log = logging.getLogger("vtep")
 
@@ -236,7 +236,7 @@ class Inbound:
         """
         host, header = came[2], self._header
         frame = data[vxlan.HEADER_LEN :]
-        alike = superframe_likeness(frame)
+        alike = superframe_key_struct(frame)
         if alike is None:
             return 0
         begin, unpack, parts = bytes(data[:_BEGIN_LEN]), alike.unpack_from, alike.unpack_from(frame)
@@ -306,7 +306,7 @@ class Inbound:
             else:
                 leave.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strips else frame
-                moved = virtio.moved(header, len(frame) - len(left))
+                moved = virtio.shift_offsets(header, len(frame) - len(left))
                 if not self._deliver(leave, left, moved, now):
                     self._refused(leave, header, now)
 

@@ -31,7 +31,7 @@ from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.underlay import FLOW_BITS, POOL_MAX
 from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
-from vtep.wire.flow import flow_hash, likeness, superframe_likeness
+from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
 
 BUDGET = 64
 """Frames read in one direction before the other one has its turn."""
@@ -217,7 +217,7 @@ class Outbound:
         follows like, and then there is nothing to find out of each.
         """
         segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
-        alike = likeness(frame)
+        alike = run_key_struct(frame)
         if alike is None:
             return 0
         header, said = self._header, bytes(meta)
@@ -299,7 +299,7 @@ class Outbound:
             return False
         try:
             if gso.flags & virtio.FLAG_NEEDS_CSUM:
-                finish_checksum(frame, gso.start, gso.offset)
+                finish_checksum(frame, gso.csum_start, gso.csum_offset)
         except SplitError:
             self._segment.counters.drop(Drop.TX_MALFORMED)
             return False
@@ -420,7 +420,7 @@ class Outbound:
         Returns: how many were sent, at most `most`.
         """
         tracking = self._tracker.active
-        alike = None if self._segment.attentive or tracking else superframe_likeness(frame)
+        alike = None if self._segment.attentive or tracking else superframe_key_struct(frame)
         if alike is None:
             return 0
         cut, head = judge(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
@@ -580,7 +580,11 @@ def _read_virtio(meta: bytes) -> tuple[virtio.Header, _Partial | None, int]:
     gso = virtio.unpack(meta)
     if not gso.flags & virtio.FLAG_NEEDS_CSUM:
         return gso, None, ethernet.HEADER_LEN
-    return gso, (gso.start, gso.offset), max(ethernet.HEADER_LEN, gso.start + gso.offset + 2)
+    return (
+        gso,
+        (gso.csum_start, gso.csum_offset),
+        max(ethernet.HEADER_LEN, gso.csum_start + gso.csum_offset + 2),
+    )
 
 
 _PLAIN = _read_virtio(virtio.PLAIN)
@@ -589,6 +593,6 @@ _PLAIN = _read_virtio(virtio.PLAIN)
 def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:
     """The same datagrams for another VNI: a copy, since others get them as they are."""
     octets = bytearray(datagrams)
-    for at in range(vxlan.VNI_AT, len(octets), stride):
+    for at in range(vxlan.VNI_OFFSET, len(octets), stride):
         octets[at : at + 3] = vni.to_bytes(3, "big")
     return memoryview(octets)

@@ -1,7 +1,7 @@
 """Fragmentation of IPv4 packets inside frames (RFC 791, section 3.2)."""
 
 from vtep.wire import checksum
-from vtep.wire.ip import FRAGMENT_OFFSET
+from vtep.wire.ip import FRAGMENT_OFFSET_MASK
 
 _MORE_FRAGMENTS = 0x2000
 _OFFSET_UNIT = 8
@@ -30,7 +30,7 @@ def fragment(
     payload = frame[ip_offset + len(header) : ip_offset + total]
     step = (length_max - ip_offset - len(header)) // _OFFSET_UNIT * _OFFSET_UNIT
     word = int.from_bytes(header[6:8], "big")
-    begin = (word & FRAGMENT_OFFSET) * _OFFSET_UNIT
+    begin = (word & FRAGMENT_OFFSET_MASK) * _OFFSET_UNIT
     if step <= 0 or len(header) + begin + len(payload) > _PACKET_MAX:
         return None
     opening = prefix + bytes(frame[:ip_offset])

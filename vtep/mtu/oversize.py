@@ -106,7 +106,7 @@ class Oversize:
         if packet.end <= self.limit:  # It is its padding that is too large.
             return self._alone(frame[: packet.end])
         version, begin, end, may_fragment = packet
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         if where is not None and _is_divisible(frame, where):
             segments = self._cut(frame, where)
             if segments is not None:
@@ -120,7 +120,7 @@ class Oversize:
         if fragments is not None:
             self._counters.tx_fragmented += 1
             return Outcome(*fragments, None)
-        unanswerable = may_fragment or not icmp.answerable(frame, begin, version)
+        unanswerable = may_fragment or not icmp.may_send_error(frame, begin, version)
         if unanswerable or end - begin <= _link_minimum(version):
             return self._whole(frame)
         answer = self._answer(frame, packet, now)
@@ -138,7 +138,7 @@ class Oversize:
         be sent in their order.
         """
         skip = len(self._prefix)
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         if where is not None and where.protocol == inet.TCP:
             # Where one segment ends and the next begins means nothing to TCP.
             first = segments[skip:stride]
@@ -174,11 +174,11 @@ class Oversize:
 
     def _answer(self, frame: memoryview, packet: Packet, now: float) -> bytes | None:
         version, begin, end, _ = packet
-        if not icmp.answerable(frame, begin, version) or not self._answers.take(now):
+        if not icmp.may_send_error(frame, begin, version) or not self._answers.take(now):
             return None
         self._counters.tx_too_big_answered += 1
         mtu = max(self.limit - begin, _link_minimum(version))
-        return icmp.too_big(frame, begin, version, end - begin, mtu)
+        return icmp.build_too_big(frame, begin, version, end - begin, mtu)
 
 
 def _link_minimum(version: int) -> int:
@@ -228,7 +228,7 @@ def _is_divisible(frame: memoryview, where: inet.Transport) -> bool:
     if where.protocol != inet.TCP:
         return False
     header_len = inet.tcp_header_len(frame, where)
-    flags = frame[where.offset + inet.TCP_FLAGS]
+    flags = frame[where.offset + inet.TCP_FLAGS_OFFSET]
     if not header_len or flags & ~_HARMLESS or not flags & inet.TCP_FLAG_ACK:
         return False
     if inet.tcp_authentication(frame, where):

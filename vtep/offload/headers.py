@@ -141,7 +141,7 @@ class Headers:
         # What is in all of them goes into the template; what is not is zero there, but for the
         # sequence number, which is that of the first.
         if tcp:
-            head[at + inet.TCP_FLAGS] &= COMMON
+            head[at + inet.TCP_FLAGS_OFFSET] &= COMMON
         else:
             _FIELD.pack_into(head, at + _UDP_LENGTH, full)
         _FIELD.pack_into(head, at + inet.CHECKSUM_OFFSET[where.protocol], 0)
@@ -209,7 +209,7 @@ class Headers:
             column(ip + _IP_CHECKSUM, ">u2"),
             # Fields of the other protocol are not used, but must be somewhere.
             column(transport + (_TCP_SEQUENCE if tcp else 0), ">u4"),
-            column(transport + (inet.TCP_FLAGS if tcp else 0), "u1"),
+            column(transport + (inet.TCP_FLAGS_OFFSET if tcp else 0), "u1"),
             column(transport + _UDP_LENGTH, ">u2"),
             column(transport + inet.CHECKSUM_OFFSET[where.protocol], "u2"),
             steps.astype(np.uint32),
@@ -241,7 +241,7 @@ def goes_on(
     if where.protocol == inet.TCP:
         (sequence,) = _SEQUENCE.unpack_from(first, at + _TCP_SEQUENCE)
         _SEQUENCE.pack_into(head, at + _TCP_SEQUENCE, sequence + steps * size & 0xFFFF_FFFF)
-        flags = at + inet.TCP_FLAGS
+        flags = at + inet.TCP_FLAGS_OFFSET
         head[flags] = head[flags] & COMMON | frame[flags] & ~COMMON
         field = at + inet.CHECKSUM_OFFSET[inet.TCP]
         head[field : field + 2] = frame[field : field + 2]

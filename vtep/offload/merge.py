@@ -164,7 +164,7 @@ class Merger:
         if len(data) <= stride or stride < skip + ethernet.HEADER_LEN:
             return None
         first = data[skip:stride]
-        where = inet.transport(first)
+        where = inet.find_transport(first)
         if where is None or where.offset + where.length != len(first):
             return None  # No transport header, or padding.
         if where.offset - where.ip_offset != inet.IP_HEADER_MIN[where.version]:
@@ -189,7 +189,7 @@ class Merger:
             count, last = reach, size
         marks: _Marks = []
         if tcp:
-            at = skip + where.offset + inet.TCP_FLAGS
+            at = skip + where.offset + inet.TCP_FLAGS_OFFSET
             column: Octets = np.ndarray((count,), np.uint8, data, at, (stride,))
             alike, marks = _read_flags(column.tobytes())
             if alike < count:
@@ -264,7 +264,7 @@ class Merger:
             _FIELD.pack_into(frame, ip + 4, length)
         gso_type = _GSO_TYPES[where.version, where.protocol]
         if where.protocol == inet.TCP:
-            flags = at + inet.TCP_FLAGS
+            flags = at + inet.TCP_FLAGS_OFFSET
             if frame[flags] & OPENING:
                 gso_type |= virtio.GSO_ECN
             frame[flags] |= data[body - head_len + flags + (count - 1) * stride] & CLOSING
@@ -274,7 +274,7 @@ class Merger:
         offset = inet.CHECKSUM_OFFSET[where.protocol]
         pseudo = checksum.fold(addresses + where.protocol + length)
         _FIELD.pack_into(frame, at + offset, pseudo)
-        return virtio.superframe(gso_type, head_len, size, at, offset), octets
+        return virtio.pack_gso(gso_type, head_len, size, at, offset), octets
 
 
 def _read_flags(column: bytes) -> tuple[int, _Marks]:

@@ -101,7 +101,7 @@ def is_udp_superframe(frame: Buffer) -> bool:
         whole = at + inet.IP_HEADER_MIN[6] + payload == len(frame)
     else:
         return False
-    where = inet.transport(frame) if whole else None
+    where = inet.find_transport(frame) if whole else None
     return (
         where is not None
         and where.protocol == inet.UDP
@@ -121,7 +121,7 @@ def virtio_header(
     has that value once in 65,536 frames; finishing it again then gives the same value, so the
     mistake changes nothing.
     """
-    where = inet.transport(frame)
+    where = inet.find_transport(frame)
     if where is None or not is_partial(frame, where):
         return virtio.PLAIN
     counters.partial_checksums += 1
@@ -133,13 +133,16 @@ def virtio_header(
     else:
         header_len, size, gso_type = inet.UDP_HEADER_LEN, udp_size, virtio.GSO_UDP_L4
     if not size or where.length - header_len <= size:
-        return virtio.needs_checksum(where.offset, offset)
+        return virtio.pack_needs_csum(where.offset, offset)
     if where.protocol == inet.TCP and inet.tcp_authentication(frame, where):
-        return virtio.needs_checksum(where.offset, offset)  # Its code covers all of it.
+        return virtio.pack_needs_csum(where.offset, offset)  # Its code covers all of it.
     counters.super_datagrams += 1
-    if where.protocol == inet.TCP and frame[where.offset + inet.TCP_FLAGS] & inet.TCP_FLAG_CWR:
+    if (
+        where.protocol == inet.TCP
+        and frame[where.offset + inet.TCP_FLAGS_OFFSET] & inet.TCP_FLAG_CWR
+    ):
         gso_type |= virtio.GSO_ECN
-    return virtio.superframe(gso_type, where.offset + header_len, size, where.offset, offset)
+    return virtio.pack_gso(gso_type, where.offset + header_len, size, where.offset, offset)
 
 
 def is_partial(frame: Buffer, where: inet.Transport | None) -> bool:

@@ -140,7 +140,7 @@ class Splitter:
             begin += full * stride
             self.out[begin : begin + last] = np.frombuffer(frame[end - last : end], np.uint8)
         if cut.where.protocol == inet.TCP:
-            flags = frame[cut.where.offset + inet.TCP_FLAGS]
+            flags = frame[cut.where.offset + inet.TCP_FLAGS_OFFSET]
             if flags & OPENING:
                 self._marks.append((before, flags & OPENING))
             if flags & CLOSING:
@@ -162,7 +162,7 @@ def judge(frame: memoryview, gso: virtio.Header) -> Cut:
 
     Raises AuthenticatedError for TCP with an option that authenticates the segment as a whole.
     """
-    where = inet.transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
+    where = inet.find_transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
     if where is None:
         raise SplitError("no TCP or UDP header to repeat")
     if (gso.gso_type & ~virtio.GSO_ECN, where.version, where.protocol) not in _KINDS:

@@ -96,7 +96,7 @@ class AckTracker:
         Frames that are sent in the same turn as the superframe may be left out: a retransmission
         follows its loss by a round trip at least.
         """
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         if where is not None and where.protocol == inet.TCP and _flow(frame, where) == self._flow:
             sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
             payload_len = where.length - inet.tcp_header_len(frame, where)
@@ -116,10 +116,10 @@ class AckTracker:
 
         Frames may be left out: acknowledgements are cumulative.
         """
-        where = inet.transport(frame)
+        where = inet.find_transport(frame)
         if where is None or where.protocol != inet.TCP or _flow(frame, where) != self._reverse_flow:
             return
-        flags = frame[where.offset + inet.TCP_FLAGS]
+        flags = frame[where.offset + inet.TCP_FLAGS_OFFSET]
         _, acknowledged = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
         distance = (acknowledged - self._sequence) % _SEQUENCE_SPACE
         if flags & inet.TCP_FLAG_ACK and self._payload_len <= distance < _SEQUENCE_SPACE // 2:

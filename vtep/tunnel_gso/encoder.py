@@ -188,8 +188,8 @@ def gso_eligible(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
         and ip_header == inet.IP_HEADER_MIN[where.version]
         and where.offset + where.length == frame_len
         and gso.flags & virtio.FLAG_NEEDS_CSUM != 0
-        and gso.start == where.offset
-        and gso.offset == inet.CHECKSUM_OFFSET[inet.TCP]
+        and gso.csum_start == where.offset
+        and gso.csum_offset == inet.CHECKSUM_OFFSET[inet.TCP]
     )
 
 
@@ -217,7 +217,7 @@ def _probe_packet(size: int, segments: int) -> ProbePacket:
     _FIELD.pack_into(ip, 10, checksum.internet_checksum(ip))
     at, offset = len(ip), inet.CHECKSUM_OFFSET[inet.TCP]
     tcp = bytearray(length)
-    tcp[12], tcp[inet.TCP_FLAGS] = inet.TCP_HEADER_MIN // 4 << 4, inet.TCP_FLAG_ACK
+    tcp[12], tcp[inet.TCP_FLAGS_OFFSET] = inet.TCP_HEADER_MIN // 4 << 4, inet.TCP_FLAG_ACK
     pseudo = int.from_bytes(ip[12:20]) + inet.TCP + length
     _FIELD.pack_into(tcp, offset, checksum.fold(pseudo))
     where = inet.Transport(4, inet.TCP, 0, at, length)

@@ -13,7 +13,7 @@ from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
 from vtep.tunnel_gso.state import GsoProber, RemoteState
 from vtep.underlay import FLOW_BITS, Outer, Path, Sender, connected
 from vtep.values import without_scope
-from vtep.wire import envelope, virtio
+from vtep.wire import outer_header, virtio
 
 log = logging.getLogger("vtep")
 
@@ -185,7 +185,7 @@ class TunnelGsoPath:
         the sender, nor have its options. Raises: OSError.
         """
         options = self._options
-        tos, ttl, flowlabel = envelope.fields(flow >> FLOW_BITS)
+        tos, ttl, flowlabel = outer_header.unpack(flow >> FLOW_BITS)
         (source, *_), (destination, port, *_) = sock.getsockname(), sock.getpeername()
         if sock.family == socket.AF_INET6:
             default_ttl = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)

@@ -21,8 +21,7 @@ from vtep.underlay.sockets import (
     path_mtu,
     sockaddr,
 )
-from vtep.wire import envelope as envelopes
-from vtep.wire import ethernet, vxlan
+from vtep.wire import ethernet, outer_header, vxlan
 
 log = logging.getLogger("vtep")
 
@@ -34,7 +33,7 @@ FLOW_BITS = 6
 POOL_MAX = 1 << FLOW_BITS
 """How many source ports a remote gets at most."""
 
-_DF = envelopes.DF << FLOW_BITS
+_DF = outer_header.DF << FLOW_BITS
 
 _RETRY_AFTER = 1.0
 """Seconds before a remote without a route is tried again, if the kernel tells of no change."""
@@ -115,7 +114,7 @@ class Path:
         """Send as many datagrams as one system call takes, from the port of a flow hash.
 
         `datagrams` are `stride` octets each, but perhaps the last. In `flow` are `FLOW_BITS` of
-        the hash and, above them, the envelope of all frames (see `wire.envelope`). Gives how many
+        the hash and, above them, the envelope of all frames (see `outer_header`). Gives how many
         octets of them are done with, and the reason if they, or as many sent before, were lost.
         Raises BlockingIOError where the send buffer is full: nothing was sent, and `fileno` tells
         what to wait for.

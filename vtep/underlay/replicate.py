@@ -21,7 +21,7 @@ from vtep.underlay.path import FLOW_BITS, batch_max
 from vtep.underlay.senders import SenderSockets
 from vtep.underlay.shared import Sender, SharedSender, SocketSpec, returned
 from vtep.underlay.sockets import Binding, Outer, ancillary, family_of, sockaddr
-from vtep.wire import envelope as envelopes
+from vtep.wire import outer_header
 
 _SLOTS = 8
 """Source ports for each family: what is flooded has few flows."""
@@ -192,7 +192,7 @@ class Replicator:
             if skip < recipients.v4:
                 family, end = socket.AF_INET, recipients.v4
             try:
-                sock = self._socket(family, flow, envelope & envelopes.DF)
+                sock = self._socket(family, flow, envelope & outer_header.DF)
                 if isinstance(sock, SharedSender):
                     sock.prepare()
             except OSError as error:

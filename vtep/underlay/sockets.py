@@ -16,7 +16,7 @@ from vtep.config import Config
 from vtep.devices import need_device_index
 from vtep.errors import NotReadyError, VtepError
 from vtep.values import Address, scope_of
-from vtep.wire import ecn, envelope, vxlan
+from vtep.wire import ecn, outer_header, vxlan
 
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""
@@ -418,9 +418,9 @@ class Outer:
         sock.setsockopt(_SOL_UDP, _UDP_NO_CHECK6_TX, int(self.udp6zerocsumtx))
 
 
-def policy_of(config: Config) -> envelope.Policy:
+def policy_of(config: Config) -> outer_header.InheritPolicy:
     """What a segment's configuration has the outer header take from the frame inside."""
-    return envelope.Policy(
+    return outer_header.InheritPolicy(
         ecn=config.ecn,
         tos=config.tos if isinstance(config.tos, int) else 0,
         inherit_tos=config.tos == "inherit",
@@ -433,7 +433,7 @@ def policy_of(config: Config) -> envelope.Policy:
 @lru_cache(maxsize=4096)
 def ancillary(family: socket.AddressFamily, key: int, segment_size: int) -> Ancillary:
     """Control messages for a send: those of an envelope, and UDP_SEGMENT unless the size is 0."""
-    tos, ttl, flowlabel = envelope.fields(key)
+    tos, ttl, flowlabel = outer_header.unpack(key)
     messages = []
     if segment_size:
         messages.append((_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(segment_size)))

@@ -1,9 +1,11 @@
-"""Bytes on the wire: the headers that a VTEP reads and writes, and nothing else.
+"""Encoders and decoders for the headers that a VTEP reads and writes.
 
-Every function here is pure: it takes a buffer, gives a value, and knows no socket, clock or
-table. Frames are anything that supports the buffer protocol and slicing; offsets are in octets
-from the start of the buffer given. Input is hostile by default: unless a docstring says that a
-buffer was checked before, any octets of any length are allowed and no exception is raised.
+Every function here is pure: it maps buffers to values and uses no socket, clock or table. A frame
+is any object with the buffer protocol and slicing. An offset counts octets from the start of the
+buffer passed in.
+
+Input is hostile by default: a function accepts any octets of any length and raises no exception,
+unless its docstring states a precondition.
 """
 
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""ARP for IPv4 over Ethernet (RFC 826), as far as it takes to answer a request."""
+"""ARP for IPv4 over Ethernet (RFC 826): the fields that a proxy needs to answer a request."""
 
 from struct import Struct
 from typing import NamedTuple
@@ -6,15 +6,18 @@ from typing import NamedTuple
 from vtep.wire import Buffer
 
 TYPE = 0x0806
+"""EtherType of ARP."""
+
 REQUEST = 1
 REPLY = 2
 
 _PACKET = Struct("!HHBBH6s4s6s4s")
 _ETHERNET_IPV4 = (1, 0x0800, 6, 4)
+"""Hardware type, protocol type, and the length of one address of each, in octets."""
 
 
 class Arp(NamedTuple):
-    """Who says it (or asks) with which MAC and address, and of whom."""
+    """An ARP packet for IPv4 over Ethernet; `sender` and `target` are IPv4 addresses."""
 
     operation: int
     sender_mac: bytes
@@ -23,16 +26,19 @@ class Arp(NamedTuple):
     target: bytes
 
 
-def parse(frame: Buffer, at: int) -> Arp | None:
-    """Read the packet that begins `at` octets into a frame; None if it is not one of these."""
-    if len(frame) < at + _PACKET.size:
+def parse(frame: Buffer, offset: int) -> Arp | None:
+    """Parse the ARP packet at `offset` of a frame.
+
+    Returns: None if the packet is truncated or is not ARP for IPv4 over Ethernet.
+    """
+    if len(frame) < offset + _PACKET.size:
         return None
-    *kind, operation, sender_mac, sender, target_mac, target = _PACKET.unpack_from(frame, at)
+    *kind, operation, sender_mac, sender, target_mac, target = _PACKET.unpack_from(frame, offset)
     if tuple(kind) != _ETHERNET_IPV4:
         return None
     return Arp(operation, sender_mac, sender, target_mac, target)
 
 
 def pack(arp: Arp) -> bytes:
-    """The packet, without an Ethernet header."""
+    """Pack an ARP packet of 28 octets, without an Ethernet header."""
     return _PACKET.pack(*_ETHERNET_IPV4, *arp)

@@ -1,11 +1,11 @@
-"""Ethernet addresses, and the way past VLAN tags to the network layer."""
+"""Ethernet headers: MAC addresses, EtherTypes and VLAN tags."""
 
 import re
 
 from vtep.wire import Buffer
 
 HEADER_LEN = 14
-"""Destination, source, EtherType: a frame shorter than this is a runt, without its FCS."""
+"""Octets of destination, source and EtherType. A shorter frame is a runt."""
 
 TAG_LEN = 4
 MAC_LEN = 6
@@ -21,9 +21,11 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 
 
 def parse_mac(text: str) -> bytes:
-    """Read a MAC as people write it, `02:00:00:00:00:01` or with hyphens.
+    """Parse a MAC address written as `02:00:00:00:00:01` or `02-00-00-00-00-01`.
 
-    Raises ValueError where `text` is anything else.
+    Returns: the 6 octets of the address.
+
+    Raises: ValueError if `text` has another format.
     """
     if not _MAC.fullmatch(text):
         raise ValueError(f"{text!r} is not a MAC address such as 02:00:00:00:00:01")
@@ -31,44 +33,52 @@ def parse_mac(text: str) -> bytes:
 
 
 def format_mac(mac: Buffer) -> str:
-    """Write a MAC as `ip link` does."""
+    """Format a MAC address as `ip link` does: lower case, with colons."""
     return bytes(mac).hex(":")
 
 
 def is_group(mac: Buffer) -> bool:
-    """Whether a MAC of 6 octets is multicast or broadcast (IEEE 802: the I/G bit)."""
+    """Return True if a MAC address is multicast or broadcast (the I/G bit of IEEE 802).
+
+    `mac` has at least one octet; only the first is used.
+    """
     return mac[0] & 1 == 1
 
 
 def network_layer(frame: Buffer) -> tuple[int, int]:
-    """The EtherType behind any VLAN tags, and the offset of what follows it.
+    """Find the network layer behind any number of VLAN tags.
 
-    `frame` has at least `HEADER_LEN` octets. A frame that ends inside its tags gives the
-    EtherType 0, which no protocol has.
+    `frame` has at least `HEADER_LEN` octets.
+
+    Returns: the EtherType after the last tag, and the offset of the first octet after it. The
+    EtherType is 0, which no protocol uses, if the frame ends within its tags.
     """
-    at = HEADER_LEN
+    offset = HEADER_LEN
     ethertype = frame[12] << 8 | frame[13]
     while ethertype in _TAGS:
-        if at + TAG_LEN > len(frame):
-            return 0, at
-        ethertype = frame[at + 2] << 8 | frame[at + 3]
-        at += TAG_LEN
-    return ethertype, at
+        if offset + TAG_LEN > len(frame):
+            return 0, offset
+        ethertype = frame[offset + 2] << 8 | frame[offset + 3]
+        offset += TAG_LEN
+    return ethertype, offset
 
 
 def is_tagged(frame: Buffer) -> bool:
-    """Whether a frame of at least `HEADER_LEN` octets has a VLAN tag."""
+    """Return True if a frame of at least `HEADER_LEN` octets has a VLAN tag."""
     return (frame[12] << 8 | frame[13]) in _TAGS
 
 
 def untag(frame: memoryview) -> memoryview:
-    """Take all VLAN tags off a frame of at least `HEADER_LEN` octets; gives what is left of it.
+    """Remove all VLAN tags from a frame of at least `HEADER_LEN` octets.
 
-    The addresses are moved to where the tags were, so the rest ends where the frame ended, and is
-    the shorter. A frame that ends inside its tags is left as it is.
+    Returns: a view of the end of `frame`, shorter by the tags. A frame that ends within its tags is
+    returned as it is.
+
+    Side effects: the MAC addresses move to just before the remaining EtherType and overwrite the
+    tags. To move 12 octets is cheaper than to move the payload.
     """
-    ethertype, at = network_layer(frame)
-    tags = at - HEADER_LEN
+    ethertype, offset = network_layer(frame)
+    tags = offset - HEADER_LEN
     if tags and ethertype:
         frame[tags : tags + 2 * MAC_LEN] = bytes(frame[: 2 * MAC_LEN])
     return frame[tags:] if ethertype else frame

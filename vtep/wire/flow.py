@@ -1,8 +1,12 @@
-"""The flow hash from which the outer source port comes (RFC 7348, section 5), and what is alike.
+"""The flow hash, which selects the outer source port, and run keys, which recognise a run.
 
-Frames of one inner flow hash alike, so an underlay that balances by 5-tuple keeps their order;
-different flows spread over its paths. Most follow others of their flow that differ from them in
-nothing that decides what is done with them: to tell those is cheaper than to decide again.
+Frames of one inner flow get the same hash and so the same outer source port (RFC 7348, section 5).
+An underlay that balances load by 5-tuple keeps their order and spreads different flows over its
+paths.
+
+A *run* is a sequence of consecutive frames of one flow that need the same treatment. Most frames
+belong to a run. Comparing the run key of a frame with that of its predecessor is cheaper than
+hashing, classifying and looking up every frame.
 """
 
 from struct import Struct
@@ -14,33 +18,37 @@ from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
 _TCP = 6
 _UDP = 17
 _SYN = 0x02
-_PORTED = frozenset((_TCP, _UDP, 33, 132, 136))
-"""Protocols that open with source and destination port: TCP, UDP, DCCP, SCTP, UDP-Lite."""
+_PORT_PROTOCOLS = frozenset((_TCP, _UDP, 33, 132, 136))
+"""Protocols whose header begins with both ports: TCP, UDP, DCCP, SCTP, UDP-Lite."""
 
 
 def flow_hash(frame: Buffer) -> int:
-    """Hash addresses, protocol and ports of an Ethernet frame of at least 14 octets to 32 bits.
+    """Hash the addresses, protocol and ports of an Ethernet frame of at least 14 octets.
 
-    Ports are left out where they can't be had from every packet of the flow (fragments), and
-    behind IPv6 extension headers; what is not IP is hashed by its MACs and EtherType. CRC-32
-    because it is in C in the standard library and is the same in every process.
+    Ports are ignored in fragments, since only the first fragment carries them, and behind IPv6
+    extension headers. A frame that is not IP is hashed by its MAC addresses and EtherType.
+
+    Returns: the CRC-32 of the fields. zlib computes it in C, and unlike `hash()` it is the same in
+    every process, so that flows keep their source ports when the daemon restarts.
     """
-    ethertype, at = network_layer(frame)
-    if ethertype == TYPE_IPV4 and at + 20 <= len(frame):
-        protocol = frame[at + 9]
-        key = crc32(frame[at + 12 : at + 20], protocol)
-        if protocol in _PORTED and not (frame[at + 6] & 0x3F or frame[at + 7]):
-            offset = at + (frame[at] & 0x0F) * 4
-            key = crc32(frame[offset : offset + 4], key)
+    ethertype, offset = network_layer(frame)
+    if ethertype == TYPE_IPV4 and offset + 20 <= len(frame):
+        protocol = frame[offset + 9]
+        key = crc32(frame[offset + 12 : offset + 20], protocol)
+        if protocol in _PORT_PROTOCOLS and not (frame[offset + 6] & 0x3F or frame[offset + 7]):
+            ports = offset + (frame[offset] & 0x0F) * 4
+            key = crc32(frame[ports : ports + 4], key)
         return key
-    if ethertype == TYPE_IPV6 and at + 40 <= len(frame):
-        protocol = frame[at + 6]
-        # Addresses and, directly behind the fixed header, ports are one slice.
-        return crc32(frame[at + 8 : at + (44 if protocol in _PORTED else 40)], protocol)
+    if ethertype == TYPE_IPV6 and offset + 40 <= len(frame):
+        protocol = frame[offset + 6]
+        # The ports follow the addresses directly, so one slice covers both.
+        end = offset + (44 if protocol in _PORT_PROTOCOLS else 40)
+        return crc32(frame[offset + 8 : end], protocol)
     return crc32(frame[:HEADER_LEN])
 
 
-# The last octet of those of TCP has its flags.
+# Each Struct extracts the run key of one kind of frame and skips (`x`) the octets that may differ
+# within a run. The last octet of a TCP format is the flags octet.
 _UDP_V4 = Struct("16s4x4s2x12s")
 _TCP_V4 = Struct("16s4x4s2x12s8x2s")
 _UDP_V6 = Struct("18s2x38s")
@@ -49,14 +57,16 @@ _SUPERFRAME_V4 = Struct("18s2x4s2x12s8x2s2x2s")
 _SUPERFRAME_V6 = Struct("58s8x2s2x2s")
 
 
-def likeness(frame: Buffer) -> Struct | None:
-    """What tells, of frames as long as this one of at least 14 octets, those that are like it.
+def run_key_struct(frame: Buffer) -> Struct | None:
+    """Return the Struct that extracts the run key of a frame of at least 14 octets.
 
-    They are where it unpacks the same: MACs, what an IP header has besides length, identification
-    and checksum, ports, and in TCP the data offset and the flags. So `flow_hash`, the envelope
-    (`wire.envelope`) and the destination of one are those of the others. None where that is not so
-    simple: of all but untagged UDP, and TCP that opens no connection, in one piece, without IPv4
-    options or IPv6 extension headers.
+    A following frame of the same length belongs to the run if the Struct unpacks the same fields
+    from it: MAC addresses, the IP header except length, identification and checksum, the ports,
+    and for TCP the data offset and flags. `flow_hash`, the outer header fields (see
+    `wire.outer_header`) and the FDB destination are then the same, too.
+
+    Returns: None for a frame that cannot begin a run. Only untagged UDP, and TCP without SYN, can,
+    and neither a fragment nor a packet with IPv4 options or IPv6 extension headers.
     """
     if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _UDP_V4.size:
         if frame[20] & 0x3F or frame[21]:
@@ -73,19 +83,23 @@ def likeness(frame: Buffer) -> Struct | None:
     return None
 
 
-def superframe_likeness(frame: Buffer) -> Struct | None:
-    """The same for superframes of TCP: what is alike has to be done alike, whole.
+def superframe_key_struct(frame: Buffer) -> Struct | None:
+    """Return the Struct that extracts the run key of a TCP superframe.
 
-    Here lengths and TCP's checksum are among what is compared, which in a superframe is that of the
-    pseudo-header. It is left to who asks that it is a superframe. None for other protocols, tags,
-    fragments, IPv4 options, IPv6 extension headers and padding.
+    The key also covers the IP length and the TCP checksum. The checksum of a superframe is partial,
+    that is, the sum of the pseudo-header, so it is the same throughout a run. A frame with the same
+    key needs the same virtio header and the same kind of send. The caller guarantees that `frame`
+    is a superframe of at least 14 octets.
+
+    Returns: None for another protocol, VLAN tags, a fragment, IPv4 options, IPv6 extension headers,
+    or padding.
     """
-    octets = len(frame) - HEADER_LEN
+    ip_len = len(frame) - HEADER_LEN
     if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _SUPERFRAME_V4.size:
         fragment = frame[20] & 0x3F or frame[21]
         plain = frame[23] == _TCP and not fragment
-        return _SUPERFRAME_V4 if plain and frame[16] << 8 | frame[17] == octets else None
+        return _SUPERFRAME_V4 if plain and frame[16] << 8 | frame[17] == ip_len else None
     if frame[12:14] == b"\x86\xdd" and len(frame) >= _SUPERFRAME_V6.size:
-        whole = (frame[18] << 8 | frame[19]) + 40 == octets
-        return _SUPERFRAME_V6 if whole and frame[20] == _TCP else None
+        unpadded = (frame[18] << 8 | frame[19]) + 40 == ip_len
+        return _SUPERFRAME_V6 if unpadded and frame[20] == _TCP else None
     return None

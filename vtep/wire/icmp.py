@@ -1,20 +1,20 @@
-"""ICMP errors that tell a sender how large its packets may be.
+"""ICMP errors that tell a sender the MTU of the path.
 
-RFC 792 and 1191 (IPv4: destination unreachable, fragmentation needed and DF set) and RFC 4443,
-section 3.2 (IPv6: packet too big). What may be answered at all is in RFC 1122, section 3.2.2, and
-RFC 4443, section 2.4 (e).
+IPv4: destination unreachable, fragmentation needed and DF set (RFC 792, RFC 1191). IPv6: packet too
+big (RFC 4443, section 3.2). RFC 1122, section 3.2.2, and RFC 4443, section 2.4 (e), restrict which
+packets may cause an error.
 """
 
 from struct import Struct
 
 from vtep.wire import Buffer, checksum, ethernet
-from vtep.wire.ip import EXTENSIONS, FRAGMENT_OFFSET, IP_HEADER_MIN
+from vtep.wire.ip import EXTENSION_HEADERS, FRAGMENT_OFFSET_MASK, IP_HEADER_MIN
 
 ICMP = 1
 ICMPV6 = 58
 
 MTU_MIN_V6 = 1280
-"""What every link carries of IPv6 (RFC 8200, section 5)."""
+"""Minimum MTU of an IPv6 link, in octets (RFC 8200, section 5)."""
 
 _V4_UNREACHABLE = 3
 _V4_FRAGMENTATION_NEEDED = 4
@@ -23,7 +23,7 @@ _V4_ERRORS = frozenset((_V4_UNREACHABLE, 4, 5, 11, 12))
 
 _V6_TOO_BIG = 2
 _V6_INFORMATIONAL = 128
-"""Types below are errors."""
+"""Lowest type that is not an error (RFC 4443, section 2.1)."""
 
 _V6_REDIRECT = 137
 _V6_FRAGMENT = 44
@@ -31,7 +31,8 @@ _V6_ROUTING = 43
 
 _HEADER_LEN = 8
 _LENGTH_MAX = {4: 576, 6: MTU_MIN_V6}
-"""Octets of an error with its IP header: RFC 1812, section 4.3.2.3; RFC 4443, section 2.4 (c)."""
+"""Octets of an error with its IP header, by IP version (RFC 1812, section 4.3.2.3; RFC 4443,
+section 2.4 (c))."""
 
 _HOP_LIMIT = 64
 _INTERNETWORK_CONTROL = 0xC0
@@ -45,66 +46,78 @@ _V4 = Struct("!BBHHH")
 _V6 = Struct("!BBHI")
 
 
-def answerable(frame: Buffer, ip_offset: int, version: int) -> bool:
-    """Whether an ICMP error may be sent because of the IP packet at `ip_offset` of a frame.
+def may_send_error(frame: Buffer, ip_offset: int, version: int) -> bool:
+    """Return True if an ICMP error may be sent about the IP packet at `ip_offset` of a frame.
 
-    Not about an error, a fragment that is not the first, or anything to or from several hosts or
-    none. The fixed part of the IP header is there.
+    No error is sent about an ICMP error or redirect, about a fragment other than the first, or to
+    or from an address that does not name a single host. The frame contains the fixed part of the
+    IP header.
+
+    Source: RFC 1122, section 3.2.2; RFC 4443, section 2.4 (e).
     """
     if ethernet.is_group(frame) or ethernet.is_group(frame[6:7]):
         return False
     if version == 4:
-        source, destination = (bytes(frame[ip_offset + at :][:4]) for at in (12, 16))
-        if not (_is_host_v4(source) and _is_host_v4(destination)):
+        source, destination = (bytes(frame[ip_offset + field :][:4]) for field in (12, 16))
+        if not (_is_unicast_v4(source) and _is_unicast_v4(destination)):
             return False
-        if int.from_bytes(frame[ip_offset + 6 : ip_offset + 8], "big") & FRAGMENT_OFFSET:
+        fragment = int.from_bytes(frame[ip_offset + 6 : ip_offset + 8], "big")
+        if fragment & FRAGMENT_OFFSET_MASK:
             return False
-        at = ip_offset + (frame[ip_offset] & 0x0F) * 4
-        return frame[ip_offset + 9] != ICMP or (at < len(frame) and frame[at] not in _V4_ERRORS)
-    source, destination = (bytes(frame[ip_offset + at :][:16]) for at in (8, 24))
-    if not (_is_host_v6(source) and _is_host_v6(destination)):
+        offset = ip_offset + (frame[ip_offset] & 0x0F) * 4
+        return frame[ip_offset + 9] != ICMP or (
+            offset < len(frame) and frame[offset] not in _V4_ERRORS
+        )
+    source, destination = (bytes(frame[ip_offset + field :][:16]) for field in (8, 24))
+    if not (_is_unicast_v6(source) and _is_unicast_v6(destination)):
         return False
     kind = _icmpv6_type(frame, ip_offset)
     return kind is None or (kind >= _V6_INFORMATIONAL and kind != _V6_REDIRECT)
 
 
-def _is_host_v4(address: bytes) -> bool:
+def _is_unicast_v4(address: bytes) -> bool:
+    """Return True for a unicast address that is neither loopback nor in 0.0.0.0/8."""
     return 0 < address[0] < 224 and address[0] != 127
 
 
-def _is_host_v6(address: bytes) -> bool:
+def _is_unicast_v6(address: bytes) -> bool:
+    """Return True for a unicast address that is neither loopback nor unspecified."""
     return address[0] != 0xFF and address[:15] != bytes(15)
 
 
 def _icmpv6_type(frame: Buffer, ip_offset: int) -> int | None:
-    """The type of an ICMPv6 message, None if it is none; that of an error where it can't be told.
+    """Find the ICMPv6 type of the IPv6 packet at `ip_offset`, behind any extension headers.
 
-    It can't in fragments but the first, and where headers end before they should.
+    Returns: None if the packet is not ICMPv6. 0, which is in the range of errors, if the type is
+    unknown: in a fragment other than the first, or if the headers are truncated.
     """
     unknown = 0
-    protocol, at = frame[ip_offset + 6], ip_offset + IP_HEADER_MIN[6]
-    while protocol in EXTENSIONS or protocol in (_V6_FRAGMENT, _V6_ROUTING):
-        if at + 8 > len(frame):
+    protocol, offset = frame[ip_offset + 6], ip_offset + IP_HEADER_MIN[6]
+    while protocol in EXTENSION_HEADERS or protocol in (_V6_FRAGMENT, _V6_ROUTING):
+        if offset + 8 > len(frame):
             return unknown
         if protocol == _V6_FRAGMENT:
-            if frame[at + 2] or frame[at + 3] & 0xF8:
+            if frame[offset + 2] or frame[offset + 3] & 0xF8:
                 return unknown
             length = 8
         else:
-            length = 8 + frame[at + 1] * 8
-        protocol, at = frame[at], at + length
+            length = 8 + frame[offset + 1] * 8
+        protocol, offset = frame[offset], offset + length
     if protocol != ICMPV6:
         return None
-    return frame[at] if at < len(frame) else unknown
+    return frame[offset] if offset < len(frame) else unknown
 
 
-def too_big(frame: Buffer, ip_offset: int, version: int, length: int, mtu: int) -> bytes:
-    """The frame that tells the sender of a packet that only `mtu` octets would have passed.
+def build_too_big(frame: Buffer, ip_offset: int, version: int, length: int, mtu: int) -> bytes:
+    """Build the frame that tells the sender of an IP packet the MTU of the path, in octets.
 
-    `length` are the octets of the packet, all of which the frame has. The answer seems to come from
-    the packet's destination, as the kernel's tunnels have it (net/ipv4/ip_tunnel_core.c): that
-    address is one that the sender knows and routes here, and a VTEP has none of its own inside. It
-    goes back the way that the frame came, with its VLAN tags.
+    The packet of `length` octets lies at `ip_offset` of `frame` and is complete. The answer has the
+    same VLAN tags as `frame`, and its MAC and IP addresses are swapped. The destination of the
+    packet is the source of the error, as in the kernel's tunnels (net/ipv4/ip_tunnel_core.c): the
+    sender has a route to that address, and a VTEP has no address of its own inside the overlay.
+
+    Returns: an Ethernet frame with the ICMP error, which quotes the packet up to the limit of RFC
+    1812, section 4.3.2.3, or RFC 4443, section 2.4 (c).
     """
     link = bytes(frame[6:12]) + bytes(frame[:6]) + bytes(frame[12:ip_offset])
     header_len = IP_HEADER_MIN[version] + _HEADER_LEN

@@ -1,7 +1,7 @@
-"""Inner IP, TCP and UDP fields: where they are, and the sum that protects them.
+"""Fields of inner IP, TCP and UDP headers, and the checksum that covers them.
 
-Only what a VTEP must understand is here. It forwards frames, so it never needs to know whether an
-IP packet is *good*; it needs to find the transport header of those that are.
+A VTEP forwards frames without validating the IP packets in them. It needs to find the transport
+header of a valid packet and to recognise that there is none.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
 TCP = 6
 UDP = 17
 
-TCP_FLAGS = 13
+TCP_FLAGS_OFFSET = 13
+"""Offset of the flags octet in a TCP header."""
+
 TCP_FLAG_FIN = 0x01
 TCP_FLAG_SYN = 0x02
 TCP_FLAG_RST = 0x04
@@ -33,7 +35,7 @@ TCP_OPTION_AO = 29
 """Authentication option (RFC 5925): covers the data and the header, by default with its options."""
 
 CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
-"""Where the checksum field is in each transport header."""
+"""Offset of the checksum field in a transport header, by protocol."""
 
 _HEADER_MIN = {TCP: TCP_HEADER_MIN, UDP: UDP_HEADER_LEN}
 
@@ -43,31 +45,34 @@ _IPV4_LEN = 20
 _IPV6_LEN = 40
 
 _UNTAGGED_IPV4 = b"\x08\x00\x45"
+"""EtherType and first octet of an untagged IPv4 packet without options."""
+
 _PROTOCOL_AT = HEADER_LEN + 9
-_FLAGS_AT = HEADER_LEN + _IPV4_LEN + TCP_FLAGS
-"""Where things are in an untagged frame with an IPv4 header that has no options."""
+_FLAGS_AT = HEADER_LEN + _IPV4_LEN + TCP_FLAGS_OFFSET
+"""Offset of the TCP flags in a frame that begins with `_UNTAGGED_IPV4`."""
 
 IP_HEADER_MIN = {4: _IPV4_LEN, 6: _IPV6_LEN}
 """Octets of an IP header without options or extension headers, by IP version."""
 
 ADDRESSES_LEN = {4: 8, 6: 32}
-"""Octets of both addresses of an IP header, which end it where there are no options."""
+"""Octets of both addresses, which are the end of an IP header without options, by IP version."""
 
-FRAGMENT_OFFSET = 0x1FFF
-_FRAGMENT = 0x2000 | FRAGMENT_OFFSET
-"""More-fragments flag and fragment offset; neither the DF bit nor the reserved bit."""
+FRAGMENT_OFFSET_MASK = 0x1FFF
+_FRAGMENT = 0x2000 | FRAGMENT_OFFSET_MASK
+"""More-fragments flag and fragment offset, without the DF bit and the reserved bit."""
 
 _HOP_BY_HOP = 0
 _DESTINATION_OPTIONS = 60
-EXTENSIONS = (_HOP_BY_HOP, _DESTINATION_OPTIONS)
-"""Those that leave the pseudo-header alone (a routing header changes the destination in it)."""
+EXTENSION_HEADERS = (_HOP_BY_HOP, _DESTINATION_OPTIONS)
+"""Extension headers to skip. A routing header is not among them, because the pseudo-header then
+contains another destination than the IPv6 header (RFC 8200, section 8.1)."""
 
 
 class Transport(NamedTuple):
-    """A whole TCP or UDP header inside an Ethernet frame.
+    """Position of a complete TCP or UDP segment in an Ethernet frame.
 
-    Offsets are from the start of the frame; `length` is that of header and payload together as
-    the IP header states it, so Ethernet padding is not part of it.
+    Offsets count from the start of the frame. `length` is that of transport header and payload as
+    stated by the IP header, so it excludes Ethernet padding.
     """
 
     version: int
@@ -77,133 +82,145 @@ class Transport(NamedTuple):
     length: int
 
 
-def transport(frame: Buffer) -> Transport | None:
+def find_transport(frame: Buffer) -> Transport | None:
     """Find the TCP or UDP header of a frame of at least 14 octets.
 
-    None where there is none to be found: another protocol, a fragment, an IP header that
-    contradicts itself or states more octets than the frame has.
+    VLAN tags, IPv4 options and the extension headers of `EXTENSION_HEADERS` are skipped.
+
+    Returns: None for another protocol, a fragment, or an IP header that is inconsistent or states
+    more octets than the frame has.
     """
-    ethertype, at = network_layer(frame)
-    if ethertype == TYPE_IPV4 and at + _IPV4_LEN <= len(frame):
-        first, total, fragment, protocol = _IPV4.unpack_from(frame, at)
-        offset = at + (first & 0x0F) * 4
-        end = at + total
+    ethertype, ip_offset = network_layer(frame)
+    if ethertype == TYPE_IPV4 and ip_offset + _IPV4_LEN <= len(frame):
+        first, total, fragment, protocol = _IPV4.unpack_from(frame, ip_offset)
+        offset = ip_offset + (first & 0x0F) * 4
+        end = ip_offset + total
         version = 4
         if first < 0x45 or first > 0x4F or fragment & _FRAGMENT:
             return None
-    elif ethertype == TYPE_IPV6 and at + _IPV6_LEN <= len(frame):
-        first, payload, protocol = _IPV6.unpack_from(frame, at)
-        offset = at + _IPV6_LEN
+    elif ethertype == TYPE_IPV6 and ip_offset + _IPV6_LEN <= len(frame):
+        first, payload, protocol = _IPV6.unpack_from(frame, ip_offset)
+        offset = ip_offset + _IPV6_LEN
         end = offset + payload
         version = 6
         if first >> 4 != 6:
             return None
-        while protocol in EXTENSIONS and offset + 8 <= min(end, len(frame)):
+        while protocol in EXTENSION_HEADERS and offset + 8 <= min(end, len(frame)):
             protocol, offset = frame[offset], offset + 8 + frame[offset + 1] * 8
     else:
         return None
     minimum = _HEADER_MIN.get(protocol)
     if minimum is None or offset + minimum > end or end > len(frame):
         return None
-    return Transport(version, protocol, at, offset, end - offset)
+    return Transport(version, protocol, ip_offset, offset, end - offset)
 
 
-def addresses(frame: Buffer, where: Transport) -> Buffer:
-    """Source and destination address in one slice, of 8 or of 32 octets."""
-    at = where.ip_offset
-    return frame[at + 12 : at + 20] if where.version == 4 else frame[at + 8 : at + 40]
+def addresses(frame: Buffer, transport: Transport) -> Buffer:
+    """Return source and destination IP address as one slice of 8 (IPv4) or 32 (IPv6) octets."""
+    offset = transport.ip_offset
+    if transport.version == 4:
+        return frame[offset + 12 : offset + 20]
+    return frame[offset + 8 : offset + 40]
 
 
-def pseudo_sum(frame: Buffer, where: Transport) -> int:
-    """The folded sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
+def pseudo_sum(frame: Buffer, transport: Transport) -> int:
+    """Return the folded sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
 
-    It is what a sender leaves in the checksum field when hardware is to finish the sum
-    (CHECKSUM_PARTIAL in the kernel's include/linux/skbuff.h), not complemented.
+    A sender that offloads the checksum stores this value, not complemented, in the checksum field
+    (CHECKSUM_PARTIAL in the kernel's include/linux/skbuff.h).
     """
-    total = int.from_bytes(addresses(frame, where), "big")
-    return checksum.fold(total + where.protocol + where.length)
+    total = int.from_bytes(addresses(frame, transport), "big")
+    return checksum.fold(total + transport.protocol + transport.length)
 
 
-def checksum_field(frame: Buffer, where: Transport) -> int:
-    """What the checksum field of the transport header holds."""
-    at = where.offset + CHECKSUM_OFFSET[where.protocol]
-    return frame[at] << 8 | frame[at + 1]
+def checksum_field(frame: Buffer, transport: Transport) -> int:
+    """Return the value of the checksum field of the transport header."""
+    offset = transport.offset + CHECKSUM_OFFSET[transport.protocol]
+    return frame[offset] << 8 | frame[offset + 1]
 
 
-def udp_length(frame: Buffer, where: Transport) -> int:
-    """Octets of UDP header and payload as the UDP header states them."""
-    return frame[where.offset + 4] << 8 | frame[where.offset + 5]
+def udp_length(frame: Buffer, transport: Transport) -> int:
+    """Return the length field of a UDP header: octets of header and payload."""
+    return frame[transport.offset + 4] << 8 | frame[transport.offset + 5]
 
 
-def tcp_header_len(frame: Buffer, where: Transport) -> int:
-    """Octets of the TCP header with its options, or 0 if the data offset contradicts the length."""
-    octets = (frame[where.offset + 12] >> 4) * 4
-    return octets if TCP_HEADER_MIN <= octets <= where.length else 0
+def tcp_header_len(frame: Buffer, transport: Transport) -> int:
+    """Return the octets of a TCP header with its options.
+
+    Returns: 0 if the data offset is below the minimum or beyond the segment.
+    """
+    octets = (frame[transport.offset + 12] >> 4) * 4
+    return octets if TCP_HEADER_MIN <= octets <= transport.length else 0
 
 
-def transport_header_len(frame: Buffer, where: Transport) -> int:
-    """Octets of the TCP or UDP header, or 0 if it contradicts the length."""
-    return tcp_header_len(frame, where) if where.protocol == TCP else UDP_HEADER_LEN
+def transport_header_len(frame: Buffer, transport: Transport) -> int:
+    """Return the octets of a TCP or UDP header, or 0 if it is inconsistent with the length."""
+    return tcp_header_len(frame, transport) if transport.protocol == TCP else UDP_HEADER_LEN
 
 
 def tcp_syn(frame: Buffer) -> Transport | None:
-    """Find the TCP header of a frame of at least 14 octets that opens a connection; else None."""
-    # Most frames are settled by a look at where the flags are in most frames.
+    """Find the TCP header of a frame of at least 14 octets that carries a SYN.
+
+    Returns: None if the frame is not a TCP segment with the SYN flag.
+    """
+    # Most frames are untagged IPv4 without options, so their TCP flags are at a fixed offset. This
+    # check rejects them without a full parse.
     if (
         frame[12:15] == _UNTAGGED_IPV4
         and len(frame) > _FLAGS_AT
         and (frame[_PROTOCOL_AT] != TCP or not frame[_FLAGS_AT] & TCP_FLAG_SYN)
     ):
         return None
-    where = transport(frame)
-    if where is None or where.protocol != TCP:
+    transport = find_transport(frame)
+    if transport is None or transport.protocol != TCP:
         return None
-    return where if frame[where.offset + TCP_FLAGS] & TCP_FLAG_SYN else None
+    return transport if frame[transport.offset + TCP_FLAGS_OFFSET] & TCP_FLAG_SYN else None
 
 
-def tcp_options(frame: Buffer, where: Transport) -> Iterator[int]:
-    """Where the options of a TCP header begin, but no-operations (RFC 9293, section 3.1).
+def tcp_options(frame: Buffer, transport: Transport) -> Iterator[int]:
+    """Yield the offset of each option of a TCP header except no-operation.
 
-    It ends before one that contradicts itself, as receivers do.
+    The iteration ends before an option with an invalid length, as in receivers (RFC 9293, section
+    3.1).
     """
-    at = where.offset + TCP_HEADER_MIN
-    end = where.offset + tcp_header_len(frame, where)
-    while at < end and frame[at] != TCP_OPTION_END:
-        if frame[at] == TCP_OPTION_NOP:
-            at += 1
+    offset = transport.offset + TCP_HEADER_MIN
+    end = transport.offset + tcp_header_len(frame, transport)
+    while offset < end and frame[offset] != TCP_OPTION_END:
+        if frame[offset] == TCP_OPTION_NOP:
+            offset += 1
             continue
-        if at + 1 >= end or frame[at + 1] < 2 or at + frame[at + 1] > end:
+        if offset + 1 >= end or frame[offset + 1] < 2 or offset + frame[offset + 1] > end:
             return
-        yield at
-        at += frame[at + 1]
+        yield offset
+        offset += frame[offset + 1]
 
 
-def tcp_authentication(frame: Buffer, where: Transport) -> int:
+def tcp_authentication(frame: Buffer, transport: Transport) -> int:
     """Return the kind of the option that authenticates a TCP segment, or 0 if there is none.
 
     The result is `TCP_OPTION_AO` or `TCP_OPTION_MD5`. Such a segment can be neither split nor
     merged: its code covers all of its data.
     """
-    octets = tcp_header_len(frame, where)
-    if octets <= TCP_HEADER_MIN:
+    end = tcp_header_len(frame, transport)
+    if end <= TCP_HEADER_MIN:
         return 0
     # Most segments have no octet of either value: this spares them the walk over their options.
-    options = bytes(frame[where.offset + TCP_HEADER_MIN : where.offset + octets])
+    options = bytes(frame[transport.offset + TCP_HEADER_MIN : transport.offset + end])
     if TCP_OPTION_AO not in options and TCP_OPTION_MD5 not in options:
         return 0
-    kinds = {frame[at] for at in tcp_options(frame, where)}
+    kinds = {frame[offset] for offset in tcp_options(frame, transport)}
     return next((kind for kind in (TCP_OPTION_AO, TCP_OPTION_MD5) if kind in kinds), 0)
 
 
-def tcp_mss_offset(frame: Buffer, where: Transport) -> int | None:
-    """Where the maximum segment size is that a TCP header announces, if any."""
-    for at in tcp_options(frame, where):
-        if frame[at] == TCP_OPTION_MSS and frame[at + 1] == 4:
-            return at + 2
+def tcp_mss_offset(frame: Buffer, transport: Transport) -> int | None:
+    """Return the offset of the value in the MSS option of a TCP header, or None without one."""
+    for offset in tcp_options(frame, transport):
+        if frame[offset] == TCP_OPTION_MSS and frame[offset + 1] == 4:
+            return offset + 2
     return None
 
 
-def tcp_mss(frame: Buffer, where: Transport) -> int | None:
-    """The maximum segment size that a TCP header announces (RFC 9293, section 3.7.1), if any."""
-    at = tcp_mss_offset(frame, where)
-    return None if at is None else frame[at] << 8 | frame[at + 1]
+def tcp_mss(frame: Buffer, transport: Transport) -> int | None:
+    """Return the value of the MSS option (RFC 9293, section 3.7.1), or None without one."""
+    offset = tcp_mss_offset(frame, transport)
+    return None if offset is None else frame[offset] << 8 | frame[offset + 1]

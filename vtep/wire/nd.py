@@ -13,6 +13,7 @@ FLAG_SOLICITED = 0x40
 FLAG_OVERRIDE = 0x20
 
 UNSPECIFIED = bytes(16)
+"""The unspecified address, `::`."""
 
 _IPV6 = Struct("!IHBB16s16s")
 _MESSAGE = Struct("!BBHB3x16s")
@@ -23,32 +24,38 @@ _TRAFFIC_CLASS = 0x0FF0_0000
 _SOURCE_LINK_ADDRESS = 1
 _TARGET_LINK_ADDRESS = 2
 _LINK_ADDRESS = {SOLICITATION: _SOURCE_LINK_ADDRESS, ADVERTISEMENT: _TARGET_LINK_ADDRESS}
+"""Type of the link-layer address option that each message type may carry."""
 
 
 class Message(NamedTuple):
-    """A solicitation or an advertisement that is valid (RFC 4861, sections 7.1.1 and 7.1.2)."""
+    """A valid neighbor solicitation or advertisement (RFC 4861, sections 7.1.1 and 7.1.2)."""
 
     kind: int
+    """ICMPv6 type: `SOLICITATION` or `ADVERTISEMENT`."""
     traffic_class: int
-    """Where it is in the first word of the IPv6 header."""
+    """Traffic class, in its bits of the first word of the IPv6 header (mask 0x0FF00000)."""
     source: bytes
     destination: bytes
     flags: int
     target: bytes
     link_address: bytes | None
-    """The MAC in the option for the source of a solicitation or the target of an advertisement."""
+    """MAC of the source (solicitation) or target (advertisement) link-layer address option."""
 
 
-def parse(frame: Buffer, at: int) -> Message | None:
-    """Read the IPv6 packet that begins `at` octets into a frame; None if it is not one of these."""
-    message_at = at + _IPV6.size
-    if len(frame) < message_at + _MESSAGE.size:
+def parse(frame: Buffer, offset: int) -> Message | None:
+    """Parse and validate the IPv6 packet at `offset` of a frame.
+
+    Returns: None if the packet is not a neighbor solicitation or advertisement, has extension
+    headers, or is invalid by RFC 4861, section 7.1.1 or 7.1.2. A wrong checksum makes it invalid.
+    """
+    message_offset = offset + _IPV6.size
+    if len(frame) < message_offset + _MESSAGE.size:
         return None
-    first, length, protocol, hop_limit, source, destination = _IPV6.unpack_from(frame, at)
-    kind, code, _, flags, target = _MESSAGE.unpack_from(frame, message_at)
+    first, length, protocol, hop_limit, source, destination = _IPV6.unpack_from(frame, offset)
+    kind, code, _, flags, target = _MESSAGE.unpack_from(frame, message_offset)
     if protocol != _ICMPV6 or kind not in _LINK_ADDRESS or first >> 28 != 6:
         return None
-    message = frame[message_at : message_at + length]
+    message = frame[message_offset : message_offset + length]
     if (
         hop_limit != _HOP_LIMIT
         or code != 0
@@ -62,8 +69,9 @@ def parse(frame: Buffer, at: int) -> Message | None:
         return None
     address = options.get(_LINK_ADDRESS[kind])
     if kind == SOLICITATION:
-        anonymous = source == UNSPECIFIED
-        if anonymous and (address is not None or not _is_solicited_node(destination)):
+        # Duplicate address detection sends from the unspecified address.
+        unspecified = source == UNSPECIFIED
+        if unspecified and (address is not None or not _is_solicited_node(destination)):
             return None
     elif destination[0] == 0xFF and flags & FLAG_SOLICITED:
         return None
@@ -71,7 +79,7 @@ def parse(frame: Buffer, at: int) -> Message | None:
 
 
 def pack(message: Message) -> bytes:
-    """The IPv6 packet, with its checksum and without an Ethernet header."""
+    """Pack a message as an IPv6 packet with checksum, without an Ethernet header."""
     option = b""
     if message.link_address is not None:
         option = bytes((_LINK_ADDRESS[message.kind], 1)) + message.link_address
@@ -89,24 +97,31 @@ def pack(message: Message) -> bytes:
 
 
 def _sum(source: bytes, destination: bytes, message: Buffer) -> int:
-    """The folded sum of pseudo-header and message: 0xFFFF if the checksum in it is right."""
+    """Return the folded sum of pseudo-header and message.
+
+    It is 0xFFFF if the message contains the right checksum.
+    """
     words = checksum.ones_sum(source + destination) + _ICMPV6 + len(message)
     return checksum.fold(words + checksum.ones_sum(message))
 
 
 def _options(message: Buffer) -> dict[int, bytes] | None:
-    """The first of each kind of option that has room for a MAC, with it; None if they are bad."""
+    """Parse the options of a message.
+
+    Returns: octets 2 to 7 of the first option of each type, where a link-layer address option has
+    its MAC, by type. None if an option has length 0 or exceeds the message.
+    """
     options: dict[int, bytes] = {}
-    at = _MESSAGE.size
-    while at < len(message):
-        length = message[at + 1] * 8 if at + 1 < len(message) else 0
-        if not length or at + length > len(message):
+    offset = _MESSAGE.size
+    while offset < len(message):
+        length = message[offset + 1] * 8 if offset + 1 < len(message) else 0
+        if not length or offset + length > len(message):
             return None
-        options.setdefault(message[at], bytes(message[at + 2 : at + 8]))
-        at += length
+        options.setdefault(message[offset], bytes(message[offset + 2 : offset + 8]))
+        offset += length
     return options
 
 
 def _is_solicited_node(address: bytes) -> bool:
-    """Whether it is ff02::1:ff00:0/104 (RFC 4291, section 2.7.1)."""
+    """Return True for an address in ff02::1:ff00:0/104 (RFC 4291, section 2.7.1)."""
     return address[:13] == b"\xff\x02" + bytes(9) + b"\x01\xff"

@@ -1,16 +1,18 @@
-"""The virtio-net header that a TAP device with IFF_VNET_HDR puts before every frame.
+"""The virtio-net header that a TAP device with IFF_VNET_HDR puts in front of every frame.
 
-Fields and constants: virtio 1.2, section 5.1.6, and the kernel's include/uapi/linux/virtio_net.h.
-TAP devices use the legacy header of 10 octets in host byte order.
+Fields and constants follow virtio 1.2, section 5.1.6, and the kernel's
+include/uapi/linux/virtio_net.h. A TAP device uses the legacy header of 10 octets in host byte
+order.
 """
 
 from struct import Struct
 from typing import NamedTuple
 
 from vtep.wire import Buffer
+from vtep.wire.ip import TCP, UDP
 
 HEADER = Struct("=BBHHHH")
-"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+"""The fields of `Header`, in that order."""
 
 HEADER_LEN = HEADER.size
 FLAG_NEEDS_CSUM = 1
@@ -18,45 +20,61 @@ GSO_NONE = 0
 GSO_TCPV4 = 1
 GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
-"""UDP datagrams of `gso_size` octets each (USO), unlike the fragments of the old type 3."""
+"""UDP datagrams of `gso_size` octets each (USO). The old type 3 means IP fragments instead."""
 
 GSO_ECN = 0x80
-"""Or-ed to a TCP type: the first segment alone carries CWR."""
+"""Flag added to a TCP type: only the first segment carries CWR."""
+
+GSO_TYPES = {
+    (4, TCP): GSO_TCPV4,
+    (6, TCP): GSO_TCPV6,
+    (4, UDP): GSO_UDP_L4,
+    (6, UDP): GSO_UDP_L4,
+}
+"""The GSO type, without `GSO_ECN`, of each IP version and protocol."""
 
 
 class Header(NamedTuple):
-    """The header's fields by name; `start` and `offset` say where a partial checksum belongs."""
+    """The header's fields with the kernel's names.
+
+    With `FLAG_NEEDS_CSUM` the checksum is partial. The device sums the octets from `csum_start` to
+    the end of the frame and stores the result `csum_offset` octets behind `csum_start`.
+    """
 
     flags: int
     gso_type: int
-    header_len: int
+    hdr_len: int
     gso_size: int
-    start: int
-    offset: int
+    csum_start: int
+    csum_offset: int
 
 
 PLAIN = bytes(HEADER_LEN)
-"""A frame that needs nothing done to it."""
+"""The header of a frame that needs no offload."""
 
 
 def unpack(buffer: Buffer) -> Header:
-    """Read the header; `buffer` has at least `HEADER_LEN` octets."""
+    """Unpack the header at the start of `buffer`, which has at least `HEADER_LEN` octets."""
     return Header(*HEADER.unpack_from(buffer))
 
 
-def needs_checksum(start: int, offset: int) -> bytes:
-    """The receiver is to sum from `start` to the end of the frame and store it `offset` later."""
-    return HEADER.pack(FLAG_NEEDS_CSUM, GSO_NONE, 0, 0, start, offset)
+def pack_needs_csum(csum_start: int, csum_offset: int) -> bytes:
+    """Pack the header of a frame with a partial checksum."""
+    return HEADER.pack(FLAG_NEEDS_CSUM, GSO_NONE, 0, 0, csum_start, csum_offset)
 
 
-def superframe(gso_type: int, header_len: int, gso_size: int, start: int, offset: int) -> bytes:
-    """Like `needs_checksum`, for a frame that stands for segments of `gso_size` payload octets."""
-    return HEADER.pack(FLAG_NEEDS_CSUM, gso_type, header_len, gso_size, start, offset)
+def pack_gso(
+    gso_type: int, hdr_len: int, gso_size: int, csum_start: int, csum_offset: int
+) -> bytes:
+    """Pack the header of a superframe, whose segments have `gso_size` octets of payload each."""
+    return HEADER.pack(FLAG_NEEDS_CSUM, gso_type, hdr_len, gso_size, csum_start, csum_offset)
 
 
-def moved(header: bytes, octets: int) -> bytes:
-    """The header of the same superframe with so many octets less before its network layer."""
+def shift_offsets(header: bytes, octets: int) -> bytes:
+    """Return the header of the same superframe after `octets` of VLAN tags were removed."""
     if not octets:
         return header
-    flags, gso_type, header_len, gso_size, start, offset = HEADER.unpack(header)
-    return HEADER.pack(flags, gso_type, header_len - octets, gso_size, start - octets, offset)
+    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = HEADER.unpack(header)
+    return HEADER.pack(
+        flags, gso_type, hdr_len - octets, gso_size, csum_start - octets, csum_offset
+    )

@@ -10,16 +10,16 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from tests.unit import craft
-from vtep.wire import envelope
-from vtep.wire.envelope import Policy
+from vtep.wire import outer_header
+from vtep.wire.outer_header import InheritPolicy
 
 BOOLEAN = st.booleans()
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> Policy:
+def policies(draw: st.DrawFn) -> InheritPolicy:
     inherit_tos = draw(BOOLEAN)
-    return Policy(
+    return InheritPolicy(
         ecn=draw(st.sampled_from(("rfc6040", "kernel"))),
         tos=0 if inherit_tos else draw(st.integers(0, 63)) << 2,
         inherit_tos=inherit_tos,
@@ -29,7 +29,7 @@ def policies(draw: st.DrawFn) -> Policy:
     )
 
 
-def outer(policy: Policy, frame: bytes) -> tuple[int, int, int, bool]:
+def outer(policy: InheritPolicy, frame: bytes) -> tuple[int, int, int, bool]:
     """TOS, TTL, flow label and DF of the outer header; 0 is what the host gives."""
     packet = Ether(frame)
     tos = ttl = label = 0
@@ -59,7 +59,7 @@ def outer(policy: Policy, frame: bytes) -> tuple[int, int, int, bool]:
     BOOLEAN,
 )
 def test_ip(
-    policy: Policy, version: int, tags: str, tos: int, ttl: int, label: int, df: bool
+    policy: InheritPolicy, version: int, tags: str, tos: int, ttl: int, label: int, df: bool
 ) -> None:
     fields: dict[str, Any] = (
         {"tos": tos, "ttl": ttl, "flags": "DF" if df else ""}
@@ -67,41 +67,41 @@ def test_ip(
         else {"tc": tos, "hlim": ttl, "fl": label}
     )
     frame = bytes(craft.ether(craft.ip(version, craft.udp(b"x"), **fields), tags=tags))
-    key = policy.reader()(memoryview(frame))
-    seen = envelope.fields(key)
+    key = policy.make_reader()(memoryview(frame))
+    seen = outer_header.unpack(key)
     expected_tos, expected_ttl, expected_label, expected_df = outer(policy, frame)
     # A TOS of 0 is what the socket has, which has that of the policy.
     assert (seen.tos or policy.tos) == expected_tos
     assert seen.ttl == expected_ttl
     assert seen.flowlabel == expected_label
-    assert bool(key & envelope.DF) == expected_df
+    assert bool(key & outer_header.DF) == expected_df
 
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
 @given(policies(), st.binary(min_size=0, max_size=60))
-def test_what_is_not_ip_says_nothing(tags: str, policy: Policy, payload: bytes) -> None:
+def test_what_is_not_ip_says_nothing(tags: str, policy: InheritPolicy, payload: bytes) -> None:
     arp = craft.VALID["arp"]
     for frame in (arp[:12] + b"\x88\xb5" + payload, arp):
         tagged = frame[:12] + b"\x81\0\0\x03" * len(tags) + frame[12:]
-        assert policy.reader()(tagged) == 0
+        assert policy.make_reader()(tagged) == 0
 
 
 @given(policies(), craft.HOSTILE)
-def test_hostile_frames(policy: Policy, frame: bytes) -> None:
-    key = policy.reader()(memoryview(frame))
-    assert 0 <= key < 2 * envelope.DF
+def test_hostile_frames(policy: InheritPolicy, frame: bytes) -> None:
+    key = policy.make_reader()(memoryview(frame))
+    assert 0 <= key < 2 * outer_header.DF
 
 
 @given(craft.HOSTILE)
 def test_the_short_cut_gives_what_the_long_way_does(frame: bytes) -> None:
     """Where only ECN follows the frame."""
     for mode in ("rfc6040", "kernel"):
-        quick = Policy(ecn=mode).reader()(frame)
+        quick = InheritPolicy(ecn=mode).make_reader()(frame)
         # What is inherited beside it, and masked out.
-        slow = Policy(ecn=mode, inherit_ttl=True).reader()(frame)
+        slow = InheritPolicy(ecn=mode, inherit_ttl=True).make_reader()(frame)
         assert quick == slow & 0xFF
 
 
 def test_a_plain_frame_says_nothing_by_default() -> None:
-    reader = Policy().reader()
+    reader = InheritPolicy().make_reader()
     assert {reader(frame) for frame in craft.VALID.values()} == {0}
