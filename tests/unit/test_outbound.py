@@ -32,8 +32,8 @@ from vtep.fdb import Fdb, Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Oversize
 from vtep.neigh import Neighbours
-from vtep.offload.headers import Cut
-from vtep.offload.split import Splitter, judge
+from vtep.offload.headers import SegmentPlan
+from vtep.offload.split import Splitter, plan_segments
 from vtep.paths import Flood, Room
 from vtep.switch import GroupPolicy, InnerVlan, Segment
 from vtep.switch import Policy as SegmentPolicy
@@ -101,13 +101,13 @@ class Ways:
         return self
 
     def send(
-        self, prefix: bytes, frame: memoryview, cut: Cut, gso: virtio.Header, *_args: object
+        self, prefix: bytes, frame: memoryview, cut: SegmentPlan, gso: virtio.Header, *_args: object
     ) -> bool:
         if not next(self._takes, False):
             return False
         splitter = Splitter(prefix)
         octets, stride = splitter.split(frame, gso)
-        assert (cut.segments, cut.size, cut.head_len) == (
+        assert (cut.segments, cut.size, cut.header_len) == (
             -(-octets // stride),
             gso.gso_size,
             stride - gso.gso_size - len(prefix),
@@ -121,7 +121,7 @@ class Ways:
     def send_next(self, prefix: bytes, frame: memoryview) -> bool:
         """Send with the arguments of the last `send`; what is sent shows whether they hold."""
         gso = self._gso
-        return self.send(prefix, frame, judge(frame, gso), gso)
+        return self.send(prefix, frame, plan_segments(frame, gso), gso)
 
 
 class Crowd:

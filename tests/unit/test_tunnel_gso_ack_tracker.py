@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import HOSTILE, V4_A, V4_B, V6_A, V6_B, ether, ip, tcp, udp
-from vtep.offload.split import judge
+from vtep.offload.split import plan_segments
 from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
 from vtep.wire import virtio
 
@@ -45,7 +45,7 @@ class Tracked:
         self.octets = len(frame)
         self.tracker = AckTracker()
         assert not self.tracker.active
-        self.tracker.start(frame, judge(memoryview(frame), gso), self._on_result, 10.0)
+        self.tracker.start(frame, plan_segments(memoryview(frame), gso), self._on_result, 10.0)
         assert self.tracker.active
 
     def _on_result(self, result: DeliveryResult, octets: int, now: float) -> None:
@@ -165,7 +165,10 @@ def test_one_superframe_after_the_other() -> None:
     gso = virtio.Header(1, GSO[4], len(frame) - OCTETS, SIZE, 34, 16)
     results: list[DeliveryResult] = []
     tracked.tracker.start(
-        frame, judge(memoryview(frame), gso), lambda result, *_: results.append(result), 12.0
+        frame,
+        plan_segments(memoryview(frame), gso),
+        lambda result, *_: results.append(result),
+        12.0,
     )
     tracked.tracker.on_sent(there(6, 5), 12.9)
     assert results == []

@@ -18,7 +18,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
 from tests.unit.twins import BASIC, KINDS, Frame
-from vtep.offload.split import judge
+from vtep.offload.split import plan_segments
 from vtep.tunnel_gso import encoder
 from vtep.wire import checksum, virtio, vxlan
 
@@ -46,7 +46,7 @@ def header_of(frame: bytes, version: int = 4, size: int = 1000, **of_header: int
 
 
 def head(header: encoder.OuterHeader, frame: bytes, gso: virtio.Header) -> bytes | None:
-    cut = judge(memoryview(frame), gso)
+    cut = plan_segments(memoryview(frame), gso)
     made = encoder.OuterHeaderWriter(header).write(cut, len(PREFIX), len(frame), gso)
     return None if made is None else bytes(made)
 
@@ -120,7 +120,7 @@ def test_scapy_dissects_the_given_fields(
 def test_identifications_count_segments() -> None:
     frame = tcp(count=40)
     gso = header_of(frame)
-    cut, writer = judge(memoryview(frame), gso), encoder.OuterHeaderWriter(V4)
+    cut, writer = plan_segments(memoryview(frame), gso), encoder.OuterHeaderWriter(V4)
     numbers = []
     for _ in range(2000):
         made = writer.write(cut, len(PREFIX), len(frame), gso)
@@ -135,7 +135,7 @@ def test_identifications_count_segments() -> None:
 def test_superframes_that_no_length_field_can_hold(header: encoder.OuterHeader, most: int) -> None:
     frame = tcp(count=45)
     gso = header_of(frame)
-    cut = judge(memoryview(frame), gso)
+    cut = plan_segments(memoryview(frame), gso)
     writer = encoder.OuterHeaderWriter(header)
     made = writer.write(cut, len(PREFIX), most, gso)
     assert made is not None
@@ -152,7 +152,7 @@ def test_eligible() -> None:
 
 
 def eligible(frame: bytes, gso: virtio.Header) -> bool:
-    return encoder.gso_eligible(len(frame), judge(memoryview(frame), gso), gso)
+    return encoder.gso_eligible(len(frame), plan_segments(memoryview(frame), gso), gso)
 
 
 def test_not_eligible() -> None:
@@ -182,7 +182,7 @@ def test_probe_packets_are_superframes(packet: encoder.ProbePacket) -> None:
     ip = IP(frame)
     assert checksum.ones_sum(frame[:20]) == 0xFFFF
     assert (ip.src, ip.dst, ip.ttl, ip.len) == ("192.0.2.1", "192.0.2.2", 1, len(frame))
-    of_frame = judge(memoryview(bytes(12) + b"\x08\0" + frame), gso)
-    assert of_frame._replace(where=cut.where, head_len=cut.head_len) == cut
+    of_frame = plan_segments(memoryview(bytes(12) + b"\x08\0" + frame), gso)
+    assert of_frame._replace(transport=cut.transport, header_len=cut.header_len) == cut
     pseudo = frame[12:20] + struct.pack("!HH", 6, len(frame) - 20)
     assert ip[TCP].chksum == checksum.ones_sum(pseudo)

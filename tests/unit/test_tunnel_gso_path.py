@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 
 from tests.unit.twins import Frame
 from vtep.fdb import Remote
-from vtep.offload.split import judge
+from vtep.offload.split import plan_segments
 from vtep.probe import SIZE, Probe, Status
 from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
@@ -35,7 +35,7 @@ PREFIX = vxlan.pack(5)
 MAC = b"\2\0\0\0\0\1"
 FRAME = memoryview(Frame(4, payload=bytes(3000), partial=True).build())
 GSO = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, len(FRAME), 1000, 34, 16)
-CUT = judge(FRAME, GSO)
+CUT = plan_segments(FRAME, GSO)
 
 
 class FakeDevice:

@@ -11,16 +11,16 @@ from vtep.datapath.fallback import count_refused
 from vtep.fdb import Remote
 from vtep.mtu.fit import Fit
 from vtep.mtu.oversize import Outcome
-from vtep.offload.headers import Cut
+from vtep.offload.headers import SegmentPlan
 from vtep.offload.partial import SYN_MAX
 from vtep.offload.split import (
     AuthenticatedError,
     SplitError,
     Splitter,
+    count_segments,
     finish_checksum,
     finish_checksums,
-    judge,
-    segments_of,
+    plan_segments,
 )
 from vtep.paths import FLOOD_MIN, Flood, Paths
 from vtep.switch import Segment
@@ -337,7 +337,7 @@ class Outbound:
             return 0
         if segment.attentive:
             try:
-                count = segments_of(frame, gso)
+                count = count_segments(frame, gso)
             except SplitError:
                 counters.drop(Drop.TX_MALFORMED)
                 return 0
@@ -383,10 +383,10 @@ class Outbound:
         track = length > path.gso.track_above and not self._tracker.active
         if not track and length > path.gso.max_len:
             return None
-        cut = judge(frame, gso)
+        cut = plan_segments(frame, gso)
         if (
             not gso_eligible(length, cut, gso)
-            or cut.head_len + cut.size > fit.oversize.limit
+            or cut.header_len + cut.size > fit.oversize.limit
             or not fit.sizes_out.are_full(frame, cut)
         ):
             return None
@@ -400,7 +400,9 @@ class Outbound:
         self._flow_repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
         return path
 
-    def _count_tunnel_gso(self, head: Buffer, octets: int, cut: Cut, superframes: int) -> None:
+    def _count_tunnel_gso(
+        self, head: Buffer, octets: int, cut: SegmentPlan, superframes: int
+    ) -> None:
         """Count superframes of so many octets each, which begin with `head`, as sent."""
         counters, count = self._segment.counters, cut.segments * superframes
         self._segment.destinations(head, count)
@@ -408,7 +410,7 @@ class Outbound:
         counters.tx_tunnel_gso += superframes
         counters.tx_frames += count
         counters.tx_datagrams += count
-        counters.tx_bytes += octets * superframes + (count - superframes) * cut.head_len
+        counters.tx_bytes += octets * superframes + (count - superframes) * cut.header_len
 
     def _extend_tunnel_gso_run(
         self, path: TunnelGsoPath, frame: memoryview, gso: virtio.Header, most: int
@@ -423,7 +425,7 @@ class Outbound:
         alike = None if self._segment.attentive or tracking else superframe_key_struct(frame)
         if alike is None:
             return 0
-        cut, head = judge(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
+        cut, head = plan_segments(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
         meta, fd, header, said = self._virtio, self._tap.fd, self._header, bytes(self._virtio)
         unpack, parts = alike.unpack_from, alike.unpack_from(frame)
         begin = vxlan.HEADER_LEN

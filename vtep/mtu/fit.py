@@ -3,7 +3,7 @@
 from vtep.counters import Counters
 from vtep.mtu.mss import MssClamp
 from vtep.mtu.oversize import Oversize
-from vtep.offload.partial import SegmentSizes, is_partial
+from vtep.offload.partial import SegmentSizes, has_partial_checksum
 from vtep.wire import ip as inet
 
 
@@ -59,5 +59,5 @@ class Fit:
         if where is None:
             return
         if self._clamp is not None:
-            self._clamp.clamp(frame, where, partial=is_partial(frame, where))
+            self._clamp.clamp(frame, where, partial=has_partial_checksum(frame, where))
         self.sizes_out.observe(frame)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.mtu.fragment import fragment
-from vtep.offload.headers import CLOSING, OPENING
+from vtep.offload.headers import FIRST_ONLY, LAST_ONLY
 from vtep.offload.split import SplitError, Splitter
 from vtep.wire import checksum, ethernet, icmp, virtio
 from vtep.wire import ip as inet
@@ -15,7 +15,7 @@ _ANSWERS_PER_SECOND = 1000.0
 _ANSWERS_AT_ONCE = 50.0
 """As the kernel's icmp_msgs_per_sec and icmp_msgs_burst."""
 
-_HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | CLOSING | OPENING
+_HARMLESS = inet.TCP_FLAG_ACK | inet.TCP_FLAG_ECE | LAST_ONLY | FIRST_ONLY
 """TCP flags of a segment that may be cut: neither SYN, RST nor URG."""
 
 _SUM_OF_SOUND = 0xFFFF

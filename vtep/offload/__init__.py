@@ -1,1 +1,1 @@
-"""Work that a sender left to hardware: checksums to finish and superframes to segment."""
+"""Offloads in software: checksum completion, segmentation of superframes, and merging (GRO)."""

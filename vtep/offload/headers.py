@@ -1,14 +1,17 @@
-"""The headers of consecutive segments: what repeats, and what differs from one to the next.
+"""Headers of the consecutive segments of a superframe.
 
-Splitting writes them. Merging predicts them: what was received is one superframe exactly if its
-headers are those that a split would have written. So there is one place that knows how segments
-follow each other: IPv4 identification and TCP sequence number count on, lengths are the same but
-for the last segment's, and every segment has checksums of its own. The wire formats are in RFC 791,
-8200, 9293 and 768; which fields vary is as in the kernel's net/ipv4/tcp_offload.c, udp_offload.c.
+The splitter writes these headers. The merger predicts them: received segments form one superframe
+exactly if they have the headers that the splitter would write. Both therefore share this module,
+which is the only one that knows how the headers of segments differ: IPv4 identification and TCP
+sequence number increase, all lengths but those of the last segment are equal, some TCP flags belong
+to the first or last segment only, and every segment has its own checksums.
 
-All sums are taken of 16-bit words in host order, and are congruent modulo 65535 to the true one's
-complement sum with the octets of the result swapped (RFC 1071, section 2, B). So nothing needs to
-be turned round on its way from the payload to the checksum field.
+Formats: RFC 791, 8200, 9293 and 768. The fields that vary follow the kernel's
+net/ipv4/tcp_offload.c and udp_offload.c.
+
+Sums are sums of 16-bit words in host byte order. Such a sum is congruent modulo 65535 to the one's
+complement sum in network order with its octets swapped (RFC 1071, section 2, B), so that neither
+the payload nor the checksum field needs a byte swap.
 """
 
 from collections.abc import Iterable
@@ -25,68 +28,73 @@ Octets: TypeAlias = NDArray[np.uint8]
 Words: TypeAlias = NDArray[np.uint16]
 Sums: TypeAlias = NDArray[np.uint32]
 
+EdgeFlags: TypeAlias = list[tuple[int, int]]
+"""Pairs of a segment's number and those of its TCP flags that not all segments have."""
+
 _IP_LENGTH = {4: 2, 6: 4}
 _IP_ID = 4
 _IP_CHECKSUM = 10
 _TCP_SEQUENCE = 4
 _UDP_LENGTH = 4
 
-CLOSING = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
-"""TCP flags of a superframe that only its last segment has."""
+LAST_ONLY = inet.TCP_FLAG_FIN | inet.TCP_FLAG_PSH
+"""TCP flags of a superframe that only its last segment carries."""
 
-OPENING = inet.TCP_FLAG_CWR
-"""Those that only the first has (RFC 3168, section 6.1.2)."""
+FIRST_ONLY = inet.TCP_FLAG_CWR
+"""TCP flags of a superframe that only its first segment carries (RFC 3168, section 6.1.2)."""
 
-COMMON = 0xFF & ~CLOSING & ~OPENING
-"""Those that all segments have."""
+COMMON = 0xFF & ~LAST_ONLY & ~FIRST_ONLY
+"""TCP flags of a superframe that all segments carry."""
 
 SEGMENTS_MAX = 1 << 16
-_ROWS_MAX = 128
+_MATRICES_MAX = 128
 
 _FIELD = Struct("!H")
 _LENGTH_AND_ID = Struct("!HH")
-_FIELD_HERE = Struct("=H")
+_HOST_FIELD = Struct("=H")
 _SEQUENCE = Struct("!I")
 
 _HOST_ORDER = 256 if np.little_endian else 1
-"""Times a sum of big-endian words, modulo 65535: the sum of the same words in host order."""
+"""Factor that converts a sum of big-endian words to host order, modulo 65535."""
 
 _MODULUS = np.array(0xFFFF, np.uint32)
-_AMPLE = np.uint32(0xFFFF * 40_000)
-"""A multiple of 65535 beyond any sum of the words of a segment, which are 32,768 at most."""
+_SUM_BIAS = np.uint32(0xFFFF * 40_000)
+"""A multiple of 65535 above the largest sum of a segment, which has 32,768 words at most. It keeps
+unsigned subtractions from wrapping."""
 
-_COUNT_UP = (np.arange(2 << 16) & 0xFFFF).astype(">u2")
-"""Identifications in a row, as they are on the wire: a slice of this, from the first one on."""
+_IDENTIFICATIONS = (np.arange(2 << 16) & 0xFFFF).astype(">u2")
+"""Consecutive IPv4 identifications; a slice starts at the first one and wraps."""
 
-_COUNT_DOWN = (-np.arange(2 << 16) % 0xFFFF).astype(">u2")
-"""Checksums of headers whose sum grows by one from each to the next: from the first sum on."""
+_DECREASING_CHECKSUMS = (-np.arange(2 << 16) % 0xFFFF).astype(">u2")
+"""Checksums of headers whose sums increase by one; a slice starts at the first sum."""
 
 
-class Cut(NamedTuple):
-    """How a superframe is cut: `segments` with `size` octets of payload each, but the `last`.
+class SegmentPlan(NamedTuple):
+    """The segmentation of one superframe, or of several consecutive ones.
 
-    `head_len` are the octets before the payload, `transport_len` those of the TCP or UDP header.
-    Superframes of which each goes on where the one before ends are cut as if they were one.
+    Every segment but the last has `size` octets of payload, and the last has `last_size`.
+    `header_len` counts the octets before the payload in the frame, `transport_header_len` those of
+    the TCP or UDP header.
     """
 
-    where: inet.Transport
-    head_len: int
-    transport_len: int
+    transport: inet.Transport
+    header_len: int
+    transport_header_len: int
     size: int
     segments: int
-    last: int
+    last_size: int
 
 
-class _Rows(NamedTuple):
-    """A number of rows: views by field, one element for each, and what helps to fill them.
+class _HeaderMatrix(NamedTuple):
+    """Numpy views of the headers of one plan: one row for each segment, one column for each field.
 
-    Made once and kept: making them costs more than using them.
+    The views are cached, because creating them takes longer than writing through them.
     """
 
     template: NDArray[np.void]
     head: memoryview
-    """The octets of `template`, from which all heads are copied."""
-    heads: NDArray[np.void]
+    """The octets of `template`, which is copied to all rows."""
+    rows: NDArray[np.void]
     ip_length: Words
     ip_id: Words
     ip_checksum: Words
@@ -95,220 +103,241 @@ class _Rows(NamedTuple):
     udp_length: Words
     checksum: Words
     steps: Sums
-    """What the sequence numbers are further than the first; shape (segments,)."""
-    less_steps: Sums
-    """Their sums in host order, taken from something ample."""
+    """Distance of each sequence number from the first; shape (segments,)."""
+    negated_steps: Sums
+    """`_SUM_BIAS` minus the host-order sum of each step; shape (segments,)."""
     scratch: Sums
 
 
-class Headers:
-    """Writes headers into rows of `buffer`, each behind a prefix of `prefix_len` octets."""
+class HeaderWriter:
+    """Writes segment headers to rows of `buffer`, each behind a prefix of `prefix_len` octets."""
 
     def __init__(self, buffer: Octets, prefix_len: int) -> None:
         self._buffer = buffer
         self._prefix_len = prefix_len
-        self._rows: dict[tuple[int, ...], _Rows] = {}
+        self._matrices: dict[tuple[int, ...], _HeaderMatrix] = {}
 
     def write(
         self,
         prefix: Buffer,
         frame: Buffer,
-        cut: Cut,
+        plan: SegmentPlan,
         stride: int,
         sums: Sums,
         *,
-        marks: Iterable[tuple[int, int]] = (),
+        edge_flags: Iterable[tuple[int, int]] = (),
         partial: bool = False,
     ) -> None:
-        """Write `cut.segments` headers, `stride` octets apart.
+        """Write the headers of `plan.segments` segments, `stride` octets apart.
 
-        `frame` begins with the headers of the first segment or of the superframe; lengths and
-        checksums in them are not looked at, nor are TCP flags that not all segments have. Those
-        are in `marks`: the number of a segment, and the flags that it has besides. `sums` are
-        those of the payloads as `row_sums` gives them, shape (segments,); they are used up. With
-        `partial`, transport checksums are left to be finished.
+        `frame` begins with the headers of the superframe or of its first segment. Their lengths and
+        checksums are ignored, and so are their TCP flags outside of `COMMON`: `edge_flags` lists
+        those (see `EdgeFlags`). `sums` are the payload sums from `row_sums`, uint32 of shape
+        (segments,). With `partial`, transport checksums are left partial.
+
+        Side effects: overwrites `sums`, which saves an allocation per call.
         """
-        where, skip = cut.where, self._prefix_len
-        rows = self._rows_for(cut, stride)
-        head = rows.head
+        transport, skip = plan.transport, self._prefix_len
+        matrix = self._matrix_for(plan, stride)
+        head = matrix.head
         head[:skip] = prefix
-        head[skip:] = frame[: cut.head_len]
-        ip, at = skip + where.ip_offset, skip + where.offset
-        full = cut.transport_len + cut.size
-        short = cut.size - cut.last
-        tcp = where.protocol == inet.TCP
+        head[skip:] = frame[: plan.header_len]
+        ip, upper = skip + transport.ip_offset, skip + transport.offset
+        full = plan.transport_header_len + plan.size
+        short = plan.size - plan.last_size
+        tcp = transport.protocol == inet.TCP
 
-        # What is in all of them goes into the template; what is not is zero there, but for the
-        # sequence number, which is that of the first.
+        # The template holds the fields that all segments share. Fields that differ are zero in it,
+        # except the sequence number, which is that of the first segment.
         if tcp:
-            head[at + inet.TCP_FLAGS_OFFSET] &= COMMON
+            head[upper + inet.TCP_FLAGS_OFFSET] &= COMMON
         else:
-            _FIELD.pack_into(head, at + _UDP_LENGTH, full)
-        _FIELD.pack_into(head, at + inet.CHECKSUM_OFFSET[where.protocol], 0)
-        if where.version == 4:
-            pseudo = int.from_bytes(head[ip + 12 : ip + 20]) + where.protocol + full
-            _write_ip4(rows, ip, at, full, short)
+            _FIELD.pack_into(head, upper + _UDP_LENGTH, full)
+        _FIELD.pack_into(head, upper + inet.CHECKSUM_OFFSET[transport.protocol], 0)
+        if transport.version == 4:
+            pseudo = int.from_bytes(head[ip + 12 : ip + 20]) + transport.protocol + full
+            _write_ipv4(matrix, ip, upper, full, short)
         else:
-            pseudo = int.from_bytes(head[ip + 8 : ip + 40]) + where.protocol + full
-            _write_ip6(rows, ip, at, full, short)
+            pseudo = int.from_bytes(head[ip + 8 : ip + 40]) + transport.protocol + full
+            _write_ipv6(matrix, ip, upper, full, short)
 
-        # What differs, in the columns and in the sums of the rows.
+        # Fields that differ are written by column, and added to the sum of their row.
         if tcp:
-            _count_on(rows, at, cut, sums)
-            for row, flags in marks:
-                rows.flags[row] |= flags
-                sums[row] += _sum(flags)
+            _write_sequence_numbers(matrix, upper, plan, sums)
+            for row, flags in edge_flags:
+                matrix.flags[row] |= flags
+                sums[row] += _host_sum(flags)
         elif short:
-            rows.udp_length[-1] = full - short
-            sums[-1] += _sum(-short)
-        if short:  # In the pseudo-header.
-            sums[-1] += _sum(-short)
+            matrix.udp_length[-1] = full - short
+            sums[-1] += _host_sum(-short)
+        if short:  # The pseudo-header contains the length, too.
+            sums[-1] += _host_sum(-short)
 
         if partial:
-            rows.checksum[:] = _in_host_order(checksum.fold(pseudo))
-            rows.checksum[-1] = _in_host_order(checksum.fold(pseudo - short))
+            matrix.checksum[:] = _host_field(checksum.fold(pseudo))
+            matrix.checksum[-1] = _host_field(checksum.fold(pseudo - short))
             return
-        np.subtract(rows.less_steps, sums, sums)
-        # 0 to 65534 for TCP, 1 to 65535 for UDP, where 0 means that there is no checksum (RFC 768).
-        one = 0 if tcp else 1
-        sums += 0xFFFF - _sum(pseudo + int.from_bytes(head[at:])) - one
+        np.subtract(matrix.negated_steps, sums, sums)
+        # A TCP checksum is 0 to 65534, a UDP checksum 1 to 65535: 0 means none (RFC 768).
+        lowest = 0 if tcp else 1
+        sums += 0xFFFF - _host_sum(pseudo + int.from_bytes(head[upper:])) - lowest
         sums %= _MODULUS
-        if one:
-            sums += one
-        rows.checksum[:] = sums
+        if lowest:
+            sums += lowest
+        matrix.checksum[:] = sums
 
-    def _rows_for(self, cut: Cut, stride: int) -> _Rows:
-        where = cut.where
-        key = (*where[:4], cut.head_len, cut.size, cut.segments, stride)
-        rows = self._rows.get(key)
-        if rows is None:
-            if len(self._rows) >= _ROWS_MAX:
-                self._rows.clear()
-            rows = self._rows[key] = self._make_rows(cut, stride)
-        return rows
+    def _matrix_for(self, plan: SegmentPlan, stride: int) -> _HeaderMatrix:
+        """Return the cached views for a plan, or create them.
 
-    def _make_rows(self, cut: Cut, stride: int) -> _Rows:
-        where, count = cut.where, cut.segments
+        A full cache is emptied: a flow uses few shapes, and the limit only bounds the memory.
+        """
+        transport = plan.transport
+        key = (*transport[:4], plan.header_len, plan.size, plan.segments, stride)
+        matrix = self._matrices.get(key)
+        if matrix is None:
+            if len(self._matrices) >= _MATRICES_MAX:
+                self._matrices.clear()
+            matrix = self._matrices[key] = self._make_matrix(plan, stride)
+        return matrix
+
+    def _make_matrix(self, plan: SegmentPlan, stride: int) -> _HeaderMatrix:
+        """Create the views of the buffer for a plan."""
+        transport, count = plan.transport, plan.segments
         skip = self._prefix_len
-        head_len = skip + cut.head_len
+        row_len = skip + plan.header_len
 
         def column(offset: int, dtype: str) -> NDArray[np.generic]:
             return np.ndarray((count,), dtype, self._buffer, offset, (stride,))
 
-        ip = skip + where.ip_offset
-        transport = skip + where.offset
-        tcp = where.protocol == inet.TCP
-        head = bytearray(head_len)
-        steps = np.arange(count, dtype=np.int64) * (cut.size if tcp else 0)
+        ip = skip + transport.ip_offset
+        upper = skip + transport.offset
+        tcp = transport.protocol == inet.TCP
+        head = bytearray(row_len)
+        steps = np.arange(count, dtype=np.int64) * (plan.size if tcp else 0)
         columns = (
-            np.frombuffer(head, f"V{head_len}"),
+            np.frombuffer(head, f"V{row_len}"),
             memoryview(head),
-            column(0, f"V{head_len}"),
-            column(ip + _IP_LENGTH[where.version], ">u2"),
+            column(0, f"V{row_len}"),
+            column(ip + _IP_LENGTH[transport.version], ">u2"),
             column(ip + _IP_ID, ">u2"),
             column(ip + _IP_CHECKSUM, ">u2"),
-            # Fields of the other protocol are not used, but must be somewhere.
-            column(transport + (_TCP_SEQUENCE if tcp else 0), ">u4"),
-            column(transport + (inet.TCP_FLAGS_OFFSET if tcp else 0), "u1"),
-            column(transport + _UDP_LENGTH, ">u2"),
-            column(transport + inet.CHECKSUM_OFFSET[where.protocol], "u2"),
+            # The columns of the other protocol are unused, but need a valid offset.
+            column(upper + (_TCP_SEQUENCE if tcp else 0), ">u4"),
+            column(upper + (inet.TCP_FLAGS_OFFSET if tcp else 0), "u1"),
+            column(upper + _UDP_LENGTH, ">u2"),
+            column(upper + inet.CHECKSUM_OFFSET[transport.protocol], "u2"),
             steps.astype(np.uint32),
-            (_AMPLE - steps * _HOST_ORDER % 0xFFFF).astype(np.uint32),
+            (_SUM_BIAS - steps * _HOST_ORDER % 0xFFFF).astype(np.uint32),
             np.empty(count, np.uint32),
         )
-        return _Rows(*columns)  # type: ignore[arg-type]  # their dtypes are given as text
+        return _HeaderMatrix(*columns)  # type: ignore[arg-type]  # dtypes given as text
 
 
-def goes_on(
-    frame: Buffer, first: Buffer, scratch: bytearray, where: inet.Transport, steps: int, size: int
+def is_continuation(
+    frame: Buffer,
+    first: Buffer,
+    scratch: bytearray,
+    transport: inet.Transport,
+    steps: int,
+    size: int,
 ) -> bool:
-    """Whether a frame's headers are those of the segment `steps` behind that of `first`.
+    """Return True if a frame has the headers of the segment `steps` after that of `first`.
 
-    So far as that can be told without a sum: lengths, checksums, and TCP flags that not all
-    segments have, may be any. `size` is the payload of each segment. `scratch` are all headers of
-    `first`, and may have been used for this before.
+    Fields that need a sum or differ at the edges are not compared: lengths, checksums, and TCP
+    flags outside of `COMMON`. `size` is the payload of each segment, in octets. `scratch` holds a
+    copy of all headers of `first`; a call may leave it changed, but fit for the next call.
     """
-    head, ip, at = scratch, where.ip_offset, where.offset
+    head, ip, upper = scratch, transport.ip_offset, transport.offset
     if len(frame) < len(head):
         return False
-    length = ip + _IP_LENGTH[where.version]
+    length = ip + _IP_LENGTH[transport.version]
     head[length : length + 2] = frame[length : length + 2]
-    if where.version == 4:
+    if transport.version == 4:
         (first_id,) = _FIELD.unpack_from(first, ip + _IP_ID)
         _FIELD.pack_into(head, ip + _IP_ID, first_id + steps & 0xFFFF)
         field = ip + _IP_CHECKSUM
         head[field : field + 2] = frame[field : field + 2]
-    if where.protocol == inet.TCP:
-        (sequence,) = _SEQUENCE.unpack_from(first, at + _TCP_SEQUENCE)
-        _SEQUENCE.pack_into(head, at + _TCP_SEQUENCE, sequence + steps * size & 0xFFFF_FFFF)
-        flags = at + inet.TCP_FLAGS_OFFSET
+    if transport.protocol == inet.TCP:
+        (sequence,) = _SEQUENCE.unpack_from(first, upper + _TCP_SEQUENCE)
+        _SEQUENCE.pack_into(head, upper + _TCP_SEQUENCE, sequence + steps * size & 0xFFFF_FFFF)
+        flags = upper + inet.TCP_FLAGS_OFFSET
         head[flags] = head[flags] & COMMON | frame[flags] & ~COMMON
-        field = at + inet.CHECKSUM_OFFSET[inet.TCP]
+        field = upper + inet.CHECKSUM_OFFSET[inet.TCP]
         head[field : field + 2] = frame[field : field + 2]
-    else:  # Length and checksum are neighbours.
-        field = at + _UDP_LENGTH
+    else:  # Length and checksum are adjacent in a UDP header.
+        field = upper + _UDP_LENGTH
         head[field : field + 4] = frame[field : field + 4]
+    # One comparison of the whole prediction is cheaper than one for each field.
     return head == frame[: len(head)]
 
 
-def _write_ip4(rows: _Rows, ip: int, at: int, full: int, short: int) -> None:
-    """Write all heads, with the fields of an IPv4 header, which is from `ip` to `at`."""
-    head, count = rows.head, len(rows.heads)
-    length = at - ip + full
+def _write_ipv4(matrix: _HeaderMatrix, ip: int, upper: int, full: int, short: int) -> None:
+    """Write all rows with an IPv4 header, which spans the octets from `ip` to `upper`.
+
+    `full` counts the octets of each transport segment, and the last one has `short` fewer.
+    """
+    head, count = matrix.head, len(matrix.rows)
+    length = upper - ip + full
     first = head[ip + _IP_ID] << 8 | head[ip + _IP_ID + 1]
     _LENGTH_AND_ID.pack_into(head, ip + _IP_LENGTH[4], length, 0)
     _FIELD.pack_into(head, ip + _IP_CHECKSUM, 0)
-    rows.heads[:] = rows.template
-    rows.ip_id[:] = _COUNT_UP[first : first + count]
-    # The sum of the header grows with the identification, until that begins again from 0.
-    header = int.from_bytes(head[ip:at])
+    matrix.rows[:] = matrix.template
+    matrix.ip_id[:] = _IDENTIFICATIONS[first : first + count]
+    # The sum of the header increases with the identification until that wraps to 0. So two slices
+    # of a table give all checksums without a computation for each row.
+    header = int.from_bytes(head[ip:upper])
     before_wrap = min(count, 0x10000 - first)
     begin = (header + first) % 0xFFFF
-    rows.ip_checksum[:before_wrap] = _COUNT_DOWN[begin : begin + before_wrap]
+    matrix.ip_checksum[:before_wrap] = _DECREASING_CHECKSUMS[begin : begin + before_wrap]
     if before_wrap < count:
         begin = header % 0xFFFF
-        rows.ip_checksum[before_wrap:] = _COUNT_DOWN[begin : begin + count - before_wrap]
+        after_wrap = count - before_wrap
+        matrix.ip_checksum[before_wrap:] = _DECREASING_CHECKSUMS[begin : begin + after_wrap]
     if short:
-        rows.ip_length[-1] = length - short
-        rows.ip_checksum[-1] = (int(rows.ip_checksum[-1]) + short) % 0xFFFF
+        matrix.ip_length[-1] = length - short
+        matrix.ip_checksum[-1] = (int(matrix.ip_checksum[-1]) + short) % 0xFFFF
 
 
-def _write_ip6(rows: _Rows, ip: int, at: int, full: int, short: int) -> None:
-    """Write all heads, with the length in an IPv6 header, which is at `ip`."""
-    length = at - ip - inet.IP_HEADER_MIN[6] + full
-    _FIELD.pack_into(rows.head, ip + _IP_LENGTH[6], length)
-    rows.heads[:] = rows.template
+def _write_ipv6(matrix: _HeaderMatrix, ip: int, upper: int, full: int, short: int) -> None:
+    """Write all rows with an IPv6 header at `ip`; see `_write_ipv4` for the other arguments."""
+    length = upper - ip - inet.IP_HEADER_MIN[6] + full
+    _FIELD.pack_into(matrix.head, ip + _IP_LENGTH[6], length)
+    matrix.rows[:] = matrix.template
     if short:
-        rows.ip_length[-1] = length - short
+        matrix.ip_length[-1] = length - short
 
 
-def _count_on(rows: _Rows, at: int, cut: Cut, sums: Sums) -> None:
-    """Write the sequence numbers, of which the template has the first."""
-    (first,) = _SEQUENCE.unpack_from(rows.head, at + _TCP_SEQUENCE)
-    sequence = np.add(rows.steps, first, rows.scratch)
-    rows.sequence[:] = sequence
-    if first + cut.segments * cut.size > 0xFFFF_FFFF:
-        # Those that have wrapped are 2^32 less, which is 1 less modulo 65535.
-        sums[sequence < first] += _sum(-1)
+def _write_sequence_numbers(
+    matrix: _HeaderMatrix, upper: int, plan: SegmentPlan, sums: Sums
+) -> None:
+    """Write the sequence number of every row; the template contains that of the first."""
+    (first,) = _SEQUENCE.unpack_from(matrix.head, upper + _TCP_SEQUENCE)
+    sequence = np.add(matrix.steps, first, matrix.scratch)
+    matrix.sequence[:] = sequence
+    if first + plan.segments * plan.size > 0xFFFF_FFFF:
+        # A number that has wrapped is 2^32 smaller, which is 1 modulo 65535.
+        sums[sequence < first] += _host_sum(-1)
 
 
-def _sum(value: int) -> int:
-    """What a number, of words in network order, adds to a sum in host order; 0 to 65534."""
+def _host_sum(value: int) -> int:
+    """Convert a sum in network order to a sum in host order, from 0 to 65534."""
     return value * _HOST_ORDER % 0xFFFF
 
 
-def _in_host_order(field: int) -> int:
-    """What a field holds for this host if it spells `field` in network order."""
-    (value,) = _FIELD_HERE.unpack(_FIELD.pack(field))
+def _host_field(field: int) -> int:
+    """Convert a 16-bit field in network order to the integer that this host reads from it."""
+    (value,) = _HOST_FIELD.unpack(_FIELD.pack(field))
     return int(value)
 
 
 def row_sums(data: Buffer, rows: int, stride: int, size: int, last: int) -> Sums:
-    """Sums of the 16-bit words in each of `rows`, `stride` apart; shape (rows,).
+    """Sum the 16-bit words of each of `rows` rows, which lie `stride` octets apart.
 
-    All rows have `size` octets but the last one, which has `last`. Words are in host order; an odd
-    last octet is the first of its word. Each sum is congruent to the true one modulo 65535, and
-    is 0 only if that is. Rows have 65,535 octets at most.
+    All rows have `size` octets except the last, which has `last`. A row has 65,535 octets at most.
+    An odd last octet is the first octet of its word.
+
+    Returns: uint32 of shape (rows,), congruent modulo 65535 to the sums in host order. One numpy
+    reduction over 64 KiB takes about 9 us, against 100 us or more for `checksum.ones_sum`.
     """
     full = rows if last == size else rows - 1
     sums: Sums = np.empty(rows, np.uint32)
@@ -319,13 +348,16 @@ def row_sums(data: Buffer, rows: int, stride: int, size: int, last: int) -> Sums
             odd: Octets = np.ndarray((full,), np.uint8, data, size - 1, (stride,))
             sums[:full] += odd if np.little_endian else odd.astype(np.uint32) << 8
     if full < rows:
-        at = full * stride
-        sums[full] = _sum(checksum.ones_sum(data[at : at + last]))
+        offset = full * stride
+        sums[full] = _host_sum(checksum.ones_sum(data[offset : offset + last]))
     return sums
 
 
-def negated(sums: Sums) -> Sums:
-    """Checksums for rows with these sums: 0 to 65534, in host order too; `sums` are used up."""
-    np.subtract(_AMPLE, sums, sums)
+def negate_sums(sums: Sums) -> Sums:
+    """Convert row sums to checksums in host order, from 0 to 65534.
+
+    Side effects: `sums` is overwritten and returned.
+    """
+    np.subtract(_SUM_BIAS, sums, sums)
     np.remainder(sums, _MODULUS, sums)
     return sums

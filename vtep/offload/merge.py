@@ -1,67 +1,61 @@
-"""From a burst of wire segments to TAP superframes.
+"""Merging of received segments into superframes for the TAP, as the kernel's GRO does.
 
-A UDP_GRO receive gives datagrams of one remote and one source port in a row, all of one size but
-perhaps the last. Where the inner frames are consecutive segments of one TCP flow, or equal-sized
-datagrams of one UDP flow, `Merger` makes one superframe of them, as the kernel's GRO would, and the
-virtio header that says how to cut it again.
+A UDP_GRO receive returns consecutive datagrams from one remote and one source port. All have the
+same size, except perhaps the last. Where the inner frames are consecutive segments of one TCP flow,
+or datagrams of equal size of one UDP flow, `Merger` joins them into one superframe and adds the
+virtio header with which the kernel can split it again.
 
-The rule is that nobody can tell. From the first frame the headers are predicted that all others had
-if one superframe had been split into them, checksums included, and those that have exactly these
-octets are a *train*. So what is merged is split again to the same octets, only neighbours are
-merged, and a frame whose checksum is wrong is passed on alone and as it is. A train becomes as many
-superframes as its length and its TCP flags ask for. What is refused, and why, follows
-wireguard-go's lists and the kernel's, in net/ipv4/tcp_offload.c.
+Merging is lossless. `Merger` predicts, from the first frame, the headers that the splitter would
+have written for the following ones, checksums included. The frames whose headers equal the
+prediction octet for octet form a *run*. Hence splitting a superframe restores the received frames,
+only adjacent frames are merged, and a frame with a wrong checksum is delivered unchanged. A run
+becomes as many superframes as its length and its TCP flags require.
+
+The reasons to refuse a merge follow net/ipv4/tcp_offload.c of the kernel and tun/offload_linux.go
+of wireguard-go.
 """
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from vtep.offload.headers import (
-    CLOSING,
     COMMON,
-    OPENING,
+    FIRST_ONLY,
+    LAST_ONLY,
     SEGMENTS_MAX,
-    Cut,
-    Headers,
+    EdgeFlags,
+    HeaderWriter,
     Octets,
-    goes_on,
+    SegmentPlan,
+    is_continuation,
     row_sums,
 )
-from vtep.offload.partial import is_partial
+from vtep.offload.partial import has_partial_checksum
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
-_GSO_TYPES = {
-    (4, inet.TCP): virtio.GSO_TCPV4,
-    (6, inet.TCP): virtio.GSO_TCPV6,
-    (4, inet.UDP): virtio.GSO_UDP_L4,
-    (6, inet.UDP): virtio.GSO_UDP_L4,
-}
 _SUPERFRAME_MAX = 0xFFFF
-"""Octets of a superframe, so that all length fields hold what they must."""
+"""Octets of a superframe, so that no length field overflows."""
 
 _FIELD = Struct("!H")
 
 _UDP_SEGMENTS_MAX = 64
-"""Segments of a superframe of UDP, beyond which the kernel refuses it (its UDP_MAX_SEGMENTS, which
-is 128 since Linux 6.9)."""
+"""Segments of a UDP superframe that every kernel accepts (its UDP_MAX_SEGMENTS, which is 128 since
+Linux 6.9)."""
 
-_BOLDER = 4
-"""How many times as many segments are predicted next, where all were right."""
-
-_Marks: TypeAlias = list[tuple[int, int]]
-"""TCP flags that not all segments have, behind the number of the segment that has them."""
+_WINDOW_GROWTH = 4
+"""Factor by which the prediction window grows after a prediction that was right throughout."""
 
 
 class Merged(NamedTuple):
-    """What one or several datagrams have become.
+    """A superframe merged from several datagrams, or a frame that was not merged.
 
-    `header` is the virtio header of the superframe that `frame` is, or None where it is a frame as
-    it was received. `datagram` is the first of so many `datagrams`: what is true of its VXLAN
-    header and MACs is true of all of them.
+    `header` is the virtio header of the superframe, or None for a frame as it was received.
+    `datagram` is the first of the `datagrams` datagrams; all of them have its VXLAN header and
+    inner MAC addresses.
     """
 
     header: bytes | None
@@ -71,10 +65,10 @@ class Merged(NamedTuple):
 
 
 class Merger:
-    """Merges bursts of encapsulated frames.
+    """Merges bursts of encapsulated frames into superframes.
 
-    Those that are merged have the same `prefix_len` octets before them, too. `tso` and `uso` say
-    whether the TAP takes superframes of TCP and of UDP.
+    Merged datagrams have the same `prefix_len` octets in front of the inner frame, too. `tso` and
+    `uso` are True if the TAP accepts TCP superframes and UDP superframes.
     """
 
     def __init__(self, prefix_len: int, *, uso: bool, tso: bool = True) -> None:
@@ -82,139 +76,166 @@ class Merger:
         self.tso = tso
         self.uso = uso
         self._out = memoryview(bytearray(_SUPERFRAME_MAX))
-        # Predicted headers: at most all of a train.
         self._predicted: Octets = np.zeros(1 << 16, np.uint8)
-        self._headers = Headers(self._predicted, prefix_len)
-        self._bold = SEGMENTS_MAX  # How many headers are predicted at first.
+        self._headers = HeaderWriter(self._predicted, prefix_len)
+        # The prediction window: the number of segments whose headers are predicted at once.
+        self._window = SEGMENTS_MAX
 
     def merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
-        """Merge what can be merged of datagrams that lie `stride` octets apart, in their order.
+        """Merge datagrams that lie `stride` octets apart in `data`.
 
-        `data` ends with the last datagram, which may be short. The frames are views of `data` or of
-        a buffer that the next one overwrites. Any octets are allowed.
+        The last datagram may be shorter. Any octets are allowed.
+
+        Yields: superframes and frames in the order of the datagrams. A frame is a view of `data` or
+        of a buffer that is reused for the next superframe.
         """
         skip = self._prefix_len
         begin = 0
         while begin < len(data):
             rest = data[begin:] if begin else data
-            train = self._train(rest, stride)
-            if train is None:
+            run = self._find_run(rest, stride)
+            if run is None:
                 datagram = rest[:stride]
                 yield Merged(None, datagram[skip:], datagram, 1)
                 begin += stride
                 continue
-            cut, marks = train
-            for first, count in _superframes(cut, marks):
-                at = first * stride
-                datagram = rest[at : at + stride]
+            plan, edge_flags = run
+            for first, count in _superframe_ranges(plan, edge_flags):
+                offset = first * stride
+                datagram = rest[offset : offset + stride]
                 if count == 1:
                     yield Merged(None, datagram[skip:], datagram, 1)
                 else:
-                    last = cut.last if first + count == cut.segments else cut.size
-                    header, octets = self._join(rest, at, stride, cut, count, last)
+                    last_size = plan.last_size if first + count == plan.segments else plan.size
+                    header, octets = self._join(rest, offset, stride, plan, count, last_size)
                     yield Merged(header, self._out[:octets], datagram, count)
-            begin += cut.segments * stride
+            begin += plan.segments * stride
 
-    def _train(self, data: memoryview, stride: int) -> tuple[Cut, _Marks] | None:
-        """The longest train that begins here, and how it is cut; None if the first is alone."""
-        hoped = self._hope(data, stride)
-        if hoped is None or hoped[0].segments < 2:
+    def _find_run(self, data: memoryview, stride: int) -> tuple[SegmentPlan, EdgeFlags] | None:
+        """Find the longest run that begins with the first datagram.
+
+        Returns: the plan of the run and its edge flags, or None if the first datagram is alone.
+        """
+        candidate = self._candidate_run(data, stride)
+        if candidate is None or candidate[0].segments < 2:
             return None
-        cut, marks = hoped
-        # Prediction is dear: where it was wrong, it begins with little again.
-        tried = min(cut.segments, self._bold)
-        count = self._follow(data, stride, _shortened(cut, tried), marks)
-        while count == tried < cut.segments:
-            tried = min(cut.segments, tried * _BOLDER)
-            count = self._follow(data, stride, _shortened(cut, tried), marks)
-        self._bold = max(2, count * _BOLDER) if count < cut.segments else SEGMENTS_MAX
+        plan, edge_flags = candidate
+        # A prediction takes 20 to 34 us for 44 segments. After one that failed, the window starts
+        # small, so that a burst that cannot be merged is not predicted again for every datagram.
+        tried = min(plan.segments, self._window)
+        count = self._match_headers(data, stride, _truncated(plan, tried), edge_flags)
+        while count == tried < plan.segments:
+            tried = min(plan.segments, tried * _WINDOW_GROWTH)
+            count = self._match_headers(data, stride, _truncated(plan, tried), edge_flags)
+        complete = count == plan.segments
+        self._window = SEGMENTS_MAX if complete else max(2, count * _WINDOW_GROWTH)
         if count < 2:
             return None
-        return _shortened(cut, count), [mark for mark in marks if mark[0] < count]
+        return _truncated(plan, count), [entry for entry in edge_flags if entry[0] < count]
 
-    def _follow(self, data: memoryview, stride: int, cut: Cut, marks: _Marks) -> int:
-        """How many datagrams have the headers that are predicted for them."""
-        count = self._predict(data, stride, cut, marks, partial=False)
-        if count < 2 and is_partial(data[self._prefix_len : stride], cut.where):
-            count = self._predict(data, stride, cut, marks, partial=True)
+    def _match_headers(
+        self, data: memoryview, stride: int, plan: SegmentPlan, edge_flags: EdgeFlags
+    ) -> int:
+        """Count the leading datagrams whose headers equal the prediction.
+
+        If not even two match, partial checksums are predicted instead of complete ones.
+        """
+        count = self._predict(data, stride, plan, edge_flags, partial=False)
+        if count < 2 and has_partial_checksum(data[self._prefix_len : stride], plan.transport):
+            count = self._predict(data, stride, plan, edge_flags, partial=True)
         return count
 
     def _predict(
-        self, data: memoryview, stride: int, cut: Cut, marks: _Marks, *, partial: bool
+        self,
+        data: memoryview,
+        stride: int,
+        plan: SegmentPlan,
+        edge_flags: EdgeFlags,
+        *,
+        partial: bool,
     ) -> int:
-        count, head_len = cut.segments, cut.head_len
+        """Predict the headers of `plan.segments` datagrams and compare them with those received.
+
+        Returns: the number of leading datagrams that match.
+        """
+        count = plan.segments
         skip = self._prefix_len
-        body = skip + head_len
-        sums = row_sums(data[body:], count, stride, cut.size, cut.last)
-        first, marks = data[skip:stride], [mark for mark in marks if mark[0] < count]
-        self._headers.write(data[:skip], first, cut, body, sums, marks=marks, partial=partial)
+        body = skip + plan.header_len
+        sums = row_sums(data[body:], count, stride, plan.size, plan.last_size)
+        first, edges = data[skip:stride], [entry for entry in edge_flags if entry[0] < count]
+        self._headers.write(data[:skip], first, plan, body, sums, edge_flags=edges, partial=partial)
         received = np.ndarray((count,), f"V{body}", data, 0, (stride,)).tobytes()
         predicted = self._predicted[: count * body].tobytes()
+        # The usual case is one memcmp of all headers, in about 1 us.
         if received == predicted:
             return count
         differs = np.frombuffer(received, np.uint8) != np.frombuffer(predicted, np.uint8)
         return int(differs.argmax()) // body
 
-    def _hope(self, data: memoryview, stride: int) -> tuple[Cut, _Marks] | None:
-        """The longest train that could begin here, and what of its TCP flags not all have.
+    def _candidate_run(self, data: memoryview, stride: int) -> tuple[SegmentPlan, EdgeFlags] | None:
+        """Find the longest run that may begin here, without computing a sum.
 
-        Looks at few of the datagrams, since prediction is dear where it fails.
+        Only a few of the datagrams are examined, because a prediction that fails is expensive.
+
+        Returns: the plan of the candidate and its edge flags, or None if there is none.
         """
         skip = self._prefix_len
         if len(data) <= stride or stride < skip + ethernet.HEADER_LEN:
             return None
         first = data[skip:stride]
-        where = inet.find_transport(first)
-        if where is None or where.offset + where.length != len(first):
-            return None  # No transport header, or padding.
-        if where.offset - where.ip_offset != inet.IP_HEADER_MIN[where.version]:
+        transport = inet.find_transport(first)
+        if transport is None or transport.offset + transport.length != len(first):
+            return None  # Not TCP or UDP, or padded.
+        if transport.offset - transport.ip_offset != inet.IP_HEADER_MIN[transport.version]:
             return None  # IP options or extension headers.
-        tcp = where.protocol == inet.TCP
-        transport_len = inet.transport_header_len(first, where)
-        head_len = where.offset + transport_len
-        size = len(first) - head_len
-        if not transport_len or not size or not (self.tso if tcp else self.uso):
+        tcp = transport.protocol == inet.TCP
+        transport_header_len = inet.transport_header_len(first, transport)
+        header_len = transport.offset + transport_header_len
+        size = len(first) - header_len
+        if not transport_header_len or not size or not (self.tso if tcp else self.uso):
             return None
-        if not tcp and inet.checksum_field(first, where) == 0:
-            return None  # No split leaves it out.
-        body = skip + head_len
+        if not tcp and inet.checksum_field(first, transport) == 0:
+            return None  # A split always writes a checksum, so it would not restore the frame.
+        body = skip + header_len
         count = min(-(-len(data) // stride), len(self._predicted) // body)
-        last = min(size, len(data) - (count - 1) * stride - body)
-        if last <= 0:  # No payload, or no whole header: it stays alone.
-            count, last = count - 1, size
+        last_size = min(size, len(data) - (count - 1) * stride - body)
+        if last_size <= 0:  # The last datagram has no payload or a truncated header.
+            count, last_size = count - 1, size
         if count < 2:
             return None
-        reach = self._reach(data, stride, where, head_len, count)
-        if reach < count:
-            count, last = reach, size
-        marks: _Marks = []
+        extent = self._find_extent(data, stride, transport, header_len, count)
+        if extent < count:
+            count, last_size = extent, size
+        edge_flags: EdgeFlags = []
         if tcp:
-            at = skip + where.offset + inet.TCP_FLAGS_OFFSET
-            column: Octets = np.ndarray((count,), np.uint8, data, at, (stride,))
-            alike, marks = _read_flags(column.tobytes())
-            if alike < count:
-                count, last = alike, size
-            # Only now: where few can be merged, most have been ruled out by less than this.
-            if count > 1 and inet.tcp_authentication(first, where):
-                return None  # Each code covers one segment.
-        return Cut(where, head_len, transport_len, size, count, last), marks
+            offset = skip + transport.offset + inet.TCP_FLAGS_OFFSET
+            column: Octets = np.ndarray((count,), np.uint8, data, offset, (stride,))
+            mergeable, edge_flags = _scan_tcp_flags(column.tobytes())
+            if mergeable < count:
+                count, last_size = mergeable, size
+            # This test is last, since most runs that are not merged have failed a cheaper one.
+            if count > 1 and inet.tcp_authentication(first, transport):
+                return None  # The authentication code of a segment covers that segment only.
+        plan = SegmentPlan(transport, header_len, transport_header_len, size, count, last_size)
+        return plan, edge_flags
 
-    def _reach(
-        self, data: memoryview, stride: int, where: inet.Transport, head_len: int, count: int
+    def _find_extent(
+        self, data: memoryview, stride: int, transport: inet.Transport, header_len: int, count: int
     ) -> int:
-        """How many of the first `count` datagrams could be a train, as far as a few of them tell.
+        """Find how many of the first `count` datagrams may form a run.
 
-        If the last one could be its end, so could those between; else the end is looked for.
+        If the last datagram continues the first, all between are assumed to do so, too. Otherwise a
+        binary search finds the end. So at most log2(count) + 2 datagrams are examined.
         """
         skip = self._prefix_len
         prefix, first = data[:skip], data[skip:stride]
-        size, scratch = len(first) - head_len, bytearray(first[:head_len])
+        size, scratch = len(first) - header_len, bytearray(first[:header_len])
 
         def may_follow(row: int) -> bool:
             begin = row * stride + skip
-            other = data[begin : begin + head_len]
-            return data[begin - skip : begin] == prefix and goes_on(
-                other, first, scratch, where, row, size
+            other = data[begin : begin + header_len]
+            return data[begin - skip : begin] == prefix and is_continuation(
+                other, first, scratch, transport, row, size
             )
 
         if may_follow(count - 1):
@@ -231,30 +252,37 @@ class Merger:
         return within + 1
 
     def _join(
-        self, data: memoryview, begin: int, stride: int, cut: Cut, count: int, last: int
+        self,
+        data: memoryview,
+        begin: int,
+        stride: int,
+        plan: SegmentPlan,
+        count: int,
+        last_size: int,
     ) -> tuple[bytes, int]:
-        """Write the superframe of `count` datagrams, the first of them at `begin`, to the output.
+        """Write the superframe of the `count` datagrams from offset `begin` on to the output.
 
-        Gives its virtio header and its length.
+        Returns: its virtio header, and its length in octets.
         """
-        where, head_len, size = cut.where, cut.head_len, cut.size
+        transport, header_len, size = plan.transport, plan.header_len, plan.size
         body = begin + self._prefix_len
         frame = self._out
-        frame[:head_len] = data[body : body + head_len]
-        body += head_len
-        full = count if last == size else count - 1
-        kind = np.dtype(f"V{size}")
-        rows: Octets = np.ndarray((full,), kind, frame, head_len)
-        rows[:] = np.ndarray((full,), kind, data, body, (stride,))
-        octets = head_len + (count - 1) * size + last
+        frame[:header_len] = data[body : body + header_len]
+        body += header_len
+        full = count if last_size == size else count - 1
+        dtype = np.dtype(f"V{size}")
+        rows: Octets = np.ndarray((full,), dtype, frame, header_len)
+        rows[:] = np.ndarray((full,), dtype, data, body, (stride,))
+        octets = header_len + (count - 1) * size + last_size
         if full < count:
-            at = body + full * stride
-            frame[octets - last : octets] = data[at : at + last]
+            offset = body + full * stride
+            frame[octets - last_size : octets] = data[offset : offset + last_size]
 
-        # Lengths, and checksums of a header that was right before.
-        ip, at = where.ip_offset, where.offset
-        length = octets - at
-        if where.version == 4:
+        # The prediction has verified the IPv4 checksum, so that an incremental update of it for
+        # the new length is enough (RFC 1624).
+        ip, upper = transport.ip_offset, transport.offset
+        length = octets - upper
+        if transport.version == 4:
             (before,) = _FIELD.unpack_from(frame, ip + 2)
             (header,) = _FIELD.unpack_from(frame, ip + 10)
             total = (header ^ 0xFFFF) + octets - ip - before
@@ -262,59 +290,69 @@ class Merger:
             _FIELD.pack_into(frame, ip + 10, checksum.fold(total) ^ 0xFFFF)
         else:
             _FIELD.pack_into(frame, ip + 4, length)
-        gso_type = _GSO_TYPES[where.version, where.protocol]
-        if where.protocol == inet.TCP:
-            flags = at + inet.TCP_FLAGS_OFFSET
-            if frame[flags] & OPENING:
+        gso_type = virtio.GSO_TYPES[transport.version, transport.protocol]
+        if transport.protocol == inet.TCP:
+            flags = upper + inet.TCP_FLAGS_OFFSET
+            if frame[flags] & FIRST_ONLY:
                 gso_type |= virtio.GSO_ECN
-            frame[flags] |= data[body - head_len + flags + (count - 1) * stride] & CLOSING
+            frame[flags] |= data[body - header_len + flags + (count - 1) * stride] & LAST_ONLY
         else:
-            _FIELD.pack_into(frame, at + 4, length)
-        addresses = int.from_bytes(frame[at - inet.ADDRESSES_LEN[where.version] : at])
-        offset = inet.CHECKSUM_OFFSET[where.protocol]
-        pseudo = checksum.fold(addresses + where.protocol + length)
-        _FIELD.pack_into(frame, at + offset, pseudo)
-        return virtio.pack_gso(gso_type, head_len, size, at, offset), octets
+            _FIELD.pack_into(frame, upper + 4, length)
+        addresses = int.from_bytes(frame[upper - inet.ADDRESSES_LEN[transport.version] : upper])
+        csum_offset = inet.CHECKSUM_OFFSET[transport.protocol]
+        pseudo = checksum.fold(addresses + transport.protocol + length)
+        _FIELD.pack_into(frame, upper + csum_offset, pseudo)
+        return virtio.pack_gso(gso_type, header_len, size, upper, csum_offset), octets
 
 
-def _read_flags(column: bytes) -> tuple[int, _Marks]:
-    """How many segments with these TCP flags could be a train, and which have more than others."""
+def _scan_tcp_flags(column: bytes) -> tuple[int, EdgeFlags]:
+    """Scan the TCP flags of consecutive segments, one octet each.
+
+    Returns: the number of leading segments that may form a run, and their edge flags.
+    """
     common = column[0] & COMMON
     if common & ~inet.TCP_FLAG_ECE != inet.TCP_FLAG_ACK:
         return 1, []
-    marks: _Marks = []
+    edge_flags: EdgeFlags = []
     if column.count(common) != len(column):
         for row, flags in enumerate(column):
             if flags & COMMON != common:
-                return row, marks
+                return row, edge_flags
             if flags != common:
-                marks.append((row, flags & ~COMMON))
-    return len(column), marks
+                edge_flags.append((row, flags & ~COMMON))
+    return len(column), edge_flags
 
 
-def _shortened(cut: Cut, segments: int) -> Cut:
-    if segments == cut.segments:
-        return cut
-    return cut._replace(segments=segments, last=cut.size)
+def _truncated(plan: SegmentPlan, segments: int) -> SegmentPlan:
+    """Return the plan of the first `segments` segments."""
+    if segments == plan.segments:
+        return plan
+    return plan._replace(segments=segments, last_size=plan.size)
 
 
-def _superframes(cut: Cut, marks: _Marks) -> Iterator[tuple[int, int]]:
-    """The first segment of each superframe that a train becomes, and how many it has."""
-    room = _SUPERFRAME_MAX - cut.head_len
-    limit = _UDP_SEGMENTS_MAX if cut.where.protocol == inet.UDP else SEGMENTS_MAX
-    most = min(room // cut.size, limit)
-    ends = {cut.segments}
-    for row, flags in marks:
-        if flags & OPENING:
+def _superframe_ranges(plan: SegmentPlan, edge_flags: EdgeFlags) -> Iterator[tuple[int, int]]:
+    """Divide a run into superframes.
+
+    A superframe ends before a segment with a flag of `FIRST_ONLY`, after one with a flag of
+    `LAST_ONLY`, and where it would exceed the limits on octets or segments.
+
+    Yields: the number of the first segment, and the number of segments.
+    """
+    payload_max = _SUPERFRAME_MAX - plan.header_len
+    limit = _UDP_SEGMENTS_MAX if plan.transport.protocol == inet.UDP else SEGMENTS_MAX
+    most = min(payload_max // plan.size, limit)
+    ends = {plan.segments}
+    for row, flags in edge_flags:
+        if flags & FIRST_ONLY:
             ends.add(row)
-        if flags & CLOSING:
+        if flags & LAST_ONLY:
             ends.add(row + 1)
     first = 0
     for end in sorted(ends):
         while first < end:
             count = end - first
-            last = cut.last if end == cut.segments else cut.size
-            if (count - 1) * cut.size + last > room or count > limit:
+            last_size = plan.last_size if end == plan.segments else plan.size
+            if (count - 1) * plan.size + last_size > payload_max or count > limit:
                 count = most
             yield first, count
             first += count

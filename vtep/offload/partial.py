@@ -1,33 +1,33 @@
-"""Received frames whose sender counted on hardware that was never there.
+"""Virtio headers for received frames whose offloads were never carried out.
 
-A kernel VTEP gives its NIC frames with *partial* checksums (the field holds the sum of the
-pseudo-header only) and TCP superframes of up to 64 KiB, for the NIC to finish. Where the "NIC" is
-a veth, as in every lab and between containers of one host, nobody does, and our socket receives
-them as they are: a datagram whose inner frame has a checksum that looks wrong, or that is far
-larger than any MTU. Neither is an error. Both can be handed to the TAP device unchanged if its
-virtio header says what is still to be done, and the kernel behind it carries on from there.
+A kernel VTEP leaves two kinds of work to its NIC: *partial* checksums, whose field holds the sum of
+the pseudo-header only, and TCP superframes of up to 64 KiB. Where the underlay device is a veth, as
+in a lab or between containers of one host, no NIC carries them out. Our socket then receives an
+inner frame whose checksum looks wrong, or which is far larger than any MTU.
+
+Neither is an error. Both kinds of frame go to the TAP device unchanged, with a virtio header that
+requests the missing work, and the receiving kernel completes it.
 """
 
 from vtep.counters import Counters
-from vtep.offload.headers import Cut
+from vtep.offload.headers import SegmentPlan
 from vtep.wire import Buffer, ethernet, virtio
 from vtep.wire import ip as inet
 
 SYN_MAX = 256
-"""Longer frames are not looked at: a SYN has headers and options, and no data to speak of."""
+"""Octets of the longest frame that is examined for a SYN. A SYN has headers and options, and hardly
+ever data."""
 
 _SIZE_MIN = 8
-"""Less than this the kernel cuts no segment to (its TCP_MIN_GSO_SIZE), whatever was announced."""
-
-_GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
+"""The smallest segment size that the kernel uses (its TCP_MIN_GSO_SIZE), whatever was announced."""
 
 
 class SegmentSizes:
-    """How large the segments of a TCP superframe may be, which the datagram does not say.
+    """The segment sizes of TCP connections, which a received TCP superframe does not state.
 
-    The receiver of a connection announced it in its SYN, which went out through us: `observe`
-    remembers that for the latest `limit` connections. For one that is older than this process, or
-    forgotten, the MTU of the overlay is the best guess.
+    The receiver of a connection announces its MSS in a SYN, which passes through this VTEP in the
+    opposite direction. `observe` stores it for the latest `limit` connections. For others, such as
+    those that are older than this process, the MTU of the overlay is the best estimate.
     """
 
     def __init__(self, mtu: int, limit: int = 4096) -> None:
@@ -36,130 +36,139 @@ class SegmentSizes:
         self._announced: dict[bytes, int] = {}
 
     def observe(self, frame: Buffer) -> None:
-        """Learn from a frame that leaves for the underlay, of at least 14 octets."""
+        """Store the MSS that a frame of at least 14 octets announces, if it carries a SYN."""
         if len(frame) > SYN_MAX:
             return
-        where = inet.tcp_syn(frame)
-        if where is None:
+        transport = inet.tcp_syn(frame)
+        if transport is None:
             return
-        mss = inet.tcp_mss(frame, where)
+        mss = inet.tcp_mss(frame, transport)
         if mss is None:
             return
-        addresses = bytes(inet.addresses(frame, where))
+        addresses = bytes(inet.addresses(frame, transport))
         half = len(addresses) // 2
-        ports = bytes(frame[where.offset : where.offset + 4])
-        # What comes back has source and destination the other way round.
+        ports = bytes(frame[transport.offset : transport.offset + 4])
+        # Data flows in the opposite direction, so source and destination are swapped in the key.
         key = addresses[half:] + addresses[:half] + ports[2:] + ports[:2]
         self._announced.pop(key, None)
         if len(self._announced) >= self._limit:
             del self._announced[next(iter(self._announced))]
         self._announced[key] = mss
 
-    def are_full(self, frame: Buffer, cut: Cut) -> bool:
-        """Whether the segments of a superframe are as large as its receiver has announced.
+    def are_full(self, frame: Buffer, plan: SegmentPlan) -> bool:
+        """Return True if the segments of a superframe are as large as its receiver announced.
 
-        Then a receiver's VTEP that gets it whole takes them for what they are. What is smaller may
-        have to be, because of something behind that. `frame` has neither IP options nor extension
-        headers, and leaves the way that `observe` says the others come.
+        The receiver's VTEP, which derives the size from the announced MSS, then restores these
+        segments from the superframe. A sender may choose smaller segments because of a narrow link
+        behind that VTEP. `frame` travels in the direction opposite to that of the observed SYNs,
+        and has neither IP options nor extension headers.
         """
-        at = cut.where.offset
-        addresses = inet.ADDRESSES_LEN[cut.where.version]
-        announced = self._announced.get(bytes(frame[at - addresses : at + 4]))
-        options = cut.transport_len - inet.TCP_HEADER_MIN
-        return announced is not None and cut.size + options >= announced
+        offset = plan.transport.offset
+        addresses = inet.ADDRESSES_LEN[plan.transport.version]
+        announced = self._announced.get(bytes(frame[offset - addresses : offset + 4]))
+        options = plan.transport_header_len - inet.TCP_HEADER_MIN
+        return announced is not None and plan.size + options >= announced
 
-    def payload(self, frame: Buffer, where: inet.Transport) -> int:
-        """Octets of payload in each segment of the TCP superframe `frame`."""
-        ports = frame[where.offset : where.offset + 4]
-        key = bytes(inet.addresses(frame, where)) + bytes(ports)
-        ip_header = inet.IP_HEADER_MIN[where.version]
+    def payload_size(self, frame: Buffer, transport: inet.Transport) -> int:
+        """Return the octets of payload in each segment of a TCP superframe."""
+        ports = frame[transport.offset : transport.offset + 4]
+        key = bytes(inet.addresses(frame, transport)) + bytes(ports)
+        ip_header = inet.IP_HEADER_MIN[transport.version]
         mss = self.mtu - ip_header - inet.TCP_HEADER_MIN
         announced = self._announced.get(key)
         if announced is not None:
             mss = min(mss, announced)
-        # The announced size counts no options of IP or TCP, but segments that carry some make room
-        # for them (RFC 6691).
-        options = where.offset - where.ip_offset - ip_header
-        options += inet.tcp_header_len(frame, where) - inet.TCP_HEADER_MIN
+        # The MSS does not account for IP and TCP options: a segment with options has less payload
+        # (RFC 6691).
+        options = transport.offset - transport.ip_offset - ip_header
+        options += inet.tcp_header_len(frame, transport) - inet.TCP_HEADER_MIN
         return max(_SIZE_MIN, mss - options)
 
 
 def is_udp_superframe(frame: Buffer) -> bool:
-    """Whether what the kernel says are several datagrams may be one frame all the same.
+    """Return True if what UDP_GRO reports as several datagrams may be one UDP superframe.
 
-    Where an application on a kernel VTEP's side sends with UDP_SEGMENT, a veth gives us its
-    superframe whole, and states the size of the *inner* datagrams as if they were ours. Then the
-    first frame's IP and UDP headers state lengths that reach to the end of it all.
+    If an application behind a kernel VTEP sends with UDP_SEGMENT, a veth delivers its superframe
+    whole, and the kernel reports the size of the *inner* datagrams as if it were that of ours. The
+    lengths in the IP and UDP headers of the first frame then extend to the end of the data.
     """
     if len(frame) < ethernet.HEADER_LEN:
         return False
-    ethertype, at = ethernet.network_layer(frame)
-    if ethertype == ethernet.TYPE_IPV4 and at + 4 <= len(frame):
-        whole = at + (frame[at + 2] << 8 | frame[at + 3]) == len(frame)
-    elif ethertype == ethernet.TYPE_IPV6 and at + 6 <= len(frame):
-        payload = frame[at + 4] << 8 | frame[at + 5]
-        whole = at + inet.IP_HEADER_MIN[6] + payload == len(frame)
+    ethertype, offset = ethernet.network_layer(frame)
+    # Cheap test first: this runs for every burst, and almost all are ordinary datagrams.
+    if ethertype == ethernet.TYPE_IPV4 and offset + 4 <= len(frame):
+        reaches_end = offset + (frame[offset + 2] << 8 | frame[offset + 3]) == len(frame)
+    elif ethertype == ethernet.TYPE_IPV6 and offset + 6 <= len(frame):
+        payload = frame[offset + 4] << 8 | frame[offset + 5]
+        reaches_end = offset + inet.IP_HEADER_MIN[6] + payload == len(frame)
     else:
         return False
-    where = inet.find_transport(frame) if whole else None
+    transport = inet.find_transport(frame) if reaches_end else None
     return (
-        where is not None
-        and where.protocol == inet.UDP
-        and inet.udp_length(frame, where) == where.length
+        transport is not None
+        and transport.protocol == inet.UDP
+        and inet.udp_length(frame, transport) == transport.length
     )
 
 
 def virtio_header(
     frame: Buffer, sizes: SegmentSizes, counters: Counters, udp_size: int = 0
 ) -> bytes:
-    """The virtio header with which a received frame of at least 14 octets goes to the TAP.
+    """Build the virtio header for a received frame of at least 14 octets.
 
-    `udp_size` is the payload of each datagram that the frame stands for, should it turn out to be a
-    UDP superframe.
+    `udp_size` is the payload of each datagram, in octets, if the frame is a UDP superframe, and 0
+    if it cannot be one.
 
-    A checksum field that equals the pseudo-header sum is taken as partial. A finished checksum
-    has that value once in 65,536 frames; finishing it again then gives the same value, so the
-    mistake changes nothing.
+    A checksum that equals the sum of the pseudo-header is treated as partial. One complete checksum
+    in 65,536 has that value by chance. The receiving kernel then computes the same value again, so
+    that the mistake has no effect.
+
+    Side effects: increments `partial_checksums` and `super_datagrams` of `counters`.
     """
-    where = inet.find_transport(frame)
-    if where is None or not is_partial(frame, where):
+    transport = inet.find_transport(frame)
+    if transport is None or not has_partial_checksum(frame, transport):
         return virtio.PLAIN
     counters.partial_checksums += 1
-    offset = inet.CHECKSUM_OFFSET[where.protocol]
-    if where.protocol == inet.TCP:
-        header_len = inet.tcp_header_len(frame, where)
-        size = sizes.payload(frame, where) if header_len else 0
-        gso_type = _GSO_TYPE[where.version]
+    csum_offset = inet.CHECKSUM_OFFSET[transport.protocol]
+    if transport.protocol == inet.TCP:
+        header_len = inet.tcp_header_len(frame, transport)
+        size = sizes.payload_size(frame, transport) if header_len else 0
     else:
-        header_len, size, gso_type = inet.UDP_HEADER_LEN, udp_size, virtio.GSO_UDP_L4
-    if not size or where.length - header_len <= size:
-        return virtio.pack_needs_csum(where.offset, offset)
-    if where.protocol == inet.TCP and inet.tcp_authentication(frame, where):
-        return virtio.pack_needs_csum(where.offset, offset)  # Its code covers all of it.
+        header_len, size = inet.UDP_HEADER_LEN, udp_size
+    if not size or transport.length - header_len <= size:
+        return virtio.pack_needs_csum(transport.offset, csum_offset)
+    if transport.protocol == inet.TCP and inet.tcp_authentication(frame, transport):
+        # The authentication code covers the whole frame, so it must not be split.
+        return virtio.pack_needs_csum(transport.offset, csum_offset)
     counters.super_datagrams += 1
-    if (
-        where.protocol == inet.TCP
-        and frame[where.offset + inet.TCP_FLAGS_OFFSET] & inet.TCP_FLAG_CWR
-    ):
-        gso_type |= virtio.GSO_ECN
-    return virtio.pack_gso(gso_type, where.offset + header_len, size, where.offset, offset)
+    gso_type = virtio.GSO_TYPES[transport.version, transport.protocol]
+    if transport.protocol == inet.TCP:
+        flags = frame[transport.offset + inet.TCP_FLAGS_OFFSET]
+        if flags & inet.TCP_FLAG_CWR:
+            gso_type |= virtio.GSO_ECN
+    hdr_len = transport.offset + header_len
+    return virtio.pack_gso(gso_type, hdr_len, size, transport.offset, csum_offset)
 
 
-def is_partial(frame: Buffer, where: inet.Transport | None) -> bool:
-    """Whether the checksum of the transport header at `where`, if any, looks partial."""
+def has_partial_checksum(frame: Buffer, transport: inet.Transport | None) -> bool:
+    """Return True if the transport checksum is partial and a virtio header can request the rest.
+
+    A `transport` of None, a frame without TCP or UDP, has no partial checksum.
+    """
     return (
-        where is not None
-        and inet.checksum_field(frame, where) == inet.pseudo_sum(frame, where)
-        and _sums_to_its_end(frame, where)
+        transport is not None
+        and inet.checksum_field(frame, transport) == inet.pseudo_sum(frame, transport)
+        and _covers_to_end(frame, transport)
     )
 
 
-def _sums_to_its_end(frame: Buffer, where: inet.Transport) -> bool:
-    """Whether a sum to the end of the frame, which is what we can ask for, is that of its checksum.
+def _covers_to_end(frame: Buffer, transport: inet.Transport) -> bool:
+    """Return True if the sum to the end of the frame equals the sum that the checksum covers.
 
-    It is not where the padding has more than zeros, or a UDP header states another length than the
-    IP header: no sender leaves those to hardware, and finishing them again would break them.
+    A virtio header can only request a sum to the end of the frame. That is another sum if the
+    padding is not zero, or if the UDP and IP headers state different lengths. No sender offloads
+    the checksum of such a frame, and completing it again would damage it.
     """
-    if where.protocol == inet.UDP and inet.udp_length(frame, where) != where.length:
+    if transport.protocol == inet.UDP and inet.udp_length(frame, transport) != transport.length:
         return False
-    return not any(frame[where.offset + where.length :])
+    return not any(frame[transport.offset + transport.length :])

@@ -1,10 +1,13 @@
-"""From TAP superframes to the segments that go on the wire.
+"""Segmentation of superframes from the TAP into the frames that go on the wire.
 
-A TAP device that offers segmentation offload gives us TCP and UDP as *superframes*: one set of
-headers, up to 64 KiB of payload, and a virtio header that says how large the segments are to be.
-`Splitter` does what a network card would: it repeats the headers before each piece of the payload,
-and writes into each of them what differs. Superframes of which each goes on where the one before
-ends are cut as if they were one: so there are sums to take and headers to write once for them all.
+A TAP device that offers segmentation offload delivers TCP and UDP as *superframes*: one set of
+headers, up to 64 KiB of payload, and a virtio header with the size of the segments. `Splitter` does
+what a NIC would do: it repeats the headers in front of each piece of the payload and updates the
+fields that differ.
+
+Consecutive superframes of one flow, each of which begins where the one before ends, are split
+together. Checksums and headers are then computed once for all of them, which saves most of the cost
+of a short superframe.
 """
 
 from struct import Struct
@@ -12,207 +15,217 @@ from struct import Struct
 import numpy as np
 
 from vtep.offload.headers import (
-    CLOSING,
-    OPENING,
+    FIRST_ONLY,
+    LAST_ONLY,
     SEGMENTS_MAX,
-    Cut,
-    Headers,
+    EdgeFlags,
+    HeaderWriter,
     Octets,
+    SegmentPlan,
     Words,
-    goes_on,
-    negated,
+    is_continuation,
+    negate_sums,
     row_sums,
 )
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
-_KINDS = frozenset(
-    (
-        (virtio.GSO_TCPV4, 4, inet.TCP),
-        (virtio.GSO_TCPV6, 6, inet.TCP),
-        (virtio.GSO_UDP_L4, 4, inet.UDP),
-        (virtio.GSO_UDP_L4, 6, inet.UDP),
-    )
-)
-"""GSO type, IP version and protocol that belong together."""
+_LENGTH = Struct("!H")
 
 
 class SplitError(ValueError):
-    """A virtio header that contradicts its frame."""
+    """A virtio header that is inconsistent with its frame, or segments that exceed the buffer."""
 
 
 class AuthenticatedError(ValueError):
     """A superframe that must not be split: its MD5 signature or TCP-AO code covers all its data."""
 
 
-_LENGTH = Struct("!H")
-
-
 class Splitter:
-    """Splits superframes into `out`.
+    """Splits superframes into the buffer `out` of `capacity` octets.
 
-    `prefix` goes before every segment: its VXLAN header. It may become another of the same length.
-    `capacity` is the size of `out` in octets.
-    The segments lie there as one UDP_SEGMENT send wants them: each is `stride` octets with its
-    prefix, and the last may be shorter.
+    Each segment follows `prefix`, its VXLAN header, which may be replaced by another of the same
+    length. The segments lie in `out` as a UDP_SEGMENT send expects them: `stride` octets each,
+    prefix included, and the last may be shorter.
     """
 
     def __init__(self, prefix: bytes, capacity: int = 1 << 18) -> None:
         self.out: Octets = np.zeros(capacity, np.uint8)
         self.prefix = prefix
         self.count = 0
-        """How many segments have been begun, and not finished."""
+        """Number of pending segments: those begun, but not finished."""
         self.stride = 0
         self.head = bytearray()
-        """The headers of the first superframe begun."""
-        self._headers = Headers(self.out, len(prefix))
+        """Headers of the first pending superframe."""
+        self._headers = HeaderWriter(self.out, len(prefix))
         self._scratch = bytearray()
-        self._marks: list[tuple[int, int]] = []
+        self._edge_flags: EdgeFlags = []
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
-        """Split one superframe alone; arguments and results are those of `begin` and `finish`."""
+        """Split a single superframe: `begin` and `finish` in one call."""
         self.begin(frame, gso)
         return self.finish()
 
     def begin(self, frame: memoryview, gso: virtio.Header) -> int:
-        """Take in a superframe, without its virtio header; how many segments it becomes.
+        """Start to split a superframe, given without its virtio header.
 
-        Checksums are computed anew, so it does not matter what the frame has in their place; the
-        header length that `gso` states is not looked at, since forwarded frames state a wrong one.
-        Raises SplitError, having promised nothing of `out`, where `gso` is not about TCP or UDP
-        segments of this frame, or `out` is too small; and AuthenticatedError as `judge` does.
-        Nothing may have been begun before.
+        No other segments may be pending. All checksums are computed anew, so those of the frame are
+        ignored. `gso.hdr_len` is ignored, too, because it is wrong in forwarded frames.
+
+        Returns: the number of its segments.
+
+        Raises: SplitError if `gso` does not describe TCP or UDP segments of this frame, or if the
+        segments do not fit into `out`; AuthenticatedError as `plan_segments` does. Nothing is
+        pending then.
         """
-        cut = judge(frame, gso)
-        count, size = cut.segments, cut.size
-        stride = len(self.prefix) + cut.head_len + size
-        octets = count * stride - size + cut.last
+        plan = plan_segments(frame, gso)
+        count, size = plan.segments, plan.size
+        stride = len(self.prefix) + plan.header_len + size
+        octets = count * stride - size + plan.last_size
         if octets > len(self.out) or count > SEGMENTS_MAX:
-            raise SplitError(f"{octets} octets of segments do not fit into {len(self.out)}")
-        self._cut, self._gso_type, self.stride = cut, gso.gso_type & ~virtio.GSO_ECN, stride
-        self._kind = np.dtype(f"V{size}")
-        self.head[:] = self._scratch[:] = frame[: cut.head_len]
-        self._marks.clear()
-        where = cut.where
-        self._take(frame, where.offset + where.length, count, cut.last)
+            raise SplitError(f"segments of {octets} octets do not fit into {len(self.out)}")
+        self._plan, self._gso_type, self.stride = plan, gso.gso_type & ~virtio.GSO_ECN, stride
+        self._payload_dtype = np.dtype(f"V{size}")
+        self.head[:] = self._scratch[:] = frame[: plan.header_len]
+        self._edge_flags.clear()
+        transport = plan.transport
+        self._copy_payload(frame, transport.offset + transport.length, count, plan.last_size)
         return count
 
     def extend(self, frame: memoryview, gso: virtio.Header) -> int:
-        """Take in the next superframe if it goes on where those that were begun end.
+        """Add a superframe to the pending ones if it begins where they end.
 
-        How many segments it becomes; 0 if it does not go on. It does if its headers are those that
-        it would have if all of them had been one.
+        It does so if its headers are those that it would have as a part of one large superframe.
+
+        Returns: the number of its segments, or 0 if it was not added.
         """
-        cut = self._cut
-        where, head_len, size, before = cut.where, cut.head_len, cut.size, self.count
+        plan = self._plan
+        transport, header_len, size = plan.transport, plan.header_len, plan.size
+        before = self.count
         if (
-            self._last != size
+            self._last_size != size
             or gso.gso_size != size
             or gso.gso_type & ~virtio.GSO_ECN != self._gso_type
-            or not goes_on(frame, self.head, self._scratch, where, before, size)
+            or not is_continuation(frame, self.head, self._scratch, transport, before, size)
         ):
             return 0
-        if where.version == 4:
-            (length,) = _LENGTH.unpack_from(frame, where.ip_offset + 2)
-            end = where.ip_offset + length
+        if transport.version == 4:
+            (length,) = _LENGTH.unpack_from(frame, transport.ip_offset + 2)
+            end = transport.ip_offset + length
         else:
-            (length,) = _LENGTH.unpack_from(frame, where.ip_offset + 4)
-            end = where.ip_offset + inet.IP_HEADER_MIN[6] + length
-        if not head_len < end <= len(frame):
+            (length,) = _LENGTH.unpack_from(frame, transport.ip_offset + 4)
+            end = transport.ip_offset + inet.IP_HEADER_MIN[6] + length
+        if not header_len < end <= len(frame):
             return 0
-        payload: int = end - head_len
+        payload: int = end - header_len
         count = -(-payload // size)
-        last = payload - (count - 1) * size
-        if (before + count) * self.stride - size + last > len(self.out):
+        last_size = payload - (count - 1) * size
+        if (before + count) * self.stride - size + last_size > len(self.out):
             return 0
-        self._take(frame, end, count, last)
+        self._copy_payload(frame, end, count, last_size)
         return count
 
-    def _take(self, frame: memoryview, end: int, count: int, last: int) -> None:
-        """Deal the payload of a superframe, which ends at `end`, out to the segments."""
-        cut, before, stride = self._cut, self.count, self.stride
-        begin = before * stride + stride - cut.size
-        full = count if last == cut.size else count - 1
+    def _copy_payload(self, frame: memoryview, end: int, count: int, last_size: int) -> None:
+        """Copy the payload of a superframe, which ends at `end`, to its `count` segments.
+
+        The full segments are one assignment between two numpy views, whose elements are opaque
+        values of the segment size. So numpy copies them without a loop in Python.
+        """
+        plan, before, stride = self._plan, self.count, self.stride
+        begin = before * stride + stride - plan.size
+        full = count if last_size == plan.size else count - 1
         if full:
-            rows: Octets = np.ndarray((full,), self._kind, self.out, begin, (stride,))
-            rows[:] = np.ndarray((full,), self._kind, frame, cut.head_len)
+            dtype = self._payload_dtype
+            rows: Octets = np.ndarray((full,), dtype, self.out, begin, (stride,))
+            rows[:] = np.ndarray((full,), dtype, frame, plan.header_len)
         if full < count:
             begin += full * stride
-            self.out[begin : begin + last] = np.frombuffer(frame[end - last : end], np.uint8)
-        if cut.where.protocol == inet.TCP:
-            flags = frame[cut.where.offset + inet.TCP_FLAGS_OFFSET]
-            if flags & OPENING:
-                self._marks.append((before, flags & OPENING))
-            if flags & CLOSING:
-                self._marks.append((before + count - 1, flags & CLOSING))
-        self.count, self._last = before + count, last
+            last = np.frombuffer(frame[end - last_size : end], np.uint8)
+            self.out[begin : begin + last_size] = last
+        if plan.transport.protocol == inet.TCP:
+            flags = frame[plan.transport.offset + inet.TCP_FLAGS_OFFSET]
+            if flags & FIRST_ONLY:
+                self._edge_flags.append((before, flags & FIRST_ONLY))
+            if flags & LAST_ONLY:
+                self._edge_flags.append((before + count - 1, flags & LAST_ONLY))
+        self.count, self._last_size = before + count, last_size
 
     def finish(self) -> tuple[int, int]:
-        """Write the headers of what was begun; the octets in `out`, and the stride."""
-        count, last, stride, size = self.count, self._last, self.stride, self._cut.size
+        """Write the headers of all pending segments; none is pending afterwards.
+
+        Returns: the octets used in `out`, and the stride.
+        """
+        count, last_size, stride, size = self.count, self._last_size, self.stride, self._plan.size
         self.count = 0
-        cut = self._cut._replace(segments=count, last=last)
-        sums = row_sums(self.out.data[stride - size :], count, stride, size, last)
-        self._headers.write(self.prefix, self.head, cut, stride, sums, marks=self._marks)
-        return count * stride - size + last, stride
+        plan = self._plan._replace(segments=count, last_size=last_size)
+        sums = row_sums(self.out.data[stride - size :], count, stride, size, last_size)
+        self._headers.write(self.prefix, self.head, plan, stride, sums, edge_flags=self._edge_flags)
+        return count * stride - size + last_size, stride
 
 
-def judge(frame: memoryview, gso: virtio.Header) -> Cut:
-    """How a superframe is to be cut, by its virtio header; raises SplitError.
+def plan_segments(frame: memoryview, gso: virtio.Header) -> SegmentPlan:
+    """Plan the segments of a superframe from its virtio header.
 
-    Raises AuthenticatedError for TCP with an option that authenticates the segment as a whole.
+    Raises: SplitError if `gso` does not describe TCP or UDP segments of this frame;
+    AuthenticatedError if a TCP option authenticates the frame as a whole.
     """
-    where = inet.find_transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
-    if where is None:
-        raise SplitError("no TCP or UDP header to repeat")
-    if (gso.gso_type & ~virtio.GSO_ECN, where.version, where.protocol) not in _KINDS:
+    transport = inet.find_transport(frame) if len(frame) >= ethernet.HEADER_LEN else None
+    if transport is None:
+        raise SplitError("the frame has no TCP or UDP header")
+    gso_type = virtio.GSO_TYPES[transport.version, transport.protocol]
+    if gso.gso_type & ~virtio.GSO_ECN != gso_type:
         raise SplitError(f"GSO type {gso.gso_type} does not match the frame")
-    transport_len = inet.transport_header_len(frame, where)
-    payload = where.length - transport_len
-    if not gso.gso_size or not transport_len or not payload:
-        raise SplitError("no payload, or no size for its segments")
-    if where.protocol == inet.TCP and inet.tcp_authentication(frame, where):
-        raise AuthenticatedError("it is authenticated as a whole")
-    # A size beyond the payload could be one that no length field holds.
+    transport_header_len = inet.transport_header_len(frame, transport)
+    payload = transport.length - transport_header_len
+    if not gso.gso_size or not transport_header_len or not payload:
+        raise SplitError("the frame has no payload, or a segment size of 0")
+    if transport.protocol == inet.TCP and inet.tcp_authentication(frame, transport):
+        raise AuthenticatedError("a TCP option authenticates the frame as a whole")
+    # A gso_size above the payload may exceed the 16 bits of a length field once headers are added.
     size = min(gso.gso_size, payload)
     count = -(-payload // size)
-    last = payload - (count - 1) * size
-    return Cut(where, where.offset + transport_len, transport_len, size, count, last)
+    last_size = payload - (count - 1) * size
+    header_len = transport.offset + transport_header_len
+    return SegmentPlan(transport, header_len, transport_header_len, size, count, last_size)
 
 
-def segments_of(frame: memoryview, gso: virtio.Header) -> int:
-    """How many segments a superframe stands for; raises what `judge` does."""
-    return judge(frame, gso).segments
+def count_segments(frame: memoryview, gso: virtio.Header) -> int:
+    """Count the segments of a superframe.
 
-
-def finish_checksum(frame: memoryview, start: int, offset: int) -> None:
-    """Finish a partial checksum in place, as virtio's NEEDS_CSUM asks.
-
-    Raises SplitError where `start` and `offset` point outside of the frame.
+    Raises: SplitError or AuthenticatedError as `plan_segments` does.
     """
-    at = start + offset
-    if at + 2 > len(frame):
-        raise SplitError("the checksum is to be outside of the frame")
-    value = checksum.ones_sum(frame[start:]) ^ 0xFFFF
-    if value == 0 and offset == inet.CHECKSUM_OFFSET[inet.UDP]:
-        value = 0xFFFF
-    frame[at : at + 2] = value.to_bytes(2, "big")
+    return plan_segments(frame, gso).segments
 
 
-def finish_checksums(data: memoryview, stride: int, start: int, offset: int) -> None:
-    """Finish the partial checksums of frames that lie `stride` octets apart, all in place.
+def finish_checksum(frame: memoryview, csum_start: int, csum_offset: int) -> None:
+    """Complete a partial checksum in place, as virtio's NEEDS_CSUM requests.
 
-    `start`, counted from where each begins, and `offset` are as for `finish_checksum`; all frames
-    have what they point to. The last may be shorter than the others.
+    Raises: SplitError if the checksum field lies outside of the frame.
+    """
+    field = csum_start + csum_offset
+    if field + 2 > len(frame):
+        raise SplitError("the checksum field is outside of the frame")
+    value = checksum.ones_sum(frame[csum_start:]) ^ 0xFFFF
+    if value == 0 and csum_offset == inet.CHECKSUM_OFFSET[inet.UDP]:
+        value = 0xFFFF  # In UDP 0 means that there is no checksum (RFC 768).
+    frame[field : field + 2] = value.to_bytes(2, "big")
+
+
+def finish_checksums(data: memoryview, stride: int, csum_start: int, csum_offset: int) -> None:
+    """Complete the partial checksums of frames that lie `stride` octets apart, in place.
+
+    `csum_start` counts from the start of each frame. The last frame may be shorter than the others.
+    Every frame contains its checksum field.
     """
     rows = -(-len(data) // stride)
     if rows == 1:
-        finish_checksum(data, start, offset)
+        # For one frame, plain Python is faster than the set-up of numpy views.
+        finish_checksum(data, csum_start, csum_offset)
         return
-    last = len(data) - (rows - 1) * stride - start
-    sums = row_sums(data[start:], rows, stride, stride - start, last)
-    values = negated(sums)
-    if offset == inet.CHECKSUM_OFFSET[inet.UDP]:
+    last = len(data) - (rows - 1) * stride - csum_start
+    sums = row_sums(data[csum_start:], rows, stride, stride - csum_start, last)
+    values = negate_sums(sums)
+    if csum_offset == inet.CHECKSUM_OFFSET[inet.UDP]:
         values[values == 0] = 0xFFFF
-    fields: Words = np.ndarray((rows,), np.uint16, data, start + offset, (stride,))
+    fields: Words = np.ndarray((rows,), np.uint16, data, csum_start + csum_offset, (stride,))
     fields[:] = values

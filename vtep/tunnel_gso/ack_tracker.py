@@ -19,7 +19,7 @@ from enum import Enum, auto
 from struct import Struct
 from typing import TypeAlias
 
-from vtep.offload.headers import Cut
+from vtep.offload.headers import SegmentPlan
 from vtep.wire import Buffer
 from vtep.wire import ip as inet
 
@@ -66,18 +66,18 @@ class AckTracker:
         self._older_retransmitted = False
         self._on_result: OnResult = _ignore
 
-    def start(self, frame: Buffer, cut: Cut, on_result: OnResult, now: float) -> None:
+    def start(self, frame: Buffer, cut: SegmentPlan, on_result: OnResult, now: float) -> None:
         """Track a TCP superframe that was sent at `now`, in place of any tracked before.
 
         `frame` has neither IP options nor extension headers, and `cut` is how it is segmented.
         """
-        where = cut.where
+        where = cut.transport
         flow = self._flow = _flow(frame, where)
         half = (len(flow) - _PORTS_LEN) // 2
         addresses, ports = flow[half:-_PORTS_LEN] + flow[:half], flow[-_PORTS_LEN:]
         self._reverse_flow = addresses + ports[2:] + ports[:2]
         self._sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        self._payload_len = where.length - cut.transport_len
+        self._payload_len = where.length - cut.transport_header_len
         self._frame_len = len(frame)
         self._deadline = now + _DEADLINE_S
         self._older_retransmitted = False

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from attrs import frozen
 
-from vtep.offload.headers import Cut
+from vtep.offload.headers import SegmentPlan
 from vtep.wire import checksum, ethernet, virtio
 from vtep.wire import ip as inet
 
@@ -125,7 +125,9 @@ class OuterHeaderWriter:
         self._next_id = header.first_id
         self._ip_len = self._segments = 0
 
-    def write(self, cut: Cut, prefix_len: int, length: int, gso: virtio.Header) -> bytearray | None:
+    def write(
+        self, cut: SegmentPlan, prefix_len: int, length: int, gso: virtio.Header
+    ) -> bytearray | None:
         """Write the headers for a superframe of `length` octets behind a prefix.
 
         `gso` is the virtio header that the TAP delivered with the superframe, and `cut` how it is
@@ -134,14 +136,14 @@ class OuterHeaderWriter:
         Returns: the buffer, which the next call overwrites; None if no length field can hold the
         superframe and the prefix of `prefix_len` octets.
         """
-        buffer, where = self._buffer, cut.where
+        buffer, where = self._buffer, cut.transport
         payload = prefix_len + length
         if payload > self._payload_max:
             return None
         inner = self._outer_len + prefix_len
         transport = inner + where.offset
         _VIRTIO.pack_into(
-            *(buffer, 0, self._flags, gso.gso_type | self._gso_tunnel, inner + cut.head_len),
+            *(buffer, 0, self._flags, gso.gso_type | self._gso_tunnel, inner + cut.header_len),
             *(cut.size, transport, inet.CHECKSUM_OFFSET[inet.TCP], 0, 0, 0, 0),
         )
         _OFFSETS.pack_into(buffer, _VIRTIO.size, self._outer_udp, inner + where.ip_offset)
@@ -172,14 +174,14 @@ class OuterHeaderWriter:
         return self._buffer
 
 
-def gso_eligible(frame_len: int, cut: Cut, gso: virtio.Header) -> bool:
+def gso_eligible(frame_len: int, cut: SegmentPlan, gso: virtio.Header) -> bool:
     """Return whether the kernel accepts a superframe of this form inside a tunnel.
 
     It has to be untagged TCP without IP options, extension headers or padding, and with a partial
     checksum. That is what Linux and virtio NICs send where there is no VLAN. pyvtep segments
     superframes of all other forms itself.
     """
-    where = cut.where
+    where = cut.transport
     ip_header = where.offset - where.ip_offset
     return (
         where.protocol == inet.TCP
@@ -203,7 +205,7 @@ class ProbePacket(NamedTuple):
     """
 
     frame: bytes
-    cut: Cut
+    cut: SegmentPlan
     gso: virtio.Header
 
 
@@ -222,7 +224,7 @@ def _probe_packet(size: int, segments: int) -> ProbePacket:
     _FIELD.pack_into(tcp, offset, checksum.fold(pseudo))
     where = inet.Transport(4, inet.TCP, 0, at, length)
     head_len = at + inet.TCP_HEADER_MIN
-    cut = Cut(where, head_len, inet.TCP_HEADER_MIN, size, segments, size)
+    cut = SegmentPlan(where, head_len, inet.TCP_HEADER_MIN, size, segments, size)
     gso = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, head_len, size, at, offset)
     return ProbePacket(bytes(ip + tcp), cut, gso)
 

@@ -7,7 +7,7 @@ import socket
 from ipaddress import ip_address
 from typing import Final
 
-from vtep.offload.headers import Cut
+from vtep.offload.headers import SegmentPlan
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
 from vtep.tunnel_gso.state import GsoProber, RemoteState
@@ -62,7 +62,7 @@ class TunnelGsoPath:
         self,
         prefix: bytes,
         frame: memoryview,
-        cut: Cut,
+        cut: SegmentPlan,
         gso: virtio.Header,
         flow: int,
         now: float,
@@ -133,7 +133,7 @@ class TunnelGsoPath:
         self,
         prefix: bytes,
         frame: bytes | memoryview,
-        cut: Cut,
+        cut: SegmentPlan,
         gso: virtio.Header,
         flow: int,
         now: float,
