@@ -1,4 +1,4 @@
-"""Frames for the unit tests, made by scapy, and twins of ours that are slow and obviously right."""
+"""Frames built by scapy for the unit tests, and slow reference implementations for comparison."""
 
 import struct
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ def mac(text: str) -> bytes:
 
 
 def ether(payload: Packet, *, tags: str = "", src: str = MAC_A, dst: str = MAC_B) -> Packet:
-    """A frame; `tags` has a letter for each VLAN tag: q for 802.1Q, a for 802.1ad."""
+    """Build a frame; `tags` has a letter for each VLAN tag: q for 802.1Q, a for 802.1ad."""
     for number, tag in reversed(list(enumerate(tags))):
         payload = (Dot1Q if tag == "q" else Dot1AD)(vlan=100 + number) / payload
     return Ether(src=src, dst=dst) / payload
@@ -71,7 +71,7 @@ def ip(version: int, payload: Packet, **fields: Any) -> Packet:
 
 
 def vxlan(frame: bytes | Packet, vni: int = 1) -> bytes:
-    """A datagram: the VXLAN header as scapy knows it, and a frame."""
+    """Build the payload of a VXLAN datagram with the header of scapy."""
     return bytes(VXLAN(flags="Instance", vni=vni)) + bytes(frame)
 
 
@@ -90,12 +90,15 @@ VALID = {
     "udp6 routing": bytes(ether(ip6(IPv6ExtHdrRouting(addresses=[V6_B]) / udp(b"payload")))),
     "udp4 fragment": bytes(ether(ip4(udp(b"payload"), flags="MF"))),
 }
-"""Frames that a host may send, with finished checksums."""
+"""Frames that a host may send, with complete checksums."""
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid frame in which some octets were changed, cut off or appended; at least 14 octets."""
+    """Draw a valid frame with some octets changed, removed at the end or appended.
+
+    It has at least 14 octets.
+    """
     frame = bytearray(draw(st.sampled_from(list(VALID.values()))))
     for _ in range(draw(st.integers(0, 4))):
         frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
@@ -104,14 +107,14 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 HOSTILE = st.one_of(st.binary(min_size=14, max_size=120), mutated())
-"""What a function may be given that wants a frame of at least 14 octets."""
+"""Arbitrary input for functions that require a frame of at least 14 octets."""
 
 
-# --- twins ------------------------------------------------------------------------------------
+# --- reference implementations ----------------------------------------------------------------
 
 
 def loop_sum(data: bytes) -> int:
-    """The sum of RFC 1071, word for word as its section 4.1 has it in C."""
+    """Return the one's complement sum, computed like the C code in RFC 1071, section 4.1."""
     total = 0
     for at in range(0, len(data) - 1, 2):
         total += data[at] << 8 | data[at + 1]
@@ -123,7 +126,7 @@ def loop_sum(data: bytes) -> int:
 
 
 class Layout(NamedTuple):
-    """Where scapy says that things are in a frame with TCP or UDP."""
+    """Offsets and lengths in a TCP or UDP frame, as scapy dissects it."""
 
     version: int
     protocol: int
@@ -138,7 +141,7 @@ class Layout(NamedTuple):
 
 
 def layout(packet: Packet) -> Layout:
-    """Dissect a packet that scapy made and that has no padding."""
+    """Dissect a packet that scapy built, without padding."""
     frame = bytes(packet)
     parsed = Ether(frame)
     upper = parsed[TCP] if TCP in parsed else parsed[UDP]
@@ -155,10 +158,10 @@ def layout(packet: Packet) -> Layout:
 
 
 def partial(packet: Packet) -> bytes:
-    """The frame as a sender leaves it to hardware: with only the pseudo-header summed."""
-    where = layout(packet)
+    """Build the frame with a partial checksum: the sum of the pseudo-header only."""
+    offsets = layout(packet)
     frame = bytearray(bytes(packet))
-    struct.pack_into("!H", frame, where.checksum_at, loop_sum(where.pseudo_header))
+    struct.pack_into("!H", frame, offsets.checksum_at, loop_sum(offsets.pseudo_header))
     return bytes(frame)
 
 
@@ -176,7 +179,7 @@ def parse_virtio(header: bytes) -> VirtioHeader:
 
 
 def finish(frame: bytes, header: bytes) -> bytes:
-    """What the kernel behind a TAP device makes of a frame (skb_checksum_help), unsegmented."""
+    """Complete the checksum of a frame as the kernel behind a TAP does (skb_checksum_help)."""
     parsed = parse_virtio(header)
     if not parsed.flags & 1:
         return frame

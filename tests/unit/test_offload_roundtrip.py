@@ -1,7 +1,6 @@
-"""split and merge undo each other, and nobody can tell that anything was ever merged.
+"""Split and merge are inverse, and merging is lossless.
 
-Both ends are the real ones here: what the splitter writes is what the merger is given, in the
-layout that it has on the wire.
+The merger reads what the splitter wrote, in the layout that it has on the wire.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from tests.unit.twins import (
     burst_of,
     bursts,
     corrupted,
-    train,
+    segment_run,
 )
 from vtep.offload.merge import Merger
 from vtep.offload.split import Splitter
@@ -38,8 +37,8 @@ from vtep.wire import virtio
 PREFIX = bytes.fromhex("0800000000000100")
 
 
-class Path:
-    """Both directions of a VTEP; nothing in their buffers is clean."""
+class RoundTrip:
+    """A splitter and a merger, whose buffers contain stale octets."""
 
     def __init__(self) -> None:
         self.splitter = Splitter(PREFIX)
@@ -58,8 +57,11 @@ class Path:
         merged = self.merger.merge(memoryview(data), stride)
         return [(header, bytes(frame)) for header, frame, _, _ in merged if len(frame)]
 
-    def seen(self, burst: Burst) -> list[bytes]:
-        """The frames of a burst after they were merged, and split again."""
+    def restore(self, burst: Burst) -> list[bytes]:
+        """Merge a burst and split the result.
+
+        Returns: the frames that a receiver gets.
+        """
         frames: list[bytes] = []
         for header, frame in self.merge(burst.data, burst.stride):
             frames += [frame] if header is None else self.segments(frame, header)
@@ -67,14 +69,17 @@ class Path:
 
 
 def superframe(base: Frame, payload: bytes, size: int) -> tuple[bytes, bytes]:
-    """What the kernel gives a TAP device, and its virtio header."""
-    whole = replace(base, payload=payload, partial=True)
+    """Build a superframe as the kernel sends it to a TAP device.
+
+    Returns: the superframe and its virtio header.
+    """
+    frame = replace(base, payload=payload, partial=True)
     gso_type = GSO_TYPE[base.version, base.protocol]
     if base.protocol == twins.TCP and base.flags & CWR:
         gso_type |= GSO_ECN
     offset = CHECKSUM_AT[base.protocol]
-    header = virtio.pack_gso(gso_type, base.head_len, size, whole.shape.upper, offset)
-    return whole.build(), header
+    header = virtio.pack_gso(gso_type, base.head_len, size, frame.shape.upper, offset)
+    return frame.build(), header
 
 
 def with_prefix(burst: Burst, prefix_len: int) -> Burst:
@@ -83,110 +88,112 @@ def with_prefix(burst: Burst, prefix_len: int) -> Burst:
     )
 
 
-# --- merge(split(s)) --------------------------------------------------------------------------
+# --- merge(split(superframe)) -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 1447, 1448, 8948, 21_000])
-@pytest.mark.parametrize("tail", ["whole", "short", "one octet"])
-def test_superframe_comes_back(kind: str, size: int, tail: str) -> None:
+@pytest.mark.parametrize("tail", ["full", "short", "one octet"])
+def test_superframe_round_trip(kind: str, size: int, tail: str) -> None:
     base = Frame(*KINDS[kind], ident=0xFFFF, seq=0xFFFF_FFF0, flags=ACK | CWR | ECE | FIN | PSH)
     count = min(44, 50_000 // size)
-    octets = count * size + {"whole": 0, "short": size // 2, "one octet": 1}[tail]
-    whole = superframe(base, train(base, 1, octets)[0].payload, size)
-    assert Path().merge(*Path().split(*whole)) == [(whole[1], whole[0])]
+    octets = count * size + {"full": 0, "short": size // 2, "one octet": 1}[tail]
+    frame, header = superframe(base, segment_run(base, 1, octets)[0].payload, size)
+    assert RoundTrip().merge(*RoundTrip().split(frame, header)) == [(header, frame)]
 
 
 @settings(BASIC, max_examples=200)
 @given(twins.flows(), st.integers(1, 200), st.integers(2, 12), st.data())
-def test_any_superframe_comes_back(base: Frame, size: int, count: int, data: st.DataObject) -> None:
+def test_random_superframe_round_trip(
+    base: Frame, size: int, count: int, data: st.DataObject
+) -> None:
     base = replace(base, flags=base.flags | data.draw(st.sampled_from([0, FIN, PSH, FIN | PSH])))
     octets = size * count - data.draw(st.integers(0, size - 1))
-    whole = superframe(base, train(base, 1, octets)[0].payload, size)
-    path = Path()
-    assert path.merge(*path.split(*whole)) == [(whole[1], whole[0])]
+    frame, header = superframe(base, segment_run(base, 1, octets)[0].payload, size)
+    trip = RoundTrip()
+    assert trip.merge(*trip.split(frame, header)) == [(header, frame)]
 
 
 @pytest.mark.parametrize("flags", [ACK | RST, ACK | CWR | RST, 0])
-def test_superframe_that_does_not_come_back(flags: int) -> None:
-    """Its segments are what a sender may write, but none that a receiver may merge."""
+def test_segments_that_are_not_merged(flags: int) -> None:
+    # A sender may write these segments, but a receiver must not merge them.
     base = Frame(flags=flags)
     frame, header = superframe(base, bytes(500), 100)
-    path = Path()
-    merged = path.merge(*path.split(frame, header))
-    assert merged == [(None, segment) for segment in path.segments(frame, header)]
+    trip = RoundTrip()
+    merged = trip.merge(*trip.split(frame, header))
+    assert merged == [(None, segment) for segment in trip.segments(frame, header)]
     assert len(merged) == 5
 
 
 @BASIC
 @given(st.lists(st.tuples(twins.flows(), st.integers(2, 99), st.integers(2, 5)), max_size=3))
-def test_superframes_of_one_path(flows: Sequence[tuple[Frame, int, int]]) -> None:
-    path = Path()
+def test_reuse(flows: Sequence[tuple[Frame, int, int]]) -> None:
+    trip = RoundTrip()
     for base, size, count in [*flows, *flows]:
-        frame, header = superframe(base, train(base, 1, size * count - 1)[0].payload, size)
-        assert path.merge(*path.split(frame, header)) == [(header, frame)]
+        frame, header = superframe(base, segment_run(base, 1, size * count - 1)[0].payload, size)
+        assert trip.merge(*trip.split(frame, header)) == [(header, frame)]
 
 
-# --- split(merge(x)) --------------------------------------------------------------------------
+# --- split(merge(burst)) ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 1447, 1448, 8948])
-def test_train_comes_back(kind: str, size: int) -> None:
+def test_run_round_trip(kind: str, size: int) -> None:
     for last in {1, size // 2 or 1, size}:
-        burst = burst_of(train(Frame(*KINDS[kind], ident=0xFFFE), 7, size, last=last))
-        path = Path()
-        assert len(path.merge(burst.data, burst.stride)) == 1
-        assert path.seen(burst) == burst.frames
+        burst = burst_of(segment_run(Frame(*KINDS[kind], ident=0xFFFE), 7, size, last=last))
+        trip = RoundTrip()
+        assert len(trip.merge(burst.data, burst.stride)) == 1
+        assert trip.restore(burst) == burst.frames
 
 
 @settings(BASIC, max_examples=200)
 @given(bursts(disturbed=False))
-def test_any_train_is_one_superframe(burst: Burst) -> None:
-    """And comes back with its checksums finished, if they were not."""
+def test_random_run_is_one_superframe(burst: Burst) -> None:
+    """The frames are restored with complete checksums."""
     burst = with_prefix(burst, len(PREFIX))
-    path = Path()
-    ((header, _),) = path.merge(burst.data, burst.stride)
+    trip = RoundTrip()
+    ((header, _),) = trip.merge(burst.data, burst.stride)
     assert header is not None
-    assert path.seen(burst) == [twins.finish(frame) for frame in burst.frames]
+    assert trip.restore(burst) == [twins.finish(frame) for frame in burst.frames]
 
 
 @settings(BASIC, max_examples=400)
 @given(st.one_of(bursts(), corrupted()))
-def test_nobody_can_tell(burst: Burst) -> None:
-    """Every frame comes out once, in order and as it was; but for checksums left unfinished."""
+def test_merging_is_lossless(burst: Burst) -> None:
+    """Every frame is restored once and in order; only a partial checksum may become complete."""
     burst = with_prefix(burst, len(PREFIX))
     sent = [frame for frame in burst.frames if frame]
-    seen = Path().seen(burst)
-    assert len(seen) == len(sent)
-    for one, two in zip(seen, sent, strict=True):
+    restored = RoundTrip().restore(burst)
+    assert len(restored) == len(sent)
+    for one, two in zip(restored, sent, strict=True):
         shape = twins.dissect(two)
-        unfinished = shape is not None and twins.is_partial(two, shape)
-        assert one == two or (unfinished and one == twins.finish(two))
+        partial = shape is not None and twins.is_partial(two, shape)
+        assert one == two or (partial and one == twins.finish(two))
 
 
 @settings(BASIC, max_examples=200)
 @given(bursts())
-def test_merging_is_settled(burst: Burst) -> None:
-    """What a merged burst is split to merges to the same again."""
+def test_merging_again_has_the_same_result(burst: Burst) -> None:
+    """The segments of a merged superframe merge to the same superframe."""
     burst = with_prefix(burst, len(PREFIX))
-    path = Path()
-    for header, frame in path.merge(burst.data, burst.stride):
+    trip = RoundTrip()
+    for header, frame in trip.merge(burst.data, burst.stride):
         if header is not None:
-            assert path.merge(*path.split(frame, header)) == [(header, frame)]
+            assert trip.merge(*trip.split(frame, header)) == [(header, frame)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_bit(kind: str) -> None:
-    """Each bit of a frame, turned alone, keeps it from being merged, and nothing else changes."""
-    frames = twins.build(train(Frame(*KINDS[kind]), 3, 10))
-    path = Path()
+def test_every_flipped_bit(kind: str) -> None:
+    """Each single flipped bit keeps its frame from being merged, and all frames are restored."""
+    frames = twins.build(segment_run(Frame(*KINDS[kind]), 3, 10))
+    trip = RoundTrip()
     for number in range(len(frames)):
         for bit in range(8 * len(frames[0])):
-            turned = bytearray(frames[number])
-            turned[bit // 8] ^= 1 << bit % 8
-            burst = burst_of([*frames[:number], bytes(turned), *frames[number + 1 :]])
-            merged = path.merge(burst.data, burst.stride)
+            flipped = bytearray(frames[number])
+            flipped[bit // 8] ^= 1 << bit % 8
+            burst = burst_of([*frames[:number], bytes(flipped), *frames[number + 1 :]])
+            merged = trip.merge(burst.data, burst.stride)
             assert merged == twins.merge(burst.frames)
-            assert path.seen(burst) == burst.frames
-            assert (None, bytes(turned)) in merged
+            assert trip.restore(burst) == burst.frames
+            assert (None, bytes(flipped)) in merged

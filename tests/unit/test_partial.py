@@ -1,7 +1,7 @@
-"""partial: what a sender left to hardware, and what it did not.
+"""Virtio headers for received frames with offloads that were never carried out.
 
-The oracle is scapy's finished checksum: a frame is made partial, and finished again by following
-the virtio header as the kernel does; the octets must be those that scapy made.
+The oracle is scapy. Its complete checksum is replaced by a partial one, and completed again as the
+kernel does for the virtio header. The octets must be those of scapy.
 """
 
 import struct
@@ -81,24 +81,31 @@ PACKETS = {
 @pytest.mark.parametrize("name", PACKETS)
 def test_partial_checksum(name: str, tags: str) -> None:
     packet = ether(PACKETS[name], tags=tags)
-    where, frame, counters = layout(packet), partial(packet), Counters()
+    transport, frame, counters = layout(packet), partial(packet), Counters()
     assert frame != bytes(packet)
     header = header_of(frame, counters=counters)
-    assert parse_virtio(header) == (1, 0, 0, 0, where.offset, where.checksum_at - where.offset)
+    assert parse_virtio(header) == (
+        1,
+        0,
+        0,
+        0,
+        transport.offset,
+        transport.checksum_at - transport.offset,
+    )
     assert finish(frame, header) == bytes(packet)
     assert counted(counters) == (1, 0)
 
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
 @pytest.mark.parametrize("name", PACKETS)
-def test_finished_checksum(name: str, tags: str) -> None:
+def test_complete_checksum(name: str, tags: str) -> None:
     counters = Counters()
     assert header_of(bytes(ether(PACKETS[name], tags=tags)), counters=counters) == virtio.PLAIN
     assert counted(counters) == (0, 0)
 
 
 @pytest.mark.parametrize("name", PACKETS)
-def test_wrong_checksum_is_left_as_it_is(name: str) -> None:
+def test_wrong_checksum_is_kept(name: str) -> None:
     frame = bytearray(partial(ether(PACKETS[name])))
     frame[layout(ether(PACKETS[name])).checksum_at] ^= 0x10
     counters = Counters()
@@ -113,7 +120,7 @@ def test_udp_without_checksum(version: int) -> None:
 
 
 @given(st.sampled_from([4, 6]), st.sampled_from(["tcp", "udp"]), st.binary(max_size=100), st.data())
-def test_any_payload(version: int, protocol: str, payload: bytes, data: st.DataObject) -> None:
+def test_random_payload(version: int, protocol: str, payload: bytes, data: st.DataObject) -> None:
     ports = {name: data.draw(st.integers(0, 0xFFFF)) for name in ("sport", "dport")}
     packet = ether(ip(version, (tcp if protocol == "tcp" else udp)(payload, **ports)))
     frame = partial(packet)
@@ -123,8 +130,8 @@ def test_any_payload(version: int, protocol: str, payload: bytes, data: st.DataO
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_udp_checksum_that_comes_out_as_zero(version: int) -> None:
-    # Zero would say that there is none, so 0xFFFF is stored, which is the same number.
+def test_udp_checksum_of_zero_becomes_all_ones(version: int) -> None:
+    # In UDP 0 means that there is no checksum, so 0xFFFF is stored, which is the same number.
     bare = layout(ether(ip(version, udp(b"\0\0"))))
     rest = loop_sum(bare.pseudo_header + bytes(ether(ip(version, udp(b"\0\0", chksum=0))))[-10:])
     packet = ether(ip(version, udp((0xFFFF - rest).to_bytes(2, "big"))))
@@ -140,22 +147,22 @@ def test_any_buffer(kind: type) -> None:
         assert virtio_header(kind(frame), SegmentSizes(MTU), Counters()) == header_of(frame)
 
 
-# --- a finished checksum that looks partial ---------------------------------------------------
+# --- a complete checksum that looks partial ---------------------------------------------------
 
 
 def coincidence(version: int, protocol: str, payload: bytes = b"payload!", **fields: int) -> bytes:
-    """A frame with a finished checksum that is also the sum of its pseudo-header.
+    """Build a frame whose complete checksum equals the sum of its pseudo-header.
 
-    The last two octets of the payload are free, so they can be chosen to make it so: with
-    a pseudo-header sum of P and all else summing to S, P + S must be the complement of P.
+    The last two octets of the payload are chosen for that. If the pseudo-header sums to P, and
+    everything else to S, then P + S must be the complement of P.
     """
     make = tcp if protocol == "tcp" else udp
     bare = ether(ip(version, make(payload + b"\0\0", **fields)))
-    where = layout(bare)
+    transport = layout(bare)
     frame = bytearray(partial(bare))
-    pseudo = loop_sum(where.pseudo_header)
-    rest = loop_sum(bytes(frame[where.offset :]))
-    frame[where.offset + where.length - 2 : where.offset + where.length] = (
+    pseudo = loop_sum(transport.pseudo_header)
+    rest = loop_sum(bytes(frame[transport.offset :]))
+    frame[transport.offset + transport.length - 2 : transport.offset + transport.length] = (
         (-pseudo - rest) % 0xFFFF
     ).to_bytes(2, "big")
     return bytes(frame)
@@ -166,10 +173,10 @@ def coincidence(version: int, protocol: str, payload: bytes = b"payload!", **fie
 @pytest.mark.parametrize("port", [1, 1000, 0xFFFF])
 def test_coincidence_is_harmless(version: int, protocol: str, port: int) -> None:
     frame = coincidence(version, protocol, dport=port)
-    # It is finished, so that a receiver who sums it finds no fault with it.
-    where = inet.find_transport(frame)
-    assert where is not None
-    assert loop_sum(frame[where.offset :]) ^ 0xFFFF == inet.pseudo_sum(frame, where)
+    # The checksum is complete, so a receiver accepts the frame.
+    transport = inet.find_transport(frame)
+    assert transport is not None
+    assert loop_sum(frame[transport.offset :]) ^ 0xFFFF == inet.pseudo_sum(frame, transport)
     header = header_of(frame)
     assert parse_virtio(header).flags == 1
     assert finish(frame, header) == frame
@@ -178,7 +185,7 @@ def test_coincidence_is_harmless(version: int, protocol: str, port: int) -> None
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("padding", [bytes(1), bytes(18)])
-def test_zeros_at_the_end_add_nothing(version: int, protocol: str, padding: bytes) -> None:
+def test_padding_with_zeros(version: int, protocol: str, padding: bytes) -> None:
     frame = coincidence(version, protocol) + padding
     assert finish(frame, header_of(frame)) == frame
     packet = ether(ip(version, (tcp if protocol == "tcp" else udp)(b"data")))
@@ -190,20 +197,20 @@ def test_zeros_at_the_end_add_nothing(version: int, protocol: str, padding: byte
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("padding", [b"\1", b"\0\0\0\1", b"leaked memory"])
-def test_other_padding_would_be_summed_too(version: int, protocol: str, padding: bytes) -> None:
+def test_padding_with_other_octets(version: int, protocol: str, padding: bytes) -> None:
     frame, counters = coincidence(version, protocol) + padding, Counters()
     assert header_of(frame, counters=counters) == virtio.PLAIN
     assert counted(counters) == (0, 0)
 
 
-@pytest.mark.parametrize("stated", [0, 8, 17, 19])
-def test_octets_behind_the_udp_length_would_be_summed_too(stated: int) -> None:
+@pytest.mark.parametrize("udp_length", [0, 8, 17, 19])
+def test_udp_length_unlike_the_ip_length(udp_length: int) -> None:
     frame = bytearray(coincidence(4, "udp"))
-    where = inet.find_transport(frame)
-    assert where is not None
-    assert where.length == 18
+    transport = inet.find_transport(frame)
+    assert transport is not None
+    assert transport.length == 18
     assert header_of(bytes(frame)) != virtio.PLAIN
-    struct.pack_into("!H", frame, where.offset + 4, stated)
+    struct.pack_into("!H", frame, transport.offset + 4, udp_length)
     assert header_of(bytes(frame)) == virtio.PLAIN
 
 
@@ -225,26 +232,34 @@ SUPER = bytes(range(256)) * 16
 )
 def test_superframe(version: int, wrap: Wrap, flags: str, tags: str) -> None:
     packet = ether(wrap(tcp(SUPER, flags=flags, options=[("NOP", None)] * 12)), tags=tags)
-    where, frame, counters = layout(packet), partial(packet), Counters()
+    transport, frame, counters = layout(packet), partial(packet), Counters()
     header = header_of(frame, counters=counters)
     parsed = parse_virtio(header)
     gso_type = {4: 1, 6: 4}[version] | (0x80 if "C" in flags else 0)
     headers = len(frame) - len(SUPER)
-    assert parsed == (1, gso_type, headers, MTU - (headers - where.ip_offset), where.offset, 16)
+    assert parsed == (
+        1,
+        gso_type,
+        headers,
+        MTU - (headers - transport.ip_offset),
+        transport.offset,
+        16,
+    )
     assert finish(frame, header) == bytes(packet)
     assert counted(counters) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("version", "room"), [(4, MTU - HEADERS[4]), (6, MTU - HEADERS[6])], ids=["v4", "v6"]
+    ("version", "payload_max"), [(4, MTU - HEADERS[4]), (6, MTU - HEADERS[6])], ids=["v4", "v6"]
 )
-def test_where_superframes_begin(version: int, room: int) -> None:
-    for length, kind in ((room - 1, 0), (room, 0), (room + 1, {4: 1, 6: 4}[version])):
+def test_smallest_superframe(version: int, payload_max: int) -> None:
+    gso_type = {4: 1, 6: 4}[version]
+    for length, kind in ((payload_max - 1, 0), (payload_max, 0), (payload_max + 1, gso_type)):
         counters = Counters()
         frame = partial(ether(ip(version, tcp(bytes(length)))))
         parsed = parse_virtio(header_of(frame, counters=counters))
         assert parsed.gso_type == kind
-        assert parsed.gso_size == (room if kind else 0)
+        assert parsed.gso_size == (payload_max if kind else 0)
         assert counted(counters) == (1, 1 if kind else 0)
 
 
@@ -258,18 +273,18 @@ def test_largest_superframe(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_finished_superframe_is_only_a_large_frame(version: int) -> None:
+def test_complete_checksum_is_not_a_superframe(version: int) -> None:
     assert header_of(bytes(ether(ip(version, tcp(SUPER))))) == virtio.PLAIN
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_udp_has_no_superframes(version: int) -> None:
+def test_udp_without_a_size_is_not_a_superframe(version: int) -> None:
     parsed = parse_virtio(header_of(partial(ether(ip(version, udp(SUPER))))))
     assert (parsed.flags, parsed.gso_type, parsed.gso_size) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("data_offset", [0, 4])
-def test_superframe_with_a_nonsensical_data_offset_is_not_split(data_offset: int) -> None:
+def test_invalid_data_offset_is_not_a_superframe(data_offset: int) -> None:
     counters = Counters()
     frame = partial(ether(ip4(tcp(SUPER, dataofs=data_offset))))
     parsed = parse_virtio(header_of(frame, counters=counters))
@@ -277,12 +292,12 @@ def test_superframe_with_a_nonsensical_data_offset_is_not_split(data_offset: int
     assert counted(counters) == (1, 0)
 
 
-def test_sizes_that_make_no_sense_still_split_into_something() -> None:
+def test_segment_size_has_a_minimum() -> None:
     frame = partial(ether(ip4(tcp(SUPER))))
     assert parse_virtio(header_of(frame, SegmentSizes(1))).gso_size == 8
 
 
-# --- the sizes that SYNs announce -------------------------------------------------------------
+# --- announced segment sizes ------------------------------------------------------------------
 
 
 def syn(
@@ -294,7 +309,7 @@ def syn(
     flags: str = "S",
     payload: bytes = b"",
 ) -> bytes:
-    """A SYN in the direction against that of `data`."""
+    """Build a SYN in the direction opposite to that of `data`."""
     options = [] if mss is None else [("MSS", mss)]
     body = tcp(payload, sport=sport, dport=dport, flags=flags, options=options)
     swapped = {"src": V4_B, "dst": V4_A} if version == 4 else {"src": V6_B, "dst": V6_A}
@@ -310,8 +325,8 @@ def size_for(frame: bytes, sizes: SegmentSizes) -> int:
     return parse_virtio(header_of(frame, sizes)).gso_size
 
 
-def without(version: int) -> int:
-    """The size where nothing was announced."""
+def default_size(version: int) -> int:
+    """Return the segment size without an announcement."""
     return MTU - HEADERS[version]
 
 
@@ -325,7 +340,7 @@ def test_announced_size(version: int, flags: str, mss: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_announced_size_behind_tags(version: int) -> None:
+def test_announced_size_in_a_tagged_frame(version: int) -> None:
     sizes = SegmentSizes(MTU)
     frame = syn(version, 900)
     sizes.observe(frame[:12] + b"\x81\x00\x00\x05" + frame[12:])
@@ -334,9 +349,9 @@ def test_announced_size_behind_tags(version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("nops", [4, 12, 40])
-def test_options_take_from_the_announced_size(version: int, nops: int) -> None:
+def test_tcp_options_reduce_the_size(version: int, nops: int) -> None:
     sizes = SegmentSizes(MTU)
-    assert size_for(data(version, nops=nops), sizes) == without(version) - nops
+    assert size_for(data(version, nops=nops), sizes) == default_size(version) - nops
     sizes.observe(syn(version, 1000))
     assert size_for(data(version, nops=nops), sizes) == 1000 - nops
 
@@ -348,10 +363,10 @@ def test_options_take_from_the_announced_size(version: int, nops: int) -> None:
         pytest.param(6, lambda body: ip6(hop(dest(body))), 16, id="v6 extensions"),
     ],
 )
-def test_options_of_ip_take_from_it_too(version: int, wrap: Wrap, octets: int) -> None:
+def test_ip_options_reduce_the_size(version: int, wrap: Wrap, octets: int) -> None:
     frame = partial(ether(wrap(tcp(SUPER))))
     sizes = SegmentSizes(MTU)
-    assert size_for(frame, sizes) == without(version) - octets
+    assert size_for(frame, sizes) == default_size(version) - octets
     sizes.observe(syn(version, 1000))
     assert size_for(frame, sizes) == 1000 - octets
 
@@ -361,10 +376,10 @@ def test_options_of_ip_take_from_it_too(version: int, wrap: Wrap, octets: int) -
 def test_announced_size_above_the_mtu(version: int, mss: int) -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(syn(version, mss))
-    assert size_for(data(version), sizes) == without(version)
+    assert size_for(data(version), sizes) == default_size(version)
 
 
-def test_announced_size_of_less_than_nothing() -> None:
+def test_announced_size_below_the_options() -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(syn(4, 0))
     assert size_for(data(4, nops=40), sizes) == 8
@@ -374,14 +389,16 @@ def test_announced_size_of_less_than_nothing() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        pytest.param(lambda version: syn(version, None), id="no size"),
-        pytest.param(lambda version: syn(version, 900, flags="A"), id="no SYN"),
+        pytest.param(lambda version: syn(version, None), id="no MSS option"),
+        pytest.param(lambda version: syn(version, 900, flags="A"), id="not a SYN"),
         pytest.param(lambda version: syn(version, 900, flags="FPAUEC"), id="all but SYN"),
         pytest.param(lambda version: syn(version, 900, sport=81), id="other source port"),
         pytest.param(lambda version: syn(version, 900, dport=40001), id="other destination port"),
-        pytest.param(lambda version: syn(version, 900, sport=40000, dport=80), id="ports as ours"),
+        pytest.param(
+            lambda version: syn(version, 900, sport=40000, dport=80), id="ports not swapped"
+        ),
         pytest.param(lambda version: syn(version, 900, payload=bytes(256)), id="long"),
-        pytest.param(lambda version: syn(version, 900)[:-1], id="cut"),
+        pytest.param(lambda version: syn(version, 900)[:-1], id="truncated"),
         pytest.param(lambda version: syn(10 - version, 900), id="other version"),
         pytest.param(
             lambda version: bytes(ether(ip(version, tcp(flags="S", options=[("MSS", 900)])))),
@@ -393,61 +410,61 @@ def test_announced_size_of_less_than_nothing() -> None:
 def test_not_announced(version: int, frame: Callable[[int], bytes]) -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(frame(version))
-    assert size_for(data(version), sizes) == without(version)
+    assert size_for(data(version), sizes) == default_size(version)
 
 
-def test_longest_syn_that_is_looked_at() -> None:
-    for length, size in ((256, 900), (257, without(4))):
+def test_longest_syn_that_is_examined() -> None:
+    for length, size in ((256, 900), (257, default_size(4))):
         sizes = SegmentSizes(MTU)
         sizes.observe(syn(4, 900, payload=bytes(length - len(syn(4, 900)))))
         assert size_for(data(4), sizes) == size
 
 
-def test_the_latest_announcement_counts() -> None:
+def test_latest_announcement_applies() -> None:
     sizes = SegmentSizes(MTU)
     sizes.observe(syn(4, 900))
     sizes.observe(syn(4, 800))
     assert size_for(data(4), sizes) == 800
 
 
-def remembered(sizes: SegmentSizes, ports: range) -> list[int]:
+def stored_ports(sizes: SegmentSizes, ports: range) -> list[int]:
     return [port for port in ports if size_for(data(4, sport=port), sizes) == 900]
 
 
-def test_only_the_latest_connections_are_remembered() -> None:
+def test_only_the_latest_connections_are_stored() -> None:
     sizes = SegmentSizes(MTU, limit=3)
     for port in range(1, 6):
         sizes.observe(syn(4, 900, dport=port))
-    assert remembered(sizes, range(1, 6)) == [3, 4, 5]
+    assert stored_ports(sizes, range(1, 6)) == [3, 4, 5]
 
 
-def test_a_repeated_syn_pushes_nothing_out_and_is_late() -> None:
+def test_repeated_syn_evicts_nothing_and_becomes_the_latest() -> None:
     sizes = SegmentSizes(MTU, limit=3)
     for port in (1, 2, 3, 1, 1, 3, 2, 2, 1):
         sizes.observe(syn(4, 900, dport=port))
-    assert remembered(sizes, range(1, 6)) == [1, 2, 3]
+    assert stored_ports(sizes, range(1, 6)) == [1, 2, 3]
     sizes.observe(syn(4, 900, dport=4))
-    assert remembered(sizes, range(1, 6)) == [1, 2, 4]
+    assert stored_ports(sizes, range(1, 6)) == [1, 2, 4]
 
 
-def test_a_syn_that_announces_nothing_pushes_nothing_out() -> None:
+def test_syn_without_announcement_evicts_nothing() -> None:
     sizes = SegmentSizes(MTU, limit=1)
     sizes.observe(syn(4, 900, dport=1))
     sizes.observe(syn(4, None, dport=2))
-    assert remembered(sizes, range(1, 3)) == [1]
+    assert stored_ports(sizes, range(1, 3)) == [1]
 
 
-def test_memory_by_default_has_a_bound() -> None:
+def test_default_limit() -> None:
     sizes = SegmentSizes(MTU)
     frame = bytearray(syn(4, 900))
     for port in range(1, 4098):
         frame[36:38] = port.to_bytes(2, "big")
         sizes.observe(bytes(frame))
-    assert remembered(sizes, range(1, 4)) == [2, 3]
-    assert remembered(sizes, range(4096, 4099)) == [4096, 4097]
+    assert stored_ports(sizes, range(1, 4)) == [2, 3]
+    assert stored_ports(sizes, range(4096, 4099)) == [4096, 4097]
 
 
-def test_what_was_observed_outlives_the_buffer() -> None:
+def test_stored_size_does_not_refer_to_the_buffer() -> None:
     sizes = SegmentSizes(MTU)
     buffer = bytearray(syn(4, 900))
     sizes.observe(memoryview(buffer))
@@ -455,7 +472,7 @@ def test_what_was_observed_outlives_the_buffer() -> None:
     assert size_for(data(4), sizes) == 900
 
 
-# --- everything else --------------------------------------------------------------------------
+# --- other frames -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -464,11 +481,11 @@ def test_valid_frames_are_plain(name: str) -> None:
 
 
 def partial_fragment(version: int) -> bytes:
-    """Its first fragment has a checksum that would be partial if it were whole."""
-    whole = partial(ether(ip(version, udp(b"payload"))))
+    """Build a first fragment whose checksum equals the sum of the pseudo-header."""
+    packet = partial(ether(ip(version, udp(b"payload"))))
     if version == 4:
-        return whole[:20] + b"\x20\x00" + whole[22:]
-    body = whole[54:]
+        return packet[:20] + b"\x20\x00" + packet[22:]
+    body = packet[54:]
     return bytes(ether(ip6(IPv6ExtHdrFragment(nh=17, m=1) / Raw(body))))
 
 
@@ -483,8 +500,8 @@ def partial_fragment(version: int) -> bytes:
         ),
         pytest.param(bytes(14), id="zeros"),
         pytest.param(b"\xff" * 200, id="ones"),
-        pytest.param(partial(ether(ip4(udp(b"payload"))))[:-1], id="cut"),
-        pytest.param(partial(ether(ip6(tcp(b"payload"))))[:60], id="cut in its header"),
+        pytest.param(partial(ether(ip4(udp(b"payload"))))[:-1], id="truncated"),
+        pytest.param(partial(ether(ip6(tcp(b"payload"))))[:60], id="truncated header"),
     ],
 )
 def test_plain(frame: bytes) -> None:
@@ -494,9 +511,9 @@ def test_plain(frame: bytes) -> None:
 
 
 @given(HOSTILE, HOSTILE)
-def test_any_frame(seen: bytes, frame: bytes) -> None:
+def test_arbitrary_frames(observed: bytes, frame: bytes) -> None:
     sizes, counters = SegmentSizes(MTU), Counters()
-    sizes.observe(seen)
+    sizes.observe(observed)
     header = virtio_header(frame, sizes, counters)
     assert len(header) == virtio.HEADER_LEN
     assert counted(counters)[0] == (header != virtio.PLAIN)
@@ -508,7 +525,7 @@ def test_any_frame(seen: bytes, frame: bytes) -> None:
     st.integers(14, 5000),
     st.integers(0, 2000),
 )
-def test_any_mutated_partial_frame(
+def test_mutated_partial_frames(
     frame: bytes, changes: list[tuple[int, int]], keep: int, mtu: int
 ) -> None:
     changed = bytearray(frame)
@@ -518,7 +535,7 @@ def test_any_mutated_partial_frame(
     counters = Counters()
     parsed = parse_virtio(virtio_header(bytes(changed), SegmentSizes(mtu), counters))
     assert counted(counters) == (parsed.flags, parsed.gso_type != 0)
-    # What the kernel demands of a header, and else refuses the frame.
+    # The kernel refuses a frame whose header violates these conditions.
     assert parsed.csum_start + parsed.csum_offset + 2 <= len(changed)
     assert parsed.hdr_len <= len(changed)
     assert (parsed.gso_size > 0) == (parsed.gso_type != 0)
@@ -527,7 +544,7 @@ def test_any_mutated_partial_frame(
 @pytest.mark.parametrize("tags", ["", "q"])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("octets", [0, 1, 17, 4000])
-def test_udp_superframes_are_told_from_bursts(version: int, tags: str, octets: int) -> None:
+def test_is_udp_superframe(version: int, tags: str, octets: int) -> None:
     ip = ip4 if version == 4 else ip6
     frame = bytes(ether(ip(UDP(sport=1, dport=2) / Raw(bytes(octets))), tags=tags))
     assert is_udp_superframe(frame)

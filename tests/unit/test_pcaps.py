@@ -1,4 +1,4 @@
-"""The committed captures, through Switch.receive and virtio_header as the engine has it."""
+"""The committed captures, processed by Switch.receive and virtio_header."""
 
 import runpy
 from collections.abc import Callable, Iterator
@@ -30,13 +30,13 @@ MTU = 1450
 
 @cache
 def captured(pcap: str) -> dict[str, bytes]:
-    """The packets of a committed file by the names that its maker gave them."""
+    """Read the packets of a committed file, by the names in `make_pcaps.py`."""
     with RawPcapReader(str(FIXTURES / f"{pcap}.pcap")) as reader:
         return dict(zip(PCAPS[pcap](), (packet for packet, _ in reader), strict=True))
 
 
 def datagram(packet: bytes) -> tuple[bytes, str]:
-    """What a UDP socket gives for a packet on the underlay: the payload and the source address."""
+    """Return what a UDP socket receives for an underlay packet: payload and source address."""
     at, addresses = (34, slice(26, 30)) if packet[12:14] == b"\x08\x00" else (54, slice(22, 38))
     assert packet[at + 2 : at + 4] == (4789).to_bytes(2, "big")
     assert len(packet) - at == int.from_bytes(packet[at + 4 : at + 6], "big")
@@ -61,13 +61,13 @@ def names(pcap: str) -> list[str]:
 
 
 @pytest.mark.parametrize("pcap", PCAPS)
-def test_made_again_it_is_the_same(pcap: str, tmp_path: Path) -> None:
+def test_captures_are_reproducible(pcap: str, tmp_path: Path) -> None:
     MAKER["main"](tmp_path)
     assert (tmp_path / f"{pcap}.pcap").read_bytes() == (FIXTURES / f"{pcap}.pcap").read_bytes()
 
 
 @pytest.mark.parametrize("pcap", PCAPS)
-def test_file_has_what_its_maker_names(pcap: str) -> None:
+def test_capture_contains_the_named_packets(pcap: str) -> None:
     assert captured(pcap) == PCAPS[pcap]()
 
 
@@ -92,7 +92,7 @@ def test_good(name: str) -> None:
     assert virtio_header(frame, SegmentSizes(MTU), Counters()) == virtio.PLAIN
 
 
-def test_good_over_ipv4_and_ipv6_is_the_same_inside() -> None:
+def test_inner_frames_are_equal_over_ipv4_and_ipv6() -> None:
     inside: dict[str, set[bytes]] = {}
     for name, packet in captured("vxlan_good").items():
         underlay, _, what = name.partition(": ")
@@ -133,7 +133,7 @@ def test_bad(name: str) -> None:
     assert len(segment.fdb) == 0
 
 
-def test_all_bad_ones_in_a_row() -> None:
+def test_all_bad_packets_in_sequence() -> None:
     switch, segment = endpoint()
     for packet in captured("vxlan_bad").values():
         switch.receive(*datagram(packet), 1.0)
@@ -147,14 +147,17 @@ def test_all_bad_ones_in_a_row() -> None:
 
 
 def recomputed(frame: bytes) -> bytes:
-    """The frame with the checksum that scapy would give it."""
+    """Return the frame with the checksum computed by scapy."""
     packet = Ether(frame)
     del packet[TCP if TCP in packet else UDP].chksum
     return bytes(packet)
 
 
 def received(name: str) -> tuple[bytes, bytes, Counters]:
-    """The inner frame, the header that it gets, and what was counted."""
+    """Receive a packet.
+
+    Returns: its inner frame, its virtio header, and the counters.
+    """
     switch, segment = endpoint()
     octets, source = datagram(captured("partial_checksums")[name])
     assert switch.receive(octets, source, 1.0) is segment

@@ -1,7 +1,7 @@
-"""split: what a network card would make of a superframe, and checksums to finish.
+"""Segmentation of superframes, and completion of partial checksums.
 
-The tables are held against scapy, which makes every segment by itself; random frames against
-the twin, and the twin against scapy.
+The tables are compared with scapy, which builds every segment by itself. Random frames are compared
+with the reference implementation, and that with scapy.
 """
 
 import sys
@@ -44,7 +44,7 @@ PREFIX = bytes.fromhex("0800000000000100")
 
 
 def gso(frame: Frame, size: int, **fields: int) -> virtio.Header:
-    """The virtio header that the kernel gives a superframe."""
+    """Build the virtio header that the kernel sends with a superframe."""
     shape = frame.shape
     header = virtio.Header(
         flags=1,
@@ -62,7 +62,7 @@ def octets(size: int) -> bytes:
 
 
 def pieces(splitter: Splitter, frame: bytes, header: virtio.Header, prefix: bytes) -> list[bytes]:
-    """The segments that a split gives; whatever was in the output before shows up in them."""
+    """Split a frame and return its segments; the output is filled first to expose stale octets."""
     splitter.out[:] = 0xA5
     end, stride = splitter.split(memoryview(frame), header)
     segments = [bytes(splitter.out[at : min(at + stride, end)]) for at in range(0, end, stride)]
@@ -79,7 +79,7 @@ def split(frame: Frame | bytes, header: virtio.Header) -> list[bytes]:
 
 
 def scapy_packet(frame: Frame) -> Packet:
-    """The frame as scapy makes it, all lengths and checksums its own."""
+    """Build the frame with scapy, which computes all lengths and checksums."""
     upper: Packet = UDP(sport=frame.sport, dport=frame.dport)
     if frame.protocol == twins.TCP:
         upper = TCP(
@@ -123,7 +123,7 @@ def scapy_packet(frame: Frame) -> Packet:
 
 
 def scapy_split(frame: Frame, size: int) -> list[bytes]:
-    """Each segment by itself, with what differs in it as a sender without offload writes it."""
+    """Build each segment by itself, as a sender without offload does."""
     count = -(-len(frame.payload) // size)
     segments = []
     for number in range(count):
@@ -146,7 +146,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "vlan": {"tags": ((0x8100, 0x6005),)},
     "qinq": {"tags": ((0x88A8, 5), (0x8100, 0xF006))},
-    "marks": {"tos": 0xFE, "label": 0xABCDE, "ttl": 1, "fragment": 0x8000, "window": 0},
+    "IP fields": {"tos": 0xFE, "label": 0xABCDE, "ttl": 1, "fragment": 0x8000, "window": 0},
     "flags": {"flags": ACK | FIN | PSH | CWR | ECE, "reserved": 1},
     "all flags": {"flags": 0xFF, "urgent": 3, "reserved": 0xF},
     "wraps": {"ident": 0xFFFE, "seq": 0xFFFF_FFC0},
@@ -171,14 +171,14 @@ def shaped(kind: str) -> list[Frame]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_and_twin_against_scapy(kind: str) -> None:
+def test_frames_and_reference_equal_scapy(kind: str) -> None:
     for frame in shaped(kind):
-        whole = replace(frame, payload=octets(250))
-        assert whole.build() == bytes(scapy_packet(whole))
-        assert whole.head_len == len(whole.build()) - 250
-        assert twins.split(whole.build(), gso(whole, 100)) == scapy_split(whole, 100)
-        assert twins.dissect(whole.build()) == whole.shape
-        assert twins.finish(replace(whole, partial=True).build()) == whole.build()
+        superframe = replace(frame, payload=octets(250))
+        assert superframe.build() == bytes(scapy_packet(superframe))
+        assert superframe.head_len == len(superframe.build()) - 250
+        assert twins.split(superframe.build(), gso(superframe, 100)) == scapy_split(superframe, 100)
+        assert twins.dissect(superframe.build()) == superframe.shape
+        assert twins.finish(replace(superframe, partial=True).build()) == superframe.build()
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -195,15 +195,15 @@ def test_frames_and_twin_against_scapy(kind: str) -> None:
         pytest.param(303, 101, id="S2-odd"),
         pytest.param(7, 1, id="S2-one-octet-each"),
         pytest.param(100, 100, id="S7-one-segment"),
-        pytest.param(99, 100, id="S7-shorter-than-its-size"),
+        pytest.param(99, 100, id="S7-shorter-than-a-segment"),
         pytest.param(1, 0xFFFF, id="S7-largest-size"),
         pytest.param(9000, 1448, id="S2-usual"),
     ],
 )
 def test_lengths(kind: str, payload: int, size: int) -> None:
     for frame in shaped(kind):
-        whole = replace(frame, payload=octets(payload), partial=True)
-        assert split(whole, gso(whole, size)) == scapy_split(whole, size)
+        superframe = replace(frame, payload=octets(payload), partial=True)
+        assert split(superframe, gso(superframe, size)) == scapy_split(superframe, size)
 
 
 @pytest.mark.parametrize(
@@ -212,60 +212,64 @@ def test_lengths(kind: str, payload: int, size: int) -> None:
     ids=lambda value: f"S1-{value}" if isinstance(value, str) else "",
 )
 def test_packet_lengths(kind: str, lengths: list[int]) -> None:
-    whole = Frame(*KINDS[kind], payload=octets(200))
-    assert [len(segment) - 14 for segment in split(whole, gso(whole, 100))] == lengths
+    superframe = Frame(*KINDS[kind], payload=octets(200))
+    assert [len(segment) - 14 for segment in split(superframe, gso(superframe, 100))] == lengths
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tail", [100, 1, 3, 50, 99])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_room(kind: str, tail: int, count: int) -> None:
-    # S3: exactly enough, and one octet less.
-    whole = Frame(*KINDS[kind], payload=octets((count - 1) * 100 + tail))
-    need = len(whole.payload) + count * (len(PREFIX) + whole.head_len)
+def test_capacity(kind: str, tail: int, count: int) -> None:
+    # S3: a buffer of exactly the size needed, and of one octet less.
+    superframe = Frame(*KINDS[kind], payload=octets((count - 1) * 100 + tail))
+    need = len(superframe.payload) + count * (len(PREFIX) + superframe.head_len)
     exact = Splitter(PREFIX, need)
-    assert pieces(exact, whole.build(), gso(whole, 100), PREFIX) == scapy_split(whole, 100)
+    assert pieces(exact, superframe.build(), gso(superframe, 100), PREFIX) == scapy_split(
+        superframe, 100
+    )
     for capacity in (need - 1, len(PREFIX) + 20, 0):
         with pytest.raises(SplitError, match="fit"):
-            Splitter(PREFIX, capacity).split(memoryview(whole.build()), gso(whole, 100))
+            Splitter(PREFIX, capacity).split(memoryview(superframe.build()), gso(superframe, 100))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [511, 512, 1448, 32767, 65000])
 def test_largest_packet(kind: str, size: int) -> None:
-    # S4: a length field can state no more. The IPv4 header is part of what it states.
+    # S4: the largest value of the IP length field, which includes the IPv4 header.
     version, protocol = KINDS[kind]
     bare = Frame(version, protocol, payload=b"")
-    room = 0xFFFF - (bare.head_len - (14 if version == 4 else 54))
-    whole = replace(bare, payload=octets(room), partial=True)
-    assert split(whole, gso(whole, size)) == twins.split(whole.build(), gso(whole, size))
+    largest = 0xFFFF - (bare.head_len - (14 if version == 4 else 54))
+    superframe = replace(bare, payload=octets(largest), partial=True)
+    assert split(superframe, gso(superframe, size)) == twins.split(
+        superframe.build(), gso(superframe, size)
+    )
 
 
-WHOLE = Frame(payload=octets(250))
+SUPERFRAME = Frame(payload=octets(250))
 REFUSED: dict[str, tuple[bytes, virtio.Header]] = {
-    "S6-size-zero": (WHOLE.build(), gso(WHOLE, 0)),
-    "S6-empty": (b"", gso(WHOLE, 100)),
-    "S6-one-octet": (b"\0", gso(WHOLE, 100)),
-    "S6-runt": (WHOLE.build()[:13], gso(WHOLE, 100)),
-    "S6-no-ip": (WHOLE.build()[:14], gso(WHOLE, 100)),
-    "S6-half-ip": (WHOLE.build()[:33], gso(WHOLE, 100)),
-    "S6-cut": (WHOLE.build()[:-1], gso(WHOLE, 100)),
-    "S6-half-tag": (Frame(tags=((0x8100, 1),)).build()[:17], gso(WHOLE, 100)),
-    "S6-no-payload": (Frame(payload=b"").build(), gso(WHOLE, 100)),
+    "S6-size-zero": (SUPERFRAME.build(), gso(SUPERFRAME, 0)),
+    "S6-empty": (b"", gso(SUPERFRAME, 100)),
+    "S6-one-octet": (b"\0", gso(SUPERFRAME, 100)),
+    "S6-runt": (SUPERFRAME.build()[:13], gso(SUPERFRAME, 100)),
+    "S6-no-ip": (SUPERFRAME.build()[:14], gso(SUPERFRAME, 100)),
+    "S6-half-ip": (SUPERFRAME.build()[:33], gso(SUPERFRAME, 100)),
+    "S6-cut": (SUPERFRAME.build()[:-1], gso(SUPERFRAME, 100)),
+    "S6-half-tag": (Frame(tags=((0x8100, 1),)).build()[:17], gso(SUPERFRAME, 100)),
+    "S6-no-payload": (Frame(payload=b"").build(), gso(SUPERFRAME, 100)),
     "S6-no-payload-udp": (
         Frame(protocol=twins.UDP, payload=b"").build(),
         gso(Frame(protocol=twins.UDP), 100),
     ),
-    "S6-arp": (b"\xff" * 12 + b"\x08\x06" + bytes(46), gso(WHOLE, 100)),
-    "S6-fragment": (replace(WHOLE, fragment=0x2000).build(), gso(WHOLE, 100)),
-    "S6-last-fragment": (replace(WHOLE, fragment=3).build(), gso(WHOLE, 100)),
+    "S6-arp": (b"\xff" * 12 + b"\x08\x06" + bytes(46), gso(SUPERFRAME, 100)),
+    "S6-fragment": (replace(SUPERFRAME, fragment=0x2000).build(), gso(SUPERFRAME, 100)),
+    "S6-last-fragment": (replace(SUPERFRAME, fragment=3).build(), gso(SUPERFRAME, 100)),
     "S6-data-offset-small": (
-        WHOLE.build()[:46] + b"\x40" + WHOLE.build()[47:],
-        gso(WHOLE, 100),
+        SUPERFRAME.build()[:46] + b"\x40" + SUPERFRAME.build()[47:],
+        gso(SUPERFRAME, 100),
     ),
     "S6-data-offset-beyond": (
         Frame(payload=b"").build()[:46] + b"\x60" + Frame(payload=b"").build()[47:],
-        gso(WHOLE, 100),
+        gso(SUPERFRAME, 100),
     ),
 }
 for _name, _kind in KINDS.items():
@@ -290,11 +294,11 @@ def test_refused(name: str) -> None:
 @pytest.mark.parametrize("kind", ["tcp4", "tcp6"])
 @pytest.mark.parametrize("flags", [ACK, ACK | CWR, ACK | CWR | ECE | PSH])
 def test_ecn(kind: str, flags: int) -> None:
-    # S8: CWR is on the first only, whether the type says so or not.
-    whole = Frame(*KINDS[kind], payload=octets(250), flags=flags)
+    # S8: only the first segment carries CWR, with or without the flag in the GSO type.
+    superframe = Frame(*KINDS[kind], payload=octets(250), flags=flags)
     for gso_type in (GSO_TYPE[KINDS[kind]], GSO_TYPE[KINDS[kind]] | GSO_ECN):
-        header = gso(whole, 100, gso_type=gso_type)
-        assert split(whole, header) == scapy_split(whole, 100)
+        header = gso(superframe, 100, gso_type=gso_type)
+        assert split(superframe, header) == scapy_split(superframe, 100)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,15 +306,15 @@ def test_ecn(kind: str, flags: int) -> None:
     "fields",
     [
         pytest.param({"hdr_len": 0}, id="S9-none"),
-        pytest.param({"hdr_len": 0xFFFF}, id="S9-whole-packet"),
+        pytest.param({"hdr_len": 0xFFFF}, id="S9-largest"),
         pytest.param({"csum_start": 0, "csum_offset": 0}, id="S6-start-zero"),
         pytest.param({"csum_start": 0xFFFF, "csum_offset": 0xFFFF}, id="S6-start-beyond"),
-        pytest.param({"flags": 0}, id="S9-checksum-not-asked-for"),
+        pytest.param({"flags": 0}, id="S9-no-checksum-requested"),
     ],
 )
-def test_fields_that_are_not_looked_at(kind: str, fields: dict[str, int]) -> None:
-    whole = Frame(*KINDS[kind], payload=octets(250))
-    assert split(whole, gso(whole, 100, **fields)) == scapy_split(whole, 100)
+def test_ignored_fields(kind: str, fields: dict[str, int]) -> None:
+    superframe = Frame(*KINDS[kind], payload=octets(250))
+    assert split(superframe, gso(superframe, 100, **fields)) == scapy_split(superframe, 100)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,48 +323,48 @@ def test_fields_that_are_not_looked_at(kind: str, fields: dict[str, int]) -> Non
     [{"bad_checksum": 1}, {"checksum": 0}, {"bad_ip_checksum": 1}, {"udp_longer": 1}],
     ids=str,
 )
-def test_old_checksums_and_padding_do_not_matter(kind: str, changes: dict[str, Any]) -> None:
-    whole = Frame(*KINDS[kind], payload=octets(250))
-    wrong = replace(whole, padding=b"padding", **changes)
-    assert split(wrong, gso(whole, 100)) == scapy_split(whole, 100)
+def test_old_checksums_and_padding_are_ignored(kind: str, changes: dict[str, Any]) -> None:
+    superframe = Frame(*KINDS[kind], payload=octets(250))
+    wrong = replace(superframe, padding=b"padding", **changes)
+    assert split(wrong, gso(superframe, 100)) == scapy_split(superframe, 100)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_udp_checksum_that_comes_out_as_zero(version: int, at: int) -> None:
-    # S12: the two octets that make the sum of one segment what it must not be.
-    whole = Frame(version, twins.UDP, payload=bytes(250))
-    (chosen,) = {*split(whole, gso(whole, 100))[at : at + 1]}
-    where = whole.shape.upper + 6
-    payload = bytearray(whole.payload)
-    payload[100 * at : 100 * at + 2] = chosen[where : where + 2]
-    segments = split(replace(whole, payload=bytes(payload)), gso(whole, 100))
-    assert [segment[where : where + 2] == b"\xff\xff" for segment in segments] == [
+def test_udp_checksum_of_zero_becomes_all_ones(version: int, at: int) -> None:
+    # S12: two octets of payload are chosen so that the checksum of one segment is 0.
+    superframe = Frame(version, twins.UDP, payload=bytes(250))
+    (chosen,) = {*split(superframe, gso(superframe, 100))[at : at + 1]}
+    field = superframe.shape.upper + 6
+    payload = bytearray(superframe.payload)
+    payload[100 * at : 100 * at + 2] = chosen[field : field + 2]
+    segments = split(replace(superframe, payload=bytes(payload)), gso(superframe, 100))
+    assert [segment[field : field + 2] == b"\xff\xff" for segment in segments] == [
         number == at for number in range(3)
     ]
-    assert segments == scapy_split(replace(whole, payload=bytes(payload)), 100)
+    assert segments == scapy_split(replace(superframe, payload=bytes(payload)), 100)
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_tcp_checksum_that_comes_out_as_zero(version: int) -> None:
-    whole = Frame(version, payload=bytes(250))
-    where = whole.shape.upper + 16
-    value = split(whole, gso(whole, 100))[0][where : where + 2]
-    segment = split(replace(whole, payload=value + bytes(248)), gso(whole, 100))[0]
-    assert segment[where : where + 2] == b"\0\0"
+def test_tcp_checksum_of_zero_is_kept(version: int) -> None:
+    superframe = Frame(version, payload=bytes(250))
+    field = superframe.shape.upper + 16
+    value = split(superframe, gso(superframe, 100))[0][field : field + 2]
+    segment = split(replace(superframe, payload=value + bytes(248)), gso(superframe, 100))[0]
+    assert segment[field : field + 2] == b"\0\0"
 
 
-def test_ip_checksum_that_comes_out_as_zero() -> None:
-    whole = Frame(payload=octets(250))
-    at = whole.shape.ip
-    (value,) = {split(whole, gso(whole, 100))[1][at + 10 : at + 12]}
-    ident = (int.from_bytes(value, "big") + whole.ident) % 0xFFFF
-    segments = split(replace(whole, ident=ident), gso(whole, 100))
-    assert segments == scapy_split(replace(whole, ident=ident), 100)
+def test_ip_checksum_of_zero_is_kept() -> None:
+    superframe = Frame(payload=octets(250))
+    at = superframe.shape.ip
+    (value,) = {split(superframe, gso(superframe, 100))[1][at + 10 : at + 12]}
+    ident = (int.from_bytes(value, "big") + superframe.ident) % 0xFFFF
+    segments = split(replace(superframe, ident=ident), gso(superframe, 100))
+    assert segments == scapy_split(replace(superframe, ident=ident), 100)
     assert segments[1][at + 10 : at + 12] == b"\0\0"
 
 
-# --- at random --------------------------------------------------------------------------------
+# --- random superframes -----------------------------------------------------------------------
 
 
 @st.composite
@@ -369,52 +373,58 @@ def superframes(draw: st.DrawFn) -> tuple[bytes, virtio.Header]:
     size = draw(st.one_of(st.integers(1, 100), st.sampled_from([536, 1448, 9000, 0xFFFF])))
     count = draw(st.integers(1, 9))
     length = max(1, min(9000, size * count) - draw(st.integers(0, min(size - 1, 99))))
-    whole = replace(
+    superframe = replace(
         flow,
         payload=octets(length),
         partial=draw(st.booleans()),
         padding=draw(twins.often(b"", st.binary(max_size=9))),
     )
-    return whole.build(), gso(whole, size, hdr_len=draw(twins.U16))
+    return superframe.build(), gso(superframe, size, hdr_len=draw(twins.U16))
 
 
 @BASIC
 @given(superframes(), st.binary(max_size=20))
-def test_any_superframe(pair: tuple[bytes, virtio.Header], prefix: bytes) -> None:
+def test_random_superframe(pair: tuple[bytes, virtio.Header], prefix: bytes) -> None:
     frame, header = pair
     assert pieces(Splitter(prefix), frame, header, prefix) == twins.split(frame, header)
 
 
 @BASIC
 @given(st.lists(superframes(), min_size=2, max_size=4))
-def test_one_splitter_for_many(pairs: list[tuple[bytes, virtio.Header]]) -> None:
+def test_splitter_is_reusable(pairs: list[tuple[bytes, virtio.Header]]) -> None:
     splitter = Splitter(PREFIX)
     for frame, header in [*pairs, *pairs]:
         assert pieces(splitter, frame, header, PREFIX) == twins.split(frame, header)
 
 
-# --- superframes that go on -------------------------------------------------------------------
+# --- consecutive superframes ------------------------------------------------------------------
 
 
-def cars(
+def consecutive_superframes(
     base: Frame, counts: Sequence[int], size: int, *, last: int | None = None
 ) -> list[tuple[Frame, virtio.Header]]:
-    """Superframes of so many segments each, of which each goes on where the one before ends."""
+    """Build superframes of one flow, each of which begins field the one before ends.
+
+    `counts` are their numbers of segments.
+    """
     data = octets(sum(counts) * size - size + (last or size))
     made, begin = [], 0
     for count in counts:
         payload = data[begin * size : (begin + count) * size]
         ident, seq = base.ident + begin & 0xFFFF, base.seq + begin * size
-        car = replace(base, payload=payload, ident=ident, seq=seq)
-        made.append((car, gso(car, size)))
+        superframe = replace(base, payload=payload, ident=ident, seq=seq)
+        made.append((superframe, gso(superframe, size)))
         begin += count
     return made
 
 
-def together(
+def split_together(
     superframes: Iterable[tuple[bytes, virtio.Header]], capacity: int = 1 << 18
 ) -> tuple[list[int], list[bytes]]:
-    """How many of them go together, each time, and the segments."""
+    """Split superframes, each together with its predecessor field possible.
+
+    Returns: the number of superframes in each group, and all segments.
+    """
     splitter = Splitter(PREFIX, capacity)
     lengths: list[int] = []
     segments: list[bytes] = []
@@ -439,23 +449,23 @@ def together(
             with suppress(SplitError):
                 splitter.begin(view, header)
                 lengths.append(1)
-        view[:] = bytes(len(view))  # It is read to the same memory as the next.
+        view[:] = bytes(len(view))  # The next superframe is read to the same memory.
     finish()
     return lengths, segments
 
 
-def alone(superframes: Iterable[tuple[bytes, virtio.Header]]) -> list[bytes]:
+def split_separately(superframes: Iterable[tuple[bytes, virtio.Header]]) -> list[bytes]:
     return [segment for one in superframes for segment in twins.split(*one) or []]
 
 
-GOES_ON: dict[str, tuple[tuple[str, ...], dict[str, Any], bool]] = {
-    "as it is": (tuple(KINDS), {}, True),
+CONTINUES: dict[str, tuple[tuple[str, ...], dict[str, Any], bool]] = {
+    "unchanged": (tuple(KINDS), {}, True),
     "push": (("tcp4", "tcp6"), {"flags": ACK | PSH}, True),
-    "end": (("tcp4", "tcp6"), {"flags": ACK | FIN}, True),
-    "window reduced": (("tcp4", "tcp6"), {"flags": ACK | CWR}, True),
-    "congestion": (("tcp4", "tcp6"), {"flags": ACK | ECE}, False),
+    "fin": (("tcp4", "tcp6"), {"flags": ACK | FIN}, True),
+    "cwr": (("tcp4", "tcp6"), {"flags": ACK | CWR}, True),
+    "ece": (("tcp4", "tcp6"), {"flags": ACK | ECE}, False),
     "sequence": (("tcp4", "tcp6"), {"seq": 2}, False),
-    "acknowledges": (("tcp4", "tcp6"), {"ack": 10}, False),
+    "acknowledgement": (("tcp4", "tcp6"), {"ack": 10}, False),
     "window": (("tcp4", "tcp6"), {"window": 501}, False),
     "urgent": (("tcp4", "tcp6"), {"urgent": 1}, False),
     "options": (("tcp4", "tcp6"), {"options": b"\1\1\1\1"}, False),
@@ -475,25 +485,25 @@ GOES_ON: dict[str, tuple[tuple[str, ...], dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name, row in GOES_ON.items() for kind in row[0]]
+    ("name", "kind"), [(name, kind) for name, row in CONTINUES.items() for kind in row[0]]
 )
-def test_what_goes_on(name: str, kind: str, position: int) -> None:
-    """One of three that go on differs; whatever goes together is as if it had gone alone."""
-    _, changes, goes_on = GOES_ON[name]
-    made = cars(Frame(*KINDS[kind]), (3, 4, 5), 100, last=7)
+def test_changed_superframe(name: str, kind: str, position: int) -> None:
+    """Change one of three superframes; the segments are those of separate splits in any case."""
+    _, changes, continues = CONTINUES[name]
+    made = consecutive_superframes(Frame(*KINDS[kind]), (3, 4, 5), 100, last=7)
     frame, _ = made[position]
     changed = replace(frame, **changes)
     made[position] = changed, gso(changed, 100)
     superframes = [(frame.build(), header) for frame, header in made]
-    lengths, segments = together(superframes)
-    assert segments == alone(superframes)
-    assert lengths == ([3] if goes_on else {0: [1, 2], 1: [1, 1, 1], 2: [2, 1]}[position])
+    lengths, segments = split_together(superframes)
+    assert segments == split_separately(superframes)
+    assert lengths == ([3] if continues else {0: [1, 2], 1: [1, 1, 1], 2: [2, 1]}[position])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", [{"gso_size": 99}, {"gso_size": 0}, {"gso_type": 3}])
-def test_another_cut_does_not_go_on(kind: str, field: dict[str, int]) -> None:
-    one, two = cars(Frame(*KINDS[kind]), (3, 3), 100)
+def test_other_gso_fields_do_not_continue(kind: str, field: dict[str, int]) -> None:
+    one, two = consecutive_superframes(Frame(*KINDS[kind]), (3, 3), 100)
     splitter = Splitter(PREFIX)
     splitter.begin(memoryview(one[0].build()), one[1])
     before = splitter.out.copy()
@@ -503,35 +513,40 @@ def test_another_cut_does_not_go_on(kind: str, field: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_follows_a_short_one(kind: str) -> None:
-    made = [*cars(Frame(*KINDS[kind]), (3,), 100, last=9), *cars(Frame(*KINDS[kind]), (9,), 100)]
+def test_nothing_continues_a_short_segment(kind: str) -> None:
+    made = [
+        *consecutive_superframes(Frame(*KINDS[kind]), (3,), 100, last=9),
+        *consecutive_superframes(Frame(*KINDS[kind]), (9,), 100),
+    ]
     made[1] = replace(made[1][0], ident=10, seq=1 + 209), made[1][1]
     superframes = [(frame.build(), header) for frame, header in made]
-    lengths, segments = together(superframes)
+    lengths, segments = split_together(superframes)
     assert lengths == [1, 1]
-    assert segments == alone(superframes)
+    assert segments == split_separately(superframes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_room_for_those_that_go_on(kind: str) -> None:
-    made = cars(Frame(*KINDS[kind]), (2, 2, 2, 2), 100)
+def test_capacity_for_consecutive_superframes(kind: str) -> None:
+    made = consecutive_superframes(Frame(*KINDS[kind]), (2, 2, 2, 2), 100)
     superframes = [(frame.build(), header) for frame, header in made]
-    whole = sum(len(PREFIX) + len(segment) for segment in alone(superframes))
-    for capacity, expected in ((whole, [4]), (whole - 1, [3, 1]), (whole // 2, [2, 2])):
-        lengths, segments = together(superframes, capacity)
+    total = sum(len(PREFIX) + len(segment) for segment in split_separately(superframes))
+    for capacity, expected in ((total, [4]), (total - 1, [3, 1]), (total // 2, [2, 2])):
+        lengths, segments = split_together(superframes, capacity)
         assert lengths == expected
-        assert segments == alone(superframes)
+        assert segments == split_separately(superframes)
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[tuple[bytes, virtio.Header]]:
-    """Superframes that go on, or would but for a few turned bits or lost octets."""
+    """Draw consecutive superframes, some with a changed octet or truncated."""
     size = draw(st.integers(1, 120))
     base = draw(twins.flows(between=True, flags=PSH | ECE | CWR | FIN))
     base = replace(base, seq=draw(st.sampled_from([1, 2**32 - 200])), ident=65530)
     counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
     superframes = []
-    for frame, header in cars(base, counts, size, last=draw(st.integers(1, size))):
+    for frame, header in consecutive_superframes(
+        base, counts, size, last=draw(st.integers(1, size))
+    ):
         flags = draw(st.sampled_from([0, 0, PSH, FIN, CWR]))
         octets = bytearray(replace(frame, flags=frame.flags | flags).build())
         if draw(st.booleans()) and draw(st.booleans()):
@@ -544,13 +559,13 @@ def streams(draw: st.DrawFn) -> list[tuple[bytes, virtio.Header]]:
 
 @BASIC
 @given(streams())
-def test_any_stream(superframes: list[tuple[bytes, virtio.Header]]) -> None:
-    _, segments = together(superframes)
-    assert segments == alone(superframes)
+def test_random_stream(superframes: list[tuple[bytes, virtio.Header]]) -> None:
+    _, segments = split_together(superframes)
+    assert segments == split_separately(superframes)
 
 
 TAG = (0x8100, 5)
-ALIKE: dict[str, list[dict[str, Any]]] = {
+SAME_LENGTH: dict[str, list[dict[str, Any]]] = {
     "IP and TCP options": [{"between": b"\1\1\1\1"}, {"options": b"\1\1\1\1"}],
     "tag and IP options": [{"tags": (TAG,)}, {"between": b"\1\1\1\1"}],
     "tags and TCP options": [{"tags": (TAG, TAG)}, {"tags": (TAG,), "options": b"\1\1\1\1"}],
@@ -563,33 +578,33 @@ ALIKE: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ALIKE)
-def test_headers_of_one_length(name: str) -> None:
-    """What it keeps for one shape is of no use for the other."""
+@pytest.mark.parametrize("name", SAME_LENGTH)
+def test_headers_of_the_same_length(name: str) -> None:
+    """Alternate between two shapes, whose cached views must not be mixed up."""
     splitter = Splitter(PREFIX)
-    shapes = [Frame(payload=octets(250), **changes) for changes in ALIKE[name]]
+    shapes = [Frame(payload=octets(250), **changes) for changes in SAME_LENGTH[name]]
     assert len({frame.head_len for frame in shapes}) == 1
     for frame in [*shapes, *shapes]:
         segments = pieces(splitter, frame.build(), gso(frame, 100), PREFIX)
         assert segments == scapy_split(frame, 100)
 
 
-def test_more_shapes_than_it_remembers() -> None:
+def test_more_shapes_than_the_cache_holds() -> None:
     splitter = Splitter(PREFIX)
-    whole = Frame(payload=octets(400))
+    superframe = Frame(payload=octets(400))
     for size in [*range(1, 200), *range(1, 9)]:
-        segments = pieces(splitter, whole.build(), gso(whole, size), PREFIX)
-        assert segments == twins.split(whole.build(), gso(whole, size))
+        segments = pieces(splitter, superframe.build(), gso(superframe, size), PREFIX)
+        assert segments == twins.split(superframe.build(), gso(superframe, size))
 
 
 def test_memory_is_bounded() -> None:
     splitter = Splitter(PREFIX)
-    whole = Frame(payload=octets(1700))
-    frame = memoryview(whole.build())
+    superframe = Frame(payload=octets(1700))
+    frame = memoryview(superframe.build())
 
     def use(sizes: range) -> int:
         for size in sizes:
-            splitter.split(frame, gso(whole, size))
+            splitter.split(frame, gso(superframe, size))
         return tracemalloc.get_traced_memory()[0]
 
     tracemalloc.start()
@@ -613,7 +628,7 @@ HEADERS = st.builds(
 
 @BASIC
 @given(GARBAGE, HEADERS, st.sampled_from([1 << 18, 300, 100]))
-def test_any_octets(frame: bytes, header: virtio.Header, capacity: int) -> None:
+def test_arbitrary_octets(frame: bytes, header: virtio.Header, capacity: int) -> None:
     expected = twins.split(frame, header)
     room = capacity - sum(len(PREFIX) + len(segment) for segment in expected or [])
     splitter = Splitter(PREFIX, capacity)
@@ -626,7 +641,7 @@ def test_any_octets(frame: bytes, header: virtio.Header, capacity: int) -> None:
 
 @BASIC
 @given(superframes(), st.data())
-def test_turned_bits(pair: tuple[bytes, virtio.Header], data: st.DataObject) -> None:
+def test_changed_octets(pair: tuple[bytes, virtio.Header], data: st.DataObject) -> None:
     frame, header = bytearray(pair[0]), pair[1]
     for _ in range(data.draw(st.integers(1, 3))):
         frame[data.draw(st.integers(0, min(100, len(frame)) - 1))] ^= data.draw(st.integers(1, 255))
@@ -638,13 +653,13 @@ def test_turned_bits(pair: tuple[bytes, virtio.Header], data: st.DataObject) -> 
         assert split(bytes(frame), header) == expected
 
 
-# --- checksums to finish ----------------------------------------------------------------------
+# --- completion of checksums ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tags", [(), ((0x8100, 5),), ((0x88A8, 5), (0x8100, 6))], ids=len)
 def test_finish_checksum(kind: str, tags: tuple[tuple[int, int], ...]) -> None:
-    # S13: the checksum starts further on behind tags. S15: any length.
+    # S13: VLAN tags shift the start of the sum. S15: any length.
     for length in (*range(130), 1447, 1448, 8999, 9000, 9001):
         frame = Frame(*KINDS[kind], tags=tags, payload=octets(length), partial=True)
         done = bytearray(frame.build())
@@ -670,15 +685,15 @@ def test_finished_checksum_of_zero(version: int, protocol: int, value: bytes) ->
     ("length", "start", "offset"),
     [
         pytest.param(60, 58, 1, id="S10-one-octet-beyond"),
-        pytest.param(60, 59, 0, id="S10-half-of-it"),
+        pytest.param(60, 59, 0, id="S10-half-a-field"),
         pytest.param(60, 60, 0, id="S10-at-the-end"),
         pytest.param(60, 0, 59, id="S10-offset"),
         pytest.param(60, 0xFFFF, 0xFFFF, id="S10-largest"),
         pytest.param(1, 0, 0, id="S10-one-octet"),
-        pytest.param(0, 0, 0, id="S10-nothing"),
+        pytest.param(0, 0, 0, id="S10-empty"),
     ],
 )
-def test_checksum_outside(length: int, start: int, offset: int) -> None:
+def test_checksum_field_outside_of_the_frame(length: int, start: int, offset: int) -> None:
     frame = bytearray(octets(length))
     with pytest.raises(SplitError):
         finish_checksum(memoryview(frame), start, offset)
@@ -687,8 +702,8 @@ def test_checksum_outside(length: int, start: int, offset: int) -> None:
 
 @BASIC
 @given(st.binary(min_size=2, max_size=99), st.data())
-def test_any_checksum(frame: bytes, data: st.DataObject) -> None:
-    # The field counts too: what is in it is what the sum begins with.
+def test_random_checksum(frame: bytes, data: st.DataObject) -> None:
+    # The sum includes the field itself, which holds the partial checksum.
     at = data.draw(st.integers(0, len(frame) - 2))
     start = data.draw(st.integers(0, at))
     done = bytearray(frame)
@@ -703,7 +718,7 @@ def test_any_checksum(frame: bytes, data: st.DataObject) -> None:
 
 
 ZEROS = (b"\0\0", b"\xff\xff")
-"""A checksum of zero has two spellings, of which UDP demands one (RFC 768)."""
+"""The two representations of a checksum of zero; UDP requires the second (RFC 768)."""
 
 
 @BASIC
@@ -717,7 +732,7 @@ ZEROS = (b"\0\0", b"\xff\xff")
 def test_checksums_of_a_run(
     rows: int, start: int, offset: int, size: int, data: st.DataObject
 ) -> None:
-    """Many at once are as each by itself."""
+    """Complete the checksums of a run at once, and compare with each frame by itself."""
     stride = start + offset + 2 + size
     last = data.draw(st.integers(start + offset + 2, stride))
     kind = data.draw(st.sampled_from([0, 0xFF, None]))
@@ -738,7 +753,7 @@ def test_checksums_of_a_run(
 
 
 def in_host_order(number: int) -> int:
-    """A sum of big-endian words as one of the same words in this host's order, modulo 65535."""
+    """Convert a sum of big-endian words to one of words in host order, modulo 65535."""
     return int.from_bytes(number.to_bytes(2, "big"), sys.byteorder) % 0xFFFF
 
 
@@ -770,7 +785,7 @@ def test_row_sums(rows: int, gap: int, size: int, last: int, before: int, fill: 
 
 @pytest.mark.parametrize("size", [65_534, 65_535])
 def test_largest_row_sums(size: int) -> None:
-    # All ones, the largest sum that there is.
+    # All octets are 0xFF, which gives the largest sum.
     data = b"\xff" * (2 * size)
     expected = in_host_order(twins.loop_sum(data[:size]))
     assert (row_sums(data, 2, size, size, size) % 0xFFFF).tolist() == [expected, expected]

@@ -1,4 +1,4 @@
-"""arp: packets as scapy has them."""
+"""ARP packets, compared with scapy."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ FIELDS = st.builds(
 )
 
 
-def test_request_of_scapy() -> None:
+def test_parse_request() -> None:
     packet = bytes(ARP(hwsrc=MAC_A, psrc=V4_A, hwdst=MAC_B, pdst=V4_B))
     assert arp.parse(packet, 0) == arp.Arp(
         arp.REQUEST, mac(MAC_A), bytes((10, 1, 0, 1)), mac(MAC_B), bytes((10, 1, 0, 2))
@@ -26,14 +26,14 @@ def test_request_of_scapy() -> None:
 
 
 @given(FIELDS, st.binary(max_size=20), st.binary(max_size=20))
-def test_there_and_back(packet: arp.Arp, before: bytes, padding: bytes) -> None:
+def test_round_trip(packet: arp.Arp, prefix: bytes, padding: bytes) -> None:
     for kind in (bytes, bytearray, memoryview):
-        frame = kind(bytearray(before + arp.pack(packet) + padding))
-        assert arp.parse(frame, len(before)) == packet
+        frame = kind(bytearray(prefix + arp.pack(packet) + padding))
+        assert arp.parse(frame, len(prefix)) == packet
 
 
 @given(FIELDS)
-def test_scapy_reads_what_is_packed(packet: arp.Arp) -> None:
+def test_scapy_parses_packed(packet: arp.Arp) -> None:
     parsed = ARP(arp.pack(packet))
     assert (parsed.hwtype, parsed.ptype, parsed.hwlen, parsed.plen) == (1, 0x0800, 6, 4)
     assert parsed.op == packet.operation
@@ -45,7 +45,7 @@ def test_scapy_reads_what_is_packed(packet: arp.Arp) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("hwtype", 6), ("ptype", 0x86DD), ("hwlen", 8), ("plen", 16)]
 )
-def test_arp_for_anything_else(field: str, value: int) -> None:
+def test_other_address_types_are_rejected(field: str, value: int) -> None:
     packet = bytearray(bytes(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B)))
     at, width = {"hwtype": (0, 2), "ptype": (2, 2), "hwlen": (4, 1), "plen": (5, 1)}[field]
     packet[at : at + width] = value.to_bytes(width, "big")
@@ -53,14 +53,14 @@ def test_arp_for_anything_else(field: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("length", range(28))
-def test_cut_off(length: int) -> None:
+def test_truncated(length: int) -> None:
     packet = bytes(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B))
     assert len(packet) == 28
     assert arp.parse(packet[:length], 0) is None
 
 
 @given(HOSTILE, st.integers(0, 200))
-def test_hostile(frame: bytes, at: int) -> None:
+def test_arbitrary_octets(frame: bytes, at: int) -> None:
     packet = arp.parse(frame, at)
     if packet is not None:
         assert arp.pack(packet) == frame[at : at + 28]

@@ -1,4 +1,4 @@
-"""checksum: compared with the loop of RFC 1071 and with scapy."""
+"""The Internet checksum, compared with the loop of RFC 1071 and with scapy."""
 
 import random
 
@@ -29,13 +29,13 @@ def test_sum_of_random_octets_at_every_length() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_sum_is_that_of_the_loop(data: bytes) -> None:
+def test_sum_of_random_data(data: bytes) -> None:
     assert checksum.ones_sum(data) == loop_sum(data)
 
 
 @given(st.lists(st.sampled_from([0x0000, 0xFFFF, 0x8000, 0x7FFF, 0x0001, 0xFFFE]), max_size=12))
 def test_sum_near_the_two_zeros(words: list[int]) -> None:
-    # 0 and 0xFFFF are the same number to one's complement, but not to who compares fields.
+    # 0 and 0xFFFF are the same number in one's complement, but differ when fields are compared.
     data = b"".join(word.to_bytes(2, "big") for word in words)
     assert checksum.ones_sum(data) == loop_sum(data)
 
@@ -55,7 +55,7 @@ def test_sum_of_any_buffer(kind: type) -> None:
 
 
 @given(st.binary(max_size=100).filter(lambda data: len(data) % 2 == 0))
-def test_data_with_its_checksum_sums_to_ones(data: bytes) -> None:
+def test_data_with_its_checksum_sums_to_all_ones(data: bytes) -> None:
     field = checksum.internet_checksum(data).to_bytes(2, "big")
     assert checksum.ones_sum(data + field) == 0xFFFF
 
@@ -66,7 +66,7 @@ def test_checksum_of_an_ipv4_header() -> None:
     assert checksum.internet_checksum(header) == int.from_bytes(field, "big")
 
 
-def test_example_of_rfc_1071() -> None:
+def test_rfc_1071_example() -> None:
     data = bytes.fromhex("0001f203f4f5f6f7")
     assert checksum.ones_sum(data) == 0xDDF2
     assert checksum.internet_checksum(data) == 0x220D

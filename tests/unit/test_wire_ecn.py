@@ -1,4 +1,4 @@
-"""ECN across the tunnel: RFC 6040's figures, and what is rewritten inside, checked by scapy."""
+"""ECN across the tunnel: the tables of RFC 6040, and the rewritten inner header read by scapy."""
 
 import pytest
 from hypothesis import given
@@ -11,13 +11,13 @@ from tests.unit import craft
 from vtep.wire import ecn
 
 NOT, ECT0, ECT1, CE = 0b00, 0b10, 0b01, 0b11
-"""As RFC 3168, section 5, has them."""
+"""ECN field values of RFC 3168, section 5."""
 
-LOST = None
+DROPPED = None
 
 FIGURE_4 = {
-    # inner: by the outer field Not-ECT, ECT(0), ECT(1), CE, in the order of RFC 6040
-    NOT: (NOT, NOT, NOT, LOST),
+    # Inner field: results for the outer fields Not-ECT, ECT(0), ECT(1), CE, as in RFC 6040.
+    NOT: (NOT, NOT, NOT, DROPPED),
     ECT0: (ECT0, ECT0, ECT1, CE),
     ECT1: (ECT1, ECT1, ECT1, CE),
     CE: (CE, CE, CE, CE),
@@ -43,7 +43,7 @@ def test_figure_4_of_rfc_6040(
     for dscp in (0, 0xB8, 0xFC):
         frame = bytearray(frame_of(version, dscp | inner, tags))
         passed = ecn.decapsulate(memoryview(frame), outer)
-        assert passed is (result is not LOST)
+        assert passed is (result is not DROPPED)
         expected = inner if result is None else result
         assert frame == frame_of(version, dscp | expected, tags)
 
@@ -52,12 +52,12 @@ def test_figure_4_of_rfc_6040(
     ("mode", "row"),
     [("rfc6040", (NOT, ECT1, ECT0, CE)), ("kernel", (NOT, ECT1, ECT0, ECT0))],
 )
-def test_what_goes_outwards(mode: str, row: tuple[int, ...]) -> None:
+def test_encapsulation(mode: str, row: tuple[int, ...]) -> None:
     assert tuple(ecn.ENCAPSULATED[mode][inner] for inner in (NOT, ECT1, ECT0, CE)) == row
 
 
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.integers(0, 255), st.integers(0, 3))
-def test_the_ipv4_checksum_follows(ident: int, total: int, tos: int, outer: int) -> None:
+def test_ipv4_checksum_is_updated(ident: int, total: int, tos: int, outer: int) -> None:
     packet = IP(src=craft.V4_A, dst=craft.V4_B, id=ident, len=total, tos=tos, ttl=1)
     frame = bytearray(bytes(Ether(src=craft.MAC_A, dst=craft.MAC_B) / packet))
     if not ecn.decapsulate(frame, outer):
@@ -81,12 +81,12 @@ def test_a_wrong_checksum_stays_wrong(field: int) -> None:
 
 
 @given(craft.HOSTILE, st.integers(0, 3))
-def test_hostile_frames(frame: bytes, outer: int) -> None:
+def test_arbitrary_frames(frame: bytes, outer: int) -> None:
     data = bytearray(frame)
     passed = ecn.decapsulate(memoryview(data), outer)
     assert len(data) == len(frame)
     changed = [at for at in range(len(frame)) if data[at] != frame[at]]
-    # One octet of ECN, and two of an IPv4 checksum.
+    # One octet with the ECN field, and two of the IPv4 checksum.
     assert len(changed) <= 3
     if not passed:
         assert not changed
@@ -94,13 +94,13 @@ def test_hostile_frames(frame: bytes, outer: int) -> None:
 
 
 @pytest.mark.parametrize("frame", [craft.VALID["arp"], b"\xff" * 14, b"\0" * 12 + b"\x81\0"])
-def test_what_is_not_ip_passes(frame: bytes) -> None:
+def test_other_protocols_pass_unchanged(frame: bytes) -> None:
     data = bytearray(frame)
     assert ecn.decapsulate(data, CE)
     assert data == frame
 
 
-def test_fragments_and_payload_are_left_alone() -> None:
+def test_flow_label_is_preserved() -> None:
     frame = bytearray(frame_of(6, ECT0))
     assert ecn.decapsulate(frame, CE)
     assert Ether(bytes(frame))[IPv6].fl == 0xABCDE

@@ -1,4 +1,4 @@
-"""ethernet: MAC addresses as text, and where the network layer begins."""
+"""Ethernet: the text format of MAC addresses, VLAN tags, and the offset of the network layer."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ MACS = st.binary(min_size=6, max_size=6)
 
 
 @given(MACS)
-def test_text_and_back(address: bytes) -> None:
+def test_mac_round_trip(address: bytes) -> None:
     text = ethernet.format_mac(address)
     assert text == ":".join(f"{octet:02x}" for octet in address)
     assert ethernet.parse_mac(text) == address
@@ -35,17 +35,17 @@ def test_text_and_back(address: bytes) -> None:
         " 02:00:00:00:00:01",
         "02:00:00:00:00:01\n",
         "02::00:00:00:01",
-        "٠٢:00:00:00:00:01",  # digits to Python, but not to a MAC
+        "٠٢:00:00:00:00:01",  # Arabic digits, which int() accepts
     ],
 )
-def test_text_that_is_no_mac(text: str) -> None:
+def test_invalid_mac(text: str) -> None:
     with pytest.raises(ValueError, match="is not a MAC address") as caught:
         ethernet.parse_mac(text)
     assert repr(text) in str(caught.value)
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_mac_or_a_value_error(text: str) -> None:
+def test_any_text_parses_or_raises_value_error(text: str) -> None:
     try:
         address = ethernet.parse_mac(text)
     except ValueError:
@@ -70,7 +70,7 @@ def test_format_any_buffer(kind: type) -> None:
         ("fe:ff:ff:ff:ff:ff", False),
     ],
 )
-def test_group(text: str, group: bool) -> None:
+def test_is_group(text: str, group: bool) -> None:
     assert ethernet.is_group(mac(text)) is group
 
 
@@ -90,7 +90,7 @@ def test_network_layer(tags: str, packet: IP, ethertype: int, layer: type[IP | I
         assert ethernet.network_layer(kind(bytes(built))) == (ethertype, offset)
 
 
-def test_frame_that_ends_inside_its_tags() -> None:
+def test_frame_that_ends_within_its_tags() -> None:
     frame = bytes(ether(ip4(udp()), tags="aq"))
     assert [ethernet.network_layer(frame[:length]) for length in range(14, 23)] == [
         (0, 14),
@@ -106,11 +106,11 @@ def test_frame_that_ends_inside_its_tags() -> None:
 
 
 @pytest.mark.parametrize("tag", [b"\x81\x00", b"\x88\xa8"])
-def test_nothing_but_tags(tag: bytes) -> None:
+def test_frame_of_tags_only(tag: bytes) -> None:
     assert ethernet.network_layer(bytes(12) + (tag + bytes(2)) * 300 + tag) == (0, 14 + 4 * 300)
 
 
-def test_what_is_not_ip_is_told_as_it_is() -> None:
+def test_ethertype_other_than_ip() -> None:
     assert ethernet.network_layer(VALID["arp"]) == (0x0806, 14)
 
 
@@ -139,13 +139,13 @@ def test_untag(plain: bytes, tags: str) -> None:
 
 
 @pytest.mark.parametrize("length", [14, 15, 17, 19, 21])
-def test_tags_that_are_cut_off_stay(length: int) -> None:
+def test_truncated_tags_are_kept(length: int) -> None:
     frame = bytes(ether(ip4(udp()), tags="aq"))[:length]
     assert bytes(ethernet.untag(memoryview(bytearray(frame)))) == frame
 
 
 @given(HOSTILE)
-def test_untag_whatever_comes(frame: bytes) -> None:
+def test_untag_any_frame(frame: bytes) -> None:
     left = bytes(ethernet.untag(memoryview(bytearray(frame))))
     assert left[:12] == frame[:12]
     assert frame.endswith(left[12:])

@@ -1,4 +1,4 @@
-"""flow: what shares a hash, and what does not."""
+"""The flow hash, and run keys."""
 
 from collections import Counter
 from itertools import combinations
@@ -31,8 +31,8 @@ from vtep.wire.flow import flow_hash, run_key_struct
 from vtep.wire.outer_header import InheritPolicy
 
 PORTS = st.binary(min_size=4, max_size=4)
-PORTED = [6, 17, 33, 132, 136]
-UNPORTED = [1, 2, 4, 47, 50, 58, 89]
+PORT_PROTOCOLS = [6, 17, 33, 132, 136]
+PORTLESS_PROTOCOLS = [1, 2, 4, 47, 50, 58, 89]
 
 
 def hashed(packet: Packet) -> int:
@@ -73,7 +73,7 @@ def of_protocol(version: int, protocol: int, body: bytes) -> Packet:
         pytest.param(ip4(ICMP(id=1)), ip4(ICMP(id=2)), id="icmp"),
     ],
 )
-def test_one_flow(one: Packet, other: Packet) -> None:
+def test_same_flow(one: Packet, other: Packet) -> None:
     assert bytes(one) != bytes(other)
     assert hashed(one) == hashed(other)
 
@@ -95,17 +95,15 @@ FLOWS = {
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(FLOWS, 2)))
-def test_other_flow(one: str, other: str) -> None:
+def test_different_flows(one: str, other: str) -> None:
     assert hashed(FLOWS[one]) != hashed(FLOWS[other])
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("protocol", PORTED)
+@pytest.mark.parametrize("protocol", PORT_PROTOCOLS)
 @given(PORTS, PORTS)
-def test_ports_count_where_there_are_any(
-    version: int, protocol: int, one: bytes, other: bytes
-) -> None:
-    # No more than 32 bits differ, so CRC-32 tells any two of these apart.
+def test_ports_are_hashed(version: int, protocol: int, one: bytes, other: bytes) -> None:
+    # Only 32 bits differ, so CRC-32 is different for any two of these.
     assume(one != other)
     assert hashed(of_protocol(version, protocol, one + b"rest")) != hashed(
         of_protocol(version, protocol, other + b"rest")
@@ -113,27 +111,27 @@ def test_ports_count_where_there_are_any(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("protocol", UNPORTED)
-def test_other_protocols_have_no_ports(version: int, protocol: int) -> None:
+@pytest.mark.parametrize("protocol", PORTLESS_PROTOCOLS)
+def test_payload_of_portless_protocols_is_not_hashed(version: int, protocol: int) -> None:
     one, other = (of_protocol(version, protocol, body) for body in (b"12345678", b"abcdefgh"))
     assert hashed(one) == hashed(other)
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_protocol_counts(version: int) -> None:
+def test_protocol_is_hashed(version: int) -> None:
     hashes = {hashed(of_protocol(version, protocol, b"12345678")) for protocol in range(256)}
     assert len(hashes) == 256
 
 
 @pytest.mark.parametrize("tags", ["q", "aq"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_tags_and_macs_do_not_split_a_flow(flow: str, tags: str) -> None:
+def test_tags_and_macs_are_not_hashed(flow: str, tags: str) -> None:
     tagged = ether(FLOWS[flow], tags=tags, dst=BROADCAST)
     assert flow_hash(bytes(tagged)) == hashed(FLOWS[flow])
 
 
 def test_hash_is_crc32() -> None:
-    # Python's own hash() would differ in every process, and move flows on each restart.
+    # Python's hash() differs in every process and would move flows on each restart.
     frame = VALID["udp4"]
     assert flow_hash(frame) == crc32(frame[26:38], 17)
     frame = VALID["tcp6"]
@@ -142,7 +140,9 @@ def test_hash_is_crc32() -> None:
 
 @pytest.mark.parametrize("protocol", [1, 17])
 @pytest.mark.parametrize(("version", "addresses"), [(4, range(26, 34)), (6, range(22, 54))])
-def test_every_octet_of_the_addresses_counts(version: int, addresses: range, protocol: int) -> None:
+def test_every_octet_of_the_addresses_is_hashed(
+    version: int, addresses: range, protocol: int
+) -> None:
     frame = bytes(ether(of_protocol(version, protocol, b"12345678")))
     hashes = {flow_hash(frame)}
     for at in addresses:
@@ -156,7 +156,7 @@ def test_ports_behind_ipv4_options() -> None:
     assert hashed(one) != hashed(other)
 
 
-def test_not_ip_goes_by_macs_and_ethertype() -> None:
+def test_other_protocols_are_hashed_by_macs_and_ethertype() -> None:
     frames = [
         VALID["arp"],
         bytes(ether(ARP(), src=MAC_A)),
@@ -167,18 +167,18 @@ def test_not_ip_goes_by_macs_and_ethertype() -> None:
     assert [flow_hash(frame) for frame in frames] == [flow_hash(frame[:14]) for frame in frames]
 
 
-@pytest.mark.parametrize(("name", "whole"), [("udp4", 34), ("udp6", 54)])
-def test_cut_ip_header_goes_by_macs_and_ethertype(name: str, whole: int) -> None:
+@pytest.mark.parametrize(("name", "complete"), [("udp4", 34), ("udp6", 54)])
+def test_truncated_ip_header_is_hashed_by_macs_and_ethertype(name: str, complete: int) -> None:
     frame = VALID[name]
-    for length in range(14, whole):
+    for length in range(14, complete):
         assert flow_hash(frame[:length]) == flow_hash(frame[:14]), length
-    assert flow_hash(frame[:whole]) != flow_hash(frame[:14])
+    assert flow_hash(frame[:complete]) != flow_hash(frame[:14])
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("slots", [2, 16, 64])
 def test_flows_spread_over_all_slots(version: int, slots: int) -> None:
-    # The engine takes the low bits for its choice of a source port.
+    # The low bits select the outer source port.
     frame = bytearray(VALID[f"udp{version}"])
     at = 34 if version == 4 else 54
     hits = Counter[int]()
@@ -199,7 +199,7 @@ def test_any_frame(frame: bytes) -> None:
     assert 0 <= flow_hash(frame) < 1 << 32
 
 
-# --- what is alike ----------------------------------------------------------------------------
+# --- run keys ---------------------------------------------------------------------------------
 
 INHERIT = InheritPolicy(inherit_tos=True, inherit_ttl=True, inherit_flowlabel=True, inherit_df=True)
 READERS = [INHERIT.make_reader(), InheritPolicy().make_reader()]
@@ -214,15 +214,15 @@ READERS = [INHERIT.make_reader(), InheritPolicy().make_reader()]
         pytest.param(ip6(tcp()), id="v6 tcp"),
     ],
 )
-def test_what_does_not_matter_for_likeness(packet: Packet) -> None:
+def test_octets_outside_of_the_run_key(packet: Packet) -> None:
     frame = bytes(ether(packet))
-    alike = run_key_struct(frame)
-    assert alike is not None
+    key_struct = run_key_struct(frame)
+    assert key_struct is not None
     free = set(range(len(frame)))
     for at in range(len(frame)):
         changed = bytearray(frame)
         changed[at] ^= 0xFF
-        if alike.unpack_from(changed) != alike.unpack_from(frame):
+        if key_struct.unpack_from(changed) != key_struct.unpack_from(frame):
             free.remove(at)
     v6 = frame[12] == 0x86
     ip_at, upper = 14, 54 if v6 else 34
@@ -248,14 +248,14 @@ def test_what_does_not_matter_for_likeness(packet: Packet) -> None:
         pytest.param(ARP(), id="arp"),
     ],
 )
-def test_of_what_nothing_is_said_about_others(packet: Packet) -> None:
+def test_no_run_key(packet: Packet) -> None:
     assert run_key_struct(bytes(ether(packet))) is None
 
 
 @given(frame=HOSTILE)
-def test_likeness_is_told_within_the_frame(frame: bytes) -> None:
-    alike = run_key_struct(frame)
-    assert alike is None or alike.size <= len(frame)
+def test_run_key_lies_within_the_frame(frame: bytes) -> None:
+    key_struct = run_key_struct(frame)
+    assert key_struct is None or key_struct.size <= len(frame)
 
 
 @given(
@@ -263,25 +263,26 @@ def test_likeness_is_told_within_the_frame(frame: bytes) -> None:
     changes=st.lists(st.tuples(st.integers(14, 53), st.integers(0, 255)), max_size=2),
     data=st.data(),
 )
-def test_what_is_alike_is_so_in_all_that_is_said_of_it(
+def test_frames_with_equal_run_keys_get_the_same_treatment(
     frame: bytes, changes: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     one = bytearray(frame)
     for at, octet in changes:
         one[at % len(one)] = octet
     frame = bytes(one)
-    alike = run_key_struct(frame)
-    assume(alike is not None)
-    assert alike is not None
+    key_struct = run_key_struct(frame)
+    assume(key_struct is not None)
+    assert key_struct is not None
     other = bytearray(frame)
     for at in data.draw(st.lists(st.integers(0, len(frame) - 1), max_size=8)):
         other[at] = data.draw(st.integers(0, 255))
-    # What is left out by the struct may be anything; what is in it is as it was.
-    kept = bytearray(alike.pack(*alike.unpack_from(bytes([255]) * alike.size)))
-    for at in range(alike.size):
+    # Octets outside of the key may have any value, those of the key keep theirs.
+    mask = bytes([255]) * key_struct.size
+    kept = bytearray(key_struct.pack(*key_struct.unpack_from(mask)))
+    for at in range(key_struct.size):
         if kept[at]:
             other[at] = frame[at]
-    assert alike.unpack_from(other) == alike.unpack_from(frame)
+    assert key_struct.unpack_from(other) == key_struct.unpack_from(frame)
     assert flow_hash(other) == flow_hash(frame)
     assert other[:6] == frame[:6]
     assert [reader(other) for reader in READERS] == [reader(frame) for reader in READERS]

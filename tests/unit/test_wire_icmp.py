@@ -1,4 +1,4 @@
-"""ICMP errors about packets that are too big, with scapy as the judge of what they say."""
+"""ICMP errors about packets that are too big, compared with scapy."""
 
 import pytest
 from hypothesis import given
@@ -43,7 +43,7 @@ def offset(frame: bytes) -> int:
     return ethernet.network_layer(frame)[1]
 
 
-def answer(packet: Packet, mtu: int = 1400) -> bytes:
+def error_about(packet: Packet, mtu: int = 1400) -> bytes:
     frame = bytes(packet)
     version, at = (6 if IPv6 in packet else 4), offset(frame)
     return icmp.build_too_big(frame, at, version, len(frame) - at, mtu)
@@ -51,41 +51,41 @@ def answer(packet: Packet, mtu: int = 1400) -> bytes:
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_it_goes_back_to_the_sender_the_way_the_frame_came(version: int, tags: str) -> None:
-    said = Ether(answer(ether(ip(version, udp(BIG)), tags=tags)))
-    assert (said.dst, said.src) == (MAC_A, MAC_B)
-    assert (Dot1AD in said) == ("a" in tags)
-    assert [tag.vlan for tag in (said.getlayer(Dot1Q, 1),) if tag] == [
+def test_error_returns_to_the_sender_with_the_same_tags(version: int, tags: str) -> None:
+    error = Ether(error_about(ether(ip(version, udp(BIG)), tags=tags)))
+    assert (error.dst, error.src) == (MAC_A, MAC_B)
+    assert (Dot1AD in error) == ("a" in tags)
+    assert [tag.vlan for tag in (error.getlayer(Dot1Q, 1),) if tag] == [
         100 + number for number, tag in enumerate(tags) if tag == "q"
     ][:1]
-    inner = said[IP] if version == 4 else said[IPv6]
+    inner = error[IP] if version == 4 else error[IPv6]
     assert (inner.src, inner.dst) == ((V4_B, V4_A) if version == 4 else (V6_B, V6_A))
 
 
-def test_ipv4_says_fragmentation_needed() -> None:
-    frame = answer(ether(ip4(udp(BIG), flags="DF")), 1400)
-    said = Ether(frame)
-    assert (said[ICMP].type, said[ICMP].code, said[ICMP].nexthopmtu) == (3, 4, 1400)
+def test_ipv4_fragmentation_needed() -> None:
+    frame = error_about(ether(ip4(udp(BIG), flags="DF")), 1400)
+    error = Ether(frame)
+    assert (error[ICMP].type, error[ICMP].code, error[ICMP].nexthopmtu) == (3, 4, 1400)
     assert frame[38:40] == bytes(2)  # Unused.
-    assert said[IP].len == len(frame) - 14 == 576  # RFC 1812.
-    assert (said[IP].flags, said[IP].id, said[IP].ttl, said[IP].tos) == ("DF", 0, 64, 0xC0)
+    assert error[IP].len == len(frame) - 14 == 576  # RFC 1812.
+    assert (error[IP].flags, error[IP].id, error[IP].ttl, error[IP].tos) == ("DF", 0, 64, 0xC0)
     assert loop_sum(frame[14:34]) == 0xFFFF
     assert loop_sum(frame[34:]) == 0xFFFF
 
 
-def test_ipv6_says_packet_too_big() -> None:
-    frame = answer(ether(ip6(udp(BIG))), 1400)
-    said = Ether(frame)
-    assert (said[ICMPv6PacketTooBig].code, said[ICMPv6PacketTooBig].mtu) == (0, 1400)
-    assert said[IPv6].plen + 40 == len(frame) - 14 == 1280  # RFC 4443.
+def test_ipv6_packet_too_big() -> None:
+    frame = error_about(ether(ip6(udp(BIG))), 1400)
+    error = Ether(frame)
+    assert (error[ICMPv6PacketTooBig].code, error[ICMPv6PacketTooBig].mtu) == (0, 1400)
+    assert error[IPv6].plen + 40 == len(frame) - 14 == 1280  # RFC 4443.
     pseudo = frame[22:54] + (len(frame) - 54).to_bytes(4, "big") + b"\0\0\0\x3a"
     assert loop_sum(pseudo + frame[54:]) == 0xFFFF
 
 
 @given(version=st.sampled_from((4, 6)), payload=st.binary(max_size=1600), mtu=st.integers(68, 9000))
-def test_it_is_what_scapy_would_write(version: int, payload: bytes, mtu: int) -> None:
+def test_error_equals_scapy(version: int, payload: bytes, mtu: int) -> None:
     packet = ether(ip(version, udp(payload), **({"flags": "DF"} if version == 4 else {})))
-    frame = answer(packet, mtu)
+    frame = error_about(packet, mtu)
     quoted = bytes(packet)[14:]
     expected = Ether(src=MAC_B, dst=MAC_A)
     if version == 4:
@@ -99,11 +99,11 @@ def test_it_is_what_scapy_would_write(version: int, payload: bytes, mtu: int) ->
 
 def test_padding_is_not_quoted() -> None:
     frame = bytes(ether(ip4(udp(b"payload")))) + b"padding"
-    said = icmp.build_too_big(frame, 14, 4, len(frame) - 14 - 7, 1400)
-    assert said.endswith(b"payload")
+    error = icmp.build_too_big(frame, 14, 4, len(frame) - 14 - 7, 1400)
+    assert error.endswith(b"payload")
 
 
-ANSWERED = {
+ALLOWED = {
     "udp4": ether(ip4(udp(BIG))),
     "udp6": ether(ip6(udp(BIG))),
     "ping4": ether(ip4(ICMP() / Raw(BIG))),
@@ -118,17 +118,17 @@ ANSWERED = {
     "routed 6": ether(ip6(IPv6ExtHdrRouting(addresses=[V6_B]) / udp(BIG))),
 }
 
-NOT_ANSWERED = {
-    "to a group of stations": ether(ip4(udp(BIG)), dst=BROADCAST),
-    "from a group of stations": ether(ip4(udp(BIG)), src="01:00:5e:00:00:01"),
+FORBIDDEN = {
+    "to a group MAC": ether(ip4(udp(BIG)), dst=BROADCAST),
+    "from a group MAC": ether(ip4(udp(BIG)), src="01:00:5e:00:00:01"),
     "to multicast 4": ether(ip4(udp(BIG), dst="239.1.1.1")),
     "to multicast 6": ether(ip6(udp(BIG), dst="ff02::1")),
     "to broadcast 4": ether(ip4(udp(BIG), dst="255.255.255.255")),
     "to class E": ether(ip4(udp(BIG), dst="240.0.0.1")),
     "from multicast 4": ether(ip4(udp(BIG), src="224.0.0.1")),
     "from multicast 6": ether(ip6(udp(BIG), src="ff02::1")),
-    "from nobody 4": ether(ip4(udp(BIG), src="0.0.0.0")),
-    "from nobody 6": ether(ip6(udp(BIG), src="::")),
+    "from unspecified 4": ether(ip4(udp(BIG), src="0.0.0.0")),
+    "from unspecified 6": ether(ip6(udp(BIG), src="::")),
     "from loopback 4": ether(ip4(udp(BIG), src="127.0.0.1")),
     "from loopback 6": ether(ip6(udp(BIG), src="::1")),
     "later fragment 4": ether(ip4(Raw(BIG), proto=17, frag=185)),
@@ -140,7 +140,7 @@ NOT_ANSWERED = {
     ),
     "error 6 in a first fragment": ether(ip6(IPv6ExtHdrFragment(m=1) / ICMPv6DestUnreach())),
     "error 4 behind options": ether(ip4(ICMP(type=3) / Raw(BIG), options=[IPOption_NOP()] * 4)),
-    "headers that end early": Ether(bytes(ether(ip6(IPv6ExtHdrHopByHop() / udp(BIG))))[:58]),
+    "truncated headers": Ether(bytes(ether(ip6(IPv6ExtHdrHopByHop() / udp(BIG))))[:58]),
     "no type 4": Ether(bytes(ether(ip4(ICMP())))[:34]),
     "no type 6": Ether(bytes(ether(ip6(ICMPv6EchoRequest())))[:54]),
 } | {
@@ -148,37 +148,37 @@ NOT_ANSWERED = {
 }
 
 
-@pytest.mark.parametrize("name", ANSWERED)
-def test_what_may_be_answered(name: str) -> None:
-    frame = bytes(ANSWERED[name])
-    assert icmp.may_send_error(frame, 14, 6 if IPv6 in ANSWERED[name] else 4)
+@pytest.mark.parametrize("name", ALLOWED)
+def test_error_is_allowed(name: str) -> None:
+    frame = bytes(ALLOWED[name])
+    assert icmp.may_send_error(frame, 14, 6 if IPv6 in ALLOWED[name] else 4)
 
 
-@pytest.mark.parametrize("name", NOT_ANSWERED)
-def test_what_must_not_be_answered(name: str) -> None:
-    frame = bytes(NOT_ANSWERED[name])
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_error_is_forbidden(name: str) -> None:
+    frame = bytes(FORBIDDEN[name])
     assert not icmp.may_send_error(frame, 14, 6 if frame[12:14] == b"\x86\xdd" else 4)
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_an_answer_is_never_answered(version: int) -> None:
-    frame = answer(ether(ip(version, udp(BIG))))
+def test_no_error_about_an_error(version: int) -> None:
+    frame = error_about(ether(ip(version, udp(BIG))))
     assert not icmp.may_send_error(frame, 14, version)
 
 
 @given(HOSTILE)
-def test_any_octets_are_judged_and_answered_without_fault(frame: bytes) -> None:
+def test_arbitrary_frames(frame: bytes) -> None:
     ethertype, at = ethernet.network_layer(frame)
     for kind, version, least in ((ethernet.TYPE_IPV4, 4, 20), (ethernet.TYPE_IPV6, 6, 40)):
         if ethertype == kind and at + least <= len(frame):
             icmp.may_send_error(frame, at, version)
-            said = icmp.build_too_big(frame, at, version, len(frame) - at, 1400)
-            assert len(said) - at <= (576 if version == 4 else 1280)
-            assert said[:12] == frame[6:12] + frame[:6]
+            error = icmp.build_too_big(frame, at, version, len(frame) - at, 1400)
+            assert len(error) - at <= (576 if version == 4 else 1280)
+            assert error[:12] == frame[6:12] + frame[:6]
 
 
-def test_udp_is_quoted_with_its_ports() -> None:
-    """By which the sender's host finds the socket."""
-    said = Ether(answer(ether(ip4(udp(BIG), flags="DF"))))
-    assert said["UDP in ICMP"].dport == 53
-    assert UDP not in said
+def test_udp_ports_are_quoted() -> None:
+    # The sender's host finds the socket by them.
+    error = Ether(error_about(ether(ip4(udp(BIG), flags="DF"))))
+    assert error["UDP in ICMP"].dport == 53
+    assert UDP not in error

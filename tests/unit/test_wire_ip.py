@@ -1,4 +1,4 @@
-"""ip: where scapy says that transport headers are, and where there are none."""
+"""Inner transport headers, compared with scapy."""
 
 import struct
 
@@ -58,7 +58,7 @@ NO_TRANSPORT = {
     "v4 far fragment": ip4(Raw(bytes(40)), proto=17, frag=0x1000),
     "v6 fragment": ip6(IPv6ExtHdrFragment(nh=17) / udp(b"data")),
     "v6 fragment behind hop-by-hop": ip6(hop(IPv6ExtHdrFragment(nh=17, m=1) / udp(b"data"))),
-    # It names another destination than that of the pseudo-header.
+    # Its IPv6 header has another destination than the pseudo-header.
     "v6 routing": ip6(IPv6ExtHdrRouting(addresses=["fd00:1::3"]) / udp(b"data")),
     "v6 no next header": ip6(Raw(bytes(40)), nh=59),
     "v6 jumbogram": ip6(hop(udp(b"data")), plen=0),
@@ -81,9 +81,9 @@ NO_TRANSPORT = {
 
 
 def found(packet: Packet, tags: str = "") -> ip.Transport:
-    where = ip.find_transport(bytes(ether(packet, tags=tags)))
-    assert where is not None
-    return where
+    transport = ip.find_transport(bytes(ether(packet, tags=tags)))
+    assert transport is not None
+    return transport
 
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
@@ -97,11 +97,11 @@ def test_transport(name: str, tags: str) -> None:
 def test_transport_of_any_buffer(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
     for kind in (bytearray, memoryview):
-        where = ip.find_transport(kind(frame))
-        assert where == ip.find_transport(frame)
-        assert where is not None
-        assert bytes(ip.addresses(kind(frame), where)) == bytes(ip.addresses(frame, where))
-        assert ip.pseudo_sum(kind(frame), where) == ip.pseudo_sum(frame, where)
+        transport = ip.find_transport(kind(frame))
+        assert transport == ip.find_transport(frame)
+        assert transport is not None
+        assert bytes(ip.addresses(kind(frame), transport)) == bytes(ip.addresses(frame, transport))
+        assert ip.pseudo_sum(kind(frame), transport) == ip.pseudo_sum(frame, transport)
 
 
 @pytest.mark.parametrize("tags", ["", "q"])
@@ -111,14 +111,14 @@ def test_no_transport(name: str, tags: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
-def test_cut_anywhere_there_is_no_transport(name: str) -> None:
+def test_truncated_frame_has_no_transport(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
     for length in range(14, len(frame)):
         assert ip.find_transport(frame[:length]) is None, length
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
-def test_padding_is_no_part_of_it(name: str) -> None:
+def test_padding_is_excluded(name: str) -> None:
     frame = bytes(ether(TRANSPORTS[name]))
     assert ip.find_transport(frame + bytes(46)) == ip.find_transport(frame)
 
@@ -127,48 +127,48 @@ def test_padding_is_no_part_of_it(name: str) -> None:
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_fields(name: str, tags: str) -> None:
     packet = ether(TRANSPORTS[name], tags=tags)
-    frame, expected, where = bytes(packet), layout(packet), found(TRANSPORTS[name], tags)
+    frame, expected, transport = bytes(packet), layout(packet), found(TRANSPORTS[name], tags)
     parsed = Ether(frame)
     upper = parsed[TCP] if TCP in parsed else parsed[UDP]
-    assert ip.checksum_field(frame, where) == upper.chksum
-    assert ip.pseudo_sum(frame, where) == loop_sum(expected.pseudo_header)
+    assert ip.checksum_field(frame, transport) == upper.chksum
+    assert ip.pseudo_sum(frame, transport) == loop_sum(expected.pseudo_header)
     addresses = expected.pseudo_header[: 8 if expected.version == 4 else 32]
-    assert ip.addresses(frame, where) == addresses
+    assert ip.addresses(frame, transport) == addresses
     if TCP in parsed:
-        assert ip.tcp_header_len(frame, where) == upper.dataofs * 4
+        assert ip.tcp_header_len(frame, transport) == upper.dataofs * 4
     else:
-        assert ip.udp_length(frame, where) == upper.len
+        assert ip.udp_length(frame, transport) == upper.len
 
 
 @given(st.binary(min_size=8, max_size=8), st.binary(max_size=40))
 def test_pseudo_sum_of_any_addresses(addresses: bytes, payload: bytes) -> None:
     frame = bytearray(bytes(ether(ip4(udp(payload)))))
     frame[26:34] = addresses
-    where = ip.find_transport(frame)
-    assert where is not None
+    transport = ip.find_transport(frame)
+    assert transport is not None
     header = addresses + struct.pack("!xBH", 17, 8 + len(payload))
-    assert ip.pseudo_sum(frame, where) == loop_sum(header)
+    assert ip.pseudo_sum(frame, transport) == loop_sum(header)
 
 
 def test_pseudo_sum_is_never_zero() -> None:
-    # Zero in a UDP header says that there is no checksum; it must not look like a partial one.
+    # A UDP checksum of 0 means that there is none. It must not look like a partial checksum.
     frame = bytearray(bytes(ether(ip4(udp()))))
     frame[26:34] = bytes(8)
-    where = ip.find_transport(frame)
-    assert where is not None
-    assert ip.pseudo_sum(frame, where) == 17 + 8
+    transport = ip.find_transport(frame)
+    assert transport is not None
+    assert ip.pseudo_sum(frame, transport) == 17 + 8
     frame[26:34] = struct.pack("!HHHH", 0xFFFF - 17 - 8, 0, 0, 0)
-    assert ip.pseudo_sum(frame, where) == 0xFFFF
+    assert ip.pseudo_sum(frame, transport) == 0xFFFF
 
 
-def test_checksum_of_scapy_is_that_of_pseudo_sum_and_segment() -> None:
+def test_scapy_checksum_equals_sum_of_pseudo_header_and_segment() -> None:
     for name in ("tcp4", "udp6", "tcp6 both", "udp4 odd"):
         packet = ether(TRANSPORTS[name])
-        frame, where = bytearray(bytes(packet)), found(TRANSPORTS[name])
-        field = ip.checksum_field(frame, where)
-        at = where.offset + ip.CHECKSUM_OFFSET[where.protocol]
-        struct.pack_into("!H", frame, at, ip.pseudo_sum(frame, where))
-        assert loop_sum(bytes(frame[where.offset :])) ^ 0xFFFF == field, name
+        frame, transport = bytearray(bytes(packet)), found(TRANSPORTS[name])
+        field = ip.checksum_field(frame, transport)
+        at = transport.offset + ip.CHECKSUM_OFFSET[transport.protocol]
+        struct.pack_into("!H", frame, at, ip.pseudo_sum(frame, transport))
+        assert loop_sum(bytes(frame[transport.offset :])) ^ 0xFFFF == field, name
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_tcp_header_len(data_offset: int, payload: int, length: int) -> None:
 
 
 def with_options(options: bytes, data: bytes = b"") -> tuple[bytes, ip.Transport]:
-    """A SYN with exactly these octets of options, which are a multiple of four."""
+    """Build a SYN with these octets of options, which are a multiple of four."""
     header = struct.pack("!HHIIBBHHH", 1, 2, 3, 0, (20 + len(options)) << 2, 2, 100, 0, 0)
     packet = ip4(Raw(header + options + data), proto=6)
     return bytes(ether(packet)), found(packet)
@@ -210,27 +210,27 @@ def with_options(options: bytes, data: bytes = b"") -> tuple[bytes, ip.Transport
         pytest.param("02040000", 0, id="zero"),
         pytest.param("020405b4 020400ff", 1460, id="the first of two"),
         pytest.param("", None, id="none"),
-        pytest.param("00 020405b4 000000", None, id="behind the end"),
-        # Taken for an option with a length, the end would lead to the one behind.
-        pytest.param("00 02 020405b4 0000", None, id="behind the end and an odd octet"),
+        pytest.param("00 020405b4 000000", None, id="behind the end of options"),
+        # A parser that reads a length behind the end of options finds the MSS behind it.
+        pytest.param("00 02 020405b4 0000", None, id="behind the end of options and an octet"),
         pytest.param("01010101", None, id="only no-operations"),
         pytest.param("01010102", None, id="kind without length"),
-        pytest.param("0101 0204", None, id="cut by the end of the options"),
-        pytest.param("01 020405", None, id="cut in its value"),
+        pytest.param("0101 0204", None, id="truncated by the end of the options"),
+        pytest.param("01 020405", None, id="truncated value"),
         pytest.param("0300 020405b4 0000", None, id="length zero"),
         pytest.param("0301 020405b4 0000", None, id="length one"),
         pytest.param("0303 07 01 0203 0001", None, id="wrong length"),
         pytest.param("02020101", None, id="no value"),
         pytest.param("fdff 0000", None, id="longer than the options"),
-        pytest.param("0202 020405b4 0000", 1460, id="behind one of the wrong length"),
+        pytest.param("0202 020405b4 0000", 1460, id="behind an MSS of the wrong length"),
         pytest.param("0306 00000000 0204000a 0000", 10, id="unaligned"),
     ],
 )
 def test_mss(options: str, mss: int | None) -> None:
-    # Nothing behind the options, or what looks like more of them, makes no difference.
+    # Data behind the options is ignored, even if it looks like another option.
     for data in (b"", bytes.fromhex("02040539")):
-        frame, where = with_options(bytes.fromhex(options), data)
-        assert ip.tcp_mss(frame, where) == mss
+        frame, transport = with_options(bytes.fromhex(options), data)
+        assert ip.tcp_mss(frame, transport) == mss
 
 
 @pytest.mark.parametrize("data_offset", [0, 4, 15])
@@ -240,7 +240,7 @@ def test_no_mss_without_a_valid_header(data_offset: int) -> None:
 
 
 @given(st.integers(0, 0xFFFF), st.lists(st.sampled_from(["NOP", "SAckOK", "WScale"]), max_size=4))
-def test_mss_that_scapy_wrote(mss: int, before: list[str]) -> None:
+def test_mss_written_by_scapy(mss: int, before: list[str]) -> None:
     values = {"NOP": None, "SAckOK": b"", "WScale": 7}
     options = [(name, values[name]) for name in before] + [("MSS", mss)]
     packet = ip6(tcp(flags="S", options=options))
@@ -248,44 +248,44 @@ def test_mss_that_scapy_wrote(mss: int, before: list[str]) -> None:
 
 
 @given(st.binary(max_size=10).map(lambda options: options * 4))
-def test_any_options(options: bytes) -> None:
-    frame, where = with_options(options)
-    mss = ip.tcp_mss(frame, where)
+def test_arbitrary_options(options: bytes) -> None:
+    frame, transport = with_options(options)
+    mss = ip.tcp_mss(frame, transport)
     assert mss is None or b"\x02\x04" + mss.to_bytes(2, "big") in options
 
 
 @given(HOSTILE)
-def test_any_frame(frame: bytes) -> None:
-    where = ip.find_transport(frame)
-    if where is None:
+def test_arbitrary_frames(frame: bytes) -> None:
+    transport = ip.find_transport(frame)
+    if transport is None:
         return
-    assert where.version in (4, 6)
-    assert where.length >= {ip.TCP: 20, ip.UDP: 8}[where.protocol]
-    assert 14 <= where.ip_offset < where.offset
-    assert where.offset + where.length <= len(frame)
-    assert len(ip.addresses(frame, where)) in (8, 32)
-    assert 0 <= ip.checksum_field(frame, where) <= 0xFFFF
-    assert 0 < ip.pseudo_sum(frame, where) <= 0xFFFF
-    if where.protocol == ip.UDP:
-        assert 0 <= ip.udp_length(frame, where) <= 0xFFFF
+    assert transport.version in (4, 6)
+    assert transport.length >= {ip.TCP: 20, ip.UDP: 8}[transport.protocol]
+    assert 14 <= transport.ip_offset < transport.offset
+    assert transport.offset + transport.length <= len(frame)
+    assert len(ip.addresses(frame, transport)) in (8, 32)
+    assert 0 <= ip.checksum_field(frame, transport) <= 0xFFFF
+    assert 0 < ip.pseudo_sum(frame, transport) <= 0xFFFF
+    if transport.protocol == ip.UDP:
+        assert 0 <= ip.udp_length(frame, transport) <= 0xFFFF
     else:
-        assert ip.tcp_header_len(frame, where) in (0, *range(20, 64, 4))
-        ip.tcp_mss(frame, where)
+        assert ip.tcp_header_len(frame, transport) in (0, *range(20, 64, 4))
+        ip.tcp_mss(frame, transport)
 
 
 @given(st.binary(min_size=14, max_size=400), st.sampled_from([b"\x08\x00", b"\x86\xdd"]))
-def test_any_octets_behind_an_ip_ethertype(frame: bytes, ethertype: bytes) -> None:
+def test_arbitrary_octets_behind_an_ip_ethertype(frame: bytes, ethertype: bytes) -> None:
     frame = frame[:12] + ethertype + frame[14:]
-    where = ip.find_transport(frame)
-    assert where is None or where.offset + where.length <= len(frame)
+    transport = ip.find_transport(frame)
+    assert transport is None or transport.offset + transport.length <= len(frame)
 
 
 @pytest.mark.parametrize("name", ["tcp4", "tcp6", "udp4", "udp6 qinq", "tcp6 extensions"])
-def test_scapy_agrees_on_the_fixed_frames(name: str) -> None:
+def test_valid_frames_equal_scapy(name: str) -> None:
     parsed = Ether(VALID[name])
-    where = ip.find_transport(VALID[name])
-    assert where is not None
-    assert where.version == (6 if IPv6 in parsed else 4)
+    transport = ip.find_transport(VALID[name])
+    assert transport is not None
+    assert transport.version == (6 if IPv6 in parsed else 4)
     assert (IP in parsed) != (IPv6 in parsed)
     assert VALID[name][-7:] == b"payload"
-    assert where.offset + where.length == len(VALID[name])
+    assert transport.offset + transport.length == len(VALID[name])

@@ -1,4 +1,4 @@
-"""nd: messages as scapy has them, and every rule by which RFC 4861 calls one invalid."""
+"""Neighbor discovery messages, compared with scapy, and every validity rule of RFC 4861."""
 
 from collections.abc import Callable
 from ipaddress import IPv6Address
@@ -85,7 +85,7 @@ def test_link_address(packet: Packet, address: str | None) -> None:
 
 
 def with_checksum(change: Callable[[bytearray], None], packet: bytes) -> bytes:
-    """The packet as changed, with a checksum that is right again."""
+    """Return the packet after `change`, with its checksum corrected."""
     octets = bytearray(packet)
     change(octets)
     octets[42:44] = b"\0\0"
@@ -101,14 +101,14 @@ def put(at: int, value: int) -> Callable[[bytearray], None]:
     return change
 
 
-def test_the_way_in_which_packets_are_spoilt() -> None:
+def test_with_checksum_keeps_a_packet_valid() -> None:
     assert nd.parse(with_checksum(put(47, 0), bytes(solicitation(SOURCE))), 0) is not None
 
 
 @pytest.mark.parametrize(
     "packet",
     [
-        pytest.param(bytes(solicitation(SOURCE, hlim=254)), id="was routed"),
+        pytest.param(bytes(solicitation(SOURCE, hlim=254)), id="routed"),
         pytest.param(with_checksum(put(41, 1), bytes(solicitation(SOURCE))), id="code"),
         pytest.param(bytes(solicitation(SOURCE))[:-1] + b"\1", id="checksum"),
         pytest.param(
@@ -116,13 +116,13 @@ def test_the_way_in_which_packets_are_spoilt() -> None:
         ),
         pytest.param(with_checksum(put(65, 0), bytes(solicitation(SOURCE))), id="empty option"),
         pytest.param(with_checksum(put(65, 2), bytes(solicitation(SOURCE))), id="overlong option"),
-        pytest.param(bytes(solicitation(SOURCE, src="::")), id="an address of nobody"),
-        pytest.param(bytes(solicitation(src="::", dst=V6_B)), id="nobody asks one host"),
-        pytest.param(bytes(solicitation(src="::", dst="ff02::1")), id="nobody asks all hosts"),
-        pytest.param(bytes(advertisement(TARGET, dst="ff02::1")), id="solicited by all"),
-        pytest.param(bytes(solicitation(SOURCE, nh=59)), id="no ICMPv6"),
-        pytest.param(bytes(solicitation(SOURCE, version=5)), id="no IPv6"),
-        pytest.param(bytes(solicitation(SOURCE, plen=33)), id="more than there is"),
+        pytest.param(bytes(solicitation(SOURCE, src="::")), id="option from unspecified"),
+        pytest.param(bytes(solicitation(src="::", dst=V6_B)), id="unspecified to one host"),
+        pytest.param(bytes(solicitation(src="::", dst="ff02::1")), id="unspecified to all hosts"),
+        pytest.param(bytes(advertisement(TARGET, dst="ff02::1")), id="solicited to all hosts"),
+        pytest.param(bytes(solicitation(SOURCE, nh=59)), id="not ICMPv6"),
+        pytest.param(bytes(solicitation(SOURCE, version=5)), id="not IPv6"),
+        pytest.param(bytes(solicitation(SOURCE, plen=33)), id="length beyond the end"),
         pytest.param(bytes(solicitation(plen=23)), id="too short"),
         pytest.param(bytes(ip6(hop(ICMPv6ND_NS(tgt=V6_B)), hlim=255)), id="extension header"),
         pytest.param(bytes(ip6(ICMPv6EchoRequest(data=bytes(30)), hlim=255)), id="echo"),
@@ -132,13 +132,13 @@ def test_invalid(packet: bytes) -> None:
     assert nd.parse(packet, 0) is None
 
 
-def test_padding_is_no_part_of_it() -> None:
+def test_padding_is_ignored() -> None:
     octets = bytes(solicitation(SOURCE))
     assert nd.parse(octets + b"\xff" * 9, 0) == nd.parse(octets, 0)
 
 
 @pytest.mark.parametrize("length", range(72))
-def test_cut_off(length: int) -> None:
+def test_truncated(length: int) -> None:
     octets = bytes(solicitation(SOURCE))
     assert len(octets) == 72
     assert nd.parse(octets[:length], 0) is None
@@ -159,14 +159,14 @@ MESSAGES = st.builds(
 
 
 @given(MESSAGES, st.binary(max_size=20), st.binary(max_size=20))
-def test_there_and_back(message: nd.Message, before: bytes, padding: bytes) -> None:
+def test_round_trip(message: nd.Message, prefix: bytes, padding: bytes) -> None:
     for kind in (bytes, bytearray, memoryview):
-        frame = kind(bytearray(before + nd.pack(message) + padding))
-        assert nd.parse(frame, len(before)) == message
+        frame = kind(bytearray(prefix + nd.pack(message) + padding))
+        assert nd.parse(frame, len(prefix)) == message
 
 
 @given(MESSAGES)
-def test_it_is_what_scapy_builds(message: nd.Message) -> None:
+def test_pack_equals_scapy(message: nd.Message) -> None:
     advertises = message.kind == nd.ADVERTISEMENT
     flags: dict[str, Any] = {
         "R": message.flags >> 7,
@@ -200,17 +200,17 @@ def test_solicited_node_groups(address: bytes) -> None:
 
 
 @pytest.mark.parametrize("address", ["ff02::1", "ff02::1:fe00:2", "ff05::1:ff00:2", V6_B])
-def test_other_addresses(address: str) -> None:
+def test_other_groups(address: str) -> None:
     assert not nd._is_solicited_node(packed(address))
 
 
 @given(HOSTILE, st.integers(0, 60))
-def test_hostile(frame: bytes, at: int) -> None:
+def test_arbitrary_octets(frame: bytes, at: int) -> None:
     nd.parse(frame, at)
 
 
 @given(st.binary(max_size=60), st.integers(0, 0xFFFF))
-def test_hostile_options(options: bytes, flags: int) -> None:
+def test_arbitrary_options(options: bytes, flags: int) -> None:
     octets = bytearray(nd.pack(nd.Message(nd.SOLICITATION, 0, A, B, flags & 0xFF, B, None)))
     octets += options
     octets[4:6] = (24 + len(options)).to_bytes(2, "big")

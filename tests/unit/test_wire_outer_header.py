@@ -1,4 +1,4 @@
-"""The envelope of a frame against what scapy reads of it."""
+"""Outer header fields of a frame, compared with the inner header as scapy reads it."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def policies(draw: st.DrawFn) -> InheritPolicy:
 
 
 def outer(policy: InheritPolicy, frame: bytes) -> tuple[int, int, int, bool]:
-    """TOS, TTL, flow label and DF of the outer header; 0 is what the host gives."""
+    """Return the expected TOS, TTL, flow label and DF; 0 is the default of the host."""
     packet = Ether(frame)
     tos = ttl = label = 0
     df = False
@@ -38,11 +38,11 @@ def outer(policy: InheritPolicy, frame: bytes) -> tuple[int, int, int, bool]:
         tos, ttl, df = packet[IP].tos, packet[IP].ttl, "DF" in packet[IP].flags
     elif IPv6 in packet:
         tos, ttl, label, df = packet[IPv6].tc, packet[IPv6].hlim, packet[IPv6].fl, True
-    mark = tos & 3
-    if mark == 3 and policy.ecn == "kernel":
-        mark = 2
+    ecn = tos & 3
+    if ecn == 3 and policy.ecn == "kernel":
+        ecn = 2
     return (
-        (tos & 0xFC if policy.inherit_tos else policy.tos) | mark,
+        (tos & 0xFC if policy.inherit_tos else policy.tos) | ecn,
         ttl if policy.inherit_ttl else 0,
         label if policy.inherit_flowlabel else 0,
         df and policy.inherit_df,
@@ -67,19 +67,19 @@ def test_ip(
         else {"tc": tos, "hlim": ttl, "fl": label}
     )
     frame = bytes(craft.ether(craft.ip(version, craft.udp(b"x"), **fields), tags=tags))
-    key = policy.make_reader()(memoryview(frame))
-    seen = outer_header.unpack(key)
+    packed = policy.make_reader()(memoryview(frame))
+    fields_read = outer_header.unpack(packed)
     expected_tos, expected_ttl, expected_label, expected_df = outer(policy, frame)
-    # A TOS of 0 is what the socket has, which has that of the policy.
-    assert (seen.tos or policy.tos) == expected_tos
-    assert seen.ttl == expected_ttl
-    assert seen.flowlabel == expected_label
-    assert bool(key & outer_header.DF) == expected_df
+    # A TOS of 0 stands for that of the socket, which is set up with the TOS of the policy.
+    assert (fields_read.tos or policy.tos) == expected_tos
+    assert fields_read.ttl == expected_ttl
+    assert fields_read.flowlabel == expected_label
+    assert bool(packed & outer_header.DF) == expected_df
 
 
 @pytest.mark.parametrize("tags", ["", "q", "aq"])
 @given(policies(), st.binary(min_size=0, max_size=60))
-def test_what_is_not_ip_says_nothing(tags: str, policy: InheritPolicy, payload: bytes) -> None:
+def test_other_protocols_inherit_nothing(tags: str, policy: InheritPolicy, payload: bytes) -> None:
     arp = craft.VALID["arp"]
     for frame in (arp[:12] + b"\x88\xb5" + payload, arp):
         tagged = frame[:12] + b"\x81\0\0\x03" * len(tags) + frame[12:]
@@ -87,21 +87,20 @@ def test_what_is_not_ip_says_nothing(tags: str, policy: InheritPolicy, payload: 
 
 
 @given(policies(), craft.HOSTILE)
-def test_hostile_frames(policy: InheritPolicy, frame: bytes) -> None:
-    key = policy.make_reader()(memoryview(frame))
-    assert 0 <= key < 2 * outer_header.DF
+def test_arbitrary_frames(policy: InheritPolicy, frame: bytes) -> None:
+    packed = policy.make_reader()(memoryview(frame))
+    assert 0 <= packed < 2 * outer_header.DF
 
 
 @given(craft.HOSTILE)
-def test_the_short_cut_gives_what_the_long_way_does(frame: bytes) -> None:
-    """Where only ECN follows the frame."""
+def test_ecn_only_reader_equals_full_reader(frame: bytes) -> None:
     for mode in ("rfc6040", "kernel"):
-        quick = InheritPolicy(ecn=mode).make_reader()(frame)
-        # What is inherited beside it, and masked out.
-        slow = InheritPolicy(ecn=mode, inherit_ttl=True).make_reader()(frame)
-        assert quick == slow & 0xFF
+        fast = InheritPolicy(ecn=mode).make_reader()(frame)
+        # A policy that also inherits the TTL uses the full reader; the TTL is masked out below.
+        full = InheritPolicy(ecn=mode, inherit_ttl=True).make_reader()(frame)
+        assert fast == full & 0xFF
 
 
-def test_a_plain_frame_says_nothing_by_default() -> None:
+def test_plain_frame_inherits_nothing_by_default() -> None:
     reader = InheritPolicy().make_reader()
     assert {reader(frame) for frame in craft.VALID.values()} == {0}

@@ -1,4 +1,4 @@
-"""virtio: the legacy virtio-net header, field by field."""
+"""The legacy virtio-net header, field by field."""
 
 import struct
 
@@ -11,12 +11,12 @@ from vtep.wire import virtio
 U16 = st.integers(0, 0xFFFF)
 
 
-def test_plain_asks_for_nothing() -> None:
+def test_plain_requests_no_offload() -> None:
     assert parse_virtio(virtio.PLAIN) == (0, 0, 0, 0, 0, 0)
     assert virtio.HEADER_LEN == 10
 
 
-def test_constants_of_the_kernel() -> None:
+def test_kernel_constants() -> None:
     # include/uapi/linux/virtio_net.h
     assert virtio.FLAG_NEEDS_CSUM == 1
     assert (virtio.GSO_NONE, virtio.GSO_TCPV4, virtio.GSO_TCPV6) == (0, 1, 4)
@@ -24,12 +24,12 @@ def test_constants_of_the_kernel() -> None:
 
 
 @given(U16, U16)
-def test_needs_checksum(start: int, offset: int) -> None:
+def test_pack_needs_csum(start: int, offset: int) -> None:
     assert parse_virtio(virtio.pack_needs_csum(start, offset)) == (1, 0, 0, 0, start, offset)
 
 
 @given(st.sampled_from([1, 4, 0x81, 0x84]), U16, U16, U16, U16)
-def test_superframe(kind: int, header_len: int, size: int, start: int, offset: int) -> None:
+def test_pack_gso(kind: int, header_len: int, size: int, start: int, offset: int) -> None:
     header = virtio.pack_gso(kind, header_len, size, start, offset)
     assert parse_virtio(header) == (1, kind, header_len, size, start, offset)
 

@@ -1,4 +1,4 @@
-"""vxlan: the header as scapy and RFC 7348 have it."""
+"""The VXLAN header, compared with scapy and RFC 7348."""
 
 import struct
 
@@ -29,12 +29,12 @@ def test_header_octets(vni: int, octets: str) -> None:
 
 
 @given(VNIS)
-def test_header_is_scapys(vni: int) -> None:
+def test_header_equals_scapy(vni: int) -> None:
     assert vxlan.pack(vni) == bytes(VXLAN(flags="Instance", vni=vni))
 
 
 @given(VNIS)
-def test_scapy_reads_the_vni(vni: int) -> None:
+def test_scapy_parses_vni(vni: int) -> None:
     parsed = VXLAN(vxlan.pack(vni))
     assert (parsed.vni, str(parsed.flags)) == (vni, "Instance")
 
@@ -45,7 +45,7 @@ def test_reserved_bits_are_zero(vni: int) -> None:
     assert (first, second & 0xFF) == (1 << 27, 0)
 
 
-def test_constants_of_the_rfc() -> None:
+def test_rfc_constants() -> None:
     assert vxlan.PORT == 4789
     assert vxlan.HEADER_LEN == 8
     assert vxlan.FLAG_I == 1 << 27

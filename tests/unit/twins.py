@@ -1,8 +1,7 @@
-"""Twins of split and merge that are slow and obviously right, and frames to feed them with.
+"""Slow and simple reference implementations of split and merge, and strategies for their input.
 
-Nothing here comes from `vtep`: offsets, flags and limits are written out again, from the RFCs and
-from what the docstrings in `vtep.offload` promise. `test_split` holds the frames and the split
-against scapy.
+This module imports nothing from `vtep`. It repeats offsets, flags and limits from the RFCs and from
+the docstrings in `vtep.offload`. `test_split` compares its frames and its split with scapy.
 """
 
 import struct
@@ -24,7 +23,7 @@ UDP_SEGMENTS_MAX = 64
 KINDS = {"tcp4": (4, TCP), "tcp6": (6, TCP), "udp4": (4, UDP), "udp6": (6, UDP)}
 
 BASIC = settings(derandomize=True, deadline=None, database=None)
-"""The same examples every time; tests that cost more time than they find take fewer of them."""
+"""Settings for reproducible examples; a slow test lowers their number."""
 
 
 # --- frames -----------------------------------------------------------------------------------
@@ -43,7 +42,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame in words; what is wrong with it is given as a difference from what would be right."""
+    """A frame by its fields; an error in it is a difference from the right value."""
 
     version: int = 4
     protocol: int = TCP
@@ -58,7 +57,7 @@ class Frame:
     ident: int = 7
     fragment: int = 0x4000
     between: bytes = b""
-    """IPv4 options, or one IPv6 extension header whose first octet is ours to fill in."""
+    """IPv4 options, or one IPv6 extension header whose first octet `build` fills in."""
     extension: int = 0
     sport: int = 40000
     dport: int = 80
@@ -137,8 +136,8 @@ def add(frame: bytearray, at: int, difference: int) -> None:
     struct.pack_into("!H", frame, at, (value + difference) & 0xFFFF)
 
 
-def train(base: Frame, count: int, size: int, *, last: int | None = None) -> list[Frame]:
-    """Frames that follow each other as segments of one flow do."""
+def segment_run(base: Frame, count: int, size: int, *, last: int | None = None) -> list[Frame]:
+    """Build consecutive segments of one flow: a run."""
     pieces = [Random(number).randbytes(size) for number in range(count)]
     pieces[-1] = pieces[-1][:last]
     return [
@@ -153,11 +152,11 @@ def build(frames: Sequence[Frame]) -> list[bytes]:
     return [frame.build() for frame in frames]
 
 
-# --- twins ------------------------------------------------------------------------------------
+# --- reference implementations ----------------------------------------------------------------
 
 
 def loop_sum(data: bytes) -> int:
-    """The sum of RFC 1071, word for word as its section 4.1 has it in C."""
+    """Return the one's complement sum of RFC 1071, section 4.1."""
     total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -194,12 +193,12 @@ def with_checksums(frame: bytearray, shape: Shape, *, partial: bool) -> None:
     if not partial:
         value = loop_sum(pseudo + bytes(frame[shape.upper : shape.end])) ^ 0xFFFF
         if shape.protocol == UDP and value == 0:
-            value = 0xFFFF  # Zero would say that there is none.
+            value = 0xFFFF  # In UDP 0 means that there is no checksum.
     struct.pack_into("!H", frame, at, value)
 
 
 def network(packet: bytes, ethertype: bytes) -> tuple[int, int, int, int] | None:
-    """IP version, protocol, header length with options and extensions, and whole length."""
+    """Return IP version, protocol, header length with options or extensions, and total length."""
     if ethertype == b"\x08\0" and len(packet) >= 20:
         first, total, fragment, protocol = struct.unpack_from("!BxHxxHxB", packet)
         header = (first & 15) * 4
@@ -219,7 +218,7 @@ def network(packet: bytes, ethertype: bytes) -> tuple[int, int, int, int] | None
 
 
 def dissect(frame: bytes) -> Shape | None:
-    """Where things are in a whole TCP or UDP packet, or None where that is not what it is."""
+    """Return the offsets in a complete TCP or UDP packet, or None if the frame has none."""
     at = 12
     while frame[at : at + 2] in (b"\x81\0", b"\x88\xa8"):
         at += 4
@@ -239,7 +238,7 @@ def dissect(frame: bytes) -> Shape | None:
 
 
 class Gso(Protocol):
-    """What of a virtio header a split looks at."""
+    """The fields of a virtio header that a split uses."""
 
     @property
     def gso_type(self) -> int: ...
@@ -248,7 +247,10 @@ class Gso(Protocol):
 
 
 def split(frame: bytes, gso: Gso) -> list[bytes] | None:
-    """The segments of a superframe, or None where its header contradicts it."""
+    """Split a superframe.
+
+    Returns: its segments, or None if `gso` does not match the frame.
+    """
     shape, size = dissect(frame), gso.gso_size
     if shape is None or GSO_TYPE[shape.version, shape.protocol] != gso.gso_type & ~GSO_ECN:
         return None
@@ -275,7 +277,7 @@ def split(frame: bytes, gso: Gso) -> list[bytes] | None:
 
 
 def finish(frame: bytes) -> bytes:
-    """A TCP or UDP frame without padding, its checksums as they should be."""
+    """Complete the checksums of a TCP or UDP frame without padding."""
     shape, done = dissect(frame), bytearray(frame)
     assert shape is not None
     assert shape.end == len(frame)
@@ -289,7 +291,7 @@ def is_partial(frame: bytes, shape: Shape) -> bool:
 
 
 def outline(frame: bytes, *, uso: bool) -> tuple[object, ...] | None:
-    """How the headers of a frame lie, or None where no superframe could have them."""
+    """Return the layout of the headers of a frame, or None if no superframe can have them."""
     shape = dissect(frame)
     if shape is None or shape.end != len(frame) or shape.payload == shape.end:
         return None
@@ -297,14 +299,14 @@ def outline(frame: bytes, *, uso: bool) -> tuple[object, ...] | None:
         return None
     if shape.protocol == UDP and not uso:
         return None
-    # Tags and IP version; don't fragment; the TCP header's length.
+    # Tags and IP version, DF bit, length of the TCP header.
     dont_fragment = frame[shape.ip + 6 : shape.ip + 8] if shape.version == 4 else b""
     length = frame[shape.upper + 12] if shape.protocol == TCP else 0
     return frame[12 : shape.ip + 1], dont_fragment, shape.protocol, length
 
 
-def is_sound(frame: bytes, shape: Shape) -> bool:
-    """Whether a split could have made this segment, looking at nothing but it."""
+def is_mergeable(frame: bytes, shape: Shape) -> bool:
+    """Return True if a split can have written this segment, whatever its neighbours are."""
     if shape.protocol == TCP and frame[shape.upper + 13] & (SYN | RST | URG | ACK) != ACK:
         return False
     lengths = with_lengths(frame, shape)
@@ -317,12 +319,12 @@ def is_sound(frame: bytes, shape: Shape) -> bool:
 
 
 def common(frame: bytes, shape: Shape) -> bytes:
-    """The headers without what differs between segments; their lengths were looked at."""
+    """Return the headers, with all fields that differ between segments set to zero."""
     head = bytearray(frame[: shape.payload])
     ip, upper = shape.ip, shape.upper
-    gone = [(ip + 2, 4), (ip + 10, 2)] if shape.version == 4 else [(ip + 4, 2)]
-    gone += [(upper + 4, 4), (upper + 16, 2)] if shape.protocol == TCP else [(upper + 4, 4)]
-    for at, octets in gone:
+    zeroed = [(ip + 2, 4), (ip + 10, 2)] if shape.version == 4 else [(ip + 4, 2)]
+    zeroed += [(upper + 4, 4), (upper + 16, 2)] if shape.protocol == TCP else [(upper + 4, 4)]
+    for at, octets in zeroed:
         head[at : at + octets] = bytes(octets)
     if shape.protocol == TCP:
         head[upper + 13] &= ~(CWR | FIN | PSH)
@@ -330,11 +332,11 @@ def common(frame: bytes, shape: Shape) -> bytes:
 
 
 def continues(before: bytes, after: bytes) -> bool:
-    """Whether a split could have given these two in a row."""
+    """Return True if a split can have written these two segments in a row."""
     one, two = dissect(before), dissect(after)
     if one is None or two is None or common(before, one) != common(after, two):
         return False
-    if one.end < len(before) or not is_sound(before, one) or not is_sound(after, two):
+    if one.end < len(before) or not is_mergeable(before, one) or not is_mergeable(after, two):
         return False
     if two.end > one.end:
         return False
@@ -352,21 +354,24 @@ def continues(before: bytes, after: bytes) -> bool:
 
 
 Merged = list[tuple[bytes | None, bytes]]
-"""Frames, each with its virtio header or None."""
+"""Frames, each with its virtio header, or with None if it was not merged."""
 
 
 def superframe(run: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """A run of segments as one superframe, with its virtio header."""
+    """Merge a run of segments into one superframe.
+
+    Returns: its virtio header and the superframe.
+    """
     shape = dissect(run[0])
     assert shape is not None
     payload = b"".join(segment[shape.payload :] for segment in run)
-    whole = shape._replace(end=shape.payload + len(payload))
-    frame = with_lengths(run[0][: shape.payload] + payload, whole)
+    merged = shape._replace(end=shape.payload + len(payload))
+    frame = with_lengths(run[0][: shape.payload] + payload, merged)
     gso_type = GSO_TYPE[shape.version, shape.protocol]
     if shape.protocol == TCP:
         frame[shape.upper + 13] |= run[-1][shape.upper + 13] & (FIN | PSH)
         gso_type |= GSO_ECN if frame[shape.upper + 13] & CWR else 0
-    with_checksums(frame, whole, partial=True)
+    with_checksums(frame, merged, partial=True)
     size = shape.end - shape.payload
     offset = CHECKSUM_AT[shape.protocol]
     header = struct.pack("=BBHHHH", 1, gso_type, shape.payload, size, shape.upper, offset)
@@ -380,16 +385,16 @@ def superframe_len(run: Sequence[bytes]) -> int:
 
 
 def belongs(run: Sequence[bytes], frame: bytes, *, uso: bool) -> bool:
-    """Whether a frame may be in a run, as far as the frames before its neighbour have a say."""
-    lie = outline(run[0], uso=uso)
-    if lie is None or lie != outline(frame, uso=uso):
+    """Return True if a frame may be added to a run, without a comparison with its neighbour."""
+    layout = outline(run[0], uso=uso)
+    if layout is None or layout != outline(frame, uso=uso):
         return False
-    # Checksums are finished in all of a run or partial in all; its first two decide.
-    whole = [*run, frame]
-    finished = [finish(each) == each for each in whole]
-    if all(finished[:2]):
-        return all(finished)
-    return all(is_partial(each, shape) for each in whole if (shape := dissect(each)))
+    # All checksums of a run are complete, or all are partial. The first two frames decide.
+    frames = [*run, frame]
+    complete = [finish(each) == each for each in frames]
+    if all(complete[:2]):
+        return all(complete)
+    return all(is_partial(each, shape) for each in frames if (shape := dissect(each)))
 
 
 def is_tcp(frame: bytes) -> bool:
@@ -398,7 +403,7 @@ def is_tcp(frame: bytes) -> bool:
 
 
 def merge(frames: Sequence[bytes], *, uso: bool = True) -> Merged:
-    """Join neighbours, in order, while they continue each other and there is room."""
+    """Merge adjacent frames, in order, as long as each continues the run and the limits allow."""
     runs: list[list[bytes]] = []
     for frame in frames:
         if (
@@ -427,7 +432,7 @@ U32 = st.one_of(st.integers(0, 0xFFFF_FFFF), st.integers(0xFFFF_FF00, 0xFFFF_FFF
 
 @st.composite
 def flows(draw: st.DrawFn, *, between: bool = False, flags: int = PSH | ECE | CWR) -> Frame:
-    """The first frame of a flow, still without payload; `between` allows for IP options."""
+    """Draw the first frame of a flow, without payload; `between` allows IP options."""
     version, protocol = draw(st.sampled_from(list(KINDS.values())))
     frame = Frame(
         version,
@@ -500,11 +505,11 @@ DISTURBANCES += [
     {"padding": b"\0"},
     {"payload": b""},
 ]
-"""What sets a frame apart from the others of its flow; some only where it has that field."""
+"""Changes by which a frame differs from others of its flow; some apply to one protocol only."""
 
 
 class Burst(NamedTuple):
-    """What a UDP_GRO receive gives: datagrams of `stride` octets, the last may be shorter."""
+    """Datagrams of one UDP_GRO receive: `stride` octets each, the last may be shorter."""
 
     prefix_len: int
     stride: int
@@ -512,12 +517,12 @@ class Burst(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        """The datagrams, all with one prefix."""
+        """The octets of all datagrams, with the same prefix in each."""
         return b"".join(b"\xa5" * self.prefix_len + frame for frame in self.frames)
 
 
 def burst_of(frames: Sequence[Frame | bytes], prefix_len: int = 8) -> Burst:
-    """Frames as one receive; the first says how long all of them are."""
+    """Build a burst; the first frame determines the length of the others."""
     octets = [frame if isinstance(frame, bytes) else frame.build() for frame in frames]
     length = len(octets[0])
     assert all(len(frame) == length for frame in octets[:-1])
@@ -527,23 +532,25 @@ def burst_of(frames: Sequence[Frame | bytes], prefix_len: int = 8) -> Burst:
 
 @st.composite
 def bursts(draw: st.DrawFn, *, disturbed: bool = True) -> Burst:
-    """Up to three flows in bits of trains, with some frames disturbed."""
-    several = draw(st.sampled_from([1, 1, 1, 2, 3])) if disturbed else 1
-    begun = [draw(flows()) for _ in range(several)]
+    """Draw parts of runs of up to three flows, with some frames changed by `DISTURBANCES`."""
+    flow_count = draw(st.sampled_from([1, 1, 1, 2, 3])) if disturbed else 1
+    next_frames = [draw(flows()) for _ in range(flow_count)]
     if disturbed and draw(st.booleans()):
-        begun = [replace(begun[0], source=number, sport=number) for number in range(several)]
+        next_frames = [
+            replace(next_frames[0], source=number, sport=number) for number in range(flow_count)
+        ]
     size = draw(st.one_of(st.integers(1, 9), st.integers(1, 64), st.sampled_from([255, 1400])))
-    length = max(flow.head_len for flow in begun) + size
+    length = max(flow.head_len for flow in next_frames) + size
     random = draw(st.randoms(use_true_random=False))
     count = draw(st.integers(2, 8))
-    choices = draw(st.lists(st.integers(0, several - 1), min_size=count, max_size=count))
+    choices = draw(st.lists(st.integers(0, flow_count - 1), min_size=count, max_size=count))
     changes = st.tuples(st.integers(0, count - 1), st.booleans(), st.sampled_from(DISTURBANCES))
     disturbances = draw(st.lists(changes, max_size=3)) if disturbed else []
-    # All or none, if it is to be one superframe.
+    # An undisturbed burst is one superframe, so all or no checksums are partial.
     partial = draw(often(0, st.integers(0, 255) if disturbed else st.just(-1)))
     frames = []
     for number, choice in enumerate(sorted(choices) if draw(st.booleans()) else choices):
-        flow = begun[choice]
+        flow = next_frames[choice]
         payload = random.randbytes(length - flow.head_len)
         last = number == count - 1
         if last:
@@ -558,7 +565,7 @@ def bursts(draw: st.DrawFn, *, disturbed: bool = True) -> Burst:
                 frame = replace(frame, **change)
         octets = frame.build()
         frames.append(octets[:length] if last else octets[:length].ljust(length, b"\0"))
-        begun[choice] = replace(
+        next_frames[choice] = replace(
             flow,
             ident=(flow.ident + 1) & 0xFFFF,
             seq=flow.seq + len(payload),
@@ -570,12 +577,12 @@ def bursts(draw: st.DrawFn, *, disturbed: bool = True) -> Burst:
 
 @st.composite
 def corrupted(draw: st.DrawFn) -> Burst:
-    """A burst that would merge, had not some bits of it been turned."""
+    """Draw a burst that would merge completely, with some bits flipped."""
     burst = draw(bursts(disturbed=False))
     frames = [bytearray(frame) for frame in burst.frames]
     for _ in range(draw(st.integers(1, 4))):
         frame = draw(st.sampled_from(frames))
-        # The headers are shorter than the payload, and more is to be got wrong in them.
+        # Prefer the headers, where most faults can be found, to the longer payload.
         frame[draw(st.integers(0, min(80, len(frame)) - 1))] ^= 1 << draw(st.integers(0, 7))
     return burst._replace(frames=[bytes(frame) for frame in frames])
 
@@ -589,4 +596,4 @@ GARBAGE = st.one_of(
     ),
     corrupted().map(lambda burst: burst.data),
 )
-"""Any octets, some of which look like frames at first."""
+"""Arbitrary octets, some of which begin like a frame."""

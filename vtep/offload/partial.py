@@ -129,25 +129,23 @@ def virtio_header(
     if transport is None or not has_partial_checksum(frame, transport):
         return virtio.PLAIN
     counters.partial_checksums += 1
-    csum_offset = inet.CHECKSUM_OFFSET[transport.protocol]
-    if transport.protocol == inet.TCP:
+    version, protocol, _, offset, length = transport
+    csum_offset = inet.CHECKSUM_OFFSET[protocol]
+    if protocol == inet.TCP:
         header_len = inet.tcp_header_len(frame, transport)
         size = sizes.payload_size(frame, transport) if header_len else 0
     else:
         header_len, size = inet.UDP_HEADER_LEN, udp_size
-    if not size or transport.length - header_len <= size:
-        return virtio.pack_needs_csum(transport.offset, csum_offset)
-    if transport.protocol == inet.TCP and inet.tcp_authentication(frame, transport):
+    if not size or length - header_len <= size:
+        return virtio.pack_needs_csum(offset, csum_offset)
+    if protocol == inet.TCP and inet.tcp_authentication(frame, transport):
         # The authentication code covers the whole frame, so it must not be split.
-        return virtio.pack_needs_csum(transport.offset, csum_offset)
+        return virtio.pack_needs_csum(offset, csum_offset)
     counters.super_datagrams += 1
-    gso_type = virtio.GSO_TYPES[transport.version, transport.protocol]
-    if transport.protocol == inet.TCP:
-        flags = frame[transport.offset + inet.TCP_FLAGS_OFFSET]
-        if flags & inet.TCP_FLAG_CWR:
-            gso_type |= virtio.GSO_ECN
-    hdr_len = transport.offset + header_len
-    return virtio.pack_gso(gso_type, hdr_len, size, transport.offset, csum_offset)
+    gso_type = virtio.GSO_TYPES[version, protocol]
+    if protocol == inet.TCP and frame[offset + inet.TCP_FLAGS_OFFSET] & inet.TCP_FLAG_CWR:
+        gso_type |= virtio.GSO_ECN
+    return virtio.pack_gso(gso_type, offset + header_len, size, offset, csum_offset)
 
 
 def has_partial_checksum(frame: Buffer, transport: inet.Transport | None) -> bool:
