@@ -29,7 +29,7 @@ Words: TypeAlias = NDArray[np.uint16]
 Sums: TypeAlias = NDArray[np.uint32]
 
 EdgeFlags: TypeAlias = list[tuple[int, int]]
-"""Pairs of a segment's number and those of its TCP flags that not all segments have."""
+"""Segments with TCP flags outside of `COMMON`: pairs of a segment's number and these flags."""
 
 _IP_LENGTH = {4: 2, 6: 4}
 _IP_ID = 4
@@ -47,6 +47,8 @@ COMMON = 0xFF & ~LAST_ONLY & ~FIRST_ONLY
 """TCP flags of a superframe that all segments carry."""
 
 SEGMENTS_MAX = 1 << 16
+"""Segments of one plan, so that no two have the same IPv4 identification."""
+
 _MATRICES_MAX = 128
 
 _FIELD = Struct("!H")
@@ -177,6 +179,7 @@ class HeaderWriter:
             matrix.checksum[:] = _host_field(checksum.fold(pseudo))
             matrix.checksum[-1] = _host_field(checksum.fold(pseudo - short))
             return
+        # A checksum is the negated sum of payload, sequence step, pseudo-header and shared header.
         np.subtract(matrix.negated_steps, sums, sums)
         # A TCP checksum is 0 to 65534, a UDP checksum 1 to 65535: 0 means none (RFC 768).
         lowest = 0 if tcp else 1

@@ -114,7 +114,8 @@ class Merger:
     def _find_run(self, data: memoryview, stride: int) -> tuple[SegmentPlan, EdgeFlags] | None:
         """Find the longest run that begins with the first datagram.
 
-        Returns: the plan of the run and its edge flags, or None if the first datagram is alone.
+        Returns: the plan of the run and its edge flags (see `EdgeFlags`), or None if the first
+        datagram is alone.
         """
         candidate = self._candidate_run(data, stride)
         if candidate is None or candidate[0].segments < 2:

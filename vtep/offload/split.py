@@ -6,8 +6,7 @@ what a NIC would do: it repeats the headers in front of each piece of the payloa
 fields that differ.
 
 Consecutive superframes of one flow, each of which begins where the one before ends, are split
-together. Checksums and headers are then computed once for all of them, which saves most of the cost
-of a short superframe.
+together. Checksums and headers are then computed once for all of them.
 """
 
 from struct import Struct
@@ -62,7 +61,12 @@ class Splitter:
         self._edge_flags: EdgeFlags = []
 
     def split(self, frame: memoryview, gso: virtio.Header) -> tuple[int, int]:
-        """Split a single superframe: `begin` and `finish` in one call."""
+        """Split a single superframe: call `begin` and `finish`.
+
+        Returns: the octets used in `out`, and the stride.
+
+        Raises: SplitError as `begin` does.
+        """
         self.begin(frame, gso)
         return self.finish()
 
