@@ -1,7 +1,13 @@
 """What the whole suite shares."""
 
+import signal
+
 import pytest
 from hypothesis import settings
+
+# A shell ignores SIGINT in what it runs in the background, and children inherit that: tests that
+# end a child by SIGINT would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
 settings.load_profile("pyvtep")

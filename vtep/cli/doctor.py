@@ -92,9 +92,9 @@ def _show(facts: Facts, found: list[Finding]) -> None:
     if wrong(found):
         return
     if any(finding.earlier for finding in found):
-        click.echo("\nNo fault is seen at the moment. The notes tell of losses before.")
+        click.echo("\nNo fault is present at the moment. The notes tell of earlier losses.")
     else:
-        click.echo("\nNothing is wrong, as far as can be seen from here.")
+        click.echo("\nNo fault was found, as far as can be seen from here.")
 
 
 def _of_segment(segment: SegmentFacts) -> str:
