@@ -43,8 +43,8 @@ class Drop(_Explained):
     OVERLAY_INGRESS = (
         "overlay_ingress",
         (
-            "datagram that arrived through a TAP of this process or its bridge, so it is no "
-            "underlay traffic: a guest forges VXLAN; or the underlay is that device: --dev"
+            "datagram that arrived through a TAP of pyvtep or its bridge, so it is no underlay "
+            "traffic: a guest forges VXLAN; or the underlay is that device: --dev"
         ),
     )
     HEADER_TRUNCATED = ("header_truncated", "datagram shorter than a VXLAN header")

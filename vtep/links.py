@@ -91,6 +91,10 @@ class LinkTable:
                 left += veths.get(index, ())
         return found
 
+    def is_tap(self, device: int) -> bool:
+        """Return whether a device is a TAP (or TUN) device."""
+        return self._links.get(device, Link()).kind == "tun"
+
     def vrf(self, device: int) -> int:
         """Return the VRF that a device is a port of, by which its packets seem to arrive, or 0."""
         master = self._links.get(device, Link()).master

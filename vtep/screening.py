@@ -16,6 +16,7 @@ from typing import Protocol
 from pyroute2 import IPRoute
 
 from vtep import netlink
+from vtep.control import paths
 from vtep.devices import device_index
 from vtep.errors import VtepError
 from vtep.links import LinkTable
@@ -69,6 +70,7 @@ class Screening:
         self._warned: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._names: frozenset[str] = frozenset()
 
     def read_links(self) -> None:
         """Ask the kernel for all devices, before the first events or after some were lost."""
@@ -98,12 +100,22 @@ class Screening:
             self._next.cancel()
             self._next = None
         began = time.perf_counter()
-        above = self.links.above(port.tap_index for port in self._ports.values() if port.is_here)
+        above = self.links.above(self._taps())
         self._candidates = set()
         for listener in self._listeners.values():
             listener.screen(above - self._shared(listener, above))
         took = time.perf_counter() - began
         self._not_before = asyncio.get_running_loop().time() + _SHARE * took
+
+    def _taps(self) -> set[int]:
+        """Return the TAPs of this process, and of others as far as their control sockets tell.
+
+        Several processes on one host are how several networks of containers are attached.
+        """
+        self._names = paths.names()
+        others = (netlink.device_index(name) or 0 for name in self._names)
+        own = {port.tap_index for port in self._ports.values() if port.is_here}
+        return own.union(filter(self.links.is_tap, others))
 
     def stop(self) -> None:
         """Update nothing any more."""
@@ -146,7 +158,9 @@ class Screening:
     # --- which device the underlay is ---------------------------------------------------------
 
     def tick(self) -> None:
-        """Look at what has arrived from remotes by devices that are not taken for the underlay."""
+        """Notice other processes, and remotes whose datagrams arrive by a device above a TAP."""
+        if paths.names() != self._names:
+            self.schedule()
         for listener in self._listeners.values():
             for device, host in listener.take_suspects().items():
                 if device not in self._is_underlay:

@@ -41,12 +41,14 @@ def frame(number: int) -> bytes:
     return b"\xff" * 6 + source + b"\x88\xb5" + number.to_bytes(4, "big") * 12
 
 
-def forged(vni: int, number: int, source: str, destination: str, mac: str) -> bytes:
+def forged(
+    vni: int, number: int, source: str, destination: str, mac: str, port: int = vxlan.PORT
+) -> bytes:
     """A frame of a guest with a datagram in it that seems to come from a remote."""
     ip = (IPv6 if ":" in source else IP)(src=source, dst=destination)
     inner = vxlan.pack(vni) + frame(number)
     return bytes(
-        Ether(src="02:00:00:00:00:99", dst=mac) / ip / UDP(sport=50000, dport=4789) / inner
+        Ether(src="02:00:00:00:00:99", dst=mac) / ip / UDP(sport=50000, dport=port) / inner
     )
 
 
@@ -147,6 +149,32 @@ def test_a_guest_of_one_vni_gets_nothing_into_another(
             assert first.of(frame(number)) == second.of(frame(number)) == 0
     assert total(vtep, "overlay_ingress") == count + 2
     assert total(vtep, "source_unknown") == total(vtep, "rx_queue_full") == 0
+
+
+def test_a_guest_of_one_process_gets_nothing_into_another(
+    joined: tuple[Host, Host, Host], start: Start
+) -> None:
+    """As where each Docker network is attached by a process of its own."""
+    a, b, one = joined
+    options = ("--remote", "192.0.2.2", "--control", "auto")
+    second = start(a, *options, "--vni", "2", "--tap", "second", "--dstport", "4790")
+    start(a, *options, "--vni", "1", "--tap", "first", "--bridge", "br1")
+    number = iter(range(1000))
+    mac = mac_of(a, "br1")
+    with (
+        Arrivals(a, "second") as arrivals,
+        packet_socket(one, "guest1") as wire,
+        udp_socket(b, "192.0.2.2") as remote,
+    ):
+
+        def refused() -> bool:
+            wire.send(forged(2, next(number), REMOTES[4], "192.0.2.1", mac, 4790))
+            return second.counter("overlay_ingress") > 0
+
+        # It may be noticed a second after it has come.
+        wait_until(refused, "a guest of the first to be refused by the second")
+        remote.sendto(vxlan.pack(2) + frame(2000), ("192.0.2.1", 4790))
+        wait_until(lambda: arrivals.of(frame(2000)), "a frame of the remote")
 
 
 def test_a_bridge_that_is_the_underlay_as_well(lab: Lab, pair: Pair, start: Start) -> None:

@@ -74,6 +74,18 @@ def folder() -> Path | None:
     return Path(runtime) / "pyvtep" if runtime else None
 
 
+def names() -> frozenset[str]:
+    """Return the names of sockets in the default folder: by default, those of TAPs."""
+    place = folder()
+    if place is None:
+        return frozenset()
+    with suppress(OSError):
+        return frozenset(
+            name.removesuffix(_SUFFIX) for name in os.listdir(place) if name.endswith(_SUFFIX)
+        )
+    return frozenset()
+
+
 # --- for a server ---------------------------------------------------------------------------
 
 
