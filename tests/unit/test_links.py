@@ -51,6 +51,20 @@ def test_a_vrf_is_above_its_ports_and_leads_to_no_other() -> None:
     assert (links.vrf(2), links.vrf(3), links.vrf(9)) == (9, 0, 0)
 
 
+def test_what_is_on_top_of_a_bridge() -> None:
+    links = table(
+        message(1, master=2),
+        message(2, kind="bridge"),
+        message(3, kind="vlan", lower=2),
+        message(4, kind="macvlan", lower=3, master=5),
+        message(5, kind="bridge"),
+        message(6, kind="vlan", lower=7),
+        message(7, master=2, kind="veth", lower=8),
+        message(8, kind="veth", lower=7),
+    )
+    assert links.above([1]) == {1, 2, 3, 4, 5, 8}
+
+
 def test_a_device_in_another_namespace_is_another_device() -> None:
     links = table(
         message(1), message(2, kind="vlan", lower=1, namespace=0), message(3, kind="vlan", lower=1)
