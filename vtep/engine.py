@@ -329,7 +329,7 @@ class Vtep:
         port.close()
         self._forget(port)
         self._close_idle_listeners()
-        self._screening.update()
+        self._screening.schedule()
 
     def _refitted(self, port: Port) -> None:
         """Tell of an MTU that has changed under way."""

@@ -36,7 +36,7 @@ from vtep.values import Address
 log = logging.getLogger("vtep")
 
 _HOSTS_MAX = 8192
-"""Named hosts for which a filter is made: 20 ms of work. With more, it accepts every source."""
+"""Named hosts for which a filter is made: 20 ms of work. With more, it accepts any source."""
 
 _FLOOD = 2000
 """Datagrams a second from unknown sources at which the sockets of groups get a filter."""
@@ -310,9 +310,11 @@ class Listener:
             return
         hosts = set[str]().union(*(segment.fdb.sources for segment in segments))
         networks = {network for segment in segments for network in segment.accept}
-        if len(hosts) > _HOSTS_MAX:
+        # Of very many, the program would accept nearly every source, and take long to make.
+        named = hosts if len(hosts) <= _HOSTS_MAX else ()
+        if not named and hosts:
             networks.update(ANYBODY)
-        wanted = IngressFilter.of(self.version, hosts, networks, denied)
+        wanted = IngressFilter.of(self.version, named, networks, denied)
         self._screen.update(self._receiver, self.endpoint.binding, wanted, hosts)
         if wanted != self._filter:
             self._filter = wanted

@@ -70,6 +70,7 @@ class Screening:
         self._warned: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._stopped = False
         self._names: frozenset[str] = frozenset()
 
     def read_links(self) -> None:
@@ -90,7 +91,7 @@ class Screening:
 
         A source that is not known yet loses nothing meanwhile: see `Screen`.
         """
-        if self._next is None:
+        if self._next is None and not self._stopped:
             loop = asyncio.get_running_loop()
             self._next = loop.call_later(max(0.0, self._not_before - loop.time()), self.update)
 
@@ -119,6 +120,7 @@ class Screening:
 
     def stop(self) -> None:
         """Update nothing any more."""
+        self._stopped = True
         if self._next is not None:
             self._next.cancel()
         if self._task is not None:
