@@ -31,6 +31,9 @@ from vtep.wire.icmp import MTU_MIN_V6
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _RTN_BROADCAST = 3
+_RTM_F_FIB_MATCH = 0x2000
+"""From the kernel's include/uapi/linux/rtnetlink.h: ask for the entry of the table (Linux 4.13)."""
+
 _RTMGRP_LINK = 1
 _RTMGRP_ROUTE = 0x40 | 0x80 | 0x400 | 0x40000 | 0x80000000
 """RTMGRP_IPV4_ROUTE and _IPV4_RULE, the same of IPv6, and the bit of RTNLGRP_NEXTHOP. The kernel's
@@ -364,10 +367,26 @@ def _route(netlink: IPRoute, remote: Address, local: Address | None, device: int
         # A route of type unreachable, prohibit or blackhole is no route either, until it is gone.
         why = "" if error.code == errno.ENETUNREACH else f" ({error.args[1]})"
         raise _NoRouteError(f"no route to --remote {remote}{origin}{why}") from error
-    metrics = route.get("metrics")
-    mtu = metrics.get("mtu") if metrics is not None else None
+    # Of a route with an MTU, that may be what the kernel has learned of a path, which it forgets
+    # without an event. Paths tell of that; here, only what is configured counts.
+    mtu = None if _mtu_of(route) is None else _configured_mtu(netlink, query)
     has_source = _can_reach(route.get("prefsrc"), remote)
     return _Route(route.get("oif"), mtu, route["type"] == _RTN_BROADCAST, has_source)
+
+
+def _configured_mtu(netlink: IPRoute, query: Mapping[str, Any]) -> int | None:
+    """Return the MTU of the entry of the routing table that a query finds, if it has one."""
+    try:
+        (route,) = netlink.route("get", **query, flags=_RTM_F_FIB_MATCH)
+    except NetlinkError:  # It was removed meanwhile.
+        return None
+    return _mtu_of(route)
+
+
+def _mtu_of(route: Any) -> int | None:
+    metrics = route.get("metrics")
+    mtu: int | None = metrics.get("mtu") if metrics is not None else None
+    return mtu
 
 
 def _can_reach(source: str | None, remote: Address) -> bool:
