@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pyroute2 import IPRoute
 
-from vtep import netlink
+from vtep import descriptors, netlink
 from vtep.control import paths
 from vtep.devices import device_index
 from vtep.errors import VtepError
@@ -29,6 +29,9 @@ log = logging.getLogger("vtep")
 
 _SHARE = 20
 """After an update that took a while, the next one waits so many times as long."""
+
+_RETRY_S = 1.0
+"""Seconds until an update is tried again for which there were no descriptors."""
 
 _DEBOUNCE_S = 0.2
 """Seconds from a change of a route to the look at ours."""
@@ -101,10 +104,17 @@ class Screening:
             self._next.cancel()
             self._next = None
         began = time.perf_counter()
-        above = self.links.above(self._taps())
-        self._candidates = set()
-        for listener in self._listeners.values():
-            listener.screen(above - self._shared(listener, above))
+        try:
+            above = self.links.above(self._taps())
+            self._candidates = set()
+            for listener in self._listeners.values():
+                listener.screen(above - self._shared(listener, above))
+        except OSError as error:
+            # Devices are asked for by their names, which takes a descriptor.
+            descriptors.warn(f"cannot update the filter for sources: {descriptors.reason(error)}")
+            self._not_before = asyncio.get_running_loop().time() + _RETRY_S
+            self.schedule()
+            return
         took = time.perf_counter() - began
         self._not_before = asyncio.get_running_loop().time() + _SHARE * took
 
@@ -114,7 +124,7 @@ class Screening:
         Several processes on one host are how several networks of containers are attached.
         """
         self._names = paths.names()
-        others = (netlink.device_index(name) or 0 for name in self._names)
+        others = (device_index(name) or 0 for name in self._names)
         own = {port.tap_index for port in self._ports.values() if port.is_here}
         return own.union(filter(self.links.is_tap, others))
 

@@ -80,9 +80,7 @@ def names() -> frozenset[str]:
     if place is None:
         return frozenset()
     with suppress(OSError):
-        return frozenset(
-            name.removesuffix(_SUFFIX) for name in os.listdir(place) if name.endswith(_SUFFIX)
-        )
+        return frozenset(path.stem for path in place.iterdir() if path.suffix == _SUFFIX)
     return frozenset()
 
 
