@@ -97,7 +97,7 @@ class Listener:
         except NotReadyError as error:
             self.refusal = str(error)
         self._inbound = Inbound(self._sockets(), self.switch, self._cannot_receive)
-        self._screen = Screen(self.switch, self._inbound.take)
+        self._screen = Screen(self.switch, self._inbound.take, self._report_returned)
         self._filter: IngressFilter | None = None
         self._groups_filtered = False
         self._unknown = 0
@@ -416,6 +416,10 @@ class Listener:
         """Count the datagrams that came back, and so have the socket not be ready any more."""
         if self._shared is not None:
             self._shared.report(self._shared.returned())
+
+    def _report_returned(self, returned: Iterable[Returned]) -> None:
+        if self._shared is not None:
+            self._shared.report(returned)
 
     def _count_returned(self, returned: Returned) -> None:
         self.switch.counters.drop(returned.reason, returned.host)

@@ -16,6 +16,7 @@ from vtep.counters import Drop
 from vtep.ingress import IngressFilter
 from vtep.switch import Switch
 from vtep.underlay import Binding, IngressGuard, device_name
+from vtep.underlay.feedback import FROM_AFAR, Returned
 
 log = logging.getLogger("vtep")
 
@@ -32,6 +33,9 @@ _DATAGRAM_MAX = 1 << 16
 Deliver = Callable[[memoryview, str, int, float], None]
 """Judge a datagram, from a host, with an ECN field, at a time; and deliver it if it is let in."""
 
+Report = Callable[[Iterable[Returned]], None]
+"""Count datagrams of the receiver that came back as ICMP errors."""
+
 
 class Screen:
     """Keeps what a filter does not accept away from a receiver.
@@ -40,9 +44,10 @@ class Screen:
     second socket gets is judged too. Datagrams that arrived by a denied device are dropped.
     """
 
-    def __init__(self, switch: Switch, deliver: Deliver) -> None:
+    def __init__(self, switch: Switch, deliver: Deliver, report: Report) -> None:
         self._switch = switch
         self._deliver = deliver
+        self._report = report
         self._guard: IngressGuard | None = None
         self._wanted: IngressFilter | None = None
         self._hosts: frozenset[str] = frozenset()
@@ -110,6 +115,12 @@ class Screen:
             self._reading = False
             asyncio.get_running_loop().remove_reader(self._guard.socket.fileno())
 
+    def _read_again(self) -> None:
+        """Have the event loop watch the socket again: uvloop stops when epoll reports an error."""
+        if self._reading:
+            self._pause()
+            self._read_on()
+
     def _readable(self, guard: IngressGuard) -> None:
         now = time.monotonic()
         end = max(0, self._budget - _AT_ONCE)
@@ -119,7 +130,10 @@ class Screen:
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("cannot receive from the underlay: %s", error.strerror)
+                self._report(guard.returned())
+                self._read_again()
+                if error.errno not in FROM_AFAR:
+                    log.warning("cannot receive from the underlay: %s", error.strerror)
                 return
             octets, stride, host, _, mark = arrival.received
             count = -(-octets // stride) if stride else 1
@@ -140,6 +154,9 @@ class Screen:
     def tick(self) -> None:
         """Allow as much as is allowed in a second."""
         self._budget = _DATAGRAMS_PER_TICK
+        # The kernel wakes the event loop some instructions before it sets an error: the loop may
+        # have stopped watching without a call of ours.
+        self._read_again()
         self._read_on()
 
     def read_drops(self) -> None:

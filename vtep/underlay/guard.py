@@ -14,6 +14,7 @@ from contextlib import suppress
 from attrs import frozen
 
 from vtep.ingress import INSTRUCTIONS_MAX, IngressFilter
+from vtep.underlay import feedback
 from vtep.underlay.sockets import (
     Binding,
     Received,
@@ -31,6 +32,8 @@ _SO_ATTACH_REUSEPORT_CBPF = 51
 _SOL_UDP = 17
 _UDP_NO_CHECK6_RX = 102
 _IP_PKTINFO = 8
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
 _IPV6_RECVPKTINFO = 49
 _IPV6_PKTINFO = 50
 _INSTRUCTION_LEN = 8
@@ -93,10 +96,14 @@ class IngressGuard:
             configure_receiver(
                 self.socket, _BUFFER, gro=joins_datagrams(receiver), zero_checksums=zero
             )
+            # Where the receiver also sends, ICMP errors about that come to either of the two: no
+            # datagram is at hand then on which the program could be run, and a hash decides.
             if v6:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+                self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
             else:
                 self.socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                self.socket.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         except OSError:
             self.close()
             raise
@@ -155,6 +162,13 @@ class IngressGuard:
             host = f"{host}%{device_name(source[3])}"
         copied = broadcast and (self._broadcasts is None or self._broadcasts.accepts(host, device))
         return Arrival((octets, stride, host, source[1], mark), device, copied)
+
+    def returned(self) -> list[feedback.Returned]:
+        """Return the datagrams of the receiver that came back as ICMP errors to the second socket.
+
+        To be called after every error of the socket: what waits keeps it ready.
+        """
+        return feedback.returned(self.socket)
 
     def drops(self) -> int:
         """Return how many datagrams the kernel discarded since the second socket was full."""
