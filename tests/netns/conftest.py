@@ -1,5 +1,6 @@
 """Fixtures that build hosts; each test has its own, which vanish with it."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,29 @@ from tests.netns.hosts import Pyvtep, address, segment
 from vtep.lab import Host, Lab
 
 HERE = Path(__file__).parent
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+
+
+def pytest_configure() -> None:
+    """Give the test process a /run/pyvtep of its own.
+
+    Commands look there for a running pyvtep. Without it, tests in several workers would find each
+    other's, and those of the host.
+    """
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    Path("/run/pyvtep").mkdir(mode=0o700, exist_ok=True)
+    for failed in (
+        libc.unshare(_CLONE_NEWNS),
+        libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None),
+        libc.mount(b"tmpfs", b"/run/pyvtep", b"tmpfs", 0, b"mode=700"),
+    ):
+        if failed:
+            error = ctypes.get_errno()
+            pytest.exit(f"no mount namespace for /run/pyvtep: {os.strerror(error)}", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,15 +76,18 @@ class Datagrams:
     def arrive(self, patience: float = 0.2) -> bool:
         """Send one; whether it arrives in time."""
         self._number += 1
+        sent = self._number.to_bytes(4)
         try:
-            self._sender.sendto(bytes([self._number]), (self._to, PORT))
+            self._sender.sendto(sent, (self._to, PORT))
         except (PermissionError, ConnectionRefusedError):
             return False
         self._receiver.settimeout(patience)
         try:
-            return self._receiver.recv(10)[0] == self._number
+            while self._receiver.recv(10) != sent:  # One before it may have been late.
+                pass
         except TimeoutError:
             return False
+        return True
 
     def __enter__(self) -> Self:
         return self
