@@ -206,6 +206,10 @@ class Path:
                     self._why_not = error.errno or errno.ENETUNREACH
                     raise
                 sock = random.choice(others)  # noqa: S311  Less entropy is better than a hole.
+            else:
+                if others and descriptors.is_reserved(sock.fileno()):
+                    self._senders.close(sock)
+                    sock = random.choice(others)  # noqa: S311  no secret
         self._sockets[slot] = sock
         return sock
 
