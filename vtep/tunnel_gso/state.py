@@ -274,9 +274,8 @@ class RemoteState:
     """Echo requests since the last echo reply."""
     requested_at: float = 0.0
 
-    # Values of `ProbedPath.sent`, which tell whether the path has been in use since.
     sent_at_request: int = 0
-    sent_at_sample: int = 0
+    """The value of `ProbedPath.sent` then, which tells whether the path has been in use since."""
 
     @property
     def enabled(self) -> bool:
@@ -389,7 +388,6 @@ class GsoProber(Generic[_P]):
         remote.token, remote.reply_port = token, reply_port
         remote.on_result = partial(self._on_result, path, token)
         remote.probe_packet, remote.requests = SMALL_PROBE, 0
-        remote.sent_at_sample = 0
         self._paths[token] = path
         self._on_unresolved()
 
@@ -483,9 +481,9 @@ class GsoProber(Generic[_P]):
                 if remote.state is not State.UNAVAILABLE:
                     self._ask_for_tracking(path, now)
             else:
-                if path.sent != remote.sent_at_sample:
-                    remote.sent_at_sample = path.sent
-                    self._ask_for_tracking(path, now, any_size=True)
+                # Also while nothing is sent: what TCP sends after a timeout is the first of it, and
+                # untracked it would take another timeout, twice as long, to notice its loss.
+                self._ask_for_tracking(path, now, any_size=True)
                 if remote.state is State.ENABLED_BY_REPLY and now >= remote.since + _RENEW_AFTER_S:
                     self._renew(path, now)
 
