@@ -499,6 +499,7 @@ class Vtep:
             if step.owner in removed:
                 step.inherited = step.owner.release()
         left = [tap for port in removed if (tap := port.release())]
+        former = {port.config.vni: port for port in removed}
         for port in removed:
             self._forget(port)
         for step in steps:
@@ -515,6 +516,8 @@ class Vtep:
                         step.underlay, step.listeners, self._lost, self._refitted, self._unheard
                     )
                     port.fdb.sources_changed = self._screening.schedule
+                    if step.config.vni in former:  # Its TAP is another one now.
+                        port.take_over(former[step.config.vni])
                     self._tell("added", port, {})
             except OSError as error:  # Somebody removes the TAP at this very moment.
                 self._lost(port, error)

@@ -155,6 +155,10 @@ class Neighbours:
         self._forget(key)
         self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
 
+    def take_over(self, former: "Neighbours") -> None:
+        """Enter the permanent neighbours of another table. Those that were seen are seen again."""
+        self._permanent.update(former._permanent)  # noqa: SLF001  of the same class
+
     def remove(self, address: IPv4Address | IPv6Address, *, vlan: Vlan = ()) -> None:
         """Forget a neighbour; raises NeighbourError if there is none."""
         key = vlan, address.packed

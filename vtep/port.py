@@ -14,7 +14,7 @@ from vtep.counters import Drop
 from vtep.datapath import Arena, Outbound
 from vtep.devices import device_index
 from vtep.errors import VtepError
-from vtep.fdb import Fdb, Remote
+from vtep.fdb import LEARNED, Fdb, Remote
 from vtep.gateway import Gateways
 from vtep.listener import FAMILY, Listener
 from vtep.mtu.fit import Fit
@@ -322,6 +322,26 @@ class Port:
         more = self.segment.sweep(now)
         self._outbound.send_requests(now)
         return more
+
+    def take_over(self, former: "Port") -> None:
+        """Enter what another port of this VNI, whose TAP is replaced, has in its tables.
+
+        Side effects: as if each FDB entry and permanent neighbour were put in.
+        """
+        before = former.segment
+        asked = before.fdb.keys_of(before.configured)
+        for entry in tuple(before.fdb.entries()):
+            for remote in entry.destinations:
+                is_default = entry.mac == ethernet.MAC_ZERO
+                if is_default and not asked.isdisjoint(before.fdb.keys_of((remote,))):
+                    continue  # The configuration says which of these there are.
+                if remote.port == former.config.dstport:
+                    remote = evolve(remote, port=self.config.dstport)  # noqa: PLW2901
+                known = self.segment.source(remote.host)
+                if entry.kind != LEARNED or known is not None:
+                    self.fdb.append(entry.mac, remote, entry.updated, entry.kind)
+        if self.segment.neighbours is not None and before.neighbours is not None:
+            self.segment.neighbours.take_over(before.neighbours)
 
     def _answer_for_neighbours(self) -> None:
         """Have a table of neighbours or none, as the configuration says."""

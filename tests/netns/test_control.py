@@ -715,3 +715,34 @@ def test_a_foreign_state_is_not_touched(pair: Pair, tmp_path: Path) -> None:
     )
     assert file.read_text() == "My only copy."
     assert not has_device(pair[0])
+
+
+def test_another_tap_keeps_the_tables(pair: Pair, tunnel: Tunnel) -> None:
+    a, b = pair
+    vtep = tunnel[0]
+    ping(a, "10.0.0.2")
+    learned = mac_of(b)
+    vtep.ask("set", "--proxy")
+    with vtep.client() as client:
+        client.fdb.append(ZERO, dst="192.0.2.9")
+        client.fdb.add(MAC, dst="2001:db8::2", state="static")
+        client.neigh.add("10.0.0.9", MAC)
+
+    def tables() -> tuple[set[tuple[str, str]], list[str]]:
+        with vtep.client() as client:
+            entries = {
+                (entry["mac"], to["dst"])
+                for entry in client.fdb.show()
+                for to in entry["destinations"]
+            }
+            permanent = [each["ip"] for each in client.neigh.show() if each["state"] == "permanent"]
+            return entries, permanent
+
+    expected = {
+        *((ZERO, "192.0.2.2"), (ZERO, "192.0.2.9")),
+        *((MAC, "2001:db8::2"), (learned, "192.0.2.2")),
+    }
+    assert tables() == (expected, ["10.0.0.9"])
+    vtep.ask("set", "--tap", "vx9")
+    assert tables() == (expected, ["10.0.0.9"])
+    ping(a, "10.0.0.2")
