@@ -30,8 +30,9 @@ def findings(facts: Facts) -> list[Finding]:
     told = (Drop.UDP_CHECKSUM,) if facts.host.checksum_errors_increase else ()
     found = chain(
         _of_host(facts),
-        chain.from_iterable(_of_remote(remote, facts) for remote in facts.remotes),
+        # A fault of this host, such as a TAP that is down, explains one that a remote seems to have.
         chain.from_iterable(_of_segment(segment, facts) for segment in facts.segments),
+        chain.from_iterable(_of_remote(remote, facts) for remote in facts.remotes),
         chain.from_iterable(
             drops.of_segment(segment, _remotes_of(segment, facts)) for segment in facts.segments
         ),
