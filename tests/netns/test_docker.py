@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +196,9 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
         own = mac_of(engine.host, engine.bridge("mynetwork"))
         assert gateway_of(engine, "box") == own
         assert gateway_of(engine, "box", "fd00:18::1") == own
-        wait_until(partial(side.counter, "gateway_kept_out"), "a request from the other side")
+        # Kept out is what arrived before the other side knew that the address is shared, if any.
         counters = side.counters()
+        assert counters["gateway_kept_in"] > 0
         assert side.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
 
     shown = pyvtep(a, "docker", "status").stdout

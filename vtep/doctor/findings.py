@@ -30,7 +30,7 @@ def findings(facts: Facts) -> list[Finding]:
     told = (Drop.UDP_CHECKSUM,) if facts.host.checksum_errors_increase else ()
     found = chain(
         _of_host(facts),
-        # A fault of this host, such as a TAP that is down, explains one that a remote seems to have.
+        # A fault of this host, such as a TAP that is down, explains what a remote seems to have.
         chain.from_iterable(_of_segment(segment, facts) for segment in facts.segments),
         chain.from_iterable(_of_remote(remote, facts) for remote in facts.remotes),
         chain.from_iterable(
