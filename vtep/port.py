@@ -311,8 +311,10 @@ class Port:
         self._outbound.take(paths)
         self._paths.close()
         self._paths = paths
+        # One that stays is not detached for a moment: what its second socket holds would be lost.
         for listener in before_these:
-            listener.detach(segment)
+            if listener not in self.listeners:
+                listener.detach(segment)
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
@@ -459,6 +461,11 @@ class Port:
         """
         if isinstance(underlay, VtepError):
             self._warn_once(str(underlay))
+            return False
+        if self.tap in underlay.devices:
+            # As where an address of the TAP shadows the way to a remote. Were its MTU that of the
+            # underlay, it would be less by the overhead each time.
+            self._warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
             return False
         before, setup = self.mtu, self.setup()
         self._note_missing(underlay)

@@ -312,3 +312,16 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
     a.run("ip", "link", "set", "wan1", "up")
     address(a, "wan0", "203.0.113.1/24")
     wait_until(lambda: "vni 2: --address 203.0.113.9/24: its subnet overlaps" in vtep.log, "it")
+
+
+def test_an_address_given_to_the_tap_that_shadows_the_underlay(pair: Pair, start: Start) -> None:
+    """The route over the TAP is not followed: its MTU would fall by the headers each time."""
+    a, b = pair
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    ping(a, "10.0.0.2")
+    address(a, "vx0", "192.0.2.55/25")
+    wait_until(lambda: "leads over vx0, into its own tunnel" in vtep.log, "the log line")
+    a.run("ip", "addr", "del", "192.0.2.55/25", "dev", "vx0")
+    ping(a, "10.0.0.2")
+    assert mtu_of(a) == 1450

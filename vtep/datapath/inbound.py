@@ -88,7 +88,9 @@ class Inbound:
         """
         self._exits[segment] = Exit(tap, fit, tracker, segment.counters, segment, turn)
         self._switch.segments[segment.vni] = segment
-        if not tap.uso:
+        if tap.uso:
+            self._coarse.discard(segment)
+        else:
             self._coarse.add(segment)
         self._fit(time.monotonic())
 
