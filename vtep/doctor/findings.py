@@ -502,6 +502,9 @@ def _leads_into_segment(remote: RemoteFacts, facts: Facts) -> Finding | None:
         upper = segment.bridge.name if segment.bridge is not None else segment.tap
         if segment.tap != remote.tap or remote.dev not in (segment.tap, upper):
             continue
+        # A bridge may lead to the remote itself, as one that extends the LAN of this host does.
+        if remote.dev != segment.tap and (remote.there.delays or remote.through):
+            continue
         towards = ip_address((remote.gateway or remote.host).partition("%")[0])
         title = f"the route to {remote.host} leads over {remote.dev}, into its own tunnel"
         explanation = "So what pyvtep sends to it comes back to pyvtep, and never leaves this host."
