@@ -292,9 +292,9 @@ class Config:
 
     @bridge.validator
     def _bridge_is_another_device(self, _attribute: "Attribute[Any]", bridge: str | None) -> None:
-        if bridge in (self.tap, self.dev) and bridge is not None:
-            name = "tap" if bridge == self.tap else "dev"
-            raise ConfigError(f"--bridge {bridge}: is the device of --{name} already")
+        # It may be that of --dev: a bridge that has the underlay's address extends its LAN so.
+        if bridge == self.tap:
+            raise ConfigError(f"--bridge {bridge}: is the device of --tap already")
 
     @dev.validator
     def _dev_is_not_the_tap(self, _attribute: "Attribute[Any]", dev: str | None) -> None:

@@ -611,8 +611,8 @@ def test_accept_any_makes_prefixes_pointless() -> None:
     assert "says nothing beside --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
 
 
-def test_bridge_and_dev_are_not_one() -> None:
-    assert refusal(bridge="eth0", dev="eth0") == "--bridge eth0: is the device of --dev already"
+def test_a_bridge_may_be_the_underlay_device() -> None:
+    assert Config(vni=1, bridge="br0", dev="br0").bridge == "br0"
 
 
 # --- settings ---------------------------------------------------------------------------------
