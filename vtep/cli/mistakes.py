@@ -400,6 +400,8 @@ def _elsewhere(plain: str, context: click.Context) -> str:
     wanted = _meant(plain, _names(_options(root)))
     if wanted in ("debug", "config"):
         return f"; write it before the command: pyvtep --{wanted}"
+    if wanted is not None and path.endswith("set"):
+        return f"; --{wanted} is of the whole process, and set when that is started"
     if wanted is not None and isinstance(root.command, click.Group):
         return f"; of a VTEP that runs it is changed with: pyvtep set --{wanted}"
     return f"; {_usage(context)}"

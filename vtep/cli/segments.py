@@ -166,8 +166,8 @@ def reload(vtep: Client, *, as_json: bool) -> None:
 def _check_stats(given: dict[str, Any]) -> None:
     if given["watch"] is not None:
         _pause(given["watch"])
-    if given["reset"] and (given["given"] or any(given[name] for name in _SHOWING)):
-        raise click.UsageError("stats --reset is for all segments, and shows nothing")
+    if given["reset"] and any(given[name] for name in _SHOWING):
+        raise click.UsageError("stats --reset shows nothing; leave out what is about showing")
 
 
 _SHOWING = ("as_json", "zeros", "watch")
@@ -191,8 +191,8 @@ def _resets(given: dict[str, Any]) -> bool:
 @commands.option(
     "--reset",
     is_flag=True,
-    help="Show nothing, but count from zero: stats and doctor show what is counted from now on. "
-    "JSON also has what was counted since the start.",
+    help="Show nothing, but count from zero: stats and doctor show what is counted from now on, of "
+    "all segments of the pyvtep that is meant. JSON also has what was counted since the start.",
 )
 @steer.steering(shows=True, changes=_resets, every=True, check=_check_stats)
 def stats(
