@@ -123,11 +123,13 @@ def transfer(
     address: str,
     octets: int,
     progress: Callable[[int], object] = lambda _: None,
+    *,
+    patience: float = _DEADLINE,
 ) -> float:
     """Send random octets over TCP to an address of `sink`; the seconds that it took.
 
-    `progress` is told how many have arrived. Raises VtepError where they did not all arrive, or
-    arrived damaged: their SHA-256 is compared.
+    `progress` is told how many have arrived. `patience` is for how many seconds none may arrive.
+    Raises VtepError where they did not all arrive, or arrived damaged: their SHA-256 is compared.
     """
     block = os.urandom(min(octets, _BLOCK))
     payload = memoryview((block * -(-octets // len(block)))[:octets])
@@ -137,7 +139,7 @@ def transfer(
     with source.inside():
         client = socket.socket(family)
     with listener, client:
-        client.settimeout(_DEADLINE)
+        client.settimeout(patience)
         listener.settimeout(_DEADLINE)
         try:
             client.connect(listener.getsockname())
@@ -147,7 +149,7 @@ def transfer(
             sender.start()
             at = 0
             with connection:
-                connection.settimeout(_DEADLINE)
+                connection.settimeout(patience)
                 while at < octets and (got := connection.recv_into(received[at:])):
                     at += got
                     progress(at)
