@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vtep.errors import VtepError
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PPID, _UTIME, _STIME = 1, 11, 12

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from bench.processes import wait_until, with_descendants
 from vtep.errors import VtepError
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 ROOT = Path(__file__).parents[1]
 

@@ -43,7 +43,7 @@ def test_every_counter_that_is_no_drop_is_explained() -> None:
 
 def test_every_room_and_script_exists() -> None:
     named = set(re.findall(r"`((?:vtep|scripts)/[\w/.]*)`?", README))
-    assert {"vtep/engine.py", "scripts/lint"} <= named
+    assert {"vtep/daemon/vtep.py", "scripts/lint"} <= named
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

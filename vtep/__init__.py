@@ -12,8 +12,8 @@ from vtep.errors import ConfigError, VtepError
 
 if TYPE_CHECKING:
     from vtep.config import Config
-    from vtep.engine import Vtep
-    from vtep.port import Port
+    from vtep.daemon.port import Port
+    from vtep.daemon.vtep import Vtep
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,6 @@ def __getattr__(name: str) -> Any:
         return config.Config
     if name not in ("Port", "Vtep"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vtep import engine  # noqa: PLC0415
+    from vtep.daemon import vtep  # noqa: PLC0415
 
-    return getattr(engine, name)
+    return getattr(vtep, name)

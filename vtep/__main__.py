@@ -6,9 +6,9 @@ import sys
 def main() -> None:
     """Run the command; Ctrl-C ends it without a traceback even while it is being loaded."""
     try:
-        from vtep import early  # noqa: PLC0415
+        from vtep.cli import bootstrap  # noqa: PLC0415
 
-        early.let_signals_wait()
+        bootstrap.let_signals_wait()
         from vtep.cli import main as run  # noqa: PLC0415
 
         run()

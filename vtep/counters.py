@@ -212,7 +212,7 @@ class Counters:
     `tap_header_refused` counts the superframes, and the frames with an unfinished checksum, whose
     virtio header the kernel refused at the TAP; they were written as plain frames instead.
 
-    Of the echo (see `vtep.probe`), `probes_answered` counts questions, and `probes_heard` the
+    Of the echo (see `vtep.wire.echo`), `probes_answered` counts questions, and `probes_heard` the
     answers to a doctor on this host, and to ourselves (see `vtep.tunnel_gso.state`).
 
     Counters only grow. `reset` sets a baseline instead, so that a monitoring system and a person

@@ -2,8 +2,8 @@
 
 import struct
 
-from vtep.fdb import Fdb, Remote
-from vtep.switch import Segment
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import Segment
 from vtep.wire import checksum, vxlan
 
 OWN_MAC = bytes.fromhex("020000000001")

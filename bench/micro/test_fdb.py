@@ -4,7 +4,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import REMOTE, mac, table
-from vtep.fdb import Learned
+from vtep.forwarding.fdb import Learned
 
 SIZES = [1_000, 100_000]
 

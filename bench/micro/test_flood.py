@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vtep.fdb import Remote
-from vtep.paths import Pool
-from vtep.underlay import Binding, Outer, Replicator, SenderSockets
+from vtep.datapath.pool import Pool
+from vtep.forwarding.fdb import Remote
+from vtep.io.replicator import Replicator
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.sockets import Binding, Outer
 
 REMOTES = [1, 10, 1_000]
 BINDING = Binding(socket.AF_INET, None, None)

@@ -15,14 +15,16 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import OWN_MAC, REMOTE, segment, tcp_frame
 from vtep.datapath import Arena, Outbound
-from vtep.fdb import Remote
-from vtep.mtu.fit import Fit
-from vtep.probe import SIZE, Kind, Probe
+from vtep.forwarding.fdb import Remote
+from vtep.io.path import Path
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.sockets import Binding, Outer
+from vtep.offload.sizing import Fit
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
-from vtep.underlay import Binding, Outer, Path, SenderSockets
 from vtep.wire import virtio
+from vtep.wire.echo import SIZE, Kind, Probe
 from vtep.wire.outer_header import InheritPolicy
 
 FRAMES = 60

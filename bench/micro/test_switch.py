@@ -3,7 +3,7 @@
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import OWN_MAC, PEER_MAC, REMOTE, VNI, segment, tcp_frame
-from vtep.switch import Switch
+from vtep.forwarding.switch import Switch
 from vtep.wire import vxlan
 
 

@@ -14,11 +14,11 @@ import uvloop
 from bench.micro.frames import OWN_MAC, PEER_MAC, REMOTE, VNI, mac, table
 from bench.scale.heart import Stall, heart
 from vtep import Config, Vtep
-from vtep.cli.collector import Collector
-from vtep.control.service import serve
-from vtep.fdb import Entry, Event, Fdb, Remote
-from vtep.lab import Lab
-from vtep.switch import Segment, Switch
+from vtep.control.serve import serve
+from vtep.daemon.collector import Collector
+from vtep.forwarding.fdb import Entry, Event, Fdb, Remote
+from vtep.forwarding.switch import Segment, Switch
+from vtep.testing.lab import Lab
 from vtep.wire import vxlan
 
 _FEW = 1000

@@ -14,10 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.processes import wait_until
-from vtep.fdb import Remote
-from vtep.lab import Host, Lab
-from vtep.paths import Pool
-from vtep.underlay import Binding, Outer, Replicator, SenderSockets, replicate
+from vtep.datapath.pool import Pool
+from vtep.forwarding.fdb import Remote
+from vtep.io import replicator
+from vtep.io.replicator import Replicator
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.sockets import Binding, Outer
+from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
 
 _BROADCASTS = 30
@@ -103,7 +106,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
     _allow(2 * len(hosts) + 256)
     remotes = [Remote(host, vxlan.PORT) for host in hosts]
     calls = 0
-    sendmmsg: Any = replicate._sendmmsg
+    sendmmsg: Any = replicator._sendmmsg
 
     def counting(*arguments: int) -> Any:
         nonlocal calls
@@ -112,8 +115,8 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
 
     figures = {}
     with a.inside(), _sink(b) as sink:
-        replicator = Replicator([_BINDING], Outer(), SenderSockets(), gso=True)
-        recipients = replicator.recipients(remotes)
+        heads = Replicator([_BINDING], Outer(), SenderSockets(), gso=True)
+        recipients = heads.recipients(remotes)
         pool = Pool()
         pool.remotes = len(remotes)
         paths = [pool.take(_BINDING, Outer(), remote, gso=True) for remote in remotes]
@@ -121,7 +124,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
         def at_once(datagram: memoryview) -> None:
             skip = 0
             while True:
-                sent = replicator.send(datagram, len(datagram), recipients, 0, skip)
+                sent = heads.send(datagram, len(datagram), recipients, 0, skip)
                 if sent.lost:
                     raise RuntimeError(f"lost: {sent.lost[0]}")
                 if sent.octets:
@@ -132,10 +135,10 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
             for path in paths:
                 path.send(datagram, len(datagram), 0, time.monotonic())
 
-        with patch.object(replicate, "_sendmmsg", counting):
+        with patch.object(heads, "_sendmmsg", counting):
             for name, send in (("flood", at_once), ("flood_single", path_by_path)):
                 figures[f"{name}_us"] = _sent(send, sink, len(hosts))
-        replicator.close()
+        heads.close()
         for path in paths:
             pool.let_go(path)
     figures["flood_calls"] = calls / (_BROADCASTS + 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.processes import cpu_seconds, peak_memory
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 
 def measure(vnis: int, *, settle: float = 2.0, idle: float = 20.0) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import Pyvtep, address, segment
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.netns.hosts import wait_until
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 _START = 60.0
 """Seconds that an engine may take to come up on a busy machine."""

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from vtep.cli.main import cli
 from vtep.control import Client
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 DEADLINE = 15.0
 

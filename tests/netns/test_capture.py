@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import Pyvtep, capture, ping, segment, tshark, udp_socket
-from vtep.lab import Host, transfer
+from vtep.testing.lab import Host, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.netns.hosts import Pyvtep, address, has_device, mac_of, ping, wait_until
 from tests.netns.test_errors import run_refused
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -32,7 +32,7 @@ from tests.netns.hosts import (
 )
 from vtep.control import Client
 from vtep.errors import VtepError
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -13,7 +13,7 @@ import pytest
 from tests.netns.hosts import Pyvtep, address, mtu_of, ping, segment, wait_until
 from tests.netns.test_errors import refusal
 from vtep.errors import VtepError
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

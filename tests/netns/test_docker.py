@@ -21,7 +21,7 @@ from tests.netns.hosts import (
     ping,
     wait_until,
 )
-from vtep.lab import Lab
+from vtep.testing.lab import Lab
 
 A, B = "172.31.0.106", "172.31.0.107"
 """Underlay addresses of the two hosts."""

@@ -25,7 +25,7 @@ from tests.netns.hosts import (
 )
 from vtep.cli.doctor import doctor
 from vtep.errors import ConfigError, VtepError
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Pair = tuple[Host, Host]
 Tunnel = tuple[Pyvtep, Pyvtep]

@@ -28,7 +28,7 @@ from tests.netns.hosts import (
 from tests.netns.test_many import run
 from tests.unit import craft
 from vtep import Config, Vtep
-from vtep.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab, transfer
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.netns.hosts import Pyvtep, address, has_device, kernel_vtep, segment, udp_socket
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

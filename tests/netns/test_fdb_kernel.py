@@ -10,8 +10,8 @@ import json
 import random
 
 from vtep.errors import FdbError, VtepError
-from vtep.fdb import Fdb, Kind, Remote, State, parse_remote
-from vtep.lab import Host, Lab
+from vtep.forwarding.fdb import Fdb, Kind, Remote, State, parse_remote
+from vtep.testing.lab import Host, Lab
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 VNI = 42

@@ -6,9 +6,9 @@ from typing import Self
 import pytest
 
 from tests.netns.hosts import udp_socket, wait_until
-from vtep.firewall import ARP, CROSSING, INCOMING, OUTGOING, Packet, Verdict
-from vtep.lab import Host, Lab
-from vtep.netfilter import Rules
+from vtep.host.firewall import ARP, CROSSING, INCOMING, OUTGOING, Packet, Verdict
+from vtep.host.netfilter import Rules
+from vtep.testing.lab import Host, Lab
 
 PORT = 4789
 HERE = {4: "192.0.2.1", 6: "2001:db8::1"}

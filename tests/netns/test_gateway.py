@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.netns.hosts import Pyvtep, wait_until
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 GATEWAY = "fd00:18::1"
 

@@ -8,12 +8,13 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from tests.netns.hosts import address, udp_socket
-from vtep import netlink
 from vtep.errors import VtepError
-from vtep.ingress import IngressFilter
-from vtep.lab import Host
-from vtep.links import LinkTable
-from vtep.underlay import Binding, IngressGuard, join, open_receiver, receive
+from vtep.forwarding.ingress_filter import IngressFilter
+from vtep.host import netlink
+from vtep.host.links import LinkTable
+from vtep.io.ingress_guard import IngressGuard
+from vtep.io.sockets import Binding, join, open_receiver, receive
+from vtep.testing.lab import Host
 
 Pair = tuple[Host, Host]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.netns.hosts import Pyvtep, kernel_vtep, mac_of, ping, segment, udp_socket
-from vtep.lab import Host, transfer
+from vtep.testing.lab import Host, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

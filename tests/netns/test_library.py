@@ -13,7 +13,7 @@ import uvloop
 
 from tests.netns.hosts import Pyvtep, address, has_device, kernel_vtep, mac_of, segment, udp_socket
 from vtep import Config, Vtep, VtepError
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -24,7 +24,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -23,7 +23,7 @@ from tests.netns.hosts import (
     wait_until,
 )
 from vtep import Config, ConfigError, Port, Vtep, VtepError
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Pair = tuple[Host, Host]
 

@@ -24,7 +24,7 @@ from tests.netns.hosts import (
     wait_until,
 )
 from tests.netns.test_errors import refusal
-from vtep.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

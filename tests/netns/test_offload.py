@@ -23,7 +23,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host, transfer
+from vtep.testing.lab import Host, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import Pyvtep, has_device, ping, segment, wait_until
-from vtep.lab import Host, transfer
+from vtep.testing.lab import Host, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -20,7 +20,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host
+from vtep.testing.lab import Host
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]

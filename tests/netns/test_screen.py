@@ -24,7 +24,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]

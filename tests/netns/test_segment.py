@@ -21,7 +21,7 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab, transfer
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]

@@ -12,7 +12,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
 from tests.netns.hosts import Pyvtep, kernel_vtep, packet_socket, segment
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

@@ -18,8 +18,8 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from tests.netns.hosts import Pyvtep
 from tests.netns.test_fdb_kernel import VNI, Kernel, Row
-from vtep.fdb import State
-from vtep.lab import Host, Lab
+from vtep.forwarding.fdb import State
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 

@@ -13,7 +13,7 @@ from scapy.packet import Packet
 from tests.netns.hosts import Pyvtep
 from tests.netns.test_envelope import OVER_V4, OVER_V6, Outside, inner, look
 from tests.unit import craft
-from vtep.lab import Host
+from vtep.testing.lab import Host
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

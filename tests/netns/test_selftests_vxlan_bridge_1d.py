@@ -13,7 +13,7 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import Arrivals, Pyvtep, address, mac_of, packet_socket, ping, wait_until
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import Arrivals, Pyvtep, address, packet_socket, wait_until
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 

@@ -10,7 +10,7 @@ import pytest
 from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import Pyvtep, address, packet_socket, wait_until
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

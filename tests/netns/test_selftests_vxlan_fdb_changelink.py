@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import Pyvtep, packet_socket, udp_socket, wait_until
-from vtep.lab import Host
+from vtep.testing.lab import Host
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]

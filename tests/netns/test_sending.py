@@ -24,10 +24,11 @@ from tests.netns.hosts import (
 )
 from tests.netns.test_doctor import consult
 from tests.netns.test_many import run
-from vtep import Config, Vtep, engine
+from vtep import Config, Vtep
+from vtep.daemon import vtep
 from vtep.descriptors import RESERVE
-from vtep.lab import Host, transfer
-from vtep.underlay import path as paths
+from vtep.io import path as paths
+from vtep.testing.lab import Host, transfer
 from vtep.wire import vxlan
 
 Start = Callable[..., Pyvtep]
@@ -387,7 +388,7 @@ class Failing:
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing tried again because some time has passed."""
     monkeypatch.setattr(paths, "_RETRY_AFTER", 1e9)
-    monkeypatch.setattr(engine, "_TICK", 1e9)
+    monkeypatch.setattr(vtep, "_TICK", 1e9)
 
 
 CHANGES = {

@@ -17,7 +17,7 @@ from tests.netns.hosts import (
     tshark,
     wait_until,
 )
-from vtep.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab, transfer
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

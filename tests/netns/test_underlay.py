@@ -16,22 +16,15 @@ from scapy.packet import Packet
 
 from tests.netns.hosts import DEADLINE, Pyvtep, address, packet_socket, ping, udp_socket, wait_until
 from vtep.counters import Drop
+from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.fdb import Remote
-from vtep.lab import Host, Lab
-from vtep.paths import Paths, Pool
-from vtep.underlay import (
-    FLOW_BITS,
-    Binding,
-    Outer,
-    Path,
-    Replicator,
-    SenderSockets,
-    host_of,
-    join,
-    open_receiver,
-)
-from vtep.underlay import receive as receive_from
+from vtep.forwarding.fdb import Remote
+from vtep.io.path import FLOW_BITS, Path
+from vtep.io.replicator import Replicator
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.sockets import Binding, Outer, host_of, join, open_receiver
+from vtep.io.sockets import receive as receive_from
+from vtep.testing.lab import Host, Lab
 from vtep.wire import outer_header
 
 Pair = tuple[Host, Host]

@@ -21,7 +21,7 @@ from tests.netns.hosts import (
 )
 from tests.netns.test_errors import refusal
 from vtep import Config, Vtep
-from vtep.lab import Host, Lab
+from vtep.testing.lab import Host, Lab
 
 Start = Callable[..., Pyvtep]
 Pair = tuple[Host, Host]

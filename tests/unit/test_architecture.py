@@ -150,7 +150,7 @@ def test_every_part_of_the_core_was_found() -> None:
         ("import socket", {"socket"}),
         ("import os.path as p", {"os.path"}),
         ("from vtep.wire import ip", {"vtep.wire", "vtep.wire.ip"}),
-        ("from vtep import engine", {"vtep", "vtep.engine"}),
+        ("from vtep import engine", {"vtep", "vtep.daemon.vtep"}),
         ("def f() -> None:\n    import time", {"time"}),
     ],
 )

@@ -20,12 +20,12 @@ from tests.unit.craft import dest, ether, hop, ip, ip6, layout, partial, tcp
 from tests.unit.test_mtu_oversize import Judged, counted
 from tests.unit.test_outbound import inspected
 from vtep.counters import Counters
-from vtep.fdb import Fdb, Remote
-from vtep.mtu.fit import Fit
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import InnerVlan, Policy, Segment
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, virtio_header
+from vtep.offload.sizing import Fit
 from vtep.offload.split import AuthenticatedError, Splitter
-from vtep.switch import InnerVlan, Policy, Segment
 from vtep.wire import ip as inet
 from vtep.wire import virtio, vxlan
 

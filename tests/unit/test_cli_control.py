@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.cli import steer
+from vtep.cli import client_command
+from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
 from vtep.cli.monitor import line
-from vtep.cli.words import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.control.schema import Event
 from vtep.errors import ConfigError
 
@@ -141,7 +141,7 @@ def test_events_are_lines(event: Event, said: str) -> None:
 
 def test_a_table_is_not_cut_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(f"{number}", "x" * 200, "[bold]y[/]") for number in range(2500)]
-    steer.show_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
+    client_command.show_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["N", "LONG", "MARKUP"]
     assert [tuple(words.split()) for words in lines[1:]] == rows
@@ -157,7 +157,7 @@ def commands(group: click.Group) -> list[click.Command]:
 def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Although some have the name of an emoji in them."""
     shown = ["be:ab:dd:1e:07:72", "fd00:a::b:100:1", ":100:", "[red]", "fe80::cd:1%eth0"]
-    steer.show_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
+    client_command.show_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:]] == [[address] * 2 for address in shown]
 
@@ -213,7 +213,7 @@ def test_a_command_that_steers_does_not_load_what_forwards() -> None:
     )
     modules = set(done.stdout.split())
     assert "vtep.control.client" in modules
-    assert not modules & {"numpy", "pyroute2", "uvloop", "asyncio", "rich", "vtep.engine"}
+    assert not modules & {"numpy", "pyroute2", "uvloop", "asyncio", "rich", "vtep.daemon.vtep"}
 
 
 @pytest.mark.parametrize("module", ["attrs", "click", "uvloop"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vtep.cli import main
-from vtep.control import paths
+from vtep.control import socket_files
 
 GOOD = "--vni 1 --remote 192.0.2.2"
 MAC = "02:00:00:00:00:01"
@@ -16,7 +16,7 @@ MAC = "02:00:00:00:00:01"
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no pyvtep that a command could find."""
-    monkeypatch.setattr(paths, "folder", lambda: tmp_path)
+    monkeypatch.setattr(socket_files, "folder", lambda: tmp_path)
 
 
 def said(
@@ -161,7 +161,7 @@ def test_a_mistake_is_told_with_what_to_type(
 def test_who_may_not_see_the_sockets_is_told_of_sudo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(paths, "_RUN", tmp_path)
+    monkeypatch.setattr(socket_files, "_RUN", tmp_path)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     code, line = said("fdb show", monkeypatch, capsys)
     assert code == 1
@@ -194,7 +194,16 @@ def test_a_mistake_is_told_before_anything_that_forwards_is_loaded(words: str) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stderr.splitlines()[-1].split())
     assert "vtep.cli.main" in modules
-    heavy = {"numpy", "pyroute2", "uvloop", "asyncio", "pytun", "docker", "rich", "vtep.engine"}
+    heavy = {
+        "numpy",
+        "pyroute2",
+        "uvloop",
+        "asyncio",
+        "pytun",
+        "docker",
+        "rich",
+        "vtep.daemon.vtep",
+    }
     assert not modules & heavy
 
 

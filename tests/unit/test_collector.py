@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from vtep.cli import collector
+from vtep.daemon import collector
 
 
 class Node:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.config import Config, Settings
-from vtep.configfile import FileError, parse
+from vtep.config.file import FileError, parse
+from vtep.config.toml_lines import locate
 from vtep.errors import ConfigError
-from vtep.tomllines import locate
 
 # --- what they ask for --------------------------------------------------------------------------
 

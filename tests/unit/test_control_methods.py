@@ -20,7 +20,7 @@ from vtep.control.events import Events
 from vtep.control.jsonrpc import Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
-from vtep.fdb import LEARNED, Kind, Remote, State
+from vtep.forwarding.fdb import LEARNED, Kind, Remote, State
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 MAC = "02:00:00:00:00:01"

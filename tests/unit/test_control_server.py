@@ -19,7 +19,7 @@ import uvloop
 
 from tests.unit.test_descriptors import no_descriptors
 from vtep import descriptors
-from vtep.control import Client, client, jsonrpc, paths, server
+from vtep.control import Client, client, jsonrpc, server, socket_files
 from vtep.control.client import DisconnectedError, find
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.server import Feed, Server
@@ -101,7 +101,7 @@ class Peer:
 async def serving(path: Path) -> AsyncIterator[Things]:
     things = Things()
     serves = Server(things.call, things.watch, things.settle)
-    await serves.start(paths.listen(path))
+    await serves.start(socket_files.listen(path))
     try:
         yield things
     finally:
@@ -492,7 +492,7 @@ def test_no_descriptor_for_a_client(
     tries = []
     accept = Server._accept
 
-    def counted(self: Server, listener: paths.Listener) -> None:
+    def counted(self: Server, listener: socket_files.Listener) -> None:
         tries.append(listener)
         accept(self, listener)
 
@@ -673,7 +673,7 @@ def test_what_a_server_can_not_do_now_is_not_asked_of_it(path: Path) -> None:
 def test_only_the_owner_may_connect(path: Path) -> None:
     before = os.umask(0)
     try:
-        listener = paths.listen(path)
+        listener = socket_files.listen(path)
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -681,24 +681,24 @@ def test_only_the_owner_may_connect(path: Path) -> None:
 
 
 def test_a_socket_that_is_in_use_is_not_taken(path: Path) -> None:
-    listener = paths.listen(path)
+    listener = socket_files.listen(path)
     with pytest.raises(VtepError, match=f"is that of process {os.getpid()}; give another PATH"):
-        paths.listen(path)
+        socket_files.listen(path)
     listener.socket.close()
 
 
 def test_a_dead_socket_is_taken_over(path: Path) -> None:
-    paths.listen(path).socket.close()
+    socket_files.listen(path).socket.close()
     assert path.exists()
-    listener = paths.listen(path)
-    assert paths.probe(path) == os.getpid()
+    listener = socket_files.listen(path)
+    assert socket_files.probe(path) == os.getpid()
     listener.socket.close()
 
 
 def test_a_file_that_is_no_socket_is_kept(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(VtepError, match="exists, and is no socket"):
-        paths.listen(path)
+        socket_files.listen(path)
     assert path.read_text() == "precious"
 
 
@@ -707,13 +707,13 @@ def test_a_file_that_is_no_socket_is_kept(path: Path) -> None:
 )
 def test_a_place_where_no_socket_can_be(tmp_path: Path, name: str) -> None:
     with pytest.raises(VtepError, match="give another PATH, or none"):
-        paths.listen(tmp_path / name)
+        socket_files.listen(tmp_path / name)
 
 
 def test_what_another_has_put_there_is_not_removed(path: Path) -> None:
-    first = paths.listen(path)
+    first = socket_files.listen(path)
     path.unlink()
-    second = paths.listen(path)
+    second = socket_files.listen(path)
     first.remove()
     assert path.exists()
     second.remove()
@@ -725,15 +725,15 @@ def test_what_another_has_put_there_is_not_removed(path: Path) -> None:
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Our own /run/pyvtep."""
-    monkeypatch.setattr(paths, "_RUN", tmp_path / "pyvtep")
+    monkeypatch.setattr(socket_files, "_RUN", tmp_path / "pyvtep")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     return tmp_path / "pyvtep"
 
 
 def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
-    first, nobody = paths.listen_by_default("vx0")
+    first, nobody = socket_files.listen_by_default("vx0")
     assert nobody is None
-    second, taken = paths.listen_by_default("vx0")
+    second, taken = socket_files.listen_by_default("vx0")
     assert f"is that of process {os.getpid()}" in str(taken)
     assert stat.S_IMODE(run_folder.stat().st_mode) == 0o700
     assert first.path == run_folder / "vx0.sock"
@@ -743,11 +743,11 @@ def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
 
 
 def test_what_killed_processes_left_is_removed(run_folder: Path) -> None:
-    first, _ = paths.listen_by_default("vx0")
-    second, _ = paths.listen_by_default("vx0")
+    first, _ = socket_files.listen_by_default("vx0")
+    second, _ = socket_files.listen_by_default("vx0")
     (run_folder / "file.sock").write_text("no socket")
     second.socket.close()
-    third, _ = paths.listen_by_default("vx1")
+    third, _ = socket_files.listen_by_default("vx1")
     assert {path.name for path in run_folder.iterdir()} == {"vx0.sock", "vx1.sock", "file.sock"}
     for listener in (first, third):
         listener.socket.close()
@@ -758,13 +758,13 @@ def test_without_root_it_is_below_the_users_folder(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    listener, _ = paths.listen_by_default("vx0")
+    listener, _ = socket_files.listen_by_default("vx0")
     assert listener.path == tmp_path / "pyvtep" / "vx0.sock"
     assert found() == [listener.path]
     listener.socket.close()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     with pytest.raises(VtepError, match="XDG_RUNTIME_DIR is not set; name one"):
-        paths.listen_by_default("vx0")
+        socket_files.listen_by_default("vx0")
     with pytest.raises(VtepError, match="no running pyvtep was found"):
         find()
 
@@ -776,10 +776,10 @@ def found(**which: Any) -> list[Path]:
 def test_the_only_one_alive_is_found(run_folder: Path) -> None:
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
         find()
-    paths.listen_by_default("dead0")[0].socket.close()
+    socket_files.listen_by_default("dead0")[0].socket.close()
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
         find()
-    listener, _ = paths.listen_by_default("vx0")
+    listener, _ = socket_files.listen_by_default("vx0")
     assert found() == [run_folder / "vx0.sock"]
     listener.socket.close()
 
@@ -817,9 +817,9 @@ def test_of_several_the_one_of_this_namespace_is_meant(
     with pytest.raises(VtepError, match="no pyvtep runs in this network namespace") as refused:
         find()
     assert f"{run_folder / 'vx0.sock'} (process {elsewhere.pid})" in str(refused.value)
-    here, _ = paths.listen_by_default("vx0")
+    here, _ = socket_files.listen_by_default("vx0")
     assert found() == [here.path]
-    another, _ = paths.listen_by_default("vx1")
+    another, _ = socket_files.listen_by_default("vx1")
     with pytest.raises(VtepError, match="several pyvtep's are running; choose one") as several:
         find()
     assert f"{here.path} (process {os.getpid()}); {another.path}" in str(several.value)
@@ -827,8 +827,8 @@ def test_of_several_the_one_of_this_namespace_is_meant(
     for listener in (here, another):
         listener.socket.close()
     with pytest.raises(VtepError, match=f"is that of process {elsewhere.pid}; give another PATH"):
-        paths.listen(run_folder / "vx0.sock")
+        socket_files.listen(run_folder / "vx0.sock")
     elsewhere.send_signal(signal.SIGKILL)
     elsewhere.wait()
-    listener = paths.listen(run_folder / "vx0.sock")
+    listener = socket_files.listen(run_folder / "vx0.sock")
     listener.socket.close()

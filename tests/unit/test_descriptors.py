@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from vtep import descriptors, netlink
+from vtep import descriptors
 from vtep.descriptors import ShortageError, explained, is_reserved, is_shortage, reason, require
-from vtep.devices import device_index, need_device_index
+from vtep.host import netlink
+from vtep.host.devices import device_index, need_device_index
 
 
 def next_descriptor() -> int:

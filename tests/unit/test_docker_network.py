@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vtep.docker.network import Container, Host, Tunnel, findings, read
 from vtep.errors import VtepError
-from vtep.firewall import Verdict
+from vtep.host.firewall import Verdict
 
 ID = "9d76e6474256616eadb10ffbabd685128f1f6b6337943fbc6e25f724d85995f1"
 BRIDGE = "br-9d76e6474256"

@@ -28,8 +28,8 @@ from vtep.doctor.facts import (
 )
 from vtep.doctor.finding import Finding, Severity, wrong
 from vtep.doctor.findings import findings
-from vtep.firewall import Verdict
-from vtep.probe import Status
+from vtep.host.firewall import Verdict
+from vtep.wire.echo import Status
 
 HOST = "192.0.2.2"
 OFFLOADS = frozenset(("gro", "gso", "tnl", "tso", "uso"))

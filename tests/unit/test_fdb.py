@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.unit.craft import MAC_A, MAC_B, mac
-from vtep.fdb import Entry, Fdb, Learned, Remote
+from vtep.forwarding.fdb import Entry, Fdb, Learned, Remote
 
 ONE = Remote("192.0.2.1", 4789)
 TWO = Remote("192.0.2.2", 4789)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.unit.craft import MAC_A, MAC_B, mac
 from vtep.errors import FdbError
-from vtep.fdb import (
+from vtep.forwarding.fdb import (
     LEARNED,
     PERMANENT,
     Entry,

@@ -7,7 +7,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.firewall import (
+from vtep.host.firewall import (
     AND,
     ARP,
     CROSSING,

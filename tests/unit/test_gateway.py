@@ -10,11 +10,11 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, I
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.utils6 import in6_mactoifaceid
 
-from vtep import gateway
 from vtep.counters import Drop, DropLog
-from vtep.fdb import Fdb, Remote
-from vtep.gateway import Gateways
-from vtep.switch import InnerVlan, Policy, Segment, Switch
+from vtep.forwarding import anycast
+from vtep.forwarding.anycast import Gateways
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import InnerVlan, Policy, Segment, Switch
 from vtep.wire import vxlan
 
 OURS, THEIRS, HOST = "172.18.0.1", "172.18.0.254", "172.18.0.2"
@@ -141,7 +141,7 @@ def test_a_routed_message_is_no_neighbour_discovery(gateways: Gateways) -> None:
 
 def test_our_probe_is_what_scapy_makes() -> None:
     mac = bytes.fromhex(MAC.replace(":", ""))
-    assert gateway.probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
+    assert anycast.probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
     option = ICMPv6NDOptSrcLLAddr(lladdr=MAC)
     theirs = (
         Ether(src=MAC, dst="33:33:ff:00:00:01")
@@ -149,7 +149,7 @@ def test_our_probe_is_what_scapy_makes() -> None:
         / ICMPv6ND_NS(tgt=OURS6)
         / option
     )
-    assert gateway.probe(mac, IPv6Address(OURS6)) == bytes(theirs)
+    assert anycast.probe(mac, IPv6Address(OURS6)) == bytes(theirs)
 
 
 @given(
@@ -168,8 +168,8 @@ def test_no_frame_is_too_strange(frame: bytes, cut: int, tail: bytes) -> None:
 def test_a_message_cut_short_says_nothing(frame: bytes, data: st.DataObject) -> None:
     end = 42 if frame[12:14] == b"\x08\x06" else 78
     cut = data.draw(st.integers(14, end - 1))
-    assert gateway.read(frame[:cut]) is None
-    assert gateway.read(frame[:end]) is not None
+    assert anycast.read(frame[:cut]) is None
+    assert anycast.read(frame[:end]) is not None
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
 def test_a_tag_without_a_vlan_hides_nothing() -> None:
     claim = ARP(op="is-at", hwsrc="02:00:00:00:00:0b", psrc="10.0.0.1", pdst="10.0.0.9")
     head = Ether(src="02:00:00:00:00:0b")
-    plain = gateway.read(bytes(head / claim))
+    plain = anycast.read(bytes(head / claim))
     assert plain is not None
-    assert gateway.read(bytes(head / Dot1Q(vlan=0, prio=7) / claim)) == plain
-    assert gateway.read(bytes(head / Dot1Q(vlan=1) / claim)) is None
+    assert anycast.read(bytes(head / Dot1Q(vlan=0, prio=7) / claim)) == plain
+    assert anycast.read(bytes(head / Dot1Q(vlan=1) / claim)) is None

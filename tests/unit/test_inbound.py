@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from tests.unit.craft import ether, finish, ip, tcp
 from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
 from vtep.datapath import Inbound
-from vtep.datapath.fallback import MergeGuard
-from vtep.fdb import Fdb, Remote
-from vtep.mtu.fit import Fit
-from vtep.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.datapath.tap_fallback import MergeGuard
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.offload.sizing import Fit
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
 

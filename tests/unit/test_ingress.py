@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.ingress import INSTRUCTIONS_MAX, IngressFilter
+from vtep.forwarding.ingress_filter import INSTRUCTIONS_MAX, IngressFilter
 
 ACCEPT, REJECT = 7, 3
 SIZE = struct.calcsize("=HBBI")

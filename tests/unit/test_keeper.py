@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from vtep import Config, Vtep, keeper, state
+from vtep import Config, Vtep
 from vtep.config import Settings
+from vtep.daemon import state_file, state_writer
+from vtep.daemon.port import Port
+from vtep.daemon.state_file import Saved
+from vtep.daemon.state_writer import Settle, keep, load, restore
 from vtep.errors import VtepError
-from vtep.fdb import LEARNED, Kind, Remote, State
-from vtep.keeper import Settle, keep, load, restore
-from vtep.port import Port
-from vtep.state import Saved
+from vtep.forwarding.fdb import LEARNED, Kind, Remote, State
 from vtep.wire.ethernet import MAC_ZERO
 
 NOW = 1000.0
@@ -130,7 +131,7 @@ async def keeping(vtep: Vtep, path: Path, *, learned: bool = False) -> AsyncIter
 
 
 def kept(path: Path) -> dict[bytes, list[str]]:
-    _, entries = state.decode(path.read_bytes())
+    _, entries = state_file.decode(path.read_bytes())
     return {saved.mac: [to.host for to in saved.destinations] for saved in entries}
 
 
@@ -146,8 +147,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_DELAY", 0.01)
-    monkeypatch.setattr(keeper, "_RETRY", 0.01)
+    monkeypatch.setattr(state_writer, "_DELAY", 0.01)
+    monkeypatch.setattr(state_writer, "_RETRY", 0.01)
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_entries_of_a_vni_that_is_not_there_are_kept_for_it(path: Path) -> None:
 def test_a_disk_that_is_full_is_told_once_and_tried_again(
     vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replacing, tries = state.replacing, 0
+    replacing, tries = state_file.replacing, 0
 
     def full(target: Path) -> object:
         nonlocal tries
@@ -244,7 +245,7 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(
             raise OSError(errno.ENOSPC, "No space left on device")
         return replacing(target)
 
-    monkeypatch.setattr(state, "replacing", full)
+    monkeypatch.setattr(state_file, "replacing", full)
 
     async def main() -> None:
         async with keeping(vtep, path):
@@ -263,7 +264,7 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(
 def test_who_waits_for_a_change_waits_for_the_file(
     vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_DELAY", 3600)
+    monkeypatch.setattr(state_writer, "_DELAY", 3600)
     remote = Remote("192.0.2.7", 4789)
 
     async def main() -> None:
@@ -282,9 +283,9 @@ def test_who_waits_for_a_change_waits_for_the_file(
 def test_many_changes_do_not_wait_for_as_many_files(
     vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_DELAY", 3600)
-    monkeypatch.setattr(keeper, "_PATIENCE", 1e-6)
-    monkeypatch.setattr(keeper, "_PATIENCE_SHARE", 0)
+    monkeypatch.setattr(state_writer, "_DELAY", 3600)
+    monkeypatch.setattr(state_writer, "_PATIENCE", 1e-6)
+    monkeypatch.setattr(state_writer, "_PATIENCE_SHARE", 0)
 
     async def main() -> None:
         async with keeping(vtep, path) as settle:
@@ -300,7 +301,7 @@ def test_many_changes_do_not_wait_for_as_many_files(
 def test_a_disk_that_is_full_is_told_to_who_waits_and_at_the_end(
     vtep: Vtep, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeper, "_RETRY", 3600)
+    monkeypatch.setattr(state_writer, "_RETRY", 3600)
 
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.links import LinkTable
+from vtep.host.links import LinkTable
 
 NEW, GONE = 16, 17
 LINK, MASTER, INFO, NAMESPACE, KIND = 5, 10, 18, 37, 1

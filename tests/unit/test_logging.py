@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from vtep import Config, Vtep, early
-from vtep.cli.counted import counted, together
-from vtep.cli.trace import Trace
-from vtep.cli.voice import Voice
-from vtep.control import rows
+from vtep import Config, Vtep
+from vtep.cli import bootstrap
+from vtep.cli.event_log import Trace
+from vtep.cli.log_handler import Voice
+from vtep.cli.stats_text import counted, together
+from vtep.control import views
 from vtep.control.schema import Stats
-from vtep.fdb import Kind, Remote
+from vtep.forwarding.fdb import Kind, Remote
 
 REMOTE = Remote("192.0.2.2", 4789)
 
@@ -63,18 +64,18 @@ def test_the_journal_is_found_by_its_stream(monkeypatch: pytest.MonkeyPatch) -> 
         ("", False),
     ):
         monkeypatch.setenv("JOURNAL_STREAM", stream)
-        assert early.in_journal() is there
-        assert early.priority(3) == ("<3>" if there else "")
+        assert bootstrap.in_journal() is there
+        assert bootstrap.priority(3) == ("<3>" if there else "")
     monkeypatch.delenv("JOURNAL_STREAM")
-    assert not early.in_journal()
+    assert not bootstrap.in_journal()
 
 
 def test_debug_says_what_changed_and_why(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 10.0
-    monkeypatch.setattr("vtep.cli.trace._LINES_A_SECOND", 3)
-    monkeypatch.setattr("vtep.cli.trace.time.monotonic", lambda: now)
+    monkeypatch.setattr("vtep.cli.event_log._LINES_A_SECOND", 3)
+    monkeypatch.setattr("vtep.cli.event_log.time.monotonic", lambda: now)
     caplog.set_level(logging.DEBUG, "vtep")
     vtep = Vtep(Config(vni=1, remote="192.0.2.2"))
     vtep.fdb.learn(b"\2\0\0\0\0\0", REMOTE, 0.0)
@@ -102,7 +103,7 @@ def test_debug_says_what_changed_and_why(
 def stats(vni: int, frames: int) -> Stats:
     vtep = Vtep(Config(vni=vni))
     vtep.port.segment.counters.tx_frames = frames
-    return rows.stats(vtep, vtep.ports.values(), time.monotonic())
+    return views.stats(vtep, vtep.ports.values(), time.monotonic())
 
 
 def test_counters_that_are_zero_are_left_out_if_wanted() -> None:

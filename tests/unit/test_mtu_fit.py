@@ -8,8 +8,8 @@ from scapy.layers.l2 import Ether
 
 from tests.unit.craft import HOSTILE, ether, ip, parse_virtio, partial, tcp
 from vtep.counters import Counters
-from vtep.mtu.fit import Fit
 from vtep.offload.partial import virtio_header
+from vtep.offload.sizing import Fit
 from vtep.wire import vxlan
 
 PREFIX = vxlan.pack(5)

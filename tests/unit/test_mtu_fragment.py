@@ -10,7 +10,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from tests.unit.craft import ether, ip4, loop_sum, udp
-from vtep.mtu.fragment import fragment
+from vtep.offload.fragment import fragment
 
 PREFIX = b"VXLAN..."
 

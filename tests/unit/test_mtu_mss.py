@@ -9,7 +9,7 @@ from scapy.packet import Packet
 
 from tests.unit.craft import HOSTILE, ether, ip, layout, loop_sum, partial, tcp
 from vtep.counters import Counters
-from vtep.mtu.mss import MssClamp
+from vtep.offload.mss import MssClamp
 from vtep.wire import ip as inet
 
 FLAGS = ("S", "SA", "SEC")

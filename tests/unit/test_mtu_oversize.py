@@ -12,7 +12,7 @@ from scapy.packet import Packet, Raw
 
 from tests.unit.craft import BROADCAST, HOSTILE, ether, hop, ip, ip4, ip6, tcp, udp
 from vtep.counters import Counters, Drop
-from vtep.mtu.oversize import Outcome, Oversize, TokenBucket
+from vtep.offload.oversize import Outcome, Oversize, TokenBucket
 from vtep.offload.split import Splitter
 from vtep.wire import virtio, vxlan
 

@@ -1,6 +1,6 @@
 """The MTU of the tunnel, as paths to remotes get narrower and wider."""
 
-from vtep.mtu.tunnel import TunnelMtu
+from vtep.offload.tunnel_mtu import TunnelMtu
 
 
 def test_the_narrowest_path_counts_while_it_is_narrow() -> None:

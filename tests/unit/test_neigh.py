@@ -22,9 +22,9 @@ from scapy.packet import Packet
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, V4_A, V4_B, V6_A, V6_B, ether, mac
 from vtep.errors import NeighbourError
-from vtep.fdb import Fdb, Filter, Remote
-from vtep.neigh import Answer, Neighbours
-from vtep.switch import InnerVlan, Policy, Segment, Switch
+from vtep.forwarding.fdb import Fdb, Filter, Remote
+from vtep.forwarding.suppress import Answer, Neighbours
+from vtep.forwarding.switch import InnerVlan, Policy, Segment, Switch
 from vtep.wire import Buffer, vxlan
 
 VNI = 7

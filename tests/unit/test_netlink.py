@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice
 
-from vtep import netlink
+from vtep.host import netlink
 
 
 def test_a_device_that_vanishes_is_no_egress_device(monkeypatch: pytest.MonkeyPatch) -> None:

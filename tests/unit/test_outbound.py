@@ -28,18 +28,19 @@ from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Outbound
-from vtep.fdb import Fdb, Remote
-from vtep.mtu.fit import Fit
-from vtep.mtu.oversize import Oversize
-from vtep.neigh import Neighbours
+from vtep.datapath.pool import Flood, Room
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.suppress import Neighbours
+from vtep.forwarding.switch import GroupPolicy, InnerVlan, Segment
+from vtep.forwarding.switch import Policy as SegmentPolicy
+from vtep.io.path import batch_max
+from vtep.io.replicator import Sent
 from vtep.offload.headers import SegmentPlan
+from vtep.offload.oversize import Oversize
+from vtep.offload.sizing import Fit
 from vtep.offload.split import Splitter, plan_segments
-from vtep.paths import Flood, Room
-from vtep.switch import GroupPolicy, InnerVlan, Segment
-from vtep.switch import Policy as SegmentPolicy
 from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
 from vtep.tunnel_gso.state import RemoteState
-from vtep.underlay import Sent, batch_max
 from vtep.wire import virtio, vxlan
 from vtep.wire.outer_header import InheritPolicy
 

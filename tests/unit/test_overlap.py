@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from vtep.overlap import Overlap, find_overlap
+from vtep.config.overlap import Overlap, find_overlap
 
 UNDERLAY = [("eth0", ip_network("192.0.2.0/24")), ("eth0", ip_network("fe80::/64"))]
 

@@ -35,9 +35,9 @@ from tests.unit.craft import (
     tcp,
     udp,
 )
+from vtep.config.option_parsers import MTU_MAX
 from vtep.counters import Counters
 from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
-from vtep.values import MTU_MAX
 from vtep.wire import ip as inet
 from vtep.wire import virtio
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from vtep.config import Config
-from vtep.fdb import Remote
-from vtep.paths import Paths, Pool, Room
-from vtep.underlay import Binding, Outer
+from vtep.datapath.pool import Paths, Pool, Room
+from vtep.forwarding.fdb import Remote
+from vtep.io.sockets import Binding, Outer
 from vtep.wire.outer_header import InheritPolicy
 
 V4 = Binding(socket.AF_INET, None, None)

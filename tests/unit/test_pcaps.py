@@ -15,9 +15,9 @@ from scapy.utils import RawPcapReader
 
 from tests.unit.craft import finish, mac, parse_virtio
 from vtep.counters import Counters, Drop
-from vtep.fdb import Fdb, Remote
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import Segment, Switch
 from vtep.offload.partial import SegmentSizes, virtio_header
-from vtep.switch import Segment, Switch
 from vtep.wire import virtio, vxlan
 from vtep.wire.flow import flow_hash
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.counters import Drop
-from vtep.fdb import Fdb, Remote
-from vtep.probe import SIZE, Allowance, Kind, Probe, Status, largest
-from vtep.switch import Segment, Switch
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import Segment, Switch
 from vtep.wire import ethernet, vxlan
+from vtep.wire.echo import SIZE, Allowance, Kind, Probe, Status, largest
 
 TOKEN = b"01234567"
 QUESTION = Probe(Kind.QUESTION, 5, 50000, TOKEN, 7, SIZE)

@@ -7,7 +7,7 @@ import pytest
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vtep.engine import _roll_back
+from vtep.daemon.vtep import _roll_back
 
 
 def test_the_last_change_is_taken_back_first_and_failures_are_told(

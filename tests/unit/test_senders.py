@@ -12,23 +12,16 @@ import pytest
 
 from vtep.config import Config
 from vtep.counters import Drop
+from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.fdb import Remote
-from vtep.paths import Paths, Pool
-from vtep.probe import SIZE
-from vtep.underlay import (
-    FLOW_BITS,
-    Binding,
-    Outer,
-    Path,
-    Replicator,
-    SenderSockets,
-    SharedSocket,
-    open_receiver,
-    pool_slots,
-    send_whole,
-)
-from vtep.underlay.feedback import Returned
+from vtep.forwarding.fdb import Remote
+from vtep.io.error_queue import Returned
+from vtep.io.path import FLOW_BITS, Path, pool_slots
+from vtep.io.replicator import Replicator
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.shared_socket import SharedSocket
+from vtep.io.sockets import Binding, Outer, open_receiver, send_whole
+from vtep.wire.echo import SIZE
 from vtep.wire.outer_header import DF, InheritPolicy
 
 V4, V6 = socket.AF_INET, socket.AF_INET6

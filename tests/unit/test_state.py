@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vtep import state
+from vtep.daemon import state_file
+from vtep.daemon.state_file import DamagedError, Saved, decode, encode, load, locked, store
 from vtep.errors import VtepError
-from vtep.fdb import Kind, Remote, State
-from vtep.state import DamagedError, Saved, decode, encode, load, locked, store
+from vtep.forwarding.fdb import Kind, Remote, State
 
 MACS = st.binary(min_size=6, max_size=6)
 REMOTES = st.builds(
@@ -96,7 +96,7 @@ def test_every_changed_octet_is_noticed(data: st.DataObject) -> None:
 def test_what_is_not_ours_is_told_apart(octets: bytes) -> None:
     with pytest.raises(ValueError, match=r"^its? ") as refused:
         decode(octets)
-    assert isinstance(refused.value, DamagedError) == state._FORMAT.startswith(octets)
+    assert isinstance(refused.value, DamagedError) == state_file._FORMAT.startswith(octets)
 
 
 def signed(text: str) -> bytes:
@@ -135,7 +135,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_file_that_is_not_there_is_no_matter(path: Path) -> None:
-    assert load(path) == state.Loaded()
+    assert load(path) == state_file.Loaded()
 
 
 def test_a_file_is_loaded_with_the_time_that_has_passed(path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_folder_must_be_there(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_as_none(path: Path) -> None:
     path.touch()
-    assert load(path) == state.Loaded()
+    assert load(path) == state_file.Loaded()
     assert names(path.parent) == ["state"]
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
 from vtep.counters import Drop, DropLog, Notice
-from vtep.fdb import Fdb, Filter, Learned, Remote
-from vtep.switch import Segment, Switch
+from vtep.forwarding.fdb import Fdb, Filter, Learned, Remote
+from vtep.forwarding.switch import Segment, Switch
 
 ONE = Remote("192.0.2.1", 4789)
 TWO = Remote("192.0.2.2", 4789)

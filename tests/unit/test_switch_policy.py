@@ -9,8 +9,16 @@ from scapy.layers.vxlan import VXLAN
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
 from vtep.counters import Drop, DropLog
-from vtep.fdb import Fdb, Filter, Kind, Remote, State
-from vtep.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment, Switch
+from vtep.forwarding.fdb import Fdb, Filter, Kind, Remote, State
+from vtep.forwarding.switch import (
+    ANYBODY,
+    GroupPolicy,
+    InnerVlan,
+    Networks,
+    Policy,
+    Segment,
+    Switch,
+)
 from vtep.wire import vxlan
 from vtep.wire.ethernet import MAC_ZERO
 

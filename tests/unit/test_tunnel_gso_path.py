@@ -12,22 +12,17 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from tests.unit.twins import Frame
-from vtep.fdb import Remote
+from vtep.forwarding.fdb import Remote
+from vtep.io.path import FLOW_BITS, Path
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.shared_socket import SharedSocket
+from vtep.io.sockets import Binding, Outer, open_receiver
 from vtep.offload.split import plan_segments
-from vtep.probe import SIZE, Probe, Status
 from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
-from vtep.underlay import (
-    FLOW_BITS,
-    Binding,
-    Outer,
-    Path,
-    SenderSockets,
-    SharedSocket,
-    open_receiver,
-)
 from vtep.wire import virtio, vxlan
+from vtep.wire.echo import SIZE, Probe, Status
 from vtep.wire.outer_header import DF
 
 EGRESS = 7

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from tests.unit.twins import BASIC
-from vtep.probe import SIZE, Kind, Probe, Status
 from vtep.tunnel_gso import state as state_module
 from vtep.tunnel_gso.ack_tracker import DeliveryResult, OnResult
 from vtep.tunnel_gso.encoder import LARGE_PROBE, SMALL_PROBE, SUPERFRAME_MAX, ProbePacket
@@ -27,6 +26,7 @@ from vtep.tunnel_gso.state import (
     State,
     next_state,
 )
+from vtep.wire.echo import SIZE, Kind, Probe, Status
 
 EGRESS = 3
 SEGMENTED = SIZE + SMALL_PROBE.cut.header_len + SMALL_PROBE.cut.size

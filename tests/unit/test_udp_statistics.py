@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtep.underlay import UdpErrors
+from vtep.io.udp_statistics import UdpErrors
 
 SNMP = """\
 Tcp: RtoAlgorithm InCsumErrors

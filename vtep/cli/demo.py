@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from rich.text import Text
 
 from vtep.errors import VtepError
-from vtep.lab import Host, Lab, need, transfer
+from vtep.testing.lab import Host, Lab, need, transfer
 
 _VNI = 1
 _TRANSFER = 256 << 20

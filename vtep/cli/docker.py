@@ -8,12 +8,12 @@ from typing import Any
 import click
 from attrs import asdict, evolve
 
-from vtep import Config, VtepError, early
-from vtep.cli import commands
+from vtep import Config, VtepError
+from vtep.cli import bootstrap, commands
 from vtep.cli.options import config_options, given_of, settings_of, settings_options
 from vtep.config import Settings
 from vtep.control import client as control
-from vtep.control import paths
+from vtep.control import socket_files
 from vtep.docker import record
 from vtep.docker.client import Client, NoSuchNetworkError
 from vtep.docker.network import read
@@ -60,7 +60,7 @@ def attach(
     The network's bridge is found by asking the engine, and found again where the network is
     created anew. Each host's containers keep to the gateway of their own host.
     """
-    early.let_signals_wait()
+    bootstrap.let_signals_wait()
     given = given_of(options)
     process = settings_of(given)
     if "vni" not in given:
@@ -83,7 +83,7 @@ def attach(
         remotes=tuple(str(remote) for remote in config.remote),
         docker_host=client.url,
         recipe=place.network.recipe,
-        netns=paths.namespace(),
+        netns=socket_files.namespace(),
     )
     settings = Settings(segments=[evolve(config, **place.options)])
     debug = context.find_root().params["debug"]
@@ -93,11 +93,11 @@ def attach(
 
 def _check_free(bridge: str) -> None:
     """Raise VtepError where another attachment is on a bridge: two of them would be a loop."""
-    from vtep import netlink  # noqa: PLC0415
+    from vtep.host import netlink  # noqa: PLC0415
 
     with netlink.session() as connection:
         for other in record.attached():
-            if other.netns not in (None, paths.namespace()):
+            if other.netns not in (None, socket_files.namespace()):
                 continue
             device = netlink.device(connection, other.tap)
             if device is not None and device.bridge == bridge:
@@ -120,7 +120,7 @@ def status(*, as_json: bool) -> None:
     """Show the networks that are attached on this host, and their containers."""
     attached = record.attached()
     for kept in attached:
-        if kept.netns not in (None, paths.namespace()):
+        if kept.netns not in (None, socket_files.namespace()):
             line = f"process {kept.pid} in another network namespace has network {kept.network}"
             click.echo(f"pyvtep: note: {line}", err=True)
     found = [_status(kept) for kept in attached]
@@ -135,9 +135,9 @@ def status(*, as_json: bool) -> None:
 
 def _status(kept: Record) -> dict[str, Any]:
     """An attachment as it is now, as far as the host and the engine say."""
-    from vtep import netlink  # noqa: PLC0415
+    from vtep.host import netlink  # noqa: PLC0415
 
-    here = kept.netns in (None, paths.namespace())
+    here = kept.netns in (None, socket_files.namespace())
     device = None
     if here:
         with netlink.session() as connection:
@@ -163,7 +163,7 @@ def _status(kept: Record) -> dict[str, Any]:
 
 def _tunnel_mtu(kept: Record) -> int | None:
     """What the process says that its tunnel carries now; None where it can't be asked."""
-    path = paths.of_process(kept.pid)
+    path = socket_files.of_process(kept.pid)
     if path is None:
         return None
     with suppress(VtepError), control.Client(path) as running:
@@ -179,7 +179,7 @@ def _print(status: dict[str, Any]) -> None:
         f"to {', '.join(status['remotes'])}, process {status['pid']}"
     )
     where = f"bridge {status['bridge']}" if status["bridge"] else "on no bridge"
-    if status["netns"] not in (None, paths.namespace()):
+    if status["netns"] not in (None, socket_files.namespace()):
         where = "in another network namespace"
     mtu = status["network_mtu"]
     click.echo(f"  {where}, {f'containers have mtu {mtu}' if mtu else 'containers are unknown'}")

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import click
 
-from vtep import values
 from vtep.cli import commands
+from vtep.config import option_parsers
 from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, wrong
 from vtep.doctor.findings import findings
@@ -49,9 +49,9 @@ def doctor(
     from vtep.doctor.examine import examine  # noqa: PLC0415  other commands need not load it
 
     facts = examine(
-        values.remotes(remotes),
-        values.vni(vni) if vni is not None else None,
-        values.dstport(dstport) if dstport is not None else None,
+        option_parsers.remotes(remotes),
+        option_parsers.vni(vni) if vni is not None else None,
+        option_parsers.dstport(dstport) if dstport is not None else None,
         socket,
     )
     found = findings(facts)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from vtep import values
-from vtep.cli import commands, steer
-from vtep.cli.words import DESTINATION, FILTER, KIND, SEGMENT, Grammar
+from vtep.cli import client_command, commands
+from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
+from vtep.config import option_parsers
 from vtep.control import Client
 from vtep.control.schema import Destination, Event, FdbEntry
 from vtep.errors import ConfigError, shown
@@ -32,7 +32,7 @@ def _check_destination(given: dict[str, Any]) -> None:
     try:
         ip_address(dst or "::")
     except ValueError:
-        error = values.not_an_address("dst", dst)
+        error = option_parsers.not_an_address("dst", dst)
         host, port = error.instead.get("dst"), error.instead.get("dstport")
         words = [f"dst {host}"] if isinstance(host, str) else []
         words += [f"port {port}"] if port is not None else []
@@ -46,40 +46,40 @@ def group() -> None:
 
 
 @group.command()
-@steer.words(_WANTED, _WANTED_METAVAR)
-@steer.steering(shows=True, every=True, check=_check_destination)
+@client_command.words(_WANTED, _WANTED_METAVAR)
+@client_command.steering(shows=True, every=True, check=_check_destination)
 def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show the entries to which all of the filters apply."""
     entries = [entry for vtep in vteps for entry in vtep.fdb.show(**given)]
     if as_json:
-        steer.show_json(entries)
+        client_command.show_json(entries)
     else:
         _show(entries)
 
 
 @group.command()
-@steer.words(_ONE, "MAC [dev TAP]", ("mac",))
-@steer.steering(shows=True)
+@client_command.words(_ONE, "MAC [dev TAP]", ("mac",))
+@client_command.steering(shows=True)
 def get(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Show the entry of a MAC; exit code 1 where there is none."""
     entry = vtep.call("fdb.get", **given)
     if as_json:
-        steer.show_json(entry)
+        client_command.show_json(entry)
     else:
         _show([entry])
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@steer.steering(check=_check_destination)
+@client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@client_command.steering(check=_check_destination)
 def add(vtep: Client, given: dict[str, Any]) -> None:
     """Put in an entry for a MAC that has none."""
     vtep.call("fdb.add", **given)
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@steer.steering(check=_check_destination)
+@client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@client_command.steering(check=_check_destination)
 def append(vtep: Client, given: dict[str, Any]) -> None:
     """Give a MAC one more destination.
 
@@ -89,24 +89,24 @@ def append(vtep: Client, given: dict[str, Any]) -> None:
 
 
 @group.command()
-@steer.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@steer.steering(check=_check_destination)
+@client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
+@client_command.steering(check=_check_destination)
 def replace(vtep: Client, given: dict[str, Any]) -> None:
     """Have a MAC be behind one destination, whatever is known of it."""
     vtep.call("fdb.replace", **given)
 
 
 @group.command("del")
-@steer.words(_WHICH, _WHICH_METAVAR, ("mac",))
-@steer.steering(check=_check_destination)
+@client_command.words(_WHICH, _WHICH_METAVAR, ("mac",))
+@client_command.steering(check=_check_destination)
 def delete(vtep: Client, given: dict[str, Any]) -> None:
     """Take a destination from a MAC, or all of them where none is named."""
     vtep.call("fdb.del", **given)
 
 
 @group.command()
-@steer.words(_WANTED, _WANTED_METAVAR)
-@steer.steering(shows=True, changes=True, check=_check_destination)
+@client_command.words(_WANTED, _WANTED_METAVAR)
+@client_command.steering(shows=True, changes=True, check=_check_destination)
 def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Remove every destination to which all of the filters apply.
 
@@ -115,14 +115,16 @@ def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """
     count = vtep.fdb.flush(**given)
     if as_json:
-        steer.show_json({"flushed": count})
+        client_command.show_json({"flushed": count})
     else:
         click.echo(f"{count} flushed")
 
 
 def _show(entries: list[FdbEntry]) -> None:
     columns = {"MAC": "", "DST": "", "DEV": "", "STATE": "", "AGE": "right", "TX": "right"}
-    steer.show_table({**columns, "RX": "right"}, (row for entry in entries for row in _rows(entry)))
+    client_command.show_table(
+        {**columns, "RX": "right"}, (row for entry in entries for row in _rows(entry))
+    )
 
 
 def _rows(entry: FdbEntry) -> Iterator[tuple[object, ...]]:

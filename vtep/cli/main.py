@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 import click
 
-from vtep import VtepError, __version__, descriptors, early
-from vtep.cli import commands, fdb, mistakes, neigh, segments, steer
+from vtep import VtepError, __version__, descriptors
+from vtep.cli import bootstrap, client_command, commands, fdb, mistakes, neigh, segments
 from vtep.cli.completion import completion
 from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import asked_for, config_options, given_of, settings_options
-from vtep.configfile import FileError, problems_of
+from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What a group says without a command; before click 8.2 it did so by itself."""
@@ -58,7 +58,7 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
     if context.invoked_subcommand is not None:
         if given or config is not None:
             _refuse_before(context, given if config is None else given | {"config": config})
-        early.let_signals_end()
+        bootstrap.let_signals_end()
         return
     settings, path, process = asked_for(config, given)
     from vtep.cli.run import run  # noqa: PLC0415  a mistake, or a command, is told without it
@@ -87,7 +87,7 @@ def _refuse_before(context: click.Context, given: dict[str, Any]) -> NoReturn:
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
     """Say whether a configuration file makes sense, or each line that does not."""
-    from vtep.settingsfile import read  # noqa: PLC0415  other commands need it not
+    from vtep.config.loader import read  # noqa: PLC0415  other commands need it not
 
     try:
         settings = read(file)
@@ -154,7 +154,7 @@ def main() -> None:
         _fail(*problems_of(error), code=error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line for the person
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-            steer.write_no_more()
+            client_command.write_no_more()
             _fail(f"cannot write: {error.strerror}", code=1, debug=debug)
         if isinstance(error, OSError) and descriptors.is_shortage(error):
             _fail(f"cannot go on: {descriptors.reason(error)}", code=1, debug=debug)
@@ -168,5 +168,5 @@ def _fail(*lines: str, code: int, debug: bool) -> None:
         if debug:
             traceback.print_exc()
         for line in lines:
-            print(f"{early.priority(3)}pyvtep: error: {line}", file=sys.stderr, flush=True)
+            print(f"{bootstrap.priority(3)}pyvtep: error: {line}", file=sys.stderr, flush=True)
     sys.exit(code)

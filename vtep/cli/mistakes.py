@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from vtep.config.option_parsers import OFFLOADS
 from vtep.errors import shortened, shown
-from vtep.values import OFFLOADS
 
 _WORDS = "pyvtep.words"
 """Where a context keeps the words that its command was given."""

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import click
 
-from vtep.cli import commands, steer
+from vtep.cli import client_command, commands
 from vtep.cli.fdb import destination_words, kind_words
 from vtep.control import Client
 from vtep.control.schema import Event
@@ -17,7 +17,7 @@ OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
 @click.command(cls=commands.Command)
 @click.argument("objects", nargs=-1, type=click.Choice(OBJECTS))
 @commands.option("--timestamp", "-t", "timed", is_flag=True, help="Begin each line with its time.")
-@steer.steering(segment=False, shows=True)
+@client_command.steering(segment=False, shows=True)
 def monitor(vtep: Client, objects: tuple[str, ...], *, timed: bool, as_json: bool) -> None:
     """Show every change from now on, one a line; of some objects, or of all.
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from vtep.cli import commands, steer
-from vtep.cli.words import SEGMENT, Grammar
+from vtep.cli import client_command, commands
+from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.control import Client
 from vtep.errors import ConfigError, VtepError
 
@@ -25,8 +25,8 @@ def group() -> None:
 
 
 @group.command()
-@steer.words(_ALL, "[dev TAP]")
-@steer.steering(shows=True, every=True)
+@client_command.words(_ALL, "[dev TAP]")
+@client_command.steering(shows=True, every=True)
 def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show what ARP and ND requests for hosts behind a remote are answered with."""
     neighbours, refused = [], []
@@ -38,10 +38,10 @@ def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     if len(refused) == len(vteps):
         raise refused[0]
     if as_json:
-        steer.show_json(neighbours)
+        client_command.show_json(neighbours)
         return
     columns = {"IP": "", "MAC": "", "DEV": "", "VLAN": "", "STATE": "", "AGE": "right"}
-    steer.show_table(
+    client_command.show_table(
         columns,
         (
             (
@@ -55,16 +55,16 @@ def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
 
 
 @group.command()
-@steer.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
-@steer.steering()
+@client_command.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
+@client_command.steering()
 def add(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address."""
     vtep.call("neigh.add", **_neighbour(given))
 
 
 @group.command()
-@steer.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
-@steer.steering()
+@client_command.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
+@client_command.steering()
 def replace(vtep: Client, given: dict[str, Any]) -> None:
     """Put in the MAC of an address, whatever is known of it."""
     vtep.call("neigh.replace", **_neighbour(given))
@@ -79,20 +79,20 @@ def _neighbour(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @group.command("del")
-@steer.words(_WHICH, "IP [dev TAP] [vlan ID]", ("ip",))
-@steer.steering()
+@client_command.words(_WHICH, "IP [dev TAP] [vlan ID]", ("ip",))
+@client_command.steering()
 def delete(vtep: Client, given: dict[str, Any]) -> None:
     """Forget an address."""
     vtep.call("neigh.del", **given)
 
 
 @group.command()
-@steer.words(_FLUSHED, "[dev TAP] [permanent]")
-@steer.steering(shows=True, changes=True)
+@client_command.words(_FLUSHED, "[dev TAP] [permanent]")
+@client_command.steering(shows=True, changes=True)
 def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
     """Forget what was seen, and with `permanent` also what was put in."""
     count = vtep.neigh.flush(**given)
     if as_json:
-        steer.show_json({"flushed": count})
+        client_command.show_json({"flushed": count})
     else:
         click.echo(f"{count} flushed")

@@ -72,7 +72,7 @@ def asked_for(
     if given:
         flag = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
-    from vtep.settingsfile import read  # noqa: PLC0415  most VTEPs have no file
+    from vtep.config.loader import read  # noqa: PLC0415  most VTEPs have no file
 
     path = Path(config)
     return attrs.evolve(read(path), **process), path, process

@@ -12,16 +12,17 @@ from typing import Any, TypeAlias
 
 import uvloop
 
-from vtep import Port, Vtep, VtepError, descriptors, early
-from vtep.cli.collector import Collector
-from vtep.cli.report import introduce, render
-from vtep.cli.trace import Trace
-from vtep.cli.voice import Voice, hold_standard_streams
+from vtep import Port, Vtep, VtepError, descriptors
+from vtep.cli import bootstrap
+from vtep.cli.event_log import Trace
+from vtep.cli.log_handler import Voice, hold_standard_streams
+from vtep.cli.summary import introduce, render
 from vtep.config import Settings
-from vtep.configfile import problems_of
-from vtep.control.service import serve
-from vtep.keeper import hold, keep, load
-from vtep.service import Service
+from vtep.config.file import problems_of
+from vtep.control.serve import serve
+from vtep.daemon.collector import Collector
+from vtep.daemon.service import Service
+from vtep.daemon.state_writer import hold, keep, load
 
 log = logging.getLogger("vtep")
 
@@ -55,7 +56,7 @@ def run(
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    voice = Voice(journal=early.in_journal())
+    voice = Voice(journal=bootstrap.in_journal())
     logging.basicConfig(level=logging.WARNING, handlers=[voice])
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     try:
@@ -93,8 +94,8 @@ async def _forward(service: Service, voice: Voice, beside: Beside | None) -> Non
         running.callback(vtep.watch(introduce_added))
         if not vtep.ports:
             log.info("there is no VNI yet")
-        early.let_signals_end()
-        running.callback(early.let_signals_wait)  # The handlers go before the process does.
+        bootstrap.let_signals_end()
+        running.callback(bootstrap.let_signals_wait)  # The handlers go before the process does.
         others = (
             [Collector(vtep).run()] if beside is None else [Collector(vtep).run(), beside(vtep)]
         )

@@ -8,12 +8,13 @@ from typing import Any
 import attrs
 import click
 
-from vtep import Config, values
-from vtep.cli import commands, steer
-from vtep.cli.counted import counted, together
+from vtep import Config
+from vtep.cli import client_command, commands
 from vtep.cli.fdb import destination_words
+from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.cli.options import checked, config_options, given_of
-from vtep.cli.words import SEGMENT, Grammar
+from vtep.cli.stats_text import counted, together
+from vtep.config import option_parsers
 from vtep.control import Client
 from vtep.errors import ConfigError, OptionError, shown
 
@@ -36,15 +37,15 @@ def vni() -> None:
 
 
 @vni.command("show")
-@steer.words(_SEGMENT, "[dev TAP]")
-@steer.steering(shows=True, every=True)
+@client_command.words(_SEGMENT, "[dev TAP]")
+@client_command.steering(shows=True, every=True)
 def show_vni(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show the segments."""
     segments = [segment for vtep in vteps for segment in vtep.vni.show(**given)]
     if as_json:
-        steer.show_json(segments)
+        client_command.show_json(segments)
         return
-    steer.show_table(
+    client_command.show_table(
         {"VNI": "right", "DEV": "", "MTU": "right", "PORT": "right", "FDB": "right", "REMOTES": ""},
         (
             (
@@ -58,14 +59,14 @@ def show_vni(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> No
 
 
 def _check_added(given: dict[str, Any]) -> None:
-    values.vni(given["number"])
+    option_parsers.vni(given["number"])
     checked(given_of(given))
 
 
 @vni.command("add")
 @click.argument("number", metavar="VNI")
 @config_options(without=("vni",))
-@steer.steering(segment=False, check=_check_added)
+@client_command.steering(segment=False, check=_check_added)
 def add_vni(vtep: Client, number: str, **options: Any) -> None:
     """Open one more segment, with a TAP of its own; the options are those of pyvtep itself."""
     vtep.call("vni.add", vni=number, options=given_of(options))
@@ -73,7 +74,7 @@ def add_vni(vtep: Client, number: str, **options: Any) -> None:
 
 @vni.command("del")
 @click.argument("number", metavar="VNI")
-@steer.steering(segment=False, vni="number")
+@client_command.steering(segment=False, vni="number")
 def delete_vni(vtep: Client, number: str) -> None:
     """Close a segment; the others go on."""
     vtep.call("vni.del", vni=number)
@@ -85,7 +86,7 @@ def delete_vni(vtep: Client, number: str) -> None:
 def _check_remote(given: dict[str, Any]) -> None:
     remote = given["given"]["remote"]
     try:
-        values.address("--remote", remote)
+        option_parsers.address("--remote", remote)
     except OptionError as error:
         if "dstport" not in error.instead:
             raise
@@ -102,29 +103,29 @@ def remote() -> None:
 
 
 @remote.command("show")
-@steer.words(_SEGMENT, "[dev TAP]")
-@steer.steering(shows=True, every=True)
+@client_command.words(_SEGMENT, "[dev TAP]")
+@client_command.steering(shows=True, every=True)
 def show_remotes(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
     """Show the remotes, also those that were appended to the MAC 00:00:00:00:00:00."""
     remotes = [row for vtep in vteps for row in vtep.remote.show(**given)]
     if as_json:
-        steer.show_json(remotes)
+        client_command.show_json(remotes)
         return
     rows = ((to["vni"], to["dev"], destination_words(to, to["vni"])) for to in remotes)
-    steer.show_table({"VNI": "right", "DEV": "", "REMOTE": ""}, rows)
+    client_command.show_table({"VNI": "right", "DEV": "", "REMOTE": ""}, rows)
 
 
 @remote.command("add")
-@steer.words(_REMOTE, "IP [dev TAP]", ("remote",))
-@steer.steering(check=_check_remote)
+@client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
+@client_command.steering(check=_check_remote)
 def add_remote(vtep: Client, given: dict[str, Any]) -> None:
     """Add a remote, as if it had been given as an option."""
     vtep.call("remote.add", **given)
 
 
 @remote.command("del")
-@steer.words(_REMOTE, "IP [dev TAP]", ("remote",))
-@steer.steering(check=_check_remote)
+@client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
+@client_command.steering(check=_check_remote)
 def delete_remote(vtep: Client, given: dict[str, Any]) -> None:
     """Remove a remote, and forget what was learned to be behind it."""
     vtep.call("remote.del", **given)
@@ -141,8 +142,8 @@ def _check_changes(given: dict[str, Any]) -> None:
 
 @click.command("set", cls=commands.Command)
 @config_options(without=("vni",))
-@steer.words(_SEGMENT, "[dev TAP]")
-@steer.steering(check=_check_changes)
+@client_command.words(_SEGMENT, "[dev TAP]")
+@client_command.steering(check=_check_changes)
 def set_options(vtep: Client, given: dict[str, Any], **options: Any) -> None:
     """Change options of a segment while it runs: all of those given, or none.
 
@@ -153,12 +154,12 @@ def set_options(vtep: Client, given: dict[str, Any], **options: Any) -> None:
 
 
 @click.command(cls=commands.Command)
-@steer.steering(segment=False, shows=True, changes=True)
+@client_command.steering(segment=False, shows=True, changes=True)
 def reload(vtep: Client, *, as_json: bool) -> None:
     """Have the configuration file read again; what did not change is not touched."""
     told = vtep.reload()
     if as_json:
-        steer.show_json(told)
+        client_command.show_json(told)
     else:
         click.echo(told)
 
@@ -178,7 +179,7 @@ def _resets(given: dict[str, Any]) -> bool:
 
 
 @click.command(cls=commands.Command)
-@steer.words(_SEGMENT, "[dev TAP]")
+@client_command.words(_SEGMENT, "[dev TAP]")
 @commands.option("--all", "-a", "zeros", is_flag=True, help="Show counters that are zero as well.")
 @commands.option(
     "--watch",
@@ -194,7 +195,7 @@ def _resets(given: dict[str, Any]) -> bool:
     help="Show nothing, but count from zero: stats and doctor show what is counted from now on, of "
     "all segments of the pyvtep that is meant. JSON also has what was counted since the start.",
 )
-@steer.steering(shows=True, changes=_resets, every=True, check=_check_stats)
+@client_command.steering(shows=True, changes=_resets, every=True, check=_check_stats)
 def stats(
     vteps: list[Client],
     given: dict[str, Any],
@@ -214,7 +215,7 @@ def stats(
         if as_json and pause is not None:  # A line for each time.
             click.echo(json.dumps(told))
         elif as_json:
-            steer.show_json(told)
+            client_command.show_json(told)
         else:
             if pause is not None and sys.stdout.isatty():
                 click.clear()

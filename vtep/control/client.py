@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vtep.control import jsonrpc, paths
+from vtep.control import jsonrpc, socket_files
 from vtep.control.choice import READS, Candidate, choose
 from vtep.control.choice import Segment as Named
 from vtep.control.jsonrpc import Code
@@ -46,18 +46,18 @@ def candidates() -> list[Candidate]:
 
     They are asked who they are, unless one of them is the only one in this network namespace.
     """
-    live = paths.live()
+    live = socket_files.live()
     here = [each.here for each in live if each.here is not False]
     return [_candidate(each, ask=here != [True]) for each in live]
 
 
-def _candidate(live: paths.Live, *, ask: bool) -> Candidate:
+def _candidate(live: socket_files.Live, *, ask: bool) -> Candidate:
     here, segments = live.here is True, None
     if ask:
         with suppress(VtepError, KeyError, TypeError), Client(live.path, timeout=_ALIVE) as asked:
             process = asked.call("process.show")
             segments = tuple(Named(**each) for each in process["segments"])
-            here = process["netns"] is not None and process["netns"] == paths.namespace()
+            here = process["netns"] is not None and process["netns"] == socket_files.namespace()
     return Candidate(live.path, live.pid, here, segments)
 
 
@@ -67,7 +67,7 @@ def find(
     """Return the running pyvtep that is meant where no socket is named; see `choice.choose`."""
     found = candidates()
     if not found:
-        raise paths.none_found()
+        raise socket_files.none_found()
     return choose(found, vni=vni, dev=dev, changes=changes, every=every)
 
 

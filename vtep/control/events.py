@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from vtep.control import rows
+from vtep.control import views
 from vtep.control.schema import Event
-from vtep.engine import Vtep
-from vtep.fdb import Entry
-from vtep.fdb import Event as Happening
-from vtep.port import Port
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
+from vtep.forwarding.fdb import Entry
+from vtep.forwarding.fdb import Event as Happening
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 Observer = Callable[[Event], None]
@@ -69,7 +69,7 @@ class Events:
         else:
             # Those of the remotes have been told as what became of the default entry.
             options = {
-                rows.option(name): rows.plain(value)
+                views.option(name): views.plain(value)
                 for name, value in details.items()
                 if name != "remote"
             }
@@ -82,14 +82,14 @@ class Events:
 
 
 def _of_entry(port: Port, what: Happening, entry: Entry) -> Event:
-    state, extern_learn, sticky = rows.kind(entry.kind)
+    state, extern_learn, sticky = views.kind(entry.kind)
     return {
         "event": str(what),
         "object": "remote" if entry.mac == MAC_ZERO else "fdb",
         "vni": port.config.vni,
         "dev": port.config.tap,  # Not asked of the kernel: frames wait for this.
         "mac": format_mac(entry.mac),
-        "destinations": [rows.destination(port.fdb, remote) for remote in entry.destinations],
+        "destinations": [views.destination(port.fdb, remote) for remote in entry.destinations],
         "state": state,
         "extern_learn": extern_learn,
         "sticky": sticky,

@@ -14,17 +14,16 @@ from typing import Any, TypeVar
 
 import attrs
 
-from vtep import values
-from vtep.config import Config
-from vtep.control import params, rows, schema
+from vtep.config import Config, option_parsers
+from vtep.control import params, schema, views
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.params import Params
-from vtep.devices import device_index
-from vtep.engine import Vtep
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError, VtepError
-from vtep.fdb import Kind, Remote
-from vtep.neigh import Neighbours
-from vtep.port import Port
+from vtep.forwarding.fdb import Kind, Remote
+from vtep.forwarding.suppress import Neighbours
+from vtep.host.devices import device_index
 from vtep.wire.ethernet import MAC_ZERO
 
 _PAGE = 50
@@ -79,7 +78,7 @@ class Methods:
             "stats.reset": Method(lambda _: self._vtep.reset_counters()),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
-            "process.show": Method(lambda _: rows.process(self._vtep.ports.values())),
+            "process.show": Method(lambda _: views.process(self._vtep.ports.values())),
             "ping": Method(lambda _: True),
         }
 
@@ -128,14 +127,14 @@ class Methods:
 
     def _vni_show(self, given: Params) -> Pages:
         pages = _pages(iter(self._ports(given)))
-        return Pages([rows.segment(port) for port in page] for page in pages)
+        return Pages([views.segment(port) for port in page] for page in pages)
 
     async def _vni_add(self, given: Params) -> schema.Segment:
         vni = given.vni()
         if vni is None:
             raise ConfigError("vni: is missing")
         await self._vtep.add(Config(vni=vni, **_known(given.options())))
-        return rows.segment(self._vtep.ports[vni])
+        return views.segment(self._vtep.ports[vni])
 
     async def _vni_del(self, given: Params) -> None:
         if given.vni() is None:
@@ -147,25 +146,25 @@ class Methods:
     async def _set(self, given: Params) -> schema.Segment:
         port, options = self._port(given), _known(given.options())
         await self._vtep.change(attrs.evolve(port.config, **options))
-        changed = ", ".join(f"--{rows.option(name)}" for name in options)
+        changed = ", ".join(f"--{views.option(name)}" for name in options)
         log.info("vni %d: set %s", port.config.vni, changed or "nothing")
-        return rows.segment(self._vtep.ports[port.config.vni])
+        return views.segment(self._vtep.ports[port.config.vni])
 
     async def _reload_all(self, _given: Params) -> str:
         return await self._reload()
 
     def _stats(self, given: Params) -> schema.Stats:
-        return rows.stats(self._vtep, self._ports(given), time.monotonic())
+        return views.stats(self._vtep, self._ports(given), time.monotonic())
 
     # --- remotes ----------------------------------------------------------------------------
 
     def _remote_show(self, given: Params) -> list[schema.RemoteRow]:
-        return [row for port in self._ports(given) for row in rows.remotes(port)]
+        return [row for port in self._ports(given) for row in views.remotes(port)]
 
     async def _remote_add(self, given: Params) -> None:
         port = self._port(given)
         config = port.config
-        remote = values.address("--remote", given.needed("remote"))
+        remote = option_parsers.address("--remote", given.needed("remote"))
         for ip, there in zip(config.remote, port.segment.configured, strict=False):
             if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
@@ -182,7 +181,7 @@ class Methods:
 
     async def _remote_del(self, given: Params) -> None:
         config = self._port(given).config
-        remote = values.address("--remote", given.needed("remote"))
+        remote = option_parsers.address("--remote", given.needed("remote"))
         if remote not in config.remote:
             have = ", ".join(map(str, config.remote)) or "none"
             raise VtepError(
@@ -200,7 +199,7 @@ class Methods:
         shown = [(port, port.fdb.pages()) for port in ports]
         return Pages(
             [
-                rows.entry(port, entry, destinations, time.monotonic())
+                views.entry(port, entry, destinations, time.monotonic())
                 for entry, destinations in port.fdb.select(wanted, page)
             ]
             for port, pages in shown
@@ -210,7 +209,7 @@ class Methods:
     def _fdb_get(self, given: Params) -> schema.FdbEntry:
         port = self._port(given)
         entry = port.fdb.get(given.mac())
-        return rows.entry(port, entry, entry.destinations, time.monotonic())
+        return views.entry(port, entry, entry.destinations, time.monotonic())
 
     def _fdb_add(self, given: Params) -> None:
         port, mac, remote, kind = self._entry(given)
@@ -259,7 +258,7 @@ class Methods:
         if ports and not shown:
             raise self._no_proxy(ports[0])
         return Pages(
-            [rows.neighbour(port, neighbour, time.monotonic()) for neighbour in page]
+            [views.neighbour(port, neighbour, time.monotonic()) for neighbour in page]
             for port, neighbours in shown
             for page in _pages(neighbours)
         )
@@ -303,5 +302,5 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in attrs.fields(Config)} - {"vni"}
     for name in options:
         if name not in known:
-            raise ConfigError(f"--{rows.option(name)}: is no option that can be given here")
+            raise ConfigError(f"--{views.option(name)}: is no option that can be given here")
     return options

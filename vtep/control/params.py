@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from vtep.errors import ConfigError, FdbError, shown
-from vtep.fdb import Filter, Kind, Remote, State, parse_remote
+from vtep.forwarding.fdb import Filter, Kind, Remote, State, parse_remote
 from vtep.wire import vxlan
 from vtep.wire.ethernet import parse_mac
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from vtep import descriptors
 from vtep.control import jsonrpc
 from vtep.control.jsonrpc import Code, Refusal, Request, RpcError
-from vtep.control.paths import Listener
+from vtep.control.socket_files import Listener
 from vtep.errors import ConfigError, VtepError
 
 log = logging.getLogger("vtep")

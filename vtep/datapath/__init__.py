@@ -7,7 +7,7 @@ drained, and the loop has its turn again. What goes on where something before it
 together with that, and what is like the one before is done as that was (`wire.flow` says what is).
 """
 
-from vtep.datapath.inbound import Inbound
-from vtep.datapath.outbound import Arena, Outbound
+from vtep.datapath.egress import Arena, Outbound
+from vtep.datapath.ingress import Inbound
 
 __all__ = ["Arena", "Inbound", "Outbound"]

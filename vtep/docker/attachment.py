@@ -15,17 +15,18 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from vtep import descriptors, netlink
-from vtep.asking import who_has
+from vtep import descriptors
+from vtep.config.option_parsers import Address, without_scope
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
 from vtep.descriptors import ShortageError
 from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
-from vtep.engine import Vtep
 from vtep.errors import VtepError
-from vtep.firewall import CROSSING, INCOMING, Packet
-from vtep.netfilter import Rules
-from vtep.port import Port
-from vtep.values import Address, without_scope
+from vtep.host import netlink
+from vtep.host.address_probe import who_has
+from vtep.host.firewall import CROSSING, INCOMING, Packet
+from vtep.host.netfilter import Rules
 
 log = logging.getLogger("vtep")
 

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from vtep.errors import VtepError
-from vtep.firewall import Verdict
+from vtep.host.firewall import Verdict
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
 _DEFAULT_OPTION = "com.docker.network.bridge.default_bridge"

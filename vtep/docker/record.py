@@ -17,7 +17,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from vtep import descriptors
-from vtep.control.paths import namespace
+from vtep.control.socket_files import namespace
 from vtep.errors import ConfigError, VtepError
 
 FOLDER = Path("/run/pyvtep/docker")

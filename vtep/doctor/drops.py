@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from vtep.counters import Drop, duration
 from vtep.doctor.facts import Drops, ProcessFacts, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, note, warning
-from vtep.firewall import Verdict
+from vtep.host.firewall import Verdict
 
 
 @frozen

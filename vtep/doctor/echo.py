@@ -20,12 +20,12 @@ from typing import Self
 
 from attrs import evolve, field, frozen
 
+from vtep.config.option_parsers import Address
 from vtep.doctor.facts import Echoes, IcmpError, PathMtu, Refusal
 from vtep.errors import VtepError
-from vtep.probe import SIZE, TOKEN_LEN, Kind, Probe, largest
-from vtep.underlay.sockets import Binding, sockaddr
-from vtep.values import Address
+from vtep.io.sockets import Binding, sockaddr
 from vtep.wire import vxlan
+from vtep.wire.echo import SIZE, TOKEN_LEN, Kind, Probe, largest
 
 _PAUSE = 0.01
 """Seconds between questions whose delays are measured."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from vtep import asking
+from vtep.config.option_parsers import Address, without_scope
 from vtep.control.client import candidates
 from vtep.doctor import host
 from vtep.doctor.echo import Echo
@@ -28,10 +28,10 @@ from vtep.doctor.host import Surroundings
 from vtep.doctor.neighbours import is_one_host, ping, send_test_frame, who_has
 from vtep.doctor.running import Running, Target, all_here
 from vtep.errors import VtepError
-from vtep.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
-from vtep.netfilter import Rules
-from vtep.netlink import session
-from vtep.values import Address, without_scope
+from vtep.host import address_probe
+from vtep.host.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
+from vtep.host.netfilter import Rules
+from vtep.host.netlink import session
 from vtep.wire import vxlan
 
 _ECHOES = 20
@@ -308,7 +308,7 @@ async def _overlay_conflicts(
                 send_test_frame(segment["dev"])
             return ()
         async with turns:
-            answers = await asking.who_has(segment["dev"], above.name, wanted)
+            answers = await address_probe.who_has(segment["dev"], above.name, wanted)
         # This host may be on the segment by another way too, and answers there for all it has.
         others = ((address, mac) for address, mac in answers if mac not in around.macs)
         return tuple(_conflict(around, str(address), mac) for address, mac in others)

@@ -8,8 +8,8 @@ from enum import IntEnum
 
 from attrs import field, frozen
 
-from vtep.firewall import Verdict
-from vtep.probe import Status
+from vtep.host.firewall import Verdict
+from vtep.wire.echo import Status
 
 
 class Refusal(IntEnum):
@@ -33,7 +33,7 @@ class IcmpError:
 
 @frozen
 class Echoes:
-    """What became of questions of the doctor's echo: see `vtep.probe`."""
+    """What became of questions of the doctor's echo: see `vtep.wire.echo`."""
 
     sent: int = 0
     delays: tuple[float, ...] = ()

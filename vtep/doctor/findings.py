@@ -20,8 +20,8 @@ from vtep.doctor.facts import (
     SegmentFacts,
 )
 from vtep.doctor.finding import Finding, Severity, note, problem, warning
-from vtep.probe import Status
 from vtep.wire import vxlan
+from vtep.wire.echo import Status
 
 
 def findings(facts: Facts) -> list[Finding]:

@@ -12,13 +12,13 @@ from attrs import frozen
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vtep.config.option_parsers import Address, without_scope
 from vtep.doctor.facts import Blocked, BridgeFacts, Conflict, HolderFacts, PortFacts
 from vtep.errors import VtepError
-from vtep.firewall import AND, ARP, CROSSING, Packet, Verdict
-from vtep.netfilter import Rules
-from vtep.netlink import sees_bridge
-from vtep.underlay.sockets import Binding, connected_probe, sockaddr
-from vtep.values import Address, without_scope
+from vtep.host.firewall import AND, ARP, CROSSING, Packet, Verdict
+from vtep.host.netfilter import Rules
+from vtep.host.netlink import sees_bridge
+from vtep.io.sockets import Binding, connected_probe, sockaddr
 from vtep.wire import vxlan
 
 _IFF_UP = 1

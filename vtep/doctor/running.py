@@ -11,12 +11,12 @@ from typing import Any
 
 from attrs import define
 
-from vtep.control import Client, paths
+from vtep.config.option_parsers import Address
+from vtep.control import Client, socket_files
 from vtep.control.client import candidates
 from vtep.doctor.host import Surroundings
 from vtep.doctor.neighbours import packets
 from vtep.errors import VtepError
-from vtep.values import Address
 from vtep.wire.checksum import internet_checksum
 from vtep.wire.ethernet import format_mac, parse_mac
 
@@ -144,7 +144,7 @@ def all_here(path: str | None) -> Iterator[list[Running]]:
 
 def _check_here(client: Client) -> None:
     process = client.call("process.show")
-    if process["netns"] != paths.namespace():
+    if process["netns"] != socket_files.namespace():
         raise VtepError(
             f"--socket {client.path}: is of process {process['pid']} in another network namespace; "
             f"run the doctor there: nsenter -t {process['pid']} -n pyvtep doctor"

@@ -11,7 +11,7 @@ the IP layer (ip_output() in net/ipv4/ip_output.c). Two consequences concern use
 - Netfilter does not see them: hooks OUTPUT and POSTROUTING are on that path.
 - IPsec is not applied: xfrm_output() is called from there. Packets that a policy encrypts would be
   sent in clear text. So tunnel GSO is not used at all on hosts with IPsec policies for outgoing
-  packets (see `egress_device` in `vtep.netlink`).
+  packets (see `egress_device` in `vtep.host.netlink`).
 """
 
 import ctypes
@@ -27,8 +27,8 @@ from ipaddress import IPv4Address
 import pytun
 from pyroute2 import IPRoute
 
-from vtep import netlink
-from vtep.tap import (
+from vtep.host import netlink
+from vtep.io.tap import (
     IFREQ_LEN,
     OFFLOAD_TCP,
     SIOCGIFHWADDR,

@@ -7,12 +7,14 @@ import socket
 from ipaddress import ip_address
 from typing import Final
 
+from vtep.config.option_parsers import without_scope
+from vtep.io.path import FLOW_BITS, Path
+from vtep.io.shared_socket import Sender, connected
+from vtep.io.sockets import Outer
 from vtep.offload.headers import SegmentPlan
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
 from vtep.tunnel_gso.state import GsoProber, RemoteState
-from vtep.underlay import FLOW_BITS, Outer, Path, Sender, connected
-from vtep.values import without_scope
 from vtep.wire import outer_header, virtio
 
 log = logging.getLogger("vtep")

@@ -5,8 +5,8 @@ NIC, as between the containers of one host, it arrives unsegmented. Then the rem
 recognise it: pyvtep and the kernel driver do, other VTEPs may drop it. So tunnel GSO is used only
 once it is confirmed for the remote. There are two kinds of confirmation:
 
-- **An echo reply.** An echo request (see `vtep.probe`) with a probe packet behind it is sent as a
-  superframe. The reply says how many octets of it arrived. If it was segmented, so will every
+- **An echo reply.** An echo request (see `vtep.wire.echo`) with a probe packet behind it is sent as
+  a superframe. The reply says how many octets of it arrived. If it was segmented, so will every
   superframe be. If it was not, a second probe packet, as large as superframes get, has to arrive
   too, since the path may not carry that much. Only pyvtep replies.
 - **An acknowledged superframe.** One superframe is sent with tunnel GSO, and if TCP acknowledges it
@@ -35,9 +35,9 @@ from typing import Generic, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from vtep.probe import SIZE, Kind, Probe
 from vtep.tunnel_gso.ack_tracker import DeliveryResult, OnResult
 from vtep.tunnel_gso.encoder import LARGE_PROBE, SMALL_PROBE, SUPERFRAME_MAX, ProbePacket
+from vtep.wire.echo import SIZE, Kind, Probe
 
 # --- the state machine of one remote ----------------------------------------------------------
 

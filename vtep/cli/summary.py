@@ -1,0 +1,46 @@
+"""What runs, its counters and learned MACs, as text for people."""
+
+import time
+from collections.abc import Iterator
+
+from vtep import Port, Vtep
+from vtep.cli.stats_text import counted
+from vtep.control import views
+from vtep.forwarding.fdb import Fdb
+from vtep.wire.ethernet import format_mac
+
+_ENTRIES_SHOWN = 32
+
+
+def introduce(port: Port) -> str:
+    """A line that says what a port is."""
+    config = port.config
+    others = [f"group {config.group}"] if config.group else []
+    others += map(str, config.remote)
+    over = f" over {', '.join(port.underlay_devices)}" if port.underlay_devices else ""
+    if port.underlay_missing:
+        over += ", underlay not ready"
+    return (
+        f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'nobody yet'}"
+        f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}"
+    )
+
+
+def render(vtep: Vtep) -> str:
+    """The report of a running VTEP, several lines without a final newline."""
+    lines = []
+    for block in counted(views.stats(vtep, vtep.ports.values(), time.monotonic())):
+        lines += block.lines
+        if block.vni is not None:
+            lines += _entries(vtep.ports[block.vni].fdb)
+    return "\n".join(lines)
+
+
+def _entries(fdb: Fdb) -> Iterator[str]:
+    now = time.monotonic()
+    for number, entry in enumerate(fdb):
+        if number == _ENTRIES_SHOWN:
+            yield f"    and {len(fdb) - number} more"
+            return
+        hosts = " ".join(remote.host for remote in entry.destinations)
+        yield f"    {format_mac(entry.mac)} dst {hosts} heard {now - entry.updated:.0f} s ago"

@@ -1,0 +1,160 @@
+"""What a running VTEP is like at this moment, in the words of `schema`.
+
+The control socket answers with it, its events say it, and the report on SIGUSR1 prints it.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from vtep.config import Config
+from vtep.control import schema, socket_files
+from vtep.counters import Drop, Reason
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
+from vtep.forwarding.fdb import Entry, Fdb, Kind, Remote
+from vtep.forwarding.suppress import Neighbour
+from vtep.wire.ethernet import format_mac
+
+
+def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) -> schema.FdbEntry:
+    """An entry, with those of its destinations that are asked for."""
+    state, extern_learn, sticky = kind(entry.kind)
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mac": format_mac(entry.mac),
+        "destinations": [destination(port.fdb, remote) for remote in destinations],
+        "state": state,
+        "extern_learn": extern_learn,
+        "sticky": sticky,
+        "age": round(max(0.0, now - entry.updated), 1) if entry.kind.ages else None,
+        "tx_frames": entry.tx_frames,
+        "rx_frames": entry.rx_frames,
+    }
+
+
+def kind(kind: Kind) -> tuple[str, bool, bool]:
+    """State, extern_learn and sticky."""
+    return str(kind.state), kind.extern_learn, kind.sticky
+
+
+def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
+    """Where frames go."""
+    vni = fdb.vni if remote.vni is None else remote.vni
+    return {"dst": remote.host, "port": remote.port, "dst_vni": vni, "via": remote.via}
+
+
+def process(ports: Iterable[Port]) -> schema.Process:
+    """Return who a running pyvtep is, for those that have to choose one of several."""
+    segments: list[schema.ProcessSegment] = [
+        {"vni": port.config.vni, "dev": port.tap, "tap": port.config.tap} for port in ports
+    ]
+    return {"pid": os.getpid(), "netns": socket_files.namespace(), "segments": segments}
+
+
+def remotes(port: Port) -> list[schema.RemoteRow]:
+    """The destinations of the default entry."""
+    return [
+        {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
+        for remote in port.segment.remotes
+    ]
+
+
+def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.Neighbour:
+    """An IP address and its MAC."""
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "ip": str(neighbour.address),
+        "mac": format_mac(neighbour.mac),
+        "vlan": list(neighbour.vlan),
+        "state": "permanent" if neighbour.permanent else "dynamic",
+        "router": neighbour.router,
+        "age": None if neighbour.permanent else round(max(0.0, now - neighbour.updated), 1),
+    }
+
+
+def segment(port: Port) -> schema.Segment:
+    """A segment and all its options."""
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mtu": port.mtu,
+        "offload": sorted(port.offload),
+        "underlay_devices": list(port.underlay_devices),
+        "underlay_missing": list(port.underlay_missing),
+        "fdb_entries": len(port.fdb),
+        "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
+        "options": options(port.config),
+    }
+
+
+def options(config: Config) -> dict[str, Any]:
+    """Every option of a segment by its name, as JSON has it."""
+    return {
+        option(field.name): plain(getattr(config, field.name)) for field in attrs.fields(Config)
+    }
+
+
+def option(field: str) -> str:
+    """The option, or TOML key, of a field."""
+    return field.replace("_", "-")
+
+
+def plain(value: object) -> Any:
+    """The value of an option, as JSON has it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return format_mac(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def stats(vtep: Vtep, ports: Iterable[Port], now: float) -> schema.Stats:
+    """Return what has been counted in all, and of these segments, at `now` (monotonic clock)."""
+    total = vtep.counters()
+    reset = vtep.counters_reset
+    return {
+        "total": {
+            **_counts(total),
+            "since_reset": _counts(vtep.counters(since_reset=True)),
+            "last_sources": _by_name(vtep.last_sources()),
+            "last_drops": _ages(vtep.last_drops(), now),
+        },
+        "segments": [_of_segment(port, now) for port in ports],
+        "reset_age": round(max(0.0, now - reset), 1) if reset is not None else None,
+    }
+
+
+def _of_segment(port: Port, now: float) -> schema.SegmentStats:
+    counters = port.segment.counters
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "mtu": port.mtu,
+        "fdb_entries": len(port.fdb),
+        **_counts(counters.as_dict()),
+        "since_reset": _counts(counters.since_reset()),
+        "last_sources": _by_name(counters.last_source),
+        "last_drops": _ages(counters.last_drop, now),
+    }
+
+
+def _counts(counters: dict[str, int]) -> schema.Counts:
+    drops = {str(reason): counters.pop(f"drop_{reason}") for reason in Drop}
+    return {"counters": counters, "drops": drops}
+
+
+def _by_name(sources: Mapping[Reason, str]) -> dict[str, str]:
+    return {str(reason): host for reason, host in sources.items()}
+
+
+def _ages(times: Mapping[Drop, float], now: float) -> dict[str, float]:
+    return {str(reason): round(max(0.0, now - at), 1) for reason, at in times.items()}

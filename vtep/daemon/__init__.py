@@ -1,0 +1,1 @@
+"""A VTEP at work: its ports, listeners, timers, reconfiguration and state."""

@@ -1,0 +1,1 @@
+"""Forwarding decisions without I/O: FDB, segments, policy, ARP/ND suppression, anycast gateways."""

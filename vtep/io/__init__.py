@@ -1,0 +1,1 @@
+"""Thin shells around the kernel: TAP devices and UDP sockets."""

@@ -1,0 +1,1 @@
+"""Means to test with: hosts made of network namespaces on one machine."""
