@@ -57,9 +57,9 @@ class Drop(_Explained):
         "probe_limited",
         "question of a pyvtep doctor beyond those that are answered in a second",
     )
-    CLAIMED = (
-        "claimed",
-        "datagram behind one that claims to be all that came with it, and in another VNI than that",
+    GRO_BATCH_MISMATCH = (
+        "gro_batch_mismatch",
+        "datagram of another VNI in a GRO batch whose first inner packet claims the whole batch",
     )
     VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
     RESERVED_BITS = (
@@ -87,7 +87,7 @@ class Drop(_Explained):
         "frame marked for congestion on the way, whose sender does not understand marks (RFC 6040)",
     )
     GATEWAY_KEPT_OUT = (
-        "gateway_kept_out",
+        "anycast_gw_suppressed_tx",
         "ARP or neighbour discovery from elsewhere about this host's own gateway",
     )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
@@ -113,7 +113,7 @@ class Drop(_Explained):
         "packet larger than the tunnel carries that must not be fragmented: its sender is told",
     )
     GATEWAY_KEPT_IN = (
-        "gateway_kept_in",
+        "anycast_gw_suppressed_rx",
         "ARP or neighbour discovery about this host's own gateway, which is nobody's business else",
     )
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")

@@ -11,7 +11,7 @@ from vtep.datapath.pool import Pool
 from vtep.forwarding.fdb import Remote
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, Outer
+from vtep.io.sockets import Binding, OuterHeaderOptions
 
 REMOTES = [1, 10, 1_000]
 BINDING = Binding(socket.AF_INET, None, None)
@@ -33,7 +33,7 @@ def remotes(request: pytest.FixtureRequest) -> Iterator[list[Remote]]:
 
 def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
     pool = Pool()
-    paths = [pool.take(BINDING, Outer(), remote, gso=True) for remote in remotes]
+    paths = [pool.take(BINDING, OuterHeaderOptions(), remote, gso=True) for remote in remotes]
 
     def flood() -> None:
         for path in paths:
@@ -45,7 +45,7 @@ def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> Non
 
 
 def test_at_once(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
-    replicator = Replicator([BINDING], Outer(), SenderSockets(), gso=True)
+    replicator = Replicator([BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
     recipients = replicator.recipients(remotes)
     sent = benchmark(replicator.send, DATAGRAM, len(DATAGRAM), recipients, 0)
     assert sent.datagrams == len(remotes)

@@ -18,8 +18,8 @@ from vtep.datapath import Arena, Outbound
 from vtep.forwarding.fdb import Remote
 from vtep.io.path import Path
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, Outer
-from vtep.offload.sizing import Fit
+from vtep.io.sockets import Binding, OuterHeaderOptions
+from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
@@ -85,7 +85,7 @@ def test_a_turn(
         cast("Any", SimpleNamespace(fd=tap.fileno())),
         own,
         cast("Any", Ways()),
-        Fit(own.header, own.counters, 1450, "off"),
+        TunnelSizing(own.header, own.counters, 1450, "off"),
         AckTracker(),
         Arena(),
         lambda error: pytest.fail(str(error)),
@@ -123,7 +123,7 @@ class TunnelGsoWays(Ways):
     def __init__(self, sockets: Path, device: NullDevice) -> None:
         token = bytes(8)
         prober: GsoProber[TunnelGsoPath] = GsoProber(lambda: token, lambda: None)
-        self._path = TunnelGsoPath(sockets, Outer(), cast("Any", device), prober)
+        self._path = TunnelGsoPath(sockets, OuterHeaderOptions(), cast("Any", device), prober)
         self._path.request(4789)
         prober.on_resolved(self._path, 1, 0.0)
         prober.on_reply(Probe(Kind.ANSWER, None, 4789, token, 1, SIZE), self._path.host, 0.0)
@@ -143,7 +143,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
     own = segment()
     own.fdb.learn(OWN_MAC, remote, 0.0)
     header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
-    fit = Fit(own.header, own.counters, 1450, "off")
+    fit = TunnelSizing(own.header, own.counters, 1450, "off")
     frames = []
     for number in range(SUPERFRAMES):
         frame = bytearray(tcp_frame(4 * SEGMENT, partial=True))
@@ -152,7 +152,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
         fit.arriving(syn_to(frame))
     with ExitStack() as stack:
         binding = Binding(socket.AF_INET, None, None)
-        sockets = Path(binding, Outer(), remote, 64, SenderSockets(), gso=True)
+        sockets = Path(binding, OuterHeaderOptions(), remote, 64, SenderSockets(), gso=True)
         device = stack.enter_context(closing(NullDevice()))
         outbound = Outbound(
             cast("Any", SimpleNamespace(fd=tap.fileno())),

@@ -19,7 +19,7 @@ from vtep.forwarding.fdb import Remote
 from vtep.io import replicator
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, Outer
+from vtep.io.sockets import Binding, OuterHeaderOptions
 from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
 
@@ -115,11 +115,11 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
 
     figures = {}
     with a.inside(), _sink(b) as sink:
-        heads = Replicator([_BINDING], Outer(), SenderSockets(), gso=True)
+        heads = Replicator([_BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
         recipients = heads.recipients(remotes)
         pool = Pool()
         pool.remotes = len(remotes)
-        paths = [pool.take(_BINDING, Outer(), remote, gso=True) for remote in remotes]
+        paths = [pool.take(_BINDING, OuterHeaderOptions(), remote, gso=True) for remote in remotes]
 
         def at_once(datagram: memoryview) -> None:
             skip = 0

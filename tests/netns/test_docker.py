@@ -162,7 +162,7 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
     vteps = []
     for engine, remote in ((a, B), (b, A)):
         arguments = ("--vni", "200", "--remote", remote, "--tap", "vx_docker")
-        vteps.append(start(engine.host, *arguments, "--gateway", "172.18.0.1"))
+        vteps.append(start(engine.host, *arguments, "--anycast-gateway", "172.18.0.1"))
         bridge = engine.docker(
             "network", "ls", "--filter", "name=mynetwork", "--format", "br-{{.ID}}"
         )
@@ -175,7 +175,10 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
         assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
     for vtep in vteps:
         counters = vtep.counters()
-        assert vtep.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
+        assert (
+            vtep.faults()
+            == counters["anycast_gw_suppressed_tx"] + counters["anycast_gw_suppressed_rx"]
+        )
         assert vtep.stop() == 0
 
 
@@ -198,8 +201,11 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
         assert gateway_of(engine, "box", "fd00:18::1") == own
         # Kept out is what arrived before the other side knew that the address is shared, if any.
         counters = side.counters()
-        assert counters["gateway_kept_in"] > 0
-        assert side.faults() == counters["gateway_kept_out"] + counters["gateway_kept_in"]
+        assert counters["anycast_gw_suppressed_rx"] > 0
+        assert (
+            side.faults()
+            == counters["anycast_gw_suppressed_tx"] + counters["anycast_gw_suppressed_rx"]
+        )
 
     shown = pyvtep(a, "docker", "status").stdout
     pid = sides[0].process.pid

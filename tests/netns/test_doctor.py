@@ -487,12 +487,20 @@ def test_two_bridges_with_one_address(pair: Pair, start: Start) -> None:
         host.run("ip", "link", "add", "br0", "up", "type", "bridge")
         address(host, "br0", "10.9.0.1/24", "fd09::1/64")
         vteps.append(start(host, *segment(1, remote), "--bridge", "br0"))
-    vteps[0].ask("set", "--gateway", "10.9.0.1")
+    vteps[0].ask("set", "--anycast-gateway", "10.9.0.1")
     finding = only(ails(pair[0], *of(vteps[0])))
     assert finding["title"] == "fd09::1, an address of br0, is that of a host beyond the tunnel too"
     assert mac_of(pair[1], "br0") in finding["explanation"]
     words = finding["fix"].partition("pyvtep ")[2].split()
-    assert words == ["set", "--vni", "1", "--gateway", "10.9.0.1", "--gateway", "fd09::1"]
+    assert words == [
+        "set",
+        "--vni",
+        "1",
+        "--anycast-gateway",
+        "10.9.0.1",
+        "--anycast-gateway",
+        "fd09::1",
+    ]
     for vtep in vteps:
         vtep.ask(*words)
     code, said = consult(pair[0], *of(vteps[0]))

@@ -55,7 +55,7 @@ def look(packet: Packet) -> Look:
     return Look(header.tc, header.hlim, header.fl, None)
 
 
-class Outside:
+class OuterHeader:
     """Sends frames to host a's TAP, and sees the datagrams that come to host b for it."""
 
     def __init__(self, pair: Pair, tap: str) -> None:
@@ -145,11 +145,11 @@ def test_headers_are_those_of_the_kernel_driver(
     # The kernel driver does not look for DF behind a tag; we do.
     frames = FRAMES[:-2] if "inherit" in ours and "--df" in ours else FRAMES
     kernel_device(a, "remote", over[1], "local", over[1][:-1] + "1", *kernels)
-    with Outside(pair, "k0") as outside:
+    with OuterHeader(pair, "k0") as outside:
         looks.append([look(outside.of(frame)) for frame in frames])
     a.run("ip", "link", "del", "k0")
     vtep = start(a, "--vni", "2", *over, "--tap", "vx0", "--ecn", "kernel", *ours)
-    with Outside(pair, "vx0") as outside:
+    with OuterHeader(pair, "vx0") as outside:
         looks.append([look(outside.of(frame)) for frame in frames])
     for frame, kernel, own in zip(frames, *looks, strict=True):
         assert own == kernel, frame.summary()
@@ -161,7 +161,7 @@ def test_congestion_marks_go_out(pair: Pair, start: Start, over: tuple[str, ...]
     """As RFC 6040 has it, CE included."""
     a, _b = pair
     start(a, "--vni", "2", *over, "--tap", "vx0")
-    with Outside(pair, "vx0") as outside:
+    with OuterHeader(pair, "vx0") as outside:
         for mark in (NOT_ECT, ECT_0, CE, NOT_ECT, ECT_1):
             assert look(outside.of(inner(4, tos=0xB8 | mark))).tos == mark
             assert look(outside.of(inner(6, tc=0xB8 | mark))).tos == mark
@@ -255,7 +255,7 @@ def test_ports_and_checksums(pair: Pair, start: Start) -> None:
         *(a, "--vni", "2", *OVER_V4, *OVER_V6, "--tap", "vx0", "--srcport", "3000", "3063"),
         *("--no-udpcsum", "--udp6zerocsumtx"),
     )
-    with Outside(pair, "vx0") as outside:
+    with OuterHeader(pair, "vx0") as outside:
         seen = {outside.of(inner(4, src=f"10.1.0.{number}"))[UDP].sport for number in range(50)}
         assert len(seen) > 8
         assert seen <= set(range(3000, 3064))

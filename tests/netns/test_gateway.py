@@ -33,7 +33,7 @@ def test_two_that_check_their_address_at_once_both_keep_it(
     vteps = []
     for host, remote in zip(pair, remotes, strict=True):
         bridge(host)
-        options = ("--bridge", "br0", "--gateway", GATEWAY)
+        options = ("--bridge", "br0", "--anycast-gateway", GATEWAY)
         vteps.append(start(host, "--vni", "1", "--remote", remote, "--tap", "vx0", *options))
     for host in pair:
         host.run("ip", "addr", "add", f"{GATEWAY}/64", "dev", "br0")
@@ -43,4 +43,4 @@ def test_two_that_check_their_address_at_once_both_keep_it(
         wait_until(partial(is_checked, host), "the end of the check")
         assert GATEWAY in gateway(host)
         assert "dadfailed" not in gateway(host)
-        assert vtep.counter("gateway_kept_out") > 0
+        assert vtep.counter("anycast_gw_suppressed_tx") > 0

@@ -183,4 +183,4 @@ def test_a_frame_that_claims_its_neighbours_does_not_get_them(
         assert [second.of(frame) for frame in victims] == [0, 0]
         assert first.of(burst[len(GOOD) :]) == 0
     told = json.loads(vtep.ask("stats", "--json"))["total"]["drops"]
-    assert told["claimed"] == (0 if theirs == 1 else 2)
+    assert told["gro_batch_mismatch"] == (0 if theirs == 1 else 2)

@@ -11,7 +11,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from tests.netns.hosts import Pyvtep
-from tests.netns.test_envelope import OVER_V4, OVER_V6, Outside, inner, look
+from tests.netns.test_envelope import OVER_V4, OVER_V6, OuterHeader, inner, look
 from tests.unit import craft
 from vtep.testing.lab import Host
 
@@ -29,7 +29,7 @@ def other(tags: str) -> Packet:
 @pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["outer-4", "outer-6"])
 def test_tos_and_ttl(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
     vtep = start(pair[0], "--vni", "2", *over, "--tap", "vx0")
-    with Outside(pair, "vx0") as outside:
+    with OuterHeader(pair, "vx0") as outside:
         for fixed in (True, False):
             if fixed:
                 vtep.told(f"set --tos {TOS:#x} --ttl {TTL}")

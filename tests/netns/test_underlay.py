@@ -22,7 +22,7 @@ from vtep.forwarding.fdb import Remote
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, Outer, host_of, join, open_receiver
+from vtep.io.sockets import Binding, OuterHeaderOptions, host_of, join, open_receiver
 from vtep.io.sockets import receive as receive_from
 from vtep.testing.lab import Host, Lab
 from vtep.wire import outer_header
@@ -73,7 +73,7 @@ class Wire:
 
 @contextmanager
 def path_to(
-    host: Host, family: socket.AddressFamily, outer: Outer, slots: int = 1
+    host: Host, family: socket.AddressFamily, outer: OuterHeaderOptions, slots: int = 1
 ) -> Iterator[Path]:
     remote = Remote(ADDRESSES[family][1], 4789)
     path = Path(binding(family), outer, remote, slots, SenderSockets(), gso=True)
@@ -86,7 +86,7 @@ def path_to(
 
 @contextmanager
 def replicator_to(
-    host: Host, family: socket.AddressFamily, outer: Outer
+    host: Host, family: socket.AddressFamily, outer: OuterHeaderOptions
 ) -> Iterator[Callable[..., object]]:
     """The same as a path's `send`, to the same remote."""
     replicator = Replicator(BINDINGS.values(), outer, SenderSockets(), gso=True)
@@ -106,7 +106,7 @@ def replicator_to(
 
 @contextmanager
 def sender(
-    host: Host, family: socket.AddressFamily, outer: Outer, kind: str
+    host: Host, family: socket.AddressFamily, outer: OuterHeaderOptions, kind: str
 ) -> Iterator[Callable[..., object]]:
     if kind == "path":
         with path_to(host, family, outer) as path:
@@ -143,16 +143,24 @@ def payload(packet: Packet) -> bytes:
 @pytest.mark.parametrize(
     ("outer", "key", "look"),
     [
-        pytest.param(Outer(), 0, (0, 64, 0, False), id="as-it-is"),
-        pytest.param(Outer(ttl=7, tos=0xB8), 0, (0xB8, 7, 0, False), id="ttl-tos"),
-        pytest.param(Outer(ttl=7, tos=0xB8), 0xBA, (0xBA, 7, 0, False), id="ect"),
-        pytest.param(Outer(), 0x03, (0x03, 64, 0, False), id="ce"),
-        pytest.param(Outer(), 0x1E_00 | 0x20, (0x20, 30, 0, False), id="inherited"),
-        pytest.param(Outer(), 0xFF_00 | 0xFF, (0xFF, 255, 0, False), id="inherited-most"),
-        pytest.param(Outer(flowlabel=0xABCDE), 0x01, (0x01, 64, 0xABCDE, False), id="label"),
-        pytest.param(Outer(), 0x12345 << 16 | 0x02, (0x02, 64, 0x12345, False), id="its-label"),
-        pytest.param(Outer(df=True), 0, (0, 64, 0, True), id="df"),
-        pytest.param(Outer(), outer_header.DF | 0x02, (0x02, 64, 0, True), id="its-df"),
+        pytest.param(OuterHeaderOptions(), 0, (0, 64, 0, False), id="as-it-is"),
+        pytest.param(OuterHeaderOptions(ttl=7, tos=0xB8), 0, (0xB8, 7, 0, False), id="ttl-tos"),
+        pytest.param(OuterHeaderOptions(ttl=7, tos=0xB8), 0xBA, (0xBA, 7, 0, False), id="ect"),
+        pytest.param(OuterHeaderOptions(), 0x03, (0x03, 64, 0, False), id="ce"),
+        pytest.param(OuterHeaderOptions(), 0x1E_00 | 0x20, (0x20, 30, 0, False), id="inherited"),
+        pytest.param(
+            OuterHeaderOptions(), 0xFF_00 | 0xFF, (0xFF, 255, 0, False), id="inherited-most"
+        ),
+        pytest.param(
+            OuterHeaderOptions(flowlabel=0xABCDE), 0x01, (0x01, 64, 0xABCDE, False), id="label"
+        ),
+        pytest.param(
+            OuterHeaderOptions(), 0x12345 << 16 | 0x02, (0x02, 64, 0x12345, False), id="its-label"
+        ),
+        pytest.param(OuterHeaderOptions(df=True), 0, (0, 64, 0, True), id="df"),
+        pytest.param(
+            OuterHeaderOptions(), outer_header.DF | 0x02, (0x02, 64, 0, True), id="its-df"
+        ),
     ],
 )
 def test_headers(
@@ -160,7 +168,7 @@ def test_headers(
     family: socket.AddressFamily,
     kind: str,
     count: int,
-    outer: Outer,
+    outer: OuterHeaderOptions,
     key: int,
     look: tuple[int, int, int, bool],
 ) -> None:
@@ -185,7 +193,7 @@ def test_headers(
 def test_no_checksums(pair: Pair, family: socket.AddressFamily, kind: str) -> None:
     """Without them the kernel segments nothing, so several are sent one by one."""
     a, b = pair
-    outer = Outer(udpcsum=False, udp6zerocsumtx=True)
+    outer = OuterHeaderOptions(udpcsum=False, udp6zerocsumtx=True)
     data = memoryview(bytearray(os.urandom(250)))
     with Wire(b) as wire, sender(a, family, outer, kind) as send:
         for at in range(0, len(data), 100):
@@ -199,7 +207,7 @@ def test_no_checksums(pair: Pair, family: socket.AddressFamily, kind: str) -> No
 def test_a_path_without_checksums_takes_one_datagram_at_a_time(
     pair: Pair, family: socket.AddressFamily
 ) -> None:
-    with path_to(pair[0], family, Outer(udpcsum=False, udp6zerocsumtx=True)) as path:
+    with path_to(pair[0], family, OuterHeaderOptions(udpcsum=False, udp6zerocsumtx=True)) as path:
         assert path.send(memoryview(bytearray(250)), 100, 0, 0.0) == (100, None)
 
 
@@ -207,7 +215,7 @@ def test_a_path_without_checksums_takes_one_datagram_at_a_time(
 def test_source_ports(pair: Pair, family: socket.AddressFamily) -> None:
     a, b = pair
     ports = range(2000, 2016)
-    with Wire(b) as wire, path_to(a, family, Outer(srcport=ports), slots=8) as path:
+    with Wire(b) as wire, path_to(a, family, OuterHeaderOptions(srcport=ports), slots=8) as path:
         seen = set()
         for flow in range(16):
             path.send(memoryview(b"datagram"), 8, flow, 0.0)
@@ -218,7 +226,7 @@ def test_source_ports(pair: Pair, family: socket.AddressFamily) -> None:
 
 def test_no_source_port_is_left(pair: Pair) -> None:
     a, _ = pair
-    with path_to(a, V4, Outer(srcport=range(2000, 2001))) as path:
+    with path_to(a, V4, OuterHeaderOptions(srcport=range(2000, 2001))) as path:
         with udp_socket(a, "0.0.0.0", 2000):
             assert path.send(memoryview(b"x"), 1, 0, 0.0) == (1, Drop.UNDERLAY_FAILED)
         assert path.send(memoryview(b"x"), 1, 0, 2.0) == (1, None)
@@ -235,7 +243,7 @@ def test_marks_are_received(pair: Pair, family: socket.AddressFamily, gro: bool,
     buffer = memoryview(bytearray(65536))
     with b.inside():
         receiver = open_receiver(binding(family), 4789, gro=gro)
-    with receiver, path_to(a, family, Outer()) as path:
+    with receiver, path_to(a, family, OuterHeaderOptions()) as path:
         data = memoryview(bytearray(os.urandom(300)))
         path.send(data, 100, tos << FLOW_BITS, 0.0)
         got = 0
@@ -258,8 +266,8 @@ def test_link_local_addresses(pair: Pair) -> None:
     for dev in (None, "eth0"):
         remote = Remote(host_of(ip_address(other if dev else f"{other}%eth0"), dev), 4789)
         assert remote.host == f"{other}%eth0"
-        path = Path(binding(V6, dev), Outer(), remote, 1, SenderSockets(), gso=True)
-        replicator = Replicator([binding(V6, dev)], Outer(), SenderSockets(), gso=True)
+        path = Path(binding(V6, dev), OuterHeaderOptions(), remote, 1, SenderSockets(), gso=True)
+        replicator = Replicator([binding(V6, dev)], OuterHeaderOptions(), SenderSockets(), gso=True)
         with a.inside():
             assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
             assert receive_from(receiver, buffer)[2] == f"{own}%eth0"
@@ -286,7 +294,14 @@ def test_a_remote_over_a_device_of_its_own(pair: Pair) -> None:
     """As `via` says it in the FDB."""
     a, b = pair
     a.run("ip", "route", "del", "192.0.2.0/24")
-    paths = Paths(Pool(), {4: binding(V4)}, Outer(), outer_header.InheritPolicy(), no_one, gso=True)
+    paths = Paths(
+        Pool(),
+        {4: binding(V4)},
+        OuterHeaderOptions(),
+        outer_header.InheritPolicy(),
+        no_one,
+        gso=True,
+    )
     data = memoryview(b"datagram")
     with a.inside(), Wire(b) as wire:
         for via, lost in (("eth0", None), ("nix", Drop.UNDERLAY_UNREACHABLE)):
@@ -306,7 +321,10 @@ def test_zero_checksums_over_ipv6(pair: Pair, accepted: bool) -> None:
         receiver = open_receiver(binding(V6), 4789, gro=True, zero_checksums=accepted)
     receiver.settimeout(DEADLINE)
     with receiver:
-        for outer, octets in ((Outer(udp6zerocsumtx=True), 7), (Outer(), 9)):
+        for outer, octets in (
+            (OuterHeaderOptions(udp6zerocsumtx=True), 7),
+            (OuterHeaderOptions(), 9),
+        ):
             with path_to(a, V6, outer) as path:
                 path.send(memoryview(bytearray(octets)), octets, 0, 0.0)
         assert receive_from(receiver, buffer)[0] == (7 if accepted else 9)
@@ -338,7 +356,9 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
     receiver.settimeout(DEADLINE)
     bound = {4: binding(V4, "eth0"), 6: binding(V6, "eth0")}
     data = memoryview(bytearray(300))
-    paths = Paths(Pool(), bound, Outer(), outer_header.InheritPolicy(), no_one, gso=True)
+    paths = Paths(
+        Pool(), bound, OuterHeaderOptions(), outer_header.InheritPolicy(), no_one, gso=True
+    )
     with receiver, a.inside(), packet_socket(b, "eth0") as wire:
         for host in (stranger, group, ADDRESSES[family][1]):
             path = paths[Remote(host, 4789)]
@@ -379,7 +399,7 @@ def test_who_sends_to_a_group_does_not_hear_itself(
             receiver = open_receiver(binding(family), 4789, gro=True)
             members.append(join(receiver, bound, ip_address(group)))
             receiver.close()
-    path = Path(bound, Outer(ttl=5), Remote(group, 4789), 1, SenderSockets(), gso=True)
+    path = Path(bound, OuterHeaderOptions(ttl=5), Remote(group, 4789), 1, SenderSockets(), gso=True)
     with members[0] as own, members[1] as other, a.inside():
         other.settimeout(DEADLINE)
         assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
@@ -447,7 +467,7 @@ def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
     hosts = many(b, 10)
     shuffled = hosts[::2] + hosts[1::2]
     data = memoryview(bytearray(os.urandom(150 * 100)))
-    replicator = Replicator(BINDINGS.values(), Outer(), SenderSockets(), gso=True)
+    replicator = Replicator(BINDINGS.values(), OuterHeaderOptions(), SenderSockets(), gso=True)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients([Remote(host, 4789) for host in shuffled])
         rest, calls = data, 0
@@ -472,7 +492,9 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
     a.run("ip", "route", "add", hosts[1], "dev", "eth0", "mtu", "600")
     remotes = [Remote(host, 4789) for host in (hosts[0], "198.51.100.1", "192.0.2.2", *hosts[1:])]
     _, lost, refused, narrow, *_ = remotes
-    replicator = Replicator(BINDINGS.values(), Outer(df=True), SenderSockets(), gso=True)
+    replicator = Replicator(
+        BINDINGS.values(), OuterHeaderOptions(df=True), SenderSockets(), gso=True
+    )
     small, large = memoryview(bytearray(3 * 100)), memoryview(bytearray(3 * 1000))
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)
@@ -509,7 +531,7 @@ def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
     hosts = many(b, 8)[:8]
     dead = "192.0.2.99"  # For whose MAC address the kernel asks, and holds datagrams back.
     remotes = [Remote(host, 4789) for host in (*hosts[:4], dead, *hosts[4:])]
-    replicator = Replicator(BINDINGS.values(), Outer(), SenderSockets(), gso=False)
+    replicator = Replicator(BINDINGS.values(), OuterHeaderOptions(), SenderSockets(), gso=False)
     sent_to: dict[str, int] = dict.fromkeys((*hosts, dead), 0)
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.recipients(remotes)
@@ -607,7 +629,7 @@ def test_the_path_mtu_falls_and_recovers(
     seen: list[tuple[str, int]] = []
     path = Path(
         binding(family),
-        Outer(df=True),
+        OuterHeaderOptions(df=True),
         Remote(far, 4789),
         1,
         SenderSockets(),
@@ -651,7 +673,9 @@ def test_without_df_the_way_may_be_narrow(
 ) -> None:
     a, _r, b = routed
     far = "198.51.100.2" if family == V4 else "2001:db8:1::2"
-    path = Path(binding(family), Outer(), Remote(far, 4789), 1, SenderSockets(), gso=True)
+    path = Path(
+        binding(family), OuterHeaderOptions(), Remote(far, 4789), 1, SenderSockets(), gso=True
+    )
     data = memoryview(bytearray(os.urandom(1440)))
     with Sink(b, far) as sink, a.inside():
         if family == V6:  # Where routers don't fragment, the sender has to be told first.

@@ -24,7 +24,7 @@ from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.switch import InnerVlan, Policy, Segment
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, virtio_header
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import AuthenticatedError, Splitter
 from vtep.wire import ip as inet
 from vtep.wire import virtio, vxlan
@@ -108,7 +108,7 @@ def test_a_syn_with_tcp_ao_is_not_touched(
     frame, at = syn(version, AO, tags, flags, wrap)
     assert frame[at : at + 12] == ao(frame, Ether(frame), at)
     done, counters = bytearray(frame), Counters()
-    fit = Fit(PREFIX, counters, MTU, mss_clamp)
+    fit = TunnelSizing(PREFIX, counters, MTU, mss_clamp)
     (fit.arriving if arrives else fit.leaving)(memoryview(done))
     assert bytes(done) == frame
     assert counters.mss_clamped == 0
@@ -120,7 +120,7 @@ def test_a_syn_with_an_md5_signature_is_clamped_and_stays_valid(
 ) -> None:
     frame, at = syn(version, MD5, tags, flags, wrap)
     done, counters = bytearray(frame), Counters()
-    fit = Fit(PREFIX, counters, MTU, mss_clamp)
+    fit = TunnelSizing(PREFIX, counters, MTU, mss_clamp)
     (fit.arriving if arrives else fit.leaving)(memoryview(done))
     assert mss(bytes(done)) <= MTU - 40
     assert counters.mss_clamped == 1
@@ -140,7 +140,7 @@ def test_a_syn_within_ipsec_is_not_touched(version: int, tags: str, wrap: str) -
         payload = hop(payload)
     frame = bytes(ether(ip(version, payload), tags=tags))
     done, counters = bytearray(frame), Counters()
-    fit = Fit(PREFIX, counters, MTU, "auto")
+    fit = TunnelSizing(PREFIX, counters, MTU, "auto")
     fit.leaving(memoryview(done))
     fit.arriving(memoryview(done))
     assert bytes(done) == frame

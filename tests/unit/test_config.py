@@ -81,7 +81,7 @@ def test_defaults() -> None:
         "mtu": None,
         "mac": None,
         "address": (),
-        "gateway": (),
+        "anycast_gateway": (),
         "learning": True,
         "ageing": 300.0,
         "max_addresses": 65536,
@@ -107,8 +107,8 @@ ACCEPTED = [
     ("remote", IPv4Address(V4), (IPv4Address(V4),)),
     ("remote", V6, (IPv6Address(V6),)),
     ("remote", IPv6Address(V6), (IPv6Address(V6),)),
-    ("gateway", "10.0.0.1", (IPv4Address("10.0.0.1"),)),
-    ("gateway", ["10.0.0.1", "fe80::1"], (IPv4Address("10.0.0.1"), IPv6Address("fe80::1"))),
+    ("anycast_gateway", "10.0.0.1", (IPv4Address("10.0.0.1"),)),
+    ("anycast_gateway", ["10.0.0.1", "fe80::1"], (IPv4Address("10.0.0.1"), IPv6Address("fe80::1"))),
     ("remote", "2001:DB8:0:0::1", (IPv6Address(V6),)),
     ("remote", "::1", (IPv6Address("::1"),)),
     ("remote", "127.0.0.1", (IPv4Address("127.0.0.1"),)),
@@ -314,10 +314,10 @@ REFUSED = [
     ("local", V6, "is IPv6, but the remotes are IPv4"),
     ("local", ["192.0.2.8", "192.0.2.9"], "is the second IPv4 address, after 192.0.2.8"),
     ("local", ["192.0.2.9", "192.0.2.9"], "given twice"),
-    ("gateway", "", "is not an IP address"),
-    ("gateway", ["10.0.0.1", "0.0.0.0"], "is not the address of a host"),
-    ("gateway", ["10.0.0.1", "10.0.0.1"], "given twice"),
-    ("gateway", "224.0.0.1", "is a multicast group"),
+    ("anycast_gateway", "", "is not an IP address"),
+    ("anycast_gateway", ["10.0.0.1", "0.0.0.0"], "is not the address of a host"),
+    ("anycast_gateway", ["10.0.0.1", "10.0.0.1"], "given twice"),
+    ("anycast_gateway", "224.0.0.1", "is a multicast group"),
     ("group", V4, "is not the address of a multicast group"),
     ("group", "", "is not the address of a multicast group"),
     ("group", ["239.1.1.1"], "is not the address of a multicast group"),
@@ -463,7 +463,18 @@ def test_message_names_the_value() -> None:
 
 
 RESETTABLE = (
-    *("remote", "group", "bridge", "local", "dev", "mtu", "mac", "address", "gateway", "accept"),
+    *(
+        "remote",
+        "group",
+        "bridge",
+        "local",
+        "dev",
+        "mtu",
+        "mac",
+        "address",
+        "anycast_gateway",
+        "accept",
+    ),
     *("gbp", "gbp_accept"),
 )
 
@@ -483,7 +494,7 @@ EXAMPLE_OF = {
     "remote": V4,
     "local": V4,
     "address": "10.0.0.1/24",
-    "gateway": "10.0.0.1",
+    "anycast_gateway": "10.0.0.1",
     "accept": V4,
     "gbp_accept": 1,
 }

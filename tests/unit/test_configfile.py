@@ -83,7 +83,7 @@ EXAMPLES: dict[str, Any] = {
     "mtu": 1400,
     "mac": "02:00:00:00:00:01",
     "address": ["10.0.0.1/24", "fd00::1/64"],
-    "gateway": ["10.0.0.1"],
+    "anycast_gateway": ["10.0.0.1"],
     "learning": False,
     "ageing": 5,
     "max_addresses": 7,

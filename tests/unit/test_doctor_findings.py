@@ -283,11 +283,11 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             of_segment(
                 ON_BRIDGE,
                 conflicts=(Conflict("fd09::1/64", "br0", "02:00:00:00:00:09"),),
-                options={"offload": sorted(OFFLOADS), "gateway": ["10.9.0.1"]},
+                options={"offload": sorted(OFFLOADS), "anycast_gateway": ["10.9.0.1"]},
             ),
             "problem",
             "fd09::1, an address of br0, is that of a host beyond the tunnel too",
-            "pyvtep set --vni 5 --gateway 10.9.0.1 --gateway fd09::1",
+            "pyvtep set --vni 5 --anycast-gateway 10.9.0.1 --anycast-gateway fd09::1",
         ),
         (of_bridge(up=False), "problem", "the bridge br0 is down", "ip link set br0 up"),
         (of_bridge(state="blocking"), "problem", "the port is blocking", "stp_state 0"),

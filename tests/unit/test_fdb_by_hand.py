@@ -240,12 +240,12 @@ def test_set_default() -> None:
 @pytest.mark.parametrize(
     ("kind", "learned", "host"),
     [
-        (PERMANENT, Learned.CONTRADICTED, "192.0.2.1"),
-        (STATIC, Learned.CONTRADICTED, "192.0.2.1"),
-        (EXTERN, Learned.CONTRADICTED, "192.0.2.1"),
-        (Kind(State.STATIC, extern_learn=True), Learned.CONTRADICTED, "192.0.2.1"),
-        (Kind(sticky=True), Learned.CONTRADICTED, "192.0.2.1"),
-        (STICKY, Learned.KEPT, "192.0.2.1"),
+        (PERMANENT, Learned.CONFLICT, "192.0.2.1"),
+        (STATIC, Learned.CONFLICT, "192.0.2.1"),
+        (EXTERN, Learned.CONFLICT, "192.0.2.1"),
+        (Kind(State.STATIC, extern_learn=True), Learned.CONFLICT, "192.0.2.1"),
+        (Kind(sticky=True), Learned.CONFLICT, "192.0.2.1"),
+        (STICKY, Learned.STICKY, "192.0.2.1"),
         (LEARNED, Learned.MOVED, "192.0.2.2"),
         (EXTERN_DYNAMIC, Learned.MOVED, "192.0.2.2"),
     ],
@@ -267,7 +267,7 @@ def test_check_learns_nothing(kind: Kind) -> None:
     fdb = table()
     assert fdb.check(A, remote(2)) is Learned.REFRESHED
     fdb.add(A, remote(1), 0.0, kind)
-    elsewhere = Learned.CONTRADICTED if kind.state is not State.DYNAMIC else Learned.REFRESHED
+    elsewhere = Learned.CONFLICT if kind.state is not State.DYNAMIC else Learned.REFRESHED
     assert fdb.check(A, remote(2)) is elsewhere
     assert fdb.check(A, remote(1)) is Learned.REFRESHED
     assert (where(fdb, A), fdb.get(A).updated) == (["192.0.2.1"], 0.0)
@@ -847,9 +847,9 @@ class Model(RuleBasedStateMachine):
             if self.place(number)[0] in [place[0] for place in places]:
                 expected = Learned.REFRESHED
             elif kind.state is not State.DYNAMIC:
-                expected = Learned.CONTRADICTED
+                expected = Learned.CONFLICT
             elif kind.sticky:
-                expected = Learned.KEPT
+                expected = Learned.STICKY
             else:
                 expected = Learned.MOVED
                 self.model[address] = ([self.place(number)], kind)

@@ -24,7 +24,7 @@ from vtep.datapath import Inbound
 from vtep.datapath.tap_fallback import MergeGuard
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
 
@@ -82,11 +82,11 @@ class Underlay:
         self.on_turn: Callable[[], None] = lambda: None
         counters = self.segment.counters
         # As `attach` does outside of a loop: nothing is to be watched here.
-        fit = Fit(b"", counters, MTU, "off")
+        fit = TunnelSizing(b"", counters, MTU, "off")
         for version in (4, 6):
             fit.leaving(memoryview(bytearray(syn(version))))
         self.inbound.attach(self.segment, tap, fit, AckTracker(), self._turn)
-        plain = Fit(b"", counters, MTU, "off")
+        plain = TunnelSizing(b"", counters, MTU, "off")
         self.inbound.attach(self.other, tap, plain, AckTracker(), self._turn)
         self._frames: list[bytes] = []
 

@@ -9,7 +9,7 @@ from scapy.layers.l2 import Ether
 from tests.unit.craft import HOSTILE, ether, ip, parse_virtio, partial, tcp
 from vtep.counters import Counters
 from vtep.offload.partial import virtio_header
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.wire import vxlan
 
 PREFIX = vxlan.pack(5)
@@ -17,9 +17,9 @@ HEADERS = {4: 40, 6: 60}
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
-def make(mtu: int = 1450, *, clamps: bool = True) -> tuple[Fit, Counters]:
+def make(mtu: int = 1450, *, clamps: bool = True) -> tuple[TunnelSizing, Counters]:
     counters = Counters()
-    return Fit(PREFIX, counters, mtu, "auto" if clamps else "off"), counters
+    return TunnelSizing(PREFIX, counters, mtu, "auto" if clamps else "off"), counters
 
 
 def syn(version: int, mss: int = 1460) -> bytes:

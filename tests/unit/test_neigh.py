@@ -775,9 +775,9 @@ def test_sweep_is_for_both_tables() -> None:
 
 def test_proxy_off() -> None:
     one = segment()
-    assert (one.attentive, one.particular) == (True, True)
+    assert (one.inspect_egress, one.has_ingress_policy) == (True, True)
     one.set_neighbours(None)
-    assert (one.attentive, one.particular) == (False, False)
+    assert (one.inspect_egress, one.has_ingress_policy) == (False, False)
     assert from_underlay(one, arp_reply())
     assert inspect(one, arp_request()) == arp_request()
 

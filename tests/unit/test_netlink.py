@@ -14,5 +14,5 @@ def test_a_device_that_vanishes_is_no_egress_device(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(IoctlEthtool, "get_features", vanished)
     with netlink.session() as connection:
-        survey = netlink.Survey(connection)
+        survey = netlink.HostRoutes(connection)
         assert survey.egress_device(IPv4Address("127.0.0.1"), None, "lo") is None

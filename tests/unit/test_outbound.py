@@ -37,7 +37,7 @@ from vtep.io.path import batch_max
 from vtep.io.replicator import Sent
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Oversize
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import Splitter, plan_segments
 from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
 from vtep.tunnel_gso.state import RemoteState
@@ -211,7 +211,7 @@ def outbound_of(
     pair: Pair,
     segment: Segment,
     ways: object,
-    fit: Fit,
+    fit: TunnelSizing,
     arena: Arena,
     lost: Callable[[OSError], None],
 ) -> Outbound:
@@ -227,7 +227,7 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
         answers = []
         with tap() as pair:
             ways = cast("Any", Ways(notes))
-            fit = Fit(segment.header, segment.counters, MTU, "auto")
+            fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
             outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
             for frame in frames:
                 pair.host.send(b"".join(frame))
@@ -261,7 +261,7 @@ def forward(
         segment.fdb.learn(TO, remote, 0.0)
         notes = Notes(iter(room))
         ways = Ways(notes, takes)
-        fit = Fit(PREFIX, segment.counters, MTU, "auto")
+        fit = TunnelSizing(PREFIX, segment.counters, MTU, "auto")
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
@@ -313,7 +313,7 @@ def forward_to_many(
                 pair,
                 segment,
                 crowd,
-                Fit(PREFIX, segment.counters, MTU, "auto"),
+                TunnelSizing(PREFIX, segment.counters, MTU, "auto"),
                 Arena(),
                 lambda error: pytest.fail(str(error)),
             )
@@ -431,7 +431,7 @@ def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
     segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
     notes = Notes(iter(()))
     with tap() as pair:
-        ways, fit = cast("Any", Ways(notes)), Fit(PREFIX, segment.counters, MTU, "auto")
+        ways, fit = cast("Any", Ways(notes)), TunnelSizing(PREFIX, segment.counters, MTU, "auto")
         outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
         for count in (3, 1, 3, 3):
             for _ in range(count):
@@ -649,7 +649,10 @@ def tracked(
         segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
         fdb.learn(TO, REMOTE, 0.0)
         notes = Notes(iter(()))
-        ways, fit = TrackedPath(notes, **options), Fit(PREFIX, segment.counters, MTU, "auto")
+        ways, fit = (
+            TrackedPath(notes, **options),
+            TunnelSizing(PREFIX, segment.counters, MTU, "auto"),
+        )
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
@@ -739,7 +742,7 @@ def forward_both(
             for vni, pair, note in ((5, one, notes[0]), (6, two, notes[1])):
                 fdb = Fdb(vni, 4789, ageing=0, max_addresses=0)
                 segment = Segment(vni, [REMOTE], fdb, own_mac=bytes(6), learning=True)
-                fit = Fit(segment.header, segment.counters, MTU, "auto")
+                fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
                 ways = cast("Any", Ways(note))
                 lost = Mock(side_effect=AssertionError)
                 outbounds.append(outbound_of(pair, segment, ways, fit, arena, lost))
@@ -861,7 +864,7 @@ def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
         notes = Notes(iter(()))
         with tap() as pair:
             ways = cast("Any", Ways(notes))
-            fit = Fit(PREFIX, segment.counters, MTU, "auto")
+            fit = TunnelSizing(PREFIX, segment.counters, MTU, "auto")
             outbound = Outbound(
                 *(cast("Any", pair), segment, ways, fit, AckTracker(), Arena(), lambda _: None)
             )

@@ -10,7 +10,7 @@ import pytest
 from vtep.config import Config
 from vtep.datapath.pool import Paths, Pool, Room
 from vtep.forwarding.fdb import Remote
-from vtep.io.sockets import Binding, Outer
+from vtep.io.sockets import Binding, OuterHeaderOptions
 from vtep.wire.outer_header import InheritPolicy
 
 V4 = Binding(socket.AF_INET, None, None)
@@ -26,7 +26,9 @@ def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
         if told is not None:
             told.append((remote.host, mtu))
 
-    return Paths(pool, {4: V4, 6: V6}, Outer.of(config), InheritPolicy(), tell, gso=True)
+    return Paths(
+        pool, {4: V4, 6: V6}, OuterHeaderOptions.of(config), InheritPolicy(), tell, gso=True
+    )
 
 
 CONFIG = Config(vni=1)

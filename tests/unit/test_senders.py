@@ -20,7 +20,7 @@ from vtep.io.path import FLOW_BITS, Path, pool_slots
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import Binding, Outer, open_receiver, send_whole
+from vtep.io.sockets import Binding, OuterHeaderOptions, open_receiver, send_whole
 from vtep.wire.echo import SIZE
 from vtep.wire.outer_header import DF, InheritPolicy
 
@@ -64,7 +64,12 @@ CONFIG = Config(vni=1)
 
 def paths(pool: Pool, config: Config = CONFIG) -> Paths:
     return Paths(
-        pool, {4: ANY[V4], 6: ANY[V6]}, Outer.of(config), InheritPolicy(), lambda *_: None, gso=True
+        pool,
+        {4: ANY[V4], 6: ANY[V6]},
+        OuterHeaderOptions.of(config),
+        InheritPolicy(),
+        lambda *_: None,
+        gso=True,
     )
 
 
@@ -147,7 +152,10 @@ def test_a_remote_with_a_socket_takes_none_from_others(sink: ToSink) -> None:
 def test_whoever_waits_for_a_socket_that_is_closed_is_woken(sink: ToSink) -> None:
     closed: list[int] = []
     senders = SenderSockets(closed.append)
-    ways = [Path(ANY[V4], Outer(), sink(number), 1, senders, gso=True) for number in range(60)]
+    ways = [
+        Path(ANY[V4], OuterHeaderOptions(), sink(number), 1, senders, gso=True)
+        for number in range(60)
+    ]
     with descriptors(2 * open_now() + 20):
         fd = sent(ways[0])
         for path in ways[1:]:
@@ -208,7 +216,7 @@ def taken() -> Iterator[range]:
 
 def test_the_only_free_port_of_a_range_is_found(taken: range, sink: ToSink) -> None:
     for _ in range(5):
-        ports = Outer(srcport=range(taken[0] - 1, taken[-1] + 1))
+        ports = OuterHeaderOptions(srcport=range(taken[0] - 1, taken[-1] + 1))
         path = Path(ANY[V4], ports, sink(0), 1, SenderSockets(), gso=True)
         assert sent(path) >= 0
         path.close()
@@ -224,7 +232,12 @@ def test_a_range_without_a_free_port_is_told_of_once(
     senders.check(ANY[V4], range(taken[0] - 1, taken[-1] + 1))
     for number in range(1, 4):
         path = Path(
-            ANY[V4], Outer(srcport=taken), Remote(f"127.0.0.{number}", 9), 1, senders, gso=True
+            ANY[V4],
+            OuterHeaderOptions(srcport=taken),
+            Remote(f"127.0.0.{number}", 9),
+            1,
+            senders,
+            gso=True,
         )
         assert path.send(DATAGRAM, 100, 0, 0.0) == (100, Drop.UNDERLAY_FAILED)
     assert caplog.text.count(says) == 1
@@ -255,7 +268,7 @@ def free_port(family: socket.AddressFamily = V4) -> int:
 
 def test_a_change_of_the_network_has_it_tried_again_at_once(sink: ToSink) -> None:
     senders = SenderSockets()
-    path = Path(Binding(V4, None, "nix0"), Outer(), sink(0), 1, senders, gso=True)
+    path = Path(Binding(V4, None, "nix0"), OuterHeaderOptions(), sink(0), 1, senders, gso=True)
     assert path.send(DATAGRAM, 100, 0, 0.0) == (100, Drop.UNDERLAY_UNREACHABLE)
     path.binding = ANY[V4]
     assert path.send(DATAGRAM, 100, 0, 0.9) == (100, Drop.UNDERLAY_UNREACHABLE)
@@ -299,9 +312,11 @@ class BothWays:
     def _receiver(self, binding: Binding, port: int) -> SharedSocket | None:
         return self.shared if port == self.port and self.shared.can_send_as(binding) else None
 
-    def path(self, port: int, outer: Outer | None = None, host: str | None = None) -> Path:
+    def path(
+        self, port: int, outer: OuterHeaderOptions | None = None, host: str | None = None
+    ) -> Path:
         remote = Remote(host or HOST[self.family], port)
-        outer = outer or Outer(srcport=self.ports)
+        outer = outer or OuterHeaderOptions(srcport=self.ports)
         return Path(ANY[self.family], outer, remote, 1, self.senders, gso=True)
 
     def close(self) -> None:
@@ -351,7 +366,9 @@ def test_each_segment_has_its_own_look(stack: ExitStack, family: socket.AddressF
     theirs.setsockopt(*((socket.IPPROTO_IPV6, 66) if v6 else (socket.IPPROTO_IP, 13)), 1)
     theirs.setsockopt(*((socket.IPPROTO_IPV6, 51) if v6 else (socket.IPPROTO_IP, 12)), 1)
     port = theirs.getsockname()[1]
-    looks = [Outer(srcport=ours.ports, tos=tos, ttl=ttl) for tos, ttl in ((0xB8, 7), (0, 0))]
+    looks = [
+        OuterHeaderOptions(srcport=ours.ports, tos=tos, ttl=ttl) for tos, ttl in ((0xB8, 7), (0, 0))
+    ]
     ways = [ours.path(port, outer) for outer in looks]
     for path, outer in zip(ways * 2, looks * 2, strict=True):
         sent(path)
@@ -365,7 +382,9 @@ def test_each_segment_has_its_own_look(stack: ExitStack, family: socket.AddressF
 def test_many_are_sent_to_from_the_port(stack: ExitStack, family: socket.AddressFamily) -> None:
     ours = BothWays(stack, family)
     theirs = [peer(stack, family) for _ in range(10)]
-    replicator = Replicator([ANY[family]], Outer(srcport=ours.ports), ours.senders, gso=True)
+    replicator = Replicator(
+        [ANY[family]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
+    )
     recipients = replicator.recipients(
         [Remote(HOST[family], each.getsockname()[1]) for each in theirs]
     )
@@ -409,7 +428,9 @@ def test_what_comes_back_from_others_is_reported(stack: ExitStack) -> None:
     sent(refused)
     sent(way)
     assert ours.returned == [Returned("127.0.0.2", Drop.UNDERLAY_REFUSED)]
-    replicator = Replicator([ANY[V4]], Outer(srcport=ours.ports), ours.senders, gso=True)
+    replicator = Replicator(
+        [ANY[V4]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
+    )
     recipients = replicator.recipients([Remote("127.0.0.1", theirs.getsockname()[1])])
     sent(refused)
     result = replicator.send(DATAGRAM, 100, recipients, 0)

@@ -463,7 +463,7 @@ def test_tags_from_the_underlay(policy: InnerVlan, tags: str) -> None:
 def test_tags_from_the_tap(policy: InnerVlan, tags: str) -> None:
     one = segment(policy=Policy(inner_vlan=policy))
     tagged = bytes(ether(ip4(udp()), tags=tags))
-    assert one.attentive is (policy is not InnerVlan.PASS)
+    assert one.inspect_egress is (policy is not InnerVlan.PASS)
     left = bytes(one.inspect(memoryview(bytearray(tagged)), 1.0, 3))
     if tags and policy is InnerVlan.DROP:
         assert left == b""

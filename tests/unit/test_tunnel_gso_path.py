@@ -16,7 +16,7 @@ from vtep.forwarding.fdb import Remote
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import Binding, Outer, open_receiver
+from vtep.io.sockets import Binding, OuterHeaderOptions, open_receiver
 from vtep.offload.split import plan_segments
 from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
@@ -51,7 +51,7 @@ class FakeDevice:
 class Rig:
     """A path to 127.0.0.2 whose remote has not been asked for yet."""
 
-    def __init__(self, sockets: Path, options: Outer) -> None:
+    def __init__(self, sockets: Path, options: OuterHeaderOptions) -> None:
         self.sockets, self.options = sockets, options
         self.device = FakeDevice()
         self.prober: GsoProber[TunnelGsoPath] = GsoProber(lambda: b"12345678", lambda: None)
@@ -72,7 +72,9 @@ class Rig:
         self.device.packets.clear()
 
 
-@pytest.fixture(params=[Outer(), Outer(ttl=9, tos=8, df=True, udpcsum=False)], ids=str)
+@pytest.fixture(
+    params=[OuterHeaderOptions(), OuterHeaderOptions(ttl=9, tos=8, df=True, udpcsum=False)], ids=str
+)
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     binding, remote = Binding(socket.AF_INET, None, None), Remote("127.0.0.2", 4789)
     path = Path(binding, request.param, remote, 4, SenderSockets(), gso=True)
@@ -111,7 +113,7 @@ def test_outer_headers_are_those_of_a_receiving_socket_that_sends() -> None:
         shared = SharedSocket(receiver, binding, lambda _returned: None, lambda: None)
         senders = SenderSockets()
         senders.receiver = lambda _binding, _port: shared
-        options = Outer(srcport=range(port, port + 1), ttl=9, tos=8)
+        options = OuterHeaderOptions(srcport=range(port, port + 1), ttl=9, tos=8)
         with closing(Path(binding, options, remote, 1, senders, gso=True)) as sockets:
             rig = Rig(sockets, options)
             rig.enable()
@@ -217,8 +219,10 @@ def test_a_path_without_a_socket_does_not_send(rig: Rig, monkeypatch: pytest.Mon
 
 def test_flows_beyond_the_limit_get_new_writers() -> None:
     binding, remote = Binding(socket.AF_INET, None, None), Remote("127.0.0.2", 4789)
-    with closing(Path(binding, Outer(), remote, 4, SenderSockets(), gso=True)) as sockets:
-        rig = Rig(sockets, Outer())
+    with closing(
+        Path(binding, OuterHeaderOptions(), remote, 4, SenderSockets(), gso=True)
+    ) as sockets:
+        rig = Rig(sockets, OuterHeaderOptions())
         rig.enable()
         for flow in range(600):
             assert rig.send(flow << FLOW_BITS)

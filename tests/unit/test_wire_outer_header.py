@@ -1,4 +1,4 @@
-"""Outer header fields of a frame, compared with the inner header as scapy reads it."""
+"""OuterHeaderOptions header fields of a frame, compared with the inner header as scapy reads it."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ def docker() -> None:
 
 @docker.command()
 @_NETWORK
-@config_options(without=("bridge", "gateway"))
+@config_options(without=("bridge", "anycast_gateway"))
 @settings_options()
 @commands.option(
     "--docker-host",

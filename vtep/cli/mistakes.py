@@ -389,7 +389,7 @@ def _elsewhere(plain: str, context: click.Context) -> str:
         if having:
             return f"; write it behind the command: pyvtep {(named or having)[0]} --{plain}"
         return "; see: pyvtep --help"
-    if path.endswith("docker attach") and plain in ("bridge", "gateway"):
+    if path.endswith("docker attach") and plain in ("bridge", "anycast-gateway"):
         return f"; the network says which {plain} it is"
     if path.endswith("check-config"):
         return "; the file stands for itself: pyvtep check-config FILE"

@@ -175,9 +175,9 @@ class Config:
             "help": "Address for the TAP, such as 10.0.0.1/24; may be repeated.",
         },
     )
-    gateway: tuple[Address, ...] = field(
+    anycast_gateway: tuple[Address, ...] = field(
         default=(),
-        converter=option_parsers.gateways,
+        converter=option_parsers.anycast_gateways,
         metadata={
             "repeatable": True,
             "metavar": "IP",

@@ -439,10 +439,12 @@ def remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ..
     )
 
 
-def gateways(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
+def anycast_gateways(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
     """Addresses of a gateway on the segment; an IPv6 link-local one needs no scope there."""
-    items = _items("--gateway", value)
-    return _different("--gateway", tuple(address("--gateway", item) for item in items))
+    items = _items("--anycast-gateway", value)
+    return _different(
+        "--anycast-gateway", tuple(address("--anycast-gateway", item) for item in items)
+    )
 
 
 def group(value: str | Address | None) -> Address | None:

@@ -21,14 +21,14 @@ from vtep.io.ingress_guard import attach_filter, detach_filter
 from vtep.io.shared_socket import SharedSocket
 from vtep.io.sockets import (
     Binding,
+    gro_enabled,
     join,
-    joins_datagrams,
     open_receiver,
     receive_queue_drops,
     send_whole,
 )
 from vtep.io.tap import Tap
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.echo import Probe
 
@@ -211,13 +211,13 @@ class Listener:
     @property
     def joins(self) -> bool:
         """Whether the kernel joins datagrams of one sender, as far as it can be asked."""
-        return self.endpoint.gro if self._receiver is None else joins_datagrams(self._receiver)
+        return self.endpoint.gro if self._receiver is None else gro_enabled(self._receiver)
 
     def attach(
         self,
         segment: Segment,
         tap: Tap,
-        fit: Fit,
+        fit: TunnelSizing,
         tracker: AckTracker,
         turn: Callable[[], None],
     ) -> None:

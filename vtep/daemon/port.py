@@ -22,10 +22,10 @@ from vtep.forwarding.fdb import LEARNED, Fdb, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.forwarding.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.host.devices import device_index
-from vtep.host.netlink import Place, Setup, Underlay
-from vtep.io.sockets import Binding, Outer, host_of, policy_of, segments_datagrams
+from vtep.host.netlink import Setup, TapAttachment, Underlay
+from vtep.io.sockets import Binding, OuterHeaderOptions, gso_supported, host_of, policy_of
 from vtep.io.tap import Tap, queue_drops
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
@@ -78,11 +78,11 @@ class Port:
         self._tunnel = TunnelMtu(MTU_MAX)
         self._underlay_mtu: int | None = None
         self._warned: set[str] = set()
-        self._fit = Fit(
+        self._fit = TunnelSizing(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
         self._tracker = AckTracker()
-        self.place = Place(mtu=None, bridge=0, limit=None)
+        self.place = TapAttachment(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
         self._here = True
         self._pool = pool
@@ -295,7 +295,7 @@ class Port:
         segment.set_policy(_policy(config))
         self._fit.oversize.set_prefix(segment.header)
         self._answer_for_neighbours()
-        if config.gateway != before.gateway:
+        if config.anycast_gateway != before.anycast_gateway:
             segment.set_gateways(self._gateways(config))
         if config.dstport != before.dstport:
             segment.fdb.set_port(config.dstport)
@@ -369,7 +369,9 @@ class Port:
         return {self.tap_index, self.place.bridge, wanted} - {0}
 
     def _gateways(self, config: Config) -> Gateways | None:
-        return Gateways(config.gateway, self._say_shared) if config.gateway else None
+        return (
+            Gateways(config.anycast_gateway, self._say_shared) if config.anycast_gateway else None
+        )
 
     def _say_shared(self, address: Address) -> None:
         log.info(
@@ -389,7 +391,7 @@ class Port:
         have = {
             "tso": tap.tso,
             "uso": tap.uso,
-            "gso": "gso" in wanted and segments_datagrams(),
+            "gso": "gso" in wanted and gso_supported(),
             "gro": "gro" in wanted and all(listener.joins for listener in self.listeners),
             "tnl": "tnl" in wanted and tap.tso and self._pool.tunnel_gso_device is not None,
         }
@@ -412,7 +414,7 @@ class Port:
         return Paths(
             self._pool,
             bindings,
-            Outer.of(config),
+            OuterHeaderOptions.of(config),
             policy_of(config),
             self._path_changed,
             gso="gso" in self.offload,
@@ -441,7 +443,7 @@ class Port:
             self._here = here
             log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if here else _AWAY)
 
-    def adapted(self, place: Place) -> bool:
+    def adapted(self, place: TapAttachment) -> bool:
         """Take note of where the TAP is now; whether the MTU is another one there."""
         before, bridge = self.mtu, self.config.bridge
         if place.unjoined and place.unjoined != self.place.unjoined:

@@ -198,7 +198,7 @@ class Screening:
             remotes = self._remotes()
 
             def find(connection: IPRoute) -> set[int]:
-                survey = netlink.Survey(connection)
+                survey = netlink.HostRoutes(connection)
                 return {survey.device(*remote) or 0 for remote in remotes}  # noqa: B023
 
             try:

@@ -35,10 +35,16 @@ from vtep.errors import VtepError
 from vtep.forwarding.fdb import Fdb
 from vtep.host import netlink
 from vtep.host.devices import device_index
-from vtep.host.netlink import Place, Setup, Underlay
+from vtep.host.netlink import Setup, TapAttachment, Underlay
 from vtep.io.path import superframe_max
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import Binding, Outer, device_name, receive_queue_drops, segments_datagrams
+from vtep.io.sockets import (
+    Binding,
+    OuterHeaderOptions,
+    device_name,
+    gso_supported,
+    receive_queue_drops,
+)
 from vtep.io.tap import Tap, queue_drops
 from vtep.io.udp_statistics import UdpErrors
 from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -476,7 +482,7 @@ class Vtep:
             await _on_host(self._set_up, steps)
             if any("tnl" in config.offload for _, config in asked):
                 await self._open_tunnel_gso_device()
-            segments_datagrams()  # It is known from now on, and takes no descriptor any more.
+            gso_supported()  # It is known from now on, and takes no descriptor any more.
             self._check_still([*removed, *kept])
             undo.pop_all()
         return self._commit(removed, steps, drops), [step.port for step in steps]
@@ -567,7 +573,7 @@ class Vtep:
 
     def _check_source_ports(self, listeners: Iterable[Listener], config: Config) -> None:
         """Raise VtepError if there is no port in --srcport that this process could send from."""
-        ports = Outer.of(config).srcport
+        ports = OuterHeaderOptions.of(config).srcport
         for listener in listeners:
             self._pool.senders.check(listener.endpoint.binding, ports)
 
@@ -613,7 +619,7 @@ class Vtep:
     # --- the host's network, in a thread ----------------------------------------------------
 
     def _survey(self, connection: IPRoute, configs: Iterable[Config]) -> list[Underlay]:
-        survey = netlink.Survey(connection)
+        survey = netlink.HostRoutes(connection)
         underlays = []
         for config in configs:
             with self._naming(config):
@@ -654,7 +660,7 @@ class Vtep:
         def resolve(
             connection: IPRoute, paths: Iterable[TunnelGsoPath]
         ) -> list[tuple[TunnelGsoPath, int | None]]:
-            survey = netlink.Survey(connection)
+            survey = netlink.HostRoutes(connection)
             found = []
             for path in paths:
                 host, binding = ip_address(path.host), path.binding
@@ -670,10 +676,10 @@ class Vtep:
                 self._prober.on_resolved(path, egress, time.monotonic())
 
     async def _adapt(self, ports: Iterable[Port]) -> None:
-        """Fit TAPs to their places, on a bridge or not, and ourselves to the MTUs they have now."""
+        """Set MTUs and offloads of TAPs for where they are attached, and follow their MTUs."""
         taps = [(port, port.tap, port.tap_index, port.place, port.setup()) for port in ports]
 
-        def adapt(connection: IPRoute) -> list[tuple[Port, Place]]:
+        def adapt(connection: IPRoute) -> list[tuple[Port, TapAttachment]]:
             places = []
             for port, tap, index, before, setup in taps:
                 with suppress(VtepError):  # It is not here now, or not ours to change.
@@ -873,7 +879,7 @@ class Vtep:
         def survey(
             connection: IPRoute, ports: Iterable[Port]
         ) -> list[tuple[Port, Underlay | VtepError]]:
-            found = netlink.Survey(connection)
+            found = netlink.HostRoutes(connection)
             underlays: list[tuple[Port, Underlay | VtepError]] = []
             for port in ports:
                 config = port.config

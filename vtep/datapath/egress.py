@@ -16,7 +16,7 @@ from vtep.io.tap import Tap
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Outcome
 from vtep.offload.partial import SYN_MAX
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import (
     AuthenticatedError,
     SplitError,
@@ -88,7 +88,7 @@ class Outbound:
         tap: Tap,
         segment: Segment,
         paths: Paths,
-        fit: Fit,
+        fit: TunnelSizing,
         tracker: AckTracker,
         arena: Arena,
         lost: Callable[[OSError], None],
@@ -138,7 +138,9 @@ class Outbound:
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
         segment, slots, envelope = self._segment, self._slots, self._paths.envelope
         # What is longer is looked at: every frame where somebody wants to see them all.
-        frame_max = 0 if segment.attentive or self._tracker.active else self._fit.oversize.limit
+        frame_max = (
+            0 if segment.inspect_egress or self._tracker.active else self._fit.oversize.limit
+        )
         remotes: Sequence[Remote] = ()
         # A run of frames of one size and flow lies between the first two, unless it is empty. Its
         # checksums are finished when it is sent, which is less work for all than for each.
@@ -280,7 +282,7 @@ class Outbound:
     def _inspect(self, frame: memoryview, now: float) -> memoryview:
         """Let the segment look at a frame, if it wants to; what is left to be sent."""
         segment = self._segment
-        if not segment.attentive:
+        if not segment.inspect_egress:
             return frame
         left = segment.inspect(frame, now)
         frame[: len(left)] = left  # Where tags were taken off, it begins later.
@@ -335,7 +337,7 @@ class Outbound:
         if len(frame) < ethernet.HEADER_LEN:
             counters.drop(Drop.TX_RUNT)
             return 0
-        if segment.attentive:
+        if segment.inspect_egress:
             try:
                 count = count_segments(frame, gso)
             except SplitError:
@@ -422,7 +424,7 @@ class Outbound:
         Returns: how many were sent, at most `most`.
         """
         tracking = self._tracker.active
-        alike = None if self._segment.attentive or tracking else superframe_key_struct(frame)
+        alike = None if self._segment.inspect_egress or tracking else superframe_key_struct(frame)
         if alike is None:
             return 0
         cut, head = plan_segments(frame, gso), bytes(frame[: ethernet.HEADER_LEN])

@@ -17,7 +17,7 @@ from vtep.io.sockets import Received, receive
 from vtep.io.tap import Tap
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
-from vtep.offload.sizing import Fit
+from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import Splitter
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ecn, ethernet, virtio, vxlan
@@ -39,7 +39,7 @@ class Exit(NamedTuple):
     """Where the frames of a segment leave."""
 
     tap: Tap
-    fit: Fit
+    fit: TunnelSizing
     tracker: AckTracker
     counters: Counters
     segment: Segment
@@ -77,7 +77,7 @@ class Inbound:
         self,
         segment: Segment,
         tap: Tap,
-        fit: Fit,
+        fit: TunnelSizing,
         tracker: AckTracker,
         turn: Callable[[], None],
     ) -> None:
@@ -276,7 +276,7 @@ class Inbound:
 
     def _single(self, leave: Exit, frame: memoryview, stride: int, now: float) -> None:
         """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
-        if leave.segment.strips:
+        if leave.segment.strip_vlan:
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX:
             leave.fit.arriving(frame)
@@ -307,7 +307,7 @@ class Inbound:
                 self._single(leave, frame, 0, now)
             else:
                 leave.counters.rx_superframes += 1
-                left = ethernet.untag(frame) if segment.strips else frame
+                left = ethernet.untag(frame) if segment.strip_vlan else frame
                 moved = virtio.shift_offsets(header, len(frame) - len(left))
                 if not self._deliver(leave, left, moved, now):
                     self._refused(leave, header, now)

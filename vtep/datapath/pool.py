@@ -11,7 +11,7 @@ from vtep.forwarding.fdb import Remote
 from vtep.io.path import Path, pool_slots
 from vtep.io.replicator import Recipients, Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, Outer
+from vtep.io.sockets import Binding, OuterHeaderOptions
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
 from vtep.wire import vxlan
@@ -65,8 +65,8 @@ _LOOKS_MAX = 1000
 _ANY_LINK = -1
 """For a list that does not depend on the indices of links."""
 
-_SenderKey: TypeAlias = tuple[tuple[Binding, ...], Outer, bool]
-_Key: TypeAlias = tuple[Binding, Outer, str, int, bool]
+_SenderKey: TypeAlias = tuple[tuple[Binding, ...], OuterHeaderOptions, bool]
+_Key: TypeAlias = tuple[Binding, OuterHeaderOptions, str, int, bool]
 
 
 class Pool:
@@ -89,7 +89,9 @@ class Pool:
         self._replicators: dict[_SenderKey, Replicator] = {}
         self._users: Counter[Path | Replicator] = Counter()
 
-    def take(self, binding: Binding, outer: Outer, remote: Remote, *, gso: bool) -> Path:
+    def take(
+        self, binding: Binding, outer: OuterHeaderOptions, remote: Remote, *, gso: bool
+    ) -> Path:
         """The way to a remote; each call is to be followed by one of `let_go`."""
         key = (binding, outer, remote.host, remote.port, gso)
         path = self._paths.get(key)
@@ -100,7 +102,7 @@ class Pool:
         self._users[path] += 1
         return path
 
-    def tunnel_gso_path(self, path: Path, outer: Outer) -> TunnelGsoPath:
+    def tunnel_gso_path(self, path: Path, outer: OuterHeaderOptions) -> TunnelGsoPath:
         """Return the path with tunnel GSO to the remote of a path. Tunnel GSO must be available."""
         device, prober = self.tunnel_gso_device, self.prober
         if device is None or prober is None:
@@ -112,7 +114,9 @@ class Pool:
             found = self._tunnel_gso_paths[path] = TunnelGsoPath(path, outer, device, prober)
         return found
 
-    def replicator(self, bindings: tuple[Binding, ...], outer: Outer, *, gso: bool) -> Replicator:
+    def replicator(
+        self, bindings: tuple[Binding, ...], outer: OuterHeaderOptions, *, gso: bool
+    ) -> Replicator:
         """What sends to many remotes at once; each call is to be followed by one of `let_go`."""
         key = (bindings, outer, gso)
         replicator = self._replicators.get(key)
@@ -182,7 +186,7 @@ class Paths(dict[Remote, Path]):
         self,
         pool: Pool,
         bindings: dict[int, Binding],
-        outer: Outer,
+        outer: OuterHeaderOptions,
         policy: InheritPolicy,
         mtu_changed: Callable[[Remote, int | None], None],
         *,

@@ -51,7 +51,7 @@ class Place:
         """What the `Config` of a VTEP on it has to say."""
         # Engines give all bridges the link-local fe80::1 as well, but route nobody over it.
         gateway = [one for one in self.bridge.addresses if not one.is_link_local]
-        return {"bridge": self.network.bridge, "gateway": tuple(gateway)}
+        return {"bridge": self.network.bridge, "anycast_gateway": tuple(gateway)}
 
 
 def find(client: Client, name: str) -> Place:

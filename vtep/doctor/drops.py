@@ -32,7 +32,7 @@ _FIND_SENDER = Remedy(
     "find out what sends it: {capture} and src host {source}", "find out what sends it: {capture}"
 )
 _CUT_IN_SOFTWARE = "if it goes on, use no superframes: pyvtep set --offload none{at}"
-_NOTHING_TO_DO = Remedy("nothing: this is what --gateway is for", severity=Severity.NOTE)
+_NOTHING_TO_DO = Remedy("nothing: this is what --anycast-gateway is for", severity=Severity.NOTE)
 _ROUTE = Remedy(
     "look at the route and its source address: ip route get {source}",
     "look at the routes to the remotes: ip route; and at their device: ip -s link",
@@ -59,7 +59,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "{source}",
         "run fewer doctors at a time; if none runs, find out what sends it: {capture}",
     ),
-    Drop.CLAIMED: _FIND_SENDER,
+    Drop.GRO_BATCH_MISMATCH: _FIND_SENDER,
     Drop.VNI_UNKNOWN: Remedy(
         "use one VNI at both ends; {capture} and src host {source} shows the other one, and "
         "pyvtep vni add makes it known here",

@@ -292,14 +292,14 @@ async def _overlay_conflicts(
 ) -> dict[str, tuple[Conflict, ...]]:
     """Return, by TAP, the addresses of this host on the segment that another host has too.
 
-    A gateway of its own (`--gateway`) is one that each host may have.
+    A gateway of its own (`--anycast-gateway`) is one that each host may have.
 
     Side effect: each segment sends a frame at least, so that its counters show what becomes of it.
     """
     turns = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
 
     async def of_segment(segment: Any) -> tuple[Conflict, ...]:
-        shared = {ip_address(text) for text in segment["options"]["gateway"]}
+        shared = {ip_address(text) for text in segment["options"]["anycast_gateway"]}
         ours = (ip_interface(text).ip for text in around.overlay(segment["dev"]))
         above = around.above(segment["dev"])
         wanted = [address for address in ours if address not in shared]

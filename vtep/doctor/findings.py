@@ -571,14 +571,14 @@ def _of_conflicts(segment: SegmentFacts) -> Iterator[Finding]:
     """Tell of addresses on the segment that two hosts have."""
     tap = segment.tap
     at = f" --vni {segment.vni}" + (f" --socket {segment.socket}" if segment.socket else "")
-    named = segment.options.get("gateway")
+    named = segment.options.get("anycast_gateway")
     gateways = [str(each) for each in named] if isinstance(named, list | tuple) else []
     gateways += [each.address.partition("/")[0] for each in segment.conflicts if each.dev != tap]
     for conflict in segment.conflicts:
         address, dev, mac = conflict.address.partition("/")[0], conflict.dev, conflict.mac
         fix = f"give one of them another address: ip addr del {conflict.address} dev {dev}"
         if dev != tap:
-            keep = " ".join(f"--gateway {gateway}" for gateway in gateways)
+            keep = " ".join(f"--anycast-gateway {gateway}" for gateway in gateways)
             fix += (
                 "; or, if each host is to keep it as the gateway of its own guests, on both: "
                 f"pyvtep set --vni {segment.vni} {keep}"

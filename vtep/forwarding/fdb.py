@@ -154,9 +154,9 @@ class Learned(Enum):
     ADDED = auto()
     MOVED = auto()
     """It was known behind another remote; the entry has been changed."""
-    KEPT = auto()
+    STICKY = auto()
     """It was known behind another remote, where it stays: the entry is sticky."""
-    CONTRADICTED = auto()
+    CONFLICT = auto()
     """It has a permanent or static entry behind another remote: the frame is forged or looped."""
     FULL = auto()
     """It is new, but as many are known as may be learned: it stays unknown and is flooded."""
@@ -456,9 +456,9 @@ class Fdb:
             entry.rx_frames += count
             return Learned.REFRESHED
         if entry.kind.state is not State.DYNAMIC:
-            return Learned.CONTRADICTED
+            return Learned.CONFLICT
         if entry.kind.sticky:
-            return Learned.KEPT
+            return Learned.STICKY
         entry.rx_frames += count
         self._change(mac, (remote,), now, entry.kind, Event.MOVED)
         self._settle()
@@ -489,12 +489,12 @@ class Fdb:
     def check(self, mac: bytes, remote: Remote) -> Learned:
         """Whether frames from `mac` can come from `remote`, as far as `learn` cares to know.
 
-        Either REFRESHED or CONTRADICTED; nothing is learned.
+        Either REFRESHED or CONFLICT; nothing is learned.
         """
         entry = self._entries.get(mac)
         if entry is None or entry.kind.state is State.DYNAMIC or _is_behind(entry, remote.host):
             return Learned.REFRESHED
-        return Learned.CONTRADICTED
+        return Learned.CONFLICT
 
     @property
     def ageing(self) -> float:

@@ -135,7 +135,7 @@ class Segment:
         self.set_policy(self.policy)
 
     def set_gateways(self, gateways: Gateways | None) -> None:
-        """Keep the gateway of this host apart from others (`--gateway`), or not any more."""
+        """Set this host's anycast gateways (`--anycast-gateway`), or None for none."""
         self.gateways = gateways
         self.set_policy(self.policy)
 
@@ -143,7 +143,7 @@ class Segment:
         """Have another policy from now on."""
         self.policy = policy
         self._forbidden = policy.forbidden
-        self.particular = (
+        self.has_ingress_policy = (
             self.neighbours is not None
             or self.gateways is not None
             or self._forbidden != 0
@@ -151,9 +151,9 @@ class Segment:
             or policy.inner_vlan is InnerVlan.DROP
         )
         """Whether more is to be looked at in a datagram than `admit` does."""
-        self.strips = policy.inner_vlan is InnerVlan.STRIP
+        self.strip_vlan = policy.inner_vlan is InnerVlan.STRIP
         """Whether frames from the underlay are to lose their VLAN tags."""
-        self.attentive = self.neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
+        self.inspect_egress = self.neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
         """Whether frames from the TAP are to be shown to `inspect` before they are sent."""
 
     @property
@@ -373,7 +373,7 @@ class Segment:
         elif learned is Learned.OVER_QUOTA:
             counters.fdb_quota += 1
             counters.last_source[Notice.FDB_QUOTA] = source
-        elif learned is Learned.CONTRADICTED:
+        elif learned is Learned.CONFLICT:
             counters.drop(Drop.INNER_SOURCE_STATIC, source, count, mac)
             return False
         return True
@@ -470,7 +470,7 @@ class Switch:
         for at in range(stride, len(octets), stride):
             if octets[at : at + vxlan.HEADER_LEN] != first:
                 count = -(-(len(octets) - at) // stride)
-                self.counters.drop(Drop.CLAIMED, source, count)
+                self.counters.drop(Drop.GRO_BATCH_MISMATCH, source, count)
                 return at
         return len(octets)
 
@@ -499,7 +499,7 @@ class Switch:
         if segment is None:
             self.counters.drop(Drop.VNI_UNKNOWN, source, count, vni_word >> 8)
             return None
-        if segment.particular:
+        if segment.has_ingress_policy:
             admitted = segment.admit_particular(datagram, mac, source, now, count)
         else:
             admitted = segment.admit(mac, source, now, count)

@@ -137,7 +137,7 @@ class Setup:
 
 
 @frozen
-class Place:
+class TapAttachment:
     """Where a TAP device is: on a bridge, by its index, or 0.
 
     `mtu` is what we gave it; None where it may have any that we change. `limit` is what this host's
@@ -172,7 +172,7 @@ def session() -> Iterator[IPRoute]:
                 loop.run_until_complete(asyncio.sleep(0))
 
 
-class Survey:
+class HostRoutes:
     """What this host's network looks like at the moment; asked for once, for all segments."""
 
     def __init__(self, netlink: IPRoute) -> None:
@@ -565,11 +565,11 @@ def adapt(
     netlink: IPRoute,
     tap: str,
     number: int,
-    place: Place,
+    place: TapAttachment,
     setup: Setup,
     superframe_max: Callable[[int], int],
-) -> Place:
-    """Fit a TAP device to what it is used for now, and tell what that is.
+) -> TapAttachment:
+    """TunnelSizing a TAP device to what it is used for now, and tell what that is.
 
     `number` is its index, so that another device that has its name now is left alone. `place` is
     what was told before.
@@ -590,7 +590,7 @@ def adapt(
         bridge = joins or _bridge_of(link)
         widest = _widest(netlink, number, bridge)
         beside = widest if widest > mtu else 0
-        place = Place(place.mtu, bridge, None if bridge else mtu, beside, unjoined)
+        place = TapAttachment(place.mtu, bridge, None if bridge else mtu, beside, unjoined)
         if place.mtu in (None, mtu):
             wanted = _mtu_for(setup.mtu, bridge, widest)
             # Below this the kernel removes all IPv6 addresses, and never puts them back.
@@ -598,7 +598,7 @@ def adapt(
                 wanted = MTU_MIN_V6
             if mtu != wanted:
                 netlink.link("set", index=number, mtu=wanted)
-            place = Place(wanted, bridge, None if bridge else wanted, 0, unjoined)
+            place = TapAttachment(wanted, bridge, None if bridge else wanted, 0, unjoined)
         if joins:
             netlink.link("set", index=number, master=joins)
         limit = _GSO_MAX if master or joins else superframe_max(min(mtu, setup.mtu))

@@ -20,7 +20,7 @@ from vtep.io.sockets import (
     Received,
     configure_receiver,
     device_name,
-    joins_datagrams,
+    gro_enabled,
     receive_queue_drops,
 )
 from vtep.wire import ecn
@@ -93,9 +93,7 @@ class IngressGuard:
             v6 = binding.family == socket.AF_INET6
             zero = v6 and receiver.getsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX) != 0
             # The kernel decides about GRO before the program is run, so both have it or none.
-            configure_receiver(
-                self.socket, _BUFFER, gro=joins_datagrams(receiver), zero_checksums=zero
-            )
+            configure_receiver(self.socket, _BUFFER, gro=gro_enabled(receiver), zero_checksums=zero)
             # Where the receiver also sends, ICMP errors about that come to either of the two: no
             # datagram is at hand then on which the program could be run, and a hash decides.
             if v6:

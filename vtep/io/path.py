@@ -13,7 +13,14 @@ from vtep.forwarding.fdb import Remote
 from vtep.io import error_queue
 from vtep.io.sender_sockets import SenderSockets, is_short_of_descriptors, sockets_max
 from vtep.io.shared_socket import Sender, SocketSpec, connected, returned
-from vtep.io.sockets import Binding, Outer, ancillary, connected_probe, path_mtu, sockaddr
+from vtep.io.sockets import (
+    Binding,
+    OuterHeaderOptions,
+    ancillary,
+    connected_probe,
+    path_mtu,
+    sockaddr,
+)
 from vtep.wire import ethernet, outer_header, vxlan
 
 log = logging.getLogger("vtep")
@@ -76,7 +83,7 @@ class Path:
     def __init__(
         self,
         binding: Binding,
-        outer: Outer,
+        outer: OuterHeaderOptions,
         remote: Remote,
         slots: int,
         senders: SenderSockets,

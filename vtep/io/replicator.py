@@ -20,7 +20,7 @@ from vtep.io import error_queue
 from vtep.io.path import FLOW_BITS, batch_max
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.shared_socket import Sender, SharedSender, SocketSpec, returned
-from vtep.io.sockets import Binding, Outer, ancillary, family_of, sockaddr
+from vtep.io.sockets import Binding, OuterHeaderOptions, ancillary, family_of, sockaddr
 from vtep.wire import outer_header
 
 _SLOTS = 8
@@ -148,7 +148,7 @@ class Replicator:
     def __init__(
         self,
         bindings: Iterable[Binding],
-        outer: Outer,
+        outer: OuterHeaderOptions,
         senders: SenderSockets,
         *,
         gso: bool,

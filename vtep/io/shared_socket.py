@@ -18,7 +18,7 @@ from vtep.io.error_queue import Returned
 from vtep.io.sockets import (
     Ancillary,
     Binding,
-    Outer,
+    OuterHeaderOptions,
     Sockaddr,
     connected_probe,
     pktinfo,
@@ -31,7 +31,7 @@ _SEND_BUFFER = 1 << 24
 _TRIES = 4
 """Attempts to send while there are errors of other senders."""
 
-_Look: TypeAlias = tuple[Outer, bool]
+_Look: TypeAlias = tuple[OuterHeaderOptions, bool]
 """How datagrams look, and whether DF is set as the envelope of a frame has it."""
 
 
@@ -44,7 +44,7 @@ class SocketSpec:
     """
 
     binding: Binding
-    outer: Outer
+    outer: OuterHeaderOptions
     address: Sockaddr | None
     buffer: int
     df: bool

@@ -250,9 +250,7 @@ def join(
             host = socket.inet_ntop(binding.family, group.packed)
             _bind_to_group(sock, port, host, binding.dev)
         zero = receiver.getsockopt(_SOL_UDP, _UDP_NO_CHECK6_RX) != 0
-        configure_receiver(
-            sock, _RECEIVE_BUFFER, gro=joins_datagrams(receiver), zero_checksums=zero
-        )
+        configure_receiver(sock, _RECEIVE_BUFFER, gro=gro_enabled(receiver), zero_checksums=zero)
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -295,7 +293,7 @@ def configure_receiver(
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
 
 
-def joins_datagrams(receiver: socket.socket) -> bool:
+def gro_enabled(receiver: socket.socket) -> bool:
     """Whether the kernel joins datagrams of one sender for this socket (UDP_GRO)."""
     try:
         return receiver.getsockopt(_SOL_UDP, _UDP_GRO) != 0
@@ -342,7 +340,7 @@ def receive_queue_drops(receiver: socket.socket) -> int:
 
 
 @frozen
-class Outer:
+class OuterHeaderOptions:
     """What the headers of all datagrams of a segment say, unless a frame's envelope says more.
 
     `ttl` 0 is what the host gives, and 1 towards a multicast group, as in the kernel driver. With
@@ -359,7 +357,7 @@ class Outer:
     udp6zerocsumtx: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> "Outer":
+    def of(cls, config: Config) -> "OuterHeaderOptions":
         """As a segment's configuration has it."""
         first, last = config.srcport
         return cls(
@@ -509,7 +507,7 @@ def send_whole(sock: socket.socket, datagram: bytes, host: str, port: int) -> No
 
 
 @cache
-def segments_datagrams() -> bool:
+def gso_supported() -> bool:
     """Return whether the kernel takes many datagrams in one send (UDP_SEGMENT).
 
     Raises OSError where it can't be asked for want of a descriptor.

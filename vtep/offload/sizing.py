@@ -7,7 +7,7 @@ from vtep.offload.partial import SegmentSizes, has_partial_checksum
 from vtep.wire import ip as inet
 
 
-class Fit:
+class TunnelSizing:
     """What one segment does about sizes, in both directions.
 
     `prefix` goes before each frame that is sent: its VXLAN header. `mss_clamp` is what TCP may

@@ -10,7 +10,7 @@ from typing import Final
 from vtep.config.option_parsers import without_scope
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.shared_socket import Sender, connected
-from vtep.io.sockets import Outer
+from vtep.io.sockets import OuterHeaderOptions
 from vtep.offload.headers import SegmentPlan
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
@@ -35,7 +35,7 @@ class TunnelGsoPath:
     def __init__(
         self,
         path: Path,
-        options: Outer,
+        options: OuterHeaderOptions,
         device: TunnelGsoDevice,
         prober: "GsoProber[TunnelGsoPath]",
     ) -> None:

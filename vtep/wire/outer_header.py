@@ -1,4 +1,4 @@
-"""Outer IP header fields that follow the inner header: TOS, TTL, flow label and DF.
+"""OuterHeaderOptions IP header fields that follow the inner header: TOS, TTL, flow label and DF.
 
 They are packed into one integer, so that two frames can be compared by it and a send can cache what
 it prepares for it. Its bits from the lowest: 8 of TOS or traffic class, 8 of TTL or hop limit, 20
