@@ -86,7 +86,7 @@ class Drop(_Explained):
         "congestion",
         "frame marked for congestion on the way, whose sender does not understand marks (RFC 6040)",
     )
-    GATEWAY_KEPT_OUT = (
+    ANYCAST_GW_SUPPRESSED_TX = (
         "anycast_gw_suppressed_tx",
         "ARP or neighbour discovery from elsewhere about this host's own gateway",
     )
@@ -112,7 +112,7 @@ class Drop(_Explained):
         "tx_too_big",
         "packet larger than the tunnel carries that must not be fragmented: its sender is told",
     )
-    GATEWAY_KEPT_IN = (
+    ANYCAST_GW_SUPPRESSED_RX = (
         "anycast_gw_suppressed_rx",
         "ARP or neighbour discovery about this host's own gateway, which is nobody's business else",
     )
@@ -185,7 +185,7 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
 }
 """How the log writes the detail of a drop, which is kept as it was found."""
 
-BY_DESIGN = frozenset((Drop.GATEWAY_KEPT_IN, Drop.GATEWAY_KEPT_OUT))
+BY_DESIGN = frozenset((Drop.ANYCAST_GW_SUPPRESSED_RX, Drop.ANYCAST_GW_SUPPRESSED_TX))
 """Reasons that nobody needs to be told of: such frames were not to arrive."""
 
 

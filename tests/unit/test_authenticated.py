@@ -17,8 +17,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.unit.craft import dest, ether, hop, ip, ip6, layout, partial, tcp
-from tests.unit.test_mtu_oversize import Judged, counted
-from tests.unit.test_outbound import inspected
+from tests.unit.test_egress import inspected
+from tests.unit.test_oversize import Judged, counted
 from vtep.counters import Counters
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.switch import InnerVlan, Policy, Segment

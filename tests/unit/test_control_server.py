@@ -785,7 +785,7 @@ def test_the_only_one_alive_is_found(run_folder: Path) -> None:
 
 
 _LISTEN = """
-import sys; from pathlib import Path; from vtep.control import paths
+import sys; from pathlib import Path; from vtep.control import socket_files as paths
 listener = paths.listen(Path(sys.argv[1])); print("up", flush=True); sys.stdin.read()
 """
 

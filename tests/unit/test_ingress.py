@@ -1,204 +1,473 @@
-"""IngressFilter: the programs, run by an interpreter and by the kernel, say what the set says."""
+"""Inbound: what is drained at once is delivered as if each datagram had come alone.
 
-import ctypes
+The underlay is a real socket on the loopback device; the TAP is one end of a socket pair, which
+keeps frames apart as a TAP does.
+"""
+
+import errno
+import os
 import socket
-import struct
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.forwarding.ingress_filter import INSTRUCTIONS_MAX, IngressFilter
+from tests.unit.craft import ether, finish, ip, tcp
+from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
+from vtep.datapath import Inbound
+from vtep.datapath.tap_fallback import MergeGuard
+from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.offload.sizing import TunnelSizing
+from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.wire import virtio, vxlan
 
-ACCEPT, REJECT = 7, 3
-SIZE = struct.calcsize("=HBBI")
-Network = IPv4Network | IPv6Network
-
-
-def interpret(program: bytes, version: int, source: str, device: int) -> int:
-    """Run a program as linux/filter.h has it: jumps go forward, and offsets are negative here."""
-    code = list(struct.iter_unpack("=HBBI", program))
-    address = ip_address(source).packed
-    header = bytes({4: 12, 6: 8}[version]) + address + address
-    accumulator = at = 0
-    while True:
-        operation, if_true, if_false, operand = code[at]
-        at += 1
-        match operation:
-            case 0x20:
-                offset = operand - (1 << 32)
-                if offset == -0x1000 + 8:
-                    accumulator = device
-                else:
-                    start = offset + 0x100000
-                    accumulator = int.from_bytes(header[start : start + 4], "big")
-            case 0x05:
-                at += operand
-            case 0x15:
-                at += if_true if accumulator == operand else if_false
-            case 0x25:
-                at += if_true if accumulator > operand else if_false
-            case 0x35:
-                at += if_true if accumulator >= operand else if_false
-            case 0x06:
-                return int(operand)
-            case _:
-                pytest.fail(f"no operation {operation:#x}")
+HOST, STRANGER = "127.0.0.1", "127.0.0.2"
+VNI = 5
+MTU = 1450
+SIZE = MTU - 40
 
 
-def says(what: IngressFilter, source: str, device: int) -> bool:
-    value = interpret(what.program(ACCEPT, REJECT), what.version, source, device)
-    assert value in (ACCEPT, REJECT)
-    return value == ACCEPT
+class Seen(NamedTuple):
+    """All that there is to be seen of what came."""
+
+    frames: list[bytes]
+    counters: dict[str, int]
+    fdb: list[tuple[bytes, int]]
+    turns: int
 
 
-# Few different words, so that addresses have some in common and are next to each other.
-WORDS = st.one_of(
-    st.sampled_from([0, 1, 2, 3, 0x20010DB8, 0x20010DB9, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]),
-    st.integers(0, 0xFFFFFFFF),
+class Underlay:
+    """A VTEP's receiving end, whose policy may be anything, with a remote that sends to it."""
+
+    def __init__(self, stack: ExitStack, policy: Policy, *, uso: bool = True) -> None:
+        fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
+        self.segment = Segment(
+            VNI, [Remote(HOST, 4789)], fdb, own_mac=bytes(6), learning=True, policy=policy
+        )
+        self.other = Segment(
+            VNI + 2,
+            [],
+            Fdb(VNI + 2, 4789, ageing=0, max_addresses=0),
+            own_mac=bytes(6),
+            learning=True,
+        )
+        self.switch = Switch((), 4789)
+        udp = (socket.AF_INET, socket.SOCK_DGRAM)
+        self.receiver = stack.enter_context(socket.socket(*udp))
+        self.receiver.bind((HOST, 0))
+        self.receiver.setblocking(False)
+        self.receiver.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        self.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self._senders = []
+        for host in (HOST, STRANGER, HOST):
+            sender = stack.enter_context(socket.socket(*udp))
+            sender.bind((host, 0))
+            sender.connect(self.receiver.getsockname())
+            self._senders.append(sender)
+        ours, self._host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (ours, self._host):
+            stack.enter_context(end)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+            end.setblocking(False)
+        tap = cast("Any", SimpleNamespace(fd=ours.fileno(), uso=uso))
+        self.inbound = Inbound([self.receiver], self.switch, self._cannot)
+        self.turns = 0
+        self.on_turn: Callable[[], None] = lambda: None
+        counters = self.segment.counters
+        # As `attach` does outside of a loop: nothing is to be watched here.
+        fit = TunnelSizing(b"", counters, MTU, "off")
+        for version in (4, 6):
+            fit.leaving(memoryview(bytearray(syn(version))))
+        self.inbound.attach(self.segment, tap, fit, AckTracker(), self._turn)
+        plain = TunnelSizing(b"", counters, MTU, "off")
+        self.inbound.attach(self.other, tap, plain, AckTracker(), self._turn)
+        self._frames: list[bytes] = []
+
+    @staticmethod
+    def _cannot(error: OSError) -> None:
+        pytest.fail(str(error))
+
+    def _turn(self) -> None:
+        self.turns += 1
+        self.on_turn()
+
+    def send(self, datagram: bytes, tos: int = 0, sender: int = 0) -> None:
+        """From the remote; or from somebody else, or from another port of the remote."""
+        self._senders[sender].setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        self._senders[sender].send(datagram)
+
+    def drain(self) -> None:
+        self.inbound.readable(self.receiver)
+        while True:
+            try:
+                self._frames.append(self._host.recv(1 << 17))
+            except BlockingIOError:
+                return
+
+    def seen(self) -> Seen:
+        counters = {
+            name: self.segment.counters.as_dict()[name] + self.switch.counters.as_dict()[name]
+            for name in self.segment.counters.as_dict()
+        }
+        entries = [(entry.mac, entry.rx_frames) for entry in self.segment.fdb]
+        return Seen(self._frames, counters, entries, self.turns)
+
+
+def syn(version: int) -> bytes:
+    """What the receiver of the superframes has said of the size of segments, on one port only."""
+    announced = tcp(flags="S", sport=80, dport=40000, options=[("MSS", 1000)])
+    addresses = {4: ("10.1.0.99", "10.1.0.1"), 6: ("fd00::63", "fd00::1")}[version]
+    return bytes(ether(ip(version, announced, src=addresses[0], dst=addresses[1])))
+
+
+class Datagram(NamedTuple):
+    octets: bytes
+    tos: int = 0
+    sender: int = 0
+
+
+def run(datagrams: Sequence[Datagram], policy: Policy, *, at_once: bool, uso: bool = True) -> Seen:
+    with ExitStack() as stack:
+        it = Underlay(stack, policy, uso=uso)
+        for number, each in enumerate(datagrams, 1):
+            it.send(*each)
+            if not at_once or number % 20 == 0:  # A socket holds few of 64 KiB.
+                it.drain()
+        for _ in range(20):
+            it.drain()
+        return it.seen()
+
+
+def superframe(
+    count: int = 4, *, less: int = 0, vni: int = VNI, group: int = 0, **fields: Any
+) -> bytes:
+    """What a kernel VTEP's superframe of so many segments looks like to our socket."""
+    payload = bytes(count * SIZE - less)
+    return vxlan.pack(vni, group) + Frame(payload=payload, partial=True, **fields).build()
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seq": SIZE},
+    {"ident": 9},
+    {"ack": 77, "window": 3},
+    {"flags": ACK | PSH},
+    {"flags": ACK | CWR},
+    {"flags": ACK | SYN},
+    {"sport": 5001},
+    {"dport": 81},
+    {"source": 2},
+    {"src": b"\2\0\0\0\0\2"},
+    {"src": b"\3\0\0\0\0\1"},
+    {"dst": b"\2\0\0\0\0\7"},
+    {"tos": 4},
+    {"label": 5},
+    {"ttl": 63},
+    {"fragment": 0x2000},
+    {"protocol": 17},
+    {"count": 3},
+    {"padding": b"\0"},
+    {"padding": b"\1"},
+    {"longer": 1},
+    {"longer": -1},
+    {"between": b"\1\1\1\1"},
+    {"tags": ((0x8100, 5),)},
+    {"bad_checksum": 1},
+    {"options": b"\1\1\1\0"},
+    # As long as it was, though there is something more in it.
+    {"options": b"\1\1\1\0", "less": 4},
+    {"between": b"\1\1\1\1", "less": 4},
+    {"tags": ((0x8100, 5),), "less": 4},
+    {"padding": b"\0\0", "less": 2},
+    {"vni": VNI + 1},
+    {"vni": VNI + 2},
+    {"group": 7},
+]
+"""What may be different in one superframe from the one before it."""
+
+SUPERFRAMES = st.builds(
+    lambda version, changes: superframe(
+        version=version, **{k: v for c in changes for k, v in c.items()}
+    ),
+    st.sampled_from([4, 6]),
+    st.lists(st.sampled_from(CHANGES), max_size=2),
 )
-V4 = st.builds(lambda word: str(ip_address(word)), WORDS)
-V6 = st.builds(
-    lambda *words: str(ip_address(struct.pack("!4I", *words))), WORDS, WORDS, WORDS, WORDS
-)
-ADDRESSES = {4: V4, 6: V6}
-DEVICES = st.integers(1, 12)
-
-
-@st.composite
-def networks(draw: st.DrawFn, version: int) -> Network:
-    length = draw(st.integers(0, {4: 32, 6: 128}[version]))
-    return ip_network(f"{draw(ADDRESSES[version])}/{length}", strict=False)
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[IngressFilter, list[str], list[Network], set[int], list[str]]:
-    version = draw(st.sampled_from([4, 6]))
-    hosts = draw(st.lists(ADDRESSES[version], max_size=40))
-    others = draw(st.lists(networks(version), max_size=4))
-    denied = draw(st.sets(DEVICES, max_size=6))
-    near = [
-        str(ip_address((int(ip_address(host)) + step) % (1 << {4: 32, 6: 128}[version])))
-        for host in hosts[:5]
-        for step in (-1, 1)
-        if version == 4 or (int(ip_address(host)) + step) % (1 << 128) >> 32
+OTHERS = st.sampled_from(
+    [
+        vxlan.pack(VNI) + Frame().build(),
+        vxlan.pack(VNI + 1) + Frame().build(),
+        vxlan.pack(VNI) + Frame(protocol=17, payload=bytes(3000), partial=True).build(),
+        vxlan.pack(VNI) + bytes(13),
+        bytes(50),
     ]
-    asked = [*hosts, *near, *draw(st.lists(ADDRESSES[version], min_size=1, max_size=5))]
-    asked = [host for host in asked if (":" in host) is (version == 6)]
-    return IngressFilter.of(version, hosts, others, denied), hosts, others, denied, asked
-
-
-@given(cases(), DEVICES)
-def test_programs_say_what_the_set_says(
-    case: tuple[IngressFilter, list[str], list[Network], set[int], list[str]], device: int
-) -> None:
-    what, hosts, others, denied, asked = case
-    for source in asked:
-        known = source in hosts or any(ip_address(source) in network for network in others)
-        assert what.accepts(source, device) is (known and device not in denied)
-        assert says(what, source, device) is what.accepts(source, device)
-
-
-@given(cases(), DEVICES, st.integers(1, 12))
-def test_a_coarser_filter_keeps_out_no_source_that_is_accepted(
-    case: tuple[IngressFilter, list[str], list[Network], set[int], list[str]],
-    device: int,
-    most: int,
-) -> None:
-    what, _, _, _, asked = case
-    coarse = what.coarsened(most)
-    assert len(coarse.sources) <= max(most, 1)
-    for source in asked:
-        assert coarse.accepts(source, device) >= what.accepts(source, device)
-        assert says(coarse, source, device) is coarse.accepts(source, device)
-
-
-def test_hosts_of_the_other_version_and_scopes_do_not_matter() -> None:
-    what = IngressFilter.of(6, ["192.0.2.1", "fe80::1%eth0"], [ip_network("10.0.0.0/8")], [])
-    assert what == IngressFilter.of(6, ["fe80::1"], [], [])
-    assert not what.accepts_all
+)
+RUNS = st.lists(
+    st.tuples(
+        st.builds(
+            Datagram,
+            st.one_of(SUPERFRAMES, SUPERFRAMES, OTHERS),
+            st.sampled_from([0, 0, 3]),
+            st.sampled_from([0, 0, 1, 2]),
+        ),
+        st.integers(1, 12),
+    ).map(lambda pair: [pair[0]] * pair[1]),
+    min_size=1,
+    max_size=4,
+).map(lambda runs: [*chain(*runs)])
+POLICIES = st.sampled_from(
+    [
+        Policy(),
+        Policy(),
+        Policy(inner_vlan=InnerVlan.STRIP),
+        Policy(inner_vlan=InnerVlan.DROP),
+        Policy(groups=GroupPolicy(0, frozenset((0,)))),
+        Policy(reserved_bits=0xF7FFFFFF000000FF),
+    ]
+)
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_any_source(version: int) -> None:
-    anybody = [ip_network("0.0.0.0/0"), ip_network("::/0")]
-    what = IngressFilter.of(version, ["192.0.2.1", "2001:db8::1"], anybody, [])
-    assert what.accepts_all
-    assert not IngressFilter.of(version, [], anybody, [5]).accepts_all
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(),
+        Policy(inner_vlan=InnerVlan.STRIP),
+        Policy(inner_vlan=InnerVlan.DROP),
+        Policy(groups=GroupPolicy(0, frozenset((0,)))),
+        Policy(reserved_bits=0xF7FFFFFF000000FF),
+    ],
+    ids=["plain", "strip", "drop", "group", "strict"],
+)
+def test_one_that_is_different(version: int, change: dict[str, Any], policy: Policy) -> None:
+    if version == 6 and "between" in change:
+        change = {**change, "between": bytes(8), "extension": 60, "less": 2 * change.get("less", 0)}
+    same, other = superframe(version=version), superframe(version=version, **change)
+    datagrams = [Datagram(each) for each in (same, same, same, other, other, same, other)]
+    assert run(datagrams, policy, at_once=True)[:3] == run(datagrams, policy, at_once=False)[:3]
 
 
-def spread(version: int, count: int) -> list[str]:
-    """Addresses that have little in common."""
-    base = 0 if version == 4 else 0x20010DB8 << 96
-    step = 2654435761
-    return [
-        str(ip_address(base + (number * step) % (1 << 32) * (1 if version == 4 else 1 << 40)))
-        for number in range(1, count + 1)
+@pytest.mark.parametrize("version", [4, 6])
+def test_padding_that_is_different(version: int) -> None:
+    """With octets that are not zero behind it, what looks unfinished is not."""
+    frames = [
+        superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\0", b"\1")
     ]
+    datagrams = [Datagram(each) for each in frames * 2]
+    assert run(datagrams, Policy(), at_once=True)[:3] == run(datagrams, Policy(), at_once=False)[:3]
 
 
-@pytest.mark.parametrize(("version", "count"), [(4, 2000), (6, 300)])
-def test_so_many_hosts_fit_into_a_program(version: int, count: int) -> None:
-    hosts = spread(version, count)
-    what = IngressFilter.of(version, hosts, [], range(100, 3000, 20))
-    program = what.program(ACCEPT, REJECT)
-    assert len(program) // SIZE <= INSTRUCTIONS_MAX
-    for host in hosts[::50]:
-        assert interpret(program, version, host, 99) == ACCEPT
-        assert interpret(program, version, host, 100) == REJECT
+def test_one_that_was_marked_on_its_way() -> None:
+    same = superframe(tos=2)
+    datagrams = [Datagram(same, tos) for tos in (2, 2, 2, 3, 2, 3, 3, 3, 2)]
+    together = run(datagrams, Policy(), at_once=True)
+    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    marks = [frame[10 + 15] & 3 for frame in together.frames]
+    assert marks == [2, 2, 2, 3, 2, 3, 3, 3, 2]
 
 
-def test_a_fleet_of_neighbours_is_a_handful_of_comparisons() -> None:
-    hosts = [f"10.0.{number >> 8}.{number & 255}" for number in range(10_000)]
-    what = IngressFilter.of(4, hosts, [], [])
-    assert len(what.program(ACCEPT, REJECT)) // SIZE < 10
-    assert says(what, "10.0.39.15", 1)
-    assert not says(what, "10.0.39.16", 1)
+def test_one_from_elsewhere() -> None:
+    same = superframe()
+    datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 0, 1, 1, 0, 0, 2, 0)]
+    together = run(datagrams, Policy(), at_once=True)
+    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    assert together.counters["drop_source_unknown"] == 2
+    assert len(together.frames) == 7
 
 
-# --- the kernel -------------------------------------------------------------------------------
-
-SO_ATTACH_FILTER = 26
-
-
-@pytest.fixture(scope="module", params=[4, 6])
-def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, socket.socket, socket.socket]]:
-    """A receiver on the loopback device, and who sends to it."""
-    version: int = request.param
-    family, host = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}[version]
-    with (
-        socket.socket(family, socket.SOCK_DGRAM) as receiver,
-        socket.socket(family, socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.bind((host, 0))
-        receiver.setblocking(False)
-        sender.connect(receiver.getsockname())
-        yield version, receiver, sender
+@BASIC
+@given(datagrams=RUNS, policy=POLICIES, uso=st.booleans())
+def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: Policy, uso: bool) -> None:
+    together = run(datagrams, policy, at_once=True, uso=uso)
+    alone = run(datagrams, policy, at_once=False, uso=uso)
+    assert together.frames == alone.frames
+    assert together.counters == alone.counters
+    assert together.fdb == alone.fdb
 
 
-@given(data=st.data())
-def test_the_kernel_says_the_same(
-    ends: tuple[int, socket.socket, socket.socket], data: st.DataObject
+def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> None:
+    sizes = [superframe(4, seq=number * 4 * SIZE, sport=5000) for number in range(20)]
+    seen = run([Datagram(each) for each in sizes], Policy(), at_once=True)
+    header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
+    assert seen.frames == [header + each[8:] for each in sizes]
+    assert seen.counters["super_datagrams"] == seen.counters["partial_checksums"] == 20
+    assert seen.counters["rx_frames"] == 80
+    assert seen.counters["rx_bytes"] == 80 * (54 + SIZE)
+    assert [count for _, count in seen.fdb] == [20]
+
+
+@pytest.fixture
+def underlay() -> Iterator[Underlay]:
+    with ExitStack() as stack:
+        yield Underlay(stack, Policy())
+
+
+def test_what_answers_a_lone_frame_is_sent_at_once(underlay: Underlay) -> None:
+    lone = vxlan.pack(VNI) + Frame().build()
+    turns = []
+    for count in (1, 1, 1, 3, 1, 1):
+        for _ in range(count):
+            underlay.send(lone)
+        before = underlay.turns
+        underlay.drain()
+        turns.append(underlay.turns - before)
+    # Before it is known to come alone, there is no turn; and of several, for the first only.
+    assert turns == [0, 1, 1, 1, 0, 1]
+
+
+def test_the_turn_may_find_that_all_is_over(underlay: Underlay) -> None:
+    lone = vxlan.pack(VNI) + Frame().build()
+    underlay.send(lone)
+    underlay.drain()
+
+    def end() -> None:
+        for segment in (underlay.segment, underlay.other):
+            underlay.inbound.detach(segment)
+        underlay.receiver.close()
+
+    underlay.on_turn = end
+    underlay.send(lone)
+    underlay.drain()
+    assert underlay.turns == 1
+    assert len(underlay.seen().frames) == 2
+
+
+# --- kernels that refuse what others take -------------------------------------------------------
+
+
+class Refusing:
+    """Has writes to a TAP refused with an error where `refuses` says so of the virtio header."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, refuses: Callable[[bytes], bool], error: int = errno.EINVAL
+    ) -> None:
+        self.refusals = 0
+        self._write, self._refuses, self._error = os.writev, refuses, error
+        patch.setattr(os, "writev", self)
+
+    def __call__(self, fd: int, buffers: Sequence[Any]) -> int:
+        if self._refuses(bytes(buffers[0])):
+            self.refusals += 1
+            raise OSError(self._error, os.strerror(self._error))
+        return self._write(fd, buffers)
+
+
+def expanded(frames: Sequence[bytes]) -> list[bytes]:
+    """What the kernel behind a TAP makes of frames with these virtio headers."""
+    done = []
+    for octets in frames:
+        header, frame = octets[:10], octets[10:]
+        if header[1]:
+            segments = split(frame, virtio.unpack(header))
+            assert segments is not None
+            done += segments
+        else:
+            done.append(finish(frame, header))
+    return done
+
+
+def bursts(kinds: Sequence[tuple[int, int]]) -> list[Datagram]:
+    """Segments in a row of each version and protocol, which are merged where they come at once."""
+    frames = [
+        Frame(version, protocol, bytes(900), ident=7 + at, seq=1 + at * 900)
+        for version, protocol in kinds
+        for at in range(5)
+    ]
+    return [Datagram(vxlan.pack(VNI) + frame.build()) for frame in frames]
+
+
+PROTOCOLS = [(4, 6), (6, 6), (4, 17), (6, 17)]
+
+
+@pytest.mark.parametrize("refused", ["all", "superframes", "udp"])
+@BASIC
+@given(datagrams=RUNS, policy=POLICIES, at_once=st.booleans(), uso=st.booleans())
+def test_what_is_refused_at_the_tap_is_delivered_as_plain_frames(
+    refused: str, datagrams: list[Datagram], policy: Policy, at_once: bool, uso: bool
 ) -> None:
-    version, receiver, sender = ends
-    own = sender.getsockname()[0]
-    lo = socket.if_nametoindex("lo")
-    near = st.integers(-3, 3).map(lambda step: str(ip_address(max(1, int(ip_address(own)) + step))))
-    hosts = data.draw(st.lists(st.one_of(near, ADDRESSES[version]), max_size=40))
-    hosts = [host for host in hosts if (":" in host) is (version == 6)]
-    denied = data.draw(st.sets(st.integers(lo, lo + 20), max_size=4))
-    others = data.draw(st.lists(networks(version), max_size=2))
-    what = IngressFilter.of(version, hosts, others, denied)
-    program = what.program(0xFFFF, 0)
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = struct.pack("@HP", len(program) // SIZE, ctypes.addressof(buffer))
-    receiver.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
-    sender.send(b"datagram")
-    try:
-        receiver.recv(100)
-    except BlockingIOError:
-        assert not what.accepts(own, lo)
-    else:
-        assert what.accepts(own, lo)
+    refuses: Callable[[bytes], bool] = {
+        "all": lambda header: header != virtio.PLAIN,
+        "superframes": lambda header: header[1] != 0,
+        "udp": lambda header: header[1] == virtio.GSO_UDP_L4,
+    }[refused]
+    datagrams = [*datagrams, *bursts(PROTOCOLS)]
+    taken = run(datagrams, policy, at_once=at_once, uso=uso)
+    with pytest.MonkeyPatch.context() as patch:
+        refusing = Refusing(patch, refuses)
+        instead = run(datagrams, policy, at_once=at_once, uso=uso)
+    assert expanded(instead.frames) == expanded(taken.frames)
+    assert not any(refuses(frame[:10]) for frame in instead.frames)
+    assert instead.counters["tap_header_refused"] == refusing.refusals
+    # Padding behind a superframe is no part of its segments.
+    same = taken.counters.keys() - {"tap_header_refused", "rx_bytes"}
+    assert {name: instead.counters[name] for name in same} == {
+        name: taken.counters[name] for name in same
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(errno.EIO, "drop_tap_down"), (errno.EBADFD, "drop_tap_refused")],
+)
+def test_a_tap_that_takes_nothing_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: int, reason: str
+) -> None:
+    refusing = Refusing(monkeypatch, lambda _: True, error)
+    datagrams = [*bursts(PROTOCOLS), *map(Datagram, [superframe(sport=5000)] * 3)]
+    seen = run(datagrams, Policy(), at_once=True)
+    assert seen.frames == []
+    assert seen.counters[reason] == 5 * len(PROTOCOLS) + 3 * 4
+    assert seen.counters["rx_frames"] == seen.counters["tap_header_refused"] == 0
+    assert refusing.refusals < 5 * len(PROTOCOLS) + 3 * 4  # Not one by one.
+
+
+def test_merging_that_is_refused_again_and_again_is_suspended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Refusing(monkeypatch, lambda header: header[1] == virtio.GSO_UDP_L4)
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with ExitStack() as stack:
+        it = Underlay(stack, Policy())
+
+        def burst() -> tuple[int, int]:
+            """Of TCP and UDP, with the number of superframes merged and refused."""
+            before = it.segment.counters.rx_superframes, refusing.refusals
+            it.inbound._burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
+            it.inbound._burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
+            return it.segment.counters.rx_superframes - before[0], refusing.refusals - before[1]
+
+        assert [burst() for _ in range(8)] == [(2, 1)] * 8
+        # TCP goes on to be merged; UDP does not, until the pause is over.
+        assert burst() == (1, 0)
+        now += 61
+        assert [burst() for _ in range(8)] == [(2, 1)] * 8
+        now += 61
+        assert burst() == (1, 0)
+        now += 61
+        assert burst() == (2, 1)
+        it.drain()
+        frames = it.seen().frames
+    assert len(expanded(frames)) == 10 * 19
+    (line,) = caplog.messages
+    assert line.startswith(f"vni {VNI}: offload gro no longer merges UDP for the TAP")
+
+
+def test_a_kernel_that_refuses_few_superframes_gets_the_others() -> None:
+    guard = MergeGuard()
+    assert not any(guard.refuse(100 * number, 0.0) for number in range(1, 1000))
+    assert guard.suspensions == 0
+
+
+def udp_burst() -> memoryview:
+    return memoryview(bytearray(b"".join(each.octets for each in bursts([(4, 17)]))))
+
+
+def tcp_burst() -> memoryview:
+    return memoryview(bytearray(b"".join(each.octets for each in bursts([(4, 6)]))))

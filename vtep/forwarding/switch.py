@@ -242,7 +242,7 @@ class Segment:
         if entry is None:
             # What asks or announces goes to everybody: only that is of interest to gateways.
             if self.gateways is not None and self.gateways.keeps_in(frame):
-                self.counters.drop(Drop.GATEWAY_KEPT_IN)
+                self.counters.drop(Drop.ANYCAST_GW_SUPPRESSED_RX)
                 return ()
             self.counters.flooded += count
             entry = self.fdb.default
@@ -321,7 +321,7 @@ class Segment:
         if policy.inner_vlan is InnerVlan.STRIP and ethernet.is_tagged(frame):
             frame = ethernet.untag(memoryview(bytearray(frame)))
         if self.gateways is not None and self.gateways.keeps_out(frame):
-            counters.drop(Drop.GATEWAY_KEPT_OUT, source, count)
+            counters.drop(Drop.ANYCAST_GW_SUPPRESSED_TX, source, count)
             return False
         if self.neighbours is not None and not self.neighbours.snoop(frame, now):
             counters.neigh_full += 1

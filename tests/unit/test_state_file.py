@@ -190,8 +190,8 @@ def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
 
 
 _WRITER = """
-import sys, time; from pathlib import Path; from vtep import state
-from vtep.fdb import Kind, Remote
+import sys, time; from pathlib import Path; from vtep.daemon import state_file as state
+from vtep.forwarding.fdb import Kind, Remote
 mac, remote = bytes.fromhex("020000000001"), Remote("192.0.2.2", 4789)
 number = 0
 while True:

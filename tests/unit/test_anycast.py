@@ -189,8 +189,8 @@ def test_a_segment_keeps_and_counts(segment: Segment) -> None:
     assert switch.receive(claim, "192.0.2.2", 0.0) is None
     assert not segment.destinations(question)
     assert segment.destinations(arp("who-has", HOST, THEIRS)) == segment.remotes
-    assert segment.counters.drops[Drop.GATEWAY_KEPT_IN] == 1
-    assert segment.counters.drops[Drop.GATEWAY_KEPT_OUT] == 1
+    assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_RX] == 1
+    assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_TX] == 1
     # This is what it is for, and no news.
     assert not DropLog().news(0.0, [("", segment.counters)])
 
@@ -224,7 +224,7 @@ def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
     frame = Ether(src="02:00:00:00:00:0b") / (tag / claim if tag else claim)
     datagram = memoryview(bytearray(vxlan.pack(5) + bytes(frame)))
     assert Switch([segment]).receive(datagram, remote.host, 0.0) is None
-    assert segment.counters.drops[Drop.GATEWAY_KEPT_OUT] == 1
+    assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_TX] == 1
 
 
 def test_a_tag_without_a_vlan_hides_nothing() -> None:
