@@ -1,0 +1,250 @@
+"""Interfaces between the data path and the devices and sockets below it.
+
+Each has a real implementation in this package, and one in memory in `vtep.testing`, by which a
+whole VTEP runs in a test without root:
+
+============== ============================ ==================
+Protocol       real                         in memory
+============== ============================ ==================
+TapDevice      `vtep.io.tap.Tap`            `MemoryTap`
+SocketFactory  `vtep.io.udp.UdpSockets`     `MemoryHost`
+Receiver       `vtep.io.receiver`           `MemoryReceiver`
+Sender         `vtep.io.path.Path`          `MemorySender`
+Flooder        `vtep.io.replicator`         `MemoryFlooder`
+============== ============================ ==================
+
+The loops of `vtep.datapath` read and write the descriptor of a TAP directly (`os.readv`,
+`os.writev`): a method call for each frame would cost more than the system call's share of Python.
+So an implementation must have a real descriptor that keeps frames apart, such as one end of a pair
+of datagram sockets. Event loops watch the descriptors, so those must become readable and writable.
+"""
+
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from vtep.config.option_parsers import Address
+from vtep.counters import Drop
+from vtep.forwarding.fdb import Remote
+from vtep.io.sender_sockets import SenderSockets
+from vtep.io.sockets import Binding, OuterHeaderOptions, Received
+
+MtuWatcher: TypeAlias = Callable[[Remote, int], None]
+"""Called with a remote and the MTU of the path to it, in octets."""
+
+
+class TapDevice(Protocol):
+    """A TAP device whose frames have a virtio-net header of `virtio.HEADER_LEN` octets.
+
+    Its descriptor is non-blocking. One read returns one frame, or one superframe, and one write
+    takes one.
+    """
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that frames are read from and written to."""
+
+    @property
+    def index(self) -> int:
+        """The index of the device in the network namespace in which it was opened."""
+
+    @property
+    def name(self) -> str:
+        """The present name: devices can be renamed. Raises: OSError if the device is gone."""
+
+    @property
+    def mac(self) -> bytes:
+        """The present MAC address, 6 octets. Raises: OSError if the device is gone."""
+
+    @property
+    def tso(self) -> bool:
+        """Whether the device passes superframes of TCP."""
+
+    @property
+    def uso(self) -> bool:
+        """Whether the device passes superframes of UDP."""
+
+    @property
+    def removed_on_close(self) -> bool:
+        """Whether the kernel removes the device from this network namespace when it is closed."""
+
+    def request_offloads(self, *, tso: bool, uso: bool) -> None:
+        """Request superframes of TCP and UDP; `tso` and `uso` say what was granted."""
+
+    def set_persistent(self, *, on: bool) -> None:
+        """Make the device outlive this process, or not."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+
+
+class Receiver(Protocol):
+    """A socket that receives the datagrams of one UDP port, or of one multicast group on it."""
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The UDP socket, on which options can be set; None if there is none, as in memory."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and the port that it is bound to."""
+
+    @property
+    def gro_enabled(self) -> bool:
+        """Whether one receive may return several datagrams of one sender (UDP_GRO)."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while datagrams wait."""
+
+    def receive(self, buffer: memoryview) -> Received:
+        """Receive one datagram, or several of one size from one sender.
+
+        Returns: the octets written to `buffer`; the stride, which is the octets of each datagram
+        but the last, which may be shorter; the sender's address and port; the ECN field of the
+        outer IP header.
+        Raises: BlockingIOError if no datagram waits; OSError.
+        """
+
+    def join_group(
+        self, binding: Binding, group: Address, beside: Iterable[socket.socket] = ()
+    ) -> "Receiver":
+        """Return a receiver of a multicast group on the device of `binding`; closing it leaves.
+
+        Raises: VtepError.
+        """
+
+    def send_unfragmented(self, datagram: bytes, host: str, port: int) -> None:
+        """Send one datagram from this port that is not to be fragmented. Raises: OSError."""
+
+    def queue_drops(self) -> int:
+        """Return how many datagrams were discarded in front of this socket since it was opened."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+class Sender(Protocol):
+    """The datagram path to one remote."""
+
+    @property
+    def remote(self) -> Remote:
+        """The remote that it sends to."""
+
+    @property
+    def mtu(self) -> int:
+        """Octets of the largest packet to the remote that is known to pass; 0 is unknown."""
+
+    @property
+    def watchers(self) -> list[MtuWatcher]:
+        """Called when `mtu` becomes known or changes."""
+
+    def send(
+        self, datagrams: memoryview, stride: int, flow: int, now: float
+    ) -> tuple[int, Drop | None]:
+        """Send as many datagrams as one system call takes.
+
+        Args:
+            datagrams: datagrams of `stride` octets each; the last may be shorter.
+            stride: octets of each datagram.
+            flow: `FLOW_BITS` of the flow hash, which select the source port, and above them the
+                packed outer header fields (see `vtep.wire.outer_header`).
+            now: seconds of the monotonic clock.
+
+        Returns: the octets done with, and the drop reason if they were not sent. With 0 octets, the
+        reason is about datagrams of an earlier call, and the call is to be repeated.
+        Raises: BlockingIOError if the send buffer is full: nothing was sent, and `fileno` becomes
+        writable when there is room.
+        """
+
+    def fileno(self, flow: int) -> int:
+        """Return the descriptor that `send` used last for a flow; -1 if it is closed."""
+
+    def refresh_mtu(self) -> None:
+        """Look up the path MTU again."""
+
+    def close(self) -> None:
+        """Close the sockets. The next `send` opens new ones."""
+
+
+class FloodDrop(NamedTuple):
+    """Datagrams to one remote that a flood, or an earlier one, could not deliver."""
+
+    remote: Remote
+    reason: Drop
+    datagrams: int
+
+
+class FloodResult(NamedTuple):
+    """The result of sending a batch to all remotes of a `FloodGroup`."""
+
+    octets: int
+    """The octets done with; 0 if the send buffer was full before all remotes had the batch."""
+    sent_to: int
+    """The number of remotes, from the first on, that had the batch."""
+    datagrams: int
+    """The number of datagrams sent, counting each copy."""
+    drops: Sequence[FloodDrop]
+    blocked_fd: int
+    """The descriptor that becomes writable when there is room, if `octets` is 0; else -1."""
+
+
+class FloodGroup(Protocol):
+    """A list of remotes prepared for head-end replication."""
+
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The remotes in the order in which they are sent to."""
+
+    def send(self, datagrams: memoryview, stride: int, flow: int, skip: int = 0) -> FloodResult:
+        """Send as many datagrams as one message takes to all remotes but the first `skip`.
+
+        `datagrams`, `stride` and `flow` are as in `Sender.send`. If the send buffer was full, the
+        call is to be repeated with `skip` set to `sent_to`. So each remote gets all in order.
+        """
+
+
+class Flooder(Protocol):
+    """Sockets for head-end replication: the same datagrams to many remotes."""
+
+    def prepare(self, remotes: Sequence[Remote]) -> FloodGroup:
+        """Prepare to send to remotes. Raises: OSError if the device of a scope id is absent."""
+
+    def close(self) -> None:
+        """Close the sockets. The next send opens new ones."""
+
+
+class SocketFactory(Protocol):
+    """The sockets of one host: where receivers, senders and flooders come from."""
+
+    def open_receiver(
+        self,
+        binding: Binding,
+        port: int,
+        *,
+        gro: bool,
+        zero_checksums: bool = True,
+        beside: Iterable[socket.socket] = (),
+    ) -> Receiver:
+        """Open a receiver on a UDP port. Raises: VtepError."""
+
+    def open_sender(
+        self,
+        binding: Binding,
+        outer: OuterHeaderOptions,
+        remote: Remote,
+        slots: int,
+        senders: SenderSockets,
+        *,
+        gso: bool,
+    ) -> Sender:
+        """Return the datagram path to a remote, with up to `slots` source ports."""
+
+    def open_flooder(
+        self,
+        bindings: Iterable[Binding],
+        outer: OuterHeaderOptions,
+        senders: SenderSockets,
+        *,
+        gso: bool,
+    ) -> Flooder:
+        """Return a flooder with one binding for each IP version in use."""
