@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import mac
 from vtep.config import Config, Settings, check_segments, conflicts
-from vtep.config.option_parsers import AGEING_MAX, DEVICE_NAME_MAX, MTU_MAX, MTU_MIN
+from vtep.config.option_parsers import AGEING_MAX, MTU_MAX, MTU_MIN
 from vtep.errors import ConfigError, VtepError
+from vtep.wire.address import DEVICE_NAME_MAX
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 GOOD: dict[str, Any] = {"vni": 1, "remote": V4}

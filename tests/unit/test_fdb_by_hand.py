@@ -687,7 +687,10 @@ def test_parse_remote(fields: dict[str, Any], expected: tuple[Any, ...]) -> None
         ({"dst": "0.0.0.0"}, "dst 0.0.0.0"),
         ({"dst": "::"}, "dst ::"),
         ({"dst": "255.255.255.255"}, "dst 255.255.255.255"),
-        ({"dst": "::ffff:192.0.2.1"}, "dst ::ffff:192.0.2.1: write it as the IPv4 address 192.0.2"),
+        (
+            {"dst": "::ffff:192.0.2.1"},
+            "dst ::ffff:192.0.2.1: is IPv4-mapped; write it as 192.0.2.1",
+        ),
         ({"dst": "fe80::1"}, "dst fe80::1: is link-local"),
         ({"dst": "fe80::1%eth0", "via": "eth1"}, "via eth1"),
         ({"dst": "192.0.2.1", "port": 0}, "port 0"),

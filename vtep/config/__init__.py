@@ -13,9 +13,9 @@ from attrs import Attribute, field, frozen
 from attrs.converters import optional
 
 from vtep.config import option_parsers
-from vtep.config.option_parsers import Address, Interface, Network
 from vtep.errors import ConfigError
 from vtep.wire import vxlan
+from vtep.wire.address import Address, Interface, Network, scope_of
 
 
 def _yes_or_no(_config: object, attribute: "Attribute[bool]", value: object) -> None:
@@ -315,7 +315,7 @@ class Config:
 
     def _is_on_dev(self, option: str, address: Address) -> None:
         """Raise ConfigError where a link-local address is on no device, or another than `dev`."""
-        scope = option_parsers.scope_of(address, self.dev)
+        scope = scope_of(address, self.dev)
         if scope is None and address.is_link_local and address.version == 6:
             raise ConfigError(
                 f"{option} {address}: is link-local; say on which device it is, as in "

@@ -9,9 +9,6 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
     IPv6Address,
     IPv6Interface,
     IPv6Network,
@@ -23,10 +20,15 @@ from typing import TypeVar
 
 from vtep.errors import ConfigError, OptionError
 from vtep.wire import ethernet, vxlan
-
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-Network = IPv4Network | IPv6Network
+from vtep.wire.address import (
+    DEVICE_NAME_MAX,
+    Address,
+    Interface,
+    Network,
+    check_unicast,
+    is_address,
+    is_device_name,
+)
 
 _T = TypeVar("_T")
 
@@ -44,9 +46,6 @@ OFFLOADS = frozenset(("tso", "uso", "gso", "gro", "tnl"))
 superframes that are sent with tunnel GSO."""
 
 AGEING_MAX = 1_000_000_000
-
-DEVICE_NAME_MAX = 15
-"""Octets of an interface name (the kernel's IFNAMSIZ, less its final zero)."""
 
 HEADER_USED = vxlan.FLAG_I << 32 | vxlan.VNI_MAX << 8
 """What RFC 7348 defines of the 64 bits of a VXLAN header: the I flag and the VNI."""
@@ -337,18 +336,15 @@ def address(option: str, value: object) -> Address:
             given = ip_address(value)
     if given is None:
         raise not_an_address(option, value)
-    if given.is_multicast:
-        raise OptionError(option, value, "is a multicast group; give the address of a VTEP")
-    if given.is_unspecified or given == IPv4Address("255.255.255.255"):
-        raise OptionError(option, value, "is not the address of a host")
-    if isinstance(given, IPv6Address):
-        if given.ipv4_mapped is not None:
-            raise OptionError(option, value, f"write it as {given.ipv4_mapped}")
-        if given.scope_id is not None:
-            if not given.is_link_local:
-                raise OptionError(option, value, "only link-local addresses have a scope")
-            if not _is_device_name(given.scope_id):
-                raise OptionError(option, value, "its scope must be the name of a device")
+    try:
+        check_unicast(given)
+    except ValueError as error:
+        raise OptionError(option, value, str(error)) from None
+    if isinstance(given, IPv6Address) and given.scope_id is not None:
+        if not given.is_link_local:
+            raise OptionError(option, value, "only link-local addresses have a scope")
+        if not is_device_name(given.scope_id):
+            raise OptionError(option, value, "its scope must be the name of a device")
     return given
 
 
@@ -357,18 +353,18 @@ def not_an_address(option: str, value: object) -> OptionError:
     text = value.strip() if isinstance(value, str) else ""
     name = option.removeprefix("--")
     several = [part for part in re.split(r"[,;\s]+", text) if part]
-    if len(several) > 1 and all(map(_is_address, several)):
+    if len(several) > 1 and all(map(is_address, several)):
         reason = "is not an IP address but several; write them one by one"
         return OptionError(option, value, reason, {name: several})
     host, slash, length = text.partition("/")
-    if slash and length.isdigit() and _is_address(host):
+    if slash and length.isdigit() and is_address(host):
         reason = "is not an IP address but a prefix; write the address alone"
         return OptionError(option, value, reason, {name: host})
     if found := re.fullmatch(
         r"\[([0-9a-fA-F:.%\w]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})", text
     ):
         host, port = found[1] or found[3], found[2] or found[4]
-        if _is_address(host):
+        if is_address(host):
             reason = "is not an IP address; write it without brackets"
             if port is not None:
                 reason = "is not an IP address; write the port as an option of its own"
@@ -377,33 +373,15 @@ def not_an_address(option: str, value: object) -> OptionError:
             )
     if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", text):
         plain = ".".join(str(int(part)) for part in text.split("."))
-        if plain != text and _is_address(plain):
+        if plain != text and is_address(plain):
             reason = "is not an IP address; write it without leading zeros"
             return OptionError(option, value, reason, {name: plain})
-    if text != value and _is_address(text):
+    if text != value and is_address(text):
         return OptionError(option, value, "is not an IP address; write it without blanks")
     reason = "is not an IP address (names are not looked up)"
     if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z][a-zA-Z0-9-]*)+", text):
         reason += f"; look it up: getent ahosts {text}"
     return OptionError(option, value, reason)
-
-
-def _is_address(text: str) -> bool:
-    with suppress(ValueError):
-        return bool(ip_address(text))
-    return False
-
-
-def scope_of(address: Address, dev: str | None) -> str | None:
-    """The device that a link-local address is on, if it is one: its scope, or else `dev`."""
-    if isinstance(address, IPv4Address) or not address.is_link_local:
-        return None
-    return address.scope_id or dev
-
-
-def without_scope(address: Address) -> Address:
-    """The same address without a scope."""
-    return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address
 
 
 def _different(option: str, items: tuple[_T, ...]) -> tuple[_T, ...]:
@@ -536,18 +514,8 @@ def mac(value: str | bytes | None) -> bytes | None:
 # --- devices ----------------------------------------------------------------------------------
 
 
-def _is_device_name(name: object) -> bool:
-    if not isinstance(name, str) or not name.isprintable():  # Surrogates aren't, either.
-        return False
-    return (
-        0 < len(os.fsencode(name)) <= DEVICE_NAME_MAX
-        and name not in (".", "..")
-        and not any(char in "/:%" or char.isspace() for char in name)
-    )
-
-
 def _device(option: str, name: object) -> str:
-    if isinstance(name, str) and _is_device_name(name):
+    if isinstance(name, str) and is_device_name(name):
         return name
     if isinstance(name, str) and name.isprintable() and len(os.fsencode(name)) > DEVICE_NAME_MAX:
         reason = f"is too long; a device name has at most {DEVICE_NAME_MAX} octets"

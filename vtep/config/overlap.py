@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from vtep.config.option_parsers import Address, Interface, Network, without_scope
+from vtep.wire.address import Address, Interface, Network, without_scope
 
 
 @frozen

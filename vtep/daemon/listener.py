@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from attrs import frozen
 
 from vtep.config import Config
-from vtep.config.option_parsers import Address
 from vtep.counters import Drop
 from vtep.daemon.screen import Screen
 from vtep.datapath import Inbound
@@ -30,6 +29,7 @@ from vtep.io.sockets import (
 from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.wire.address import Address
 from vtep.wire.echo import Probe
 
 log = logging.getLogger("vtep")

@@ -10,7 +10,7 @@ from functools import partial
 from attrs import evolve
 
 from vtep.config import Config
-from vtep.config.option_parsers import MTU_MAX, MTU_MIN, Address, Interface
+from vtep.config.option_parsers import MTU_MAX, MTU_MIN
 from vtep.config.overlap import find_overlap
 from vtep.counters import Drop
 from vtep.daemon.listener import FAMILY, Listener
@@ -29,6 +29,7 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
+from vtep.wire.address import Address, Interface
 from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")

@@ -16,7 +16,6 @@ from typing import Protocol
 from pyroute2 import IPRoute
 
 from vtep import descriptors
-from vtep.config.option_parsers import Address
 from vtep.control import socket_files
 from vtep.daemon.listener import Endpoint, Listener
 from vtep.daemon.port import Port
@@ -25,6 +24,7 @@ from vtep.host import netlink
 from vtep.host.devices import device_index
 from vtep.host.links import LinkTable
 from vtep.io.sockets import device_name
+from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 

@@ -16,7 +16,6 @@ from typing import Any
 from attrs import evolve, frozen
 
 from vtep import descriptors
-from vtep.config.option_parsers import Address, without_scope
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.descriptors import ShortageError
@@ -27,6 +26,7 @@ from vtep.host import netlink
 from vtep.host.address_probe import who_has
 from vtep.host.firewall import CROSSING, INCOMING, Packet
 from vtep.host.netfilter import Rules
+from vtep.wire.address import Address, without_scope
 
 log = logging.getLogger("vtep")
 

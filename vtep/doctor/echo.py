@@ -20,11 +20,11 @@ from typing import Self
 
 from attrs import evolve, field, frozen
 
-from vtep.config.option_parsers import Address
 from vtep.doctor.facts import Echoes, IcmpError, PathMtu, Refusal
 from vtep.errors import VtepError
 from vtep.io.sockets import Binding, sockaddr
 from vtep.wire import vxlan
+from vtep.wire.address import Address
 from vtep.wire.echo import SIZE, TOKEN_LEN, Kind, Probe, largest
 
 _PAUSE = 0.01

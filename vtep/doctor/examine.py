@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 
-from vtep.config.option_parsers import Address, without_scope
 from vtep.control.client import candidates
 from vtep.doctor import host
 from vtep.doctor.echo import Echo
@@ -33,6 +32,7 @@ from vtep.host.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
 from vtep.host.netfilter import Rules
 from vtep.host.netlink import session
 from vtep.wire import vxlan
+from vtep.wire.address import Address, without_scope
 
 _ECHOES = 20
 _BACK = 10

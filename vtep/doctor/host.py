@@ -12,7 +12,6 @@ from attrs import frozen
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vtep.config.option_parsers import Address, without_scope
 from vtep.doctor.facts import Blocked, BridgeFacts, Conflict, HolderFacts, PortFacts
 from vtep.errors import VtepError
 from vtep.host.firewall import AND, ARP, CROSSING, Packet, Verdict
@@ -20,6 +19,7 @@ from vtep.host.netfilter import Rules
 from vtep.host.netlink import sees_bridge
 from vtep.io.sockets import Binding, connected_probe, sockaddr
 from vtep.wire import vxlan
+from vtep.wire.address import Address, without_scope
 
 _IFF_UP = 1
 _STATES = ("disabled", "listening", "learning", "forwarding", "blocking")

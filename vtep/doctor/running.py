@@ -11,12 +11,12 @@ from typing import Any
 
 from attrs import define
 
-from vtep.config.option_parsers import Address
 from vtep.control import Client, socket_files
 from vtep.control.client import candidates
 from vtep.doctor.host import Surroundings
 from vtep.doctor.neighbours import packets
 from vtep.errors import VtepError
+from vtep.wire.address import Address
 from vtep.wire.checksum import internet_checksum
 from vtep.wire.ethernet import format_mac, parse_mac
 

@@ -19,9 +19,8 @@ from attrs import define, evolve, field, frozen
 
 from vtep.errors import FdbError
 from vtep.wire import vxlan
+from vtep.wire.address import check_destination, is_device_name
 from vtep.wire.ethernet import MAC_ZERO, format_mac
-
-_DEVICE_NAME_MAX = 15
 
 _PAGE = 50
 """Entries that are shown at a time: half a millisecond for who makes text of them."""
@@ -62,22 +61,22 @@ def parse_remote(
         address = ip_address(dst)
     except ValueError:
         raise FdbError(f"dst {dst!r}: is not an IP address such as 192.0.2.1 or fd00::1") from None
+    try:
+        check_destination(address)
+    except ValueError as error:
+        raise FdbError(f"dst {dst}: {error}") from None
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            raise FdbError(f"dst {dst}: write it as the IPv4 address {address.ipv4_mapped}")
         if address.is_link_local and not address.scope_id:
             if via is None:
                 raise FdbError(f"dst {dst}: is link-local: say over which device, with via")
             address = IPv6Address(f"{address}%{via}")
         elif address.scope_id and via not in (None, address.scope_id):
             raise FdbError(f"via {via}: contradicts dst {dst}")
-    if address.is_unspecified or str(address) == "255.255.255.255":
-        raise FdbError(f"dst {dst}: is no address that a VTEP can have")
     if not 1 <= port <= 65535:
         raise FdbError(f"port {port}: must be from 1 to 65535")
     if vni is not None and not 0 <= vni <= vxlan.VNI_MAX:
         raise FdbError(f"vni {vni}: must be from 0 to {vxlan.VNI_MAX}")
-    if via is not None and not 1 <= len(via.encode()) <= _DEVICE_NAME_MAX:
+    if via is not None and not is_device_name(via):
         raise FdbError(f"via {via!r}: is not the name of a device")
     return Remote(str(address), port, vni, via)
 

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from vtep.config.option_parsers import Address
 from vtep.forwarding.anycast import probe, read
+from vtep.wire.address import Address
 from vtep.wire.ethernet import format_mac
 
 PATIENCE = 1.0

@@ -22,9 +22,9 @@ from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep import descriptors
-from vtep.config.option_parsers import Address, Interface, Network, scope_of, without_scope
 from vtep.errors import VtepError
 from vtep.host.devices import device_index, need_device_index
+from vtep.wire.address import Address, Interface, Network, scope_of, without_scope
 from vtep.wire.ethernet import format_mac, parse_mac
 from vtep.wire.icmp import MTU_MIN_V6
 

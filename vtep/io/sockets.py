@@ -13,10 +13,10 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.config import Config
-from vtep.config.option_parsers import Address, scope_of
 from vtep.errors import NotReadyError, VtepError
 from vtep.host.devices import need_device_index
 from vtep.wire import ecn, outer_header, vxlan
+from vtep.wire.address import Address, scope_of
 
 _RECEIVE_BUFFER = 4 << 20
 """Octets asked for: what arrives in some milliseconds at the best rate that we can forward."""

@@ -7,7 +7,6 @@ import socket
 from ipaddress import ip_address
 from typing import Final
 
-from vtep.config.option_parsers import without_scope
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.shared_socket import Sender, connected
 from vtep.io.sockets import OuterHeaderOptions
@@ -16,6 +15,7 @@ from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
 from vtep.tunnel_gso.state import GsoProber, RemoteState
 from vtep.wire import outer_header, virtio
+from vtep.wire.address import without_scope
 
 log = logging.getLogger("vtep")
 
