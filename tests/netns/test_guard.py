@@ -10,8 +10,8 @@ import pytest
 from tests.netns.hosts import address, udp_socket
 from vtep.errors import VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
-from vtep.host import netlink
-from vtep.host.links import LinkTable
+from vtep.host import netlink_events
+from vtep.host.link_table import LinkTable
 from vtep.io.ingress_guard import IngressGuard
 from vtep.io.sockets import Binding, join, open_receiver, receive
 from vtep.testing.lab import Host
@@ -214,7 +214,7 @@ def test_closing_it_gives_everything_to_the_receiver_again(port: Open) -> None:
 def table(at: Host) -> LinkTable:
     links = LinkTable()
     with at.inside():
-        for messages in netlink.links():
+        for messages in netlink_events.dump_links():
             links.update(messages)
     return links
 
@@ -241,7 +241,7 @@ def test_devices_above_a_tap(pair: Pair) -> None:
     with a.inside():
 
         def above(*taps: str) -> set[str]:
-            found = links.above(map(socket.if_nametoindex, taps))
+            found = links.with_upper(map(socket.if_nametoindex, taps))
             return {socket.if_indextoname(index) for index in found}
 
         assert above("tap0") == {"tap0", "br0", "mac0", "port0", "here0", "br2", "mac2"}
@@ -253,7 +253,7 @@ def test_changes_of_stacks_are_told_of(pair: Pair) -> None:
     a, _ = pair
     links = table(a)
     with a.inside():
-        events = netlink.watch()
+        events = netlink_events.watch_links()
 
     def changed(*command: str) -> bool:
         a.run("ip", *command)
@@ -267,12 +267,12 @@ def test_changes_of_stacks_are_told_of(pair: Pair) -> None:
         assert changed("tuntap", "add", "tap0", "mode", "tap")
         assert changed("link", "add", "br0", "type", "bridge")
         tap, bridge = map(socket.if_nametoindex, ("tap0", "br0"))
-        assert links.above([tap]) == {tap}
+        assert links.with_upper([tap]) == {tap}
         assert changed("link", "set", "tap0", "master", "br0")
-        assert links.above([tap]) == {tap, bridge}
+        assert links.with_upper([tap]) == {tap, bridge}
         assert not changed("link", "set", "tap0", "mtu", "1400")
         assert changed("link", "set", "tap0", "nomaster")
-        assert links.above([tap]) == {tap}
+        assert links.with_upper([tap]) == {tap}
         assert changed("link", "set", "tap0", "master", "br0")
         assert changed("link", "del", "br0")
-        assert links.above([tap]) == {tap}
+        assert links.with_upper([tap]) == {tap}

@@ -11,7 +11,7 @@ import pytest
 
 from vtep import descriptors
 from vtep.descriptors import ShortageError, explained, is_reserved, is_shortage, reason, require
-from vtep.host import netlink
+from vtep.host import links, netlink
 from vtep.host.devices import device_index, need_device_index
 
 
@@ -56,7 +56,7 @@ def test_the_host_can_not_be_looked_at() -> None:
     ):
         pytest.fail("there was a session")
     with netlink.session() as connection:
-        assert netlink.is_up(connection, "lo") in (True, False)
+        assert links.is_up(connection, "lo") in (True, False)
 
 
 def test_only_a_shortage_is_explained() -> None:

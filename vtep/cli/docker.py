@@ -93,14 +93,14 @@ def attach(
 
 def _check_free(bridge: str) -> None:
     """Raise VtepError where another attachment is on a bridge: two of them would be a loop."""
-    from vtep.host import netlink  # noqa: PLC0415
+    from vtep.host import links, netlink  # noqa: PLC0415
 
     with netlink.session() as connection:
         for other in record.attached():
             if other.netns not in (None, socket_files.namespace()):
                 continue
-            device = netlink.device(connection, other.tap)
-            if device is not None and device.bridge == bridge:
+            device = links.find_link(connection, other.tap)
+            if device is not None and device.master == bridge:
                 raise VtepError(
                     f"bridge {bridge} is attached already, by {other.tap} of network "
                     f"{other.network}; to end that: pyvtep docker detach {other.network}"
@@ -135,15 +135,15 @@ def status(*, as_json: bool) -> None:
 
 def _status(kept: Record) -> dict[str, Any]:
     """An attachment as it is now, as far as the host and the engine say."""
-    from vtep.host import netlink  # noqa: PLC0415
+    from vtep.host import links, netlink  # noqa: PLC0415
 
     here = kept.netns in (None, socket_files.namespace())
     device = None
     if here:
         with netlink.session() as connection:
-            device = netlink.device(connection, kept.tap)
+            device = links.find_link(connection, kept.tap)
     status = asdict(kept) | {
-        "bridge": device and device.bridge,
+        "bridge": device and device.master,
         "tunnel_mtu": _tunnel_mtu(kept),
         "network_mtu": None,
         "containers": [],

@@ -22,7 +22,8 @@ from vtep.forwarding.fdb import LEARNED, Fdb, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.forwarding.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
 from vtep.host.devices import device_index
-from vtep.host.netlink import Setup, TapAttachment, Underlay
+from vtep.host.routes import Underlay
+from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.sockets import Binding, OuterHeaderOptions, gso_supported, host_of, policy_of
 from vtep.io.tap import Tap, queue_drops
 from vtep.offload.sizing import TunnelSizing
@@ -134,7 +135,7 @@ class Port:
 
     # --- life -------------------------------------------------------------------------------
 
-    def setup(self) -> Setup:
+    def setup(self) -> TapSetup:
         """What the TAP is to be."""
         return _setup(self.config, self._tunnel.most)
 
@@ -512,7 +513,7 @@ def _version(host: str) -> int:
     return 6 if ":" in host else 4
 
 
-def setup_of(config: Config, underlay: Underlay) -> Setup:
+def setup_of(config: Config, underlay: Underlay) -> TapSetup:
     """Return what the TAP of a segment is to be.
 
     Raises VtepError where its MTU or one of its addresses does not go with the underlay.
@@ -528,12 +529,12 @@ def setup_of(config: Config, underlay: Underlay) -> Setup:
     return _setup(config, mtu)
 
 
-def _setup(config: Config, mtu: int) -> Setup:
+def _setup(config: Config, mtu: int) -> TapSetup:
     fixed = config.mtu is not None
     if _first_v6(config) and not fixed:
         # Otherwise the kernel refuses the address, and removes it when the MTU falls.
         mtu = max(mtu, MTU_MIN_V6)
-    return Setup(mtu, config.mac, config.address, config.bridge, fixed)
+    return TapSetup(mtu, config.mac, config.address, config.bridge, fixed)
 
 
 def _first_v6(config: Config) -> Interface | None:

@@ -20,9 +20,10 @@ from vtep.control import socket_files
 from vtep.daemon.listener import Endpoint, Listener
 from vtep.daemon.port import Port
 from vtep.errors import VtepError
-from vtep.host import netlink
+from vtep.host import netlink_events
 from vtep.host.devices import device_index
-from vtep.host.links import LinkTable
+from vtep.host.link_table import LinkTable
+from vtep.host.routes import HostRoutes
 from vtep.io.sockets import device_name
 from vtep.wire.address import Address
 
@@ -81,7 +82,7 @@ class Screening:
         """Ask the kernel for all devices, before the first events or after some were lost."""
         self.links.clear()
         with suppress(OSError):
-            for messages in netlink.links():
+            for messages in netlink_events.dump_links():
                 self.links.update(messages)
 
     def configured(self) -> None:
@@ -106,7 +107,7 @@ class Screening:
             self._next = None
         began = time.perf_counter()
         try:
-            above = self.links.above(self._taps())
+            above = self.links.with_upper(self._taps())
             self._candidates = set()
             for listener in self._listeners.values():
                 listener.screen(above - self._shared(listener, above))
@@ -158,7 +159,7 @@ class Screening:
         below = [
             port.tap
             for port in self._ports.values()
-            if port.is_here and device in self.links.above([port.tap_index])
+            if port.is_here and device in self.links.with_upper([port.tap_index])
         ]
         name = device_name(device)
         log.warning(
@@ -198,8 +199,8 @@ class Screening:
             remotes = self._remotes()
 
             def find(connection: IPRoute) -> set[int]:
-                survey = netlink.HostRoutes(connection)
-                return {survey.device(*remote) or 0 for remote in remotes}  # noqa: B023
+                survey = HostRoutes(connection)
+                return {survey.output_device(*remote) or 0 for remote in remotes}  # noqa: B023
 
             try:
                 found = await self._on_host(find)

@@ -33,9 +33,10 @@ from vtep.datapath.pool import Pool
 from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import Fdb
-from vtep.host import netlink
+from vtep.host import netlink, netlink_events, tap_setup
 from vtep.host.devices import device_index
-from vtep.host.netlink import Setup, TapAttachment, Underlay
+from vtep.host.routes import HostRoutes, Underlay
+from vtep.host.tap_setup import TapAttachment, TapSetup, Undo
 from vtep.io.path import superframe_max
 from vtep.io.shared_socket import SharedSocket
 from vtep.io.sockets import (
@@ -93,11 +94,11 @@ class _Step:
     port: Port
     config: Config
     underlay: Underlay
-    setup: Setup
+    setup: TapSetup
     listeners: tuple[Listener, ...]
     owner: Port | None
     """The port that has its TAP already: itself, or one that is to end; None if it is a new one."""
-    undo: list[netlink.Undo] = field(factory=list)
+    undo: list[Undo] = field(factory=list)
     """What takes back the changes of the TAP that were made, the first one first."""
     inherited: Tap | None = None
 
@@ -260,10 +261,10 @@ class Vtep:
             with ExitStack() as resources:
                 # From before the host is looked at, so that nothing happens unseen in between.
                 with descriptors.explained("follow the host's network"):
-                    self._links = links = resources.enter_context(netlink.watch())
-                    routes = resources.enter_context(netlink.watch_routes())
-                    addresses = resources.enter_context(netlink.watch_addresses())
-                    policies = netlink.watch_policies()
+                    self._links = links = resources.enter_context(netlink_events.watch_links())
+                    routes = resources.enter_context(netlink_events.watch_routes())
+                    addresses = resources.enter_context(netlink_events.watch_addresses())
+                    policies = netlink_events.watch_ipsec_policies()
                     if policies is not None:
                         resources.enter_context(policies)
                 self._screening.read_links()
@@ -619,21 +620,21 @@ class Vtep:
     # --- the host's network, in a thread ----------------------------------------------------
 
     def _survey(self, connection: IPRoute, configs: Iterable[Config]) -> list[Underlay]:
-        survey = netlink.HostRoutes(connection)
+        survey = HostRoutes(connection)
         underlays = []
         for config in configs:
             with self._naming(config):
-                underlays.append(survey.underlay(config.remote, config.local, config.dev))
+                underlays.append(survey.resolve_underlay(config.remote, config.local, config.dev))
         return underlays
 
     def _set_up(self, connection: IPRoute, steps: Iterable[_Step]) -> None:
         for step in steps:
             with self._naming(step.config):
                 if step.owner is None:
-                    netlink.bring_up(connection, step.port.tap, step.setup, step.undo)
+                    tap_setup.bring_up(connection, step.port.tap, step.setup, step.undo)
                 else:
                     before = step.owner.setup()
-                    netlink.reshape(connection, step.owner.tap, before, step.setup, step.undo)
+                    tap_setup.change(connection, step.owner.tap, before, step.setup, step.undo)
 
     async def _open_tunnel_gso_device(self) -> None:
         """Open the device for tunnel GSO, unless there is one, or the host does not support it."""
@@ -660,7 +661,7 @@ class Vtep:
         def resolve(
             connection: IPRoute, paths: Iterable[TunnelGsoPath]
         ) -> list[tuple[TunnelGsoPath, int | None]]:
-            survey = netlink.HostRoutes(connection)
+            survey = HostRoutes(connection)
             found = []
             for path in paths:
                 host, binding = ip_address(path.host), path.binding
@@ -683,7 +684,7 @@ class Vtep:
             places = []
             for port, tap, index, before, setup in taps:
                 with suppress(VtepError):  # It is not here now, or not ours to change.
-                    place = netlink.adapt(connection, tap, index, before, setup, superframe_max)
+                    place = tap_setup.adapt(connection, tap, index, before, setup, superframe_max)
                     places.append((port, place))
             return places
 
@@ -782,7 +783,7 @@ class Vtep:
         with suppress(OSError):  # Until it is empty.
             while self._links is not None:
                 events = self._links.recv(_EVENT_MAX)
-                changed |= netlink.links_of(events)
+                changed |= netlink_events.changed_links(events)
                 restacked |= self._screening.links.update(events)
         if restacked:
             # At once: a device that a TAP has become a port of can be used by guests from now on.
@@ -879,12 +880,12 @@ class Vtep:
         def survey(
             connection: IPRoute, ports: Iterable[Port]
         ) -> list[tuple[Port, Underlay | VtepError]]:
-            found = netlink.HostRoutes(connection)
+            found = HostRoutes(connection)
             underlays: list[tuple[Port, Underlay | VtepError]] = []
             for port in ports:
                 config = port.config
                 try:
-                    underlay = found.underlay(config.remote, config.local, config.dev)
+                    underlay = found.resolve_underlay(config.remote, config.local, config.dev)
                     underlays.append((port, underlay))
                 except VtepError as error:
                     underlays.append((port, error))
@@ -1005,7 +1006,7 @@ async def _close(taps: Collection[Tap | TunnelGsoDevice]) -> None:
     if len(taps) > _CLOSERS:
         # For many at once it waits no longer. Whether that was refused does not matter.
         with suppress(VtepError):
-            await _on_host(netlink.remove, [tap.name for tap in taps if tap.goes])
+            await _on_host(tap_setup.remove_devices, [tap.name for tap in taps if tap.goes])
     with ThreadPoolExecutor(_CLOSERS) as threads:
         closing = [loop.run_in_executor(threads, tap.close) for tap in taps]
         await asyncio.gather(*closing)

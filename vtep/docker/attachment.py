@@ -22,7 +22,7 @@ from vtep.descriptors import ShortageError
 from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.errors import VtepError
-from vtep.host import netlink
+from vtep.host import links, netlink
 from vtep.host.address_probe import who_has
 from vtep.host.firewall import CROSSING, INCOMING, Packet
 from vtep.host.netfilter import Rules
@@ -44,7 +44,7 @@ class Place:
     """A network, and what there is of it on this host."""
 
     network: Network
-    bridge: netlink.Bridge
+    bridge: links.Bridge
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def find(client: Client, name: str) -> Place:
     """
     network = read(client.inspect(name))
     with netlink.session() as connection:
-        bridge = netlink.bridge(connection, network.bridge)
+        bridge = links.find_bridge(connection, network.bridge)
     if bridge is None:
         raise VtepError(
             f"network {network.name}: its bridge {network.bridge} is not on this host: run "

@@ -15,8 +15,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep.doctor.facts import Blocked, BridgeFacts, Conflict, HolderFacts, PortFacts
 from vtep.errors import VtepError
 from vtep.host.firewall import AND, ARP, CROSSING, Packet, Verdict
+from vtep.host.links import has_bridge_netfilter
 from vtep.host.netfilter import Rules
-from vtep.host.netlink import sees_bridge
 from vtep.io.sockets import Binding, connected_probe, sockaddr
 from vtep.wire import vxlan
 from vtep.wire.address import Address, without_scope
@@ -181,7 +181,7 @@ class Surroundings:
             packets=blocked(
                 (f"IPv{version}", tables.verdict(_crossing(version, bridge.name), *CROSSING))
                 for version in (4, 6)
-                if sees_bridge(bridge.data, version)
+                if has_bridge_netfilter(bridge.data, version)
             ),
         )
 

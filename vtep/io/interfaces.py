@@ -23,11 +23,11 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from vtep.config.option_parsers import Address
 from vtep.counters import Drop
 from vtep.forwarding.fdb import Remote
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.sockets import Binding, OuterHeaderOptions, Received
+from vtep.wire.address import Address
 
 MtuWatcher: TypeAlias = Callable[[Remote, int], None]
 """Called with a remote and the MTU of the path to it, in octets."""

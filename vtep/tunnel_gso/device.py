@@ -11,7 +11,7 @@ the IP layer (ip_output() in net/ipv4/ip_output.c). Two consequences concern use
 - Netfilter does not see them: hooks OUTPUT and POSTROUTING are on that path.
 - IPsec is not applied: xfrm_output() is called from there. Packets that a policy encrypts would be
   sent in clear text. So tunnel GSO is not used at all on hosts with IPsec policies for outgoing
-  packets (see `egress_device` in `vtep.host.netlink`).
+  packets (see `egress_device` in `vtep.host.routes`).
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from ipaddress import IPv4Address
 import pytun
 from pyroute2 import IPRoute
 
-from vtep.host import netlink
+from vtep.host import ingress_program, links
 from vtep.io.tap import (
     IFREQ_LEN,
     OFFLOAD_TCP,
@@ -104,11 +104,11 @@ class TunnelGsoDevice:
             _enable_tunnel_offloads(self.fd)
             program = _load_program()
             try:
-                netlink.divert(connection, self._tap.name, program)
+                ingress_program.attach(connection, self._tap.name, program)
             finally:
                 os.close(program)
             self.mac: bytes = fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(IFREQ_LEN))[18:24]
-            if netlink.is_up(connection, "lo"):
+            if links.is_up(connection, "lo"):
                 self._test()
         except OSError:
             self.close()

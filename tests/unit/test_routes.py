@@ -1,4 +1,4 @@
-"""What is asked of devices that somebody removes at that moment."""
+"""Routes and devices that are removed while they are examined."""
 
 from ipaddress import IPv4Address
 
@@ -6,6 +6,7 @@ import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice
 
 from vtep.host import netlink
+from vtep.host.routes import HostRoutes
 
 
 def test_a_device_that_vanishes_is_no_egress_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,5 +15,5 @@ def test_a_device_that_vanishes_is_no_egress_device(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(IoctlEthtool, "get_features", vanished)
     with netlink.session() as connection:
-        survey = netlink.HostRoutes(connection)
-        assert survey.egress_device(IPv4Address("127.0.0.1"), None, "lo") is None
+        routes = HostRoutes(connection)
+        assert routes.egress_device(IPv4Address("127.0.0.1"), None, "lo") is None

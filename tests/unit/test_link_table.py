@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.host.links import LinkTable
+from vtep.host.link_table import LinkTable
 
 NEW, GONE = 16, 17
 LINK, MASTER, INFO, NAMESPACE, KIND = 5, 10, 18, 37, 1
@@ -47,7 +47,7 @@ def test_a_vrf_is_above_its_ports_and_leads_to_no_other() -> None:
         message(3, kind="veth", lower=2),
         message(9, kind="vrf"),
     )
-    assert links.above([1]) == {1, 9}
+    assert links.with_upper([1]) == {1, 9}
     assert (links.vrf(2), links.vrf(3), links.vrf(9)) == (9, 0, 0)
 
 
@@ -62,27 +62,27 @@ def test_what_is_on_top_of_a_bridge() -> None:
         message(7, master=2, kind="veth", lower=8),
         message(8, kind="veth", lower=7),
     )
-    assert links.above([1]) == {1, 2, 3, 4, 5, 8}
+    assert links.with_upper([1]) == {1, 2, 3, 4, 5, 8}
 
 
 def test_a_device_in_another_namespace_is_another_device() -> None:
     links = table(
         message(1), message(2, kind="vlan", lower=1, namespace=0), message(3, kind="vlan", lower=1)
     )
-    assert links.above([1]) == {1, 3}
+    assert links.with_upper([1]) == {1, 3}
 
 
 def test_a_loop_has_an_end() -> None:
     links = table(message(1, master=2, kind="bridge"), message(2, master=1, kind="bridge"))
-    assert links.above([1]) == {1, 2}
+    assert links.with_upper([1]) == {1, 2}
 
 
 def test_what_a_bridge_tells_of_its_ports_is_no_end_of_a_device() -> None:
     links = table(message(1, master=2), message(2, kind="bridge"))
     assert not links.update(message(1, what=GONE, family=AF_BRIDGE, master=2))
-    assert links.above([1]) == {1, 2}
+    assert links.with_upper([1]) == {1, 2}
     assert links.update(message(1, what=GONE))
-    assert links.above([1]) == {1}
+    assert links.with_upper([1]) == {1}
 
 
 @given(st.binary(max_size=200), st.integers(0, 64))

@@ -1,0 +1,147 @@
+"""The network devices of this host and how they are stacked, from rtnetlink messages. No I/O.
+
+The messages are those of `rtnetlink(7)`: replies to RTM_GETLINK and events of RTNLGRP_LINK.
+"""
+
+from collections.abc import Iterable, Iterator
+from struct import Struct
+
+from attrs import frozen
+
+_HEADER = Struct("=IH2x8xBxHi8x")
+"""struct nlmsghdr and struct ifinfomsg: length and type; address family and index."""
+
+_ATTRIBUTE = Struct("=HH")
+_INDEX = Struct("=i")
+
+# From the kernel's include/uapi/linux/rtnetlink.h and if_link.h.
+_RTM_NEWLINK = 16
+_RTM_DELLINK = 17
+_AF_UNSPEC = 0
+_IFLA_LINK = 5
+_IFLA_MASTER = 10
+_IFLA_LINKINFO = 18
+_IFLA_LINK_NETNSID = 37
+_IFLA_INFO_KIND = 1
+_NLA_TYPE_MASK = 0x3FFF
+"""The bits of an attribute's type that are not flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER)."""
+
+
+@frozen
+class Link:
+    """A device: the indices of its master and of its lower device, or 0, and its kind.
+
+    `lower` is the device below a VLAN or macvlan device, and the peer of a veth device; 0 if that
+    is in another network namespace. `kind` is that of `ip link show type`.
+    """
+
+    master: int = 0
+    lower: int = 0
+    kind: str = ""
+
+
+class LinkTable:
+    """The devices of this network namespace by index, as learned from messages."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, Link] = {}
+
+    def update(self, messages: bytes) -> bool:
+        """Apply messages; return True if they changed how devices are stacked."""
+        changed = False
+        for kind, index, attributes in _messages(messages):
+            before = self._links.get(index)
+            if kind == _RTM_NEWLINK:
+                self._links[index] = after = _parse_link(attributes)
+                changed |= before != after
+            else:
+                changed |= self._links.pop(index, None) is not None
+        return changed
+
+    def clear(self) -> None:
+        """Forget all devices, before a new dump."""
+        self._links.clear()
+
+    def with_upper(self, devices: Iterable[int]) -> set[int]:
+        """Return devices with all upper devices, at any depth.
+
+        These are the devices by which the host receives packets that arrive through `devices`: the
+        masters of ports (bridges, bonds, VRFs) and the devices on top (VLANs, macvlans). A bridge
+        also leads into a veth device that is its port, and so to the peer if that is here.
+        """
+        on_top: dict[int, list[int]] = {}
+        peers: dict[int, list[int]] = {}
+        for index, link in self._links.items():
+            if link.lower and link.kind != "veth":
+                on_top.setdefault(link.lower, []).append(index)
+            elif link.lower and link.master:
+                peers.setdefault(link.master, []).append(link.lower)
+        found: set[int] = set()
+        left = list(devices)
+        while left:
+            index = left.pop()
+            if index in found:
+                continue
+            found.add(index)
+            link = self._links.get(index, Link())
+            if link.master:
+                left.append(link.master)
+            left += on_top.get(index, ())
+            if link.kind == "bridge":
+                left += peers.get(index, ())
+        return found
+
+    def is_tap(self, device: int) -> bool:
+        """Return True for a TAP or TUN device, which have one kind."""
+        return self._links.get(device, Link()).kind == "tun"
+
+    def vrf(self, device: int) -> int:
+        """Return the VRF that a device is a port of, or 0.
+
+        To sockets and netfilter, the packets of such a device arrive by the VRF.
+        """
+        master = self._links.get(device, Link()).master
+        return master if self._links.get(master, Link()).kind == "vrf" else 0
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Yield type, device index and attributes of each message about a device itself."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, family, _, index = _HEADER.unpack_from(data, at)
+        end = at + max(length, _HEADER.size)
+        # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK when a
+        # port leaves, which does not mean that the device is gone.
+        if kind in (_RTM_NEWLINK, _RTM_DELLINK) and family == _AF_UNSPEC:
+            yield kind, index, dict(_attributes(data[at + _HEADER.size : end]))
+        at = end + 3 & ~3
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each attribute (struct rtattr)."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        yield kind & _NLA_TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        at += max(length + 3 & ~3, _ATTRIBUTE.size)
+
+
+def _parse_link(attributes: dict[int, bytes]) -> Link:
+    """Parse the attributes of a link message."""
+    kind = dict(_attributes(attributes.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
+    # IFLA_LINK is an index in the other namespace then, where it may be any device of ours.
+    elsewhere = _IFLA_LINK_NETNSID in attributes
+    return Link(
+        master=_index(attributes.get(_IFLA_MASTER)),
+        lower=0 if elsewhere else _index(attributes.get(_IFLA_LINK)),
+        kind=kind.rstrip(b"\0").decode(errors="replace"),
+    )
+
+
+def _index(value: bytes | None) -> int:
+    """Parse a device index; return 0 if it is absent or malformed."""
+    if value is None or len(value) != _INDEX.size:
+        return 0
+    index: int
+    (index,) = _INDEX.unpack(value)
+    return index
