@@ -23,7 +23,7 @@ from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
 from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.errors import VtepError
 from vtep.host import links, netlink
-from vtep.host.address_probe import who_has
+from vtep.host.address_probe import probe_addresses
 from vtep.host.firewall import CROSSING, INCOMING, Packet
 from vtep.host.netfilter import Rules
 from vtep.wire.address import Address, without_scope
@@ -176,7 +176,9 @@ class Attachment:
         containers = list(here)
         while True:
             for _ in range(_PROBES):
-                for address, mac in await who_has(port.tap, bridge, [*gateways, *containers]):
+                for address, mac in await probe_addresses(
+                    port.tap, bridge, [*gateways, *containers]
+                ):
                     if address in here:
                         self._say_twice(address, here[address], mac)
             containers = []  # Those that are new are asked for when they are.

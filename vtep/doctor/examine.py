@@ -308,7 +308,7 @@ async def _overlay_conflicts(
                 send_test_frame(segment["dev"])
             return ()
         async with turns:
-            answers = await address_probe.who_has(segment["dev"], above.name, wanted)
+            answers = await address_probe.probe_addresses(segment["dev"], above.name, wanted)
         # This host may be on the segment by another way too, and answers there for all it has.
         others = ((address, mac) for address, mac in answers if mac not in around.macs)
         return tuple(_conflict(around, str(address), mac) for address, mac in others)

@@ -1,4 +1,8 @@
-"""Asking the hosts beyond a tunnel who has an address there, by the ARP and ND of its segment."""
+"""Address probes: which hosts beyond a tunnel have an address, by ARP and neighbor discovery.
+
+This is the probing of IPv4 address conflict detection (RFC 5227, section 2.1), and the same for
+IPv6. It sends through the TAP of a segment, so probes pass the tunnel like the frames of guests.
+"""
 
 import asyncio
 import socket
@@ -6,55 +10,65 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from vtep.forwarding.anycast import probe, read
+from vtep.wire import arp, ethernet
 from vtep.wire.address import Address
-from vtep.wire.ethernet import format_mac
 
-PATIENCE = 1.0
-"""Seconds in which an answer has come (RFC 5227: from one probe to the next, PROBE_MIN)."""
+PROBE_INTERVAL_S = 1.0
+"""Seconds to wait for replies before the next probe: PROBE_MIN of RFC 5227, section 1.1."""
 
-_ARP, _IPV6 = 0x0806, 0x86DD
-_HEARD_MAX = 1000
-"""Frames that are looked at for answers in one go: some milliseconds' work."""
-_FRAME_MAX = 256
-"""Octets of a frame that are enough to read an answer."""
+_REPLIES_MAX = 1000
+"""Frames read from one socket, so that a flood of ARP holds the event loop for some milliseconds
+only."""
+
+_REPLY_SIZE_MAX = 256
+"""Octets read of each frame. ARP and neighbor discovery are shorter; the rest is padding."""
 
 
-async def who_has(tap: str, above: str, addresses: Iterable[Address]) -> list[tuple[Address, str]]:
-    """Ask the other hosts who has these addresses, once; who answered, with MAC addresses.
+async def probe_addresses(
+    tap: str, upper_device: str, addresses: Iterable[Address]
+) -> list[tuple[Address, str]]:
+    """Send one probe for each address into the segment of a TAP, and wait `PROBE_INTERVAL_S`.
 
-    `above` is the bridge that the TAP is on, or the TAP. Nobody answers where this may not ask.
+    `upper_device` is the bridge that the TAP is a port of, or else the TAP itself.
+
+    Returns: the addresses that other hosts have, each with the MAC address that replied. Nothing
+    without the privilege, or if a device is gone.
     """
     wanted = {address.packed: address for address in addresses}
-    answers: dict[Address, str] = {}
-    # What is sent on the TAP is for the other hosts only. Answers are for its MAC, so that the
-    # bridge, which has what its ports receive, takes them for the host's.
+    replies: dict[Address, str] = {}
+    # Frames that a packet socket sends on a TAP go to pyvtep, not to this host. Replies are for the
+    # MAC of the TAP. The bridge takes frames for the MACs of its ports in, so replies are received
+    # on the bridge, not forwarded.
     with (
         suppress(OSError),
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as arp,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as ipv6,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as arp_receiver,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as nd_receiver,
     ):
-        hearing = {arp: _ARP}
+        receivers = {arp_receiver: arp.TYPE}
+        # A packet socket for IPv6 gets all IPv6 traffic of the bridge, so open one only if needed.
         if any(address.version == 6 for address in wanted.values()):
-            hearing[ipv6] = _IPV6
-        for sock, protocol in hearing.items():
+            receivers[nd_receiver] = ethernet.TYPE_IPV6
+        for sock, ethertype in receivers.items():
             sock.setblocking(False)
-            sock.bind((above, protocol))
-        asking.bind((tap, 0))
-        mac: bytes = asking.getsockname()[4]
+            sock.bind((upper_device, ethertype))
+        sender.bind((tap, 0))
+        mac: bytes = sender.getsockname()[4]
         for address in wanted.values():
-            asking.send(probe(mac, address))
-        await asyncio.sleep(PATIENCE)
-        for sock in hearing:
-            for frame in _heard(sock):
-                talk = read(frame)
-                if frame[:6] == mac and talk is not None and talk.claimed in wanted:
-                    answers[wanted[talk.claimed]] = format_mac(frame[6:12])
-    return list(answers.items())
+            sender.send(probe(mac, address))
+        await asyncio.sleep(PROBE_INTERVAL_S)
+        for sock in receivers:
+            for frame in _received(sock):
+                message = read(frame)
+                is_ours = frame[: ethernet.MAC_LEN] == mac
+                if is_ours and message is not None and message.claimed in wanted:
+                    source = frame[ethernet.MAC_LEN : 2 * ethernet.MAC_LEN]
+                    replies[wanted[message.claimed]] = ethernet.format_mac(source)
+    return list(replies.items())
 
 
-def _heard(sock: socket.socket) -> Iterator[bytes]:
-    """The frames that have come by now, or so many of them that others need not wait long."""
-    with suppress(OSError):  # There are no more.
-        for _ in range(_HEARD_MAX):
-            yield sock.recv(_FRAME_MAX)
+def _received(sock: socket.socket) -> Iterator[bytes]:
+    """Yield the frames in the receive buffer of a non-blocking socket, at most `_REPLIES_MAX`."""
+    with suppress(OSError):  # BlockingIOError ends the iteration.
+        for _ in range(_REPLIES_MAX):
+            yield sock.recv(_REPLY_SIZE_MAX)

@@ -1,4 +1,4 @@
-"""Network devices by name, as the kernel knows them in the calling thread's network namespace."""
+"""Indices of network devices, in the network namespace of the calling thread."""
 
 import errno
 import fcntl
@@ -6,6 +6,8 @@ import socket
 import struct
 
 _SIOCGIFINDEX = 0x8933
+"""From the kernel's include/uapi/linux/sockios.h."""
+
 _IFREQ = struct.Struct("=16si20x")
 """struct ifreq: the name of a device, and its index."""
 
@@ -13,27 +15,30 @@ _NAME_MAX = 15
 
 
 def device_index(name: str) -> int | None:
-    """Return the index of a device, given its name or an alternative one; None if there is none.
+    """Return the index of a device by its name or alternative name, or None if there is none.
 
-    Raises OSError where the kernel could not be asked, since descriptors have run out.
-    `socket.if_nametoindex` says the same then as of a device that there is not.
+    `socket.if_nametoindex` opens a descriptor, too, but reports its lack as ENODEV: a process that
+    runs out of descriptors would take all its devices for removed.
+
+    Raises:
+        OSError: the kernel cannot be asked, since descriptors have run out.
     """
     octets = name.encode()
     if not 0 < len(octets) <= _NAME_MAX:
         return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
-            answer = fcntl.ioctl(asking, _SIOCGIFINDEX, _IFREQ.pack(octets, 0))
+            reply = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(octets, 0))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-    index: int = _IFREQ.unpack(answer)[1]
+    index: int = _IFREQ.unpack(reply)[1]
     return index
 
 
 def need_device_index(name: str) -> int:
-    """Return the index of a device; raises OSError with ENODEV if there is none."""
+    """Return the index of a device; raise OSError with ENODEV if there is none."""
     index = device_index(name)
     if index is None:
         raise OSError(errno.ENODEV, f"there is no network device {name}")
