@@ -14,15 +14,29 @@ PATH_SPELLING = {"PathLike", "fsencode", "fsdecode", "fspath"}
 """Names of `os` that ask nothing of the machine."""
 
 
+TOOL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+CORE: list[str] = next(
+    contract["source_modules"]
+    for contract in TOOL["importlinter"]["contracts"]
+    if "no I/O" in contract["name"]
+)
+
+
 def core() -> list[Path]:
     """Return the source files that the contract about purity names."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    contract = next(each for each in contracts["contracts"] if "no I/O" in each["name"])
     paths: list[Path] = []
-    for module in contract["source_modules"]:
+    for module in CORE:
         path = ROOT / module.replace(".", "/")
         paths += sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     return paths
+
+
+def test_coverage_is_measured_of_the_core() -> None:
+    measured = [
+        name.removesuffix("/*").removesuffix(".py").replace("/", ".")
+        for name in TOOL["coverage"]["run"]["include"]
+    ]
+    assert measured == CORE
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:
