@@ -101,6 +101,20 @@ def test_an_entry_needs_the_device_that_it_names(vtep: Still) -> None:
         assert refused.value.exit_code == 1
 
 
+def test_a_destination_in_the_subnet_of_the_tap_is_refused() -> None:
+    """Its datagrams would be routed into the tunnel, as those to such a remote."""
+    vtep = Still(Config(vni=1, remote="192.0.2.2", address=["10.0.0.1/24", "fd00::1/64"]))
+    for verb in ("add", "append", "replace"):
+        for dst, subnet in (("10.0.0.7", "10.0.0.0/24"), ("fd00::7", "fd00::/64")):
+            with pytest.raises(ConfigError, match=f"^dst {dst}: is in {subnet}, the subnet of "):
+                ask(vtep, f"fdb.{verb}", mac=MAC, dst=dst)
+    with pytest.raises(ConfigError, match=r"^--address 10\.0\.0\.1/24: --remote 10\.0\.0\.7 is in"):
+        ask(vtep, "remote.add", remote="10.0.0.7")
+    assert shown(vtep) == {ZERO: ["192.0.2.2"]}
+    # Sockets that are bound to a device don't follow the route over the TAP.
+    ask(vtep, "fdb.append", mac=MAC, dst="10.0.0.7", via="lo")
+
+
 def test_what_is_not_said_is_as_in_the_segment(vtep: Still) -> None:
     ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
     entry = ask(vtep, "fdb.get", mac=MAC)

@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
+from ipaddress import ip_address
 from itertools import islice
 from typing import Any, TypeVar
 
 import attrs
 
-from vtep.config import Config, option_parsers
+from vtep.config import Config, address_parsers
+from vtep.config.overlap import find_overlap
 from vtep.control import params, schema, views
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.params import Params
@@ -164,7 +166,7 @@ class Methods:
     async def _remote_add(self, given: Params) -> None:
         port = self._port(given)
         config = port.config
-        remote = option_parsers.address("--remote", given.needed("remote"))
+        remote = address_parsers.address("--remote", given.needed("remote"))
         for ip, there in zip(config.remote, port.segment.configured, strict=False):
             if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
@@ -181,7 +183,7 @@ class Methods:
 
     async def _remote_del(self, given: Params) -> None:
         config = self._port(given).config
-        remote = option_parsers.address("--remote", given.needed("remote"))
+        remote = address_parsers.address("--remote", given.needed("remote"))
         if remote not in config.remote:
             have = ", ".join(map(str, config.remote)) or "none"
             raise VtepError(
@@ -230,6 +232,14 @@ class Methods:
             raise ConfigError("dst: is missing")
         if remote.via is not None and device_index(remote.via) is None:
             raise VtepError(f"via {remote.via}: there is no such device")
+        if remote.via is None:  # Otherwise datagrams leave by that device, whatever the routes say.
+            overlap = find_overlap(port.config.address, [ip_address(remote.host)], ())
+            if overlap is not None:
+                raise ConfigError(
+                    f"dst {remote.host}: is in {overlap.address.network}, the subnet of --address "
+                    f"{overlap.address}, and would be routed into the tunnel; give the TAP an "
+                    "address of another subnet, or name the device to send from with via"
+                )
         return port, mac, remote, kind
 
     def _fdb_del(self, given: Params) -> None:

@@ -1,0 +1,355 @@
+"""`Config`: the options of one segment, each with its parser, its default and its help text.
+
+The command line, the configuration file and the control socket are generated from the fields of
+`Config` and of `settings.Settings`. A parser checks one option; the validators here check what takes
+two of them. None of them looks at the machine.
+"""
+
+from typing import Any
+
+from attrs import Attribute, field, frozen
+
+from vtep.config import address_parsers, option_parsers
+from vtep.config.overlap import find_overlap
+from vtep.errors import ConfigError
+from vtep.wire import vxlan
+from vtep.wire.address import Address, Interface, Network, scope_of
+
+
+def _check_flag(_config: object, attribute: "Attribute[bool]", value: object) -> None:
+    option_parsers.check_flag(attribute.name, value)
+
+
+def flag(*, default: bool, help: str) -> Any:  # noqa: A002  as it is named in the metadata
+    """Return a field that is on or off."""
+    return field(default=default, validator=_check_flag, metadata={"help": help})
+
+
+@frozen(kw_only=True)
+class Config:
+    """The configuration of one segment: its VNI, its remotes, its TAP device and all else.
+
+    Values may be given in any form that a parser accepts (`remote="192.0.2.2"`,
+    `mac="02:00:00:00:00:01"`), and are kept in their normal form.
+
+    Raises: ConfigError, beginning with the option, if a value makes no sense on any machine.
+    """
+
+    vni: int = field(
+        converter=option_parsers.vni,
+        metadata={"metavar": "N", "help": "VXLAN network identifier, 0 to 16777215."},
+    )
+    remote: tuple[Address, ...] = field(
+        default=(),
+        converter=address_parsers.remotes,
+        metadata={
+            "repeatable": True,
+            "metavar": "IP",
+            "help": "Underlay address of another VTEP of the segment; may be repeated.",
+        },
+    )
+    group: Address | None = field(
+        default=None,
+        converter=address_parsers.group,
+        metadata={
+            "metavar": "IP",
+            "help": "Multicast group to join on --dev; BUM frames are sent to it as well.",
+        },
+    )
+    tap: str = field(
+        converter=address_parsers.tap,
+        metadata={
+            "metavar": "NAME",
+            "help": "Name of the TAP device [default: vx followed by the VNI].",
+        },
+    )
+    bridge: str | None = field(
+        default=None,
+        converter=address_parsers.bridge,
+        metadata={
+            "metavar": "NAME",
+            "help": "Bridge to attach the TAP to, now or as soon as it exists.",
+        },
+    )
+    persist: bool = flag(
+        default=False, help="Keep the TAP, with its addresses and its bridge, when pyvtep ends."
+    )
+    local: tuple[Address, ...] = field(
+        default=(),
+        converter=address_parsers.local,
+        metadata={
+            "repeatable": True,
+            "metavar": "IP",
+            "help": "Source address on the underlay, one for each family [default: the route's].",
+        },
+    )
+    dev: str | None = field(
+        default=None,
+        converter=address_parsers.dev,
+        metadata={
+            "metavar": "NAME",
+            "help": "Underlay device to use instead of the one that routes choose.",
+        },
+    )
+    dstport: int = field(
+        default=vxlan.PORT,
+        converter=option_parsers.dstport,
+        metadata={
+            "metavar": "PORT",
+            "help": "UDP port of all VTEPs (kernel devices made without 'dstport' use 8472).",
+        },
+    )
+    srcport: tuple[int, int] = field(
+        default=(vxlan.SOURCE_PORTS[0], vxlan.SOURCE_PORTS[-1]),
+        converter=option_parsers.srcport,
+        metadata={
+            "metavar": "MIN MAX",
+            "help": "Range of UDP source ports [default: 49152 65535].",
+        },
+    )
+    ttl: int | str = field(
+        default="auto",
+        converter=option_parsers.ttl,
+        metadata={
+            "metavar": "N|auto|inherit",
+            "help": "TTL or hop limit of outer packets; auto is the host's default, and 1 to a group.",
+        },
+    )
+    tos: int | str = field(
+        default=0,
+        converter=option_parsers.tos,
+        metadata={
+            "metavar": "N|inherit",
+            "help": "TOS octet or traffic class of outer packets: the DSCP shifted left by 2, as 0xb8.",
+        },
+    )
+    ecn: str = field(
+        default="rfc6040",
+        converter=option_parsers.ecn,
+        metadata={
+            "metavar": "rfc6040|kernel",
+            "help": "Rules for copying ECN marks between inner and outer headers.",
+        },
+    )
+    df: str = field(
+        default="unset",
+        converter=option_parsers.df,
+        metadata={
+            "metavar": "unset|set|inherit",
+            "help": "Don't Fragment bit of outer IPv4 packets.",
+        },
+    )
+    flowlabel: int | str = field(
+        default=0,
+        converter=option_parsers.flowlabel,
+        metadata={"metavar": "N|inherit", "help": "Flow label of outer IPv6 packets."},
+    )
+    udpcsum: bool = flag(default=True, help="Send UDP checksums over IPv4.")
+    udp6zerocsumtx: bool = flag(default=False, help="Send zero UDP checksums over IPv6.")
+    udp6zerocsumrx: bool = flag(default=True, help="Accept zero UDP checksums over IPv6.")
+    mtu: int | None = field(
+        default=None,
+        converter=option_parsers.mtu,
+        metadata={
+            "metavar": "OCTETS",
+            "help": "Largest IP packet in the tunnel; the TAP's MTU too, unless it is on a bridge "
+            "[default: underlay MTU less 50 over IPv4, 70 over IPv6].",
+        },
+    )
+    mss_clamp: int | str = field(
+        default="auto",
+        converter=option_parsers.mss_clamp,
+        metadata={
+            "metavar": "auto|off|N",
+            "help": "Largest MSS that TCP may announce: what the tunnel carries, any, or N.",
+        },
+    )
+    mac: bytes | None = field(
+        default=None,
+        converter=address_parsers.mac,
+        metadata={"metavar": "MAC", "help": "MAC address of the TAP [default: random]."},
+    )
+    address: tuple[Interface, ...] = field(
+        default=(),
+        converter=address_parsers.interfaces,
+        metadata={
+            "repeatable": True,
+            "metavar": "IP/LEN",
+            "help": "Address of the TAP, such as 10.0.0.1/24; may be repeated.",
+        },
+    )
+    anycast_gateway: tuple[Address, ...] = field(
+        default=(),
+        converter=address_parsers.anycast_gateways,
+        metadata={
+            "repeatable": True,
+            "metavar": "IP",
+            "help": "Address of this host's gateway on the segment, which gateways of other hosts may "
+            "have as well: they are kept apart; may be repeated.",
+        },
+    )
+    learning: bool = flag(
+        default=True, help="Learn the remote of a MAC address from the frames that it sends."
+    )
+    ageing: float = field(
+        default=300,
+        converter=option_parsers.ageing,
+        metadata={
+            "metavar": "SECONDS",
+            "help": "Lifetime in seconds of a learned MAC that sends nothing; 0 is unlimited.",
+        },
+    )
+    max_addresses: int = field(
+        default=65536,
+        converter=option_parsers.max_addresses,
+        metadata={"metavar": "N", "help": "Maximum number of learned MACs; 0 is no limit."},
+    )
+    max_addresses_per_remote: int | str = field(
+        default="auto",
+        converter=option_parsers.max_addresses_per_remote,
+        metadata={
+            "metavar": "auto|N",
+            "help": "Maximum number of MACs learned from one remote; 0 is no limit; auto is half of "
+            "--max-addresses if there are several remotes.",
+        },
+    )
+    proxy: bool = flag(
+        default=False,
+        help="Answer ARP requests and neighbour solicitations for neighbours that are known and "
+        "whose MAC is in the FDB.",
+    )
+    accept: tuple[Network, ...] = field(
+        default=(),
+        converter=address_parsers.accept,
+        metadata={
+            "repeatable": True,
+            "metavar": "PREFIX",
+            "help": "Accept datagrams from this underlay prefix as well; may be repeated.",
+        },
+    )
+    accept_any: bool = flag(default=False, help="Accept datagrams from any underlay address.")
+    reserved_bits: int = field(
+        default=0,
+        converter=option_parsers.reserved_bits,
+        metadata={
+            "metavar": "ignore|strict|MASK",
+            "help": "Bits of the VXLAN header that must be zero on receive [default: ignore].",
+        },
+    )
+    gbp: int | None = field(
+        default=None,
+        converter=option_parsers.gbp,
+        metadata={
+            "metavar": "ID",
+            "help": "Enable the group policy extension (GBP); send frames with this policy ID.",
+        },
+    )
+    gbp_accept: frozenset[int] = field(
+        default=(),
+        converter=option_parsers.gbp_accept,
+        metadata={
+            "repeatable": True,
+            "metavar": "ID",
+            "help": "Accept only frames with this policy ID, 0 for those without; may be repeated.",
+        },
+    )
+    inner_vlan: str = field(
+        default="pass",
+        converter=option_parsers.inner_vlan,
+        metadata={
+            "metavar": "pass|strip|drop",
+            "help": "Handling of inner frames with a VLAN tag, in both directions.",
+        },
+    )
+    offload: frozenset[str] = field(
+        default="auto",
+        converter=option_parsers.offload,
+        metadata={
+            "metavar": "LIST",
+            "help": "Offloads to use if available: some of tso,uso,gso,gro,tnl, or auto, or none.",
+        },
+    )
+
+    @tap.default
+    def _default_tap(self) -> str:
+        return f"vx{self.vni}"
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """IP versions in use on the underlay: 4, 6 or both; 4 if no address tells."""
+        known = [*self.remote, *self.accept] + ([self.group] if self.group else [])
+        return tuple(sorted({item.version for item in known or self.local})) or (4,)
+
+    def local_for(self, version: int) -> Address | None:
+        """Return the own underlay address of an IP version, if one is configured."""
+        return next((item for item in self.local if item.version == version), None)
+
+    @remote.validator
+    def _check_remotes(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        for remote in self.remote:
+            self._check_scope("--remote", remote)
+
+    @group.validator
+    def _check_group(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
+        if group is not None and self.dev is None:
+            raise ConfigError(f"--group {group}: needs --dev, the device to join it on")
+
+    @bridge.validator
+    def _check_bridge(self, _attribute: "Attribute[Any]", bridge: str | None) -> None:
+        # It may be the device of --dev: a bridge with the underlay's address extends its LAN.
+        if bridge == self.tap:
+            raise ConfigError(f"--bridge {bridge}: is the TAP itself; name another device")
+
+    @dev.validator
+    def _check_dev(self, _attribute: "Attribute[Any]", dev: str | None) -> None:
+        if dev == self.tap:
+            raise ConfigError(f"--dev {dev}: is the TAP itself; name the underlay device")
+
+    @local.validator
+    def _check_local(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        for local in self.local:
+            if local.version not in self.versions:
+                raise ConfigError(
+                    f"--local {local}: is IPv{local.version}, but the remotes are "
+                    f"IPv{self.versions[0]}"
+                )
+            if local in self.remote:
+                raise ConfigError(f"--remote {local}: is the --local address of this host")
+            self._check_scope("--local", local)
+
+    def _check_scope(self, option: str, address: Address) -> None:
+        """Raise ConfigError if a link-local address has no device, or another one than `dev`."""
+        scope = scope_of(address, self.dev)
+        if scope is None and address.is_link_local and address.version == 6:
+            raise ConfigError(
+                f"{option} {address}: is link-local; add its device, as in {address}%eth0, or "
+                "give --dev"
+            )
+        if scope is not None and self.dev not in (None, scope):
+            raise ConfigError(f"{option} {address}: is not on the underlay --dev {self.dev}")
+
+    @flowlabel.validator
+    def _check_flowlabel(self, _attribute: "Attribute[Any]", label: int | str) -> None:
+        if label not in (0, "inherit") and 6 not in self.versions:
+            raise ConfigError(f"--flowlabel {label}: is for IPv6, but the underlay is IPv4")
+
+    @gbp_accept.validator
+    def _check_gbp_accept(self, _attribute: "Attribute[Any]", ids: frozenset[int]) -> None:
+        if ids and self.gbp is None:
+            raise ConfigError(
+                f"--gbp-accept {min(ids)}: needs --gbp, with the policy ID to send, or 0 for none"
+            )
+
+    @accept.validator
+    def _check_accept(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        if self.accept and self.accept_any:
+            raise ConfigError(
+                f"--accept {self.accept[0]}: is redundant with --accept-any; leave one out"
+            )
+
+    @address.validator
+    def _check_address(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        # Overlaps with the underlay's own subnets depend on the machine: a port checks those.
+        overlap = find_overlap(self.address, self.remote, ())
+        if overlap is not None:
+            raise ConfigError(str(overlap))
