@@ -287,12 +287,12 @@ def test_a_bridge_that_comes_later(pair: Pair, start: Start) -> None:
 
 def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Start) -> None:
     a, _ = pair
-    line = refusal(a, *segment(1, "192.0.2.2", "192.0.2.9/24"))
-    assert "--address 192.0.2.9/24: --remote 192.0.2.2 lies in its subnet 192.0.2.0/24" in line
+    line = refusal(a, *segment(1, "192.0.2.2", "192.0.2.9/24"), code=2)
+    assert "--address 192.0.2.9/24: --remote 192.0.2.2 is in its subnet 192.0.2.0/24" in line
     line = refusal(a, *segment(1, "192.0.2.2", "192.0.2.129/25"))
     assert "its subnet overlaps 192.0.2.0/24 of the underlay device eth0" in line
-    line = refusal(a, *segment(1, "2001:db8::2", "2001:db8::9/64"), "--dev", "wan0")
-    assert "--remote 2001:db8::2 lies in its subnet" in line
+    line = refusal(a, *segment(1, "2001:db8::2", "2001:db8::9/64"), "--dev", "wan0", code=2)
+    assert "--remote 2001:db8::2 is in its subnet" in line
     # What is only alike is not in the way: nothing is reached over this device.
     lab.wire(a, lab.host("c"), "eth1")
     address(a, "eth1", "10.0.0.77/24")
@@ -303,7 +303,7 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
         "remote add 10.0.0.2",
         "vni add 2 --remote 192.0.2.2 --address 192.0.2.9/24",
     ):
-        assert "would be routed into the tunnel" in vtep.ask(*words.split(), code=1)
+        assert "would be routed into the tunnel" in vtep.ask(*words.split(), code=2)
     # An underlay that comes later can't be refused any more.
     add = "vni add 2 --remote 198.51.100.2 --address 203.0.113.9/24 --dev wan0 --dstport 4790"
     vtep.ask(*add.split())

@@ -126,7 +126,7 @@ MISTAKES = [
     (f"{GOOD} --ageing 5m", "--ageing 5m: is not a number of seconds; write 300"),
     (f"{GOOD} --tos EF", "--tos EF: is neither a number nor inherit; write 0xb8"),
     (f"{GOOD} --mtu 1400b", "--mtu 1400b: is not a whole number; write it without a unit"),
-    (f"{GOOD} --tap none", "--tap none: names no device here"),
+    (f"{GOOD} --tap none", "--tap none: does not reset the name"),
     ("set --mtu default", "--mtu default: is not a whole number"),
     ("set --remote none --remote 192.0.2.2", "--remote none: resets the option, so it must stand"),
     ("set ageing 60", "ageing: is not understood here; options begin with two dashes: --ageing"),

@@ -323,10 +323,10 @@ REFUSED = [
     ("group", "", "is not the address of a multicast group"),
     ("group", ["239.1.1.1"], "is not the address of a multicast group"),
     ("group", "ff02::1%eth0", "give it without a scope"),
-    ("group", "239.1.1.1", "say with --dev on which device to join it"),
+    ("group", "239.1.1.1", "needs --dev, the device to join it on"),
     ("bridge", "", NO_NAME),
     ("bridge", "x" * 16, "too long"),
-    ("bridge", "vx1", "is the device of --tap already"),
+    ("bridge", "vx1", "is the TAP itself; name another device"),
     ("persist", 1, "must be true or false"),
     ("srcport", 5000, "must be the first and the last port"),
     ("srcport", "", "must be the first and the last port"),
@@ -414,11 +414,11 @@ REFUSED = [
     ("offload", "", "--offload '': must be"),
     ("offload", "auto,tso", "--offload auto: must be"),
     ("address", "10.0.0.1", "with a prefix length"),
-    ("address", "0.0.0.0/0", "is not an address that a host can have"),
-    ("address", "224.0.0.1/24", "is not an address that a host can have"),
-    ("address", "127.0.0.1/8", "is not an address that a host can have"),
-    ("address", "::1/128", "is not an address that a host can have"),
-    ("address", "fe80::1%eth0/64", "is not an address that a host can have"),
+    ("address", "0.0.0.0/0", "is not an address that a TAP can have"),
+    ("address", "224.0.0.1/24", "is not an address that a TAP can have"),
+    ("address", "127.0.0.1/8", "is not an address that a TAP can have"),
+    ("address", "::1/128", "is not an address that a TAP can have"),
+    ("address", "fe80::1%eth0/64", "is not an address that a TAP can have"),
     ("address", "10.0.0.0/24", "is the network's address"),
     ("address", "10.0.0.255/24", "is the broadcast address"),
     ("vni", "1_0", "is not a whole number"),
@@ -521,7 +521,7 @@ def test_every_default_can_be_spelled() -> None:
         ("remote", "192.0.2.01", "write it without leading zeros: --remote 192.0.2.1"),
         ("remote", "vtep.example", "look it up: getent ahosts vtep.example"),
         ("vni", "0x10", "is not a whole number; in decimal it is 16"),
-        ("vni", "1-5", "several VNIs are in a file (--config)"),
+        ("vni", "1-5", "several VNIs need a file (--config)"),
         ("ageing", "1.5h", "write 5400"),
         ("tos", "af11", "write 0x28"),
         ("tos", "cs6", "write 0xc0"),
@@ -557,7 +557,7 @@ def test_what_was_given_is_quoted_as_it_was_given(name: str, value: Any, message
 def test_own_address_among_the_remotes() -> None:
     for local in (V4, "192.0.2.2"):
         message = refusal(remote=[V4, "192.0.2.2"], local=local)
-        assert message == f"--remote {local}: is the --local address of this host itself"
+        assert message == f"--remote {local}: is the --local address of this host"
 
 
 def test_local_of_the_other_family() -> None:
@@ -580,7 +580,7 @@ def test_link_local_addresses_have_a_device() -> None:
     assert config(remote="fe80::1%eth0", dev="eth0").remote == (IPv6Address("fe80::1%eth0"),)
     assert "is not on the underlay --dev eth1" in refusal(remote="fe80::1%eth0", dev="eth1")
     assert config(remote=V6, local="fe80::9%eth0").local == (IPv6Address("fe80::9%eth0"),)
-    assert "with --dev" in refusal(remote=V6, local="fe80::9")
+    assert "or give --dev" in refusal(remote=V6, local="fe80::9")
     message = refusal(remote=V6, local="fe80::9%eth0", dev="eth1")
     assert message == "--local fe80::9%eth0: is not on the underlay --dev eth1"
 
@@ -619,8 +619,17 @@ def test_gbp_accept() -> None:
     assert refusal(gbp_accept=7).startswith("--gbp-accept 7: needs --gbp")
 
 
+@pytest.mark.parametrize(
+    ("address", "remote"), [("10.0.0.1/8", "10.9.9.9"), ("fd00::1/64", "fd00::9")]
+)
+def test_a_remote_in_the_subnet_of_the_tap(address: str, remote: str) -> None:
+    message = refusal(remote=[V4, remote], address=address)
+    assert message.startswith(f"--address {address}: --remote {remote} is in its subnet ")
+    assert "would be routed into the tunnel" in message
+
+
 def test_accept_any_makes_prefixes_pointless() -> None:
-    assert "says nothing beside --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
+    assert "is redundant with --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
 
 
 def test_a_bridge_may_be_the_underlay_device() -> None:

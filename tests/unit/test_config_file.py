@@ -192,13 +192,20 @@ BAD = [
     (f"{SEGMENT}remote=['192.0.2.2',\n'192.0.2.2']", "file:3: remote 192.0.2.2: is given twice"),
     (
         f"local = '192.0.2.2'\n{SEGMENT}remote = '192.0.2.2'",
-        "file:4: remote 192.0.2.2: is the local address of this host itself",
+        "file:4: remote 192.0.2.2: is the local address of this host",
     ),
     (
         f"local = '2001:db8::1'\n\n{SEGMENT}remote = '192.0.2.2'",
         "file:1: local 2001:db8::1: is IPv6, but the remotes are IPv4",
     ),
-    (f"{SEGMENT}group = '239.1.1.1'", "file:3: group 239.1.1.1: say with dev on which device"),
+    (
+        f"{SEGMENT}group = '239.1.1.1'",
+        "file:3: group 239.1.1.1: needs dev, the device to join it on",
+    ),
+    (
+        f"remote = '192.0.2.7'\n{SEGMENT}address = '192.0.2.1/24'",
+        "file:4: address 192.0.2.1/24: remote 192.0.2.7 is in its subnet 192.0.2.0/24, and would",
+    ),
     (f"\nstate-learned = true\n{SEGMENT}", "file:2: state-learned: needs state, with the file"),
     (
         f"{SEGMENT}state = '/x'",

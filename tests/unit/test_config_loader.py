@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtep.config import option_parsers
+from vtep.config import address_parsers
 from vtep.config.loader import read
 from vtep.errors import VtepError
 
@@ -42,5 +42,5 @@ def test_a_pipe_of_the_shell_is_read() -> None:
 def test_many_remotes_are_checked_in_little_time() -> None:
     hosts = [f"10.{number >> 8}.{number & 255}.1" for number in range(20_000)]
     began = time.process_time()
-    assert len(option_parsers.remotes(hosts)) == 20_000
+    assert len(address_parsers.remotes(hosts)) == 20_000
     assert time.process_time() - began < 2  # It was ten times that.

@@ -10,7 +10,7 @@ import attrs
 import click
 
 from vtep.cli import commands
-from vtep.config import option_parsers
+from vtep.config import address_parsers, option_parsers
 from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, wrong
 from vtep.doctor.findings import findings
@@ -49,7 +49,7 @@ def doctor(
     from vtep.doctor.examine import examine  # noqa: PLC0415  other commands need not load it
 
     facts = examine(
-        option_parsers.remotes(remotes),
+        address_parsers.remotes(remotes),
         option_parsers.vni(vni) if vni is not None else None,
         option_parsers.dstport(dstport) if dstport is not None else None,
         socket,

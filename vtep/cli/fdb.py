@@ -8,7 +8,7 @@ import click
 
 from vtep.cli import client_command, commands
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
-from vtep.config import option_parsers
+from vtep.config import address_parsers
 from vtep.control import Client
 from vtep.control.schema import Destination, Event, FdbEntry
 from vtep.errors import ConfigError, shown
@@ -32,7 +32,7 @@ def _check_destination(given: dict[str, Any]) -> None:
     try:
         ip_address(dst or "::")
     except ValueError:
-        error = option_parsers.not_an_address("dst", dst)
+        error = address_parsers.not_an_address("dst", dst)
         host, port = error.instead.get("dst"), error.instead.get("dstport")
         words = [f"dst {host}"] if isinstance(host, str) else []
         words += [f"port {port}"] if port is not None else []

@@ -14,7 +14,7 @@ from vtep.cli.fdb import destination_words
 from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.cli.options import checked, config_options, given_of
 from vtep.cli.stats_text import counted, together
-from vtep.config import option_parsers
+from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
 from vtep.errors import ConfigError, OptionError, shown
 
@@ -86,7 +86,7 @@ def delete_vni(vtep: Client, number: str) -> None:
 def _check_remote(given: dict[str, Any]) -> None:
     remote = given["given"]["remote"]
     try:
-        option_parsers.address("--remote", remote)
+        address_parsers.address("--remote", remote)
     except OptionError as error:
         if "dstport" not in error.instead:
             raise

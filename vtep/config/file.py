@@ -246,7 +246,7 @@ def _refusal(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None
         if convert is not None:
             convert(value)
         else:
-            option_parsers.yes_or_no(field.name, value)
+            option_parsers.check_flag(field.name, value)
     except ConfigError as error:
         return error
     return None

@@ -1,8 +1,8 @@
 """`Config`: the options of one segment, each with its parser, its default and its help text.
 
 The command line, the configuration file and the control socket are generated from the fields of
-`Config` and of `settings.Settings`. A parser checks one option; the validators here check what takes
-two of them. None of them looks at the machine.
+`Config` and of `settings.Settings`. A parser checks one option, and the validators here check two
+of them together. None of them looks at the machine.
 """
 
 from typing import Any
@@ -112,7 +112,7 @@ class Config:
         converter=option_parsers.ttl,
         metadata={
             "metavar": "N|auto|inherit",
-            "help": "TTL or hop limit of outer packets; auto is the host's default, and 1 to a group.",
+            "help": "TTL or hop limit of outer packets; auto is the host's default, 1 to a group.",
         },
     )
     tos: int | str = field(
@@ -120,7 +120,7 @@ class Config:
         converter=option_parsers.tos,
         metadata={
             "metavar": "N|inherit",
-            "help": "TOS octet or traffic class of outer packets: the DSCP shifted left by 2, as 0xb8.",
+            "help": "TOS octet of outer packets, with the DSCP in its upper six bits, as in 0xb8.",
         },
     )
     ecn: str = field(
@@ -184,8 +184,8 @@ class Config:
         metadata={
             "repeatable": True,
             "metavar": "IP",
-            "help": "Address of this host's gateway on the segment, which gateways of other hosts may "
-            "have as well: they are kept apart; may be repeated.",
+            "help": "Address of this host's gateway on the segment, which gateways of other hosts "
+            "have as well; may be repeated.",
         },
     )
     learning: bool = flag(
@@ -209,8 +209,8 @@ class Config:
         converter=option_parsers.max_addresses_per_remote,
         metadata={
             "metavar": "auto|N",
-            "help": "Maximum number of MACs learned from one remote; 0 is no limit; auto is half of "
-            "--max-addresses if there are several remotes.",
+            "help": "Maximum number of MACs learned from one remote; 0 is no limit; auto is half "
+            "of --max-addresses if there are several remotes.",
         },
     )
     proxy: bool = flag(

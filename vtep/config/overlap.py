@@ -1,7 +1,7 @@
 """Addresses of the TAP that would take the underlay's traffic away from the underlay.
 
-An address brings along a route to its subnet, by way of the TAP. If a remote lies in that subnet,
-datagrams to the remote are routed into the tunnel that they make up.
+An address brings a connected route to its subnet, which leads over the TAP. If a remote is in that
+subnet, datagrams to the remote are routed into the tunnel that they carry.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from vtep.wire.address import Address, Interface, Network, without_scope
 
 @frozen
 class Overlap:
-    """An address of the TAP whose subnet has a remote in it, or shares addresses with the underlay.
+    """An address of the TAP whose subnet contains a remote, or overlaps one of the underlay.
 
-    `other` is that remote, or a subnet of the underlay `device`.
+    `other` is the remote, and `device` None; or `other` is a subnet of the underlay `device`.
     """
 
     address: Interface
@@ -24,7 +24,7 @@ class Overlap:
 
     def __str__(self) -> str:
         if self.device is None:
-            what = f"--remote {self.other} lies in its subnet {self.address.network}"
+            what = f"--remote {self.other} is in its subnet {self.address.network}"
         else:
             what = f"its subnet overlaps {self.other} of the underlay device {self.device}"
         return (
@@ -38,18 +38,19 @@ def find_overlap(
     remotes: Iterable[Address],
     underlay: Iterable[tuple[str, Network]],
 ) -> Overlap | None:
-    """Return the first conflict between addresses of a TAP and its underlay, or None.
+    """Return the first overlap of addresses of a TAP with its remotes or its underlay, or None.
 
-    `underlay` are the subnets of the devices by which the remotes are reached, each with the name
-    of its device. Subnets of one address conflict with nothing, nor do IPv6 link-local ones, which
-    each link has.
+    `underlay` are the subnets of the devices that the remotes are reached over, each with the name
+    of its device. Subnets of one address bring no route, and each link has the IPv6 link-local
+    subnet: neither overlaps with anything.
     """
+    routed = [address for address in addresses if _is_routed(address.network)]
+    if not routed:  # As for most segments, of which some have thousands of remotes.
+        return None
     plain = [without_scope(remote) for remote in remotes]
     subnets = [(device, network) for device, network in underlay if _is_routed(network)]
-    for address in addresses:
+    for address in routed:
         network = address.network
-        if not _is_routed(network):
-            continue
         for remote in plain:
             if remote in network:
                 return Overlap(address, remote, None)
@@ -60,5 +61,5 @@ def find_overlap(
 
 
 def _is_routed(network: Network) -> bool:
-    """Return whether a subnet brings along a route that others could conflict with."""
+    """Return whether an address of this subnet brings a route that can take traffic away."""
     return network.num_addresses > 1 and not (network.version == 6 and network.is_link_local)

@@ -1,0 +1,76 @@
+"""Conflicts between segments of one process: names given twice, and UDP ports they can't share."""
+
+from collections.abc import Iterable, Iterator
+
+from vtep.config.options import Config
+from vtep.errors import ConfigError
+from vtep.wire.address import Address
+
+
+def check_segments(segments: Iterable[Config]) -> None:
+    """Raise ConfigError if two segments of one process conflict."""
+    for _, error in conflicts(segments):
+        raise error
+
+
+def conflicts(segments: Iterable[Config]) -> Iterator[tuple[Config, ConfigError]]:
+    """Yield each segment that conflicts with an earlier one, with the error."""
+    vnis: set[int] = set()
+    taps: set[str] = set()
+    # Only one segment for each different socket is kept: a thousand segments that share one would
+    # otherwise all be compared with each other.
+    sockets: dict[tuple[int, int], list[Config]] = {}
+    for config in segments:
+        try:
+            _check_names(config, vnis, taps)
+            for version in config.versions:
+                others = sockets.setdefault((version, config.dstport), [])
+                for other in others:
+                    _check_socket(version, other, config)
+                if not any(_socket(version, other) == _socket(version, config) for other in others):
+                    others.append(config)
+        except ConfigError as error:
+            yield config, error
+        else:
+            vnis.add(config.vni)
+            taps.add(config.tap)
+
+
+def _check_names(config: Config, vnis: set[int], taps: set[str]) -> None:
+    if config.vni in vnis:
+        raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
+    if config.tap in taps:
+        raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
+
+
+def _socket(version: int, config: Config) -> tuple[Address | None, str | None]:
+    """Return what, besides the port, the socket of a segment is bound to."""
+    return config.local_for(version), config.dev
+
+
+def _check_socket(version: int, one: Config, two: Config) -> None:
+    """Raise ConfigError unless two segments can share their UDP port.
+
+    They can by sharing one socket, or with two of which a datagram can reach only one.
+    """
+    separate = [
+        left != right and left is not None and right is not None
+        for left, right in zip(_socket(version, one), _socket(version, two), strict=True)
+    ]
+    if any(separate):
+        return
+    if _socket(version, one) != _socket(version, two):
+        raise ConfigError(
+            f"--dstport {two.dstport}: vni {one.vni} and vni {two.vni} share it; give both the "
+            "same --local and --dev, or another port to one of them"
+        )
+    # These are options of the socket (UDP_GRO, UDP_NO_CHECK6_RX), so all its segments share them.
+    for name, subject, first, second in (
+        ("offload", "gro", "gro" in one.offload, "gro" in two.offload),
+        ("udp6zerocsumrx", "zero checksums", one.udp6zerocsumrx, two.udp6zerocsumrx),
+    ):
+        if first != second:
+            raise ConfigError(
+                f"--{name}: {subject} must be on or off for both vni {one.vni} and vni {two.vni}, "
+                f"which share UDP port {two.dstport}"
+            )
