@@ -6,7 +6,7 @@ from typing import Self
 import pytest
 
 from tests.netns.hosts import udp_socket, wait_until
-from vtep.host.firewall import ARP, CROSSING, INCOMING, OUTGOING, Packet, Verdict
+from vtep.host.firewall import ARP, CROSSING, INCOMING, OUTGOING, PacketPattern, Verdict
 from vtep.host.netfilter import Rules
 from vtep.testing.lab import Host, Lab
 
@@ -103,7 +103,7 @@ def version(request: pytest.FixtureRequest) -> int:
     return number
 
 
-def verdict(host: Host, packet: Packet, *hooks: str) -> Verdict | None:
+def verdict(host: Host, packet: PacketPattern, *hooks: str) -> Verdict | None:
     with host.inside():
         return Rules.read().verdict(packet, *hooks)
 
@@ -113,8 +113,8 @@ def test_what_drops_a_datagram_is_named_and_the_advice_lets_it_pass(
 ) -> None:
     a, b = pair
     here, there = HERE[version], THERE[version]
-    received = Packet(version, there, PORT, "eth0", destination=here)
-    sent = Packet(version, here, PORT, out="eth0", destination=there)
+    received = PacketPattern(version, there, PORT, "eth0", destination=here)
+    sent = PacketPattern(version, here, PORT, out="eth0", destination=there)
     walls = [(commands, received, INCOMING) for commands in INCOMING_DROPPED]
     walls += [(commands, sent, OUTGOING) for commands in OUTGOING_DROPPED]
     for commands, packet, hooks in walls:
@@ -174,7 +174,7 @@ def test_what_drops_a_frame_on_a_bridge_is_named(bridged: tuple[Host, Host], hoo
         wait_until(passes, "a bridge without firewall")
         a.run("nft", base("bridge", hook, "ether type arp drop"))
         assert not passes(0.05)
-        packet = Packet(ARP, device="p0", out="p1", bridge="br0", accept_by="p0")
+        packet = PacketPattern(ARP, device="p0", out="p1", bridge="br0", accept_by="p0")
         found = verdict(a, packet, *CROSSING)
         assert found is not None
         assert "“ether type arp drop” (handle 2) in chain guard of the nftables table bridge" in (

@@ -24,7 +24,7 @@ from vtep.docker.network import Host, Network, Tunnel, findings, read
 from vtep.errors import VtepError
 from vtep.host import links, netlink
 from vtep.host.address_probe import probe_addresses
-from vtep.host.firewall import CROSSING, INCOMING, Packet
+from vtep.host.firewall import CROSSING, INCOMING, PacketPattern
 from vtep.host.netfilter import Rules
 from vtep.wire.address import Address, without_scope
 
@@ -201,14 +201,14 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
     network = place.network
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
     rules = Rules.read()
-    crosses = Packet(4, device=network.bridge, out=network.bridge)
+    crosses = PacketPattern(4, device=network.bridge, out=network.bridge)
     host = Host(place.bridge.netfilter, rules.verdict(crosses, *CROSSING))
     tunnel = Tunnel(port.mtu, chosen=port.mtu == port.config.mtu)
     for line in findings(network, tunnel, host):
         log.warning("%s", line)
     dstport, devices = port.config.dstport, port.underlay_devices
     for remote in port.config.remote:
-        packet = Packet(
+        packet = PacketPattern(
             *(remote.version, str(without_scope(remote)), dstport),
             devices[0] if len(devices) == 1 else None,
         )

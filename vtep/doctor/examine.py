@@ -28,7 +28,7 @@ from vtep.doctor.neighbours import is_one_host, ping, send_test_frame, who_has
 from vtep.doctor.running import Running, Target, all_here
 from vtep.errors import VtepError
 from vtep.host import address_probe
-from vtep.host.firewall import INCOMING, OUTGOING, Packet, Verdict, combined
+from vtep.host.firewall import INCOMING, OUTGOING, PacketPattern, Verdict, combine
 from vtep.host.netfilter import Rules
 from vtep.host.netlink import session
 from vtep.wire import vxlan
@@ -153,8 +153,8 @@ def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
     own = str(without_scope(target.local)) if target.local is not None else way.source
     there, lower = str(without_scope(target.remote)), around.lower(dev)
     version, bridge = target.remote.version, dev if around.is_bridge(dev) else None
-    into = Packet(version, there, target.port, dev, destination=own, lower=lower)
-    out = Packet(version, own, target.port, out=dev, destination=there, lower=lower)
+    into = PacketPattern(version, there, target.port, dev, destination=own, lower=lower)
+    out = PacketPattern(version, own, target.port, out=dev, destination=there, lower=lower)
     return attrs.evolve(
         facts,
         dev=dev,
@@ -168,7 +168,7 @@ def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
 
 
 def _verdict(
-    rules: Rules, packet: Packet, hooks: Sequence[str], bridge: str | None
+    rules: Rules, packet: PacketPattern, hooks: Sequence[str], bridge: str | None
 ) -> Verdict | None:
     """Return what drops a packet, on a bridge first by the rules for frames."""
     frame = None
@@ -179,7 +179,7 @@ def _verdict(
         frame = rules.verdict(
             passing, *(hook for hook in hooks if hook not in ("ingress", "egress"))
         )
-    return combined(each for each in (frame, rules.verdict(packet, *hooks)) if each is not None)
+    return combine(each for each in (frame, rules.verdict(packet, *hooks)) if each is not None)
 
 
 def _ask_all(targets: Sequence[Target], known: Sequence[RemoteFacts]) -> list[RemoteFacts]:

@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.doctor.facts import Blocked, BridgeFacts, Conflict, HolderFacts, PortFacts
 from vtep.errors import VtepError
-from vtep.host.firewall import AND, ARP, CROSSING, Packet, Verdict
+from vtep.host.firewall import AND, ARP, CROSSING, PacketPattern, Verdict
 from vtep.host.links import has_bridge_netfilter
 from vtep.host.netfilter import Rules
 from vtep.io.sockets import Binding, connected_probe, sockaddr
@@ -199,7 +199,7 @@ class Surroundings:
             (
                 what,
                 tables.verdict(
-                    Packet(
+                    PacketPattern(
                         *(version, None, None, into or None, out or None),
                         bridge=bridge.name if bridge is not None else "",
                         accept_by=tap,
@@ -221,11 +221,11 @@ class Surroundings:
             texts = self.outside.get(above.index, ())
             if any(ip_interface(text).version == version for text in texts):
                 what = f"IPv{version}"
-                into = Packet(version, device=above.name, state=None)
+                into = PacketPattern(version, device=above.name, state=None)
                 ways.append(
                     (f"{what} from the segment", tables.verdict(into, "prerouting", "input"))
                 )
-                out = Packet(version, out=above.name, state=None)
+                out = PacketPattern(version, out=above.name, state=None)
                 ways.append(
                     (f"{what} to the segment", tables.verdict(out, "output", "postrouting"))
                 )
@@ -280,9 +280,9 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _crossing(version: int, bridge: str) -> Packet:
+def _crossing(version: int, bridge: str) -> PacketPattern:
     # To the rules for IP, what crosses a bridge comes in and goes out by the bridge.
-    return Packet(version, device=bridge, out=bridge)
+    return PacketPattern(version, device=bridge, out=bridge)
 
 
 def _link(item: Any) -> Link:
