@@ -265,10 +265,6 @@ ROWS = [
 """Every frame has a VLAN tag and a timestamp unless its row states otherwise."""
 
 
-def rows() -> list[Any]:
-    return [pytest.param(row, kind, id=f"{row.name}-{kind}") for row in ROWS for kind in row.kinds]
-
-
 def burst_for(row: Row, kind: str) -> Burst:
     options = b"\1\1\x08\x0a" + bytes([0, 0, 0, 1, 0, 0, 0, 1])
     base = Frame(*KINDS[kind], tags=((0x8100, 5),), options=options)
@@ -279,14 +275,18 @@ def burst_for(row: Row, kind: str) -> Burst:
     return burst_of([*(f[:length].ljust(length, b"\0") for f in built[:-1]), built[-1][:length]])
 
 
-@pytest.mark.parametrize(("row", "kind"), rows())
-def test_row(row: Row, kind: str) -> None:
-    burst = burst_for(row, kind)
-    merged = merge(burst)
-    assert run_lengths(merged) == row.runs
-    assert [header is None for header, _ in merged] == [length == 1 for length in row.runs]
-    assert merged == twins.merge(burst.frames)
-    assert_equal_frames(expand(merged), burst.frames)
+def test_row(subtests: pytest.Subtests) -> None:
+    for row in ROWS:
+        for kind in row.kinds:
+            with subtests.test(row.name, kind=kind):
+                burst = burst_for(row, kind)
+                merged = merge(burst)
+                assert run_lengths(merged) == row.runs
+                assert [header is None for header, _ in merged] == [
+                    length == 1 for length in row.runs
+                ]
+                assert merged == twins.merge(burst.frames)
+                assert_equal_frames(expand(merged), burst.frames)
 
 
 def test_row_names_are_unique() -> None:

@@ -5,6 +5,7 @@ The merger reads what the splitter wrote, in the layout that it has on the wire.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -91,15 +92,17 @@ def with_prefix(burst: Burst, prefix_len: int) -> Burst:
 # --- merge(split(superframe)) -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 2, 7, 100, 1447, 1448, 8948, 21_000])
-@pytest.mark.parametrize("tail", ["full", "short", "one octet"])
-def test_superframe_round_trip(kind: str, size: int, tail: str) -> None:
-    base = Frame(*KINDS[kind], ident=0xFFFF, seq=0xFFFF_FFF0, flags=ACK | CWR | ECE | FIN | PSH)
-    count = min(44, 50_000 // size)
-    octets = count * size + {"full": 0, "short": size // 2, "one octet": 1}[tail]
-    frame, header = superframe(base, segment_run(base, 1, octets)[0].payload, size)
-    assert RoundTrip().merge(*RoundTrip().split(frame, header)) == [(header, frame)]
+def test_superframe_round_trip(subtests: pytest.Subtests) -> None:
+    for kind, size in product(KINDS, (1, 2, 7, 100, 1447, 1448, 8948, 21_000)):
+        for tail in ("full", "short", "one octet"):
+            with subtests.test(kind=kind, size=size, tail=tail):
+                base = Frame(
+                    *KINDS[kind], ident=0xFFFF, seq=0xFFFF_FFF0, flags=ACK | CWR | ECE | FIN | PSH
+                )
+                count = min(44, 50_000 // size)
+                octets = count * size + {"full": 0, "short": size // 2, "one octet": 1}[tail]
+                frame, header = superframe(base, segment_run(base, 1, octets)[0].payload, size)
+                assert RoundTrip().merge(*RoundTrip().split(frame, header)) == [(header, frame)]
 
 
 @settings(BASIC, max_examples=200)
@@ -137,14 +140,14 @@ def test_reuse(flows: Sequence[tuple[Frame, int, int]]) -> None:
 # --- split(merge(burst)) ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 2, 7, 100, 1447, 1448, 8948])
-def test_run_round_trip(kind: str, size: int) -> None:
-    for last in {1, size // 2 or 1, size}:
-        burst = burst_of(segment_run(Frame(*KINDS[kind], ident=0xFFFE), 7, size, last=last))
-        trip = RoundTrip()
-        assert len(trip.merge(burst.data, burst.stride)) == 1
-        assert trip.restore(burst) == burst.frames
+def test_run_round_trip(subtests: pytest.Subtests) -> None:
+    for kind, size in product(KINDS, (1, 2, 7, 100, 1447, 1448, 8948)):
+        with subtests.test(kind=kind, size=size):
+            for last in {1, size // 2 or 1, size}:
+                burst = burst_of(segment_run(Frame(*KINDS[kind], ident=0xFFFE), 7, size, last=last))
+                trip = RoundTrip()
+                assert len(trip.merge(burst.data, burst.stride)) == 1
+                assert trip.restore(burst) == burst.frames
 
 
 @settings(BASIC, max_examples=200)

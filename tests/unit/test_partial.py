@@ -6,6 +6,7 @@ kernel does for the virtio header. The octets must be those of scapy.
 
 import struct
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,9 @@ def counted(counters: Counters) -> tuple[int, int]:
 # --- checksums --------------------------------------------------------------------------------
 
 NOPS = [IPOption_NOP()]
+TAGS = ("", "q", "aq")
+"""VLAN tags: none, 802.1Q, 802.1ad and 802.1Q."""
+
 PACKETS = {
     "tcp4": ip4(tcp(b"payload")),
     "udp4": ip4(udp(b"payload")),
@@ -77,31 +81,33 @@ PACKETS = {
 }
 
 
-@pytest.mark.parametrize("tags", ["", "q", "aq"])
-@pytest.mark.parametrize("name", PACKETS)
-def test_partial_checksum(name: str, tags: str) -> None:
-    packet = ether(PACKETS[name], tags=tags)
-    transport, frame, counters = layout(packet), partial(packet), Counters()
-    assert frame != bytes(packet)
-    header = header_of(frame, counters=counters)
-    assert parse_virtio(header) == (
-        1,
-        0,
-        0,
-        0,
-        transport.offset,
-        transport.checksum_at - transport.offset,
-    )
-    assert finish(frame, header) == bytes(packet)
-    assert counted(counters) == (1, 0)
+def test_partial_checksum(subtests: pytest.Subtests) -> None:
+    for name, tags in product(PACKETS, TAGS):
+        with subtests.test(name, tags=tags):
+            packet = ether(PACKETS[name], tags=tags)
+            transport, frame, counters = layout(packet), partial(packet), Counters()
+            assert frame != bytes(packet)
+            header = header_of(frame, counters=counters)
+            assert parse_virtio(header) == (
+                1,
+                0,
+                0,
+                0,
+                transport.offset,
+                transport.checksum_at - transport.offset,
+            )
+            assert finish(frame, header) == bytes(packet)
+            assert counted(counters) == (1, 0)
 
 
-@pytest.mark.parametrize("tags", ["", "q", "aq"])
-@pytest.mark.parametrize("name", PACKETS)
-def test_complete_checksum(name: str, tags: str) -> None:
-    counters = Counters()
-    assert header_of(bytes(ether(PACKETS[name], tags=tags)), counters=counters) == virtio.PLAIN
-    assert counted(counters) == (0, 0)
+def test_complete_checksum(subtests: pytest.Subtests) -> None:
+    for name, tags in product(PACKETS, TAGS):
+        with subtests.test(name, tags=tags):
+            counters = Counters()
+            assert (
+                header_of(bytes(ether(PACKETS[name], tags=tags)), counters=counters) == virtio.PLAIN
+            )
+            assert counted(counters) == (0, 0)
 
 
 @pytest.mark.parametrize("name", PACKETS)
@@ -219,34 +225,34 @@ def test_udp_length_unlike_the_ip_length(udp_length: int) -> None:
 SUPER = bytes(range(256)) * 16
 
 
-@pytest.mark.parametrize("tags", ["", "q", "aq"])
-@pytest.mark.parametrize("flags", ["A", "PA", "FPA", "AC", "AE", "AEC"])
-@pytest.mark.parametrize(
-    ("version", "wrap"),
-    [
-        pytest.param(4, ip4, id="v4"),
-        pytest.param(4, lambda body: ip4(body, options=NOPS * 8), id="v4 options"),
-        pytest.param(6, ip6, id="v6"),
-        pytest.param(6, lambda body: ip6(hop(dest(body))), id="v6 extensions"),
-    ],
-)
-def test_superframe(version: int, wrap: Wrap, flags: str, tags: str) -> None:
-    packet = ether(wrap(tcp(SUPER, flags=flags, options=[("NOP", None)] * 12)), tags=tags)
-    transport, frame, counters = layout(packet), partial(packet), Counters()
-    header = header_of(frame, counters=counters)
-    parsed = parse_virtio(header)
-    gso_type = {4: 1, 6: 4}[version] | (0x80 if "C" in flags else 0)
-    headers = len(frame) - len(SUPER)
-    assert parsed == (
-        1,
-        gso_type,
-        headers,
-        MTU - (headers - transport.ip_offset),
-        transport.offset,
-        16,
-    )
-    assert finish(frame, header) == bytes(packet)
-    assert counted(counters) == (1, 1)
+WRAPS: dict[str, tuple[int, Wrap]] = {
+    "v4": (4, ip4),
+    "v4 options": (4, lambda body: ip4(body, options=NOPS * 8)),
+    "v6": (6, ip6),
+    "v6 extensions": (6, lambda body: ip6(hop(dest(body)))),
+}
+FLAGS = ("A", "PA", "FPA", "AC", "AE", "AEC")
+
+
+def test_superframe(subtests: pytest.Subtests) -> None:
+    for (name, (version, wrap)), flags, tags in product(WRAPS.items(), FLAGS, TAGS):
+        with subtests.test(name, flags=flags, tags=tags):
+            packet = ether(wrap(tcp(SUPER, flags=flags, options=[("NOP", None)] * 12)), tags=tags)
+            transport, frame, counters = layout(packet), partial(packet), Counters()
+            header = header_of(frame, counters=counters)
+            parsed = parse_virtio(header)
+            gso_type = {4: 1, 6: 4}[version] | (0x80 if "C" in flags else 0)
+            headers = len(frame) - len(SUPER)
+            assert parsed == (
+                1,
+                gso_type,
+                headers,
+                MTU - (headers - transport.ip_offset),
+                transport.offset,
+                16,
+            )
+            assert finish(frame, header) == bytes(packet)
+            assert counted(counters) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -184,26 +185,27 @@ def test_frames_and_reference_equal_scapy(kind: str) -> None:
 # --- the table --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("payload", "size"),
-    [
-        pytest.param(200, 100, id="S1-even"),
-        pytest.param(250, 100, id="S2-short-tail"),
-        pytest.param(201, 100, id="S2-tail-of-one"),
-        pytest.param(199, 100, id="S2-tail-one-less"),
-        pytest.param(303, 101, id="S2-odd"),
-        pytest.param(7, 1, id="S2-one-octet-each"),
-        pytest.param(100, 100, id="S7-one-segment"),
-        pytest.param(99, 100, id="S7-shorter-than-a-segment"),
-        pytest.param(1, 0xFFFF, id="S7-largest-size"),
-        pytest.param(9000, 1448, id="S2-usual"),
-    ],
-)
-def test_lengths(kind: str, payload: int, size: int) -> None:
-    for frame in shaped(kind):
-        superframe = replace(frame, payload=octets(payload), partial=True)
-        assert split(superframe, gso(superframe, size)) == scapy_split(superframe, size)
+LENGTHS = {
+    "S1-even": (200, 100),
+    "S2-short-tail": (250, 100),
+    "S2-tail-of-one": (201, 100),
+    "S2-tail-one-less": (199, 100),
+    "S2-odd": (303, 101),
+    "S2-one-octet-each": (7, 1),
+    "S7-one-segment": (100, 100),
+    "S7-shorter-than-a-segment": (99, 100),
+    "S7-largest-size": (1, 0xFFFF),
+    "S2-usual": (9000, 1448),
+}
+"""Octets of payload, and the segment size."""
+
+
+def test_lengths(subtests: pytest.Subtests) -> None:
+    for (name, (payload, size)), kind in product(LENGTHS.items(), KINDS):
+        with subtests.test(name, kind=kind):
+            for frame in shaped(kind):
+                superframe = replace(frame, payload=octets(payload), partial=True)
+                assert split(superframe, gso(superframe, size)) == scapy_split(superframe, size)
 
 
 @pytest.mark.parametrize(
@@ -216,20 +218,21 @@ def test_packet_lengths(kind: str, lengths: list[int]) -> None:
     assert [len(segment) - 14 for segment in split(superframe, gso(superframe, 100))] == lengths
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tail", [100, 1, 3, 50, 99])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_capacity(kind: str, tail: int, count: int) -> None:
-    # S3: a buffer of exactly the size needed, and of one octet less.
-    superframe = Frame(*KINDS[kind], payload=octets((count - 1) * 100 + tail))
-    need = len(superframe.payload) + count * (len(PREFIX) + superframe.head_len)
-    exact = Splitter(PREFIX, need)
-    assert pieces(exact, superframe.build(), gso(superframe, 100), PREFIX) == scapy_split(
-        superframe, 100
-    )
-    for capacity in (need - 1, len(PREFIX) + 20, 0):
-        with pytest.raises(SplitError, match="fit"):
-            Splitter(PREFIX, capacity).split(memoryview(superframe.build()), gso(superframe, 100))
+def test_capacity(subtests: pytest.Subtests) -> None:
+    for kind, tail, count in product(KINDS, (100, 1, 3, 50, 99), (1, 2, 5)):
+        with subtests.test(kind=kind, tail=tail, count=count):
+            # S3: a buffer of exactly the size needed, and of one octet less.
+            superframe = Frame(*KINDS[kind], payload=octets((count - 1) * 100 + tail))
+            need = len(superframe.payload) + count * (len(PREFIX) + superframe.head_len)
+            exact = Splitter(PREFIX, need)
+            assert pieces(exact, superframe.build(), gso(superframe, 100), PREFIX) == scapy_split(
+                superframe, 100
+            )
+            for capacity in (need - 1, len(PREFIX) + 20, 0):
+                with pytest.raises(SplitError, match="fit"):
+                    Splitter(PREFIX, capacity).split(
+                        memoryview(superframe.build()), gso(superframe, 100)
+                    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,12 +286,12 @@ for _name, _kind in KINDS.items():
                 )
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
-    frame, header = REFUSED[name]
-    assert twins.split(frame, header) is None
-    with pytest.raises(SplitError):
-        Splitter(PREFIX).split(memoryview(frame), header)
+def test_refused(subtests: pytest.Subtests) -> None:
+    for name, (frame, header) in REFUSED.items():
+        with subtests.test(name):
+            assert twins.split(frame, header) is None
+            with pytest.raises(SplitError):
+                Splitter(PREFIX).split(memoryview(frame), header)
 
 
 @pytest.mark.parametrize("kind", ["tcp4", "tcp6"])
@@ -483,21 +486,21 @@ CONTINUES: dict[str, tuple[tuple[str, ...], dict[str, Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize("position", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name, row in CONTINUES.items() for kind in row[0]]
-)
-def test_changed_superframe(name: str, kind: str, position: int) -> None:
+def test_changed_superframe(subtests: pytest.Subtests) -> None:
     """Change one of three superframes; the segments are those of separate splits in any case."""
-    _, changes, continues = CONTINUES[name]
-    made = consecutive_superframes(Frame(*KINDS[kind]), (3, 4, 5), 100, last=7)
-    frame, _ = made[position]
-    changed = replace(frame, **changes)
-    made[position] = changed, gso(changed, 100)
-    superframes = [(frame.build(), header) for frame, header in made]
-    lengths, segments = split_together(superframes)
-    assert segments == split_separately(superframes)
-    assert lengths == ([3] if continues else {0: [1, 2], 1: [1, 1, 1], 2: [2, 1]}[position])
+    for name, (kinds, changes, continues) in CONTINUES.items():
+        for kind, position in product(kinds, range(3)):
+            with subtests.test(name, kind=kind, position=position):
+                made = consecutive_superframes(Frame(*KINDS[kind]), (3, 4, 5), 100, last=7)
+                frame, _ = made[position]
+                changed = replace(frame, **changes)
+                made[position] = changed, gso(changed, 100)
+                superframes = [(frame.build(), header) for frame, header in made]
+                lengths, segments = split_together(superframes)
+                assert segments == split_separately(superframes)
+                assert lengths == (
+                    [3] if continues else {0: [1, 2], 1: [1, 1, 1], 2: [2, 1]}[position]
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,7 @@
 """Inner transport headers, compared with scapy."""
 
 import struct
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -86,58 +87,67 @@ def found(packet: Packet, tags: str = "") -> ip.Transport:
     return transport
 
 
-@pytest.mark.parametrize("tags", ["", "q", "aq"])
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_transport(name: str, tags: str) -> None:
-    packet = ether(TRANSPORTS[name], tags=tags)
-    assert found(TRANSPORTS[name], tags) == layout(packet)[:5]
+def test_transport(subtests: pytest.Subtests) -> None:
+    for name, tags in product(TRANSPORTS, ("", "q", "aq")):
+        with subtests.test(name, tags=tags):
+            packet = ether(TRANSPORTS[name], tags=tags)
+            assert found(TRANSPORTS[name], tags) == layout(packet)[:5]
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_transport_of_any_buffer(name: str) -> None:
-    frame = bytes(ether(TRANSPORTS[name]))
-    for kind in (bytearray, memoryview):
-        transport = ip.find_transport(kind(frame))
-        assert transport == ip.find_transport(frame)
-        assert transport is not None
-        assert bytes(ip.addresses(kind(frame), transport)) == bytes(ip.addresses(frame, transport))
-        assert ip.pseudo_sum(kind(frame), transport) == ip.pseudo_sum(frame, transport)
+def test_transport_of_any_buffer(subtests: pytest.Subtests) -> None:
+    for name, packet in TRANSPORTS.items():
+        with subtests.test(name):
+            frame = bytes(ether(packet))
+            for kind in (bytearray, memoryview):
+                transport = ip.find_transport(kind(frame))
+                assert transport == ip.find_transport(frame)
+                assert transport is not None
+                assert bytes(ip.addresses(kind(frame), transport)) == bytes(
+                    ip.addresses(frame, transport)
+                )
+                assert ip.pseudo_sum(kind(frame), transport) == ip.pseudo_sum(frame, transport)
 
 
-@pytest.mark.parametrize("tags", ["", "q"])
-@pytest.mark.parametrize("name", NO_TRANSPORT)
-def test_no_transport(name: str, tags: str) -> None:
-    assert ip.find_transport(bytes(ether(NO_TRANSPORT[name], tags=tags))) is None
+def test_no_transport(subtests: pytest.Subtests) -> None:
+    for name, tags in product(NO_TRANSPORT, ("", "q")):
+        with subtests.test(name, tags=tags):
+            assert ip.find_transport(bytes(ether(NO_TRANSPORT[name], tags=tags))) is None
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_truncated_frame_has_no_transport(name: str) -> None:
-    frame = bytes(ether(TRANSPORTS[name]))
-    for length in range(14, len(frame)):
-        assert ip.find_transport(frame[:length]) is None, length
+def test_truncated_frame_has_no_transport(subtests: pytest.Subtests) -> None:
+    for name, packet in TRANSPORTS.items():
+        with subtests.test(name):
+            frame = bytes(ether(packet))
+            for length in range(14, len(frame)):
+                assert ip.find_transport(frame[:length]) is None, length
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_padding_is_excluded(name: str) -> None:
-    frame = bytes(ether(TRANSPORTS[name]))
-    assert ip.find_transport(frame + bytes(46)) == ip.find_transport(frame)
+def test_padding_is_excluded(subtests: pytest.Subtests) -> None:
+    for name, packet in TRANSPORTS.items():
+        with subtests.test(name):
+            frame = bytes(ether(packet))
+            assert ip.find_transport(frame + bytes(46)) == ip.find_transport(frame)
 
 
-@pytest.mark.parametrize("tags", ["", "q"])
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_fields(name: str, tags: str) -> None:
-    packet = ether(TRANSPORTS[name], tags=tags)
-    frame, expected, transport = bytes(packet), layout(packet), found(TRANSPORTS[name], tags)
-    parsed = Ether(frame)
-    upper = parsed[TCP] if TCP in parsed else parsed[UDP]
-    assert ip.checksum_field(frame, transport) == upper.chksum
-    assert ip.pseudo_sum(frame, transport) == loop_sum(expected.pseudo_header)
-    addresses = expected.pseudo_header[: 8 if expected.version == 4 else 32]
-    assert ip.addresses(frame, transport) == addresses
-    if TCP in parsed:
-        assert ip.tcp_header_len(frame, transport) == upper.dataofs * 4
-    else:
-        assert ip.udp_length(frame, transport) == upper.len
+def test_fields(subtests: pytest.Subtests) -> None:
+    for name, tags in product(TRANSPORTS, ("", "q")):
+        with subtests.test(name, tags=tags):
+            packet = ether(TRANSPORTS[name], tags=tags)
+            frame, expected, transport = (
+                bytes(packet),
+                layout(packet),
+                found(TRANSPORTS[name], tags),
+            )
+            parsed = Ether(frame)
+            upper = parsed[TCP] if TCP in parsed else parsed[UDP]
+            assert ip.checksum_field(frame, transport) == upper.chksum
+            assert ip.pseudo_sum(frame, transport) == loop_sum(expected.pseudo_header)
+            addresses = expected.pseudo_header[: 8 if expected.version == 4 else 32]
+            assert ip.addresses(frame, transport) == addresses
+            if TCP in parsed:
+                assert ip.tcp_header_len(frame, transport) == upper.dataofs * 4
+            else:
+                assert ip.udp_length(frame, transport) == upper.len
 
 
 @given(st.binary(min_size=8, max_size=8), st.binary(max_size=40))

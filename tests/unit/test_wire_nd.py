@@ -137,11 +137,12 @@ def test_padding_is_ignored() -> None:
     assert nd.parse(octets + b"\xff" * 9, 0) == nd.parse(octets, 0)
 
 
-@pytest.mark.parametrize("length", range(72))
-def test_truncated(length: int) -> None:
-    octets = bytes(solicitation(SOURCE))
-    assert len(octets) == 72
-    assert nd.parse(octets[:length], 0) is None
+def test_truncated(subtests: pytest.Subtests) -> None:
+    for length in range(72):
+        with subtests.test(length=length):
+            octets = bytes(solicitation(SOURCE))
+            assert len(octets) == 72
+            assert nd.parse(octets[:length], 0) is None
 
 
 ADDRESSES = st.binary(min_size=16, max_size=16).filter(lambda a: a[0] != 0xFF and any(a))
