@@ -24,7 +24,7 @@ from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
 from vtep.wire import virtio
-from vtep.wire.echo import SIZE, Kind, Probe
+from vtep.wire.echo import SIZE, EchoKind, EchoMessage
 from vtep.wire.outer_header import InheritPolicy
 
 FRAMES = 60
@@ -131,7 +131,9 @@ class TunnelGsoWays(Ways):
         self._path = TunnelGsoPath(sockets, OuterHeaderOptions(), cast("Any", device), prober)
         self._path.request(4789)
         prober.on_resolved(self._path, 1, 0.0)
-        prober.on_reply(Probe(Kind.ANSWER, None, 4789, token, 1, SIZE), self._path.host, 0.0)
+        prober.on_reply(
+            EchoMessage(EchoKind.REPLY, None, 4789, token, 1, SIZE), self._path.host, 0.0
+        )
         assert self._path.gso.enabled
 
     def tunnel_gso_path(self, _remote: Remote) -> TunnelGsoPath:

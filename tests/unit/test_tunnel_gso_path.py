@@ -22,7 +22,7 @@ from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
 from vtep.wire import virtio, vxlan
-from vtep.wire.echo import SIZE, Probe, Status
+from vtep.wire.echo import SIZE, EchoMessage, Status
 from vtep.wire.outer_header import DF
 
 EGRESS = 7
@@ -63,9 +63,9 @@ class Rig:
     def enable(self) -> None:
         self.path.request(4789)
         self.prober.on_resolved(self.path, EGRESS, 0.0)
-        request = Probe.parse(self.device.packets[-1][-len(SMALL_PROBE.frame) - SIZE :])
+        request = EchoMessage.parse(self.device.packets[-1][-len(SMALL_PROBE.frame) - SIZE :])
         assert request is not None
-        reply = Probe.parse(request.answer(SIZE, Status.FINE))
+        reply = EchoMessage.parse(request.reply(SIZE, Status.FINE))
         assert reply is not None
         self.prober.on_reply(reply, self.path.host, 0.5)
         assert self.path.gso.enabled

@@ -26,7 +26,7 @@ from vtep.tunnel_gso.state import (
     State,
     next_state,
 )
-from vtep.wire.echo import SIZE, Kind, Probe, Status
+from vtep.wire.echo import SIZE, EchoKind, EchoMessage, Status
 
 EGRESS = 3
 SEGMENTED = SIZE + SMALL_PROBE.cut.header_len + SMALL_PROBE.cut.size
@@ -45,16 +45,16 @@ class FakePath:
     egress: int = 0
     warnings: int = 0
     max_lens: list[int] = field(factory=list)
-    requests: list[tuple[float, Probe]] = field(factory=list)
+    requests: list[tuple[float, EchoMessage]] = field(factory=list)
     probe_packet: ProbePacket | None = None
 
     def use_egress(self, index: int) -> None:
         self.egress = index
 
     def send_probe(self, request: bytes, packet: ProbePacket, now: float) -> None:
-        parsed = Probe.parse(request)
+        parsed = EchoMessage.parse(request)
         assert parsed is not None
-        assert parsed.kind is Kind.QUESTION
+        assert parsed.kind is EchoKind.REQUEST
         self.requests.append((now, parsed))
         self.probe_packet = packet
 
@@ -77,10 +77,10 @@ class FakePath:
         """The times of all echo requests."""
         return [at for at, _ in self.requests]
 
-    def reply(self, arrived: int = SEGMENTED) -> Probe:
+    def reply(self, arrived: int = SEGMENTED) -> EchoMessage:
         """Return the reply to the last echo request, of which so many octets arrived."""
         _, request = self.requests[-1]
-        parsed = Probe.parse(request.answer(arrived, Status.FINE))
+        parsed = EchoMessage.parse(request.reply(arrived, Status.FINE))
         assert parsed is not None
         return parsed
 
@@ -186,12 +186,12 @@ def test_foreign_and_forged_replies_are_ignored() -> None:
     bench, path = Bench(), FakePath()
     bench.probe(path)
     bench.prober.on_reply(path.reply(), "192.0.2.3", 0.0)
-    bench.prober.on_reply(Probe(Kind.ANSWER, None, 4789, bytes(8), 1, 0), path.host, 0.0)
+    bench.prober.on_reply(EchoMessage(EchoKind.REPLY, None, 4789, bytes(8), 1, 0), path.host, 0.0)
     assert path.state() is State.PROBING
     unresolved = FakePath()
     bench.prober.request(unresolved, 4789)
     for octets in (0, SMALL):
-        forged = Probe(Kind.ANSWER, None, 4789, (2).to_bytes(8), 1, octets)
+        forged = EchoMessage(EchoKind.REPLY, None, 4789, (2).to_bytes(8), 1, octets)
         bench.prober.on_reply(forged, unresolved.host, 0.0)
     assert unresolved.state() is State.UNRESOLVED
 

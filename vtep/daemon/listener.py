@@ -30,7 +30,7 @@ from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
-from vtep.wire.echo import Probe
+from vtep.wire.echo import EchoMessage
 
 log = logging.getLogger("vtep")
 
@@ -78,7 +78,7 @@ class Listener:
         self,
         endpoint: Endpoint,
         beside: Callable[[Endpoint], Iterable[socket.socket]],
-        heard: Callable[[Probe, str, float], None],
+        heard: Callable[[EchoMessage, str, float], None],
     ) -> None:
         self.endpoint = endpoint
         self._beside = beside

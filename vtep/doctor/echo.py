@@ -21,11 +21,12 @@ from typing import Self
 from attrs import evolve, field, frozen
 
 from vtep.doctor.facts import Echoes, IcmpError, PathMtu, Refusal
+from vtep.doctor.path_mtu import find_path_mtu
 from vtep.errors import VtepError
 from vtep.io.sockets import Binding, sockaddr
 from vtep.wire import vxlan
 from vtep.wire.address import Address
-from vtep.wire.echo import SIZE, TOKEN_LEN, Kind, Probe, largest
+from vtep.wire.echo import SIZE, TOKEN_LEN, EchoKind, EchoMessage
 
 _PAUSE = 0.01
 """Seconds between questions whose delays are measured."""
@@ -73,7 +74,7 @@ class _Error:
 class _Heard:
     """What came back of some questions."""
 
-    answers: dict[int, tuple[float, Probe, str]] = field(factory=dict)
+    answers: dict[int, tuple[float, EchoMessage, str]] = field(factory=dict)
     """By sequence number: when it came, what it says, and from where."""
     errors: list[_Error] = field(factory=list)
 
@@ -164,7 +165,9 @@ class Echo:
             told_by.extend(error.host for error in told if error.host is not None)
             return bool(heard.answers), told[0].mtu if told else None
 
-        return PathMtu(largest(self._headers + SIZE, high, passes), told_by[0] if told_by else None)
+        return PathMtu(
+            find_path_mtu(self._headers + SIZE, high, passes), told_by[0] if told_by else None
+        )
 
     def mtu_back(self, high: int) -> PathMtu:
         """The largest packet, of up to `high` octets, that comes back in one piece.
@@ -177,7 +180,7 @@ class Echo:
             heard = self._exchange([probe] * _COPIES, size - self._headers, whole=False)
             return bool(heard.answers), None
 
-        return PathMtu(largest(self._headers + SIZE, high, passes))
+        return PathMtu(find_path_mtu(self._headers + SIZE, high, passes))
 
     def told_mtu(self, high: int) -> PathMtu | None:
         """What an ICMP error tells of the way there, where nobody answers."""
@@ -188,8 +191,8 @@ class Echo:
                 return PathMtu(error.mtu, error.host)
         return None
 
-    def _probe(self, port: int, octets: int) -> Probe:
-        return Probe(Kind.QUESTION, self._vni, port, self._token, 0, octets)
+    def _probe(self, port: int, octets: int) -> EchoMessage:
+        return EchoMessage(EchoKind.REQUEST, self._vni, port, self._token, 0, octets)
 
     def _measure(self, count: int, port: int) -> Echoes:
         probes = [self._probe(port, SIZE)] * count
@@ -214,7 +217,7 @@ class Echo:
 
     def _exchange(
         self,
-        probes: Iterable[Probe],
+        probes: Iterable[EchoMessage],
         size: int,
         *,
         whole: bool,
@@ -290,10 +293,10 @@ class Echo:
                 port, data = _udp(data, self._family)
                 if port != self._port:
                     continue
-            probe = Probe.parse(data)
+            probe = EchoMessage.parse(data)
             if (
                 probe is not None
-                and probe.kind is Kind.ANSWER
+                and probe.kind is EchoKind.REPLY
                 and probe.token == self._token
                 and probe.sequence in times
                 and (probe.port == self._port) is (sock is self._raw)

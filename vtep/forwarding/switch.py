@@ -17,7 +17,7 @@ from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Entry, Fdb, Filter, Learned, Remote
 from vtep.forwarding.suppress import Answer, Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
-from vtep.wire.echo import Allowance, Kind, Probe, Status
+from vtep.wire.echo import Allowance, EchoKind, EchoMessage, Status
 
 _INNER_MIN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
 
@@ -446,7 +446,7 @@ class Switch:
         segments: Iterable[Segment],
         port: int = vxlan.PORT,
         reply: Callable[[bytes, str, int], None] | None = None,
-        heard: Callable[[Probe, str, float], None] | None = None,
+        heard: Callable[[EchoMessage, str, float], None] | None = None,
     ) -> None:
         self.segments = {segment.vni: segment for segment in segments}
         self.counters = Counters()
@@ -512,10 +512,10 @@ class Switch:
         if header >> 32 & vxlan.FLAG_I:
             counters.drop(Drop.HEADER_GPE, source, count, header)
             return
-        probe = Probe.parse(datagram)
+        probe = EchoMessage.parse(datagram)
         if probe is None or self._reply is None:
             counters.drop(Drop.FLAGS_INVALID, source, count, header)
-        elif probe.kind is Kind.ANSWER:
+        elif probe.kind is EchoKind.REPLY:
             counters.probes_heard += count
             if self._heard is not None:
                 self._heard(probe, source, now)
@@ -525,13 +525,13 @@ class Switch:
             segment = None if probe.vni is None else self.segments.get(probe.vni)
             counters = counters if segment is None else segment.counters
             counters.drop(Drop.SOURCE_UNKNOWN, source, count)
-        elif probe.may_be_answered(self._port):
+        elif probe.permits_reply(self._port):
             counters.probes_answered += count
-            self._reply(probe.answer(len(datagram), status), source, probe.port)
+            self._reply(probe.reply(len(datagram), status), source, probe.port)
         else:
             counters.drop(Drop.FLAGS_INVALID, source, count, header)
 
-    def _status(self, probe: Probe, source: str) -> Status | None:
+    def _status(self, probe: EchoMessage, source: str) -> Status | None:
         """What is to be said to who asks; None if nothing is."""
         segment = None if probe.vni is None else self.segments.get(probe.vni)
         if segment is not None and segment.listens_to(source):

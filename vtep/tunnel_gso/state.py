@@ -37,7 +37,7 @@ from attrs import define, field, frozen
 
 from vtep.tunnel_gso.ack_tracker import DeliveryResult, OnResult
 from vtep.tunnel_gso.encoder import LARGE_PROBE, SMALL_PROBE, SUPERFRAME_MAX, ProbePacket
-from vtep.wire.echo import SIZE, Kind, Probe
+from vtep.wire.echo import SIZE, EchoKind, EchoMessage
 
 # --- the state machine of one remote ----------------------------------------------------------
 
@@ -405,7 +405,7 @@ class GsoProber(Generic[_P]):
             self._send_request(path, now)
             self._ask_for_tracking(path, now)
 
-    def on_reply(self, reply: Probe, host: str, now: float) -> None:
+    def on_reply(self, reply: EchoMessage, host: str, now: float) -> None:
         """Take an echo reply from a host, perhaps to one of our echo requests."""
         path = self._paths.get(reply.token)
         if path is None or path.host != host:
@@ -543,7 +543,9 @@ class GsoProber(Generic[_P]):
         remote = path.gso
         remote.requests += 1
         remote.requested_at, remote.sent_at_request = now, path.sent
-        request = Probe(Kind.QUESTION, None, remote.reply_port, remote.token, remote.requests, 0)
+        request = EchoMessage(
+            EchoKind.REQUEST, None, remote.reply_port, remote.token, remote.requests, 0
+        )
         path.send_probe(request.pack(), remote.probe_packet, now)
 
     def _ask_for_tracking(self, path: _P, now: float, *, any_size: bool = False) -> None:
