@@ -149,13 +149,14 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "line"), MISTAKES, ids=[words for words, _ in MISTAKES])
 def test_a_mistake_is_told_with_what_to_type(
-    words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = said(words, monkeypatch, capsys)
-    assert found.startswith(line)
-    assert code == 2
+    for words, line in MISTAKES:
+        with subtests.test(words):
+            code, found = said(words, monkeypatch, capsys)
+            assert found.startswith(line)
+            assert code == 2
 
 
 def test_who_may_not_see_the_sockets_is_told_of_sudo(

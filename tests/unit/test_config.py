@@ -213,11 +213,12 @@ ACCEPTED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "kept"), ACCEPTED)
-def test_accepted(name: str, value: object, kept: object) -> None:
-    found = getattr(config(**{name: value}), name)
-    assert found == kept
-    assert type(found) is type(kept)
+def test_accepted(subtests: pytest.Subtests) -> None:
+    for name, value, kept in ACCEPTED:
+        with subtests.test(name, value=value):
+            found = getattr(config(**{name: value}), name)
+            assert found == kept
+            assert type(found) is type(kept)
 
 
 @pytest.mark.parametrize(("vni", "name"), [(0, "vx0"), ("7", "vx7"), (16777215, "vx16777215")])
@@ -440,12 +441,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "why"), REFUSED, ids=lambda value: str(value)[:30])
-def test_refused(name: str, value: object, why: str) -> None:
-    message = refusal(**{name: value})
-    assert message.startswith(option(name))
-    assert why in message
-    assert "\n" not in message
+def test_refused(subtests: pytest.Subtests) -> None:
+    for name, value, why in REFUSED:
+        with subtests.test(name, value=value):
+            message = refusal(**{name: value})
+            assert message.startswith(option(name))
+            assert why in message
+            assert "\n" not in message
 
 
 def test_limits() -> None:
