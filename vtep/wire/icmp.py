@@ -123,17 +123,39 @@ def build_too_big(frame: Buffer, ip_offset: int, version: int, length: int, mtu:
     header_len = IP_HEADER_MIN[version] + _HEADER_LEN
     quoted = bytes(frame[ip_offset : ip_offset + min(length, _LENGTH_MAX[version] - header_len)])
     if version == 4:
-        icmp = _V4.pack(_V4_UNREACHABLE, _V4_FRAGMENTATION_NEEDED, 0, 0, mtu) + quoted
-        value = checksum.internet_checksum(icmp)
-        source, destination = quoted[12:16], quoted[16:20]
-        tos, total = _INTERNETWORK_CONTROL, IP_HEADER_MIN[4] + len(icmp)
-        fields = (0x45, tos, total, 0, _DONT_FRAGMENT, _HOP_LIMIT, ICMP)
-        header = _IPV4.pack(*fields, 0, destination, source)
-        header = _IPV4.pack(*fields, checksum.internet_checksum(header), destination, source)
-    else:
-        icmp = _V6.pack(_V6_TOO_BIG, 0, 0, mtu) + quoted
-        addresses = quoted[24:40], quoted[8:24]
-        pseudo = b"".join(addresses) + len(icmp).to_bytes(4, "big") + bytes((0, 0, 0, ICMPV6))
-        value = checksum.internet_checksum(pseudo + icmp)
-        header = _IPV6.pack(6 << 28, len(icmp), ICMPV6, _HOP_LIMIT, *addresses)
-    return link + header + icmp[:2] + value.to_bytes(2, "big") + icmp[4:]
+        error = _V4.pack(_V4_UNREACHABLE, _V4_FRAGMENTATION_NEEDED, 0, 0, mtu) + quoted
+        return link + ipv4_packet(quoted[16:20], quoted[12:16], error, _INTERNETWORK_CONTROL)
+    error = _V6.pack(_V6_TOO_BIG, 0, 0, mtu) + quoted
+    return link + ipv6_packet(quoted[24:40], quoted[8:24], error)
+
+
+def ipv4_packet(source: bytes, destination: bytes, message: bytes, tos: int = 0) -> bytes:
+    """Pack an ICMP message as an IPv4 packet, without an Ethernet header.
+
+    The checksum field of `message` is 0, and is filled in. DF is set, so the identification can be
+    0 (RFC 6864, section 4).
+    """
+    total = IP_HEADER_MIN[4] + len(message)
+    fields = (0x45, tos, total, 0, _DONT_FRAGMENT, _HOP_LIMIT, ICMP)
+    header = _IPV4.pack(*fields, 0, source, destination)
+    header = _IPV4.pack(*fields, checksum.internet_checksum(header), source, destination)
+    return header + with_checksum(message)
+
+
+def ipv6_packet(source: bytes, destination: bytes, message: bytes) -> bytes:
+    """Pack an ICMPv6 message as an IPv6 packet, without an Ethernet header.
+
+    The checksum field of `message` is 0, and is filled in.
+    """
+    pseudo = source + destination + len(message).to_bytes(4, "big") + bytes((0, 0, 0, ICMPV6))
+    header = _IPV6.pack(6 << 28, len(message), ICMPV6, _HOP_LIMIT, source, destination)
+    return header + with_checksum(message, pseudo)
+
+
+def with_checksum(message: bytes, pseudo_header: bytes = b"") -> bytes:
+    """Return an ICMP message with its checksum in place of the 0 of its checksum field.
+
+    ICMPv6 has a pseudo-header (RFC 8200, section 8.1), and ICMP for IPv4 has none.
+    """
+    value = checksum.internet_checksum(pseudo_header + message)
+    return message[:2] + value.to_bytes(2, "big") + message[4:]
