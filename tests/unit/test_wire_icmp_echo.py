@@ -22,8 +22,8 @@ def expected(version: int) -> Packet:
     if version == 4:
         ip = IP(src=source, dst=destination, id=0, flags="DF")
         return ip / ICMP(type=8, id=ECHO.identifier, seq=ECHO.sequence)
-    ip = IPv6(src=source, dst=destination, hlim=64)
-    return ip / ICMPv6EchoRequest(id=ECHO.identifier, seq=ECHO.sequence)
+    ipv6 = IPv6(src=source, dst=destination, hlim=64)
+    return ipv6 / ICMPv6EchoRequest(id=ECHO.identifier, seq=ECHO.sequence)
 
 
 @pytest.mark.parametrize("version", [4, 6])
