@@ -16,9 +16,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.micro.frames import OWN_MAC, REMOTE, segment, tcp_frame
 from vtep.datapath import Arena, Outbound
 from vtep.forwarding.fdb import Remote
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import Path
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
@@ -42,7 +43,7 @@ PORT_AT = 14 + 20 + 1
 class Ways(dict[Remote, "Ways"]):
     """The way to any remote, which takes everything."""
 
-    envelope = staticmethod(InheritPolicy().make_reader())
+    outer_fields = staticmethod(InheritPolicy().make_reader())
     tunnel_gso = False
 
     def __missing__(self, _remote: Remote) -> "Ways":

@@ -9,9 +9,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from vtep.datapath.pool import Pool
 from vtep.forwarding.fdb import Remote
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions
 
 REMOTES = [1, 10, 1_000]
 BINDING = Binding(socket.AF_INET, None, None)
@@ -33,7 +34,9 @@ def remotes(request: pytest.FixtureRequest) -> Iterator[list[Remote]]:
 
 def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
     pool = Pool()
-    paths = [pool.take(BINDING, OuterHeaderOptions(), remote, gso=True) for remote in remotes]
+    paths = [
+        pool.acquire_path(BINDING, OuterHeaderOptions(), remote, gso=True) for remote in remotes
+    ]
 
     def flood() -> None:
         for path in paths:
@@ -41,12 +44,12 @@ def test_path_by_path(benchmark: BenchmarkFixture, remotes: list[Remote]) -> Non
 
     benchmark(flood)
     for path in paths:
-        pool.let_go(path)
+        pool.release_path(path)
 
 
 def test_at_once(benchmark: BenchmarkFixture, remotes: list[Remote]) -> None:
     replicator = Replicator([BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
-    recipients = replicator.recipients(remotes)
-    sent = benchmark(replicator.send, DATAGRAM, len(DATAGRAM), recipients, 0)
+    recipients = replicator.prepare(remotes)
+    sent = benchmark(recipients.send, DATAGRAM, len(DATAGRAM), 0)
     assert sent.datagrams == len(remotes)
     replicator.close()

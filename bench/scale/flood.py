@@ -17,9 +17,10 @@ from bench.processes import wait_until
 from vtep.datapath.pool import Pool
 from vtep.forwarding.fdb import Remote
 from vtep.io import replicator
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions
 from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
 
@@ -116,20 +117,23 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
     figures = {}
     with a.inside(), _sink(b) as sink:
         heads = Replicator([_BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
-        recipients = heads.recipients(remotes)
+        recipients = heads.prepare(remotes)
         pool = Pool()
         pool.remotes = len(remotes)
-        paths = [pool.take(_BINDING, OuterHeaderOptions(), remote, gso=True) for remote in remotes]
+        paths = [
+            pool.acquire_path(_BINDING, OuterHeaderOptions(), remote, gso=True)
+            for remote in remotes
+        ]
 
         def at_once(datagram: memoryview) -> None:
             skip = 0
             while True:
-                sent = heads.send(datagram, len(datagram), recipients, 0, skip)
-                if sent.lost:
-                    raise RuntimeError(f"lost: {sent.lost[0]}")
+                sent = recipients.send(datagram, len(datagram), 0, skip)
+                if sent.drops:
+                    raise RuntimeError(f"lost: {sent.drops[0]}")
                 if sent.octets:
                     return
-                skip = sent.reached
+                skip = sent.sent_to
 
         def path_by_path(datagram: memoryview) -> None:
             for path in paths:
@@ -140,7 +144,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
                 figures[f"{name}_us"] = _sent(send, sink, len(hosts))
         heads.close()
         for path in paths:
-            pool.let_go(path)
+            pool.release_path(path)
     figures["flood_calls"] = calls / (_BROADCASTS + 1)
     figures["flood_ratio"] = figures["flood_us"] / figures["flood_single_us"]
     return figures

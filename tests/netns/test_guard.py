@@ -12,8 +12,9 @@ from vtep.errors import VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.host import netlink_events
 from vtep.host.link_table import LinkTable
+from vtep.io.binding import Binding
 from vtep.io.ingress_guard import IngressGuard
-from vtep.io.sockets import Binding, join, open_receiver, receive
+from vtep.io.receiver import UdpReceiver
 from vtep.testing.lab import Host
 
 Pair = tuple[Host, Host]
@@ -40,8 +41,8 @@ class Port:
         self.version = 4 if family == V4 else 6
         self.binding = Binding(family, None, dev)
         with self.a.inside():
-            self.receiver = open_receiver(self.binding, 4789, gro=gro)
-            self.guard = IngressGuard(self.receiver, self.binding)
+            self.receiver = UdpReceiver.open(self.binding, 4789, gro=gro)
+            self.guard = IngressGuard(self.receiver.sock, self.binding)
             self.eth0 = socket.if_nametoindex("eth0")
         self._buffer = memoryview(bytearray(65536))
 
@@ -58,7 +59,7 @@ class Port:
         got = []
         with suppress(BlockingIOError):
             while True:
-                octets = receive(self.receiver, self._buffer)[0]
+                octets = self.receiver.receive(self._buffer)[0]
                 got.append(bytes(self._buffer[:octets]))
         return got
 
@@ -142,16 +143,16 @@ def test_groups_are_heard_beside_it(port: Open, family: socket.AddressFamily) ->
     group = {V4: "239.1.1.1", V6: "ff05::101"}[family]
     it.accept(3)
     with it.a.inside():
-        member = join(it.receiver, it.binding, ip_address(group), [it.guard.socket])
+        member = it.receiver.join_group(it.binding, ip_address(group), [it.guard.socket])
         it.guard.close()
-        it.guard = IngressGuard(it.receiver, it.binding)
+        it.guard = IngressGuard(it.receiver.sock, it.binding)
     it.accept(2)
     device = ("dev", "eth0") if family == V6 else ("dev", "eth0", "src", "192.0.2.2")
     it.b.run("ip", "route", "add", f"{group}/{128 if family == V6 else 32}", *device)
     it.send(3, b"to the group", group)
     it.send(2, b"to the host")
     with member:
-        assert receive(member, memoryview(bytearray(99)))[0] == len(b"to the group")
+        assert member.receive(memoryview(bytearray(99)))[0] == len(b"to the group")
         assert it.first() == [b"to the host"]
         assert it.second() == []
 
@@ -163,7 +164,7 @@ def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.Address
     a, _ = pair
     with a.inside():
         with pytest.raises(VtepError, match="this UDP port is taken"):
-            open_receiver(it.binding, 4789, gro=True)
+            UdpReceiver.open(it.binding, 4789, gro=True)
         with socket.socket(family, socket.SOCK_DGRAM) as thief:
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
@@ -174,10 +175,10 @@ def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.Address
     assert "state UP" not in a.run("ip", "link", "show", "k")
     # One that takes over has a group of its own.
     with a.inside():
-        both = [it.receiver, it.guard.socket]
-        other = open_receiver(it.binding, 4789, gro=True, beside=both)
+        both = [it.receiver.sock, it.guard.socket]
+        other = UdpReceiver.open(it.binding, 4789, gro=True, beside=both)
         it.close()
-        it.receiver, it.guard = other, IngressGuard(other, it.binding)
+        it.receiver, it.guard = other, IngressGuard(other.sock, it.binding)
     it.accept(2)
     for number in (2, 3):
         it.send(number, bytes([number]))

@@ -19,11 +19,13 @@ from vtep.counters import Drop
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import Remote
+from vtep.io.addresses import host_of
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path
+from vtep.io.receiver import UdpReceiver
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions, host_of, join, open_receiver
-from vtep.io.sockets import receive as receive_from
 from vtep.testing.lab import Host, Lab
 from vtep.wire import outer_header
 
@@ -91,10 +93,10 @@ def replicator_to(
     """The same as a path's `send`, to the same remote."""
     replicator = Replicator(BINDINGS.values(), outer, SenderSockets(), gso=True)
     with host.inside():
-        recipients = replicator.recipients([Remote(ADDRESSES[family][1], 4789)])
+        recipients = replicator.prepare([Remote(ADDRESSES[family][1], 4789)])
 
         def send(data: memoryview, stride: int, flow: int, _now: float) -> object:
-            sent = replicator.send(data, stride, recipients, flow)
+            sent = recipients.send(data, stride, flow)
             assert sent == (len(data), 1, -(-len(data) // stride), [], -1)
             return sent
 
@@ -242,14 +244,14 @@ def test_marks_are_received(pair: Pair, family: socket.AddressFamily, gro: bool,
     a, b = pair
     buffer = memoryview(bytearray(65536))
     with b.inside():
-        receiver = open_receiver(binding(family), 4789, gro=gro)
+        receiver = UdpReceiver.open(binding(family), 4789, gro=gro)
     with receiver, path_to(a, family, OuterHeaderOptions()) as path:
         data = memoryview(bytearray(os.urandom(300)))
         path.send(data, 100, tos << FLOW_BITS, 0.0)
         got = 0
-        receiver.settimeout(DEADLINE)
+        receiver.sock.settimeout(DEADLINE)
         while got < 300:
-            octets, stride, host, _, mark = receive_from(receiver, buffer)
+            octets, stride, host, _, mark = receiver.receive(buffer)
             assert buffer[:octets] == data[got : got + octets]
             assert (stride, host, mark) == (100, ADDRESSES[family][0], tos & 3)
             got += octets
@@ -261,8 +263,8 @@ def test_link_local_addresses(pair: Pair) -> None:
     own, other = (link_local(host) for host in pair)
     buffer = memoryview(bytearray(65536))
     with b.inside():
-        receiver = open_receiver(Binding(V6, ip_address(other), "eth0"), 4789, gro=True)
-    receiver.settimeout(DEADLINE)
+        receiver = UdpReceiver.open(Binding(V6, ip_address(other), "eth0"), 4789, gro=True)
+    receiver.sock.settimeout(DEADLINE)
     for dev in (None, "eth0"):
         remote = Remote(host_of(ip_address(other if dev else f"{other}%eth0"), dev), 4789)
         assert remote.host == f"{other}%eth0"
@@ -270,11 +272,11 @@ def test_link_local_addresses(pair: Pair) -> None:
         replicator = Replicator([binding(V6, dev)], OuterHeaderOptions(), SenderSockets(), gso=True)
         with a.inside():
             assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
-            assert receive_from(receiver, buffer)[2] == f"{own}%eth0"
-            recipients = replicator.recipients([remote])
-            sent = replicator.send(memoryview(bytearray(8)), 8, recipients, 0)
+            assert receiver.receive(buffer)[2] == f"{own}%eth0"
+            recipients = replicator.prepare([remote])
+            sent = recipients.send(memoryview(bytearray(8)), 8, 0)
             assert sent == (8, 1, 1, [], -1)
-            assert receive_from(receiver, buffer)[2] == f"{own}%eth0"
+            assert receiver.receive(buffer)[2] == f"{own}%eth0"
         path.close()
         replicator.close()
     receiver.close()
@@ -318,8 +320,8 @@ def test_zero_checksums_over_ipv6(pair: Pair, accepted: bool) -> None:
     a, b = pair
     buffer = memoryview(bytearray(65536))
     with b.inside():
-        receiver = open_receiver(binding(V6), 4789, gro=True, zero_checksums=accepted)
-    receiver.settimeout(DEADLINE)
+        receiver = UdpReceiver.open(binding(V6), 4789, gro=True, zero_checksums=accepted)
+    receiver.sock.settimeout(DEADLINE)
     with receiver:
         for outer, octets in (
             (OuterHeaderOptions(udp6zerocsumtx=True), 7),
@@ -327,7 +329,7 @@ def test_zero_checksums_over_ipv6(pair: Pair, accepted: bool) -> None:
         ):
             with path_to(a, V6, outer) as path:
                 path.send(memoryview(bytearray(octets)), octets, 0, 0.0)
-        assert receive_from(receiver, buffer)[0] == (7 if accepted else 9)
+        assert receiver.receive(buffer)[0] == (7 if accepted else 9)
 
 
 # --- multicast --------------------------------------------------------------------------------
@@ -345,15 +347,15 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
     group, stranger = GROUPS[family]
     buffer = memoryview(bytearray(65536))
     with b.inside():
-        receiver = open_receiver(binding(family), 4789, gro=True)
-        member = join(receiver, binding(family, "eth0"), ip_address(group))
+        receiver = UdpReceiver.open(binding(family), 4789, gro=True)
+        member = receiver.join_group(binding(family, "eth0"), ip_address(group))
         # Somebody else on this host wants to hear the other group, which must not be heard here.
         other = udp_socket(b, "::" if family == V6 else "0.0.0.0", 5000)
-        join(other, binding(family, "eth0"), ip_address(stranger)).detach()
+        UdpReceiver(other).join_group(binding(family, "eth0"), ip_address(stranger)).sock.detach()
         other.close()
     assert group in memberships(b)
-    member.settimeout(DEADLINE)
-    receiver.settimeout(DEADLINE)
+    member.sock.settimeout(DEADLINE)
+    receiver.sock.settimeout(DEADLINE)
     bound = {4: binding(V4, "eth0"), 6: binding(V6, "eth0")}
     data = memoryview(bytearray(300))
     paths = Paths(
@@ -364,22 +366,22 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
             path = paths[Remote(host, 4789)]
             assert path.send(data, 100, 2 << FLOW_BITS, 0.0) == (300, None)
             assert looks(next_on(wire))[:2] == (2, 64 if host == ADDRESSES[family][1] else 1)
-        octets, stride, host, _, mark = receive_from(member, buffer)
+        octets, stride, host, _, mark = member.receive(buffer)
         assert (stride, host, mark) == (100, ADDRESSES[family][0], 2)
-        _, *told, _, mark = receive_from(receiver, buffer)
+        _, *told, _, mark = receiver.receive(buffer)
         assert (told, mark) == ([100, ADDRESSES[family][0]], 2)
         while octets < 300:
-            octets += receive_from(member, buffer)[0]
+            octets += member.receive(buffer)[0]
         for sock in (member, receiver):
-            sock.setblocking(False)
+            sock.sock.setblocking(False)
         while octets < 600 - 100:  # What is left of the three to the receiver, and nothing more.
             try:
-                octets += receive_from(receiver, buffer)[0]
+                octets += receiver.receive(buffer)[0]
             except BlockingIOError:
                 break
         for sock in (member, receiver):
             with pytest.raises(BlockingIOError):
-                receive_from(sock, buffer)
+                sock.receive(buffer)
         paths.close()
         member.close()
     assert group not in memberships(b)
@@ -396,33 +398,33 @@ def test_who_sends_to_a_group_does_not_hear_itself(
     members = []
     for host in pair:
         with host.inside():
-            receiver = open_receiver(binding(family), 4789, gro=True)
-            members.append(join(receiver, bound, ip_address(group)))
+            receiver = UdpReceiver.open(binding(family), 4789, gro=True)
+            members.append(receiver.join_group(bound, ip_address(group)))
             receiver.close()
     path = Path(bound, OuterHeaderOptions(ttl=5), Remote(group, 4789), 1, SenderSockets(), gso=True)
     with members[0] as own, members[1] as other, a.inside():
-        other.settimeout(DEADLINE)
+        other.sock.settimeout(DEADLINE)
         assert path.send(memoryview(b"datagram"), 8, 0, 0.0) == (8, None)
-        assert receive_from(other, buffer)[0] == 8
+        assert other.receive(buffer)[0] == 8
         with pytest.raises(BlockingIOError):
-            receive_from(own, buffer)
+            own.receive(buffer)
         path.close()
 
 
 def test_the_port_is_nobody_elses_after_a_group_was_joined(pair: Pair) -> None:
     _, b = pair
-    with b.inside(), open_receiver(binding(V4), 4789, gro=True) as receiver:
-        with join(receiver, binding(V4, "eth0"), ip_address("239.1.1.1")):
+    with b.inside(), UdpReceiver.open(binding(V4), 4789, gro=True) as receiver:
+        with receiver.join_group(binding(V4, "eth0"), ip_address("239.1.1.1")):
             with pytest.raises(VtepError, match="this UDP port is taken"):
-                open_receiver(binding(V4), 4789, gro=True)
+                UdpReceiver.open(binding(V4), 4789, gro=True)
             with socket.socket(V4, socket.SOCK_DGRAM) as thief:
                 thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 with pytest.raises(OSError, match="in use"):
                     thief.bind(("", 4789))
             # The group on a second device of this host, or by a second VTEP.
-            join(receiver, binding(V4, "lo"), ip_address("239.1.1.1")).close()
+            receiver.join_group(binding(V4, "lo"), ip_address("239.1.1.1")).close()
         with pytest.raises(VtepError, match=r"--group 239.1.1.1: cannot join it on --dev nix"):
-            join(receiver, binding(V4, "nix"), ip_address("239.1.1.1"))
+            receiver.join_group(binding(V4, "nix"), ip_address("239.1.1.1"))
 
 
 # --- many remotes -----------------------------------------------------------------------------
@@ -469,11 +471,11 @@ def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
     data = memoryview(bytearray(os.urandom(150 * 100)))
     replicator = Replicator(BINDINGS.values(), OuterHeaderOptions(), SenderSockets(), gso=True)
     with Sink(b, *hosts) as sink, a.inside():
-        recipients = replicator.recipients([Remote(host, 4789) for host in shuffled])
+        recipients = replicator.prepare([Remote(host, 4789) for host in shuffled])
         rest, calls = data, 0
         while rest:
-            sent = replicator.send(rest, 100, recipients, 5)
-            assert (sent.reached, sent.lost) == (20, [])
+            sent = recipients.send(rest, 100, 5)
+            assert (sent.sent_to, sent.drops) == (20, [])
             assert sent.datagrams == 20 * -(-sent.octets // 100)
             rest = rest[sent.octets :]
             calls += 1
@@ -497,27 +499,27 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
     )
     small, large = memoryview(bytearray(3 * 100)), memoryview(bytearray(3 * 1000))
     with Sink(b, *hosts) as sink, a.inside():
-        recipients = replicator.recipients(remotes)
-        sent = replicator.send(small, 100, recipients, 0)
+        recipients = replicator.prepare(remotes)
+        sent = recipients.send(small, 100, 0)
         assert sent[:3] == (300, 6, 5 * 3)
-        assert (lost, Drop.UNDERLAY_UNREACHABLE, 3) in sent.lost
-        came_back = sent.lost.count((refused, Drop.UNDERLAY_REFUSED, 1))
-        assert len(sent.lost) == 1 + came_back
+        assert (lost, Drop.UNDERLAY_UNREACHABLE, 3) in sent.drops
+        came_back = sent.drops.count((refused, Drop.UNDERLAY_REFUSED, 1))
+        assert len(sent.drops) == 1 + came_back
         for _ in range(3):
             for host in hosts:
                 assert len(sink.next(host)) == 100
         # What has come back from the earlier datagrams is told of with later ones.
         while came_back < 3 + 1:
-            sent = replicator.send(small[:100], 100, recipients, 0)
+            sent = recipients.send(small[:100], 100, 0)
             assert sent[:3] == (100, 6, 5)
-            came_back += sum(each == (refused, Drop.UNDERLAY_REFUSED, 1) for each in sent.lost)
-            assert {each.remote for each in sent.lost} <= {lost, refused}
-            assert sent.lost.count((lost, Drop.UNDERLAY_UNREACHABLE, 1)) == 1
+            came_back += sum(each == (refused, Drop.UNDERLAY_REFUSED, 1) for each in sent.drops)
+            assert {each.remote for each in sent.drops} <= {lost, refused}
+            assert sent.drops.count((lost, Drop.UNDERLAY_UNREACHABLE, 1)) == 1
             for host in hosts:
                 assert len(sink.next(host)) == 100
-        sent = replicator.send(large, 1000, recipients, 0)
+        sent = recipients.send(large, 1000, 0)
         assert sent[:3] == (3000, 6, 4 * 3)
-        assert [each for each in sent.lost if each.remote is narrow] == [
+        assert [each for each in sent.drops if each.remote is narrow] == [
             (narrow, Drop.UNDERLAY_TOO_BIG, 1)
         ] * 3
         for host in (hosts[0], *hosts[2:]):
@@ -534,32 +536,32 @@ def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
     replicator = Replicator(BINDINGS.values(), OuterHeaderOptions(), SenderSockets(), gso=False)
     sent_to: dict[str, int] = dict.fromkeys((*hosts, dead), 0)
     with Sink(b, *hosts) as sink, a.inside():
-        recipients = replicator.recipients(remotes)
+        recipients = replicator.prepare(remotes)
         data = memoryview(bytearray(1400))
-        replicator.send(data, 1400, recipients, 0)
+        recipients.send(data, 1400, 0)
         (sock,) = replicator._sockets.values()
         assert isinstance(sock, socket.socket)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         skip = blocked = 0
         for number in range(1, 40):
             data[:4] = number.to_bytes(4, "big")
-            sent = replicator.send(data, 1400, recipients, 0, skip=skip)
-            assert not sent.lost
-            for remote in recipients.remotes[skip : sent.reached]:
+            sent = recipients.send(data, 1400, 0, skip=skip)
+            assert not sent.drops
+            for remote in recipients.remotes[skip : sent.sent_to]:
                 sent_to[remote.host] += 1
-            assert sent.datagrams == sent.reached - skip
+            assert sent.datagrams == sent.sent_to - skip
             if not sent.octets:
                 blocked = number
                 break
             skip = 0
         assert blocked
-        assert sent.blocked == sock.fileno()
+        assert sent.blocked_fd == sock.fileno()
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
         a.run("ip", "neigh", "replace", dead, "lladdr", "02:00:00:00:00:99", "dev", "eth0")
         assert poll.poll(DEADLINE * 1000)
-        sent = replicator.send(data, 1400, recipients, 0, skip=sent.reached)
-        assert (sent.octets, sent.reached, sent.lost) == (1400, 9, [])
+        sent = recipients.send(data, 1400, 0, skip=sent.sent_to)
+        assert (sent.octets, sent.sent_to, sent.drops) == (1400, 9, [])
         for host in hosts:
             numbers = [int.from_bytes(sink.next(host)[:4], "big") for _ in range(blocked + 1)]
             assert numbers == list(range(blocked + 1))
@@ -653,7 +655,7 @@ def test_the_path_mtu_falls_and_recovers(
         assert len(sink.next(far)) == 1300
 
         def recovered() -> bool:
-            path.look()
+            path.refresh_mtu()
             return path.mtu == 1500
 
         wait_until(recovered, "the kernel to forget")
@@ -663,7 +665,7 @@ def test_the_path_mtu_falls_and_recovers(
 
 
 def seen_by(path: Path) -> int:
-    path.look()
+    path.refresh_mtu()
     return path.mtu
 
 

@@ -28,13 +28,14 @@ from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Outbound
-from vtep.datapath.pool import Flood, Room
+from vtep.datapath.backpressure import WritableWaiters
+from vtep.datapath.pool import Flood
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.forwarding.switch import GroupPolicy, InnerVlan, Segment
 from vtep.forwarding.switch import Policy as SegmentPolicy
+from vtep.io.interfaces import FloodResult
 from vtep.io.path import batch_max
-from vtep.io.replicator import Sent
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Oversize
 from vtep.offload.sizing import TunnelSizing
@@ -83,10 +84,10 @@ class Ways:
     Its elements tell, in turn, whether the remote is enabled and whether a send succeeds.
     """
 
-    envelope = staticmethod(InheritPolicy().make_reader())
+    outer_fields = staticmethod(InheritPolicy().make_reader())
 
     def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
-        self.room = Room()
+        self.writable = WritableWaiters()
         self.tunnel_gso = bool(takes)
         self.gso = RemoteState()
         self.max_len = 1 << 16
@@ -131,21 +132,21 @@ class Crowd:
     It says as often as `room` does that there is no more room, in the middle of them.
     """
 
-    envelope = staticmethod(InheritPolicy().make_reader())
+    outer_fields = staticmethod(InheritPolicy().make_reader())
 
     def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
-        self.room = Room()
+        self.writable = WritableWaiters()
         self.tunnel_gso = False
         self.got: dict[Remote, list[bytes]] = {remote: [] for remote in remotes}
         self._room = room
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._taken: Remote | None = None
         *served, other = remotes
-        recipients = cast("Any", SimpleNamespace(remotes=tuple(served)))
-        self._flood = Flood(cast("Any", self), recipients, (other,))
+        self.remotes = tuple(served)
+        self._flood = Flood(self, (other,))
 
     def flood(self, remotes: Sequence[Remote]) -> Flood:
-        if remotes is self._flood.recipients.remotes:
+        if remotes is self.remotes:
             return evolve(self._flood, others=())
         return self._flood
 
@@ -167,15 +168,19 @@ class Crowd:
         return len(batch)
 
     def send(
-        self, datagrams: memoryview, stride: int, recipients: Any, _flow: int, skip: int
-    ) -> Sent:
+        self,
+        datagrams: memoryview,
+        stride: int,
+        flow: int,  # noqa: ARG002
+        skip: int = 0,
+    ) -> FloodResult:
         octets = datagram_count = 0
-        for number, remote in enumerate(recipients.remotes[skip:], skip):
+        for number, remote in enumerate(self.remotes[skip:], skip):
             if not next(self._room, True):
-                return Sent(0, number, datagram_count, [], self._socket.fileno())
+                return FloodResult(0, number, datagram_count, [], self._socket.fileno())
             octets = self._take(remote, datagrams, stride)
             datagram_count += -(-octets // stride)
-        return Sent(octets, len(recipients.remotes), datagram_count, [], -1)
+        return FloodResult(octets, len(self.remotes), datagram_count, [], -1)
 
     def close(self) -> None:
         self._socket.close()

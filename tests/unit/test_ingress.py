@@ -24,6 +24,7 @@ from vtep.datapath import Inbound
 from vtep.datapath.tap_fallback import MergeGuard
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.io.receiver import UdpReceiver
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
@@ -77,7 +78,7 @@ class Underlay:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
             end.setblocking(False)
         tap = cast("Any", SimpleNamespace(fd=ours.fileno(), uso=uso))
-        self.inbound = Inbound([self.receiver], self.switch, self._cannot)
+        self.inbound = Inbound([UdpReceiver(self.receiver)], self.switch, self._cannot)
         self.turns = 0
         self.on_turn: Callable[[], None] = lambda: None
         counters = self.segment.counters
@@ -104,7 +105,7 @@ class Underlay:
         self._senders[sender].send(datagram)
 
     def drain(self) -> None:
-        self.inbound.readable(self.receiver)
+        self.inbound.readable(UdpReceiver(self.receiver))
         while True:
             try:
                 self._frames.append(self._host.recv(1 << 17))

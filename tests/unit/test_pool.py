@@ -8,9 +8,11 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from vtep.config import Config
-from vtep.datapath.pool import Paths, Pool, Room
+from vtep.daemon.build import outer_header_options
+from vtep.datapath.backpressure import WritableWaiters
+from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.fdb import Remote
-from vtep.io.sockets import Binding, OuterHeaderOptions
+from vtep.io.binding import Binding
 from vtep.wire.outer_header import InheritPolicy
 
 V4 = Binding(socket.AF_INET, None, None)
@@ -27,7 +29,7 @@ def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
             told.append((remote.host, mtu))
 
     return Paths(
-        pool, {4: V4, 6: V6}, OuterHeaderOptions.of(config), InheritPolicy(), tell, gso=True
+        pool, {4: V4, 6: V6}, outer_header_options(config), InheritPolicy(), tell, gso=True
     )
 
 
@@ -102,14 +104,14 @@ def test_paths_are_looked_at_in_turn() -> None:
     pool = Pool()
     ways = paths(pool, CONFIG)
     seen = [ways[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
-    pool.look(3)
+    pool.refresh_mtus(3)
     assert [path.mtu > 0 for path in seen].count(True) == 3
     ways.release(next(remote for remote, path in ways.items() if not path.mtu))
-    pool.look(3)
+    pool.refresh_mtus(3)
     assert [path.mtu > 0 for path in seen].count(True) == 4
     ways.close()
-    pool.look(3)
-    pool.look()
+    pool.refresh_mtus(3)
+    pool.refresh_mtus()
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_all_who_wait_are_called_once_there_is_room(
     called: list[str] = []
 
     async def main() -> None:
-        room, last = Room(), asyncio.Event()
+        room, last = WritableWaiters(), asyncio.Event()
         room.wait(left.fileno(), lambda: called.append("one"))
         room.wait(left.fileno(), lambda: called.append("two"))
         room.wait(left.fileno(), last.set)
@@ -158,7 +160,7 @@ def test_who_waits_for_a_socket_that_is_closed_tries_another(
     called: list[str] = []
 
     async def main() -> None:
-        room = Room()
+        room = WritableWaiters()
 
         def again() -> None:
             called.append("again")
@@ -182,7 +184,7 @@ def test_closing_a_path_wakes_who_waits_for_it() -> None:
         path = paths(pool, CONFIG)[Remote("127.0.0.1", 9)]
         path.send(DATAGRAM, 100, 0, 0.0)
         woken = asyncio.get_running_loop().create_future()
-        pool.room.wait(path.fileno(0), lambda: woken.set_result(path.fileno(0)))
+        pool.writable.wait(path.fileno(0), lambda: woken.set_result(path.fileno(0)))
         pool.reconnect(None)
         assert await woken == -1
 

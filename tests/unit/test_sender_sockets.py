@@ -12,15 +12,19 @@ import pytest
 
 from vtep.config import Config
 from vtep.counters import Drop
+from vtep.daemon.build import outer_header_options
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import Remote
-from vtep.io.error_queue import Returned
+from vtep.io.binding import Binding
+from vtep.io.error_queue import ReturnedDatagram
+from vtep.io.interfaces import Sender
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path, pool_slots
+from vtep.io.receiver import UdpReceiver
 from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import Binding, OuterHeaderOptions, open_receiver, send_whole
 from vtep.wire.echo import SIZE
 from vtep.wire.outer_header import DF, InheritPolicy
 
@@ -66,14 +70,14 @@ def paths(pool: Pool, config: Config = CONFIG) -> Paths:
     return Paths(
         pool,
         {4: ANY[V4], 6: ANY[V6]},
-        OuterHeaderOptions.of(config),
+        outer_header_options(config),
         InheritPolicy(),
         lambda *_: None,
         gso=True,
     )
 
 
-def sent(path: Path, flow: int = 0) -> int:
+def sent(path: Sender, flow: int = 0) -> int:
     """Send a datagram, which has to leave. Returns: the descriptor that it left by."""
     assert path.send(DATAGRAM, 100, flow, 0.0) == (100, None)
     return path.fileno(flow)
@@ -107,8 +111,8 @@ def test_those_that_send_to_many_at_once_are_bounded_too(sink: ToSink) -> None:
             flood = ways.flood(tuple(sink(number) for number in range(10)))
             assert flood is not None
             for flow in range(4):
-                result = flood.replicator.send(DATAGRAM, 100, flood.recipients, flow)
-                assert (result.octets, result.lost) == (100, [])
+                result = flood.group.send(DATAGRAM, 100, flow)
+                assert (result.octets, result.drops) == (100, [])
             assert len(pool.senders) <= limit // 2
         assert pool.senders.is_full
 
@@ -136,7 +140,7 @@ def test_a_remote_with_a_socket_takes_none_from_others(sink: ToSink) -> None:
     with descriptors(2 * open_now() + 20):
         path = ways[sink(0)]
         sent(path)
-        others: list[Path] = []
+        others: list[Sender] = []
         while not pool.senders.is_full:
             others.append(ways[sink(1 + len(others))])
             sent(others[-1])
@@ -252,7 +256,7 @@ def test_a_port_to_listen_on_is_given_up(sink: ToSink) -> None:
     pool.senders.vacate(V6, port)
     assert path.fileno(0) >= 0
     pool.senders.vacate(V4, port)
-    with open_receiver(ANY[V4], port, gro=False):
+    with UdpReceiver.open(ANY[V4], port, gro=False):
         assert path.fileno(0) == -1
     ways.close()
 
@@ -285,26 +289,26 @@ class BothWays:
 
     def __init__(self, stack: ExitStack, family: socket.AddressFamily) -> None:
         self.family = family
-        self.returned: list[Returned] = []
+        self.returned: list[ReturnedDatagram] = []
         self.rearmed = 0
         self.senders = SenderSockets()
-        self.senders.receiver = self._receiver
+        self.senders.find_shared = self._receiver
         self.port = free_port(family)
         self.ports = range(self.port, self.port + 1)
         self.listen()
         stack.callback(self.close)
 
     def listen(self) -> None:
-        self.receiver = open_receiver(ANY[self.family], self.port, gro=True)
+        self.receiver = UdpReceiver.open(ANY[self.family], self.port, gro=True)
         self.shared = SharedSocket(
-            self.receiver, ANY[self.family], self.returned.append, self._rearm
+            self.receiver.sock, ANY[self.family], self.returned.append, self._rearm
         )
 
     def receive(self) -> bytes:
         """Receive as the event loop does; raises OSError for what it is told of."""
         readable, _, _ = select.select([self.receiver], [], [], DEADLINE)
         assert readable
-        return self.receiver.recv(1000)
+        return self.receiver.sock.recv(1000)
 
     def _rearm(self) -> None:
         self.rearmed += 1
@@ -385,11 +389,11 @@ def test_many_are_sent_to_from_the_port(stack: ExitStack, family: socket.Address
     replicator = Replicator(
         [ANY[family]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
     )
-    recipients = replicator.recipients(
+    recipients = replicator.prepare(
         [Remote(HOST[family], each.getsockname()[1]) for each in theirs]
     )
-    result = replicator.send(memoryview(bytes(250)), 100, recipients, 0)
-    assert (result.octets, result.reached, result.datagrams, result.lost) == (250, 10, 30, [])
+    result = recipients.send(memoryview(bytes(250)), 100, 0)
+    assert (result.octets, result.sent_to, result.datagrams, result.drops) == (250, 10, 30, [])
     for each in theirs:
         for _ in range(3):
             data, (_, port, *_) = each.recvfrom(1000)
@@ -412,8 +416,8 @@ def test_what_comes_back_does_not_disturb_the_receiver(
     sent(path)
     with pytest.raises(ConnectionRefusedError):
         ours.receive()
-    ours.shared.report(ours.shared.returned())
-    assert ours.returned == [Returned(HOST[family], Drop.UNDERLAY_REFUSED)]
+    ours.shared.report(ours.shared.returned_datagrams())
+    assert ours.returned == [ReturnedDatagram(HOST[family], Drop.UNDERLAY_REFUSED)]
     assert ours.rearmed >= 2
     sent(way)
     other.sendto(b"x", (HOST[family], ours.port))
@@ -427,14 +431,14 @@ def test_what_comes_back_from_others_is_reported(stack: ExitStack) -> None:
     way = ours.path(theirs.getsockname()[1])
     sent(refused)
     sent(way)
-    assert ours.returned == [Returned("127.0.0.2", Drop.UNDERLAY_REFUSED)]
+    assert ours.returned == [ReturnedDatagram("127.0.0.2", Drop.UNDERLAY_REFUSED)]
     replicator = Replicator(
         [ANY[V4]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
     )
-    recipients = replicator.recipients([Remote("127.0.0.1", theirs.getsockname()[1])])
+    recipients = replicator.prepare([Remote("127.0.0.1", theirs.getsockname()[1])])
     sent(refused)
-    result = replicator.send(DATAGRAM, 100, recipients, 0)
-    assert (result.octets, result.lost) == (100, [])
+    result = recipients.send(DATAGRAM, 100, 0)
+    assert (result.octets, result.drops) == (100, [])
     assert len(ours.returned) == 2
 
 
@@ -454,12 +458,12 @@ def test_another_receiver_is_sent_from_next(stack: ExitStack, family: socket.Add
 def test_a_reply_leaves_what_it_has_found(stack: ExitStack) -> None:
     """IPv6 datagrams may be fragmented again after one that must not be."""
     ours, theirs = BothWays(stack, V6), peer(stack, V6)
-    send_whole(ours.receiver, bytes(SIZE), "::1", theirs.getsockname()[1])
-    assert ours.receiver.getsockopt(socket.IPPROTO_IPV6, 62) == 0
+    ours.receiver.send_unfragmented(bytes(SIZE), "::1", theirs.getsockname()[1])
+    assert ours.receiver.sock.getsockopt(socket.IPPROTO_IPV6, 62) == 0
 
 
 def test_only_a_receiver_that_would_be_in_the_way_is_shared() -> None:
-    with open_receiver(ANY[V4], 0, gro=False) as receiver:
+    with UdpReceiver.open(ANY[V4], 0, gro=False) as receiver:
         for binding, other, can in (
             (ANY[V4], ANY[V4], True),
             (ANY[V4], ANY[V6], False),
@@ -467,5 +471,5 @@ def test_only_a_receiver_that_would_be_in_the_way_is_shared() -> None:
             (Binding(V4, None, "eth0"), Binding(V4, None, "eth1"), False),
             (Binding(V4, None, "eth0"), ANY[V4], False),
         ):
-            shared = SharedSocket(receiver, binding, lambda _returned: None, lambda: None)
+            shared = SharedSocket(receiver.sock, binding, lambda _returned: None, lambda: None)
             assert shared.can_send_as(other) is can

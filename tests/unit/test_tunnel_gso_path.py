@@ -13,10 +13,12 @@ from scapy.layers.l2 import Ether
 
 from tests.unit.twins import Frame
 from vtep.forwarding.fdb import Remote
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path
+from vtep.io.receiver import UdpReceiver
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import Binding, OuterHeaderOptions, open_receiver
 from vtep.offload.split import plan_segments
 from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
@@ -108,11 +110,11 @@ def test_outer_headers_are_those_of_the_socket(rig: Rig) -> None:
 
 def test_outer_headers_are_those_of_a_receiving_socket_that_sends() -> None:
     binding, remote = Binding(socket.AF_INET, None, None), Remote("127.0.0.2", 4789)
-    with open_receiver(binding, 0, gro=True) as receiver:
-        port = receiver.getsockname()[1]
-        shared = SharedSocket(receiver, binding, lambda _returned: None, lambda: None)
+    with UdpReceiver.open(binding, 0, gro=True) as receiver:
+        port = receiver.address[1]
+        shared = SharedSocket(receiver.sock, binding, lambda _returned: None, lambda: None)
         senders = SenderSockets()
-        senders.receiver = lambda _binding, _port: shared
+        senders.find_shared = lambda _binding, _port: shared
         options = OuterHeaderOptions(srcport=range(port, port + 1), ttl=9, tos=8)
         with closing(Path(binding, options, remote, 1, senders, gso=True)) as sockets:
             rig = Rig(sockets, options)

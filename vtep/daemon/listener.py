@@ -15,18 +15,12 @@ from vtep.errors import NotReadyError, VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.switch import ANYBODY, Segment, Switch
 from vtep.host.devices import device_index
-from vtep.io.error_queue import FROM_AFAR, Returned
-from vtep.io.ingress_guard import attach_filter, detach_filter
+from vtep.io.binding import Binding
+from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
+from vtep.io.interfaces import Receiver, SocketFactory
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import (
-    Binding,
-    gro_enabled,
-    join,
-    open_receiver,
-    receive_queue_drops,
-    send_whole,
-)
 from vtep.io.tap import Tap
+from vtep.io.udp import UdpSockets
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
@@ -79,30 +73,32 @@ class Listener:
         endpoint: Endpoint,
         beside: Callable[[Endpoint], Iterable[socket.socket]],
         heard: Callable[[EchoMessage, str, float], None],
+        sockets: SocketFactory | None = None,
     ) -> None:
+        self._sockets: SocketFactory = sockets if sockets is not None else UdpSockets()
         self.endpoint = endpoint
         self._beside = beside
         self.switch = Switch((), endpoint.port, self._reply, heard)
         self._dev_index: int | None = None
         self.refusal: str | None = None
         """Why the sockets are not all open, or could not be opened anew."""
-        self._receiver: socket.socket | None = None
+        self._receiver: Receiver | None = None
         self._shared: SharedSocket | None = None
-        self._groups: dict[Address, socket.socket | None] = {}
+        self._groups: dict[Address, Receiver | None] = {}
         """The socket of each group; None while there is no receiver, or it could not be joined."""
         try:
             self._receiver = self._open()
             self._dev_index = self._index()
         except NotReadyError as error:
             self.refusal = str(error)
-        self._inbound = Inbound(self._sockets(), self.switch, self._cannot_receive)
+        self._inbound = Inbound(self._receivers(), self.switch, self._cannot_receive)
         self._screen = Screen(self.switch, self._inbound.take, self._report_returned)
         self._filter: IngressFilter | None = None
         self._groups_filtered = False
         self._unknown = 0
         # What the kernel had discarded in front of each socket when it was last asked; and what
         # was found since the last count, of which a filter discarded the second.
-        self._drops: dict[socket.socket, int] = {}
+        self._drops: dict[Receiver, int] = {}
         self._drops_before = 0
         self._discarded = 0
 
@@ -113,23 +109,23 @@ class Listener:
         except OSError:  # Out of descriptors: it is asked again with the next tick.
             return None
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> Receiver:
         at = self.endpoint
-        receiver = open_receiver(
+        receiver = self._sockets.open_receiver(
             *(at.binding, at.port),
             gro=at.gro,
             zero_checksums=at.zero_checksums,
             beside=self._beside(at),
         )
-        address = receiver.getsockname()[0]
+        address = receiver.address[0]
         log.debug("listening on %s, UDP port %d, %s", address, at.port, at.binding.dev or "any dev")
         return receiver
 
-    def _join(self, receiver: socket.socket, group: Address) -> socket.socket:
+    def _join(self, receiver: Receiver, group: Address) -> Receiver:
         at = self.endpoint
-        return join(receiver, at.binding, group, self._beside(at))
+        return receiver.join_group(at.binding, group, self._beside(at))
 
-    def _sockets(self) -> list[socket.socket]:
+    def _receivers(self) -> list[Receiver]:
         return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
 
     @property
@@ -148,17 +144,17 @@ class Listener:
                     self.refusal = str(error)
             self._groups[group] = sock
             self._filter_groups(on=False)
-            self._inbound.rebind(self._sockets())
+            self._inbound.rebind(self._receivers())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
         """Hear only these of the groups that were joined."""
         left = [group for group in self._groups if group not in groups]
         if left:
             sockets = [self._groups.pop(group) for group in left]
-            self._inbound.rebind(self._sockets())
+            self._inbound.rebind(self._receivers())
             self._discard(filter(None, sockets))
 
-    def _discard(self, sockets: Iterable[socket.socket]) -> None:
+    def _discard(self, sockets: Iterable[Receiver]) -> None:
         for sock in sockets:
             self._drops_before += self._new_drops(sock)
             self._drops.pop(sock, None)
@@ -168,20 +164,21 @@ class Listener:
         """Return the sockets that have the port that another endpoint is to have."""
         ours = self.endpoint
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
-        if not same or self._receiver is None:
+        if not same or self._receiver is None or self._receiver.sock is None:
             return []
-        return [self._receiver, *self._screen.sockets]
+        return [self._receiver.sock, *self._screen.sockets]
 
     def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
         """Return the receiving socket to send from it, if it has this port and can stand in.
 
         `binding` is that of the socket that would be opened otherwise.
         """
-        if port != self.endpoint.port or self._receiver is None:
+        sock = self._receiver.sock if self._receiver is not None else None
+        if port != self.endpoint.port or sock is None:
             return None
         if self._shared is None:
             self._shared = SharedSocket(
-                *(self._receiver, self.endpoint.binding),
+                *(sock, self.endpoint.binding),
                 *(self._count_returned, self._watch_again),
             )
         return self._shared if self._shared.can_send_as(binding) else None
@@ -196,7 +193,7 @@ class Listener:
             self._watch_again()
 
     def _watch_again(self) -> None:
-        self._inbound.rebind(self._sockets())
+        self._inbound.rebind(self._receivers())
 
     def _stop_sharing(self) -> None:
         shared, self._shared = self._shared, None
@@ -211,7 +208,7 @@ class Listener:
     @property
     def joins(self) -> bool:
         """Whether the kernel joins datagrams of one sender, as far as it can be asked."""
-        return self.endpoint.gro if self._receiver is None else gro_enabled(self._receiver)
+        return self.endpoint.gro if self._receiver is None else self._receiver.gro_enabled
 
     def attach(
         self,
@@ -241,7 +238,7 @@ class Listener:
             self._inbound.stop()
             self.switch.segments.clear()
         self._stop_sharing()
-        for sock in self._sockets():
+        for sock in self._receivers():
             sock.close()
 
     def follow(self) -> bool:
@@ -254,7 +251,7 @@ class Listener:
         moved = index not in (None, self._dev_index)
         if self.is_ready and not moved:
             return False
-        before, was_bound = self._sockets(), self._dev_index is not None
+        before, was_bound = self._receivers(), self._dev_index is not None
         try:
             self._open_anew()
         except VtepError as error:
@@ -270,7 +267,7 @@ class Listener:
         self._dev_index, self.refusal = index, None
         self._stop_sharing()
         self._screen.close()  # It is opened anew with the next update.
-        self._inbound.rebind(self._sockets())
+        self._inbound.rebind(self._receivers())
         self._discard(before)
         if moved and was_bound:
             log.warning("--dev %s is another device now: using that", dev)
@@ -281,7 +278,7 @@ class Listener:
         with ExitStack() as opened:
             receiver = self._open()
             opened.callback(receiver.close)
-            groups: dict[Address, socket.socket | None] = {}
+            groups: dict[Address, Receiver | None] = {}
             for group in self._groups:
                 groups[group] = sock = self._join(receiver, group)
                 opened.callback(sock.close)
@@ -293,7 +290,7 @@ class Listener:
         if self._receiver is None:
             return
         try:
-            send_whole(self._receiver, datagram, host, port)
+            self._receiver.send_unfragmented(datagram, host, port)
         except OSError:
             self._drain_errors()
 
@@ -314,7 +311,8 @@ class Listener:
         if not named and hosts:
             networks.update(ANYBODY)
         wanted = IngressFilter.of(self.version, named, networks, denied)
-        self._screen.update(self._receiver, self.endpoint.binding, wanted, hosts)
+        if self._receiver.sock is not None:
+            self._screen.update(self._receiver.sock, self.endpoint.binding, wanted, hosts)
         if wanted != self._filter:
             self._filter = wanted
             if self._groups_filtered:
@@ -347,7 +345,7 @@ class Listener:
         if (arrived > _FLOOD) is not self._groups_filtered:
             self._filter_groups(on=not self._groups_filtered)
 
-    def _group_sockets(self) -> list[socket.socket]:
+    def _group_sockets(self) -> list[Receiver]:
         return [sock for sock in self._groups.values() if sock is not None]
 
     def _filter_groups(self, *, on: bool) -> None:
@@ -359,10 +357,11 @@ class Listener:
             self._drops_before += drops
         for sock in self._group_sockets():
             with suppress(OSError):
-                if on and self._filter is not None:
-                    attach_filter(sock, self._filter.coarsened(_GROUP_SOURCES))
-                else:
-                    detach_filter(sock)
+                sock.set_filter(
+                    self._filter.coarsened(_GROUP_SOURCES)
+                    if on and self._filter is not None
+                    else None
+                )
 
     # --- what the kernel counts -------------------------------------------------------------
 
@@ -395,30 +394,30 @@ class Listener:
         counts[Drop.SOURCE_UNKNOWN] += unknown + discarded - full_too
         return overflow - full - full_too
 
-    def _new_drops(self, *sockets: socket.socket) -> int:
+    def _new_drops(self, *sockets: Receiver) -> int:
         """Return how many more datagrams were discarded in front of sockets."""
         drops = 0
         for sock in sockets:
             before = self._drops.get(sock, 0)
             with suppress(OSError):
-                self._drops[sock] = receive_queue_drops(sock)
+                self._drops[sock] = sock.queue_drops()
                 drops += self._drops[sock] - before
         return drops
 
     def _cannot_receive(self, error: OSError) -> None:
         """Handle an error of a receiving socket, which may be about datagrams that it has sent."""
         self._drain_errors()
-        if self._shared is None or error.errno not in FROM_AFAR:
+        if self._shared is None or error.errno not in ICMP_ERRORS:
             log.warning("cannot receive from the underlay: %s", error.strerror)
 
     def _drain_errors(self) -> None:
         """Count the datagrams that came back, and so have the socket not be ready any more."""
         if self._shared is not None:
-            self._shared.report(self._shared.returned())
+            self._shared.report(self._shared.returned_datagrams())
 
-    def _report_returned(self, returned: Iterable[Returned]) -> None:
+    def _report_returned(self, returned: Iterable[ReturnedDatagram]) -> None:
         if self._shared is not None:
             self._shared.report(returned)
 
-    def _count_returned(self, returned: Returned) -> None:
+    def _count_returned(self, returned: ReturnedDatagram) -> None:
         self.switch.counters.drop(returned.reason, returned.host)

@@ -13,6 +13,7 @@ from vtep.config import Config
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
 from vtep.config.overlap import find_overlap
 from vtep.counters import Drop
+from vtep.daemon.build import inherit_policy, outer_header_options
 from vtep.daemon.listener import FAMILY, Listener
 from vtep.datapath import Arena, Outbound
 from vtep.datapath.pool import Paths, Pool
@@ -24,7 +25,9 @@ from vtep.forwarding.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Po
 from vtep.host.devices import device_index
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
-from vtep.io.sockets import Binding, OuterHeaderOptions, gso_supported, host_of, policy_of
+from vtep.io.addresses import host_of
+from vtep.io.binding import Binding
+from vtep.io.socket_options import gso_supported
 from vtep.io.tap import Tap, queue_drops
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
@@ -118,7 +121,7 @@ class Port:
     @property
     def tap_goes(self) -> bool:
         """Whether the TAP device vanishes once this lets go of it."""
-        return self._device is None or self._device.goes
+        return self._device is None or self._device.removed_on_close
 
     def versions(self, config: Config) -> list[int]:
         """The IP versions in use if this is the configuration: FDB entries may name others."""
@@ -194,7 +197,7 @@ class Port:
     def adopt(self, tap: Tap, drops: Mapping[str, int]) -> None:
         """Use a TAP device that is open already."""
         config = self.config
-        tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        tap.request_offloads(tso="tso" in config.offload, uso="uso" in config.offload)
         self.tap_index = tap.index
         self._name = config.tap
         self._drops_before = drops.get(config.tap, 0)
@@ -217,7 +220,7 @@ class Port:
         self._refitted = partial(refitted, self)
         tap = self._tap()
         # Not before: the TAP of a change that is refused must vanish.
-        tap.persist(on=self.config.persist)
+        tap.set_persistent(on=self.config.persist)
         self._survey(underlay)
         self.segment.own_mac = tap.mac
         self.listeners = tuple(listeners)
@@ -284,8 +287,8 @@ class Port:
         self.config = config
         self._warned.clear()
         self._survey(underlay)
-        tap.persist(on=config.persist)
-        tap.ask(tso="tso" in config.offload, uso="uso" in config.offload)
+        tap.set_persistent(on=config.persist)
+        tap.request_offloads(tso="tso" in config.offload, uso="uso" in config.offload)
         segment.learning = config.learning
         if config.mtu != before.mtu:
             self.place = evolve(self.place, mtu=None)
@@ -416,8 +419,8 @@ class Port:
         return Paths(
             self._pool,
             bindings,
-            OuterHeaderOptions.of(config),
-            policy_of(config),
+            outer_header_options(config),
+            inherit_policy(config),
             self._path_changed,
             gso="gso" in self.offload,
             tunnel_gso="tnl" in self.offload,

@@ -15,9 +15,10 @@ from contextlib import suppress
 from vtep.counters import Drop
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.switch import Switch
-from vtep.io.error_queue import FROM_AFAR, Returned
+from vtep.io.addresses import device_name
+from vtep.io.binding import Binding
+from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.ingress_guard import IngressGuard
-from vtep.io.sockets import Binding, device_name
 
 log = logging.getLogger("vtep")
 
@@ -34,7 +35,7 @@ _DATAGRAM_MAX = 1 << 16
 Deliver = Callable[[memoryview, str, int, float], None]
 """Judge a datagram, from a host, with an ECN field, at a time; and deliver it if it is let in."""
 
-Report = Callable[[Iterable[Returned]], None]
+Report = Callable[[Iterable[ReturnedDatagram]], None]
 """Count datagrams of the receiver that came back as ICMP errors."""
 
 
@@ -131,9 +132,9 @@ class Screen:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._report(guard.returned())
+                self._report(guard.returned_datagrams())
                 self._read_again()
-                if error.errno not in FROM_AFAR:
+                if error.errno not in ICMP_ERRORS:
                     log.warning("cannot receive from the underlay: %s", error.strerror)
                 return
             octets, stride, host, _, mark = arrival.received
@@ -164,7 +165,7 @@ class Screen:
         """Read how many datagrams the kernel has discarded in front of it."""
         if self._guard is not None:
             with suppress(OSError):
-                now = self._guard.drops()
+                now = self._guard.queue_drops()
                 self._discarded += now - self._drops
                 self._drops = now
 

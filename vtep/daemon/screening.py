@@ -24,7 +24,7 @@ from vtep.host import netlink_events
 from vtep.host.devices import device_index
 from vtep.host.link_table import LinkTable
 from vtep.host.routes import HostRoutes
-from vtep.io.sockets import device_name
+from vtep.io.addresses import device_name
 from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")

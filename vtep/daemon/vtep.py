@@ -25,6 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vtep import descriptors
 from vtep.config import Config, check_segments
 from vtep.counters import Counters, Drop, DropLog, Reason
+from vtep.daemon.build import outer_header_options
 from vtep.daemon.listener import Endpoint, Listener
 from vtep.daemon.port import Port, setup_of
 from vtep.daemon.screening import Screening
@@ -37,15 +38,12 @@ from vtep.host import netlink, netlink_events, tap_setup
 from vtep.host.devices import device_index
 from vtep.host.routes import HostRoutes, Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup, Undo
+from vtep.io.addresses import device_name
+from vtep.io.binding import Binding
 from vtep.io.path import superframe_max
+from vtep.io.receiver import receive_queue_drops
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.sockets import (
-    Binding,
-    OuterHeaderOptions,
-    device_name,
-    gso_supported,
-    receive_queue_drops,
-)
+from vtep.io.socket_options import gso_supported
 from vtep.io.tap import Tap, queue_drops
 from vtep.io.udp_statistics import UdpErrors
 from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -125,7 +123,7 @@ class Vtep:
             lambda: secrets.token_bytes(TOKEN_LEN), self._resolve_tunnel_gso
         )
         self._pool = Pool(self._prober)
-        self._pool.senders.receiver = self._shared_socket
+        self._pool.senders.find_shared = self._shared_socket
         self._arena = Arena()
         self._ports = {config.vni: self._port(config) for config in configs}
         self.ports: Mapping[int, Port] = MappingProxyType(self._ports)
@@ -574,7 +572,7 @@ class Vtep:
 
     def _check_source_ports(self, listeners: Iterable[Listener], config: Config) -> None:
         """Raise VtepError if there is no port in --srcport that this process could send from."""
-        ports = OuterHeaderOptions.of(config).srcport
+        ports = outer_header_options(config).srcport
         for listener in listeners:
             self._pool.senders.check(listener.endpoint.binding, ports)
 
@@ -727,7 +725,7 @@ class Vtep:
             listener.tick()
         yield
         self._screening.tick()
-        self._pool.look(_LOOKS)
+        self._pool.refresh_mtus(_LOOKS)
         self._prober.tick(now)
         yield
         self._ticks += 1
@@ -839,7 +837,7 @@ class Vtep:
             self._screening.update()
         device_name.cache_clear()
         if changed or everything:
-            self._pool.look()
+            self._pool.refresh_mtus()
             self._prober.forget_all()
         self._follow_devices()
         concerned = [
@@ -1006,7 +1004,9 @@ async def _close(taps: Collection[Tap | TunnelGsoDevice]) -> None:
     if len(taps) > _CLOSERS:
         # For many at once it waits no longer. Whether that was refused does not matter.
         with suppress(VtepError):
-            await _on_host(tap_setup.remove_devices, [tap.name for tap in taps if tap.goes])
+            await _on_host(
+                tap_setup.remove_devices, [tap.name for tap in taps if tap.removed_on_close]
+            )
     with ThreadPoolExecutor(_CLOSERS) as threads:
         closing = [loop.run_in_executor(threads, tap.close) for tap in taps]
         await asyncio.gather(*closing)

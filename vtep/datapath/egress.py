@@ -11,8 +11,8 @@ from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.switch import Segment
+from vtep.io.interfaces import TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
-from vtep.io.tap import Tap
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Outcome
 from vtep.offload.partial import SYN_MAX
@@ -85,7 +85,7 @@ class Outbound:
 
     def __init__(
         self,
-        tap: Tap,
+        tap: TapDevice,
         segment: Segment,
         paths: Paths,
         fit: TunnelSizing,
@@ -136,7 +136,7 @@ class Outbound:
         now, splitter = time.monotonic(), self._arena.splitter
         splitter.count = 0  # Else something failed half-way, and may have been of another VNI.
         fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
-        segment, slots, envelope = self._segment, self._slots, self._paths.envelope
+        segment, slots, envelope = self._segment, self._slots, self._paths.outer_fields
         # What is longer is looked at: every frame where somebody wants to see them all.
         frame_max = (
             0 if segment.inspect_egress or self._tracker.active else self._fit.oversize.limit
@@ -393,7 +393,7 @@ class Outbound:
         ):
             return None
         self._finish(now)
-        flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
+        flow = flow_hash(frame) & self._slots | self._paths.outer_fields(frame) << FLOW_BITS
         if self._waiting or not path.send(self._header, frame, cut, gso, flow, now):
             return None
         if track:
@@ -474,7 +474,7 @@ class Outbound:
         segment.counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         head = splitter.head
         remotes = segment.destinations(head, count)
-        flow = flow_hash(head) & self._slots | self._paths.envelope(head) << FLOW_BITS
+        flow = flow_hash(head) & self._slots | self._paths.outer_fields(head) << FLOW_BITS
         self._emit(self._arena.segments[:octets], stride, remotes, flow, now)
 
     def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
@@ -492,7 +492,7 @@ class Outbound:
                 counters.tx_frames += count
                 counters.tx_bytes += len(datagrams) - count * vxlan.HEADER_LEN
                 remotes = self._segment.destinations(frame, count)
-                flow = flow_hash(frame) & self._slots | self._paths.envelope(frame) << FLOW_BITS
+                flow = flow_hash(frame) & self._slots | self._paths.outer_fields(frame) << FLOW_BITS
                 self._emit(memoryview(datagrams), stride, remotes, flow, now)
 
     def _emit(
@@ -511,7 +511,7 @@ class Outbound:
             self._wait(Burst(datagrams, stride, remotes, flow, served))
             return
         if len(remotes) >= FLOOD_MIN and (flood := self._paths.flood(remotes)) is not None:
-            self._flood(flood, Burst(datagrams, stride, flood.recipients.remotes, flow, served))
+            self._flood(flood, Burst(datagrams, stride, flood.group.remotes, flow, served))
             remotes = flood.others
             if self._waiting:
                 self._wait(Burst(datagrams, stride, remotes, flow))
@@ -539,15 +539,15 @@ class Outbound:
         rest, stride, remotes, flow, served = burst
         counters = self._segment.counters
         while rest:
-            sent = flood.replicator.send(rest, stride, flood.recipients, flow, served)
+            sent = flood.group.send(rest, stride, flow, served)
             counters.tx_datagrams += sent.datagrams
-            for remote, reason, count in sent.lost:
+            for remote, reason, count in sent.drops:
                 counters.drop(reason, remote.host, count)
                 if reason is Drop.UNDERLAY_TOO_BIG:
-                    self._paths[remote].look()
+                    self._paths[remote].refresh_mtu()
             if not sent.octets:
-                self._wait(Burst(rest, stride, remotes, flow, sent.reached))
-                self._await_room(sent.blocked)
+                self._wait(Burst(rest, stride, remotes, flow, sent.sent_to))
+                self._await_room(sent.blocked_fd)
                 return
             rest = rest[sent.octets :]
             served = 0
@@ -562,7 +562,7 @@ class Outbound:
 
     def _await_room(self, fd: int) -> None:
         asyncio.get_running_loop().remove_reader(self._tap.fd)
-        self._paths.room.wait(fd, self._resume)
+        self._paths.writable.wait(fd, self._resume)
 
     def _resume(self) -> None:
         """Send what waits, and read the TAP again when that is done."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable
 from math import inf
@@ -13,8 +12,7 @@ from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.tap_fallback import MergeGuard, frames_of, write_without_offload
 from vtep.forwarding.switch import Segment, Switch
-from vtep.io.sockets import Received, receive
-from vtep.io.tap import Tap
+from vtep.io.interfaces import Received, Receiver, TapDevice
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.sizing import TunnelSizing
@@ -38,7 +36,7 @@ _BEGIN_LEN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
 class Exit(NamedTuple):
     """Where the frames of a segment leave."""
 
-    tap: Tap
+    tap: TapDevice
     fit: TunnelSizing
     tracker: AckTracker
     counters: Counters
@@ -52,7 +50,7 @@ class Inbound:
 
     def __init__(
         self,
-        receivers: Iterable[socket.socket],
+        receivers: Iterable[Receiver],
         switch: Switch,
         cannot_receive: Callable[[OSError], None],
     ) -> None:
@@ -76,7 +74,7 @@ class Inbound:
     def attach(
         self,
         segment: Segment,
-        tap: Tap,
+        tap: TapDevice,
         fit: TunnelSizing,
         tracker: AckTracker,
         turn: Callable[[], None],
@@ -128,7 +126,7 @@ class Inbound:
             )
         self._fit(now)
 
-    def rebind(self, receivers: Iterable[socket.socket]) -> None:
+    def rebind(self, receivers: Iterable[Receiver]) -> None:
         """Receive from other sockets from now on; those of before are not closed yet."""
         self.stop()
         self._receivers = tuple(receivers)
@@ -145,10 +143,10 @@ class Inbound:
         for receiver in self._receivers:
             asyncio.get_running_loop().remove_reader(receiver.fileno())
 
-    def readable(self, receiver: socket.socket) -> None:
+    def readable(self, receiver: Receiver) -> None:
         """Drain a socket."""
         now = time.monotonic()
-        buffer = self._buffer
+        buffer, receive = self._buffer, receiver.receive
         # Datagrams of one size that one remote has sent from one port, which is for one flow or a
         # few, lie between the first two, unless that is empty.
         begin = end = stride = port = mark = 0
@@ -158,7 +156,7 @@ class Inbound:
         while budget > 0:
             budget -= 1
             try:
-                came = self._ahead or receive(receiver, buffer[end:])
+                came = self._ahead or receive(buffer[end:])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -224,7 +222,7 @@ class Inbound:
 
     def _follow(
         self,
-        receiver: socket.socket,
+        receiver: Receiver,
         leave: Exit,
         came: Received,
         data: memoryview,
@@ -242,12 +240,12 @@ class Inbound:
         if alike is None:
             return 0
         begin, unpack, parts = bytes(data[:_BEGIN_LEN]), alike.unpack_from, alike.unpack_from(frame)
-        buffer, prefix = self._buffer, begin[: vxlan.HEADER_LEN]
+        buffer, prefix, receive = self._buffer, begin[: vxlan.HEADER_LEN], receiver.receive
         frame = buffer[vxlan.HEADER_LEN : len(data)]
         count = lost = 0
         try:
             while count < most:
-                self._ahead = receive(receiver, buffer)
+                self._ahead = receive(buffer)
                 if (
                     self._ahead != came
                     or buffer[: vxlan.HEADER_LEN] != prefix

@@ -1,112 +1,132 @@
-"""The ways to the remotes of a whole process: who shares them, and who waits for room in them."""
+"""The paths to the remotes of a whole process, which VNIs share, and those of one VNI."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from attrs import evolve, frozen
 
+from vtep.datapath.backpressure import WritableWaiters
 from vtep.forwarding.fdb import Remote
+from vtep.io.binding import Binding
+from vtep.io.interfaces import Flooder, FloodGroup, Sender, SocketFactory
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import Path, pool_slots
-from vtep.io.replicator import Recipients, Replicator
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions
+from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
 from vtep.wire import vxlan
+from vtep.wire.address import version_of
 from vtep.wire.outer_header import InheritPolicy
 
 if TYPE_CHECKING:
     from vtep.tunnel_gso.device import TunnelGsoDevice
 
-
-class Room:
-    """Who waits until a socket takes more.
-
-    Several may wait for one, where VNIs share the way to a remote. All are called once, in the
-    loop's turn; also if the socket is closed, since then there is another one to try.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, list[Callable[[], None]]] = {}
-
-    def wait(self, fd: int, resume: Callable[[], None]) -> None:
-        """Have `resume` called once when the socket of the descriptor is writable."""
-        waiting = self._waiting.setdefault(fd, [])
-        if not waiting:
-            asyncio.get_running_loop().add_writer(fd, self.wake, fd)
-        waiting.append(resume)
-
-    def wake(self, fd: int) -> None:
-        """Have all who wait for this one try again; it may be closed then."""
-        waiting = self._waiting.pop(fd, None)
-        if waiting is None:
-            return
-        loop = asyncio.get_running_loop()
-        loop.remove_writer(fd)
-        for resume in waiting:
-            # Not now: whoever closes a socket is in the middle of a send.
-            loop.call_soon(resume)
-
-
-FLOOD_MIN = 8
-"""From how many remotes on one system call for all is cheaper than one for each of their paths."""
+FLOOD_MIN: Final = 8
+"""Remotes from which on one sendmmsg for all is cheaper than one send for each path."""
 
 _IDLE = State.IDLE
-"""Kept since it is compared for every superframe: `State.IDLE` takes 0.1 us on Python 3.11."""
+"""A copy, since it is compared for each superframe: `State.IDLE` takes 0.1 us on Python 3.11."""
 
 _FLOODS_MAX = 64
-"""Of how many lists of remotes it is remembered how to send to all of them."""
+"""Lists of remotes whose `FloodGroup` is kept."""
 
-_LOOKS_MAX = 1000
-"""Paths whose MTU is asked for at a time, which takes some 10 ms."""
+_MTU_REFRESHES_MAX = 1000
+"""Paths whose MTU is refreshed in one call, which takes some 10 ms."""
 
 _ANY_LINK = -1
-"""For a list that does not depend on the indices of links."""
+"""In place of a number of link changes, for a list that does not depend on indices of links."""
 
-_SenderKey: TypeAlias = tuple[tuple[Binding, ...], OuterHeaderOptions, bool]
-_Key: TypeAlias = tuple[Binding, OuterHeaderOptions, str, int, bool]
+_FlooderKey: TypeAlias = tuple[tuple[Binding, ...], OuterHeaderOptions, bool]
+_SenderKey: TypeAlias = tuple[Binding, OuterHeaderOptions, str, int, bool]
 
 
 class Pool:
-    """The ways to all remotes of a process: VNIs that send alike share them.
+    """The paths and flooders of a process. VNIs with the same options share them.
 
-    `remotes` is how many there will be, as far as is known: they share the source ports. Tunnel GSO
-    needs a `prober` and a `tunnel_gso_device`.
+    It counts the users of each, and closes it after the last one. `sockets` opens them.
     """
 
-    def __init__(self, prober: GsoProber[TunnelGsoPath] | None = None) -> None:
+    def __init__(
+        self,
+        prober: GsoProber[TunnelGsoPath] | None = None,
+        sockets: SocketFactory | None = None,
+    ) -> None:
         self.remotes = 0
+        """The number of remotes that are expected, which share the sockets of the process."""
         self.prober = prober
+        """Probes remotes for tunnel GSO; None if tunnel GSO is not used."""
         self.tunnel_gso_device: TunnelGsoDevice | None = None
-        self.room = Room()
-        self.senders = SenderSockets(self.room.wake)
-        self._unseen: list[Path] = []
-        self._paths: dict[_Key, Path] = {}
-        self._tunnel_gso_paths: dict[Path, TunnelGsoPath] = {}
-        self._keys: dict[Path, _Key] = {}
-        self._replicators: dict[_SenderKey, Replicator] = {}
-        self._users: Counter[Path | Replicator] = Counter()
+        """The private TAP device of tunnel GSO; None while it is unavailable."""
+        self.writable: Final = WritableWaiters()
+        self.senders: Final = SenderSockets(self.writable.wake)
+        self._sockets: SocketFactory = sockets if sockets is not None else UdpSockets()
+        self._mtu_unrefreshed: list[Sender] = []
+        self._paths: dict[_SenderKey, Sender] = {}
+        self._tunnel_gso_paths: dict[Sender, TunnelGsoPath] = {}
+        self._keys: dict[Sender, _SenderKey] = {}
+        self._flooders: dict[_FlooderKey, Flooder] = {}
+        self._users: Counter[Sender | Flooder] = Counter()
 
-    def take(
+    def acquire_path(
         self, binding: Binding, outer: OuterHeaderOptions, remote: Remote, *, gso: bool
-    ) -> Path:
-        """The way to a remote; each call is to be followed by one of `let_go`."""
+    ) -> Sender:
+        """Return the path to a remote. Each call needs one of `release_path`."""
         key = (binding, outer, remote.host, remote.port, gso)
         path = self._paths.get(key)
         if path is None:
             slots = pool_slots(max(self.remotes, len(self._paths) + 1), len(outer.srcport))
-            path = self._paths[key] = Path(binding, outer, remote, slots, self.senders, gso=gso)
+            path = self._sockets.open_sender(binding, outer, remote, slots, self.senders, gso=gso)
+            self._paths[key] = path
             self._keys[path] = key
         self._users[path] += 1
         return path
 
-    def tunnel_gso_path(self, path: Path, outer: OuterHeaderOptions) -> TunnelGsoPath:
-        """Return the path with tunnel GSO to the remote of a path. Tunnel GSO must be available."""
+    def release_path(self, path: Sender) -> None:
+        """Give up the use of a path. It is closed after its last user."""
+        if self._release(path):
+            del self._paths[self._keys.pop(path)]
+            tunnel_gso = self._tunnel_gso_paths.pop(path, None)
+            if tunnel_gso is not None and self.prober is not None:
+                self.prober.forget(tunnel_gso)
+            path.close()
+
+    def acquire_flooder(
+        self, bindings: tuple[Binding, ...], outer: OuterHeaderOptions, *, gso: bool
+    ) -> Flooder:
+        """Return the flooder with these bindings. Each call needs one of `release_flooder`."""
+        key = (bindings, outer, gso)
+        flooder = self._flooders.get(key)
+        if flooder is None:
+            flooder = self._sockets.open_flooder(bindings, outer, self.senders, gso=gso)
+            self._flooders[key] = flooder
+        self._users[flooder] += 1
+        return flooder
+
+    def release_flooder(self, flooder: Flooder) -> None:
+        """Give up the use of a flooder. It is closed after its last user."""
+        if self._release(flooder):
+            (key,) = (key for key, each in self._flooders.items() if each is flooder)
+            del self._flooders[key]
+            flooder.close()
+
+    def _release(self, used: Sender | Flooder) -> bool:
+        """Return whether that was the last user."""
+        self._users[used] -= 1
+        if self._users[used]:
+            return False
+        del self._users[used]
+        return True
+
+    def tunnel_gso_path(self, path: Sender, outer: OuterHeaderOptions) -> TunnelGsoPath:
+        """Return the path with tunnel GSO beside a path of UDP sockets.
+
+        Raises: RuntimeError if tunnel GSO is unavailable, or the path has no UDP sockets.
+        """
         device, prober = self.tunnel_gso_device, self.prober
-        if device is None or prober is None:
-            raise RuntimeError("tunnel GSO is not available: there is no device, or no prober")
+        if device is None or prober is None or not isinstance(path, Path):
+            raise RuntimeError("tunnel GSO is unavailable: no device, no prober or no UDP socket")
         found = self._tunnel_gso_paths.get(path)
         if found is None or found.device is not device:
             if found is not None:
@@ -114,72 +134,49 @@ class Pool:
             found = self._tunnel_gso_paths[path] = TunnelGsoPath(path, outer, device, prober)
         return found
 
-    def replicator(
-        self, bindings: tuple[Binding, ...], outer: OuterHeaderOptions, *, gso: bool
-    ) -> Replicator:
-        """What sends to many remotes at once; each call is to be followed by one of `let_go`."""
-        key = (bindings, outer, gso)
-        replicator = self._replicators.get(key)
-        if replicator is None:
-            replicator = Replicator(bindings, outer, self.senders, gso=gso)
-            self._replicators[key] = replicator
-        self._users[replicator] += 1
-        return replicator
-
-    def let_go(self, way: Path | Replicator) -> None:
-        """One that is used by nobody any more is closed."""
-        self._users[way] -= 1
-        if self._users[way]:
-            return
-        del self._users[way]
-        if isinstance(way, Path):
-            del self._paths[self._keys.pop(way)]
-            tunnel_gso = self._tunnel_gso_paths.pop(way, None)
-            if tunnel_gso is not None and self.prober is not None:
-                self.prober.forget(tunnel_gso)
-        else:
-            (key,) = (key for key, each in self._replicators.items() if each is way)
-            del self._replicators[key]
-        way.close()
-
     def reconnect(self, dev: str | None) -> None:
-        """Close all sockets that are bound to a device of this name; others are opened anew."""
+        """Close all sockets that are bound to a device of this name. The next send reopens them."""
         for (binding, *_), path in self._paths.items():
             if binding.dev == dev:
                 path.close()
-        for (bindings, *_), replicator in self._replicators.items():
+        for (bindings, *_), flooder in self._flooders.items():
             if any(binding.dev == dev for binding in bindings):
-                replicator.close()
+                flooder.close()
 
-    def look(self, budget: int | None = None) -> None:
-        """Ask the kernel for the MTU of every path again, or of so many of them in turn.
+    def refresh_mtus(self, budget: int | None = None) -> None:
+        """Look up the MTU of all paths again, or of `budget` of them in turn.
 
-        If there are very many, the rest has its turn with the next calls.
+        If there are very many paths, the remaining ones are looked up by the next calls.
         """
-        if budget is None or not self._unseen:
-            self._unseen = list(self._paths.values())
-        for _ in range(min(budget or _LOOKS_MAX, len(self._unseen))):
-            path = self._unseen.pop()
+        if budget is None or not self._mtu_unrefreshed:
+            self._mtu_unrefreshed = list(self._paths.values())
+        for _ in range(min(budget or _MTU_REFRESHES_MAX, len(self._mtu_unrefreshed))):
+            path = self._mtu_unrefreshed.pop()
             if path in self._users:
-                path.look()
+                path.refresh_mtu()
 
 
 @frozen
 class Flood:
-    """How to send to many remotes: to most of them at once, and to the others by their paths."""
+    """How to send to many remotes: to a group of them at once, and to the others by their paths."""
 
-    replicator: Replicator
-    recipients: Recipients
+    group: FloodGroup
     others: tuple[Remote, ...]
 
 
-class Paths(dict[Remote, Path]):
-    """The ways to the remotes of one VNI; that to a remote not seen before is made when asked for.
+class Paths(dict[Remote, Sender]):
+    """The paths to the remotes of one VNI. A missing one is acquired from the pool.
 
-    `bindings` are by IP version; `policy` says what the outer header takes from a frame.
-    `mtu_changed` is told of the MTU of the path to a remote when it is first known and when it
-    changes, and None when the path is not used any more. `port` is where we listen. `tunnel_gso`
-    is whether tunnel GSO is available.
+    Args:
+        pool: the paths of the process.
+        bindings: by IP version.
+        outer: outer header fields of all datagrams.
+        policy: outer header fields that inherit from a frame.
+        mtu_changed: called with the path MTU to a remote when it becomes known or changes, and with
+            None when the path is released.
+        gso: whether a send may have several datagrams.
+        tunnel_gso: whether tunnel GSO is available.
+        port: the UDP port to which remotes send, which is where echo replies are to go.
     """
 
     def __init__(
@@ -194,11 +191,12 @@ class Paths(dict[Remote, Path]):
         tunnel_gso: bool = False,
         port: int = vxlan.PORT,
     ) -> None:
-        self.room = pool.room
-        self.tunnel_gso = tunnel_gso
+        self.writable: Final = pool.writable
+        self.tunnel_gso: Final = tunnel_gso
         """Whether `tunnel_gso_path` may be called."""
-        self.envelope = policy.make_reader()
-        """The envelope of a frame of at least 14 octets; see `outer_header`."""
+        self.outer_fields: Final = policy.make_reader()
+        """Maps a frame of at least 14 octets to its packed outer header fields; see
+        `vtep.wire.outer_header`."""
         self._pool = pool
         self._bindings = bindings
         self._outer = outer
@@ -206,11 +204,12 @@ class Paths(dict[Remote, Path]):
         self._gso = gso
         self._port = port
         self._tunnel_gso_paths: dict[Remote, TunnelGsoPath] = {}
-        self._replicator: Replicator | None = None
+        self._flooder: Flooder | None = None
+        # By the identity of a list: the list, the link changes before, and how to flood to it.
         self._floods: dict[int, tuple[Sequence[Remote], int, Flood | None]] = {}
 
-    def __missing__(self, remote: Remote) -> Path:
-        path = self[remote] = self._pool.take(
+    def __missing__(self, remote: Remote) -> Sender:
+        path = self[remote] = self._pool.acquire_path(
             self._binding(remote), self._outer, remote, gso=self._gso
         )
         path.watchers.append(self._mtu_changed)
@@ -232,14 +231,17 @@ class Paths(dict[Remote, Path]):
         return path
 
     def _binding(self, remote: Remote) -> Binding:
-        binding = self._bindings[6 if ":" in remote.host else 4]
+        binding = self._bindings[version_of(remote.host)]
         return binding if remote.via is None else evolve(binding, dev=remote.via)
 
     def flood(self, remotes: Sequence[Remote]) -> Flood | None:
-        """How to send to all of these, who are many, or None if it has to be by their paths."""
+        """Return how to send to a list of remotes at once; None if it is by their paths.
+
+        Results are kept by the identity of the list, which the segment keeps while it is the same.
+        """
         changes = self._pool.senders.link_changes
         found = self._floods.get(id(remotes))
-        # The index of a link may be another one after a change, of which link-local ones have it.
+        # A prepared group holds the link indices of link-local remotes, which may change.
         if found is not None and found[0] is remotes and found[1] in (_ANY_LINK, changes):
             return found[2]
         flood = self._prepare(remotes)
@@ -249,9 +251,9 @@ class Paths(dict[Remote, Path]):
             changes = _ANY_LINK
         self._floods[id(remotes)] = remotes, changes, flood
         if flood is not None:
-            # Who goes on with what had no room asks for those who are served at once.
-            served = flood.recipients.remotes
-            self._floods[id(served)] = served, changes, evolve(flood, others=())
+            # After backpressure, the sender continues with the remotes of the group alone.
+            group = flood.group.remotes
+            self._floods[id(group)] = group, changes, evolve(flood, others=())
         return flood
 
     def _prepare(self, remotes: Sequence[Remote]) -> Flood | None:
@@ -259,30 +261,31 @@ class Paths(dict[Remote, Path]):
         plain = [remote for remote in remotes if remote not in others]
         if len(plain) < FLOOD_MIN:
             return None
-        if self._replicator is None:
+        if self._flooder is None:
             bindings = tuple(self._bindings.values())
-            self._replicator = self._pool.replicator(bindings, self._outer, gso=self._gso)
+            self._flooder = self._pool.acquire_flooder(bindings, self._outer, gso=self._gso)
         try:
-            recipients = self._replicator.recipients(plain)
-        except OSError:  # One has a device that is not here.
+            group = self._flooder.prepare(plain)
+        except OSError:  # The device of a link-local remote is absent.
             return None
-        return Flood(self._replicator, recipients, others)
+        return Flood(group, others)
 
     def release(self, remote: Remote) -> None:
-        """Let go of the way to a remote, if there is one."""
+        """Release the path to a remote, if there is one."""
         self._tunnel_gso_paths.pop(remote, None)
         path = self.pop(remote, None)
         if path is not None:
             path.watchers.remove(self._mtu_changed)
-            if self._mtu_changed not in path.watchers:  # As where others have taken over.
+            # After a change of options, the paths that replace these have the same callback.
+            if self._mtu_changed not in path.watchers:
                 self._mtu_changed(remote, None)
-            self._pool.let_go(path)
+            self._pool.release_path(path)
 
     def close(self) -> None:
-        """Let go of all; they are made anew if there is more to send."""
+        """Release all paths. The next send acquires them again."""
         for remote in tuple(self):
             self.release(remote)
         self._floods.clear()
-        if self._replicator is not None:
-            self._pool.let_go(self._replicator)
-            self._replicator = None
+        if self._flooder is not None:
+            self._pool.release_flooder(self._flooder)
+            self._flooder = None

@@ -23,7 +23,8 @@ from attrs import evolve, field, frozen
 from vtep.doctor.facts import Echoes, IcmpError, PathMtu, Refusal
 from vtep.doctor.path_mtu import find_path_mtu
 from vtep.errors import VtepError
-from vtep.io.sockets import Binding, sockaddr
+from vtep.io.addresses import sockaddr
+from vtep.io.binding import Binding
 from vtep.wire import vxlan
 from vtep.wire.address import Address
 from vtep.wire.echo import SIZE, TOKEN_LEN, EchoKind, EchoMessage

@@ -17,7 +17,8 @@ from vtep.errors import VtepError
 from vtep.host.firewall import AND, ARP, CROSSING, PacketPattern, Verdict
 from vtep.host.links import has_bridge_netfilter
 from vtep.host.netfilter import Rules
-from vtep.io.sockets import Binding, connected_probe, sockaddr
+from vtep.io.addresses import sockaddr
+from vtep.io.binding import Binding, connected_probe
 from vtep.wire import vxlan
 from vtep.wire.address import Address, without_scope
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
-from vtep.io.sockets import prefer_public_source, sockaddr
+from vtep.io.addresses import sockaddr
+from vtep.io.socket_options import prefer_public_source
 from vtep.wire.address import Address
 from vtep.wire.checksum import internet_checksum
 from vtep.wire.ethernet import format_mac, parse_mac

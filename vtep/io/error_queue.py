@@ -1,18 +1,30 @@
-"""What the kernel and the network say of datagrams: errors of a send, and those that come back."""
+"""The error queue of a UDP socket, and the drop reasons that errors of a send stand for.
+
+With IP_RECVERR, the kernel queues ICMP errors about datagrams that a socket has sent, and errors
+of this host (ip(7)). It also reports the latest error once as the result of a later call, so a
+failed send may be about an earlier datagram.
+"""
 
 import errno
 import socket
+import struct
 import sys
 from typing import NamedTuple
 
 from vtep.counters import Drop
+from vtep.io import socket_constants as const
 
-_ERROR_SPACE = 512
-_ICMP_ORIGINS = (2, 3)
-"""SO_EE_ORIGIN_ICMP and SO_EE_ORIGIN_ICMP6."""
+_CONTROL_SPACE = 512
 
-_RECVERR = frozenset(((socket.IPPROTO_IP, 11), (socket.IPPROTO_IPV6, 25)))
-"""IP_RECVERR and IPV6_RECVERR. A socket that receives gets other control messages, too."""
+_RECVERR = frozenset(
+    ((socket.IPPROTO_IP, const.IP_RECVERR), (socket.IPPROTO_IPV6, const.IPV6_RECVERR))
+)
+"""Level and type of the control messages with an error. A socket that receives gets others too."""
+
+_ICMP_ORIGINS = (const.SO_EE_ORIGIN_ICMP, const.SO_EE_ORIGIN_ICMP6)
+
+_EXTENDED_ERR = struct.Struct("=IBBBxII")
+"""struct sock_extended_err: errno, origin, type, code, info, data. An address follows it."""
 
 _DROPS = {
     errno.ECONNREFUSED: Drop.UNDERLAY_REFUSED,
@@ -29,7 +41,7 @@ _DROPS = {
     errno.EINVAL: Drop.UNDERLAY_UNREACHABLE,
 }
 
-FROM_AFAR = frozenset(
+ICMP_ERRORS = frozenset(
     (
         errno.ECONNREFUSED,
         errno.EHOSTUNREACH,
@@ -43,41 +55,92 @@ FROM_AFAR = frozenset(
         errno.EMSGSIZE,
     )
 )
-"""What a send may say of an *earlier* datagram, to which an ICMP error came back."""
+"""Errors of a send that may be about an *earlier* datagram, which an ICMP error reports
+(icmp_err_convert in net/ipv4/icmp.c)."""
 
-STALE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
-"""What a socket says when this host's address or route has changed under it."""
+STALE_SOCKET = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
+"""Errors of a connected socket after this host's own address or route has changed."""
 
 GSO_REFUSALS = frozenset((errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP))
-"""What a send of several datagrams says if the kernel or a device can't cut it."""
+"""Errors of a send with UDP_SEGMENT that the kernel or a device cannot segment."""
 
 
-class Returned(NamedTuple):
-    """An earlier datagram that came back as an ICMP error: where it went, and why it is lost."""
+class QueuedError(NamedTuple):
+    """An entry of an error queue."""
+
+    destination: str
+    """The address to which the datagram was sent."""
+    errno: int
+    origin: int
+    """SO_EE_ORIGIN_*: whether an ICMP message or this host reports it."""
+    type: int
+    code: int
+    """Type and code of the ICMP message; 0 if there was none."""
+    info: int
+    """The MTU in octets, if `errno` is EMSGSIZE."""
+    offender: str | None
+    """The address of the node that sent the ICMP message, if that is known."""
+
+    @property
+    def is_icmp(self) -> bool:
+        """Whether an ICMP message reports the error, rather than this host."""
+        return self.origin in _ICMP_ORIGINS
+
+
+class ReturnedDatagram(NamedTuple):
+    """An earlier datagram that was lost according to an ICMP error."""
 
     host: str
+    """The address to which it was sent."""
     reason: Drop
 
 
-def reason(number: int | None) -> Drop:
-    """Why a datagram was lost that the kernel refused with this error number."""
+def drop_reason(number: int | None) -> Drop:
+    """Return the drop reason of a datagram whose send failed with an errno."""
     return _DROPS.get(number or 0, Drop.UNDERLAY_FAILED)
 
 
-def returned(sock: socket.socket) -> list[Returned]:
-    """What ICMP errors wait in a socket's error queue, which is emptied.
+def read_errors(sock: socket.socket) -> list[QueuedError]:
+    """Read and empty the error queue of a socket.
 
-    A socket with something in there can't be waited for: it is always ready.
+    A socket is always ready while its error queue is not empty, so an event loop would spin.
     """
-    news: list[Returned] = []
+    errors: list[QueuedError] = []
     while True:
         try:
-            _, ancillary, _, destination = sock.recvmsg(1, _ERROR_SPACE, socket.MSG_ERRQUEUE)
+            _, control, _, destination = sock.recvmsg(1, _CONTROL_SPACE, socket.MSG_ERRQUEUE)
         except OSError:
-            return news
-        # struct sock_extended_err: error number (4 octets), origin, type, code, ...
-        for level, kind, data in ancillary:
-            if (level, kind) in _RECVERR and data[4] in _ICMP_ORIGINS:
-                too_big = int.from_bytes(data[:4], sys.byteorder) == errno.EMSGSIZE
-                lost = Drop.UNDERLAY_TOO_BIG if too_big else Drop.UNDERLAY_REFUSED
-                news.append(Returned(destination[0], lost))
+            return errors
+        errors.extend(
+            _parse(destination[0] if destination else "", data)
+            for level, kind, data in control
+            if (level, kind) in _RECVERR
+        )
+
+
+def returned_datagrams(sock: socket.socket) -> list[ReturnedDatagram]:
+    """Return the datagrams that ICMP errors report as lost, and empty the error queue."""
+    return [
+        ReturnedDatagram(
+            error.destination,
+            Drop.UNDERLAY_TOO_BIG if error.errno == errno.EMSGSIZE else Drop.UNDERLAY_REFUSED,
+        )
+        for error in read_errors(sock)
+        if error.is_icmp
+    ]
+
+
+def _parse(destination: str, data: bytes) -> QueuedError:
+    number, origin, kind, code, info, _ = _EXTENDED_ERR.unpack_from(data)
+    offender = _address(data[_EXTENDED_ERR.size :])
+    return QueuedError(destination, number, origin, kind, code, info, offender)
+
+
+def _address(sockaddr: bytes) -> str | None:
+    """Return the address in a struct sockaddr_in or sockaddr_in6; None for AF_UNSPEC."""
+    family = int.from_bytes(sockaddr[:2], sys.byteorder)
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, sockaddr[4:8])
+    if family == socket.AF_INET6:
+        return socket.inet_ntop(socket.AF_INET6, sockaddr[8:24])
+    return None

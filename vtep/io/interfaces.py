@@ -25,9 +25,17 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from vtep.counters import Drop
 from vtep.forwarding.fdb import Remote
+from vtep.forwarding.ingress_filter import IngressFilter
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.sender_sockets import SenderSockets
-from vtep.io.sockets import Binding, OuterHeaderOptions, Received
 from vtep.wire.address import Address
+
+Received: TypeAlias = tuple[int, int, str, int, int]
+"""The result of `Receiver.receive`: octets, stride, host, port, ECN field.
+
+A plain tuple: a named one takes twice as long to make.
+"""
 
 MtuWatcher: TypeAlias = Callable[[Remote, int], None]
 """Called with a remote and the MTU of the path to it, in octets."""
@@ -115,6 +123,9 @@ class Receiver(Protocol):
 
     def send_unfragmented(self, datagram: bytes, host: str, port: int) -> None:
         """Send one datagram from this port that is not to be fragmented. Raises: OSError."""
+
+    def set_filter(self, wanted: IngressFilter | None) -> None:
+        """Discard datagrams that a filter does not accept; None accepts all. Raises: OSError."""
 
     def queue_drops(self) -> int:
         """Return how many datagrams were discarded in front of this socket since it was opened."""

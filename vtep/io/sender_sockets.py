@@ -1,48 +1,50 @@
 """The sending sockets of a process: how they are opened, and how many there may be."""
 
-import ctypes
 import errno
 import logging
 import random
 import resource
 import socket
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 from itertools import chain
 
 from vtep.errors import VtepError
-from vtep.io.shared_socket import Sender, SharedSender, SharedSocket, SocketSpec, SocketUser
-from vtep.io.sockets import Binding, set_send_buffer
+from vtep.io import socket_constants as const
+from vtep.io.binding import Binding
+from vtep.io.shared_socket import (
+    SendingSocket,
+    SharedSender,
+    SharedSocket,
+    SocketSpec,
+    SocketUser,
+)
+from vtep.io.socket_filter import DISCARD_ALL, attach_program
+from vtep.io.socket_options import set_send_buffer
 
 log = logging.getLogger("vtep")
 
 _SOCKETS_MAX = 8192
-"""As many as half of the default --srcport range has ports: the other half is left to the host."""
+"""Half the ports of the default --srcport range: the other half is left to the host."""
 
-_PART_ASIDE = 4
-"""Of so many sockets, one is set aside, once there are many."""
+_ASIDE_DIVISOR = 4
+"""One of so many sockets is set aside, once there are many."""
 
-_SET_ASIDE_AT_ONCE = 2
-"""Sockets that are set aside when one is opened: more than one, so that there soon are enough."""
+_SET_ASIDE_PER_OPEN = 2
+"""Sockets set aside when one is opened: more than one, so that the share is reached soon."""
 
-_CHANCES = 64
-"""Sockets that are looked at before one of them is closed. Else a long list would take long."""
+_EVICTION_CHECKS = 64
+"""Sockets that are checked before one is closed even if it is in use: bounds the time it takes."""
 
-_EXHAUSTED_FOR = 1.0
-"""Seconds before a range of source ports is tried again in which there was no free port."""
+_EXHAUSTED_S = 1.0
+"""Seconds before a range of source ports without a free port is tried again."""
 
 _ERROR_BUFFER = 1 << 17
-"""Octets for ICMP errors that wait to be read, each with up to 1280 octets of the packet."""
+"""Octets of the receive buffer, which holds queued ICMP errors with up to 1280 octets of the packet
+each."""
 
-_SHORT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
-_NOT_THIS_PORT = frozenset((errno.EADDRINUSE, errno.EACCES))
-
-_SO_ATTACH_FILTER = 26
-
-# A struct sock_filter (linux/filter.h) that returns 0, and the struct sock_fprog that has it.
-_RETURN_0 = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-_DISCARD_ALL = struct.pack("@HP", 1, ctypes.addressof(_RETURN_0))
+_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+_PORT_UNAVAILABLE = frozenset((errno.EADDRINUSE, errno.EACCES))
 
 
 def sockets_max() -> int:
@@ -54,31 +56,33 @@ def sockets_max() -> int:
 
 
 def is_short_of_descriptors(error: OSError) -> bool:
-    """Return whether a socket could not be opened for want of a descriptor."""
-    return error.errno in _SHORT_OF_DESCRIPTORS
+    """Return whether a socket could not be opened for lack of a descriptor."""
+    return error.errno in _NO_DESCRIPTORS
 
 
 class SenderSockets:
     """Opens the sending sockets of a process, and closes the least recently used of too many.
 
-    Which ones are used is found out without any work for a frame that is sent. Sockets are set
-    aside in turn, as soon as half of the limit is reached. The next frame for one takes it back. If
-    there is none until its turn has come to be closed, it is closed.
+    Use is detected without work per frame (the clock algorithm of page replacement). From half of
+    the limit on, sockets are set aside in turn, and the next frame for one takes it back. A socket
+    that no frame took back by the time it is next to be closed is closed.
 
-    `closing` is called with each descriptor just before the socket is closed, or not shared any
-    more, for callers that wait until it is writable.
+    `closing` is called with each descriptor just before the socket is closed, or its sender is, for
+    callers that wait until it is writable.
     """
 
     def __init__(self, closing: Callable[[int], None] = lambda _fd: None) -> None:
-        self.receiver: Callable[[Binding, int], SharedSocket | None] = lambda _binding, _port: None
+        self.find_shared: Callable[[Binding, int], SharedSocket | None] = lambda _binding, _port: (
+            None
+        )
         """Returns the receiving socket of this process that sends from a port, if there is one."""
         self.network_changes = 0
-        """Counts what the kernel told of links, addresses and routes. What failed before may
-        succeed after one more."""
+        """The number of changes of links, addresses and routes. After another one, an open that
+        failed may succeed."""
         self.link_changes = 0
-        """Counts those of them that are about links, whose indices may be others now."""
+        """The number of those that are about links, whose indices may have changed."""
         self._closing = closing
-        # By socket, who uses it and its port; those first that are to be looked at next.
+        # The user and the port of each socket; the next one to be checked comes first.
         self._active: OrderedDict[socket.socket, tuple[SocketUser, int]] = OrderedDict()
         self._aside: OrderedDict[socket.socket, tuple[SocketUser, int]] = OrderedDict()
         self._exhausted_until: dict[tuple[Binding, range], float] = {}
@@ -100,13 +104,18 @@ class SenderSockets:
         *,
         used: Container[int] = (),
         evict: bool = True,
-    ) -> Sender:
-        """Open a socket for `user`, on none of the ports `used` if there is another one.
+    ) -> SendingSocket:
+        """Open a socket for `user`.
 
-        `now` is in seconds of the monotonic clock.
+        Args:
+            user: the owner, which discards the socket on request.
+            spec: the requirements.
+            now: seconds of the monotonic clock.
+            used: source ports to avoid as long as the range has others.
+            evict: whether to close another socket if the process has no descriptor left.
 
-        Side effects: closes another socket if there are too many, or, with `evict`, if the process
-        has no descriptor left. Raises OSError.
+        Raises: OSError.
+        Side effects: closes another socket if there are too many.
         """
         while self.is_full:
             self._evict()
@@ -120,11 +129,12 @@ class SenderSockets:
         if isinstance(sender, SharedSender):
             return sender
         try:
-            # What a peer sends to such a port is not read; only ICMP errors are.
-            sender.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DISCARD_ALL)
+            # Datagrams to such a port are never read; only the error queue is. They must not fill
+            # the receive buffer, which the error queue shares.
+            attach_program(sender, const.SO_ATTACH_FILTER, DISCARD_ALL)
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ERROR_BUFFER)
             set_send_buffer(sender, spec.buffer)
-            spec.outer.set_up(sender, df=spec.df)
+            spec.outer.apply(sender, df=spec.df)
             port: int = sender.getsockname()[1]
             if spec.address is not None:
                 sender.connect(spec.address)
@@ -133,12 +143,12 @@ class SenderSockets:
             raise
         self._active[sender] = user, port
         if 2 * len(self) > sockets_max():
-            for _ in range(_SET_ASIDE_AT_ONCE):
-                if len(self._aside) < len(self) // _PART_ASIDE:
-                    self._set_aside()
+            for _ in range(_SET_ASIDE_PER_OPEN):
+                if len(self._aside) < len(self) // _ASIDE_DIVISOR:
+                    self._set_next_aside()
         return sender
 
-    def close(self, sender: Sender) -> None:
+    def close(self, sender: SendingSocket) -> None:
         """Close a socket that was opened here."""
         if isinstance(sender, socket.socket):
             self._active.pop(sender, None)
@@ -147,85 +157,89 @@ class SenderSockets:
         sender.close()
 
     def vacate(self, family: int, port: int) -> None:
-        """Close all sockets on a port, on which this process is going to listen."""
-        for sock, (user, its_port) in (*self._active.items(), *self._aside.items()):
-            if its_port == port and sock.family == family:
+        """Close all sockets on a port, so that this process can listen on it."""
+        for sock, (user, bound_port) in (*self._active.items(), *self._aside.items()):
+            if bound_port == port and sock.family == family:
                 user.discard(sock)
 
     def check(self, binding: Binding, ports: range) -> None:
         """Raise VtepError if this process can send from none of these ports."""
         try:
-            with binding.unbound() as sock:
+            with binding.open_unbound() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._find_port(sock, binding, ports, ())
         except OSError as error:
-            if error.errno in _NOT_THIS_PORT:
-                raise VtepError(f"--srcport {_says(ports)}: {error.strerror}") from error
+            if error.errno in _PORT_UNAVAILABLE:
+                raise VtepError(f"--srcport {_option_text(ports)}: {error.strerror}") from error
 
-    def _set_aside(self) -> None:
-        """Set the next socket aside, if there is one."""
+    def _set_next_aside(self) -> None:
+        """Set the next active socket aside, if there is one."""
         if self._active:
             sock, (user, port) = self._active.popitem(last=False)
             user.set_aside(sock)
             self._aside[sock] = user, port
 
     def _evict(self) -> None:
-        """Close a socket that has not been used for long."""
-        for _ in range(_CHANCES):
+        """Close a socket that was set aside and that no frame took back."""
+        for _ in range(_EVICTION_CHECKS):
             if not self._aside:
-                self._set_aside()
+                self._set_next_aside()
             sock, (user, port) = next(iter(self._aside.items()))
             if not user.uses(sock):
                 break
             del self._aside[sock]
             self._active[sock] = user, port
-            self._set_aside()
+            self._set_next_aside()
         user.discard(sock)
 
-    def _bind(self, user: SocketUser, spec: SocketSpec, now: float, used: Container[int]) -> Sender:
-        """Open a socket on a source port, or share the one that listens there; raises OSError."""
+    def _bind(
+        self, user: SocketUser, spec: SocketSpec, now: float, used: Container[int]
+    ) -> SendingSocket:
+        """Open a socket on a source port, or share the one that listens there. Raises: OSError."""
         binding, ports = spec.binding, spec.outer.srcport
         key = binding, ports
         exhausted_until = self._exhausted_until.get(key)
         if exhausted_until is not None and now < exhausted_until:
             raise OSError(errno.EADDRINUSE, "no source port, and not tried again yet")
-        sock = binding.unbound()
+        sock = binding.open_unbound()
         try:
-            # Shared among remotes, since the range may have fewer ports than there are of them.
+            # Remotes share ports, since the range may have fewer ports than there are remotes.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             shared = self._find_port(sock, binding, ports, used)
             if shared is not None:
                 sock.close()
-                return shared.sender(user, spec)
+                return shared.open_sender(user, spec)
         except OSError as error:
             sock.close()
-            if error.errno not in _NOT_THIS_PORT:
+            if error.errno not in _PORT_UNAVAILABLE:
                 raise
             if exhausted_until is None:
-                log.warning("nothing can be sent: --srcport %s: %s", _says(ports), error.strerror)
-            self._exhausted_until[key] = now + _EXHAUSTED_FOR
+                log.warning("cannot send: --srcport %s: %s", _option_text(ports), error.strerror)
+            self._exhausted_until[key] = now + _EXHAUSTED_S
             raise OSError(errno.EADDRINUSE, "no source port") from error
         if exhausted_until is not None:
             del self._exhausted_until[key]
-            log.warning("--srcport %s: there is a free port again", _says(ports))
+            log.warning("--srcport %s: a port is free again", _option_text(ports))
         return sock
 
     def _find_port(
         self, sock: socket.socket, binding: Binding, ports: range, used: Container[int]
     ) -> SharedSocket | None:
-        """Bind a socket to one of the ports; or return one that listens on it, which can send.
+        """Bind a socket to one of the ports.
 
-        Raises OSError, with EADDRINUSE or EACCES if there is no port.
+        Returns: the receiving socket that listens on the port and can send from it, in place of the
+        bind; None if the socket was bound.
+        Raises: OSError, with EADDRINUSE or EACCES if no port is available.
         """
         taken = False
         for port in _in_random_order(ports, used):
-            shared = self.receiver(binding, port)
+            shared = self.find_shared(binding, port)
             if shared is not None:
                 return shared
             try:
                 sock.bind(binding.sockaddr(port))
             except OSError as error:
-                if error.errno not in _NOT_THIS_PORT:
+                if error.errno not in _PORT_UNAVAILABLE:
                     raise
                 taken = taken or error.errno == errno.EADDRINUSE
             else:
@@ -244,12 +258,13 @@ class SenderSockets:
 
 
 def _in_random_order(ports: range, used: Container[int]) -> Iterator[int]:
-    """Yield all ports, from a random one on, and those that are used already last."""
+    """Yield all ports, beginning at a random one; those in `used` come last."""
     start = random.randrange(len(ports))  # noqa: S311  no secret
-    turned = (ports[start:], ports[:start])
-    yield from (port for port in chain(*turned) if port not in used)
-    yield from (port for port in chain(*turned) if port in used)
+    rotated = (ports[start:], ports[:start])
+    yield from (port for port in chain(*rotated) if port not in used)
+    yield from (port for port in chain(*rotated) if port in used)
 
 
-def _says(ports: range) -> str:
+def _option_text(ports: range) -> str:
+    """Return a range of ports as --srcport takes it."""
     return f"{ports[0]} {ports[-1]}"

@@ -14,80 +14,78 @@ from typing import Protocol, TypeAlias
 from attrs import frozen
 
 from vtep.io import error_queue
-from vtep.io.error_queue import Returned
-from vtep.io.sockets import (
-    Ancillary,
-    Binding,
-    OuterHeaderOptions,
-    Sockaddr,
-    connected_probe,
-    pktinfo,
-    set_send_buffer,
-)
+from vtep.io.addresses import Sockaddr
+from vtep.io.binding import Binding, connected_probe
+from vtep.io.error_queue import ReturnedDatagram
+from vtep.io.outer_options import ControlMessages, OuterHeaderOptions, pktinfo
+from vtep.io.socket_options import set_send_buffer
 
 _SEND_BUFFER = 1 << 24
-"""Octets. All remotes share it: see `replicate`, whose sockets have as much."""
+"""Octets of the send buffer, which all remotes share: as many as the sockets of a `Replicator`."""
 
 _TRIES = 4
-"""Attempts to send while there are errors of other senders."""
+"""Attempts to send while the socket reports errors about datagrams of other senders."""
 
-_Look: TypeAlias = tuple[OuterHeaderOptions, bool]
-"""How datagrams look, and whether DF is set as the envelope of a frame has it."""
+_Options: TypeAlias = tuple[OuterHeaderOptions, bool]
+"""The arguments of `OuterHeaderOptions.apply`: the outer header fields, and whether DF is set."""
 
 
 @frozen
 class SocketSpec:
-    """What a sending socket is to be like.
-
-    Its source port is one of `outer`. It is connected to `address`, unless that is None. `buffer`
-    is the size of its send buffer in octets. With `df`, nothing that it sends is fragmented.
-    """
+    """The requirements for a sending socket."""
 
     binding: Binding
     outer: OuterHeaderOptions
+    """The outer header fields, among them the range of source ports."""
     address: Sockaddr | None
+    """The address to connect to; None to send to any."""
     buffer: int
+    """The size of the send buffer in octets."""
     df: bool
+    """Whether its datagrams must not be fragmented."""
 
 
 class SocketUser(Protocol):
-    """The owner of sending sockets, which may be closed to make room for others."""
+    """The owner of sending sockets, which may be closed in favour of others."""
 
     def set_aside(self, sock: socket.socket) -> None:
-        """Use a socket no more until a frame needs it."""
+        """Stop using a socket until a frame needs it."""
 
     def uses(self, sock: socket.socket) -> bool:
         """Return whether a frame has needed a socket since it was set aside."""
 
-    def discard(self, sock: "Sender") -> None:
-        """Close a socket, and open another one if a frame needs it."""
+    def discard(self, sock: "SendingSocket") -> None:
+        """Close a socket. The next frame that needs one opens another."""
 
 
 class SharedSocket:
-    """A receiving socket and all that send from it.
+    """A receiving socket, and the senders that send from it.
 
-    `binding` is that of the receiving socket. `report` is called for datagrams that came back as
-    ICMP errors, of which the sender is not known. `rearm` is called after each error, to have the
-    event loop watch the socket again: uvloop stops when epoll reports an error.
+    Args:
+        sock: the receiving socket, which stays the caller's.
+        binding: that of the receiving socket.
+        report: called for a datagram that an ICMP error returned, and whose sender is not known.
+        rearm: called after each error, to make the event loop watch the socket again. uvloop stops
+            watching when epoll reports an error.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         binding: Binding,
-        report: Callable[[Returned], None],
+        report: Callable[[ReturnedDatagram], None],
         rearm: Callable[[], None],
     ) -> None:
         self.sock = sock
         self._binding = binding
         self._report = report
         self._rearm = rearm
-        self._look: _Look | None = None
+        self._applied: _Options | None = None
         self._senders: dict[SharedSender, SocketUser] = {}
         set_send_buffer(sock, _SEND_BUFFER)
 
     def can_send_as(self, binding: Binding) -> bool:
-        """Return whether the socket can send what a socket with another binding would send."""
+        """Return whether it can send the datagrams of a socket with another binding."""
         ours = self._binding
         return (
             ours.family == binding.family
@@ -95,10 +93,11 @@ class SharedSocket:
             and ours.dev in (None, binding.dev)
         )
 
-    def sender(self, user: SocketUser, spec: SocketSpec) -> "SharedSender":
-        """Return a sender to the address of `spec`, or to any if it has none; raises OSError.
+    def open_sender(self, user: SocketUser, spec: SocketSpec) -> "SharedSender":
+        """Return a sender to the address of `spec`, or to any address if that is None.
 
-        The sender is used by `user`, which is to discard it when the receiving socket is closed.
+        It belongs to `user`, which discards it when the receiving socket is closed. Raises:
+        OSError.
         """
         ours, theirs = self._binding, spec.binding
         local = theirs.local if theirs.local != ours.local else None
@@ -108,109 +107,109 @@ class SharedSocket:
         return sender
 
     def forget(self, sender: "SharedSender") -> None:
-        """Let a sender go, which is not used any more."""
+        """Remove a sender that is closed."""
         self._senders.pop(sender, None)
 
-    def use(self, look: _Look) -> None:
-        """Have datagrams look like this from now on; raises OSError."""
-        if look != self._look:
-            outer, df = look
-            outer.set_up(self.sock, df=df)
-            self._look = look
+    def apply(self, options: _Options) -> None:
+        """Set the options of the socket, unless they are set already. Raises: OSError."""
+        if options != self._applied:
+            outer, df = options
+            outer.apply(self.sock, df=df)
+            self._applied = options
 
-    def returned(self) -> list[Returned]:
-        """Return the datagrams that came back as ICMP errors, and empty the error queue.
+    def returned_datagrams(self) -> list[ReturnedDatagram]:
+        """Return the datagrams that ICMP errors report as lost, and empty the error queue.
 
-        To be called after every error of the socket. While there is something in the queue, the
-        event loop finds the socket readable.
+        To be called after each error of the socket. An event loop finds the socket readable while
+        its error queue is not empty.
         """
-        if self._look is None:
+        if self._applied is None:  # Nothing was sent.
             return []
-        returned = error_queue.returned(self.sock)
+        returned = error_queue.returned_datagrams(self.sock)
         self._rearm()
         return returned
 
-    def report(self, returned: Iterable[Returned]) -> None:
-        """Have datagrams counted that came back, of which the sender is not known."""
+    def report(self, returned: Iterable[ReturnedDatagram]) -> None:
+        """Report returned datagrams whose sender is not known, so that they are counted."""
         for each in returned:
             self._report(each)
 
     def close(self) -> None:
-        """Send no more, since the receiving socket is about to be closed."""
+        """Close all senders, before the receiving socket is closed."""
         for sender, user in tuple(self._senders.items()):
             user.discard(sender)
 
 
 class SharedSender:
-    """Sends from a shared socket, and is used like one that was opened for it.
+    """A sender from a shared socket, with the methods of a socket that was opened for it.
 
-    `control` are the control messages that each send needs.
+    `control` are control messages for each send.
     """
 
-    def __init__(self, shared: SharedSocket, spec: SocketSpec, control: Ancillary) -> None:
+    def __init__(self, shared: SharedSocket, spec: SocketSpec, control: ControlMessages) -> None:
         self.family = spec.binding.family
         self._shared = shared
         self._binding = spec.binding
-        self._look: _Look = (spec.outer, spec.df)
+        self._options: _Options = (spec.outer, spec.df)
         self._address = spec.address
         self._control = control
-        self._came_back: list[Returned] = []
+        self._returned: list[ReturnedDatagram] = []
 
     def prepare(self) -> None:
-        """Have the socket's options be those of this sender; raises OSError."""
-        self._shared.use(self._look)
+        """Set the socket's options to those of this sender. Raises: OSError."""
+        self._shared.apply(self._options)
 
     def send(self, data: memoryview) -> int:
-        """Send a datagram; as `socket.send`."""
+        """Send a datagram, as `socket.send` does."""
         return self.sendmsg((data,))
 
     def sendmsg(
         self,
         buffers: Iterable[memoryview],
-        ancillary: Ancillary = (),
+        ancillary: ControlMessages = (),
         flags: int = 0,
         address: Sockaddr | None = None,
     ) -> int:
-        """Send datagrams; as `socket.sendmsg`."""
-        self._shared.use(self._look)
-        sock, where = self._shared.sock, address or self._address
+        """Send datagrams, as `socket.sendmsg` does."""
+        self._shared.apply(self._options)
+        sock, destination = self._shared.sock, address or self._address
         control = (*ancillary, *self._control)
         for _ in range(_TRIES):
             try:
-                return sock.sendmsg(buffers, control, flags, where)
+                return sock.sendmsg(buffers, control, flags, destination)
             except BlockingIOError:
                 raise
             except OSError as error:
-                # Read whatever the reason is: what is in the queue keeps the socket readable.
-                self._came_back += self._returned()
-                if error.errno not in error_queue.FROM_AFAR or self._came_back:
+                # Emptied whatever the error is: an entry in the queue keeps the socket readable.
+                self._returned += self._read_returned()
+                if error.errno not in error_queue.ICMP_ERRORS or self._returned:
                     raise
-                # It was about the datagram of another sender.
-        return sock.sendmsg(buffers, control, flags, where)
+                # The error was about a datagram of another sender.
+        return sock.sendmsg(buffers, control, flags, destination)
 
-    def returned(self) -> list[Returned]:
-        """Return the datagrams for the sender's address that came back as ICMP errors."""
-        came_back, self._came_back = self._came_back + self._returned(), []
-        return came_back
+    def returned_datagrams(self) -> list[ReturnedDatagram]:
+        """Return the datagrams to the sender's address that ICMP errors report as lost."""
+        returned, self._returned = self._returned + self._read_returned(), []
+        return returned
 
-    def _returned(self) -> list[Returned]:
-        """The same for those that came back since, and have those of other senders counted."""
-        came_back = self._shared.returned()
+    def _read_returned(self) -> list[ReturnedDatagram]:
+        """Read the error queue, and report the returned datagrams of other senders."""
+        returned = self._shared.returned_datagrams()
         if self._address is None:
-            return came_back
+            return returned
         host = self._address[0]
-        self._shared.report(each for each in came_back if each.host != host)
-        return [each for each in came_back if each.host == host]
+        self._shared.report(each for each in returned if each.host != host)
+        return [each for each in returned if each.host == host]
 
-    def report(self, returned: Iterable[Returned]) -> None:
-        """Have datagrams counted that came back, of which the sender is not known."""
+    def report(self, returned: Iterable[ReturnedDatagram]) -> None:
+        """Report returned datagrams whose sender is not known, so that they are counted."""
         self._shared.report(returned)
 
     @contextmanager
-    def probe(self) -> Iterator[socket.socket]:
-        """Provide a socket that is connected to the address; raises OSError."""
+    def open_probe(self) -> Iterator[socket.socket]:
+        """Provide a socket that is connected to the sender's address. Raises: OSError."""
         if self._address is None:
-            raise RuntimeError("there is no address to connect to")
+            raise RuntimeError("cannot connect: this sender has no address")
         with connected_probe(self._binding, self._address) as sock:
             yield sock
 
@@ -224,26 +223,26 @@ class SharedSender:
         return self._shared.sock.fileno()
 
     def close(self) -> None:
-        """Send no more; the receiving socket stays open."""
+        """Stop sending. The receiving socket stays open."""
         self._shared.forget(self)
 
 
-Sender: TypeAlias = socket.socket | SharedSender
-"""A socket to send from."""
+SendingSocket: TypeAlias = socket.socket | SharedSender
+"""A socket of this process alone to send from, or its share of a receiving socket."""
 
 
-def returned(sender: Sender) -> list[Returned]:
-    """Return the datagrams that came back to a sender as ICMP errors."""
+def returned_datagrams(sender: SendingSocket) -> list[ReturnedDatagram]:
+    """Return the datagrams of a sending socket that ICMP errors report as lost."""
     if isinstance(sender, SharedSender):
-        return sender.returned()
-    return error_queue.returned(sender)
+        return sender.returned_datagrams()
+    return error_queue.returned_datagrams(sender)
 
 
 @contextmanager
-def connected(sender: Sender) -> Iterator[socket.socket]:
-    """Provide a connected socket that sends to where a sender does; raises OSError."""
+def connected(sender: SendingSocket) -> Iterator[socket.socket]:
+    """Provide a connected socket with the destination of a sending socket. Raises: OSError."""
     if isinstance(sender, SharedSender):
-        with sender.probe() as sock:
+        with sender.open_probe() as sock:
             yield sock
     else:
         yield sender

@@ -1,7 +1,7 @@
-"""The TAP device: a thin shell around python-pytun.
+"""The TAP device: a thin layer on python-pytun.
 
-Every frame that is read or written has a virtio-net header before it (IFF_VNET_HDR), so that a
-received frame with a partial checksum, or a superframe, can be handed on as what it is.
+Each frame that is read or written has a virtio-net header before it (IFF_VNET_HDR), so that a
+frame with a partial checksum, or a superframe, passes as it is.
 """
 
 import errno
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
 import pytun
 
@@ -21,63 +21,69 @@ from vtep.errors import VtepError
 from vtep.host.devices import need_device_index
 from vtep.wire import virtio
 
-# From the kernel's include/uapi/linux/if_tun.h; pytun has no names for them.
+if TYPE_CHECKING:
+    from vtep.io.interfaces import TapDevice
+
+# From include/uapi/linux/if_tun.h and sockios.h. pytun has no names for them.
 _TUNSETPERSIST = 0x400454CB
-TUNSETOFFLOAD = 0x400454D0
-TUNSETVNETHDRSZ = 0x400454D8
+TUNSETOFFLOAD: Final = 0x400454D0
+TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNGETIFF = 0x800454D2
 _TUNGETDEVNETNS = 0x54E3
-SIOCGIFHWADDR = 0x8927
+SIOCGIFHWADDR: Final = 0x8927
 _IFF_PERSIST = 0x0800
-IFREQ_LEN = 40
+IFREQ_LEN: Final = 40
+"""Octets of a struct ifreq."""
 
 _PROC_TX_DROPPED = 11
-"""Column of /proc/net/dev: 8 of what was received, then bytes, packets, errs and this."""
+"""Column of /proc/net/dev: 8 columns of receive counters, then bytes, packets, errs and this."""
 
-# TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN; TUN_F_USO4, TUN_F_USO6 (Linux 6.2).
-OFFLOAD_TCP = 0x01 | 0x02 | 0x04 | 0x08
-_UDP = 0x20 | 0x40
+OFFLOAD_TCP: Final = 0x01 | 0x02 | 0x04 | 0x08
+"""TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN."""
+
+_OFFLOAD_UDP = 0x20 | 0x40
+"""TUN_F_USO4, TUN_F_USO6 (Linux 6.2)."""
 
 _DEVICE = "/dev/net/tun"
-TAP_FLAGS = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+TAP_FLAGS: Final = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
 
 
 class Tap:
-    """A TAP device, non-blocking, removed when closed unless it was made by somebody else, or is
-    to persist.
+    """A non-blocking TAP device, and the owner of its descriptor.
 
-    A device of this name that exists already, is a TAP and is free is taken over and outlives us:
-    that is how pyvtep runs without privileges (`ip tuntap add vx0 mode tap user alice`).
+    A free TAP of this name that exists already is attached to, and stays when it is closed. That is
+    how pyvtep runs without privileges (`ip tuntap add vx0 mode tap user alice`). Otherwise the
+    device is created, and removed when it is closed unless it was made persistent.
 
-    `tso` and `uso` say whether it is to be asked for superframes of TCP and UDP, and afterwards
-    whether the kernel agreed.
-
-    Raises VtepError, saying what to do, where the kernel refuses.
+    `tso` and `uso` request superframes of TCP and UDP. The attributes say what the kernel granted.
+    Raises VtepError, with what to do, if the kernel refuses the device.
     """
 
     def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
         self._device = _open(name)
         try:
-            self.index = need_device_index(name)
-            """Its index in the network namespace in which it was opened."""
+            self.index: Final = need_device_index(name)
+            """The index in the network namespace in which it was opened."""
         except OSError as error:
             self._device.close()
             raise _explain(name, error) from error
-        self.fd: int = self._device.fileno()
+        self.fd: Final[int] = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
         fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
-        self._persists = False
-        self.ask(tso=tso, uso=uso)
+        self._is_persistent = False
+        self.request_offloads(tso=tso, uso=uso)
 
-    def ask(self, *, tso: bool, uso: bool) -> None:
-        """Ask for superframes of TCP and UDP, as far as the kernel has them, or for none."""
-        # What is not asked for, the kernel does before we read a frame.
-        self.uso = tso and uso and self._ask_for(OFFLOAD_TCP | _UDP)
-        self.tso = self.uso or (tso and self._ask_for(OFFLOAD_TCP)) or not self._ask_for(0)
+    def request_offloads(self, *, tso: bool, uso: bool) -> None:
+        """Request superframes of TCP and UDP; `tso` and `uso` say what the kernel granted."""
+        # The kernel segments and completes checksums itself as far as it is not asked to leave it.
+        self.uso = tso and uso and self._set_offloads(OFFLOAD_TCP | _OFFLOAD_UDP)
+        self.tso = (
+            self.uso or (tso and self._set_offloads(OFFLOAD_TCP)) or not self._set_offloads(0)
+        )
 
-    def _ask_for(self, offloads: int) -> bool:
-        """Ask for frames with these things left to us, instead of those asked for before."""
+    def _set_offloads(self, offloads: int) -> bool:
+        """Set the TUN_F_* flags. Returns: False if the kernel does not know all of them."""
         try:
             fcntl.ioctl(self.fd, TUNSETOFFLOAD, offloads)
         except OSError as error:
@@ -88,14 +94,14 @@ class Tap:
 
     @property
     def name(self) -> str:
-        """Its name now: devices can be renamed. Raises OSError if it is gone."""
-        return self._ask(_TUNGETIFF)[:16].rstrip(b"\0").decode(errors="replace")
+        """The present name: devices can be renamed. Raises: OSError if the device is gone."""
+        return self._query(_TUNGETIFF)[:16].rstrip(b"\0").decode(errors="replace")
 
     @property
-    def goes(self) -> bool:
-        """Whether the device is in this network namespace, and gone once this is closed."""
+    def removed_on_close(self) -> bool:
+        """Whether the kernel removes the device from this network namespace when it is closed."""
         try:
-            (flags,) = struct.unpack_from("H", self._ask(_TUNGETIFF), 16)
+            (flags,) = struct.unpack_from("H", self._query(_TUNGETIFF), 16)
             namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)
         except OSError:  # It is gone already.
             return False
@@ -107,21 +113,24 @@ class Tap:
 
     @property
     def mac(self) -> bytes:
-        """Its MAC address now, 6 octets. Raises OSError if it is gone."""
-        return self._ask(SIOCGIFHWADDR)[18:24]
+        """The present MAC address, 6 octets. Raises: OSError if the device is gone."""
+        return self._query(SIOCGIFHWADDR)[18:24]
 
-    def _ask(self, request: int) -> bytes:
-        """The kernel's struct ifreq for a request that needs nothing in it."""
+    def _query(self, request: int) -> bytes:
+        """Return the struct ifreq that an ioctl without input fills in. Raises: OSError."""
         return fcntl.ioctl(self.fd, request, bytes(IFREQ_LEN))
 
-    def persist(self, *, on: bool) -> None:
-        """Have the device outlive us; or not, if it would because of us."""
-        if on != self._persists:
+    def set_persistent(self, *, on: bool) -> None:
+        """Make the device outlive this process, or undo that.
+
+        A device that another process made persistent stays so.
+        """
+        if on != self._is_persistent:
             fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
-            self._persists = on
+            self._is_persistent = on
 
     def close(self) -> None:
-        """Give the device back; one that we made is gone then, for which the kernel takes 20 ms."""
+        """Close the device. If the kernel removes it, that takes 20 ms."""
         self._device.close()
 
     def __enter__(self) -> Self:
@@ -137,12 +146,12 @@ class Tap:
 
 
 def queue_drops() -> Iterator[tuple[str, int]]:
-    """How many frames the kernel has discarded in front of each device's reader, with its name.
+    """Yield the name of each device, and how many frames it discarded since it exists.
 
-    For a TAP these are frames that we were too slow for, counted since it exists. Devices are asked
-    about a few at a time, as they are wanted. Raises OSError.
+    A TAP discards frames while the queue in front of its reader is full. The devices are read in
+    portions, as the iterator advances. Raises: OSError.
     """
-    # Not sysfs: what is mounted there may show the devices of another network namespace.
+    # Not from sysfs, which may be mounted for another network namespace.
     with Path("/proc/thread-self/net/dev").open() as devices:
         for line in devices:
             name, colon, numbers = line.partition(":")
@@ -158,6 +167,7 @@ def _open(name: str) -> pytun.TunTapDevice:
 
 
 def _explain(name: str, error: OSError) -> VtepError:
+    """Return the error of a TAP that could not be opened, with what to do."""
     reasons = {
         errno.ENOENT: f"there is no {_DEVICE}: load the kernel module (modprobe tun), or give the "
         f"container the device (docker run --device {_DEVICE})",
@@ -177,3 +187,9 @@ def _explain(name: str, error: OSError) -> VtepError:
     number = error.errno if error.errno is not None else 0
     reason = reasons.get(number, f"--tap {name}: cannot open it: {descriptors.reason(error)}")
     return VtepError(reason)
+
+
+if TYPE_CHECKING:
+
+    def _is_tap_device(tap: Tap) -> TapDevice:
+        return tap

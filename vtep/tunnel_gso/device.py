@@ -90,8 +90,8 @@ class TunnelGsoDevice:
     `error.strerror` tells why. It waits for the kernel: call it in a thread.
     """
 
-    goes = True
-    """As `Tap.goes`: the device is removed when it is closed."""
+    removed_on_close = True
+    """As `Tap.removed_on_close`."""
 
     def __init__(self, connection: IPRoute) -> None:
         self._tap = pytun.TunTapDevice(name=_NAME, flags=TAP_FLAGS)

@@ -7,9 +7,9 @@ import socket
 from ipaddress import ip_address
 from typing import Final
 
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path
-from vtep.io.shared_socket import Sender, connected
-from vtep.io.sockets import OuterHeaderOptions
+from vtep.io.shared_socket import SendingSocket, connected
 from vtep.offload.headers import SegmentPlan
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
@@ -49,7 +49,7 @@ class TunnelGsoPath:
         self._options = options
         self._prober = prober
         self._egress = 0
-        self._writers: dict[int, tuple[Sender, OuterHeaderWriter]] = {}
+        self._writers: dict[int, tuple[SendingSocket, OuterHeaderWriter]] = {}
         # Of the last superframe that was sent, for `send_next`.
         self._last_writer: OuterHeaderWriter
         self._last_at = 0.0
@@ -169,7 +169,7 @@ class TunnelGsoPath:
             )
         self._prober.on_send_failed(self, now)
 
-    def _add_writer(self, flow: int, sender: Sender) -> OuterHeaderWriter:
+    def _add_writer(self, flow: int, sender: SendingSocket) -> OuterHeaderWriter:
         """Make the writer of outer headers for a flow. Raises: OSError."""
         if len(self._writers) >= _WRITERS_MAX:
             self._writers.clear()

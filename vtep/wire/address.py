@@ -24,6 +24,11 @@ DEVICE_NAME_MAX = 15
 """Length of an interface name in octets, without the terminating zero (IFNAMSIZ - 1)."""
 
 
+def version_of(host: str) -> int:
+    """Return the IP version of a numeric address."""
+    return 6 if ":" in host else 4
+
+
 def is_address(text: str) -> bool:
     """Return whether a text is an IP address, with or without a scope."""
     try:
