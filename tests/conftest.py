@@ -1,12 +1,12 @@
-"""What the whole suite shares."""
+"""Options and settings of the whole test suite."""
 
 import signal
 
 import pytest
 from hypothesis import settings
 
-# A shell ignores SIGINT in what it runs in the background, and children inherit that: tests that
-# end a child by SIGINT would wait in vain.
+# A shell starts background jobs with SIGINT ignored, which children inherit: tests that stop a
+# child with SIGINT would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
@@ -15,7 +15,7 @@ settings.load_profile("pyvtep")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-skips", action="store_true", help="fail where a test was skipped, as CI does"
+        "--no-skips", action="store_true", help="fail if a test was skipped, as CI does"
     )
 
 

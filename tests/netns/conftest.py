@@ -1,4 +1,4 @@
-"""Fixtures that build hosts; each test has its own, which vanish with it."""
+"""Fixtures that build hosts out of network namespaces; each test has its own."""
 
 import ctypes
 import os
@@ -19,8 +19,8 @@ _MS_REC_PRIVATE = 0x4000 | 0x40000
 def pytest_configure() -> None:
     """Give the test process a /run/pyvtep of its own.
 
-    Commands look there for a running pyvtep. Without it, tests in several workers would find each
-    other's, and those of the host.
+    Commands look there for running processes. In a shared directory, tests in several workers would
+    find those of each other and of the machine.
     """
     if os.geteuid() != 0:
         return
@@ -56,13 +56,14 @@ def _missing() -> str | None:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
+    """Return a lab that is closed after the test."""
     with Lab() as hosts:
         yield hosts
 
 
 @pytest.fixture
 def pair(lab: Lab) -> tuple[Host, Host]:
-    """Two hosts on one underlay: a is 192.0.2.1 and 2001:db8::1, b has 2; MTU 1500."""
+    """Return two hosts on one link of MTU 1500: a is 192.0.2.1 and 2001:db8::1, b is .2 and ::2."""
     a, b = lab.host("a"), lab.host("b")
     lab.wire(a, b)
     for host, number in ((a, 1), (b, 2)):
@@ -71,8 +72,15 @@ def pair(lab: Lab) -> tuple[Host, Host]:
 
 
 @pytest.fixture
+def inside_a(pair: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
+    """Put the test process into the network namespace of host a."""
+    with pair[0].inside():
+        yield pair
+
+
+@pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Pyvtep]:
-    """Start pyvtep on a host and wait until it is up."""
+    """Return a function that starts pyvtep on a host and waits until it is up."""
 
     def starter(host: Host, *arguments: str, prefix: tuple[str, ...] = ()) -> Pyvtep:
         return Pyvtep(host, tmp_path, *arguments, prefix=prefix).ready()
@@ -82,7 +90,7 @@ def start(tmp_path: Path) -> Callable[..., Pyvtep]:
 
 @pytest.fixture
 def tunnel(pair: tuple[Host, Host], start: Callable[..., Pyvtep]) -> tuple[Pyvtep, Pyvtep]:
-    """The main job: a VTEP on both hosts, over IPv4, overlay addresses 10.0.0.1 and 10.0.0.2."""
+    """Start a VTEP on both hosts: VNI 1 over IPv4, with overlay addresses 10.0.0.1 and 10.0.0.2."""
     a, b = pair
     return (
         start(a, *segment(1, "192.0.2.2", "10.0.0.1/24")),

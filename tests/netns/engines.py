@@ -1,9 +1,9 @@
-"""Docker engines on hosts that are namespaces: real ones, up in half a second.
+"""Real Docker engines on hosts that are namespaces, which start in half a second.
 
-Besides its host's network, an engine has a machine of its own: process and mount namespaces where
-the engine's socket, state and images are at their usual places, in a file system in memory. The
-first process there ends with the test process, however that dies, and then the kernel ends all the
-others and drops the mounts; a shell around it removes what is left in the control group tree.
+Besides the network of its host, an engine has a machine of its own: PID and mount namespaces, where
+the socket, state and images of the engine are at their usual places in a tmpfs. The first process
+in the PID namespace ends with the test process, however that dies; then the kernel kills all others
+and drops the mounts. A shell outside removes the rest from the control group tree.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ from vtep.testing.lab import Host
 _START = 60.0
 """Seconds that an engine may take to come up on a busy machine."""
 
-# $1 is the engine's control group; the process id that is printed is known outside of the machine.
+# $1 is the control group of the engine. The printed PID is valid outside of the PID namespace.
 _MACHINE = """
 exec 3<&0
 mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run || exit
@@ -33,12 +33,15 @@ _APPLETS = ("cat", "dd", "ip", "nc", "netstat", "ping", "sh", "sha256sum", "slee
 
 
 class Engine:
-    """A Docker engine on a host, with one image, busybox; `url` is for clients outside of it."""
+    """A Docker engine on a host, with the image busybox.
+
+    `url` names its socket for clients outside of the mount namespace.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self._group = f"/pyvtep-test-{host.pid}"
-        # Not host.start(): the end of the test process is to be outlived, to clean up.
+        # Not host.start(), which kills it with the test process: it has to clean up afterwards.
         enter = ["nsenter", f"--net={host.namespace}", "--", "unshare", "--mount", "--"]
         self._machine = subprocess.Popen(
             [*enter, "sh", "-c", _MACHINE, "sh", self._group],
@@ -52,7 +55,7 @@ class Engine:
         self._machine.stdin.flush()
         assert self._machine.stdout.readline() == b"\n", "no privilege to make namespaces"
         self.enter = ("nsenter", f"--mount=/proc/{self._machine.pid}/ns/mnt", "--")
-        """What makes a command of the host find the engine's files where they usually are."""
+        """A command prefix that enters the mount namespace of the engine."""
         inside = (f"--mount=/proc/{pid}/ns/mnt", f"--pid=/proc/{pid}/ns/pid_for_children")
         self._inside = ("nsenter", *inside, "--")
         self.url = f"unix:///proc/{self._machine.pid}/root/run/docker.sock"
@@ -63,7 +66,7 @@ class Engine:
             self.docker("import", image.name, "busybox")
 
     def start(self) -> None:
-        """Start the engine and wait until it answers."""
+        """Start the engine and wait until it responds."""
         self._process = self.host.start(
             *self._inside,
             *("dockerd", "--storage-driver=vfs", "--data-root=/run/docker-data"),
@@ -81,34 +84,34 @@ class Engine:
         wait_until(answers, "the Docker engine", _START)
 
     def stop(self) -> None:
-        """End the engine, and its containers, as `systemctl stop docker` does."""
+        """Stop the engine and its containers, as `systemctl stop docker` does."""
         self._host_run("sh", "-c", "kill $(cat /run/docker.pid)")
         self._process.wait(_START)
 
     def docker(self, *command: str, check: bool = True) -> str:
-        """Run a docker command as a person on the host would; its output without the final line."""
+        """Run a docker command on the host. Returns: its output without the final newline."""
         return self._host_run("docker", *command, check=check).strip()
 
     def _host_run(self, *command: str, check: bool = True) -> str:
         return self.host.run(*self._inside, *command, check=check)
 
     def container(self, name: str, network: str, *options: str) -> None:
-        """Run a container that does nothing, and is stopped without delay."""
+        """Start a container that sleeps, and that stops without delay."""
         self.docker(
             *("run", "--detach", "--name", name, "--net", network, "--stop-signal", "KILL"),
             *(*options, "busybox", "sleep", "1000"),
         )
 
     def bridge(self, network: str) -> str:
-        """The name of a network's bridge."""
+        """Return the name of the bridge of a network."""
         return f"br-{self.docker('network', 'ls', '--quiet', '--filter', f'name=^{network}$')}"
 
     def command(self, *command: str) -> list[str]:
-        """A command line that runs a command on the host, from anywhere."""
+        """Return a command line that runs a command on the host."""
         return ["nsenter", f"--net={self.host.namespace}", *self.enter[1:], *command]
 
     def reaches(self, container: str, destination: str, *options: str) -> bool:
-        """Whether a container gets an answer to a ping within a second."""
+        """Send one ping from a container. Returns: whether it is answered within a second."""
         said = self.docker("exec", container, *_PING, *options, destination, check=False)
         return "1 packets received" in said
 
@@ -122,8 +125,8 @@ class Engine:
             self.docker("network", "rm", *networks)
 
     def close(self) -> None:
-        """End everything, and leave nothing behind."""
-        # Standard input is the one thing that keeps the machine alive.
+        """Stop the engine and remove its namespaces and control groups."""
+        # The namespaces live until the standard input of their first process is closed.
         self._machine.communicate(timeout=_START)
         self._process.wait(_START)
         self._log.close()
@@ -144,7 +147,7 @@ _PING = ("ping", "-c", "1", "-W", "1")
 
 
 def _rootfs(path: Path) -> None:
-    """Write an image's file system: busybox under each of its names that tests use."""
+    """Write the file system of an image: busybox under the names that tests use."""
     with tarfile.open(path, "w") as tar:
         tar.add("/bin/busybox", "bin/busybox")
         for applet in _APPLETS:

@@ -1,7 +1,7 @@
-"""Hosts, VTEPs and packets for tests on real parts.
+"""Hosts, VTEPs and packets for tests with real namespaces, TAP devices and sockets.
 
-Each test makes its own namespaces, which vanish with it. What takes time is waited for by its
-effect, never by a sleep of a guessed length.
+Each test makes its own namespaces, which vanish with it. Tests wait for an effect, with a deadline
+that a busy machine meets, and never for a time.
 """
 
 import errno
@@ -26,6 +26,7 @@ DEADLINE = 15.0
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+    """Poll a condition until it holds. Fails after `deadline` seconds, naming `what` is awaited."""
     end = time.monotonic() + deadline
     while not condition():
         assert time.monotonic() < end, f"waited {deadline:g} s in vain for: {what}"
@@ -33,7 +34,7 @@ def wait_until(condition: Callable[[], object], what: str, deadline: float = DEA
 
 
 class Pyvtep:
-    """A `pyvtep` process on a host, its report, and its end."""
+    """A `pyvtep` process on a host, with its log and its control socket."""
 
     def __init__(self, host: Host, folder: Path, *arguments: str, prefix: tuple[str, ...] = ()):
         self.host = host
@@ -48,9 +49,12 @@ class Pyvtep:
 
     @property
     def log(self) -> str:
+        """Everything that the process has written so far."""
         return self._log.read_text()
 
     def ready(self) -> Self:
+        """Wait until the VTEP is up; fail at once if the process ends instead."""
+
         def up() -> bool:
             assert self.process.poll() is None, self.log
             return "UDP port" in self.log
@@ -59,16 +63,21 @@ class Pyvtep:
         return self
 
     def report(self) -> str:
+        """Request the report of SIGUSR1 and return it."""
         before = len(self.log)
         self.process.send_signal(signal.SIGUSR1)
-        wait_until(lambda: _whole(self.log[before:]), "a report")
+        wait_until(lambda: _is_complete(self.log[before:]), "a report")
         return self.log[before:]
 
     def client(self) -> Client:
+        """Connect to the control socket."""
         return Client(self.control)
 
-    def ask(self, *words: str, code: int = 0) -> str:
-        """What a command makes it say; where the command is to end with a code, why it does."""
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a pyvtep command against this process.
+
+        Returns: its output; where an exit code is expected, its one-line error message.
+        """
         done = pyvtep(self.host, *words, "--socket", str(self.control))
         assert done.returncode == code, done.stderr
         if code:
@@ -79,44 +88,67 @@ class Pyvtep:
         assert done.stderr == ""
         return done.stdout
 
-    def told(self, words: str) -> str:
-        """What a command says, run in this process, which saves its start."""
+    def invoke(self, words: str) -> str:
+        """Run a pyvtep command within the test process, which saves the start of an interpreter.
+
+        Returns: its output.
+        """
         given = [*words.split(), "--socket", str(self.control)]
         done = CliRunner().invoke(cli, given, catch_exceptions=False)
         assert done.exit_code == 0, (words, done.output)
         return done.output
 
     def counters(self) -> dict[str, int]:
+        """Return all counters of the report."""
         report = self.report()
         return {
             name: int(n)
             for name, n in re.findall(r"^ +([a-z0-9_]+) +(\d+)\b", report, re.MULTILINE)
         }
 
-    def faults(self) -> int:
-        """Frames lost in other ways than by congestion, and after the other end was up."""
+    def unexpected_drops(self) -> int:
+        """Return the number of drops other than by congestion or before the remote was up."""
         counters = self.counters()
         expected = ("underlay_refused", "tap_queue_full", "rx_queue_full")
         return counters["drops"] - sum(counters[reason] for reason in expected)
 
     def counter(self, name: str) -> int:
+        """Return one counter of the report."""
         return self.counters()[name]
 
     def fdb(self) -> dict[str, str]:
-        """Remote by MAC."""
+        """Return the remote of each MAC address in the report."""
         return dict(re.findall(r"^ +([0-9a-f:]{17}) dst (\S+)", self.report(), re.MULTILINE))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the process to end. Returns: its exit code."""
         self.process.send_signal(number)
-        return self.ended()
+        return self.wait()
 
-    def ended(self) -> int:
-        """Wait for it to end; its exit code."""
+    def wait(self) -> int:
+        """Wait for the process to end. Returns: its exit code."""
         return self.process.wait(DEADLINE)
 
 
+Pair = tuple[Host, Host]
+Start = Callable[..., Pyvtep]
+Tunnel = tuple[Pyvtep, Pyvtep]
+
+
+def start_both(
+    pair: Pair, start: Start, *options: str, prefix: str = "192.0.2."
+) -> tuple[Pyvtep, Pyvtep]:
+    """Start a VTEP on both hosts, with addresses of both families in the segment, and ping."""
+    a, b = pair
+    second = start(b, *segment(1, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"), *options)
+    first = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"), *options)
+    ping(a, "10.0.0.2")
+    ping(b, "fd00::1")
+    return first, second
+
+
 def pyvtep(host: Host, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command of pyvtep on a host, to its end."""
+    """Run a pyvtep command on a host to its end."""
     with host.start(
         *(sys.executable, "-m", "vtep", *words),
         stdout=subprocess.PIPE,
@@ -128,7 +160,7 @@ def pyvtep(host: Host, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def segment(vni: int, remote: str, *addresses: str) -> list[str]:
-    """Arguments of pyvtep."""
+    """Build the arguments of pyvtep for one VNI with one remote and the TAP device vx0."""
     arguments = ["--vni", str(vni), "--remote", remote, "--tap", "vx0"]
     for own in addresses:
         arguments += ["--address", own]
@@ -136,15 +168,16 @@ def segment(vni: int, remote: str, *addresses: str) -> list[str]:
 
 
 def address(host: Host, device: str, *addresses: str) -> None:
+    """Add addresses to a device."""
     for own in addresses:
-        # Without duplicate address detection an IPv6 address is of use at once.
+        # Without duplicate address detection an IPv6 address can be used at once.
         host.run("ip", "addr", "add", own, "dev", device, *(["nodad"] if ":" in own else []))
 
 
 def kernel_vtep(
     host: Host, vni: int, local: str, remote: str, *addresses: str, device: str = "vx0"
 ) -> None:
-    """The kernel's own driver, configured as its users do."""
+    """Create a VXLAN device of the kernel driver, configured as its users do."""
     host.run(
         *("ip", "link", "add", device, "type", "vxlan", "id", str(vni), "dev", "eth0"),
         *("local", local, "remote", remote, "dstport", "4789"),
@@ -154,14 +187,14 @@ def kernel_vtep(
 
 
 def ping(host: Host, destination: str, *options: str, count: int = 3) -> None:
-    """Every one of `count` requests is answered."""
-    # The first request of a test may meet an IPv6 address that is still being checked for.
+    """Send echo requests until `count` are answered. Fails after `DEADLINE` seconds."""
+    # The first request may meet an IPv6 address that is still tentative.
     wait_until(
         lambda: "1 received" in host.run("ping", "-c1", "-W1", destination, check=False), "ping"
     )
-    # Without a deadline, ping waits for the last answer only as long as between two requests, or
-    # twice the longest RTT seen, which a busy machine exceeds. With one, it sends another request
-    # in place of each that is not answered in time.
+    # Without a deadline (-w), ping waits for the last reply only for one interval, or twice the
+    # longest RTT seen, which a busy machine exceeds. With one, it sends another request in place of
+    # each that is not answered in time.
     said = host.run(
         *("ping", "-i", "0.03", "-c", str(count), "-w", f"{DEADLINE:.0f}", *options, destination),
         check=False,
@@ -171,23 +204,43 @@ def ping(host: Host, destination: str, *options: str, count: int = 3) -> None:
     assert int(received[1]) >= count, said
 
 
+def is_reachable(host: Host, destination: str) -> bool:
+    """Send one ping. Returns: whether it was answered within a second; for `wait_until`."""
+    return "1 received" in host.run("ping", "-c1", "-W1", destination, check=False)
+
+
+def link_local_address(host: Host) -> str:
+    """Return the link-local address of eth0, once duplicate address detection has ended."""
+
+    def addresses(*which: str) -> list[str]:
+        words = host.run("ip", "-6", "-o", "addr", "show", "dev", "eth0", *which).split()
+        return [word.partition("/")[0] for word in words if word.startswith("fe80")]
+
+    wait_until(lambda: addresses("-tentative"), "the end of duplicate address detection")
+    return addresses()[0]
+
+
 def mac_of(host: Host, device: str = "vx0") -> str:
+    """Return the MAC address of a device."""
     found = re.search(r"link/ether (\S+)", host.run("ip", "link", "show", device))
     assert found
     return found[1]
 
 
 def mtu_of(host: Host, device: str = "vx0") -> int:
+    """Return the MTU of a device."""
     found = re.search(r"mtu (\d+)", host.run("ip", "link", "show", device))
     assert found
     return int(found[1])
 
 
-def becomes_mtu(host: Host, mtu: int, device: str = "vx0") -> None:
+def wait_for_mtu(host: Host, mtu: int, device: str = "vx0") -> None:
+    """Wait until a device has an MTU."""
     wait_until(lambda: mtu_of(host, device) == mtu, f"{device} to have MTU {mtu}")
 
 
 def has_device(host: Host, device: str = "vx0") -> bool:
+    """Return whether a host has a device of this name."""
     return f"{device}:" in host.run("ip", "-o", "link")
 
 
@@ -196,10 +249,10 @@ SO_RCVBUFFORCE = 33
 
 
 def packet_socket(host: Host, device: str) -> socket.socket:
-    """A raw Ethernet socket on a device of a host."""
+    """Open a raw Ethernet socket on a device of a host."""
     with host.inside():
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    # What arrives in a burst must not be lost here: it would look as if it had been before.
+    # A burst must not overflow this socket, or pyvtep would seem to have lost frames.
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     sock.bind((device, 0))
     sock.settimeout(DEADLINE)
@@ -207,6 +260,7 @@ def packet_socket(host: Host, device: str) -> socket.socket:
 
 
 def udp_socket(host: Host, local: str, port: int = 0) -> socket.socket:
+    """Open a UDP socket on a host, once its address can be used."""
     with host.inside():
         sock = socket.socket(socket.AF_INET6 if ":" in local else socket.AF_INET, socket.SOCK_DGRAM)
 
@@ -214,32 +268,33 @@ def udp_socket(host: Host, local: str, port: int = 0) -> socket.socket:
         try:
             sock.bind((local, port))
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:  # An IPv6 address is still being checked for.
+            if error.errno == errno.EADDRNOTAVAIL:  # An IPv6 address that is still tentative.
                 return False
             sock.close()
             raise
         return True
 
-    wait_until(bound, f"{local} to be of use")
+    wait_until(bound, f"{local} to be usable")
     sock.settimeout(DEADLINE)
     return sock
 
 
-def _whole(report: str) -> bool:
-    """Whether a report is written to its end: it says itself how many entries follow."""
+def _is_complete(report: str) -> bool:
+    """Return whether all of a report has been written; it states how many entries follow."""
     found = re.search(r"fdb entries +(\d+)\n", report)
     return found is not None and report.count(" dst ") >= min(int(found[1]), 32)
 
 
 class Arrivals:
-    """Counts the copies of marked frames that come out of a device."""
+    """Counts the copies of a frame that a device receives."""
 
     def __init__(self, host: Host, device: str = "vx0") -> None:
         self._socket = packet_socket(host, device)
         self._socket.setblocking(False)
         self._seen: list[bytes] = []
 
-    def of(self, frame: bytes) -> int:
+    def count(self, frame: bytes) -> int:
+        """Return the number of copies of a frame that have been received so far."""
         while True:
             try:
                 data, where = self._socket.recvfrom(65536)
@@ -257,7 +312,7 @@ class Arrivals:
 
 @contextmanager
 def capture(host: Host, folder: Path, device: str = "eth0") -> Iterator[Path]:
-    """What crosses a device meanwhile, as a pcap file that is whole when the block has ended."""
+    """Capture the packets of a device in a pcap file, which is complete after the block."""
     pcap, log = folder / "capture.pcap", folder / "tcpdump"
     with log.open("w") as stderr:
         tcpdump = host.start(
@@ -270,8 +325,8 @@ def capture(host: Host, folder: Path, device: str = "eth0") -> Iterator[Path]:
 
 
 def tshark(pcap: Path, *arguments: str) -> list[str]:
-    """Lines that tshark prints of a pcap file, with every checksum verified."""
-    # What TCP carries is random here, and some protocol would be found in it, with errors.
+    """Return the lines that tshark prints of a pcap file, with every checksum verified."""
+    # TCP carries random octets here, in which tshark would find some protocol, with errors.
     no_guess = ("-d", "tcp.port==1-65535,data")
     verify = [f"-o{protocol}.check_checksum:TRUE" for protocol in ("ip", "udp", "tcp")]
     done = subprocess.run(

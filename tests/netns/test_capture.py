@@ -1,15 +1,19 @@
 """What we put on the underlay, as tcpdump captures it and tshark judges it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, capture, ping, segment, tshark, udp_socket
-from vtep.testing.lab import Host, transfer
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    capture,
+    ping,
+    segment,
+    tshark,
+    udp_socket,
+)
+from vtep.testing.lab import transfer
 
 
 @pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])

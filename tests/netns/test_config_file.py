@@ -2,17 +2,21 @@
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, address, has_device, mac_of, ping, wait_until
+from tests.netns.hosts import (
+    Pair,
+    Pyvtep,
+    Start,
+    address,
+    has_device,
+    mac_of,
+    ping,
+    wait_until,
+)
 from tests.netns.test_errors import run_refused
-from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 TWO = """
 control = "none"
@@ -98,7 +102,7 @@ def test_a_tap_that_is_removed_comes_back_with_the_file(
     assert has_device(a, "vx6")
     for vni in (5, 6):
         a.run("ip", "link", "del", f"vx{vni}")
-    assert vtep.ended() == 1
+    assert vtep.wait() == 1
     assert "was removed" in vtep.log
 
 

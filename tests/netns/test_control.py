@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ import pytest
 
 from tests.netns.hosts import (
     DEADLINE,
+    Pair,
     Pyvtep,
+    Start,
+    Tunnel,
     address,
     capture,
     has_device,
@@ -33,10 +35,6 @@ from tests.netns.hosts import (
 from vtep.control import Client
 from vtep.errors import VtepError
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
-Tunnel = tuple[Pyvtep, Pyvtep]
 
 MAC = "02:00:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
@@ -59,14 +57,14 @@ def test_a_static_entry_steers_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Pat
         a.run("ip", "neigh", "add", host, "lladdr", b_mac, "dev", "eth0")
     vtep = tunnel[0]
     words = "fdb add 02:00:00:00:00:01 dst 192.0.2.7 port 4790 vni 5 static"
-    assert vtep.ask(*words.split()) == ""
+    assert vtep.run(*words.split()) == ""
     with capture(b, tmp_path) as pcap, packet_socket(a, "vx0") as sender:
         sender.send(frame(MAC, b"first"))
         wait_until(lambda: sent(vtep, MAC) == 1, "the frame")
-        vtep.ask("fdb", "append", MAC, "dst", "192.0.2.8")
+        vtep.run("fdb", "append", MAC, "dst", "192.0.2.8")
         sender.send(frame(MAC, b"second"))
         wait_until(lambda: sent(vtep, MAC) == 2, "the frame")
-        vtep.ask("fdb", "del", MAC)
+        vtep.run("fdb", "del", MAC)
         sender.send(frame(MAC, b"third"))
         ping(a, "10.0.0.2")
     fields = ["-e", "ip.dst", "-e", "udp.dstport", "-e", "vxlan.vni", "-e", "data"]
@@ -89,7 +87,7 @@ def test_an_entry_may_name_the_device(lab: Lab, pair: Pair, tunnel: Tunnel) -> N
     a.run("ip", "route", "add", "192.0.2.0/24", "dev", "eth1", "metric", "500")
     a.run("ip", "neigh", "add", "192.0.2.7", "lladdr", mac_of(b, "eth1"), "dev", "eth1")
     with packet_socket(b, "eth1") as receiver, packet_socket(a, "vx0") as sender:
-        tunnel[0].ask("fdb", "add", MAC, "dst", "192.0.2.7", "via", "eth1")
+        tunnel[0].run("fdb", "add", MAC, "dst", "192.0.2.7", "via", "eth1")
         sender.send(frame(MAC, b"over eth1"))
         wait_until(lambda: b"over eth1" in receiver.recv(2048), "the frame")
 
@@ -103,11 +101,11 @@ def test_a_static_entry_is_believed_more_than_frames(pair: Pair, tunnel: Tunnel)
     a, b = pair
     ping(a, "10.0.0.2")
     vtep = tunnel[0]
-    vtep.ask("fdb", "replace", mac_of(b), "dst", "192.0.2.7", "static")
+    vtep.run("fdb", "replace", mac_of(b), "dst", "192.0.2.7", "static")
     before = vtep.counter("inner_source_static")
     a.run("ping", "-c1", "-W0.2", "10.0.0.2", check=False)
     wait_until(lambda: vtep.counter("inner_source_static") > before, "the refusal")
-    vtep.ask("fdb", "flush", "static")
+    vtep.run("fdb", "flush", "static")
     ping(a, "10.0.0.2")
 
 
@@ -116,17 +114,17 @@ def test_a_remote_comes_and_goes(pair: Pair, start: Start) -> None:
     vtep = start(a, "--vni", "1", "--tap", "vx0", "--address", "10.0.0.1/24")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
-    vtep.ask("remote", "add", "192.0.2.2")
+    vtep.run("remote", "add", "192.0.2.2")
     ping(a, "10.0.0.2")
-    (row,) = json.loads(vtep.ask("remote", "show", "--json"))
+    (row,) = json.loads(vtep.run("remote", "show", "--json"))
     assert (row["vni"], row["dev"], row["dst"]) == (1, "vx0", "192.0.2.2")
     assert "192.0.2.2 is an address" not in vtep.log
-    line = vtep.ask("remote", "add", "192.0.2.1", code=1)
+    line = vtep.run("remote", "add", "192.0.2.1", code=1)
     assert line.startswith("--remote 192.0.2.1 is an address of this host itself")
-    assert "is a remote of vni 1 already" in vtep.ask("remote", "add", "192.0.2.2", code=1)
-    vtep.ask("remote", "del", "192.0.2.2")
+    assert "is a remote of vni 1 already" in vtep.run("remote", "add", "192.0.2.2", code=1)
+    vtep.run("remote", "del", "192.0.2.2")
     assert (
-        vtep.ask("fdb", "show", "dynamic") == "(none)\n"
+        vtep.run("fdb", "show", "dynamic") == "(none)\n"
     )  # What was learned of it has gone as well.
     assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
 
@@ -136,30 +134,30 @@ def test_a_segment_more_and_less(pair: Pair, tunnel: Tunnel) -> None:
     for number, (host, vtep) in enumerate(zip(pair, tunnel, strict=True), 1):
         remote = f"192.0.2.{3 - number}"
         options = ("--remote", remote, "--tap", "vx7", "--address", f"10.7.0.{number}/24")
-        vtep.ask("vni", "add", "7", *options)
+        vtep.run("vni", "add", "7", *options)
         assert has_device(host, "vx7")
     ping(a, "10.7.0.2")
     ping(a, "10.0.0.2")
     vtep = tunnel[0]
-    assert [row.split()[:2] for row in vtep.ask("vni", "show").splitlines()] == [
+    assert [row.split()[:2] for row in vtep.run("vni", "show").splitlines()] == [
         ["VNI", "DEV"],
         ["1", "vx0"],
         ["7", "vx7"],
     ]
-    assert "vni: say which segment is meant" in vtep.ask("fdb", "get", mac_of(b), code=2)
-    assert mac_of(b, "vx7") in vtep.ask("fdb", "get", mac_of(b, "vx7"), "dev", "vx7")
-    assert mac_of(b, "vx7") in vtep.ask("fdb", "show", "--vni", "7")
-    assert mac_of(b, "vx7") not in vtep.ask("fdb", "show", "--vni", "1")
-    assert "vni 7: is here already" in vtep.ask("vni", "add", "7", code=1)
-    vtep.ask("vni", "del", "7")
+    assert "vni: say which segment is meant" in vtep.run("fdb", "get", mac_of(b), code=2)
+    assert mac_of(b, "vx7") in vtep.run("fdb", "get", mac_of(b, "vx7"), "dev", "vx7")
+    assert mac_of(b, "vx7") in vtep.run("fdb", "show", "--vni", "7")
+    assert mac_of(b, "vx7") not in vtep.run("fdb", "show", "--vni", "1")
+    assert "vni 7: is here already" in vtep.run("vni", "add", "7", code=1)
+    vtep.run("vni", "del", "7")
     assert not has_device(a, "vx7")
     ping(a, "10.0.0.2")
-    assert "vni 7: there is no such segment" in vtep.ask("vni", "del", "7", code=1)
+    assert "vni 7: there is no such segment" in vtep.run("vni", "del", "7", code=1)
 
 
 def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None:
     vtep = tunnel[0]
-    before = vtep.ask("vni", "show", "--json")
+    before = vtep.run("vni", "show", "--json")
     for words, code, line in (
         ("set --ageing 60 --mtu 9000 --df set", 1, "--mtu 9000: does not fit"),
         ("set --ageing 60 --mtu 1", 2, "--mtu 1: must be from 68"),
@@ -178,11 +176,11 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
         ("fdb del 02:00:00:00:00:01", 1, "02:00:00:00:00:01: there is no such entry"),
         ("fdb flush firm", 2, "firm: is not understood here; known are: dst port vni"),
     ):
-        assert line in vtep.ask(*words.split(), code=code), words
+        assert line in vtep.run(*words.split(), code=code), words
     with udp_socket(pair[0], "0.0.0.0", 4790):
-        line = vtep.ask("vni", "add", "8", "--dstport", "4790", code=1)
+        line = vtep.run("vni", "add", "8", "--dstport", "4790", code=1)
     assert line.startswith("vni 8: --dstport 4790: this UDP port is taken")
-    assert vtep.ask("vni", "show", "--json") == before
+    assert vtep.run("vni", "show", "--json") == before
     ping(pair[0], "10.0.0.2")
 
 
@@ -209,7 +207,7 @@ def test_a_change_that_is_refused_half_way_is_taken_back(pair: Pair, tunnel: Tun
         ("vni", "add", "6", "--tap", "vx6", *changed),
         ("vni", "add", "7", "--tap", "vx7", "--persist", *changed),
     ):
-        assert "--bridge lo: the kernel refused" in vtep.ask(*words, code=1)
+        assert "--bridge lo: the kernel refused" in vtep.run(*words, code=1)
     assert state_of(a, "vx0") == before
     assert state_of(a, "vx6") == other
     assert not has_device(a, "vx7")
@@ -221,14 +219,14 @@ def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     vtep = tunnel[0]
     ping(a, "10.0.0.2")
-    vtep.ask("set", "--no-learning", "--mtu", "1300")
+    vtep.run("set", "--no-learning", "--mtu", "1300")
     assert "mtu 1300" in a.run("ip", "link", "show", "vx0")
-    vtep.ask("fdb", "flush", "dynamic")
+    vtep.run("fdb", "flush", "dynamic")
     ping(a, "10.0.0.2")
-    assert vtep.ask("fdb", "show", "dynamic") == "(none)\n"
-    vtep.ask("set", "--learning")
+    assert vtep.run("fdb", "show", "dynamic") == "(none)\n"
+    vtep.run("set", "--learning")
     ping(a, "10.0.0.2")
-    assert mac_of(b) in vtep.ask("fdb", "show", "dynamic")
+    assert mac_of(b) in vtep.run("fdb", "show", "dynamic")
 
 
 @pytest.mark.parametrize("promote", [0, 1])
@@ -245,7 +243,7 @@ def test_an_address_may_take_the_place_of_another_of_its_subnet(
 
     def has(*wanted: str) -> None:
         options = [word for address in wanted for word in ("--address", address)]
-        vtep.ask("set", *options)
+        vtep.run("set", *options)
         said = a.run("ip", "-o", "address", "show", "vx0", "scope", "global")
         assert sorted(line.split()[3] for line in said.splitlines()) == sorted(wanted)
 
@@ -261,22 +259,22 @@ def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
     vtep = tunnel[0]
-    told = json.loads(vtep.ask("stats", "--json"))
+    told = json.loads(vtep.run("stats", "--json"))
     assert told["total"]["counters"]["tx_frames"] >= 4
     (one,) = told["segments"]
     assert (one["vni"], one["dev"], one["mtu"], one["fdb_entries"]) == (1, "vx0", 1450, 1)
-    names = re.findall(r"^ +([a-z_]+) +\d+", vtep.ask("stats", "--all"), re.MULTILINE)
+    names = re.findall(r"^ +([a-z_]+) +\d+", vtep.run("stats", "--all"), re.MULTILINE)
     assert names == re.findall(r"^ +([a-z_]+) +\d+", vtep.report(), re.MULTILINE)
     assert set(names) >= {*one["counters"], *one["drops"]}
-    some = re.findall(r"^ +([a-z_]+) +(\d+)", vtep.ask("stats"), re.MULTILINE)
+    some = re.findall(r"^ +([a-z_]+) +(\d+)", vtep.run("stats"), re.MULTILINE)
     assert "tx_frames" in dict(some)
     assert [name for name, count in some if count == "0" and name != "drops"] == []
 
 
 def test_without_any_vni_it_still_answers_and_ends(tunnel: Tunnel) -> None:
     vtep = tunnel[0]
-    vtep.ask("vni", "del", "1")
-    lines = vtep.ask("stats").splitlines()
+    vtep.run("vni", "del", "1")
+    lines = vtep.run("stats").splitlines()
     assert lines[0] == "0 VNIs, together"
     assert {line.split()[1] for line in lines[1:]} == {"0"}
     vtep.process.send_signal(signal.SIGUSR1)
@@ -301,23 +299,23 @@ def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
 
 def test_neighbours(tunnel: Tunnel) -> None:
     vtep = tunnel[0]
-    line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
+    line = vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
     assert line == "vni 1: has no neighbours; first: pyvtep set --proxy"
-    vtep.ask("set", "--proxy")
-    vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, "nud", "permanent")
-    line = vtep.ask("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
+    vtep.run("set", "--proxy")
+    vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, "nud", "permanent")
+    line = vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
     assert line.startswith("10.0.0.9: is a permanent neighbour already")
-    vtep.ask("neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "router")
-    plain, tagged = json.loads(vtep.ask("neigh", "show", "--json"))
+    vtep.run("neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "router")
+    plain, tagged = json.loads(vtep.run("neigh", "show", "--json"))
     said = {"ip": "10.0.0.9", "mac": MAC, "state": "permanent", "age": None, "vni": 1, "dev": "vx0"}
     assert plain == {**said, "vlan": [], "router": False}
     assert tagged == {**said, "vlan": [5], "router": True}
-    assert vtep.ask("neigh", "show").split()[-2:] == ["permanent", "router"]
-    assert vtep.ask("neigh", "flush") == "0 flushed\n"
-    vtep.ask("neigh", "del", "10.0.0.9")
-    line = vtep.ask("neigh", "del", "10.0.0.9", code=1)
+    assert vtep.run("neigh", "show").split()[-2:] == ["permanent", "router"]
+    assert vtep.run("neigh", "flush") == "0 flushed\n"
+    vtep.run("neigh", "del", "10.0.0.9")
+    line = vtep.run("neigh", "del", "10.0.0.9", code=1)
     assert line.startswith("10.0.0.9: there is no such neighbour")
-    assert json.loads(vtep.ask("neigh", "flush", "permanent", "--json")) == {"flushed": 1}
+    assert json.loads(vtep.run("neigh", "flush", "permanent", "--json")) == {"flushed": 1}
 
 
 # --- monitor ------------------------------------------------------------------------------------
@@ -572,12 +570,12 @@ def test_a_control_socket_in_use_is_an_error(pair: Pair, start: Start) -> None:
     assert vtep.control.exists()
     again = start(pair[0], *segment(1, "192.0.2.2"), "--control", str(vtep.control))
     again.control = vtep.control
-    assert "192.0.2.2" in again.ask("remote", "show")
+    assert "192.0.2.2" in again.run("remote", "show")
 
 
 def test_without_a_control_socket(pair: Pair, start: Start) -> None:
     vtep = start(pair[0], *segment(1, "192.0.2.2"), "--control", "none")
-    line = vtep.ask("fdb", "show", code=1)
+    line = vtep.run("fdb", "show", code=1)
     assert line.startswith(f"--socket {vtep.control}: no pyvtep answers there")
 
 
@@ -629,7 +627,7 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
             thread.join()
     assert f"{count} received" in out, out
     # And who has something to ask is answered.
-    assert "192.0.2.2" in vtep.ask("remote", "show")
+    assert "192.0.2.2" in vtep.run("remote", "show")
     assert vtep.process.poll() is None
     memory = Path(f"/proc/{vtep.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", memory)
@@ -642,11 +640,11 @@ def test_remotes_that_were_deleted_come_back(pair: Pair, start: Start, tmp_path:
     file.write_text('remote = "192.0.2.2"\n[[vni]]\nid = 1\n')
     vtep = start(pair[0], "--config", str(file))
     for again in (("reload",), ("set", "--remote", "192.0.2.2"), ("set", "--ageing", "60")):
-        vtep.ask("fdb", "del", ZERO)
+        vtep.run("fdb", "del", ZERO)
         assert shown(vtep) == {}
-        vtep.ask(*again)
+        vtep.run(*again)
         assert shown(vtep) == {ZERO: [("192.0.2.2", 4789, 1)]}
-    assert vtep.ask("fdb", "flush") == "0 flushed\n"
+    assert vtep.run("fdb", "flush") == "0 flushed\n"
 
 
 # --- state --------------------------------------------------------------------------------------
@@ -661,15 +659,15 @@ def test_what_was_put_in_and_what_was_learned_survives(
     arguments = [*segment(1, "192.0.2.2", "10.0.0.1/24"), "--state", str(file), "--state-learned"]
     vtep = start(a, *arguments)
     ping(a, "10.0.0.2")
-    vtep.ask("fdb", "add", MAC, *["dst", "192.0.2.7", "port", "4790", "vni", "5", "static"])
-    vtep.ask("fdb", "append", ZERO, "dst", "192.0.2.8")
+    vtep.run("fdb", "add", MAC, *["dst", "192.0.2.7", "port", "4790", "vni", "5", "static"])
+    vtep.run("fdb", "append", ZERO, "dst", "192.0.2.8")
     before = shown(vtep)
     assert set(before) == {ZERO, MAC, mac_of(b)}
     assert vtep.stop() == 0
     vtep = start(a, *arguments)
     assert shown(vtep) == before
     assert "state" not in vtep.log
-    vtep.ask("fdb", "del", MAC)
+    vtep.run("fdb", "del", MAC)
     # Killed without a word, it has written what was changed before.
     vtep.stop(signal.SIGKILL)
     vtep = start(a, *arguments[:-1])
@@ -693,7 +691,7 @@ def test_a_damaged_state_is_kept_aside(pair: Pair, start: Start, tmp_path: Path)
     file = tmp_path / "state"
     arguments = [*segment(1, "192.0.2.2"), "--state", str(file)]
     vtep = start(a, *arguments)
-    vtep.ask("fdb", "add", MAC, "dst", "192.0.2.7")
+    vtep.run("fdb", "add", MAC, "dst", "192.0.2.7")
     assert vtep.stop() == 0
     cut = file.read_bytes()[:-30]
     file.write_bytes(cut)
@@ -722,7 +720,7 @@ def test_another_tap_keeps_the_tables(pair: Pair, tunnel: Tunnel) -> None:
     vtep = tunnel[0]
     ping(a, "10.0.0.2")
     learned = mac_of(b)
-    vtep.ask("set", "--proxy")
+    vtep.run("set", "--proxy")
     with vtep.client() as client:
         client.fdb.append(ZERO, dst="192.0.2.9")
         client.fdb.add(MAC, dst="2001:db8::2", state="static")
@@ -743,6 +741,6 @@ def test_another_tap_keeps_the_tables(pair: Pair, tunnel: Tunnel) -> None:
         *((MAC, "2001:db8::2"), (learned, "192.0.2.2")),
     }
     assert tables() == (expected, ["10.0.0.9"])
-    vtep.ask("set", "--tap", "vx9")
+    vtep.run("set", "--tap", "vx9")
     assert tables() == (expected, ["10.0.0.9"])
     ping(a, "10.0.0.2")

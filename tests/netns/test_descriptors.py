@@ -3,20 +3,25 @@
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, address, mtu_of, ping, segment, wait_until
+from tests.netns.hosts import (
+    Pair,
+    Pyvtep,
+    Start,
+    address,
+    mtu_of,
+    ping,
+    segment,
+    wait_until,
+)
 from tests.netns.test_errors import refusal
 from vtep.errors import VtepError
-from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 OUT = "this process is out of file descriptors (it may have {}); raise the limit: ulimit -n"
 
@@ -74,7 +79,7 @@ def test_none_left_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> No
             ping(a, "10.0.0.2")  # It has its sockets.
             assert client.stats()["total"]["counters"]["taps_lost"] == 0
     wait_until(lambda: mtu_of(a) == 1350, "the MTU to be followed")
-    vtep.ask("reload")
+    vtep.run("reload")
     assert mtu_of(a, "vx2") == 1350
     address(a, "vx2", "10.0.2.1/24")
     for line in ("cannot look at this host's", "cannot accept clients", "cannot be written"):
@@ -93,13 +98,13 @@ def test_control_clients_leave_some(pair: Pair, start: Start) -> None:
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(os.fspath(vtep.control))
         wait_until(lambda: "a client of the control socket was refused" in vtep.log, "it")
-        assert "too many clients: it has hardly any file descriptor left" in vtep.ask(
+        assert "too many clients: it has hardly any file descriptor left" in vtep.run(
             "stats", code=1
         )
         a.run("ip", "link", "set", "eth0", "mtu", "1400")
         wait_until(lambda: mtu_of(a) == 1350, "the MTU to be followed")
         ping(a, "10.0.0.2")
-    wait_until(lambda: "vni 1" in vtep.ask("stats"), "the clients to be gone")
+    wait_until(lambda: "vni 1" in vtep.run("stats"), "the clients to be gone")
     assert vtep.log.count("was refused") == 1
     for line in ("Traceback", "network namespace", "internal error", "out of file"):
         assert line not in vtep.log

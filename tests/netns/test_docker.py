@@ -14,6 +14,7 @@ from tests.netns.engines import Engine
 from tests.netns.hosts import (
     DEADLINE,
     Pyvtep,
+    Start,
     address,
     has_device,
     kernel_vtep,
@@ -29,7 +30,6 @@ A, B = "172.31.0.106", "172.31.0.107"
 _LISTEN = "tail -f /dev/null | nc -l -p 99 | sha256sum >/sum"
 """Without an input that lasts, nc ends the connection before it is sent anything."""
 
-Start = Callable[..., Pyvtep]
 Attach = Callable[..., tuple["Attached", "Attached"]]
 
 
@@ -176,7 +176,7 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
     for vtep in vteps:
         counters = vtep.counters()
         assert (
-            vtep.faults()
+            vtep.unexpected_drops()
             == counters["anycast_gw_suppressed_tx"] + counters["anycast_gw_suppressed_rx"]
         )
         assert vtep.stop() == 0
@@ -203,7 +203,7 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
         counters = side.counters()
         assert counters["anycast_gw_suppressed_rx"] > 0
         assert (
-            side.faults()
+            side.unexpected_drops()
             == counters["anycast_gw_suppressed_tx"] + counters["anycast_gw_suppressed_rx"]
         )
 
@@ -231,13 +231,13 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
     done = pyvtep(a, "docker", "detach", number[:12])
     assert (done.returncode, done.stderr) == (0, "")
     assert not has_device(a.host, "vx_docker")
-    assert sides[0].ended() == 0
+    assert sides[0].wait() == 0
     assert not a.reaches("box", "172.18.0.3")
     assert "not attached" in pyvtep(a, "docker", "detach", "mynetwork").stderr
 
     # One that was killed holds nothing.
     sides[1].process.kill()
-    sides[1].ended()
+    sides[1].wait()
     assert pyvtep(b, "docker", "status").stdout == "no network is attached on this host\n"
 
 

@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,10 @@ from click.testing import CliRunner
 
 from tests.netns.hosts import (
     DEADLINE,
+    Pair,
     Pyvtep,
+    Start,
+    Tunnel,
     address,
     kernel_vtep,
     mac_of,
@@ -26,10 +29,6 @@ from tests.netns.hosts import (
 from vtep.cli.doctor import doctor
 from vtep.errors import ConfigError, VtepError
 from vtep.testing.lab import Host, Lab
-
-Pair = tuple[Host, Host]
-Tunnel = tuple[Pyvtep, Pyvtep]
-Start = Callable[..., Pyvtep]
 
 
 def consult(host: Host, *words: str) -> tuple[int, dict[str, Any]]:
@@ -232,14 +231,14 @@ def test_the_remote_does_not_know_us(pair: Pair, start: Start) -> None:
     _, _, command = unknown["fix"].partition(": ")
     command, _, path = command.partition(" --socket ")
     assert (command, path) == ("pyvtep remote add 192.0.2.1 --vni 1", str(there.control))
-    there.ask(*command.split()[1:])
-    there.ask("remote", "del", "192.0.2.7")
+    there.run(*command.split()[1:])
+    there.run("remote", "del", "192.0.2.7")
     code, said = consult(b, *of(there))
     assert code == 0, said["findings"]
     assert all(each["earlier"] for each in said["findings"])
     (before,) = (each for each in said["findings"] if each["title"].startswith("source_unknown"))
     assert before["title"].endswith(" s ago")
-    there.ask("stats", "--reset")
+    there.run("stats", "--reset")
     code, said = consult(b, *of(there))
     assert (code, said["findings"]) == (0, [])
     code, said = consult(a, *of(here))
@@ -253,7 +252,7 @@ def test_the_remote_answers_from_another_address(pair: Pair, start: Start) -> No
     there = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     finding = ails(a, *of(here))[0]
     assert finding["title"] == "192.0.2.3 answers from another of its addresses, 192.0.2.2"
-    there.ask("set", "--local", "192.0.2.3")
+    there.run("set", "--local", "192.0.2.3")
     code, said = consult(a, "--remote", "192.0.2.3")
     assert code == 0, said["findings"]
 
@@ -268,7 +267,7 @@ def test_a_remote_of_many_vnis_is_not_asked_too_much(pair: Pair, start: Start) -
                 client.vni.add(
                     vni, remote=[remote], tap=f"t{vni}", address=[f"10.0.{vni}.{own}/24"]
                 )
-    there.ask("vni", "del", "30")
+    there.run("vni", "del", "30")
     found = ails(a, *of(here))
     problems = [each["title"] for each in found if each["severity"] == "problem"]
     assert problems == ["192.0.2.2 runs pyvtep, but not with vni 30"]
@@ -308,7 +307,7 @@ def test_a_narrow_path(lab: Lab, start: Start, filtered: bool) -> None:
     if filtered:
         assert "Nobody says so by ICMP" in finding["explanation"]
         assert finding["fix"].startswith("at both ends: pyvtep set --vni 1 --mtu 1350 ")
-        here.ask("set", "--vni", "1", "--mtu", "1350")
+        here.run("set", "--vni", "1", "--mtu", "1350")
     else:
         assert "192.0.2.254 says so by ICMP" in finding["explanation"]
         with here.client() as client:
@@ -414,23 +413,23 @@ def test_every_frame_is_lost(pair: Pair, start: Start) -> None:
     a.run("ip", "link", "add", "br0", "up", "type", "bridge")
     vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
-    vtep.ask("remote", "del", "192.0.2.2")
+    vtep.run("remote", "del", "192.0.2.2")
     found = ails(a, *of(vtep), severity="warning")
     assert any(each["title"].startswith("no_remote ") for each in found)
-    vtep.ask("remote", "add", "192.0.2.2")
+    vtep.run("remote", "add", "192.0.2.2")
     done = pyvtep(a, "doctor", *of(vtep))
     assert done.returncode == 0, done.stdout
     assert "NOTE: no_remote " in done.stdout
     assert "No fault is present at the moment." in done.stdout
-    vtep.ask("stats", "--reset")
+    vtep.run("stats", "--reset")
     with vtep.client() as client:
         stats = client.stats()
     assert stats["reset_age"] is not None
     assert stats["total"]["drops"]["no_remote"] > 0  # What scripts see only grows.
     assert stats["total"]["since_reset"]["drops"]["no_remote"] == 0
-    assert ", since the reset" in vtep.ask("stats").splitlines()[0]
-    assert vtep.ask("stats", "--reset", "--vni", "1") == ""
-    assert "shows nothing" in vtep.ask("stats", "--reset", "--all", code=2)
+    assert ", since the reset" in vtep.run("stats").splitlines()[0]
+    assert vtep.run("stats", "--reset", "--vni", "1") == ""
+    assert "shows nothing" in vtep.run("stats", "--reset", "--all", code=2)
 
 
 def test_wrong_udp_checksums(pair: Pair) -> None:
@@ -487,7 +486,7 @@ def test_two_bridges_with_one_address(pair: Pair, start: Start) -> None:
         host.run("ip", "link", "add", "br0", "up", "type", "bridge")
         address(host, "br0", "10.9.0.1/24", "fd09::1/64")
         vteps.append(start(host, *segment(1, remote), "--bridge", "br0"))
-    vteps[0].ask("set", "--anycast-gateway", "10.9.0.1")
+    vteps[0].run("set", "--anycast-gateway", "10.9.0.1")
     finding = only(ails(pair[0], *of(vteps[0])))
     assert finding["title"] == "fd09::1, an address of br0, is that of a host beyond the tunnel too"
     assert mac_of(pair[1], "br0") in finding["explanation"]
@@ -502,7 +501,7 @@ def test_two_bridges_with_one_address(pair: Pair, start: Start) -> None:
         "fd09::1",
     ]
     for vtep in vteps:
-        vtep.ask(*words)
+        vtep.run(*words)
     code, said = consult(pair[0], *of(vteps[0]))
     assert code == 0, said["findings"]
 

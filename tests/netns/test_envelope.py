@@ -18,8 +18,10 @@ from scapy.packet import Packet
 
 from tests.netns.hosts import (
     Arrivals,
-    Pyvtep,
+    Pair,
+    Start,
     address,
+    link_local_address,
     packet_socket,
     ping,
     udp_socket,
@@ -30,9 +32,6 @@ from tests.unit import craft
 from vtep import Config, Vtep
 from vtep.testing.lab import Host, Lab, transfer
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 NOT_ECT, ECT_1, ECT_0, CE = range(4)
 OVER_V4 = ("--remote", "192.0.2.2")
@@ -65,7 +64,7 @@ class OuterHeader:
         self._listener = udp_socket(b, "::", 4789)
         self._count = 0
 
-    def of(self, frame: Packet) -> Packet:
+    def encapsulated(self, frame: Packet) -> Packet:
         """The datagram that has a frame inside, as it is but for a number at its end."""
         self._count += 1
         marked = bytes(frame / self._count.to_bytes(4, "big"))
@@ -115,13 +114,6 @@ FRAMES = [
 ]
 
 
-@pytest.fixture
-def inside_a(pair: Pair) -> Iterator[Pair]:
-    """Put this process on host a meanwhile."""
-    with pair[0].inside():
-        yield pair
-
-
 @pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["over-ipv4", "over-ipv6"])
 @pytest.mark.parametrize(
     ("ours", "kernels"),
@@ -146,14 +138,14 @@ def test_headers_are_those_of_the_kernel_driver(
     frames = FRAMES[:-2] if "inherit" in ours and "--df" in ours else FRAMES
     kernel_device(a, "remote", over[1], "local", over[1][:-1] + "1", *kernels)
     with OuterHeader(pair, "k0") as outside:
-        looks.append([look(outside.of(frame)) for frame in frames])
+        looks.append([look(outside.encapsulated(frame)) for frame in frames])
     a.run("ip", "link", "del", "k0")
     vtep = start(a, "--vni", "2", *over, "--tap", "vx0", "--ecn", "kernel", *ours)
     with OuterHeader(pair, "vx0") as outside:
-        looks.append([look(outside.of(frame)) for frame in frames])
+        looks.append([look(outside.encapsulated(frame)) for frame in frames])
     for frame, kernel, own in zip(frames, *looks, strict=True):
         assert own == kernel, frame.summary()
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 @pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["over-ipv4", "over-ipv6"])
@@ -163,9 +155,9 @@ def test_congestion_marks_go_out(pair: Pair, start: Start, over: tuple[str, ...]
     start(a, "--vni", "2", *over, "--tap", "vx0")
     with OuterHeader(pair, "vx0") as outside:
         for mark in (NOT_ECT, ECT_0, CE, NOT_ECT, ECT_1):
-            assert look(outside.of(inner(4, tos=0xB8 | mark))).tos == mark
-            assert look(outside.of(inner(6, tc=0xB8 | mark))).tos == mark
-            assert look(outside.of(inner(4, tos=mark, tags="q"))).tos == mark
+            assert look(outside.encapsulated(inner(4, tos=0xB8 | mark))).tos == mark
+            assert look(outside.encapsulated(inner(6, tc=0xB8 | mark))).tos == mark
+            assert look(outside.encapsulated(inner(4, tos=mark, tags="q"))).tos == mark
 
 
 ROWS = [  # inner, outer, what the inner one becomes
@@ -205,7 +197,7 @@ def test_congestion_marks_come_in(pair: Pair, start: Start, over: int) -> None:
         checksum = merged.chksum
         del merged.chksum
         assert IP(bytes(merged)).chksum == checksum
-    assert vtep.counter("congestion") == vtep.faults() == 2
+    assert vtep.counter("congestion") == vtep.unexpected_drops() == 2
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:
@@ -256,10 +248,13 @@ def test_ports_and_checksums(pair: Pair, start: Start) -> None:
         *("--no-udpcsum", "--udp6zerocsumtx"),
     )
     with OuterHeader(pair, "vx0") as outside:
-        seen = {outside.of(inner(4, src=f"10.1.0.{number}"))[UDP].sport for number in range(50)}
+        seen = {
+            outside.encapsulated(inner(4, src=f"10.1.0.{number}"))[UDP].sport
+            for number in range(50)
+        }
         assert len(seen) > 8
         assert seen <= set(range(3000, 3064))
-        assert outside.of(inner(4))[UDP].chksum == 0
+        assert outside.encapsulated(inner(4))[UDP].chksum == 0
 
 
 # --- groups -----------------------------------------------------------------------------------
@@ -315,7 +310,7 @@ def test_a_group_with_the_kernel_driver(pair: Pair, start: Start, group: str, le
         assert {look(packet).ttl for packet in sent()} == {1}
         # Echo requests are unicast, but perhaps the first.
         assert sum(ICMP in packet for packet in sent()) <= 1
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
     assert vtep.stop() == 0
     assert group not in a.run("ip", "maddr", "show", "dev", "eth0")
 
@@ -343,11 +338,11 @@ def test_a_group_of_three(lab: Lab, start: Start, group: str, left: str) -> None
         sock = stack.enter_context(packet_socket(hosts[0], "vx0"))
         sock.send(frame)
         others = arrivals[1:]
-        wait_until(lambda: [each.of(frame) for each in others] == [1, 1], "the broadcast")
+        wait_until(lambda: [each.count(frame) for each in others] == [1, 1], "the broadcast")
         last = frame[:-1] + b"\x01"
         sock.send(last)
-        wait_until(lambda: [each.of(last) for each in others] == [1, 1], "another one")
-        assert [each.of(frame) for each in arrivals] == [0, 1, 1]
+        wait_until(lambda: [each.count(last) for each in others] == [1, 1], "another one")
+        assert [each.count(frame) for each in arrivals] == [0, 1, 1]
     for vtep in vteps[1:]:
         assert vtep.fdb()[craft.MAC_A] == left
     assert craft.MAC_A not in vteps[0].fdb()
@@ -418,12 +413,12 @@ def test_remotes_of_both_families_on_one_vni(lab: Lab, start: Start) -> None:
     ping(a, "10.0.0.2")
     ping(c, "10.0.0.1")
     assert sorted(vtep.fdb().values()) == ["192.0.2.2", "2001:db8::2"]
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def test_a_link_local_remote(pair: Pair, start: Start) -> None:
     a, b = pair
-    own, other = (link_local(host) for host in pair)
+    own, other = (link_local_address(host) for host in pair)
     kernel_device(b, "remote", own, "local", other)
     address(b, "k0", "10.0.0.2/24")
     vtep = start(
@@ -431,17 +426,7 @@ def test_a_link_local_remote(pair: Pair, start: Start) -> None:
     )
     ping(a, "10.0.0.2")
     assert list(vtep.fdb().values()) == [f"{other}%eth0"]
-    assert vtep.faults() == 0
-
-
-def link_local(host: Host) -> str:
-    """The host's link-local address, when it has been checked for duplicates."""
-
-    def said() -> str:
-        return host.run("ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link")
-
-    wait_until(lambda: "tentative" not in said(), "the address to be checked for duplicates")
-    return said().split()[3].split("/")[0]
+    assert vtep.unexpected_drops() == 0
 
 
 # --- many remotes -----------------------------------------------------------------------------

@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, address, has_device, kernel_vtep, segment, udp_socket
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    address,
+    has_device,
+    kernel_vtep,
+    segment,
+    udp_socket,
+)
 from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 GOOD = segment(1, "192.0.2.2")
 UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
@@ -156,9 +160,9 @@ def test_a_prepared_tap_needs_no_privilege(pair: Pair, start: Start) -> None:
     assert "ip address add 10.0.0.1/24 dev vx0" in line
     address(a, "vx0", "10.0.0.1/24")
     vtep = start(a, *GOOD, "--address", "10.0.0.1/24", prefix=UNPRIVILEGED)
-    line = vtep.ask("set", "--address", "10.0.0.2/24", code=1)
+    line = vtep.run("set", "--address", "10.0.0.2/24", code=1)
     assert line.startswith("--address 10.0.0.2/24: no privilege to add it")
-    line = vtep.ask("set", "--mtu", "1300", "--address", "10.0.0.2/24", code=1)
+    line = vtep.run("set", "--mtu", "1300", "--address", "10.0.0.2/24", code=1)
     assert "no privilege to set it up" in line
     assert "rollback" not in vtep.log  # Nothing had been done that could be taken back.
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))

@@ -7,7 +7,11 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.netns.hosts import address, udp_socket
+from tests.netns.hosts import (
+    Pair,
+    address,
+    udp_socket,
+)
 from vtep.errors import VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.host import netlink_events
@@ -16,8 +20,6 @@ from vtep.io.binding import Binding
 from vtep.io.ingress_guard import IngressGuard
 from vtep.io.receiver import UdpReceiver
 from vtep.testing.lab import Host
-
-Pair = tuple[Host, Host]
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])

@@ -5,16 +5,21 @@ and TCP superframes of up to 64 KiB in one datagram.
 """
 
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, kernel_vtep, mac_of, ping, segment, udp_socket
+from tests.netns.hosts import (
+    Pair,
+    Pyvtep,
+    Start,
+    kernel_vtep,
+    mac_of,
+    ping,
+    segment,
+    udp_socket,
+)
 from vtep.testing.lab import Host, transfer
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 UDP_SEGMENT = 103
 SOL_UDP = 17
@@ -60,7 +65,7 @@ def test_ping_and_a_large_transfer_both_ways(mixed: Mixed, offloads: bool) -> No
     counters = mixed.vtep.counters()
     assert (counters["super_datagrams"] > 0) == offloads
     assert (counters["partial_checksums"] > 1000) == offloads
-    assert mixed.vtep.faults() == 0
+    assert mixed.vtep.unexpected_drops() == 0
 
 
 def test_udp_superframes_arrive_as_the_datagrams_they_were(mixed: Mixed) -> None:
@@ -74,7 +79,7 @@ def test_udp_superframes_arrive_as_the_datagrams_they_were(mixed: Mixed) -> None
         sender.setsockopt(SOL_UDP, UDP_SEGMENT, 1200)
         sender.sendto(b"".join(datagrams), ("10.0.0.1", 5000))
         assert [receiver.recv(2048) for _ in datagrams] == datagrams
-    assert mixed.vtep.faults() == 0
+    assert mixed.vtep.unexpected_drops() == 0
 
 
 def test_a_superframe_is_cut_to_what_the_receiver_announced(pair: Pair, start: Start) -> None:

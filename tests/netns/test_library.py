@@ -4,28 +4,26 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from tests.netns.hosts import Pyvtep, address, has_device, kernel_vtep, mac_of, segment, udp_socket
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    address,
+    has_device,
+    kernel_vtep,
+    mac_of,
+    segment,
+    udp_socket,
+)
 from vtep import Config, Vtep, VtepError
-from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-@pytest.fixture
-def inside_a(pair: Pair) -> Iterator[Pair]:
-    """Put this process on host a meanwhile."""
-    with pair[0].inside():
-        yield pair
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,9 @@ import pytest
 
 from tests.netns.hosts import (
     Arrivals,
-    Pyvtep,
+    Pair,
+    Start,
+    Tunnel,
     address,
     has_device,
     mac_of,
@@ -25,10 +26,6 @@ from tests.netns.hosts import (
     wait_until,
 )
 from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
-Tunnel = tuple[Pyvtep, Pyvtep]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -64,7 +61,7 @@ def test_a_killed_process_leaves_no_tap(pair: Pair, tunnel: Tunnel) -> None:
 
 def test_a_tap_that_is_removed_ends_it_with_a_word(pair: Pair, tunnel: Tunnel) -> None:
     pair[0].run("ip", "link", "del", "vx0")
-    assert tunnel[0].ended() == 1
+    assert tunnel[0].wait() == 1
     assert "pyvtep: error: the TAP device vx0 was removed\n" in tunnel[0].log
     assert "Traceback" not in tunnel[0].log
 
@@ -163,9 +160,9 @@ def test_two_segments_side_by_side_on_one_host(pair: Pair, start: Start) -> None
         packet_socket(a, "vx0") as sender,
     ):
         sender.send(frame)
-        wait_until(lambda: first.of(frame) == 1, "the frame")
+        wait_until(lambda: first.count(frame) == 1, "the frame")
         ping(a, "10.0.1.2")
-        assert second.of(frame) == 0
+        assert second.count(frame) == 0
 
 
 def test_the_demo_runs_and_leaves_nothing(pair: Pair) -> None:

@@ -14,8 +14,11 @@ import uvloop
 from tests.netns.hosts import (
     DEADLINE,
     Arrivals,
+    Pair,
     address,
     has_device,
+    is_reachable,
+    link_local_address,
     mac_of,
     mtu_of,
     packet_socket,
@@ -25,16 +28,7 @@ from tests.netns.hosts import (
 from vtep import Config, ConfigError, Port, Vtep, VtepError
 from vtep.testing.lab import Host
 
-Pair = tuple[Host, Host]
-
 FAR_MAC = "02:00:00:00:00:02"
-
-
-@pytest.fixture
-def inside_a(pair: Pair) -> Iterator[Pair]:
-    """Put this process on host a meanwhile."""
-    with pair[0].inside():
-        yield pair
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -60,12 +54,8 @@ def kernel_segment(host: Host, vni: int, own: str, mac: str | None = None) -> No
     host.run("ip", "link", "set", f"k{vni}", "up")
 
 
-def answers(host: Host, destination: str) -> bool:
-    return "1 received" in host.run("ping", "-c1", "-W1", destination, check=False)
-
-
 async def pings(host: Host, destination: str) -> None:
-    await asyncio.to_thread(wait_until, partial(answers, host, destination), "an answer")
+    await asyncio.to_thread(wait_until, partial(is_reachable, host, destination), "an answer")
 
 
 def sockets(host: Host, port: int = 4789) -> int:
@@ -152,15 +142,6 @@ def refused(vtep: Vtep, words: str) -> Iterator[None]:
     assert socket.if_nameindex() == index
 
 
-def link_local_address(host: Host) -> str:
-    def addresses(*which: str) -> list[str]:
-        words = host.run("ip", "-6", "-o", "addr", "show", "dev", "eth0", *which).split()
-        return [word.partition("/")[0] for word in words if word.startswith("fe80")]
-
-    wait_until(lambda: addresses("-tentative"), "the end of duplicate address detection")
-    return addresses()[0]
-
-
 # --- sharing and isolation ----------------------------------------------------------------------
 
 
@@ -188,17 +169,17 @@ def test_same_macs_and_addresses_in_two_vnis(inside_a: Pair) -> None:
                     with packet_socket(a, f"vx{vni}") as sock:
                         sock.send(frame)
                     there, not_there = (five, six) if vni == 5 else (six, five)
-                    await asyncio.to_thread(wait_until, partial(there.of, frame), "the frame")
-                    assert there.of(frame) == 1
-                    assert not_there.of(frame) == 0
+                    await asyncio.to_thread(wait_until, partial(there.count, frame), "the frame")
+                    assert there.count(frame) == 1
+                    assert not_there.count(frame) == 0
             with Arrivals(a, "vx5") as five, Arrivals(a, "vx6") as six:
                 frame = (
                     bytes.fromhex("020000000001") + bytes.fromhex("02000000000288b5") + bytes(50)
                 )
                 with packet_socket(b, "k6") as sock:
                     sock.send(frame)
-                await asyncio.to_thread(wait_until, partial(six.of, frame), "the frame")
-                assert (six.of(frame), five.of(frame)) == (1, 0)
+                await asyncio.to_thread(wait_until, partial(six.count, frame), "the frame")
+                assert (six.count(frame), five.count(frame)) == (1, 0)
             learned = {vni: [e.mac.hex(":") for e in port.fdb] for vni, port in vtep.ports.items()}
             assert learned == {5: [FAR_MAC], 6: [FAR_MAC]}
 

@@ -5,29 +5,28 @@ driver, whose bridge does the same.
 """
 
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 
 from tests.netns.hosts import (
+    Pair,
     Pyvtep,
+    Start,
     address,
-    becomes_mtu,
+    is_reachable,
     kernel_vtep,
     mtu_of,
     packet_socket,
     ping,
     segment,
     udp_socket,
+    wait_for_mtu,
     wait_until,
 )
 from tests.netns.test_errors import refusal
 from vtep.testing.lab import Host, Lab, transfer
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 SOL_UDP = 17
@@ -80,17 +79,13 @@ def build(lab: Lab, pair: Pair, start: Start, far: str, *options: str) -> Scene:
     else:
         kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1")
     first, second = attach(lab, a, 1), attach(lab, b, 2)
-    becomes_mtu(a, 1500)
+    wait_for_mtu(a, 1500)
     if other is not None:
-        becomes_mtu(b, 1500)
+        wait_for_mtu(b, 1500)
     scene = Scene((first, second), pair, vtep, other)
     for destination in ("10.0.0.2", "fd00::2"):
-        wait_until(partial(answers, first, destination), f"an answer of {destination}")
+        wait_until(partial(is_reachable, first, destination), f"an answer of {destination}")
     return scene
-
-
-def answers(guest: Host, destination: str) -> bool:
-    return "1 received" in guest.run("ping", "-c1", "-W1", destination, check=False)
 
 
 @pytest.fixture(params=["pyvtep", "kernel"])
@@ -123,7 +118,7 @@ def test_tcp_announces_what_the_tunnel_carries(scene: Scene) -> None:
     # Each of two connections has a SYN and its answer: clamped by whoever sees it first.
     assert scene.total("mss_clamped") == 4
     assert counters["tx_resegmented"] == counters["tx_too_big_answered"] == 0
-    assert scene.vtep.faults() == 0
+    assert scene.vtep.unexpected_drops() == 0
 
 
 @pytest.mark.parametrize("far", ["pyvtep", "kernel"])
@@ -153,7 +148,7 @@ def test_tcp_that_has_announced_too_much_is_cut(
     assert cut > ((4 << 20) // 65536 if offloads == "on" else (4 << 20) // 1500)
     for name in ("tx_fragmented", "tx_oversize", "tx_too_big"):
         assert scene.vtep.counter(name) == 0
-    assert scene.vtep.faults() == 0
+    assert scene.vtep.unexpected_drops() == 0
 
 
 def test_udp_of_any_size(scene: Scene) -> None:
@@ -178,7 +173,7 @@ def test_udp_of_any_size(scene: Scene) -> None:
         for octets in (1452, 4000, 9000):
             sender.sendto(bytes(octets), ("fd00::2", 5000))
             assert receiver.recv(10000) == bytes(octets)
-    assert scene.vtep.faults() == 1
+    assert scene.vtep.unexpected_drops() == 1
 
 
 def test_what_can_be_neither_cut_nor_answered_is_left_to_the_underlay(
@@ -209,8 +204,8 @@ def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: St
     vtep = start(a, *segment(1, "198.51.100.2"), "--df", "set")
     start(b, *segment(1, "192.0.2.1"), "--df", "set")
     guest, other = attach(lab, a, 1), attach(lab, b, 2)
-    becomes_mtu(a, 1500)
-    wait_until(partial(answers, guest, "10.0.0.2"), "an answer")
+    wait_for_mtu(a, 1500)
+    wait_until(partial(is_reachable, guest, "10.0.0.2"), "an answer")
 
     def said(payload: int) -> str:
         options = ("-c1", "-W1", "-M", "do", "-s", str(payload))
@@ -231,20 +226,20 @@ def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> N
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     assert "(mtu 1450)" in vtep.log
-    becomes_mtu(a, 1450)
+    wait_for_mtu(a, 1450)
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "link", "set", "vx0", "master", "br0")
-    becomes_mtu(a, 1500)
-    becomes_mtu(a, 1500, "br0")
+    wait_for_mtu(a, 1500)
+    wait_for_mtu(a, 1500, "br0")
     a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
     a.run("ip", "link", "set", "guest0", "master", "br0")
-    becomes_mtu(a, 9000)
-    becomes_mtu(a, 9000, "br0")
+    wait_for_mtu(a, 9000)
+    wait_for_mtu(a, 9000, "br0")
     a.run("ip", "link", "set", "guest0", "mtu", "1400")
-    becomes_mtu(a, 1500)
-    becomes_mtu(a, 1400, "br0")
+    wait_for_mtu(a, 1500)
+    wait_for_mtu(a, 1400, "br0")
     a.run("ip", "link", "set", "vx0", "nomaster")
-    becomes_mtu(a, 1450)
+    wait_for_mtu(a, 1450)
     assert "(mtu 1450)" in vtep.report()
 
 
@@ -260,13 +255,13 @@ def test_the_mtu_of_the_underlay_is_followed(pair: Pair, start: Start) -> None:
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "9000")
     b.run("ip", "link", "set", "vx0", "mtu", "8950")
-    becomes_mtu(a, 8950)
+    wait_for_mtu(a, 8950)
     wait_until(lambda: "vni 1: the tunnel carries packets of 8950 octets now" in vtep.log, "it")
     ping(a, "10.0.0.2", "-M", "do", "-s", str(8950 - 28))
     assert mtu_of(a, "vx2") == 1400
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "1500")
-    becomes_mtu(a, 1450)
+    wait_for_mtu(a, 1450)
     wait_until(lambda: "vni 1: the tunnel carries packets of 1450 octets now" in vtep.log, "it")
     ping(a, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
 
@@ -292,7 +287,7 @@ def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
     start(a, *segment(1, "192.0.2.2"), "--mtu", "1400")
     assert mtu_of(a) == 1500
     a.run("ip", "link", "set", "vx0", "nomaster")
-    becomes_mtu(a, 1400)
+    wait_for_mtu(a, 1400)
 
 
 def test_without_privilege_the_harm_is_said(pair: Pair, start: Start) -> None:
@@ -346,7 +341,7 @@ def test_ipv6_where_the_underlay_has_to_fragment(
     ping(a, "10.0.0.2", "-s", str(mtu_of(a) - 28), "-M", "dont")
     transfer(a, b, "fd00::2", 4 << 20)
     transfer(b, a, "10.0.0.1", 4 << 20)
-    assert first.faults() == 0
+    assert first.unexpected_drops() == 0
     assert f"(mtu {mtu or (1210 if ':' in underlay else 1230)})" in first.report()
 
 
@@ -362,12 +357,12 @@ def test_the_cause_is_named_where_ipv6_has_no_room(narrow: Pair, start: Start) -
     vtep = start(a, *segment(1, "192.0.2.2"))
     assert "less than the 1280 that IPv6 needs: for IPv6, raise the MTU of eth0 to 1330" in vtep.log
     for words in ("set --mtu 1279 --address fd00::1/64", "set --df set --address fd00::1/64"):
-        assert "IPv6 needs an MTU of at least 1280" in vtep.ask(*words.split(), code=1)
+        assert "IPv6 needs an MTU of at least 1280" in vtep.run(*words.split(), code=1)
         assert mtu_of(a) == 1230
-    assert "does not fit" in vtep.ask("set", "--mtu", "1280", "--df", "set", code=1)
-    vtep.ask("set", "--address", "fd00::1/64")
+    assert "does not fit" in vtep.run("set", "--mtu", "1280", "--df", "set", code=1)
+    vtep.run("set", "--address", "fd00::1/64")
     assert mtu_of(a) == 1280
-    vtep.ask("vni", "add", "2", "--remote", "192.0.2.2", "--address", "fd01::1/64")
+    vtep.run("vni", "add", "2", "--remote", "192.0.2.2", "--address", "fd01::1/64")
     assert mtu_of(a, "vx2") == 1280
     assert "vni 2: the tunnel carries 1230 octets" in vtep.log
 
@@ -381,13 +376,13 @@ def test_ipv6_stays_when_the_underlay_becomes_narrow(pair: Pair, start: Start) -
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "1280")
     for host in pair:
-        becomes_mtu(host, 1280)
+        wait_for_mtu(host, 1280)
     wait_until(lambda: "the tunnel carries packets of 1230 octets now" in vtep.log, "the news")
     ping(a, "fd00::2", "-s", "1232")
     for host in pair:
         host.run("ip", "link", "set", "eth0", "mtu", "1500")
     for host in pair:
-        becomes_mtu(host, 1450)
+        wait_for_mtu(host, 1450)
     ping(a, "fd00::2", "-s", "1402")
 
 

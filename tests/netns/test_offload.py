@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 
 from tests.netns.hosts import (
     SO_RCVBUFFORCE,
-    Pyvtep,
+    Pair,
+    Start,
     address,
     capture,
     kernel_vtep,
@@ -19,14 +19,12 @@ from tests.netns.hosts import (
     packet_socket,
     ping,
     segment,
+    start_both,
     tshark,
     udp_socket,
     wait_until,
 )
 from vtep.testing.lab import Host, transfer
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 UDP_SEGMENT = 103
 UDP_GRO = 104
@@ -37,19 +35,10 @@ OFFLOADS = pytest.mark.parametrize(
 )
 
 
-def both(pair: Pair, start: Start, *options: str) -> tuple[Pyvtep, Pyvtep]:
-    a, b = pair
-    second = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24", "fd00::2/64"), *options)
-    first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24", "fd00::1/64"), *options)
-    ping(a, "10.0.0.2")
-    ping(b, "fd00::1")
-    return first, second
-
-
 @OFFLOADS
 def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload: str) -> None:
     a, b = pair
-    vteps = both(pair, start, "--offload", offload)
+    vteps = start_both(pair, start, "--offload", offload)
     wanted = {"auto": "gro,gso,tnl,tso,uso", "none": "none"}.get(offload)
     said = wanted or ",".join(sorted(offload.split(",")))
     assert f"offload {said}\n" in vteps[0].log
@@ -69,13 +58,13 @@ def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload
         assert counters["rx_superframes"] > 0
     if "gro" not in offload and offload != "auto":
         assert counters["rx_superframes"] == 0
-    assert vteps[0].faults() == 0
+    assert vteps[0].unexpected_drops() == 0
 
 
 def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
     """More than the kernel takes as one superframe."""
     a, b = pair
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     datagrams = [number.to_bytes(2, "big") * 50 for number in range(600)]
 
     def all_sent(count: int) -> bool:
@@ -93,14 +82,14 @@ def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
             wait_until(partial(all_sent, before + 600), "all to be sent")
             vteps[1].process.send_signal(signal.SIGCONT)
             assert [receiver.recv(2048) for _ in datagrams] == datagrams
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
     assert vteps[1].counter("rx_superframes") > 0
 
 
 def test_merged_superframes_survive_a_bridge_to_a_narrower_cable(pair: Pair, start: Start) -> None:
     """They are cut again by the kernel, to the size that their segments had."""
     a, b = pair
-    both(pair, start)
+    start_both(pair, start)
     with Host("guest") as guest:
         b.run(
             *("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1"),
@@ -126,7 +115,7 @@ def test_segments_on_the_wire_are_sound(pair: Pair, start: Start, tmp_path: Path
         # So that superframes are cut, and outer checksums finished, before they are captured.
         host.run("ethtool", "-K", "eth0", *["tx", "off", "tso", "off", "gso", "off", "gro", "off"])
         host.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "off")
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     with capture(a, tmp_path) as pcap:
         transfer(a, b, "10.0.0.2", 4 << 20)
         transfer(b, a, "fd00::1", 4 << 20)
@@ -154,7 +143,7 @@ def test_a_kernel_peer_takes_and_gives_superframes(pair: Pair, start: Start) -> 
     counters = vtep.counters()
     assert counters["tx_superframes"] > 0
     assert counters["super_datagrams"] > 0
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def test_a_kernel_udp_superframe_is_cut_where_the_tap_takes_none(pair: Pair, start: Start) -> None:
@@ -173,7 +162,7 @@ def test_a_kernel_udp_superframe_is_cut_where_the_tap_takes_none(pair: Pair, sta
 def test_segments_too_long_for_the_underlay_are_sent_one_by_one(pair: Pair, start: Start) -> None:
     """A tagged superframe of full-sized segments: four octets more than the underlay carries."""
     a, b = pair
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     b.run("ip", "link", "set", "eth0", "mtu", "1400")
     a.run("ip", "link", "set", "eth0", "mtu", "1400")  # Now each is fragmented outside.
     transfer(a, b, "10.0.0.2", 5 << 20)
@@ -184,7 +173,7 @@ def test_segments_too_long_for_the_underlay_are_sent_one_by_one(pair: Pair, star
 
 def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None:
     a, b = pair
-    first, second = both(pair, start)
+    first, second = start_both(pair, start)
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
     with packet_socket(b, "vx0") as receiver, packet_socket(a, "vx0") as sender:
         # Held up, it finds them all at once.
@@ -198,7 +187,7 @@ def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None
             if data.startswith(frame):
                 numbers.append(int.from_bytes(data[-2:], "big"))
     assert numbers == list(range(300))
-    assert second.faults() == 0
+    assert second.unexpected_drops() == 0
 
 
 def test_an_offload_that_is_not_there_is_said_once(pair: Pair, start: Start) -> None:

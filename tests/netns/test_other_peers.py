@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, has_device, ping, segment, wait_until
-from vtep.testing.lab import Host, transfer
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    has_device,
+    ping,
+    segment,
+    wait_until,
+)
+from vtep.testing.lab import transfer
 
 
 def test_vdeplug(pair: Pair, start: Start, tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ def test_vdeplug(pair: Pair, start: Start, tmp_path: Path) -> None:
     ping(b, "10.0.0.1", "-s", "1422", "-M", "do")
     transfer(a, b, "10.0.0.2", 20 << 20)
     transfer(b, a, "10.0.0.1", 20 << 20)
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
     assert list(vtep.fdb().values()) == ["192.0.2.2"]
 
 
@@ -122,4 +126,4 @@ def test_open_vswitch_userspace_datapath(pair: Pair, start: Start) -> None:
     transfer(a, b, "10.0.0.2", 20 << 20)
     transfer(b, a, "10.0.0.1", 20 << 20)
     assert list(vtep.fdb().values()).count("192.0.2.2") >= 1
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0

@@ -2,7 +2,6 @@
 
 import socket
 import struct
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,7 +10,8 @@ from scapy.packet import Raw
 
 from tests.netns.hosts import (
     Arrivals,
-    Pyvtep,
+    Pair,
+    Start,
     address,
     kernel_vtep,
     mac_of,
@@ -23,9 +23,6 @@ from tests.netns.hosts import (
 )
 from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 PLAIN = bytes(Ether(src="02:00:00:00:00:07", dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / Raw(b"x" * 50))
 TAGGED = PLAIN[:12] + b"\x81\x00" + bytes(Dot1Q(vlan=10, type=0x88B5)) + PLAIN[14:]
@@ -104,7 +101,7 @@ STRICT = 0xF7FFFFFF000000FF
 
 
 def _let_in(arrivals: Arrivals, frame: bytes, count: int) -> bool:
-    return arrivals.of(frame) == count
+    return arrivals.count(frame) == count
 
 
 def test_reserved_bits(pair: Pair, start: Start) -> None:
@@ -118,7 +115,7 @@ def test_reserved_bits(pair: Pair, start: Start) -> None:
     with Arrivals(a) as arrivals, udp_socket(b, "192.0.2.2") as sender:
         for number, (option, passing) in enumerate(rows):
             if option:
-                vtep.told(f"set --reserved-bits {option}")
+                vtep.invoke(f"set --reserved-bits {option}")
             frame = PLAIN + bytes([number])
             for bit in (*RESERVED, 0):
                 header = (clean | bit).to_bytes(8, "big")
@@ -127,7 +124,7 @@ def test_reserved_bits(pair: Pair, start: Start) -> None:
             wait_until(partial(_let_in, arrivals, frame, passing + 1), "what is let in")
             dropped += 34 - passing
             assert vtep.counter("reserved_bits") == dropped
-            assert arrivals.of(frame) == passing + 1
+            assert arrivals.count(frame) == passing + 1
 
 
 # --- policy groups ----------------------------------------------------------------------------
@@ -159,7 +156,7 @@ def test_groups_with_the_kernel(pair: Pair, start: Start) -> None:
     options = ("--gbp", "7", "--gbp-accept", "9")
     vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"), *options)
     ping(a, "10.0.0.2")
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
     vtep.stop()
     vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"), "--gbp", "7", "--gbp-accept", "8")
     said = a.run("ping", "-c1", "-W1", "10.0.0.2", check=False)

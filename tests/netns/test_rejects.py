@@ -1,7 +1,6 @@
 """Datagrams that are not let in, each counted by its reason and by no other."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -11,7 +10,8 @@ from scapy.packet import Raw
 
 from tests.netns.hosts import (
     Arrivals,
-    Pyvtep,
+    Pair,
+    Start,
     address,
     mac_of,
     packet_socket,
@@ -20,12 +20,9 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.testing.lab import Host
 from vtep.wire import vxlan
 
-Start = Callable[..., Pyvtep]
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-Pair = tuple[Host, Host]
 
 GOOD = vxlan.pack(1)
 FRAME = bytes(Ether(src="02:00:00:00:00:07", dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / Raw(b"x" * 50))
@@ -66,7 +63,7 @@ def test_a_bad_datagram_is_counted_and_not_delivered(
         for _ in range(3):
             sender.sendto(datagram, ("192.0.2.1", 4789))
         wait_until(lambda: vtep.counter(reason) == 3, f"three counts of {reason}")
-        assert arrivals.of(datagram[8:]) == 0
+        assert arrivals.count(datagram[8:]) == 0
     counters = vtep.counters()
     assert counters["rx_frames"] == 0
     assert counters["drops"] - counters["underlay_refused"] == 3
@@ -84,7 +81,7 @@ def test_reserved_bits_are_ignored(pair: Pair, start: Start) -> None:
     noisy = bytes([0xC8, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0xFF])
     with Arrivals(a) as arrivals, udp_socket(b, "192.0.2.2") as sender:
         sender.sendto(noisy + FRAME, ("192.0.2.1", 4789))
-        wait_until(lambda: arrivals.of(FRAME) == 1, "the frame")
+        wait_until(lambda: arrivals.count(FRAME) == 1, "the frame")
     assert vtep.fdb() == {"02:00:00:00:00:07": "192.0.2.2"}
 
 
@@ -108,7 +105,7 @@ def test_a_wrong_udp_checksum_is_refused_and_none_is_not(
             ether = Ether(src=mac_of(b, "eth0"), dst=mac_of(a, "eth0"))
             wire.send(bytes(ether / ip / udp / (GOOD + frame)))
         sent = [frame[:-1] + bytes([number]) for number in range(4)]
-        wait_until(lambda: [*map(arrivals.of, sent)] == [0, 0, 1, 1], "the good ones")
+        wait_until(lambda: [*map(arrivals.count, sent)] == [0, 0, 1, 1], "the good ones")
     counters = vtep.counters()
     assert (counters["udp_checksum"], counters["rx_queue_full"]) == (2, 0)
     assert counters["drops"] - counters["underlay_refused"] == 2
@@ -163,7 +160,7 @@ def test_a_frame_that_claims_its_neighbours_does_not_get_them(
     """Those of another VNI are lost then, and counted: it could be that they are not real."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
-    vtep.told("vni add 2 --remote 192.0.2.2 --tap vx1")
+    vtep.invoke("vni add 2 --remote 192.0.2.2 --tap vx1")
     victims = [victim(1), victim(2)]
     stride = len(GOOD + victims[0])
     liar = claiming(3 * stride - len(GOOD))
@@ -177,10 +174,10 @@ def test_a_frame_that_claims_its_neighbours_does_not_get_them(
         sender.setsockopt(SOL_UDP, UDP_SEGMENT, stride)
         sender.sendto(burst, ("192.0.2.1", 4789))
         sender.sendto(GOOD + FRAME, ("192.0.2.1", 4789))
-        wait_until(lambda: first.of(FRAME), "what came after it")
-        assert first.of(liar) == 1
-        assert [first.of(frame) for frame in victims] == ([1, 1] if theirs == 1 else [0, 0])
-        assert [second.of(frame) for frame in victims] == [0, 0]
-        assert first.of(burst[len(GOOD) :]) == 0
-    told = json.loads(vtep.ask("stats", "--json"))["total"]["drops"]
+        wait_until(lambda: first.count(FRAME), "what came after it")
+        assert first.count(liar) == 1
+        assert [first.count(frame) for frame in victims] == ([1, 1] if theirs == 1 else [0, 0])
+        assert [second.count(frame) for frame in victims] == [0, 0]
+        assert first.count(burst[len(GOOD) :]) == 0
+    told = json.loads(vtep.run("stats", "--json"))["total"]["drops"]
     assert told["gro_batch_mismatch"] == (0 if theirs == 1 else 2)

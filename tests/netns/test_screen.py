@@ -14,7 +14,9 @@ from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import (
     Arrivals,
+    Pair,
     Pyvtep,
+    Start,
     address,
     kernel_vtep,
     mac_of,
@@ -26,9 +28,6 @@ from tests.netns.hosts import (
 )
 from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 REMOTES = {4: "192.0.2.2", 6: "2001:db8::2"}
@@ -54,7 +53,7 @@ def forged(
 
 def total(vtep: Pyvtep, counter: str) -> int:
     """A counter of all VNIs together."""
-    counted = json.loads(vtep.told("stats --json"))["total"]
+    counted = json.loads(vtep.invoke("stats --json"))["total"]
     return int({**counted["counters"], **counted["drops"]}[counter])
 
 
@@ -141,12 +140,12 @@ def test_a_guest_of_one_vni_gets_nothing_into_another(
             # And one that it has left.
             a.run("ip", "link", "set", "vx2", "nomaster")
             other.send(forged(1, 102, REMOTES[4], "10.3.0.1", mac_of(a, "br2")))
-            wait_until(lambda: first.of(frame(102)), "what is no bridge of ours")
+            wait_until(lambda: first.count(frame(102)), "what is no bridge of ours")
         # The remote itself.
         remote.sendto(vxlan.pack(2) + frame(200), ("192.0.2.1", 4789))
-        wait_until(lambda: second.of(frame(200)), "a frame of the remote")
+        wait_until(lambda: second.count(frame(200)), "a frame of the remote")
         for number in (*range(len(ways)), 100, 101):
-            assert first.of(frame(number)) == second.of(frame(number)) == 0
+            assert first.count(frame(number)) == second.count(frame(number)) == 0
     assert total(vtep, "overlay_ingress") == count + 2
     assert total(vtep, "source_unknown") == total(vtep, "rx_queue_full") == 0
 
@@ -174,7 +173,7 @@ def test_a_guest_of_one_process_gets_nothing_into_another(
         # It may be noticed a second after it has come.
         wait_until(refused, "a guest of the first to be refused by the second")
         remote.sendto(vxlan.pack(2) + frame(2000), ("192.0.2.1", 4790))
-        wait_until(lambda: arrivals.of(frame(2000)), "a frame of the remote")
+        wait_until(lambda: arrivals.count(frame(2000)), "a frame of the remote")
 
 
 def test_a_bridge_that_is_the_underlay_as_well(lab: Lab, pair: Pair, start: Start) -> None:
@@ -198,13 +197,13 @@ def test_a_bridge_that_becomes_the_underlay(pair: Pair, start: Start) -> None:
     a, b = pair
     bridged(a, "br0")
     vtep = start(a, "--vni", "1", "--tap", "vx0", "--bridge", "br0", "--address", "10.0.0.1/24")
-    vtep.told("fdb append 00:00:00:00:00:00 dst 192.0.2.2")
+    vtep.invoke("fdb append 00:00:00:00:00:00 dst 192.0.2.2")
     a.run("ip", "link", "set", "br0", "up")
     with udp_socket(b, "192.0.2.2") as sender, Arrivals(a) as arrivals:
 
         def arrives(number: int) -> bool:
             sender.sendto(vxlan.pack(1) + frame(number), ("192.0.2.1", 4789))
-            return arrivals.of(frame(number)) > 0
+            return arrivals.count(frame(number)) > 0
 
         wait_until(partial(arrives, 1), "a frame by eth0")
         a.run("ip", "addr", "flush", "dev", "eth0")
@@ -256,12 +255,12 @@ def test_who_is_known_is_kept_up_to_date(pair: Pair, start: Start, version: int)
         (f"vni add 2 --remote {other} --tap vx2 --no-learning", "vni del 2", 2),
         (f"set --accept {net}", "set --accept 198.51.100.0/24", 1),
     ):
-        vtep.told(known)
+        vtep.invoke(known)
         burst("rx_frames", vni)
-        vtep.told(unknown)
+        vtep.invoke(unknown)
         burst("source_unknown", count=10)
     anybody = "0.0.0.0/0" if version == 4 else "::/0"
-    vtep.told(f"vni add 3 --accept {anybody} --tap vx3 --no-learning")
+    vtep.invoke(f"vni add 3 --accept {anybody} --tap vx3 --no-learning")
     burst("rx_frames", 3)
     assert total(vtep, "rx_queue_full") == 0
 

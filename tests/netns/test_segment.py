@@ -2,7 +2,6 @@
 
 import re
 import socket
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from tests.netns.hosts import (
     Arrivals,
-    Pyvtep,
+    Pair,
+    Start,
     address,
     has_device,
     mac_of,
@@ -21,12 +21,8 @@ from tests.netns.hosts import (
     udp_socket,
     wait_until,
 )
-from vtep.testing.lab import Host, Lab, transfer
+from vtep.testing.lab import Lab, transfer
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
-Tunnel = tuple[Pyvtep, Pyvtep]
 
 UNDERLAYS = pytest.mark.parametrize(
     ("left", "right", "mtu"),
@@ -151,7 +147,7 @@ def test_flooding_is_once_to_each_and_unicast_to_one(lab: Lab, start: Start) -> 
     arrivals = [lab.enter_context(Arrivals(host)) for host in spokes]
 
     def copies(frame: bytes) -> list[int]:
-        return [arrived.of(frame) for arrived in arrivals]
+        return [arrived.count(frame) for arrived in arrivals]
 
     def once_each(frame: bytes) -> bool:
         return copies(frame) == [1, 1, 1]
@@ -177,7 +173,7 @@ def test_flooding_is_once_to_each_and_unicast_to_one(lab: Lab, start: Start) -> 
     reflected = frame_to("ff:ff:ff:ff:ff:ff", b"to the hub")
     with Arrivals(hub) as at_hub, packet_socket(spokes[0], "vx0") as sender:
         sender.send(reflected)
-        wait_until(lambda: at_hub.of(reflected) == 1, "the frame at the hub")
+        wait_until(lambda: at_hub.count(reflected) == 1, "the frame at the hub")
     with packet_socket(hub, "vx0") as sender:
         last = frame_to("ff:ff:ff:ff:ff:ff", b"the last one")
         sender.send(last)
@@ -255,11 +251,11 @@ def test_a_remote_has_no_more_than_its_share_of_the_fdb(pair: Pair, start: Start
     wait_until(lambda: vtep.counter("fdb_quota") == 6, "the quota of a remote")
     wait_until(lambda: " x fdb_quota: " in vtep.log, "the log")
     assert "last: 192.0.2.2)" in vtep.log
-    vtep.told("set --max-addresses-per-remote 2")
+    vtep.invoke("set --max-addresses-per-remote 2")
     assert len(vtep.fdb()) == 4
     speak("192.0.2.3", 3)
     wait_until(lambda: vtep.counter("fdb_quota") == 7, "the lower quota")
-    vtep.told("set --max-addresses-per-remote 0")
+    vtep.invoke("set --max-addresses-per-remote 0")
     speak("192.0.2.2", 3)
     wait_until(lambda: vtep.counter("fdb_full") == 1, "the table to be full")
     assert sorted(vtep.fdb().values()) == ["192.0.2.2"] * 6 + ["192.0.2.3"] * 2

@@ -4,18 +4,20 @@ What counts is whether a request comes out at the far end, which is the kernel d
 answers. That a known neighbour is found while it is down is in test_policy.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
-from tests.netns.hosts import Pyvtep, kernel_vtep, packet_socket, segment
-from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    kernel_vtep,
+    packet_socket,
+    segment,
+)
 
 H1, H2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ADDRESSES = {"arp": ("10.0.0.1", "10.0.0.2"), "nd": ("fd00::1", "fd00::2")}
@@ -107,17 +109,17 @@ def test_requests_are_suppressed_where_they_should_be(scene: Scene) -> None:
     vtep, vlan = scene.vtep, f" vlan {scene.vlan}" if scene.vlan else ""
     h2_is = f"neigh replace {scene.target} lladdr {H2}{vlan}"
     scene.passes(scene.request())
-    vtep.told("set --proxy")
+    vtep.invoke("set --proxy")
     scene.passes(scene.request())
     # An entry for its MAC alone changes nothing, nor does a neighbour alone.
-    vtep.told(f"fdb replace {H2} dst 192.0.2.2 static")
+    vtep.invoke(f"fdb replace {H2} dst 192.0.2.2 static")
     scene.passes(scene.request())
-    vtep.told(f"fdb del {H2}")
-    vtep.told(h2_is)
+    vtep.invoke(f"fdb del {H2}")
+    vtep.invoke(h2_is)
     scene.passes(scene.request())
     assert scene.answered == 0
 
-    vtep.told(f"fdb replace {H2} dst 192.0.2.2 static")
+    vtep.invoke(f"fdb replace {H2} dst 192.0.2.2 static")
     scene.is_suppressed(scene.request())
     answer = scene.answer()
     assert answer.src == H2
@@ -138,13 +140,13 @@ def test_requests_are_suppressed_where_they_should_be(scene: Scene) -> None:
     assert scene.answered == 1
     scene.is_suppressed(scene.request())
 
-    vtep.told("set --no-proxy")
+    vtep.invoke("set --no-proxy")
     scene.passes(scene.request())
     assert scene.answered == 2
     # It is not known any more when it is turned on again.
-    vtep.told("set --proxy")
+    vtep.invoke("set --proxy")
     scene.passes(scene.request())
-    vtep.told(h2_is)
+    vtep.invoke(h2_is)
     scene.is_suppressed(scene.request())
-    vtep.told(f"neigh del {scene.target}{vlan}")
+    vtep.invoke(f"neigh del {scene.target}{vlan}")
     scene.passes(scene.request())

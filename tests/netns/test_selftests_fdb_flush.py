@@ -8,7 +8,6 @@ driver knows no flush by `via`, which test_fdb_by_hand.py has.
 import itertools
 import random
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.rtnl import RTM_DELNEIGH
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from tests.netns.hosts import Pyvtep
+from tests.netns.hosts import (
+    Pyvtep,
+    Start,
+)
 from tests.netns.test_fdb_kernel import VNI, Kernel, Row
 from vtep.forwarding.fdb import State
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
 
 NLM_F_BULK = 0x200
 NTF_SELF = 2
@@ -133,11 +133,11 @@ def test_flush(lab: Lab, driver: Driver, start: Start) -> None:
         lines = table(dice)
         driver.has(lines)
         for line in lines:
-            vtep.told(f"fdb {line}")
+            vtep.invoke(f"fdb {line}")
         before = ours(vtep)
         assert before == driver.rows()
         driver.flush(words)
-        said = vtep.told(f"fdb flush {words}")
+        said = vtep.invoke(f"fdb flush {words}")
         left = ours(vtep)
         assert left == driver.rows(), words
         assert said == f"{len(before) - len(left)} flushed\n"
@@ -146,6 +146,6 @@ def test_flush(lab: Lab, driver: Driver, start: Start) -> None:
         kept = [row[0] for row in left]
         partial += sum(0 < kept.count(mac) < macs.count(mac) for mac in set(macs))
         driver.flush("")
-        vtep.told("fdb flush")
+        vtep.invoke("fdb flush")
         assert ours(vtep) == driver.rows() == []
     assert partial > 20

@@ -4,19 +4,16 @@ It is changed between its rows while it runs. That the kernel driver does the sa
 frames is in test_envelope.py.
 """
 
-from collections.abc import Callable
-
 import pytest
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.netns.hosts import Pyvtep
+from tests.netns.hosts import (
+    Pair,
+    Start,
+)
 from tests.netns.test_envelope import OVER_V4, OVER_V6, OuterHeader, inner, look
 from tests.unit import craft
-from vtep.testing.lab import Host
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 TOS, TTL = 0x9C, 123
 
@@ -32,10 +29,10 @@ def test_tos_and_ttl(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
     with OuterHeader(pair, "vx0") as outside:
         for fixed in (True, False):
             if fixed:
-                vtep.told(f"set --tos {TOS:#x} --ttl {TTL}")
+                vtep.invoke(f"set --tos {TOS:#x} --ttl {TTL}")
                 inner_tos, inner_ttl = 0, 64
             else:
-                vtep.told("set --tos inherit --ttl inherit")
+                vtep.invoke("set --tos inherit --ttl inherit")
                 inner_tos, inner_ttl = TOS, TTL
             for tags in ("", "q"):
                 for frame, is_ip in (
@@ -43,6 +40,6 @@ def test_tos_and_ttl(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
                     (inner(6, tags, tc=inner_tos, hlim=inner_ttl), True),
                     (other(tags), False),
                 ):
-                    seen = look(outside.of(frame))
+                    seen = look(outside.encapsulated(frame))
                     expected = (TOS, TTL) if fixed or is_ip else (0, 64)
                     assert (seen.tos, seen.ttl) == expected, frame.summary()

@@ -5,17 +5,22 @@ in test_envelope.py.
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
-from tests.netns.hosts import Arrivals, Pyvtep, address, mac_of, packet_socket, ping, wait_until
+from tests.netns.hosts import (
+    Arrivals,
+    Start,
+    address,
+    mac_of,
+    packet_socket,
+    ping,
+    wait_until,
+)
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
 
 VNI = 1000
 MAC = "de:ad:be:ef:13:37"
@@ -55,7 +60,7 @@ class Star:
         self._sent = 0
 
     def flood_to(self, remote: str, verb: str = "append") -> None:
-        self.vtep.told(f"fdb {verb} {ZERO} dst {remote}")
+        self.vtep.invoke(f"fdb {verb} {ZERO} dst {remote}")
 
     def reach(self, source: Host, device: str, mac: str, expected: list[int]) -> None:
         """Pings to a MAC from a device of a host come out at each counter as often as expected."""
@@ -72,13 +77,13 @@ class Star:
             self._await(frames, expected)
             sender.send(last)
         # Whatever comes too often has come when this has, to each.
-        wait_until(lambda: all(counter.of(last) for counter in self.counters), "the last frame")
+        wait_until(lambda: all(counter.count(last) for counter in self.counters), "the last frame")
         self._await(frames, expected)
-        assert [counter.of(last) for counter in self.counters] == [1] * len(self.counters)
+        assert [counter.count(last) for counter in self.counters] == [1] * len(self.counters)
 
     def _await(self, frames: list[bytes], expected: list[int]) -> None:
         def counts() -> list[int]:
-            return [sum(map(counter.of, frames)) for counter in self.counters]
+            return [sum(map(counter.count, frames)) for counter in self.counters]
 
         def there() -> bool:
             seen = counts()
@@ -120,12 +125,12 @@ def test_flood_and_unicast(star: Star, lab: Lab, prefix: str, length: int) -> No
 
     macs = [mac_of(h2, "h5"), *(mac_of(spoke, "vx2") for spoke in star.spokes)]
     for mac, remote in zip(macs[1:], star.remotes, strict=True):
-        vtep.told(f"fdb replace {mac} dst {remote} static")
+        vtep.invoke(f"fdb replace {mac} dst {remote} static")
     for number, mac in enumerate(macs):
         expected = [0, 0, 0]
         expected[number] = 10
         star.reach(h1, "h1", mac, expected)
-    vtep.told("fdb flush static")
+    vtep.invoke("fdb flush static")
 
     # Everything is taken away, and given back in another order.
     for remote in star.remotes:
@@ -151,18 +156,18 @@ def test_learning(star: Star) -> None:
     said = bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50))
 
     def learned() -> bool:
-        return MAC in vtep.told("fdb show dynamic")
+        return MAC in vtep.invoke("fdb show dynamic")
 
     def speak() -> None:
         with Arrivals(star.switch, "vx1") as heard, packet_socket(ns1, "vx2") as sender:
             sender.send(said)
-            wait_until(lambda: heard.of(said) == 1, "what it said")
+            wait_until(lambda: heard.count(said) == 1, "what it said")
 
     reach([10, 10])
     speak()
-    assert f"{MAC}  {star.remotes[0]}" in vtep.told("fdb show dynamic")
+    assert f"{MAC}  {star.remotes[0]}" in vtep.invoke("fdb show dynamic")
     reach([10, 0])
-    vtep.told(f"fdb del {MAC}")
+    vtep.invoke(f"fdb del {MAC}")
     reach([10, 10])
 
     # It is to be forgotten although it is sent to, but not before its time.
@@ -170,7 +175,7 @@ def test_learning(star: Star) -> None:
     reach([10, 0])
     began = time.monotonic()
     speak()
-    vtep.told("set --ageing 2")
+    vtep.invoke("set --ageing 2")
     to_it = bytes(Ether(src="02:00:00:00:00:99", dst=MAC, type=0x88B5) / bytes(50))
     with packet_socket(star.switch, "vx1") as sender:
 
@@ -182,11 +187,11 @@ def test_learning(star: Star) -> None:
     assert time.monotonic() - began >= 2
     reach([10, 10])
 
-    vtep.told("set --ageing 300 --no-learning")
+    vtep.invoke("set --ageing 300 --no-learning")
     speak()
     assert not learned()
     reach([10, 10])
-    vtep.told("set --learning")
+    vtep.invoke("set --learning")
     speak()
     assert learned()
     reach([10, 0])

@@ -4,14 +4,16 @@ Each has its own flood list and its own MACs. That nothing crosses by learning, 
 and addresses on both, is in test_many.py.
 """
 
-from collections.abc import Callable
-
 from scapy.layers.l2 import Ether
 
-from tests.netns.hosts import Arrivals, Pyvtep, address, packet_socket, wait_until
+from tests.netns.hosts import (
+    Arrivals,
+    Start,
+    address,
+    packet_socket,
+    wait_until,
+)
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
 
 VNIS = (1000, 2000)
 MAC = "de:ad:be:ef:13:37"
@@ -35,7 +37,7 @@ def test_each_vni_has_its_own_flood_list_and_macs(lab: Lab, start: Start) -> Non
         address(host, f"eth{number}", f"192.0.{number}.2/24")
         kernel_devices(host, f"192.0.{number}.2", f"192.0.{number}.1")
     vtep = start(switch, "--vni", "1000", "--tap", "vx1000")
-    vtep.told("vni add 2000 --tap vx2000")
+    vtep.invoke("vni add 2000 --tap vx2000")
     counters = [lab.enter_context(Arrivals(host, f"vx{vni}")) for vni in VNIS for host in others]
     count = 0
 
@@ -49,30 +51,30 @@ def test_each_vni_has_its_own_flood_list_and_macs(lab: Lab, start: Start) -> Non
         )
         with packet_socket(switch, f"vx{vni}") as sender:
             sender.send(frame)
-            wait_until(lambda: [each.of(frame) for each in counters] == expected, f"{expected}")
+            wait_until(lambda: [each.count(frame) for each in counters] == expected, f"{expected}")
             sender.send(last)
         flood = [1, 1, 0, 0] if vni == 1000 else [0, 0, 1, len(flood_2000) - 1]
-        wait_until(lambda: [each.of(last) for each in counters] == flood, f"{flood}")
-        assert [each.of(frame) for each in counters] == expected
+        wait_until(lambda: [each.count(last) for each in counters] == flood, f"{flood}")
+        assert [each.count(frame) for each in counters] == expected
 
     flood_2000 = ["192.0.2.2"]
     for remote in ("192.0.2.2", "192.0.3.2"):
-        vtep.told(f"fdb append {ZERO} dst {remote} src_vni 1000")
-    vtep.told(f"fdb append {ZERO} dst 192.0.2.2 src_vni 2000")
+        vtep.invoke(f"fdb append {ZERO} dst {remote} src_vni 1000")
+    vtep.invoke(f"fdb append {ZERO} dst 192.0.2.2 src_vni 2000")
     reach(1000, [1, 1, 0, 0])
     reach(2000, [0, 0, 1, 0])
     flood_2000.append("192.0.3.2")
-    vtep.told("remote add 192.0.3.2 --vni 2000")
+    vtep.invoke("remote add 192.0.3.2 --vni 2000")
     reach(2000, [0, 0, 1, 1])
     # One MAC, in two places.
-    vtep.told(f"fdb add {MAC} dst 192.0.2.2 static src_vni 1000")
+    vtep.invoke(f"fdb add {MAC} dst 192.0.2.2 static src_vni 1000")
     reach(1000, [1, 0, 0, 0])
     reach(2000, [0, 0, 1, 1])
-    vtep.told(f"fdb add {MAC} dst 192.0.3.2 static src_vni 2000")
+    vtep.invoke(f"fdb add {MAC} dst 192.0.3.2 static src_vni 2000")
     reach(2000, [0, 0, 0, 1])
     reach(1000, [1, 0, 0, 0])
     # And by way of the one into the other, where an entry says so.
-    vtep.told(f"fdb replace {MAC} dst 192.0.3.2 vni 2000 static src_vni 1000")
+    vtep.invoke(f"fdb replace {MAC} dst 192.0.3.2 vni 2000 static src_vni 1000")
     reach(1000, [0, 0, 0, 1])
-    vtep.told("vni del 2000")
+    vtep.invoke("vni del 2000")
     reach(1000, [0, 0, 0, 1])

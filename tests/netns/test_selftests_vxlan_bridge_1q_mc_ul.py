@@ -4,16 +4,17 @@ Groups that are joined, IPv4 and IPv6, towards the kernel driver and each other,
 test_envelope.py. Multicast routing in the underlay is the kernel's, and no matter of a VTEP.
 """
 
-from collections.abc import Callable
-
 import pytest
 from scapy.layers.l2 import Ether
 
-from tests.netns.hosts import Pyvtep, address, packet_socket, wait_until
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    address,
+    packet_socket,
+    wait_until,
+)
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 ZERO = "00:00:00:00:00:00"
 
@@ -26,7 +27,7 @@ class Seen:
         self._socket.setblocking(False)
         self._frames: list[bytes] = []
 
-    def of(self, text: bytes) -> int:
+    def count(self, text: bytes) -> int:
         while True:
             try:
                 self._frames.append(self._socket.recv(2048))
@@ -47,12 +48,12 @@ def test_an_entry_says_which_device_its_group_is_reached_by(
 
     def reaches(expected: list[int], text: bytes) -> None:
         sender.send(bytes(Ether(dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / (bytes(50) + text)))
-        wait_until(lambda: [device.of(text) for device in devices] == expected, f"{expected}")
+        wait_until(lambda: [device.count(text) for device in devices] == expected, f"{expected}")
 
-    vtep.told(f"fdb append {ZERO} dst {group} via eth1")
+    vtep.invoke(f"fdb append {ZERO} dst {group} via eth1")
     reaches([0, 1], b"by the second")
-    vtep.told(f"fdb append {ZERO} dst {group} via eth0")
+    vtep.invoke(f"fdb append {ZERO} dst {group} via eth0")
     reaches([1, 1], b"by both")
-    vtep.told(f"fdb del {ZERO} dst {group} via eth1")
+    vtep.invoke(f"fdb del {ZERO} dst {group} via eth1")
     reaches([1, 0], b"by the first")
-    assert [device.of(b"by the second") for device in devices] == [0, 1]
+    assert [device.count(b"by the second") for device in devices] == [0, 1]

@@ -1,17 +1,18 @@
 """The assertions of the kernel's test_vxlan_fdb_changelink.sh: what remains of the flood list."""
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from scapy.layers.l2 import Ether
 
-from tests.netns.hosts import Pyvtep, packet_socket, udp_socket, wait_until
-from vtep.testing.lab import Host
+from tests.netns.hosts import (
+    Pair,
+    Start,
+    packet_socket,
+    udp_socket,
+    wait_until,
+)
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 ZERO = "00:00:00:00:00:00"
 STATIC, LEARNED = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -21,22 +22,22 @@ def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start
     vtep = start(pair[0], "--vni", "2000", "--tap", "vx0")
 
     def remotes() -> set[str]:
-        found = json.loads(vtep.told("fdb show --json"))
+        found = json.loads(vtep.invoke("fdb show --json"))
         return {
             to["dst"] for entry in found if entry["mac"] == ZERO for to in entry["destinations"]
         }
 
     for remote in ("192.0.2.20", "192.0.2.30"):
-        vtep.told(f"fdb append {ZERO} dst {remote} permanent")
+        vtep.invoke(f"fdb append {ZERO} dst {remote} permanent")
     assert remotes() == {"192.0.2.20", "192.0.2.30"}
-    vtep.told("set --remote 192.0.2.30")
+    vtep.invoke("set --remote 192.0.2.30")
     assert remotes() == {"192.0.2.20", "192.0.2.30"}
     # What the configuration has named goes with it, and nothing else does.
-    vtep.told("set --remote 192.0.2.40")
+    vtep.invoke("set --remote 192.0.2.40")
     assert remotes() == {"192.0.2.20", "192.0.2.40"}
-    vtep.told("set --group 239.1.1.1 --dev eth0")
+    vtep.invoke("set --group 239.1.1.1 --dev eth0")
     assert remotes() == {"192.0.2.20", "192.0.2.40", "239.1.1.1"}
-    vtep.told("set --group 239.1.1.2")
+    vtep.invoke("set --group 239.1.1.2")
     assert remotes() == {"192.0.2.20", "192.0.2.40", "239.1.1.2"}
 
 
@@ -45,7 +46,7 @@ def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start:
     a, b = pair
     with udp_socket(a, "2001:db8::1", 4790), udp_socket(b, "2001:db8::2", 4790) as receiver:
         vtep = start(a, "--vni", "1", "--tap", "vx0", "--dstport", "4790", "--local", "192.0.2.1")
-        vtep.told(f"fdb append {ZERO} dst 2001:db8::2")
+        vtep.invoke(f"fdb append {ZERO} dst 2001:db8::2")
         wait_until(lambda: "nothing is heard over IPv6: --dstport 4790: " in vtep.log, "a word")
         assert receiver.recv(2048)[:8] == bytes.fromhex("0800000000000100")
 
@@ -54,7 +55,7 @@ def test_what_is_learned_goes_to_the_port_that_all_have_now(pair: Pair, start: S
     """Also from a host that only a static entry names, whose own port stays."""
     a, b = pair
     vtep = start(a, "--vni", "1", "--tap", "vx0")
-    vtep.told(f"fdb add {STATIC} dst 192.0.2.2 port 4790 static")
+    vtep.invoke(f"fdb add {STATIC} dst 192.0.2.2 port 4790 static")
     ports = (4789, 4790, 8472)
     with ExitStack() as stack:
         tap = stack.enter_context(packet_socket(a, "vx0"))
@@ -67,9 +68,9 @@ def test_what_is_learned_goes_to_the_port_that_all_have_now(pair: Pair, start: S
             assert receivers[port].recv(2048)[8:] == frame
 
         for port in (4789, 8472):
-            vtep.told(f"set --dstport {port}")
+            vtep.invoke(f"set --dstport {port}")
             frame = bytes(Ether(src=LEARNED, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50))
             sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", port))
-            wait_until(lambda: LEARNED in vtep.told("fdb show dynamic"), "it to be learned")
+            wait_until(lambda: LEARNED in vtep.invoke("fdb show dynamic"), "it to be learned")
             reaches(port, LEARNED)
             reaches(4790, STATIC)

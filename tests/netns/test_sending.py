@@ -13,7 +13,9 @@ from scapy.layers.l2 import Ether
 
 from tests.netns.hosts import (
     DEADLINE,
+    Pair,
     Pyvtep,
+    Start,
     address,
     mac_of,
     packet_socket,
@@ -30,9 +32,6 @@ from vtep.descriptors import RESERVE
 from vtep.io import path as paths
 from vtep.testing.lab import Host, transfer
 from vtep.wire import vxlan
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 PREFIXES = {"ipv4": "192.0.2.", "ipv6": "2001:db8::"}
 over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
@@ -92,7 +91,7 @@ def test_one_port_both_ways(pair: Pair, start: Start, prefix: str, bound: tuple[
         transfer(b, a, "10.0.0.1", 1 << 20)
         assert outside.seen() == {(4789, 4789)}
     # A stateful firewall of this host needs no rule for what comes but that for answers.
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def test_a_range_with_the_vxlan_port_is_used_entirely(pair: Pair, start: Start) -> None:
@@ -125,9 +124,9 @@ def test_vnis_of_one_process_share_the_port(pair: Pair, start: Start, prefix: st
     for each, own, bound in ((one, 2, local), (vtep, 1, ())):
         remote, mine = f"{prefix}{3 - own}", f"10.0.2.{own}/24"
         also = f"--address {mine} {more} {' '.join(bound)}"
-        each.told(f"vni add 2 --tap vx2 --remote {remote} {also}")
+        each.invoke(f"vni add 2 --tap vx2 --remote {remote} {also}")
     for remote in others:
-        vtep.told(f"remote add {remote} --vni 2")
+        vtep.invoke(f"remote add {remote} --vni 2")
     with Ports(b) as outside:
         for _ in range(3):
             for vni in (1, 2):
@@ -135,8 +134,8 @@ def test_vnis_of_one_process_share_the_port(pair: Pair, start: Start, prefix: st
                 transfer(a, b, f"10.0.{vni}.2", 1 << 18)
         assert {source for source, _ in outside.seen()} == {4789}
     assert vtep.counter("flooded") > 0
-    assert vtep.faults() == 0
-    vtep.told("vni del 2")
+    assert vtep.unexpected_drops() == 0
+    vtep.invoke("vni del 2")
     ping(a, "10.0.1.2")
 
 
@@ -150,7 +149,7 @@ def test_a_destination_of_its_own_is_sent_to_from_the_port(
     with udp_socket(b, f"{prefix}2", 5000) as receiver, packet_socket(a, "vx0") as tap:
         for number, via in enumerate(((), ("via", "eth0"))):
             mac = f"02:00:00:00:00:0{number}"
-            vtep.ask("fdb", "add", mac, "dst", f"{prefix}2", "port", "5000", *via)
+            vtep.run("fdb", "add", mac, "dst", f"{prefix}2", "port", "5000", *via)
             tap.send(bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("02") + bytes(60))
             assert receiver.recvfrom(1000)[1][1] == 4789
     assert vtep.counter("underlay_failed") == 0
@@ -161,20 +160,20 @@ def test_source_ports_change_while_it_runs(pair: Pair, start: Start) -> None:
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), *ONE_PORT)
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     for first, last in ((4789, 4789), (5000, 5000), (4789, 4789)):
-        vtep.told(f"set --srcport {first} {last}")
+        vtep.invoke(f"set --srcport {first} {last}")
         with Ports(b) as outside:
             ping(a, "10.0.0.2")
             assert outside.seen() == {(first, 4789)}
     # The ports of the process change places.
-    vtep.told("set --dstport 4790")
-    vtep.told("set --dstport 4789")
+    vtep.invoke("set --dstport 4790")
+    vtep.invoke("set --dstport 4789")
     ping(a, "10.0.0.2")
     # Its receiving socket is another one then.
-    vtep.told("set --offload none")
+    vtep.invoke("set --offload none")
     with Ports(b) as outside:
         ping(a, "10.0.0.2")
         assert outside.seen() == {(4789, 4789)}
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 @over
@@ -194,7 +193,7 @@ def test_icmp_errors_come_back_to_the_port(pair: Pair, start: Start, prefix: str
     used = cpu_of(vtep)
     ping(a, "10.0.0.2")
     assert cpu_of(vtep) - used < 50  # It does not run in circles.
-    assert peer.faults() == 0
+    assert peer.unexpected_drops() == 0
 
 
 def cpu_of(vtep: Pyvtep) -> int:
@@ -217,7 +216,7 @@ def test_superframes_leave_whole_from_the_port(pair: Pair, start: Start) -> None
 
         wait_until(some_do, "superframes to be sent with tunnel GSO")
         assert outside.seen() == {(4789, 4789)}
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def test_a_device_that_is_made_anew_is_sent_over_from_the_port(pair: Pair, start: Start) -> None:
@@ -250,15 +249,15 @@ def test_a_range_that_is_taken_is_told_of(pair: Pair, start: Start, tmp_path: Pa
     why = "--srcport 6000 6000: every UDP port of this range is taken on this host"
     with udp_socket(a, "0.0.0.0", 6000):
         vtep = Pyvtep(a, tmp_path, *segment(1, "192.0.2.2"), "--srcport", "6000", "6000")
-        assert vtep.ended() == 1
+        assert vtep.wait() == 1
         assert why in vtep.log
         vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--srcport", "5999", "6000")
         ping(a, "10.0.0.2")
-        assert why in vtep.ask("set", "--srcport", "6000", "6000", code=1)
+        assert why in vtep.run("set", "--srcport", "6000", "6000", code=1)
         ping(a, "10.0.0.2")
-    vtep.told("set --srcport 6000 6000")
+    vtep.invoke("set --srcport 6000 6000")
     ping(a, "10.0.0.2")
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def test_a_range_without_the_privilege_is_told_of(pair: Pair, tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_a_range_without_the_privilege_is_told_of(pair: Pair, tmp_path: Path) ->
     a.run("ip", "link", "set", "vx0", "mtu", "1450", "up")
     options = (*segment(1, "192.0.2.2"), "--srcport", "100", "200")
     vtep = Pyvtep(a, tmp_path, *options, prefix=UNPRIVILEGED)
-    assert vtep.ended() == 1
+    assert vtep.wait() == 1
     assert "--srcport 100 200: no privilege to bind to a UDP port of this range" in vtep.log
 
 
@@ -309,7 +308,7 @@ def test_spoofed_sources_take_no_more_than_half_of_the_descriptors(
             assert len(list(descriptors.iterdir())) - before <= limit // 2 + RESERVE
     assert answered == 200
     ping(a, "10.0.0.2")
-    assert peer.faults() == 0
+    assert peer.unexpected_drops() == 0
 
 
 # --- the source address -----------------------------------------------------------------------
@@ -338,9 +337,9 @@ def test_a_temporary_address_is_not_sent_from(pair: Pair, start: Start) -> None:
     for host, each in ((a, vtep), (b, peer)):
         code, said = consult(host, "--socket", str(each.control))
         assert (code, said["findings"]) == (0, [])
-    vtep.told("set --srcport 4789 4789")
+    vtep.invoke("set --srcport 4789 4789")
     ping(a, "10.0.0.2")
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 # --- after a failure --------------------------------------------------------------------------

@@ -2,41 +2,29 @@
 
 import re
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.netns.hosts import (
+    Pair,
     Pyvtep,
+    Start,
     address,
     capture,
     kernel_vtep,
     ping,
     segment,
+    start_both,
     tshark,
     wait_until,
 )
 from vtep.testing.lab import Host, Lab, transfer
 
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
-
 TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 
 PREFIXES = {"over-ipv4": "192.0.2.", "over-ipv6": "2001:db8::"}
 over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
-
-
-def both(
-    pair: Pair, start: Start, *options: str, prefix: str = "192.0.2."
-) -> tuple[Pyvtep, Pyvtep]:
-    a, b = pair
-    second = start(b, *segment(1, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"), *options)
-    first = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"), *options)
-    ping(a, "10.0.0.2")
-    ping(b, "fd00::1")
-    return first, second
 
 
 def until_tunnel_gso(a: Host, b: Host, vtep: Pyvtep, to: str = "10.0.0.2") -> None:
@@ -60,7 +48,7 @@ def without_tunnel_offloads(host: Host, device: str) -> None:
 def test_between_pyvteps(pair: Pair, start: Start, prefix: str, checksum: bool) -> None:
     a, b = pair
     none = "--no-udpcsum" if prefix == "192.0.2." else "--udp6zerocsumtx"
-    vteps = both(pair, start, *([] if checksum else [none]), prefix=prefix)
+    vteps = start_both(pair, start, *([] if checksum else [none]), prefix=prefix)
     until_tunnel_gso(a, b, vteps[0])
     until_tunnel_gso(b, a, vteps[1], "fd00::1")
     before = [vtep.counters() for vtep in vteps]
@@ -72,7 +60,7 @@ def test_between_pyvteps(pair: Pair, start: Start, prefix: str, checksum: bool) 
         assert two["super_datagrams"] - one["super_datagrams"] > 1000
         # Each counts as its segments.
         assert 60_000 < two["tx_frames"] - one["tx_frames"] < 130_000
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 
 
 @over
@@ -92,7 +80,7 @@ def test_a_kernel_driver(pair: Pair, start: Start, prefix: str) -> None:
     after = vtep.counters()
     assert after["tx_tunnel_gso"] - before["tx_tunnel_gso"] > 3000
     assert 250_000 < after["tx_frames"] - before["tx_frames"] < 400_000
-    assert vtep.faults() == 0
+    assert vtep.unexpected_drops() == 0
 
 
 def _lossy(a: Host, b: Host, vtep: Pyvtep) -> bool:
@@ -146,7 +134,7 @@ def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, star
     address(c, "eth2", "203.0.113.2/24")
     for host in (b, router):
         host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     a.run("ip", "route", "add", "203.0.113.0/24", "via", "10.0.0.2")
     b.run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
     router.run("ip", "route", "add", "10.0.0.0/24", "via", "198.51.100.1")
@@ -154,7 +142,7 @@ def test_a_network_behind_the_remote_that_is_narrower(lab: Lab, pair: Pair, star
     until_tunnel_gso(a, b, vteps[0])
     transfer(a, c, "203.0.113.2", 8 << 20)
     transfer(c, a, "10.0.0.1", 8 << 20)
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 
 
 @pytest.fixture
@@ -202,7 +190,7 @@ def test_segmented_by_a_router(
     assert max(map(int, frames)) <= 1400
     bad = "ip.checksum.status == Bad || udp.checksum.status == Bad || tcp.checksum.status == Bad"
     assert tshark(pcap, "-Y", f"{towards} && ({bad})") == []
-    assert [first.faults(), second.faults()] == [0, 0]
+    assert [first.unexpected_drops(), second.unexpected_drops()] == [0, 0]
 
 
 def test_a_remote_that_confirms_nothing_gets_segments(pair: Pair, start: Start) -> None:
@@ -307,21 +295,21 @@ def test_a_tunnel_gso_device_that_is_removed_or_down(
     pair: Pair, start: Start, what: tuple[str, ...]
 ) -> None:
     a, b = pair
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     until_tunnel_gso(a, b, vteps[0])
     verb, *state = what
     a.run("ip", "link", verb, tunnel_gso_device(a), *state)
     transfer(a, b, "10.0.0.2", 50 << 20)
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
     if verb == "del":
         for offload in ("none", "auto"):
-            assert vteps[0].ask("set", "--offload", offload) == ""
+            assert vteps[0].run("set", "--offload", offload) == ""
         until_tunnel_gso(a, b, vteps[0])
 
 
 def test_an_egress_device_that_loses_the_feature(pair: Pair, start: Start) -> None:
     a, b = pair
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     until_tunnel_gso(a, b, vteps[0])
     without_tunnel_offloads(a, "eth0")
 
@@ -331,7 +319,7 @@ def test_an_egress_device_that_loses_the_feature(pair: Pair, start: Start) -> No
         return vteps[0].counter("tx_tunnel_gso") == before
 
     wait_until(segmented, "superframes to be segmented by pyvtep")
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 
 
 def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start) -> None:
@@ -342,7 +330,7 @@ def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start
         address(host, "lo", f"203.0.113.{number}/32")
     b.run("ip", "route", "add", "203.0.113.1", "via", "192.0.2.1", "src", "203.0.113.2")
     a.run("ip", "route", "add", "203.0.113.2", "via", "192.0.2.2", "src", "203.0.113.1")
-    vteps = both(pair, start, prefix="203.0.113.")
+    vteps = start_both(pair, start, prefix="203.0.113.")
     until_tunnel_gso(a, b, vteps[0])
     a.run("ip", "route", "replace", "203.0.113.2", "via", "198.51.100.2", "src", "203.0.113.1")
     # On the old route nothing is accepted any more.
@@ -352,7 +340,7 @@ def test_a_route_that_moves_to_another_device(lab: Lab, pair: Pair, start: Start
     a.run("ip", "neigh", "flush", "dev", "eth0")
     transfer(a, b, "10.0.0.2", 20 << 20)
     until_tunnel_gso(a, b, vteps[0])
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "under way"])
@@ -366,7 +354,7 @@ def test_not_where_there_is_ipsec(pair: Pair, start: Start, *, before: bool) -> 
 
     if before:
         policy()
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     if not before:
         until_tunnel_gso(a, b, vteps[0])
         policy()
@@ -383,7 +371,7 @@ def test_not_where_there_is_ipsec(pair: Pair, start: Start, *, before: bool) -> 
 def test_superframes_whose_segments_exceed_the_tunnel_mtu(pair: Pair, start: Start) -> None:
     """Guests have a larger MTU: pyvtep segments their superframes to the MTU of the tunnel."""
     a, b = pair
-    vteps = both(pair, start, "--mss-clamp", "off")
+    vteps = start_both(pair, start, "--mss-clamp", "off")
     until_tunnel_gso(a, b, vteps[0])
     for host in pair:
         host.run("ip", "link", "set", "vx0", "mtu", "9000")
@@ -391,23 +379,23 @@ def test_superframes_whose_segments_exceed_the_tunnel_mtu(pair: Pair, start: Sta
     transfer(a, b, "10.0.0.2", 20 << 20)
     after = vteps[0].counters()
     assert after["tx_resegmented"] > before["tx_resegmented"]
-    assert [vtep.faults() for vtep in vteps] == [0, 0]
+    assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 
 
 def test_not_where_it_is_disabled(pair: Pair, start: Start) -> None:
     a, b = pair
-    vteps = both(pair, start, "--offload", "tso,uso,gso,gro")
+    vteps = start_both(pair, start, "--offload", "tso,uso,gso,gro")
     assert "pyvtep0" not in a.run("ip", "-o", "link")
     transfer(a, b, "10.0.0.2", 20 << 20)
     assert vteps[0].counter("tx_tunnel_gso") == 0
-    assert vteps[0].ask("set", "--offload", "auto") == ""
+    assert vteps[0].run("set", "--offload", "auto") == ""
     until_tunnel_gso(a, b, vteps[0])
-    assert vteps[0].ask("set", "--offload", "tso,uso,gso,gro") == ""
+    assert vteps[0].run("set", "--offload", "tso,uso,gso,gro") == ""
     before = vteps[0].counter("tx_tunnel_gso")
     transfer(a, b, "10.0.0.2", 20 << 20)
     assert vteps[0].counter("tx_tunnel_gso") == before
-    assert vteps[0].ask("set", "--offload", "none") == ""
-    assert vteps[0].ask("set", "--offload", "auto") == ""
+    assert vteps[0].run("set", "--offload", "none") == ""
+    assert vteps[0].run("set", "--offload", "auto") == ""
     assert "is not there" not in vteps[0].log
 
 
@@ -419,7 +407,7 @@ def test_a_missing_offload_is_logged(pair: Pair, start: Start) -> None:
 
 def test_nothing_is_left_behind(pair: Pair, start: Start) -> None:
     a, b = pair
-    vteps = both(pair, start)
+    vteps = start_both(pair, start)
     until_tunnel_gso(a, b, vteps[0])
     assert vteps[0].stop() == 0
     assert "pyvtep" not in a.run("ip", "-o", "link")

@@ -14,7 +14,17 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.netns.hosts import DEADLINE, Pyvtep, address, packet_socket, ping, udp_socket, wait_until
+from tests.netns.hosts import (
+    DEADLINE,
+    Pair,
+    Pyvtep,
+    address,
+    link_local_address,
+    packet_socket,
+    ping,
+    udp_socket,
+    wait_until,
+)
 from vtep.counters import Drop
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
@@ -28,8 +38,6 @@ from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
 from vtep.testing.lab import Host, Lab
 from vtep.wire import outer_header
-
-Pair = tuple[Host, Host]
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
@@ -260,7 +268,7 @@ def test_marks_are_received(pair: Pair, family: socket.AddressFamily, gro: bool,
 def test_link_local_addresses(pair: Pair) -> None:
     """They are spelled as the remotes are, by their scope."""
     a, b = pair
-    own, other = (link_local(host) for host in pair)
+    own, other = (link_local_address(host) for host in pair)
     buffer = memoryview(bytearray(65536))
     with b.inside():
         receiver = UdpReceiver.open(Binding(V6, ip_address(other), "eth0"), 4789, gro=True)
@@ -280,16 +288,6 @@ def test_link_local_addresses(pair: Pair) -> None:
         path.close()
         replicator.close()
     receiver.close()
-
-
-def link_local(host: Host) -> str:
-    """The host's link-local address, when it has been checked for duplicates."""
-
-    def said() -> str:
-        return host.run("ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link")
-
-    wait_until(lambda: "tentative" not in said(), "the address to be checked for duplicates")
-    return said().split()[3].split("/")[0]
 
 
 def test_a_remote_over_a_device_of_its_own(pair: Pair) -> None:

@@ -2,29 +2,27 @@
 
 import asyncio
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.netns.hosts import (
+    Pair,
     Pyvtep,
+    Start,
     address,
-    becomes_mtu,
     has_device,
     mtu_of,
     ping,
     segment,
     udp_socket,
+    wait_for_mtu,
     wait_until,
 )
 from tests.netns.test_errors import refusal
 from vtep import Config, Vtep
 from vtep.testing.lab import Host, Lab
-
-Start = Callable[..., Pyvtep]
-Pair = tuple[Host, Host]
 
 OWN = {4: ("192.0.2.1/24", "192.0.2.2"), 6: ("2001:db8::1/64", "2001:db8::2")}
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
@@ -113,7 +111,7 @@ def test_a_device_that_comes_later_and_goes_and_comes_again(bare: Pair, start: S
     for times in (1, 2):
         a.run("ip", "link", "set", "hidden", "mtu", "1400", "name", "wg0", "up")
         address(a, "wg0", "192.0.2.1/24")
-        becomes_mtu(a, 1350)
+        wait_for_mtu(a, 1350)
         ping(a, "10.0.0.2")
         ping(b, "10.0.0.1")
         is_ready(vtep, times)
@@ -171,16 +169,16 @@ def test_several_vnis_and_changes(bare: Pair, start: Start, tmp_path: Path) -> N
     remote_side(b, start, 4)
     ping(a, "10.0.0.2")
     assert f"vni 2: {WAITING}no route to --remote 198.51.100.2" in vtep.log
-    vtep.ask("vni", "add", "3", "--remote", "203.0.113.2", "--dstport", "4790")
+    vtep.run("vni", "add", "3", "--remote", "203.0.113.2", "--dstport", "4790")
     assert f"vni 3: {WAITING}no route to --remote 203.0.113.2" in vtep.log
-    vtep.ask("set", "--remote", "203.0.113.3", "dev", "vx3")
+    vtep.run("set", "--remote", "203.0.113.3", "dev", "vx3")
     waits_for(vtep, "no route to --remote 203.0.113.3")
-    vtep.ask("set", "--dev", "wan0", "dev", "vx3")
+    vtep.run("set", "--dev", "wan0", "dev", "vx3")
     waits_for(vtep, "no network device --dev wan0")
-    vtep.ask("set", "--local", "203.0.113.1", "dev", "vx3")
+    vtep.run("set", "--local", "203.0.113.1", "dev", "vx3")
     waits_for(vtep, "no network device --dev wan0; no interface has --local 203.0.113.1")
     file.write_text(ready + waiting + '[[vni]]\nid = 4\nremote = "2001:db8:1::2"\n')
-    vtep.ask("reload")
+    vtep.run("reload")
     waits_for(vtep, "no route to --remote 2001:db8:1::2")
     assert vtep.log.count(WAITING) == 6
     assert READY not in vtep.log
@@ -194,13 +192,13 @@ def test_a_route_with_a_smaller_mtu_is_followed(bare: Pair, start: Start) -> Non
     vtep = start(a, *segment(1, "198.51.100.2"))
     address(a, "eth0", "192.0.2.1/24")
     a.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.2", "mtu", "1300")
-    becomes_mtu(a, 1250)
+    wait_for_mtu(a, 1250)
     a.run("ip", "route", "change", "198.51.100.0/24", "via", "192.0.2.2")
-    becomes_mtu(a, 1450)
+    wait_for_mtu(a, 1450)
     # A rule may lead elsewhere, too.
     a.run("ip", "route", "add", "default", "via", "192.0.2.2", "mtu", "1350", "table", "100")
     a.run("ip", "rule", "add", "to", "198.51.100.0/24", "table", "100")
-    becomes_mtu(a, 1300)
+    wait_for_mtu(a, 1300)
     assert vtep.log.count(WAITING) == 1
 
 
@@ -279,7 +277,7 @@ def test_a_bridge_that_comes_later(pair: Pair, start: Start) -> None:
     a.run("ip", "link", "add", "br0", "type", "bridge")
     said("vx0 is a port of --bridge br0 now", 2)
     # A bridge that is there is nothing to talk about; the next one is missing.
-    vtep.ask("set", "--bridge", "br1")
+    vtep.run("set", "--bridge", "br1")
     said(f"waiting for --bridge br1: {absent.replace('br0', 'br1')}")
     assert "master" not in a.run("ip", "link", "show", "vx0")
     assert vtep.log.count("waiting for --bridge") == 5
@@ -303,10 +301,10 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
         "remote add 10.0.0.2",
         "vni add 2 --remote 192.0.2.2 --address 192.0.2.9/24",
     ):
-        assert "would be routed into the tunnel" in vtep.ask(*words.split(), code=2)
+        assert "would be routed into the tunnel" in vtep.run(*words.split(), code=2)
     # An underlay that comes later can't be refused any more.
     add = "vni add 2 --remote 198.51.100.2 --address 203.0.113.9/24 --dev wan0 --dstport 4790"
-    vtep.ask(*add.split())
+    vtep.run(*add.split())
     a.run("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
     a.run("ip", "link", "set", "wan0", "up")
     a.run("ip", "link", "set", "wan1", "up")
