@@ -1,79 +1,90 @@
-"""What the README says of options and files is what there is."""
+"""The README: short, and its figures are those that were measured."""
 
 import re
+import statistics
 from pathlib import Path
 
-import attrs
-
-from vtep import Config
-from vtep.cli.main import cli
-from vtep.config import Settings
-from vtep.counters import Counters
-
-TABLE = re.compile(r"## Compared with the kernel driver\n(.*?)\n## ", re.DOTALL)
-
-KERNEL = """
-id remote group local dev dstport srcport ttl tos df flowlabel learning ageing maxaddress proxy rsc
-l2miss l3miss udpcsum udp6zerocsumtx udp6zerocsumrx remcsumtx remcsumrx localbypass reserved_bits
-gbp gpe external vnifilter mcroute
-add append replace del get show flush monitor dst port vni src_vni via nhid static dynamic
-permanent extern_learn router sticky mdb
-"""
-"""What iproute2 calls it, in `ip link add type vxlan help` and in `bridge fdb help`."""
+from bench.results import Run
+from bench.workloads import METRICS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PERFORMANCE = (ROOT / "docs/performance.md").read_text()
+REFERENCE = Run.load(ROOT / "bench/results/reference.json")
+
+README_SUBJECTS = {
+    "pyvtep": "pyvtep",
+    "kernel driver": "kernel",
+    "Open vSwitch userspace": "ovs",
+    "pyvtep, tunnel offloads off": "pyvtep-off",
+    "kernel, tunnel offloads off": "kernel-off",
+}
+"""Columns of the README's table, and the subjects of the benchmark."""
 
 
-def test_the_option_table_lists_every_option() -> None:
-    listed = re.findall(r"^\| `--([a-z0-9-]+)", README, re.MULTILINE)
-    fields = (*attrs.fields(Config), *attrs.fields(Settings))
-    options = [field.name.replace("_", "-") for field in fields if field.metadata]
-    assert listed == [*options, "config", "debug"]
+def rows_of(text: str) -> list[list[str]]:
+    """Return the cells of each table row, without separator rows."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if not set("".join(row)) <= set("-: ")]
 
 
-def test_every_counter_that_is_no_drop_is_explained() -> None:
-    (table,) = re.findall(r"^\| counter that is no drop .*\n((?:\|.*\n)+)", README, re.MULTILINE)
-    explained = [
-        name for row in table.splitlines() for name in re.findall("`([a-z_]+)`", row.split("|")[1])
-    ]
-    counted = [name for name in Counters().as_dict() if not name.startswith("drop_")]
-    assert sorted(explained) == sorted([*counted, "taps_lost"])
+def figure(subject: str, metric: str) -> str:
+    """Return the median of a metric as the tables show it; empty if it was not measured."""
+    samples = REFERENCE.samples(subject, metric)
+    return f"{statistics.median(samples):.{METRICS[metric].digits}f}" if samples else ""
 
 
-def test_every_package_and_script_exists() -> None:
-    named = set(re.findall(r"`((?:vtep|scripts)/[\w/.]*)`?", README))
-    assert {"vtep/datapath/egress.py", "scripts/lint"} <= named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_it_is_short() -> None:
+    assert 6_000 <= len(README.encode()) <= 8_192
 
 
-def compared() -> list[list[str]]:
-    """The rows of the comparison with the kernel driver: its words, ours, and tests."""
-    found = TABLE.search(README)
-    assert found
-    rows = [line.strip("|").split("|") for line in found[1].splitlines() if line.startswith("|")]
-    return [row for row in rows if row[1].strip(" -") and row[1].strip() != "here"]
+def test_the_first_screen_has_the_purpose_and_the_command() -> None:
+    screen = README.splitlines()[:24]
+    assert "VXLAN tunnel endpoint (VTEP)" in screen[2]
+    assert "# pyvtep --vni 1 --remote 192.0.2.2 --tap vx0" in screen
 
 
-def test_everything_of_the_kernel_driver_is_compared_once() -> None:
-    said = [
-        word
-        for row in compared()
-        for code in re.findall(r"`(.*?)`", row[0])
-        for word in code.split()
-    ]
-    # `fdb` is written before some verbs and not before others.
-    assert sorted(word for word in said if word != "fdb") == sorted([*KERNEL.split(), "remote"])
+def test_the_two_commands_are_scripts_of_the_clone() -> None:
+    (block,) = re.findall(r"## Two commands\n.*?```console\n(.*?)```", README, re.DOTALL)
+    commands = re.findall(r"^\$ (\S+)", block, re.MULTILINE)
+    assert commands == ["scripts/demo", "scripts/test"]
+    for command in commands:
+        assert (ROOT / command).stat().st_mode & 0o111
 
 
-def test_what_is_compared_is_there_and_shown_by_a_test() -> None:
-    options = {f"--{field.name.replace('_', '-')}" for field in attrs.fields(Config)} | {"--config"}
-    for _, ours, shown in compared():
-        assert set(re.findall(r"--[a-z0-9-]+", ours)) <= options
-        for name in re.findall(r"`pyvtep (\w+)`", ours):
-            assert name in cli.commands
-        tests = re.findall(r"`(.*?)`", shown)
-        assert bool(tests) is not ours.strip().startswith("left out"), ours
-        for file, name in (test.split("::") for test in tests):
-            paths = ROOT.glob(f"tests/*/{file}")
-            assert any(f"\ndef {name}(" in path.read_text() for path in paths), name
+def test_its_figures_are_the_reference_figures() -> None:
+    section = README[README.index("## Performance") : README.index("## Security")]
+    heading, *rows = rows_of(section)
+    assert heading[1:] == [*README_SUBJECTS]
+    by_label = {f"{metric.label}, {metric.unit}": metric.name for metric in METRICS.values()}
+    assert len(rows) >= 5
+    for label, *cells in rows:
+        expected = [figure(subject, by_label[label]) for subject in README_SUBJECTS.values()]
+        assert cells == expected, label
+
+
+def test_the_performance_page_has_every_reference_figure() -> None:
+    by_heading = {f"{metric.label} ({metric.unit})": metric.name for metric in METRICS.values()}
+    by_label = {label: subject for subject, label in REFERENCE.labels.items()}
+    shown = set()
+    metrics: list[str] = []
+    for label, *cells in rows_of(PERFORMANCE[: PERFORMANCE.index("## Machine")]):
+        if label == "tunnel":
+            metrics = [by_heading[cell] for cell in cells]
+        elif label in by_label:
+            assert cells == [figure(by_label[label], metric) for metric in metrics], label
+            shown |= {(by_label[label], metric) for metric in metrics}
+    measured = {
+        (subject, metric)
+        for subject in REFERENCE.labels
+        for metric in METRICS
+        if REFERENCE.samples(subject, metric)
+    }
+    assert measured <= shown
+
+
+def test_the_performance_page_names_the_machine() -> None:
+    machine, versions = REFERENCE.machine, REFERENCE.versions
+    for value in (machine["cpu"], machine["kernel"], machine["distribution"], versions["python"]):
+        assert value in PERFORMANCE

@@ -23,7 +23,7 @@ from tests.netns.hosts import (
 )
 from vtep import Config, Vtep, VtepError
 
-README = Path(__file__).parents[2] / "README.md"
+LIBRARY_PAGE = Path(__file__).parents[2] / "docs/library.md"
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -32,9 +32,9 @@ def run(request: pytest.FixtureRequest) -> Callable[..., object]:
     return runner
 
 
-def test_the_example_in_the_readme(pair: Pair, start: Start) -> None:
+def test_the_example_of_the_library_page(pair: Pair, start: Start) -> None:
     a, b = pair
-    example = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example = re.search(r"```python\n(.*?)```", LIBRARY_PAGE.read_text(), re.DOTALL)
     assert example is not None
     assert len(example[1].splitlines()) <= 15
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
