@@ -196,7 +196,7 @@ def test_an_underlay_device_that_is_made_anew_is_followed(pair: Pair, start: Sta
     for host, number in ((a, 1), (b, 2)):
         address(host, "eth0", f"192.0.2.{number}/24")
         host.run("ip", "link", "set", "eth0", "up")
-    wait_until(lambda: "--dev eth0 is another device now: using that" in vtep.log, "the news")
+    wait_until(lambda: "--dev eth0 was re-created; rebinding" in vtep.log, "the news")
     ping(a, "10.0.0.2")
 
 

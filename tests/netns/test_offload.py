@@ -193,6 +193,6 @@ def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None
 def test_an_offload_that_is_not_there_is_said_once(pair: Pair, start: Start) -> None:
     """USO without TSO can't be had from a TAP."""
     vtep = start(pair[0], *segment(1, "192.0.2.2"), "--offload", "uso")
-    wait_until(lambda: "offload uso is not there" in vtep.log, "the line")
+    wait_until(lambda: "offload uso unavailable" in vtep.log, "the line")
     assert vtep.log.count("is not there") == 1
     assert re.search(r"offload none\n", vtep.log)

@@ -47,7 +47,7 @@ def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start:
     with udp_socket(a, "2001:db8::1", 4790), udp_socket(b, "2001:db8::2", 4790) as receiver:
         vtep = start(a, "--vni", "1", "--tap", "vx0", "--dstport", "4790", "--local", "192.0.2.1")
         vtep.invoke(f"fdb append {ZERO} dst 2001:db8::2")
-        wait_until(lambda: "nothing is heard over IPv6: --dstport 4790: " in vtep.log, "a word")
+        wait_until(lambda: "cannot listen on IPv6: --dstport 4790: " in vtep.log, "a word")
         assert receiver.recv(2048)[:8] == bytes.fromhex("0800000000000100")
 
 

@@ -27,7 +27,7 @@ from tests.netns.hosts import (
 from tests.netns.test_doctor import consult
 from tests.netns.test_many import run
 from vtep import Config, Vtep
-from vtep.daemon import vtep
+from vtep.daemon import housekeeping
 from vtep.descriptors import RESERVE
 from vtep.io import path as paths
 from vtep.testing.lab import Host, transfer
@@ -226,7 +226,7 @@ def test_a_device_that_is_made_anew_is_sent_over_from_the_port(pair: Pair, start
     ping(a, "10.0.0.2")
     a.run("ip", "link", "del", "eth0")
     renew(a, b)
-    wait_until(lambda: "--dev eth0 is another device now: using that" in vtep.log, "the news")
+    wait_until(lambda: "--dev eth0 was re-created; rebinding" in vtep.log, "the news")
     ping(a, "10.0.0.2")
 
 
@@ -387,7 +387,7 @@ class Failing:
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing tried again because some time has passed."""
     monkeypatch.setattr(paths, "_RETRY_AFTER", 1e9)
-    monkeypatch.setattr(vtep, "_TICK", 1e9)
+    monkeypatch.setattr(housekeeping, "_TICK", 1e9)
 
 
 CHANGES = {

@@ -402,7 +402,7 @@ def test_not_where_it_is_disabled(pair: Pair, start: Start) -> None:
 def test_a_missing_offload_is_logged(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"), "--offload", "tnl,gro")
-    assert "offload tnl is not there: it needs tso\n" in vtep.log
+    assert "offload tnl unavailable: it needs tso\n" in vtep.log
 
 
 def test_nothing_is_left_behind(pair: Pair, start: Start) -> None:

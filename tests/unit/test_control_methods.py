@@ -36,7 +36,7 @@ class Still(Vtep):
 
     async def add(self, config: Config) -> None:
         self.told.append(("add", config))
-        self._ports[config.vni] = self._port(config)
+        self._ports.put(self._make_port(config))
 
     async def remove(self, vni: int) -> None:
         self.told.append(("remove", vni))
@@ -502,7 +502,7 @@ def test_an_mtu_is_told_of_once_it_is_there(vtep: Still) -> None:
     port = vtep.port
     Events(vtep).watch(told.append)
     for mtu in (1400, 1400, 1300, 1400):
-        vtep._tell("changed", port, {"mtu": 1400})
+        vtep._ports.notify("changed", port, {"mtu": 1400})
         port._tunnel.most = mtu
-        vtep._tell("changed", port, {"mtu": mtu})
+        vtep._ports.notify("changed", port, {"mtu": mtu})
     assert [event["mtu"] for event in told] == [1400, 1300, 1400]

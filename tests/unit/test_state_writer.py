@@ -220,14 +220,13 @@ def test_entries_of_a_vni_that_is_not_there_are_kept_for_it(path: Path) -> None:
         async with keeping(one, path):
             one.fdb.add(mac(1), Remote("192.0.2.7", 4789), NOW)
             await until(lambda: set(kept(path)) == {mac(1), mac(2)})
-            fresh = Port(Config(vni=2, remote="192.0.2.3"), one._pool, one._arena)
-            one._ports[2] = fresh
-            one._tell("added", fresh, {})
+            fresh = one._make_port(Config(vni=2, remote="192.0.2.3"))
+            one._ports.put(fresh)
+            one._ports.notify("added", fresh, {})
             assert shown(fresh) == {MAC_ZERO: ["192.0.2.3"], mac(2): ["192.0.2.7"]}
             fresh.fdb.remove(mac(2))
             fresh.fdb.add(mac(3), Remote("192.0.2.7", 4789), NOW)
-            del one._ports[2]
-            one._tell("deleted", fresh, {})
+            one._ports.discard(fresh)
         assert set(kept(path)) == {mac(1), mac(3)}
 
     run(main)

@@ -1,4 +1,4 @@
-"""One socket on the VXLAN port, and the segments that are found behind it by their VNI."""
+"""The receiving sockets of one UDP port, and the switch that finds the segment of each datagram."""
 
 import logging
 import socket
@@ -9,18 +9,17 @@ from attrs import frozen
 
 from vtep.config import Config
 from vtep.counters import Drop
-from vtep.daemon.screen import Screen
+from vtep.daemon.network import HostNetwork
+from vtep.daemon.punt_socket import PuntSocket
 from vtep.datapath import Inbound
 from vtep.errors import NotReadyError, VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.switch import ANYBODY, Segment, Switch
-from vtep.host.devices import device_index
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.interfaces import Receiver, SocketFactory
 from vtep.io.shared_socket import SharedSocket
 from vtep.io.tap import Tap
-from vtep.io.udp import UdpSockets
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
@@ -28,10 +27,10 @@ from vtep.wire.echo import EchoMessage
 
 log = logging.getLogger("vtep")
 
-_HOSTS_MAX = 8192
-"""Named hosts for which a filter is made: 20 ms of work. With more, it accepts any source."""
+_SOURCES_MAX = 8192
+"""Known sources for which a filter is made, in 20 ms. With more, it accepts any source."""
 
-_FLOOD = 2000
+_FLOOD_RATE = 2000
 """Datagrams a second from unknown sources at which the sockets of groups get a filter."""
 
 _GROUP_SOURCES = 64
@@ -42,7 +41,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 @frozen
 class Endpoint:
-    """Where a socket listens: segments that agree on all of it share one."""
+    """The properties of a receiver: segments that agree on all of them share one."""
 
     binding: Binding
     port: int
@@ -51,62 +50,66 @@ class Endpoint:
 
     @classmethod
     def of(cls, config: Config, version: int) -> "Endpoint":
-        """Where a segment is listened for over one version of IP."""
+        """Return the endpoint of a segment over one version of IP."""
         binding = Binding(FAMILY[version], config.local_for(version), config.dev)
         return cls(binding, config.dstport, "gro" in config.offload, config.udp6zerocsumrx)
 
 
 class Listener:
-    """A receiving socket, the switch behind it, and what it takes to keep it the right one.
+    """The receiver of an endpoint, one socket for each multicast group, and the switch behind them.
 
-    Beside that socket there is one for each multicast group that was joined, and one for what is
-    to be kept away from them (see `Screen`).
+    Sockets are bound to a device by its index, and to an own address while it exists. While the
+    device or the address is absent, there is no socket; `reopen` opens it later, and binds it anew
+    when a device was re-created.
 
-    It may have the port that the sockets `beside` it have: one is to replace the other, or they are
-    for different devices. Answers to questions of ours go to `heard` (see `Switch`). Raises
-    VtepError, saying what to do, where the port cannot be had. While the own address or the device
-    is absent, there is no socket: `follow` opens it when they appear.
+    `sockets_on_port` returns the sockets that have the port of an endpoint: another listener may
+    have it for another device, or until it is replaced by this one. Echo replies are passed to
+    `on_reply` (see `Switch`). Raises VtepError, with a remedy, if the port cannot be bound.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        beside: Callable[[Endpoint], Iterable[socket.socket]],
-        heard: Callable[[EchoMessage, str, float], None],
-        sockets: SocketFactory | None = None,
+        sockets_on_port: Callable[[Endpoint], Iterable[socket.socket]],
+        on_reply: Callable[[EchoMessage, str, float], None],
+        network: HostNetwork,
+        sockets: SocketFactory,
     ) -> None:
-        self._sockets: SocketFactory = sockets if sockets is not None else UdpSockets()
         self.endpoint = endpoint
-        self._beside = beside
-        self.switch = Switch((), endpoint.port, self._reply, heard)
+        self._sockets_on_port = sockets_on_port
+        self._network = network
+        self._sockets = sockets
+        self.switch = Switch((), endpoint.port, self._send_reply, on_reply)
         self._dev_index: int | None = None
         self.refusal: str | None = None
-        """Why the sockets are not all open, or could not be opened anew."""
+        """Why the sockets could not be opened at the last try; None if they are open."""
         self._receiver: Receiver | None = None
         self._shared: SharedSocket | None = None
         self._groups: dict[Address, Receiver | None] = {}
-        """The socket of each group; None while there is no receiver, or it could not be joined."""
+        """The socket of each group; None if there is no receiver, or it could not be joined."""
         try:
             self._receiver = self._open()
-            self._dev_index = self._index()
+            self._dev_index = self._find_dev()
         except NotReadyError as error:
             self.refusal = str(error)
-        self._inbound = Inbound(self._receivers(), self.switch, self._cannot_receive)
-        self._screen = Screen(self.switch, self._inbound.take, self._report_returned)
+        self._inbound = Inbound(self._receivers(), self.switch, self._on_receive_error)
+        self._punt = PuntSocket(self.switch, self._inbound.take, self._report_returned)
         self._filter: IngressFilter | None = None
         self._groups_filtered = False
         self._unknown = 0
-        # What the kernel had discarded in front of each socket when it was last asked; and what
-        # was found since the last count, of which a filter discarded the second.
-        self._drops: dict[Receiver, int] = {}
-        self._drops_before = 0
-        self._discarded = 0
+        self._kernel_drops: dict[Receiver, int] = {}
+        """The kernel's drop counter of each socket when it was last read."""
+        # Drops that were read since the last count: before sockets without a filter, and with one.
+        self._drops_unfiltered = 0
+        self._drops_filtered = 0
 
-    def _index(self) -> int | None:
+    # --- sockets ------------------------------------------------------------------------------
+
+    def _find_dev(self) -> int | None:
         dev = self.endpoint.binding.dev
         try:
-            return device_index(dev) if dev else None
-        except OSError:  # Out of descriptors: it is asked again with the next tick.
+            return self._network.device_index(dev) if dev else None
+        except OSError:  # No descriptor to ask with: the next tick asks again.
             return None
 
     def _open(self) -> Receiver:
@@ -115,7 +118,7 @@ class Listener:
             *(at.binding, at.port),
             gro=at.gro,
             zero_checksums=at.zero_checksums,
-            beside=self._beside(at),
+            beside=self._sockets_on_port(at),
         )
         address = receiver.address[0]
         log.debug("listening on %s, UDP port %d, %s", address, at.port, at.binding.dev or "any dev")
@@ -123,7 +126,7 @@ class Listener:
 
     def _join(self, receiver: Receiver, group: Address) -> Receiver:
         at = self.endpoint
-        return receiver.join_group(at.binding, group, self._beside(at))
+        return receiver.join_group(at.binding, group, self._sockets_on_port(at))
 
     def _receivers(self) -> list[Receiver]:
         return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
@@ -133,8 +136,23 @@ class Listener:
         """Whether all sockets are open."""
         return self._receiver is not None and None not in self._groups.values()
 
+    @property
+    def version(self) -> int:
+        """The IP version of the endpoint."""
+        return 6 if self.endpoint.binding.family == socket.AF_INET6 else 4
+
+    @property
+    def groups(self) -> frozenset[Address]:
+        """The multicast groups that are joined, or will be once the device is there."""
+        return frozenset(self._groups)
+
+    @property
+    def gro_enabled(self) -> bool:
+        """Whether the kernel coalesces datagrams (UDP_GRO); as configured if there is no socket."""
+        return self.endpoint.gro if self._receiver is None else self._receiver.gro_enabled
+
     def join(self, group: Address) -> None:
-        """Receive what is sent to a multicast group from now on; raises VtepError."""
+        """Receive datagrams to a multicast group. Raises: VtepError."""
         if group not in self._groups:
             sock = None
             if self._receiver is not None:
@@ -147,7 +165,7 @@ class Listener:
             self._inbound.rebind(self._receivers())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
-        """Hear only these of the groups that were joined."""
+        """Leave the joined multicast groups that are not among these."""
         left = [group for group in self._groups if group not in groups]
         if left:
             sockets = [self._groups.pop(group) for group in left]
@@ -155,23 +173,24 @@ class Listener:
             self._discard(filter(None, sockets))
 
     def _discard(self, sockets: Iterable[Receiver]) -> None:
+        """Close sockets, after their drops were read."""
         for sock in sockets:
-            self._drops_before += self._new_drops(sock)
-            self._drops.pop(sock, None)
+            self._drops_unfiltered += self._new_drops(sock)
+            self._kernel_drops.pop(sock, None)
             sock.close()
 
     def sockets(self, endpoint: Endpoint) -> list[socket.socket]:
-        """Return the sockets that have the port that another endpoint is to have."""
+        """Return the sockets of this listener that are bound to the UDP port of an endpoint."""
         ours = self.endpoint
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
         if not same or self._receiver is None or self._receiver.sock is None:
             return []
-        return [self._receiver.sock, *self._screen.sockets]
+        return [self._receiver.sock, *self._punt.sockets]
 
     def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
-        """Return the receiving socket to send from it, if it has this port and can stand in.
+        """Return the receiver as a socket to send from, if it has this source port.
 
-        `binding` is that of the socket that would be opened otherwise.
+        `binding` is that of the sender. Returns: None if the receiver cannot send as that.
         """
         sock = self._receiver.sock if self._receiver is not None else None
         if port != self.endpoint.port or sock is None:
@@ -179,20 +198,20 @@ class Listener:
         if self._shared is None:
             self._shared = SharedSocket(
                 *(sock, self.endpoint.binding),
-                *(self._count_returned, self._watch_again),
+                *(self._count_returned, self._rebind),
             )
         return self._shared if self._shared.can_send_as(binding) else None
 
     def rearm(self) -> None:
-        """Watch a shared socket again if that has ended unnoticed: to be called now and then.
+        """Register a shared socket with the event loop again: to be called once a second.
 
-        The kernel wakes the event loop some instructions before it sets the error that would be
-        noticed.
+        uvloop drops a socket after an EPOLLERR, and the kernel wakes it shortly before it sets the
+        error, so the drop may go unnoticed.
         """
         if self._shared is not None:
-            self._watch_again()
+            self._rebind()
 
-    def _watch_again(self) -> None:
+    def _rebind(self) -> None:
         self._inbound.rebind(self._receivers())
 
     def _stop_sharing(self) -> None:
@@ -200,54 +219,12 @@ class Listener:
         if shared is not None:
             shared.close()
 
-    @property
-    def version(self) -> int:
-        """The IP version on which it listens."""
-        return 6 if self.endpoint.binding.family == socket.AF_INET6 else 4
+    def reopen(self) -> bool:
+        """Open the sockets that are not open yet, and bind all anew if the device was re-created.
 
-    @property
-    def joins(self) -> bool:
-        """Whether the kernel joins datagrams of one sender, as far as it can be asked."""
-        return self.endpoint.gro if self._receiver is None else self._receiver.gro_enabled
-
-    def attach(
-        self,
-        segment: Segment,
-        tap: Tap,
-        fit: TunnelSizing,
-        tracker: AckTracker,
-        turn: Callable[[], None],
-    ) -> None:
-        """Deliver the frames of a segment to this TAP from now on."""
-        if not self.switch.segments:
-            self._inbound.start()
-        self._inbound.attach(segment, tap, fit, tracker, turn)
-
-    def detach(self, segment: Segment) -> None:
-        """Deliver nothing to this segment any more."""
-        if self.switch.segments.get(segment.vni) is segment:
-            self._inbound.detach(segment)
-            if not self.switch.segments:
-                self._inbound.stop()
-                self._screen.close()
-
-    def close(self) -> None:
-        """Receive no more."""
-        self._screen.close()
-        if self.switch.segments:
-            self._inbound.stop()
-            self.switch.segments.clear()
-        self._stop_sharing()
-        for sock in self._receivers():
-            sock.close()
-
-    def follow(self) -> bool:
-        """Listen on the device that has the name of `--dev` now, and open what was not ready.
-
-        Returns whether sockets that were bound to the device of before are to be closed. Sockets
-        are bound to devices by their number.
+        Returns: whether other sockets that are bound to the former device are to be closed.
         """
-        dev, index = self.endpoint.binding.dev, self._index()
+        dev, index = self.endpoint.binding.dev, self._find_dev()
         moved = index not in (None, self._dev_index)
         if self.is_ready and not moved:
             return False
@@ -255,26 +232,29 @@ class Listener:
         try:
             self._open_anew()
         except VtepError as error:
-            # It is tried again with every tick, and logged once. That something is absent is
-            # logged by the VNIs that wait for it, unless it is the address on a new device.
-            told = str(error) != self.refusal
+            # Each tick tries again, and the log has it once. The ports that wait for an absent
+            # device or address log that themselves, unless it is the address on a new device.
+            is_news = str(error) != self.refusal
             self.refusal = str(error)
-            if told and moved and was_bound:
-                log.warning("--dev %s is another device now, but not ready: %s", dev, error)
-            elif told and not isinstance(error, NotReadyError):
+            if is_news and moved and was_bound:
+                log.warning("--dev %s was re-created, but is not ready: %s", dev, error)
+            elif is_news and not isinstance(error, NotReadyError):
                 log.warning("cannot listen yet: %s", error)
             return False
         self._dev_index, self.refusal = index, None
         self._stop_sharing()
-        self._screen.close()  # It is opened anew with the next update.
-        self._inbound.rebind(self._receivers())
+        self._punt.close()  # The next update of the filter makes a new one.
+        self._rebind()
         self._discard(before)
         if moved and was_bound:
-            log.warning("--dev %s is another device now: using that", dev)
+            log.warning("--dev %s was re-created; rebinding", dev)
         return moved
 
     def _open_anew(self) -> None:
-        """Have all sockets on the device that is there now, or raise VtepError and have none."""
+        """Open a receiver and a socket for each group, in place of the former ones.
+
+        Raises: VtepError, and has opened nothing.
+        """
         with ExitStack() as opened:
             receiver = self._open()
             opened.callback(receiver.close)
@@ -285,8 +265,41 @@ class Listener:
             opened.pop_all()
         self._receiver, self._groups = receiver, groups
 
-    def _reply(self, datagram: bytes, host: str, port: int) -> None:
-        """Answer a doctor; where that can't be sent, he notices."""
+    def close(self) -> None:
+        """Close all sockets."""
+        self._punt.close()
+        if self.switch.segments:
+            self._inbound.stop()
+            self.switch.segments.clear()
+        self._stop_sharing()
+        for sock in self._receivers():
+            sock.close()
+
+    # --- segments -----------------------------------------------------------------------------
+
+    def attach(
+        self,
+        segment: Segment,
+        tap: Tap,
+        sizing: TunnelSizing,
+        tracker: AckTracker,
+        turn: Callable[[], None],
+    ) -> None:
+        """Deliver the frames of a segment to a TAP (see `Inbound.attach`)."""
+        if not self.switch.segments:
+            self._inbound.start()
+        self._inbound.attach(segment, tap, sizing, tracker, turn)
+
+    def detach(self, segment: Segment) -> None:
+        """Deliver no more frames of a segment."""
+        if self.switch.segments.get(segment.vni) is segment:
+            self._inbound.detach(segment)
+            if not self.switch.segments:
+                self._inbound.stop()
+                self._punt.close()
+
+    def _send_reply(self, datagram: bytes, host: str, port: int) -> None:
+        """Send an echo reply. If that fails, the doctor that asked reports a missing reply."""
         if self._receiver is None:
             return
         try:
@@ -294,55 +307,57 @@ class Listener:
         except OSError:
             self._drain_errors()
 
-    # --- what is kept away ------------------------------------------------------------------
+    # --- the ingress filter -------------------------------------------------------------------
 
-    def screen(self, denied: Iterable[int]) -> None:
-        """Have the kernel keep away sources that no segment accepts.
+    def set_filter(self, denied: Iterable[int]) -> None:
+        """Let the kernel keep datagrams of unknown sources from the receiver.
 
-        Also everything that arrives by devices of these indices.
+        Also all that arrive by the devices with the indices `denied`.
         """
         segments = self.switch.segments.values()
         if not segments or self._receiver is None:
             return
         hosts = set[str]().union(*(segment.fdb.sources for segment in segments))
         networks = {network for segment in segments for network in segment.accept}
-        # Of very many, the program would accept nearly every source, and take long to make.
-        named = hosts if len(hosts) <= _HOSTS_MAX else ()
-        if not named and hosts:
+        # The program has a limited length, so for very many sources it becomes so coarse that it
+        # accepts nearly all, and takes long to make.
+        sources = hosts if len(hosts) <= _SOURCES_MAX else ()
+        if not sources and hosts:
             networks.update(ANYBODY)
-        wanted = IngressFilter.of(self.version, named, networks, denied)
+        wanted = IngressFilter.of(self.version, sources, networks, denied)
         if self._receiver.sock is not None:
-            self._screen.update(self._receiver.sock, self.endpoint.binding, wanted, hosts)
+            self._punt.update(self._receiver.sock, self.endpoint.binding, wanted, hosts)
         if wanted != self._filter:
             self._filter = wanted
             if self._groups_filtered:
                 self._filter_groups(on=True)
 
     def take_suspects(self) -> dict[int, str]:
-        """Return hosts that the FDB names, but whose datagrams arrived by a denied device."""
-        suspects, self._screen.suspects = self._screen.suspects, {}
+        """Return known sources whose datagrams arrived by a denied device, by that device."""
+        suspects, self._punt.suspects = self._punt.suspects, {}
         return suspects
 
     def tick(self) -> None:
         """Do what is due once a second."""
-        self._screen.tick()
+        self._punt.tick()
         if self._groups and self._filter is not None:
-            self._follow_floods()
+            self._update_group_filters()
 
-    def _follow_floods(self) -> None:
+    def _update_group_filters(self) -> None:
         """Filter the groups' sockets while they are flooded from unknown sources.
 
-        A multicast datagram goes to each socket of its group, so none can be selected instead. And
-        what a filter discards is not told from other losses, nor by its source: so there is none
-        while the switch has time to count by itself.
+        The kernel delivers a multicast datagram to each socket of its group, so it cannot be
+        steered to the punt socket. A filter in front of a socket discards it, and the kernel counts
+        that together with other losses, and without the source. So there is no filter while the
+        rate is low, and the switch counts each datagram.
         """
         segments = self.switch.segments.values()
         unknown = sum(each.counters.drops[Drop.SOURCE_UNKNOWN] for each in segments)
         arrived, self._unknown = unknown - self._unknown, unknown
         if self._groups_filtered:
             arrived = self._new_drops(*self._group_sockets())
-            self._discarded += arrived
-        if (arrived > _FLOOD) is not self._groups_filtered:
+            self._drops_filtered += arrived
+        if (arrived > _FLOOD_RATE) is not self._groups_filtered:
             self._filter_groups(on=not self._groups_filtered)
 
     def _group_sockets(self) -> list[Receiver]:
@@ -352,9 +367,9 @@ class Listener:
         before, self._groups_filtered = self._groups_filtered, on
         drops = self._new_drops(*self._group_sockets())
         if before:
-            self._discarded += drops
+            self._drops_filtered += drops
         else:
-            self._drops_before += drops
+            self._drops_unfiltered += drops
         for sock in self._group_sockets():
             with suppress(OSError):
                 sock.set_filter(
@@ -363,55 +378,59 @@ class Listener:
                     else None
                 )
 
-    # --- what the kernel counts -------------------------------------------------------------
+    # --- the kernel's drop counters -----------------------------------------------------------
 
     def read_queue_drops(self) -> None:
-        """Read what the kernel has discarded in front of our descriptors, to be counted next."""
-        self._screen.read_drops()
+        """Read how many datagrams the kernel has discarded in front of the sockets."""
+        self._punt.read_drops()
         if self._receiver is not None:
-            self._drops_before += self._new_drops(self._receiver)
+            self._drops_unfiltered += self._new_drops(self._receiver)
         in_groups = self._new_drops(*self._group_sockets())
         if self._groups_filtered:
-            self._discarded += in_groups
+            self._drops_filtered += in_groups
         else:
-            self._drops_before += in_groups
+            self._drops_unfiltered += in_groups
 
     def count_queue_drops(self, overflow: int) -> int:
-        """Count what was read, by its reason.
+        """Count the drops that were read, by reason.
 
-        `overflow` is how many datagrams the kernel has discarded in the whole namespace because a
-        queue was full. What is beyond that was discarded for other reasons: a wrong checksum, which
-        is counted elsewhere, or a filter of ours. Returns: what is left of `overflow`.
+        `overflow` is how many datagrams of the whole namespace found a queue full and are not
+        attributed to a socket yet. Drops beyond that had other causes: a wrong checksum, which is
+        counted for the namespace, or a filter.
+        Returns: the rest of `overflow`.
         """
-        lost, discarded = self._drops_before, self._discarded
-        self._drops_before = self._discarded = 0
-        unknown = min(self._screen.take_drops(), overflow)
+        unfiltered, filtered = self._drops_unfiltered, self._drops_filtered
+        self._drops_unfiltered = self._drops_filtered = 0
+        # The punt socket overflows by design: its datagrams are from unknown sources.
+        unknown = min(self._punt.take_drops(), overflow)
         overflow -= unknown
-        full = min(lost, overflow)
-        full_too = min(discarded, overflow - full)
+        full = min(unfiltered, overflow)
+        full_filtered = min(filtered, overflow - full)
         counts = self.switch.counters.drops
-        counts[Drop.RX_QUEUE_FULL] += full + full_too
-        counts[Drop.SOURCE_UNKNOWN] += unknown + discarded - full_too
-        return overflow - full - full_too
+        counts[Drop.RX_QUEUE_FULL] += full + full_filtered
+        counts[Drop.SOURCE_UNKNOWN] += unknown + filtered - full_filtered
+        return overflow - full - full_filtered
 
     def _new_drops(self, *sockets: Receiver) -> int:
-        """Return how many more datagrams were discarded in front of sockets."""
+        """Return how many more datagrams were discarded in front of sockets since the last call."""
         drops = 0
         for sock in sockets:
-            before = self._drops.get(sock, 0)
+            before = self._kernel_drops.get(sock, 0)
             with suppress(OSError):
-                self._drops[sock] = sock.queue_drops()
-                drops += self._drops[sock] - before
+                self._kernel_drops[sock] = sock.queue_drops()
+                drops += self._kernel_drops[sock] - before
         return drops
 
-    def _cannot_receive(self, error: OSError) -> None:
-        """Handle an error of a receiving socket, which may be about datagrams that it has sent."""
+    # --- socket errors ------------------------------------------------------------------------
+
+    def _on_receive_error(self, error: OSError) -> None:
+        """Handle an error of a receiving socket, which may concern datagrams sent from it."""
         self._drain_errors()
         if self._shared is None or error.errno not in ICMP_ERRORS:
             log.warning("cannot receive from the underlay: %s", error.strerror)
 
     def _drain_errors(self) -> None:
-        """Count the datagrams that came back, and so have the socket not be ready any more."""
+        """Count the datagrams that came back as ICMP errors: they keep the socket readable."""
         if self._shared is not None:
             self._shared.report(self._shared.returned_datagrams())
 

@@ -1,4 +1,4 @@
-"""One VNI at work: its TAP, its segment, its counters, and the ways to its remotes."""
+"""One VNI at work: its TAP, its segment, its counters, and the paths to its remotes."""
 
 import errno
 import logging
@@ -7,41 +7,42 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from vtep.config import Config
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
-from vtep.config.overlap import find_overlap
 from vtep.counters import Drop
-from vtep.daemon.build import inherit_policy, outer_header_options
+from vtep.daemon.build import (
+    APPLIERS,
+    FORWARDING_APPLIERS,
+    SEGMENT_APPLIERS,
+    apply_options,
+    inherit_policy,
+    outer_header_options,
+)
 from vtep.daemon.listener import FAMILY, Listener
+from vtep.daemon.network import HostNetwork
+from vtep.daemon.tap_plan import OVERHEAD, check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Outbound
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import LEARNED, Fdb, Remote
-from vtep.forwarding.suppress import Neighbours
-from vtep.forwarding.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy, Segment
-from vtep.host.devices import device_index
+from vtep.forwarding.switch import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
-from vtep.io.addresses import host_of
 from vtep.io.binding import Binding
-from vtep.io.socket_options import gso_supported
-from vtep.io.tap import Tap, queue_drops
+from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
-from vtep.wire import ethernet, vxlan
-from vtep.wire.address import Address, Interface
+from vtep.wire import ethernet
+from vtep.wire.address import Address
 from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
 
-_OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
-
-_NAMED = 3
-"""How many missing parts of the underlay a log line names."""
+_NAMED_MAX = 3
+"""Missing parts of the underlay that a log line names."""
 
 _HERE = "is in our network namespace again"
 _AWAY = (
@@ -49,299 +50,222 @@ _AWAY = (
 )
 
 
-class Port:
-    """One VNI of a `Vtep`, which makes it and looks after it.
+@frozen
+class PortEvents:
+    """The callbacks by which a port notifies its owner."""
 
-    What it is asked to be is `config`. Its counters, and what it has learned, stay when it ends.
+    on_tap_lost: Callable[["Port", OSError], None]
+    """The TAP was removed from outside."""
+    on_mtu_changed: Callable[["Port"], None]
+    """The MTU of the tunnel has changed, with that of the underlay or of the path to a remote."""
+    on_family_needed: Callable[["Port", int], None]
+    """An FDB entry has a remote of an IP version for which the port has no listener."""
+
+
+class Port:
+    """One VNI of a `Vtep`, which makes it, opens it and ends it.
+
+    `config` is its configuration. Its counters and its FDB can still be read after it has ended.
     """
 
-    def __init__(self, config: Config, pool: Pool, arena: Arena) -> None:
+    def __init__(self, config: Config, pool: Pool, arena: Arena, network: HostNetwork) -> None:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
-        """Devices through which the remotes are reached, known once it is open."""
+        """The devices by which the remotes are reached; known once the port has started."""
         self.underlay_missing: tuple[str, ...] = ()
-        """What is absent on this host that the remotes are reached by; empty if all is there."""
+        """What this host lacks to reach the remotes; empty if it lacks nothing."""
         self.offload: frozenset[str] = frozenset()
-        """Which offloads of `Config.offload` the kernel has, known once it is open."""
-        self.segment = Segment(
-            config.vni,
-            _remotes(config),
-            Fdb(
-                config.vni,
-                config.dstport,
-                ageing=config.ageing,
-                max_addresses=config.max_addresses,
-                max_per_host=_quota(config),
-            ),
-            own_mac=ethernet.MAC_ZERO,
-            learning=config.learning,
-            accept=_accept(config),
-            policy=_policy(config),
-        )
-        self._answer_for_neighbours()
-        self.segment.set_gateways(self._gateways(config))
+        """The offloads of `Config.offload` that are in use; known once the port has started."""
+        fdb = Fdb(config.vni, config.dstport, ageing=config.ageing, max_addresses=0)
+        self.segment = Segment(config.vni, (), fdb, own_mac=ethernet.MAC_ZERO, learning=True)
         self._tunnel = TunnelMtu(MTU_MAX)
-        self._underlay_mtu: int | None = None
-        self._warned: set[str] = set()
-        self._fit = TunnelSizing(
+        self.sizing = TunnelSizing(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
+        apply_options(self, SEGMENT_APPLIERS, None, 0.0)
+        self._underlay_mtu: int | None = None
+        self._warned: set[str] = set()
         self._tracker = AckTracker()
-        self.place = TapAttachment(mtu=None, bridge=0, limit=None)
+        self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
-        self._here = True
+        self._is_here = True
         self._pool = pool
         self._arena = arena
+        self._network = network
         self._device: Tap | None = None
+        self._paths: Paths | None = None
+        self._outbound: Outbound | None = None
         self.listeners: tuple[Listener, ...] = ()
-        """What listens for it, while it forwards."""
+        """The listeners that deliver to this port; empty unless it forwards."""
 
-    # --- asking -----------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------
 
     @property
     def fdb(self) -> Fdb:
-        """What has been learned."""
+        """The forwarding database."""
         return self.segment.fdb
 
     @property
     def mtu(self) -> int:
-        """The largest IP packet that the tunnel carries, in octets, known once it is open."""
+        """The largest IP packet in octets that the tunnel carries; known once it has started."""
         return self._tunnel.now
 
     @property
     def is_here(self) -> bool:
         """Whether the TAP is in the network namespace of this process, as far as is known."""
-        return self._device is not None and self._here
+        return self._device is not None and self._is_here
 
     @property
     def tap(self) -> str:
-        """Name of the TAP device: the configured one, unless somebody has renamed it."""
+        """The name of the TAP device: the configured one, unless the device was renamed."""
         return self._name if self._device is not None else self.config.tap
 
     @property
-    def tap_goes(self) -> bool:
-        """Whether the TAP device vanishes once this lets go of it."""
+    def device(self) -> Tap:
+        """The open TAP device. Raises: VtepError if it is not open."""
+        if self._device is None:
+            raise VtepError(f"vni {self.config.vni} is not open")
+        return self._device
+
+    @property
+    def removed_on_close(self) -> bool:
+        """Whether the kernel removes the TAP device when the port closes it."""
         return self._device is None or self._device.removed_on_close
 
     def versions(self, config: Config) -> list[int]:
-        """The IP versions in use if this is the configuration: FDB entries may name others."""
+        """Return the IP versions to listen on with this configuration.
+
+        Those are the versions of the configuration, and those of remotes of FDB entries.
+        """
         configured = {remote.host for remote in self.segment.configured}
         others = {_version(host) for host in self.fdb.sources if host not in configured}
         return sorted(others.union(config.versions))
 
     def counters(self) -> dict[str, int]:
-        """Every counter of this VNI by name, as of now; see `vtep.counters`."""
+        """Return the counters of this VNI by name; see `vtep.counters`."""
         if self._device is not None:
             with suppress(OSError):
-                self.count_queue_drops(dict(queue_drops()).get(self.tap, 0))
+                self.count_queue_drops(dict(self._network.tap_queue_drops()).get(self.tap, 0))
         return self.segment.counters.as_dict()
+
+    def setup(self) -> TapSetup:
+        """Return the setup of the TAP for the present configuration and underlay."""
+        return tap_setup(self.config, self._tunnel.most)
+
+    def links(self) -> set[int]:
+        """Return the indices of the devices whose changes concern the port."""
+        bridge, wanted = self.config.bridge, 0
+        with suppress(OSError):  # No descriptor to ask with: the lookup is repeated later.
+            wanted = (self._network.device_index(bridge) or 0) if bridge is not None else 0
+        return {self.tap_index, self.attachment.bridge, wanted} - {0}
 
     # --- life -------------------------------------------------------------------------------
 
-    def setup(self) -> TapSetup:
-        """What the TAP is to be."""
-        return _setup(self.config, self._tunnel.most)
+    def open(self, queue_drops: Mapping[str, int]) -> None:
+        """Open the TAP device. Raises: VtepError.
 
-    def with_mtu(self, underlay: Underlay) -> Underlay:
-        """Return the underlay with the MTU that it had last, if nothing is known of it now."""
-        if underlay.devices or self._underlay_mtu is None:
-            return underlay
-        return evolve(underlay, mtu=self._underlay_mtu)
-
-    def _survey(self, underlay: Underlay) -> None:
-        self.underlay_devices = underlay.devices
-        underlay = self.with_mtu(underlay)
-        self._tunnel.most = _tunnel_mtu(self.config, underlay)
-        self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
-        log.debug(
-            "vni %d: the routes to the remotes are over %s, MTU %d",
-            *(self.config.vni, ", ".join(underlay.devices) or "no device", underlay.mtu),
-        )
-        self._fit.mtu = self.mtu
-        if line := _mtu_advice(self.config, underlay):
-            self._warn_once(line)
-
-    def _warn_once(self, line: str) -> None:
-        """Log a warning, unless that was done since the configuration is as it is."""
-        if line not in self._warned:
-            self._warned.add(line)
-            log.warning("vni %d: %s", self.config.vni, line)
-
-    def _note_missing(self, underlay: Underlay) -> None:
-        """Log once what the underlay lacks, and once that it is complete."""
-        vni, before = self.config.vni, self.underlay_missing
-        refusals = (each.refusal for each in self.listeners if not each.is_ready)
-        missing = underlay.missing or tuple(filter(None, refusals))
-        self.underlay_missing = missing
-        if missing and missing != before:
-            rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-            log.warning(
-                "vni %d: waiting for the underlay: %s%s", vni, "; ".join(missing[:_NAMED]), rest
-            )
-        if before and not missing:
-            over = ", ".join(underlay.devices) or "any device"
-            log.info("vni %d: the underlay is ready: over %s", vni, over)
-            # What was opened meanwhile may send from another address than the one that is here now.
-            for path in self._paths.values():
-                path.close()
-
-    def open(self, drops: Mapping[str, int]) -> None:
-        """Open the TAP device; raises VtepError.
-
-        `drops` is what the kernel has discarded in front of each device before.
+        `queue_drops` has the transmit drops of each device so far.
         """
         config = self.config
-        tap = Tap(config.tap, tso="tso" in config.offload, uso="uso" in config.offload)
-        self.adopt(tap, drops)
+        tap = self._network.open_tap(
+            config.tap, tso="tso" in config.offload, uso="uso" in config.offload
+        )
+        self.adopt(tap, queue_drops)
 
-    def adopt(self, tap: Tap, drops: Mapping[str, int]) -> None:
-        """Use a TAP device that is open already."""
-        config = self.config
-        tap.request_offloads(tso="tso" in config.offload, uso="uso" in config.offload)
+    def adopt(self, tap: Tap, queue_drops: Mapping[str, int]) -> None:
+        """Use a TAP device that is open already, with its transmit drops as in `open`."""
         self.tap_index = tap.index
-        self._name = config.tap
-        self._drops_before = drops.get(config.tap, 0)
+        self._name = self.config.tap
+        self._drops_before = queue_drops.get(self.config.tap, 0)
         self._device = tap
 
-    def start(
-        self,
-        underlay: Underlay,
-        listeners: Iterable[Listener],
-        lost: Callable[["Port", OSError], None],
-        refitted: Callable[["Port"], None],
-        unheard: Callable[["Port", int], None],
-    ) -> None:
-        """Forward from now on.
-
-        `lost` is called when the TAP is taken from us, `refitted` when the MTU of the tunnel has
-        become another one since that of the underlay or of the path to a remote has, and `unheard`
-        when an FDB entry names a host of an IP version on which nothing listens for us.
-        """
-        self._refitted = partial(refitted, self)
-        tap = self._tap()
-        # Not before: the TAP of a change that is refused must vanish.
-        tap.set_persistent(on=self.config.persist)
-        self._survey(underlay)
-        self.segment.own_mac = tap.mac
+    def start(self, underlay: Underlay, listeners: Iterable[Listener], events: PortEvents) -> None:
+        """Begin to forward, with a TAP that is open. Raises: OSError if the TAP is gone."""
+        self._on_mtu_changed = partial(events.on_mtu_changed, self)
+        self._on_family_needed = partial(events.on_family_needed, self)
+        self._on_tap_lost = partial(events.on_tap_lost, self)
+        self._set_underlay(underlay)
+        self.segment.own_mac = self.device.mac
         self.listeners = tuple(listeners)
-        self._judge_offload()
-        self._paths = self._make_paths()
-        self.fdb.unused = self._let_go
-        self._unheard = partial(unheard, self)
-        self.fdb.listed = self._listed
-        self._lost = partial(lost, self)
+        # Not earlier: a new TAP must not persist if its transaction fails.
+        apply_options(self, FORWARDING_APPLIERS, None, time.monotonic())
+        self.fdb.unused = self._release_path
+        self.fdb.listed = self._on_member_added
         self._outbound = Outbound(
-            tap, self.segment, self._paths, self._fit, self._tracker, self._arena, self._lost
+            *(self.device, self.segment, self.paths, self.sizing, self._tracker, self._arena),
+            self._on_tap_lost,
         )
         self._outbound.start()
-        self._explain_remotes()
+        self._log_remotes()
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
 
-    def _explain_remotes(self) -> None:
-        """Log why each destination of broadcasts is one."""
-        if log.isEnabledFor(logging.DEBUG):
-            asked = self.fdb.keys_of(self.segment.configured)
-            for remote in self.segment.remotes:
-                why = "--remote or --group" if self.fdb.keys_of([remote]) <= asked else "pyvtep fdb"
-                log.debug("vni %d: broadcasts go to %s (%s)", self.config.vni, remote.host, why)
+    def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
+        """Change to another configuration with the same TAP. Raises: OSError if the TAP is gone."""
+        before, self.config = self.config, config
+        self._warned.clear()
+        self._set_underlay(underlay)
+        former, self.listeners = self.listeners, tuple(listeners)
+        apply_options(self, APPLIERS, before, time.monotonic())
+        self._log_remotes()
+        # A listener that stays is not detached in between: that would close its punt socket, and
+        # lose what is queued there.
+        for listener in former:
+            if listener not in self.listeners:
+                listener.detach(self.segment)
+        for listener in self.listeners:
+            self._attach(listener)
+        self._note_missing(underlay)
 
-    def _listed(self, host: str) -> None:
-        version = _version(host)
-        if self.listeners and not any(each.version == version for each in self.listeners):
-            self._unheard(version)
-
-    def hear(self, listener: Listener) -> None:
-        """Let one more listen for it from now on."""
+    def add_listener(self, listener: Listener) -> None:
+        """Receive from one more listener."""
         self.listeners += (listener,)
         self._attach(listener)
 
     def _attach(self, listener: Listener) -> None:
-        turn = self._outbound.readable
-        listener.attach(self.segment, self._tap(), self._fit, self._tracker, turn)
+        if self._outbound is not None:
+            turn = self._outbound.readable
+            listener.attach(self.segment, self.device, self.sizing, self._tracker, turn)
 
     def close(self) -> None:
-        """Forward no more, and give the TAP back."""
+        """End forwarding and close the TAP."""
         tap = self.release()
         if tap is not None:
             tap.close()
 
     def release(self) -> Tap | None:
-        """Forward no more, and let go of the TAP, which stays open."""
+        """End forwarding.
+
+        Returns: the TAP, which is still open; None if there is none.
+        """
         tap = self._device
         if tap is None:
             return None
         self._device = None
         for listener in self.listeners:
             listener.detach(self.segment)
-        if self.listeners:
-            self._outbound.stop()
-            self._paths.close()
         self.listeners = ()
+        if self._outbound is not None:
+            self._outbound.stop()
+            self._outbound = None
+        if self._paths is not None:
+            self._paths.close()
+            self._paths = None
         return tap
 
-    def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
-        """Be what another configuration of the same TAP asks for, from now on."""
-        tap, segment, before = self._tap(), self.segment, self.config
-        self.config = config
-        self._warned.clear()
-        self._survey(underlay)
-        tap.set_persistent(on=config.persist)
-        tap.request_offloads(tso="tso" in config.offload, uso="uso" in config.offload)
-        segment.learning = config.learning
-        if config.mtu != before.mtu:
-            self.place = evolve(self.place, mtu=None)
-        self._fit.set_mss_clamp(config.mss_clamp)
-        now = time.monotonic()
-        if config.ageing != before.ageing:
-            segment.fdb.set_ageing(config.ageing, now)
-        segment.set_accept(_accept(config))
-        segment.set_policy(_policy(config))
-        self._fit.oversize.set_prefix(segment.header)
-        self._answer_for_neighbours()
-        if config.anycast_gateway != before.anycast_gateway:
-            segment.set_gateways(self._gateways(config))
-        if config.dstport != before.dstport:
-            segment.fdb.set_port(config.dstport)
-        segment.fdb.max_addresses = config.max_addresses
-        segment.fdb.max_per_host = _quota(config)
-        segment.set_remotes(_remotes(config), now)
-        self._explain_remotes()
-        before_these, self.listeners = self.listeners, tuple(listeners)
-        self._judge_offload()
-        paths = self._make_paths()
-        for remote in set(self._paths) & set(segment.remotes):
-            paths[remote]  # Taken before it is let go of, so that what is shared stays open.
-        self._outbound.take(paths)
-        self._paths.close()
-        self._paths = paths
-        # One that stays is not detached for a moment: what its second socket holds would be lost.
-        for listener in before_these:
-            if listener not in self.listeners:
-                listener.detach(segment)
-        for listener in self.listeners:
-            self._attach(listener)
-        self._note_missing(underlay)
-
-    def sweep(self, now: float) -> bool:
-        """Do a bit of what is due with time; True if more of it may be left for the next call."""
-        more = self.segment.sweep(now)
-        self._outbound.send_requests(now)
-        return more
-
     def take_over(self, former: "Port") -> None:
-        """Enter what another port of this VNI, whose TAP is replaced, has in its tables.
+        """Copy the FDB entries and neighbours of another port of this VNI, which has ended.
 
-        Side effects: as if each FDB entry and permanent neighbour were put in.
+        Side effect: as if each FDB entry and permanent neighbour were added by hand.
         """
         before = former.segment
-        asked = before.fdb.keys_of(before.configured)
+        configured = before.fdb.keys_of(before.configured)
         for entry in tuple(before.fdb.entries()):
             for remote in entry.destinations:
                 is_default = entry.mac == ethernet.MAC_ZERO
-                if is_default and not asked.isdisjoint(before.fdb.keys_of((remote,))):
-                    continue  # The configuration says which of these there are.
+                if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
+                    continue  # The new configuration has its own.
                 if remote.port == former.config.dstport:
                     remote = evolve(remote, port=self.config.dstport)  # noqa: PLW2901
                 known = self.segment.source(remote.host)
@@ -350,284 +274,242 @@ class Port:
         if self.segment.neighbours is not None and before.neighbours is not None:
             self.segment.neighbours.take_over(before.neighbours)
 
-    def _answer_for_neighbours(self) -> None:
-        """Have a table of neighbours or none, as the configuration says."""
-        config, segment = self.config, self.segment
-        neighbours = segment.neighbours
-        if not config.proxy:
-            segment.set_neighbours(None)
-        elif neighbours is None:
-            segment.set_neighbours(
-                Neighbours(segment.fdb, ageing=config.ageing, max_neighbours=config.max_addresses)
-            )
-        else:
-            neighbours.ageing, neighbours.max_neighbours = config.ageing, config.max_addresses
+    # --- what the appliers call -------------------------------------------------------------
 
-    def _let_go(self, remote: Remote) -> None:
-        self._paths.release(remote)
+    @property
+    def paths(self) -> Paths:
+        """The paths to the remotes. Raises: VtepError if the port does not forward."""
+        if self._paths is None:
+            raise VtepError(f"vni {self.config.vni} does not forward")
+        return self._paths
 
-    def links(self) -> set[int]:
-        """Indices of the devices whose changes are to be followed."""
-        bridge, wanted = self.config.bridge, 0
-        with suppress(OSError):  # Out of descriptors: it is looked at again when there are some.
-            wanted = (device_index(bridge) or 0) if bridge is not None else 0
-        return {self.tap_index, self.place.bridge, wanted} - {0}
-
-    def _gateways(self, config: Config) -> Gateways | None:
-        return (
-            Gateways(config.anycast_gateway, self._say_shared) if config.anycast_gateway else None
-        )
-
-    def _say_shared(self, address: Address) -> None:
-        log.info(
-            "vni %d: %s is the gateway of another host, too: who is here is kept to the one here, "
-            "and that reaches only who is here",
-            self.config.vni,
-            address,
-        )
-
-    def _tap(self) -> Tap:
-        if self._device is None:
-            raise VtepError(f"vni {self.config.vni} is not open")
-        return self._device
-
-    def _judge_offload(self) -> None:
-        tap, wanted = self._tap(), self.config.offload
-        have = {
+    def update_offload(self) -> None:
+        """Find out which of the configured offloads are in use now."""
+        tap, wanted = self.device, self.config.offload
+        in_use = {
             "tso": tap.tso,
             "uso": tap.uso,
-            "gso": "gso" in wanted and gso_supported(),
-            "gro": "gro" in wanted and all(listener.joins for listener in self.listeners),
+            "gso": "gso" in wanted and self._network.gso_supported(),
+            "gro": "gro" in wanted and all(listener.gro_enabled for listener in self.listeners),
             "tnl": "tnl" in wanted and tap.tso and self._pool.tunnel_gso_device is not None,
         }
-        self.offload = frozenset(name for name, works in have.items() if works)
+        self.offload = frozenset(name for name, works in in_use.items() if works)
         if log.isEnabledFor(logging.DEBUG):
             off = ", ".join(
-                f"{name} ({'not there' if name in wanted else '--offload'})"
-                for name in sorted(have)
+                f"{name} ({'unavailable' if name in wanted else '--offload'})"
+                for name in sorted(in_use)
                 if name not in self.offload
             )
             on = ",".join(sorted(self.offload)) or "none"
             log.debug("vni %d: offload on: %s; off: %s", self.config.vni, on, off or "none")
 
-    def _make_paths(self) -> Paths:
-        config = self.config
+    def replace_paths(self) -> None:
+        """Send through new paths, which fit the configuration; sockets that fit stay open."""
+        config, former = self.config, self._paths
         bindings = {
             version: Binding(family, config.local_for(version), config.dev)
             for version, family in FAMILY.items()
         }
-        return Paths(
+        self._paths = paths = Paths(
             self._pool,
             bindings,
             outer_header_options(config),
             inherit_policy(config),
-            self._path_changed,
+            self._on_path_mtu,
             gso="gso" in self.offload,
             tunnel_gso="tnl" in self.offload,
             port=config.dstport,
         )
+        if former is None or self._outbound is None:
+            return
+        # Taken before the former ones are released: the pool closes a path without a user.
+        for remote in set(former) & set(self.segment.remotes):
+            paths[remote]
+        self._outbound.take(paths)
+        former.close()
 
-    # --- time -------------------------------------------------------------------------------
+    def report_shared_gateway(self, address: Address) -> None:
+        """Log that an anycast gateway address was seen on another host."""
+        log.info(
+            "vni %d: %s is the gateway of another host, too: guests here use the gateway here, and "
+            "its packets reach guests here only",
+            self.config.vni,
+            address,
+        )
 
-    def follow(self) -> None:
-        """Notice what others have changed of the TAP."""
+    def _release_path(self, remote: Remote) -> None:
+        if self._paths is not None:
+            self._paths.release(remote)
+
+    # --- events -----------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> bool:
+        """Do one step of ageing.
+
+        Returns: whether more steps may be due.
+        """
+        more = self.segment.sweep(now)
+        if self._outbound is not None:
+            self._outbound.send_requests(now)
+        return more
+
+    def count_queue_drops(self, drops: int) -> None:
+        """Count the frames that the kernel has discarded in front of the TAP's descriptor.
+
+        `drops` are the transmit drops of the device.
+        """
+        counts = self.segment.counters.drops
+        counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
+
+    def _on_member_added(self, host: str) -> None:
+        version = _version(host)
+        if self.listeners and not any(each.version == version for each in self.listeners):
+            self._on_family_needed(version)
+
+    def on_link_changed(self) -> None:
+        """Follow changes of the TAP from outside: its name, MAC address and namespace."""
         if self._device is None:
             return
         try:
             self._name = self._device.name
             self.segment.own_mac = self._device.mac
         except OSError as error:
-            if error.errno == errno.EBADFD:  # Its reader may be waiting for something else.
-                self._lost(error)
+            if error.errno == errno.EBADFD:  # While the reader waits for room, nothing reads it.
+                self._on_tap_lost(error)
             return
         try:
-            here = device_index(self._name) == self.tap_index
-        except OSError:  # Out of descriptors, which says nothing of the TAP.
+            is_here = self._network.device_index(self._name) == self.tap_index
+        except OSError:  # No descriptor to ask with, which says nothing about the TAP.
             return
-        if here != self._here:
-            self._here = here
-            log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if here else _AWAY)
+        if is_here != self._is_here:
+            self._is_here = is_here
+            log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if is_here else _AWAY)
 
-    def adapted(self, place: TapAttachment) -> bool:
-        """Take note of where the TAP is now; whether the MTU is another one there."""
+    def on_attached(self, attachment: TapAttachment) -> bool:
+        """Note where the TAP is attached now.
+
+        Returns: whether the MTU of the tunnel has changed.
+        """
         before, bridge = self.mtu, self.config.bridge
-        if place.unjoined and place.unjoined != self.place.unjoined:
+        if attachment.unjoined and attachment.unjoined != self.attachment.unjoined:
             log.warning(
-                "vni %d: waiting for --bridge %s: %s", self.config.vni, bridge, place.unjoined
+                "vni %d: waiting for --bridge %s: %s", self.config.vni, bridge, attachment.unjoined
             )
-        elif self.place.unjoined and not place.unjoined and bridge is not None:
+        elif self.attachment.unjoined and not attachment.unjoined and bridge is not None:
             log.info("vni %d: %s is a port of --bridge %s now", self.config.vni, self.tap, bridge)
-        self.place = place
-        self._tunnel.tap = place.limit
-        return self._refit(before)
+        self.attachment = attachment
+        self._tunnel.tap = attachment.limit
+        return self._update_mtu(before)
 
-    def surveyed(self, underlay: Underlay | VtepError) -> bool:
-        """Follow the underlay, or log why it can't be what was asked for.
+    def on_underlay_mtu(self, underlay: Underlay | VtepError) -> bool:
+        """Follow the underlay, or log why the configuration does not go with it any more.
 
-        Returns whether the TAP is to be another one now.
+        Returns: whether the TAP needs another setup.
         """
         if isinstance(underlay, VtepError):
             self._warn_once(str(underlay))
             return False
         if self.tap in underlay.devices:
-            # As where an address of the TAP shadows the way to a remote. Were its MTU that of the
-            # underlay, it would be less by the overhead each time.
+            # A TAP address has shadowed the route to a remote. Following this underlay would lower
+            # the MTU of the TAP by the overhead, then again, and so on.
             self._warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
             return False
         before, setup = self.mtu, self.setup()
         self._note_missing(underlay)
         try:
-            self._survey(underlay)
-            _check_addresses(self.config, underlay)
-        except VtepError as error:  # It runs, and the host may be changed again.
+            self._set_underlay(underlay)
+            check_addresses(self.config, underlay)
+        except VtepError as error:  # The port goes on: the host may be changed back.
             self._warn_once(str(error))
-        if self._refit(before):
-            self._refitted()
+        if self._update_mtu(before):
+            self._on_mtu_changed()
         return self.setup() != setup
 
-    def _path_changed(self, remote: Remote, mtu: int | None) -> None:
-        """Go by the MTU of the path to a remote, in octets; None if it sets no limit any more."""
+    def _on_path_mtu(self, remote: Remote, mtu: int | None) -> None:
+        """Follow the MTU of the path to a remote, in octets; None if it is not used any more."""
         before = self.mtu
-        overhead = _OVERHEAD[_version(remote.host)]
+        overhead = OVERHEAD[_version(remote.host)]
         if self.config.mtu is not None and self.config.df == "unset":
-            mtu = None  # What is larger than the path carries is fragmented, as --mtu asks for.
+            mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self.config.df == "set" and self.mtu < MTU_MIN_V6 <= self._tunnel.most:
             self._warn_once(
                 f"the path to {remote.host} carries {self.mtu} octets in the tunnel, less than the "
                 f"{MTU_MIN_V6} that IPv6 needs: leave out --df set, and larger ones are fragmented"
             )
-        if self._device is not None and self._refit(before):
-            self._refitted()
+        if self._device is not None and self._update_mtu(before):
+            self._on_mtu_changed()
 
-    def _refit(self, before: int) -> bool:
-        self._fit.mtu = self.mtu
+    def _update_mtu(self, before: int) -> bool:
+        """Apply the MTU of the tunnel to the sizing.
+
+        Returns: whether it differs from `before`.
+        """
+        self.sizing.mtu = self.mtu
         changed = self.mtu != before
         self.segment.counters.mtu_changes += changed
         return changed
 
-    def count_queue_drops(self, drops: int) -> None:
-        """Take over what the kernel counted in front of our descriptor."""
-        sent = self.segment.counters.drops
-        sent[Drop.TAP_QUEUE_FULL] = max(sent[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
+    # --- the underlay -----------------------------------------------------------------------
+
+    def with_last_mtu(self, underlay: Underlay) -> Underlay:
+        """Return the underlay, with its last known MTU if it has no device now."""
+        if underlay.devices or self._underlay_mtu is None:
+            return underlay
+        return evolve(underlay, mtu=self._underlay_mtu)
+
+    def _set_underlay(self, underlay: Underlay) -> None:
+        """Take over devices and MTU of the underlay. Raises: VtepError if the MTU is too small."""
+        self.underlay_devices = underlay.devices
+        underlay = self.with_last_mtu(underlay)
+        self._tunnel.most = tunnel_mtu(self.config, underlay)
+        self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
+        log.debug(
+            "vni %d: the routes to the remotes are over %s, MTU %d",
+            *(self.config.vni, ", ".join(underlay.devices) or "no device", underlay.mtu),
+        )
+        self.sizing.mtu = self.mtu
+        if line := mtu_advice(self.config, underlay):
+            self._warn_once(line)
+
+    def _note_missing(self, underlay: Underlay) -> None:
+        """Log once what the underlay lacks, and once that it is complete."""
+        vni, before = self.config.vni, self.underlay_missing
+        refusals = (each.refusal for each in self.listeners if not each.is_ready)
+        missing = underlay.missing or tuple(filter(None, refusals))
+        self.underlay_missing = missing
+        if missing and missing != before:
+            more = len(missing) - _NAMED_MAX
+            rest = f" and {more} more" if more > 0 else ""
+            log.warning(
+                "vni %d: waiting for the underlay: %s%s",
+                *(vni, "; ".join(missing[:_NAMED_MAX]), rest),
+            )
+        if before and not missing:
+            over = ", ".join(underlay.devices) or "any device"
+            log.info("vni %d: the underlay is ready: over %s", vni, over)
+            # Sockets that were opened in between may have another source address than the kernel
+            # would select now.
+            for path in self.paths.values():
+                path.close()
+
+    # --- the log ----------------------------------------------------------------------------
+
+    def _warn_once(self, line: str) -> None:
+        """Log a warning once for each configuration of the port."""
+        if line not in self._warned:
+            self._warned.add(line)
+            log.warning("vni %d: %s", self.config.vni, line)
+
+    def _log_remotes(self) -> None:
+        """Log each destination of broadcasts, and where it is configured."""
+        if log.isEnabledFor(logging.DEBUG):
+            configured = self.fdb.keys_of(self.segment.configured)
+            for remote in self.segment.remotes:
+                by_option = self.fdb.keys_of([remote]) <= configured
+                origin = "--remote or --group" if by_option else "pyvtep fdb"
+                log.debug("vni %d: broadcasts go to %s (%s)", self.config.vni, remote.host, origin)
 
 
 def _version(host: str) -> int:
     return 6 if ":" in host else 4
-
-
-def setup_of(config: Config, underlay: Underlay) -> TapSetup:
-    """Return what the TAP of a segment is to be.
-
-    Raises VtepError where its MTU or one of its addresses does not go with the underlay.
-    """
-    _check_addresses(config, underlay)
-    mtu = _tunnel_mtu(config, underlay)
-    if config.mtu is None and config.df == "set" and mtu < MTU_MIN_V6 and _first_v6(config):
-        raise VtepError(
-            f"--address {_first_v6(config)}: IPv6 needs an MTU of at least {MTU_MIN_V6}, but the "
-            f"tunnel carries {mtu} octets: {_mtu_remedy(config, underlay)}, or leave out --df set, "
-            "and the underlay fragments larger packets"
-        )
-    return _setup(config, mtu)
-
-
-def _setup(config: Config, mtu: int) -> TapSetup:
-    fixed = config.mtu is not None
-    if _first_v6(config) and not fixed:
-        # Otherwise the kernel refuses the address, and removes it when the MTU falls.
-        mtu = max(mtu, MTU_MIN_V6)
-    return TapSetup(mtu, config.mac, config.address, config.bridge, fixed)
-
-
-def _first_v6(config: Config) -> Interface | None:
-    return next((address for address in config.address if address.version == 6), None)
-
-
-def _check_addresses(config: Config, underlay: Underlay) -> None:
-    """Raise VtepError where an address of the TAP takes away the route to a remote."""
-    overlap = find_overlap(config.address, config.remote, underlay.networks)
-    if overlap is not None:
-        raise VtepError(str(overlap))
-
-
-def _accept(config: Config) -> Networks:
-    """Who may send besides the remotes: with a group, anybody (RFC 7348), if no list says who."""
-    anybody = config.accept_any or (config.group is not None and not config.accept)
-    return ANYBODY if anybody else config.accept
-
-
-def _quota(config: Config) -> int | None:
-    """Return how many MACs may be learned from one remote, as `Fdb.max_per_host` has it."""
-    quota = config.max_addresses_per_remote
-    return quota if isinstance(quota, int) else None
-
-
-def _policy(config: Config) -> Policy:
-    groups = None
-    if config.gbp is not None:
-        groups = GroupPolicy(config.gbp, config.gbp_accept or None)
-    return Policy(config.reserved_bits, groups, InnerVlan(config.inner_vlan))
-
-
-def _remotes(config: Config) -> list[Remote]:
-    """Where broadcasts go: the remotes, and the group."""
-    addresses = [*config.remote, *([config.group] if config.group is not None else [])]
-    return [Remote(host_of(address, config.dev), config.dstport) for address in addresses]
-
-
-def _room(config: Config, underlay: Underlay) -> int:
-    """Return the octets of the largest IP packet that the underlay carries without fragments."""
-    return min(underlay.mtu - _OVERHEAD[config.versions[-1]], MTU_MAX)
-
-
-def _tunnel_mtu(config: Config, underlay: Underlay) -> int:
-    """Return the MTU of the tunnel in octets.
-
-    Raises VtepError where it does not fit the underlay, and the underlay must not fragment.
-    """
-    version = config.versions[-1]
-    devices = ", ".join(underlay.devices)
-    room = _room(config, underlay)
-    if room < MTU_MIN:
-        raise VtepError(
-            f"the underlay ({devices}) has an MTU of {underlay.mtu}, too small for VXLAN over "
-            f"IPv{version}: raise it (ip link set {underlay.devices[0]} mtu 1500)"
-        )
-    if config.mtu is None:
-        return room
-    if config.mtu > room and underlay.devices and config.df == "set":
-        raise VtepError(
-            f"--mtu {config.mtu}: does not fit; the underlay ({devices}) carries {underlay.mtu} "
-            f"octets, of which VXLAN over IPv{version} leaves {room}, and --df set forbids to "
-            f"fragment: give --mtu {room}, or leave out --df set"
-        )
-    return config.mtu
-
-
-def _mtu_remedy(config: Config, underlay: Underlay) -> str:
-    """Return how the underlay could carry what IPv6 needs."""
-    wanted = MTU_MIN_V6 + _OVERHEAD[config.versions[-1]]
-    return f"raise the MTU of {' and '.join(underlay.devices)} to {wanted}"
-
-
-def _mtu_advice(config: Config, underlay: Underlay) -> str | None:
-    """Return what a person should know of the MTU of the tunnel, if anything."""
-    room = _room(config, underlay)
-    if not underlay.devices:
-        return None
-    over = f"over {', '.join(underlay.devices)} (mtu {underlay.mtu})"
-    if config.mtu is not None:
-        if config.mtu <= room:
-            return None
-        but = " unless --df inherit forbids that" if config.df == "inherit" else ""
-        return f"--mtu {config.mtu}: the underlay fragments packets larger than {room} {over}{but}"
-    if room >= MTU_MIN_V6:
-        return None
-    what = f"the tunnel carries {room} octets {over}, less than the {MTU_MIN_V6} that IPv6 needs"
-    remedy = _mtu_remedy(config, underlay)
-    if config.df == "set":
-        return f"{what}, and --df set forbids to fragment: {remedy}"
-    if _first_v6(config):
-        return f"{what}: the underlay fragments larger IPv6 packets; to avoid that, {remedy}"
-    return f"{what}: for IPv6, {remedy}, or give --mtu {MTU_MIN_V6}, and the underlay fragments"

@@ -1,30 +1,36 @@
-"""Taking back what was changed of TAP devices when a change of the configuration is refused."""
+"""Rollback of the changes of TAP devices when a transaction fails."""
 
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
-from vtep.daemon.vtep import _roll_back
+from vtep.daemon.network import Undo
+from vtep.daemon.reconfigure import roll_back
 
 
-def test_the_last_change_is_taken_back_first_and_failures_are_told(
+class Session:
+    """A session without a connection."""
+
+    def revert(self, undo: Undo) -> None:
+        undo(None)
+
+
+def test_changes_are_reverted_in_reverse_order_and_failures_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done: list[str] = []
 
     def step(name: str, *, goes: bool = False, owner: object = None, fails: bool = False) -> Any:
         def undo(number: int) -> Any:
-            def call(_: IPRoute) -> None:
+            def call(_: object) -> None:
                 if fails:
-                    raise NetlinkError(1, "Operation not permitted")
+                    raise OSError(1, "Operation not permitted")
                 done.append(f"{name} {number}")
 
             return call
 
-        port = SimpleNamespace(tap=name, tap_goes=goes)
+        port = SimpleNamespace(tap=name, removed_on_close=goes)
         return SimpleNamespace(owner=owner, port=port, undo=[undo(1), undo(2)])
 
     steps = [
@@ -33,7 +39,7 @@ def test_the_last_change_is_taken_back_first_and_failures_are_told(
         step("vx2", fails=True),
         step("vx3"),
     ]
-    _roll_back(cast("IPRoute", None), steps)
+    roll_back(cast("Any", Session()), steps)
     assert done == ["vx3 2", "vx3 1", "vx0 2", "vx0 1"]
-    line = "rollback of vx2 failed: Operation not permitted; see what it is now: "
+    line = "rollback of vx2 failed: Operation not permitted; check its state: "
     assert caplog.messages == [line + "ip address show dev vx2"] * 2

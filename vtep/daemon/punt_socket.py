@@ -1,8 +1,9 @@
-"""The screen of a listener: datagrams that the kernel keeps away from it, and what is made of them.
+"""The punt path of a listener: datagrams that its ingress filter rejects, at a limited rate.
 
-Those from unknown sources, and those that arrived through the overlay itself, go to a second socket
-(see `underlay.guard`). It is read within a budget, so that at low rates each is judged like any
-other, and counted and named by its reason; and in a flood, the kernel discards the rest.
+The kernel steers datagrams from unknown sources, and those that arrived through an overlay device,
+to a second socket (see `vtep.io.ingress_guard`). It is read within a budget: at low rates, each
+datagram passes the switch like any other, and is counted and logged with its reason. In a flood,
+the queue of the second socket overflows, and the first one is not affected.
 """
 
 import asyncio
@@ -23,27 +24,28 @@ from vtep.io.ingress_guard import IngressGuard
 log = logging.getLogger("vtep")
 
 _DATAGRAMS_PER_TICK = 500
-"""Datagrams that are judged between two calls of `tick`: some 5 ms of work."""
+"""Datagrams that are read between two calls of `tick`: some 5 ms of work."""
 
-_AT_ONCE = 32
-"""Datagrams that are judged before the other sockets have their turn."""
+_BATCH = 32
+"""Datagrams that are read before other descriptors have their turn."""
 
 _SUSPECTS_MAX = 16
+"""Denied devices that are remembered with a known source, until `suspects` is taken."""
 
 _DATAGRAM_MAX = 1 << 16
 
 Deliver = Callable[[memoryview, str, int, float], None]
-"""Judge a datagram, from a host, with an ECN field, at a time; and deliver it if it is let in."""
+"""Pass a datagram to the switch: its octets, source address, outer ECN field, and the time."""
 
 Report = Callable[[Iterable[ReturnedDatagram]], None]
 """Count datagrams of the receiver that came back as ICMP errors."""
 
 
-class Screen:
-    """Keeps what a filter does not accept away from a receiver.
+class PuntSocket:
+    """The second socket beside a receiver, and the filter that steers datagrams to it.
 
-    Sources that the filter does not know, but the switch does by now, lose nothing by it: what the
-    second socket gets is judged too. Datagrams that arrived by a denied device are dropped.
+    The filter may lag behind the FDB, and nothing is lost by that: the switch decides about each
+    datagram of the second socket too. Only those that arrived by a denied device are dropped here.
     """
 
     def __init__(self, switch: Switch, deliver: Deliver, report: Report) -> None:
@@ -51,7 +53,7 @@ class Screen:
         self._deliver = deliver
         self._report = report
         self._guard: IngressGuard | None = None
-        self._wanted: IngressFilter | None = None
+        self._filter: IngressFilter | None = None
         self._hosts: frozenset[str] = frozenset()
         self._refused = False
         self._budget = _DATAGRAMS_PER_TICK
@@ -60,8 +62,8 @@ class Screen:
         self._drops = 0
         self._discarded = 0
         self.suspects: dict[int, str] = {}
-        """Named hosts from which datagrams arrived by a denied device, by that: perhaps the
-        underlay is routed over it by now."""
+        """A known source whose datagrams arrived by a denied device, by that device: the underlay
+        may be routed over it by now."""
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -71,98 +73,99 @@ class Screen:
     def update(
         self, receiver: socket.socket, binding: Binding, wanted: IngressFilter, hosts: Iterable[str]
     ) -> None:
-        """Keep from the receiver what the filter does not accept, as far as the kernel can.
+        """Steer what the filter does not accept to the second socket, if the kernel can.
 
         `hosts` are the sources that the configuration or the FDB names.
         """
         self._hosts = frozenset(hosts)
-        if wanted == self._wanted:
+        if wanted == self._filter:
             return
         try:
             if self._guard is None:
                 self._guard = IngressGuard(receiver, binding)
                 self._drops = 0
-                self._read_on()
+                self._start_reading()
             self._guard.apply(wanted)
         except OSError as error:
             self.close()
             if not self._refused:
                 self._refused = True
                 log.warning(
-                    "UDP port %d: the kernel refuses a filter for sources (%s): a flood from an "
+                    "no ingress filter on UDP port %d: the kernel refused it (%s): a flood from an "
                     "unknown source can starve other traffic, and guests can forge VXLAN; filter "
                     "with nftables, or give --dev",
                     *(receiver.getsockname()[1], error.strerror),
                 )
             return
-        self._wanted = wanted
+        self._filter = wanted
 
     def close(self) -> None:
-        """Keep nothing away any more; `update` begins again."""
-        self._wanted = None
+        """Remove the filter and close the second socket. The next `update` makes new ones."""
+        self._filter = None
         if self._guard is not None:
-            self._pause()
+            self._stop_reading()
             self.read_drops()
             self._guard.close()
             self._guard = None
 
-    def _read_on(self) -> None:
+    def _start_reading(self) -> None:
         if self._guard is not None and not self._reading:
             self._reading = True
             fd = self._guard.socket.fileno()
-            asyncio.get_running_loop().add_reader(fd, self._readable, self._guard)
+            asyncio.get_running_loop().add_reader(fd, self._on_readable, self._guard)
 
-    def _pause(self) -> None:
+    def _stop_reading(self) -> None:
         if self._guard is not None and self._reading:
             self._reading = False
             asyncio.get_running_loop().remove_reader(self._guard.socket.fileno())
 
-    def _read_again(self) -> None:
-        """Have the event loop watch the socket again: uvloop stops when epoll reports an error."""
+    def _rearm(self) -> None:
+        """Register the socket with the event loop again: uvloop drops it after an EPOLLERR."""
         if self._reading:
-            self._pause()
-            self._read_on()
+            self._stop_reading()
+            self._start_reading()
 
-    def _readable(self, guard: IngressGuard) -> None:
+    def _on_readable(self, guard: IngressGuard) -> None:
         now = time.monotonic()
-        end = max(0, self._budget - _AT_ONCE)
+        end = max(0, self._budget - _BATCH)
         while self._budget > end and guard is self._guard:
             try:
                 arrival = guard.receive(self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:
+                # The error queue must be emptied, or the socket stays readable.
                 self._report(guard.returned_datagrams())
-                self._read_again()
+                self._rearm()
                 if error.errno not in ICMP_ERRORS:
                     log.warning("cannot receive from the underlay: %s", error.strerror)
                 return
-            octets, stride, host, _, mark = arrival.received
+            octets, stride, host, _, ecn = arrival.received
             count = -(-octets // stride) if stride else 1
             self._budget -= count
             if arrival.copied:
-                continue
-            if self._wanted is not None and self._wanted.denies(arrival.device):
+                continue  # A broadcast goes to both sockets: the first one has counted it.
+            if self._filter is not None and self._filter.denies(arrival.device):
                 device = device_name(arrival.device)
                 self._switch.counters.drop(Drop.OVERLAY_INGRESS, host, count, device)
                 if host in self._hosts and len(self.suspects) < _SUSPECTS_MAX:
                     self.suspects[arrival.device] = host
                 continue
             for at in range(0, octets or 1, stride or 1):
-                self._deliver(self._buffer[at : min(at + stride, octets)], host, mark, now)
+                self._deliver(self._buffer[at : min(at + stride, octets)], host, ecn, now)
         if self._budget <= 0:
-            self._pause()
+            self._stop_reading()
 
     def tick(self) -> None:
-        """Allow as much as is allowed in a second."""
+        """Refill the budget: to be called once a second."""
         self._budget = _DATAGRAMS_PER_TICK
-        # The kernel wakes the event loop some instructions before it sets an error: the loop may
-        # have stopped watching without a call of ours.
-        self._read_again()
-        self._read_on()
+        # The kernel wakes the event loop shortly before it sets the socket's error, so uvloop may
+        # have dropped the socket without a call of ours.
+        self._rearm()
+        self._start_reading()
 
     def read_drops(self) -> None:
-        """Read how many datagrams the kernel has discarded in front of it."""
+        """Read how many datagrams the kernel has discarded in front of the second socket."""
         if self._guard is not None:
             with suppress(OSError):
                 now = self._guard.queue_drops()
@@ -170,6 +173,6 @@ class Screen:
                 self._drops = now
 
     def take_drops(self) -> int:
-        """Return how many were discarded, as far as was read since the last call."""
+        """Return how many datagrams were discarded, as far as read, since the last call."""
         drops, self._discarded = self._discarded, 0
         return drops

@@ -1,0 +1,98 @@
+"""Periodic work: ageing, retries, path MTUs, counters. In slices: frames never wait long for it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+
+from vtep.counters import DropLog
+from vtep.daemon.host_watch import HostWatch
+from vtep.daemon.parts import Parts
+
+log = logging.getLogger("vtep")
+
+_TICK = 1.0
+"""Seconds between the end of one round and the start of the next."""
+
+_SLICE_S = 0.0003
+"""Seconds of work after which a round yields to the event loop, so that frames are forwarded."""
+
+_PMTU_CHECKS_PER_TICK = 16
+"""Paths whose MTU is looked up in one round; each takes some 10 microseconds."""
+
+_QUEUE_TICKS = 10
+"""Rounds between two readings of the kernel's drop counters."""
+
+
+class Housekeeping:
+    """The timer of a VTEP, and what is due once a second."""
+
+    def __init__(self, parts: Parts, watch: HostWatch) -> None:
+        self._ports = parts.ports
+        self._listeners = parts.listeners
+        self._pool = parts.pool
+        self._prober = parts.prober
+        self._kernel_drops = parts.kernel_drops
+        self._filters = parts.filters
+        self._watch = watch
+        self._drop_log = DropLog()
+        self._ticks = 0
+        self._round = self._work()
+        self._timer: asyncio.Handle | None = None
+
+    def start(self) -> None:
+        """Start the timer, in the running event loop."""
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self) -> None:
+        """Do one slice of a round."""
+        loop = asyncio.get_running_loop()
+        end = time.perf_counter() + _SLICE_S
+        for _ in self._round:
+            if time.perf_counter() >= end:
+                self._timer = loop.call_soon(self._tick)  # After the descriptors that are ready.
+                return
+        self._round = self._work()
+        self._timer = loop.call_later(_TICK, self._tick)
+
+    def _work(self) -> Iterator[None]:
+        """Do what is due once a second, in steps of some ten microseconds each."""
+        now = time.monotonic()
+        for port in tuple(self._ports):
+            while port.sweep(now):
+                yield
+            yield
+        self._watch.reopen_sockets()
+        for listener in self._listeners:
+            listener.rearm()
+            listener.tick()
+        yield
+        self._filters.tick()
+        self._pool.refresh_mtus(_PMTU_CHECKS_PER_TICK)
+        self._prober.tick(now)
+        yield
+        self._ticks += 1
+        if self._ticks % _QUEUE_TICKS == 0:
+            yield from self._kernel_drops.counting()
+        yield from self._note_drops(now)
+        for line in self._drop_log.news(now):
+            log.warning("%s", line)
+
+    def _note_drops(self, now: float) -> Iterator[None]:
+        """Note when each drop counter last increased, and what the log has to say about it."""
+        self._kernel_drops.namespace.note_drops(now)
+        self._drop_log.note("", self._kernel_drops.namespace)
+        for listener in self._listeners:
+            listener.switch.counters.note_drops(now)
+            self._drop_log.note("", listener.switch.counters)
+        several = len(self._ports) > 1
+        for port in tuple(self._ports):
+            port.segment.counters.note_drops(now)
+            name = f"vni {port.config.vni}" if several else ""
+            self._drop_log.note(name, port.segment.counters)
+            yield

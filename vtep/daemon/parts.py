@@ -1,0 +1,47 @@
+"""The parts of a VTEP that its components share."""
+
+from attrs import frozen
+
+from vtep.daemon.ingress_filters import IngressFilters
+from vtep.daemon.kernel_drops import KernelDrops
+from vtep.daemon.listeners import Listeners
+from vtep.daemon.network import HostNetwork
+from vtep.daemon.ports import Ports
+from vtep.daemon.tunnel_gso_setup import TunnelGsoSetup
+from vtep.datapath.pool import Pool
+from vtep.io.interfaces import SocketFactory
+from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.state import GsoProber
+
+
+@frozen(eq=False)
+class Parts:
+    """One of each part, shared by `Reconfigurer`, `HostWatch` and `Housekeeping`."""
+
+    network: HostNetwork
+    pool: Pool
+    prober: GsoProber[TunnelGsoPath]
+    ports: Ports
+    listeners: Listeners
+    filters: IngressFilters
+    kernel_drops: KernelDrops
+    tunnel_gso: TunnelGsoSetup
+
+    @classmethod
+    def make(
+        cls, network: HostNetwork, sockets: SocketFactory, prober: GsoProber[TunnelGsoPath]
+    ) -> "Parts":
+        """Make the parts of a VTEP without ports."""
+        pool = Pool(prober, sockets)
+        ports = Ports(pool)
+        listeners = Listeners(network, sockets, pool, prober.on_reply)
+        return cls(
+            network=network,
+            pool=pool,
+            prober=prober,
+            ports=ports,
+            listeners=listeners,
+            filters=IngressFilters(network, ports, listeners),
+            kernel_drops=KernelDrops(network, ports, listeners),
+            tunnel_gso=TunnelGsoSetup(network, pool, prober),
+        )

@@ -1,0 +1,98 @@
+"""The ports of a VTEP by VNI, and the watchers of their changes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TypeAlias
+
+from attrs import fields
+
+from vtep.config import Config
+from vtep.daemon.port import Port
+from vtep.datapath.pool import Pool
+from vtep.errors import VtepError
+
+Watcher: TypeAlias = Callable[[str, Port, Mapping[str, object]], None]
+"""Called with `added`, `deleted` or `changed`, the port, and the new values of a change by name."""
+
+
+class Ports:
+    """The ports of one process, and the watchers that are notified of changes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._by_vni: dict[int, Port] = {}
+        self._watchers: list[Watcher] = []
+        self.by_vni: Mapping[int, Port] = MappingProxyType(self._by_vni)
+        """A read-only view."""
+
+    def __iter__(self) -> Iterator[Port]:
+        return iter(self._by_vni.values())
+
+    def __len__(self) -> int:
+        return len(self._by_vni)
+
+    def __contains__(self, port: Port) -> bool:
+        return self._by_vni.get(port.config.vni) is port
+
+    def get(self, vni: int) -> Port:
+        """Return the port of a VNI. Raises: VtepError if there is none."""
+        port = self._by_vni.get(vni)
+        if port is None:
+            raise VtepError(f"vni {vni}: there is no such VNI here")
+        return port
+
+    def put(self, port: Port) -> None:
+        """Add a port, or replace that of the same VNI. No watcher is notified."""
+        self._by_vni[port.config.vni] = port
+
+    def discard(self, port: Port) -> None:
+        """Remove a port, if it has not been replaced, and notify the watchers."""
+        if port in self:
+            del self._by_vni[port.config.vni]
+            self.notify("deleted", port, {})
+
+    def configs(self) -> list[Config]:
+        """Return the configurations of all ports."""
+        return [port.config for port in self]
+
+    def expect_remotes(self, *more: Config) -> None:
+        """Tell the pool the number of remotes, including those of `more`: they share its ports."""
+        configs = [*self.configs(), *more]
+        self._pool.remotes = len(
+            {(ip, config.dstport) for config in configs for ip in config.remote}
+        )
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Notify a watcher of each complete change of a port.
+
+        Returns: a function that ends this.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def notify(self, event: str, port: Port, values: Mapping[str, object]) -> None:
+        """Notify all watchers of a change."""
+        for watcher in tuple(self._watchers):
+            watcher(event, port, values)
+
+
+def changed_options(before: Config, after: Config) -> dict[str, object]:
+    """Return the options that differ, with their new values."""
+    names = (field.name for field in fields(Config))
+    return {
+        name: getattr(after, name)
+        for name in names
+        if getattr(after, name) != getattr(before, name)
+    }
+
+
+@contextmanager
+def naming_vni(config: Config, *, several: bool) -> Iterator[None]:
+    """Prefix the message of a VtepError with the VNI, if there are several."""
+    try:
+        yield
+    except VtepError as error:
+        if not several:
+            raise
+        raise type(error)(f"vni {config.vni}: {error}") from error

@@ -1,0 +1,305 @@
+"""Changes of a running VTEP: transactions that add, change and remove ports, or do nothing.
+
+Whatever can fail comes first (`_prepare`): lookups, sockets, new TAPs, changes of existing TAPs.
+Each of these registers how it is undone. Then `_commit` lets the result forward, without a failure
+and without giving other tasks a turn in between.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+
+from attrs import define, field, frozen
+
+from vtep import descriptors
+from vtep.config import Config, check_segments
+from vtep.daemon.host_watch import HostWatch
+from vtep.daemon.listener import Listener
+from vtep.daemon.network import HostNetwork, HostSession, Undo
+from vtep.daemon.parts import Parts
+from vtep.daemon.port import Port, PortEvents
+from vtep.daemon.ports import changed_options, naming_vni
+from vtep.daemon.tap_plan import plan_tap
+from vtep.descriptors import ShortageError
+from vtep.errors import VtepError
+from vtep.host.routes import Underlay
+from vtep.host.tap_setup import TapSetup
+from vtep.io.tap import Tap
+from vtep.tunnel_gso.device import TunnelGsoDevice
+
+log = logging.getLogger("vtep")
+
+_CLOSERS = 16
+"""TAPs that are closed at a time, each in a thread; more than that are removed by one request."""
+
+
+@frozen
+class Delta:
+    """The difference between the ports that there are and those that are wanted."""
+
+    removed: tuple[Port, ...]
+    changed: tuple[tuple[Port, Config], ...]
+    added: tuple[Port, ...]
+
+
+@define(eq=False)
+class _Step:
+    """One port of a transaction: its new configuration, and what was prepared for it."""
+
+    port: Port
+    config: Config
+    underlay: Underlay
+    setup: TapSetup
+    listeners: tuple[Listener, ...]
+    owner: Port | None
+    """The port that holds the TAP now: the same one, one that is removed, or None if it is new."""
+    undo: list[Undo] = field(factory=list)
+    """What reverts the changes of the TAP, in the order in which they were made."""
+    inherited: Tap | None = None
+    """The TAP of a port that is removed."""
+
+
+@frozen
+class _Prepared:
+    removed: tuple[Port, ...]
+    steps: list[_Step]
+    queue_drops: dict[str, int]
+    """Transmit drops of each device so far."""
+
+
+class Reconfigurer:
+    """Carries out transactions on the ports of a VTEP.
+
+    The caller holds the lock that keeps transactions apart. `make_port` makes a port that is not
+    open yet. `check_running` raises VtepError once the VTEP has ended.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        watch: HostWatch,
+        make_port: Callable[[Config], Port],
+        check_running: Callable[[], None],
+        events: PortEvents,
+    ) -> None:
+        self._network = parts.network
+        self._ports = parts.ports
+        self._listeners = parts.listeners
+        self._filters = parts.filters
+        self._kernel_drops = parts.kernel_drops
+        self._tunnel_gso = parts.tunnel_gso
+        self._watch = watch
+        self._make_port = make_port
+        self._check_running = check_running
+        self._events = events
+        self._several = False
+        self._unavailable_logged: set[str] = set()
+
+    async def reconcile(self, configs: Iterable[Config], again: Collection[int] = ()) -> None:
+        """Make the ports those that are configured here.
+
+        The VNIs in `again` also get back the configured remotes that their FDB has lost.
+        Raises: ConfigError or VtepError, and has changed nothing.
+        """
+        asked = list(configs)
+        check_segments(asked)
+        await self.apply(self._delta(asked, again))
+
+    def _delta(self, configs: Iterable[Config], again: Collection[int]) -> Delta:
+        wanted = {config.vni: config for config in configs}
+        removed: list[Port] = []
+        changed: list[tuple[Port, Config]] = []
+        added: list[Port] = []
+        for port in self._ports:
+            vni = port.config.vni
+            config = wanted.pop(vni, None)
+            if config == port.config and not (vni in again and port.segment.lacks_remotes()):
+                continue
+            if config is not None and config.tap == port.config.tap:
+                changed.append((port, config))
+                continue
+            removed.append(port)
+            if config is not None:  # The same VNI on another TAP is another port.
+                added.append(self._make_port(config))
+        added += [self._make_port(config) for config in wanted.values()]
+        return Delta(tuple(removed), tuple(changed), tuple(added))
+
+    async def apply(self, delta: Delta) -> None:
+        """Carry out a transaction. Raises: VtepError, and has changed nothing."""
+        with descriptors.explained("open what was asked for"):
+            prepared = await self._prepare(delta)
+            left = self._commit(prepared)
+        await close_taps(self._network, left)
+        try:
+            await self._watch.adapt(step.port for step in prepared.steps)
+        except ShortageError as error:
+            self._watch.retry(error)
+
+    # --- prepare: may fail, and is undone then --------------------------------------------------
+
+    async def _prepare(self, delta: Delta) -> _Prepared:
+        asked = [*delta.changed, *((port, port.config) for port in delta.added)]
+        kept = [port for port, _ in delta.changed]
+        self._several = len({*self._ports, *delta.added} - {*delta.removed}) > 1
+        async with AsyncExitStack() as undo:
+            undo.callback(self._listeners.close_idle, self._ports)
+            undo.callback(self._ports.expect_remotes)
+            # Before any path is made: the number of remotes decides how many source ports each has.
+            self._ports.expect_remotes(*(config for _, config in asked))
+            steps = await self._plan(asked, kept, delta.removed)
+            opened: list[Port] = []
+            undo.push_async_callback(self._close_ports, opened)
+            queue_drops = dict(self._network.tap_queue_drops())
+            for step in steps:
+                if step.owner is None:
+                    opened.append(step.port)
+                    with naming_vni(step.config, several=self._several):
+                        step.port.open(queue_drops)
+            undo.push_async_callback(self._roll_back, steps)
+            await self._network.run(lambda session: self._set_up_taps(session, steps))
+            if any("tnl" in config.offload for _, config in asked):
+                await self._tunnel_gso.open_device()
+            # Probed and cached now: the commit must not need a descriptor.
+            self._network.gso_supported()
+            self._check_still_there([*delta.removed, *kept])
+            undo.pop_all()
+        return _Prepared(delta.removed, steps, queue_drops)
+
+    async def _plan(
+        self, asked: list[tuple[Port, Config]], kept: list[Port], removed: Iterable[Port]
+    ) -> list[_Step]:
+        """Look up the underlays, and open the listeners; no TAP is touched yet."""
+        configs = [config for _, config in asked]
+        underlays = await self._network.run(lambda session: self._underlays(session, configs))
+        owners = {port.tap: port for port in removed}
+        steps = []
+        for (port, config), underlay in zip(asked, underlays, strict=True):
+            with naming_vni(config, several=self._several):
+                setup = plan_tap(config, port.with_last_mtu(underlay))
+                listeners = self._listeners.open_all(config, port.versions(config))
+            owner = port if port in kept else owners.get(config.tap)
+            steps.append(_Step(port, config, underlay, setup, listeners, owner))
+        return steps
+
+    def _underlays(self, session: HostSession, configs: Iterable[Config]) -> list[Underlay]:
+        routes = session.routes()
+        underlays = []
+        for config in configs:
+            with naming_vni(config, several=self._several):
+                underlays.append(routes.resolve_underlay(config.remote, config.local, config.dev))
+        return underlays
+
+    def _set_up_taps(self, session: HostSession, steps: Iterable[_Step]) -> None:
+        for step in steps:
+            with naming_vni(step.config, several=self._several):
+                if step.owner is None:
+                    session.bring_up(step.port.tap, step.setup, step.undo)
+                else:
+                    session.change(step.owner.tap, step.owner.setup(), step.setup, step.undo)
+
+    async def _roll_back(self, steps: list[_Step]) -> None:
+        await self._network.run(lambda session: roll_back(session, steps))
+
+    async def _close_ports(self, ports: Iterable[Port]) -> None:
+        await close_taps(self._network, [tap for port in ports if (tap := port.release())])
+
+    def _check_still_there(self, ports: Iterable[Port]) -> None:
+        """Raise VtepError if the VTEP has ended since, or the TAP of a port was removed."""
+        self._check_running()
+        for port in ports:
+            if port not in self._ports:
+                raise VtepError(f"vni {port.config.vni}: its TAP was removed meanwhile")
+
+    # --- commit: neither waits nor fails --------------------------------------------------------
+
+    def _commit(self, prepared: _Prepared) -> list[Tap]:
+        """Let the ports forward as prepared.
+
+        Returns: the TAPs that no port uses any more, which are to be closed.
+        """
+        removed, steps = prepared.removed, prepared.steps
+        self._kernel_drops.count()  # While the removed ports can still be charged with theirs.
+        for step in steps:
+            if step.owner in removed:
+                step.inherited = step.owner.release()
+        left = [tap for port in removed if (tap := port.release())]
+        former = {port.config.vni: port for port in removed}
+        for port in removed:
+            self._ports.discard(port)
+        for step in steps:
+            try:
+                if step.owner is step.port:
+                    self._change(step)
+                else:
+                    self._start(step, former.get(step.config.vni), prepared.queue_drops)
+            except OSError as error:  # The TAP is removed at this very moment.
+                self._events.on_tap_lost(step.port, error)
+        self._ports.expect_remotes()
+        self._listeners.close_idle(self._ports)
+        # The set-up of the TAPs has made notifications: the filters must know these TAPs now.
+        self._watch.on_links_changed()
+        self._filters.on_reconfigured()
+        self._log_unavailable_offloads(step.port for step in steps)
+        return left
+
+    def _change(self, step: _Step) -> None:
+        before = step.port.config
+        step.port.change(step.config, step.underlay, step.listeners)
+        self._ports.notify("changed", step.port, changed_options(before, step.config))
+
+    def _start(self, step: _Step, former: Port | None, queue_drops: Mapping[str, int]) -> None:
+        port = step.port
+        if step.inherited is not None:
+            port.adopt(step.inherited, queue_drops)
+        self._ports.put(port)
+        port.start(step.underlay, step.listeners, self._events)
+        port.fdb.sources_changed = self._filters.schedule
+        if former is not None:  # The VNI has moved to another TAP.
+            port.take_over(former)
+        self._ports.notify("added", port, {})
+
+    def _log_unavailable_offloads(self, ports: Iterable[Port]) -> None:
+        """Log once for each offload that is configured, but not available."""
+        for port in ports:
+            for name in sorted(port.config.offload - port.offload - self._unavailable_logged):
+                self._unavailable_logged.add(name)
+                reason = "this kernel does not have it"
+                if name in ("tnl", "uso") and "tso" not in port.config.offload:
+                    reason = "it needs tso"
+                elif name == "tnl" and self._tunnel_gso.unavailable_reason is not None:
+                    reason = self._tunnel_gso.unavailable_reason
+                log.warning("offload %s unavailable: %s", name, reason)
+
+
+def roll_back(session: HostSession, steps: Collection[_Step]) -> None:
+    """Revert the changes of TAPs, the last one first; log what cannot be reverted.
+
+    A new TAP is left as it is, since it vanishes with its port.
+    """
+    for step in reversed([*steps]):
+        if step.owner is None and step.port.removed_on_close:
+            continue
+        for undo in reversed(step.undo):
+            try:
+                session.revert(undo)
+            except OSError as error:
+                name = step.port.tap
+                log.error(  # noqa: TRY400  the traceback would say no more
+                    "rollback of %s failed: %s; check its state: ip address show dev %s",
+                    *(name, error.strerror, name),
+                )
+
+
+async def close_taps(network: HostNetwork, taps: Collection[Tap | TunnelGsoDevice]) -> None:
+    """Close TAPs, in threads: the kernel waits some 20 ms before it removes a device."""
+    loop = asyncio.get_running_loop()
+    if len(taps) > _CLOSERS:
+        # One request for all of them waits once. If it is refused, closing each one does the rest.
+        names = [tap.name for tap in taps if tap.removed_on_close]
+        with suppress(VtepError):
+            await network.run(lambda session: session.remove(names))
+    with ThreadPoolExecutor(_CLOSERS) as threads:
+        closing = [loop.run_in_executor(threads, tap.close) for tap in taps]
+        await asyncio.gather(*closing)
