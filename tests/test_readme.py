@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 from bench.results import Run
@@ -88,3 +89,9 @@ def test_the_performance_page_names_the_machine() -> None:
     machine, versions = REFERENCE.machine, REFERENCE.versions
     for value in (machine["cpu"], machine["kernel"], machine["distribution"], versions["python"]):
         assert value in PERFORMANCE
+
+
+def test_the_source_distribution_has_the_documentation() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{page.name}" for page in ROOT.glob("*.md")} | {"/docs"} <= {*included}
