@@ -25,9 +25,9 @@ from tests.unit.test_doctor_findings import HERE, SEGMENT, SILENT
 from vtep import Config, Port
 from vtep.cli import bootstrap
 from vtep.cli.main import cli
-from vtep.cli.monitor import line
-from vtep.cli.options import checked
-from vtep.cli.summary import introduce
+from vtep.cli.monitor import format_event
+from vtep.cli.options import check_options
+from vtep.cli.summary import describe_port
 from vtep.config import Settings
 from vtep.config.option_parsers import OFFLOADS
 from vtep.control import socket_files
@@ -281,13 +281,13 @@ def test_every_command_line_is_accepted(
     for command in leaves(cli):
         monkeypatch.setattr(command, "callback", lambda **options: given.append(options))
     monkeypatch.setattr("vtep.cli.run.run", lambda *_, **options: given.append(options))
-    monkeypatch.setattr(bootstrap, "let_signals_end", lambda: None)
+    monkeypatch.setattr(bootstrap, "unblock_signals", lambda: None)
     file = tmp_path / "pyvtep.toml"
     file.write_text(blocks("many-vnis.md", "toml")[0])
     words = [word.replace("/etc/pyvtep.toml", str(file)) for word in words]
     result = CliRunner().invoke(cli, words, prog_name="pyvtep")
     assert (result.exit_code, len(given)) == (0, 1), result.output
-    checked({name: value for name, value in given[0].items() if value not in (None, ())})
+    check_options({name: value for name, value in given[0].items() if value not in (None, ())})
 
 
 def test_the_examples_were_found() -> None:
@@ -335,7 +335,7 @@ def test_the_line_that_introduces_a_segment(name: str) -> None:
                     underlay_missing=(),
                     offload=OFFLOADS,
                 )
-                assert shown == f"pyvtep: {introduce(cast('Port', port))}"
+                assert shown == f"pyvtep: {describe_port(cast('Port', port))}"
                 seen += 1
     assert seen >= 1
 
@@ -384,7 +384,7 @@ class Running:
 
     async def _run(self) -> None:
         vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
-        unwatch = Events(vtep).watch(lambda event: self.lines.append(line(event)))
+        unwatch = Events(vtep).watch(lambda event: self.lines.append(format_event(event)))
 
         async def settle() -> None:
             return
@@ -406,7 +406,7 @@ class Running:
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setattr(socket_files, "folder", lambda: tmp_path)
-    monkeypatch.setattr(bootstrap, "let_signals_end", lambda: None)
+    monkeypatch.setattr(bootstrap, "unblock_signals", lambda: None)
     vtep = Running(tmp_path)
     try:
         yield vtep

@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from vtep.cli import bootstrap  # noqa: PLC0415
 
-        bootstrap.let_signals_wait()
+        bootstrap.block_signals()
         from vtep.cli import main as run  # noqa: PLC0415
 
         run()

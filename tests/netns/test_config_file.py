@@ -75,14 +75,14 @@ def test_two_vnis_from_a_file_and_what_is_different_in_it(
         vtep,
         f"error: {file}:13: ttl 300: must be from 1 to 255, or auto, or inherit",
         f"error: {file}:14: mtuu: there is no such key; did you mean mtu?",
-        "all is as it was",
+        "nothing has changed",
     )
     file.write_text(good.replace("7", "8").replace("ageing = 60", "bridge = 'eth0'"))
     reload(
-        vtep, "error: vni 8: --bridge eth0: the kernel refused vx8 as a port", "all is as it was"
+        vtep, "error: vni 8: --bridge eth0: the kernel refused vx8 as a port", "nothing has changed"
     )
     file.unlink()
-    reload(vtep, f"error: --config {file}: cannot read it: No such file", "all is as it was")
+    reload(vtep, f"error: --config {file}: cannot read it: No such file", "nothing has changed")
     assert has_device(a, "vx7")
     assert mac_of(a, "vx5") == mac
     ping(a, "10.0.5.2", count=1)
@@ -111,7 +111,7 @@ def test_check_config(pair: Pair, file: Path) -> None:
     file.write_text(TWO.format(remote="192.0.2.2", own=1))
     assert (
         a.run(sys.executable, "-m", "vtep", "check-config", str(file))
-        == f"{file}: makes sense; vni 5, 6\n"
+        == f"{file}: valid; vni 5, 6\n"
     )
     file.write_text(TWO.format(remote="172.31.0.300", own=1).replace("id = 6", "id = 5"))
     said = run_refused(a, "check-config", str(file), code=2)
@@ -128,8 +128,8 @@ def test_check_config(pair: Pair, file: Path) -> None:
     [
         (["--config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
         (["--config", "/"], 1, "--config /: cannot read it: it is no regular file"),
-        (["--config", "{file}", "--vni", "1"], 2, "--vni says nothing beside --config"),
-        (["--config", "{file}", "--accept-any"], 2, "--accept-any says nothing beside --config"),
+        (["--config", "{file}", "--vni", "1"], 2, "--vni cannot be used with --config"),
+        (["--config", "{file}", "--accept-any"], 2, "--accept-any cannot be used with --config"),
         (["--config", "{file}", "check-config", "{file}"], 2, "check-config takes no --config"),
         (["--config", "{file}"], 2, "{file}:1: remotee: there is no such key"),
         (["check-config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
@@ -158,7 +158,7 @@ def test_process_options_go_with_a_file(pair: Pair, start: Start, file: Path) ->
 def test_no_remote_yet(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, "--vni", "1", "--tap", "vx0")
-    assert "vni 1 on vx0 (mtu 1450) to nobody yet, UDP port 4789" in vtep.log
+    assert "vni 1 on vx0 (mtu 1450) to no remote yet, UDP port 4789" in vtep.log
     address(a, "vx0", "10.0.0.1/24")
     a.run("ping", "-c1", "-W1", "10.0.0.2", check=False)
     assert vtep.counter("no_remote") > 0

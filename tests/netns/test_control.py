@@ -174,7 +174,7 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
         (f"neigh add 10.0.0.1 lladdr {MAC} nud stale", 2, "nud stale: what is put in is perm"),
         ("fdb add 02:00:00:00:00:01 dst", 2, "dst: its value is missing"),
         ("fdb del 02:00:00:00:00:01", 1, "02:00:00:00:00:01: there is no such entry"),
-        ("fdb flush firm", 2, "firm: is not understood here; known are: dst port vni"),
+        ("fdb flush firm", 2, "firm: is not expected here; known are: dst port vni"),
     ):
         assert line in vtep.run(*words.split(), code=code), words
     with udp_socket(pair[0], "0.0.0.0", 4790):
@@ -411,7 +411,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     assert as_json.process.wait(DEADLINE) == 130
     assert vtep.stop() == 0
     last = monitor.lines(len(expected) + 1)[-1]
-    assert last == "pyvtep: error: the pyvtep that was monitored has ended"
+    assert last == "pyvtep: error: the monitored pyvtep has ended"
     assert monitor.process.wait(DEADLINE) == 1
 
 
@@ -527,13 +527,13 @@ def test_signals_of_a_service_manager_end_nothing(pair: Pair, tmp_path: Path) ->
     for number in asking:
         vtep.process.send_signal(number)
     vtep.ready()
-    line = "SIGHUP: there is no --config file to read again; nothing has changed"
+    line = "SIGHUP ignored: there is no --config file to read again"
     wait_until(lambda: vtep.log.count(line) == 1, "the first SIGHUP")
     for number in asking:
         vtep.process.send_signal(number)
     wait_until(lambda: vtep.log.count(line) == 2, "the second one")
-    wait_until(lambda: vtep.log.count("SIGALRM: means nothing here") == 2, "the other signals")
-    assert "WARNING pyvtep: SIGUSR2: means nothing here" in vtep.log
+    wait_until(lambda: vtep.log.count("SIGALRM ignored: ") == 2, "the other signals")
+    assert "WARNING pyvtep: SIGUSR2 ignored: " in vtep.log
     assert "fdb entries" in vtep.log
     assert vtep.stop(signal.SIGQUIT) == 0
     assert "INFO pyvtep: ended: " in vtep.log

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vtep.cli import client_command
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
-from vtep.cli.monitor import line
+from vtep.cli.monitor import format_event
 from vtep.control.schema import Event
 from vtep.errors import ConfigError
 
@@ -64,10 +64,10 @@ def test_words_of_a_filter() -> None:
     [
         (ENTRY, f"{MAC} dst", "dst: its value is missing"),
         (ENTRY, f"{MAC} dst 192.0.2.1 dst 192.0.2.2", "dst: is given twice"),
-        (ENTRY, f"{MAC} static dynamic", "dynamic: is given twice, or contradicts what is before"),
-        (ENTRY, f"{MAC} {MAC}", f"{MAC}: is not understood here; known are: dst port vni via dev"),
-        (WANTED, "static nostatic", "nostatic: is given twice, or contradicts what is before it"),
-        (WANTED, MAC, f"{MAC}: is not understood here"),
+        (ENTRY, f"{MAC} static dynamic", "dynamic: is given twice, or contradicts an earlier"),
+        (ENTRY, f"{MAC} {MAC}", f"{MAC}: is not expected here; known are: dst port vni via dev"),
+        (WANTED, "static nostatic", "nostatic: is given twice, or contradicts an earlier word"),
+        (WANTED, MAC, f"{MAC}: is not expected here"),
     ],
 )
 def test_words_that_make_no_sense(grammar: Grammar, words: str, said: str) -> None:
@@ -131,17 +131,17 @@ ENTRY_EVENT: Event = {
         ),
         (
             {"event": "lost", "count": 12},
-            "... 12 events are missing here: they were not read fast enough",
+            "... 12 events lost: they were not read fast enough",
         ),
     ],
 )
 def test_events_are_lines(event: Event, said: str) -> None:
-    assert line(event) == said
+    assert format_event(event) == said
 
 
 def test_a_table_is_not_cut_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(f"{number}", "x" * 200, "[bold]y[/]") for number in range(2500)]
-    client_command.show_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
+    client_command.print_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["N", "LONG", "MARKUP"]
     assert [tuple(words.split()) for words in lines[1:]] == rows
@@ -157,7 +157,7 @@ def commands(group: click.Group) -> list[click.Command]:
 def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Although some have the name of an emoji in them."""
     shown = ["be:ab:dd:1e:07:72", "fd00:a::b:100:1", ":100:", "[red]", "fe80::cd:1%eth0"]
-    client_command.show_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
+    client_command.print_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:]] == [[address] * 2 for address in shown]
 

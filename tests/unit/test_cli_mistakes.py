@@ -36,7 +36,7 @@ def said(
 
 MISTAKES = [
     # An option that has one value is given twice.
-    ("--vni 1 --vni 2", "--vni is given twice (1 and 2); a command is about one VNI"),
+    ("--vni 1 --vni 2", "--vni is given twice (1 and 2); a command has one VNI"),
     (f"{GOOD} --vni=1", "--vni is given twice (1 and 1)"),
     (f"{GOOD} --mtu 1400 --mtu 1300", "--mtu is given twice (1400 and 1300); leave one out"),
     (f"{GOOD} --srcport 1 2 --srcport 3 4", "--srcport is given twice (1 2 and 3 4)"),
@@ -101,7 +101,7 @@ MISTAKES = [
         ),
     ),
     ("start", "No such command 'start'; a VTEP is started with options, such as: pyvtep --vni 1"),
-    ("show", "No such command 'show'; say of what: pyvtep fdb show or "),
+    ("show", "No such command 'show'; add the table: pyvtep fdb show or "),
     ("neighbour show", "No such command 'neighbour'; did you mean: pyvtep neigh show"),
     ("fdb shw", "No such command 'shw'; did you mean: pyvtep fdb show"),
     ("fdb dev vx0", "No such command 'dev'; did you mean: pyvtep fdb show dev vx0"),
@@ -129,22 +129,22 @@ MISTAKES = [
     (f"{GOOD} --tap none", "--tap none: does not reset the name"),
     ("set --mtu default", "--mtu default: is not a whole number"),
     ("set --remote none --remote 192.0.2.2", "--remote none: resets the option, so it must stand"),
-    ("set ageing 60", "ageing: is not understood here; options begin with two dashes: --ageing"),
+    ("set ageing 60", "ageing: is not expected here; options begin with two dashes: --ageing"),
     ("vni add x", "--vni x: is not a whole number"),
     ("vni add 7 remote 192.0.2.2", "Got unexpected extra arguments (remote 192.0.2.2); options "),
     ("vni del", "Missing argument 'VNI'; usage: pyvtep vni del [OPTIONS] VNI"),
     (f"fdb add {MAC}", "dst: is missing; usage: pyvtep fdb add MAC dst IP "),
-    (f"fdb add {MAC} 192.0.2.3", "192.0.2.3: is not understood here; did you mean: dst 192.0.2.3?"),
-    (f"fdb add {MAC} remote 192.0.2.3", "remote: is not understood here; did you mean dst?"),
+    (f"fdb add {MAC} 192.0.2.3", "192.0.2.3: is not expected here; did you mean: dst 192.0.2.3?"),
+    (f"fdb add {MAC} remote 192.0.2.3", "remote: is not expected here; did you mean dst?"),
     (
         f"fdb add {MAC} dst 192.0.2.3:47",
         "dst 192.0.2.3:47: is not an IP address; write the port as",
     ),
-    ("fdb flush all", "all: is not understood here; without any word all are meant; known are: "),
+    ("fdb flush all", "all: is not expected here; without a filter all are selected; known are: "),
     ("neigh add 10.0.0.5", "lladdr: is missing; usage: pyvtep neigh add IP lladdr MAC "),
-    (f"neigh add 10.0.0.5 {MAC}", f"{MAC}: is not understood here; did you mean: lladdr {MAC}?"),
-    ("stats vx0", "vx0: is not understood here; did you mean: dev vx0?"),
-    ("vni show 1", "1: is not understood here; did you mean: --vni 1?"),
+    (f"neigh add 10.0.0.5 {MAC}", f"{MAC}: is not expected here; did you mean: lladdr {MAC}?"),
+    ("stats vx0", "vx0: is not expected here; did you mean: dev vx0?"),
+    ("vni show 1", "1: is not expected here; did you mean: --vni 1?"),
     ("stats --watch soon", "--watch soon: is not a number of seconds from 0.1 to 86400"),
 ]
 

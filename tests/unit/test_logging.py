@@ -1,58 +1,133 @@
-"""How the log looks: with time and level, or as the journal has it; and what --debug says."""
+"""The log: its format on a terminal and in the journal, its queue, and the lines of --debug."""
 
 import logging
 import os
 import re
+import subprocess
+import sys
+import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vtep import Config, Vtep
 from vtep.cli import bootstrap
-from vtep.cli.event_log import Trace
-from vtep.cli.log_handler import Voice
-from vtep.cli.stats_text import counted, together
+from vtep.cli.event_log import EventLog
+from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
+from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.control import views
 from vtep.control.schema import Stats
 from vtep.forwarding.fdb import Kind, Remote
 
+HANDLER = "vtep.cli.log_handler"
 REMOTE = Remote("192.0.2.2", 4789)
 
 
-def written(capfd: pytest.CaptureFixture[str], *, journal: bool) -> list[str]:
-    voice = Voice(journal=journal)
-    log = logging.Logger("vtep")
-    log.addHandler(voice)
+def write(capfd: pytest.CaptureFixture[str], *, journal: bool) -> list[str]:
+    """Log some records, and return the lines on standard error."""
+    handler = NonBlockingLogHandler(journal=journal)
+    log, report = logging.Logger("vtep"), logging.Logger(REPORT)
+    log.addHandler(handler)
+    report.addHandler(handler)
     log.info("vni %d on %s", 1, "vx0")
     log.warning("two\nlines")
     log.error("error: x")
     log.debug("why")
-    voice.say("  drops  0")
-    voice.close()
+    report.info("%s", "  drops  0\n  fdb    1")
+    handler.flush()
     return capfd.readouterr().err.splitlines()
 
 
 def test_lines_have_time_and_level(capfd: pytest.CaptureFixture[str]) -> None:
-    first, *others = written(capfd, journal=False)
+    first, *others = write(capfd, journal=False)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO pyvtep: vni 1 on vx0", first)
     assert [line.split()[2:4] for line in others if line[:1].isdigit()] == [
         ["WARNING", "pyvtep:"],
         ["ERROR", "pyvtep:"],
         ["DEBUG", "pyvtep:"],
     ]
-    assert others[-1] == "  drops  0"
+    assert others[-2:] == ["  drops  0", "  fdb    1"]  # A report is as it is.
 
 
 def test_the_journal_gets_priorities(capfd: pytest.CaptureFixture[str]) -> None:
-    assert written(capfd, journal=True) == [
+    assert write(capfd, journal=True) == [
         "<6>pyvtep: vni 1 on vx0",
         "<4>pyvtep: two",
         "<4>lines",
         "<3>pyvtep: error: x",
         "<7>pyvtep: why",
         "<6>  drops  0",
+        "<6>  fdb    1",
     ]
+
+
+def test_a_reader_that_is_stuck_blocks_no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    resume = threading.Event()
+    written: list[bytes] = []
+
+    def write(_descriptor: int, octets: bytes) -> None:
+        assert resume.wait(60)
+        written.append(octets)
+
+    monkeypatch.setattr(f"{HANDLER}.os", SimpleNamespace(write=write))
+    monkeypatch.setattr(f"{HANDLER}._RECORDS_MAX", 5)
+    monkeypatch.setattr(f"{HANDLER}._FLUSH_TIMEOUT_S", 0)
+    handler = NonBlockingLogHandler(journal=True)
+    log = logging.Logger("vtep")
+    log.addHandler(handler)
+    for number in range(50):  # Returns at all: the queue is full after at most six.
+        log.info("%d", number)
+    handler.flush()  # Gives up, as the end of the process does.
+    resume.set()
+    monkeypatch.setattr(f"{HANDLER}._FLUSH_TIMEOUT_S", 60)
+    handler.flush()
+    log.info("last")
+    handler.flush()
+    *first, notice, last = (octets.decode().strip() for octets in written)
+    assert first == [f"<6>pyvtep: {number}" for number in range(len(first))]
+    lost = 50 - len(first)
+    assert notice.startswith(f"<4>pyvtep: {lost} log records lost: ")
+    assert last == "<6>pyvtep: last"
+
+
+def test_a_reader_that_is_gone_stops_no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def write(_descriptor: int, _octets: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        raise BrokenPipeError
+
+    monkeypatch.setattr(f"{HANDLER}.os", SimpleNamespace(write=write))
+    handler = NonBlockingLogHandler()
+    log = logging.Logger("vtep")
+    log.addHandler(handler)
+    for _ in range(3):
+        log.info("x")
+        handler.flush()
+    assert calls == 3
+
+
+def test_the_process_ends_although_nothing_reads() -> None:
+    """With records in the queue, and the thread blocked in a write to a full pipe."""
+    code = (
+        "import logging, sys\n"
+        "from vtep.cli.log_handler import NonBlockingLogHandler\n"
+        "logging.basicConfig(level=logging.INFO, handlers=[NonBlockingLogHandler()])\n"
+        "for _ in range(500): logging.info('x' * 1000)\n"
+        "print('logged', flush=True)\n"
+    )
+    reader, writer = os.pipe()
+    child = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, timeout=60, check=True
+    )
+    assert child.stdout == b"logged\n"
+    first = os.read(reader, 1000).splitlines()[0]
+    assert first.partition(b" INFO pyvtep: ")[2].strip(b"x") == b""
+    os.close(reader)
+    os.close(writer)
 
 
 def test_the_journal_is_found_by_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,30 +139,30 @@ def test_the_journal_is_found_by_its_stream(monkeypatch: pytest.MonkeyPatch) -> 
         ("", False),
     ):
         monkeypatch.setenv("JOURNAL_STREAM", stream)
-        assert bootstrap.in_journal() is there
-        assert bootstrap.priority(3) == ("<3>" if there else "")
+        assert bootstrap.stderr_is_journal() is there
+        assert bootstrap.journal_prefix(3) == ("<3>" if there else "")
     monkeypatch.delenv("JOURNAL_STREAM")
-    assert not bootstrap.in_journal()
+    assert not bootstrap.stderr_is_journal()
 
 
-def test_debug_says_what_changed_and_why(
+def test_debug_logs_changes_with_their_cause(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 10.0
-    monkeypatch.setattr("vtep.cli.event_log._LINES_A_SECOND", 3)
+    monkeypatch.setattr("vtep.cli.event_log._LINES_PER_SECOND", 3)
     monkeypatch.setattr("vtep.cli.event_log.time.monotonic", lambda: now)
     caplog.set_level(logging.DEBUG, "vtep")
     vtep = Vtep(Config(vni=1, remote="192.0.2.2"))
     vtep.fdb.learn(b"\2\0\0\0\0\0", REMOTE, 0.0)
     assert caplog.messages == []
-    trace = Trace(vtep)
+    event_log = EventLog(vtep)
     vtep.fdb.learn(b"\2\0\0\0\0\1", REMOTE, 0.0)
     vtep.fdb.add(b"\2\0\0\0\0\2", REMOTE, 0.0, Kind())
     vtep.fdb.remove(b"\2\0\0\0\0\2", None)
     assert caplog.messages == [
         "fdb added: 02:00:00:00:00:01 dev vx1 dst 192.0.2.2 dynamic (learned from a frame)",
-        "fdb added: 02:00:00:00:00:02 dev vx1 dst 192.0.2.2 permanent (asked for)",
-        "fdb deleted: 02:00:00:00:00:02 dev vx1 dst 192.0.2.2 permanent (asked for)",
+        "fdb added: 02:00:00:00:00:02 dev vx1 dst 192.0.2.2 permanent (requested)",
+        "fdb deleted: 02:00:00:00:00:02 dev vx1 dst 192.0.2.2 permanent (requested)",
     ]
     for number in range(3, 9):
         vtep.fdb.learn(bytes((2, 0, 0, 0, 0, number)), REMOTE, 0.0)
@@ -95,7 +170,7 @@ def test_debug_says_what_changed_and_why(
     now = 11.0
     vtep.fdb.learn(b"\2\0\0\0\0\x09", REMOTE, 0.0)
     assert caplog.messages[3] == "6 more changes were not logged"
-    trace.end()
+    event_log.end()
     vtep.fdb.learn(b"\2\0\0\0\0\x0a", REMOTE, 0.0)
     assert len(caplog.messages) == 5
 
@@ -106,19 +181,19 @@ def stats(vni: int, frames: int) -> Stats:
     return views.stats(vtep, vtep.ports.values(), time.monotonic())
 
 
-def test_counters_that_are_zero_are_left_out_if_wanted() -> None:
-    (block,) = counted(stats(1, 7), zeros=False)
+def test_zero_counters_can_be_left_out() -> None:
+    (block,) = format_stats(stats(1, 7), zeros=False)
     assert [line.split()[0] for line in block.lines] == ["vni", "tx_frames", "drops", "fdb"]
-    (block,) = counted(stats(1, 7))
+    (block,) = format_stats(stats(1, 7))
     assert len(block.lines) > 20
 
 
-def test_what_several_have_counted_is_added_up() -> None:
-    told = together([stats(1, 7), stats(2, 5)])
-    assert told["total"]["counters"]["tx_frames"] == 12
-    assert [segment["vni"] for segment in told["segments"]] == [1, 2]
-    head, *segments = counted(told, zeros=False)
+def test_counters_of_several_processes_are_added_up() -> None:
+    merged = merge_stats([stats(1, 7), stats(2, 5)])
+    assert merged["total"]["counters"]["tx_frames"] == 12
+    assert [segment["vni"] for segment in merged["segments"]] == [1, 2]
+    head, *segments = format_stats(merged, zeros=False)
     assert head.lines[0] == "2 VNIs, together"
     assert [block.vni for block in segments] == [1, 2]
     one: Any = stats(1, 7)
-    assert together([one]) is one
+    assert merge_stats([one]) is one

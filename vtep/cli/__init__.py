@@ -1,4 +1,4 @@
-"""`pyvtep`: options become a `Config`, which runs; nothing else happens here."""
+"""The `pyvtep` command line: it runs a VTEP, or asks and changes a running one."""
 
 from vtep.cli.main import main
 

@@ -1,33 +1,53 @@
-"""What has to be done before anything else is loaded, and so needs hardly anything."""
+"""Steps that come before all other modules are loaded; this one imports hardly anything."""
 
 import os
 import signal
 import sys
 
-_WAIT = frozenset((signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM))
-"""Signals that ask a VTEP for something, and by default would end the process."""
+_BLOCKED = frozenset((signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM))
+"""Signals that request something of a VTEP, and end a process that has no handler for them."""
 
 
-def let_signals_wait() -> None:
-    """Keep signals that ask for something until a VTEP runs that can do it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WAIT)
+def block_signals() -> None:
+    """Block signals that request something, until a VTEP runs that can handle them.
+
+    They stay pending: a SIGHUP that comes while modules are loaded is handled once there is a VTEP.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
 
 
-def let_signals_end() -> None:
-    """Let signals do what they do by default, or what they were given handlers for."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAIT)
+def unblock_signals() -> None:
+    """Unblock these signals, for their handlers or their default actions."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
-def in_journal() -> bool:
-    """Return whether standard error is the systemd journal, which adds the time to each line."""
+def open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that is closed.
+
+    Otherwise the next device or socket would get its descriptor, and log lines with it.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+        os.set_inheritable(descriptor, True)
+
+
+def stderr_is_journal() -> bool:
+    """Return whether standard error is the systemd journal, which adds the time to each line.
+
+    The variable alone is no proof: it is inherited by processes whose standard error is redirected
+    (see $JOURNAL_STREAM in systemd.exec(5)).
+    """
     try:
         device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-        seen = os.fstat(2)
-        return (int(device), int(inode)) == (seen.st_dev, seen.st_ino)
+        found = os.fstat(2)
+        return (int(device), int(inode)) == (found.st_dev, found.st_ino)
     except (OSError, ValueError):
         return False
 
 
-def priority(number: int) -> str:
-    """Return what a line begins with for the journal to know its priority (sd-daemon(3))."""
-    return f"<{number}>" if sys.stderr is not None and in_journal() else ""
+def journal_prefix(priority: int) -> str:
+    """Return the prefix that tells the journal the priority of a line (sd-daemon(3)), if needed."""
+    return f"<{priority}>" if sys.stderr is not None and stderr_is_journal() else ""

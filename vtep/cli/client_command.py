@@ -1,4 +1,4 @@
-"""What the commands that steer a running pyvtep share: finding it, and showing what it says."""
+"""Common parts of the commands for a running pyvtep: connect to it, parse words, print results."""
 
 import functools
 import json
@@ -19,16 +19,16 @@ from vtep.control.client import find
 from vtep.errors import ConfigError
 
 _PAGE = 1000
-"""Rows of a table that are laid out, and shown, at a time."""
+"""Rows of a table that are laid out and printed at a time, with the widths of their columns."""
 
 _WIDE = 500
-"""Columns of characters where nobody sees where a line ends."""
+"""Width in characters of output that does not go to a terminal, so that no line is broken."""
 
 _SIGPIPE_CODE = 141
-"""The exit code that a shell gives a command whose reader has gone."""
+"""Exit code of a shell for a command that SIGPIPE ended: 128 + 13."""
 
 
-def steering(
+def with_client(
     *,
     segment: bool = True,
     vni: str = "vni",
@@ -37,33 +37,35 @@ def steering(
     every: bool = False,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[..., Any]:
-    """Give a command what it needs to reach a pyvtep.
+    """Return a decorator that connects a command to a running pyvtep.
 
-    Its function is called with a `Client` as `vtep`, or with a list of them as `vteps` if it is
-    about `every` one that is meant; with `vni`, as it was typed, if it is about a segment, which
-    is a part of `given` where it has `words`; and with `as_json` if it `shows` something. What
-    shows nothing `changes` something, unless it says otherwise; or that depends on what is given,
-    and then `changes` tells, and a change is of one pyvtep only. `vni` is what names the VNI of the
-    segment, and `check` raises ConfigError for values that make no sense, before anything is asked.
+    The decorated function is called with a `Client` as `vtep`, or with a list of them as `vteps` if
+    it works on `every` matching process. A command that `shows` something also gets `as_json`. A
+    command about a `segment` has the options of its name; they become part of its `params` if it
+    takes words, and otherwise the keyword `vni`.
+
+    A command `changes` something if it shows nothing, unless that is said explicitly, maybe as a
+    function of the arguments; a change is made in one process only. `vni` names the argument with
+    the VNI. `check` raises ConfigError for arguments that make no sense, before any connection.
     """
 
-    def is_change(given: dict[str, Any]) -> bool:
+    def is_change(arguments: dict[str, Any]) -> bool:
         if callable(changes):
-            return changes(given)
+            return changes(arguments)
         return not shows if changes is None else changes
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def command(*, socket: str | None, **given: Any) -> None:
-            if segment and "given" in given:  # Both words and --vni may name the segment.
-                number = given.pop("vni")
-                if number is not None and given["given"].setdefault("vni", number) != number:
+        def command(*, socket: str | None, **arguments: Any) -> None:
+            if segment and "params" in arguments:  # Both src_vni and --vni may name the segment.
+                number = arguments.pop("vni")
+                if number is not None and arguments["params"].setdefault("vni", number) != number:
                     raise ConfigError(f"--vni {number}: contradicts src_vni")
             if check is not None:
-                check(given)
-            names, changing = given.get("given", given), is_change(given)
-            with _quiet_when_nobody_reads(), ExitStack() as connections:
-                paths = _paths(
+                check(arguments)
+            names, changing = arguments.get("params", arguments), is_change(arguments)
+            with _exit_on_broken_pipe(), ExitStack() as connections:
+                paths = _find_sockets(
                     socket,
                     names.get(vni) if segment or vni != "vni" else None,
                     names.get("dev") if segment else None,
@@ -71,7 +73,7 @@ def steering(
                     every=every and not changing,
                 )
                 vteps = [connections.enter_context(Client(path)) for path in paths]
-                function(**{"vteps": vteps} if every else {"vtep": vteps[0]}, **given)
+                function(**{"vteps": vteps} if every else {"vtep": vteps[0]}, **arguments)
 
         wrapped: Callable[..., Any] = command
         if shows:
@@ -79,22 +81,25 @@ def steering(
         wrapped = commands.option(
             "--socket",
             metavar="PATH",
-            help="Control socket of the pyvtep that is meant [default: the one of this network "
-            "namespace, or that which has the segment].",
+            help="Control socket of the pyvtep to talk to [default: the one in this network "
+            "namespace, or the one with the segment].",
         )(wrapped)
         if segment:
             wrapped = commands.option(
-                "--vni", metavar="N", help="The segment that is meant, where there are several."
+                "--vni", metavar="N", help="VNI of the segment, if there are several."
             )(wrapped)
         return wrapped
 
     return decorate
 
 
-def _paths(
+def _find_sockets(
     socket: str | None, vni: str | None, dev: str | None, *, changes: bool, every: bool
 ) -> list[str | Path]:
-    """Return the sockets of the pyvteps that a command means; say so where one is elsewhere."""
+    """Return the sockets of the processes that a command is about.
+
+    Side effects: prints a note for each that is in another network namespace.
+    """
     if socket is not None:
         return [socket]
     number = int(vni) if vni is not None and vni.isascii() and vni.isdigit() else None
@@ -108,44 +113,48 @@ def _paths(
     return [each.path for each in found]
 
 
-def words(grammar: Grammar, metavar: str, needs: Sequence[str] = ()) -> Callable[..., Any]:
-    """Give a command words of a grammar; its function gets what they stand for as `given`.
+def words(grammar: Grammar, metavar: str, required: Sequence[str] = ()) -> Callable[..., Any]:
+    """Return a decorator that gives a command the words of a grammar.
 
-    It `needs` some of what they can stand for.
+    Its function gets the parameters that the words stand for as `params`. The `required` ones have
+    to be among them.
     """
 
     def parse(context: click.Context, _parameter: click.Parameter, typed: Sequence[str]) -> Any:
         try:
-            given = grammar.parse(typed)
+            params = grammar.parse(typed)
         except ConfigError:
             for word in typed:
                 mistakes.check_word(word, grammar.words(), context)
             raise
-        for name in needs:
-            if name not in given:
+        for name in required:
+            if name not in params:
                 word = grammar.word_for(name)
                 raise ConfigError(f"{word}: is missing; usage: {context.command_path} {metavar}")
-        return given
+        return params
 
-    def complete(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
-        return [word for word in grammar.words() if word.startswith(begun)]
+    def complete(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[str]:
+        return [word for word in grammar.words() if word.startswith(prefix)]
 
     return click.argument(
-        "given", nargs=-1, metavar=metavar, callback=parse, shell_complete=complete
+        "params", nargs=-1, metavar=metavar, callback=parse, shell_complete=complete
     )
 
 
-def show_json(value: object) -> None:
-    """Show what a pyvtep said as it said it."""
+def print_json(value: object) -> None:
+    """Print a result as JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
-def show_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
-    """Show rows under their headings, which `columns` aligns; or that there are none."""
-    from rich.console import Console  # noqa: PLC0415  most commands show nothing
+def print_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows below their headings, or "(none)".
+
+    `columns` has the headings, each with its alignment: "right", or "" for left.
+    """
+    from rich.console import Console  # noqa: PLC0415  slow to import, and most commands print no table
     from rich.table import Table  # noqa: PLC0415
 
-    # What has colons, such as a MAC with :ab: in it, is no emoji.
+    # rich would replace :ab: in a MAC address by an emoji, and colour numbers.
     console = Console(
         highlight=False,
         emoji=False,
@@ -159,8 +168,10 @@ def show_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> 
         return
     for number, page in enumerate(chain([first], pages)):
         table = Table(box=None, pad_edge=False, show_header=number == 0, header_style="bold")
-        for heading, side in columns.items():
-            table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+        for heading, alignment in columns.items():
+            table.add_column(
+                heading, justify="right" if alignment == "right" else "left", no_wrap=True
+            )
         for row in page:
             table.add_row(*(str(cell) for cell in row))
         console.print(table, markup=False)
@@ -178,16 +189,16 @@ def _pages(rows: Iterable[Sequence[object]]) -> Iterator[list[Sequence[object]]]
 
 
 @contextmanager
-def _quiet_when_nobody_reads() -> Iterator[None]:
-    """End as others do when what they print into is closed, as with `| head`."""
+def _exit_on_broken_pipe() -> Iterator[None]:
+    """Exit silently, as SIGPIPE would, if the reader of standard output is gone (`| head`)."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        write_no_more()
+        discard_stdout()
         raise click.exceptions.Exit(_SIGPIPE_CODE) from None
 
 
-def write_no_more() -> None:
-    """Let go of what could not be written: the interpreter would try once more, and complain."""
+def discard_stdout() -> None:
+    """Discard buffered output: the interpreter would try to write it at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

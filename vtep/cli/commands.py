@@ -1,4 +1,4 @@
-"""The kinds of commands and options that pyvtep's command line is made of."""
+"""Classes of commands and options, based on those of click, that explain mistakes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,11 +8,11 @@ import click
 from vtep.cli import mistakes
 
 
-class Once(click.Option):
-    """An option that may be given once: of two values, one would be ignored silently."""
+class SingleOption(click.Option):
+    """An option that may be given once; click would silently ignore all but the last value."""
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Have the parser keep every value that is given, not the last one only."""
+        """Make the parser keep all values, as it does for options that may be repeated."""
         self.multiple = True
         try:
             super().add_to_parser(parser, ctx)
@@ -20,22 +20,22 @@ class Once(click.Option):
             self.multiple = False
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the value that was given, and where it is from; refuse a second one."""
+        """Return the value and its source; raise UsageError if there are two."""
         values = opts.get(self.name or "")
         if isinstance(values, list) and values:
             if len(values) > 1 and not ctx.resilient_parsing:
-                raise click.UsageError(mistakes.given_twice(self, values), ctx)
+                raise click.UsageError(mistakes.describe_repeated(self, values), ctx)
             if isinstance(values[0], str | tuple) and not ctx.resilient_parsing:
                 mistakes.check_value(self, values[0], ctx)
             opts = {**opts, self.name or "": values[0]}
         return super().consume_value(ctx, opts)
 
 
-class Many(click.Option):
+class RepeatableOption(click.Option):
     """An option that may be repeated."""
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the values that were given, and where they are from."""
+        """Return the values and their source."""
         if not ctx.resilient_parsing:
             for value in opts.get(self.name or "") or ():
                 mistakes.check_value(self, value, ctx)
@@ -46,52 +46,53 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def option(*names: str, **attributes: Any) -> Callable[[_F], _F]:
-    """Give a command an option that may be given once; else as `click.option`."""
-    return click.option(*names, cls=Once, **attributes)
+    """Return a decorator as `click.option` does, for an option that may be given once."""
+    return click.option(*names, cls=SingleOption, **attributes)
 
 
 def json_option(function: _F) -> _F:
-    """Give a command `--json`, as `as_json`."""
-    flag = option("--json", "-j", "as_json", is_flag=True, help="Show JSON instead of text.")
+    """Add the option `--json` to a command, as `as_json`."""
+    flag = option("--json", "-j", "as_json", is_flag=True, help="Print JSON instead of text.")
     return flag(function)
 
 
-class Command(click.Command):
-    """A command that remembers its words, so that a mistake in them can be explained."""
+class CliCommand(click.Command):
+    """A command that keeps its arguments, so that a mistake in them can be explained."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the words apart."""
-        with mistakes.of(ctx, args):
+        """Parse the arguments."""
+        with mistakes.keep_arguments(ctx, args):
             return super().parse_args(ctx, args)
 
 
-class Group(click.Group):
-    """A command with commands below it: a mistake in their names is explained."""
+class CliGroup(click.Group):
+    """A command with subcommands, which explains mistakes in their names."""
 
-    command_class = Command
+    command_class = CliCommand
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the words apart."""
-        with mistakes.of(ctx, args):
+        """Parse the arguments."""
+        with mistakes.keep_arguments(ctx, args):
             return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the first word names, and the words behind it."""
+        """Return the subcommand that the first argument names, and the other arguments."""
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(mistakes.no_such_command(self, ctx, args), ctx)
+            raise click.UsageError(mistakes.describe_unknown_command(self, ctx, args), ctx)
         return super().resolve_command(ctx, args)
 
 
-Group.group_class = Group
+# Subgroups are made by this attribute, and the class can't name itself in its body.
+CliGroup.group_class = CliGroup
 
 
-class Table(Group):
-    """The verbs of a table, which is shown where there is no verb, as by `bridge fdb`."""
+class TableGroup(CliGroup):
+    """The verbs of a table, with `show` as the default verb, as in `bridge fdb`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the words apart, with `show` for a verb that is missing."""
+        """Parse the arguments, with `show` for a missing verb."""
         if not ctx.resilient_parsing:
             if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
                 args = ["show", *args]
@@ -100,5 +101,5 @@ class Table(Group):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of a verb."""
+        """Return the command of a verb, where `list` and `ls` are `show` as in iproute2."""
         return super().get_command(ctx, "show" if cmd_name in ("list", "ls") else cmd_name)

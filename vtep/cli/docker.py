@@ -10,7 +10,7 @@ from attrs import asdict, evolve
 
 from vtep import Config, VtepError
 from vtep.cli import bootstrap, commands
-from vtep.cli.options import config_options, given_of, settings_of, settings_options
+from vtep.cli.options import config_options, given_options, settings_options, take_settings
 from vtep.config import Settings
 from vtep.control import client as control
 from vtep.control import socket_files
@@ -29,7 +29,7 @@ _NETWORK = click.argument("network", callback=_checked)
 """Its name, or as for docker itself the beginning of its ID."""
 
 
-@click.group(cls=commands.Group)
+@click.group(cls=commands.CliGroup)
 def docker() -> None:
     """Join Docker networks of several hosts: their containers share one subnet."""
 
@@ -60,9 +60,9 @@ def attach(
     The network's bridge is found by asking the engine, and found again where the network is
     created anew. Each host's containers keep to the gateway of their own host.
     """
-    bootstrap.let_signals_wait()
-    given = given_of(options)
-    process = settings_of(given)
+    bootstrap.block_signals()
+    given = given_options(options)
+    process = take_settings(given)
     if "vni" not in given:
         example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
         raise click.UsageError(f"--vni is missing; for example: {example}")
@@ -88,7 +88,7 @@ def attach(
     settings = Settings(segments=[evolve(config, **place.options)])
     debug = context.find_root().params["debug"]
     with record.keep(kept):
-        run(settings, None, process, debug=debug, beside=Attachment(client, place).follow)
+        run(settings, None, process, debug=debug, companion=Attachment(client, place).follow)
 
 
 def _check_free(bridge: str) -> None:

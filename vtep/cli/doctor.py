@@ -18,12 +18,12 @@ from vtep.doctor.findings import findings
 _COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-@click.command(cls=commands.Command)
+@click.command(cls=commands.CliCommand)
 @click.option(
     "--remote",
     "remotes",
     metavar="IP",
-    cls=commands.Many,
+    cls=commands.RepeatableOption,
     multiple=True,
     help="Look at the way to this VTEP, whether or not a pyvtep runs here; repeatable.",
 )

@@ -1,44 +1,45 @@
-"""`--debug`: every change of a VTEP, in its log."""
+"""`--debug`: a log line for every change in a VTEP."""
 
 import logging
 import time
 
 from vtep import Vtep
-from vtep.cli.monitor import line
+from vtep.cli.monitor import format_event
 from vtep.control.events import Events
 from vtep.control.schema import Event
 
 log = logging.getLogger("vtep")
 
-_LINES_A_SECOND = 100
-"""More are counted only: a scan of MACs would fill a disk."""
+_LINES_PER_SECOND = 100
+"""Rate limit: a scan of MAC addresses would fill a disk. Further changes are only counted."""
 
-_WHY = {
+_CAUSES = {
     ("fdb", "added"): "learned from a frame",
-    ("fdb", "moved"): "its frames come from there now",
-    ("fdb", "expired"): "nothing came from it for --ageing seconds",
+    ("fdb", "moved"): "frames from another remote",
+    ("fdb", "expired"): "no frame for --ageing seconds",
 }
 
 
-class Trace:
-    """Logs what happens in a VTEP, up to so many lines a second."""
+class EventLog:
+    """A subscription to the events of a VTEP, which logs them."""
 
     def __init__(self, vtep: Vtep) -> None:
         self._second = 0
         self._lines = 0
-        self.end = Events(vtep).watch(self._changed)
-        """Ends it."""
+        self.end = Events(vtep).watch(self._log)
+        """Cancels the subscription."""
 
-    def _changed(self, event: Event) -> None:
+    def _log(self, event: Event) -> None:
         second = int(time.monotonic())
         if second != self._second:
-            if self._lines > _LINES_A_SECOND:
-                log.debug("%d more changes were not logged", self._lines - _LINES_A_SECOND)
+            if self._lines > _LINES_PER_SECOND:
+                log.debug("%d more changes were not logged", self._lines - _LINES_PER_SECOND)
             self._second, self._lines = second, 0
         self._lines += 1
-        if self._lines <= _LINES_A_SECOND:
-            thing, what = event.get("object", ""), event["event"]
-            why = _WHY.get((thing, what))
-            if why is None or (what == "added" and event.get("state") != "dynamic"):
-                why = "asked for" if thing in ("fdb", "remote", "config") else what
-            log.debug("%s %s: %s (%s)", thing, what, line(event).removeprefix("Deleted "), why)
+        if self._lines <= _LINES_PER_SECOND:
+            subject, verb = event.get("object", ""), event["event"]
+            cause = _CAUSES.get((subject, verb))
+            if cause is None or (verb == "added" and event.get("state") != "dynamic"):
+                cause = "requested" if subject in ("fdb", "remote", "config") else verb
+            text = format_event(event).removeprefix("Deleted ")
+            log.debug("%s %s: %s (%s)", subject, verb, text, cause)

@@ -1,4 +1,4 @@
-"""`pyvtep fdb`: the forwarding database of a running pyvtep, in the grammar of `bridge fdb`."""
+"""`pyvtep fdb`: the forwarding database of a running pyvtep, with the syntax of `bridge fdb`."""
 
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -15,20 +15,20 @@ from vtep.errors import ConfigError, shown
 from vtep.wire import vxlan
 
 _ENTRY = Grammar("mac", {**DESTINATION, **SEGMENT}, KIND)
-_WHICH = Grammar("mac", {**DESTINATION, **SEGMENT}, {"self": ("", None)})
-_ONE = Grammar("mac", SEGMENT, {"self": ("", None)})
-_WANTED = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
+_SELECTED = Grammar("mac", {**DESTINATION, **SEGMENT}, {"self": ("", None)})
+_MAC = Grammar("mac", SEGMENT, {"self": ("", None)})
+_FILTER = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
 
 _ENTRY_METAVAR = "MAC dst IP [port PORT] [vni VNI] [via DEV] [dev TAP] [static] [extern_learn] ..."
-_WHICH_METAVAR = "MAC [dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP]"
-_WANTED_METAVAR = (
+_SELECTED_METAVAR = "MAC [dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP]"
+_FILTER_METAVAR = (
     "[dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP] [[no]static] [[no]dynamic] ..."
 )
 
 
-def _check_destination(given: dict[str, Any]) -> None:
-    """Raise ConfigError for a destination that is no IP address, with what was probably meant."""
-    dst = given["given"].get("dst")
+def _check_destination(arguments: dict[str, Any]) -> None:
+    """Raise ConfigError for a destination that is not an IP address, with a suggestion."""
+    dst = arguments["params"].get("dst")
     try:
         ip_address(dst or "::")
     except ValueError:
@@ -40,105 +40,105 @@ def _check_destination(given: dict[str, Any]) -> None:
         raise ConfigError(f"dst {shown(dst)}: {error.reason}{hint}") from None
 
 
-@click.group("fdb", cls=commands.Table)
+@click.group("fdb", cls=commands.TableGroup)
 def group() -> None:
-    """Show or change which remotes MACs are behind, in the grammar of `bridge fdb`."""
+    """Show or change the forwarding database, with the syntax of `bridge fdb`."""
 
 
 @group.command()
-@client_command.words(_WANTED, _WANTED_METAVAR)
-@client_command.steering(shows=True, every=True, check=_check_destination)
-def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
-    """Show the entries to which all of the filters apply."""
-    entries = [entry for vtep in vteps for entry in vtep.fdb.show(**given)]
+@client_command.words(_FILTER, _FILTER_METAVAR)
+@client_command.with_client(shows=True, every=True, check=_check_destination)
+def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
+    """Show the entries that match all filters."""
+    entries = [entry for vtep in vteps for entry in vtep.fdb.show(**params)]
     if as_json:
-        client_command.show_json(entries)
+        client_command.print_json(entries)
     else:
-        _show(entries)
+        _print(entries)
 
 
 @group.command()
-@client_command.words(_ONE, "MAC [dev TAP]", ("mac",))
-@client_command.steering(shows=True)
-def get(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
-    """Show the entry of a MAC; exit code 1 where there is none."""
-    entry = vtep.call("fdb.get", **given)
+@client_command.words(_MAC, "MAC [dev TAP]", ("mac",))
+@client_command.with_client(shows=True)
+def get(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
+    """Show the entry of a MAC; exit code 1 if there is none."""
+    entry = vtep.call("fdb.get", **params)
     if as_json:
-        client_command.show_json(entry)
+        client_command.print_json(entry)
     else:
-        _show([entry])
+        _print([entry])
 
 
 @group.command()
 @client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@client_command.steering(check=_check_destination)
-def add(vtep: Client, given: dict[str, Any]) -> None:
-    """Put in an entry for a MAC that has none."""
-    vtep.call("fdb.add", **given)
+@client_command.with_client(check=_check_destination)
+def add(vtep: Client, params: dict[str, Any]) -> None:
+    """Add an entry for a MAC that has none."""
+    vtep.call("fdb.add", **params)
 
 
 @group.command()
 @client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@client_command.steering(check=_check_destination)
-def append(vtep: Client, given: dict[str, Any]) -> None:
-    """Give a MAC one more destination.
+@client_command.with_client(check=_check_destination)
+def append(vtep: Client, params: dict[str, Any]) -> None:
+    """Add a destination to the entry of a MAC.
 
-    That of 00:00:00:00:00:00 are where broadcasts go, and what no other entry knows.
+    Broadcast, multicast and unknown unicast frames go to the destinations of 00:00:00:00:00:00.
     """
-    vtep.call("fdb.append", **given)
+    vtep.call("fdb.append", **params)
 
 
 @group.command()
 @client_command.words(_ENTRY, _ENTRY_METAVAR, ("mac", "dst"))
-@client_command.steering(check=_check_destination)
-def replace(vtep: Client, given: dict[str, Any]) -> None:
-    """Have a MAC be behind one destination, whatever is known of it."""
-    vtep.call("fdb.replace", **given)
+@client_command.with_client(check=_check_destination)
+def replace(vtep: Client, params: dict[str, Any]) -> None:
+    """Set the only destination of a MAC, with or without an entry before."""
+    vtep.call("fdb.replace", **params)
 
 
 @group.command("del")
-@client_command.words(_WHICH, _WHICH_METAVAR, ("mac",))
-@client_command.steering(check=_check_destination)
-def delete(vtep: Client, given: dict[str, Any]) -> None:
-    """Take a destination from a MAC, or all of them where none is named."""
-    vtep.call("fdb.del", **given)
+@client_command.words(_SELECTED, _SELECTED_METAVAR, ("mac",))
+@client_command.with_client(check=_check_destination)
+def delete(vtep: Client, params: dict[str, Any]) -> None:
+    """Delete a destination of a MAC or, if none is given, its entry."""
+    vtep.call("fdb.del", **params)
 
 
 @group.command()
-@client_command.words(_WANTED, _WANTED_METAVAR)
-@client_command.steering(shows=True, changes=True, check=_check_destination)
-def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
-    """Remove every destination to which all of the filters apply.
+@client_command.words(_FILTER, _FILTER_METAVAR)
+@client_command.with_client(shows=True, changes=True, check=_check_destination)
+def flush(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
+    """Delete all destinations that match all filters.
 
-    Without a filter that is every entry; but the remotes of the configuration still get broadcasts,
-    unless `permanent` or their `dst` says that they are meant.
+    Without a filter these are all entries except the configured remotes, which `permanent` or
+    their `dst` selects.
     """
-    count = vtep.fdb.flush(**given)
+    count = vtep.fdb.flush(**params)
     if as_json:
-        client_command.show_json({"flushed": count})
+        client_command.print_json({"flushed": count})
     else:
         click.echo(f"{count} flushed")
 
 
-def _show(entries: list[FdbEntry]) -> None:
+def _print(entries: list[FdbEntry]) -> None:
     columns = {"MAC": "", "DST": "", "DEV": "", "STATE": "", "AGE": "right", "TX": "right"}
-    client_command.show_table(
+    client_command.print_table(
         {**columns, "RX": "right"}, (row for entry in entries for row in _rows(entry))
     )
 
 
 def _rows(entry: FdbEntry) -> Iterator[tuple[object, ...]]:
-    """A row for each destination, of which the first has what is said of the entry."""
-    first, *others = (destination_words(to, entry["vni"]) for to in entry["destinations"])
+    """Yield a row for each destination, the first of them with the columns of the entry."""
+    first, *others = (format_destination(to, entry["vni"]) for to in entry["destinations"])
     age = "" if entry["age"] is None else f"{entry['age']:.0f}s"
     frames = entry["tx_frames"], entry["rx_frames"]
-    yield entry["mac"], first, entry["dev"], kind_words(entry), age, *frames
+    yield entry["mac"], first, entry["dev"], format_kind(entry), age, *frames
     for other in others:
         yield "", other, "", "", "", "", ""
 
 
-def destination_words(to: Destination, vni: int) -> str:
-    """A destination as it is written in a command about a segment, which has this VNI."""
+def format_destination(to: Destination, vni: int) -> str:
+    """Return a destination in the syntax of a command about the segment `vni`."""
     words = [to["dst"]]
     if to["port"] != vxlan.PORT:
         words += ["port", str(to["port"])]
@@ -149,7 +149,7 @@ def destination_words(to: Destination, vni: int) -> str:
     return " ".join(words)
 
 
-def kind_words(entry: FdbEntry | Event) -> str:
-    """What kind of entry it is, as it is written in a command."""
+def format_kind(entry: FdbEntry | Event) -> str:
+    """Return the state and the flags of an entry in the syntax of a command."""
     flags = [name for name in ("extern_learn", "sticky") if entry.get(name)]
     return " ".join((entry.get("state", ""), *flags))

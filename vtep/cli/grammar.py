@@ -1,7 +1,6 @@
-"""The grammar of `bridge fdb` and `ip neigh`: words in any order, some followed by a value.
+"""The syntax of `bridge fdb` and `ip neigh`: words in any order, some followed by a value.
 
-What becomes of them are the parameters of the control socket's methods. That a value makes sense is
-judged there.
+Words are parsed to parameters of the methods of the control socket, which check the values.
 """
 
 import re
@@ -19,10 +18,10 @@ _STATES = {name: ("state", name) for name in ("permanent", "static", "dynamic")}
 
 KIND: Mapping[str, tuple[str, Any]] = {
     **_STATES,
-    "local": ("state", "permanent"),  # What `bridge fdb` calls it as well.
+    "local": ("state", "permanent"),  # A synonym in `bridge fdb`, too.
     "extern_learn": ("extern_learn", True),
     "sticky": ("sticky", True),
-    "self": ("", None),  # There is no other place that an entry could be in.
+    "self": ("", None),  # The default in `bridge fdb`, whose other choice is "master".
 }
 FILTER: Mapping[str, tuple[str, Any]] = {
     **{name: (name, True) for name in (*_STATES, "extern_learn", "sticky")},
@@ -42,15 +41,15 @@ _SYNONYMS = {
     "mac": "lladdr",
     "learned": "dynamic",
 }
-"""Words that people try, and those of the same meaning."""
+"""Words of other programs, with the word of the same meaning here."""
 
 
 @frozen
 class Grammar:
-    """What words there may be.
+    """The words of one command, each with its parameter.
 
-    `subject` is the parameter whose value stands without a word before it. `values` are words that
-    a value follows, and `flags` those that stand for one; each with its parameter.
+    `subject` is the parameter whose value has no word before it. `values` are words followed by a
+    value, and `flags` words with a value of their own; the parameter "" is ignored.
     """
 
     subject: str | None = None
@@ -58,8 +57,11 @@ class Grammar:
     flags: Mapping[str, tuple[str, Any]] = field(factory=dict)
 
     def parse(self, words: Iterable[str]) -> dict[str, Any]:
-        """The parameters that words stand for; raises ConfigError for words that make no sense."""
-        given: dict[str, Any] = {}
+        """Return the parameters that words stand for.
+
+        Raises: ConfigError for an unknown word, a missing value or a contradiction.
+        """
+        params: dict[str, Any] = {}
         rest = iter(words)
         for word in rest:
             if word in self.values:
@@ -70,20 +72,20 @@ class Grammar:
                 name, value = self.flags[word]
                 if not name:
                     continue
-            elif self.subject is not None and self.subject not in given:
+            elif self.subject is not None and self.subject not in params:
                 name, value = self.subject, word
             else:
                 known = " ".join((*self.values, *self.flags))
                 hint = self._hint(word)
-                raise ConfigError(f"{word}: is not understood here; {hint}known are: {known}")
-            if name in given:
-                raise ConfigError(f"{word}: is given twice, or contradicts what is before it")
-            given[name] = value
-        return given
+                raise ConfigError(f"{word}: is not expected here; {hint}known are: {known}")
+            if name in params:
+                raise ConfigError(f"{word}: is given twice, or contradicts an earlier word")
+            params[name] = value
+        return params
 
     def _hint(self, word: str) -> str:
-        """Return what was probably meant by a word, for a message."""
-        import difflib  # noqa: PLC0415  most words make sense
+        """Return a suggestion for an unknown word, followed by a blank; "" if there is none."""
+        import difflib  # noqa: PLC0415  needed for mistakes only
 
         if word[:1].isalnum() and re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", word):
             return f"did you mean: lladdr {word}? " if "lladdr" in self.values else ""
@@ -92,7 +94,7 @@ class Grammar:
         if self.subject == "remote" and re.fullmatch(r"[0-9a-fA-F:.]*[:.][0-9a-fA-F:.%\w]*", word):
             return "give one remote at a time; "
         if "dst" in self.values and self.subject is None and word in ("all", "any", "*"):
-            return "without any word all are meant; "
+            return "without a filter all are selected; "
         if word.isdecimal() and "src_vni" in self.values:
             return f"did you mean: --vni {word}? "
         wanted = _SYNONYMS.get(word)
@@ -104,12 +106,12 @@ class Grammar:
         return f"did you mean {close[0]}? " if close else ""
 
     def word_for(self, parameter: str) -> str:
-        """Return the word before the value of a parameter, or what the value is called."""
+        """Return the word before the value of a parameter, or the parameter if there is none."""
         for word, name in self.values.items():
             if name == parameter:
                 return word
         return parameter
 
     def words(self) -> list[str]:
-        """All that may stand here, for completion."""
+        """Return all words, for completion."""
         return [*self.values, *self.flags]

@@ -1,93 +1,102 @@
-"""What the program says while it forwards, without ever waiting for whoever reads it.
+"""Log records and reports on standard error, written without blocking the event loop.
 
-A terminal that was stopped with Ctrl-S, or a pipe whose reader is stuck, must not stop the loop,
-and one that is gone is no reason to end. So a thread of its own writes, from a bounded queue: what
-does not fit is lost.
+write(2) blocks while a terminal is stopped with Ctrl-S or the reader of a pipe is stuck, and fails
+(EPIPE) once the reader is gone. Neither may stop forwarding, so a thread writes the records, out of
+a bounded queue.
 """
 
 import logging
 import os
-import queue
-import threading
 from contextlib import suppress
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
 
-_LINES_MAX = 1000
-_LAST_WORDS = 1.0
-"""Seconds that the end waits for what has not been written yet."""
+REPORT = "vtep.report"
+"""Name of the logger for reports: tables to be read as a whole, without time and level."""
 
+_RECORDS_MAX = 1000
 
-class _Plain(logging.Formatter):
-    """Log lines with the local time and the level."""
+_FLUSH_TIMEOUT_S = 1.0
 
-    default_msec_format = "%s.%03d"
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s pyvtep: %(message)s")
-
-
-class _Journal(logging.Formatter):
-    """Log lines as sd-daemon(3) has them: the priority stands before each of them."""
-
-    def __init__(self) -> None:
-        super().__init__("pyvtep: %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record."""
-        levels = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}
-        return _of_priority(levels.get(record.levelno, 3), super().format(record))
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}
+"""Priorities of syslog(3) by level; all other levels are 3, an error."""
 
 
-def _of_priority(number: int, text: str) -> str:
-    return "\n".join(f"<{number}>{line}" for line in text.splitlines())
+class NonBlockingLogHandler(QueueHandler):
+    """A log handler that queues records for a thread, which writes them to standard error.
 
-
-class Voice(logging.Handler):
-    """Writes lines, and records of the log, to standard error.
-
-    Where that is the systemd `journal`, which adds the time, each line begins with its priority.
+    Records that find the queue full are counted, and their number is logged before the next one. If
+    standard error is the systemd `journal`, each line begins with its priority.
     """
 
     def __init__(self, *, journal: bool = False) -> None:
-        super().__init__()
-        self._journal = journal
-        self.setFormatter(_Journal() if journal else _Plain())
-        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_MAX)
-        self._thread = threading.Thread(target=self._write, name="voice", daemon=True)
-        self._thread.start()
+        self._records: Queue[logging.LogRecord | None] = Queue(_RECORDS_MAX)
+        self._lost = 0
+        super().__init__(self._records)
+        # Without one, basicConfig() would set a formatter that adds level and name to the message.
+        self.setFormatter(logging.Formatter())
+        # A daemon thread: it may hang in write(2) for ever, and the process must still end.
+        _StderrWriter(self._records, _Formatter(journal=journal)).start()
 
-    def say(self, text: str) -> None:
-        """Have a line or several written soon."""
-        self._put(_of_priority(6, text) if self._journal else text)
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put a record into the queue, or count it if the queue is full."""
+        try:
+            if self._lost:
+                self._records.put_nowait(_lost_record(self._lost))
+                self._lost = 0
+            self._records.put_nowait(record)
+        except Full:
+            self._lost += 1
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Have a record of the log written soon."""
-        self._put(self.format(record))
-
-    def _put(self, text: str) -> None:
-        with suppress(queue.Full):
-            self._lines.put_nowait(text + "\n")
-
-    def close(self) -> None:
-        """Write what is left, if that is possible soon."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
-        self._thread.join(_LAST_WORDS)
-        super().close()
-
-    def _write(self) -> None:
-        while (text := self._lines.get()) is not None:
-            with suppress(OSError):
-                os.write(2, text.encode(errors="replace"))
+    def flush(self) -> None:
+        """Wait until all queued records are written, for at most `_FLUSH_TIMEOUT_S`."""
+        with self._records.all_tasks_done:
+            self._records.all_tasks_done.wait_for(
+                lambda: not self._records.unfinished_tasks, _FLUSH_TIMEOUT_S
+            )
 
 
-def hold_standard_streams() -> None:
-    """Open /dev/null where a standard stream is closed.
+class _StderrWriter(QueueListener):
+    """The thread that takes records out of the queue and writes them."""
 
-    Otherwise a device or socket would get its descriptor, and be written to.
+    def __init__(
+        self, records: "Queue[logging.LogRecord | None]", formatter: logging.Formatter
+    ) -> None:
+        super().__init__(records)
+        self._formatter = formatter
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a record to standard error; give up on it if that fails."""
+        # Not by a StreamHandler on sys.stderr: the interpreter takes the locks of both at its end,
+        # and would wait for ever for a thread that is blocked in write(2).
+        with suppress(OSError):
+            os.write(2, f"{self._formatter.format(record)}\n".encode(errors="replace"))
+
+
+class _Formatter(logging.Formatter):
+    """Formats records with local time and level, or with a priority for the journal.
+
+    The journal adds the time itself, and reads the priority from a prefix (sd-daemon(3)).
     """
-    while True:
-        descriptor = os.open(os.devnull, os.O_RDWR)
-        if descriptor > 2:
-            os.close(descriptor)
-            return
-        os.set_inheritable(descriptor, True)
+
+    default_msec_format = "%s.%03d"
+
+    def __init__(self, *, journal: bool) -> None:
+        prefix = "" if journal else "%(asctime)s %(levelname)s "
+        super().__init__(f"{prefix}pyvtep: %(message)s")
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record, without a final newline."""
+        text = record.getMessage() if record.name == REPORT else super().format(record)
+        if not self._journal:
+            return text
+        priority = _PRIORITIES.get(record.levelno, 3)
+        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+
+
+def _lost_record(count: int) -> logging.LogRecord:
+    text = f"{count} log records lost: standard error was not read fast enough"
+    return logging.makeLogRecord(
+        {"name": "vtep", "msg": text, "levelno": logging.WARNING, "levelname": "WARNING"}
+    )

@@ -1,7 +1,7 @@
-"""The `pyvtep` command.
+"""The `pyvtep` command: its options, the commands below it, and how it ends.
 
-Its options are the fields of `Config`: their names, help texts and checks are there. Exit codes:
-0, 1 (this machine refused), 2 (the command line makes no sense).
+Its options are the fields of `Config` and `Settings`, which have the names, help texts and checks.
+Exit codes: 0, 1 (the host or its network refused), 2 (usage).
 """
 
 import errno
@@ -20,27 +20,27 @@ from vtep.cli.completion import completion
 from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
-from vtep.cli.options import asked_for, config_options, given_of, settings_options
+from vtep.cli.options import config_options, given_options, load_settings, settings_options
 from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
-"""What a group says without a command; before click 8.2 it did so by itself."""
+"""Raised by click 8.2 and later for a group without a command; before, click printed the help."""
 
 _UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 )
-"""Errors of whatever standard output is; others are not expected to get as far as here."""
+"""Errors of writing to standard output; all other OSErrors are handled where they occur."""
 
 
 @click.group(
-    cls=commands.Group,
+    cls=commands.CliGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @config_options()
 @settings_options()
-@commands.option("--config", metavar="FILE", help="Configuration of many VNIs, instead of options.")
-@commands.option("--debug", is_flag=True, help="Log every decision, and show tracebacks.")
+@commands.option("--config", metavar="FILE", help="Configuration file, for any number of VNIs.")
+@commands.option("--debug", is_flag=True, help="Log every change, and print tracebacks.")
 @click.version_option(__version__, message="pyvtep %(version)s")
 @click.pass_context
 def cli(context: click.Context, /, *, config: str | None, debug: bool, **options: Any) -> None:
@@ -50,27 +50,27 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
 
         pyvtep --vni 1 --remote 192.0.2.2 --tap vx0
 
-    Then vx0 is one end of an Ethernet: give it an address, or enslave it to a bridge.
-    SIGUSR1 prints counters and learned MACs; SIGINT or SIGTERM ends it and removes vx0. With
-    --config, SIGHUP reads the file again.
+    Then vx0 is a port of an Ethernet segment: give it an address, or attach it to a bridge.
+    SIGUSR1 prints counters and learned MACs, SIGHUP reads the --config file again, and SIGINT or
+    SIGTERM ends pyvtep and removes vx0.
     """
-    given = given_of(options)
+    given = given_options(options)
     if context.invoked_subcommand is not None:
         if given or config is not None:
-            _refuse_before(context, given if config is None else given | {"config": config})
-        bootstrap.let_signals_end()
+            _refuse_options(context, given if config is None else given | {"config": config})
+        bootstrap.unblock_signals()
         return
-    settings, path, process = asked_for(config, given)
-    from vtep.cli.run import run  # noqa: PLC0415  a mistake, or a command, is told without it
+    settings, path, process = load_settings(config, given)
+    from vtep.cli.run import run  # noqa: PLC0415  slow to import, and only needed to run a VTEP
 
     run(settings, path, process, debug=debug)
 
 
-def _refuse_before(context: click.Context, given: dict[str, Any]) -> NoReturn:
-    """Raise UsageError: options were given before a command, not behind it."""
+def _refuse_options(context: click.Context, given: dict[str, Any]) -> NoReturn:
+    """Raise UsageError for options before a command, which belong behind it or nowhere."""
     name = str(context.invoked_subcommand)
     first = next(iter(given)).replace("_", "-")
-    flags = {option.opts[0] for option in mistakes.options_below(context, name)}
+    flags = {option.opts[0] for option in mistakes.options_of(context, name)}
     flag = f"--{first}" if given[first.replace("-", "_")] is not False else f"--no-{first}"
     value = given[first.replace("-", "_")]
     words = (
@@ -86,22 +86,22 @@ def _refuse_before(context: click.Context, given: dict[str, Any]) -> NoReturn:
 @cli.command("check-config")
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
-    """Say whether a configuration file makes sense, or each line that does not."""
-    from vtep.config.loader import read  # noqa: PLC0415  other commands need it not
+    """Check a configuration file, and print each problem with its line."""
+    from vtep.config.loader import read  # noqa: PLC0415  other commands need no TOML parser
 
     try:
         settings = read(file)
-    except FileError as error:  # As compilers write it, so that editors find the place.
+    except FileError as error:  # In the format of compilers, which editors understand.
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
     vnis = ", ".join(str(config.vni) for config in settings.segments)
-    print(f"{file}: makes sense; vni {vnis}" if vnis else f"{file}: makes sense; there is no VNI")
+    print(f"{file}: valid; vni {vnis}" if vnis else f"{file}: valid; no VNI")
 
 
 @cli.command()
 def demo() -> None:
-    """Show two VTEPs at work on this machine, in network namespaces that are removed again."""
-    from vtep.cli.demo import run  # noqa: PLC0415  the data path need not carry rich
+    """Run two VTEPs on this machine, in temporary network namespaces, and show what they do."""
+    from vtep.cli.demo import run  # noqa: PLC0415  it imports rich
 
     run()
 
@@ -109,16 +109,16 @@ def demo() -> None:
 @cli.command()
 @click.argument("words", metavar="[COMMAND]...", nargs=-1)
 @click.pass_context
-def help(context: click.Context, words: tuple[str, ...]) -> None:  # noqa: A001  as it is called
-    """Show what pyvtep, or one of its commands, does and takes."""
+def help(context: click.Context, words: tuple[str, ...]) -> None:  # noqa: A001  the name of the command
+    """Show the help of pyvtep or of one of its commands."""
     at = context.find_root()
     for number, word in enumerate(words):
         group = at.command
         if not isinstance(group, click.Group):
-            raise click.UsageError(f"{at.command_path} has no commands below it", at)
+            raise click.UsageError(f"{at.command_path} has no subcommands", at)
         command = group.get_command(at, word)
         if command is None:
-            raise click.UsageError(mistakes.no_such_command(group, at, words[number:]), at)
+            raise click.UsageError(mistakes.describe_unknown_command(group, at, words[number:]), at)
         at = click.Context(command, at, command.name)
     click.echo(at.get_help())
 
@@ -134,12 +134,12 @@ for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, do
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code."""
+    """Run the command line and exit."""
     debug = "--debug" in sys.argv
-    if sys.stdout is None:  # It was closed: then to write is an error, as it is for others.
+    if sys.stdout is None:  # It is closed: make writing an error, as for other programs.
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     try:
-        # What ends a command early gives its exit code here, and others give None.
+        # Not in standalone mode, click returns the code of an early exit, or else None.
         code = cli.main(prog_name="pyvtep", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)
@@ -152,21 +152,23 @@ def main() -> None:
         _fail(mistakes.explain(error), code=error.exit_code, debug=debug)
     except VtepError as error:
         _fail(*problems_of(error), code=error.exit_code, debug=debug)
-    except Exception as error:  # noqa: BLE001  the last resort: a line for the person
+    except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-            client_command.write_no_more()
+            client_command.discard_stdout()
             _fail(f"cannot write: {error.strerror}", code=1, debug=debug)
         if isinstance(error, OSError) and descriptors.is_shortage(error):
             _fail(f"cannot go on: {descriptors.reason(error)}", code=1, debug=debug)
-        line = f"internal error: {error!r}; --debug shows where, and we would like to hear of it"
+        line = f"internal error: {error!r}; --debug shows the traceback; please report it"
         _fail(line, code=1, debug=debug)
 
 
 def _fail(*lines: str, code: int, debug: bool) -> None:
-    """Say why, with the traceback of the present exception if wanted, and end the process."""
-    with suppress(OSError, AttributeError):  # Standard error may be broken, or closed.
+    """Print errors, with the traceback of the current exception if `debug`, and exit."""
+    with suppress(OSError, AttributeError):  # Standard error may be broken or closed.
         if debug:
             traceback.print_exc()
         for line in lines:
-            print(f"{bootstrap.priority(3)}pyvtep: error: {line}", file=sys.stderr, flush=True)
+            print(
+                f"{bootstrap.journal_prefix(3)}pyvtep: error: {line}", file=sys.stderr, flush=True
+            )
     sys.exit(code)

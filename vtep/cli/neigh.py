@@ -1,4 +1,4 @@
-"""`pyvtep neigh`: what ARP and ND requests are answered with, in the grammar of `ip neigh`."""
+"""`pyvtep neigh`: the neighbours that --proxy answers for, with the syntax of `ip neigh`."""
 
 from typing import Any
 
@@ -12,36 +12,36 @@ from vtep.errors import ConfigError, VtepError
 _NEIGHBOUR = Grammar(
     "ip", {"lladdr": "mac", "vlan": "vlan", "nud": "nud", **SEGMENT}, {"router": ("router", True)}
 )
-_WHICH = Grammar("ip", {"vlan": "vlan", **SEGMENT})
+_SELECTED = Grammar("ip", {"vlan": "vlan", **SEGMENT})
 _ALL = Grammar(None, SEGMENT)
-_FLUSHED = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
+_FLUSH = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
 
 _METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router] [nud permanent]"
 
 
-@click.group("neigh", cls=commands.Table)
+@click.group("neigh", cls=commands.TableGroup)
 def group() -> None:
-    """Show or change the neighbours of a segment with --proxy, in the grammar of `ip neigh`."""
+    """Show or change the neighbours of a segment with --proxy, as with `ip neigh`."""
 
 
 @group.command()
 @client_command.words(_ALL, "[dev TAP]")
-@client_command.steering(shows=True, every=True)
-def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
-    """Show what ARP and ND requests for hosts behind a remote are answered with."""
-    neighbours, refused = [], []
+@client_command.with_client(shows=True, every=True)
+def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
+    """Show the neighbours for which ARP and ND requests are answered."""
+    neighbours, errors = [], []
     for vtep in vteps:
         try:
-            neighbours += vtep.neigh.show(**given)
-        except VtepError as error:  # Without --proxy there are none; another may have some.
-            refused.append(error)
-    if len(refused) == len(vteps):
-        raise refused[0]
+            neighbours += vtep.neigh.show(**params)
+        except VtepError as error:  # It has no --proxy; another process may.
+            errors.append(error)
+    if len(errors) == len(vteps):
+        raise errors[0]
     if as_json:
-        client_command.show_json(neighbours)
+        client_command.print_json(neighbours)
         return
     columns = {"IP": "", "MAC": "", "DEV": "", "VLAN": "", "STATE": "", "AGE": "right"}
-    client_command.show_table(
+    client_command.print_table(
         columns,
         (
             (
@@ -56,43 +56,43 @@ def show(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
 
 @group.command()
 @client_command.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
-@client_command.steering()
-def add(vtep: Client, given: dict[str, Any]) -> None:
-    """Put in the MAC of an address."""
-    vtep.call("neigh.add", **_neighbour(given))
+@client_command.with_client()
+def add(vtep: Client, params: dict[str, Any]) -> None:
+    """Add a neighbour: the MAC of an IP address."""
+    vtep.call("neigh.add", **_neighbour(params))
 
 
 @group.command()
 @client_command.words(_NEIGHBOUR, _METAVAR, ("ip", "mac"))
-@client_command.steering()
-def replace(vtep: Client, given: dict[str, Any]) -> None:
-    """Put in the MAC of an address, whatever is known of it."""
-    vtep.call("neigh.replace", **_neighbour(given))
+@client_command.with_client()
+def replace(vtep: Client, params: dict[str, Any]) -> None:
+    """Set the MAC of an IP address, with or without an entry before."""
+    vtep.call("neigh.replace", **_neighbour(params))
 
 
-def _neighbour(given: dict[str, Any]) -> dict[str, Any]:
-    """What is put in, which is permanent; raises ConfigError where something else is asked for."""
-    nud = given.pop("nud", "permanent")
+def _neighbour(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters without `nud`; raise ConfigError for any other than permanent."""
+    nud = params.pop("nud", "permanent")
     if nud != "permanent":
-        raise ConfigError(f"nud {nud}: what is put in is permanent")
-    return given
+        raise ConfigError(f"nud {nud}: only permanent neighbours can be added")
+    return params
 
 
 @group.command("del")
-@client_command.words(_WHICH, "IP [dev TAP] [vlan ID]", ("ip",))
-@client_command.steering()
-def delete(vtep: Client, given: dict[str, Any]) -> None:
-    """Forget an address."""
-    vtep.call("neigh.del", **given)
+@client_command.words(_SELECTED, "IP [dev TAP] [vlan ID]", ("ip",))
+@client_command.with_client()
+def delete(vtep: Client, params: dict[str, Any]) -> None:
+    """Delete a neighbour."""
+    vtep.call("neigh.del", **params)
 
 
 @group.command()
-@client_command.words(_FLUSHED, "[dev TAP] [permanent]")
-@client_command.steering(shows=True, changes=True)
-def flush(vtep: Client, given: dict[str, Any], *, as_json: bool) -> None:
-    """Forget what was seen, and with `permanent` also what was put in."""
-    count = vtep.neigh.flush(**given)
+@client_command.words(_FLUSH, "[dev TAP] [permanent]")
+@client_command.with_client(shows=True, changes=True)
+def flush(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
+    """Delete learned neighbours, and with `permanent` configured ones as well."""
+    count = vtep.neigh.flush(**params)
     if as_json:
-        client_command.show_json({"flushed": count})
+        client_command.print_json({"flushed": count})
     else:
         click.echo(f"{count} flushed")

@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of `Config` and `Settings`, which are to judge them."""
+"""Command-line options, made from the fields of `Config` and `Settings`, which check the values."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +15,12 @@ _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
 
 def config_options(*, without: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Give a command one option for each field of `Config`."""
+    """Return a decorator that adds one option for each field of `Config`."""
     return _options(field for field in attrs.fields(Config) if field.name not in without)
 
 
 def settings_options() -> Callable[..., Any]:
-    """Give a command one option for each field of `Settings` but the segments."""
+    """Return a decorator that adds one option for each field of `Settings` except the segments."""
     return _options(field for field in attrs.fields(Settings) if field.name != "segments")
 
 
@@ -28,20 +28,20 @@ def _options(fields: "Iterable[attrs.Attribute[Any]]") -> Callable[..., Any]:
     options = [_option(field) for field in fields]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):  # The first one is the last to be applied.
+        for option in reversed(options):  # Decorators apply from the last to the first.
             command = option(command)
         return command
 
     return decorate
 
 
-def given_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Of all options, those that were given."""
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of all options that were given."""
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
-def checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return options of a segment, each of which can have its value; raises ConfigError."""
+def check_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a segment unchanged; raise ConfigError if a value makes no sense."""
     for field in attrs.fields(Config):
         convert: Any = field.converter
         if field.name in given and convert is not None:
@@ -49,30 +49,32 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the options that were given those for `Settings`."""
+def take_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options for `Settings` from those given, and return them."""
     return {
         field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
     }
 
 
-def asked_for(
+def load_settings(
     config: str | None, given: dict[str, Any]
 ) -> tuple[Settings, Path | None, dict[str, Any]]:
-    """Return what a file or the options that were given ask for.
+    """Return the settings from a configuration file or, without one, from options.
 
-    Returns: the settings, the file, and the options of the process that hold beside the file.
-    Raises: click.UsageError, or ConfigError and VtepError as `settingsfile.read`.
+    Returns: the settings, the path of the file, and the options of the process, which take
+    precedence over the file.
+
+    Raises: click.UsageError; ConfigError and VtepError as `config.loader.read` does.
     """
-    process = settings_of(given)
+    process = take_settings(given)
     if config is None:
         if "vni" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE} (pyvtep help)")
         return attrs.evolve(Settings(segments=[Config(**given)]), **process), None, process
     if given:
         flag = next(iter(given)).replace("_", "-")
-        raise click.UsageError(f"--{flag} says nothing beside --config: write it into {config}")
-    from vtep.config.loader import read  # noqa: PLC0415  most VTEPs have no file
+        raise click.UsageError(f"--{flag} cannot be used with --config; write it into {config}")
+    from vtep.config.loader import read  # noqa: PLC0415  most commands need no file
 
     path = Path(config)
     return attrs.evolve(read(path), **process), path, process
@@ -86,7 +88,7 @@ def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
         extra["default"] = None
     if field.metadata.get("repeatable", False):
         extra["multiple"] = True
-    extra["cls"] = commands.Many if "multiple" in extra else commands.Once
+    extra["cls"] = commands.RepeatableOption if "multiple" in extra else commands.SingleOption
     extra["nargs"] = 2 if field.name == "srcport" else 1
     extra["help"] = field.metadata["help"]
     if isinstance(field.default, bool):

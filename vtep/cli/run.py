@@ -1,4 +1,4 @@
-"""Running a VTEP: from what was asked for, through signals, to its last words."""
+"""Run a VTEP in the foreground: logging, signals, the event loop, and the summary at the end."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ import uvloop
 
 from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap
-from vtep.cli.event_log import Trace
-from vtep.cli.log_handler import Voice, hold_standard_streams
-from vtep.cli.summary import introduce, render
+from vtep.cli.event_log import EventLog
+from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
+from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
 from vtep.config.file import problems_of
 from vtep.control.serve import serve
@@ -26,100 +26,106 @@ from vtep.daemon.state_writer import hold, keep, load
 
 log = logging.getLogger("vtep")
 
-Beside: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
+report_log = logging.getLogger(REPORT)
 
-log = logging.getLogger("vtep")
+Companion: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
+"""A coroutine that runs beside a VTEP; its VtepError ends both."""
 
 _SWITCH_INTERVAL = 0.0005
-"""Seconds for which a thread may keep the interpreter from the loop, instead of Python's 5 ms: the
-frames wait that long at each system call while the host's network is looked at in a thread."""
+"""Time slice of threads in seconds, instead of Python's 5 ms. While a thread reads routes, the loop
+waits that long for the interpreter lock after each system call."""
 
 _DESCRIPTORS_MIN = 16
-"""Less than the loop, its sockets and one TAP take: some of it, if cut short, prints warnings."""
+"""Fewer descriptors than the loop, its sockets and one TAP take. Without this check, libraries that
+run out of them at start would print warnings of their own."""
 
 
 def run(
     settings: Settings,
     path: Path | None = None,
-    instead: Mapping[str, Any] | None = None,
+    override: Mapping[str, Any] | None = None,
     *,
     debug: bool,
-    beside: Beside | None = None,
+    companion: Companion | None = None,
 ) -> None:
-    """Forward as settings ask for, until a signal ends it.
+    """Run a VTEP with these settings until a signal ends it.
 
-    They are from the file `path`, if any, and those in `instead` hold whatever it says. `beside`
-    runs meanwhile, and ends it by raising VtepError.
+    They come from the file `path`, if any; those in `override` take precedence over the file.
+
+    Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
-    service = Service(settings, path, instead)
-    hold_standard_streams()
+    service = Service(settings, path, override)
+    bootstrap.open_standard_streams()
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    voice = Voice(journal=bootstrap.in_journal())
-    logging.basicConfig(level=logging.WARNING, handlers=[voice])
+    handler = NonBlockingLogHandler(journal=bootstrap.stderr_is_journal())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     try:
-        uvloop.run(_forward(service, voice, beside))
+        uvloop.run(_run(service, companion))
     finally:
-        voice.close()
+        handler.flush()  # An error that ends the process is printed past the queue.
 
 
-async def _forward(service: Service, voice: Voice, beside: Beside | None) -> None:
-    _allow_many_sockets()
+async def _run(service: Service, companion: Companion | None) -> None:
+    _raise_descriptor_limit()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_say_what_went_wrong)
+    loop.set_exception_handler(_log_loop_error)
     settings = service.settings
     async with AsyncExitStack() as running:
         running.enter_context(hold(settings))
-        loaded = load(settings)  # Before anything is made: the file may not be ours.
+        loaded = load(settings)  # Before any device exists, since the file may be unusable.
         if log.isEnabledFor(logging.DEBUG):
-            running.callback(Trace(service.vtep).end)
+            running.callback(EventLog(service.vtep).end)
         vtep = await running.enter_async_context(service.vtep)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
-        loop.add_signal_handler(signal.SIGUSR1, lambda: voice.say(render(vtep)))
+        loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(service)))
         for number in (signal.SIGUSR2, signal.SIGALRM):
-            loop.add_signal_handler(number, _say_unknown, number)
+            loop.add_signal_handler(number, _log_unused_signal, number)
         kept = await running.enter_async_context(keep(vtep, settings, loaded))
         await running.enter_async_context(serve(vtep, settings.control, service.reload, kept))
 
-        def introduce_added(event: str, port: Port, _: Mapping[str, object]) -> None:
+        def log_added(event: str, port: Port, _: Mapping[str, object]) -> None:
             if event == "added":
-                log.info("%s", introduce(port))
+                log.info("%s", describe_port(port))
 
         for port in vtep.ports.values():
-            introduce_added("added", port, {})
-        running.callback(vtep.watch(introduce_added))
+            log_added("added", port, {})
+        running.callback(vtep.watch(log_added))
         if not vtep.ports:
-            log.info("there is no VNI yet")
-        bootstrap.let_signals_end()
-        running.callback(bootstrap.let_signals_wait)  # The handlers go before the process does.
+            log.info("no VNI is configured yet")
+        bootstrap.unblock_signals()
+        running.callback(bootstrap.block_signals)  # The loop removes its handlers first.
         others = (
-            [Collector(vtep).run()] if beside is None else [Collector(vtep).run(), beside(vtep)]
+            [Collector(vtep).run()]
+            if companion is None
+            else [Collector(vtep).run(), companion(vtep)]
         )
-        await _until_it_ends(vtep.wait(), *others)
+        await _until_first_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     out, into = totals["tx_frames"], totals["rx_frames"]
     log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
 
 
-def _say_what_went_wrong(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an error that only the loop has seen: as a line, and where it was with --debug."""
+def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception that no task handles: as one line, and with --debug its traceback."""
     error = context.get("exception")
     if isinstance(error, OSError) and descriptors.is_shortage(error):
         descriptors.warn(f"{context['message']}: {descriptors.reason(error)}")
     else:
         log.error("internal error: %s: %r", context["message"], error)
-    log.debug("where it was:", exc_info=error)
+    log.debug("traceback:", exc_info=error)
 
 
-async def _until_it_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run them together; when one has ended, cancel the others, and raise what it raised.
+async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines until one ends, cancel the others, and raise its exception.
 
-    If the first of them has ended, it does not matter what became of the others by then.
+    Exceptions of the others are ignored if the first one, the VTEP itself, has ended: they may be a
+    consequence of that.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
@@ -133,28 +139,31 @@ async def _until_it_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 async def _reload(service: Service) -> None:
-    """Read the file again; what is wrong with it is said, and changes nothing."""
+    """Read the configuration file again; log its problems and change nothing if it has any."""
     if service.path is None:
-        log.warning("SIGHUP: there is no --config file to read again; nothing has changed")
+        log.warning("SIGHUP ignored: there is no --config file to read again")
         return
     try:
         await service.reload()
     except VtepError as error:
         for problem in problems_of(error):
-            log.error("error: %s", problem)  # noqa: TRY400  the reader is no programmer
-        log.error("all is as it was")  # noqa: TRY400
+            log.error("error: %s", problem)  # noqa: TRY400  a traceback does not help with a file
+        log.error("nothing has changed")  # noqa: TRY400
 
 
-def _say_unknown(number: signal.Signals) -> None:
-    """Say that a signal asks for nothing here."""
+def _log_unused_signal(number: signal.Signals) -> None:
+    """Log that a signal has no function here."""
     log.warning(
-        "%s: means nothing here; SIGUSR1 prints a report, SIGHUP reads the --config file again, "
-        "SIGTERM ends pyvtep",
+        "%s ignored: SIGUSR1 prints a report, SIGHUP reads the --config file again, SIGTERM ends "
+        "pyvtep",
         number.name,
     )
 
 
-def _allow_many_sockets() -> None:
-    """Source-port entropy takes a socket for each port; the usual soft limit is for select()."""
+def _raise_descriptor_limit() -> None:
+    """Raise the soft limit of open descriptors to the hard limit.
+
+    Each source port takes a socket. The usual soft limit of 1024 is there for users of select().
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

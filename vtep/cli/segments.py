@@ -10,20 +10,20 @@ import click
 
 from vtep import Config
 from vtep.cli import client_command, commands
-from vtep.cli.fdb import destination_words
+from vtep.cli.fdb import format_destination
 from vtep.cli.grammar import SEGMENT, Grammar
-from vtep.cli.options import checked, config_options, given_of
-from vtep.cli.stats_text import counted, together
+from vtep.cli.options import check_options, config_options, given_options
+from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
 from vtep.errors import ConfigError, OptionError, shown
 
-_PAUSE_MIN, _PAUSE_MAX = 0.1, 86400
+_INTERVAL_MIN, _INTERVAL_MAX = 0.1, 86400
 
 # --- vni ------------------------------------------------------------------------------------
 
 _OPTIONS = tuple(field.name for field in attrs.fields(Config) if field.name != "vni")
-"""The options that can change while a segment runs."""
+"""Options that can change while a segment runs: all but its identity."""
 
 _EVERY_MAC = "00:00:00:00:00:00"
 
@@ -31,216 +31,216 @@ _SEGMENT = Grammar(None, SEGMENT)
 _REMOTE = Grammar("remote", SEGMENT)
 
 
-@click.group(cls=commands.Table)
+@click.group(cls=commands.TableGroup)
 def vni() -> None:
     """Show, add or remove the VNIs of a running pyvtep."""
 
 
 @vni.command("show")
 @client_command.words(_SEGMENT, "[dev TAP]")
-@client_command.steering(shows=True, every=True)
-def show_vni(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
-    """Show the segments."""
-    segments = [segment for vtep in vteps for segment in vtep.vni.show(**given)]
+@client_command.with_client(shows=True, every=True)
+def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
+    """Show the VNIs, their TAPs and their remotes."""
+    segments = [segment for vtep in vteps for segment in vtep.vni.show(**params)]
     if as_json:
-        client_command.show_json(segments)
+        client_command.print_json(segments)
         return
-    client_command.show_table(
+    client_command.print_table(
         {"VNI": "right", "DEV": "", "MTU": "right", "PORT": "right", "FDB": "right", "REMOTES": ""},
         (
             (
                 *(segment["vni"], segment["dev"], segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
-                ", ".join(destination_words(to, segment["vni"]) for to in segment["remotes"]),
+                ", ".join(format_destination(to, segment["vni"]) for to in segment["remotes"]),
             )
             for segment in segments
         ),
     )
 
 
-def _check_added(given: dict[str, Any]) -> None:
-    option_parsers.vni(given["number"])
-    checked(given_of(given))
+def _check_added(arguments: dict[str, Any]) -> None:
+    option_parsers.vni(arguments["number"])
+    check_options(given_options(arguments))
 
 
 @vni.command("add")
 @click.argument("number", metavar="VNI")
 @config_options(without=("vni",))
-@client_command.steering(segment=False, check=_check_added)
+@client_command.with_client(segment=False, check=_check_added)
 def add_vni(vtep: Client, number: str, **options: Any) -> None:
-    """Open one more segment, with a TAP of its own; the options are those of pyvtep itself."""
-    vtep.call("vni.add", vni=number, options=given_of(options))
+    """Add a VNI with a TAP of its own; the options are those of pyvtep itself."""
+    vtep.call("vni.add", vni=number, options=given_options(options))
 
 
 @vni.command("del")
 @click.argument("number", metavar="VNI")
-@client_command.steering(segment=False, vni="number")
+@client_command.with_client(segment=False, vni="number")
 def delete_vni(vtep: Client, number: str) -> None:
-    """Close a segment; the others go on."""
+    """Remove a VNI and its TAP; the others are not affected."""
     vtep.call("vni.del", vni=number)
 
 
 # --- remote ---------------------------------------------------------------------------------
 
 
-def _check_remote(given: dict[str, Any]) -> None:
-    remote = given["given"]["remote"]
+def _check_remote(arguments: dict[str, Any]) -> None:
+    remote = arguments["params"]["remote"]
     try:
         address_parsers.address("--remote", remote)
     except OptionError as error:
         if "dstport" not in error.instead:
             raise
         to = f"dst {error.instead['remote']} port {error.instead['dstport']}"
-        reason = "is not an IP address; --dstport is the port of all remotes; to have another port"
+        reason = "is not an IP address; --dstport is the port of all remotes; for another port"
         raise OptionError(
             "--remote", remote, f"{reason}: pyvtep fdb append {_EVERY_MAC} {to}"
         ) from None
 
 
-@click.group(cls=commands.Table)
+@click.group(cls=commands.TableGroup)
 def remote() -> None:
-    """Show, add or remove the VTEPs to which broadcasts go."""
+    """Show, add or remove the VTEPs that BUM frames are sent to."""
 
 
 @remote.command("show")
 @client_command.words(_SEGMENT, "[dev TAP]")
-@client_command.steering(shows=True, every=True)
-def show_remotes(vteps: list[Client], given: dict[str, Any], *, as_json: bool) -> None:
-    """Show the remotes, also those that were appended to the MAC 00:00:00:00:00:00."""
-    remotes = [row for vtep in vteps for row in vtep.remote.show(**given)]
+@client_command.with_client(shows=True, every=True)
+def show_remotes(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
+    """Show the remotes, including those appended to the MAC 00:00:00:00:00:00."""
+    remotes = [row for vtep in vteps for row in vtep.remote.show(**params)]
     if as_json:
-        client_command.show_json(remotes)
+        client_command.print_json(remotes)
         return
-    rows = ((to["vni"], to["dev"], destination_words(to, to["vni"])) for to in remotes)
-    client_command.show_table({"VNI": "right", "DEV": "", "REMOTE": ""}, rows)
+    rows = ((to["vni"], to["dev"], format_destination(to, to["vni"])) for to in remotes)
+    client_command.print_table({"VNI": "right", "DEV": "", "REMOTE": ""}, rows)
 
 
 @remote.command("add")
 @client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
-@client_command.steering(check=_check_remote)
-def add_remote(vtep: Client, given: dict[str, Any]) -> None:
-    """Add a remote, as if it had been given as an option."""
-    vtep.call("remote.add", **given)
+@client_command.with_client(check=_check_remote)
+def add_remote(vtep: Client, params: dict[str, Any]) -> None:
+    """Add a remote, as the option --remote does."""
+    vtep.call("remote.add", **params)
 
 
 @remote.command("del")
 @client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
-@client_command.steering(check=_check_remote)
-def delete_remote(vtep: Client, given: dict[str, Any]) -> None:
-    """Remove a remote, and forget what was learned to be behind it."""
-    vtep.call("remote.del", **given)
+@client_command.with_client(check=_check_remote)
+def delete_remote(vtep: Client, params: dict[str, Any]) -> None:
+    """Remove a remote, and the FDB entries learned from it."""
+    vtep.call("remote.del", **params)
 
 
 # --- the rest -------------------------------------------------------------------------------
 
 
-def _check_changes(given: dict[str, Any]) -> None:
-    changes = checked(given_of({name: given[name] for name in _OPTIONS}))
+def _check_changes(arguments: dict[str, Any]) -> None:
+    changes = check_options(given_options({name: arguments[name] for name in _OPTIONS}))
     if not changes:
-        raise click.UsageError("set: give an option that is to change; for example: --ageing 60")
+        raise click.UsageError("set: no option given; for example: --ageing 60")
 
 
-@click.command("set", cls=commands.Command)
+@click.command("set", cls=commands.CliCommand)
 @config_options(without=("vni",))
 @client_command.words(_SEGMENT, "[dev TAP]")
-@client_command.steering(check=_check_changes)
-def set_options(vtep: Client, given: dict[str, Any], **options: Any) -> None:
-    """Change options of a segment while it runs: all of those given, or none.
+@client_command.with_client(check=_check_changes)
+def set_options(vtep: Client, params: dict[str, Any], **options: Any) -> None:
+    """Change options of a running segment: all of those given or, on an error, none.
 
-    The word `dev` names the TAP of the segment; --dev is the option. Options whose default is
-    not a value are reset to it by `none` or `auto`, such as --group none or --mtu auto.
+    The word `dev` names the TAP of the segment; --dev is the option. `none` or `auto` resets an
+    option whose default is not a value, as in --group none or --mtu auto.
     """
-    vtep.call("set", options=given_of(options), **given)
+    vtep.call("set", options=given_options(options), **params)
 
 
-@click.command(cls=commands.Command)
-@client_command.steering(segment=False, shows=True, changes=True)
+@click.command(cls=commands.CliCommand)
+@client_command.with_client(segment=False, shows=True, changes=True)
 def reload(vtep: Client, *, as_json: bool) -> None:
-    """Have the configuration file read again; what did not change is not touched."""
-    told = vtep.reload()
+    """Read the configuration file again; what is unchanged in it is not touched."""
+    changes = vtep.reload()
     if as_json:
-        client_command.show_json(told)
+        client_command.print_json(changes)
     else:
-        click.echo(told)
+        click.echo(changes)
 
 
-def _check_stats(given: dict[str, Any]) -> None:
-    if given["watch"] is not None:
-        _pause(given["watch"])
-    if given["reset"] and any(given[name] for name in _SHOWING):
-        raise click.UsageError("stats --reset shows nothing; leave out what is about showing")
+def _check_stats(arguments: dict[str, Any]) -> None:
+    if arguments["watch"] is not None:
+        _interval(arguments["watch"])
+    if arguments["reset"] and any(arguments[name] for name in _SHOWING):
+        raise click.UsageError("stats --reset shows nothing; leave out --json, --all and --watch")
 
 
 _SHOWING = ("as_json", "zeros", "watch")
 
 
-def _resets(given: dict[str, Any]) -> bool:
-    return bool(given["reset"])
+def _resets(arguments: dict[str, Any]) -> bool:
+    return bool(arguments["reset"])
 
 
-@click.command(cls=commands.Command)
+@click.command(cls=commands.CliCommand)
 @client_command.words(_SEGMENT, "[dev TAP]")
-@commands.option("--all", "-a", "zeros", is_flag=True, help="Show counters that are zero as well.")
+@commands.option("--all", "-a", "zeros", is_flag=True, help="Include counters that are zero.")
 @commands.option(
     "--watch",
     "-w",
     metavar="[SECONDS]",
     is_flag=False,
     flag_value="1",
-    help="Show it again and again, every second or so many.",
+    help="Repeat every second, or every SECONDS.",
 )
 @commands.option(
     "--reset",
     is_flag=True,
-    help="Show nothing, but count from zero: stats and doctor show what is counted from now on, of "
-    "all segments of the pyvtep that is meant. JSON also has what was counted since the start.",
+    help="Show nothing, but reset the counters of all VNIs: stats and doctor then show what was "
+    "counted since. JSON also has the counters since the start.",
 )
-@client_command.steering(shows=True, changes=_resets, every=True, check=_check_stats)
+@client_command.with_client(shows=True, changes=_resets, every=True, check=_check_stats)
 def stats(
     vteps: list[Client],
-    given: dict[str, Any],
+    params: dict[str, Any],
     *,
     zeros: bool,
     watch: str | None,
     reset: bool,
     as_json: bool,
 ) -> None:
-    """Show what was forwarded, and what was dropped and why."""
+    """Show counters of forwarded frames, and of dropped ones by reason."""
     if reset:
         vteps[0].reset_stats()
         return
-    pause = _pause(watch) if watch is not None else None
+    interval = _interval(watch) if watch is not None else None
     while True:
-        told = together([vtep.call("stats", **given) for vtep in vteps])
-        if as_json and pause is not None:  # A line for each time.
-            click.echo(json.dumps(told))
+        merged = merge_stats([vtep.call("stats", **params) for vtep in vteps])
+        if as_json and interval is not None:  # One line each, for tools that read line by line.
+            click.echo(json.dumps(merged))
         elif as_json:
-            client_command.show_json(told)
+            client_command.print_json(merged)
         else:
-            if pause is not None and sys.stdout.isatty():
+            if interval is not None and sys.stdout.isatty():
                 click.clear()
-            blocks = counted(told, whole=not given, zeros=zeros)
+            blocks = format_stats(merged, totals=not params, zeros=zeros)
             click.echo("\n".join(line for block in blocks for line in block.lines))
-        if pause is None:
+        if interval is None:
             return
         if not (as_json or sys.stdout.isatty()):
             click.echo()
         sys.stdout.flush()
-        time.sleep(pause)
+        time.sleep(interval)
 
 
-def _pause(seconds: str) -> float:
-    """Return the time between two looks; raises ConfigError where it makes no sense."""
+def _interval(seconds: str) -> float:
+    """Return an interval in seconds; raise ConfigError if it is out of range."""
     try:
-        pause = float(seconds)
+        interval = float(seconds)
     except ValueError:
-        pause = 0.0
-    if not _PAUSE_MIN <= pause <= _PAUSE_MAX:
+        interval = 0.0
+    if not _INTERVAL_MIN <= interval <= _INTERVAL_MAX:
         raise ConfigError(
-            f"--watch {shown(seconds)}: is not a number of seconds from {_PAUSE_MIN} to "
-            f"{_PAUSE_MAX}, such as in: --watch 2"
+            f"--watch {shown(seconds)}: is not a number of seconds from {_INTERVAL_MIN} to "
+            f"{_INTERVAL_MAX}, such as in: --watch 2"
         )
-    return pause
+    return interval
 
 
 COMMANDS: tuple[click.Command, ...] = (vni, remote, set_options, stats, reload)

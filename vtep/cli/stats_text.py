@@ -1,4 +1,4 @@
-"""What was counted, as text for people."""
+"""Counters of running VTEPs as text."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -11,15 +11,15 @@ _MEANINGS = {str(reason): reason.meaning for reason in Drop}
 
 
 @frozen
-class Block:
-    """What is said of one segment or, where `vni` is None, of all."""
+class StatsBlock:
+    """Lines about one segment or, if `vni` is None, about all of them together."""
 
     vni: int | None
     lines: list[str]
 
 
-def together(several: Sequence[Stats]) -> Stats:
-    """Return what several running pyvteps have counted as if they were one."""
+def merge_stats(several: Sequence[Stats]) -> Stats:
+    """Return the statistics of several processes as if they were one."""
     if len(several) == 1:
         return several[0]
     totals = [stats["total"] for stats in several]
@@ -31,10 +31,10 @@ def together(several: Sequence[Stats]) -> Stats:
             "last_sources": {
                 reason: host for total in totals for reason, host in total["last_sources"].items()
             },
-            "last_drops": _least(total["last_drops"] for total in totals),
+            "last_drops": _minima(total["last_drops"] for total in totals),
         },
         "segments": [segment for stats in several for segment in stats["segments"]],
-        # Only where all were reset is what they count together since then.
+        # A total "since the reset" has a meaning only if all of them were reset.
         "reset_age": None if None in ages else max(age for age in ages if age is not None),
     }
 
@@ -46,12 +46,12 @@ def _sum_counts(several: Sequence[Counts]) -> Counts:
     }
 
 
-def _least(several: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    least: dict[str, float] = {}
+def _minima(several: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    minima: dict[str, float] = {}
     for ages in several:
         for reason, age in ages.items():
-            least[reason] = min(age, least.get(reason, age))
-    return least
+            minima[reason] = min(age, minima.get(reason, age))
+    return minima
 
 
 def _sum(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -62,31 +62,31 @@ def _sum(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def counted(stats: Stats, *, whole: bool = True, zeros: bool = True) -> Iterator[Block]:
-    """What a running pyvtep has counted, in all if `whole`, and of each segment.
+def format_stats(stats: Stats, *, totals: bool = True, zeros: bool = True) -> Iterator[StatsBlock]:
+    """Yield a block for the `totals`, and one for each segment, counted since the last reset.
 
-    What is counted of a segment is all there is where that is the only one. After a reset, it is
-    what was counted since. Counters that are zero are left out unless `zeros`.
+    The block of an only segment has the totals, which also count what belongs to no segment.
+    Counters that are zero are left out unless `zeros`.
     """
     segments = stats["segments"]
     age = stats["reset_age"]
     since = f", since the reset {duration(age)} ago" if age is not None else ""
-    if whole and len(segments) != 1:
+    if totals and len(segments) != 1:
         head = f"{len(segments)} VNIs, together{since}"
-        yield Block(None, [head, *_counters(stats["total"]["since_reset"], zeros=zeros)])
+        yield StatsBlock(None, [head, *_counters(stats["total"]["since_reset"], zeros=zeros)])
     for segment in segments:
-        own: Counted = stats["total"] if whole and len(segments) == 1 else segment
+        own: Counted = stats["total"] if totals and len(segments) == 1 else segment
         lines = [f"vni {segment['vni']} on {segment['dev']} (mtu {segment['mtu']}){since}"]
         lines += _counters(own["since_reset"], zeros=zeros)
         lines += [f"  fdb entries {'':10} {segment['fdb_entries']:>12}"]
-        yield Block(segment["vni"], lines)
+        yield StatsBlock(segment["vni"], lines)
 
 
-def _counters(counted: Counts, *, zeros: bool) -> Iterator[str]:
-    for name, count in counted["counters"].items():
+def _counters(counts: Counts, *, zeros: bool) -> Iterator[str]:
+    for name, count in counts["counters"].items():
         if count or zeros:
             yield f"  {name:22} {count:>12}"
-    yield f"  drops {'':16} {sum(counted['drops'].values()):>12}"
-    for name, count in counted["drops"].items():
+    yield f"  drops {'':16} {sum(counts['drops'].values()):>12}"
+    for name, count in counts["drops"].items():
         if count or zeros:
             yield f"    {name:20} {count:>12}  {_MEANINGS.get(name, '')}"

@@ -1,10 +1,10 @@
-"""What runs, its counters and learned MACs, as text for people."""
+"""Reports of a running VTEP as text: its segments, counters and learned MAC addresses."""
 
 import time
 from collections.abc import Iterator
 
 from vtep import Port, Vtep
-from vtep.cli.stats_text import counted
+from vtep.cli.stats_text import format_stats
 from vtep.control import views
 from vtep.forwarding.fdb import Fdb
 from vtep.wire.ethernet import format_mac
@@ -12,8 +12,8 @@ from vtep.wire.ethernet import format_mac
 _ENTRIES_SHOWN = 32
 
 
-def introduce(port: Port) -> str:
-    """A line that says what a port is."""
+def describe_port(port: Port) -> str:
+    """Return one line about a port: its VNI, TAP, remotes, underlay and offloads."""
     config = port.config
     others = [f"group {config.group}"] if config.group else []
     others += map(str, config.remote)
@@ -21,15 +21,15 @@ def introduce(port: Port) -> str:
     if port.underlay_missing:
         over += ", underlay not ready"
     return (
-        f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'nobody yet'}"
+        f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'no remote yet'}"
         f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}"
     )
 
 
-def render(vtep: Vtep) -> str:
-    """The report of a running VTEP, several lines without a final newline."""
+def format_report(vtep: Vtep) -> str:
+    """Return the report of a running VTEP: several lines, without a final newline."""
     lines = []
-    for block in counted(views.stats(vtep, vtep.ports.values(), time.monotonic())):
+    for block in format_stats(views.stats(vtep, vtep.ports.values(), time.monotonic())):
         lines += block.lines
         if block.vni is not None:
             lines += _entries(vtep.ports[block.vni].fdb)
@@ -43,4 +43,4 @@ def _entries(fdb: Fdb) -> Iterator[str]:
             yield f"    and {len(fdb) - number} more"
             return
         hosts = " ".join(remote.host for remote in entry.destinations)
-        yield f"    {format_mac(entry.mac)} dst {hosts} heard {now - entry.updated:.0f} s ago"
+        yield f"    {format_mac(entry.mac)} dst {hosts} last seen {now - entry.updated:.0f} s ago"
