@@ -3,7 +3,7 @@
 import struct
 
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import Segment
+from vtep.forwarding.segment import Segment
 from vtep.wire import checksum, vxlan
 
 OWN_MAC = bytes.fromhex("020000000001")

@@ -14,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import OWN_MAC, REMOTE, segment, tcp_frame
-from vtep.datapath import Arena, Outbound
+from vtep.datapath import Arena, Egress
 from vtep.forwarding.fdb import Remote
 from vtep.io.binding import Binding
 from vtep.io.outer_options import OuterHeaderOptions
@@ -82,7 +82,7 @@ def test_a_turn(
         frame = bytearray(tcp_frame(payload, partial=True))
         frame[PORT_AT] ^= number % flows
         frames.append(header + frame)
-    outbound = Outbound(
+    egress = Egress(
         cast("Any", SimpleNamespace(fd=tap.fileno())),
         own,
         cast("Any", Ways()),
@@ -101,7 +101,7 @@ def test_a_turn(
             host.send(frame)
 
     run = cast("Any", benchmark).pedantic  # It has no types.
-    run(outbound.readable, setup=fill, rounds=300, warmup_rounds=5)
+    run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
     # Not 305: with --benchmark-disable there is one round.
     assert own.counters.tx_frames == own.counters.tx_datagrams == turns * FRAMES > 0
 
@@ -162,7 +162,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
         binding = Binding(socket.AF_INET, None, None)
         sockets = Path(binding, OuterHeaderOptions(), remote, 64, SenderSockets(), gso=True)
         device = stack.enter_context(closing(NullDevice()))
-        outbound = Outbound(
+        egress = Egress(
             cast("Any", SimpleNamespace(fd=tap.fileno())),
             own,
             cast("Any", TunnelGsoWays(stack.enter_context(closing(sockets)), device)),
@@ -181,7 +181,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
                 host.send(frame)
 
         run = cast("Any", benchmark).pedantic
-        run(outbound.readable, setup=fill, rounds=300, warmup_rounds=5)
+        run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
     assert own.counters.tx_tunnel_gso == turns * SUPERFRAMES > 0
 
 

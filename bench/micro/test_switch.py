@@ -3,28 +3,26 @@
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.frames import OWN_MAC, PEER_MAC, REMOTE, VNI, segment, tcp_frame
-from vtep.forwarding.switch import Switch
+from vtep.forwarding.demux import Demux
 from vtep.wire import vxlan
 
 
-def test_receive(benchmark: BenchmarkFixture) -> None:
+def test_admit(benchmark: BenchmarkFixture) -> None:
     own = segment()
-    switch = Switch([own])
+    demux = Demux([own])
     datagram = memoryview(bytearray(vxlan.pack(VNI) + tcp_frame(1400)))
-    assert benchmark(switch.receive, datagram, REMOTE.host, 1.0) is own
+    assert benchmark(demux.admit, datagram, REMOTE.host, 1.0) is own
     assert own.fdb.lookup(PEER_MAC) is not None
 
 
-def test_destinations_known(benchmark: BenchmarkFixture) -> None:
+def test_route_to_a_known_mac(benchmark: BenchmarkFixture) -> None:
     own = segment()
     own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # Of our frames, this is the destination.
     frame = memoryview(bytearray(tcp_frame(1400)))
-    assert tuple(benchmark(own.destinations, frame)) == (REMOTE,)
-    assert own.counters.flooded == 0
+    assert benchmark(own.route, frame).destinations == (REMOTE,)
 
 
-def test_destinations_flooded(benchmark: BenchmarkFixture) -> None:
+def test_route_to_an_unknown_mac(benchmark: BenchmarkFixture) -> None:
     own = segment()
     frame = memoryview(bytearray(tcp_frame(1400)))
-    assert tuple(benchmark(own.destinations, frame)) == (REMOTE,)
-    assert own.counters.flooded > 0
+    assert benchmark(own.route, frame) is own.fdb.default

@@ -16,8 +16,9 @@ from bench.scale.heart import Stall, heart
 from vtep import Config, Vtep
 from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
-from vtep.forwarding.fdb import Entry, Event, Fdb, Remote
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.demux import Demux
+from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Remote
+from vtep.forwarding.segment import Segment
 from vtep.testing.lab import Lab
 from vtep.wire import vxlan
 
@@ -120,16 +121,16 @@ def _segment(fdb: Fdb) -> Segment:
 def _leave(fdb: Fdb, macs: Sequence[bytes]) -> float:
     """A frame to each MAC finds its remote."""
     frames = [each + PEER_MAC + bytes(46) for each in macs]
-    return _timed(frames, _segment(fdb).destinations)
+    return _timed(frames, _segment(fdb).route)
 
 
 def _arrive(fdb: Fdb, macs: Sequence[bytes]) -> float:
     """A datagram from each MAC is judged, and learned from."""
-    switch = Switch([_segment(fdb)])
+    switch = Demux([_segment(fdb)])
     datagrams = [vxlan.pack(VNI) + PEER_MAC + each + bytes(46) for each in macs]
 
     def receive(datagram: bytes) -> None:
-        switch.receive(datagram, REMOTE.host, 1.0)
+        switch.admit(datagram, REMOTE.host, 1.0)
 
     return _timed(datagrams, receive)
 
@@ -209,8 +210,8 @@ async def _age(
     expired = asyncio.Event()
     times: list[float] = []
 
-    def changed(event: Event, _entry: Entry) -> None:
-        if event is Event.EXPIRED and not times:
+    def changed(event: EntryEvent, _entry: Entry) -> None:
+        if event is EntryEvent.EXPIRED and not times:
             times.append(time.monotonic())
         if not len(fdb):
             expired.set()

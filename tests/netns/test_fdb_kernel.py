@@ -10,7 +10,7 @@ import json
 import random
 
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import Fdb, Kind, Remote, State, parse_remote
+from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Remote, parse_remote
 from vtep.testing.lab import Host, Lab
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
@@ -24,8 +24,8 @@ DESTINATIONS = (
     {"dst": "192.0.2.9", "vni": 43},
     {"dst": "192.0.2.8", "via": "eth0"},
 )
-STATES = (State.PERMANENT, State.STATIC, State.DYNAMIC)
-Row = tuple[str, str, int, int, str, State, bool]
+STATES = (EntryState.PERMANENT, EntryState.STATIC, EntryState.DYNAMIC)
+Row = tuple[str, str, int, int, str, EntryState, bool]
 
 
 class Kernel:
@@ -54,7 +54,7 @@ class Kernel:
                 row.get("port", 4789),
                 row.get("vni", VNI),
                 row.get("viaIf", ""),
-                State(row.get("state") or "dynamic"),
+                EntryState(row.get("state") or "dynamic"),
                 "extern_learn" in row["flags"],
             )
             for row in shown
@@ -82,7 +82,7 @@ def remote_of(fields: dict[str, object]) -> Remote:
     return parse_remote(**fields)  # type: ignore[arg-type]
 
 
-def comparable(fdb: Fdb, verb: str, mac: str, remote: Remote, kind: Kind) -> bool:
+def comparable(fdb: Fdb, verb: str, mac: str, remote: Remote, kind: EntryKind) -> bool:
     """Whether it is something about which we and the kernel have one opinion."""
     address = parse_mac(mac)
     entry = fdb.default if address == MAC_ZERO else fdb.lookup(address)
@@ -95,7 +95,7 @@ def comparable(fdb: Fdb, verb: str, mac: str, remote: Remote, kind: Kind) -> boo
     if verb == "add":
         return not (mac == ZERO and kind.ages)
     if verb == "del":
-        return entry is None or fdb.among(entry.destinations, remote) is not None
+        return entry is None or fdb.find_equal(entry.destinations, remote) is not None
     return True
 
 
@@ -110,7 +110,7 @@ def test_the_same_words_give_the_same_table() -> None:
             verb = dice.choice((*done, "del", "del"))
             mac = dice.choice((ZERO, GROUP, *UNICAST))
             fields = dice.choice(DESTINATIONS)
-            kind = Kind(dice.choice(STATES), extern_learn=dice.random() < 0.2)
+            kind = EntryKind(dice.choice(STATES), extern_learn=dice.random() < 0.2)
             remote = remote_of(dict(fields))
             if not comparable(fdb, verb, mac, remote, kind):
                 continue

@@ -20,7 +20,7 @@ from tests.netns.hosts import (
     Start,
 )
 from tests.netns.test_fdb_kernel import VNI, Kernel, Row
-from vtep.forwarding.fdb import State
+from vtep.forwarding.fdb import EntryState
 from vtep.testing.lab import Host, Lab
 
 NLM_F_BULK = 0x200
@@ -110,7 +110,7 @@ def ours(vtep: Pyvtep) -> list[Row]:
                 to["port"],
                 to["dst_vni"],
                 to["via"] or "",
-                State(entry["state"]),
+                EntryState(entry["state"]),
                 entry["extern_learn"],
             )
             for entry in client.fdb.show()

@@ -10,11 +10,14 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, I
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.utils6 import in6_mactoifaceid
 
+from tests.unit.routing import routed
 from vtep.counters import Drop, DropLog
 from vtep.forwarding import anycast
 from vtep.forwarding.anycast import Gateways
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import InnerVlan, Policy, Segment, Switch
+from vtep.forwarding.policy import InnerVlan, SegmentPolicy
+from vtep.forwarding.segment import Segment
 from vtep.wire import vxlan
 
 OURS, THEIRS, HOST = "172.18.0.1", "172.18.0.254", "172.18.0.2"
@@ -43,8 +46,8 @@ def gateways() -> Gateways:
 
 @pytest.fixture
 def shared(gateways: Gateways) -> Gateways:
-    assert gateways.keeps_out(arp("is-at", OURS, HOST))
-    assert gateways.keeps_out(advertisement(OURS6))
+    assert gateways.suppresses_from_underlay(arp("is-at", OURS, HOST))
+    assert gateways.suppresses_from_underlay(advertisement(OURS6))
     return gateways
 
 
@@ -71,43 +74,43 @@ OTHERS = [
 
 @pytest.mark.parametrize("frame", QUESTIONS)
 def test_who_asks_for_the_gateway_here_is_answered_here(gateways: Gateways, frame: bytes) -> None:
-    assert gateways.keeps_in(frame)
+    assert gateways.suppresses_from_tap(frame)
 
 
 @pytest.mark.parametrize("frame", QUESTIONS)
 def test_a_gateway_of_its_own_address_answers_everybody(gateways: Gateways, frame: bytes) -> None:
-    assert not gateways.keeps_out(frame)
+    assert not gateways.suppresses_from_underlay(frame)
     assert not gateways.shared
 
 
 @pytest.mark.parametrize("frame", CLAIMS)
 def test_nobody_elsewhere_is_our_gateway(gateways: Gateways, frame: bytes) -> None:
-    assert not gateways.keeps_in(frame)
-    assert gateways.keeps_out(frame)
+    assert not gateways.suppresses_from_tap(frame)
+    assert gateways.suppresses_from_underlay(frame)
     assert len(gateways.shared) == 1
 
 
 @pytest.mark.parametrize("frame", CLAIMS + QUESTIONS)
 def test_a_shared_gateway_is_heard_by_its_own_host_only(shared: Gateways, frame: bytes) -> None:
-    assert shared.keeps_in(frame)
-    assert shared.keeps_out(frame)
+    assert shared.suppresses_from_tap(frame)
+    assert shared.suppresses_from_underlay(frame)
 
 
 def test_a_probe_and_its_answer_tell_both_sides(gateways: Gateways) -> None:
-    assert not gateways.keeps_in(PROBE)
-    assert not gateways.keeps_out(PROBE)
+    assert not gateways.suppresses_from_tap(PROBE)
+    assert not gateways.suppresses_from_underlay(PROBE)
     assert len(gateways.shared) == 1
     answer = arp("is-at", OURS, "0.0.0.0", dst=MAC)
-    assert not gateways.keeps_in(answer)
+    assert not gateways.suppresses_from_tap(answer)
     other_side = Gateways([ip_address(OURS)])
-    assert other_side.keeps_out(answer)
+    assert other_side.suppresses_from_underlay(answer)
     assert other_side.shared == {ip_address(OURS)}
 
 
 def test_two_gateways_that_are_new_do_not_hear_each_other_ask(gateways: Gateways) -> None:
     """Both would give up their address (RFC 4862, section 5.4.3)."""
-    assert not gateways.keeps_in(PROBE6)
-    assert gateways.keeps_out(PROBE6)
+    assert not gateways.suppresses_from_tap(PROBE6)
+    assert gateways.suppresses_from_underlay(PROBE6)
     assert gateways.shared == {ip_address(OURS6)}
 
 
@@ -115,33 +118,33 @@ def test_who_shares_an_address_is_told_once() -> None:
     told: list[object] = []
     gateways = Gateways([ip_address(OURS)], told.append)
     for frame in [PROBE, *CLAIMS[:3]]:
-        gateways.keeps_out(frame)
+        gateways.suppresses_from_underlay(frame)
     assert told == [ip_address(OURS)]
 
 
 @pytest.mark.parametrize("frame", OTHERS)
 def test_everything_else_passes(shared: Gateways, frame: bytes) -> None:
-    assert not shared.keeps_in(frame)
-    assert not shared.keeps_out(frame)
+    assert not shared.suppresses_from_tap(frame)
+    assert not shared.suppresses_from_underlay(frame)
 
 
 def test_a_gateway_that_is_no_more_is_shared_no_more(gateways: Gateways) -> None:
-    assert gateways.keeps_out(CLAIMS[0])
-    gateways.lapse()
+    assert gateways.suppresses_from_underlay(CLAIMS[0])
+    gateways.expire()
     assert gateways.shared == {ip_address(OURS)}
-    assert gateways.keeps_out(QUESTIONS[0])  # Nobody confirms it by asking.
-    gateways.lapse()
+    assert gateways.suppresses_from_underlay(QUESTIONS[0])  # Nobody confirms it by asking.
+    gateways.expire()
     assert not gateways.shared
-    assert not gateways.keeps_out(QUESTIONS[0])
+    assert not gateways.suppresses_from_underlay(QUESTIONS[0])
 
 
 def test_a_routed_message_is_no_neighbour_discovery(gateways: Gateways) -> None:
-    assert not gateways.keeps_out(solicitation(OURS6, HOST6, hlim=254))
+    assert not gateways.suppresses_from_underlay(solicitation(OURS6, HOST6, hlim=254))
 
 
 def test_our_probe_is_what_scapy_makes() -> None:
     mac = bytes.fromhex(MAC.replace(":", ""))
-    assert anycast.probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
+    assert anycast.build_probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
     option = ICMPv6NDOptSrcLLAddr(lladdr=MAC)
     theirs = (
         Ether(src=MAC, dst="33:33:ff:00:00:01")
@@ -149,7 +152,7 @@ def test_our_probe_is_what_scapy_makes() -> None:
         / ICMPv6ND_NS(tgt=OURS6)
         / option
     )
-    assert anycast.probe(mac, IPv6Address(OURS6)) == bytes(theirs)
+    assert anycast.build_probe(mac, IPv6Address(OURS6)) == bytes(theirs)
 
 
 @given(
@@ -160,8 +163,8 @@ def test_our_probe_is_what_scapy_makes() -> None:
 def test_no_frame_is_too_strange(frame: bytes, cut: int, tail: bytes) -> None:
     gateways = Gateways([ip_address(OURS), ip_address(OURS6)])
     frame = frame[:14] + (frame[14:][:cut] + tail)
-    gateways.keeps_in(frame)
-    gateways.keeps_out(memoryview(frame))
+    gateways.suppresses_from_tap(frame)
+    gateways.suppresses_from_underlay(memoryview(frame))
 
 
 @given(st.sampled_from(QUESTIONS + CLAIMS), st.data())
@@ -180,29 +183,29 @@ def segment() -> Segment:
 
 
 def test_a_segment_keeps_and_counts(segment: Segment) -> None:
-    switch = Switch([segment])
+    switch = Demux([segment])
     claim, question = vxlan.pack(7) + CLAIMS[0], QUESTIONS[0]
-    assert switch.receive(claim, "192.0.2.2", 0.0) is segment
-    assert segment.destinations(question) == segment.remotes
+    assert switch.admit(claim, "192.0.2.2", 0.0) is segment
+    assert routed(segment, question) == segment.remotes
 
     segment.set_gateways(Gateways([ip_address(OURS)]))
-    assert switch.receive(claim, "192.0.2.2", 0.0) is None
-    assert not segment.destinations(question)
-    assert segment.destinations(arp("who-has", HOST, THEIRS)) == segment.remotes
+    assert switch.admit(claim, "192.0.2.2", 0.0) is None
+    assert not routed(segment, question)
+    assert routed(segment, arp("who-has", HOST, THEIRS)) == segment.remotes
     assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_RX] == 1
     assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_TX] == 1
     # This is what it is for, and no news.
     assert not DropLog().news(0.0, [("", segment.counters)])
 
     segment.set_gateways(None)
-    assert switch.receive(claim, "192.0.2.2", 0.0) is segment
-    assert segment.destinations(question) == segment.remotes
+    assert switch.admit(claim, "192.0.2.2", 0.0) is segment
+    assert routed(segment, question) == segment.remotes
 
 
 def test_a_stranger_teaches_a_segment_nothing(segment: Segment) -> None:
     gateways = Gateways([ip_address(OURS)])
     segment.set_gateways(gateways)
-    assert Switch([segment]).receive(vxlan.pack(7) + CLAIMS[0], "192.0.2.9", 0.0) is None
+    assert Demux([segment]).admit(vxlan.pack(7) + CLAIMS[0], "192.0.2.9", 0.0) is None
     assert not gateways.shared
     assert segment.counters.drops[Drop.SOURCE_UNKNOWN] == 1
 
@@ -216,14 +219,14 @@ def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
         Fdb(5, 4789, ageing=0, max_addresses=0),
         own_mac=bytes(6),
         learning=True,
-        policy=Policy(inner_vlan=InnerVlan.STRIP),
+        policy=SegmentPolicy(inner_vlan=InnerVlan.STRIP),
     )
     segment.set_gateways(Gateways([IPv4Address("10.0.0.1")]))
     claim = ARP(op="is-at", hwsrc="02:00:00:00:00:0b", psrc="10.0.0.1", pdst="10.0.0.9")
     tag = Dot1Q(vlan=5) if tagged else None
     frame = Ether(src="02:00:00:00:00:0b") / (tag / claim if tag else claim)
     datagram = memoryview(bytearray(vxlan.pack(5) + bytes(frame)))
-    assert Switch([segment]).receive(datagram, remote.host, 0.0) is None
+    assert Demux([segment]).admit(datagram, remote.host, 0.0) is None
     assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_TX] == 1
 
 

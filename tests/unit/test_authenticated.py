@@ -21,7 +21,8 @@ from tests.unit.test_egress import inspected
 from tests.unit.test_oversize import Judged, counted
 from vtep.counters import Counters
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import InnerVlan, Policy, Segment
+from vtep.forwarding.policy import InnerVlan, SegmentPolicy
+from vtep.forwarding.segment import Segment
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SegmentSizes, virtio_header
 from vtep.offload.sizing import TunnelSizing
@@ -204,7 +205,7 @@ def test_a_superframe_from_the_tap_is_one_segment(
 ) -> None:
     remote = Remote("192.0.2.2", 4789)
     fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
-    policy = Policy(inner_vlan=inner_vlan)
+    policy = SegmentPolicy(inner_vlan=inner_vlan)
     segment = Segment(5, [remote], fdb, own_mac=bytes(6), learning=True, policy=policy)
     fits, too_large = large(version, kind, payload=1200), large(version, kind, payload=4000)
     header = virtio.HEADER.pack(*gso(version))

@@ -20,7 +20,7 @@ from vtep.control.events import Events
 from vtep.control.jsonrpc import Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
-from vtep.forwarding.fdb import LEARNED, Kind, Remote, State
+from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Remote
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 MAC = "02:00:00:00:00:01"
@@ -149,8 +149,8 @@ def test_the_age_is_that_of_the_last_frame(vtep: Still, monkeypatch: pytest.Monk
 
 
 KINDS = [
-    Kind(state, extern_learn=extern, sticky=sticky)
-    for state, extern, sticky in itertools.product(State, (False, True), (False, True))
+    EntryKind(state, extern_learn=extern, sticky=sticky)
+    for state, extern, sticky in itertools.product(EntryState, (False, True), (False, True))
 ]
 TO = [
     Remote("192.0.2.7", 4789),

@@ -1,4 +1,4 @@
-"""Outbound: what is read from the TAP leaves in the order of each flow, complete, in few sends.
+"""Egress: what is read from the TAP leaves in the order of each flow, complete, in few sends.
 
 The TAP is one end of a socket pair, which keeps frames apart as a TAP does; the underlay is a path
 that takes notes, and may be full.
@@ -27,13 +27,13 @@ from scapy.layers.l2 import ARP, Ether
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
-from vtep.datapath import Arena, Outbound
+from vtep.datapath import Arena, Egress
 from vtep.datapath.backpressure import WritableWaiters
 from vtep.datapath.pool import Flood
 from vtep.forwarding.fdb import Fdb, Remote
+from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
+from vtep.forwarding.segment import Segment
 from vtep.forwarding.suppress import Neighbours
-from vtep.forwarding.switch import GroupPolicy, InnerVlan, Segment
-from vtep.forwarding.switch import Policy as SegmentPolicy
 from vtep.io.interfaces import FloodResult
 from vtep.io.path import batch_max
 from vtep.offload.headers import SegmentPlan
@@ -212,16 +212,16 @@ def tap() -> Iterator[Pair]:
         pair.close()
 
 
-def outbound_of(
+def egress_of(
     pair: Pair,
     segment: Segment,
     ways: object,
     fit: TunnelSizing,
     arena: Arena,
     lost: Callable[[OSError], None],
-) -> Outbound:
+) -> Egress:
     doubles = cast("Any", pair), cast("Any", ways)
-    return Outbound(doubles[0], segment, doubles[1], fit, AckTracker(), arena, lost)
+    return Egress(doubles[0], segment, doubles[1], fit, AckTracker(), arena, lost)
 
 
 def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[Any, list[bytes]]:
@@ -233,10 +233,10 @@ def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
-            outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
+            egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
             for frame in frames:
                 pair.host.send(b"".join(frame))
-            outbound.readable()
+            egress.readable()
             with suppress(BlockingIOError):
                 while True:
                     answers.append(pair.host.recv(65536))
@@ -270,8 +270,8 @@ def forward(
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
-            outbound = outbound_of(pair, segment, ways, fit, Arena(), lost.append)
-            outbound.start()
+            egress = egress_of(pair, segment, ways, fit, Arena(), lost.append)
+            egress.start()
             waiting = list(frames)
             expected = sum(len(segments(*frame)) for frame in frames)
             while sum(map(len, notes.sent)) < expected:
@@ -282,7 +282,7 @@ def forward(
                         break
                     del waiting[0]
                 await asyncio.sleep(0)
-            outbound.stop()
+            egress.stop()
         notes.close()
         assert not lost
         counters = segment.counters
@@ -314,7 +314,7 @@ def forward_to_many(
         crowd = Crowd(remotes, iter(room))
         expected = sum(len(segments(*frame)) for frame in frames)
         with tap() as pair:
-            outbound = outbound_of(
+            egress = egress_of(
                 pair,
                 segment,
                 crowd,
@@ -322,7 +322,7 @@ def forward_to_many(
                 Arena(),
                 lambda error: pytest.fail(str(error)),
             )
-            outbound.start()
+            egress.start()
             waiting = list(frames)
             while sum(map(len, crowd.got.values())) < 10 * expected:
                 while waiting:
@@ -332,7 +332,7 @@ def forward_to_many(
                         break
                     del waiting[0]
                 await asyncio.sleep(0)
-            outbound.stop()
+            egress.stop()
         crowd.close()
         assert segment.counters.tx_datagrams == 10 * expected
         return list(crowd.got.values())
@@ -437,11 +437,11 @@ def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
     notes = Notes(iter(()))
     with tap() as pair:
         ways, fit = cast("Any", Ways(notes)), TunnelSizing(PREFIX, segment.counters, MTU, "auto")
-        outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
+        egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
         for count in (3, 1, 3, 3):
             for _ in range(count):
                 pair.host.send(b"".join(plain()))
-            outbound.readable()
+            egress.readable()
     notes.close()
     assert [len(batch) for batch in notes.sent] == [3, 1, 1, 2, 3]
 
@@ -661,11 +661,11 @@ def tracked(
         for flow in range(3):
             fit.arriving(answer_to(flow))
         with tap() as pair:
-            outbound = outbound_of(pair, segment, ways, fit, Arena(), lambda _: None)
+            egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
             for turn in turns:
                 for frame in turn:
                     pair.host.send(b"".join(frame))
-                outbound.readable()
+                egress.readable()
         notes.close()
         return notes.sent, ways.results, ways.sent_tunnel_gso
 
@@ -750,7 +750,7 @@ def forward_both(
                 fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
                 ways = cast("Any", Ways(note))
                 lost = Mock(side_effect=AssertionError)
-                outbounds.append(outbound_of(pair, segment, ways, fit, arena, lost))
+                outbounds.append(egress_of(pair, segment, ways, fit, arena, lost))
                 outbounds[-1].start()
             expected = [sum(len(segments(*frame)) for frame in each) for each in frames]
             waiting = [(pair, list(each)) for pair, each in zip((one, two), frames, strict=True)]
@@ -761,8 +761,8 @@ def forward_both(
                             pair.host.send(b"".join(rest[0]))
                             del rest[0]
                 await asyncio.sleep(0)
-            for outbound in outbounds:
-                outbound.stop()
+            for egress in outbounds:
+                egress.stop()
         for note in notes:
             note.close()
         return [[datagram for batch in note.sent for datagram in batch] for note in notes]
@@ -870,16 +870,16 @@ def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
         with tap() as pair:
             ways = cast("Any", Ways(notes))
             fit = TunnelSizing(PREFIX, segment.counters, MTU, "auto")
-            outbound = Outbound(
+            egress = Egress(
                 *(cast("Any", pair), segment, ways, fit, AckTracker(), Arena(), lambda _: None)
             )
-            outbound.start()
+            egress.start()
             pair.host.send(virtio.PLAIN + request)
-            outbound.readable()
+            egress.readable()
             assert segment.sweep(time.monotonic() + 2.0)
-            outbound.send_requests(time.monotonic())
-            outbound.send_requests(time.monotonic())
-            outbound.stop()
+            egress.send_requests(time.monotonic())
+            egress.send_requests(time.monotonic())
+            egress.stop()
         notes.close()
         return notes.sent
 

@@ -15,13 +15,13 @@ from vtep.forwarding.fdb import (
     LEARNED,
     PERMANENT,
     Entry,
-    Event,
+    EntryEvent,
+    EntryKind,
+    EntryState,
     Fdb,
     Filter,
-    Kind,
     Learned,
     Remote,
-    State,
     parse_remote,
 )
 from vtep.wire.ethernet import MAC_ZERO
@@ -29,10 +29,10 @@ from vtep.wire.ethernet import MAC_ZERO
 VNI, PORT = 10, 4789
 A, B = mac(MAC_A), mac(MAC_B)
 GROUP = mac("01:00:5e:00:00:01")
-STATIC = Kind(State.STATIC)
-EXTERN = Kind(extern_learn=True)
-EXTERN_DYNAMIC = Kind(State.DYNAMIC, extern_learn=True)
-STICKY = Kind(State.DYNAMIC, sticky=True)
+STATIC = EntryKind(EntryState.STATIC)
+EXTERN = EntryKind(extern_learn=True)
+EXTERN_DYNAMIC = EntryKind(EntryState.DYNAMIC, extern_learn=True)
+STICKY = EntryKind(EntryState.DYNAMIC, sticky=True)
 
 
 def remote(number: int, port: int = PORT, vni: int | None = None, via: str | None = None) -> Remote:
@@ -59,14 +59,14 @@ class Ear:
     """Takes down what a table tells its watchers."""
 
     def __init__(self, fdb: Fdb) -> None:
-        self.heard: list[tuple[Event, bytes, tuple[str, ...]]] = []
+        self.heard: list[tuple[EntryEvent, bytes, tuple[str, ...]]] = []
         self.deaf = fdb.watch(self._hear)
 
-    def _hear(self, event: Event, entry: Entry) -> None:
+    def _hear(self, event: EntryEvent, entry: Entry) -> None:
         hosts = tuple(each.host for each in entry.destinations)
         self.heard.append((event, entry.mac, hosts))
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[EntryEvent]:
         """What was heard since the last call."""
         heard, self.heard = self.heard, []
         return [event for event, _, _ in heard]
@@ -231,7 +231,7 @@ def test_set_default() -> None:
     fdb.set_default([], 3.0)
     assert fdb.default is None
     fdb.set_default([], 4.0)
-    assert ear.events() == [Event.ADDED, Event.CHANGED, Event.DELETED]
+    assert ear.events() == [EntryEvent.ADDED, EntryEvent.CHANGED, EntryEvent.DELETED]
 
 
 # --- kinds of entries -------------------------------------------------------------------------
@@ -243,15 +243,15 @@ def test_set_default() -> None:
         (PERMANENT, Learned.CONFLICT, "192.0.2.1"),
         (STATIC, Learned.CONFLICT, "192.0.2.1"),
         (EXTERN, Learned.CONFLICT, "192.0.2.1"),
-        (Kind(State.STATIC, extern_learn=True), Learned.CONFLICT, "192.0.2.1"),
-        (Kind(sticky=True), Learned.CONFLICT, "192.0.2.1"),
+        (EntryKind(EntryState.STATIC, extern_learn=True), Learned.CONFLICT, "192.0.2.1"),
+        (EntryKind(sticky=True), Learned.CONFLICT, "192.0.2.1"),
         (STICKY, Learned.STICKY, "192.0.2.1"),
         (LEARNED, Learned.MOVED, "192.0.2.2"),
         (EXTERN_DYNAMIC, Learned.MOVED, "192.0.2.2"),
     ],
     ids=repr,
 )
-def test_heard_from_elsewhere(kind: Kind, learned: Learned, host: str) -> None:
+def test_heard_from_elsewhere(kind: EntryKind, learned: Learned, host: str) -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, kind)
     assert fdb.learn(A, remote(2), 7.0, 2) is learned
@@ -263,18 +263,18 @@ def test_heard_from_elsewhere(kind: Kind, learned: Learned, host: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, LEARNED], ids=repr)
-def test_check_learns_nothing(kind: Kind) -> None:
+def test_check_learns_nothing(kind: EntryKind) -> None:
     fdb = table()
     assert fdb.check(A, remote(2)) is Learned.REFRESHED
     fdb.add(A, remote(1), 0.0, kind)
-    elsewhere = Learned.CONFLICT if kind.state is not State.DYNAMIC else Learned.REFRESHED
+    elsewhere = Learned.CONFLICT if kind.state is not EntryState.DYNAMIC else Learned.REFRESHED
     assert fdb.check(A, remote(2)) is elsewhere
     assert fdb.check(A, remote(1)) is Learned.REFRESHED
     assert (where(fdb, A), fdb.get(A).updated) == (["192.0.2.1"], 0.0)
 
 
 @pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, EXTERN_DYNAMIC], ids=repr)
-def test_heard_from_any_of_its_destinations(kind: Kind) -> None:
+def test_heard_from_any_of_its_destinations(kind: EntryKind) -> None:
     fdb = table()
     for each in (remote(1), remote(2), remote(3, 4790, 11)):
         fdb.append(A, each, 0.0, kind)
@@ -297,7 +297,7 @@ def test_heard_from_any_of_its_destinations(kind: Kind) -> None:
     ],
     ids=repr,
 )
-def test_ageing(kind: Kind, stays: bool) -> None:
+def test_ageing(kind: EntryKind, stays: bool) -> None:
     fdb = table(ageing=10.0)
     fdb.add(A, remote(1), 0.0, kind)
     fdb.sweep(9.0)
@@ -327,7 +327,7 @@ def test_deleted_and_learned_again_ages_once() -> None:
     assert fdb.lookup(A) is not None
     fdb.sweep(13.0)
     assert fdb.lookup(A) is None
-    assert fdb._wheel == {}
+    assert fdb._wheel._slots == {}
 
 
 def test_the_limit_is_for_what_ages() -> None:
@@ -355,7 +355,7 @@ def test_extern_learn_does_not_take_over_what_was_put_in_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [LEARNED, EXTERN, EXTERN_DYNAMIC], ids=repr)
-def test_extern_learn_takes_over_the_rest(kind: Kind) -> None:
+def test_extern_learn_takes_over_the_rest(kind: EntryKind) -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, kind)
     fdb.replace(A, remote(2), 0.0, EXTERN)
@@ -431,8 +431,8 @@ FLUSHES = [
 
 @pytest.mark.parametrize(("first", "second", "wanted", "stay"), FLUSHES)
 def test_flush(
-    first: tuple[tuple[Any, ...], Kind],
-    second: tuple[tuple[Any, ...], Kind],
+    first: tuple[tuple[Any, ...], EntryKind],
+    second: tuple[tuple[Any, ...], EntryKind],
     wanted: dict[str, Any],
     stay: tuple[int, ...],
 ) -> None:
@@ -484,19 +484,19 @@ def test_select_begins_with_the_default_entry() -> None:
 
 # --- watching ---------------------------------------------------------------------------------
 
-CHANGES: list[tuple[str, Callable[[Fdb], object], list[Event]]] = [
-    ("add", lambda fdb: fdb.add(B, remote(1), 1.0), [Event.ADDED]),
-    ("append", lambda fdb: fdb.append(A, remote(9), 1.0), [Event.CHANGED]),
-    ("append a kind", lambda fdb: fdb.append(A, remote(1), 1.0, STATIC), [Event.CHANGED]),
+CHANGES: list[tuple[str, Callable[[Fdb], object], list[EntryEvent]]] = [
+    ("add", lambda fdb: fdb.add(B, remote(1), 1.0), [EntryEvent.ADDED]),
+    ("append", lambda fdb: fdb.append(A, remote(9), 1.0), [EntryEvent.CHANGED]),
+    ("append a kind", lambda fdb: fdb.append(A, remote(1), 1.0, STATIC), [EntryEvent.CHANGED]),
     ("append the same", lambda fdb: fdb.append(A, remote(1), 1.0), []),
-    ("replace", lambda fdb: fdb.replace(A, remote(9), 1.0), [Event.CHANGED]),
+    ("replace", lambda fdb: fdb.replace(A, remote(9), 1.0), [EntryEvent.CHANGED]),
     ("replace by the same", lambda fdb: fdb.replace(A, remote(1), 1.0), []),
-    ("replace what is not there", lambda fdb: fdb.replace(B, remote(1), 1.0), [Event.ADDED]),
-    ("del one", lambda fdb: fdb.remove(A, remote(2)), [Event.CHANGED]),
-    ("del", lambda fdb: fdb.remove(A), [Event.DELETED]),
-    ("flush one", lambda fdb: fdb.flush(Filter(dst="192.0.2.2")), [Event.CHANGED]),
-    ("flush", lambda fdb: fdb.flush(), [Event.DELETED]),
-    ("learn", lambda fdb: fdb.learn(B, remote(1), 1.0), [Event.ADDED]),
+    ("replace what is not there", lambda fdb: fdb.replace(B, remote(1), 1.0), [EntryEvent.ADDED]),
+    ("del one", lambda fdb: fdb.remove(A, remote(2)), [EntryEvent.CHANGED]),
+    ("del", lambda fdb: fdb.remove(A), [EntryEvent.DELETED]),
+    ("flush one", lambda fdb: fdb.flush(Filter(dst="192.0.2.2")), [EntryEvent.CHANGED]),
+    ("flush", lambda fdb: fdb.flush(), [EntryEvent.DELETED]),
+    ("learn", lambda fdb: fdb.learn(B, remote(1), 1.0), [EntryEvent.ADDED]),
     ("hear", lambda fdb: fdb.learn(A, remote(1), 1.0), []),
     ("hear from elsewhere", lambda fdb: fdb.learn(A, remote(9), 1.0), []),
 ]
@@ -504,7 +504,7 @@ CHANGES: list[tuple[str, Callable[[Fdb], object], list[Event]]] = [
 
 @pytest.mark.parametrize(("what", "change", "events"), CHANGES, ids=[row[0] for row in CHANGES])
 def test_one_event_for_each_change(
-    what: str, change: Callable[[Fdb], object], events: list[Event]
+    what: str, change: Callable[[Fdb], object], events: list[EntryEvent]
 ) -> None:
     fdb = table()
     fdb.append(A, remote(1), 0.0)
@@ -523,9 +523,9 @@ def test_events_of_learning() -> None:
     fdb.learn(A, remote(2), 2.0)
     fdb.sweep(12.0)
     assert ear.heard == [
-        (Event.ADDED, A, ("192.0.2.1",)),
-        (Event.MOVED, A, ("192.0.2.2",)),
-        (Event.EXPIRED, A, ("192.0.2.2",)),
+        (EntryEvent.ADDED, A, ("192.0.2.1",)),
+        (EntryEvent.MOVED, A, ("192.0.2.2",)),
+        (EntryEvent.EXPIRED, A, ("192.0.2.2",)),
     ]
 
 
@@ -535,7 +535,7 @@ def test_the_deaf_hear_nothing() -> None:
     first.deaf()
     fdb.add(A, remote(1), 0.0)
     assert first.events() == []
-    assert second.events() == [Event.ADDED]
+    assert second.events() == [EntryEvent.ADDED]
 
 
 def test_a_failure_is_no_change() -> None:
@@ -554,7 +554,7 @@ def test_a_failure_is_no_change() -> None:
         with pytest.raises(FdbError):
             change()
     assert ear.events() == []
-    assert fdb.sources.keys() == {"192.0.2.1"}
+    assert fdb.members.hosts.keys() == {"192.0.2.1"}
 
 
 # --- remotes ----------------------------------------------------------------------------------
@@ -568,13 +568,13 @@ def test_remotes_are_interned() -> None:
     fdb.learn(B, remote(1), 0.0)
     destinations = [entry.destinations for entry, _ in fdb.select()]
     assert all(each is first.alone for each in destinations)
-    assert (fdb.uses(first), fdb.uses(twin)) == (3, 0)
+    assert (fdb.members.use_count(first), fdb.members.use_count(twin)) == (3, 0)
 
 
 def test_who_is_unused_is_told_once_complete() -> None:
     fdb = table()
     unused: list[str] = []
-    fdb.unused = lambda each: unused.append(each.host)
+    fdb.members.on_remote_unused = lambda each: unused.append(each.host)
     fdb.add(A, remote(1), 0.0)
     fdb.learn(B, remote(1), 0.0)
     fdb.learn(B, remote(2), 1.0)
@@ -582,13 +582,13 @@ def test_who_is_unused_is_told_once_complete() -> None:
     assert unused == ["192.0.2.1"]
     fdb.flush()
     assert sorted(unused) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
-    assert fdb._remotes == {}
+    assert fdb.members._remotes == {}
 
 
 def test_expiry_ends_the_use_of_a_remote() -> None:
     fdb = table(ageing=10.0)
     unused: list[Remote] = []
-    fdb.unused = unused.append
+    fdb.members.on_remote_unused = unused.append
     one = remote(1)
     fdb.learn(A, one, 0.0)
     fdb.learn(B, one, 1.0)
@@ -602,41 +602,41 @@ def test_sources_are_the_hosts_that_somebody_has_named() -> None:
     fdb = table()
     come: list[str] = []
     gone: list[str] = []
-    fdb.listed, fdb.unlisted = come.append, gone.append
+    fdb.members.on_added, fdb.members.on_removed = come.append, gone.append
     fdb.set_default([remote(1), remote(2)], 0.0)
     fdb.add(A, remote(2), 0.0)
     fdb.add(B, remote(3), 0.0, EXTERN_DYNAMIC)
     fdb.learn(GROUP, remote(4), 0.0)
     assert sorted(come) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
-    assert fdb.sources.keys() == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+    assert fdb.members.hosts.keys() == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
     fdb.set_default([], 0.0)
     assert gone == ["192.0.2.1"]
     fdb.replace(A, remote(2), 0.0, LEARNED)
     fdb.remove(B)
     assert gone == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
-    assert fdb.sources == {}
+    assert fdb.members.hosts == {}
 
 
 def test_what_is_learned_goes_where_everybody_listens() -> None:
     fdb = table()
     fdb.add(A, remote(1, 4790, 11), 0.0)
-    source = fdb.sources["192.0.2.1"]
+    source = fdb.members.hosts["192.0.2.1"]
     assert (source.host, source.port, source.vni) == ("192.0.2.1", PORT, None)
     fdb.learn(B, source, 0.0)
-    assert fdb.uses(source) == 1
+    assert fdb.members.use_count(source) == 1
     fdb.append(GROUP, remote(1), 0.0)
-    assert fdb.sources["192.0.2.1"] is source
+    assert fdb.members.hosts["192.0.2.1"] is source
 
 
 def test_unless_the_default_entry_knows_better() -> None:
     fdb = table()
     odd = remote(1, 4790)
     fdb.set_default([odd], 0.0)
-    assert fdb.sources["192.0.2.1"] is odd
+    assert fdb.members.hosts["192.0.2.1"] is odd
     fdb.append(MAC_ZERO, remote(1), 0.0)
-    assert fdb.sources["192.0.2.1"].port == PORT
+    assert fdb.members.hosts["192.0.2.1"].port == PORT
     fdb.remove(MAC_ZERO, remote(1))
-    assert fdb.sources["192.0.2.1"] is odd
+    assert fdb.members.hosts["192.0.2.1"] is odd
 
 
 def test_set_port() -> None:
@@ -644,16 +644,16 @@ def test_set_port() -> None:
     fdb = table()
     fdb.set_default([remote(1)], 0.0)
     fdb.add(A, remote(2, 4790), 0.0)
-    former = fdb.sources["192.0.2.2"]
+    former = fdb.members.hosts["192.0.2.2"]
     fdb.learn(B, former, 0.0)
     fdb.add(GROUP, remote(3), 0.0, EXTERN_DYNAMIC)
     fdb.set_port(8472)
     fdb.set_default([remote(1, 8472)], 1.0)
-    assert {source.port for source in fdb.sources.values()} == {8472}
+    assert {source.port for source in fdb.members.hosts.values()} == {8472}
     assert fdb.lookup(B) is None
-    assert fdb.uses(former) == 0
+    assert fdb.members.use_count(former) == 0
     assert [each.destinations[0].port for each in fdb] == [4790, PORT]
-    fdb.learn(B, fdb.sources["192.0.2.2"], 2.0)
+    fdb.learn(B, fdb.members.hosts["192.0.2.2"], 2.0)
     assert fdb.get(B).destinations[0].port == 8472
 
 
@@ -737,11 +737,11 @@ class Model(RuleBasedStateMachine):
     def begin(self) -> None:
         self.fdb = Fdb(VNI, PORT, ageing=4.0, max_addresses=0)
         self.now = 0.0
-        self.model: dict[bytes, tuple[list[Place], Kind]] = {}
-        self.mirror: dict[bytes, tuple[list[Place], Kind]] = {}
+        self.model: dict[bytes, tuple[list[Place], EntryKind]] = {}
+        self.mirror: dict[bytes, tuple[list[Place], EntryKind]] = {}
         self.unused: list[Remote] = []
         self.fdb.watch(self.hear)
-        self.fdb.unused = self.unused.append
+        self.fdb.members.on_remote_unused = self.unused.append
         self.told = 0
 
     @staticmethod
@@ -751,11 +751,11 @@ class Model(RuleBasedStateMachine):
             for each in entry.destinations
         ]
 
-    def hear(self, event: Event, entry: Entry) -> None:
+    def hear(self, event: EntryEvent, entry: Entry) -> None:
         self.told += 1
         known = entry.mac in self.mirror
-        assert known is (event is not Event.ADDED)
-        if event in (Event.DELETED, Event.EXPIRED):
+        assert known is (event is not EntryEvent.ADDED)
+        if event in (EntryEvent.DELETED, EntryEvent.EXPIRED):
             assert self.mirror.pop(entry.mac) == (self.places(entry), entry.kind)
         else:
             assert self.mirror.get(entry.mac) != (self.places(entry), entry.kind)
@@ -778,14 +778,14 @@ class Model(RuleBasedStateMachine):
         return Remote(each.host, each.port, each.vni)
 
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
-    def add(self, address: bytes, number: int, kind: Kind) -> None:
+    def add(self, address: bytes, number: int, kind: EntryKind) -> None:
         works = address not in self.model and not (address == MAC_ZERO and kind.ages)
         self.attempt(lambda: self.fdb.add(address, self.fresh(number), self.now, kind), works=works)
         if works:
             self.model[address] = ([self.place(number)], kind)
 
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
-    def append(self, address: bytes, number: int, kind: Kind) -> None:
+    def append(self, address: bytes, number: int, kind: EntryKind) -> None:
         places, old = self.model.get(address, ([], kind))
         by_hand = not old.ages and not old.extern_learn and address in self.model
         kept = old if kind.extern_learn and by_hand else kind
@@ -798,7 +798,7 @@ class Model(RuleBasedStateMachine):
             self.model[address] = (places + new, kept)
 
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
-    def replace(self, address: bytes, number: int, kind: Kind) -> None:
+    def replace(self, address: bytes, number: int, kind: EntryKind) -> None:
         works = address not in (MAC_ZERO, GROUP)
         if address in self.model and kind.extern_learn:
             old = self.model[address][1]
@@ -825,7 +825,7 @@ class Model(RuleBasedStateMachine):
     def flush(self, wanted: Filter) -> None:
         count = 0
         for address, (places, kind) in list(self.model.items()):
-            if not wanted.applies_to(kind):
+            if not wanted.matches(kind):
                 continue
             rest = [
                 place
@@ -849,7 +849,7 @@ class Model(RuleBasedStateMachine):
             places, kind = self.model[address]
             if self.place(number)[0] in [place[0] for place in places]:
                 expected = Learned.REFRESHED
-            elif kind.state is not State.DYNAMIC:
+            elif kind.state is not EntryState.DYNAMIC:
                 expected = Learned.CONFLICT
             elif kind.sticky:
                 expected = Learned.STICKY
@@ -892,11 +892,11 @@ class Model(RuleBasedStateMachine):
                 if not entry.kind.ages:
                     hosts.add(each.host)
             assert len(entry.destinations) != 1 or entry.destinations[0].alone is entry.destinations
-        assert used == self.fdb._uses
-        assert len({self.fdb._key(each) for each in used}) == len(used)
-        assert set(self.fdb._remotes.values()) == used.keys()
-        assert self.fdb.sources.keys() == hosts
-        assert all(each.host == host for host, each in self.fdb.sources.items())
+        assert used == self.fdb.members._use_count
+        assert len({self.fdb.members.key(each) for each in used}) == len(used)
+        assert set(self.fdb.members._remotes.values()) == used.keys()
+        assert self.fdb.members.hosts.keys() == hosts
+        assert all(each.host == host for host, each in self.fdb.members.hosts.items())
         assert len(self.unused) == len(set(self.unused))
         assert not used.keys() & set(self.unused)
 
@@ -905,8 +905,8 @@ class Model(RuleBasedStateMachine):
         ages = [entry for entry in self.fdb if entry.kind.ages]
         assert self.fdb._ageing_count == len(ages)
         hosts = Counter(each.host for entry in ages for each in entry.destinations)
-        assert self.fdb._ageing_by_host == hosts
-        waiting = [entry for slot in self.fdb._wheel.values() for entry in slot]
+        assert self.fdb.members._ageing_by_host == hosts
+        waiting = [entry for slot in self.fdb._wheel._slots.values() for entry in slot]
         assert all(waiting.count(entry) == 1 for entry in ages)
 
 

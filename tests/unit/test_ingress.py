@@ -1,4 +1,4 @@
-"""Inbound: what is drained at once is delivered as if each datagram had come alone.
+"""Ingress: what is drained at once is delivered as if each datagram had come alone.
 
 The underlay is a real socket on the loopback device; the TAP is one end of a socket pair, which
 keeps frames apart as a TAP does.
@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import ether, finish, ip, tcp
 from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
-from vtep.datapath import Inbound
+from vtep.datapath import Ingress
 from vtep.datapath.tap_fallback import MergeGuard
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import GroupPolicy, InnerVlan, Policy, Segment, Switch
+from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
+from vtep.forwarding.segment import Segment
 from vtep.io.receiver import UdpReceiver
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
@@ -47,7 +49,7 @@ class Seen(NamedTuple):
 class Underlay:
     """A VTEP's receiving end, whose policy may be anything, with a remote that sends to it."""
 
-    def __init__(self, stack: ExitStack, policy: Policy, *, uso: bool = True) -> None:
+    def __init__(self, stack: ExitStack, policy: SegmentPolicy, *, uso: bool = True) -> None:
         fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
         self.segment = Segment(
             VNI, [Remote(HOST, 4789)], fdb, own_mac=bytes(6), learning=True, policy=policy
@@ -59,7 +61,7 @@ class Underlay:
             own_mac=bytes(6),
             learning=True,
         )
-        self.switch = Switch((), 4789)
+        self.switch = Demux((), 4789)
         udp = (socket.AF_INET, socket.SOCK_DGRAM)
         self.receiver = stack.enter_context(socket.socket(*udp))
         self.receiver.bind((HOST, 0))
@@ -78,7 +80,7 @@ class Underlay:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
             end.setblocking(False)
         tap = cast("Any", SimpleNamespace(fd=ours.fileno(), uso=uso))
-        self.inbound = Inbound([UdpReceiver(self.receiver)], self.switch, self._cannot)
+        self.ingress = Ingress([UdpReceiver(self.receiver)], self.switch, self._cannot)
         self.turns = 0
         self.on_turn: Callable[[], None] = lambda: None
         counters = self.segment.counters
@@ -86,9 +88,9 @@ class Underlay:
         fit = TunnelSizing(b"", counters, MTU, "off")
         for version in (4, 6):
             fit.leaving(memoryview(bytearray(syn(version))))
-        self.inbound.attach(self.segment, tap, fit, AckTracker(), self._turn)
+        self.ingress.attach(self.segment, tap, fit, AckTracker(), self._turn)
         plain = TunnelSizing(b"", counters, MTU, "off")
-        self.inbound.attach(self.other, tap, plain, AckTracker(), self._turn)
+        self.ingress.attach(self.other, tap, plain, AckTracker(), self._turn)
         self._frames: list[bytes] = []
 
     @staticmethod
@@ -105,7 +107,7 @@ class Underlay:
         self._senders[sender].send(datagram)
 
     def drain(self) -> None:
-        self.inbound.readable(UdpReceiver(self.receiver))
+        self.ingress.readable(UdpReceiver(self.receiver))
         while True:
             try:
                 self._frames.append(self._host.recv(1 << 17))
@@ -134,7 +136,9 @@ class Datagram(NamedTuple):
     sender: int = 0
 
 
-def run(datagrams: Sequence[Datagram], policy: Policy, *, at_once: bool, uso: bool = True) -> Seen:
+def run(
+    datagrams: Sequence[Datagram], policy: SegmentPolicy, *, at_once: bool, uso: bool = True
+) -> Seen:
     with ExitStack() as stack:
         it = Underlay(stack, policy, uso=uso)
         for number, each in enumerate(datagrams, 1):
@@ -223,22 +227,22 @@ RUNS = st.lists(
 ).map(lambda runs: [*chain(*runs)])
 POLICIES = st.sampled_from(
     [
-        Policy(),
-        Policy(),
-        Policy(inner_vlan=InnerVlan.STRIP),
-        Policy(inner_vlan=InnerVlan.DROP),
-        Policy(groups=GroupPolicy(0, frozenset((0,)))),
-        Policy(reserved_bits=0xF7FFFFFF000000FF),
+        SegmentPolicy(),
+        SegmentPolicy(),
+        SegmentPolicy(inner_vlan=InnerVlan.STRIP),
+        SegmentPolicy(inner_vlan=InnerVlan.DROP),
+        SegmentPolicy(groups=GroupPolicy(0, frozenset((0,)))),
+        SegmentPolicy(reserved_bits=0xF7FFFFFF000000FF),
     ]
 )
 
 
 CHECKED_POLICIES = {
-    "plain": Policy(),
-    "strip": Policy(inner_vlan=InnerVlan.STRIP),
-    "drop": Policy(inner_vlan=InnerVlan.DROP),
-    "group": Policy(groups=GroupPolicy(0, frozenset((0,)))),
-    "strict": Policy(reserved_bits=0xF7FFFFFF000000FF),
+    "plain": SegmentPolicy(),
+    "strip": SegmentPolicy(inner_vlan=InnerVlan.STRIP),
+    "drop": SegmentPolicy(inner_vlan=InnerVlan.DROP),
+    "group": SegmentPolicy(groups=GroupPolicy(0, frozenset((0,)))),
+    "strict": SegmentPolicy(reserved_bits=0xF7FFFFFF000000FF),
 }
 
 
@@ -262,14 +266,17 @@ def test_padding_that_is_different(version: int) -> None:
         superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\0", b"\1")
     ]
     datagrams = [Datagram(each) for each in frames * 2]
-    assert run(datagrams, Policy(), at_once=True)[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    assert (
+        run(datagrams, SegmentPolicy(), at_once=True)[:3]
+        == run(datagrams, SegmentPolicy(), at_once=False)[:3]
+    )
 
 
 def test_one_that_was_marked_on_its_way() -> None:
     same = superframe(tos=2)
     datagrams = [Datagram(same, tos) for tos in (2, 2, 2, 3, 2, 3, 3, 3, 2)]
-    together = run(datagrams, Policy(), at_once=True)
-    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    together = run(datagrams, SegmentPolicy(), at_once=True)
+    assert together[:3] == run(datagrams, SegmentPolicy(), at_once=False)[:3]
     marks = [frame[10 + 15] & 3 for frame in together.frames]
     assert marks == [2, 2, 2, 3, 2, 3, 3, 3, 2]
 
@@ -277,15 +284,15 @@ def test_one_that_was_marked_on_its_way() -> None:
 def test_one_from_elsewhere() -> None:
     same = superframe()
     datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 0, 1, 1, 0, 0, 2, 0)]
-    together = run(datagrams, Policy(), at_once=True)
-    assert together[:3] == run(datagrams, Policy(), at_once=False)[:3]
+    together = run(datagrams, SegmentPolicy(), at_once=True)
+    assert together[:3] == run(datagrams, SegmentPolicy(), at_once=False)[:3]
     assert together.counters["drop_source_unknown"] == 2
     assert len(together.frames) == 7
 
 
 @BASIC
 @given(datagrams=RUNS, policy=POLICIES, uso=st.booleans())
-def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: Policy, uso: bool) -> None:
+def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: SegmentPolicy, uso: bool) -> None:
     together = run(datagrams, policy, at_once=True, uso=uso)
     alone = run(datagrams, policy, at_once=False, uso=uso)
     assert together.frames == alone.frames
@@ -295,7 +302,7 @@ def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: Policy, uso: b
 
 def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> None:
     sizes = [superframe(4, seq=number * 4 * SIZE, sport=5000) for number in range(20)]
-    seen = run([Datagram(each) for each in sizes], Policy(), at_once=True)
+    seen = run([Datagram(each) for each in sizes], SegmentPolicy(), at_once=True)
     header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
     assert seen.frames == [header + each[8:] for each in sizes]
     assert seen.counters["super_datagrams"] == seen.counters["partial_checksums"] == 20
@@ -307,7 +314,7 @@ def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> 
 @pytest.fixture
 def underlay() -> Iterator[Underlay]:
     with ExitStack() as stack:
-        yield Underlay(stack, Policy())
+        yield Underlay(stack, SegmentPolicy())
 
 
 def test_what_answers_a_lone_frame_is_sent_at_once(underlay: Underlay) -> None:
@@ -330,7 +337,7 @@ def test_the_turn_may_find_that_all_is_over(underlay: Underlay) -> None:
 
     def end() -> None:
         for segment in (underlay.segment, underlay.other):
-            underlay.inbound.detach(segment)
+            underlay.ingress.detach(segment)
         underlay.receiver.close()
 
     underlay.on_turn = end
@@ -391,7 +398,7 @@ PROTOCOLS = [(4, 6), (6, 6), (4, 17), (6, 17)]
 @BASIC
 @given(datagrams=RUNS, policy=POLICIES, at_once=st.booleans(), uso=st.booleans())
 def test_what_is_refused_at_the_tap_is_delivered_as_plain_frames(
-    refused: str, datagrams: list[Datagram], policy: Policy, at_once: bool, uso: bool
+    refused: str, datagrams: list[Datagram], policy: SegmentPolicy, at_once: bool, uso: bool
 ) -> None:
     refuses: Callable[[bytes], bool] = {
         "all": lambda header: header != virtio.PLAIN,
@@ -422,7 +429,7 @@ def test_a_tap_that_takes_nothing_is_not_tried_again(
 ) -> None:
     refusing = Refusing(monkeypatch, lambda _: True, error)
     datagrams = [*bursts(PROTOCOLS), *map(Datagram, [superframe(sport=5000)] * 3)]
-    seen = run(datagrams, Policy(), at_once=True)
+    seen = run(datagrams, SegmentPolicy(), at_once=True)
     assert seen.frames == []
     assert seen.counters[reason] == 5 * len(PROTOCOLS) + 3 * 4
     assert seen.counters["rx_frames"] == seen.counters["tap_header_refused"] == 0
@@ -436,13 +443,13 @@ def test_merging_that_is_refused_again_and_again_is_suspended(
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with ExitStack() as stack:
-        it = Underlay(stack, Policy())
+        it = Underlay(stack, SegmentPolicy())
 
         def burst() -> tuple[int, int]:
             """Of TCP and UDP, with the number of superframes merged and refused."""
             before = it.segment.counters.rx_superframes, refusing.refusals
-            it.inbound._burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
-            it.inbound._burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
+            it.ingress._burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
+            it.ingress._burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
             return it.segment.counters.rx_superframes - before[0], refusing.refusals - before[1]
 
         assert [burst() for _ in range(8)] == [(2, 1)] * 8

@@ -19,7 +19,7 @@ from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.control import views
 from vtep.control.schema import Stats
-from vtep.forwarding.fdb import Kind, Remote
+from vtep.forwarding.fdb import EntryKind, Remote
 
 HANDLER = "vtep.cli.log_handler"
 REMOTE = Remote("192.0.2.2", 4789)
@@ -157,7 +157,7 @@ def test_debug_logs_changes_with_their_cause(
     assert caplog.messages == []
     event_log = EventLog(vtep)
     vtep.fdb.learn(b"\2\0\0\0\0\1", REMOTE, 0.0)
-    vtep.fdb.add(b"\2\0\0\0\0\2", REMOTE, 0.0, Kind())
+    vtep.fdb.add(b"\2\0\0\0\0\2", REMOTE, 0.0, EntryKind())
     vtep.fdb.remove(b"\2\0\0\0\0\2", None)
     assert caplog.messages == [
         "fdb added: 02:00:00:00:00:01 dev vx1 dst 192.0.2.2 dynamic (learned from a frame)",

@@ -1,4 +1,4 @@
-"""The committed captures, processed by Switch.receive and virtio_header."""
+"""The committed captures, processed by Demux.receive and virtio_header."""
 
 import runpy
 from collections.abc import Callable, Iterator
@@ -15,8 +15,9 @@ from scapy.utils import RawPcapReader
 
 from tests.unit.craft import finish, mac, parse_virtio
 from vtep.counters import Counters, Drop
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.segment import Segment
 from vtep.offload.partial import SegmentSizes, virtio_header
 from vtep.wire import virtio, vxlan
 from vtep.wire.flow import flow_hash
@@ -43,10 +44,10 @@ def datagram(packet: bytes) -> tuple[bytes, str]:
     return packet[at + 8 :], str(ip_address(packet[addresses]))
 
 
-def endpoint() -> tuple[Switch, Segment]:
+def endpoint() -> tuple[Demux, Segment]:
     fdb = Fdb(MAKER["VNI"], 4789, ageing=300.0, max_addresses=0)
     segment = Segment(MAKER["VNI"], REMOTES, fdb, own_mac=mac(MAKER["OWN"]), learning=True)
-    return Switch([segment]), segment
+    return Demux([segment]), segment
 
 
 def drops(*counters: Counters) -> dict[Drop, int]:
@@ -82,7 +83,7 @@ def test_no_other_files() -> None:
 def test_good(name: str) -> None:
     switch, segment = endpoint()
     octets, source = datagram(captured("vxlan_good")[name])
-    assert switch.receive(memoryview(octets), source, 1.0) is segment
+    assert switch.admit(memoryview(octets), source, 1.0) is segment
     assert drops(switch.counters, segment.counters) == {}
     (remote,) = (remote for remote in REMOTES if remote.host == source)
     host = mac(MAKER["HOST"])
@@ -128,7 +129,7 @@ VERDICTS = {
 def test_bad(name: str) -> None:
     switch, segment = endpoint()
     octets, source = datagram(captured("vxlan_bad")[name])
-    assert switch.receive(memoryview(octets), source, 1.0) is None
+    assert switch.admit(memoryview(octets), source, 1.0) is None
     assert drops(switch.counters, segment.counters) == {VERDICTS[name]: 1}
     assert len(segment.fdb) == 0
 
@@ -136,7 +137,7 @@ def test_bad(name: str) -> None:
 def test_all_bad_packets_in_sequence() -> None:
     switch, segment = endpoint()
     for packet in captured("vxlan_bad").values():
-        switch.receive(*datagram(packet), 1.0)
+        switch.admit(*datagram(packet), 1.0)
     expected = list(VERDICTS.values())
     assert drops(switch.counters, segment.counters) == {
         reason: expected.count(reason) for reason in expected
@@ -160,7 +161,7 @@ def received(name: str) -> tuple[bytes, bytes, Counters]:
     """
     switch, segment = endpoint()
     octets, source = datagram(captured("partial_checksums")[name])
-    assert switch.receive(octets, source, 1.0) is segment
+    assert switch.admit(octets, source, 1.0) is segment
     frame = octets[vxlan.HEADER_LEN :]
     return frame, virtio_header(frame, SegmentSizes(MTU), segment.counters), segment.counters
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vtep.daemon import state_file
 from vtep.daemon.state_file import DamagedError, Saved, decode, encode, load, locked, store
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import Kind, Remote, State
+from vtep.forwarding.fdb import EntryKind, EntryState, Remote
 
 MACS = st.binary(min_size=6, max_size=6)
 REMOTES = st.builds(
@@ -27,7 +27,7 @@ REMOTES = st.builds(
     st.none() | st.integers(0, (1 << 24) - 1),
     st.none() | st.text(max_size=15),
 )
-KINDS = st.builds(Kind, st.sampled_from(State), st.booleans(), st.booleans())
+KINDS = st.builds(EntryKind, st.sampled_from(EntryState), st.booleans(), st.booleans())
 ENTRIES = st.builds(
     Saved,
     st.integers(0, (1 << 24) - 1),
@@ -36,7 +36,7 @@ ENTRIES = st.builds(
     KINDS,
     st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
 )
-ONE = Saved(1, bytes.fromhex("020000000001"), (Remote("192.0.2.2", 4789),), Kind(), 2.5)
+ONE = Saved(1, bytes.fromhex("020000000001"), (Remote("192.0.2.2", 4789),), EntryKind(), 2.5)
 
 
 def plain(entry: Saved) -> tuple[object, ...]:
@@ -191,12 +191,12 @@ def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
 
 _WRITER = """
 import sys, time; from pathlib import Path; from vtep.daemon import state_file as state
-from vtep.forwarding.fdb import Kind, Remote
+from vtep.forwarding.fdb import EntryKind, Remote
 mac, remote = bytes.fromhex("020000000001"), Remote("192.0.2.2", 4789)
 number = 0
 while True:
     number += 1
-    saved = [state.Saved(number, mac, (remote,), Kind(), 0)] * 1000
+    saved = [state.Saved(number, mac, (remote,), EntryKind(), 0)] * 1000
     state.store(Path(sys.argv[1]), state.encode(saved, time.time()))
     if number == 1: print("once", flush=True)
 """

@@ -17,11 +17,11 @@ from vtep.daemon.port import Port
 from vtep.daemon.state_file import Saved
 from vtep.daemon.state_writer import Settle, keep, load, restore
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import LEARNED, Kind, Remote, State
+from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Remote
 from vtep.wire.ethernet import MAC_ZERO
 
 NOW = 1000.0
-STATIC = Kind(State.STATIC)
+STATIC = EntryKind(EntryState.STATIC)
 
 
 def mac(number: int) -> bytes:
@@ -114,7 +114,7 @@ def test_no_more_come_back_than_may_be_learned() -> None:
 
 def test_what_makes_no_sense_is_left_out_and_told() -> None:
     one = port()
-    wrong = Saved(1, MAC_ZERO, (Remote("192.0.2.7", 4789),), Kind(State.DYNAMIC), 0)
+    wrong = Saved(1, MAC_ZERO, (Remote("192.0.2.7", 4789),), EntryKind(EntryState.DYNAMIC), 0)
     told = restore(one, [wrong, static(mac(1), "192.0.2.7")], NOW, NOW, learned=True)
     assert mac(1) in shown(one)
     assert (len(told), told[0][:8]) == (1, "dynamic:")

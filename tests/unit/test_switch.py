@@ -1,4 +1,4 @@
-"""Switch and Segment: the decisions, as tables."""
+"""Demux and Segment: the decisions, as tables."""
 
 import struct
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
+from tests.unit.routing import routed
 from vtep.counters import Drop, DropLog, Notice
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Filter, Learned, Remote
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.segment import Segment
 
 ONE = Remote("192.0.2.1", 4789)
 TWO = Remote("192.0.2.2", 4789)
@@ -40,7 +42,7 @@ def frame(*, src: str | bytes = MAC_A, dst: str | bytes = MAC_B) -> bytes:
     return destination + source + bytes(ether(ip4(udp())))[12:]
 
 
-def drops(switch: Switch) -> dict[Drop, int]:
+def drops(switch: Demux) -> dict[Drop, int]:
     """What was dropped for any reason, by the switch and its segments together."""
     total: dict[Drop, int] = {}
     for counters in (switch.counters, *(each.counters for each in switch.segments.values())):
@@ -78,8 +80,8 @@ NOTHING = bytes(40)
     ],
 )
 def test_what_a_claim_is_worth(rows: list[bytes], taken: int, dropped: int) -> None:
-    switch = Switch([segment(), segment(7)])
-    assert switch.datagrams_of(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
+    switch = Demux([segment(), segment(7)])
+    assert switch.check_gro_batch(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
     assert drops(switch) == ({Drop.GRO_BATCH_MISMATCH: dropped} if dropped else {})
 
 
@@ -100,15 +102,15 @@ FAULTS: dict[Drop, Callable[[bytes], bytes]] = {
 """Each way to be dropped, in the order in which a datagram is judged, and how to deserve it."""
 
 
-def receive(switch: Switch, *faults: Drop) -> Segment | None:
+def receive(switch: Demux, *faults: Drop) -> Segment | None:
     datagram = GOOD
     for fault in reversed(faults):
         datagram = FAULTS[fault](datagram)
-    return switch.receive(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
+    return switch.admit(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
 
 
 def test_good_datagram() -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     assert receive(switch) is switch.segments[VNI]
     assert drops(switch) == {}
     assert known(switch.segments[VNI]) == {A: (ONE,)}
@@ -116,7 +118,7 @@ def test_good_datagram() -> None:
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_drop(reason: Drop) -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     assert receive(switch, reason) is None
     assert drops(switch) == {reason: 1}
     assert known(switch.segments[VNI]) == {}
@@ -131,13 +133,13 @@ PAIRS = [
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda reason: reason.value)
 def test_order_of_judgement(first: Drop, second: Drop) -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     assert receive(switch, first, second) is None
     assert drops(switch) == {first: 1}
 
 
 def test_all_faults_at_once_count_once() -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     assert receive(switch, *FAULTS) is None
     assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
 
@@ -152,7 +154,7 @@ BEFORE_SEGMENT = {
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_who_counts_and_who_is_named(reason: Drop) -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     receive(switch, reason)
     host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
     counters = switch.counters if reason in BEFORE_SEGMENT else switch.segments[VNI].counters
@@ -162,8 +164,8 @@ def test_who_counts_and_who_is_named(reason: Drop) -> None:
 
 @pytest.mark.parametrize("length", range(len(GOOD) + 1))
 def test_every_length(length: int) -> None:
-    switch = Switch([segment()])
-    admitted = switch.receive(GOOD[:length], ONE.host, 1.0)
+    switch = Demux([segment()])
+    admitted = switch.admit(GOOD[:length], ONE.host, 1.0)
     if length < 8:
         assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
     elif length < 22:
@@ -178,8 +180,8 @@ def test_every_length(length: int) -> None:
 @pytest.mark.parametrize("last", [0x00, 0x01, 0x80, 0xFF])
 def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> None:
     header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + bytes([last])
-    switch = Switch([segment()])
-    assert switch.receive(header + frame(), ONE.host, 1.0) is switch.segments[VNI]
+    switch = Demux([segment()])
+    assert switch.admit(header + frame(), ONE.host, 1.0) is switch.segments[VNI]
     assert drops(switch) == {}
 
 
@@ -188,8 +190,8 @@ def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> No
 def test_the_generic_protocol_extension_is_refused(flags: int, length: int | None) -> None:
     """What it carries is not Ethernet, or not meant for the segment."""
     header = bytes([flags, 0, 0, 1]) + VNI.to_bytes(3, "big") + b"\0"
-    switch = Switch([segment()])
-    assert switch.receive((header + frame())[:length], ONE.host, 1.0) is None
+    switch = Demux([segment()])
+    assert switch.admit((header + frame())[:length], ONE.host, 1.0) is None
     assert drops(switch) == {Drop.HEADER_GPE: 1}
     assert known(switch.segments[VNI]) == {}
 
@@ -198,35 +200,35 @@ def test_the_generic_protocol_extension_is_refused(flags: int, length: int | Non
 @pytest.mark.parametrize("reserved", [b"\0\0\0", b"\xff\xff\xff", b"\x08\x08\x08"])
 def test_no_other_bit_stands_for_the_i_flag(flags: int, reserved: bytes) -> None:
     header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + b"\0"
-    switch = Switch([segment()])
-    assert switch.receive(header + frame(), ONE.host, 1.0) is None
+    switch = Demux([segment()])
+    assert switch.admit(header + frame(), ONE.host, 1.0) is None
     assert drops(switch) == {Drop.FLAGS_INVALID: 1}
 
 
 @pytest.mark.parametrize("vni", [0, 1, 0x563412, 0x123457, 0x1234, 0x345600, 0xFFFFFF])
 def test_foreign_vni(vni: int) -> None:
-    switch = Switch([segment()])
-    assert switch.receive(vxlan(frame(), vni), ONE.host, 1.0) is None
+    switch = Demux([segment()])
+    assert switch.admit(vxlan(frame(), vni), ONE.host, 1.0) is None
     assert drops(switch) == {Drop.VNI_UNKNOWN: 1}
 
 
 @pytest.mark.parametrize("vni", [0, 1, 0x563412, 0xFFFFFF])
 def test_own_vni(vni: int) -> None:
-    switch = Switch([segment(vni)])
-    assert switch.receive(vxlan(frame(), vni), ONE.host, 1.0) is switch.segments[vni]
+    switch = Demux([segment(vni)])
+    assert switch.admit(vxlan(frame(), vni), ONE.host, 1.0) is switch.segments[vni]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_any_buffer(kind: type) -> None:
-    switch = Switch([segment()])
-    assert switch.receive(kind(bytearray(GOOD)), ONE.host, 1.0) is switch.segments[VNI]
+    switch = Demux([segment()])
+    assert switch.admit(kind(bytearray(GOOD)), ONE.host, 1.0) is switch.segments[VNI]
 
 
 def test_what_was_learned_outlives_the_buffer() -> None:
     # The engine reads every datagram into the same memory.
     buffer = bytearray(GOOD)
-    switch = Switch([segment()])
-    switch.receive(memoryview(buffer), ONE.host, 1.0)
+    switch = Demux([segment()])
+    switch.admit(memoryview(buffer), ONE.host, 1.0)
     buffer[:] = bytes(len(buffer))
     assert known(switch.segments[VNI]) == {A: (ONE,)}
 
@@ -248,7 +250,7 @@ LINES = {
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_the_log_names_what_was_wrong(reason: Drop) -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     receive(switch, reason)
     parts = [("", switch.counters), ("", switch.segments[VNI].counters)]
     (line,) = DropLog().news(0.0, parts)
@@ -280,7 +282,7 @@ def test_source_mac(source: str, reason: Drop | None, learning: bool) -> None:
     one = segment(learning=learning)
     admitted = admit(one, vxlan(frame(src=source)), ONE.host, 1.0)
     assert admitted is (reason is None)
-    assert drops(Switch([one])) == ({} if reason is None else {reason: 1})
+    assert drops(Demux([one])) == ({} if reason is None else {reason: 1})
     assert known(one) == ({mac(source): (ONE,)} if learning and admitted else {})
     assert one.counters.fdb_learned == len(known(one))
 
@@ -296,8 +298,8 @@ def test_any_destination_is_let_in(destination: str) -> None:
 
 @pytest.mark.parametrize("name", VALID)
 def test_whatever_the_frame_carries(name: str) -> None:
-    switch = Switch([segment()])
-    assert switch.receive(vxlan(VALID[name], VNI), TWO.host, 1.0) is switch.segments[VNI]
+    switch = Demux([segment()])
+    assert switch.admit(vxlan(VALID[name], VNI), TWO.host, 1.0) is switch.segments[VNI]
     assert known(switch.segments[VNI]) == {A: (TWO,)}
 
 
@@ -328,7 +330,7 @@ def test_counters_of_learning() -> None:
         assert admit(one, vxlan(frame(src=source)), remote.host, float(number)), number
         assert learning_counters(one) == expected, number
     assert known(one) == {A: (ONE,)}
-    assert drops(Switch([one])) == {}
+    assert drops(Demux([one])) == {}
 
 
 def test_a_remote_over_its_quota_does_not_keep_others_from_being_learned() -> None:
@@ -352,8 +354,8 @@ def test_what_a_full_table_has_not_learned_is_flooded() -> None:
     one = segment(max_addresses=1)
     admit(one, vxlan(frame(src=A)), ONE.host, 1.0)
     admit(one, vxlan(frame(src=B)), ONE.host, 1.0)
-    assert tuple(one.destinations(frame(dst=A))) == (ONE,)
-    assert tuple(one.destinations(frame(dst=B))) == (ONE, TWO, THREE)
+    assert tuple(routed(one, frame(dst=A))) == (ONE,)
+    assert tuple(routed(one, frame(dst=B))) == (ONE, TWO, THREE)
 
 
 def test_time_of_learning_is_the_one_given() -> None:
@@ -365,12 +367,12 @@ def test_time_of_learning_is_the_one_given() -> None:
 
 
 def test_a_frame_that_is_dropped_is_no_sign_of_life() -> None:
-    switch = Switch([segment()])
+    switch = Demux([segment()])
     receive(switch)
     for reason, spoil in FAULTS.items():
         datagram = spoil(GOOD)
         host = STRANGER if reason is Drop.SOURCE_UNKNOWN else TWO.host
-        assert switch.receive(datagram, host, 99.0) is None
+        assert switch.admit(datagram, host, 99.0) is None
     assert [(entry.destinations, entry.updated) for entry in switch.segments[VNI].fdb] == [
         ((ONE,), 1.0)
     ]
@@ -395,39 +397,39 @@ def test_a_frame_that_is_dropped_is_no_sign_of_life() -> None:
 def test_destinations(destination: str, expected: tuple[Remote, ...], kind: type) -> None:
     one = segment()
     one.fdb.learn(A, TWO, 1.0)
-    assert tuple(one.destinations(kind(frame(dst=destination)))) == expected
+    assert tuple(routed(one, kind(frame(dst=destination)))) == expected
     assert one.counters.flooded == (len(expected) > 1)
 
 
 def test_flooding_is_counted_by_frame_also_with_one_remote() -> None:
     one = segment(VNI, ONE)
     for _ in range(3):
-        assert tuple(one.destinations(frame(dst=BROADCAST))) == (ONE,)
+        assert tuple(routed(one, frame(dst=BROADCAST))) == (ONE,)
     assert one.counters.flooded == 3
 
 
 def test_shortest_frame_has_destinations() -> None:
     one = segment()
     one.fdb.learn(A, TWO, 1.0)
-    assert tuple(one.destinations(frame(dst=A)[:14])) == (TWO,)
+    assert tuple(routed(one, frame(dst=A)[:14])) == (TWO,)
 
 
 def test_order_of_replication_is_that_of_the_remotes() -> None:
-    assert tuple(segment(VNI, THREE, ONE, TWO).destinations(frame())) == (THREE, ONE, TWO)
+    assert tuple(routed(segment(VNI, THREE, ONE, TWO), frame())) == (THREE, ONE, TWO)
 
 
 def test_destinations_follow_a_move() -> None:
     one = segment()
     admit(one, GOOD, ONE.host, 1.0)
-    assert tuple(one.destinations(frame(dst=A))) == (ONE,)
+    assert tuple(routed(one, frame(dst=A))) == (ONE,)
     admit(one, GOOD, TWO.host, 2.0)
-    assert tuple(one.destinations(frame(dst=A))) == (TWO,)
+    assert tuple(routed(one, frame(dst=A))) == (TWO,)
 
 
 def test_sending_teaches_nothing() -> None:
     one = segment()
     one.fdb.learn(B, TWO, 1.0)
-    one.destinations(frame(src=A, dst=B))
+    routed(one, frame(src=A, dst=B))
     assert known(one) == {B: (TWO,)}
     assert [entry.updated for entry in one.fdb] == [1.0]
 
@@ -436,41 +438,41 @@ def test_forgotten_is_flooded_again() -> None:
     one = segment()
     admit(one, GOOD, ONE.host, 1.0)
     one.fdb.sweep(301.0)
-    assert len(one.destinations(frame(dst=A))) == 3
+    assert len(routed(one, frame(dst=A))) == 3
 
 
 def test_learning_off_floods_everything_that_is_not_put_in() -> None:
     one = segment(learning=False)
     admit(one, GOOD, ONE.host, 1.0)
-    assert len(one.destinations(frame(dst=A))) == 3
+    assert len(routed(one, frame(dst=A))) == 3
     assert one.fdb.learn(A, TWO, 1.0) is Learned.ADDED
     assert admit(one, GOOD, ONE.host, 2.0)
-    assert tuple(one.destinations(frame(dst=A))) == (TWO,)
+    assert tuple(routed(one, frame(dst=A))) == (TWO,)
     assert learning_counters(one) == (0, 0, 0)
 
 
 # --- segments ---------------------------------------------------------------------------------
 
 
-def two_segments() -> tuple[Switch, Segment, Segment]:
+def two_segments() -> tuple[Demux, Segment, Segment]:
     red, blue = segment(10, ONE, TWO), segment(20, TWO, THREE)
-    return Switch([red, blue]), red, blue
+    return Demux([red, blue]), red, blue
 
 
 def test_datagram_goes_to_the_segment_of_its_vni() -> None:
     switch, red, blue = two_segments()
-    assert switch.receive(vxlan(frame(), 10), TWO.host, 1.0) is red
-    assert switch.receive(vxlan(frame(), 20), TWO.host, 1.0) is blue
-    assert switch.receive(vxlan(frame(), 30), TWO.host, 1.0) is None
+    assert switch.admit(vxlan(frame(), 10), TWO.host, 1.0) is red
+    assert switch.admit(vxlan(frame(), 20), TWO.host, 1.0) is blue
+    assert switch.admit(vxlan(frame(), 30), TWO.host, 1.0) is None
 
 
 def test_segments_learn_apart() -> None:
     switch, red, blue = two_segments()
-    switch.receive(vxlan(frame(), 10), TWO.host, 1.0)
+    switch.admit(vxlan(frame(), 10), TWO.host, 1.0)
     assert known(red) == {A: (TWO,)}
     assert known(blue) == {}
-    assert tuple(blue.destinations(frame(dst=A))) == (TWO, THREE)
-    switch.receive(vxlan(frame(), 20), THREE.host, 1.0)
+    assert tuple(routed(blue, frame(dst=A))) == (TWO, THREE)
+    switch.admit(vxlan(frame(), 20), THREE.host, 1.0)
     assert known(red) == {A: (TWO,)}
     assert known(blue) == {A: (THREE,)}
     assert (red.counters.fdb_moved, blue.counters.fdb_moved) == (0, 0)
@@ -478,8 +480,8 @@ def test_segments_learn_apart() -> None:
 
 def test_remote_of_one_segment_is_a_stranger_to_the_other() -> None:
     switch, red, blue = two_segments()
-    assert switch.receive(vxlan(frame(), 10), THREE.host, 1.0) is None
-    assert switch.receive(vxlan(frame(), 20), ONE.host, 1.0) is None
+    assert switch.admit(vxlan(frame(), 10), THREE.host, 1.0) is None
+    assert switch.admit(vxlan(frame(), 20), ONE.host, 1.0) is None
     assert red.counters.last_source == {Drop.SOURCE_UNKNOWN: THREE.host}
     assert blue.counters.last_source == {Drop.SOURCE_UNKNOWN: ONE.host}
     assert drops(switch) == {Drop.SOURCE_UNKNOWN: 2}
@@ -507,8 +509,8 @@ def verdict(datagram: bytes, source: str) -> Drop | None:
 
 
 def judge(datagram: bytes, source: str) -> None:
-    switch = Switch([segment()])
-    admitted = switch.receive(datagram, source, 1.0)
+    switch = Demux([segment()])
+    admitted = switch.admit(datagram, source, 1.0)
     reason = verdict(datagram, source)
     assert drops(switch) == ({} if reason is None else {reason: 1})
     assert admitted is (switch.segments[VNI] if reason is None else None)
@@ -544,8 +546,8 @@ def test_any_mutated_frame(inner: bytes, source: str, cut: int) -> None:
 
 @given(st.lists(st.tuples(st.one_of(st.binary(max_size=40), mutated().map(vxlan)), HOSTS)))
 def test_each_datagram_is_delivered_or_counted_once(datagrams: list[tuple[bytes, str]]) -> None:
-    switch = Switch([segment(1, max_addresses=2)])
-    admitted = [switch.receive(datagram, host, 1.0) for datagram, host in datagrams]
+    switch = Demux([segment(1, max_addresses=2)])
+    admitted = [switch.admit(datagram, host, 1.0) for datagram, host in datagrams]
     assert sum(drops(switch).values()) == admitted.count(None)
     assert len(switch.segments[1].fdb) <= 2
 
@@ -573,7 +575,7 @@ def test_what_goes_along_with_a_remote_is_counted(wanted: Filter, page: int) -> 
     deleted = []
     fdb.watch(lambda _event, entry: deleted.append(entry.mac))
     for number in range(40):
-        source = segment.source(f"192.0.2.{8 + number % 2}")
+        source = segment.source_remote(f"192.0.2.{8 + number % 2}")
         assert source is not None
         fdb.learn(b"\2\0\0\0\0" + bytes([number]), source, 0.0)
     del deleted[:]

@@ -8,17 +8,12 @@ from hypothesis import strategies as st
 from scapy.layers.vxlan import VXLAN
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
+from tests.unit.routing import routed
 from vtep.counters import Drop, DropLog
-from vtep.forwarding.fdb import Fdb, Filter, Kind, Remote, State
-from vtep.forwarding.switch import (
-    ANYBODY,
-    GroupPolicy,
-    InnerVlan,
-    Networks,
-    Policy,
-    Segment,
-    Switch,
-)
+from vtep.forwarding.demux import Demux
+from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Filter, Remote
+from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
+from vtep.forwarding.segment import Segment
 from vtep.wire import vxlan
 from vtep.wire.ethernet import MAC_ZERO
 
@@ -33,7 +28,10 @@ def remote(number: int, port: int = 4789) -> Remote:
 
 
 def segment(
-    *remotes: Remote, accept: Networks = (), policy: Policy | None = None, learning: bool = True
+    *remotes: Remote,
+    accept: Networks = (),
+    policy: SegmentPolicy | None = None,
+    learning: bool = True,
 ) -> Segment:
     fdb = Fdb(VNI, 4789, ageing=300.0, max_addresses=0)
     return Segment(
@@ -43,7 +41,7 @@ def segment(
         own_mac=OWN,
         learning=learning,
         accept=accept,
-        policy=policy or Policy(),
+        policy=policy or SegmentPolicy(),
     )
 
 
@@ -65,7 +63,7 @@ def say(
     """Let a host send a frame with this source MAC; whether it is let in."""
     frame = FRAME[:6] + source + FRAME[12:]
     datagram = (header or vxlan.pack(VNI)) + frame
-    return Switch([one]).receive(datagram, host, now) is one
+    return Demux([one]).admit(datagram, host, now) is one
 
 
 # --- who is listened to -----------------------------------------------------------------------
@@ -75,7 +73,9 @@ def say(
     ("accept", "heard"),
     [
         pytest.param((), {"192.0.2.1"}, id="none but those named"),
-        pytest.param(ANYBODY, {"192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1"}, id="any"),
+        pytest.param(
+            ANY_SOURCE, {"192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1"}, id="any"
+        ),
         pytest.param((ip_network("192.0.2.8/30"),), {"192.0.2.1", "192.0.2.9"}, id="a prefix"),
         pytest.param(
             (ip_network("2001:db8::/32"),), {"192.0.2.1", "2001:db8::1"}, id="a v6 prefix"
@@ -91,7 +91,7 @@ def test_accept(accept: Networks, heard: set[str]) -> None:
     for host in ("192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1", "", "nonsense"):
         one = segment(remote(1), accept=accept)
         assert say(one, host) is (host in heard)
-        assert one.listens_to(host) is (host in heard)
+        assert one.accepts_source(host) is (host in heard)
         assert behind(one) == ({A: host} if host in heard else {})
         assert drops(one) == ({} if host in heard else {Drop.SOURCE_UNKNOWN: 1})
 
@@ -105,14 +105,14 @@ def test_whoever_has_a_static_entry_is_listened_to() -> None:
 
 
 def test_a_learned_entry_gives_nobody_a_voice() -> None:
-    one = segment(remote(1), accept=ANYBODY)
+    one = segment(remote(1), accept=ANY_SOURCE)
     assert say(one, "192.0.2.9")
     one.set_accept(())
     assert not say(one, "192.0.2.9")
 
 
 def test_a_stranger_is_one_remote_for_all_its_macs() -> None:
-    one = segment(remote(1), accept=ANYBODY)
+    one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     say(one, "192.0.2.9", B)
     first, second = (entry.destinations for entry in one.fdb)
@@ -121,26 +121,26 @@ def test_a_stranger_is_one_remote_for_all_its_macs() -> None:
 
 
 def test_strangers_are_forgotten_when_nothing_is_known_of_them() -> None:
-    one = segment(remote(1), accept=ANYBODY, learning=False)
+    one = segment(remote(1), accept=ANY_SOURCE, learning=False)
     for number in range(10_000):
         assert say(one, f"10.0.{number >> 8}.{number & 255}")
-    assert len(one._strangers) <= 4096
-    assert one.fdb._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
+    assert len(one._guests) <= 4096
+    assert one.fdb.members._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
 
 
 def test_strangers_with_entries_are_remembered() -> None:
-    one = segment(remote(1), accept=ANYBODY)
+    one = segment(remote(1), accept=ANY_SOURCE)
     for number in range(10_000):
         source = bytes((2, 1, 0, 0, number >> 8, number & 255))
         assert say(one, f"10.0.{number >> 8}.{number & 255}", source)
-    assert len(one._strangers) == 10_000
+    assert len(one._guests) == 10_000
     one.fdb.flush(Filter(dynamic=True))
-    one._forget_strangers()
-    assert one._strangers == {}
+    one._forget_idle_guests()
+    assert one._guests == {}
 
 
 def test_a_stranger_that_is_given_a_name_stays_one_remote() -> None:
-    one = segment(remote(1), accept=ANYBODY)
+    one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     one.set_remotes([remote(1), remote(9)], 1.0)
     say(one, "192.0.2.9", B)
@@ -148,10 +148,10 @@ def test_a_stranger_that_is_given_a_name_stays_one_remote() -> None:
     assert one.fdb.get(A).destinations[0] is one.remotes[1]
 
 
-@pytest.mark.parametrize("accept", [(), ANYBODY])
+@pytest.mark.parametrize("accept", [(), ANY_SOURCE])
 def test_static_source_from_elsewhere(accept: Networks) -> None:
     one = segment(remote(1), remote(2), accept=accept)
-    one.fdb.add(A, remote(1), 0.0, Kind(State.STATIC))
+    one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.STATIC))
     assert say(one, "192.0.2.1")
     assert not say(one, "192.0.2.2")
     assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
@@ -161,7 +161,7 @@ def test_static_source_from_elsewhere(accept: Networks) -> None:
 
 def test_sticky_source_from_elsewhere_is_let_in() -> None:
     one = segment(remote(1), remote(2))
-    one.fdb.add(A, remote(1), 0.0, Kind(State.DYNAMIC, sticky=True))
+    one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.DYNAMIC, sticky=True))
     assert say(one, "192.0.2.2")
     assert behind(one) == {A: "192.0.2.1"}
     assert drops(one) == {}
@@ -228,7 +228,7 @@ def test_static_entries_of_a_former_remote_stay() -> None:
 
 
 def test_set_accept_forgets_whom_it_shuts_out() -> None:
-    one = segment(remote(1), accept=ANYBODY)
+    one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     say(one, "192.0.2.17", B)
     one.set_accept((ip_network("192.0.2.16/28"),))
@@ -240,7 +240,7 @@ def test_no_remote_at_all() -> None:
     one = segment(remote(1))
     one.set_remotes([], 1.0)
     assert one.remotes == ()
-    assert tuple(one.destinations(FRAME, 3)) == ()
+    assert tuple(routed(one, FRAME, 3)) == ()
     assert drops(one) == {Drop.NO_REMOTE: 3}
 
 
@@ -248,9 +248,9 @@ def test_frames_are_counted_by_entry() -> None:
     one = segment(remote(1))
     say(one, "192.0.2.1", B)
     say(one, "192.0.2.1", B)
-    one.destinations(FRAME)
-    one.destinations(FRAME, 44)
-    one.destinations(mac(BROADCAST) + FRAME[6:], 2)
+    routed(one, FRAME)
+    routed(one, FRAME, 44)
+    routed(one, mac(BROADCAST) + FRAME[6:], 2)
     entry = one.fdb.get(B)
     assert (entry.rx_frames, entry.tx_frames) == (2, 45)
     assert one.fdb.get(MAC_ZERO).tx_frames == 2
@@ -260,7 +260,7 @@ def test_several_destinations() -> None:
     one = segment(remote(1))
     one.fdb.append(B, remote(3), 0.0)
     one.fdb.append(B, remote(4), 0.0)
-    assert [each.host for each in one.destinations(FRAME)] == ["192.0.2.3", "192.0.2.4"]
+    assert [each.host for each in routed(one, FRAME)] == ["192.0.2.3", "192.0.2.4"]
     assert one.counters.flooded == 0
 
 
@@ -284,7 +284,7 @@ def header_with(*bits: int) -> bytes:
 def passing(reserved: int, *, gbp: bool = False) -> set[int]:
     """Which of the reserved bits may be set."""
     groups = GroupPolicy() if gbp else None
-    policy = Policy(reserved_bits=reserved, groups=groups)
+    policy = SegmentPolicy(reserved_bits=reserved, groups=groups)
     one = segment(policy=policy)
     assert say(one, "192.0.2.1")
     passed = {bit for bit in RESERVED if say(one, "192.0.2.1", header=header_with(bit))}
@@ -317,10 +317,10 @@ def test_group_policy_has_uses_for_some() -> None:
 
 @pytest.mark.parametrize("length", range(8, 22))
 def test_reserved_bits_are_judged_before_the_frame(length: int) -> None:
-    one = segment(policy=Policy(reserved_bits=STRICT))
+    one = segment(policy=SegmentPolicy(reserved_bits=STRICT))
     datagram = header_with(63) + FRAME
-    assert Switch([one]).receive(datagram[:length], "192.0.2.1", 1.0) is None
-    assert Switch([one]).receive(datagram, "198.51.100.1", 1.0) is None
+    assert Demux([one]).admit(datagram[:length], "192.0.2.1", 1.0) is None
+    assert Demux([one]).admit(datagram, "198.51.100.1", 1.0) is None
     assert drops(one) == {Drop.RESERVED_BITS: 2}
 
 
@@ -337,35 +337,37 @@ def group_header(group: int, *, flags: str = "", marked: bool = True) -> bytes:
     ("policy", "header", "frame", "last"),
     [
         pytest.param(
-            Policy(reserved_bits=STRICT),
+            SegmentPolicy(reserved_bits=STRICT),
             header_with(63),
             FRAME,
             f"header 08000000{VNI:06x}01",
             id="reserved-bits",
         ),
         pytest.param(
-            Policy(groups=GroupPolicy(accepted=frozenset({7}))),
+            SegmentPolicy(groups=GroupPolicy(accepted=frozenset({7}))),
             vxlan.pack(VNI, 8),
             FRAME,
             "policy group 8",
             id="group",
         ),
         pytest.param(
-            Policy(inner_vlan=InnerVlan.DROP),
+            SegmentPolicy(inner_vlan=InnerVlan.DROP),
             vxlan.pack(VNI),
             FRAME[:12] + b"\x81\x00\x60\x0a" + FRAME[12:],
             "VLAN 10",
             id="tag",
         ),
-        pytest.param(Policy(), vxlan.pack(VNI), FRAME, "source MAC 02:00:00:00:00:0a", id="static"),
+        pytest.param(
+            SegmentPolicy(), vxlan.pack(VNI), FRAME, "source MAC 02:00:00:00:00:0a", id="static"
+        ),
     ],
 )
 def test_the_log_names_what_was_wrong(
-    policy: Policy, header: bytes, frame: bytes, last: str
+    policy: SegmentPolicy, header: bytes, frame: bytes, last: str
 ) -> None:
     one = segment(remote(1), remote(2), policy=policy)
     one.fdb.add(A, remote(2), 0.0)
-    assert Switch([one]).receive(header + frame, "192.0.2.1", 1.0) is None
+    assert Demux([one]).admit(header + frame, "192.0.2.1", 1.0) is None
     (line,) = DropLog().news(0.0, [("", one.counters)])
     assert line.endswith(f"(last: 192.0.2.1, {last})")
 
@@ -380,7 +382,7 @@ def test_group_is_told_as_scapy_reads_it(vni: int, group: int) -> None:
 def test_no_group_is_no_extension() -> None:
     assert vxlan.pack(VNI, 0) == vxlan.pack(VNI)
     assert segment().header == vxlan.pack(VNI)
-    assert segment(policy=Policy(groups=GroupPolicy(7))).header == vxlan.pack(VNI, 7)
+    assert segment(policy=SegmentPolicy(groups=GroupPolicy(7))).header == vxlan.pack(VNI, 7)
 
 
 @pytest.mark.parametrize(
@@ -398,14 +400,14 @@ def test_no_group_is_no_extension() -> None:
     ],
 )
 def test_groups_accepted(header: bytes, let_in: bool) -> None:
-    one = segment(policy=Policy(groups=GroupPolicy(accepted=frozenset({0, 7}))))
+    one = segment(policy=SegmentPolicy(groups=GroupPolicy(accepted=frozenset({0, 7}))))
     assert say(one, "192.0.2.1", header=header) is let_in
     assert drops(one) == ({} if let_in else {Drop.GROUP_DENIED: 1})
     assert behind(one) == ({A: "192.0.2.1"} if let_in else {})
 
 
 def test_no_group_told_is_group_0() -> None:
-    one = segment(policy=Policy(groups=GroupPolicy(accepted=frozenset({7}))))
+    one = segment(policy=SegmentPolicy(groups=GroupPolicy(accepted=frozenset({7}))))
     assert not say(one, "192.0.2.1")
     assert not say(one, "192.0.2.1", header=group_header(8, flags="A", marked=False))
     assert drops(one) == {Drop.GROUP_DENIED: 2}
@@ -413,12 +415,12 @@ def test_no_group_told_is_group_0() -> None:
 
 @pytest.mark.parametrize("group", [0, 7, 0xFFFF])
 def test_every_group_is_accepted_by_default(group: int) -> None:
-    one = segment(policy=Policy(groups=GroupPolicy()))
+    one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
     assert say(one, "192.0.2.1", header=group_header(group))
 
 
 def test_dont_learn() -> None:
-    one = segment(policy=Policy(groups=GroupPolicy()))
+    one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
     assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
     assert behind(one) == {}
     assert say(one, "192.0.2.1", header=group_header(7))
@@ -430,7 +432,7 @@ def test_dont_learn() -> None:
 
 
 def test_dont_learn_is_no_way_round_a_static_entry() -> None:
-    one = segment(policy=Policy(groups=GroupPolicy()))
+    one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
     one.fdb.add(A, remote(1), 0.0)
     assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
     assert not say(one, "192.0.2.2", header=group_header(7, flags="D"))
@@ -449,10 +451,10 @@ def test_without_the_extension_nothing_is_read_from_its_bits() -> None:
 @pytest.mark.parametrize("policy", InnerVlan)
 @pytest.mark.parametrize("tags", ["", "q", "a", "aq"])
 def test_tags_from_the_underlay(policy: InnerVlan, tags: str) -> None:
-    one = segment(policy=Policy(inner_vlan=policy))
+    one = segment(policy=SegmentPolicy(inner_vlan=policy))
     frame = bytes(ether(ip4(udp()), tags=tags))
     dropped = bool(tags) and policy is InnerVlan.DROP
-    admitted = Switch([one]).receive(vxlan.pack(VNI) + frame, "192.0.2.1", 1.0)
+    admitted = Demux([one]).admit(vxlan.pack(VNI) + frame, "192.0.2.1", 1.0)
     assert (admitted is None) is dropped
     assert drops(one) == ({Drop.INNER_TAGGED: 1} if dropped else {})
     assert behind(one) == ({} if dropped else {A: "192.0.2.1"})
@@ -461,7 +463,7 @@ def test_tags_from_the_underlay(policy: InnerVlan, tags: str) -> None:
 @pytest.mark.parametrize("policy", InnerVlan)
 @pytest.mark.parametrize("tags", ["", "q", "a", "aq"])
 def test_tags_from_the_tap(policy: InnerVlan, tags: str) -> None:
-    one = segment(policy=Policy(inner_vlan=policy))
+    one = segment(policy=SegmentPolicy(inner_vlan=policy))
     tagged = bytes(ether(ip4(udp()), tags=tags))
     assert one.inspect_egress is (policy is not InnerVlan.PASS)
     left = bytes(one.inspect(memoryview(bytearray(tagged)), 1.0, 3))
@@ -477,7 +479,7 @@ def test_tags_from_the_tap(policy: InnerVlan, tags: str) -> None:
 # --- whatever comes ---------------------------------------------------------------------------
 
 POLICIES = st.builds(
-    Policy,
+    SegmentPolicy,
     reserved_bits=st.sampled_from([0, STRICT, 0xFF]),
     groups=st.sampled_from([None, GroupPolicy(), GroupPolicy(accepted=frozenset({7}))]),
     inner_vlan=st.sampled_from(InnerVlan),
@@ -492,15 +494,15 @@ HEADERS = st.one_of(
 
 
 @given(POLICIES, HEADERS, HOSTILE, st.booleans())
-def test_hostile_datagrams(policy: Policy, header: bytes, frame: bytes, known: bool) -> None:
+def test_hostile_datagrams(policy: SegmentPolicy, header: bytes, frame: bytes, known: bool) -> None:
     datagram = header + frame
     one = segment(policy=policy)
-    switch = Switch([one])
-    admitted = switch.receive(datagram, "192.0.2.1" if known else "198.51.100.1", 1.0)
+    switch = Demux([one])
+    admitted = switch.admit(datagram, "192.0.2.1" if known else "198.51.100.1", 1.0)
     dropped = sum(one.counters.drops.values()) + sum(switch.counters.drops.values())
     assert dropped == (admitted is None)
     assert len(one.fdb) == (admitted is not None and not dont_learn(policy, datagram))
 
 
-def dont_learn(policy: Policy, datagram: bytes) -> bool:
+def dont_learn(policy: SegmentPolicy, datagram: bytes) -> bool:
     return policy.groups is not None and datagram[0] & 0x80 != 0 and datagram[1] & 0x40 != 0

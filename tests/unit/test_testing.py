@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from tests.unit.twins import Frame
 from vtep.counters import Drop
-from vtep.datapath import Arena, Inbound, Outbound
+from vtep.datapath import Arena, Egress, Ingress
 from vtep.datapath.pool import FLOOD_MIN, Paths, Pool
 from vtep.errors import NotReadyError, VtepError
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.ingress_filter import IngressFilter
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.segment import Segment
 from vtep.io.binding import Binding
 from vtep.io.interfaces import Receiver
 from vtep.io.outer_options import OuterHeaderOptions
@@ -56,17 +57,15 @@ class Vtep:
             gso=True,
         )
         sizing = TunnelSizing(self.segment.header, self.segment.counters, 1450, "auto")
-        self.outbound = Outbound(
-            *(self.tap, self.segment, paths, sizing, AckTracker(), Arena(), _fail)
-        )
+        self.egress = Egress(*(self.tap, self.segment, paths, sizing, AckTracker(), Arena(), _fail))
         self.receiver = host.open_receiver(V4, PORT, gro=True)
-        self.inbound = Inbound([self.receiver], Switch((), PORT), _fail)
-        self.inbound.attach(*(self.segment, self.tap, sizing, AckTracker(), self.outbound.readable))
+        self.ingress = Ingress([self.receiver], Demux((), PORT), _fail)
+        self.ingress.attach(*(self.segment, self.tap, sizing, AckTracker(), self.egress.readable))
 
     def frames(self) -> list[bytes]:
         """Return the frames that the TAP gets of all that waits at the receiver."""
         while is_readable(self.receiver.fileno()):
-            self.inbound.readable(self.receiver)
+            self.ingress.readable(self.receiver)
         return [frame for _, frame in self.tap.received()]
 
 
@@ -98,10 +97,10 @@ def test_two_vteps_forward_and_learn(underlay: MemoryUnderlay, stack: ExitStack)
         Frame(payload=b"reply", dst=b"\2\0\0\0\0\2").build(),
     )
     one.tap.send(request)
-    one.outbound.readable()
+    one.egress.readable()
     assert two.frames() == [request]
     two.tap.send(reply)
-    two.outbound.readable()
+    two.egress.readable()
     assert one.frames() == [reply]
     assert [(each.source[0], each.destination) for each in underlay.trace] == [
         (ONE, (TWO, PORT)),
@@ -119,11 +118,11 @@ def test_a_superframe_crosses_the_underlay_as_one(
     two = Vtep(stack, underlay.add_host(TWO), ONE)
     frame = Frame(payload=bytes(10 * 1398), partial=True)
     one.tap.send(frame.build(), virtio.pack_gso(virtio.GSO_TCPV4, frame.head_len, 1398, 34, 16))
-    one.outbound.readable()
+    one.egress.readable()
     (transmission,) = underlay.trace
     assert len(transmission.datagrams) == 10
     assert two.receiver.gro_enabled
-    two.inbound.readable(two.receiver)
+    two.ingress.readable(two.receiver)
     ((header, received),) = two.tap.received()
     assert virtio.unpack(header).gso_size == 1398
     assert len(received) == len(frame.build())

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.counters import Drop
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.segment import Segment
 from vtep.wire import ethernet, vxlan
 from vtep.wire.echo import SIZE, TOKEN_OFFSET, Allowance, EchoKind, EchoMessage, Status
 
@@ -103,7 +104,7 @@ class Replier:
             )
             for vni, host in ((5, "192.0.2.5"), (6, "192.0.2.6"))
         ]
-        self.switch = Switch(segments, 4789, self._reply)
+        self.switch = Demux(segments, 4789, self._reply)
 
     def _reply(self, datagram: bytes, host: str, port: int) -> None:
         self.said.append((EchoMessage.parse(datagram), len(datagram), host, port))
@@ -112,7 +113,7 @@ class Replier:
         self, message: EchoMessage, host: str = "192.0.2.5", size: int = SIZE, now: float = 0.0
     ) -> Any:
         self.said.clear()
-        assert self.switch.receive(message.pack(size), host, now) is None
+        assert self.switch.admit(message.pack(size), host, now) is None
         return self.said[0] if self.said else None
 
     def drops(self) -> dict[Drop, int]:
@@ -182,8 +183,8 @@ def test_replies_are_rate_limited() -> None:
 
 
 def test_without_a_reply_function_requests_are_dropped() -> None:
-    switch = Switch(())
-    assert switch.receive(REQUEST.pack(), "192.0.2.5", 0.0) is None
+    switch = Demux(())
+    assert switch.admit(REQUEST.pack(), "192.0.2.5", 0.0) is None
     assert switch.counters.drops[Drop.FLAGS_INVALID] == 1
 
 

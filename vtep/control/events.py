@@ -6,8 +6,7 @@ from vtep.control import views
 from vtep.control.schema import Event
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.forwarding.fdb import Entry
-from vtep.forwarding.fdb import Event as Happening
+from vtep.forwarding.fdb import Entry, EntryEvent
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 Observer = Callable[[Event], None]
@@ -47,7 +46,7 @@ class Events:
         if port in self._unwatch:  # It was watched before it was opened.
             return
 
-        def changed(what: Happening, entry: Entry) -> None:
+        def changed(what: EntryEvent, entry: Entry) -> None:
             self._tell(_of_entry(port, what, entry))
 
         self._unwatch[port] = port.fdb.watch(changed)
@@ -81,7 +80,7 @@ class Events:
             observer(event)
 
 
-def _of_entry(port: Port, what: Happening, entry: Entry) -> Event:
+def _of_entry(port: Port, what: EntryEvent, entry: Entry) -> Event:
     state, extern_learn, sticky = views.kind(entry.kind)
     return {
         "event": str(what),

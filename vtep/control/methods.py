@@ -23,7 +23,7 @@ from vtep.control.params import Params
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError, VtepError
-from vtep.forwarding.fdb import Kind, Remote
+from vtep.forwarding.fdb import EntryKind, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.host.devices import device_index
 from vtep.wire.ethernet import MAC_ZERO
@@ -168,7 +168,7 @@ class Methods:
         config = port.config
         remote = address_parsers.address("--remote", given.needed("remote"))
         for ip, there in zip(config.remote, port.segment.configured, strict=False):
-            if ip == remote and port.fdb.among(port.segment.remotes, there) is None:
+            if ip == remote and port.fdb.find_equal(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
                 port.fdb.append(MAC_ZERO, there, time.monotonic())
                 break
@@ -225,7 +225,7 @@ class Methods:
         port, mac, remote, kind = self._entry(given)
         port.fdb.replace(mac, remote, time.monotonic(), kind)
 
-    def _entry(self, given: Params) -> tuple[Port, bytes, Remote, Kind]:
+    def _entry(self, given: Params) -> tuple[Port, bytes, Remote, EntryKind]:
         port = self._port(given)
         mac, remote, kind = given.mac(), given.destination(port.config.dstport), given.kind()
         if remote is None:

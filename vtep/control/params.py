@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from vtep.errors import ConfigError, FdbError, shown
-from vtep.forwarding.fdb import Filter, Kind, Remote, State, parse_remote
+from vtep.forwarding.fdb import EntryKind, EntryState, Filter, Remote, parse_remote
 from vtep.wire import vxlan
 from vtep.wire.ethernet import parse_mac
 
@@ -114,13 +114,13 @@ class Params:
         vni = self.number("dst_vni", 0, vxlan.VNI_MAX)
         return _remote(dst, port if number is None else number, vni, self.text("via"))
 
-    def kind(self) -> Kind:
+    def kind(self) -> EntryKind:
         """What kind of entry is meant: a permanent one where nothing else is said."""
         state = self.text("state")
-        if state is not None and state not in list(State):
-            raise ConfigError(f"state {state}: must be one of {', '.join(State)}")
-        return Kind(
-            State.PERMANENT if state is None else State(state),
+        if state is not None and state not in list(EntryState):
+            raise ConfigError(f"state {state}: must be one of {', '.join(EntryState)}")
+        return EntryKind(
+            EntryState.PERMANENT if state is None else EntryState(state),
             extern_learn=bool(self.flag("extern_learn")),
             sticky=bool(self.flag("sticky")),
         )

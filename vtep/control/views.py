@@ -14,7 +14,7 @@ from vtep.control import schema, socket_files
 from vtep.counters import Drop, Reason
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.forwarding.fdb import Entry, Fdb, Kind, Remote
+from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Remote
 from vtep.forwarding.suppress import Neighbour
 from vtep.wire.ethernet import format_mac
 
@@ -36,7 +36,7 @@ def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) 
     }
 
 
-def kind(kind: Kind) -> tuple[str, bool, bool]:
+def kind(kind: EntryKind) -> tuple[str, bool, bool]:
     """State, extern_learn and sticky."""
     return str(kind.state), kind.extern_learn, kind.sticky
 

@@ -14,8 +14,8 @@ from attrs import evolve, frozen
 from vtep.config import Config
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Remote
+from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
 from vtep.forwarding.suppress import Neighbours
-from vtep.forwarding.switch import ANYBODY, GroupPolicy, InnerVlan, Networks, Policy
 from vtep.io.addresses import host_of
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.wire.outer_header import InheritPolicy
@@ -93,7 +93,9 @@ def _apply_policy(port: "Port", config: Config, _now: float) -> None:
     groups = None
     if config.gbp is not None:
         groups = GroupPolicy(config.gbp, config.gbp_accept or None)
-    port.segment.set_policy(Policy(config.reserved_bits, groups, InnerVlan(config.inner_vlan)))
+    port.segment.set_policy(
+        SegmentPolicy(config.reserved_bits, groups, InnerVlan(config.inner_vlan))
+    )
     # The group policy id is part of the VXLAN header.
     port.sizing.oversize.set_prefix(port.segment.header)
 
@@ -192,7 +194,7 @@ def _accepted(config: Config) -> Networks:
     4.2) unless --accept restricts them.
     """
     anybody = config.accept_any or (config.group is not None and not config.accept)
-    return ANYBODY if anybody else config.accept
+    return ANY_SOURCE if anybody else config.accept
 
 
 def _remotes_of(config: Config) -> list[Remote]:

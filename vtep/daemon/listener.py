@@ -11,10 +11,12 @@ from vtep.config import Config
 from vtep.counters import Drop
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.punt_socket import PuntSocket
-from vtep.datapath import Inbound
+from vtep.datapath import Ingress
 from vtep.errors import NotReadyError, VtepError
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
-from vtep.forwarding.switch import ANYBODY, Segment, Switch
+from vtep.forwarding.policy import ANY_SOURCE
+from vtep.forwarding.segment import Segment
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.interfaces import Receiver, SocketFactory
@@ -64,7 +66,7 @@ class Listener:
 
     `sockets_on_port` returns the sockets that have the port of an endpoint: another listener may
     have it for another device, or until it is replaced by this one. Echo replies are passed to
-    `on_reply` (see `Switch`). Raises VtepError, with a remedy, if the port cannot be bound.
+    `on_reply` (see `Demux`). Raises VtepError, with a remedy, if the port cannot be bound.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Listener:
         self._sockets_on_port = sockets_on_port
         self._network = network
         self._sockets = sockets
-        self.switch = Switch((), endpoint.port, self._send_reply, on_reply)
+        self.switch = Demux((), endpoint.port, self._send_reply, on_reply)
         self._dev_index: int | None = None
         self.refusal: str | None = None
         """Why the sockets could not be opened at the last try; None if they are open."""
@@ -92,8 +94,8 @@ class Listener:
             self._dev_index = self._find_dev()
         except NotReadyError as error:
             self.refusal = str(error)
-        self._inbound = Inbound(self._receivers(), self.switch, self._on_receive_error)
-        self._punt = PuntSocket(self.switch, self._inbound.take, self._report_returned)
+        self._ingress = Ingress(self._receivers(), self.switch, self._on_receive_error)
+        self._punt = PuntSocket(self.switch, self._ingress.take, self._report_returned)
         self._filter: IngressFilter | None = None
         self._groups_filtered = False
         self._unknown = 0
@@ -162,14 +164,14 @@ class Listener:
                     self.refusal = str(error)
             self._groups[group] = sock
             self._filter_groups(on=False)
-            self._inbound.rebind(self._receivers())
+            self._ingress.rebind(self._receivers())
 
     def leave_all_but(self, groups: Container[Address | None]) -> None:
         """Leave the joined multicast groups that are not among these."""
         left = [group for group in self._groups if group not in groups]
         if left:
             sockets = [self._groups.pop(group) for group in left]
-            self._inbound.rebind(self._receivers())
+            self._ingress.rebind(self._receivers())
             self._discard(filter(None, sockets))
 
     def _discard(self, sockets: Iterable[Receiver]) -> None:
@@ -212,7 +214,7 @@ class Listener:
             self._rebind()
 
     def _rebind(self) -> None:
-        self._inbound.rebind(self._receivers())
+        self._ingress.rebind(self._receivers())
 
     def _stop_sharing(self) -> None:
         shared, self._shared = self._shared, None
@@ -269,7 +271,7 @@ class Listener:
         """Close all sockets."""
         self._punt.close()
         if self.switch.segments:
-            self._inbound.stop()
+            self._ingress.stop()
             self.switch.segments.clear()
         self._stop_sharing()
         for sock in self._receivers():
@@ -285,17 +287,17 @@ class Listener:
         tracker: AckTracker,
         turn: Callable[[], None],
     ) -> None:
-        """Deliver the frames of a segment to a TAP (see `Inbound.attach`)."""
+        """Deliver the frames of a segment to a TAP (see `Ingress.attach`)."""
         if not self.switch.segments:
-            self._inbound.start()
-        self._inbound.attach(segment, tap, sizing, tracker, turn)
+            self._ingress.start()
+        self._ingress.attach(segment, tap, sizing, tracker, turn)
 
     def detach(self, segment: Segment) -> None:
         """Deliver no more frames of a segment."""
         if self.switch.segments.get(segment.vni) is segment:
-            self._inbound.detach(segment)
+            self._ingress.detach(segment)
             if not self.switch.segments:
-                self._inbound.stop()
+                self._ingress.stop()
                 self._punt.close()
 
     def _send_reply(self, datagram: bytes, host: str, port: int) -> None:
@@ -317,13 +319,13 @@ class Listener:
         segments = self.switch.segments.values()
         if not segments or self._receiver is None:
             return
-        hosts = set[str]().union(*(segment.fdb.sources for segment in segments))
+        hosts = set[str]().union(*(segment.fdb.members.hosts for segment in segments))
         networks = {network for segment in segments for network in segment.accept}
         # The program has a limited length, so for very many sources it becomes so coarse that it
         # accepts nearly all, and takes long to make.
         sources = hosts if len(hosts) <= _SOURCES_MAX else ()
         if not sources and hosts:
-            networks.update(ANYBODY)
+            networks.update(ANY_SOURCE)
         wanted = IngressFilter.of(self.version, sources, networks, denied)
         if self._receiver.sock is not None:
             self._punt.update(self._receiver.sock, self.endpoint.binding, wanted, hosts)

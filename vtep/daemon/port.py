@@ -23,11 +23,11 @@ from vtep.daemon.build import (
 from vtep.daemon.listener import FAMILY, Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.tap_plan import OVERHEAD, check_addresses, mtu_advice, tap_setup, tunnel_mtu
-from vtep.datapath import Arena, Outbound
+from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import LEARNED, Fdb, Remote
-from vtep.forwarding.switch import Segment
+from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.binding import Binding
@@ -94,7 +94,7 @@ class Port:
         self._network = network
         self._device: Tap | None = None
         self._paths: Paths | None = None
-        self._outbound: Outbound | None = None
+        self._egress: Egress | None = None
         self.listeners: tuple[Listener, ...] = ()
         """The listeners that deliver to this port; empty unless it forwards."""
 
@@ -138,7 +138,7 @@ class Port:
         Those are the versions of the configuration, and those of remotes of FDB entries.
         """
         configured = {remote.host for remote in self.segment.configured}
-        others = {_version(host) for host in self.fdb.sources if host not in configured}
+        others = {_version(host) for host in self.fdb.members.hosts if host not in configured}
         return sorted(others.union(config.versions))
 
     def counters(self) -> dict[str, int]:
@@ -189,13 +189,13 @@ class Port:
         self.listeners = tuple(listeners)
         # Not earlier: a new TAP must not persist if its transaction fails.
         apply_options(self, FORWARDING_APPLIERS, None, time.monotonic())
-        self.fdb.unused = self._release_path
-        self.fdb.listed = self._on_member_added
-        self._outbound = Outbound(
+        self.fdb.members.on_remote_unused = self._release_path
+        self.fdb.members.on_added = self._on_member_added
+        self._egress = Egress(
             *(self.device, self.segment, self.paths, self.sizing, self._tracker, self._arena),
             self._on_tap_lost,
         )
-        self._outbound.start()
+        self._egress.start()
         self._log_remotes()
         for listener in self.listeners:
             self._attach(listener)
@@ -224,8 +224,8 @@ class Port:
         self._attach(listener)
 
     def _attach(self, listener: Listener) -> None:
-        if self._outbound is not None:
-            turn = self._outbound.readable
+        if self._egress is not None:
+            turn = self._egress.readable
             listener.attach(self.segment, self.device, self.sizing, self._tracker, turn)
 
     def close(self) -> None:
@@ -246,9 +246,9 @@ class Port:
         for listener in self.listeners:
             listener.detach(self.segment)
         self.listeners = ()
-        if self._outbound is not None:
-            self._outbound.stop()
-            self._outbound = None
+        if self._egress is not None:
+            self._egress.stop()
+            self._egress = None
         if self._paths is not None:
             self._paths.close()
             self._paths = None
@@ -268,11 +268,11 @@ class Port:
                     continue  # The new configuration has its own.
                 if remote.port == former.config.dstport:
                     remote = evolve(remote, port=self.config.dstport)  # noqa: PLW2901
-                known = self.segment.source(remote.host)
+                known = self.segment.source_remote(remote.host)
                 if entry.kind != LEARNED or known is not None:
                     self.fdb.append(entry.mac, remote, entry.updated, entry.kind)
         if self.segment.neighbours is not None and before.neighbours is not None:
-            self.segment.neighbours.take_over(before.neighbours)
+            self.segment.neighbours.copy_permanent(before.neighbours)
 
     # --- what the appliers call -------------------------------------------------------------
 
@@ -320,12 +320,12 @@ class Port:
             tunnel_gso="tnl" in self.offload,
             port=config.dstport,
         )
-        if former is None or self._outbound is None:
+        if former is None or self._egress is None:
             return
         # Taken before the former ones are released: the pool closes a path without a user.
         for remote in set(former) & set(self.segment.remotes):
             paths[remote]
-        self._outbound.take(paths)
+        self._egress.take(paths)
         former.close()
 
     def report_shared_gateway(self, address: Address) -> None:
@@ -349,8 +349,8 @@ class Port:
         Returns: whether more steps may be due.
         """
         more = self.segment.sweep(now)
-        if self._outbound is not None:
-            self._outbound.send_requests(now)
+        if self._egress is not None:
+            self._egress.send_requests(now)
         return more
 
     def count_queue_drops(self, drops: int) -> None:

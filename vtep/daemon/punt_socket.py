@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from vtep.counters import Drop
+from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
-from vtep.forwarding.switch import Switch
 from vtep.io.addresses import device_name
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
@@ -48,7 +48,7 @@ class PuntSocket:
     datagram of the second socket too. Only those that arrived by a denied device are dropped here.
     """
 
-    def __init__(self, switch: Switch, deliver: Deliver, report: Report) -> None:
+    def __init__(self, switch: Demux, deliver: Deliver, report: Report) -> None:
         self._switch = switch
         self._deliver = deliver
         self._report = report

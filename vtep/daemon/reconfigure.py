@@ -255,7 +255,7 @@ class Reconfigurer:
             port.adopt(step.inherited, queue_drops)
         self._ports.put(port)
         port.start(step.underlay, step.listeners, self._events)
-        port.fdb.sources_changed = self._filters.schedule
+        port.fdb.members.on_changed = self._filters.schedule
         if former is not None:  # The VNI has moved to another TAP.
             port.take_over(former)
         self._ports.notify("added", port, {})

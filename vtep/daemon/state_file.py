@@ -21,7 +21,7 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import Kind, Remote, State
+from vtep.forwarding.fdb import EntryKind, EntryState, Remote
 from vtep.wire.ethernet import format_mac, parse_mac
 
 _FORMAT: Final = b'{"format": "pyvtep-state", '
@@ -47,7 +47,7 @@ class Saved:
     vni: int
     mac: bytes
     destinations: tuple[Remote, ...]
-    kind: Kind
+    kind: EntryKind
     age: float
 
 
@@ -120,7 +120,7 @@ def _saved(row: dict[str, Any]) -> Saved:
         Remote(str(to["dst"]), int(to["port"]), to["dst_vni"], to["via"])
         for to in row["destinations"]
     )
-    kind = Kind(State(row["state"]), bool(row["extern_learn"]), bool(row["sticky"]))
+    kind = EntryKind(EntryState(row["state"]), bool(row["extern_learn"]), bool(row["sticky"]))
     return Saved(int(row["vni"]), parse_mac(row["mac"]), remotes, kind, float(row["age"]))
 
 

@@ -22,7 +22,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.state_file import Loaded, Saved
 from vtep.daemon.vtep import Vtep
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import LEARNED, Entry, Event, Fdb
+from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb
 from vtep.wire.ethernet import MAC_ZERO
 
 log = logging.getLogger("vtep")
@@ -172,8 +172,12 @@ class _Keeper:
             log.warning("--state %s: %d left out: %s", self._path, len(refused), refused[0])
         self._leave[port] = port.fdb.watch(self._entry_changed)
 
-    def _entry_changed(self, event: Event, entry: Entry) -> None:
-        by_itself = entry.kind.ages and event in (Event.ADDED, Event.MOVED, Event.EXPIRED)
+    def _entry_changed(self, event: EntryEvent, entry: Entry) -> None:
+        by_itself = entry.kind.ages and event in (
+            EntryEvent.ADDED,
+            EntryEvent.MOVED,
+            EntryEvent.EXPIRED,
+        )
         self._made += not by_itself
         if self._learned or not by_itself:
             self._changed.set()
@@ -252,7 +256,7 @@ class _Keeper:
         if entry.mac == MAC_ZERO:
             configured = port.segment.configured
             destinations = tuple(
-                remote for remote in destinations if port.fdb.among(configured, remote) is None
+                remote for remote in destinations if port.fdb.find_equal(configured, remote) is None
             )
         if not destinations:
             return None
@@ -306,6 +310,6 @@ def _relearn(port: Port, saved: Saved, heard: float, now: float) -> None:
     if fdb.lookup(saved.mac) is not None or not fdb.has_room(saved.destinations[0].host):
         return
     for remote in saved.destinations:
-        known = port.segment.source(remote.host)
+        known = port.segment.source_remote(remote.host)
         if known is not None:
             fdb.append(saved.mac, remote if saved.kind != LEARNED else known, heard, saved.kind)

@@ -10,7 +10,7 @@ from vtep.counters import Drop
 from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.forwarding.fdb import Remote
-from vtep.forwarding.switch import Segment
+from vtep.forwarding.segment import NoRoute, Route, Segment
 from vtep.io.interfaces import TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
 from vtep.offload.headers import SegmentPlan
@@ -29,7 +29,7 @@ from vtep.offload.split import (
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.encoder import gso_eligible
 from vtep.tunnel_gso.path import TunnelGsoPath
-from vtep.wire import Buffer, ethernet, virtio, vxlan
+from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire import ip as inet
 from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
 
@@ -72,7 +72,7 @@ class Arena:
         self.segments = self.splitter.out.data
 
 
-class Outbound:
+class Egress:
     """From the TAP to the underlay.
 
     Frames are read to where they are sent from, each behind its VXLAN header, one after the other.
@@ -141,7 +141,7 @@ class Outbound:
         frame_max = (
             0 if segment.inspect_egress or self._tracker.active else self._fit.oversize.limit
         )
-        remotes: Sequence[Remote] = ()
+        route: Route = _NO_ROUTE
         # A run of frames of one size and flow lies between the first two, unless it is empty. Its
         # checksums are finished when it is sent, which is less work for all than for each.
         begin = end = flow = stride = 0
@@ -169,7 +169,7 @@ class Outbound:
             if gso.gso_type or not least <= length <= frame_max:
                 length = 0 if gso.gso_type else self._joins(frame, gso, now)
                 if not length:
-                    self._send(buffer[begin:end], stride, remotes, flow, partial, now)
+                    self._send(buffer[begin:end], stride, route, flow, partial, now)
                     begin = end = 0
                     budget -= self._apart(frame, gso, now, budget)
                     continue
@@ -178,15 +178,13 @@ class Outbound:
             if length <= SYN_MAX and inet.tcp_syn(frame) is not None:
                 self._greet(frame, to_finish)
                 to_finish = None
-            segment.counters.tx_frames += 1
-            segment.counters.tx_bytes += length
-            its_remotes = segment.destinations(frame)
+            its_route = segment.route(frame)
             its_flow = flow_hash(frame) & slots | envelope(frame) << FLOW_BITS
             size = vxlan.HEADER_LEN + length
             if (
                 size <= stride
                 and its_flow == flow
-                and its_remotes is remotes
+                and its_route is route
                 and to_finish == partial
                 and begin < end
             ):
@@ -197,16 +195,16 @@ class Outbound:
                     end += count * size
                     budget -= count
             else:
-                self._send(buffer[begin:end], stride, remotes, flow, partial, now)
+                self._send(buffer[begin:end], stride, route, flow, partial, now)
                 self._finish(now)
                 begin, end = end, end + size
-                stride, remotes, flow, partial = size, its_remotes, its_flow, to_finish
+                stride, route, flow, partial = size, its_route, its_flow, to_finish
                 whole, lone = lone, False
             if whole or end > _RUN_MAX or self._waiting:
-                self._send(buffer[begin:end], stride, remotes, flow, partial, now)
+                self._send(buffer[begin:end], stride, route, flow, partial, now)
                 begin = end = 0
         # One of the two is empty.
-        self._send(buffer[begin:end], stride, remotes, flow, partial, now)
+        self._send(buffer[begin:end], stride, route, flow, partial, now)
         self._finish(now)
         self._lone = budget == BUDGET - 2
         if lost is not None:
@@ -218,7 +216,7 @@ class Outbound:
         How many they are; one behind them that is not is read ahead. It is the rule that like
         follows like, and then there is nothing to find out of each.
         """
-        segment, buffer, meta, fd = self._segment, self._arena.buffer, self._virtio, self._tap.fd
+        buffer, meta, fd = self._arena.buffer, self._virtio, self._tap.fd
         alike = run_key_struct(frame)
         if alike is None:
             return 0
@@ -239,26 +237,26 @@ class Outbound:
                 count += 1
         except OSError:  # There are no more, or there is no TAP: whoever reads next sees which.
             pass
-        if count:
-            segment.counters.tx_frames += count
-            segment.counters.tx_bytes += count * len(frame)
-            segment.destinations(frame, count)
         return count
 
     def _send(
         self,
         datagrams: memoryview,
         stride: int,
-        remotes: Sequence[Remote],
+        route: Route,
         flow: int,
         partial: _Partial | None,
         now: float,
     ) -> None:
-        """Send a run of frames, with their checksums finished."""
-        if partial is not None and datagrams:
+        """Account and send a run of frames, with their checksums finished."""
+        if not datagrams:
+            return
+        if partial is not None:
             start, offset = partial
             finish_checksums(datagrams, stride, vxlan.HEADER_LEN + start, offset)
-        self._emit(datagrams, stride, remotes, flow, now)
+        count = -(-len(datagrams) // stride)
+        self._segment.account(route, count, len(datagrams) - count * vxlan.HEADER_LEN)
+        self._emit(datagrams, stride, route.destinations, flow, now)
 
     def _greet(self, frame: memoryview, partial: _Partial | None) -> None:
         """Clamp a SYN that leaves, and learn from it; its checksum is finished then."""
@@ -378,8 +376,11 @@ class Outbound:
         Returns: the path that it was sent on; None if it has to be segmented here.
         Raises: SplitError.
         """
-        remote = self._segment.only_destination(frame)
-        if remote is None or remote.vni is not None:
+        route = self._segment.route(frame)
+        if route is self._segment.fdb.default or len(route.destinations) != 1:
+            return None
+        remote = route.destinations[0]
+        if remote.vni is not None:
             return None
         path, fit, length = self._paths.tunnel_gso_path(remote), self._fit, len(frame)
         track = length > path.gso.track_above and not self._tracker.active
@@ -398,21 +399,20 @@ class Outbound:
             return None
         if track:
             self._tracker.start(frame, cut, path.gso.take_result(), now)
-        self._count_tunnel_gso(frame, length, cut, 1)
+        self._count_tunnel_gso(route, length, cut, 1)
         self._flow_repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
         return path
 
     def _count_tunnel_gso(
-        self, head: Buffer, octets: int, cut: SegmentPlan, superframes: int
+        self, route: Route, octets: int, cut: SegmentPlan, superframes: int
     ) -> None:
-        """Count superframes of so many octets each, which begin with `head`, as sent."""
+        """Count superframes of so many octets each as sent."""
         counters, count = self._segment.counters, cut.segments * superframes
-        self._segment.destinations(head, count)
+        sent = octets * superframes + (count - superframes) * cut.header_len
+        self._segment.account(route, count, sent)
         counters.tx_superframes += superframes
         counters.tx_tunnel_gso += superframes
-        counters.tx_frames += count
         counters.tx_datagrams += count
-        counters.tx_bytes += octets * superframes + (count - superframes) * cut.header_len
 
     def _extend_tunnel_gso_run(
         self, path: TunnelGsoPath, frame: memoryview, gso: virtio.Header, most: int
@@ -427,7 +427,7 @@ class Outbound:
         alike = None if self._segment.inspect_egress or tracking else superframe_key_struct(frame)
         if alike is None:
             return 0
-        cut, head = plan_segments(frame, gso), bytes(frame[: ethernet.HEADER_LEN])
+        cut, route = plan_segments(frame, gso), self._segment.route(frame)
         meta, fd, header, said = self._virtio, self._tap.fd, self._header, bytes(self._virtio)
         unpack, parts = alike.unpack_from, alike.unpack_from(frame)
         begin = vxlan.HEADER_LEN
@@ -448,7 +448,7 @@ class Outbound:
         except OSError:  # As in `_follow`.
             pass
         if count:
-            self._count_tunnel_gso(head, len(frame), cut, count)
+            self._count_tunnel_gso(route, len(frame), cut, count)
         return count
 
     def send_requests(self, now: float) -> None:
@@ -470,12 +470,11 @@ class Outbound:
         if not count:
             return
         octets, stride = splitter.finish()
-        segment.counters.tx_frames += count
-        segment.counters.tx_bytes += octets - count * vxlan.HEADER_LEN
         head = splitter.head
-        remotes = segment.destinations(head, count)
+        route = segment.route(head)
+        segment.account(route, count, octets - count * vxlan.HEADER_LEN)
         flow = flow_hash(head) & self._slots | self._paths.outer_fields(head) << FLOW_BITS
-        self._emit(self._arena.segments[:octets], stride, remotes, flow, now)
+        self._emit(self._arena.segments[:octets], stride, route.destinations, flow, now)
 
     def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
         """Send what has become of a frame or superframe that was too large, and tell its sender."""
@@ -489,11 +488,10 @@ class Outbound:
                     count_refused(counters, error)
             if datagrams:
                 count = -(-len(datagrams) // stride)
-                counters.tx_frames += count
-                counters.tx_bytes += len(datagrams) - count * vxlan.HEADER_LEN
-                remotes = self._segment.destinations(frame, count)
+                route = self._segment.route(frame)
+                self._segment.account(route, count, len(datagrams) - count * vxlan.HEADER_LEN)
                 flow = flow_hash(frame) & self._slots | self._paths.outer_fields(frame) << FLOW_BITS
-                self._emit(memoryview(datagrams), stride, remotes, flow, now)
+                self._emit(memoryview(datagrams), stride, route.destinations, flow, now)
 
     def _emit(
         self,
@@ -569,7 +567,7 @@ class Outbound:
         if not self._running:
             return
         waiting, self._waiting = self._waiting, []
-        now, uses = time.monotonic(), self._segment.fdb.uses
+        now, uses = time.monotonic(), self._segment.fdb.members.use_count
         for datagrams, stride, remotes, flow, served in waiting:
             # One may have left meanwhile, whose path must not be made again.
             left = len(remotes) < FLOOD_MIN and not all(map(uses, remotes))
@@ -592,6 +590,8 @@ def _read_virtio(meta: bytes) -> tuple[virtio.Header, _Partial | None, int]:
 
 
 _PLAIN = _read_virtio(virtio.PLAIN)
+_NO_ROUTE = NoRoute(Drop.NO_REMOTE)
+"""The route of no run."""
 
 
 def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.tap_fallback import MergeGuard, frames_of, write_without_offload
-from vtep.forwarding.switch import Segment, Switch
+from vtep.forwarding.demux import Demux
+from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import Received, Receiver, TapDevice
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
@@ -45,13 +46,13 @@ class Exit(NamedTuple):
     """Sends what the TAP has by now."""
 
 
-class Inbound:
+class Ingress:
     """From the underlay to the TAPs."""
 
     def __init__(
         self,
         receivers: Iterable[Receiver],
-        switch: Switch,
+        switch: Demux,
         cannot_receive: Callable[[OSError], None],
     ) -> None:
         self._receivers = tuple(receivers)
@@ -167,7 +168,7 @@ class Inbound:
             data = buffer[end : end + octets]
             many = octets > its_stride
             if many and is_udp_superframe(data[vxlan.HEADER_LEN :]):
-                taken = self._switch.datagrams_of(data, its_stride, its_host)
+                taken = self._switch.check_gro_batch(data, its_stride, its_host)
                 many, octets = taken > 0, taken
             goes_on = its_stride == stride and its_port == port and its_host == host
             if begin < end and not (many and goes_on and its_mark == mark):
@@ -209,7 +210,7 @@ class Inbound:
 
         Where it was delivered, if it was, and then with `_header`.
         """
-        segment = self._switch.receive(data, host, now)
+        segment = self._switch.admit(data, host, now)
         if segment is None:
             return None
         leave = self._exits[segment]
@@ -264,7 +265,7 @@ class Inbound:
         except OSError as error:
             self._cannot_receive(error)
         if count:
-            self._switch.receive(begin, host, now, count)
+            self._switch.admit(begin, host, now, count)
             leave.counters.partial_checksums += count
             leave.counters.super_datagrams += count
             frames, octets = frames_of(len(frame), header)
@@ -289,7 +290,7 @@ class Inbound:
 
     def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
         """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
-        judge = self._switch.receive
+        judge = self._switch.admit
         if now >= self._merge_again:
             self._fit(now)
         for header, frame, datagram, count in self._merger.merge(data, stride):

@@ -183,7 +183,7 @@ class Attachment:
                         self._say_twice(address, here[address], mac)
             containers = []  # Those that are new are asked for when they are.
             if port.segment.gateways is not None:
-                port.segment.gateways.lapse()
+                port.segment.gateways.expire()
             await asyncio.sleep(_PROBE_PAUSE)
 
     def _say_twice(self, address: Address, name: str, mac: str) -> None:

@@ -1,147 +1,167 @@
-"""A gateway of its own for each host, on a segment that the hosts share.
+"""Anycast gateways: one gateway for each host on a segment that the hosts share.
 
-Two Docker engines that were given one subnet both take its first address for their bridge. On one
-Ethernet that is an address conflict: a container may believe that the far gateway is its own, and
-then its way to the world, and the ports that its engine publishes, cross the tunnel. So what ARP
-(RFC 826) and neighbour discovery (RFC 4861) say of an own gateway's address is kept on its side, as
-EVPN does with its anycast gateways (RFC 9135, section 4.1).
+Two Docker engines with the same subnet both give its first address to their bridge. On one Ethernet
+that is an address conflict: a container may use the gateway of the other host, and then its traffic
+to the outside, and the ports that its engine publishes, cross the tunnel. So ARP (RFC 826) and
+neighbour discovery (RFC 4861) about the address of a local gateway do not cross the tunnel, as with
+the anycast gateways of EVPN (RFC 9135, section 4.1).
 
-Where hosts have gateways with different addresses, each is to be reached from everywhere. Which of
-the two it is shows by itself: an address is *shared* once somebody beyond the tunnel has claimed
-it, or probed for it (RFC 5227). Frames are hostile input here; nothing raises on them.
+If the hosts have gateways with different addresses instead, each gateway must be reachable from all
+hosts. The two cases need no configuration: an address counts as *shared* after a host beyond the
+tunnel has claimed it or probed for it (RFC 5227).
 """
 
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from vtep.wire import Buffer, arp, ethernet, nd
+from vtep.wire.address import Address
 
-Address = IPv4Address | IPv6Address
-
-_TAG = 0x8100
-_IPV6 = 0x86DD
 _LINK_LOCAL = bytes.fromhex("fe80000000000000")
+"""The prefix of link-local addresses (RFC 4291, section 2.5.6)."""
+
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
-_NOBODY_V4 = bytes(4)
+"""The prefix of solicited-node multicast addresses (RFC 4291, section 2.7.1)."""
+
+_UNSPECIFIED_V4 = bytes(4)
 
 
-class Talk(NamedTuple):
-    """What a message tells about addresses; an address is empty where there is none."""
+class AddressMessage(NamedTuple):
+    """The addresses in an ARP packet or ND message. They are packed, and empty if there is none."""
 
     claimed: bytes
-    """Whose MAC address it gives, so that who hears it may believe it."""
-    asked: bytes
-    """Whose MAC address it asks for."""
-    probe: bool
-    """It is part of asking whether somebody has an address, and is believed by nobody."""
+    """The address whose MAC the message states, which receivers put into their caches."""
+    requested: bytes
+    """The address whose MAC the message asks for."""
+    is_probe: bool
+    """The message belongs to a conflict detection. Receivers do not put it into their caches."""
 
 
-def read(frame: Buffer) -> Talk | None:
-    """Read an Ethernet frame; None if it is no valid message of ARP or neighbour discovery."""
-    at = ethernet.HEADER_LEN
-    kind = int.from_bytes(frame[at - 2 : at])
-    if kind == _TAG and len(frame) >= at + 4 and not (frame[at] & 0x0F or frame[at + 1]):
-        # A tag that has a priority and no VLAN (802.1Q): whoever receives it overlooks it.
-        at += 4
-        kind = int.from_bytes(frame[at - 2 : at])
-    if kind == arp.TYPE:
-        return _of_arp(arp.parse(frame, at))
-    if kind == _IPV6:
-        return _of_nd(nd.parse(frame, at))
+def read(frame: Buffer) -> AddressMessage | None:
+    """Parse an Ethernet frame of at least 14 octets.
+
+    Returns: None if it is no valid ARP packet, neighbor solicitation or neighbor advertisement.
+    """
+    offset = ethernet.HEADER_LEN
+    ethertype = int.from_bytes(frame[offset - 2 : offset])
+    if (
+        ethertype == ethernet.TYPE_8021Q
+        and len(frame) >= offset + ethernet.TAG_LEN
+        and not (frame[offset] & 0x0F or frame[offset + 1])
+    ):
+        # A tag with VLAN id 0 states a priority only (IEEE 802.1Q), so receivers skip it.
+        offset += ethernet.TAG_LEN
+        ethertype = int.from_bytes(frame[offset - 2 : offset])
+    if ethertype == arp.TYPE:
+        return _from_arp(arp.parse(frame, offset))
+    if ethertype == ethernet.TYPE_IPV6:
+        return _from_nd(nd.parse(frame, offset))
     return None
 
 
-def _of_arp(packet: arp.Arp | None) -> Talk | None:
+def _from_arp(packet: arp.Arp | None) -> AddressMessage | None:
     if packet is None:
         return None
-    claimed = packet.sender if packet.sender != _NOBODY_V4 else b""
+    claimed = packet.sender if packet.sender != _UNSPECIFIED_V4 else b""
     if packet.operation == arp.REQUEST:
-        # An announcement asks for its own sender: nobody is to answer.
-        return Talk(claimed, packet.target if packet.target != claimed else b"", not claimed)
-    return Talk(claimed, b"", packet.target == _NOBODY_V4)
+        # An announcement is a request for the sender's own address (RFC 5227, section 2.3).
+        requested = packet.target if packet.target != claimed else b""
+        return AddressMessage(claimed, requested, not claimed)
+    # A reply to 0.0.0.0 answers a probe.
+    return AddressMessage(claimed, b"", packet.target == _UNSPECIFIED_V4)
 
 
-def _of_nd(message: nd.Message | None) -> Talk | None:
+def _from_nd(message: nd.Message | None) -> AddressMessage | None:
     if message is None:
         return None
     if message.kind == nd.ADVERTISEMENT:
-        return Talk(message.target, b"", probe=False)
+        return AddressMessage(message.target, b"", is_probe=False)
     claimed = message.source if message.source != nd.UNSPECIFIED else b""
-    return Talk(claimed, message.target, not claimed)
+    return AddressMessage(claimed, message.target, not claimed)
 
 
-def probe(mac: bytes, address: Address) -> bytes:
-    """The Ethernet frame that asks whether somebody has an address, to be answered to a MAC.
+def build_probe(mac: bytes, address: Address) -> bytes:
+    """Build an Ethernet frame that asks which host has an address; replies go to `mac`.
 
-    Of IPv4 it is a probe (RFC 5227, section 2.1.1). One of IPv6 (RFC 4862, section 5.4) would be
-    answered to all, and believed: so it asks as the owner of the MAC's link-local address would.
+    For IPv4 it is an ARP probe (RFC 5227, section 2.1.1). For IPv6, a probe by duplicate address
+    detection (RFC 4862, section 5.4) would be answered to all nodes, which would update their
+    caches. So the frame is a solicitation from the link-local address that belongs to the MAC.
     """
     if isinstance(address, IPv6Address):
         end = address.packed[-3:]
+        # Modified EUI-64 (RFC 4291, appendix A).
         source = _LINK_LOCAL + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
         group = _SOLICITED_NODE + end
-        asks = nd.Message(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
-        return b"\x33\x33\xff" + end + mac + _IPV6.to_bytes(2) + nd.pack(asks)
-    asked = arp.Arp(arp.REQUEST, mac, _NOBODY_V4, ethernet.MAC_ZERO, address.packed)
-    return b"\xff" * ethernet.MAC_LEN + mac + arp.TYPE.to_bytes(2) + arp.pack(asked)
+        message = nd.Message(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
+        ethertype = ethernet.TYPE_IPV6.to_bytes(2)
+        return b"\x33\x33\xff" + end + mac + ethertype + nd.pack(message)
+    packet = arp.Arp(arp.REQUEST, mac, _UNSPECIFIED_V4, ethernet.MAC_ZERO, address.packed)
+    return b"\xff" * ethernet.MAC_LEN + mac + arp.TYPE.to_bytes(2) + arp.pack(packet)
 
 
 class Gateways:
-    """The addresses of this host's own gateway, and what of them crosses the tunnel.
+    """The addresses of this host's gateways, and the suppression of messages about them.
 
-    `told` is called once for each address that turns out to be shared.
+    `on_shared` is called once for each address that turns out to be shared.
     """
 
     def __init__(
-        self, addresses: Iterable[Address], told: Callable[[Address], object] = lambda _: None
+        self,
+        addresses: Iterable[Address],
+        on_shared: Callable[[Address], object] = lambda _: None,
     ) -> None:
         self._own = {address.packed: address for address in addresses}
         self._shared: set[bytes] = set()
-        self._heard: set[bytes] = set()
-        self._told = told
+        # Shared addresses that were seen beyond the tunnel since the last `expire`.
+        self._seen: set[bytes] = set()
+        self._on_shared = on_shared
 
     @property
     def shared(self) -> frozenset[Address]:
-        """Addresses that a host beyond the tunnel has for its gateway, too."""
+        """Addresses that a host beyond the tunnel uses for its gateway, too."""
         return frozenset(self._own[packed] for packed in self._shared)
 
-    def lapse(self) -> None:
-        """Forget what nobody has confirmed since the last time: gateways come and go."""
-        self._shared, self._heard = self._heard, set()
+    def expire(self) -> None:
+        """Forget the shared addresses that were not seen beyond the tunnel since the last call."""
+        self._shared, self._seen = self._seen, set()
 
     def _share(self, address: bytes) -> None:
-        self._heard.add(address)
+        self._seen.add(address)
         if address not in self._shared:
             self._shared.add(address)
-            self._told(self._own[address])
+            self._on_shared(self._own[address])
 
-    def keeps_in(self, frame: Buffer) -> bool:
-        """Whether a frame from this host is not to be sent to others.
+    def suppresses_from_tap(self, frame: Buffer) -> bool:
+        """Return True if a frame of this host is not to be sent to remotes. Nothing is changed.
 
-        Only requests for the gateway are, which is here; and, once its address is shared, what
-        would make others believe that ours is theirs.
+        Requests for the local gateway are not sent, since the gateway is here. Once its address is
+        shared, claims of it are not sent either: they would redirect the other hosts to us.
         """
-        talk = read(frame)
-        if talk is None or talk.probe:
+        message = read(frame)
+        if message is None or message.is_probe:
             return False
-        return talk.asked in self._own or talk.claimed in self._shared
+        return message.requested in self._own or message.claimed in self._shared
 
-    def keeps_out(self, frame: Buffer) -> bool:
-        """Whether a frame from others is not to be seen on this host.
+    def suppresses_from_underlay(self, frame: Buffer) -> bool:
+        """Return True if a frame of a remote is not to be delivered to this host.
 
-        Nobody there is our gateway; and, once its address is shared, ours is nobody's there.
+        A claim of the local gateway's address is never delivered. Once the address is shared, a
+        request for it is not delivered either: the requester has a gateway of its own.
+
+        Side effect: a claim of an own address, or a probe for one, makes it shared.
         """
-        talk = read(frame)
-        if talk is None:
+        message = read(frame)
+        if message is None:
             return False
-        if talk.claimed in self._own:
-            self._share(talk.claimed)
+        if message.claimed in self._own:
+            self._share(message.claimed)
             return True
-        if talk.asked in self._own and talk.probe:
-            # Whoever asks so has the address or is about to. One of IPv4 is told that we have it.
-            # One of IPv6 asks what an own gateway that is new asks, too: should that hear it, it
-            # would give up the address for good (RFC 4862, section 5.4.3).
-            self._share(talk.asked)
-            return len(talk.asked) != len(_NOBODY_V4)
-        return talk.asked in self._shared
+        if message.requested in self._own and message.is_probe:
+            # The sender of the probe has the address or is about to. A probe for IPv4 is delivered,
+            # so that the gateway defends its address. A probe for IPv6 may equal the duplicate
+            # address detection of a new local gateway, which would give up the address for good if
+            # it received one (RFC 4862, section 5.4.3).
+            self._share(message.requested)
+            return len(message.requested) != len(_UNSPECIFIED_V4)
+        return message.requested in self._shared

@@ -1,20 +1,22 @@
-"""ARP and ND suppression: requests for hosts behind a remote are answered on this side.
+"""ARP and ND suppression: requests for remote hosts are answered locally instead of flooded.
 
-It owns the neighbours of one segment: which IP address is at which MAC, as people have put it in
-or as is seen in ARP and ND that comes from the underlay. What it can't answer is for the caller to
-flood, as it would have without: a request that asks whether anybody is alive is never answered in
-somebody's name (RFC 5227 probes, announcements, duplicate address detection, unicast probes).
+A table of neighbours, that is, IP addresses with their MACs, is configured or learned from the ARP
+packets and ND messages that the underlay delivers. A request that the table cannot answer is
+flooded as without suppression. Requests that test whether a host is alive or an address is in use
+are never answered: RFC 5227 probes, announcements, duplicate address detection and unicast probes.
 
-An address can move to another MAC without an announcement. So a learned neighbour is answered for
-only while it is confirmed, which is much as the kernel's NUD has it (RFC 4861, section 7.3):
+An address can move to another MAC without an announcement. So a learned neighbour answers requests
+only while it is *confirmed*, similar to the kernel's NUD (RFC 4861, section 7.3):
 
-- ARP or ND from its MAC, by way of the remote at which the FDB has that, confirms it for a while.
-- A request that is answered is also passed on to the neighbour, and to it alone. Unless it confirms
-  soon, the request is flooded after all, so that the new owner of the address can correct us.
-- A conflicting claim, a MAC that has moved to another remote, and a requester who asks again make
-  it doubtful. Requests for it are flooded until it is confirmed again.
+- A neighbour is confirmed for a while by ARP or ND from its MAC, if the message came from the
+  remote at which the FDB has that MAC.
+- An answered request is also sent to the neighbour, and only to it. If the neighbour does not
+  confirm in time, the request is flooded after all, so that a new owner of the address can answer.
+- A neighbour becomes doubtful by a conflicting claim, by a move of its MAC to another remote, and
+  by a requester that repeats its request. Requests for a doubtful neighbour are flooded until it is
+  confirmed again.
 
-What was put in is answered with as it is.
+A configured neighbour always answers.
 """
 
 from collections.abc import Iterator
@@ -28,46 +30,48 @@ from vtep.forwarding.fdb import Fdb, Remote
 from vtep.wire import Buffer, arp, ethernet, nd
 
 _REACHABLE_S = 30.0
-"""How long a neighbour is confirmed after it has spoken: base_reachable_time of Linux, and
-REACHABLE_TIME of RFC 4861, section 10."""
+"""Seconds for which a message confirms its sender: base_reachable_time of Linux, and REACHABLE_TIME
+of RFC 4861, section 10."""
 
 _REPEAT_S = 5.0
-"""A requester who asks again within so long has no use for the answer that it got."""
+"""Seconds within which a second request of the same host means that the answer was of no use."""
 
-_PROBE_S = 1.1
-"""How long a neighbour may take to confirm after a request was passed on to it. A second longer
-than its reply takes, since Linux ignores a reply that contradicts another one of the last second
-(arp locktime)."""
+_CONFIRM_S = 1.1
+"""Seconds that a neighbour has to confirm an answer. After it, a flooded request gets its replies
+more than a second after the answer, as Linux ignores a contradicting reply within a second (sysctl
+locktime)."""
 
 _OVERDUE_MAX = 50
-"""Requests that are flooded at a time: half a millisecond's work."""
+"""Requests that are flooded in one call, which takes half a millisecond."""
 
-_IPV4_NOBODY = bytes(4)
+_UNSPECIFIED_V4 = bytes(4)
 
 Vlan: TypeAlias = tuple[int, ...]
-"""The VLAN ids of a frame's tags, the outer one first: each VLAN has neighbours of its own."""
+"""The VLAN ids of a frame's tags, the outer one first. Each VLAN has its own neighbours."""
 
 _Key: TypeAlias = tuple[Vlan, bytes]
 
 
 @define
 class Neighbour:
-    """An IP address and the MAC that has it; `updated` is when that was last said."""
+    """An IP address and the MAC that has it."""
 
     vlan: Vlan
     packed: bytes
     mac: bytes
     updated: float
+    """Time of the last message from the neighbour, or of the configuration."""
     permanent: bool
-    """It was put in: it neither changes by itself nor is it forgotten."""
+    """The neighbour is configured: it neither changes nor expires."""
     router: bool = False
-    where: tuple[Remote, ...] | None = None
-    """The destinations that its MAC had in the FDB when it last spoke."""
+    remotes: tuple[Remote, ...] | None = None
+    """The destinations of the MAC in the FDB at the time `updated`."""
     doubtful: bool = False
-    """Something has contradicted it since it last spoke."""
-    told: bytes = b""
-    """The MAC of the requester that was answered last."""
-    told_at: float = 0.0
+    """The neighbour was contradicted after `updated`."""
+    last_requester: bytes = b""
+    """The MAC of the host that was answered last."""
+    answered: float = 0.0
+    """Time of that answer."""
 
     @property
     def address(self) -> IPv4Address | IPv6Address:
@@ -76,31 +80,33 @@ class Neighbour:
 
 
 class Answer(NamedTuple):
-    """What is done about a request for a known neighbour.
+    """The treatment of a request for a known neighbour.
 
-    Without a `reply`, the neighbour is not confirmed, and the request is to be flooded. `probe` is
-    the request as a frame to the neighbour alone, to be sent in its place, if it is to confirm.
+    Without a `reply`, the neighbour is not confirmed and the request is to be flooded. `probe` is
+    the request as a unicast frame to the neighbour, to be sent instead, or None if the neighbour
+    need not confirm.
     """
 
     reply: bytes | None = None
     probe: bytes | None = None
 
 
-class _Said(NamedTuple):
-    """What a message says of the address of whoever has sent it."""
+class _Claim(NamedTuple):
+    """The statement of an ARP packet or ND message about its sender."""
 
     key: _Key
     mac: bytes
     router: bool | None
-    """None if it says nothing of that."""
+    """None if the message does not tell."""
     override: bool
+    """The claim may replace a known MAC (RFC 4861, section 4.4)."""
 
 
 class Neighbours:
-    """Neighbours by VLAN and address, those that were seen bounded by `max_neighbours`.
+    """Neighbours of one segment, by VLAN and address.
 
-    They are forgotten `ageing` seconds after they were last seen; then the next request for them
-    is flooded, and its answer is seen. Zero means "never", and "no limit".
+    Learned neighbours expire `ageing` seconds after their last message (0: never), and there are at
+    most `max_neighbours` of them (0: no limit).
     """
 
     def __init__(self, fdb: Fdb, *, ageing: float, max_neighbours: int) -> None:
@@ -108,18 +114,19 @@ class Neighbours:
         self.max_neighbours = max_neighbours
         self._fdb = fdb
         self._permanent: dict[_Key, Neighbour] = {}
-        self._seen: dict[_Key, Neighbour] = {}  # The one seen last is the last.
-        # Requests that were answered and passed on, with the time of that, the oldest first.
+        # In the order of `updated`: a neighbour moves to the end when it is confirmed.
+        self._learned: dict[_Key, Neighbour] = {}
+        # Answered requests that were sent to the neighbour, and when, the oldest first.
         self._probed: dict[_Key, tuple[float, bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._permanent) + len(self._seen)
+        return len(self._permanent) + len(self._learned)
 
     def __iter__(self) -> Iterator[Neighbour]:
         yield from self._permanent.values()
-        yield from self._seen.values()
+        yield from self._learned.values()
 
-    # --- what people do ---------------------------------------------------------------------
+    # --- configuration ------------------------------------------------------------------------
 
     def add(
         self,
@@ -130,7 +137,7 @@ class Neighbours:
         vlan: Vlan = (),
         router: bool = False,
     ) -> None:
-        """Put in a neighbour; raises NeighbourError if one was put in, or it makes no sense."""
+        """Add a neighbour. Raises: NeighbourError if one is configured, or a value is invalid."""
         if (vlan, address.packed) in self._permanent:
             raise NeighbourError(f"{address}: is a permanent neighbour already: use replace")
         self.replace(address, mac, now, vlan=vlan, router=router)
@@ -144,7 +151,7 @@ class Neighbours:
         vlan: Vlan = (),
         router: bool = False,
     ) -> None:
-        """Put in a neighbour in place of what is known of its address."""
+        """Add or replace a neighbour. Raises: NeighbourError if a value is invalid."""
         if not _is_host(address.packed):
             raise NeighbourError(f"{address}: is no address that a host can have")
         if not _is_station(mac):
@@ -155,133 +162,140 @@ class Neighbours:
         self._forget(key)
         self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
 
-    def take_over(self, former: "Neighbours") -> None:
-        """Enter the permanent neighbours of another table. Those that were seen are seen again."""
-        self._permanent.update(former._permanent)  # noqa: SLF001  of the same class
+    def copy_permanent(self, other: "Neighbours") -> None:
+        """Add the permanent neighbours of another table."""
+        self._permanent.update(other._permanent)  # noqa: SLF001  of the same class
 
     def remove(self, address: IPv4Address | IPv6Address, *, vlan: Vlan = ()) -> None:
-        """Forget a neighbour; raises NeighbourError if there is none."""
+        """Remove a neighbour. Raises: NeighbourError if there is none."""
         key = vlan, address.packed
         if self._permanent.pop(key, None) is None and not self._forget(key):
             raise NeighbourError(f"{address}: there is no such neighbour")
 
     def flush(self, *, permanent: bool = False) -> int:
-        """Forget what was seen, or, with `permanent`, everything; how many they were."""
-        count = len(self) if permanent else len(self._seen)
-        self._seen.clear()
+        """Remove learned neighbours or, with `permanent`, all. Returns: how many were removed."""
+        count = len(self) if permanent else len(self._learned)
+        self._learned.clear()
         self._probed.clear()
         if permanent:
             self._permanent.clear()
         return count
 
-    # --- what frames do ---------------------------------------------------------------------
+    # --- frames -------------------------------------------------------------------------------
 
     def snoop(self, frame: Buffer, now: float) -> bool:
-        """Take note of what a frame of at least 14 octets from the underlay says of its sender.
+        """Learn from a frame of at least 14 octets from the underlay.
 
-        False if it would have been news, but there is no room for more.
+        Returns: False if a neighbour was not learned because the table is full.
         """
-        said = _said(frame)
-        if said is None or said.key in self._permanent:
+        claim = _read_claim(frame, *ethernet.network_layer(frame))
+        if claim is None or claim.key in self._permanent:
             return True
-        known = self._seen.get(said.key)
+        known = self._learned.get(claim.key)
         conflict = False
         if known is None:
-            if self.max_neighbours and len(self._seen) >= self.max_neighbours:
+            if self.max_neighbours and len(self._learned) >= self.max_neighbours:
                 return False
-        elif known.mac == said.mac:
-            self._forget(said.key)
-        elif said.override:
+        elif known.mac == claim.mac:
+            self._forget(claim.key)
+        elif claim.override:
             conflict = self._is_confirmed(known, now)
-            del self._seen[said.key]
+            del self._learned[claim.key]
         else:
-            known.doubtful = True  # RFC 4861, section 7.2.5: it is not to replace what is known.
+            known.doubtful = True  # RFC 4861, section 7.2.5: the known MAC is not replaced.
             return True
-        router = said.router
+        router = claim.router
         if router is None:
             router = known is not None and known.router
-        one = Neighbour(*said.key, said.mac, now, permanent=False, router=router)
-        one.where, one.doubtful = self._where(said.mac), conflict
-        if known is not None and known.mac == said.mac:
-            one.told, one.told_at = known.told, known.told_at
-        self._seen[said.key] = one
+        neighbour = Neighbour(*claim.key, claim.mac, now, permanent=False, router=router)
+        neighbour.remotes, neighbour.doubtful = self._remotes_of(claim.mac), conflict
+        if known is not None and known.mac == claim.mac:
+            neighbour.last_requester, neighbour.answered = known.last_requester, known.answered
+        self._learned[claim.key] = neighbour
         return True
 
     def answer(self, frame: Buffer, now: float) -> Answer | None:
-        """Return what is done about a frame of at least 14 octets from the TAP.
+        """Decide about a frame of at least 14 octets from the TAP.
 
-        None if it is no request for a neighbour that is known: then it is like any other frame.
+        Returns: None for a frame that is no request for a known neighbour. It is then forwarded
+        like any other frame.
+        Side effects: neighbours that turn out to be local are removed; doubts and probes are noted.
         """
-        ethertype, at = ethernet.network_layer(frame)
+        ethertype, offset = ethernet.network_layer(frame)
         if ethertype not in (arp.TYPE, ethernet.TYPE_IPV6):
             return None
-        self._forget_who_is_here(frame)
+        claim = _read_claim(frame, ethertype, offset)
+        if claim is not None:
+            # A sender on this side answers for itself.
+            self._forget(claim.key)
         if not ethernet.is_group(frame):
-            return None  # To see whether its addressee is alive: that can answer itself.
+            return None  # A unicast request tests whether its target is alive.
         if ethertype == arp.TYPE:
-            return self._answer_arp(frame, at, now)
-        return self._answer_solicitation(frame, at, now)
+            return self._answer_arp(frame, offset, now)
+        return self._answer_solicitation(frame, offset, now)
 
-    def overdue(self, now: float) -> list[bytes]:
-        """Return requests that were answered and not confirmed in time, some of them at a time.
+    def take_overdue(self, now: float) -> list[bytes]:
+        """Remove and return answered requests that were not confirmed in time, to be flooded.
 
-        They are to be flooded. Their neighbours are doubtful from now on.
+        Returns: at most `_OVERDUE_MAX` frames.
+        Side effect: their neighbours become doubtful.
         """
         requests: list[bytes] = []
         while self._probed and len(requests) < _OVERDUE_MAX:
             key, (since, request) = next(iter(self._probed.items()))
-            if since + _PROBE_S > now:
+            if since + _CONFIRM_S > now:
                 break
             del self._probed[key]
-            if (neighbour := self._seen.get(key)) is not None:
+            if (neighbour := self._learned.get(key)) is not None:
                 neighbour.doubtful = True
             requests.append(request)
         return requests
 
     def sweep(self, now: float, budget: int = 300) -> bool:
-        """Forget what was not seen for `ageing` seconds; as `Fdb.sweep`."""
-        while self.ageing and self._seen:
-            key, neighbour = next(iter(self._seen.items()))
+        """Remove up to `budget` expired neighbours. Returns: True if some were left."""
+        while self.ageing and self._learned:
+            key, neighbour = next(iter(self._learned.items()))
             if neighbour.updated + self.ageing > now:
                 return False
             if not budget:
                 return True
             budget -= 1
-            del self._seen[key]
+            del self._learned[key]
         return False
 
-    def _answer_arp(self, frame: Buffer, at: int, now: float) -> Answer | None:
-        request = arp.parse(frame, at)
+    def _answer_arp(self, frame: Buffer, offset: int, now: float) -> Answer | None:
+        request = arp.parse(frame, offset)
         if (
             request is None
             or request.operation != arp.REQUEST
-            or request.sender in (_IPV4_NOBODY, request.target)
+            # A probe and an announcement (RFC 5227, sections 2.1.1 and 2.3).
+            or request.sender in (_UNSPECIFIED_V4, request.target)
             or not _is_station(request.sender_mac)
         ):
             return None
-        asker = request.sender_mac
-        neighbour = self._remote_neighbour((_vlan(frame, at), request.target))
-        if neighbour is None or neighbour.mac == asker:
+        requester = request.sender_mac
+        neighbour = self._reachable_neighbour((_vlans(frame, offset), request.target))
+        if neighbour is None or neighbour.mac == requester:
             return None
-        if not self._may_answer(neighbour, asker, now):
+        if not self._may_answer(neighbour, requester, now):
             return Answer()
-        reply = arp.Arp(arp.REPLY, neighbour.mac, request.target, asker, request.sender)
-        answer = _framed(asker, neighbour.mac, frame, at) + arp.pack(reply)
-        return Answer(answer, self._probe(neighbour, frame, now))
+        reply = arp.Arp(arp.REPLY, neighbour.mac, request.target, requester, request.sender)
+        answer = _reply_header(requester, neighbour.mac, frame, offset) + arp.pack(reply)
+        return Answer(answer, self._build_probe(neighbour, frame, now))
 
-    def _answer_solicitation(self, frame: Buffer, at: int, now: float) -> Answer | None:
-        request = nd.parse(frame, at)
+    def _answer_solicitation(self, frame: Buffer, offset: int, now: float) -> Answer | None:
+        request = nd.parse(frame, offset)
         if (
             request is None
             or request.kind != nd.SOLICITATION
             or request.source in (nd.UNSPECIFIED, request.target)
         ):
             return None
-        asker = request.link_address or bytes(frame[6:12])
-        neighbour = self._remote_neighbour((_vlan(frame, at), request.target))
-        if neighbour is None or neighbour.mac == asker or not _is_station(asker):
+        requester = request.link_address or bytes(frame[6:12])
+        neighbour = self._reachable_neighbour((_vlans(frame, offset), request.target))
+        if neighbour is None or neighbour.mac == requester or not _is_station(requester):
             return None
-        if not self._may_answer(neighbour, asker, now):
+        if not self._may_answer(neighbour, requester, now):
             return Answer()
         reply = nd.Message(
             nd.ADVERTISEMENT,
@@ -292,42 +306,46 @@ class Neighbours:
             request.target,
             neighbour.mac,
         )
-        answer = _framed(asker, neighbour.mac, frame, at) + nd.pack(reply)
-        return Answer(answer, self._probe(neighbour, frame, now))
+        answer = _reply_header(requester, neighbour.mac, frame, offset) + nd.pack(reply)
+        return Answer(answer, self._build_probe(neighbour, frame, now))
 
-    def _remote_neighbour(self, key: _Key) -> Neighbour | None:
-        """A neighbour of which it is known where it is, too."""
-        neighbour = self._permanent.get(key) or self._seen.get(key)
-        return None if neighbour is None or self._where(neighbour.mac) is None else neighbour
+    def _reachable_neighbour(self, key: _Key) -> Neighbour | None:
+        """Return a neighbour whose MAC has an FDB entry, or None."""
+        neighbour = self._permanent.get(key) or self._learned.get(key)
+        return None if neighbour is None or self._remotes_of(neighbour.mac) is None else neighbour
 
-    def _where(self, mac: bytes) -> tuple[Remote, ...] | None:
+    def _remotes_of(self, mac: bytes) -> tuple[Remote, ...] | None:
         entry = self._fdb.lookup(mac)
         return None if entry is None else entry.destinations
 
     def _is_confirmed(self, neighbour: Neighbour, now: float) -> bool:
-        lasts = min(_REACHABLE_S, self.ageing or _REACHABLE_S)
+        lifetime = min(_REACHABLE_S, self.ageing or _REACHABLE_S)
         return (
             not neighbour.doubtful
-            and neighbour.updated + lasts > now
-            and neighbour.where == self._where(neighbour.mac)
+            and neighbour.updated + lifetime > now
+            and neighbour.remotes == self._remotes_of(neighbour.mac)
         )
 
-    def _may_answer(self, neighbour: Neighbour, asker: bytes, now: float) -> bool:
-        """Whether an asker is to be told of a neighbour; if so, remember that it was."""
+    def _may_answer(self, neighbour: Neighbour, requester: bytes, now: float) -> bool:
+        """Return True if a request is to be answered for a neighbour.
+
+        Side effects: the answer is noted, or a doubt about the neighbour.
+        """
         if neighbour.permanent:
             return True
-        repeated = neighbour.told == asker and neighbour.told_at + _REPEAT_S > now
-        if repeated and neighbour.updated <= neighbour.told_at:
-            neighbour.doubtful = True  # It has not spoken since, either.
+        repeated = neighbour.last_requester == requester and neighbour.answered + _REPEAT_S > now
+        if repeated and neighbour.updated <= neighbour.answered:
+            # Neither did the neighbour send anything since the answer.
+            neighbour.doubtful = True
         if repeated or not self._is_confirmed(neighbour, now):
-            # What is flooded now need not be flooded later.
+            # This request is flooded now, so the one answered before need not be flooded later.
             self._probed.pop((neighbour.vlan, neighbour.packed), None)
             return False
-        neighbour.told, neighbour.told_at = asker, now
+        neighbour.last_requester, neighbour.answered = requester, now
         return True
 
-    def _probe(self, neighbour: Neighbour, request: Buffer, now: float) -> bytes | None:
-        """The request as a frame to the neighbour, unless that was sent one just now."""
+    def _build_probe(self, neighbour: Neighbour, request: Buffer, now: float) -> bytes | None:
+        """Return the request as a frame to the neighbour, unless one is under way or needless."""
         key = neighbour.vlan, neighbour.packed
         if neighbour.permanent or key in self._probed:
             return None
@@ -335,48 +353,46 @@ class Neighbours:
         return neighbour.mac + bytes(request[ethernet.MAC_LEN :])
 
     def _forget(self, key: _Key) -> bool:
-        """Forget what was seen of an address; False if nothing was."""
+        """Remove a learned neighbour. Returns: False if there was none."""
         self._probed.pop(key, None)
-        return self._seen.pop(key, None) is not None
-
-    def _forget_who_is_here(self, frame: Buffer) -> None:
-        """Whoever speaks on this side answers for itself, and is not behind a remote."""
-        said = _said(frame)
-        if said is not None:
-            self._forget(said.key)
+        return self._learned.pop(key, None) is not None
 
 
-def _said(frame: Buffer) -> _Said | None:
-    """What a frame of at least 14 octets says of the address of its sender, if it is ARP or ND."""
-    ethertype, at = ethernet.network_layer(frame)
+def _read_claim(frame: Buffer, ethertype: int, offset: int) -> _Claim | None:
+    """Return what a frame states about its sender, or None if it is neither ARP nor ND.
+
+    `ethertype` and `offset` are those of `ethernet.network_layer`.
+    """
     if ethertype == arp.TYPE:
-        packet = arp.parse(frame, at)
+        packet = arp.parse(frame, offset)
         if packet is None or not (_is_host(packet.sender) and _is_station(packet.sender_mac)):
             return None
-        return _Said((_vlan(frame, at), packet.sender), packet.sender_mac, None, override=True)
-    message = nd.parse(frame, at) if ethertype == ethernet.TYPE_IPV6 else None
+        key = _vlans(frame, offset), packet.sender
+        return _Claim(key, packet.sender_mac, None, override=True)
+    message = nd.parse(frame, offset) if ethertype == ethernet.TYPE_IPV6 else None
     if message is None or message.link_address is None or not _is_station(message.link_address):
         return None
     advertises = message.kind == nd.ADVERTISEMENT
     address = message.target if advertises else message.source
     if not _is_host(address):
         return None
-    return _Said(
-        (_vlan(frame, at), address),
+    return _Claim(
+        (_vlans(frame, offset), address),
         message.link_address,
         message.flags & nd.FLAG_ROUTER != 0 if advertises else None,
         override=not advertises or message.flags & nd.FLAG_OVERRIDE != 0,
     )
 
 
-def _vlan(frame: Buffer, at: int) -> Vlan:
-    """The VLAN ids between the addresses and the EtherType that ends before `at`."""
-    return tuple((frame[tag] << 8 | frame[tag + 1]) & 0x0FFF for tag in range(14, at, 4))
+def _vlans(frame: Buffer, offset: int) -> Vlan:
+    """Return the VLAN ids in the tags before the network layer at `offset`."""
+    tags = range(ethernet.HEADER_LEN, offset, ethernet.TAG_LEN)
+    return tuple((frame[tag] << 8 | frame[tag + 1]) & 0x0FFF for tag in tags)
 
 
-def _framed(destination: bytes, source: bytes, request: Buffer, at: int) -> bytes:
-    """An Ethernet header with the tags and the EtherType of a request."""
-    return destination + source + bytes(request[2 * ethernet.MAC_LEN : at])
+def _reply_header(destination: bytes, source: bytes, request: Buffer, offset: int) -> bytes:
+    """Return an Ethernet header with the tags and the EtherType of a request."""
+    return destination + source + bytes(request[2 * ethernet.MAC_LEN : offset])
 
 
 def _is_station(mac: bytes) -> bool:
@@ -384,7 +400,7 @@ def _is_station(mac: bytes) -> bool:
 
 
 def _is_host(packed: bytes) -> bool:
-    """Whether an IP address can be that of one host on the segment."""
+    """Return True for an IP address that a single host on the segment can have."""
     address = ip_address(packed)
     return not (
         address.is_unspecified

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from vtep.forwarding.anycast import probe, read
+from vtep.forwarding.anycast import build_probe, read
 from vtep.wire import arp, ethernet
 from vtep.wire.address import Address
 
@@ -55,7 +55,7 @@ async def probe_addresses(
         sender.bind((tap, 0))
         mac: bytes = sender.getsockname()[4]
         for address in wanted.values():
-            sender.send(probe(mac, address))
+            sender.send(build_probe(mac, address))
         await asyncio.sleep(PROBE_INTERVAL_S)
         for sock in receivers:
             for frame in _received(sock):
