@@ -1,25 +1,19 @@
-"""Egress: what is read from the TAP leaves in the order of each flow, complete, in few sends.
-
-The TAP is one end of a socket pair, which keeps frames apart as a TAP does; the underlay is a path
-that takes notes, and may be full.
-"""
+"""Egress: what is read from the TAP leaves in the order of each flow, complete, in few sends."""
 
 import asyncio
 import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import chain
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, Ether
@@ -28,84 +22,60 @@ from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Egress
-from vtep.datapath.backpressure import WritableWaiters
-from vtep.datapath.pool import Flood
+from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
 from vtep.forwarding.segment import Segment
 from vtep.forwarding.suppress import Neighbours
-from vtep.io.interfaces import FloodResult
-from vtep.io.path import batch_max
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Oversize
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import Splitter, plan_segments
+from vtep.testing import MemoryHost, MemoryTap, MemoryUnderlay, Transmission
 from vtep.tunnel_gso.ack_tracker import AckTracker, DeliveryResult
 from vtep.tunnel_gso.state import RemoteState
 from vtep.wire import virtio, vxlan
 from vtep.wire.outer_header import InheritPolicy
 
+OWN = "192.0.2.100"
 REMOTE = Remote("192.0.2.2", 4789)
+DEADLINE = 20.0
 SIZE = 1398
 MTU = 1450
 PREFIX = vxlan.pack(5)
 TO = Frame().build()[:6]
 
 
-class Notes:
-    """A path that keeps what it is given, and is full whenever `room` says so."""
+class TunnelGsoPath:
+    """A path with tunnel GSO that traces the segments of what it sends.
 
-    slots = 16
-
-    def __init__(self, room: Iterator[bool]) -> None:
-        self.sent: list[list[bytes]] = []
-        self._room = room
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-    def send(
-        self, datagrams: memoryview, stride: int, _flow: int, _now: float
-    ) -> tuple[int, Drop | None]:
-        if not next(self._room, True):
-            raise BlockingIOError
-        batch = bytes(datagrams[: batch_max(stride)])
-        self.sent.append([batch[at : at + stride] for at in range(0, len(batch), stride)])
-        return len(batch), None
-
-    def fileno(self, _flow: int) -> int:
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class Ways:
-    """The paths to the only remote; tunnel GSO is available if there is something in `takes`.
-
-    Its elements tell, in turn, whether the remote is enabled and whether a send succeeds.
+    The elements of `script` tell, in turn, whether the remote is enabled and whether a send
+    succeeds. An enabled remote accepts superframes of up to `max_len` octets.
     """
 
-    outer_fields = staticmethod(InheritPolicy().make_reader())
-
-    def __init__(self, notes: Notes, takes: Sequence[bool] = ()) -> None:
-        self.writable = WritableWaiters()
-        self.tunnel_gso = bool(takes)
+    def __init__(self, trace: list[Transmission], script: Iterable[bool]) -> None:
         self.gso = RemoteState()
         self.max_len = 1 << 16
-        self.sent_tunnel_gso = 0
-        self._notes = notes
-        self._takes = iter(takes)
+        self.sent = 0
+        self._trace = trace
+        self._script = iter(script)
+        self._last_gso: virtio.Header
 
-    def __getitem__(self, _remote: Remote) -> Notes:
-        return self._notes
-
-    def tunnel_gso_path(self, _remote: Remote) -> "Ways":
-        self.gso.max_len = self.max_len if next(self._takes, False) else 0
-        return self
+    def look_up(self) -> None:
+        self.gso.max_len = self.max_len if next(self._script, False) else 0
 
     def send(
-        self, prefix: bytes, frame: memoryview, cut: SegmentPlan, gso: virtio.Header, *_args: object
+        self,
+        prefix: bytes,
+        frame: memoryview,
+        cut: SegmentPlan,
+        gso: virtio.Header,
+        flow: int,  # noqa: ARG002
+        now: float,  # noqa: ARG002
     ) -> bool:
-        if not next(self._takes, False):
+        if not next(self._script, False):
             return False
         splitter = Splitter(prefix)
         octets, stride = splitter.split(frame, gso)
@@ -115,135 +85,124 @@ class Ways:
             stride - gso.gso_size - len(prefix),
         )
         sent = splitter.out[:octets].tobytes()
-        self._notes.sent.append([sent[at : at + stride] for at in range(0, octets, stride)])
-        self.sent_tunnel_gso += 1
-        self._gso = gso
+        datagrams = tuple(sent[at : at + stride] for at in range(0, octets, stride))
+        self._trace.append(Transmission((OWN, 0), (REMOTE.host, REMOTE.port), 0, datagrams))
+        self.sent += 1
+        self._last_gso = gso
         return True
 
     def send_next(self, prefix: bytes, frame: memoryview) -> bool:
         """Send with the arguments of the last `send`; what is sent shows whether they hold."""
-        gso = self._gso
-        return self.send(prefix, frame, plan_segments(frame, gso), gso)
+        gso = self._last_gso
+        return self.send(prefix, frame, plan_segments(frame, gso), gso, 0, 0.0)
 
 
-class Crowd:
-    """Many remotes, all but the last of which are served at once, and its paths.
+class EgressPaths(Paths):
+    """The paths of a `Vtep`, with tunnel GSO if `script` is not empty."""
 
-    It says as often as `room` does that there is no more room, in the middle of them.
+    def __init__(self, host: MemoryHost, script: Sequence[bool] = ()) -> None:
+        binding = Binding(socket.AF_INET, None, None)
+        super().__init__(
+            *(Pool(sockets=host), {4: binding}, OuterHeaderOptions(), InheritPolicy()),
+            lambda _remote, _mtu: None,
+            gso=True,
+            tunnel_gso=bool(script),
+        )
+        self.with_tunnel_gso = TunnelGsoPath(host.underlay.trace, script)
+
+    def tunnel_gso_path(self, _remote: Remote) -> TunnelGsoPath:
+        self.with_tunnel_gso.look_up()
+        return self.with_tunnel_gso
+
+
+class Vtep:
+    """One VNI between a TAP and an underlay in memory.
+
+    The elements of `room` tell, in turn, whether the send buffer has room; it has at their end.
+    `script` is that of `TunnelGsoPath`.
     """
 
-    outer_fields = staticmethod(InheritPolicy().make_reader())
-
-    def __init__(self, remotes: Sequence[Remote], room: Iterator[bool]) -> None:
-        self.writable = WritableWaiters()
-        self.tunnel_gso = False
-        self.got: dict[Remote, list[bytes]] = {remote: [] for remote in remotes}
-        self._room = room
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._taken: Remote | None = None
-        *served, other = remotes
-        self.remotes = tuple(served)
-        self._flood = Flood(self, (other,))
-
-    def flood(self, remotes: Sequence[Remote]) -> Flood:
-        if remotes is self.remotes:
-            return evolve(self._flood, others=())
-        return self._flood
-
-    def __getitem__(self, remote: Remote) -> Any:
-        self._taken = remote
-        return SimpleNamespace(send=self._send_to_one, fileno=lambda _flow: self._socket.fileno())
-
-    def _send_to_one(
-        self, datagrams: memoryview, stride: int, _flow: int, _now: float
-    ) -> tuple[int, Drop | None]:
-        if not next(self._room, True):
-            raise BlockingIOError
-        assert self._taken is not None
-        return self._take(self._taken, datagrams, stride), None
-
-    def _take(self, remote: Remote, datagrams: memoryview, stride: int) -> int:
-        batch = bytes(datagrams[: batch_max(stride)])
-        self.got[remote] += [batch[at : at + stride] for at in range(0, len(batch), stride)]
-        return len(batch)
-
-    def send(
+    def __init__(
         self,
-        datagrams: memoryview,
-        stride: int,
-        flow: int,  # noqa: ARG002
-        skip: int = 0,
-    ) -> FloodResult:
-        octets = datagram_count = 0
-        for number, remote in enumerate(self.remotes[skip:], skip):
-            if not next(self._room, True):
-                return FloodResult(0, number, datagram_count, [], self._socket.fileno())
-            octets = self._take(remote, datagrams, stride)
-            datagram_count += -(-octets // stride)
-        return FloodResult(octets, len(self.remotes), datagram_count, [], -1)
+        stack: ExitStack,
+        segment: Segment,
+        *,
+        room: Iterable[bool] = (),
+        script: Sequence[bool] = (),
+        arena: Arena | None = None,
+    ) -> None:
+        self.tap = stack.enter_context(MemoryTap())
+        self.underlay = stack.enter_context(closing(MemoryUnderlay()))
+        host = self.underlay.add_host(OWN)
+        chances = iter(room)
+        host.has_room = lambda: next(chances, True)
+        self.segment = segment
+        self.sizing = TunnelSizing(segment.header, segment.counters, MTU, "auto")
+        self.paths = EgressPaths(host, script)
+        self.egress = Egress(
+            *(self.tap, segment, self.paths, self.sizing, AckTracker(), arena or Arena()),
+            lambda error: pytest.fail(str(error)),
+        )
 
-    def close(self) -> None:
-        self._socket.close()
+    def announce(self) -> None:
+        """Show the SYNs in which the receivers of three flows announce their segment size."""
+        for flow in range(3):
+            self.sizing.arriving(answer_to(flow))
 
+    def turn(self, frames: Iterable[tuple[bytes, bytes]]) -> None:
+        """Read these frames, with their virtio headers, in one turn of the loop."""
+        for header, frame in frames:
+            self.tap.send(frame, header)
+        self.egress.readable()
 
-class Pair:
-    """The end of a TAP device that a VTEP has, and in `host` that of this host."""
+    @property
+    def sent(self) -> list[list[bytes]]:
+        """The datagrams of each send."""
+        return [list(each.datagrams) for each in self.underlay.trace]
 
-    def __init__(self) -> None:
-        ours, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ours = ours
-        ours.setblocking(False)
-        for end in (ours, self.host):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
-        self.host.setblocking(False)
-        self.fd = ours.fileno()
-
-    def close(self) -> None:
-        self._ours.close()
-        self.host.close()
-
-
-@contextmanager
-def tap() -> Iterator[Pair]:
-    pair = Pair()
-    try:
-        yield pair
-    finally:
-        pair.close()
-
-
-def egress_of(
-    pair: Pair,
-    segment: Segment,
-    ways: object,
-    fit: TunnelSizing,
-    arena: Arena,
-    lost: Callable[[OSError], None],
-) -> Egress:
-    doubles = cast("Any", pair), cast("Any", ways)
-    return Egress(doubles[0], segment, doubles[1], fit, AckTracker(), arena, lost)
+    @property
+    def datagrams(self) -> int:
+        """The number of datagrams sent."""
+        return sum(len(each.datagrams) for each in self.underlay.trace)
 
 
-def inspected(frames: Sequence[tuple[bytes, bytes]], segment: Segment) -> tuple[Any, list[bytes]]:
+async def send_all(
+    vteps: Sequence[Vtep], frames: Sequence[Sequence[tuple[bytes, bytes]]], expected: Sequence[int]
+) -> None:
+    """Send frames through VTEPs, which are started, until so many datagrams have left each."""
+    waiting = [(vtep.tap, list(each)) for vtep, each in zip(vteps, frames, strict=True)]
+    for vtep in vteps:
+        vtep.egress.start()
+    while [vtep.datagrams for vtep in vteps] != list(expected):
+        for tap, rest in waiting:
+            with suppress(BlockingIOError):  # The queue of the TAP is full.
+                while rest:
+                    tap.send(rest[0][1], rest[0][0])
+                    del rest[0]
+        await asyncio.sleep(0)
+    for vtep in vteps:
+        vtep.egress.stop()
+
+
+def run(coroutine: Coroutine[None, None, None]) -> None:
+    """Run a coroutine that takes milliseconds, and fail if it is stuck."""
+    asyncio.run(asyncio.wait_for(coroutine, DEADLINE))
+
+
+def segment_of(*remotes: Remote, vni: int = 5, policy: SegmentPolicy | None = None) -> Segment:
+    fdb = Fdb(vni, 4789, ageing=0, max_addresses=0)
+    options = policy or SegmentPolicy()
+    return Segment(vni, remotes, fdb, own_mac=bytes(6), learning=True, policy=options)
+
+
+def inspected(
+    frames: Sequence[tuple[bytes, bytes]], segment: Segment
+) -> tuple[list[list[bytes]], list[tuple[bytes, bytes]]]:
     """What is sent, by send, and what the host gets, where a segment looks at all frames."""
-
-    async def run() -> tuple[Any, list[bytes]]:
-        notes = Notes(iter(()))
-        answers = []
-        with tap() as pair:
-            ways = cast("Any", Ways(notes))
-            fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
-            egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
-            for frame in frames:
-                pair.host.send(b"".join(frame))
-            egress.readable()
-            with suppress(BlockingIOError):
-                while True:
-                    answers.append(pair.host.recv(65536))
-        notes.close()
-        return notes.sent, answers
-
-    return asyncio.run(run())
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment)
+        vtep.turn(frames)
+        return vtep.sent, list(vtep.tap.received())
 
 
 def forward(
@@ -257,87 +216,45 @@ def forward(
 
     If `tunnel_gso` is given, so many of them are to be sent with tunnel GSO.
     """
-
-    async def run() -> list[list[bytes]]:
-        lost: list[OSError] = []
-        segment = Segment(
-            5, [remote], Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
-        )
-        segment.fdb.learn(TO, remote, 0.0)
-        notes = Notes(iter(room))
-        ways = Ways(notes, takes)
-        fit = TunnelSizing(PREFIX, segment.counters, MTU, "auto")
-        for flow in range(3):
-            fit.arriving(answer_to(flow))
-        with tap() as pair:
-            egress = egress_of(pair, segment, ways, fit, Arena(), lost.append)
-            egress.start()
-            waiting = list(frames)
-            expected = sum(len(segments(*frame)) for frame in frames)
-            while sum(map(len, notes.sent)) < expected:
-                while waiting:
-                    try:
-                        pair.host.send(b"".join(waiting[0]))
-                    except BlockingIOError:  # A socket pair holds few datagrams.
-                        break
-                    del waiting[0]
-                await asyncio.sleep(0)
-            egress.stop()
-        notes.close()
-        assert not lost
-        counters = segment.counters
-        assert counters.tx_datagrams == counters.tx_frames == expected
-        assert counters.tx_bytes == sum(
-            len(datagram) - len(PREFIX) for batch in notes.sent for datagram in batch
-        )
-        assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
-        assert counters.tx_tunnel_gso == ways.sent_tunnel_gso
-        assert tunnel_gso in (None, ways.sent_tunnel_gso)
-        entry = segment.fdb.lookup(TO)
-        assert entry is not None
-        assert entry.tx_frames + counters.flooded == expected
-        return notes.sent
-
-    return asyncio.run(asyncio.wait_for(run(), 20))
+    segment = segment_of(remote)
+    segment.fdb.learn(TO, remote, 0.0)
+    expected = sum(len(segments(*frame)) for frame in frames)
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment, room=room, script=takes)
+        vtep.announce()
+        run(send_all([vtep], [frames], [expected]))
+        sent, sent_tunnel_gso = vtep.sent, vtep.paths.with_tunnel_gso.sent
+    counters = segment.counters
+    assert counters.tx_datagrams == counters.tx_frames == expected
+    assert counters.tx_bytes == sum(
+        len(datagram) - len(PREFIX) for batch in sent for datagram in batch
+    )
+    assert counters.tx_superframes == sum(header[1] != 0 for header, _ in frames)
+    assert counters.tx_tunnel_gso == sent_tunnel_gso
+    assert tunnel_gso in (None, sent_tunnel_gso)
+    entry = segment.fdb.lookup(TO)
+    assert entry is not None
+    assert entry.tx_frames + counters.flooded == expected
+    return sent
 
 
 def forward_to_many(
     frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool]
 ) -> list[list[bytes]]:
-    """What each of ten remotes gets."""
-
-    async def run() -> list[list[bytes]]:
-        remotes = [Remote(f"192.0.2.{number}", 4789) for number in range(10)]
-        segment = Segment(
-            5, remotes, Fdb(5, 4789, ageing=0, max_addresses=0), own_mac=bytes(6), learning=True
-        )
-        crowd = Crowd(remotes, iter(room))
-        expected = sum(len(segments(*frame)) for frame in frames)
-        with tap() as pair:
-            egress = egress_of(
-                pair,
-                segment,
-                crowd,
-                TunnelSizing(PREFIX, segment.counters, MTU, "auto"),
-                Arena(),
-                lambda error: pytest.fail(str(error)),
-            )
-            egress.start()
-            waiting = list(frames)
-            while sum(map(len, crowd.got.values())) < 10 * expected:
-                while waiting:
-                    try:
-                        pair.host.send(b"".join(waiting[0]))
-                    except BlockingIOError:
-                        break
-                    del waiting[0]
-                await asyncio.sleep(0)
-            egress.stop()
-        crowd.close()
-        assert segment.counters.tx_datagrams == 10 * expected
-        return list(crowd.got.values())
-
-    return asyncio.run(asyncio.wait_for(run(), 20))
+    """What each of ten remotes gets, without VXLAN headers. The last one is not flooded to."""
+    remotes = [Remote(f"192.0.2.{number}", 4789) for number in range(9)]
+    remotes.append(Remote("192.0.2.9", 4789, vni=6))
+    segment = segment_of(*remotes)
+    expected = sum(len(segments(*frame)) for frame in frames)
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment, room=room)
+        run(send_all([vtep], [frames], [10 * expected]))
+        got: dict[str, list[bytes]] = {remote.host: [] for remote in remotes}
+        for transmission in vtep.underlay.trace:
+            got[transmission.destination[0]] += transmission.datagrams
+    assert segment.counters.tx_datagrams == 10 * expected
+    assert {each[:8] for each in got["192.0.2.9"]} <= {vxlan.pack(6)}
+    return [[each[8:] for each in datagrams] for datagrams in got.values()]
 
 
 def segments(header: bytes, frame: bytes) -> list[bytes]:
@@ -432,18 +349,11 @@ def test_a_syn_among_others_is_clamped() -> None:
 
 
 def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
-    fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
-    segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
-    notes = Notes(iter(()))
-    with tap() as pair:
-        ways, fit = cast("Any", Ways(notes)), TunnelSizing(PREFIX, segment.counters, MTU, "auto")
-        egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment_of(REMOTE))
         for count in (3, 1, 3, 3):
-            for _ in range(count):
-                pair.host.send(b"".join(plain()))
-            egress.readable()
-    notes.close()
-    assert [len(batch) for batch in notes.sent] == [3, 1, 1, 2, 3]
+            vtep.turn([plain()] * count)
+        assert [len(batch) for batch in vtep.sent] == [3, 1, 1, 2, 3]
 
 
 ALIKE = st.lists(
@@ -633,43 +543,26 @@ def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any
         assert [len(batch) for batch in sent] == [3, 3, 2]
 
 
-class TrackedPath(Ways):
-    """A path on which the next superframe above a length is to be tracked."""
-
-    def __init__(self, notes: Notes, *, max_len: int = 0, any_size: bool = False) -> None:
-        super().__init__(notes, [True] * 100)
-        self.max_len = max_len
-        self.results: list[DeliveryResult] = []
-        self.gso.track_above = 0 if any_size else max_len
-        self.gso.on_result = lambda result, _octets, _now: self.results.append(result)
-
-
 def tracked(
-    *turns: Sequence[tuple[bytes, bytes]], **options: Any
+    *turns: Sequence[tuple[bytes, bytes]], max_len: int = 0, any_size: bool = False
 ) -> tuple[list[list[bytes]], list[DeliveryResult], int]:
-    """What is sent in so many turns, the results of tracking, and the count with tunnel GSO."""
+    """What is sent in so many turns, the results of tracking, and the count with tunnel GSO.
 
-    async def run() -> tuple[list[list[bytes]], list[DeliveryResult], int]:
-        fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
-        segment = Segment(5, [REMOTE], fdb, own_mac=bytes(6), learning=True)
-        fdb.learn(TO, REMOTE, 0.0)
-        notes = Notes(iter(()))
-        ways, fit = (
-            TrackedPath(notes, **options),
-            TunnelSizing(PREFIX, segment.counters, MTU, "auto"),
-        )
-        for flow in range(3):
-            fit.arriving(answer_to(flow))
-        with tap() as pair:
-            egress = egress_of(pair, segment, ways, fit, Arena(), lambda _: None)
-            for turn in turns:
-                for frame in turn:
-                    pair.host.send(b"".join(frame))
-                egress.readable()
-        notes.close()
-        return notes.sent, ways.results, ways.sent_tunnel_gso
-
-    return asyncio.run(run())
+    The next superframe of more than `max_len` octets is tracked, or of any size.
+    """
+    segment = segment_of(REMOTE)
+    segment.fdb.learn(TO, REMOTE, 0.0)
+    results: list[DeliveryResult] = []
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment, script=[True] * 100)
+        vtep.announce()
+        path = vtep.paths.with_tunnel_gso
+        path.max_len = max_len
+        path.gso.track_above = 0 if any_size else max_len
+        path.gso.on_result = lambda result, _octets, _now: results.append(result)
+        for turn in turns:
+            vtep.turn(turn)
+        return vtep.sent, results, path.sent
 
 
 def test_one_superframe_is_tracked_and_the_others_are_segmented() -> None:
@@ -738,36 +631,13 @@ def forward_both(
     frames: tuple[Sequence[tuple[bytes, bytes]], ...], room: Sequence[bool]
 ) -> list[list[bytes]]:
     """What leaves of two VNIs, 5 and 6, that share their memory and have little room."""
-
-    async def run() -> list[list[bytes]]:
-        arena, chances = Arena(), iter(room)
-        notes = [Notes(chances), Notes(chances)]
-        with tap() as one, tap() as two:
-            outbounds = []
-            for vni, pair, note in ((5, one, notes[0]), (6, two, notes[1])):
-                fdb = Fdb(vni, 4789, ageing=0, max_addresses=0)
-                segment = Segment(vni, [REMOTE], fdb, own_mac=bytes(6), learning=True)
-                fit = TunnelSizing(segment.header, segment.counters, MTU, "auto")
-                ways = cast("Any", Ways(note))
-                lost = Mock(side_effect=AssertionError)
-                outbounds.append(egress_of(pair, segment, ways, fit, arena, lost))
-                outbounds[-1].start()
-            expected = [sum(len(segments(*frame)) for frame in each) for each in frames]
-            waiting = [(pair, list(each)) for pair, each in zip((one, two), frames, strict=True)]
-            while [sum(map(len, note.sent)) for note in notes] != expected:
-                for pair, rest in waiting:
-                    with suppress(BlockingIOError):  # A socket pair holds few datagrams.
-                        if rest:
-                            pair.host.send(b"".join(rest[0]))
-                            del rest[0]
-                await asyncio.sleep(0)
-            for egress in outbounds:
-                egress.stop()
-        for note in notes:
-            note.close()
-        return [[datagram for batch in note.sent for datagram in batch] for note in notes]
-
-    return asyncio.run(asyncio.wait_for(run(), 20))
+    arena, chances = Arena(), iter(room)
+    with ExitStack() as stack:
+        vteps = [
+            Vtep(stack, segment_of(REMOTE, vni=vni), room=chances, arena=arena) for vni in (5, 6)
+        ]
+        run(send_all(vteps, frames, [sum(len(segments(*one)) for one in each) for each in frames]))
+        return [[datagram for batch in vtep.sent for datagram in batch] for vtep in vteps]
 
 
 @settings(BASIC, max_examples=60)
@@ -789,9 +659,7 @@ def test_vnis_that_share_memory_leave_alone_what_waits_there(
 
 
 def particular(**policy: Any) -> Segment:
-    fdb = Fdb(5, 4789, ageing=0, max_addresses=0)
-    own, options = bytes(6), SegmentPolicy(**policy)
-    return Segment(5, [REMOTE], fdb, own_mac=own, learning=True, policy=options)
+    return segment_of(REMOTE, policy=SegmentPolicy(**policy))
 
 
 def of_size(count: int, tags: tuple[tuple[int, int], ...] = ()) -> tuple[bytes, bytes]:
@@ -847,8 +715,9 @@ def test_a_request_is_answered_to_the_tap() -> None:
     request = bytes(ether(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B), dst=BROADCAST))
     sent, answers = inspected([of_size(1), (virtio.PLAIN, request), of_size(1)], segment)
     assert [datagram for batch in sent for datagram in batch] == segments(*of_size(1)) * 2
-    assert [answer[:10] for answer in answers] == [virtio.PLAIN]
-    assert Ether(answers[0][10:])[ARP].hwsrc == MAC_B
+    ((header, answer),) = answers
+    assert header == virtio.PLAIN
+    assert Ether(answer)[ARP].hwsrc == MAC_B
     assert segment.replies == []
     assert segment.counters.tx_frames == 2
     assert segment.counters.neigh_answered == 1
@@ -865,26 +734,19 @@ def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
     segment.neighbours.snoop(bytes(ether(reply, src=MAC_B, dst=MAC_A)), time.monotonic())
     request = bytes(ether(ARP(hwsrc=MAC_A, psrc=V4_A, pdst=V4_B), dst=BROADCAST))
 
-    async def run() -> list[list[bytes]]:
-        notes = Notes(iter(()))
-        with tap() as pair:
-            ways = cast("Any", Ways(notes))
-            fit = TunnelSizing(PREFIX, segment.counters, MTU, "auto")
-            egress = Egress(
-                *(cast("Any", pair), segment, ways, fit, AckTracker(), Arena(), lambda _: None)
-            )
-            egress.start()
-            pair.host.send(virtio.PLAIN + request)
-            egress.readable()
-            assert segment.sweep(time.monotonic() + 2.0)
-            egress.send_requests(time.monotonic())
-            egress.send_requests(time.monotonic())
-            egress.stop()
-        notes.close()
-        return notes.sent
+    async def flood(vtep: Vtep) -> None:
+        vtep.egress.start()
+        vtep.turn([(virtio.PLAIN, request)])
+        assert segment.sweep(time.monotonic() + 2.0)
+        vtep.egress.send_requests(time.monotonic())
+        vtep.egress.send_requests(time.monotonic())
+        vtep.egress.stop()
 
     to_b = PREFIX + mac(MAC_B) + request[6:]
-    assert asyncio.run(run()) == [[to_b], *[[PREFIX + request]] * 3]
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment)
+        run(flood(vtep))
+        assert vtep.sent == [[to_b], *[[PREFIX + request]] * 3]
     counters = segment.counters
     assert (counters.tx_frames, counters.tx_datagrams, counters.flooded) == (2, 4, 1)
     assert (counters.neigh_answered, counters.neigh_probed, counters.neigh_unconfirmed) == (1, 1, 1)
@@ -920,7 +782,8 @@ def test_each_of_many_gets_everything_in_order(
     frames: list[tuple[bytes, bytes]], room: list[bool]
 ) -> None:
     expected = [segment for frame in frames for segment in segments(*frame)]
-    assert all(got == expected for got in forward_to_many(frames, room))
+    got = forward_to_many(frames, room)
+    assert got == [[datagram[8:] for datagram in expected]] * len(got)
 
 
 @given(frames=st.lists(FRAMES, max_size=6), room=st.lists(st.booleans(), max_size=20))

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -57,7 +57,7 @@ class Rig:
         self.sockets, self.options = sockets, options
         self.device = FakeDevice()
         self.prober: GsoProber[TunnelGsoPath] = GsoProber(lambda: b"12345678", lambda: None)
-        self.path = TunnelGsoPath(sockets, options, cast("Any", self.device), self.prober)
+        self.path = TunnelGsoPath(sockets, options, self.device, self.prober)
 
     def send(self, flow: int = 0, now: float = 1.0) -> bool:
         return self.path.send(PREFIX, FRAME, CUT, GSO, flow, now)

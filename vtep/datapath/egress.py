@@ -28,7 +28,7 @@ from vtep.offload.split import (
 )
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.encoder import gso_eligible
-from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.path import SuperframeSender
 from vtep.wire import ethernet, virtio, vxlan
 from vtep.wire import ip as inet
 from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
@@ -370,7 +370,7 @@ class Egress:
 
     def _send_tunnel_gso(
         self, frame: memoryview, gso: virtio.Header, now: float
-    ) -> TunnelGsoPath | None:
+    ) -> SuperframeSender | None:
         """Send a superframe with tunnel GSO if its remote and its form allow it.
 
         Returns: the path that it was sent on; None if it has to be segmented here.
@@ -415,7 +415,7 @@ class Egress:
         counters.tx_datagrams += count
 
     def _extend_tunnel_gso_run(
-        self, path: TunnelGsoPath, frame: memoryview, gso: virtio.Header, most: int
+        self, path: SuperframeSender, frame: memoryview, gso: virtio.Header, most: int
     ) -> int:
         """Send following superframes without parsing them while they match this one, just sent.
 

@@ -14,7 +14,7 @@ from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import Path, pool_slots
 from vtep.io.sender_sockets import SenderSockets
 from vtep.io.udp import UdpSockets
-from vtep.tunnel_gso.path import TunnelGsoPath
+from vtep.tunnel_gso.path import SuperframeSender, TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
 from vtep.wire import vxlan
 from vtep.wire.address import version_of
@@ -217,7 +217,7 @@ class Paths(dict[Remote, Sender]):
             self._mtu_changed(remote, path.mtu)
         return path
 
-    def tunnel_gso_path(self, remote: Remote) -> TunnelGsoPath:
+    def tunnel_gso_path(self, remote: Remote) -> SuperframeSender:
         """Return the path with tunnel GSO to a remote.
 
         Side effect: the first call starts capability probing.

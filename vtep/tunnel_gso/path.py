@@ -5,13 +5,12 @@ import logging
 import random
 import socket
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Protocol
 
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.shared_socket import SendingSocket, connected
 from vtep.offload.headers import SegmentPlan
-from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.encoder import OuterHeader, OuterHeaderWriter, ProbePacket
 from vtep.tunnel_gso.state import GsoProber, RemoteState
 from vtep.wire import outer_header, virtio
@@ -25,6 +24,39 @@ _WRITERS_MAX = 256
 """Flows whose outer headers are kept."""
 
 
+class SuperframeDevice(Protocol):
+    """A device that superframes are written to, behind their outer headers."""
+
+    @property
+    def mac(self) -> bytes:
+        """The MAC address of the device, 6 octets."""
+
+    def write(self, headers: bytearray, prefix: bytes, frame: bytes | memoryview) -> None:
+        """Send a superframe behind its headers. Raises: OSError; then it was not sent."""
+
+
+class SuperframeSender(Protocol):
+    """A path with tunnel GSO, as far as the data path uses it."""
+
+    @property
+    def gso(self) -> RemoteState:
+        """The state of the remote, which says which superframes may be sent."""
+
+    def send(
+        self,
+        prefix: bytes,
+        frame: memoryview,
+        cut: SegmentPlan,
+        gso: virtio.Header,
+        flow: int,
+        now: float,
+    ) -> bool:
+        """Send a superframe; see `TunnelGsoPath.send`."""
+
+    def send_next(self, prefix: bytes, frame: memoryview) -> bool:
+        """Send a superframe like the last one; see `TunnelGsoPath.send_next`."""
+
+
 class TunnelGsoPath:
     """The path to one remote by the private TAP device, beside the path by UDP sockets.
 
@@ -36,7 +68,7 @@ class TunnelGsoPath:
         self,
         path: Path,
         options: OuterHeaderOptions,
-        device: TunnelGsoDevice,
+        device: SuperframeDevice,
         prober: "GsoProber[TunnelGsoPath]",
     ) -> None:
         self.gso: Final = RemoteState()
