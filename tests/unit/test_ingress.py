@@ -1,18 +1,13 @@
-"""Ingress: what is drained at once is delivered as if each datagram had come alone.
-
-The underlay is a real socket on the loopback device; the TAP is one end of a socket pair, which
-keeps frames apart as a TAP does.
-"""
+"""Ingress: what is drained at once is delivered as if each datagram had come alone."""
 
 import errno
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import chain, product
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -26,12 +21,17 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
 from vtep.forwarding.segment import Segment
-from vtep.io.receiver import UdpReceiver
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
+from vtep.io.path import FLOW_BITS
+from vtep.io.sender_sockets import SenderSockets
 from vtep.offload.sizing import TunnelSizing
+from vtep.testing import MemoryTap, MemoryUnderlay
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
 
-HOST, STRANGER = "127.0.0.1", "127.0.0.2"
+OWN, HOST, STRANGER = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+ANY = Binding(socket.AF_INET, None, None)
 VNI = 5
 MTU = 1450
 SIZE = MTU - 40
@@ -46,8 +46,8 @@ class Seen(NamedTuple):
     turns: int
 
 
-class Underlay:
-    """A VTEP's receiving end, whose policy may be anything, with a remote that sends to it."""
+class Vtep:
+    """The receiving half of a VTEP, whose policy may be anything, and remotes that send to it."""
 
     def __init__(self, stack: ExitStack, policy: SegmentPolicy, *, uso: bool = True) -> None:
         fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
@@ -61,26 +61,20 @@ class Underlay:
             own_mac=bytes(6),
             learning=True,
         )
-        self.switch = Demux((), 4789)
-        udp = (socket.AF_INET, socket.SOCK_DGRAM)
-        self.receiver = stack.enter_context(socket.socket(*udp))
-        self.receiver.bind((HOST, 0))
-        self.receiver.setblocking(False)
-        self.receiver.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
-        self.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
-        self._senders = []
-        for host in (HOST, STRANGER, HOST):
-            sender = stack.enter_context(socket.socket(*udp))
-            sender.bind((host, 0))
-            sender.connect(self.receiver.getsockname())
-            self._senders.append(sender)
-        ours, self._host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in (ours, self._host):
-            stack.enter_context(end)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
-            end.setblocking(False)
-        tap = cast("Any", SimpleNamespace(fd=ours.fileno(), uso=uso))
-        self.ingress = Ingress([UdpReceiver(self.receiver)], self.switch, self._cannot)
+        self.demux = Demux((), 4789)
+        underlay = stack.enter_context(closing(MemoryUnderlay()))
+        self.receiver = underlay.add_host(OWN).open_receiver(ANY, 4789, gro=False)
+        remote, stranger = underlay.add_host(HOST), underlay.add_host(STRANGER)
+        self._senders = [
+            host.open_sender(
+                *(ANY, OuterHeaderOptions(srcport=range(port, port + 1)), Remote(OWN, 4789), 1),
+                SenderSockets(),
+                gso=False,
+            )
+            for host, port in ((remote, 50_000), (stranger, 50_000), (remote, 50_001))
+        ]
+        self.tap = stack.enter_context(MemoryTap(uso=uso))
+        self.ingress = Ingress([self.receiver], self.demux, lambda error: pytest.fail(str(error)))
         self.turns = 0
         self.on_turn: Callable[[], None] = lambda: None
         counters = self.segment.counters
@@ -88,35 +82,28 @@ class Underlay:
         fit = TunnelSizing(b"", counters, MTU, "off")
         for version in (4, 6):
             fit.leaving(memoryview(bytearray(syn(version))))
-        self.ingress.attach(self.segment, tap, fit, AckTracker(), self._turn)
+        self.ingress.attach(self.segment, self.tap, fit, AckTracker(), self._turn)
         plain = TunnelSizing(b"", counters, MTU, "off")
-        self.ingress.attach(self.other, tap, plain, AckTracker(), self._turn)
+        self.ingress.attach(self.other, self.tap, plain, AckTracker(), self._turn)
         self._frames: list[bytes] = []
-
-    @staticmethod
-    def _cannot(error: OSError) -> None:
-        pytest.fail(str(error))
 
     def _turn(self) -> None:
         self.turns += 1
         self.on_turn()
 
     def send(self, datagram: bytes, tos: int = 0, sender: int = 0) -> None:
-        """From the remote; or from somebody else, or from another port of the remote."""
-        self._senders[sender].setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
-        self._senders[sender].send(datagram)
+        """Send from the remote, from a stranger, or from another port of the remote."""
+        data = memoryview(datagram)
+        sent = self._senders[sender].send(data, len(data), tos << FLOW_BITS, 0.0)
+        assert sent == (len(data), None)
 
     def drain(self) -> None:
-        self.ingress.readable(UdpReceiver(self.receiver))
-        while True:
-            try:
-                self._frames.append(self._host.recv(1 << 17))
-            except BlockingIOError:
-                return
+        self.ingress.readable(self.receiver)
+        self._frames += (header + frame for header, frame in self.tap.received())
 
     def seen(self) -> Seen:
         counters = {
-            name: self.segment.counters.as_dict()[name] + self.switch.counters.as_dict()[name]
+            name: self.segment.counters.as_dict()[name] + self.demux.counters.as_dict()[name]
             for name in self.segment.counters.as_dict()
         }
         entries = [(entry.mac, entry.rx_frames) for entry in self.segment.fdb]
@@ -140,10 +127,10 @@ def run(
     datagrams: Sequence[Datagram], policy: SegmentPolicy, *, at_once: bool, uso: bool = True
 ) -> Seen:
     with ExitStack() as stack:
-        it = Underlay(stack, policy, uso=uso)
+        it = Vtep(stack, policy, uso=uso)
         for number, each in enumerate(datagrams, 1):
             it.send(*each)
-            if not at_once or number % 20 == 0:  # A socket holds few of 64 KiB.
+            if not at_once or number % 20 == 0:  # The queue of the TAP holds few of 64 KiB.
                 it.drain()
         for _ in range(20):
             it.drain()
@@ -312,39 +299,39 @@ def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> 
 
 
 @pytest.fixture
-def underlay() -> Iterator[Underlay]:
+def vtep() -> Iterator[Vtep]:
     with ExitStack() as stack:
-        yield Underlay(stack, SegmentPolicy())
+        yield Vtep(stack, SegmentPolicy())
 
 
-def test_what_answers_a_lone_frame_is_sent_at_once(underlay: Underlay) -> None:
+def test_what_answers_a_lone_frame_is_sent_at_once(vtep: Vtep) -> None:
     lone = vxlan.pack(VNI) + Frame().build()
     turns = []
     for count in (1, 1, 1, 3, 1, 1):
         for _ in range(count):
-            underlay.send(lone)
-        before = underlay.turns
-        underlay.drain()
-        turns.append(underlay.turns - before)
+            vtep.send(lone)
+        before = vtep.turns
+        vtep.drain()
+        turns.append(vtep.turns - before)
     # Before it is known to come alone, there is no turn; and of several, for the first only.
     assert turns == [0, 1, 1, 1, 0, 1]
 
 
-def test_the_turn_may_find_that_all_is_over(underlay: Underlay) -> None:
+def test_the_turn_may_find_that_all_is_over(vtep: Vtep) -> None:
     lone = vxlan.pack(VNI) + Frame().build()
-    underlay.send(lone)
-    underlay.drain()
+    vtep.send(lone)
+    vtep.drain()
 
     def end() -> None:
-        for segment in (underlay.segment, underlay.other):
-            underlay.ingress.detach(segment)
-        underlay.receiver.close()
+        for segment in (vtep.segment, vtep.other):
+            vtep.ingress.detach(segment)
+        vtep.receiver.close()
 
-    underlay.on_turn = end
-    underlay.send(lone)
-    underlay.drain()
-    assert underlay.turns == 1
-    assert len(underlay.seen().frames) == 2
+    vtep.on_turn = end
+    vtep.send(lone)
+    vtep.drain()
+    assert vtep.turns == 1
+    assert len(vtep.seen().frames) == 2
 
 
 # --- kernels that refuse what others take -------------------------------------------------------
@@ -443,7 +430,7 @@ def test_merging_that_is_refused_again_and_again_is_suspended(
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with ExitStack() as stack:
-        it = Underlay(stack, SegmentPolicy())
+        it = Vtep(stack, SegmentPolicy())
 
         def burst() -> tuple[int, int]:
             """Of TCP and UDP, with the number of superframes merged and refused."""
