@@ -1,0 +1,74 @@
+"""The examples of the documentation, run on hosts that have the addresses of the examples."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import Pyvtep, address, ping
+from vtep.testing.lab import Host, Lab
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> dict[str, Host]:
+    """Return the hosts of the examples by their prompts."""
+    a, b = lab.host("host-106"), lab.host("host-107")
+    lab.wire(a, b)
+    address(a, "eth0", "172.31.0.106/24")
+    address(b, "eth0", "172.31.0.107/24")
+    return {"host-106": a, "host-107": b}
+
+
+def section(page: str, heading: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield the prompt, the words and the output of each command in a section of a page."""
+    text = (ROOT / page).read_text()
+    (body,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"^```console\n(.*?)^```$", body, re.MULTILINE | re.DOTALL):
+        for part in re.split(r"^(?=[\w-]*[#$] )", block, flags=re.MULTILINE)[1:]:
+            typed, *output = part.splitlines()
+            prompt, command = re.split("[#$] ", typed, maxsplit=1)
+            yield prompt, shlex.split(command), output
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "Two hosts"),
+        ("docs/getting-started.md", "A segment between two hosts"),
+    ],
+)
+def test_two_hosts(page: str, heading: str, hosts: dict[str, Host], tmp_path: Path) -> None:
+    running: list[Pyvtep] = []
+    pinged = False
+    for prompt, (program, *words), output in section(page, heading):
+        host = hosts[prompt]
+        if program == "pyvtep":
+            vtep = Pyvtep(host, tmp_path, *words).ready()
+            running.append(vtep)
+            for shown in output:  # Which offloads there are depends on the kernel.
+                line = shown.removeprefix("pyvtep: ").rpartition(" ")[0]
+                assert line in vtep.log
+        elif program == "ping":
+            ping(host, *words)
+            pinged = True
+        else:
+            host.run(program, *words)
+    assert len(running) == 2
+    assert pinged
+    for vtep in running:
+        assert vtep.stop() == 0
+
+
+def test_the_kernel_driver_as_remote(hosts: dict[str, Host], tmp_path: Path) -> None:
+    a, b = hosts.values()
+    for _, (program, *words), _ in section("docs/interoperability.md", "The kernel driver"):
+        b.run(program, *words)
+    address(b, "vx0", "10.0.0.2/24")
+    arguments = ("--vni", "1", "--remote", "172.31.0.107", "--tap", "vx0")
+    vtep = Pyvtep(a, tmp_path, *arguments, "--address", "10.0.0.1/24").ready()
+    ping(a, "10.0.0.2")
+    assert vtep.stop() == 0
