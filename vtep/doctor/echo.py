@@ -1,8 +1,8 @@
-"""Sockets that ask: the echo of VTEPs, and ICMP's own.
+"""A client of the echo of VTEPs (see `vtep.wire.echo`): delay, loss, ICMP errors and path MTU.
 
-The doctor does not have the VXLAN port, which is the VTEP's. What comes to it he hears through a
-raw socket: it gets a copy of all UDP datagrams that this host's firewall has let in, whoever has
-the port.
+The doctor does not have the VXLAN port, which is the VTEP's. It receives the replies that come to
+that port through a raw socket, which gets a copy of every UDP datagram that this host's firewall
+lets in, whichever socket has the port.
 """
 
 import errno
@@ -11,7 +11,6 @@ import random
 import select
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -23,65 +22,58 @@ from attrs import evolve, field, frozen
 from vtep.doctor.facts import Echoes, IcmpError, PathMtu, Refusal
 from vtep.doctor.path_mtu import find_path_mtu
 from vtep.errors import VtepError
-from vtep.io.addresses import sockaddr
+from vtep.io import socket_constants as const
+from vtep.io.addresses import FAMILY, Sockaddr, sockaddr
 from vtep.io.binding import Binding
+from vtep.io.error_queue import QueuedError, read_errors
+from vtep.io.socket_filter import attach_program
 from vtep.wire import vxlan
 from vtep.wire.address import Address
-from vtep.wire.echo import SIZE, TOKEN_LEN, EchoKind, EchoMessage
+from vtep.wire.echo import SIZE, TOKEN_LEN, TOKEN_OFFSET, EchoKind, EchoMessage
 
-_PAUSE = 0.01
-"""Seconds between questions whose delays are measured."""
+_REQUEST_INTERVAL_S = 0.01
+"""Seconds between requests whose delays are measured."""
 
-_PATIENCE = 1.0
-"""Seconds to wait for the first answer; once the delay is known, a few times that."""
+_REPLY_TIMEOUT_S = 1.0
+"""Seconds to wait for the first reply. Once the delay is known, a few times the delay."""
 
-_ICMP_PATIENCE = 0.3
+_REPLY_TIMEOUT_MIN_S = 0.1
+_DELAYS = 4
+"""Multiple of the longest measured delay for which later replies are waited for."""
+
+_ICMP_TIMEOUT_S = 0.3
 """Seconds to wait for an ICMP error about a packet that is too large."""
 
 _COPIES = 3
-"""Of each size that is tried, since one of them may be lost for another reason."""
+"""Requests of each size that is tried, since one of them may be lost for another reason."""
 
+_SEND_TRIES = 4
 _PORT_TRIES = 64
-_UDP_HEADER = 8
-_IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
-
-_IP_MTU_DISCOVER = 10
-_IP_RECVERR = 11
-_IPV6_MTU_DISCOVER = 23
-_IPV6_RECVERR = 25
-_IPV6_DONTFRAG = 62
-_PMTUDISC_DONT, _PMTUDISC_PROBE = 0, 3
-_SO_ATTACH_FILTER = 26
-
-_ERROR = struct.Struct("=IBBBxII")
-"""struct sock_extended_err: error number, origin, type, code, info (an MTU), data."""
-_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
+_DATAGRAM_MAX = 65536
+_UDP_HEADER_LEN = 8
+_IP_HEADER_LEN = {socket.AF_INET: 20, socket.AF_INET6: 40}
 
 _REFUSALS_V4 = {3: Refusal.PORT, 9: Refusal.FORBIDDEN, 10: Refusal.FORBIDDEN, 13: Refusal.FORBIDDEN}
+"""By code of "destination unreachable" (RFC 1812, section 5.2.7.1)."""
+
 _REFUSALS_V6 = {1: Refusal.FORBIDDEN, 4: Refusal.PORT, 5: Refusal.FORBIDDEN, 6: Refusal.FORBIDDEN}
-"""By code of the ICMP message that says that a destination is unreachable."""
+"""The same for ICMPv6 (RFC 4443, section 3.1)."""
 
 
 @frozen
-class _Error:
-    """What the kernel has told about a datagram that was sent."""
+class _Replies:
+    """What came back for some requests."""
 
-    refusal: Refusal | None
-    host: str | None
-    mtu: int | None
-
-
-@frozen
-class _Heard:
-    """What came back of some questions."""
-
-    answers: dict[int, tuple[float, EchoMessage, str]] = field(factory=dict)
-    """By sequence number: when it came, what it says, and from where."""
-    errors: list[_Error] = field(factory=list)
+    messages: dict[int, tuple[float, EchoMessage, str]] = field(factory=dict)
+    """By sequence number: time of arrival, message, and source address."""
+    errors: list[QueuedError] = field(factory=list)
 
 
-class Echo:
-    """Asks one remote. Raises VtepError where this host has no socket for that."""
+class EchoClient:
+    """Sends echo requests to one remote; to be closed by leaving its context.
+
+    The constructor raises VtepError if this host has no socket for the remote.
+    """
 
     def __init__(
         self, remote: Address, port: int, vni: int | None, local: Address | None, dev: str | None
@@ -89,44 +81,47 @@ class Echo:
         self._remote = str(remote)
         self._port = port
         self._vni = vni
-        self._family = socket.AF_INET6 if remote.version == 6 else socket.AF_INET
-        self._headers = _IP_HEADER[self._family] + _UDP_HEADER
+        self._family = FAMILY[remote.version]
+        self._headers_len = _IP_HEADER_LEN[self._family] + _UDP_HEADER_LEN
         self._token = os.urandom(TOKEN_LEN)
         self._sequence = random.randrange(1 << 16)  # noqa: S311  no secret
-        self._patience = _PATIENCE
-        self._open = ExitStack()
+        self._timeout = _REPLY_TIMEOUT_S
+        self._resources = ExitStack()
         try:
-            self._socket = self._open.enter_context(_bind(Binding(self._family, local, dev)))
-            self._where = sockaddr(self._remote, port)
+            self._socket = self._resources.enter_context(_bind(Binding(self._family, local, dev)))
+            self._sockaddr = sockaddr(self._remote, port)
         except OSError as error:
-            self._open.close()
-            raise VtepError(f"--remote {remote}: no socket to ask it from: {error}") from error
-        self._set(_IP_RECVERR, _IPV6_RECVERR, 1)
+            self._resources.close()
+            raise VtepError(
+                f"--remote {remote}: cannot open a socket to send echo requests: {error}"
+            ) from error
+        self._set_option(const.IP_RECVERR, const.IPV6_RECVERR, 1)
         self._source_port: int = self._socket.getsockname()[1]
         self._raw = self._open_raw()
 
-    def _set(self, option: int, option_v6: int, value: int) -> None:
+    def _set_option(self, option: int, option_v6: int, value: int) -> None:
+        """Set an option at the IP level of the socket."""
         if self._family == socket.AF_INET6:
             self._socket.setsockopt(socket.IPPROTO_IPV6, option_v6, value)
         else:
             self._socket.setsockopt(socket.IPPROTO_IP, option, value)
 
     def _open_raw(self) -> socket.socket | None:
-        """What hears answers to the VXLAN port; None without the privilege."""
+        """Open the receiver of replies to the VXLAN port; return None without the privilege."""
         try:
-            raw = self._open.enter_context(
+            raw = self._resources.enter_context(
                 socket.socket(
                     self._family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_UDP
                 )
             )
         except PermissionError:
             return None
-        _filter(raw, self._family, self._token)
+        _attach_token_filter(raw, self._family, self._token)
         return raw
 
     @property
-    def hears_back(self) -> bool:
-        """Whether answers to the VXLAN port can be heard."""
+    def has_raw_socket(self) -> bool:
+        """True if replies to the VXLAN port can be received."""
         return self._raw is not None
 
     def __enter__(self) -> Self:
@@ -138,121 +133,143 @@ class Echo:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._resources.close()
 
-    # --- asking -----------------------------------------------------------------------------
+    # --- measurements -----------------------------------------------------------------------
 
-    def there(self, count: int) -> Echoes:
-        """Ask so often, with the answers coming back to where they were asked from."""
+    def measure_to_source_port(self, count: int) -> Echoes:
+        """Send `count` requests whose replies come to the port that the requests were sent from."""
         return self._measure(count, self._source_port)
 
-    def back(self, count: int) -> Echoes:
-        """Ask so often, with the answers coming to the VXLAN port."""
-        # Some lost are told of as loss, so a busy host gets its time.
-        patience, self._patience = self._patience, _PATIENCE
+    def measure_to_vxlan_port(self, count: int) -> Echoes:
+        """Send `count` requests whose replies come to the VXLAN port, as frames do."""
+        # Missing replies count as loss here, so a busy host gets the full time.
+        timeout, self._timeout = self._timeout, _REPLY_TIMEOUT_S
         try:
             return self._measure(count, self._port)
         finally:
-            self._patience = patience
+            self._timeout = timeout
 
-    def mtu_there(self, high: int) -> PathMtu:
-        """The largest packet, of up to `high` octets, that gets there in one piece."""
+    def path_mtu_to_remote(self, high: int) -> PathMtu:
+        """Find the largest packet, of up to `high` octets, that reaches the remote unfragmented."""
         told_by: list[str] = []
 
-        def passes(size: int) -> tuple[bool, int | None]:
-            probe = self._probe(self._source_port, SIZE)
-            heard = self._exchange([probe] * _COPIES, size - self._headers, whole=True)
-            told = [error for error in heard.errors if error.mtu is not None]
-            told_by.extend(error.host for error in told if error.host is not None)
-            return bool(heard.answers), told[0].mtu if told else None
+        def probe(size: int) -> tuple[bool, int | None]:
+            request = self._request(self._source_port, SIZE)
+            replies = self._exchange([request] * _COPIES, size - self._headers_len, df=True)
+            told = [error for error in replies.errors if _reported_mtu(error) is not None]
+            told_by.extend(error.offender for error in told if error.offender is not None)
+            return bool(replies.messages), _reported_mtu(told[0]) if told else None
 
-        return PathMtu(
-            find_path_mtu(self._headers + SIZE, high, passes), told_by[0] if told_by else None
-        )
+        size = find_path_mtu(self._headers_len + SIZE, high, probe)
+        return PathMtu(size, told_by[0] if told_by else None)
 
-    def mtu_back(self, high: int) -> PathMtu:
-        """The largest packet, of up to `high` octets, that comes back in one piece.
+    def path_mtu_from_remote(self, high: int) -> PathMtu:
+        """Find the largest packet, of up to `high` octets, that arrives unfragmented from there.
 
-        The questions may be fragmented, the answers may not.
+        Requests may be fragmented. The remote sends replies with DF.
         """
 
-        def passes(size: int) -> tuple[bool, int | None]:
-            probe = self._probe(self._source_port, size - self._headers)
-            heard = self._exchange([probe] * _COPIES, size - self._headers, whole=False)
-            return bool(heard.answers), None
+        def probe(size: int) -> tuple[bool, int | None]:
+            request = self._request(self._source_port, size - self._headers_len)
+            replies = self._exchange([request] * _COPIES, size - self._headers_len, df=False)
+            return bool(replies.messages), None
 
-        return PathMtu(find_path_mtu(self._headers + SIZE, high, passes))
+        return PathMtu(find_path_mtu(self._headers_len + SIZE, high, probe))
 
-    def told_mtu(self, high: int) -> PathMtu | None:
-        """What an ICMP error tells of the way there, where nobody answers."""
-        self._patience = min(self._patience, _ICMP_PATIENCE)
-        heard = self._exchange([self._probe(self._port, SIZE)], high - self._headers, whole=True)
-        for error in heard.errors:
-            if error.mtu is not None and error.host is not None:
-                return PathMtu(error.mtu, error.host)
+    def reported_path_mtu(self, high: int) -> PathMtu | None:
+        """Return the path MTU that an ICMP error reports for a packet of `high` octets.
+
+        For remotes that do not reply. Returns: None if there is no error.
+        """
+        self._timeout = min(self._timeout, _ICMP_TIMEOUT_S)
+        request = self._request(self._port, SIZE)
+        for error in self._exchange([request], high - self._headers_len, df=True).errors:
+            mtu = _reported_mtu(error)
+            if mtu is not None and error.is_icmp and error.offender is not None:
+                return PathMtu(mtu, error.offender)
         return None
 
-    def _probe(self, port: int, octets: int) -> EchoMessage:
-        return EchoMessage(EchoKind.REQUEST, self._vni, port, self._token, 0, octets)
+    def _request(self, port: int, reply_len: int) -> EchoMessage:
+        """Return a request whose reply of `reply_len` octets goes to a port of this host."""
+        return EchoMessage(EchoKind.REQUEST, self._vni, port, self._token, 0, reply_len)
 
     def _measure(self, count: int, port: int) -> Echoes:
-        probes = [self._probe(port, SIZE)] * count
+        """Send `count` requests, and measure the delays of the replies to a port of this host."""
+        requests = [self._request(port, SIZE)] * count
         sent: dict[int, float] = {}
         try:
-            heard = self._exchange(probes, SIZE, whole=False, pause=_PAUSE, sent=sent)
+            replies = self._exchange(
+                requests, SIZE, df=False, interval=_REQUEST_INTERVAL_S, sent=sent
+            )
         except OSError as error:
             forbidden = error.errno in (errno.EPERM, errno.EACCES)
             return Echoes(sent=count, send_error=error.strerror, forbidden=forbidden)
-        delays = tuple(at - sent[number] for number, (at, _, _) in sorted(heard.answers.items()))
+        messages = replies.messages
+        delays = tuple(at - sent[sequence] for sequence, (at, _, _) in sorted(messages.items()))
         if delays:
-            self._patience = min(_PATIENCE, 0.1 + 4 * max(delays))
-        last = next(reversed(heard.answers.values()), None)
+            self._timeout = min(_REPLY_TIMEOUT_S, _REPLY_TIMEOUT_MIN_S + _DELAYS * max(delays))
+        last = next(reversed(messages.values()), None)
         status = last[1].status if last is not None else None
         answered_from = last[2] if last is not None else None
         refused = [
-            IcmpError(error.refusal, error.host or self._remote)
-            for error in heard.errors
-            if error.refusal is not None
+            IcmpError(refusal, error.offender or self._remote)
+            for error in replies.errors
+            if (refusal := _refusal(error)) is not None
         ]
         return Echoes(count, delays, status, answered_from, tuple(dict.fromkeys(refused)))
 
+    # --- sending and receiving --------------------------------------------------------------
+
     def _exchange(
         self,
-        probes: Iterable[EchoMessage],
+        requests: Iterable[EchoMessage],
         size: int,
         *,
-        whole: bool,
-        pause: float = 0.0,
+        df: bool,
+        interval: float = 0.0,
         sent: dict[int, float] | None = None,
-    ) -> _Heard:
-        """Ask, in datagrams of `size` octets, and wait for the answers.
+    ) -> _Replies:
+        """Send requests in datagrams of `size` octets, and wait for the replies.
 
-        If `whole`, nobody is to fragment them. Raises OSError where this host refuses to send.
+        With `df`, no datagram may be fragmented, here or on the path.
+
+        Side effect: writes the time of each request to `sent`, by sequence number.
+
+        Raises:
+            OSError: this host refuses to send.
         """
         times = {} if sent is None else sent
-        heard = _Heard()
-        self._set(
-            _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE if whole else _PMTUDISC_DONT
+        replies = _Replies()
+        # IP_PMTUDISC_PROBE sets DF and ignores the path MTU that the kernel has cached, which may
+        # be older than the path.
+        self._set_option(
+            const.IP_MTU_DISCOVER,
+            const.IPV6_MTU_DISCOVER,
+            const.PMTUDISC_PROBE if df else const.PMTUDISC_DONT,
         )
         if self._family == socket.AF_INET6:
-            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, int(whole))
-        for probe in probes:
+            # IPV6_PMTUDISC_PROBE alone does not keep the kernel from fragmenting.
+            self._socket.setsockopt(socket.IPPROTO_IPV6, const.IPV6_DONTFRAG, int(df))
+        for request in requests:
             self._sequence += 1
-            question = evolve(probe, sequence=self._sequence)
+            numbered = evolve(request, sequence=self._sequence)
             times[self._sequence] = time.monotonic()
-            self._send(question.pack(size), heard)
-            if pause:
-                self._listen(heard, times, time.monotonic() + pause, wait_all=False)
-        self._listen(heard, times, time.monotonic() + self._patience, wait_all=True)
-        return heard
+            self._send(numbered.pack(size), replies)
+            if interval:
+                self._receive(replies, times, time.monotonic() + interval, until_all=False)
+        self._receive(replies, times, time.monotonic() + self._timeout, until_all=True)
+        return replies
 
-    def _send(self, datagram: bytes, heard: _Heard) -> None:
-        for _ in range(4):
+    def _send(self, datagram: bytes, replies: _Replies) -> None:
+        """Send a datagram; raise OSError if this host refuses it."""
+        for _ in range(_SEND_TRIES):
             try:
-                self._socket.sendto(datagram, self._where)
+                self._socket.sendto(datagram, self._sockaddr)
             except OSError as error:
-                # It may be about an earlier one, then it is in the error queue.
-                self._drain_errors(heard)
+                # The error may be about an earlier datagram, to which an ICMP error came back. It
+                # is in the error queue then, and this datagram was not sent: try again.
+                self._drain_errors(replies)
                 if error.errno == errno.EMSGSIZE:
                     return
                 if error.errno in (errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EINVAL):
@@ -260,69 +277,58 @@ class Echo:
             else:
                 return
 
-    def _listen(
-        self, heard: _Heard, times: dict[int, float], until: float, *, wait_all: bool
+    def _receive(
+        self, replies: _Replies, times: dict[int, float], deadline: float, *, until_all: bool
     ) -> None:
+        """Receive replies and errors until a deadline, or until all requests have a result."""
         poll = select.poll()
         sockets = {sock.fileno(): sock for sock in (self._socket, self._raw) if sock is not None}
         for fd in sockets:
             poll.register(fd, select.POLLIN)
-        while (left := until - time.monotonic()) > 0:
-            if wait_all and (len(heard.answers) >= len(times) or self._hopeless(heard, times)):
+        while (left := deadline - time.monotonic()) > 0:
+            all_refused = len(replies.errors) >= len(times) and not replies.messages
+            if until_all and (len(replies.messages) >= len(times) or all_refused):
                 return
             for fd, event in poll.poll(left * 1000):
                 if event & select.POLLERR:
-                    self._drain_errors(heard)
+                    self._drain_errors(replies)
                 if event & select.POLLIN:
-                    self._take(sockets[fd], heard, times)
+                    self._drain(sockets[fd], replies, times)
 
-    def _hopeless(self, heard: _Heard, times: dict[int, float]) -> bool:
-        """Whether all that was sent was refused."""
-        return len(heard.errors) >= len(times) and not heard.answers
-
-    def _take(self, sock: socket.socket, heard: _Heard, times: dict[int, float]) -> None:
+    def _drain(self, sock: socket.socket, replies: _Replies, times: dict[int, float]) -> None:
+        """Read all replies that wait in a socket."""
         while True:
             try:
-                data, source = sock.recvfrom(65536)
+                data, source = sock.recvfrom(_DATAGRAM_MAX)
             except BlockingIOError:
                 return
-            except OSError:  # An ICMP error that came meanwhile.
-                self._drain_errors(heard)
+            except OSError:  # An ICMP error came meanwhile.
+                self._drain_errors(replies)
                 continue
             at = time.monotonic()
             if sock is self._raw:
-                port, data = _udp(data, self._family)
+                port, data = _parse_udp(data, self._family)
                 if port != self._port:
                     continue
-            probe = EchoMessage.parse(data)
+            message = EchoMessage.parse(data)
+            # A reply to the VXLAN port counts only from the raw socket, and one to the source port
+            # only from the UDP socket: the raw socket gets copies of both.
             if (
-                probe is not None
-                and probe.kind is EchoKind.REPLY
-                and probe.token == self._token
-                and probe.sequence in times
-                and (probe.port == self._port) is (sock is self._raw)
+                message is not None
+                and message.kind is EchoKind.REPLY
+                and message.token == self._token
+                and message.sequence in times
+                and (message.port == self._port) is (sock is self._raw)
             ):
-                heard.answers.setdefault(probe.sequence, (at, probe, _host(source)))
+                replies.messages.setdefault(message.sequence, (at, message, _host(source)))
 
-    def _drain_errors(self, heard: _Heard) -> None:
-        while True:
-            try:
-                _, ancillary, _, _ = self._socket.recvmsg(1, 512, socket.MSG_ERRQUEUE)
-            except OSError:
-                return
-            heard.errors.extend(
-                _error(data, self._family)
-                for level, kind, data in ancillary
-                if (level, kind)
-                in (
-                    (socket.IPPROTO_IP, _IP_RECVERR),
-                    (socket.IPPROTO_IPV6, _IPV6_RECVERR),
-                )
-            )
+    def _drain_errors(self, replies: _Replies) -> None:
+        """Read all errors that wait in the error queue of the UDP socket."""
+        replies.errors.extend(read_errors(self._socket))
 
 
 def _bind(binding: Binding) -> socket.socket:
-    """A socket on one of the ports that frames are sent from; raises OSError."""
+    """Open a socket with a random source port of RFC 7348, like those of frames; raises OSError."""
     for _ in range(_PORT_TRIES):
         try:
             return binding.open(random.choice(vxlan.SOURCE_PORTS))  # noqa: S311  no secret
@@ -332,69 +338,54 @@ def _bind(binding: Binding) -> socket.socket:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _host(source: tuple[str, int] | tuple[str, int, int, int]) -> str:
+def _host(source: Sockaddr) -> str:
+    """Return the host of a source address, with the scope of a link-local one."""
     host = source[0]
     if len(source) == 4 and source[3] and "%" not in host:
         return f"{host}%{socket.if_indextoname(source[3])}"
     return host
 
 
-def _udp(packet: bytes, family: socket.AddressFamily) -> tuple[int, bytes]:
-    """Destination port and payload of what a raw socket has received."""
-    # Over IPv4 it begins with the IP header, over IPv6 it does not.
+def _parse_udp(packet: bytes, family: socket.AddressFamily) -> tuple[int, bytes]:
+    """Return destination port and payload of a packet from a raw socket."""
+    # Raw sockets for IPv4 receive the IP header, those for IPv6 do not (raw(7), ipv6(7)).
     start = (packet[0] & 0x0F) * 4 if family == socket.AF_INET else 0
-    return int.from_bytes(packet[start + 2 : start + 4], "big"), packet[start + _UDP_HEADER :]
+    return int.from_bytes(packet[start + 2 : start + 4], "big"), packet[start + _UDP_HEADER_LEN :]
 
 
 _BPF = struct.Struct("=HBBI")
-_BPF_PROGRAM = struct.Struct("@HP")
-_TOKEN_AT = 24
-"""Where a probe has its token."""
+"""struct sock_filter: code, jump offsets if true and if false, operand."""
 
 
-def _filter(raw: socket.socket, family: socket.AddressFamily, token: bytes) -> None:
-    """Have a socket receive nothing but probes with our token.
+def _attach_token_filter(raw: socket.socket, family: socket.AddressFamily, token: bytes) -> None:
+    """Attach a filter that passes messages with our token only.
 
-    Otherwise it would get a copy of each datagram of the tunnel, however busy that is.
+    Without it, the raw socket would copy every datagram of a busy tunnel.
     """
-    import ctypes  # noqa: PLC0415  here, where the kernel wants a pointer
-
-    at = _UDP_HEADER + _TOKEN_AT
-    instructions = [
-        # The index register holds the length of the IP header, if there is one.
+    instructions = (
+        # X = length of the IP header, of which IPv6 has none here.
         (0xB1, 0, 0, 0) if family == socket.AF_INET else (0x01, 0, 0, 0),
-        (0x40, 0, 0, at),  # Load the token's first word,
-        (0x15, 0, 1, int.from_bytes(token[:4], "big")),  # and if it is another,
-        (0x06, 0, 0, 0xFFFFFFFF),
-        (0x06, 0, 0, 0),  # take nothing of the packet.
-    ]
-    program = b"".join(_BPF.pack(*instruction) for instruction in instructions)
-    buffer = ctypes.create_string_buffer(program, len(program))
-    address = ctypes.addressof(buffer)
-    raw.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, _BPF_PROGRAM.pack(len(instructions), address)
+        (0x40, 0, 0, _UDP_HEADER_LEN + TOKEN_OFFSET),  # A = first word of the token
+        (0x15, 0, 1, int.from_bytes(token[:4], "big")),  # if A is ours
+        (0x06, 0, 0, 0xFFFFFFFF),  # return the whole packet
+        (0x06, 0, 0, 0),  # else nothing
     )
+    program = b"".join(_BPF.pack(*instruction) for instruction in instructions)
+    attach_program(raw, const.SO_ATTACH_FILTER, program)
 
 
-def _error(data: bytes, family: socket.AddressFamily) -> _Error:
-    number, origin, _type, code, info, _ = _ERROR.unpack_from(data)
-    mtu = info if number == errno.EMSGSIZE and info else None
-    if origin not in (_ORIGIN_ICMP, _ORIGIN_ICMP6):
-        # This host itself: the packet is too large for its device, or ARP found nobody.
-        unreachable = number in (errno.EHOSTUNREACH, errno.ENETUNREACH)
-        return _Error(Refusal.HOST if unreachable else None, None, mtu)
-    host = _offender(data[_ERROR.size :])
-    if mtu is not None or number == errno.EMSGSIZE:
-        return _Error(None, host, mtu)
-    refusals = _REFUSALS_V4 if family == socket.AF_INET else _REFUSALS_V6
-    return _Error(refusals.get(code, Refusal.HOST), host, None)
+def _reported_mtu(error: QueuedError) -> int | None:
+    """Return the MTU that an error reports for a packet that is too large, or None."""
+    return error.info or None if error.errno == errno.EMSGSIZE else None
 
 
-def _offender(sockaddr: bytes) -> str | None:
-    """Who sent the ICMP message, by the address that the kernel puts behind the error."""
-    family = int.from_bytes(sockaddr[:2], sys.byteorder)
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, sockaddr[4:8])
-    if family == socket.AF_INET6:
-        return socket.inet_ntop(socket.AF_INET6, sockaddr[8:24])
-    return None
+def _refusal(error: QueuedError) -> Refusal | None:
+    """Return the reason for which a datagram was refused, or None if it was too large."""
+    if error.errno == errno.EMSGSIZE:
+        return None
+    if not error.is_icmp:
+        # This host itself reports that no neighbor has replied, or that it has no route.
+        unreachable = error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+        return Refusal.HOST if unreachable else None
+    v6 = error.origin == const.SO_EE_ORIGIN_ICMP6
+    return (_REFUSALS_V6 if v6 else _REFUSALS_V4).get(error.code, Refusal.HOST)

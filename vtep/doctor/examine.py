@@ -13,7 +13,7 @@ import attrs
 
 from vtep.control.client import candidates
 from vtep.doctor import host
-from vtep.doctor.echo import Echo
+from vtep.doctor.echo import EchoClient
 from vtep.doctor.facts import (
     Conflict,
     Drops,
@@ -24,7 +24,7 @@ from vtep.doctor.facts import (
     SegmentFacts,
 )
 from vtep.doctor.host import Surroundings
-from vtep.doctor.neighbours import is_one_host, ping, send_test_frame, who_has
+from vtep.doctor.neighbours import is_one_host, ping, resolve_macs, send_test_frame
 from vtep.doctor.running import Running, Target, all_here
 from vtep.errors import VtepError
 from vtep.host import address_probe
@@ -209,8 +209,8 @@ def _ask_briefly(target: Target, facts: RemoteFacts, first: RemoteFacts) -> Remo
     """What is known of a host by what was seen of it with another segment."""
     there = first.there
     if there.delays:
-        with Echo(target.remote, target.port, target.vni, target.local, target.dev) as echo:
-            there = attrs.evolve(there, status=echo.there(_BRIEFLY).status)
+        with EchoClient(target.remote, target.port, target.vni, target.local, target.dev) as echo:
+            there = attrs.evolve(there, status=echo.measure_to_source_port(_BRIEFLY).status)
     return attrs.evolve(
         first,
         vni=facts.vni,
@@ -228,23 +228,23 @@ def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
     if facts.dev is None:  # This host does not reach it.
         return facts
     high = facts.dev_mtu or 1500
-    with Echo(target.remote, target.port, target.vni, target.local, target.dev) as echo:
-        there = echo.there(_ECHOES)
+    with EchoClient(target.remote, target.port, target.vni, target.local, target.dev) as echo:
+        there = echo.measure_to_source_port(_ECHOES)
         if there.delays:
-            back = echo.back(_BACK) if echo.hears_back else None
+            back = echo.measure_to_vxlan_port(_BACK) if echo.has_raw_socket else None
             facts = attrs.evolve(facts, back=back)
             with suppress(OSError):  # The device or the route has just gone.
-                facts = attrs.evolve(facts, mtu_there=echo.mtu_there(high))
-                facts = attrs.evolve(facts, mtu_back=echo.mtu_back(high))
+                facts = attrs.evolve(facts, mtu_there=echo.path_mtu_to_remote(high))
+                facts = attrs.evolve(facts, mtu_back=echo.path_mtu_from_remote(high))
         elif there.send_error is None:
             with suppress(OSError):
-                facts = attrs.evolve(facts, mtu_there=echo.told_mtu(high))
+                facts = attrs.evolve(facts, mtu_there=echo.reported_path_mtu(high))
             facts = attrs.evolve(facts, pings=ping(target.remote, target.dev))
     macs = None
     if isinstance(target.remote, IPv4Address) and facts.gateway is None and facts.dev_mac:
         with suppress(OSError, ValueError):
             sender = IPv4Address(facts.source or 0)
-            macs = who_has(target.remote, facts.dev or "", facts.dev_mac, sender)
+            macs = resolve_macs(target.remote, facts.dev or "", facts.dev_mac, sender)
     return attrs.evolve(facts, there=there, macs=macs)
 
 
@@ -270,7 +270,7 @@ def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> tupl
             continue
         with suppress(OSError, ValueError):
             # A host answers for its addresses on all devices that it has on one link.
-            found = who_has(IPv4Address(source), dev, mac) or ()
+            found = resolve_macs(IPv4Address(source), dev, mac) or ()
             others = [other for other in found if other not in around.macs]
             if others:
                 conflict = _conflict(around, source, others[0])

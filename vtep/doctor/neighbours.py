@@ -1,53 +1,79 @@
-"""What a remote that does not echo can be asked nevertheless: ICMP echo, and ARP on its link."""
+"""ICMP echo and ARP: what a host shows that sends no echo replies of VTEPs.
+
+These take raw and packet sockets, for which the doctor needs root.
+"""
 
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
 from vtep.io.addresses import sockaddr
 from vtep.io.socket_options import prefer_public_source
+from vtep.wire import arp, ethernet, icmp, icmp_echo, nd
 from vtep.wire.address import Address
-from vtep.wire.checksum import internet_checksum
 from vtep.wire.ethernet import format_mac, parse_mac
+from vtep.wire.icmp_echo import IcmpEcho
+from vtep.wire.ip import IP_HEADER_MIN
 
 PINGS = 3
-_PING_TIMEOUT = 1.0
-_PING_PAUSE = 0.02
-_ARP_TIMEOUT = 0.3
-"""Seconds in which all who have an address have answered on any wire that is worth it."""
-_ARP_QUESTIONS = 2
+"""ICMP echo requests that `ping` sends."""
 
-_ICMP = struct.Struct("!BBHHH")
-_IPV4 = struct.Struct("!BBHHHBBH4s4s")
-_ECHO_REQUEST = {4: 8, 6: 128}
-_ECHO_REPLY = {4: 0, 6: 129}
-_ETH_P_ARP = 0x0806
-_ETH_P_IP = 0x0800
+_PING_TIMEOUT_S = 1.0
+_PING_INTERVAL_S = 0.02
+_ARP_TIMEOUT_S = 0.3
+"""Seconds after the first ARP request in which all hosts that have the address have replied."""
+
+_ARP_REQUESTS = 2
+_MULTICAST_TIMEOUT_S = 0.6
+"""Seconds in which the hosts of a segment reply to a ping to all nodes."""
+
 _PACKET_MAX = 65536
-_ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
-_ANY = IPv4Address(0)
-_BROADCAST = b"\xff" * 6
-_ETH_P_LOCAL_EXPERIMENT = b"\x88\xb5"
-"""EtherType of frames that mean nothing to others (IEEE 802, local experimental 1)."""
-_FRAME_MIN = 46
-"""Octets of the shortest payload of an Ethernet frame."""
+_IPV4_ANY = IPv4Address(0)
+_BROADCAST = b"\xff" * ethernet.MAC_LEN
+_LOCAL_EXPERIMENT = b"\x88\xb5"
+"""EtherType of frames that mean nothing to other hosts (IEEE 802, local experimental 1)."""
+
+_PAYLOAD_MIN = 46
+"""Octets of the shortest payload of an Ethernet frame (IEEE 802.3)."""
+
+_ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
+"""ff02::1, all nodes of the link (RFC 4291, section 2.7.1)."""
+
+_ALL_NODES_MAC = bytes.fromhex("333300000001")
+_LINK_LOCAL_PREFIX = bytes.fromhex("fe80" + "00" * 6)
+
+
+def receive_until(sock: socket.socket, deadline: float) -> Iterator[bytes]:
+    """Yield received packets until a time on the monotonic clock, in seconds."""
+    while (left := deadline - time.monotonic()) > 0:
+        readable, _, _ = select.select([sock], [], [], left)
+        if readable:
+            try:
+                yield sock.recv(_PACKET_MAX)
+            except OSError:  # An ICMP error, or another reader took the packet.
+                continue
+
+
+# --- ICMP echo --------------------------------------------------------------------------------
 
 
 def ping(host: Address, dev: str | None) -> int | None:
-    """How many of `PINGS` ICMP echo requests are answered; None without the privilege to ask."""
+    """Send `PINGS` ICMP echo requests to a host, over a device if one is given.
+
+    Returns: the number of replies; None without the privilege.
+    """
     version = host.version
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    protocol = socket.IPPROTO_ICMPV6 if version == 6 else socket.IPPROTO_ICMP
+    protocol = icmp.ICMPV6 if version == 6 else icmp.ICMP
     try:
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     except PermissionError:
         return None
-    identity = int.from_bytes(os.urandom(2), "big")
-    answered: set[int] = set()
+    identifier = _random_identifier()
+    replied: set[int] = set()
     with sock:
         try:
             if version == 6:
@@ -55,122 +81,170 @@ def ping(host: Address, dev: str | None) -> int | None:
             if dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
             sock.connect(sockaddr(str(host), 0))
-            for number in range(PINGS):
-                sock.send(_echo(_ECHO_REQUEST[version], identity, number))
-                _hear(sock, version, identity, answered, time.monotonic() + _PING_PAUSE)
-        except OSError:
-            return len(answered)
-        _hear(sock, version, identity, answered, time.monotonic() + _PING_TIMEOUT)
-    return len(answered)
+            for sequence in range(PINGS):
+                request = icmp_echo.pack_request(version, IcmpEcho(identifier, sequence))
+                # Raw sockets for ICMPv6 fill in the checksum (RFC 3542, section 3.1); those for
+                # ICMP do not.
+                sock.send(icmp.with_checksum(request) if version == 4 else request)
+                deadline = time.monotonic() + _PING_INTERVAL_S
+                _receive_replies(sock, version, identifier, replied, deadline)
+        except OSError:  # For example, there is no route.
+            return len(replied)
+        deadline = time.monotonic() + _PING_TIMEOUT_S
+        _receive_replies(sock, version, identifier, replied, deadline)
+    return len(replied)
 
 
-def _echo(kind: int, identity: int, number: int) -> bytes:
-    checksum = internet_checksum(_ICMP.pack(kind, 0, 0, identity, number))
-    return _ICMP.pack(kind, 0, checksum, identity, number)  # Over IPv6 the kernel sums it.
+def _receive_replies(
+    sock: socket.socket, version: int, identifier: int, replied: set[int], deadline: float
+) -> None:
+    """Receive echo replies until all requests are replied to, or the deadline.
 
-
-def _hear(sock: socket.socket, version: int, identity: int, heard: set[int], until: float) -> None:
-    for packet in packets(sock, until):
-        start = (packet[0] & 0x0F) * 4 if version == 4 else 0
-        if len(packet) >= start + _ICMP.size:
-            kind, _, _, its_identity, number = _ICMP.unpack_from(packet, start)
-            if (kind, its_identity) == (_ECHO_REPLY[version], identity):
-                heard.add(number)
-        if len(heard) == PINGS:
+    Side effect: adds their sequence numbers to `replied`.
+    """
+    for packet in receive_until(sock, deadline):
+        # A raw socket for IPv4 receives the IP header, and one for IPv6 does not (raw(7), ipv6(7)).
+        offset = _header_len(packet) if version == 4 else 0
+        reply = icmp_echo.parse_reply(packet, offset, version)
+        if reply is not None and reply.identifier == identifier:
+            replied.add(reply.sequence)
+        if len(replied) == PINGS:
             return
 
 
-def packets(sock: socket.socket, until: float) -> Iterator[bytes]:
-    """What arrives until then, in seconds of the monotonic clock."""
-    while (left := until - time.monotonic()) > 0:
-        readable, _, _ = select.select([sock], [], [], left)
-        if readable:
-            try:
-                yield sock.recv(65536)
-            except OSError:
-                continue
+def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Sequence[str]) -> bool:
+    """Return True if several MACs that reply to ARP requests for an address are surely of one host.
 
+    A ping is sent to each MAC. One host sends all replies from the device by which it reaches this
+    host; two hosts send one reply each, from their own devices.
 
-def send_test_frame(tap: str) -> None:
-    """Broadcast a frame that no host understands into the segment of a TAP. Raises OSError."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind((tap, 0))
-        mac: bytes = sock.getsockname()[4]
-        sock.send(_BROADCAST + mac + _ETH_P_LOCAL_EXPERIMENT + bytes(_FRAME_MIN))
-
-
-def who_has(
-    address: IPv4Address, dev: str, mac: str, sender: IPv4Address = _ANY
-) -> tuple[str, ...] | None:
-    """Return the MACs that answer an ARP request for an address on a link, but the own `mac`.
-
-    Without a `sender` it is a probe, which tells no host of an address of the sender (RFC 5227,
-    section 2.1.1), so it can be sent for own addresses too. With the own address as the `sender`,
-    only those answer that would answer when this host wants to reach the address: a host with
-    several devices on the link may answer a probe on all of them.
-
-    Returns: None without the privilege.
+    Raises:
+        OSError: the device is gone.
     """
-    ours = parse_mac(mac)
-    request = _ARP.pack(
-        *(_BROADCAST, ours, _ETH_P_ARP, 1, 0x0800, 6, 4, 1),
-        *(ours, sender.packed, bytes(6), address.packed),
-    )
+    identifier = _random_identifier()
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    replies: dict[int, bytes] = {}
+    with socket.socket(socket.AF_PACKET, kind, socket.htons(ethernet.TYPE_IPV4)) as sock:
+        sock.bind((dev, ethernet.TYPE_IPV4))
+        for sequence, mac in enumerate(macs):
+            request = icmp_echo.pack_request(4, IcmpEcho(identifier, sequence))
+            packet = icmp.ipv4_packet(source.packed, address.packed, request)
+            sock.sendto(packet, (dev, ethernet.TYPE_IPV4, 0, 0, parse_mac(mac)))
+        deadline = time.monotonic() + _PING_TIMEOUT_S
+        while len(replies) < len(macs) and (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([sock], [], [], left)
+            if not readable:
+                break
+            packet, sender = sock.recvfrom(_PACKET_MAX)
+            # A packet socket sees outgoing packets, too.
+            if packet[12:16] != address.packed or sender[2] == socket.PACKET_OUTGOING:
+                continue
+            if packet[9] == icmp.ICMP:
+                reply = icmp_echo.parse_reply(packet, _header_len(packet), 4)
+                if reply is not None and reply.identifier == identifier:
+                    replies[reply.sequence] = sender[4]
+    return len(replies) == len(macs) and len(set(replies.values())) == 1
+
+
+def ping_all_nodes(tap: str, upper_device: str, mac: bytes) -> set[str]:
+    """Ping all IPv6 nodes beyond the TAP of a segment.
+
+    Replies are received on `upper_device`: the bridge that the TAP is on, or the TAP. The source is
+    the link-local address that belongs to its `mac`. If this host does not have that address, hosts
+    send neighbor solicitations for it, and no replies. These show as well that a host is there.
+
+    Returns: the MACs of hosts that react.
+
+    Raises:
+        OSError: without the privilege, or if a device is gone.
+    """
+    source = _LINK_LOCAL_PREFIX + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
+    echo = IcmpEcho(_random_identifier(), _random_identifier())
+    packet = icmp.ipv6_packet(source, _ALL_NODES, icmp_echo.pack_request(6, echo))
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    found = set()
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
+        socket.socket(socket.AF_PACKET, kind) as receiver,
+    ):
+        receiver.bind((upper_device, ethernet.TYPE_IPV6))
+        # Not from the bridge, whose other ports are on this side of the tunnel.
+        sender.bind((tap, 0))
+        ethertype = ethernet.TYPE_IPV6.to_bytes(2, "big")
+        sender.send(_ALL_NODES_MAC + mac + ethertype + packet)
+        for frame in receive_until(receiver, time.monotonic() + _MULTICAST_TIMEOUT_S):
+            from_mac = frame[ethernet.MAC_LEN : 2 * ethernet.MAC_LEN]
+            if from_mac != mac and _reacts(frame, source, echo):
+                found.add(format_mac(from_mac))
+    return found
+
+
+def _reacts(frame: bytes, source: bytes, echo: IcmpEcho) -> bool:
+    """Return True for a reply to an echo request from `source`, or a solicitation for `source`."""
+    at = ethernet.HEADER_LEN
+    solicitation = nd.parse(frame, at)
+    if solicitation is not None:
+        return solicitation.kind == nd.SOLICITATION and solicitation.target == source
+    is_icmp = frame[at + 6 : at + 7] == bytes((icmp.ICMPV6,))
+    return is_icmp and icmp_echo.parse_reply(frame, at + IP_HEADER_MIN[6], 6) == echo
+
+
+def _header_len(packet: bytes) -> int:
+    """Return the length of an IPv4 header with its options, in octets."""
+    return (packet[0] & 0x0F) * 4
+
+
+def _random_identifier() -> int:
+    """Return 16 random bits, by which the replies to a process differ from those to others."""
+    return int.from_bytes(os.urandom(2), "big")
+
+
+# --- ARP and other frames ---------------------------------------------------------------------
+
+
+def resolve_macs(
+    address: IPv4Address, dev: str, mac: str, sender: IPv4Address = _IPV4_ANY
+) -> tuple[str, ...] | None:
+    """Send ARP requests for an address on the link of a device, and collect all replies.
+
+    Without a `sender` the request is an ARP probe, which changes no ARP cache (RFC 5227, section
+    2.1.1), so it can ask for own addresses, too. With the own address as `sender`, only those hosts
+    reply that would reply when this host needs the address: a host with several devices on the link
+    may reply to a probe on each.
+
+    Returns: the MACs that replied, but for the own `mac`; None without the privilege.
+    """
+    own = parse_mac(mac)
+    request = arp.Arp(arp.REQUEST, own, sender.packed, ethernet.MAC_ZERO, address.packed)
+    frame = _BROADCAST + own + arp.TYPE.to_bytes(2, "big") + arp.pack(request)
     found: dict[str, None] = {}
     try:
         sock = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(_ETH_P_ARP)
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(arp.TYPE)
         )
     except PermissionError:
         return None
     with sock:
         sock.bind((dev, 0))
-        for _ in range(_ARP_QUESTIONS):
-            sock.send(request)
-            for packet in packets(sock, time.monotonic() + _ARP_TIMEOUT / _ARP_QUESTIONS):
-                if len(packet) < _ARP.size:
+        for _ in range(_ARP_REQUESTS):
+            sock.send(frame)
+            deadline = time.monotonic() + _ARP_TIMEOUT_S / _ARP_REQUESTS
+            for packet in receive_until(sock, deadline):
+                reply = arp.parse(packet, ethernet.HEADER_LEN)
+                if reply is None or reply.operation != arp.REPLY or reply.sender_mac == own:
                     continue
-                *_, operation, owner, owned, _, _ = _ARP.unpack_from(packet)
-                if operation == 2 and owned == address.packed and owner != ours:
-                    found[format_mac(owner)] = None
+                if reply.sender == address.packed:
+                    found[format_mac(reply.sender_mac)] = None
     return tuple(found)
 
 
-def _ipv4(source: IPv4Address, destination: IPv4Address, icmp: bytes) -> bytes:
-    """Return a packet of ICMP."""
-    length = _IPV4.size + len(icmp)
-    fields = (0x45, 0, length, 0, 0, 64, socket.IPPROTO_ICMP)
-    addresses = (source.packed, destination.packed)
-    checksum = internet_checksum(_IPV4.pack(*fields, 0, *addresses))
-    return _IPV4.pack(*fields, checksum, *addresses) + icmp
+def send_test_frame(tap: str) -> None:
+    """Broadcast a frame that no host understands into the segment of a TAP.
 
-
-def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Sequence[str]) -> bool:
-    """Return whether several MACs that answer for an address are surely of one host.
-
-    A ping is sent to each MAC. One host sends all replies from the device by which it reaches this
-    one, and two hosts send one reply each from their own. Raises: OSError.
+    Raises:
+        OSError: without the privilege, or if the TAP is gone.
     """
-    identity = int.from_bytes(os.urandom(2), "big")
-    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-    replies: dict[int, bytes] = {}
-    with socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_IP)) as sock:
-        sock.bind((dev, _ETH_P_IP))
-        for number, mac in enumerate(macs):
-            request = _echo(_ECHO_REQUEST[4], identity, number)
-            packet = _ipv4(source, address, request)
-            sock.sendto(packet, (dev, _ETH_P_IP, 0, 0, parse_mac(mac)))
-        until = time.monotonic() + _PING_TIMEOUT
-        while len(replies) < len(macs) and (left := until - time.monotonic()) > 0:
-            readable, _, _ = select.select([sock], [], [], left)
-            if not readable:
-                break
-            packet, sender = sock.recvfrom(_PACKET_MAX)
-            at = (packet[0] & 0x0F) * 4
-            if packet[12:16] != address.packed or packet[9] != socket.IPPROTO_ICMP:
-                continue
-            if len(packet) >= at + _ICMP.size and sender[2] != socket.PACKET_OUTGOING:
-                of, _, _, its_identity, number = _ICMP.unpack_from(packet, at)
-                if (of, its_identity) == (_ECHO_REPLY[4], identity):
-                    replies[number] = sender[4]
-    return len(replies) == len(macs) and len(set(replies.values())) == 1
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((tap, 0))
+        mac: bytes = sock.getsockname()[4]
+        sock.send(_BROADCAST + mac + _LOCAL_EXPERIMENT + bytes(_PAYLOAD_MIN))

@@ -14,7 +14,7 @@ from attrs import define
 from vtep.control import Client, socket_files
 from vtep.control.client import candidates
 from vtep.doctor.host import Surroundings
-from vtep.doctor.neighbours import packets
+from vtep.doctor.neighbours import receive_until
 from vtep.errors import VtepError
 from vtep.wire.address import Address
 from vtep.wire.checksum import internet_checksum
@@ -197,7 +197,7 @@ def ping_all(tap: str, above: str, mac: bytes) -> set[str]:
         # Not on the bridge, whose other ports are on this side of the tunnel.
         asking.bind((tap, 0))
         asking.send(_ALL_NODES_MAC + mac + _ETH_P_IPV6.to_bytes(2, "big") + b"".join(packet))
-        for frame in packets(hearing, time.monotonic() + _REACTION):
+        for frame in receive_until(hearing, time.monotonic() + _REACTION):
             its_mac = frame[6:12]
             asks = frame[_BODY : _BODY + 1] == bytes((_SOLICITATION,))
             answers = frame[_BODY : _BODY + 1] == bytes((_ECHO_REPLY,))
