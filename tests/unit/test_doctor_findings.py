@@ -283,7 +283,7 @@ def test_a_narrow_path_without_a_tunnel() -> None:
             of_segment(
                 ON_BRIDGE,
                 conflicts=(Conflict("fd09::1/64", "br0", "02:00:00:00:00:09"),),
-                options={"offload": sorted(OFFLOADS), "anycast_gateway": ["10.9.0.1"]},
+                options={"offload": sorted(OFFLOADS), "anycast-gateway": ["10.9.0.1"]},
             ),
             "problem",
             "fd09::1, an address of br0, is that of a host beyond the tunnel too",

@@ -299,7 +299,7 @@ async def _overlay_conflicts(
     turns = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
 
     async def of_segment(segment: Any) -> tuple[Conflict, ...]:
-        shared = {ip_address(text) for text in segment["options"]["anycast_gateway"]}
+        shared = {ip_address(text) for text in segment["options"]["anycast-gateway"]}
         ours = (ip_interface(text).ip for text in around.overlay(segment["dev"]))
         above = around.above(segment["dev"])
         wanted = [address for address in ours if address not in shared]

@@ -571,7 +571,7 @@ def _of_conflicts(segment: SegmentFacts) -> Iterator[Finding]:
     """Tell of addresses on the segment that two hosts have."""
     tap = segment.tap
     at = f" --vni {segment.vni}" + (f" --socket {segment.socket}" if segment.socket else "")
-    named = segment.options.get("anycast_gateway")
+    named = segment.options.get("anycast-gateway")
     gateways = [str(each) for each in named] if isinstance(named, list | tuple) else []
     gateways += [each.address.partition("/")[0] for each in segment.conflicts if each.dev != tap]
     for conflict in segment.conflicts:
