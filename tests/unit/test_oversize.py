@@ -12,7 +12,7 @@ from scapy.packet import Packet, Raw
 
 from tests.unit.craft import BROADCAST, HOSTILE, ether, hop, ip, ip4, ip6, tcp, udp
 from vtep.counters import Counters, Drop
-from vtep.offload.oversize import Outcome, Oversize, TokenBucket
+from vtep.offload.oversize import Outcome, Oversize
 from vtep.offload.split import Splitter
 from vtep.wire import virtio, vxlan
 
@@ -377,25 +377,3 @@ def test_answers_are_rationed() -> None:
     assert oversize.handle(packet, 7.5).answer is not None
     assert counters.tx_too_big_answered == 51
     assert counters.drops[Drop.TX_TOO_BIG] == 61
-
-
-@given(
-    st.floats(0.5, 1000),
-    st.integers(1, 50),
-    st.lists(st.floats(0, 2), min_size=1, max_size=100),
-)
-def test_a_bucket_gives_no_more_than_its_rate_and_burst(
-    rate: float, burst: int, pauses: list[float]
-) -> None:
-    bucket, now, given = TokenBucket(rate, burst), 100.0, 0
-    for pause in pauses:
-        now += pause
-        given += bucket.take(now)
-    assert 1 <= given <= burst + rate * sum(pauses) + 1e-6
-
-
-def test_a_bucket_fills_again() -> None:
-    bucket = TokenBucket(2, 3)
-    assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
-    assert [bucket.take(0.5), bucket.take(0.5)] == [True, False]
-    assert [bucket.take(99.0) for _ in range(4)] == [True, True, True, False]

@@ -12,7 +12,7 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.wire import ethernet, vxlan
-from vtep.wire.echo import SIZE, TOKEN_OFFSET, Allowance, EchoKind, EchoMessage, Status
+from vtep.wire.echo import SIZE, TOKEN_OFFSET, EchoKind, EchoMessage, Status
 
 TOKEN = b"01234567"
 REQUEST = EchoMessage(EchoKind.REQUEST, 5, 50000, TOKEN, 7, SIZE)
@@ -186,23 +186,3 @@ def test_without_a_reply_function_requests_are_dropped() -> None:
     switch = Demux(())
     assert switch.admit(REQUEST.pack(), "192.0.2.5", 0.0) is None
     assert switch.counters.drops[Drop.FLAGS_INVALID] == 1
-
-
-# --- how often ----------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0, 100), max_size=300))
-def test_allowance_is_never_exceeded(times: list[float]) -> None:
-    allowance = Allowance(rate=2.0, burst=3.0)
-    taken = [at for at in sorted(times) if allowance.take(at)]
-    for first, start in enumerate(taken):
-        for last, end in enumerate(taken[first:], first):
-            assert last - first + 1 <= 3 + 2 * (end - start) + 1e-6
-
-
-def test_a_clock_that_goes_back_gives_nothing() -> None:
-    allowance = Allowance(rate=1.0, burst=1.0)
-    assert allowance.take(10.0)
-    assert not allowance.take(5.0)
-    assert not allowance.take(10.5)
-    assert allowance.take(11.0)

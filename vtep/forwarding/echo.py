@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 from vtep.counters import Counters, Drop
 from vtep.forwarding.segment import Segment
+from vtep.ratelimit import TokenBucket
 from vtep.wire import Buffer, vxlan
-from vtep.wire.echo import Allowance, EchoKind, EchoMessage, Status
+from vtep.wire.echo import EchoKind, EchoMessage, Status
 
 _REPLIES_PER_S = 100
 _REPLIES_BURST = 256
@@ -36,7 +37,7 @@ class EchoResponder:
         self._port = port
         self._send_reply = send_reply
         self._on_reply = on_reply
-        self._limit = Allowance(_REPLIES_PER_S, _REPLIES_BURST)
+        self._limit = TokenBucket(_REPLIES_PER_S, _REPLIES_BURST)
 
     def handle(self, datagram: Buffer, source: str, now: float, count: int) -> None:
         """Answer, hand on or drop `count` equal datagrams whose VXLAN header has no I flag."""

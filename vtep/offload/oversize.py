@@ -8,6 +8,7 @@ from vtep.counters import Counters, Drop
 from vtep.offload.fragment import fragment
 from vtep.offload.headers import FIRST_ONLY, LAST_ONLY
 from vtep.offload.split import SplitError, Splitter
+from vtep.ratelimit import TokenBucket
 from vtep.wire import checksum, ethernet, icmp, virtio
 from vtep.wire import ip as inet
 
@@ -23,26 +24,6 @@ _SUM_OF_SOUND = 0xFFFF
 
 _DONT_FRAGMENT = 0x40
 _GSO_TYPE = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}
-
-
-class TokenBucket:
-    """Allows `rate` events a second, and `burst` at once."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = burst
-        self._filled = float("-inf")
-
-    def take(self, now: float) -> bool:
-        """Whether one more event is allowed at `now` (seconds)."""
-        gained = (now - self._filled) * self._rate
-        self._tokens = min(self._burst, self._tokens + gained)
-        self._filled = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Packet(NamedTuple):

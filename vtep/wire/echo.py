@@ -132,22 +132,3 @@ class EchoMessage:
         """Return True for a request whose reply would go to a port of a VTEP."""
         to_vtep = self.port == vxlan_port or self.port in vxlan.SOURCE_PORTS
         return self.kind is EchoKind.REQUEST and to_vtep
-
-
-class Allowance:
-    """A limit of `rate` events a second in the long run, and `burst` at once."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._left = burst
-        self._at = 0.0
-
-    def take(self, now: float) -> bool:
-        """Return True if an event is within the limit at `now` (seconds), and count it."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
-        self._at = max(self._at, now)
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -1,0 +1,40 @@
+"""TokenBucket: no more events than its rate and burst allow, and no fewer."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtep.ratelimit import TokenBucket
+
+
+@given(
+    st.floats(0.5, 1000),
+    st.integers(1, 50),
+    st.lists(st.floats(0, 2), min_size=1, max_size=100),
+)
+def test_in_no_interval_are_more_events_than_allowed(
+    rate: float, burst: int, pauses: list[float]
+) -> None:
+    bucket, now, taken = TokenBucket(rate, burst), 100.0, list[float]()
+    for pause in pauses:
+        now += pause
+        if bucket.take(now):
+            taken.append(now)
+    assert taken
+    for first, start in enumerate(taken):
+        for last, end in enumerate(taken[first:], first):
+            assert last - first + 1 <= burst + rate * (end - start) + 1e-6
+
+
+def test_tokens_are_gained_with_time() -> None:
+    bucket = TokenBucket(2, 3)
+    assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(0.5), bucket.take(0.5)] == [True, False]
+    assert [bucket.take(99.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_clock_that_goes_back_adds_no_tokens() -> None:
+    bucket = TokenBucket(rate=1.0, burst=1.0)
+    assert bucket.take(10.0)
+    assert not bucket.take(5.0)
+    assert not bucket.take(10.5)
+    assert bucket.take(11.0)
