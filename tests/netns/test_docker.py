@@ -318,8 +318,8 @@ def test_a_restarted_engine_and_a_network_created_anew_are_followed(
     a.docker("rm", "--force", "box")
     a.docker("network", "rm", "mynetwork")
     recipe = "docker network create --subnet 172.18.0.0/16 "
-    side.says(f"network mynetwork is gone: waiting for one of that name: {recipe}")
-    assert f"the network is gone; to make it again: {recipe}" in status(a)["problem"]
+    side.says(f"network mynetwork is gone; waiting for one of that name: {recipe}")
+    assert f"the network is gone; to create it again: {recipe}" in status(a)["problem"]
     create(a, "--gateway", "172.18.0.9")
     assert a.bridge("mynetwork") != bridge
     side.on(a.bridge("mynetwork"))
@@ -360,7 +360,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
     )
     try:
         sides = Attached(a, tmp_path, B), Attached(b, tmp_path, A)
-        sides[0].says(f"keeps UDP port 4789 closed to {B}, dropped by the policy ")
+        sides[0].says(f"drops UDP port 4789 from {B} by the policy ")
         sides[0].says("table inet guard (drop): nft insert rule inet guard input udp dport")
         for side in sides:
             side.says("--ip-range 172.18.1.0/24")
@@ -411,10 +411,10 @@ def test_rules_that_drop_are_found_wherever_they_are(
     try:
         side = Attached(a, tmp_path, B)
         inside = "-i {0} -o {0} -j ACCEPT".format(a.bridge("mynetwork"))
-        side.says("drops what crosses its bridge")
+        side.says("drops frames that cross its bridge")
         side.says("by the rule “-A FORWARD -j DROP” (number 1) in chain FORWARD of the iptables")
         side.says(f"iptables -I FORWARD {inside}")
-        side.says(f"keeps UDP port 4789 closed to {B}, dropped by the rule ")
+        side.says(f"drops UDP port 4789 from {B} by the rule ")
         assert side.stop() == 0, side.log
     finally:
         for rule in dropping:

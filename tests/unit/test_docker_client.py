@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from vtep.docker.client import Client
+from vtep.docker.client import EngineClient
 from vtep.errors import ConfigError, VtepError
 
 
 def test_without_the_sdk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(VtepError, match=r"/python3?\S* -m pip install '\.\[docker\]'"):
-        Client(None)
+        EngineClient(None)
 
 
 def test_the_engine_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    assert Client(None).url == "unix:///var/run/docker.sock"
+    assert EngineClient(None).url == "unix:///var/run/docker.sock"
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.9:2375")
-    assert Client(None).url == "tcp://192.0.2.9:2375"
-    assert Client("unix:///run/other.sock").url == "unix:///run/other.sock"
+    assert EngineClient(None).url == "tcp://192.0.2.9:2375"
+    assert EngineClient("unix:///run/other.sock").url == "unix:///run/other.sock"
 
 
 @pytest.mark.parametrize("url", ["gopher://x", "192.0.2.9:port", "tcp://"])
 def test_a_url_of_no_engine(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"--docker-host .*: is no address of an engine"):
-        Client(url)
+    with pytest.raises(ConfigError, match=r"--docker-host .*: is not the address of an engine"):
+        EngineClient(url)
 
 
 def test_what_answers_but_is_no_engine(tmp_path: Path) -> None:
@@ -44,5 +44,5 @@ def test_what_answers_but_is_no_engine(tmp_path: Path) -> None:
         server = threading.Thread(target=answer)
         server.start()
         with pytest.raises(VtepError, match=r"the Docker engine at unix://.* does not answer"):
-            Client(f"unix://{path}").inspect("mynetwork")
+            EngineClient(f"unix://{path}").inspect("mynetwork")
         server.join()

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.docker.network import Container, Host, Tunnel, findings, read
+from vtep.docker.network import (
+    AttachedTunnel,
+    BridgeFilter,
+    Container,
+    find_problems,
+    parse_network,
+)
 from vtep.errors import VtepError
 from vtep.host.firewall import Verdict
 
@@ -45,8 +51,8 @@ INSPECTED: dict[str, Any] = {
 }
 """As an engine of version 20.10 answers."""
 
-OPEN = Host(bridge_netfilter=False, forward=None)
-THROUGH = Host(bridge_netfilter=True, forward=None)
+OPEN = BridgeFilter(bridge_netfilter=False, forward=None)
+THROUGH = BridgeFilter(bridge_netfilter=True, forward=None)
 
 
 def inspected(**changes: Any) -> dict[str, Any]:
@@ -59,13 +65,13 @@ def options(**changes: str) -> dict[str, Any]:
 
 
 def said(
-    answer: dict[str, Any], host: Host = OPEN, mtu: int = 1450, *, chosen: bool = False
+    answer: dict[str, Any], host: BridgeFilter = OPEN, mtu: int = 1450, *, chosen: bool = False
 ) -> str:
-    return "\n".join(findings(read(answer), Tunnel(mtu, chosen), host))
+    return "\n".join(find_problems(parse_network(answer), AttachedTunnel(mtu, chosen), host))
 
 
-def test_a_network_is_read() -> None:
-    network = read(INSPECTED)
+def test_a_network_is_parse_network() -> None:
+    network = parse_network(INSPECTED)
     assert network.name == "mynetwork"
     assert network.id == ID
     assert network.bridge == BRIDGE
@@ -80,13 +86,13 @@ def test_a_network_is_read() -> None:
 
 
 def test_how_such_a_network_is_created() -> None:
-    assert read(INSPECTED).recipe == (
+    assert parse_network(INSPECTED).recipe == (
         "docker network create --subnet 172.18.0.0/16 --ip-range 172.18.1.0/24 "
         "--opt com.docker.network.driver.mtu=1450 mynetwork"
     )
     pools = [{"Subnet": "10.0.0.0/8", "Gateway": "10.0.0.9"}, {"Subnet": "fd00::/64"}]
     more = inspected(IPAM={"Config": pools}, Options=None, EnableIPv6=True, Internal=True)
-    assert read(more).recipe == (
+    assert parse_network(more).recipe == (
         "docker network create --ipv6 --internal --subnet 10.0.0.0/8 --gateway 10.0.0.9 "
         "--subnet fd00::/64 mynetwork"
     )
@@ -95,17 +101,17 @@ def test_how_such_a_network_is_created() -> None:
 @pytest.mark.parametrize("missing", sorted(set(INSPECTED) - {"Name", "Id", "Driver"}))
 def test_what_engines_leave_out_is_not_missed(missing: str) -> None:
     without = {key: value for key, value in INSPECTED.items() if key != missing}
-    assert read(without).bridge == BRIDGE
-    assert read(inspected(**{missing: None})).bridge == BRIDGE
+    assert parse_network(without).bridge == BRIDGE
+    assert parse_network(inspected(**{missing: None})).bridge == BRIDGE
 
 
 def test_the_default_network_has_a_bridge_of_its_own_name() -> None:
-    assert read(options(bridge__name="docker0")).bridge == "docker0"
+    assert parse_network(options(bridge__name="docker0")).bridge == "docker0"
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1450.5", "many"])
 def test_without_a_sensible_mtu_containers_have_1500(text: str) -> None:
-    assert read(options(driver__mtu=text)).mtu == 1500
+    assert parse_network(options(driver__mtu=text)).mtu == 1500
 
 
 @pytest.mark.parametrize(
@@ -122,20 +128,23 @@ def test_without_a_sensible_mtu_containers_have_1500(text: str) -> None:
 )
 def test_other_drivers_are_refused(driver: str | None, why: str) -> None:
     with pytest.raises(VtepError) as refused:
-        read(inspected(Driver=driver))
+        parse_network(inspected(Driver=driver))
     assert why in str(refused.value)
     assert "docker network create --driver bridge" in str(refused.value)
 
 
 def test_a_template_is_refused() -> None:
     with pytest.raises(VtepError, match="--config-only"):
-        read(inspected(ConfigOnly=True))
+        parse_network(inspected(ConfigOnly=True))
 
 
 def test_of_a_network_that_is_as_it_should_be_nothing_is_said() -> None:
     assert said(INSPECTED) == ""
     assert said(INSPECTED, THROUGH) == ""
-    assert said(INSPECTED, Host(bridge_netfilter=False, forward=Verdict("-j DROP", "fix"))) == ""
+    assert (
+        said(INSPECTED, BridgeFilter(bridge_netfilter=False, forward=Verdict("-j DROP", "fix")))
+        == ""
+    )
 
 
 def pools(*subnets: str) -> dict[str, Any]:
@@ -178,7 +187,7 @@ def test_a_suggestion_is_for_every_subnet_a_part_of_it(address: Any, prefix: int
 
 def test_each_subnet_is_judged_by_itself() -> None:
     both = pools("172.18.0.0/16", "fd00:1::/64")
-    assert len(findings(read(both), Tunnel(1450), OPEN)) == 2
+    assert len(find_problems(parse_network(both), AttachedTunnel(1450), OPEN)) == 2
 
 
 def test_an_mtu_that_the_tunnel_does_not_carry() -> None:
@@ -216,7 +225,7 @@ def test_icc_off() -> None:
 
 @pytest.mark.parametrize(("certain", "does"), [(True, "drops"), (False, "may drop")])
 def test_a_firewall_that_drops_bridged_frames(certain: bool, does: str) -> None:
-    host = Host(bridge_netfilter=True, forward=Verdict("the rule X", "the fix", certain))
+    host = BridgeFilter(bridge_netfilter=True, forward=Verdict("the rule X", "the fix", certain))
     line = said(INSPECTED, host)
-    assert f"firewall {does} what crosses its bridge" in line
+    assert f"firewall {does} frames that cross its bridge" in line
     assert line.endswith("by the rule X: the fix")

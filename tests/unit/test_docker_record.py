@@ -9,10 +9,10 @@ import pytest
 from attrs import evolve
 
 from vtep.docker import record
-from vtep.docker.record import Record
+from vtep.docker.record import AttachmentRecord
 from vtep.errors import ConfigError, VtepError
 
-MINE = Record(
+MINE = AttachmentRecord(
     pid=os.getpid(),
     network="mynetwork",
     id="9d76e6474256",
@@ -27,9 +27,9 @@ KEEPER = """
 import os, sys
 from pathlib import Path
 from vtep.docker import record
-from vtep.docker.record import Record
-mine = Record(os.getpid(), "mynetwork", "9d76e6474256", 200, "vx200", (), "", "")
-with record.keep(mine, Path(sys.argv[1])):
+from vtep.docker.record import AttachmentRecord
+mine = AttachmentRecord(os.getpid(), "mynetwork", "9d76e6474256", 200, "vx200", (), "", "")
+with record.publish(mine, Path(sys.argv[1])):
     print(flush=True)
     sys.stdin.read()
 """
@@ -51,40 +51,40 @@ def end(child: "subprocess.Popen[bytes]") -> int:
 
 
 def test_a_record_is_there_while_it_is_kept(tmp_path: Path) -> None:
-    assert record.attached(tmp_path / "new") == []
-    with record.keep(MINE, tmp_path / "new"):
-        assert record.attached(tmp_path / "new") == [MINE]
-    assert record.attached(tmp_path / "new") == []
+    assert record.list_records(tmp_path / "new") == []
+    with record.publish(MINE, tmp_path / "new"):
+        assert record.list_records(tmp_path / "new") == [MINE]
+    assert record.list_records(tmp_path / "new") == []
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_records_of_several_networks(tmp_path: Path) -> None:
     other = evolve(MINE, network="other.net-1")
-    with record.keep(other, tmp_path), record.keep(MINE, tmp_path):
-        assert record.attached(tmp_path) == [MINE, other]
+    with record.publish(other, tmp_path), record.publish(MINE, tmp_path):
+        assert record.list_records(tmp_path) == [MINE, other]
 
 
 def test_a_network_is_attached_once(tmp_path: Path) -> None:
-    with record.keep(MINE, tmp_path):
+    with record.publish(MINE, tmp_path):
         with (
             pytest.raises(VtepError, match=r"attached already.* pyvtep docker detach mynetwork"),
-            record.keep(MINE, tmp_path),
+            record.publish(MINE, tmp_path),
         ):
             raise AssertionError("it was kept twice")
-        assert record.attached(tmp_path) == [MINE]
+        assert record.list_records(tmp_path) == [MINE]
 
 
 def test_who_was_killed_keeps_nothing(tmp_path: Path) -> None:
     child = keeper(tmp_path)
-    assert len(record.attached(tmp_path)) == 1
+    assert len(record.list_records(tmp_path)) == 1
     child.kill()
     end(child)
     assert list(tmp_path.iterdir())
-    assert record.attached(tmp_path) == []
+    assert record.list_records(tmp_path) == []
     with pytest.raises(VtepError, match="is not attached"):
         record.detach("mynetwork", tmp_path)
-    with record.keep(MINE, tmp_path):
-        assert record.attached(tmp_path) == [MINE]
+    with record.publish(MINE, tmp_path):
+        assert record.list_records(tmp_path) == [MINE]
 
 
 def test_detach_ends_the_process_that_attached(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_detach_ends_the_process_that_attached(tmp_path: Path) -> None:
 
 def test_an_attachment_in_another_network_namespace_is_not_ended(tmp_path: Path) -> None:
     away = evolve(MINE, netns="4:1")
-    with record.keep(away, tmp_path):
+    with record.publish(away, tmp_path):
         with pytest.raises(VtepError) as refused:
             record.detach("mynetwork", tmp_path)
         assert str(refused.value) == (
@@ -108,7 +108,7 @@ def test_an_attachment_in_another_network_namespace_is_not_ended(tmp_path: Path)
 def test_detach_by_the_beginning_of_the_id(tmp_path: Path) -> None:
     child = keeper(tmp_path)
     with (
-        record.keep(evolve(MINE, network="other", id="9d8"), tmp_path),
+        record.publish(evolve(MINE, network="other", id="9d8"), tmp_path),
         pytest.raises(VtepError, match="network 9d is not attached"),
     ):
         record.detach("9d", tmp_path)  # It might be either.
@@ -118,7 +118,7 @@ def test_detach_by_the_beginning_of_the_id(tmp_path: Path) -> None:
 
 
 def test_a_process_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_ENDS_WITHIN", 0.01)
+    monkeypatch.setattr(record, "_END_TIMEOUT_S", 0.01)
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + KEEPER
     monkeypatch.setattr(f"{__name__}.KEEPER", stubborn)
     child = keeper(tmp_path)
@@ -138,22 +138,22 @@ def test_a_name_that_no_network_has_is_no_file_either(tmp_path: Path, name: str)
         record.detach(name, tmp_path)
     with (
         pytest.raises(ConfigError, match="is not a name"),
-        record.keep(evolve(MINE, network=name), tmp_path),
+        record.publish(evolve(MINE, network=name), tmp_path),
     ):
         raise AssertionError("it was kept")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"remotes": 1}', b"\xff"])
 def test_a_file_that_is_no_record_is_passed_over(tmp_path: Path, content: bytes) -> None:
-    with record.keep(MINE, tmp_path):
+    with record.publish(MINE, tmp_path):
         (tmp_path / "mynetwork.json").write_bytes(content)
-        assert record.attached(tmp_path) == []
+        assert record.list_records(tmp_path) == []
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(VtepError, match=r"cannot write .*: run as root"),
-        record.keep(MINE, tmp_path / "file" / "docker"),
+        pytest.raises(VtepError, match=r"cannot write .*; run as root"),
+        record.publish(MINE, tmp_path / "file" / "docker"),
     ):
         raise AssertionError("it was kept")

@@ -1,4 +1,4 @@
-"""`pyvtep docker`: networks of this host's Docker engine, attached to a segment."""
+"""`pyvtep docker`: attach networks of this host's Docker engine to segments."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from vtep.config import Settings
 from vtep.control import client as control
 from vtep.control import socket_files
 from vtep.docker import record
-from vtep.docker.client import Client, NoSuchNetworkError
-from vtep.docker.network import read
-from vtep.docker.record import Record
+from vtep.docker.client import EngineClient, NoSuchNetworkError
+from vtep.docker.network import parse_network
+from vtep.docker.record import AttachmentRecord
 
 
-def _checked(_context: click.Context, _option: click.Parameter, network: str) -> str:
-    record.check(network)
+def _check_name(_context: click.Context, _option: click.Parameter, network: str) -> str:
+    record.check_name(network)
     return network
 
 
-_NETWORK = click.argument("network", callback=_checked)
-"""Its name, or as for docker itself the beginning of its ID."""
+_NETWORK = click.argument("network", callback=_check_name)
+"""Name of a network or, as for docker itself, a prefix of its ID."""
 
 
 @click.group(cls=commands.CliGroup)
 def docker() -> None:
-    """Join Docker networks of several hosts: their containers share one subnet."""
+    """Join Docker networks of several hosts, so that their containers share a subnet."""
 
 
 @docker.command()
@@ -41,24 +41,24 @@ def docker() -> None:
 @commands.option(
     "--docker-host",
     metavar="URL",
-    help="Where the engine listens [default: $DOCKER_HOST, or unix:///var/run/docker.sock].",
+    help="Address of the engine [default: $DOCKER_HOST, or unix:///var/run/docker.sock].",
 )
 @click.pass_context
 def attach(
     context: click.Context, /, network: str, *, docker_host: str | None, **options: Any
 ) -> None:
-    """Attach a Docker network of this host to a segment, for as long as this runs.
+    """Attach a Docker network of this host to a segment, for as long as this command runs.
 
-    On each of two hosts, with a range and a gateway of its own (172.18.2.0/24 and 172.18.2.1 on
-    the other), and the other one's address as the remote:
+    On each of two hosts, with its own range and gateway (172.18.2.0/24 and 172.18.2.1 on the
+    second), and the address of the other host as the remote:
 
     \b
         docker network create --subnet 172.18.0.0/16 \\
             --ip-range 172.18.1.0/24 --gateway 172.18.1.1 mynetwork
         pyvtep docker attach mynetwork --vni 200 --remote 192.0.2.2
 
-    The network's bridge is found by asking the engine, and found again where the network is
-    created anew. Each host's containers keep to the gateway of their own host.
+    The engine is asked for the bridge of the network, again whenever the network is created
+    anew. Containers use the gateway of their own host.
     """
     bootstrap.block_signals()
     given = given_options(options)
@@ -67,36 +67,36 @@ def attach(
         example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
         raise click.UsageError(f"--vni is missing; for example: {example}")
     config = Config(**given)
-    # What forwards takes a while to load, which the other commands, and mistakes, need not.
+    # Slow to import: other commands, and mistakes, do without.
     from vtep.cli.run import run  # noqa: PLC0415
-    from vtep.docker.attachment import Attachment, find  # noqa: PLC0415
+    from vtep.docker.attachment import Attachment, find_network  # noqa: PLC0415
 
-    client = Client(docker_host)
-    place = find(client, network)
-    _check_free(place.network.bridge)
-    kept = Record(
+    client = EngineClient(docker_host)
+    local = find_network(client, network)
+    _check_free(local.network.bridge)
+    own = AttachmentRecord(
         pid=os.getpid(),
-        network=place.network.name,
-        id=place.network.id,
+        network=local.network.name,
+        id=local.network.id,
         vni=config.vni,
         tap=config.tap,
         remotes=tuple(str(remote) for remote in config.remote),
         docker_host=client.url,
-        recipe=place.network.recipe,
+        recipe=local.network.recipe,
         netns=socket_files.namespace(),
     )
-    settings = Settings(segments=[evolve(config, **place.options)])
+    settings = Settings(segments=[evolve(config, **local.options)])
     debug = context.find_root().params["debug"]
-    with record.keep(kept):
-        run(settings, None, process, debug=debug, companion=Attachment(client, place).follow)
+    with record.publish(own):
+        run(settings, None, process, debug=debug, companion=Attachment(client, local).follow)
 
 
 def _check_free(bridge: str) -> None:
-    """Raise VtepError where another attachment is on a bridge: two of them would be a loop."""
+    """Raise VtepError if another attachment is on a bridge: both would form a loop."""
     from vtep.host import links, netlink  # noqa: PLC0415
 
     with netlink.session() as connection:
-        for other in record.attached():
+        for other in record.list_records():
             if other.netns not in (None, socket_files.namespace()):
                 continue
             device = links.find_link(connection, other.tap)
@@ -110,64 +110,69 @@ def _check_free(bridge: str) -> None:
 @docker.command()
 @_NETWORK
 def detach(network: str) -> None:
-    """End the attachment of a network, and wait until its device is gone."""
+    """End the attachment of a network, and wait until its TAP is removed."""
     record.detach(network)
 
 
 @docker.command()
 @commands.json_option
 def status(*, as_json: bool) -> None:
-    """Show the networks that are attached on this host, and their containers."""
-    attached = record.attached()
-    for kept in attached:
-        if kept.netns not in (None, socket_files.namespace()):
-            line = f"process {kept.pid} in another network namespace has network {kept.network}"
+    """Show the attached networks of this host, and their containers."""
+    attached = record.list_records()
+    for attachment in attached:
+        if attachment.netns not in (None, socket_files.namespace()):
+            line = (
+                f"network {attachment.network} is attached by process {attachment.pid} in another "
+                "network namespace"
+            )
             click.echo(f"pyvtep: note: {line}", err=True)
-    found = [_status(kept) for kept in attached]
+    found = [_status(attachment) for attachment in attached]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     if not found:
         click.echo("no network is attached on this host")
-    for one in found:
-        _print(one)
+    for status in found:
+        _print(status)
 
 
-def _status(kept: Record) -> dict[str, Any]:
-    """An attachment as it is now, as far as the host and the engine say."""
+def _status(attachment: AttachmentRecord) -> dict[str, Any]:
+    """Return an attachment as it is now, as far as the host and the engine tell."""
     from vtep.host import links, netlink  # noqa: PLC0415
 
-    here = kept.netns in (None, socket_files.namespace())
+    here = attachment.netns in (None, socket_files.namespace())
     device = None
     if here:
         with netlink.session() as connection:
-            device = links.find_link(connection, kept.tap)
-    status = asdict(kept) | {
+            device = links.find_link(connection, attachment.tap)
+    status = asdict(attachment) | {
         "bridge": device and device.master,
-        "tunnel_mtu": _tunnel_mtu(kept),
+        "tunnel_mtu": _tunnel_mtu(attachment),
         "network_mtu": None,
         "containers": [],
         "problem": None,
     }
     try:
-        network = read(Client(kept.docker_host).inspect(kept.network))
+        network = parse_network(EngineClient(attachment.docker_host).inspect(attachment.network))
     except NoSuchNetworkError:
-        return status | {"problem": f"the network is gone; to make it again: {kept.recipe}"}
+        return status | {"problem": f"the network is gone; to create it again: {attachment.recipe}"}
     except VtepError as error:
         return status | {"problem": str(error)}
     if here and status["bridge"] != network.bridge:
-        status["problem"] = f"{kept.tap} is not on {network.bridge}, the bridge of the network"
+        status["problem"] = (
+            f"{attachment.tap} is not on {network.bridge}, the bridge of the network"
+        )
     containers = [asdict(container) for container in network.containers]
     return status | {"network_mtu": network.mtu, "containers": containers}
 
 
-def _tunnel_mtu(kept: Record) -> int | None:
-    """What the process says that its tunnel carries now; None where it can't be asked."""
-    path = socket_files.of_process(kept.pid)
+def _tunnel_mtu(attachment: AttachmentRecord) -> int | None:
+    """Return the present MTU of the tunnel from its process; None if that does not answer."""
+    path = socket_files.of_process(attachment.pid)
     if path is None:
         return None
     with suppress(VtepError), control.Client(path) as running:
-        (segment,) = running.vni.show(vni=kept.vni)
+        (segment,) = running.vni.show(vni=attachment.vni)
         return segment["mtu"]
     return None
 

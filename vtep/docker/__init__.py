@@ -1,5 +1,5 @@
-"""Docker bridge networks of several hosts as one segment.
+"""Docker bridge networks of several hosts, joined to one segment.
 
-`network` judges what an engine says, `client` asks it, `attachment` keeps a VTEP on the bridge of a
-network whatever becomes of either, and `record` lets other processes know.
+`client` queries a Docker engine, `network` parses its answers and finds problems in them,
+`attachment` keeps a VTEP on the bridge of a network, and `record` tells other processes of it.
 """

@@ -1,7 +1,7 @@
-"""A VTEP on the bridge of a network: put there, and kept there whatever becomes of the network.
+"""Attachment of a VTEP to the bridge of a Docker network, across changes of that network.
 
-Networks are known by name: one that was removed and created again is the same to people, though it
-has another bridge. While there is none, the VTEP waits, and forgets nothing.
+Networks are identified by name: one that was removed and created again is the same to its users,
+although its bridge is another. While there is none, the VTEP waits and keeps its FDB.
 """
 
 import asyncio
@@ -19,8 +19,14 @@ from vtep import descriptors
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.descriptors import ShortageError
-from vtep.docker.client import Client, EngineGoneError, NoSuchNetworkError
-from vtep.docker.network import Host, Network, Tunnel, findings, read
+from vtep.docker.client import EngineClient, EngineUnreachableError, NoSuchNetworkError
+from vtep.docker.network import (
+    AttachedTunnel,
+    BridgeFilter,
+    DockerNetwork,
+    find_problems,
+    parse_network,
+)
 from vtep.errors import VtepError
 from vtep.host import links, netlink
 from vtep.host.address_probe import probe_addresses
@@ -31,99 +37,106 @@ from vtep.wire.address import Address, without_scope
 log = logging.getLogger("vtep")
 
 _PROBES = 3
-"""Probes for addresses of ours on other hosts, in a row (RFC 5227: PROBE_NUM)."""
-_PROBE_PAUSE = 30.0
-"""Seconds from one row to the next: so soon it shows that a gateway is there no more."""
+"""Number of probes in a round for own addresses on other hosts (RFC 5227: PROBE_NUM)."""
+_PROBE_INTERVAL_S = 30.0
+"""Pause between rounds: after two of them, a gateway that has gone is known to be."""
 
-_RETRY = 2.0
-"""Seconds after which what was in vain is tried again."""
+_RETRY_DELAY_S = 2.0
+"""Delay before a failed change of the bridge is tried again."""
 
 
 @frozen
-class Place:
-    """A network, and what there is of it on this host."""
+class LocalNetwork:
+    """A Docker network and its bridge on this host."""
 
-    network: Network
+    network: DockerNetwork
     bridge: links.Bridge
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the `Config` of a VTEP on it has to say."""
-        # Engines give all bridges the link-local fe80::1 as well, but route nobody over it.
-        gateway = [one for one in self.bridge.addresses if not one.is_link_local]
+        """Options of `Config` for a VTEP on this bridge."""
+        # Docker gives each bridge fe80::1 as well, but containers don't route over it.
+        gateway = [each for each in self.bridge.addresses if not each.is_link_local]
         return {"bridge": self.network.bridge, "anycast_gateway": tuple(gateway)}
 
 
-def find(client: Client, name: str) -> Place:
-    """Find a network, by its name or ID, and its bridge, which takes a moment.
+def find_network(client: EngineClient, name: str) -> LocalNetwork:
+    """Find a network by its name or ID, and its bridge; blocks while the engine answers.
 
-    Raises VtepError where it can't be joined, or isn't on this host.
+    Raises: VtepError if it cannot be joined, or is not on this host.
     """
-    network = read(client.inspect(name))
+    network = parse_network(client.inspect(name))
     with netlink.session() as connection:
         bridge = links.find_bridge(connection, network.bridge)
     if bridge is None:
         raise VtepError(
-            f"network {network.name}: its bridge {network.bridge} is not on this host: run "
-            "pyvtep where the engine runs, in the same network namespace"
+            f"network {network.name}: its bridge {network.bridge} is not on this host; run pyvtep "
+            "in the network namespace of the engine"
         )
-    return Place(network, bridge)
+    return LocalNetwork(network, bridge)
 
 
 class Attachment:
-    """A network that was found, and that a VTEP is to `follow`."""
+    """The attachment of one VTEP to one network; it owns the watch of the engine."""
 
-    def __init__(self, client: Client, place: Place) -> None:
+    def __init__(self, client: EngineClient, local: LocalNetwork) -> None:
         self._client = client
-        self._place = place
-        self._name = place.network.name
-        self._gone = False
-        self._answers = True
-        self._twice: set[tuple[Address, str]] = set()
-        """Addresses that two containers have, with the name of the one here: told already."""
+        self._initial = local
+        self._name = local.network.name
+        self._missing = False
+        self._reachable = True
+        self._duplicates: set[tuple[Address, str]] = set()
+        """Duplicate addresses that were logged, each with the name of the container here."""
 
-    def _find(self) -> Place:
-        place = find(self._client, self._name)
-        if place.network.name != self._name:  # The ID of another one happens to begin so.
+    def _find(self) -> LocalNetwork:
+        local = find_network(self._client, self._name)
+        # The engine also finds networks by a prefix of their ID, which a name may be.
+        if local.network.name != self._name:
             raise NoSuchNetworkError(f"there is no network {self._name}")
-        return place
+        return local
 
     async def follow(self, vtep: Vtep) -> None:
-        """Keep a running VTEP that is on the bridge there, for ever, and log what is to be known.
+        """Keep a running VTEP on the bridge of the network, and log problems, until cancelled.
 
-        It has one VNI, configured with the options of the place.
+        The VTEP has one VNI, configured with the options of the initial network.
         """
-        place = self._place
+        local = self._initial
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def answers() -> None:
-            self._hear(answers=True)
+        def on_change() -> None:
+            self._log_reachability(reachable=True)
             changed.set()
 
-        def tell(what: Callable[[], None]) -> None:
-            with suppress(RuntimeError):  # The loop has ended, and soon the process will.
-                loop.call_soon_threadsafe(what)
+        def in_loop(callback: Callable[[], None]) -> None:
+            with suppress(RuntimeError):  # The loop is closed, and the process about to end.
+                loop.call_soon_threadsafe(callback)
 
-        watch = (partial(tell, answers), partial(tell, partial(self._hear, answers=False)))
-        threading.Thread(target=self._client.watch, args=watch, name="docker", daemon=True).start()
-        told = None
+        callbacks = (
+            partial(in_loop, on_change),
+            partial(in_loop, partial(self._log_reachability, reachable=False)),
+        )
+        # A daemon thread, since the SDK offers no way to cancel a request.
+        threading.Thread(
+            target=self._client.watch, args=callbacks, name="docker", daemon=True
+        ).start()
+        checked = None
         while True:
-            asking = asyncio.create_task(self._ask_others(place, vtep.port))
+            probing = asyncio.create_task(self._probe_for_duplicates(local, vtep.port))
             try:
-                if place.network != told:
-                    await asyncio.to_thread(_say_what_will_bite, place, vtep.port)
-                    told = place.network
-                place = await self._another(place, changed, vtep)
+                if local.network != checked:
+                    await asyncio.to_thread(_log_problems, local, vtep.port)
+                    checked = local.network
+                local = await self._next_network(local, changed, vtep)
             finally:
-                asking.cancel()
+                probing.cancel()
 
-    def _hear(self, *, answers: bool) -> None:
-        """Say once that the engine does not answer, and once that it does again."""
-        if answers is self._answers:
+    def _log_reachability(self, *, reachable: bool) -> None:
+        """Log once that the engine does not answer, and once that it answers again."""
+        if reachable is self._reachable:
             return
-        self._answers = answers
-        if answers:
+        self._reachable = reachable
+        if reachable:
             log.info("the Docker engine at %s answers again", self._client.url)
         else:
             log.warning(
@@ -131,46 +144,51 @@ class Attachment:
                 *(self._client.url, self._name),
             )
 
-    async def _another(self, before: Place, changed: asyncio.Event, vtep: Vtep) -> Place:
-        """Wait until the network is another one, and join that; trouble is logged, and may pass."""
+    async def _next_network(
+        self, before: LocalNetwork, changed: asyncio.Event, vtep: Vtep
+    ) -> LocalNetwork:
+        """Wait until the network has changed, and move the VTEP to its bridge.
+
+        Failures are logged and tried again.
+        """
         while True:
             await changed.wait()
             changed.clear()
             try:
-                place = await asyncio.to_thread(self._find)
-                if place != before:
-                    await vtep.change(evolve(vtep.port.config, **place.options))
-            except EngineGoneError:
-                pass  # Its networks go on without it.
+                local = await asyncio.to_thread(self._find)
+                if local != before:
+                    await vtep.change(evolve(vtep.port.config, **local.options))
+            except EngineUnreachableError:
+                pass  # Bridges and containers outlive the engine.
             except NoSuchNetworkError:
-                if not self._gone:
+                if not self._missing:
                     log.warning(
-                        "network %s is gone: waiting for one of that name: %s",
+                        "network %s is gone; waiting for one of that name: %s",
                         *(self._name, before.network.recipe),
                     )
-                self._gone = True
+                self._missing = True
             except VtepError as error:
                 if isinstance(error, ShortageError):
                     descriptors.warn(str(error))
                 else:
                     log.warning("%s", error)
-                asyncio.get_running_loop().call_later(_RETRY, changed.set)
+                asyncio.get_running_loop().call_later(_RETRY_DELAY_S, changed.set)
             else:
-                self._gone = False
-                if place != before or place.network.containers != before.network.containers:
-                    return place
+                self._missing = False
+                if local != before or local.network.containers != before.network.containers:
+                    return local
 
-    async def _ask_others(self, place: Place, port: Port) -> None:
-        """Ask the other hosts, for ever, whether they have addresses that are ours.
+    async def _probe_for_duplicates(self, local: LocalNetwork, port: Port) -> None:
+        """Probe other hosts for the addresses of this one, periodically, until cancelled.
 
-        Whether their gateways do is told, and acted upon, where their answers pass by; whether
-        their containers do, the person is told.
+        Duplicates of containers are logged. Replies of gateways on other hosts are handled by the
+        segment, which they pass; a gateway that sends none for two rounds is forgotten there.
         """
-        bridge = place.network.bridge
-        gateways = [one for one in place.bridge.addresses if isinstance(one, IPv4Address)]
+        bridge = local.network.bridge
+        gateways = [each for each in local.bridge.addresses if isinstance(each, IPv4Address)]
         here = {
             ip_interface(address).ip: container.name
-            for container in place.network.containers
+            for container in local.network.containers
             for address in container.addresses
         }
         containers = list(here)
@@ -180,31 +198,31 @@ class Attachment:
                     port.tap, bridge, [*gateways, *containers]
                 ):
                     if address in here:
-                        self._say_twice(address, here[address], mac)
-            containers = []  # Those that are new are asked for when they are.
+                        self._log_duplicate(address, here[address], mac)
+            containers = []  # This task is started again for new ones.
             if port.segment.gateways is not None:
                 port.segment.gateways.expire()
-            await asyncio.sleep(_PROBE_PAUSE)
+            await asyncio.sleep(_PROBE_INTERVAL_S)
 
-    def _say_twice(self, address: Address, name: str, mac: str) -> None:
-        if (address, name) not in self._twice:
-            self._twice.add((address, name))
+    def _log_duplicate(self, address: Address, name: str, mac: str) -> None:
+        if (address, name) not in self._duplicates:
+            self._duplicates.add((address, name))
             log.warning(
-                "network %s: container %s has the address %s, and so has one on another host (%s):"
+                "network %s: container %s has the address %s, and so has one on another host (%s);"
                 " remove one of them, and give each host a range of its own (--ip-range)",
                 *(self._name, name, address, mac),
             )
 
 
-def _say_what_will_bite(place: Place, port: Port) -> None:
-    """Log where the VTEP is, and what is not as it should be there."""
-    network = place.network
+def _log_problems(local: LocalNetwork, port: Port) -> None:
+    """Log which bridge the VTEP is on, and problems of the network and of the host."""
+    network = local.network
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
     rules = Rules.read()
-    crosses = PacketPattern(4, device=network.bridge, out=network.bridge)
-    host = Host(place.bridge.netfilter, rules.verdict(crosses, *CROSSING))
-    tunnel = Tunnel(port.mtu, chosen=port.mtu == port.config.mtu)
-    for line in findings(network, tunnel, host):
+    crossing = PacketPattern(4, device=network.bridge, out=network.bridge)
+    bridge_filter = BridgeFilter(local.bridge.netfilter, rules.verdict(crossing, *CROSSING))
+    tunnel = AttachedTunnel(port.mtu, chosen=port.mtu == port.config.mtu)
+    for line in find_problems(network, tunnel, bridge_filter):
         log.warning("%s", line)
     dstport, devices = port.config.dstport, port.underlay_devices
     for remote in port.config.remote:
@@ -212,10 +230,10 @@ def _say_what_will_bite(place: Place, port: Port) -> None:
             *(remote.version, str(without_scope(remote)), dstport),
             devices[0] if len(devices) == 1 else None,
         )
-        shut = rules.verdict(packet, *INCOMING)
-        if shut is not None and shut.certain:
+        drop = rules.verdict(packet, *INCOMING)
+        if drop is not None and drop.certain:
             log.warning(
-                "this host's firewall keeps UDP port %d closed to %s, dropped by %s: %s",
-                *(dstport, remote, shut.rule, shut.fix),
+                "this host's firewall drops UDP port %d from %s by %s: %s",
+                *(dstport, remote, drop.rule, drop.fix),
             )
-            return  # It is most likely the same with the others.
+            return  # Most likely it drops those of the other remotes as well.

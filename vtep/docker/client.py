@@ -1,6 +1,6 @@
-"""What an engine is asked: a thin shell around the Docker SDK, for threads that may wait.
+"""A client of the Docker engine: a thin wrapper around the Docker SDK, with blocking calls.
 
-The SDK is an optional part of pyvtep; without it, whoever asks is told how to get it.
+The SDK is an optional dependency; without it, the error says how to install it.
 """
 
 import errno
@@ -15,25 +15,25 @@ from vtep import descriptors
 from vtep.descriptors import ShortageError
 from vtep.errors import ConfigError, VtepError
 
-_PAUSE = 0.5
-"""Seconds between two attempts to reach an engine that is gone."""
+_RECONNECT_INTERVAL_S = 0.5
+"""Pause between attempts to reach an engine that does not answer."""
 
-_ASK_TIMEOUT = 10
-"""Seconds for an answer; an engine that takes longer is as good as none."""
+_TIMEOUT_S = 10
+"""Timeout of a request; an engine that takes longer counts as unreachable."""
 
 
 class NoSuchNetworkError(VtepError):
-    """The engine has no network of that name."""
+    """An engine without a network of the given name."""
 
 
-class EngineGoneError(VtepError):
-    """The engine does not answer, or did not make sense."""
+class EngineUnreachableError(VtepError):
+    """An engine that does not answer, or whose answer makes no sense."""
 
 
-class Client:
-    """The engine at a URL, or at the one that docker's own environment variables name.
+class EngineClient:
+    """A client of the engine at a URL or, by default, of the one that $DOCKER_HOST names.
 
-    Every method raises VtepError, saying what to do, where the engine does not answer.
+    Its methods connect anew for each request, and raise VtepError if the engine does not answer.
     """
 
     def __init__(self, url: str | None) -> None:
@@ -53,55 +53,58 @@ class Client:
             docker.utils.parse_host(self.url)
         except (ValueError, docker.errors.DockerException) as error:
             raise ConfigError(
-                f"--docker-host {self.url}: is no address of an engine, such as "
+                f"--docker-host {self.url}: is not the address of an engine, such as "
                 "unix:///var/run/docker.sock"
             ) from error
 
     def inspect(self, name: str) -> Mapping[str, Any]:
-        """What the engine says of a network, now.
+        """Return the engine's description of a network (`GET /networks/NAME`).
 
-        Raises NoSuchNetworkError where there is none of that name.
+        Raises: NoSuchNetworkError if there is none of that name; EngineUnreachableError.
         """
         try:
             with closing(self._connect()) as engine:
                 inspected: Mapping[str, Any] = engine.inspect_network(name)
         except self._docker.errors.NotFound as error:
             raise NoSuchNetworkError(
-                f"the Docker engine at {self.url} has no network {name} (docker network ls); make "
-                f"it: docker network create --subnet 172.18.0.0/16 {name}"
+                f"the Docker engine at {self.url} has no network {name} (docker network ls); "
+                f"create it: docker network create --subnet 172.18.0.0/16 {name}"
             ) from error
         except Exception as error:
-            raise self._explain(error) from error
+            raise self._translate(error) from error
         return inspected
 
-    def watch(self, changed: Callable[[], object], gone: Callable[[], object]) -> NoReturn:
-        """Call `changed` whenever a network may have: at first, then at what the engine announces.
+    def watch(
+        self, on_change: Callable[[], object], on_unreachable: Callable[[], object]
+    ) -> NoReturn:
+        """Call `on_change` after each connect and each network event of the engine.
 
-        And `gone` whenever the engine could not be reached. It never returns, and outlives the
-        engine. Run it in a daemon thread.
+        Calls `on_unreachable` after each failed attempt to connect. Never returns, and survives
+        restarts of the engine: run it in a daemon thread.
         """
         while True:
             try:
                 with closing(self._connect()) as engine:
                     events = engine.events(filters={"type": "network"}, decode=True)
-                    changed()
+                    on_change()  # Events from before the connection are lost.
                     for event in events:
                         if event.get("Action") in ("create", "destroy", "connect"):
-                            changed()
-            except Exception as error:  # noqa: BLE001  what can't be asked is asked again
+                            on_change()
+            except Exception as error:  # noqa: BLE001  whatever fails is tried again
                 if _shortage(error):
-                    descriptors.warn(str(self._explain(error)))
+                    descriptors.warn(str(self._translate(error)))
                 else:
-                    gone()
-            sleep(_PAUSE)
+                    on_unreachable()
+            sleep(_RECONNECT_INTERVAL_S)
 
     def _connect(self) -> Any:
-        return self._docker.APIClient(version="auto", timeout=_ASK_TIMEOUT, **self._options)
+        return self._docker.APIClient(version="auto", timeout=_TIMEOUT_S, **self._options)
 
-    def _explain(self, error: BaseException) -> VtepError:
+    def _translate(self, error: BaseException) -> VtepError:
+        """Return an error that says what to do, for any error of the SDK."""
         if shortage := _shortage(error):
             return ShortageError(
-                f"cannot ask the Docker engine at {self.url}: {descriptors.reason(shortage)}"
+                f"cannot query the Docker engine at {self.url}: {descriptors.reason(shortage)}"
             )
         numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
         if numbers & {errno.EACCES, errno.EPERM}:
@@ -111,25 +114,25 @@ class Client:
             )
         reasons = sorted(os.strerror(number) for number in numbers if number)
         reason = ", ".join(reasons) or " ".join(str(error).split())
-        return EngineGoneError(
-            f"the Docker engine at {self.url} does not answer ({reason}): is it running "
-            "(systemctl status docker)? Another one is named with --docker-host"
+        return EngineUnreachableError(
+            f"the Docker engine at {self.url} does not answer ({reason}): check that it runs "
+            "(systemctl status docker), or name another one with --docker-host"
         )
 
 
 def _shortage(error: BaseException) -> OSError | None:
-    """Return what says that descriptors have run out, if anything does."""
+    """Return the cause that says that descriptors have run out, or None."""
     causes = (cause for cause in _causes(error) if isinstance(cause, OSError))
     return next(filter(descriptors.is_shortage, causes), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and all that it was made of: libraries wrap errors in arguments of errors."""
-    waiting: list[object] = [error]
+    """Yield an error and all its causes, which libraries also pass as arguments of errors."""
+    pending: list[object] = [error]
     seen: set[int] = set()
-    while waiting:
-        item = waiting.pop()
+    while pending:
+        item = pending.pop()
         if isinstance(item, BaseException) and id(item) not in seen:
             seen.add(id(item))
             yield item
-            waiting += [item.__cause__, item.__context__, *item.args]
+            pending += [item.__cause__, item.__context__, *item.args]

@@ -1,7 +1,7 @@
-"""What an engine says of a network, and what will bite whoever joins it to others. No I/O.
+"""Docker networks as the engine describes them, and problems of joining them. No I/O.
 
-The dictionaries are those of the Docker Engine API (`GET /networks/ID`): hostile they are not, but
-of many versions, so that everything but the name and the id may be missing.
+The dictionaries are those of the Docker Engine API (`GET /networks/ID`). They are trusted, but come
+from many versions: everything except the name and the ID may be missing.
 """
 
 import shlex
@@ -20,30 +20,30 @@ _ICC_OPTION = "com.docker.network.bridge.enable_icc"
 MTU_OPTION = "com.docker.network.driver.mtu"
 
 _DEFAULT_MTU = 1500
-"""What containers have on a network for which no MTU was given."""
+"""MTU of containers on a network without the option."""
 
-_IPV6_LEAST = 1280
-"""Octets that every link must carry in one packet (RFC 8200, section 5)."""
+_IPV6_MTU_MIN = 1280
+"""The smallest MTU of a link that carries IPv6 (RFC 8200, section 5)."""
 
 _RANGE_BITS = 8
-"""A range that is suggested for a host is a subnet with a prefix longer by so much."""
+"""Number of bits by which the prefix of a suggested range is longer than the subnet's."""
 
 _SMALLEST_RANGE = 29
-"""Longest prefix of an IPv4 range that is worth suggesting."""
+"""Longest prefix of an IPv4 range that is worth a suggestion."""
 
-_UNFIT = {
+_UNSUPPORTED_DRIVERS = {
     "overlay": "is Docker's own VXLAN, with a control plane that no other VTEP can join",
     "host": "has no bridge: its containers use the interfaces of the host",
     "null": "connects its containers to nothing",
     "macvlan": "has no bridge: its containers are on a device of the host",
     "ipvlan": "has no bridge: its containers are on a device of the host",
 }
-"""Why networks of other drivers than `bridge` can't be joined, as the end of a sentence."""
+"""Reasons why networks of other drivers cannot be joined, as ends of a sentence."""
 
 
 @frozen
 class Container:
-    """A running container's end on a network; addresses as the engine writes them."""
+    """The endpoint of a running container on a network; addresses have prefix lengths."""
 
     name: str
     mac: str
@@ -51,7 +51,7 @@ class Container:
 
 
 @frozen
-class Network:
+class DockerNetwork:
     """A bridge network of one engine."""
 
     name: str
@@ -61,35 +61,41 @@ class Network:
     mtu: int
     """MTU of containers, in octets."""
     default: bool
-    """It is the engine's own, which is not created but configured in its daemon.json."""
+    """True for the engine's default network, which is configured in its daemon.json."""
     icc: bool
-    """Whether the engine lets containers talk to each other."""
+    """Inter-container communication: False if the engine isolates containers."""
     subnets: tuple[IPv4Network | IPv6Network, ...]
     unranged: tuple[IPv4Network | IPv6Network, ...]
-    """Subnets of which the engine hands out any address."""
+    """Subnets without an --ip-range, of which the engine assigns any address."""
     containers: tuple[Container, ...] = field(eq=False, repr=False)
-    """As of now: they come and go, and the network is the same."""
+    """Containers at present; not a part of the network's identity, as they come and go."""
     recipe: str = field(eq=False, repr=False)
-    """The command that creates such a network."""
+    """The command that creates the same network again."""
 
 
-def read(inspected: Mapping[str, Any]) -> Network:
-    """Read what the engine says of a network; raises VtepError where it is none that can be joined.
+def parse_network(inspected: Mapping[str, Any]) -> DockerNetwork:
+    """Parse the engine's description of a network.
 
-    Where an option has a value that the engine itself would not have taken, it is as if missing.
+    Options with values that the engine itself would refuse are ignored.
+
+    Raises: VtepError if the network is of a kind that cannot be joined.
     """
     name, driver = inspected["Name"], inspected.get("Driver")
     if driver != "bridge":
-        why = _UNFIT.get(str(driver), f"has the driver {driver}, of which pyvtep knows nothing")
+        why = _UNSUPPORTED_DRIVERS.get(
+            str(driver), f"has the driver {driver}, which pyvtep does not support"
+        )
         raise VtepError(
             f"network {name} {why}; attach a bridge network (docker network create --driver bridge)"
         )
     if inspected.get("ConfigOnly"):
-        raise VtepError(f"network {name} is only a template for others (--config-only)")
+        raise VtepError(
+            f"network {name} is only a template for others (--config-only); attach one of those"
+        )
     options = inspected.get("Options") or {}
     pools = (inspected.get("IPAM") or {}).get("Config") or []
     mtu = str(options.get(MTU_OPTION, ""))
-    return Network(
+    return DockerNetwork(
         name=name,
         id=inspected["Id"],
         bridge=options.get(_BRIDGE_OPTION) or f"br-{inspected['Id'][:12]}",
@@ -102,12 +108,12 @@ def read(inspected: Mapping[str, Any]) -> Network:
             for pool in pools
             if pool.get("Subnet") and not pool.get("IPRange")
         ),
-        containers=tuple(sorted(_containers(inspected), key=lambda one: one.name)),
-        recipe=_recipe(inspected, options, pools),
+        containers=tuple(sorted(_containers(inspected), key=lambda container: container.name)),
+        recipe=_create_command(inspected, options, pools),
     )
 
 
-def _recipe(
+def _create_command(
     inspected: Mapping[str, Any], options: Mapping[str, Any], pools: Iterable[Mapping[str, Any]]
 ) -> str:
     words = ["docker", "network", "create"]
@@ -122,37 +128,43 @@ def _recipe(
 
 
 def _containers(inspected: Mapping[str, Any]) -> Iterator[Container]:
-    for end in (inspected.get("Containers") or {}).values():
-        addresses = (end.get("IPv4Address"), end.get("IPv6Address"))
+    for endpoint in (inspected.get("Containers") or {}).values():
+        addresses = (endpoint.get("IPv4Address"), endpoint.get("IPv6Address"))
         yield Container(
-            end.get("Name", ""), end.get("MacAddress", ""), tuple(filter(None, addresses))
+            endpoint.get("Name", ""), endpoint.get("MacAddress", ""), tuple(filter(None, addresses))
         )
 
 
 @frozen
-class Tunnel:
-    """What is attached: its MTU in octets, and whether that was chosen rather than found."""
+class AttachedTunnel:
+    """The tunnel that a network is attached to: its MTU in octets, `chosen` by --mtu or derived."""
 
     mtu: int
     chosen: bool = False
 
 
 @frozen
-class Host:
-    """What of the host decides over frames on a bridge."""
+class BridgeFilter:
+    """Filtering of the frames that cross a bridge, by the host's netfilter rules."""
 
     bridge_netfilter: bool
-    """Bridged frames go through the host's iptables rules (net.bridge.bridge-nf-call-iptables)."""
+    """True if bridged frames pass the iptables rules (net.bridge.bridge-nf-call-iptables)."""
     forward: Verdict | None
-    """What of its firewall drops packets from the bridge to the bridge, if they go through it."""
+    """The rule that drops packets from the bridge to the same bridge, if they pass the rules."""
 
 
-def findings(network: Network, tunnel: Tunnel, host: Host) -> list[str]:
-    """What will bite, or may, each with what to do about it: one line for each."""
-    return [*_addresses(network), *_mtu(network, tunnel), *_netfilter(network, host)]
+def find_problems(
+    network: DockerNetwork, tunnel: AttachedTunnel, bridge_filter: BridgeFilter
+) -> list[str]:
+    """Return one line for each problem of a network, present or possible, with its solution."""
+    return [
+        *_address_problems(network),
+        *_mtu_problems(network, tunnel),
+        *_filter_problems(network, bridge_filter),
+    ]
 
 
-def _addresses(network: Network) -> Iterator[str]:
+def _address_problems(network: DockerNetwork) -> Iterator[str]:
     for subnet in network.unranged:
         part = _range(subnet)
         advice = "choose addresses by hand (docker run --ip)"
@@ -166,56 +178,56 @@ def _addresses(network: Network) -> Iterator[str]:
                 f"give each host a range of its own ({own}, on the next host another), or {advice}"
             )
         yield (
-            f"network {network.name}: every engine hands out addresses of {subnet} without knowing "
-            f"of the others, so two containers may get the same: {advice}"
+            f"network {network.name}: each engine assigns addresses of {subnet} without knowing "
+            f"those of the others, so two containers may get the same: {advice}"
         )
 
 
 def _range(subnet: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network | None:
-    """A part of a subnet for one host, None if it is too small for parts."""
+    """Return a part of a subnet for one host; None if the subnet is too small."""
     length = subnet.prefixlen + _RANGE_BITS
     if subnet.version == 4:
         length = min(length, _SMALLEST_RANGE)
     if length <= subnet.prefixlen or length > subnet.max_prefixlen:
         return None
     ranges: Iterator[Any] = subnet.subnets(new_prefix=length)
-    next(ranges)  # The gateway is in the first.
+    next(ranges)  # By default the gateway has the first address of the subnet.
     own: IPv4Network | IPv6Network = next(ranges)
     return own
 
 
-def _mtu(network: Network, tunnel: Tunnel) -> Iterator[str]:
+def _mtu_problems(network: DockerNetwork, tunnel: AttachedTunnel) -> Iterator[str]:
+    raising = "--mtu" if tunnel.chosen else "the MTU of the underlay"
     if network.mtu > tunnel.mtu:
         option = f"create it with --opt {MTU_OPTION}={tunnel.mtu}"
         if network.default:
             option = f'set "mtu": {tunnel.mtu} in the daemon.json of the engine'
-        raising = "--mtu" if tunnel.chosen else "the MTU of the underlay"
         yield (
             f"network {network.name}: its containers have an MTU of {network.mtu}, but the tunnel "
-            f"carries {tunnel.mtu}: that works, but what is larger is cut, fragmented or sent back "
-            f"on the way; to spare that, {option}, or raise {raising}"
+            f"carries {tunnel.mtu}: that works, but larger packets are segmented, fragmented or "
+            f"answered with an ICMP error; to avoid that, {option}, or raise {raising}"
         )
-    if tunnel.mtu < _IPV6_LEAST:
+    if tunnel.mtu < _IPV6_MTU_MIN:
         yield (
             f"network {network.name}: the tunnel carries {tunnel.mtu}, but IPv6 needs "
-            f"{_IPV6_LEAST}: it does not work through the tunnel"
+            f"{_IPV6_MTU_MIN} and will not work: raise {raising}"
         )
 
 
-def _netfilter(network: Network, host: Host) -> Iterator[str]:
+def _filter_problems(network: DockerNetwork, bridge_filter: BridgeFilter) -> Iterator[str]:
     if not network.icc:
         yield (
-            f"network {network.name}: containers are kept from each other (enable_icc=false), and "
-            "from those on other hosts as well: "
+            f"network {network.name}: containers are isolated from each other (enable_icc=false), "
+            "and from those on other hosts as well: "
             + ('"icc": true in daemon.json' if network.default else "create it without that option")
-            if host.bridge_netfilter
-            else f"network {network.name}: containers are to be kept from each other "
-            "(enable_icc=false), but not from those on other hosts, since bridged frames pass by "
+            if bridge_filter.bridge_netfilter
+            else f"network {network.name}: containers are isolated from each other "
+            "(enable_icc=false), but not from those on other hosts, since bridged frames bypass "
             "iptables: to change that, sysctl net.bridge.bridge-nf-call-iptables=1"
         )
-    elif host.bridge_netfilter and host.forward is not None:
-        does = "drops" if host.forward.certain else "may drop"
+    elif bridge_filter.bridge_netfilter and (rule := bridge_filter.forward) is not None:
+        verb = "drops" if rule.certain else "may drop"
         yield (
-            f"network {network.name}: this host's firewall {does} what crosses its bridge "
-            f"(net.bridge.bridge-nf-call-iptables is 1), by {host.forward.rule}: {host.forward.fix}"
+            f"network {network.name}: this host's firewall {verb} frames that cross its bridge "
+            f"(net.bridge.bridge-nf-call-iptables is 1), by {rule.rule}: {rule.fix}"
         )

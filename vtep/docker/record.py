@@ -1,7 +1,7 @@
-"""Which networks are attached on this host, and by which process: a file for each.
+"""Records of the attachments on this host: a JSON file for each, locked by its process.
 
-A record holds while its process has it locked, so that one whose process was killed holds no more,
-whatever other process has its number by now.
+A record is valid while it is locked. So the record of a process that was killed is not, even if
+another process has got its PID.
 """
 
 import fcntl
@@ -20,34 +20,34 @@ from vtep import descriptors
 from vtep.control.socket_files import namespace
 from vtep.errors import ConfigError, VtepError
 
-FOLDER = Path("/run/pyvtep/docker")
+RECORD_DIRECTORY = Path("/run/pyvtep/docker")
 
-_ENDS_WITHIN = 10.0
-"""Seconds that a process may take to end when it is asked to."""
+_END_TIMEOUT_S = 10.0
+"""Timeout for the end of a process after SIGTERM."""
 
 
 @frozen
-class Record:
-    """An attachment, as of its beginning."""
+class AttachmentRecord:
+    """An attachment as it was when it started."""
 
     pid: int
     network: str
     id: str
-    """The engine's name for the network, of which people may write the beginning."""
+    """ID of the network in the engine; commands accept a prefix of it, as docker does."""
     vni: int
     tap: str
     remotes: tuple[str, ...]
     docker_host: str
     recipe: str
-    """The command that creates such a network."""
+    """The command that creates the same network again."""
     netns: str | None = None
-    """The network namespace of the process, as `control.paths.namespace` has it."""
+    """Network namespace of the process, in the format of `control.socket_files.namespace`."""
 
 
 @contextmanager
-def keep(record: Record, folder: Path = FOLDER) -> Iterator[None]:
-    """Let others know of an attachment; raises VtepError where the network has one already."""
-    path = _path(record.network, folder)
+def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Iterator[None]:
+    """Publish an attachment within the context; raise VtepError if the network has one already."""
+    path = _path(record.network, directory)
     descriptor = _lock(path, record.network)
     try:
         os.ftruncate(descriptor, 0)
@@ -59,13 +59,17 @@ def keep(record: Record, folder: Path = FOLDER) -> Iterator[None]:
 
 
 def _lock(path: Path, network: str) -> int:
+    """Open and lock the file of a record.
+
+    Returns: its descriptor, which holds the lock until it is closed.
+    """
     while True:
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise VtepError(
-                f"cannot write {path} ({descriptors.reason(error)}): run as root"
+                f"cannot write {path}: {descriptors.reason(error)}; run as root"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,39 +79,39 @@ def _lock(path: Path, network: str) -> int:
                 f"network {network} is attached already; to end that: pyvtep docker detach "
                 f"{network}"
             ) from error
-        # Its owner may have ended, and removed it, since it was opened.
+        # Its owner may have removed the file between open and flock: lock a new one then.
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
 
 
-def attached(folder: Path = FOLDER) -> list[Record]:
-    """The attachments of this host, by name of the network."""
+def list_records(directory: Path = RECORD_DIRECTORY) -> list[AttachmentRecord]:
+    """Return the records of this host, sorted by the name of the network."""
     try:
-        paths = sorted(folder.iterdir())
+        paths = sorted(directory.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise VtepError(
-            f"cannot read {folder} ({descriptors.reason(error)}): run as root"
+            f"cannot read {directory}: {descriptors.reason(error)}; run as root"
         ) from error
     records = (_read(path) for path in paths)
     return [record for record in records if record is not None]
 
 
-def detach(network: str, folder: Path = FOLDER) -> None:
-    """End the attachment of a network, by its name or the beginning of its ID, and wait for that.
+def detach(network: str, directory: Path = RECORD_DIRECTORY) -> None:
+    """End the attachment of a network, given by name or prefix of the ID, and wait for its end.
 
-    Raises VtepError where there is none, or where its process does not end.
+    Raises: VtepError if there is none, or if its process does not end.
     """
-    path = _path(network, folder)
+    path = _path(network, directory)
     record = _read(path)
     own = namespace()
     if record is None:
-        found = [one for one in attached(folder) if one.id.startswith(network)]
+        found = [each for each in list_records(directory) if each.id.startswith(network)]
         if len(found) == 1:
             (record,) = found
-            path = _path(record.network, folder)
+            path = _path(record.network, directory)
     if record is not None:
         if record.netns is not None and record.netns != own:
             raise VtepError(
@@ -116,21 +120,23 @@ def detach(network: str, folder: Path = FOLDER) -> None:
                 f"nsenter -t {record.pid} -n pyvtep docker detach {record.network}"
             )
         with suppress(ProcessLookupError), _process(record.pid) as process:
-            # Only now it is sure that this number is that of the process that has the lock.
+            # The pidfd is open: if the lock is still held now, it is of this process, not of
+            # a later one with the same PID.
             if _read(path) == record:
                 try:
                     signal.pidfd_send_signal(process, signal.SIGTERM)
                 except PermissionError as error:
                     raise VtepError(
-                        f"process {record.pid} has network {network} attached, and is another "
-                        "user's: run as root"
+                        f"process {record.pid}, which attached network {network}, belongs to "
+                        "another user; run as root"
                     ) from error
-                if not select.select([process], [], [], _ENDS_WITHIN)[0]:
+                if not select.select([process], [], [], _END_TIMEOUT_S)[0]:
                     raise VtepError(
-                        f"process {record.pid}, which has network {network} attached, does not end"
+                        f"process {record.pid}, which attached network {network}, does not "
+                        f"end; to end it at once: kill -9 {record.pid}"
                     )
                 return
-    raise VtepError(f"network {network} is not attached on this host (pyvtep docker status)")
+    raise VtepError(f"network {network} is not attached on this host; see: pyvtep docker status")
 
 
 @contextmanager
@@ -142,31 +148,30 @@ def _process(pid: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _path(network: str, folder: Path) -> Path:
-    check(network)
-    return folder / f"{network}.json"
+def _path(network: str, directory: Path) -> Path:
+    check_name(network)
+    return directory / f"{network}.json"
 
 
-def check(network: str) -> None:
-    """Raise ConfigError for what can't be a name of a network, and hence none of a file here."""
-    # As the engine has it.
-    if not network or network[0] in "._-" or not _plain(network):
+def check_name(network: str) -> None:
+    """Raise ConfigError unless Docker accepts a name, which is then also safe as a file name."""
+    if not network or network[0] in "._-" or not _is_plain(network):
         raise ConfigError(f"network {network!r}: is not a name that a Docker network can have")
 
 
-def _plain(network: str) -> bool:
+def _is_plain(network: str) -> bool:
     return network.isascii() and all(char.isalnum() or char in "._-" for char in network)
 
 
-def _read(path: Path) -> Record | None:
-    """The record in a file, or None if nobody holds it."""
+def _read(path: Path) -> AttachmentRecord | None:
+    """Return the record in a file; None if no process has locked it."""
     try:
         with path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 found: dict[str, Any] = json.load(file)
-                return Record(**found | {"remotes": tuple(found["remotes"])})
-    except (OSError, ValueError, TypeError, KeyError):  # Gone, or not written yet.
+                return AttachmentRecord(**found | {"remotes": tuple(found["remotes"])})
+    except (OSError, ValueError, TypeError, KeyError):  # Removed, or not written yet.
         pass
     return None
