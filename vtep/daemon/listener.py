@@ -17,6 +17,7 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.policy import ANY_SOURCE
 from vtep.forwarding.segment import Segment
+from vtep.io.addresses import FAMILY
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.interfaces import Receiver, SocketFactory
@@ -37,8 +38,6 @@ _FLOOD_RATE = 2000
 
 _GROUP_SOURCES = 64
 """Prefixes in that filter, which is charged to the socket's option memory."""
-
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @frozen
@@ -141,7 +140,7 @@ class Listener:
     @property
     def version(self) -> int:
         """The IP version of the endpoint."""
-        return 6 if self.endpoint.binding.family == socket.AF_INET6 else 4
+        return self.endpoint.binding.version
 
     @property
     def groups(self) -> frozenset[Address]:

@@ -20,7 +20,7 @@ from vtep.daemon.build import (
     inherit_policy,
     outer_header_options,
 )
-from vtep.daemon.listener import FAMILY, Listener
+from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.tap_plan import OVERHEAD, check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
@@ -30,13 +30,14 @@ from vtep.forwarding.fdb import LEARNED, Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
+from vtep.io.addresses import FAMILY
 from vtep.io.binding import Binding
 from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet
-from vtep.wire.address import Address
+from vtep.wire.address import Address, version_of
 from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
@@ -138,7 +139,7 @@ class Port:
         Those are the versions of the configuration, and those of remotes of FDB entries.
         """
         configured = {remote.host for remote in self.segment.configured}
-        others = {_version(host) for host in self.fdb.members.hosts if host not in configured}
+        others = {version_of(host) for host in self.fdb.members.hosts if host not in configured}
         return sorted(others.union(config.versions))
 
     def counters(self) -> dict[str, int]:
@@ -362,7 +363,7 @@ class Port:
         counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
 
     def _on_member_added(self, host: str) -> None:
-        version = _version(host)
+        version = version_of(host)
         if self.listeners and not any(each.version == version for each in self.listeners):
             self._on_family_needed(version)
 
@@ -428,7 +429,7 @@ class Port:
     def _on_path_mtu(self, remote: Remote, mtu: int | None) -> None:
         """Follow the MTU of the path to a remote, in octets; None if it is not used any more."""
         before = self.mtu
-        overhead = OVERHEAD[_version(remote.host)]
+        overhead = OVERHEAD[version_of(remote.host)]
         if self.config.mtu is not None and self.config.df == "unset":
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
@@ -509,7 +510,3 @@ class Port:
                 by_option = self.fdb.keys_of([remote]) <= configured
                 origin = "--remote or --group" if by_option else "pyvtep fdb"
                 log.debug("vni %d: broadcasts go to %s (%s)", self.config.vni, remote.host, origin)
-
-
-def _version(host: str) -> int:
-    return 6 if ":" in host else 4

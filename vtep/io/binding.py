@@ -23,6 +23,11 @@ class Binding:
     local: Address | None
     dev: str | None
 
+    @property
+    def version(self) -> int:
+        """The IP version of the family."""
+        return 6 if self.family == socket.AF_INET6 else 4
+
     def open(self, port: int, *, shared: bool = False, grouped: bool = False) -> socket.socket:
         """Open a non-blocking UDP socket bound to `port`.
 

@@ -130,7 +130,7 @@ class Path:
             elif fields:
                 sock.sendmsg((batch,), control_messages(self.binding.family, fields, 0))
             else:
-                sock.send(batch)  # 0.3 us less than sendmsg.
+                sock.send(batch)  # 0.1 us less than sendmsg takes.
         except BlockingIOError:
             # A socket with queued errors is always ready, so it could not be waited for.
             if sock is not None and (returned := returned_datagrams(sock)):

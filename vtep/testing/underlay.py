@@ -190,8 +190,7 @@ class MemoryHost:
 
     def source(self, binding: Binding) -> str | None:
         """Return the source address of a binding; None if this host has none."""
-        version = 6 if binding.family == socket.AF_INET6 else 4
-        own = [each for each in self.addresses if version_of(each) == version]
+        own = [each for each in self.addresses if version_of(each) == binding.version]
         if binding.local is None:
             return own[0] if own else None
         return str(binding.local) if str(binding.local) in own else None
@@ -477,9 +476,7 @@ class MemoryFlooder(_MemorySocket):
         gso: bool,
     ) -> None:
         super().__init__(host, outer, gso=gso)
-        self._bindings = {
-            6 if binding.family == socket.AF_INET6 else 4: binding for binding in bindings
-        }
+        self._bindings = {binding.version: binding for binding in bindings}
 
     def prepare(self, remotes: Sequence[Remote]) -> "MemoryFloodGroup":
         """Prepare to send to remotes."""
