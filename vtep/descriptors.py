@@ -1,8 +1,8 @@
-"""Running out of file descriptors: what it looks like, what to say of it, and a reserve.
+"""Shortage of file descriptors: how errors report it, and a reserve for short-lived ones.
 
-A process that forwards opens descriptors all the time: for a moment to ask the kernel something,
-and for longer to talk to remotes and to control clients. What fails for want of one has to say so,
-rather than what failing means at other times.
+A forwarding process opens descriptors all the time: short-lived ones to query the kernel, and
+others for remotes and control clients. An operation that fails because there is none left must
+report that, and not the failure that it would report otherwise, such as an absent device.
 """
 
 import errno
@@ -19,7 +19,7 @@ from vtep.errors import VtepError
 log = logging.getLogger("vtep")
 
 RESERVE: Final = 8
-"""Descriptors that are left to what takes some for a moment, such as a look at the host's links."""
+"""Descriptors reserved for short-lived use, such as a query of the host's links."""
 
 _SHORTAGES = {
     errno.EMFILE: "this process is out of file descriptors",
@@ -28,21 +28,21 @@ _SHORTAGES = {
     errno.ENOBUFS: "the kernel is out of buffers",
 }
 
-_LOG_INTERVAL = 60.0
+_LOG_INTERVAL_S = 60.0
 _silent_until: dict[str, float] = {}
 
 
 class ShortageError(VtepError):
-    """There are too few descriptors, or too little memory, for something: it may work later."""
+    """An operation failed for lack of descriptors or kernel memory, and may succeed later."""
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error says that descriptors or the kernel's memory have run out."""
+    """Return whether an error reports a shortage of descriptors or of kernel memory."""
     return error.errno in _SHORTAGES
 
 
 def reason(error: OSError) -> str:
-    """Return why something failed and, where descriptors ran out, what to do."""
+    """Return the reason of an error and, for a shortage of descriptors, what to do."""
     if error.errno == errno.EMFILE:
         return (
             f"{_SHORTAGES[errno.EMFILE]} (it may have {_limit()}); raise the limit: ulimit -n, or "
@@ -53,7 +53,7 @@ def reason(error: OSError) -> str:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn an OSError that means a shortage into a ShortageError: `cannot WHAT: reason`."""
+    """Turn an OSError that reports a shortage into a ShortageError: `cannot WHAT: reason`."""
     try:
         yield
     except OSError as error:
@@ -66,14 +66,15 @@ def warn(line: str) -> None:
     """Log a line about a shortage, each line at most once a minute."""
     now = time.monotonic()
     if now >= _silent_until.get(line, now):
-        _silent_until[line] = now + _LOG_INTERVAL
+        _silent_until[line] = now + _LOG_INTERVAL_S
         log.warning("%s", line)
 
 
 def require(count: int) -> None:
-    """Raise OSError unless so many descriptors can be opened.
+    """Raise OSError unless `count` descriptors can be opened.
 
-    Libraries that fail half-way between several of them leave things behind, and tracebacks.
+    To be called before a library opens several of them. If one of those fails, libraries leak the
+    others, or log a traceback.
     """
     with ExitStack() as opened:
         for _ in range(count):
@@ -81,9 +82,9 @@ def require(count: int) -> None:
 
 
 def is_reserved(descriptor: int) -> bool:
-    """Return whether a descriptor that was just opened is one of the last that there are.
+    """Return whether a descriptor that was just opened belongs to the reserve.
 
-    The kernel hands out the lowest number that is free: all below it are taken.
+    The kernel assigns the lowest free number, so all numbers below it are in use.
     """
     return descriptor >= _limit() - RESERVE
 

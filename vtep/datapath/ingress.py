@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
-from vtep.datapath.tap_fallback import MergeGuard, frames_of, write_without_offload
+from vtep.datapath.tap_fallback import MergeGuard, count_frames, write_without_offload
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import Received, Receiver, TapDevice
@@ -268,7 +268,7 @@ class Ingress:
             self._switch.admit(begin, host, now, count)
             leave.counters.partial_checksums += count
             leave.counters.super_datagrams += count
-            frames, octets = frames_of(len(frame), header)
+            frames, octets = count_frames(len(frame), header)
             leave.counters.rx_frames += (count - lost) * frames
             leave.counters.rx_bytes += (count - lost) * octets
         return count
@@ -320,7 +320,7 @@ class Ingress:
             leave.tracker.on_received(frame, now)
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:
-            count, octets = frames_of(octets, header)
+            count, octets = count_frames(octets, header)
         try:
             os.writev(leave.tap.fd, (header, frame))
         except OSError as error:

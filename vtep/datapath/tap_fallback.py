@@ -1,8 +1,8 @@
-"""What becomes of frames that the kernel does not take at a TAP device as they are.
+"""Delivery of frames whose virtio header the kernel refuses at a TAP device.
 
-Some kernels refuse superframes that others take: Linux 6.6.44 and its contemporaries checked their
-virtio headers too strictly, and those before 6.2 know no superframes of UDP. What such a header
-leaves to the kernel can be done here, and then nothing is lost.
+Some kernels refuse superframes that others accept: Linux 6.6.44 and its contemporaries checked
+virtio headers too strictly, and Linux before 6.2 knows no superframes of UDP. Segmentation and
+checksums are then completed here, so that no frame is lost.
 """
 
 import errno
@@ -12,36 +12,40 @@ from vtep.counters import Counters, Drop
 from vtep.offload.split import AuthenticatedError, SplitError, Splitter, finish_checksum
 from vtep.wire import virtio
 
-_NOT_THE_HEADER = frozenset((errno.EIO, errno.EBADF, errno.EBADFD, errno.EAGAIN))
-"""Errors that a plain frame meets as well: the device is down or gone, or its queue is full."""
+_HEADER_UNRELATED = frozenset((errno.EIO, errno.EBADF, errno.EBADFD, errno.EAGAIN))
+"""Errors that a plain frame gets as well: the device is down or gone, or its queue is full."""
 
 _REFUSALS = 8
-"""Refused superframes after which it is decided whether merging still pays."""
+"""Refused superframes after which their share is checked."""
 
 _SHARE = 0.25
-"""Share of refused superframes from which merging no longer pays, since it is undone each time."""
+"""Share of refused superframes from which merging is suspended: each one is split again."""
 
 _PAUSE_S = 60.0
 _PAUSE_MAX_S = 3600.0
 
 
 class MergeGuard:
-    """Decides whether superframes of one kind are merged for one TAP, of which some are refused.
+    """Suspends the merging of superframes of one protocol for a TAP that refuses many of them.
 
-    Merging is suspended for a while, since it may be particular traffic that is refused; and for
-    twice as long each time.
+    Merging is tried again after a pause, since the kernel may refuse particular traffic only. Each
+    pause is twice as long as the one before.
     """
 
     def __init__(self) -> None:
         self.until = 0.0
-        """When merging may be tried again."""
+        """When merging is tried again, in seconds of the monotonic clock."""
         self.suspensions = 0
+        """The number of suspensions so far."""
         self._pause = _PAUSE_S
         self._refused = 0
         self._merged = 0
 
     def refuse(self, merged: int, now: float) -> bool:
-        """Count a refused superframe; `merged` is how many have been merged for the TAP by now.
+        """Count a refused superframe.
+
+        `merged` is the number of superframes merged for the TAP so far, and `now` is in seconds of
+        the monotonic clock.
 
         Returns: whether merging is suspended from now on.
         """
@@ -59,7 +63,7 @@ class MergeGuard:
 
 
 def count_refused(counters: Counters, error: OSError, count: int = 1) -> None:
-    """Count frames that a TAP device did not take."""
+    """Count frames that a TAP device refused as dropped."""
     counters.drop(Drop.TAP_DOWN if error.errno == errno.EIO else Drop.TAP_REFUSED, count=count)
 
 
@@ -71,24 +75,24 @@ def write_without_offload(
     splitter: Splitter,
     counters: Counters,
 ) -> bool:
-    """Write a frame or superframe that a TAP device has refused as frames that need nothing done.
+    """Write a frame that a TAP device has refused as plain frames with complete checksums.
 
-    A superframe is split, and an unfinished checksum is finished in place. What can't be written
-    either is counted as dropped.
+    A superframe is split. A partial checksum is completed in place. Frames that the device refuses
+    again are counted as dropped.
 
     Args:
         fd: the TAP device.
         frame: a writable view of the frame.
         header: the virtio header with which it was refused.
         error: the refusal.
-        splitter: one without a prefix, of which the output is overwritten.
-        counters: those of the segment.
+        splitter: a splitter without a prefix, whose output is overwritten.
+        counters: the counters of the segment.
 
     Returns: whether the refusal was about the virtio header.
     """
     gso = virtio.unpack(header)
-    count = frames_of(len(frame), header)[0]
-    if header == virtio.PLAIN or error.errno in _NOT_THE_HEADER:
+    count = count_frames(len(frame), header)[0]
+    if header == virtio.PLAIN or error.errno in _HEADER_UNRELATED:
         count_refused(counters, error, count)
         return False
     try:
@@ -114,8 +118,8 @@ def write_without_offload(
     return True
 
 
-def frames_of(octets: int, header: bytes) -> tuple[int, int]:
-    """For how many frames a frame or superframe of so many octets stands, and their octets."""
+def count_frames(octets: int, header: bytes) -> tuple[int, int]:
+    """Return how many frames a frame or superframe of `octets` stands for, and their octets."""
     gso = virtio.unpack(header)
     if gso.gso_type == virtio.GSO_NONE:
         return 1, octets

@@ -169,21 +169,21 @@ def _open(name: str) -> pytun.TunTapDevice:
 def _explain(name: str, error: OSError) -> VtepError:
     """Return the error of a TAP that could not be opened, with what to do."""
     reasons = {
-        errno.ENOENT: f"there is no {_DEVICE}: load the kernel module (modprobe tun), or give the "
-        f"container the device (docker run --device {_DEVICE})",
-        errno.ENODEV: f"the kernel behind {_DEVICE} has no TUN/TAP driver: modprobe tun",
-        errno.EPERM: "no privilege to make a TAP device: run as root or with CAP_NET_ADMIN, or let "
-        f"root make it for you: ip tuntap add {name} mode tap user {os.geteuid()}",
+        errno.ENOENT: f"cannot open {_DEVICE}: no such file; load the kernel module (modprobe "
+        f"tun), or pass the device to the container (docker run --device {_DEVICE})",
+        errno.ENODEV: f"cannot open {_DEVICE}: the kernel has no TUN/TAP driver; modprobe tun",
+        errno.EPERM: "cannot create a TAP device: no privilege; run as root or with CAP_NET_ADMIN, "
+        f"or create it as root: ip tuntap add {name} mode tap user {os.geteuid()}",
         errno.EBUSY: f"--tap {name}: another process has this device; choose another name",
         errno.EINVAL: f"--tap {name}: a network device of this name exists and is not a free TAP; "
         "choose another name",
     }
     reasons[errno.EACCES] = (
-        f"no access to {_DEVICE}: run as root, or let root give it to all, as most systems do "
-        f"(chmod 666 {_DEVICE}): that makes nobody a device who has no privilege to"
+        f"cannot open {_DEVICE}: permission denied; run as root, or allow all users to open it, as "
+        f"most systems do (chmod 666 {_DEVICE}): to create a device still needs CAP_NET_ADMIN"
     )
     if error.errno == errno.EINVAL and name not in (taken for _, taken in socket.if_nameindex()):
-        reasons[errno.EINVAL] = f"--tap {name}: the kernel does not take this name"
+        reasons[errno.EINVAL] = f"--tap {name}: the kernel refuses this name; choose another one"
     number = error.errno if error.errno is not None else 0
     reason = reasons.get(number, f"--tap {name}: cannot open it: {descriptors.reason(error)}")
     return VtepError(reason)

@@ -1,7 +1,8 @@
 """Hosts on one machine: network namespaces joined by veth pairs, for demos, tests and benchmarks.
 
-Nothing here outlives the process that uses it, not even when that is killed: a namespace is held
-by a child that ends with its standard input, and what runs inside is killed with its parent.
+No namespace and no command outlives the process that created it, even if that is killed. A child
+process whose standard input is a pipe holds the namespace, and ends when the pipe is closed. The
+commands inside are killed with their parent.
 """
 
 import errno
@@ -23,19 +24,19 @@ from pyroute2.netns import setns
 from vtep.errors import VtepError
 
 _DEADLINE = 10.0
-"""Seconds after which something that takes milliseconds is called stuck."""
+"""Seconds after which an operation that takes milliseconds is considered stuck."""
 
 
 _BLOCK = 1 << 20
 
 
 class Host:
-    """A network namespace with its loopback up, and the means to run things in it."""
+    """A network namespace with its loopback device up, and the commands that run in it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         need("unshare", "nsenter", "setpriv", "ip")
-        # cat echoes a line once it runs in its namespace, and ends when we do.
+        # cat echoes a line once it runs in the namespace, and ends when this process does.
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -44,7 +45,7 @@ class Host:
             self.close()
             raise VtepError("no privilege to make a network namespace: run as root")
         self.pid = str(self._holder.pid)
-        """Of a process in the namespace, by which `ip link` knows the namespace."""
+        """The ID of a process in the namespace, by which `ip link` refers to the namespace."""
         self.namespace = Path(f"/proc/{self.pid}/ns/net")
         self.run("ip", "link", "set", "lo", "up")
 
@@ -53,9 +54,9 @@ class Host:
         return [*enter, *command]
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> str:
-        """Run a command to its end and give its standard output.
+        """Run a command to its end, and return its standard output.
 
-        Raises VtepError with what it said where it fails and `check` is set.
+        Raises: VtepError, with the command's message, if it fails and `check` is set.
         """
         done = subprocess.run(
             self._argv(command), capture_output=True, text=True, timeout=timeout, check=False
@@ -68,14 +69,14 @@ class Host:
         return done.stdout
 
     def start(self, *command: str, **popen: Any) -> "subprocess.Popen[Any]":
-        """Start a command, which is ended with this host."""
+        """Start a command, which is terminated when this host is closed."""
         child = subprocess.Popen(self._argv(command), **popen)
         self._children.append(child)
         return child
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Put the calling thread into the namespace: sockets opened there stay there."""
+        """Move the calling thread into the namespace. Sockets opened there stay there."""
         with Path("/proc/thread-self/ns/net").open() as before, self.namespace.open() as here:
             setns(here.fileno())
             try:
@@ -84,7 +85,7 @@ class Host:
                 setns(before.fileno())
 
     def close(self) -> None:
-        """End what was started here; the namespace and its devices go with the last process."""
+        """Terminate all commands. The namespace and its devices vanish with the last process."""
         for child in (*reversed(self._children), self._holder):
             _end(child)
 
@@ -104,11 +105,11 @@ class Lab(ExitStack):
     """Hosts that are closed together."""
 
     def host(self, name: str) -> Host:
-        """Make a host."""
+        """Add a host."""
         return self.enter_context(Host(name))
 
     def wire(self, left: Host, right: Host, device: str = "eth0", mtu: int = 1500) -> None:
-        """Join two hosts by a veth pair whose ends both have the name `device`, and set it up."""
+        """Connect two hosts by a veth pair. Both ends are named `device`, and set up."""
         left.run(
             *("ip", "link", "add", device, "mtu", str(mtu), "type", "veth"),
             *("peer", "name", device, "mtu", str(mtu), "netns", right.pid),
@@ -126,10 +127,18 @@ def transfer(
     *,
     patience: float = _DEADLINE,
 ) -> float:
-    """Send random octets over TCP to an address of `sink`; the seconds that it took.
+    """Send random octets over TCP to an address of `sink`.
 
-    `progress` is told how many have arrived. `patience` is for how many seconds none may arrive.
-    Raises VtepError where they did not all arrive, or arrived damaged: their SHA-256 is compared.
+    Args:
+        source: the host that sends.
+        sink: the host that receives.
+        address: an address of `sink`.
+        octets: how many octets to send.
+        progress: called with the number of octets that have arrived.
+        patience: seconds without an arriving octet after which the transfer has failed.
+
+    Returns: the seconds that it took.
+    Raises: VtepError if octets are missing or damaged, according to their SHA-256.
     """
     block = os.urandom(min(octets, _BLOCK))
     payload = memoryview((block * -(-octets // len(block)))[:octets])
@@ -163,14 +172,14 @@ def transfer(
 
 
 def _listen(sink: Host, address: str, family: socket.AddressFamily) -> socket.socket:
-    """A socket that accepts connections to an address of `sink`; raises VtepError."""
+    """Listen for TCP connections to an address of `sink`. Raises: VtepError."""
     end = time.monotonic() + _DEADLINE
     with sink.inside():
         while True:
             try:
                 return socket.create_server((address, 0), family=family)
             except OSError as error:
-                # An IPv6 address that is still being checked for can't be used for a second or two.
+                # An IPv6 address is tentative for a second or two (RFC 4862, section 5.4).
                 if error.errno != errno.EADDRNOTAVAIL or time.monotonic() >= end:
                     raise VtepError(
                         f"{sink.name} cannot listen on {address}: {error.strerror}"
@@ -179,13 +188,13 @@ def _listen(sink: Host, address: str, family: socket.AddressFamily) -> socket.so
 
 
 def _send_all(client: socket.socket, payload: memoryview) -> None:
-    # Where this fails the receiver has a short count or a timeout, and says so.
+    # If this fails, the receiver reports missing octets or a timeout.
     with suppress(OSError):
         client.sendall(payload)
 
 
 def need(*commands: str) -> None:
-    """Raise VtepError where one of these commands is not installed, naming its Debian package."""
+    """Raise VtepError, with the Debian package, if one of these commands is not installed."""
     for command in commands:
         if shutil.which(command) is None:
             raise VtepError(f"{command} is not installed: apt-get install {_PACKAGES[command]}")
@@ -202,7 +211,7 @@ _PACKAGES = {
 
 
 def _echoes(holder: "subprocess.Popen[bytes]") -> bool:
-    """Whether a line sent to a child comes back, for which this waits."""
+    """Send a line to a child, and return whether it comes back."""
     if holder.stdin is None or holder.stdout is None:
         return False
     try:
@@ -214,7 +223,7 @@ def _echoes(holder: "subprocess.Popen[bytes]") -> bool:
 
 
 def _end(child: "subprocess.Popen[Any]") -> None:
-    """End a child: by the end of its input, by SIGTERM, and at last by SIGKILL."""
+    """Terminate a child: close its input, send SIGTERM, and at last SIGKILL."""
     for stream in (child.stdin, child.stdout, child.stderr):
         if stream is not None:
             stream.close()
