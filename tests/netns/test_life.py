@@ -373,7 +373,7 @@ def test_a_device_that_gets_its_address_late_is_tried_again(pair: Pair, start: S
     wait_until(lambda: "not ready: --dstport 4789: cannot bind" in vtep.log, "the refusal")
     address(a, "eth0", "192.0.2.1/24")
     address(b, "eth0", "192.0.2.2/24")
-    wait_until(lambda: "another device now: using that" in vtep.log, "the news")
+    wait_until(lambda: "--dev eth0 was re-created; rebinding" in vtep.log, "the news")
     ping(a, "10.0.0.2")
     assert vtep.log.count("not ready") == 1
 
@@ -398,7 +398,7 @@ def test_a_device_replaced_while_the_tap_waits(pair: Pair, start: Start) -> None
         device = "eth0" if host is a else "eth1"
         address(host, device, f"192.0.2.{number}/24")
         host.run("ip", "link", "set", device, "up")
-    wait_until(lambda: "another device now: using that" in vtep.log, "the news")
+    wait_until(lambda: "--dev eth0 was re-created; rebinding" in vtep.log, "the news")
     ping(a, "10.0.0.2")
 
 

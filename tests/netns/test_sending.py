@@ -386,7 +386,7 @@ class Failing:
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing tried again because some time has passed."""
-    monkeypatch.setattr(paths, "_RETRY_AFTER", 1e9)
+    monkeypatch.setattr(paths, "_RETRY_S", 1e9)
     monkeypatch.setattr(housekeeping, "_TICK", 1e9)
 
 

@@ -150,6 +150,11 @@ SEGMENT_APPLIERS = (
 # --- TAP and paths ----------------------------------------------------------------------------
 
 
+def _apply_mac(port: "Port", _config: Config, _now: float) -> None:
+    # The transaction has set it: frames from the underlay with this source are looped back.
+    port.segment.own_mac = port.device.mac
+
+
 def _apply_persist(port: "Port", config: Config, _now: float) -> None:
     port.device.set_persistent(on=config.persist)
 
@@ -169,6 +174,7 @@ def _apply_paths(port: "Port", _config: Config, _now: float) -> None:
 
 
 FORWARDING_APPLIERS = (
+    Applier(("mac",), _apply_mac),
     Applier(("persist",), _apply_persist),
     # Always: the listeners may be others, and a device for tunnel GSO may have been opened.
     Applier(("offload",), _apply_offload, always=True),

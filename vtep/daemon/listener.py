@@ -20,9 +20,8 @@ from vtep.forwarding.segment import Segment
 from vtep.io.addresses import FAMILY
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
-from vtep.io.interfaces import Receiver, SocketFactory
+from vtep.io.interfaces import Receiver, SocketFactory, TapDevice
 from vtep.io.shared_socket import SharedSocket
-from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
@@ -281,7 +280,7 @@ class Listener:
     def attach(
         self,
         segment: Segment,
-        tap: Tap,
+        tap: TapDevice,
         sizing: TunnelSizing,
         tracker: AckTracker,
         turn: Callable[[], None],

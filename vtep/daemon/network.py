@@ -22,6 +22,7 @@ from vtep.host.devices import device_index
 from vtep.host.routes import HostRoutes, Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.addresses import device_name
+from vtep.io.interfaces import TapDevice
 from vtep.io.path import superframe_max
 from vtep.io.receiver import receive_queue_drops
 from vtep.io.socket_options import gso_supported
@@ -147,7 +148,7 @@ class HostNetwork(Protocol):
     def forget_device_names(self) -> None:
         """Clear the cache of device names: a link has changed."""
 
-    def open_tap(self, name: str, *, tso: bool, uso: bool) -> Tap:
+    def open_tap(self, name: str, *, tso: bool, uso: bool) -> TapDevice:
         """Open a TAP device, which is created if there is none of this name. Raises: VtepError."""
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
@@ -305,7 +306,7 @@ class KernelNetwork:
         """Clear the cache of device names: a link has changed."""
         device_name.cache_clear()
 
-    def open_tap(self, name: str, *, tso: bool, uso: bool) -> Tap:
+    def open_tap(self, name: str, *, tso: bool, uso: bool) -> TapDevice:
         """Open a TAP device, which is created if there is none of this name. Raises: VtepError."""
         return Tap(name, tso=tso, uso=uso)
 

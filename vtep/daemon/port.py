@@ -32,7 +32,7 @@ from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.addresses import FAMILY
 from vtep.io.binding import Binding
-from vtep.io.tap import Tap
+from vtep.io.interfaces import TapDevice
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
@@ -93,7 +93,7 @@ class Port:
         self._pool = pool
         self._arena = arena
         self._network = network
-        self._device: Tap | None = None
+        self._device: TapDevice | None = None
         self._paths: Paths | None = None
         self._egress: Egress | None = None
         self.listeners: tuple[Listener, ...] = ()
@@ -122,7 +122,7 @@ class Port:
         return self._name if self._device is not None else self.config.tap
 
     @property
-    def device(self) -> Tap:
+    def device(self) -> TapDevice:
         """The open TAP device. Raises: VtepError if it is not open."""
         if self._device is None:
             raise VtepError(f"vni {self.config.vni} is not open")
@@ -173,7 +173,7 @@ class Port:
         )
         self.adopt(tap, queue_drops)
 
-    def adopt(self, tap: Tap, queue_drops: Mapping[str, int]) -> None:
+    def adopt(self, tap: TapDevice, queue_drops: Mapping[str, int]) -> None:
         """Use a TAP device that is open already, with its transmit drops as in `open`."""
         self.tap_index = tap.index
         self._name = self.config.tap
@@ -186,7 +186,6 @@ class Port:
         self._on_family_needed = partial(events.on_family_needed, self)
         self._on_tap_lost = partial(events.on_tap_lost, self)
         self._set_underlay(underlay)
-        self.segment.own_mac = self.device.mac
         self.listeners = tuple(listeners)
         # Not earlier: a new TAP must not persist if its transaction fails.
         apply_options(self, FORWARDING_APPLIERS, None, time.monotonic())
@@ -235,7 +234,7 @@ class Port:
         if tap is not None:
             tap.close()
 
-    def release(self) -> Tap | None:
+    def release(self) -> TapDevice | None:
         """End forwarding.
 
         Returns: the TAP, which is still open; None if there is none.

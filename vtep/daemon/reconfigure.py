@@ -26,7 +26,7 @@ from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapSetup
-from vtep.io.tap import Tap
+from vtep.io.interfaces import TapDevice
 from vtep.tunnel_gso.device import TunnelGsoDevice
 
 log = logging.getLogger("vtep")
@@ -57,7 +57,7 @@ class _Step:
     """The port that holds the TAP now: the same one, one that is removed, or None if it is new."""
     undo: list[Undo] = field(factory=list)
     """What reverts the changes of the TAP, in the order in which they were made."""
-    inherited: Tap | None = None
+    inherited: TapDevice | None = None
     """The TAP of a port that is removed."""
 
 
@@ -214,7 +214,7 @@ class Reconfigurer:
 
     # --- commit: neither waits nor fails --------------------------------------------------------
 
-    def _commit(self, prepared: _Prepared) -> list[Tap]:
+    def _commit(self, prepared: _Prepared) -> list[TapDevice]:
         """Let the ports forward as prepared.
 
         Returns: the TAPs that no port uses any more, which are to be closed.
@@ -292,7 +292,7 @@ def roll_back(session: HostSession, steps: Collection[_Step]) -> None:
                 )
 
 
-async def close_taps(network: HostNetwork, taps: Collection[Tap | TunnelGsoDevice]) -> None:
+async def close_taps(network: HostNetwork, taps: Collection[TapDevice | TunnelGsoDevice]) -> None:
     """Close TAPs, in threads: the kernel waits some 20 ms before it removes a device."""
     loop = asyncio.get_running_loop()
     if len(taps) > _CLOSERS:

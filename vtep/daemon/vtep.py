@@ -34,8 +34,7 @@ from vtep.daemon.reconfigure import Delta, Reconfigurer, close_taps
 from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import Fdb
-from vtep.io.interfaces import SocketFactory
-from vtep.io.tap import Tap
+from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.tunnel_gso.path import TunnelGsoPath
@@ -240,7 +239,7 @@ class Vtep:
         if exc is None and self._ended is not None and (error := self._ended.exception()):
             raise error
 
-    def _end(self, error: VtepError | None) -> list[Tap | TunnelGsoDevice]:
+    def _end(self, error: VtepError | None) -> list[TapDevice | TunnelGsoDevice]:
         """End forwarding.
 
         Returns: the TAPs, which are to be closed.
@@ -249,7 +248,9 @@ class Vtep:
         self._parts.tunnel_gso.stop()
         self._parts.filters.stop()
         self._running = False
-        taps: list[Tap | TunnelGsoDevice] = [tap for port in self._ports if (tap := port.release())]
+        taps: list[TapDevice | TunnelGsoDevice] = [
+            tap for port in self._ports if (tap := port.release())
+        ]
         self._parts.listeners.close()
         self._housekeeping.stop()
         self._watch.stop()
