@@ -1,4 +1,4 @@
-"""Running out of file descriptors, and what is said of it."""
+"""Shortage of file descriptors, and how errors report it."""
 
 import errno
 import logging
@@ -23,7 +23,7 @@ def next_descriptor() -> int:
 
 @contextmanager
 def no_descriptors() -> Iterator[int]:
-    """Let this process open no descriptor; the limit that it has meanwhile."""
+    """Prevent this process from opening descriptors. Provides: the limit meanwhile."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = next_descriptor()
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
@@ -42,13 +42,13 @@ def test_devices_by_name() -> None:
     assert caught.value.errno == errno.ENODEV
 
 
-def test_a_device_is_not_absent_because_it_could_not_be_asked_for() -> None:
+def test_a_failed_query_does_not_report_an_absent_device() -> None:
     with no_descriptors(), pytest.raises(OSError, match="Too many open files") as caught:
         device_index("lo")
     assert is_shortage(caught.value)
 
 
-def test_the_host_can_not_be_looked_at() -> None:
+def test_a_netlink_session_reports_the_shortage() -> None:
     with (
         no_descriptors() as limit,
         pytest.raises(ShortageError, match=rf"may have {limit}\); raise the limit: ulimit -n"),
@@ -69,7 +69,7 @@ def test_only_a_shortage_is_explained() -> None:
     assert reason(OSError("no interface with this name")) == "no interface with this name"
 
 
-def test_what_is_required_is_given_back() -> None:
+def test_required_descriptors_are_closed_again() -> None:
     before = next_descriptor()
     require(3)
     with no_descriptors(), pytest.raises(OSError, match="Too many"):

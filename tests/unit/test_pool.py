@@ -1,4 +1,4 @@
-"""Ways to remotes that VNIs share: who has them open, and who waits for room in them."""
+"""The pool: paths that VNIs share, and callbacks that wait until their sockets are writable."""
 
 import asyncio
 import socket
@@ -20,36 +20,36 @@ V6 = Binding(socket.AF_INET6, None, None)
 DATAGRAM = memoryview(bytes(100))
 
 
-Told = list[tuple[str, int | None]]
+Notified = list[tuple[str, int | None]]
 
 
-def paths(pool: Pool, config: Config, told: Told | None = None) -> Paths:
-    def tell(remote: Remote, mtu: int | None) -> None:
-        if told is not None:
-            told.append((remote.host, mtu))
+def paths_of(pool: Pool, config: Config, notified: Notified | None = None) -> Paths:
+    def notify(remote: Remote, mtu: int | None) -> None:
+        if notified is not None:
+            notified.append((remote.host, mtu))
 
     return Paths(
-        pool, {4: V4, 6: V6}, outer_header_options(config), InheritPolicy(), tell, gso=True
+        pool, {4: V4, 6: V6}, outer_header_options(config), InheritPolicy(), notify, gso=True
     )
 
 
 CONFIG = Config(vni=1)
 
 
-def test_ports_that_send_alike_share_a_path() -> None:
+def test_vnis_with_the_same_options_share_a_path() -> None:
     pool = Pool()
-    one, two = paths(pool, CONFIG), paths(pool, CONFIG)
+    one, two = paths_of(pool, CONFIG), paths_of(pool, CONFIG)
     remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
     path = one[remote]
     assert one[remote] is path
     assert two[same] is path
     assert two[Remote("127.0.0.1", 10)] is not path
-    assert paths(pool, Config(vni=2, ttl=3))[remote] is not path
+    assert paths_of(pool, Config(vni=2, ttl=3))[remote] is not path
 
 
 def test_a_path_is_closed_with_its_last_user() -> None:
     pool = Pool()
-    one, two = paths(pool, CONFIG), paths(pool, CONFIG)
+    one, two = paths_of(pool, CONFIG), paths_of(pool, CONFIG)
     remote, same = Remote("127.0.0.1", 9), Remote("127.0.0.1", 9)
     path = one[remote]
     assert two[same] is path
@@ -57,7 +57,9 @@ def test_a_path_is_closed_with_its_last_user() -> None:
     fd = path.fileno(0)
     one.close()
     assert path.fileno(0) == fd
-    two.release(Remote("127.0.0.1", 9))  # Another object, which it has no way to.
+    two.release(
+        Remote("127.0.0.1", 9)
+    )  # An equal remote, but another object, to which it has no path.
     assert path.fileno(0) == fd
     two.release(same)
     assert path.fileno(0) == -1
@@ -65,7 +67,7 @@ def test_a_path_is_closed_with_its_last_user() -> None:
     one.close()
 
 
-def test_remotes_may_be_more_than_source_ports() -> None:
+def test_more_remotes_than_source_ports() -> None:
     with ExitStack() as stack:
         receivers = [
             stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)
@@ -73,50 +75,50 @@ def test_remotes_may_be_more_than_source_ports() -> None:
         for receiver in receivers:
             receiver.bind(("127.0.0.1", 0))
             receiver.settimeout(10)
-        ways = paths(Pool(), Config(vni=1, srcport=(50_001, 50_001)))
+        paths = paths_of(Pool(), Config(vni=1, srcport=(50_001, 50_001)))
         for receiver in receivers:
-            path = ways[Remote("127.0.0.1", receiver.getsockname()[1])]
+            path = paths[Remote("127.0.0.1", receiver.getsockname()[1])]
             assert path.send(DATAGRAM, 100, 0, 0.0) == (100, None)
             assert receiver.recvfrom(200) == (bytes(DATAGRAM), ("127.0.0.1", 50_001))
-        ways.close()
+        paths.close()
 
 
-def test_all_who_share_a_path_are_told_of_its_mtu() -> None:
+def test_all_users_of_a_path_are_notified_of_its_mtu() -> None:
     pool = Pool()
-    told: tuple[Told, Told] = ([], [])
-    one, two = (paths(pool, CONFIG, each) for each in told)
+    notified: tuple[Notified, Notified] = ([], [])
+    one, two = (paths_of(pool, CONFIG, each) for each in notified)
     remote = Remote("127.0.0.1", 9)
     path = one[remote]
-    assert told == ([], [])  # It is not known before there is a socket.
+    assert notified == ([], [])  # Unknown before there is a socket.
     path.send(DATAGRAM, 100, 0, 0.0)
     mtu = path.mtu
-    assert told == ([("127.0.0.1", mtu)], [])
+    assert notified == ([("127.0.0.1", mtu)], [])
     assert two[remote] is path
-    assert told == ([("127.0.0.1", mtu)], [("127.0.0.1", mtu)])
+    assert notified == ([("127.0.0.1", mtu)], [("127.0.0.1", mtu)])
     one.close()
-    assert told[0][1:] == [("127.0.0.1", None)]
-    assert len(told[1]) == 1
+    assert notified[0][1:] == [("127.0.0.1", None)]
+    assert len(notified[1]) == 1
     two.close()
-    assert told[1][1:] == [("127.0.0.1", None)]
+    assert notified[1][1:] == [("127.0.0.1", None)]
 
 
-def test_paths_are_looked_at_in_turn() -> None:
+def test_path_mtus_are_refreshed_in_turn() -> None:
     pool = Pool()
-    ways = paths(pool, CONFIG)
-    seen = [ways[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
+    paths = paths_of(pool, CONFIG)
+    seen = [paths[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
     pool.refresh_mtus(3)
     assert [path.mtu > 0 for path in seen].count(True) == 3
-    ways.release(next(remote for remote, path in ways.items() if not path.mtu))
+    paths.release(next(remote for remote, path in paths.items() if not path.mtu))
     pool.refresh_mtus(3)
     assert [path.mtu > 0 for path in seen].count(True) == 4
-    ways.close()
+    paths.close()
     pool.refresh_mtus(3)
     pool.refresh_mtus()
 
 
 @pytest.fixture
 def full() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A socket that takes no more, and the one that can make room."""
+    """A socket whose send buffer is full, and the peer that can read from it."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with left, right:
         left.setblocking(False)
@@ -126,17 +128,17 @@ def full() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield left, right
 
 
-def test_all_who_wait_are_called_once_there_is_room(
+def test_all_waiters_are_called_once_when_the_socket_is_writable(
     full: tuple[socket.socket, socket.socket],
 ) -> None:
     left, right = full
     called: list[str] = []
 
     async def main() -> None:
-        room, last = WritableWaiters(), asyncio.Event()
-        room.wait(left.fileno(), lambda: called.append("one"))
-        room.wait(left.fileno(), lambda: called.append("two"))
-        room.wait(left.fileno(), last.set)
+        waiters, last = WritableWaiters(), asyncio.Event()
+        waiters.wait(left.fileno(), lambda: called.append("one"))
+        waiters.wait(left.fileno(), lambda: called.append("two"))
+        waiters.wait(left.fileno(), last.set)
         for _ in range(5):
             await asyncio.sleep(0)
         assert called == []
@@ -153,35 +155,35 @@ def test_all_who_wait_are_called_once_there_is_room(
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
-def test_who_waits_for_a_socket_that_is_closed_tries_another(
+def test_waiters_of_a_closed_socket_are_called_later(
     full: tuple[socket.socket, socket.socket],
 ) -> None:
     left, _ = full
     called: list[str] = []
 
     async def main() -> None:
-        room = WritableWaiters()
+        waiters = WritableWaiters()
 
         def again() -> None:
             called.append("again")
 
-        room.wait(left.fileno(), again)
-        room.wake(left.fileno())
+        waiters.wait(left.fileno(), again)
+        waiters.wake(left.fileno())
         left.close()
-        assert called == []  # Whoever closes it is in the middle of something.
+        assert called == []  # The caller that closes it is in the middle of a send.
         await asyncio.sleep(0)
         assert called == ["again"]
-        room.wake(left.fileno())
+        waiters.wake(left.fileno())
         await asyncio.sleep(0)
         assert called == ["again"]
 
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
-def test_closing_a_path_wakes_who_waits_for_it() -> None:
+def test_closing_a_path_wakes_its_waiters() -> None:
     async def main() -> None:
         pool = Pool()
-        path = paths(pool, CONFIG)[Remote("127.0.0.1", 9)]
+        path = paths_of(pool, CONFIG)[Remote("127.0.0.1", 9)]
         path.send(DATAGRAM, 100, 0, 0.0)
         woken = asyncio.get_running_loop().create_future()
         pool.writable.wait(path.fileno(0), lambda: woken.set_result(path.fileno(0)))

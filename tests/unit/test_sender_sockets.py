@@ -1,4 +1,4 @@
-"""Sending sockets: how many there are, which are closed, and those that receive as well."""
+"""SenderSockets: how many sockets there are, which are closed, and sharing with a receiver."""
 
 import os
 import resource
@@ -38,7 +38,7 @@ DEADLINE = 10.0
 
 @pytest.fixture
 def sink() -> Iterator[Callable[[int], Remote]]:
-    """Remotes by number, at addresses of this host where datagrams are taken and thrown away."""
+    """Remotes by number, at addresses of this host whose datagrams are discarded."""
     with socket.socket(V4, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         sock.bind(("", 0))
@@ -66,7 +66,7 @@ def open_now() -> int:
 CONFIG = Config(vni=1)
 
 
-def paths(pool: Pool, config: Config = CONFIG) -> Paths:
+def paths_of(pool: Pool, config: Config = CONFIG) -> Paths:
     return Paths(
         pool,
         {4: ANY[V4], 6: ANY[V6]},
@@ -78,7 +78,7 @@ def paths(pool: Pool, config: Config = CONFIG) -> Paths:
 
 
 def sent(path: Sender, flow: int = 0) -> int:
-    """Send a datagram, which has to leave. Returns: the descriptor that it left by."""
+    """Send a datagram, which must succeed. Returns: the descriptor of the socket."""
     assert path.send(DATAGRAM, 100, flow, 0.0) == (100, None)
     return path.fileno(flow)
 
@@ -86,29 +86,29 @@ def sent(path: Sender, flow: int = 0) -> int:
 # --- how many ---------------------------------------------------------------------------------
 
 
-def test_however_many_remotes_there_are_half_of_the_descriptors_are_left(sink: ToSink) -> None:
+def test_many_remotes_leave_half_of_the_descriptors(sink: ToSink) -> None:
     pool = Pool()
-    ways = paths(pool)
+    paths = paths_of(pool)
     limit = 2 * open_now() + 40
     with descriptors(limit):
         for number in range(300):
-            path = ways[sink(number)]
+            path = paths[sink(number)]
             for flow in range(3):
                 sent(path, flow)
             assert len(pool.senders) <= limit // 2
         assert len(pool.senders) == limit // 2
-        ways.close()
+        paths.close()
     assert len(pool.senders) == 0
 
 
-def test_those_that_send_to_many_at_once_are_bounded_too(sink: ToSink) -> None:
+def test_sockets_of_flooders_are_bounded(sink: ToSink) -> None:
     pool = Pool()
     limit = 2 * open_now() + 20
     with descriptors(limit), ExitStack() as stack:
         for vni in range(1, 41):
-            ways = paths(pool, Config(vni=vni, ttl=vni))
-            stack.callback(ways.close)
-            flood = ways.flood(tuple(sink(number) for number in range(10)))
+            paths = paths_of(pool, Config(vni=vni, ttl=vni))
+            stack.callback(paths.close)
+            flood = paths.flood(tuple(sink(number) for number in range(10)))
             assert flood is not None
             for flow in range(4):
                 result = flood.group.send(DATAGRAM, 100, flow)
@@ -117,62 +117,62 @@ def test_those_that_send_to_many_at_once_are_bounded_too(sink: ToSink) -> None:
         assert pool.senders.is_full
 
 
-def test_what_is_in_use_stays_open(sink: ToSink) -> None:
+def test_a_socket_in_use_stays_open(sink: ToSink) -> None:
     """A socket that is used between any two that are opened is never closed."""
     pool = Pool()
-    ways = paths(pool)
+    paths = paths_of(pool)
     with descriptors(2 * open_now() + 20):
-        busy, idle = ways[sink(0)], ways[sink(1)]
+        busy, idle = paths[sink(0)], paths[sink(1)]
         fd = sent(busy)
         sent(idle)
         for number in range(2, 500):
-            sent(ways[sink(number)])
+            sent(paths[sink(number)])
             assert sent(busy) == fd
         assert idle.fileno(0) == -1
         assert sent(idle) >= 0
-        ways.close()
+        paths.close()
 
 
-def test_a_remote_with_a_socket_takes_none_from_others(sink: ToSink) -> None:
-    """It has less entropy then."""
+def test_at_the_limit_a_remote_shares_its_own_socket(sink: ToSink) -> None:
+    """Its flows have fewer source ports then."""
     pool = Pool()
-    ways = paths(pool)
+    paths = paths_of(pool)
     with descriptors(2 * open_now() + 20):
-        path = ways[sink(0)]
+        path = paths[sink(0)]
         sent(path)
         others: list[Sender] = []
         while not pool.senders.is_full:
-            others.append(ways[sink(1 + len(others))])
+            others.append(paths[sink(1 + len(others))])
             sent(others[-1])
         fds = [other.fileno(0) for other in others]
         assert {sent(path, flow) for flow in range(64)} == {path.fileno(0)}
         assert [other.fileno(0) for other in others] == fds
-        # Those that ask for DF are other sockets, of which it has none yet.
+        # Flows with DF have sockets of their own, of which there is none yet.
         assert sent(path, DF << FLOW_BITS) != path.fileno(0)
         assert pool.senders.is_full
-        ways.close()
+        paths.close()
 
 
-def test_whoever_waits_for_a_socket_that_is_closed_is_woken(sink: ToSink) -> None:
+def test_an_evicted_socket_is_reported_before_it_is_closed(sink: ToSink) -> None:
     closed: list[int] = []
     senders = SenderSockets(closed.append)
-    ways = [
+    paths = [
         Path(ANY[V4], OuterHeaderOptions(), sink(number), 1, senders, gso=True)
         for number in range(60)
     ]
     with descriptors(2 * open_now() + 20):
-        fd = sent(ways[0])
-        for path in ways[1:]:
+        fd = sent(paths[0])
+        for path in paths[1:]:
             sent(path)
         assert fd in closed
-        for path in ways:
+        for path in paths:
             path.close()
 
 
-def test_without_any_descriptor_left_another_socket_is_closed(sink: ToSink) -> None:
+def test_without_a_descriptor_another_socket_is_closed(sink: ToSink) -> None:
     pool = Pool()
-    ways = paths(pool)
-    one, two = ways[sink(1)], ways[sink(2)]
+    paths = paths_of(pool)
+    one, two = paths[sink(1)], paths[sink(2)]
     sent(one)
     taken: list[int] = []
     with descriptors(open_now() + 60):
@@ -186,10 +186,10 @@ def test_without_any_descriptor_left_another_socket_is_closed(sink: ToSink) -> N
         finally:
             for fd in taken:
                 os.close(fd)
-        ways.close()
+        paths.close()
 
 
-def test_as_many_source_ports_as_there_are() -> None:
+def test_source_ports_by_number_of_remotes() -> None:
     with descriptors(1024):
         assert pool_slots(1, 16384) == 64
         assert pool_slots(100, 16384) == 4
@@ -202,7 +202,7 @@ def test_as_many_source_ports_as_there_are() -> None:
 
 @pytest.fixture
 def taken() -> Iterator[range]:
-    """Two ports that another socket has, behind one that is free."""
+    """Three ports of which the first is free, and another socket has the others."""
     with ExitStack() as stack:
         while True:
             socks = [stack.enter_context(socket.socket(V4, socket.SOCK_DGRAM)) for _ in range(3)]
@@ -226,7 +226,7 @@ def test_the_only_free_port_of_a_range_is_found(taken: range, sink: ToSink) -> N
         path.close()
 
 
-def test_a_range_without_a_free_port_is_told_of_once(
+def test_a_range_without_a_free_port_is_logged_once(
     taken: range, caplog: pytest.LogCaptureFixture
 ) -> None:
     senders = SenderSockets()
@@ -247,18 +247,18 @@ def test_a_range_without_a_free_port_is_told_of_once(
     assert caplog.text.count(says) == 1
 
 
-def test_a_port_to_listen_on_is_given_up(sink: ToSink) -> None:
+def test_sockets_on_a_port_to_listen_on_are_closed(sink: ToSink) -> None:
     pool = Pool()
     port = free_port()
-    ways = paths(pool, Config(vni=1, srcport=(port, port)))
-    path = ways[sink(0)]
+    paths = paths_of(pool, Config(vni=1, srcport=(port, port)))
+    path = paths[sink(0)]
     sent(path)
     pool.senders.vacate(V6, port)
     assert path.fileno(0) >= 0
     pool.senders.vacate(V4, port)
     with UdpReceiver.open(ANY[V4], port, gro=False):
         assert path.fileno(0) == -1
-    ways.close()
+    paths.close()
 
 
 def free_port(family: socket.AddressFamily = V4) -> int:
@@ -267,10 +267,10 @@ def free_port(family: socket.AddressFamily = V4) -> int:
         return int(sock.getsockname()[1])
 
 
-# --- trying again -----------------------------------------------------------------------------
+# --- retries ------------------------------------------------------------------------------------
 
 
-def test_a_change_of_the_network_has_it_tried_again_at_once(sink: ToSink) -> None:
+def test_a_network_change_ends_the_pause_before_a_retry(sink: ToSink) -> None:
     senders = SenderSockets()
     path = Path(Binding(V4, None, "nix0"), OuterHeaderOptions(), sink(0), 1, senders, gso=True)
     assert path.send(DATAGRAM, 100, 0, 0.0) == (100, Drop.UNDERLAY_UNREACHABLE)
@@ -281,11 +281,11 @@ def test_a_change_of_the_network_has_it_tried_again_at_once(sink: ToSink) -> Non
     path.close()
 
 
-# --- one port both ways -----------------------------------------------------------------------
+# --- one port for both directions ---------------------------------------------------------------
 
 
-class BothWays:
-    """A receiving socket on a port of its own that is the only source port, too."""
+class SharedPort:
+    """A receiving socket whose port is also the only source port."""
 
     def __init__(self, stack: ExitStack, family: socket.AddressFamily) -> None:
         self.family = family
@@ -305,7 +305,7 @@ class BothWays:
         )
 
     def receive(self) -> bytes:
-        """Receive as the event loop does; raises OSError for what it is told of."""
+        """Receive when readable, as the event loop does. Raises: OSError for a queued error."""
         readable, _, _ = select.select([self.receiver], [], [], DEADLINE)
         assert readable
         return self.receiver.sock.recv(1000)
@@ -342,11 +342,9 @@ def peer(stack: ExitStack, family: socket.AddressFamily) -> socket.socket:
 
 
 @FAMILIES
-def test_what_is_sent_from_the_port_leaves_it_to_the_receiver(
-    stack: ExitStack, family: socket.AddressFamily
-) -> None:
-    """Also from a remote that sends from the port that it is sent to."""
-    ours, theirs = BothWays(stack, family), peer(stack, family)
+def test_a_shared_port_still_receives(stack: ExitStack, family: socket.AddressFamily) -> None:
+    """Also from a remote whose source port is the port that is sent to."""
+    ours, theirs = SharedPort(stack, family), peer(stack, family)
     path = ours.path(theirs.getsockname()[1])
     for flow in (0, 1, DF << FLOW_BITS, 0xB8 << FLOW_BITS):
         three = memoryview(bytes(250))
@@ -364,8 +362,10 @@ def test_what_is_sent_from_the_port_leaves_it_to_the_receiver(
 
 
 @FAMILIES
-def test_each_segment_has_its_own_look(stack: ExitStack, family: socket.AddressFamily) -> None:
-    ours, theirs = BothWays(stack, family), peer(stack, family)
+def test_each_segment_has_its_own_outer_header(
+    stack: ExitStack, family: socket.AddressFamily
+) -> None:
+    ours, theirs = SharedPort(stack, family), peer(stack, family)
     v6 = family == V6
     theirs.setsockopt(*((socket.IPPROTO_IPV6, 66) if v6 else (socket.IPPROTO_IP, 13)), 1)
     theirs.setsockopt(*((socket.IPPROTO_IPV6, 51) if v6 else (socket.IPPROTO_IP, 12)), 1)
@@ -373,18 +373,18 @@ def test_each_segment_has_its_own_look(stack: ExitStack, family: socket.AddressF
     looks = [
         OuterHeaderOptions(srcport=ours.ports, tos=tos, ttl=ttl) for tos, ttl in ((0xB8, 7), (0, 0))
     ]
-    ways = [ours.path(port, outer) for outer in looks]
-    for path, outer in zip(ways * 2, looks * 2, strict=True):
+    paths = [ours.path(port, outer) for outer in looks]
+    for path, outer in zip(paths * 2, looks * 2, strict=True):
         sent(path)
         _, ancillary, _, _ = theirs.recvmsg(1000, 200)
         assert sorted(data[0] for _, _, data in ancillary) == sorted((outer.tos, outer.ttl or 64))
-    for path in ways:
+    for path in paths:
         path.close()
 
 
 @FAMILIES
-def test_many_are_sent_to_from_the_port(stack: ExitStack, family: socket.AddressFamily) -> None:
-    ours = BothWays(stack, family)
+def test_flooding_from_a_shared_port(stack: ExitStack, family: socket.AddressFamily) -> None:
+    ours = SharedPort(stack, family)
     theirs = [peer(stack, family) for _ in range(10)]
     replicator = Replicator(
         [ANY[family]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
@@ -403,34 +403,34 @@ def test_many_are_sent_to_from_the_port(stack: ExitStack, family: socket.Address
 
 
 @FAMILIES
-def test_what_comes_back_does_not_disturb_the_receiver(
+def test_icmp_errors_do_not_disturb_the_receiver(
     stack: ExitStack, family: socket.AddressFamily
 ) -> None:
-    ours = BothWays(stack, family)
+    ours = SharedPort(stack, family)
     path, other = ours.path(free_port(family)), peer(stack, family)
-    way = ours.path(other.getsockname()[1])
+    path_to_peer = ours.path(other.getsockname()[1])
     sent(path)
-    # It is told of with the next datagram to that host, which has not left then.
+    # The next send to that host reports it, and sends nothing.
     assert path.send(DATAGRAM, 100, 0, 0.0) == (0, Drop.UNDERLAY_REFUSED)
-    sent(way)
+    sent(path_to_peer)
     sent(path)
     with pytest.raises(ConnectionRefusedError):
         ours.receive()
     ours.shared.report(ours.shared.returned_datagrams())
     assert ours.returned == [ReturnedDatagram(HOST[family], Drop.UNDERLAY_REFUSED)]
     assert ours.rearmed >= 2
-    sent(way)
+    sent(path_to_peer)
     other.sendto(b"x", (HOST[family], ours.port))
     assert ours.receive() == b"x"
 
 
-def test_what_comes_back_from_others_is_reported(stack: ExitStack) -> None:
-    ours = BothWays(stack, V4)
+def test_returned_datagrams_of_other_senders_are_reported(stack: ExitStack) -> None:
+    ours = SharedPort(stack, V4)
     refused = ours.path(free_port(), host="127.0.0.2")
     theirs = peer(stack, V4)
-    way = ours.path(theirs.getsockname()[1])
+    path_to_peer = ours.path(theirs.getsockname()[1])
     sent(refused)
-    sent(way)
+    sent(path_to_peer)
     assert ours.returned == [ReturnedDatagram("127.0.0.2", Drop.UNDERLAY_REFUSED)]
     replicator = Replicator(
         [ANY[V4]], OuterHeaderOptions(srcport=ours.ports), ours.senders, gso=True
@@ -443,8 +443,10 @@ def test_what_comes_back_from_others_is_reported(stack: ExitStack) -> None:
 
 
 @FAMILIES
-def test_another_receiver_is_sent_from_next(stack: ExitStack, family: socket.AddressFamily) -> None:
-    ours, theirs = BothWays(stack, family), peer(stack, family)
+def test_a_new_receiver_is_shared_after_the_old_one_closed(
+    stack: ExitStack, family: socket.AddressFamily
+) -> None:
+    ours, theirs = SharedPort(stack, family), peer(stack, family)
     path = ours.path(theirs.getsockname()[1])
     sent(path)
     ours.close()
@@ -455,14 +457,14 @@ def test_another_receiver_is_sent_from_next(stack: ExitStack, family: socket.Add
         assert theirs.recvfrom(1000)[1][1] == ours.port
 
 
-def test_a_reply_leaves_what_it_has_found(stack: ExitStack) -> None:
-    """IPv6 datagrams may be fragmented again after one that must not be."""
-    ours, theirs = BothWays(stack, V6), peer(stack, V6)
+def test_an_unfragmented_reply_restores_the_options(stack: ExitStack) -> None:
+    """IPv6 datagrams may be fragmented again after it."""
+    ours, theirs = SharedPort(stack, V6), peer(stack, V6)
     ours.receiver.send_unfragmented(bytes(SIZE), "::1", theirs.getsockname()[1])
     assert ours.receiver.sock.getsockopt(socket.IPPROTO_IPV6, 62) == 0
 
 
-def test_only_a_receiver_that_would_be_in_the_way_is_shared() -> None:
+def test_only_a_receiver_with_a_wider_binding_is_shared() -> None:
     with UdpReceiver.open(ANY[V4], 0, gro=False) as receiver:
         for binding, other, can in (
             (ANY[V4], ANY[V4], True),

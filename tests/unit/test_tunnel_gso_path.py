@@ -200,7 +200,7 @@ def test_an_error_suspends_tunnel_gso(
     assert "offload tnl suspended to 127.0.0.2: EIO" in record.getMessage()
 
 
-def test_superframes_that_are_too_long_are_refused_here(rig: Rig) -> None:
+def test_superframes_that_are_too_long_are_not_sent(rig: Rig) -> None:
     rig.enable()
     long = memoryview(bytes(65_530))
     assert not rig.path.send(PREFIX, long, CUT, GSO, 0, 1.0)

@@ -1,4 +1,4 @@
-"""UdpErrors: what is read of the kernel's own counters."""
+"""UdpErrors: parsing the counters of the kernel."""
 
 import socket
 from pathlib import Path
@@ -23,7 +23,7 @@ Udp6MemErrors                   	800
 """
 
 
-def test_all_that_a_full_queue_discards() -> None:
+def test_overflow_includes_memory_errors() -> None:
     assert UdpErrors.parse_v4(SNMP) == UdpErrors.parse_v6(SNMP6) == UdpErrors(7, 850)
 
 
@@ -35,7 +35,9 @@ def test_an_older_kernel_has_fewer_counters() -> None:
 
 
 @pytest.mark.parametrize(("version", "family"), [(4, socket.AF_INET), (6, socket.AF_INET6)])
-def test_the_kernel_counts_a_full_queue(version: int, family: socket.AddressFamily) -> None:
+def test_the_kernel_counts_datagrams_to_a_full_buffer(
+    version: int, family: socket.AddressFamily
+) -> None:
     if not Path("/proc/thread-self/net/snmp6").exists():
         pytest.skip("needs IPv6")
     host = {4: "127.0.0.1", 6: "::1"}[version]
