@@ -1,4 +1,4 @@
-"""Hosts whose bridges have the same address: both are to keep it."""
+"""Two hosts whose bridges have the same gateway address, which both must keep."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +11,13 @@ GATEWAY = "fd00:18::1"
 
 def bridge(host: Host) -> None:
     host.run("ip", "link", "add", "br0", "type", "bridge")
-    # Long enough for both to be asking at the same time, however busy the machine is.
+    # Long enough for both to probe at the same time, however busy the machine is.
     host.run("sysctl", "-qw", "net.ipv6.conf.br0.dad_transmits=4")
     host.run("ip", "link", "set", "br0", "up")
 
 
 def gateway(host: Host) -> str:
-    """The gateway's address on a host, with its flags."""
+    """Return the gateway address of a host, with its flags."""
     return host.run("ip", "-6", "addr", "show", "dev", "br0", "to", f"{GATEWAY}/128")
 
 
@@ -25,10 +25,10 @@ def is_checked(host: Host) -> bool:
     return "tentative" not in gateway(host)
 
 
-def test_two_that_check_their_address_at_once_both_keep_it(
+def test_simultaneous_duplicate_address_detection_keeps_both(
     pair: tuple[Host, Host], start: Callable[..., Pyvtep]
 ) -> None:
-    """As when two hosts with an IPv6 network of Docker start together."""
+    """As when two hosts with an IPv6 network of Docker start at the same time."""
     remotes = ("192.0.2.2", "192.0.2.1")
     vteps = []
     for host, remote in zip(pair, remotes, strict=True):

@@ -1,4 +1,4 @@
-"""What we put on the underlay, as tcpdump captures it and tshark judges it."""
+"""Datagrams on the underlay, captured by tcpdump and checked by tshark."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from vtep.testing.lab import transfer
 
 
 @pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])
-def test_every_packet_is_sound(pair: Pair, start: Start, tmp_path: Path, prefix: str) -> None:
+def test_every_datagram_is_valid(pair: Pair, start: Start, tmp_path: Path, prefix: str) -> None:
     a, b = pair
     for host in pair:
-        # A veth leaves outer checksums to the card that it does not have.
+        # A veth defers outer checksums to a NIC that does not exist.
         host.run("ethtool", "-K", "eth0", "tx", "off")
     start(b, *segment(0xABCDEF, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"))
     start(a, *segment(0xABCDEF, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"))
@@ -42,7 +42,7 @@ def test_every_packet_is_sound(pair: Pair, start: Start, tmp_path: Path, prefix:
     assert len(tshark(pcap, "-Y", "vxlan")) == total
     assert tshark(pcap, "-Y", "_ws.malformed || _ws.expert.severity == error") == []
     assert len(tshark(pcap, "-Y", "vxlan[0:8] == 08:00:00:00:ab:cd:ef:00")) == total
-    # 0 is bad, 1 good, 2 not verified; outer and inner are both fields of these names.
+    # 0 is bad, 1 good, 2 not verified; outer and inner headers have fields of the same names.
     bad = " || ".join(f"{name}.checksum.status == 0" for name in ("ip", "udp", "tcp", "icmp"))
     assert tshark(pcap, "-Y", bad) == []
     assert len(tshark(pcap, "-Y", f"{ours} && udp.checksum.status == 1")) == total
@@ -57,7 +57,7 @@ def test_every_packet_is_sound(pair: Pair, start: Start, tmp_path: Path, prefix:
         if stream:
             flows.setdefault((stream, source), set()).add(port)
     assert all(49152 <= port <= 65535 for port in ports)
-    assert len(ports) > 20  # More than 80 flows over 64 ports of each of two VTEPs.
-    # One flow, in one direction, keeps to one port.
+    assert len(ports) > 20  # More than 80 flows over the 64 ports of each of two VTEPs.
+    # A flow keeps its source port in each direction.
     assert len(flows) == 8
     assert all(len(used) == 1 for used in flows.values())

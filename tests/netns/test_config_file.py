@@ -1,4 +1,4 @@
-"""`pyvtep --config` and `check-config`: many VNIs from a file, and reading it again."""
+"""`pyvtep --config` and `check-config`: several VNIs from a file, and reloading it."""
 
 import signal
 import sys
@@ -46,9 +46,7 @@ def reload(vtep: Pyvtep, *words: str) -> None:
     wait_until(lambda: all(word in vtep.log[before:] for word in words), " and ".join(words))
 
 
-def test_two_vnis_from_a_file_and_what_is_different_in_it(
-    pair: Pair, start: Start, file: Path
-) -> None:
+def test_reload_changes_only_what_differs_in_the_file(pair: Pair, start: Start, file: Path) -> None:
     a, b = pair
     file.write_text(TWO.format(remote="192.0.2.2", own=1))
     other = file.with_name("other.toml")
@@ -90,9 +88,7 @@ def test_two_vnis_from_a_file_and_what_is_different_in_it(
     assert not has_device(a, "vx5")
 
 
-def test_a_tap_that_is_removed_comes_back_with_the_file(
-    pair: Pair, start: Start, file: Path
-) -> None:
+def test_reload_creates_a_removed_tap_again(pair: Pair, start: Start, file: Path) -> None:
     a, _ = pair
     file.write_text(TWO.format(remote="192.0.2.2", own=1))
     vtep = start(a, "--config", str(file))
@@ -144,7 +140,7 @@ def test_refused(pair: Pair, file: Path, arguments: list[str], code: int, words:
     assert said.count("\n") == 1
 
 
-def test_process_options_go_with_a_file(pair: Pair, start: Start, file: Path) -> None:
+def test_process_options_beside_a_file(pair: Pair, start: Start, file: Path) -> None:
     a, _ = pair
     file.write_text(TWO.format(remote="192.0.2.2", own=1).replace('"none"', '"/no/such"'))
     vtep = start(a, "--config", str(file), "--control", "none")
@@ -155,7 +151,7 @@ def test_process_options_go_with_a_file(pair: Pair, start: Start, file: Path) ->
     assert vtep.stop() == 0
 
 
-def test_no_remote_yet(pair: Pair, start: Start) -> None:
+def test_vni_without_a_remote(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, "--vni", "1", "--tap", "vx0")
     assert "vni 1 on vx0 (mtu 1450) to no remote yet, UDP port 4789" in vtep.log

@@ -1,4 +1,4 @@
-"""Steering a running pyvtep: its commands, what they do to frames, and who can't disturb it."""
+"""Control of a running pyvtep: its commands, their effect on frames, and hostile clients."""
 
 import json
 import os
@@ -45,11 +45,11 @@ def frame(destination: str, text: bytes) -> bytes:
     return addresses + b"\x88\xb5" + text.ljust(50, b".")
 
 
-# --- what the commands do -----------------------------------------------------------------------
+# --- effects of commands ------------------------------------------------------------------------
 
 
-def test_a_static_entry_steers_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
-    """To where nothing else would have sent it: another VTEP, port and VNI."""
+def test_static_entry_directs_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
+    """To another VTEP, port and VNI than those of the segment."""
     a, b = pair
     ping(a, "10.0.0.2")
     b_mac = mac_of(b, "eth0")
@@ -80,8 +80,8 @@ def test_a_static_entry_steers_a_frame(pair: Pair, tunnel: Tunnel, tmp_path: Pat
     ], lines
 
 
-def test_an_entry_may_name_the_device(lab: Lab, pair: Pair, tunnel: Tunnel) -> None:
-    """Which is not the one that the routes say."""
+def test_entry_with_a_device(lab: Lab, pair: Pair, tunnel: Tunnel) -> None:
+    """Which is not the device of the route."""
     a, b = pair
     lab.wire(a, b, "eth1")
     a.run("ip", "route", "add", "192.0.2.0/24", "dev", "eth1", "metric", "500")
@@ -97,7 +97,7 @@ def sent(vtep: Pyvtep, mac: str) -> int:
         return client.fdb.get(mac)["tx_frames"]
 
 
-def test_a_static_entry_is_believed_more_than_frames(pair: Pair, tunnel: Tunnel) -> None:
+def test_learning_does_not_move_a_static_entry(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     ping(a, "10.0.0.2")
     vtep = tunnel[0]
@@ -109,7 +109,7 @@ def test_a_static_entry_is_believed_more_than_frames(pair: Pair, tunnel: Tunnel)
     ping(a, "10.0.0.2")
 
 
-def test_a_remote_comes_and_goes(pair: Pair, start: Start) -> None:
+def test_add_and_delete_a_remote(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, "--vni", "1", "--tap", "vx0", "--address", "10.0.0.1/24")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -125,11 +125,11 @@ def test_a_remote_comes_and_goes(pair: Pair, start: Start) -> None:
     vtep.run("remote", "del", "192.0.2.2")
     assert (
         vtep.run("fdb", "show", "dynamic") == "(none)\n"
-    )  # What was learned of it has gone as well.
+    )  # Its learned entries are deleted as well.
     assert "1 received" not in a.run("ping", "-c1", "-W0.3", "10.0.0.2", check=False)
 
 
-def test_a_segment_more_and_less(pair: Pair, tunnel: Tunnel) -> None:
+def test_add_and_delete_a_vni(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     for number, (host, vtep) in enumerate(zip(pair, tunnel, strict=True), 1):
         remote = f"192.0.2.{3 - number}"
@@ -155,7 +155,7 @@ def test_a_segment_more_and_less(pair: Pair, tunnel: Tunnel) -> None:
     assert "vni 7: there is no such segment" in vtep.run("vni", "del", "7", code=1)
 
 
-def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None:
+def test_a_refused_command_changes_nothing(pair: Pair, tunnel: Tunnel) -> None:
     vtep = tunnel[0]
     before = vtep.run("vni", "show", "--json")
     for words, code, line in (
@@ -185,15 +185,15 @@ def test_what_is_refused_has_changed_nothing(pair: Pair, tunnel: Tunnel) -> None
 
 
 def state_of(host: Host, device: str) -> dict[str, Any]:
-    """MAC, MTU, bridge, flags and addresses of a device."""
+    """Return the MAC address, MTU, bridge, flags and addresses of a device."""
     (link,) = json.loads(host.run("ip", "-j", "address", "show", "dev", device))
     kept = {key: link.get(key) for key in ("address", "mtu", "master", "flags")}
     addresses = {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]}
     return kept | {"addresses": {each for each in addresses if not each.startswith("fe80:")}}
 
 
-def test_a_change_that_is_refused_half_way_is_taken_back(pair: Pair, tunnel: Tunnel) -> None:
-    """The kernel refuses the bridge, which comes last."""
+def test_a_change_that_fails_halfway_is_rolled_back(pair: Pair, tunnel: Tunnel) -> None:
+    """The kernel refuses the bridge, which is set last."""
     a, vtep = pair[0], tunnel[0]
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "tuntap", "add", "vx6", "mode", "tap")
@@ -211,11 +211,11 @@ def test_a_change_that_is_refused_half_way_is_taken_back(pair: Pair, tunnel: Tun
     assert state_of(a, "vx0") == before
     assert state_of(a, "vx6") == other
     assert not has_device(a, "vx7")
-    assert "rollback" not in vtep.log  # It is told of where it fails.
+    assert "rollback" not in vtep.log  # A rollback is logged only where it fails.
     ping(a, "10.0.0.2")
 
 
-def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
+def test_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     vtep = tunnel[0]
     ping(a, "10.0.0.2")
@@ -230,7 +230,7 @@ def test_what_is_set_takes_effect(pair: Pair, tunnel: Tunnel) -> None:
 
 
 @pytest.mark.parametrize("promote", [0, 1])
-def test_an_address_may_take_the_place_of_another_of_its_subnet(
+def test_replace_an_address_by_another_of_its_subnet(
     pair: Pair, start: Start, promote: int
 ) -> None:
     a, _ = pair
@@ -255,7 +255,7 @@ def test_an_address_may_take_the_place_of_another_of_its_subnet(
     has(first)
 
 
-def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
+def test_stats_equal_the_report(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
     vtep = tunnel[0]
@@ -271,7 +271,7 @@ def test_stats_are_those_of_the_report(pair: Pair, tunnel: Tunnel) -> None:
     assert [name for name, count in some if count == "0" and name != "drops"] == []
 
 
-def test_without_any_vni_it_still_answers_and_ends(tunnel: Tunnel) -> None:
+def test_process_without_vnis_responds_and_stops(tunnel: Tunnel) -> None:
     vtep = tunnel[0]
     vtep.run("vni", "del", "1")
     lines = vtep.run("stats").splitlines()
@@ -283,7 +283,7 @@ def test_without_any_vni_it_still_answers_and_ends(tunnel: Tunnel) -> None:
     assert vtep.log.endswith("pyvtep: ended: 0 frames out, 0 in, 0 dropped\n")
 
 
-def test_a_reader_that_goes_away(pair: Pair, tunnel: Tunnel) -> None:
+def test_closed_output_pipe(pair: Pair, tunnel: Tunnel) -> None:
     with tunnel[0].client() as client:
         for number in range(2000):
             client.fdb.add(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}", dst="192.0.2.7")
@@ -322,7 +322,7 @@ def test_neighbours(tunnel: Tunnel) -> None:
 
 
 class Monitor:
-    """A `pyvtep monitor` and its lines."""
+    """A `pyvtep monitor` process and its lines."""
 
     def __init__(self, vtep: Pyvtep, folder: Path, *words: str) -> None:
         self._out = folder / f"monitor-{'-'.join(words)}"
@@ -332,20 +332,20 @@ class Monitor:
                 *(sys.executable, "-m", "vtep", *arguments), stdout=out, stderr=subprocess.STDOUT
             )
         with vtep.client() as client:
-            # Something that is told, and told only to who listens.
-            def heard() -> bool:
+            # Cause events until one is shown: then the monitor has subscribed.
+            def subscribed() -> bool:
                 client.fdb.add("02:ff:ff:ff:ff:ff", dst="192.0.2.99")
                 client.fdb.delete("02:ff:ff:ff:ff:ff")
                 return "02:ff:ff:ff:ff:ff" in self._out.read_text()
 
-            wait_until(heard, "the monitor")
+            wait_until(subscribed, "the monitor")
 
     def text(self) -> str:
-        """All that it has shown, with what was to find out that it listens."""
+        """Return the output so far, with the events that were caused until it had subscribed."""
         return self._out.read_text()
 
     def lines(self, count: int) -> list[str]:
-        """All lines, once there are so many."""
+        """Wait for a number of lines and return them all."""
         wait_until(lambda: len(self._lines()) >= count, f"{count} lines, not {self._lines()}")
         return self._lines()
 
@@ -361,7 +361,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     with vtep.client() as client:
         client.fdb.add(MAC, dst="192.0.2.7", state="static")
         client.fdb.append(MAC, dst="192.0.2.8", state="static")
-        client.fdb.append(MAC, dst="192.0.2.8", state="static")  # Which changes nothing.
+        client.fdb.append(MAC, dst="192.0.2.8", state="static")  # Changes nothing.
         client.fdb.replace(MAC, dst="192.0.2.9", port=4790, dst_vni=5, sticky=True)
         client.fdb.delete(MAC)
         with pytest.raises(VtepError):
@@ -369,7 +369,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
         client.remote.add("192.0.2.9")
         client.remote.delete("192.0.2.9")
         client.set(ageing=60)
-        client.set(ageing=60)  # Which changes nothing.
+        client.set(ageing=60)  # Changes nothing.
         client.set(mtu=1300)
         client.set(mtu=1400)
         client.vni.add(7, remote="192.0.2.2")
@@ -415,11 +415,11 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     assert monitor.process.wait(DEADLINE) == 1
 
 
-# --- where it is --------------------------------------------------------------------------------
+# --- finding the process ------------------------------------------------------------------------
 
 
-def test_two_namespaces_may_have_taps_of_one_name(pair: Pair, start: Start) -> None:
-    """They share /run. Each host's command finds that host's own pyvtep."""
+def test_taps_of_one_name_in_two_namespaces(pair: Pair, start: Start) -> None:
+    """The hosts share /run. A command finds the process of its own host."""
     tap = f"t{os.getpid()}"
     vteps = []
     for number, host in enumerate(pair, 1):
@@ -443,8 +443,8 @@ def test_two_namespaces_may_have_taps_of_one_name(pair: Pair, start: Start) -> N
 NO_PYVTEP_HERE = "pyvtep: error: no pyvtep runs in this network namespace; to change one"
 
 
-def test_a_command_changes_nothing_in_another_namespace(pair: Pair, start: Start) -> None:
-    """They share /run, but a host without a pyvtep is not that of the other one."""
+def test_a_command_ignores_processes_of_other_namespaces(pair: Pair, start: Start) -> None:
+    """The hosts share /run, but a command does not use the process of the other host."""
     a, b = pair
     vtep = start(b, *segment(1, "192.0.2.1"), "--control", "auto")
     path = Path("/run/pyvtep/vx0.sock")
@@ -468,7 +468,7 @@ def test_a_command_changes_nothing_in_another_namespace(pair: Pair, start: Start
     done = pyvtep(a, "doctor", "--socket", str(path))
     assert (done.returncode, done.stdout) == (1, "")
     assert f"nsenter -t {pid} -n pyvtep doctor" in done.stderr
-    # From another PID namespace nobody has that number.
+    # In another PID namespace, no process has that PID.
     for host, code in ((a, 1), (b, 0)):
         command = [*("unshare", "--pid", "--fork", sys.executable, "-m", "vtep"), "set"]
         with host.start(*command, "--ageing", "7", stderr=subprocess.PIPE, text=True) as child:
@@ -480,7 +480,7 @@ def test_a_command_changes_nothing_in_another_namespace(pair: Pair, start: Start
     assert vtep.stop() == 0
 
 
-def test_two_processes_of_a_host_are_told_apart_by_their_segments(pair: Pair, start: Start) -> None:
+def test_two_processes_of_a_host_are_selected_by_vni(pair: Pair, start: Start) -> None:
     a, _ = pair
     more = ("--remote", "192.0.2.2", "--control", "auto")
     one = start(a, "--vni", "100", *more)
@@ -513,8 +513,8 @@ def test_two_processes_of_a_host_are_told_apart_by_their_segments(pair: Pair, st
     assert "deleted" not in two.log
 
 
-def test_signals_of_a_service_manager_end_nothing(pair: Pair, tmp_path: Path) -> None:
-    """Neither while it starts; SIGHUP reads a file again, and here is none."""
+def test_reload_signals_do_not_stop_the_process(pair: Pair, tmp_path: Path) -> None:
+    """Not even during the start. SIGHUP reloads a configuration file, and here is none."""
     asking = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
     vtep = Pyvtep(pair[0], tmp_path, *segment(1, "192.0.2.2"))
     status = Path(f"/proc/{vtep.process.pid}/status")
@@ -539,7 +539,7 @@ def test_signals_of_a_service_manager_end_nothing(pair: Pair, tmp_path: Path) ->
     assert "INFO pyvtep: ended: " in vtep.log
 
 
-def test_debug_says_why(pair: Pair, start: Start) -> None:
+def test_debug_log_states_reasons(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--debug")
@@ -579,10 +579,10 @@ def test_without_a_control_socket(pair: Pair, start: Start) -> None:
     assert line.startswith(f"--socket {vtep.control}: no pyvtep answers there")
 
 
-# --- who can't disturb it -----------------------------------------------------------------------
+# --- hostile clients ----------------------------------------------------------------------------
 
 
-def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> None:
+def test_a_hundred_hostile_clients_cause_no_loss(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     vtep = tunnel[0]
     ping(a, "10.0.0.2")
@@ -593,9 +593,9 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
     watch = b'{"jsonrpc":"2.0","method":"monitor.subscribe","id":1}\n'
     change = b'{"jsonrpc":"2.0","method":"fdb.append","params":{"mac":"%s","dst":"192.0.2.%d"}}\n'
     said = [
-        show + b"\n" + show + b"\n",  # And does not read the answers.
+        show + b"\n" + show + b"\n",  # And does not read the responses.
         b"[" + b",".join([show] * 500) + b"]\n",
-        b'{"jsonrpc": "2.0", "meth',  # And says no more.
+        b'{"jsonrpc": "2.0", "meth',  # And sends no more.
         b"x" * 1_000_000,
         b"[" * 60000 + b"\n",
         b"\0\xff\n" * 10000,
@@ -607,7 +607,7 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
     done = threading.Event()
 
     def attack(octets: bytes) -> None:
-        """Say it, again and again, as fast as it is taken."""
+        """Send the octets over and over, as fast as they are read."""
         while not done.is_set():
             with socket.socket(socket.AF_UNIX) as peer, suppress(OSError):
                 peer.settimeout(0.5)
@@ -626,7 +626,7 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
         for thread in threads:
             thread.join()
     assert f"{count} received" in out, out
-    # And who has something to ask is answered.
+    # And a proper client is served.
     assert "192.0.2.2" in vtep.run("remote", "show")
     assert vtep.process.poll() is None
     memory = Path(f"/proc/{vtep.process.pid}/status").read_text()
@@ -635,7 +635,7 @@ def test_a_hundred_hostile_clients_lose_no_ping(pair: Pair, tunnel: Tunnel) -> N
     assert int(found[1]) < 200 << 10
 
 
-def test_remotes_that_were_deleted_come_back(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_deleted_remotes_come_back(pair: Pair, start: Start, tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('remote = "192.0.2.2"\n[[vni]]\nid = 1\n')
     vtep = start(pair[0], "--config", str(file))
@@ -650,7 +650,7 @@ def test_remotes_that_were_deleted_come_back(pair: Pair, start: Start, tmp_path:
 # --- state --------------------------------------------------------------------------------------
 
 
-def test_what_was_put_in_and_what_was_learned_survives(
+def test_static_and_learned_entries_survive_a_restart(
     pair: Pair, start: Start, tmp_path: Path
 ) -> None:
     a, b = pair
@@ -668,11 +668,11 @@ def test_what_was_put_in_and_what_was_learned_survives(
     assert shown(vtep) == before
     assert "state" not in vtep.log
     vtep.run("fdb", "del", MAC)
-    # Killed without a word, it has written what was changed before.
+    # Even if killed by SIGKILL, the process has saved earlier changes.
     vtep.stop(signal.SIGKILL)
     vtep = start(a, *arguments[:-1])
     assert MAC not in shown(vtep)
-    # Remotes are what the configuration says; what was appended besides is kept.
+    # Remotes come from the configuration; destinations appended besides are kept.
     assert vtep.stop() == 0
     vtep = start(a, *segment(1, "192.0.2.3")[:-1], "vx0", "--state", str(file))
     assert shown(vtep)[ZERO] == [("192.0.2.3", 4789, 1), ("192.0.2.8", 4789, 1)]
@@ -686,7 +686,7 @@ def shown(vtep: Pyvtep) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def test_a_damaged_state_is_kept_aside(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_damaged_state_file_is_renamed(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, _ = pair
     file = tmp_path / "state"
     arguments = [*segment(1, "192.0.2.2"), "--state", str(file)]
@@ -702,7 +702,7 @@ def test_a_damaged_state_is_kept_aside(pair: Pair, start: Start, tmp_path: Path)
     assert set(shown(vtep)) == {ZERO}
 
 
-def test_a_foreign_state_is_not_touched(pair: Pair, tmp_path: Path) -> None:
+def test_foreign_state_file_is_not_touched(pair: Pair, tmp_path: Path) -> None:
     file = tmp_path / "thesis"
     file.write_text("My only copy.")
     done = pyvtep(pair[0], *segment(1, "192.0.2.2"), "--state", str(file), "--control", "none")
@@ -715,7 +715,7 @@ def test_a_foreign_state_is_not_touched(pair: Pair, tmp_path: Path) -> None:
     assert not has_device(pair[0])
 
 
-def test_another_tap_keeps_the_tables(pair: Pair, tunnel: Tunnel) -> None:
+def test_a_new_tap_keeps_the_tables(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     vtep = tunnel[0]
     ping(a, "10.0.0.2")

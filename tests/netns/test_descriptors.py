@@ -1,4 +1,4 @@
-"""Running out of file descriptors: one line says so, forwarding goes on, and it recovers."""
+"""Exhausted file descriptors: one log line, forwarding goes on, and the process recovers."""
 
 import os
 import resource
@@ -28,7 +28,7 @@ OUT = "this process is out of file descriptors (it may have {}); raise the limit
 
 @contextmanager
 def limited(vtep: Pyvtep, limit: int) -> Iterator[None]:
-    """Let a running pyvtep open no descriptor of this number or above."""
+    """Limit the file descriptors of a running pyvtep to numbers below `limit`."""
     pid = vtep.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
@@ -38,7 +38,7 @@ def limited(vtep: Pyvtep, limit: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-def says(vtep: Pyvtep, line: str) -> bool:
+def logs(vtep: Pyvtep, line: str) -> bool:
     return line in vtep.log
 
 
@@ -50,7 +50,7 @@ def test_too_few_to_start(pair: Pair) -> None:
         assert OUT.format(few) in line
 
 
-def test_none_left_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_exhausted_at_run_time(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, b = pair
     file = tmp_path / "vnis.toml"
     text = '[[vni]]\nid = 1\ntap = "vx0"\nremote = "192.0.2.2"\naddress = "10.0.0.1/24"\n'
@@ -64,11 +64,11 @@ def test_none_left_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> No
             a.run("ip", "link", "set", "vx0", "alias", "hello")
             a.run("ip", "link", "set", "eth0", "mtu", "1400")
             line = f"cannot look at this host's network: {OUT.format(5)}"
-            wait_until(partial(says, vtep, line), line)
+            wait_until(partial(logs, vtep, line), line)
             with socket.socket(socket.AF_UNIX) as another:
                 another.connect(os.fspath(vtep.control))
                 line = f"cannot accept clients of the control socket: {OUT.format(5)}"
-                wait_until(partial(says, vtep, line), line)
+                wait_until(partial(logs, vtep, line), line)
             file.write_text(f'{text}\n[[vni]]\nid = 2\nremote = "192.0.2.2"\n')
             with pytest.raises(VtepError, match="cannot read it: this process is out of file"):
                 client.reload()
@@ -76,7 +76,7 @@ def test_none_left_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> No
                 client.vni.add(3, remote="192.0.2.2")
             with pytest.raises(VtepError, match="cannot be written: this process is out of file"):
                 client.fdb.add("02:00:00:00:00:01", dst="192.0.2.2")
-            ping(a, "10.0.0.2")  # It has its sockets.
+            ping(a, "10.0.0.2")  # Its sockets are open already.
             assert client.stats()["total"]["counters"]["taps_lost"] == 0
     wait_until(lambda: mtu_of(a) == 1350, "the MTU to be followed")
     vtep.run("reload")
@@ -89,7 +89,7 @@ def test_none_left_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> No
     assert vtep.stop() == 0
 
 
-def test_control_clients_leave_some(pair: Pair, start: Start) -> None:
+def test_control_clients_leave_descriptors_for_forwarding(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), prefix=("prlimit", "--nofile=40:40"))
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))

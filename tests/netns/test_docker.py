@@ -1,4 +1,4 @@
-"""Containers of two real Docker engines in one subnet, as on two hosts in one data center."""
+"""Containers of two real Docker engines in one subnet, as on two hosts of a data center."""
 
 import json
 import re
@@ -28,7 +28,7 @@ A, B = "172.31.0.106", "172.31.0.107"
 """Underlay addresses of the two hosts."""
 
 _LISTEN = "tail -f /dev/null | nc -l -p 99 | sha256sum >/sum"
-"""Without an input that lasts, nc ends the connection before it is sent anything."""
+"""Keeps the input of nc open, which would end the connection before it receives anything."""
 
 Attach = Callable[..., tuple["Attached", "Attached"]]
 
@@ -46,14 +46,14 @@ def both() -> Iterator[tuple[Engine, Engine]]:
 
 @pytest.fixture
 def engines(both: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
-    """Two engines without networks and containers of a user's."""
+    """Two engines without user-defined networks or containers."""
     yield both
     for engine in both:
         engine.clear()
 
 
 class Attached(Pyvtep):
-    """`pyvtep docker attach mynetwork` on an engine's host, up and on the bridge."""
+    """`pyvtep docker attach mynetwork` on the host of an engine, with its TAP in the bridge."""
 
     def __init__(self, engine: Engine, folder: Path, remote: str, *options: str) -> None:
         self.engine = engine
@@ -74,7 +74,7 @@ class Attached(Pyvtep):
 
 @pytest.fixture
 def attach(engines: tuple[Engine, Engine], tmp_path: Path) -> Iterator[Attach]:
-    """Attach the network of both engines."""
+    """Return a function that attaches the network of both engines."""
     running: list[Attached] = []
 
     def both_sides(*options: str) -> tuple[Attached, Attached]:
@@ -94,32 +94,32 @@ def create(engine: Engine, *options: str) -> None:
 
 
 def boxes(engines: tuple[Engine, Engine], ip6: str | None = None) -> None:
-    """A container called box on each: 172.18.0.2 and 172.18.0.3."""
+    """Start a container called box on each engine: 172.18.0.2 and 172.18.0.3."""
     for engine, own in zip(engines, "23", strict=True):
         options = () if ip6 is None else ("--ip6", ip6 + own)
         engine.container("box", "mynetwork", "--ip", f"172.18.0.{own}", *options)
 
 
-def joined(engines: tuple[Engine, Engine]) -> None:
-    """The boxes reach each other."""
+def assert_joined(engines: tuple[Engine, Engine]) -> None:
+    """Wait until the boxes reach each other."""
     a, b = engines
     wait_until(lambda: a.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
     assert b.reaches("box", "172.18.0.2")
 
 
 def gateway_of(engine: Engine, container: str, address: str = "172.18.0.1") -> str:
-    """The MAC address that a container has, or else gets, for a gateway's address."""
+    """Return the MAC address of the gateway in the neighbour table of a container."""
     command = ("exec", container, "ip", "neigh", "show", address)
     found = re.search(r"lladdr (\S+)", engine.docker(*command))
-    # An IPv6 address of a container that is new may still be checked for duplicates.
+    # An IPv6 address of a new container may still be tentative.
     wait_until(lambda: engine.reaches(container, address), f"a ping to {address}")
     found = found or re.search(r"lladdr (\S+)", engine.docker(*command))
     assert found
     return found[1]
 
 
-def foreign_gateways_ask(engines: tuple[Engine, Engine], *prefixes: str) -> None:
-    """Let each host's gateway ask for the other's container, and give it its own MAC thereby.
+def probe_from_foreign_gateways(engines: tuple[Engine, Engine], *prefixes: str) -> None:
+    """Ping the container of each host from the gateway of the other, which announces its MAC.
 
     The gateways end with 1, the containers with 2 and 3.
     """
@@ -128,7 +128,7 @@ def foreign_gateways_ask(engines: tuple[Engine, Engine], *prefixes: str) -> None
         for prefix in prefixes:
             assert gateway_of(engine, "box", f"{prefix}1") == mac_of(engine.host, bridge)
         engine.host.run("ip", "neigh", "flush", "dev", bridge)
-    # Again and again, since a container believes nobody within a second of having heard another.
+    # Repeated, since Linux ignores a changed MAC within a second of the last update (locktime).
     asking = [
         engine.host.start("ping", "-c3", "-W1", f"{prefix}{box}", stdout=subprocess.DEVNULL)
         for engine, box in zip(engines, (3, 2), strict=True)
@@ -139,7 +139,7 @@ def foreign_gateways_ask(engines: tuple[Engine, Engine], *prefixes: str) -> None
 
 
 def pyvtep(engine: Engine, *arguments: str, user: str = "root") -> subprocess.CompletedProcess[str]:
-    """Run a pyvtep command on an engine's host to its end."""
+    """Run a pyvtep command on the host of an engine to its end."""
     as_user = () if user == "root" else ("setpriv", f"--reuid={user}", "--clear-groups")
     return subprocess.run(
         [*engine.command(*as_user, sys.executable, "-m", "vtep", *arguments)],
@@ -150,7 +150,7 @@ def pyvtep(engine: Engine, *arguments: str, user: str = "root") -> subprocess.Co
     )
 
 
-def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) -> None:
+def test_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) -> None:
     for engine, own in zip(engines, ("172.18.0.2", "172.18.0.3"), strict=True):
         engine.docker("network", "create", "--subnet", "172.18.0.0/16", "mynetwork")
         engine.container("box", "mynetwork", "--ip", own)
@@ -170,7 +170,7 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
 
     wait_until(lambda: a.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
     assert b.reaches("box", "172.18.0.2")
-    foreign_gateways_ask(engines, "172.18.0.")
+    probe_from_foreign_gateways(engines, "172.18.0.")
     for engine in engines:
         assert gateway_of(engine, "box") == mac_of(engine.host, engine.bridge("mynetwork"))
     for vtep in vteps:
@@ -182,24 +182,24 @@ def test_the_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) 
         assert vtep.stop() == 0
 
 
-def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Attach) -> None:
+def test_attach_status_and_detach(engines: tuple[Engine, Engine], attach: Attach) -> None:
     for engine in engines:
         mtu = "com.docker.network.driver.mtu=1450"
         create(engine, "--opt", mtu, "--ipv6", "--subnet", "fd00:18::/64")
     boxes(engines, "fd00:18::")
     sides = attach()
-    joined(engines)
+    assert_joined(engines)
 
-    # Both bridges are 172.18.0.1; everybody has the one of the own host, whoever talks to whom.
+    # Both bridges are 172.18.0.1; each container must have the MAC of the one on its own host.
     for side in sides:
         side.says("172.18.0.1 is the gateway of another host, too")
-    foreign_gateways_ask(engines, "172.18.0.", "fd00:18::")
+    probe_from_foreign_gateways(engines, "172.18.0.", "fd00:18::")
     a, b = engines
     for engine, side in zip(engines, sides, strict=True):
         own = mac_of(engine.host, engine.bridge("mynetwork"))
         assert gateway_of(engine, "box") == own
         assert gateway_of(engine, "box", "fd00:18::1") == own
-        # Kept out is what arrived before the other side knew that the address is shared, if any.
+        # Some frames may have arrived before the other side knew that the address is shared.
         counters = side.counters()
         assert counters["anycast_gw_suppressed_rx"] > 0
         assert (
@@ -221,7 +221,7 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
     again = pyvtep(a, "docker", "attach", "mynetwork", "--vni", "9", "--remote", B)
     assert again.returncode == 1
     assert f"bridge {bridge} is attached already, by vx_docker of network" in again.stderr
-    # By another name it is the same one, and so it is for docker itself.
+    # The network ID names the same network, as for docker itself.
     number = a.docker("network", "inspect", "--format", "{{.Id}}", "mynetwork")
     for name in (number, number[:3]):
         again = pyvtep(a, "docker", "attach", name, "--vni", "9", "--remote", B)
@@ -235,13 +235,13 @@ def test_attached_shown_and_detached(engines: tuple[Engine, Engine], attach: Att
     assert not a.reaches("box", "172.18.0.3")
     assert "not attached" in pyvtep(a, "docker", "detach", "mynetwork").stderr
 
-    # One that was killed holds nothing.
+    # A killed process keeps no lock.
     sides[1].process.kill()
     sides[1].wait()
     assert pyvtep(b, "docker", "status").stdout == "no network is attached on this host\n"
 
 
-def test_a_range_and_a_gateway_for_each_host(
+def test_address_range_and_gateway_of_each_host(
     engines: tuple[Engine, Engine], attach: Attach
 ) -> None:
     for engine, part in zip(engines, ("172.18.1", "172.18.2"), strict=True):
@@ -254,7 +254,7 @@ def test_a_range_and_a_gateway_for_each_host(
     a, b = engines
     wait_until(lambda: a.reaches("first", given[3]), "a ping across")
     assert b.reaches("first", given[1])
-    # The hosts reach the containers of the other, and its gateway.
+    # Each host reaches the containers and the gateway of the other.
     ping(a.host, given[3], count=1)
     ping(b.host, given[0], count=1)
     assert a.reaches("first", "172.18.2.1")
@@ -264,7 +264,7 @@ def test_a_range_and_a_gateway_for_each_host(
         side.says("containers have an MTU of 1500, but the tunnel carries 1450: that works")
         assert "may get the same" not in side.log
 
-    # And so it does: a container has never heard of the tunnel and of its MTU.
+    # A container does not know the MTU of the tunnel.
     b.docker("exec", "--detach", "second", "sh", "-c", _LISTEN)
     wait_until(lambda: ":99 " in b.docker("exec", "second", "netstat", "-ltn"), "nc to listen")
     a.docker("exec", "first", "dd", "if=/dev/urandom", "of=/blob", "bs=1M", "count=20")
@@ -274,7 +274,7 @@ def test_a_range_and_a_gateway_for_each_host(
     wait_until(lambda: a.reaches("first", given[3], "-s", "1472"), "a ping of 1500 octets")
 
 
-def test_an_address_that_was_given_twice_is_told_of(
+def test_duplicate_container_address_is_reported(
     engines: tuple[Engine, Engine], attach: Attach
 ) -> None:
     a, b = engines
@@ -284,20 +284,20 @@ def test_an_address_that_was_given_twice_is_told_of(
     side, other = attach()
     b.container("second", "mynetwork")
     assert address_of(a, "first") == address_of(b, "second") == "172.18.0.2"
-    # Who was second is told: before, there was no harm.
+    # Only the second host reports it: before, there was no duplicate.
     for twice in ("172.18.0.2", "fd00:18::2"):
         other.says(f"container second has the address {twice}, and so has one on another host")
     assert "and so has one" not in side.log
 
 
-def test_a_restarted_engine_and_a_network_created_anew_are_followed(
+def test_engine_restart_and_recreated_network(
     engines: tuple[Engine, Engine], attach: Attach
 ) -> None:
     for engine in engines:
         create(engine)
     boxes(engines)
     side, _ = attach()
-    joined(engines)
+    assert_joined(engines)
 
     a, b = engines
     bridge = a.bridge("mynetwork")
@@ -308,12 +308,12 @@ def test_a_restarted_engine_and_a_network_created_anew_are_followed(
     shown = pyvtep(a, "docker", "status").stdout
     assert f"  bridge {bridge}, containers are unknown\n" in shown
     side.says("does not answer: network mynetwork stays attached as it is")
-    # The bridge is lost as well, as after a reboot: the engine makes it anew, of the same name.
+    # The bridge is removed too, as by a reboot: the engine creates it again with the same name.
     a.host.run("ip", "link", "del", bridge)
     a.start()
     a.docker("start", "box")
     side.says("answers again")
-    joined(engines)
+    assert_joined(engines)
 
     a.docker("rm", "--force", "box")
     a.docker("network", "rm", "mynetwork")
@@ -324,12 +324,12 @@ def test_a_restarted_engine_and_a_network_created_anew_are_followed(
     assert a.bridge("mynetwork") != bridge
     side.on(a.bridge("mynetwork"))
     a.container("box", "mynetwork", "--ip", "172.18.0.2")
-    joined(engines)
+    assert_joined(engines)
     assert b.reaches("box", "172.18.0.9")
     assert side.process.poll() is None
 
 
-def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+def test_kernel_driver_as_the_remote(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     for engine in engines:
         create(engine)
     boxes(engines)
@@ -338,9 +338,9 @@ def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_pa
     kernel_vtep(b.host, 200, B, A)
     b.host.run("ip", "link", "set", "vx0", "master", b.bridge("mynetwork"))
     try:
-        joined(engines)
+        assert_joined(engines)
         side.says("172.18.0.1 is the gateway of another host, too")
-        foreign_gateways_ask(engines, "172.18.0.")
+        probe_from_foreign_gateways(engines, "172.18.0.")
         for engine in engines:
             own = mac_of(engine.host, engine.bridge("mynetwork"))
             assert gateway_of(engine, "box") == own
@@ -349,7 +349,7 @@ def test_the_kernel_driver_at_the_far_end(engines: tuple[Engine, Engine], tmp_pa
         b.host.run("ip", "link", "del", "vx0")
 
 
-def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+def test_warnings_about_common_problems(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     a, b = engines
     for engine in engines:
         create(engine, "--opt", "com.docker.network.bridge.enable_icc=false")
@@ -366,7 +366,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
             side.says("--ip-range 172.18.1.0/24")
             side.says("from those on other hosts as well: create it without that option")
         a.host.run("nft", "insert rule inet guard input udp dport 4789 accept")
-        # And so it is: the tunnel works now, but the containers are kept from each other.
+        # The tunnel works now, but a firewall separates the containers.
         wait_until(lambda: sides[0].counter("rx_frames") > 0, "frames to arrive")
         assert not b.reaches("box", "172.18.0.2")
         for side in sides:
@@ -375,7 +375,7 @@ def test_what_will_bite_is_said(engines: tuple[Engine, Engine], tmp_path: Path) 
         a.host.run("nft", "delete", "table", "inet", "guard")
 
 
-def test_two_networks_of_the_same_hosts(
+def test_two_networks_between_the_same_hosts(
     engines: tuple[Engine, Engine], attach: Attach, tmp_path: Path
 ) -> None:
     for engine, own in zip(engines, "23", strict=True):
@@ -400,7 +400,7 @@ def test_two_networks_of_the_same_hosts(
         assert other.stop() == 0
 
 
-def test_rules_that_drop_are_found_wherever_they_are(
+def test_dropping_iptables_rules_are_reported(
     engines: tuple[Engine, Engine], tmp_path: Path
 ) -> None:
     a, _ = engines
@@ -439,7 +439,7 @@ def test_refused(engines: tuple[Engine, Engine], network: str, why: str) -> None
     assert not has_device(a.host, "vx200")
 
 
-def test_an_engine_that_can_not_be_asked(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+def test_unreachable_engine(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     a, _ = engines
     create(a)
     gone = f"unix://{tmp_path}/nothing.sock"
@@ -453,7 +453,7 @@ def test_an_engine_that_can_not_be_asked(engines: tuple[Engine, Engine], tmp_pat
     )
 
 
-def test_an_engine_of_another_host(engines: tuple[Engine, Engine]) -> None:
+def test_engine_of_another_host(engines: tuple[Engine, Engine]) -> None:
     a, b = engines
     create(a)
     done = refused(b, "mynetwork", "--docker-host", a.url)
@@ -471,7 +471,7 @@ def refused(
 
 
 def status(engine: Engine) -> dict[str, Any]:
-    """What `pyvtep docker status --json` says of the one attachment."""
+    """Return what `pyvtep docker status --json` shows of the only attachment."""
     done = pyvtep(engine, "docker", "status", "--json")
     (said,) = json.loads(done.stdout)
     assert isinstance(said, dict)

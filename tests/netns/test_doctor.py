@@ -1,4 +1,4 @@
-"""`pyvtep doctor` on hosts that are well, and on hosts with one fault each."""
+"""`pyvtep doctor` on hosts without a fault, and on hosts with one fault each."""
 
 import json
 import socket
@@ -32,9 +32,9 @@ from vtep.testing.lab import Host, Lab
 
 
 def consult(host: Host, *words: str) -> tuple[int, dict[str, Any]]:
-    """The exit code of the doctor, and what he says.
+    """Run the doctor within the test process, which saves the start of an interpreter.
 
-    He works in this process, which spares the time that it takes to load him.
+    Returns: its exit code and its JSON report.
     """
     with host.inside():
         done = CliRunner().invoke(doctor, ["--json", *words], standalone_mode=False)
@@ -44,7 +44,7 @@ def consult(host: Host, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 def ails(host: Host, *words: str, severity: str = "problem") -> list[dict[str, str]]:
-    """What is wrong with a host: one or more things, of which the worst is this bad."""
+    """Return the findings of the doctor; the worst must have this severity."""
     code, said = consult(host, *words)
     found: list[dict[str, str]] = said["findings"]
     assert found, said
@@ -73,13 +73,13 @@ def of(vtep: Pyvtep) -> tuple[str, str]:
 
 @contextmanager
 def sending(host: Host, destination: str) -> Iterator[None]:
-    """Keep sending through a tunnel: pings or, for an address that no host has, ARP requests."""
+    """Keep sending through a tunnel: pings or, to an address without a host, ARP requests."""
     with host.start("ping", "-i", "0.1", destination, stdout=subprocess.DEVNULL) as child:
         yield
         child.terminate()
 
 
-def test_nothing_is_wrong(pair: Pair, tunnel: Tunnel) -> None:
+def test_no_fault(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
     code, said = consult(a, *of(tunnel[0]))
@@ -93,13 +93,13 @@ def test_nothing_is_wrong(pair: Pair, tunnel: Tunnel) -> None:
     assert done.returncode == 0
     assert "192.0.2.2 port 4789 vni 1 over eth0: answers in " in done.stdout
     assert "No fault was found" in done.stdout
-    # What he asked has disturbed nobody.
+    # Its echo requests count as no drops.
     counters = tunnel[1].counters()
     assert counters["probes_answered"] >= 2 * 27
     assert counters["drops"] == 0, counters
 
 
-def test_nothing_is_wrong_over_ipv6(pair: Pair, start: Start) -> None:
+def test_no_fault_over_ipv6(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "2001:db8::1", "10.0.0.2/24"))
     code, said = consult(a, "--remote", "2001:db8::2", "--vni", "1")
@@ -109,7 +109,7 @@ def test_nothing_is_wrong_over_ipv6(pair: Pair, start: Start) -> None:
     assert len(remote["back"]["delays"]) == 10
 
 
-def test_nothing_is_wrong_on_one_link(pair: Pair, start: Start) -> None:
+def test_no_fault_on_one_link(pair: Pair, start: Start) -> None:
     a, b = pair
     address(a, "eth0", "fe80::1/64")
     address(b, "eth0", "fe80::2/64")
@@ -122,7 +122,7 @@ def test_nothing_is_wrong_on_one_link(pair: Pair, start: Start) -> None:
     assert finding["title"] == "fe80::2%eth0 has nobody on UDP port 4789"
 
 
-def test_a_firewall_there_drops(pair: Pair, tunnel: Tunnel) -> None:
+def test_remote_firewall_drops(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     nft(b, "udp dport 4789 drop")
     finding = only(ails(a, *of(tunnel[0])))
@@ -131,7 +131,7 @@ def test_a_firewall_there_drops(pair: Pair, tunnel: Tunnel) -> None:
         == "192.0.2.2 is there (it answers ping), but nothing answers from its UDP port 4789"
     )
     assert "firewall" in finding["explanation"]
-    # As it says, from there more can be seen.
+    # The doctor of the remote host sees more, as the finding says.
     finding = only(ails(b, "--remote", "192.0.2.1", "--vni", "1"))
     assert finding["title"] == "nothing from 192.0.2.1 reaches UDP port 4789 of this host"
     rule = "the rule “udp dport 4789 drop” (handle 2) in chain guard of the nftables table inet fw"
@@ -141,7 +141,7 @@ def test_a_firewall_there_drops(pair: Pair, tunnel: Tunnel) -> None:
     assert code == 0, said["findings"]
 
 
-def test_iptables_here_drops(pair: Pair, tunnel: Tunnel) -> None:
+def test_local_iptables_drops(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     a.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
     a.run("iptables", "-P", "INPUT", "DROP")
@@ -153,7 +153,7 @@ def test_iptables_here_drops(pair: Pair, tunnel: Tunnel) -> None:
     assert code == 0, said["findings"]
 
 
-def test_a_firewall_here_forbids_to_send(pair: Pair, tunnel: Tunnel) -> None:
+def test_local_firewall_drops_output(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     nft(a, "udp dport 4789 drop", hook="output")
     found = ails(a, *of(tunnel[0]))
@@ -168,14 +168,14 @@ def test_a_firewall_here_forbids_to_send(pair: Pair, tunnel: Tunnel) -> None:
     assert code == 0, said["findings"]
 
 
-def test_a_firewall_there_refuses(pair: Pair, tunnel: Tunnel) -> None:
+def test_remote_firewall_rejects(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     nft(b, "udp dport 4789 reject with icmpx type admin-prohibited")
     found = ails(a, *of(tunnel[0]))
     assert found[0]["title"] == "a firewall refuses UDP port 4789 of 192.0.2.2"
 
 
-def test_nobody_is_there(pair: Pair) -> None:
+def test_no_remote_host(pair: Pair) -> None:
     a, _ = pair
     assert (
         only(ails(a, "--remote", "192.0.2.2"))["title"] == "192.0.2.2 has nobody on UDP port 4789"
@@ -187,42 +187,42 @@ def test_nobody_is_there(pair: Pair) -> None:
     assert "own" not in own["fix"]
 
 
-def test_a_kernel_vtep_is_there(pair: Pair, start: Start) -> None:
+def test_kernel_vtep_as_the_remote(pair: Pair, start: Start) -> None:
     a, b = pair
     kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
-    # It answers no echo. But who is behind it can be made to say something.
+    # It answers no echo request, but a host behind it can be pinged.
     finding = only(ails(a, *of(vtep), severity="note"))
     assert (
         finding["title"]
         == "192.0.2.2 does not answer pyvtep's echo, but somebody behind it answers a ping"
     )
-    # Without the tunnel nothing can be known, and he says so.
+    # Without a running tunnel the doctor cannot find out, and says so.
     vtep.stop()
     finding = only(ails(a, "--remote", "192.0.2.2", severity="warning"))
     assert "then nothing need be wrong" in finding["explanation"]
 
 
-def test_a_kernel_vtep_is_there_behind_a_bridge(pair: Pair, start: Start) -> None:
+def test_kernel_vtep_as_the_remote_behind_a_bridge(pair: Pair, start: Start) -> None:
     a, b = pair
     kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     a.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:0b", "up", "type", "bridge")
     vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
     finding = only(ails(a, *of(vtep), severity="note"))
     assert finding["title"].endswith("but somebody behind it answers a ping")
-    # Nobody on this side of the tunnel is taken for somebody there.
+    # Hosts on this side of the tunnel do not count as hosts behind the remote.
     nft(b, "udp dport 4789 drop")
     finding = only(ails(a, *of(vtep)))
     assert "Nobody behind it has answered a ping" in finding["explanation"]
 
 
-def test_the_remote_does_not_know_us(pair: Pair, start: Start) -> None:
+def test_remote_does_not_accept_this_host(pair: Pair, start: Start) -> None:
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     there = start(b, *segment(1, "192.0.2.7", "10.0.0.2/24"))
     finding = only(ails(a, *of(here)))
     assert "pyvtep remote add 192.0.2.1 --vni 1" in finding["fix"]
-    # There it can be seen: while it counts, it is wrong; then it is told as something of before.
+    # On the remote it is a problem while the counter rises, and a note afterwards.
     with sending(a, "10.0.0.9"):
         found = ails(b, *of(there))
     (unknown,) = (each for each in found if each["title"].startswith("source_unknown"))
@@ -245,7 +245,7 @@ def test_the_remote_does_not_know_us(pair: Pair, start: Start) -> None:
     assert code == 0, said["findings"]
 
 
-def test_the_remote_answers_from_another_address(pair: Pair, start: Start) -> None:
+def test_remote_answers_from_another_address(pair: Pair, start: Start) -> None:
     a, b = pair
     address(b, "eth0", "192.0.2.3/24")
     here = start(a, *segment(1, "192.0.2.3", "10.0.0.1/24"))
@@ -257,7 +257,7 @@ def test_the_remote_answers_from_another_address(pair: Pair, start: Start) -> No
     assert code == 0, said["findings"]
 
 
-def test_a_remote_of_many_vnis_is_not_asked_too_much(pair: Pair, start: Start) -> None:
+def test_echo_requests_to_a_remote_of_many_vnis_are_limited(pair: Pair, start: Start) -> None:
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     there = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -316,7 +316,7 @@ def test_a_narrow_path(lab: Lab, start: Start, filtered: bool) -> None:
     assert code == 0, said["findings"]
 
 
-def test_a_kernel_device_has_the_port(pair: Pair, start: Start) -> None:
+def test_kernel_device_occupies_the_port(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     kernel_vtep(a, 1, "192.0.2.1", "192.0.2.2", "10.0.0.1/24")
@@ -330,7 +330,7 @@ def test_a_kernel_device_has_the_port(pair: Pair, start: Start) -> None:
 
 
 def switched(lab: Lab, *ends: tuple[Host, str]) -> None:
-    """Join hosts by a switch; each end is a host and the name of its device."""
+    """Connect hosts by a switch; each end is a host and the name of its device."""
     hub = lab.host("hub")
     hub.run("ip", "link", "add", "br0", "up", "type", "bridge")
     for number, (host, device) in enumerate(ends):
@@ -340,7 +340,7 @@ def switched(lab: Lab, *ends: tuple[Host, str]) -> None:
         host.run("ip", "link", "set", device, "up")
 
 
-def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
+def test_duplicate_underlay_address(lab: Lab, start: Start) -> None:
     a, b, c = (lab.host(name) for name in "abc")
     switched(lab, (a, "eth0"), (b, "eth0"), (c, "eth0"))
     for host, own in ((a, "192.0.2.1/24"), (b, "192.0.2.2/24"), (c, "192.0.2.2/24")):
@@ -358,7 +358,7 @@ def test_two_hosts_with_one_address(lab: Lab, start: Start) -> None:
     )
 
 
-def test_one_host_on_two_devices_of_one_link(lab: Lab, start: Start) -> None:
+def test_one_host_with_two_devices_on_one_link(lab: Lab, start: Start) -> None:
     a, b = lab.host("a"), lab.host("b")
     switched(lab, (a, "eth0"), (a, "eth1"), (b, "eth0"))
     for host, device, own in ((a, "eth0", 1), (a, "eth1", 11), (b, "eth0", 2)):
@@ -374,7 +374,7 @@ def test_one_host_on_two_devices_of_one_link(lab: Lab, start: Start) -> None:
     assert set(remote["macs"]) == {mac_of(a, "eth0"), mac_of(a, "eth1")}
 
 
-def test_an_address_of_the_segment_in_the_subnet_of_the_underlay(pair: Pair, start: Start) -> None:
+def test_segment_address_in_the_underlay_subnet(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     a.run("ip", "link", "add", "br0", "up", "type", "bridge")
@@ -382,7 +382,7 @@ def test_an_address_of_the_segment_in_the_subnet_of_the_underlay(pair: Pair, sta
     address(a, "br0", "10.0.0.1/24", "192.0.2.9/24")
     found = ails(a, *of(vtep), severity="warning")
     assert "br0 has the address 192.0.2.9/24, and eth0" in found[0]["title"]
-    # The route of a smaller subnet comes first.
+    # The route of the longer prefix takes precedence.
     a.run("ip", "addr", "del", "192.0.2.9/24", "dev", "br0")
     address(a, "br0", "192.0.2.9/28")
     finding = only(ails(a, *of(vtep)))
@@ -396,7 +396,7 @@ def test_an_address_of_the_segment_in_the_subnet_of_the_underlay(pair: Pair, sta
 @pytest.mark.parametrize(
     ("hook", "rule"), [("input", "iifname vx0 drop"), ("output", "oifname vx0 drop")]
 )
-def test_a_firewall_on_the_segment(pair: Pair, tunnel: Tunnel, hook: str, rule: str) -> None:
+def test_firewall_on_the_segment(pair: Pair, tunnel: Tunnel, hook: str, rule: str) -> None:
     a, b = pair
     nft(a, rule, hook=hook)
     finding = only(ails(a, *of(tunnel[0])))
@@ -408,7 +408,7 @@ def test_a_firewall_on_the_segment(pair: Pair, tunnel: Tunnel, hook: str, rule: 
 
 
 def test_every_frame_is_lost(pair: Pair, start: Start) -> None:
-    """A bridge without an address: no frame but that of the doctor is sent meanwhile."""
+    """A bridge without an address, so that only the doctor sends frames."""
     a, b = pair
     a.run("ip", "link", "add", "br0", "up", "type", "bridge")
     vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
@@ -425,7 +425,7 @@ def test_every_frame_is_lost(pair: Pair, start: Start) -> None:
     with vtep.client() as client:
         stats = client.stats()
     assert stats["reset_age"] is not None
-    assert stats["total"]["drops"]["no_remote"] > 0  # What scripts see only grows.
+    assert stats["total"]["drops"]["no_remote"] > 0  # Counters for scripts are never reset.
     assert stats["total"]["since_reset"]["drops"]["no_remote"] == 0
     assert ", since the reset" in vtep.run("stats").splitlines()[0]
     assert vtep.run("stats", "--reset", "--vni", "1") == ""
@@ -433,7 +433,7 @@ def test_every_frame_is_lost(pair: Pair, start: Start) -> None:
 
 
 def test_wrong_udp_checksums(pair: Pair) -> None:
-    """They are seen without a pyvtep, and before the kernel knows whose they are."""
+    """Found even without a pyvtep: the kernel counts them before the socket lookup."""
     a, b = pair
     with a.inside():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
@@ -447,7 +447,7 @@ def test_wrong_udp_checksums(pair: Pair) -> None:
         assert "ethtool -K eth0 rx off" in wrong["fix"]
 
 
-def test_what_this_host_lacks(pair: Pair, start: Start) -> None:
+def test_missing_local_address_and_device_that_is_down(pair: Pair, start: Start) -> None:
     a, b = pair
     address(a, "eth0", "192.0.2.7/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--local", "192.0.2.7")
@@ -465,7 +465,7 @@ def test_what_this_host_lacks(pair: Pair, start: Start) -> None:
     assert code == 0, said["findings"]
 
 
-def test_two_hosts_with_one_address_on_the_segment(pair: Pair, start: Start) -> None:
+def test_duplicate_address_on_the_segment(pair: Pair, start: Start) -> None:
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.44.0.1/24"))
     start(b, *segment(1, "192.0.2.1", "10.44.0.1/24"))
@@ -480,7 +480,7 @@ def test_two_hosts_with_one_address_on_the_segment(pair: Pair, start: Start) -> 
     assert code == 0, said["findings"]
 
 
-def test_two_bridges_with_one_address(pair: Pair, start: Start) -> None:
+def test_duplicate_address_of_two_bridges(pair: Pair, start: Start) -> None:
     vteps = []
     for host, remote in zip(pair, ("192.0.2.2", "192.0.2.1"), strict=True):
         host.run("ip", "link", "add", "br0", "up", "type", "bridge")
@@ -532,12 +532,12 @@ def test_the_bridge(pair: Pair, start: Start) -> None:
     assert finding["title"] == "vx0 is a hairpin port of br0"
     a.run(*finding["fix"].split())
     a.run("ip", "link", "add", "p0", "up", "master", "br0", "type", "veth", "peer", "name", "p1")
-    # pyvtep follows its MTU with the TAP, unless somebody else has set that.
+    # The MTU of the TAP follows the bridge, unless the administrator has set it.
     a.run("ip", "link", "set", "vx0", "mtu", "1400")
     finding = only(ails(a, *of(vtep)))
     assert finding["title"] == "ports of br0 have a larger MTU than vx0: p0 1500"
     a.run(*finding["fix"].split())
-    # Where the kernel looks for loops, a port that is new waits for a while.
+    # With STP, a new port does not forward until the forward delay has passed.
     a.run("ip", "link", "set", "br0", "type", "bridge", "stp_state", "1", "forward_delay", "3000")
     a.run("ip", "link", "set", "br0", "down")
     a.run("ip", "link", "set", "br0", "up")
@@ -554,7 +554,7 @@ def test_the_bridge(pair: Pair, start: Start) -> None:
     assert code == 0, said["findings"]
 
 
-def test_without_privileges_he_says_what_he_could_not_see(tunnel: Tunnel) -> None:
+def test_missing_privileges_are_reported(tunnel: Tunnel) -> None:
     a = tunnel[0].host
     nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
     done = subprocess.run(
@@ -572,7 +572,7 @@ def test_without_privileges_he_says_what_he_could_not_see(tunnel: Tunnel) -> Non
     assert "run it as root" in finding["fix"]
 
 
-def test_who_asks_makes_no_sense(pair: Pair) -> None:
+def test_usage_errors(pair: Pair) -> None:
     a, _ = pair
     for words in ("--remote nonsense", "--vni 16777216", "--dstport 0"):
         with pytest.raises(ConfigError):
