@@ -26,7 +26,7 @@ from vtep.doctor.facts import (
     RemoteFacts,
     SegmentFacts,
 )
-from vtep.doctor.finding import Finding, Severity, wrong
+from vtep.doctor.finding import Finding, Severity, has_faults
 from vtep.doctor.findings import findings
 from vtep.host.firewall import Verdict
 from vtep.wire.echo import Status
@@ -91,7 +91,7 @@ def test_nothing_is_wrong() -> None:
     for segment in (SEGMENT, ON_BRIDGE):
         assert findings(Facts(HERE, (segment,), (WELL,), pyvteps=1)) == []
     assert findings(Facts(HERE, (), (WELL,))) == []
-    assert not wrong([])
+    assert not has_faults([])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_loss() -> None:
 def test_problems_of_silence(changes: dict[str, Any], title: str) -> None:
     finding = of_remote(SILENT, **changes)[0]
     assert title in finding.title
-    assert wrong([finding])
+    assert has_faults([finding])
     assert finding.fix
 
 
@@ -207,7 +207,7 @@ def test_silence_that_need_not_be_wrong() -> None:
     # With it, there may be a proof that all is well.
     finding = only(of_remote(SILENT, through=True))
     assert finding.severity is Severity.NOTE
-    assert not wrong([finding])
+    assert not has_faults([finding])
     # What can't be asked may not be held against anybody.
     finding = only(of_remote(SILENT, pings=None, macs=None))
     assert "does not exist" not in finding.title
@@ -407,7 +407,7 @@ def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> Non
 def test_what_was_dropped_before_is_nothing_wrong(reason: Drop) -> None:
     drops = Drops({reason: 7}, {reason: 0}, {}, {reason: 200.0})
     found = of_segment(drops=drops)
-    assert not wrong(found)
+    assert not has_faults(found)
     for finding in found:
         assert finding.earlier
         assert finding.title == f"{reason} 7: {reason.meaning}; the last one, 3 min ago"
@@ -417,7 +417,9 @@ def test_what_was_dropped_before_is_nothing_wrong(reason: Drop) -> None:
 
 def test_only_what_is_nothing_wrong_is_a_note_while_it_counts() -> None:
     notes = {
-        reason for reason in Drop if not wrong(of_segment(drops=Drops({reason: 1}, {reason: 1})))
+        reason
+        for reason in Drop
+        if not has_faults(of_segment(drops=Drops({reason: 1}, {reason: 1})))
     }
     assert notes == {*BY_DESIGN, Drop.TX_TOO_BIG}
 
@@ -496,5 +498,5 @@ def test_the_worst_comes_first() -> None:
     host = evolve(HERE, root=False, checksum_errors=1, checksum_errors_increase=1)
     found = findings(Facts(host, (evolve(SEGMENT, up=False),), (WELL,), pyvteps=1))
     assert [finding.severity for finding in found] == ["problem", "warning", "note"]
-    assert wrong(found)
-    assert not wrong(found[2:])
+    assert has_faults(found)
+    assert not has_faults(found[2:])

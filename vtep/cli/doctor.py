@@ -12,7 +12,7 @@ import click
 from vtep.cli import commands
 from vtep.config import address_parsers, option_parsers
 from vtep.doctor.facts import Facts, PathMtu, RemoteFacts, SegmentFacts
-from vtep.doctor.finding import Finding, Severity, wrong
+from vtep.doctor.finding import Finding, Severity, has_faults
 from vtep.doctor.findings import findings
 
 _COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -59,7 +59,7 @@ def doctor(
         click.echo(json.dumps({"findings": _plain(found), "facts": _plain(facts)}, indent=2))
     else:
         _show(facts, found)
-    if wrong(found):
+    if has_faults(found):
         sys.exit(1)
 
 
@@ -89,7 +89,7 @@ def _show(facts: Facts, found: list[Finding]) -> None:
             click.echo(f"  {finding.explanation}")
         if finding.fix:
             click.echo(f"  To mend it: {finding.fix}")
-    if wrong(found):
+    if has_faults(found):
         return
     if any(finding.earlier for finding in found):
         click.echo("\nNo fault is present at the moment. The notes tell of earlier losses.")

@@ -1,5 +1,6 @@
-"""`pyvtep doctor`: what is wrong between this host and the other VTEPs, and what mends it.
+"""`pyvtep doctor`: faults between this host and the other VTEPs, and how to fix them.
 
-Facts are gathered from the host, its network and the pyvtep that runs (`host`, `echo`, `remote`,
-`running`); what is wrong follows from them alone (`findings`, `firewall`).
+1. `examine` collects facts (`facts`) from this host (`local_network`, `procfs`, `filtering`), from
+   the running pyvteps (`running`), and from the remotes and their neighbors (`echo`, `neighbours`).
+2. `findings` derives the findings from the facts alone, with the checks in `checks`.
 """

@@ -1,9 +1,9 @@
-"""The examination: all that is asked, and of whom, for `facts`."""
+"""The examination: collects the `Facts` from this host, the running pyvteps and the remotes."""
 
 import asyncio
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv4Address, ip_address, ip_interface
@@ -12,53 +12,107 @@ from typing import Any
 import attrs
 
 from vtep.control.client import candidates
-from vtep.doctor import host
+from vtep.doctor import filtering, procfs, segment_facts
 from vtep.doctor.echo import EchoClient
-from vtep.doctor.facts import (
-    Conflict,
-    Drops,
-    Facts,
-    HostFacts,
-    ProcessFacts,
-    RemoteFacts,
-    SegmentFacts,
-)
-from vtep.doctor.host import Surroundings
+from vtep.doctor.facts import Conflict, Facts, HostFacts, RemoteFacts
+from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import is_one_host, ping, resolve_macs, send_test_frame
-from vtep.doctor.running import Running, Target, all_here
+from vtep.doctor.running import RunningVtep, Target, connect
 from vtep.errors import VtepError
-from vtep.host import address_probe
-from vtep.host.firewall import INCOMING, OUTGOING, PacketPattern, Verdict, combine
+from vtep.host.address_probe import probe_addresses
+from vtep.host.firewall import PacketPattern
 from vtep.host.netfilter import Rules
 from vtep.host.netlink import session
 from vtep.wire import vxlan
 from vtep.wire.address import Address, without_scope
 
-_ECHOES = 20
-_BACK = 10
-_BRIEFLY = 2
-_AT_ONCE = 64
-"""Hosts that are asked at the same time."""
+_REQUESTS = 20
+"""Echo requests whose replies come to the port that they were sent from."""
+
+_REQUESTS_TO_VXLAN_PORT = 10
+_REQUESTS_STATUS = 2
+"""Requests that only find out the status of a further VNI. With these numbers, and few doctors at a
+time, the rate limit of a remote is not reached."""
+
+_REMOTES_AT_ONCE = 64
 _SEGMENTS_AT_ONCE = 200
-"""And segments: a process usually has 1024 files at most, and each takes three sockets."""
+"""Segments that are probed at the same time. A process usually has 1024 descriptors at most, and
+each segment takes three sockets."""
+
+_MTU_DEFAULT = 1500
 
 
 def examine(
     remotes: Sequence[Address], vni: int | None, port: int | None, control: str | None
 ) -> Facts:
-    """Look at these remotes, or at all of the pyvteps that run here.
+    """Examine these remotes, or all remotes of the pyvteps that run here.
 
-    `control` is the socket of one that is meant. Raises VtepError where that does not answer, or
-    there is nothing to look at.
+    `control` is the control socket of one pyvtep to ask, instead of all.
+
+    Raises:
+        VtepError: that pyvtep does not answer, or there is nothing to examine.
     """
-    with all_here(control) as running:
+    with connect(control) as running:
         return _examine(running, remotes, vni, port)
 
 
 def _examine(
-    running: Sequence[Running], remotes: Sequence[Address], vni: int | None, port: int | None
+    running: Sequence[RunningVtep], remotes: Sequence[Address], vni: int | None, port: int | None
 ) -> Facts:
-    if vni is not None and not remotes and not any(_has(each, vni) for each in running):
+    """Examine as `examine` says, with connections to the running pyvteps."""
+    _check_scope(running, remotes, vni)
+    checksum_errors = procfs.checksum_errors()
+    with session() as netlink:
+        network, rules = LocalNetwork(netlink), Rules.read()
+        targets = _targets(running, remotes, vni, port)
+        known = [_local_facts(target, network, rules) for target in targets]
+    # The probes of overlay addresses always take their full time, so run them meanwhile.
+    with ThreadPoolExecutor(1) as executor:
+        probing = executor.submit(asyncio.run, _overlay_conflicts(running, network, vni))
+        found = _examine_remotes(targets, known)
+        conflicts = probing.result()
+    silent = [target for target, facts in zip(targets, found, strict=True) if _is_silent(facts)]
+    for each in running:
+        each.try_tunnel(silent, network)
+    found = [
+        attrs.evolve(_without_own_macs(facts, network), heard=target.heard, through=target.through)
+        for target, facts in zip(targets, found, strict=True)
+    ]
+    stats = [each.read_stats_again() for each in running]
+    ports = {target.port for target in targets} or {port or vxlan.PORT}
+    return Facts(
+        HostFacts(
+            root=os.geteuid() == 0,
+            kernel=platform.release(),
+            holders=tuple(network.port_holder(each) for each in sorted(ports)),
+            own_conflicts=_underlay_conflicts(network, found),
+            underlay={
+                dev: network.addresses_of(dev)
+                for dev in sorted({each.dev for each in found if each.dev})
+            },
+            checksum_errors=checksum_errors,
+            checksum_errors_increase=procfs.checksum_errors() - checksum_errors,
+        ),
+        tuple(
+            segment
+            for each, after in zip(running, stats, strict=True)
+            for segment in segment_facts.of_segments(each, after, network, rules, conflicts, vni)
+        ),
+        tuple(found),
+        len(running),
+        tuple(
+            segment_facts.of_process(each, after)
+            for each, after in zip(running, stats, strict=True)
+        ),
+    )
+
+
+def _check_scope(
+    running: Sequence[RunningVtep], remotes: Sequence[Address], vni: int | None
+) -> None:
+    """Raise VtepError if there is nothing to examine."""
+    has_vni = any(segment["vni"] == vni for each in running for segment in each.segments)
+    if vni is not None and not remotes and not has_vni:
         raise VtepError(f"--vni {vni}: no pyvtep that runs here has it")
     if not remotes and not running:
         others = [each for each in candidates() if not each.here]
@@ -67,61 +121,20 @@ def _examine(
             "no pyvtep runs here that could be asked; name a remote with --remote"
             + (f"; {others[0].process} is in another network namespace{where}" if others else "")
         )
-    checksums = host.checksum_errors()
-    with session() as netlink:
-        around, rules = Surroundings(netlink), Rules.read()
-        targets = _targets(running, remotes, vni, port)
-        known = [_known(target, around, rules) for target in targets]
-    # Whether anybody has an address takes as long where nobody has: it is asked meanwhile.
-    with ThreadPoolExecutor(1) as beside:
-        beyond = beside.submit(asyncio.run, _overlay_conflicts(running, around, vni))
-        found = _ask_all(targets, known)
-        conflicts = beyond.result()
-    silent = [target for target, facts in zip(targets, found, strict=True) if not _answered(facts)]
-    for each in running:
-        each.try_tunnel(silent, around)
-    found = [
-        attrs.evolve(_with_macs(facts, around), heard=target.heard, through=target.through)
-        for target, facts in zip(targets, found, strict=True)
-    ]
-    stats = [each.stats_again() for each in running]
-    ports = {target.port for target in targets} or {port or vxlan.PORT}
-    return Facts(
-        HostFacts(
-            root=os.geteuid() == 0,
-            kernel=platform.release(),
-            holders=tuple(around.holders(each) for each in sorted(ports)),
-            own_conflicts=_own_conflicts(around, found),
-            underlay={
-                dev: around.addresses_of(dev)
-                for dev in sorted({each.dev for each in found if each.dev})
-            },
-            checksum_errors=checksums,
-            checksum_errors_increase=host.checksum_errors() - checksums,
-        ),
-        tuple(
-            segment
-            for each, after in zip(running, stats, strict=True)
-            for segment in _segments(each, after, around, rules, conflicts, vni)
-        ),
-        tuple(found),
-        len(running),
-        tuple(_of_process(each, after) for each, after in zip(running, stats, strict=True)),
-    )
 
 
-def _has(running: Running, vni: int) -> bool:
-    return any(segment["vni"] == vni for segment in running.segments)
+def _is_silent(facts: RemoteFacts) -> bool:
+    """Return True if a remote has sent no echo replies."""
+    return not facts.there.delays and not facts.is_own
 
 
-def _answered(facts: RemoteFacts) -> bool:
-    return bool(facts.there.delays) or facts.is_own
+# --- remotes ----------------------------------------------------------------------------------
 
 
 def _targets(
-    running: Iterable[Running], remotes: Sequence[Address], vni: int | None, port: int | None
+    running: Iterable[RunningVtep], remotes: Sequence[Address], vni: int | None, port: int | None
 ) -> list[Target]:
-    """What is to be asked: what runs here knows best how it speaks to a remote."""
+    """Return the remotes to examine, with the options of the segment that has them, if any."""
     known = [target for each in running for target in each.targets(vni)]
     if not remotes:
         return known
@@ -134,83 +147,77 @@ def _targets(
     ]
 
 
-def _known(target: Target, around: Surroundings, rules: Rules) -> RemoteFacts:
-    """What this host knows of a remote without asking it."""
+def _local_facts(target: Target, network: LocalNetwork, rules: Rules) -> RemoteFacts:
+    """Return the facts about a remote that this host has without sending anything."""
     facts = RemoteFacts(
         *(str(target.remote), target.vni, target.port), tap=target.tap, socket=target.socket
     )
-    if around.is_own(target.remote):
+    if network.is_own(target.remote):
         return attrs.evolve(facts, is_own=True)
-    if target.dev is not None and target.dev not in around.by_name:
+    if target.dev is not None and target.dev not in network.by_name:
         return attrs.evolve(facts, dev_gone=target.dev)
-    if target.local is not None and not around.is_own(target.local):
+    if target.local is not None and not network.is_own(target.local):
         return attrs.evolve(facts, local_gone=str(target.local))
     try:
-        way = around.way(target.remote, target.local, target.dev)
+        hop = network.next_hop(target.remote, target.local, target.dev)
     except VtepError as error:
-        return attrs.evolve(facts, no_route=str(error), down=around.down_towards(target.remote))
-    dev = target.dev or way.dev
-    own = str(without_scope(target.local)) if target.local is not None else way.source
-    there, lower = str(without_scope(target.remote)), around.lower(dev)
-    version, bridge = target.remote.version, dev if around.is_bridge(dev) else None
-    into = PacketPattern(version, there, target.port, dev, destination=own, lower=lower)
-    out = PacketPattern(version, own, target.port, out=dev, destination=there, lower=lower)
+        return attrs.evolve(facts, no_route=str(error), down=network.down_towards(target.remote))
+    dev = target.dev or hop.dev
+    own = str(without_scope(target.local)) if target.local is not None else hop.source
+    host, lower = str(without_scope(target.remote)), network.lower_devices(dev)
+    version = target.remote.version
+    verdicts = filtering.remote_verdicts(
+        rules,
+        PacketPattern(version, host, target.port, dev, destination=own, lower=lower),
+        PacketPattern(version, own, target.port, out=dev, destination=host, lower=lower),
+        dev if network.is_bridge(dev) else None,
+        one_flow=target.sends_from_port,
+    )
+    device = network.by_name.get(dev)
     return attrs.evolve(
         facts,
         dev=dev,
-        dev_mtu=around.by_name[dev].mtu if dev in around.by_name else None,
-        dev_mac=around.by_name[dev].mac if dev in around.by_name else None,
-        source=str(target.local) if target.local is not None else way.source,
-        gateway=way.gateway,
-        firewall=_verdict(rules, into, INCOMING, bridge),
-        firewall_out=_verdict(rules, out, OUTGOING, bridge),
+        dev_mtu=device.mtu if device is not None else None,
+        dev_mac=device.mac if device is not None else None,
+        source=str(target.local) if target.local is not None else hop.source,
+        gateway=hop.gateway,
+        firewall=verdicts.firewall,
+        firewall_new=verdicts.firewall_new,
+        firewall_out=verdicts.firewall_out,
     )
 
 
-def _verdict(
-    rules: Rules, packet: PacketPattern, hooks: Sequence[str], bridge: str | None
-) -> Verdict | None:
-    """Return what drops a packet, on a bridge first by the rules for frames."""
-    frame = None
-    if bridge is not None:
-        port = packet.lower[0] if len(packet.lower) == 1 else None
-        into, out = (port, bridge) if packet.device is not None else (bridge, port)
-        passing = attrs.evolve(packet, device=into, out=out, bridge=bridge)
-        frame = rules.verdict(
-            passing, *(hook for hook in hooks if hook not in ("ingress", "egress"))
-        )
-    return combine(each for each in (frame, rules.verdict(packet, *hooks)) if each is not None)
+def _examine_remotes(targets: Sequence[Target], known: Sequence[RemoteFacts]) -> list[RemoteFacts]:
+    """Examine all remotes. A host that is a remote of several segments is measured once.
 
-
-def _ask_all(targets: Sequence[Target], known: Sequence[RemoteFacts]) -> list[RemoteFacts]:
-    """Ask all of them: each host with one segment in full, with its others only what differs.
-
-    More would be too many questions to be answered.
+    Full measurements for each VNI would exceed the rate at which a VTEP replies.
     """
     hosts: dict[tuple[Address, int], list[int]] = {}
     for number, target in enumerate(targets):
         hosts.setdefault((target.remote, target.port), []).append(number)
 
-    def ask(numbers: list[int]) -> list[RemoteFacts]:
-        first = _ask(targets[numbers[0]], known[numbers[0]])
-        return [first, *(_ask_briefly(targets[each], known[each], first) for each in numbers[1:])]
+    def examine_host(numbers: list[int]) -> list[RemoteFacts]:
+        first = _measure(targets[numbers[0]], known[numbers[0]])
+        others = (_ask_status(targets[each], known[each], first) for each in numbers[1:])
+        return [first, *others]
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers = pool.map(ask, hosts.values())
+    with ThreadPoolExecutor(_REMOTES_AT_ONCE) as pool:
+        results = pool.map(examine_host, hosts.values())
         found = {
             number: facts
-            for numbers, of_host in zip(hosts.values(), answers, strict=True)
+            for numbers, of_host in zip(hosts.values(), results, strict=True)
             for number, facts in zip(numbers, of_host, strict=True)
         }
     return [found[number] for number in range(len(targets))]
 
 
-def _ask_briefly(target: Target, facts: RemoteFacts, first: RemoteFacts) -> RemoteFacts:
-    """What is known of a host by what was seen of it with another segment."""
+def _ask_status(target: Target, facts: RemoteFacts, first: RemoteFacts) -> RemoteFacts:
+    """Return the facts of a host in a further VNI: the measurements of `first`, another status."""
     there = first.there
     if there.delays:
         with EchoClient(target.remote, target.port, target.vni, target.local, target.dev) as echo:
-            there = attrs.evolve(there, status=echo.measure_to_source_port(_BRIEFLY).status)
+            status = echo.measure_to_source_port(_REQUESTS_STATUS).status
+            there = attrs.evolve(there, status=status)
     return attrs.evolve(
         first,
         vni=facts.vni,
@@ -218,27 +225,30 @@ def _ask_briefly(target: Target, facts: RemoteFacts, first: RemoteFacts) -> Remo
         socket=facts.socket,
         source=facts.source,
         firewall=facts.firewall,
+        firewall_new=facts.firewall_new,
         firewall_out=facts.firewall_out,
         there=there,
     )
 
 
-def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
-    """Ask a remote, and those beside it."""
+def _measure(target: Target, facts: RemoteFacts) -> RemoteFacts:
+    """Measure the path to a remote with echo requests, pings and ARP."""
     if facts.dev is None:  # This host does not reach it.
         return facts
-    high = facts.dev_mtu or 1500
+    mtu = facts.dev_mtu or _MTU_DEFAULT
     with EchoClient(target.remote, target.port, target.vni, target.local, target.dev) as echo:
-        there = echo.measure_to_source_port(_ECHOES)
+        there = echo.measure_to_source_port(_REQUESTS)
         if there.delays:
-            back = echo.measure_to_vxlan_port(_BACK) if echo.has_raw_socket else None
+            back = None
+            if echo.has_raw_socket:
+                back = echo.measure_to_vxlan_port(_REQUESTS_TO_VXLAN_PORT)
             facts = attrs.evolve(facts, back=back)
-            with suppress(OSError):  # The device or the route has just gone.
-                facts = attrs.evolve(facts, mtu_there=echo.path_mtu_to_remote(high))
-                facts = attrs.evolve(facts, mtu_back=echo.path_mtu_from_remote(high))
+            with suppress(OSError):  # The device or the route was removed meanwhile.
+                facts = attrs.evolve(facts, mtu_there=echo.path_mtu_to_remote(mtu))
+                facts = attrs.evolve(facts, mtu_back=echo.path_mtu_from_remote(mtu))
         elif there.send_error is None:
             with suppress(OSError):
-                facts = attrs.evolve(facts, mtu_there=echo.reported_path_mtu(high))
+                facts = attrs.evolve(facts, mtu_there=echo.reported_path_mtu(mtu))
             facts = attrs.evolve(facts, pings=ping(target.remote, target.dev))
     macs = None
     if isinstance(target.remote, IPv4Address) and facts.gateway is None and facts.dev_mac:
@@ -248,11 +258,11 @@ def _ask(target: Target, facts: RemoteFacts) -> RemoteFacts:
     return attrs.evolve(facts, there=there, macs=macs)
 
 
-def _with_macs(facts: RemoteFacts, around: Surroundings) -> RemoteFacts:
-    """Leave out own MACs, as of a device that answers for others, and look whose the others are."""
+def _without_own_macs(facts: RemoteFacts, network: LocalNetwork) -> RemoteFacts:
+    """Remove own MACs, such as that of a proxy for ARP, and find out if the rest is one host."""
     if facts.macs is None:
         return facts
-    macs = tuple(mac for mac in facts.macs if mac not in around.macs)
+    macs = tuple(mac for mac in facts.macs if mac not in network.macs)
     one_host = False
     if len(macs) > 1 and facts.dev is not None and facts.source is not None:
         with suppress(OSError, ValueError):
@@ -261,128 +271,54 @@ def _with_macs(facts: RemoteFacts, around: Surroundings) -> RemoteFacts:
     return attrs.evolve(facts, macs=macs, one_host=one_host)
 
 
-def _own_conflicts(around: Surroundings, remotes: Iterable[RemoteFacts]) -> tuple[Conflict, ...]:
-    """Return the own underlay addresses that another host has too."""
-    conflicts = {conflict.address: conflict for conflict in around.failed}
+# --- own addresses ----------------------------------------------------------------------------
+
+
+def _underlay_conflicts(
+    network: LocalNetwork, remotes: Iterable[RemoteFacts]
+) -> tuple[Conflict, ...]:
+    """Return the own underlay addresses that another host has, too."""
+    conflicts = {conflict.address: conflict for conflict in network.failed}
     used = {(facts.source, facts.dev, facts.dev_mac) for facts in remotes}
     for source, dev, mac in used:
         if source is None or ":" in source or dev is None or not mac:
             continue
         with suppress(OSError, ValueError):
-            # A host answers for its addresses on all devices that it has on one link.
             found = resolve_macs(IPv4Address(source), dev, mac) or ()
-            others = [other for other in found if other not in around.macs]
+            # If this host has several devices on the link, it replies to itself by the others.
+            others = [other for other in found if other not in network.macs]
             if others:
-                conflict = _conflict(around, source, others[0])
+                conflict = network.conflict(source, others[0])
                 conflicts[conflict.address] = conflict
     return tuple(conflicts.values())
 
 
-def _conflict(around: Surroundings, address: str, mac: str) -> Conflict:
-    """Return a conflict about an address of this host, with the device that has it."""
-    for index, texts in around.outside.items():
-        for text in texts:
-            if ip_interface(text).ip == ip_address(address) and index in around.links:
-                return Conflict(text, around.links[index].name, mac)
-    return Conflict(address, "", mac)
-
-
 async def _overlay_conflicts(
-    running: Iterable[Running], around: Surroundings, vni: int | None
+    running: Iterable[RunningVtep], network: LocalNetwork, vni: int | None
 ) -> dict[str, tuple[Conflict, ...]]:
-    """Return, by TAP, the addresses of this host on the segment that another host has too.
+    """Return, by TAP, the addresses of this host on the segment that another host has, too.
 
-    A gateway of its own (`--anycast-gateway`) is one that each host may have.
+    Each host may have an anycast gateway (`--anycast-gateway`), so these are no conflicts.
 
-    Side effect: each segment sends a frame at least, so that its counters show what becomes of it.
+    Side effect: each segment sends at least one frame, so that its counters show if it is dropped.
     """
-    turns = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
+    limit = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
 
     async def of_segment(segment: Any) -> tuple[Conflict, ...]:
         shared = {ip_address(text) for text in segment["options"]["anycast-gateway"]}
-        ours = (ip_interface(text).ip for text in around.overlay(segment["dev"]))
-        above = around.above(segment["dev"])
-        wanted = [address for address in ours if address not in shared]
-        if above is None or not wanted:
+        own = (ip_interface(text).ip for text in network.overlay_addresses(segment["dev"]))
+        upper = network.upper_device(segment["dev"])
+        wanted = [address for address in own if address not in shared]
+        if upper is None or not wanted:
             with suppress(OSError):
                 send_test_frame(segment["dev"])
             return ()
-        async with turns:
-            answers = await address_probe.probe_addresses(segment["dev"], above.name, wanted)
-        # This host may be on the segment by another way too, and answers there for all it has.
-        others = ((address, mac) for address, mac in answers if mac not in around.macs)
-        return tuple(_conflict(around, str(address), mac) for address, mac in others)
+        async with limit:
+            replies = await probe_addresses(segment["dev"], upper.name, wanted)
+        # This host may be on the segment by another path, too, where it replies for its addresses.
+        others = ((address, mac) for address, mac in replies if mac not in network.macs)
+        return tuple(network.conflict(str(address), mac) for address, mac in others)
 
     segments = [one for each in running for one in each.segments if vni in (None, one["vni"])]
     found = await asyncio.gather(*map(of_segment, segments))
     return {segment["dev"]: conflicts for segment, conflicts in zip(segments, found, strict=True)}
-
-
-def _segments(
-    running: Running,
-    after: Any,
-    around: Surroundings,
-    rules: Rules,
-    conflicts: Mapping[str, tuple[Conflict, ...]],
-    vni: int | None,
-) -> list[SegmentFacts]:
-    """What there is to say of the segments of a pyvtep, and of their TAPs."""
-    before = {each["vni"]: each for each in running.before["segments"]}
-    counted = {each["vni"]: each for each in after["segments"]}
-    found = []
-    for segment in running.segments:
-        if vni not in (None, segment["vni"]):
-            continue
-        link = around.by_name.get(segment["dev"])
-        stats, then = counted.get(segment["vni"]), before.get(segment["vni"])
-        found.append(
-            SegmentFacts(
-                vni=segment["vni"],
-                tap=segment["dev"],
-                mtu=segment["mtu"],
-                tap_mtu=link.mtu if link is not None else segment["mtu"],
-                dstport=segment["options"]["dstport"],
-                up=link is not None and link.up,
-                addresses=around.addresses_of(segment["dev"]),
-                bridge=around.bridge_of(segment["dev"], rules),
-                frames=around.frames_blocked(segment["dev"], rules),
-                packets=around.packets_blocked(segment["dev"], rules),
-                options=segment["options"],
-                offload=frozenset(segment["offload"]),
-                drops=_drops(stats, then) if stats and then else Drops(),
-                conflicts=conflicts.get(segment["dev"], ()),
-                socket=running.socket,
-                devices=tuple(segment["underlay_devices"]),
-            )
-        )
-    return found
-
-
-def _drops(after: Any, before: Any) -> Drops:
-    increase = {
-        reason: count - before["drops"].get(reason, 0) for reason, count in after["drops"].items()
-    }
-    count = after["since_reset"]["drops"]
-    return Drops(count, increase, after["last_sources"], after["last_drops"])
-
-
-def _of_process(running: Running, after: Any) -> ProcessFacts:
-    """Return what a process dropped that was for none of its segments."""
-    segments = running.segments
-    return ProcessFacts(
-        _drops(_shared(after), _shared(running.before)),
-        segments[0]["options"]["dstport"] if segments else vxlan.PORT,
-        tuple(sorted({dev for segment in segments for dev in segment["underlay_devices"]})),
-        running.socket,
-    )
-
-
-def _shared(stats: Any) -> Any:
-    """Return the drops of a whole process without those of its segments."""
-    total = stats["total"]
-    drops, since = dict(total["drops"]), dict(total["since_reset"]["drops"])
-    for segment in stats["segments"]:
-        for reason in drops:
-            drops[reason] -= segment["drops"][reason]
-            since[reason] -= segment["since_reset"]["drops"][reason]
-    return {**total, "drops": drops, "since_reset": {"drops": since}}

@@ -1,6 +1,7 @@
-"""What a doctor knows before he says what is wrong. Sizes are octets of IP packets, times seconds.
+"""The facts from which the doctor derives its findings. No I/O.
 
-None is always: it could not be found out.
+Sizes are octets of IP packets, and times are seconds. None stands for what could not be found out.
+`pyvtep doctor --json` prints these facts by the names of the fields.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,14 @@ from vtep.wire.echo import Status
 
 
 class Refusal(IntEnum):
-    """What an ICMP error says of a datagram, whichever IP version it is of."""
+    """The meaning of an ICMP error about a datagram, for both IP versions."""
 
     PORT = 1
-    """Nothing listens there, or a firewall pretends that."""
+    """No socket has the port, or a firewall pretends that."""
     FORBIDDEN = 2
-    """A firewall says that it is one."""
+    """A firewall refuses it, and says so."""
     HOST = 3
-    """The host, or its network, can't be reached."""
+    """The host or its network is unreachable."""
 
 
 @frozen
@@ -33,44 +34,44 @@ class IcmpError:
 
 @frozen
 class Echoes:
-    """What became of questions of the doctor's echo: see `vtep.wire.echo`."""
+    """The results of a series of echo requests to one VTEP: see `vtep.wire.echo`."""
 
     sent: int = 0
     delays: tuple[float, ...] = ()
-    """From each question to its answer."""
+    """Round-trip times of the requests that got a reply."""
     status: Status | None = None
     answered_from: str | None = None
-    """The address that the answers have as their source."""
+    """The source address of the replies."""
     errors: tuple[IcmpError, ...] = ()
     send_error: str | None = None
     """Why this host refused to send."""
     forbidden: bool = False
-    """That was its own firewall."""
+    """True if its own firewall refused."""
 
 
 @frozen
 class PathMtu:
-    """The largest packet that passes one way."""
+    """The largest packet that passes a path in one direction."""
 
     size: int | None
-    """None: not even the smallest one tried."""
+    """None if not even the smallest tried packet passes."""
     told_by: str | None = None
-    """Who has sent an ICMP error about larger ones; None if nobody has."""
+    """The host that sent an ICMP error about larger packets, if any has."""
 
 
 @frozen
 class RemoteFacts:
-    """What is known of the way to one remote and back."""
+    """One remote, and the path to it and back."""
 
     host: str
     vni: int | None
     port: int
     is_own: bool = False
-    """It is an address of this host."""
+    """True if it is an address of this host."""
     no_route: str | None = None
-    """Why this host has none."""
+    """Why this host has no route to it."""
     down: tuple[str, ...] = ()
-    """Where it has none, the devices that are down and have an address in the remote's subnet."""
+    """Without a route: devices that are down and have an address in the remote's subnet."""
     local_gone: str | None = None
     """The address of `--local`, if this host does not have it."""
     dev_gone: str | None = None
@@ -79,7 +80,7 @@ class RemoteFacts:
     dev_mtu: int | None = None
     dev_mac: str | None = None
     gateway: str | None = None
-    """The router through which it is reached, if it is not on a link of this host."""
+    """The router by which it is reached, if it is not on a link of this host."""
     source: str | None = None
     """The address that this host uses towards it."""
     tap: str | None = None
@@ -87,25 +88,28 @@ class RemoteFacts:
     socket: str | None = None
     """The control socket of its pyvtep, if commands have to name it."""
     there: Echoes = Echoes()
-    """Questions whose answers were to come back to where they were sent from."""
+    """Requests whose replies came to the port that the requests were sent from."""
     back: Echoes | None = None
-    """Those whose answers were to come to the VXLAN port, as frames do."""
+    """Requests whose replies came to the VXLAN port, as frames do."""
     pings: int | None = None
-    """How many of `PINGS` ICMP echo requests the host has answered."""
+    """How many of `PINGS` ICMP echo requests the host replied to."""
     macs: tuple[str, ...] | None = None
-    """Who has answered ARP requests for the address, if it is on a link of this host."""
+    """The MACs that replied to ARP requests for the address, if it is on a link of this host."""
     one_host: bool = False
-    """Whether they are surely of one host."""
+    """True if all of them surely belong to one host."""
     mtu_there: PathMtu | None = None
     mtu_back: PathMtu | None = None
     heard: float | None = None
-    """How long ago a frame came from there, by the youngest FDB entry behind it."""
+    """Age of the last frame from there, by the youngest FDB entry for the remote."""
     through: bool | None = None
-    """Whether somebody behind it has answered through the tunnel; None if nobody was asked."""
+    """True if a host behind it replied through the tunnel; None if no ping was sent."""
     firewall: Verdict | None = None
-    """What of this host's own firewall drops datagrams from there to the VXLAN port."""
+    """The rules of this host's firewall that drop datagrams from there to the VXLAN port."""
+    firewall_new: Verdict | None = None
+    """The same, if the rules accept datagrams of a flow that this host has opened, and frames in
+    both directions are one flow (see `vtep.doctor.filtering`)."""
     firewall_out: Verdict | None = None
-    """What of it drops datagrams to the VXLAN port there."""
+    """The rules of this host's firewall that drop datagrams to the VXLAN port there."""
 
 
 @frozen
@@ -119,7 +123,7 @@ class PortFacts:
 
 @frozen
 class Blocked:
-    """What a firewall drops, such as "IPv4", and by which rules."""
+    """A kind of traffic that a firewall drops, such as "IPv4", and the rules that do."""
 
     what: str
     verdict: Verdict
@@ -127,40 +131,40 @@ class Blocked:
 
 @frozen
 class BridgeFacts:
-    """The bridge that a TAP is a port of; state and flags are those of the TAP there."""
+    """The bridge that a TAP is a port of; state and flags are those of this port."""
 
     name: str
     up: bool
     mtu: int
     addresses: tuple[str, ...] = ()
-    """Addresses of the bridge with their prefix lengths, without link-local ones."""
+    """Addresses of the bridge with prefix lengths, but for link-local ones."""
     state: str = "forwarding"
     isolated: bool = False
     hairpin: bool = False
     others: tuple[PortFacts, ...] = ()
     own_netfilter: bool = False
-    """Whether an option of this bridge, not a setting for all, takes frames to the rules for IP."""
+    """True if an option of this bridge, not a sysctl for all, passes frames to the IP rules."""
     packets: tuple[Blocked, ...] = ()
-    """IP that crosses it and is dropped by those rules."""
+    """IP that crosses the bridge and is dropped by those rules."""
 
 
 @frozen
 class Drops:
-    """What a pyvtep has dropped, by reason."""
+    """The drop counters of a segment or a process, by reason."""
 
     count: Mapping[str, int] = field(factory=dict)
-    """Since the counters were reset, or since its start."""
+    """Since the counters were reset, or since the start."""
     increase: Mapping[str, int] = field(factory=dict)
-    """Of that, while the doctor looked."""
+    """The part of it that was counted during the examination."""
     last_source: Mapping[str, str] = field(factory=dict)
-    """The underlay address of the last one."""
+    """The underlay address of the last dropped datagram."""
     age: Mapping[str, float] = field(factory=dict)
     """Seconds since the counter last increased."""
 
 
 @frozen
 class Conflict:
-    """An own address that another host has too."""
+    """An own address that another host has, too."""
 
     address: str
     """With its prefix length."""
@@ -172,18 +176,18 @@ class Conflict:
 
 @frozen
 class SegmentFacts:
-    """What a running pyvtep says of one of its segments, and what is known of the TAP."""
+    """A segment of a running pyvtep, with its TAP."""
 
     vni: int
     tap: str
     mtu: int
-    """What the tunnel carries."""
+    """MTU of the tunnel."""
     tap_mtu: int
-    """The TAP's own, which may be more."""
+    """MTU of the TAP, which may be larger."""
     dstport: int
     up: bool = True
     addresses: tuple[str, ...] = ()
-    """Addresses of the TAP with their prefix lengths, without link-local ones."""
+    """Addresses of the TAP with prefix lengths, but for link-local ones."""
     bridge: BridgeFacts | None = None
     frames: tuple[Blocked, ...] = ()
     """Frames that are dropped by rules for frames, at the TAP or on its bridge."""
@@ -193,7 +197,7 @@ class SegmentFacts:
     offload: frozenset[str] = frozenset()
     drops: Drops = Drops()
     conflicts: tuple[Conflict, ...] = ()
-    """Addresses of the TAP or its bridge that a host beyond the tunnel has too."""
+    """Addresses of the TAP or its bridge that a host beyond the tunnel has, too."""
     socket: str | None = None
     """The control socket of its pyvtep, if commands have to name it."""
     devices: tuple[str, ...] = ()
@@ -202,7 +206,7 @@ class SegmentFacts:
 
 @frozen
 class ProcessFacts:
-    """What a running pyvtep dropped that was for none of its segments."""
+    """The drops of a running pyvtep that belong to none of its segments."""
 
     drops: Drops
     port: int
@@ -213,41 +217,41 @@ class ProcessFacts:
 
 @frozen
 class HolderFacts:
-    """Who has a UDP port on this host."""
+    """The holder of a UDP port of this host."""
 
     port: int
     process: str | None = None
-    """Name and number of the process; None if it is a kernel device, or can't be seen."""
+    """Name and PID of the process; None if it is a kernel device, or not visible."""
     pyvtep: bool = False
     devices: tuple[str, ...] = ()
-    """Kernel VXLAN devices that are up and use it."""
+    """Kernel VXLAN devices that are up and use the port."""
 
 
 @frozen
 class HostFacts:
-    """What is known of this host itself."""
+    """The host on which the doctor runs."""
 
     root: bool
     kernel: str
     holders: tuple[HolderFacts, ...] = ()
     own_conflicts: tuple[Conflict, ...] = ()
-    """Own underlay addresses that another host has too."""
+    """Own underlay addresses that another host has, too."""
     underlay: Mapping[str, tuple[str, ...]] = field(factory=dict)
-    """By underlay device, its addresses with their prefix lengths, without link-local ones."""
+    """Addresses with prefix lengths by underlay device, but for link-local ones."""
     checksum_errors: int = 0
-    """UDP datagrams that this network namespace dropped for their checksum, since its start."""
+    """UDP datagrams that this network namespace dropped for their checksum since its start."""
     checksum_errors_increase: int = 0
-    """Of that, while the doctor looked."""
+    """The part of it that was counted during the examination."""
 
 
 @frozen
 class Facts:
-    """Everything."""
+    """All facts of an examination."""
 
     host: HostFacts
     segments: tuple[SegmentFacts, ...] = ()
     remotes: tuple[RemoteFacts, ...] = ()
     pyvteps: int = 0
-    """How many that run here have been asked."""
+    """The number of running pyvteps that were asked."""
     drops: tuple[ProcessFacts, ...] = ()
-    """Of each of them, what it dropped that was for none of its segments."""
+    """For each of them, the drops that belong to none of its segments."""

@@ -1,4 +1,4 @@
-"""What a finding is."""
+"""Findings of the doctor: what is wrong, why it matters, and how to fix it."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -7,7 +7,11 @@ from attrs import frozen
 
 
 class Severity(StrEnum):
-    """How bad a finding is. A note is nothing wrong: it says what could not be known."""
+    """The severity of a finding, the worst first.
+
+    A problem keeps something from working, and a warning may. A note is no fault: it tells of what
+    could not be examined, of what was wrong earlier, or of what is slow.
+    """
 
     PROBLEM = "problem"
     WARNING = "warning"
@@ -16,7 +20,7 @@ class Severity(StrEnum):
 
 @frozen
 class Finding:
-    """Something that is wrong, or will be: what, why that matters, and what mends it."""
+    """A fault, or a note."""
 
     severity: Severity
     about: str
@@ -25,24 +29,24 @@ class Finding:
     explanation: str = ""
     fix: str = ""
     earlier: bool = False
-    """Whether it tells of something that was wrong before, and is not seen now."""
+    """True for a fault that occurred before, and is not seen now."""
 
 
-def wrong(found: Iterable[Finding]) -> bool:
-    """Return whether there is anything to be mended."""
-    return any(finding.severity is not Severity.NOTE for finding in found)
+def has_faults(findings: Iterable[Finding]) -> bool:
+    """Return True if any finding is more than a note."""
+    return any(finding.severity is not Severity.NOTE for finding in findings)
 
 
 def problem(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    """Return a finding without whose remedy something does not work."""
+    """Return a finding about something that does not work."""
     return Finding(Severity.PROBLEM, about, title, explanation, fix)
 
 
 def warning(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    """Return a finding that may keep something from working."""
+    """Return a finding about something that may not work."""
     return Finding(Severity.WARNING, about, title, explanation, fix)
 
 
 def note(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    """Return a finding that is nothing wrong."""
+    """Return a finding that is no fault."""
     return Finding(Severity.NOTE, about, title, explanation, fix)

@@ -1,0 +1,51 @@
+"""Facts of this network namespace from /proc: holders of UDP ports, and checksum errors."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_NET = Path("/proc/thread-self/net")
+"""Not /proc/net: threads may be in different network namespaces."""
+
+
+def process_with_port(port: int) -> tuple[str, int]:
+    """Return name and PID of the process that has a UDP port; "" and 0 if none is visible."""
+    inodes = set()
+    for table in ("udp", "udp6"):
+        with suppress(OSError):
+            for line in (_NET / table).read_text().splitlines()[1:]:
+                columns = line.split()
+                if int(columns[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{columns[9]}]")
+    if not inodes:
+        return "", 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
+                return (process / "comm").read_text().strip(), int(process.name)
+    return "", 0
+
+
+def is_pyvtep(pid: int) -> bool:
+    """Return True if a process runs pyvtep, as a script or as a module."""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return any(Path(os.fsdecode(word)).name in ("pyvtep", "vtep") for word in words[:4])
+    return False
+
+
+def checksum_errors() -> int:
+    """Return how many UDP datagrams this network namespace has dropped for their checksum."""
+    total = 0
+    with suppress(OSError, ValueError, KeyError):
+        # In snmp, a line of names precedes the line of values.
+        names, values = (
+            line.split()[1:]
+            for line in (_NET / "snmp").read_text().splitlines()
+            if line.startswith("Udp:")
+        )
+        total += int(dict(zip(names, values, strict=True))["InCsumErrors"])
+    with suppress(OSError, ValueError, KeyError):
+        pairs = (line.split() for line in (_NET / "snmp6").read_text().splitlines())
+        total += int(dict(pairs)["Udp6InCsumErrors"])
+    return total
