@@ -5,6 +5,8 @@ import statistics
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from bench.results import Run
 from bench.workloads import METRICS
 
@@ -83,6 +85,33 @@ def test_the_performance_page_has_every_reference_figure() -> None:
         if REFERENCE.samples(subject, metric)
     }
     assert measured <= shown
+
+
+@pytest.mark.parametrize(
+    ("words", "subject", "metric", "over"),
+    [
+        (
+            "7.2 times as fast as with the userspace datapath of Open vSwitch",
+            "pyvtep",
+            "tcp1",
+            "ovs",
+        ),
+        ("It is 0.36 of the kernel driver", "pyvtep", "tcp1", "kernel"),
+        ("no tunnel offloads, it is 0.8 of", "pyvtep-off", "tcp1", "kernel-off"),
+        ("TCP reaches 0.6 of the rate", "from-kernel", "tcp1", "kernel"),
+        ("to a kernel driver, 0.56", "to-kernel", "tcp1", "kernel"),
+        ("2.1 times as many datagrams of 64 octets", "pyvtep", "udp64", "ovs"),
+        ("A round trip takes 0.84 of the time", "pyvtep", "rtt_p50", "ovs"),
+    ],
+)
+def test_the_ratios_of_the_performance_page(
+    words: str, subject: str, metric: str, over: str
+) -> None:
+    assert words in " ".join(PERFORMANCE.split())
+    (ratio,) = re.findall(r"\b\d+\.\d+\b", words)
+    spread = REFERENCE.ratio((subject, metric), (over, metric))
+    assert spread is not None
+    assert f"{spread.median:.{len(ratio.partition('.')[2])}f}" == ratio
 
 
 def test_the_performance_page_names_the_machine() -> None:
