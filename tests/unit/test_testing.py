@@ -1,5 +1,6 @@
 """The devices and sockets in memory: a pair of VTEPs on them, and the faults of their underlay."""
 
+import asyncio
 import errno
 import os
 import select
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.twins import Frame
+from vtep import Config, Vtep
 from vtep.counters import Drop
 from vtep.datapath import Arena, Egress, Ingress
 from vtep.datapath.pool import FLOOD_MIN, Paths, Pool
@@ -28,6 +30,7 @@ from vtep.io.path import FLOW_BITS
 from vtep.io.sender_sockets import SenderSockets
 from vtep.offload.sizing import TunnelSizing
 from vtep.testing import Faults, MemoryHost, MemoryTap, MemoryUnderlay, Transmission
+from vtep.testing.memory_network import MemoryNetwork
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio
 from vtep.wire.outer_header import DF, InheritPolicy
@@ -35,11 +38,12 @@ from vtep.wire.outer_header import DF, InheritPolicy
 ONE, TWO, THREE = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 ONE_V6, TWO_V6 = "2001:db8::1", "2001:db8::2"
 PORT = 4789
+DEADLINE = 20.0
 V4, V6 = Binding(socket.AF_INET, None, None), Binding(socket.AF_INET6, None, None)
 BINDINGS = {4: V4, 6: V6}
 
 
-class Vtep:
+class DataPath:
     """One VNI on a host in memory: the data path and nothing above it."""
 
     def __init__(self, stack: ExitStack, host: MemoryHost, *remotes: str) -> None:
@@ -90,8 +94,8 @@ def stack() -> Iterator[ExitStack]:
 
 
 def test_two_vteps_forward_and_learn(underlay: MemoryUnderlay, stack: ExitStack) -> None:
-    one = Vtep(stack, underlay.add_host(ONE), TWO)
-    two = Vtep(stack, underlay.add_host(TWO), ONE)
+    one = DataPath(stack, underlay.add_host(ONE), TWO)
+    two = DataPath(stack, underlay.add_host(TWO), ONE)
     request, reply = (
         Frame(payload=b"request").build(),
         Frame(payload=b"reply", dst=b"\2\0\0\0\0\2").build(),
@@ -111,11 +115,39 @@ def test_two_vteps_forward_and_learn(underlay: MemoryUnderlay, stack: ExitStack)
     assert entry.rx_frames == 1
 
 
+def test_whole_vteps_on_a_lossy_underlay() -> None:
+    """Each frame arrives, but those that the underlay has lost, which repeat by the seed."""
+
+    async def run() -> list[int]:
+        with closing(MemoryUnderlay(faults=Faults(loss=0.1), seed=1)) as underlay:
+            one, two = (MemoryNetwork(underlay.add_host(host)) for host in (ONE, TWO))
+            vteps = (
+                Vtep(Config(vni=1, remote=TWO), network=one, sockets=one.host),
+                Vtep(Config(vni=1, remote=ONE), network=two, sockets=two.host),
+            )
+            arrived = list[int]()
+            async with vteps[0], vteps[1], asyncio.timeout(DEADLINE):
+                for number in range(100):
+                    one.taps["vx1"].send(Frame(payload=number.to_bytes(4, "big")).build())
+                    while len(underlay.trace) <= number:  # noqa: ASYNC110  a turn of the loop
+                        await asyncio.sleep(0)
+                while len(arrived) < len(underlay.trace) - underlay.lost:
+                    await asyncio.sleep(0)
+                    for _, frame in two.taps["vx1"].received():
+                        arrived.append(int.from_bytes(frame[-4:], "big"))
+            return arrived
+
+    arrived = asyncio.run(run())
+    assert 50 < len(arrived) < 100
+    assert arrived == sorted(set(arrived))
+    assert asyncio.run(run()) == arrived
+
+
 def test_a_superframe_crosses_the_underlay_as_one(
     underlay: MemoryUnderlay, stack: ExitStack
 ) -> None:
-    one = Vtep(stack, underlay.add_host(ONE), TWO)
-    two = Vtep(stack, underlay.add_host(TWO), ONE)
+    one = DataPath(stack, underlay.add_host(ONE), TWO)
+    two = DataPath(stack, underlay.add_host(TWO), ONE)
     frame = Frame(payload=bytes(10 * 1398), partial=True)
     one.tap.send(frame.build(), virtio.pack_gso(virtio.GSO_TCPV4, frame.head_len, 1398, 34, 16))
     one.egress.readable()
