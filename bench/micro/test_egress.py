@@ -24,6 +24,7 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
+from vtep.wire import ip as inet
 from vtep.wire import virtio
 from vtep.wire.echo import SIZE, EchoKind, EchoMessage
 from vtep.wire.outer_header import InheritPolicy
@@ -157,7 +158,10 @@ def test_a_turn_of_superframes_with_tunnel_gso(
         frame = bytearray(tcp_frame(4 * SEGMENT, partial=True))
         frame[PORT_AT] ^= number % flows
         frames.append(header + frame)
-        fit.arriving(syn_to(frame))
+        syn = syn_to(frame)
+        transport = inet.tcp_syn(syn)
+        assert transport is not None
+        fit.on_syn_received(syn, transport)
     with ExitStack() as stack:
         binding = Binding(socket.AF_INET, None, None)
         sockets = Path(binding, OuterHeaderOptions(), remote, 64, SenderSockets(), gso=True)

@@ -10,7 +10,7 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, I
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.utils6 import in6_mactoifaceid
 
-from tests.unit.routing import routed
+from tests.unit.steps import routed
 from vtep.counters import Drop, DropLog
 from vtep.forwarding import anycast
 from vtep.forwarding.anycast import Gateways

@@ -17,6 +17,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.unit.craft import dest, ether, hop, ip, ip6, layout, partial, tcp
+from tests.unit.steps import syn_received, syn_sent
 from tests.unit.test_egress import inspected
 from tests.unit.test_oversize import Judged, counted
 from vtep.counters import Counters
@@ -110,7 +111,7 @@ def test_a_syn_with_tcp_ao_is_not_touched(
     assert frame[at : at + 12] == ao(frame, Ether(frame), at)
     done, counters = bytearray(frame), Counters()
     fit = TunnelSizing(PREFIX, counters, MTU, mss_clamp)
-    (fit.arriving if arrives else fit.leaving)(memoryview(done))
+    (syn_received if arrives else syn_sent)(fit, memoryview(done))
     assert bytes(done) == frame
     assert counters.mss_clamped == 0
 
@@ -122,7 +123,7 @@ def test_a_syn_with_an_md5_signature_is_clamped_and_stays_valid(
     frame, at = syn(version, MD5, tags, flags, wrap)
     done, counters = bytearray(frame), Counters()
     fit = TunnelSizing(PREFIX, counters, MTU, mss_clamp)
-    (fit.arriving if arrives else fit.leaving)(memoryview(done))
+    (syn_received if arrives else syn_sent)(fit, memoryview(done))
     assert mss(bytes(done)) <= MTU - 40
     assert counters.mss_clamped == 1
     assert done[at : at + 16] == md5(bytes(done), Ether(bytes(done)))
@@ -142,8 +143,8 @@ def test_a_syn_within_ipsec_is_not_touched(version: int, tags: str, wrap: str) -
     frame = bytes(ether(ip(version, payload), tags=tags))
     done, counters = bytearray(frame), Counters()
     fit = TunnelSizing(PREFIX, counters, MTU, "auto")
-    fit.leaving(memoryview(done))
-    fit.arriving(memoryview(done))
+    syn_sent(fit, memoryview(done))
+    syn_received(fit, memoryview(done))
     assert bytes(done) == frame
     assert virtio_header(memoryview(done), SegmentSizes(MTU), counters) == virtio.PLAIN
     assert counted(counters) == {}

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, Ether
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
+from tests.unit.steps import handle, syn_received
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Egress
@@ -147,7 +148,7 @@ class Vtep:
     def announce(self) -> None:
         """Show the SYNs in which the receivers of three flows announce their segment size."""
         for flow in range(3):
-            self.sizing.arriving(answer_to(flow))
+            syn_received(self.sizing, answer_to(flow))
 
     def turn(self, frames: Iterable[tuple[bytes, bytes]]) -> None:
         """Read these frames, with their virtio headers, in one turn of the loop."""
@@ -270,7 +271,7 @@ def segments(header: bytes, frame: bytes) -> list[bytes]:
             frame = finish(frame)
         if len(frame) <= oversize.limit:
             return [PREFIX + frame]
-        data, stride, _ = oversize.handle(memoryview(bytearray(frame)), 0.0)
+        data, stride, _ = handle(oversize, memoryview(bytearray(frame)), 0.0)
     else:
         splitter = Splitter(PREFIX)
         octets, stride = splitter.split(view, gso)

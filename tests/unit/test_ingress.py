@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import ether, finish, ip, tcp
+from tests.unit.steps import syn_sent
 from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
 from vtep.datapath import Ingress
 from vtep.datapath.tap_fallback import MergeGuard
@@ -81,7 +82,7 @@ class Vtep:
         # As `attach` does outside of a loop: nothing is to be watched here.
         fit = TunnelSizing(b"", counters, MTU, "off")
         for version in (4, 6):
-            fit.leaving(memoryview(bytearray(syn(version))))
+            syn_sent(fit, memoryview(bytearray(syn(version))))
         self.ingress.attach(self.segment, self.tap, fit, AckTracker(), self._turn)
         plain = TunnelSizing(b"", counters, MTU, "off")
         self.ingress.attach(self.other, self.tap, plain, AckTracker(), self._turn)
@@ -435,8 +436,8 @@ def test_merging_that_is_refused_again_and_again_is_suspended(
         def burst() -> tuple[int, int]:
             """Of TCP and UDP, with the number of superframes merged and refused."""
             before = it.segment.counters.rx_superframes, refusing.refusals
-            it.ingress._burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
-            it.ingress._burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
+            it.ingress._deliver_burst(udp_burst(), 8 + 42 + 900, HOST, 0, now)
+            it.ingress._deliver_burst(tcp_burst(), 8 + 54 + 900, HOST, 0, now)
             return it.segment.counters.rx_superframes - before[0], refusing.refusals - before[1]
 
         assert [burst() for _ in range(8)] == [(2, 1)] * 8

@@ -11,6 +11,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.unit.craft import BROADCAST, HOSTILE, ether, hop, ip, ip4, ip6, tcp, udp
+from tests.unit.steps import handle
 from vtep.counters import Counters, Drop
 from vtep.offload.oversize import Outcome, Oversize
 from vtep.offload.split import Splitter
@@ -30,7 +31,8 @@ class Judged:
     def __init__(self, frame: bytes | Packet, mtu: int = 1450) -> None:
         self.counters = Counters()
         self.frame = bytes(frame)
-        outcome = Oversize(PREFIX, self.counters, mtu).handle(memoryview(self.frame), 0.0)
+        oversize = Oversize(PREFIX, self.counters, mtu)
+        outcome = handle(oversize, memoryview(self.frame), 0.0)
         self.answer = outcome.answer
         self.frames = frames(outcome)
 
@@ -271,7 +273,7 @@ def test_an_mtu_that_falls_and_recovers_is_followed() -> None:
     for mtu in (1450, 1300, 1400):
         oversize.mtu = mtu
         assert oversize.limit == mtu + 14
-        answer = oversize.handle(packet, 0.0).answer
+        answer = handle(oversize, packet, 0.0).answer
         assert answer is not None
         assert Ether(answer)[ICMP].nexthopmtu == mtu
 
@@ -372,8 +374,8 @@ def test_answers_are_rationed() -> None:
     counters = Counters()
     oversize = Oversize(PREFIX, counters, 1450)
     packet = memoryview(bytes(dont_fragment(4, udp(b"x" * 1460))))
-    answers = [oversize.handle(packet, 7.0).answer for _ in range(60)]
+    answers = [handle(oversize, packet, 7.0).answer for _ in range(60)]
     assert [answer is not None for answer in answers] == [True] * 50 + [False] * 10
-    assert oversize.handle(packet, 7.5).answer is not None
+    assert handle(oversize, packet, 7.5).answer is not None
     assert counters.tx_too_big_answered == 51
     assert counters.drops[Drop.TX_TOO_BIG] == 61

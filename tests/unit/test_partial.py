@@ -36,6 +36,7 @@ from tests.unit.craft import (
     tcp,
     udp,
 )
+from tests.unit.steps import observe
 from vtep.config.option_parsers import MTU_MAX
 from vtep.counters import Counters
 from vtep.offload.partial import SegmentSizes, is_udp_superframe, virtio_header
@@ -341,7 +342,7 @@ def default_size(version: int) -> int:
 @pytest.mark.parametrize("mss", [8, 536, 1220])
 def test_announced_size(version: int, flags: str, mss: int) -> None:
     sizes = SegmentSizes(MTU)
-    sizes.observe(syn(version, mss, flags=flags))
+    observe(sizes, syn(version, mss, flags=flags))
     assert size_for(data(version), sizes) == mss
 
 
@@ -349,7 +350,7 @@ def test_announced_size(version: int, flags: str, mss: int) -> None:
 def test_announced_size_in_a_tagged_frame(version: int) -> None:
     sizes = SegmentSizes(MTU)
     frame = syn(version, 900)
-    sizes.observe(frame[:12] + b"\x81\x00\x00\x05" + frame[12:])
+    observe(sizes, frame[:12] + b"\x81\x00\x00\x05" + frame[12:])
     assert size_for(data(version), sizes) == 900
 
 
@@ -358,7 +359,7 @@ def test_announced_size_in_a_tagged_frame(version: int) -> None:
 def test_tcp_options_reduce_the_size(version: int, nops: int) -> None:
     sizes = SegmentSizes(MTU)
     assert size_for(data(version, nops=nops), sizes) == default_size(version) - nops
-    sizes.observe(syn(version, 1000))
+    observe(sizes, syn(version, 1000))
     assert size_for(data(version, nops=nops), sizes) == 1000 - nops
 
 
@@ -373,7 +374,7 @@ def test_ip_options_reduce_the_size(version: int, wrap: Wrap, octets: int) -> No
     frame = partial(ether(wrap(tcp(SUPER))))
     sizes = SegmentSizes(MTU)
     assert size_for(frame, sizes) == default_size(version) - octets
-    sizes.observe(syn(version, 1000))
+    observe(sizes, syn(version, 1000))
     assert size_for(frame, sizes) == 1000 - octets
 
 
@@ -381,13 +382,13 @@ def test_ip_options_reduce_the_size(version: int, wrap: Wrap, octets: int) -> No
 @pytest.mark.parametrize("mss", [1411, 9000, 0xFFFF])
 def test_announced_size_above_the_mtu(version: int, mss: int) -> None:
     sizes = SegmentSizes(MTU)
-    sizes.observe(syn(version, mss))
+    observe(sizes, syn(version, mss))
     assert size_for(data(version), sizes) == default_size(version)
 
 
 def test_announced_size_below_the_options() -> None:
     sizes = SegmentSizes(MTU)
-    sizes.observe(syn(4, 0))
+    observe(sizes, syn(4, 0))
     assert size_for(data(4, nops=40), sizes) == 8
 
 
@@ -415,21 +416,21 @@ def test_announced_size_below_the_options() -> None:
 )
 def test_not_announced(version: int, frame: Callable[[int], bytes]) -> None:
     sizes = SegmentSizes(MTU)
-    sizes.observe(frame(version))
+    observe(sizes, frame(version))
     assert size_for(data(version), sizes) == default_size(version)
 
 
 def test_longest_syn_that_is_examined() -> None:
     for length, size in ((256, 900), (257, default_size(4))):
         sizes = SegmentSizes(MTU)
-        sizes.observe(syn(4, 900, payload=bytes(length - len(syn(4, 900)))))
+        observe(sizes, syn(4, 900, payload=bytes(length - len(syn(4, 900)))))
         assert size_for(data(4), sizes) == size
 
 
 def test_latest_announcement_applies() -> None:
     sizes = SegmentSizes(MTU)
-    sizes.observe(syn(4, 900))
-    sizes.observe(syn(4, 800))
+    observe(sizes, syn(4, 900))
+    observe(sizes, syn(4, 800))
     assert size_for(data(4), sizes) == 800
 
 
@@ -440,23 +441,23 @@ def stored_ports(sizes: SegmentSizes, ports: range) -> list[int]:
 def test_only_the_latest_connections_are_stored() -> None:
     sizes = SegmentSizes(MTU, limit=3)
     for port in range(1, 6):
-        sizes.observe(syn(4, 900, dport=port))
+        observe(sizes, syn(4, 900, dport=port))
     assert stored_ports(sizes, range(1, 6)) == [3, 4, 5]
 
 
 def test_repeated_syn_evicts_nothing_and_becomes_the_latest() -> None:
     sizes = SegmentSizes(MTU, limit=3)
     for port in (1, 2, 3, 1, 1, 3, 2, 2, 1):
-        sizes.observe(syn(4, 900, dport=port))
+        observe(sizes, syn(4, 900, dport=port))
     assert stored_ports(sizes, range(1, 6)) == [1, 2, 3]
-    sizes.observe(syn(4, 900, dport=4))
+    observe(sizes, syn(4, 900, dport=4))
     assert stored_ports(sizes, range(1, 6)) == [1, 2, 4]
 
 
 def test_syn_without_announcement_evicts_nothing() -> None:
     sizes = SegmentSizes(MTU, limit=1)
-    sizes.observe(syn(4, 900, dport=1))
-    sizes.observe(syn(4, None, dport=2))
+    observe(sizes, syn(4, 900, dport=1))
+    observe(sizes, syn(4, None, dport=2))
     assert stored_ports(sizes, range(1, 3)) == [1]
 
 
@@ -465,7 +466,7 @@ def test_default_limit() -> None:
     frame = bytearray(syn(4, 900))
     for port in range(1, 4098):
         frame[36:38] = port.to_bytes(2, "big")
-        sizes.observe(bytes(frame))
+        observe(sizes, bytes(frame))
     assert stored_ports(sizes, range(1, 4)) == [2, 3]
     assert stored_ports(sizes, range(4096, 4099)) == [4096, 4097]
 
@@ -473,7 +474,7 @@ def test_default_limit() -> None:
 def test_stored_size_does_not_refer_to_the_buffer() -> None:
     sizes = SegmentSizes(MTU)
     buffer = bytearray(syn(4, 900))
-    sizes.observe(memoryview(buffer))
+    observe(sizes, memoryview(buffer))
     buffer[:] = bytes(len(buffer))
     assert size_for(data(4), sizes) == 900
 
@@ -519,7 +520,7 @@ def test_plain(frame: bytes) -> None:
 @given(HOSTILE, HOSTILE)
 def test_arbitrary_frames(observed: bytes, frame: bytes) -> None:
     sizes, counters = SegmentSizes(MTU), Counters()
-    sizes.observe(observed)
+    observe(sizes, observed)
     header = virtio_header(frame, sizes, counters)
     assert len(header) == virtio.HEADER_LEN
     assert counted(counters)[0] == (header != virtio.PLAIN)

@@ -7,6 +7,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from tests.unit.craft import HOSTILE, ether, ip, parse_virtio, partial, tcp
+from tests.unit.steps import syn_received, syn_sent
 from vtep.counters import Counters
 from vtep.offload.partial import virtio_header
 from vtep.offload.sizing import TunnelSizing
@@ -33,9 +34,9 @@ def mss(frame: bytes | bytearray) -> int:
 @VERSIONS
 def test_syns_are_clamped_on_their_way_out_and_in(version: int) -> None:
     fit, counters = make()
-    for greet in (fit.leaving, fit.arriving):
+    for pass_syn in (syn_sent, syn_received):
         frame = bytearray(syn(version))
-        greet(memoryview(frame))
+        pass_syn(fit, memoryview(frame))
         assert bytes(frame) == syn(version, 1450 - HEADERS[version])
     assert counters.mss_clamped == 2
 
@@ -45,7 +46,7 @@ def test_an_unfinished_checksum_of_one_that_arrives_is_left_for_the_kernel(versi
     fit, _ = make()
     packet = ether(ip(version, tcp(flags="S", options=[("MSS", 1460)])))
     frame = bytearray(partial(packet))
-    fit.arriving(memoryview(frame))
+    syn_received(fit, memoryview(frame))
     clamped = ether(ip(version, tcp(flags="S", options=[("MSS", 1450 - HEADERS[version])])))
     assert bytes(frame) == partial(clamped)
 
@@ -53,9 +54,9 @@ def test_an_unfinished_checksum_of_one_that_arrives_is_left_for_the_kernel(versi
 @VERSIONS
 def test_without_clamping_nothing_is_touched(version: int) -> None:
     fit, counters = make(clamps=False)
-    for greet in (fit.leaving, fit.arriving):
+    for pass_syn in (syn_sent, syn_received):
         frame = bytearray(syn(version))
-        greet(memoryview(frame))
+        pass_syn(fit, memoryview(frame))
         assert bytes(frame) == syn(version)
     assert counters.mss_clamped == 0
 
@@ -68,7 +69,7 @@ def test_what_is_announced_here_is_what_superframes_are_cut_to(
 ) -> None:
     fit, counters = make(clamps=clamps)
     there = tcp(flags="S", sport=1, dport=2, options=[("MSS", announced)])
-    fit.leaving(memoryview(bytearray(bytes(ether(ip(version, there))))))
+    syn_sent(fit, memoryview(bytearray(bytes(ether(ip(version, there))))))
     addresses = {"src": "10.1.0.2", "dst": "10.1.0.1"}
     if version == 6:
         addresses = {"src": "fd00:1::2", "dst": "fd00:1::1"}
@@ -84,7 +85,7 @@ def test_an_mtu_that_changes_is_everywhere() -> None:
         assert fit.mtu == fit.sizes.mtu == mtu
         assert fit.oversize.limit == mtu + 14
         frame = bytearray(syn(4))
-        fit.leaving(memoryview(frame))
+        syn_sent(fit, memoryview(frame))
         assert mss(frame) == mtu - 40
     assert counters.mss_clamped == 3
 
@@ -100,7 +101,7 @@ def test_clamping_may_change() -> None:
     for mss_clamp, expected in (("off", 1460), (1200, 1200), ("auto", 1410), (1460, 1460)):
         fit.set_mss_clamp(mss_clamp)
         frame = bytearray(syn(4))
-        fit.leaving(memoryview(frame))
+        syn_sent(fit, memoryview(frame))
         assert mss(frame) == expected
 
 
@@ -108,8 +109,8 @@ def test_clamping_may_change() -> None:
 def test_any_octets_may_arrive_and_leave(octets: bytes) -> None:
     fit, counters = make(300)
     frame = bytearray(octets)
-    fit.leaving(memoryview(frame))
-    fit.arriving(memoryview(frame))
+    syn_sent(fit, memoryview(frame))
+    syn_received(fit, memoryview(frame))
     assert counters.mss_clamped or bytes(frame) == octets
 
 
@@ -118,5 +119,5 @@ def test_other_segments_are_left_alone(version: int, tags: str, flags: str) -> N
     fit, _ = make()
     packet = ether(ip(version, tcp(flags=flags, options=[("MSS", 1460)])), tags=tags)
     frame = bytearray(bytes(packet))
-    fit.leaving(memoryview(frame))
+    syn_sent(fit, memoryview(frame))
     assert bytes(frame) == bytes(packet)

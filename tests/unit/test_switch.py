@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
-from tests.unit.routing import routed
+from tests.unit.steps import routed
 from vtep.counters import Drop, DropLog, Notice
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Filter, Learned, Remote

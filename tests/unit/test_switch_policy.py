@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scapy.layers.vxlan import VXLAN
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
-from tests.unit.routing import routed
+from tests.unit.steps import routed
 from vtep.counters import Drop, DropLog
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Filter, Remote

@@ -10,14 +10,14 @@ def test_the_narrowest_path_counts_while_it_is_narrow() -> None:
         *(("a", 1400), ("b", 1300), ("a", 1350), ("b", None), ("c", 9000), ("a", None)),
         *(("c", None), ("c", None)),
     ):
-        mtu.path(host, octets)
+        mtu.set_path(host, octets)
         seen.append(mtu.now)
     assert seen == [1400, 1300, 1300, 1350, 1350, 1450, 1450, 1450]
 
 
 def test_the_most_may_change() -> None:
     mtu = TunnelMtu(1450)
-    mtu.path("a", 1400)
+    mtu.set_path("a", 1400)
     mtu.most = 1380
     assert mtu.now == 1380
 
@@ -27,7 +27,7 @@ def test_the_tap_may_be_narrower() -> None:
     for tap, expected in ((1400, 1400), (1500, 1450), (None, 1450)):
         mtu.tap = tap
         assert mtu.now == expected
-    mtu.path("a", 1300)
+    mtu.set_path("a", 1300)
     mtu.tap = 1350
     assert mtu.now == 1300
 
@@ -35,7 +35,7 @@ def test_the_tap_may_be_narrower() -> None:
 def test_two_remotes_of_one_host_have_a_path_each() -> None:
     mtu = TunnelMtu(1450)
     one, two = object(), object()
-    mtu.path(one, 1300)
-    mtu.path(two, 1400)
-    mtu.path(two, None)
+    mtu.set_path(one, 1300)
+    mtu.set_path(two, 1400)
+    mtu.set_path(two, None)
     assert mtu.now == 1300

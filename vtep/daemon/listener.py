@@ -93,7 +93,7 @@ class Listener:
         except NotReadyError as error:
             self.refusal = str(error)
         self._ingress = Ingress(self._receivers(), self.switch, self._on_receive_error)
-        self._punt = PuntSocket(self.switch, self._ingress.take, self._report_returned)
+        self._punt = PuntSocket(self.switch, self._ingress.handle_datagram, self._report_returned)
         self._filter: IngressFilter | None = None
         self._groups_filtered = False
         self._unknown = 0

@@ -325,7 +325,7 @@ class Port:
         # Taken before the former ones are released: the pool closes a path without a user.
         for remote in set(former) & set(self.segment.remotes):
             paths[remote]
-        self._egress.take(paths)
+        self._egress.use_paths(paths)
         former.close()
 
     def report_shared_gateway(self, address: Address) -> None:
@@ -431,7 +431,7 @@ class Port:
         overhead = OVERHEAD[version_of(remote.host)]
         if self.config.mtu is not None and self.config.df == "unset":
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
-        self._tunnel.path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
+        self._tunnel.set_path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self.config.df == "set" and self.mtu < MTU_MIN_V6 <= self._tunnel.most:
             self._warn_once(
                 f"the path to {remote.host} carries {self.mtu} octets in the tunnel, less than the "

@@ -1,10 +1,35 @@
-"""The data path: frames from the TAP to the underlay (`outbound`), and back (`inbound`).
+"""The data path: the slow path with every rule, and the runs that save most frames from it.
 
-One superframe outwards: `Egress.readable` reads it, `Splitter` cuts it, `Segment` says where it
-goes, `Path` sends it. One burst inwards: `Ingress.readable` receives it, `Merger` joins it,
-`Switch` judges it, the TAP takes it. Nothing is decided here, and nothing waits: what is there is
-drained, and the loop has its turn again. What goes on where something before it ended is handled
-together with that, and what is like the one before is done as that was (`wire.flow` says what is).
+- `egress`: from the TAP to the underlay. Read, inspect, route, account, segment, send.
+- `transmitter`: the sending half of egress, with backpressure.
+- `ingress`: from the underlay to the TAPs. Receive, admit, merge, deliver.
+- `pool`: the paths to remotes, shared by the VNIs of a process.
+- `tap_fallback`: another form for frames that the kernel of a TAP refuses.
+
+Nothing here decides about a frame (see `vtep.forwarding`), and nothing waits: a turn of the event
+loop handles what is there, within a budget.
+
+A *run* is a sequence of consecutive frames of one flow that need the same treatment. The first
+frames of a run take the slow path. A following frame that matches them in its run key (see
+`wire.flow`) is handled in the same way without being parsed.
+
+Observation points
+------------------
+
+Every frame passes one call at each edge. There a capture, a storm limit or a per-remote counter
+can attach, by a wrapper that is put in before the data path starts. So an unused one costs nothing.
+
+============== ======================= =======================================================
+point          call                    passes
+============== ======================= =======================================================
+TAP in         `TapDevice.read`        frames and superframes of the host, with virtio header
+TAP out        `TapDevice.write`       frames and superframes to the host, of the fallback too,
+                                       ARP and ND replies, ICMP errors
+underlay in    `Receiver.receive`      datagrams and batches of remotes, with source and ECN
+                                       field; echo requests and replies
+underlay out   `Transmitter.send`      batches to remotes: runs, segments, fragments, floods,
+                                       flooded requests
+============== ======================= =======================================================
 """
 
 from vtep.datapath.egress import Arena, Egress

@@ -1,19 +1,17 @@
 """From the TAP to the underlay."""
 
 import asyncio
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
 
 from vtep.counters import Drop
-from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
+from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
-from vtep.forwarding.fdb import Remote
+from vtep.datapath.transmitter import Transmitter
 from vtep.forwarding.segment import NoRoute, Route, Segment
 from vtep.io.interfaces import TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
-from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Outcome
 from vtep.offload.partial import SYN_MAX
 from vtep.offload.sizing import TunnelSizing
@@ -29,58 +27,52 @@ from vtep.offload.split import (
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.encoder import gso_eligible
 from vtep.tunnel_gso.path import SuperframeSender
-from vtep.wire import ethernet, virtio, vxlan
+from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
+from vtep.wire.ethernet import NetworkLayer, network_layer
 from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
 
-BUDGET = 64
-"""Frames read in one direction before the other one has its turn."""
+BUDGET: Final = 64
+"""Frames that one direction handles before the event loop serves the other one."""
 
-SUPERFRAME_COST = 7
-"""Frames that could be moved in the time that a superframe takes, besides itself."""
+SUPERFRAME_COST: Final = 7
+"""Part of the budget that a superframe uses besides its own frame: so many frames could be handled
+in the same time."""
 
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
+
 _RUN_MAX = 65536
+"""Octets of a run after which it is sent: UDP_SEGMENT takes no more in one send."""
 
-_Partial: TypeAlias = tuple[int, int]
-"""From where on a partial checksum is to be summed, and how much further on it is, in octets."""
+_HEADER_LEN = vxlan.HEADER_LEN
 
-
-class Burst(NamedTuple):
-    """Datagrams that are to be sent: all `stride` octets long, but perhaps the last.
-
-    `flow` is as `Path.send` wants it: what they have in common besides the remotes. If they go to
-    many at once, so many of those have been `served` with the first batch of them.
-    """
-
-    datagrams: memoryview
-    stride: int
-    remotes: Sequence[Remote]
-    flow: int
-    served: int = 0
+_PartialChecksum: TypeAlias = tuple[int, int]
+"""The offset in a frame from which on to sum, and the offset of the checksum field behind that."""
 
 
 class Arena:
-    """Memory for what is read from a TAP until it is sent, and for the segments that it becomes.
+    """Memory for the frames of one turn and for the segments that are cut from superframes.
 
-    All VNIs of a process share one, since their turns do not overlap, and what waits is copied.
+    All VNIs of a process share one arena, since their turns do not overlap. Datagrams that must
+    outlive a turn are copied (see `Transmitter`).
     """
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(_RUN_MAX + vxlan.HEADER_LEN + _FRAME_MAX))
-        self.splitter = Splitter(bytes(vxlan.HEADER_LEN))
+        self.buffer = memoryview(bytearray(_RUN_MAX + _HEADER_LEN + _FRAME_MAX))
+        self.splitter = Splitter(bytes(_HEADER_LEN))
         self.segments = self.splitter.out.data
 
 
 class Egress:
-    """From the TAP to the underlay.
+    """The egress data path of one VNI, which encapsulates and sends the frames of its TAP.
 
-    Frames are read to where they are sent from, each behind its VXLAN header, one after the other.
-    So a run of equal-sized frames of one flow lies in memory as a UDP_SEGMENT send wants it. So do
-    the segments of superframes of which each goes on where the one before ends.
+    Frames are read to where they are sent from. Before each, there is space for its VXLAN header,
+    and the next frame follows directly. So a run, that is, consecutive frames of the same flow and
+    size, lies in memory as a send with UDP_SEGMENT takes it, without a copy. The segments of
+    consecutive superframes of one connection form a run, too.
 
-    Where the underlay has no room, the TAP is not read until it has: then frames queue in front of
-    it, where their senders feel it. `lost` is called when the TAP is gone.
+    If there is no room in a send buffer, the TAP is not read. Then frames queue in front of the
+    TAP, where their senders notice it. `on_tap_lost` is called when the TAP device is gone.
     """
 
     def __init__(
@@ -88,212 +80,227 @@ class Egress:
         tap: TapDevice,
         segment: Segment,
         paths: Paths,
-        fit: TunnelSizing,
+        sizing: TunnelSizing,
         tracker: AckTracker,
         arena: Arena,
-        lost: Callable[[OSError], None],
+        on_tap_lost: Callable[[OSError], None],
     ) -> None:
         self._tap = tap
         self._segment = segment
-        self._paths = paths
-        self._fit = fit
+        self._sizing = sizing
         self._tracker = tracker
-        self._lost = lost
+        self._on_tap_lost = on_tap_lost
         self._arena = arena
-        self._virtio = bytearray(virtio.HEADER_LEN)
-        self._waiting: list[Burst] = []
-        self._running = False
-        # Whether there was one frame the last time: then the next one is not to wait, either, until
-        # it is seen that none follows it.
-        self._lone = False
-        # The length of a frame that has been read already, and is the next one.
+        self._transmitter = Transmitter(segment, paths, self._unwatch, self._watch)
+        self._send = self._transmitter.send
+        # The virtio header of the frame read last. Reads overwrite it.
+        self._meta = bytearray(virtio.HEADER_LEN)
+        # The last turn had one frame. In request-response traffic the next one is alone, too. So it
+        # is sent at once, before a read finds out that no other frame follows.
+        self._single_frame_turn = False
+        # The length of a frame that was read behind a run and not handled yet, or 0.
         self._ahead = 0
-        # The flow of the last superframe sent with tunnel GSO, and whether the one before that was
-        # of the same flow.
-        self._tunnel_gso_flow, self._flow_repeats = -1, False
-        # Ports of one remote are as many as hash values that are told apart: see Path.
+        # The flow of the last superframe that was sent with tunnel GSO.
+        self._tunnel_gso_flow = -1
+        # Each remote has POOL_MAX source ports at most. Flows with the same remainder share a port,
+        # so that their frames can be sent together.
         self._slots = POOL_MAX - 1
         self._header = segment.header
 
     def start(self) -> None:
-        """Begin to read the TAP, in the running loop."""
-        self._running = True
-        asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
+        """Start reading the TAP, in the running event loop."""
+        self._transmitter.start()
+        self._watch()
 
     def stop(self) -> None:
-        """Read no more, and forget what waits for room."""
-        self._running = False
-        asyncio.get_running_loop().remove_reader(self._tap.fd)
-        self._waiting.clear()
+        """Stop reading the TAP, and discard datagrams that wait for room."""
+        self._transmitter.stop()
+        self._unwatch()
 
-    def take(self, paths: Paths) -> None:
-        """Send through others from now on, also what waits, and as the segment's policy is now."""
-        self._paths = paths
+    def use_paths(self, paths: Paths) -> None:
+        """Send on other paths from now on, and with the VXLAN header of the present policy."""
+        self._transmitter.paths = paths
         self._header = self._segment.header
 
-    def readable(self) -> None:  # noqa: PLR0915  one loop: for each frame, calls are dear
-        """Drain the TAP."""
+    def _watch(self) -> None:
+        asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
+
+    def _unwatch(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._tap.fd)
+
+    # --- a turn -------------------------------------------------------------------------------
+
+    def readable(self) -> None:  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
+        """Read frames until there are no more, and send them.
+
+        For each frame: read, prepare, route, add to the run or send the run and begin another.
+        What is the same for all frames of a turn is in local variables, since an attribute lookup
+        for each frame is measurable.
+        """
         now, splitter = time.monotonic(), self._arena.splitter
-        splitter.count = 0  # Else something failed half-way, and may have been of another VNI.
-        fd, meta, buffer, header = self._tap.fd, self._virtio, self._arena.buffer, self._header
-        segment, slots, envelope = self._segment, self._slots, self._paths.outer_fields
-        # What is longer is looked at: every frame where somebody wants to see them all.
+        # An exception may have left superframes of another VNI behind.
+        splitter.count = 0
+        segment, transmitter, header = self._segment, self._transmitter, self._header
+        read, meta, buffer = self._tap.read, self._meta, self._arena.buffer
+        slots, waiting = self._slots, transmitter.waiting
+        outer_fields = transmitter.paths.outer_fields
+        # Longer frames leave the fast path: all frames, if each of them must be examined.
         frame_max = (
-            0 if segment.inspect_egress or self._tracker.active else self._fit.oversize.limit
+            0 if segment.inspect_egress or self._tracker.active else self._sizing.oversize.limit
         )
-        route: Route = _NO_ROUTE
-        # A run of frames of one size and flow lies between the first two, unless it is empty. Its
-        # checksums are finished when it is sent, which is less work for all than for each.
+        # The current run is buffer[begin:end]; begin == end means that there is none. Each datagram
+        # in it has `stride` octets. Partial checksums are finished for the whole run when it is
+        # sent, which costs less than for each frame.
         begin = end = flow = stride = 0
-        partial: _Partial | None = None
-        # What the virtio header of the last frame says, since most say the same.
-        seen, (gso, its_partial, least) = virtio.PLAIN, _PLAIN
-        lost, lone = None, self._lone
+        route: Route = _NO_ROUTE
+        partial: _PartialChecksum | None = None
+        # The parsed virtio header. Most frames have the same one as the frame before.
+        last_meta, (gso, frame_partial, frame_min) = virtio.PLAIN, _PLAIN
+        tap_error, single_frame_turn = None, self._single_frame_turn
         self._ahead = 0
         budget = BUDGET
-        while budget > 0 and not self._waiting:
+        while budget > 0 and not waiting:
             budget -= 1
-            body = end + vxlan.HEADER_LEN
+            body = end + _HEADER_LEN
             try:
-                length = self._ahead or os.readv(fd, (meta, buffer[body:])) - virtio.HEADER_LEN
+                length = self._ahead or read((meta, buffer[body:])) - virtio.HEADER_LEN
             except BlockingIOError:
                 break
             except OSError as error:
-                lost = error
+                tap_error = error
                 break
             self._ahead = 0
-            if meta != seen:
-                seen = bytes(meta)
-                gso, its_partial, least = _read_virtio(seen)
-            frame, to_finish = buffer[body : body + length], its_partial
-            if gso.gso_type or not least <= length <= frame_max:
-                length = 0 if gso.gso_type else self._joins(frame, gso, now)
+            if meta != last_meta:
+                last_meta = bytes(meta)
+                gso, frame_partial, frame_min = _read_virtio(last_meta)
+            frame, to_finish = buffer[body : body + length], frame_partial
+            if gso.gso_type or not frame_min <= length <= frame_max:
+                length = 0 if gso.gso_type else self._prepare_for_run(frame, gso, now)
                 if not length:
-                    self._send(buffer[begin:end], stride, route, flow, partial, now)
+                    self._send_run(buffer[begin:end], stride, route, flow, partial, now)
                     begin = end = 0
-                    budget -= self._apart(frame, gso, now, budget)
+                    budget -= self._send_unbatched(frame, gso, now, budget)
                     continue
                 frame, to_finish = frame[:length], None
             buffer[end:body] = header
-            if length <= SYN_MAX and inet.tcp_syn(frame) is not None:
-                self._greet(frame, to_finish)
+            if length <= SYN_MAX and (syn := inet.tcp_syn(frame)) is not None:
+                self._clamp_syn(frame, syn, to_finish)
                 to_finish = None
-            its_route = segment.route(frame)
-            its_flow = flow_hash(frame) & slots | envelope(frame) << FLOW_BITS
-            size = vxlan.HEADER_LEN + length
+            layer = network_layer(frame)
+            frame_route = segment.route(frame)
+            frame_flow = flow_hash(frame, layer) & slots | outer_fields(frame, layer) << FLOW_BITS
+            size = _HEADER_LEN + length
             if (
                 size <= stride
-                and its_flow == flow
-                and its_route is route
+                and frame_flow == flow
+                and frame_route is route
                 and to_finish == partial
                 and begin < end
             ):
                 end += size
-                whole = size < stride  # A shorter one can only be the last.
+                # UDP_SEGMENT allows only the last datagram to be shorter.
+                complete = size < stride
                 if end - begin == 2 * stride and frame_max:
-                    count = self._follow(frame, end, budget)
+                    count = self._extend_run(frame, end, budget)
                     end += count * size
                     budget -= count
             else:
-                self._send(buffer[begin:end], stride, route, flow, partial, now)
-                self._finish(now)
+                self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+                if splitter.count:
+                    self._send_segments(now)
                 begin, end = end, end + size
-                stride, route, flow, partial = size, its_route, its_flow, to_finish
-                whole, lone = lone, False
-            if whole or end > _RUN_MAX or self._waiting:
-                self._send(buffer[begin:end], stride, route, flow, partial, now)
+                stride, route, flow, partial = size, frame_route, frame_flow, to_finish
+                complete, single_frame_turn = single_frame_turn, False
+            if complete or end > _RUN_MAX or waiting:
+                self._send_run(buffer[begin:end], stride, route, flow, partial, now)
                 begin = end = 0
-        # One of the two is empty.
-        self._send(buffer[begin:end], stride, route, flow, partial, now)
-        self._finish(now)
-        self._lone = budget == BUDGET - 2
-        if lost is not None:
-            self._lost(lost)
+        # At most one of the two holds anything: each is sent before the other one begins.
+        self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+        self._send_segments(now)
+        # One frame, and the read that found no other one.
+        self._single_frame_turn = budget == BUDGET - 2
+        if tap_error is not None:
+            self._on_tap_lost(tap_error)
 
-    def _follow(self, frame: memoryview, end: int, most: int) -> int:
-        """Read on to `end` while frames are like this one, the last of a run; at most `most`.
+    def _extend_run(self, frame: memoryview, end: int, most: int) -> int:
+        """Read up to `most` following frames to `end` while they match `frame`, the last of a run.
 
-        How many they are; one behind them that is not is read ahead. It is the rule that like
-        follows like, and then there is nothing to find out of each.
+        A frame that matches needs neither parsing nor a route: its run key, its length and its
+        virtio header are the same. The first frame that does not match is read ahead.
+
+        Returns: how many frames matched.
         """
-        buffer, meta, fd = self._arena.buffer, self._virtio, self._tap.fd
-        alike = run_key_struct(frame)
-        if alike is None:
+        key_struct = run_key_struct(frame)
+        if key_struct is None:
             return 0
-        header, said = self._header, bytes(meta)
-        unpack, parts = alike.unpack_from, alike.unpack_from(frame)
-        size, octets = vxlan.HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
+        read, meta, buffer = self._tap.read, self._meta, self._arena.buffer
+        header, run_meta = self._header, bytes(meta)
+        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
+        size, octets = _HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
         most = min(most, (_RUN_MAX - end) // size + 1)
         count = 0
         try:
             while count < most:
-                body = end + vxlan.HEADER_LEN
-                got = os.readv(fd, (meta, buffer[body:]))
-                if got != octets or unpack(buffer, body) != parts or meta != said:
+                body = end + _HEADER_LEN
+                got = read((meta, buffer[body:]))
+                if got != octets or unpack(buffer, body) != run_key or meta != run_meta:
                     self._ahead = got - virtio.HEADER_LEN
                     break
                 buffer[end:body] = header
                 end += size
                 count += 1
-        except OSError:  # There are no more, or there is no TAP: whoever reads next sees which.
+        except OSError:
+            # There are no more frames, or there is no TAP: the caller's next read finds out.
             pass
         return count
 
-    def _send(
+    def _send_run(
         self,
         datagrams: memoryview,
         stride: int,
         route: Route,
         flow: int,
-        partial: _Partial | None,
+        partial: _PartialChecksum | None,
         now: float,
     ) -> None:
-        """Account and send a run of frames, with their checksums finished."""
+        """Count a run, which may be empty, finish its checksums and send it."""
         if not datagrams:
             return
         if partial is not None:
             start, offset = partial
-            finish_checksums(datagrams, stride, vxlan.HEADER_LEN + start, offset)
+            finish_checksums(datagrams, stride, _HEADER_LEN + start, offset)
         count = -(-len(datagrams) // stride)
-        self._segment.account(route, count, len(datagrams) - count * vxlan.HEADER_LEN)
-        self._emit(datagrams, stride, route.destinations, flow, now)
+        self._segment.account(route, count, len(datagrams) - count * _HEADER_LEN)
+        self._send(datagrams, stride, route.destinations, flow, now)
 
-    def _greet(self, frame: memoryview, partial: _Partial | None) -> None:
-        """Clamp a SYN that leaves, and learn from it; its checksum is finished then."""
+    # --- single frames ------------------------------------------------------------------------
+
+    def _clamp_syn(
+        self, frame: memoryview, syn: inet.Transport, partial: _PartialChecksum | None
+    ) -> None:
+        """Clamp the MSS of a SYN, and finish its checksum."""
         if partial is not None:
             finish_checksum(frame, *partial)
-        self._fit.leaving(frame)
+        self._sizing.on_syn_sent(frame, syn)
 
-    def _joins(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
-        """Do what the virtio header and the segment ask for; how many octets are to be sent then.
+    def _prepare_for_run(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
+        """Prepare a frame that is no superframe, but must be examined, to become part of a run.
 
-        None of them if it goes apart from others, or nowhere.
+        Returns: its length then; 0 if the frame has to be sent separately or was dropped.
         """
-        if len(frame) > self._fit.oversize.limit:
+        if len(frame) > self._sizing.oversize.limit:
             return 0
-        if not self._mend(frame, gso):
+        if not self._complete_checksum(frame, gso):
             return 0
         if self._tracker.active:
             self._tracker.on_sent(frame, now)
         return len(self._inspect(frame, now))
 
-    def _inspect(self, frame: memoryview, now: float) -> memoryview:
-        """Let the segment look at a frame, if it wants to; what is left to be sent."""
-        segment = self._segment
-        if not segment.inspect_egress:
-            return frame
-        left = segment.inspect(frame, now)
-        frame[: len(left)] = left  # Where tags were taken off, it begins later.
-        for reply in segment.replies:
-            try:
-                os.writev(self._tap.fd, (virtio.PLAIN, reply))
-            except OSError as error:
-                count_refused(segment.counters, error)
-        segment.replies.clear()
-        return frame[: len(left)]
+    def _complete_checksum(self, frame: memoryview, gso: virtio.Header) -> bool:
+        """Finish the partial checksum of a frame, if it has one.
 
-    def _mend(self, frame: memoryview, gso: virtio.Header) -> bool:
-        """Finish the checksum of a frame that is no superframe; False if that can't be done."""
+        Returns: False if the frame was dropped, as a runt or because its virtio header is wrong.
+        """
         if len(frame) < ethernet.HEADER_LEN:
             self._segment.counters.drop(Drop.TX_RUNT)
             return False
@@ -305,30 +312,97 @@ class Egress:
             return False
         return True
 
-    def _apart(self, frame: memoryview, gso: virtio.Header, now: float, budget: int) -> int:
-        """Send a superframe, or what becomes of a frame that is too large; what that costs."""
-        oversize = self._fit.oversize
+    def _inspect(self, frame: memoryview, now: float) -> memoryview:
+        """Apply the policies of the segment to a frame. Returns: what is to be sent, at its start.
+
+        Side effect: replies are written to the TAP.
+        """
+        segment = self._segment
+        if not segment.inspect_egress:
+            return frame
+        left = segment.inspect(frame, now)
+        # Without its VLAN tags the frame begins later. In a run, frames have no gaps.
+        frame[: len(left)] = left
+        for reply in segment.replies:
+            self._write_to_tap(reply)
+        segment.replies.clear()
+        return frame[: len(left)]
+
+    def _write_to_tap(self, frame: bytes) -> None:
+        """Write an answer of this VTEP to the host: an ARP or ND reply, or an ICMP error."""
+        try:
+            self._tap.write((virtio.PLAIN, frame))
+        except OSError as error:
+            count_refused(self._segment.counters, error)
+
+    def _send_unbatched(
+        self, frame: memoryview, gso: virtio.Header, now: float, budget: int
+    ) -> int:
+        """Send a superframe or an oversize frame.
+
+        Returns: the budget used besides that of one frame.
+        """
+        oversize = self._sizing.oversize
         if gso.gso_type != virtio.GSO_NONE:
             try:
-                more = self._superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
+                more = self._send_superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
                 return SUPERFRAME_COST + more * (SUPERFRAME_COST + 1)
             except AuthenticatedError:
-                pass  # It is sent as the one segment that it is.
-        if (gso.gso_type or len(frame) > oversize.limit) and self._mend(frame, gso):
+                pass  # It has one segment, and is sent as the plain frame that it is.
+        if (gso.gso_type or len(frame) > oversize.limit) and self._complete_checksum(frame, gso):
             frame = self._inspect(frame, now)
             if len(frame) > oversize.limit:
-                self._fitting(frame, (oversize.handle(frame, now),), now)
+                layer = network_layer(frame)
+                self._send_oversize(frame, layer, (oversize.handle(frame, layer, now),), now)
             elif frame:  # It fits, perhaps without its tags.
-                datagram = self._header + frame
-                self._fitting(frame, (Outcome(datagram, len(datagram), None),), now)
+                self._send_single(frame, now)
         else:
             return 0
         return SUPERFRAME_COST
 
-    def _superframe(self, frame: memoryview, gso: virtio.Header, now: float, most: int) -> int:
-        """Send a superframe, and up to `most` behind it that are like it; how many those are.
+    def _send_single(self, frame: Buffer, now: float) -> None:
+        """Send a frame that fits, but is not part of a run."""
+        datagram = self._header + frame
+        outcome = Outcome(datagram, len(datagram), None)
+        self._send_oversize(frame, network_layer(frame), (outcome,), now)
 
-        Raises AuthenticatedError, having done nothing, where it must not be split.
+    def _send_oversize(
+        self, frame: Buffer, layer: NetworkLayer, outcomes: Iterable[Outcome], now: float
+    ) -> None:
+        """Send what replaces a frame or superframe that is too large, and answer its sender.
+
+        `frame`, with its network layer, determines the route and the flow of all datagrams.
+        """
+        self._send_segments(now)
+        segment, outer_fields = self._segment, self._transmitter.paths.outer_fields
+        for datagrams, stride, answer in outcomes:
+            if answer is not None:
+                self._write_to_tap(answer)
+            if datagrams:
+                count = -(-len(datagrams) // stride)
+                route = segment.route(frame)
+                segment.account(route, count, len(datagrams) - count * _HEADER_LEN)
+                fields = outer_fields(frame, layer)
+                flow = flow_hash(frame, layer) & self._slots | fields << FLOW_BITS
+                self._send(memoryview(datagrams), stride, route.destinations, flow, now)
+
+    def send_requests(self, now: float) -> None:
+        """Send the `requests` of the segment. Not to be called within a turn."""
+        requests = self._segment.requests
+        if self._transmitter.is_stopped or not requests:
+            return
+        self._arena.splitter.count = 0  # As in `readable`.
+        for request in requests:
+            self._send_single(request, now)
+        requests.clear()
+
+    # --- superframes --------------------------------------------------------------------------
+
+    def _send_superframe(self, frame: memoryview, gso: virtio.Header, now: float, most: int) -> int:
+        """Send a superframe, and up to `most` that follow it and match it.
+
+        Returns: how many followed.
+        Raises: AuthenticatedError if it must not be split. Nothing has been done then.
         """
         segment = self._segment
         counters = segment.counters
@@ -348,123 +422,28 @@ class Egress:
         if self._tracker.active:
             self._tracker.on_sent(frame, now)
         try:
-            path = self._send_tunnel_gso(frame, gso, now) if self._paths.tunnel_gso else None
-            if path is not None:
-                # A superframe between those of other flows is hardly the first one of a run.
-                repeats = self._flow_repeats
-                return self._extend_tunnel_gso_run(path, frame, gso, most) if repeats else 0
+            if self._transmitter.paths.tunnel_gso:
+                count = self._send_with_tunnel_gso(frame, gso, now, most)
+                if count:
+                    return count - 1
             if not splitter.count or not splitter.extend(frame, gso):
-                self._finish(now)
+                self._send_segments(now)
                 splitter.prefix = self._header
                 splitter.begin(frame, gso)
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
             return 0
         counters.tx_superframes += 1
-        oversize = self._fit.oversize
-        if splitter.stride > vxlan.HEADER_LEN + oversize.limit:
+        oversize = self._sizing.oversize
+        if splitter.stride > _HEADER_LEN + oversize.limit:
             octets, stride = splitter.finish()
             segments = self._arena.segments[:octets]
-            self._fitting(frame, oversize.handle_superframe(frame, segments, stride, now), now)
+            outcomes = oversize.handle_superframe(frame, segments, stride, now)
+            self._send_oversize(frame, network_layer(frame), outcomes, now)
         return 0
 
-    def _send_tunnel_gso(
-        self, frame: memoryview, gso: virtio.Header, now: float
-    ) -> SuperframeSender | None:
-        """Send a superframe with tunnel GSO if its remote and its form allow it.
-
-        Returns: the path that it was sent on; None if it has to be segmented here.
-        Raises: SplitError.
-        """
-        route = self._segment.route(frame)
-        if route is self._segment.fdb.default or len(route.destinations) != 1:
-            return None
-        remote = route.destinations[0]
-        if remote.vni is not None:
-            return None
-        path, fit, length = self._paths.tunnel_gso_path(remote), self._fit, len(frame)
-        track = length > path.gso.track_above and not self._tracker.active
-        if not track and length > path.gso.max_len:
-            return None
-        cut = plan_segments(frame, gso)
-        if (
-            not gso_eligible(length, cut, gso)
-            or cut.header_len + cut.size > fit.oversize.limit
-            or not fit.sizes_out.are_full(frame, cut)
-        ):
-            return None
-        self._finish(now)
-        flow = flow_hash(frame) & self._slots | self._paths.outer_fields(frame) << FLOW_BITS
-        if self._waiting or not path.send(self._header, frame, cut, gso, flow, now):
-            return None
-        if track:
-            self._tracker.start(frame, cut, path.gso.take_result(), now)
-        self._count_tunnel_gso(route, length, cut, 1)
-        self._flow_repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
-        return path
-
-    def _count_tunnel_gso(
-        self, route: Route, octets: int, cut: SegmentPlan, superframes: int
-    ) -> None:
-        """Count superframes of so many octets each as sent."""
-        counters, count = self._segment.counters, cut.segments * superframes
-        sent = octets * superframes + (count - superframes) * cut.header_len
-        self._segment.account(route, count, sent)
-        counters.tx_superframes += superframes
-        counters.tx_tunnel_gso += superframes
-        counters.tx_datagrams += count
-
-    def _extend_tunnel_gso_run(
-        self, path: SuperframeSender, frame: memoryview, gso: virtio.Header, most: int
-    ) -> int:
-        """Send following superframes without parsing them while they match this one, just sent.
-
-        One that does not match is read ahead, as in `_follow`, and so is one that was not sent.
-
-        Returns: how many were sent, at most `most`.
-        """
-        tracking = self._tracker.active
-        alike = None if self._segment.inspect_egress or tracking else superframe_key_struct(frame)
-        if alike is None:
-            return 0
-        cut, route = plan_segments(frame, gso), self._segment.route(frame)
-        meta, fd, header, said = self._virtio, self._tap.fd, self._header, bytes(self._virtio)
-        unpack, parts = alike.unpack_from, alike.unpack_from(frame)
-        begin = vxlan.HEADER_LEN
-        buffer, octets = self._arena.buffer[begin:], virtio.HEADER_LEN + len(frame)
-        frame, count = buffer[: len(frame)], 0
-        try:
-            while count < most:
-                got = os.readv(fd, (meta, buffer))
-                if (
-                    got != octets
-                    or unpack(buffer) != parts
-                    or meta != said
-                    or not path.send_next(header, frame)
-                ):
-                    self._ahead = got - virtio.HEADER_LEN
-                    break
-                count += 1
-        except OSError:  # As in `_follow`.
-            pass
-        if count:
-            self._count_tunnel_gso(route, len(frame), cut, count)
-        return count
-
-    def send_requests(self, now: float) -> None:
-        """Send the `requests` of the segment; not in the middle of a turn."""
-        requests = self._segment.requests
-        if not self._running or not requests:
-            return
-        self._arena.splitter.count = 0  # As in `readable`.
-        for request in requests:
-            datagram = self._header + request
-            outcome = Outcome(datagram, len(datagram), None)
-            self._fitting(memoryview(request), (outcome,), now)
-        requests.clear()
-
-    def _finish(self, now: float) -> None:
-        """Send the segments of the superframes that were begun, if there are any."""
+    def _send_segments(self, now: float) -> None:
+        """Count and send the segments of the superframes in the splitter, if there are any."""
         splitter, segment = self._arena.splitter, self._segment
         count = splitter.count
         if not count:
@@ -472,113 +451,101 @@ class Egress:
         octets, stride = splitter.finish()
         head = splitter.head
         route = segment.route(head)
-        segment.account(route, count, octets - count * vxlan.HEADER_LEN)
-        flow = flow_hash(head) & self._slots | self._paths.outer_fields(head) << FLOW_BITS
-        self._emit(self._arena.segments[:octets], stride, route.destinations, flow, now)
+        segment.account(route, count, octets - count * _HEADER_LEN)
+        outer_fields = self._transmitter.paths.outer_fields
+        flow = flow_hash(head) & self._slots | outer_fields(head) << FLOW_BITS
+        self._send(self._arena.segments[:octets], stride, route.destinations, flow, now)
 
-    def _fitting(self, frame: memoryview, outcomes: Iterable[Outcome], now: float) -> None:
-        """Send what has become of a frame or superframe that was too large, and tell its sender."""
-        self._finish(now)
-        counters = self._segment.counters
-        for datagrams, stride, answer in outcomes:
-            if answer is not None:
-                try:
-                    os.writev(self._tap.fd, (virtio.PLAIN, answer))
-                except OSError as error:
-                    count_refused(counters, error)
-            if datagrams:
-                count = -(-len(datagrams) // stride)
-                route = self._segment.route(frame)
-                self._segment.account(route, count, len(datagrams) - count * vxlan.HEADER_LEN)
-                flow = flow_hash(frame) & self._slots | self._paths.outer_fields(frame) << FLOW_BITS
-                self._emit(memoryview(datagrams), stride, route.destinations, flow, now)
+    def _send_with_tunnel_gso(
+        self, frame: memoryview, gso: virtio.Header, now: float, most: int
+    ) -> int:
+        """Send a superframe with tunnel GSO if its remote and its form allow it.
 
-    def _emit(
-        self,
-        datagrams: memoryview,
-        stride: int,
-        remotes: Sequence[Remote],
-        flow: int,
-        now: float,
-        served: int = 0,
-    ) -> None:
-        """Send datagrams to each remote, behind those that wait."""
-        if not datagrams:
-            return
-        if self._waiting:
-            self._wait(Burst(datagrams, stride, remotes, flow, served))
-            return
-        if len(remotes) >= FLOOD_MIN and (flood := self._paths.flood(remotes)) is not None:
-            self._flood(flood, Burst(datagrams, stride, flood.group.remotes, flow, served))
-            remotes = flood.others
-            if self._waiting:
-                self._wait(Burst(datagrams, stride, remotes, flow))
-                return
-        for number, remote in enumerate(remotes):
-            path = self._paths[remote]
-            rest = datagrams if remote.vni is None else _readdress(datagrams, stride, remote.vni)
-            while rest:
-                try:
-                    octets, lost = path.send(rest, stride, flow, now)
-                except BlockingIOError:
-                    self._wait(Burst(rest, stride, (remote,), flow))
-                    self._wait(Burst(datagrams, stride, remotes[number + 1 :], flow))
-                    self._await_room(path.fileno(flow))
-                    return
-                count = -(-octets // stride)
-                if lost is None:
-                    self._segment.counters.tx_datagrams += count
-                else:  # Of those in hand or, if they are still to be sent, an earlier one.
-                    self._segment.counters.drop(lost, remote.host, count or 1)
-                rest = rest[octets:]
+        Returns: how many superframes were sent: this one, and up to `most` that follow it and match
+        it. 0 if it has to be segmented here.
+        Raises: SplitError if the virtio header is wrong.
+        """
+        route = self._segment.route(frame)
+        # An unknown destination is flooded as segments, even if there is one remote.
+        if route is self._segment.fdb.default or len(route.destinations) != 1:
+            return 0
+        remote = route.destinations[0]
+        if remote.vni is not None:
+            return 0
+        paths, sizing, length = self._transmitter.paths, self._sizing, len(frame)
+        path = paths.tunnel_gso_path(remote)
+        track = length > path.gso.track_above and not self._tracker.active
+        if not track and length > path.gso.max_len:
+            return 0
+        plan = plan_segments(frame, gso)
+        if (
+            not gso_eligible(length, plan, gso)
+            or plan.header_len + plan.size > sizing.oversize.limit
+            # The remote infers the segment size from the announced MSS.
+            or not sizing.sizes_out.are_full(frame, plan)
+        ):
+            return 0
+        if self._arena.splitter.count:
+            # The segments of earlier superframes must not be overtaken.
+            self._send_segments(now)
+        flow = flow_hash(frame) & self._slots | paths.outer_fields(frame) << FLOW_BITS
+        if self._transmitter.waiting or not path.send(self._header, frame, plan, gso, flow, now):
+            return 0
+        if track:
+            self._tracker.start(frame, plan, path.gso.take_result(), now)
+        # A superframe between those of other flows is hardly the first one of a run.
+        repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
+        count = 1 + (self._extend_tunnel_gso_run(path, frame, most) if repeats else 0)
+        counters, segments = self._segment.counters, plan.segments * count
+        counters.tx_superframes += count
+        counters.tx_tunnel_gso += count
+        counters.tx_datagrams += segments
+        octets = length * count + (segments - count) * plan.header_len
+        self._segment.account(route, segments, octets)
+        return count
 
-    def _flood(self, flood: Flood, burst: Burst) -> None:
-        """Send to many remotes at once."""
-        rest, stride, remotes, flow, served = burst
-        counters = self._segment.counters
-        while rest:
-            sent = flood.group.send(rest, stride, flow, served)
-            counters.tx_datagrams += sent.datagrams
-            for remote, reason, count in sent.drops:
-                counters.drop(reason, remote.host, count)
-                if reason is Drop.UNDERLAY_TOO_BIG:
-                    self._paths[remote].refresh_mtu()
-            if not sent.octets:
-                self._wait(Burst(rest, stride, remotes, flow, sent.sent_to))
-                self._await_room(sent.blocked_fd)
-                return
-            rest = rest[sent.octets :]
-            served = 0
+    def _extend_tunnel_gso_run(self, path: SuperframeSender, frame: memoryview, most: int) -> int:
+        """Send up to `most` following superframes while they match `frame`, which was just sent.
 
-    def _wait(self, burst: Burst) -> None:
-        """Keep what is to be sent later, with a copy of its octets: others need their memory."""
-        if not burst.remotes:
-            return
-        if not isinstance(burst.datagrams.obj, bytes):
-            burst = burst._replace(datagrams=memoryview(bytes(burst.datagrams)))
-        self._waiting.append(burst)
+        As in `_extend_run`, none of them is parsed. The first one that does not match, or that
+        could not be sent, is read ahead.
 
-    def _await_room(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(self._tap.fd)
-        self._paths.writable.wait(fd, self._resume)
-
-    def _resume(self) -> None:
-        """Send what waits, and read the TAP again when that is done."""
-        if not self._running:
-            return
-        waiting, self._waiting = self._waiting, []
-        now, uses = time.monotonic(), self._segment.fdb.members.use_count
-        for datagrams, stride, remotes, flow, served in waiting:
-            # One may have left meanwhile, whose path must not be made again.
-            left = len(remotes) < FLOOD_MIN and not all(map(uses, remotes))
-            still = tuple(filter(uses, remotes)) if left else remotes
-            self._emit(datagrams, stride, still, flow, now, served)
-        if not self._waiting:
-            self.start()
+        Returns: how many were sent.
+        """
+        if self._segment.inspect_egress or self._tracker.active:
+            return 0
+        key_struct = superframe_key_struct(frame)
+        if key_struct is None:
+            return 0
+        read, meta, header = self._tap.read, self._meta, self._header
+        send_next, run_meta = path.send_next, bytes(meta)
+        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
+        buffer, octets = self._arena.buffer[_HEADER_LEN:], virtio.HEADER_LEN + len(frame)
+        frame, count = buffer[: len(frame)], 0
+        try:
+            while count < most:
+                got = read((meta, buffer))
+                if (
+                    got != octets
+                    or unpack(buffer) != run_key
+                    or meta != run_meta
+                    or not send_next(header, frame)
+                ):
+                    self._ahead = got - virtio.HEADER_LEN
+                    break
+                count += 1
+        except OSError:
+            # As in `_extend_run`.
+            pass
+        return count
 
 
-def _read_virtio(meta: bytes) -> tuple[virtio.Header, _Partial | None, int]:
-    """A virtio header, the checksum that is to be finished, and how long frames must be for it."""
+def _read_virtio(meta: bytes) -> tuple[virtio.Header, _PartialChecksum | None, int]:
+    """Parse a virtio header.
+
+    Returns: the header; the partial checksum to be finished, if any; the octets of the shortest
+    frame that contains its checksum field.
+    """
     gso = virtio.unpack(meta)
     if not gso.flags & virtio.FLAG_NEEDS_CSUM:
         return gso, None, ethernet.HEADER_LEN
@@ -590,13 +557,6 @@ def _read_virtio(meta: bytes) -> tuple[virtio.Header, _Partial | None, int]:
 
 
 _PLAIN = _read_virtio(virtio.PLAIN)
+
 _NO_ROUTE = NoRoute(Drop.NO_REMOTE)
-"""The route of no run."""
-
-
-def _readdress(datagrams: memoryview, stride: int, vni: int) -> memoryview:
-    """The same datagrams for another VNI: a copy, since others get them as they are."""
-    octets = bytearray(datagrams)
-    for at in range(vxlan.VNI_OFFSET, len(octets), stride):
-        octets[at : at + 3] = vni.to_bytes(3, "big")
-    return memoryview(octets)
+"""The route of a run that is empty."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from math import inf
@@ -12,7 +11,7 @@ from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.tap_fallback import MergeGuard, count_frames, write_without_offload
 from vtep.forwarding.demux import Demux
-from vtep.forwarding.segment import Segment
+from vtep.forwarding.segment import INNER_MIN, Segment
 from vtep.io.interfaces import Received, Receiver, TapDevice
 from vtep.offload.merge import Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
@@ -20,317 +19,364 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import Splitter
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ecn, ethernet, virtio, vxlan
+from vtep.wire import ip as inet
 from vtep.wire.flow import superframe_key_struct
 
 log = logging.getLogger("vtep")
 
 _DATAGRAM_MAX = 65536
-_BURSTS_MAX = 3 * _DATAGRAM_MAX
-"""Octets of bursts that go on from one to the next, after which they are delivered. More would not
-save much of what is done once for all of them, and would no longer be in the processor's cache."""
+_BURST_MAX = 3 * _DATAGRAM_MAX
+"""Octets of consecutive batches of one flow after which they are merged and delivered. More would
+save little per batch, and would not be in the processor's cache any more."""
+
+_HEADER_LEN = vxlan.HEADER_LEN
 
 
-_BEGIN_LEN = vxlan.HEADER_LEN + ethernet.HEADER_LEN
-"""Octets of a datagram by which it is let in, or not."""
-
-
-class Exit(NamedTuple):
-    """Where the frames of a segment leave."""
+class TapTarget(NamedTuple):
+    """The TAP of a segment, with all that is needed to deliver a frame to it."""
 
     tap: TapDevice
-    fit: TunnelSizing
+    sizing: TunnelSizing
     tracker: AckTracker
     counters: Counters
     segment: Segment
-    turn: Callable[[], None]
-    """Sends what the TAP has by now."""
+    kick_egress: Callable[[], None]
+    """Sends the frames that wait in the TAP by now."""
 
 
 class Ingress:
-    """From the underlay to the TAPs."""
+    """The ingress data path of one receiving port: it decapsulates datagrams and delivers frames.
+
+    It serves all VNIs of the port. `on_receive_error` is called with errors of a socket.
+    """
 
     def __init__(
         self,
         receivers: Iterable[Receiver],
-        switch: Demux,
-        cannot_receive: Callable[[OSError], None],
+        demux: Demux,
+        on_receive_error: Callable[[OSError], None],
     ) -> None:
         self._receivers = tuple(receivers)
-        self._switch = switch
-        self._cannot_receive = cannot_receive
-        self._exits: dict[Segment, Exit] = {}
-        self._coarse: set[Segment] = set()  # Whose TAPs take no superframes of UDP.
-        self._buffer = memoryview(bytearray(_BURSTS_MAX + _DATAGRAM_MAX))
-        self._merger = Merger(vxlan.HEADER_LEN, uso=True)
-        self._guards: dict[tuple[Segment, str], MergeGuard] = {}  # Of TAPs that refused some.
-        self._merge_again = inf  # When a guard may allow again what it does not allow now.
+        self._demux = demux
+        self._on_receive_error = on_receive_error
+        self._targets: dict[Segment, TapTarget] = {}
+        # Segments whose TAP does not take superframes of UDP.
+        self._without_uso: set[Segment] = set()
+        self._buffer = memoryview(bytearray(_BURST_MAX + _DATAGRAM_MAX))
+        self._merger = Merger(_HEADER_LEN, uso=True)
+        # For TAPs whose kernel has refused superframes, by segment and protocol.
+        self._guards: dict[tuple[Segment, str], MergeGuard] = {}
+        # When a guard may allow again what it does not allow now.
+        self._merge_again = inf
         self._splitter = Splitter(b"")
-        # What the last datagram was delivered with, and one that has been received already.
+        # The virtio header of the last single datagram that was delivered.
         self._header = virtio.PLAIN
+        # The datagram that was received behind a run and not handled yet; it is in the buffer.
         self._ahead: Received | None = None
-        self._before: Received | None = None  # How the last superframe came.
-        # Whether there was one datagram the last time: then what answers it is not to wait, either.
-        self._lone = False
+        # Source, lengths and ECN field of the last superframe.
+        self._last_superframe: Received | None = None
+        # The last turn had one datagram. In request-response traffic, the host has answered it by
+        # the time that its frame was written. So the egress is kicked, which saves the answer a
+        # turn of the event loop.
+        self._single_frame_turn = False
+
+    # --- configuration ------------------------------------------------------------------------
 
     def attach(
         self,
         segment: Segment,
         tap: TapDevice,
-        fit: TunnelSizing,
+        sizing: TunnelSizing,
         tracker: AckTracker,
-        turn: Callable[[], None],
+        kick_egress: Callable[[], None],
     ) -> None:
-        """Deliver the frames of a segment to this TAP from now on.
+        """Deliver the frames of a segment to a TAP.
 
-        `tracker` is shown them while it is active. `turn` sends what has been written to the TAP by
-        somebody else.
+        While `tracker` is active, it is shown every frame. `kick_egress` sends the frames that wait
+        in the TAP.
         """
-        self._exits[segment] = Exit(tap, fit, tracker, segment.counters, segment, turn)
-        self._switch.segments[segment.vni] = segment
+        self._targets[segment] = TapTarget(
+            tap, sizing, tracker, segment.counters, segment, kick_egress
+        )
+        self._demux.segments[segment.vni] = segment
         if tap.uso:
-            self._coarse.discard(segment)
+            self._without_uso.discard(segment)
         else:
-            self._coarse.add(segment)
-        self._fit(time.monotonic())
+            self._without_uso.add(segment)
+        self._choose_merger(time.monotonic())
 
     def detach(self, segment: Segment) -> None:
-        """Deliver nothing to this segment any more."""
-        if self._exits.pop(segment, None) is not None:
-            del self._switch.segments[segment.vni]
-            self._coarse.discard(segment)
-            for kind in ("TCP", "UDP"):
-                self._guards.pop((segment, kind), None)
-            self._fit(time.monotonic())
+        """Stop the delivery of frames to a segment."""
+        if self._targets.pop(segment, None) is not None:
+            del self._demux.segments[segment.vni]
+            self._without_uso.discard(segment)
+            for protocol in ("TCP", "UDP"):
+                self._guards.pop((segment, protocol), None)
+            self._choose_merger(time.monotonic())
 
-    def _fit(self, now: float) -> None:
-        """Merge TCP or UDP only if every TAP takes the superframes, since a burst may go to any."""
+    def _choose_merger(self, now: float) -> None:
+        """Merge TCP or UDP only if every TAP takes the superframes.
+
+        A batch is merged before it is known to which segments its datagrams belong.
+        """
         suspended = {
-            kind: guard.until for (_, kind), guard in self._guards.items() if guard.until > now
+            protocol: guard.until
+            for (_, protocol), guard in self._guards.items()
+            if guard.until > now
         }
         self._merge_again = min(suspended.values(), default=inf)
-        tso, uso = "TCP" not in suspended, "UDP" not in suspended and not self._coarse
+        tso, uso = "TCP" not in suspended, "UDP" not in suspended and not self._without_uso
         if (tso, uso) != (self._merger.tso, self._merger.uso):
-            self._merger = Merger(vxlan.HEADER_LEN, tso=tso, uso=uso)
+            self._merger = Merger(_HEADER_LEN, tso=tso, uso=uso)
 
-    def _refused(self, leave: Exit, header: bytes, now: float) -> None:
-        """Take note that a TAP's kernel refused a superframe that was merged for it."""
-        kind = "UDP" if header[1] == virtio.GSO_UDP_L4 else "TCP"
-        guard = self._guards.setdefault((leave.segment, kind), MergeGuard())
-        if not guard.refuse(leave.counters.rx_superframes, now):
+    def _on_superframe_refused(self, target: TapTarget, header: bytes, now: float) -> None:
+        """Suspend merging if the kernel of a TAP refuses too many merged superframes."""
+        protocol = "UDP" if header[1] == virtio.GSO_UDP_L4 else "TCP"
+        guard = self._guards.setdefault((target.segment, protocol), MergeGuard())
+        if not guard.refuse(target.counters.rx_superframes, now):
             return
         if guard.suspensions == 1:
             log.warning(
                 "vni %d: offload gro no longer merges %s for the TAP: this kernel refuses such "
                 "superframes (see tap_header_refused); they are delivered as single frames, which "
                 "is slower, and another kernel version may help",
-                *(leave.segment.vni, kind),
+                *(target.segment.vni, protocol),
             )
-        self._fit(now)
+        self._choose_merger(now)
 
     def rebind(self, receivers: Iterable[Receiver]) -> None:
-        """Receive from other sockets from now on; those of before are not closed yet."""
+        """Receive from other sockets from now on. The former ones are still open."""
         self.stop()
         self._receivers = tuple(receivers)
-        if self._exits:
+        if self._targets:
             self.start()
 
     def start(self) -> None:
-        """Begin to receive, in the running loop."""
+        """Start receiving, in the running event loop."""
         for receiver in self._receivers:
             asyncio.get_running_loop().add_reader(receiver.fileno(), self.readable, receiver)
 
     def stop(self) -> None:
-        """Receive no more."""
+        """Stop receiving."""
         for receiver in self._receivers:
             asyncio.get_running_loop().remove_reader(receiver.fileno())
 
+    # --- a turn -------------------------------------------------------------------------------
+
     def readable(self, receiver: Receiver) -> None:
-        """Drain a socket."""
+        """Receive datagrams until there are no more, and deliver their frames.
+
+        A receive returns one datagram, or a batch that the kernel has joined (UDP_GRO). Consecutive
+        batches of one flow are collected in the buffer and merged together, so that a superframe
+        can span several of them. Everything else is handled at once.
+        """
         now = time.monotonic()
         buffer, receive = self._buffer, receiver.receive
-        # Datagrams of one size that one remote has sent from one port, which is for one flow or a
-        # few, lie between the first two, unless that is empty.
-        begin = end = stride = port = mark = 0
+        # The collected burst is buffer[begin:end]; begin == end means that there is none. One
+        # source port means one flow or a few (RFC 7348, section 5).
+        begin = end = stride = port = outer_ecn = 0
         host = ""
         budget = BUDGET
-        lone = self._lone
+        single_frame_turn = self._single_frame_turn
         while budget > 0:
             budget -= 1
             try:
-                came = self._ahead or receive(buffer[end:])
+                rx = self._ahead or receive(buffer[end:])
             except BlockingIOError:
                 break
             except OSError as error:
-                self._cannot_receive(error)
+                self._on_receive_error(error)
                 break
             self._ahead = None
-            octets, its_stride, its_host, its_port, its_mark = came
+            octets, rx_stride, rx_host, rx_port, rx_ecn = rx
             data = buffer[end : end + octets]
-            many = octets > its_stride
-            if many and is_udp_superframe(data[vxlan.HEADER_LEN :]):
-                taken = self._switch.check_gro_batch(data, its_stride, its_host)
-                many, octets = taken > 0, taken
-            goes_on = its_stride == stride and its_port == port and its_host == host
-            if begin < end and not (many and goes_on and its_mark == mark):
-                self._burst(buffer[begin:end], stride, host, mark, now)
+            is_batch = octets > rx_stride
+            if is_batch and is_udp_superframe(data[_HEADER_LEN:]):
+                octets = self._demux.check_gro_batch(data, rx_stride, rx_host)
+                is_batch = octets > 0
+            continues = rx_stride == stride and rx_port == port and rx_host == host
+            if begin < end and not (is_batch and continues and rx_ecn == outer_ecn):
+                self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
                 begin = end
-            if not many:
-                leave = self._datagram(data, its_stride, its_host, its_mark, now)
+            if not is_batch:
+                target = self._handle_single(data, rx_stride, rx_host, rx_ecn, now)
                 begin = end = 0
-                if leave is not None and self._header[1] != virtio.GSO_NONE:
-                    # One that was alone among others has hardly any like it behind it.
-                    most = budget // (SUPERFRAME_COST + 1) if came == self._before else 0
-                    self._before = came
-                    count = self._follow(receiver, leave, came, data, most, now) if most else 0
+                if target is not None and self._header[1] != virtio.GSO_NONE:
+                    # A superframe between those of other sources is hardly the first one of a run.
+                    most = budget // (SUPERFRAME_COST + 1) if rx == self._last_superframe else 0
+                    self._last_superframe = rx
+                    count = self._extend_run(receiver, target, rx, data, most, now) if most else 0
                     budget -= SUPERFRAME_COST + count * (SUPERFRAME_COST + 1)
-                elif lone and leave is not None:
-                    leave.turn()
-                    if not self._exits:  # Its TAP was the last one, and is gone.
+                elif single_frame_turn and target is not None:
+                    target.kick_egress()
+                    if not self._targets:
+                        # The egress found its TAP gone, which was the last one.
                         return
-                lone = False
+                single_frame_turn = False
                 continue
             budget -= SUPERFRAME_COST
-            stride, host, port, mark = its_stride, its_host, its_port, its_mark
+            stride, host, port, outer_ecn = rx_stride, rx_host, rx_port, rx_ecn
             end += octets
-            if octets % stride or end > _BURSTS_MAX:  # A shorter one can only be the last.
-                self._burst(buffer[begin:end], stride, host, mark, now)
+            # A shorter datagram ends a superframe.
+            if octets % stride or end > _BURST_MAX:
+                self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
                 begin = end = 0
         if begin < end:
-            self._burst(buffer[begin:end], stride, host, mark, now)
-        self._lone = budget == BUDGET - 2
+            self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
+        # One datagram, and the receive that found no other one.
+        self._single_frame_turn = budget == BUDGET - 2
 
-    def take(self, data: memoryview, host: str, mark: int, now: float) -> None:
-        """Take in a datagram from a host that another socket has received, with its ECN field."""
-        self._datagram(data, len(data), host, mark, now)
+    def handle_datagram(self, datagram: memoryview, host: str, outer_ecn: int, now: float) -> None:
+        """Handle a datagram that another socket has received from a host."""
+        self._handle_single(datagram, len(datagram), host, outer_ecn, now)
 
-    def _datagram(
-        self, data: memoryview, stride: int, host: str, mark: int, now: float
-    ) -> Exit | None:
-        """Take in what came in one datagram; `stride` is for cutting a UDP superframe.
+    def _handle_single(
+        self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
+    ) -> TapTarget | None:
+        """Admit one datagram and deliver its frame.
 
-        Where it was delivered, if it was, and then with `_header`.
+        `data` may be a superframe. `stride` is the segment size of one of UDP that the kernel has
+        joined, with the VXLAN header, or else the length.
+
+        Returns: where it was delivered, or None. Side effect: sets `_header` if it was.
         """
-        segment = self._switch.admit(data, host, now)
+        segment = self._demux.admit(data, host, now)
         if segment is None:
             return None
-        leave = self._exits[segment]
-        frame = data[vxlan.HEADER_LEN :]
-        if mark and not ecn.decapsulate(frame, mark):
+        target = self._targets[segment]
+        frame = data[_HEADER_LEN:]
+        if outer_ecn and not ecn.decapsulate(frame, outer_ecn):
             segment.counters.drop(Drop.CONGESTION, host)
             return None
-        self._single(leave, frame, stride, now)
-        return leave
+        self._deliver_single(target, frame, stride, now)
+        return target
 
-    def _follow(
+    def _extend_run(
         self,
         receiver: Receiver,
-        leave: Exit,
-        came: Received,
+        target: TapTarget,
+        first: Received,
         data: memoryview,
         most: int,
         now: float,
     ) -> int:
-        """Deliver on while datagrams are like this one, which is a superframe of TCP and `came` so.
+        """Forward up to `most` following datagrams without parsing them while they match the last.
 
-        At most `most`; how many they are. One that is not is received ahead. It is the rule that
-        like follows like, and then there is nothing to find out of each.
+        `data` is that datagram, a TCP superframe that was admitted and delivered, and `first` is
+        what its receive returned. The first datagram that does not match is received ahead.
+
+        Nothing is delivered without admission. Apart from ARP and neighbour discovery, admission
+        depends on the source host, the VXLAN header and the inner Ethernet header, which all match
+        those of an admitted datagram, and on tables that change between turns only. So the result
+        is known before the frame is written, and `Demux.admit` learns and counts all at once.
+
+        Returns: how many datagrams matched.
         """
-        host, header = came[2], self._header
-        frame = data[vxlan.HEADER_LEN :]
-        alike = superframe_key_struct(frame)
-        if alike is None:
+        host, header = first[2], self._header
+        frame = data[_HEADER_LEN:]
+        key_struct = superframe_key_struct(frame)
+        if key_struct is None:
             return 0
-        begin, unpack, parts = bytes(data[:_BEGIN_LEN]), alike.unpack_from, alike.unpack_from(frame)
-        buffer, prefix, receive = self._buffer, begin[: vxlan.HEADER_LEN], receiver.receive
-        frame = buffer[vxlan.HEADER_LEN : len(data)]
-        count = lost = 0
+        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
+        head = bytes(data[:INNER_MIN])
+        buffer, vxlan_header = self._buffer, head[:_HEADER_LEN]
+        receive, write = receiver.receive, target.tap.write
+        frame = buffer[_HEADER_LEN : len(data)]
+        count = refused = 0
         try:
             while count < most:
                 self._ahead = receive(buffer)
                 if (
-                    self._ahead != came
-                    or buffer[: vxlan.HEADER_LEN] != prefix
-                    or unpack(buffer, vxlan.HEADER_LEN) != parts
+                    self._ahead != first
+                    or buffer[:_HEADER_LEN] != vxlan_header
+                    or unpack(buffer, _HEADER_LEN) != run_key
                 ):
                     break
                 self._ahead = None
                 count += 1
                 try:
-                    os.writev(leave.tap.fd, (header, frame))
+                    write((header, frame))
                 except OSError as error:
-                    lost += 1
-                    self._write_without_offload(leave, frame, header, error)
+                    refused += 1
+                    self._write_without_offload(target, frame, header, error)
         except BlockingIOError:
             pass
         except OSError as error:
-            self._cannot_receive(error)
+            self._on_receive_error(error)
         if count:
-            self._switch.admit(begin, host, now, count)
-            leave.counters.partial_checksums += count
-            leave.counters.super_datagrams += count
+            self._demux.admit(head, host, now, count)
+            counters = target.counters
+            counters.partial_checksums += count
+            counters.super_datagrams += count
             frames, octets = count_frames(len(frame), header)
-            leave.counters.rx_frames += (count - lost) * frames
-            leave.counters.rx_bytes += (count - lost) * octets
+            counters.rx_frames += (count - refused) * frames
+            counters.rx_bytes += (count - refused) * octets
         return count
 
-    def _single(self, leave: Exit, frame: memoryview, stride: int, now: float) -> None:
-        """Deliver the frame of one datagram; `stride` is for cutting a UDP superframe."""
-        if leave.segment.strip_vlan:
+    def _deliver_burst(
+        self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
+    ) -> None:
+        """Merge, admit and deliver the datagrams of consecutive batches of one source."""
+        admit = self._demux.admit
+        if now >= self._merge_again:
+            self._choose_merger(now)
+        for header, frame, datagram, count in self._merger.merge(data, stride):
+            segment = admit(datagram, host, now, count)
+            if segment is None:
+                continue
+            # Datagrams with different inner ECN fields are not merged.
+            if outer_ecn and not ecn.decapsulate(frame, outer_ecn):
+                segment.counters.drop(Drop.CONGESTION, host, count)
+                continue
+            target = self._targets[segment]
+            if header is None:
+                self._deliver_single(target, frame, 0, now)
+            else:
+                target.counters.rx_superframes += 1
+                left = ethernet.untag(frame) if segment.strip_vlan else frame
+                shifted = virtio.shift_offsets(header, len(frame) - len(left))
+                if not self._deliver(target, left, shifted, now):
+                    self._on_superframe_refused(target, header, now)
+
+    def _deliver_single(
+        self, target: TapTarget, frame: memoryview, stride: int, now: float
+    ) -> None:
+        """Deliver the frame of one datagram; `stride` is as in `_handle_single`."""
+        if target.segment.strip_vlan:
             frame = ethernet.untag(frame)
-        if len(frame) <= SYN_MAX:
-            leave.fit.arriving(frame)
-        self._header = header = virtio_header(frame, leave.fit.sizes, leave.counters, stride)
-        if header[1] != virtio.GSO_UDP_L4 or leave.tap.uso:
-            self._deliver(leave, frame, header, now)
+        if len(frame) <= SYN_MAX and (syn := inet.tcp_syn(frame)) is not None:
+            target.sizing.on_syn_received(frame, syn)
+        sizes = target.sizing.sizes
+        self._header = header = virtio_header(frame, sizes, target.counters, stride)
+        if header[1] != virtio.GSO_UDP_L4 or target.tap.uso:
+            self._deliver(target, frame, header, now)
             return
         octets, step = self._splitter.split(frame, virtio.unpack(header))
         segments = self._splitter.out.data[:octets]
         for at in range(0, octets, step):
-            self._deliver(leave, segments[at : at + step], virtio.PLAIN, now)
+            self._deliver(target, segments[at : at + step], virtio.PLAIN, now)
 
-    def _burst(self, data: memoryview, stride: int, host: str, mark: int, now: float) -> None:
-        """Take in datagrams of one remote that came together; `mark` is their outer ECN field."""
-        judge = self._switch.admit
-        if now >= self._merge_again:
-            self._fit(now)
-        for header, frame, datagram, count in self._merger.merge(data, stride):
-            # Everything is judged, and learned from, before the TAP has it.
-            segment = judge(datagram, host, now, count)
-            if segment is None:
-                continue
-            if mark and not ecn.decapsulate(frame, mark):
-                segment.counters.drop(Drop.CONGESTION, host, count)
-                continue
-            leave = self._exits[segment]
-            if header is None:
-                self._single(leave, frame, 0, now)
-            else:
-                leave.counters.rx_superframes += 1
-                left = ethernet.untag(frame) if segment.strip_vlan else frame
-                moved = virtio.shift_offsets(header, len(frame) - len(left))
-                if not self._deliver(leave, left, moved, now):
-                    self._refused(leave, header, now)
+    def _deliver(self, target: TapTarget, frame: memoryview, header: bytes, now: float) -> bool:
+        """Write a frame or superframe to the TAP and count it. A superframe counts as its segments.
 
-    def _deliver(self, leave: Exit, frame: memoryview, header: bytes, now: float) -> bool:
-        """Write a frame to the TAP; a superframe counts as the frames that it stands for.
-
-        Returns: False if the kernel refused it because of its virtio header.
+        Returns: False if the kernel refused its virtio header.
         """
-        if leave.tracker.active:
-            leave.tracker.on_received(frame, now)
+        if target.tracker.active:
+            target.tracker.on_received(frame, now)
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:
             count, octets = count_frames(octets, header)
         try:
-            os.writev(leave.tap.fd, (header, frame))
+            target.tap.write((header, frame))
         except OSError as error:
-            return not self._write_without_offload(leave, frame, header, error)
-        leave.counters.rx_frames += count
-        leave.counters.rx_bytes += octets
+            return not self._write_without_offload(target, frame, header, error)
+        target.counters.rx_frames += count
+        target.counters.rx_bytes += octets
         return True
 
     def _write_without_offload(
-        self, leave: Exit, frame: memoryview, header: bytes, error: OSError
+        self, target: TapTarget, frame: memoryview, header: bytes, error: OSError
     ) -> bool:
-        tap, counters = leave.tap, leave.counters
-        return write_without_offload(tap.fd, frame, header, error, self._splitter, counters)
+        """Write a refused frame in another form. Returns: True if its virtio header was refused."""
+        write, counters = target.tap.write, target.counters
+        return write_without_offload(write, frame, header, error, self._splitter, counters)

@@ -6,9 +6,9 @@ checksums are then completed here, so that no frame is lost.
 """
 
 import errno
-import os
 
 from vtep.counters import Counters, Drop
+from vtep.io.interfaces import WriteFrame
 from vtep.offload.split import AuthenticatedError, SplitError, Splitter, finish_checksum
 from vtep.wire import virtio
 
@@ -68,7 +68,7 @@ def count_refused(counters: Counters, error: OSError, count: int = 1) -> None:
 
 
 def write_without_offload(
-    fd: int,
+    write: WriteFrame,
     frame: memoryview,
     header: bytes,
     error: OSError,
@@ -81,7 +81,7 @@ def write_without_offload(
     again are counted as dropped.
 
     Args:
-        fd: the TAP device.
+        write: that of the TAP device.
         frame: a writable view of the frame.
         header: the virtio header with which it was refused.
         error: the refusal.
@@ -109,7 +109,7 @@ def write_without_offload(
     for at in range(0, len(frame), step):
         piece = frame[at : at + step]
         try:
-            os.writev(fd, (virtio.PLAIN, piece))
+            write((virtio.PLAIN, piece))
         except OSError as failure:
             count_refused(counters, failure)
         else:

@@ -13,10 +13,10 @@ Sender         `vtep.io.path.Path`          `MemorySender`
 Flooder        `vtep.io.replicator`         `MemoryFlooder`
 ============== ============================ ==================
 
-The loops of `vtep.datapath` read and write the descriptor of a TAP directly (`os.readv`,
-`os.writev`): a method call for each frame would cost more than the system call's share of Python.
-So an implementation must have a real descriptor that keeps frames apart, such as one end of a pair
-of datagram sockets. Event loops watch the descriptors, so those must become readable and writable.
+The loops of `vtep.datapath` call `read` and `write` of a TAP for each frame. A method would cost a
+Python call, so both are attributes that hold a function in C: `os.readv` and `os.writev` of a real
+descriptor that keeps frames apart, such as one end of a pair of datagram sockets. Event loops watch
+the descriptors, so those must become readable and writable.
 """
 
 import socket
@@ -29,6 +29,7 @@ from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.io.binding import Binding
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.sender_sockets import SenderSockets
+from vtep.wire import Buffer
 from vtep.wire.address import Address
 
 Received: TypeAlias = tuple[int, int, str, int, int]
@@ -41,6 +42,13 @@ MtuWatcher: TypeAlias = Callable[[Remote, int], None]
 """Called with a remote and the MTU of the path to it, in octets."""
 
 
+ReadFrame: TypeAlias = Callable[[Sequence[bytearray | memoryview]], int]
+"""Reads one frame into buffers, as os.readv; returns its octets, or raises OSError."""
+
+WriteFrame: TypeAlias = Callable[[Sequence[Buffer]], int]
+"""Writes one frame from buffers, as os.writev; returns its octets, or raises OSError."""
+
+
 class TapDevice(Protocol):
     """A TAP device whose frames have a virtio-net header of `virtio.HEADER_LEN` octets.
 
@@ -50,7 +58,15 @@ class TapDevice(Protocol):
 
     @property
     def fd(self) -> int:
-        """The descriptor that frames are read from and written to."""
+        """The descriptor that event loops watch."""
+
+    @property
+    def read(self) -> ReadFrame:
+        """Reads the next frame: a virtio header and a frame. The observation point TAP in."""
+
+    @property
+    def write(self) -> WriteFrame:
+        """Writes a virtio header and a frame. The observation point TAP out."""
 
     @property
     def index(self) -> int:

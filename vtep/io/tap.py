@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -22,7 +23,7 @@ from vtep.host.devices import need_device_index
 from vtep.wire import virtio
 
 if TYPE_CHECKING:
-    from vtep.io.interfaces import TapDevice
+    from vtep.io.interfaces import ReadFrame, TapDevice, WriteFrame
 
 # From include/uapi/linux/if_tun.h and sockios.h. pytun has no names for them.
 _TUNSETPERSIST = 0x400454CB
@@ -70,6 +71,8 @@ class Tap:
         self.fd: Final[int] = self._device.fileno()
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
+        self.read: Final[ReadFrame] = partial(os.readv, self.fd)
+        self.write: Final[WriteFrame] = partial(os.writev, self.fd)
         fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
         self._is_persistent = False
         self.request_offloads(tso=tso, uso=uso)

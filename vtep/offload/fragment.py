@@ -1,29 +1,33 @@
-"""Fragmentation of IPv4 packets inside frames (RFC 791, section 3.2)."""
+"""Fragmentation of inner IPv4 packets (RFC 791, section 3.2)."""
 
 from vtep.wire import checksum
 from vtep.wire.ip import FRAGMENT_OFFSET_MASK
 
 _MORE_FRAGMENTS = 0x2000
 _OFFSET_UNIT = 8
+"""Octets that fragment offsets count in."""
+
 _PACKET_MAX = 0xFFFF
 _OPTION_END = 0
 _OPTION_NOP = 1
-_OPTIONS_AT = 20
+_OPTIONS_OFFSET = 20
 _COPIED = 0x80
-"""Bit of an option's type: it is in all fragments, not only in the first."""
+"""Flag in the type of an option that is repeated in all fragments."""
 
 
 def fragment(
     frame: memoryview, ip_offset: int, length_max: int, prefix: bytes
 ) -> tuple[bytes, int] | None:
-    """Cut the IPv4 packet at `ip_offset` so that no fragment's frame exceeds `length_max` octets.
+    """Cut the IPv4 packet at `ip_offset` into fragments whose frames fit `length_max` octets.
 
-    The packet is whole and sound, and may be a fragment itself. Gives the frames one after the
-    other, each behind `prefix`, and how many octets there are from one to the next: where an option
-    is not to be repeated there are no-operations in its place, as in the kernel's
-    ip_options_fragment, so all are of one length, but perhaps the last.
+    The packet is complete and valid. It may be a fragment itself.
 
-    None where `length_max` leaves no room, or the packet ends beyond what an offset can state.
+    An option that only the first fragment carries is replaced by no-operations in the others, as
+    in the kernel's ip_options_fragment. So all headers have the same length.
+
+    Returns: the frames, each behind `prefix`, and the octets from one to the next; the last one may
+    be shorter. None if `length_max` has no space for data, or if the packet ends beyond the largest
+    offset that a fragment can state.
     """
     header = bytearray(frame[ip_offset : ip_offset + (frame[ip_offset] & 0x0F) * 4])
     total = int.from_bytes(frame[ip_offset + 2 : ip_offset + 4], "big")
@@ -33,33 +37,33 @@ def fragment(
     begin = (word & FRAGMENT_OFFSET_MASK) * _OFFSET_UNIT
     if step <= 0 or len(header) + begin + len(payload) > _PACKET_MAX:
         return None
-    opening = prefix + bytes(frame[:ip_offset])
+    link_header = prefix + bytes(frame[:ip_offset])
     fragments = bytearray()
     for at in range(0, len(payload), step):
         piece = payload[at : at + step]
         more = _MORE_FRAGMENTS if at + step < len(payload) else 0
         header[2:4] = (len(header) + len(piece)).to_bytes(2, "big")
-        # The offset counts on from that of the packet, whose last fragment ends what it ended.
+        # If the packet is a fragment, its own offset and flag apply: it may be the last one.
         header[6:8] = ((word | more) + at // _OFFSET_UNIT).to_bytes(2, "big")
         header[10:12] = bytes(2)
         header[10:12] = checksum.internet_checksum(header).to_bytes(2, "big")
-        fragments += opening
+        fragments += link_header
         fragments += header
         fragments += piece
         if at == 0:
-            _leave_out_uncopied(header)
-    return bytes(fragments), len(opening) + len(header) + step
+            _blank_uncopied_options(header)
+    return bytes(fragments), len(link_header) + len(header) + step
 
 
-def _leave_out_uncopied(header: bytearray) -> None:
-    """Replace the options that belong to the first fragment only by no-operations."""
-    at = _OPTIONS_AT
-    while at < len(header) and header[at] != _OPTION_END:
+def _blank_uncopied_options(header: bytearray) -> None:
+    """Replace the options that only the first fragment carries by no-operations."""
+    offset = _OPTIONS_OFFSET
+    while offset < len(header) and header[offset] != _OPTION_END:
         length = 1
-        if header[at] != _OPTION_NOP:
-            length = header[at + 1] if at + 1 < len(header) else 0
-            if length < 2 or at + length > len(header):
+        if header[offset] != _OPTION_NOP:
+            length = header[offset + 1] if offset + 1 < len(header) else 0
+            if length < 2 or offset + length > len(header):
                 return
-            if not header[at] & _COPIED:
-                header[at : at + length] = bytes([_OPTION_NOP]) * length
-        at += length
+            if not header[offset] & _COPIED:
+                header[offset : offset + length] = bytes([_OPTION_NOP]) * length
+        offset += length

@@ -1,4 +1,4 @@
-"""Lowering the maximum segment size that TCP announces to what the tunnel carries."""
+"""MSS clamping: lower the segment size that TCP announces to what the tunnel carries."""
 
 from vtep.counters import Counters
 from vtep.wire import ethernet
@@ -6,14 +6,15 @@ from vtep.wire import ip as inet
 from vtep.wire.checksum import fold
 
 _MSS_MIN = 8
-"""Less is not announced, however narrow the tunnel: see `SegmentSizes`."""
+"""The smallest MSS that is written, however small the MTU is. The kernel uses no smaller segments
+(see `SegmentSizes`)."""
 
 
 class MssClamp:
-    """Lowers the MSS option of SYNs, never raises it, and adds none.
+    """Lowers the MSS option of SYNs. It never raises the value, and adds no option.
 
-    `mtu` is that of the tunnel, and may change. With `fixed`, that is the largest MSS instead of
-    the one which fits `mtu`.
+    `mtu` is that of the tunnel and may change. `fixed` is the largest MSS, or None for the one that
+    fits `mtu`.
     """
 
     def __init__(self, counters: Counters, mtu: int, fixed: int | None = None) -> None:
@@ -21,38 +22,40 @@ class MssClamp:
         self._fixed = fixed
         self._counters = counters
 
-    def clamp(self, frame: memoryview, where: inet.Transport, *, partial: bool) -> None:
-        """Lower, in place, what the SYN at `where` announces, if that is too much.
+    def clamp(self, frame: memoryview, syn: inet.Transport, *, partial: bool) -> None:
+        """Lower the MSS of the SYN at `syn` in place if it is too large.
 
-        Its checksum is updated (RFC 1624), so that a wrong one stays wrong; but not if it is
-        `partial`, since that covers no more than the pseudo-header.
+        The TCP checksum is updated (RFC 1624), so that a wrong one stays wrong. A `partial` one
+        covers the pseudo-header only and stays.
 
-        A SYN with TCP-AO stays as it is: its code covers the options by default (RFC 5925, section
-        5.1), and only the two ends know whether theirs does. An MD5 signature leaves the options
-        out (RFC 2385, section 2.0), so a clamped SYN stays valid.
+        A SYN with TCP-AO stays as it is, since its MAC covers the options by default (RFC 5925,
+        section 5.1), and only the two ends know whether it does. An MD5 signature does not cover
+        options (RFC 2385, section 2.0), so a clamped SYN stays valid.
         """
-        at = inet.tcp_mss_offset(frame, where)
-        if at is None:
+        offset = inet.tcp_mss_offset(frame, syn)
+        if offset is None:
             return
-        announced = frame[at] << 8 | frame[at + 1]
-        most = self._most(where)
-        if announced <= most or inet.tcp_authentication(frame, where) == inet.TCP_OPTION_AO:
+        announced = frame[offset] << 8 | frame[offset + 1]
+        most = self._max_mss(syn)
+        if announced <= most or inet.tcp_authentication(frame, syn) == inet.TCP_OPTION_AO:
             return
-        frame[at : at + 2] = most.to_bytes(2, "big")
+        frame[offset : offset + 2] = most.to_bytes(2, "big")
         if not partial:
-            field = where.offset + inet.CHECKSUM_OFFSET[inet.TCP]
+            field = syn.offset + inet.CHECKSUM_OFFSET[inet.TCP]
             lowered = announced - most
-            if (at - where.offset) & 1:  # It lies across two words.
+            if (offset - syn.offset) & 1:
+                # At an odd offset the value belongs to two words of the sum, in swapped order.
                 lowered <<= 8
-            # What the words lose, their complement gains.
+            # The checksum is the complement of the sum, so it grows by what the sum loses.
             value = (frame[field] << 8 | frame[field + 1]) + lowered
             frame[field : field + 2] = (fold(value) % 0xFFFF).to_bytes(2, "big")
         self._counters.mss_clamped += 1
 
-    def _most(self, where: inet.Transport) -> int:
+    def _max_mss(self, syn: inet.Transport) -> int:
+        """Return the largest MSS for the connection of a SYN, in octets."""
         if self._fixed is not None:
             return self._fixed
-        tags = where.ip_offset - ethernet.HEADER_LEN
-        # Options of IP and TCP are the sender's to subtract (RFC 6691).
-        headers = inet.IP_HEADER_MIN[where.version] + inet.TCP_HEADER_MIN
+        tags = syn.ip_offset - ethernet.HEADER_LEN
+        # The MSS does not include options of IP and TCP, which the sender subtracts (RFC 6691).
+        headers = inet.IP_HEADER_MIN[syn.version] + inet.TCP_HEADER_MIN
         return max(_MSS_MIN, self.mtu - tags - headers)

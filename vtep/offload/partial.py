@@ -35,13 +35,8 @@ class SegmentSizes:
         self._limit = limit
         self._announced: dict[bytes, int] = {}
 
-    def observe(self, frame: Buffer) -> None:
-        """Store the MSS that a frame of at least 14 octets announces, if it carries a SYN."""
-        if len(frame) > SYN_MAX:
-            return
-        transport = inet.tcp_syn(frame)
-        if transport is None:
-            return
+    def observe(self, frame: Buffer, transport: inet.Transport) -> None:
+        """Store the MSS that the SYN at `transport` of a frame announces, if it announces one."""
         mss = inet.tcp_mss(frame, transport)
         if mss is None:
             return

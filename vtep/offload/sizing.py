@@ -1,4 +1,4 @@
-"""All that makes the frames of one TAP fit its tunnel, and the MTU that it goes by."""
+"""What one VNI does so that its frames fit the tunnel."""
 
 from vtep.counters import Counters
 from vtep.offload.mss import MssClamp
@@ -8,25 +8,31 @@ from vtep.wire import ip as inet
 
 
 class TunnelSizing:
-    """What one segment does about sizes, in both directions.
+    """The tunnel MTU of one VNI, and the mechanisms that depend on it, in both directions.
 
-    `prefix` goes before each frame that is sent: its VXLAN header. `mss_clamp` is what TCP may
-    announce at most: `auto`, which is what the tunnel carries, `off`, or so many octets.
+    It owns the MSS clamp, the handling of oversize frames and the observed segment sizes.
+
+    Args:
+        prefix: the octets in front of each frame that is sent, which are its VXLAN header.
+        counters: those of the segment.
+        mtu: octets of the largest inner IP packet that the tunnel carries.
+        mss_clamp: the largest MSS of passing SYNs in octets, `auto` to derive it from the MTU, or
+            `off`.
     """
 
     def __init__(self, prefix: bytes, counters: Counters, mtu: int, mss_clamp: int | str) -> None:
         self._counters = counters
         self._mtu = mtu
         self.sizes = SegmentSizes(mtu)
-        """Of what comes from the underlay."""
+        """Segment sizes of connections whose data comes from the underlay."""
         self.sizes_out = SegmentSizes(mtu)
-        """Of what leaves for it."""
+        """Segment sizes of connections whose data goes to the underlay."""
         self.oversize = Oversize(prefix, counters, mtu)
         self.set_mss_clamp(mss_clamp)
 
     @property
     def mtu(self) -> int:
-        """The largest IP packet, in octets, that the tunnel carries now."""
+        """Octets of the largest inner IP packet that the tunnel carries now."""
         return self._mtu
 
     @mtu.setter
@@ -36,28 +42,26 @@ class TunnelSizing:
             self._clamp.mtu = mtu
 
     def set_mss_clamp(self, mss_clamp: int | str) -> None:
-        """Clamp to something else from now on."""
+        """Change the MSS clamp."""
         fixed = mss_clamp if isinstance(mss_clamp, int) else None
         off = mss_clamp == "off"
         self._clamp = None if off else MssClamp(self._counters, self._mtu, fixed)
 
-    def leaving(self, frame: memoryview) -> None:
-        """Clamp a SYN that leaves for the underlay, and learn from it.
+    def on_syn_sent(self, frame: memoryview, syn: inet.Transport) -> None:
+        """Clamp the SYN at `syn` of a frame for the underlay, and store the MSS that it announces.
 
-        Its checksum is finished. It is enough to show frames of up to `SYN_MAX` octets.
+        Its checksum is complete.
         """
-        where = inet.tcp_syn(frame)
-        if where is None:
-            return
         if self._clamp is not None:
-            self._clamp.clamp(frame, where, partial=False)
-        self.sizes.observe(frame)
+            self._clamp.clamp(frame, syn, partial=False)
+        # The announced MSS limits the data in the opposite direction.
+        self.sizes.observe(frame, syn)
 
-    def arriving(self, frame: memoryview) -> None:
-        """Clamp a SYN that came from the underlay, and learn from it."""
-        where = inet.tcp_syn(frame)
-        if where is None:
-            return
+    def on_syn_received(self, frame: memoryview, syn: inet.Transport) -> None:
+        """Clamp the SYN at `syn` of a frame from the underlay, and store the MSS that it announces.
+
+        Its checksum may be partial.
+        """
         if self._clamp is not None:
-            self._clamp.clamp(frame, where, partial=has_partial_checksum(frame, where))
-        self.sizes_out.observe(frame)
+            self._clamp.clamp(frame, syn, partial=has_partial_checksum(frame, syn))
+        self.sizes_out.observe(frame, syn)

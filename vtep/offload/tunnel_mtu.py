@@ -1,13 +1,15 @@
-"""How large an IP packet the tunnel carries now."""
+"""The MTU of a tunnel: the largest inner IP packet that it carries now."""
 
 from collections.abc import Hashable
 
 
 class TunnelMtu:
-    """`most` octets, or fewer while something is narrower than was asked for.
+    """The smallest of several limits, in octets.
 
-    That may be the path to some remote, or `tap`, the MTU of the TAP where its own host sends.
-    There is one MTU for all remotes: TCP learns one MSS, and broadcasts go to each of them.
+    They are `most`, which is the configured MTU, `tap`, which is the MTU of the TAP device if its
+    host sends by it, and the MTU of the path to each remote.
+
+    There is one MTU for all remotes, because TCP learns one MSS and broadcasts go to all of them.
     """
 
     def __init__(self, most: int) -> None:
@@ -17,12 +19,12 @@ class TunnelMtu:
 
     @property
     def now(self) -> int:
-        """The MTU in octets."""
+        """The present MTU in octets."""
         own = self.most if self.tap is None else min(self.most, self.tap)
         return min(own, *self._paths.values()) if self._paths else own
 
-    def path(self, remote: Hashable, octets: int | None) -> None:
-        """Note that the path to a remote leaves only so many octets, or (None) sets no limit."""
+    def set_path(self, remote: Hashable, octets: int | None) -> None:
+        """Set the MTU of the path to a remote, or None for no limit."""
         if octets is None:
             self._paths.pop(remote, None)
         else:

@@ -1,8 +1,10 @@
 """A TAP device in memory."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, Self
 
@@ -10,7 +12,7 @@ from vtep.io import socket_constants as const
 from vtep.wire import ethernet, virtio
 
 if TYPE_CHECKING:
-    from vtep.io.interfaces import TapDevice
+    from vtep.io.interfaces import ReadFrame, TapDevice, WriteFrame
 
 _FRAME_MAX = virtio.HEADER_LEN + 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 
@@ -62,6 +64,10 @@ class MemoryTap:
             with suppress(PermissionError):
                 end.setsockopt(socket.SOL_SOCKET, const.SO_SNDBUFFORCE, _QUEUE_OCTETS)
         self.fd: Final = self._vtep_end.fileno()
+        self.read: ReadFrame = partial(os.readv, self.fd)
+        """Reads the next frame that the test has sent. A test may replace it."""
+        self.write: WriteFrame = partial(os.writev, self.fd)
+        """Writes a frame that the test receives. A test may replace it."""
 
     # --- for the test -----------------------------------------------------------------------
 

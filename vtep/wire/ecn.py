@@ -28,10 +28,10 @@ kernel's include/net/inet_ecn.h.
 
 DECAPSULATED = bytes(
     (
-        *(NOT_ECT, ECT_1, ECT_0, CE),  # OuterHeaderOptions Not-ECT; columns are the inner field.
-        *(NOT_ECT, ECT_1, ECT_1, CE),  # OuterHeaderOptions ECT(1)
-        *(NOT_ECT, ECT_1, ECT_0, CE),  # OuterHeaderOptions ECT(0)
-        *(DROP, CE, CE, CE),  # OuterHeaderOptions CE
+        *(NOT_ECT, ECT_1, ECT_0, CE),  # Outer Not-ECT; columns are the inner field.
+        *(NOT_ECT, ECT_1, ECT_1, CE),  # Outer ECT(1)
+        *(NOT_ECT, ECT_1, ECT_0, CE),  # Outer ECT(0)
+        *(DROP, CE, CE, CE),  # Outer CE
     )
 )
 """The new inner field or `DROP`, indexed by four times the outer field plus the inner field.

@@ -1,8 +1,16 @@
 """Ethernet headers: MAC addresses, EtherTypes and VLAN tags."""
 
 import re
+from typing import TypeAlias
 
 from vtep.wire import Buffer
+
+NetworkLayer: TypeAlias = tuple[int, int]
+"""The parsed Ethernet header of a frame: EtherType and offset of the network layer.
+
+It travels with the frame, so that a frame is parsed once. It is a plain tuple, since to make a
+named one takes longer than to parse the header.
+"""
 
 HEADER_LEN = 14
 """Octets of destination, source and EtherType. A shorter frame is a runt."""
@@ -45,7 +53,7 @@ def is_group(mac: Buffer) -> bool:
     return mac[0] & 1 == 1
 
 
-def network_layer(frame: Buffer) -> tuple[int, int]:
+def network_layer(frame: Buffer) -> NetworkLayer:
     """Find the network layer behind any number of VLAN tags.
 
     `frame` has at least `HEADER_LEN` octets.

@@ -13,7 +13,7 @@ from struct import Struct
 from zlib import crc32
 
 from vtep.wire import Buffer
-from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
+from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, NetworkLayer, network_layer
 
 _TCP = 6
 _UDP = 17
@@ -22,8 +22,10 @@ _PORT_PROTOCOLS = frozenset((_TCP, _UDP, 33, 132, 136))
 """Protocols whose header begins with both ports: TCP, UDP, DCCP, SCTP, UDP-Lite."""
 
 
-def flow_hash(frame: Buffer) -> int:
+def flow_hash(frame: Buffer, layer: NetworkLayer | None = None) -> int:
     """Hash the addresses, protocol and ports of an Ethernet frame of at least 14 octets.
+
+    `layer` is the result of `network_layer`, if it is known.
 
     Ports are ignored in fragments, since only the first fragment carries them, and behind IPv6
     extension headers. A frame that is not IP is hashed by its MAC addresses and EtherType.
@@ -31,7 +33,7 @@ def flow_hash(frame: Buffer) -> int:
     Returns: the CRC-32 of the fields. zlib computes it in C, and unlike `hash()` it is the same in
     every process, so that flows keep their source ports when the daemon restarts.
     """
-    ethertype, offset = network_layer(frame)
+    ethertype, offset = layer or network_layer(frame)
     if ethertype == TYPE_IPV4 and offset + 20 <= len(frame):
         protocol = frame[offset + 9]
         key = crc32(frame[offset + 12 : offset + 20], protocol)

@@ -9,7 +9,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from vtep.wire import Buffer, checksum
-from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, network_layer
+from vtep.wire.ethernet import HEADER_LEN, TYPE_IPV4, TYPE_IPV6, NetworkLayer, network_layer
 
 TCP = 6
 UDP = 17
@@ -82,15 +82,16 @@ class Transport(NamedTuple):
     length: int
 
 
-def find_transport(frame: Buffer) -> Transport | None:
+def find_transport(frame: Buffer, layer: NetworkLayer | None = None) -> Transport | None:
     """Find the TCP or UDP header of a frame of at least 14 octets.
 
-    VLAN tags, IPv4 options and the extension headers of `EXTENSION_HEADERS` are skipped.
+    VLAN tags, IPv4 options and the extension headers of `EXTENSION_HEADERS` are skipped. `layer` is
+    the result of `network_layer`, if it is known.
 
     Returns: None for another protocol, a fragment, or an IP header that is inconsistent or states
     more octets than the frame has.
     """
-    ethertype, ip_offset = network_layer(frame)
+    ethertype, ip_offset = layer or network_layer(frame)
     if ethertype == TYPE_IPV4 and ip_offset + _IPV4_LEN <= len(frame):
         first, total, fragment, protocol = _IPV4.unpack_from(frame, ip_offset)
         offset = ip_offset + (first & 0x0F) * 4

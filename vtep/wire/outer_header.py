@@ -1,17 +1,17 @@
-"""OuterHeaderOptions IP header fields that follow the inner header: TOS, TTL, flow label and DF.
+"""Outer IP header fields that follow the inner header: TOS, TTL, flow label and DF.
 
 They are packed into one integer, so that two frames can be compared by it and a send can cache what
 it prepares for it. Its bits from the lowest: 8 of TOS or traffic class, 8 of TTL or hop limit, 20
 of flow label, 1 of DF. A field of 0 keeps the value that the socket was set up with.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from attrs import frozen
 
 from vtep.wire import Buffer, ecn, ethernet
+from vtep.wire.ethernet import NetworkLayer
 
 _TTL = 8
 _LABEL = 16
@@ -34,6 +34,13 @@ def unpack(packed: int) -> Fields:
     return Fields(packed & 0xFF, packed >> _TTL & 0xFF, packed >> _LABEL & 0xFFFFF)
 
 
+class OuterFieldsReader(Protocol):
+    """Maps a frame of at least 14 octets to its packed outer header fields."""
+
+    def __call__(self, frame: Buffer, layer: NetworkLayer | None = None) -> int:
+        """Return the packed fields; `layer` is the result of `network_layer`, if it is known."""
+
+
 @frozen
 class InheritPolicy:
     """The rules by which outer header fields inherit from the inner header.
@@ -49,8 +56,8 @@ class InheritPolicy:
     inherit_flowlabel: bool = False
     inherit_df: bool = False
 
-    def make_reader(self) -> Callable[[Buffer], int]:
-        """Return a function that maps a frame of at least 14 octets to its packed outer fields.
+    def make_reader(self) -> OuterFieldsReader:
+        """Return a function that maps a frame to its packed outer fields.
 
         The function looks behind VLAN tags, and returns 0 for a frame that is not IP (the kernel's
         tools/testing/selftests/net/l2_tos_ttl_inherit.sh).
@@ -65,7 +72,7 @@ class InheritPolicy:
         if self.inherit_tos or self.inherit_ttl or self.inherit_flowlabel or self.inherit_df:
             return partial(self._read, tos)
 
-        def read_ecn(frame: Buffer) -> int:
+        def read_ecn(frame: Buffer, layer: NetworkLayer | None = None) -> int:
             """Read the packed fields where only ECN is inherited.
 
             Without a policy this runs for every frame, and hardly any frame has an ECN field that
@@ -75,18 +82,18 @@ class InheritPolicy:
             try:
                 first = frame[12]
                 if first == 0x08:  # IPv4, ARP
-                    return self._read(tos, frame) if frame[15] & 0x03 else 0
+                    return self._read(tos, frame, layer) if frame[15] & 0x03 else 0
                 if first == 0x86:  # IPv6
-                    return self._read(tos, frame) if frame[15] & 0x30 else 0
-                return self._read(tos, frame) if first in (0x81, 0x88) else 0  # VLAN tags
+                    return self._read(tos, frame, layer) if frame[15] & 0x30 else 0
+                return self._read(tos, frame, layer) if first in (0x81, 0x88) else 0  # VLAN tags
             except IndexError:  # The frame has 14 octets and no octet 15.
                 return 0
 
         return read_ecn
 
-    def _read(self, tos: bytes, frame: Buffer) -> int:
+    def _read(self, tos: bytes, frame: Buffer, layer: NetworkLayer | None = None) -> int:
         """Read the packed outer fields of a frame; `tos` maps the inner TOS to the outer one."""
-        ethertype, offset = ethernet.network_layer(frame)
+        ethertype, offset = layer or ethernet.network_layer(frame)
         if ethertype == ethernet.TYPE_IPV4 and offset + 20 <= len(frame):
             packed = tos[frame[offset + 1]]
             if self.inherit_ttl:

@@ -1,0 +1,158 @@
+"""Send datagrams to remotes, and hold back those for which there is no room."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vtep.counters import Drop
+from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
+from vtep.forwarding.fdb import Remote
+from vtep.forwarding.segment import Segment
+from vtep.wire import vxlan
+
+
+class Batch(NamedTuple):
+    """Datagrams that wait for room: all have `stride` octets, but the last may be shorter."""
+
+    datagrams: memoryview
+    stride: int
+    remotes: Sequence[Remote]
+    flow: int
+    """As in `Sender.send`."""
+    skip: int = 0
+    """Number of remotes, from the first on, that a flood has sent the first of them to."""
+
+
+class Transmitter:
+    """The sending half of the egress data path of one VNI.
+
+    All datagrams to remotes pass `send`: it is the observation point *underlay out* (see
+    `vtep.datapath`).
+
+    If a send buffer is full, the datagrams wait in `waiting`, with all that follow, so that each
+    remote gets them in order. `pause` is called then, and `resume` when all of them have been sent.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        paths: Paths,
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+    ) -> None:
+        self.paths = paths
+        """The paths to the remotes. They can be replaced at any time."""
+        self.waiting: list[Batch] = []
+        self._segment = segment
+        self._pause = pause
+        self._resume = resume
+        self.is_stopped = True
+        """True before `start` and after `stop`."""
+
+    def start(self) -> None:
+        """Allow sending."""
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        """Discard what waits, and do not call back any more."""
+        self.is_stopped = True
+        self.waiting.clear()
+
+    def send(
+        self,
+        datagrams: memoryview,
+        stride: int,
+        remotes: Sequence[Remote],
+        flow: int,
+        now: float,
+        skip: int = 0,
+    ) -> None:
+        """Send datagrams to each of some remotes, or queue them behind those that wait.
+
+        `datagrams`, `stride`, `flow` and `now` are as in `Sender.send`. `skip` is not 0 only for
+        a batch that has waited, and that has passed here before.
+        """
+        if self.waiting:
+            self._queue(Batch(datagrams, stride, remotes, flow, skip))
+            return
+        paths = self.paths
+        if len(remotes) >= FLOOD_MIN and (flood := paths.flood(remotes)) is not None:
+            self._flood(flood, Batch(datagrams, stride, flood.group.remotes, flow, skip))
+            remotes = flood.others
+            if self.waiting:
+                self._queue(Batch(datagrams, stride, remotes, flow))
+                return
+        for number, remote in enumerate(remotes):
+            path = paths[remote]
+            rest = datagrams if remote.vni is None else _with_vni(datagrams, stride, remote.vni)
+            while rest:
+                try:
+                    octets, lost = path.send(rest, stride, flow, now)
+                except BlockingIOError:
+                    self._queue(Batch(rest, stride, (remote,), flow))
+                    self._queue(Batch(datagrams, stride, remotes[number + 1 :], flow))
+                    self._wait(path.fileno(flow))
+                    return
+                count = -(-octets // stride)
+                if lost is None:
+                    self._segment.counters.tx_datagrams += count
+                else:
+                    # Without octets, the error is about a datagram of an earlier send.
+                    self._segment.counters.drop(lost, remote.host, count or 1)
+                rest = rest[octets:]
+
+    def _flood(self, flood: Flood, batch: Batch) -> None:
+        """Send datagrams to the group of a flood, with one system call for many remotes."""
+        rest, stride, remotes, flow, skip = batch
+        counters = self._segment.counters
+        while rest:
+            result = flood.group.send(rest, stride, flow, skip)
+            counters.tx_datagrams += result.datagrams
+            for remote, reason, count in result.drops:
+                counters.drop(reason, remote.host, count)
+                if reason is Drop.UNDERLAY_TOO_BIG:
+                    self.paths[remote].refresh_mtu()
+            if not result.octets:
+                self._queue(Batch(rest, stride, remotes, flow, result.sent_to))
+                self._wait(result.blocked_fd)
+                return
+            rest = rest[result.octets :]
+            skip = 0
+
+    # --- backpressure -------------------------------------------------------------------------
+
+    def _queue(self, batch: Batch) -> None:
+        """Keep a batch until there is room for it."""
+        if not batch.remotes:
+            return
+        if not isinstance(batch.datagrams.obj, bytes):
+            # The memory of the arena is used again by the next turn, also by that of other VNIs.
+            batch = batch._replace(datagrams=memoryview(bytes(batch.datagrams)))
+        self.waiting.append(batch)
+
+    def _wait(self, fd: int) -> None:
+        self._pause()
+        self.paths.writable.wait(fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        """Send what waits."""
+        if self.is_stopped:
+            return
+        waiting, self.waiting = self.waiting, []
+        now, use_count = time.monotonic(), self._segment.fdb.members.use_count
+        for datagrams, stride, remotes, flow, skip in waiting:
+            # A remote may have been deleted meanwhile, whose path must not be opened again. A long
+            # list is left as it is: `skip` counts its remotes, and one socket serves all of them.
+            deleted = len(remotes) < FLOOD_MIN and not all(map(use_count, remotes))
+            left = tuple(filter(use_count, remotes)) if deleted else remotes
+            self.send(datagrams, stride, left, flow, now, skip)
+        if not self.waiting:
+            self._resume()
+
+
+def _with_vni(datagrams: memoryview, stride: int, vni: int) -> memoryview:
+    """Return a copy of datagrams with another VNI; other remotes get them with ours."""
+    octets = bytearray(datagrams)
+    for offset in range(vxlan.VNI_OFFSET, len(octets), stride):
+        octets[offset : offset + 3] = vni.to_bytes(3, "big")
+    return memoryview(octets)
