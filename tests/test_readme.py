@@ -91,7 +91,7 @@ def test_the_performance_page_has_every_reference_figure() -> None:
     ("words", "subject", "metric", "over"),
     [
         (
-            "7.2 times as fast as with the userspace datapath of Open vSwitch",
+            "7.1 times as fast as with the userspace datapath of Open vSwitch",
             "pyvtep",
             "tcp1",
             "ovs",
