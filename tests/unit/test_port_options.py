@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address
 from itertools import repeat
@@ -12,12 +12,12 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.unit.nodes import SharedPorts
 from vtep import Config, Vtep, VtepError
 from vtep.counters import Counters
 from vtep.daemon.build import APPLIERS, FIXED_OPTIONS, LISTENER_OPTIONS, TAP_OPTIONS
 from vtep.testing import MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
-from vtep.testing.underlay import MemoryReceiver, SocketAddress
 
 OWN = "192.0.2.1", "2001:db8::1"
 FRAME = b"\xff" * 6 + b"\2\0\0\0\0\7" + bytes(50)
@@ -79,13 +79,6 @@ VOLATILE = {
         "_test_end",
     ),
 }
-
-
-class SharedPorts(MemoryUnderlay):
-    """An underlay whose hosts let a receiver take over the port of another, as a VTEP's own do."""
-
-    def attach(self, receiver: MemoryReceiver, addresses: Iterable[SocketAddress]) -> None:
-        self._receivers.update(dict.fromkeys(addresses, receiver))
 
 
 def state_of(value: object, above: frozenset[int] = frozenset()) -> Any:

@@ -89,17 +89,19 @@ class MemoryNetwork:
     # --- for the test -----------------------------------------------------------------------
 
     def add_device(self, name: str, *, kind: str = "", mtu: int = 1500) -> MemoryDevice:
-        """Add a device, with a new index."""
+        """Add a device, with a new index, and its routes."""
         device = self.devices[name] = MemoryDevice(next(self._indices), kind, mtu)
         self._notify_link(_RTM_NEWLINK, device)
+        self.notify_routes()
         return device
 
     def remove_device(self, name: str) -> None:
-        """Remove a device. A process that has a removed TAP open is told by its next access."""
+        """Remove a device with its routes. If it is a TAP, reads of its descriptor fail then."""
         device = self.devices.pop(name)
         if name in self.taps:
             self.taps.pop(name).remove()
         self._notify_link(_RTM_DELLINK, device)
+        self.notify_routes()
 
     def set_link(self, name: str, *, mtu: int | None = None, master: str | None = None) -> None:
         """Change a device: its MTU, or the bridge that it is a port of (empty for none)."""
@@ -119,6 +121,11 @@ class MemoryNetwork:
         """Notify of a change of addresses, such as in `MemoryHost.addresses`."""
         for events in self._events:
             events.on_addresses()
+
+    def lose_notifications(self) -> None:
+        """Let the VTEP find that link notifications were lost, when it handles the next one."""
+        for events in self._events:
+            events.lost = True
 
     def _notify_link(self, kind: int, device: MemoryDevice) -> None:
         for events in self._events:
@@ -166,8 +173,9 @@ class MemoryNetwork:
         tap.request_offloads(tso=tso, uso=uso)
         self.taps[name] = tap
         if device is None:
-            self.devices[name] = device = MemoryDevice(tap.index, "tun", mac=tap.mac)
-            self._notify_link(_RTM_NEWLINK, device)
+            device = self.devices[name] = MemoryDevice(tap.index, "tun", mac=tap.mac)
+        device.index = tap.index
+        self._notify_link(_RTM_NEWLINK, device)
         return tap
 
     def close_tap(self, tap: "NetworkTap") -> None:
