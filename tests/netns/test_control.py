@@ -708,7 +708,7 @@ def test_foreign_state_file_is_not_touched(pair: Pair, tmp_path: Path) -> None:
     done = pyvtep(pair[0], *segment(1, "192.0.2.2"), "--state", str(file), "--control", "none")
     assert done.returncode == 1
     assert done.stderr == (
-        f"pyvtep: error: --state {file}: it was not written by pyvtep; give the name of another "
+        f"pyvtep: error: --state {file}: is not a state file of pyvtep; give the name of another "
         "file\n"
     )
     assert file.read_text() == "My only copy."

@@ -64,8 +64,8 @@ class Things:
                 raise KeyError("a bug")
         raise RpcError(Code.METHOD_NOT_FOUND, f"{method}: no such method")
 
-    async def settle(self) -> None:
-        self.called.append(("settle", {}))
+    async def flush(self) -> None:
+        self.called.append(("flush", {}))
         if self.disk_is_full:
             raise VtepError("no disk")
 
@@ -100,7 +100,7 @@ class Peer:
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Things]:
     things = Things()
-    serves = Server(things.call, things.watch, things.settle)
+    serves = Server(things.call, things.watch, things.flush)
     await serves.start(socket_files.listen(path))
     try:
         yield things
@@ -560,7 +560,7 @@ def test_a_line_is_answered_once_its_changes_are_kept(run: Callable[..., None], 
             peer.send(json.dumps(two).encode() + b"\n")
             await peer.answer()
             called = [name for name, _ in things.called]
-            assert called == ["echo", "settle", "echo", "echo", "settle"]
+            assert called == ["echo", "flush", "echo", "echo", "flush"]
             things.disk_is_full = True
             assert (await peer.ask("echo"))["error"]["message"] == "no disk"
 

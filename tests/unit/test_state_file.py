@@ -1,128 +1,87 @@
-"""The state file: what it keeps, and that nothing of a user's is ever lost to it."""
+"""The state file: what it keeps, and that no other file is ever harmed by it."""
 
 import errno
-import hashlib
-import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtep.daemon import state_file
-from vtep.daemon.state_file import DamagedError, Saved, decode, encode, load, locked, store
+from vtep.daemon.state_file import SavedEntry, StateFile
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import EntryKind, EntryState, Remote
+from vtep.wire.ethernet import format_mac
 
-MACS = st.binary(min_size=6, max_size=6)
+NOW, WALL = 1000.0, 1_700_000_000.0
+STATIC = EntryKind(EntryState.STATIC)
+DYNAMIC = EntryKind(EntryState.DYNAMIC)
+
 REMOTES = st.builds(
     Remote,
-    st.sampled_from(["192.0.2.1", "2001:db8::1", "fe80::1%eth0"]),
+    st.sampled_from(["192.0.2.1", "2001:db8::1", "239.1.1.1"]),
     st.integers(1, 65535),
     st.none() | st.integers(0, (1 << 24) - 1),
-    st.none() | st.text(max_size=15),
+    st.sampled_from([None, "eth0", "br-ä"]),
 )
 KINDS = st.builds(EntryKind, st.sampled_from(EntryState), st.booleans(), st.booleans())
+
+
+def entry(
+    vni: int = 1,
+    number: int = 1,
+    remotes: tuple[Remote, ...] = (Remote("192.0.2.2", 4789),),
+    kind: EntryKind = STATIC,
+    updated: float = 990.0,
+) -> SavedEntry:
+    mac = b"\x02" + number.to_bytes(5, "big")
+    return SavedEntry(vni, mac, remotes, kind, updated if kind.ages else None)
+
+
 ENTRIES = st.builds(
-    Saved,
+    entry,
     st.integers(0, (1 << 24) - 1),
-    MACS,
+    st.integers(0, (1 << 40) - 1),
     st.lists(REMOTES, min_size=1, max_size=3).map(tuple),
     KINDS,
-    st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
+    st.integers(0, 10**6).map(lambda milliseconds: NOW - milliseconds / 1000),
 )
-ONE = Saved(1, bytes.fromhex("020000000001"), (Remote("192.0.2.2", 4789),), EntryKind(), 2.5)
 
 
-def plain(entry: Saved) -> tuple[object, ...]:
-    """An entry as what it says: remotes are compared by identity."""
+def plain(entry: SavedEntry) -> tuple[object, ...]:
+    """Return an entry as comparable values: remotes are compared by identity."""
     remotes = [(to.host, to.port, to.vni, to.via) for to in entry.destinations]
-    return entry.vni, entry.mac, remotes, entry.kind, entry.age
+    updated = None if entry.updated is None else round(entry.updated, 3)
+    return entry.vni, entry.mac, remotes, entry.kind, updated
 
 
-def whole(*entries: Saved) -> bytes:
-    return b"".join(encode(entries, 1_700_000_000.0))
+def write(
+    path: Path, *entries: SavedEntry, now: float = NOW, wall_clock: float = WALL, load: bool = True
+) -> None:
+    """Replace what a file has by these entries, as one process would, and close it."""
+    with closing(StateFile(path)) as file:
+        if load:
+            file.load(now, wall_clock)
+        save(file, *entries, now=now, wall_clock=wall_clock)
 
 
-@given(st.lists(ENTRIES, max_size=5), st.integers(0, 10**12))
-def test_what_is_written_is_read(entries: list[Saved], milliseconds: int) -> None:
-    now = milliseconds / 1000
-    written, read = decode(b"".join(encode(entries, now)))
-    assert written == now
-    assert [plain(entry) for entry in read] == [plain(entry) for entry in entries]
+def save(file: StateFile, *entries: SavedEntry, now: float = NOW, wall_clock: float = WALL) -> None:
+    file.begin()
+    for entry in entries:
+        file.replace(entry.vni, {entry.mac: entry})
+    file.commit(now, wall_clock)
 
 
-@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 200, 250])
-def test_it_is_json_whatever_the_number_of_entries(count: int) -> None:
-    octets = whole(*[ONE] * count)
-    content = json.loads(octets)
-    assert (content["format"], content["version"]) == ("pyvtep-state", 1)
-    assert len(content["entries"]) == count
-    assert len(decode(octets)[1]) == count
-    assert octets.count(b"\n") == 2 + max(count, 1)
-
-
-def test_the_pieces_are_short() -> None:
-    pieces = list(encode([ONE] * 1000, 0))
-    assert len(pieces) == 11
-    assert max(map(len, pieces)) < 100 * 250
-
-
-def test_every_cut_is_noticed() -> None:
-    octets = whole(ONE, ONE)
-    for length in range(len(octets)):
-        with pytest.raises(DamagedError, match="cut off"):
-            decode(octets[:length])
-
-
-@given(st.data())
-def test_every_changed_octet_is_noticed(data: st.DataObject) -> None:
-    octets = bytearray(whole(ONE, ONE))
-    at = data.draw(st.integers(0, len(octets) - 1))
-    octets[at] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(ValueError, match=r"^its? "):
-        decode(bytes(octets))
-
-
-@given(st.binary() | st.text().map(str.encode))
-@example(b"PK\3\4")
-@example(b"{}")
-@example(b'{"format": "another"}')
-def test_what_is_not_ours_is_told_apart(octets: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^its? ") as refused:
-        decode(octets)
-    assert isinstance(refused.value, DamagedError) == state_file._FORMAT.startswith(octets)
-
-
-def signed(text: str) -> bytes:
-    """A file with a valid check value, whatever it says."""
-    body = text.encode()
-    return body + b'\n], "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"format": "pyvtep-state", "version": 2, "saved": 1, "entries": [\n', "version 2, not 1"),
-        ('{"format": "pyvtep-state", "version": 1, "entries": [\n', "no sense"),
-        ('{"format": "pyvtep-state", "version": 1, "saved": [], "entries": [\n', "no sense"),
-        ('{"format": "pyvtep-state", "version": 1, "saved": 1, "entries": [\n1', "no sense"),
-        ('{"format": "pyvtep-state", "version": 1, "saved": 1, "entries": [\n{}', "no sense"),
-        ('{"format": "pyvtep-state", "version": 1, "saved": 1, "rows": [\n', "no sense"),
-        ('{"format": "pyvtep-state", [', "no sense"),
-    ],
-)
-def test_what_is_whole_but_makes_no_sense(text: str, words: str) -> None:
-    with pytest.raises(DamagedError, match=words):
-        decode(signed(text))
-
-
-# --- the file -----------------------------------------------------------------------------------
+def load(path: Path, now: float = NOW, wall_clock: float = WALL) -> list[SavedEntry]:
+    with closing(StateFile(path)) as file:
+        return file.load(now, wall_clock)
 
 
 def names(folder: Path) -> list[str]:
@@ -134,86 +93,236 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def test_a_file_that_is_not_there_is_no_matter(path: Path) -> None:
-    assert load(path) == state_file.Loaded()
+@pytest.fixture
+def file(path: Path) -> Iterator[StateFile]:
+    with closing(StateFile(path)) as file:
+        file.load(NOW, WALL)
+        yield file
 
 
-def test_a_file_is_loaded_with_the_time_that_has_passed(path: Path) -> None:
-    store(path, encode([ONE], time.time() - 60))
-    loaded = load(path)
-    assert [plain(entry) for entry in loaded.entries] == [plain(ONE)]
-    assert 60 <= loaded.elapsed < 70
-    assert loaded.warning is None
-    assert path.stat().st_mode & 0o777 == 0o600
+# --- what it keeps ------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)  # Each waits for the disk.
+@given(st.lists(ENTRIES, max_size=5), st.lists(ENTRIES, max_size=5), st.data())
+def test_entries_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    first: list[SavedEntry],
+    second: list[SavedEntry],
+    data: st.DataObject,
+) -> None:
+    path = tmp_path_factory.mktemp("state") / "state"
+    expected = {(each.vni, each.mac): each for each in first}
+    write(path, *expected.values())
+    changes = {(each.vni, each.mac): each for each in second}
+    removed = data.draw(st.sets(st.sampled_from(sorted(expected)))) if expected else set()
+    with closing(StateFile(path)) as file:
+        file.load(NOW, WALL)
+        assert file.begin()
+        for (vni, mac), change in {**dict.fromkeys(removed), **changes}.items():
+            file.replace(vni, {mac: change})
+        file.commit(NOW, WALL)
+    expected = {key: each for key, each in expected.items() if key not in removed} | changes
+    assert sorted(map(plain, load(path)), key=repr) == sorted(
+        map(plain, expected.values()), key=repr
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 49, 50, 51, 1000])
+def test_any_number_of_entries(path: Path, file: StateFile, count: int) -> None:
+    for _ in range(2):
+        file.begin()
+        file.replace(1, {(each := entry(number=number)).mac: each for number in range(count)})
+        file.commit(NOW, WALL)
+    file.close()
+    assert [int.from_bytes(each.mac[1:]) for each in load(path)] == [*range(count)]
+
+
+def test_the_documented_schema(path: Path) -> None:
+    remotes = (Remote("192.0.2.7", 4790, 5, "eth0"), Remote("192.0.2.8", 4789))
+    write(path, entry(remotes=remotes), entry(number=2, kind=DYNAMIC))
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA application_id").fetchone() == (0x70797674,)
+        one, two = "02:00:00:00:00:01", "02:00:00:00:00:02"
+        assert db.execute("SELECT * FROM fdb").fetchall() == [
+            (1, one, 0, "192.0.2.7", 4790, 5, "eth0", "static", 0, 0, None, "", 0),
+            (1, one, 1, "192.0.2.8", 4789, None, None, "static", 0, 0, None, "", 0),
+            (1, two, 0, "192.0.2.2", 4789, None, None, "dynamic", 0, 0, WALL - 10, "", 0),
+        ]
+        assert db.execute("SELECT * FROM last_commit").fetchall() == [(WALL, WALL)]
+
+
+def test_a_rollback_leaves_what_was_committed(path: Path, file: StateFile) -> None:
+    save(file, entry())
+    file.begin()
+    file.replace(1, {entry().mac: None})
+    file.rollback()
+    file.rollback()  # Without a transaction, this does nothing.
+    save(file, entry(number=2))
+    assert len(load(path)) == 2
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passed", "wall_passed", "age"),
+    [(0, 0, 10), (60, 60, 70), (-500, 3600, 3610), (-500, -3600, 10)],
+    ids=["none", "some", "reboot", "wall clock set back"],
+)
+def test_entries_age_while_nothing_runs(
+    path: Path, passed: float, wall_passed: float, age: float
+) -> None:
+    write(path, entry(kind=DYNAMIC, updated=NOW - 10))
+    now = NOW + passed
+    (loaded,) = load(path, now, WALL + wall_passed)
+    assert loaded.updated == pytest.approx(now - age, abs=0.01)
+
+
+def test_a_wall_clock_that_is_set_while_it_runs_changes_no_age(path: Path) -> None:
+    """A machine without a battery-backed clock begins in 1970, and learns the time later."""
+    with closing(StateFile(path)) as file:
+        file.load(NOW, 5.0)
+        save(file, entry(number=1, kind=DYNAMIC, updated=NOW - 10), wall_clock=5.0)
+        save(file, entry(number=2, kind=DYNAMIC, updated=NOW + 20), now=NOW + 30, wall_clock=WALL)
+    ages = [NOW - (each.updated or 0) for each in load(path, NOW, WALL + 60)]
+    assert ages == pytest.approx([100, 70], abs=0.01)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_missing_or_empty_has_no_entries(path: Path) -> None:
+    assert load(path) == []
+    path.touch()
+    assert load(path) == []
     assert names(path.parent) == ["state"]
+    write(path, entry())
+    assert len(load(path)) == 1
 
 
-def test_a_clock_that_was_set_back_makes_nothing_younger(path: Path) -> None:
-    store(path, encode([ONE], time.time() + 3600))
-    assert load(path).elapsed == 0
+def test_an_orderly_end_leaves_one_complete_file(path: Path) -> None:
+    with closing(StateFile(path)) as file:
+        file.load(NOW, WALL)
+        save(file, entry())
+        assert names(path.parent) == ["state", "state-shm", "state-wal"]
+        assert {each.stat().st_mode & 0o777 for each in path.parent.iterdir()} == {0o600}
+    assert names(path.parent) == ["state"]
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    with closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as reader:
+        assert reader.execute("SELECT count(*) FROM fdb").fetchone() == (1,)
+    assert names(path.parent) == ["copy", "state"]
 
 
-@pytest.mark.parametrize("octets", [whole(ONE)[:-1], whole(ONE).replace(b"02:", b"04:")])
-def test_a_damaged_file_is_kept_aside(path: Path, octets: bytes) -> None:
-    for number in range(3):  # Also when there is one of that name already.
+def test_another_program_may_have_it_open_at_the_end(path: Path, file: StateFile) -> None:
+    save(file, entry())
+    with closing(sqlite3.connect(path)) as reader:
+        rows = reader.execute("SELECT mac FROM fdb")
+        assert rows.fetchone() is not None
+        file.close()
+    assert names(path.parent) == ["state"]
+    assert len(load(path)) == 1
+
+
+def test_others_can_read_while_it_is_written(path: Path, file: StateFile) -> None:
+    save(file, entry())
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as reader:
+        rows = reader.execute("SELECT mac FROM fdb")
+        save(file, entry(number=2))
+        assert rows.fetchall() == [(format_mac(entry().mac),)]
+        assert reader.execute("SELECT count(*) FROM fdb").fetchone() == (2,)
+
+
+def damage(path: Path) -> dict[str, bytes]:
+    """Return files that are damaged, or of another version, by what is said of them."""
+    write(path, *(entry(number=number) for number in range(1000)))
+    whole = path.read_bytes()
+    page = int.from_bytes(whole[16:18])
+    assert len(whole) > 8 * page
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA journal_mode = DELETE").fetchall()
+        db.execute("PRAGMA user_version = 2")
+    newer = path.read_bytes()
+    nonsense = []
+    for column, value in (
+        ("dst", "'example'"),
+        ("mac", "'02:00'"),
+        ("mac", "7"),
+        ("vni", 1 << 24),
+        ("port", "'high'"),
+        ("state", "'gone'"),
+        ("via", "'a name that is too long'"),
+    ):
+        write(path, entry())
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute(f"UPDATE fdb SET {column} = {value}")
+        nonsense.append(path.read_bytes())
+        path.unlink()
+    write(path, entry())
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE fdb")
+    return {
+        "it is cut off": whole[:-30],
+        "it is cut off ": whole[:50],
+        "it is cut off  ": whole[:8],
+        "it is damaged (": whole[: -2 * page],
+        "it is damaged ( ": whole[: 3 * page] + b"\xff" * page + whole[4 * page :],
+        "it is damaged (no such table: fdb)": path.read_bytes(),
+        "it is of version 2, not 1": newer,
+        "it is in the JSON format of a dev": b'{"format": "pyvtep-state", "version": 1, "saved": ',
+        **{f"its contents make no sense{' ' * i}": each for i, each in enumerate(nonsense)},
+    }
+
+
+def test_a_damaged_file_is_set_aside(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = damage(path)
+    caplog.clear()
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    path = folder / "state"
+    for why, octets in cases.items():
         path.write_bytes(octets)
-        loaded = load(path)
-        assert loaded.entries == ()
-        assert loaded.warning is not None
-        assert "\n" not in loaded.warning
-        assert not path.exists()
-        aside = [other for other in path.parent.iterdir() if str(other) in loaded.warning]
-        assert max(aside).read_bytes() == octets
-        assert len(list(path.parent.glob("state.bad-*"))) == number + 1
+        assert load(path) == []
+        (aside,) = folder.iterdir()
+        assert aside.name.startswith("state.bad-")
+        assert aside.read_bytes() == octets
+        (record,) = caplog.records
+        message = record.getMessage()
+        assert message.startswith(f"--state {path}: {why.rstrip()}")
+        assert message.endswith(f"; starting without, it is now {aside}")
+        aside.unlink()
+        caplog.clear()
 
 
-def test_a_foreign_file_is_not_touched(path: Path) -> None:
-    path.write_bytes(b"My only copy of a thesis.")
-    before = path.stat()
-    with pytest.raises(VtepError, match="was not written by pyvtep; give the name of another"):
+def test_several_damaged_files_are_all_kept(path: Path) -> None:
+    for number in range(3):
+        path.write_bytes(b'{"format": "pyvtep-state"%d' % number)
         load(path)
-    assert path.read_bytes() == b"My only copy of a thesis."
-    assert path.stat() == before
+    assert len(list(path.parent.glob("state.bad-*"))) == 3
+
+
+def foreign_database(path: Path) -> bytes:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE fdb (thesis TEXT)")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["text", "database"])
+def test_a_foreign_file_is_not_touched(path: Path, kind: str) -> None:
+    octets = b"My only copy of a thesis." if kind == "text" else foreign_database(path)
+    path.write_bytes(octets)
+    before = path.stat()
+    with pytest.raises(VtepError, match="is not a state file of pyvtep; give the name of another"):
+        load(path)
+    with closing(StateFile(path)) as file, pytest.raises(VtepError, match="is not a state file"):
+        file.begin()
+    assert path.read_bytes() == octets
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert names(path.parent) == ["state"]
-
-
-def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
-    store(path, encode([ONE], 1))
-    before = path.read_bytes()
-
-    def pieces() -> list[bytes]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        store(path, (piece for _ in range(2) for piece in pieces()))
-    assert path.read_bytes() == before
-
-
-_WRITER = """
-import sys, time; from pathlib import Path; from vtep.daemon import state_file as state
-from vtep.forwarding.fdb import EntryKind, Remote
-mac, remote = bytes.fromhex("020000000001"), Remote("192.0.2.2", 4789)
-number = 0
-while True:
-    number += 1
-    saved = [state.Saved(number, mac, (remote,), EntryKind(), 0)] * 1000
-    state.store(Path(sys.argv[1]), state.encode(saved, time.time()))
-    if number == 1: print("once", flush=True)
-"""
-
-
-def test_whenever_it_is_killed_there_is_a_whole_file(path: Path) -> None:
-    for milliseconds in range(0, 40, 4):
-        with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
-        ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "once\n"
-            time.sleep(milliseconds / 1000)  # Some moment or other of its writing.
-            writer.send_signal(signal.SIGKILL)
-        _, entries = decode(path.read_bytes())
-        assert len({entry.vni for entry in entries}) == 1
-        assert len(entries) == 1000
 
 
 def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -222,42 +331,186 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> No
     link.symlink_to(pipe)
     folder.mkdir()
     for path in (pipe, link, folder):
-        with pytest.raises(VtepError, match=f"--state {path}: can't be read: it is no regular"):
+        with pytest.raises(VtepError, match=f"--state {path}: cannot be read: it is not a regular"):
             load(path)
-        with pytest.raises(VtepError, match="it is no regular"), locked(path):
+        with pytest.raises(VtepError, match="not a regular file"), StateFile.locked(path):
             pass
-        with pytest.raises(OSError, match="no regular file"):
-            store(path, [b"octets"])
+        with closing(StateFile(path)) as file, pytest.raises(VtepError, match="not a regular"):
+            file.begin()
     assert names(tmp_path) == ["folder", "link", "pipe"]
     assert (pipe.is_fifo(), link.is_symlink(), folder.is_dir()) == (True, True, True)
 
 
-def test_a_folder_must_be_there(tmp_path: Path) -> None:
+def test_a_directory_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(VtepError, match="no file can be written in"):
         load(tmp_path / "missing" / "state")
 
 
-def test_an_empty_file_is_as_none(path: Path) -> None:
-    path.touch()
-    assert load(path) == state_file.Loaded()
-    assert names(path.parent) == ["state"]
+# --- while it runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "-wal removed", "directory removed"])
+def test_a_file_that_vanishes_is_written_again(path: Path, file: StateFile, how: str) -> None:
+    assert not file.begin()
+    file.replace(1, {entry().mac: entry()})
+    file.commit(NOW, WALL)
+    assert file.begin()
+    file.rollback()
+    if how == "directory removed":
+        away = path.parent.with_name(f"{path.parent.name}-away")
+        path.parent.rename(away)
+        with pytest.raises(VtepError, match="cannot be written: No such file"):
+            file.begin()
+        path.parent.mkdir()
+    elif how == "replaced":
+        other = path.with_name("other")
+        write(other, entry(number=9))
+        other.replace(path)
+    else:
+        path.with_name("state-wal" if how == "-wal removed" else "state").unlink()
+    assert not file.begin()
+    file.replace(1, {entry(number=2).mac: entry(number=2)})
+    file.commit(NOW, WALL)
+    assert [each.mac for each in load(path)] == [entry(number=2).mac]
+
+
+def test_a_file_that_is_overwritten_is_set_aside_and_written_again(
+    path: Path, file: StateFile
+) -> None:
+    save(file, *(entry(number=number) for number in range(1000)))
+    file.close()
+    file.load(NOW, WALL)
+    file._db.execute("PRAGMA shrink_memory")  # type: ignore[union-attr]  # Empty its cache.
+    with path.open("r+b") as other:  # Not the first page, which would make it a foreign file.
+        other.seek(4096)
+        other.write(b"\xff" * 100_000)
+    with pytest.raises(VtepError, match="cannot be written: database disk image is malformed"):
+        save(file, entry(number=5))
+    assert not file.begin()
+    file.commit(NOW, WALL)
+    assert load(path) == []
+    assert len(list(path.parent.glob("state.bad-*"))) == 1
+
+
+def test_another_program_may_not_keep_it_locked(
+    path: Path, file: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_file, "_BUSY_TIMEOUT_S", 0.0)
+    write(path, entry())
+    file.load(NOW, WALL)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(VtepError, match="another program has it locked"):
+            file.begin()
+        other.execute("ROLLBACK")
+        assert file.begin()
+
+
+_FULL = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+sys.path.insert(0, "tests/unit")
+from test_state_file import *
+path = Path(sys.argv[1]) / "state"
+filler = path.with_name("filler")
+
+def fill():
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+write(path, *(entry(number=number) for number in range(100)))
+file = StateFile(path)
+file.load(NOW, WALL)
+fill()
+try:
+    save(file, *(entry(vni=2, number=number) for number in range(5000)))
+except VtepError as error:
+    print(error)
+file.rollback()
+filler.unlink()
+save(file, *(entry(vni=2, number=number) for number in range(1000)))
+file.close()
+print(len(load(path)))
+path.unlink()
+fill()
+try:
+    write(path, entry())
+except VtepError as error:
+    print(error)
+print(*names(path.parent))
+"""
+
+
+def test_a_full_disk_leaves_what_was_committed(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=400k none {tmp_path} && exec {sys.executable} - {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--user", "--map-root-user", "sh", "-c", mount],
+        input=_FULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this host lets an unprivileged user mount nothing")
+    no_space = f"--state {tmp_path}/state: cannot be written: {os.strerror(errno.ENOSPC)}"
+    assert (done.stderr, done.stdout.splitlines()) == ("", [no_space, "1100", no_space, "filler"])
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from vtep.daemon.state_file import SavedEntry, StateFile
+from vtep.forwarding.fdb import EntryKind, Remote
+file = StateFile(Path(sys.argv[1]))
+file.load(0, 0)
+for generation in range(1, 10**9):
+    file.begin()
+    for number in range(300):
+        mac, remote = b"\\2" + number.to_bytes(5, "big"), Remote("192.0.2.2", generation)
+        file.replace(1, {mac: SavedEntry(1, mac, (remote,), EntryKind(), None)})
+    file.commit(0, 0)
+    print(generation, flush=True)
+"""
+
+
+def test_whenever_it_is_killed_the_last_commit_is_whole(path: Path) -> None:
+    for commits in range(1, 6):
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(commits):  # Then it is killed at some moment of the next ones.
+                generation = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            generation = max([generation, *map(int, writer.stdout.read().split())])
+        entries = load(path)
+        assert len(entries) == 300
+        (port,) = {each.destinations[0].port for each in entries}
+        assert port in (generation, generation + 1)  # It may be killed before it says so.
+
+
+# --- one process at a time ----------------------------------------------------------------------
 
 
 def test_one_process_at_a_time_has_a_file(path: Path) -> None:
     lock = path.with_name("state.lock")
-    lock.write_text("1\n")  # Of one that was killed.
-    with locked(path):
+    lock.write_text("1\n")  # Of a process that was killed.
+    with StateFile.locked(path) as file:
         with (
             pytest.raises(VtepError, match=f"is that of process {os.getpid()}; give"),
-            locked(path),
+            StateFile.locked(path),
         ):
             pass
-        with locked(path.with_name("other")):
+        with StateFile.locked(path.with_name("other")):
             pass
         assert names(path.parent) == ["state.lock"]
-    with locked(path):
+        file.load(NOW, WALL)
+        save(file, entry())
+    with StateFile.locked(path):
         pass
-    assert names(path.parent) == []
+    assert names(path.parent) == ["state"]
     os.mkfifo(lock)
-    with pytest.raises(VtepError, match=r"state\.lock can't be locked"), locked(path):
+    with pytest.raises(VtepError, match=r"cannot lock .*state\.lock"), StateFile.locked(path):
         pass

@@ -22,7 +22,7 @@ from vtep.config.file import problems_of
 from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
 from vtep.daemon.service import Service
-from vtep.daemon.state_writer import hold, keep, load
+from vtep.daemon.state_writer import StateWriter
 
 log = logging.getLogger("vtep")
 
@@ -74,8 +74,8 @@ async def _run(service: Service, companion: Companion | None) -> None:
     loop.set_exception_handler(_log_loop_error)
     settings = service.settings
     async with AsyncExitStack() as running:
-        running.enter_context(hold(settings))
-        loaded = load(settings)  # Before any device exists, since the file may be unusable.
+        # Before any device exists, since the file may be unusable.
+        state = running.enter_context(StateWriter.open(settings))
         if log.isEnabledFor(logging.DEBUG):
             running.callback(EventLog(service.vtep).end)
         vtep = await running.enter_async_context(service.vtep)
@@ -85,8 +85,9 @@ async def _run(service: Service, companion: Companion | None) -> None:
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(service)))
         for number in (signal.SIGUSR2, signal.SIGALRM):
             loop.add_signal_handler(number, _log_unused_signal, number)
-        kept = await running.enter_async_context(keep(vtep, settings, loaded))
-        await running.enter_async_context(serve(vtep, settings.control, service.reload, kept))
+        await running.enter_async_context(state.attached(vtep))
+        serving = serve(vtep, settings.control, service.reload, state.flush)
+        await running.enter_async_context(serving)
 
         def log_added(event: str, port: Port, _: Mapping[str, object]) -> None:
             if event == "added":

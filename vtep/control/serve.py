@@ -8,7 +8,7 @@ from pathlib import Path
 from vtep.control import socket_files
 from vtep.control.events import Events
 from vtep.control.methods import Methods, Reload
-from vtep.control.server import Server, Settle
+from vtep.control.server import Flush, Server
 from vtep.control.socket_files import Listener
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
@@ -20,10 +20,10 @@ NONE = "none"
 
 
 @asynccontextmanager
-async def serve(vtep: Vtep, where: str, reload: Reload, settle: Settle) -> AsyncIterator[None]:
+async def serve(vtep: Vtep, where: str, reload: Reload, flush: Flush) -> AsyncIterator[None]:
     """Let a VTEP be steered meanwhile, through the socket PATH, or `auto`, or `none`.
 
-    `settle` waits until changes are kept: see `Server`.
+    `flush` waits until changes are kept: see `Server`.
 
     Raises VtepError where a PATH can't be had. That there can be no socket in the default place is
     said, and no reason not to forward.
@@ -32,7 +32,7 @@ async def serve(vtep: Vtep, where: str, reload: Reload, settle: Settle) -> Async
     if listener is None:
         yield
         return
-    server = Server(Methods(vtep, reload).call, Events(vtep).watch, settle)
+    server = Server(Methods(vtep, reload).call, Events(vtep).watch, flush)
     await server.start(listener)
     try:
         yield

@@ -57,7 +57,7 @@ _ACCEPT_PAUSE = 1.0
 
 SUBSCRIBE: Final = "monitor.subscribe"
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
-Settle = Callable[[], Awaitable[None]]
+Flush = Callable[[], Awaitable[None]]
 
 
 Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
@@ -98,14 +98,14 @@ class Server:
 
     `call` does what a method name and its parameters ask for; it may raise VtepError, ConfigError
     and RpcError, whose messages the client is told. `watch` is where subscribers' events come from.
-    `settle` is waited for before the last request of a line is answered: what was changed then is
+    `flush` is waited for before the last request of a line is answered: what was changed then is
     on a disk, or VtepError says why it is not.
     """
 
-    def __init__(self, call: Call, watch: Watch, settle: Settle) -> None:
+    def __init__(self, call: Call, watch: Watch, flush: Flush) -> None:
         self._call = call
         self._watch = watch
-        self._settle = settle
+        self._flush = flush
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients: dict[asyncio.Task[None], _Client] = {}
@@ -256,7 +256,7 @@ class Server:
                 else:
                     result = await self._call(item.method, item.params)
             if last:
-                await self._settle()
+                await self._flush()
         except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only
             if item.answered:
                 yield jsonrpc.failure(_told(error), item.id)

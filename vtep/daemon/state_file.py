@@ -1,175 +1,500 @@
-"""FDB entries in a file, over restarts.
+"""The state file: FDB entries in an SQLite database, kept over restarts.
 
-The file is one JSON object with one entry a line, and ends with the SHA-256 of all before its last
-line, so that a file that is not whole is told from one that is. It is replaced as a whole: whenever
-the machine or the process dies, there is the old one or the new one.
+Each row of its table `fdb` is one destination of one MAC, as `bridge fdb show` prints it. The
+database is in WAL mode: a commit appends to `FILE-wal`, from which SQLite moves it into the file
+later, and at the end. So a commit costs what has changed, a process that is killed leaves the last
+commit, and the file can be read while pyvtep runs: `sqlite3 -readonly FILE 'SELECT * FROM fdb'`.
 """
 
 import errno
 import fcntl
-import hashlib
-import json
+import logging
 import os
+import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from vtep import descriptors
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import EntryKind, EntryState, Remote
+from vtep.forwarding.fdb import EntryKind, EntryState, Remote, parse_remote
+from vtep.wire import vxlan
 from vtep.wire.ethernet import format_mac, parse_mac
 
-_FORMAT: Final = b'{"format": "pyvtep-state", '
-"""What no other file begins with."""
+log = logging.getLogger("vtep")
 
-_HEAD: Final = '"version": %d, "saved": %.3f, "entries": [\n'
-_TAIL: Final = b'\n], "sha256": "'
-_END: Final = b'"}\n'
-_VERSION: Final = 1
+_T = TypeVar("_T")
 
-_PAGE: Final = 100
-"""Entries that are written in one go: a moment's work."""
+SCHEMA_VERSION: Final = 1
+"""The `PRAGMA user_version` of the databases that this module reads and writes."""
+
+_APPLICATION_ID: Final = int.from_bytes(b"pyvt")
+"""The `PRAGMA application_id` that tells a state file from any other SQLite database."""
+
+_MAGIC: Final = b"SQLite format 3\0"
+_HEADER_LEN: Final = 100
+_APPLICATION_ID_AT: Final = slice(68, 72)
+"""The header of an SQLite database (https://www.sqlite.org/fileformat2.html, section 1.3)."""
+
+_JSON_FORMAT: Final = b'{"format": "pyvtep-state"'
+"""First octets of the JSON files that development versions wrote."""
+
+_SCHEMA: Final = """
+BEGIN;
+CREATE TABLE fdb (
+    vni          INTEGER NOT NULL,
+    mac          TEXT    NOT NULL,           -- 00:00:00:00:00:00 is the default entry
+    position     INTEGER NOT NULL,           -- of the destination in its entry, from 0
+    dst          TEXT    NOT NULL,
+    port         INTEGER NOT NULL,
+    dst_vni      INTEGER,                    -- NULL: the VNI of the segment
+    via          TEXT,                       -- NULL: any device
+    state        TEXT    NOT NULL,           -- permanent, static or dynamic
+    extern_learn INTEGER NOT NULL,
+    sticky       INTEGER NOT NULL,
+    updated      REAL,                       -- last received, in Unix time; NULL: never ages
+    origin       TEXT    NOT NULL DEFAULT '',
+                 -- the control plane that advertised the destination; '': none
+    sequence     INTEGER NOT NULL DEFAULT 0, -- of that: MAC mobility (RFC 7432, section 7.7)
+    PRIMARY KEY (vni, mac, position)
+) WITHOUT ROWID;
+CREATE TABLE last_commit (
+    time       REAL NOT NULL, -- by the clock of fdb.updated, which is never set back
+    wall_clock REAL NOT NULL
+);
+INSERT INTO last_commit VALUES (0, 0);
+COMMIT;
+"""
+
+_SELECT: Final = """
+SELECT vni, mac, dst, port, dst_vni, via, state, extern_learn, sticky, updated
+FROM fdb ORDER BY vni, mac, position
+"""
+# Not `(vni, mac) IN (VALUES ...)`, for which SQLite 3.40 reads the whole table.
+_DELETE: Final = "DELETE FROM fdb WHERE vni = ? AND mac IN (%s)"
+_INSERT: Final = """
+INSERT INTO fdb (vni, mac, position, dst, port, dst_vni, via, state, extern_learn, sticky, updated)
+VALUES %s
+"""
+
+_ROWS_PER_STATEMENT: Final = 50
+"""Rows of one INSERT. SQLite releases the GIL once a statement: with one row each, a thread that
+writes would ask the event loop for the GIL at every row. 50 rows have 550 of the 999 parameters
+that old SQLite libraries allow."""
+
+_BUSY_TIMEOUT_S: Final = 2.0
+"""Time for which another program, such as the sqlite3 tool, may keep the database locked."""
+
+_WAL_MAX: Final = 1 << 20
+"""Octets to which `-wal` is cut once its contents are in the file."""
+
+_DESCRIPTORS: Final = 4
+"""Descriptors that SQLite takes: the database, `-wal`, `-shm`, and the directory for a moment."""
 
 
-class DamagedError(ValueError):
-    """A file of ours that is not whole, or that this version can't read."""
+class _DamagedError(Exception):
+    """A state file that is not whole, or that this version can't read."""
 
 
 @frozen
-class Saved:
-    """What is kept of an entry; `age` is how many seconds ago it was last heard."""
+class SavedEntry:
+    """An FDB entry as the state file keeps it.
+
+    `updated` is when a frame from the MAC was last received, in seconds of the monotonic clock;
+    None for an entry that does not age.
+    """
 
     vni: int
     mac: bytes
     destinations: tuple[Remote, ...]
     kind: EntryKind
-    age: float
+    updated: float | None
 
 
-def encode(entries: Iterable[Saved | None], now: float) -> Iterator[bytes]:
-    """A file's octets, in pieces; `now` is the time of day, in seconds since 1970.
+Changes: TypeAlias = Mapping[bytes, SavedEntry | None]
+"""By MAC of one VNI, the entry that it has now; None if it has none."""
 
-    None is nothing, but counts as work: a piece is a moment's work.
+
+class StateFile:
+    """The database of one VTEP, which has it for itself.
+
+    Call `load` first. After that, changes are written in transactions: `begin`, `replace` as often
+    as needed, and `commit` or `rollback`. The calls wait for the disk: while frames are forwarded,
+    make them in a thread, one at a time. All raise VtepError with a line that names the file.
+
+    Times that are passed in are of the monotonic clock, `now`, and of the wall clock. The database
+    has a clock of its own: it is the wall clock at first, runs with the monotonic clock while this
+    process does, and with the wall clock in between. So entries get neither younger nor older
+    if the wall clock is set.
     """
-    digest = hashlib.sha256()
-    between = _FORMAT + (_HEAD % (_VERSION, now)).encode()
-    lines: list[str] = []
-    for number, entry in enumerate(entries, 1):
-        if entry is not None:
-            lines.append(json.dumps(_row(entry)))
-        if number % _PAGE == 0:
-            if lines:
-                piece = between + ",\n".join(lines).encode()
-                between, lines = b",\n", []
-                digest.update(piece)
-                yield piece
-            else:
-                yield b""
-    piece = between + ",\n".join(lines).encode() if lines or between != b",\n" else b""
-    digest.update(piece)
-    yield piece + _TAIL + digest.hexdigest().encode() + _END
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db: sqlite3.Connection | None = None
+        self._inodes: tuple[tuple[int, int] | None, ...] = ()
+        self._clock_offset = 0.0
+        """What is added to the monotonic clock to have the database's."""
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: Path) -> Iterator[Self]:
+        """Lock a state file for this process, and close it at the end.
+
+        Raises: VtepError if another process has it, or if no file can be there.
+        """
+        with _locked(path):
+            file = cls(path)
+            try:
+                yield file
+            finally:
+                file.close()
+
+    def load(self, now: float, wall_clock: float) -> list[SavedEntry]:
+        """Read every entry.
+
+        A file that is missing or empty has none. One that is damaged, or of another version, is
+        renamed, with a warning.
+
+        Raises: VtepError if the file is not a state file, which is then left as it is, or can't
+        be read.
+        """
+        _check(self.path)
+        self._clock_offset = wall_clock - now
+        try:
+            if not self.path.stat().st_size:
+                return []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._failed("read", error) from error
+        try:
+            self._db = db = self._open()
+            with _damage_told():
+                ((saved, saved_wall_clock),) = db.execute("SELECT * FROM last_commit")
+                # A wall clock that was set back must not make entries younger.
+                time_now = saved + max(0.0, wall_clock - saved_wall_clock)
+                self._clock_offset = time_now - now
+                entries = list(_entries(db.execute(_SELECT), self._clock_offset))
+            self._enter_wal_mode(db)  # Not earlier: a damaged file is to stay as it is.
+        except _DamagedError as error:
+            self._set_aside(error)
+            return []
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed("read", error) from error
+        return entries
+
+    def begin(self) -> bool:
+        """Begin a transaction; create the database if there is none.
+
+        Returns: True if the database has the entries of the last commit. False if the database is
+        empty, so that every entry has to be written: it is new, or the file was removed, replaced
+        or damaged meanwhile.
+        """
+        with self._writing():
+            with suppress(FileNotFoundError):
+                _check_regular(self.path)
+            if self._db is not None and self._current_inodes() != self._inodes:
+                # SQLite would go on to write to a file that has no name any more.
+                log.warning(
+                    "--state %s: was removed or replaced; writing all entries again", self.path
+                )
+                self._disconnect()
+            usable = self._db is not None
+            if self._db is None:
+                self._db = self._open_or_create()
+                self._enter_wal_mode(self._db)
+            self._db.execute("BEGIN IMMEDIATE")
+            if not usable:
+                self._db.execute("DELETE FROM fdb")
+        return usable
+
+    def replace(self, vni: int, changes: Changes) -> None:
+        """Replace what the database has of some MACs of a VNI."""
+        with self._writing() as db:
+            for macs in _batches(map(format_mac, changes)):
+                db.execute(_DELETE % ", ".join("?" * len(macs)), (vni, *macs))
+            entries = filter(None, changes.values())
+            rows = chain.from_iterable(_rows(entry, self._clock_offset) for entry in entries)
+            for batch in _batches(rows):
+                places = f"({', '.join('?' * len(batch[0]))})"
+                values = [*chain.from_iterable(batch)]
+                db.execute(_INSERT % ", ".join([places] * len(batch)), values)
+
+    def commit(self, now: float, wall_clock: float) -> None:
+        """End the transaction; once this returns, its changes are on the disk."""
+        with self._writing() as db:
+            times = (now + self._clock_offset, wall_clock)
+            db.execute("UPDATE last_commit SET time = ?, wall_clock = ?", times)
+            db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """End the transaction, if there is one, without its changes."""
+        if self._db is not None and self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close the database in an orderly way: the file is complete without `-wal` then."""
+        if self._db is not None:
+            self.rollback()
+            # If another program has the database open, `-wal` stays until that has closed it.
+            with suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 0").fetchall()
+                # Leave WAL mode, in which even reading the file would create `-wal` and `-shm`.
+                self._db.execute("PRAGMA journal_mode = DELETE").fetchall()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._db is not None:
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        """Open a database that exists.
+
+        Raises: VtepError if it is not a state file; _DamagedError, sqlite3.Error or OSError.
+        """
+        # This descriptor is closed before SQLite opens the file: to close one later would end the
+        # locks that SQLite has on the file (POSIX locks are of the process, not of a descriptor).
+        with self.path.open("rb") as file:
+            header = file.read(_HEADER_LEN)
+        self._check_header(header)
+        if not os.access(self.path, os.W_OK):
+            raise VtepError(
+                f"--state {self.path}: cannot be written: {os.strerror(errno.EACCES)}; change its "
+                "mode or its owner, or give another FILE"
+            )
+        with _damage_told():
+            db = _connect(self.path)
+            try:
+                self._check_database(db)
+            except BaseException:
+                db.close()
+                raise
+        return db
+
+    def _enter_wal_mode(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        # In WAL mode, NORMAL may lose the last commits with the power: FULL waits for the disk.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_MAX}").fetchall()
+        db.execute("SELECT * FROM last_commit").fetchall()  # This creates `-wal`.
+        self._inodes = self._current_inodes()
+
+    def _check_header(self, header: bytes) -> None:
+        """Raise VtepError or _DamagedError unless a file begins as a state file does."""
+        if header.startswith(_JSON_FORMAT):
+            raise _DamagedError("it is in the JSON format of a development version")
+        if header.startswith(_MAGIC) or _MAGIC.startswith(header):
+            if len(header) < _HEADER_LEN:
+                raise _DamagedError("it is cut off")
+            # A database is complete before it has its name, so its first page has this from then.
+            if int.from_bytes(header[_APPLICATION_ID_AT]) == _APPLICATION_ID:
+                return
+        raise VtepError(
+            f"--state {self.path}: is not a state file of pyvtep; give the name of another file"
+        )
+
+    def _check_database(self, db: sqlite3.Connection) -> None:
+        """Raise _DamagedError or sqlite3.Error unless a database is whole and of our version."""
+        # A process that was killed has left its last commits in `-wal`.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        ((page_size,),) = db.execute("PRAGMA page_size")
+        if self.path.stat().st_size % page_size:  # SQLite would read zeros behind the end.
+            raise _DamagedError("it is cut off")
+        ((found,),) = db.execute("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise _DamagedError(f"it is damaged ({found.splitlines()[-1]})")
+        ((version,),) = db.execute("PRAGMA user_version")
+        if version != SCHEMA_VERSION:
+            raise _DamagedError(f"it is of version {version}, not {SCHEMA_VERSION}")
+
+    def _open_or_create(self) -> sqlite3.Connection:
+        """Open the database; create it if it does not exist, is empty or is damaged."""
+        with suppress(FileNotFoundError):
+            if self.path.stat().st_size:
+                try:
+                    return self._open()
+                except _DamagedError as error:
+                    self._set_aside(error)
+        self._create()
+        return self._open()
+
+    def _create(self) -> None:
+        """Create an empty database, which has its name once it is complete."""
+        new = self.path.with_name(f"{self.path.name}.new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        # SQLite gives `-wal` and `-shm` the mode and the owner of the database.
+        os.close(os.open(new, flags, 0o600))
+        try:
+            db = _connect(new)
+            try:
+                db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                db.executescript(_SCHEMA)
+            finally:
+                db.close()
+            with suppress(FileNotFoundError):
+                _check_regular(self.path)
+            new.replace(self.path)
+        except BaseException:
+            for name in (new, new.with_name(f"{new.name}-journal")):
+                with suppress(OSError):
+                    name.unlink()
+            raise
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _set_aside(self, error: _DamagedError) -> None:
+        """Rename a file that can't be used, with its `-wal`, and log a warning.
+
+        Raises: VtepError if that fails.
+        """
+        self._disconnect()
+        try:
+            aside = _rename_to_free_name(self.path)
+            with suppress(FileNotFoundError):  # The last commits, unless they are in the file.
+                wal = self.path.with_name(f"{self.path.name}-wal")
+                wal.replace(aside.with_name(f"{aside.name}-wal"))
+        except OSError as refused:
+            why = refused.strerror
+            raise VtepError(f"--state {self.path}: {error}; can't be renamed: {why}") from refused
+        log.warning("--state %s: %s; starting without, it is now %s", self.path, error, aside)
+
+    def _current_inodes(self) -> tuple[tuple[int, int] | None, ...]:
+        """Return device and inode of the file and of its `-wal`, None for one that is missing."""
+        return tuple(map(_inode, (self.path, self.path.with_name(f"{self.path.name}-wal"))))
+
+    # --- errors -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Turn an error into a VtepError, and reopen a damaged database at the next `begin`."""
+        try:
+            # None before the first `begin`, which does not use it.
+            yield self._db  # type: ignore[misc]
+        except (sqlite3.Error, OSError) as error:
+            if _is_damage(error):
+                self._disconnect()
+            raise self._failed("written", error) from error
+
+    def _failed(self, what: str, error: sqlite3.Error | OSError) -> VtepError:
+        return VtepError(f"--state {self.path}: cannot be {what}: {_reason(error)}")
 
 
-def _row(entry: Saved) -> dict[str, Any]:
-    return {
-        "vni": entry.vni,
-        "mac": format_mac(entry.mac),
-        "destinations": [
-            {"dst": remote.host, "port": remote.port, "dst_vni": remote.vni, "via": remote.via}
-            for remote in entry.destinations
-        ],
-        "state": str(entry.kind.state),
-        "extern_learn": entry.kind.extern_learn,
-        "sticky": entry.kind.sticky,
-        "age": round(entry.age, 3),
-    }
-
-
-def decode(octets: bytes) -> tuple[float, list[Saved]]:
-    """When a file was written, in seconds since 1970, and what is in it.
-
-    Raises DamagedError, saying what is wrong, for a file of ours that can't be used, and ValueError
-    for one that is not ours.
-    """
-    if not octets.startswith(_FORMAT):
-        if _FORMAT.startswith(octets):
-            raise DamagedError("it is cut off")
-        raise ValueError("it was not written by pyvtep")
-    body, tail, rest = octets.rpartition(_TAIL)
-    if not tail or not rest.endswith(_END):
-        raise DamagedError("it is cut off")
-    if hashlib.sha256(body).hexdigest().encode() != rest.removesuffix(_END):
-        raise DamagedError("its contents do not match its check value")
-    try:
-        content = json.loads(octets)
-        version = content["version"]
-        if version == _VERSION:
-            return float(content["saved"]), [_saved(row) for row in content["entries"]]
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DamagedError(f"its contents make no sense ({error!r})") from error
-    raise DamagedError(f"it is of version {version}, not {_VERSION}")
-
-
-def _saved(row: dict[str, Any]) -> Saved:
-    remotes = tuple(
-        Remote(str(to["dst"]), int(to["port"]), to["dst_vni"], to["via"])
-        for to in row["destinations"]
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database whose transactions are begun and ended by statements."""
+    return sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
-    kind = EntryKind(EntryState(row["state"]), bool(row["extern_learn"]), bool(row["sticky"]))
-    return Saved(int(row["vni"]), parse_mac(row["mac"]), remotes, kind, float(row["age"]))
 
 
-# --- the file -------------------------------------------------------------------------------
+def _entries(rows: Iterable[tuple[Any, ...]], clock_offset: float) -> Iterator[SavedEntry]:
+    """Make entries of rows in the order of the primary key; raise ValueError for nonsense."""
+    kinds: dict[tuple[Any, ...], EntryKind] = {}
+    remotes: dict[tuple[Any, ...], Remote] = {}
+    for (vni, mac), of_mac in groupby(rows, key=lambda row: row[:2]):
+        destinations = []
+        for row in of_mac:
+            destination = row[2:6]
+            remote = remotes.get(destination)
+            if remote is None:
+                remote = remotes[destination] = _remote(*destination)
+            destinations.append(remote)
+        # All rows of a MAC have the same from here on.
+        flags, updated = row[6:9], row[9]
+        kind = kinds.get(flags)
+        if kind is None:
+            state, extern_learn, sticky = flags
+            kind = kinds[flags] = EntryKind(EntryState(state), bool(extern_learn), bool(sticky))
+        if not 0 <= vni <= vxlan.VNI_MAX:
+            raise ValueError(f"vni {vni}")
+        last = updated - clock_offset if kind.ages else None
+        yield SavedEntry(vni, parse_mac(mac), tuple(destinations), kind, last)
 
 
-@frozen
-class Loaded:
-    """What was found in a file."""
-
-    entries: tuple[Saved, ...] = ()
-    elapsed: float = 0
-    """Seconds since it was written."""
-    warning: str | None = None
-    """What a person should know of it, in one line."""
-
-
-def load(path: Path) -> Loaded:
-    """Read a state file, where there is one.
-
-    An empty one is as none. One that is not whole is kept aside under another name, which
-    `Loaded.warning` says. Raises VtepError where the file is not ours, which is then left as it is,
-    or can't be read or written.
-    """
-    _check(path)
+def _remote(dst: str, port: int, vni: int | None, via: str | None) -> Remote:
     try:
-        octets = path.read_bytes()
-    except FileNotFoundError:
-        octets = b""
-    except OSError as error:
-        raise VtepError(f"--state {path}: can't be read: {descriptors.reason(error)}") from error
-    if not octets:
-        return Loaded()
-    try:
-        written, entries = decode(octets)
-    except DamagedError as error:
-        aside = _set_aside(path)
-        return Loaded(warning=f"--state {path}: {error}; starting without, it is now {aside}")
-    except ValueError as error:
-        raise VtepError(f"--state {path}: {error}; give the name of another file") from error
-    return Loaded(tuple(entries), max(0.0, time.time() - written))
+        return parse_remote(dst, port=port, vni=vni, via=via)
+    except VtepError as error:
+        raise ValueError(str(error)) from error
+
+
+def _rows(entry: SavedEntry, clock_offset: float) -> Iterator[tuple[Any, ...]]:
+    mac, kind = format_mac(entry.mac), entry.kind
+    updated = None if entry.updated is None else entry.updated + clock_offset
+    for position, remote in enumerate(entry.destinations):
+        yield (
+            *(entry.vni, mac, position, remote.host, remote.port, remote.vni, remote.via),
+            *(str(kind.state), kind.extern_learn, kind.sticky, updated),
+        )
+
+
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Yield items in lists that are small enough for one statement each."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, _ROWS_PER_STATEMENT)):
+        yield batch
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Return whether an error says that the database itself is of no use."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Above are the details.
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Have a state file for this process alone, by means of a lock on `<path>.lock` beside it.
+def _damage_told() -> Iterator[None]:
+    """Turn what SQLite and Python raise for a damaged database into a _DamagedError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _is_damage(error) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            raise _DamagedError(f"it is damaged ({error})") from error
+        raise
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise _DamagedError(f"its contents make no sense ({error})") from error
 
-    Raises VtepError where another process has it, or the host refuses.
+
+def _reason(error: sqlite3.Error | OSError) -> str:
+    """Return why the database can't be read or written."""
+    if isinstance(error, OSError):
+        return descriptors.reason(error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return os.strerror(errno.ENOSPC)
+    if code == sqlite3.SQLITE_BUSY:
+        return "another program has it locked; end that"
+    if code == sqlite3.SQLITE_CANTOPEN:
+        try:  # SQLite does not say why.
+            descriptors.require(_DESCRIPTORS)
+        except OSError as shortage:
+            return descriptors.reason(shortage)
+    return str(error)
+
+
+# --- the file and its lock ------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock a state file for this process, by a lock on `<path>.lock` beside it.
+
+    Raises: VtepError if another process has it, or if no file can be there.
     """
+    # SQLite's own locks are released after each transaction, so that others can read.
     _check(path)
     beside = path.with_name(f"{path.name}.lock")
     try:
@@ -180,18 +505,18 @@ def locked(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise VtepError(
-            f"--state {path}: {beside} can't be locked: {descriptors.reason(error)}"
+            f"--state {path}: cannot lock {beside}: {descriptors.reason(error)}"
         ) from error
     try:
         yield
     finally:
         with suppress(OSError):
-            beside.unlink()  # While it is locked: it can't be another's.
+            beside.unlink()  # While it is locked: the name can't be another process's.
         os.close(lock)
 
 
 def _lock(beside: Path) -> int:
-    """A descriptor of a file, which is made if need be, with a lock; raises OSError."""
+    """Return a descriptor of a file that is now locked, and created if need be; raise OSError."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(beside, flags, 0o600)
@@ -205,11 +530,11 @@ def _lock(beside: Path) -> int:
         except BaseException:
             os.close(lock)
             raise
-        os.close(lock)  # Who had it has removed it at its end.
+        os.close(lock)  # Its former owner removed it between our open and our lock: try again.
 
 
 def _owner(beside: Path) -> str:
-    """The process that has locked a file, as far as that says."""
+    """Return the id of the process that has locked a file, or "another" if it does not say."""
     try:
         pid = beside.read_text().strip()
     except (OSError, ValueError):
@@ -218,71 +543,49 @@ def _owner(beside: Path) -> str:
 
 
 def _check(path: Path) -> None:
-    """Raise VtepError where there can be no state file, before anything is touched."""
+    """Raise VtepError if there can be no state file; change nothing."""
     try:
         with suppress(FileNotFoundError):
             _check_regular(path)
     except OSError as error:
-        raise VtepError(f"--state {path}: can't be read: {descriptors.reason(error)}") from error
+        raise VtepError(
+            f"--state {path}: cannot be read: {descriptors.reason(error)}; give another FILE"
+        ) from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise VtepError(f"--state {path}: no file can be written in {path.parent}")
+        raise VtepError(
+            f"--state {path}: no file can be written in {path.parent}; make that a directory that "
+            "pyvtep may write to, or give another FILE"
+        )
 
 
 def _check_regular(path: Path) -> None:
-    """Raise OSError where there is something that is no regular file, such as a device."""
+    """Raise OSError if a path is not that of a regular file, but such as a device or a FIFO."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
-def _set_aside(path: Path) -> Path:
-    """Give a file a name that nothing has; raises VtepError where that fails."""
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _rename_to_free_name(path: Path) -> Path:
+    """Rename a file to a name that nothing else has; raise OSError.
+
+    Returns: the new name, `<path>.bad-<UTC time>`, with a number if that is taken.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = path.with_name(f"{path.name}.bad-{stamp}")
     number = 0
     while True:
         try:
-            # A link, unlike a renamed file, replaces nothing.
-            os.link(path, aside, follow_symlinks=False)
-            path.unlink()
+            os.link(path, aside, follow_symlinks=False)  # Unlike rename, this replaces nothing.
         except FileExistsError:
             number += 1
             aside = path.with_name(f"{path.name}.bad-{stamp}-{number}")
-        except OSError as error:
-            raise VtepError(
-                f"--state {path}: is damaged, and can't be renamed: {error.strerror}"
-            ) from error
         else:
+            path.unlink()
             return aside
-
-
-def store(path: Path, pieces: Iterable[bytes]) -> None:
-    """Replace a state file as a whole; raises OSError, and then it is what it was."""
-    with replacing(path) as file:
-        file.writelines(pieces)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write what is to be in a state file, which has it once the block has ended.
-
-    Raises OSError; then, and where the block does, the state file is what it was.
-    """
-    new = path.with_name(f"{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
-            _check_regular(path)  # Somebody may have put something else there.
-        new.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

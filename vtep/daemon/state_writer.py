@@ -1,8 +1,8 @@
-"""Keeps the entries of a running VTEP in its state file, and puts them back.
+"""Keeps the FDB entries of a running VTEP in its state file, and restores them at the start.
 
-Entries that were put in are kept, and learned ones if that is wanted. The remotes of the
-configuration are not: what it says now is what there is. Entries of VNIs that there are not are
-kept for when there are.
+Static entries are kept, and learned ones with `--state-learned`. Configured remotes are not: the
+configuration says what they are now. Entries of VNIs that the VTEP does not have stay in the file
+until it has them again.
 """
 
 import asyncio
@@ -10,306 +10,424 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import Self, TypeAlias
 
-from attrs import evolve
+from attrs import define, field
 
-from vtep import descriptors
 from vtep.config import Settings
-from vtep.daemon import state_file
 from vtep.daemon.port import Port
-from vtep.daemon.state_file import Loaded, Saved
+from vtep.daemon.state_file import Changes, SavedEntry, StateFile
 from vtep.daemon.vtep import Vtep
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb
+from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb, Remote
 from vtep.wire.ethernet import MAC_ZERO
 
 log = logging.getLogger("vtep")
 
-Settle = Callable[[], Awaitable[None]]
-"""Waits until what was changed by hand is kept; raises VtepError where it can't be."""
+_Page: TypeAlias = tuple[int, Changes]
+"""Some MACs of a VNI, with the entries that they have now."""
 
-_DELAY = 1.0
-"""Seconds from a change to the file that has it: changes come in flocks."""
+Flush: TypeAlias = Callable[[], Awaitable[None]]
+"""Waits until every change by a command is on the disk; raises VtepError if that fails."""
+
+_DELAY_S = 1.0
+"""Time from a change to its commit: changes come in groups."""
 
 _IDLE_SHARE = 20
-"""So many times as long as writing took is waited before it is done again."""
+"""The pause between two commits is this many times as long as the first of them took."""
 
-_RETRY = 10.0
+_RETRY_S = 10.0
 
-_PATIENCE = 2.0
-"""Seconds of writing that those who wait for it are worth: where changes by hand come faster than
-that, they wait no more, so that a thousand of them do not write a thousand entries each."""
+_WRITE_BUDGET_S = 2.0
+"""Time for which commands may wait for commits. Once it is used up, because commands come faster,
+they return before their change is on the disk; a thousand of them do not wait for the disk a
+thousand times."""
 
-_PATIENCE_SHARE = 0.25
-"""What of the time that passes is added to that, up to as much."""
+_WRITE_BUDGET_SHARE = 0.25
+"""Share of the time between commits that is added to the budget, up to its maximum."""
 
-_REFRESH = 60.0
-"""Seconds after which learned entries are written again, since they were heard meanwhile."""
+_REFRESH_S = 60.0
+"""Time after which the ages of learned entries are written again, if frames were received."""
 
-
-@contextmanager
-def hold(settings: Settings) -> Iterator[None]:
-    """Have the state file, if there is to be one, for ourselves; raises VtepError."""
-    if settings.state is None:
-        yield
-        return
-    with state_file.locked(_file(settings.state)):
-        yield
+_PAGE = 50
+"""Entries that are converted at a time: some 0.1 ms, for which frames wait."""
 
 
-def load(settings: Settings) -> Loaded:
-    """Read the state file, if there is to be one; raises VtepError where it is not ours."""
-    if settings.state is None:
-        return Loaded()
-    loaded = state_file.load(_file(settings.state))
-    if loaded.warning is not None:
-        log.warning("%s", loaded.warning)
-    return loaded
+class StateWriter:
+    """The link between a VTEP and its state file.
 
+    It notes which MACs have changed, and commits what the FDB has of them: soon, or at once while
+    a caller waits in `flush`. The event loop never waits for the disk: statements and commits are
+    executed in a thread. A commit that fails is logged and tried again.
 
-@asynccontextmanager
-async def keep(vtep: Vtep, settings: Settings, loaded: Loaded) -> AsyncIterator[Settle]:
-    """Put what was loaded into a running VTEP, and keep what it has meanwhile and at the end.
-
-    Gives what waits until changes by hand are in the file. What can't be written is said in the
-    log, and tried again. Raises VtepError where that fails at the end.
+    Invariant: after a commit, the file has what the FDBs had then, as far as it is to be kept.
     """
-    if settings.state is None:
-        yield _at_once
-        return
-    keeper = _Keeper(vtep, _file(settings.state), loaded, learned=settings.state_learned)
-    writing = asyncio.get_running_loop().create_task(keeper.run())
-    try:
-        yield keeper.settle
-    except BaseException:
-        keeper.end()
-        if refused := await writing:
-            log.warning("%s", refused)
-        raise
-    keeper.end()
-    if refused := await writing:
-        raise refused
 
-
-async def _at_once() -> None:
-    pass
-
-
-def _file(name: str) -> Path:
-    """The file itself, where it is named by a symbolic link, which is to stay one."""
-    return Path(os.path.realpath(name))
-
-
-class _Keeper:
-    def __init__(self, vtep: Vtep, path: Path, loaded: Loaded, *, learned: bool) -> None:
-        self._vtep = vtep
-        self._path = path
+    def __init__(
+        self, file: StateFile | None, entries: Iterable[SavedEntry] = (), *, learned: bool = False
+    ) -> None:
+        self._file = file
         self._learned = learned
-        self._written = time.monotonic() - loaded.elapsed
-        """When the file was written, by our clock."""
-        self._dormant: dict[int, list[Saved]] = {}
-        for saved in loaded.entries:
-            self._dormant.setdefault(saved.vni, []).append(saved)
+        self._absent: dict[int, dict[bytes, SavedEntry]] = {}
+        """What the file has for VNIs that the VTEP does not have now."""
+        for saved in entries:
+            self._absent.setdefault(saved.vni, {})[saved.mac] = saved
+        self._dirty: dict[int, set[bytes]] = {}
+        """By VNI, the MACs that have changed since the last commit."""
+        self._rewrite = False
+        """The database is empty, so the next commit is to have every entry."""
+        self._refreshed = 0.0
+        """When the ages of learned entries were written last, on the monotonic clock."""
         self._changed = asyncio.Event()
         self._urgent = asyncio.Event()
         self._ended = False
         self._failed = False
-        self._made = self._kept = self._told = 0
-        """How many changes by hand there were; how many of them the file has; and of how many
-        somebody was told that it has not."""
+        # Numbers of changes by commands: made so far; committed; and reported to a caller as not
+        # committed.
+        self._made = self._committed = self._reported = 0
         self._round: asyncio.Future[VtepError | None] = _future()
-        """The writing that goes on or comes next, and what came of it."""
-        self._patience = _PATIENCE
-        self._unwatch = vtep.watch(self._vtep_changed)
-        self._leave: dict[Port, Callable[[], None]] = {}
+        """The commit that is in progress or comes next, with its error."""
+        self._budget = _WRITE_BUDGET_S
+        self._unwatch: dict[Port, Callable[[], None]] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings) -> Iterator[Self]:
+        """Lock and read the state file, if the settings name one; close it at the end.
+
+        Raises: VtepError if the file is another process's, or not a state file.
+        """
+        if settings.state is None:
+            yield cls(None)
+            return
+        # A symbolic link stays one: what it points to is replaced if need be.
+        with StateFile.locked(Path(os.path.realpath(settings.state))) as file:
+            entries = file.load(time.monotonic(), time.time())
+            yield cls(file, entries, learned=settings.state_learned)
+
+    @asynccontextmanager
+    async def attached(self, vtep: Vtep) -> AsyncIterator[None]:
+        """Restore the entries of a running VTEP, and commit its changes until the end.
+
+        Raises: VtepError if the last commit fails.
+        """
+        if self._file is None:
+            yield
+            return
+        self._vtep = vtep
+        self._refreshed = time.monotonic()
+        unwatch = vtep.watch(self._vtep_changed)
         for port in vtep.ports.values():
-            self._attend(port)
+            self._attach(port)
+        writing = asyncio.get_running_loop().create_task(self._run(self._file))
+        try:
+            yield
+        except BaseException:
+            self._end(unwatch)
+            if error := await writing:
+                log.warning("%s", error)
+            raise
+        self._end(unwatch)
+        if error := await writing:
+            raise error
 
-    def end(self) -> None:
-        """Have `run` write once more, and end."""
-        self._unwatch()
-        for leave in self._leave.values():
-            leave()
-        self._ended = True
-        self._urgent.set()
-        self._changed.set()
+    async def flush(self) -> None:
+        """Wait until every change by a command until now is on the disk.
 
-    async def settle(self) -> None:
-        """Wait until the file has every change by hand of until now.
+        Returns at once if the write budget is used up; the changes are committed soon.
 
-        Raises VtepError where it can't be written. Returns at once where so many changes come that
-        they would wait for nothing else; those are written soon.
+        Raises: VtepError if the commit fails.
         """
         made = self._made
-        while max(self._kept, self._told) < made and self._patience > 0:
+        while max(self._committed, self._reported) < made and self._budget > 0:
             self._urgent.set()
             self._changed.set()
-            if refused := await asyncio.shield(self._round):
-                self._told = made
-                raise VtepError(f"done, but not for long: {refused}")
+            # Shielded, since the future is that of every caller who waits.
+            if error := await asyncio.shield(self._round):
+                self._reported = made
+                raise VtepError(f"done, but not saved yet: {error}")
+
+    # --- what changes -----------------------------------------------------------------------
 
     def _vtep_changed(self, event: str, port: Port, _different: Mapping[str, object]) -> None:
+        vni = port.config.vni
         if event == "added":
-            self._attend(port)
-        if event == "deleted":  # It may come back, perhaps with another TAP.
-            self._leave.pop(port)()
-            now = time.monotonic()
-            entries = (self._saved(port, entry, now) for entry in port.fdb.entries())
-            since = now - self._written
-            self._dormant[port.config.vni] = [
-                evolve(saved, age=saved.age - since) for saved in entries if saved is not None
-            ]
-        if event != "changed":
-            self._changed.set()
+            self._attach(port)
+        elif event == "deleted":  # It may come back, perhaps with another TAP.
+            self._unwatch.pop(port)()
+            snapshots = (self._snapshot(port, entry) for entry in port.fdb.entries())
+            self._absent[vni] = {saved.mac: saved for saved in snapshots if saved is not None}
+        else:
+            # A remote that a command put in may be a configured one now, or no more.
+            self._mark(vni, MAC_ZERO)
+            return
+        self._changed.set()
 
-    def _attend(self, port: Port) -> None:
-        """Put back what is kept for a segment, and keep what it has from now on."""
-        saved = self._dormant.pop(port.config.vni, [])
-        refused = restore(port, saved, self._written, time.monotonic(), learned=self._learned)
-        if refused:
-            log.warning("--state %s: %d left out: %s", self._path, len(refused), refused[0])
-        self._leave[port] = port.fdb.watch(self._entry_changed)
+    def _attach(self, port: Port) -> None:
+        """Restore what the file has for a segment, and watch its FDB from now on."""
+        vni, fdb = port.config.vni, port.fdb
+        saved = self._absent.pop(vni, {})
+        restored = restore(port, saved.values(), time.monotonic(), learned=self._learned)
+        self._log_left_out(vni, restored)
+        # What was not restored, or was there already, differs from what the file has.
+        for mac in saved:
+            if (entry := _find(fdb, mac)) is None or not _is_saved(entry, saved[mac]):
+                self._mark(vni, mac)
+        for entry in fdb:
+            if entry.mac not in saved and (self._learned or not entry.kind.ages):
+                self._mark(vni, entry.mac)
+        self._mark(vni, MAC_ZERO)
+        self._unwatch[port] = fdb.watch(partial(self._entry_changed, vni))
 
-    def _entry_changed(self, event: EntryEvent, entry: Entry) -> None:
-        by_itself = entry.kind.ages and event in (
+    def _log_left_out(self, vni: int, restored: "Restored") -> None:
+        path = self._file.path if self._file is not None else None
+        if restored.refused:
+            log.warning(
+                "--state %s: %d entries of vni %d were not restored: %s",
+                *(path, len(restored.refused), vni, restored.refused[0]),
+            )
+        for count, why in (
+            (restored.unknown_remote, "their remotes are no part of the segment any more"),
+            (restored.over_limit, "--max-addresses or --max-addresses-per-remote is reached"),
+        ):
+            if count:
+                log.info(
+                    "--state %s: %d learned entries of vni %d were not restored: %s",
+                    *(path, count, vni, why),
+                )
+
+    def _entry_changed(self, vni: int, event: EntryEvent, entry: Entry) -> None:
+        by_traffic = entry.kind.ages and event in (
             EntryEvent.ADDED,
             EntryEvent.MOVED,
             EntryEvent.EXPIRED,
         )
-        self._made += not by_itself
-        if self._learned or not by_itself:
+        self._made += not by_traffic
+        if self._learned or not by_traffic:
+            self._mark(vni, entry.mac)
             self._changed.set()
+
+    def _mark(self, vni: int, mac: bytes) -> None:
+        macs = self._dirty.get(vni)
+        if macs is None:
+            macs = self._dirty[vni] = set()
+        macs.add(mac)
 
     # --- writing ----------------------------------------------------------------------------
 
-    async def run(self) -> VtepError | None:
-        """Write when something has changed, until `end`; why the last of it could not be."""
-        delay = _DELAY
+    def _end(self, unwatch: Callable[[], None]) -> None:
+        """Have `_run` commit once more, and end."""
+        unwatch()
+        for unwatch_fdb in self._unwatch.values():
+            unwatch_fdb()
+        self._ended = True
+        self._urgent.set()
+        self._changed.set()
+
+    async def _run(self, file: StateFile) -> VtepError | None:
+        """Commit changes until the end; return the error of the last commit."""
+        delay = _DELAY_S
         ended = time.monotonic()
         while True:
-            await _happens(self._changed, _REFRESH if self._learned else None)
-            await _happens(self._urgent, delay)
+            await _set_within(self._changed, _REFRESH_S if self._learned else None)
+            await _set_within(self._urgent, delay)
             last, made = self._ended, self._made
             self._changed.clear()
             self._urgent.clear()
             began = time.monotonic()
-            refused = await self._try()
-            if refused is None:
-                self._kept = made
-            self._tell(refused, last=last)
+            error = None
+            try:
+                await self._write(file, last=last)
+            except VtepError as refused:
+                error = refused
+                self._changed.set()
+            else:
+                self._committed = made
+            self._log_outcome(error, last=last)
             idle, ended = began - ended, time.monotonic()
-            delay = _RETRY if self._failed else max(_DELAY, _IDLE_SHARE * (ended - began))
-            patience = self._patience - (ended - began) + _PATIENCE_SHARE * idle
-            self._patience = min(_PATIENCE, patience)
+            delay = _RETRY_S if error else max(_DELAY_S, _IDLE_SHARE * (ended - began))
+            budget = self._budget - (ended - began) + _WRITE_BUDGET_SHARE * idle
+            self._budget = min(_WRITE_BUDGET_S, budget)
             done, self._round = self._round, _future()
-            done.set_result(refused)
+            done.set_result(error)
             if last:
-                return refused
+                return error
 
-    async def _try(self) -> VtepError | None:
-        """Replace the file; why it can't be."""
-        try:
-            await self._write()
-        except OSError as error:
-            return VtepError(
-                f"--state {self._path}: cannot be written: {descriptors.reason(error)}"
-            )
-        return None
-
-    def _tell(self, refused: VtepError | None, *, last: bool) -> None:
-        """Say what is different: the first of several failures, and their end."""
-        if refused is not None:
+    def _log_outcome(self, error: VtepError | None, *, last: bool) -> None:
+        """Log the first of several failures, and that they are over."""
+        if error is not None:
             if not self._failed and not last:
-                log.warning("%s", refused)
-            self._changed.set()
-        elif self._failed:
-            log.info("--state %s: is written again", self._path)
-        self._failed = refused is not None
+                log.warning("%s", error)
+        elif self._failed and self._file is not None:
+            log.info("--state %s: is written again", self._file.path)
+        self._failed = error is not None
 
-    async def _write(self) -> None:
-        """Replace the file, a piece at a time, so that frames have their turns in between."""
-        with ExitStack() as unless_whole:
-            file = unless_whole.enter_context(state_file.replacing(self._path))
-            for piece in state_file.encode(self._entries(), time.time()):
-                await asyncio.to_thread(file.write, piece)
-            whole = unless_whole.pop_all()
-        await asyncio.to_thread(whole.close)
+    async def _write(self, file: StateFile, *, last: bool) -> None:
+        """Commit what has changed, a page at a time, so that frames are forwarded in between.
 
-    def _entries(self) -> Iterator[Saved | None]:
-        """What is to be kept; None for what is not."""
-        now = time.monotonic()
+        Raises: VtepError if that fails; then nothing is committed, and the changes are kept.
+        """
+        began = time.monotonic()
+        refresh = self._learned and (last or began - self._refreshed >= _REFRESH_S)
+        dirty, self._dirty = self._dirty, {}
+        try:
+            self._rewrite |= not await asyncio.to_thread(file.begin)
+            if self._rewrite:
+                pages = self._all()
+            elif refresh:
+                pages = chain(self._of(dirty), self._received_since(self._refreshed))
+            else:
+                pages = self._of(dirty)
+            for vni, changes in pages:
+                if changes:
+                    await asyncio.to_thread(file.replace, vni, changes)
+                else:
+                    await asyncio.sleep(0)
+            await asyncio.to_thread(file.commit, time.monotonic(), time.time())
+        except BaseException:
+            for vni, macs in dirty.items():
+                self._dirty.setdefault(vni, set()).update(macs)
+            await asyncio.to_thread(file.rollback)
+            raise
+        if self._rewrite or refresh:
+            self._refreshed = began
+        self._rewrite = False
+
+    def _of(self, macs_by_vni: Mapping[int, Iterable[bytes]]) -> Iterator[_Page]:
+        """Convert the entries of these MACs, as they are when their page is taken."""
+        for vni, macs in macs_by_vni.items():
+            remaining = iter(macs)
+            while page := list(islice(remaining, _PAGE)):
+                yield vni, {mac: self._current(vni, mac) for mac in page}
+
+    def _all(self) -> Iterator[_Page]:
+        """Convert every entry that is to be kept."""
         for port in tuple(self._vtep.ports.values()):
             for page in port.fdb.pages():
-                yield None  # Who looks at a few at a time counts empty pages, too.
-                for entry in page:
-                    yield self._saved(port, entry, now)
-        for entries in tuple(self._dormant.values()):
-            for saved in entries:
-                yield evolve(saved, age=saved.age + now - self._written)
+                yield self._page(port, page)
+        yield from self._of({vni: tuple(macs) for vni, macs in self._absent.items()})
 
-    def _saved(self, port: Port, entry: Entry, now: float) -> Saved | None:
-        if entry.kind.ages and not self._learned:
+    def _received_since(self, when: float) -> Iterator[_Page]:
+        """Convert the learned entries from whose MAC a frame was received since a time."""
+        for port in tuple(self._vtep.ports.values()):
+            for page in port.fdb.pages():
+                recent = (entry for entry in page if entry.kind.ages and entry.updated >= when)
+                yield self._page(port, recent)
+
+    def _page(self, port: Port, entries: Iterable[Entry]) -> _Page:
+        snapshots = (self._snapshot(port, entry) for entry in entries)
+        return port.config.vni, {saved.mac: saved for saved in snapshots if saved is not None}
+
+    def _current(self, vni: int, mac: bytes) -> SavedEntry | None:
+        """Return what the file is to have of a MAC; None if nothing."""
+        port = self._vtep.ports.get(vni)
+        if port is None:
+            return self._absent.get(vni, {}).get(mac)
+        entry = _find(port.fdb, mac)
+        return None if entry is None else self._snapshot(port, entry)
+
+    def _snapshot(self, port: Port, entry: Entry) -> SavedEntry | None:
+        """Return an entry as the file is to have it; None if it is not to be kept."""
+        ages, destinations = entry.kind.ages, entry.destinations
+        if ages and not self._learned:
             return None
-        destinations = entry.destinations
         if entry.mac == MAC_ZERO:
             configured = port.segment.configured
             destinations = tuple(
                 remote for remote in destinations if port.fdb.find_equal(configured, remote) is None
             )
-        if not destinations:
-            return None
-        age = now - entry.updated if entry.kind.ages else 0.0
-        return Saved(port.config.vni, entry.mac, destinations, entry.kind, age)
+            if not destinations:
+                return None
+        updated = entry.updated if ages else None
+        return SavedEntry(port.config.vni, entry.mac, destinations, entry.kind, updated)
 
 
 def _future() -> "asyncio.Future[VtepError | None]":
     return asyncio.get_running_loop().create_future()
 
 
-async def _happens(event: asyncio.Event, seconds: float | None) -> None:
-    """Wait until something happens, but not longer than this."""
+async def _set_within(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until an event is set, or until this time has passed."""
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
 
 
-def restore(
-    port: Port, entries: Iterable[Saved], written: float, now: float, *, learned: bool
-) -> list[str]:
-    """Put saved entries into a segment; why some could not be.
+def _find(fdb: Fdb, mac: bytes) -> Entry | None:
+    return fdb.default if mac == MAC_ZERO else fdb.lookup(mac)
 
-    `written` is when their ages were true. What was learned comes back only as what it could still
-    be: not too old, behind a host that is listened to, and as far as there is room.
+
+def _is_saved(entry: Entry, saved: SavedEntry) -> bool:
+    """Return whether the file has an entry as it is, but for the age."""
+    return entry.kind == saved.kind and _fields(entry.destinations) == _fields(saved.destinations)
+
+
+def _fields(destinations: Iterable[Remote]) -> list[tuple[object, ...]]:
+    return [(remote.host, remote.port, remote.vni, remote.via) for remote in destinations]
+
+
+# --- restoring ------------------------------------------------------------------------------
+
+
+@define
+class Restored:
+    """What became of saved entries that could not be restored."""
+
+    refused: list[str] = field(factory=list)
+    """Why static entries were refused, one line each."""
+    unknown_remote: int = 0
+    """Learned entries whose remote is no part of the segment now."""
+    over_limit: int = 0
+    """Learned entries for which there was no room."""
+
+
+def restore(port: Port, entries: Iterable[SavedEntry], now: float, *, learned: bool) -> Restored:
+    """Restore saved entries of a segment.
+
+    A learned entry is left out if it has expired, if its MAC has an entry, if its remote may not
+    send to the segment, or if as many are learned as may be.
     """
-    refused = []
-    # What was put in says who is listened to.
+    restored = Restored()
+    # Static entries first: they decide which remotes are part of the segment.
     for saved in sorted(entries, key=lambda saved: saved.kind.ages):
         try:
-            if not saved.kind.ages:
-                _put(port.fdb, saved, now)
+            if saved.updated is None:
+                _restore_static(port.fdb, saved, now)
             elif learned:
-                _relearn(port, saved, written - saved.age, now)
+                _restore_learned(port, saved, saved.updated, now, restored)
         except FdbError as error:
-            refused.append(str(error))
-    return refused
+            restored.refused.append(str(error))
+    return restored
 
 
-def _put(fdb: Fdb, saved: Saved, now: float) -> None:
-    """Put in an entry in place of what may have been learned already."""
+def _restore_static(fdb: Fdb, saved: SavedEntry, now: float) -> None:
+    """Put in an entry; it replaces what may have been learned already."""
     if saved.mac != MAC_ZERO and fdb.lookup(saved.mac) is not None:
         fdb.remove(saved.mac)
     for remote in saved.destinations:
         fdb.append(saved.mac, remote, now, saved.kind)
 
 
-def _relearn(port: Port, saved: Saved, heard: float, now: float) -> None:
+def _restore_learned(
+    port: Port, saved: SavedEntry, updated: float, now: float, restored: Restored
+) -> None:
     fdb = port.fdb
-    if fdb.ageing and heard + fdb.ageing <= now:
+    if fdb.ageing and updated + fdb.ageing <= now:
         return
-    if fdb.lookup(saved.mac) is not None or not fdb.has_room(saved.destinations[0].host):
+    if fdb.lookup(saved.mac) is not None:
         return
-    for remote in saved.destinations:
-        known = port.segment.source_remote(remote.host)
-        if known is not None:
-            fdb.append(saved.mac, remote if saved.kind != LEARNED else known, heard, saved.kind)
+    if not fdb.has_room(saved.destinations[0].host):
+        restored.over_limit += 1
+        return
+    sources = [port.segment.source_remote(remote.host) for remote in saved.destinations]
+    if not any(sources):
+        restored.unknown_remote += 1
+    for remote, source in zip(saved.destinations, sources, strict=True):
+        if source is not None:
+            # What was learned is where the segment now says that this host is; an entry that
+            # a command has put in keeps its port, VNI and device.
+            destination = source if saved.kind == LEARNED else remote
+            fdb.append(saved.mac, destination, updated, saved.kind)
