@@ -1,46 +1,48 @@
-"""What can go wrong for a person, each with the exit code that tells a script.
+"""Errors for users: each class has an exit code, and each message is one line.
 
-A message says in one line what is wrong, which option or file it is about, and what to do.
+A message names the option or file that it is about, and says what failed, why, and what to do.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 _LINE_MAX = 400
+"""Characters of a message."""
 
 _SHOWN_MAX = 60
-"""Characters of a value that a message quotes: the reason behind it must stay readable."""
+"""Characters of a quoted value: the reason that follows it must stay readable."""
 
 _ITEMS_MAX = 8
+"""Items of a quoted collection; a longer one is described instead."""
 
 
 class VtepError(Exception):
-    """The machine, its kernel or its network refused something (exit code 1)."""
+    """A failure that depends on this host, its kernel or its network (exit code 1)."""
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        # What people typed is quoted in messages: it must not break the line, nor fill the screen.
+        # Messages quote input, which must not break the line, fill the screen or steer a terminal.
         line = "".join(char if char.isprintable() else "?" for char in message)
         super().__init__(line if len(line) <= _LINE_MAX else line[:_LINE_MAX] + " ...")
 
 
 class ConfigError(VtepError, ValueError):
-    """What was asked for makes no sense on any machine (exit code 2)."""
+    """A request that makes no sense on any host (exit code 2)."""
 
     exit_code = 2
 
 
 class NotReadyError(VtepError):
-    """The host lacks something, such as an address or a device, that may appear later."""
+    """A missing address, device or route, which may appear later."""
 
 
 class OptionError(ConfigError):
-    """An option whose value makes no sense.
+    """An option with a value that makes no sense.
 
-    The message is made of `option`, `value` and `reason`. `instead` has options by name, without
-    dashes, with the values that were probably meant: a command line and a file spell them in
-    their own ways.
+    The message consists of `option`, `value` and `reason`. `instead` has the values that were
+    probably meant, by the names of options without dashes: a command line and a file spell them
+    differently. A `quoted` text is shown with quotes and escapes.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ def _pairs(options: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it: spelled as in TOML and JSON, or named in words."""
+    """Return a value for a message, spelled as in TOML and JSON, or described in words."""
     if isinstance(value, str):
         return shortened(value if value and value == value.strip() else repr(value))
     if value is None or isinstance(value, bool):
@@ -78,23 +80,23 @@ def shown(value: object) -> str:
         return shortened(value.hex(":") or "''")
     if isinstance(value, Mapping):
         return "a table"
-    if isinstance(value, tuple):  # Of words of a command line, such as the two of --srcport.
+    if isinstance(value, tuple):  # Several arguments of one option, as of --srcport.
         return shortened(" ".join(map(shown, value)))
     if isinstance(value, Iterable) and not _is_network(value):
         return _items_shown(list(value))
     try:
         return shortened(str(value))
-    except ValueError:  # Python has a limit for the digits of a number.
+    except ValueError:  # Python limits the digits that it converts.
         return "a number of too many digits"
 
 
 def _is_network(value: object) -> bool:
-    """Return whether a value is an IP network, which is iterable but no collection here."""
+    """Return whether a value is an IP network, which is iterable but a single value here."""
     return hasattr(value, "prefixlen")
 
 
 def shortened(text: str) -> str:
-    """Return a text, cut where it is longer than a message has room for."""
+    """Return a text, truncated to what fits into a message."""
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 10] + "..."
 
 
@@ -110,8 +112,8 @@ def _item_shown(item: object) -> str:
 
 
 class FdbError(VtepError):
-    """The forwarding database as it is does not allow what was asked of it (exit code 1)."""
+    """A request that conflicts with the present entries of the FDB (exit code 1)."""
 
 
 class NeighbourError(VtepError):
-    """The table of neighbours as it is does not allow what was asked of it (exit code 1)."""
+    """A request that conflicts with the present neighbours (exit code 1)."""

@@ -72,7 +72,7 @@ def test_reload_changes_only_what_differs_in_the_file(pair: Pair, start: Start, 
     reload(
         vtep,
         f"error: {file}:13: ttl 300: must be from 1 to 255, or auto, or inherit",
-        f"error: {file}:14: mtuu: there is no such key; did you mean mtu?",
+        f"error: {file}:14: mtuu: unknown key; did you mean mtu?",
         "nothing has changed",
     )
     file.write_text(good.replace("7", "8").replace("ageing = 60", "bridge = 'eth0'"))
@@ -123,11 +123,11 @@ def test_check_config(pair: Pair, file: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
-        (["--config", "/"], 1, "--config /: cannot read it: it is no regular file"),
+        (["--config", "/"], 1, "--config /: cannot read it: not a regular file"),
         (["--config", "{file}", "--vni", "1"], 2, "--vni cannot be used with --config"),
         (["--config", "{file}", "--accept-any"], 2, "--accept-any cannot be used with --config"),
         (["--config", "{file}", "check-config", "{file}"], 2, "check-config takes no --config"),
-        (["--config", "{file}"], 2, "{file}:1: remotee: there is no such key"),
+        (["--config", "{file}"], 2, "{file}:1: remotee: unknown key"),
         (["check-config", "/no/such"], 1, "--config /no/such: cannot read it: No such file"),
         (["check-config"], 2, "Missing argument 'FILE'"),
     ],

@@ -123,7 +123,7 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
     # For all VNIs, too, unless there can be only one.
     above = "\n".join([*keys, "[[vni]]", "id = 1"])
     if field.name in ("tap", "mac", "address"):
-        assert problems(above) == [f"file:1: {field.name}: belongs into a [[vni]] table"]
+        assert problems(above) == [f"file:1: {field.name}: belongs in a [[vni]] table"]
     else:
         assert parse(above, "file").segments == (expected,)
 
@@ -160,14 +160,14 @@ max_addresses = 1
     no_address = "is not an IP address (names are not looked up)"
     assert problems(text) == [
         "file:1: control '': is not the path of a file",
-        "file:2: remots: there is no such key; did you mean remote?",
+        "file:2: remots: unknown key; did you mean remote?",
         f"file:5: remote 172.31.0.300: {no_address}",
         f"file:7: remote fe80::1%: {no_address}",
         "file:11: learning no: must be true or false",
-        "file:12: id is missing: give the VNI, such as id = 100",
-        "file:13: idd: there is no such key; did you mean id?",
+        "file:12: id is missing; give the VNI, such as id = 100",
+        "file:13: idd: unknown key; did you mean id?",
         "file:15: id 16777216: must be from 0 to 16777215",
-        "file:16: max_addresses: there is no such key; did you mean max-addresses?",
+        "file:16: max_addresses: unknown key; did you mean max-addresses?",
     ]
 
 
@@ -179,9 +179,9 @@ BAD = [
     ("vni = 5", "file:1: vni: write each VNI as a table, below a line [[vni]]"),
     ("\n[vni]\nid = 5", "file:2: vni: write each VNI as a table, below a line [[vni]]"),
     ("vni = [1]", "file:1: vni: write each VNI as a table, below a line [[vni]]"),
-    ("id = 5", "file:1: id: belongs into a [[vni]] table"),
-    (f"{SEGMENT}vni = 5", "file:3: vni: there is no such key; did you mean id?"),
-    (f"{SEGMENT}[xyz]", "file:3: xyz: there is no such key"),
+    ("id = 5", "file:1: id: belongs in a [[vni]] table"),
+    (f"{SEGMENT}vni = 5", "file:3: vni: unknown key; did you mean id?"),
+    (f"{SEGMENT}[xyz]", "file:3: xyz: unknown key"),
     (f"{SEGMENT}[[vni]]\ntap='a'\nid = 5", "file:5: id 5: is given twice; a process has one"),
     (f"{SEGMENT}[[vni]]\nid = 6\ntap='vx5'", "file:5: tap vx5: is given twice"),
     (f"{SEGMENT}[[vni]]\nid = 6\nlocal='192.0.2.1'", "file:3: dstport 4789: vni 5 and vni 6 share"),
@@ -209,7 +209,7 @@ BAD = [
     (f"\nstate-learned = true\n{SEGMENT}", "file:2: state-learned: needs state, with the file"),
     (
         f"{SEGMENT}state = '/x'",
-        "file:3: state: is of the whole process: it belongs above the first",
+        "file:3: state: is an option of the process; move it above the first",
     ),
     (f"{SEGMENT}tos = 1979-05-27 07:32:00", "file:3: tos 1979-05-27 07:32:00: is neither"),
     (f"{SEGMENT}mac = {{a = 1}}", "file:3: mac {a = 1}: is not a MAC address such as"),
@@ -232,15 +232,15 @@ BAD += [
     ),
     (
         f"{SEGMENT}dev = eth0 # x",
-        'file:3: is not TOML: invalid value; text has quotes: dev = "eth0"',
+        'file:3: is not TOML: invalid value; quote text: dev = "eth0"',
     ),
     (f"{SEGMENT}learning = No", "file:3: is not TOML: invalid value; write learning = false"),
     (
         f"{SEGMENT}mtu: 1400",
         "file:3: is not TOML: expected '=' after a key in a key/value pair; wri",
     ),
-    (f"{SEGMENT}--mtu = 1400", "file:3: --mtu: there is no such key; did you mean mtu?"),
-    (f"{SEGMENT}peer = '192.0.2.1'", "file:3: peer: there is no such key; did you mean remote?"),
+    (f"{SEGMENT}--mtu = 1400", "file:3: --mtu: unknown key; did you mean mtu?"),
+    (f"{SEGMENT}peer = '192.0.2.1'", "file:3: peer: unknown key; did you mean remote?"),
     (
         f"{SEGMENT}remote = '192.0.2.1,192.0.2.2'",
         (
@@ -267,7 +267,7 @@ BAD += [
 def test_problem(text: str, problem: str) -> None:
     (found,) = problems(text)
     assert found.startswith(problem)
-    assert "--" not in found.replace("--mtu: there", "")
+    assert "--" not in found.replace("--mtu: unknown", "")
 
 
 WRITTEN = [

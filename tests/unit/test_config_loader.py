@@ -15,8 +15,8 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, why in (
-        (pipe, "cannot read it: it is no regular file"),
-        (tmp_path, "cannot read it: it is no regular file"),
+        (pipe, "cannot read it: not a regular file"),
+        (tmp_path, "cannot read it: not a regular file"),
         (tmp_path / "missing", "cannot read it: No such file"),
         (Path("/dev/zero"), "is larger than 16 MiB"),
     ):

@@ -1,4 +1,4 @@
-"""`pyvtep demo`: two hosts in namespaces, a tunnel between them, and what it does, in a minute."""
+"""`pyvtep demo`: two hosts in network namespaces, a tunnel between them, and a transfer over it."""
 
 import os
 import signal
@@ -32,10 +32,10 @@ _PICTURE = """\
 
 
 def run() -> None:
-    """Show it on the terminal; raises VtepError where something of it can't be done here."""
+    """Run the demo on the terminal; raise VtepError if this host cannot run it."""
     console = Console(highlight=False, emoji=False)
     if os.geteuid() != 0:
-        raise VtepError("the demo makes network namespaces: run it as root (sudo pyvtep demo)")
+        raise VtepError("cannot make network namespaces without root: sudo pyvtep demo")
     need("ip", "ping", "tcpdump")
     began = time.monotonic()
     with (
@@ -55,11 +55,11 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
     picture.no_wrap = True
     console.print(Panel(picture, title="pyvtep: a VXLAN tunnel in pure Python", expand=False))
 
-    _title(console, 1, "Two hosts, joined by a cable (a veth pair)")
+    _title(console, 1, "Two hosts, connected by a cable (a veth pair)")
     a, b = lab.host("a"), lab.host("b")
     for host in (a, b):
         with host.inside(), suppress(FileNotFoundError):
-            # So that the first packet is ours, not the kernel's greeting to its neighbours.
+            # The capture is to start with a VXLAN packet, not with neighbour discovery.
             Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     lab.wire(a, b)
     for host, own in ((a, 1), (b, 2)):
@@ -73,7 +73,7 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
     )
     _wait(lambda: "listening" in (folder / "tcpdump").read_text(), "tcpdump")
 
-    _title(console, 2, "A VTEP on each of them")
+    _title(console, 2, "A VTEP on each host")
     vteps = {}
     for host, own, other in ((a, 1, 2), (b, 2, 1)):
         arguments = ["--vni", str(_VNI), "--remote", f"192.0.2.{other}", "--tap", "vx0"]
@@ -81,7 +81,7 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
         console.print(_prompt(host, ["pyvtep", *arguments, "&"]))
         log = folder / host.name
         vteps[host] = host.start(
-            # Nobody is going to steer them, and /run is not theirs alone.
+            # Both hosts share /run, where their control sockets would be.
             *(sys.executable, "-m", "vtep", *arguments, "--control", "none"),
             stderr=log.open("w"),
             cwd="/",
@@ -90,13 +90,13 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
         _wait_for_line(folder / host.name, "UDP port", process)
         _print(console, Text((folder / host.name).read_text().rstrip(), style="dim"))
 
-    _title(console, 3, "Ping across")
+    _title(console, 3, "A ping through the tunnel")
     _type(console, a, "ping", "-c", "5", "-i", "0.2", "10.0.0.2")
 
-    _title(console, 4, f"A TCP transfer of {_TRANSFER >> 20} MiB across")
+    _title(console, 4, f"A TCP transfer of {_TRANSFER >> 20} MiB through the tunnel")
     _transfer(console, a, b, "10.0.0.2")
 
-    _title(console, 5, "What the VTEP of host a has learned and counted (kill -USR1)")
+    _title(console, 5, "The report of the VTEP of host a: counters and learned MACs (kill -USR1)")
     vteps[a].send_signal(signal.SIGUSR1)
     _wait_for_line(folder / "a", "fdb entries", vteps[a])
     _wait_for_line(folder / "a", " dst ", vteps[a])
@@ -106,17 +106,17 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
         if not line.startswith("    ") or "dst" in words or words[1] != "0":
             _print(console, Text(line, style="bold" if "dst" in words else ""))
 
-    _title(console, 6, "The first VXLAN packet on the cable, as tcpdump reads it")
+    _title(console, 6, "The first VXLAN packet on the cable, decoded by tcpdump")
     tcpdump.send_signal(signal.SIGTERM)
     tcpdump.wait(_DEADLINE)
-    # -K: the cable is virtual, so the outer checksum is still for a network card to fill in.
+    # -K: a veth pair leaves checksums to be filled in by a NIC, so that they look wrong.
     packet = a.run("tcpdump", "-r", str(capture), "-n", "-e", "-vv", "-K", "-c", "1")
     _print(console, Text(packet.rstrip(), style="cyan"))
 
 
 @contextmanager
 def _terminating_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that everything is removed."""
+    """Turn SIGTERM into SystemExit, so that context managers remove everything."""
 
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)
@@ -133,7 +133,7 @@ def _title(console: Console, number: int, text: str) -> None:
 
 
 def _print(console: Console, text: Text) -> None:
-    """Print without breaking lines: what programs say can be longer than the terminal is wide."""
+    """Print without wrapping lines, which may be longer than the terminal is wide."""
     console.print(text, soft_wrap=True)
 
 
@@ -142,7 +142,7 @@ def _prompt(host: Host, command: list[str]) -> Text:
 
 
 def _type(console: Console, host: Host, *command: str) -> None:
-    """Show a command as if it were typed on a host, and what it prints while it prints it."""
+    """Show a command as if it were typed on a host, and its output as it comes."""
     console.print(_prompt(host, list(command)))
     with host.start(*command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -152,7 +152,7 @@ def _type(console: Console, host: Host, *command: str) -> None:
 
 
 def _transfer(console: Console, source: Host, sink: Host, address: str) -> None:
-    """Send random octets over TCP, with a progress bar; what arrives is compared."""
+    """Send random octets over TCP with a progress bar, and compare checksums at both ends."""
     progress = Progress(BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     with progress:
         task = progress.add_task("", total=_TRANSFER)
@@ -164,7 +164,7 @@ def _transfer(console: Console, source: Host, sink: Host, address: str) -> None:
 
 
 def _wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]") -> None:
-    """Wait until a process has written `text`; raises VtepError with its words if it ends."""
+    """Wait until a process has written `text`; raise VtepError with its output if it ends."""
 
     def written() -> bool:
         if process.poll() is not None:
@@ -178,5 +178,5 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise VtepError(f"waited {_DEADLINE:.0f} s in vain for: {what}")
+            raise VtepError(f"timeout after {_DEADLINE:.0f} s, waiting for: {what}")
         time.sleep(0.02)

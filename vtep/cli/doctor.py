@@ -1,4 +1,4 @@
-"""`pyvtep doctor`: says what was seen and what is wrong."""
+"""`pyvtep doctor`: diagnose the host and the paths to remotes, and print the findings."""
 
 import json
 import statistics
@@ -25,9 +25,9 @@ _COLOURS = {Severity.PROBLEM: "red", Severity.WARNING: "yellow", Severity.NOTE: 
     metavar="IP",
     cls=commands.RepeatableOption,
     multiple=True,
-    help="Look at the way to this VTEP, whether or not a pyvtep runs here; repeatable.",
+    help="Examine the path to this VTEP, even if no pyvtep runs here; may be repeated.",
 )
-@commands.option("--vni", metavar="N", help="The segment that is meant, where there are several.")
+@commands.option("--vni", metavar="N", help="VNI of the segment, if there are several.")
 @commands.option("--dstport", metavar="PORT", help="UDP port of the remotes. [default: 4789]")
 @commands.option(
     "--socket", metavar="PATH", help="Control socket of the pyvtep to ask. [default: all]"
@@ -41,10 +41,10 @@ def doctor(
     *,
     as_json: bool,
 ) -> None:
-    """Say what is wrong between this host and other VTEPs, and what mends it.
+    """Diagnose the paths between this host and other VTEPs, and say how to fix problems.
 
-    Without --remote, look at all remotes of the pyvteps that run here. The exit code is 0 if
-    nothing is wrong, and 1 if something is.
+    Without --remote, examine all remotes of the pyvteps that run here. The exit code is 0 if no
+    problem is found, and 1 otherwise.
     """
     from vtep.doctor.examine import examine  # noqa: PLC0415  other commands need not load it
 
@@ -64,7 +64,7 @@ def doctor(
 
 
 def _plain(value: Any) -> Any:
-    """Facts and findings as JSON has them."""
+    """Return facts and findings as values for JSON."""
     if attrs.has(type(value)):
         return {name: _plain(each) for name, each in attrs.asdict(value, recurse=False).items()}
     if isinstance(value, dict):
@@ -77,18 +77,18 @@ def _plain(value: Any) -> Any:
 
 
 def _show(facts: Facts, found: list[Finding]) -> None:
-    """Lines are not wrapped: commands are there to be copied."""
+    """Print facts and findings, without wrapping lines: commands in them are to be copied."""
     for segment in facts.segments:
-        click.echo(_of_segment(segment))
+        click.echo(_format_segment(segment))
     for remote in facts.remotes:
-        click.echo(_of_remote(remote))
+        click.echo(_format_remote(remote))
     for finding in found:
         severity = click.style(finding.severity.upper(), fg=_COLOURS[finding.severity], bold=True)
         click.echo(f"\n{severity}: {finding.title}")
         if finding.explanation:
             click.echo(f"  {finding.explanation}")
         if finding.fix:
-            click.echo(f"  To mend it: {finding.fix}")
+            click.echo(f"  To fix it: {finding.fix}")
     if has_faults(found):
         return
     if any(finding.earlier for finding in found):
@@ -97,7 +97,7 @@ def _show(facts: Facts, found: list[Finding]) -> None:
         click.echo("\nNo fault was found, as far as can be seen from here.")
 
 
-def _of_segment(segment: SegmentFacts) -> str:
+def _format_segment(segment: SegmentFacts) -> str:
     where = f"on bridge {segment.bridge.name}" if segment.bridge is not None else "on no bridge"
     addresses = ", ".join(segment.addresses) or "no address"
     offload = ",".join(sorted(segment.offload)) or "none"
@@ -107,23 +107,23 @@ def _of_segment(segment: SegmentFacts) -> str:
     )
 
 
-def _of_remote(remote: RemoteFacts) -> str:
+def _format_remote(remote: RemoteFacts) -> str:
     there = remote.there
-    told = [f"{remote.host} port {remote.port}"]
+    parts = [f"{remote.host} port {remote.port}"]
     if remote.vni is not None:
-        told[0] += f" vni {remote.vni}"
+        parts[0] += f" vni {remote.vni}"
     if remote.dev is not None:
-        told[0] += f" over {remote.dev}"
+        parts[0] += f" over {remote.dev}"
     if not there.delays:
-        return f"{told[0]}: no answer"
+        return f"{parts[0]}: no answer"
     delays = [1000 * delay for delay in there.delays]
     lost = there.sent - len(delays)
-    told += [
+    parts += [
         f"answers in {statistics.median(delays):.2f} ms ({min(delays):.2f} to {max(delays):.2f})",
         f"{lost} of {there.sent} lost",
         f"path mtu {_size(remote.mtu_there)} there, {_size(remote.mtu_back)} back",
     ]
-    return f"{told[0]}: {', '.join(told[1:])}"
+    return f"{parts[0]}: {', '.join(parts[1:])}"
 
 
 def _size(path: PathMtu | None) -> str:

@@ -1,7 +1,7 @@
-"""The configuration file: TOML text to `Settings`, or every line that makes no sense.
+"""The configuration file: TOML text is parsed to `Settings`, or all its problems are reported.
 
-Keys are the options' names without the dashes. What stands before the first `[[vni]]` is about the
-process, or holds for all VNIs; each `[[vni]]` table is one, with its VNI as `id`::
+Keys are the names of options without dashes. Keys above the first `[[vni]]` are options of the
+process or defaults for all VNIs; each `[[vni]]` table is one segment, with its VNI as `id`::
 
     remote = ["192.0.2.2", "192.0.2.3"]
 
@@ -9,7 +9,7 @@ process, or holds for all VNIs; each `[[vni]]` table is one, with its VNI as `id
     id = 100
     bridge = "br0"
 
-Nothing here raises anything but `FileError`, whatever the text is.
+Whatever the text is, `parse` raises nothing but `FileError`.
 """
 
 import difflib
@@ -29,19 +29,21 @@ from vtep.errors import ConfigError, OptionError, VtepError, shortened, shown
 TABLE = "vni"
 ID = "id"
 
-_ONE_WAY = "vni: write each VNI as a table, below a line [[vni]]"
+_VNI_HINT = "vni: write each VNI as a table, below a line [[vni]]"
 
 
 def _by_key(fields: "tuple[attrs.Attribute[Any], ...]") -> "dict[str, attrs.Attribute[Any]]":
     return {field.name.replace("_", "-"): field for field in fields}
 
 
-_OPTIONS = _by_key(attrs.fields(Config))
-_OF_ONE = _OPTIONS | {ID: _OPTIONS["vni"]}
-del _OF_ONE["vni"]
-_OF_ALL = {key: field for key, field in _OF_ONE.items() if key not in (ID, "tap", "mac", "address")}
-_OF_PROCESS = _by_key(attrs.fields(Settings))
-del _OF_PROCESS["segments"]
+_CONFIG_KEYS = _by_key(attrs.fields(Config))
+_SEGMENT_KEYS = _CONFIG_KEYS | {ID: _CONFIG_KEYS["vni"]}
+del _SEGMENT_KEYS["vni"]
+_DEFAULT_KEYS = {
+    key: field for key, field in _SEGMENT_KEYS.items() if key not in (ID, "tap", "mac", "address")
+}
+_PROCESS_KEYS = _by_key(attrs.fields(Settings))
+del _PROCESS_KEYS["segments"]
 
 
 _SYNONYMS = {
@@ -56,11 +58,11 @@ _SYNONYMS = {
     "ip": "address",
     "maxaddress": "max-addresses",
 }
-"""Keys that other programs have for what is here a key of another name."""
+"""Keys of other programs, with the key of the same meaning here."""
 
 
 class FileError(ConfigError):
-    """A configuration file that makes no sense; `problems` has a line for each reason."""
+    """A configuration file with mistakes; `problems` has one line for each of them."""
 
     def __init__(self, problems: list[str]) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -69,20 +71,20 @@ class FileError(ConfigError):
 
 
 def problems_of(error: VtepError) -> tuple[str, ...]:
-    """What is wrong, a line for each."""
+    """Return the problems that an error reports, one line for each."""
     return error.problems if isinstance(error, FileError) else (str(error),)
 
 
 def parse(text: str, name: str) -> Settings:
-    """What the text of a configuration file asks for.
+    """Parse the text of a configuration file.
 
-    Raises FileError with every problem, as `name:line: what is wrong`.
+    Raises: FileError with all problems, each as `name:line: problem`.
     """
     return _Reader(text, name).settings()
 
 
 class _Reader:
-    """Reads one text, and collects what is wrong with it."""
+    """A parser of one text, which collects its problems."""
 
     def __init__(self, text: str, name: str) -> None:
         self._name = name
@@ -95,125 +97,130 @@ class _Reader:
             self._lines = locate(text)
         except RecursionError:
             self._problems.append((1, "is nested too deeply"))
-        except ValueError as error:  # A number of too many digits is one, too.
+        except ValueError as error:  # int() raises it for a number of too many digits.
             self._problems.append(_line_and_reason(error, text))
 
     def settings(self) -> Settings:
+        """Return the settings; raise FileError if there are any problems."""
         process: dict[str, Any] = {}
         common: dict[str, Any] = {}
         for key, value in self._document.items():
             if key == TABLE:
                 continue
-            if key in _OF_PROCESS:
-                if self._is_good((key,), _OF_PROCESS[key], value):
-                    process[_OF_PROCESS[key].name] = value
-            elif key in _OF_ALL:
-                if self._is_good((key,), _OF_ALL[key], value):
-                    common[_OF_ALL[key].name] = value
-            elif key in _OF_ONE:
-                self._complain((key,), f"{key}: belongs into a [[vni]] table")
+            if key in _PROCESS_KEYS:
+                if self._check_value((key,), _PROCESS_KEYS[key], value):
+                    process[_PROCESS_KEYS[key].name] = value
+            elif key in _DEFAULT_KEYS:
+                if self._check_value((key,), _DEFAULT_KEYS[key], value):
+                    common[_DEFAULT_KEYS[key].name] = value
+            elif key in _SEGMENT_KEYS:
+                self._report((key,), f"{key}: belongs in a [[vni]] table")
             else:
-                self._unknown((key,), [TABLE, *_OF_PROCESS, *_OF_ALL])
+                self._report_unknown((key,), [TABLE, *_PROCESS_KEYS, *_DEFAULT_KEYS])
         if TABLE not in self._document and not self._problems:
-            # More likely a file that was cut off than one that means to end every VNI.
-            self._complain((), f"there is no [[{TABLE}]] table; where none is meant: {TABLE} = []")
+            # More likely a truncated file than one that is to remove all VNIs.
+            self._report(
+                (), f"there is no [[{TABLE}]] table; for a file without VNIs: {TABLE} = []"
+            )
         segments = self._segments(common)
         for config, error in conflicts(segments.values()):
             number = next(number for number, other in segments.items() if other is config)
-            self._complain_of(number, error)
+            self._report_segment(number, error)
         if not self._problems:
             try:
                 return Settings(segments=segments.values(), **process)
             except ConfigError as error:
-                what = _in_file(error)
-                self._complain((_key_of(what),), what)
+                what = _in_keys(error)
+                self._report((_key_of(what),), what)
         raise FileError([f"{self._name}:{line}: {what}" for line, what in sorted(self._problems)])
 
     def _segments(self, common: Mapping[str, Any]) -> dict[int, Config]:
-        """The good ones by their number in the file."""
+        """Return the segments without problems, by their position in the file."""
         tables = self._document.get(TABLE, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self._complain((TABLE,), _ONE_WAY)
+            self._report((TABLE,), _VNI_HINT)
             return {}
         segments = {}
         for number, table in enumerate(tables):
             options = dict(common)
             before = len(self._problems)
             for key, value in table.items():
-                if key in _OF_PROCESS:
-                    what = f"{key}: is of the whole process: it belongs above the first [[vni]]"
-                    self._complain((TABLE, number, key), what)
-                elif key not in _OF_ONE:
-                    self._unknown((TABLE, number, key), list(_OF_ONE))
-                elif self._is_good((TABLE, number, key), _OF_ONE[key], value):
-                    options[_OF_ONE[key].name] = value
+                if key in _PROCESS_KEYS:
+                    what = f"{key}: is an option of the process; move it above the first [[vni]]"
+                    self._report((TABLE, number, key), what)
+                elif key not in _SEGMENT_KEYS:
+                    self._report_unknown((TABLE, number, key), list(_SEGMENT_KEYS))
+                elif self._check_value((TABLE, number, key), _SEGMENT_KEYS[key], value):
+                    options[_SEGMENT_KEYS[key].name] = value
             if ID not in table:
-                self._complain((TABLE, number), "id is missing: give the VNI, such as id = 100")
+                self._report((TABLE, number), "id is missing; give the VNI, such as id = 100")
             if len(self._problems) == before:
                 try:
                     segments[number] = Config(**options)
                 except ConfigError as error:
-                    self._complain_of(number, error)
+                    self._report_segment(number, error)
         return segments
 
-    def _is_good(self, at: Path, field: "attrs.Attribute[Any]", value: object) -> bool:
-        """Whether an option can have this value; complains if not."""
+    def _check_value(self, at: Path, field: "attrs.Attribute[Any]", value: object) -> bool:
+        """Return whether an option can have a value; report a problem if not."""
         parts = [value]
         if "repeatable" in field.metadata and isinstance(value, list):
-            parts = [[item] for item in value]  # So that each bad one is told of.
-        good = True
+            parts = [
+                [item] for item in value
+            ]  # Each item by itself, so that all bad ones are reported.
+        valid = True
         for number, part in enumerate(parts):
-            error = _refusal(field, part)
+            error = _value_error(field, part)
             if error is not None:
-                good = False
+                valid = False
                 where = (*at, number) if part is not value else at
-                self._complain(where, self._told(error, where))
-        if good and (error := _refusal(field, value)) is not None:
-            self._complain(at, self._told(error, at))
+                self._report(where, self._quote(error, where))
+        if valid and (error := _value_error(field, value)) is not None:
+            self._report(at, self._quote(error, at))
             return False
-        return good
+        return valid
 
-    def _told(self, error: ConfigError, at: Path) -> str:
-        """Return what an error says, with the value at a place as it is written there."""
+    def _quote(self, error: ConfigError, at: Path) -> str:
+        """Return the message of an error, with the value as it is written at `at`."""
         if not isinstance(error, OptionError) or isinstance(error.value, str):
-            return _in_file(error)
+            return _in_keys(error)
         value: Any = self._document
         for step in at:
             value = value[step]
-        if isinstance(value, list) and error.value is not value:  # It is about one of its items.
+        if isinstance(value, list) and error.value is not value:  # The error is about one item.
             found = [number for number, item in enumerate(value) if item is error.value]
             at = (*at, *found[:1])
         elif isinstance(error.value, tuple):
-            return _in_file(error)
+            return _in_keys(error)
         written = self._spellings.get(at)
         if written is None or "\n" in written:
-            return _in_file(error)
-        return _in_file(error, shortened(written))
+            return _in_keys(error)
+        return _in_keys(error, shortened(written))
 
     @cached_property
     def _spellings(self) -> Mapping[Path, str]:
         return spellings(self._text)
 
-    def _complain_of(self, number: int, error: ConfigError) -> None:
-        """Say of a VNI as a whole what is wrong, at the line of the option that it begins with."""
-        what = _in_file(error)
+    def _report_segment(self, number: int, error: ConfigError) -> None:
+        """Report a problem of a whole segment, at the line of the option that it begins with."""
+        what = _in_keys(error)
         key = _key_of(what)
         for at in ((TABLE, number, key), (key,)):
             if at in self._lines:
-                self._complain(at, self._as_written(at, what))
+                self._report(at, self._requote(at, what))
                 return
-        self._complain((TABLE, number), what)
+        self._report((TABLE, number), what)
 
-    def _as_written(self, at: Path, what: str) -> str:
-        """Return what is wrong with an option as a whole, with its value as it is written.
+    def _requote(self, at: Path, what: str) -> str:
+        """Return a message about an option with the value as it is written in the file.
 
-        It was told with the normal form of the value, which may be spelled in other ways.
+        The message has the value in its normal form: `id 5`, where the file may have `id = 0x5`.
         """
         key, _, normal = what.partition(": ")[0].partition(" ")
         value: Any = self._document
         for step in at:
             value = value[step]
-        field = _OF_ONE.get(key)
+        field = _SEGMENT_KEYS.get(key)
         convert: Any = field.converter if field is not None else None
         if convert is None or not normal:
             return what
@@ -227,20 +234,21 @@ class _Reader:
                 return f"{key} {written}{what[len(key) + 1 + len(normal) :]}"
         return what
 
-    def _unknown(self, at: Path, known: list[str]) -> None:
+    def _report_unknown(self, at: Path, known: list[str]) -> None:
         key = str(at[-1])
         plain = key.lstrip("-").replace("_", "-").lower()
         close = difflib.get_close_matches(_SYNONYMS.get(plain, plain), known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        self._complain(at, f"{key}: there is no such key{hint}")
+        self._report(at, f"{key}: unknown key{hint}")
 
-    def _complain(self, at: Path, what: str) -> None:
+    def _report(self, at: Path, what: str) -> None:
         while at and at not in self._lines:
             at = at[:-1]
         self._problems.append((self._lines.get(at, 1), what))
 
 
-def _refusal(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None:
+def _value_error(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None:
+    """Return the error of a value for an option, or None if it is valid."""
     convert: Any = field.converter
     try:
         if convert is not None:
@@ -252,37 +260,44 @@ def _refusal(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None
     return None
 
 
-def _in_file(error: ConfigError, written: str | None = None) -> str:
-    """Return what an error says, with options spelled as the keys that they are in a file.
+def _in_keys(error: ConfigError, written: str | None = None) -> str:
+    """Return the message of an error, with options spelled as keys of a file.
 
-    `written` is how the value is spelled there, if that is known.
+    `written` is the value as it is written in the file, if known.
     """
     if not isinstance(error, OptionError):
         return _keys_in(str(error))
     if written is None:
         quoted = error.quoted and isinstance(error.value, str)
         written = repr(error.value) if quoted else shown(error.value)
-    said = f"{_keys_in(error.option)} {written}: {_keys_in(error.reason)}"
+    message = f"{_keys_in(error.option)} {written}: {_keys_in(error.reason)}"
     pairs = [f"{_key(name)} = {json.dumps(value)}" for name, value in error.instead.items()]
-    return f"{said}: {' and '.join(pairs)}" if pairs else said
+    return f"{message}: {' and '.join(pairs)}" if pairs else message
 
 
 def _keys_in(text: str) -> str:
+    """Return a text with `--option` replaced by the key of that option."""
     return re.sub(r"--([a-z0-9-]+)", lambda found: _key(found[1], found[0]), text)
 
 
 def _key(name: str, otherwise: str = "") -> str:
-    """Return the key for the option of this name, or something else where there is none."""
-    return ID if name == "vni" else name if name in _OPTIONS | _OF_PROCESS else otherwise
+    """Return the key of an option, or `otherwise` if it has none."""
+    return ID if name == "vni" else name if name in _CONFIG_KEYS | _PROCESS_KEYS else otherwise
 
 
 def _key_of(what: str) -> str:
-    """The key that a line about a problem begins with."""
+    """Return the key that a message begins with."""
     return re.split("[: ]", what, maxsplit=1)[0]
 
 
-_NOT_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Cannot redefine", "Duplicate")
-"""How the parser begins to say that a key is there already."""
+_REPEATED_KEY = (
+    "Cannot overwrite",
+    "Cannot declare",
+    "Cannot mutate",
+    "Cannot redefine",
+    "Duplicate",
+)
+"""Starts of tomllib's messages about a key that exists already."""
 
 _DIGITS = re.compile(r"[0-9_]{4000,}")
 
@@ -290,7 +305,7 @@ _PAIR = re.compile(r"""\s*(?P<key>[\w-]+)\s*(?P<sign>=|:|\s)\s*(?P<value>[^#\s][
 
 
 def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:
-    """Return in which line a text is no TOML, and why; with what was probably meant."""
+    """Return the line of a syntax error, and the message with what was probably meant."""
     what = str(error)
     found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", what, re.DOTALL)
     if found is None:
@@ -298,22 +313,25 @@ def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:
         line = text.count("\n", 0, number.start()) + 1 if number else 1
         return line, "a number has too many digits"
     line = int(found[2]) if found[2] else text.count("\n") + 1
-    if what.startswith(_NOT_TWICE) and (again := repeated(text)):
-        return _told_twice(*again[0])
+    if what.startswith(_REPEATED_KEY) and (again := repeated(text)):
+        return _describe_repeated(*again[0])
     lines = text.splitlines()
-    hint = _meant(lines[line - 1]) if 0 < line <= len(lines) and "character" not in what else ""
+    hint = (
+        _syntax_hint(lines[line - 1]) if 0 < line <= len(lines) and "character" not in what else ""
+    )
     return line, f"is not TOML: {found[1][0].lower()}{found[1][1:]}{hint}"
 
 
-def _told_twice(path: Path, first: int, line: int) -> tuple[int, str]:
+def _describe_repeated(path: Path, first: int, line: int) -> tuple[int, str]:
+    """Return the line and the message for a key that is given twice."""
     key = str(path[-1])
     if path == (TABLE,):
-        return line, f"{_ONE_WAY}, and nothing else is called vni (as in line {first})"
+        return line, f"{_VNI_HINT}, and nothing else is called vni (as in line {first})"
     return line, f"{key}: is given twice, in line {first} too; leave one out"
 
 
-def _meant(line: str) -> str:
-    """Return how a line that is no TOML was probably meant, for a message."""
+def _syntax_hint(line: str) -> str:
+    """Return the end of a message about a line that is not TOML: what was probably meant."""
     if re.fullmatch(r"\s*\[+\s*vni\s*\]*\s*", line):
         return f"; write [[{TABLE}]]"
     found = _PAIR.fullmatch(line)
@@ -321,14 +339,18 @@ def _meant(line: str) -> str:
         return ""
     key, value = found["key"], found["value"]
     if found["sign"] != "=" or value.startswith("="):
-        return f"; write {key} = ..." if key in _OF_ONE | _OF_PROCESS else "; write key = value"
+        return (
+            f"; write {key} = ..."
+            if key in _SEGMENT_KEYS | _PROCESS_KEYS
+            else "; write key = value"
+        )
     if value.lower() in ("yes", "on", "true", "no", "off", "false"):
         value = "true" if value.lower() in ("yes", "on", "true") else "false"
         return f"; write {key} = {value}"
     if value.endswith(","):
         return "; leave out the comma"
-    if re.match(r"[0-9]+[a-zA-Z]", value) and key in _OF_ONE:
-        error = _refusal(_OF_ONE[key], value)
+    if re.match(r"[0-9]+[a-zA-Z]", value) and key in _SEGMENT_KEYS:
+        error = _value_error(_SEGMENT_KEYS[key], value)
         if isinstance(error, OptionError):
             return f"; {value} {error.reason}"
-    return f"; text has quotes: {key} = {json.dumps(value)}"
+    return f"; quote text: {key} = {json.dumps(value)}"

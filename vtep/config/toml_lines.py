@@ -1,6 +1,6 @@
-"""Where in a TOML text its keys are, which the standard library's parser does not tell.
+"""Positions of keys and values in a TOML text, which `tomllib` does not report.
 
-For texts that it has accepted: this looks at no more than it takes to find the keys again.
+For texts that `tomllib` has accepted: this checks no more than is needed to find the keys again.
 """
 
 import re
@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
-"""Where something is: keys, and numbers in arrays."""
+"""Position in a document: keys, and indices of arrays."""
 
 _TOKEN = re.compile(
     r'''
@@ -26,7 +26,7 @@ _TOKEN = re.compile(
 
 
 _AFTER = (",", "]", "}")
-"""What may follow a value in its line."""
+"""Tokens that may follow a value on its line."""
 
 
 class _Token(NamedTuple):
@@ -34,7 +34,7 @@ class _Token(NamedTuple):
     text: str
     line: int
     begin: int
-    """Where in the text it begins, in characters."""
+    """Offset in the text, in characters."""
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -47,20 +47,20 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def locate(text: str) -> dict[Path, int]:
-    """The line, from 1, of each key, table and item of an array; raises ValueError if it can't."""
+    """Return the line, from 1, of each key, table and array item; raise ValueError if not TOML."""
     return _Scanner(text).lines
 
 
 def spellings(text: str) -> dict[Path, str]:
-    """Return how each value and item is written; raises ValueError as `locate` does."""
+    """Return each value and array item as it is written; raise ValueError if not TOML."""
     return _Scanner(text).spellings
 
 
 def repeated(text: str) -> list[tuple[Path, int, int]]:
-    """Return each key that is there again, with the lines of the first and the later one.
+    """Return each repeated key, with the lines of the first and the later occurrence.
 
-    Useful where the parser has refused the text for that: tables may be begun again in some ways.
-    Whatever else is wrong with the text ends the list.
+    For texts that `tomllib` has refused for that reason, since some tables may be continued. Any
+    other error in the text ends the list.
     """
     found: list[tuple[Path, int, int]] = []
     with suppress(ValueError, RecursionError):
@@ -69,15 +69,17 @@ def repeated(text: str) -> list[tuple[Path, int, int]]:
 
 
 class _Scanner:
+    """A recursive descent over the tokens of one text, which records lines and spellings."""
+
     def __init__(self, text: str, repeated: list[tuple[Path, int, int]] | None = None) -> None:
         self._repeated = [] if repeated is None else repeated
         self.lines: dict[Path, int] = {}
         self.spellings: dict[Path, str] = {}
         self._text = text
-        self._end = 0  # Of the token that was taken last.
+        self._end = 0  # Offset of the end of the last token.
         self._rest = _tokens(text)
         self._next = next(self._rest)
-        self._tables: dict[Path, int] = {}  # Arrays of tables, with the number of their last.
+        self._tables: dict[Path, int] = {}  # Index of the last table of each array.
         table: Path = ()
         while self._next.kind != "end":
             if self._next.kind == "newline":
@@ -96,7 +98,7 @@ class _Scanner:
         return token
 
     def _header(self) -> Path:
-        """A line `[table]` or `[[table]]`; which table it begins."""
+        """Parse `[table]` or `[[table]]`; return the path of the table."""
         line = self._take().line
         several = self._next.text == "["
         if several:
@@ -158,7 +160,7 @@ class _Scanner:
                 else:
                     self._pair(path)
             self._take()
-        else:  # Numbers and dates are several tokens.
+        else:  # Numbers and dates may be several tokens.
             while self._next.kind not in ("newline", "end") and self._next.text not in _AFTER:
                 self._take()
 
