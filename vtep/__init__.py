@@ -1,9 +1,11 @@
-"""pyvtep: a VXLAN tunnel endpoint in pure Python that needs no kernel VXLAN driver.
+"""pyvtep: a VXLAN tunnel endpoint (VTEP, RFC 7348) in pure Python, without the kernel's driver.
 
-from vtep import Config, Vtep
+This is the public interface::
 
-async with Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) as vtep:
-    await vtep.wait()
+    from vtep import Config, Vtep
+
+    async with Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) as vtep:
+        await vtep.wait()
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,10 @@ __all__ = ["Config", "ConfigError", "Port", "Vtep", "VtepError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what takes its time only when it is asked for.
+    """Import the public classes at their first use (PEP 562).
 
-    A command that steers does without what forwards, and `__main__` is there before all of it.
+    Client commands start faster without them. And `__main__`, which is imported after this, must
+    run before the slow imports: it makes Ctrl-C end the program without a traceback.
     """
     if name == "Config":
         from vtep import config  # noqa: PLC0415

@@ -1,10 +1,14 @@
-"""`python -m vtep` is `pyvtep`."""
+"""The entry point of `python -m vtep` and of the command `pyvtep`."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command; Ctrl-C ends it without a traceback even while it is being loaded."""
+    """Run the command line.
+
+    The imports are inside the function, so that Ctrl-C ends the program without a traceback even
+    while they are carried out.
+    """
     try:
         from vtep.cli import bootstrap  # noqa: PLC0415
 

@@ -166,7 +166,7 @@ def test_a_refused_command_changes_nothing(pair: Pair, tunnel: Tunnel) -> None:
         ("vni add 1", 1, "vni 1: is here already"),
         ("vni add 8 --remote 192.0.2.1", 1, "is an address of this host itself"),
         ("vni add 8 --tap vx0", 2, "--tap vx0: is given twice"),
-        ("reload", 2, "--config: there is none to be read again"),
+        ("reload", 2, "cannot reload: pyvtep was started without --config"),
         ("fdb add 02:00:00:00:00:01", 2, "dst: is missing"),
         ("remote add 192.0.2.9 dev vx9", 1, "dev vx9: there is no such segment"),
         ("set --ageing 60 dev vx9", 1, "dev vx9: there is no such segment"),

@@ -109,7 +109,7 @@ def test_a_failed_start_leaves_nothing_and_can_be_tried_again(
             await vtep.start()
         await vtep.stop()
         await vtep.stop()
-        with pytest.raises(VtepError, match="it has ended"):
+        with pytest.raises(VtepError, match="the VTEP has ended"):
             await vtep.change(config)
         assert not has_device(a)
 

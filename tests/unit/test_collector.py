@@ -1,4 +1,4 @@
-"""The garbage collector: cycles are found, and masses of objects that live are not looked at."""
+"""Garbage collection: cycles are collected, and many live objects are not visited."""
 
 import asyncio
 import gc
@@ -12,32 +12,32 @@ from vtep.daemon import collector
 
 
 class Node:
-    """Something that can be part of a cycle."""
+    """An object that can be part of a cycle."""
 
     def __init__(self) -> None:
         self.other: Node | None = None
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_EVERY", 0)
+def _no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_INTERVAL_S", 0)
 
 
 class Stub:
-    """As much of a VTEP as the collector looks at."""
+    """The attributes of a VTEP that the collector uses."""
 
     def __init__(self) -> None:
         self.fdb: list[list[int]] = []
         self.ports = {1: self}
-        self.tell: Callable[[], None] = lambda: None
+        self.notify: Callable[[], None] = lambda: None
 
-    def watch(self, tell: Callable[[], None]) -> Callable[[], None]:
-        self.tell = tell
+    def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
+        self.notify = notify
         return lambda: None
 
 
 def while_collecting(vtep: Stub, done: Callable[[], bool]) -> None:
-    """Let the collector run until `done`."""
+    """Run the collector until `done`."""
 
     async def run() -> None:
         task = asyncio.create_task(collector.Collector(cast("Any", vtep)).run())
@@ -48,7 +48,7 @@ def while_collecting(vtep: Stub, done: Callable[[], bool]) -> None:
                 break
             await asyncio.sleep(0)
         else:
-            pytest.fail("it was not done")
+            pytest.fail("not done after 10,000 turns")
         task.cancel()
         await asyncio.wait([task])
 
@@ -76,8 +76,8 @@ def test_cycles_are_collected() -> None:
     while_collecting(Stub(), done)
 
 
-def test_what_grew_old_is_collected_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_FULL_EVERY", 0)
+def test_old_cycles_are_collected_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_FULL_INTERVAL_S", 0)
     vtep = Stub()
     keep: list[Node] = []
     seen: list[weakref.ref[Node]] = []
@@ -89,17 +89,17 @@ def test_what_grew_old_is_collected_after_a_change(monkeypatch: pytest.MonkeyPat
             keep.append(Node())
             keep[0].other = keep[0]
             seen.append(weakref.ref(keep[0]))
-        if number == 20:  # Older than what is looked at without a reason.
+        if number == 20:  # Old: only a full collection visits it.
             keep.clear()
         if number == 40:
             assert seen[0]() is not None
-            vtep.tell()
+            vtep.notify()
         return seen[0]() is None
 
     while_collecting(vtep, done)
 
 
-def test_masses_are_exempted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_new_entries_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     vtep = Stub()
     collected: list[int] = []
     monkeypatch.setattr(gc, "collect", lambda *_: collected.append(len(vtep.fdb)))

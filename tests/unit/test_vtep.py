@@ -195,7 +195,7 @@ def test_a_stop_during_the_start(underlay: MemoryUnderlay) -> None:
         starting = asyncio.create_task(a.vtep.start())
         await asyncio.sleep(0)
         await a.vtep.stop()
-        with pytest.raises(VtepError, match="stopped before it had started"):
+        with pytest.raises(VtepError, match="stopped during its start"):
             await starting
         assert a.network.taps == {}
 

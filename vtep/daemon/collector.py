@@ -1,9 +1,9 @@
-"""Keeps Python's cyclic garbage collector from stalling the data path.
+"""Runs Python's cyclic garbage collector at moments that do not stall the data path.
 
-It looks at every object that lives, and a million FDB entries make that a tenth of a second, at a
-moment that nobody chose. None of what forwarding leaves behind is cyclic; what is comes from
-changes of the configuration, and from sessions with the kernel. So here it runs at moments of ours:
-often over what is new, which is little, and over everything only if something has been taken away.
+A full collection visits every live object: a million FDB entries take a tenth of a second, and by
+default it is started by a count of allocations. Forwarding leaves no cycles behind; changes of the
+configuration and netlink sessions do. So the automatic collector is disabled, and a task collects
+young objects every second, and all objects only after a port has changed.
 """
 
 import asyncio
@@ -12,52 +12,58 @@ import time
 
 from vtep import Vtep
 
-_EVERY = 1.0
-"""Seconds between two looks at what is new."""
+_INTERVAL_S = 1.0
+"""Seconds between two collections of young objects."""
 
-_MASSES = 5_000
-"""New FDB entries that are too many to look at."""
+_BULK = 5_000
+"""New FDB entries within an interval from which on they are not visited but frozen."""
 
-_FULL_EVERY = 30.0
-"""Seconds, at least, between two looks at everything."""
+_FULL_INTERVAL_S = 30.0
+"""The least seconds between two full collections."""
 
-_FULL_MAX = 20_000
-"""FDB entries with which that still takes a few milliseconds only."""
+_FULL_ENTRIES_MAX = 20_000
+"""FDB entries up to which a full collection takes a few milliseconds only."""
 
 
 class Collector:
-    """Takes the collector over, for a VTEP that has the process for itself."""
+    """Takes over garbage collection, for a VTEP that has the process for itself."""
 
     def __init__(self, vtep: Vtep) -> None:
         self._vtep = vtep
         self._entries = 0
         self._changed = False
-        self._full_at = 0.0
+        self._last_full = 0.0
 
     async def run(self) -> None:
-        """Collect until it is cancelled."""
-        unwatch = self._vtep.watch(self._note)
+        """Collect until cancelled."""
+        unwatch = self._vtep.watch(self._on_change)
         gc.collect()
+        # All that lives now lives as long as the process: it need not be visited again.
         gc.freeze()
         gc.disable()
         try:
             while True:
-                await asyncio.sleep(_EVERY)
+                await asyncio.sleep(_INTERVAL_S)
                 self._collect(time.monotonic())
         finally:
             gc.enable()
             unwatch()
 
-    def _note(self, *_event: object) -> None:
+    def _on_change(self, *_event: object) -> None:
         self._changed = True
 
     def _collect(self, now: float) -> None:
         before = self._entries
         self._entries = sum(len(port.fdb) for port in self._vtep.ports.values())
-        if self._entries - before > _MASSES:
+        if self._entries - before > _BULK:
+            # Entries are in no cycle. Frozen ones are freed all the same, by their last reference.
             gc.freeze()
-        elif self._changed and self._entries <= _FULL_MAX and now - self._full_at >= _FULL_EVERY:
+        elif (
+            self._changed
+            and self._entries <= _FULL_ENTRIES_MAX
+            and now - self._last_full >= _FULL_INTERVAL_S
+        ):
             gc.collect()
-            self._full_at, self._changed = now, False
+            self._last_full, self._changed = now, False
         else:
             gc.collect(1)

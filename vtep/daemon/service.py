@@ -1,4 +1,4 @@
-"""A VTEP that is run by a configuration file: reading it, and reading it again."""
+"""A VTEP with its process settings and configuration file, which can be reloaded."""
 
 import asyncio
 import logging
@@ -17,34 +17,39 @@ log = logging.getLogger("vtep")
 
 
 class Service:
-    """A VTEP with the settings of its process, and the file that they are from, if any.
+    """A VTEP, the settings of its process, and the file that they come from, if any.
 
-    The settings in `instead` hold, whatever the file says.
+    `overrides` are settings from the command line, which take precedence over the file.
     """
 
     def __init__(
-        self, settings: Settings, path: Path | None = None, instead: Mapping[str, Any] | None = None
+        self,
+        settings: Settings,
+        path: Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
-        self._instead = instead or {}
-        self.settings = settings = attrs.evolve(settings, **self._instead)
+        self._overrides = overrides or {}
+        self.settings = settings = attrs.evolve(settings, **self._overrides)
         self.path = path
         self._reloading = asyncio.Lock()
         self.vtep = Vtep(*settings.segments)
 
     async def reload(self) -> str:
-        """Read the file again, and have what it says now; a line that says what is different.
+        """Read the file again and apply it. Segments that did not change forward on.
 
-        What did not change forwards on. Raises ConfigError or VtepError where the file or this host
-        refuse, and then all is as it was.
+        Returns: a line that summarizes the changes.
+        Raises: ConfigError or VtepError if the file or the host refuses: nothing is changed then.
         """
         if self.path is None:
-            raise ConfigError("--config: there is none to be read again; it was run by options")
+            raise ConfigError(
+                "cannot reload: pyvtep was started without --config; use pyvtep set, or pyvtep vni"
+            )
         async with self._reloading:
             return await self._reload(self.path)
 
     async def _reload(self, path: Path) -> str:
-        # In a thread: a thousand VNIs take a tenth of a second to read.
-        settings = attrs.evolve(await asyncio.to_thread(read, path), **self._instead)
+        # In a thread: a file with a thousand VNIs takes a tenth of a second to parse.
+        settings = attrs.evolve(await asyncio.to_thread(read, path), **self._overrides)
         counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 
         def count(event: str, *_: object) -> None:

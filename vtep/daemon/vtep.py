@@ -269,7 +269,7 @@ class Vtep:
 
     def _check_not_ended(self) -> None:
         if self._ended is None or self._ended.done():
-            raise VtepError("it was stopped before it had started")
+            raise VtepError("the VTEP was stopped during its start")
 
     # --- events of ports --------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Vtep:
 
     async def _reconcile(self, configs: Iterable[Config], again: Iterable[int] = ()) -> None:
         if self._ended is not None and self._ended.done():
-            raise VtepError("it has ended")
+            raise VtepError("the VTEP has ended: start another one")
         if not self._running:
             raise RuntimeError("start() the Vtep first")
         await self._reconfigurer.reconcile(configs, frozenset(again))
