@@ -19,7 +19,7 @@ from vtep.tunnel_gso.state import (
     NEVER,
     TIMEOUTS,
     TRANSITIONS,
-    Event,
+    GsoEvent,
     GsoProber,
     ImpossibleEventError,
     RemoteState,
@@ -130,7 +130,7 @@ class Bench:
 
 
 def test_every_pair_is_in_the_table_or_impossible_for_a_reason() -> None:
-    for state, event in product(State, Event):
+    for state, event in product(State, GsoEvent):
         if event in TRANSITIONS[state]:
             assert next_state(state, event) is TRANSITIONS[state][event]
         else:
@@ -139,7 +139,9 @@ def test_every_pair_is_in_the_table_or_impossible_for_a_reason() -> None:
 
 
 def test_reasons_are_given_for_missing_pairs_only() -> None:
-    missing = {event for state, event in product(State, Event) if event not in TRANSITIONS[state]}
+    missing = {
+        event for state, event in product(State, GsoEvent) if event not in TRANSITIONS[state]
+    }
     assert set(IMPOSSIBLE) == missing
 
 
@@ -147,20 +149,20 @@ def test_only_confirmations_enable() -> None:
     for state, row in TRANSITIONS.items():
         for event, following in row.items():
             if following in ENABLED and following is not state:
-                assert event in (Event.CONFIRMED, Event.ACKED), (state, event)
+                assert event in (GsoEvent.CONFIRMED, GsoEvent.ACKED), (state, event)
 
 
 def test_losses_failures_and_forgetting_disable() -> None:
     for state, row in TRANSITIONS.items():
-        assert row[Event.FORGOTTEN] is State.IDLE
+        assert row[GsoEvent.FORGOTTEN] is State.IDLE
         if state in ENABLED:
-            assert row[Event.LOST] is State.BACKING_OFF
-            assert row[Event.SEND_FAILED] is State.UNAVAILABLE
-            assert row[Event.TIMEOUT] not in ENABLED
+            assert row[GsoEvent.LOST] is State.BACKING_OFF
+            assert row[GsoEvent.SEND_FAILED] is State.UNAVAILABLE
+            assert row[GsoEvent.TIMEOUT] not in ENABLED
 
 
 def test_exactly_the_states_with_a_timeout_have_a_duration() -> None:
-    assert set(TIMEOUTS) == {state for state, row in TRANSITIONS.items() if Event.TIMEOUT in row}
+    assert set(TIMEOUTS) == {state for state, row in TRANSITIONS.items() if GsoEvent.TIMEOUT in row}
 
 
 # --- echo replies -----------------------------------------------------------------------------

@@ -54,7 +54,7 @@ TARGET = ICMPv6NDOptDstLLAddr(lladdr=MAC_B)
 
 
 def test_solicitation() -> None:
-    assert nd.parse(bytes(solicitation(SOURCE)), 0) == nd.Message(
+    assert nd.parse(bytes(solicitation(SOURCE)), 0) == nd.NdMessage(
         nd.SOLICITATION, 0, A, packed(GROUP_B), 0, B, mac(MAC_A)
     )
 
@@ -62,7 +62,9 @@ def test_solicitation() -> None:
 def test_advertisement() -> None:
     flags = nd.FLAG_ROUTER | nd.FLAG_SOLICITED
     packet = advertisement(TARGET, router=1, override=0)
-    assert nd.parse(bytes(packet), 0) == nd.Message(nd.ADVERTISEMENT, 0, B, A, flags, B, mac(MAC_B))
+    assert nd.parse(bytes(packet), 0) == nd.NdMessage(
+        nd.ADVERTISEMENT, 0, B, A, flags, B, mac(MAC_B)
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_truncated(subtests: pytest.Subtests) -> None:
 ADDRESSES = st.binary(min_size=16, max_size=16).filter(lambda a: a[0] != 0xFF and any(a))
 MACS = st.one_of(st.none(), st.binary(min_size=6, max_size=6))
 MESSAGES = st.builds(
-    nd.Message,
+    nd.NdMessage,
     st.sampled_from([nd.SOLICITATION, nd.ADVERTISEMENT]),
     st.integers(0, 255).map(lambda octet: octet << 20),
     ADDRESSES,
@@ -160,14 +162,14 @@ MESSAGES = st.builds(
 
 
 @given(MESSAGES, st.binary(max_size=20), st.binary(max_size=20))
-def test_round_trip(message: nd.Message, prefix: bytes, padding: bytes) -> None:
+def test_round_trip(message: nd.NdMessage, prefix: bytes, padding: bytes) -> None:
     for kind in (bytes, bytearray, memoryview):
         frame = kind(bytearray(prefix + nd.pack(message) + padding))
         assert nd.parse(frame, len(prefix)) == message
 
 
 @given(MESSAGES)
-def test_pack_equals_scapy(message: nd.Message) -> None:
+def test_pack_equals_scapy(message: nd.NdMessage) -> None:
     advertises = message.kind == nd.ADVERTISEMENT
     flags: dict[str, Any] = {
         "R": message.flags >> 7,
@@ -212,7 +214,7 @@ def test_arbitrary_octets(frame: bytes, at: int) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 0xFFFF))
 def test_arbitrary_options(options: bytes, flags: int) -> None:
-    octets = bytearray(nd.pack(nd.Message(nd.SOLICITATION, 0, A, B, flags & 0xFF, B, None)))
+    octets = bytearray(nd.pack(nd.NdMessage(nd.SOLICITATION, 0, A, B, flags & 0xFF, B, None)))
     octets += options
     octets[4:6] = (24 + len(options)).to_bytes(2, "big")
     message = nd.parse(with_checksum(put(47, 0), bytes(octets)), 0)

@@ -72,7 +72,7 @@ def _from_arp(packet: arp.Arp | None) -> AddressMessage | None:
     return AddressMessage(claimed, b"", packet.target == _UNSPECIFIED_V4)
 
 
-def _from_nd(message: nd.Message | None) -> AddressMessage | None:
+def _from_nd(message: nd.NdMessage | None) -> AddressMessage | None:
     if message is None:
         return None
     if message.kind == nd.ADVERTISEMENT:
@@ -93,7 +93,7 @@ def build_probe(mac: bytes, address: Address) -> bytes:
         # Modified EUI-64 (RFC 4291, appendix A).
         source = _LINK_LOCAL + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
         group = _SOLICITED_NODE + end
-        message = nd.Message(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
+        message = nd.NdMessage(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
         ethertype = ethernet.TYPE_IPV6.to_bytes(2)
         return b"\x33\x33\xff" + end + mac + ethertype + nd.pack(message)
     packet = arp.Arp(arp.REQUEST, mac, _UNSPECIFIED_V4, ethernet.MAC_ZERO, address.packed)

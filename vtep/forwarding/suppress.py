@@ -297,7 +297,7 @@ class Neighbours:
             return None
         if not self._may_answer(neighbour, requester, now):
             return Answer()
-        reply = nd.Message(
+        reply = nd.NdMessage(
             nd.ADVERTISEMENT,
             request.traffic_class,
             request.target,

@@ -21,8 +21,8 @@ attempt costs a TCP retransmission.
 
 All that affects these decisions is in this file. The rules are:
 
-1. `State`, `Event` and `TRANSITIONS` are the state machine of one remote. A pair of a state and an
-   event that is missing in the table cannot occur, for the reason given in `IMPOSSIBLE`.
+1. `State`, `GsoEvent` and `TRANSITIONS` are the state machine of one remote. A pair of a state and
+   an event that is missing in the table cannot occur, for the reason given in `IMPOSSIBLE`.
 2. `GsoProber` owns the state and the time of all remotes, and nothing else writes them. It is told
    what happens, and when, in seconds of one monotonic clock.
 3. A path reads its `RemoteState`: which superframes may be sent, and which one is to be tracked.
@@ -68,7 +68,7 @@ class State(Enum):
 ENABLED = frozenset((State.ENABLED_BY_REPLY, State.ENABLED_BY_ACK))
 
 
-class Event(Enum):
+class GsoEvent(Enum):
     """An event that concerns one remote."""
 
     REQUESTED = auto()
@@ -102,89 +102,89 @@ class Event(Enum):
 IGNORED = None
 """In `TRANSITIONS`: the event is known, but too late, and changes nothing at all."""
 
-TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
+TRANSITIONS: Mapping[State, Mapping[GsoEvent, State | None]] = {
     State.IDLE: {
-        Event.REQUESTED: State.UNRESOLVED,
+        GsoEvent.REQUESTED: State.UNRESOLVED,
         # The remote was forgotten during the lookup, or during the send.
-        Event.RESOLVED: IGNORED,
-        Event.UNRESOLVABLE: IGNORED,
-        Event.SEND_FAILED: IGNORED,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.RESOLVED: IGNORED,
+        GsoEvent.UNRESOLVABLE: IGNORED,
+        GsoEvent.SEND_FAILED: IGNORED,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.UNRESOLVED: {
-        Event.RESOLVED: State.PROBING,
-        Event.UNRESOLVABLE: State.UNAVAILABLE,
+        GsoEvent.RESOLVED: State.PROBING,
+        GsoEvent.UNRESOLVABLE: State.UNAVAILABLE,
         # No echo request has been sent yet: the reply is forged.
-        Event.SMALL_ARRIVED: IGNORED,
-        Event.CONFIRMED: IGNORED,
-        Event.SEND_FAILED: IGNORED,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: IGNORED,
+        GsoEvent.CONFIRMED: IGNORED,
+        GsoEvent.SEND_FAILED: IGNORED,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.UNAVAILABLE: {
         # These belong to what was sent before the kernel refused a superframe.
-        Event.SMALL_ARRIVED: IGNORED,
-        Event.CONFIRMED: IGNORED,
-        Event.ACKED: IGNORED,
-        Event.LOST: IGNORED,
-        Event.UNKNOWN: IGNORED,
-        Event.SEND_FAILED: IGNORED,
-        Event.TIMEOUT: State.IDLE,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: IGNORED,
+        GsoEvent.CONFIRMED: IGNORED,
+        GsoEvent.ACKED: IGNORED,
+        GsoEvent.LOST: IGNORED,
+        GsoEvent.UNKNOWN: IGNORED,
+        GsoEvent.SEND_FAILED: IGNORED,
+        GsoEvent.TIMEOUT: State.IDLE,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.PROBING: {
-        Event.SMALL_ARRIVED: State.PROBING,  # The large probe packet follows.
-        Event.CONFIRMED: State.ENABLED_BY_REPLY,
-        Event.UNANSWERED: State.AWAITING_ACK,
-        Event.ACKED: State.ENABLED_BY_ACK,
-        Event.LOST: State.BACKING_OFF,
-        Event.UNKNOWN: State.PROBING,
-        Event.SEND_FAILED: State.PROBING,  # The echo requests find out whether it was a mishap.
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: State.PROBING,  # The large probe packet follows.
+        GsoEvent.CONFIRMED: State.ENABLED_BY_REPLY,
+        GsoEvent.UNANSWERED: State.AWAITING_ACK,
+        GsoEvent.ACKED: State.ENABLED_BY_ACK,
+        GsoEvent.LOST: State.BACKING_OFF,
+        GsoEvent.UNKNOWN: State.PROBING,
+        GsoEvent.SEND_FAILED: State.PROBING,  # The echo requests find out whether it was a mishap.
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.AWAITING_ACK: {
-        Event.SMALL_ARRIVED: State.PROBING,
-        Event.CONFIRMED: State.ENABLED_BY_REPLY,
-        Event.ACKED: State.ENABLED_BY_ACK,
-        Event.LOST: State.BACKING_OFF,
-        Event.UNKNOWN: State.AWAITING_ACK,
-        Event.SEND_FAILED: State.AWAITING_ACK,
-        Event.TIMEOUT: State.IDLE,  # The remote, or the route, may be another one by now.
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: State.PROBING,
+        GsoEvent.CONFIRMED: State.ENABLED_BY_REPLY,
+        GsoEvent.ACKED: State.ENABLED_BY_ACK,
+        GsoEvent.LOST: State.BACKING_OFF,
+        GsoEvent.UNKNOWN: State.AWAITING_ACK,
+        GsoEvent.SEND_FAILED: State.AWAITING_ACK,
+        GsoEvent.TIMEOUT: State.IDLE,  # The remote, or the route, may be another one by now.
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.ENABLED_BY_REPLY: {
-        Event.SMALL_ARRIVED: State.ENABLED_BY_REPLY,  # The path stopped segmenting: as above.
-        Event.CONFIRMED: State.ENABLED_BY_REPLY,
-        Event.UNANSWERED: State.IDLE,  # A remote that no longer replies may have been replaced.
-        Event.ACKED: State.ENABLED_BY_REPLY,
-        Event.LOST: State.BACKING_OFF,
-        Event.UNKNOWN: State.ENABLED_BY_REPLY,
-        Event.SEND_FAILED: State.UNAVAILABLE,
-        Event.TIMEOUT: State.IDLE,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: State.ENABLED_BY_REPLY,  # The path stopped segmenting: as above.
+        GsoEvent.CONFIRMED: State.ENABLED_BY_REPLY,
+        GsoEvent.UNANSWERED: State.IDLE,  # A remote that no longer replies may have been replaced.
+        GsoEvent.ACKED: State.ENABLED_BY_REPLY,
+        GsoEvent.LOST: State.BACKING_OFF,
+        GsoEvent.UNKNOWN: State.ENABLED_BY_REPLY,
+        GsoEvent.SEND_FAILED: State.UNAVAILABLE,
+        GsoEvent.TIMEOUT: State.IDLE,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.ENABLED_BY_ACK: {
-        Event.SMALL_ARRIVED: State.ENABLED_BY_ACK,
-        Event.CONFIRMED: State.ENABLED_BY_REPLY,
-        Event.ACKED: State.ENABLED_BY_ACK,
-        Event.LOST: State.BACKING_OFF,
-        Event.UNKNOWN: State.ENABLED_BY_ACK,
-        Event.SEND_FAILED: State.UNAVAILABLE,
-        Event.TIMEOUT: State.AWAITING_ACK,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.SMALL_ARRIVED: State.ENABLED_BY_ACK,
+        GsoEvent.CONFIRMED: State.ENABLED_BY_REPLY,
+        GsoEvent.ACKED: State.ENABLED_BY_ACK,
+        GsoEvent.LOST: State.BACKING_OFF,
+        GsoEvent.UNKNOWN: State.ENABLED_BY_ACK,
+        GsoEvent.SEND_FAILED: State.UNAVAILABLE,
+        GsoEvent.TIMEOUT: State.AWAITING_ACK,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
     State.BACKING_OFF: {
         # `GsoProber.on_reply` drops replies of a host that backs off. These come after a superframe
         # on another path to the host has ended that.
-        Event.SMALL_ARRIVED: State.PROBING,
-        Event.CONFIRMED: State.ENABLED_BY_REPLY,
+        GsoEvent.SMALL_ARRIVED: State.PROBING,
+        GsoEvent.CONFIRMED: State.ENABLED_BY_REPLY,
         # Several VNIs may use one path, each with a superframe that was sent before the loss.
-        Event.ACKED: State.ENABLED_BY_ACK,
-        Event.LOST: State.BACKING_OFF,
-        Event.UNKNOWN: State.BACKING_OFF,
-        Event.SEND_FAILED: State.BACKING_OFF,
-        Event.BACKOFF_OVER: State.AWAITING_ACK,
-        Event.TIMEOUT: State.IDLE,
-        Event.FORGOTTEN: State.IDLE,
+        GsoEvent.ACKED: State.ENABLED_BY_ACK,
+        GsoEvent.LOST: State.BACKING_OFF,
+        GsoEvent.UNKNOWN: State.BACKING_OFF,
+        GsoEvent.SEND_FAILED: State.BACKING_OFF,
+        GsoEvent.BACKOFF_OVER: State.AWAITING_ACK,
+        GsoEvent.TIMEOUT: State.IDLE,
+        GsoEvent.FORGOTTEN: State.IDLE,
     },
 }
 """For each state, the state that follows each event."""
@@ -192,18 +192,18 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
 _NO_REQUEST = "echo replies carry the token of an echo request, and IDLE has none"
 _NOT_SENT = "no superframe has been sent yet"
 _NO_LOOKUP = "the egress device is looked up in UNRESOLVED"
-IMPOSSIBLE: Mapping[Event, str] = {
-    Event.REQUESTED: "superframes ask for tunnel GSO in IDLE",
-    Event.RESOLVED: _NO_LOOKUP,
-    Event.UNRESOLVABLE: _NO_LOOKUP,
-    Event.SMALL_ARRIVED: _NO_REQUEST,
-    Event.CONFIRMED: _NO_REQUEST,
-    Event.UNANSWERED: "echo requests are sent, and counted, in PROBING and ENABLED_BY_REPLY",
-    Event.ACKED: _NOT_SENT,
-    Event.LOST: _NOT_SENT,
-    Event.UNKNOWN: _NOT_SENT,
-    Event.BACKOFF_OVER: "only BACKING_OFF waits for the end of a pause",
-    Event.TIMEOUT: "the state has no timeout",
+IMPOSSIBLE: Mapping[GsoEvent, str] = {
+    GsoEvent.REQUESTED: "superframes ask for tunnel GSO in IDLE",
+    GsoEvent.RESOLVED: _NO_LOOKUP,
+    GsoEvent.UNRESOLVABLE: _NO_LOOKUP,
+    GsoEvent.SMALL_ARRIVED: _NO_REQUEST,
+    GsoEvent.CONFIRMED: _NO_REQUEST,
+    GsoEvent.UNANSWERED: "echo requests are sent, and counted, in PROBING and ENABLED_BY_REPLY",
+    GsoEvent.ACKED: _NOT_SENT,
+    GsoEvent.LOST: _NOT_SENT,
+    GsoEvent.UNKNOWN: _NOT_SENT,
+    GsoEvent.BACKOFF_OVER: "only BACKING_OFF waits for the end of a pause",
+    GsoEvent.TIMEOUT: "the state has no timeout",
 }
 """For each event that is missing in some states, why it cannot occur there."""
 
@@ -225,7 +225,7 @@ class ImpossibleEventError(RuntimeError):
     """An event occurred in a state in which it cannot: a mistake in this package."""
 
 
-def next_state(state: State, event: Event) -> State | None:
+def next_state(state: State, event: GsoEvent) -> State | None:
     """Return the state that follows an event, or IGNORED.
 
     Raises: ImpossibleEventError if the pair is not in `TRANSITIONS`.
@@ -340,9 +340,9 @@ _LARGE_LEN = SIZE + len(LARGE_PROBE.frame)
 """Octets that arrive in one datagram if nothing segments an echo request and its probe packet."""
 
 _EVENTS = {
-    DeliveryResult.ACKED: Event.ACKED,
-    DeliveryResult.LOST: Event.LOST,
-    DeliveryResult.UNKNOWN: Event.UNKNOWN,
+    DeliveryResult.ACKED: GsoEvent.ACKED,
+    DeliveryResult.LOST: GsoEvent.LOST,
+    DeliveryResult.UNKNOWN: GsoEvent.UNKNOWN,
 }
 
 _P = TypeVar("_P", bound=ProbedPath)
@@ -383,7 +383,7 @@ class GsoProber(Generic[_P]):
 
     def request(self, path: _P, reply_port: int) -> None:
         """Start probing for a path that is IDLE. Echo replies go to our UDP `reply_port`."""
-        self._dispatch(path, Event.REQUESTED)
+        self._dispatch(path, GsoEvent.REQUESTED)
         remote, token = path.gso, self._make_token()
         remote.token, remote.reply_port = token, reply_port
         remote.on_result = partial(self._on_result, path, token)
@@ -398,9 +398,9 @@ class GsoProber(Generic[_P]):
     def on_resolved(self, path: _P, egress: int | None, now: float) -> None:
         """Take the index of the egress device of a path; None if none can do tunnel GSO."""
         if egress is None:
-            if self._dispatch(path, Event.UNRESOLVABLE):
+            if self._dispatch(path, GsoEvent.UNRESOLVABLE):
                 path.gso.since = now
-        elif self._dispatch(path, Event.RESOLVED):
+        elif self._dispatch(path, GsoEvent.RESOLVED):
             path.use_egress(egress)
             self._send_request(path, now)
             self._ask_for_tracking(path, now)
@@ -416,13 +416,13 @@ class GsoProber(Generic[_P]):
             return
         remote, segmented = path.gso, reply.octets < _SMALL_LEN
         if segmented or reply.octets >= _LARGE_LEN:
-            if self._dispatch(path, Event.CONFIRMED):
+            if self._dispatch(path, GsoEvent.CONFIRMED):
                 if segmented:
                     remote.probe_packet = SMALL_PROBE
                 remote.since, remote.requests = now, 0
                 remote.track_above = NEVER
                 self._set_max_len(path, SUPERFRAME_MAX)
-        elif remote.probe_packet is SMALL_PROBE and self._dispatch(path, Event.SMALL_ARRIVED):
+        elif remote.probe_packet is SMALL_PROBE and self._dispatch(path, GsoEvent.SMALL_ARRIVED):
             remote.probe_packet, remote.requests = LARGE_PROBE, 0
             self._send_request(path, now)
 
@@ -450,14 +450,14 @@ class GsoProber(Generic[_P]):
     def on_send_failed(self, path: _P, now: float) -> None:
         """Take note that the kernel refused a superframe, for another reason than a full queue."""
         remote = path.gso
-        if self._dispatch(path, Event.SEND_FAILED):
+        if self._dispatch(path, GsoEvent.SEND_FAILED):
             remote.track_above = NEVER
             if remote.state is State.UNAVAILABLE:
                 remote.since = now
 
     def forget(self, path: _P) -> None:
         """Stop using tunnel GSO on a path. The next superframe starts probing again."""
-        self._dispatch(path, Event.FORGOTTEN)
+        self._dispatch(path, GsoEvent.FORGOTTEN)
 
     def forget_all(self) -> None:
         """Stop using tunnel GSO on all paths, since routes, links or IPsec policies changed."""
@@ -491,7 +491,7 @@ class GsoProber(Generic[_P]):
         """Send the next echo request in PROBING, or give up on echo replies."""
         remote = path.gso
         if remote.requests >= _REQUESTS_MAX:
-            self._dispatch(path, Event.UNANSWERED)
+            self._dispatch(path, GsoEvent.UNANSWERED)
             remote.since = remote.requested_at
         elif now >= remote.requested_at + _REQUEST_INTERVAL_S:
             self._send_request(path, now)
@@ -505,13 +505,13 @@ class GsoProber(Generic[_P]):
         if now < remote.requested_at + _REQUEST_INTERVAL_S:
             return
         if remote.requests >= _REQUESTS_MAX:
-            self._dispatch(path, Event.UNANSWERED)
+            self._dispatch(path, GsoEvent.UNANSWERED)
         elif remote.requests or path.sent != remote.sent_at_request:
             self._send_request(path, now)
 
     def _time_out(self, path: _P, now: float) -> None:
         remote = path.gso
-        self._dispatch(path, Event.TIMEOUT)
+        self._dispatch(path, GsoEvent.TIMEOUT)
         remote.track_above = NEVER
         if remote.state is State.AWAITING_ACK:
             remote.since = now
@@ -519,7 +519,7 @@ class GsoProber(Generic[_P]):
 
     # --- actions ----------------------------------------------------------------------------
 
-    def _dispatch(self, path: _P, event: Event) -> bool:
+    def _dispatch(self, path: _P, event: GsoEvent) -> bool:
         """Move a path to the state that follows an event. Returns: False if it is ignored."""
         remote = path.gso
         state = next_state(remote.state, event)
@@ -557,7 +557,7 @@ class GsoProber(Generic[_P]):
         if backoff is not None and now < backoff.until:
             return
         if remote.state is State.BACKING_OFF:
-            self._dispatch(path, Event.BACKOFF_OVER)
+            self._dispatch(path, GsoEvent.BACKOFF_OVER)
         remote.track_above = 0 if any_size else remote.max_len
 
     def _back_off(self, path: _P, lost_len: int, now: float) -> None:

@@ -27,7 +27,7 @@ _LINK_ADDRESS = {SOLICITATION: _SOURCE_LINK_ADDRESS, ADVERTISEMENT: _TARGET_LINK
 """Type of the link-layer address option that each message type may carry."""
 
 
-class Message(NamedTuple):
+class NdMessage(NamedTuple):
     """A valid neighbor solicitation or advertisement (RFC 4861, sections 7.1.1 and 7.1.2)."""
 
     kind: int
@@ -42,7 +42,7 @@ class Message(NamedTuple):
     """MAC of the source (solicitation) or target (advertisement) link-layer address option."""
 
 
-def parse(frame: Buffer, offset: int) -> Message | None:
+def parse(frame: Buffer, offset: int) -> NdMessage | None:
     """Parse and validate the IPv6 packet at `offset` of a frame.
 
     Returns: None if the packet is not a neighbor solicitation or advertisement, has extension
@@ -75,10 +75,10 @@ def parse(frame: Buffer, offset: int) -> Message | None:
             return None
     elif destination[0] == 0xFF and flags & FLAG_SOLICITED:
         return None
-    return Message(kind, first & _TRAFFIC_CLASS, source, destination, flags, target, address)
+    return NdMessage(kind, first & _TRAFFIC_CLASS, source, destination, flags, target, address)
 
 
-def pack(message: Message) -> bytes:
+def pack(message: NdMessage) -> bytes:
     """Pack a message as an IPv6 packet with checksum, without an Ethernet header."""
     option = b""
     if message.link_address is not None:
