@@ -119,7 +119,7 @@ def test_no_fault_on_one_link(pair: Pair, start: Start) -> None:
     assert (code, said["findings"]) == (0, [])
     there.stop()
     finding = only(ails(a, *of(vtep)))
-    assert finding["title"] == "fe80::2%eth0 has nobody on UDP port 4789"
+    assert finding["title"] == "no process has UDP port 4789 of fe80::2%eth0"
 
 
 def test_remote_firewall_drops(pair: Pair, tunnel: Tunnel) -> None:
@@ -178,7 +178,8 @@ def test_remote_firewall_rejects(pair: Pair, tunnel: Tunnel) -> None:
 def test_no_remote_host(pair: Pair) -> None:
     a, _ = pair
     assert (
-        only(ails(a, "--remote", "192.0.2.2"))["title"] == "192.0.2.2 has nobody on UDP port 4789"
+        only(ails(a, "--remote", "192.0.2.2"))["title"]
+        == "no process has UDP port 4789 of 192.0.2.2"
     )
     assert only(ails(a, "--remote", "192.0.2.9"))["title"] == "192.0.2.9 does not exist, or is down"
     assert "no route to 198.51.100.1" in only(ails(a, "--remote", "198.51.100.1"))["title"]
@@ -195,7 +196,7 @@ def test_kernel_vtep_as_the_remote(pair: Pair, start: Start) -> None:
     finding = only(ails(a, *of(vtep), severity="note"))
     assert (
         finding["title"]
-        == "192.0.2.2 does not answer pyvtep's echo, but somebody behind it answers a ping"
+        == "192.0.2.2 does not answer pyvtep's echo, but a host behind it answers a ping"
     )
     # Without a running tunnel the doctor cannot find out, and says so.
     vtep.stop()
@@ -209,11 +210,11 @@ def test_kernel_vtep_as_the_remote_behind_a_bridge(pair: Pair, start: Start) -> 
     a.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:0b", "up", "type", "bridge")
     vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
     finding = only(ails(a, *of(vtep), severity="note"))
-    assert finding["title"].endswith("but somebody behind it answers a ping")
+    assert finding["title"].endswith("but a host behind it answers a ping")
     # Hosts on this side of the tunnel do not count as hosts behind the remote.
     nft(b, "udp dport 4789 drop")
     finding = only(ails(a, *of(vtep)))
-    assert "Nobody behind it has answered a ping" in finding["explanation"]
+    assert "No host behind it has answered a ping" in finding["explanation"]
 
 
 def test_remote_does_not_accept_this_host(pair: Pair, start: Start) -> None:
@@ -305,7 +306,7 @@ def test_a_narrow_path(lab: Lab, start: Start, filtered: bool) -> None:
     title = "the way to and from 198.51.100.2 carries 1400 octets, and 1500 are needed"
     assert finding["title"] == title
     if filtered:
-        assert "Nobody says so by ICMP" in finding["explanation"]
+        assert "No ICMP error says so" in finding["explanation"]
         assert finding["fix"].startswith("at both ends: pyvtep set --vni 1 --mtu 1350 ")
         here.run("set", "--vni", "1", "--mtu", "1350")
     else:

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from vtep.counters import Drop
-from vtep.doctor.drops import BY_DESIGN, REMEDIES
+from vtep.doctor.checks.drops import BY_DESIGN, REMEDIES
 from vtep.doctor.facts import (
     Blocked,
     BridgeFacts,
@@ -166,7 +166,7 @@ def test_loss() -> None:
         ),
         (
             {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, HOST),))},
-            "192.0.2.2 has nobody on UDP port 4789",
+            "no process has UDP port 4789 of 192.0.2.2",
         ),
         (
             {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, "192.0.2.254"),))},
@@ -196,7 +196,7 @@ def test_problems_of_silence(changes: dict[str, Any], title: str) -> None:
 def test_icmp_of_a_link_local_address() -> None:
     there = Echoes(20, errors=(IcmpError(Refusal.PORT, "fe80::2"),))
     finding = only(of_remote(SILENT, host="fe80::2%eth0", there=there))
-    assert finding.title == "fe80::2%eth0 has nobody on UDP port 4789"
+    assert finding.title == "no process has UDP port 4789 of fe80::2%eth0"
 
 
 def test_silence_that_need_not_be_wrong() -> None:
@@ -386,7 +386,7 @@ def test_an_address_of_the_underlays_subnet(gateway: str | None) -> None:
 
 @pytest.mark.parametrize("reason", Drop)
 def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> None:
-    assert reason in REMEDIES, f"{reason}: say in vtep/doctor/drops.py what mends it"
+    assert reason in REMEDIES, f"{reason}: add a remedy to vtep/doctor/checks/drops.py"
     sources: tuple[dict[str, str], ...] = ({}, {reason: "198.51.100.9"})
     for source in sources:
         drops = Drops({reason: 7}, {reason: 2}, source, {reason: 0.1})
@@ -500,3 +500,32 @@ def test_the_worst_comes_first() -> None:
     assert [finding.severity for finding in found] == ["problem", "warning", "note"]
     assert has_faults(found)
     assert not has_faults(found[2:])
+
+
+def test_a_rule_for_established_connections_is_no_problem_with_one_port() -> None:
+    for remote in (
+        evolve(WELL, back=Echoes(5), firewall_new=RULE),
+        evolve(SILENT, through=True, firewall_new=RULE),
+    ):
+        found = findings(Facts(HERE, (SEGMENT,), (remote,), pyvteps=1))
+        assert found[0].severity is Severity.WARNING
+        assert "only after this host has sent some" in found[0].title
+        assert found[0].fix == RULE.fix
+        assert not any(finding.severity is Severity.PROBLEM for finding in found)
+
+
+@pytest.mark.parametrize(("source", "titles"), [(HOST, 1), ("192.0.2.9", 2)])
+def test_an_unknown_source_that_segment_and_process_count_is_one_finding(
+    source: str, titles: int
+) -> None:
+    reason = Drop.SOURCE_UNKNOWN
+    of_segment = Drops({reason: 1}, {reason: 0}, {reason: HOST}, {reason: 9.0})
+    of_process = Drops({reason: 6}, {reason: 2}, {reason: source}, {reason: 0.5})
+    segment = evolve(SEGMENT, drops=of_segment)
+    process = ProcessFacts(of_process, 4789)
+    found = findings(Facts(HERE, (segment,), (), pyvteps=1, drops=(process,)))
+    assert len(found) == titles
+    if titles == 1:
+        assert found[0].title.startswith("source_unknown 7: ")
+        assert "2 were dropped" in found[0].explanation
+        assert "--vni 5" in found[0].fix

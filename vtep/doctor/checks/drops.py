@@ -1,10 +1,10 @@
-"""What the drop counters of a pyvtep say: what each reason means, and what mends it.
+"""Checks of the drop counters of a pyvtep, with a remedy for each reason.
 
-A counter that increases while the doctor looks is something wrong now. One that does not is a note:
-after a repair, the counters stay as they are.
+A counter that increases during the examination is a fault. One that does not is a note, since the
+counters stay as they are after a repair.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from attrs import evolve, frozen
 
@@ -16,14 +16,15 @@ from vtep.host.firewall import Verdict
 
 @frozen
 class Remedy:
-    """What to do about datagrams or frames that are dropped for a reason.
+    """The fix for a drop reason.
 
-    Both texts are formats, whose fields are those of `_places`.
+    Both texts are format strings, whose fields are those of `_fields`, {source}, {tap}, {mtu}, {at}
+    and {output}.
     """
 
     fix: str
     without_source: str = ""
-    """The same where `fix` names the {source}, and that is not known."""
+    """The fix if {source} is not known, for remedies that name it."""
     severity: Severity = Severity.WARNING
 
 
@@ -123,48 +124,48 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "at what pyvtep has logged"
     ),
 }
-"""What mends each: a test sees to it that none is missing."""
+"""The remedy for each reason; a test checks that none is missing."""
 
 GENERIC = Remedy("look at what pyvtep has logged, and at what it receives: {capture}")
-"""What is said of a reason that is not known here, as of a pyvtep of another version."""
+"""The remedy for an unknown reason, which a pyvtep of another version may have."""
 
 BY_DESIGN = (Drop.ANYCAST_GW_SUPPRESSED_RX, Drop.ANYCAST_GW_SUPPRESSED_TX)
-"""Reasons that are not worth a word once they have ended."""
+"""Reasons that are no fault, and worth no note once they have ended."""
 
 _BY_NAME = {str(reason): reason for reason in Drop}
 
 
 def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Iterator[Finding]:
-    """Say what the drops of a segment mean; `remotes` are those of the segment."""
+    """Yield findings about the drops of a segment, whose remotes are `remotes`."""
     at = f" --vni {segment.vni}{_socket(segment.socket)}"
-    places = {
-        **_places(segment.devices, segment.dstport),
+    fields = {
+        **_fields(segment.devices, segment.dstport),
         "tap": segment.tap,
         "mtu": str(segment.mtu),
         "at": at,
     }
     output = next((each.firewall_out for each in remotes if each.firewall_out is not None), None)
-    told = _told_of_remotes(remotes)
+    told = _told_by_remotes(remotes)
     if not segment.up:
         told.add(Drop.TAP_DOWN)
-    # An ICMP error to a datagram is counted when the next one is sent, however late that is. What
-    # the remote says of itself is more recent.
+    # The kernel reports an ICMP error when the next datagram is sent, however late that is. The
+    # examination of the remote is more recent.
     if segment.drops.last_source.get(Drop.UNDERLAY_REFUSED) in {each.host for each in remotes}:
         told.add(Drop.UNDERLAY_REFUSED)
     for reason in _reasons(segment.drops):
         if reason not in told:
             yield from _of_reason(
-                reason, segment.tap, segment.drops, places, segment.socket, output
+                reason, segment.tap, segment.drops, fields, segment.socket, output
             )
 
 
 def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[Finding]:
-    """Say what the drops of a pyvtep mean that were for none of its segments.
+    """Yield findings about the drops of a pyvtep that belong to none of its segments.
 
-    Other findings tell of the reasons in `told`.
+    The reasons in `told` are left out: other findings report them.
     """
-    places = {
-        **_places(process.devices, process.port),
+    fields = {
+        **_fields(process.devices, process.port),
         "tap": "pyvtep",
         "mtu": "that of the tunnel",
         "at": _socket(process.socket),
@@ -172,11 +173,65 @@ def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[
     for reason in _reasons(process.drops):
         if reason in told:
             continue
-        yield from _of_reason(reason, "pyvtep", process.drops, places, process.socket, None)
+        yield from _of_reason(reason, "pyvtep", process.drops, fields, process.socket, None)
 
 
-def _told_of_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
-    """Return the reasons of which findings about remotes tell."""
+def merge(
+    segments: Iterable[SegmentFacts], processes: Iterable[ProcessFacts]
+) -> tuple[list[SegmentFacts], list[ProcessFacts]]:
+    """Merge drops of one sender that both a segment and its process have counted.
+
+    Datagrams of an unknown source are first counted by the segment. Then the kernel drops them, by
+    a filter at the socket, and the process counts them. That would be two findings about one fault.
+
+    Returns: the segments with their share of the drops of the process, and the processes with the
+    rest.
+    """
+    merged, rest = list(segments), []
+    name = str(Drop.SOURCE_UNKNOWN)
+    for process in processes:
+        source = process.drops.last_source.get(name)
+        owner = next(
+            (
+                number
+                for number, segment in enumerate(merged)
+                if segment.socket == process.socket
+                and source is not None
+                and segment.drops.last_source.get(name) == source
+            ),
+            None,
+        )
+        if owner is None:
+            rest.append(process)
+            continue
+        drops = _sum(merged[owner].drops, process.drops, name)
+        merged[owner] = evolve(merged[owner], drops=drops)
+        rest.append(evolve(process, drops=_without(process.drops, name)))
+    return merged, rest
+
+
+def _sum(one: Drops, other: Drops, name: str) -> Drops:
+    """Return `one` with the count of a reason in `other` added."""
+    ages = [each.age[name] for each in (one, other) if name in each.age]
+    return evolve(
+        one,
+        count={**one.count, name: one.count.get(name, 0) + other.count.get(name, 0)},
+        increase={**one.increase, name: one.increase.get(name, 0) + other.increase.get(name, 0)},
+        age={**one.age, name: min(ages)} if ages else one.age,
+    )
+
+
+def _without(drops: Drops, name: str) -> Drops:
+    """Return drops without a reason."""
+    return evolve(
+        drops,
+        count={each: n for each, n in drops.count.items() if each != name},
+        increase={each: n for each, n in drops.increase.items() if each != name},
+    )
+
+
+def _told_by_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
+    """Return the reasons that findings about remotes report."""
     told: set[str] = set()
     for remote in remotes:
         if remote.there.errors:
@@ -189,7 +244,7 @@ def _told_of_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
 
 
 def _reasons(drops: Drops) -> list[str]:
-    """Return the reasons to be told of: those that increase first, else in the order of `Drop`."""
+    """Return the reasons that count: those that increase first, else in the order of `Drop`."""
     counted = [reason for reason, count in drops.count.items() if count > 0]
     increasing = [reason for reason, count in drops.increase.items() if count > 0]
     return list(dict.fromkeys([*increasing, *counted]))
@@ -199,10 +254,11 @@ def _of_reason(
     name: str,
     about: str,
     drops: Drops,
-    places: Mapping[str, str],
+    fields: Mapping[str, str],
     socket: str | None,
     output: Verdict | None,
 ) -> Iterator[Finding]:
+    """Report one drop counter; `fields` are those of the remedies."""
     reason = _BY_NAME.get(name)
     increase, count = drops.increase.get(name, 0), drops.count.get(name, 0)
     if increase <= 0 and reason in BY_DESIGN:
@@ -212,7 +268,7 @@ def _of_reason(
     denied = output if reason is Drop.UNDERLAY_DENIED else None
     known = source if reason is not Drop.UNDERLAY_DENIED else denied
     fix = remedy.fix if known or not remedy.without_source else remedy.without_source
-    fix = fix.format(source=source, output=output.fix if output is not None else "", **places)
+    fix = fix.format(source=source, output=output.fix if output is not None else "", **fields)
     meaning = f": {reason.meaning}" if reason is not None else ""
     last = f"; the last from {source}" if source is not None else ""
     if name.startswith("underlay_"):
@@ -242,10 +298,12 @@ def _of_reason(
     )
 
 
-def _places(devices: tuple[str, ...], port: int) -> dict[str, str]:
+def _fields(devices: tuple[str, ...], port: int) -> dict[str, str]:
+    """Return the fields of remedies that depend on the underlay: port and capture."""
     device = devices[0] if len(devices) == 1 else "any"
     return {"port": str(port), "capture": f"tcpdump -ni {device} -T vxlan udp dst port {port}"}
 
 
 def _socket(path: str | None) -> str:
+    """Return the option that names a control socket, if commands need it."""
     return f" --socket {path}" if path is not None else ""
