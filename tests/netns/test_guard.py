@@ -145,7 +145,9 @@ def test_groups_are_heard_beside_it(port: Open, family: socket.AddressFamily) ->
     group = {V4: "239.1.1.1", V6: "ff05::101"}[family]
     it.accept(3)
     with it.a.inside():
-        member = it.receiver.join_group(it.binding, ip_address(group), [it.guard.socket])
+        member = it.receiver.join_group(
+            it.binding, ip_address(group), [UdpReceiver(it.guard.socket)]
+        )
         it.guard.close()
         it.guard = IngressGuard(it.receiver.sock, it.binding)
     it.accept(2)
@@ -177,7 +179,7 @@ def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.Address
     assert "state UP" not in a.run("ip", "link", "show", "k")
     # One that takes over has a group of its own.
     with a.inside():
-        both = [it.receiver.sock, it.guard.socket]
+        both = [it.receiver, UdpReceiver(it.guard.socket)]
         other = UdpReceiver.open(it.binding, 4789, gro=True, beside=both)
         it.close()
         it.receiver, it.guard = other, IngressGuard(other.sock, it.binding)

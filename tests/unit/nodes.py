@@ -1,24 +1,13 @@
 """Hosts in memory, each with a VTEP, and what tests of them have in common."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from vtep import Config, Vtep
 from vtep.testing import MemoryHost, MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
-from vtep.testing.underlay import MemoryReceiver, SocketAddress
 
 IP_A, IP_B, IP_C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
-
-
-class SharedPorts(MemoryUnderlay):
-    """An underlay whose hosts let a receiver take over the port of another one.
-
-    The kernel does so for the sockets of one process that agree (SO_REUSEADDR).
-    """
-
-    def attach(self, receiver: MemoryReceiver, addresses: Iterable[SocketAddress]) -> None:
-        self._receivers.update(dict.fromkeys(addresses, receiver))
 
 
 class Node:

@@ -12,7 +12,6 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.unit.nodes import SharedPorts
 from vtep import Config, Vtep, VtepError
 from vtep.counters import Counters
 from vtep.daemon.build import APPLIERS, FIXED_OPTIONS, LISTENER_OPTIONS, TAP_OPTIONS
@@ -74,7 +73,7 @@ VOLATILE = {
         "_loop",
         "host",
         "_host",
-        "_sockets_on_port",
+        "_receivers_on_port",
         "_vtep_end",
         "_test_end",
     ),
@@ -128,7 +127,7 @@ def _same_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def state_when_run(first: Config, *changes: Config) -> Any:
     """Return the state of a port that was started and then changed, and what it sends."""
-    with closing(SharedPorts()) as underlay:
+    with closing(MemoryUnderlay()) as underlay:
         host = underlay.add_host(*OWN)
         network = MemoryNetwork(host)
         network.add_device("br0", kind="bridge")

@@ -307,6 +307,17 @@ def test_ports_and_addresses_are_those_of_the_host(underlay: MemoryUnderlay) -> 
     assert underlay.unreachable == 1
 
 
+def test_a_receiver_takes_over_the_port_of_another(underlay: MemoryUnderlay) -> None:
+    host, other = underlay.add_host(ONE), underlay.add_host(TWO).open_receiver(V4, PORT, gro=False)
+    before = host.open_receiver(V4, PORT, gro=False)
+    with pytest.raises(VtepError, match="this UDP port is taken"):
+        host.open_receiver(V4, PORT, gro=False, beside=[other])
+    after = host.open_receiver(V4, PORT, gro=False, beside=[before])
+    before.close()
+    other.send_unfragmented(b"datagram", ONE, PORT)
+    assert received(after) == [b"datagram"]
+
+
 def test_the_path_mtu_is_reported_and_enforced_with_df(underlay: MemoryUnderlay) -> None:
     host = underlay.add_host(ONE, ONE_V6)
     reported: list[int] = []

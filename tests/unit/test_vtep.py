@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.unit.nodes import IP_A, IP_B, IP_C, Node, SharedPorts, frame, segment, until
+from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep import Config, ConfigError, VtepError
 from vtep.daemon import host_watch
 from vtep.forwarding.fdb import Remote
@@ -21,7 +21,7 @@ A, B, C = (bytes((2, 0, 0, 0, 1, number)) for number in range(3))
 
 @pytest.fixture
 def underlay() -> Iterator[MemoryUnderlay]:
-    with closing(SharedPorts(seed=1)) as network:
+    with closing(MemoryUnderlay(seed=1)) as network:
         yield network
 
 

@@ -1,7 +1,6 @@
 """The receiving sockets of one UDP port, and the switch that finds the segment of each datagram."""
 
 import logging
-import socket
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack, suppress
 
@@ -62,21 +61,21 @@ class Listener:
     device or the address is absent, there is no socket; `reopen` opens it later, and binds it anew
     when a device was re-created.
 
-    `sockets_on_port` returns the sockets that have the port of an endpoint: another listener may
-    have it for another device, or until it is replaced by this one. Echo replies are passed to
+    `receivers_on_port` returns the receivers that have the port of an endpoint. Another listener
+    may have it for another device, or until it is replaced by this one. Echo replies are passed to
     `on_reply` (see `Demux`). Raises VtepError, with a remedy, if the port cannot be bound.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        sockets_on_port: Callable[[Endpoint], Iterable[socket.socket]],
+        receivers_on_port: Callable[[Endpoint], Iterable[Receiver]],
         on_reply: Callable[[EchoMessage, str, float], None],
         network: HostNetwork,
         sockets: SocketFactory,
     ) -> None:
         self.endpoint = endpoint
-        self._sockets_on_port = sockets_on_port
+        self._receivers_on_port = receivers_on_port
         self._network = network
         self._sockets = sockets
         self.switch = Demux((), endpoint.port, self._send_reply, on_reply)
@@ -118,7 +117,7 @@ class Listener:
             *(at.binding, at.port),
             gro=at.gro,
             zero_checksums=at.zero_checksums,
-            beside=self._sockets_on_port(at),
+            beside=self._receivers_on_port(at),
         )
         address = receiver.address[0]
         log.debug("listening on %s, UDP port %d, %s", address, at.port, at.binding.dev or "any dev")
@@ -126,7 +125,7 @@ class Listener:
 
     def _join(self, receiver: Receiver, group: Address) -> Receiver:
         at = self.endpoint
-        return receiver.join_group(at.binding, group, self._sockets_on_port(at))
+        return receiver.join_group(at.binding, group, self._receivers_on_port(at))
 
     def _receivers(self) -> list[Receiver]:
         return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
@@ -179,13 +178,13 @@ class Listener:
             self._kernel_drops.pop(sock, None)
             sock.close()
 
-    def sockets(self, endpoint: Endpoint) -> list[socket.socket]:
-        """Return the sockets of this listener that are bound to the UDP port of an endpoint."""
+    def receivers_on_port(self, endpoint: Endpoint) -> list[Receiver]:
+        """Return the receivers of this listener that are bound to the UDP port of an endpoint."""
         ours = self.endpoint
         same = ours.port == endpoint.port and ours.binding.family == endpoint.binding.family
-        if not same or self._receiver is None or self._receiver.sock is None:
+        if not same or self._receiver is None:
             return []
-        return [self._receiver.sock, *self._punt.sockets]
+        return [self._receiver, *self._punt.receivers]
 
     def shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
         """Return the receiver as a socket to send from, if it has this source port.

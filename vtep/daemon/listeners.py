@@ -1,6 +1,5 @@
 """The listeners of a process: opened when a VNI needs one, shared by VNIs, closed when idle."""
 
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -11,7 +10,7 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.port import Port
 from vtep.datapath.pool import Pool
 from vtep.io.binding import Binding
-from vtep.io.interfaces import SocketFactory
+from vtep.io.interfaces import Receiver, SocketFactory
 from vtep.io.shared_socket import SharedSocket
 from vtep.wire.echo import EchoMessage
 
@@ -65,7 +64,7 @@ class Listeners:
             # A sender may have bound the port as one of --srcport.
             self._pool.senders.vacate(endpoint.binding.family, endpoint.port)
             listener = Listener(
-                *(endpoint, self._sockets_on_port, self._on_reply),
+                *(endpoint, self._receivers_on_port, self._on_reply),
                 *(self._network, self._sockets),
             )
             self._by_endpoint[endpoint] = listener
@@ -94,6 +93,6 @@ class Listeners:
         found = (listener.shared_socket(binding, port) for listener in self)
         return next(filter(None, found), None)
 
-    def _sockets_on_port(self, endpoint: Endpoint) -> list[socket.socket]:
-        """Return the sockets that are bound to the UDP port of an endpoint."""
-        return [sock for other in self for sock in other.sockets(endpoint)]
+    def _receivers_on_port(self, endpoint: Endpoint) -> list[Receiver]:
+        """Return the receivers that are bound to the UDP port of an endpoint."""
+        return [each for other in self for each in other.receivers_on_port(endpoint)]

@@ -20,6 +20,7 @@ from vtep.io.addresses import device_name
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.ingress_guard import IngressGuard
+from vtep.io.receiver import UdpReceiver
 
 log = logging.getLogger("vtep")
 
@@ -66,9 +67,9 @@ class PuntSocket:
         may be routed over it by now."""
 
     @property
-    def sockets(self) -> list[socket.socket]:
+    def receivers(self) -> list[UdpReceiver]:
         """The second socket, if there is one."""
-        return [self._guard.socket] if self._guard is not None else []
+        return [UdpReceiver(self._guard.socket)] if self._guard is not None else []
 
     def update(
         self, receiver: socket.socket, binding: Binding, wanted: IngressFilter, hosts: Iterable[str]

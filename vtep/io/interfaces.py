@@ -130,7 +130,7 @@ class Receiver(Protocol):
         """
 
     def join_group(
-        self, binding: Binding, group: Address, beside: Iterable[socket.socket] = ()
+        self, binding: Binding, group: Address, beside: "Iterable[Receiver]" = ()
     ) -> "Receiver":
         """Return a receiver of a multicast group on the device of `binding`; closing it leaves.
 
@@ -250,9 +250,12 @@ class SocketFactory(Protocol):
         *,
         gro: bool,
         zero_checksums: bool = True,
-        beside: Iterable[socket.socket] = (),
+        beside: Iterable[Receiver] = (),
     ) -> Receiver:
-        """Open a receiver on a UDP port. Raises: VtepError."""
+        """Open a receiver on a UDP port, which the receivers in `beside` may have as well.
+
+        Raises: VtepError.
+        """
 
     def open_sender(
         self,

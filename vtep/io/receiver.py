@@ -62,7 +62,7 @@ class UdpReceiver:
         *,
         gro: bool,
         zero_checksums: bool = True,
-        beside: Iterable[socket.socket] = (),
+        beside: Iterable[Receiver] = (),
     ) -> Self:
         """Open a receiver on a UDP port.
 
@@ -72,7 +72,7 @@ class UdpReceiver:
             gro: whether the kernel is to join datagrams of one sender, if it can (UDP_GRO).
             zero_checksums: whether to accept datagrams without a checksum over IPv6. RFC 7348,
                 section 5, requires it; RFC 6935 allows it to tunnels.
-            beside: sockets that may have the same port, while one takes over from the other.
+            beside: receivers that may have the same port, as while this one takes over.
 
         Raises: NotReadyError if the own address or the device is absent; otherwise VtepError, with
         what to do, if the port is not available.
@@ -125,7 +125,7 @@ class UdpReceiver:
         return octets, stride, source[0], source[1], ecn_field
 
     def join_group(
-        self, binding: Binding, group: Address, beside: Iterable[socket.socket] = ()
+        self, binding: Binding, group: Address, beside: Iterable[Receiver] = ()
     ) -> "UdpReceiver":
         """Return a receiver of a multicast group on the device of `binding`.
 
@@ -136,7 +136,7 @@ class UdpReceiver:
         sock = None
         try:
             sock = binding.open_unbound()
-            with _port_shared_by([self.sock, *beside]):
+            with _port_shared_by([self, *beside]):
                 host = socket.inet_ntop(binding.family, group.packed)
                 _bind_to_group(sock, self.address[1], host, binding.dev)
             zero = self.sock.getsockopt(const.SOL_UDP, const.UDP_NO_CHECK6_RX) != 0
@@ -232,9 +232,9 @@ def receive_queue_drops(sock: socket.socket) -> int:
 
 
 @contextmanager
-def _port_shared_by(sockets: Iterable[socket.socket]) -> Iterator[list[socket.socket]]:
-    """Allow other sockets to be bound to the port of these while the context lasts."""
-    sharing = list(sockets)
+def _port_shared_by(receivers: Iterable[Receiver]) -> Iterator[list[socket.socket]]:
+    """Allow other sockets to be bound to the port of receivers while the context lasts."""
+    sharing = [each.sock for each in receivers if each.sock is not None]
     try:
         for sock in sharing:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,7 +19,6 @@ the host says so.
 import errno
 import os
 import random
-import socket
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -149,14 +148,19 @@ class MemoryUnderlay:
             self.reordered += receiver.enqueue(queued, overtake=reordered)
         self.duplicated += duplicated
 
-    def attach(self, receiver: "MemoryReceiver", addresses: Iterable[SocketAddress]) -> None:
+    def attach(
+        self,
+        receiver: "MemoryReceiver",
+        addresses: Sequence[SocketAddress],
+        beside: "Sequence[Receiver]" = (),
+    ) -> None:
         """Deliver to a receiver the datagrams to unicast addresses.
 
-        Raises: VtepError if another one is open on one of them.
+        Raises: VtepError if one that is not in `beside` is open on one of them.
         """
-        addresses = list(addresses)
         for host, port in addresses:
-            if (host, port) in self._receivers:
+            found = self._receivers.get((host, port))
+            if found is not None and found not in beside:
                 raise VtepError(f"--dstport {port}: this UDP port is taken on this host")
         self._receivers.update(dict.fromkeys(addresses, receiver))
 
@@ -202,9 +206,9 @@ class MemoryHost:
         *,
         gro: bool,
         zero_checksums: bool = True,  # noqa: ARG002  nothing here has a checksum
-        beside: Iterable[socket.socket] = (),  # noqa: ARG002  nothing here is a socket
+        beside: "Iterable[Receiver]" = (),
     ) -> "MemoryReceiver":
-        """Open a receiver on a UDP port.
+        """Open a receiver on a UDP port, which takes over from a receiver in `beside`.
 
         Raises: NotReadyError if the host does not have the own address; VtepError if the port is
         taken.
@@ -218,7 +222,7 @@ class MemoryHost:
         hosts = own if binding.local is None else [source]
         receiver = MemoryReceiver(self, binding, (source, port), gro=gro)
         try:
-            self.underlay.attach(receiver, [(host, port) for host in hosts])
+            self.underlay.attach(receiver, [(host, port) for host in hosts], tuple(beside))
         except VtepError:
             receiver.close()
             raise
@@ -340,7 +344,7 @@ class MemoryReceiver:
         self,
         binding: Binding,
         group: Address,
-        beside: Iterable[socket.socket] = (),  # noqa: ARG002  nothing here is a socket
+        beside: "Iterable[Receiver]" = (),  # noqa: ARG002  any number may join
     ) -> "MemoryReceiver":
         """Return a receiver of a multicast group on the port of this one."""
         address = str(group), self.address[1]
