@@ -1,4 +1,4 @@
-"""The measuring instrument: what it makes of figures, and of tunnels that behave badly."""
+"""The benchmark: search for the highest rate, evaluation, and tunnels that misbehave."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from vtep.errors import VtepError
 
 
 class Line:
-    """A tunnel that carries so many packets per second, from a sender that makes so many."""
+    """A tunnel of a capacity, with a sender of a maximum rate, in packets per second."""
 
     def __init__(self, capacity: float, sender: float = 1e9, accidents: int = 0) -> None:
         self.capacity = capacity
@@ -35,7 +35,7 @@ class Line:
 
 @pytest.mark.parametrize("start", [10, 3_000, 50_000, 1_000_000])
 @pytest.mark.parametrize("capacity", [2_500, 50_000, 400_000])
-def test_search_finds_the_rate_wherever_it_begins(start: float, capacity: float) -> None:
+def test_search_finds_the_rate_from_any_start(start: float, capacity: float) -> None:
     best, _, converged = search(Line(capacity), start, 100, 0.02)
     assert converged
     assert 0.98 * capacity <= best <= capacity
@@ -48,13 +48,13 @@ def test_search_is_bounded() -> None:
     assert best == probes[-1].delivered
 
 
-def test_search_ends_where_the_sender_is_the_limit() -> None:
+def test_search_ends_at_the_limit_of_the_sender() -> None:
     best, _, converged = search(Line(1e9, sender=70_000), 50_000, 20, 0.02)
     assert converged
     assert best == 70_000
 
 
-def test_search_looks_twice_at_a_small_loss() -> None:
+def test_search_repeats_a_probe_with_a_small_loss() -> None:
     best, _, converged = search(Line(50_000, accidents=1), 40_000, 30, 0.02)
     assert converged
     assert best >= 49_000
@@ -67,7 +67,7 @@ def test_search_of_a_tunnel_that_carries_nothing() -> None:
 
 @pytest.fixture
 def run() -> Run:
-    """Three rounds of two subjects, and one that never came up."""
+    """Return three rounds of two subjects, and one that did not start."""
     run = Run(
         machine={"cpu": "A CPU", "cpus": "2 used", "kernel": "Linux"},
         versions={"iperf3": "3"},
@@ -98,7 +98,7 @@ def test_results_survive_their_file(run: Run, tmp_path: Path) -> None:
         Run.load(path)
 
 
-def test_report_hides_no_failure(run: Run) -> None:
+def test_report_shows_failures(run: Run) -> None:
     output = io.StringIO()
     show(run, Console(file=output, width=118))
     said = output.getvalue()
@@ -126,7 +126,7 @@ def test_targets_name_what_is_measured() -> None:
                 assert figure[1] in METRICS
 
 
-def test_a_subject_whose_program_is_missing_says_so(tmp_path: Path) -> None:
+def test_subject_with_a_missing_program(tmp_path: Path) -> None:
     class Missing(Pyvtep):
         needs = ("no-such-program",)
 

@@ -1,4 +1,4 @@
-"""What `scripts/bench scale` measures, small: that each works, and is as flat as it can be told."""
+"""`scripts/bench scale` at a small size: each measurement works and is within its bound."""
 
 import pytest
 

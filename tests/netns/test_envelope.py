@@ -1,8 +1,7 @@
 """The outer header, group and families of a running VTEP, with the kernel driver at the other end.
 
-The rows are those of the kernel's self-tests vxlan_bridge_1d.sh and l2_tos_ttl_inherit.sh, in our
-own words. What a frame has to become is also asked of the kernel driver itself, which is given the
-same frame.
+The rows are those of the kernel's self-tests vxlan_bridge_1d.sh and l2_tos_ttl_inherit.sh. The
+kernel driver gets the same frames, and pyvtep must send the same headers.
 """
 
 import re
@@ -39,7 +38,7 @@ OVER_V6 = ("--remote", "2001:db8::2")
 
 
 class Look(NamedTuple):
-    """An outer header; a flow label or DF that it has no field for is None."""
+    """Fields of an outer header; None for a flow label or DF that its IP version does not have."""
 
     tos: int
     ttl: int
@@ -55,7 +54,7 @@ def look(packet: Packet) -> Look:
 
 
 class OuterHeader:
-    """Sends frames to host a's TAP, and sees the datagrams that come to host b for it."""
+    """Sends frames to the TAP of host a and receives their datagrams on host b."""
 
     def __init__(self, pair: Pair, tap: str) -> None:
         a, b = pair
@@ -65,7 +64,7 @@ class OuterHeader:
         self._count = 0
 
     def encapsulated(self, frame: Packet) -> Packet:
-        """The datagram that has a frame inside, as it is but for a number at its end."""
+        """Send a frame with a number at its end and return the datagram that carries it."""
         self._count += 1
         marked = bytes(frame / self._count.to_bytes(4, "big"))
         self._tap.send(marked)
@@ -83,7 +82,7 @@ class OuterHeader:
 
 
 def kernel_device(host: Host, *options: str) -> None:
-    """The kernel driver on host a, for VNI 2, as its users configure it."""
+    """Create a device of the kernel driver on host a, for VNI 2, as its users do."""
     host.run(
         *("ip", "link", "add", "k0", "type", "vxlan", "id", "2", "dstport", "4789"),
         *("dev", "eth0", *options),
@@ -134,7 +133,7 @@ def test_headers_are_those_of_the_kernel_driver(
         over, kernels = OVER_V6, ("flowlabel", "0xbeef")
     a, _b = pair
     looks: list[list[Look]] = []
-    # The kernel driver does not look for DF behind a tag; we do.
+    # The kernel driver does not find DF behind a VLAN tag; pyvtep does.
     frames = FRAMES[:-2] if "inherit" in ours and "--df" in ours else FRAMES
     kernel_device(a, "remote", over[1], "local", over[1][:-1] + "1", *kernels)
     with OuterHeader(pair, "k0") as outside:
@@ -149,8 +148,8 @@ def test_headers_are_those_of_the_kernel_driver(
 
 
 @pytest.mark.parametrize("over", [OVER_V4, OVER_V6], ids=["over-ipv4", "over-ipv6"])
-def test_congestion_marks_go_out(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
-    """As RFC 6040 has it, CE included."""
+def test_ecn_on_encapsulation(pair: Pair, start: Start, over: tuple[str, ...]) -> None:
+    """As in RFC 6040, CE included."""
     a, _b = pair
     start(a, "--vni", "2", *over, "--tap", "vx0")
     with OuterHeader(pair, "vx0") as outside:
@@ -160,7 +159,7 @@ def test_congestion_marks_go_out(pair: Pair, start: Start, over: tuple[str, ...]
             assert look(outside.encapsulated(inner(4, tos=mark, tags="q"))).tos == mark
 
 
-ROWS = [  # inner, outer, what the inner one becomes
+ROWS = [  # inner ECN, outer ECN, inner ECN after decapsulation
     *((NOT_ECT, outer, NOT_ECT) for outer in (NOT_ECT, ECT_0, ECT_1)),
     (NOT_ECT, CE, None),
     *((ECT_0, outer, outer or ECT_0) for outer in (NOT_ECT, ECT_0, ECT_1, CE)),
@@ -171,7 +170,7 @@ ROWS = [  # inner, outer, what the inner one becomes
 
 
 @pytest.mark.parametrize("over", [4, 6], ids=["over-ipv4", "over-ipv6"])
-def test_congestion_marks_come_in(pair: Pair, start: Start, over: int) -> None:
+def test_ecn_on_decapsulation(pair: Pair, start: Start, over: int) -> None:
     a, b = pair
     remote, local = ("192.0.2.2", "192.0.2.1") if over == 4 else ("2001:db8::2", "2001:db8::1")
     vtep = start(a, "--vni", "2", "--remote", remote, "--tap", "vx0")
@@ -187,7 +186,7 @@ def test_congestion_marks_come_in(pair: Pair, start: Start, over: int) -> None:
                 sender.sendto(header + frame, (local, 4789))
                 if after is not None:
                     assert next_like(tap, expected) == expected
-        # Several at once, which the kernel joins and we merge: the mark is on all of them.
+        # Several at once, which the kernel coalesces and pyvtep merges: all must be marked.
         burst = [bytes(inner(4, tos=ECT_0, id=count) / bytes(100)) for count in range(3)]
         set_tos(sender, CE)
         sender.setsockopt(socket.SOL_UDP, 103, 8 + len(burst[0]))  # UDP_SEGMENT
@@ -208,15 +207,15 @@ def set_tos(sock: socket.socket, tos: int) -> None:
 
 
 def next_like(tap: socket.socket, frame: bytes, length: int | None = None) -> bytes:
-    """The next frame from the MAC addresses of this one and as long as it, or as `length`."""
+    """Return the next frame with the MAC addresses of this one and its length, or `length`."""
     while True:
         octets = tap.recv(65536)
         if octets[:12] == frame[:12] and len(octets) == (length or len(frame)):
             return octets
 
 
-def test_tcp_that_negotiates_ecn(pair: Pair, start: Start) -> None:
-    """Its superframes are ECN capable outside as inside, and its SYN is not."""
+def test_tcp_with_ecn(pair: Pair, start: Start) -> None:
+    """The outer headers of its superframes are ECN-capable, that of its SYN is not."""
     a, b = pair
     for host, remote, own in ((a, "192.0.2.2", "10.0.0.1/24"), (b, "192.0.2.1", "10.0.0.2/24")):
         host.run("sysctl", "-qw", "net.ipv4.tcp_ecn=1")
@@ -229,7 +228,7 @@ def test_tcp_that_negotiates_ecn(pair: Pair, start: Start) -> None:
         with suppress(BlockingIOError):
             while True:
                 packet = wire.recv(65536)
-                # With the I flag: an echo request has random octets where TCP would be told.
+                # With the I flag, since the filter would match random octets of an echo request.
                 if (
                     packet[12:14] == b"\x08\x00"
                     and packet[36:38] == b"\x12\xb5"
@@ -268,7 +267,7 @@ GROUPS = pytest.mark.parametrize(
 
 @contextmanager
 def to_group(host: Host, group: str) -> Iterator[Callable[[], list[Packet]]]:
-    """Datagrams to a group that have come to a host's eth0 since."""
+    """Return a function that lists the datagrams to a group that eth0 has received."""
     seen: list[Packet] = []
     with packet_socket(host, "eth0") as sock:
         sock.setblocking(False)
@@ -287,7 +286,7 @@ def to_group(host: Host, group: str) -> Iterator[Callable[[], list[Packet]]]:
 
 @GROUPS
 def test_a_group_with_the_kernel_driver(pair: Pair, start: Start, group: str, left: str) -> None:
-    """Broadcasts go to the group, with a TTL of 1, and what is learned from is unicast."""
+    """Broadcasts go to the group with a TTL of 1; replies to learned MACs are unicast."""
     a, b = pair
     right = left[:-1] + "2"
     b.run(
@@ -308,7 +307,7 @@ def test_a_group_with_the_kernel_driver(pair: Pair, start: Start, group: str, le
         assert f"dst {left} " in b.run("bridge", "fdb", "show", "dev", "k0")
         assert sent()
         assert {look(packet).ttl for packet in sent()} == {1}
-        # Echo requests are unicast, but perhaps the first.
+        # Echo requests are unicast, except perhaps the first.
         assert sum(ICMP in packet for packet in sent()) <= 1
     assert vtep.unexpected_drops() == 0
     assert vtep.stop() == 0
@@ -317,7 +316,7 @@ def test_a_group_with_the_kernel_driver(pair: Pair, start: Start, group: str, le
 
 @GROUPS
 def test_a_group_of_three(lab: Lab, start: Start, group: str, left: str) -> None:
-    """Everybody hears a broadcast once, and nobody what he has said himself."""
+    """Each other member receives a broadcast once, and the sender does not receive its own."""
     hosts = [lab.host(name) for name in ("a", "b", "c")]
     middle = lab.host("switch")
     middle.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
@@ -348,7 +347,7 @@ def test_a_group_of_three(lab: Lab, start: Start, group: str, left: str) -> None
     assert craft.MAC_A not in vteps[0].fdb()
 
 
-def test_a_group_is_joined_once_and_left_by_the_last(inside_a: Pair) -> None:
+def test_group_membership_is_shared_by_vnis(inside_a: Pair) -> None:
     a, _b = inside_a
 
     def joined() -> list[str]:
@@ -374,7 +373,7 @@ def test_a_group_is_joined_once_and_left_by_the_last(inside_a: Pair) -> None:
     run(main())
 
 
-def test_a_group_is_joined_on_the_device_that_was_made_anew(pair: Pair, start: Start) -> None:
+def test_group_is_joined_on_a_recreated_device(pair: Pair, start: Start) -> None:
     a, b = pair
     options = ("--vni", "2", "--group", "239.1.1.1", "--dev", "eth0", "--tap", "vx0", "--address")
     vteps = [start(a, *options, "10.0.0.1/24"), start(b, *options, "10.0.0.2/24")]
@@ -394,7 +393,7 @@ def test_a_group_is_joined_on_the_device_that_was_made_anew(pair: Pair, start: S
 # --- families ---------------------------------------------------------------------------------
 
 
-def test_remotes_of_both_families_on_one_vni(lab: Lab, start: Start) -> None:
+def test_remotes_of_both_families_in_one_vni(lab: Lab, start: Start) -> None:
     a, b, c = (lab.host(name) for name in "abc")
     lab.wire(a, b, "eth0")
     lab.wire(a, c, "eth1")
@@ -433,7 +432,7 @@ def test_a_link_local_remote(pair: Pair, start: Start) -> None:
 
 
 def test_a_broadcast_to_many_remotes(pair: Pair, start: Start) -> None:
-    """Each of forty gets it once, and the counters tell of each that does not."""
+    """Each of forty remotes receives it once, and the counters name the reasons for losses."""
     a, b = pair
     hosts = [f"192.0.2.{number}" for number in range(100, 120)]
     hosts += [f"2001:db8::1:{number}" for number in range(20)]
@@ -442,7 +441,7 @@ def test_a_broadcast_to_many_remotes(pair: Pair, start: Start) -> None:
     remotes = [word for host in (*hosts, "198.51.100.1") for word in ("--remote", host)]
     with ExitStack() as stack:
         listeners = [stack.enter_context(udp_socket(b, host, 4789)) for host in hosts]
-        # A TAP that says nothing by itself.
+        # A TAP on which the host sends nothing.
         a.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
         vtep = start(a, "--vni", "2", *remotes, "--tap", "vx0")
         a.run("ip", "route", "replace", "unreachable", "198.51.100.1")

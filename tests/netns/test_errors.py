@@ -1,4 +1,4 @@
-"""What a person is told: one line that names the option, and an exit code."""
+"""Error messages at the start: one line that names the option, and an exit code."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-p
 
 
 def run_refused(host: Host, *arguments: str, code: int, prefix: tuple[str, ...] = ()) -> str:
-    """What pyvtep says before it ends with `code`."""
+    """Run pyvtep and return its messages; it must exit with `code`."""
     child = host.start(
         *(*prefix, sys.executable, "-m", "vtep", *arguments),
         stdout=subprocess.PIPE,
@@ -36,7 +36,7 @@ def run_refused(host: Host, *arguments: str, code: int, prefix: tuple[str, ...] 
 
 
 def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
-    """The one line that pyvtep says before it ends with `code`."""
+    """Run pyvtep and return its only line; it must exit with `code`."""
     err = run_refused(host, *arguments, code=code, prefix=prefix)
     assert err.count("\n") == 1, err
     assert err.startswith("pyvtep: error: ")
@@ -70,7 +70,7 @@ def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] 
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_makes_no_sense_is_a_usage_error(pair: Pair, arguments: list[str], words: str) -> None:
+def test_usage_error(pair: Pair, arguments: list[str], words: str) -> None:
     assert words in refusal(pair[0], *arguments, code=2)
 
 
@@ -115,8 +115,8 @@ def test_remote_is_an_address_of_this_host(pair: Pair) -> None:
         assert f"--remote {own} is an address of this host itself" in line
 
 
-def test_an_mtu_that_does_not_fit(pair: Pair) -> None:
-    """Where nothing may fragment: otherwise it is carried in fragments (see test_mtu)."""
+def test_mtu_that_does_not_fit(pair: Pair) -> None:
+    """With DF set; otherwise the underlay fragments (see test_mtu.py)."""
     line = refusal(pair[0], *GOOD, "--df", "set", "--mtu", "1451")
     assert "--mtu 1451: does not fit" in line
     assert "leaves 1450" in line
@@ -124,19 +124,19 @@ def test_an_mtu_that_does_not_fit(pair: Pair) -> None:
     assert "leaves 1430" in line
 
 
-def test_an_underlay_that_is_too_narrow(pair: Pair) -> None:
+def test_underlay_mtu_too_small(pair: Pair) -> None:
     pair[0].run("ip", "link", "set", "eth0", "mtu", "100")
     assert "too small for VXLAN" in refusal(pair[0], *GOOD)
 
 
-def test_an_address_that_the_kernel_refuses(pair: Pair) -> None:
+def test_address_that_the_kernel_refuses(pair: Pair) -> None:
     pair[0].run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
     line = refusal(pair[0], *GOOD, "--address", "fd00::1/64")
     assert "--address fd00::1/64: the kernel refused it for vx0" in line
     assert "is IPv6 disabled" in line
 
 
-def test_debug_shows_where(pair: Pair) -> None:
+def test_debug_shows_a_traceback(pair: Pair) -> None:
     child = pair[0].start(
         *(sys.executable, "-m", "vtep", *segment(1, "192.0.2.1"), "--debug"),
         stderr=subprocess.PIPE,
@@ -164,11 +164,11 @@ def test_a_prepared_tap_needs_no_privilege(pair: Pair, start: Start) -> None:
     assert line.startswith("--address 10.0.0.2/24: no privilege to add it")
     line = vtep.run("set", "--mtu", "1300", "--address", "10.0.0.2/24", code=1)
     assert "no privilege to set it up" in line
-    assert "rollback" not in vtep.log  # Nothing had been done that could be taken back.
+    assert "rollback" not in vtep.log  # Nothing was done that would have to be rolled back.
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     assert "1 received" in a.run("ping", "-c1", "-W5", "10.0.0.2")
     assert vtep.stop() == 0
-    assert has_device(a)  # It is not ours to remove.
+    assert has_device(a)  # pyvtep must not remove a device that it did not create.
 
 
 def refusal_with_tap(host: Host, *arguments: str) -> str:

@@ -1,9 +1,9 @@
-"""The verbs of the FDB beside `bridge fdb` on the kernel's own driver: the same table results.
+"""The verbs of the FDB compared with `bridge fdb` on the kernel driver: both tables must be equal.
 
-Left out is what differs on purpose: in the kernel, `append` silently does nothing for a unicast MAC
-that is known, `del` of a destination that is not there silently succeeds, and a `replace` that is
-refused, for a group, has changed the state of the entry all the same. And what was put in as
-`extern_learn` over netlink counts there as put in by hand, which `extern_learn` may not change.
+Excluded are deliberate differences. In the kernel, `append` silently does nothing for a known
+unicast MAC, `del` of a missing destination silently succeeds, and a `replace` that is refused for a
+group changes the state of the entry nevertheless. Entries added as `extern_learn` over netlink
+count as configured, which `extern_learn` may not change.
 """
 
 import json
@@ -29,7 +29,7 @@ Row = tuple[str, str, int, int, str, EntryState, bool]
 
 
 class Kernel:
-    """A VXLAN device of the kernel driver that has no remote yet."""
+    """A VXLAN device of the kernel driver without a remote."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -38,7 +38,7 @@ class Kernel:
         host.run("ip", "link", "add", "vx0", "type", "vxlan", *options)
 
     def does(self, verb: str, mac: str, *words: str) -> bool:
-        """Whether it does what it is told."""
+        """Execute a verb. Returns: whether the kernel accepted it."""
         try:
             self.host.run("bridge", "fdb", verb, mac, "dev", "vx0", "self", *words)
         except VtepError:
@@ -83,7 +83,7 @@ def remote_of(fields: dict[str, object]) -> Remote:
 
 
 def comparable(fdb: Fdb, verb: str, mac: str, remote: Remote, kind: EntryKind) -> bool:
-    """Whether it is something about which we and the kernel have one opinion."""
+    """Return whether pyvtep and the kernel agree on this operation by design."""
     address = parse_mac(mac)
     entry = fdb.default if address == MAC_ZERO else fdb.lookup(address)
     if verb != "del" and kind.extern_learn and entry is not None:
@@ -99,7 +99,7 @@ def comparable(fdb: Fdb, verb: str, mac: str, remote: Remote, kind: EntryKind) -
     return True
 
 
-def test_the_same_words_give_the_same_table() -> None:
+def test_same_commands_give_the_same_table() -> None:
     dice = random.Random(20)
     fdb = Fdb(VNI, 4789, ageing=0, max_addresses=0)
     done = dict.fromkeys(("add", "append", "replace", "del"), 0)

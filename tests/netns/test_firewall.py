@@ -1,4 +1,4 @@
-"""What drops a datagram on a real host is named, and the advice lets it pass."""
+"""Firewall rules that drop datagrams are found on a real host, and the suggested fix works."""
 
 import socket
 from typing import Self
@@ -16,7 +16,7 @@ THERE = {4: "192.0.2.2", 6: "2001:db8::2"}
 
 
 def base(family: str, hook: str, *rules: str, policy: str = "accept", name: str = "fw") -> str:
-    """A table with one base chain, as the command that adds it."""
+    """Build the nft command that adds a table with one base chain."""
     device = "device eth0" if hook in ("ingress", "egress") else ""
     head = f"type filter hook {hook} {device} priority 0; policy {policy};"
     return f"add table {family} {name} {{ chain guard {{ {head} {'; '.join(rules)}; }}; }}"
@@ -58,12 +58,12 @@ def wall(host: Host, version: int, *commands: str) -> None:
     for command in commands:
         words = command.replace("IPTABLES", "iptables" if version == 4 else "ip6tables")
         program, _, rest = words.replace(" IP ", " ip " if version == 4 else " ip6 ").partition(" ")
-        # The braces and semicolons of nft are not for the shell, which is to see advice only.
+        # nft gets braces and semicolons directly; only the suggested fix goes through a shell.
         host.run(program, *([rest] if program == "nft" else rest.split()))
 
 
 class Datagrams:
-    """Sends datagrams between two hosts, to the port of VXLAN."""
+    """Sends datagrams to the VXLAN port between two hosts."""
 
     def __init__(self, a: Host, b: Host, version: int, *, come: bool) -> None:
         source, sink = (b, a) if come else (a, b)
@@ -74,7 +74,7 @@ class Datagrams:
         self._number = 0
 
     def arrive(self, patience: float = 0.2) -> bool:
-        """Send one; whether it arrives in time."""
+        """Send a datagram. Returns: whether it arrives within `patience` seconds."""
         self._number += 1
         sent = self._number.to_bytes(4)
         try:
@@ -83,7 +83,7 @@ class Datagrams:
             return False
         self._receiver.settimeout(patience)
         try:
-            while self._receiver.recv(10) != sent:  # One before it may have been late.
+            while self._receiver.recv(10) != sent:  # An earlier one may arrive late.
                 pass
         except TimeoutError:
             return False
@@ -108,9 +108,7 @@ def verdict(host: Host, packet: PacketPattern, *hooks: str) -> Verdict | None:
         return Rules.read().verdict(packet, *hooks)
 
 
-def test_what_drops_a_datagram_is_named_and_the_advice_lets_it_pass(
-    pair: tuple[Host, Host], version: int
-) -> None:
+def test_dropping_rule_is_named_and_its_fix_works(pair: tuple[Host, Host], version: int) -> None:
     a, b = pair
     here, there = HERE[version], THERE[version]
     received = PacketPattern(version, there, PORT, "eth0", destination=here)
@@ -136,7 +134,7 @@ def test_what_drops_a_datagram_is_named_and_the_advice_lets_it_pass(
 
 @pytest.fixture
 def bridged(lab: Lab) -> tuple[Host, Host]:
-    """A host with a bridge, and a guest on it; what else is on the bridge is the port p0."""
+    """Return a host with a bridge, and a guest on it; the other port of the bridge is p0."""
     a, guest = lab.host("a"), lab.host("guest")
     a.run("ip", "link", "add", "br0", "up", "type", "bridge", "forward_delay", "0")
     a.run("ip", "link", "add", "p1", "type", "veth", "peer", "name", "eth0", "netns", guest.pid)
@@ -153,7 +151,7 @@ ARP_REQUEST = FRAME + bytes.fromhex("0806000108000604000102000000000110000001000
 
 
 @pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])
-def test_what_drops_a_frame_on_a_bridge_is_named(bridged: tuple[Host, Host], hook: str) -> None:
+def test_rule_that_drops_bridged_frames_is_named(bridged: tuple[Host, Host], hook: str) -> None:
     a, guest = bridged
     with a.inside():
         far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)

@@ -1,4 +1,4 @@
-"""The second socket of a port, and which datagrams the kernel gives to it."""
+"""The ingress guard: the second socket of a UDP port, and which datagrams it gets."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def host(family: socket.AddressFamily, number: int) -> str:
 
 
 class Port:
-    """A receiver and its guard on a host, and what each of them gets from another host."""
+    """A receiver and its guard on one host, and a sender on another."""
 
     def __init__(
         self, pair: Pair, family: socket.AddressFamily, *, dev: str | None = None, gro: bool = True
@@ -139,7 +139,7 @@ def test_a_broadcast_reaches_one_of_the_two(port: Open) -> None:
 
 
 @FAMILIES
-def test_groups_are_heard_beside_it(port: Open, family: socket.AddressFamily) -> None:
+def test_groups_are_received_beside_the_guard(port: Open, family: socket.AddressFamily) -> None:
     """The order in which sockets are bound does not matter."""
     it = port(family, dev="eth0")
     group = {V4: "239.1.1.1", V6: "ff05::101"}[family]
@@ -162,7 +162,7 @@ def test_groups_are_heard_beside_it(port: Open, family: socket.AddressFamily) ->
 
 
 @FAMILIES
-def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.AddressFamily) -> None:
+def test_port_is_exclusive(port: Open, pair: Pair, family: socket.AddressFamily) -> None:
     it = port(family)
     it.accept(2)
     a, _ = pair
@@ -177,7 +177,7 @@ def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.Address
     said = a.run("ip", "link", "set", "k", "up", check=False)
     assert said == ""
     assert "state UP" not in a.run("ip", "link", "show", "k")
-    # One that takes over has a group of its own.
+    # A successor has its own reuseport group.
     with a.inside():
         both = [it.receiver, UdpReceiver(it.guard.socket)]
         other = UdpReceiver.open(it.binding, 4789, gro=True, beside=both)
@@ -191,8 +191,8 @@ def test_the_port_is_nobody_elses(port: Open, pair: Pair, family: socket.Address
 
 
 @FAMILIES
-def test_more_sources_than_a_program_has_room_for(port: Open, family: socket.AddressFamily) -> None:
-    """It gets coarser, and no source that is accepted is kept out."""
+def test_more_sources_than_a_program_can_match(port: Open, family: socket.AddressFamily) -> None:
+    """The program matches prefixes instead, and lets all accepted sources pass."""
     it = port(family)
     step = 0x10001 if family == V4 else 1 << 61
     base = int(NETS[family][2])
@@ -204,7 +204,7 @@ def test_more_sources_than_a_program_has_room_for(port: Open, family: socket.Add
     assert it.first() == [b"known"]
 
 
-def test_closing_it_gives_everything_to_the_receiver_again(port: Open) -> None:
+def test_closing_the_guard_returns_all_datagrams_to_the_receiver(port: Open) -> None:
     it = port(V4)
     it.accept(2)
     it.guard.close()
@@ -213,7 +213,7 @@ def test_closing_it_gives_everything_to_the_receiver_again(port: Open) -> None:
     assert it.first() == [b"unknown"] * 2
 
 
-# --- how devices are stacked ------------------------------------------------------------------
+# --- stacked devices --------------------------------------------------------------------------
 
 
 def table(at: Host) -> LinkTable:
@@ -236,7 +236,7 @@ def test_devices_above_a_tap(pair: Pair) -> None:
         add(bridge, "type", "bridge")
     for lower, name in (("br0", "mac0"), ("br2", "mac2"), ("eth0", "mac9")):
         add("link", lower, "name", name, "type", "macvlan", "mode", "bridge")
-    # From the bridge into a stack of its own, and to a guest elsewhere.
+    # The bridge has a stack of its own, and a guest in another namespace.
     add("port0", "type", "veth", "peer", "name", "here0")
     add("port1", "type", "veth", "peer", "name", "guest", "netns", b.pid)
     for port in ("tap0", "port0", "port1"):
@@ -254,7 +254,7 @@ def test_devices_above_a_tap(pair: Pair) -> None:
         assert above() == set()
 
 
-def test_changes_of_stacks_are_told_of(pair: Pair) -> None:
+def test_changes_of_stacks_are_reported(pair: Pair) -> None:
     a, _ = pair
     links = table(a)
     with a.inside():

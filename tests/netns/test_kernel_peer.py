@@ -1,7 +1,7 @@
-"""The kernel's own VXLAN driver as the other end.
+"""The kernel's VXLAN driver as the remote VTEP.
 
-On a veth with offloads on it hands us what a network card would have finished: partial checksums,
-and TCP superframes of up to 64 KiB in one datagram.
+Over a veth with offloads it sends what a NIC would have completed: partial checksums, and TCP
+superframes of up to 64 KiB in one datagram.
 """
 
 import socket
@@ -47,7 +47,7 @@ def offloads(request: pytest.FixtureRequest, pair: Pair) -> bool:
 
 @pytest.fixture(params=["over-ipv4", "over-ipv6"])
 def mixed(request: pytest.FixtureRequest, pair: Pair, offloads: bool, start: Start) -> Mixed:
-    del offloads  # Set before there is traffic.
+    del offloads  # They are set before there is traffic.
     a, b = pair
     prefix = "192.0.2." if request.param == "over-ipv4" else "2001:db8::"
     kernel_vtep(b, 42, f"{prefix}2", f"{prefix}1", "10.0.0.2/24", "fd00::2/64")
@@ -68,8 +68,8 @@ def test_ping_and_a_large_transfer_both_ways(mixed: Mixed, offloads: bool) -> No
     assert mixed.vtep.unexpected_drops() == 0
 
 
-def test_udp_superframes_arrive_as_the_datagrams_they_were(mixed: Mixed) -> None:
-    """An application on the kernel's side that uses UDP_SEGMENT, as QUIC servers do."""
+def test_udp_superframes_arrive_as_datagrams(mixed: Mixed) -> None:
+    """An application behind the kernel driver uses UDP_SEGMENT, as QUIC servers do."""
     ping(mixed.b, "10.0.0.1")
     datagrams = [bytes([number]) * 1200 for number in range(30)] + [b"the short last one"]
     with (
@@ -82,15 +82,15 @@ def test_udp_superframes_arrive_as_the_datagrams_they_were(mixed: Mixed) -> None
     assert mixed.vtep.unexpected_drops() == 0
 
 
-def test_a_superframe_is_cut_to_what_the_receiver_announced(pair: Pair, start: Start) -> None:
-    """Behind a bridge, the receiver's MTU may be smaller than the segment's."""
+def test_superframe_is_segmented_to_the_mss_of_the_receiver(pair: Pair, start: Start) -> None:
+    """A receiver behind a bridge may have a smaller MTU than the segment."""
     a, b = pair
     vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"))
     kernel_vtep(b, 42, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     a.run("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
     with Host("guest") as guest:
         a.run("ip", "link", "set", "guest1", "netns", guest.pid)
-        # The cable segments superframes, and carries no segment larger than 900 octets.
+        # The veth segments superframes, and carries packets of up to 900 octets.
         for host, device in ((a, "guest0"), (guest, "guest1")):
             host.run("ip", "link", "set", device, "mtu", "900", "up")
         a.run("ip", "link", "add", "br0", "mtu", "1450", "type", "bridge")
@@ -103,9 +103,7 @@ def test_a_superframe_is_cut_to_what_the_receiver_announced(pair: Pair, start: S
         assert vtep.counter("super_datagrams") > 0
 
 
-def test_a_kernel_vtep_is_answered_at_its_port_not_where_it_sent_from(
-    pair: Pair, start: Start
-) -> None:
+def test_replies_to_a_kernel_vtep_go_to_its_configured_port(pair: Pair, start: Start) -> None:
     a, b = pair
     start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"))
     kernel_vtep(b, 42, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")

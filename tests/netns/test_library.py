@@ -1,4 +1,4 @@
-"""`from vtep import Vtep, Config` inside somebody else's program."""
+"""`from vtep import Vtep, Config` within another program."""
 
 import asyncio
 import re
@@ -51,7 +51,7 @@ def test_the_example_of_the_library_page(pair: Pair, start: Start) -> None:
     assert not has_device(a)
 
 
-def test_it_forwards_inside_any_loop(inside_a: Pair, run: Callable[..., object]) -> None:
+def test_forwarding_in_any_event_loop(inside_a: Pair, run: Callable[..., object]) -> None:
     a, b = inside_a
     kernel_vtep(b, 5, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
 
@@ -63,14 +63,14 @@ def test_it_forwards_inside_any_loop(inside_a: Pair, run: Callable[..., object])
             assert [entry.destinations[0].host for entry in vtep.fdb] == ["192.0.2.2"]
             assert vtep.counters()["rx_frames"] >= 2
             assert (vtep.tap, vtep.mtu, vtep.port.underlay_devices) == ("vx0", 1450, ("eth0",))
-        await vtep.wait()  # It has ended, so this returns.
+        await vtep.wait()  # Returns at once after the end.
         assert vtep.counters()["rx_frames"] >= 2
         assert not await asyncio.to_thread(has_device, a)
 
     run(main())
 
 
-def test_two_in_one_loop(inside_a: Pair, run: Callable[..., object]) -> None:
+def test_two_vteps_in_one_loop(inside_a: Pair, run: Callable[..., object]) -> None:
     _, b = inside_a
     for vni, port in ((5, 4789), (6, 4790)):
         b.run(
@@ -91,7 +91,7 @@ def test_two_in_one_loop(inside_a: Pair, run: Callable[..., object]) -> None:
     run(main())
 
 
-def test_a_failed_start_leaves_nothing_and_can_be_tried_again(
+def test_failed_start_leaves_nothing_and_can_be_repeated(
     inside_a: Pair, run: Callable[..., object]
 ) -> None:
     a, _ = inside_a
@@ -116,7 +116,7 @@ def test_a_failed_start_leaves_nothing_and_can_be_tried_again(
     run(main())
 
 
-def test_a_lost_tap_is_raised_by_wait_and_by_the_context(
+def test_lost_tap_is_raised_by_wait_and_by_the_context(
     inside_a: Pair, run: Callable[..., object]
 ) -> None:
     a, _ = inside_a
@@ -139,9 +139,7 @@ def test_a_lost_tap_is_raised_by_wait_and_by_the_context(
 
 
 @pytest.mark.parametrize("delay", [0, 0.005, 0.02])
-def test_a_stop_in_the_middle_of_the_start(
-    inside_a: Pair, run: Callable[..., object], delay: float
-) -> None:
+def test_stop_during_the_start(inside_a: Pair, run: Callable[..., object], delay: float) -> None:
     a, _ = inside_a
 
     async def main() -> None:
@@ -157,9 +155,7 @@ def test_a_stop_in_the_middle_of_the_start(
     run(main())
 
 
-def test_a_cancelled_start_leaves_nothing_to_wait_for(
-    inside_a: Pair, run: Callable[..., object]
-) -> None:
+def test_cancelled_start(inside_a: Pair, run: Callable[..., object]) -> None:
     a, _ = inside_a
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Starting, being signalled, surviving what happens to the host, and ending without a trace."""
+"""The life of a process: start, signals, changes of the host, and an end without leftovers."""
 
 import os
 import re
@@ -29,7 +29,7 @@ from vtep.testing.lab import Host
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_ends_it_and_removes_the_tap(
+def test_signal_stops_the_process_and_removes_the_tap(
     pair: Pair, tunnel: Tunnel, number: signal.Signals
 ) -> None:
     a, _ = pair
@@ -46,7 +46,7 @@ def test_usr1_prints_every_counter_and_the_fdb(pair: Pair, tunnel: Tunnel) -> No
     a, b = pair
     ping(a, "10.0.0.2", count=5)
     counters = tunnel[0].counters()
-    # By then each of them has heard of the other.
+    # By then each has learned the MAC of the other.
     assert counters["tx_frames"] >= 6
     assert counters["rx_frames"] >= 6
     assert counters["fdb_learned"] == 1
@@ -54,19 +54,19 @@ def test_usr1_prints_every_counter_and_the_fdb(pair: Pair, tunnel: Tunnel) -> No
     assert tunnel[0].process.poll() is None
 
 
-def test_a_killed_process_leaves_no_tap(pair: Pair, tunnel: Tunnel) -> None:
+def test_killed_process_leaves_no_tap(pair: Pair, tunnel: Tunnel) -> None:
     assert tunnel[0].stop(signal.SIGKILL) == -signal.SIGKILL
     wait_until(lambda: not has_device(pair[0]), "the TAP to be gone")
 
 
-def test_a_tap_that_is_removed_ends_it_with_a_word(pair: Pair, tunnel: Tunnel) -> None:
+def test_removed_tap_stops_the_process_with_a_message(pair: Pair, tunnel: Tunnel) -> None:
     pair[0].run("ip", "link", "del", "vx0")
     assert tunnel[0].wait() == 1
     assert "pyvtep: error: the TAP device vx0 was removed\n" in tunnel[0].log
     assert "Traceback" not in tunnel[0].log
 
 
-def test_the_tap_may_go_down_and_up(pair: Pair, tunnel: Tunnel) -> None:
+def test_tap_goes_down_and_up(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
     a.run("ip", "link", "set", "vx0", "down")
@@ -75,8 +75,8 @@ def test_the_tap_may_go_down_and_up(pair: Pair, tunnel: Tunnel) -> None:
     assert tunnel[0].process.poll() is None
 
 
-def test_the_underlay_may_change_its_address(pair: Pair, start: Start) -> None:
-    """As DHCP does it; a socket that stays connected from the old address would be a dead end."""
+def test_underlay_address_changes(pair: Pair, start: Start) -> None:
+    """As by DHCP. A socket that stays bound to the old address could not send any more."""
     a, b = pair
     start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), "--remote", "192.0.2.9")
@@ -86,7 +86,7 @@ def test_the_underlay_may_change_its_address(pair: Pair, start: Start) -> None:
     ping(a, "10.0.0.2")
 
 
-def test_the_underlay_may_go_away_and_come_back(pair: Pair, tunnel: Tunnel) -> None:
+def test_underlay_goes_down_and_up(pair: Pair, tunnel: Tunnel) -> None:
     a, _ = pair
     ping(a, "10.0.0.2")
     a.run("ip", "addr", "flush", "dev", "eth0")
@@ -97,7 +97,9 @@ def test_the_underlay_may_go_away_and_come_back(pair: Pair, tunnel: Tunnel) -> N
     ping(a, "10.0.0.2")
 
 
-def test_a_firewall_of_this_host_is_counted(pair: Pair, tunnel: Tunnel, tmp_path: Path) -> None:
+def test_drops_of_the_local_firewall_are_counted(
+    pair: Pair, tunnel: Tunnel, tmp_path: Path
+) -> None:
     a, _ = pair
     rules = tmp_path / "rules"
     rules.write_text(
@@ -111,8 +113,8 @@ def test_a_firewall_of_this_host_is_counted(pair: Pair, tunnel: Tunnel, tmp_path
     ping(a, "10.0.0.2")
 
 
-def test_a_slow_underlay_makes_the_tap_wait(pair: Pair, tunnel: Tunnel) -> None:
-    """A full send buffer is not a reason to drop: the sender in front of the TAP feels it."""
+def test_slow_underlay_applies_backpressure_to_the_tap(pair: Pair, tunnel: Tunnel) -> None:
+    """A full send buffer drops nothing: the sender behind the TAP is slowed down."""
     a, b = pair
     a.run(
         "tc",
@@ -129,7 +131,7 @@ def test_a_slow_underlay_makes_the_tap_wait(pair: Pair, tunnel: Tunnel) -> None:
     ping(a, "10.0.0.2")
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 1400
     with packet_socket(b, "vx0") as receiver, packet_socket(a, "vx0") as sender:
-        # More than a socket's send buffer, less than the TAP's queue.
+        # More than the send buffer of a socket, less than the queue of the TAP.
         for number in range(400):
             sender.send(frame + number.to_bytes(2, "big"))
         numbers: list[int] = []
@@ -143,7 +145,7 @@ def test_a_slow_underlay_makes_the_tap_wait(pair: Pair, tunnel: Tunnel) -> None:
 
 
 def test_two_segments_side_by_side_on_one_host(pair: Pair, start: Start) -> None:
-    """Two processes on two ports; the same overlay addresses do not meet."""
+    """Two processes on two ports; their equal overlay addresses are separate."""
     a, b = pair
     for host, remote, last in ((a, "192.0.2.2", 1), (b, "192.0.2.1", 2)):
         start(host, *segment(1, remote, f"10.0.0.{last}/24"))
@@ -165,7 +167,7 @@ def test_two_segments_side_by_side_on_one_host(pair: Pair, start: Start) -> None
         assert second.count(frame) == 0
 
 
-def test_the_demo_runs_and_leaves_nothing(pair: Pair) -> None:
+def test_demo_runs_and_leaves_nothing(pair: Pair) -> None:
     a, _ = pair
     child = a.start(
         *(sys.executable, "-m", "vtep", "demo"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -180,13 +182,13 @@ def test_the_demo_runs_and_leaves_nothing(pair: Pair) -> None:
 
 
 def children_of(pid: int) -> list[str]:
-    """Processes that a dead process has left behind, by their command lines."""
+    """Return the command lines of the processes that a dead process left behind."""
     session = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
     return [line for line in session.stdout.splitlines() if f"pyvtep-demo-{pid}" in line]
 
 
-def test_an_underlay_device_that_is_made_anew_is_followed(pair: Pair, start: Start) -> None:
-    """Sockets are bound to devices by number, which the new one does not have."""
+def test_recreated_underlay_device_is_followed(pair: Pair, start: Start) -> None:
+    """Sockets are bound to devices by index, and the new device has another one."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -212,7 +214,7 @@ def test_zero_checksums_over_ipv6_are_accepted(pair: Pair, start: Start) -> None
     ping(a, "10.0.0.2")
 
 
-def test_a_point_to_point_underlay(pair: Pair, start: Start) -> None:
+def test_point_to_point_underlay(pair: Pair, start: Start) -> None:
     for host, own, other in zip(pair, (1, 2), (2, 1), strict=True):
         host.run("ip", "addr", "flush", "dev", "eth0")
         host.run("ip", "addr", "add", f"10.1.1.{own}", "peer", f"10.1.1.{other}/32", "dev", "eth0")
@@ -220,7 +222,7 @@ def test_a_point_to_point_underlay(pair: Pair, start: Start) -> None:
     ping(pair[0], "10.0.0.2")
 
 
-def test_few_descriptors_cost_entropy_not_frames(pair: Pair, start: Start) -> None:
+def test_few_descriptors_cost_source_ports_not_frames(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     limited = ("prlimit", "--nofile=32:32")
@@ -237,7 +239,7 @@ def test_few_descriptors_cost_entropy_not_frames(pair: Pair, start: Start) -> No
     wait_until(lambda: vtep.fdb() == {}, "the clock to go on")
 
 
-def test_whoever_does_not_read_what_it_says_does_not_stop_it(pair: Pair, start: Start) -> None:
+def test_unread_standard_error_does_not_block_forwarding(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     out, into = os.pipe()
@@ -246,12 +248,12 @@ def test_whoever_does_not_read_what_it_says_does_not_stop_it(pair: Pair, start: 
     )
     os.close(into)
     said = b""
-    while b"UDP port" not in said:  # It may have more to say before.
+    while b"UDP port" not in said:  # Other lines may come before.
         more = os.read(out, 4096)
         assert more, said
         said += more
     ping(a, "10.0.0.2")
-    for _ in range(100):  # More than a pipe holds.
+    for _ in range(100):  # More than the buffer of a pipe.
         child.send_signal(signal.SIGUSR1)
         ping(a, "10.0.0.2", count=1)
     os.close(out)
@@ -275,7 +277,7 @@ def test_it_runs_without_standard_streams(pair: Pair, start: Start, redirect: st
     assert child.wait(10) == 0
 
 
-def test_a_renamed_tap_still_counts_what_its_queue_drops(pair: Pair, tunnel: Tunnel) -> None:
+def test_drops_of_the_queue_of_a_renamed_tap_are_counted(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     a.run("ip", "link", "set", "vx0", "name", "other0")
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
@@ -285,7 +287,7 @@ def test_a_renamed_tap_still_counts_what_its_queue_drops(pair: Pair, tunnel: Tun
             with suppress(OSError):
                 sender.send(frame)
         tunnel[0].process.send_signal(signal.SIGCONT)
-    # Its new name is known a moment later.
+    # The netlink event with the new name comes a moment later.
     wait_until(lambda: tunnel[0].counter("tap_queue_full") > 1000, "the drops")
     assert "vni 1 on other0" in tunnel[0].report()
     assert tunnel[0].stop() == 0
@@ -295,7 +297,7 @@ def test_a_renamed_tap_still_counts_what_its_queue_drops(pair: Pair, tunnel: Tun
 
 
 @pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])
-def test_a_firewall_of_the_other_host_is_not_blamed_on_this_one(
+def test_drops_of_the_remote_firewall_are_not_counted_here(
     pair: Pair, start: Start, tmp_path: Path, prefix: str
 ) -> None:
     a, b = pair
@@ -312,7 +314,7 @@ def test_a_firewall_of_the_other_host_is_not_blamed_on_this_one(
     assert counters["underlay_denied"] == counters["underlay_unreachable"] == 0
 
 
-def test_a_queue_of_the_underlay_that_drops_is_counted(pair: Pair, tunnel: Tunnel) -> None:
+def test_drops_of_the_underlay_queue_are_counted(pair: Pair, tunnel: Tunnel) -> None:
     a, b = pair
     ping(a, "10.0.0.2")
     shape = "rate 100kbit burst 2000 limit 3000"
@@ -320,7 +322,7 @@ def test_a_queue_of_the_underlay_that_drops_is_counted(pair: Pair, tunnel: Tunne
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 900
     with packet_socket(a, "vx0") as sender:
         for number in range(50):
-            # Growing, so that each is sent alone: of several in one send, the queue says nothing.
+            # Of growing size, so that each is sent alone: for a batch, the kernel reports no drop.
             sender.send(frame + bytes(number))
         wait_until(lambda: tunnel[0].counter("underlay_full") > 10, "the count")
 
@@ -346,8 +348,8 @@ def shows(host: Host, text: str) -> bool:
     return text in host.run("ip", "-d", "link", "show", "vx0")
 
 
-def test_a_flood_of_link_events_does_not_blind_it(pair: Pair, tunnel: Tunnel) -> None:
-    """More of them than their socket holds, so that some are lost."""
+def test_overflow_of_link_events(pair: Pair, tunnel: Tunnel) -> None:
+    """More events than the netlink socket can hold, so that some are lost."""
     a, _ = pair
     tunnel[0].process.send_signal(signal.SIGSTOP)
     commands = "".join(f"link set eth0 alias x{number}\n" for number in range(600))
@@ -360,7 +362,7 @@ def test_a_flood_of_link_events_does_not_blind_it(pair: Pair, tunnel: Tunnel) ->
         wait_until(partial(shows, a, limit), f"the limit for an MTU of {mtu}")
 
 
-def test_a_device_that_gets_its_address_late_is_tried_again(pair: Pair, start: Start) -> None:
+def test_device_that_gets_its_address_late(pair: Pair, start: Start) -> None:
     a, b = pair
     options = ("--dev", "eth0", "--local", "192.0.2.1")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), *options)
@@ -378,7 +380,7 @@ def test_a_device_that_gets_its_address_late_is_tried_again(pair: Pair, start: S
     assert vtep.log.count("not ready") == 1
 
 
-def test_a_device_replaced_while_the_tap_waits(pair: Pair, start: Start) -> None:
+def test_device_replaced_during_backpressure(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0")
@@ -402,8 +404,8 @@ def test_a_device_replaced_while_the_tap_waits(pair: Pair, start: Start) -> None
     ping(a, "10.0.0.2")
 
 
-def test_one_dead_remote_does_not_hold_up_the_others(pair: Pair, start: Start) -> None:
-    """Its neighbour entry is incomplete, so the kernel holds back what is for it."""
+def test_unreachable_remote_does_not_block_others(pair: Pair, start: Start) -> None:
+    """Its neighbour entry is incomplete, so the kernel queues its datagrams."""
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--remote", "192.0.2.99")
@@ -412,14 +414,14 @@ def test_one_dead_remote_does_not_hold_up_the_others(pair: Pair, start: Start) -
     with packet_socket(a, "vx0") as sender, packet_socket(b, "vx0") as receiver:
         receiver.settimeout(0.4)
         for number in range(800):
-            # One after the other: alone, each takes much of a buffer for what it holds.
+            # One by one, since a small datagram alone uses a large part of a buffer.
             frame = unknown + number.to_bytes(2, "big")
             sender.send(frame)
             while receiver.recv(2048) != frame:
                 pass
 
 
-def test_a_tap_in_another_namespace_is_told_of_once(pair: Pair, start: Start) -> None:
+def test_tap_in_another_namespace_is_logged_once(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     a.run("ip", "link", "set", "vx0", "netns", b.pid)

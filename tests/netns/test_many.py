@@ -1,4 +1,4 @@
-"""Many VNIs in one process: what they share, what they don't, and how they come and go."""
+"""Several VNIs in one process: sharing, isolation, adding, changing and removing."""
 
 import asyncio
 import socket
@@ -44,7 +44,7 @@ def config(vni: int, **options: Any) -> Config:
 
 
 def kernel_segment(host: Host, vni: int, own: str, mac: str | None = None) -> None:
-    """A segment of the kernel's driver on host b, with its device k<vni>."""
+    """Create a segment of the kernel driver on host b, with the device k<vni>."""
     host.run(
         *("ip", "link", "add", f"k{vni}", *(["address", mac] if mac else []), "type", "vxlan"),
         *("id", str(vni), "dev", "eth0", "local", "192.0.2.2", "remote", "192.0.2.1"),
@@ -54,17 +54,17 @@ def kernel_segment(host: Host, vni: int, own: str, mac: str | None = None) -> No
     host.run("ip", "link", "set", f"k{vni}", "up")
 
 
-async def pings(host: Host, destination: str) -> None:
-    await asyncio.to_thread(wait_until, partial(is_reachable, host, destination), "an answer")
+async def wait_for_reply(host: Host, destination: str) -> None:
+    await asyncio.to_thread(wait_until, partial(is_reachable, host, destination), "an echo reply")
 
 
 def sockets(host: Host, port: int = 4789) -> int:
-    """How many UDP sockets of a host have this port."""
+    """Return the number of UDP sockets of a host with this port."""
     return host.run("ss", "-Huan", f"sport = :{port}").count("\n")
 
 
 class Stream:
-    """Numbered datagrams through a VNI, of which none may be missing."""
+    """Sends numbered datagrams through a VNI, all of which must arrive."""
 
     def __init__(self, source: Host, sink: Host, to: str) -> None:
         self._sender, self._receiver = udp_socket(source, "0.0.0.0"), udp_socket(sink, to)
@@ -92,42 +92,31 @@ class Stream:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._send())
-        await self.goes_on()
+        await self.continues()
         return self
 
-    async def goes_on(self, datagrams: int = 100) -> None:
-        """Wait until so many more have arrived."""
+    async def continues(self, datagrams: int = 100) -> None:
+        """Wait until `datagrams` more have arrived."""
         wanted = len(self._received) + datagrams
         await asyncio.to_thread(wait_until, lambda: len(self._received) >= wanted, "the stream")
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         self._task.cancel()
-        missing = set(range(self._sent))
-        async with asyncio.timeout(DEADLINE):
-            while missing - self._received:
-                self._receive()
-                await asyncio.sleep(0.01)
-                if not await self._more_may_come():
-                    break
+        sent = set(range(self._sent))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE):
+                while sent - self._received:
+                    await asyncio.sleep(0.01)
+                    self._receive()
         self._sender.close()
         self._receiver.close()
-        assert missing == self._received
-
-    async def _more_may_come(self) -> bool:
-        """Whether anything arrives within a second in which nothing is sent."""
-        before = len(self._received)
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-            self._receive()
-            if len(self._received) > before:
-                return True
-        return False
+        assert self._received == sent
 
 
 @contextmanager
 def refused(vtep: Vtep, words: str) -> Iterator[None]:
-    """What is done meanwhile is refused, and has changed nothing."""
+    """Assert that the block raises VtepError and changes nothing."""
 
     def state() -> object:
         return [
@@ -156,12 +145,12 @@ def test_same_macs_and_addresses_in_two_vnis(inside_a: Pair) -> None:
             config(5, address="10.0.0.1/24", mac="02:00:00:00:00:01"),
             config(6, mac="02:00:00:00:00:01"),
         ) as vtep:
-            assert sockets(a) == 2  # The second one is for unknown sources.
-            await pings(a, "10.0.0.2")
+            assert sockets(a) == 2  # The second one is the ingress guard.
+            await wait_for_reply(a, "10.0.0.2")
             assert [entry.mac.hex(":") for entry in vtep.ports[5].fdb] == [FAR_MAC]
             assert len(vtep.ports[6].fdb) == 0
             assert vtep.ports[6].counters()["rx_frames"] == 0
-            # A frame that is marked leaves in its own segment, with its own VNI.
+            # A frame is sent in its own segment, with its own VNI.
             await asyncio.to_thread(kernel_segment, b, 6, "10.0.0.2/24", FAR_MAC)
             with Arrivals(b, "k5") as five, Arrivals(b, "k6") as six:
                 for vni in (5, 6):
@@ -186,7 +175,7 @@ def test_same_macs_and_addresses_in_two_vnis(inside_a: Pair) -> None:
     run(main())
 
 
-def test_what_agrees_shares_sockets_and_what_does_not_has_its_own(inside_a: Pair) -> None:
+def test_vnis_share_sockets_where_their_options_agree(inside_a: Pair) -> None:
     a, _ = inside_a
 
     async def main() -> None:
@@ -220,7 +209,7 @@ def test_mixed_families_in_one_vni(inside_a: Pair) -> None:
 
     async def main() -> None:
         async with Vtep(config(5, remote=["2001:db8::2", "192.0.2.2"], address="10.0.0.1/24")):
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
 
     run(main())
 
@@ -242,23 +231,23 @@ def test_link_local_remotes(inside_a: Pair) -> None:
         ):
             async with Vtep(config(5, address="10.0.0.1/24", **options)) as vtep:
                 assert vtep.port.underlay_devices == ("eth0",)
-                await pings(a, "10.0.0.2")
+                await wait_for_reply(a, "10.0.0.2")
                 assert [e.destinations[0].host for e in vtep.fdb] == [f"{link_local[b]}%eth0"]
 
     run(main())
 
 
-# --- coming and going ---------------------------------------------------------------------------
+# --- adding, changing, removing -----------------------------------------------------------------
 
 
-def test_nothing_is_lost_by_a_vni_while_others_come_and_go(inside_a: Pair) -> None:
+def test_no_loss_in_a_vni_while_others_change(inside_a: Pair) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.5.2/24")
 
     async def main() -> None:
         steady = config(5, address="10.0.5.1/24")
         async with Vtep(steady, config(6)) as vtep:
-            await pings(a, "10.0.5.2")
+            await wait_for_reply(a, "10.0.5.2")
             port = vtep.ports[5]
             async with Stream(a, b, "10.0.5.2") as out, Stream(b, a, "10.0.5.1") as back:
                 for change, *asked in (
@@ -270,12 +259,12 @@ def test_nothing_is_lost_by_a_vni_while_others_come_and_go(inside_a: Pair) -> No
                     (vtep.reload, [steady]),
                 ):
                     await change(*asked)
-                    await out.goes_on()
-                    await back.goes_on()
+                    await out.continues()
+                    await back.continues()
                 with pytest.raises(VtepError):
                     await vtep.reload([steady, config(6), config(7, dev="no-such")])
-                await out.goes_on()
-                await back.goes_on()
+                await out.continues()
+                await back.continues()
             assert dict(vtep.ports) == {5: port}
             counters = port.counters()
             assert sum(n for name, n in counters.items() if name.startswith("drop_")) == 0
@@ -283,14 +272,14 @@ def test_nothing_is_lost_by_a_vni_while_others_come_and_go(inside_a: Pair) -> No
     run(main())
 
 
-def test_a_change_keeps_what_was_learned_and_what_it_does_not_name(inside_a: Pair) -> None:
+def test_change_keeps_learned_entries_and_other_options(inside_a: Pair) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.0.2/24", FAR_MAC)
 
     async def main() -> None:
         first = config(5, address="10.0.0.1/24")
         async with Vtep(first) as vtep:
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
             mac, index = mac_of(a, "vx5"), vtep.port.tap_index
             changes: list[dict[str, Any]] = [
                 {"remote": ("192.0.2.2", "192.0.2.9"), "mtu": 1400, "learning": False},
@@ -300,7 +289,7 @@ def test_a_change_keeps_what_was_learned_and_what_it_does_not_name(inside_a: Pai
             ]
             for change in changes:
                 await vtep.change(attrs.evolve(vtep.port.config, **change))
-                await pings(a, "10.0.0.2")
+                await wait_for_reply(a, "10.0.0.2")
                 assert [entry.mac.hex(":") for entry in vtep.fdb] == [FAR_MAC]
                 assert (mac_of(a, "vx5"), vtep.port.tap_index) == (mac, index)
             assert (vtep.mtu, mtu_of(a, "vx5")) == (1400, 1400)
@@ -311,14 +300,14 @@ def test_a_change_keeps_what_was_learned_and_what_it_does_not_name(inside_a: Pai
             assert mac_of(a, "vx5") == "02:00:00:00:00:09"
             assert "10.0.0.7" not in a.run("ip", "addr", "show", "vx5")
             await vtep.change(attrs.evolve(vtep.port.config, remote="192.0.2.9"))
-            assert len(vtep.fdb) == 0  # It was behind a remote that is none any more.
+            assert len(vtep.fdb) == 0  # Its only destination was the removed remote.
             await vtep.change(attrs.evolve(vtep.port.config, remote=(), tap="vy5"))
             assert (vtep.tap, has_device(a, "vx5"), has_device(a, "vy5")) == ("vy5", False, True)
 
     run(main())
 
 
-def test_changes_are_told(inside_a: Pair) -> None:
+def test_changes_are_reported(inside_a: Pair) -> None:
     a, _ = inside_a
     told: list[tuple[str, int, dict[str, object]]] = []
 
@@ -338,7 +327,7 @@ def test_changes_are_told(inside_a: Pair) -> None:
             ]
             told.clear()
             a.run("ip", "link", "set", "vx5", "mtu", "1333")
-            await asyncio.to_thread(wait_until, lambda: told, "the MTU to be told")
+            await asyncio.to_thread(wait_until, lambda: told, "the event about the MTU")
             assert told == [("changed", 5, {"mtu": 1333})]
             assert vtep.mtu == 1333
             unwatch()
@@ -359,9 +348,7 @@ def test_changes_are_told(inside_a: Pair) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_can_not_be_changes_nothing(
-    inside_a: Pair, options: dict[str, Any], words: str
-) -> None:
+def test_failed_reload_changes_nothing(inside_a: Pair, options: dict[str, Any], words: str) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.0.2/24")
 
@@ -369,7 +356,7 @@ def test_what_can_not_be_changes_nothing(
         good = [config(5, address="10.0.0.1/24"), config(6), config(7)]
         async with Vtep(*good) as vtep:
             with udp_socket(a, "0.0.0.0", 4791), refused(vtep, words):
-                # It is the last of much that is to be done, and to be undone.
+                # The failing change is the last of several, which must be rolled back.
                 await vtep.reload(
                     [
                         attrs.evolve(good[0], mtu=1300, remote="192.0.2.3", address="10.0.0.9/24"),
@@ -380,14 +367,14 @@ def test_what_can_not_be_changes_nothing(
                 )
             assert mtu_of(a, "vx5") == 1450
             assert "10.0.0.9" not in a.run("ip", "addr", "show", "vx5")
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
             await vtep.reload(good)
 
     run(main())
 
 
 @pytest.mark.parametrize("delay", [0, 0.005, 0.02, 0.05])
-def test_a_change_that_is_cancelled_is_whole_or_undone(inside_a: Pair, delay: float) -> None:
+def test_cancelled_change_is_complete_or_rolled_back(inside_a: Pair, delay: float) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.0.2/24")
 
@@ -404,7 +391,7 @@ def test_a_change_that_is_cancelled_is_whole_or_undone(inside_a: Pair, delay: fl
             assert configs in (before, after)
             assert mtu_of(a, "vx5") == (1450 if configs == before else 1300)
             assert has_device(a, "vx8") == (configs == after)
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
             await vtep.reload(after)
             await vtep.reload(before)
             assert [port.config for port in vtep.ports.values()] == before
@@ -413,7 +400,7 @@ def test_a_change_that_is_cancelled_is_whole_or_undone(inside_a: Pair, delay: fl
 
 
 @pytest.mark.parametrize("delay", [0, 0.005, 0.02])
-def test_a_stop_in_the_middle_of_a_change(inside_a: Pair, delay: float) -> None:
+def test_stop_during_a_change(inside_a: Pair, delay: float) -> None:
     a, _ = inside_a
 
     async def main() -> None:
@@ -430,7 +417,7 @@ def test_a_stop_in_the_middle_of_a_change(inside_a: Pair, delay: float) -> None:
     run(main())
 
 
-def test_asked_for_in_vain(inside_a: Pair) -> None:
+def test_refused_requests(inside_a: Pair) -> None:
     assert inside_a
 
     async def main() -> None:
@@ -452,23 +439,21 @@ def test_asked_for_in_vain(inside_a: Pair) -> None:
         Vtep(config(5), config(5, tap="other"))
 
 
-def test_a_tap_goes_from_one_vni_to_another(inside_a: Pair) -> None:
+def test_tap_moves_from_one_vni_to_another(inside_a: Pair) -> None:
     a, b = inside_a
     kernel_segment(b, 6, "10.0.0.2/24")
 
     async def main() -> None:
         async with Vtep(config(5, tap="x"), config(7, tap="y")) as vtep:
             await vtep.reload([config(6, tap="x", address="10.0.0.1/24"), config(7, tap="z")])
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
             await vtep.reload([config(6, tap="z"), config(7, tap="x")])
             assert {vni: port.tap for vni, port in vtep.ports.items()} == {6: "z", 7: "x"}
 
     run(main())
 
 
-def test_a_tap_that_is_removed_ends_its_vni_only(
-    inside_a: Pair, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_removed_tap_ends_its_vni_only(inside_a: Pair, caplog: pytest.LogCaptureFixture) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.0.2/24")
 
@@ -479,7 +464,7 @@ def test_a_tap_that_is_removed_ends_its_vni_only(
             assert "vni 6 has ended: the TAP device vx6 was removed" in caplog.text
             assert vtep.counters()["taps_lost"] == 1
             assert set(vtep.ports) == {5, 7}
-            await pings(a, "10.0.0.2")
+            await wait_for_reply(a, "10.0.0.2")
             await vtep.add(config(6))
             assert has_device(a, "vx6")
             for vni in (5, 6, 7):
@@ -491,27 +476,27 @@ def test_a_tap_that_is_removed_ends_its_vni_only(
         run(main())
 
 
-def test_a_tap_that_is_removed_while_nobody_reads_it(inside_a: Pair) -> None:
+def test_tap_removed_during_backpressure(inside_a: Pair) -> None:
     a, _ = inside_a
 
     async def main() -> None:
         async with Vtep(config(5), config(6)) as vtep:
             device = vtep.ports[6]._device
             assert device is not None
-            asyncio.get_running_loop().remove_reader(device.fd)  # As it is without room.
+            asyncio.get_running_loop().remove_reader(device.fd)  # As during backpressure.
             a.run("ip", "link", "del", "vx6")
             await asyncio.to_thread(wait_until, lambda: 6 not in vtep.ports, "its end")
 
     run(main())
 
 
-def test_many_taps_go_at_once_and_nothing_else(inside_a: Pair) -> None:
+def test_stop_removes_its_own_taps_only(inside_a: Pair) -> None:
     a, b = inside_a
-    a.run("ip", "tuntap", "add", "vx5", "mode", "tap")  # Somebody else's, who lends it to us.
+    a.run("ip", "tuntap", "add", "vx5", "mode", "tap")  # A persistent TAP of the administrator.
 
     async def main() -> None:
         async with Vtep(*(config(vni) for vni in range(1, 31))):
-            # Whose name another device has when all is removed.
+            # Then another device has the name vx6 when all are removed.
             a.run("ip", "link", "set", "vx6", "netns", b.pid)
             a.run("ip", "link", "add", "vx6", "type", "veth", "peer", "name", "vx6peer")
             a.run("ip", "link", "set", "vx7", "name", "other7")
@@ -525,7 +510,7 @@ def test_many_taps_go_at_once_and_nothing_else(inside_a: Pair) -> None:
     run(main())
 
 
-def test_no_vni_at_all(inside_a: Pair) -> None:
+def test_vtep_without_vnis(inside_a: Pair) -> None:
     a, _ = inside_a
 
     async def main() -> None:
@@ -547,7 +532,7 @@ def master_of(host: Host, device: str) -> str:
     return words[words.index("master") + 1] if "master" in words else ""
 
 
-def test_the_bridge_is_followed(inside_a: Pair) -> None:
+def test_bridge_is_followed(inside_a: Pair) -> None:
     a, _ = inside_a
 
     async def becomes(master: str) -> None:
@@ -573,7 +558,7 @@ def test_the_bridge_is_followed(inside_a: Pair) -> None:
     run(main())
 
 
-def test_a_tap_persists(inside_a: Pair) -> None:
+def test_persistent_tap(inside_a: Pair) -> None:
     a, b = inside_a
     kernel_segment(b, 5, "10.0.0.2/24")
 

@@ -1,6 +1,6 @@
-"""Guests at MTU 1500 behind bridges, an underlay of 1500, and nobody who changes a setting.
+"""Guests with MTU 1500 behind bridges, over an underlay of MTU 1500, without any setting changed.
 
-The tunnel carries packets of 1450 octets over IPv4. The far end is another pyvtep or the kernel's
+The tunnel carries packets of 1450 octets over IPv4. The remote is another pyvtep or the kernel
 driver, whose bridge does the same.
 """
 
@@ -36,7 +36,7 @@ IP_PMTUDISC_DONT = 0
 
 
 def attach(lab: Lab, host: Host, number: int, device: str = "vx0") -> Host:
-    """A bridge on a host with a device in it, and a guest behind that as a container is."""
+    """Put a device into a bridge, with a guest behind it, as a container is. Returns: the guest."""
     guest = lab.host(f"guest{number}")
     host.run("ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
     host.run(
@@ -53,15 +53,15 @@ def attach(lab: Lab, host: Host, number: int, device: str = "vx0") -> Host:
 
 @dataclass
 class Scene:
-    """Guests 1 and 2 behind hosts a and b; host a has pyvtep, host b has it too, or the driver."""
+    """Guests 1 and 2 behind hosts a and b; a runs pyvtep, b runs pyvtep or the kernel driver."""
 
     guests: Pair
     hosts: Pair
     vtep: Pyvtep
     other: Pyvtep | None
 
-    def told(self) -> str:
-        """What guest 1 knows of the way to guest 2."""
+    def route(self) -> str:
+        """Return the cached routes of guest 1 to guest 2, with their path MTU."""
         get = ("route", "get")
         guest = self.guests[0]
         return guest.run("ip", *get, "10.0.0.2") + guest.run("ip", "-6", *get, "fd00::2")
@@ -93,14 +93,14 @@ def scene(request: pytest.FixtureRequest, lab: Lab, pair: Pair, start: Start) ->
     return build(lab, pair, start, request.param)
 
 
-def test_guests_learn_the_mtu_of_the_path(scene: Scene) -> None:
+def test_guests_learn_the_path_mtu(scene: Scene) -> None:
     """As in the kernel's selftest pmtu.sh, cases pmtu_ipv4_br_vxlan4_exception and _ipv6_."""
     guest = scene.guests[0]
     said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
     assert "Frag needed and DF set (mtu = 1450)" in said
     said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)
     assert "Packet too big: mtu=1450" in said
-    assert scene.told().count("mtu 1450") == 2
+    assert scene.route().count("mtu 1450") == 2
     ping(guest, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
     ping(guest, "fd00::2", "-M", "do", "-s", str(1450 - 48))
     assert scene.vtep.counter("tx_too_big_answered") == 2
@@ -112,10 +112,10 @@ def both_ways(scene: Scene, octets: int = 50 << 20) -> None:
     transfer(second, first, "fd00::1", octets)
 
 
-def test_tcp_announces_what_the_tunnel_carries(scene: Scene) -> None:
+def test_tcp_mss_is_clamped_to_the_tunnel(scene: Scene) -> None:
     both_ways(scene)
     counters = scene.vtep.counters()
-    # Each of two connections has a SYN and its answer: clamped by whoever sees it first.
+    # Two connections with a SYN and a SYN/ACK each, clamped by the VTEP that sees it first.
     assert scene.total("mss_clamped") == 4
     assert counters["tx_resegmented"] == counters["tx_too_big_answered"] == 0
     assert scene.vtep.unexpected_drops() == 0
@@ -123,13 +123,13 @@ def test_tcp_announces_what_the_tunnel_carries(scene: Scene) -> None:
 
 @pytest.mark.parametrize("far", ["pyvtep", "kernel"])
 @pytest.mark.parametrize("offloads", ["on", "off"])
-def test_tcp_that_has_announced_too_much_is_cut(
+def test_tcp_with_too_large_an_mss_is_segmented(
     lab: Lab, pair: Pair, start: Start, far: str, offloads: str
 ) -> None:
-    """Guests may have opened their connections before there was a tunnel, or ignore us."""
+    """Guests may have connected before there was a tunnel, or ignore the clamped MSS."""
     scene = build(lab, pair, start, far, "--mss-clamp", "off")
     first, second = scene.guests
-    if offloads == "off":  # Then each segment comes alone, and with its checksum finished.
+    if offloads == "off":  # Then each segment comes alone, with a complete checksum.
         features = "tx off tso off gso off gro off"
         for guest in scene.guests:
             guest.run("ethtool", "-K", "eth0", *features.split())
@@ -138,9 +138,9 @@ def test_tcp_that_has_announced_too_much_is_cut(
         transfer(second, first, "fd00::1", 50 << 20)
     counters = scene.vtep.counters()
     assert counters["mss_clamped"] == 0
-    # The first ones are cut, and their sender learns.
+    # The first ones are segmented, and their sender learns the path MTU.
     assert 0 < counters["tx_too_big_answered"] <= counters["tx_resegmented"]
-    # One that does not care what it is told gets everything across all the same.
+    # A sender that ignores ICMP errors gets everything across nevertheless.
     first.run("sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1")
     first.run("ip", "route", "flush", "cache")
     transfer(first, second, "10.0.0.2", 4 << 20)
@@ -158,25 +158,29 @@ def test_udp_of_any_size(scene: Scene) -> None:
         for octets in (1423, 1472, 4000, 9000):
             sender.sendto(bytes(octets), ("10.0.0.2", 5000))
             assert receiver.recv(10000) == bytes(octets)
-        # A superframe, each of whose datagrams is too large.
+        # A superframe of datagrams that are all too large.
         datagrams = [bytes([number]) * 1472 for number in range(30)]
         sender.setsockopt(SOL_UDP, UDP_SEGMENT, 1472)
         sender.sendto(b"".join(datagrams), ("10.0.0.2", 5000))
         assert [receiver.recv(2048) for _ in datagrams] == datagrams
-    if scene.other is not None:  # The driver's bridge drops the answers, unless netfilter is there.
+    if (
+        scene.other is not None
+    ):  # The bridge of the kernel driver drops the replies, unless br_netfilter is loaded.
         for guest, remote in ((first, "10.0.0.2"), (second, "10.0.0.1")):
             ping(guest, remote, "-M", "dont", "-s", "3000")
     assert scene.vtep.counter("tx_fragmented") >= 30
     with udp_socket(first, "fd00::1") as sender, udp_socket(second, "fd00::2", 5000) as receiver:
-        sender.sendto(bytes(1452), ("fd00::2", 5000))  # It is lost, but its sender learns.
-        wait_until(lambda: scene.told().count("mtu 1450") == 1, "the answer")
+        sender.sendto(
+            bytes(1452), ("fd00::2", 5000)
+        )  # The datagram is lost, but its sender learns the path MTU.
+        wait_until(lambda: scene.route().count("mtu 1450") == 1, "the answer")
         for octets in (1452, 4000, 9000):
             sender.sendto(bytes(octets), ("fd00::2", 5000))
             assert receiver.recv(10000) == bytes(octets)
     assert scene.vtep.unexpected_drops() == 1
 
 
-def test_what_can_be_neither_cut_nor_answered_is_left_to_the_underlay(
+def test_frames_without_segmentation_or_error_are_fragmented_by_the_underlay(
     lab: Lab, pair: Pair, start: Start
 ) -> None:
     scene = build(lab, pair, start, "kernel")
@@ -189,8 +193,8 @@ def test_what_can_be_neither_cut_nor_answered_is_left_to_the_underlay(
     assert scene.vtep.counter("tx_oversize") == 1
 
 
-def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: Start) -> None:
-    """A router between the hosts carries 1400 octets, and says so when it refuses more."""
+def test_guests_follow_a_narrower_underlay_path(lab: Lab, start: Start) -> None:
+    """A router between the hosts carries 1400 octets, and sends ICMP errors for more."""
     a, router, b = lab.host("a"), lab.host("router"), lab.host("b")
     lab.wire(a, router, "eth0")
     lab.wire(router, b, "eth1", mtu=1400)
@@ -221,8 +225,8 @@ def test_guests_follow_a_path_that_is_narrower_than_it_seems(lab: Lab, start: St
 # --- the MTU of the TAP -------------------------------------------------------------------------
 
 
-def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> None:
-    """So that the bridge drops nothing in front of us, and keeps the MTU that it had."""
+def test_tap_mtu_follows_its_bridge(pair: Pair, start: Start) -> None:
+    """So the bridge drops nothing towards the TAP, and keeps its MTU."""
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     assert "(mtu 1450)" in vtep.log
@@ -243,8 +247,8 @@ def test_the_tap_follows_the_bridge_that_it_is_on(pair: Pair, start: Start) -> N
     assert "(mtu 1450)" in vtep.report()
 
 
-def test_the_mtu_of_the_underlay_is_followed(pair: Pair, start: Start) -> None:
-    """Up and down, but not beyond what was asked for."""
+def test_underlay_mtu_is_followed(pair: Pair, start: Start) -> None:
+    """Up and down, but not above --mtu."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     start(
@@ -266,7 +270,7 @@ def test_the_mtu_of_the_underlay_is_followed(pair: Pair, start: Start) -> None:
     ping(a, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
 
 
-def test_an_mtu_that_somebody_has_set_is_theirs(pair: Pair, start: Start) -> None:
+def test_mtu_set_by_the_administrator_is_kept(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     a.run("ip", "link", "set", "vx0", "mtu", "1300")
@@ -274,12 +278,12 @@ def test_an_mtu_that_somebody_has_set_is_theirs(pair: Pair, start: Start) -> Non
     a.run("ip", "link", "set", "vx0", "master", "br0")
     a.run("ip", "link", "add", "guest0", "mtu", "9000", "type", "veth", "peer", "name", "guest1")
     a.run("ip", "link", "set", "guest0", "master", "br0")
-    # But it does harm, which is said.
+    # The harm that it does is logged.
     wait_until(lambda: "up to 9000 octets are dropped in front of vx0" in vtep.log, "the line")
     assert mtu_of(a) == 1300
 
 
-def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
+def test_prepared_tap_in_a_bridge(pair: Pair, start: Start) -> None:
     a, _ = pair
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "tuntap", "add", "vx0", "mode", "tap")
@@ -290,7 +294,7 @@ def test_a_tap_that_is_on_a_bridge_already(pair: Pair, start: Start) -> None:
     wait_for_mtu(a, 1400)
 
 
-def test_without_privilege_the_harm_is_said(pair: Pair, start: Start) -> None:
+def test_missing_privilege_is_logged(pair: Pair, start: Start) -> None:
     a, _ = pair
     a.run("ip", "link", "add", "br0", "type", "bridge")
     a.run("ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
@@ -304,8 +308,8 @@ def test_without_privilege_the_harm_is_said(pair: Pair, start: Start) -> None:
 
 
 @pytest.mark.usefixtures("tunnel")
-def test_a_host_whose_tap_is_too_large_learns_it_too(pair: Pair) -> None:
-    """Without a bridge between."""
+def test_host_with_too_large_a_tap_mtu_learns_the_path_mtu(pair: Pair) -> None:
+    """Without a bridge between the host and the TAP."""
     a, b = pair
     a.run("ip", "link", "set", "vx0", "mtu", "1500")
     said = a.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
@@ -313,12 +317,12 @@ def test_a_host_whose_tap_is_too_large_learns_it_too(pair: Pair) -> None:
     transfer(a, b, "10.0.0.2", 20 << 20)
 
 
-# --- an underlay that carries less than IPv6 needs -----------------------------------------------
+# --- an underlay too narrow for IPv6 ------------------------------------------------------------
 
 
 @pytest.fixture
 def narrow(lab: Lab) -> Pair:
-    """As `pair`, on an underlay of MTU 1280: the tunnel carries 1230, and IPv6 needs 1280."""
+    """Return hosts as `pair`, with MTU 1280: the tunnel carries 1230 octets; IPv6 needs 1280."""
     a, b = lab.host("a"), lab.host("b")
     lab.wire(a, b, mtu=1280)
     for host, number in ((a, 1), (b, 2)):
@@ -328,7 +332,7 @@ def narrow(lab: Lab) -> Pair:
 
 @pytest.mark.parametrize("underlay", ["192.0.2.", "2001:db8::"], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("mtu", [None, 1280, 1400])
-def test_ipv6_where_the_underlay_has_to_fragment(
+def test_ipv6_with_a_fragmenting_underlay(
     narrow: Pair, start: Start, mtu: int | None, underlay: str
 ) -> None:
     a, b = narrow
@@ -345,7 +349,7 @@ def test_ipv6_where_the_underlay_has_to_fragment(
     assert f"(mtu {mtu or (1210 if ':' in underlay else 1230)})" in first.report()
 
 
-def test_the_cause_is_named_where_ipv6_has_no_room(narrow: Pair, start: Start) -> None:
+def test_error_names_the_cause_if_ipv6_does_not_fit(narrow: Pair, start: Start) -> None:
     a, _ = narrow
     v6 = segment(1, "192.0.2.2", "fd00::1/64")
     line = refusal(a, *v6, "--df", "set")
@@ -367,8 +371,8 @@ def test_the_cause_is_named_where_ipv6_has_no_room(narrow: Pair, start: Start) -
     assert "vni 2: the tunnel carries 1230 octets" in vtep.log
 
 
-def test_ipv6_stays_when_the_underlay_becomes_narrow(pair: Pair, start: Start) -> None:
-    """The kernel would take all IPv6 addresses from a TAP of a smaller MTU, for good."""
+def test_ipv6_stays_when_the_underlay_mtu_falls(pair: Pair, start: Start) -> None:
+    """The kernel removes all IPv6 addresses from a device with an MTU below 1280, for good."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     start(b, *segment(1, "192.0.2.1", "fd00::2/64"))
@@ -386,8 +390,10 @@ def test_ipv6_stays_when_the_underlay_becomes_narrow(pair: Pair, start: Start) -
     ping(a, "fd00::2", "-s", "1402")
 
 
-def test_guests_are_never_told_less_than_ipv6_needs(lab: Lab, narrow: Pair, start: Start) -> None:
-    """RFC 8200, section 5: what is below 1280 octets is for the link to fragment."""
+def test_guests_never_learn_an_mtu_below_the_ipv6_minimum(
+    lab: Lab, narrow: Pair, start: Start
+) -> None:
+    """RFC 8200, section 5: a link with a smaller MTU has to fragment."""
     scene = build(lab, narrow, start, "pyvtep")
     guest = scene.guests[0]
     said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)

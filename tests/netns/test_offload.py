@@ -1,4 +1,4 @@
-"""Superframes through the whole path: each offload, each without the others, and what refuses."""
+"""Superframes through the whole path: offloads on, off, and unavailable."""
 
 import re
 import signal
@@ -52,7 +52,7 @@ def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload
             assert [receiver.recv(2048) for _ in datagrams] == datagrams
     counters = vteps[0].counters()
     assert (counters["tx_superframes"] > 0) == (offload == "auto" or "tso" in offload)
-    # What one send carries, one receive can give only if it was sent so.
+    # A receive can return several datagrams only if they were sent as one.
     merges = offload in ("auto", "gso,gro")
     if merges:
         assert counters["rx_superframes"] > 0
@@ -62,7 +62,7 @@ def test_every_combination_carries_tcp_and_udp(pair: Pair, start: Start, offload
 
 
 def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
-    """More than the kernel takes as one superframe."""
+    """More than the kernel accepts in one superframe."""
     a, b = pair
     vteps = start_both(pair, start)
     datagrams = [number.to_bytes(2, "big") * 50 for number in range(600)]
@@ -71,7 +71,7 @@ def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
         return vteps[0].counter("tx_datagrams") >= count
 
     for local, remote in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
-        ping(a, remote)  # Who is stopped says nobody's MAC.
+        ping(a, remote)  # A stopped process does not answer ARP requests.
         with udp_socket(b, remote, 5000) as receiver, udp_socket(a, local) as sender:
             receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
             vteps[1].process.send_signal(signal.SIGSTOP)
@@ -86,8 +86,8 @@ def test_many_small_datagrams_at_once(pair: Pair, start: Start) -> None:
     assert vteps[1].counter("rx_superframes") > 0
 
 
-def test_merged_superframes_survive_a_bridge_to_a_narrower_cable(pair: Pair, start: Start) -> None:
-    """They are cut again by the kernel, to the size that their segments had."""
+def test_merged_superframes_cross_a_bridge_to_a_narrower_link(pair: Pair, start: Start) -> None:
+    """The kernel segments them again, to the original size of their segments."""
     a, b = pair
     start_both(pair, start)
     with Host("guest") as guest:
@@ -109,10 +109,10 @@ def test_merged_superframes_survive_a_bridge_to_a_narrower_cable(pair: Pair, sta
         transfer(guest, a, "10.0.0.1", 50 << 20)
 
 
-def test_segments_on_the_wire_are_sound(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_segments_on_the_wire_are_valid(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, b = pair
     for host in pair:
-        # So that superframes are cut, and outer checksums finished, before they are captured.
+        # Superframes are segmented and outer checksums completed before the capture.
         host.run("ethtool", "-K", "eth0", *["tx", "off", "tso", "off", "gso", "off", "gro", "off"])
         host.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "off")
     vteps = start_both(pair, start)
@@ -124,11 +124,11 @@ def test_segments_on_the_wire_are_sound(pair: Pair, start: Start, tmp_path: Path
     assert tshark(pcap, "-Y", f"({bad}) || _ws.malformed") == []
     assert len(tshark(pcap, "-Y", "vxlan && tcp.checksum.status == 1")) > 5000
     assert tshark(pcap, "-Y", "frame.len > 1514") == []
-    # A busy machine may keep an acknowledgement waiting until its segment is sent once more.
+    # On a busy machine, an ACK may come so late that its segment is retransmitted.
     assert tshark(pcap, "-Y", "tcp.analysis.lost_segment || tcp.analysis.out_of_order") == []
 
 
-def test_a_kernel_peer_takes_and_gives_superframes(pair: Pair, start: Start) -> None:
+def test_superframes_to_and_from_a_kernel_peer(pair: Pair, start: Start) -> None:
     a, b = pair
     kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
@@ -146,7 +146,7 @@ def test_a_kernel_peer_takes_and_gives_superframes(pair: Pair, start: Start) -> 
     assert vtep.unexpected_drops() == 0
 
 
-def test_a_kernel_udp_superframe_is_cut_where_the_tap_takes_none(pair: Pair, start: Start) -> None:
+def test_udp_superframe_is_segmented_for_a_tap_without_uso(pair: Pair, start: Start) -> None:
     a, b = pair
     kernel_vtep(b, 1, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--offload", "tso,gso,gro")
@@ -159,12 +159,12 @@ def test_a_kernel_udp_superframe_is_cut_where_the_tap_takes_none(pair: Pair, sta
     assert vtep.counter("super_datagrams") == 1
 
 
-def test_segments_too_long_for_the_underlay_are_sent_one_by_one(pair: Pair, start: Start) -> None:
-    """A tagged superframe of full-sized segments: four octets more than the underlay carries."""
+def test_segments_too_long_for_the_underlay_are_sent_singly(pair: Pair, start: Start) -> None:
+    """A tagged superframe of full-sized segments exceeds the underlay MTU by four octets."""
     a, b = pair
     vteps = start_both(pair, start)
     b.run("ip", "link", "set", "eth0", "mtu", "1400")
-    a.run("ip", "link", "set", "eth0", "mtu", "1400")  # Now each is fragmented outside.
+    a.run("ip", "link", "set", "eth0", "mtu", "1400")  # Now the underlay fragments each.
     transfer(a, b, "10.0.0.2", 5 << 20)
     counters = vteps[0].counters()
     assert counters["tx_superframes"] > 0
@@ -176,7 +176,7 @@ def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None
     first, second = start_both(pair, start)
     frame = bytes.fromhex(mac_of(b).replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
     with packet_socket(b, "vx0") as receiver, packet_socket(a, "vx0") as sender:
-        # Held up, it finds them all at once.
+        # After a stop, the process reads all frames at once.
         first.process.send_signal(signal.SIGSTOP)
         for number in range(300):
             sender.send(frame + number.to_bytes(2, "big"))
@@ -190,8 +190,8 @@ def test_small_frames_of_one_flow_share_a_send(pair: Pair, start: Start) -> None
     assert second.unexpected_drops() == 0
 
 
-def test_an_offload_that_is_not_there_is_said_once(pair: Pair, start: Start) -> None:
-    """USO without TSO can't be had from a TAP."""
+def test_unavailable_offload_is_logged_once(pair: Pair, start: Start) -> None:
+    """A TAP does not support USO without TSO."""
     vtep = start(pair[0], *segment(1, "192.0.2.2"), "--offload", "uso")
     wait_until(lambda: "offload uso unavailable" in vtep.log, "the line")
     assert vtep.log.count("is not there") == 1

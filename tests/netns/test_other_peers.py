@@ -1,4 +1,4 @@
-"""Two more implementations as the other end, both in userspace and neither related to ours."""
+"""Two independent user-space implementations as the remote VTEP."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ from vtep.testing.lab import transfer
 
 
 def test_vdeplug(pair: Pair, start: Start, tmp_path: Path) -> None:
-    """The plugin's vxlan:// sends from port 4789 and knows only multicast groups.
+    """The plug-in vxlan:// sends from port 4789 and supports multicast groups only.
 
-    Its address table is broken in Debian 12 (every send to a learned address fails), so it is
-    run without one, and the firewall of its host makes unicast of what it sends to the group.
+    Its address table is broken in Debian 12 (every send to a learned address fails). So it runs
+    without one, and nftables on its host turns its multicast into unicast.
     """
     a, b = pair
     rules = tmp_path / "rules"
@@ -52,7 +52,7 @@ def test_vdeplug(pair: Pair, start: Start, tmp_path: Path) -> None:
 
 @pytest.fixture
 def ovs(pair: Pair) -> Iterator[Callable[..., str]]:
-    """Open vSwitch's userspace datapath on host b, as a VTEP 192.0.2.2 for VNI 42."""
+    """Run the user-space datapath of Open vSwitch on host b, as VTEP 192.0.2.2 for VNI 42."""
     b = pair[1]
     with tempfile.TemporaryDirectory(prefix="ovs-") as folder:
         directory = Path(folder)
@@ -80,7 +80,7 @@ def ovs(pair: Pair) -> Iterator[Callable[..., str]]:
         wait_until(socket.exists, "ovsdb-server")
         tool("ovs-vsctl", "--no-wait", "init")
         daemon("ovs-vswitchd", f"unix:{socket}", "--disable-system")
-        # The datapath takes over the cable; the kernel must not answer for it too.
+        # The datapath owns eth0; the kernel must not answer ARP requests too.
         b.run("ip", "addr", "flush", "dev", "eth0")
         b.run("sysctl", "-qw", "net.ipv4.conf.eth0.arp_ignore=8")
         userspace = ("datapath_type=netdev", "fail-mode=standalone")
@@ -111,14 +111,14 @@ def ovs(pair: Pair) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def finished_checksums(pair: Pair) -> None:
-    """Open vSwitch reads the cable raw, where nobody finishes a veth's outer checksums."""
+    """Turn off checksum offload: Open vSwitch reads the veth raw and needs complete checksums."""
     for host in pair:
         host.run("ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off")
 
 
 @pytest.mark.usefixtures("finished_checksums", "ovs")
 def test_open_vswitch_userspace_datapath(pair: Pair, start: Start) -> None:
-    """It sends with UDP checksum zero, from ports that vary by flow."""
+    """It sends with a zero UDP checksum, from source ports that vary by flow."""
     a, b = pair
     vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24"))
     ping(a, "10.0.0.2")

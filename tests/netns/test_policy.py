@@ -1,4 +1,4 @@
-"""What a segment makes of neighbours, reserved bits, policy groups and VLAN tags, on real hosts."""
+"""Neighbour suppression, reserved bits, policy groups and VLAN tags on real hosts."""
 
 import socket
 import struct
@@ -36,7 +36,7 @@ TP_STATUS_VLAN_VALID = 1 << 4
 
 
 @pytest.mark.parametrize("other", ["10.0.0.2", "fd00::2"])
-def test_a_known_neighbour_is_found_though_it_is_down(pair: Pair, start: Start, other: str) -> None:
+def test_known_neighbour_is_resolved_while_it_is_down(pair: Pair, start: Start, other: str) -> None:
     a, b = pair
     vtep = start(a, *segment(42, "192.0.2.2", "10.0.0.1/24", "fd00::1/64"), "--proxy")
     kernel_vtep(b, 42, "192.0.2.2", "192.0.2.1", "10.0.0.2/24", "fd00::2/64")
@@ -55,10 +55,10 @@ def test_a_known_neighbour_is_found_though_it_is_down(pair: Pair, start: Start, 
 
 
 @pytest.mark.parametrize(("own", "moving"), [("10.0.0.1", "10.0.0.80"), ("fd00::1", "fd00::80")])
-def test_an_address_that_comes_back_with_another_mac_is_found(
+def test_address_that_moves_to_another_mac_is_resolved(
     lab: Lab, start: Start, own: str, moving: str
 ) -> None:
-    """It moves to another host, which announces nothing and only answers."""
+    """The new host sends no gratuitous ARP and only answers requests."""
     underlay, hosts = lab.host("u"), [lab.host(name) for name in "abc"]
     underlay.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
     underlay.run("ip", "link", "set", "br0", "up")
@@ -93,19 +93,19 @@ def test_an_address_that_comes_back_with_another_mac_is_found(
 # --- reserved bits ----------------------------------------------------------------------------
 
 RESERVED = [1 << 63 - bit for bit in (0, 1, *range(8, 32), *range(56, 64))]
-"""Bit 0 is the first on the wire; as in the kernel's vxlan_reserved.sh, which has five more: those
-of the Generic Protocol Extension, which are never let in here."""
+"""Bit 0 is the first on the wire. The kernel's vxlan_reserved.sh has five more, those of the
+Generic Protocol Extension, which pyvtep never accepts."""
 
 
 STRICT = 0xF7FFFFFF000000FF
 
 
-def _let_in(arrivals: Arrivals, frame: bytes, count: int) -> bool:
+def _is_delivered(arrivals: Arrivals, frame: bytes, count: int) -> bool:
     return arrivals.count(frame) == count
 
 
 def test_reserved_bits(pair: Pair, start: Start) -> None:
-    """Changed while it runs; the rows are those of vxlan_reserved.sh, and our default."""
+    """The rows of vxlan_reserved.sh and the default, changed at run time."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     clean = int.from_bytes(vxlan.pack(1), "big")
@@ -120,8 +120,8 @@ def test_reserved_bits(pair: Pair, start: Start) -> None:
             for bit in (*RESERVED, 0):
                 header = (clean | bit).to_bytes(8, "big")
                 sender.sendto(header + frame, ("192.0.2.1", 4789))
-            # They come one after the other, and the clean one is the last.
-            wait_until(partial(_let_in, arrivals, frame, passing + 1), "what is let in")
+            # Frames stay in order, and the clean one is the last.
+            wait_until(partial(_is_delivered, arrivals, frame, passing + 1), "what is let in")
             dropped += 34 - passing
             assert vtep.counter("reserved_bits") == dropped
             assert arrivals.count(frame) == passing + 1
@@ -131,7 +131,7 @@ def test_reserved_bits(pair: Pair, start: Start) -> None:
 
 
 def marks(host: Host, rules: str) -> None:
-    """Let a host's firewall do something to the marks that stand for groups in the kernel."""
+    """Add nftables rules about the packet marks that represent groups in the kernel."""
     host.run("nft", f"add table inet groups; {rules}")
 
 
@@ -143,7 +143,7 @@ def test_groups_with_the_kernel(pair: Pair, start: Start) -> None:
     )
     b.run("ip", "addr", "add", "10.0.0.2/24", "dev", "vx0")
     b.run("ip", "link", "set", "vx0", "up")
-    # Only frames of group 7 get an answer, and all that answers is of group 9.
+    # Only frames of group 7 are answered, and all replies are of group 9.
     marks(
         b,
         "add chain inet groups in { type filter hook input priority 0; };"
@@ -168,7 +168,7 @@ def test_groups_with_the_kernel(pair: Pair, start: Start) -> None:
 
 
 @pytest.mark.parametrize(("option", "left"), [("pass", TAGGED), ("strip", PLAIN), ("drop", None)])
-def test_tags_on_their_way_out(pair: Pair, start: Start, option: str, left: bytes | None) -> None:
+def test_vlan_tags_on_egress(pair: Pair, start: Start, option: str, left: bytes | None) -> None:
     a, b = pair
     with udp_socket(b, "192.0.2.2", 4789) as wire:
         vtep = start(a, *segment(1, "192.0.2.2"), "--inner-vlan", option)
@@ -177,7 +177,7 @@ def test_tags_on_their_way_out(pair: Pair, start: Start, option: str, left: byte
             tap.send(PLAIN)
 
         def next_marked() -> bytes:
-            while True:  # A TAP that is up has something to say itself.
+            while True:  # Skip frames that the host itself sends on a TAP that is up.
                 frame = wire.recv(2048)[vxlan.HEADER_LEN :]
                 if frame[6:12] == PLAIN[6:12]:
                     return frame
@@ -191,11 +191,11 @@ def test_tags_on_their_way_out(pair: Pair, start: Start, option: str, left: byte
 @pytest.mark.parametrize(
     ("option", "tags"), [("pass", [True, False]), ("strip", [False, False]), ("drop", [False])]
 )
-def test_tags_on_their_way_in(pair: Pair, start: Start, option: str, tags: list[bool]) -> None:
+def test_vlan_tags_on_ingress(pair: Pair, start: Start, option: str, tags: list[bool]) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"), "--inner-vlan", option)
     with packet_socket(a, "vx0") as tap, udp_socket(b, "192.0.2.2") as sender:
-        # The kernel takes the tag out of what a packet socket gets, and tells of it beside.
+        # For a packet socket, the kernel moves the tag into ancillary data (PACKET_AUXDATA).
         tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         for frame in (TAGGED, PLAIN):
             sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", 4789))

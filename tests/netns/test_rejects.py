@@ -1,4 +1,4 @@
-"""Datagrams that are not let in, each counted by its reason and by no other."""
+"""Dropped datagrams, each counted by its reason and by no other."""
 
 import json
 
@@ -50,7 +50,7 @@ def own_source(own: str) -> bytes:
         pytest.param("source_unknown", GOOD + FRAME, id="stranger"),
     ],
 )
-def test_a_bad_datagram_is_counted_and_not_delivered(
+def test_invalid_datagram_is_counted_and_not_delivered(
     pair: Pair, start: Start, reason: str, datagram: bytes | None
 ) -> None:
     a, b = pair
@@ -87,12 +87,12 @@ def test_reserved_bits_are_ignored(pair: Pair, start: Start) -> None:
 
 @pytest.mark.parametrize("octets", [42, 90], ids=["arp", "large"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_wrong_udp_checksum_is_refused_and_none_is_not(
+def test_wrong_udp_checksum_is_dropped_and_a_zero_one_is_not(
     pair: Pair, start: Start, version: int, octets: int
 ) -> None:
-    """RFC 7348, section 5. It is the kernel who looks at it, and counts.
+    """RFC 7348, section 5. The kernel verifies checksums and counts errors.
 
-    Where a datagram is small, it does so before it knows the socket.
+    It checks small datagrams before the socket lookup.
     """
     a, b = pair
     hosts = ["192.0.2.1", "192.0.2.2"] if version == 4 else ["2001:db8::1", "2001:db8::2"]
@@ -112,7 +112,9 @@ def test_a_wrong_udp_checksum_is_refused_and_none_is_not(
     wait_until(lambda: "2 x udp_checksum: " in vtep.log, "the log")
 
 
-def test_a_flood_of_strangers_neither_learns_nor_stops_traffic(pair: Pair, start: Start) -> None:
+def test_flood_from_unknown_sources_causes_no_learning_and_no_loss(
+    pair: Pair, start: Start
+) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
@@ -125,12 +127,12 @@ def test_a_flood_of_strangers_neither_learns_nor_stops_traffic(pair: Pair, start
     wait_until(lambda: vtep.counter("source_unknown") == 2000, "all to be counted")
     assert vtep.counter("rx_queue_full") == 0
     assert len(vtep.fdb()) == 1
-    # A log that is flooded in turn would be a second fault.
+    # The log must not be flooded in turn.
     wait_until(lambda: "source_unknown:" in vtep.log, "one line in the log")
     assert vtep.log.count("source_unknown:") == 1
 
 
-def test_a_tap_that_is_down_is_counted(pair: Pair, start: Start) -> None:
+def test_drops_of_a_tap_that_is_down_are_counted(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     a.run("ip", "link", "set", "vx0", "down")
@@ -143,7 +145,7 @@ SOL_UDP, UDP_SEGMENT = 17, 103
 
 
 def claiming(octets: int) -> bytes:
-    """A frame whose headers claim that it has so many octets, and that is as long as a victim."""
+    """Build a frame whose headers claim a length, and that is as long as a victim."""
     claim = IP(src="10.0.0.8", dst="10.0.0.9", len=octets - 14) / UDP(len=octets - 34, chksum=0)
     return bytes(Ether(src="02:00:00:00:00:08", dst=BROADCAST) / claim / Raw(bytes(40)))
 
@@ -154,10 +156,8 @@ def victim(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("theirs", [1, 2])
-def test_a_frame_that_claims_its_neighbours_does_not_get_them(
-    pair: Pair, start: Start, theirs: int
-) -> None:
-    """Those of another VNI are lost then, and counted: it could be that they are not real."""
+def test_frame_that_claims_the_rest_of_its_gro_batch(pair: Pair, start: Start, theirs: int) -> None:
+    """Datagrams of another VNI behind it are dropped and counted, since they may be forged."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"))
     vtep.invoke("vni add 2 --remote 192.0.2.2 --tap vx1")

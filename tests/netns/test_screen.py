@@ -1,4 +1,4 @@
-"""What a VTEP keeps away from its receivers: unknown sources, and guests that forge VXLAN."""
+"""Ingress filtering: datagrams of unknown sources, and of guests that forge VXLAN."""
 
 import json
 import re
@@ -35,7 +35,7 @@ FAMILIES = pytest.mark.parametrize("version", [4, 6])
 
 
 def frame(number: int) -> bytes:
-    """A frame to everybody that no other test datagram has."""
+    """Build a unique broadcast frame."""
     source = b"\x02\x00\x00\x01" + number.to_bytes(2, "big")
     return b"\xff" * 6 + source + b"\x88\xb5" + number.to_bytes(4, "big") * 12
 
@@ -43,7 +43,7 @@ def frame(number: int) -> bytes:
 def forged(
     vni: int, number: int, source: str, destination: str, mac: str, port: int = vxlan.PORT
 ) -> bytes:
-    """A frame of a guest with a datagram in it that seems to come from a remote."""
+    """Build a frame of a guest with a VXLAN datagram that seems to come from a remote."""
     ip = (IPv6 if ":" in source else IP)(src=source, dst=destination)
     inner = vxlan.pack(vni) + frame(number)
     return bytes(
@@ -52,7 +52,7 @@ def forged(
 
 
 def total(vtep: Pyvtep, counter: str) -> int:
-    """A counter of all VNIs together."""
+    """Return the total of a counter over all VNIs."""
     counted = json.loads(vtep.invoke("stats --json"))["total"]
     return int({**counted["counters"], **counted["drops"]}[counter])
 
@@ -67,7 +67,7 @@ def bridged(host: Host, bridge: str, *addresses: str) -> None:
 
 
 def guest(lab: Lab, host: Host, name: str, bridge: str) -> Host:
-    """A host on a bridge of another one."""
+    """Create a guest on a bridge of a host."""
     made = lab.host(name)
     lab.wire(made, host, name)
     host.run("ip", "link", "set", name, "master", bridge)
@@ -76,7 +76,7 @@ def guest(lab: Lab, host: Host, name: str, bridge: str) -> Host:
 
 @pytest.fixture
 def joined(lab: Lab, pair: Pair) -> tuple[Host, Host, Host]:
-    """Two hosts, of which the first has a bridge br1 with a guest."""
+    """Return two hosts and a guest on the bridge br1 of the first."""
     a, b = pair
     bridged(a, "br1", "10.0.0.1/24", "fd00::1/64")
     a.run("ip", "link", "add", "mac0", "link", "br1", "type", "macvlan")
@@ -87,7 +87,7 @@ def joined(lab: Lab, pair: Pair) -> tuple[Host, Host, Host]:
     return a, b, guest(lab, a, "guest1", "br1")
 
 
-def test_a_guest_of_one_vni_gets_nothing_into_another(
+def test_guest_of_one_vni_cannot_reach_another(
     lab: Lab, joined: tuple[Host, Host, Host], start: Start, tmp_path: Path
 ) -> None:
     a, b, one = joined
@@ -122,26 +122,26 @@ def test_a_guest_of_one_vni_gets_nothing_into_another(
     ):
         for number, way in enumerate(ways):
             wire.send(forged(2, number, *way))
-        count = len(ways) + 2  # The macvlan device has a copy of a broadcast.
+        count = len(ways) + 2  # The macvlan device gets a copy of a broadcast.
         refused(count)
         wait_until(lambda: " x overlay_ingress: " in vtep.log, "the log")
         assert re.search(r"\(last: \S+, over (br1|mac0)\)", vtep.log)
-        # A guest at another host, by the tunnel.
+        # A guest of another host, through the tunnel.
         way = (REMOTES[4], "10.2.0.1", mac_of(a, "vx2"))
         remote.sendto(vxlan.pack(2) + forged(1, 100, *way), ("192.0.2.1", 4789))
         refused(count + 1)
-        # A bridge that a TAP has become a port of while it runs, with all that is on it.
+        # A bridge to which a TAP is added at run time, with everything on it.
         bridged(a, "br2", "10.3.0.1/24")
         two = guest(lab, a, "guest2", "br2")
         a.run("ip", "link", "set", "vx2", "master", "br2")
         with packet_socket(two, "guest2") as other:
             other.send(forged(1, 101, REMOTES[4], "10.3.0.1", mac_of(a, "br2")))
             refused(count + 2)
-            # And one that it has left.
+            # And a bridge from which it is removed.
             a.run("ip", "link", "set", "vx2", "nomaster")
             other.send(forged(1, 102, REMOTES[4], "10.3.0.1", mac_of(a, "br2")))
             wait_until(lambda: first.count(frame(102)), "what is no bridge of ours")
-        # The remote itself.
+        # The remote VTEP itself.
         remote.sendto(vxlan.pack(2) + frame(200), ("192.0.2.1", 4789))
         wait_until(lambda: second.count(frame(200)), "a frame of the remote")
         for number in (*range(len(ways)), 100, 101):
@@ -150,10 +150,10 @@ def test_a_guest_of_one_vni_gets_nothing_into_another(
     assert total(vtep, "source_unknown") == total(vtep, "rx_queue_full") == 0
 
 
-def test_a_guest_of_one_process_gets_nothing_into_another(
+def test_guest_of_one_process_cannot_reach_another(
     joined: tuple[Host, Host, Host], start: Start
 ) -> None:
-    """As where each Docker network is attached by a process of its own."""
+    """As if each Docker network is attached by a process of its own."""
     a, b, one = joined
     options = ("--remote", "192.0.2.2", "--control", "auto")
     second = start(a, *options, "--vni", "2", "--tap", "second", "--dstport", "4790")
@@ -170,14 +170,14 @@ def test_a_guest_of_one_process_gets_nothing_into_another(
             wire.send(forged(2, next(number), REMOTES[4], "192.0.2.1", mac, 4790))
             return second.counter("overlay_ingress") > 0
 
-        # It may be noticed a second after it has come.
+        # The other process may be noticed up to a second later.
         wait_until(refused, "a guest of the first to be refused by the second")
         remote.sendto(vxlan.pack(2) + frame(2000), ("192.0.2.1", 4790))
         wait_until(lambda: arrivals.count(frame(2000)), "a frame of the remote")
 
 
-def test_a_bridge_that_is_the_underlay_as_well(lab: Lab, pair: Pair, start: Start) -> None:
-    """It extends the LAN that the remotes are on: warned of, and not cut off."""
+def test_bridge_that_is_also_the_underlay(lab: Lab, pair: Pair, start: Start) -> None:
+    """It extends the LAN of the remotes: pyvtep warns and does not filter it."""
     a, b = pair
     bridged(a, "br0")
     a.run("ip", "addr", "flush", "dev", "eth0")
@@ -192,8 +192,8 @@ def test_a_bridge_that_is_the_underlay_as_well(lab: Lab, pair: Pair, start: Star
     assert vtep.log.count("br0 leads to remotes") == 1
 
 
-def test_a_bridge_that_becomes_the_underlay(pair: Pair, start: Start) -> None:
-    """Also for a remote that only the FDB names; and when it no longer is, that is noticed."""
+def test_bridge_that_becomes_the_underlay(pair: Pair, start: Start) -> None:
+    """Also for a remote that only the FDB has. Afterwards, the bridge is filtered again."""
     a, b = pair
     bridged(a, "br0")
     vtep = start(a, "--vni", "1", "--tap", "vx0", "--bridge", "br0", "--address", "10.0.0.1/24")
@@ -227,12 +227,12 @@ def test_a_bridge_that_becomes_the_underlay(pair: Pair, start: Start) -> None:
 # --- unknown sources --------------------------------------------------------------------------
 
 BURST = 1500
-"""More than what is judged of unknown sources in some seconds."""
+"""More datagrams of unknown sources than are examined in some seconds."""
 
 
 @FAMILIES
-def test_who_is_known_is_kept_up_to_date(pair: Pair, start: Start, version: int) -> None:
-    """A burst of a host that is known is let in as a whole; of others, each is counted."""
+def test_known_sources_are_kept_up_to_date(pair: Pair, start: Start, version: int) -> None:
+    """All datagrams of a burst of a known host are accepted; of others, each is counted."""
     a, b = pair
     own, other = ("192.0.2.1", "192.0.2.3") if version == 4 else ("2001:db8::1", "2001:db8::3")
     net = "192.0.2.0/24" if version == 4 else "2001:db8::/64"
@@ -265,7 +265,7 @@ def test_who_is_known_is_kept_up_to_date(pair: Pair, start: Start, version: int)
     assert total(vtep, "rx_queue_full") == 0
 
 
-def test_known_sources_are_served_while_others_flood(pair: Pair, start: Start) -> None:
+def test_known_sources_are_served_during_a_flood(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
@@ -284,7 +284,7 @@ def test_known_sources_are_served_while_others_flood(pair: Pair, start: Start) -
 
 @pytest.fixture
 def flooded_group(pair: Pair, start: Start) -> tuple[Pyvtep, Callable[[str, int], None]]:
-    """A VTEP that has joined a group and accepts one host there; and what sends to the group."""
+    """Return a VTEP that has joined a group, and a function that sends to the group."""
     a, b = pair
     vtep = start(
         a,
@@ -304,7 +304,7 @@ def flooded_group(pair: Pair, start: Start) -> tuple[Pyvtep, Callable[[str, int]
     return vtep, send
 
 
-def test_a_flood_to_a_group(
+def test_flood_to_a_group(
     flooded_group: tuple[Pyvtep, Callable[[str, int], None]], pair: Pair
 ) -> None:
     vtep, send = flooded_group
@@ -315,7 +315,7 @@ def test_a_flood_to_a_group(
     sent = 10
 
     def discarded() -> int:
-        """How many datagrams the kernel has discarded in front of the group's socket."""
+        """Return the number of datagrams that the kernel dropped at the socket of the group."""
         said = a.run("ss", "-uamn", "src", "=", "239.1.1.1:4789")
         found = re.search(r"skmem:\(.*,d(\d+)\)", said)
         assert found, said
@@ -328,7 +328,7 @@ def test_a_flood_to_a_group(
         return discarded() > 0
 
     def counts() -> bool:
-        """Whether strangers are counted one by one."""
+        """Return whether datagrams of unknown sources are counted one by one."""
         nonlocal sent
         before = discarded()
         send("192.0.2.3", 7)
@@ -344,7 +344,7 @@ def test_a_flood_to_a_group(
     assert vtep.counter("rx_queue_full") == 0
 
 
-def test_without_a_filter_it_works_and_says_so(pair: Pair, start: Start) -> None:
+def test_missing_filter_is_logged(pair: Pair, start: Start) -> None:
     a, b = pair
     a.run("sysctl", "-qw", "net.core.optmem_max=200")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))

@@ -1,4 +1,4 @@
-"""The main job, with pyvtep at both ends: one Ethernet across two hosts."""
+"""One Ethernet segment across two hosts, with pyvtep at both ends."""
 
 import re
 import socket
@@ -44,18 +44,18 @@ def test_two_hosts_share_a_segment(
     address(b, "vx0", "10.0.0.2/24", "fd00::2/64")
     for destination in ("10.0.0.2", "fd00::2"):
         ping(a, destination)
-        # As large as the segment carries, not to be fragmented.
+        # As large as the MTU of the segment, with DF.
         headers = 28 if "." in destination else 48
         ping(a, destination, "-M", "do", "-s", str(mtu - headers))
         # Fragmented inside the segment.
         ping(a, destination, "-s", "9000")
     for host, other in ((a, b), (b, a)):
         neighbours = host.run("ip", "neigh", "show", "dev", "vx0")
-        assert neighbours.count(mac_of(other)) >= 2  # By ARP and by neighbour discovery.
+        assert neighbours.count(mac_of(other)) >= 2  # By ARP and by Neighbour Discovery.
 
 
 @UNDERLAYS
-def test_a_large_transfer_arrives_whole_both_ways(
+def test_large_transfer_in_both_directions(
     pair: Pair, start: Start, left: str, right: str, mtu: int
 ) -> None:
     a, b = pair
@@ -72,7 +72,7 @@ def test_a_large_transfer_arrives_whole_both_ways(
 def test_broadcast_and_multicast_reach_the_other_host(pair: Pair) -> None:
     a, b = pair
     a.run("ip", "route", "add", "224.0.0.0/4", "dev", "vx0")
-    payload = bytes(range(256)) * 5  # As large as DHCP gets.
+    payload = bytes(range(256)) * 5  # As large as a DHCP message can be.
     for group in ("10.0.0.255", "239.1.2.3"):
         with udp_socket(b, "0.0.0.0", 6767) as receiver, udp_socket(a, "10.0.0.1") as sender:
             if group.startswith("239"):
@@ -83,7 +83,7 @@ def test_broadcast_and_multicast_reach_the_other_host(pair: Pair) -> None:
             assert receiver.recv(2048) == payload
 
 
-def test_dhcp_configures_a_host_across_the_tunnel(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_dhcp_across_the_tunnel(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, b = pair
     start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     start(b, *segment(1, "192.0.2.1"))
@@ -104,7 +104,7 @@ def test_dhcp_configures_a_host_across_the_tunnel(pair: Pair, start: Start, tmp_
     wait_until(lambda: "DHCP, sockets bound" in (tmp_path / "dnsmasq").read_text(), "dnsmasq")
     lease = tmp_path / "lease"
     with (tmp_path / "dhclient").open("w") as log:
-        # Only the lease matters here; its usual script would configure this machine's resolver.
+        # Only the lease matters; the default script would change the resolver of this machine.
         b.start(
             *("dhclient", "-4", "-1", "-d", "-sf", "/bin/true", "-lf", str(lease)),
             *("-pf", str(tmp_path / "dhclient.pid"), "vx0"),
@@ -115,7 +115,7 @@ def test_dhcp_configures_a_host_across_the_tunnel(pair: Pair, start: Start, tmp_
 
 @pytest.mark.parametrize("tags", [(0x8100,), (0x88A8, 0x8100)], ids=["802.1Q", "802.1ad"])
 @pytest.mark.usefixtures("tunnel")
-def test_vlan_tags_cross_untouched(pair: Pair, tags: tuple[int, ...]) -> None:
+def test_vlan_tags_cross_unchanged(pair: Pair, tags: tuple[int, ...]) -> None:
     a, b = pair
     stack = b"".join(tag.to_bytes(2, "big") + b"\x20\x2a" for tag in tags)
     frame = (
@@ -123,7 +123,7 @@ def test_vlan_tags_cross_untouched(pair: Pair, tags: tuple[int, ...]) -> None:
     )
     received = b""
     with packet_socket(a, "vx0") as sender, packet_socket(b, "vx0") as receiver:
-        receiver.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA: the kernel takes the tag out.
+        receiver.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA: has the tag.
         sender.send(frame)
         while not received.endswith(b"x" * 60):
             received, control, _, _ = receiver.recvmsg(2048, 256)
@@ -134,10 +134,10 @@ def test_vlan_tags_cross_untouched(pair: Pair, tags: tuple[int, ...]) -> None:
     assert received == frame[:12] + frame[16:]
 
 
-def test_flooding_is_once_to_each_and_unicast_to_one(lab: Lab, start: Start) -> None:
+def test_flooding_reaches_each_remote_once_and_unicast_one(lab: Lab, start: Start) -> None:
     hub, *spokes = (lab.host(name) for name in "abcd")
     for number, host in enumerate(spokes, start=2):
-        # A cable to each: what one receives, the others cannot have seen.
+        # A link to each: no spoke sees the datagrams of another.
         lab.wire(hub, host, device=f"eth{number}")
         address(hub, f"eth{number}", f"192.0.{number}.1/24")
         address(host, f"eth{number}", f"192.0.{number}.2/24")
@@ -166,10 +166,10 @@ def test_flooding_is_once_to_each_and_unicast_to_one(lab: Lab, start: Start) -> 
         later = frame_to("ff:ff:ff:ff:ff:ff", b"to all again")
         sender.send(known)
         sender.send(later)
-        # One flow's frames arrive in order, but these are two: each is waited for.
+        # Frames of one flow stay in order, but these are two flows: wait for each.
         wait_until(lambda: once_each(later) and copies(known)[0] == 1, "both")
         assert copies(known) == [1, 0, 0]
-    # What comes from one remote is not for the others.
+    # A frame from one remote is not forwarded to the others.
     reflected = frame_to("ff:ff:ff:ff:ff:ff", b"to the hub")
     with Arrivals(hub) as at_hub, packet_socket(spokes[0], "vx0") as sender:
         sender.send(reflected)
@@ -181,8 +181,8 @@ def test_flooding_is_once_to_each_and_unicast_to_one(lab: Lab, start: Start) -> 
     assert copies(reflected) == [0, 0, 0]
 
 
-def test_a_segment_attaches_to_a_bridge(pair: Pair, lab: Lab, start: Start) -> None:
-    """As a container behind a Docker bridge sees it."""
+def test_tap_in_a_bridge(pair: Pair, lab: Lab, start: Start) -> None:
+    """As for a container behind a Docker bridge."""
     for host, number, other in zip(pair, (1, 2), (2, 1), strict=True):
         guest = lab.host(f"guest{number}")
         lab.wire(host, guest, device="guest0")
@@ -197,14 +197,14 @@ def test_a_segment_attaches_to_a_bridge(pair: Pair, lab: Lab, start: Start) -> N
     ping(last, "172.18.0.1")
 
 
-def test_an_entry_ages_although_it_is_sent_to(pair: Pair, start: Start) -> None:
+def test_entry_ages_although_frames_are_sent_to_it(pair: Pair, start: Start) -> None:
     a, b = pair
     first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--ageing", "2")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     ping(a, "10.0.0.2")
     mac = mac_of(b)
     assert first.fdb() == {mac: "192.0.2.2"}
-    # From now on the host behind it is silent, but is sent to.
+    # From now on the host is silent, but frames are sent to it.
     b.run("ip", "link", "set", "vx0", "down")
     frame = bytes.fromhex(mac.replace(":", "") + "020000000001") + b"\x88\xb5" + b"x" * 50
     with packet_socket(a, "vx0") as sender:
@@ -219,7 +219,7 @@ def test_an_entry_ages_although_it_is_sent_to(pair: Pair, start: Start) -> None:
     assert mac in first.fdb()
 
 
-def test_the_fdb_is_capped_and_traffic_goes_on(pair: Pair, start: Start) -> None:
+def test_full_fdb_does_not_stop_traffic(pair: Pair, start: Start) -> None:
     a, b = pair
     first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--max-addresses", "5")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -229,12 +229,12 @@ def test_the_fdb_is_capped_and_traffic_goes_on(pair: Pair, start: Start) -> None
             sender.send(b"\xff" * 6 + source + b"\x88\xb5" + b"x" * 50)
     wait_until(lambda: first.counter("fdb_full") >= 15, "the table to be full")
     assert len(first.fdb()) == 5
-    ping(a, "10.0.0.2")  # Unknown, so it is flooded.
+    ping(a, "10.0.0.2")  # Its MAC is unknown, so frames to it are flooded.
     wait_until(lambda: " x fdb_full: " in first.log, "the log")
     assert "last: 192.0.2.2)" in first.log
 
 
-def test_a_remote_has_no_more_than_its_share_of_the_fdb(pair: Pair, start: Start) -> None:
+def test_remote_is_limited_to_its_share_of_the_fdb(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2"), "--max-addresses", "8", "--remote", "192.0.2.3")
     address(b, "eth0", "192.0.2.3/24")
@@ -261,7 +261,7 @@ def test_a_remote_has_no_more_than_its_share_of_the_fdb(pair: Pair, start: Start
     assert sorted(vtep.fdb().values()) == ["192.0.2.2"] * 6 + ["192.0.2.3"] * 2
 
 
-def test_without_learning_everything_is_flooded(pair: Pair, start: Start) -> None:
+def test_everything_is_flooded_without_learning(pair: Pair, start: Start) -> None:
     a, b = pair
     first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--no-learning")
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
@@ -271,7 +271,7 @@ def test_without_learning_everything_is_flooded(pair: Pair, start: Start) -> Non
     assert counters["flooded"] == counters["tx_frames"] > 0
 
 
-def test_options_shape_the_tap(pair: Pair, start: Start) -> None:
+def test_tap_options(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(
         *(a, "--vni", "77", "--remote", "192.0.2.2", "--mtu", "1300", "--dstport", "5789"),
@@ -290,7 +290,7 @@ def test_options_shape_the_tap(pair: Pair, start: Start) -> None:
     assert not has_device(a, "vx77")
 
 
-def test_a_jumbo_underlay_gives_a_jumbo_segment(lab: Lab, start: Start) -> None:
+def test_jumbo_frames(lab: Lab, start: Start) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.wire(a, b, mtu=9000)
     for host, own, other in ((a, 1, 2), (b, 2, 1)):
@@ -300,7 +300,7 @@ def test_a_jumbo_underlay_gives_a_jumbo_segment(lab: Lab, start: Start) -> None:
     ping(a, "10.0.0.2", "-M", "do", "-s", str(8950 - 28))
 
 
-def test_a_remote_that_comes_later_or_comes_back_is_found(pair: Pair, start: Start) -> None:
+def test_remote_that_starts_later_or_restarts(pair: Pair, start: Start) -> None:
     a, b = pair
     first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     assert "0 received" in a.run("ping", "-c2", "-i0.2", "-W0.2", "10.0.0.2", check=False)

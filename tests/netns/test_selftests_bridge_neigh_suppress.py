@@ -1,7 +1,7 @@
-"""The assertions of the kernel's test_bridge_neigh_suppress.sh, with `--proxy` in its place.
+"""The assertions of the kernel's test_bridge_neigh_suppress.sh, with `--proxy`.
 
-What counts is whether a request comes out at the far end, which is the kernel driver, and who
-answers. That a known neighbour is found while it is down is in test_policy.py.
+They are about whether a request reaches the remote, which is the kernel driver, and who answers it.
+Resolution of a known neighbour that is down is tested in test_policy.py.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
 class Scene:
-    """Requests from h1 on our side for h2 on the other, and what becomes of them."""
+    """Requests from h1 on the pyvtep side for h2 on the remote side."""
 
     def __init__(self, pair: Pair, start: Start, kind: str, vlan: int) -> None:
         a, b = pair
@@ -59,12 +59,12 @@ class Scene:
         return self._frame(asked, dst or "33:33:ff:00:00:02", vlan=vlan)
 
     def passes(self, frame: bytes) -> None:
-        """A frame that h1 sends comes to the other side."""
+        """Send a frame from h1 and wait until it reaches the remote side."""
         self.h1.send(frame)
         self._await(frame)
 
     def is_suppressed(self, frame: bytes) -> None:
-        """A frame that h1 sends does not, and the next one does."""
+        """Send a frame from h1 and a marker; only the marker must reach the remote side."""
         before = self.answered
         self._marked += 1
         marker = bytes(Ether(src=H1, dst=BROADCAST, type=0x88B5)) + self._marked.to_bytes(50, "big")
@@ -74,14 +74,14 @@ class Scene:
         assert self.answered == before + 1
 
     def _await(self, frame: bytes) -> list[bytes]:
-        """Receive until a frame comes in an envelope; which others have come so before."""
+        """Receive until a frame arrives encapsulated. Returns: the frames that arrived before."""
         frames: list[bytes] = []
         while frame not in frames:
             frames.append(self.h2.recv(2048)[ENVELOPE:])
         return frames
 
     def answer(self) -> Packet:
-        """The next frame to h1."""
+        """Return the next frame to h1."""
         while True:
             octets, (_, _, direction, *_) = self.h1.recvfrom(2048)
             if direction != 4 and octets[:6] == bytes.fromhex(H1.replace(":", "")):
@@ -111,7 +111,7 @@ def test_requests_are_suppressed_where_they_should_be(scene: Scene) -> None:
     scene.passes(scene.request())
     vtep.invoke("set --proxy")
     scene.passes(scene.request())
-    # An entry for its MAC alone changes nothing, nor does a neighbour alone.
+    # Suppression needs both an FDB entry and a neighbour entry.
     vtep.invoke(f"fdb replace {H2} dst 192.0.2.2 static")
     scene.passes(scene.request())
     vtep.invoke(f"fdb del {H2}")
@@ -134,7 +134,7 @@ def test_requests_are_suppressed_where_they_should_be(scene: Scene) -> None:
         assert answer[IPv6].dst == scene.source
     assert scene.answered == 1
 
-    # A unicast request is for h2 itself; and every VLAN has its own neighbours.
+    # A unicast request is meant for h2 itself, and every VLAN has its own neighbours.
     scene.passes(scene.request(dst=H2))
     scene.passes(scene.request(vlan=20))
     assert scene.answered == 1
@@ -143,7 +143,7 @@ def test_requests_are_suppressed_where_they_should_be(scene: Scene) -> None:
     vtep.invoke("set --no-proxy")
     scene.passes(scene.request())
     assert scene.answered == 2
-    # It is not known any more when it is turned on again.
+    # Turning the proxy off has deleted the neighbours.
     vtep.invoke("set --proxy")
     scene.passes(scene.request())
     vtep.invoke(h2_is)

@@ -1,8 +1,8 @@
-"""The assertions of the kernel's fdb_flush.sh by our commands, with the driver as the judge.
+"""The assertions of the kernel's fdb_flush.sh for `pyvtep fdb flush`, compared with the driver.
 
-Both tables are filled alike and flushed by the same words; what is left has to be the same. There
-is no counterpart to `src_vni`, `nhid` and `router`, of which our tables know nothing; and the
-driver knows no flush by `via`, which test_fdb_by_hand.py has.
+Both tables get the same entries and the same flush; the remaining entries must be equal. pyvtep has
+no counterpart to `src_vni`, `nhid` and `router`. The driver has no flush by `via`, which
+test_fdb_by_hand.py covers.
 """
 
 import itertools
@@ -47,7 +47,7 @@ BY_PLACE = [
 
 
 class Driver(Kernel):
-    """The driver, whose table can be filled at once, and flushed by what iproute2 6.1 can't say."""
+    """The kernel driver, with batched commands and flush filters that iproute2 6.1 lacks."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         super().__init__(host)
@@ -89,7 +89,7 @@ class Driver(Kernel):
 
 
 def table(dice: random.Random) -> list[str]:
-    """Commands that make entries of every kind, of which many have several destinations."""
+    """Return commands that add entries of every kind, many with several destinations."""
     lines = []
     for number in range(ENTRIES):
         group = "01" if number % 3 == 0 else "02"
@@ -141,7 +141,7 @@ def test_flush(lab: Lab, driver: Driver, start: Start) -> None:
         left = ours(vtep)
         assert left == driver.rows(), words
         assert said == f"{len(before) - len(left)} flushed\n"
-        # Entries that have lost some of their destinations, and kept others.
+        # Some entries have lost only part of their destinations.
         macs = [row[0] for row in before]
         kept = [row[0] for row in left]
         partial += sum(0 < kept.count(mac) < macs.count(mac) for mac in set(macs))

@@ -1,7 +1,7 @@
 """The table of the kernel's l2_tos_ttl_inherit.sh, for its VXLAN devices.
 
-It is changed between its rows while it runs. That the kernel driver does the same with the same
-frames is in test_envelope.py.
+The options are changed at run time between the rows. test_envelope.py compares the same frames with
+the kernel driver.
 """
 
 import pytest
@@ -19,7 +19,7 @@ TOS, TTL = 0x9C, 123
 
 
 def other(tags: str) -> Packet:
-    """An ARP request."""
+    """Build an ARP request."""
     return craft.ether(Ether(craft.VALID["arp"]).payload, dst=craft.BROADCAST, tags=tags)
 
 

@@ -1,7 +1,7 @@
 """The assertions of the kernel's vxlan_bridge_1d.sh and its variants, with pyvtep as the switch.
 
-Flooding, unicast and learning are here, towards the kernel driver. TTL, TOS and both ECN tables are
-in test_envelope.py.
+They are about flooding, unicast and learning, with the kernel driver as the remotes. TTL, TOS and
+both ECN tables are in test_envelope.py.
 """
 
 import time
@@ -35,7 +35,7 @@ UNDERLAYS = pytest.mark.parametrize(
 
 
 class Star:
-    """A switch with a VTEP of ours, a cable to each of two kernel VTEPs, and their counters."""
+    """A host with pyvtep, a link to each of two kernel VTEPs, and their counters."""
 
     def __init__(self, lab: Lab, start: Start, prefix: str, length: int, port: int) -> None:
         self.switch, *self.spokes = (lab.host(name) for name in ("switch", "ns1", "ns2"))
@@ -52,7 +52,7 @@ class Star:
             address(spoke, "vx2", f"10.0.0.{number}/24")
             spoke.run("ip", "link", "set", "vx2", "up")
             self.remotes.append(remote)
-        # What others say by themselves is not to be counted, nor learned.
+        # Hosts must not send frames of their own, which would be counted and learned.
         self.vtep = start(self.switch, "--vni", str(VNI), "--tap", "vx1", "--dstport", str(port))
         for remote in self.remotes:
             self.flood_to(remote)
@@ -63,7 +63,7 @@ class Star:
         self.vtep.invoke(f"fdb {verb} {ZERO} dst {remote}")
 
     def reach(self, source: Host, device: str, mac: str, expected: list[int]) -> None:
-        """Pings to a MAC from a device of a host come out at each counter as often as expected."""
+        """Send frames to a MAC and compare how many each counter receives."""
         frames = []
         for _ in range(COUNT):
             self._sent += 1
@@ -76,7 +76,7 @@ class Star:
                 sender.send(frame)
             self._await(frames, expected)
             sender.send(last)
-        # Whatever comes too often has come when this has, to each.
+        # When this marker has arrived everywhere, any duplicates have arrived as well.
         wait_until(lambda: all(counter.count(last) for counter in self.counters), "the last frame")
         self._await(frames, expected)
         assert [counter.count(last) for counter in self.counters] == [1] * len(self.counters)
@@ -100,7 +100,7 @@ def star(lab: Lab, start: Start, prefix: str, length: int, port: int) -> Star:
 
 @UNDERLAYS
 def test_flood_and_unicast(star: Star, lab: Lab, prefix: str, length: int) -> None:
-    """From a host behind a bridge, and with a local one beside it."""
+    """From a host behind a bridge, and with a local host beside it."""
     switch, vtep = star.switch, star.vtep
     switch.run("ip", "link", "add", "br1", "type", "bridge", "mcast_snooping", "0")
     switch.run("ip", "link", "set", "br1", "up")
@@ -117,7 +117,7 @@ def test_flood_and_unicast(star: Star, lab: Lab, prefix: str, length: int) -> No
     for other in ("10.0.0.5", "10.0.0.2", "10.0.0.3"):
         pings(other)
     flood([10, 10, 10])
-    # The others get it as before, beside one of which nobody knows where it is.
+    # The others receive it as before, beside one whose location is unknown.
     unresolved = prefix.format(2, 77)
     star.flood_to(unresolved)
     flood([10, 10, 10])
@@ -132,7 +132,7 @@ def test_flood_and_unicast(star: Star, lab: Lab, prefix: str, length: int) -> No
         star.reach(h1, "h1", mac, expected)
     vtep.invoke("fdb flush static")
 
-    # Everything is taken away, and given back in another order.
+    # All destinations are removed and added again in another order.
     for remote in star.remotes:
         star.flood_to(remote, "del")
     own = [(f"eth{number}", f"{prefix.format(number, 1)}/{length}") for number in (2, 3)]
@@ -170,7 +170,7 @@ def test_learning(star: Star) -> None:
     vtep.invoke(f"fdb del {MAC}")
     reach([10, 10])
 
-    # It is to be forgotten although it is sent to, but not before its time.
+    # The entry must expire although frames are sent to it, but not early.
     speak()
     reach([10, 0])
     began = time.monotonic()

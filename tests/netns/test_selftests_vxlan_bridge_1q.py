@@ -1,7 +1,7 @@
-"""The assertions of the kernel's vxlan_bridge_1q.sh that are about two VNIs, here in one process.
+"""The assertions of the kernel's vxlan_bridge_1q.sh about two VNIs, here in one process.
 
-Each has its own flood list and its own MACs. That nothing crosses by learning, with the same MACs
-and addresses on both, is in test_many.py.
+Each VNI has its own flood list and its own MACs. Isolation of equal MACs and addresses is tested in
+test_many.py.
 """
 
 from scapy.layers.l2 import Ether
@@ -42,7 +42,7 @@ def test_each_vni_has_its_own_flood_list_and_macs(lab: Lab, start: Start) -> Non
     count = 0
 
     def reach(vni: int, expected: list[int]) -> None:
-        """A frame comes out at (1000 at ns1, 1000 at ns2, 2000 at ns1, 2000 at ns2)."""
+        """Send a frame; the counters are VNI 1000 at ns1 and ns2, and VNI 2000 at ns1 and ns2."""
         nonlocal count
         count += 1
         frame, last = (
@@ -66,14 +66,14 @@ def test_each_vni_has_its_own_flood_list_and_macs(lab: Lab, start: Start) -> Non
     flood_2000.append("192.0.3.2")
     vtep.invoke("remote add 192.0.3.2 --vni 2000")
     reach(2000, [0, 0, 1, 1])
-    # One MAC, in two places.
+    # One MAC at two remotes.
     vtep.invoke(f"fdb add {MAC} dst 192.0.2.2 static src_vni 1000")
     reach(1000, [1, 0, 0, 0])
     reach(2000, [0, 0, 1, 1])
     vtep.invoke(f"fdb add {MAC} dst 192.0.3.2 static src_vni 2000")
     reach(2000, [0, 0, 0, 1])
     reach(1000, [1, 0, 0, 0])
-    # And by way of the one into the other, where an entry says so.
+    # An entry with a VNI sends from one segment into the other.
     vtep.invoke(f"fdb replace {MAC} dst 192.0.3.2 vni 2000 static src_vni 1000")
     reach(1000, [0, 0, 0, 1])
     vtep.invoke("vni del 2000")

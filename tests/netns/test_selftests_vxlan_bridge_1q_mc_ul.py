@@ -1,7 +1,7 @@
-"""The assertions of the kernel's vxlan_bridge_1q_mc_ul.sh: which device a group is reached by.
+"""The assertions of the kernel's vxlan_bridge_1q_mc_ul.sh: the device by which a group is reached.
 
-Groups that are joined, IPv4 and IPv6, towards the kernel driver and each other, are in
-test_envelope.py. Multicast routing in the underlay is the kernel's, and no matter of a VTEP.
+Membership of IPv4 and IPv6 groups, with the kernel driver and with pyvtep, is tested in
+test_envelope.py. Multicast routing in the underlay is a matter of the kernel.
 """
 
 import pytest
@@ -20,7 +20,7 @@ ZERO = "00:00:00:00:00:00"
 
 
 class Seen:
-    """VXLAN datagrams that have come to a device of a host since."""
+    """Counts the VXLAN datagrams that a device of a host receives."""
 
     def __init__(self, lab: Lab, host: Host, device: str) -> None:
         self._socket = lab.enter_context(packet_socket(host, device))
@@ -36,7 +36,7 @@ class Seen:
 
 
 @pytest.mark.parametrize("group", ["239.1.1.7", "ff0e::107"], ids=["ipv4", "ipv6"])
-def test_an_entry_says_which_device_its_group_is_reached_by(
+def test_entry_selects_the_device_of_a_group(
     lab: Lab, pair: Pair, start: Start, group: str
 ) -> None:
     a, b = pair

@@ -1,4 +1,4 @@
-"""The assertions of the kernel's test_vxlan_fdb_changelink.sh: what remains of the flood list."""
+"""The assertions of the kernel's test_vxlan_fdb_changelink.sh: changes keep the flood list."""
 
 import json
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ ZERO = "00:00:00:00:00:00"
 STATIC, LEARNED = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
-def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start) -> None:
+def test_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start) -> None:
     vtep = start(pair[0], "--vni", "2000", "--tap", "vx0")
 
     def remotes() -> set[str]:
@@ -32,7 +32,7 @@ def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start
     assert remotes() == {"192.0.2.20", "192.0.2.30"}
     vtep.invoke("set --remote 192.0.2.30")
     assert remotes() == {"192.0.2.20", "192.0.2.30"}
-    # What the configuration has named goes with it, and nothing else does.
+    # Only the remote that the configuration had named is removed.
     vtep.invoke("set --remote 192.0.2.40")
     assert remotes() == {"192.0.2.20", "192.0.2.40"}
     vtep.invoke("set --group 239.1.1.1 --dev eth0")
@@ -41,8 +41,8 @@ def test_the_flood_list_survives_a_change_of_the_remote(pair: Pair, start: Start
     assert remotes() == {"192.0.2.20", "192.0.2.40", "239.1.1.2"}
 
 
-def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start: Start) -> None:
-    """It sends there all the same, and says that nothing can come back."""
+def test_entry_of_an_ip_version_without_a_listener(pair: Pair, start: Start) -> None:
+    """Pyvtep sends to it nevertheless, and logs that it cannot receive replies."""
     a, b = pair
     with udp_socket(a, "2001:db8::1", 4790), udp_socket(b, "2001:db8::2", 4790) as receiver:
         vtep = start(a, "--vni", "1", "--tap", "vx0", "--dstport", "4790", "--local", "192.0.2.1")
@@ -51,8 +51,8 @@ def test_an_entry_of_an_ip_version_that_cannot_be_listened_to(pair: Pair, start:
         assert receiver.recv(2048)[:8] == bytes.fromhex("0800000000000100")
 
 
-def test_what_is_learned_goes_to_the_port_that_all_have_now(pair: Pair, start: Start) -> None:
-    """Also from a host that only a static entry names, whose own port stays."""
+def test_learned_entries_follow_a_change_of_the_port(pair: Pair, start: Start) -> None:
+    """Also from a host that only a static entry names; the port of that entry stays."""
     a, b = pair
     vtep = start(a, "--vni", "1", "--tap", "vx0")
     vtep.invoke(f"fdb add {STATIC} dst 192.0.2.2 port 4790 static")

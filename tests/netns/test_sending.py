@@ -1,4 +1,4 @@
-"""From where datagrams leave: source ports, source addresses, and how soon after a failure."""
+"""Source ports and source addresses of datagrams, and recovery after a failure."""
 
 import asyncio
 import socket
@@ -39,7 +39,7 @@ ONE_PORT = ("--srcport", "4789", "4789")
 
 
 class Ports:
-    """The ports of VXLAN datagrams that arrive at a host, each with what is inside its VNI."""
+    """Collects the source ports and VNIs of the VXLAN datagrams that arrive at a host."""
 
     def __init__(self, host: Host) -> None:
         self._socket = packet_socket(host, "eth0")
@@ -64,7 +64,7 @@ class Ports:
 
 
 def kernel(host: Host, prefix: str) -> None:
-    """The kernel driver, which sends from its VXLAN port too, and to the ports that it hears."""
+    """Create a device of the kernel driver that sends from its VXLAN port and learns ports."""
     host.run(
         *("ip", "link", "add", "vx0", "type", "vxlan", "id", "1", "dev", "eth0"),
         *("local", f"{prefix}2", "remote", f"{prefix}1", "dstport", "4789"),
@@ -74,12 +74,14 @@ def kernel(host: Host, prefix: str) -> None:
     host.run("ip", "link", "set", "vx0", "up")
 
 
-# --- one port both ways -----------------------------------------------------------------------
+# --- one port for both directions -------------------------------------------------------------
 
 
 @over
 @pytest.mark.parametrize("bound", [(), ("--dev", "eth0", "--local")], ids=["any", "bound"])
-def test_one_port_both_ways(pair: Pair, start: Start, prefix: str, bound: tuple[str, ...]) -> None:
+def test_one_port_for_both_directions(
+    pair: Pair, start: Start, prefix: str, bound: tuple[str, ...]
+) -> None:
     a, b = pair
     kernel(b, prefix)
     options = (*bound, f"{prefix}1") if bound else ()
@@ -90,11 +92,11 @@ def test_one_port_both_ways(pair: Pair, start: Start, prefix: str, bound: tuple[
         transfer(a, b, "10.0.0.2", 1 << 20)
         transfer(b, a, "10.0.0.1", 1 << 20)
         assert outside.seen() == {(4789, 4789)}
-    # A stateful firewall of this host needs no rule for what comes but that for answers.
+    # A stateful firewall on this host needs only the rule for established connections.
     assert vtep.unexpected_drops() == 0
 
 
-def test_a_range_with_the_vxlan_port_is_used_entirely(pair: Pair, start: Start) -> None:
+def test_range_that_contains_the_vxlan_port(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--srcport", "4789", "4790")
@@ -111,11 +113,11 @@ def test_a_range_with_the_vxlan_port_is_used_entirely(pair: Pair, start: Start) 
 
 @over
 def test_vnis_of_one_process_share_the_port(pair: Pair, start: Start, prefix: str) -> None:
-    """Each with its own options, and one of them with more than one remote."""
+    """Each has its own options, and one has several remotes."""
     a, b = pair
     others = [f"{prefix}{100 + number}" for number in range(9)]
     address(b, "eth0", *(f"{other}/{24 if prefix[0] == '1' else 64}" for other in others))
-    # Over IPv6, another one of its addresses would be preferred.
+    # Over IPv6, the kernel would prefer another source address.
     local = ("--local", f"{prefix}2")
     one = start(b, *segment(1, f"{prefix}1", "10.0.1.2/24"), *ONE_PORT, *local)
     vtep = start(a, *segment(1, f"{prefix}2", "10.0.1.1/24"), *ONE_PORT, "--df", "inherit")
@@ -140,10 +142,8 @@ def test_vnis_of_one_process_share_the_port(pair: Pair, start: Start, prefix: st
 
 
 @over
-def test_a_destination_of_its_own_is_sent_to_from_the_port(
-    pair: Pair, start: Start, prefix: str
-) -> None:
-    """With another port, and over a device that is named."""
+def test_entry_with_a_destination_uses_the_port(pair: Pair, start: Start, prefix: str) -> None:
+    """With another destination port, and over a named device."""
     a, b = pair
     vtep = start(a, *segment(1, f"{prefix}9", "10.0.0.1/24"), *ONE_PORT)
     with udp_socket(b, f"{prefix}2", 5000) as receiver, packet_socket(a, "vx0") as tap:
@@ -155,7 +155,7 @@ def test_a_destination_of_its_own_is_sent_to_from_the_port(
     assert vtep.counter("underlay_failed") == 0
 
 
-def test_source_ports_change_while_it_runs(pair: Pair, start: Start) -> None:
+def test_source_ports_change_at_run_time(pair: Pair, start: Start) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), *ONE_PORT)
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
@@ -164,11 +164,11 @@ def test_source_ports_change_while_it_runs(pair: Pair, start: Start) -> None:
         with Ports(b) as outside:
             ping(a, "10.0.0.2")
             assert outside.seen() == {(first, 4789)}
-    # The ports of the process change places.
+    # Swap the ports of the process.
     vtep.invoke("set --dstport 4790")
     vtep.invoke("set --dstport 4789")
     ping(a, "10.0.0.2")
-    # Its receiving socket is another one then.
+    # Then it has another receiving socket.
     vtep.invoke("set --offload none")
     with Ports(b) as outside:
         ping(a, "10.0.0.2")
@@ -178,7 +178,7 @@ def test_source_ports_change_while_it_runs(pair: Pair, start: Start) -> None:
 
 @over
 def test_icmp_errors_come_back_to_the_port(pair: Pair, start: Start, prefix: str) -> None:
-    """They are counted, and what is received meanwhile is not disturbed."""
+    """They are counted and do not disturb reception."""
     a, b = pair
     vtep = start(a, *segment(1, f"{prefix}2", "10.0.0.1/24"), *ONE_PORT)
 
@@ -192,17 +192,17 @@ def test_icmp_errors_come_back_to_the_port(pair: Pair, start: Start, prefix: str
     assert "cannot receive" not in vtep.log
     used = cpu_of(vtep)
     ping(a, "10.0.0.2")
-    assert cpu_of(vtep) - used < 50  # It does not run in circles.
+    assert cpu_of(vtep) - used < 50  # No busy loop.
     assert peer.unexpected_drops() == 0
 
 
 def cpu_of(vtep: Pyvtep) -> int:
-    """Hundredths of a second of CPU time that a process has used."""
+    """Return the CPU time of a process in hundredths of a second."""
     fields = Path(f"/proc/{vtep.process.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
-def test_superframes_leave_whole_from_the_port(pair: Pair, start: Start) -> None:
+def test_tunnel_gso_from_the_port(pair: Pair, start: Start) -> None:
     a, b = pair
     for host, own, other in ((b, 2, 1), (a, 1, 2)):
         remote = f"192.0.2.{other}"
@@ -219,7 +219,7 @@ def test_superframes_leave_whole_from_the_port(pair: Pair, start: Start) -> None
     assert vtep.unexpected_drops() == 0
 
 
-def test_a_device_that_is_made_anew_is_sent_over_from_the_port(pair: Pair, start: Start) -> None:
+def test_recreated_device_is_used_from_the_port(pair: Pair, start: Start) -> None:
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0", *ONE_PORT)
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), *ONE_PORT)
@@ -231,19 +231,19 @@ def test_a_device_that_is_made_anew_is_sent_over_from_the_port(pair: Pair, start
 
 
 def renew(a: Host, b: Host) -> None:
-    """Make the underlay device of two hosts anew."""
+    """Delete and create the underlay link of two hosts."""
     a.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.pid)
     for host, number in ((a, 1), (b, 2)):
         address(host, "eth0", f"192.0.2.{number}/24")
         host.run("ip", "link", "set", "eth0", "up")
 
 
-# --- ranges that can't be used ----------------------------------------------------------------
+# --- unusable ranges --------------------------------------------------------------------------
 
 UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 
 
-def test_a_range_that_is_taken_is_told_of(pair: Pair, start: Start, tmp_path: Path) -> None:
+def test_occupied_range_is_logged(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, b = pair
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     why = "--srcport 6000 6000: every UDP port of this range is taken on this host"
@@ -260,7 +260,7 @@ def test_a_range_that_is_taken_is_told_of(pair: Pair, start: Start, tmp_path: Pa
     assert vtep.unexpected_drops() == 0
 
 
-def test_a_range_without_the_privilege_is_told_of(pair: Pair, tmp_path: Path) -> None:
+def test_missing_privilege_for_a_range_is_logged(pair: Pair, tmp_path: Path) -> None:
     a, _ = pair
     a.run("ip", "tuntap", "add", "vx0", "mode", "tap")
     a.run("ip", "link", "set", "vx0", "mtu", "1450", "up")
@@ -273,9 +273,7 @@ def test_a_range_without_the_privilege_is_told_of(pair: Pair, tmp_path: Path) ->
 # --- many remotes -----------------------------------------------------------------------------
 
 
-def test_spoofed_sources_take_no_more_than_half_of_the_descriptors(
-    pair: Pair, start: Start
-) -> None:
+def test_spoofed_sources_use_at_most_half_of_the_descriptors(pair: Pair, start: Start) -> None:
     a, b = pair
     limit = 128
     vtep = start(
@@ -300,11 +298,11 @@ def test_spoofed_sources_take_no_more_than_half_of_the_descriptors(
                 sender.sendto(vxlan.pack(1) + frame, ("192.0.2.1", 4789))
             while True:
                 octets = wire.recv(65536)
-                if octets[50:56] == own:  # The answer, to where it was asked from.
+                if octets[50:56] == own:  # The reply, to the source of the request.
                     assert octets[30:34] == socket.inet_aton(spoofed)
                     answered += 1
                     break
-            # A look at the host takes some more for a moment.
+            # Reading the state of the host needs some more for a moment.
             assert len(list(descriptors.iterdir())) - before <= limit // 2 + RESERVE
     assert answered == 200
     ping(a, "10.0.0.2")
@@ -314,8 +312,8 @@ def test_spoofed_sources_take_no_more_than_half_of_the_descriptors(
 # --- the source address -----------------------------------------------------------------------
 
 
-def test_a_temporary_address_is_not_sent_from(pair: Pair, start: Start) -> None:
-    """Nor answered from, nor asked from by the doctor."""
+def test_temporary_address_is_not_used_as_source(pair: Pair, start: Start) -> None:
+    """Neither for frames, nor for echo replies, nor by the doctor."""
     a, b = pair
     a.run("sysctl", "-qw", "net.ipv6.conf.eth0.use_tempaddr=2")
     a.run("ip", "addr", "del", "2001:db8::1/64", "dev", "eth0")
@@ -346,7 +344,7 @@ def test_a_temporary_address_is_not_sent_from(pair: Pair, start: Start) -> None:
 
 
 class Failing:
-    """A VTEP of this process on host a that tries nothing again by the clock."""
+    """A VTEP of the test process on host a, without its timers for retries."""
 
     def __init__(self, pair: Pair, vtep: Vtep) -> None:
         self._a, _ = pair
@@ -360,7 +358,7 @@ class Failing:
         return self._vtep.counters()["tx_datagrams"]
 
     async def _until(self, count: Callable[[], int]) -> None:
-        """Send frames until one of them is counted."""
+        """Send frames until one is counted."""
         before, end = count(), asyncio.get_running_loop().time() + DEADLINE
         while count() == before:
             assert asyncio.get_running_loop().time() < end, count.__name__
@@ -385,7 +383,7 @@ class Failing:
 
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nothing tried again because some time has passed."""
+    """Disable the timers that retry after a failure."""
     monkeypatch.setattr(paths, "_RETRY_S", 1e9)
     monkeypatch.setattr(housekeeping, "_TICK", 1e9)
 
@@ -411,7 +409,7 @@ CHANGES = {
 @pytest.mark.parametrize("family", CHANGES)
 @pytest.mark.parametrize("options", [{}, {"srcport": (4789, 4789)}, {"local": True}], ids=str)
 @pytest.mark.usefixtures("no_clock")
-def test_it_goes_on_as_soon_as_the_underlay_does(
+def test_sending_resumes_with_the_underlay(
     pair: Pair, family: str, options: dict[str, Any]
 ) -> None:
     a, _ = pair
@@ -433,8 +431,8 @@ def test_it_goes_on_as_soon_as_the_underlay_does(
 
 
 @pytest.mark.usefixtures("no_clock")
-def test_a_device_that_is_made_anew_is_followed_at_once(pair: Pair) -> None:
-    """Also if its address comes later."""
+def test_recreated_device_is_followed_at_once(pair: Pair) -> None:
+    """Even if its address comes later."""
     a, b = pair
 
     async def main() -> None:

@@ -58,7 +58,7 @@ def test_between_pyvteps(pair: Pair, start: Start, prefix: str, checksum: bool) 
     for one, two in zip(before, after, strict=True):
         assert two["tx_tunnel_gso"] - one["tx_tunnel_gso"] > 1000
         assert two["super_datagrams"] - one["super_datagrams"] > 1000
-        # Each counts as its segments.
+        # Each superframe counts as its segments.
         assert 60_000 < two["tx_frames"] - one["tx_frames"] < 130_000
     assert [vtep.unexpected_drops() for vtep in vteps] == [0, 0]
 

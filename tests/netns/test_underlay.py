@@ -1,4 +1,4 @@
-"""What datagrams look like on the wire, and what is read off them: the underlay's sockets alone."""
+"""The sockets of the underlay: datagrams on the wire, and metadata of received datagrams."""
 
 import os
 import select
@@ -50,7 +50,7 @@ def binding(family: socket.AddressFamily, dev: str | None = None) -> Binding:
 
 
 def next_on(wire: socket.socket) -> Packet:
-    """The next datagram to the VXLAN port."""
+    """Return the next datagram to the VXLAN port."""
     while True:
         packet = Ether(wire.recv(65536))
         udp = packet.payload.payload
@@ -59,15 +59,15 @@ def next_on(wire: socket.socket) -> Packet:
 
 
 def no_one(*_: object) -> None:
-    """To be told of what happens to a path."""
+    """Ignore the events of a path."""
 
 
 class Wire:
-    """Datagrams to port 4789 that arrive at a host, which refuses none, taken apart by scapy."""
+    """Receives datagrams to port 4789 on a host, and dissects them with scapy."""
 
     def __init__(self, host: Host) -> None:
         self._socket = packet_socket(host, "eth0")
-        # On all addresses of both families.
+        # Bound to the wildcard address of both families, so that the host sends no ICMP errors.
         self._listener = udp_socket(host, "::", 4789)
 
     def next(self) -> Packet:
@@ -98,7 +98,7 @@ def path_to(
 def replicator_to(
     host: Host, family: socket.AddressFamily, outer: OuterHeaderOptions
 ) -> Iterator[Callable[..., object]]:
-    """The same as a path's `send`, to the same remote."""
+    """Return a function like `send` of a path, with a flooder to the same remote."""
     replicator = Replicator(BINDINGS.values(), outer, SenderSockets(), gso=True)
     with host.inside():
         recipients = replicator.prepare([Remote(ADDRESSES[family][1], 4789)])
@@ -130,8 +130,8 @@ KINDS = pytest.mark.parametrize("kind", ["path", "replicator"])
 
 
 def looks(packet: Packet) -> tuple[int, int, int, bool]:
-    """TOS, TTL, flow label, DF."""
-    ip = packet.payload  # Not `packet[IP]`: what it carries is random, and may be that by chance.
+    """Return TOS, TTL, flow label and DF."""
+    ip = packet.payload  # Not `packet[IP]`: scapy may take the random payload for IP.
     if isinstance(ip, IP):
         return ip.tos, ip.ttl, 0, "DF" in ip.flags
     assert isinstance(ip, IPv6)
@@ -139,12 +139,12 @@ def looks(packet: Packet) -> tuple[int, int, int, bool]:
 
 
 def payload(packet: Packet) -> bytes:
-    """As it was sent, whatever scapy makes of it."""
+    """Return the UDP payload as sent, undissected."""
     octets: bytes = packet.original
     return octets[14 + (20 if isinstance(packet.payload, IP) else 40) + 8 :]
 
 
-# --- what a segment's datagrams look like -----------------------------------------------------
+# --- outer headers ----------------------------------------------------------------------------
 
 
 @KINDS
@@ -201,7 +201,7 @@ def test_headers(
 @KINDS
 @FAMILIES
 def test_no_checksums(pair: Pair, family: socket.AddressFamily, kind: str) -> None:
-    """Without them the kernel segments nothing, so several are sent one by one."""
+    """The kernel does not segment without checksums, so datagrams are sent one by one."""
     a, b = pair
     outer = OuterHeaderOptions(udpcsum=False, udp6zerocsumtx=True)
     data = memoryview(bytearray(os.urandom(250)))
@@ -214,7 +214,7 @@ def test_no_checksums(pair: Pair, family: socket.AddressFamily, kind: str) -> No
 
 
 @FAMILIES
-def test_a_path_without_checksums_takes_one_datagram_at_a_time(
+def test_path_without_checksums_sends_single_datagrams(
     pair: Pair, family: socket.AddressFamily
 ) -> None:
     with path_to(pair[0], family, OuterHeaderOptions(udpcsum=False, udp6zerocsumtx=True)) as path:
@@ -234,7 +234,7 @@ def test_source_ports(pair: Pair, family: socket.AddressFamily) -> None:
     assert seen <= set(ports)
 
 
-def test_no_source_port_is_left(pair: Pair) -> None:
+def test_no_free_source_port(pair: Pair) -> None:
     a, _ = pair
     with path_to(a, V4, OuterHeaderOptions(srcport=range(2000, 2001))) as path:
         with udp_socket(a, "0.0.0.0", 2000):
@@ -242,13 +242,13 @@ def test_no_source_port_is_left(pair: Pair) -> None:
         assert path.send(memoryview(b"x"), 1, 0, 2.0) == (1, None)
 
 
-# --- what is read off datagrams ---------------------------------------------------------------
+# --- metadata of received datagrams -----------------------------------------------------------
 
 
 @FAMILIES
 @pytest.mark.parametrize("gro", [True, False], ids=["gro", "single"])
 @pytest.mark.parametrize("tos", [0x00, 0x01, 0xB8, 0xBA, 0x03])
-def test_marks_are_received(pair: Pair, family: socket.AddressFamily, gro: bool, tos: int) -> None:
+def test_ecn_is_received(pair: Pair, family: socket.AddressFamily, gro: bool, tos: int) -> None:
     a, b = pair
     buffer = memoryview(bytearray(65536))
     with b.inside():
@@ -266,7 +266,7 @@ def test_marks_are_received(pair: Pair, family: socket.AddressFamily, gro: bool,
 
 
 def test_link_local_addresses(pair: Pair) -> None:
-    """They are spelled as the remotes are, by their scope."""
+    """They are written with their scope, like the remotes."""
     a, b = pair
     own, other = (link_local_address(host) for host in pair)
     buffer = memoryview(bytearray(65536))
@@ -290,8 +290,8 @@ def test_link_local_addresses(pair: Pair) -> None:
     receiver.close()
 
 
-def test_a_remote_over_a_device_of_its_own(pair: Pair) -> None:
-    """As `via` says it in the FDB."""
+def test_remote_with_a_device(pair: Pair) -> None:
+    """As by `via` in the FDB."""
     a, b = pair
     a.run("ip", "route", "del", "192.0.2.0/24")
     paths = Paths(
@@ -340,14 +340,14 @@ def memberships(host: Host) -> str:
 
 
 @FAMILIES
-def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFamily) -> None:
+def test_join_receive_from_and_leave_a_group(pair: Pair, family: socket.AddressFamily) -> None:
     a, b = pair
     group, stranger = GROUPS[family]
     buffer = memoryview(bytearray(65536))
     with b.inside():
         receiver = UdpReceiver.open(binding(family), 4789, gro=True)
         member = receiver.join_group(binding(family, "eth0"), ip_address(group))
-        # Somebody else on this host wants to hear the other group, which must not be heard here.
+        # Another process of this host joins the other group, which must not be received here.
         other = udp_socket(b, "::" if family == V6 else "0.0.0.0", 5000)
         UdpReceiver(other).join_group(binding(family, "eth0"), ip_address(stranger)).sock.detach()
         other.close()
@@ -372,7 +372,9 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
             octets += member.receive(buffer)[0]
         for sock in (member, receiver):
             sock.sock.setblocking(False)
-        while octets < 600 - 100:  # What is left of the three to the receiver, and nothing more.
+        while (
+            octets < 600 - 100
+        ):  # Those of the three datagrams that are for the receiver, and nothing more.
             try:
                 octets += receiver.receive(buffer)[0]
             except BlockingIOError:
@@ -386,7 +388,7 @@ def test_a_group_is_joined_heard_and_left(pair: Pair, family: socket.AddressFami
 
 
 @FAMILIES
-def test_who_sends_to_a_group_does_not_hear_itself(
+def test_sender_to_a_group_does_not_receive_its_own_datagrams(
     pair: Pair, family: socket.AddressFamily
 ) -> None:
     a, _b = pair
@@ -409,7 +411,7 @@ def test_who_sends_to_a_group_does_not_hear_itself(
         path.close()
 
 
-def test_the_port_is_nobody_elses_after_a_group_was_joined(pair: Pair) -> None:
+def test_port_is_exclusive_after_joining_a_group(pair: Pair) -> None:
     _, b = pair
     with b.inside(), UdpReceiver.open(binding(V4), 4789, gro=True) as receiver:
         with receiver.join_group(binding(V4, "eth0"), ip_address("239.1.1.1")):
@@ -419,7 +421,7 @@ def test_the_port_is_nobody_elses_after_a_group_was_joined(pair: Pair) -> None:
                 thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 with pytest.raises(OSError, match="in use"):
                     thief.bind(("", 4789))
-            # The group on a second device of this host, or by a second VTEP.
+            # The group on a second device of this host, or of a second VTEP.
             receiver.join_group(binding(V4, "lo"), ip_address("239.1.1.1")).close()
         with pytest.raises(VtepError, match=r"--group 239.1.1.1: cannot join it on --dev nix"):
             receiver.join_group(binding(V4, "nix"), ip_address("239.1.1.1"))
@@ -429,7 +431,7 @@ def test_the_port_is_nobody_elses_after_a_group_was_joined(pair: Pair) -> None:
 
 
 class Sink:
-    """What arrives at the VXLAN port of addresses of a host."""
+    """Receives the datagrams to the VXLAN port of several addresses of a host."""
 
     def __init__(self, host: Host, *addresses: str) -> None:
         self._sockets = {own: udp_socket(host, own, 4789) for own in addresses}
@@ -455,14 +457,14 @@ class Sink:
 
 
 def many(host: Host, count: int) -> list[str]:
-    """Give a host so many more addresses of each family."""
+    """Add `count` addresses of each family to a host."""
     v4 = [f"192.0.2.{100 + number}" for number in range(count)]
     v6 = [f"2001:db8::1:{number}" for number in range(count)]
     address(host, "eth0", *(f"{own}/24" for own in v4), *(f"{own}/64" for own in v6))
     return v4 + v6
 
 
-def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
+def test_each_remote_receives_every_datagram_once_and_in_order(pair: Pair) -> None:
     a, b = pair
     hosts = many(b, 10)
     shuffled = hosts[::2] + hosts[1::2]
@@ -485,7 +487,7 @@ def test_each_remote_gets_every_datagram_once_and_in_order(pair: Pair) -> None:
 
 
 def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
-    """One remote has no route, one nobody who listens, one is behind a narrow path."""
+    """One remote has no route, one no listener, and one is behind a narrow path."""
     a, b = pair
     hosts = many(b, 2)
     a.run("ip", "route", "add", "unreachable", "198.51.100.1")
@@ -506,7 +508,7 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
         for _ in range(3):
             for host in hosts:
                 assert len(sink.next(host)) == 100
-        # What has come back from the earlier datagrams is told of with later ones.
+        # ICMP errors about earlier datagrams are reported with later ones.
         while came_back < 3 + 1:
             sent = recipients.send(small[:100], 100, 0)
             assert sent[:3] == (100, 6, 5)
@@ -526,10 +528,12 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
         replicator.close()
 
 
-def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
+def test_full_send_buffer_stops_where_sending_can_resume(pair: Pair) -> None:
     a, b = pair
     hosts = many(b, 8)[:8]
-    dead = "192.0.2.99"  # For whose MAC address the kernel asks, and holds datagrams back.
+    dead = (
+        "192.0.2.99"  # The kernel tries to resolve its MAC address and queues datagrams meanwhile.
+    )
     remotes = [Remote(host, 4789) for host in (*hosts[:4], dead, *hosts[4:])]
     replicator = Replicator(BINDINGS.values(), OuterHeaderOptions(), SenderSockets(), gso=False)
     sent_to: dict[str, int] = dict.fromkeys((*hosts, dead), 0)
@@ -567,12 +571,12 @@ def test_no_room_stops_it_where_it_can_go_on(pair: Pair) -> None:
         replicator.close()
 
 
-# --- the MTU of the way -----------------------------------------------------------------------
+# --- path MTU ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def routed(lab: Lab) -> tuple[Host, Host, Host]:
-    """Hosts a and b, and between them a router behind which the MTU is 1400."""
+    """Return hosts a and b and a router between them; the MTU beyond the router is 1400."""
     a, r, b = lab.host("a"), lab.host("r"), lab.host("b")
     lab.wire(a, r, "eth0")
     r.run("ip", "link", "set", "eth0", "name", "west")
@@ -593,10 +597,10 @@ def routed(lab: Lab) -> tuple[Host, Host, Host]:
 
 
 @FAMILIES
-def test_the_tunnel_follows_the_path(
+def test_tunnel_mtu_follows_the_path_mtu(
     routed: tuple[Host, Host, Host], start: Callable[..., Pyvtep], family: socket.AddressFamily
 ) -> None:
-    """It is as narrow as that soon after something was too large, until that is forgotten."""
+    """It falls soon after an ICMP error, and recovers when the kernel forgets the path MTU."""
     a, _r, b = routed
     near, far = ("192.0.2.1", "198.51.100.2") if family == V4 else ("2001:db8::1", "2001:db8:1::2")
     most, least = (1450, 1350) if family == V4 else (1430, 1330)
@@ -607,11 +611,11 @@ def test_the_tunnel_follows_the_path(
     assert vtep.counter("mtu_changes") == 0
     fell = f"the tunnel carries packets of {least} octets now"
 
-    def told() -> bool:
+    def learned() -> bool:
         a.run("ping", "-c1", "-W0.1", "-s", "1400", "-M", "dont", "10.0.0.2", check=False)
         return fell in vtep.log
 
-    wait_until(told, "the MTU to fall")
+    wait_until(learned, "the MTU to fall")
     assert vtep.counter("mtu_changes") >= 1
     wait_until(
         lambda: f"the tunnel carries packets of {most} octets now" in vtep.log,
@@ -621,7 +625,7 @@ def test_the_tunnel_follows_the_path(
 
 @FAMILIES
 @pytest.mark.parametrize("count", [1, 3], ids=["one", "gso"])
-def test_the_path_mtu_falls_and_recovers(
+def test_path_mtu_falls_and_recovers(
     routed: tuple[Host, Host, Host], family: socket.AddressFamily, count: int
 ) -> None:
     a, _r, b = routed
@@ -649,7 +653,7 @@ def test_the_path_mtu_falls_and_recovers(
         assert seen == [(far, 1500), (far, 1400)]
         small = memoryview(bytearray(1300))
         while path.send(small, 1300, 0, 0.0) != (1300, None):
-            pass  # Of more than one has it been said that it was too big.
+            pass  # Several ICMP errors may be queued.
         assert len(sink.next(far)) == 1300
 
         def recovered() -> bool:
@@ -668,7 +672,7 @@ def seen_by(path: Path) -> int:
 
 
 @FAMILIES
-def test_without_df_the_way_may_be_narrow(
+def test_narrow_path_without_df(
     routed: tuple[Host, Host, Host], family: socket.AddressFamily
 ) -> None:
     a, _r, b = routed
@@ -678,10 +682,10 @@ def test_without_df_the_way_may_be_narrow(
     )
     data = memoryview(bytearray(os.urandom(1440)))
     with Sink(b, far) as sink, a.inside():
-        if family == V6:  # Where routers don't fragment, the sender has to be told first.
+        if family == V6:  # IPv6 routers do not fragment, so the sender needs an ICMP error first.
             path.send(data, 1440, 0, 0.0)
             wait_until(lambda: seen_by(path) == 1400, "the MTU to fall")
         while path.send(data, 1440, 0, 0.0) != (1440, None):
-            assert family == V6  # It was said of the first.
+            assert family == V6  # The error about the first datagram.
         assert sink.next(far) == data
         path.close()

@@ -1,4 +1,4 @@
-"""Starting before the underlay is ready: what is absent is waited for, and then used at once."""
+"""A start before the underlay is ready: pyvtep waits for missing parts, and uses them at once."""
 
 import asyncio
 import subprocess
@@ -32,7 +32,7 @@ READY = "the underlay is ready"
 
 @pytest.fixture
 def bare(lab: Lab) -> Pair:
-    """Host a has no underlay address yet; b has all of its own."""
+    """Return two hosts; a has no underlay address yet."""
     a, b = lab.host("a"), lab.host("b")
     lab.wire(a, b)
     address(b, "eth0", "192.0.2.2/24", "2001:db8::2/64")
@@ -61,7 +61,7 @@ def is_ready(vtep: Pyvtep, times: int = 1) -> None:
 
 
 @VERSIONS
-def test_a_route_that_comes_later(bare: Pair, start: Start, version: int) -> None:
+def test_route_that_appears_later(bare: Pair, start: Start, version: int) -> None:
     a, b = bare
     own, remote = OWN[version]
     vtep = start(a, *segment(1, remote, "10.0.0.1/24"))
@@ -76,7 +76,7 @@ def test_a_route_that_comes_later(bare: Pair, start: Start, version: int) -> Non
     is_ready(vtep)
     assert f"vni 1: {READY}: over eth0\n" in vtep.log
     assert missing(vtep) == []
-    # It is the same when a route is taken away, and comes back.
+    # The same after the route is removed and added again.
     before = vtep.log.count(WAITING)
     a.run("ip", "addr", "del", own, "dev", "eth0")
     wait_until(lambda: vtep.log.count(WAITING) > before, "the route to be missed")
@@ -86,7 +86,7 @@ def test_a_route_that_comes_later(bare: Pair, start: Start, version: int) -> Non
 
 
 @VERSIONS
-def test_an_own_address_that_comes_later(bare: Pair, start: Start, version: int) -> None:
+def test_local_address_that_appears_later(bare: Pair, start: Start, version: int) -> None:
     a, b = bare
     own, remote = OWN[version]
     local = own.split("/")[0]
@@ -101,7 +101,7 @@ def test_an_own_address_that_comes_later(bare: Pair, start: Start, version: int)
     is_ready(vtep)
 
 
-def test_a_device_that_comes_later_and_goes_and_comes_again(bare: Pair, start: Start) -> None:
+def test_device_that_appears_disappears_and_returns(bare: Pair, start: Start) -> None:
     a, b = bare
     a.run("ip", "link", "set", "eth0", "down")
     a.run("ip", "link", "set", "eth0", "name", "hidden")
@@ -115,7 +115,7 @@ def test_a_device_that_comes_later_and_goes_and_comes_again(bare: Pair, start: S
         ping(a, "10.0.0.2")
         ping(b, "10.0.0.1")
         is_ready(vtep, times)
-        # Another device, with another number, has its name afterwards.
+        # Afterwards, another device with another index has its name.
         a.run("ip", "link", "del", "wg0")
         wait_until(partial(waited, vtep, times + 1), "the device to be missed")
         a.run(
@@ -124,10 +124,10 @@ def test_a_device_that_comes_later_and_goes_and_comes_again(bare: Pair, start: S
         )
         b.run("ip", "link", "set", "eth0", "up")
         address(b, "eth0", "192.0.2.2/24")
-    assert mtu_of(a) == 1350  # It stays as it was last.
+    assert mtu_of(a) == 1350  # It keeps its last value.
 
 
-def test_the_device_of_a_link_local_remote_comes_later(bare: Pair, start: Start) -> None:
+def test_device_of_a_link_local_remote_that_appears_later(bare: Pair, start: Start) -> None:
     a, b = bare
     a.run("ip", "link", "set", "eth0", "down")
     a.run("ip", "link", "set", "eth0", "name", "hidden")
@@ -142,7 +142,7 @@ def test_the_device_of_a_link_local_remote_comes_later(bare: Pair, start: Start)
 
 
 @VERSIONS
-def test_a_group_on_a_device_that_comes_later(bare: Pair, start: Start, version: int) -> None:
+def test_group_on_a_device_that_appears_later(bare: Pair, start: Start, version: int) -> None:
     a, b = bare
     a.run("ip", "link", "set", "eth0", "down")
     a.run("ip", "link", "set", "eth0", "name", "hidden")
@@ -158,7 +158,7 @@ def test_a_group_on_a_device_that_comes_later(bare: Pair, start: Start, version:
 
 
 def test_several_vnis_and_changes(bare: Pair, start: Start, tmp_path: Path) -> None:
-    """Each VNI waits for its own underlay, and none for that of another."""
+    """Each VNI waits for its own underlay only."""
     a, b = bare
     address(a, "eth0", "192.0.2.1/24")
     file = tmp_path / "vnis.toml"
@@ -187,7 +187,7 @@ def test_several_vnis_and_changes(bare: Pair, start: Start, tmp_path: Path) -> N
     ping(a, "10.0.0.2")
 
 
-def test_a_route_with_a_smaller_mtu_is_followed(bare: Pair, start: Start) -> None:
+def test_route_with_a_smaller_mtu_is_followed(bare: Pair, start: Start) -> None:
     a, _ = bare
     vtep = start(a, *segment(1, "198.51.100.2"))
     address(a, "eth0", "192.0.2.1/24")
@@ -195,14 +195,14 @@ def test_a_route_with_a_smaller_mtu_is_followed(bare: Pair, start: Start) -> Non
     wait_for_mtu(a, 1250)
     a.run("ip", "route", "change", "198.51.100.0/24", "via", "192.0.2.2")
     wait_for_mtu(a, 1450)
-    # A rule may lead elsewhere, too.
+    # A policy routing rule may select another route, too.
     a.run("ip", "route", "add", "default", "via", "192.0.2.2", "mtu", "1350", "table", "100")
     a.run("ip", "rule", "add", "to", "198.51.100.0/24", "table", "100")
     wait_for_mtu(a, 1300)
     assert vtep.log.count(WAITING) == 1
 
 
-def test_one_remote_of_two_is_no_reason_to_wait_with_the_other(bare: Pair, start: Start) -> None:
+def test_one_missing_route_does_not_delay_other_remotes(bare: Pair, start: Start) -> None:
     a, b = bare
     address(a, "eth0", "192.0.2.1/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--remote", "198.51.100.2")
@@ -211,7 +211,7 @@ def test_one_remote_of_two_is_no_reason_to_wait_with_the_other(bare: Pair, start
     ping(a, "10.0.0.2")
 
 
-def test_what_can_never_be_is_refused_at_once(bare: Pair, start: Start) -> None:
+def test_permanent_errors_are_refused_at_once(bare: Pair, start: Start) -> None:
     a, _ = bare
     address(a, "eth0", "192.0.2.1/24")
     for options in ((), ("--dev", "eth0"), ("--dev", "wan0"), ("--local", "192.0.2.9")):
@@ -221,14 +221,14 @@ def test_what_can_never_be_is_refused_at_once(bare: Pair, start: Start) -> None:
     for options in ((), ("--dev", "eth0")):
         line = refusal(a, *segment(1, "198.51.100.255"), *options)
         assert "--remote 198.51.100.255: is a broadcast address" in line
-    # What becomes one later can't end it any more.
+    # An error that arises later does not stop the process.
     vtep = start(a, *segment(1, "203.0.113.1"))
     address(a, "eth0", "203.0.113.1/24")
     wait_until(lambda: "--remote 203.0.113.1 is an address of this host itself" in vtep.log, "it")
     assert vtep.stop() == 0
 
 
-def test_the_library_waits_too(bare: Pair) -> None:
+def test_library_waits_too(bare: Pair) -> None:
     a, b = bare
 
     async def main() -> None:
@@ -254,7 +254,7 @@ def test_the_library_waits_too(bare: Pair) -> None:
 # --- the bridge, and addresses ------------------------------------------------------------------
 
 
-def test_a_bridge_that_comes_later(pair: Pair, start: Start) -> None:
+def test_bridge_that_appears_later(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start(a, *segment(1, "192.0.2.2"), "--bridge", "br0")
 
@@ -276,14 +276,14 @@ def test_a_bridge_that_comes_later(pair: Pair, start: Start) -> None:
     said(f"waiting for --bridge br0: {absent}", 3)
     a.run("ip", "link", "add", "br0", "type", "bridge")
     said("vx0 is a port of --bridge br0 now", 2)
-    # A bridge that is there is nothing to talk about; the next one is missing.
+    # An existing bridge is not logged; the next one is missing.
     vtep.run("set", "--bridge", "br1")
     said(f"waiting for --bridge br1: {absent.replace('br0', 'br1')}")
     assert "master" not in a.run("ip", "link", "show", "vx0")
     assert vtep.log.count("waiting for --bridge") == 5
 
 
-def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Start) -> None:
+def test_address_in_the_underlay_subnet_is_refused(pair: Pair, lab: Lab, start: Start) -> None:
     a, _ = pair
     line = refusal(a, *segment(1, "192.0.2.2", "192.0.2.9/24"), code=2)
     assert "--address 192.0.2.9/24: --remote 192.0.2.2 is in its subnet 192.0.2.0/24" in line
@@ -291,7 +291,7 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
     assert "its subnet overlaps 192.0.2.0/24 of the underlay device eth0" in line
     line = refusal(a, *segment(1, "2001:db8::2", "2001:db8::9/64"), "--dev", "wan0", code=2)
     assert "--remote 2001:db8::2 is in its subnet" in line
-    # What is only alike is not in the way: nothing is reached over this device.
+    # An overlapping subnet is harmless if no remote is reached through this device.
     lab.wire(a, lab.host("c"), "eth1")
     address(a, "eth1", "10.0.0.77/24")
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
@@ -302,7 +302,7 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
         "vni add 2 --remote 192.0.2.2 --address 192.0.2.9/24",
     ):
         assert "would be routed into the tunnel" in vtep.run(*words.split(), code=2)
-    # An underlay that comes later can't be refused any more.
+    # For an underlay that appears later, pyvtep can only warn.
     add = "vni add 2 --remote 198.51.100.2 --address 203.0.113.9/24 --dev wan0 --dstport 4790"
     vtep.run(*add.split())
     a.run("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
@@ -312,8 +312,8 @@ def test_an_address_in_the_underlay_is_refused(pair: Pair, lab: Lab, start: Star
     wait_until(lambda: "vni 2: --address 203.0.113.9/24: its subnet overlaps" in vtep.log, "it")
 
 
-def test_an_address_given_to_the_tap_that_shadows_the_underlay(pair: Pair, start: Start) -> None:
-    """The route over the TAP is not followed: its MTU would fall by the headers each time."""
+def test_tap_address_that_shadows_the_underlay(pair: Pair, start: Start) -> None:
+    """Pyvtep ignores the route over the TAP, or its MTU would fall by the headers each time."""
     a, b = pair
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
