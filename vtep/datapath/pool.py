@@ -158,7 +158,7 @@ class Pool:
 
 @frozen
 class Flood:
-    """How to send to many remotes: to a group of them at once, and to the others by their paths."""
+    """A split list of remotes: a group to send to at once, and others to send to by paths."""
 
     group: FloodGroup
     others: tuple[Remote, ...]
@@ -193,7 +193,7 @@ class Paths(dict[Remote, Sender]):
     ) -> None:
         self.writable: Final = pool.writable
         self.tunnel_gso: Final = tunnel_gso
-        """Whether `tunnel_gso_path` may be called."""
+        """True if `tunnel_gso_path` may be called."""
         self.outer_fields: Final = policy.make_reader()
         """Maps a frame of at least 14 octets to its packed outer header fields; see
         `vtep.wire.outer_header`."""
@@ -235,7 +235,7 @@ class Paths(dict[Remote, Sender]):
         return binding if remote.via is None else evolve(binding, dev=remote.via)
 
     def flood(self, remotes: Sequence[Remote]) -> Flood | None:
-        """Return how to send to a list of remotes at once; None if it is by their paths.
+        """Split a list of remotes for flooding. Returns: None to send to all by their paths.
 
         Results are kept by the identity of the list, which the segment keeps while it is the same.
         """

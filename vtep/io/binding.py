@@ -1,4 +1,4 @@
-"""How the UDP sockets of a VTEP are bound: family, own address and underlay device."""
+"""The binding of a VTEP's UDP sockets: family, own address and underlay device."""
 
 import socket
 from collections.abc import Iterator

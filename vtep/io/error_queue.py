@@ -83,7 +83,7 @@ class QueuedError(NamedTuple):
 
     @property
     def is_icmp(self) -> bool:
-        """Whether an ICMP message reports the error, rather than this host."""
+        """True if an ICMP message reports the error, rather than this host."""
         return self.origin in _ICMP_ORIGINS
 
 

@@ -50,7 +50,7 @@ class GuardedDatagram:
     device: int
     """The index of the device that it arrived by."""
     copied: bool
-    """Whether the receiver got a copy, as of a broadcast."""
+    """True if the receiver got a copy, as of a broadcast."""
 
 
 class IngressGuard:

@@ -82,15 +82,15 @@ class TapDevice(Protocol):
 
     @property
     def tso(self) -> bool:
-        """Whether the device passes superframes of TCP."""
+        """True if the device passes superframes of TCP."""
 
     @property
     def uso(self) -> bool:
-        """Whether the device passes superframes of UDP."""
+        """True if the device passes superframes of UDP."""
 
     @property
     def removed_on_close(self) -> bool:
-        """Whether the kernel removes the device from this network namespace when it is closed."""
+        """True if the kernel removes the device from this network namespace when it is closed."""
 
     def request_offloads(self, *, tso: bool, uso: bool) -> None:
         """Request superframes of TCP and UDP; `tso` and `uso` say what was granted."""
@@ -115,7 +115,7 @@ class Receiver(Protocol):
 
     @property
     def gro_enabled(self) -> bool:
-        """Whether one receive may return several datagrams of one sender (UDP_GRO)."""
+        """True if one receive may return several datagrams of one sender (UDP_GRO)."""
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while datagrams wait."""

@@ -79,8 +79,8 @@ class Path:
     two. DF is an option of sockets, so frames whose outer header fields request it have as many
     slots of their own.
 
-    `senders` opens the sockets, and may close those that were not used for long. `gso` says whether
-    a send may have several datagrams.
+    `senders` opens the sockets, and may close those that were not used for long. With `gso`, a
+    send may have several datagrams.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class UdpReceiver:
 
     @property
     def gro_enabled(self) -> bool:
-        """Whether the kernel joins datagrams of one sender for this socket (UDP_GRO)."""
+        """True if the kernel joins datagrams of one sender for this socket (UDP_GRO)."""
         return gro_enabled(self.sock)
 
     def fileno(self) -> int:

@@ -69,7 +69,7 @@ class Replicator:
     """Unconnected sockets that send to any remote, a few for each address family in use.
 
     `bindings` has one binding for each family. `senders` opens the sockets, and may close those
-    that were not used for long. `gso` says whether a message may have several datagrams.
+    that were not used for long. With `gso`, a message may have several datagrams.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Replicator:
         self._outer = outer
         self._senders = senders
         self.gso = gso and all(outer.has_checksum(each.family) for each in self._bindings.values())
-        """Whether a message may have several datagrams; cleared when the kernel refuses it."""
+        """True if a message may have several datagrams; cleared when the kernel refuses it."""
         self._sockets: dict[tuple[int, int, int], SendingSocket] = {}
         # Open sockets that no frame has needed since they were set aside.
         self._idle: dict[tuple[int, int, int], SendingSocket] = {}

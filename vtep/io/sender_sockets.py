@@ -89,7 +89,7 @@ class SenderSockets:
 
     @property
     def is_full(self) -> bool:
-        """Whether no socket can be opened without closing another one."""
+        """True if no socket can be opened without closing another one."""
         return len(self) >= sockets_max()
 
     def __len__(self) -> int:

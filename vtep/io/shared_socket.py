@@ -42,7 +42,7 @@ class SocketSpec:
     buffer: int
     """The size of the send buffer in octets."""
     df: bool
-    """Whether its datagrams must not be fragmented."""
+    """True if its datagrams must not be fragmented."""
 
 
 class SocketUser(Protocol):

@@ -102,7 +102,7 @@ class Tap:
 
     @property
     def removed_on_close(self) -> bool:
-        """Whether the kernel removes the device from this network namespace when it is closed."""
+        """True if the kernel removes the device from this network namespace when it is closed."""
         try:
             (flags,) = struct.unpack_from("H", self._query(_TUNGETIFF), 16)
             namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)

@@ -81,7 +81,7 @@ class MemoryNetwork:
         self.queue_drops: Final[dict[str, int]] = {}
         """Transmit drops by the name of a device."""
         self.offloads = frozenset({"tso", "uso"})
-        """What TAPs that are opened from now on support."""
+        """The offloads that TAPs support which are opened from now on."""
         self._indices = iter(range(1, 1000))
         self._events: list[_MemoryEvents] = []
         self.add_device("eth0", mtu=host.underlay.mtu)
@@ -123,7 +123,7 @@ class MemoryNetwork:
             events.on_addresses()
 
     def lose_notifications(self) -> None:
-        """Let the VTEP find that link notifications were lost, when it handles the next one."""
+        """Make the VTEP find that link notifications were lost, when it handles the next one."""
         for events in self._events:
             events.lost = True
 
@@ -389,7 +389,7 @@ class _MemoryEvents:
         self._handler: NetworkEventHandler | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.lost = False
-        """Whether `lost_links` is to report a loss."""
+        """True if `lost_links` is to report a loss."""
 
     def start(self, handler: NetworkEventHandler) -> None:
         """Call the handler from now on."""

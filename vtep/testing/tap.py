@@ -56,7 +56,7 @@ class MemoryTap:
         self.tso, self.uso = tso, uso
         self._supported = tso, uso
         self.persistent = False
-        """Whether the VTEP asked for the device to outlive it."""
+        """True if the VTEP asked for the device to outlive it."""
         # SOCK_SEQPACKET keeps frames apart. Of SOCK_DGRAM, few fit (net.unix.max_dgram_qlen).
         self._vtep_end, self._test_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._vtep_end, self._test_end):

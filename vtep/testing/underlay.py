@@ -295,7 +295,7 @@ class MemoryReceiver:
         return self._fd
 
     def enqueue(self, queued: _Queued, *, overtake: bool = False) -> bool:
-        """Let a datagram wait here, unless it is filtered or the queue is full.
+        """Queue a datagram here, unless it is filtered or the queue is full.
 
         Returns: whether it has overtaken another one.
         """

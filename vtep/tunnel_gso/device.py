@@ -121,7 +121,7 @@ class TunnelGsoDevice:
 
     @property
     def exists(self) -> bool:
-        """Whether the device still exists; an administrator can remove it."""
+        """True if the device still exists; an administrator can remove it."""
         try:
             fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(IFREQ_LEN))
         except OSError:
