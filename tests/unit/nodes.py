@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from vtep import Config, Vtep
 from vtep.testing import MemoryHost, MemoryUnderlay
@@ -44,9 +45,9 @@ def frame(source: bytes, destination: bytes, payload: bytes = b"") -> bytes:
     return destination + source + b"\x88\xb5" + payload.ljust(50, b"\0")
 
 
-def segment(vni: int = 1, remote: str = IP_B, **options: object) -> Config:
-    known: dict[str, object] = {"vni": vni, "remote": remote, "tap": f"vx{vni}", **options}
-    return Config(**known)  # type: ignore[arg-type]
+def segment(vni: int = 1, remote: str | tuple[str, ...] = IP_B, **options: Any) -> Config:
+    known: dict[str, Any] = {"vni": vni, "remote": remote, "tap": f"vx{vni}", **options}
+    return Config(**known)
 
 
 async def until(condition: Callable[[], object]) -> None:

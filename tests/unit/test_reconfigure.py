@@ -1,45 +1,38 @@
-"""Rollback of the changes of TAP devices when a transaction fails."""
+"""Transactions: what is rolled back, in which order, and what the log says if that fails."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+import asyncio
+from contextlib import closing
 
 import pytest
 
-from vtep.daemon.network import Undo
-from vtep.daemon.reconfigure import roll_back
-
-
-class Session:
-    """A session without a connection."""
-
-    def revert(self, undo: Undo) -> None:
-        undo(None)
+from tests.unit.nodes import Node, segment
+from vtep import VtepError
+from vtep.testing import MemoryUnderlay
 
 
 def test_changes_are_reverted_in_reverse_order_and_failures_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    done: list[str] = []
+    with closing(MemoryUnderlay()) as underlay:
+        node = Node(underlay, segment(1), segment(2))
+        node.network.add_device("br0", kind="bridge")
+        node.network.add_device("vx3", kind="tun")  # It persisted: it remains, as it was.
 
-    def step(name: str, *, goes: bool = False, owner: object = None, fails: bool = False) -> Any:
-        def undo(number: int) -> Any:
-            def call(_: object) -> None:
-                if fails:
-                    raise OSError(1, "Operation not permitted")
-                done.append(f"{name} {number}")
+        async def main() -> None:
+            async with node.vtep:
+                node.network.refusals["vx4"] = "Operation not permitted"
+                node.network.irreversible.add("vx2")
+                changed = [segment(vni, bridge="br0", mtu=1300) for vni in (1, 2, 3, 4)]
+                with pytest.raises(VtepError, match=r"^vni 4: --tap vx4: Operation not permitted"):
+                    await node.vtep.reload(changed)
+                assert node.network.devices["vx1"].mtu == 1450
+                assert node.network.devices["vx2"].mtu == 1300
+                assert "vx4" not in node.network.devices
 
-            return call
-
-        port = SimpleNamespace(tap=name, removed_on_close=goes)
-        return SimpleNamespace(owner=owner, port=port, undo=[undo(1), undo(2)])
-
-    steps = [
-        step("vx0", owner=object(), goes=True),
-        step("vx1", goes=True),  # A new one, which is removed.
-        step("vx2", fails=True),
-        step("vx3"),
-    ]
-    roll_back(cast("Any", Session()), steps)
-    assert done == ["vx3 2", "vx3 1", "vx0 2", "vx0 1"]
-    line = "rollback of vx2 failed: Operation not permitted; check its state: "
-    assert caplog.messages == [line + "ip address show dev vx2"] * 2
+        asyncio.run(main())
+        assert node.network.reverted == ["vx3 bridge", "vx3 settings", "vx1 bridge", "vx1 settings"]
+        line = "rollback of vx2 failed: Operation not permitted; check its state: "
+        failed = [message for message in caplog.messages if message.startswith("rollback")]
+        assert failed == [line + "ip address show dev vx2"] * 2
+        assert node.network.devices.keys() == {"eth0", "br0", "vx3"}
+        assert (node.network.devices["vx3"].mtu, node.network.devices["vx3"].master) == (1500, 0)

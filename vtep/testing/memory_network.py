@@ -78,6 +78,10 @@ class MemoryNetwork:
         """Remotes without a route."""
         self.refusals: Final[dict[str, str]] = {}
         """By the name of a TAP, why the kernel refuses to set it up."""
+        self.irreversible: Final[set[str]] = set()
+        """Names of TAPs whose changes the kernel refuses to revert."""
+        self.reverted: Final[list[str]] = []
+        """The changes that were reverted: the name of the TAP, and `settings` or `bridge`."""
         self.queue_drops: Final[dict[str, int]] = {}
         """Transmit drops by the name of a device."""
         self.offloads = frozenset({"tso", "uso"})
@@ -174,6 +178,8 @@ class MemoryNetwork:
         self.taps[name] = tap
         if device is None:
             device = self.devices[name] = MemoryDevice(tap.index, "tun", mac=tap.mac)
+        else:
+            tap.removed_on_close = False
         device.index = tap.index
         self._notify_link(_RTM_NEWLINK, device)
         return tap
@@ -183,7 +189,7 @@ class MemoryNetwork:
         name = tap.name
         if self.taps.get(name) is tap:
             del self.taps[name]
-            if not tap.persistent:
+            if tap.removed_on_close and not tap.persistent:
                 self._notify_link(_RTM_DELLINK, self.devices.pop(name))
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
@@ -304,49 +310,66 @@ class MemorySession:
 
     def bring_up(self, tap: str, setup: TapSetup, undo: list[Undo]) -> None:
         """Configure a new TAP and set it up. Raises: VtepError if `refusals` has it."""
-        device = self._remember(tap, undo)
+        device = self._network.devices[tap]
+        undo.append(self._undo_settings(tap))
         device.mtu = setup.mtu
-        device.mac = self._network.taps[tap].mac if setup.mac is None else setup.mac
-        self._network.taps[tap].mac = device.mac
+        if setup.mac is not None:
+            device.mac = self._network.taps[tap].mac = setup.mac
         device.addresses |= {*setup.addresses}
         device.is_up = True
-        self._join(device, setup)
+        self._join(tap, setup, undo)
         self._refuse(tap)
 
     def change(self, tap: str, before: TapSetup, after: TapSetup, undo: list[Undo]) -> None:
         """Change a TAP from one setup to another. Raises: VtepError if `refusals` has it."""
-        device = self._remember(tap, undo)
+        device = self._network.devices[tap]
+        undo.append(self._undo_settings(tap))
         if after.mtu != before.mtu:
             device.mtu = after.mtu
-        if after.mac not in (None, before.mac):
-            device.mac = self._network.taps[tap].mac = after.mac or b""
+        if after.mac is not None and after.mac != before.mac:
+            device.mac = self._network.taps[tap].mac = after.mac
         device.addresses = device.addresses - {*before.addresses} | {*after.addresses}
         if after.bridge != before.bridge:
             device.master = 0
-            self._join(device, after)
+            self._join(tap, after, undo)
         self._refuse(tap)
 
-    def _join(self, device: MemoryDevice, setup: TapSetup) -> None:
-        if setup.bridge is not None and (index := self._network.device_index(setup.bridge)):
-            device.master = index
-
-    def _remember(self, tap: str, undo: list[Undo]) -> MemoryDevice:
-        devices, taps = self._network.devices, self._network.taps
-        device = devices[tap]
+    def _undo_settings(self, tap: str) -> Undo:
+        device = self._network.devices[tap]
         before = evolve(device, addresses={*device.addresses})
 
-        def revert(_connection: object) -> None:
-            devices[tap], taps[tap].mac = before, before.mac
+        def undo(_connection: object) -> None:
+            self._check_reversible(tap)
+            self._network.reverted.append(f"{tap} settings")
+            self._network.devices[tap] = before
+            self._network.taps[tap].mac = before.mac
 
-        undo.append(revert)
-        return device
+        return undo
+
+    def _join(self, tap: str, setup: TapSetup, undo: list[Undo]) -> None:
+        index = self._network.device_index(setup.bridge) if setup.bridge is not None else None
+        if index is None:
+            return
+        device = self._network.devices[tap]
+        before, device.master = device.master, index
+
+        def leave(_connection: object) -> None:
+            self._check_reversible(tap)
+            self._network.reverted.append(f"{tap} bridge")
+            device.master = before
+
+        undo.append(leave)
+
+    def _check_reversible(self, tap: str) -> None:
+        if tap in self._network.irreversible:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _refuse(self, tap: str) -> None:
         if tap in self._network.refusals:
             raise VtepError(f"--tap {tap}: {self._network.refusals[tap]}")
 
     def revert(self, undo: Undo) -> None:
-        """Revert one change of a TAP."""
+        """Revert one change of a TAP. Raises: OSError if `irreversible` has it."""
         undo(None)
 
     def adapt(
@@ -360,7 +383,7 @@ class MemorySession:
         if device is None or device.index != index:
             raise VtepError(f"--tap {tap}: it is not here any more")
         if setup.bridge is not None and not device.master:
-            self._join(device, setup)
+            self._join(tap, setup, [])
         waits = setup.bridge is not None and not device.master
         unjoined = "there is no such device" if waits else ""
         if attachment.mtu in (None, device.mtu):

@@ -52,7 +52,7 @@ class MemoryTap:
         """The MAC address, which a test may change."""
         self.index: Final = next(_INDICES)
         """An index that no other device in memory has, and most likely none of this host."""
-        self.removed_on_close: Final = True
+        self.removed_on_close = True
         self.tso, self.uso = tso, uso
         self._supported = tso, uso
         self.persistent = False
