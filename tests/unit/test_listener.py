@@ -13,6 +13,7 @@ from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep.counters import Drop
 from vtep.daemon.listener import Endpoint, Listener
 from vtep.io.binding import Binding
+from vtep.io.interfaces import Receiver
 from vtep.testing import MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
 from vtep.testing.underlay import MemoryHost
@@ -30,8 +31,14 @@ def underlay() -> Iterator[MemoryUnderlay]:
 
 
 def listener(host: MemoryHost, network: MemoryNetwork, **options: Any) -> Listener:
-    endpoint = Endpoint.of(segment(**options), 4)
-    return Listener(endpoint, lambda _: (), lambda *_: None, network, host)
+    """Return the only listener of a host."""
+    endpoint, made = Endpoint.of(segment(**options), 4), list[Listener]()
+
+    def on_port(other: Endpoint) -> list[Receiver]:
+        return [receiver for each in made for receiver in each.receivers_on_port(other)]
+
+    made.append(Listener(endpoint, on_port, lambda *_: None, network, host))
+    return made[0]
 
 
 def datagram(host: MemoryHost, payload: bytes, destination: str) -> None:
