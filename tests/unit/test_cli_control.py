@@ -1,4 +1,4 @@
-"""The words of the control commands, and how what they get is shown."""
+"""Words of the client commands, and the output of their results."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ def test_words_of_a_filter() -> None:
         (WANTED, MAC, f"{MAC}: is not expected here"),
     ],
 )
-def test_words_that_make_no_sense(grammar: Grammar, words: str, said: str) -> None:
+def test_refused_words(grammar: Grammar, words: str, said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         grammar.parse(words.split())
     assert str(refused.value).startswith(said)
@@ -135,11 +135,11 @@ ENTRY_EVENT: Event = {
         ),
     ],
 )
-def test_events_are_lines(event: Event, said: str) -> None:
+def test_an_event_is_one_line(event: Event, said: str) -> None:
     assert format_event(event) == said
 
 
-def test_a_table_is_not_cut_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_not_cut_outside_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(f"{number}", "x" * 200, "[bold]y[/]") for number in range(2500)]
     client_command.print_table({"N": "right", "LONG": "", "MARKUP": ""}, rows)
     lines = capsys.readouterr().out.splitlines()
@@ -154,7 +154,7 @@ def commands(group: click.Group) -> list[click.Command]:
     return [command for some in nested for command in some]
 
 
-def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_addresses_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """Although some have the name of an emoji in them."""
     shown = ["be:ab:dd:1e:07:72", "fd00:a::b:100:1", ":100:", "[red]", "fe80::cd:1%eth0"]
     client_command.print_table({"MAC": "", ":ab:": ""}, [[address, address] for address in shown])
@@ -205,7 +205,7 @@ def test_completion_scripts(shell: str) -> None:
     assert "_PYVTEP_COMPLETE" in done.stdout
 
 
-def test_a_command_that_steers_does_not_load_what_forwards() -> None:
+def test_a_client_command_does_not_load_the_data_path() -> None:
     """Or every press of the tab key would take a second on a busy machine."""
     loaded = "import sys, vtep.cli.main; print(*sys.modules)"
     done = subprocess.run(
@@ -217,7 +217,7 @@ def test_a_command_that_steers_does_not_load_what_forwards() -> None:
 
 
 @pytest.mark.parametrize("module", ["attrs", "click", "uvloop"])
-def test_an_interrupt_while_it_is_loaded_leaves_no_traceback(module: str) -> None:
+def test_an_interrupt_during_imports_leaves_no_traceback(module: str) -> None:
     code = (
         "import runpy, sys\n"
         "class Interrupted:\n"
@@ -240,7 +240,7 @@ def test_an_interrupt_while_it_is_loaded_leaves_no_traceback(module: str) -> Non
         ("check-config /dev/stdin", "&-", "Bad file descriptor"),
     ],
 )
-def test_what_cannot_be_written_is_said_in_a_line(words: str, target: str, why: str) -> None:
+def test_a_failure_to_write_is_one_line(words: str, target: str, why: str) -> None:
     command = f"echo 'vni = []' | {sys.executable} -m vtep {words} >{target}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     said = f"pyvtep: error: cannot write: {why}\n"
@@ -254,7 +254,7 @@ def test_a_group_without_a_command_shows_its_help() -> None:
     assert (done.stdout + done.stderr).startswith("Usage: pyvtep docker ")
 
 
-def test_a_missing_choice_is_named_in_a_line() -> None:
+def test_a_missing_choice_is_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vtep", "completion"], capture_output=True, text=True, check=False
     )

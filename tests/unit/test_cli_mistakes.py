@@ -1,4 +1,4 @@
-"""Mistakes on the command line: each is told in one line, with what to type instead."""
+"""Mistakes on the command line: each is explained in one line, with what to type instead."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ MAC = "02:00:00:00:00:01"
 
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no pyvtep that a command could find."""
+    """Make commands find no running pyvtep."""
     monkeypatch.setattr(socket_files, "folder", lambda: tmp_path)
 
 
 def said(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
-    """The exit code of a command that fails, and its one line."""
+    """Return the exit code and the one line of a command that fails."""
     monkeypatch.setattr(sys, "argv", ["pyvtep", *words.split()])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -149,7 +149,7 @@ MISTAKES = [
 ]
 
 
-def test_a_mistake_is_told_with_what_to_type(
+def test_a_mistake_is_explained_in_one_line(
     subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, line in MISTAKES:
@@ -159,7 +159,7 @@ def test_a_mistake_is_told_with_what_to_type(
             assert code == 2
 
 
-def test_who_may_not_see_the_sockets_is_told_of_sudo(
+def test_sockets_of_root_are_mentioned_with_sudo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(socket_files, "_RUN", tmp_path)
@@ -183,7 +183,7 @@ def test_who_may_not_see_the_sockets_is_told_of_sudo(
         "help fdb add",
     ],
 )
-def test_a_mistake_is_told_before_anything_that_forwards_is_loaded(words: str) -> None:
+def test_a_mistake_is_reported_without_loading_the_data_path(words: str) -> None:
     code = (
         "import sys\n"
         f"sys.argv = ['pyvtep', *{words.split()!r}]\n"

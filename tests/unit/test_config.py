@@ -1,4 +1,4 @@
-"""Config: what is kept, what is refused, and whether a person is told which option it was."""
+"""Config and Settings: normal forms of values, refused values, and their messages."""
 
 import math
 from ipaddress import (
@@ -50,7 +50,7 @@ def test_exit_codes() -> None:
     assert ConfigError("x").exit_code == 2
 
 
-def test_what_errors_are() -> None:
+def test_error_classes() -> None:
     assert issubclass(ConfigError, VtepError)
     assert issubclass(ConfigError, ValueError)
     assert not issubclass(VtepError, ValueError)
@@ -484,7 +484,7 @@ RESETTABLE = (
 
 @pytest.mark.parametrize("word", ["none", "auto"])
 @pytest.mark.parametrize("name", RESETTABLE)
-def test_a_default_that_is_no_value_is_a_word(name: str, word: str) -> None:
+def test_none_and_auto_reset_an_option(name: str, word: str) -> None:
     default = getattr(Config(vni=1), name)
     assert getattr(config(**{"remote": (), name: word}), name) == default
     assert not default
@@ -532,7 +532,7 @@ def test_every_default_can_be_spelled() -> None:
         ("remote", "x" * 500, "x...: is not an IP address (names are not looked up)"),
     ],
 )
-def test_what_was_probably_meant_is_said(name: str, value: str, message: str) -> None:
+def test_a_message_suggests_a_value(name: str, value: str, message: str) -> None:
     assert message in refusal(**{name: value})
 
 
@@ -552,7 +552,7 @@ def test_what_was_probably_meant_is_said(name: str, value: str, message: str) ->
         ("df", ["set"], '--df ["set"]: must be'),
     ],
 )
-def test_what_was_given_is_quoted_as_it_was_given(name: str, value: Any, message: str) -> None:
+def test_a_message_quotes_the_value(name: str, value: Any, message: str) -> None:
     assert refusal(**{name: value}).startswith(message)
 
 
@@ -568,7 +568,7 @@ def test_local_of_the_other_family() -> None:
     assert config(remote=V6, local="2001:db8::9").local == (IPv6Address("2001:db8::9"),)
 
 
-def test_what_has_no_default() -> None:
+def test_only_the_vni_is_required() -> None:
     with pytest.raises(TypeError, match="vni"):
         Config(remote=V4)  # type: ignore[call-arg]
     assert Config(vni=1).remote == ()
@@ -611,7 +611,7 @@ def test_ip_versions_in_use(options: dict[str, Any], versions: tuple[int, ...]) 
     assert config(**options).versions == versions
 
 
-def test_flow_label_where_there_is_one() -> None:
+def test_a_flow_label_needs_an_ipv6_underlay() -> None:
     assert config(remote=V6, flowlabel=0xFFFFF).flowlabel == 0xFFFFF
     assert config(remote=[V4, V6], flowlabel="0x10").flowlabel == 16
 
@@ -630,7 +630,7 @@ def test_a_remote_in_the_subnet_of_the_tap(address: str, remote: str) -> None:
     assert "would be routed into the tunnel" in message
 
 
-def test_accept_any_makes_prefixes_pointless() -> None:
+def test_accept_any_excludes_prefixes() -> None:
     assert "is redundant with --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
 
 

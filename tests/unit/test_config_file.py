@@ -1,4 +1,4 @@
-"""Configuration files: what they ask for, and which line is told of when they make no sense."""
+"""Configuration files: the settings they hold, and the lines of their problems."""
 
 import tomllib
 from ipaddress import IPv4Address
@@ -14,7 +14,7 @@ from vtep.config.file import FileError, parse
 from vtep.config.toml_lines import locate
 from vtep.errors import ConfigError
 
-# --- what they ask for --------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------
 
 
 def test_defaults_and_segments() -> None:
@@ -128,7 +128,7 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
         assert parse(above, "file").segments == (expected,)
 
 
-# --- what makes no sense ------------------------------------------------------------------------
+# --- problems ---------------------------------------------------------------------------------
 
 
 def problems(text: str) -> list[str]:
@@ -139,7 +139,7 @@ def problems(text: str) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_all_problems_are_told_with_their_lines() -> None:
+def test_all_problems_are_reported_with_their_lines() -> None:
     text = """control = ""
 remots = "192.0.2.2"
 remote = [
@@ -336,7 +336,7 @@ def test_any_text_is_kept_or_refused(text: str) -> None:
         assert len(settings.segments) == len(tomllib.loads(text).get("vni", []))
 
 
-# --- where keys are -----------------------------------------------------------------------------
+# --- positions of keys ---------------------------------------------------------------------------
 
 
 def test_lines_of_all_that_toml_has() -> None:

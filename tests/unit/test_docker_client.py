@@ -1,4 +1,4 @@
-"""The shell around the Docker SDK, where that is missing, or given what makes no sense."""
+"""The client of the Docker engine: a missing SDK, invalid URLs, other servers."""
 
 import socket
 import sys
@@ -11,13 +11,13 @@ from vtep.docker.client import EngineClient
 from vtep.errors import ConfigError, VtepError
 
 
-def test_without_the_sdk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sdk_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(VtepError, match=r"/python3?\S* -m pip install '\.\[docker\]'"):
         EngineClient(None)
 
 
-def test_the_engine_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_host_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     assert EngineClient(None).url == "unix:///var/run/docker.sock"
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.9:2375")
@@ -26,12 +26,12 @@ def test_the_engine_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("url", ["gopher://x", "192.0.2.9:port", "tcp://"])
-def test_a_url_of_no_engine(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"--docker-host .*: is not the address of an engine"):
         EngineClient(url)
 
 
-def test_what_answers_but_is_no_engine(tmp_path: Path) -> None:
+def test_a_server_of_another_protocol_is_refused(tmp_path: Path) -> None:
     path = f"{tmp_path}/sock"
     with socket.create_server(path, family=socket.AF_UNIX) as listener:
 

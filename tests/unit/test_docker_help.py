@@ -1,4 +1,4 @@
-"""What the help of `pyvtep docker` gives as an example."""
+"""The example in the help of `pyvtep docker`."""
 
 from click.testing import CliRunner
 

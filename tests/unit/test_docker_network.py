@@ -1,4 +1,4 @@
-"""What an engine's answers mean, and what is said of them."""
+"""Descriptions of networks by the engine, and the problems found in them."""
 
 from ipaddress import ip_network
 from typing import Any
@@ -49,7 +49,7 @@ INSPECTED: dict[str, Any] = {
     "Options": {"com.docker.network.driver.mtu": "1450"},
     "Labels": {},
 }
-"""As an engine of version 20.10 answers."""
+"""The answer of an engine of version 20.10."""
 
 OPEN = BridgeFilter(bridge_netfilter=False, forward=None)
 THROUGH = BridgeFilter(bridge_netfilter=True, forward=None)
@@ -70,7 +70,7 @@ def said(
     return "\n".join(find_problems(parse_network(answer), AttachedTunnel(mtu, chosen), host))
 
 
-def test_a_network_is_parse_network() -> None:
+def test_parse_network() -> None:
     network = parse_network(INSPECTED)
     assert network.name == "mynetwork"
     assert network.id == ID
@@ -85,7 +85,7 @@ def test_a_network_is_parse_network() -> None:
     )
 
 
-def test_how_such_a_network_is_created() -> None:
+def test_the_command_that_creates_a_network() -> None:
     assert parse_network(INSPECTED).recipe == (
         "docker network create --subnet 172.18.0.0/16 --ip-range 172.18.1.0/24 "
         "--opt com.docker.network.driver.mtu=1450 mynetwork"
@@ -99,7 +99,7 @@ def test_how_such_a_network_is_created() -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(set(INSPECTED) - {"Name", "Id", "Driver"}))
-def test_what_engines_leave_out_is_not_missed(missing: str) -> None:
+def test_keys_may_be_missing(missing: str) -> None:
     without = {key: value for key, value in INSPECTED.items() if key != missing}
     assert parse_network(without).bridge == BRIDGE
     assert parse_network(inspected(**{missing: None})).bridge == BRIDGE
@@ -138,7 +138,7 @@ def test_a_template_is_refused() -> None:
         parse_network(inspected(ConfigOnly=True))
 
 
-def test_of_a_network_that_is_as_it_should_be_nothing_is_said() -> None:
+def test_a_suitable_network_has_no_problems() -> None:
     assert said(INSPECTED) == ""
     assert said(INSPECTED, THROUGH) == ""
     assert (
@@ -167,14 +167,14 @@ def test_a_range_for_each_host_is_suggested(subnet: str, suggested: str) -> None
 
 
 @pytest.mark.parametrize("subnet", ["192.168.7.0/29", "192.168.7.0/30", "fd00::/126"])
-def test_of_a_subnet_that_is_too_small_for_ranges(subnet: str) -> None:
+def test_no_range_is_suggested_for_a_small_subnet(subnet: str) -> None:
     line = said(pools(subnet))
     assert "--ip-range" not in line
     assert "docker run --ip" in line
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_a_suggestion_is_for_every_subnet_a_part_of_it(address: Any, prefix: int) -> None:
+def test_a_suggested_range_is_part_of_the_subnet(address: Any, prefix: int) -> None:
     subnet = ip_network((address, min(prefix, address.max_prefixlen)), strict=False)
     line = said(pools(str(subnet)))
     if "--ip-range" in line:
@@ -185,12 +185,12 @@ def test_a_suggestion_is_for_every_subnet_a_part_of_it(address: Any, prefix: int
         assert subnet.network_address not in part
 
 
-def test_each_subnet_is_judged_by_itself() -> None:
+def test_each_subnet_has_its_own_problem() -> None:
     both = pools("172.18.0.0/16", "fd00:1::/64")
     assert len(find_problems(parse_network(both), AttachedTunnel(1450), OPEN)) == 2
 
 
-def test_an_mtu_that_the_tunnel_does_not_carry() -> None:
+def test_an_mtu_above_that_of_the_tunnel() -> None:
     line = said(INSPECTED, mtu=1430)
     assert "MTU of 1450, but the tunnel carries 1430" in line
     assert "--opt com.docker.network.driver.mtu=1430, or raise the MTU of the underlay" in line

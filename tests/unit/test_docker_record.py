@@ -1,4 +1,4 @@
-"""Records of attachments: who has one, and who had."""
+"""Records of attachments, of running and of killed processes."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ with record.publish(mine, Path(sys.argv[1])):
 
 
 def keeper(folder: Path) -> "subprocess.Popen[bytes]":
-    """A process that keeps a record until it is ended."""
+    """Start a process that publishes a record until it is ended."""
     child = subprocess.Popen(
         [sys.executable, "-c", KEEPER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -50,7 +50,7 @@ def end(child: "subprocess.Popen[bytes]") -> int:
     return child.returncode
 
 
-def test_a_record_is_there_while_it_is_kept(tmp_path: Path) -> None:
+def test_a_record_exists_while_it_is_published(tmp_path: Path) -> None:
     assert record.list_records(tmp_path / "new") == []
     with record.publish(MINE, tmp_path / "new"):
         assert record.list_records(tmp_path / "new") == [MINE]
@@ -74,7 +74,7 @@ def test_a_network_is_attached_once(tmp_path: Path) -> None:
         assert record.list_records(tmp_path) == [MINE]
 
 
-def test_who_was_killed_keeps_nothing(tmp_path: Path) -> None:
+def test_the_record_of_a_killed_process_is_invalid(tmp_path: Path) -> None:
     child = keeper(tmp_path)
     assert len(record.list_records(tmp_path)) == 1
     child.kill()
@@ -105,7 +105,7 @@ def test_an_attachment_in_another_network_namespace_is_not_ended(tmp_path: Path)
         )
 
 
-def test_detach_by_the_beginning_of_the_id(tmp_path: Path) -> None:
+def test_detach_by_a_prefix_of_the_id(tmp_path: Path) -> None:
     child = keeper(tmp_path)
     with (
         record.publish(evolve(MINE, network="other", id="9d8"), tmp_path),
@@ -133,7 +133,7 @@ def test_nothing_to_detach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "-x", "a b", "é", "a\0b"])
-def test_a_name_that_no_network_has_is_no_file_either(tmp_path: Path, name: str) -> None:
+def test_invalid_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="is not a name that a Docker network can have"):
         record.detach(name, tmp_path)
     with (
@@ -144,13 +144,13 @@ def test_a_name_that_no_network_has_is_no_file_either(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"remotes": 1}', b"\xff"])
-def test_a_file_that_is_no_record_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_invalid_files_are_skipped(tmp_path: Path, content: bytes) -> None:
     with record.publish(MINE, tmp_path):
         (tmp_path / "mynetwork.json").write_bytes(content)
         assert record.list_records(tmp_path) == []
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(VtepError, match=r"cannot write .*; run as root"),

@@ -63,7 +63,7 @@ def test_the_journal_gets_priorities(capfd: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_reader_that_is_stuck_blocks_no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_reader_does_not_block_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     resume = threading.Event()
     written: list[bytes] = []
 
@@ -92,7 +92,7 @@ def test_a_reader_that_is_stuck_blocks_no_logger(monkeypatch: pytest.MonkeyPatch
     assert last == "<6>pyvtep: last"
 
 
-def test_a_reader_that_is_gone_stops_no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_reader_does_not_stop_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     def write(_descriptor: int, _octets: bytes) -> None:
@@ -110,7 +110,7 @@ def test_a_reader_that_is_gone_stops_no_logger(monkeypatch: pytest.MonkeyPatch) 
     assert calls == 3
 
 
-def test_the_process_ends_although_nothing_reads() -> None:
+def test_a_stuck_reader_does_not_keep_the_process_alive() -> None:
     """With records in the queue, and the thread blocked in a write to a full pipe."""
     code = (
         "import logging, sys\n"

@@ -1,4 +1,4 @@
-"""Addresses of the TAP that would take the underlay's traffic away from it."""
+"""Addresses of the TAP that would attract traffic of the underlay."""
 
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -27,7 +27,7 @@ UNDERLAY = [("eth0", ip_network("192.0.2.0/24")), ("eth0", ip_network("fe80::/64
         ("::1:2:3/96", "192.0.2.2", None),
     ],
 )
-def test_what_overlaps(address: str, remote: str, other: str | None) -> None:
+def test_overlaps(address: str, remote: str, other: str | None) -> None:
     found = find_overlap([ip_interface(address)], [ip_address(remote)], UNDERLAY)
     assert (found and str(found.other)) == other
     if found is not None:
@@ -36,7 +36,7 @@ def test_what_overlaps(address: str, remote: str, other: str | None) -> None:
         assert str(found.other) in str(found)
 
 
-def test_the_first_of_several_is_named() -> None:
+def test_the_first_overlap_is_returned() -> None:
     addresses = [ip_interface(each) for each in ("10.0.0.1/24", "192.0.2.9/24", "192.0.2.10/24")]
     found = find_overlap(addresses, [], UNDERLAY)
     assert found == Overlap(addresses[1], UNDERLAY[0][1], "eth0")

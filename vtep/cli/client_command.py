@@ -44,8 +44,8 @@ def with_client(
     command about a `segment` has the options of its name; they become part of its `params` if it
     takes words, and otherwise the keyword `vni`.
 
-    A command `changes` something if it shows nothing, unless that is said explicitly, maybe as a
-    function of the arguments; a change is made in one process only. `vni` names the argument with
+    By default a command that shows nothing `changes` something; a function decides by the
+    arguments. A change is made in one process only. `vni` names the argument with
     the VNI. `check` raises ConfigError for arguments that make no sense, before any connection.
     """
 

@@ -137,7 +137,7 @@ def status(*, as_json: bool) -> None:
 
 
 def _status(attachment: AttachmentRecord) -> dict[str, Any]:
-    """Return an attachment as it is now, as far as the host and the engine tell."""
+    """Return the present state of an attachment, from the host and the engine."""
     from vtep.host import links, netlink  # noqa: PLC0415
 
     here = attachment.netns in (None, socket_files.namespace())

@@ -92,7 +92,7 @@ def _show(facts: Facts, found: list[Finding]) -> None:
     if has_faults(found):
         return
     if any(finding.earlier for finding in found):
-        click.echo("\nNo fault is present at the moment. The notes tell of earlier losses.")
+        click.echo("\nNo fault is present at the moment. The notes report earlier losses.")
     else:
         click.echo("\nNo fault was found, as far as can be seen from here.")
 
