@@ -99,7 +99,7 @@ async def _run(service: Service, companion: Companion | None) -> None:
         if not vtep.ports:
             log.info("no VNI is configured yet")
         bootstrap.unblock_signals()
-        running.callback(bootstrap.block_signals)  # The loop removes its handlers first.
+        running.callback(bootstrap.block_signals)  # At the end, the loop removes its handlers.
         others = (
             [Collector(vtep).run()]
             if companion is None

@@ -46,7 +46,7 @@ _RETRY_DELAY_S = 2.0
 
 
 @frozen
-class LocalNetwork:
+class AttachableNetwork:
     """A Docker network and its bridge on this host."""
 
     network: DockerNetwork
@@ -60,7 +60,7 @@ class LocalNetwork:
         return {"bridge": self.network.bridge, "anycast_gateway": tuple(gateway)}
 
 
-def find_network(client: EngineClient, name: str) -> LocalNetwork:
+def find_network(client: EngineClient, name: str) -> AttachableNetwork:
     """Find a network by its name or ID, and its bridge; blocks while the engine answers.
 
     Raises: VtepError if it cannot be joined, or is not on this host.
@@ -73,13 +73,13 @@ def find_network(client: EngineClient, name: str) -> LocalNetwork:
             f"network {network.name}: its bridge {network.bridge} is not on this host; run pyvtep "
             "in the network namespace of the engine"
         )
-    return LocalNetwork(network, bridge)
+    return AttachableNetwork(network, bridge)
 
 
 class Attachment:
     """The attachment of one VTEP to one network; it owns the watch of the engine."""
 
-    def __init__(self, client: EngineClient, local: LocalNetwork) -> None:
+    def __init__(self, client: EngineClient, local: AttachableNetwork) -> None:
         self._client = client
         self._initial = local
         self._name = local.network.name
@@ -88,7 +88,7 @@ class Attachment:
         self._duplicates: set[tuple[Address, str]] = set()
         """Duplicate addresses that were logged, each with the name of the container here."""
 
-    def _find(self) -> LocalNetwork:
+    def _find(self) -> AttachableNetwork:
         local = find_network(self._client, self._name)
         # The engine also finds networks by a prefix of their ID, which a name may be.
         if local.network.name != self._name:
@@ -145,8 +145,8 @@ class Attachment:
             )
 
     async def _next_network(
-        self, before: LocalNetwork, changed: asyncio.Event, vtep: Vtep
-    ) -> LocalNetwork:
+        self, before: AttachableNetwork, changed: asyncio.Event, vtep: Vtep
+    ) -> AttachableNetwork:
         """Wait until the network has changed, and move the VTEP to its bridge.
 
         Failures are logged and tried again.
@@ -178,7 +178,7 @@ class Attachment:
                 if local != before or local.network.containers != before.network.containers:
                     return local
 
-    async def _probe_for_duplicates(self, local: LocalNetwork, port: Port) -> None:
+    async def _probe_for_duplicates(self, local: AttachableNetwork, port: Port) -> None:
         """Probe other hosts for the addresses of this one, periodically, until cancelled.
 
         Duplicates of containers are logged. Replies of gateways on other hosts are handled by the
@@ -214,7 +214,7 @@ class Attachment:
             )
 
 
-def _log_problems(local: LocalNetwork, port: Port) -> None:
+def _log_problems(local: AttachableNetwork, port: Port) -> None:
     """Log which bridge the VTEP is on, and problems of the network and of the host."""
     network = local.network
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
