@@ -4,7 +4,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-PENDING = {"Listener", "LocalNetwork", "Neighbour", "Refusal", "Segment"}
+PENDING = {"Listener", "Neighbour", "Refusal", "Segment"}
 """Names that still have two meanings."""
 
 PACKAGE = Path(__file__).parents[2] / "vtep"
