@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep import Config, ConfigError, VtepError
-from vtep.daemon import host_watch
+from vtep.daemon import host_watch, housekeeping
 from vtep.forwarding.fdb import Remote
 from vtep.testing import Faults, MemoryUnderlay
 from vtep.wire import vxlan
@@ -362,6 +363,53 @@ def test_lost_notifications_have_all_looked_up_again(underlay: MemoryUnderlay) -
             a.network.devices["eth0"].mtu = 1400  # Without a notification of its own.
             a.network.lose_notifications()
             a.network.add_device("other")
+            await until(lambda: a.vtep.mtu == 1350)
+
+    run(main)
+
+
+def test_datagrams_from_overlay_devices_are_denied(
+    underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = Node(underlay, segment(1, bridge="br0"), segment(2, bridge="br1", dstport=4790, dev="br1"))
+    for name in ("br0", "br1"):
+        a.network.add_device(name, kind="bridge")
+
+    async def main() -> None:
+        async with a.vtep:
+            devices = a.network.devices
+            denied = []
+            for vni in (1, 2):
+                accepted = a.vtep.ports[vni].listeners[0].filter
+                assert accepted is not None
+                denied.append({name for name, at in devices.items() if accepted.denies(at.index)})
+            assert denied[0] == {"vx1", "vx2", "br0", "br1"}
+            # VNI 2 reaches its remotes over the very bridge that its TAP is a port of.
+            assert denied[1] == {"vx1", "vx2", "br0"}
+            (line,) = [message for message in caplog.messages if "leads to remotes" in message]
+            assert line.startswith("br1 leads to remotes, and is the bridge of vx2")
+
+    run(main)
+
+
+def test_housekeeping_ages_entries_logs_drops_and_finds_path_mtus(
+    underlay: MemoryUnderlay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("_TICK", "_SLICE_S"):
+        monkeypatch.setattr(housekeeping, name, 0)
+    a = Node(underlay, segment(remote=IP_B), ip=IP_A)
+    stranger = Node(underlay, segment(remote=IP_A), ip=IP_C)
+
+    async def main() -> None:
+        async with a.vtep, stranger.vtep:
+            a.vtep.fdb.learn(B, Remote(IP_B, 4789), time.monotonic() - 1000)
+            a.vtep.fdb.add(C, Remote(IP_B, 4789), 0.0)
+            await until(lambda: [entry.mac for entry in a.vtep.fdb] == [C])
+            stranger.send(frame(A, ALL))
+            await until(lambda: "source_unknown" in caplog.text)
+            a.send(frame(A, ALL))
+            await until(lambda: underlay.trace[-1].source[0] == IP_A)
+            underlay.mtu = 1400
             await until(lambda: a.vtep.mtu == 1350)
 
     run(main)

@@ -93,7 +93,8 @@ class Listener:
             self.refusal = str(error)
         self._ingress = Ingress(self._receivers(), self.switch, self._on_receive_error)
         self._punt = PuntSocket(self.switch, self._ingress.handle_datagram, self._report_returned)
-        self._filter: IngressFilter | None = None
+        self.filter: IngressFilter | None = None
+        """The sources and devices whose datagrams the kernel delivers; None until it is known."""
         self._groups_filtered = False
         self._unknown = 0
         self._kernel_drops: dict[Receiver, int] = {}
@@ -326,8 +327,8 @@ class Listener:
         wanted = IngressFilter.of(self.version, sources, networks, denied)
         if self._receiver.sock is not None:
             self._punt.update(self._receiver.sock, self.endpoint.binding, wanted, hosts)
-        if wanted != self._filter:
-            self._filter = wanted
+        if wanted != self.filter:
+            self.filter = wanted
             if self._groups_filtered:
                 self._filter_groups(on=True)
 
@@ -339,7 +340,7 @@ class Listener:
     def tick(self) -> None:
         """Do what is due once a second."""
         self._punt.tick()
-        if self._groups and self._filter is not None:
+        if self._groups and self.filter is not None:
             self._update_group_filters()
 
     def _update_group_filters(self) -> None:
@@ -372,8 +373,8 @@ class Listener:
         for sock in self._group_sockets():
             with suppress(OSError):
                 sock.set_filter(
-                    self._filter.coarsened(_GROUP_SOURCES)
-                    if on and self._filter is not None
+                    self.filter.coarsened(_GROUP_SOURCES)
+                    if on and self.filter is not None
                     else None
                 )
 

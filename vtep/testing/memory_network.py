@@ -114,7 +114,11 @@ class MemoryNetwork:
             device.mtu = mtu
         if master is not None:
             device.master = self.devices[master].index if master else 0
-        self._notify_link(_RTM_NEWLINK, device)
+        self.notify_link(name)
+
+    def notify_link(self, name: str) -> None:
+        """Notify of a change of a device."""
+        self._notify_link(_RTM_NEWLINK, self.devices[name])
 
     def notify_routes(self) -> None:
         """Notify of a change of routes, such as in `unreachable`."""
@@ -318,6 +322,7 @@ class MemorySession:
         device.addresses |= {*setup.addresses}
         device.is_up = True
         self._join(tap, setup, undo)
+        self._network.notify_link(tap)
         self._refuse(tap)
 
     def change(self, tap: str, before: TapSetup, after: TapSetup, undo: list[Undo]) -> None:
@@ -332,6 +337,7 @@ class MemorySession:
         if after.bridge != before.bridge:
             device.master = 0
             self._join(tap, after, undo)
+        self._network.notify_link(tap)
         self._refuse(tap)
 
     def _undo_settings(self, tap: str) -> Undo:
@@ -384,6 +390,7 @@ class MemorySession:
             raise VtepError(f"--tap {tap}: it is not here any more")
         if setup.bridge is not None and not device.master:
             self._join(tap, setup, [])
+            self._network.notify_link(tap)
         waits = setup.bridge is not None and not device.master
         unjoined = "there is no such device" if waits else ""
         if attachment.mtu in (None, device.mtu):
