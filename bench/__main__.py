@@ -22,7 +22,7 @@ from bench.workloads import FULL, METRICS, QUICK, WORKLOADS, Setting, memory
 from vtep.errors import VtepError
 
 _FAILURES = (VtepError, subprocess.SubprocessError, OSError, KeyError, ValueError, ArithmeticError)
-"""What a tunnel or a tool that misbehaves ends in; the other subjects go on."""
+"""Errors of a tunnel or a tool that misbehaves; the other subjects are measured nevertheless."""
 
 _SUBJECTS = {subject.name: subject for subject in SUBJECTS}
 
@@ -31,7 +31,7 @@ _BUSY = 0.3
 
 
 def _names(known: Collection[str]) -> Callable[..., list[str]]:
-    """A reader of options that take names from a list, with commas between them."""
+    """Return a click callback for options that take comma-separated names."""
 
     def read(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
         if value is None:
@@ -60,7 +60,7 @@ def _cpus(_context: click.Context, _option: click.Parameter, value: str | None) 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--rounds", type=click.IntRange(1), help="How many rounds; 5, with --quick 1.")
-@click.option("--quick", is_flag=True, help="Short looks, to see that everything runs.")
+@click.option("--quick", is_flag=True, help="Measure briefly, to see that everything runs.")
 @click.option(
     "--only",
     metavar="NAME,...",
@@ -107,7 +107,7 @@ def main(  # noqa: PLR0913  one for each option
     output: Path | None,
     earlier: Path | None,
 ) -> None:
-    """Measure tunnels between two hosts on this machine, turn by turn, and compare them."""
+    """Measure tunnels between two hosts on this machine, interleaved, and compare them."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if earlier is not None:
         try:
@@ -118,7 +118,7 @@ def main(  # noqa: PLR0913  one for each option
         return
     if os.geteuid():
         raise click.ClickException("namespaces need root: run as root")
-    # As after Ctrl-C: what was made is removed, and a second signal does not disturb that.
+    # As after Ctrl-C: everything is cleaned up, and a second signal does not interrupt that.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.sched_setaffinity(0, cpus)
 
@@ -157,7 +157,7 @@ def main(  # noqa: PLR0913  one for each option
 
 
 def _turn(subject: Subject, workloads: list[str], choices: Choices, setting: Setting) -> Round:
-    """Start a subject, do with it all that is asked for, and end it."""
+    """Start a subject, run all workloads and stop it."""
     turn = Round()
     try:
         with (

@@ -3,10 +3,10 @@
     python -m bench.datagrams send HOST PORT OCTETS RATE SECONDS
     python -m bench.datagrams receive HOST PORT
 
-Both print what they did as one line of JSON. iperf3 makes one system call for each datagram and
-asks for the time at each, which ends at some 180,000 a second here: of what carries more, it would
-measure only itself. These two hand the kernel many at a time (sendmmsg, recvmmsg), each a datagram
-of its own still: nothing is left to segmentation offload.
+Both print their result as one line of JSON. iperf3 makes a system call and reads the clock for each
+datagram, which limits it to some 180,000 a second here: of a faster tunnel, it would measure only
+itself. These two pass many datagrams at a time (sendmmsg, recvmmsg), without segmentation
+offload.
 """
 
 import ctypes
@@ -21,10 +21,10 @@ _SEND_AT_ONCE = 32
 _RECEIVE_AT_ONCE = 256
 
 _STEP = 150e-6
-"""Seconds between two sends, about as exactly as the kernel wakes anybody."""
+"""Interval between sends in seconds, about the accuracy of kernel timers."""
 
 _LATE = 0.005
-"""Who is later than so many seconds does not make up for it: that would be a burst."""
+"""Delay in seconds above which the sender does not catch up, which would be a burst."""
 
 _RECEIVE_BUFFER = 1 << 20
 _SO_RCVBUFFORCE = 33
@@ -57,7 +57,7 @@ class _Message(ctypes.Structure):
 
 
 class _Batch:
-    """So many messages that all have the same octets."""
+    """An array of messages that share one payload."""
 
     def __init__(self, count: int, octets: int) -> None:
         self._memory = ctypes.create_string_buffer(os.urandom(octets), octets)
@@ -76,7 +76,7 @@ def _check(count: int) -> int:
 
 
 def send(host: str, port: int, octets: int, rate: float, seconds: float) -> dict[str, float]:
-    """Send for so many seconds, `rate` datagrams in each of them; as fast as it goes if it is 0."""
+    """Send `rate` datagrams a second, or as many as possible if it is 0, for some seconds."""
     call = ctypes.CDLL(None, use_errno=True).sendmmsg
     at_once = max(1, min(_SEND_AT_ONCE, int(rate * _STEP))) if rate else _SEND_AT_ONCE
     batch = _Batch(at_once, octets)
@@ -95,9 +95,9 @@ def send(host: str, port: int, octets: int, rate: float, seconds: float) -> dict
 
 
 def receive(host: str, port: int) -> dict[str, float]:
-    """Receive until the standard input ends; in how many seconds, from the first to the last."""
+    """Receive until standard input is closed; also report the time from first to last."""
     call = ctypes.CDLL(None, use_errno=True).recvmmsg
-    batch = _Batch(_RECEIVE_AT_ONCE, 1)  # Of longer ones, the rest is thrown away.
+    batch = _Batch(_RECEIVE_AT_ONCE, 1)  # The kernel truncates longer ones.
     got, first, last = 0, 0.0, 0.0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
@@ -115,7 +115,7 @@ def receive(host: str, port: int) -> dict[str, float]:
 
 
 def main(command: str, *words: str) -> None:
-    """Do what the command line says."""
+    """Send or receive, by the command line."""
     if command == "send":
         host, port, octets, rate, seconds = words
         done = send(host, int(port), int(octets), float(rate), float(seconds))

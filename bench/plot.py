@@ -1,4 +1,4 @@
-"""A run as a picture: `python -m bench.plot FILE.json` writes FILE.svg and FILE.png.
+"""A run as a plot: `python -m bench.plot FILE.json` writes FILE.svg and FILE.png.
 
 One panel for each metric, one bar for each tunnel, every scale linear and from zero.
 """
@@ -47,7 +47,7 @@ _BY_SUBJECT = {
 
 
 def draw(run: Run, *paths: Path) -> None:
-    """Draw a run to files, whose formats follow from their names."""
+    """Draw a run to files, in the formats of their suffixes."""
     subjects = [name for name in run.labels if run.failure(name) is None]
     rows = -(-len(_PANELS) // _COLUMNS)
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "pyvtep", "axes.titlesize": 9.5})
@@ -79,7 +79,7 @@ def draw(run: Run, *paths: Path) -> None:
 def _panel(
     panel: Axes, run: Run, subjects: list[str], metrics: tuple[str, ...], digits: int
 ) -> None:
-    """One group of bars for each subject: a bar for each metric, from top to bottom."""
+    """Draw a group of bars for each subject, with a bar for each metric from top to bottom."""
     thickness = 0.76 / len(metrics)
     longest = 0.0
     for at, subject in enumerate(subjects):
@@ -136,12 +136,12 @@ def _bar(
 
 
 def pictures(results: Path) -> tuple[Path, Path]:
-    """Where the pictures of a results file go."""
+    """Return the paths of the plots of a result file."""
     return results.with_suffix(".svg"), results.with_suffix(".png")
 
 
 def main() -> None:
-    """Draw each file that is named on the command line."""
+    """Draw each file on the command line."""
     for name in sys.argv[1:]:
         paths = pictures(Path(name))
         draw(Run.load(Path(name)), *paths)

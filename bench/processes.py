@@ -1,4 +1,4 @@
-"""What processes and the machine spend, as /proc tells."""
+"""CPU time, memory and counters from /proc."""
 
 import os
 import time
@@ -13,12 +13,12 @@ _PPID, _UTIME, _STIME = 1, 11, 12
 """Fields of /proc/PID/stat, counted from the state, which follows the name in parentheses."""
 
 _IDLE = frozenset((3, 4, 7, 8, 9))
-"""Columns of /proc/stat that are no work of this machine: idle, iowait, steal, and the two of
-guests, which are in user and nice already."""
+"""Columns of /proc/stat that are not CPU time in use: idle, iowait, steal, and the two of guests,
+which user and nice include."""
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 15.0) -> None:
-    """Wait for a condition, which is looked at often; raises VtepError where it never comes."""
+    """Poll a condition until it holds. Raises: VtepError after some seconds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -27,7 +27,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 15.0
 
 
 def with_descendants(pids: Iterable[int]) -> list[int]:
-    """These processes and all that they started and that still run."""
+    """Return processes and all of their running descendants."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -41,13 +41,13 @@ def with_descendants(pids: Iterable[int]) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that processes have used, with all their threads."""
+    """Return the user and system time of processes and all of their threads."""
     stats = [stat for pid in pids if (stat := _stat(pid))]
     return sum(int(stat[_UTIME]) + int(stat[_STIME]) for stat in stats) / _TICKS
 
 
 def peak_memory(pid: int) -> float:
-    """The most memory that was ever resident, in MiB."""
+    """Return the peak resident memory of a process in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "VmHWM":
@@ -56,7 +56,7 @@ def peak_memory(pid: int) -> float:
 
 
 def machine_cpu_seconds(cpus: Iterable[int]) -> float:
-    """Time that these CPUs have spent on anything, the kernel's own work included."""
+    """Return the busy time of CPUs, including that of the kernel."""
     wanted = {f"cpu{cpu}" for cpu in cpus}
     total = 0
     for line in Path("/proc/stat").read_text().splitlines():
@@ -67,12 +67,12 @@ def machine_cpu_seconds(cpus: Iterable[int]) -> float:
 
 
 def network_file(host: Host, name: str) -> str:
-    """A file of /proc/net as a host sees it."""
+    """Return the contents of a file of /proc/net on a host."""
     return (host.namespace.parents[1] / "net" / name).read_text()
 
 
 def device_counters(host: Host, device: str) -> tuple[int, int]:
-    """Octets and packets that a device of a host has sent; a superframe is one packet."""
+    """Return octets and packets that a device has sent; a superframe is one packet."""
     for line in network_file(host, "dev").splitlines():
         name, _, columns = line.partition(":")
         if name.strip() == device:
@@ -82,7 +82,7 @@ def device_counters(host: Host, device: str) -> tuple[int, int]:
 
 
 def listens(host: Host, port: int) -> bool:
-    """Whether a program on a host waits for TCP connections to a port."""
+    """Return whether a program on a host listens on a TCP port."""
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in network_file(host, name).split("\n")
     ]
@@ -92,7 +92,7 @@ def listens(host: Host, port: int) -> bool:
 
 
 def udp_overflows(host: Host) -> tuple[int, int]:
-    """Datagrams that found a full socket on a host: at any socket ever, at those open now."""
+    """Return the datagrams dropped at full sockets of a host: in total, and at open sockets."""
     names, values = (
         line.split() for line in network_file(host, "snmp").splitlines() if line.startswith("Udp:")
     )

@@ -1,4 +1,4 @@
-"""A run as tables."""
+"""Tables of a run."""
 
 from rich import box
 from rich.console import Console
@@ -25,7 +25,7 @@ each GB that TCP, 1 flow, carried: of the tunnel's own processes at both ends; a
 
 
 def show(run: Run, console: Console) -> None:
-    """Print all that a reader needs to judge the figures."""
+    """Print the figures and the circumstances of a run."""
     circumstances = {**run.machine, **run.versions, **run.settings, "started": run.started}
     grid = Table.grid(padding=(0, 2))
     for name, text in circumstances.items():
@@ -60,7 +60,7 @@ def _table(run: Run, title: str, metrics: list[Metric]) -> Table:
 
 
 def targets_table(run: Run) -> Table:
-    """Each target, and whether it is met."""
+    """Return a table of all targets, and whether they are met."""
     table = Table(title="Targets", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("what")
     for heading in ("measured (each round)", "target", ""):
@@ -89,7 +89,7 @@ def _cell(spread: Spread | None, digits: int) -> str:
 
 
 def _troubles(run: Run) -> list[str]:
-    """What a table has no room for: figures that are missing, sizes and searches out of line."""
+    """Return notes on the table: missing figures, unusual sizes, unfinished searches."""
     lines = []
     for subject, turns in run.rounds.items():
         label = run.labels[subject]
@@ -119,6 +119,6 @@ def _troubles(run: Run) -> list[str]:
 
 
 def one_line(reason: str) -> str:
-    """What an error says, short enough for a table."""
+    """Return the first line of an error, short enough for a table."""
     text = " ".join(reason.split())
     return text if len(text) <= 160 else f"{text[:159]}…"

@@ -1,4 +1,4 @@
-"""What a run found: its samples, where they are from, and the JSON file that keeps them."""
+"""The results of a run: samples, circumstances, and the JSON file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _SCHEMA = 1
 
 @frozen
 class Spread:
-    """The median of some samples, and the least and the greatest of them."""
+    """Median, minimum and maximum of samples."""
 
     median: float
     low: float
@@ -31,23 +31,23 @@ class Spread:
 
 @define
 class Round:
-    """One turn of one subject."""
+    """The samples of one subject in one round."""
 
     figures: dict[str, float] = field(factory=dict)
     details: dict[str, Any] = field(factory=dict)
     errors: dict[str, str] = field(factory=dict)
-    """Why there is no figure, by workload; by "start" where the subject could not be started."""
+    """Reasons for missing figures, by workload, or by "start" if the subject did not start."""
 
 
 @define
 class Run:
-    """All turns of all subjects, and the circumstances."""
+    """All rounds of all subjects, and the circumstances."""
 
     machine: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, Any]
     labels: dict[str, str]
-    """How subjects are called in tables and plots, in their order."""
+    """Names of the subjects in tables and plots, in order."""
     started: str = field(factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
     rounds: dict[str, list[Round]] = field(factory=dict)
     schema: int = _SCHEMA
@@ -61,10 +61,10 @@ class Run:
         return Spread.of(samples) if samples else None
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Spread | None:
-        """Of two figures, each a subject and its metric.
+        """Return the ratio of two figures, each a subject and a metric.
 
-        The median is the ratio of their medians; the spread is that of the ratios of each round,
-        whose two halves were measured within a minute or so.
+        The median is the ratio of the medians. The spread is that of the ratios within each round,
+        of figures that were measured within a minute or so.
         """
         tops, bottoms = self.spread(*over), self.spread(*under)
         if tops is None or bottoms is None or not bottoms.median:
@@ -78,7 +78,7 @@ class Run:
         return Spread(median, min([*each, median]), max([*each, median]))
 
     def failure(self, subject: str) -> str | None:
-        """Why a subject has no figure at all, if so."""
+        """Return the reason if a subject has no figure at all."""
         turns = self.rounds.get(subject, [])
         if any(turn.figures for turn in turns):
             return None
@@ -86,7 +86,7 @@ class Run:
         return reasons[-1] if reasons else "did not have its turn"
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
@@ -94,7 +94,7 @@ class Run:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a file; raises ValueError where it is none of ours."""
+        """Read a file. Raises: ValueError if it is no result file."""
         document = json.loads(path.read_text())
         if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
             raise ValueError(f"{path} is no result of this version of the benchmark")
@@ -106,12 +106,12 @@ class Run:
 
 
 def new_file() -> Path:
-    """Where the results of a run that starts now go."""
+    """Return the path for the results of a run that starts now."""
     return RESULTS / f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}.json"
 
 
 def describe_machine(cpus: tuple[int, ...]) -> dict[str, str]:
-    """The machine, as far as it matters to speed."""
+    """Describe the machine: everything that affects speed."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

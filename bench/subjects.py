@@ -1,7 +1,7 @@
 """The tunnels that are measured.
 
-An `End` is one end of one kind of tunnel, on a host of its own. A `Subject` is a pair of ends that
-has a name; `SUBJECTS` lists all. To add a rival, write its `End` and add a line there.
+An `End` is one end of a tunnel, on its own host. A `Subject` is a named pair of ends; `SUBJECTS`
+lists all. To add a tunnel, write its `End` and add a line there.
 """
 
 import os
@@ -36,7 +36,7 @@ NO_OFFLOADS = ("tx", "tso", "gso", "gro", "tx-udp-segmentation", *TUNNEL_OFFLOAD
 
 @frozen
 class Side:
-    """Where an end is, and where the other one is."""
+    """Addresses of an end and of its peer."""
 
     name: str
     underlay: str
@@ -52,7 +52,7 @@ RIGHT = Side("b", "192.0.2.2", "10.0.0.2", "a", "192.0.2.1", "10.0.0.1")
 
 @frozen
 class Choices:
-    """What the person who measures may choose about the tunnels."""
+    """Options of the command line for the tunnels."""
 
     pyvtep_options: tuple[str, ...] = ()
 
@@ -61,9 +61,9 @@ class End(ABC):
     """One end of a tunnel. `prepare` runs at both ends before `start` at either."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """Commands without which it cannot run."""
+    """Required commands."""
     mtu: ClassVar[int] = 1450
-    """MTU inside: what the tunnel's headers leave of the cable's 1500."""
+    """MTU of the tunnel: 1500 octets without the headers of the tunnel."""
 
     def __init__(self, host: Host, side: Side, folder: Path, choices: Choices) -> None:
         self.host = host
@@ -73,22 +73,22 @@ class End(ABC):
         self._processes: dict[str, subprocess.Popen[Any]] = {}
 
     def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
-        """Do what the other end needs to have been done, such as to make keys."""
+        """Prepare whatever the other end needs, such as keys."""
 
     @abstractmethod
     def start(self) -> None:
-        """Set the end up; returns when all that does not need the other end is there."""
+        """Start the end, and wait for everything that does not need the other end."""
 
     def settled(self) -> bool:
-        """Whether the tunnel, over which ping works already, is in its final state."""
+        """Return whether the tunnel, over which ping works already, is in its final state."""
         return True
 
     def pids(self) -> list[int]:
-        """The tunnel's own processes, whose CPU time and memory count; none if it is the kernel."""
+        """Return the PIDs of this end, whose CPU time and memory count; none for the kernel."""
         return with_descendants(process.pid for process in self._processes.values())
 
     def check(self) -> None:
-        """Raise VtepError, with the last thing it said, if a process has ended."""
+        """Raise VtepError with its last message if a process has ended."""
         for name, process in self._processes.items():
             code = process.poll()
             if code is not None:
@@ -98,7 +98,7 @@ class End(ABC):
     @classmethod
     @abstractmethod
     def versions(cls) -> dict[str, str]:
-        """Versions of what this end is made of."""
+        """Return the versions of the programs of this end."""
 
     def log(self, name: str) -> str:
         path = self._log_path(name)
@@ -108,7 +108,7 @@ class End(ABC):
         return self.folder / f"{name}-{self.side.name}.log"
 
     def _launch(self, name: str, *command: str, **popen: Any) -> int:
-        """Start one of the tunnel's processes; its process id."""
+        """Start a process of the tunnel. Returns: its PID."""
         with self._log_path(name).open("w") as log:
             process = self.host.start(*command, stdout=log, stderr=log, **popen)
         self._processes[name] = process
@@ -126,13 +126,13 @@ class End(ABC):
         self.host.run("ip", "addr", "add", f"{self.side.overlay}/24", "dev", device)
 
     def _without_offloads(self) -> None:
-        """Make the veth a NIC that does nothing for us: whole packets only, checksums finished."""
+        """Disable the offloads of the veth: no superframes, complete checksums only."""
         off = [word for name in NO_OFFLOADS for word in (name, "off")]
         self.host.run("ethtool", "-K", CABLE, *off)
 
 
 class Pyvtep(End):
-    """What is checked out here, run as a user runs it."""
+    """The pyvtep of this clone, run as users do."""
 
     def start(self) -> None:
         side = self.side
@@ -156,7 +156,7 @@ class Pyvtep(End):
 
 
 class PyvtepWithoutTunnelOffloads(Pyvtep):
-    """The same over a veth that cuts no superframes inside a tunnel, as most NICs."""
+    """The same over a veth without tunnel segmentation offload, like most NICs."""
 
     needs = ("ethtool",)
 
@@ -166,7 +166,7 @@ class PyvtepWithoutTunnelOffloads(Pyvtep):
 
 
 class Kernel(End):
-    """The kernel's vxlan driver over a veth that takes superframes and unfinished checksums."""
+    """The VXLAN driver of the kernel over a veth that accepts superframes and partial checksums."""
 
     def start(self) -> None:
         side = self.side
@@ -182,10 +182,10 @@ class Kernel(End):
 
 
 class KernelWithoutOffloads(Kernel):
-    """The same over a veth without any offload, as over a NIC that knows nothing of tunnels.
+    """The same over a veth without any offload, as over a NIC without support for tunnels.
 
-    The driver still encapsulates superframes; the kernel then segments them, and finishes their
-    checksums, before they reach the veth.
+    The driver still encapsulates superframes; the kernel then segments them and completes their
+    checksums before they reach the veth.
     """
 
     needs = ("ethtool",)
@@ -195,9 +195,9 @@ class KernelWithoutOffloads(Kernel):
 
 
 class OpenVswitch(End):
-    """Open vSwitch's userspace datapath with directories of its own.
+    """The user-space datapath of Open vSwitch, with its own directories.
 
-    It reads and writes the cable raw, so the veth must give and take finished packets.
+    It reads and writes the veth raw, which therefore must not use offloads.
     """
 
     needs = ("ethtool", "ovs-appctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool")
@@ -216,7 +216,7 @@ class OpenVswitch(End):
         self._await(socket.exists, "the socket of ovsdb-server")
         self._tool("ovs-vsctl", "--no-wait", "init")
         self._daemon("ovs-vswitchd", f"unix:{socket}", "--disable-system")
-        # The datapath takes over the cable; the kernel must not answer for it too.
+        # The datapath owns eth0; the kernel must not answer ARP requests too.
         self.host.run("ip", "addr", "flush", "dev", CABLE)
         self.host.run("sysctl", "-qw", f"net.ipv4.conf.{CABLE}.arp_ignore=8")
         userspace = ("datapath_type=netdev", "fail-mode=standalone")
@@ -235,7 +235,7 @@ class OpenVswitch(End):
         self._await(lambda: str(PORT) in self._ask("tnl/ports/show"), "its tunnel port")
 
     def settled(self) -> bool:
-        # It knows the neighbour only from seeing an ARP reply.
+        # It learns its neighbour only from an ARP reply.
         peer = self.side.peer_underlay
         self.host.run("ping", "-c1", "-W1", peer, check=False)
         return peer in self._ask("tnl/neigh/show")
@@ -276,7 +276,7 @@ class Tinc(End):
     def prepare(self) -> None:
         self._directory = self.folder / f"tinc-{self.side.name}"
         self._directory.mkdir()
-        hosts = self.folder / "tinc-hosts"  # Shared: each end must know the other's public key.
+        hosts = self.folder / "tinc-hosts"  # Shared: each end needs the public key of the other.
         hosts.mkdir(exist_ok=True)
         (self._directory / "hosts").symlink_to(hosts)
         settings = [
@@ -291,7 +291,7 @@ class Tinc(End):
         (hosts / self.side.name).write_text(
             f"Address = {self.side.underlay}\nCipher = none\nDigest = none\nCompression = 0\n"
         )
-        # Where input and output are no terminal, it asks nothing and takes the usual files.
+        # Without a terminal, it does not ask and uses the default files.
         self.host.run("tincd", f"--config={self._directory}", "--generate-keys=2048")
 
     def start(self) -> None:
@@ -301,7 +301,7 @@ class Tinc(End):
         self._address("tap0")
 
     def settled(self) -> bool:
-        """Until it has found out which datagrams pass, it sends everything over TCP."""
+        """Return whether path MTU discovery is done; until then, tinc sends everything by TCP."""
         self._processes["tincd"].send_signal(signal.SIGUSR2)
         found = re.findall(rf"{self.side.peer_name} at .*pmtu (\d+) \(min (\d+)", self.log("tincd"))
         return bool(found) and found[-1][0] == found[-1][1] and int(found[-1][0]) >= self.mtu
@@ -312,7 +312,7 @@ class Tinc(End):
 
 
 class WireguardGo(End):
-    """wireguard-go: a routed tunnel, and the one here that encrypts (it cannot but do so)."""
+    """wireguard-go: a routed tunnel, and the only one here that encrypts, which is mandatory."""
 
     needs = ("wireguard-go", "wg")
     mtu = 1440
@@ -328,7 +328,7 @@ class WireguardGo(End):
         self._public_key_of(self.side.name).write_text(public.stdout)
 
     def start(self) -> None:
-        # Its control socket has a fixed place in /run, so it gets a /run of its own.
+        # Its control socket has a fixed path in /run, so each end gets a /run of its own.
         pid = self._launch(
             "wireguard-go",
             *("unshare", "--mount", "--", "sh", "-c"),
@@ -359,10 +359,10 @@ class WireguardGo(End):
 
 
 class Vdeplug(End):
-    """libvdeplug's vxlan:// plugin, which knows multicast groups only.
+    """The vxlan:// plug-in of libvdeplug, which supports multicast groups only.
 
-    The firewall of its host makes unicast of what it sends to the group. Its address table is
-    broken in Debian 12 (every send to a learned address fails), so it runs without one.
+    nftables on its host turns its multicast into unicast. Its address table is broken in Debian 12
+    (every send to a learned address fails), so it runs without one.
     """
 
     needs = ("nft", "vde_plug")
@@ -388,7 +388,7 @@ class Vdeplug(End):
 
 
 class Tunnel:
-    """A subject at work between two hosts."""
+    """A running subject between two hosts."""
 
     def __init__(self, subject: "Subject", left: End, right: End) -> None:
         self.subject = subject
@@ -400,7 +400,7 @@ class Tunnel:
         return min(self.left.mtu, self.right.mtu)
 
     def pids(self) -> list[int]:
-        """The tunnel's own processes at both ends."""
+        """Return the processes of both ends."""
         return [*self.left.pids(), *self.right.pids()]
 
     def check(self) -> None:
@@ -409,7 +409,7 @@ class Tunnel:
         self.right.check()
 
     def answers(self) -> bool:
-        """Whether a ping goes through."""
+        """Return whether a ping is answered."""
         self.check()
         command = ("ping", "-c1", "-W1", self.left.side.peer_overlay)
         return " 1 received" in self.left.host.run(*command, check=False)
@@ -417,25 +417,25 @@ class Tunnel:
 
 @frozen
 class Subject:
-    """A pair of ends; flows go from the left one to the right one unless a workload says else."""
+    """A named pair of ends; flows go from left to right unless a workload differs."""
 
     name: str
     label: str
     left: type[End]
     right: type[End]
     workloads: frozenset[str] | None = None
-    """Names of those that make sense; all where None."""
+    """Names of the workloads that apply; all if None."""
     machine_cpu: bool = False
-    """The kernel's own: it has no process whose CPU time could be told from the rest."""
+    """Whether it is part of the kernel, without a process whose CPU time could be measured."""
 
     def versions(self) -> dict[str, str]:
         return {**self.left.versions(), **self.right.versions()}
 
     @contextmanager
     def running(self, folder: Path, choices: Choices) -> Iterator[Tunnel]:
-        """Two new hosts with this tunnel between them, which go when the block ends.
+        """Run this tunnel between two new hosts, which are removed after the block.
 
-        Raises VtepError with the reason where it cannot be started.
+        Raises: VtepError with the reason if the tunnel does not start.
         """
         for command in (*self.left.needs, *self.right.needs):
             if shutil.which(command) is None:
@@ -459,7 +459,7 @@ class Subject:
 
 
 def first_line(*command: str) -> str:
-    """The first line that a command prints, or what is wrong with it."""
+    """Return the first line of the output of a command, or the error that it caused."""
     if shutil.which(command[0]) is None:
         return "not installed"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)

@@ -1,4 +1,4 @@
-"""What is demanded of the figures: each a ratio to another figure of the same run, or a limit."""
+"""Required figures: ratios to other figures of the same run, or limits."""
 
 from attrs import frozen
 
@@ -9,9 +9,9 @@ _MEMORY_LIMIT = 80.0
 
 @frozen
 class Target:
-    """A figure of a subject, what it is compared with, and the ratio or limit that it must reach.
+    """A figure of a subject, its baseline, and the ratio or limit that it must reach.
 
-    Without `baseline`, the bound is on the figure itself. Where `at_most`, less is better.
+    Without `baseline`, the bound applies to the figure itself. With `at_most`, less is better.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Target:
         return value <= self.bound if self.at_most else value >= self.bound
 
     def miss(self, value: float) -> float:
-        """By which part of the bound a value misses it."""
+        """Return the relative distance by which a value misses the bound."""
         return abs(value - self.bound) / self.bound
 
 

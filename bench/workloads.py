@@ -1,7 +1,7 @@
-"""What is done to a tunnel, and the figures that come out of it.
+"""The workloads, and the metrics that they measure.
 
-Each workload gives figures by the name of their metric, and details for the reader of the JSON
-file who wants to know why.
+Each workload returns figures by the name of their metric, and details that explain them in the JSON
+file.
 """
 
 import json
@@ -30,26 +30,26 @@ from vtep.errors import VtepError
 
 _IPERF_PORT = 5201
 _PATIENCE = 15.0
-"""Seconds that a program may take longer than it was told to."""
+"""Seconds that a program may overrun its given duration."""
 
 LOSS_LIMIT = 0.01
 _WORTH_A_SECOND_TRY = 0.1
-"""A probe that lost more than this was no accident of the moment."""
+"""Loss ratio above which a probe is not repeated: the loss is no accident."""
 
 _SENDER_TIRED = 0.95
-"""A sender that reaches less of the rate asked for is itself the limit."""
+"""Part of the requested rate below which the sender itself is the limit."""
 
 UDP_SIZES = (1400, 64)
 _IP_AND_UDP = 28
 
 _DATAGRAMS_PORT = 5202
 _STRAGGLERS = 0.2
-"""Seconds for which what is in a queue when the sender ends may still arrive."""
+"""Seconds for datagrams in queues to arrive after the sender has ended."""
 
 
 @frozen
 class Metric:
-    """A figure: its name in files, and how people read it."""
+    """A figure: its name in files, label and unit."""
 
     name: str
     label: str
@@ -79,7 +79,7 @@ METRICS = {
 
 @frozen
 class Effort:
-    """How long to look."""
+    """The durations of a run."""
 
     tcp_seconds: int
     probe_seconds: float
@@ -104,17 +104,17 @@ QUICK = Effort(1, 0.4, 6, 0.25, 1.0, 250)
 
 @frozen
 class Setting:
-    """What every workload needs to know besides the tunnel."""
+    """Parameters of all workloads."""
 
     effort: Effort
     cpus: tuple[int, ...]
     congestion: str = "cubic"
-    """TCP's congestion control: Linux's own default, whatever this machine's is."""
+    """Congestion control of TCP: by default that of Linux, not of this machine."""
 
 
 @frozen
 class Outcome:
-    """Figures by metric, and what may explain them."""
+    """Figures by metric, and details that explain them."""
 
     figures: dict[str, float]
     details: dict[str, Any]
@@ -127,7 +127,7 @@ Workload = Callable[[Tunnel, Setting], Outcome]
 
 
 def tcp1(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """One flow, and what it costs."""
+    """Measure one TCP flow and its CPU cost."""
     pids = tunnel.pids()
     octets, packets = device_counters(tunnel.left.host, CABLE)
     own, machine = cpu_seconds(pids), machine_cpu_seconds(setting.cpus)
@@ -143,25 +143,25 @@ def tcp1(tunnel: Tunnel, setting: Setting) -> Outcome:
     figures = {"tcp1": _gigabits(end), "machine_cpu_per_gb": machine / gigabytes}
     if pids:
         figures["cpu_per_gb"] = own / gigabytes
-    # More than the cable's MTU where superframes cross it, which tells offloads at work.
+    # Above the MTU of the veth if superframes cross it, that is, if offloads are in use.
     cable = {"octets_per_packet": round(octets / max(1, packets)), "packets": packets}
     return Outcome(figures, {**_tcp_details(end), "cable": cable})
 
 
 def tcp4(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """Four flows."""
+    """Measure four TCP flows."""
     end = _tcp(tunnel, setting, "--parallel", "4")
     return Outcome({"tcp4": _gigabits(end)}, _tcp_details(end))
 
 
 def tcp_reverse(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """One flow from the right end to the left one."""
+    """Measure one TCP flow from right to left."""
     end = _tcp(tunnel, setting, "--reverse")
     return Outcome({"tcp_reverse": _gigabits(end)}, _tcp_details(end))
 
 
 def tcp_both(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """A flow each way at once; their sum."""
+    """Measure the sum of two simultaneous TCP flows in opposite directions."""
     end = _tcp(tunnel, setting, "--bidir")
     ways = [_gigabits(end), _gigabits(end, "_bidir_reverse")]
     return Outcome({"tcp_both": sum(ways)}, {"each_way": ways})
@@ -191,9 +191,8 @@ def _tcp_details(end: dict[str, Any]) -> dict[str, Any]:
 class Probe:
     """A stream of datagrams of one size at one rate, in packets per second; 0 is unpaced.
 
-    Whether it was good is said of all that was sent, whenever it arrived. What was `delivered` is
-    by the time from the first to the last that arrived, so that a queue which hides a rate too high
-    does not raise the figure.
+    `good` considers all datagrams sent, whenever they arrived. `delivered` is a rate over the time
+    from the first to the last arrival, so that a long queue does not raise the figure.
     """
 
     asked: float
@@ -201,25 +200,25 @@ class Probe:
     delivered: float
     loss: float
     socket_overflows: int
-    """Of what was lost, what the tunnel delivered but the receiving program did not fetch."""
+    """Datagrams that the tunnel delivered but the receiving program did not read in time."""
 
     @property
     def good(self) -> bool:
         return self.loss < LOSS_LIMIT
 
     @property
-    def sender_tired(self) -> bool:
+    def sender_limited(self) -> bool:
         return self.sent < _SENDER_TIRED * self.asked
 
 
 def udp1400(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """Datagrams as large as they usually come."""
+    """Measure datagrams of the usual size of 1400 octets."""
     size = min(UDP_SIZES[0], tunnel.mtu - _IP_AND_UDP)
     return _udp(tunnel, setting, "udp1400", size, size * 8 / 1e6)
 
 
 def udp64(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """Small datagrams, which cost as much each."""
+    """Measure datagrams of 64 octets, each of which costs as much as a large one."""
     return _udp(tunnel, setting, "udp64", UDP_SIZES[1], 1e-3)
 
 
@@ -231,7 +230,7 @@ def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float)
         return probe(tunnel, size, rate, effort.probe_seconds)
 
     probes: list[Probe] = []
-    if overload.good:  # The sender is slower than the tunnel: there is nothing to search.
+    if overload.good:  # The sender is slower than the tunnel: no search.
         best, converged = overload.delivered, True
     else:
         best, probes, converged = search(at, overload.delivered, effort.probes, effort.tolerance)
@@ -245,7 +244,7 @@ def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float)
             "overload": asdict(overload),
             "probes": [asdict(one) for one in probes],
             "converged": converged,
-            "sender_limited": overload.good or (probes[-1].good and probes[-1].sender_tired),
+            "sender_limited": overload.good or (probes[-1].good and probes[-1].sender_limited),
         },
     )
 
@@ -253,11 +252,11 @@ def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float)
 def search(
     at: Callable[[float], Probe], start: float, limit: int, tolerance: float
 ) -> tuple[float, list[Probe], bool]:
-    """The highest rate that arrives with less than 1 % loss, in packets per second.
+    """Search for the highest rate that arrives with less than 1 % loss, in packets per second.
 
-    Widens from `start` until a good and a bad rate are known, and then halves between them. Gives
-    what was delivered at the best good rate, the probes, and whether the search came to its end
-    within `limit` probes: good and bad close together, or the sender at its own limit.
+    The search widens from `start` until a good and a bad rate are known, and then bisects. Returns:
+    the rate delivered at the best good rate, the probes, and whether the search ended within
+    `limit` probes, with good and bad close together or the sender at its limit.
     """
     probes: list[Probe] = []
     best, good, bad = 0.0, 0.0, math.inf
@@ -265,13 +264,13 @@ def search(
     while len(probes) < limit:
         one = at(rate)
         probes.append(one)
-        # On a busy machine a moment's pause loses a little: that is looked at twice.
+        # On a busy machine a short pause causes a small loss: repeat the probe.
         if not one.good and one.loss < _WORTH_A_SECOND_TRY and len(probes) < limit:
             one = at(rate)
             probes.append(one)
         if one.good:
             good, best = rate, max(best, one.delivered)
-            if one.sender_tired:
+            if one.sender_limited:
                 return best, probes, True
         else:
             bad = rate
@@ -287,7 +286,7 @@ def search(
 
 
 def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
-    """Send datagrams with `size` octets of payload for so long; what became of them."""
+    """Send datagrams with `size` octets of payload for some seconds and count the arrivals."""
     source, sink = tunnel.left, tunnel.right
     ever, still_open = udp_overflows(sink.host)
     program = (sys.executable, "-m", "bench.datagrams")
@@ -331,7 +330,7 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
 
 
 def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """The time that an answer to a ping takes when there is nothing else to do."""
+    """Measure the round-trip time of a ping on an idle tunnel."""
     effort = setting.effort
     said = tunnel.left.host.run(
         *("ping", "-i", str(effort.ping_interval), "-c", str(effort.pings), "-W", "1"),
@@ -350,7 +349,7 @@ def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
 
 
 def memory(tunnel: Tunnel, _setting: Setting) -> Outcome:
-    """The most that any process of the tunnel had resident since it was started."""
+    """Measure the peak resident memory of any process of the tunnel since its start."""
     peaks = [peak_memory(pid) for pid in tunnel.pids()]
     return Outcome({"memory": max(peaks)} if peaks else {}, {"peaks": peaks})
 
@@ -359,10 +358,10 @@ def memory(tunnel: Tunnel, _setting: Setting) -> Outcome:
 
 
 def iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
-    """Run iperf3 from left to right; what it says at its end.
+    """Run iperf3 from left to right. Returns: its JSON report.
 
-    Tried twice, because its own control connection shares the tunnel with what it sends. Raises
-    VtepError with iperf3's words.
+    It is tried twice, since its control connection shares the tunnel with its traffic. Raises:
+    VtepError with the error of iperf3.
     """
     try:
         return _iperf(tunnel, seconds, *options)
@@ -410,4 +409,4 @@ WORKLOADS: dict[str, Workload] = {
     "udp1400": udp1400,
     "udp64": udp64,
 }
-"""In this order, the most disturbing last; `memory` follows them all."""
+"""In order; the most disturbing is last, and `memory` follows them all."""

@@ -1,4 +1,4 @@
-"""Frames to work on, put together octet by octet from a few fields."""
+"""Frames and tables for the benchmarks."""
 
 import struct
 
@@ -16,12 +16,12 @@ _TCP = 6
 
 
 def mac(number: int) -> bytes:
-    """The MAC of the host with a number; different numbers, different MACs."""
+    """Return a MAC address that is unique for a number."""
     return b"\x02\x01" + number.to_bytes(4, "big")
 
 
 def tcp_frame(payload: int, *, partial: bool = False) -> bytes:
-    """A TCP segment from the peer to us, its checksum sound or, where `partial`, unfinished."""
+    """Build a TCP segment from the peer to this host, with a complete or a partial checksum."""
     length = 20 + payload
     addresses = bytes([10, 0, 0, 2, 10, 0, 0, 1])
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 7, 0x4000, 64, _TCP, 0) + addresses
@@ -41,7 +41,7 @@ def tcp_frame(payload: int, *, partial: bool = False) -> bytes:
 
 
 def table(entries: int) -> Fdb:
-    """An FDB that has learned so many MACs."""
+    """Return an FDB with learned entries."""
     fdb = Fdb(VNI, vxlan.PORT, ageing=300, max_addresses=0)
     for number in range(entries):
         fdb.learn(mac(number), REMOTE, 0.0)
@@ -49,6 +49,6 @@ def table(entries: int) -> Fdb:
 
 
 def segment() -> Segment:
-    """A segment with one remote that has learned nothing."""
+    """Return a segment with one remote and an empty FDB."""
     fdb = Fdb(VNI, vxlan.PORT, ageing=300, max_addresses=65536)
     return Segment(VNI, [REMOTE], fdb, own_mac=OWN_MAC, learning=True)

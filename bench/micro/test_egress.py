@@ -1,6 +1,6 @@
-"""The way of frames from the TAP to a send: what each costs, with the read and without the send.
+"""Egress of frames from the TAP to the sender, with the read and without the send.
 
-The TAP is one end of a socket pair, which keeps frames apart as a TAP does.
+The TAP is one end of a datagram socket pair, which preserves frame boundaries like a TAP.
 """
 
 import os
@@ -30,24 +30,24 @@ from vtep.wire.echo import SIZE, EchoKind, EchoMessage
 from vtep.wire.outer_header import InheritPolicy
 
 FRAMES = 60
-"""As many as are read in a turn."""
+"""Frames read in a turn."""
 
 SUPERFRAMES = 8
-"""As many as are read in a turn."""
+"""Superframes read in a turn."""
 
 SEGMENT = 1410
 
 PORT_AT = 14 + 20 + 1
-"""The low octet of the source port."""
+"""Offset of the low octet of the source port."""
 
 
-class Ways(dict[Remote, "Ways"]):
-    """The way to any remote, which takes everything."""
+class AnyPath(dict[Remote, "AnyPath"]):
+    """The path to any remote, which accepts everything."""
 
     outer_fields = staticmethod(InheritPolicy().make_reader())
     tunnel_gso = False
 
-    def __missing__(self, _remote: Remote) -> "Ways":
+    def __missing__(self, _remote: Remote) -> "AnyPath":
         return self
 
     def send(self, datagrams: memoryview, *_how: object) -> tuple[int, None]:
@@ -73,10 +73,10 @@ def test_a_turn(
     flows: int,
     payload: int,
 ) -> None:
-    """Sixty frames of so many flows, turn by turn, whose checksums are to be finished."""
+    """Sixty frames of alternating flows, with partial checksums."""
     tap, host = ends
     own = segment()
-    own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # Of our frames, this is the destination.
+    own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # The destination of the frames.
     header = virtio.pack_needs_csum(34, 16)
     frames = []
     for number in range(FRAMES):
@@ -86,7 +86,7 @@ def test_a_turn(
     egress = Egress(
         cast("Any", SimpleNamespace(fd=tap.fileno())),
         own,
-        cast("Any", Ways()),
+        cast("Any", AnyPath()),
         TunnelSizing(own.header, own.counters, 1450, "off"),
         AckTracker(),
         Arena(),
@@ -122,7 +122,7 @@ class NullDevice:
         os.close(self._fd)
 
 
-class TunnelGsoWays(Ways):
+class TunnelGsoPaths(AnyPath):
     """The path to a remote that is enabled for tunnel GSO."""
 
     tunnel_gso = True
@@ -146,7 +146,7 @@ class TunnelGsoWays(Ways):
 def test_a_turn_of_superframes_with_tunnel_gso(
     benchmark: BenchmarkFixture, ends: tuple[socket.socket, socket.socket], flows: int
 ) -> None:
-    """Superframes of one flow, which are a run, or of two flows, turn by turn."""
+    """Superframes of one flow, which are a run, or of two alternating flows."""
     tap, host = ends
     remote = Remote("127.0.0.2", 4789)
     own = segment()
@@ -169,7 +169,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
         egress = Egress(
             cast("Any", SimpleNamespace(fd=tap.fileno())),
             own,
-            cast("Any", TunnelGsoWays(stack.enter_context(closing(sockets)), device)),
+            cast("Any", TunnelGsoPaths(stack.enter_context(closing(sockets)), device)),
             fit,
             AckTracker(),
             Arena(),

@@ -1,4 +1,4 @@
-"""The forwarding database: what a frame of a known host costs, in tables small and large."""
+"""Lookup and learning in small and large forwarding databases."""
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture

@@ -1,4 +1,4 @@
-"""One broadcast to many remotes, over the loopback: microseconds for all copies of it."""
+"""One broadcast to many remotes over the loopback, in microseconds for all copies."""
 
 import resource
 import socket
@@ -21,7 +21,7 @@ DATAGRAM = memoryview(bytearray(110))
 
 @pytest.fixture(params=REMOTES)
 def remotes(request: pytest.FixtureRequest) -> Iterator[list[Remote]]:
-    """Loopback addresses at which somebody listens, and descriptors enough for all of them."""
+    """Return loopback addresses with a listener, and raise the limit of descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(4096, before[1])), before[1]))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:

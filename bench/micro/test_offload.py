@@ -1,4 +1,4 @@
-"""Work that a sender left to hardware."""
+"""Offloads: partial checksums and superframes."""
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -35,7 +35,7 @@ def test_virtio_header_of_a_superframe(benchmark: BenchmarkFixture) -> None:
     )
 
 
-# --- splitting and merging: between one superframe and the segments on the underlay ---------
+# --- split and merge ------------------------------------------------------------------------
 
 SEGMENT = MTU - 40
 GSO = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, 54, SEGMENT, 34, 16)
@@ -49,19 +49,19 @@ def test_split_of_a_superframe(benchmark: BenchmarkFixture) -> None:
 
 
 def merged(merger: Merger, burst: memoryview, stride: int) -> list[int]:
-    """How many datagrams are in each of what they are merged to, which is done one by one."""
+    """Merge a burst and return the number of datagrams of each run."""
     return [each.datagrams for each in merger.merge(burst, stride)]
 
 
-def test_merge_of_as_many_segments(benchmark: BenchmarkFixture) -> None:
+def test_merge_of_a_run(benchmark: BenchmarkFixture) -> None:
     splitter = Splitter(vxlan.pack(1))
     octets, stride = splitter.split(memoryview(tcp_frame(44 * SEGMENT, partial=True)), GSO)
     burst = memoryview(bytearray(splitter.out[:octets].tobytes()))
     assert benchmark(merged, Merger(vxlan.HEADER_LEN, uso=True), burst, stride) == [44]
 
 
-def test_merge_where_nothing_can_be_merged(benchmark: BenchmarkFixture) -> None:
-    frame = tcp_frame(SEGMENT)  # The same again and again: sequence numbers do not go on.
+def test_merge_without_a_run(benchmark: BenchmarkFixture) -> None:
+    frame = tcp_frame(SEGMENT)  # The same frame repeated: the sequence numbers are not consecutive.
     datagram = vxlan.pack(1) + frame
     burst = memoryview(bytearray(datagram * 44))
     merger = Merger(vxlan.HEADER_LEN, uso=True)

@@ -1,4 +1,4 @@
-"""Decisions: what each frame costs before any octet is moved."""
+"""Forwarding decisions for each frame."""
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -17,7 +17,7 @@ def test_admit(benchmark: BenchmarkFixture) -> None:
 
 def test_route_to_a_known_mac(benchmark: BenchmarkFixture) -> None:
     own = segment()
-    own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # Of our frames, this is the destination.
+    own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # The destination of the frames.
     frame = memoryview(bytearray(tcp_frame(1400)))
     assert benchmark(own.route, frame).destinations == (REMOTE,)
 

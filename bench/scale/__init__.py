@@ -1,1 +1,1 @@
-"""What it costs to be large: a million FDB entries, a thousand remotes, a thousand VNIs."""
+"""The cost of scale: a million FDB entries, a thousand remotes, a thousand VNIs."""

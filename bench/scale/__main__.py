@@ -37,7 +37,7 @@ _COUNT = click.IntRange(1)
 def main(
     *, entries: int, remotes: int, vni_count: int, only: tuple[str, ...], output: Path | None
 ) -> None:
-    """Measure what it costs to be large, and say what is demanded of that."""
+    """Measure large configurations and compare the figures with their bounds."""
     if os.geteuid():
         raise click.ClickException("namespaces need root: run as root")
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)

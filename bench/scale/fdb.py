@@ -1,4 +1,4 @@
-"""An FDB of a million entries beside one of a thousand, and in a VTEP that forwards meanwhile."""
+"""An FDB of a million entries, compared with one of a thousand, and in a forwarding VTEP."""
 
 import asyncio
 import gc
@@ -26,19 +26,19 @@ _FEW = 1000
 _OPERATIONS = 20_000
 _REPEATS = 5
 _AT_ONCE = 100
-"""Entries that are learned before the loop has its turn: of so many frames is a burst."""
+"""Entries learned before control returns to the event loop: the size of a burst."""
 
 _AGEING = 300.0
 _SECONDS_TO_LEARN = 8e-6
 
 _AGEINGS = 3
-"""How often all entries age; the best counts, since a hypervisor's stalls look like ours."""
+"""Rounds of ageing all entries; the best counts, since stalls of the hypervisor look alike."""
 
 _COMMANDS = (("fdb", "show"), ("fdb", "flush", "dynamic"))
 
 
 def measure(entries: int) -> dict[str, float]:
-    """Costs of a table of so many entries, by the name of the figure."""
+    """Return the costs of a table with `entries` entries, by the name of the figure."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -57,7 +57,7 @@ def _ratios(entries: int) -> dict[str, float]:
     before = _resident()
     large, learned = _filled(entries)
     figures = {"fdb_octets": (_resident() - before) / entries, "fdb_new": learned}
-    # In turns, so that what else happens on this machine meets both.
+    # Interleaved, so that other load on this machine affects both.
     small, learned = _filled(_FEW)
     figures["fdb_new_ratio"] = figures["fdb_new"] / learned
     someone = random.Random(1)
@@ -82,7 +82,7 @@ def _ratios(entries: int) -> dict[str, float]:
 
 
 def _filled(entries: int) -> tuple[Fdb, float]:
-    """A table of so many entries, and the microseconds that each took."""
+    """Return a table with `entries` entries, and the time for each in microseconds."""
     began = time.thread_time()
     fdb = table(entries)
     return fdb, (time.thread_time() - began) / entries * 1e6
@@ -94,7 +94,7 @@ def _resident() -> int:
 
 
 def _timed(items: Sequence[object], function: Callable[..., object]) -> float:
-    """CPU time for each of `_OPERATIONS`, which go through the items again and again, in us."""
+    """Return the CPU time of each of `_OPERATIONS` operations on the items in turn, in us."""
     rounds = _OPERATIONS // len(items)
     began = time.thread_time()
     for _ in range(rounds):
@@ -119,13 +119,13 @@ def _segment(fdb: Fdb) -> Segment:
 
 
 def _leave(fdb: Fdb, macs: Sequence[bytes]) -> float:
-    """A frame to each MAC finds its remote."""
+    """Look up the remote for a frame to each MAC."""
     frames = [each + PEER_MAC + bytes(46) for each in macs]
     return _timed(frames, _segment(fdb).route)
 
 
 def _arrive(fdb: Fdb, macs: Sequence[bytes]) -> float:
-    """A datagram from each MAC is judged, and learned from."""
+    """Admit a datagram from each MAC, and learn from it."""
     switch = Demux([_segment(fdb)])
     datagrams = [vxlan.pack(VNI) + PEER_MAC + each + bytes(46) for each in macs]
 
@@ -143,7 +143,7 @@ _WORKS: dict[str, Callable[[Fdb, Sequence[bytes]], float]] = {
 }
 
 
-# --- a VTEP that has it -----------------------------------------------------------------------
+# --- in a VTEP --------------------------------------------------------------------------------
 
 
 def _stalls(entries: int) -> dict[str, float]:
@@ -156,11 +156,11 @@ def _stalls(entries: int) -> dict[str, float]:
 
 
 async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
-    """How long the loop is held up by each thing that concerns all entries."""
+    """Return how long the event loop stalls during each operation on all entries."""
     figures = {}
     config = Config(vni=1, remote="192.0.2.2", ageing=_AGEING, max_addresses=0)
 
-    # They are started now, since a process of this size takes a while to fork.
+    # Started in advance, since a process of this size takes long to fork.
     show, flush = [await _Command.start(socket, *words) for words in _COMMANDS]
     async with Vtep(config) as vtep, serve(vtep, str(socket), _never, _at_once):
         collector = asyncio.create_task(Collector(vtep).run())
@@ -182,7 +182,7 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
         figures["fdb_ageing_seconds"] = min(seconds for seconds, _ in times)
         ageing = min((stall for _, stall in times), key=lambda stall: stall.cpu)
         async with heart() as idle:
-            await asyncio.sleep(figures["fdb_show_seconds"])  # The longer, the more may come.
+            await asyncio.sleep(figures["fdb_show_seconds"])  # The slower the machine, the longer.
         collector.cancel()
     stalls = {
         "learn": learning,
@@ -201,7 +201,7 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
 async def _age(
     fdb: Fdb, entries: int, fill: Callable[[float], Awaitable[None]]
 ) -> tuple[float, Stall]:
-    """Have all entries age at the same time; the seconds that this takes, and how it stalls."""
+    """Let all entries age at once. Returns: the duration in seconds, and the stalls."""
     due = time.monotonic() + 1.5 + entries * _SECONDS_TO_LEARN
     await fill(time.monotonic() + _AGEING - due)
     await asyncio.sleep(max(0.0, due - 0.7 - time.monotonic()))
@@ -224,7 +224,7 @@ async def _age(
 
 
 class _Command:
-    """A command to be run at a moment that is given later."""
+    """A command that is started in advance and runs on demand."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -238,7 +238,7 @@ class _Command:
         return cls(process)
 
     async def run(self) -> float:
-        """Run it; the seconds that it took."""
+        """Run the command. Returns: its duration in seconds."""
         began = time.monotonic()
         await self._process.communicate(b"go\n")
         if self._process.returncode:

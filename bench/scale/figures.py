@@ -1,11 +1,11 @@
-"""What is measured of scale, how it is called, and what is demanded of it."""
+"""The figures of scale, their labels and their bounds."""
 
 from attrs import frozen
 
 
 @frozen
 class Figure:
-    """A figure by its name, and the greatest value that it may have, if any."""
+    """The name, label and upper bound, if any, of a figure."""
 
     name: str
     label: str
@@ -14,7 +14,7 @@ class Figure:
     bound: float | None = None
 
     def verdict(self, value: float) -> str:
-        """Whether it is as demanded."""
+        """Compare a value with the bound."""
         if self.bound is None:
             return ""
         return "met" if value <= self.bound else f"missed by {value / self.bound - 1:.0%}"

@@ -1,4 +1,4 @@
-"""One broadcast to a thousand remotes: in one system call for many, and in one for each."""
+"""One broadcast to a thousand remotes: by sendmmsg, and by one system call for each."""
 
 import resource
 import socket
@@ -33,22 +33,22 @@ _BINDING = Binding(socket.AF_INET, None, None)
 
 
 def measure(remotes: int) -> dict[str, float]:
-    """Costs of a broadcast to so many remotes, by the name of the figure."""
+    """Return the costs of a broadcast to `remotes` remotes, by the name of the figure."""
     with Lab() as lab:
         a, b = lab.host("a"), lab.host("b")
         lab.wire(a, b)
         a.run("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
         b.run("ip", "addr", "add", "192.0.2.2/24", "dev", "eth0")
-        # All addresses of these belong to host b.
+        # All addresses of this prefix belong to host b.
         b.run("ip", "route", "add", "local", "10.1.0.0/16", "dev", "lo")
         a.run("ip", "route", "add", "10.1.0.0/16", "via", "192.0.2.2")
         hosts = [f"10.1.{number >> 8}.{number & 255}" for number in range(remotes)]
         figures = _alone(a, b, hosts)
-        return figures | _whole(a, b, hosts)
+        return figures | _through_pyvtep(a, b, hosts)
 
 
 class Sink:
-    """Counts what arrives for each address and of each broadcast."""
+    """Counts the copies of each broadcast at each address."""
 
     def __init__(self, host: Host) -> None:
         self.copies: Counter[tuple[str, int]] = Counter()
@@ -59,7 +59,7 @@ class Sink:
         self._socket.bind(("", vxlan.PORT))
 
     def drain(self) -> int:
-        """Count what is there, and say how many copies that were ours have come in all."""
+        """Read and count the queued datagrams. Returns: the total number of copies so far."""
         while True:
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(2048, 256)
@@ -75,7 +75,7 @@ class Sink:
 
 
 def _number(datagram: bytes) -> int | None:
-    """Which broadcast it is, if it is one of ours."""
+    """Return the number of a broadcast, or None for other datagrams."""
     frame = datagram[vxlan.HEADER_LEN :]
     if not frame.startswith(_FRAME):
         return None
@@ -99,10 +99,10 @@ def _sink(host: Host) -> Iterator[Sink]:
 
 
 def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
-    """Microseconds for each copy of both ways to send, and calls of sendmmsg.
+    """Return the microseconds for each copy by both methods, and the calls of sendmmsg.
 
-    What the kernel does to deliver to the other host is in it, since a veth pair does so in the
-    sender's time.
+    They include the delivery to the other host, which a veth pair does in the context of the
+    sender.
     """
     _allow(2 * len(hosts) + 256)
     remotes = [Remote(host, vxlan.PORT) for host in hosts]
@@ -151,7 +151,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
 
 
 def _sent(send: Callable[[memoryview], None], sink: Sink, remotes: int) -> float:
-    """The median of the CPU time for each copy, in us; the first broadcast opens sockets."""
+    """Return the median CPU time for each copy in us; the first broadcast opens sockets."""
     sink.copies.clear()
     cpu = []
     for number in range(_BROADCASTS + 1):
@@ -160,12 +160,12 @@ def _sent(send: Callable[[memoryview], None], sink: Sink, remotes: int) -> float
         send(datagram)
         cpu.append(time.thread_time() - used)
         wait_until(lambda: sink.drain() >= remotes * (number + 1), "all copies")  # noqa: B023
-    _judge(sink, remotes, _BROADCASTS + 1)
+    _check(sink, remotes, _BROADCASTS + 1)
     return sorted(cpu[1:])[_BROADCASTS // 2] / remotes * 1e6
 
 
-def _judge(sink: Sink, remotes: int, broadcasts: int) -> None:
-    """Every remote has exactly one copy of each."""
+def _check(sink: Sink, remotes: int, broadcasts: int) -> None:
+    """Assert that every remote has exactly one copy of each broadcast."""
     if len(sink.copies) != remotes * broadcasts or set(sink.copies.values()) != {1}:
         raise RuntimeError(f"not one copy each: {sink.copies.most_common(3)}")
 
@@ -178,8 +178,8 @@ def _allow(descriptors: int) -> None:
 # --- all of pyvtep ----------------------------------------------------------------------------
 
 
-def _whole(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
-    """The same through a running pyvtep: from the frame on its TAP to the last copy."""
+def _through_pyvtep(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
+    """Measure a running pyvtep, from the frame on its TAP to the last copy."""
     names = ", ".join(f'"{host}"' for host in hosts)
     with TemporaryDirectory() as folder, _sink(b) as sink:
         file, log = Path(folder) / "pyvtep.toml", Path(folder) / "log"
@@ -201,5 +201,5 @@ def _whole(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
             wait_until(lambda: sink.drain() >= len(hosts) * (number + 1), "all copies")  # noqa: B023
             cpu.append((int(schedstat.read_text().split()[0]) - before) / 1e3 / len(hosts))
         tap.close()
-        _judge(sink, len(hosts), _BROADCASTS + 1)
+        _check(sink, len(hosts), _BROADCASTS + 1)
     return {"flood_pyvtep_us": sorted(cpu[1:])[_BROADCASTS // 2]}

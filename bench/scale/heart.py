@@ -1,4 +1,4 @@
-"""How long an event loop is kept from turning, which is how long frames have to wait."""
+"""Stalls of an event loop, during which frames have to wait."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from attrs import define, field
 
 _STEP = 0.01
-"""Milliseconds by which turns are told apart, of which there are so many:"""
+"""Resolution of the histogram of turns, in milliseconds, and its size:"""
 _STEPS = 10_000
 
 
@@ -16,17 +16,17 @@ _STEPS = 10_000
 class Stall:
     """The longest time between two turns of the loop, in ms.
 
-    `cpu` is what this thread used of it. The rest of `wall` others had, or nobody.
+    `cpu` is the CPU time of this thread in it; other processes used the rest of `wall`.
     """
 
     wall: float = 0.0
     cpu: float = 0.0
     turns: list[int] = field(factory=lambda: [0] * (_STEPS + 1), repr=False)
-    """How many turns took so many steps of CPU time. Were all kept, that would make stalls."""
+    """Histogram of the CPU time of turns; a list of all turns would itself cause stalls."""
 
     @property
     def usual(self) -> float:
-        """What 999 turns of 1000 do not exceed, in ms of CPU time."""
+        """Return the 99.9th percentile of the CPU time of turns, in ms."""
         rest = sum(self.turns) // 1000
         for steps in range(_STEPS, -1, -1):
             rest -= self.turns[steps]
@@ -37,7 +37,7 @@ class Stall:
 
 @asynccontextmanager
 async def heart() -> AsyncIterator[Stall]:
-    """Measure the stalls of the running loop meanwhile."""
+    """Measure the stalls of the running loop during the block."""
     stall = Stall()
 
     async def beat() -> None:

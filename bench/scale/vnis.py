@@ -1,4 +1,4 @@
-"""Many VNIs in one process: how long they take to come, to change and to go, and what they cost."""
+"""Many VNIs in one process: time to start, change and stop, and their cost at rest."""
 
 import signal
 import subprocess
@@ -13,21 +13,21 @@ from vtep.testing.lab import Host, Lab
 
 
 def measure(vnis: int, *, settle: float = 2.0, idle: float = 20.0) -> dict[str, float]:
-    """Costs of so many VNIs, by the name of the figure.
+    """Return the costs of `vnis` VNIs, by the name of the figure.
 
-    An idle process is watched for `idle` seconds, `settle` seconds after its start.
+    The idle process is measured for `idle` seconds, `settle` seconds after its start.
     """
     with Lab() as lab, tempfile.TemporaryDirectory() as folder:
         host, other = lab.host("a"), lab.host("b")
         lab.wire(host, other)
         host.run("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
-        # Otherwise the host looks for routers and neighbours on every TAP.
+        # Otherwise the host solicits routers and neighbours on every TAP.
         host.run("sysctl", "-q", "net.ipv6.conf.default.disable_ipv6=1")
         return _Process(host, Path(folder), vnis).figures(settle, idle)
 
 
 class _Process:
-    """A `pyvtep --config` on a host, with so many VNIs to two remotes that are not there."""
+    """A `pyvtep --config` process with many VNIs, and two remotes that do not exist."""
 
     def __init__(self, host: Host, folder: Path, vnis: int) -> None:
         self._vnis = vnis
@@ -42,7 +42,7 @@ class _Process:
         self._said: IO[str] = self._process.stderr
 
     def _write(self, ageing: int) -> None:
-        """All VNIs, and what is different of the first."""
+        """Write a file with all VNIs, and an ageing time for the first."""
         tables = "".join(f"[[vni]]\nid = {vni}\n" for vni in range(2, self._vnis + 1))
         self._file.write_text(
             f'remote = ["192.0.2.2", "192.0.2.3"]\n[[vni]]\nid = 1\nageing = {ageing}\n{tables}'
@@ -74,7 +74,7 @@ class _Process:
         }
 
     def _until(self, words: str) -> tuple[float, float]:
-        """Wait until it says this; the seconds, and CPU seconds, from now."""
+        """Wait for a log message. Returns: the seconds and CPU seconds until then."""
         began, used = time.monotonic(), cpu_seconds([self._process.pid])
         for line in self._said:
             if words in line:
