@@ -1,13 +1,12 @@
 """Egress of frames from the TAP to the sender, with the read and without the send.
 
-The TAP is one end of a datagram socket pair, which preserves frame boundaries like a TAP.
+The TAP is one in memory, whose descriptor preserves frame boundaries like that of a device.
 """
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +20,7 @@ from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import Path
 from vtep.io.sender_sockets import SenderSockets
 from vtep.offload.sizing import TunnelSizing
+from vtep.testing.tap import MemoryTap
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
@@ -55,26 +55,15 @@ class AnyPath(dict[Remote, "AnyPath"]):
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    with ExitStack() as stack:
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in pair:
-            stack.enter_context(end)
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        yield pair
+def tap() -> Iterator[MemoryTap]:
+    with MemoryTap() as tap:
+        yield tap
 
 
 @pytest.mark.parametrize("flows", [1, 4])
 @pytest.mark.parametrize("payload", [24, 1396])
-def test_a_turn(
-    benchmark: BenchmarkFixture,
-    ends: tuple[socket.socket, socket.socket],
-    flows: int,
-    payload: int,
-) -> None:
+def test_a_turn(benchmark: BenchmarkFixture, tap: MemoryTap, flows: int, payload: int) -> None:
     """Sixty frames of alternating flows, with partial checksums."""
-    tap, host = ends
     own = segment()
     own.fdb.learn(OWN_MAC, REMOTE, 0.0)  # The destination of the frames.
     header = virtio.pack_needs_csum(34, 16)
@@ -82,9 +71,9 @@ def test_a_turn(
     for number in range(FRAMES):
         frame = bytearray(tcp_frame(payload, partial=True))
         frame[PORT_AT] ^= number % flows
-        frames.append(header + frame)
+        frames.append(bytes(frame))
     egress = Egress(
-        cast("Any", SimpleNamespace(fd=tap.fileno())),
+        tap,
         own,
         cast("Any", AnyPath()),
         TunnelSizing(own.header, own.counters, 1450, "off"),
@@ -99,7 +88,7 @@ def test_a_turn(
         nonlocal turns
         turns += 1
         for frame in frames:
-            host.send(frame)
+            tap.send(frame, header)
 
     run = cast("Any", benchmark).pedantic  # It has no types.
     run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
@@ -144,10 +133,9 @@ class TunnelGsoPaths(AnyPath):
 
 @pytest.mark.parametrize("flows", [1, 2])
 def test_a_turn_of_superframes_with_tunnel_gso(
-    benchmark: BenchmarkFixture, ends: tuple[socket.socket, socket.socket], flows: int
+    benchmark: BenchmarkFixture, tap: MemoryTap, flows: int
 ) -> None:
     """Superframes of one flow, which are a run, or of two alternating flows."""
-    tap, host = ends
     remote = Remote("127.0.0.2", 4789)
     own = segment()
     own.fdb.learn(OWN_MAC, remote, 0.0)
@@ -157,7 +145,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
     for number in range(SUPERFRAMES):
         frame = bytearray(tcp_frame(4 * SEGMENT, partial=True))
         frame[PORT_AT] ^= number % flows
-        frames.append(header + frame)
+        frames.append(bytes(frame))
         syn = syn_to(frame)
         transport = inet.tcp_syn(syn)
         assert transport is not None
@@ -167,7 +155,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
         sockets = Path(binding, OuterHeaderOptions(), remote, 64, SenderSockets(), gso=True)
         device = stack.enter_context(closing(NullDevice()))
         egress = Egress(
-            cast("Any", SimpleNamespace(fd=tap.fileno())),
+            tap,
             own,
             cast("Any", TunnelGsoPaths(stack.enter_context(closing(sockets)), device)),
             fit,
@@ -182,7 +170,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
             nonlocal turns
             turns += 1
             for frame in frames:
-                host.send(frame)
+                tap.send(frame, header)
 
         run = cast("Any", benchmark).pedantic
         run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)

@@ -116,8 +116,8 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
 
     figures = {}
     with a.inside(), _sink(b) as sink:
-        heads = Replicator([_BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
-        recipients = heads.prepare(remotes)
+        flooder = Replicator([_BINDING], OuterHeaderOptions(), SenderSockets(), gso=True)
+        recipients = flooder.prepare(remotes)
         pool = Pool()
         pool.remotes = len(remotes)
         paths = [
@@ -139,10 +139,10 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
             for path in paths:
                 path.send(datagram, len(datagram), 0, time.monotonic())
 
-        with patch.object(heads, "_sendmmsg", counting):
+        with patch.object(replicator, "_sendmmsg", counting):
             for name, send in (("flood", at_once), ("flood_single", path_by_path)):
                 figures[f"{name}_us"] = _sent(send, sink, len(hosts))
-        heads.close()
+        flooder.close()
         for path in paths:
             pool.release_path(path)
     figures["flood_calls"] = calls / (_BROADCASTS + 1)

@@ -396,7 +396,7 @@ def test_monitor_shows_one_line_for_each_change(pair: Pair, tunnel: Tunnel, tmp_
     a.run("ip", "link", "set", "vx0", "mtu", "1300")
     expected += [entry, "vni 1 dev vx0 mtu 1300"]
     timed = Monitor(vtep, tmp_path, "-t")
-    assert re.match(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\] 02:", timed.text())
+    assert re.match(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\] (Deleted )?02:", timed.text())
     assert monitor.lines(len(expected)) == expected
     events = [json.loads(line) for line in as_json.lines(len(expected))]
     assert len(events) == len(expected)
