@@ -39,14 +39,17 @@ def with_client(
 ) -> Callable[..., Any]:
     """Return a decorator that connects a command to a running pyvtep.
 
-    The decorated function is called with a `Client` as `vtep`, or with a list of them as `vteps` if
-    it works on `every` matching process. A command that `shows` something also gets `as_json`. A
-    command about a `segment` has the options of its name; they become part of its `params` if it
-    takes words, and otherwise the keyword `vni`.
+    The decorated function is called with a `Client` as `vtep`, or with a list of them as `vteps`.
 
-    By default a command that shows nothing `changes` something; a function decides by the
-    arguments. A change is made in one process only. `vni` names the argument with
-    the VNI. `check` raises ConfigError for arguments that make no sense, before any connection.
+    Args:
+        segment: the command is about one segment: add `--vni`, as a part of the parameters of a
+            command with words, or else as the keyword `vni`.
+        vni: name of the argument that has the VNI.
+        shows: the command prints something: add `--json`, as the keyword `as_json`.
+        changes: the command changes something, so that exactly one process must be meant; a
+            function decides by the arguments. By default, a command that shows nothing does.
+        every: the command works on all processes that match, as `vteps`.
+        check: raises ConfigError for arguments that make no sense, before any connection.
     """
 
     def is_change(arguments: dict[str, Any]) -> bool:
@@ -61,6 +64,7 @@ def with_client(
                 number = arguments.pop("vni")
                 if number is not None and arguments["params"].setdefault("vni", number) != number:
                     raise ConfigError(f"--vni {number}: contradicts src_vni")
+            # Before a connection, so that a mistake is reported even if no pyvtep runs.
             if check is not None:
                 check(arguments)
             names, changing = arguments.get("params", arguments), is_change(arguments)
@@ -102,6 +106,7 @@ def _find_sockets(
     """
     if socket is not None:
         return [socket]
+    # Not int() alone, which accepts "1_0" and digits of other scripts.
     number = int(vni) if vni is not None and vni.isascii() and vni.isdigit() else None
     if vni is not None and number is None:
         raise ConfigError(f"--vni {vni}: is not a whole number")
@@ -124,6 +129,7 @@ def words(grammar: Grammar, metavar: str, required: Sequence[str] = ()) -> Calla
         try:
             params = grammar.parse(typed)
         except ConfigError:
+            # An option without dashes gets a better explanation than an unknown word.
             for word in typed:
                 mistakes.check_word(word, grammar.words(), context)
             raise
@@ -161,6 +167,8 @@ def print_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) ->
         width=None if sys.stdout.isatty() else _WIDE,
         soft_wrap=True,
     )
+    # One page at a time: rich lays out a whole table before it prints the first row, which
+    # takes long and much memory for a large FDB.
     pages = _pages(rows)
     first = next(pages, None)
     if first is None:

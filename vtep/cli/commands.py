@@ -13,6 +13,7 @@ class SingleOption(click.Option):
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Make the parser keep all values, as it does for options that may be repeated."""
+        # click reads the attribute here only; for all else the option still has one value.
         self.multiple = True
         try:
             super().add_to_parser(parser, ctx)
@@ -24,6 +25,7 @@ class SingleOption(click.Option):
         values = opts.get(self.name or "")
         if isinstance(values, list) and values:
             if len(values) > 1 and not ctx.resilient_parsing:
+                # While completing a line (resilient_parsing), mistakes are not final yet.
                 raise click.UsageError(mistakes.describe_repeated(self, values), ctx)
             if isinstance(values[0], str | tuple) and not ctx.resilient_parsing:
                 mistakes.check_value(self, values[0], ctx)

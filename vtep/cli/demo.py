@@ -67,6 +67,7 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
 
     capture = folder / "underlay.pcap"
     tcpdump = a.start(
+        # -U: without it, tcpdump writes packets in blocks, and none of them in this short time.
         *("tcpdump", "-i", "eth0", "-U", "-s", "200", "-w", str(capture)),
         *("-c", "200", "udp", "port", "4789"),
         stderr=(folder / "tcpdump").open("w"),

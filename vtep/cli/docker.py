@@ -60,7 +60,7 @@ def attach(
     The engine is asked for the bridge of the network, again whenever the network is created
     anew. Containers use the gateway of their own host.
     """
-    bootstrap.block_signals()
+    bootstrap.block_signals()  # The group has unblocked them, as other commands need no handlers.
     given = given_options(options)
     process = take_settings(given)
     if "vni" not in given:
@@ -119,6 +119,7 @@ def detach(network: str) -> None:
 def status(*, as_json: bool) -> None:
     """Show the attached networks of this host, and their containers."""
     attached = record.list_records()
+    # To standard error, so that the JSON on standard output stays valid.
     for attachment in attached:
         if attachment.netns not in (None, socket_files.namespace()):
             line = (

@@ -70,7 +70,7 @@ class Grammar:
                     raise ConfigError(f"{word}: its value is missing")
             elif word in self.flags:
                 name, value = self.flags[word]
-                if not name:
+                if not name:  # A word without effect, such as "self".
                     continue
             elif self.subject is not None and self.subject not in params:
                 name, value = self.subject, word
@@ -87,6 +87,7 @@ class Grammar:
         """Return a suggestion for an unknown word, followed by a blank; "" if there is none."""
         import difflib  # noqa: PLC0415  needed for mistakes only
 
+        # From the most specific pattern to the least: a MAC, an IP address, a number, any word.
         if word[:1].isalnum() and re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", word):
             return f"did you mean: lladdr {word}? " if "lladdr" in self.values else ""
         if "dst" in self.values and re.fullmatch(r"[0-9a-fA-F:.]*[:.][0-9a-fA-F:.%\w]*", word):

@@ -56,6 +56,7 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
     """
     given = given_options(options)
     if context.invoked_subcommand is not None:
+        # Options before a command would be ignored silently, since they are those of a VTEP.
         if given or config is not None:
             _refuse_options(context, given if config is None else given | {"config": config})
         bootstrap.unblock_signals()

@@ -81,11 +81,12 @@ def load_settings(
 
 
 def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
+    # Values stay text here: the parsers of `Config` are the only ones, for all kinds of input.
     flag = "--" + field.name.replace("_", "-")
     extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
     if field.type is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-        extra["default"] = None
+        extra["default"] = None  # To tell an option that was not given from one that is off.
     if field.metadata.get("repeatable", False):
         extra["multiple"] = True
     extra["cls"] = commands.RepeatableOption if "multiple" in extra else commands.SingleOption

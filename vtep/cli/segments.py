@@ -59,6 +59,7 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
 
 
 def _check_added(arguments: dict[str, Any]) -> None:
+    # The daemon checks all options once more, together: this finds mistakes without one.
     option_parsers.vni(arguments["number"])
     check_options(given_options(arguments))
 
@@ -218,7 +219,7 @@ def stats(
             client_command.print_json(merged)
         else:
             if interval is not None and sys.stdout.isatty():
-                click.clear()
+                click.clear()  # As watch(1) does.
             blocks = format_stats(merged, totals=not params, zeros=zeros)
             click.echo("\n".join(line for block in blocks for line in block.lines))
         if interval is None:

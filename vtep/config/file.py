@@ -122,6 +122,7 @@ class _Reader:
             self._report(
                 (), f"there is no [[{TABLE}]] table; for a file without VNIs: {TABLE} = []"
             )
+        # Valid segments are compared even if others have problems: one run reports them all.
         segments = self._segments(common)
         for config, error in conflicts(segments.values()):
             number = next(number for number, other in segments.items() if other is config)
@@ -242,6 +243,7 @@ class _Reader:
         self._report(at, f"{key}: unknown key{hint}")
 
     def _report(self, at: Path, what: str) -> None:
+        # A problem may be about a key that is missing: report the line of its table.
         while at and at not in self._lines:
             at = at[:-1]
         self._problems.append((self._lines.get(at, 1), what))
@@ -306,6 +308,7 @@ _PAIR = re.compile(r"""\s*(?P<key>[\w-]+)\s*(?P<sign>=|:|\s)\s*(?P<value>[^#\s][
 
 def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:
     """Return the line of a syntax error, and the message with what was probably meant."""
+    # tomllib has no attributes for the position before Python 3.14, only this message.
     what = str(error)
     found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", what, re.DOTALL)
     if found is None:
@@ -349,6 +352,7 @@ def _syntax_hint(line: str) -> str:
         return f"; write {key} = {value}"
     if value.endswith(","):
         return "; leave out the comma"
+    # A number with a unit, such as 5m: the parser of the option suggests what to write.
     if re.match(r"[0-9]+[a-zA-Z]", value) and key in _SEGMENT_KEYS:
         error = _value_error(_SEGMENT_KEYS[key], value)
         if isinstance(error, OptionError):

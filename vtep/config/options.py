@@ -277,6 +277,7 @@ class Config:
     @property
     def versions(self) -> tuple[int, ...]:
         """IP versions in use on the underlay: 4, 6 or both; 4 if no address tells."""
+        # Own addresses count only if nothing else tells: otherwise they must fit the others.
         known = [*self.remote, *self.accept] + ([self.group] if self.group else [])
         return tuple(sorted({item.version for item in known or self.local})) or (4,)
 
@@ -291,6 +292,7 @@ class Config:
 
     @group.validator
     def _check_group(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
+        # Without one, the kernel would join on the device of its route to the group, if it has one.
         if group is not None and self.dev is None:
             raise ConfigError(f"--group {group}: needs --dev, the device to join it on")
 
@@ -302,6 +304,7 @@ class Config:
 
     @dev.validator
     def _check_dev(self, _attribute: "Attribute[Any]", dev: str | None) -> None:
+        # Datagrams bound to the TAP would be encapsulated again, for ever.
         if dev == self.tap:
             raise ConfigError(f"--dev {dev}: is the TAP itself; name the underlay device")
 
@@ -319,6 +322,7 @@ class Config:
 
     def _check_scope(self, option: str, address: Address) -> None:
         """Raise ConfigError if a link-local address has no device, or another one than `dev`."""
+        # Each link has fe80::/10 (RFC 4291, section 2.5.6), so the address alone names no link.
         scope = scope_of(address, self.dev)
         if scope is None and address.is_link_local and address.version == 6:
             raise ConfigError(

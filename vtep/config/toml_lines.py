@@ -180,4 +180,5 @@ class _Scanner:
 def _name(token: _Token) -> str:
     if token.kind != "string":
         return token.text
+    # Let tomllib resolve quotes and escapes: "y\u0041" is the key yA.
     return str(tomllib.loads(f"key = {token.text}")["key"])

@@ -156,7 +156,7 @@ class Attachment:
             changed.clear()
             try:
                 local = await asyncio.to_thread(self._find)
-                if local != before:
+                if local != before:  # Containers are no part of this comparison.
                     await vtep.change(evolve(vtep.port.config, **local.options))
             except EngineUnreachableError:
                 pass  # Bridges and containers outlive the engine.

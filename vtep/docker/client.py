@@ -87,6 +87,7 @@ class EngineClient:
                 with closing(self._connect()) as engine:
                     events = engine.events(filters={"type": "network"}, decode=True)
                     on_change()  # Events from before the connection are lost.
+                    # Disconnects are not needed: a container that left does no harm.
                     for event in events:
                         if event.get("Action") in ("create", "destroy", "connect"):
                             on_change()
@@ -98,6 +99,7 @@ class EngineClient:
             sleep(_RECONNECT_INTERVAL_S)
 
     def _connect(self) -> Any:
+        # "auto" asks the engine for its API version: a fixed one is refused by older or newer ones.
         return self._docker.APIClient(version="auto", timeout=_TIMEOUT_S, **self._options)
 
     def _translate(self, error: BaseException) -> VtepError:
@@ -129,7 +131,7 @@ def _shortage(error: BaseException) -> OSError | None:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and all its causes, which libraries also pass as arguments of errors."""
     pending: list[object] = [error]
-    seen: set[int] = set()
+    seen: set[int] = set()  # An error can be among its own causes.
     while pending:
         item = pending.pop()
         if isinstance(item, BaseException) and id(item) not in seen:

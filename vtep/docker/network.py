@@ -98,9 +98,11 @@ def parse_network(inspected: Mapping[str, Any]) -> DockerNetwork:
     return DockerNetwork(
         name=name,
         id=inspected["Id"],
+        # Without the option, the engine names the bridge after the ID.
         bridge=options.get(_BRIDGE_OPTION) or f"br-{inspected['Id'][:12]}",
         mtu=int(mtu) if mtu.isdecimal() and int(mtu) else _DEFAULT_MTU,
         default=str(options.get(_DEFAULT_OPTION)).lower() == "true",
+        # Words that Go's strconv.ParseBool takes for false.
         icc=str(options.get(_ICC_OPTION, "true")).lower() not in ("false", "0", "f"),
         subnets=tuple(ip_network(pool["Subnet"]) for pool in pools if pool.get("Subnet")),
         unranged=tuple(

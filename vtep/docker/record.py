@@ -50,6 +50,7 @@ def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Ite
     path = _path(record.network, directory)
     descriptor = _lock(path, record.network)
     try:
+        # Written in place: a new file under this name would not be the one that is locked.
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(asdict(record)).encode())
         yield
@@ -168,6 +169,7 @@ def _read(path: Path) -> AttachmentRecord | None:
     try:
         with path.open() as file:
             try:
+                # A shared lock can be had unless the owner still holds its exclusive one.
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 found: dict[str, Any] = json.load(file)
