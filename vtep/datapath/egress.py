@@ -28,9 +28,9 @@ from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.tunnel_gso.encoder import gso_eligible
 from vtep.tunnel_gso.path import SuperframeSender
 from vtep.wire import Buffer, ethernet, virtio, vxlan
-from vtep.wire import ip as inet
 from vtep.wire.ethernet import NetworkLayer, network_layer
 from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
+from vtep.wire.ip import Transport, tcp_syn
 
 BUDGET: Final = 64
 """Frames that one direction handles before the event loop serves the other one."""
@@ -177,18 +177,17 @@ class Egress:
             if gso.gso_type or not frame_min <= length <= frame_max:
                 length = 0 if gso.gso_type else self._prepare_for_run(frame, gso, now)
                 if not length:
-                    self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+                    self._send_run(begin, end, stride, route, flow, partial, now)
                     begin = end = 0
                     budget -= self._send_unbatched(frame, gso, now, budget)
                     continue
                 frame, to_finish = frame[:length], None
             buffer[end:body] = header
-            if length <= SYN_MAX and (syn := inet.tcp_syn(frame)) is not None:
+            if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
                 self._clamp_syn(frame, syn, to_finish)
                 to_finish = None
-            layer = network_layer(frame)
             frame_route = segment.route(frame)
-            frame_flow = flow_hash(frame, layer) & slots | outer_fields(frame, layer) << FLOW_BITS
+            frame_flow = flow_hash(frame) & slots | outer_fields(frame) << FLOW_BITS
             size = _HEADER_LEN + length
             if (
                 size <= stride
@@ -205,17 +204,17 @@ class Egress:
                     end += count * size
                     budget -= count
             else:
-                self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+                self._send_run(begin, end, stride, route, flow, partial, now)
                 if splitter.count:
                     self._send_segments(now)
                 begin, end = end, end + size
                 stride, route, flow, partial = size, frame_route, frame_flow, to_finish
                 complete, single_frame_turn = single_frame_turn, False
             if complete or end > _RUN_MAX or waiting:
-                self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+                self._send_run(begin, end, stride, route, flow, partial, now)
                 begin = end = 0
         # At most one of the two holds anything: each is sent before the other one begins.
-        self._send_run(buffer[begin:end], stride, route, flow, partial, now)
+        self._send_run(begin, end, stride, route, flow, partial, now)
         self._send_segments(now)
         # One frame, and the read that found no other one.
         self._single_frame_turn = budget == BUDGET - 2
@@ -256,27 +255,30 @@ class Egress:
 
     def _send_run(
         self,
-        datagrams: memoryview,
+        begin: int,
+        end: int,
         stride: int,
         route: Route,
         flow: int,
         partial: _PartialChecksum | None,
         now: float,
     ) -> None:
-        """Count a run, which may be empty, finish its checksums and send it."""
-        if not datagrams:
+        """Count the run in `buffer[begin:end]`, finish its checksums and send it."""
+        octets = end - begin
+        if not octets:
             return
+        datagrams = self._arena.buffer[begin:end]
         if partial is not None:
             start, offset = partial
             finish_checksums(datagrams, stride, _HEADER_LEN + start, offset)
-        count = -(-len(datagrams) // stride)
-        self._segment.account(route, count, len(datagrams) - count * _HEADER_LEN)
-        self._send(datagrams, stride, route.destinations, flow, now)
+        count = -(-octets // stride)
+        self._segment.account(route, count, octets - count * _HEADER_LEN)
+        self._send(datagrams, stride, route.destinations, flow, now, 0)
 
     # --- single frames ------------------------------------------------------------------------
 
     def _clamp_syn(
-        self, frame: memoryview, syn: inet.Transport, partial: _PartialChecksum | None
+        self, frame: memoryview, syn: Transport, partial: _PartialChecksum | None
     ) -> None:
         """Clamp the MSS of a SYN, and finish its checksum."""
         if partial is not None:
@@ -384,7 +386,7 @@ class Egress:
                 segment.account(route, count, len(datagrams) - count * _HEADER_LEN)
                 fields = outer_fields(frame, layer)
                 flow = flow_hash(frame, layer) & self._slots | fields << FLOW_BITS
-                self._send(memoryview(datagrams), stride, route.destinations, flow, now)
+                self._send(memoryview(datagrams), stride, route.destinations, flow, now, 0)
 
     def send_requests(self, now: float) -> None:
         """Send the `requests` of the segment. Not to be called within a turn."""
@@ -454,7 +456,7 @@ class Egress:
         segment.account(route, count, octets - count * _HEADER_LEN)
         outer_fields = self._transmitter.paths.outer_fields
         flow = flow_hash(head) & self._slots | outer_fields(head) << FLOW_BITS
-        self._send(self._arena.segments[:octets], stride, route.destinations, flow, now)
+        self._send(self._arena.segments[:octets], stride, route.destinations, flow, now, 0)
 
     def _send_with_tunnel_gso(
         self, frame: memoryview, gso: virtio.Header, now: float, most: int

@@ -65,12 +65,13 @@ class Transmitter:
         remotes: Sequence[Remote],
         flow: int,
         now: float,
-        skip: int = 0,
+        skip: int,
     ) -> None:
         """Send datagrams to each of some remotes, or queue them behind those that wait.
 
-        `datagrams`, `stride`, `flow` and `now` are as in `Sender.send`. `skip` is not 0 only for
-        a batch that has waited, and that has passed here before.
+        `datagrams`, which are not empty, `stride`, `flow` and `now` are as in `Sender.send`. `skip`
+        is 0 unless the batch has waited, and so has passed here before. It has no default: CPython
+        calls a bound method faster if no argument is left out.
         """
         if self.waiting:
             self._queue(Batch(datagrams, stride, remotes, flow, skip))
@@ -82,15 +83,16 @@ class Transmitter:
             if self.waiting:
                 self._queue(Batch(datagrams, stride, remotes, flow))
                 return
-        for number, remote in enumerate(remotes):
+        for remote in remotes:
             path = paths[remote]
             rest = datagrams if remote.vni is None else _with_vni(datagrams, stride, remote.vni)
-            while rest:
+            while True:
                 try:
                     octets, lost = path.send(rest, stride, flow, now)
                 except BlockingIOError:
                     self._queue(Batch(rest, stride, (remote,), flow))
-                    self._queue(Batch(datagrams, stride, remotes[number + 1 :], flow))
+                    others = remotes[remotes.index(remote) + 1 :]
+                    self._queue(Batch(datagrams, stride, others, flow))
                     self._wait(path.fileno(flow))
                     return
                 count = -(-octets // stride)
@@ -100,6 +102,8 @@ class Transmitter:
                     # Without octets, the error is about a datagram of an earlier send.
                     self._segment.counters.drop(lost, remote.host, count or 1)
                 rest = rest[octets:]
+                if not rest:
+                    break
 
     def _flood(self, flood: Flood, batch: Batch) -> None:
         """Send datagrams to the group of a flood, with one system call for many remotes."""

@@ -11,7 +11,9 @@ Nothing here raises an exception on hostile input.
 from collections.abc import Iterable
 from ipaddress import ip_address
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
+
+from attrs import frozen
 
 from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
@@ -32,13 +34,15 @@ _GUESTS_MAX = 4096
 """Accepted sources that are not members, from which those without an FDB entry are forgotten."""
 
 
-class NoRoute(NamedTuple):
+@frozen(eq=False)
+class NoRoute:
     """The route of a frame that is dropped."""
 
     reason: Drop
     detail: bytes | None = None
     """The destination MAC, if the log is to show it."""
-    destinations: tuple[Remote, ...] = ()
+    destinations: ClassVar[tuple[Remote, ...]] = ()
+    """As in an entry: there are none."""
 
 
 Route: TypeAlias = Entry | NoRoute
@@ -241,7 +245,8 @@ class Segment:
             counters.drop(route.reason, count=count, detail=route.detail)
             return
         route.tx_frames += count
-        if route is self.fdb.default:
+        if route.index < 0:
+            # Only the default entry has no index.
             counters.flooded += count
 
     # --- datagrams from the underlay ------------------------------------------------------------

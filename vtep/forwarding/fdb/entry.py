@@ -65,7 +65,7 @@ class Entry:
     rx_frames: int = 0
     """Frames received from the MAC."""
     index: int = -1
-    """Position in the table's list of entries, or -1 while it has none."""
+    """Position in the table's list of entries; -1 for the default entry, which is not in it."""
 
 
 class EntryEvent(StrEnum):
