@@ -26,7 +26,7 @@ from vtep.daemon.tap_plan import OVERHEAD, check_addresses, mtu_advice, tap_setu
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import LEARNED, Fdb, Remote
+from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
@@ -253,26 +253,6 @@ class Port:
             self._paths.close()
             self._paths = None
         return tap
-
-    def take_over(self, former: "Port") -> None:
-        """Copy the FDB entries and neighbours of another port of this VNI, which has ended.
-
-        Side effect: as if each FDB entry and permanent neighbour were added by hand.
-        """
-        before = former.segment
-        configured = before.fdb.keys_of(before.configured)
-        for entry in tuple(before.fdb.entries()):
-            for remote in entry.destinations:
-                is_default = entry.mac == ethernet.MAC_ZERO
-                if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
-                    continue  # The new configuration has its own.
-                if remote.port == former.config.dstport:
-                    remote = evolve(remote, port=self.config.dstport)  # noqa: PLW2901
-                known = self.segment.source_remote(remote.host)
-                if entry.kind != LEARNED or known is not None:
-                    self.fdb.append(entry.mac, remote, entry.updated, entry.kind)
-        if self.segment.neighbours is not None and before.neighbours is not None:
-            self.segment.neighbours.copy_permanent(before.neighbours)
 
     # --- what the appliers call -------------------------------------------------------------
 

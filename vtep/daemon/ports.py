@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TypeAlias
 
-from attrs import fields
+from attrs import evolve, fields
 
 from vtep.config import Config
 from vtep.daemon.port import Port
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
+from vtep.forwarding.fdb import LEARNED
+from vtep.wire import ethernet
 
 Watcher: TypeAlias = Callable[[str, Port, Mapping[str, object]], None]
 """Called with `added`, `deleted` or `changed`, the port, and the new values of a change by name."""
@@ -85,6 +87,27 @@ def changed_options(before: Config, after: Config) -> dict[str, object]:
         for name in names
         if getattr(after, name) != getattr(before, name)
     }
+
+
+def take_over(port: Port, former: Port) -> None:
+    """Copy FDB entries and permanent neighbours from another port of the same VNI, which has ended.
+
+    The entries are added as a user would add them, so watchers are notified of each.
+    """
+    before = former.segment
+    configured = before.fdb.keys_of(before.configured)
+    for entry in tuple(before.fdb.entries()):
+        for remote in entry.destinations:
+            is_default = entry.mac == ethernet.MAC_ZERO
+            if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
+                continue  # The new configuration has its own.
+            if remote.port == former.config.dstport:
+                remote = evolve(remote, port=port.config.dstport)  # noqa: PLW2901
+            known = port.segment.source_remote(remote.host)
+            if entry.kind != LEARNED or known is not None:
+                port.fdb.append(entry.mac, remote, entry.updated, entry.kind)
+    if port.segment.neighbours is not None and before.neighbours is not None:
+        port.segment.neighbours.copy_permanent(before.neighbours)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork, HostSession, Undo
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port, PortEvents
-from vtep.daemon.ports import changed_options, naming_vni
+from vtep.daemon.ports import changed_options, naming_vni, take_over
 from vtep.daemon.tap_plan import plan_tap
 from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
@@ -141,7 +141,7 @@ class Reconfigurer:
 
     async def _prepare(self, delta: Delta) -> _Prepared:
         asked = [*delta.changed, *((port, port.config) for port in delta.added)]
-        kept = [port for port, _ in delta.changed]
+        kept = {port for port, _ in delta.changed}
         self._several = len({*self._ports, *delta.added} - {*delta.removed}) > 1
         async with AsyncExitStack() as undo:
             undo.callback(self._listeners.close_idle, self._ports)
@@ -168,7 +168,7 @@ class Reconfigurer:
         return _Prepared(delta.removed, steps, queue_drops)
 
     async def _plan(
-        self, asked: list[tuple[Port, Config]], kept: list[Port], removed: Iterable[Port]
+        self, asked: list[tuple[Port, Config]], kept: set[Port], removed: Iterable[Port]
     ) -> list[_Step]:
         """Look up the underlays, and open the listeners; no TAP is touched yet."""
         configs = [config for _, config in asked]
@@ -220,9 +220,10 @@ class Reconfigurer:
         Returns: the TAPs that no port uses any more, which are to be closed.
         """
         removed, steps = prepared.removed, prepared.steps
+        owners = frozenset(removed)
         self._kernel_drops.count()  # While the removed ports can still be charged with theirs.
         for step in steps:
-            if step.owner in removed:
+            if step.owner is not None and step.owner in owners:
                 step.inherited = step.owner.release()
         left = [tap for port in removed if (tap := port.release())]
         former = {port.config.vni: port for port in removed}
@@ -257,7 +258,7 @@ class Reconfigurer:
         port.start(step.underlay, step.listeners, self._events)
         port.fdb.members.on_changed = self._filters.schedule
         if former is not None:  # The VNI has moved to another TAP.
-            port.take_over(former)
+            take_over(port, former)
         self._ports.notify("added", port, {})
 
     def _log_unavailable_offloads(self, ports: Iterable[Port]) -> None:
