@@ -8,8 +8,12 @@ import pkgutil
 import re
 import shlex
 import socket
+import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,6 +38,7 @@ from vtep.control import socket_files
 from vtep.control.events import Events
 from vtep.control.serve import serve
 from vtep.counters import Counters, Drop
+from vtep.daemon.state_file import StateFile
 from vtep.doctor.facts import Echoes, Facts, IcmpError, Refusal
 from vtep.errors import ConfigError, VtepError
 
@@ -189,6 +194,14 @@ def test_the_command_table_has_every_command_and_verb() -> None:
     for name, command in cli.commands.items():
         verbs = set(command.commands) if isinstance(command, click.Group) else set()
         assert shown[name] - {"COMMAND"} == verbs, name
+
+
+def test_the_state_table_has_the_columns(tmp_path: Path) -> None:
+    with StateFile.locked(tmp_path / "state") as file:
+        file.load(0, 0)
+        with closing(sqlite3.connect(file.path)) as db:
+            columns = [row[1] for row in db.execute("PRAGMA table_info(fdb)")]
+    assert [name.strip("`") for name, _ in table("state.md", "column")] == columns
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
@@ -455,3 +468,10 @@ def test_the_client_example_prints_what_the_page_shows() -> None:
     pyvtep("fdb", "add", MAC, "dst", "192.0.2.3", "static")
     test = doctest.DocTestParser().get_doctest(example, {}, "control.md", "control.md", 0)
     assert doctest.DocTestRunner().run(test) == (0, 2)
+
+
+def test_the_example_in_memory_delivers_its_frame() -> None:
+    _, example = blocks("library.md", "python")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{b'hello'!r}\n"
