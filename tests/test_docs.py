@@ -199,8 +199,10 @@ def test_the_command_table_has_every_command_and_verb() -> None:
 def test_the_state_table_has_the_columns(tmp_path: Path) -> None:
     with StateFile.locked(tmp_path / "state") as file:
         file.load(0, 0)
-        with closing(sqlite3.connect(file.path)) as db:
-            columns = [row[1] for row in db.execute("PRAGMA table_info(fdb)")]
+        file.begin()
+        file.commit(0, 0)
+    with closing(sqlite3.connect(tmp_path / "state")) as db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(fdb)")]
     assert [name.strip("`") for name, _ in table("state.md", "column")] == columns
 
 
