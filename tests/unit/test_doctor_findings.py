@@ -514,18 +514,30 @@ def test_a_rule_for_established_connections_is_no_problem_with_one_port() -> Non
         assert not any(finding.severity is Severity.PROBLEM for finding in found)
 
 
-@pytest.mark.parametrize(("source", "titles"), [(HOST, 1), ("192.0.2.9", 2)])
+@pytest.mark.parametrize(("source", "titles"), [(None, 1), (HOST, 1), ("192.0.2.9", 2)])
 def test_an_unknown_source_that_segment_and_process_count_is_one_finding(
-    source: str, titles: int
+    source: str | None, titles: int
 ) -> None:
     reason = Drop.SOURCE_UNKNOWN
     of_segment = Drops({reason: 1}, {reason: 0}, {reason: HOST}, {reason: 9.0})
-    of_process = Drops({reason: 6}, {reason: 2}, {reason: source}, {reason: 0.5})
+    of_process = Drops({reason: 6}, {reason: 2}, {reason: source} if source else {}, {reason: 0.5})
     segment = evolve(SEGMENT, drops=of_segment)
     process = ProcessFacts(of_process, 4789)
     found = findings(Facts(HERE, (segment,), (), pyvteps=1, drops=(process,)))
     assert len(found) == titles
     if titles == 1:
         assert found[0].title.startswith("source_unknown 7: ")
+        assert HOST in found[0].title
         assert "2 were dropped" in found[0].explanation
         assert "--vni 5" in found[0].fix
+
+
+def test_drops_that_may_belong_to_several_segments_stay_with_the_process() -> None:
+    reason = Drop.SOURCE_UNKNOWN
+    segments = tuple(
+        evolve(SEGMENT, vni=vni, tap=f"vx{vni}", drops=Drops({reason: 1}, {}, {reason: HOST}))
+        for vni in (5, 6)
+    )
+    process = ProcessFacts(Drops({reason: 6}, {reason: 2}), 4789)
+    found = findings(Facts(HERE, segments, (), pyvteps=1, drops=(process,)))
+    assert [finding.about for finding in found] == ["pyvtep", "vx5", "vx6"]

@@ -157,9 +157,9 @@ class EchoClient:
         def probe(size: int) -> tuple[bool, int | None]:
             request = self._request(self._source_port, SIZE)
             replies = self._exchange([request] * _COPIES, size - self._headers_len, df=True)
-            told = [error for error in replies.errors if _reported_mtu(error) is not None]
-            told_by.extend(error.offender for error in told if error.offender is not None)
-            return bool(replies.messages), _reported_mtu(told[0]) if told else None
+            reports = [error for error in replies.errors if _reported_mtu(error) is not None]
+            told_by.extend(error.offender for error in reports if error.offender is not None)
+            return bool(replies.messages), _reported_mtu(reports[0]) if reports else None
 
         size = find_path_mtu(self._headers_len + SIZE, high, probe)
         return PathMtu(size, told_by[0] if told_by else None)

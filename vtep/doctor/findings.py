@@ -29,6 +29,6 @@ def _check(facts: Facts) -> Iterator[Finding]:
     for segment in merged:
         yield from drops.of_segment(segment, addresses.remotes_of(segment, facts))
     # The finding about this host has the same counter, and names the devices, too.
-    told = (Drop.UDP_CHECKSUM,) if facts.host.checksum_errors_increase else ()
+    reported = (Drop.UDP_CHECKSUM,) if facts.host.checksum_errors_increase else ()
     for process in processes:
-        yield from drops.of_process(process, told=told)
+        yield from drops.of_process(process, reported=reported)

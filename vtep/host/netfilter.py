@@ -74,14 +74,14 @@ class Rules:
 
 def _dumps(version: int, program: str) -> Iterator[IptablesDump]:
     """List the rules of both variants of iptables, legacy and nf_tables, as far as in use."""
-    told = _output(program, "-V")
-    default = IptablesDump(version, program, _lines(f"{program}-save"), "nf_tables" in told)
-    if told and (default.in_nft or _legacy_in_use(version)):
+    version_text = _output(program, "-V")
+    default = IptablesDump(version, program, _lines(f"{program}-save"), "nf_tables" in version_text)
+    if version_text and (default.in_nft or _legacy_in_use(version)):
         yield default
     if default.in_nft and _legacy_in_use(version):
         legacy = f"{program}-legacy"
         yield IptablesDump(version, legacy, _lines(f"{legacy}-save"), in_nft=False)
-    elif told and not default.in_nft:
+    elif version_text and not default.in_nft:
         nft = f"{program}-nft"
         yield IptablesDump(version, nft, _lines(f"{nft}-save"), in_nft=True)
 

@@ -145,24 +145,24 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
         "at": at,
     }
     output = next((each.firewall_out for each in remotes if each.firewall_out is not None), None)
-    told = _told_by_remotes(remotes)
+    reported = _reported_by_remotes(remotes)
     if not segment.up:
-        told.add(Drop.TAP_DOWN)
+        reported.add(Drop.TAP_DOWN)
     # The kernel reports an ICMP error when the next datagram is sent, however late that is. The
     # examination of the remote is more recent.
     if segment.drops.last_source.get(Drop.UNDERLAY_REFUSED) in {each.host for each in remotes}:
-        told.add(Drop.UNDERLAY_REFUSED)
+        reported.add(Drop.UNDERLAY_REFUSED)
     for reason in _reasons(segment.drops):
-        if reason not in told:
+        if reason not in reported:
             yield from _of_reason(
                 reason, segment.tap, segment.drops, fields, segment.socket, output
             )
 
 
-def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[Finding]:
+def of_process(process: ProcessFacts, *, reported: Container[str] = ()) -> Iterator[Finding]:
     """Yield findings about the drops of a pyvtep that belong to none of its segments.
 
-    The reasons in `told` are left out: other findings report them.
+    The reasons in `reported` are left out: other findings report them.
     """
     fields = {
         **_fields(process.devices, process.port),
@@ -171,7 +171,7 @@ def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[
         "at": _socket(process.socket),
     }
     for reason in _reasons(process.drops):
-        if reason in told:
+        if reason in reported:
             continue
         yield from _of_reason(reason, "pyvtep", process.drops, fields, process.socket, None)
 
@@ -179,68 +179,72 @@ def of_process(process: ProcessFacts, *, told: Container[str] = ()) -> Iterator[
 def merge(
     segments: Iterable[SegmentFacts], processes: Iterable[ProcessFacts]
 ) -> tuple[list[SegmentFacts], list[ProcessFacts]]:
-    """Merge drops of one sender that both a segment and its process have counted.
+    """Merge the drops of one fault that both a segment and its process have counted.
 
-    Datagrams of an unknown source are first counted by the segment. Then the kernel drops them, by
-    a filter at the socket, and the process counts them. That would be two findings about one fault.
+    A segment counts datagrams of unknown sources. If there is a flood of them, the kernel discards
+    the most part before pyvtep reads it (see `vtep.daemon.punt_socket`), and the process counts
+    that, without a source. These would be two findings about one fault.
 
     Returns: the segments with their share of the drops of the process, and the processes with the
-    rest.
+    rest. Drops that may belong to several segments stay with the process.
     """
     merged, rest = list(segments), []
-    name = str(Drop.SOURCE_UNKNOWN)
+    reason = str(Drop.SOURCE_UNKNOWN)
     for process in processes:
-        source = process.drops.last_source.get(name)
-        owner = next(
-            (
-                number
-                for number, segment in enumerate(merged)
-                if segment.socket == process.socket
-                and source is not None
-                and segment.drops.last_source.get(name) == source
-            ),
-            None,
-        )
-        if owner is None:
+        source = process.drops.last_source.get(reason)
+        owners = [
+            number
+            for number, segment in enumerate(merged)
+            if segment.socket == process.socket
+            and segment.drops.count.get(reason)
+            and source in (None, segment.drops.last_source.get(reason))
+        ]
+        if len(owners) != 1:
             rest.append(process)
             continue
-        drops = _sum(merged[owner].drops, process.drops, name)
+        (owner,) = owners
+        drops = _sum(merged[owner].drops, process.drops, reason)
         merged[owner] = evolve(merged[owner], drops=drops)
-        rest.append(evolve(process, drops=_without(process.drops, name)))
+        rest.append(evolve(process, drops=_without(process.drops, reason)))
     return merged, rest
 
 
-def _sum(one: Drops, other: Drops, name: str) -> Drops:
+def _sum(one: Drops, other: Drops, reason: str) -> Drops:
     """Return `one` with the count of a reason in `other` added."""
-    ages = [each.age[name] for each in (one, other) if name in each.age]
+    ages = [each.age[reason] for each in (one, other) if reason in each.age]
     return evolve(
         one,
-        count={**one.count, name: one.count.get(name, 0) + other.count.get(name, 0)},
-        increase={**one.increase, name: one.increase.get(name, 0) + other.increase.get(name, 0)},
-        age={**one.age, name: min(ages)} if ages else one.age,
+        count={**one.count, reason: one.count.get(reason, 0) + other.count.get(reason, 0)},
+        increase={
+            **one.increase,
+            reason: one.increase.get(reason, 0) + other.increase.get(reason, 0),
+        },
+        age={**one.age, reason: min(ages)} if ages else one.age,
     )
 
 
-def _without(drops: Drops, name: str) -> Drops:
+def _without(drops: Drops, reason: str) -> Drops:
     """Return drops without a reason."""
     return evolve(
         drops,
-        count={each: n for each, n in drops.count.items() if each != name},
-        increase={each: n for each, n in drops.increase.items() if each != name},
+        count={each: n for each, n in drops.count.items() if each != reason},
+        increase={each: n for each, n in drops.increase.items() if each != reason},
     )
 
 
-def _told_by_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
+def _reported_by_remotes(remotes: tuple[RemoteFacts, ...]) -> set[str]:
     """Return the reasons that findings about remotes report."""
-    told: set[str] = set()
+    reported: set[str] = set()
     for remote in remotes:
         if remote.there.errors:
-            told |= {Drop.UNDERLAY_REFUSED, Drop.UNDERLAY_UNREACHABLE}
+            reported |= {Drop.UNDERLAY_REFUSED, Drop.UNDERLAY_UNREACHABLE}
         if remote.dev is None:
-            told.add(Drop.UNDERLAY_UNREACHABLE)
+            reported.add(Drop.UNDERLAY_UNREACHABLE)
         if remote.there.send_error is not None:
-            told.add(Drop.UNDERLAY_DENIED if remote.there.forbidden else Drop.UNDERLAY_UNREACHABLE)
-    return told
+            reported.add(
+                Drop.UNDERLAY_DENIED if remote.there.forbidden else Drop.UNDERLAY_UNREACHABLE
+            )
+    return reported
 
 
 def _reasons(drops: Drops) -> list[str]:
@@ -258,7 +262,10 @@ def _of_reason(
     socket: str | None,
     output: Verdict | None,
 ) -> Iterator[Finding]:
-    """Report one drop counter; `fields` are those of the remedies."""
+    """Report one drop counter.
+
+    `fields` are those of the remedies. `output` are the rules that drop datagrams to a remote.
+    """
     reason = _BY_NAME.get(name)
     increase, count = drops.increase.get(name, 0), drops.count.get(name, 0)
     if increase <= 0 and reason in BY_DESIGN:
@@ -274,7 +281,7 @@ def _of_reason(
     if name.startswith("underlay_"):
         last = last.replace("from", "to")
     if increase > 0:
-        # After a reset in the meantime, less is counted.
+        # The counters may have been reset during the examination, so the count can be less.
         title = f"{name} {max(count, increase)}{meaning}{last}"
         say = note if remedy.severity is Severity.NOTE else warning
         explanation = (

@@ -245,7 +245,7 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
             f"no process has UDP port {port} of {host}",
             "It said so by ICMP: no VTEP runs there, or it uses another port, or a firewall there "
             "rejects. Frames to it count as underlay_refused.",
-            f"start the VTEP there, with --dstport {port}; who has which port, there: ss -ulpn "
+            f"start the VTEP there, with --dstport {port}; the holders of ports, there: ss -ulpn "
             "and ip -d link show type vxlan",
         )
     if error.refusal is Refusal.HOST:
