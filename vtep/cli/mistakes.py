@@ -102,6 +102,8 @@ def keep_arguments(context: click.Context, words: Sequence[str]) -> Iterator[Non
 
 def check_value(option: click.Option, value: str | tuple[str, ...], context: click.Context) -> None:
     """Raise UsageError if the value of an option is the next option: its own is missing."""
+    # click takes whatever follows an option for its value: `--vni --remote IP` would complain about
+    # a VNI of "--remote", and then about a command called IP.
     names = {name for each in _options(context) for name in (*each.opts, *each.secondary_opts)}
     for item in (value,) if isinstance(value, str) else value:
         if item.startswith("--") and item.partition("=")[0] in names:
@@ -174,7 +176,10 @@ def _nearest_command(group: click.Group, context: click.Context, words: Sequence
 
 
 def _root_hint(context: click.Context, words: Sequence[str]) -> str:
-    """Return the hint for a word in place of a command of `pyvtep`; "" if there is none."""
+    """Return the hint for a word in place of a command of `pyvtep`; "" if there is none.
+
+    click takes the first argument that is not an option, nor the value of one, for a command.
+    """
     word = words[0]
     before = _before(context, words)
     if (flag := _flag(context, before)) is not None and word.lower() in (*_YES, *_NO):
@@ -301,6 +306,7 @@ def _translate_ip_link(context: click.Context, words: Sequence[str]) -> str | No
             if word in ("link", "ip", "add", "vxlan") and len(rest) == 0:
                 return None
             continue
+        # Options that are spelled right, and words that can't be names, are kept as they are.
         if word.startswith("--") or not re.fullmatch(r"[a-z0-9_-]+", word):
             line.append(word)
             if word.startswith("--") and rest and not rest[0].startswith("--"):
@@ -308,10 +314,11 @@ def _translate_ip_link(context: click.Context, words: Sequence[str]) -> str | No
             continue
         plain = word.replace("_", "-")
         name = f"--{_OPTION_SYNONYMS.get(plain, plain)}"
+        # iproute2 has "nolearning" where an option here is --no-learning.
         if plain.startswith("no") and f"--no-{plain[2:]}" in options:
             line.append(f"--no-{plain[2:]}")
         elif (option := options.get(name)) is None:
-            return None
+            return None  # No line is better than one that means something else.
         else:
             line.append(name)
             count = 0 if option.is_flag else option.nargs
