@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +22,10 @@ from click.testing import CliRunner
 from vtep.cli.main import cli
 from vtep.control import Client
 from vtep.testing.lab import Host
+from vtep.testing.lab import transfer as lab_transfer
 
-DEADLINE = 15.0
+DEADLINE = 30.0
+"""Seconds to wait for an effect. Both processors of a test machine may be busy with other tests."""
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
@@ -202,6 +205,10 @@ def ping(host: Host, destination: str, *options: str, count: int = 3) -> None:
     received = re.search(r"(\d+) received", said)
     assert received, said
     assert int(received[1]) >= count, said
+
+
+transfer = partial(lab_transfer, patience=DEADLINE)
+"""Sends octets by TCP. Fails if none arrives for `DEADLINE` seconds: TCP may be backing off."""
 
 
 def is_reachable(host: Host, destination: str) -> bool:

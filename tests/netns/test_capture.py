@@ -10,10 +10,10 @@ from tests.netns.hosts import (
     capture,
     ping,
     segment,
+    transfer,
     tshark,
     udp_socket,
 )
-from vtep.testing.lab import transfer
 
 
 @pytest.mark.parametrize("prefix", ["192.0.2.", "2001:db8::"], ids=["over-ipv4", "over-ipv6"])

@@ -620,7 +620,7 @@ def test_a_hundred_hostile_clients_cause_no_loss(pair: Pair, tunnel: Tunnel) -> 
         thread.start()
     try:
         count = 200
-        out = a.run("ping", "-i0.01", "-c", str(count), "-W2", "10.0.0.2")
+        out = a.run("ping", "-i0.01", "-c", str(count), f"-W{DEADLINE:.0f}", "10.0.0.2")
     finally:
         done.set()
         for thread in threads:

@@ -23,13 +23,14 @@ from tests.netns.hosts import (
     link_local_address,
     packet_socket,
     ping,
+    transfer,
     udp_socket,
     wait_until,
 )
 from tests.netns.test_many import run
 from tests.unit import craft
 from vtep import Config, Vtep
-from vtep.testing.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab
 from vtep.wire import vxlan
 
 NOT_ECT, ECT_1, ECT_0, CE = range(4)

@@ -17,9 +17,10 @@ from tests.netns.hosts import (
     mac_of,
     ping,
     segment,
+    transfer,
     udp_socket,
 )
-from vtep.testing.lab import Host, transfer
+from vtep.testing.lab import Host
 
 UDP_SEGMENT = 103
 SOL_UDP = 17

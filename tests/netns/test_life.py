@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import (
+    DEADLINE,
     Arrivals,
     Pair,
     Start,
@@ -410,9 +411,11 @@ def test_unreachable_remote_does_not_block_others(pair: Pair, start: Start) -> N
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--remote", "192.0.2.99")
     ping(a, "10.0.0.2")
+    # The entry stays incomplete for longer than the test waits, and not for three seconds only.
+    a.run("sysctl", "-qw", f"net.ipv4.neigh.eth0.retrans_time_ms={2000 * DEADLINE:.0f}")
     unknown = bytes.fromhex("020000000099" + "020000000001") + b"\x88\xb5" + b"x" * 46
     with packet_socket(a, "vx0") as sender, packet_socket(b, "vx0") as receiver:
-        receiver.settimeout(0.4)
+        receiver.settimeout(DEADLINE)
         for number in range(800):
             # One by one, since a small datagram alone uses a large part of a buffer.
             frame = unknown + number.to_bytes(2, "big")

@@ -21,12 +21,13 @@ from tests.netns.hosts import (
     packet_socket,
     ping,
     segment,
+    transfer,
     udp_socket,
     wait_for_mtu,
     wait_until,
 )
 from tests.netns.test_errors import refusal
-from vtep.testing.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab
 
 UNPRIVILEGED = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 SOL_UDP = 17
@@ -96,9 +97,9 @@ def scene(request: pytest.FixtureRequest, lab: Lab, pair: Pair, start: Start) ->
 def test_guests_learn_the_path_mtu(scene: Scene) -> None:
     """As in the kernel's selftest pmtu.sh, cases pmtu_ipv4_br_vxlan4_exception and _ipv6_."""
     guest = scene.guests[0]
-    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
+    said = guest.run("ping", "-c1", "-W10", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
     assert "Frag needed and DF set (mtu = 1450)" in said
-    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)
+    said = guest.run("ping", "-c1", "-W10", "-M", "do", "-s", "1452", "fd00::2", check=False)
     assert "Packet too big: mtu=1450" in said
     assert scene.route().count("mtu 1450") == 2
     ping(guest, "10.0.0.2", "-M", "do", "-s", str(1450 - 28))
@@ -212,7 +213,7 @@ def test_guests_follow_a_narrower_underlay_path(lab: Lab, start: Start) -> None:
     wait_until(partial(is_reachable, guest, "10.0.0.2"), "an answer")
 
     def said(payload: int) -> str:
-        options = ("-c1", "-W1", "-M", "do", "-s", str(payload))
+        options = ("-c1", "-W10", "-M", "do", "-s", str(payload))
         return guest.run("ping", *options, "10.0.0.2", check=False)
 
     wait_until(lambda: "(mtu = 1350)" in said(1450 - 28), "the MTU to be told inside")
@@ -312,7 +313,7 @@ def test_host_with_too_large_a_tap_mtu_learns_the_path_mtu(pair: Pair) -> None:
     """Without a bridge between the host and the TAP."""
     a, b = pair
     a.run("ip", "link", "set", "vx0", "mtu", "1500")
-    said = a.run("ping", "-c1", "-W1", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
+    said = a.run("ping", "-c1", "-W10", "-M", "do", "-s", "1472", "10.0.0.2", check=False)
     assert "Frag needed and DF set (mtu = 1450)" in said
     transfer(a, b, "10.0.0.2", 20 << 20)
 
@@ -396,7 +397,7 @@ def test_guests_never_learn_an_mtu_below_the_ipv6_minimum(
     """RFC 8200, section 5: a link with a smaller MTU has to fragment."""
     scene = build(lab, narrow, start, "pyvtep")
     guest = scene.guests[0]
-    said = guest.run("ping", "-c1", "-W1", "-M", "do", "-s", "1452", "fd00::2", check=False)
+    said = guest.run("ping", "-c1", "-W10", "-M", "do", "-s", "1452", "fd00::2", check=False)
     assert "Packet too big: mtu=1280" in said
     ping(guest, "fd00::2", "-M", "do", "-s", "1232")
     both_ways(scene, 4 << 20)

@@ -20,11 +20,12 @@ from tests.netns.hosts import (
     ping,
     segment,
     start_both,
+    transfer,
     tshark,
     udp_socket,
     wait_until,
 )
-from vtep.testing.lab import Host, transfer
+from vtep.testing.lab import Host
 
 UDP_SEGMENT = 103
 UDP_GRO = 104

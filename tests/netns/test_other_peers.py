@@ -12,9 +12,9 @@ from tests.netns.hosts import (
     has_device,
     ping,
     segment,
+    transfer,
     wait_until,
 )
-from vtep.testing.lab import transfer
 
 
 def test_vdeplug(pair: Pair, start: Start, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from tests.netns.hosts import (
     packet_socket,
     ping,
     segment,
+    transfer,
     udp_socket,
     wait_until,
 )
-from vtep.testing.lab import Lab, transfer
+from vtep.testing.lab import Lab
 from vtep.wire import vxlan
 
 UNDERLAYS = pytest.mark.parametrize(

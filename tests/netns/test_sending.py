@@ -21,6 +21,7 @@ from tests.netns.hosts import (
     packet_socket,
     ping,
     segment,
+    transfer,
     udp_socket,
     wait_until,
 )
@@ -30,7 +31,7 @@ from vtep import Config, Vtep
 from vtep.daemon import housekeeping
 from vtep.descriptors import RESERVE
 from vtep.io import path as paths
-from vtep.testing.lab import Host, transfer
+from vtep.testing.lab import Host
 from vtep.wire import vxlan
 
 PREFIXES = {"ipv4": "192.0.2.", "ipv6": "2001:db8::"}

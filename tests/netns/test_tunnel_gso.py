@@ -16,10 +16,11 @@ from tests.netns.hosts import (
     ping,
     segment,
     start_both,
+    transfer,
     tshark,
     wait_until,
 )
-from vtep.testing.lab import Host, Lab, transfer
+from vtep.testing.lab import Host, Lab
 
 TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 
