@@ -1,4 +1,4 @@
-"""What is said to be wrong, by facts that are made up."""
+"""Findings of the doctor, from facts that are made up."""
 
 import re
 from collections.abc import Iterable
@@ -82,12 +82,12 @@ def only(found: Iterable[Finding]) -> Finding:
     assert one.fix or one.severity is Severity.NOTE
     for text in (one.title, one.explanation, one.fix):
         assert "None" not in text
-    # What stands for a value that is not known is no part of a command.
+    # A command has no placeholders.
     assert not re.search(r"\b(ADDRESS|BRIDGE|DEV|FILE|GATEWAY|HOST|IP|LEN|MAC|N|PATH)\b", one.fix)
     return one
 
 
-def test_nothing_is_wrong() -> None:
+def test_facts_without_a_fault() -> None:
     for segment in (SEGMENT, ON_BRIDGE):
         assert findings(Facts(HERE, (segment,), (WELL,), pyvteps=1)) == []
     assert findings(Facts(HERE, (), (WELL,))) == []
@@ -131,14 +131,14 @@ def test_nothing_is_wrong() -> None:
         ),
     ],
 )
-def test_problems_of_remotes(changes: dict[str, Any], title: str, fix: str) -> None:
+def test_problems_of_remotes_that_reply(changes: dict[str, Any], title: str, fix: str) -> None:
     finding = only(of_remote(**changes))
     assert finding.severity is Severity.PROBLEM
     assert title in finding.title
     assert fix in finding.fix
 
 
-def test_one_host_on_two_devices_is_nothing_wrong() -> None:
+def test_one_host_on_two_devices_is_no_conflict() -> None:
     assert of_remote(macs=("m1", "m2"), one_host=True) == []
 
 
@@ -146,7 +146,7 @@ def test_loss() -> None:
     finding = only(of_remote(there=evolve(WELL.there, delays=(0.001,) * 17)))
     assert finding.severity is Severity.WARNING
     assert finding.title.startswith("3 of 25 datagrams")
-    # Replies to the VXLAN port are what a rule drops at random.
+    # A rule may drop at random.
     perhaps = evolve(RULE, certain=False)
     finding = only(of_remote(back=Echoes(5, (0.001,) * 4), firewall=perhaps))
     assert finding.title.startswith("1 of 25 datagrams")
@@ -186,7 +186,7 @@ def test_loss() -> None:
         ({"through": False, "heard": 3.0}, "is there (it answers ping), but nothing answers"),
     ],
 )
-def test_problems_of_silence(changes: dict[str, Any], title: str) -> None:
+def test_problems_of_silent_remotes(changes: dict[str, Any], title: str) -> None:
     finding = of_remote(SILENT, **changes)[0]
     assert title in finding.title
     assert has_faults([finding])
@@ -199,28 +199,28 @@ def test_icmp_of_a_link_local_address() -> None:
     assert finding.title == "no process has UDP port 4789 of fe80::2%eth0"
 
 
-def test_silence_that_need_not_be_wrong() -> None:
-    # Without the tunnel, not much can be known.
+def test_silence_may_be_no_fault() -> None:
+    # Without a ping through the tunnel, the reason is unknown.
     finding = only(of_remote(SILENT))
     assert finding.severity is Severity.WARNING
     assert "source_unknown" in finding.explanation
-    # With it, there may be a proof that all is well.
+    # A reply through the tunnel proves that it works.
     finding = only(of_remote(SILENT, through=True))
     assert finding.severity is Severity.NOTE
     assert not has_faults([finding])
-    # What can't be asked may not be held against anybody.
+    # Without privileges, no ping and no ARP request was sent.
     finding = only(of_remote(SILENT, pings=None, macs=None))
     assert "does not exist" not in finding.title
 
 
-def test_the_firewall_of_this_host_is_named_beside_silence() -> None:
+def test_the_firewall_of_this_host_explains_silence() -> None:
     found = of_remote(SILENT, firewall=RULE)
     assert found[0].fix == RULE.fix
     assert len(of_remote(SILENT, firewall=evolve(RULE, certain=False))) == 1
 
 
 @pytest.mark.parametrize("told_by", [None, "192.0.2.254"])
-def test_a_narrow_path(told_by: str | None) -> None:
+def test_path_mtu(told_by: str | None) -> None:
     finding = only(of_remote(mtu_there=PathMtu(1400, told_by)))
     assert finding.severity is Severity.WARNING
     assert finding.title == "the way to 192.0.2.2 carries 1400 octets, and 1500 are needed"
@@ -230,11 +230,11 @@ def test_a_narrow_path(told_by: str | None) -> None:
     assert finding.title.startswith("the way to and from 192.0.2.2 carries 1400 octets")
     finding = only(of_remote(mtu_back=PathMtu(1400)))
     assert finding.title == "the way from 192.0.2.2 carries 1400 octets, and 1500 are needed"
-    # 1450 and the envelope are what is needed, not what the device could carry.
+    # The MTU of the tunnel and its overhead are needed, not the MTU of the device.
     assert of_remote(dev_mtu=9000, mtu_there=PathMtu(1500), mtu_back=PathMtu(1500)) == []
 
 
-def test_a_narrow_path_without_a_tunnel() -> None:
+def test_path_mtu_without_a_segment() -> None:
     remote = evolve(WELL, host="2001:db8::2", mtu_there=PathMtu(1400))
     remote = evolve(remote, there=evolve(WELL.there, answered_from="2001:db8::2"))
     finding = only(findings(Facts(HERE, (), (remote,))))
@@ -338,12 +338,12 @@ def test_segments(found: list[Finding], severity: str, title: str, fix: str) -> 
     assert fix in finding.fix
 
 
-def test_rules_that_are_not_understood_are_not_held_against_anybody() -> None:
+def test_uncertain_verdicts_are_notes() -> None:
     found = of_bridge(packets=(Blocked("IPv4", evolve(RULE, certain=False)),))
     assert only(found).severity is Severity.NOTE
 
 
-def test_isolated_from_nobody_is_fine() -> None:
+def test_an_isolated_port_among_others_is_fine() -> None:
     assert of_bridge(isolated=True) == []
 
 
@@ -361,14 +361,14 @@ def test_a_route_into_the_own_tunnel() -> None:
         assert finding.severity is Severity.PROBLEM
         assert finding.title == f"the route to {HOST} leads over {dev}, into its own tunnel"
         assert finding.fix.startswith(f"ip addr del 192.0.2.9/24 dev {dev}; ")
-    # Of another tunnel, that is how tunnels are nested.
+    # The TAP of another segment may be the underlay device: nested tunnels.
     other = evolve(SEGMENT, tap="vx1", vni=6)
     remote = evolve(WELL, dev="vx1")
     assert findings(Facts(HERE, (SEGMENT, other), (remote,), pyvteps=1)) == []
 
 
 @pytest.mark.parametrize("gateway", [None, "192.0.2.254"])
-def test_an_address_of_the_underlays_subnet(gateway: str | None) -> None:
+def test_an_overlay_address_in_the_underlay_subnet(gateway: str | None) -> None:
     remote = evolve(WELL, gateway=gateway)
     options = {**SEGMENT.options, "address": ["192.0.2.9/25"]}
     segment = evolve(SEGMENT, addresses=("192.0.2.9/25",), options=options)
@@ -385,7 +385,7 @@ def test_an_address_of_the_underlays_subnet(gateway: str | None) -> None:
 
 
 @pytest.mark.parametrize("reason", Drop)
-def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> None:
+def test_every_increasing_drop_counter_has_a_remedy(reason: Drop) -> None:
     assert reason in REMEDIES, f"{reason}: add a remedy to vtep/doctor/checks/drops.py"
     sources: tuple[dict[str, str], ...] = ({}, {reason: "198.51.100.9"})
     for source in sources:
@@ -404,7 +404,7 @@ def test_every_reason_that_counts_now_is_told_with_a_remedy(reason: Drop) -> Non
 
 
 @pytest.mark.parametrize("reason", Drop)
-def test_what_was_dropped_before_is_nothing_wrong(reason: Drop) -> None:
+def test_earlier_drops_are_notes(reason: Drop) -> None:
     drops = Drops({reason: 7}, {reason: 0}, {}, {reason: 200.0})
     found = of_segment(drops=drops)
     assert not has_faults(found)
@@ -415,7 +415,7 @@ def test_what_was_dropped_before_is_nothing_wrong(reason: Drop) -> None:
     assert bool(found) == (reason not in BY_DESIGN)
 
 
-def test_only_what_is_nothing_wrong_is_a_note_while_it_counts() -> None:
+def test_only_drops_by_design_are_notes_while_they_increase() -> None:
     notes = {
         reason
         for reason in Drop
@@ -434,24 +434,24 @@ def test_a_drop_names_its_segment_and_socket() -> None:
     )
 
 
-def test_reasons_of_another_version() -> None:
+def test_unknown_drop_reasons() -> None:
     finding = only(of_segment(drops=Drops({"novel": 3}, {"novel": 1}), devices=("eth0",)))
     assert finding.title == "novel 3"
     assert "tcpdump -ni eth0 " in finding.fix
 
 
-def test_drops_of_which_a_finding_tells_already() -> None:
+def test_drops_that_another_finding_reports() -> None:
     refused = Drops({"underlay_refused": 3}, {"underlay_refused": 3}, {"underlay_refused": HOST})
     there = Echoes(20, errors=(IcmpError(Refusal.PORT, HOST),))
     facts = Facts(HERE, (evolve(SEGMENT, drops=refused),), (evolve(SILENT, there=there),))
     assert "underlay_refused" in only(findings(facts)).explanation
-    # What comes back late of an earlier fault is nothing wrong now.
+    # An ICMP error of an earlier fault may be counted late.
     assert of_segment(drops=refused) == []
     down = Drops({"tap_down": 3}, {"tap_down": 1})
     assert "tap_down" in only(of_segment(drops=down, up=False)).explanation
 
 
-def test_what_this_host_may_not_send_has_the_rule_as_its_remedy() -> None:
+def test_denied_sends_name_the_rule() -> None:
     denied = Drops({"underlay_denied": 3}, {"underlay_denied": 3}, {"underlay_denied": HOST})
     segment = evolve(SEGMENT, drops=denied)
     facts = Facts(HERE, (segment,), (evolve(WELL, firewall_out=RULE),))
@@ -465,7 +465,7 @@ def of_host(**changes: Any) -> list[Finding]:
     return findings(Facts(evolve(HERE, **changes), (), (WELL,)))
 
 
-def test_hosts() -> None:
+def test_this_host() -> None:
     assert only(of_host(root=False)).severity is Severity.NOTE
     finding = only(of_host(holders=(HolderFacts(4789, devices=("vxlan9",)),)))
     assert finding.title == "the kernel VXLAN device vxlan9 has UDP port 4789 on this host"
@@ -494,7 +494,7 @@ def test_wrong_udp_checksums() -> None:
     assert "ethtool -K eth0 rx off" in finding.fix
 
 
-def test_the_worst_comes_first() -> None:
+def test_findings_are_sorted_by_severity() -> None:
     host = evolve(HERE, root=False, checksum_errors=1, checksum_errors_increase=1)
     found = findings(Facts(host, (evolve(SEGMENT, up=False),), (WELL,), pyvteps=1))
     assert [finding.severity for finding in found] == ["problem", "warning", "note"]

@@ -1,4 +1,4 @@
-"""LinkTable: how devices are stacked, from messages that are put together here."""
+"""LinkTable: the stack of devices, from rtnetlink messages that are made up here."""
 
 import struct
 
@@ -40,7 +40,7 @@ def table(*messages: bytes) -> LinkTable:
     return links
 
 
-def test_a_vrf_is_above_its_ports_and_leads_to_no_other() -> None:
+def test_a_vrf_is_upper_to_its_ports_only() -> None:
     links = table(
         message(1, master=9),
         message(2, master=9, kind="veth", lower=3),
@@ -51,7 +51,7 @@ def test_a_vrf_is_above_its_ports_and_leads_to_no_other() -> None:
     assert (links.vrf(2), links.vrf(3), links.vrf(9)) == (9, 0, 0)
 
 
-def test_what_is_on_top_of_a_bridge() -> None:
+def test_upper_devices_of_a_bridge_port() -> None:
     links = table(
         message(1, master=2),
         message(2, kind="bridge"),
@@ -65,19 +65,19 @@ def test_what_is_on_top_of_a_bridge() -> None:
     assert links.with_upper([1]) == {1, 2, 3, 4, 5, 8}
 
 
-def test_a_device_in_another_namespace_is_another_device() -> None:
+def test_the_index_of_a_device_in_another_namespace_is_ignored() -> None:
     links = table(
         message(1), message(2, kind="vlan", lower=1, namespace=0), message(3, kind="vlan", lower=1)
     )
     assert links.with_upper([1]) == {1, 3}
 
 
-def test_a_loop_has_an_end() -> None:
+def test_a_loop_of_masters_ends() -> None:
     links = table(message(1, master=2, kind="bridge"), message(2, master=1, kind="bridge"))
     assert links.with_upper([1]) == {1, 2}
 
 
-def test_what_a_bridge_tells_of_its_ports_is_no_end_of_a_device() -> None:
+def test_a_port_that_leaves_a_bridge_is_not_removed() -> None:
     links = table(message(1, master=2), message(2, kind="bridge"))
     assert not links.update(message(1, what=GONE, family=AF_BRIDGE, master=2))
     assert links.with_upper([1]) == {1, 2}

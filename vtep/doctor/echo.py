@@ -157,9 +157,9 @@ class EchoClient:
         def probe(size: int) -> tuple[bool, int | None]:
             request = self._request(self._source_port, SIZE)
             replies = self._exchange([request] * _COPIES, size - self._headers_len, df=True)
-            reports = [error for error in replies.errors if _reported_mtu(error) is not None]
+            reports = [error for error in replies.errors if reported_mtu(error) is not None]
             told_by.extend(error.offender for error in reports if error.offender is not None)
-            return bool(replies.messages), _reported_mtu(reports[0]) if reports else None
+            return bool(replies.messages), reported_mtu(reports[0]) if reports else None
 
         size = find_path_mtu(self._headers_len + SIZE, high, probe)
         return PathMtu(size, told_by[0] if told_by else None)
@@ -185,7 +185,7 @@ class EchoClient:
         self._timeout = min(self._timeout, _ICMP_TIMEOUT_S)
         request = self._request(self._port, SIZE)
         for error in self._exchange([request], high - self._headers_len, df=True).errors:
-            mtu = _reported_mtu(error)
+            mtu = reported_mtu(error)
             if mtu is not None and error.is_icmp and error.offender is not None:
                 return PathMtu(mtu, error.offender)
         return None
@@ -213,9 +213,9 @@ class EchoClient:
         status = last[1].status if last is not None else None
         answered_from = last[2] if last is not None else None
         refused = [
-            IcmpError(refusal, error.offender or self._remote)
+            IcmpError(reason, error.offender or self._remote)
             for error in replies.errors
-            if (refusal := _refusal(error)) is not None
+            if (reason := refusal(error)) is not None
         ]
         return Echoes(count, delays, status, answered_from, tuple(dict.fromkeys(refused)))
 
@@ -374,12 +374,12 @@ def _attach_token_filter(raw: socket.socket, family: socket.AddressFamily, token
     attach_program(raw, const.SO_ATTACH_FILTER, program)
 
 
-def _reported_mtu(error: QueuedError) -> int | None:
+def reported_mtu(error: QueuedError) -> int | None:
     """Return the MTU that an error reports for a packet that is too large, or None."""
     return error.info or None if error.errno == errno.EMSGSIZE else None
 
 
-def _refusal(error: QueuedError) -> Refusal | None:
+def refusal(error: QueuedError) -> Refusal | None:
     """Return the reason for which a datagram was refused, or None if it was too large."""
     if error.errno == errno.EMSGSIZE:
         return None
