@@ -1,23 +1,26 @@
-"""What was forwarded, and every way in which a frame can vanish.
+"""Counters of frames and datagrams, the reasons for which they are dropped, and the log of drops.
 
-The names of the reasons are part of the interface: scripts, tests and dashboards use them.
+Names of counters and drop reasons are part of the interface: scripts, tests and dashboards use
+them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
-_NAMED = 3
-"""How many names a line has at most."""
+from attrs import define, field, fields
+
+_NAMES_MAX = 3
+"""Names of VNIs in one line of the log."""
 
 
 class _Explained(StrEnum):
-    """Names, each with its explanation as `.meaning`."""
+    """Names, each with its explanation as `meaning`."""
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Self:
-        """Give each reason its explanation beside its name."""
+        """Store the explanation beside the name."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning
@@ -25,9 +28,9 @@ class _Explained(StrEnum):
 
 
 class Drop(_Explained):
-    """Why a datagram or a frame went no further."""
+    """The reason for which a datagram or a frame was dropped."""
 
-    # From the underlay, in the order in which a datagram is judged.
+    # Datagrams from the underlay, in the order of the checks.
     UDP_CHECKSUM = (
         "udp_checksum",
         (
@@ -38,7 +41,7 @@ class Drop(_Explained):
     )
     RX_QUEUE_FULL = (
         "rx_queue_full",
-        "at least one datagram that the kernel discarded because it was read too slowly",
+        "at least one datagram that the kernel discarded because the socket was read too slowly",
     )
     OVERLAY_INGRESS = (
         "overlay_ingress",
@@ -55,20 +58,20 @@ class Drop(_Explained):
     )
     PROBE_LIMITED = (
         "probe_limited",
-        "question of a pyvtep doctor beyond those that are answered in a second",
+        "echo request beyond the number that is answered in a second",
     )
     GRO_BATCH_MISMATCH = (
         "gro_batch_mismatch",
         "datagram of another VNI in a GRO batch whose first inner packet claims the whole batch",
     )
-    VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not ours")
+    VNI_UNKNOWN = ("vni_unknown", "VXLAN header with a VNI that is not configured")
     RESERVED_BITS = (
         "reserved_bits",
-        "VXLAN header with bits that --reserved-bits wants to be zero",
+        "VXLAN header with bits that --reserved-bits requires to be zero",
     )
     SOURCE_UNKNOWN = ("source_unknown", "datagram from an address that is no --remote")
     INNER_RUNT = ("inner_runt", "inner frame shorter than an Ethernet header")
-    GROUP_DENIED = ("group_denied", "frame of a policy group that --gbp does not let in")
+    GROUP_DENIED = ("group_denied", "frame of a policy group that --gbp does not accept")
     INNER_TAGGED = ("inner_tagged", "inner frame with a VLAN tag, which --inner-vlan drop refuses")
     INNER_SOURCE_INVALID = (
         "inner_source_invalid",
@@ -80,23 +83,23 @@ class Drop(_Explained):
     )
     INNER_SOURCE_STATIC = (
         "inner_source_static",
-        "inner frame whose source MAC has a static entry behind another remote",
+        "inner frame whose source MAC has a static entry with another remote",
     )
     CONGESTION = (
         "congestion",
-        "frame marked for congestion on the way, whose sender does not understand marks (RFC 6040)",
+        "frame with a congestion mark (CE) whose sender does not support ECN (RFC 6040)",
     )
     ANYCAST_GW_SUPPRESSED_TX = (
         "anycast_gw_suppressed_tx",
-        "ARP or neighbour discovery from elsewhere about this host's own gateway",
+        "ARP or neighbour discovery from a remote about this host's anycast gateway",
     )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
-    TAP_REFUSED = ("tap_refused", "frame that the kernel refused to take from us at the TAP device")
+    TAP_REFUSED = ("tap_refused", "frame that the kernel refused at the TAP device")
 
-    # From the TAP.
+    # Frames from the TAP, in the order of the checks.
     TAP_QUEUE_FULL = (
         "tap_queue_full",
-        "at least one frame that the kernel discarded because we read the TAP too slowly",
+        "at least one frame that the kernel discarded because the TAP was read too slowly",
     )
     TX_RUNT = ("tx_runt", "frame from the TAP device shorter than an Ethernet header")
     TX_MALFORMED = (
@@ -107,16 +110,16 @@ class Drop(_Explained):
         "tx_tagged",
         "frame from the TAP device with a VLAN tag, which --inner-vlan drop refuses",
     )
-    NO_REMOTE = ("no_remote", "frame from the TAP device for which there is no destination")
+    NO_REMOTE = ("no_remote", "frame from the TAP device without a destination: there is no remote")
     TX_TOO_BIG = (
         "tx_too_big",
-        "packet larger than the tunnel carries that must not be fragmented: its sender is told",
+        "packet too large for the tunnel that must not be fragmented: its sender gets an ICMP error",
     )
     ANYCAST_GW_SUPPRESSED_RX = (
         "anycast_gw_suppressed_rx",
-        "ARP or neighbour discovery about this host's own gateway, which is nobody's business else",
+        "ARP or neighbour discovery from this host about its own anycast gateway",
     )
-    UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer left")
+    UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer space")
     UNDERLAY_TOO_BIG = ("underlay_too_big", "datagram larger than the underlay carries")
     UNDERLAY_UNREACHABLE = (
         "underlay_unreachable",
@@ -124,16 +127,16 @@ class Drop(_Explained):
     )
     UNDERLAY_REFUSED = (
         "underlay_refused",
-        "datagram that came back as an ICMP error: no VTEP listens there, or a firewall refuses",
+        "datagram rejected by an ICMP error: no VTEP receives there, or a firewall rejects it",
     )
-    UNDERLAY_DENIED = ("underlay_denied", "datagram that this host's own firewall forbade")
+    UNDERLAY_DENIED = ("underlay_denied", "datagram that the firewall of this host rejected")
     UNDERLAY_FAILED = ("underlay_failed", "datagram that could not be sent for any other reason")
 
 
 class Notice(_Explained):
-    """Why nothing was learned from a frame that was delivered.
+    """The reason for which nothing was learned from a frame that was delivered.
 
-    The names are those of plain counters.
+    The names are those of counters.
     """
 
     FDB_FULL = (
@@ -153,8 +156,8 @@ class Notice(_Explained):
     NEIGH_FULL = (
         "neigh_full",
         (
-            "address of a neighbour not learned, as there are --max-addresses of them: requests "
-            "for it are flooded"
+            "neighbour not learned, as the table has --max-addresses entries: requests for it are "
+            "flooded"
         ),
     )
 
@@ -183,115 +186,105 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
     Drop.TX_TAGGED: "VLAN {}".format,
     Drop.NO_REMOTE: lambda mac: f"destination MAC {_mac(mac)}",
 }
-"""How the log writes the detail of a drop, which is kept as it was found."""
+"""Formats of the detail of a drop in the log. It is stored unformatted, which costs less."""
 
 BY_DESIGN = frozenset((Drop.ANYCAST_GW_SUPPRESSED_RX, Drop.ANYCAST_GW_SUPPRESSED_TX))
-"""Reasons that nobody needs to be told of: such frames were not to arrive."""
+"""Reasons that the log does not report, because such drops are intended."""
 
 
+_NO_DROPS: Mapping[Drop, int] = dict.fromkeys(Drop, 0)
+
+
+class Unit(StrEnum):
+    """The unit of a counter."""
+
+    FRAMES = "frames"
+    """Inner Ethernet frames. A superframe counts as the frames that it stands for."""
+    OCTETS = "octets"
+    """Octets of inner Ethernet frames."""
+    SUPERFRAMES = "superframes"
+    DATAGRAMS = "datagrams"
+    """Datagrams of the underlay. A frame to several remotes counts several times."""
+    PACKETS = "packets"
+    """Inner IP packets."""
+    MESSAGES = "messages"
+    """Inner ARP packets and ND messages, and echo messages."""
+    EVENTS = "events"
+
+
+def _counter(unit: Unit, text: str) -> Any:
+    """Define a counter with its unit and its help text. Its name is that of the field."""
+    return field(default=0, metadata={"unit": unit, "help": text})
+
+
+@define(eq=False)
 class Counters:
-    """Frames and octets both ways, and drops by reason.
+    """The counters of one VNI, or of datagrams that belong to no VNI.
 
-    The plain attributes are added to by the hot path; octets are those of inner Ethernet frames.
-    `tx_datagrams` counts what went to the underlay, so it exceeds `tx_frames` by head-end
-    replication. A superframe counts as the frames that it stands for; `tx_superframes` and
-    `rx_superframes` say how many were read from the TAP and merged for it, and `tx_tunnel_gso` how
-    many of those read were sent with tunnel GSO. `flooded` are the frames
-    from the TAP that went to every remote. `neigh_answered` are the requests from the TAP that were
-    answered here and not flooded; `neigh_probed` of them were passed on to the neighbour alone, to
-    confirm the answer. `neigh_unconfirmed` requests for a known neighbour were flooded, since it
-    was not confirmed. Of `neigh_full` speakers the address was not kept for that. `fdb_full` and
-    `fdb_quota` are the frames whose source MAC was not learned (see `Notice`).
-
-    Of frames from the TAP that were larger than the tunnel carries, `tx_resegmented` counts the TCP
-    segments that were cut, `tx_fragmented` the IPv4 packets, and `tx_oversize` those that went out
-    as they are. `tx_too_big_answered` are the senders told of it by ICMP, and `mss_clamped` the
-    SYNs, of both directions, in which a smaller MSS was written. `mtu_changes` is how often what
-    the tunnel carries has changed.
-
-    `tap_header_refused` counts the superframes, and the frames with an unfinished checksum, whose
-    virtio header the kernel refused at the TAP; they were written as plain frames instead.
-
-    Of the echo (see `vtep.wire.echo`), `probes_answered` counts questions, and `probes_heard` the
-    answers to a doctor on this host, and to ourselves (see `vtep.tunnel_gso.state`).
-
-    Counters only grow. `reset` sets a baseline instead, so that a monitoring system and a person
-    can use them at the same time.
+    The data path increments the fields directly. They only grow: `reset` sets a baseline instead,
+    so that a monitoring system and an administrator can use them at the same time.
     """
 
-    __slots__ = (
-        "_baseline",
-        "_noted",
-        "drops",
-        "fdb_full",
-        "fdb_learned",
-        "fdb_moved",
-        "fdb_quota",
-        "flooded",
-        "last_detail",
-        "last_drop",
-        "last_source",
-        "mss_clamped",
-        "mtu_changes",
-        "neigh_answered",
-        "neigh_full",
-        "neigh_probed",
-        "neigh_unconfirmed",
-        "partial_checksums",
-        "probes_answered",
-        "probes_heard",
-        "rx_bytes",
-        "rx_frames",
-        "rx_superframes",
-        "super_datagrams",
-        "tap_header_refused",
-        "tx_bytes",
-        "tx_datagrams",
-        "tx_fragmented",
-        "tx_frames",
-        "tx_oversize",
-        "tx_resegmented",
-        "tx_superframes",
-        "tx_too_big_answered",
-        "tx_tunnel_gso",
+    # Frames.
+    rx_frames: int = _counter(Unit.FRAMES, "written to the TAP")
+    rx_bytes: int = _counter(Unit.OCTETS, "written to the TAP")
+    rx_superframes: int = _counter(Unit.SUPERFRAMES, "merged for the TAP")
+    tx_frames: int = _counter(Unit.FRAMES, "read from the TAP")
+    tx_bytes: int = _counter(Unit.OCTETS, "read from the TAP")
+    tx_superframes: int = _counter(Unit.SUPERFRAMES, "read from the TAP")
+    tx_tunnel_gso: int = _counter(Unit.SUPERFRAMES, "sent with tunnel GSO")
+    tx_datagrams: int = _counter(Unit.DATAGRAMS, "sent to the underlay")
+    flooded: int = _counter(Unit.FRAMES, "from the TAP to an unknown destination or a group")
+
+    # FDB.
+    fdb_learned: int = _counter(Unit.EVENTS, "MAC learned")
+    fdb_moved: int = _counter(Unit.EVENTS, "MAC moved to another remote")
+    fdb_full: int = _counter(Unit.FRAMES, "with a source MAC not learned: the FDB is full")
+    fdb_quota: int = _counter(
+        Unit.FRAMES, "with a source MAC not learned: the remote has used up its quota"
     )
 
-    def __init__(self) -> None:
-        self.rx_frames = 0
-        self.rx_bytes = 0
-        self.tx_frames = 0
-        self.rx_superframes = 0
-        self.tx_superframes = 0
-        self.tx_bytes = 0
-        self.tx_datagrams = 0
-        self.flooded = 0
-        self.fdb_learned = 0
-        self.fdb_moved = 0
-        self.fdb_full = 0
-        self.fdb_quota = 0
-        self.neigh_answered = 0
-        self.neigh_full = 0
-        self.neigh_probed = 0
-        self.neigh_unconfirmed = 0
-        self.partial_checksums = 0
-        self.probes_answered = 0
-        self.probes_heard = 0
-        self.super_datagrams = 0
-        self.tap_header_refused = 0
-        self.mss_clamped = 0
-        self.mtu_changes = 0
-        self.tx_fragmented = 0
-        self.tx_oversize = 0
-        self.tx_resegmented = 0
-        self.tx_too_big_answered = 0
-        self.tx_tunnel_gso = 0
-        self.drops = dict.fromkeys(Drop, 0)
-        self.last_source: dict[Reason, str] = {}
-        self.last_detail: dict[Drop, Detail] = {}
-        self.last_drop: dict[Drop, float] = {}
-        """By reason, when `note_drops` last found its counter increased."""
-        self._noted: Mapping[Drop, int] = _NO_DROPS
-        self._baseline: Mapping[str, int] = {}
+    # ARP and ND suppression.
+    neigh_answered: int = _counter(Unit.MESSAGES, "request from the TAP answered here")
+    neigh_probed: int = _counter(
+        Unit.MESSAGES, "answered request also sent to the neighbour, to confirm the answer"
+    )
+    neigh_unconfirmed: int = _counter(
+        Unit.MESSAGES, "request flooded although the neighbour is known, but not confirmed"
+    )
+    neigh_full: int = _counter(Unit.MESSAGES, "from a neighbour not learned: the table is full")
+
+    # Offloads.
+    partial_checksums: int = _counter(Unit.FRAMES, "received with a partial checksum")
+    super_datagrams: int = _counter(
+        Unit.SUPERFRAMES, "received in one datagram, with a partial checksum"
+    )
+    tap_header_refused: int = _counter(
+        Unit.SUPERFRAMES, "or frames, refused at the TAP and written as plain frames instead"
+    )
+
+    # Sizes.
+    mss_clamped: int = _counter(Unit.PACKETS, "SYN with a lowered MSS, in both directions")
+    mtu_changes: int = _counter(Unit.EVENTS, "change of the MTU of the tunnel")
+    tx_resegmented: int = _counter(Unit.PACKETS, "oversize TCP cut into smaller segments")
+    tx_fragmented: int = _counter(Unit.PACKETS, "oversize IPv4 fragmented")
+    tx_oversize: int = _counter(Unit.PACKETS, "oversize, sent as they were")
+    tx_too_big_answered: int = _counter(Unit.PACKETS, "oversize, answered with an ICMP error")
+
+    # Echo (see `vtep.wire.echo`).
+    probes_answered: int = _counter(Unit.MESSAGES, "echo request answered")
+    probes_heard: int = _counter(Unit.MESSAGES, "echo reply received")
+
+    drops: dict[Drop, int] = field(init=False, factory=lambda: dict.fromkeys(Drop, 0))
+    """Frames and datagrams dropped, by reason."""
+    last_source: dict[Reason, str] = field(init=False, factory=dict)
+    """By reason, the underlay address that the last drop came from."""
+    last_detail: dict[Drop, Detail] = field(init=False, factory=dict)
+    """By reason, the detail of the last drop."""
+    last_drop: dict[Drop, float] = field(init=False, factory=dict)
+    """By reason, when `note_drops` last found its counter increased, in seconds."""
+    _noted: Mapping[Drop, int] = field(init=False, factory=lambda: _NO_DROPS)
+    _baseline: Mapping[str, int] = field(init=False, factory=dict)
 
     def drop(
         self,
@@ -300,7 +293,7 @@ class Counters:
         count: int = 1,
         detail: Detail | None = None,
     ) -> None:
-        """Count losses, for the log with the underlay address and the detail of the last one."""
+        """Count drops. The log shows the underlay address and the detail of the last one."""
         self.drops[reason] += count
         if source is not None:
             self.last_source[reason] = source
@@ -317,16 +310,14 @@ class Counters:
         return counts
 
     def as_dict(self) -> dict[str, int]:
-        """Every counter by name, drops as `drop_<reason>`."""
-        plain = {
-            name: getattr(self, name) for name in sorted(self.__slots__) if name not in _NO_COUNTERS
-        }
+        """Return every counter by name, drops as `drop_<reason>`."""
+        plain = {name: getattr(self, name) for name in _NAMES}
         return plain | {f"drop_{reason}": count for reason, count in self.drops.items()}
 
     def note_drops(self, now: float) -> None:
-        """Note `now` (seconds) as the time of the last increase of drop counters that grew.
+        """Note `now` (seconds) as the time of the last drop for reasons whose counters grew.
 
-        The hot path need not look at a clock, since this is called once a tick.
+        It is called once a tick, so that the data path need not read a clock for each drop.
         """
         if self.drops != self._noted:
             for reason, count in self.drops.items():
@@ -335,23 +326,20 @@ class Counters:
             self._noted = self.drops.copy()
 
     def reset(self) -> None:
-        """Let `since_reset` count from now on."""
+        """Set the baseline of `since_reset`."""
         self._baseline = self.as_dict()
 
     def since_reset(self) -> dict[str, int]:
-        """Return what `as_dict` has counted since the last `reset`, or in all without one."""
+        """Return the counters of `as_dict` since the last `reset`, if there was one."""
         return {name: count - self._baseline.get(name, 0) for name, count in self.as_dict().items()}
 
 
-_NO_COUNTERS = frozenset(
-    ("drops", "last_detail", "last_drop", "last_source", "_baseline", "_noted")
-)
-_NO_DROPS = dict.fromkeys(Drop, 0)
+_NAMES: Final = tuple(sorted(each.name for each in fields(Counters) if "unit" in each.metadata))
 _NOTHING: dict[Reason, int] = dict.fromkeys((*Drop, *Notice), 0)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: in the largest unit of which there are two or more."""
+    """Return a duration in the largest unit of which there are two or more."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -359,68 +347,70 @@ def duration(seconds: float) -> str:
 
 
 class DropLog:
-    """Says once, and then at most once a minute for each reason, that something is being dropped.
+    """Makes the lines of the log about drops: at most one in `interval` seconds for each reason.
 
-    A loss that only a counter knows of is a silent one to whoever has not thought of looking.
+    Without them, only an administrator who reads the counters would notice.
     """
 
     def __init__(self, interval: float = 60.0) -> None:
         self._interval = interval
         self._silent_until: dict[Reason, float] = {}
-        self._told: dict[Counters, dict[Reason, int]] = {}
+        # What was reported so far, of the counters noted for the last and for the next lines.
+        self._reported: dict[Counters, dict[Reason, int]] = {}
         self._noted: dict[Counters, dict[Reason, int]] = {}
-        self._different: list[tuple[str, Counters, dict[Reason, int]]] = []
+        self._changed: list[tuple[str, Counters, dict[Reason, int]]] = []
 
     def note(self, name: str, counters: Counters) -> None:
-        """Look at some counters before `news` is asked for; `name` says what they count, if at all.
+        """Compare counters with what was reported, before `news` is called.
 
-        It has to be shown all that there are each time; who has time can do so one by one.
+        `name` is that of their VNI, or empty. All counters are to be noted before each call of
+        `news`, which can be done in steps.
         """
-        told = self._told.get(counters, _NOTHING)
-        if counters.losses() != told:
-            if told is _NOTHING:
-                told = _NOTHING.copy()
-            self._different.append((name, counters, told))
-        self._noted[counters] = told
+        reported = self._reported.get(counters, _NOTHING)
+        if counters.losses() != reported:
+            if reported is _NOTHING:
+                reported = _NOTHING.copy()
+            self._changed.append((name, counters, reported))
+        self._noted[counters] = reported
 
     def news(self, now: float, parts: Iterable[tuple[str, Counters]] = ()) -> list[str]:
-        """Lines to log at `now` (seconds) for what was dropped and has not been told yet.
+        """Return the lines to log at `now` (seconds) about drops that were not reported yet.
 
-        `parts` are counters that were not noted, each with the name of what it counts, or none.
+        `parts` are names and counters to note first.
         """
         for part in parts:
             self.note(*part)
-        self._told, self._noted = self._noted, {}
-        different, self._different = self._different, []
-        lost: dict[Reason, list[tuple[int, str, Counters]]] = {}
-        for name, counters, before in different:
+        self._reported, self._noted = self._noted, {}
+        changed, self._changed = self._changed, []
+        losses: dict[Reason, list[tuple[int, str, Counters]]] = {}
+        for name, counters, before in changed:
             for reason, count in counters.losses().items():
                 if (
                     count != before[reason]
                     and now >= self._silent_until.get(reason, now)
                     and reason not in BY_DESIGN
                 ):
-                    lost.setdefault(reason, []).append((count - before[reason], name, counters))
+                    losses.setdefault(reason, []).append((count - before[reason], name, counters))
                     before[reason] = count
-        for reason in lost:
+        for reason in losses:
             self._silent_until[reason] = now + self._interval
-        return [_line(reason, losses) for reason, losses in lost.items()]
+        return [_line(reason, of_reason) for reason, of_reason in losses.items()]
 
 
 def _line(reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
     total = sum(count for count, _, _ in losses)
     names = [name for _, name, _ in losses if name]
-    about = ", ".join(names[:_NAMED])
-    if len(names) > _NAMED:
-        about += f" and {len(names) - _NAMED} more"
+    vnis = ", ".join(names[:_NAMES_MAX])
+    if len(names) > _NAMES_MAX:
+        vnis += f" and {len(names) - _NAMES_MAX} more"
     last = _last(reason, losses[-1][2])
-    details = "; ".join(filter(None, (about, f"last: {last}" if last else "")))
+    details = "; ".join(filter(None, (vnis, f"last: {last}" if last else "")))
     what = f"dropped {total}" if isinstance(reason, Drop) else f"{total}"
     return f"{what} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")
 
 
 def _last(reason: Reason, counters: Counters) -> str:
-    """Return the source and the detail of the last loss, as far as they are known."""
+    """Return the source and the detail of the last drop, as far as they are known."""
     parts = [counters.last_source.get(reason, "")]
     if isinstance(reason, Drop) and reason in _DETAILS and reason in counters.last_detail:
         parts.append(_DETAILS[reason](counters.last_detail[reason]))

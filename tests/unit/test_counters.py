@@ -2,9 +2,10 @@
 
 import re
 
+import attrs
 import pytest
 
-from vtep.counters import Counters, Drop, DropLog, Notice, duration
+from vtep.counters import Counters, Drop, DropLog, Notice, Unit, duration
 
 HIDDEN = ("drops", "last_detail", "last_source")
 RUNT = Drop.INNER_RUNT
@@ -50,8 +51,7 @@ def test_everything_begins_at_zero() -> None:
 
 def test_every_counter_is_in_the_dict_under_its_name() -> None:
     counters = Counters()
-    others = ("drops", "last_detail", "last_drop", "last_source")
-    plain = [name for name in Counters.__slots__ if name not in others and name[0] != "_"]
+    plain = [each.name for each in attrs.fields(Counters) if each.type is int]
     for number, name in enumerate(plain, 1):
         setattr(counters, name, number)
     counters.drop(RUNT)
@@ -59,6 +59,13 @@ def test_every_counter_is_in_the_dict_under_its_name() -> None:
     expected = {name: number for number, name in enumerate(plain, 1)}
     expected |= {f"drop_{reason.value}": 0 for reason in Drop} | {"drop_inner_runt": 2}
     assert counters.as_dict() == expected
+
+
+def test_every_counter_has_a_unit_and_a_help_text() -> None:
+    described = [each.metadata for each in attrs.fields(Counters) if each.type is int]
+    assert described
+    assert all(each["unit"] in Unit and each["help"] for each in described)
+    assert len({(each["unit"], each["help"]) for each in described}) == len(described)
 
 
 def test_dict_is_a_copy() -> None:
