@@ -113,7 +113,7 @@ class Drop(_Explained):
     NO_REMOTE = ("no_remote", "frame from the TAP device without a destination: there is no remote")
     TX_TOO_BIG = (
         "tx_too_big",
-        "packet too large for the tunnel that must not be fragmented: its sender gets an ICMP error",
+        "packet too large for the tunnel, with DF or over IPv6: its sender gets an ICMP error",
     )
     ANYCAST_GW_SUPPRESSED_RX = (
         "anycast_gw_suppressed_rx",
