@@ -1,1 +1,1 @@
-"""A VTEP at work: its ports, listeners, timers, reconfiguration and state."""
+"""The daemon: ports, listeners, reconfiguration, housekeeping and state of a running VTEP."""

@@ -57,7 +57,7 @@ FIXED_OPTIONS = {
 def apply_options(
     port: "Port", appliers: Iterable[Applier], before: Config | None, now: float
 ) -> None:
-    """Let the options of a port take effect: all, or those that differ from `before`."""
+    """Apply the options of a port: all, or those that differ from `before`."""
     after = port.config
     for applier in appliers:
         if (

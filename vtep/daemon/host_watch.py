@@ -62,7 +62,7 @@ class HostWatch:
         self._events_lost = False
 
     def subscribe(self) -> None:
-        """Let notifications queue from now on. Raises: OSError."""
+        """Subscribe to notifications, which queue until `start`. Raises: OSError."""
         self._events = self._network.subscribe()
 
     def start(self) -> None:

@@ -58,7 +58,7 @@ class KernelDrops:
         """Count the discarded datagrams, each under one reason.
 
         The kernel has one drop counter for each socket, which has several causes (full queue, wrong
-        checksum, our filters), and one counter for each cause, but only for the whole namespace. So
+        checksum, a filter), and one counter for each cause, but only for the whole namespace. So
         the drops of the sockets are attributed to a full queue as far as the namespace has that
         many, and the rest to other causes.
         """

@@ -310,7 +310,7 @@ class Listener:
     # --- the ingress filter -------------------------------------------------------------------
 
     def set_filter(self, denied: Iterable[int]) -> None:
-        """Let the kernel keep datagrams of unknown sources from the receiver.
+        """Filter datagrams of unknown sources in front of the receiver, in the kernel.
 
         Also all that arrive by the devices with the indices `denied`.
         """

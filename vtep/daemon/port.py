@@ -45,9 +45,9 @@ log = logging.getLogger("vtep")
 _NAMED_MAX = 3
 """Missing parts of the underlay that a log line names."""
 
-_HERE = "is in our network namespace again"
+_HERE = "is back in the network namespace of pyvtep"
 _AWAY = (
-    "is in another network namespace: it forwards, but its MTU and its bridge are not looked after"
+    "is in another network namespace: it forwards, but pyvtep does not update its MTU and bridge"
 )
 
 

@@ -161,7 +161,7 @@ class PuntSocket:
         """Refill the budget: to be called once a second."""
         self._budget = _DATAGRAMS_PER_TICK
         # The kernel wakes the event loop shortly before it sets the socket's error, so uvloop may
-        # have dropped the socket without a call of ours.
+        # have dropped the socket without a call of `_on_readable`.
         self._rearm()
         self._start_reading()
 

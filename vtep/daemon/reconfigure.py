@@ -128,7 +128,7 @@ class Reconfigurer:
 
     async def apply(self, delta: Delta) -> None:
         """Carry out a transaction. Raises: VtepError, and has changed nothing."""
-        with descriptors.explained("open what was asked for"):
+        with descriptors.explained("open TAPs and sockets"):
             prepared = await self._prepare(delta)
             left = self._commit(prepared)
         await close_taps(self._network, left)
@@ -210,12 +210,12 @@ class Reconfigurer:
         self._check_running()
         for port in ports:
             if port not in self._ports:
-                raise VtepError(f"vni {port.config.vni}: its TAP was removed meanwhile")
+                raise VtepError(f"vni {port.config.vni}: its TAP was removed during the change")
 
     # --- commit: neither waits nor fails --------------------------------------------------------
 
     def _commit(self, prepared: _Prepared) -> list[TapDevice]:
-        """Let the ports forward as prepared.
+        """Start and change the ports as prepared.
 
         Returns: the TAPs that no port uses any more, which are to be closed.
         """

@@ -149,7 +149,7 @@ class Vtep:
             self._parts.kernel_drops.count()
 
     def reset_counters(self) -> None:
-        """Let `counters(since_reset=True)` count from now on; `counters()` is not affected."""
+        """Reset the counters that `counters(since_reset=True)` returns; others go on counting."""
         self._count_kernel_drops()
         for part in self._all_counters():
             part.reset()
