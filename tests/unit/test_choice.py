@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from vtep.control.choice import READS, Candidate, Segment, choose
+from vtep.control.choice import READ_ONLY_METHODS, Candidate, SegmentName, choose
 from vtep.errors import VtepError
 
 
 def candidate(number: int, *vnis: int, here: bool = True, known: bool = True) -> Candidate:
-    segments = tuple(Segment(vni, f"vx{vni}", f"tap{vni}") for vni in vnis)
+    segments = tuple(SegmentName(vni, f"vx{vni}", f"tap{vni}") for vni in vnis)
     return Candidate(Path(f"/run/{number}.sock"), number, here, segments if known else None)
 
 
@@ -40,12 +40,12 @@ def test_where_it_is_not_clear_all_are_named() -> None:
     with pytest.raises(VtepError) as refused:
         choose([ONE, TWO, SILENT])
     assert str(refused.value) == (
-        "several pyvtep's are running; choose one with --socket PATH, --vni N or dev TAP: there is "
+        "several pyvteps are running; choose one with --socket PATH, --vni N or dev TAP: there is "
         "vni 100 dev vx100 at /run/1.sock (process 1); "
         "vni 200 dev vx200, vni 201 dev vx201 at /run/2.sock (process 2); /run/5.sock (process 5)"
     )
     same = candidate(6, 100)
-    with pytest.raises(VtepError, match=r"^vni 100: several pyvtep's have it; choose one with"):
+    with pytest.raises(VtepError, match=r"^vni 100: several pyvteps have it; choose one with"):
         choose([ONE, same], vni=100)
 
 
@@ -74,5 +74,12 @@ def test_a_process_that_can_not_be_seen() -> None:
 
 
 def test_what_only_reads_is_known() -> None:
-    assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READS
-    assert not READS & {"set", "reload", "fdb.flush", "vni.add", "vni.del", "neigh.flush"}
+    assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READ_ONLY_METHODS
+    assert not READ_ONLY_METHODS & {
+        "set",
+        "reload",
+        "fdb.flush",
+        "vni.add",
+        "vni.del",
+        "neigh.flush",
+    }

@@ -14,7 +14,7 @@ from vtep.cli import client_command
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
 from vtep.cli.monitor import format_event
-from vtep.control.schema import Event
+from vtep.control.schema import MonitorEvent
 from vtep.errors import ConfigError
 
 MAC = "02:00:00:00:00:01"
@@ -86,7 +86,7 @@ def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
 
 
 EXTERN = "dynamic extern_learn"
-ENTRY_EVENT: Event = {
+ENTRY_EVENT: MonitorEvent = {
     "event": "added",
     "object": "fdb",
     "vni": 1,
@@ -135,7 +135,7 @@ ENTRY_EVENT: Event = {
         ),
     ],
 )
-def test_an_event_is_one_line(event: Event, said: str) -> None:
+def test_an_event_is_one_line(event: MonitorEvent, said: str) -> None:
     assert format_event(event) == said
 
 

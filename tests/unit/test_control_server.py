@@ -1,6 +1,7 @@
 """The control socket, with methods that are no VTEP's: what it answers, and who can't harm it."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from vtep import descriptors
 from vtep.control import Client, client, jsonrpc, server, socket_files
 from vtep.control.client import DisconnectedError, find
 from vtep.control.jsonrpc import Code, Pages, RpcError
-from vtep.control.server import Feed, Server
+from vtep.control.server import EventQueue, Server
 from vtep.errors import ConfigError, VtepError
 
 Main = Callable[[], Awaitable[None]]
@@ -100,12 +101,16 @@ class Peer:
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Things]:
     things = Things()
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     serves = Server(things.call, things.watch, things.flush)
     await serves.start(socket_files.listen(path))
     try:
         yield things
     finally:
         await serves.stop()
+        gc.collect()  # asyncio reports the error of a task once the task is deleted.
+        assert errors == []
         assert things.observers == []
         assert not os.path.exists(path)  # noqa: ASYNC240, PTH110
 
@@ -309,17 +314,49 @@ def test_a_subscriber_that_left_is_forgotten(run: Callable[..., None], path: Pat
     run(main())
 
 
+@pytest.mark.parametrize("subscribed", [False, True])
+def test_a_client_that_leaves_early_is_no_error(
+    run: Callable[..., None], path: Path, subscribed: bool
+) -> None:
+    """An answer takes several writes: the first one closes the transport, the next one fails."""
+    requests = [
+        b'{"jsonrpc":"2.0","method":"%s","params":{"count":3},"id":1}\n' % method
+        for method in (b"echo", b"pages", b"wait", b"nonsense")
+    ]
+
+    async def main() -> None:
+        async with serving(path) as things:
+            for lines in (*requests, b"".join(requests), b"x" * 100_000):
+                for shut in (socket.SHUT_WR, socket.SHUT_RDWR):
+                    async with connected(path) as other:
+                        with socket.socket(socket.AF_UNIX) as peer:
+                            peer.connect(os.fspath(path))
+                            if subscribed:
+                                peer.sendall(b'{"jsonrpc":"2.0","method":"monitor.subscribe"}\n')
+                                await until(lambda: things.observers)
+                            peer.sendall(lines)
+                            peer.shutdown(shut)
+                        for observer in things.observers:
+                            observer({"event": "added"})
+                        things.may_end.set()
+                        for _ in range(20):
+                            assert "result" in await other.ask("echo")
+                    await until(lambda: not things.observers)
+
+    run(main())
+
+
 def test_events_that_are_not_read_are_counted() -> None:
-    feed = Feed(limit=3)
+    queue = EventQueue(limit=3)
     for number in range(5):
-        feed.put(number)
-    assert feed.take(2) == [0, 1]
-    feed.put(5)  # Behind those that were lost: in between it would be a riddle.
-    assert feed.take(2) == [2, {"event": "lost", "count": 3}]
-    assert not feed.some.is_set()
-    feed.put(6)
-    assert feed.some.is_set()
-    assert feed.take(2) == [6]
+        queue.put(number)
+    assert queue.take(2) == [0, 1]
+    queue.put(5)  # Behind those that were lost: in between it would be a riddle.
+    assert queue.take(2) == [2, {"event": "lost", "count": 3}]
+    assert not queue.ready.is_set()
+    queue.put(6)
+    assert queue.ready.is_set()
+    assert queue.take(2) == [6]
 
 
 def test_one_client_too_many(
@@ -492,7 +529,7 @@ def test_no_descriptor_for_a_client(
     tries = []
     accept = Server._accept
 
-    def counted(self: Server, listener: socket_files.Listener) -> None:
+    def counted(self: Server, listener: socket_files.ControlSocket) -> None:
         tries.append(listener)
         accept(self, listener)
 
@@ -820,7 +857,7 @@ def test_of_several_the_one_of_this_namespace_is_meant(
     here, _ = socket_files.listen_by_default("vx0")
     assert found() == [here.path]
     another, _ = socket_files.listen_by_default("vx1")
-    with pytest.raises(VtepError, match="several pyvtep's are running; choose one") as several:
+    with pytest.raises(VtepError, match="several pyvteps are running; choose one") as several:
         find()
     assert f"{here.path} (process {os.getpid()}); {another.path}" in str(several.value)
     assert found(changes=False, every=True) == [here.path, another.path]

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.control import jsonrpc
-from vtep.control.jsonrpc import Code, Pages, Refusal, Request, RpcError
+from vtep.control.jsonrpc import Code, InvalidRequest, Pages, Request, RpcError
 
 
-def only(line: bytes) -> Request | Refusal:
+def only(line: bytes) -> Request | InvalidRequest:
     message = jsonrpc.decode(line)
     assert not message.batch
     (item,) = message.items
@@ -20,7 +20,7 @@ def only(line: bytes) -> Request | Refusal:
 
 def refused(line: bytes) -> tuple[int, Any]:
     item = only(line)
-    assert isinstance(item, Refusal)
+    assert isinstance(item, InvalidRequest)
     assert item.answered
     assert "\n" not in str(item.error)
     return item.error.code, item.id
@@ -102,14 +102,14 @@ def test_params_by_position_are_not_taken() -> None:
     line = b'{"jsonrpc": "2.0", "method": "x", "params": [1], "id": 3}'
     assert refused(line) == (Code.INVALID_PARAMS, 3)
     item = only(b'{"jsonrpc": "2.0", "method": "x", "params": [1]}')
-    assert isinstance(item, Refusal)
+    assert isinstance(item, InvalidRequest)
     assert not item.answered
 
 
 def test_a_batch_keeps_its_order_and_its_faults() -> None:
     message = jsonrpc.decode(b'[1, {"jsonrpc": "2.0", "method": "x", "id": 2}, {"id": 3}]')
     assert message.batch
-    assert [type(item) for item in message.items] == [Refusal, Request, Refusal]
+    assert [type(item) for item in message.items] == [InvalidRequest, Request, InvalidRequest]
     assert [item.id for item in message.items] == [None, 2, 3]
 
 
@@ -134,7 +134,7 @@ def test_pages_are_one_list(pages: list[list[Any]]) -> None:
 @given(st.binary())
 def test_any_octets_are_read(line: bytes) -> None:
     for item in jsonrpc.decode(line).items:
-        if isinstance(item, Refusal):
+        if isinstance(item, InvalidRequest):
             jsonrpc.failure(item.error, item.id)
 
 
@@ -147,7 +147,7 @@ JSON = st.recursive(
 @given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(("jsonrpc", "id"), JSON)))
 def test_any_json_is_answered_by_one_line_of_json(value: Any) -> None:
     for item in jsonrpc.decode(json.dumps(value).encode()).items:
-        if isinstance(item, Refusal):
+        if isinstance(item, InvalidRequest):
             answer = jsonrpc.failure(item.error, item.id)
         else:
             answer = b"".join(jsonrpc.success(item.params, item.id))

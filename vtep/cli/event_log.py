@@ -6,7 +6,7 @@ import time
 from vtep import Vtep
 from vtep.cli.monitor import format_event
 from vtep.control.events import Events
-from vtep.control.schema import Event
+from vtep.control.schema import MonitorEvent
 
 log = logging.getLogger("vtep")
 
@@ -29,7 +29,7 @@ class EventLog:
         self.end = Events(vtep).watch(self._log)
         """Cancels the subscription."""
 
-    def _log(self, event: Event) -> None:
+    def _log(self, event: MonitorEvent) -> None:
         second = int(time.monotonic())
         if second != self._second:
             if self._lines > _LINES_PER_SECOND:

@@ -10,7 +10,7 @@ from vtep.cli import client_command, commands
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.config import address_parsers
 from vtep.control import Client
-from vtep.control.schema import Destination, Event, FdbEntry
+from vtep.control.schema import Destination, FdbEntry, MonitorEvent
 from vtep.errors import ConfigError, shown
 from vtep.wire import vxlan
 
@@ -149,7 +149,7 @@ def format_destination(to: Destination, vni: int) -> str:
     return " ".join(words)
 
 
-def format_kind(entry: FdbEntry | Event) -> str:
+def format_kind(entry: FdbEntry | MonitorEvent) -> str:
     """Return the state and the flags of an entry in the syntax of a command."""
     flags = [name for name in ("extern_learn", "sticky") if entry.get(name)]
     return " ".join((entry.get("state", ""), *flags))

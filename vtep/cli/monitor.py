@@ -8,7 +8,7 @@ import click
 from vtep.cli import client_command, commands
 from vtep.cli.fdb import format_destination, format_kind
 from vtep.control import Client
-from vtep.control.schema import Event
+from vtep.control.schema import MonitorEvent
 from vtep.errors import VtepError
 
 OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
@@ -40,7 +40,7 @@ def monitor(vtep: Client, objects: tuple[str, ...], *, timed: bool, as_json: boo
     raise VtepError("the monitored pyvtep has ended")
 
 
-def format_event(event: Event) -> str:
+def format_event(event: MonitorEvent) -> str:
     """Return an event as one line of text."""
     verb = event["event"]
     if verb == "lost":

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from vtep.control.schema import Counted, Counts, Stats
+from vtep.control.schema import CounterStats, Counts, Stats
 from vtep.counters import Drop, duration
 
 _MEANINGS = {str(reason): reason.meaning for reason in Drop}
@@ -75,7 +75,7 @@ def format_stats(stats: Stats, *, totals: bool = True, zeros: bool = True) -> It
         head = f"{len(segments)} VNIs, together{since}"
         yield StatsBlock(None, [head, *_counters(stats["total"]["since_reset"], zeros=zeros)])
     for segment in segments:
-        own: Counted = stats["total"] if totals and len(segments) == 1 else segment
+        own: CounterStats = stats["total"] if totals and len(segments) == 1 else segment
         lines = [f"vni {segment['vni']} on {segment['dev']} (mtu {segment['mtu']}){since}"]
         lines += _counters(own["since_reset"], zeros=zeros)
         lines += [f"  fdb entries {'':10} {segment['fdb_entries']:>12}"]

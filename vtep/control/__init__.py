@@ -1,4 +1,4 @@
-"""Steering a running VTEP: the control socket, what it offers, and its client."""
+"""The control socket of a running VTEP: server, methods and client."""
 
 from vtep.control.client import Client
 

@@ -1,7 +1,8 @@
-"""Which of the running pyvteps a command means, where it names no socket.
+"""The choice among running pyvteps, for a command without --socket.
 
-A pyvtep of another network namespace is not changed by a command that happens to find its socket:
-all network namespaces of a host share /run. It is asked where there is none here, and that is said.
+All network namespaces of a host share /run. A command finds the sockets of other namespaces, too,
+but does not change their pyvteps. If there is none in its own, it may read from another one, and
+says so.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,51 +12,50 @@ from attrs import frozen
 
 from vtep.errors import VtepError
 
-READS = frozenset(
+READ_ONLY_METHODS = frozenset(
     (
         *("ping", "process.show", "fdb.show", "fdb.get", "neigh.show", "remote.show"),
         *("vni.show", "stats", "monitor.subscribe"),
     )
 )
-"""The methods that change nothing."""
+"""Methods that change nothing."""
 
 
 @frozen
-class Segment:
-    """A VNI of a running pyvtep, and the names of its TAP: as it is now, and as configured."""
+class SegmentName:
+    """A VNI of a running pyvtep, with the present (`dev`) and the configured name of its TAP."""
 
     vni: int
     dev: str
     tap: str
 
-    def is_meant(self, vni: int | None, dev: str | None) -> bool:
-        """Return whether a command that names this VNI and TAP, None being any, means it."""
+    def matches(self, vni: int | None, dev: str | None) -> bool:
+        """Return whether it has this VNI and this TAP; None stands for any."""
         return vni in (None, self.vni) and dev in (None, self.dev, self.tap)
 
 
 @frozen
 class Candidate:
-    """A running pyvtep that may be meant.
+    """A running pyvtep that a command may be for.
 
-    `pid` is 0 where it is in another PID namespace, and `here` is False where it is not known to
-    be in the caller's network namespace. `segments` are None where it was not asked, or did not
-    answer.
+    `pid` is 0 if it is in another PID namespace. `here` is True if it is known to be in the network
+    namespace of the caller. `segments` is None if it was not asked, or did not answer.
     """
 
     path: Path
     pid: int
     here: bool
-    segments: tuple[Segment, ...] | None = None
+    segments: tuple[SegmentName, ...] | None = None
 
     def __str__(self) -> str:
-        """Describe it for a message: its segments, its socket and its process."""
+        """Format its segments, its socket and its process for a message."""
         segments = ", ".join(f"vni {each.vni} dev {each.dev}" for each in self.segments or ())
         what = "" if self.segments is None else f"{segments or 'no vni'} at "
         return f"{what}{self.path} ({self.process})"
 
     @property
     def process(self) -> str:
-        """Its process, in words."""
+        """Its process, for a message."""
         return f"process {self.pid}" if self.pid else "a process of another PID namespace"
 
 
@@ -67,10 +67,11 @@ def choose(
     changes: bool = True,
     every: bool = False,
 ) -> list[Candidate]:
-    """Return the pyvtep that a command means, or with `every` all that it may be about.
+    """Return the pyvtep that a command is for; with `every`, all that match.
 
-    `vni` and `dev` are the segment that it names. Raises VtepError, with the candidates, where none
-    is meant, or it is not clear which.
+    `vni` and `dev` are the segment that the command names.
+
+    Raises: VtepError, with the candidates, if none matches, or several do.
     """
     here = [each for each in candidates if each.here]
     if not here:
@@ -81,15 +82,15 @@ def choose(
         if every:
             return here
         raise VtepError(
-            "several pyvtep's are running; choose one with --socket PATH, --vni N or dev TAP: "
+            "several pyvteps are running; choose one with --socket PATH, --vni N or dev TAP: "
             f"there is {_listed(here)}"
         )
-    named = _having(here, vni, dev)
+    named = _matching(here, vni, dev)
     if not named:
         raise VtepError(f"{_name(vni, dev)}: no pyvtep here has it; there is {_listed(here)}")
     if len(named) > 1 and not every:
         raise VtepError(
-            f"{_name(vni, dev)}: several pyvtep's have it; choose one with --socket PATH: there is "
+            f"{_name(vni, dev)}: several pyvteps have it; choose one with --socket PATH: there is "
             f"{_listed(named)}"
         )
     return named
@@ -98,9 +99,9 @@ def choose(
 def _elsewhere(
     candidates: Sequence[Candidate], vni: int | None, dev: str | None, *, changes: bool
 ) -> Candidate:
-    """Return the only pyvtep of other network namespaces that is meant, for a command that reads.
+    """Return the only pyvtep of other network namespaces that matches, for a command that reads.
 
-    Raises VtepError for one that changes something, and where several may be meant.
+    Raises: VtepError for a command that changes something, and if several match.
     """
     if changes:
         raise VtepError(
@@ -109,7 +110,7 @@ def _elsewhere(
         )
     named = candidates
     if (vni, dev) != (None, None) and len(candidates) > 1:
-        named = _having(candidates, vni, dev)
+        named = _matching(candidates, vni, dev)
     if len(named) != 1:
         raise VtepError(
             "no pyvtep runs in this network namespace; choose one of another with --socket PATH: "
@@ -118,11 +119,11 @@ def _elsewhere(
     return named[0]
 
 
-def _having(candidates: Iterable[Candidate], vni: int | None, dev: str | None) -> list[Candidate]:
+def _matching(candidates: Iterable[Candidate], vni: int | None, dev: str | None) -> list[Candidate]:
     return [
         each
         for each in candidates
-        if any(segment.is_meant(vni, dev) for segment in each.segments or ())
+        if any(segment.matches(vni, dev) for segment in each.segments or ())
     ]
 
 

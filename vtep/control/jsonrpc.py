@@ -1,8 +1,8 @@
-"""JSON-RPC 2.0 as octets: what a line asks for, and what is answered. It knows no socket.
+"""JSON-RPC 2.0: the codec of the control socket, without a socket.
 
-One message is one line. Whatever arrives, `decode` gives a Message and raises nothing: what is no
-request is an item that says so, in the place where its answer belongs (JSON-RPC 2.0, sections 4 to
-6). Large results are lists of pages, so that nobody has to make, or hold, one of them whole.
+One message is one line. `decode` accepts any octets: an item of a batch that is not a valid request
+becomes an InvalidRequest, at the place where its answer belongs (JSON-RPC 2.0, sections 4 to 6).
+Large results are lists of pages, so that neither end has to hold one of them as a whole.
 """
 
 import json
@@ -17,29 +17,29 @@ LINE_MAX: Final = 65536
 """Octets of a line that a server reads, without its end."""
 
 BATCH_MAX: Final = 1000
-"""Requests in one batch: more would be answered with more than a line's worth."""
+"""Requests in one batch, which bounds its answer."""
 
 EVENT: Final = "monitor.event"
-"""The method of the notifications that a subscriber gets."""
+"""Method name of the notifications that a subscriber gets."""
 
 Id = str | int | float | None
 
 
 class Code(IntEnum):
-    """Why a request failed: the numbers of section 5.1, and ours from its reserved range."""
+    """Error codes: those of JSON-RPC 2.0, section 5.1, and one of the range for servers."""
 
     PARSE_ERROR = -32700
     INVALID_REQUEST = -32600
     METHOD_NOT_FOUND = -32601
     INVALID_PARAMS = -32602
-    """What was asked for makes no sense: a ConfigError there."""
+    """The request makes no sense on any machine: a ConfigError."""
     INTERNAL_ERROR = -32603
     REFUSED = -32000
-    """The machine, or the state of things, does not allow it: a VtepError there."""
+    """The machine or the state of the VTEP does not allow it: a VtepError."""
 
 
 class RpcError(Exception):
-    """A request that fails, with what is said of it in one line."""
+    """The failure of a request: a code and a message of one line."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class RpcError(Exception):
 
 @frozen
 class Request:
-    """A call of a method; `id` is None, and `answered` False, for a notification."""
+    """A valid request; for a notification, `id` is None and `answered` is False."""
 
     method: str
     params: dict[str, Any]
@@ -57,8 +57,8 @@ class Request:
 
 
 @frozen
-class Refusal:
-    """What was no request, or can't be called; its id, as far as that could be seen."""
+class InvalidRequest:
+    """An item that is not a valid request, with the error to answer and its id, if it has one."""
 
     error: RpcError
     id: Id = None
@@ -66,22 +66,22 @@ class Refusal:
 
 
 @frozen
-class Message:
-    """What one line holds: one item, or those of a batch in their order."""
+class RpcMessage:
+    """The contents of a line: one item, or the items of a batch in their order."""
 
-    items: tuple[Request | Refusal, ...]
+    items: tuple[Request | InvalidRequest, ...]
     batch: bool = False
 
 
 @frozen
 class Pages:
-    """A list as a result, made page by page: each a moment's work."""
+    """A result that is a list, and is made a page at a time, each in about a millisecond."""
 
     pages: Iterable[list[Any]]
 
 
-def decode(line: bytes) -> Message:
-    """Read a line; raises nothing."""
+def decode(line: bytes) -> RpcMessage:
+    """Parse a line. Whatever it holds, this raises nothing."""
     try:
         value = json.loads(line.decode(), parse_constant=_refuse)
     except RecursionError:
@@ -89,25 +89,25 @@ def decode(line: bytes) -> Message:
     except ValueError as error:
         return _refused(Code.PARSE_ERROR, f"parse error: {error}")
     if not isinstance(value, list):
-        return Message((_item(value),))
+        return RpcMessage((_item(value),))
     if not value:
         return _refused(Code.INVALID_REQUEST, "invalid request: an empty batch")
     if len(value) > BATCH_MAX:
         return _refused(Code.INVALID_REQUEST, f"invalid request: a batch of over {BATCH_MAX}")
-    return Message(tuple(_item(item) for item in value), batch=True)
+    return RpcMessage(tuple(_item(item) for item in value), batch=True)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _refused(code: Code, message: str) -> Message:
-    return Message((Refusal(RpcError(code, message)),))
+def _refused(code: Code, message: str) -> RpcMessage:
+    return RpcMessage((InvalidRequest(RpcError(code, message)),))
 
 
-def _item(value: object) -> Request | Refusal:
+def _item(value: object) -> Request | InvalidRequest:
     if not isinstance(value, dict):
-        return Refusal(RpcError(Code.INVALID_REQUEST, "invalid request: it is no object"))
+        return InvalidRequest(RpcError(Code.INVALID_REQUEST, "invalid request: it is no object"))
     ident = value.get("id")
     plain = isinstance(ident, str | int | float | None) and not isinstance(ident, bool)
     if not plain or (isinstance(ident, float) and not isfinite(ident)):
@@ -120,31 +120,31 @@ def _item(value: object) -> Request | Refusal:
     answered = "id" in value
     params = value.get("params", {})
     if isinstance(params, list):
-        # By position is valid (section 4.2), but the order of names is nothing to rely on.
+        # Parameters by position are valid (section 4.2), but we promise no order of ours.
         error = RpcError(Code.INVALID_PARAMS, "params: give them by name, as an object")
-        return Refusal(error, ident, answered)
+        return InvalidRequest(error, ident, answered)
     if not isinstance(params, dict):
         return _invalid("its params must be an object", ident)
     return Request(method, params, ident, answered)
 
 
-def _invalid(why: str, ident: Id = None) -> Refusal:
-    return Refusal(RpcError(Code.INVALID_REQUEST, f"invalid request: {why}"), ident)
+def _invalid(why: str, ident: Id = None) -> InvalidRequest:
+    return InvalidRequest(RpcError(Code.INVALID_REQUEST, f"invalid request: {why}"), ident)
 
 
 def encode(value: object) -> bytes:
-    """A value as one line of JSON without its end; in ASCII, so that no octet of it is an LF."""
+    """Format a value as JSON, without a line end; json.dumps escapes each LF in a string."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def failure(error: RpcError, ident: Id) -> bytes:
-    """The answer to a request that failed."""
-    told = {"code": int(error.code), "message": str(error)}
-    return encode({"jsonrpc": "2.0", "error": told, "id": ident})
+    """Format the answer to a request that failed."""
+    described = {"code": int(error.code), "message": str(error)}
+    return encode({"jsonrpc": "2.0", "error": described, "id": ident})
 
 
 def success(result: object, ident: Id) -> Iterator[bytes]:
-    """The answer to a request, in pieces that are to be sent one after the other."""
+    """Format the answer to a request, in pieces that are to be sent one after the other."""
     if not isinstance(result, Pages):
         yield encode({"jsonrpc": "2.0", "result": result, "id": ident})
         return
@@ -156,10 +156,10 @@ def success(result: object, ident: Id) -> Iterator[bytes]:
 
 
 def notification(method: str, params: object) -> bytes:
-    """A message that wants no answer."""
+    """Format a message that gets no answer."""
     return encode({"jsonrpc": "2.0", "method": method, "params": params})
 
 
 def request(method: str, params: object, ident: Id) -> bytes:
-    """A call of a method."""
+    """Format a request."""
     return encode({"jsonrpc": "2.0", "method": method, "params": params, "id": ident})

@@ -1,7 +1,8 @@
-"""What can be asked of a running VTEP: a table of methods, which knows no socket.
+"""The methods of the control socket, as a table by name.
 
-Each judges all its parameters before it changes anything. What makes no sense is a ConfigError, and
-what can't be now another VtepError; both name what they are about as the command line has it.
+Each method checks all its parameters before it changes anything. A request that makes no sense
+raises ConfigError; one that the VTEP cannot fulfil now raises another VtepError. Both name
+parameters and options as the command line does.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ from vtep.host.devices import device_index
 from vtep.wire.ethernet import MAC_ZERO
 
 _PAGE = 50
-"""What is looked at in one go: about a millisecond's work, for segments as for neighbours."""
+"""Segments or neighbours that are converted at a time: about a millisecond, for which frames
+wait."""
 
 _T = TypeVar("_T")
 
@@ -40,7 +42,7 @@ Reload = Callable[[], Awaitable[str]]
 
 @attrs.frozen
 class Method:
-    """A function, and the names of the parameters that it takes."""
+    """A method: a function, and the names of its parameters."""
 
     function: Callable[[Params], Any]
     takes: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class Method:
 class Methods:
     """The methods of one VTEP.
 
-    `reload` reads the configuration again, and gives a line that says what is different.
+    `reload` reads the configuration again, and returns a line that says what has changed.
     """
 
     def __init__(self, vtep: Vtep, reload: Reload) -> None:
@@ -85,10 +87,10 @@ class Methods:
         }
 
     async def call(self, name: str, given: Mapping[str, Any]) -> Any:
-        """Do what a method does.
+        """Call a method by name.
 
-        Raises RpcError for a method that there is not, and ConfigError or VtepError, after which
-        nothing has changed.
+        Raises: RpcError if it does not exist; ConfigError or VtepError, after which nothing has
+        changed.
         """
         method = self.table.get(name)
         if method is None:
@@ -103,13 +105,13 @@ class Methods:
     # --- segments ---------------------------------------------------------------------------
 
     def _ports(self, given: Params) -> list[Port]:
-        """The segments that are meant: the one that is named, or all."""
+        """Return the segment that is named, or all."""
         if given.vni() is None and given.text("dev") is None:
             return list(self._vtep.ports.values())
         return [self._port(given)]
 
     def _port(self, given: Params) -> Port:
-        """The segment that is meant: the one that is named, or the only one."""
+        """Return the segment that is named, or the only one."""
         ports = self._vtep.ports
         vni, dev = given.vni(), given.text("dev")
         there = ", ".join(f"vni {port.config.vni} dev {port.tap}" for port in ports.values())
@@ -131,7 +133,7 @@ class Methods:
         pages = _pages(iter(self._ports(given)))
         return Pages([views.segment(port) for port in page] for page in pages)
 
-    async def _vni_add(self, given: Params) -> schema.Segment:
+    async def _vni_add(self, given: Params) -> schema.SegmentInfo:
         vni = given.vni()
         if vni is None:
             raise ConfigError("vni: is missing")
@@ -145,7 +147,7 @@ class Methods:
         await self._vtep.remove(port.config.vni)
         log.info("vni %d on %s: deleted", port.config.vni, port.config.tap)
 
-    async def _set(self, given: Params) -> schema.Segment:
+    async def _set(self, given: Params) -> schema.SegmentInfo:
         port, options = self._port(given), _known(given.options())
         await self._vtep.change(attrs.evolve(port.config, **options))
         changed = ", ".join(f"--{views.option(name)}" for name in options)
@@ -160,7 +162,7 @@ class Methods:
 
     # --- remotes ----------------------------------------------------------------------------
 
-    def _remote_show(self, given: Params) -> list[schema.RemoteRow]:
+    def _remote_show(self, given: Params) -> list[schema.RemoteEntry]:
         return [row for port in self._ports(given) for row in views.remotes(port)]
 
     async def _remote_add(self, given: Params) -> None:
@@ -274,7 +276,7 @@ class Methods:
         )
 
     def _no_proxy(self, port: Port) -> VtepError:
-        """Return what to say where a segment answers for no neighbours."""
+        """Return the error for a segment without --proxy."""
         vni = port.config.vni
         which = f" --vni {vni}" if len(self._vtep.ports) > 1 else ""
         return VtepError(f"vni {vni}: has no neighbours; first: pyvtep set --proxy{which}")
@@ -308,7 +310,7 @@ def _pages(items: Iterator[_T]) -> Iterator[list[_T]]:
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that a segment has; raises ConfigError for others."""
+    """Return options of a segment; raise ConfigError if one does not exist."""
     known = {field.name for field in attrs.fields(Config)} - {"vni"}
     for name in options:
         if name not in known:

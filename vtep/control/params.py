@@ -1,6 +1,6 @@
-"""The parameters of a request, each taken for what it must be.
+"""The parameters of a request, with a check of their types and ranges.
 
-Whatever was sent, all that is raised is ConfigError, with a line that begins with the name.
+A parameter of the wrong type or range raises ConfigError, with a line that begins with its name.
 """
 
 from collections.abc import Mapping
@@ -22,27 +22,27 @@ _VLAN_MAX = 4095
 
 
 class Params:
-    """What was given by name; None counts as not given."""
+    """The parameters of one request, by name; one that is None (JSON null) counts as absent."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
 
     def text(self, name: str) -> str | None:
-        """A string, if it was given."""
+        """Return a string, or None if it is absent."""
         value = self._given.get(name)
         if value is None or isinstance(value, str):
             return value
         raise ConfigError(f"{name}: must be a string")
 
     def needed(self, name: str) -> str:
-        """A string that has to be given."""
+        """Return a string; raise ConfigError if it is absent."""
         value = self.text(name)
         if value is None:
             raise ConfigError(f"{name}: is missing")
         return value
 
     def number(self, name: str, low: int, high: int) -> int | None:
-        """A whole number, also as digits, if it was given."""
+        """Return an integer, also if it is given as a string of digits; None if it is absent."""
         value = self._given.get(name)
         if value is None:
             return None
@@ -55,18 +55,18 @@ class Params:
         return value
 
     def vni(self) -> int | None:
-        """The VNI of the segment that is meant, if it was given."""
+        """Return the VNI of the segment, or None if it is absent."""
         return self.number("vni", 0, vxlan.VNI_MAX)
 
     def flag(self, name: str) -> bool | None:
-        """True or False, if it was given."""
+        """Return a truth value, or None if it is absent."""
         value = self._given.get(name)
         if value is None or isinstance(value, bool):
             return value
         raise ConfigError(f"{name}: must be true or false")
 
     def options(self) -> dict[str, Any]:
-        """Options of a segment by name, as keywords of `Config`; what they say is judged there."""
+        """Return the options of a segment, as keywords of `Config`, which checks their values."""
         value = self._given.get("options")
         if value is None:
             return {}
@@ -81,7 +81,7 @@ class Params:
         return options
 
     def mac(self) -> bytes:
-        """The MAC of an entry, which may be the all-zero one."""
+        """Return the MAC of an entry, which may be the all-zero one."""
         try:
             return parse_mac(self.needed("mac"))
         except ValueError as error:
@@ -90,7 +90,7 @@ class Params:
             raise ConfigError(f"mac: {error}") from None
 
     def ip(self) -> IPv4Address | IPv6Address:
-        """The address of a neighbour."""
+        """Return the IP address of a neighbour."""
         text = self.needed("ip")
         try:
             return ip_address(text)
@@ -98,7 +98,7 @@ class Params:
             raise ConfigError(f"ip {text!r}: is not an IP address") from None
 
     def vlan(self) -> tuple[int, ...]:
-        """The VLAN of a neighbour; none where it was not given."""
+        """Return the VLAN IDs of a neighbour; none if they are absent."""
         number = self.number("vlan", 0, _VLAN_MAX)
         return () if number is None else (number,)
 
@@ -115,7 +115,7 @@ class Params:
         return _remote(dst, port if number is None else number, vni, self.text("via"))
 
     def kind(self) -> EntryKind:
-        """What kind of entry is meant: a permanent one where nothing else is said."""
+        """Return the state and the flags of an entry; it is permanent if nothing else is given."""
         state = self.text("state")
         if state is not None and state not in list(EntryState):
             raise ConfigError(f"state {state}: must be one of {', '.join(EntryState)}")
@@ -126,7 +126,7 @@ class Params:
         )
 
     def filter(self) -> Filter:
-        """Which entries are meant."""
+        """Return the filter of `fdb.show` and `fdb.flush`."""
         dst = self.text("dst")
         if dst is not None:
             dst = _remote(dst, vxlan.PORT, None, self.text("via")).host

@@ -1,4 +1,4 @@
-"""What the control socket answers with: the keys of its objects, which stay what they are.
+"""The objects in the answers of the control socket: a stable interface.
 
 `vni` and `dev` everywhere are those of the segment: its VNI, and its TAP as it is named now.
 """
@@ -7,17 +7,17 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Destination(TypedDict):
-    """Where frames for a MAC go."""
+    """The remote VTEP, or group, that frames for a MAC are sent to."""
 
     dst: str
     port: int
     dst_vni: int
-    """What the far end calls the segment."""
+    """The VNI in datagrams to this destination."""
     via: str | None
 
 
 class FdbEntry(TypedDict):
-    """What is known of one MAC."""
+    """An FDB entry."""
 
     vni: int
     dev: str
@@ -28,36 +28,36 @@ class FdbEntry(TypedDict):
     extern_learn: bool
     sticky: bool
     age: float | None
-    """Seconds since it was heard, or put in; None where that does not matter."""
+    """Seconds since a frame was received from the MAC; None if the entry does not age."""
     tx_frames: int
     rx_frames: int
 
 
-class RemoteRow(Destination):
-    """One destination of broadcasts, and of what no entry knows."""
+class RemoteEntry(Destination):
+    """A destination of flooded frames: broadcast, unknown unicast and multicast."""
 
     vni: int
     dev: str
 
 
-class Neighbour(TypedDict):
-    """What ARP and ND requests are answered with."""
+class NeighbourEntry(TypedDict):
+    """A neighbour, with whose MAC ARP and ND requests are answered."""
 
     vni: int
     dev: str
     ip: str
     mac: str
     vlan: list[int]
-    """Ids of the VLAN tags, the outer one first."""
+    """VLAN IDs of the tags, outermost first."""
     state: str
-    """permanent, if it was put in, or dynamic."""
+    """permanent, if a command has added it, or dynamic."""
     router: bool
     age: float | None
-    """Seconds since it was seen; None where that does not matter."""
+    """Seconds since it was last seen; None if it is permanent."""
 
 
-class Segment(TypedDict):
-    """One VNI of the process."""
+class SegmentInfo(TypedDict):
+    """A segment of the process."""
 
     vni: int
     dev: str
@@ -65,29 +65,29 @@ class Segment(TypedDict):
     offload: list[str]
     underlay_devices: list[str]
     underlay_missing: list[str]
-    """What the underlay lacks on this host now, such as a route; empty if it is ready."""
+    """Missing parts of the underlay on this host, such as a route; empty if it is ready."""
     fdb_entries: int
     remotes: list[Destination]
-    """Where broadcasts go now: also what was put in besides the option, not what was deleted."""
+    """Destinations of flooded frames now: those of --remote, as changed by fdb commands."""
     options: dict[str, Any]
-    """Every option of the segment by its name."""
+    """Options of the segment by name."""
 
 
 class ProcessSegment(TypedDict):
-    """A VNI of a process, with its TAP as it is named now and as it was configured."""
+    """A segment of a process, with the present and the configured name of its TAP."""
 
     vni: int
     dev: str
     tap: str
 
 
-class Process(TypedDict):
-    """Who a running pyvtep is."""
+class ProcessInfo(TypedDict):
+    """The identity of a running pyvtep."""
 
     pid: int
-    """In its own PID namespace."""
+    """Process ID in its own PID namespace."""
     netns: str | None
-    """Its network namespace, as device and inode of /proc/PID/ns/net; None without a /proc."""
+    """Network namespace, as device and inode of /proc/PID/ns/net; None without a /proc."""
     segments: list[ProcessSegment]
 
 
@@ -98,19 +98,19 @@ class Counts(TypedDict):
     drops: dict[str, int]
 
 
-class Counted(Counts):
-    """What has been counted since the start, which only grows."""
+class CounterStats(Counts):
+    """Counters since the start, which only grow."""
 
     since_reset: Counts
-    """What of that was counted since the last `stats.reset`; all of it without one."""
+    """The same since the last `stats.reset`, or since the start."""
     last_sources: dict[str, str]
-    """By reason, the underlay address of what was dropped last, where it has one."""
+    """By drop reason, the underlay address of the sender of the last dropped datagram."""
     last_drops: dict[str, float]
-    """By reason, seconds since its counter last increased."""
+    """By drop reason, seconds since its counter last increased."""
 
 
-class SegmentStats(Counted):
-    """What has been counted of one segment."""
+class SegmentStats(CounterStats):
+    """The counters of one segment."""
 
     vni: int
     dev: str
@@ -119,20 +119,20 @@ class SegmentStats(Counted):
 
 
 class Stats(TypedDict):
-    """What has been counted: in all, with what came for no segment, and of each segment."""
+    """The counters of each segment, and of all together with datagrams for no segment."""
 
-    total: Counted
+    total: CounterStats
     segments: list[SegmentStats]
     reset_age: float | None
-    """Seconds since the last `stats.reset`; None without one."""
+    """Seconds since the last `stats.reset`; None if there was none."""
 
 
-class Event(TypedDict):
-    """One change. `object` says of what, and which other keys there are.
+class MonitorEvent(TypedDict):
+    """A change of the VTEP. `object` says what has changed, and which other keys there are.
 
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
     MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
-    Where a subscriber was too slow, `event` is "lost" and `count` says how many are missing.
+    If a subscriber was too slow, `event` is "lost" and `count` is the number of missing events.
     """
 
     event: str

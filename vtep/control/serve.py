@@ -1,4 +1,4 @@
-"""The control socket of a running VTEP, from its file to its end."""
+"""The control socket of a running VTEP: opens it, and connects server, methods and events."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from vtep.control import socket_files
 from vtep.control.events import Events
 from vtep.control.methods import Methods, Reload
 from vtep.control.server import Flush, Server
-from vtep.control.socket_files import Listener
+from vtep.control.socket_files import ControlSocket
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 
@@ -21,12 +21,12 @@ NONE = "none"
 
 @asynccontextmanager
 async def serve(vtep: Vtep, where: str, reload: Reload, flush: Flush) -> AsyncIterator[None]:
-    """Let a VTEP be steered meanwhile, through the socket PATH, or `auto`, or `none`.
+    """Serve a control socket meanwhile: `where` is a path, or `auto`, or `none`.
 
-    `flush` waits until changes are kept: see `Server`.
+    `flush` waits until changes are on the disk: see `Server`.
 
-    Raises VtepError where a PATH can't be had. That there can be no socket in the default place is
-    said, and no reason not to forward.
+    Raises: VtepError if a path cannot be used. If the default directory cannot, a warning is
+    logged, and the VTEP forwards without a control socket.
     """
     listener = _listen(vtep, where)
     if listener is None:
@@ -40,7 +40,7 @@ async def serve(vtep: Vtep, where: str, reload: Reload, flush: Flush) -> AsyncIt
         await server.stop()
 
 
-def _listen(vtep: Vtep, where: str) -> Listener | None:
+def _listen(vtep: Vtep, where: str) -> ControlSocket | None:
     if where == NONE:
         return None
     if where != AUTO:
@@ -50,9 +50,9 @@ def _listen(vtep: Vtep, where: str) -> Listener | None:
     try:
         listener, taken = socket_files.listen_by_default(name)
     except VtepError as error:
-        log.warning("there is no control socket: %s", error)
+        log.warning("cannot open a control socket: %s", error)
         return None
     if taken is not None:
-        # Of another network namespace, most likely: TAPs of one namespace differ.
+        # Most likely by a pyvtep of another network namespace, which shares /run.
         log.warning("%s; the control socket is %s", taken, listener.path)
     return listener

@@ -1,39 +1,42 @@
-"""The control socket: many clients, none of which can hold up forwarding or each other.
+"""The control server: many clients, none of which delays forwarding or another client.
 
-All clients together get one short piece of work done per round of the loop, then frames have their
-turn. What is kept for a client is bounded: a line of its input, a piece of an answer that it does
-not read, and so many events, after which it is told how many it has missed.
+All clients together get one short piece of work done in each round of the event loop; then frames
+are forwarded. The memory for each client is bounded: one line of input, one piece of an answer that
+it does not read, and a number of events, after which it is sent the number that it has missed.
 """
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 from vtep import descriptors
 from vtep.control import jsonrpc
-from vtep.control.jsonrpc import Code, Refusal, Request, RpcError
-from vtep.control.socket_files import Listener
+from vtep.control.jsonrpc import Code, InvalidRequest, Request, RpcError
+from vtep.control.socket_files import ControlSocket
 from vtep.errors import ConfigError, VtepError
 
 log = logging.getLogger("vtep")
 
 CLIENTS_MAX: Final = 256
-"""Connections at a time; one more is told so and closed, unless one is idle."""
+"""Connections at a time. One more is refused, unless another one is idle and can be closed."""
 
 IDLE_S: Final = 60.0
-"""Time after which a client that says nothing, or reads nothing, makes room for another one."""
+"""Time after which a client that sends no request, or reads no answer, is idle."""
 
 _LINGER_S = 2.0
 _LINGER_MAX = 16
-"""How long, and how many at a time, clients that are turned away may go on to send: who is hung up
-on in the middle of a request does not read why."""
+"""Time for which, and number of clients of which, input is still read after they were refused. A
+client that is disconnected in the middle of a request gets an error when it sends the rest, and
+does not read the reason."""
 
 _DISCARDED_MAX = 1 << 20
-"""Octets that such a client may go on to send."""
+"""Octets of input that are discarded from such a client."""
 
 EVENTS_MAX: Final = 4096
 """Events that wait for one subscriber."""
@@ -41,7 +44,7 @@ EVENTS_MAX: Final = 4096
 _OUTPUT_MAX = 65536
 """Octets of an answer that wait for a client before the next piece is made."""
 
-_EVENTS_AT_ONCE = 64
+_EVENTS_PER_TURN = 64
 
 _NO_DESCRIPTORS = (
     jsonrpc.failure(
@@ -59,47 +62,47 @@ SUBSCRIBE: Final = "monitor.subscribe"
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 Flush = Callable[[], Awaitable[None]]
 
-
 Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
-"""Has every event told to an observer, until what it returned is called."""
+"""Subscribes an observer to all events; returns what ends the subscription."""
 
 
-class Feed:
-    """The events that wait for one subscriber."""
+class EventQueue:
+    """The events that wait for one subscriber, and the number of those that it has missed."""
 
     def __init__(self, limit: int = EVENTS_MAX) -> None:
-        self.some = asyncio.Event()
-        """Set while something waits."""
+        self.ready = asyncio.Event()
+        """Set while an event waits."""
         self._limit = limit
         self._waiting: deque[Any] = deque()
         self._lost = 0
 
     def put(self, event: Any) -> None:
-        """Keep an event or, while too many wait, count it as lost."""
+        """Append an event; drop and count it if too many wait."""
+        # Once one is lost, all are until the queue is empty: so the gap is at one place.
         if self._lost or len(self._waiting) >= self._limit:
             self._lost += 1
         else:
             self._waiting.append(event)
-        self.some.set()
+        self.ready.set()
 
     def take(self, most: int) -> list[Any]:
-        """The oldest of what waits; behind the last of it, how many were lost since."""
+        """Remove and return the oldest events; after the last, one says how many were lost."""
         events = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         if not self._waiting:
             if self._lost:
                 events.append({"event": "lost", "count": self._lost})
                 self._lost = 0
-            self.some.clear()
+            self.ready.clear()
         return events
 
 
 class Server:
-    """Serves a control socket in the running loop.
+    """The server of a control socket in the running event loop.
 
-    `call` does what a method name and its parameters ask for; it may raise VtepError, ConfigError
-    and RpcError, whose messages the client is told. `watch` is where subscribers' events come from.
-    `flush` is waited for before the last request of a line is answered: what was changed then is
-    on a disk, or VtepError says why it is not.
+    `call` executes a method, given its name and parameters; the messages of VtepError, ConfigError
+    and RpcError are sent to the client. `watch` subscribes to the events that subscribers get.
+    `flush` is awaited before the last request of a line is answered: what was changed is on the
+    disk then, or VtepError says why not.
     """
 
     def __init__(self, call: Call, watch: Watch, flush: Flush) -> None:
@@ -108,28 +111,29 @@ class Server:
         self._flush = flush
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients: dict[asyncio.Task[None], _Client] = {}
+        self._clients: dict[asyncio.Task[None], _Connection] = {}
         self._refused: set[asyncio.Task[None]] = set()
-        self._listener: Listener | None = None
+        self._listening: ControlSocket | None = None
         self._retry: asyncio.TimerHandle | None = None
 
-    async def start(self, listener: Listener) -> None:
-        """Serve a listening socket, which is ours from now on."""
-        self._listener = listener
-        self._listen(listener)
+    async def start(self, listening: ControlSocket) -> None:
+        """Serve a listening socket, and own it from now on."""
+        self._listening = listening
+        self._listen(listening)
 
-    def _listen(self, listener: Listener) -> None:
-        asyncio.get_running_loop().add_reader(listener.socket.fileno(), self._accept, listener)
+    def _listen(self, listening: ControlSocket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listening.socket.fileno(), self._accept, listening)
 
     async def stop(self) -> None:
-        """Disconnect everybody, and remove the socket's file if it is still ours."""
-        if self._listener is None:
+        """Disconnect all clients; remove the socket's file unless it is another process's now."""
+        if self._listening is None:
             return
-        self._listener.remove()
-        asyncio.get_running_loop().remove_reader(self._listener.socket.fileno())
+        self._listening.remove()
+        asyncio.get_running_loop().remove_reader(self._listening.socket.fileno())
         if self._retry is not None:
             self._retry.cancel()
-        self._listener.socket.close()
+        self._listening.socket.close()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -137,51 +141,51 @@ class Server:
 
     @asynccontextmanager
     async def _one_turn(self) -> AsyncIterator[None]:
-        """A piece of work: one at a time for all clients together, and frames move after it."""
+        """Do a piece of work when no other client's is done; let frames be forwarded after it."""
         async with self._lock:
             yield
             await asyncio.sleep(0)
 
-    # --- one client -------------------------------------------------------------------------
+    # --- accepting --------------------------------------------------------------------------
 
-    def _accept(self, listener: Listener) -> None:
-        """Accept some of the clients that wait, or none for a while if descriptors have run out.
+    def _accept(self, listening: ControlSocket) -> None:
+        """Accept some of the waiting clients; pause if descriptors have run out.
 
         The servers of asyncio and uvloop print a traceback then, or try again without a pause.
         """
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
-                connection, _ = listener.socket.accept()
+                connection, _ = listening.socket.accept()
             except OSError as error:
                 if descriptors.is_shortage(error):
                     why = descriptors.reason(error)
                     descriptors.warn(f"cannot accept clients of the control socket: {why}")
                     loop = asyncio.get_running_loop()
-                    loop.remove_reader(listener.socket.fileno())
-                    self._retry = loop.call_later(_ACCEPT_PAUSE, self._listen, listener)
+                    loop.remove_reader(listening.socket.fileno())
+                    self._retry = loop.call_later(_ACCEPT_PAUSE, self._listen, listening)
                 return
             connection.setblocking(False)
             if descriptors.is_reserved(connection.fileno()):
                 _refuse_for_want_of_descriptors(connection)
                 continue
-            task = asyncio.get_running_loop().create_task(self._admit(connection, listener))
+            task = asyncio.get_running_loop().create_task(self._admit(connection, listening))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _admit(self, connection: socket.socket, listener: Listener) -> None:
-        """Serve a client, or tell it why it is not served."""
-        client, task = await _Client.of(connection), asyncio.current_task()
+    async def _admit(self, connection: socket.socket, listening: ControlSocket) -> None:
+        """Serve a client, or send it the reason why it is not served."""
+        client, task = await _Connection.of(connection), asyncio.current_task()
         if client is None or task is None:
             return
         now = asyncio.get_running_loop().time()
-        if len(self._clients) >= CLIENTS_MAX and not self._make_room(now):
+        if len(self._clients) >= CLIENTS_MAX and not self._close_idle(now):
             why = (
-                f"too many clients: {CLIENTS_MAX} are connected to {listener.path}; end one, "
+                f"too many clients: {CLIENTS_MAX} are connected to {listening.path}; end one, "
                 "such as a pyvtep monitor (ss -xp lists them), and try again"
             )
             linger = self._may_linger()
             self._count_refused(task)
-            await client.turn_away(why, linger=linger)
+            await client.refuse(why, linger=linger)
             return
         self._clients[task] = client
         try:
@@ -196,27 +200,34 @@ class Server:
         self._refused.add(task)
         task.add_done_callback(self._refused.discard)
 
-    def _make_room(self, now: float) -> bool:
-        """Disconnect the client that has been idle for longest; False if none is."""
-        idle = [(since, task) for task, client in self._clients.items() if (since := client.idle())]
+    def _close_idle(self, now: float) -> bool:
+        """Disconnect the client that has been idle for longest; return False if none is idle."""
+        idle = [
+            (since, task)
+            for task, client in self._clients.items()
+            if (since := client.idle_since())
+        ]
         if not idle:
             return False
         since, task = min(idle, key=lambda each: each[0])
         if now - since < IDLE_S:
             return False
-        self._clients.pop(task).dismiss()
+        self._clients.pop(task).disconnect_idle()
         self._count_refused(task)
         return True
 
-    async def _serve(self, client: "_Client") -> None:
+    # --- one client -------------------------------------------------------------------------
+
+    async def _serve(self, client: "_Connection") -> None:
+        """Answer a client's requests until it disconnects, which it may do at any time."""
         try:
-            with suppress(OSError):  # It went away, which is its right.
+            with suppress(OSError):
                 try:
                     while (line := await client.next_line()) is not None:
                         await self._answer(client, line)
-                except RpcError as error:  # Where its next line would begin can't be known.
+                except RpcError as error:  # It is not known where the next line would begin.
                     client.unsubscribe()
-                    await client.turn_away(str(error), code=error.code, linger=self._may_linger())
+                    await client.refuse(str(error), code=error.code, linger=self._may_linger())
                     return
                 client.unsubscribe()
                 await client.close()
@@ -224,28 +235,28 @@ class Server:
             client.unsubscribe()
             client.abort()
 
-    async def _answer(self, client: "_Client", line: bytes) -> None:
-        """Do what a line asks for, and answer in pieces, as fast as the client reads."""
+    async def _answer(self, client: "_Connection", line: bytes) -> None:
+        """Execute the requests of a line, and answer in pieces, as fast as the client reads."""
         async with self._one_turn():
             message = jsonrpc.decode(line)
         async with client.writing:
-            said = False
+            sent = False
             requests = [item for item in message.items if isinstance(item, Request)]
             for item in message.items:
-                before = b"" if not message.batch else b"," if said else b"["
+                before = b"" if not message.batch else b"," if sent else b"["
                 last = item in requests[-1:]
                 async for piece in self._pieces(client, item, last=last):
                     await client.send(before + piece)
                     before = b""
-                    said = True
-            if said:
+                    sent = True
+            if sent:
                 await client.send(b"]\n" if message.batch else b"\n")
 
     async def _pieces(
-        self, client: "_Client", item: Request | Refusal, *, last: bool
+        self, client: "_Connection", item: Request | InvalidRequest, *, last: bool
     ) -> AsyncIterator[bytes]:
-        """The answer to one request, none where none is wanted."""
-        if isinstance(item, Refusal):
+        """Execute a request, and yield its answer; yield nothing for a notification."""
+        if isinstance(item, InvalidRequest):
             if item.answered:
                 yield jsonrpc.failure(item.error, item.id)
             return
@@ -259,7 +270,7 @@ class Server:
                 await self._flush()
         except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only
             if item.answered:
-                yield jsonrpc.failure(_told(error), item.id)
+                yield jsonrpc.failure(_rpc_error(error), item.id)
             return
         if not item.answered:
             return
@@ -271,25 +282,25 @@ class Server:
                 return
             yield piece
 
-    def _subscribe(self, client: "_Client", params: dict[str, Any]) -> bool:
+    def _subscribe(self, client: "_Connection", params: dict[str, Any]) -> bool:
         if params:
             raise RpcError(Code.INVALID_PARAMS, f"{min(params)}: is no parameter of {SUBSCRIBE}")
-        if client.pump is None:
-            feed = Feed()
-            client.unwatch = self._watch(feed.put)
-            client.pump = asyncio.get_running_loop().create_task(self._tell(client, feed))
+        if client.events is None:
+            queue = EventQueue()
+            client.unwatch = self._watch(queue.put)
+            client.events = asyncio.get_running_loop().create_task(self._send_events(client, queue))
         return True
 
-    async def _tell(self, client: "_Client", feed: Feed) -> None:
+    async def _send_events(self, client: "_Connection", queue: EventQueue) -> None:
         with suppress(OSError):
-            while await feed.some.wait():
+            while await queue.ready.wait():
                 async with client.writing:
                     async with self._one_turn():
-                        events = feed.take(_EVENTS_AT_ONCE)
-                        told = b"".join(
-                            jsonrpc.notification(jsonrpc.EVENT, event) + b"\n" for event in events
+                        lines = b"".join(
+                            jsonrpc.notification(jsonrpc.EVENT, event) + b"\n"
+                            for event in queue.take(_EVENTS_PER_TURN)
                         )
-                    await client.send(told)
+                    await client.send(lines)
 
 
 def _refuse_for_want_of_descriptors(connection: socket.socket) -> None:
@@ -301,8 +312,8 @@ def _refuse_for_want_of_descriptors(connection: socket.socket) -> None:
         connection.send(_NO_DESCRIPTORS)
 
 
-def _told(error: Exception) -> RpcError:
-    """What a client is told of an error."""
+def _rpc_error(error: Exception) -> RpcError:
+    """Return the error that a client gets for an exception; log one that is a bug."""
     if isinstance(error, RpcError):
         return error
     if isinstance(error, ConfigError):
@@ -316,22 +327,25 @@ def _told(error: Exception) -> RpcError:
     return RpcError(Code.INTERNAL_ERROR, f"internal error: {error!r}")
 
 
-class _Client:
-    """A connection: its input by lines, and its output in the order in which it is made."""
+class _Connection:
+    """A connection to a client: its input by lines, and its output in the order of the calls.
+
+    The client may disconnect at any time; every method then raises OSError, or does nothing.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writing = asyncio.Lock()
         """Held for the whole of an answer, which is sent in pieces."""
-        self.pump: asyncio.Task[None] | None = None
+        self.events: asyncio.Task[None] | None = None
+        """The task that sends events, if the client has subscribed."""
         self.unwatch: Callable[[], None] = _nothing
         self._reader = reader
         self._writer = writer
         self._quiet_since = self._unread_since = 0.0
-        writer.transport.set_write_buffer_limits(high=_OUTPUT_MAX)
 
     @classmethod
-    async def of(cls, connection: socket.socket) -> "_Client | None":
-        """Return the client of a connection that was just accepted; None if it has gone."""
+    async def of(cls, connection: socket.socket) -> "_Connection | None":
+        """Return the client of a connection that was just accepted; None if it has closed it."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=jsonrpc.LINE_MAX)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -340,16 +354,37 @@ class _Client:
         except OSError:
             connection.close()
             return None
-        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        client = cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        try:
+            with client._open():
+                transport.set_write_buffer_limits(high=_OUTPUT_MAX)
+        except OSError:
+            return None
+        return client
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Raise ConnectionResetError where uvloop raises RuntimeError on a closed transport.
+
+        asyncio ignores, or counts, what is written to a transport that has closed. uvloop raises
+        RuntimeError ("the handler is closed"), also when a StreamReader resumes reading.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not self._writer.transport.is_closing():
+                raise
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
 
     async def next_line(self) -> bytes | None:
-        """The next line, the last one also without its end; None after that.
+        """Return the next line, also the last one if it has no end; None after that.
 
-        Raises RpcError where it is too long, and OSError where the connection broke.
+        Raises: RpcError if it is too long; OSError if the connection has closed.
         """
         self._quiet_since = asyncio.get_running_loop().time()
         try:
-            return await self._reader.readuntil(b"\n")
+            with self._open():
+                return await self._reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
             return error.partial or None
         except asyncio.LimitOverrunError:
@@ -359,55 +394,68 @@ class _Client:
             self._quiet_since = 0.0
 
     async def send(self, octets: bytes) -> None:
-        """Send, and wait while too much waits to be read; raises OSError."""
-        self._writer.write(octets)
-        self._unread_since = asyncio.get_running_loop().time()
-        await self._writer.drain()
+        """Send; wait while too many octets are unread. Raises: OSError if it has closed."""
+        with self._open():
+            self._writer.write(octets)
+            self._unread_since = asyncio.get_running_loop().time()
+            await self._writer.drain()
         self._unread_since = 0.0
 
-    def idle(self) -> float:
-        """Since when it reads nothing, or says nothing and waits for no events; 0 if it is busy."""
-        return self._unread_since or (self._quiet_since if self.pump is None else 0.0)
+    def idle_since(self) -> float:
+        """Return since when the client reads nothing, or sends nothing; 0 if it is busy.
 
-    def dismiss(self) -> None:
-        """Disconnect it, since it is idle and another client needs its place."""
-        if not self._unread_since:
-            error = RpcError(Code.REFUSED, "disconnected: idle, and there were too many clients")
+        A subscriber need not send anything.
+        """
+        return self._unread_since or (self._quiet_since if self.events is None else 0.0)
+
+    def disconnect_idle(self) -> None:
+        """Disconnect the client, which is idle, to make room for another one."""
+        if self._unread_since:
+            self.abort()
+            return
+        error = RpcError(Code.REFUSED, "disconnected: idle, and there were too many clients")
+        with suppress(OSError), self._open():
             self._writer.write(jsonrpc.failure(error, None) + b"\n")
             self._writer.close()
-        else:
-            self.abort()
 
-    async def turn_away(self, why: str, *, linger: bool, code: int = Code.REFUSED) -> None:
-        """Say why it is served no more, and close; with `linger`, once it has had time to read."""
+    async def refuse(self, why: str, *, linger: bool, code: int = Code.REFUSED) -> None:
+        """Send the reason why the client is not served, and disconnect it.
+
+        With `linger`, its input is read for a while, so that it gets to read the reason.
+        """
         try:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LINGER_S):
                     await self.send(jsonrpc.failure(RpcError(code, why), None) + b"\n")
                     if linger:
-                        self._writer.write_eof()
-                        rest = _DISCARDED_MAX
-                        while rest > 0 and (octets := await self._reader.read(jsonrpc.LINE_MAX)):
-                            rest -= len(octets)
+                        with self._open():
+                            self._writer.write_eof()
+                            rest = _DISCARDED_MAX
+                            while rest > 0 and (
+                                octets := await self._reader.read(jsonrpc.LINE_MAX)
+                            ):
+                                rest -= len(octets)
                     await self.close()
         finally:
             self.abort()
 
     def unsubscribe(self) -> None:
-        """Tell no more events."""
+        """Send no more events."""
         self.unwatch()
         self.unwatch = _nothing
-        if self.pump is not None:
-            self.pump.cancel()
+        if self.events is not None:
+            self.events.cancel()
 
     async def close(self) -> None:
-        """Close once everything has been read; raises OSError."""
-        self._writer.close()
-        await self._writer.wait_closed()
+        """Close once the client has read everything. Raises: OSError if it has closed."""
+        with self._open():
+            self._writer.close()
+            await self._writer.wait_closed()
 
     def abort(self) -> None:
         """Close at once."""
-        self._writer.transport.abort()
+        with suppress(OSError), self._open():
+            self._writer.transport.abort()
 
 
 def _nothing() -> None:

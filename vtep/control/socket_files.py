@@ -1,7 +1,7 @@
-"""Where control sockets are: the names that servers give them, and how clients find them.
+"""The files of control sockets: how servers name and open them, and how clients find them.
 
-All network namespaces of a host share /run, so two VTEPs may want one name. Who comes second takes
-another. Which of several a client means is decided in `vtep.control.choice`.
+All network namespaces of a host share /run, so two VTEPs may have TAPs of one name there: the
+second socket gets another name. `vtep.control.choice` decides which of several a client uses.
 """
 
 import errno
@@ -31,34 +31,34 @@ _LOCK_TRIES = 100
 _LOCK_PAUSE = 0.02
 
 _PROBE_TIMEOUT = 1.0
-"""Seconds to wait for a listener whose queue is full."""
+"""Seconds to wait for a server whose accept queue is full."""
 
 
 class TakenError(VtepError):
-    """Somebody listens on a socket of this name."""
+    """Another process listens on a socket of this name."""
 
 
 @frozen
-class Listener:
-    """A listening socket and its file."""
+class ControlSocket:
+    """The listening control socket of this process, and its file."""
 
     socket: socket.socket
     path: Path
     _inode: int
 
     def remove(self) -> None:
-        """Remove the file, if it is still ours."""
+        """Remove the file, unless another process has replaced it."""
         with suppress(OSError):
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
 
 
 @frozen
-class Live:
+class LiveSocket:
     """A socket on which a process listens.
 
-    `pid` is 0 where the process is in another PID namespace. `here` says whether it is in the
-    network namespace of the caller, None where that can't be seen from outside.
+    `pid` is 0 if the process is in another PID namespace. `here` is True if it is in the network
+    namespace of the caller, and None if that is not known.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Live:
 
 
 def folder() -> Path | None:
-    """Where sockets are by default; None for a user for whom there is no such place."""
+    """Return the default directory of sockets; None for a user without XDG_RUNTIME_DIR."""
     if os.geteuid() == 0:
         return _RUN
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -75,7 +75,7 @@ def folder() -> Path | None:
 
 
 def names() -> frozenset[str]:
-    """Return the names of sockets in the default folder: by default, those of TAPs."""
+    """Return the names of the sockets in the default directory, which are those of TAPs."""
     place = folder()
     if place is None:
         return frozenset()
@@ -87,11 +87,12 @@ def names() -> frozenset[str]:
 # --- for a server ---------------------------------------------------------------------------
 
 
-def listen_by_default(name: str) -> tuple[Listener, TakenError | None]:
-    """Listen in the default folder, under a name.
+def listen_by_default(name: str) -> tuple[ControlSocket, TakenError | None]:
+    """Listen in the default directory, under a name or, if it is taken, `<name>-<pid>`.
 
-    Where that is taken, which is given back too, `<name>-<pid>` is used. Raises VtepError where
-    there is no such folder and none can be made.
+    Returns: the socket, and the error that says which process has the name, if one has.
+
+    Raises: VtepError if the directory does not exist and cannot be created.
     """
     place = folder()
     if place is None:
@@ -108,20 +109,21 @@ def listen_by_default(name: str) -> tuple[Listener, TakenError | None]:
 
 
 def _remove_dead(place: Path) -> None:
-    """Remove what killed processes have left: names with a pid in them are not taken over."""
-    with _only_one_starts_in(place):
+    """Remove the files of processes that were killed: those with a pid would stay for ever."""
+    with _locked(place):
         for path in place.glob(f"*{_SUFFIX}"):
             if path.is_socket() and probe(path) is None:
                 path.unlink(missing_ok=True)
 
 
-def listen(path: Path) -> Listener:
-    """Listen on a Unix socket that only its owner may use.
+def listen(path: Path) -> ControlSocket:
+    """Listen on a Unix socket that only its owner may connect to.
 
-    A socket file that nobody listens on any more is taken over. Raises TakenError, saying who
-    listens, or VtepError where the host refuses.
+    A socket file on which no process listens any more is replaced.
+
+    Raises: TakenError, with the process that listens; VtepError if the host refuses.
     """
-    with _only_one_starts_in(path.parent):
+    with _locked(path.parent):
         if (owner := probe(path)) is not None:
             raise TakenError(
                 f"--control {path}: is that of process {owner or 'another'}; give another PATH"
@@ -132,11 +134,11 @@ def listen(path: Path) -> Listener:
                 if not stat.S_ISSOCK(path.lstat().st_mode):
                     raise VtepError(f"--control {path}: exists, and is no socket")  # noqa: TRY301
                 path.unlink()
-            # The kernel takes over the mode from here, so the file never has a wider one.
+            # bind(2) gives the file the mode of the socket: it is never wider, even for a moment.
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(os.fspath(path))
             listener.listen(_BACKLOG)
-            return Listener(listener, path, path.stat().st_ino)
+            return ControlSocket(listener, path, path.stat().st_ino)
         except OSError as error:
             listener.close()
             raise _refused(path, error) from error
@@ -146,8 +148,11 @@ def listen(path: Path) -> Listener:
 
 
 @contextmanager
-def _only_one_starts_in(place: Path) -> Iterator[None]:
-    """Hold a lock: between two who both find a dead socket, one would remove the other's."""
+def _locked(place: Path) -> Iterator[None]:
+    """Lock a directory against other processes that start.
+
+    Of two that find a dead socket at the same time, one would remove the new socket of the other.
+    """
     try:
         lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -174,7 +179,7 @@ def _refused(path: Path, error: OSError) -> VtepError:
 
 
 def probe(path: Path) -> int | None:
-    """The process that listens on a socket (0 if unknown), or None if nobody does."""
+    """Return the process that listens on a socket, 0 if it is not known, None if none does."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(_PROBE_TIMEOUT)
         try:
@@ -193,23 +198,23 @@ def _peer(connected: socket.socket) -> int:
 
 
 def of_process(pid: int) -> Path | None:
-    """The default socket on which a process listens, or None if there is none."""
+    """Return the socket in the default directory on which a process listens; None without one."""
     place = folder()
     names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
     return next((path for path in names if probe(path) == pid), None)
 
 
-def live() -> list[Live]:
-    """Return the sockets in the default folder on which a process listens, by name."""
+def live() -> list[LiveSocket]:
+    """Return the sockets in the default directory on which a process listens, sorted by name."""
     place = folder()
     names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
     own = namespace()
     found = [(path, pid) for path in names if (pid := probe(path)) is not None]
-    return [Live(path, pid, _is_in(own, pid)) for path, pid in found]
+    return [LiveSocket(path, pid, _is_in(own, pid)) for path, pid in found]
 
 
 def none_found() -> VtepError:
-    """Return what to say where no process listens, with where others may be."""
+    """Return the error for the case that no process listens, with hints to other sockets."""
     place = folder()
     where = f" in {place}" if place is not None else " (XDG_RUNTIME_DIR is not set)"
     hint = "name its socket: --socket PATH"
@@ -221,7 +226,7 @@ def none_found() -> VtepError:
 
 
 def namespace(process: str = "thread-self") -> str | None:
-    """Return what identifies the network namespace of a process; None if it can't be seen."""
+    """Return the identity of the network namespace of a process; None if it is not known."""
     try:
         seen = Path(f"/proc/{process}/ns/net").stat()
     except OSError:
@@ -230,8 +235,8 @@ def namespace(process: str = "thread-self") -> str | None:
 
 
 def _is_in(own: str | None, pid: int) -> bool | None:
-    """Return whether a process is in this network namespace; None where that can't be seen."""
-    # The /proc of another PID namespace has other processes by these numbers.
+    """Return whether a process is in this network namespace; None if that is not known."""
+    # If /proc is that of another PID namespace, its numbers are of other processes.
     with suppress(OSError):
         if pid and own is not None and Path("/proc/self").readlink().name == str(os.getpid()):
             theirs = namespace(str(pid))

@@ -1,6 +1,6 @@
-"""What a running VTEP is like at this moment, in the words of `schema`.
+"""Conversion of the state of a running VTEP to the objects of `schema`.
 
-The control socket answers with it, its events say it, and the report on SIGUSR1 prints it.
+The answers and events of the control socket, and the report on SIGUSR1, are made of them.
 """
 
 import os
@@ -20,7 +20,7 @@ from vtep.wire.ethernet import format_mac
 
 
 def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) -> schema.FdbEntry:
-    """An entry, with those of its destinations that are asked for."""
+    """Convert an FDB entry, with the given ones of its destinations."""
     state, extern_learn, sticky = kind(entry.kind)
     return {
         "vni": port.config.vni,
@@ -37,34 +37,34 @@ def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) 
 
 
 def kind(kind: EntryKind) -> tuple[str, bool, bool]:
-    """State, extern_learn and sticky."""
+    """Return state, extern_learn and sticky."""
     return str(kind.state), kind.extern_learn, kind.sticky
 
 
 def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
-    """Where frames go."""
+    """Convert a destination; one without a VNI of its own has that of the segment."""
     vni = fdb.vni if remote.vni is None else remote.vni
     return {"dst": remote.host, "port": remote.port, "dst_vni": vni, "via": remote.via}
 
 
-def process(ports: Iterable[Port]) -> schema.Process:
-    """Return who a running pyvtep is, for those that have to choose one of several."""
+def process(ports: Iterable[Port]) -> schema.ProcessInfo:
+    """Return the identity of this process, by which clients choose one of several."""
     segments: list[schema.ProcessSegment] = [
         {"vni": port.config.vni, "dev": port.tap, "tap": port.config.tap} for port in ports
     ]
     return {"pid": os.getpid(), "netns": socket_files.namespace(), "segments": segments}
 
 
-def remotes(port: Port) -> list[schema.RemoteRow]:
-    """The destinations of the default entry."""
+def remotes(port: Port) -> list[schema.RemoteEntry]:
+    """Convert the destinations of the default entry."""
     return [
         {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
         for remote in port.segment.remotes
     ]
 
 
-def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.Neighbour:
-    """An IP address and its MAC."""
+def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.NeighbourEntry:
+    """Convert a neighbour."""
     return {
         "vni": port.config.vni,
         "dev": port.tap,
@@ -77,8 +77,8 @@ def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.Neighbour:
     }
 
 
-def segment(port: Port) -> schema.Segment:
-    """A segment and all its options."""
+def segment(port: Port) -> schema.SegmentInfo:
+    """Convert a segment with all its options."""
     return {
         "vni": port.config.vni,
         "dev": port.tap,
@@ -93,19 +93,19 @@ def segment(port: Port) -> schema.Segment:
 
 
 def options(config: Config) -> dict[str, Any]:
-    """Every option of a segment by its name, as JSON has it."""
+    """Convert the options of a segment."""
     return {
         option(field.name): plain(getattr(config, field.name)) for field in attrs.fields(Config)
     }
 
 
 def option(field: str) -> str:
-    """The option, or TOML key, of a field."""
+    """Return the name of the option, or TOML key, of a field of `Config`."""
     return field.replace("_", "-")
 
 
 def plain(value: object) -> Any:
-    """The value of an option, as JSON has it."""
+    """Convert the value of an option to one that JSON has."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):
@@ -118,7 +118,7 @@ def plain(value: object) -> Any:
 
 
 def stats(vtep: Vtep, ports: Iterable[Port], now: float) -> schema.Stats:
-    """Return what has been counted in all, and of these segments, at `now` (monotonic clock)."""
+    """Return the counters of the VTEP and of these segments; `now` is on the monotonic clock."""
     total = vtep.counters()
     reset = vtep.counters_reset
     return {

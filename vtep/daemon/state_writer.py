@@ -54,7 +54,7 @@ _REFRESH_S = 60.0
 """Time after which the ages of learned entries are written again, if frames were received."""
 
 _PAGE = 50
-"""Entries that are converted at a time: some 0.1 ms, for which frames wait."""
+"""Entries that are converted at a time: some 30 microseconds, for which frames wait."""
 
 
 class StateWriter:
