@@ -430,6 +430,8 @@ def test_tap_in_another_namespace_is_logged_once(pair: Pair, start: Start) -> No
     a.run("ip", "link", "set", "vx0", "netns", b.pid)
     wait_until(lambda: "vni 1: vx0 is in another network namespace" in vtep.log, "a word of it")
     b.run("ip", "link", "set", "vx0", "netns", a.pid)
-    wait_until(lambda: "vni 1: vx0 is in our network namespace again" in vtep.log, "another")
+    wait_until(
+        lambda: "vni 1: vx0 is back in the network namespace of pyvtep" in vtep.log, "another"
+    )
     assert vtep.log.count("in another network namespace") == 1
     assert vtep.stop() == 0

@@ -310,9 +310,10 @@ class Listener:
     # --- the ingress filter -------------------------------------------------------------------
 
     def set_filter(self, denied: Iterable[int]) -> None:
-        """Filter datagrams of unknown sources in front of the receiver, in the kernel.
+        """Keep datagrams from unknown sources, and from denied devices, away from the receiver.
 
-        Also all that arrive by the devices with the indices `denied`.
+        The kernel does so, by a filter that it runs for each datagram. `denied` are the indices of
+        the devices.
         """
         segments = self.switch.segments.values()
         if not segments or self._receiver is None:
