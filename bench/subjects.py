@@ -426,7 +426,7 @@ class Subject:
     workloads: frozenset[str] | None = None
     """Names of the workloads that apply; all if None."""
     machine_cpu: bool = False
-    """Whether it is part of the kernel, without a process whose CPU time could be measured."""
+    """True if it is part of the kernel, without a process whose CPU time could be measured."""
 
     def versions(self) -> dict[str, str]:
         return {**self.left.versions(), **self.right.versions()}

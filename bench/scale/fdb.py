@@ -201,7 +201,7 @@ async def _forwarding(entries: int, socket: Path) -> dict[str, float]:
 async def _age(
     fdb: Fdb, entries: int, fill: Callable[[float], Awaitable[None]]
 ) -> tuple[float, Stall]:
-    """Let all entries age at once. Returns: the duration in seconds, and the stalls."""
+    """Expire all entries at once. Returns: the duration in seconds, and the stalls."""
     due = time.monotonic() + 1.5 + entries * _SECONDS_TO_LEARN
     await fill(time.monotonic() + _AGEING - due)
     await asyncio.sleep(max(0.0, due - 0.7 - time.monotonic()))
@@ -254,7 +254,7 @@ def _learning(fdb: Fdb, remote: Remote, entries: int, heard: float) -> Iterator[
 
 
 async def _never() -> str:
-    raise RuntimeError("nobody asks for this")
+    raise RuntimeError("not called by this benchmark")
 
 
 async def _at_once() -> None:

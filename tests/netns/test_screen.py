@@ -140,7 +140,7 @@ def test_guest_of_one_vni_cannot_reach_another(
             # And a bridge from which it is removed.
             a.run("ip", "link", "set", "vx2", "nomaster")
             other.send(forged(1, 102, REMOTES[4], "10.3.0.1", mac_of(a, "br2")))
-            wait_until(lambda: first.count(frame(102)), "what is no bridge of ours")
+            wait_until(lambda: first.count(frame(102)), "a frame from the other bridge")
         # The remote VTEP itself.
         remote.sendto(vxlan.pack(2) + frame(200), ("192.0.2.1", 4789))
         wait_until(lambda: second.count(frame(200)), "a frame of the remote")

@@ -305,7 +305,7 @@ def test_remote_that_starts_later_or_restarts(pair: Pair, start: Start) -> None:
     a, b = pair
     first = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))
     assert "0 received" in a.run("ping", "-c2", "-i0.2", "-W0.2", "10.0.0.2", check=False)
-    wait_until(lambda: "underlay_refused" in first.log, "the log to say that nobody listens")
+    wait_until(lambda: "underlay_refused" in first.log, "a log line about the refusal")
     for _ in range(2):
         second = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
         a.run("ip", "neigh", "flush", "dev", "vx0")

@@ -69,7 +69,7 @@ class FakePath:
 
     @property
     def tracks(self) -> bool:
-        """Whether some superframe is to be tracked."""
+        """True if a superframe is to be tracked."""
         return self.gso.track_above != NEVER
 
     @property

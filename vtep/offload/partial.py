@@ -2,7 +2,7 @@
 
 A kernel VTEP leaves two kinds of work to its NIC: *partial* checksums, whose field holds the sum of
 the pseudo-header only, and TCP superframes of up to 64 KiB. Where the underlay device is a veth, as
-in a lab or between containers of one host, no NIC carries them out. Our socket then receives an
+in a lab or between containers of one host, no NIC carries them out. The UDP socket then receives an
 inner frame whose checksum looks wrong, or which is far larger than any MTU.
 
 Neither is an error. Both kinds of frame go to the TAP device unchanged, with a virtio header that
@@ -84,7 +84,7 @@ def is_udp_superframe(frame: Buffer) -> bool:
     """Return True if what UDP_GRO reports as several datagrams may be one UDP superframe.
 
     If an application behind a kernel VTEP sends with UDP_SEGMENT, a veth delivers its superframe
-    whole, and the kernel reports the size of the *inner* datagrams as if it were that of ours. The
+    whole, and the kernel reports the size of the *inner* datagrams as that of the outer ones. The
     lengths in the IP and UDP headers of the first frame then extend to the end of the data.
     """
     if len(frame) < ethernet.HEADER_LEN:

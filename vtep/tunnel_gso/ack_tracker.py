@@ -1,6 +1,6 @@
 """Find out from TCP whether a superframe that was sent with tunnel GSO was delivered.
 
-The inner TCP connection tells, so that the remote needs no support for this:
+The inner TCP connection reveals it, so that the remote needs no support for this:
 
 - An acknowledgement of the whole superframe proves its delivery.
 - A retransmission of any part of it counts as a loss. An acknowledgement that follows proves
@@ -58,8 +58,8 @@ class AckTracker:
 
     def __init__(self) -> None:
         self.active = False
-        """Whether a superframe is being tracked. Callers read it for every frame, which a plain
-        attribute makes cheap; nothing but this class writes it."""
+        """True while a superframe is tracked. Callers read it for every frame, which a plain
+        attribute makes cheap; only this class writes it."""
         self._flow = self._reverse_flow = b""
         self._sequence = self._payload_len = self._frame_len = 0
         self._deadline = 0.0

@@ -199,9 +199,9 @@ class ProbePacket(NamedTuple):
     """An IP superframe that tests whether superframes reach a remote.
 
     It is sent behind an echo request, and so in place of an inner Ethernet frame. The echo request
-    stands in front of each of its segments, and of the packet if nothing segments it: the remote's
-    echo reply tells by the length which of the two arrived. The addresses are those reserved for
-    documentation (RFC 5737), since no host is to process it.
+    stands in front of each of its segments, and of the packet if nothing segments it: the length
+    in the echo reply of the remote states which of the two arrived. The addresses are those
+    reserved for documentation (RFC 5737), since no host is to process it.
     """
 
     frame: bytes
@@ -210,7 +210,7 @@ class ProbePacket(NamedTuple):
 
 
 def _probe_packet(size: int, segments: int) -> ProbePacket:
-    """Build a probe packet of so many segments of `size` octets of payload."""
+    """Build a probe packet of `segments` segments with `size` octets of payload each."""
     length = inet.TCP_HEADER_MIN + segments * size
     ip = bytearray(inet.IP_HEADER_MIN[4])
     ip[0], ip[8], ip[9] = 0x45, 1, inet.TCP

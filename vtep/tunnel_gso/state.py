@@ -255,15 +255,15 @@ class RemoteState:
 
     state: State = State.IDLE
     max_len: int = 0
-    """Superframes of up to so many octets may be sent with tunnel GSO; 0 unless ENABLED."""
+    """Maximum octets of a superframe with tunnel GSO; 0 unless ENABLED."""
     track_above: int = NEVER
     """The next superframe with more octets than this is to be tracked. It may be sent with tunnel
     GSO even if it is larger than `max_len`."""
     on_result: OnResult = _discard
     """Receives the results of superframes that are tracked."""
     since: float = 0.0
-    """When the state was confirmed last: by a reply, an acknowledgement, a loss, a failure, or the
-    last echo request."""
+    """The time of the last confirmation of the state: a reply, an acknowledgement, a loss, a
+    failure, or the last echo request."""
 
     # The echo requests.
     token: bytes = b""
@@ -275,11 +275,11 @@ class RemoteState:
     requested_at: float = 0.0
 
     sent_at_request: int = 0
-    """The value of `ProbedPath.sent` then, which tells whether the path has been in use since."""
+    """The value of `ProbedPath.sent` at that time; a greater one means that the path is in use."""
 
     @property
     def enabled(self) -> bool:
-        """Whether superframes are sent with tunnel GSO."""
+        """True if superframes are sent with tunnel GSO."""
         return self.state in ENABLED
 
     def take_result(self) -> OnResult:
@@ -382,7 +382,7 @@ class GsoProber(Generic[_P]):
     # --- events -----------------------------------------------------------------------------
 
     def request(self, path: _P, reply_port: int) -> None:
-        """Start probing for a path that is IDLE. Echo replies go to our UDP `reply_port`."""
+        """Start probing for a path that is IDLE. Echo replies go to the UDP port `reply_port`."""
         self._dispatch(path, GsoEvent.REQUESTED)
         remote, token = path.gso, self._make_token()
         remote.token, remote.reply_port = token, reply_port
@@ -549,7 +549,7 @@ class GsoProber(Generic[_P]):
         path.send_probe(request.pack(), remote.probe_packet, now)
 
     def _ask_for_tracking(self, path: _P, now: float, *, any_size: bool = False) -> None:
-        """Have the next superframe tracked that is larger than those before, or of `any_size`.
+        """Request to track the next superframe that is larger than those before, or of `any_size`.
 
         Nothing is tracked, and so nothing is tried, while the host backs off.
         """

@@ -1,0 +1,29 @@
+"""The language of docstrings: none opens with a word that hides its subject."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "vtep"
+OPENINGS = {"Have", "How", "Let", "What", "Where", "Whether", "Who"}
+PENDING = ("control", "daemon", "doctor", "forwarding", "host", "offload", "wire")
+"""Packages that are not rewritten yet."""
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each docstring, those below attributes included."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text
+
+
+def test_no_docstring_opens_with_a_vague_word() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{line}: {text.splitlines()[0]}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent.name not in PENDING
+        for line, text in docstrings(ast.parse(path.read_text(), str(path)))
+        if text.split(maxsplit=1)[0] in OPENINGS
+    ]
+    assert found == []
