@@ -3,15 +3,16 @@
 Each has a real implementation in this package, and one in memory in `vtep.testing`, by which a
 whole VTEP runs in a test without root:
 
-============== ============================ ==================
-Protocol       real                         in memory
-============== ============================ ==================
-TapDevice      `vtep.io.tap.Tap`            `MemoryTap`
-SocketFactory  `vtep.io.udp.UdpSockets`     `MemoryHost`
-Receiver       `vtep.io.receiver`           `MemoryReceiver`
-Sender         `vtep.io.path.Path`          `MemorySender`
-Flooder        `vtep.io.replicator`         `MemoryFlooder`
-============== ============================ ==================
+============== ================================ ==================
+Protocol       real                             in memory
+============== ================================ ==================
+TapDevice      `vtep.io.tap.Tap`                `MemoryTap`
+SocketFactory  `vtep.io.udp.UdpSockets`         `MemoryHost`
+Receiver       `vtep.io.receiver.UdpReceiver`   `MemoryReceiver`
+Sender         `vtep.io.path.Path`              `MemorySender`
+Flooder        `vtep.io.replicator.Replicator`  `MemoryFlooder`
+FloodGroup     `vtep.io.replicator.Recipients`  `MemoryFloodGroup`
+============== ================================ ==================
 
 The loops of `vtep.datapath` call `read` and `write` of a TAP for each frame. A method would cost a
 Python call, so both are attributes that hold a function in C: `os.readv` and `os.writev` of a real
