@@ -119,7 +119,7 @@ class TunnelGsoPaths(AnyPath):
     def __init__(self, sockets: Path, device: NullDevice) -> None:
         token = bytes(8)
         prober: GsoProber[TunnelGsoPath] = GsoProber(lambda: token, lambda: None)
-        self._path = TunnelGsoPath(sockets, OuterHeaderOptions(), cast("Any", device), prober)
+        self._path = TunnelGsoPath(sockets, OuterHeaderOptions(), device, prober)
         self._path.request(4789)
         prober.on_resolved(self._path, 1, 0.0)
         prober.on_reply(

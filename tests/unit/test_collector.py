@@ -4,7 +4,6 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
 
 import pytest
 
@@ -28,11 +27,11 @@ class Stub:
 
     def __init__(self) -> None:
         self.fdb: list[list[int]] = []
-        self.ports = {1: self}
-        self.notify: Callable[[], None] = lambda: None
+        self.ports: dict[int, Stub] = {1: self}
+        self.notify: Callable[..., None] = lambda: None
 
-    def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
-        self.notify = notify
+    def watch(self, watcher: Callable[..., None]) -> Callable[[], None]:
+        self.notify = watcher
         return lambda: None
 
 
@@ -40,7 +39,7 @@ def while_collecting(vtep: Stub, done: Callable[[], bool]) -> None:
     """Run the collector until `done`."""
 
     async def run() -> None:
-        task = asyncio.create_task(collector.Collector(cast("Any", vtep)).run())
+        task = asyncio.create_task(collector.Collector(vtep).run())
         await asyncio.sleep(0)
         assert not gc.isenabled()
         for _ in range(10_000):
