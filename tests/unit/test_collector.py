@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from vtep import Config, Vtep
 from vtep.daemon import collector
+from vtep.forwarding.fdb import Remote
 
 
 class Node:
@@ -22,20 +24,12 @@ def _no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "_INTERVAL_S", 0)
 
 
-class Stub:
-    """The attributes of a VTEP that the collector uses."""
-
-    def __init__(self) -> None:
-        self.fdb: list[list[int]] = []
-        self.ports: dict[int, Stub] = {1: self}
-        self.notify: Callable[..., None] = lambda: None
-
-    def watch(self, watcher: Callable[..., None]) -> Callable[[], None]:
-        self.notify = watcher
-        return lambda: None
+@pytest.fixture
+def vtep() -> Vtep:
+    return Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0"))
 
 
-def while_collecting(vtep: Stub, done: Callable[[], bool]) -> None:
+def while_collecting(vtep: Vtep, done: Callable[[], bool]) -> None:
     """Run the collector until `done`."""
 
     async def run() -> None:
@@ -64,7 +58,7 @@ def make_cycle() -> weakref.ref[Node]:
     return weakref.ref(one)
 
 
-def test_cycles_are_collected() -> None:
+def test_cycles_are_collected(vtep: Vtep) -> None:
     seen: list[weakref.ref[Node]] = []
 
     def done() -> bool:
@@ -72,12 +66,13 @@ def test_cycles_are_collected() -> None:
             seen.append(make_cycle())
         return seen[0]() is None
 
-    while_collecting(Stub(), done)
+    while_collecting(vtep, done)
 
 
-def test_old_cycles_are_collected_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_cycles_are_collected_after_a_change(
+    vtep: Vtep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(collector, "_FULL_INTERVAL_S", 0)
-    vtep = Stub()
     keep: list[Node] = []
     seen: list[weakref.ref[Node]] = []
     rounds = iter(range(10_000))
@@ -92,21 +87,25 @@ def test_old_cycles_are_collected_after_a_change(monkeypatch: pytest.MonkeyPatch
             keep.clear()
         if number == 40:
             assert seen[0]() is not None
-            vtep.notify()
+            vtep._ports.notify("changed", vtep.port, {})
         return seen[0]() is None
 
     while_collecting(vtep, done)
 
 
-def test_many_new_entries_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    vtep = Stub()
+def test_many_new_entries_are_frozen(vtep: Vtep, monkeypatch: pytest.MonkeyPatch) -> None:
     collected: list[int] = []
     monkeypatch.setattr(gc, "collect", lambda *_: collected.append(len(vtep.fdb)))
 
+    entries, remote = collector._BULK + 1, Remote("192.0.2.2", 4789)
+    frozen: list[int] = []
+
     def done() -> bool:
-        if not vtep.fdb:
-            vtep.fdb.extend([] for _ in range(100_000))
-        return gc.get_freeze_count() > 100_000
+        if not frozen:
+            frozen.append(gc.get_freeze_count())
+            for number in range(1, entries + 1):
+                vtep.fdb.add(number.to_bytes(6, "big"), remote, 0.0)
+        return gc.get_freeze_count() >= frozen[0] + entries
 
     while_collecting(vtep, done)
     assert not any(collected)

@@ -73,7 +73,7 @@ def test_it_waits_for_its_address_and_follows_its_device(underlay: MemoryUnderla
     asyncio.run(main())
 
 
-def test_groups_are_received_from_while_a_vni_has_them(underlay: MemoryUnderlay) -> None:
+def test_groups_are_joined_while_a_vni_uses_them(underlay: MemoryUnderlay) -> None:
     a = Node(underlay, segment(1, remote=(), group=GROUP, dev="eth0"), ip=IP_A)
     b = Node(underlay, segment(1, remote=(), group=GROUP, dev="eth0"), ip=IP_B)
 

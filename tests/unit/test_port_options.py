@@ -177,7 +177,7 @@ def test_each_option_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("option", CASES)
-def test_a_changed_port_equals_one_that_was_started_so(
+def test_changing_an_option_equals_starting_with_it(
     option: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
@@ -199,7 +199,7 @@ def test_a_changed_port_equals_one_that_was_started_so(
     asyncio.run(main())
 
 
-def test_options_that_are_fixed() -> None:
+def test_fixed_options_do_not_change_a_port() -> None:
     async def main() -> None:
         with closing(MemoryUnderlay()) as underlay:
             host = underlay.add_host(*OWN)

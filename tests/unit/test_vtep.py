@@ -60,7 +60,7 @@ def test_frames_are_flooded_then_learned_and_drops_are_named(underlay: MemoryUnd
     run(main)
 
 
-def test_what_the_underlay_loses_is_lost_and_nothing_else(underlay: MemoryUnderlay) -> None:
+def test_only_datagrams_that_the_underlay_loses_are_missing(underlay: MemoryUnderlay) -> None:
     a = Node(underlay, segment(remote=IP_B, offload="none"), ip=IP_A)
     b = Node(underlay, segment(remote=IP_A, offload="none"), ip=IP_B)
     frames = [frame(A, ALL, b"%d" % number) for number in range(300)]
@@ -225,7 +225,7 @@ def test_a_lost_tap_ends_its_port_and_the_last_one_ends_all(
     assert a.changes[-1] == ("deleted", 2)
 
 
-def test_a_device_that_is_created_anew_is_bound_to(
+def test_sockets_are_rebound_to_a_recreated_device(
     underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
 ) -> None:
     a = Node(underlay, segment(remote=IP_B, dev="eth0"), ip=IP_A)
@@ -246,7 +246,7 @@ def test_a_device_that_is_created_anew_is_bound_to(
     run(main)
 
 
-def test_the_underlay_is_waited_for(
+def test_it_waits_for_the_underlay(
     underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -289,7 +289,7 @@ def test_the_mtu_follows_the_underlay(underlay: MemoryUnderlay) -> None:
     run(main)
 
 
-def test_a_bridge_that_comes_later_is_joined(
+def test_the_tap_joins_a_bridge_that_appears_later(
     underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
 ) -> None:
     a = Node(underlay, segment(bridge="br0"))
@@ -304,7 +304,7 @@ def test_a_bridge_that_comes_later_is_joined(
     run(main)
 
 
-def test_an_entry_of_another_ip_version_is_listened_to(underlay: MemoryUnderlay) -> None:
+def test_an_fdb_entry_of_another_ip_version_opens_a_listener(underlay: MemoryUnderlay) -> None:
     a = Node(underlay, segment(remote=IP_B), ip=IP_A)
     b = Node(underlay, segment(remote="2001:db8::1"), ip=IP_B)
 
@@ -337,7 +337,7 @@ def test_backpressure_stops_the_tap_and_ends(underlay: MemoryUnderlay) -> None:
     run(main)
 
 
-def test_what_the_kernel_discards_is_counted(underlay: MemoryUnderlay) -> None:
+def test_kernel_drops_are_counted(underlay: MemoryUnderlay) -> None:
     a = Node(underlay, segment(1))
     a.network.add_device("vx1", kind="tun")  # It persisted, and so did its counter.
     a.network.queue_drops["vx1"] = 3
@@ -355,7 +355,7 @@ def test_what_the_kernel_discards_is_counted(underlay: MemoryUnderlay) -> None:
     run(main)
 
 
-def test_lost_notifications_have_all_looked_up_again(underlay: MemoryUnderlay) -> None:
+def test_lost_notifications_cause_a_full_lookup(underlay: MemoryUnderlay) -> None:
     a = Node(underlay, segment(1))
 
     async def main() -> None:

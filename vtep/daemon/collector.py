@@ -9,8 +9,8 @@ young objects every second, and all objects only after a port has changed.
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Mapping, Sized
-from typing import Protocol
+
+from vtep import Vtep
 
 _INTERVAL_S = 1.0
 """Seconds between two collections of young objects."""
@@ -25,29 +25,10 @@ _FULL_ENTRIES_MAX = 20_000
 """FDB entries up to which a full collection takes a few milliseconds only."""
 
 
-class FdbOwner(Protocol):
-    """A port, as far as `Collector` uses it."""
-
-    @property
-    def fdb(self) -> Sized:
-        """The FDB, whose length is its number of entries."""
-
-
-class WatchedVtep(Protocol):
-    """A `Vtep`, as far as `Collector` uses it."""
-
-    @property
-    def ports(self) -> Mapping[int, FdbOwner]:
-        """The ports by VNI."""
-
-    def watch(self, watcher: Callable[..., None]) -> Callable[[], None]:
-        """Call `watcher` after each change of a port. Returns: a function that ends this."""
-
-
 class Collector:
     """Takes over garbage collection, for a VTEP that has the process for itself."""
 
-    def __init__(self, vtep: WatchedVtep) -> None:
+    def __init__(self, vtep: Vtep) -> None:
         self._vtep = vtep
         self._entries = 0
         self._changed = False
