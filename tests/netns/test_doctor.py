@@ -119,7 +119,7 @@ def test_no_fault_on_one_link(pair: Pair, start: Start) -> None:
     assert (code, said["findings"]) == (0, [])
     there.stop()
     finding = only(ails(a, *of(vtep)))
-    assert finding["title"] == "no process has UDP port 4789 of fe80::2%eth0"
+    assert finding["title"] == "nothing listens on UDP port 4789 of fe80::2%eth0"
 
 
 def test_remote_firewall_drops(pair: Pair, tunnel: Tunnel) -> None:
@@ -179,7 +179,7 @@ def test_no_remote_host(pair: Pair) -> None:
     a, _ = pair
     assert (
         only(ails(a, "--remote", "192.0.2.2"))["title"]
-        == "no process has UDP port 4789 of 192.0.2.2"
+        == "nothing listens on UDP port 4789 of 192.0.2.2"
     )
     assert only(ails(a, "--remote", "192.0.2.9"))["title"] == "192.0.2.9 does not exist, or is down"
     assert "no route to 198.51.100.1" in only(ails(a, "--remote", "198.51.100.1"))["title"]
@@ -303,7 +303,7 @@ def test_a_narrow_path(lab: Lab, start: Start, filtered: bool) -> None:
     here = start(a, *segment(1, "198.51.100.2", "10.0.0.1/24"))
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     finding = only(ails(a, *of(here), severity="warning"))
-    title = "the way to and from 198.51.100.2 carries 1400 octets, and 1500 are needed"
+    title = "the path to and from 198.51.100.2 carries 1400 octets, and 1500 are needed"
     assert finding["title"] == title
     if filtered:
         assert "No ICMP error says so" in finding["explanation"]
@@ -455,7 +455,7 @@ def test_missing_local_address_and_device_that_is_down(pair: Pair, start: Start)
     start(b, *segment(1, "192.0.2.7", "10.0.0.2/24"))
     a.run("ip", "addr", "del", "192.0.2.7/24", "dev", "eth0")
     finding = only(ails(a, *of(vtep)))
-    title = "this host does not have 192.0.2.7, the --local of the way to 192.0.2.2"
+    title = "this host does not have 192.0.2.7, the --local for 192.0.2.2"
     assert finding["title"] == title
     address(a, "eth0", "192.0.2.7/24")
     a.run("ip", "link", "set", "eth0", "down")

@@ -166,7 +166,7 @@ def test_loss() -> None:
         ),
         (
             {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, HOST),))},
-            "no process has UDP port 4789 of 192.0.2.2",
+            "nothing listens on UDP port 4789 of 192.0.2.2",
         ),
         (
             {"there": Echoes(20, errors=(IcmpError(Refusal.PORT, "192.0.2.254"),))},
@@ -196,7 +196,7 @@ def test_problems_of_silent_remotes(changes: dict[str, Any], title: str) -> None
 def test_icmp_of_a_link_local_address() -> None:
     there = Echoes(20, errors=(IcmpError(Refusal.PORT, "fe80::2"),))
     finding = only(of_remote(SILENT, host="fe80::2%eth0", there=there))
-    assert finding.title == "no process has UDP port 4789 of fe80::2%eth0"
+    assert finding.title == "nothing listens on UDP port 4789 of fe80::2%eth0"
 
 
 def test_silence_may_be_no_fault() -> None:
@@ -223,13 +223,13 @@ def test_the_firewall_of_this_host_explains_silence() -> None:
 def test_path_mtu(told_by: str | None) -> None:
     finding = only(of_remote(mtu_there=PathMtu(1400, told_by)))
     assert finding.severity is Severity.WARNING
-    assert finding.title == "the way to 192.0.2.2 carries 1400 octets, and 1500 are needed"
+    assert finding.title == "the path to 192.0.2.2 carries 1400 octets, and 1500 are needed"
     assert finding.fix.startswith("at both ends: pyvtep set --vni 5 --mtu 1350; ")
     assert ("192.0.2.254 says so" in finding.explanation) == (told_by is not None)
     finding = only(of_remote(mtu_there=PathMtu(1400, told_by), mtu_back=PathMtu(1404)))
-    assert finding.title.startswith("the way to and from 192.0.2.2 carries 1400 octets")
+    assert finding.title.startswith("the path to and from 192.0.2.2 carries 1400 octets")
     finding = only(of_remote(mtu_back=PathMtu(1400)))
-    assert finding.title == "the way from 192.0.2.2 carries 1400 octets, and 1500 are needed"
+    assert finding.title == "the path from 192.0.2.2 carries 1400 octets, and 1500 are needed"
     # The MTU of the tunnel and its overhead are needed, not the MTU of the device.
     assert of_remote(dev_mtu=9000, mtu_there=PathMtu(1500), mtu_back=PathMtu(1500)) == []
 
@@ -258,7 +258,7 @@ def test_path_mtu_without_a_segment() -> None:
         (
             of_segment(options={"offload": ["tso", "uso"]}),
             "note",
-            "was told not to use the offload gro, gso",
+            "is configured not to use the offload gro, gso",
             "pyvtep set --offload auto",
         ),
         (

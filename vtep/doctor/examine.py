@@ -259,7 +259,7 @@ def _measure(target: Target, facts: RemoteFacts) -> RemoteFacts:
 
 
 def _without_own_macs(facts: RemoteFacts, network: LocalNetwork) -> RemoteFacts:
-    """Remove own MACs, such as that of a proxy for ARP, and find out if the rest is one host."""
+    """Remove own MACs, such as that of proxy ARP, and find out if the rest is one host."""
     if facts.macs is None:
         return facts
     macs = tuple(mac for mac in facts.macs if mac not in network.macs)

@@ -47,7 +47,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
     Drop.RX_QUEUE_FULL: Remedy(_LESS_TRAFFIC),
     Drop.OVERLAY_INGRESS: Remedy(
         "find the guest that sends VXLAN to this host, on the bridge of a TAP: tcpdump -ni any -T "
-        "vxlan udp dst port {port}; if that bridge is the way to the remotes, name it with --dev"
+        "vxlan udp dst port {port}; if the remotes are reached by that bridge, name it with --dev"
     ),
     Drop.HEADER_TRUNCATED: _FIND_SENDER,
     Drop.FLAGS_INVALID: _FIND_SENDER,

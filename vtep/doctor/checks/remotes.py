@@ -32,7 +32,7 @@ def check(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
         yield problem(
             host,
             f"{len(remote.macs)} hosts claim to be {host}: {', '.join(remote.macs)}",
-            "Datagrams go to one of them, and it changes which. (A proxy for ARP looks the same.)",
+            "Datagrams go to one of them, and it changes which. (Proxy ARP looks the same.)",
             f"give one of them another address; ip neigh show {host} says which one is used now",
         )
     if remote.there.delays:
@@ -49,14 +49,14 @@ def _not_reached(remote: RemoteFacts) -> Finding | None:
     if remote.dev_gone is not None:
         return problem(
             host,
-            f"there is no device {remote.dev_gone}, the --dev of the way to {host}",
+            f"there is no device {remote.dev_gone}, the --dev for {host}",
             f"pyvtep goes on as soon as there is one. {counter}",
             "make or rename the device, or use another one with pyvtep set --dev",
         )
     if remote.local_gone is not None:
         return problem(
             host,
-            f"this host does not have {remote.local_gone}, the --local of the way to {host}",
+            f"this host does not have {remote.local_gone}, the --local for {host}",
             counter,
             "give it back to a device of the underlay (ip addr add), or use another address of "
             "this host with pyvtep set --local",
@@ -145,8 +145,8 @@ def _vxlan_port_is_closed(remote: RemoteFacts) -> Finding:
         title,
         "Echo requests get there, and echo replies to the port that sent the request come back, "
         "but none to the VXLAN port, where frames arrive. No rule of this host's own firewall is "
-        "seen to drop them, so it is a firewall before this host: of the network, or a security "
-        "group of its cloud.",
+        "seen to drop them, so it is a firewall in front of this host: of the network, or a "
+        "security group of its cloud.",
         f"open UDP port {port} from {host} to {remote.source or 'this host'} there",
     )
 
@@ -176,8 +176,8 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
     own = [
         (does, verdict)
         for does, verdict in (
-            (f"drops what comes from {host} to UDP port {remote.port}", remote.firewall),
-            (f"drops what is sent to UDP port {remote.port} of {host}", remote.firewall_out),
+            (f"drops datagrams from {host} to UDP port {remote.port}", remote.firewall),
+            (f"drops datagrams to UDP port {remote.port} of {host}", remote.firewall_out),
         )
         if verdict is not None and verdict.certain
     ]
@@ -193,7 +193,7 @@ def _of_silence(remote: RemoteFacts) -> Iterator[Finding]:
             host,
             f"{host} does not answer pyvtep's echo, but a host behind it answers a ping",
             "So the tunnel works. It is a VTEP of another kind, such as the kernel's; delay, loss "
-            "and path MTU of the way to it can't be measured.",
+            "and MTU of the path to it can't be measured.",
         )
     elif (
         not remote.pings
@@ -242,10 +242,10 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
     if error.refusal is Refusal.PORT and itself:
         return problem(
             host,
-            f"no process has UDP port {port} of {host}",
+            f"nothing listens on UDP port {port} of {host}",
             "It said so by ICMP: no VTEP runs there, or it uses another port, or a firewall there "
             "rejects. Frames to it count as underlay_refused.",
-            f"start the VTEP there, with --dstport {port}; the holders of ports, there: ss -ulpn "
+            f"start the VTEP there, with --dstport {port}; to list the open ports there: ss -ulpn "
             "and ip -d link show type vxlan",
         )
     if error.refusal is Refusal.HOST:
@@ -253,7 +253,7 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
             host,
             f"{host} can't be reached",
             (
-                f"{error.host} says that there is no way to it."
+                f"{error.host} says that there is no route to it."
                 if not itself
                 else "No host answers for its address."
             )
@@ -289,7 +289,7 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
         host,
         f"{known}nothing answers from its UDP port {port}",
         f"It is one of these, which look the same from here: a firewall drops UDP port {port} "
-        f"there or on the way; pyvtep runs there but does not have {own} as a --remote (there, "
+        f"there or on the path; pyvtep runs there but does not have {own} as a --remote (there, "
         "source_unknown counts); or it is a VTEP of another kind, such as the kernel's, which "
         f"never answers, and then nothing need be wrong.{tried}{heard}",
         f"on {host}: {_with_source('pyvtep doctor --remote', remote)}; pyvtep stats; and if "
@@ -313,7 +313,7 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     told_by = remote.mtu_there.told_by if remote.mtu_there is not None else None
     told = ""
     if told_by is not None:
-        told = f" {told_by} says so by ICMP, which a pyvtep follows by itself in some seconds."
+        told = f" {told_by} says so by ICMP, which pyvtep follows by itself within seconds."
     elif "to" in sizes:
         told = " No ICMP error says so (a firewall filters ICMP), so no pyvtep finds out."
     size = min(sizes.values())
@@ -321,9 +321,9 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     here = f" (here with --socket {remote.socket})" if remote.socket is not None else ""
     yield warning(
         host,
-        f"the way {' and '.join(sizes)} {host} carries {size} octets, and {needed} are needed",
+        f"the path {' and '.join(sizes)} {host} carries {size} octets, and {needed} are needed",
         f"Larger datagrams are fragmented, which is slow, or lost.{told}",
-        f"at both ends: pyvtep set{at} --mtu {size - overhead}{here}; or raise the MTU on the way",
+        f"at both ends: pyvtep set{at} --mtu {size - overhead}{here}; or raise the MTU of the path",
     )
 
 

@@ -150,8 +150,8 @@ def _of_bridge_mtu(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Findi
     yield problem(
         tap,
         f"ports of {bridge.name} have a larger MTU than {tap}: {names}{more}",
-        f"{tap} has {segment.tap_mtu}, and the bridge drops what is larger before pyvtep can cut "
-        "it, or tell its sender: small packets pass, large ones hang.",
+        f"{tap} has {segment.tap_mtu}, and the bridge drops larger frames before pyvtep can "
+        "fragment them, or notify their sender: small packets pass, large ones hang.",
         f"ip link set {tap} mtu {max(other.mtu for other in larger)}",
     )
 
@@ -180,7 +180,7 @@ def _of_offload(segment: SegmentFacts) -> Iterator[Finding]:
     if off := sorted(frozenset(_NEEDS) - wanted):
         yield note(
             segment.tap,
-            f"{segment.tap} was told not to use the offload {', '.join(off)}",
+            f"{segment.tap} is configured not to use the offload {', '.join(off)}",
             "It is slower without.",
             "pyvtep set --offload auto",
         )
