@@ -418,6 +418,24 @@ def test_order_of_replication_is_that_of_the_remotes() -> None:
     assert tuple(routed(segment(VNI, THREE, ONE, TWO), frame())) == (THREE, ONE, TWO)
 
 
+@pytest.mark.parametrize("destination", [A, B, BROADCAST])
+@pytest.mark.parametrize("remotes", [(), (ONE, TWO)])
+def test_a_route_changes_nothing(destination: str | bytes, remotes: tuple[Remote, ...]) -> None:
+    one = segment(VNI, *remotes)
+    one.fdb.add(A, TWO, 0.0)
+    before = one.counters.as_dict()
+    route = one.route(frame(dst=destination))
+    assert one.counters.as_dict() == before
+    assert [entry.tx_frames for entry in one.fdb.entries()] == [0] * len([*one.fdb.entries()])
+    # What it says is what is counted then.
+    one.account(route, 3, 180)
+    counted = {name for name, count in one.counters.as_dict().items() if count}
+    flooded = set() if destination == A else {"flooded"}
+    dropped = set() if route.reason is None else {f"drop_{route.reason}"}
+    assert counted == {"tx_frames", "tx_bytes"} | flooded | dropped
+    assert bool(dropped) is not bool(route.destinations)
+
+
 def test_destinations_follow_a_move() -> None:
     one = segment()
     admit(one, GOOD, ONE.host, 1.0)

@@ -1,6 +1,6 @@
 """Segment: who is listened to, and what is made of reserved bits, policy groups and VLAN tags."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -10,10 +10,12 @@ from scapy.layers.vxlan import VXLAN
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
 from tests.unit.steps import routed
 from vtep.counters import Drop, DropLog
+from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Filter, Remote
 from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
-from vtep.forwarding.segment import Segment
+from vtep.forwarding.segment import INNER_MIN, Segment
+from vtep.forwarding.suppress import Neighbours
 from vtep.wire import vxlan
 from vtep.wire.ethernet import MAC_ZERO
 
@@ -506,3 +508,41 @@ def test_hostile_datagrams(policy: SegmentPolicy, header: bytes, frame: bytes, k
 
 def dont_learn(policy: SegmentPolicy, datagram: bytes) -> bool:
     return policy.groups is not None and datagram[0] & 0x80 != 0 and datagram[1] & 0x40 != 0
+
+
+@given(
+    POLICIES,
+    HEADERS,
+    st.sampled_from([A, B, OWN, bytes(6)]),
+    st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.9"]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+)
+def test_what_was_admitted_is_admitted_again_by_its_first_octets(
+    policy: SegmentPolicy, header: bytes, source: bytes, host: str, room: int, learning: bool
+) -> None:
+    """So a run may be delivered before it is counted: see `Ingress._extend_run`."""
+    fdb = Fdb(VNI, 4789, ageing=300.0, max_addresses=room)
+    one = Segment(
+        *(VNI, (remote(1), remote(2)), fdb),
+        own_mac=OWN,
+        learning=learning,
+        accept=ANY_SOURCE,
+        policy=policy,
+    )
+    one.set_neighbours(Neighbours(fdb, ageing=0.0, max_neighbours=0))
+    one.set_gateways(Gateways([ip_address("192.0.2.254")]))
+    fdb.add(B, remote(2), 0.0)
+    fdb.learn(A, remote(1), 0.0)
+    demux = Demux([one])
+    datagram = header + FRAME[:6] + source + FRAME[12:]
+    if demux.admit(datagram, host, 1.0) is None:
+        return
+    entry = fdb.lookup(source)
+    received = 0 if entry is None else entry.rx_frames
+    assert demux.admit(datagram[:INNER_MIN], host, 1.0, 5) is one
+    assert drops(one) == {}
+    dont_learn = policy.groups is not None and header[0] & 0x80 and header[1] & 0x40
+    counted = 5 if learning and entry is not None and not dont_learn else 0
+    assert entry is fdb.lookup(source)
+    assert entry is None or entry.rx_frames == received + counted

@@ -1,11 +1,12 @@
-"""Which datagrams are underlay traffic of known sources, as a set and as a classic BPF program.
+"""The accepted sources of datagrams, as a set and as a classic BPF program.
 
-The kernel runs the program for each datagram, before that costs a receive call. It looks at two
-things: the device that the datagram arrived by, and its source address. It may let in too much,
-since the switch judges every datagram again; it must never keep out a source that is accepted.
+The kernel runs the program for each datagram, so that a flood from other sources costs no receive
+call. The program checks the device by which the datagram arrived, and its source address. It may
+accept too much, since every datagram is admitted by its segment, too. It must never reject an
+accepted source.
 
-The language is that of `linux/filter.h`, with its ancillary offsets (Documentation/networking/
-filter.rst in the kernel).
+The language is that of `linux/filter.h`, with the ancillary offsets of the kernel's
+Documentation/networking/filter.rst.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,11 @@ from typing import Self, TypeAlias
 from attrs import evolve, frozen
 
 Prefix: TypeAlias = tuple[int, int]
-"""The first address as a number, and the length of the prefix in bits."""
+"""A prefix: its first address as a number, and its length in bits."""
 
 Label: TypeAlias = object
 Item: TypeAlias = tuple[int, int, Label]
-"""A first and a last value of the accumulator, and where to go with those."""
+"""A range of values of the accumulator, with both ends, and the label to jump to for them."""
 
 INSTRUCTIONS_MAX = 4096
 """BPF_MAXINSNS of `linux/bpf_common.h`."""
@@ -48,15 +49,15 @@ _BITS = {4: 32, 6: 128}
 _WORD = 32
 _WORD_MAX = (1 << _WORD) - 1
 
-_LINEAR = 16
-"""Values that are compared one after the other, which is as fast as searching among so few."""
+_LINEAR_MAX = 16
+"""Values up to which they are compared one by one, which is as fast as a binary search then."""
 
 
 @frozen
 class IngressFilter:
-    """The sources that one IP version is accepted from, and the devices that nothing is.
+    """The accepted sources of one IP version, and the devices by which nothing is accepted.
 
-    `sources` are disjoint and in order; `denied` are interface indices, as ranges with both ends.
+    `sources` are disjoint and in order. `denied` are interface indices, as ranges with both ends.
     """
 
     version: int
@@ -71,7 +72,10 @@ class IngressFilter:
         networks: Iterable[IPv4Network | IPv6Network],
         denied: Iterable[int],
     ) -> Self:
-        """Return the filter for hosts, as `underlay.host_of` spells them, and networks."""
+        """Return the filter that accepts hosts and networks of an IP version.
+
+        `hosts` are numeric addresses. `denied` are interface indices.
+        """
         bits = _BITS[version]
         found = {(_number(host), bits) for host in hosts if (":" in host) is (version == 6)}
         found |= {
@@ -83,7 +87,7 @@ class IngressFilter:
 
     @property
     def accepts_all(self) -> bool:
-        """Whether there is nothing that it keeps out."""
+        """True if the filter accepts every datagram."""
         return self._accepts_any_source and not self.denied
 
     @property
@@ -91,11 +95,11 @@ class IngressFilter:
         return self.sources == ((0, 0),)
 
     def denies(self, device: int) -> bool:
-        """Return whether nothing is accepted that arrives by the device of this index."""
+        """Return True if datagrams that arrive by the device of this index are rejected."""
         return any(first <= device <= last for first, last in self.denied)
 
     def accepts(self, source: str, device: int) -> bool:
-        """Return what the program says of a datagram."""
+        """Return True if the program accepts a datagram."""
         if self.denies(device):
             return False
         bits, number = _BITS[self.version], _number(source)
@@ -104,9 +108,9 @@ class IngressFilter:
         )
 
     def coarsened(self, most: int) -> Self:
-        """Return a filter of at most so many prefixes, which accepts all that this one does.
+        """Return a filter of at most `most` prefixes that accepts all that this one does.
 
-        Neighbours that have most of their bits in common are covered by one prefix.
+        Adjacent prefixes with the most bits in common are replaced by one that covers both.
         """
         if len(self.sources) <= most:
             return self
@@ -127,9 +131,10 @@ class IngressFilter:
         return evolve(self, sources=_disjoint(found, bits))
 
     def program(self, accept: int, reject: int) -> bytes:
-        """Return the program, as an array of struct sock_filter; it returns one of two values.
+        """Return the program as an array of struct sock_filter.
 
-        It may be longer than the kernel takes (`INSTRUCTIONS_MAX`): then `coarsened` helps.
+        It returns `accept` or `reject`. If it is longer than the kernel accepts
+        (`INSTRUCTIONS_MAX`), the caller has to use `coarsened` first.
         """
         code = _Assembler()
         if self.denied:
@@ -141,15 +146,15 @@ class IngressFilter:
         else:
             self._match(code, self.sources, 0)
         code.label("accept")
-        code.give(accept)
+        code.ret(accept)
         code.label("reject")
-        code.give(reject)
+        code.ret(reject)
         return code.assemble()
 
     def _match(self, code: "_Assembler", sources: Sequence[Prefix], word: int) -> None:
-        """Compare a word of the source address, and the following ones where that is needed.
+        """Compare a word of the source address, and following words where prefixes are longer.
 
-        The words before it are the same in all `sources`.
+        All `sources` have the same words before it.
         """
         shift = _BITS[self.version] - _WORD * (word + 1)
         items: list[Item] = []
@@ -174,7 +179,7 @@ class IngressFilter:
 
 
 class _Assembler:
-    """Instructions, of which some jump to labels that come later."""
+    """A program whose jumps may lead to labels that are defined later."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, int, int, int]] = []
@@ -185,28 +190,29 @@ class _Assembler:
         """Load a word of the packet into the accumulator."""
         self._add(_LOAD, 0, 0, offset & _WORD_MAX)
 
-    def give(self, value: int) -> None:
-        """End the program, with this value."""
+    def ret(self, value: int) -> None:
+        """Return a value from the program."""
         self._add(_RETURN, 0, 0, value)
 
     def jump(self, label: Label) -> None:
-        """Go on at a label."""
+        """Jump to a label."""
         self._jumps[len(self._code)] = label
         self._add(_JUMP, 0, 0, 0)
 
     def label(self, label: Label) -> None:
-        """Have a label stand for the next instruction."""
+        """Define a label for the next instruction."""
         self._labels[label] = len(self._code)
 
     def _add(self, code: int, if_true: int, if_false: int, operand: int) -> None:
         self._code.append((code, if_true, if_false, operand))
 
     def search(self, items: Sequence[Item], otherwise: Label) -> None:
-        """Go where the accumulator's value is in `items`, which are disjoint and in order.
+        """Jump to the label of the item that contains the accumulator's value.
 
-        Offsets of conditional jumps have 8 bits, so these only jump over a few instructions.
+        `items` are disjoint and in order. A conditional jump has an offset of 8 bits, so it only
+        skips an unconditional one, which has 32.
         """
-        if len(items) <= _LINEAR:
+        if len(items) <= _LINEAR_MAX:
             self._compare(items, otherwise)
             return
         half = len(items) // 2
@@ -218,7 +224,7 @@ class _Assembler:
         self.search(items[half:], otherwise)
 
     def _compare(self, items: Sequence[Item], otherwise: Label) -> None:
-        """Do the same with few items, of which those with single values share a jump at the end."""
+        """Compare with few items one by one. Single values of one label share a jump."""
         single = [(first, label) for first, last, label in items if first == last]
         shared = single[0][1] if single else None
         equal = [first for first, label in single if label == shared]
@@ -237,7 +243,7 @@ class _Assembler:
             self.jump(shared)
 
     def assemble(self) -> bytes:
-        """Return the program."""
+        """Return the program as octets."""
         code = list(self._code)
         for at, label in self._jumps.items():
             code[at] = (_JUMP, 0, 0, self._labels[label] - at - 1)
@@ -250,7 +256,7 @@ def _number(host: str) -> int:
 
 
 def _disjoint(prefixes: Iterable[Prefix], bits: int) -> tuple[Prefix, ...]:
-    """Return prefixes in order, without those that another one covers."""
+    """Return prefixes in order, without those that are part of another one."""
     found: list[Prefix] = []
     for first, length in sorted(
         (first >> bits - length << bits - length, length) for first, length in prefixes
@@ -264,7 +270,7 @@ def _disjoint(prefixes: Iterable[Prefix], bits: int) -> tuple[Prefix, ...]:
 
 
 def _ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Return numbers as ranges, in order, with both ends."""
+    """Return numbers as ranges in order, each with its first and last number."""
     found: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if found and found[-1][1] + 1 == number:

@@ -1,4 +1,4 @@
-"""What one VNI does so that its frames fit the tunnel."""
+"""The tunnel MTU of a VNI, and the mechanisms that make its frames fit."""
 
 from vtep.counters import Counters
 from vtep.offload.mss import MssClamp
