@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -222,6 +223,19 @@ def test_the_package_table_has_the_tree() -> None:
     tree |= {f"vtep/{each.name}" for each in ROOT.glob("vtep/*.py") if each.name[0] != "_"}
     assert sorted(name.strip("`") for name, _ in rows) == sorted(tree)
     assert all(purpose for _, purpose in rows)
+
+
+def test_the_package_table_is_in_the_order_of_the_layers() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    (layers,) = (
+        contract["layers"]
+        for contract in tool["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    )
+    depth = {name: at for at, layer in enumerate(layers) for name in re.findall(r"\w+", layer)}
+    rows = table("architecture.md", "package")
+    depths = [depth[name.strip("`").split("/")[1].removesuffix(".py")] for name, _ in rows]
+    assert depths == sorted(depths)
 
 
 def test_every_invariant_names_a_test() -> None:
