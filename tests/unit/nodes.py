@@ -51,6 +51,6 @@ def segment(vni: int = 1, remote: str | tuple[str, ...] = IP_B, **options: Any) 
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  nothing could set an event
             await asyncio.sleep(0)

@@ -137,7 +137,7 @@ async def state_when_run(first: Config, *changes: Config) -> Any:
                 await vtep.change(config)
             assert vtep.port is port
             network.taps["vx0"].send(FRAME)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not underlay.trace:  # noqa: ASYNC110  nothing could set an event
                     await asyncio.sleep(0)
             device = network.devices["vx0"]
