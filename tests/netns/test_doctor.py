@@ -217,6 +217,34 @@ def test_kernel_vtep_as_the_remote_behind_a_bridge(pair: Pair, start: Start) -> 
     assert "No host behind it has answered a ping" in finding["explanation"]
 
 
+def test_a_rule_for_established_connections_with_one_port_both_ways(
+    pair: Pair, start: Start
+) -> None:
+    a, b = pair
+    b.run(
+        *("ip", "link", "add", "vx0", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "4789"),
+        # The kernel's range does not include its last port.
+        *("local", "192.0.2.2", "remote", "192.0.2.1", "srcport", "4789", "4790"),
+    )
+    address(b, "vx0", "10.0.0.2/24")
+    b.run("ip", "link", "set", "vx0", "up")
+    nft(
+        a,
+        "iifname eth0 ct state established,related accept",
+        "iifname != eth0 accept",
+        policy="drop",
+    )
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--srcport", "4789", "4789")
+    ping(a, "10.0.0.2")
+    found = ails(a, *of(vtep), severity="warning")
+    assert "only after this host has sent some" in found[0]["title"]
+    assert found[1]["title"].endswith("but a host behind it answers a ping")
+    # With other source ports, the rule drops all frames from there.
+    vtep.run("set", "--srcport", "50000", "50100")
+    found = ails(a, *of(vtep))
+    assert found[0]["title"].startswith("this host's firewall drops datagrams from 192.0.2.2")
+
+
 def test_remote_does_not_accept_this_host(pair: Pair, start: Start) -> None:
     a, b = pair
     here = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"))

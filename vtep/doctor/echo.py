@@ -62,7 +62,7 @@ _REFUSALS_V6 = {1: Refusal.FORBIDDEN, 4: Refusal.PORT, 5: Refusal.FORBIDDEN, 6: 
 
 @frozen
 class _Replies:
-    """What came back for some requests."""
+    """The replies and errors that came back for some requests."""
 
     messages: dict[int, tuple[float, EchoMessage, str]] = field(factory=dict)
     """By sequence number: time of arrival, message, and source address."""

@@ -92,7 +92,7 @@ class RemoteFacts:
     back: Echoes | None = None
     """Requests whose replies came to the VXLAN port, as frames do."""
     pings: int | None = None
-    """How many of `PINGS` ICMP echo requests the host replied to."""
+    """The number of `PINGS` ICMP echo requests that the host replied to."""
     macs: tuple[str, ...] | None = None
     """The MACs that replied to ARP requests for the address, if it is on a link of this host."""
     one_host: bool = False

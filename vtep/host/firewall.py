@@ -97,7 +97,7 @@ class Chain:
     policy: str = "accept"
     rules: list[Rule] = field(factory=list)
     sees: bool | None = True
-    """Whether the packet passes this base chain; None if it may."""
+    """True if the packet passes this base chain, and None if it may."""
 
 
 Table = Mapping[str, Chain]
@@ -144,7 +144,7 @@ def both(one: bool | None, other: bool | None) -> bool | None:
 
 
 class _Outcome(Enum):
-    """What follows on a rule or a chain; NEXT is the next rule."""
+    """The effect of a rule or a chain; NEXT continues with the next rule."""
 
     ACCEPT = "accept"
     DROP = "drop"

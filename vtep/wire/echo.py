@@ -65,7 +65,7 @@ class EchoKind(IntEnum):
 
 
 class Status(IntEnum):
-    """What a replying VTEP says of the VNI and the source address of a request."""
+    """The answer of a VTEP about the VNI and the source address of a request."""
 
     FINE = 0
     VNI_UNKNOWN = 1
