@@ -1,4 +1,4 @@
-"""Which of several running pyvteps a command means."""
+"""The choice of a running pyvtep for a command without --socket."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ AWAY, FAR = candidate(3, 300, here=False), candidate(4, 400, here=False)
 SILENT = candidate(5, known=False)
 
 
-def test_the_only_one_here_is_meant_whatever_is_elsewhere() -> None:
+def test_the_only_pyvtep_of_this_namespace_is_chosen() -> None:
     for changes in (True, False):
         assert choose([AWAY, ONE, FAR], changes=changes) == [ONE]
         assert choose([ONE], vni=7, changes=changes) == [ONE]  # It says itself that it has none.
     assert choose([SILENT, AWAY]) == [SILENT]
 
 
-def test_of_several_the_one_that_has_the_segment_is_meant() -> None:
+def test_of_several_the_one_with_the_segment_is_chosen() -> None:
     assert choose([ONE, TWO], vni=200) == [TWO]
     assert choose([ONE, TWO], dev="vx100") == [ONE]
     assert choose([ONE, TWO], dev="tap201") == [TWO]  # As it was configured; it was renamed.
@@ -36,7 +36,7 @@ def test_of_several_the_one_that_has_the_segment_is_meant() -> None:
         choose([ONE, TWO, AWAY], vni=300)
 
 
-def test_where_it_is_not_clear_all_are_named() -> None:
+def test_an_ambiguous_choice_names_all_candidates() -> None:
     with pytest.raises(VtepError) as refused:
         choose([ONE, TWO, SILENT])
     assert str(refused.value) == (
@@ -49,31 +49,31 @@ def test_where_it_is_not_clear_all_are_named() -> None:
         choose([ONE, same], vni=100)
 
 
-def test_what_shows_is_about_all_here() -> None:
+def test_a_command_that_shows_may_be_for_all_of_this_namespace() -> None:
     assert choose([ONE, AWAY, TWO], changes=False, every=True) == [ONE, TWO]
     assert choose([ONE, AWAY, TWO], vni=200, changes=False, every=True) == [TWO]
 
 
-def test_nothing_elsewhere_is_changed_unasked() -> None:
+def test_nothing_is_changed_in_another_namespace() -> None:
     for others in ([AWAY], [AWAY, FAR]):
         for which in ({}, {"vni": 300}, {"dev": "vx300"}):
             with pytest.raises(VtepError, match="no pyvtep runs in this network namespace; to ch"):
                 choose(others, **which)
 
 
-def test_what_is_elsewhere_may_be_asked_where_it_is_clear() -> None:
+def test_the_only_pyvtep_of_other_namespaces_can_be_read() -> None:
     assert choose([AWAY], changes=False) == [AWAY]
     assert choose([AWAY, FAR], vni=400, changes=False) == [FAR]
     with pytest.raises(VtepError, match="choose one of another with --socket PATH: there is vni 3"):
         choose([AWAY, FAR], changes=False, every=True)
 
 
-def test_a_process_that_can_not_be_seen() -> None:
+def test_a_process_of_an_unknown_namespace() -> None:
     hidden = Candidate(Path("/run/x.sock"), 0, here=False)
     assert str(hidden) == "/run/x.sock (a process of another PID namespace)"
 
 
-def test_what_only_reads_is_known() -> None:
+def test_the_methods_that_only_read() -> None:
     assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READ_ONLY_METHODS
     assert not READ_ONLY_METHODS & {
         "set",

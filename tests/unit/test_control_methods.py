@@ -1,4 +1,4 @@
-"""What can be asked of a VTEP, without a socket: the table of methods and its judgement."""
+"""The methods of the control socket, called without a socket."""
 
 import asyncio
 import itertools
@@ -77,7 +77,7 @@ def shown(vtep: Vtep, **params: Any) -> dict[str, list[str]]:
 # --- the forwarding database --------------------------------------------------------------------
 
 
-def test_an_entry_and_all_its_keys(vtep: Still) -> None:
+def test_an_entry_with_all_its_keys(vtep: Still) -> None:
     to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "lo"}
     ask(vtep, "fdb.add", mac=MAC, **to, state="static", sticky=True, extern_learn=True)
     assert ask(vtep, "fdb.get", mac=MAC) == {
@@ -115,14 +115,14 @@ def test_a_destination_in_the_subnet_of_the_tap_is_refused() -> None:
     ask(vtep, "fdb.append", mac=MAC, dst="10.0.0.7", via="lo")
 
 
-def test_what_is_not_said_is_as_in_the_segment(vtep: Still) -> None:
+def test_port_and_vni_default_to_those_of_the_segment(vtep: Still) -> None:
     ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
     entry = ask(vtep, "fdb.get", mac=MAC)
     assert entry["destinations"] == [{"dst": "192.0.2.7", "port": 4789, "dst_vni": 1, "via": None}]
     assert (entry["state"], entry["extern_learn"], entry["sticky"]) == ("permanent", False, False)
 
 
-def test_the_verbs(vtep: Still) -> None:
+def test_add_append_replace_and_delete(vtep: Still) -> None:
     ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
     with pytest.raises(VtepError, match="has an entry already"):
         ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.8")
@@ -222,7 +222,7 @@ def test_show_and_flush_by_every_filter_and_by_pairs(wanted: dict[str, Any]) -> 
     assert ask(vtep, "fdb.flush", **wanted) == 0
 
 
-def test_what_stays_while_it_is_shown_is_shown_once(vtep: Still) -> None:
+def test_an_entry_that_stays_while_a_table_is_shown_is_shown_once(vtep: Still) -> None:
     fdb, remote = vtep.fdb, vtep.port.segment.remotes[0]
     macs = [number.to_bytes(6, "big") for number in range(1, 4001)]
     for mac in macs[:3000]:
@@ -262,7 +262,7 @@ def test_changes_are_logged(vtep: Still, caplog: pytest.LogCaptureFixture) -> No
 # --- segments -----------------------------------------------------------------------------------
 
 
-def test_which_segment_is_meant(two: Still) -> None:
+def test_the_choice_of_the_segment(two: Still) -> None:
     with pytest.raises(ConfigError, match=r"vni: say which .* vni 1 dev vx1, vni 2 dev vx2"):
         ask(two, "fdb.get", mac=MAC)
     ask(two, "fdb.add", mac=MAC, dst="192.0.2.7", dev="vx2")
@@ -300,7 +300,7 @@ def test_remotes_are_a_part_of_the_configuration(vtep: Still) -> None:
 
 
 @pytest.mark.parametrize("wanted", [{}, {"port": 4789}, {"static": True}, {"dynamic": False}])
-def test_configured_remotes_are_not_flushed_unasked(vtep: Still, wanted: dict[str, Any]) -> None:
+def test_configured_remotes_are_flushed_on_demand_only(vtep: Still, wanted: dict[str, Any]) -> None:
     ask(vtep, "fdb.append", mac=ZERO, dst="192.0.2.7", state="static")
     assert ask(vtep, "fdb.flush", **wanted) == 1
     assert shown(vtep) == {ZERO: ["192.0.2.2"]}
@@ -318,7 +318,7 @@ def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
     assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", **to}]
 
 
-def test_a_segment_more(vtep: Still) -> None:
+def test_add_and_delete_a_segment(vtep: Still) -> None:
     told = ask(vtep, "vni.add", vni=7, options={"remote": ["192.0.2.9"], "max-addresses": "10"})
     assert (told["vni"], told["dev"], told["options"]["max-addresses"]) == (7, "vx7", 10)
     assert vtep.told[0] == (
@@ -340,7 +340,7 @@ def test_every_option_is_shown_and_can_be_given_again(vtep: Still) -> None:
     assert vtep.told == [("change", vtep.port.config)]
 
 
-def test_options_that_make_no_sense_change_nothing(vtep: Still) -> None:
+def test_invalid_options_change_nothing(vtep: Still) -> None:
     for options, words in (
         ({"ageing": -1}, "--ageing -1: must be from 0"),
         ({"ageing": 60, "mtu": 1}, "--mtu 1: must be from 68"),
@@ -354,7 +354,7 @@ def test_options_that_make_no_sense_change_nothing(vtep: Still) -> None:
     assert vtep.told == []
 
 
-def test_what_was_counted(two: Still) -> None:
+def test_stats(two: Still) -> None:
     two.ports[2].segment.counters.flooded = 5
     told = ask(two, "stats")
     assert [segment["vni"] for segment in told["segments"]] == [1, 2]
@@ -364,7 +364,7 @@ def test_what_was_counted(two: Still) -> None:
     assert len(ask(two, "stats", vni=2)["segments"]) == 1
 
 
-def test_what_was_counted_where_there_is_no_vni(two: Still) -> None:
+def test_stats_without_a_vni(two: Still) -> None:
     none, some = (ask(vtep, "stats") for vtep in (Still(), two))
     assert none["segments"] == []
     assert none["total"] == some["total"]
@@ -403,7 +403,7 @@ def test_reload(vtep: Still) -> None:
         ("remote.add", {}, "remote: is missing"),
     ],
 )
-def test_what_makes_no_sense(vtep: Still, method: str, params: dict[str, Any], words: str) -> None:
+def test_invalid_parameters(vtep: Still, method: str, params: dict[str, Any], words: str) -> None:
     before = ask(vtep, "fdb.show")
     with pytest.raises(ConfigError) as refused:
         ask(vtep, method, **params)
@@ -411,7 +411,7 @@ def test_what_makes_no_sense(vtep: Still, method: str, params: dict[str, Any], w
     assert (ask(vtep, "fdb.show"), vtep.told) == (before, [])
 
 
-def test_a_method_that_there_is_not(vtep: Still) -> None:
+def test_an_unknown_method(vtep: Still) -> None:
     with pytest.raises(RpcError, match=r"fdb\.sow: there is no such method"):
         ask(vtep, "fdb.sow")
 
@@ -435,7 +435,7 @@ TABLE = Methods(Still(Config(vni=1)), reload).table
 
 @settings(max_examples=300)
 @given(st.data())
-def test_whatever_is_asked_is_done_or_refused(data: st.DataObject) -> None:
+def test_any_request_is_executed_or_refused(data: st.DataObject) -> None:
     vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
     method = data.draw(st.sampled_from(sorted(TABLE)))
     names = st.sampled_from([*TABLE[method].takes, "other"]) if TABLE[method].takes else st.text()
@@ -447,7 +447,7 @@ def test_whatever_is_asked_is_done_or_refused(data: st.DataObject) -> None:
 # --- events -------------------------------------------------------------------------------------
 
 
-def test_each_change_is_told_once(two: Still) -> None:
+def test_each_change_is_one_event(two: Still) -> None:
     told: list[Any] = []
     leave = Events(two).watch(told.append)
     now = 100.0
@@ -484,7 +484,7 @@ def test_each_change_is_told_once(two: Still) -> None:
     assert told == []
 
 
-def test_all_who_watch_are_told(vtep: Still) -> None:
+def test_every_observer_gets_every_event(vtep: Still) -> None:
     events = Events(vtep)
     first: list[Any] = []
     second: list[Any] = []
@@ -497,7 +497,7 @@ def test_all_who_watch_are_told(vtep: Still) -> None:
     assert [len(first), len(second)] == [1, 2]
 
 
-def test_an_mtu_is_told_of_once_it_is_there(vtep: Still) -> None:
+def test_an_mtu_is_an_event_once_it_takes_effect(vtep: Still) -> None:
     told: list[Any] = []
     port = vtep.port
     Events(vtep).watch(told.append)

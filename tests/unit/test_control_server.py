@@ -1,4 +1,4 @@
-"""The control socket, with methods that are no VTEP's: what it answers, and who can't harm it."""
+"""The control server and client, with methods that need no VTEP."""
 
 import asyncio
 import gc
@@ -37,8 +37,8 @@ def run(request: pytest.FixtureRequest) -> Callable[[Any], None]:
     return runner
 
 
-class Things:
-    """Methods and events for a server to offer."""
+class FakeMethods:
+    """Methods and events of a server, without a VTEP."""
 
     def __init__(self) -> None:
         self.called: list[tuple[str, dict[str, Any]]] = []
@@ -79,8 +79,8 @@ class Things:
         return lambda: self.observers.remove(observer)
 
 
-class Peer:
-    """A client that says exactly what it is told to."""
+class RawClient:
+    """A client that sends any octets."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -99,27 +99,27 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[Things]:
-    things = Things()
+async def serving(path: Path) -> AsyncIterator[FakeMethods]:
+    methods = FakeMethods()
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    serves = Server(things.call, things.watch, things.flush)
+    serves = Server(methods.call, methods.watch, methods.flush)
     await serves.start(socket_files.listen(path))
     try:
-        yield things
+        yield methods
     finally:
         await serves.stop()
         gc.collect()  # asyncio reports the error of a task once the task is deleted.
         assert errors == []
-        assert things.observers == []
+        assert methods.observers == []
         assert not os.path.exists(path)  # noqa: ASYNC240, PTH110
 
 
 @asynccontextmanager
-async def connected(path: Path) -> AsyncIterator[Peer]:
+async def connected(path: Path) -> AsyncIterator[RawClient]:
     reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=1 << 24)
     try:
-        yield Peer(reader, writer)
+        yield RawClient(reader, writer)
     finally:
         writer.close()
         with suppress(OSError):
@@ -171,7 +171,7 @@ def test_a_batch_has_one_answer_without_its_notifications(
     notice = '{"jsonrpc":"2.0","method":"echo","params":{"n":1}}'
 
     async def main() -> None:
-        async with serving(path) as things, connected(path) as peer:
+        async with serving(path) as methods, connected(path) as peer:
             batch = [notice, call % ("echo", 1), "1", call % ("pages", 2), call % ("none", 3)]
             peer.send(f"[{','.join(batch)}]\n".encode())
             echo, invalid, pages, missing = await peer.answer()
@@ -183,12 +183,14 @@ def test_a_batch_has_one_answer_without_its_notifications(
             peer.send(f"[{notice},{notice}]\n{notice}\n".encode())
             peer.send(b'{"jsonrpc":"2.0","method":"fail"}\n')
             assert (await peer.ask("echo", 9))["id"] == 9
-            assert things.called.count(("echo", {"n": 1})) == 4
+            assert methods.called.count(("echo", {"n": 1})) == 4
 
     run(main())
 
 
-def test_a_line_that_is_none_ends_nothing(run: Callable[..., None], path: Path) -> None:
+def test_invalid_lines_get_an_error_and_the_connection_stays(
+    run: Callable[..., None], path: Path
+) -> None:
     async def main() -> None:
         async with serving(path), connected(path) as peer:
             for line in (b"hello", b"", b"[" * 60000, b"\xff\0", b"[]", b'{"jsonrpc":"2.0"}'):
@@ -201,7 +203,7 @@ def test_a_line_that_is_none_ends_nothing(run: Callable[..., None], path: Path) 
     run(main())
 
 
-def test_a_line_without_end_is_the_last(run: Callable[..., None], path: Path) -> None:
+def test_the_last_line_needs_no_end(run: Callable[..., None], path: Path) -> None:
     async def main() -> None:
         async with serving(path):
             async with connected(path) as peer:
@@ -236,15 +238,15 @@ def test_a_line_that_is_too_long_is_refused(run: Callable[..., None], path: Path
     run(main())
 
 
-def test_who_does_not_read_holds_up_nobody(run: Callable[..., None], path: Path) -> None:
+def test_a_client_that_does_not_read_delays_no_other(run: Callable[..., None], path: Path) -> None:
     async def main() -> None:
-        async with serving(path) as things, connected(path) as other, connected(path) as deaf:
+        async with serving(path) as methods, connected(path) as other, connected(path) as deaf:
             deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
             deaf.send(b'{"jsonrpc":"2.0","method":"pages","params":{"count":100000},"id":1}\n')
-            await until(lambda: things.pages_made)
+            await until(lambda: methods.pages_made)
             made = -1
-            while made != things.pages_made:
-                made = things.pages_made
+            while made != methods.pages_made:
+                made = methods.pages_made
                 for n in range(200):
                     assert (await other.ask("echo", n))["id"] == n
             # 160 octets each: what its two buffers hold is made, and no more.
@@ -253,7 +255,7 @@ def test_who_does_not_read_holds_up_nobody(run: Callable[..., None], path: Path)
     run(main())
 
 
-def test_large_answers_leave_turns_to_others(run: Callable[..., None], path: Path) -> None:
+def test_large_answers_let_the_loop_do_other_work(run: Callable[..., None], path: Path) -> None:
     """While an answer of 1000 pages is made, what else the loop has to do is done."""
 
     async def main() -> None:
@@ -279,10 +281,10 @@ def test_a_subscriber_gets_every_event_between_its_answers(
     run: Callable[..., None], path: Path
 ) -> None:
     async def main() -> None:
-        async with serving(path) as things, connected(path) as peer:
+        async with serving(path) as methods, connected(path) as peer:
             assert (await peer.ask("monitor.subscribe"))["result"] is True
             assert (await peer.ask("monitor.subscribe"))["result"] is True
-            (tell,) = things.observers
+            (tell,) = methods.observers
             peer.send(b'{"jsonrpc":"2.0","method":"pages","params":{"count":500},"id":2}\n')
             numbers: list[int] = []
             answered = False
@@ -303,13 +305,15 @@ def test_a_subscriber_gets_every_event_between_its_answers(
     run(main())
 
 
-def test_a_subscriber_that_left_is_forgotten(run: Callable[..., None], path: Path) -> None:
+def test_a_subscriber_that_disconnects_is_unsubscribed(
+    run: Callable[..., None], path: Path
+) -> None:
     async def main() -> None:
-        async with serving(path) as things:
+        async with serving(path) as methods:
             async with connected(path) as peer:
                 await peer.ask("monitor.subscribe")
-                assert len(things.observers) == 1
-            await until(lambda: not things.observers)
+                assert len(methods.observers) == 1
+            await until(lambda: not methods.observers)
 
     run(main())
 
@@ -325,7 +329,7 @@ def test_a_client_that_leaves_early_is_no_error(
     ]
 
     async def main() -> None:
-        async with serving(path) as things:
+        async with serving(path) as methods:
             for lines in (*requests, b"".join(requests), b"x" * 100_000):
                 for shut in (socket.SHUT_WR, socket.SHUT_RDWR):
                     async with connected(path) as other:
@@ -333,15 +337,15 @@ def test_a_client_that_leaves_early_is_no_error(
                             peer.connect(os.fspath(path))
                             if subscribed:
                                 peer.sendall(b'{"jsonrpc":"2.0","method":"monitor.subscribe"}\n')
-                                await until(lambda: things.observers)
+                                await until(lambda: methods.observers)
                             peer.sendall(lines)
                             peer.shutdown(shut)
-                        for observer in things.observers:
+                        for observer in methods.observers:
                             observer({"event": "added"})
-                        things.may_end.set()
+                        methods.may_end.set()
                         for _ in range(20):
                             assert "result" in await other.ask("echo")
-                    await until(lambda: not things.observers)
+                    await until(lambda: not methods.observers)
 
     run(main())
 
@@ -381,7 +385,7 @@ def test_one_client_too_many(
 
 
 @pytest.mark.parametrize("lingers", [0, 16])
-def test_one_client_too_many_learns_it_whatever_it_sends(
+def test_one_client_too_many_gets_the_reason_whatever_it_sends(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch, lingers: int
 ) -> None:
     """Also where it is hung up on before it has sent anything."""
@@ -409,14 +413,14 @@ def ask_once(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("said", [b"", b'{"jsonrpc"'], ids=["nothing", "half a line"])
-def test_an_idle_client_makes_room(
+def test_an_idle_client_is_disconnected_for_a_new_one(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(server, "CLIENTS_MAX", 3)
 
     async def main() -> None:
         async with (
-            serving(path) as things,
+            serving(path) as methods,
             connected(path) as watches,
             connected(path) as first,
             connected(path) as second,
@@ -425,7 +429,7 @@ def test_an_idle_client_makes_room(
             for peer in (first, second):
                 await peer.ask("echo")
                 peer.send(said)
-            # Nobody has been idle for long.
+            # No client has been idle for long.
             with pytest.raises(VtepError, match="too many clients"):
                 await asyncio.to_thread(ask_once, path)
             monkeypatch.setattr(server, "IDLE_S", 0.0)
@@ -433,23 +437,23 @@ def test_an_idle_client_makes_room(
                 for peer in (first, second):
                     assert "disconnected: idle" in (await peer.answer())["error"]["message"]
                     assert await peer.answer() is None
-                # Who waits for an answer, or for events, is not idle.
+                # A client that waits for an answer, or for events, is not idle.
                 for peer in (third, fourth):
                     peer.send(b'{"jsonrpc":"2.0","method":"wait","id":1}\n')
-                await until(lambda: ("wait", {}) in things.called)
+                await until(lambda: ("wait", {}) in methods.called)
                 with pytest.raises(VtepError, match="too many clients"):
                     await asyncio.to_thread(ask_once, path)
-                things.may_end.set()
+                methods.may_end.set()
                 for peer in (third, fourth):
                     assert (await peer.answer())["result"] == "done"
-                for observer in things.observers:
+                for observer in methods.observers:
                     observer({"event": "added"})
                 assert (await watches.answer())["params"] == {"event": "added"}
 
     run(main())
 
 
-def test_a_client_that_reads_nothing_makes_room(
+def test_a_client_that_reads_nothing_is_disconnected_for_a_new_one(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "CLIENTS_MAX", 1)
@@ -468,7 +472,7 @@ def test_a_client_that_reads_nothing_makes_room(
     run(main())
 
 
-def test_a_client_that_was_idle_is_told_why(
+def test_an_idle_client_gets_the_reason_why_it_was_disconnected(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "CLIENTS_MAX", 1)
@@ -490,21 +494,25 @@ def test_a_client_that_was_idle_is_told_why(
     run(main())
 
 
-def test_a_server_that_ends_while_it_is_asked(run: Callable[..., None], path: Path) -> None:
+def test_the_client_reports_a_server_that_stops_during_a_request(
+    run: Callable[..., None], path: Path
+) -> None:
     def wait() -> None:
         with Client(path) as client, pytest.raises(DisconnectedError, match="the VTEP has ended"):
             client.call("wait")
 
     async def main() -> None:
-        async with serving(path) as things:
+        async with serving(path) as methods:
             asked = asyncio.create_task(asyncio.to_thread(wait))
-            await until(lambda: ("wait", {}) in things.called)
+            await until(lambda: ("wait", {}) in methods.called)
         await asked
 
     run(main())
 
 
-def test_who_sends_too_much_reads_why(run: Callable[..., None], path: Path) -> None:
+def test_a_client_that_sends_a_line_too_long_gets_the_reason(
+    run: Callable[..., None], path: Path
+) -> None:
     """Though it first sends all of it."""
 
     def send() -> bytes:
@@ -522,7 +530,7 @@ def test_who_sends_too_much_reads_why(run: Callable[..., None], path: Path) -> N
     run(main())
 
 
-def test_no_descriptor_for_a_client(
+def test_a_client_is_accepted_once_there_is_a_descriptor(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is accepted when there is one; until then the loop is not kept busy by it."""
@@ -555,7 +563,7 @@ def test_no_descriptor_for_a_client(
     run(main())
 
 
-def test_the_last_descriptors_are_not_for_clients(
+def test_the_last_descriptors_are_kept_from_clients(
     run: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -573,44 +581,46 @@ def test_the_last_descriptors_are_not_for_clients(
     run(main())
 
 
-def test_changes_come_one_after_the_other(run: Callable[..., None], path: Path) -> None:
+def test_requests_are_executed_one_at_a_time(run: Callable[..., None], path: Path) -> None:
     async def main() -> None:
-        async with serving(path) as things, connected(path) as first, connected(path) as second:
+        async with serving(path) as methods, connected(path) as first, connected(path) as second:
             waiting = asyncio.create_task(first.ask("wait"))
-            await until(lambda: things.called)
+            await until(lambda: methods.called)
             then = asyncio.create_task(second.ask("echo"))
             for _ in range(20):
                 await asyncio.sleep(0)
-            assert things.called == [("wait", {})]
-            things.may_end.set()
+            assert methods.called == [("wait", {})]
+            methods.may_end.set()
             assert (await waiting)["result"] == "done"
             assert (await then)["result"] == {}
 
     run(main())
 
 
-def test_a_line_is_answered_once_its_changes_are_kept(run: Callable[..., None], path: Path) -> None:
+def test_a_line_is_answered_after_its_changes_are_flushed(
+    run: Callable[..., None], path: Path
+) -> None:
     async def main() -> None:
-        async with serving(path) as things, connected(path) as peer:
+        async with serving(path) as methods, connected(path) as peer:
             await peer.ask("echo")
             two = [{"jsonrpc": "2.0", "method": "echo", "id": number} for number in (1, 2)]
             peer.send(json.dumps(two).encode() + b"\n")
             await peer.answer()
-            called = [name for name, _ in things.called]
+            called = [name for name, _ in methods.called]
             assert called == ["echo", "flush", "echo", "echo", "flush"]
-            things.disk_is_full = True
+            methods.disk_is_full = True
             assert (await peer.ask("echo"))["error"]["message"] == "no disk"
 
     run(main())
 
 
-def test_stopping_disconnects_even_who_waits(run: Callable[..., None], path: Path) -> None:
+def test_stopping_disconnects_a_client_that_waits(run: Callable[..., None], path: Path) -> None:
     async def main() -> None:
-        async with serving(path) as things:
+        async with serving(path) as methods:
             reader, writer = await asyncio.open_unix_connection(os.fspath(path))
-            peer = Peer(reader, writer)
+            peer = RawClient(reader, writer)
             waiting = asyncio.create_task(peer.ask("wait"))
-            await until(lambda: things.called)
+            await until(lambda: methods.called)
         with suppress(OSError):
             assert await waiting is None
         writer.close()
@@ -622,7 +632,7 @@ def test_stopping_disconnects_even_who_waits(run: Callable[..., None], path: Pat
 
 
 def test_the_client(run: Callable[..., None], path: Path) -> None:
-    def use(things: Things, loop: asyncio.AbstractEventLoop) -> None:
+    def use(methods: FakeMethods, loop: asyncio.AbstractEventLoop) -> None:
         with Client(path) as client:
             assert client.call("echo", a=1, b=None) == {"a": 1}
             with pytest.raises(VtepError, match="no room") as refused:
@@ -637,25 +647,25 @@ def test_the_client(run: Callable[..., None], path: Path) -> None:
                 client.call("echo", a="x" * 70000)
         with Client(path) as client:
             events = client.monitor()
-            loop.call_soon_threadsafe(things.observers[0], {"event": "added"})
+            loop.call_soon_threadsafe(methods.observers[0], {"event": "added"})
             assert len(client.call("pages", count=3)) == 30
-            loop.call_soon_threadsafe(things.observers[0], {"event": "deleted"})
+            loop.call_soon_threadsafe(methods.observers[0], {"event": "deleted"})
             assert [next(events)["event"], next(events)["event"]] == ["added", "deleted"]
 
     async def main() -> None:
-        async with serving(path) as things:
-            await asyncio.to_thread(use, things, asyncio.get_running_loop())
+        async with serving(path) as methods:
+            await asyncio.to_thread(use, methods, asyncio.get_running_loop())
 
     run(main())
 
 
-def test_a_client_of_nobody(path: Path) -> None:
+def test_a_client_without_a_server(path: Path) -> None:
     with pytest.raises(DisconnectedError, match=r"x\.sock: no pyvtep answers there"):
         Client(path)
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400\r\n", b"[]\n", b"{"])
-def test_a_client_of_something_else(path: Path, said: bytes) -> None:
+def test_a_client_of_another_kind_of_server(path: Path, said: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen()
@@ -679,7 +689,7 @@ def test_a_server_that_does_not_answer(path: Path) -> None:
             client.call("echo")
 
 
-def test_who_comes_while_the_queue_is_full_waits(path: Path) -> None:
+def test_a_client_waits_while_the_accept_queue_is_full(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
         listener.bind(os.fspath(path))
         listener.listen(0)
@@ -693,7 +703,7 @@ def test_who_comes_while_the_queue_is_full_waits(path: Path) -> None:
             accepted.join()
 
 
-def test_what_a_server_can_not_do_now_is_not_asked_of_it(path: Path) -> None:
+def test_no_request_is_sent_to_a_server_that_answers_no_ping(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen()
@@ -724,7 +734,7 @@ def test_a_socket_that_is_in_use_is_not_taken(path: Path) -> None:
     listener.socket.close()
 
 
-def test_a_dead_socket_is_taken_over(path: Path) -> None:
+def test_a_dead_socket_is_replaced(path: Path) -> None:
     socket_files.listen(path).socket.close()
     assert path.exists()
     listener = socket_files.listen(path)
@@ -742,12 +752,12 @@ def test_a_file_that_is_no_socket_is_kept(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["missing/x.sock", "x" * 120], ids=["no-such-folder", "a-name-too-long"]
 )
-def test_a_place_where_no_socket_can_be(tmp_path: Path, name: str) -> None:
+def test_a_path_at_which_no_socket_can_be(tmp_path: Path, name: str) -> None:
     with pytest.raises(VtepError, match="give another PATH, or none"):
         socket_files.listen(tmp_path / name)
 
 
-def test_what_another_has_put_there_is_not_removed(path: Path) -> None:
+def test_the_socket_of_another_process_is_not_removed(path: Path) -> None:
     first = socket_files.listen(path)
     path.unlink()
     second = socket_files.listen(path)
@@ -767,7 +777,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pyvtep"
 
 
-def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
+def test_the_second_socket_of_a_name_gets_another_one(run_folder: Path) -> None:
     first, nobody = socket_files.listen_by_default("vx0")
     assert nobody is None
     second, taken = socket_files.listen_by_default("vx0")
@@ -779,7 +789,7 @@ def test_the_second_of_one_name_takes_another(run_folder: Path) -> None:
         listener.socket.close()
 
 
-def test_what_killed_processes_left_is_removed(run_folder: Path) -> None:
+def test_sockets_of_killed_processes_are_removed(run_folder: Path) -> None:
     first, _ = socket_files.listen_by_default("vx0")
     second, _ = socket_files.listen_by_default("vx0")
     (run_folder / "file.sock").write_text("no socket")
@@ -790,7 +800,7 @@ def test_what_killed_processes_left_is_removed(run_folder: Path) -> None:
         listener.socket.close()
 
 
-def test_without_root_it_is_below_the_users_folder(
+def test_without_root_the_socket_is_in_the_users_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -810,7 +820,7 @@ def found(**which: Any) -> list[Path]:
     return [each.path for each in find(**which)]
 
 
-def test_the_only_one_alive_is_found(run_folder: Path) -> None:
+def test_the_only_live_socket_is_found(run_folder: Path) -> None:
     with pytest.raises(VtepError, match="no running pyvtep was found in"):
         find()
     socket_files.listen_by_default("dead0")[0].socket.close()
@@ -847,7 +857,7 @@ def elsewhere(
         yield child
 
 
-def test_of_several_the_one_of_this_namespace_is_meant(
+def test_of_several_the_one_of_this_namespace_is_chosen(
     run_folder: Path, elsewhere: "subprocess.Popen[str]"
 ) -> None:
     assert found(changes=False) == [run_folder / "vx0.sock"]

@@ -98,7 +98,7 @@ def test_invalid_requests(line: bytes, ident: Any) -> None:
     assert refused(line) == (Code.INVALID_REQUEST, ident)
 
 
-def test_params_by_position_are_not_taken() -> None:
+def test_params_by_position_are_refused() -> None:
     line = b'{"jsonrpc": "2.0", "method": "x", "params": [1], "id": 3}'
     assert refused(line) == (Code.INVALID_PARAMS, 3)
     item = only(b'{"jsonrpc": "2.0", "method": "x", "params": [1]}')
@@ -106,7 +106,7 @@ def test_params_by_position_are_not_taken() -> None:
     assert not item.answered
 
 
-def test_a_batch_keeps_its_order_and_its_faults() -> None:
+def test_a_batch_keeps_its_order_and_its_invalid_items() -> None:
     message = jsonrpc.decode(b'[1, {"jsonrpc": "2.0", "method": "x", "id": 2}, {"id": 3}]')
     assert message.batch
     assert [type(item) for item in message.items] == [InvalidRequest, Request, InvalidRequest]

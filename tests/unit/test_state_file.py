@@ -325,7 +325,7 @@ def test_a_foreign_file_is_not_touched(path: Path, kind: str) -> None:
     assert names(path.parent) == ["state"]
 
 
-def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused_and_not_touched(tmp_path: Path) -> None:
     pipe, link, folder = tmp_path / "pipe", tmp_path / "link", tmp_path / "folder"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
@@ -392,7 +392,7 @@ def test_a_file_that_is_overwritten_is_set_aside_and_written_again(
     assert len(list(path.parent.glob("state.bad-*"))) == 1
 
 
-def test_another_program_may_not_keep_it_locked(
+def test_a_write_lock_of_another_program_is_reported(
     path: Path, file: StateFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_file, "_BUSY_TIMEOUT_S", 0.0)

@@ -2,8 +2,9 @@
 
 Each row of its table `fdb` is one destination of one MAC, as `bridge fdb show` prints it. The
 database is in WAL mode: a commit appends to `FILE-wal`, from which SQLite moves it into the file
-later, and at the end. So a commit costs what has changed, a process that is killed leaves the last
-commit, and the file can be read while pyvtep runs: `sqlite3 -readonly FILE 'SELECT * FROM fdb'`.
+later, and at the end. So the cost of a commit is that of its changes, a process that is killed
+leaves the last commit, and the file can be read while pyvtep runs:
+`sqlite3 FILE 'SELECT * FROM fdb'`.
 """
 
 import errno
@@ -99,7 +100,7 @@ _DESCRIPTORS: Final = 4
 
 
 class _DamagedError(Exception):
-    """A state file that is not whole, or that this version can't read."""
+    """A state file that is damaged, or of a version that this one cannot read."""
 
 
 @frozen
@@ -122,7 +123,7 @@ Changes: TypeAlias = Mapping[bytes, SavedEntry | None]
 
 
 class StateFile:
-    """The database of one VTEP, which has it for itself.
+    """The state file of one VTEP: an SQLite database, and the lock that keeps others from it.
 
     Call `load` first. After that, changes are written in transactions: `begin`, `replace` as often
     as needed, and `commit` or `rollback`. The calls wait for the disk: while frames are forwarded,
@@ -161,8 +162,8 @@ class StateFile:
         A file that is missing or empty has none. One that is damaged, or of another version, is
         renamed, with a warning.
 
-        Raises: VtepError if the file is not a state file, which is then left as it is, or can't
-        be read.
+        Raises: VtepError if the file is not a state file, and is left as it is, or if it cannot be
+        read.
         """
         _check(self.path)
         self._clock_offset = wall_clock - now
@@ -175,7 +176,7 @@ class StateFile:
             raise self._failed("read", error) from error
         try:
             self._db = db = self._open()
-            with _damage_told():
+            with _damage_as_error():
                 ((saved, saved_wall_clock),) = db.execute("SELECT * FROM last_commit")
                 # A wall clock that was set back must not make entries younger.
                 time_now = saved + max(0.0, wall_clock - saved_wall_clock)
@@ -215,7 +216,7 @@ class StateFile:
         return usable
 
     def replace(self, vni: int, changes: Changes) -> None:
-        """Replace what the database has of some MACs of a VNI."""
+        """Replace the rows of some MACs of a VNI."""
         with self._writing() as db:
             for macs in _batches(map(format_mac, changes)):
                 db.execute(_DELETE % ", ".join("?" * len(macs)), (vni, *macs))
@@ -273,7 +274,7 @@ class StateFile:
                 f"--state {self.path}: cannot be written: {os.strerror(errno.EACCES)}; change its "
                 "mode or its owner, or give another FILE"
             )
-        with _damage_told():
+        with _damage_as_error():
             db = _connect(self.path)
             try:
                 self._check_database(db)
@@ -390,8 +391,8 @@ class StateFile:
                 self._disconnect()
             raise self._failed("written", error) from error
 
-    def _failed(self, what: str, error: sqlite3.Error | OSError) -> VtepError:
-        return VtepError(f"--state {self.path}: cannot be {what}: {_reason(error)}")
+    def _failed(self, done: str, error: sqlite3.Error | OSError) -> VtepError:
+        return VtepError(f"--state {self.path}: cannot be {done}: {_reason(error)}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -450,14 +451,14 @@ def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Return whether an error says that the database itself is of no use."""
+    """Return whether an error means that the database is damaged, or is none."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Above are the details.
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
-def _damage_told() -> Iterator[None]:
-    """Turn what SQLite and Python raise for a damaged database into a _DamagedError."""
+def _damage_as_error() -> Iterator[None]:
+    """Raise _DamagedError for the errors of SQLite and Python that a damaged database causes."""
     try:
         yield
     except sqlite3.Error as error:

@@ -60,11 +60,11 @@ _PAGE = 50
 class StateWriter:
     """The link between a VTEP and its state file.
 
-    It notes which MACs have changed, and commits what the FDB has of them: soon, or at once while
-    a caller waits in `flush`. The event loop never waits for the disk: statements and commits are
+    It notes the MACs that change, and commits their entries: soon, or at once while a caller waits
+    in `flush`. The event loop never waits for the disk: statements and commits are
     executed in a thread. A commit that fails is logged and tried again.
 
-    Invariant: after a commit, the file has what the FDBs had then, as far as it is to be kept.
+    Invariant: a commit leaves the file with exactly the entries that are to be kept.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class StateWriter:
         self._file = file
         self._learned = learned
         self._absent: dict[int, dict[bytes, SavedEntry]] = {}
-        """What the file has for VNIs that the VTEP does not have now."""
+        """Saved entries of VNIs that the VTEP does not have now."""
         for saved in entries:
             self._absent.setdefault(saved.vni, {})[saved.mac] = saved
         self._dirty: dict[int, set[bytes]] = {}
@@ -151,7 +151,7 @@ class StateWriter:
                 self._reported = made
                 raise VtepError(f"done, but not saved yet: {error}")
 
-    # --- what changes -----------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------
 
     def _vtep_changed(self, event: str, port: Port, _different: Mapping[str, object]) -> None:
         vni = port.config.vni
@@ -162,18 +162,18 @@ class StateWriter:
             snapshots = (self._snapshot(port, entry) for entry in port.fdb.entries())
             self._absent[vni] = {saved.mac: saved for saved in snapshots if saved is not None}
         else:
-            # A remote that a command put in may be a configured one now, or no more.
+            # The default entry is kept without the configured remotes, which may be others now.
             self._mark(vni, MAC_ZERO)
             return
         self._changed.set()
 
     def _attach(self, port: Port) -> None:
-        """Restore what the file has for a segment, and watch its FDB from now on."""
+        """Restore the entries of a segment, and watch its FDB from now on."""
         vni, fdb = port.config.vni, port.fdb
         saved = self._absent.pop(vni, {})
         restored = restore(port, saved.values(), time.monotonic(), learned=self._learned)
         self._log_left_out(vni, restored)
-        # What was not restored, or was there already, differs from what the file has.
+        # The file differs where an entry was not restored, or another one was learned before.
         for mac in saved:
             if (entry := _find(fdb, mac)) is None or not _is_saved(entry, saved[mac]):
                 self._mark(vni, mac)
@@ -323,7 +323,7 @@ class StateWriter:
         return port.config.vni, {saved.mac: saved for saved in snapshots if saved is not None}
 
     def _current(self, vni: int, mac: bytes) -> SavedEntry | None:
-        """Return what the file is to have of a MAC; None if nothing."""
+        """Return the entry of a MAC as the file is to have it; None if it is not to be kept."""
         port = self._vtep.ports.get(vni)
         if port is None:
             return self._absent.get(vni, {}).get(mac)
@@ -404,7 +404,7 @@ def restore(port: Port, entries: Iterable[SavedEntry], now: float, *, learned: b
 
 
 def _restore_static(fdb: Fdb, saved: SavedEntry, now: float) -> None:
-    """Put in an entry; it replaces what may have been learned already."""
+    """Add a static entry; it replaces one that may have been learned already."""
     if saved.mac != MAC_ZERO and fdb.lookup(saved.mac) is not None:
         fdb.remove(saved.mac)
     for remote in saved.destinations:
@@ -427,7 +427,7 @@ def _restore_learned(
         restored.unknown_remote += 1
     for remote, source in zip(saved.destinations, sources, strict=True):
         if source is not None:
-            # What was learned is where the segment now says that this host is; an entry that
-            # a command has put in keeps its port, VNI and device.
+            # A learned entry points to its remote as the segment defines it now; one that was
+            # added by a command keeps its port, VNI and device.
             destination = source if saved.kind == LEARNED else remote
             fdb.append(saved.mac, destination, updated, saved.kind)
