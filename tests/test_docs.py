@@ -209,7 +209,11 @@ def test_the_state_table_has_the_columns(tmp_path: Path) -> None:
         file.commit(0, 0)
     with closing(sqlite3.connect(tmp_path / "state")) as db:
         columns = [row[1] for row in db.execute("PRAGMA table_info(fdb)")]
+        queries = [shlex.split(command)[-1] for command, _ in transcripts("state.md")]
+        assert len([db.execute(query) for query in queries]) == 2
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
     assert [name.strip("`") for name, _ in table("state.md", "column")] == columns
+    assert f"`application_id` {application_id:#x}" in read("state.md")
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
