@@ -103,7 +103,7 @@ class Params:
         return () if number is None else (number,)
 
     def destination(self, port: int) -> Remote | None:
-        """Where frames are to go, if it was given; `port` is used where it says nothing of it."""
+        """Return the destination of frames, if given; `port` is its default port."""
         dst = self.text("dst")
         if dst is None:
             for name in DESTINATION:

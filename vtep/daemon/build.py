@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Applier:
-    """How a group of options takes effect: `apply` gets the port, its new options, and the time.
+    """The function that applies a group of options to a port, given its new options and the time.
 
     It is called at start, and on a change if one of the options differs. With `always`, it is
     called on every change: its result depends on more than options.

@@ -133,7 +133,7 @@ class Listener:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all sockets are open."""
+        """True if all sockets are open."""
         return self._receiver is not None and None not in self._groups.values()
 
     @property
@@ -148,7 +148,7 @@ class Listener:
 
     @property
     def gro_enabled(self) -> bool:
-        """Whether the kernel coalesces datagrams (UDP_GRO); as configured if there is no socket."""
+        """True if the kernel coalesces datagrams (UDP_GRO); as configured if there is no socket."""
         return self.endpoint.gro if self._receiver is None else self._receiver.gro_enabled
 
     def join(self, group: Address) -> None:

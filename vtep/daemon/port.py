@@ -74,7 +74,7 @@ class Port:
         self.underlay_devices: tuple[str, ...] = ()
         """The devices by which the remotes are reached; known once the port has started."""
         self.underlay_missing: tuple[str, ...] = ()
-        """What this host lacks to reach the remotes; empty if it lacks nothing."""
+        """Parts that this host lacks to reach the remotes; empty if it lacks nothing."""
         self.offload: frozenset[str] = frozenset()
         """The offloads of `Config.offload` that are in use; known once the port has started."""
         fdb = Fdb(config.vni, config.dstport, ageing=config.ageing, max_addresses=0)
@@ -113,7 +113,7 @@ class Port:
 
     @property
     def is_here(self) -> bool:
-        """Whether the TAP is in the network namespace of this process, as far as is known."""
+        """True if the TAP is in the network namespace of this process, as far as is known."""
         return self._device is not None and self._is_here
 
     @property
@@ -130,7 +130,7 @@ class Port:
 
     @property
     def removed_on_close(self) -> bool:
-        """Whether the kernel removes the TAP device when the port closes it."""
+        """True if the kernel removes the TAP device when the port closes it."""
         return self._device is None or self._device.removed_on_close
 
     def versions(self, config: Config) -> list[int]:

@@ -56,7 +56,7 @@ class _Step:
     owner: Port | None
     """The port that holds the TAP now: the same one, one that is removed, or None if it is new."""
     undo: list[Undo] = field(factory=list)
-    """What reverts the changes of the TAP, in the order in which they were made."""
+    """Functions that revert the changes of the TAP, in the order of the changes."""
     inherited: TapDevice | None = None
     """The TAP of a port that is removed."""
 

@@ -140,7 +140,7 @@ class StateFile:
         self._db: sqlite3.Connection | None = None
         self._inodes: tuple[tuple[int, int] | None, ...] = ()
         self._clock_offset = 0.0
-        """What is added to the monotonic clock to have the database's."""
+        """Offset from the monotonic clock to the clock of the database."""
 
     @classmethod
     @contextmanager
