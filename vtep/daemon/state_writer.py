@@ -220,7 +220,7 @@ class StateWriter:
     # --- writing ----------------------------------------------------------------------------
 
     def _end(self, unwatch: Callable[[], None]) -> None:
-        """Have `_run` commit once more, and end."""
+        """Request `_run` to commit once more, and end."""
         unwatch()
         for unwatch_fdb in self._unwatch.values():
             unwatch_fdb()
@@ -374,7 +374,7 @@ def _fields(destinations: Iterable[Remote]) -> list[tuple[object, ...]]:
 
 @define
 class Restored:
-    """What became of saved entries that could not be restored."""
+    """Saved entries that could not be restored."""
 
     refused: list[str] = field(factory=list)
     """Why static entries were refused, one line each."""
