@@ -2,7 +2,7 @@
 
 Both tables get the same entries and the same flush; the remaining entries must be equal. pyvtep has
 no counterpart to `src_vni`, `nhid` and `router`. The driver has no flush by `via`, which
-test_fdb_by_hand.py covers.
+test_fdb_configuration.py covers.
 """
 
 import itertools

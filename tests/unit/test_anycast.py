@@ -73,30 +73,36 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("frame", QUESTIONS)
-def test_who_asks_for_the_gateway_here_is_answered_here(gateways: Gateways, frame: bytes) -> None:
+def test_requests_for_the_local_gateway_are_not_sent(gateways: Gateways, frame: bytes) -> None:
     assert gateways.suppresses_from_tap(frame)
 
 
 @pytest.mark.parametrize("frame", QUESTIONS)
-def test_a_gateway_of_its_own_address_answers_everybody(gateways: Gateways, frame: bytes) -> None:
+def test_requests_for_a_gateway_with_an_own_address_are_delivered(
+    gateways: Gateways, frame: bytes
+) -> None:
     assert not gateways.suppresses_from_underlay(frame)
     assert not gateways.shared
 
 
 @pytest.mark.parametrize("frame", CLAIMS)
-def test_nobody_elsewhere_is_our_gateway(gateways: Gateways, frame: bytes) -> None:
+def test_remote_claims_of_the_gateway_address_are_suppressed(
+    gateways: Gateways, frame: bytes
+) -> None:
     assert not gateways.suppresses_from_tap(frame)
     assert gateways.suppresses_from_underlay(frame)
     assert len(gateways.shared) == 1
 
 
 @pytest.mark.parametrize("frame", CLAIMS + QUESTIONS)
-def test_a_shared_gateway_is_heard_by_its_own_host_only(shared: Gateways, frame: bytes) -> None:
+def test_messages_of_a_shared_gateway_do_not_cross_the_tunnel(
+    shared: Gateways, frame: bytes
+) -> None:
     assert shared.suppresses_from_tap(frame)
     assert shared.suppresses_from_underlay(frame)
 
 
-def test_a_probe_and_its_answer_tell_both_sides(gateways: Gateways) -> None:
+def test_a_probe_and_its_answer_make_the_address_shared_on_both_sides(gateways: Gateways) -> None:
     assert not gateways.suppresses_from_tap(PROBE)
     assert not gateways.suppresses_from_underlay(PROBE)
     assert len(gateways.shared) == 1
@@ -107,14 +113,16 @@ def test_a_probe_and_its_answer_tell_both_sides(gateways: Gateways) -> None:
     assert other_side.shared == {ip_address(OURS)}
 
 
-def test_two_gateways_that_are_new_do_not_hear_each_other_ask(gateways: Gateways) -> None:
+def test_duplicate_address_detection_of_gateways_does_not_cross_the_tunnel(
+    gateways: Gateways,
+) -> None:
     """Both would give up their address (RFC 4862, section 5.4.3)."""
     assert not gateways.suppresses_from_tap(PROBE6)
     assert gateways.suppresses_from_underlay(PROBE6)
     assert gateways.shared == {ip_address(OURS6)}
 
 
-def test_who_shares_an_address_is_told_once() -> None:
+def test_a_shared_address_is_reported_once() -> None:
     told: list[object] = []
     gateways = Gateways([ip_address(OURS)], told.append)
     for frame in [PROBE, *CLAIMS[:3]]:
@@ -123,12 +131,12 @@ def test_who_shares_an_address_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("frame", OTHERS)
-def test_everything_else_passes(shared: Gateways, frame: bytes) -> None:
+def test_other_messages_pass(shared: Gateways, frame: bytes) -> None:
     assert not shared.suppresses_from_tap(frame)
     assert not shared.suppresses_from_underlay(frame)
 
 
-def test_a_gateway_that_is_no_more_is_shared_no_more(gateways: Gateways) -> None:
+def test_a_shared_address_expires(gateways: Gateways) -> None:
     assert gateways.suppresses_from_underlay(CLAIMS[0])
     gateways.expire()
     assert gateways.shared == {ip_address(OURS)}
@@ -142,7 +150,7 @@ def test_a_routed_message_is_no_neighbour_discovery(gateways: Gateways) -> None:
     assert not gateways.suppresses_from_underlay(solicitation(OURS6, HOST6, hlim=254))
 
 
-def test_our_probe_is_what_scapy_makes() -> None:
+def test_probes_are_those_of_scapy() -> None:
     mac = bytes.fromhex(MAC.replace(":", ""))
     assert anycast.build_probe(mac, IPv4Address(OURS)) == arp("who-has", "0.0.0.0", OURS)
     option = ICMPv6NDOptSrcLLAddr(lladdr=MAC)
@@ -160,7 +168,7 @@ def test_our_probe_is_what_scapy_makes() -> None:
     st.integers(0, 100),
     st.binary(max_size=90),
 )
-def test_no_frame_is_too_strange(frame: bytes, cut: int, tail: bytes) -> None:
+def test_any_frame_is_parsed_without_exception(frame: bytes, cut: int, tail: bytes) -> None:
     gateways = Gateways([ip_address(OURS), ip_address(OURS6)])
     frame = frame[:14] + (frame[14:][:cut] + tail)
     gateways.suppresses_from_tap(frame)
@@ -168,7 +176,7 @@ def test_no_frame_is_too_strange(frame: bytes, cut: int, tail: bytes) -> None:
 
 
 @given(st.sampled_from(QUESTIONS + CLAIMS), st.data())
-def test_a_message_cut_short_says_nothing(frame: bytes, data: st.DataObject) -> None:
+def test_truncated_messages_are_ignored(frame: bytes, data: st.DataObject) -> None:
     end = 42 if frame[12:14] == b"\x08\x06" else 78
     cut = data.draw(st.integers(14, end - 1))
     assert anycast.read(frame[:cut]) is None
@@ -182,7 +190,7 @@ def segment() -> Segment:
     return Segment(7, [remote], fdb, own_mac=bytes(6), learning=True)
 
 
-def test_a_segment_keeps_and_counts(segment: Segment) -> None:
+def test_a_segment_suppresses_and_counts(segment: Segment) -> None:
     switch = Demux([segment])
     claim, question = vxlan.pack(7) + CLAIMS[0], QUESTIONS[0]
     assert switch.admit(claim, "192.0.2.2", 0.0) is segment
@@ -202,7 +210,7 @@ def test_a_segment_keeps_and_counts(segment: Segment) -> None:
     assert routed(segment, question) == segment.remotes
 
 
-def test_a_stranger_teaches_a_segment_nothing(segment: Segment) -> None:
+def test_unknown_sources_do_not_make_an_address_shared(segment: Segment) -> None:
     gateways = Gateways([ip_address(OURS)])
     segment.set_gateways(gateways)
     assert Demux([segment]).admit(vxlan.pack(7) + CLAIMS[0], "192.0.2.9", 0.0) is None
@@ -211,7 +219,7 @@ def test_a_stranger_teaches_a_segment_nothing(segment: Segment) -> None:
 
 
 @pytest.mark.parametrize("tagged", [False, True])
-def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
+def test_stripped_tags_do_not_hide_messages(tagged: bool) -> None:
     remote = Remote("192.0.2.2", 4789)
     segment = Segment(
         5,
@@ -230,7 +238,7 @@ def test_tags_hide_nothing_where_they_are_taken_off(tagged: bool) -> None:
     assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_TX] == 1
 
 
-def test_a_tag_without_a_vlan_hides_nothing() -> None:
+def test_priority_tags_do_not_hide_messages() -> None:
     claim = ARP(op="is-at", hwsrc="02:00:00:00:00:0b", psrc="10.0.0.1", pdst="10.0.0.9")
     head = Ether(src="02:00:00:00:00:0b")
     plain = anycast.read(bytes(head / claim))

@@ -22,7 +22,7 @@ def test_reason(reason: Drop) -> None:
 
 
 @pytest.mark.parametrize("reason", [Drop.RX_QUEUE_FULL, Drop.TAP_QUEUE_FULL])
-def test_what_the_kernel_counts_less_exactly_is_said_to_be(reason: Drop) -> None:
+def test_inexact_counts_of_the_kernel_say_at_least(reason: Drop) -> None:
     assert "at least" in reason.meaning
 
 
@@ -141,7 +141,7 @@ def test_durations(seconds: float, said: str) -> None:
 # --- what is told -----------------------------------------------------------------------------
 
 
-def test_no_news_of_nothing() -> None:
+def test_no_lines_without_drops() -> None:
     assert DropLog().news(0.0, [("", Counters())]) == []
 
 
@@ -178,7 +178,7 @@ def test_details() -> None:
 
 
 @pytest.mark.parametrize("notice", list(Notice))
-def test_what_was_not_learned_is_told_as_rarely_as_drops(notice: Notice) -> None:
+def test_notices_are_logged_as_rarely_as_drops(notice: Notice) -> None:
     counters = Counters()
     drop_log = DropLog(interval=10.0)
     setattr(counters, notice, 3)
@@ -211,7 +211,7 @@ def test_once_and_then_once_a_minute() -> None:
     }
 
 
-def test_first_loss_after_a_silence_is_told_at_once() -> None:
+def test_first_drop_after_a_silence_is_reported_at_once() -> None:
     counters = Counters()
     drop_log = DropLog(interval=10.0)
     counters.drop(RUNT)
@@ -233,7 +233,7 @@ def test_reasons_do_not_silence_each_other() -> None:
     assert counts(drop_log.news(10.0, [("", counters)])) == {"inner_runt": 1}
 
 
-def test_nothing_is_told_twice_nor_lost() -> None:
+def test_nothing_is_reported_twice_nor_lost() -> None:
     counters = Counters()
     drop_log = DropLog(interval=7.0)
     total = 0
@@ -244,7 +244,7 @@ def test_nothing_is_told_twice_nor_lost() -> None:
     assert total == counters.drops[RUNT]
 
 
-def test_several_parts_are_told_of_in_one_line() -> None:
+def test_several_vnis_are_reported_in_one_line() -> None:
     parts = [(f"vni {number}", Counters()) for number in range(6)]
     drop_log = DropLog(interval=10.0)
     for number in (1, 2, 3, 5):

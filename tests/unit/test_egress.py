@@ -349,7 +349,7 @@ def test_a_syn_among_others_is_clamped() -> None:
     assert [*chain(*batches)] == [PREFIX + frame.build() for frame in expected]
 
 
-def test_after_a_lone_frame_the_next_does_not_wait_for_others() -> None:
+def test_after_a_single_frame_the_next_is_sent_at_once() -> None:
     with ExitStack() as stack:
         vtep = Vtep(stack, segment_of(REMOTE))
         for count in (3, 1, 3, 3):
@@ -378,20 +378,18 @@ ALIKE = st.lists(
 
 @settings(BASIC, max_examples=60)
 @given(frames=ALIKE, room=st.lists(st.booleans(), max_size=12))
-def test_runs_of_what_is_alike_leave_in_order(
-    frames: list[tuple[bytes, bytes]], room: list[bool]
-) -> None:
+def test_runs_are_sent_in_order(frames: list[tuple[bytes, bytes]], room: list[bool]) -> None:
     sent = forward(frames, room)
     expected = [segment for frame in frames for segment in segments(*frame)]
     assert [datagram for batch in sent for datagram in batch] == expected
 
 
-def test_runs_end_where_an_envelope_does() -> None:
+def test_a_run_ends_where_the_outer_fields_change() -> None:
     frames = [marked(0)] * 3 + [marked(1)] * 3 + [marked(2)]
     assert [len(batch) for batch in forward(frames)] == [3, 3, 1]
 
 
-def test_each_frame_of_a_run_is_looked_at_where_the_segment_wants_to() -> None:
+def test_each_frame_of_a_run_is_inspected_if_the_segment_requires_it() -> None:
     segment = particular(inner_vlan=InnerVlan.DROP)
     looked = Mock(side_effect=lambda frame, _now, _count=1: frame)
     segment.inspect = looked  # type: ignore[method-assign]
@@ -400,13 +398,13 @@ def test_each_frame_of_a_run_is_looked_at_where_the_segment_wants_to() -> None:
     assert looked.call_count == 5
 
 
-def test_rest_goes_with_the_next() -> None:
+def test_short_last_segment_is_sent_with_the_next_superframe() -> None:
     # 44 segments fit into a send; so many superframes of 46 would take twice as many sends.
     sent = forward([superframe(46, after=after) for after in (0, 46, 92)])
     assert [len(batch) for batch in sent] == [44, 44, 44, 6]
 
 
-def test_rest_goes_alone_where_nothing_can_follow() -> None:
+def test_short_last_segment_is_sent_alone_if_nothing_follows() -> None:
     second = superframe(46, after=46, last=7)
     assert [len(batch) for batch in forward([superframe(46, last=7), second])] == [44, 2] * 2
     assert [len(batch) for batch in forward([superframe(46), superframe(46)])] == [44, 2] * 2
@@ -441,7 +439,7 @@ FRAMES = st.one_of(
     room=st.lists(st.booleans(), max_size=30),
     takes=st.lists(st.sampled_from((True, True, False)), max_size=20),
 )
-def test_everything_leaves_in_order(
+def test_everything_is_sent_in_order(
     frames: list[tuple[bytes, bytes]], room: list[bool], takes: list[bool]
 ) -> None:
     sent = forward(frames, room, takes=takes)
@@ -530,7 +528,7 @@ def test_superframes_of_a_run_are_sent_with_tunnel_gso_unparsed() -> None:
     ],
     ids=str,
 )
-def test_one_that_is_not_like_the_run_before_it(kind: str, fields: dict[str, Any]) -> None:
+def test_a_frame_that_differs_ends_a_run(kind: str, fields: dict[str, Any]) -> None:
     base = Frame(*KINDS[kind], payload=bytes(20), sport=5000, partial=True)
     other = replace(base, **fields)
     needs = virtio.pack_needs_csum(base.shape.upper, CHECKSUM_AT[base.protocol])
@@ -646,7 +644,7 @@ def forward_both(
     frames=st.tuples(st.lists(FRAMES, max_size=6), st.lists(FRAMES, max_size=6)),
     room=st.lists(st.booleans(), max_size=30),
 )
-def test_vnis_that_share_memory_leave_alone_what_waits_there(
+def test_vnis_that_share_an_arena_do_not_overwrite_waiting_datagrams(
     frames: tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]], room: list[bool]
 ) -> None:
     one, two = forward_both(frames, room)
@@ -674,7 +672,7 @@ def of_size(count: int, tags: tuple[tuple[int, int], ...] = ()) -> tuple[bytes, 
 TAG = ((0x8100, 5),)
 
 
-def test_tags_are_taken_off() -> None:
+def test_tags_are_stripped() -> None:
     frames = [of_size(1), of_size(1, TAG), of_size(1), of_size(3, TAG), of_size(1, TAG * 2)]
     segment = particular(inner_vlan=InnerVlan.STRIP)
     sent, answers = inspected(frames, segment)
@@ -697,7 +695,7 @@ def test_tagged_frames_are_dropped() -> None:
     assert segment.counters.tx_frames == 2
 
 
-def test_superframes_that_are_none_are_dropped() -> None:
+def test_malformed_superframes_are_dropped() -> None:
     runt = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3)
     no_tcp = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16), bytes(3000)
     segment = particular(inner_vlan=InnerVlan.DROP)
@@ -724,7 +722,7 @@ def test_a_request_is_answered_to_the_tap() -> None:
     assert segment.counters.neigh_answered == 1
 
 
-def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
+def test_unconfirmed_requests_are_flooded() -> None:
     others = [Remote(f"192.0.2.{number}", 4789) for number in (3, 4)]
     segment = particular()
     segment.set_remotes([REMOTE, *others], 0.0)
@@ -753,7 +751,7 @@ def test_requests_whose_answer_is_in_doubt_are_flooded() -> None:
     assert (counters.neigh_answered, counters.neigh_probed, counters.neigh_unconfirmed) == (1, 1, 1)
 
 
-def test_answers_that_the_tap_does_not_take_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_the_tap_refuses_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int, _buffers: object) -> int:
         raise OSError(errno.EIO, "the device is down")
 
@@ -770,7 +768,7 @@ def test_answers_that_the_tap_does_not_take_are_counted(monkeypatch: pytest.Monk
     assert segment.counters.drops[Drop.TAP_DOWN] == 2
 
 
-def test_the_header_tells_the_group() -> None:
+def test_the_header_has_the_group() -> None:
     segment = particular(groups=GroupPolicy(7))
     sent, _ = inspected([of_size(1), of_size(2)], segment)
     headers = {datagram[:8] for batch in sent for datagram in batch}

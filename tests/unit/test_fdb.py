@@ -42,7 +42,7 @@ def test_remotes_are_the_same_only_if_they_are_one_object() -> None:
     assert len({ONE, twin}) == 2
 
 
-def test_remote_is_shown_as_what_it_was_made_of() -> None:
+def test_repr_of_a_remote() -> None:
     assert repr(ONE) == "Remote(host='192.0.2.1', port=4789, vni=None, via=None)"
 
 
@@ -68,14 +68,14 @@ def test_unknown_until_learned() -> None:
     assert fdb.lookup(B) is None
 
 
-def test_refresh_keeps_the_place_and_takes_the_time() -> None:
+def test_refresh_keeps_the_remote_and_updates_the_time() -> None:
     fdb = table()
     fdb.learn(A, ONE, 5.0)
     assert fdb.learn(A, ONE, 6.5) is Learned.REFRESHED
     assert [(entry.destinations, entry.updated) for entry in fdb] == [((ONE,), 6.5)]
 
 
-def test_move_takes_place_and_time() -> None:
+def test_move_updates_remote_and_time() -> None:
     fdb = table()
     fdb.learn(A, ONE, 5.0)
     assert fdb.learn(A, TWO, 6.5) is Learned.MOVED
@@ -84,7 +84,7 @@ def test_move_takes_place_and_time() -> None:
     assert fdb.learn(A, ONE, 7.0) is Learned.MOVED
 
 
-def test_a_remote_that_looks_alike_is_no_move() -> None:
+def test_an_equal_remote_is_no_move() -> None:
     fdb = table()
     fdb.learn(A, ONE, 0.0)
     assert fdb.learn(A, Remote(ONE.host, ONE.port), 1.0) is Learned.REFRESHED
@@ -92,7 +92,7 @@ def test_a_remote_that_looks_alike_is_no_move() -> None:
     assert [(entry.destinations, entry.updated) for entry in fdb] == [((ONE,), 2.0)]
 
 
-def test_full_table_takes_no_more_but_keeps_what_it_has() -> None:
+def test_full_table_keeps_its_entries() -> None:
     fdb = table(max_addresses=2)
     fill(fdb, macs(2), 0.0)
     third = macs(3)[2]
@@ -130,7 +130,9 @@ def test_iteration_gives_every_entry() -> None:
 
 @pytest.mark.parametrize("ageing", [0.25, 1.0, 2.5, 300.0, 5000.0])
 @pytest.mark.parametrize("start", [0.0, 0.25, 12345.75, 4e6, -700.5])
-def test_forgotten_within_a_second_of_its_age_and_not_before(ageing: float, start: float) -> None:
+def test_entries_expire_within_a_second_of_their_age_and_not_before(
+    ageing: float, start: float
+) -> None:
     fdb = table(ageing=ageing)
     fdb.learn(A, ONE, start)
     assert not fdb.sweep(start)
@@ -140,7 +142,7 @@ def test_forgotten_within_a_second_of_its_age_and_not_before(ageing: float, star
     assert known(fdb) == set()
 
 
-def test_forgotten_at_its_age_where_that_is_a_whole_second() -> None:
+def test_entries_expire_at_an_age_of_a_whole_second() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 3.0)
     fdb.sweep(12.99)
@@ -149,7 +151,7 @@ def test_forgotten_at_its_age_where_that_is_a_whole_second() -> None:
     assert len(fdb) == 0
 
 
-def test_each_sign_of_life_counts_anew() -> None:
+def test_each_refresh_restarts_ageing() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 0.0)
     for now in range(1, 100):
@@ -162,7 +164,7 @@ def test_each_sign_of_life_counts_anew() -> None:
     assert known(fdb) == set()
 
 
-def test_a_move_is_a_sign_of_life() -> None:
+def test_a_move_restarts_ageing() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 0.0)
     fdb.learn(A, TWO, 9.0)
@@ -172,7 +174,7 @@ def test_a_move_is_a_sign_of_life() -> None:
     assert known(fdb) == set()
 
 
-def test_a_lookup_is_no_sign_of_life() -> None:
+def test_a_lookup_does_not_restart_ageing() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 0.0)
     fdb.lookup(A)
@@ -196,7 +198,7 @@ def test_age_too_small_for_the_clock_to_tell() -> None:
     assert known(fdb) == set()
 
 
-def test_forgotten_and_learned_again() -> None:
+def test_expired_and_learned_again() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 0.0)
     fdb.sweep(10.0)
@@ -207,7 +209,7 @@ def test_forgotten_and_learned_again() -> None:
     assert known(fdb) == set()
 
 
-def test_sweeps_that_came_late_forget_everything_due() -> None:
+def test_a_late_sweep_deletes_all_expired_entries() -> None:
     fdb = table(ageing=10.0)
     for number, address in enumerate(macs(100)):
         fdb.learn(address, ONE, number * 0.5)
@@ -254,7 +256,7 @@ def test_sweep_goes_on_where_it_stopped() -> None:
     assert len(fdb) == 0
 
 
-def test_only_what_has_lived_a_whole_age_is_looked_at() -> None:
+def test_a_sweep_visits_only_entries_of_a_whole_age() -> None:
     fdb = table(ageing=10.0)
     fill(fdb, macs(100), 0.0)
     for now in range(10):
@@ -262,7 +264,7 @@ def test_only_what_has_lived_a_whole_age_is_looked_at() -> None:
     assert fdb.sweep(10.0, budget=0)
 
 
-def test_a_refreshed_entry_is_looked_at_once_an_age() -> None:
+def test_a_refreshed_entry_is_visited_once_per_ageing_time() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, ONE, 0.0)
     fdb.learn(A, ONE, 9.0)
@@ -340,7 +342,7 @@ def test_the_only_remote_fills_the_table() -> None:
     assert learned(fdb, ONE, macs(30)) == 10
 
 
-def test_a_quota_that_is_lowered_forgets_nothing() -> None:
+def test_a_lowered_quota_deletes_nothing() -> None:
     fdb = table(max_per_host=4)
     assert learned(fdb, ONE, macs(10)) == 4
     fdb.max_per_host = 2

@@ -234,7 +234,7 @@ CHECKED_POLICIES = {
 }
 
 
-def test_one_that_is_different(subtests: pytest.Subtests) -> None:
+def test_a_superframe_that_differs_ends_a_run(subtests: pytest.Subtests) -> None:
     for change, (name, policy), version in product(CHANGES, CHECKED_POLICIES.items(), (4, 6)):
         with subtests.test(name, change=change, version=version):
             fields = change
@@ -248,7 +248,7 @@ def test_one_that_is_different(subtests: pytest.Subtests) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_padding_that_is_different(version: int) -> None:
+def test_padding_that_differs_ends_a_run(version: int) -> None:
     """With octets that are not zero behind it, what looks unfinished is not."""
     frames = [
         superframe(version=version, padding=padding) for padding in (b"\0", b"\0", b"\0", b"\1")
@@ -260,7 +260,7 @@ def test_padding_that_is_different(version: int) -> None:
     )
 
 
-def test_one_that_was_marked_on_its_way() -> None:
+def test_a_congestion_mark_ends_a_run() -> None:
     same = superframe(tos=2)
     datagrams = [Datagram(same, tos) for tos in (2, 2, 2, 3, 2, 3, 3, 3, 2)]
     together = run(datagrams, SegmentPolicy(), at_once=True)
@@ -269,7 +269,7 @@ def test_one_that_was_marked_on_its_way() -> None:
     assert marks == [2, 2, 2, 3, 2, 3, 3, 3, 2]
 
 
-def test_one_from_elsewhere() -> None:
+def test_another_source_ends_a_run() -> None:
     same = superframe()
     datagrams = [Datagram(same, 0, sender) for sender in (0, 0, 0, 1, 1, 0, 0, 2, 0)]
     together = run(datagrams, SegmentPolicy(), at_once=True)
@@ -288,7 +288,7 @@ def test_at_once_as_one_by_one(datagrams: list[Datagram], policy: SegmentPolicy,
     assert together.fdb == alone.fdb
 
 
-def test_superframes_that_follow_each_other_are_delivered_as_what_they_are() -> None:
+def test_a_run_of_superframes_is_delivered_unchanged() -> None:
     sizes = [superframe(4, seq=number * 4 * SIZE, sport=5000) for number in range(20)]
     seen = run([Datagram(each) for each in sizes], SegmentPolicy(), at_once=True)
     header = virtio.pack_gso(virtio.GSO_TCPV4, 54, SIZE, 34, 16)
@@ -305,7 +305,7 @@ def vtep() -> Iterator[Vtep]:
         yield Vtep(stack, SegmentPolicy())
 
 
-def test_what_answers_a_lone_frame_is_sent_at_once(vtep: Vtep) -> None:
+def test_a_single_frame_kicks_the_egress(vtep: Vtep) -> None:
     lone = vxlan.pack(VNI) + Frame().build()
     turns = []
     for count in (1, 1, 1, 3, 1, 1):
@@ -318,7 +318,7 @@ def test_what_answers_a_lone_frame_is_sent_at_once(vtep: Vtep) -> None:
     assert turns == [0, 1, 1, 1, 0, 1]
 
 
-def test_the_turn_may_find_that_all_is_over(vtep: Vtep) -> None:
+def test_a_kick_may_find_the_last_tap_gone(vtep: Vtep) -> None:
     lone = vxlan.pack(VNI) + Frame().build()
     vtep.send(lone)
     vtep.drain()
@@ -385,7 +385,7 @@ PROTOCOLS = [(4, 6), (6, 6), (4, 17), (6, 17)]
 @pytest.mark.parametrize("refused", ["all", "superframes", "udp"])
 @BASIC
 @given(datagrams=RUNS, policy=POLICIES, at_once=st.booleans(), uso=st.booleans())
-def test_what_is_refused_at_the_tap_is_delivered_as_plain_frames(
+def test_refused_frames_are_delivered_as_plain_frames(
     refused: str, datagrams: list[Datagram], policy: SegmentPolicy, at_once: bool, uso: bool
 ) -> None:
     refuses: Callable[[bytes], bool] = {
@@ -412,7 +412,7 @@ def test_what_is_refused_at_the_tap_is_delivered_as_plain_frames(
     ("error", "reason"),
     [(errno.EIO, "drop_tap_down"), (errno.EBADFD, "drop_tap_refused")],
 )
-def test_a_tap_that_takes_nothing_is_not_tried_again(
+def test_a_tap_that_is_down_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, error: int, reason: str
 ) -> None:
     refusing = Refusing(monkeypatch, lambda _: True, error)
@@ -424,7 +424,7 @@ def test_a_tap_that_takes_nothing_is_not_tried_again(
     assert refusing.refusals < 5 * len(PROTOCOLS) + 3 * 4  # Not one by one.
 
 
-def test_merging_that_is_refused_again_and_again_is_suspended(
+def test_merging_is_suspended_if_refused_repeatedly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Refusing(monkeypatch, lambda header: header[1] == virtio.GSO_UDP_L4)

@@ -153,7 +153,7 @@ def test_any_buffer(kind: type) -> None:
         ),
     ],
 )
-def test_what_is_flooded(request_: bytes) -> None:
+def test_requests_that_are_flooded(request_: bytes) -> None:
     assert replied(with_b(), request_, 1.0) is None
 
 
@@ -204,7 +204,7 @@ def test_advertisement_goes_to_the_address_in_the_option() -> None:
         pytest.param(solicit()[:-1] + b"\x77", id="bad checksum"),
     ],
 )
-def test_what_else_is_flooded(request_: bytes) -> None:
+def test_solicitations_that_are_flooded(request_: bytes) -> None:
     assert replied(with_b(), request_, 1.0) is None
 
 
@@ -277,7 +277,7 @@ def test_snoop(frame: bytes, learned: dict[str, str]) -> None:
     assert known(one) == learned
 
 
-def test_what_is_seen_is_answered() -> None:
+def test_learned_neighbours_answer() -> None:
     one = table()
     one.snoop(arp_reply(), 0.0)
     one.snoop(advertise(router=1), 0.0)
@@ -288,7 +288,7 @@ def test_what_is_seen_is_answered() -> None:
     assert (parsed.R, parsed.S, parsed.O) == (1, 1, 1)
 
 
-def test_a_solicitation_says_nothing_of_being_a_router() -> None:
+def test_a_solicitation_does_not_change_the_router_flag() -> None:
     one = table()
     one.snoop(advertise(router=1), 0.0)
     one.snoop(solicit(src=MAC_B, option=MAC_B, source=V6_B), 1.0)
@@ -320,14 +320,14 @@ def test_without_override_the_same_is_confirmed() -> None:
     assert [each.updated for each in one] == [1.0]
 
 
-def test_permanent_neighbours_are_not_changed_by_what_is_seen() -> None:
+def test_permanent_neighbours_are_not_changed_by_learning() -> None:
     one = with_b()
     assert one.snoop(arp_reply(src=MAC_C), 1.0)
     assert one.snoop(advertise(src=MAC_C), 1.0)
     assert known(one) == {V4_B: MAC_B, V6_B: MAC_B}
 
 
-def test_who_speaks_here_is_no_neighbour_there() -> None:
+def test_a_local_sender_is_no_remote_neighbour() -> None:
     one = table(A, B)
     one.snoop(arp_request(src=MAC_B, psrc=V4_A), 0.0)
     assert known(one) == {V4_A: MAC_B}
@@ -338,7 +338,7 @@ def test_who_speaks_here_is_no_neighbour_there() -> None:
 @pytest.mark.parametrize(
     "frame", [arp_reply(), advertise(), advertise(destination="ff02::1", solicited=0)]
 )
-def test_who_announces_itself_here_is_no_neighbour_there(frame: bytes) -> None:
+def test_a_local_announcement_removes_the_remote_neighbour(frame: bytes) -> None:
     one = table()
     one.snoop(arp_reply(), 0.0)
     one.snoop(advertise(), 0.0)
@@ -349,7 +349,7 @@ def test_who_announces_itself_here_is_no_neighbour_there(frame: bytes) -> None:
 # --- age and number ---------------------------------------------------------------------------
 
 
-def test_what_was_not_seen_for_long_is_not_answered() -> None:
+def test_expired_neighbours_do_not_answer() -> None:
     one = table(ageing=10.0)
     one.snoop(arp_reply(), 0.0)
     assert replied(one, arp_request(), 9.9) is not None
@@ -454,7 +454,7 @@ def test_without_confirmation_the_request_is_flooded(kind: str) -> None:
 
 
 @KINDS
-def test_who_has_not_spoken_for_long_is_not_answered_for(kind: str) -> None:
+def test_a_neighbour_is_unconfirmed_after_a_while(kind: str) -> None:
     one = table()
     one.snoop(SPEAKS[kind], 0.0)
     assert one.answer(ASKS[kind], 30.0) == Answer()
@@ -465,7 +465,7 @@ def test_who_has_not_spoken_for_long_is_not_answered_for(kind: str) -> None:
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_who_asks_again_soon_has_no_use_for_the_answer(confirmed: bool) -> None:
+def test_a_repeated_request_is_flooded(confirmed: bool) -> None:
     one = table()
     one.snoop(arp_reply(), 0.0)
     assert replied(one, arp_request(), 1.0) is not None
@@ -492,7 +492,7 @@ def test_a_conflicting_claim_makes_it_doubtful(kind: str) -> None:
     assert answer.reply[6:12] == mac(MAC_C)
 
 
-def test_so_does_one_that_must_not_override() -> None:
+def test_a_claim_without_override_makes_it_doubtful() -> None:
     one = table()
     one.snoop(advertise(), 0.0)
     one.snoop(advertise(src=MAC_C, override=0), 1.0)
@@ -517,7 +517,7 @@ TWO = Remote("192.0.2.2", 4789)
         pytest.param(lambda fdb: fdb.flush(Filter(dst=ONE.host)), "unknown", id="its remote goes"),
     ],
 )
-def test_what_becomes_of_its_entry_in_the_fdb(
+def test_a_change_of_its_fdb_entry_makes_it_doubtful(
     change: Callable[[Fdb], object], expected: str
 ) -> None:
     fdb = fdb_with(B, ageing=300.0)
@@ -536,7 +536,7 @@ def test_what_becomes_of_its_entry_in_the_fdb(
     assert replied(one, arp_request(src=MAC_C), 4.0) is not None
 
 
-def test_who_was_put_in_needs_no_confirmation() -> None:
+def test_permanent_neighbours_need_no_confirmation() -> None:
     one = with_b()
     for now in (1.0, 2.0, 3.0, 1000.0):
         for request in ASKS.values():
@@ -548,7 +548,7 @@ def test_who_was_put_in_needs_no_confirmation() -> None:
         assert one.take_overdue(now) == []
 
 
-def test_what_is_forgotten_is_not_asked_for() -> None:
+def test_removed_neighbours_are_not_probed() -> None:
     one = table()
     for forget in (
         one.flush,
@@ -600,7 +600,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.sampled_from(["arp", "nd"]))
-def test_an_answer_is_what_was_last_said_where_it_was_said(
+def test_answers_are_the_last_claims_from_their_remotes(
     events: list[tuple[str, str, Remote, str, float]], kind: str
 ) -> None:
     fdb = fdb_with()
@@ -661,7 +661,7 @@ def test_any_vlan() -> None:
     assert [each.vlan for each in one] == [(1, 4094)]
 
 
-def test_what_was_seen_can_be_put_in_and_removed() -> None:
+def test_learned_neighbours_can_be_replaced_and_removed() -> None:
     one = table()
     one.snoop(arp_reply(), 0.0)
     one.add(ip_address(V4_B), A, 1.0)
@@ -746,7 +746,7 @@ def test_other_frames_pass() -> None:
     assert one.replies == []
 
 
-def test_strangers_teach_no_neighbours() -> None:
+def test_no_neighbours_are_learned_from_unknown_sources() -> None:
     one = segment()
     assert not from_underlay(one, arp_reply(), "198.51.100.1")
     assert one.neighbours is not None

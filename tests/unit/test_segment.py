@@ -98,7 +98,7 @@ def test_accept(accept: Networks, heard: set[str]) -> None:
         assert drops(one) == ({} if host in heard else {Drop.SOURCE_UNKNOWN: 1})
 
 
-def test_whoever_has_a_static_entry_is_listened_to() -> None:
+def test_hosts_with_a_static_entry_are_accepted() -> None:
     one = segment(remote(1))
     assert not say(one, "192.0.2.9")
     one.fdb.add(B, remote(9), 0.0)
@@ -106,14 +106,14 @@ def test_whoever_has_a_static_entry_is_listened_to() -> None:
     assert behind(one) == {A: "192.0.2.9", B: "192.0.2.9"}
 
 
-def test_a_learned_entry_gives_nobody_a_voice() -> None:
+def test_hosts_with_a_learned_entry_only_are_not_accepted() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     assert say(one, "192.0.2.9")
     one.set_accept(())
     assert not say(one, "192.0.2.9")
 
 
-def test_a_stranger_is_one_remote_for_all_its_macs() -> None:
+def test_an_accepted_source_has_one_remote_for_all_its_macs() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     say(one, "192.0.2.9", B)
@@ -122,7 +122,7 @@ def test_a_stranger_is_one_remote_for_all_its_macs() -> None:
     assert (first[0].host, first[0].port, first[0].vni) == ("192.0.2.9", 4789, None)
 
 
-def test_strangers_are_forgotten_when_nothing_is_known_of_them() -> None:
+def test_accepted_sources_without_entries_are_forgotten() -> None:
     one = segment(remote(1), accept=ANY_SOURCE, learning=False)
     for number in range(10_000):
         assert say(one, f"10.0.{number >> 8}.{number & 255}")
@@ -130,7 +130,7 @@ def test_strangers_are_forgotten_when_nothing_is_known_of_them() -> None:
     assert one.fdb.members._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
 
 
-def test_strangers_with_entries_are_remembered() -> None:
+def test_accepted_sources_with_entries_are_kept() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     for number in range(10_000):
         source = bytes((2, 1, 0, 0, number >> 8, number & 255))
@@ -141,7 +141,7 @@ def test_strangers_with_entries_are_remembered() -> None:
     assert one._guests == {}
 
 
-def test_a_stranger_that_is_given_a_name_stays_one_remote() -> None:
+def test_an_accepted_source_that_becomes_a_member_keeps_one_remote() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     one.set_remotes([remote(1), remote(9)], 1.0)
@@ -151,7 +151,7 @@ def test_a_stranger_that_is_given_a_name_stays_one_remote() -> None:
 
 
 @pytest.mark.parametrize("accept", [(), ANY_SOURCE])
-def test_static_source_from_elsewhere(accept: Networks) -> None:
+def test_static_mac_from_another_remote(accept: Networks) -> None:
     one = segment(remote(1), remote(2), accept=accept)
     one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.STATIC))
     assert say(one, "192.0.2.1")
@@ -161,7 +161,7 @@ def test_static_source_from_elsewhere(accept: Networks) -> None:
     assert behind(one) == {A: "192.0.2.1"}
 
 
-def test_sticky_source_from_elsewhere_is_let_in() -> None:
+def test_sticky_mac_from_another_remote_is_admitted() -> None:
     one = segment(remote(1), remote(2))
     one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.DYNAMIC, sticky=True))
     assert say(one, "192.0.2.2")
@@ -201,7 +201,7 @@ def test_other_flood_destinations_stay() -> None:
     assert hosts(one) == ["192.0.2.20"]
 
 
-def test_what_was_learned_from_a_former_remote_is_forgotten() -> None:
+def test_macs_learned_from_a_removed_remote_are_deleted() -> None:
     one = segment(remote(1), remote(2), remote(3))
     say(one, "192.0.2.1", A)
     say(one, "192.0.2.2", B)
@@ -209,7 +209,7 @@ def test_what_was_learned_from_a_former_remote_is_forgotten() -> None:
     assert behind(one) == {B: "192.0.2.2"}
 
 
-def test_unless_it_still_may_speak() -> None:
+def test_macs_of_a_removed_remote_that_is_still_accepted_stay() -> None:
     one = segment(remote(1), remote(2), accept=(ip_network("192.0.2.1/32"),))
     say(one, "192.0.2.1", A)
     one.set_remotes([remote(2)], 1.0)
@@ -229,7 +229,7 @@ def test_static_entries_of_a_former_remote_stay() -> None:
     assert behind(one) == {}
 
 
-def test_set_accept_forgets_whom_it_shuts_out() -> None:
+def test_set_accept_deletes_macs_of_sources_no_longer_accepted() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     say(one, "192.0.2.9", A)
     say(one, "192.0.2.17", B)
@@ -312,13 +312,13 @@ def test_a_mask_spares_one_bit(bit: int) -> None:
     assert passing(STRICT & ~(1 << 63 - bit)) == {bit}
 
 
-def test_group_policy_has_uses_for_some() -> None:
+def test_group_policy_exempts_its_bits() -> None:
     # The G flag, and the three octets that the kernel driver leaves to the extension.
     assert passing(STRICT, gbp=True) == {0, *range(8, 32)}
 
 
 @pytest.mark.parametrize("length", range(8, 22))
-def test_reserved_bits_are_judged_before_the_frame(length: int) -> None:
+def test_reserved_bits_are_checked_before_the_frame(length: int) -> None:
     one = segment(policy=SegmentPolicy(reserved_bits=STRICT))
     datagram = header_with(63) + FRAME
     assert Demux([one]).admit(datagram[:length], "192.0.2.1", 1.0) is None
@@ -364,7 +364,7 @@ def group_header(group: int, *, flags: str = "", marked: bool = True) -> bytes:
         ),
     ],
 )
-def test_the_log_names_what_was_wrong(
+def test_drop_details_in_the_log(
     policy: SegmentPolicy, header: bytes, frame: bytes, last: str
 ) -> None:
     one = segment(remote(1), remote(2), policy=policy)
@@ -375,7 +375,7 @@ def test_the_log_names_what_was_wrong(
 
 
 @given(st.integers(0, vxlan.VNI_MAX), st.integers(1, vxlan.GROUP_MAX))
-def test_group_is_told_as_scapy_reads_it(vni: int, group: int) -> None:
+def test_group_is_encoded_as_scapy_decodes_it(vni: int, group: int) -> None:
     parsed = VXLAN(vxlan.pack(vni, group))
     assert (parsed.vni, parsed.gpid, int(parsed.gpflags)) == (vni, group, 0)
     assert str(parsed.flags) == "Instance+G"
@@ -408,7 +408,7 @@ def test_groups_accepted(header: bytes, let_in: bool) -> None:
     assert behind(one) == ({A: "192.0.2.1"} if let_in else {})
 
 
-def test_no_group_told_is_group_0() -> None:
+def test_no_group_counts_as_group_0() -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy(accepted=frozenset({7}))))
     assert not say(one, "192.0.2.1")
     assert not say(one, "192.0.2.1", header=group_header(8, flags="A", marked=False))
@@ -433,7 +433,7 @@ def test_dont_learn() -> None:
     assert behind(one) == {A: "192.0.2.2"}
 
 
-def test_dont_learn_is_no_way_round_a_static_entry() -> None:
+def test_dont_learn_does_not_bypass_a_static_entry() -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
     one.fdb.add(A, remote(1), 0.0)
     assert say(one, "192.0.2.1", header=group_header(7, flags="D"))

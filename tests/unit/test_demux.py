@@ -79,7 +79,9 @@ NOTHING = bytes(40)
         pytest.param([FIRST, b"\x88\0\x12\x34" + FIRST[4:]], 40, 1, id="group"),
     ],
 )
-def test_what_a_claim_is_worth(rows: list[bytes], taken: int, dropped: int) -> None:
+def test_gro_batch_whose_first_datagram_claims_all(
+    rows: list[bytes], taken: int, dropped: int
+) -> None:
     switch = Demux([segment(), segment(7)])
     assert switch.check_gro_batch(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
     assert drops(switch) == ({Drop.GRO_BATCH_MISMATCH: dropped} if dropped else {})
@@ -109,7 +111,7 @@ def receive(switch: Demux, *faults: Drop) -> Segment | None:
     return switch.admit(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
 
 
-def test_good_datagram() -> None:
+def test_valid_datagram() -> None:
     switch = Demux([segment()])
     assert receive(switch) is switch.segments[VNI]
     assert drops(switch) == {}
@@ -132,7 +134,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda reason: reason.value)
-def test_order_of_judgement(first: Drop, second: Drop) -> None:
+def test_order_of_checks(first: Drop, second: Drop) -> None:
     switch = Demux([segment()])
     assert receive(switch, first, second) is None
     assert drops(switch) == {first: 1}
@@ -153,7 +155,7 @@ BEFORE_SEGMENT = {
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_who_counts_and_who_is_named(reason: Drop) -> None:
+def test_counters_and_source_of_a_drop(reason: Drop) -> None:
     switch = Demux([segment()])
     receive(switch, reason)
     host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
@@ -224,7 +226,7 @@ def test_any_buffer(kind: type) -> None:
     assert switch.admit(kind(bytearray(GOOD)), ONE.host, 1.0) is switch.segments[VNI]
 
 
-def test_what_was_learned_outlives_the_buffer() -> None:
+def test_learned_macs_do_not_refer_to_the_buffer() -> None:
     # The engine reads every datagram into the same memory.
     buffer = bytearray(GOOD)
     switch = Demux([segment()])
@@ -249,7 +251,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_the_log_names_what_was_wrong(reason: Drop) -> None:
+def test_drop_details_in_the_log(reason: Drop) -> None:
     switch = Demux([segment()])
     receive(switch, reason)
     parts = [("", switch.counters), ("", switch.segments[VNI].counters)]
@@ -290,20 +292,20 @@ def test_source_mac(source: str, reason: Drop | None, learning: bool) -> None:
 @pytest.mark.parametrize(
     "destination", [MAC_B, BROADCAST, "33:33:00:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00:ee"]
 )
-def test_any_destination_is_let_in(destination: str) -> None:
+def test_any_destination_is_admitted(destination: str) -> None:
     one = segment()
     assert admit(one, vxlan(frame(dst=destination)), ONE.host, 1.0)
     assert known(one) == {A: (ONE,)}
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_whatever_the_frame_carries(name: str) -> None:
+def test_any_payload_is_admitted(name: str) -> None:
     switch = Demux([segment()])
     assert switch.admit(vxlan(VALID[name], VNI), TWO.host, 1.0) is switch.segments[VNI]
     assert known(switch.segments[VNI]) == {A: (TWO,)}
 
 
-def test_every_remote_is_listened_to() -> None:
+def test_every_remote_is_accepted() -> None:
     one = segment()
     for number, remote in enumerate((ONE, TWO, THREE)):
         source = bytes((2, 0, 0, 0, 1, number))
@@ -350,7 +352,7 @@ def test_a_remote_over_its_quota_does_not_keep_others_from_being_learned() -> No
     assert one.counters.last_source[Notice.FDB_FULL] == THREE.host
 
 
-def test_what_a_full_table_has_not_learned_is_flooded() -> None:
+def test_frames_to_a_mac_not_learned_by_a_full_table_are_flooded() -> None:
     one = segment(max_addresses=1)
     admit(one, vxlan(frame(src=A)), ONE.host, 1.0)
     admit(one, vxlan(frame(src=B)), ONE.host, 1.0)
@@ -366,7 +368,7 @@ def test_time_of_learning_is_the_one_given() -> None:
     assert [entry.updated for entry in one.fdb] == [18.0]
 
 
-def test_a_frame_that_is_dropped_is_no_sign_of_life() -> None:
+def test_a_dropped_frame_refreshes_nothing() -> None:
     switch = Demux([segment()])
     receive(switch)
     for reason, spoil in FAULTS.items():
@@ -394,7 +396,7 @@ def test_a_frame_that_is_dropped_is_no_sign_of_life() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_destinations(destination: str, expected: tuple[Remote, ...], kind: type) -> None:
+def test_routes(destination: str, expected: tuple[Remote, ...], kind: type) -> None:
     one = segment()
     one.fdb.learn(A, TWO, 1.0)
     assert tuple(routed(one, kind(frame(dst=destination)))) == expected
@@ -408,7 +410,7 @@ def test_flooding_is_counted_by_frame_also_with_one_remote() -> None:
     assert one.counters.flooded == 3
 
 
-def test_shortest_frame_has_destinations() -> None:
+def test_shortest_frame_has_a_route() -> None:
     one = segment()
     one.fdb.learn(A, TWO, 1.0)
     assert tuple(routed(one, frame(dst=A)[:14])) == (TWO,)
@@ -436,7 +438,7 @@ def test_a_route_changes_nothing(destination: str | bytes, remotes: tuple[Remote
     assert bool(dropped) is not bool(route.destinations)
 
 
-def test_destinations_follow_a_move() -> None:
+def test_routes_follow_a_move() -> None:
     one = segment()
     admit(one, GOOD, ONE.host, 1.0)
     assert tuple(routed(one, frame(dst=A))) == (ONE,)
@@ -444,7 +446,7 @@ def test_destinations_follow_a_move() -> None:
     assert tuple(routed(one, frame(dst=A))) == (TWO,)
 
 
-def test_sending_teaches_nothing() -> None:
+def test_nothing_is_learned_from_sent_frames() -> None:
     one = segment()
     one.fdb.learn(B, TWO, 1.0)
     routed(one, frame(src=A, dst=B))
@@ -452,14 +454,14 @@ def test_sending_teaches_nothing() -> None:
     assert [entry.updated for entry in one.fdb] == [1.0]
 
 
-def test_forgotten_is_flooded_again() -> None:
+def test_frames_to_an_expired_mac_are_flooded() -> None:
     one = segment()
     admit(one, GOOD, ONE.host, 1.0)
     one.fdb.sweep(301.0)
     assert len(routed(one, frame(dst=A))) == 3
 
 
-def test_learning_off_floods_everything_that_is_not_put_in() -> None:
+def test_without_learning_only_configured_entries_are_used() -> None:
     one = segment(learning=False)
     admit(one, GOOD, ONE.host, 1.0)
     assert len(routed(one, frame(dst=A))) == 3
@@ -496,7 +498,7 @@ def test_segments_learn_apart() -> None:
     assert (red.counters.fdb_moved, blue.counters.fdb_moved) == (0, 0)
 
 
-def test_remote_of_one_segment_is_a_stranger_to_the_other() -> None:
+def test_a_remote_of_another_segment_is_not_accepted() -> None:
     switch, red, blue = two_segments()
     assert switch.admit(vxlan(frame(), 10), THREE.host, 1.0) is None
     assert switch.admit(vxlan(frame(), 20), ONE.host, 1.0) is None
@@ -585,7 +587,7 @@ def test_each_datagram_is_delivered_or_counted_once(datagrams: list[tuple[bytes,
     ids=str,
 )
 @pytest.mark.parametrize("page", [1, 50])
-def test_what_goes_along_with_a_remote_is_counted(wanted: Filter, page: int) -> None:
+def test_flush_counts_macs_learned_from_a_removed_remote(wanted: Filter, page: int) -> None:
     """A host that is no remote any more takes along what was learned from it."""
     fdb = Fdb(1, 4789, ageing=300.0, max_addresses=0)
     remotes = [Remote("192.0.2.8", 4789), Remote("192.0.2.9", 1111, 99, "eth7")]

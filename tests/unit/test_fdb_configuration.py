@@ -94,7 +94,7 @@ def test_add_twice(address: bytes) -> None:
     assert where(fdb, address) == ["192.0.2.1"]
 
 
-def test_add_of_what_was_learned() -> None:
+def test_add_of_a_learned_mac() -> None:
     fdb = table()
     fdb.learn(A, remote(1), 0.0)
     with pytest.raises(FdbError, match=r"has an entry already"):
@@ -110,7 +110,7 @@ def test_append(address: bytes) -> None:
     assert where(fdb, address) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 
 
-def test_append_of_what_is_there_changes_nothing() -> None:
+def test_append_of_an_equal_destination_changes_nothing() -> None:
     fdb = table()
     fdb.append(MAC_ZERO, remote(1), 1.0)
     ear = Ear(fdb)
@@ -130,7 +130,7 @@ def test_destinations_differ_by_any_of_their_fields(other: Remote) -> None:
     assert len(fdb.get(A).destinations) == 2
 
 
-def test_append_makes_a_learned_entry_one_by_hand() -> None:
+def test_append_makes_a_learned_entry_permanent() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, remote(1), 0.0)
     fdb.append(A, remote(2), 1.0, STATIC)
@@ -186,7 +186,7 @@ def test_remove_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("other", [remote(1, 4790), remote(1, vni=11), remote(2)], ids=repr)
-def test_remove_of_what_is_not_there(other: Remote) -> None:
+def test_remove_without_entry_or_destination(other: Remote) -> None:
     fdb = table()
     with pytest.raises(FdbError, match=rf"^{MAC_A}: there is no such entry$"):
         fdb.remove(A)
@@ -251,7 +251,7 @@ def test_set_default() -> None:
     ],
     ids=repr,
 )
-def test_heard_from_elsewhere(kind: EntryKind, learned: Learned, host: str) -> None:
+def test_learning_from_another_remote(kind: EntryKind, learned: Learned, host: str) -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, kind)
     assert fdb.learn(A, remote(2), 7.0, 2) is learned
@@ -274,7 +274,7 @@ def test_check_learns_nothing(kind: EntryKind) -> None:
 
 
 @pytest.mark.parametrize("kind", [PERMANENT, STATIC, EXTERN, STICKY, EXTERN_DYNAMIC], ids=repr)
-def test_heard_from_any_of_its_destinations(kind: EntryKind) -> None:
+def test_learning_from_any_destination_of_an_entry(kind: EntryKind) -> None:
     fdb = table()
     for each in (remote(1), remote(2), remote(3, 4790, 11)):
         fdb.append(A, each, 0.0, kind)
@@ -306,7 +306,7 @@ def test_ageing(kind: EntryKind, stays: bool) -> None:
     assert (fdb.lookup(A) is not None) is stays
 
 
-def test_a_kind_that_changes_takes_its_ageing_along() -> None:
+def test_a_change_of_kind_changes_ageing() -> None:
     fdb = table(ageing=10.0)
     fdb.learn(A, remote(1), 0.0)
     fdb.replace(A, remote(1), 1.0)
@@ -330,7 +330,7 @@ def test_deleted_and_learned_again_ages_once() -> None:
     assert fdb._wheel._slots == {}
 
 
-def test_the_limit_is_for_what_ages() -> None:
+def test_the_limit_applies_to_entries_that_age() -> None:
     fdb = table(max_addresses=1)
     for number in range(5):
         fdb.add(bytes((2, 0, 0, 0, 0, number)), remote(1), 0.0)
@@ -343,7 +343,7 @@ def test_the_limit_is_for_what_ages() -> None:
     assert fdb.learn(B, remote(1), 0.0) is Learned.ADDED
 
 
-def test_extern_learn_does_not_take_over_what_was_put_in_by_hand() -> None:
+def test_extern_learn_does_not_take_over_configured_entries() -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, STATIC)
     with pytest.raises(FdbError, match=rf"^extern_learn: {MAC_A} has a static entry"):
@@ -355,7 +355,7 @@ def test_extern_learn_does_not_take_over_what_was_put_in_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [LEARNED, EXTERN, EXTERN_DYNAMIC], ids=repr)
-def test_extern_learn_takes_over_the_rest(kind: EntryKind) -> None:
+def test_extern_learn_takes_over_learned_entries(kind: EntryKind) -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, kind)
     fdb.replace(A, remote(2), 0.0, EXTERN)
@@ -363,7 +363,7 @@ def test_extern_learn_takes_over_the_rest(kind: EntryKind) -> None:
     assert fdb.get(A).kind == EXTERN
 
 
-def test_what_is_by_hand_takes_over_everything() -> None:
+def test_configuration_takes_over_every_entry() -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0, EXTERN)
     fdb.replace(A, remote(2), 0.0)
@@ -449,7 +449,7 @@ def test_flush(
     assert fdb.flush(meant) == 0
 
 
-def test_flush_takes_only_the_destinations_that_are_meant() -> None:
+def test_flush_removes_matching_destinations_only() -> None:
     fdb = table()
     for vni in (2000, 3000):
         fdb.append(MAC_ZERO, remote(1, PORT, vni), 0.0)
@@ -529,7 +529,7 @@ def test_events_of_learning() -> None:
     ]
 
 
-def test_the_deaf_hear_nothing() -> None:
+def test_an_ended_watch_gets_no_events() -> None:
     fdb = table()
     first, second = Ear(fdb), Ear(fdb)
     first.deaf()
@@ -538,7 +538,7 @@ def test_the_deaf_hear_nothing() -> None:
     assert second.events() == [EntryEvent.ADDED]
 
 
-def test_a_failure_is_no_change() -> None:
+def test_a_failed_call_changes_nothing() -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0)
     ear = Ear(fdb)
@@ -571,7 +571,7 @@ def test_remotes_are_interned() -> None:
     assert (fdb.members.use_count(first), fdb.members.use_count(twin)) == (3, 0)
 
 
-def test_who_is_unused_is_told_once_complete() -> None:
+def test_an_unused_remote_is_reported_after_the_change() -> None:
     fdb = table()
     unused: list[str] = []
     fdb.members.on_remote_unused = lambda each: unused.append(each.host)
@@ -598,7 +598,7 @@ def test_expiry_ends_the_use_of_a_remote() -> None:
     assert unused == [one]
 
 
-def test_sources_are_the_hosts_that_somebody_has_named() -> None:
+def test_members_are_the_hosts_of_entries_that_do_not_age() -> None:
     fdb = table()
     come: list[str] = []
     gone: list[str] = []
@@ -617,7 +617,7 @@ def test_sources_are_the_hosts_that_somebody_has_named() -> None:
     assert fdb.members.hosts == {}
 
 
-def test_what_is_learned_goes_where_everybody_listens() -> None:
+def test_macs_are_learned_for_the_default_port_and_vni() -> None:
     fdb = table()
     fdb.add(A, remote(1, 4790, 11), 0.0)
     source = fdb.members.hosts["192.0.2.1"]
@@ -628,7 +628,7 @@ def test_what_is_learned_goes_where_everybody_listens() -> None:
     assert fdb.members.hosts["192.0.2.1"] is source
 
 
-def test_unless_the_default_entry_knows_better() -> None:
+def test_macs_are_learned_for_the_remote_of_the_default_entry() -> None:
     fdb = table()
     odd = remote(1, 4790)
     fdb.set_default([odd], 0.0)
@@ -701,7 +701,7 @@ def test_parse_remote(fields: dict[str, Any], expected: tuple[Any, ...]) -> None
         ({"dst": "192.0.2.1", "via": "x" * 16}, "via 'xxxxxxxxxxxxxxxx'"),
     ],
 )
-def test_parse_remote_names_the_field(fields: dict[str, Any], field: str) -> None:
+def test_parse_remote_names_the_invalid_field(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(FdbError) as caught:
         parse_remote(**fields)
     assert str(caught.value).startswith(field)
