@@ -75,7 +75,7 @@ def code_at(frame: bytes, packet: Packet, kind: int) -> int:
 
 
 def syn(version: int, kind: int, tags: str, flags: str, wrap: str = "plain") -> tuple[bytes, int]:
-    """A SYN with an MSS of 9000 and a valid code, and where that is."""
+    """Build a SYN with an MSS of 9000 and a valid code. Returns: it and the offset of the code."""
     option = (kind, bytes(16 if kind == MD5 else 14))
     options = [("MSS", 9000), ("NOP", None), ("NOP", None), option]
     inner = tcp(flags=flags, options=options)

@@ -171,7 +171,7 @@ def test_every_command_that_shows_something_has_json() -> None:
 
 
 def complete(*words: str) -> list[str]:
-    """What bash is told when the tab key is pressed behind these words."""
+    """Return the completions that bash gets for these words."""
     done = subprocess.run(
         [sys.executable, "-m", "vtep"],
         env=os.environ

@@ -397,7 +397,7 @@ l = true
 
 
 def paths(value: object, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
-    """The path to everything in a document."""
+    """Return the paths of all values in a document."""
     inside: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
         inside = list(value.items())

@@ -60,7 +60,7 @@ async def reload() -> str:
 
 
 def ask(vtep: Vtep, method: str, **params: Any) -> Any:
-    """What comes of a call, as a client has it."""
+    """Return the result of a call as a client gets it."""
     result = asyncio.run(Methods(vtep, reload).call(method, params))
     if isinstance(result, Pages):
         result = [item for page in result.pages for item in page]
@@ -161,7 +161,7 @@ TO = [
 
 
 def filled() -> Still:
-    """A table with an entry of each kind, with several destinations each."""
+    """Build a table with an entry of each kind, with several destinations each."""
     vtep = Still(Config(vni=1, tap="vx0"))
     vtep.fdb.append(MAC_ZERO, Remote("192.0.2.2", 4789), 0.0)
     for number, (kind, _) in enumerate(itertools.product(KINDS, range(10)), 1):
@@ -171,7 +171,7 @@ def filled() -> Still:
 
 
 def meant(entry: dict[str, Any], to: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """What the filters of `bridge fdb flush` say, as simply as possible."""
+    """Apply the filters of `bridge fdb flush`, as simply as possible."""
     for name, value in wanted.items():
         match name:
             case "permanent" | "dynamic":

@@ -841,7 +841,7 @@ listener = paths.listen(Path(sys.argv[1])); print("up", flush=True); sys.stdin.r
 def elsewhere(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A listener in another process, in a network namespace of its own if that is allowed.
+    """Start a listener in another process, in its own network namespace if that is allowed.
 
     It answers nothing, as a process that is stopped.
     """

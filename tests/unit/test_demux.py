@@ -43,7 +43,7 @@ def frame(*, src: str | bytes = MAC_A, dst: str | bytes = MAC_B) -> bytes:
 
 
 def drops(switch: Demux) -> dict[Drop, int]:
-    """What was dropped for any reason, by the switch and its segments together."""
+    """Return all drops of the switch and its segments by reason."""
     total: dict[Drop, int] = {}
     for counters in (switch.counters, *(each.counters for each in switch.segments.values())):
         for reason, count in counters.drops.items():
@@ -513,7 +513,7 @@ HOSTS = st.sampled_from([ONE.host, TWO.host, THREE.host, STRANGER, ""])
 
 
 def verdict(datagram: bytes, source: str) -> Drop | None:
-    """The judgement again, from the RFC's drawing of the header instead of its words."""
+    """Decide again, from the figure of the header in the RFC instead of its text."""
     faults = [
         (len(datagram) < 8, Drop.HEADER_TRUNCATED),
         (datagram[:1].hex()[1:] not in tuple("89abcdef"), Drop.FLAGS_INVALID),

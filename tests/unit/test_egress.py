@@ -199,7 +199,7 @@ def segment_of(*remotes: Remote, vni: int = 5, policy: SegmentPolicy | None = No
 def inspected(
     frames: Sequence[tuple[bytes, bytes]], segment: Segment
 ) -> tuple[list[list[bytes]], list[tuple[bytes, bytes]]]:
-    """What is sent, by send, and what the host gets, where a segment looks at all frames."""
+    """Return the sends and the frames for the host, in a segment that inspects all frames."""
     with ExitStack() as stack:
         vtep = Vtep(stack, segment)
         vtep.turn(frames)
@@ -213,7 +213,7 @@ def forward(
     takes: Sequence[bool] = (),
     tunnel_gso: int | None = None,
 ) -> list[list[bytes]]:
-    """What is sent, by send, when these virtio headers and frames wait at the TAP.
+    """Return the sends for these virtio headers and frames at the TAP.
 
     If `tunnel_gso` is given, so many of them are to be sent with tunnel GSO.
     """
@@ -242,7 +242,7 @@ def forward(
 def forward_to_many(
     frames: Sequence[tuple[bytes, bytes]], room: Sequence[bool]
 ) -> list[list[bytes]]:
-    """What each of ten remotes gets, without VXLAN headers. The last one is not flooded to."""
+    """Return the frames that each of ten remotes gets. The last one is not flooded to."""
     remotes = [Remote(f"192.0.2.{number}", 4789) for number in range(9)]
     remotes.append(Remote("192.0.2.9", 4789, vni=6))
     segment = segment_of(*remotes)
@@ -259,7 +259,7 @@ def forward_to_many(
 
 
 def segments(header: bytes, frame: bytes) -> list[bytes]:
-    """What has to leave for one read from the TAP.
+    """Return the frames that one read from the TAP must cause.
 
     The tests of Splitter and Oversize see to it that this is right.
     """
@@ -291,7 +291,7 @@ def superframe(
 
 
 def answer_to(flow: int, mss: int = SIZE) -> memoryview:
-    """The SYN with which the receiver of a flow of superframes has announced this."""
+    """Build the SYN in which the receiver of a flow of superframes announces its MSS."""
     mss_option = bytes((2, 4)) + mss.to_bytes(2, "big")
     syn = bytearray(Frame(payload=b"", sport=5000 + flow, flags=SYN, options=mss_option).build())
     syn[26:34] = syn[30:34] + syn[26:30]
@@ -304,14 +304,14 @@ def plain(octets: int = 20, *, flow: int = 0) -> tuple[bytes, bytes]:
 
 
 def unfinished(octets: int = 20, *, flow: int = 0, kind: str = "udp4") -> tuple[bytes, bytes]:
-    """A frame whose checksum is to be finished by whoever sends it."""
+    """Build a frame with a partial checksum."""
     frame = Frame(*KINDS[kind], payload=bytes(octets), sport=5000 + flow, partial=True)
     offset = CHECKSUM_AT[frame.protocol]
     return virtio.pack_needs_csum(frame.shape.upper, offset), frame.build()
 
 
 def marked(mark: int) -> tuple[bytes, bytes]:
-    """A frame with this ECN field."""
+    """Build a frame with this ECN field."""
     return virtio.PLAIN, Frame(payload=bytes(20), tos=mark).build()
 
 
@@ -476,7 +476,7 @@ def test_runs_of_superframes_with_tunnel_gso(
 
 
 def changed(frame: tuple[bytes, bytes], **fields: Any) -> tuple[bytes, bytes]:
-    """The same superframe of 20 segments with something different in it."""
+    """Build a superframe of 20 segments with some fields changed."""
     header, _ = frame
     return header, replace(
         Frame(payload=bytes(20 * SIZE), sport=5000, partial=True), **fields
@@ -545,7 +545,7 @@ def test_a_frame_that_differs_ends_a_run(kind: str, fields: dict[str, Any]) -> N
 def tracked(
     *turns: Sequence[tuple[bytes, bytes]], max_len: int = 0, any_size: bool = False
 ) -> tuple[list[list[bytes]], list[DeliveryResult], int]:
-    """What is sent in so many turns, the results of tracking, and the count with tunnel GSO.
+    """Return the sends of some turns, the results of tracking, and the count with tunnel GSO.
 
     The next superframe of more than `max_len` octets is tracked, or of any size.
     """
@@ -629,7 +629,7 @@ def test_smaller_segments_than_the_receiver_has_announced_are_made_here() -> Non
 def forward_both(
     frames: tuple[Sequence[tuple[bytes, bytes]], ...], room: Sequence[bool]
 ) -> list[list[bytes]]:
-    """What leaves of two VNIs, 5 and 6, that share their memory and have little room."""
+    """Return the sends of VNIs 5 and 6, which share their memory, under backpressure."""
     arena, chances = Arena(), iter(room)
     with ExitStack() as stack:
         vteps = [

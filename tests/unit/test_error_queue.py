@@ -24,7 +24,7 @@ DEADLINE_MS = 10_000
 
 @pytest.fixture(params=HOST)
 def sender(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
-    """A socket that is connected to a port of this host on which nothing listens."""
+    """Open a socket connected to a local port without a listener."""
     family = request.param
     with closing(socket.socket(family, socket.SOCK_DGRAM)) as unused:
         unused.bind((HOST[family], 0))

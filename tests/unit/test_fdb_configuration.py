@@ -67,7 +67,7 @@ class Ear:
         self.heard.append((event, entry.mac, hosts))
 
     def events(self) -> list[EntryEvent]:
-        """What was heard since the last call."""
+        """Return the events since the last call."""
         heard, self.heard = self.heard, []
         return [event for event, _, _ in heard]
 

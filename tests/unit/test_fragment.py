@@ -30,7 +30,7 @@ def put_together(frames: list[bytes]) -> bytes:
 
 
 def words(frame: bytes, at: int = 14) -> tuple[int, int]:
-    """Flags and offset, in units of 8 octets."""
+    """Return flags and offset, in units of 8 octets."""
     (word,) = struct.unpack_from("!H", frame, at + 6)
     return word >> 13, word & 0x1FFF
 

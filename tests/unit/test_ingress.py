@@ -112,7 +112,7 @@ class Vtep:
 
 
 def syn(version: int) -> bytes:
-    """What the receiver of the superframes has said of the size of segments, on one port only."""
+    """Return the segment sizes that the receiver of superframes announced, for one port only."""
     announced = tcp(flags="S", sport=80, dport=40000, options=[("MSS", 1000)])
     addresses = {4: ("10.1.0.99", "10.1.0.1"), 6: ("fd00::63", "fd00::1")}[version]
     return bytes(ether(ip(version, announced, src=addresses[0], dst=addresses[1])))
@@ -141,7 +141,7 @@ def run(
 def superframe(
     count: int = 4, *, less: int = 0, vni: int = VNI, group: int = 0, **fields: Any
 ) -> bytes:
-    """What a kernel VTEP's superframe of so many segments looks like to our socket."""
+    """Build a superframe of a kernel VTEP as the UDP socket receives it."""
     payload = bytes(count * SIZE - less)
     return vxlan.pack(vni, group) + Frame(payload=payload, partial=True, **fields).build()
 
@@ -356,7 +356,7 @@ class Refusing:
 
 
 def expanded(frames: Sequence[bytes]) -> list[bytes]:
-    """What the kernel behind a TAP makes of frames with these virtio headers."""
+    """Return the frames that the kernel behind a TAP gets from these virtio headers."""
     done = []
     for octets in frames:
         header, frame = octets[:10], octets[10:]

@@ -165,7 +165,7 @@ SO_ATTACH_FILTER = 26
 
 @pytest.fixture(scope="module", params=[4, 6])
 def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, socket.socket, socket.socket]]:
-    """A receiver on the loopback device, and who sends to it."""
+    """Return a receiver on the loopback device, and a sender."""
     version: int = request.param
     family, host = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}[version]
     with (

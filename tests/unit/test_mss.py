@@ -24,7 +24,7 @@ def syn(
 def clamped(
     packet: bytes, mtu: int = 1450, fixed: int | None = None, *, is_partial: bool = False
 ) -> tuple[bytes, int]:
-    """The frame afterwards, and how often it was counted."""
+    """Clamp a frame. Returns: the frame and the count."""
     counters = Counters()
     frame = bytearray(packet)
     where = inet.find_transport(frame)

@@ -118,7 +118,7 @@ def test_path_mtus_are_refreshed_in_turn() -> None:
 
 @pytest.fixture
 def full() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A socket whose send buffer is full, and the peer that can read from it."""
+    """Return a socket with a full send buffer, and its peer."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with left, right:
         left.setblocking(False)

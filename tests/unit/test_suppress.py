@@ -46,7 +46,7 @@ def fdb_with(*macs: bytes, ageing: float = 0.0) -> Fdb:
 
 
 def table(*macs: bytes, ageing: float = 300.0, limit: int = 0) -> Neighbours:
-    """A table for a segment in which these MACs (B if none) are behind a remote."""
+    """Build a table for a segment in which these MACs (B if none) are behind a remote."""
     return Neighbours(fdb_with(*(macs or (B,))), ageing=ageing, max_neighbours=limit)
 
 
@@ -100,7 +100,7 @@ def advertise(
 
 
 def replied(one: Neighbours, frame: Buffer, now: float) -> bytes | None:
-    """The reply to a request, if it gets one."""
+    """Return the reply to a request, if any."""
     answer = one.answer(frame, now)
     return None if answer is None else answer.reply
 
@@ -420,7 +420,7 @@ KINDS = pytest.mark.parametrize("kind", ["arp", "nd"])
 
 
 def probed(kind: str) -> bytes:
-    """The request of that kind as it goes to B alone."""
+    """Return the request of this kind as unicast to B."""
     return B + ASKS[kind][6:]
 
 
@@ -813,7 +813,7 @@ def test_hostile(frames: list[tuple[bool, bytes]]) -> None:
 
 
 def judge(request: Packet, reply: Packet) -> None:
-    """What every answer is, in scapy's view of it."""
+    """Check the properties of every reply with scapy."""
     assert request.dst.startswith(("ff:", "01:", "33:")) or int(request.dst[:2], 16) & 1
     assert reply.dst != reply.src
     assert reply.src in (MAC_A, MAC_B)
