@@ -4,9 +4,6 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-PENDING = {"Listener", "Neighbour", "Refusal", "Segment"}
-"""Names that still have two meanings."""
-
 PACKAGE = Path(__file__).parents[2] / "vtep"
 
 
