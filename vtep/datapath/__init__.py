@@ -16,20 +16,26 @@ frames of a run take the slow path. A following frame that matches them in its r
 Observation points
 ------------------
 
-Every frame passes one call at each edge. There a capture, a storm limit or a per-remote counter
+Every frame passes these calls at the edges. There a capture, a storm limit or a per-remote counter
 can attach, by a wrapper that is put in before the data path starts. So an unused one costs nothing.
 
 ============== ======================= =======================================================
 point          call                    passes
 ============== ======================= =======================================================
 TAP in         `TapDevice.read`        frames and superframes of the host, with virtio header
-TAP out        `TapDevice.write`       frames and superframes to the host, of the fallback too,
-                                       ARP and ND replies, ICMP errors
+TAP out        `TapDevice.write`       frames and superframes to the host, those of the
+                                       fallback, ARP and ND replies, ICMP errors
 underlay in    `Receiver.receive`      datagrams and batches of remotes, with source and ECN
                                        field; echo requests and replies
-underlay out   `Transmitter.send`      batches to remotes: runs, segments, fragments, floods,
-                                       flooded requests
+underlay out   `Transmitter.send`      batches to remotes, once each: runs, segments, fragments,
+                                       floods, flooded requests
 ============== ======================= =======================================================
+
+Three kinds of datagrams have calls of their own, because other code makes them: superframes with
+tunnel GSO (`SuperframeSender.send` and `send_next`), echo replies (`Receiver.send_unfragmented`),
+and datagrams that an ingress filter keeps from the receiver (`Ingress.handle_datagram`). Receivers,
+senders and flooders all come from one `SocketFactory`, so a wrapper around that sees all datagrams
+but the first and the last kind.
 """
 
 from vtep.datapath.egress import Arena, Egress
