@@ -92,6 +92,7 @@ class Egress:
         self._on_tap_lost = on_tap_lost
         self._arena = arena
         self._transmitter = Transmitter(segment, paths, self._unwatch, self._watch)
+        # Bound once: it is called for each run.
         self._send = self._transmitter.send
         # The virtio header of the frame read last. Reads overwrite it.
         self._meta = bytearray(virtio.HEADER_LEN)
@@ -105,6 +106,7 @@ class Egress:
         # Each remote has POOL_MAX source ports at most. Flows with the same remainder share a port,
         # so that their frames can be sent together.
         self._slots = POOL_MAX - 1
+        # Made once: to pack it for each frame would cost more than to copy it.
         self._header = segment.header
 
     def start(self) -> None:
@@ -159,6 +161,7 @@ class Egress:
         tap_error, single_frame_turn = None, self._single_frame_turn
         self._ahead = 0
         budget = BUDGET
+        # While datagrams wait for room, frames stay in the TAP, which drops new ones if it is full.
         while budget > 0 and not waiting:
             budget -= 1
             body = end + _HEADER_LEN
@@ -167,6 +170,7 @@ class Egress:
             except BlockingIOError:
                 break
             except OSError as error:
+                # What was read is sent first: the callback may end this egress.
                 tap_error = error
                 break
             self._ahead = 0
@@ -174,21 +178,28 @@ class Egress:
                 last_meta = bytes(meta)
                 gso, frame_partial, frame_min = _read_virtio(last_meta)
             frame, to_finish = buffer[body : body + length], frame_partial
+            # One comparison covers runts, oversize frames, frames to inspect and virtio headers
+            # whose checksum field is outside of the frame.
             if gso.gso_type or not frame_min <= length <= frame_max:
                 length = 0 if gso.gso_type else self._prepare_for_run(frame, gso, now)
                 if not length:
+                    # In order: the run was read before this frame.
                     self._send_run(begin, end, stride, route, flow, partial, now)
                     begin = end = 0
                     budget -= self._send_unbatched(frame, gso, now, budget)
                     continue
+                # Its checksum is complete, since policies look into the frame.
                 frame, to_finish = frame[:length], None
             buffer[end:body] = header
+            # A longer frame is no SYN, and short ones are rejected at a fixed offset in most cases.
             if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
                 self._clamp_syn(frame, syn, to_finish)
+                # A frame without a partial checksum does not join a run with one.
                 to_finish = None
             frame_route = segment.route(frame)
             frame_flow = flow_hash(frame) & slots | outer_fields(frame) << FLOW_BITS
             size = _HEADER_LEN + length
+            # The order of the tests is that of their cost.
             if (
                 size <= stride
                 and frame_flow == flow
@@ -199,6 +210,8 @@ class Egress:
                 end += size
                 # UDP_SEGMENT allows only the last datagram to be shorter.
                 complete = size < stride
+                # The second frame of a run suggests that more follow. Of two flows in turn, each
+                # frame is the first one of a run, and nothing is read ahead.
                 if end - begin == 2 * stride and frame_max:
                     count = self._extend_run(frame, end, budget)
                     end += count * size
@@ -236,6 +249,7 @@ class Egress:
         header, run_meta = self._header, bytes(meta)
         unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
         size, octets = _HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
+        # As in `readable`, a run ends with the frame that exceeds _RUN_MAX.
         most = min(most, (_RUN_MAX - end) // size + 1)
         count = 0
         try:
@@ -269,6 +283,7 @@ class Egress:
             return
         datagrams = self._arena.buffer[begin:end]
         if partial is not None:
+            # All frames of a run have the checksum field at the same offset.
             start, offset = partial
             finish_checksums(datagrams, stride, _HEADER_LEN + start, offset)
         count = -(-octets // stride)
@@ -291,6 +306,7 @@ class Egress:
         Returns: its length then; 0 if the frame has to be sent separately or was dropped.
         """
         if len(frame) > self._sizing.oversize.limit:
+            # To be cut, fragmented or answered.
             return 0
         if not self._complete_checksum(frame, gso):
             return 0
@@ -393,7 +409,7 @@ class Egress:
         requests = self._segment.requests
         if self._transmitter.is_stopped or not requests:
             return
-        self._arena.splitter.count = 0  # As in `readable`.
+        self._arena.splitter.count = 0  # An exception may have left superframes behind.
         for request in requests:
             self._send_single(request, now)
         requests.clear()
@@ -428,8 +444,10 @@ class Egress:
                 count = self._send_with_tunnel_gso(frame, gso, now, most)
                 if count:
                     return count - 1
+            # Segments of consecutive superframes of one connection are sent together.
             if not splitter.count or not splitter.extend(frame, gso):
                 self._send_segments(now)
+                # The arena is shared, so the splitter may have the prefix of another VNI.
                 splitter.prefix = self._header
                 splitter.begin(frame, gso)
         except SplitError:
@@ -473,9 +491,11 @@ class Egress:
             return 0
         remote = route.destinations[0]
         if remote.vni is not None:
+            # The header would have to be rewritten for it, as `Transmitter` does.
             return 0
         paths, sizing, length = self._transmitter.paths, self._sizing, len(frame)
         path = paths.tunnel_gso_path(remote)
+        # One superframe that is larger than those proven so far may be sent to test the path.
         track = length > path.gso.track_above and not self._tracker.active
         if not track and length > path.gso.max_len:
             return 0
@@ -531,6 +551,7 @@ class Egress:
                     got != octets
                     or unpack(buffer) != run_key
                     or meta != run_meta
+                    # Last, as it sends the frame.
                     or not send_next(header, frame)
                 ):
                     self._ahead = got - virtio.HEADER_LEN

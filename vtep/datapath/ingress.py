@@ -62,6 +62,7 @@ class Ingress:
         self._targets: dict[Segment, TapTarget] = {}
         # Segments whose TAP does not take superframes of UDP.
         self._without_uso: set[Segment] = set()
+        # A burst that is just short of the limit, and one more receive behind it.
         self._buffer = memoryview(bytearray(_BURST_MAX + _DATAGRAM_MAX))
         self._merger = Merger(_HEADER_LEN, uso=True)
         # For TAPs whose kernel has refused superframes, by segment and protocol.
@@ -190,16 +191,20 @@ class Ingress:
             self._ahead = None
             octets, rx_stride, rx_host, rx_port, rx_ecn = rx
             data = buffer[end : end + octets]
+            # With UDP_GRO, the kernel reports the length of each datagram of a batch.
             is_batch = octets > rx_stride
+            # A superframe of UDP that was never segmented looks like a batch as well.
             if is_batch and is_udp_superframe(data[_HEADER_LEN:]):
                 octets = self._demux.check_gro_batch(data, rx_stride, rx_host)
                 is_batch = octets > 0
             continues = rx_stride == stride and rx_port == port and rx_host == host
+            # The order of datagrams is kept: what was collected is delivered first.
             if begin < end and not (is_batch and continues and rx_ecn == outer_ecn):
                 self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
                 begin = end
             if not is_batch:
                 target = self._handle_single(data, rx_stride, rx_host, rx_ecn, now)
+                # The buffer is free again, and a run expects the next datagram at its start.
                 begin = end = 0
                 if target is not None and self._header[1] != virtio.GSO_NONE:
                     # A superframe between those of other sources is hardly the first one of a run.
@@ -245,6 +250,7 @@ class Ingress:
             return None
         target = self._targets[segment]
         frame = data[_HEADER_LEN:]
+        # An outer field of 0 changes nothing (RFC 6040, figure 4), and nearly all have it.
         if outer_ecn and not ecn.decapsulate(frame, outer_ecn):
             segment.counters.drop(Drop.CONGESTION, host)
             return None
@@ -286,6 +292,7 @@ class Ingress:
         try:
             while count < most:
                 self._ahead = receive(buffer)
+                # Source, lengths and ECN field, the VXLAN header, and the run key.
                 if (
                     self._ahead != first
                     or buffer[:_HEADER_LEN] != vxlan_header
@@ -294,6 +301,7 @@ class Ingress:
                     break
                 self._ahead = None
                 count += 1
+                # The virtio header of the first one holds: the run key covers what it depends on.
                 try:
                     write((header, frame))
                 except OSError as error:
@@ -306,6 +314,7 @@ class Ingress:
         if count:
             self._demux.admit(head, host, now, count)
             counters = target.counters
+            # What `virtio_header` counts for a superframe that it parses.
             counters.partial_checksums += count
             counters.super_datagrams += count
             frames, octets = count_frames(len(frame), header)
@@ -319,6 +328,7 @@ class Ingress:
         """Merge, admit and deliver the datagrams of consecutive batches of one source."""
         admit = self._demux.admit
         if now >= self._merge_again:
+            # The pause of a guard is over.
             self._choose_merger(now)
         for header, frame, datagram, count in self._merger.merge(data, stride):
             segment = admit(datagram, host, now, count)
@@ -343,6 +353,7 @@ class Ingress:
     ) -> None:
         """Deliver the frame of one datagram; `stride` is as in `_handle_single`."""
         if target.segment.strip_vlan:
+            # Before the virtio header is derived, whose offsets count from the frame's start.
             frame = ethernet.untag(frame)
         if len(frame) <= SYN_MAX and (syn := inet.tcp_syn(frame)) is not None:
             target.sizing.on_syn_received(frame, syn)
@@ -351,6 +362,7 @@ class Ingress:
         if header[1] != virtio.GSO_UDP_L4 or target.tap.uso:
             self._deliver(target, frame, header, now)
             return
+        # This TAP takes no superframes of UDP (Linux before 6.2).
         octets, step = self._splitter.split(frame, virtio.unpack(header))
         segments = self._splitter.out.data[:octets]
         for at in range(0, octets, step):
@@ -362,6 +374,7 @@ class Ingress:
         Returns: False if the kernel refused its virtio header.
         """
         if target.tracker.active:
+            # Acknowledgements come from the underlay.
             target.tracker.on_received(frame, now)
         count, octets = 1, len(frame)
         if header[1] != virtio.GSO_NONE:

@@ -74,15 +74,18 @@ class Transmitter:
         calls a bound method faster if no argument is left out.
         """
         if self.waiting:
+            # Datagrams of one flow must not overtake each other.
             self._queue(Batch(datagrams, stride, remotes, flow, skip))
             return
         paths = self.paths
         if len(remotes) >= FLOOD_MIN and (flood := paths.flood(remotes)) is not None:
             self._flood(flood, Batch(datagrams, stride, flood.group.remotes, flow, skip))
+            # Those with a VNI or a device of their own, which a flood cannot serve.
             remotes = flood.others
             if self.waiting:
                 self._queue(Batch(datagrams, stride, remotes, flow))
                 return
+        # Mostly there is one remote. To enumerate them would cost more than `index`, which is rare.
         for remote in remotes:
             path = paths[remote]
             rest = datagrams if remote.vni is None else _with_vni(datagrams, stride, remote.vni)
@@ -90,6 +93,7 @@ class Transmitter:
                 try:
                     octets, lost = path.send(rest, stride, flow, now)
                 except BlockingIOError:
+                    # This remote lacks `rest`, and the following ones everything.
                     self._queue(Batch(rest, stride, (remote,), flow))
                     others = remotes[remotes.index(remote) + 1 :]
                     self._queue(Batch(datagrams, stride, others, flow))
@@ -115,12 +119,14 @@ class Transmitter:
             for remote, reason, count in result.drops:
                 counters.drop(reason, remote.host, count)
                 if reason is Drop.UNDERLAY_TOO_BIG:
+                    # The sockets of a flood are not connected, so they learn no path MTU.
                     self.paths[remote].refresh_mtu()
             if not result.octets:
                 self._queue(Batch(rest, stride, remotes, flow, result.sent_to))
                 self._wait(result.blocked_fd)
                 return
             rest = rest[result.octets :]
+            # `skip` was about the first send of the batch.
             skip = 0
 
     # --- backpressure -------------------------------------------------------------------------

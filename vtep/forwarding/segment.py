@@ -262,6 +262,7 @@ class Segment:
         Returns: True if the frame is to be delivered to the TAP. It is never forwarded to another
         remote (split horizon). False if it was dropped and counted.
         """
+        # First of all: a forged or unknown source must not change any table.
         remote = self._members.get(source) or self._guest(source)
         if remote is None:
             self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
@@ -301,6 +302,7 @@ class Segment:
             if not policy.groups.accepts(flags):
                 counters.drop(Drop.GROUP_DENIED, source, count, group_of(flags))
                 return False
+            # Don't Learn (draft-smith-vxlan-group-policy-05, section 2.1).
             learn = not (flags & vxlan.FLAG_G and flags & vxlan.FLAG_D)
         if policy.inner_vlan is InnerVlan.DROP and ethernet.is_tagged(
             datagram[vxlan.HEADER_LEN : INNER_MIN]
@@ -308,6 +310,7 @@ class Segment:
             vlan = _vlan(datagram[vxlan.HEADER_LEN :])
             counters.drop(Drop.INNER_TAGGED, source, count, vlan)
             return False
+        # After all checks of the header, so that a dropped frame is not learned from.
         if not self.admit(mac, source, now, count, learn=learn):
             return False
         if self.gateways is None and self.neighbours is None:
@@ -373,6 +376,7 @@ class Segment:
             return None
         remote = self._guests.get(host)
         if remote is None:
+            # A flood from forged addresses must not fill the memory.
             if len(self._guests) >= self._guests_max:
                 self._forget_idle_guests()
             remote = self._guests[host] = Remote(host, self.fdb.port)

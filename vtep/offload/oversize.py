@@ -104,6 +104,7 @@ class Oversize:
                 answer = None if may_fragment else self._too_big(frame, packet, now)
                 return Outcome(*segments, answer)
         fragments = None
+        # Only the sender may fragment IPv6 (RFC 8200, section 4.5), and IPv4 with DF.
         if may_fragment:
             fragments = fragment(frame, begin, self.limit, self._prefix)
         if fragments is not None:
@@ -114,6 +115,7 @@ class Oversize:
             return self._pass_on(frame)
         answer = self._too_big(frame, packet, now)
         if version == 4 and transport is not None and _ignores_icmp(frame, transport):
+            # The underlay may fragment it, which is better than a connection that hangs.
             return self._pass_on(frame)._replace(answer=answer)
         self._counters.drop(Drop.TX_TOO_BIG)
         return Outcome(b"", 1, answer)
@@ -173,6 +175,7 @@ class Oversize:
         if not icmp.may_send_error(frame, begin, version) or not self._errors.take(now):
             return None
         self._counters.tx_too_big_answered += 1
+        # The limit counts the Ethernet header with tags, which an IP MTU does not.
         mtu = max(self.limit - begin, _min_link_mtu(version))
         return icmp.build_too_big(frame, begin, version, end - begin, mtu)
 
