@@ -146,6 +146,7 @@ class Splitter:
             begin += full * stride
             last = np.frombuffer(frame[end - last_size : end], np.uint8)
             self.out[begin : begin + last_size] = last
+        # CWR belongs to the first segment only, FIN and PSH to the last. `finish` writes them.
         if plan.transport.protocol == inet.TCP:
             flags = frame[plan.transport.offset + inet.TCP_FLAGS_OFFSET]
             if flags & FIRST_ONLY:

@@ -36,7 +36,9 @@ def flow_hash(frame: Buffer, layer: NetworkLayer | None = None) -> int:
     ethertype, offset = layer or network_layer(frame)
     if ethertype == TYPE_IPV4 and offset + 20 <= len(frame):
         protocol = frame[offset + 9]
+        # The protocol is the start value of the CRC, which spares a copy to join the fields.
         key = crc32(frame[offset + 12 : offset + 20], protocol)
+        # 0x3F covers the MF bit and the upper bits of the fragment offset, but not DF.
         if protocol in _PORT_PROTOCOLS and not (frame[offset + 6] & 0x3F or frame[offset + 7]):
             ports = offset + (frame[offset] & 0x0F) * 4
             key = crc32(frame[ports : ports + 4], key)

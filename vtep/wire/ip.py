@@ -97,6 +97,7 @@ def find_transport(frame: Buffer, layer: NetworkLayer | None = None) -> Transpor
         offset = ip_offset + (first & 0x0F) * 4
         end = ip_offset + total
         version = 4
+        # Version 4 with a header of 5 to 15 words. A fragment has no complete transport segment.
         if first < 0x45 or first > 0x4F or fragment & _FRAGMENT:
             return None
     elif ethertype == TYPE_IPV6 and ip_offset + _IPV6_LEN <= len(frame):
@@ -106,6 +107,7 @@ def find_transport(frame: Buffer, layer: NetworkLayer | None = None) -> Transpor
         version = 6
         if first >> 4 != 6:
             return None
+        # The length of an extension header counts 8-octet units beyond the first (RFC 8200, 4.3).
         while protocol in EXTENSION_HEADERS and offset + 8 <= min(end, len(frame)):
             protocol, offset = frame[offset], offset + 8 + frame[offset + 1] * 8
     else:

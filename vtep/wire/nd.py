@@ -56,6 +56,7 @@ def parse(frame: Buffer, offset: int) -> NdMessage | None:
     if protocol != _ICMPV6 or kind not in _LINK_ADDRESS or first >> 28 != 6:
         return None
     message = frame[message_offset : message_offset + length]
+    # Routers decrement the hop limit, so 255 proves that the sender is on the link (section 7.1).
     if (
         hop_limit != _HOP_LIMIT
         or code != 0

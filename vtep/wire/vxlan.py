@@ -73,4 +73,5 @@ def pack(vni: int, group: int = 0) -> bytes:
 
     A `group` from 1 to `GROUP_MAX` adds the group policy extension with that ID.
     """
+    # The VNI fills the upper three octets of the second word; the reserved octet below is 0.
     return HEADER.pack(FLAG_I | (FLAG_G | group if group else 0), vni << 8)
