@@ -362,11 +362,19 @@ def _find(fdb: Fdb, mac: bytes) -> Entry | None:
 
 def _is_saved(entry: Entry, saved: SavedEntry) -> bool:
     """Return whether the file has an entry as it is, but for the age."""
-    return entry.kind == saved.kind and _fields(entry.destinations) == _fields(saved.destinations)
+    # Identity comes first: this is done for each entry at the start, and frames wait.
+    return (
+        (entry.kind is saved.kind or entry.kind == saved.kind)
+        and len(entry.destinations) == len(saved.destinations)
+        and all(map(_is_equal, entry.destinations, saved.destinations))
+    )
 
 
-def _fields(destinations: Iterable[Remote]) -> list[tuple[object, ...]]:
-    return [(remote.host, remote.port, remote.vni, remote.via) for remote in destinations]
+def _is_equal(one: Remote, other: Remote) -> bool:
+    """Return whether two remotes have equal fields; `==` compares their identity."""
+    return one is other or (
+        (one.host, one.port, one.vni, one.via) == (other.host, other.port, other.vni, other.via)
+    )
 
 
 # --- restoring ------------------------------------------------------------------------------
