@@ -140,6 +140,11 @@ async def state_when_run(first: Config, *changes: Config) -> Any:
             async with asyncio.timeout(60):
                 while not underlay.trace:  # noqa: ASYNC110  nothing could set an event
                     await asyncio.sleep(0)
+            # Copies of what a change replaces, which a start and a change could leave alike.
+            egress = port._egress
+            assert egress is not None
+            assert port.segment.header == port.sizing.oversize._prefix == egress._header
+            assert egress._transmitter.paths is port.paths
             device = network.devices["vx0"]
             shown = {
                 "port": port,
