@@ -62,7 +62,8 @@ class Pyvtep:
             assert self.process.poll() is None, self.log
             return "UDP port" in self.log
 
-        wait_until(up, "pyvtep to be up")
+        # With twelve busy processes for each processor, an interpreter takes over 15 s to start.
+        wait_until(up, "pyvtep to be up", 2 * DEADLINE)
         return self
 
     def report(self) -> str:
@@ -113,7 +114,10 @@ class Pyvtep:
         """Return the number of drops other than by congestion or before the remote was up."""
         counters = self.counters()
         expected = ("underlay_refused", "tap_queue_full", "rx_queue_full")
-        return counters["drops"] - sum(counters[reason] for reason in expected)
+        unexpected = counters["drops"] - sum(counters[reason] for reason in expected)
+        if unexpected:
+            print(self.report())  # pytest shows it if the test fails.
+        return unexpected
 
     def counter(self, name: str) -> int:
         """Return one counter of the report."""
@@ -323,7 +327,9 @@ def capture(host: Host, folder: Path, device: str = "eth0") -> Iterator[Path]:
     pcap, log = folder / "capture.pcap", folder / "tcpdump"
     with log.open("w") as stderr:
         tcpdump = host.start(
-            "tcpdump", "--immediate-mode", "-i", device, "-U", "-w", str(pcap), stderr=stderr
+            # A buffer of 64 MiB, since the kernel drops packets that tcpdump is too slow to read.
+            *("tcpdump", "--immediate-mode", "-B", "65536", "-i", device, "-U", "-w", str(pcap)),
+            stderr=stderr,
         )
     wait_until(lambda: "listening" in log.read_text(), "tcpdump")
     yield pcap
