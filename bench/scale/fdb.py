@@ -126,11 +126,11 @@ def _leave(fdb: Fdb, macs: Sequence[bytes]) -> float:
 
 def _arrive(fdb: Fdb, macs: Sequence[bytes]) -> float:
     """Admit a datagram from each MAC, and learn from it."""
-    switch = Demux([_segment(fdb)])
+    demux = Demux([_segment(fdb)])
     datagrams = [vxlan.pack(VNI) + PEER_MAC + each + bytes(46) for each in macs]
 
     def receive(datagram: bytes) -> None:
-        switch.admit(datagram, REMOTE.host, 1.0)
+        demux.admit(datagram, REMOTE.host, 1.0)
 
     return _timed(datagrams, receive)
 

@@ -191,13 +191,13 @@ def segment() -> Segment:
 
 
 def test_a_segment_suppresses_and_counts(segment: Segment) -> None:
-    switch = Demux([segment])
+    demux = Demux([segment])
     claim, question = vxlan.pack(7) + CLAIMS[0], QUESTIONS[0]
-    assert switch.admit(claim, "192.0.2.2", 0.0) is segment
+    assert demux.admit(claim, "192.0.2.2", 0.0) is segment
     assert routed(segment, question) == segment.remotes
 
     segment.set_gateways(Gateways([ip_address(OURS)]))
-    assert switch.admit(claim, "192.0.2.2", 0.0) is None
+    assert demux.admit(claim, "192.0.2.2", 0.0) is None
     assert not routed(segment, question)
     assert routed(segment, arp("who-has", HOST, THEIRS)) == segment.remotes
     assert segment.counters.drops[Drop.ANYCAST_GW_SUPPRESSED_RX] == 1
@@ -206,7 +206,7 @@ def test_a_segment_suppresses_and_counts(segment: Segment) -> None:
     assert not DropLog().news(0.0, [("", segment.counters)])
 
     segment.set_gateways(None)
-    assert switch.admit(claim, "192.0.2.2", 0.0) is segment
+    assert demux.admit(claim, "192.0.2.2", 0.0) is segment
     assert routed(segment, question) == segment.remotes
 
 

@@ -42,10 +42,10 @@ def frame(*, src: str | bytes = MAC_A, dst: str | bytes = MAC_B) -> bytes:
     return destination + source + bytes(ether(ip4(udp())))[12:]
 
 
-def drops(switch: Demux) -> dict[Drop, int]:
-    """Return all drops of the switch and its segments by reason."""
+def drops(demux: Demux) -> dict[Drop, int]:
+    """Return all drops of the demux and its segments by reason."""
     total: dict[Drop, int] = {}
-    for counters in (switch.counters, *(each.counters for each in switch.segments.values())):
+    for counters in (demux.counters, *(each.counters for each in demux.segments.values())):
         for reason, count in counters.drops.items():
             if count:
                 total[reason] = total.get(reason, 0) + count
@@ -82,9 +82,9 @@ NOTHING = bytes(40)
 def test_gro_batch_whose_first_datagram_claims_all(
     rows: list[bytes], taken: int, dropped: int
 ) -> None:
-    switch = Demux([segment(), segment(7)])
-    assert switch.check_gro_batch(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
-    assert drops(switch) == ({Drop.GRO_BATCH_MISMATCH: dropped} if dropped else {})
+    demux = Demux([segment(), segment(7)])
+    assert demux.check_gro_batch(memoryview(b"".join(rows)), 40, "192.0.2.1") == taken
+    assert drops(demux) == ({Drop.GRO_BATCH_MISMATCH: dropped} if dropped else {})
 
 
 # --- what is let in ---------------------------------------------------------------------------
@@ -104,26 +104,26 @@ FAULTS: dict[Drop, Callable[[bytes], bytes]] = {
 """Each way to be dropped, in the order in which a datagram is judged, and how to deserve it."""
 
 
-def receive(switch: Demux, *faults: Drop) -> Segment | None:
+def receive(demux: Demux, *faults: Drop) -> Segment | None:
     datagram = GOOD
     for fault in reversed(faults):
         datagram = FAULTS[fault](datagram)
-    return switch.admit(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
+    return demux.admit(datagram, STRANGER if Drop.SOURCE_UNKNOWN in faults else ONE.host, 1.0)
 
 
 def test_valid_datagram() -> None:
-    switch = Demux([segment()])
-    assert receive(switch) is switch.segments[VNI]
-    assert drops(switch) == {}
-    assert known(switch.segments[VNI]) == {A: (ONE,)}
+    demux = Demux([segment()])
+    assert receive(demux) is demux.segments[VNI]
+    assert drops(demux) == {}
+    assert known(demux.segments[VNI]) == {A: (ONE,)}
 
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_drop(reason: Drop) -> None:
-    switch = Demux([segment()])
-    assert receive(switch, reason) is None
-    assert drops(switch) == {reason: 1}
-    assert known(switch.segments[VNI]) == {}
+    demux = Demux([segment()])
+    assert receive(demux, reason) is None
+    assert drops(demux) == {reason: 1}
+    assert known(demux.segments[VNI]) == {}
 
 
 PAIRS = [
@@ -135,15 +135,15 @@ PAIRS = [
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda reason: reason.value)
 def test_order_of_checks(first: Drop, second: Drop) -> None:
-    switch = Demux([segment()])
-    assert receive(switch, first, second) is None
-    assert drops(switch) == {first: 1}
+    demux = Demux([segment()])
+    assert receive(demux, first, second) is None
+    assert drops(demux) == {first: 1}
 
 
 def test_all_faults_at_once_count_once() -> None:
-    switch = Demux([segment()])
-    assert receive(switch, *FAULTS) is None
-    assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
+    demux = Demux([segment()])
+    assert receive(demux, *FAULTS) is None
+    assert drops(demux) == {Drop.HEADER_TRUNCATED: 1}
 
 
 BEFORE_SEGMENT = {
@@ -156,24 +156,24 @@ BEFORE_SEGMENT = {
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_counters_and_source_of_a_drop(reason: Drop) -> None:
-    switch = Demux([segment()])
-    receive(switch, reason)
+    demux = Demux([segment()])
+    receive(demux, reason)
     host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
-    counters = switch.counters if reason in BEFORE_SEGMENT else switch.segments[VNI].counters
+    counters = demux.counters if reason in BEFORE_SEGMENT else demux.segments[VNI].counters
     assert counters.drops[reason] == 1
     assert counters.last_source == {reason: host}
 
 
 @pytest.mark.parametrize("length", range(len(GOOD) + 1))
 def test_every_length(length: int) -> None:
-    switch = Demux([segment()])
-    admitted = switch.admit(GOOD[:length], ONE.host, 1.0)
+    demux = Demux([segment()])
+    admitted = demux.admit(GOOD[:length], ONE.host, 1.0)
     if length < 8:
-        assert drops(switch) == {Drop.HEADER_TRUNCATED: 1}
+        assert drops(demux) == {Drop.HEADER_TRUNCATED: 1}
     elif length < 22:
-        assert drops(switch) == {Drop.INNER_RUNT: 1}
+        assert drops(demux) == {Drop.INNER_RUNT: 1}
     else:
-        assert drops(switch) == {}
+        assert drops(demux) == {}
     assert (admitted is not None) is (length >= 22)
 
 
@@ -182,9 +182,9 @@ def test_every_length(length: int) -> None:
 @pytest.mark.parametrize("last", [0x00, 0x01, 0x80, 0xFF])
 def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> None:
     header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + bytes([last])
-    switch = Demux([segment()])
-    assert switch.admit(header + frame(), ONE.host, 1.0) is switch.segments[VNI]
-    assert drops(switch) == {}
+    demux = Demux([segment()])
+    assert demux.admit(header + frame(), ONE.host, 1.0) is demux.segments[VNI]
+    assert drops(demux) == {}
 
 
 @pytest.mark.parametrize("flags", [0x09, 0x0A, 0x0C, 0x0F, 0x18, 0x28, 0xFF])
@@ -192,47 +192,47 @@ def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> No
 def test_the_generic_protocol_extension_is_refused(flags: int, length: int | None) -> None:
     """What it carries is not Ethernet, or not meant for the segment."""
     header = bytes([flags, 0, 0, 1]) + VNI.to_bytes(3, "big") + b"\0"
-    switch = Demux([segment()])
-    assert switch.admit((header + frame())[:length], ONE.host, 1.0) is None
-    assert drops(switch) == {Drop.HEADER_GPE: 1}
-    assert known(switch.segments[VNI]) == {}
+    demux = Demux([segment()])
+    assert demux.admit((header + frame())[:length], ONE.host, 1.0) is None
+    assert drops(demux) == {Drop.HEADER_GPE: 1}
+    assert known(demux.segments[VNI]) == {}
 
 
 @pytest.mark.parametrize("flags", [0x00, 0x04, 0x10, 0x80, 0xF7])
 @pytest.mark.parametrize("reserved", [b"\0\0\0", b"\xff\xff\xff", b"\x08\x08\x08"])
 def test_no_other_bit_stands_for_the_i_flag(flags: int, reserved: bytes) -> None:
     header = bytes([flags]) + reserved + VNI.to_bytes(3, "big") + b"\0"
-    switch = Demux([segment()])
-    assert switch.admit(header + frame(), ONE.host, 1.0) is None
-    assert drops(switch) == {Drop.FLAGS_INVALID: 1}
+    demux = Demux([segment()])
+    assert demux.admit(header + frame(), ONE.host, 1.0) is None
+    assert drops(demux) == {Drop.FLAGS_INVALID: 1}
 
 
 @pytest.mark.parametrize("vni", [0, 1, 0x563412, 0x123457, 0x1234, 0x345600, 0xFFFFFF])
 def test_foreign_vni(vni: int) -> None:
-    switch = Demux([segment()])
-    assert switch.admit(vxlan(frame(), vni), ONE.host, 1.0) is None
-    assert drops(switch) == {Drop.VNI_UNKNOWN: 1}
+    demux = Demux([segment()])
+    assert demux.admit(vxlan(frame(), vni), ONE.host, 1.0) is None
+    assert drops(demux) == {Drop.VNI_UNKNOWN: 1}
 
 
 @pytest.mark.parametrize("vni", [0, 1, 0x563412, 0xFFFFFF])
 def test_own_vni(vni: int) -> None:
-    switch = Demux([segment(vni)])
-    assert switch.admit(vxlan(frame(), vni), ONE.host, 1.0) is switch.segments[vni]
+    demux = Demux([segment(vni)])
+    assert demux.admit(vxlan(frame(), vni), ONE.host, 1.0) is demux.segments[vni]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_any_buffer(kind: type) -> None:
-    switch = Demux([segment()])
-    assert switch.admit(kind(bytearray(GOOD)), ONE.host, 1.0) is switch.segments[VNI]
+    demux = Demux([segment()])
+    assert demux.admit(kind(bytearray(GOOD)), ONE.host, 1.0) is demux.segments[VNI]
 
 
 def test_learned_macs_do_not_refer_to_the_buffer() -> None:
     # The engine reads every datagram into the same memory.
     buffer = bytearray(GOOD)
-    switch = Demux([segment()])
-    switch.admit(memoryview(buffer), ONE.host, 1.0)
+    demux = Demux([segment()])
+    demux.admit(memoryview(buffer), ONE.host, 1.0)
     buffer[:] = bytes(len(buffer))
-    assert known(switch.segments[VNI]) == {A: (ONE,)}
+    assert known(demux.segments[VNI]) == {A: (ONE,)}
 
 
 # --- what the log says ------------------------------------------------------------------------
@@ -252,9 +252,9 @@ LINES = {
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_drop_details_in_the_log(reason: Drop) -> None:
-    switch = Demux([segment()])
-    receive(switch, reason)
-    parts = [("", switch.counters), ("", switch.segments[VNI].counters)]
+    demux = Demux([segment()])
+    receive(demux, reason)
+    parts = [("", demux.counters), ("", demux.segments[VNI].counters)]
     (line,) = DropLog().news(0.0, parts)
     host = STRANGER if reason is Drop.SOURCE_UNKNOWN else ONE.host
     last = ", ".join(filter(None, (host, LINES[reason])))
@@ -300,9 +300,9 @@ def test_any_destination_is_admitted(destination: str) -> None:
 
 @pytest.mark.parametrize("name", VALID)
 def test_any_payload_is_admitted(name: str) -> None:
-    switch = Demux([segment()])
-    assert switch.admit(vxlan(VALID[name], VNI), TWO.host, 1.0) is switch.segments[VNI]
-    assert known(switch.segments[VNI]) == {A: (TWO,)}
+    demux = Demux([segment()])
+    assert demux.admit(vxlan(VALID[name], VNI), TWO.host, 1.0) is demux.segments[VNI]
+    assert known(demux.segments[VNI]) == {A: (TWO,)}
 
 
 def test_every_remote_is_accepted() -> None:
@@ -369,13 +369,13 @@ def test_time_of_learning_is_the_one_given() -> None:
 
 
 def test_a_dropped_frame_refreshes_nothing() -> None:
-    switch = Demux([segment()])
-    receive(switch)
+    demux = Demux([segment()])
+    receive(demux)
     for reason, spoil in FAULTS.items():
         datagram = spoil(GOOD)
         host = STRANGER if reason is Drop.SOURCE_UNKNOWN else TWO.host
-        assert switch.admit(datagram, host, 99.0) is None
-    assert [(entry.destinations, entry.updated) for entry in switch.segments[VNI].fdb] == [
+        assert demux.admit(datagram, host, 99.0) is None
+    assert [(entry.destinations, entry.updated) for entry in demux.segments[VNI].fdb] == [
         ((ONE,), 1.0)
     ]
 
@@ -480,31 +480,31 @@ def two_segments() -> tuple[Demux, Segment, Segment]:
 
 
 def test_datagram_goes_to_the_segment_of_its_vni() -> None:
-    switch, red, blue = two_segments()
-    assert switch.admit(vxlan(frame(), 10), TWO.host, 1.0) is red
-    assert switch.admit(vxlan(frame(), 20), TWO.host, 1.0) is blue
-    assert switch.admit(vxlan(frame(), 30), TWO.host, 1.0) is None
+    demux, red, blue = two_segments()
+    assert demux.admit(vxlan(frame(), 10), TWO.host, 1.0) is red
+    assert demux.admit(vxlan(frame(), 20), TWO.host, 1.0) is blue
+    assert demux.admit(vxlan(frame(), 30), TWO.host, 1.0) is None
 
 
 def test_segments_learn_apart() -> None:
-    switch, red, blue = two_segments()
-    switch.admit(vxlan(frame(), 10), TWO.host, 1.0)
+    demux, red, blue = two_segments()
+    demux.admit(vxlan(frame(), 10), TWO.host, 1.0)
     assert known(red) == {A: (TWO,)}
     assert known(blue) == {}
     assert tuple(routed(blue, frame(dst=A))) == (TWO, THREE)
-    switch.admit(vxlan(frame(), 20), THREE.host, 1.0)
+    demux.admit(vxlan(frame(), 20), THREE.host, 1.0)
     assert known(red) == {A: (TWO,)}
     assert known(blue) == {A: (THREE,)}
     assert (red.counters.fdb_moved, blue.counters.fdb_moved) == (0, 0)
 
 
 def test_a_remote_of_another_segment_is_not_accepted() -> None:
-    switch, red, blue = two_segments()
-    assert switch.admit(vxlan(frame(), 10), THREE.host, 1.0) is None
-    assert switch.admit(vxlan(frame(), 20), ONE.host, 1.0) is None
+    demux, red, blue = two_segments()
+    assert demux.admit(vxlan(frame(), 10), THREE.host, 1.0) is None
+    assert demux.admit(vxlan(frame(), 20), ONE.host, 1.0) is None
     assert red.counters.last_source == {Drop.SOURCE_UNKNOWN: THREE.host}
     assert blue.counters.last_source == {Drop.SOURCE_UNKNOWN: ONE.host}
-    assert drops(switch) == {Drop.SOURCE_UNKNOWN: 2}
+    assert drops(demux) == {Drop.SOURCE_UNKNOWN: 2}
 
 
 # --- whatever comes ---------------------------------------------------------------------------
@@ -529,12 +529,12 @@ def verdict(datagram: bytes, source: str) -> Drop | None:
 
 
 def judge(datagram: bytes, source: str) -> None:
-    switch = Demux([segment()])
-    admitted = switch.admit(datagram, source, 1.0)
+    demux = Demux([segment()])
+    admitted = demux.admit(datagram, source, 1.0)
     reason = verdict(datagram, source)
-    assert drops(switch) == ({} if reason is None else {reason: 1})
-    assert admitted is (switch.segments[VNI] if reason is None else None)
-    assert set(known(switch.segments[VNI])) == ({datagram[14:20]} if reason is None else set())
+    assert drops(demux) == ({} if reason is None else {reason: 1})
+    assert admitted is (demux.segments[VNI] if reason is None else None)
+    assert set(known(demux.segments[VNI])) == ({datagram[14:20]} if reason is None else set())
 
 
 @given(st.binary(max_size=64), HOSTS)
@@ -566,10 +566,10 @@ def test_any_mutated_frame(inner: bytes, source: str, cut: int) -> None:
 
 @given(st.lists(st.tuples(st.one_of(st.binary(max_size=40), mutated().map(vxlan)), HOSTS)))
 def test_each_datagram_is_delivered_or_counted_once(datagrams: list[tuple[bytes, str]]) -> None:
-    switch = Demux([segment(1, max_addresses=2)])
-    admitted = [switch.admit(datagram, host, 1.0) for datagram, host in datagrams]
-    assert sum(drops(switch).values()) == admitted.count(None)
-    assert len(switch.segments[1].fdb) <= 2
+    demux = Demux([segment(1, max_addresses=2)])
+    admitted = [demux.admit(datagram, host, 1.0) for datagram, host in datagrams]
+    assert sum(drops(demux).values()) == admitted.count(None)
+    assert len(demux.segments[1].fdb) <= 2
 
 
 # --- how much is flushed ------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_sockets_of_groups_are_filtered_during_a_flood(
             assert drops[Drop.SOURCE_UNKNOWN] == 20  # The filter has discarded the others.
             listening.read_queue_drops()
             assert listening.count_queue_drops(0) == 0
-            assert listening.switch.counters.drops[Drop.SOURCE_UNKNOWN] == 30
+            assert listening.demux.counters.drops[Drop.SOURCE_UNKNOWN] == 30
             listening.tick()  # The rate is low again.
             datagram(stranger, packet, GROUP)
             await until(lambda: drops[Drop.SOURCE_UNKNOWN] == 21)
@@ -143,7 +143,7 @@ def test_drops_are_attributed_to_a_full_queue_as_far_as_the_namespace_has_them(
             listening.read_queue_drops()
             # The namespace counts 9 overflows: 7 are of this socket, and 2 are of another one.
             assert listening.count_queue_drops(9) == 2
-            assert listening.switch.counters.drops[Drop.RX_QUEUE_FULL] == 7
+            assert listening.demux.counters.drops[Drop.RX_QUEUE_FULL] == 7
             assert listening.count_queue_drops(2) == 2
 
     asyncio.run(main())

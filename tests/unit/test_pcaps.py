@@ -81,10 +81,10 @@ def test_no_other_files() -> None:
 
 @pytest.mark.parametrize("name", names("vxlan_good"))
 def test_good(name: str) -> None:
-    switch, segment = endpoint()
+    demux, segment = endpoint()
     octets, source = datagram(captured("vxlan_good")[name])
-    assert switch.admit(memoryview(octets), source, 1.0) is segment
-    assert drops(switch.counters, segment.counters) == {}
+    assert demux.admit(memoryview(octets), source, 1.0) is segment
+    assert drops(demux.counters, segment.counters) == {}
     (remote,) = (remote for remote in REMOTES if remote.host == source)
     host = mac(MAKER["HOST"])
     assert [(entry.mac, entry.destinations) for entry in segment.fdb] == [(host, (remote,))]
@@ -127,19 +127,19 @@ VERDICTS = {
 
 @pytest.mark.parametrize("name", names("vxlan_bad"))
 def test_bad(name: str) -> None:
-    switch, segment = endpoint()
+    demux, segment = endpoint()
     octets, source = datagram(captured("vxlan_bad")[name])
-    assert switch.admit(memoryview(octets), source, 1.0) is None
-    assert drops(switch.counters, segment.counters) == {VERDICTS[name]: 1}
+    assert demux.admit(memoryview(octets), source, 1.0) is None
+    assert drops(demux.counters, segment.counters) == {VERDICTS[name]: 1}
     assert len(segment.fdb) == 0
 
 
 def test_all_bad_packets_in_sequence() -> None:
-    switch, segment = endpoint()
+    demux, segment = endpoint()
     for packet in captured("vxlan_bad").values():
-        switch.admit(*datagram(packet), 1.0)
+        demux.admit(*datagram(packet), 1.0)
     expected = list(VERDICTS.values())
-    assert drops(switch.counters, segment.counters) == {
+    assert drops(demux.counters, segment.counters) == {
         reason: expected.count(reason) for reason in expected
     }
 
@@ -159,9 +159,9 @@ def received(name: str) -> tuple[bytes, bytes, Counters]:
 
     Returns: its inner frame, its virtio header, and the counters.
     """
-    switch, segment = endpoint()
+    demux, segment = endpoint()
     octets, source = datagram(captured("partial_checksums")[name])
-    assert switch.admit(octets, source, 1.0) is segment
+    assert demux.admit(octets, source, 1.0) is segment
     frame = octets[vxlan.HEADER_LEN :]
     return frame, virtio_header(frame, SegmentSizes(MTU), segment.counters), segment.counters
 

@@ -499,9 +499,9 @@ HEADERS = st.one_of(
 def test_hostile_datagrams(policy: SegmentPolicy, header: bytes, frame: bytes, known: bool) -> None:
     datagram = header + frame
     one = segment(policy=policy)
-    switch = Demux([one])
-    admitted = switch.admit(datagram, "192.0.2.1" if known else "198.51.100.1", 1.0)
-    dropped = sum(one.counters.drops.values()) + sum(switch.counters.drops.values())
+    demux = Demux([one])
+    admitted = demux.admit(datagram, "192.0.2.1" if known else "198.51.100.1", 1.0)
+    dropped = sum(one.counters.drops.values()) + sum(demux.counters.drops.values())
     assert dropped == (admitted is None)
     assert len(one.fdb) == (admitted is not None and not dont_learn(policy, datagram))
 

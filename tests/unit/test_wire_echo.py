@@ -90,7 +90,7 @@ def test_a_reply_is_never_longer_than_its_request(
 
 
 class Replier:
-    """A switch with two segments, and the replies that it sends."""
+    """A demux with two segments, and the replies that it sends."""
 
     def __init__(self) -> None:
         self.said: list[tuple[EchoMessage | None, int, str, int]] = []
@@ -104,7 +104,7 @@ class Replier:
             )
             for vni, host in ((5, "192.0.2.5"), (6, "192.0.2.6"))
         ]
-        self.switch = Demux(segments, 4789, self._reply)
+        self.demux = Demux(segments, 4789, self._reply)
 
     def _reply(self, datagram: bytes, host: str, port: int) -> None:
         self.said.append((EchoMessage.parse(datagram), len(datagram), host, port))
@@ -113,11 +113,11 @@ class Replier:
         self, message: EchoMessage, host: str = "192.0.2.5", size: int = SIZE, now: float = 0.0
     ) -> Any:
         self.said.clear()
-        assert self.switch.admit(message.pack(size), host, now) is None
+        assert self.demux.admit(message.pack(size), host, now) is None
         return self.said[0] if self.said else None
 
     def drops(self) -> dict[Drop, int]:
-        counters = [self.switch.counters, *(s.counters for s in self.switch.segments.values())]
+        counters = [self.demux.counters, *(s.counters for s in self.demux.segments.values())]
         return {
             reason: count
             for reason in Drop
@@ -140,7 +140,7 @@ def test_hosts_of_a_segment_get_a_reply(vni: int | None, host: str, status: Stat
     assert (size, to, port) == (100, host, 50000)
     assert answer == EchoMessage(EchoKind.REPLY, vni, 50000, TOKEN, 7, 1400, status)
     assert replier.drops() == {}
-    assert replier.switch.counters.probes_answered == 1
+    assert replier.demux.counters.probes_answered == 1
 
 
 @pytest.mark.parametrize("vni", [None, 5, 6, 7])
@@ -149,8 +149,8 @@ def test_other_hosts_get_none(vni: int | None) -> None:
     assert replier.ask(evolve(REQUEST, vni=vni), "192.0.2.9") is None
     assert replier.drops() == {Drop.SOURCE_UNKNOWN: 1}
     # The segment of the requested VNI counts the drop, if there is one.
-    segment = replier.switch.segments.get(vni or 0)
-    counters = segment.counters if segment else replier.switch.counters
+    segment = replier.demux.segments.get(vni or 0)
+    counters = segment.counters if segment else replier.demux.counters
     assert counters.last_source == {Drop.SOURCE_UNKNOWN: "192.0.2.9"}
 
 
@@ -158,7 +158,7 @@ def test_a_reply_gets_no_reply() -> None:
     replier = Replier()
     assert replier.ask(evolve(REQUEST, kind=EchoKind.REPLY)) is None
     assert replier.drops() == {}
-    assert replier.switch.counters.probes_heard == 1
+    assert replier.demux.counters.probes_heard == 1
 
 
 @pytest.mark.parametrize("port", [0, 22, 53, 4788, 4790, 49151])
@@ -183,6 +183,6 @@ def test_replies_are_rate_limited() -> None:
 
 
 def test_without_a_reply_function_requests_are_dropped() -> None:
-    switch = Demux(())
-    assert switch.admit(REQUEST.pack(), "192.0.2.5", 0.0) is None
-    assert switch.counters.drops[Drop.FLAGS_INVALID] == 1
+    demux = Demux(())
+    assert demux.admit(REQUEST.pack(), "192.0.2.5", 0.0) is None
+    assert demux.counters.drops[Drop.FLAGS_INVALID] == 1

@@ -88,8 +88,8 @@ class Housekeeping:
         self._kernel_drops.namespace.note_drops(now)
         self._drop_log.note("", self._kernel_drops.namespace)
         for listener in self._listeners:
-            listener.switch.counters.note_drops(now)
-            self._drop_log.note("", listener.switch.counters)
+            listener.demux.counters.note_drops(now)
+            self._drop_log.note("", listener.demux.counters)
         several = len(self._ports) > 1
         for port in tuple(self._ports):
             port.segment.counters.note_drops(now)

@@ -1,4 +1,4 @@
-"""The receiving sockets of one UDP port, and the switch that finds the segment of each datagram."""
+"""The receiving sockets of one UDP port, and the demux that finds the segment of each datagram."""
 
 import logging
 from collections.abc import Callable, Container, Iterable
@@ -55,7 +55,7 @@ class Endpoint:
 
 
 class Listener:
-    """The receiver of an endpoint, one socket for each multicast group, and the switch behind them.
+    """The receiver of an endpoint, one socket for each multicast group, and the demux behind them.
 
     Sockets are bound to a device by its index, and to an own address while it exists. While the
     device or the address is absent, there is no socket; `reopen` opens it later, and binds it anew
@@ -78,7 +78,7 @@ class Listener:
         self._receivers_on_port = receivers_on_port
         self._network = network
         self._sockets = sockets
-        self.switch = Demux((), endpoint.port, self._send_reply, on_reply)
+        self.demux = Demux((), endpoint.port, self._send_reply, on_reply)
         self._dev_index: int | None = None
         self.refusal: str | None = None
         """Why the sockets could not be opened at the last try; None if they are open."""
@@ -91,8 +91,8 @@ class Listener:
             self._dev_index = self._find_dev()
         except NotReadyError as error:
             self.refusal = str(error)
-        self._ingress = Ingress(self._receivers(), self.switch, self._on_receive_error)
-        self._punt = PuntSocket(self.switch, self._ingress.handle_datagram, self._report_returned)
+        self._ingress = Ingress(self._receivers(), self.demux, self._on_receive_error)
+        self._punt = PuntSocket(self.demux, self._ingress.handle_datagram, self._report_returned)
         self.filter: IngressFilter | None = None
         """The sources and devices whose datagrams the kernel delivers; None until it is known."""
         self._groups_filtered = False
@@ -268,9 +268,9 @@ class Listener:
     def close(self) -> None:
         """Close all sockets."""
         self._punt.close()
-        if self.switch.segments:
+        if self.demux.segments:
             self._ingress.stop()
-            self.switch.segments.clear()
+            self.demux.segments.clear()
         self._stop_sharing()
         for sock in self._receivers():
             sock.close()
@@ -286,15 +286,15 @@ class Listener:
         turn: Callable[[], None],
     ) -> None:
         """Deliver the frames of a segment to a TAP (see `Ingress.attach`)."""
-        if not self.switch.segments:
+        if not self.demux.segments:
             self._ingress.start()
         self._ingress.attach(segment, tap, sizing, tracker, turn)
 
     def detach(self, segment: Segment) -> None:
         """Deliver no more frames of a segment."""
-        if self.switch.segments.get(segment.vni) is segment:
+        if self.demux.segments.get(segment.vni) is segment:
             self._ingress.detach(segment)
-            if not self.switch.segments:
+            if not self.demux.segments:
                 self._ingress.stop()
                 self._punt.close()
 
@@ -315,7 +315,7 @@ class Listener:
         The kernel does so, by a filter that it runs for each datagram. `denied` are the indices of
         the devices.
         """
-        segments = self.switch.segments.values()
+        segments = self.demux.segments.values()
         if not segments or self._receiver is None:
             return
         hosts = set[str]().union(*(segment.fdb.members.hosts for segment in segments))
@@ -350,9 +350,9 @@ class Listener:
         The kernel delivers a multicast datagram to each socket of its group, so it cannot be
         steered to the punt socket. A filter in front of a socket discards it, and the kernel counts
         that together with other losses, and without the source. So there is no filter while the
-        rate is low, and the switch counts each datagram.
+        rate is low, and the demux counts each datagram.
         """
-        segments = self.switch.segments.values()
+        segments = self.demux.segments.values()
         unknown = sum(each.counters.drops[Drop.SOURCE_UNKNOWN] for each in segments)
         arrived, self._unknown = unknown - self._unknown, unknown
         if self._groups_filtered:
@@ -407,7 +407,7 @@ class Listener:
         overflow -= unknown
         full = min(unfiltered, overflow)
         full_filtered = min(filtered, overflow - full)
-        counts = self.switch.counters.drops
+        counts = self.demux.counters.drops
         counts[Drop.RX_QUEUE_FULL] += full + full_filtered
         counts[Drop.SOURCE_UNKNOWN] += unknown + filtered - full_filtered
         return overflow - full - full_filtered
@@ -440,4 +440,4 @@ class Listener:
             self._shared.report(returned)
 
     def _count_returned(self, returned: ReturnedDatagram) -> None:
-        self.switch.counters.drop(returned.reason, returned.host)
+        self.demux.counters.drop(returned.reason, returned.host)

@@ -76,7 +76,7 @@ class Listeners:
         """Close the listeners that none of the ports uses, and leave the groups that none uses."""
         ports = tuple(ports)
         for endpoint, listener in tuple(self._by_endpoint.items()):
-            if not listener.switch.segments:
+            if not listener.demux.segments:
                 listener.close()
                 del self._by_endpoint[endpoint]
             else:

@@ -2,7 +2,7 @@
 
 The kernel steers datagrams from unknown sources, and those that arrived through an overlay device,
 to a second socket (see `vtep.io.ingress_guard`). It is read within a budget: at low rates, each
-datagram passes the switch like any other, and is counted and logged with its reason. In a flood,
+datagram passes the demux like any other, and is counted and logged with its reason. In a flood,
 the queue of the second socket overflows, and the first one is not affected.
 """
 
@@ -36,7 +36,7 @@ _SUSPECTS_MAX = 16
 _DATAGRAM_MAX = 1 << 16
 
 Deliver = Callable[[memoryview, str, int, float], None]
-"""Pass a datagram to the switch: its octets, source address, outer ECN field, and the time."""
+"""Pass a datagram to the demux: its octets, source address, outer ECN field, and the time."""
 
 Report = Callable[[Iterable[ReturnedDatagram]], None]
 """Count datagrams of the receiver that came back as ICMP errors."""
@@ -45,12 +45,12 @@ Report = Callable[[Iterable[ReturnedDatagram]], None]
 class PuntSocket:
     """The second socket beside a receiver, and the filter that steers datagrams to it.
 
-    The filter may lag behind the FDB, and nothing is lost by that: the switch decides about each
+    The filter may lag behind the FDB, and nothing is lost by that: the demux decides about each
     datagram of the second socket too. Only those that arrived by a denied device are dropped here.
     """
 
-    def __init__(self, switch: Demux, deliver: Deliver, report: Report) -> None:
-        self._switch = switch
+    def __init__(self, demux: Demux, deliver: Deliver, report: Report) -> None:
+        self._demux = demux
         self._deliver = deliver
         self._report = report
         self._guard: IngressGuard | None = None
@@ -148,7 +148,7 @@ class PuntSocket:
                 continue  # A broadcast goes to both sockets: the first one has counted it.
             if self._filter is not None and self._filter.denies(arrival.device):
                 device = device_name(arrival.device)
-                self._switch.counters.drop(Drop.OVERLAY_INGRESS, host, count, device)
+                self._demux.counters.drop(Drop.OVERLAY_INGRESS, host, count, device)
                 if host in self._hosts and len(self.suspects) < _SUSPECTS_MAX:
                     self.suspects[arrival.device] = host
                 continue

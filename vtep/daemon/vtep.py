@@ -140,7 +140,7 @@ class Vtep:
     def _all_counters(self) -> Iterator[Counters]:
         yield self._parts.kernel_drops.namespace
         for listener in self._parts.listeners:
-            yield listener.switch.counters
+            yield listener.demux.counters
         for port in self._ports:
             yield port.segment.counters
 
