@@ -89,8 +89,8 @@ class Drop(_Explained):
         "congestion",
         "frame with a congestion mark (CE) whose sender does not support ECN (RFC 6040)",
     )
-    ANYCAST_GW_SUPPRESSED_TX = (
-        "anycast_gw_suppressed_tx",
+    ANYCAST_GW_SUPPRESSED_RX = (
+        "anycast_gw_suppressed_rx",
         "ARP or neighbour discovery from a remote about this host's anycast gateway",
     )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
@@ -115,8 +115,8 @@ class Drop(_Explained):
         "tx_too_big",
         "packet too large for the tunnel, with DF or over IPv6: its sender gets an ICMP error",
     )
-    ANYCAST_GW_SUPPRESSED_RX = (
-        "anycast_gw_suppressed_rx",
+    ANYCAST_GW_SUPPRESSED_TX = (
+        "anycast_gw_suppressed_tx",
         "ARP or neighbour discovery from this host about its own anycast gateway",
     )
     UNDERLAY_FULL = ("underlay_full", "datagram for which the underlay had no buffer space")
@@ -188,7 +188,7 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
 }
 """Formats of the detail of a drop in the log. It is stored unformatted, which costs less."""
 
-BY_DESIGN = frozenset((Drop.ANYCAST_GW_SUPPRESSED_RX, Drop.ANYCAST_GW_SUPPRESSED_TX))
+BY_DESIGN = frozenset((Drop.ANYCAST_GW_SUPPRESSED_TX, Drop.ANYCAST_GW_SUPPRESSED_RX))
 """Reasons that the log does not report, because such drops are intended."""
 
 

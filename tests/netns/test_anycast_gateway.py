@@ -43,4 +43,4 @@ def test_simultaneous_duplicate_address_detection_keeps_both(
         wait_until(partial(is_checked, host), "the end of the check")
         assert GATEWAY in gateway(host)
         assert "dadfailed" not in gateway(host)
-        assert vtep.counter("anycast_gw_suppressed_tx") > 0
+        assert vtep.counter("anycast_gw_suppressed_rx") > 0

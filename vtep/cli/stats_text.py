@@ -9,6 +9,9 @@ from vtep.counters import Drop, duration
 
 _MEANINGS = {str(reason): reason.meaning for reason in Drop}
 
+_NAME_WIDTH = max(len(reason) for reason in _MEANINGS) + 2
+"""Columns for a name. Names of drop reasons are the longest, and indented by two columns."""
+
 
 @frozen
 class StatsBlock:
@@ -78,15 +81,19 @@ def format_stats(stats: Stats, *, totals: bool = True, zeros: bool = True) -> It
         own: CounterStats = stats["total"] if totals and len(segments) == 1 else segment
         lines = [f"vni {segment['vni']} on {segment['dev']} (mtu {segment['mtu']}){since}"]
         lines += _counters(own["since_reset"], zeros=zeros)
-        lines += [f"  fdb entries {'':10} {segment['fdb_entries']:>12}"]
+        lines += [_line("fdb entries", segment["fdb_entries"])]
         yield StatsBlock(segment["vni"], lines)
 
 
 def _counters(counts: Counts, *, zeros: bool) -> Iterator[str]:
     for name, count in counts["counters"].items():
         if count or zeros:
-            yield f"  {name:22} {count:>12}"
-    yield f"  drops {'':16} {sum(counts['drops'].values()):>12}"
+            yield _line(name, count)
+    yield _line("drops", sum(counts["drops"].values()))
     for name, count in counts["drops"].items():
         if count or zeros:
-            yield f"    {name:20} {count:>12}  {_MEANINGS.get(name, '')}"
+            yield f"{_line('  ' + name, count)}  {_MEANINGS.get(name, '')}"
+
+
+def _line(name: str, count: int) -> str:
+    return f"  {name:{_NAME_WIDTH}} {count:>12}"

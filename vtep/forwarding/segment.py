@@ -227,7 +227,7 @@ class Segment:
             return entry
         # Requests and announcements are flooded, so known destinations need no look at gateways.
         if self.gateways is not None and self.gateways.suppresses_from_tap(frame):
-            return NoRoute(Drop.ANYCAST_GW_SUPPRESSED_RX)
+            return NoRoute(Drop.ANYCAST_GW_SUPPRESSED_TX)
         return self.fdb.default or NoRoute(Drop.NO_REMOTE, bytes(frame[: ethernet.MAC_LEN]))
 
     def account(self, route: Route, count: int, octets: int) -> None:
@@ -320,7 +320,7 @@ class Segment:
             # Look at the frame as the TAP will get it. Ingress removes the tags later.
             frame = ethernet.untag(memoryview(bytearray(frame)))
         if self.gateways is not None and self.gateways.suppresses_from_underlay(frame):
-            counters.drop(Drop.ANYCAST_GW_SUPPRESSED_TX, source, count)
+            counters.drop(Drop.ANYCAST_GW_SUPPRESSED_RX, source, count)
             return False
         if self.neighbours is not None and not self.neighbours.snoop(frame, now):
             counters.neigh_full += 1

@@ -89,7 +89,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "pyvtep fdb show static{at} shows the static entries; delete the one that is wrong"
     ),
     Drop.CONGESTION: Remedy("less traffic, or a faster underlay"),
-    Drop.ANYCAST_GW_SUPPRESSED_TX: _NOTHING_TO_DO,
+    Drop.ANYCAST_GW_SUPPRESSED_RX: _NOTHING_TO_DO,
     Drop.TAP_DOWN: Remedy("ip link set {tap} up"),
     Drop.TAP_REFUSED: Remedy(_CUT_IN_SOFTWARE),
     Drop.TAP_QUEUE_FULL: Remedy(
@@ -104,7 +104,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "ignores it: give it an MTU of {mtu}",
         severity=Severity.NOTE,
     ),
-    Drop.ANYCAST_GW_SUPPRESSED_RX: _NOTHING_TO_DO,
+    Drop.ANYCAST_GW_SUPPRESSED_TX: _NOTHING_TO_DO,
     Drop.UNDERLAY_FULL: Remedy("less traffic, or a faster underlay: tc -s qdisc shows its queues"),
     Drop.UNDERLAY_TOO_BIG: Remedy(
         "if it goes on, the underlay carries less than packets of {mtu} octets and their headers "
@@ -129,7 +129,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
 GENERIC = Remedy("look at what pyvtep has logged, and at what it receives: {capture}")
 """The remedy for an unknown reason, which a pyvtep of another version may have."""
 
-BY_DESIGN = (Drop.ANYCAST_GW_SUPPRESSED_RX, Drop.ANYCAST_GW_SUPPRESSED_TX)
+BY_DESIGN = (Drop.ANYCAST_GW_SUPPRESSED_TX, Drop.ANYCAST_GW_SUPPRESSED_RX)
 """Reasons that are no fault, and worth no note once they have ended."""
 
 _BY_NAME = {str(reason): reason for reason in Drop}
