@@ -85,6 +85,33 @@ def test_egress() -> None:
     assert PREFIX + broadcast in sent
 
 
+def test_tunnel_gso() -> None:
+    """A run of superframes, of which all but the first two are not parsed."""
+    segment = segment_of(REMOTE)
+    segment.fdb.learn(TO, REMOTE, 0.0)
+    transmitted: list[bytes] = []
+    with ExitStack() as stack:
+        vtep = EgressVtep(stack, segment, script=[True] * 100)
+        vtep.announce()
+        transmitter = vtep.egress._transmitter
+        first, following = transmitter.send_superframe, transmitter.send_next_superframe
+
+        def send_superframe(path: Any, header: bytes, frame: memoryview, *args: Any) -> bool:
+            transmitted.append(bytes(frame))
+            return first(path, header, frame, *args)
+
+        def send_next_superframe(path: Any, header: bytes, frame: memoryview) -> bool:
+            transmitted.append(bytes(frame))
+            return following(path, header, frame)
+
+        setattr(transmitter, "send_superframe", send_superframe)  # noqa: B010
+        setattr(transmitter, "send_next_superframe", send_next_superframe)  # noqa: B010
+        frames = [superframe(20, after=20 * number) for number in range(5)]
+        vtep.turn(frames)
+        assert vtep.paths.with_tunnel_gso.sent == len(frames)
+    assert transmitted == [frame for _, frame in frames]
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_ingress(*, refuses: bool) -> None:
     """A plain frame and a run of superframes, which the TAP may refuse to accept as such."""

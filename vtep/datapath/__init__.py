@@ -27,15 +27,15 @@ TAP out        `TapDevice.write`       frames and superframes to the host, those
                                        fallback, ARP and ND replies, ICMP errors
 underlay in    `Receiver.receive`      datagrams and batches of remotes, with source and ECN
                                        field; echo requests and replies
-underlay out   `Transmitter.send`      batches to remotes, once each: runs, segments, fragments,
-                                       floods, flooded requests
+underlay out   `Transmitter.send`,     batches to remotes, once each: runs, segments, fragments,
+               `.send_superframe`,     floods, flooded requests; superframes with tunnel GSO
+               `.send_next_superframe`
 ============== ======================= =======================================================
 
-Three kinds of datagrams have calls of their own, because other code makes them: superframes with
-tunnel GSO (`SuperframeSender.send` and `send_next`), echo replies (`Receiver.send_unfragmented`),
-and datagrams that an ingress filter keeps from the receiver (`Ingress.handle_datagram`). Receivers,
-senders and flooders all come from one `SocketFactory`, so a wrapper around that sees all datagrams
-but the first and the last kind.
+Two kinds of datagrams have calls of their own, since they belong to no flow of a VNI: echo replies
+of this VTEP (`Receiver.send_unfragmented`), and datagrams that an ingress filter keeps from the
+receiver (`Ingress.handle_datagram`). The latter are counted and dropped, unless the filter lags
+behind a change of the remotes.
 """
 
 from vtep.datapath.egress import Arena, Egress

@@ -511,7 +511,7 @@ class Egress:
             # The segments of earlier superframes must not be overtaken.
             self._send_segments(now)
         flow = flow_hash(frame) & self._slots | paths.outer_fields(frame) << FLOW_BITS
-        if self._transmitter.waiting or not path.send(self._header, frame, plan, gso, flow, now):
+        if not self._transmitter.send_superframe(path, self._header, frame, plan, gso, flow, now):
             return 0
         if track:
             self._tracker.start(frame, plan, path.gso.take_result(), now)
@@ -540,7 +540,7 @@ class Egress:
         if key_struct is None:
             return 0
         read, meta, header = self._tap.read, self._meta, self._header
-        send_next, run_meta = path.send_next, bytes(meta)
+        send_next, run_meta = self._transmitter.send_next_superframe, bytes(meta)
         unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
         buffer, octets = self._arena.buffer[_HEADER_LEN:], virtio.HEADER_LEN + len(frame)
         frame, count = buffer[: len(frame)], 0
@@ -552,7 +552,7 @@ class Egress:
                     or unpack(buffer) != run_key
                     or meta != run_meta
                     # Last, as it sends the frame.
-                    or not send_next(header, frame)
+                    or not send_next(path, header, frame)
                 ):
                     self._ahead = got - virtio.HEADER_LEN
                     break

@@ -8,7 +8,9 @@ from vtep.counters import Drop
 from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.segment import Segment
-from vtep.wire import vxlan
+from vtep.offload.headers import SegmentPlan
+from vtep.tunnel_gso.path import SuperframeSender
+from vtep.wire import virtio, vxlan
 
 
 class Batch(NamedTuple):
@@ -26,8 +28,8 @@ class Batch(NamedTuple):
 class Transmitter:
     """The sending half of the egress data path of one VNI.
 
-    All datagrams to remotes pass `send`: it is the observation point *underlay out* (see
-    `vtep.datapath`).
+    All that a VNI sends to remotes passes `send`, `send_superframe` or `send_next_superframe`: they
+    are the observation point *underlay out* (see `vtep.datapath`).
 
     If a send buffer is full, the datagrams wait in `waiting`, with all that follow, so that each
     remote gets them in order. `pause` is called then, and `resume` when all of them have been sent.
@@ -128,6 +130,30 @@ class Transmitter:
             rest = rest[result.octets :]
             # `skip` was about the first send of the batch.
             skip = 0
+
+    def send_superframe(
+        self,
+        path: SuperframeSender,
+        header: bytes,
+        frame: memoryview,
+        plan: SegmentPlan,
+        gso: virtio.Header,
+        flow: int,
+        now: float,
+    ) -> bool:
+        """Send a superframe with tunnel GSO, unless datagrams wait, which it must not overtake.
+
+        `header` is its VXLAN header. Returns: False if it was not sent, and is to be segmented.
+        """
+        return not self.waiting and path.send(header, frame, plan, gso, flow, now)
+
+    @staticmethod
+    def send_next_superframe(path: SuperframeSender, header: bytes, frame: memoryview) -> bool:
+        """Send a superframe that matches the last one on its path in all but the payload.
+
+        Returns: as `send_superframe`.
+        """
+        return path.send_next(header, frame)
 
     # --- backpressure -------------------------------------------------------------------------
 
