@@ -384,7 +384,7 @@ def test_group_is_joined_on_a_recreated_device(pair: Pair, start: Start) -> None
     for number, host in enumerate(pair, 1):
         address(host, "eth0", f"192.0.2.{number}/24")
         host.run("ip", "link", "set", "eth0", "up")
-    told = "another device now: using that"
+    told = "was re-created; rebinding"
     wait_until(lambda: all(told in vtep.log for vtep in vteps), "the news")
     for host in pair:
         host.run("ip", "neigh", "flush", "dev", "vx0")
