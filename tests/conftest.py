@@ -10,6 +10,7 @@ from hypothesis import settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
+settings.register_profile("fast", settings.get_profile("pyvtep"), max_examples=20)
 settings.load_profile("pyvtep")
 
 

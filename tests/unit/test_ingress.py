@@ -103,9 +103,9 @@ class Vtep:
         self._frames += (header + frame for header, frame in self.tap.received())
 
     def seen(self) -> Seen:
+        others = self.demux.counters.as_dict()
         counters = {
-            name: self.segment.counters.as_dict()[name] + self.demux.counters.as_dict()[name]
-            for name in self.segment.counters.as_dict()
+            name: count + others[name] for name, count in self.segment.counters.as_dict().items()
         }
         entries = [(entry.mac, entry.rx_frames) for entry in self.segment.fdb]
         return Seen(self._frames, counters, entries, self.turns)
