@@ -71,7 +71,7 @@ class TunnelGsoPath:
         self,
         prefix: bytes,
         frame: memoryview,
-        cut: SegmentPlan,
+        plan: SegmentPlan,
         gso: virtio.Header,
         flow: int,  # noqa: ARG002
         now: float,  # noqa: ARG002
@@ -80,7 +80,7 @@ class TunnelGsoPath:
             return False
         splitter = Splitter(prefix)
         octets, stride = splitter.split(frame, gso)
-        assert (cut.segments, cut.size, cut.header_len) == (
+        assert (plan.segments, plan.size, plan.header_len) == (
             -(-octets // stride),
             gso.gso_size,
             stride - gso.gso_size - len(prefix),

@@ -46,8 +46,8 @@ def header_of(frame: bytes, version: int = 4, size: int = 1000, **of_header: int
 
 
 def head(header: encoder.OuterHeader, frame: bytes, gso: virtio.Header) -> bytes | None:
-    cut = plan_segments(memoryview(frame), gso)
-    made = encoder.OuterHeaderWriter(header).write(cut, len(PREFIX), len(frame), gso)
+    plan = plan_segments(memoryview(frame), gso)
+    made = encoder.OuterHeaderWriter(header).write(plan, len(PREFIX), len(frame), gso)
     return None if made is None else bytes(made)
 
 
@@ -120,10 +120,10 @@ def test_scapy_dissects_the_given_fields(
 def test_identifications_count_segments() -> None:
     frame = tcp(count=40)
     gso = header_of(frame)
-    cut, writer = plan_segments(memoryview(frame), gso), encoder.OuterHeaderWriter(V4)
+    plan, writer = plan_segments(memoryview(frame), gso), encoder.OuterHeaderWriter(V4)
     numbers = []
     for _ in range(2000):
-        made = writer.write(cut, len(PREFIX), len(frame), gso)
+        made = writer.write(plan, len(PREFIX), len(frame), gso)
         assert made is not None
         ip = bytes(made[38:58])
         assert checksum.ones_sum(ip) == 0xFFFF
@@ -135,12 +135,12 @@ def test_identifications_count_segments() -> None:
 def test_superframes_that_no_length_field_can_hold(header: encoder.OuterHeader, most: int) -> None:
     frame = tcp(count=45)
     gso = header_of(frame)
-    cut = plan_segments(memoryview(frame), gso)
+    plan = plan_segments(memoryview(frame), gso)
     writer = encoder.OuterHeaderWriter(header)
-    made = writer.write(cut, len(PREFIX), most, gso)
+    made = writer.write(plan, len(PREFIX), most, gso)
     assert made is not None
     assert made[-4:-2] == (8 + 8 + most).to_bytes(2, "big")
-    assert writer.write(cut, len(PREFIX), most + 1, gso) is None
+    assert writer.write(plan, len(PREFIX), most + 1, gso) is None
 
 
 def test_eligible() -> None:
@@ -178,11 +178,11 @@ def test_not_eligible() -> None:
     "packet", [encoder.SMALL_PROBE, encoder.LARGE_PROBE], ids=["small", "large"]
 )
 def test_probe_packets_are_superframes(packet: encoder.ProbePacket) -> None:
-    frame, cut, gso = packet
+    frame, plan, gso = packet
     ip = IP(frame)
     assert checksum.ones_sum(frame[:20]) == 0xFFFF
     assert (ip.src, ip.dst, ip.ttl, ip.len) == ("192.0.2.1", "192.0.2.2", 1, len(frame))
     of_frame = plan_segments(memoryview(bytes(12) + b"\x08\0" + frame), gso)
-    assert of_frame._replace(transport=cut.transport, header_len=cut.header_len) == cut
+    assert of_frame._replace(transport=plan.transport, header_len=plan.header_len) == plan
     pseudo = frame[12:20] + struct.pack("!HH", 6, len(frame) - 20)
     assert ip[TCP].chksum == checksum.ones_sum(pseudo)

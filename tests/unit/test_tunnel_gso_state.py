@@ -29,7 +29,7 @@ from vtep.tunnel_gso.state import (
 from vtep.wire.echo import SIZE, EchoKind, EchoMessage, Status
 
 EGRESS = 3
-SEGMENTED = SIZE + SMALL_PROBE.cut.header_len + SMALL_PROBE.cut.size
+SEGMENTED = SIZE + SMALL_PROBE.plan.header_len + SMALL_PROBE.plan.size
 """Octets that arrive of a probe packet which was segmented."""
 SMALL = SIZE + len(SMALL_PROBE.frame)
 LARGE = SIZE + len(LARGE_PROBE.frame)
@@ -326,7 +326,7 @@ def test_a_path_that_begins_to_segment_gets_small_probes_again() -> None:
     path.sent = 1
     bench.ticks(1, 6)
     assert path.probe_packet is LARGE_PROBE
-    bench.reply(path, 6.5, SIZE + LARGE_PROBE.cut.header_len + LARGE_PROBE.cut.size)
+    bench.reply(path, 6.5, SIZE + LARGE_PROBE.plan.header_len + LARGE_PROBE.plan.size)
     path.sent = 2
     bench.ticks(7, 13)
     assert path.probe_packet is SMALL_PROBE

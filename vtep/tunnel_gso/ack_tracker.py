@@ -66,18 +66,18 @@ class AckTracker:
         self._older_retransmitted = False
         self._on_result: OnResult = _ignore
 
-    def start(self, frame: Buffer, cut: SegmentPlan, on_result: OnResult, now: float) -> None:
+    def start(self, frame: Buffer, plan: SegmentPlan, on_result: OnResult, now: float) -> None:
         """Track a TCP superframe that was sent at `now`, in place of any tracked before.
 
-        `frame` has neither IP options nor extension headers, and `cut` is how it is segmented.
+        `frame` has neither IP options nor extension headers, and `plan` is how it is segmented.
         """
-        where = cut.transport
-        flow = self._flow = _flow(frame, where)
+        transport = plan.transport
+        flow = self._flow = _flow(frame, transport)
         half = (len(flow) - _PORTS_LEN) // 2
         addresses, ports = flow[half:-_PORTS_LEN] + flow[:half], flow[-_PORTS_LEN:]
         self._reverse_flow = addresses + ports[2:] + ports[:2]
-        self._sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-        self._payload_len = where.length - cut.transport_header_len
+        self._sequence, _ = _NUMBERS.unpack_from(frame, transport.offset + _NUMBERS_AT)
+        self._payload_len = transport.length - plan.transport_header_len
         self._frame_len = len(frame)
         self._deadline = now + _DEADLINE_S
         self._older_retransmitted = False
@@ -96,10 +96,14 @@ class AckTracker:
         Frames that are sent in the same turn as the superframe may be left out: a retransmission
         follows its loss by a round trip at least.
         """
-        where = inet.find_transport(frame)
-        if where is not None and where.protocol == inet.TCP and _flow(frame, where) == self._flow:
-            sequence, _ = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
-            payload_len = where.length - inet.tcp_header_len(frame, where)
+        transport = inet.find_transport(frame)
+        if (
+            transport is not None
+            and transport.protocol == inet.TCP
+            and _flow(frame, transport) == self._flow
+        ):
+            sequence, _ = _NUMBERS.unpack_from(frame, transport.offset + _NUMBERS_AT)
+            payload_len = transport.length - inet.tcp_header_len(frame, transport)
             # Sequence numbers wrap around: they compare by their distance (RFC 9293, section 3.4).
             behind = (self._sequence - sequence) % _SEQUENCE_SPACE
             begins_inside = (sequence - self._sequence) % _SEQUENCE_SPACE < self._payload_len
@@ -116,11 +120,15 @@ class AckTracker:
 
         Frames may be left out: acknowledgements are cumulative.
         """
-        where = inet.find_transport(frame)
-        if where is None or where.protocol != inet.TCP or _flow(frame, where) != self._reverse_flow:
+        transport = inet.find_transport(frame)
+        if (
+            transport is None
+            or transport.protocol != inet.TCP
+            or _flow(frame, transport) != self._reverse_flow
+        ):
             return
-        flags = frame[where.offset + inet.TCP_FLAGS_OFFSET]
-        _, acknowledged = _NUMBERS.unpack_from(frame, where.offset + _NUMBERS_AT)
+        flags = frame[transport.offset + inet.TCP_FLAGS_OFFSET]
+        _, acknowledged = _NUMBERS.unpack_from(frame, transport.offset + _NUMBERS_AT)
         distance = (acknowledged - self._sequence) % _SEQUENCE_SPACE
         if flags & inet.TCP_FLAG_ACK and self._payload_len <= distance < _SEQUENCE_SPACE // 2:
             self._finish(DeliveryResult.ACKED, now)
@@ -128,10 +136,10 @@ class AckTracker:
             self._finish(DeliveryResult.UNKNOWN, now)
 
 
-def _flow(frame: Buffer, where: inet.Transport) -> bytes:
+def _flow(frame: Buffer, transport: inet.Transport) -> bytes:
     """Return the addresses and ports of a frame, source before destination."""
-    ports = frame[where.offset : where.offset + _PORTS_LEN]
-    return bytes(inet.addresses(frame, where)) + bytes(ports)
+    ports = frame[transport.offset : transport.offset + _PORTS_LEN]
+    return bytes(inet.addresses(frame, transport)) + bytes(ports)
 
 
 def _ignore(_result: DeliveryResult, _frame_len: int, _now: float) -> None:

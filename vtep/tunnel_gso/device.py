@@ -154,8 +154,8 @@ class TunnelGsoDevice:
                 checksum=True,
             )
             prefix = os.urandom(ethernet.HEADER_LEN)
-            frame, cut, gso = SMALL_PROBE
-            headers = OuterHeaderWriter(header).write(cut, len(prefix), len(frame), gso)
+            frame, plan, gso = SMALL_PROBE
+            headers = OuterHeaderWriter(header).write(plan, len(prefix), len(frame), gso)
             if headers is not None:
                 self.write(headers, prefix, frame)
             # Either the whole superframe arrives, or its first segment.

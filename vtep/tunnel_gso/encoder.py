@@ -126,27 +126,27 @@ class OuterHeaderWriter:
         self._ip_len = self._segments = 0
 
     def write(
-        self, cut: SegmentPlan, prefix_len: int, length: int, gso: virtio.Header
+        self, plan: SegmentPlan, prefix_len: int, length: int, gso: virtio.Header
     ) -> bytearray | None:
         """Write the headers for a superframe of `length` octets behind a prefix.
 
-        `gso` is the virtio header that the TAP delivered with the superframe, and `cut` how it is
+        `gso` is the virtio header that the TAP delivered with the superframe, and `plan` how it is
         to be segmented. `gso_eligible` must hold for them.
 
         Returns: the buffer, which the next call overwrites; None if no length field can hold the
         superframe and the prefix of `prefix_len` octets.
         """
-        buffer, where = self._buffer, cut.transport
+        buffer, transport = self._buffer, plan.transport
         payload = prefix_len + length
         if payload > self._payload_max:
             return None
         inner = self._outer_len + prefix_len
-        transport = inner + where.offset
+        transport_at = inner + transport.offset
         _VIRTIO.pack_into(
-            *(buffer, 0, self._flags, gso.gso_type | self._gso_tunnel, inner + cut.header_len),
-            *(cut.size, transport, inet.CHECKSUM_OFFSET[inet.TCP], 0, 0, 0, 0),
+            *(buffer, 0, self._flags, gso.gso_type | self._gso_tunnel, inner + plan.header_len),
+            *(plan.size, transport_at, inet.CHECKSUM_OFFSET[inet.TCP], 0, 0, 0, 0),
         )
-        _OFFSETS.pack_into(buffer, _VIRTIO.size, self._outer_udp, inner + where.ip_offset)
+        _OFFSETS.pack_into(buffer, _VIRTIO.size, self._outer_udp, inner + transport.ip_offset)
         ip, udp = self._ip, self._udp
         datagram = payload + inet.UDP_HEADER_LEN
         if self._version == 6:
@@ -154,11 +154,11 @@ class OuterHeaderWriter:
         _FIELD.pack_into(buffer, udp + 4, datagram)
         if self._pseudo_sum:
             _FIELD.pack_into(buffer, udp + 6, checksum.fold(self._pseudo_sum + datagram))
-        self._ip_len, self._segments = datagram + inet.IP_HEADER_MIN[4], cut.segments
+        self._ip_len, self._segments = datagram + inet.IP_HEADER_MIN[4], plan.segments
         return self.write_next()
 
     def write_next(self) -> bytearray:
-        """Write the headers for one more superframe with the `cut` and length of the last one.
+        """Write the headers for one more superframe with the `plan` and length of the last one.
 
         Returns: the buffer, which the next call overwrites.
         """
@@ -174,23 +174,23 @@ class OuterHeaderWriter:
         return self._buffer
 
 
-def gso_eligible(frame_len: int, cut: SegmentPlan, gso: virtio.Header) -> bool:
+def gso_eligible(frame_len: int, plan: SegmentPlan, gso: virtio.Header) -> bool:
     """Return whether the kernel accepts a superframe of this form inside a tunnel.
 
     It has to be untagged TCP without IP options, extension headers or padding, and with a partial
     checksum. That is what Linux and virtio NICs send where there is no VLAN. pyvtep segments
     superframes of all other forms itself.
     """
-    where = cut.transport
-    ip_header = where.offset - where.ip_offset
+    transport = plan.transport
+    ip_header = transport.offset - transport.ip_offset
     return (
-        where.protocol == inet.TCP
-        and cut.segments > 1
-        and where.ip_offset == ethernet.HEADER_LEN
-        and ip_header == inet.IP_HEADER_MIN[where.version]
-        and where.offset + where.length == frame_len
+        transport.protocol == inet.TCP
+        and plan.segments > 1
+        and transport.ip_offset == ethernet.HEADER_LEN
+        and ip_header == inet.IP_HEADER_MIN[transport.version]
+        and transport.offset + transport.length == frame_len
         and gso.flags & virtio.FLAG_NEEDS_CSUM != 0
-        and gso.csum_start == where.offset
+        and gso.csum_start == transport.offset
         and gso.csum_offset == inet.CHECKSUM_OFFSET[inet.TCP]
     )
 
@@ -205,7 +205,7 @@ class ProbePacket(NamedTuple):
     """
 
     frame: bytes
-    cut: SegmentPlan
+    plan: SegmentPlan
     gso: virtio.Header
 
 
@@ -222,11 +222,11 @@ def _probe_packet(size: int, segments: int) -> ProbePacket:
     tcp[12], tcp[inet.TCP_FLAGS_OFFSET] = inet.TCP_HEADER_MIN // 4 << 4, inet.TCP_FLAG_ACK
     pseudo = int.from_bytes(ip[12:20]) + inet.TCP + length
     _FIELD.pack_into(tcp, offset, checksum.fold(pseudo))
-    where = inet.Transport(4, inet.TCP, 0, at, length)
+    transport = inet.Transport(4, inet.TCP, 0, at, length)
     head_len = at + inet.TCP_HEADER_MIN
-    cut = SegmentPlan(where, head_len, inet.TCP_HEADER_MIN, size, segments, size)
+    plan = SegmentPlan(transport, head_len, inet.TCP_HEADER_MIN, size, segments, size)
     gso = virtio.Header(virtio.FLAG_NEEDS_CSUM, virtio.GSO_TCPV4, head_len, size, at, offset)
-    return ProbePacket(bytes(ip + tcp), cut, gso)
+    return ProbePacket(bytes(ip + tcp), plan, gso)
 
 
 # A segment of either packet is shorter than both packets, so that lengths are unambiguous.

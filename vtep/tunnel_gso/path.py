@@ -46,7 +46,7 @@ class SuperframeSender(Protocol):
         self,
         prefix: bytes,
         frame: memoryview,
-        cut: SegmentPlan,
+        plan: SegmentPlan,
         gso: virtio.Header,
         flow: int,
         now: float,
@@ -96,18 +96,18 @@ class TunnelGsoPath:
         self,
         prefix: bytes,
         frame: memoryview,
-        cut: SegmentPlan,
+        plan: SegmentPlan,
         gso: virtio.Header,
         flow: int,
         now: float,
     ) -> bool:
         """Send a superframe behind `prefix`, the VXLAN header.
 
-        `encoder.gso_eligible` holds for `cut` and `gso`; `flow` is as in `Path.send`.
+        `encoder.gso_eligible` holds for `plan` and `gso`; `flow` is as in `Path.send`.
 
         Returns: False if it was not sent, and has to be segmented.
         """
-        sent = self._send(prefix, frame, cut, gso, flow, now)
+        sent = self._send(prefix, frame, plan, gso, flow, now)
         self.sent += sent
         return sent
 
@@ -167,7 +167,7 @@ class TunnelGsoPath:
         self,
         prefix: bytes,
         frame: bytes | memoryview,
-        cut: SegmentPlan,
+        plan: SegmentPlan,
         gso: virtio.Header,
         flow: int,
         now: float,
@@ -179,7 +179,7 @@ class TunnelGsoPath:
                 writer = known[1]
             else:
                 writer = self._add_writer(flow, sender)
-            headers = writer.write(cut, len(prefix), len(frame), gso)
+            headers = writer.write(plan, len(prefix), len(frame), gso)
             if headers is None:
                 return False
             self.device.write(headers, prefix, frame)
