@@ -37,10 +37,11 @@ class Members:
         """Called with each remote that no entry uses any more, to release its resources."""
         self._remotes: dict[RemoteKey, Remote] = {}
         self._use_count: dict[Remote, int] = {}
-        # For each host, the remotes that entries which do not age use, and how often.
+        # For each host, the remotes of lasting entries, that is, of those that do not age, and the
+        # number of such entries for each remote.
         self._lasting: dict[str, dict[Remote, int]] = {}
         self._ageing_by_host: dict[str, int] = {}
-        # What a change that is not complete yet has touched, for `settle`.
+        # Hosts and remotes that a change has touched, until `finish_change` handles them.
         self._touched: list[str] = []
         self._released: list[Remote] = []
 
@@ -114,11 +115,11 @@ class Members:
                 self._touched.append(remote.host)
 
     def set_port(self, port: int) -> None:
-        """Change the port of destinations that name none. `settle` is to follow."""
+        """Change the port of destinations that name none. Call `finish_change` afterwards."""
         self.port = port
         self._touched += self._lasting
 
-    def settle(self, flooded_to: Iterable[Remote]) -> None:
+    def finish_change(self, flooded_to: Iterable[Remote]) -> None:
         """Bring `hosts` up to date after a complete change, and call back.
 
         `flooded_to` are the destinations of the default entry.
@@ -149,8 +150,8 @@ class Members:
     def _source(self, host: str, flooded_to: Iterable[Remote]) -> Remote:
         """Return the remote for MACs that are received from a member.
 
-        It is the one with the port, VNI and device that all have by default, as in the kernel
-        driver, unless the default entry reaches the host in another way only.
+        It is the one with the default port, VNI and device, as in the kernel driver. If no lasting
+        entry has that one, it is the host's destination in the default entry, if it has one there.
         """
         plain = self._remotes.get((host, self.port, self.vni, None))
         if plain in self._lasting[host]:

@@ -190,8 +190,8 @@ class Fdb:
         entry = self._find(mac)
         if entry is not None and kind.extern_learn and _is_configured(entry.kind):
             raise FdbError(
-                f"extern_learn: {format_mac(mac)} has a {entry.kind.state} entry that was put in "
-                "by hand: delete that first"
+                f"extern_learn: {format_mac(mac)} has a {entry.kind.state} entry, which is "
+                "configured: delete that first"
             )
         self._put(mac, (remote,), now, kind)
 
@@ -244,7 +244,7 @@ class Fdb:
             rest = tuple(remote for remote in entry.destinations if remote not in removed)
             self._change(entry.mac, rest, entry.updated, entry.kind)
             self._flushed += len(removed)
-        self._settle()
+        self._finish_change()
         return self._flushed - before
 
     # --- learning -----------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Fdb:
             return Learned.STICKY
         entry.rx_frames += count
         self._change(mac, (remote,), now, entry.kind, EntryEvent.MOVED)
-        self._settle()
+        self._finish_change()
         return Learned.MOVED
 
     def check(self, mac: bytes, remote: Remote) -> Learned:
@@ -332,7 +332,7 @@ class Fdb:
         stay, because their destinations name their ports.
         """
         self.members.set_port(port)
-        self._settle()
+        self._finish_change()
         self.flush(Filter(dynamic=True, extern_learn=False))
 
     def sweep(self, now: float, budget: int = 100) -> bool:
@@ -350,7 +350,7 @@ class Fdb:
             else:
                 self._wheel.schedule(entry, now)
         more = self._wheel.is_due(now)
-        self._settle()
+        self._finish_change()
         return more
 
     # --- storage ------------------------------------------------------------------------------
@@ -363,9 +363,9 @@ class Fdb:
     ) -> None:
         """Set an entry on request. Raises: FdbError for an impossible combination."""
         if mac == MAC_ZERO and kind.ages:
-            raise FdbError("dynamic: the default entry can't be, as it would never be heard")
+            raise FdbError("dynamic: the default entry cannot age: no frame has its MAC as source")
         self._change(mac, destinations, now, kind)
-        self._settle()
+        self._finish_change()
 
     def _change(
         self,
@@ -439,9 +439,9 @@ class Fdb:
     def _release_destinations(self, entry: Entry) -> None:
         self.members.release(entry.destinations, ages=entry.kind.ages)
 
-    def _settle(self) -> None:
-        """Complete a change of destinations; see `Members.settle`."""
-        self.members.settle(self.default.destinations if self.default is not None else ())
+    def _finish_change(self) -> None:
+        """Complete a change of destinations; see `Members.finish_change`."""
+        self.members.finish_change(self.default.destinations if self.default is not None else ())
 
     def _report(self, event: EntryEvent, entry: Entry) -> None:
         for watcher in self._watchers:
