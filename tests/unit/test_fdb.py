@@ -332,7 +332,7 @@ def test_by_default_one_of_several_remotes_fills_half_of_the_table() -> None:
 def test_default_quota(remotes: tuple[Remote, ...], open_: bool, limit: int, quota: int) -> None:
     fdb = table(max_addresses=limit)
     fdb.set_default(remotes, 0.0)
-    fdb.open = open_
+    fdb.learns_from_non_members = open_
     assert fdb.quota == quota
 
 

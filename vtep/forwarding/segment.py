@@ -30,7 +30,7 @@ _DESTINATION = Struct("6s")
 _VLAN_ID = 0x0FFF
 """The VLAN id in the tag control information."""
 
-_GUESTS_MAX = 4096
+_NON_MEMBERS_MAX = 4096
 """Accepted sources that are not members, from which those without an FDB entry are forgotten."""
 
 
@@ -86,12 +86,12 @@ class Segment:
         self.gateways: Gateways | None = None
         self.set_policy(policy)
         self._accept = accept
-        fdb.open = bool(accept)
+        fdb.learns_from_non_members = bool(accept)
         self.configured: tuple[Remote, ...] = ()
         """The remotes of the configuration."""
         # Remotes for accepted sources that are not members.
-        self._guests: dict[str, Remote] = {}
-        self._guests_max = _GUESTS_MAX
+        self._non_members: dict[str, Remote] = {}
+        self._non_members_max = _NON_MEMBERS_MAX
         self._members = fdb.members.hosts
         fdb.members.on_removed = self._forget_host
         self.set_remotes(remotes, 0.0)
@@ -157,9 +157,9 @@ class Segment:
     def set_accept(self, accept: Networks) -> None:
         """Replace the networks from which datagrams are accepted besides those of members."""
         self._accept = accept
-        self.fdb.open = bool(accept)
-        guests, self._guests = self._guests, {}
-        for host in guests:
+        self.fdb.learns_from_non_members = bool(accept)
+        non_members, self._non_members = self._non_members, {}
+        for host in non_members:
             if host not in self._members:
                 self._forget_host(host)
 
@@ -225,7 +225,7 @@ class Segment:
         entry = self.fdb.lookup(_DESTINATION.unpack_from(frame)[0])
         if entry is not None:
             return entry
-        # Requests and announcements are flooded, so known destinations need no look at gateways.
+        # Requests and announcements are flooded, so frames to known destinations skip the gateways.
         if self.gateways is not None and self.gateways.suppresses_from_tap(frame):
             return NoRoute(Drop.ANYCAST_GW_SUPPRESSED_TX)
         return self.fdb.default or NoRoute(Drop.NO_REMOTE, bytes(frame[: ethernet.MAC_LEN]))
@@ -263,7 +263,7 @@ class Segment:
         remote (split horizon). False if it was dropped and counted.
         """
         # First of all: a forged or unknown source must not change any table.
-        remote = self._members.get(source) or self._guest(source)
+        remote = self._members.get(source) or self._non_member(source)
         if remote is None:
             self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
             return False
@@ -317,7 +317,7 @@ class Segment:
             return True
         frame = datagram[vxlan.HEADER_LEN :]
         if policy.inner_vlan is InnerVlan.STRIP and ethernet.is_tagged(frame):
-            # Look at the frame as the TAP will get it. Ingress removes the tags later.
+            # Examine the frame as the TAP will receive it. Ingress removes the tags later.
             frame = ethernet.untag(memoryview(bytearray(frame)))
         if self.gateways is not None and self.gateways.suppresses_from_underlay(frame):
             counters.drop(Drop.ANYCAST_GW_SUPPRESSED_RX, source, count)
@@ -360,7 +360,7 @@ class Segment:
 
     def accepts_source(self, host: str) -> bool:
         """Return True if datagrams from a host are accepted."""
-        return host in self._members or self._is_guest(host)
+        return host in self._members or self._is_accepted_non_member(host)
 
     def source_remote(self, host: str) -> Remote | None:
         """Return the remote that MACs received from a host are learned for.
@@ -368,24 +368,24 @@ class Segment:
         Returns: None if datagrams from the host are not accepted.
         Side effect: an accepted source gets its remote object here.
         """
-        return self._members.get(host) or self._guest(host)
+        return self._members.get(host) or self._non_member(host)
 
-    def _guest(self, host: str) -> Remote | None:
+    def _non_member(self, host: str) -> Remote | None:
         """Return the remote of an accepted source that is not a member, or None."""
-        if not self._is_guest(host):
+        if not self._is_accepted_non_member(host):
             return None
-        remote = self._guests.get(host)
+        remote = self._non_members.get(host)
         if remote is None:
             # A flood from forged addresses must not fill the memory.
-            if len(self._guests) >= self._guests_max:
-                self._forget_idle_guests()
-            remote = self._guests[host] = Remote(host, self.fdb.port)
+            if len(self._non_members) >= self._non_members_max:
+                self._forget_idle_non_members()
+            remote = self._non_members[host] = Remote(host, self.fdb.port)
         return remote
 
-    def _is_guest(self, host: str) -> bool:
+    def _is_accepted_non_member(self, host: str) -> bool:
         if not self._accept:
             return False
-        if host in self._guests:
+        if host in self._non_members:
             return True
         try:
             address = ip_address(host)
@@ -393,15 +393,17 @@ class Segment:
             return False
         return any(address in network for network in self._accept)
 
-    def _forget_idle_guests(self) -> None:
-        """Forget guests without an FDB entry, and do so again when there are twice as many."""
+    def _forget_idle_non_members(self) -> None:
+        """Forget non-members without an FDB entry, and do so again when there are twice as many."""
         use_count = self.fdb.members.use_count
-        self._guests = {host: remote for host, remote in self._guests.items() if use_count(remote)}
-        self._guests_max = max(_GUESTS_MAX, 2 * len(self._guests))
+        self._non_members = {
+            host: remote for host, remote in self._non_members.items() if use_count(remote)
+        }
+        self._non_members_max = max(_NON_MEMBERS_MAX, 2 * len(self._non_members))
 
     def _forget_host(self, host: str) -> None:
         """Delete the MACs learned from a host that is no longer accepted."""
-        if not self._is_guest(host):
+        if not self._is_accepted_non_member(host):
             self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
 
     # --- ageing -----------------------------------------------------------------------------------

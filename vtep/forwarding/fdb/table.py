@@ -50,7 +50,7 @@ class Fdb:
         self.max_per_host = max_per_host
         """Learned entries allowed for one host. 0 is no limit; None is half of `max_addresses`,
         unless only one host can be learned from."""
-        self.open = False
+        self.learns_from_non_members = False
         """True if MACs are learned from hosts that are not members, too."""
         self.default: Entry | None = None
         """The default entry."""
@@ -293,7 +293,7 @@ class Fdb:
         """The number of MACs that may be learned from one host; 0 is no limit."""
         if self.max_per_host is not None:
             return self.max_per_host
-        several = self.open or len(self.members.hosts) > 1
+        several = self.learns_from_non_members or len(self.members.hosts) > 1
         # An FDB of one entry has no half.
         return max(1, self.max_addresses // 2) if self.max_addresses and several else 0
 
