@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from vtep.counters import Drop
-from vtep.doctor.checks.drops import BY_DESIGN, REMEDIES
+from vtep.counters import BY_DESIGN, Drop
+from vtep.doctor.checks.drops import REMEDIES
 from vtep.doctor.facts import (
     Blocked,
     BridgeFacts,

@@ -1,4 +1,4 @@
-"""ICMP echo and ARP: what a host shows that sends no echo replies of VTEPs.
+"""ICMP echo and ARP, for hosts that send no echo replies of VTEPs.
 
 These take raw and packet sockets, for which the doctor needs root.
 """
@@ -43,7 +43,6 @@ _ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
 """ff02::1, all nodes of the link (RFC 4291, section 2.7.1)."""
 
 _ALL_NODES_MAC = bytes.fromhex("333300000001")
-_LINK_LOCAL_PREFIX = bytes.fromhex("fe80" + "00" * 6)
 
 
 def receive_until(sock: socket.socket, deadline: float) -> Iterator[bytes]:
@@ -147,7 +146,7 @@ def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Seque
 
 
 def ping_all_nodes(tap: str, upper_device: str, mac: bytes) -> set[str]:
-    """Ping all IPv6 nodes beyond the TAP of a segment.
+    """Ping all IPv6 nodes that are reachable via the TAP of a segment.
 
     Replies are received on `upper_device`: the bridge that the TAP is on, or the TAP. The source is
     the link-local address that belongs to its `mac`. If this host does not have that address, hosts
@@ -158,7 +157,7 @@ def ping_all_nodes(tap: str, upper_device: str, mac: bytes) -> set[str]:
     Raises:
         OSError: without the privilege, or if a device is gone.
     """
-    source = _LINK_LOCAL_PREFIX + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
+    source = nd.link_local(mac)
     echo = IcmpEcho(_random_identifier(), _random_identifier())
     packet = icmp.ipv6_packet(source, _ALL_NODES, icmp_echo.pack_request(6, echo))
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK

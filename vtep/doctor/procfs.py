@@ -4,6 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from vtep.io.udp_statistics import UdpErrors
+
 _NET = Path("/proc/thread-self/net")
 """Not /proc/net: threads may be in different network namespaces."""
 
@@ -37,15 +39,7 @@ def is_pyvtep(pid: int) -> bool:
 def checksum_errors() -> int:
     """Return how many UDP datagrams this network namespace has dropped for their checksum."""
     total = 0
-    with suppress(OSError, ValueError, KeyError):
-        # In snmp, a line of names precedes the line of values.
-        names, values = (
-            line.split()[1:]
-            for line in (_NET / "snmp").read_text().splitlines()
-            if line.startswith("Udp:")
-        )
-        total += int(dict(zip(names, values, strict=True))["InCsumErrors"])
-    with suppress(OSError, ValueError, KeyError):
-        pairs = (line.split() for line in (_NET / "snmp6").read_text().splitlines())
-        total += int(dict(pairs)["Udp6InCsumErrors"])
+    for version in (4, 6):
+        with suppress(OSError, ValueError):  # There may be no /proc, or no IPv6.
+            total += UdpErrors.read(version).checksum
     return total

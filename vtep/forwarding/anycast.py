@@ -18,13 +18,8 @@ from typing import NamedTuple
 from vtep.wire import Buffer, arp, ethernet, nd
 from vtep.wire.address import Address
 
-_LINK_LOCAL = bytes.fromhex("fe80000000000000")
-"""The prefix of link-local addresses (RFC 4291, section 2.5.6)."""
-
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 """The prefix of solicited-node multicast addresses (RFC 4291, section 2.7.1)."""
-
-_UNSPECIFIED_V4 = bytes(4)
 
 
 class AddressMessage(NamedTuple):
@@ -63,13 +58,13 @@ def read(frame: Buffer) -> AddressMessage | None:
 def _from_arp(packet: arp.Arp | None) -> AddressMessage | None:
     if packet is None:
         return None
-    claimed = packet.sender if packet.sender != _UNSPECIFIED_V4 else b""
+    claimed = packet.sender if packet.sender != arp.UNSPECIFIED else b""
     if packet.operation == arp.REQUEST:
         # An announcement is a request for the sender's own address (RFC 5227, section 2.3).
         requested = packet.target if packet.target != claimed else b""
         return AddressMessage(claimed, requested, not claimed)
     # A reply to 0.0.0.0 answers a probe.
-    return AddressMessage(claimed, b"", packet.target == _UNSPECIFIED_V4)
+    return AddressMessage(claimed, b"", packet.target == arp.UNSPECIFIED)
 
 
 def _from_nd(message: nd.NdMessage | None) -> AddressMessage | None:
@@ -90,13 +85,12 @@ def build_probe(mac: bytes, address: Address) -> bytes:
     """
     if isinstance(address, IPv6Address):
         end = address.packed[-3:]
-        # Modified EUI-64 (RFC 4291, appendix A).
-        source = _LINK_LOCAL + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+        source = nd.link_local(mac)
         group = _SOLICITED_NODE + end
         message = nd.NdMessage(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
         ethertype = ethernet.TYPE_IPV6.to_bytes(2)
         return b"\x33\x33\xff" + end + mac + ethertype + nd.pack(message)
-    packet = arp.Arp(arp.REQUEST, mac, _UNSPECIFIED_V4, ethernet.MAC_ZERO, address.packed)
+    packet = arp.Arp(arp.REQUEST, mac, arp.UNSPECIFIED, ethernet.MAC_ZERO, address.packed)
     return b"\xff" * ethernet.MAC_LEN + mac + arp.TYPE.to_bytes(2) + arp.pack(packet)
 
 
@@ -163,5 +157,5 @@ class Gateways:
             # address detection of a new local gateway, which would give up the address for good if
             # it received one (RFC 4862, section 5.4.3).
             self._share(message.requested)
-            return len(message.requested) != len(_UNSPECIFIED_V4)
+            return len(message.requested) != len(arp.UNSPECIFIED)
         return message.requested in self._shared

@@ -44,8 +44,6 @@ locktime)."""
 _OVERDUE_MAX = 50
 """Requests that are flooded in one call, which takes half a millisecond."""
 
-_UNSPECIFIED_V4 = bytes(4)
-
 Vlan: TypeAlias = tuple[int, ...]
 """The VLAN ids of a frame's tags, the outer one first. Each VLAN has its own neighbours."""
 
@@ -269,7 +267,7 @@ class Neighbours:
             request is None
             or request.operation != arp.REQUEST
             # A probe and an announcement (RFC 5227, sections 2.1.1 and 2.3).
-            or request.sender in (_UNSPECIFIED_V4, request.target)
+            or request.sender in (arp.UNSPECIFIED, request.target)
             or not _is_station(request.sender_mac)
         ):
             return None

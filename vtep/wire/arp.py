@@ -11,6 +11,9 @@ TYPE = 0x0806
 REQUEST = 1
 REPLY = 2
 
+UNSPECIFIED = bytes(4)
+"""The address 0.0.0.0, which a probe has as its sender (RFC 5227, section 2.1.1)."""
+
 _PACKET = Struct("!HHBBH6s4s6s4s")
 _ETHERNET_IPV4 = (1, 0x0800, 6, 4)
 """Hardware type, protocol type, and the length of one address of each, in octets."""

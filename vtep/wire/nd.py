@@ -15,6 +15,9 @@ FLAG_OVERRIDE = 0x20
 UNSPECIFIED = bytes(16)
 """The unspecified address, `::`."""
 
+_LINK_LOCAL = bytes.fromhex("fe80000000000000")
+"""The prefix of link-local addresses (RFC 4291, section 2.5.6)."""
+
 _IPV6 = Struct("!IHBB16s16s")
 _MESSAGE = Struct("!BBHB3x16s")
 _ICMPV6 = 58
@@ -95,6 +98,11 @@ def pack(message: NdMessage) -> bytes:
         message.destination,
     )
     return header + body[:2] + total.to_bytes(2, "big") + body[4:]
+
+
+def link_local(mac: bytes) -> bytes:
+    """Return the link-local address of a MAC by modified EUI-64 (RFC 4291, appendix A)."""
+    return _LINK_LOCAL + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
 
 
 def _sum(source: bytes, destination: bytes, message: Buffer) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 
 from attrs import evolve, frozen
 
-from vtep.counters import Drop, duration
+from vtep.counters import BY_DESIGN, Drop, duration
 from vtep.doctor.facts import Drops, ProcessFacts, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, note, warning
 from vtep.host.firewall import Verdict
@@ -128,9 +128,6 @@ REMEDIES: Mapping[Drop, Remedy] = {
 
 GENERIC = Remedy("look at what pyvtep has logged, and at what it receives: {capture}")
 """The remedy for an unknown reason, which a pyvtep of another version may have."""
-
-BY_DESIGN = (Drop.ANYCAST_GW_SUPPRESSED_TX, Drop.ANYCAST_GW_SUPPRESSED_RX)
-"""Reasons that are no fault, and worth no note once they have ended."""
 
 _BY_NAME = {str(reason): reason for reason in Drop}
 
@@ -268,7 +265,7 @@ def _of_reason(
     """
     reason = _BY_NAME.get(name)
     increase, count = drops.increase.get(name, 0), drops.count.get(name, 0)
-    if increase <= 0 and reason in BY_DESIGN:
+    if increase <= 0 and reason in BY_DESIGN:  # It is no fault, and has ended.
         return
     source = drops.last_source.get(name)
     remedy = REMEDIES[reason] if reason is not None else GENERIC
