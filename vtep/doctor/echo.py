@@ -152,17 +152,17 @@ class EchoClient:
 
     def path_mtu_to_remote(self, high: int) -> PathMtu:
         """Find the largest packet, of up to `high` octets, that reaches the remote unfragmented."""
-        told_by: list[str] = []
+        reporters: list[str] = []
 
         def probe(size: int) -> tuple[bool, int | None]:
             request = self._request(self._source_port, SIZE)
             replies = self._exchange([request] * _COPIES, size - self._headers_len, df=True)
             reports = [error for error in replies.errors if reported_mtu(error) is not None]
-            told_by.extend(error.offender for error in reports if error.offender is not None)
+            reporters.extend(error.offender for error in reports if error.offender is not None)
             return bool(replies.messages), reported_mtu(reports[0]) if reports else None
 
         size = find_path_mtu(self._headers_len + SIZE, high, probe)
-        return PathMtu(size, told_by[0] if told_by else None)
+        return PathMtu(size, reporters[0] if reporters else None)
 
     def path_mtu_from_remote(self, high: int) -> PathMtu:
         """Find the largest packet, of up to `high` octets, that arrives unfragmented from there.

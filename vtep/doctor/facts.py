@@ -80,7 +80,7 @@ class RemoteFacts:
     dev_mtu: int | None = None
     dev_mac: str | None = None
     gateway: str | None = None
-    """The router by which it is reached, if it is not on a link of this host."""
+    """The router through which it is reached, if it is not on a link of this host."""
     source: str | None = None
     """The address that this host uses towards it."""
     tap: str | None = None
@@ -197,7 +197,7 @@ class SegmentFacts:
     offload: frozenset[str] = frozenset()
     drops: Drops = Drops()
     conflicts: tuple[Conflict, ...] = ()
-    """Addresses of the TAP or its bridge that a host beyond the tunnel has, too."""
+    """Addresses of the TAP or its bridge that a host on the other side of the tunnel has, too."""
     socket: str | None = None
     """The control socket of its pyvtep, if commands have to name it."""
     devices: tuple[str, ...] = ()

@@ -23,8 +23,8 @@ All that affects these decisions is in this file. The rules are:
 
 1. `State`, `GsoEvent` and `TRANSITIONS` are the state machine of one remote. A pair of a state and
    an event that is missing in the table cannot occur, for the reason given in `IMPOSSIBLE`.
-2. `GsoProber` owns the state and the time of all remotes, and nothing else writes them. It is told
-   what happens, and when, in seconds of one monotonic clock.
+2. `GsoProber` owns the state and the time of all remotes, and nothing else writes them. It is
+   notified of each event, with the time in seconds of one monotonic clock.
 3. A path reads its `RemoteState`: which superframes may be sent, and which one is to be tracked.
 """
 

@@ -47,7 +47,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
     Drop.RX_QUEUE_FULL: Remedy(_LESS_TRAFFIC),
     Drop.OVERLAY_INGRESS: Remedy(
         "find the guest that sends VXLAN to this host, on the bridge of a TAP: tcpdump -ni any -T "
-        "vxlan udp dst port {port}; if the remotes are reached by that bridge, name it with --dev"
+        "vxlan udp dst port {port}; if the remotes are reached over that bridge, name it with --dev"
     ),
     Drop.HEADER_TRUNCATED: _FIND_SENDER,
     Drop.FLAGS_INVALID: _FIND_SENDER,
@@ -82,8 +82,8 @@ REMEDIES: Mapping[Drop, Remedy] = {
     Drop.INNER_TAGGED: Remedy("if tags are to be accepted: pyvtep set --inner-vlan pass{at}"),
     Drop.INNER_SOURCE_INVALID: _FIND_SENDER,
     Drop.INNER_SOURCE_OWN: Remedy(
-        "find the loop (are the hosts joined by another way too? bridge link shows the ports), or "
-        "give one of the TAPs another address with --mac"
+        "find the loop (are the hosts connected by another path, too? bridge link shows the "
+        "ports), or give one of the TAPs another address with --mac"
     ),
     Drop.INNER_SOURCE_STATIC: Remedy(
         "pyvtep fdb show static{at} shows the static entries; delete the one that is wrong"
@@ -280,13 +280,13 @@ def _of_reason(
     if increase > 0:
         # The counters may have been reset during the examination, so the count can be less.
         title = f"{name} {max(count, increase)}{meaning}{last}"
-        say = note if remedy.severity is Severity.NOTE else warning
+        report = note if remedy.severity is Severity.NOTE else warning
         explanation = (
             f"While the doctor looked, {increase} {'was' if increase == 1 else 'were'} dropped."
         )
         if denied is not None:
             explanation += f" {denied.culprit}"
-        yield say(about, title, explanation, fix)
+        yield report(about, title, explanation, fix)
         return
     age = drops.age.get(name)
     ago = f", {duration(age)} ago" if age is not None else ""

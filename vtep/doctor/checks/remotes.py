@@ -117,7 +117,7 @@ def _of_loss(remote: RemoteFacts) -> Iterator[Finding]:
         "The underlay loses packets, or one end is too busy to read them (rx_queue_full in "
         "pyvtep stats)."
     )
-    fix = f"look where: mtr -u -P {remote.port} {host}"
+    fix = f"find out where: mtr -u -P {remote.port} {host}"
     # Rules that limit a rate or drop at random give uncertain verdicts.
     for verdict in filter(None, (remote.firewall, remote.firewall_out)):
         why += f" {verdict.culprit}"
@@ -279,19 +279,19 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
     alive = f"{host} is there (it answers {'ping' if remote.pings else 'ARP'}), but "
     known = alive if remote.pings or remote.macs else ""
     vni = f" --vni {remote.vni}" if remote.vni is not None else ""
-    heard = tried = ""
+    last_frame = ping = ""
     if remote.through is not None:
-        tried = " No host behind it has answered a ping through the tunnel (IPv6, to all nodes)."
+        ping = " No host behind it has answered a ping through the tunnel (IPv6, to all nodes)."
     if remote.heard is not None:
-        heard = f" Frames do come from there, the last {remote.heard:.0f} s ago."
-    say = warning if remote.through is None else problem
-    return say(
+        last_frame = f" Frames do come from there, the last {remote.heard:.0f} s ago."
+    report = warning if remote.through is None else problem
+    return report(
         host,
         f"{known}nothing answers from its UDP port {port}",
         f"It is one of these, which look the same from here: a firewall drops UDP port {port} "
         f"there or on the path; pyvtep runs there but does not have {own} as a --remote (there, "
         "source_unknown counts); or it is a VTEP of another kind, such as the kernel's, which "
-        f"never answers, and then nothing need be wrong.{tried}{heard}",
+        f"never answers, and then nothing need be wrong.{ping}{last_frame}",
         f"on {host}: {_with_source('pyvtep doctor --remote', remote)}; pyvtep stats; and if "
         f"source_unknown counts: {_with_source('pyvtep remote add', remote)}{vni}",
     )
@@ -310,19 +310,19 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     }
     if not sizes:
         return
-    told_by = remote.mtu_there.told_by if remote.mtu_there is not None else None
-    told = ""
-    if told_by is not None:
-        told = f" {told_by} says so by ICMP, which pyvtep follows by itself within seconds."
+    reporter = remote.mtu_there.told_by if remote.mtu_there is not None else None
+    report = ""
+    if reporter is not None:
+        report = f" {reporter} says so by ICMP, which pyvtep follows by itself within seconds."
     elif "to" in sizes:
-        told = " No ICMP error says so (a firewall filters ICMP), so no pyvtep finds out."
+        report = " No ICMP error says so (a firewall filters ICMP), so no pyvtep finds out."
     size = min(sizes.values())
     at = f" --vni {remote.vni}" if remote.vni is not None else ""
     here = f" (here with --socket {remote.socket})" if remote.socket is not None else ""
     yield warning(
         host,
         f"the path {' and '.join(sizes)} {host} carries {size} octets, and {needed} are needed",
-        f"Larger datagrams are fragmented, which is slow, or lost.{told}",
+        f"Larger datagrams are fragmented, which is slow, or lost.{report}",
         f"at both ends: pyvtep set{at} --mtu {size - overhead}{here}; or raise the MTU of the path",
     )
 

@@ -89,9 +89,9 @@ def _of_firewall(segment: SegmentFacts) -> Iterator[Finding]:
 def _blocked(about: str, blocked: Blocked, what: str, fix: str) -> Finding:
     """Report dropped traffic; if the verdict is not certain, by a note."""
     certain = blocked.verdict.certain
-    say = problem if certain else note
+    report = problem if certain else note
     title = f"the firewall of this host {'drops' if certain else 'may drop'} {what}"
-    return say(about, title, blocked.verdict.culprit, fix)
+    return report(about, title, blocked.verdict.culprit, fix)
 
 
 def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
@@ -116,7 +116,7 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             f"the bridge {name} does not forward to {tap}: the port is {bridge.state}",
             "It will in some seconds: STP waits for its forward delay."
             if learning
-            else "STP has closed the port because there is another way to the same hosts, a loop: "
+            else "STP has closed the port because there is another path to the same hosts, a loop: "
             "without STP, frames would circle.",
             f"ip link set {name} type bridge stp_state 0 && bridge link set dev {tap} state 3",
         )
