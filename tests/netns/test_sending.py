@@ -386,7 +386,7 @@ class Failing:
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the timers that retry after a failure."""
     monkeypatch.setattr(paths, "_RETRY_S", 1e9)
-    monkeypatch.setattr(housekeeping, "_TICK", 1e9)
+    monkeypatch.setattr(housekeeping, "_TICK_S", 1e9)
 
 
 CHANGES = {

@@ -395,7 +395,7 @@ def test_datagrams_from_overlay_devices_are_denied(
 def test_housekeeping_ages_entries_logs_drops_and_finds_path_mtus(
     underlay: MemoryUnderlay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("_TICK", "_SLICE_S"):
+    for name in ("_TICK_S", "_SLICE_S"):
         monkeypatch.setattr(housekeeping, name, 0)
     a = Node(underlay, segment(remote=IP_B), ip=IP_A)
     stranger = Node(underlay, segment(remote=IP_A), ip=IP_C)

@@ -218,7 +218,7 @@ def _device(option: str, name: object) -> str:
 def tap(name: str) -> str:
     """Return the name of a TAP device."""
     if name in ("none", "auto"):
-        # There could be such a device, but whoever types this wants the default back.
+        # There could be such a device, but a user who types this wants the default back.
         reason = "does not reset the name; the default is vx and the VNI, such as vx1"
         raise OptionError("--tap", name, reason)
     return _device("--tap", name)

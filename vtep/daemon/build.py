@@ -199,8 +199,8 @@ def _accepted(config: Config) -> Networks:
     The members of a multicast group are not known by name, so all are accepted (RFC 7348, section
     4.2) unless --accept restricts them.
     """
-    anybody = config.accept_any or (config.group is not None and not config.accept)
-    return ANY_SOURCE if anybody else config.accept
+    any_source = config.accept_any or (config.group is not None and not config.accept)
+    return ANY_SOURCE if any_source else config.accept
 
 
 def _remotes_of(config: Config) -> list[Remote]:

@@ -28,7 +28,7 @@ _DEBOUNCE_S = 0.2
 _RETRY_S = 1.0
 """Seconds until a lookup is repeated for which there were too few descriptors."""
 
-_IDLE_SHARE = 20
+_PAUSE_FACTOR = 20
 """While routes change without end, the pause after a lookup is this many times its duration."""
 
 _PAUSE_MAX_S = 60.0
@@ -171,7 +171,7 @@ class HostWatch:
             else:
                 # A routing daemon may change routes all the time; links change for a reason.
                 took = 0.0 if changed else time.monotonic() - began
-                pause = min(max(_DEBOUNCE_S, _IDLE_SHARE * took), _PAUSE_MAX_S)
+                pause = min(max(_DEBOUNCE_S, _PAUSE_FACTOR * took), _PAUSE_MAX_S)
 
     async def _look_up(self, changed: set[int], *, routes: bool) -> None:
         """Follow the changes of the links with these indices and, if `routes`, of all routes.

@@ -11,7 +11,7 @@ from vtep.daemon.parts import Parts
 
 log = logging.getLogger("vtep")
 
-_TICK = 1.0
+_TICK_S = 1.0
 """Seconds between the end of one round and the start of the next."""
 
 _SLICE_S = 0.0003
@@ -25,7 +25,7 @@ _QUEUE_TICKS = 10
 
 
 class Housekeeping:
-    """The timer of a VTEP, and what is due once a second."""
+    """The timer of a VTEP, and its periodic work."""
 
     def __init__(self, parts: Parts, watch: HostWatch) -> None:
         self._ports = parts.ports
@@ -42,7 +42,7 @@ class Housekeeping:
 
     def start(self) -> None:
         """Start the timer, in the running event loop."""
-        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -58,10 +58,10 @@ class Housekeeping:
                 self._timer = loop.call_soon(self._tick)  # After the descriptors that are ready.
                 return
         self._round = self._work()
-        self._timer = loop.call_later(_TICK, self._tick)
+        self._timer = loop.call_later(_TICK_S, self._tick)
 
     def _work(self) -> Iterator[None]:
-        """Do what is due once a second, in steps of some ten microseconds each."""
+        """Do the work of one round, in steps of some ten microseconds each."""
         now = time.monotonic()
         for port in tuple(self._ports):
             while port.sweep(now):

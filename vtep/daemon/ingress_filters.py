@@ -24,7 +24,7 @@ from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 
-_IDLE_SHARE = 20
+_PAUSE_FACTOR = 20
 """The pause after an update is this many times its duration."""
 
 _RETRY_S = 1.0
@@ -105,7 +105,7 @@ class IngressFilters:
             self.schedule()
             return
         took = time.perf_counter() - began
-        self._not_before = asyncio.get_running_loop().time() + _IDLE_SHARE * took
+        self._not_before = asyncio.get_running_loop().time() + _PAUSE_FACTOR * took
 
     def _taps(self) -> set[int]:
         """Return the TAPs of this process and, by their control sockets, of others on this host.

@@ -339,7 +339,10 @@ class Listener:
         return suspects
 
     def tick(self) -> None:
-        """Do what is due once a second."""
+        """Refill the budget of the punt socket, and update the filters of the groups.
+
+        To be called once a second.
+        """
         self._punt.tick()
         if self._groups and self.filter is not None:
             self._update_group_filters()

@@ -306,7 +306,7 @@ class StateFile:
         )
 
     def _check_database(self, db: sqlite3.Connection) -> None:
-        """Raise _DamagedError or sqlite3.Error unless a database is whole and of our version."""
+        """Raise _DamagedError or sqlite3.Error unless a database is intact and of our version."""
         # A process that was killed has left its last commits in `-wal`.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         ((page_size,),) = db.execute("PRAGMA page_size")

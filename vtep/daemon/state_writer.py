@@ -37,7 +37,7 @@ Flush: TypeAlias = Callable[[], Awaitable[None]]
 _DELAY_S = 1.0
 """Time from a change to its commit: changes come in groups."""
 
-_IDLE_SHARE = 20
+_PAUSE_FACTOR = 20
 """The pause between two commits is this many times as long as the first of them took."""
 
 _RETRY_S = 10.0
@@ -249,7 +249,7 @@ class StateWriter:
                 self._committed = made
             self._log_outcome(error, last=last)
             idle, ended = began - ended, time.monotonic()
-            delay = _RETRY_S if error else max(_DELAY_S, _IDLE_SHARE * (ended - began))
+            delay = _RETRY_S if error else max(_DELAY_S, _PAUSE_FACTOR * (ended - began))
             budget = self._budget - (ended - began) + _WRITE_BUDGET_SHARE * idle
             self._budget = min(_WRITE_BUDGET_S, budget)
             done, self._round = self._round, _future()

@@ -7,7 +7,7 @@ It owns the parts of the daemon and joins them; what each of them does is in its
 - `reconfigure`: transactions that add, change and remove ports
 - `host_watch`: changes of the host's devices, routes and addresses
 - `ingress_filters`: which sources and devices the kernel may deliver datagrams of
-- `housekeeping`: what is due once a second; `kernel_drops`: what the kernel discarded
+- `housekeeping`: periodic work; `kernel_drops`: the counters of what the kernel discarded
 
 Frames pass through none of these, but through `vtep.datapath`.
 """
@@ -198,7 +198,7 @@ class Vtep:
         self._ended = asyncio.get_running_loop().create_future()
         try:
             # Before the first lookup, so that no change between the two goes unnoticed.
-            with descriptors.explained("follow the host's network"):
+            with descriptors.explained("subscribe to the notifications of this host's network"):
                 self._watch.subscribe()
             self._parts.filters.read_links()
             self._parts.kernel_drops.start()

@@ -17,7 +17,7 @@ Observation points
 ------------------
 
 Every frame passes these calls at the edges. There a capture, a storm limit or a per-remote counter
-can attach, by a wrapper that is put in before the data path starts. So an unused one costs nothing.
+can attach, by a wrapper that is installed before the data path starts. An unused one costs nothing.
 
 ============== ======================= =======================================================
 point          call                    passes

@@ -7,8 +7,8 @@ neighbour discovery (RFC 4861) about the address of a local gateway do not cross
 the anycast gateways of EVPN (RFC 9135, section 4.1).
 
 If the hosts have gateways with different addresses instead, each gateway must be reachable from all
-hosts. The two cases need no configuration: an address counts as *shared* after a host beyond the
-tunnel has claimed it or probed for it (RFC 5227).
+hosts. The two cases need no configuration: an address counts as *shared* after a remote host
+has claimed it or probed for it (RFC 5227).
 """
 
 from collections.abc import Callable, Iterable
@@ -107,17 +107,17 @@ class Gateways:
     ) -> None:
         self._own = {address.packed: address for address in addresses}
         self._shared: set[bytes] = set()
-        # Shared addresses that were seen beyond the tunnel since the last `expire`.
+        # Shared addresses that remote hosts have used since the last `expire`.
         self._seen: set[bytes] = set()
         self._on_shared = on_shared
 
     @property
     def shared(self) -> frozenset[Address]:
-        """Addresses that a host beyond the tunnel uses for its gateway, too."""
+        """The own addresses that a remote host uses for its gateway, too."""
         return frozenset(self._own[packed] for packed in self._shared)
 
     def expire(self) -> None:
-        """Forget the shared addresses that were not seen beyond the tunnel since the last call."""
+        """Forget the shared addresses that remote hosts have not used since the last call."""
         self._shared, self._seen = self._seen, set()
 
     def _share(self, address: bytes) -> None:

@@ -343,7 +343,10 @@ class Neighbours:
         return True
 
     def _build_probe(self, neighbour: Neighbour, request: Buffer, now: float) -> bytes | None:
-        """Return the request as a frame to the neighbour, unless one is under way or needless."""
+        """Return the request as a unicast frame to the neighbour, and note when it is sent.
+
+        Returns: None for a permanent neighbour, or if an earlier probe is not confirmed yet.
+        """
         key = neighbour.vlan, neighbour.packed
         if neighbour.permanent or key in self._probed:
             return None

@@ -1,4 +1,4 @@
-"""Address probes: which hosts beyond a tunnel have an address, by ARP and neighbor discovery.
+"""Address probes: ask remote hosts for an address, by ARP and neighbor discovery.
 
 This is the probing of IPv4 address conflict detection (RFC 5227, section 2.1), and the same for
 IPv6. It sends through the TAP of a segment, so probes pass the tunnel like the frames of guests.

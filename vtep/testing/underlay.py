@@ -9,7 +9,7 @@ waits at its receiver when `send` returns. The same seed gives the same faults::
         one, two = underlay.add_host("192.0.2.1"), underlay.add_host("192.0.2.2")
         receiver = two.open_receiver(Binding(socket.AF_INET, None, None), 4789, gro=True)
         pool = Pool(sockets=one)  # Its paths send from 192.0.2.1.
-        inbound = Inbound([receiver], switch, on_error)
+        ingress = Ingress([receiver], demux, on_error)
 
 Descriptors are real, so that event loops can watch them: that of a receiver is readable while
 datagrams wait, and that of a sender is always writable. A send buffer is full when `has_room` of

@@ -467,7 +467,7 @@ class GsoProber(Generic[_P]):
     # --- time -------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Do what is due. Call it about once a second."""
+        """Send the echo requests that are due, and handle timeouts. Call it about once a second."""
         for path in tuple(self._paths.values()):
             remote = path.gso
             if remote.state is State.PROBING:

@@ -29,10 +29,10 @@ So it is no amplifier. An echo reply has the same format, and nothing is sent be
     +-------------------------------+-------------------------------+
 
 The reply goes to the source address of the request and to `port` there. That is either the VXLAN
-port, to which frames go, so a firewall treats both alike; or the source port of the request, where
-a stateful firewall expects a reply. With other ports, a forged request could direct replies to any
-service. So there is a reply only to the VXLAN port and to the source ports of RFC 7348. A NAT that
-changes ports breaks the echo, but frames do not pass it either.
+port, so that a firewall treats replies as it treats frames, or the source port of the request, on
+which a stateful firewall expects a reply. With other ports, a forged request could direct replies
+to any service. So there is a reply only to the VXLAN port and to the source ports of RFC 7348. A
+NAT that changes ports breaks the echo, but frames do not pass it either.
 """
 
 from enum import IntEnum
