@@ -234,7 +234,7 @@ class Methods:
             raise ConfigError("dst: is missing")
         if remote.via is not None and device_index(remote.via) is None:
             raise VtepError(f"via {remote.via}: there is no such device")
-        if remote.via is None:  # Otherwise datagrams leave by that device, whatever the routes say.
+        if remote.via is None:  # Otherwise datagrams leave through that device.
             overlap = find_overlap(port.config.address, [ip_address(remote.host)], ())
             if overlap is not None:
                 raise ConfigError(

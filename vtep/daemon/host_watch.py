@@ -201,7 +201,7 @@ class HostWatch:
         for port in concerned:
             port.on_link_changed()
         resized = await self._look_up_underlays(None if everything or routes else changed)
-        self._filters.schedule()  # The remotes may be reached by other devices now.
+        self._filters.schedule()  # The remotes may be reached over other devices now.
         await self.adapt({*concerned, *resized})
 
     async def _look_up_underlays(self, changed: Collection[int] | None) -> list[Port]:

@@ -2,7 +2,8 @@
 
 A VXLAN datagram that arrives through a TAP of this host, or through a device on top of one such as
 its bridge, was forged by a guest to inject a frame into another VNI. So these devices are denied.
-The exception is a device by which remotes are reached, e.g. a bridge that extends the underlay LAN.
+The exception is a device over which remotes are reached, such as a bridge that extends the LAN of
+the underlay.
 """
 
 import asyncio
@@ -54,11 +55,11 @@ class IngressFilters:
         self._timer: asyncio.Handle | None = None
         self._not_before = 0.0
         self._candidates: set[int] = set()
-        """Overlay devices by which remotes may be reached, according to their ports."""
+        """Overlay devices over which remotes may be reached, according to their ports."""
         self._is_underlay: dict[int, bool] = {}
         """For the devices that were looked up, whether a remote is routed over them."""
         self._suspects: dict[int, str] = {}
-        """A known source whose datagrams arrived by a denied device, by that device."""
+        """A known source whose datagrams arrived on a denied device, by device."""
         self._warned: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._lookup_due = False
@@ -127,14 +128,14 @@ class IngressFilters:
             self._task.cancel()
 
     def _underlay_devices(self, listener: Listener, overlay: set[int]) -> set[int]:
-        """Return the `overlay` devices by which the remotes of a listener are reached."""
+        """Return the `overlay` devices over which the remotes of a listener are reached."""
         ports = [port for port in self._ports if listener in port.listeners]
         names = {name for port in ports for name in port.underlay_devices}
         dev = listener.endpoint.binding.dev
         if dev is not None:
             names.add(dev)
         found = {self._network.device_index(name) or 0 for name in names}
-        # A datagram that arrives by a port of a VRF seems to arrive by the VRF.
+        # A datagram that arrives on a port of a VRF seems to arrive on the VRF.
         candidates = overlay & (found | set(map(self.links.vrf, found)))
         self._candidates |= candidates
         shared = {device for device in candidates if self._is_underlay.get(device, True)}
@@ -161,7 +162,7 @@ class IngressFilters:
     # --- which overlay devices lead to remotes --------------------------------------------------
 
     def tick(self) -> None:
-        """Notice other processes, and known sources whose datagrams arrive by a denied device."""
+        """Notice other processes, and known sources whose datagrams arrive on a denied device."""
         if self._network.control_names() != self._control_names:
             self.schedule()
         for listener in self._listeners:
@@ -171,7 +172,7 @@ class IngressFilters:
                     self._schedule_lookup()
 
     def on_routes_changed(self) -> None:
-        """Look up again by which devices the remotes are reached, if it matters."""
+        """Look up again which devices lead to the remotes, if overlay devices may be among them."""
         if self._candidates or self._is_underlay:
             self._schedule_lookup()
 

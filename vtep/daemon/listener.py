@@ -334,7 +334,7 @@ class Listener:
                 self._filter_groups(on=True)
 
     def take_suspects(self) -> dict[int, str]:
-        """Return known sources whose datagrams arrived by a denied device, by that device."""
+        """Return known sources whose datagrams arrived on a denied device, by device."""
         suspects, self._punt.suspects = self._punt.suspects, {}
         return suspects
 

@@ -49,10 +49,10 @@ class Routes(Protocol):
         """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
 
     def output_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
-        """Return the index of the device by which a remote is reached, or None."""
+        """Return the index of the output device to a remote, or None without a route."""
 
     def egress_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
-        """Return the index of the device to a remote, or None if tunnel GSO is not possible."""
+        """Return the index of the output device, or None if tunnel GSO is not possible."""
 
 
 class HostSession(Protocol):

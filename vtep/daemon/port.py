@@ -72,7 +72,7 @@ class Port:
     def __init__(self, config: Config, pool: Pool, arena: Arena, network: HostNetwork) -> None:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
-        """The devices by which the remotes are reached; known once the port has started."""
+        """The devices over which the remotes are reached; known once the port has started."""
         self.underlay_missing: tuple[str, ...] = ()
         """Parts that this host lacks to reach the remotes; empty if it lacks nothing."""
         self.offload: frozenset[str] = frozenset()
@@ -210,7 +210,7 @@ class Port:
         apply_options(self, APPLIERS, before, time.monotonic())
         self._log_remotes()
         # A listener that stays is not detached in between: that would close its punt socket, and
-        # lose what is queued there.
+        # lose the datagrams that are queued there.
         for listener in former:
             if listener not in self.listeners:
                 listener.detach(self.segment)

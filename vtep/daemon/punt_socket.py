@@ -46,7 +46,7 @@ class PuntSocket:
     """The second socket beside a receiver, and the filter that steers datagrams to it.
 
     The filter may lag behind the FDB, and nothing is lost by that: the demux decides about each
-    datagram of the second socket too. Only those that arrived by a denied device are dropped here.
+    datagram of the second socket too. Only those that arrived on a denied device are dropped here.
     """
 
     def __init__(self, demux: Demux, deliver: Deliver, report: Report) -> None:
@@ -63,7 +63,7 @@ class PuntSocket:
         self._drops = 0
         self._discarded = 0
         self.suspects: dict[int, str] = {}
-        """A known source whose datagrams arrived by a denied device, by that device: the underlay
+        """A known source whose datagrams arrived on a denied device, by device: the underlay
         may be routed over it by now."""
 
     @property

@@ -124,7 +124,7 @@ def blocked_packets(network: LocalNetwork, tap: str, rules: Rules) -> tuple[Bloc
 
 def blocked_bridged_packets(bridge: NetDevice, rules: Rules) -> tuple[Blocked, ...]:
     """Return the IP that crosses a bridge and is dropped by rules for IP, if they see it."""
-    # To these rules, a bridged packet arrives by the bridge and leaves by it.
+    # To these rules, a bridged packet arrives on the bridge and leaves through it.
     return merge_blocked(
         (
             f"IPv{version}",

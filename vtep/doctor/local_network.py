@@ -142,7 +142,7 @@ class LocalNetwork:
         return [device for device in self.devices.values() if device.master == bridge.index]
 
     def upper_device(self, tap: str) -> NetDevice | None:
-        """Return the device by which this host receives from a TAP: its bridge, or the TAP."""
+        """Return the device through which this host receives from a TAP: its bridge, or the TAP."""
         return self.bridge_of(tap) or self.by_name.get(tap)
 
     def lower_devices(self, dev: str) -> tuple[str, ...]:

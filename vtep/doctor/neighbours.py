@@ -114,8 +114,8 @@ def _receive_replies(
 def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Sequence[str]) -> bool:
     """Return True if several MACs that reply to ARP requests for an address are surely of one host.
 
-    A ping is sent to each MAC. One host sends all replies from the device by which it reaches this
-    host; two hosts send one reply each, from their own devices.
+    A ping is sent to each MAC. One host sends all replies from the device through which it reaches
+    this host. Two hosts send one reply each, from their own devices.
 
     Raises:
         OSError: the device is gone.

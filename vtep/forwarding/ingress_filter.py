@@ -1,7 +1,7 @@
 """The accepted sources of datagrams, as a set and as a classic BPF program.
 
 The kernel runs the program for each datagram, so that a flood from other sources costs no receive
-call. The program checks the device by which the datagram arrived, and its source address. It may
+call. The program checks the device on which the datagram arrived, and its source address. It may
 accept too much, since every datagram is admitted by its segment, too. It must never reject an
 accepted source.
 
@@ -55,7 +55,7 @@ _LINEAR_MAX = 16
 
 @frozen
 class IngressFilter:
-    """The accepted sources of one IP version, and the devices by which nothing is accepted.
+    """The accepted sources of one IP version, and the devices on which nothing is accepted.
 
     `sources` are disjoint and in order. `denied` are interface indices, as ranges with both ends.
     """
@@ -95,7 +95,7 @@ class IngressFilter:
         return self.sources == ((0, 0),)
 
     def denies(self, device: int) -> bool:
-        """Return True if datagrams that arrive by the device of this index are rejected."""
+        """Return True if datagrams that arrive on the device of this index are rejected."""
         return any(first <= device <= last for first, last in self.denied)
 
     def accepts(self, source: str, device: int) -> bool:

@@ -17,7 +17,8 @@ def attach(netlink: IPRoute, device: str, program: int) -> None:
 
     `program` is the descriptor of a loaded program of type BPF_PROG_TYPE_SCHED_CLS.
 
-    Side effects: the device gets no IPv6 link-local address, so the kernel sends nothing by it.
+    Side effects: the device gets no IPv6 link-local address, so that the kernel sends nothing
+    through it.
 
     Raises:
         OSError: there is no such device, or the kernel refused.

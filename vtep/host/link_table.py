@@ -65,7 +65,7 @@ class LinkTable:
     def with_upper(self, devices: Iterable[int]) -> set[int]:
         """Return devices with all upper devices, at any depth.
 
-        These are the devices by which the host receives packets that arrive through `devices`: the
+        These are the devices on which the host receives packets that arrive through `devices`: the
         masters of ports (bridges, bonds, VRFs) and the devices on top (VLANs, macvlans). A bridge
         also leads into a veth device that is its port, and so to the peer if that is here.
         """
@@ -98,7 +98,7 @@ class LinkTable:
     def vrf(self, device: int) -> int:
         """Return the VRF that a device is a port of, or 0.
 
-        To sockets and netfilter, the packets of such a device arrive by the VRF.
+        To sockets and netfilter, the packets of such a device arrive on the VRF.
         """
         master = self._links.get(device, Link()).master
         return master if self._links.get(master, Link()).kind == "vrf" else 0

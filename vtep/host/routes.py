@@ -32,7 +32,7 @@ _DEFAULT_MTU = 1500
 
 @frozen
 class Underlay:
-    """The underlay devices by which this host reaches its remotes, and their MTU in octets.
+    """The underlay devices through which this host reaches its remotes, and their MTU in octets.
 
     `missing` names what is absent now and may appear later, such as a route. `networks` are the
     subnets of the devices, each with the name of its device.
@@ -72,7 +72,7 @@ class HostRoutes:
     def resolve_underlay(
         self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
     ) -> Underlay:
-        """Find the devices by which `remotes` are reached from the own addresses `locals_`.
+        """Find the devices through which `remotes` are reached from the own addresses `locals_`.
 
         `locals_` has at most one address of each IP version; without, the kernel selects one.
         `dev` is the device to use whatever the routes say, if any. A route, a device or an own
@@ -179,7 +179,7 @@ class HostRoutes:
         return index if supported else None
 
     def output_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
-        """Return the index of the device by which a remote is reached, or None without a route."""
+        """Return the index of the output device to a remote, or None without a route."""
         try:
             device = scope_of(remote, dev) or dev
             return device_index(device) if device else self._route(remote, local, None).device

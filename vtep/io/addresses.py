@@ -21,7 +21,7 @@ def family_of(host: str) -> socket.AddressFamily:
 
 
 def host_of(address: Address, dev: str | None) -> str:
-    """Return an address as receivers report the source of a datagram that arrived by `dev`.
+    """Return an address as receivers report the source of a datagram that arrived on `dev`.
 
     A link-local address is followed by the name of its device: `fe80::1%eth0`.
     """

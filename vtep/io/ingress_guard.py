@@ -48,7 +48,7 @@ class GuardedDatagram:
 
     received: Received
     device: int
-    """The index of the device that it arrived by."""
+    """The index of the device that it arrived on."""
     copied: bool
     """True if the receiver got a copy, as of a broadcast."""
 

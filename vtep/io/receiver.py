@@ -51,7 +51,7 @@ class UdpReceiver:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        # One attribute lookup less for each receive than by way of the socket.
+        # Saves an attribute lookup of the socket for each receive.
         self._recvmsg_into = sock.recvmsg_into
 
     @classmethod
@@ -164,7 +164,7 @@ class UdpReceiver:
         try:
             sock.sendto(datagram, sockaddr(host, port))
         finally:
-            # Frames may leave by the same socket, and those may be fragmented.
+            # Frames may leave from the same socket, and those may be fragmented.
             sock.setsockopt(level, option, before)
             if v6:
                 sock.setsockopt(level, const.IPV6_DONTFRAG, 0)
@@ -248,8 +248,8 @@ def _bind_to_group(sock: socket.socket, port: int, group: str, dev: str | None) 
     index = need_device_index(dev or "")
     packed = socket.inet_pton(sock.family, group)
     v6 = sock.family == socket.AF_INET6
-    # Several sockets may be bound to a group, and each receives its datagrams. A receiver on all
-    # addresses is in the way unless both allow it.
+    # Several sockets may be bound to a group, and each receives its datagrams. The bind conflicts
+    # with a receiver on all addresses unless both sockets allow it.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((group, port, 0, index) if v6 else (group, port))
     if v6:

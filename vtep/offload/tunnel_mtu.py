@@ -7,7 +7,7 @@ class TunnelMtu:
     """The smallest of several limits, in octets.
 
     They are `most`, which is the configured MTU, `tap`, which is the MTU of the TAP device if its
-    host sends by it, and the MTU of the path to each remote.
+    host sends through it, and the MTU of the path to each remote.
 
     There is one MTU for all remotes, because TCP learns one MSS and broadcasts go to all of them.
     """

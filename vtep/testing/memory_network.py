@@ -301,7 +301,7 @@ class MemorySession:
         return Underlay((name,), device.mtu, tuple(missing))
 
     def output_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:  # noqa: ARG002
-        """Return the index of the device by which a remote is reached, or None."""
+        """Return the index of the output device to a remote, or None without a route."""
         if str(remote) in self._network.unreachable:
             return None
         return self._network.device_index(dev or "eth0")

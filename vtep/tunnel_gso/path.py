@@ -129,7 +129,7 @@ class TunnelGsoPath:
     # --- for the prober ---------------------------------------------------------------------
 
     def use_egress(self, index: int) -> None:
-        """Send by the egress device of this index from now on."""
+        """Send through the egress device of this index from now on."""
         self._egress = index
         # Even if it is the same device, the source address may have changed.
         self._writers.clear()

@@ -307,7 +307,7 @@ class ProbedPath(Protocol):
         """The number of superframes that were sent with tunnel GSO."""
 
     def use_egress(self, index: int) -> None:
-        """Send by the egress device of this index from now on."""
+        """Send through the egress device of this index from now on."""
 
     def send_probe(self, request: bytes, packet: ProbePacket, now: float) -> None:
         """Send an echo request with a probe packet behind it. It may get lost unnoticed."""
