@@ -29,7 +29,7 @@ from bench.subjects import CABLE, ROOT, Tunnel
 from vtep.errors import VtepError
 
 _IPERF_PORT = 5201
-_PATIENCE = 15.0
+_TIMEOUT_S = 15.0
 """Seconds that a program may overrun its given duration."""
 
 LOSS_LIMIT = 0.01
@@ -307,14 +307,14 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
                 text=True,
                 cwd=ROOT,
             ) as sender:
-                said, _ = sender.communicate(timeout=seconds + _PATIENCE)
+                sender_output, _ = sender.communicate(timeout=seconds + _TIMEOUT_S)
             time.sleep(_STRAGGLERS)
             ever_now, still_open_now = udp_overflows(sink.host)
-            heard, _ = receiver.communicate(timeout=_PATIENCE)
+            receiver_output, _ = receiver.communicate(timeout=_TIMEOUT_S)
         finally:
             receiver.kill()
     try:
-        sent, received = json.loads(said), json.loads(heard)
+        sent, received = json.loads(sender_output), json.loads(receiver_output)
     except json.JSONDecodeError as error:
         raise VtepError("the sender or the receiver of datagrams has failed") from error
     return Probe(
@@ -332,13 +332,13 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
 def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure the round-trip time of a ping on an idle tunnel."""
     effort = setting.effort
-    said = tunnel.left.host.run(
+    sender_output = tunnel.left.host.run(
         *("ping", "-i", str(effort.ping_interval), "-c", str(effort.pings), "-W", "1"),
         tunnel.left.side.peer_overlay,
         check=False,
-        timeout=effort.pings * max(0.02, effort.ping_interval) + _PATIENCE,
+        timeout=effort.pings * max(0.02, effort.ping_interval) + _TIMEOUT_S,
     )
-    times = [float(found) * 1000 for found in re.findall(r"time=([\d.]+) ms", said)]
+    times = [float(found) * 1000 for found in re.findall(r"time=([\d.]+) ms", sender_output)]
     if len(times) < 2:
         raise VtepError("no answers to ping")
     percentiles = statistics.quantiles(times, n=100, method="inclusive")
@@ -380,13 +380,13 @@ def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
     )
     try:
         wait_until(lambda: listens(sink.host, _IPERF_PORT), "iperf3's server")
-        said = source.host.run(
+        sender_output = source.host.run(
             *("iperf3", "--client", sink.side.overlay, "--port", str(_IPERF_PORT), "--json"),
             *options,
-            timeout=seconds + _PATIENCE,
+            timeout=seconds + _TIMEOUT_S,
         )
-        server.wait(_PATIENCE)
-        client = json.loads(said)
+        server.wait(_TIMEOUT_S)
+        client = json.loads(sender_output)
     except subprocess.TimeoutExpired as error:
         raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
     except json.JSONDecodeError as error:

@@ -211,7 +211,7 @@ def ping(host: Host, destination: str, *options: str, count: int = 3) -> None:
     assert int(received[1]) >= count, said
 
 
-transfer = partial(lab_transfer, patience=DEADLINE)
+transfer = partial(lab_transfer, stall_timeout=DEADLINE)
 """Sends octets by TCP. Fails if none arrives for `DEADLINE` seconds: TCP may be backing off."""
 
 

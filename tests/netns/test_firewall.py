@@ -73,15 +73,15 @@ class Datagrams:
             self._sender = socket.socket(self._receiver.family, socket.SOCK_DGRAM)
         self._number = 0
 
-    def arrive(self, patience: float = 0.2) -> bool:
-        """Send a datagram. Returns: whether it arrives within `patience` seconds."""
+    def arrive(self, timeout: float = 0.2) -> bool:
+        """Send a datagram. Returns: whether it arrives within `timeout` seconds."""
         self._number += 1
         sent = self._number.to_bytes(4)
         try:
             self._sender.sendto(sent, (self._to, PORT))
         except (PermissionError, ConnectionRefusedError):
             return False
-        self._receiver.settimeout(patience)
+        self._receiver.settimeout(timeout)
         try:
             while self._receiver.recv(10) != sent:  # An earlier one may arrive late.
                 pass
@@ -119,7 +119,7 @@ def test_dropping_rule_is_named_and_its_fix_works(pair: tuple[Host, Host], versi
         with Datagrams(a, b, version, come=packet is received) as datagrams:
             wait_until(datagrams.arrive, "a host without firewall")
             wall(a, version, *commands)
-            assert not datagrams.arrive(patience=0.05), commands
+            assert not datagrams.arrive(timeout=0.05), commands
             found = verdict(a, packet, *hooks)
             assert found is not None, commands
             assert found.certain, (commands, found)
@@ -157,18 +157,18 @@ def test_rule_that_drops_bridged_frames_is_named(bridged: tuple[Host, Host], hoo
         far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         far.bind(("far", 0))
     with guest.inside():
-        hearing = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
-        hearing.bind(("eth0", 0x0806))
+        receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+        receiver.bind(("eth0", 0x0806))
 
-    def passes(patience: float = 0.2) -> bool:
-        hearing.settimeout(patience)
+    def passes(timeout: float = 0.2) -> bool:
+        receiver.settimeout(timeout)
         far.send(ARP_REQUEST.ljust(60, b"\0"))
         try:
-            return hearing.recv(1500).startswith(ARP_REQUEST)
+            return receiver.recv(1500).startswith(ARP_REQUEST)
         except TimeoutError:
             return False
 
-    with far, hearing:
+    with far, receiver:
         wait_until(passes, "a bridge without firewall")
         a.run("nft", base("bridge", hook, "ether type arp drop"))
         assert not passes(0.05)

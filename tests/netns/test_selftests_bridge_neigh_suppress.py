@@ -21,7 +21,7 @@ from tests.netns.hosts import (
 
 H1, H2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ADDRESSES = {"arp": ("10.0.0.1", "10.0.0.2"), "nd": ("fd00::1", "fd00::2")}
-ENVELOPE = 50
+OUTER_LEN = 50
 """Octets in front of a frame, over IPv4."""
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 
@@ -77,7 +77,7 @@ class Scene:
         """Receive until a frame arrives encapsulated. Returns: the frames that arrived before."""
         frames: list[bytes] = []
         while frame not in frames:
-            frames.append(self.h2.recv(2048)[ENVELOPE:])
+            frames.append(self.h2.recv(2048)[OUTER_LEN:])
         return frames
 
     def answer(self) -> Packet:

@@ -114,10 +114,10 @@ def test_a_remote_that_begins_to_drop_superframes(pair: Pair, start: Start, peer
             applied.append(received)
 
     # Each timeout of TCP is twice as long as the last, until superframes are known to be lost.
-    transfer(a, b, "10.0.0.2", 100 << 20, in_the_middle, patience=60)
+    transfer(a, b, "10.0.0.2", 100 << 20, in_the_middle, stall_timeout=60)
     assert applied
     count = vtep.counter("tx_tunnel_gso")
-    transfer(a, b, "10.0.0.2", 50 << 20, patience=60)
+    transfer(a, b, "10.0.0.2", 50 << 20, stall_timeout=60)
     assert vtep.counter("tx_tunnel_gso") <= count + 3
     wait_until(lambda: _lossy(a, b, vtep), "the log line")
     assert vtep.log.count("offload tnl suspended to 192.0.2.2: superframes are lost") == 1
@@ -207,7 +207,7 @@ def test_a_remote_that_confirms_nothing_gets_segments(pair: Pair, start: Start) 
     to_all = b"\xff" * 6 + bytes.fromhex(peer.replace(":", "")) + b"\x88\xb5"
     with other:
         other.sendto(header + to_all.ljust(60, b"\0"), ("192.0.2.1", 4789))
-        wait_until(lambda: peer in vtep.fdb(), "it to be heard")
+        wait_until(lambda: peer in vtep.fdb(), "the MAC to be learned")
         a.run("ip", "neigh", "replace", "10.0.0.2", "lladdr", peer, "dev", "vx0")
         connection = a.start(
             *("python3", "-c"),

@@ -19,7 +19,7 @@ from scapy.packet import Packet, Raw
 from tests.unit.craft import dest, ether, hop, ip, ip6, layout, partial, tcp
 from tests.unit.steps import syn_received, syn_sent
 from tests.unit.test_egress import inspected
-from tests.unit.test_oversize import Judged, counted
+from tests.unit.test_oversize import Handled, counted
 from vtep.counters import Counters
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.policy import InnerVlan, SegmentPolicy
@@ -67,7 +67,7 @@ def ao(frame: bytes, packet: Packet, at: int) -> bytes:
 
 
 def code_at(frame: bytes, packet: Packet, kind: int) -> int:
-    """Where the authentication code begins in a frame."""
+    """Return the offset of the authentication code in a frame."""
     at = layout(packet).offset + 20
     while frame[at] != kind:
         at += 1 if frame[at] == 1 else frame[at + 1]
@@ -162,23 +162,23 @@ def large(version: int, kind: int, *, df: bool = True, payload: int = 1460) -> P
 
 @pytest.mark.parametrize(("version", "kind"), [(4, MD5), (6, MD5), (6, AO)])
 def test_the_sender_of_one_that_must_not_be_cut_is_told(version: int, kind: int) -> None:
-    judged = Judged(large(version, kind))
-    assert judged.frames == []
-    assert judged.answer is not None
-    assert counted(judged.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
+    handled = Handled(large(version, kind))
+    assert handled.frames == []
+    assert handled.answer is not None
+    assert counted(handled.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
 
 
 def test_tcp_ao_over_ipv4_is_told_and_carried() -> None:
     """Its sender ignores "fragmentation needed" by default (RFC 5925, section 7.8)."""
-    judged = Judged(large(4, AO))
-    assert judged.frames == [judged.frame]
-    assert judged.answer is not None
-    assert counted(judged.counters) == {"tx_oversize": 1, "tx_too_big_answered": 1}
+    handled = Handled(large(4, AO))
+    assert handled.frames == [handled.frame]
+    assert handled.answer is not None
+    assert counted(handled.counters) == {"tx_oversize": 1, "tx_too_big_answered": 1}
 
 
 @pytest.mark.parametrize("kind", [MD5, AO])
 def test_one_that_may_be_fragmented_is(kind: int) -> None:
-    assert counted(Judged(large(4, kind, df=False)).counters) == {"tx_fragmented": 1}
+    assert counted(Handled(large(4, kind, df=False)).counters) == {"tx_fragmented": 1}
 
 
 # --- superframes --------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_reserved_bits_are_ignored(flags: int, reserved: bytes, last: int) -> No
 @pytest.mark.parametrize("flags", [0x09, 0x0A, 0x0C, 0x0F, 0x18, 0x28, 0xFF])
 @pytest.mark.parametrize("length", [8, 21, None], ids=["no-frame", "runt", "frame"])
 def test_the_generic_protocol_extension_is_refused(flags: int, length: int | None) -> None:
-    """What it carries is not Ethernet, or not meant for the segment."""
+    """Its payload is not Ethernet, or not meant for the segment."""
     header = bytes([flags, 0, 0, 1]) + VNI.to_bytes(3, "big") + b"\0"
     demux = Demux([segment()])
     assert demux.admit((header + frame())[:length], ONE.host, 1.0) is None
@@ -528,7 +528,7 @@ def verdict(datagram: bytes, source: str) -> Drop | None:
     return next((reason for fault, reason in faults if fault), None)
 
 
-def judge(datagram: bytes, source: str) -> None:
+def check_admission(datagram: bytes, source: str) -> None:
     demux = Demux([segment()])
     admitted = demux.admit(datagram, source, 1.0)
     reason = verdict(datagram, source)
@@ -539,12 +539,12 @@ def judge(datagram: bytes, source: str) -> None:
 
 @given(st.binary(max_size=64), HOSTS)
 def test_any_octets(datagram: bytes, source: str) -> None:
-    judge(datagram, source)
+    check_admission(datagram, source)
 
 
 @given(st.binary(max_size=8), st.binary(max_size=64), HOSTS)
 def test_any_octets_behind_a_flag(header: bytes, rest: bytes, source: str) -> None:
-    judge(b"\x08" + header + rest, source)
+    check_admission(b"\x08" + header + rest, source)
 
 
 MACS = st.one_of(
@@ -554,14 +554,14 @@ MACS = st.one_of(
 
 @given(st.integers(0, 255), st.sampled_from([VNI, 0, 5]), MACS, MACS, st.binary(max_size=20), HOSTS)
 def test_any_header(flags: int, vni: int, dst: bytes, src: bytes, rest: bytes, source: str) -> None:
-    judge(struct.pack("!B3xI", flags, vni << 8 | 0xA5) + dst + src + rest, source)
+    check_admission(struct.pack("!B3xI", flags, vni << 8 | 0xA5) + dst + src + rest, source)
 
 
 @given(mutated(), HOSTS, st.integers(0, 8 + 14))
 def test_any_mutated_frame(inner: bytes, source: str, cut: int) -> None:
     datagram = vxlan(inner, VNI)
-    judge(datagram, source)
-    judge(datagram[:cut], source)
+    check_admission(datagram, source)
+    check_admission(datagram[:cut], source)
 
 
 @given(st.lists(st.tuples(st.one_of(st.binary(max_size=40), mutated().map(vxlan)), HOSTS)))

@@ -55,21 +55,21 @@ def shown(fdb: Fdb, wanted: Filter = Filter()) -> list[tuple[str, str, int, int]
     ]
 
 
-class Ear:
-    """Takes down what a table tells its watchers."""
+class EventRecorder:
+    """Records the events that a table reports to its watchers."""
 
     def __init__(self, fdb: Fdb) -> None:
-        self.heard: list[tuple[EntryEvent, bytes, tuple[str, ...]]] = []
-        self.deaf = fdb.watch(self._hear)
+        self.recorded: list[tuple[EntryEvent, bytes, tuple[str, ...]]] = []
+        self.unwatch = fdb.watch(self._record)
 
-    def _hear(self, event: EntryEvent, entry: Entry) -> None:
+    def _record(self, event: EntryEvent, entry: Entry) -> None:
         hosts = tuple(each.host for each in entry.destinations)
-        self.heard.append((event, entry.mac, hosts))
+        self.recorded.append((event, entry.mac, hosts))
 
     def events(self) -> list[EntryEvent]:
         """Return the events since the last call."""
-        heard, self.heard = self.heard, []
-        return [event for event, _, _ in heard]
+        recorded, self.recorded = self.recorded, []
+        return [event for event, _, _ in recorded]
 
 
 # --- add, append, replace, del ----------------------------------------------------------------
@@ -113,11 +113,11 @@ def test_append(address: bytes) -> None:
 def test_append_of_an_equal_destination_changes_nothing() -> None:
     fdb = table()
     fdb.append(MAC_ZERO, remote(1), 1.0)
-    ear = Ear(fdb)
+    recorder = EventRecorder(fdb)
     fdb.append(MAC_ZERO, remote(1), 2.0)
     fdb.append(MAC_ZERO, remote(1, vni=VNI), 2.0)
     assert where(fdb, MAC_ZERO) == ["192.0.2.1"]
-    assert ear.events() == []
+    assert recorder.events() == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_default_entry_does_not_age(verb: str) -> None:
 
 def test_set_default() -> None:
     fdb = table()
-    ear = Ear(fdb)
+    recorder = EventRecorder(fdb)
     fdb.set_default([remote(2), remote(1), remote(2)], 0.0)
     assert where(fdb, MAC_ZERO) == ["192.0.2.2", "192.0.2.1"]
     fdb.set_default([remote(2), remote(1)], 1.0)
@@ -231,7 +231,7 @@ def test_set_default() -> None:
     fdb.set_default([], 3.0)
     assert fdb.default is None
     fdb.set_default([], 4.0)
-    assert ear.events() == [EntryEvent.ADDED, EntryEvent.CHANGED, EntryEvent.DELETED]
+    assert recorder.events() == [EntryEvent.ADDED, EntryEvent.CHANGED, EntryEvent.DELETED]
 
 
 # --- kinds of entries -------------------------------------------------------------------------
@@ -510,19 +510,19 @@ def test_one_event_for_each_change(
     fdb.append(A, remote(1), 0.0)
     if what not in ("append the same", "replace by the same"):
         fdb.append(A, remote(2), 0.0)
-    ear = Ear(fdb)
+    recorder = EventRecorder(fdb)
     change(fdb)
-    assert ear.events() == events
+    assert recorder.events() == events
 
 
 def test_events_of_learning() -> None:
     fdb = table(ageing=10.0)
-    ear = Ear(fdb)
+    recorder = EventRecorder(fdb)
     fdb.learn(A, remote(1), 0.0)
     fdb.learn(A, remote(1), 1.0)
     fdb.learn(A, remote(2), 2.0)
     fdb.sweep(12.0)
-    assert ear.heard == [
+    assert recorder.recorded == [
         (EntryEvent.ADDED, A, ("192.0.2.1",)),
         (EntryEvent.MOVED, A, ("192.0.2.2",)),
         (EntryEvent.EXPIRED, A, ("192.0.2.2",)),
@@ -531,8 +531,8 @@ def test_events_of_learning() -> None:
 
 def test_an_ended_watch_gets_no_events() -> None:
     fdb = table()
-    first, second = Ear(fdb), Ear(fdb)
-    first.deaf()
+    first, second = EventRecorder(fdb), EventRecorder(fdb)
+    first.unwatch()
     fdb.add(A, remote(1), 0.0)
     assert first.events() == []
     assert second.events() == [EntryEvent.ADDED]
@@ -541,7 +541,7 @@ def test_an_ended_watch_gets_no_events() -> None:
 def test_a_failed_call_changes_nothing() -> None:
     fdb = table()
     fdb.add(A, remote(1), 0.0)
-    ear = Ear(fdb)
+    recorder = EventRecorder(fdb)
     changes: list[Callable[[], None]] = [
         lambda: fdb.add(A, remote(2), 1.0),
         lambda: fdb.remove(B),
@@ -553,7 +553,7 @@ def test_a_failed_call_changes_nothing() -> None:
     for change in changes:
         with pytest.raises(FdbError):
             change()
-    assert ear.events() == []
+    assert recorder.events() == []
     assert fdb.members.hosts.keys() == {"192.0.2.1"}
 
 
@@ -640,7 +640,7 @@ def test_macs_are_learned_for_the_remote_of_the_default_entry() -> None:
 
 
 def test_set_port() -> None:
-    """Whoever is heard from listens there now, also if only a static entry names the host."""
+    """A source receives on the new port now, even if only a static entry names the host."""
     fdb = table()
     fdb.set_default([remote(1)], 0.0)
     fdb.add(A, remote(2, 4790), 0.0)

@@ -182,7 +182,7 @@ CHANGES: list[dict[str, Any]] = [
     {"vni": VNI + 2},
     {"group": 7},
 ]
-"""What may be different in one superframe from the one before it."""
+"""The differences that a superframe may have from the one before it."""
 
 SUPERFRAMES = st.builds(
     lambda version, changes: superframe(

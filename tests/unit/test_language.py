@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "vtep"
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("vtep", "tests", "bench")
 OPENINGS = {"Have", "How", "Let", "What", "Where", "Whether", "Who"}
 
 
@@ -18,9 +19,10 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_no_docstring_opens_with_a_vague_word() -> None:
     found = [
-        f"{path.relative_to(PACKAGE.parent)}:{line}: {text.splitlines()[0]}"
-        for path in sorted(PACKAGE.rglob("*.py"))
+        f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for line, text in docstrings(ast.parse(path.read_text(), str(path)))
-        if text.split(maxsplit=1)[0] in OPENINGS
+        if not OPENINGS.isdisjoint(text.split(maxsplit=1)[:1])
     ]
     assert found == []

@@ -1,4 +1,4 @@
-"""What becomes of frames that the tunnel can't carry: cut, fragmented, answered or sent on."""
+"""Frames that are too large for the tunnel: cut, fragmented, answered or sent unchanged."""
 
 import struct
 
@@ -25,7 +25,7 @@ def counted(counters: Counters) -> dict[str, int]:
     return {name: count for name, count in counters.as_dict().items() if count}
 
 
-class Judged:
+class Handled:
     """An outcome, taken to pieces."""
 
     def __init__(self, frame: bytes | Packet, mtu: int = 1450) -> None:
@@ -69,9 +69,9 @@ def test_tcp_segments_become_several_that_say_the_same(
     payload = (bytes(range(251)) * 18)[: mtu + octets]
     options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))] if timestamps else []
     packet = dont_fragment(version, tcp(payload, seq=sequence, flags=flags, options=options), tags)
-    judged = Judged(packet, mtu)
+    handled = Handled(packet, mtu)
     got = b""
-    parsed = [Ether(frame) for frame in judged.frames]
+    parsed = [Ether(frame) for frame in handled.frames]
     for number, frame in enumerate(parsed):
         segment = frame[TCP]
         assert segment.seq == (sequence + len(got)) & 0xFFFF_FFFF
@@ -85,20 +85,20 @@ def test_tcp_segments_become_several_that_say_the_same(
         for layer, fields in ((IP, ("chksum", "len")), (IPv6, ("plen",)), (TCP, ("chksum",))):
             for name in fields if layer in fresh else ():
                 delattr(fresh[layer], name)
-        assert bytes(fresh) == judged.frames[number]
+        assert bytes(fresh) == handled.frames[number]
     assert got == payload
     assert len(parsed) > 1
-    assert all(len(frame) == mtu + 14 for frame in judged.frames[:-1])
-    assert judged.counters.tx_resegmented == 1
+    assert all(len(frame) == mtu + 14 for frame in handled.frames[:-1])
+    assert handled.counters.tx_resegmented == 1
     # Nothing is lost, but the sender learns of it.
-    assert judged.answer is not None
-    assert judged.counters.tx_too_big_answered == 1
+    assert handled.answer is not None
+    assert handled.counters.tx_too_big_answered == 1
 
 
 def test_the_sender_of_tcp_that_may_be_fragmented_is_left_in_peace() -> None:
-    judged = Judged(ether(ip4(tcp(b"x" * 1460))))
-    assert [len(frame) for frame in judged.frames] == [1464, 104]
-    assert judged.answer is None
+    handled = Handled(ether(ip4(tcp(b"x" * 1460))))
+    assert [len(frame) for frame in handled.frames] == [1464, 104]
+    assert handled.answer is None
 
 
 INDIVISIBLE = {
@@ -114,25 +114,25 @@ INDIVISIBLE = {
 
 @pytest.mark.parametrize("name", INDIVISIBLE)
 def test_tcp_that_must_not_be_cut_is_treated_like_other_packets(name: str) -> None:
-    judged = Judged(ether(ip4(INDIVISIBLE[name], flags="DF")))
-    assert judged.frames == []
-    assert judged.answer is not None
-    assert counted(judged.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
-    judged = Judged(ether(ip4(INDIVISIBLE[name])))
-    whole = defragment([Ether(frame) for frame in judged.frames])  # type: ignore[no-untyped-call]
-    assert [bytes(frame) for frame in whole] == [judged.frame]
-    assert counted(judged.counters) == {"tx_fragmented": 1}
+    handled = Handled(ether(ip4(INDIVISIBLE[name], flags="DF")))
+    assert handled.frames == []
+    assert handled.answer is not None
+    assert counted(handled.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
+    handled = Handled(ether(ip4(INDIVISIBLE[name])))
+    whole = defragment([Ether(frame) for frame in handled.frames])  # type: ignore[no-untyped-call]
+    assert [bytes(frame) for frame in whole] == [handled.frame]
+    assert counted(handled.counters) == {"tx_fragmented": 1}
 
 
 def test_a_fragment_of_tcp_is_no_segment() -> None:
-    judged = Judged(ether(ip4(tcp(b"x" * 1460), flags="MF")))
-    assert counted(judged.counters) == {"tx_fragmented": 1}
+    handled = Handled(ether(ip4(tcp(b"x" * 1460), flags="MF")))
+    assert counted(handled.counters) == {"tx_fragmented": 1}
 
 
 def test_tcp_behind_extension_headers_is_cut() -> None:
-    judged = Judged(ether(ip6(hop(tcp(b"x" * 1440)))))
-    assert [len(frame) for frame in judged.frames] == [1464, 14 + 40 + 8 + 20 + 1440 - 1382]
-    assert judged.counters.tx_resegmented == 1
+    handled = Handled(ether(ip6(hop(tcp(b"x" * 1440)))))
+    assert [len(frame) for frame in handled.frames] == [1464, 14 + 40 + 8 + 20 + 1440 - 1382]
+    assert handled.counters.tx_resegmented == 1
 
 
 # --- other packets ------------------------------------------------------------------------------
@@ -146,56 +146,56 @@ def test_the_sender_learns_what_would_pass(version: int, tags: str) -> None:
     ping = ICMP() if version == 4 else ICMPv6EchoRequest()
     headers = (20 if version == 4 else 40) + 8
     for upper in (udp(), ping):
-        judged = Judged(dont_fragment(version, upper / Raw(b"x" * (room - headers)), tags))
-        assert judged.frames == [judged.frame]  # It would not have been asked about.
-        judged = Judged(dont_fragment(version, upper / Raw(b"x" * (room - headers + 1)), tags))
-        assert judged.frames == []
-        assert counted(judged.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
-        assert judged.answer is not None
-        said = Ether(judged.answer)
+        handled = Handled(dont_fragment(version, upper / Raw(b"x" * (room - headers)), tags))
+        assert handled.frames == [handled.frame]  # It would not have been asked about.
+        handled = Handled(dont_fragment(version, upper / Raw(b"x" * (room - headers + 1)), tags))
+        assert handled.frames == []
+        assert counted(handled.counters) == {"drop_tx_too_big": 1, "tx_too_big_answered": 1}
+        assert handled.answer is not None
+        said = Ether(handled.answer)
         told = said[ICMP].nexthopmtu if version == 4 else said[ICMPv6PacketTooBig].mtu
         assert told == room
 
 
 @given(payload=st.binary(min_size=1423, max_size=3000), tags=TAGS, mtu=st.integers(100, 1450))
 def test_ipv4_that_may_be_fragmented_is(payload: bytes, tags: str, mtu: int) -> None:
-    judged = Judged(ether(ip4(udp(payload)), tags=tags), mtu)
-    assert all(len(frame) <= mtu + 14 for frame in judged.frames)
-    parsed = [Ether(frame) for frame in judged.frames]
+    handled = Handled(ether(ip4(udp(payload)), tags=tags), mtu)
+    assert all(len(frame) <= mtu + 14 for frame in handled.frames)
+    parsed = [Ether(frame) for frame in handled.frames]
     (whole,) = defragment([frame[IP] for frame in parsed])  # type: ignore[no-untyped-call]
     assert bytes(whole[UDP].payload) == payload
-    assert judged.answer is None
-    assert counted(judged.counters) == {"tx_fragmented": 1}
+    assert handled.answer is None
+    assert counted(handled.counters) == {"tx_fragmented": 1}
 
 
 @pytest.mark.parametrize("at", [185, 256, 300, 4096])
 def test_fragments_that_may_be_fragmented_are(at: int) -> None:
-    judged = Judged(ether(ip4(Raw(b"x" * 1480), proto=17, frag=at, flags="MF")))
-    assert [Ether(frame)[IP].frag for frame in judged.frames] == [at, at + 1424 // 8]
-    assert judged.counters.tx_fragmented == 1
+    handled = Handled(ether(ip4(Raw(b"x" * 1480), proto=17, frag=at, flags="MF")))
+    assert [Ether(frame)[IP].frag for frame in handled.frames] == [at, at + 1424 // 8]
+    assert handled.counters.tx_fragmented == 1
 
 
 def test_broadcasts_that_may_be_fragmented_are() -> None:
-    judged = Judged(ether(ip4(udp(b"x" * 1460), dst="10.1.0.255"), dst=BROADCAST))
-    assert len(judged.frames) == 2
-    assert counted(judged.counters) == {"tx_fragmented": 1}
+    handled = Handled(ether(ip4(udp(b"x" * 1460), dst="10.1.0.255"), dst=BROADCAST))
+    assert len(handled.frames) == 2
+    assert counted(handled.counters) == {"tx_fragmented": 1}
 
 
 def test_of_ipv6_no_less_than_its_minimum_is_asked() -> None:
     """A sender need not send less (RFC 8200, section 5): the underlay must fragment that."""
-    judged = Judged(ether(ip6(udp(b"x" * (1281 - 48)))), 1000)
-    assert judged.answer is not None
-    assert Ether(judged.answer)[ICMPv6PacketTooBig].mtu == 1280
-    judged = Judged(ether(ip6(udp(b"x" * (1280 - 48)))), 1000)
-    assert judged.unchanged()
-    assert counted(judged.counters) == {"tx_oversize": 1}
+    handled = Handled(ether(ip6(udp(b"x" * (1281 - 48)))), 1000)
+    assert handled.answer is not None
+    assert Ether(handled.answer)[ICMPv6PacketTooBig].mtu == 1280
+    handled = Handled(ether(ip6(udp(b"x" * (1280 - 48)))), 1000)
+    assert handled.unchanged()
+    assert counted(handled.counters) == {"tx_oversize": 1}
 
 
 def test_ipv6_tcp_is_cut_even_below_its_minimum() -> None:
-    judged = Judged(ether(ip6(tcp(b"x" * 1220))), 1000)
-    assert [len(frame) for frame in judged.frames] == [1014, 14 + 60 + 280]
-    assert judged.answer is not None
-    assert Ether(judged.answer)[ICMPv6PacketTooBig].mtu == 1280
+    handled = Handled(ether(ip6(tcp(b"x" * 1220))), 1000)
+    assert [len(frame) for frame in handled.frames] == [1014, 14 + 60 + 280]
+    assert handled.answer is not None
+    assert Ether(handled.answer)[ICMPv6PacketTooBig].mtu == 1280
 
 
 def wrong_header() -> bytes:
@@ -229,17 +229,17 @@ UNMENDABLE: dict[str, bytes | Packet] = {
 
 @pytest.mark.parametrize("name", UNMENDABLE)
 def test_the_rest_is_left_to_the_underlay(name: str) -> None:
-    judged = Judged(UNMENDABLE[name])
-    assert judged.unchanged()
-    assert counted(judged.counters) == {"tx_oversize": 1}
+    handled = Handled(UNMENDABLE[name])
+    assert handled.unchanged()
+    assert counted(handled.counters) == {"tx_oversize": 1}
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_padding_is_cut_off(version: int) -> None:
     frame = bytes(dont_fragment(version, udp(b"x" * 100)))
-    judged = Judged(frame + bytes(1500))
-    assert judged.frames == [frame]
-    assert counted(judged.counters) == {}
+    handled = Handled(frame + bytes(1500))
+    assert handled.frames == [frame]
+    assert counted(handled.counters) == {}
 
 
 @pytest.mark.parametrize("mtu", [68, 1450])
@@ -247,24 +247,24 @@ def test_padding_is_cut_off(version: int) -> None:
 def test_the_limit_is_exact(mtu: int, excess: int) -> None:
     """Called for a frame that fits, nothing is done to it."""
     frame = bytes(ether(ip4(udp(b"x" * (mtu + excess - 28)), flags="DF")))
-    judged = Judged(frame, mtu)
-    assert (judged.frames == [frame]) == (excess == 0)
+    handled = Handled(frame, mtu)
+    assert (handled.frames == [frame]) == (excess == 0)
 
 
 @given(HOSTILE, st.integers(68, 100))
 def test_any_octets_are_judged_without_fault(frame: bytes, mtu: int) -> None:
-    judged = Judged(frame, mtu)
-    for sent in judged.frames:
+    handled = Handled(frame, mtu)
+    for sent in handled.frames:
         assert len(sent) <= max(mtu + 14, len(frame))
-    if judged.frames == [frame]:
-        assert judged.answer is None
+    if handled.frames == [frame]:
+        assert handled.answer is None
 
 
 @given(st.binary(max_size=60), st.sampled_from((0x0800, 0x86DD, 0x8100)), st.integers(0, 255))
 def test_any_headers_are_judged_without_fault(octets: bytes, ethertype: int, first: int) -> None:
     frame = bytes(12) + struct.pack("!HB", ethertype, first) + octets + bytes(1500)
-    judged = Judged(frame)
-    assert judged.unchanged() or judged.frames != [frame]
+    handled = Handled(frame)
+    assert handled.unchanged() or handled.frames != [frame]
 
 
 def test_an_mtu_that_falls_and_recovers_is_followed() -> None:
@@ -289,8 +289,8 @@ def split(packet: Packet, gso_type: int, size: int) -> list[bytes]:
     return [out[at : at + stride] for at in range(0, octets, stride)]
 
 
-class JudgedSuperframe:
-    """What becomes of a superframe that asks for segments of `size` octets."""
+class HandledSuperframe:
+    """The outcomes for a superframe whose segments have `size` octets of payload."""
 
     def __init__(self, packet: Packet, gso_type: int, size: int, mtu: int = 1450) -> None:
         self.counters = Counters()
@@ -316,7 +316,7 @@ def test_superframes_of_tcp_are_cut_as_if_they_had_asked_for_what_fits(
 ) -> None:
     packet = dont_fragment(version, tcp(bytes(octets), flags=closing), tags)
     gso_type = {4: virtio.GSO_TCPV4, 6: virtio.GSO_TCPV6}[version]
-    judged = JudgedSuperframe(packet, gso_type, 1448, mtu)
+    handled = HandledSuperframe(packet, gso_type, 1448, mtu)
     size = mtu - 4 * len(tags) - {4: 40, 6: 60}[version]
     fitting = Splitter(b"")
     total, stride = fitting.split(
@@ -325,46 +325,46 @@ def test_superframes_of_tcp_are_cut_as_if_they_had_asked_for_what_fits(
     expected = [
         fitting.out[at : min(at + stride, total)].tobytes() for at in range(0, total, stride)
     ]
-    assert judged.frames == expected
-    assert counted(judged.counters) == {"tx_resegmented": 1, "tx_too_big_answered": 1}
+    assert handled.frames == expected
+    assert counted(handled.counters) == {"tx_resegmented": 1, "tx_too_big_answered": 1}
     # The answer quotes a segment: the sender knows nothing of superframes.
-    (answer,) = judged.answers
+    (answer,) = handled.answers
     assert answer is not None
     at = 14 + 4 * len(tags)
     quoted = answer[at + {4: 28, 6: 48}[version] :]
-    assert judged.split[0][at:].startswith(quoted)
+    assert handled.split[0][at:].startswith(quoted)
 
 
 def test_superframes_of_tcp_that_may_be_fragmented_are_not_answered() -> None:
-    judged = JudgedSuperframe(ether(ip4(tcp(bytes(9000)))), 1, 1460)
-    assert counted(judged.counters) == {"tx_resegmented": 1}
-    assert judged.answers == [None]
+    handled = HandledSuperframe(ether(ip4(tcp(bytes(9000)))), 1, 1460)
+    assert counted(handled.counters) == {"tx_resegmented": 1}
+    assert handled.answers == [None]
 
 
 @pytest.mark.parametrize("size", [1423, 1472])
 def test_datagrams_of_a_udp_superframe_are_fragmented_one_by_one(size: int) -> None:
     payload = bytes(range(256)) * 40
-    judged = JudgedSuperframe(ether(ip4(udp(payload))), 5, size)
-    whole = defragment([Ether(frame) for frame in judged.frames])  # type: ignore[no-untyped-call]
+    handled = HandledSuperframe(ether(ip4(udp(payload))), 5, size)
+    whole = defragment([Ether(frame) for frame in handled.frames])  # type: ignore[no-untyped-call]
     datagrams = [bytes(frame[UDP].payload) for frame in whole]
     assert b"".join(datagrams) == payload
     # The last fits as it is.
-    assert counted(judged.counters) == {"tx_fragmented": len(payload) // size}
-    assert judged.frames[-1] == judged.split[-1]
+    assert counted(handled.counters) == {"tx_fragmented": len(payload) // size}
+    assert handled.frames[-1] == handled.split[-1]
 
 
 def test_datagrams_of_a_udp_superframe_are_answered_one_by_one() -> None:
-    judged = JudgedSuperframe(ether(ip6(udp(bytes(1452 * 5 + 9)))), 5, 1452)
-    assert counted(judged.counters) == {"drop_tx_too_big": 5, "tx_too_big_answered": 5}
-    assert judged.frames == judged.split[-1:]
+    handled = HandledSuperframe(ether(ip6(udp(bytes(1452 * 5 + 9)))), 5, 1452)
+    assert counted(handled.counters) == {"drop_tx_too_big": 5, "tx_too_big_answered": 5}
+    assert handled.frames == handled.split[-1:]
 
 
 def test_a_superframe_whose_headers_leave_no_room_goes_out_as_it_was_split() -> None:
     options = [("NOP", None)] * 40
     packet = ether(ip6(hop(hop(tcp(bytes(9000), options=options)))))
-    judged = JudgedSuperframe(packet, 4, 1000, 100)
-    assert judged.frames == judged.split
-    assert counted(judged.counters) == {"tx_oversize": 9}
+    handled = HandledSuperframe(packet, 4, 1000, 100)
+    assert handled.frames == handled.split
+    assert counted(handled.counters) == {"tx_oversize": 9}
 
 
 # --- how often ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the import contracts in pyproject.toml cannot say about the core: which calls it makes.
+"""The calls that the core makes, about which the import contracts cannot say anything.
 
 import-linter checks that the core imports no module for I/O. Built-in functions need no import.
 """

@@ -59,20 +59,20 @@ def drops(one: Segment) -> dict[Drop, int]:
     return {reason: count for reason, count in one.counters.drops.items() if count}
 
 
-def say(
+def send_frame(
     one: Segment, host: str, source: bytes = A, *, header: bytes = b"", now: float = 1.0
 ) -> bool:
-    """Let a host send a frame with this source MAC; whether it is let in."""
+    """Send a frame with this source MAC from a host. Returns: whether it is admitted."""
     frame = FRAME[:6] + source + FRAME[12:]
     datagram = (header or vxlan.pack(VNI)) + frame
     return Demux([one]).admit(datagram, host, now) is one
 
 
-# --- who is listened to -----------------------------------------------------------------------
+# --- accepted sources ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("accept", "heard"),
+    ("accept", "accepted"),
     [
         pytest.param((), {"192.0.2.1"}, id="none but those named"),
         pytest.param(
@@ -89,34 +89,34 @@ def say(
         ),
     ],
 )
-def test_accept(accept: Networks, heard: set[str]) -> None:
+def test_accept(accept: Networks, accepted: set[str]) -> None:
     for host in ("192.0.2.1", "192.0.2.9", "203.0.113.1", "2001:db8::1", "", "nonsense"):
         one = segment(remote(1), accept=accept)
-        assert say(one, host) is (host in heard)
-        assert one.accepts_source(host) is (host in heard)
-        assert behind(one) == ({A: host} if host in heard else {})
-        assert drops(one) == ({} if host in heard else {Drop.SOURCE_UNKNOWN: 1})
+        assert send_frame(one, host) is (host in accepted)
+        assert one.accepts_source(host) is (host in accepted)
+        assert behind(one) == ({A: host} if host in accepted else {})
+        assert drops(one) == ({} if host in accepted else {Drop.SOURCE_UNKNOWN: 1})
 
 
 def test_hosts_with_a_static_entry_are_accepted() -> None:
     one = segment(remote(1))
-    assert not say(one, "192.0.2.9")
+    assert not send_frame(one, "192.0.2.9")
     one.fdb.add(B, remote(9), 0.0)
-    assert say(one, "192.0.2.9")
+    assert send_frame(one, "192.0.2.9")
     assert behind(one) == {A: "192.0.2.9", B: "192.0.2.9"}
 
 
 def test_hosts_with_a_learned_entry_only_are_not_accepted() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
-    assert say(one, "192.0.2.9")
+    assert send_frame(one, "192.0.2.9")
     one.set_accept(())
-    assert not say(one, "192.0.2.9")
+    assert not send_frame(one, "192.0.2.9")
 
 
 def test_an_accepted_source_has_one_remote_for_all_its_macs() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
-    say(one, "192.0.2.9", A)
-    say(one, "192.0.2.9", B)
+    send_frame(one, "192.0.2.9", A)
+    send_frame(one, "192.0.2.9", B)
     first, second = (entry.destinations for entry in one.fdb)
     assert first is second
     assert (first[0].host, first[0].port, first[0].vni) == ("192.0.2.9", 4789, None)
@@ -125,7 +125,7 @@ def test_an_accepted_source_has_one_remote_for_all_its_macs() -> None:
 def test_accepted_sources_without_entries_are_forgotten() -> None:
     one = segment(remote(1), accept=ANY_SOURCE, learning=False)
     for number in range(10_000):
-        assert say(one, f"10.0.{number >> 8}.{number & 255}")
+        assert send_frame(one, f"10.0.{number >> 8}.{number & 255}")
     assert len(one._non_members) <= 4096
     assert one.fdb.members._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
 
@@ -134,7 +134,7 @@ def test_accepted_sources_with_entries_are_kept() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
     for number in range(10_000):
         source = bytes((2, 1, 0, 0, number >> 8, number & 255))
-        assert say(one, f"10.0.{number >> 8}.{number & 255}", source)
+        assert send_frame(one, f"10.0.{number >> 8}.{number & 255}", source)
     assert len(one._non_members) == 10_000
     one.fdb.flush(Filter(dynamic=True))
     one._forget_idle_non_members()
@@ -143,9 +143,9 @@ def test_accepted_sources_with_entries_are_kept() -> None:
 
 def test_an_accepted_source_that_becomes_a_member_keeps_one_remote() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
-    say(one, "192.0.2.9", A)
+    send_frame(one, "192.0.2.9", A)
     one.set_remotes([remote(1), remote(9)], 1.0)
-    say(one, "192.0.2.9", B)
+    send_frame(one, "192.0.2.9", B)
     assert one.fdb.get(A).destinations is one.fdb.get(B).destinations
     assert one.fdb.get(A).destinations[0] is one.remotes[1]
 
@@ -154,8 +154,8 @@ def test_an_accepted_source_that_becomes_a_member_keeps_one_remote() -> None:
 def test_static_mac_from_another_remote(accept: Networks) -> None:
     one = segment(remote(1), remote(2), accept=accept)
     one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.STATIC))
-    assert say(one, "192.0.2.1")
-    assert not say(one, "192.0.2.2")
+    assert send_frame(one, "192.0.2.1")
+    assert not send_frame(one, "192.0.2.2")
     assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
     assert one.counters.last_source == {Drop.INNER_SOURCE_STATIC: "192.0.2.2"}
     assert behind(one) == {A: "192.0.2.1"}
@@ -164,7 +164,7 @@ def test_static_mac_from_another_remote(accept: Networks) -> None:
 def test_sticky_mac_from_another_remote_is_admitted() -> None:
     one = segment(remote(1), remote(2))
     one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.DYNAMIC, sticky=True))
-    assert say(one, "192.0.2.2")
+    assert send_frame(one, "192.0.2.2")
     assert behind(one) == {A: "192.0.2.1"}
     assert drops(one) == {}
     assert (one.counters.fdb_moved, one.counters.fdb_full) == (0, 0)
@@ -173,7 +173,7 @@ def test_sticky_mac_from_another_remote_is_admitted() -> None:
 def test_without_learning_no_source_is_looked_up() -> None:
     one = segment(remote(1), remote(2), learning=False)
     one.fdb.add(A, remote(1), 0.0)
-    assert say(one, "192.0.2.2")
+    assert send_frame(one, "192.0.2.2")
     assert one.fdb.get(A).rx_frames == 0
 
 
@@ -184,8 +184,8 @@ def test_set_remotes() -> None:
     one = segment(remote(1), remote(2))
     one.set_remotes([remote(3), remote(2)], 1.0)
     assert hosts(one) == ["192.0.2.3", "192.0.2.2"]
-    assert say(one, "192.0.2.3")
-    assert not say(one, "192.0.2.1")
+    assert send_frame(one, "192.0.2.3")
+    assert not send_frame(one, "192.0.2.1")
 
 
 def test_other_flood_destinations_stay() -> None:
@@ -203,26 +203,26 @@ def test_other_flood_destinations_stay() -> None:
 
 def test_macs_learned_from_a_removed_remote_are_deleted() -> None:
     one = segment(remote(1), remote(2), remote(3))
-    say(one, "192.0.2.1", A)
-    say(one, "192.0.2.2", B)
+    send_frame(one, "192.0.2.1", A)
+    send_frame(one, "192.0.2.2", B)
     one.set_remotes([remote(2)], 1.0)
     assert behind(one) == {B: "192.0.2.2"}
 
 
 def test_macs_of_a_removed_remote_that_is_still_accepted_stay() -> None:
     one = segment(remote(1), remote(2), accept=(ip_network("192.0.2.1/32"),))
-    say(one, "192.0.2.1", A)
+    send_frame(one, "192.0.2.1", A)
     one.set_remotes([remote(2)], 1.0)
     assert behind(one) == {A: "192.0.2.1"}
     one.fdb.add(B, remote(2), 0.0)
     one.set_remotes([remote(3)], 1.0)
-    assert say(one, "192.0.2.2", B)
+    assert send_frame(one, "192.0.2.2", B)
 
 
 def test_static_entries_of_a_former_remote_stay() -> None:
     one = segment(remote(1))
     one.fdb.add(A, remote(1), 0.0)
-    say(one, "192.0.2.1", B)
+    send_frame(one, "192.0.2.1", B)
     one.set_remotes([remote(2)], 1.0)
     assert behind(one) == {A: "192.0.2.1", B: "192.0.2.1"}
     one.fdb.remove(A)
@@ -231,11 +231,11 @@ def test_static_entries_of_a_former_remote_stay() -> None:
 
 def test_set_accept_deletes_macs_of_sources_no_longer_accepted() -> None:
     one = segment(remote(1), accept=ANY_SOURCE)
-    say(one, "192.0.2.9", A)
-    say(one, "192.0.2.17", B)
+    send_frame(one, "192.0.2.9", A)
+    send_frame(one, "192.0.2.17", B)
     one.set_accept((ip_network("192.0.2.16/28"),))
     assert behind(one) == {B: "192.0.2.17"}
-    assert not say(one, "192.0.2.9", A)
+    assert not send_frame(one, "192.0.2.9", A)
 
 
 def test_no_remote_at_all() -> None:
@@ -248,8 +248,8 @@ def test_no_remote_at_all() -> None:
 
 def test_frames_are_counted_by_entry() -> None:
     one = segment(remote(1))
-    say(one, "192.0.2.1", B)
-    say(one, "192.0.2.1", B)
+    send_frame(one, "192.0.2.1", B)
+    send_frame(one, "192.0.2.1", B)
     routed(one, FRAME)
     routed(one, FRAME, 44)
     routed(one, mac(BROADCAST) + FRAME[6:], 2)
@@ -288,8 +288,8 @@ def passing(reserved: int, *, gbp: bool = False) -> set[int]:
     groups = GroupPolicy() if gbp else None
     policy = SegmentPolicy(reserved_bits=reserved, groups=groups)
     one = segment(policy=policy)
-    assert say(one, "192.0.2.1")
-    passed = {bit for bit in RESERVED if say(one, "192.0.2.1", header=header_with(bit))}
+    assert send_frame(one, "192.0.2.1")
+    passed = {bit for bit in RESERVED if send_frame(one, "192.0.2.1", header=header_with(bit))}
     refused = len(RESERVED) - len(passed | GPE)
     assert drops(one) == ({Drop.RESERVED_BITS: refused} if refused else {})
     return passed
@@ -403,47 +403,47 @@ def test_no_group_is_no_extension() -> None:
 )
 def test_groups_accepted(header: bytes, let_in: bool) -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy(accepted=frozenset({0, 7}))))
-    assert say(one, "192.0.2.1", header=header) is let_in
+    assert send_frame(one, "192.0.2.1", header=header) is let_in
     assert drops(one) == ({} if let_in else {Drop.GROUP_DENIED: 1})
     assert behind(one) == ({A: "192.0.2.1"} if let_in else {})
 
 
 def test_no_group_counts_as_group_0() -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy(accepted=frozenset({7}))))
-    assert not say(one, "192.0.2.1")
-    assert not say(one, "192.0.2.1", header=group_header(8, flags="A", marked=False))
+    assert not send_frame(one, "192.0.2.1")
+    assert not send_frame(one, "192.0.2.1", header=group_header(8, flags="A", marked=False))
     assert drops(one) == {Drop.GROUP_DENIED: 2}
 
 
 @pytest.mark.parametrize("group", [0, 7, 0xFFFF])
 def test_every_group_is_accepted_by_default(group: int) -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
-    assert say(one, "192.0.2.1", header=group_header(group))
+    assert send_frame(one, "192.0.2.1", header=group_header(group))
 
 
 def test_dont_learn() -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
-    assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
+    assert send_frame(one, "192.0.2.1", header=group_header(7, flags="D"))
     assert behind(one) == {}
-    assert say(one, "192.0.2.1", header=group_header(7))
-    assert say(one, "192.0.2.2", header=group_header(7, flags="D"), now=9.0)
+    assert send_frame(one, "192.0.2.1", header=group_header(7))
+    assert send_frame(one, "192.0.2.2", header=group_header(7, flags="D"), now=9.0)
     assert behind(one) == {A: "192.0.2.1"}
     assert one.fdb.get(A).updated == 1.0
-    assert say(one, "192.0.2.2", header=group_header(7, flags="D", marked=False))
+    assert send_frame(one, "192.0.2.2", header=group_header(7, flags="D", marked=False))
     assert behind(one) == {A: "192.0.2.2"}
 
 
 def test_dont_learn_does_not_bypass_a_static_entry() -> None:
     one = segment(policy=SegmentPolicy(groups=GroupPolicy()))
     one.fdb.add(A, remote(1), 0.0)
-    assert say(one, "192.0.2.1", header=group_header(7, flags="D"))
-    assert not say(one, "192.0.2.2", header=group_header(7, flags="D"))
+    assert send_frame(one, "192.0.2.1", header=group_header(7, flags="D"))
+    assert not send_frame(one, "192.0.2.2", header=group_header(7, flags="D"))
     assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
 
 
 def test_without_the_extension_nothing_is_read_from_its_bits() -> None:
     one = segment()
-    assert say(one, "192.0.2.1", header=group_header(7, flags="DA"))
+    assert send_frame(one, "192.0.2.1", header=group_header(7, flags="DA"))
     assert behind(one) == {A: "192.0.2.1"}
 
 

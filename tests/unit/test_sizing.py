@@ -1,4 +1,4 @@
-"""What one segment does about sizes: SYNs of both directions, and an MTU that changes."""
+"""The tunnel sizing of one segment: SYNs in both directions, and an MTU that changes."""
 
 import pytest
 from hypothesis import given

@@ -444,7 +444,7 @@ def test_without_confirmation_the_request_is_flooded(kind: str) -> None:
     assert one.take_overdue(11.0) == []
     assert one.take_overdue(11.2) == [ASKS[kind]]
     assert one.take_overdue(100.0) == []  # Once.
-    # Whoever asks now is left to those who know, until one of them says so.
+    # Further requests are flooded until the neighbour confirms its MAC.
     assert one.answer(ASKS[kind], 20.0) == Answer()
     one.snoop(FROM_C[kind], 20.1)
     answer = one.answer(ASKS[kind], 26.0)
@@ -573,14 +573,14 @@ def test_many_are_overdue_at_once() -> None:
     assert [each for some in flooded for each in some] == asked
 
 
-class Oracle:
-    """What may be told of B's address, by the rules in the docstring of the module, in short."""
+class Reference:
+    """A second implementation of the rules in the docstring of the module, for the address of B."""
 
     def __init__(self) -> None:
         self.claims: list[tuple[float, str, Remote]] = []
         self.asked: dict[str, float] = {}
 
-    def may_be_told(self, where: dict[str, Remote], now: float) -> str | None:
+    def answer(self, where: dict[str, Remote], now: float) -> str | None:
         if not self.claims:
             return None
         since, address, remote = self.claims[-1]
@@ -605,7 +605,7 @@ def test_answers_are_the_last_claims_from_their_remotes(
 ) -> None:
     fdb = fdb_with()
     fdb.set_default([ONE, TWO], 0.0)
-    one, oracle, now = Neighbours(fdb, ageing=0.0, max_neighbours=0), Oracle(), 100.0
+    one, reference, now = Neighbours(fdb, ageing=0.0, max_neighbours=0), Reference(), 100.0
     where: dict[str, Remote] = {}
     unconfirmed: float | None = None
     last_asker = ""
@@ -617,7 +617,7 @@ def test_answers_are_the_last_claims_from_their_remotes(
         if event == "speaks":
             frame = {"arp": arp_reply(src=address), "nd": advertise(src=address)}[kind]
             assert one.snoop(frame, now)
-            oracle.claims.append((now, address, remote))
+            reference.claims.append((now, address, remote))
             unconfirmed = None
         elif event == "tick":
             if one.take_overdue(now):
@@ -629,12 +629,12 @@ def test_answers_are_the_last_claims_from_their_remotes(
             reply = replied(one, request, now)
             if reply is None:
                 continue
-            assert reply[6:12].hex(":") == oracle.may_be_told(where, now)
+            assert reply[6:12].hex(":") == reference.answer(where, now)
             # Not `max` by time: two requests may be of the same time.
-            assert asker != last_asker or now - oracle.asked[asker] >= 5.0
+            assert asker != last_asker or now - reference.asked[asker] >= 5.0
             last_asker = asker
             assert unconfirmed != -1.0  # It has not spoken since the request was flooded.
-            oracle.asked[asker] = now
+            reference.asked[asker] = now
             unconfirmed = now if unconfirmed is None else unconfirmed
 
 
@@ -809,10 +809,10 @@ def test_hostile(frames: list[tuple[bool, bytes]]) -> None:
         else:
             reply = replied(one, frame, 1.0)
             if reply is not None:
-                judge(Ether(frame), Ether(reply))
+                check_reply(Ether(frame), Ether(reply))
 
 
-def judge(request: Packet, reply: Packet) -> None:
+def check_reply(request: Packet, reply: Packet) -> None:
     """Check the properties of every reply with scapy."""
     assert request.dst.startswith(("ff:", "01:", "33:")) or int(request.dst[:2], 16) & 1
     assert reply.dst != reply.src

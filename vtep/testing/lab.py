@@ -23,7 +23,7 @@ from pyroute2.netns import setns
 
 from vtep.errors import VtepError
 
-_DEADLINE = 10.0
+_DEADLINE_S = 10.0
 """Seconds after which an operation that takes milliseconds is considered stuck."""
 
 
@@ -125,7 +125,7 @@ def transfer(
     octets: int,
     progress: Callable[[int], object] = lambda _: None,
     *,
-    patience: float = _DEADLINE,
+    stall_timeout: float = _DEADLINE_S,
 ) -> float:
     """Send random octets over TCP to an address of `sink`.
 
@@ -135,7 +135,7 @@ def transfer(
         address: an address of `sink`.
         octets: how many octets to send.
         progress: called with the number of octets that have arrived.
-        patience: seconds without an arriving octet after which the transfer has failed.
+        stall_timeout: seconds without an arriving octet after which the transfer has failed.
 
     Returns: the seconds that it took.
     Raises: VtepError if octets are missing or damaged, according to their SHA-256.
@@ -148,8 +148,8 @@ def transfer(
     with source.inside():
         client = socket.socket(family)
     with listener, client:
-        client.settimeout(patience)
-        listener.settimeout(_DEADLINE)
+        client.settimeout(stall_timeout)
+        listener.settimeout(_DEADLINE_S)
         try:
             client.connect(listener.getsockname())
             connection, _ = listener.accept()
@@ -158,7 +158,7 @@ def transfer(
             sender.start()
             at = 0
             with connection:
-                connection.settimeout(patience)
+                connection.settimeout(stall_timeout)
                 while at < octets and (got := connection.recv_into(received[at:])):
                     at += got
                     progress(at)
@@ -173,7 +173,7 @@ def transfer(
 
 def _listen(sink: Host, address: str, family: socket.AddressFamily) -> socket.socket:
     """Listen for TCP connections to an address of `sink`. Raises: VtepError."""
-    end = time.monotonic() + _DEADLINE
+    end = time.monotonic() + _DEADLINE_S
     with sink.inside():
         while True:
             try:
@@ -230,7 +230,7 @@ def _end(child: "subprocess.Popen[Any]") -> None:
     if child.poll() is None:
         child.terminate()
     try:
-        child.wait(_DEADLINE)
+        child.wait(_DEADLINE_S)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
