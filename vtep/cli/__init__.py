@@ -1,4 +1,4 @@
-"""The `pyvtep` command line: it runs a VTEP, or asks and changes a running one."""
+"""The `pyvtep` command line: it runs a VTEP, or queries and changes a running one."""
 
 from vtep.cli.main import main
 

@@ -276,8 +276,8 @@ class Config:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """IP versions in use on the underlay: 4, 6 or both; 4 if no address tells."""
-        # Own addresses count only if nothing else tells: otherwise they must fit the others.
+        """IP versions in use on the underlay: 4, 6 or both; 4 if there is no address."""
+        # Own addresses count only if there are no others; otherwise they must fit those.
         known = [*self.remote, *self.accept] + ([self.group] if self.group else [])
         return tuple(sorted({item.version for item in known or self.local})) or (4,)
 

@@ -101,8 +101,8 @@ class Server:
 
     `call` executes a method, given its name and parameters; the messages of VtepError, ConfigError
     and RpcError are sent to the client. `watch` subscribes to the events that subscribers get.
-    `flush` is awaited before the last request of a line is answered: what was changed is on the
-    disk then, or VtepError says why not.
+    `flush` is awaited before the last request of a line is answered: changes are on the disk then.
+    It raises VtepError if that fails.
     """
 
     def __init__(self, call: Call, watch: Watch, flush: Flush) -> None:

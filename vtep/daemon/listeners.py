@@ -1,7 +1,6 @@
 """The listeners of a process: opened when a VNI needs one, shared by VNIs, closed when idle."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Iterator
 
 from vtep.config import Config
 from vtep.daemon.build import outer_header_options
@@ -33,8 +32,6 @@ class Listeners:
         self._pool = pool
         self._on_reply = on_reply
         self._by_endpoint: dict[Endpoint, Listener] = {}
-        self.by_endpoint: Mapping[Endpoint, Listener] = MappingProxyType(self._by_endpoint)
-        """A read-only view."""
         # With --srcport 4789 4789, a sender needs the port on which a listener receives.
         pool.senders.find_shared = self._shared_socket
 

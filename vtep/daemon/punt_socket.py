@@ -68,7 +68,7 @@ class PuntSocket:
 
     @property
     def receivers(self) -> list[UdpReceiver]:
-        """The second socket, if there is one."""
+        """The second socket as a receiver, if there is one, for callers that set its options."""
         return [UdpReceiver(self._guard.socket)] if self._guard is not None else []
 
     def update(

@@ -9,8 +9,8 @@ from attrs import frozen
 class Severity(StrEnum):
     """The severity of a finding, the worst first.
 
-    A problem keeps something from working, and a warning may. A note is no fault: it tells of what
-    could not be examined, of what was wrong earlier, or of what is slow.
+    A problem keeps something from working, and a warning may. A note is no fault: it reports
+    what could not be examined, what was wrong earlier, or what is slow.
     """
 
     PROBLEM = "problem"

@@ -95,7 +95,7 @@ class _Claim(NamedTuple):
     key: _Key
     mac: bytes
     router: bool | None
-    """None if the message does not tell."""
+    """None if the message does not state it."""
     override: bool
     """The claim may replace a known MAC (RFC 4861, section 4.4)."""
 

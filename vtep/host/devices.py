@@ -21,7 +21,7 @@ def device_index(name: str) -> int | None:
     runs out of descriptors would take all its devices for removed.
 
     Raises:
-        OSError: the kernel cannot be asked, since descriptors have run out.
+        OSError: the query failed, since descriptors have run out.
     """
     octets = name.encode()
     if not 0 < len(octets) <= _NAME_MAX:

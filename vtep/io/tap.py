@@ -79,7 +79,8 @@ class Tap:
 
     def request_offloads(self, *, tso: bool, uso: bool) -> None:
         """Request superframes of TCP and UDP; `tso` and `uso` say what the kernel granted."""
-        # The kernel segments and completes checksums itself as far as it is not asked to leave it.
+        # The kernel segments and completes checksums itself, except for what these flags leave to
+        # the reader. An earlier call may have set some, so the last term clears them; it is False.
         self.uso = tso and uso and self._set_offloads(OFFLOAD_TCP | _OFFLOAD_UDP)
         self.tso = (
             self.uso or (tso and self._set_offloads(OFFLOAD_TCP)) or not self._set_offloads(0)

@@ -1,8 +1,8 @@
 """Frames from the TAP that are larger than the tunnel carries.
 
-In this order: a TCP segment is cut into smaller ones, an IPv4 packet without DF is fragmented, the
-sender of another packet is told the MTU by ICMP. A frame for which nothing of this is possible is
-sent as it is, and the underlay fragments or refuses it.
+In this order: a TCP segment is cut into smaller ones, an IPv4 packet without DF is fragmented, and
+the sender of any other packet is notified of the MTU by ICMP. A frame for which none of these is
+possible is sent unchanged, and the underlay fragments or drops it.
 """
 
 from collections.abc import Iterator
@@ -181,7 +181,7 @@ class Oversize:
 
 
 def _min_link_mtu(version: int) -> int:
-    """Return the MTU that every link has. To ask a sender for less is useless."""
+    """Return the MTU that every link has: senders need not heed a smaller one."""
     return icmp.MTU_MIN_V6 if version == 6 else 0
 
 

@@ -87,7 +87,7 @@ class TunnelGsoDevice:
     """The TAP device to which superframes with tunnel GSO are written.
 
     The constructor raises OSError where this host does not support it, or not for this user;
-    `error.strerror` tells why. It waits for the kernel: call it in a thread.
+    `error.strerror` is the reason. It waits for the kernel: call it in a thread.
     """
 
     removed_on_close = True

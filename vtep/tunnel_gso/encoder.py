@@ -60,10 +60,10 @@ _TWO_FIELDS = Struct("!HH")
 class OuterHeader:
     """The fields of the outer headers that are the same for all superframes of one flow.
 
-    `tos` is the TOS octet or traffic class, `ttl` the TTL or hop limit, `checksum` tells whether
-    there is a UDP checksum, `first_id` is the IPv4 identification of the first segment. `dst_mac`
-    is the address of the TAP device, and `egress` the index of the egress device: the program at
-    the TAP device reads it from the first four octets of the source MAC (see `.device`).
+    `tos` is the TOS octet or traffic class, `ttl` the TTL or hop limit, and `first_id` the IPv4
+    identification of the first segment. `checksum` is True if there is a UDP checksum. `dst_mac` is
+    the address of the TAP device, and `egress` the index of the egress device: the program at the
+    TAP device reads it from the first four octets of the source MAC (see `.device`).
     """
 
     dst_mac: bytes

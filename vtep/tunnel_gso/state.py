@@ -412,7 +412,7 @@ class GsoProber(Generic[_P]):
             return
         if host in self._backoffs:
             # An echo request can pass where superframes are lost, for example behind a firewall
-            # that matches on the inner packet. Only an acknowledgement tells.
+            # that matches on the inner packet. Only an acknowledgement proves delivery.
             return
         remote, segmented = path.gso, reply.octets < _SMALL_LEN
         if segmented or reply.octets >= _LARGE_LEN:
