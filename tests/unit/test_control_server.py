@@ -542,7 +542,7 @@ def test_a_client_is_accepted_once_there_is_a_descriptor(
         accept(self, listener)
 
     monkeypatch.setattr(Server, "_accept", counted)
-    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0.05)
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE_S", 0.05)
 
     async def main() -> None:
         with socket.socket(socket.AF_UNIX) as waiting:
@@ -845,7 +845,7 @@ def elsewhere(
 
     It answers nothing, as a process that is stopped.
     """
-    monkeypatch.setattr(client, "_ALIVE", 0.1)
+    monkeypatch.setattr(client, "_PING_TIMEOUT_S", 0.1)
     run_folder.mkdir()
     prefix = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--net", "--user"]
     command = [*prefix, sys.executable, "-c", _LISTEN, str(run_folder / "vx0.sock")]

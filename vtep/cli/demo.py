@@ -20,7 +20,7 @@ from vtep.testing.lab import Host, Lab, need, transfer
 
 _VNI = 1
 _TRANSFER = 256 << 20
-_DEADLINE = 20.0
+_DEADLINE_S = 20.0
 
 _PICTURE = """\
         host a                                host b
@@ -109,7 +109,7 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
 
     _title(console, 6, "The first VXLAN packet on the cable, decoded by tcpdump")
     tcpdump.send_signal(signal.SIGTERM)
-    tcpdump.wait(_DEADLINE)
+    tcpdump.wait(_DEADLINE_S)
     # -K: a veth pair leaves checksums to be filled in by a NIC, so that they look wrong.
     packet = a.run("tcpdump", "-r", str(capture), "-n", "-e", "-vv", "-K", "-c", "1")
     _print(console, Text(packet.rstrip(), style="cyan"))
@@ -176,8 +176,8 @@ def _wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]") -> No
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _DEADLINE
+    deadline = time.monotonic() + _DEADLINE_S
     while not condition():
         if time.monotonic() > deadline:
-            raise VtepError(f"timeout after {_DEADLINE:.0f} s, waiting for: {what}")
+            raise VtepError(f"timeout after {_DEADLINE_S:.0f} s, waiting for: {what}")
         time.sleep(0.02)

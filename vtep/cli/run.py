@@ -31,7 +31,7 @@ report_log = logging.getLogger(REPORT)
 Companion: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
 """A coroutine that runs beside a VTEP; its VtepError ends both."""
 
-_SWITCH_INTERVAL = 0.0005
+_SWITCH_INTERVAL_S = 0.0005
 """Time slice of threads in seconds, instead of Python's 5 ms. While a thread reads routes, the loop
 waits that long for the interpreter lock after each system call."""
 
@@ -58,7 +58,7 @@ def run(
     bootstrap.open_standard_streams()
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     handler = NonBlockingLogHandler(journal=bootstrap.stderr_is_journal())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.DEBUG if debug else logging.INFO)

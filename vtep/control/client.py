@@ -33,14 +33,14 @@ from vtep.control.schema import (
 )
 from vtep.errors import ConfigError, VtepError
 
-_TIMEOUT = 30.0
-"""Seconds for a VTEP to execute a request and to answer."""
+_TIMEOUT_S = 30.0
+"""Time for a VTEP to execute a request and to answer."""
 
-_ALIVE = 4.0
-"""Seconds in which a VTEP answers a ping, unless its process is stopped or hangs."""
+_PING_TIMEOUT_S = 4.0
+"""Time in which a VTEP answers a ping, unless its process is stopped or hangs."""
 
-_PAUSE = 0.02
-"""Seconds between two attempts to connect while the accept queue of a VTEP is full."""
+_RECONNECT_INTERVAL_S = 0.02
+"""Pause between two attempts to connect while the accept queue of a VTEP is full."""
 
 
 class DisconnectedError(VtepError):
@@ -60,7 +60,10 @@ def candidates() -> list[Candidate]:
 def _candidate(live: socket_files.LiveSocket, *, ask: bool) -> Candidate:
     here, segments = live.here is True, None
     if ask:
-        with suppress(VtepError, KeyError, TypeError), Client(live.path, timeout=_ALIVE) as asked:
+        with (
+            suppress(VtepError, KeyError, TypeError),
+            Client(live.path, timeout=_PING_TIMEOUT_S) as asked,
+        ):
             process = asked.call("process.show")
             segments = tuple(SegmentName(**each) for each in process["segments"])
             here = process["netns"] is not None and process["netns"] == socket_files.namespace()
@@ -91,7 +94,7 @@ class Client:
         *,
         vni: int | None = None,
         dev: str | None = None,
-        timeout: float = _TIMEOUT,
+        timeout: float = _TIMEOUT_S,
     ) -> None:
         self._elsewhere: Candidate | None = None
         if path is None:
@@ -105,9 +108,9 @@ class Client:
         self._events: list[MonitorEvent] = []
         self._socket = socket.socket(socket.AF_UNIX)
         self._answers = False
-        self._socket.settimeout(min(timeout, _ALIVE))
+        self._socket.settimeout(min(timeout, _PING_TIMEOUT_S))
         try:
-            self._connect(time.monotonic() + min(timeout, _ALIVE))
+            self._connect(time.monotonic() + min(timeout, _PING_TIMEOUT_S))
         except PermissionError as error:
             self._socket.close()
             raise DisconnectedError(
@@ -133,14 +136,14 @@ class Client:
             except BlockingIOError:  # The accept queue is full; the kernel does not wait.
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_PAUSE)
+                time.sleep(_RECONNECT_INTERVAL_S)
 
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the VTEP by name, without the parameters that are None."""
         if self._elsewhere is not None:
             self._check(method, self._elsewhere)
         if not self._answers:  # Else a stopped process would execute it once it goes on.
-            answer = self._ask("ping", {}, min(self._timeout, _ALIVE))
+            answer = self._ask("ping", {}, min(self._timeout, _PING_TIMEOUT_S))
             if answer.get("id") is None:  # It concerns the connection, such as too many clients.
                 raise _refusal("ping", answer["error"])
             self._answers = True

@@ -55,7 +55,7 @@ _NO_DESCRIPTORS = (
 
 _ACCEPTS_AT_ONCE = 16
 
-_ACCEPT_PAUSE = 1.0
+_ACCEPT_PAUSE_S = 1.0
 """Seconds until clients are accepted again after there was no descriptor for one."""
 
 SUBSCRIBE: Final = "monitor.subscribe"
@@ -162,7 +162,7 @@ class Server:
                     descriptors.warn(f"cannot accept clients of the control socket: {why}")
                     loop = asyncio.get_running_loop()
                     loop.remove_reader(listening.socket.fileno())
-                    self._retry = loop.call_later(_ACCEPT_PAUSE, self._listen, listening)
+                    self._retry = loop.call_later(_ACCEPT_PAUSE_S, self._listen, listening)
                 return
             connection.setblocking(False)
             if descriptors.is_reserved(connection.fileno()):

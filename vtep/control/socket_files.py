@@ -28,10 +28,10 @@ _CREDENTIALS = struct.Struct("3i")
 
 _BACKLOG = 128
 _LOCK_TRIES = 100
-_LOCK_PAUSE = 0.02
+_LOCK_INTERVAL_S = 0.02
 
-_PROBE_TIMEOUT = 1.0
-"""Seconds to wait for a server whose accept queue is full."""
+_PROBE_TIMEOUT_S = 1.0
+"""Time to wait for a server whose accept queue is full."""
 
 
 class TakenError(VtepError):
@@ -165,7 +165,7 @@ def _locked(place: Path) -> Iterator[None]:
             except BlockingIOError:
                 if tries == _LOCK_TRIES - 1:
                     raise VtepError(f"--control: another process keeps {place} locked") from None
-                time.sleep(_LOCK_PAUSE)
+                time.sleep(_LOCK_INTERVAL_S)
         yield
     finally:
         os.close(lock)
@@ -181,7 +181,7 @@ def _refused(path: Path, error: OSError) -> VtepError:
 def probe(path: Path) -> int | None:
     """Return the process that listens on a socket, 0 if it is not known, None if none does."""
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.settimeout(_PROBE_TIMEOUT)
+        caller.settimeout(_PROBE_TIMEOUT_S)
         try:
             caller.connect(os.fspath(path))
         except TimeoutError:
