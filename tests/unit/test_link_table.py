@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.host.link_table import LinkTable
+from vtep.host.link_table import LinkTable, changed_links
 
 NEW, GONE = 16, 17
 LINK, MASTER, INFO, NAMESPACE, KIND = 5, 10, 18, 37, 1
@@ -85,8 +85,19 @@ def test_a_port_that_leaves_a_bridge_is_not_removed() -> None:
     assert links.with_upper([1]) == {1}
 
 
+def test_changed_links_are_those_of_the_messages_and_their_masters() -> None:
+    assert changed_links(b"") == set()
+    assert changed_links(message(3)) == {3}
+    assert changed_links(message(3, lower=4, master=7) + message(5, kind="veth")) == {3, 5, 7}
+    assert changed_links(message(3, family=AF_BRIDGE)) == {3}
+    # A receive buffer may end within a message.
+    assert changed_links(message(3, master=7)[:-4]) == {3}
+
+
 @given(st.binary(max_size=200), st.integers(0, 64))
 def test_any_octets(octets: bytes, at: int) -> None:
+    changed_links(octets)
+    changed_links(message(1, master=2)[:at] + octets)
     good = message(1, master=2, kind="bridge")
     LinkTable().update(octets)
     LinkTable().update(good[:at] + octets)

@@ -16,7 +16,7 @@ from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port
 from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
-from vtep.host.netlink_events import changed_links
+from vtep.host.link_table import changed_links
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment
 

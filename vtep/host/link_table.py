@@ -49,12 +49,16 @@ class LinkTable:
     def update(self, messages: bytes) -> bool:
         """Apply messages; return True if they changed how devices are stacked."""
         changed = False
-        for kind, index, attributes in _messages(messages):
-            before = self._links.get(index)
+        for kind, family, index, attributes in _messages(messages):
+            # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK
+            # when a port leaves, which does not mean that the device is gone.
+            if family != _AF_UNSPEC:
+                continue
             if kind == _RTM_NEWLINK:
+                before = self._links.get(index)
                 self._links[index] = after = _parse_link(attributes)
                 changed |= before != after
-            else:
+            elif kind == _RTM_DELLINK:
                 changed |= self._links.pop(index, None) is not None
         return changed
 
@@ -104,16 +108,24 @@ class LinkTable:
         return master if self._links.get(master, Link()).kind == "vrf" else 0
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-    """Yield type, device index and attributes of each message about a device itself."""
+def changed_links(messages: bytes) -> set[int]:
+    """Return the indices of the devices that messages are about, and of their masters."""
+    indices = set()
+    for _, _, index, attributes in _messages(messages):
+        indices.add(index)
+        if master := _index(attributes.get(_IFLA_MASTER)):
+            indices.add(master)
+    return indices
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
+    """Yield type, address family, device index and attributes of each message about a link."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, family, _, index = _HEADER.unpack_from(data, at)
+        # The minimum ends the loop even if a length is 0.
         end = at + max(length, _HEADER.size)
-        # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK when a
-        # port leaves, which does not mean that the device is gone.
-        if kind in (_RTM_NEWLINK, _RTM_DELLINK) and family == _AF_UNSPEC:
-            yield kind, index, dict(_attributes(data[at + _HEADER.size : end]))
+        yield kind, family, index, dict(_attributes(data[at + _HEADER.size : end]))
         at = end + 3 & ~3
 
 

@@ -1,6 +1,7 @@
 """Events of rtnetlink and XFRM, and the dump of all links that precedes link events.
 
-These use plain netlink sockets, which an event loop can poll, in place of pyroute2.
+These use plain netlink sockets, which an event loop can poll, in place of pyroute2. `link_table`
+parses the messages about links.
 """
 
 import socket
@@ -23,7 +24,6 @@ _NLM_F_DUMP = 0x300
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _RTM_GETLINK = 18
-_IFLA_MASTER = 10
 _IFLA_EXT_MASK = 29
 _RTEXT_FILTER_SKIP_STATS = 8
 
@@ -32,12 +32,6 @@ _MESSAGE = Struct("=IH")
 
 _LINK_REQUEST = Struct("=IHHIIB15x")
 """struct nlmsghdr, then struct ifinfomsg with its address family."""
-
-_LINK_EVENT = Struct("=I12x4xi")
-"""struct nlmsghdr with its length, then the beginning of struct ifinfomsg with its index."""
-
-_LINK_HEADERS_LEN = 32
-"""Octets of struct nlmsghdr and struct ifinfomsg; attributes follow."""
 
 _ATTRIBUTE = Struct("=HH")
 """struct rtattr: length, including this header, and type."""
@@ -81,29 +75,6 @@ def _subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.sock
     events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
     events.bind((0, groups))
     return events
-
-
-def changed_links(events: bytes) -> set[int]:
-    """Parse messages from `watch_links`.
-
-    Returns: the indices of the links that changed, and of the devices that these are ports of.
-    """
-    indices = set()
-    at = 0
-    while at + _LINK_EVENT.size <= len(events):
-        length, index = _LINK_EVENT.unpack_from(events, at)
-        indices.add(index)
-        # Messages and attributes are aligned to four octets. The minimum ends the loop even if a
-        # length is 0.
-        end = at + max(length + 3 & ~3, _LINK_EVENT.size)
-        at += _LINK_HEADERS_LEN
-        while at + _ATTRIBUTE.size + _INDEX.size <= min(end, len(events)):
-            length, kind = _ATTRIBUTE.unpack_from(events, at)
-            if kind == _IFLA_MASTER:
-                indices.update(_INDEX.unpack_from(events, at + _ATTRIBUTE.size))
-            at += max(length + 3 & ~3, _ATTRIBUTE.size)
-        at = end
-    return indices
 
 
 def dump_links() -> Iterator[bytes]:
