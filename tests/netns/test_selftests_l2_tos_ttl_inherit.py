@@ -1,7 +1,7 @@
 """The table of the kernel's l2_tos_ttl_inherit.sh, for its VXLAN devices.
 
-The options are changed at run time between the rows. test_envelope.py compares the same frames with
-the kernel driver.
+The options are changed at run time between the rows. test_outer_header.py compares the same
+frames with the kernel driver.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from tests.netns.hosts import (
     Pair,
     Start,
 )
-from tests.netns.test_envelope import OVER_V4, OVER_V6, OuterHeader, inner, look
+from tests.netns.test_outer_header import OVER_V4, OVER_V6, OuterHeader, inner, look
 from tests.unit import craft
 
 TOS, TTL = 0x9C, 123

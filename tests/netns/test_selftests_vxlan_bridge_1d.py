@@ -1,7 +1,7 @@
 """The assertions of the kernel's vxlan_bridge_1d.sh and its variants, with pyvtep as the switch.
 
 They are about flooding, unicast and learning, with the kernel driver as the remotes. TTL, TOS and
-both ECN tables are in test_envelope.py.
+both ECN tables are in test_outer_header.py.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The assertions of the kernel's vxlan_bridge_1q_mc_ul.sh: the device by which a group is reached.
 
 Membership of IPv4 and IPv6 groups, with the kernel driver and with pyvtep, is tested in
-test_envelope.py. Multicast routing in the underlay is a matter of the kernel.
+test_outer_header.py. Multicast routing in the underlay is a matter of the kernel.
 """
 
 import pytest
