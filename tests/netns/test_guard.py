@@ -258,7 +258,7 @@ def test_changes_of_stacks_are_reported(pair: Pair) -> None:
     a, _ = pair
     links = table(a)
     with a.inside():
-        events = netlink_events.watch_links()
+        events = netlink_events.subscribe_links()
 
     def changed(*command: str) -> bool:
         a.run("ip", *command)

@@ -738,7 +738,7 @@ def test_a_dead_socket_is_replaced(path: Path) -> None:
     socket_files.listen(path).socket.close()
     assert path.exists()
     listener = socket_files.listen(path)
-    assert socket_files.probe(path) == os.getpid()
+    assert socket_files.listening_process(path) == os.getpid()
     listener.socket.close()
 
 

@@ -30,7 +30,7 @@ _BACKLOG = 128
 _LOCK_TRIES = 100
 _LOCK_INTERVAL_S = 0.02
 
-_PROBE_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 1.0
 """Time to wait for a server whose accept queue is full."""
 
 
@@ -112,7 +112,7 @@ def _remove_dead(place: Path) -> None:
     """Remove the files of processes that were killed: those with a pid would stay for ever."""
     with _locked(place):
         for path in place.glob(f"*{_SUFFIX}"):
-            if path.is_socket() and probe(path) is None:
+            if path.is_socket() and listening_process(path) is None:
                 path.unlink(missing_ok=True)
 
 
@@ -124,7 +124,7 @@ def listen(path: Path) -> ControlSocket:
     Raises: TakenError, with the process that listens; VtepError if the host refuses.
     """
     with _locked(path.parent):
-        if (owner := probe(path)) is not None:
+        if (owner := listening_process(path)) is not None:
             raise TakenError(
                 f"--control {path}: is that of process {owner or 'another'}; give another PATH"
             )
@@ -178,10 +178,10 @@ def _refused(path: Path, error: OSError) -> VtepError:
 # --- for a client ---------------------------------------------------------------------------
 
 
-def probe(path: Path) -> int | None:
+def listening_process(path: Path) -> int | None:
     """Return the process that listens on a socket, 0 if it is not known, None if none does."""
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.settimeout(_PROBE_TIMEOUT_S)
+        caller.settimeout(_CONNECT_TIMEOUT_S)
         try:
             caller.connect(os.fspath(path))
         except TimeoutError:
@@ -201,7 +201,7 @@ def of_process(pid: int) -> Path | None:
     """Return the socket in the default directory on which a process listens; None without one."""
     place = folder()
     names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
-    return next((path for path in names if probe(path) == pid), None)
+    return next((path for path in names if listening_process(path) == pid), None)
 
 
 def live() -> list[LiveSocket]:
@@ -209,7 +209,7 @@ def live() -> list[LiveSocket]:
     place = folder()
     names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
     own = namespace()
-    found = [(path, pid) for path in names if (pid := probe(path)) is not None]
+    found = [(path, pid) for path in names if (pid := listening_process(path)) is not None]
     return [LiveSocket(path, pid, _is_in(own, pid)) for path, pid in found]
 
 

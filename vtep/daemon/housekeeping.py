@@ -27,14 +27,14 @@ _QUEUE_TICKS = 10
 class Housekeeping:
     """The timer of a VTEP, and its periodic work."""
 
-    def __init__(self, parts: Parts, watch: HostWatch) -> None:
+    def __init__(self, parts: Parts, host_watch: HostWatch) -> None:
         self._ports = parts.ports
         self._listeners = parts.listeners
         self._pool = parts.pool
         self._prober = parts.prober
         self._kernel_drops = parts.kernel_drops
         self._filters = parts.filters
-        self._watch = watch
+        self._host_watch = host_watch
         self._drop_log = DropLog()
         self._ticks = 0
         self._round = self._work()
@@ -67,7 +67,7 @@ class Housekeeping:
             while port.sweep(now):
                 yield
             yield
-        self._watch.reopen_sockets()
+        self._host_watch.reopen_sockets()
         for listener in self._listeners:
             listener.rearm()
             listener.tick()

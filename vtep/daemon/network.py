@@ -212,11 +212,11 @@ class KernelEvents:
 
     def __init__(self) -> None:
         with ExitStack() as opened:
-            self._links = opened.enter_context(netlink_events.watch_links())
-            self._routes = opened.enter_context(netlink_events.watch_routes())
-            self._addresses = opened.enter_context(netlink_events.watch_addresses())
+            self._links = opened.enter_context(netlink_events.subscribe_links())
+            self._routes = opened.enter_context(netlink_events.subscribe_routes())
+            self._addresses = opened.enter_context(netlink_events.subscribe_addresses())
             self._policies = (
-                netlink_events.watch_ipsec_policies()
+                netlink_events.subscribe_ipsec_policies()
             )  # None without IPsec in the kernel.
             if self._policies is not None:
                 opened.enter_context(self._policies)
@@ -227,15 +227,15 @@ class KernelEvents:
         """Call the handler from now on, in the running event loop."""
         loop = asyncio.get_running_loop()
 
-        def watch(events: socket.socket, read: Callable[..., None], *args: object) -> None:
+        def add_reader(events: socket.socket, read: Callable[..., None], *args: object) -> None:
             loop.add_reader(events.fileno(), read, *args)
             self._resources.callback(loop.remove_reader, events.fileno())
 
-        watch(self._links, handler.on_links_changed)
-        watch(self._routes, _drain, self._routes, handler.on_routes_changed)
-        watch(self._addresses, _drain, self._addresses, handler.on_addresses_changed)
+        add_reader(self._links, handler.on_links_changed)
+        add_reader(self._routes, _drain, self._routes, handler.on_routes_changed)
+        add_reader(self._addresses, _drain, self._addresses, handler.on_addresses_changed)
         if self._policies is not None:
-            watch(self._policies, _drain, self._policies, handler.on_policies_changed)
+            add_reader(self._policies, _drain, self._policies, handler.on_policies_changed)
 
     def read_links(self) -> list[bytes]:
         """Return the link notifications that have queued, as rtnetlink messages."""

@@ -79,7 +79,7 @@ class Reconfigurer:
     def __init__(
         self,
         parts: Parts,
-        watch: HostWatch,
+        host_watch: HostWatch,
         make_port: Callable[[Config], Port],
         check_running: Callable[[], None],
         events: PortEvents,
@@ -90,7 +90,7 @@ class Reconfigurer:
         self._filters = parts.filters
         self._kernel_drops = parts.kernel_drops
         self._tunnel_gso = parts.tunnel_gso
-        self._watch = watch
+        self._host_watch = host_watch
         self._make_port = make_port
         self._check_running = check_running
         self._events = events
@@ -133,9 +133,9 @@ class Reconfigurer:
             left = self._commit(prepared)
         await close_taps(self._network, left)
         try:
-            await self._watch.adapt(step.port for step in prepared.steps)
+            await self._host_watch.adapt(step.port for step in prepared.steps)
         except ShortageError as error:
-            self._watch.retry(error)
+            self._host_watch.retry(error)
 
     # --- prepare: may fail, and is undone then --------------------------------------------------
 
@@ -240,7 +240,7 @@ class Reconfigurer:
         self._ports.expect_remotes()
         self._listeners.close_idle(self._ports)
         # The set-up of the TAPs has made notifications: the filters must know these TAPs now.
-        self._watch.on_links_changed()
+        self._host_watch.on_links_changed()
         self._filters.on_reconfigured()
         self._log_unavailable_offloads(step.port for step in steps)
         return left

@@ -87,10 +87,10 @@ class Vtep:
         self._lock = asyncio.Lock()
         self._ended: asyncio.Future[None] | None = None
         self._running = False
-        self._watch = HostWatch(parts, self._lock, self._on_mtu_changed)
-        self._housekeeping = Housekeeping(parts, self._watch)
+        self._host_watch = HostWatch(parts, self._lock, self._on_mtu_changed)
+        self._housekeeping = Housekeeping(parts, self._host_watch)
         self._reconfigurer = Reconfigurer(
-            *(parts, self._watch, self._make_port, self._check_not_ended),
+            *(parts, self._host_watch, self._make_port, self._check_not_ended),
             PortEvents(self._on_tap_lost, self._on_mtu_changed, self._on_family_needed),
         )
 
@@ -199,12 +199,12 @@ class Vtep:
         try:
             # Before the first lookup, so that no change between the two goes unnoticed.
             with descriptors.explained("subscribe to the notifications of this host's network"):
-                self._watch.subscribe()
+                self._host_watch.subscribe()
             self._parts.filters.read_links()
             self._parts.kernel_drops.start()
             async with self._lock:
                 await self._reconfigurer.apply(Delta((), (), tuple(self._ports)))
-            self._watch.start()
+            self._host_watch.start()
             self._housekeeping.start()
         except BaseException as error:
             for tap in self._end(error if isinstance(error, VtepError) else None):
@@ -253,7 +253,7 @@ class Vtep:
         ]
         self._parts.listeners.close()
         self._housekeeping.stop()
-        self._watch.stop()
+        self._host_watch.stop()
         if self._pool.tunnel_gso_device is not None:
             taps.append(self._pool.tunnel_gso_device)
             self._pool.tunnel_gso_device = None

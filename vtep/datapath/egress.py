@@ -91,7 +91,7 @@ class Egress:
         self._tracker = tracker
         self._on_tap_lost = on_tap_lost
         self._arena = arena
-        self._transmitter = Transmitter(segment, paths, self._unwatch, self._watch)
+        self._transmitter = Transmitter(segment, paths, self._stop_reading, self._start_reading)
         # Bound once: it is called for each run.
         self._send = self._transmitter.send
         # The virtio header of the frame read last. Reads overwrite it.
@@ -112,22 +112,22 @@ class Egress:
     def start(self) -> None:
         """Start reading the TAP, in the running event loop."""
         self._transmitter.start()
-        self._watch()
+        self._start_reading()
 
     def stop(self) -> None:
         """Stop reading the TAP, and discard datagrams that wait for room."""
         self._transmitter.stop()
-        self._unwatch()
+        self._stop_reading()
 
     def use_paths(self, paths: Paths) -> None:
         """Send on other paths from now on, and with the VXLAN header of the present policy."""
         self._transmitter.paths = paths
         self._header = self._segment.header
 
-    def _watch(self) -> None:
+    def _start_reading(self) -> None:
         asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
 
-    def _unwatch(self) -> None:
+    def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._tap.fd)
 
     # --- a turn -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from vtep.doctor.facts import Conflict, HolderFacts
 from vtep.errors import VtepError
 from vtep.host.links import IFF_UP
 from vtep.io.addresses import FAMILY, sockaddr
-from vtep.io.binding import Binding, connected_probe
+from vtep.io.binding import Binding, connected_socket
 from vtep.wire import vxlan
 from vtep.wire.address import Address, without_scope
 
@@ -195,11 +195,11 @@ class LocalNetwork:
             # The source of the route may be a temporary address, and pyvtep prefers a public one.
             with (
                 suppress(OSError),
-                connected_probe(
+                connected_socket(
                     Binding(family, None, scope), sockaddr(str(remote), vxlan.PORT)
-                ) as probe,
+                ) as sock,
             ):
-                source = probe.getsockname()[0]
+                source = sock.getsockname()[0]
         return NextHop(device.name, source, route.get("gateway"))
 
     def port_holder(self, port: int) -> HolderFacts:

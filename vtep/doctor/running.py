@@ -17,7 +17,7 @@ from vtep.errors import VtepError
 from vtep.wire.address import Address
 from vtep.wire.ethernet import parse_mac
 
-_WATCH_S = 1.2
+_SAMPLE_INTERVAL_S = 1.2
 """Seconds between the two readings of the counters. Within these, hosts that retry once a second,
 with a ping or an ARP request, have sent again."""
 
@@ -62,7 +62,7 @@ class RunningVtep:
 
     def read_stats_again(self) -> Any:
         """Return the counters after an interval in which hosts that retry have sent again."""
-        time.sleep(max(0.0, self.read_at + _WATCH_S - time.monotonic()))
+        time.sleep(max(0.0, self.read_at + _SAMPLE_INTERVAL_S - time.monotonic()))
         return self.client.stats()
 
     def targets(self, vni: int | None) -> list[Target]:

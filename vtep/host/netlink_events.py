@@ -41,17 +41,17 @@ _DUMP_MAX = 1 << 16
 _DUMP_TIMEOUT_S = 1.0
 
 
-def watch_links() -> socket.socket:
+def subscribe_links() -> socket.socket:
     """Return a non-blocking socket that receives a message when any link changes."""
     return _subscribe(_RTMGRP_LINK)
 
 
-def watch_routes() -> socket.socket:
+def subscribe_routes() -> socket.socket:
     """Return a non-blocking socket for changes of routes, routing rules and nexthops."""
     return _subscribe(_RTMGRP_ROUTE)
 
 
-def watch_addresses() -> socket.socket:
+def subscribe_addresses() -> socket.socket:
     """Return a non-blocking socket for changes of addresses.
 
     The end of duplicate address detection of an IPv6 address is such a change.
@@ -59,7 +59,7 @@ def watch_addresses() -> socket.socket:
     return _subscribe(_RTMGRP_IFADDR)
 
 
-def watch_ipsec_policies() -> socket.socket | None:
+def subscribe_ipsec_policies() -> socket.socket | None:
     """Return a non-blocking socket for changes of IPsec policies, or None without IPsec."""
     try:
         return _subscribe(_XFRMGRP_POLICY, _NETLINK_XFRM)
@@ -78,7 +78,7 @@ def _subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.sock
 
 
 def dump_links() -> Iterator[bytes]:
-    """Yield RTM_NEWLINK messages about all links, in the format of the events of `watch_links`.
+    """Yield RTM_NEWLINK messages about all links, in the format of the events of `subscribe_links`.
 
     Raises:
         OSError: the kernel did not answer.

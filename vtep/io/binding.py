@@ -71,7 +71,7 @@ class Binding:
 
 
 @contextmanager
-def connected_probe(binding: Binding, address: Sockaddr) -> Iterator[socket.socket]:
+def connected_socket(binding: Binding, address: Sockaddr) -> Iterator[socket.socket]:
     """Provide a socket connected to an address, by which to query the kernel's route to it.
 
     Nothing is sent. Raises: OSError if there is no route.

@@ -11,7 +11,7 @@ from vtep.counters import Drop
 from vtep.forwarding.fdb import Remote
 from vtep.io import error_queue
 from vtep.io.addresses import sockaddr
-from vtep.io.binding import Binding, connected_probe
+from vtep.io.binding import Binding, connected_socket
 from vtep.io.outer_options import OuterHeaderOptions, control_messages
 from vtep.io.sender_sockets import SenderSockets, is_short_of_descriptors, sockets_max
 from vtep.io.shared_socket import SendingSocket, SocketSpec, connected, returned_datagrams
@@ -280,7 +280,7 @@ class Path:
         net.ipv4.route.mtu_expires, 600 seconds), or has another route.
         """
         try:
-            with connected_probe(
+            with connected_socket(
                 self.binding, sockaddr(self.remote.host, self.remote.port)
             ) as sock:
                 self._learn_mtu(sock)

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vtep.io import error_queue
 from vtep.io.addresses import Sockaddr
-from vtep.io.binding import Binding, connected_probe
+from vtep.io.binding import Binding, connected_socket
 from vtep.io.error_queue import ReturnedDatagram
 from vtep.io.outer_options import ControlMessages, OuterHeaderOptions, pktinfo
 from vtep.io.socket_options import set_send_buffer
@@ -206,11 +206,11 @@ class SharedSender:
         self._shared.report(returned)
 
     @contextmanager
-    def open_probe(self) -> Iterator[socket.socket]:
+    def open_connected(self) -> Iterator[socket.socket]:
         """Provide a socket that is connected to the sender's address. Raises: OSError."""
         if self._address is None:
             raise RuntimeError("cannot connect: this sender has no address")
-        with connected_probe(self._binding, self._address) as sock:
+        with connected_socket(self._binding, self._address) as sock:
             yield sock
 
     def getsockname(self) -> tuple[str, int]:
@@ -242,7 +242,7 @@ def returned_datagrams(sender: SendingSocket) -> list[ReturnedDatagram]:
 def connected(sender: SendingSocket) -> Iterator[socket.socket]:
     """Provide a connected socket with the destination of a sending socket. Raises: OSError."""
     if isinstance(sender, SharedSender):
-        with sender.open_probe() as sock:
+        with sender.open_connected() as sock:
             yield sock
     else:
         yield sender
