@@ -56,8 +56,8 @@ def test_rfc_constants() -> None:
 @pytest.mark.parametrize(
     ("network", "overhead"),
     [
-        pytest.param(IP(src="192.0.2.1", dst="192.0.2.2"), vxlan.OVERHEAD_V4, id="v4"),
-        pytest.param(IPv6(src="2001:db8::1", dst="2001:db8::2"), vxlan.OVERHEAD_V6, id="v6"),
+        pytest.param(IP(src="192.0.2.1", dst="192.0.2.2"), vxlan.OVERHEAD[4], id="v4"),
+        pytest.param(IPv6(src="2001:db8::1", dst="2001:db8::2"), vxlan.OVERHEAD[6], id="v6"),
     ],
 )
 def test_overhead(network: IP | IPv6, overhead: int) -> None:

@@ -22,7 +22,7 @@ from vtep.daemon.build import (
 )
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
-from vtep.daemon.tap_plan import OVERHEAD, check_addresses, mtu_advice, tap_setup, tunnel_mtu
+from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
@@ -36,7 +36,7 @@ from vtep.io.interfaces import TapDevice
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
-from vtep.wire import ethernet
+from vtep.wire import ethernet, vxlan
 from vtep.wire.address import Address, version_of
 from vtep.wire.icmp import MTU_MIN_V6
 
@@ -408,7 +408,7 @@ class Port:
     def _on_path_mtu(self, remote: Remote, mtu: int | None) -> None:
         """Follow the MTU of the path to a remote, in octets; None if it is not used any more."""
         before = self.mtu
-        overhead = OVERHEAD[version_of(remote.host)]
+        overhead = vxlan.OVERHEAD[version_of(remote.host)]
         if self.config.mtu is not None and self.config.df == "unset":
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.set_path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))

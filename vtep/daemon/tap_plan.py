@@ -10,9 +10,6 @@ from vtep.wire import vxlan
 from vtep.wire.address import Interface
 from vtep.wire.icmp import MTU_MIN_V6
 
-OVERHEAD = {4: vxlan.OVERHEAD_V4, 6: vxlan.OVERHEAD_V6}
-"""Octets that the tunnel adds to an IP packet, by the IP version of the underlay."""
-
 
 def plan_tap(config: Config, underlay: Underlay) -> TapSetup:
     """Return the setup of the TAP.
@@ -101,12 +98,12 @@ def mtu_advice(config: Config, underlay: Underlay) -> str | None:
 def _unfragmented(config: Config, underlay: Underlay) -> int:
     """Return the octets of the largest IP packet that the underlay carries without fragments."""
     # With both IP versions in use, the overhead of IPv6, which is larger.
-    return min(underlay.mtu - OVERHEAD[config.versions[-1]], MTU_MAX)
+    return min(underlay.mtu - vxlan.OVERHEAD[config.versions[-1]], MTU_MAX)
 
 
 def _remedy(config: Config, underlay: Underlay) -> str:
     """Return how to let the underlay carry the least MTU of IPv6."""
-    wanted = MTU_MIN_V6 + OVERHEAD[config.versions[-1]]
+    wanted = MTU_MIN_V6 + vxlan.OVERHEAD[config.versions[-1]]
     return f"raise the MTU of {' and '.join(underlay.devices)} to {wanted}"
 
 

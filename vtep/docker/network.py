@@ -13,6 +13,7 @@ from attrs import field, frozen
 
 from vtep.errors import VtepError
 from vtep.host.firewall import Verdict
+from vtep.wire.icmp import MTU_MIN_V6
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
 _DEFAULT_OPTION = "com.docker.network.bridge.default_bridge"
@@ -21,9 +22,6 @@ MTU_OPTION = "com.docker.network.driver.mtu"
 
 _DEFAULT_MTU = 1500
 """MTU of containers on a network without the option."""
-
-_IPV6_MTU_MIN = 1280
-"""The smallest MTU of a link that carries IPv6 (RFC 8200, section 5)."""
 
 _RANGE_BITS = 8
 """Number of bits by which the prefix of a suggested range is longer than the subnet's."""
@@ -209,10 +207,10 @@ def _mtu_problems(network: DockerNetwork, tunnel: AttachedTunnel) -> Iterator[st
             f"carries {tunnel.mtu}: that works, but larger packets are segmented, fragmented or "
             f"answered with an ICMP error; to avoid that, {option}, or raise {raising}"
         )
-    if tunnel.mtu < _IPV6_MTU_MIN:
+    if tunnel.mtu < MTU_MIN_V6:
         yield (
             f"network {network.name}: the tunnel carries {tunnel.mtu}, but IPv6 needs "
-            f"{_IPV6_MTU_MIN} and will not work: raise {raising}"
+            f"{MTU_MIN_V6} and will not work: raise {raising}"
         )
 
 

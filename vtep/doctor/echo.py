@@ -30,6 +30,7 @@ from vtep.io.socket_filter import attach_program
 from vtep.wire import vxlan
 from vtep.wire.address import Address
 from vtep.wire.echo import SIZE, TOKEN_LEN, TOKEN_OFFSET, EchoKind, EchoMessage
+from vtep.wire.ip import UDP_HEADER_LEN, UDP_IP_HEADERS_LEN
 
 _REQUEST_INTERVAL_S = 0.01
 """Seconds between requests whose delays are measured."""
@@ -50,8 +51,6 @@ _COPIES = 3
 _SEND_TRIES = 4
 _PORT_TRIES = 64
 _DATAGRAM_MAX = 65536
-_UDP_HEADER_LEN = 8
-_IP_HEADER_LEN = {socket.AF_INET: 20, socket.AF_INET6: 40}
 
 _REFUSALS_V4 = {3: Refusal.PORT, 9: Refusal.FORBIDDEN, 10: Refusal.FORBIDDEN, 13: Refusal.FORBIDDEN}
 """By code of "destination unreachable" (RFC 1812, section 5.2.7.1)."""
@@ -82,7 +81,7 @@ class EchoClient:
         self._port = port
         self._vni = vni
         self._family = FAMILY[remote.version]
-        self._headers_len = _IP_HEADER_LEN[self._family] + _UDP_HEADER_LEN
+        self._headers_len = UDP_IP_HEADERS_LEN[remote.version]
         self._token = os.urandom(TOKEN_LEN)
         self._sequence = random.randrange(1 << 16)  # noqa: S311  no secret
         self._timeout = _REPLY_TIMEOUT_S
@@ -350,7 +349,7 @@ def _parse_udp(packet: bytes, family: socket.AddressFamily) -> tuple[int, bytes]
     """Return destination port and payload of a packet from a raw socket."""
     # Raw sockets for IPv4 receive the IP header, those for IPv6 do not (raw(7), ipv6(7)).
     start = (packet[0] & 0x0F) * 4 if family == socket.AF_INET else 0
-    return int.from_bytes(packet[start + 2 : start + 4], "big"), packet[start + _UDP_HEADER_LEN :]
+    return int.from_bytes(packet[start + 2 : start + 4], "big"), packet[start + UDP_HEADER_LEN :]
 
 
 _BPF = struct.Struct("=HBBI")
@@ -365,7 +364,7 @@ def _attach_token_filter(raw: socket.socket, family: socket.AddressFamily, token
     instructions = (
         # X = length of the IP header, of which IPv6 has none here.
         (0xB1, 0, 0, 0) if family == socket.AF_INET else (0x01, 0, 0, 0),
-        (0x40, 0, 0, _UDP_HEADER_LEN + TOKEN_OFFSET),  # A = first word of the token
+        (0x40, 0, 0, UDP_HEADER_LEN + TOKEN_OFFSET),  # A = first word of the token
         (0x15, 0, 1, int.from_bytes(token[:4], "big")),  # if A is ours
         (0x06, 0, 0, 0xFFFFFFFF),  # return the whole packet
         (0x06, 0, 0, 0),  # else nothing

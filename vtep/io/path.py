@@ -17,6 +17,7 @@ from vtep.io.sender_sockets import SenderSockets, is_short_of_descriptors, socke
 from vtep.io.shared_socket import SendingSocket, SocketSpec, connected, returned_datagrams
 from vtep.io.socket_options import path_mtu
 from vtep.wire import ethernet, outer_header, vxlan
+from vtep.wire.ip import UDP_IP_HEADERS_LEN
 
 if TYPE_CHECKING:
     from vtep.io.interfaces import MtuWatcher, Sender
@@ -47,9 +48,6 @@ _SEND_MAX = 65507
 
 _IP_TCP_HEADERS = 20 + 20 + 12
 """Octets of IPv4 and TCP headers with timestamps, as in each segment that Linux sends."""
-
-_HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
-"""Octets of the outer IP and UDP headers."""
 
 _TCP_HEADERS_MAX = 400
 """More than the kernel reserves for headers in a superframe (MAX_TCP_HEADER in
@@ -300,12 +298,11 @@ class Path:
             for watcher in self.watchers:
                 watcher(self.remote, mtu)
 
-    @staticmethod
-    def _exceeds_path_mtu(sender: SendingSocket, stride: int) -> bool:
+    def _exceeds_path_mtu(self, sender: SendingSocket, stride: int) -> bool:
         """Return whether datagrams are too large for the path: some kernels say EINVAL then."""
         try:
             with connected(sender) as sock:
-                return stride + _HEADERS[sock.family] > path_mtu(sock)
+                return stride + UDP_IP_HEADERS_LEN[self.binding.version] > path_mtu(sock)
         except OSError:
             return False
 

@@ -36,15 +36,13 @@ from vtep.io.path import FLOW_BITS, batch_max
 from vtep.io.sender_sockets import SenderSockets
 from vtep.wire import ecn, outer_header
 from vtep.wire.address import Address, version_of
+from vtep.wire.ip import UDP_IP_HEADERS_LEN
 
 if TYPE_CHECKING:
     from vtep.io.interfaces import Flooder, FloodGroup, Receiver, Sender, SocketFactory
 
 SocketAddress: TypeAlias = tuple[str, int]
 """An address without a scope, and a UDP port."""
-
-_OUTER_HEADERS = {4: 20 + 8, 6: 40 + 8}
-"""Octets of the outer IP and UDP headers by IP version."""
 
 _QUEUE_MAX = 1 << 16
 """Datagrams that may wait at a receiver."""
@@ -355,7 +353,7 @@ class MemoryReceiver:
     def send_unfragmented(self, datagram: bytes, host: str, port: int) -> None:
         """Send one datagram from this port. Raises: OSError with EMSGSIZE if it is too large."""
         underlay = self.host.underlay
-        if len(datagram) + _OUTER_HEADERS[version_of(host)] > underlay.mtu:
+        if len(datagram) + UDP_IP_HEADERS_LEN[version_of(host)] > underlay.mtu:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         source = self.host.source(self._binding) or self.address[0]
         destination = host.partition("%")[0], port
@@ -400,7 +398,7 @@ class _MemorySocket:
             return Drop.UNDERLAY_UNREACHABLE
         fields = flow >> FLOW_BITS
         df = self._outer.df or bool(fields & outer_header.DF)
-        length = _OUTER_HEADERS[version_of(source)] + min(stride, len(batch))
+        length = UDP_IP_HEADERS_LEN[version_of(source)] + min(stride, len(batch))
         if df and length > self._host.underlay.mtu:
             return Drop.UNDERLAY_TOO_BIG
         tos = outer_header.unpack(fields).tos or self._outer.tos

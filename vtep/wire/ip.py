@@ -54,6 +54,9 @@ _FLAGS_AT = HEADER_LEN + _IPV4_LEN + TCP_FLAGS_OFFSET
 IP_HEADER_MIN = {4: _IPV4_LEN, 6: _IPV6_LEN}
 """Octets of an IP header without options or extension headers, by IP version."""
 
+UDP_IP_HEADERS_LEN = {version: octets + UDP_HEADER_LEN for version, octets in IP_HEADER_MIN.items()}
+"""Octets of such an IP header and a UDP header, by IP version."""
+
 ADDRESSES_LEN = {4: 8, 6: 32}
 """Octets of both addresses, which are the end of an IP header without options, by IP version."""
 

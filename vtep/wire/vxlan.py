@@ -19,6 +19,9 @@ With the group policy extension (draft-smith-vxlan-group-policy-05, section 2.1)
 
 from struct import Struct
 
+from vtep.wire import ethernet
+from vtep.wire.ip import UDP_IP_HEADERS_LEN
+
 PORT = 4789
 """The UDP destination port that IANA assigned (RFC 7348, section 5)."""
 
@@ -60,12 +63,12 @@ The kernel driver reserves the same bits, more than the draft defines (VXLAN_GBP
 kernel's include/net/vxlan.h).
 """
 
-OVERHEAD_V4 = 20 + 8 + HEADER_LEN + 14
-"""Octets by which the MTU inside is below that of an IPv4 underlay: outer IPv4, UDP and VXLAN
-headers, and the inner Ethernet header."""
-
-OVERHEAD_V6 = 40 + 8 + HEADER_LEN + 14
-"""The same for an IPv6 underlay."""
+OVERHEAD = {
+    version: octets + HEADER_LEN + ethernet.HEADER_LEN
+    for version, octets in UDP_IP_HEADERS_LEN.items()
+}
+"""Octets by which the MTU of the tunnel is below that of the underlay, by IP version: the outer IP,
+UDP and VXLAN headers, and the inner Ethernet header (50 and 70)."""
 
 
 def pack(vni: int, group: int = 0) -> bytes:

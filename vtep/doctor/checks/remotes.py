@@ -7,6 +7,7 @@ from vtep.doctor.facts import Facts, IcmpError, Refusal, RemoteFacts
 from vtep.doctor.finding import Finding, note, problem, warning
 from vtep.host.firewall import Verdict
 from vtep.wire import vxlan
+from vtep.wire.address import version_of
 from vtep.wire.echo import Status
 
 
@@ -300,7 +301,7 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
 def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     """Report a path MTU that is smaller than the packets of the segment need."""
     host = remote.host
-    overhead = vxlan.OVERHEAD_V6 if ":" in host else vxlan.OVERHEAD_V4
+    overhead = vxlan.OVERHEAD[version_of(host)]
     carried = [segment.mtu + overhead for segment in facts.segments if segment.vni == remote.vni]
     needed = max(carried, default=remote.dev_mtu or 0)
     sizes = {
