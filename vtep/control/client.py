@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from vtep.control import jsonrpc, socket_files
@@ -260,12 +259,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
 

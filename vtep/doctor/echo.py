@@ -14,7 +14,6 @@ import struct
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from attrs import evolve, field, frozen
@@ -126,12 +125,7 @@ class EchoClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._resources.close()
 
     # --- measurements -----------------------------------------------------------------------
