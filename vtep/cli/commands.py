@@ -21,7 +21,7 @@ class SingleOption(click.Option):
             self.multiple = False
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the value and its source; raise UsageError if there are two."""
+        """Return the value and its source. Raises: UsageError if there are two."""
         values = opts.get(self.name or "")
         if isinstance(values, list) and values:
             if len(values) > 1 and not ctx.resilient_parsing:

@@ -32,7 +32,7 @@ _PICTURE = """\
 
 
 def run() -> None:
-    """Run the demo on the terminal; raise VtepError if this host cannot run it."""
+    """Run the demo on the terminal. Raises: VtepError if this host cannot run it."""
     console = Console(highlight=False, emoji=False)
     if os.geteuid() != 0:
         raise VtepError("cannot make network namespaces without root: sudo pyvtep demo")
@@ -165,7 +165,7 @@ def _transfer(console: Console, source: Host, sink: Host, address: str) -> None:
 
 
 def _wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]") -> None:
-    """Wait until a process has written `text`; raise VtepError with its output if it ends."""
+    """Wait until a process has written `text`. Raises: VtepError with its output if it ends."""
 
     def written() -> bool:
         if process.poll() is not None:

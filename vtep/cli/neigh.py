@@ -71,7 +71,7 @@ def replace(vtep: Client, params: dict[str, Any]) -> None:
 
 
 def _neighbour(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters without `nud`; raise ConfigError for any other than permanent."""
+    """Return the parameters without `nud`. Raises: ConfigError for any other than permanent."""
     nud = params.pop("nud", "permanent")
     if nud != "permanent":
         raise ConfigError(f"nud {nud}: only permanent neighbours can be added")

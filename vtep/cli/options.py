@@ -41,7 +41,7 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Return options of a segment unchanged; raise ConfigError if a value makes no sense."""
+    """Return options of a segment unchanged. Raises: ConfigError if a value makes no sense."""
     for field in attrs.fields(Config):
         convert: Any = field.converter
         if field.name in given and convert is not None:

@@ -231,7 +231,7 @@ def stats(
 
 
 def _interval(seconds: str) -> float:
-    """Return an interval in seconds; raise ConfigError if it is out of range."""
+    """Return an interval in seconds. Raises: ConfigError if it is out of range."""
     try:
         interval = float(seconds)
     except ValueError:

@@ -101,7 +101,7 @@ class _Reader:
             self._problems.append(_line_and_reason(error, text))
 
     def settings(self) -> Settings:
-        """Return the settings; raise FileError if there are any problems."""
+        """Return the settings. Raises: FileError if there are any problems."""
         process: dict[str, Any] = {}
         common: dict[str, Any] = {}
         for key, value in self._document.items():

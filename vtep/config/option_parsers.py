@@ -75,7 +75,7 @@ def items(option: str, value: object) -> tuple[object, ...]:
 
 
 def distinct(option: str, values: tuple[_T, ...]) -> tuple[_T, ...]:
-    """Return the values unchanged; raise OptionError if one of them occurs twice."""
+    """Return the values unchanged. Raises: OptionError if one of them occurs twice."""
     # With a set: thousands of remotes would take seconds to compare with each other.
     seen: set[_T] = set()
     for value in values:

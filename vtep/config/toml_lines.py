@@ -47,12 +47,12 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def locate(text: str) -> dict[Path, int]:
-    """Return the line, from 1, of each key, table and array item; raise ValueError if not TOML."""
+    """Return the line, from 1, of each key, table and item. Raises: ValueError if not TOML."""
     return _Scanner(text).lines
 
 
 def spellings(text: str) -> dict[Path, str]:
-    """Return each value and array item as it is written; raise ValueError if not TOML."""
+    """Return each value and array item as it is written. Raises: ValueError if not TOML."""
     return _Scanner(text).spellings
 
 
@@ -98,7 +98,7 @@ class _Scanner:
         return token
 
     def _header(self) -> Path:
-        """Parse `[table]` or `[[table]]`; return the path of the table."""
+        """Parse `[table]` or `[[table]]`. Returns: the path of the table."""
         line = self._take().line
         several = self._next.text == "["
         if several:

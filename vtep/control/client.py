@@ -128,7 +128,7 @@ class Client:
         self.neigh = NeighCommands(self)
 
     def _connect(self, deadline: float) -> None:
-        """Connect, once there is room in the accept queue of the VTEP; raise OSError."""
+        """Connect, once there is room in the accept queue of the VTEP. Raises: OSError."""
         while True:
             try:
                 return self._socket.connect(fspath(self.path))
@@ -302,7 +302,7 @@ class FdbCommands:
         self._call("fdb.del", mac=mac, dst=dst, **destination)
 
     def flush(self, *, vni: int | None = None, dev: str | None = None, **wanted: Any) -> int:
-        """Delete every destination that matches all keywords; return their number.
+        """Delete every destination that matches all keywords. Returns: their number.
 
         Keywords: `dst`, `port`, `dst_vni`, `via`; `permanent`, `static`, `dynamic`, `extern_learn`
         and `sticky`, of which False stands for the `no...` of `bridge fdb flush`.
@@ -381,7 +381,7 @@ class NeighCommands:
     def flush(
         self, *, permanent: bool = False, vni: int | None = None, dev: str | None = None
     ) -> int:
-        """Delete dynamic neighbours, and `permanent` ones on demand; return their number."""
+        """Delete dynamic neighbours, and `permanent` ones on demand. Returns: their number."""
         result: int = self._call("neigh.flush", permanent=permanent, vni=vni, dev=dev)
         return result
 

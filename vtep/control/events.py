@@ -26,7 +26,7 @@ class Events:
         """The MTUs that observers know of: one that is set takes effect later, or never."""
 
     def watch(self, observer: Observer) -> Callable[[], None]:
-        """Notify an observer of every change from now on; return what ends that."""
+        """Notify an observer of every change from now on. Returns: a function that ends this."""
         self._observers.append(observer)
         if len(self._observers) == 1:
             self._unwatch[None] = self._vtep.watch(self._vtep_changed)

@@ -310,7 +310,7 @@ def _pages(items: Iterator[_T]) -> Iterator[list[_T]]:
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options of a segment; raise ConfigError if one does not exist."""
+    """Return options of a segment. Raises: ConfigError if one does not exist."""
     known = {field.name for field in attrs.fields(Config)} - {"vni"}
     for name in options:
         if name not in known:

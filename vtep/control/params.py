@@ -35,7 +35,7 @@ class Params:
         raise ConfigError(f"{name}: must be a string")
 
     def needed(self, name: str) -> str:
-        """Return a string; raise ConfigError if it is absent."""
+        """Return a string. Raises: ConfigError if it is absent."""
         value = self.text(name)
         if value is None:
             raise ConfigError(f"{name}: is missing")

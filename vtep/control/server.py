@@ -63,7 +63,7 @@ Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 Flush = Callable[[], Awaitable[None]]
 
 Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
-"""Subscribes an observer to all events; returns what ends the subscription."""
+"""Subscribes an observer to all events. Returns: a function that ends that."""
 
 
 class EventQueue:
@@ -201,7 +201,7 @@ class Server:
         task.add_done_callback(self._refused.discard)
 
     def _close_idle(self, now: float) -> bool:
-        """Disconnect the client that has been idle for longest; return False if none is idle."""
+        """Disconnect the client that has been idle for longest. Returns: False if none is idle."""
         idle = [
             (since, task)
             for task, client in self._clients.items()

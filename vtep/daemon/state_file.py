@@ -403,7 +403,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _entries(rows: Iterable[tuple[Any, ...]], clock_offset: float) -> Iterator[SavedEntry]:
-    """Make entries of rows in the order of the primary key; raise ValueError for nonsense."""
+    """Make entries of rows in the order of the primary key. Raises: ValueError for nonsense."""
     kinds: dict[tuple[Any, ...], EntryKind] = {}
     remotes: dict[tuple[Any, ...], Remote] = {}
     for (vni, mac), of_mac in groupby(rows, key=lambda row: row[:2]):
@@ -517,7 +517,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _lock(beside: Path) -> int:
-    """Return a descriptor of a file that is now locked, and created if need be; raise OSError."""
+    """Return a descriptor of a file that is now locked, and created if need be. Raises: OSError."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(beside, flags, 0o600)
@@ -574,7 +574,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _rename_to_free_name(path: Path) -> Path:
-    """Rename a file to a name that nothing else has; raise OSError.
+    """Rename a file to a name that nothing else has. Raises: OSError.
 
     Returns: the new name, `<path>.bad-<UTC time>`, with a number if that is taken.
     """

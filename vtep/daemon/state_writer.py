@@ -32,7 +32,7 @@ _Page: TypeAlias = tuple[int, Changes]
 """Some MACs of a VNI, with the entries that they have now."""
 
 Flush: TypeAlias = Callable[[], Awaitable[None]]
-"""Waits until every change by a command is on the disk; raises VtepError if that fails."""
+"""Waits until every change by a command is on the disk. Raises: VtepError if that fails."""
 
 _DELAY_S = 1.0
 """Time from a change to its commit: changes come in groups."""
@@ -229,7 +229,7 @@ class StateWriter:
         self._changed.set()
 
     async def _run(self, file: StateFile) -> VtepError | None:
-        """Commit changes until the end; return the error of the last commit."""
+        """Commit changes until the end. Returns: the error of the last commit."""
         delay = _DELAY_S
         ended = time.monotonic()
         while True:

@@ -46,7 +46,7 @@ class AttachmentRecord:
 
 @contextmanager
 def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Iterator[None]:
-    """Publish an attachment within the context; raise VtepError if the network has one already."""
+    """Publish an attachment within the context. Raises: VtepError if the network has one."""
     path = _path(record.network, directory)
     descriptor = _lock(path, record.network)
     try:

@@ -105,7 +105,7 @@ class EchoClient:
             self._socket.setsockopt(socket.IPPROTO_IP, option, value)
 
     def _open_raw(self) -> socket.socket | None:
-        """Open the receiver of replies to the VXLAN port; return None without the privilege."""
+        """Open the receiver of replies to the VXLAN port. Returns: None without the privilege."""
         try:
             raw = self._resources.enter_context(
                 socket.socket(
@@ -255,7 +255,7 @@ class EchoClient:
         return replies
 
     def _send(self, datagram: bytes, replies: _Replies) -> None:
-        """Send a datagram; raise OSError if this host refuses it."""
+        """Send a datagram. Raises: OSError if this host refuses it."""
         for _ in range(_SEND_TRIES):
             try:
                 self._socket.sendto(datagram, self._sockaddr)
@@ -321,7 +321,7 @@ class EchoClient:
 
 
 def _bind(binding: Binding) -> socket.socket:
-    """Open a socket with a random source port of RFC 7348, like those of frames; raises OSError."""
+    """Open a socket with a random source port of RFC 7348, as frames have. Raises: OSError."""
     for _ in range(_PORT_TRIES):
         try:
             return binding.open(random.choice(vxlan.SOURCE_PORTS))  # noqa: S311  no secret

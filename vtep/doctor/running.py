@@ -57,7 +57,7 @@ class RunningVtep:
 
     @classmethod
     def read(cls, client: Client) -> "RunningVtep":
-        """Read segments and counters of a pyvtep; raise VtepError if it does not answer."""
+        """Read segments and counters of a pyvtep. Raises: VtepError if it does not answer."""
         return cls(client, list(client.vni.show()), client.stats(), time.monotonic())
 
     def read_stats_again(self) -> Any:

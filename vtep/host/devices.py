@@ -38,7 +38,7 @@ def device_index(name: str) -> int | None:
 
 
 def need_device_index(name: str) -> int:
-    """Return the index of a device; raise OSError with ENODEV if there is none."""
+    """Return the index of a device. Raises: OSError with ENODEV if there is none."""
     index = device_index(name)
     if index is None:
         raise OSError(errno.ENODEV, f"there is no network device {name}")

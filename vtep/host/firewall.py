@@ -121,7 +121,7 @@ def evaluate(tables: Sequence[Table], hooks: Sequence[str]) -> Verdict | None:
 
 
 def combine(verdicts: Iterable[Verdict]) -> Verdict | None:
-    """Combine the verdicts of several base chains; return None if there are none.
+    """Combine the verdicts of several base chains. Returns: None if there are none.
 
     An accept in one base chain does not keep another one from dropping the packet. So each is
     named, and the fix changes each. Uncertain verdicts count only if no verdict is certain.

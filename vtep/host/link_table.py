@@ -47,7 +47,7 @@ class LinkTable:
         self._links: dict[int, Link] = {}
 
     def update(self, messages: bytes) -> bool:
-        """Apply messages; return True if they changed how devices are stacked."""
+        """Apply messages. Returns: True if they changed how devices are stacked."""
         changed = False
         for kind, family, index, attributes in _messages(messages):
             # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK
@@ -151,7 +151,7 @@ def _parse_link(attributes: dict[int, bytes]) -> Link:
 
 
 def _index(value: bytes | None) -> int:
-    """Parse a device index; return 0 if it is absent or malformed."""
+    """Parse a device index. Returns: 0 if it is absent or malformed."""
     if value is None or len(value) != _INDEX.size:
         return 0
     index: int

@@ -187,7 +187,7 @@ class HostRoutes:
             return None
 
     def _route(self, remote: Address, local: Address | None, device: int | None) -> "_Route":
-        """Return the route to a remote from the cache or the kernel; raises _NoRouteError."""
+        """Return the route to a remote from the cache or the kernel. Raises: _NoRouteError."""
         route = self._routes.get((remote, local, device))
         if route is None:
             try:

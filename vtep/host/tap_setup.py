@@ -263,7 +263,7 @@ def _mtu_for(tunnel_mtu: int, bridge: int, port_mtu: int) -> int:
 def _set_master(
     netlink: IPRoute, tap: str, link: Any, name: str | None, bridge: int, undo: list[Undo]
 ) -> None:
-    """Make a TAP a port of a bridge, or of none if `bridge` is 0; raises VtepError."""
+    """Make a TAP a port of a bridge, or of none if `bridge` is 0. Raises: VtepError."""
     try:
         _set_link(netlink, link, undo, master=bridge)
     except NetlinkError as error:
@@ -300,7 +300,7 @@ def _set_link(netlink: IPRoute, link: Any, undo: list[Undo], **wanted: Any) -> N
 
 
 def _tap_index(tap: str) -> int:
-    """Return the index of a TAP; raises VtepError if there is none."""
+    """Return the index of a TAP. Raises: VtepError if there is none."""
     index = device_index(tap)
     if index is None:
         raise VtepError(f"--tap {tap}: there is no such network device (see: ip link)")
@@ -327,7 +327,7 @@ def _replace_addresses(
     before: Sequence[Interface],
     after: Sequence[Interface],
 ) -> None:
-    """Replace the addresses `before` of a device by `after`; raises VtepError."""
+    """Replace the addresses `before` of a device by `after`. Raises: VtepError."""
     for address in after:
         if address not in before:
             _add_address(netlink, tap, index, address)
@@ -361,7 +361,7 @@ def _restore_addresses_on_undo(
 
 
 def _add_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> None:
-    """Add an address that the device may already have; raises VtepError."""
+    """Add an address that the device may already have. Raises: VtepError."""
     try:
         _change_address(netlink, "replace", index, address)
     except NetlinkError as error:
@@ -376,7 +376,7 @@ def _add_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> 
 
 
 def _delete_address(netlink: IPRoute, tap: str, index: int, address: Interface) -> None:
-    """Delete an address that may be gone already; raises VtepError without the privilege."""
+    """Delete an address that may be gone already. Raises: VtepError without the privilege."""
     try:
         _change_address(netlink, "del", index, address)
     except NetlinkError as error:
@@ -385,7 +385,7 @@ def _delete_address(netlink: IPRoute, tap: str, index: int, address: Interface) 
 
 
 def _change_address(netlink: IPRoute, command: str, index: int, address: Interface) -> None:
-    """Run a command of `ip address` ("replace" or "del"); raises NetlinkError."""
+    """Run a command of `ip address` ("replace" or "del"). Raises: NetlinkError."""
     prefix = address.network.prefixlen
     netlink.addr(command, index=index, address=str(address.ip), prefixlen=prefix)
 

@@ -44,10 +44,10 @@ MtuWatcher: TypeAlias = Callable[[Remote, int], None]
 
 
 ReadFrame: TypeAlias = Callable[[Sequence[bytearray | memoryview]], int]
-"""Reads one frame into buffers, as os.readv; returns its octets, or raises OSError."""
+"""Reads one frame into buffers, as os.readv. Returns: its octets. Raises: OSError."""
 
 WriteFrame: TypeAlias = Callable[[Sequence[Buffer]], int]
-"""Writes one frame from buffers, as os.writev; returns its octets, or raises OSError."""
+"""Writes one frame from buffers, as os.writev. Returns: its octets. Raises: OSError."""
 
 
 class TapDevice(Protocol):

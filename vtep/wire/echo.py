@@ -101,7 +101,7 @@ class EchoMessage:
 
     @classmethod
     def parse(cls, datagram: Buffer) -> Self | None:
-        """Parse a datagram; return None if it is no message, or has another version."""
+        """Parse a datagram. Returns: None if it is no message, or has another version."""
         if len(datagram) < SIZE:
             return None
         fields = _FORMAT.unpack_from(datagram)

@@ -25,7 +25,7 @@ def pack_request(version: int, echo: IcmpEcho) -> bytes:
 
 
 def parse_reply(data: Buffer, offset: int, version: int) -> IcmpEcho | None:
-    """Parse the ICMP message at `offset`; return None if it is truncated or no echo reply."""
+    """Parse the ICMP message at `offset`. Returns: None if it is truncated or no echo reply."""
     if len(data) < offset + _MESSAGE.size:
         return None
     kind, _, _, identifier, sequence = _MESSAGE.unpack_from(data, offset)
