@@ -382,7 +382,7 @@ class Port:
         return self._update_mtu(before)
 
     def on_underlay_mtu(self, underlay: Underlay | VtepError) -> bool:
-        """Follow the underlay, or log why the configuration does not go with it any more.
+        """Follow the underlay, or log why the configuration does not fit it any more.
 
         Returns: whether the TAP needs another setup.
         """

@@ -14,7 +14,7 @@ from vtep.wire.icmp import MTU_MIN_V6
 def plan_tap(config: Config, underlay: Underlay) -> TapSetup:
     """Return the setup of the TAP.
 
-    Raises: VtepError if the MTU or an address does not go with the underlay.
+    Raises: VtepError if the MTU or an address does not fit the underlay.
     """
     check_addresses(config, underlay)
     mtu = tunnel_mtu(config, underlay)

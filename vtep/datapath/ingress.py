@@ -41,7 +41,7 @@ class TapTarget(NamedTuple):
     counters: Counters
     segment: Segment
     kick_egress: Callable[[], None]
-    """Sends the frames that wait in the TAP by now."""
+    """Sends the frames that wait in the TAP."""
 
 
 class Ingress:

@@ -14,12 +14,12 @@ _REPLIES_BURST = 256
 
 
 class EchoResponder:
-    """Answers echo requests, and hands echo replies on.
+    """Answers echo requests, and passes echo replies on.
 
     An echo request is answered if its source belongs to one of the `segments`, so that a VTEP
     cannot be used to reflect datagrams, and not more often than `_REPLIES_PER_S`.
 
-    Replies are sent by `send_reply(datagram, host, port)`. Echo replies from `host` are handed to
+    Replies are sent by `send_reply(datagram, host, port)`. Echo replies from `host` are passed to
     `on_reply(reply, host, now)`. `counters` are those of the demultiplexer. `port` is the UDP port
     on which this VTEP receives.
     """
@@ -40,7 +40,7 @@ class EchoResponder:
         self._limit = TokenBucket(_REPLIES_PER_S, _REPLIES_BURST)
 
     def handle(self, datagram: Buffer, source: str, now: float, count: int) -> None:
-        """Answer, hand on or drop `count` equal datagrams whose VXLAN header has no I flag."""
+        """Answer, pass on or drop `count` equal datagrams whose VXLAN header has no I flag."""
         counters = self._counters
         header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
         message = EchoMessage.parse(datagram)

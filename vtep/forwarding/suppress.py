@@ -34,7 +34,7 @@ _REACHABLE_S = 30.0
 of RFC 4861, section 10."""
 
 _REPEAT_S = 5.0
-"""Seconds within which a second request of the same host means that the answer was of no use."""
+"""Seconds within which a second request of the same host means that the answer did not help."""
 
 _CONFIRM_S = 1.1
 """Seconds that a neighbour has to confirm an answer. After it, a flooded request gets its replies
