@@ -426,13 +426,13 @@ class Running:
         vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0"))
         unwatch = Events(vtep).watch(lambda event: self.lines.append(format_event(event)))
 
-        async def settle() -> None:
+        async def flush() -> None:
             return
 
         async def reload() -> str:
             return "nothing changed"
 
-        async with serve(vtep, str(self.socket), reload, settle):
+        async with serve(vtep, str(self.socket), reload, flush):
             self._ready.set()
             await self._ended.wait()
         unwatch()
