@@ -41,6 +41,11 @@ def is_shortage(error: OSError) -> bool:
     return error.errno in _SHORTAGES
 
 
+def is_out_of_descriptors(error: OSError) -> bool:
+    """Return whether an error reports a shortage of descriptors, of the process or of the host."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def reason(error: OSError) -> str:
     """Return the reason of an error and, for a shortage of descriptors, what to do."""
     if error.errno == errno.EMFILE:

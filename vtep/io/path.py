@@ -13,7 +13,7 @@ from vtep.io import error_queue
 from vtep.io.addresses import sockaddr
 from vtep.io.binding import Binding, connected_socket
 from vtep.io.outer_options import OuterHeaderOptions, control_messages
-from vtep.io.sender_sockets import SenderSockets, is_short_of_descriptors, sockets_max
+from vtep.io.sender_sockets import SenderSockets, sockets_max
 from vtep.io.shared_socket import SendingSocket, SocketSpec, connected, returned_datagrams
 from vtep.io.socket_options import path_mtu
 from vtep.wire import ethernet, outer_header, vxlan
@@ -205,10 +205,10 @@ class Path:
             try:
                 sock = self._connect(slot, now, evict=not others)
             except OSError as error:
-                if is_short_of_descriptors(error):
+                if descriptors.is_out_of_descriptors(error):
                     why = descriptors.reason(error)
                     descriptors.warn(f"cannot open another socket to send: {why}")
-                if not (others and is_short_of_descriptors(error)):
+                if not (others and descriptors.is_out_of_descriptors(error)):
                     self._schedule_retry(slot, now)
                     self._open_error = error.errno or errno.ENETUNREACH
                     raise

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 from itertools import chain
 
+from vtep import descriptors
 from vtep.errors import VtepError
 from vtep.io import socket_constants as const
 from vtep.io.binding import Binding
@@ -43,21 +44,15 @@ _ERROR_BUFFER = 1 << 17
 """Octets of the receive buffer, which holds queued ICMP errors with up to 1280 octets of the packet
 each."""
 
-_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 _PORT_UNAVAILABLE = frozenset((errno.EADDRINUSE, errno.EACCES))
 
 
 def sockets_max() -> int:
     """Return how many sending sockets this process may have, at most half of its descriptors."""
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if descriptors == resource.RLIM_INFINITY:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
         return _SOCKETS_MAX
-    return max(1, min(_SOCKETS_MAX, descriptors // 2))
-
-
-def is_short_of_descriptors(error: OSError) -> bool:
-    """Return whether a socket could not be opened for lack of a descriptor."""
-    return error.errno in _NO_DESCRIPTORS
+    return max(1, min(_SOCKETS_MAX, limit // 2))
 
 
 class SenderSockets:
@@ -122,7 +117,7 @@ class SenderSockets:
         try:
             sender = self._bind(user, spec, now, used)
         except OSError as error:
-            if not (evict and len(self) and is_short_of_descriptors(error)):
+            if not (evict and len(self) and descriptors.is_out_of_descriptors(error)):
                 raise
             self._evict()
             sender = self._bind(user, spec, now, used)
