@@ -7,8 +7,8 @@ neighbour discovery (RFC 4861) about the address of a local gateway do not cross
 the anycast gateways of EVPN (RFC 9135, section 4.1).
 
 If the hosts have gateways with different addresses instead, each gateway must be reachable from all
-hosts. The two cases need no configuration: an address counts as *shared* after a remote host
-has claimed it or probed for it (RFC 5227).
+hosts. The two cases need no configuration: an address counts as *shared* after a remote host has
+claimed it or probed for it (RFC 5227).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,9 +17,6 @@ from typing import NamedTuple
 
 from vtep.wire import Buffer, arp, ethernet, nd
 from vtep.wire.address import Address
-
-_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
-"""The prefix of solicited-node multicast addresses (RFC 4291, section 2.7.1)."""
 
 
 class AddressMessage(NamedTuple):
@@ -84,12 +81,12 @@ def build_probe(mac: bytes, address: Address) -> bytes:
     caches. So the frame is a solicitation from the link-local address that belongs to the MAC.
     """
     if isinstance(address, IPv6Address):
-        end = address.packed[-3:]
+        group = nd.solicited_node(address.packed)
         source = nd.link_local(mac)
-        group = _SOLICITED_NODE + end
         message = nd.NdMessage(nd.SOLICITATION, 0, source, group, 0, address.packed, mac)
         ethertype = ethernet.TYPE_IPV6.to_bytes(2)
-        return b"\x33\x33\xff" + end + mac + ethertype + nd.pack(message)
+        # The MAC of a group ends with the last four octets of its address (RFC 2464, section 7).
+        return b"\x33\x33" + group[-4:] + mac + ethertype + nd.pack(message)
     packet = arp.Arp(arp.REQUEST, mac, arp.UNSPECIFIED, ethernet.MAC_ZERO, address.packed)
     return b"\xff" * ethernet.MAC_LEN + mac + arp.TYPE.to_bytes(2) + arp.pack(packet)
 

@@ -333,7 +333,7 @@ class Neighbours:
             return True
         repeated = neighbour.last_requester == requester and neighbour.answered + _REPEAT_S > now
         if repeated and neighbour.updated <= neighbour.answered:
-            # Neither did the neighbour send anything since the answer.
+            # Nor has the neighbour sent anything since the answer.
             neighbour.doubtful = True
         if repeated or not self._is_confirmed(neighbour, now):
             # This request is flooded now, so the one answered before need not be flooded later.

@@ -18,6 +18,9 @@ UNSPECIFIED = bytes(16)
 _LINK_LOCAL = bytes.fromhex("fe80000000000000")
 """The prefix of link-local addresses (RFC 4291, section 2.5.6)."""
 
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
+"""The prefix of solicited-node multicast addresses (RFC 4291, section 2.7.1)."""
+
 _IPV6 = Struct("!IHBB16s16s")
 _MESSAGE = Struct("!BBHB3x16s")
 _ICMPV6 = 58
@@ -105,6 +108,11 @@ def link_local(mac: bytes) -> bytes:
     return _LINK_LOCAL + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
 
 
+def solicited_node(address: bytes) -> bytes:
+    """Return the multicast address on which the host with an IPv6 address gets solicitations."""
+    return _SOLICITED_NODE + address[-3:]
+
+
 def _sum(source: bytes, destination: bytes, message: Buffer) -> int:
     """Return the folded sum of pseudo-header and message.
 
@@ -132,5 +140,4 @@ def _options(message: Buffer) -> dict[int, bytes] | None:
 
 
 def _is_solicited_node(address: bytes) -> bool:
-    """Return True for an address in ff02::1:ff00:0/104 (RFC 4291, section 2.7.1)."""
-    return address[:13] == b"\xff\x02" + bytes(9) + b"\x01\xff"
+    return address.startswith(_SOLICITED_NODE)
