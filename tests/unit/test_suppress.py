@@ -21,7 +21,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, V4_A, V4_B, V6_A, V6_B, ether, mac
-from vtep.errors import NeighbourError
+from vtep.errors import ConfigError, NeighbourError
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Filter, Remote
 from vtep.forwarding.policy import InnerVlan, SegmentPolicy
@@ -685,18 +685,18 @@ def test_flush() -> None:
 @pytest.mark.parametrize(
     ("address", "lladdr", "vlan", "words"),
     [
-        ("0.0.0.0", B, (), r"^0\.0\.0\.0: is no address that a host can have$"),
-        ("224.0.0.1", B, (), r"^224\.0\.0\.1: is no address"),
-        ("ff02::1", B, (), r"^ff02::1: is no address"),
-        (V4_B, mac(BROADCAST), (), r"^lladdr ff:ff:ff:ff:ff:ff: is no MAC of a host$"),
-        (V4_B, bytes(6), (), r"^lladdr 00:00:00:00:00:00: is no MAC"),
+        ("0.0.0.0", B, (), r"^0\.0\.0\.0: is not a unicast address$"),
+        ("224.0.0.1", B, (), r"^224\.0\.0\.1: is not a unicast address"),
+        ("ff02::1", B, (), r"^ff02::1: is not a unicast address"),
+        (V4_B, mac(BROADCAST), (), r"^lladdr ff:ff:ff:ff:ff:ff: is not a unicast MAC address$"),
+        (V4_B, bytes(6), (), r"^lladdr 00:00:00:00:00:00: is not a unicast MAC"),
         (V4_B, B, (0,), r"^vlan 0: must be from 1 to 4094$"),
         (V4_B, B, (10, 4095), r"^vlan 10 4095: must be"),
     ],
 )
 def test_nonsense(address: str, lladdr: bytes, vlan: tuple[int, ...], words: str) -> None:
     one = table()
-    with pytest.raises(NeighbourError, match=words):
+    with pytest.raises(ConfigError, match=words):
         one.add(ip_address(address), lladdr, 0.0, vlan=vlan)
     assert len(one) == 0
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeAlias
 
 from attrs import define
 
-from vtep.errors import NeighbourError
+from vtep.errors import ConfigError, NeighbourError
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.wire import Buffer, arp, ethernet, nd
 
@@ -135,7 +135,10 @@ class Neighbours:
         vlan: Vlan = (),
         router: bool = False,
     ) -> None:
-        """Add a neighbour. Raises: NeighbourError if one is configured, or a value is invalid."""
+        """Add a neighbour.
+
+        Raises: NeighbourError if one is configured; ConfigError if a value is invalid.
+        """
         if (vlan, address.packed) in self._permanent:
             raise NeighbourError(f"{address}: is a permanent neighbour already: use replace")
         self.replace(address, mac, now, vlan=vlan, router=router)
@@ -149,13 +152,13 @@ class Neighbours:
         vlan: Vlan = (),
         router: bool = False,
     ) -> None:
-        """Add or replace a neighbour. Raises: NeighbourError if a value is invalid."""
+        """Add or replace a neighbour. Raises: ConfigError if a value is invalid."""
         if not _is_host(address.packed):
-            raise NeighbourError(f"{address}: is no address that a host can have")
+            raise ConfigError(f"{address}: is not a unicast address")
         if not _is_station(mac):
-            raise NeighbourError(f"lladdr {ethernet.format_mac(mac)}: is no MAC of a host")
+            raise ConfigError(f"lladdr {ethernet.format_mac(mac)}: is not a unicast MAC address")
         if not all(1 <= vid <= 4094 for vid in vlan):
-            raise NeighbourError(f"vlan {' '.join(map(str, vlan))}: must be from 1 to 4094")
+            raise ConfigError(f"vlan {' '.join(map(str, vlan))}: must be from 1 to 4094")
         key = vlan, address.packed
         self._forget(key)
         self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
