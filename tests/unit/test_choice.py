@@ -44,6 +44,10 @@ def test_an_ambiguous_choice_names_all_candidates() -> None:
         "vni 100 dev vx100 at /run/1.sock (process 1); "
         "vni 200 dev vx200, vni 201 dev vx201 at /run/2.sock (process 2); /run/5.sock (process 5)"
     )
+    with pytest.raises(
+        VtepError, match="choose one with --socket PATH: there is vni 100 dev vx100"
+    ):
+        choose([ONE, TWO], by_segment=False)
     same = candidate(6, 100)
     with pytest.raises(VtepError, match=r"^vni 100: several pyvteps have it; choose one with"):
         choose([ONE, same], vni=100)

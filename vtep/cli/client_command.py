@@ -75,6 +75,7 @@ def with_client(
                     names.get("dev") if segment else None,
                     changes=changing,
                     every=every and not changing,
+                    by_segment=segment,
                 )
                 vteps = [connections.enter_context(Client(path)) for path in paths]
                 function(**{"vteps": vteps} if every else {"vtep": vteps[0]}, **arguments)
@@ -98,7 +99,13 @@ def with_client(
 
 
 def _find_sockets(
-    socket: str | None, vni: str | None, dev: str | None, *, changes: bool, every: bool
+    socket: str | None,
+    vni: str | None,
+    dev: str | None,
+    *,
+    changes: bool,
+    every: bool,
+    by_segment: bool,
 ) -> list[str | Path]:
     """Return the sockets of the processes that a command is about.
 
@@ -110,7 +117,7 @@ def _find_sockets(
     number = int(vni) if vni is not None and vni.isascii() and vni.isdigit() else None
     if vni is not None and number is None:
         raise ConfigError(f"--vni {vni}: is not a whole number")
-    found = find(vni=number, dev=dev, changes=changes, every=every)
+    found = find(vni=number, dev=dev, changes=changes, every=every, by_segment=by_segment)
     for each in found:
         if not each.here:
             line = f"{each.process} in another network namespace answered ({each.path})"

@@ -342,8 +342,11 @@ def explain(error: click.ClickException) -> str:
         return _describe_unknown_option(error.option_name, context, words)
     if isinstance(error, click.BadOptionUsage):
         return message + _option_usage(error.option_name, context, words)
-    if isinstance(error, click.MissingParameter) and "Choose from" not in message:
-        return f"{message}; {_usage(context)}"
+    if isinstance(error, click.MissingParameter):
+        return message if "Choose from" in message else f"{message}; {_usage(context)}"
+    if isinstance(error, click.BadParameter) and isinstance(error.param, click.Argument):
+        # The argument's name in the message of click is the list of its choices.
+        return f"{error.message.removesuffix('.')}; {_usage(context)}"
     if message.startswith("Got unexpected extra argument"):
         return message + _extra_words_hint(context, words)
     return message
@@ -428,7 +431,7 @@ def _other_command_hint(plain: str, context: click.Context) -> str:
         return f"; write it before the command: pyvtep --{wanted}"
     if wanted is not None and path.endswith("set"):
         return f"; --{wanted} is of the whole process, and can only be set at its start"
-    if wanted is not None and isinstance(root.command, click.Group):
+    if wanted not in (None, "vni") and isinstance(root.command, click.Group):
         return f"; to change it in a running VTEP: pyvtep set --{wanted}"
     return f"; {_usage(context)}"
 

@@ -66,10 +66,11 @@ def choose(
     dev: str | None = None,
     changes: bool = True,
     every: bool = False,
+    by_segment: bool = True,
 ) -> list[Candidate]:
     """Return the pyvtep that a command is for; with `every`, all that match.
 
-    `vni` and `dev` are the segment that the command names.
+    `vni` and `dev` are the segment that the command names. Without `by_segment`, it can name none.
 
     Raises: VtepError, with the candidates, if none matches, or several do.
     """
@@ -81,9 +82,9 @@ def choose(
     if vni is None and dev is None:
         if every:
             return here
+        how = "--socket PATH, --vni N or dev TAP" if by_segment else "--socket PATH"
         raise VtepError(
-            "several pyvteps are running; choose one with --socket PATH, --vni N or dev TAP: "
-            f"there is {_listed(here)}"
+            f"several pyvteps are running; choose one with {how}: there is {_listed(here)}"
         )
     named = _matching(here, vni, dev)
     if not named:

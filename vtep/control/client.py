@@ -70,13 +70,18 @@ def _candidate(live: socket_files.LiveSocket, *, ask: bool) -> Candidate:
 
 
 def find(
-    *, vni: int | None = None, dev: str | None = None, changes: bool = True, every: bool = False
+    *,
+    vni: int | None = None,
+    dev: str | None = None,
+    changes: bool = True,
+    every: bool = False,
+    by_segment: bool = True,
 ) -> list[Candidate]:
     """Return the running pyvtep that a command without --socket is for; see `choice.choose`."""
     found = candidates()
     if not found:
         raise socket_files.none_found()
-    return choose(found, vni=vni, dev=dev, changes=changes, every=every)
+    return choose(found, vni=vni, dev=dev, changes=changes, every=every, by_segment=by_segment)
 
 
 class Client:
