@@ -272,8 +272,8 @@ class Counters:
     tx_too_big_answered: int = _counter(Unit.PACKETS, "oversize, answered with an ICMP error")
 
     # Echo (see `vtep.wire.echo`).
-    probes_answered: int = _counter(Unit.MESSAGES, "echo request answered")
-    probes_heard: int = _counter(Unit.MESSAGES, "echo reply received")
+    echo_requests_answered: int = _counter(Unit.MESSAGES, "echo request answered")
+    echo_replies_received: int = _counter(Unit.MESSAGES, "echo reply received")
 
     drops: dict[Drop, int] = field(init=False, factory=lambda: dict.fromkeys(Drop, 0))
     """Frames and datagrams dropped, by reason."""

@@ -95,7 +95,7 @@ def test_no_fault(pair: Pair, tunnel: Tunnel) -> None:
     assert "No fault was found" in done.stdout
     # Its echo requests count as no drops.
     counters = tunnel[1].counters()
-    assert counters["probes_answered"] >= 2 * 27
+    assert counters["echo_requests_answered"] >= 2 * 27
     assert counters["drops"] == 0, counters
 
 

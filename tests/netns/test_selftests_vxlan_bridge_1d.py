@@ -159,9 +159,9 @@ def test_learning(star: Star) -> None:
         return MAC in vtep.invoke("fdb show dynamic")
 
     def speak() -> None:
-        with Arrivals(star.switch, "vx1") as heard, packet_socket(ns1, "vx2") as sender:
+        with Arrivals(star.switch, "vx1") as arrivals, packet_socket(ns1, "vx2") as sender:
             sender.send(said)
-            wait_until(lambda: heard.count(said) == 1, "what it said")
+            wait_until(lambda: arrivals.count(said) == 1, "what it sent")
 
     reach([10, 10])
     speak()

@@ -183,7 +183,10 @@ def test_loss() -> None:
         ({"pings": 0, "macs": ()}, "192.0.2.2 does not exist, or is down"),
         ({"pings": 0, "macs": ("m",)}, "is there (it answers ARP), but nothing answers"),
         ({"through": False}, "is there (it answers ping), but nothing answers"),
-        ({"through": False, "heard": 3.0}, "is there (it answers ping), but nothing answers"),
+        (
+            {"through": False, "last_seen_age": 3.0},
+            "is there (it answers ping), but nothing answers",
+        ),
     ],
 )
 def test_problems_of_silent_remotes(changes: dict[str, Any], title: str) -> None:
@@ -219,14 +222,14 @@ def test_the_firewall_of_this_host_explains_silence() -> None:
     assert len(of_remote(SILENT, firewall=evolve(RULE, certain=False))) == 1
 
 
-@pytest.mark.parametrize("told_by", [None, "192.0.2.254"])
-def test_path_mtu(told_by: str | None) -> None:
-    finding = only(of_remote(mtu_there=PathMtu(1400, told_by)))
+@pytest.mark.parametrize("reported_by", [None, "192.0.2.254"])
+def test_path_mtu(reported_by: str | None) -> None:
+    finding = only(of_remote(mtu_there=PathMtu(1400, reported_by)))
     assert finding.severity is Severity.WARNING
     assert finding.title == "the path to 192.0.2.2 carries 1400 octets, and 1500 are needed"
     assert finding.fix.startswith("at both ends: pyvtep set --vni 5 --mtu 1350; ")
-    assert ("192.0.2.254 says so" in finding.explanation) == (told_by is not None)
-    finding = only(of_remote(mtu_there=PathMtu(1400, told_by), mtu_back=PathMtu(1404)))
+    assert ("192.0.2.254 says so" in finding.explanation) == (reported_by is not None)
+    finding = only(of_remote(mtu_there=PathMtu(1400, reported_by), mtu_back=PathMtu(1404)))
     assert finding.title.startswith("the path to and from 192.0.2.2 carries 1400 octets")
     finding = only(of_remote(mtu_back=PathMtu(1400)))
     assert finding.title == "the path from 192.0.2.2 carries 1400 octets, and 1500 are needed"

@@ -140,7 +140,7 @@ def test_hosts_of_a_segment_get_a_reply(vni: int | None, host: str, status: Stat
     assert (size, to, port) == (100, host, 50000)
     assert answer == EchoMessage(EchoKind.REPLY, vni, 50000, TOKEN, 7, 1400, status)
     assert replier.drops() == {}
-    assert replier.demux.counters.probes_answered == 1
+    assert replier.demux.counters.echo_requests_answered == 1
 
 
 @pytest.mark.parametrize("vni", [None, 5, 6, 7])
@@ -158,7 +158,7 @@ def test_a_reply_gets_no_reply() -> None:
     replier = Replier()
     assert replier.ask(evolve(REQUEST, kind=EchoKind.REPLY)) is None
     assert replier.drops() == {}
-    assert replier.demux.counters.probes_heard == 1
+    assert replier.demux.counters.echo_replies_received == 1
 
 
 @pytest.mark.parametrize("port", [0, 22, 53, 4788, 4790, 49151])

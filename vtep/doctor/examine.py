@@ -75,7 +75,11 @@ def _examine(
     for each in running:
         each.try_tunnel(silent, network)
     found = [
-        attrs.evolve(_without_own_macs(facts, network), heard=target.heard, through=target.through)
+        attrs.evolve(
+            _without_own_macs(facts, network),
+            last_seen_age=target.last_seen_age,
+            through=target.through,
+        )
         for target, facts in zip(targets, found, strict=True)
     ]
     stats = [each.read_stats_again() for each in running]

@@ -55,7 +55,7 @@ class PathMtu:
 
     size: int | None
     """None if not even the smallest tried packet passes."""
-    told_by: str | None = None
+    reported_by: str | None = None
     """The host that sent an ICMP error about larger packets, if any has."""
 
 
@@ -99,7 +99,7 @@ class RemoteFacts:
     """True if all of them surely belong to one host."""
     mtu_there: PathMtu | None = None
     mtu_back: PathMtu | None = None
-    heard: float | None = None
+    last_seen_age: float | None = None
     """Age of the last frame from there, by the youngest FDB entry for the remote."""
     through: bool | None = None
     """True if a host behind it replied through the tunnel; None if no ping was sent."""

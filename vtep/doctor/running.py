@@ -37,7 +37,7 @@ class Target:
     """The control socket of the pyvtep, if commands have to name it."""
     sends_from_port: bool = False
     """True if the segment sends from `port`, so that both directions can be one flow."""
-    heard: float | None = None
+    last_seen_age: float | None = None
     """Age of the last frame from there, in seconds."""
     through: bool | None = None
     """True if a host behind it replied through the tunnel; None if no ping was sent."""
@@ -92,7 +92,7 @@ class RunningVtep:
     def try_tunnel(self, silent: Iterable[Target], network: LocalNetwork) -> None:
         """Find signs of life of remotes that send no echo replies, with a ping to all nodes.
 
-        Side effect: sets `heard` and `through` of the targets.
+        Side effect: sets `last_seen_age` and `through` of the targets.
         """
         waiting = list(silent)
         for segment in self.segments:
@@ -108,7 +108,7 @@ class RunningVtep:
                 target.through = str(target.remote) in replied
                 entries = self.client.fdb.show(vni=vni, dst=str(target.remote), dynamic=True)
                 ages = [entry["age"] for entry in entries if entry["age"] is not None]
-                target.heard = min(ages, default=None)
+                target.last_seen_age = min(ages, default=None)
 
     def _remotes_of(self, vni: int, macs: Iterable[str]) -> set[str]:
         """Return the remotes by which these MACs are reached."""

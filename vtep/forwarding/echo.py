@@ -47,7 +47,7 @@ class EchoResponder:
         if message is None or self._send_reply is None:
             counters.drop(Drop.FLAGS_INVALID, source, count, header)
         elif message.kind is EchoKind.REPLY:
-            counters.probes_heard += count
+            counters.echo_replies_received += count
             if self._on_reply is not None:
                 self._on_reply(message, source, now)
         elif not self._limit.take(now):
@@ -57,7 +57,7 @@ class EchoResponder:
             counters = counters if segment is None else segment.counters
             counters.drop(Drop.SOURCE_UNKNOWN, source, count)
         elif message.permits_reply(self._port):
-            counters.probes_answered += count
+            counters.echo_requests_answered += count
             self._send_reply(message.reply(len(datagram), status), source, message.port)
         else:
             counters.drop(Drop.FLAGS_INVALID, source, count, header)

@@ -283,8 +283,8 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
     last_frame = ping = ""
     if remote.through is not None:
         ping = " No host behind it has answered a ping through the tunnel (IPv6, to all nodes)."
-    if remote.heard is not None:
-        last_frame = f" Frames do come from there, the last {remote.heard:.0f} s ago."
+    if remote.last_seen_age is not None:
+        last_frame = f" Frames do come from there, the last {remote.last_seen_age:.0f} s ago."
     report = warning if remote.through is None else problem
     return report(
         host,
@@ -311,7 +311,7 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     }
     if not sizes:
         return
-    reporter = remote.mtu_there.told_by if remote.mtu_there is not None else None
+    reporter = remote.mtu_there.reported_by if remote.mtu_there is not None else None
     report = ""
     if reporter is not None:
         report = f" {reporter} says so by ICMP, which pyvtep follows by itself within seconds."
