@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, Ether
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, V4_A, V4_B, ether, mac
+from tests.unit.craft import finish as finish_partial
 from tests.unit.steps import handle, syn_received
 from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
@@ -347,6 +348,16 @@ def test_a_syn_among_others_is_clamped() -> None:
     clamped = replace(syn, options=b"\2\4" + (MTU - 40).to_bytes(2, "big"), partial=False)
     expected = [replace(base, partial=False), clamped, replace(base, partial=False)]
     assert [*chain(*batches)] == [PREFIX + frame.build() for frame in expected]
+
+
+def test_a_checksum_that_makes_a_syn_a_fragment() -> None:
+    """A wrong virtio header puts the checksum over the fragment offset, so there is no MSS."""
+    base = Frame(payload=b"", options=b"\2\4\xff\xff", flags=SYN, partial=True)
+    fragment_offset = base.shape.ip + 6
+    header = virtio.pack_needs_csum(4, fragment_offset - 4)
+    frame = finish_partial(base.build(), header)
+    assert frame[fragment_offset : fragment_offset + 2] != base.build()[fragment_offset:][:2]
+    assert forward([(header, base.build())]) == [[PREFIX + frame]]
 
 
 def test_after_a_single_frame_the_next_is_sent_at_once() -> None:

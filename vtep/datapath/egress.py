@@ -295,9 +295,15 @@ class Egress:
     def _clamp_syn(
         self, frame: memoryview, syn: Transport, partial: _PartialChecksum | None
     ) -> None:
-        """Clamp the MSS of a SYN, and finish its checksum."""
+        """Finish the checksum of a SYN, and clamp its MSS."""
         if partial is not None:
             finish_checksum(frame, *partial)
+            # With a wrong virtio header the checksum overwrites another field, such as the fragment
+            # offset, so `syn` may be outdated.
+            parsed = tcp_syn(frame)
+            if parsed is None:
+                return
+            syn = parsed
         self._sizing.on_syn_sent(frame, syn)
 
     def _prepare_for_run(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
