@@ -698,7 +698,7 @@ def test_damaged_state_file_is_renamed(pair: Pair, start: Start, tmp_path: Path)
     vtep = start(a, *arguments)
     (aside,) = tmp_path.glob("state.bad-*")
     assert aside.read_bytes() == cut
-    assert f"--state {file}: it is cut off; starting without, it is now {aside}" in vtep.log
+    assert f"--state {file}: it is cut off; renamed it to {aside}" in vtep.log
     assert set(shown(vtep)) == {ZERO}
 
 

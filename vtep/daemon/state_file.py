@@ -139,6 +139,8 @@ class StateFile:
         self.path = path
         self._db: sqlite3.Connection | None = None
         self._inodes: tuple[tuple[int, int] | None, ...] = ()
+        self._written: tuple[int, int] | None = None
+        """Size and modification time of the file after our last write to it."""
         self._clock_offset = 0.0
         """Offset from the monotonic clock to the clock of the database."""
 
@@ -159,8 +161,8 @@ class StateFile:
     def load(self, now: float, wall_clock: float) -> list[SavedEntry]:
         """Read every entry.
 
-        A file that is missing or empty has none. One that is damaged, or of another version, is
-        renamed, with a warning.
+        A file that is missing or empty has none. One that is damaged, of another version, or empty
+        although `-wal` has commits for it, is renamed, with a warning.
 
         Raises: VtepError if the file is not a state file, and is left as it is, or if it cannot be
         read.
@@ -168,7 +170,7 @@ class StateFile:
         _check(self.path)
         self._clock_offset = wall_clock - now
         try:
-            if not self.path.stat().st_size:
+            if not self.path.stat().st_size and not self._has_wal():
                 return []
         except FileNotFoundError:
             return []
@@ -206,6 +208,8 @@ class StateFile:
                     "--state %s: was removed or replaced; writing all entries again", self.path
                 )
                 self._disconnect()
+            if self._db is not None and self._current_stamp() != self._written:
+                self._reopen()
             usable = self._db is not None
             if self._db is None:
                 self._db = self._open_or_create()
@@ -233,6 +237,8 @@ class StateFile:
             times = (now + self._clock_offset, wall_clock)
             db.execute("UPDATE last_commit SET time = ?, wall_clock = ?", times)
             db.execute("COMMIT")
+            # SQLite has moved `-wal` into the file now and then: only here, and at the end.
+            self._written = self._current_stamp()
 
     def rollback(self) -> None:
         """End the transaction, if there is one, without its changes."""
@@ -283,6 +289,22 @@ class StateFile:
                 raise
         return db
 
+    def _reopen(self) -> None:
+        """Open the database anew, since another program has written to the file itself.
+
+        SQLite would not notice as long as it finds its pages in memory and in `-wal`. A file that
+        is damaged now is renamed, with a warning, and `self._db` is None then.
+        """
+        self._disconnect()
+        try:
+            self._db = self._open()
+        except _DamagedError as error:
+            self._set_aside(error)
+        except VtepError:
+            self._set_aside(_DamagedError("it was overwritten by another program"))
+        else:
+            self._enter_wal_mode(self._db)
+
     def _enter_wal_mode(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         # In WAL mode, NORMAL may lose the last commits with the power: FULL waits for the disk.
@@ -290,6 +312,7 @@ class StateFile:
         db.execute(f"PRAGMA journal_size_limit = {_WAL_MAX}").fetchall()
         db.execute("SELECT * FROM last_commit").fetchall()  # This creates `-wal`.
         self._inodes = self._current_inodes()
+        self._written = self._current_stamp()
 
     def _check_header(self, header: bytes) -> None:
         """Raise VtepError or _DamagedError unless a file begins as a state file does."""
@@ -372,11 +395,29 @@ class StateFile:
         except OSError as refused:
             why = refused.strerror
             raise VtepError(f"--state {self.path}: {error}; can't be renamed: {why}") from refused
-        log.warning("--state %s: %s; starting without, it is now %s", self.path, error, aside)
+        log.warning("--state %s: %s; renamed it to %s", self.path, error, aside)
 
     def _current_inodes(self) -> tuple[tuple[int, int] | None, ...]:
         """Return device and inode of the file and of its `-wal`, None for one that is missing."""
         return tuple(map(_inode, (self.path, self.path.with_name(f"{self.path.name}-wal"))))
+
+    def _current_stamp(self) -> tuple[int, int] | None:
+        """Return size and modification time (ns) of the file; None if it is missing.
+
+        Not its contents: to open the file and close it again would end the locks of SQLite.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def _has_wal(self) -> bool:
+        """Return whether there is a `-wal` with commits. Raises: OSError."""
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     # --- errors -----------------------------------------------------------------------------
 
@@ -466,7 +507,7 @@ def _damage_as_error() -> Iterator[None]:
             raise _DamagedError(f"it is damaged ({error})") from error
         raise
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        raise _DamagedError(f"its contents make no sense ({error})") from error
+        raise _DamagedError(f"its contents are invalid ({error})") from error
 
 
 def _reason(error: sqlite3.Error | OSError) -> str:
@@ -477,7 +518,7 @@ def _reason(error: sqlite3.Error | OSError) -> str:
     if code == sqlite3.SQLITE_FULL:
         return os.strerror(errno.ENOSPC)
     if code == sqlite3.SQLITE_BUSY:
-        return "another program has it locked; end that"
+        return "another program holds a lock on it; close that program"
     if code == sqlite3.SQLITE_CANTOPEN:
         try:  # SQLite does not say why.
             descriptors.require(_DESCRIPTORS)
@@ -501,9 +542,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock = _lock(beside)
     except BlockingIOError:
-        raise VtepError(
-            f"--state {path}: is that of process {_owner(beside)}; give each its own FILE"
-        ) from None
+        raise VtepError(f"--state {path}: in use by {_owner(beside)}; give another FILE") from None
     except OSError as error:
         raise VtepError(
             f"--state {path}: cannot lock {beside}: {descriptors.reason(error)}"
@@ -535,12 +574,12 @@ def _lock(beside: Path) -> int:
 
 
 def _owner(beside: Path) -> str:
-    """Return the id of the process that has locked a file, or "another" if it does not say."""
+    """Return the name of the process that has locked a file, by its id if the file has that."""
     try:
         pid = beside.read_text().strip()
     except (OSError, ValueError):
         pid = ""
-    return pid if pid.isdecimal() else "another"
+    return f"process {pid}" if pid.isdecimal() else "another process"
 
 
 def _check(path: Path) -> None:
