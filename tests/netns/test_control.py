@@ -144,11 +144,11 @@ def test_add_and_delete_a_vni(pair: Pair, tunnel: Tunnel) -> None:
         ["1", "vx0"],
         ["7", "vx7"],
     ]
-    assert "vni: say which segment is meant" in vtep.run("fdb", "get", mac_of(b), code=2)
+    assert "several segments: choose one with --vni N" in vtep.run("fdb", "get", mac_of(b), code=2)
     assert mac_of(b, "vx7") in vtep.run("fdb", "get", mac_of(b, "vx7"), "dev", "vx7")
     assert mac_of(b, "vx7") in vtep.run("fdb", "show", "--vni", "7")
     assert mac_of(b, "vx7") not in vtep.run("fdb", "show", "--vni", "1")
-    assert "vni 7: is here already" in vtep.run("vni", "add", "7", code=1)
+    assert "vni 7: already exists" in vtep.run("vni", "add", "7", code=1)
     vtep.run("vni", "del", "7")
     assert not has_device(a, "vx7")
     ping(a, "10.0.0.2")
@@ -163,7 +163,7 @@ def test_a_refused_command_changes_nothing(pair: Pair, tunnel: Tunnel) -> None:
         ("set --ageing 60 --mtu 1", 2, "--mtu 1: must be from 68"),
         ("set --tap eth0", 1, "--tap eth0: a network device of this name exists"),
         ("set", 2, "set: no option given"),
-        ("vni add 1", 1, "vni 1: is here already"),
+        ("vni add 1", 1, "vni 1: already exists"),
         ("vni add 8 --remote 192.0.2.1", 1, "is an address of this host itself"),
         ("vni add 8 --tap vx0", 2, "--tap vx0: is given twice"),
         ("reload", 2, "cannot reload: pyvtep was started without --config"),
@@ -300,7 +300,7 @@ def test_closed_output_pipe(pair: Pair, tunnel: Tunnel) -> None:
 def test_neighbours(tunnel: Tunnel) -> None:
     vtep = tunnel[0]
     line = vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
-    assert line == "vni 1: has no neighbours; first: pyvtep set --proxy"
+    assert line == "vni 1: --proxy is off; enable it: pyvtep set --proxy"
     vtep.run("set", "--proxy")
     vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, "nud", "permanent")
     line = vtep.run("neigh", "add", "10.0.0.9", "lladdr", MAC, code=1)
@@ -428,8 +428,8 @@ def test_taps_of_one_name_in_two_namespaces(pair: Pair, start: Start) -> None:
     ping(pair[0], "10.0.0.2")
     place = Path("/run/pyvtep")
     other = place / f"{tap}-{vteps[1].process.pid}.sock"
-    first = re.escape(f"--control {place / tap}.sock: is that of process {vteps[0].process.pid}")
-    assert re.search(f"{first}; .*; the control socket is {other}\n", vteps[1].log)
+    first = re.escape(f"--control {place / tap}.sock: in use by process {vteps[0].process.pid}")
+    assert re.search(f"{first}; using {other} instead\n", vteps[1].log)
     assert "control" not in vteps[0].log
     for host, remote in zip(pair, ("192.0.2.2", "192.0.2.1"), strict=True):
         done = pyvtep(host, "remote", "show", "--json")
@@ -563,7 +563,7 @@ def test_a_control_socket_in_use_is_an_error(pair: Pair, start: Start) -> None:
     assert done.returncode == 1
     pid = vtep.process.pid
     assert done.stderr == (
-        f"pyvtep: error: --control {vtep.control}: is that of process {pid}; give another PATH\n"
+        f"pyvtep: error: --control {vtep.control}: in use by process {pid}; give another PATH\n"
     )
     assert not has_device(pair[0], "vx2")
     vtep.stop(signal.SIGKILL)

@@ -422,7 +422,7 @@ def test_refused_requests(inside_a: Pair) -> None:
 
     async def main() -> None:
         async with Vtep(config(5)) as vtep:
-            with refused(vtep, "vni 5: is here already"):
+            with refused(vtep, "vni 5: already exists"):
                 await vtep.add(config(5))
             for asked in (vtep.remove(6), vtep.change(config(6))):
                 with refused(vtep, "vni 6: there is no such VNI here"):

@@ -68,7 +68,9 @@ def test_nothing_is_changed_in_another_namespace() -> None:
 def test_the_only_pyvtep_of_other_namespaces_can_be_read() -> None:
     assert choose([AWAY], changes=False) == [AWAY]
     assert choose([AWAY, FAR], vni=400, changes=False) == [FAR]
-    with pytest.raises(VtepError, match="choose one of another with --socket PATH: there is vni 3"):
+    with pytest.raises(
+        VtepError, match="one in another namespace, use --socket PATH: there is vni 3"
+    ):
         choose([AWAY, FAR], changes=False, every=True)
 
 

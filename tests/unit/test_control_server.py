@@ -155,7 +155,7 @@ def test_errors_and_their_codes(run: Callable[..., None], path: Path) -> None:
                 ("misuse", -32602, "--mtu 1: must be from 68"),
                 ("fail", -32603, "internal error: KeyError('a bug')"),
                 ("none", -32601, "none: no such method"),
-                ("monitor.subscribe", -32602, "x: is no parameter of monitor.subscribe"),
+                ("monitor.subscribe", -32602, "x: is not a parameter of monitor.subscribe"),
             ):
                 said = await peer.ask(method, "i", x=1)
                 assert said["error"] == {"code": code, "message": words}
@@ -664,6 +664,13 @@ def test_a_client_without_a_server(path: Path) -> None:
         Client(path)
 
 
+def test_a_file_that_is_not_a_socket(path: Path) -> None:
+    path.write_text("")
+    for other in (path, path.parent):
+        with pytest.raises(DisconnectedError, match=f"^--socket {other}: is not a socket$"):
+            Client(other)
+
+
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400\r\n", b"[]\n", b"{"])
 def test_a_client_of_another_kind_of_server(path: Path, said: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
@@ -729,7 +736,7 @@ def test_only_the_owner_may_connect(path: Path) -> None:
 
 def test_a_socket_that_is_in_use_is_not_taken(path: Path) -> None:
     listener = socket_files.listen(path)
-    with pytest.raises(VtepError, match=f"is that of process {os.getpid()}; give another PATH"):
+    with pytest.raises(VtepError, match=f"in use by process {os.getpid()}; give another PATH"):
         socket_files.listen(path)
     listener.socket.close()
 
@@ -744,7 +751,7 @@ def test_a_dead_socket_is_replaced(path: Path) -> None:
 
 def test_a_file_that_is_no_socket_is_kept(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(VtepError, match="exists, and is no socket"):
+    with pytest.raises(VtepError, match="exists and is not a socket; give another PATH"):
         socket_files.listen(path)
     assert path.read_text() == "precious"
 
@@ -781,7 +788,7 @@ def test_the_second_socket_of_a_name_gets_another_one(run_folder: Path) -> None:
     first, nobody = socket_files.listen_by_default("vx0")
     assert nobody is None
     second, taken = socket_files.listen_by_default("vx0")
-    assert f"is that of process {os.getpid()}" in str(taken)
+    assert f"in use by process {os.getpid()}" in str(taken)
     assert stat.S_IMODE(run_folder.stat().st_mode) == 0o700
     assert first.path == run_folder / "vx0.sock"
     assert second.path == run_folder / f"vx0-{os.getpid()}.sock"
@@ -873,7 +880,7 @@ def test_of_several_the_one_of_this_namespace_is_chosen(
     assert found(changes=False, every=True) == [here.path, another.path]
     for listener in (here, another):
         listener.socket.close()
-    with pytest.raises(VtepError, match=f"is that of process {elsewhere.pid}; give another PATH"):
+    with pytest.raises(VtepError, match=f"in use by process {elsewhere.pid}; give another PATH"):
         socket_files.listen(run_folder / "vx0.sock")
     elsewhere.send_signal(signal.SIGKILL)
     elsewhere.wait()

@@ -114,8 +114,8 @@ def _elsewhere(
         named = _matching(candidates, vni, dev)
     if len(named) != 1:
         raise VtepError(
-            "no pyvtep runs in this network namespace; choose one of another with --socket PATH: "
-            f"there is {_listed(candidates)}"
+            "no pyvtep runs in this network namespace; to reach one in another namespace, use "
+            f"--socket PATH: there is {_listed(candidates)}"
         )
     return named[0]
 

@@ -123,6 +123,8 @@ class Client:
             ) from error
         except OSError as error:
             self._socket.close()
+            if isinstance(error, ConnectionRefusedError) and not self.path.is_socket():
+                raise DisconnectedError(f"--socket {self.path}: is not a socket") from error
             raise DisconnectedError(
                 f"--socket {self.path}: no pyvtep answers there ({error.strerror or error})"
             ) from error

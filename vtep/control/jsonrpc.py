@@ -107,7 +107,9 @@ def _refused(code: Code, message: str) -> RpcMessage:
 
 def _item(value: object) -> Request | InvalidRequest:
     if not isinstance(value, dict):
-        return InvalidRequest(RpcError(Code.INVALID_REQUEST, "invalid request: it is no object"))
+        return InvalidRequest(
+            RpcError(Code.INVALID_REQUEST, "invalid request: it is not an object")
+        )
     ident = value.get("id")
     plain = isinstance(ident, str | int | float | None) and not isinstance(ident, bool)
     if not plain or (isinstance(ident, float) and not isfinite(ident)):

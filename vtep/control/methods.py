@@ -23,7 +23,7 @@ from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.params import Params
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.errors import ConfigError, VtepError
+from vtep.errors import ConfigError, VtepError, shown
 from vtep.forwarding.fdb import EntryKind, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.host.devices import device_index
@@ -98,7 +98,7 @@ class Methods:
         for parameter in given:
             if parameter not in method.takes:
                 known = ", ".join(method.takes) or "none"
-                raise ConfigError(f"{parameter}: is no parameter of {name}, which takes {known}")
+                raise ConfigError(f"{parameter}: is not a parameter of {name}, which takes {known}")
         result = method.function(Params(given))
         return await result if isawaitable(result) else result
 
@@ -116,10 +116,10 @@ class Methods:
         vni, dev = given.vni(), given.text("dev")
         there = ", ".join(f"vni {port.config.vni} dev {port.tap}" for port in ports.values())
         there = there or "none at all"
-        if vni is None and dev is None and len(ports) != 1:
-            raise ConfigError(
-                f"vni: say which segment is meant, with --vni N or dev TAP; there is {there}"
-            )
+        if vni is None and dev is None and not ports:
+            raise ConfigError("there is no segment; add one: pyvtep vni add N")
+        if vni is None and dev is None and len(ports) > 1:
+            raise ConfigError(f"several segments: choose one with --vni N or dev TAP: {there}")
         if vni is not None and vni not in ports:
             raise VtepError(f"vni {vni}: there is no such segment; there is {there}")
         for port in ports.values() if vni is None else (ports[vni],):
@@ -150,7 +150,9 @@ class Methods:
     async def _set(self, given: Params) -> schema.SegmentInfo:
         port, options = self._port(given), _known(given.options())
         await self._vtep.change(attrs.evolve(port.config, **options))
-        changed = ", ".join(f"--{views.option(name)}" for name in options)
+        changed = ", ".join(
+            f"--{views.option(name)} {shown(value)}" for name, value in options.items()
+        )
         log.info("vni %d: set %s", port.config.vni, changed or "nothing")
         return views.segment(self._vtep.ports[port.config.vni])
 
@@ -189,7 +191,7 @@ class Methods:
         if remote not in config.remote:
             have = ", ".join(map(str, config.remote)) or "none"
             raise VtepError(
-                f"--remote {remote}: is no remote of vni {config.vni}, which has {have}"
+                f"--remote {remote}: is not a remote of vni {config.vni}; its remotes are {have}"
             )
         rest = tuple(other for other in config.remote if other != remote)
         await self._vtep.change(attrs.evolve(config, remote=rest))
@@ -255,7 +257,7 @@ class Methods:
         for page in port.fdb.pages():
             count += port.segment.flush(wanted, page)
             await asyncio.sleep(0)  # Frames have their turn.
-        log.info("vni %d: %d flushed from the fdb", port.config.vni, count)
+        log.info("vni %d: flushed %d FDB entries", port.config.vni, count)
         return count
 
     # --- neighbours -------------------------------------------------------------------------
@@ -279,7 +281,7 @@ class Methods:
         """Return the error for a segment without --proxy."""
         vni = port.config.vni
         which = f" --vni {vni}" if len(self._vtep.ports) > 1 else ""
-        return VtepError(f"vni {vni}: has no neighbours; first: pyvtep set --proxy{which}")
+        return VtepError(f"vni {vni}: --proxy is off; enable it: pyvtep set --proxy{which}")
 
     def _neighbours(self, given: Params) -> Neighbours:
         port = self._port(given)
@@ -301,7 +303,9 @@ class Methods:
         self._neighbours(given).remove(given.ip(), vlan=given.vlan())
 
     def _neigh_flush(self, given: Params) -> int:
-        return self._neighbours(given).flush(permanent=bool(given.flag("permanent")))
+        count = self._neighbours(given).flush(permanent=bool(given.flag("permanent")))
+        log.info("vni %d: flushed %d neighbours", self._port(given).config.vni, count)
+        return count
 
 
 def _pages(items: Iterator[_T]) -> Iterator[list[_T]]:
@@ -314,5 +318,5 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in attrs.fields(Config)} - {"vni"}
     for name in options:
         if name not in known:
-            raise ConfigError(f"--{views.option(name)}: is no option that can be given here")
+            raise ConfigError(f"--{views.option(name)}: is not an option that can be given here")
     return options

@@ -54,5 +54,5 @@ def _listen(vtep: Vtep, where: str) -> ControlSocket | None:
         return None
     if taken is not None:
         # Most likely by a pyvtep of another network namespace, which shares /run.
-        log.warning("%s; the control socket is %s", taken, listener.path)
+        log.warning("%s; using %s instead", taken.problem, listener.path)
     return listener

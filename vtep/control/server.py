@@ -284,7 +284,7 @@ class Server:
 
     def _subscribe(self, client: "_Connection", params: dict[str, Any]) -> bool:
         if params:
-            raise RpcError(Code.INVALID_PARAMS, f"{min(params)}: is no parameter of {SUBSCRIBE}")
+            raise RpcError(Code.INVALID_PARAMS, f"{min(params)}: is not a parameter of {SUBSCRIBE}")
         if client.events is None:
             queue = EventQueue()
             client.unwatch = self._watch(queue.put)

@@ -35,7 +35,13 @@ _CONNECT_TIMEOUT_S = 1.0
 
 
 class TakenError(VtepError):
-    """Another process listens on a socket of this name."""
+    """Another process listens on a socket of this name. `problem` is the message without advice."""
+
+    def __init__(self, path: Path, pid: int) -> None:
+        self.problem = (
+            f"--control {path}: in use by {f'process {pid}' if pid else 'another process'}"
+        )
+        super().__init__(f"{self.problem}; give another PATH")
 
 
 @frozen
@@ -125,14 +131,14 @@ def listen(path: Path) -> ControlSocket:
     """
     with _locked(path.parent):
         if (owner := listening_process(path)) is not None:
-            raise TakenError(
-                f"--control {path}: is that of process {owner or 'another'}; give another PATH"
-            )
+            raise TakenError(path, owner)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with suppress(FileNotFoundError):
                 if not stat.S_ISSOCK(path.lstat().st_mode):
-                    raise VtepError(f"--control {path}: exists, and is no socket")  # noqa: TRY301
+                    raise VtepError(  # noqa: TRY301
+                        f"--control {path}: exists and is not a socket; give another PATH"
+                    )
                 path.unlink()
             # bind(2) gives the file the mode of the socket: it is never wider, even for a moment.
             os.fchmod(listener.fileno(), 0o600)

@@ -311,7 +311,10 @@ class Vtep:
         """Add a port for one more VNI."""
         async with self._lock:
             if config.vni in self.ports:
-                raise VtepError(f"vni {config.vni}: is here already; change it, or remove it first")
+                raise VtepError(
+                    f"vni {config.vni}: already exists; change it (pyvtep set) or delete it first "
+                    "(pyvtep vni del)"
+                )
             await self._reconcile([*self._ports.configs(), config])
 
     async def remove(self, vni: int) -> None:

@@ -48,7 +48,7 @@ class Fdb:
     ) -> None:
         self.max_addresses = max_addresses
         self.max_per_host = max_per_host
-        """Learned entries allowed for one host. 0 is no limit; None is half of `max_addresses`,
+        """Learned entries allowed for one host. 0 means no limit; None is half of `max_addresses`,
         unless only one host can be learned from."""
         self.learns_from_non_members = False
         """True if MACs are learned from hosts that are not members, too."""
@@ -205,7 +205,9 @@ class Fdb:
         if remote is not None:
             found = self.find_equal(entry.destinations, remote)
             if found is None:
-                raise FdbError(f"{format_remote(remote)}: is no destination of {format_mac(mac)}")
+                raise FdbError(
+                    f"{format_remote(remote)}: is not a destination of {format_mac(mac)}"
+                )
             rest = tuple(other for other in entry.destinations if other is not found)
         self._put(mac, rest, entry.updated, entry.kind)
 
@@ -290,7 +292,7 @@ class Fdb:
 
     @property
     def quota(self) -> int:
-        """The number of MACs that may be learned from one host; 0 is no limit."""
+        """The number of MACs that may be learned from one host; 0 means no limit."""
         if self.max_per_host is not None:
             return self.max_per_host
         several = self.learns_from_non_members or len(self.members.hosts) > 1
