@@ -435,7 +435,7 @@ def test_refused_requests(inside_a: Pair) -> None:
                 await vtep.add(config(6, offload="none"))
 
     run(main())
-    with pytest.raises(ConfigError, match="--vni 5: is given twice"):
+    with pytest.raises(ConfigError, match="--vni 5: defined twice"):
         Vtep(config(5), config(5, tap="other"))
 
 

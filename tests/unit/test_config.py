@@ -660,7 +660,7 @@ def test_settings() -> None:
         ),
         (
             {"segments": [config(), config()]},
-            "--vni 1: is given twice; a process has one of each VNI",
+            "--vni 1: defined twice; each VNI can be defined once",
         ),
         (
             {"segments": [config(), config(vni=2, tap="vx1")]},

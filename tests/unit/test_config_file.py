@@ -182,7 +182,7 @@ BAD = [
     ("id = 5", "file:1: id: belongs in a [[vni]] table"),
     (f"{SEGMENT}vni = 5", "file:3: vni: unknown key; did you mean id?"),
     (f"{SEGMENT}[xyz]", "file:3: xyz: unknown key"),
-    (f"{SEGMENT}[[vni]]\ntap='a'\nid = 5", "file:5: id 5: is given twice; a process has one"),
+    (f"{SEGMENT}[[vni]]\ntap='a'\nid = 5", "file:5: id 5: defined twice; each VNI can be"),
     (f"{SEGMENT}[[vni]]\nid = 6\ntap='vx5'", "file:5: tap vx5: is given twice"),
     (f"{SEGMENT}[[vni]]\nid = 6\nlocal='192.0.2.1'", "file:3: dstport 4789: vni 5 and vni 6 share"),
     (
@@ -256,7 +256,7 @@ BAD += [
         ),
     ),
     # Values in their own spelling, where another option makes no sense of them, too.
-    (f"{SEGMENT}[[vni]]\nid = 0x5", "file:4: id 0x5: is given twice"),
+    (f"{SEGMENT}[[vni]]\nid = 0x5", "file:4: id 0x5: defined twice"),
     (f"{SEGMENT}flowlabel = 0x0_7", "file:3: flowlabel 0x0_7: is for IPv6"),
     (f"{SEGMENT}gbp-accept = [0x10]", "file:3: gbp-accept 0x10: needs gbp"),
     (f"{SEGMENT}remote = ['FE80::1']", "file:3: remote FE80::1: is link-local"),

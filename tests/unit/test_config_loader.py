@@ -19,7 +19,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         (tmp_path / "missing", "cannot read it: No such file"),
         (Path("/dev/zero"), "is larger than 16 MiB"),
     ):
-        with pytest.raises(VtepError, match=f"^--config {path}: {why}"):
+        with pytest.raises(VtepError, match=f"^{path}: {why}"):
             read(path)
 
 

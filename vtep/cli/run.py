@@ -148,8 +148,8 @@ async def _reload(service: Service) -> None:
         await service.reload()
     except VtepError as error:
         for problem in problems_of(error):
-            log.error("error: %s", problem)  # noqa: TRY400  a traceback does not help with a file
-        log.error("nothing has changed")  # noqa: TRY400
+            # A traceback does not help with a file.
+            log.error("reload failed, nothing has changed: %s", problem)  # noqa: TRY400
 
 
 def _log_unused_signal(number: signal.Signals) -> None:

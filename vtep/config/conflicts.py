@@ -38,7 +38,7 @@ def conflicts(segments: Iterable[Config]) -> Iterator[tuple[Config, ConfigError]
 
 def _check_names(config: Config, vnis: set[int], taps: set[str]) -> None:
     if config.vni in vnis:
-        raise ConfigError(f"--vni {config.vni}: is given twice; a process has one of each VNI")
+        raise ConfigError(f"--vni {config.vni}: defined twice; each VNI can be defined once")
     if config.tap in taps:
         raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
 

@@ -24,9 +24,9 @@ def read(path: Path) -> Settings:
     try:
         octets = _read_bounded(path)
     except OSError as error:
-        raise VtepError(f"--config {path}: cannot read it: {descriptors.reason(error)}") from error
+        raise VtepError(f"{path}: cannot read it: {descriptors.reason(error)}") from error
     if len(octets) > _SIZE_MAX:
-        raise VtepError(f"--config {path}: is larger than {_SIZE_MAX >> 20} MiB")
+        raise VtepError(f"{path}: is larger than {_SIZE_MAX >> 20} MiB")
     try:
         text = octets.decode().removeprefix("\ufeff")  # Some editors write a byte order mark.
     except UnicodeDecodeError as error:
