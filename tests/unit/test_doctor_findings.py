@@ -181,11 +181,11 @@ def test_loss() -> None:
             "192.0.2.2 can't be reached",
         ),
         ({"pings": 0, "macs": ()}, "192.0.2.2 does not exist, or is down"),
-        ({"pings": 0, "macs": ("m",)}, "is there (it answers ARP), but nothing answers"),
-        ({"through": False}, "is there (it answers ping), but nothing answers"),
+        ({"pings": 0, "macs": ("m",)}, "is reachable (answers ARP), but nothing answers"),
+        ({"through": False}, "is reachable (answers ping), but nothing answers"),
         (
             {"through": False, "last_seen_age": 3.0},
-            "is there (it answers ping), but nothing answers",
+            "is reachable (answers ping), but nothing answers",
         ),
     ],
 )
@@ -228,7 +228,7 @@ def test_path_mtu(reported_by: str | None) -> None:
     assert finding.severity is Severity.WARNING
     assert finding.title == "the path to 192.0.2.2 carries 1400 octets, and 1500 are needed"
     assert finding.fix.startswith("at both ends: pyvtep set --vni 5 --mtu 1350; ")
-    assert ("192.0.2.254 says so" in finding.explanation) == (reported_by is not None)
+    assert ("192.0.2.254 reports it" in finding.explanation) == (reported_by is not None)
     finding = only(of_remote(mtu_there=PathMtu(1400, reported_by), mtu_back=PathMtu(1404)))
     assert finding.title.startswith("the path to and from 192.0.2.2 carries 1400 octets")
     finding = only(of_remote(mtu_back=PathMtu(1400)))
@@ -279,7 +279,7 @@ def test_path_mtu_without_a_segment() -> None:
         (
             of_segment(conflicts=(Conflict("10.0.0.1/24", "vx0", "02:00:00:00:00:09"),)),
             "problem",
-            "10.0.0.1, an address of vx0, is that of a host beyond the tunnel too",
+            "10.0.0.1, an address of vx0, is also that of a host behind a remote",
             "ip addr del 10.0.0.1/24 dev vx0",
         ),
         (
@@ -289,7 +289,7 @@ def test_path_mtu_without_a_segment() -> None:
                 options={"offload": sorted(OFFLOADS), "anycast-gateway": ["10.9.0.1"]},
             ),
             "problem",
-            "fd09::1, an address of br0, is that of a host beyond the tunnel too",
+            "fd09::1, an address of br0, is also that of a host behind a remote",
             "pyvtep set --vni 5 --anycast-gateway 10.9.0.1 --anycast-gateway fd09::1",
         ),
         (of_bridge(up=False), "problem", "the bridge br0 is down", "ip link set br0 up"),
@@ -329,7 +329,7 @@ def test_path_mtu_without_a_segment() -> None:
         (
             of_segment(addresses=(), options={**SEGMENT.options, "bridge": "br7"}),
             "warning",
-            "vx0 is to be a port of the bridge br7, and is not",
+            "vx0 should be a port of bridge br7 but is not",
             "ip link add br7 up type bridge",
         ),
     ],

@@ -122,7 +122,7 @@ def _check_scope(
         others = [each for each in candidates() if not each.here]
         where = f"; run it there: nsenter -t {others[0].pid} -n pyvtep doctor" if others else ""
         raise VtepError(
-            "no pyvtep runs here that could be asked; name a remote with --remote"
+            "no pyvtep runs in this network namespace; name a remote with --remote"
             + (f"; {others[0].process} is in another network namespace{where}" if others else "")
         )
 

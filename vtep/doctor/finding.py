@@ -9,7 +9,7 @@ from attrs import frozen
 class Severity(StrEnum):
     """The severity of a finding, the worst first.
 
-    A problem keeps something from working, and a warning may. A note is no fault: it reports
+    A problem keeps something from working, and a warning may. A note is not a fault: it reports
     what could not be examined, what was wrong earlier, or what is slow.
     """
 
@@ -48,5 +48,5 @@ def warning(about: str, title: str, explanation: str = "", fix: str = "") -> Fin
 
 
 def note(about: str, title: str, explanation: str = "", fix: str = "") -> Finding:
-    """Return a finding that is no fault."""
+    """Return a finding that is not a fault."""
     return Finding(Severity.NOTE, about, title, explanation, fix)

@@ -110,7 +110,7 @@ def conflicts(segment: SegmentFacts) -> Iterator[Finding]:
             )
         yield problem(
             tap,
-            f"{address}, an address of {dev}, is that of a host beyond the tunnel too",
+            f"{address}, an address of {dev}, is also that of a host behind a remote",
             f"{mac} has answered for it (pyvtep fdb get {mac}{at} says via which remote). A "
             "host that asks for it on the segment gets one of the two, and it changes which.",
             fix,

@@ -265,7 +265,7 @@ def _of_reason(
     """
     reason = _BY_NAME.get(name)
     increase, count = drops.increase.get(name, 0), drops.count.get(name, 0)
-    if increase <= 0 and reason in BY_DESIGN:  # It is no fault, and has ended.
+    if increase <= 0 and reason in BY_DESIGN:  # It is not a fault, and has ended.
         return
     source = drops.last_source.get(name)
     remedy = REMEDIES[reason] if reason is not None else GENERIC

@@ -37,7 +37,7 @@ def check(facts: Facts) -> Iterator[Finding]:
 
 
 def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:
-    """Report the holder of a UDP port that is no pyvtep."""
+    """Report the holder of a UDP port that is not a pyvtep."""
     port = holder.port
     if facts.pyvteps or holder.pyvtep:
         return

@@ -10,6 +10,11 @@ from vtep.wire import vxlan
 from vtep.wire.address import version_of
 from vtep.wire.echo import Status
 
+_ICMP_ERRORS = {
+    Refusal.PORT: "port unreachable",
+    Refusal.FORBIDDEN: "administratively prohibited",
+}
+
 
 def check(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     """Yield findings about a remote, and the path to it and back."""
@@ -244,8 +249,8 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
         return problem(
             host,
             f"nothing listens on UDP port {port} of {host}",
-            "It said so by ICMP: no VTEP runs there, or it uses another port, or a firewall there "
-            "rejects. Frames to it count as underlay_refused.",
+            'It answered with the ICMP error "port unreachable": no VTEP runs there, or it uses '
+            "another port, or a firewall there rejects. Frames to it count as underlay_refused.",
             f"start the VTEP there, with --dstport {port}; to list the open ports there: ss -ulpn "
             "and ip -d link show type vxlan",
         )
@@ -264,7 +269,8 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
     return problem(
         host,
         f"a firewall refuses UDP port {port} of {host}",
-        f"It is on {error.host}, which said so by ICMP. Frames to it count as underlay_refused.",
+        f"The firewall is on {error.host}, which answered with the ICMP error "
+        f'"{_ICMP_ERRORS[error.refusal]}". Frames to {host} count as underlay_refused.',
         (
             f"on {host}: {_with_source('pyvtep doctor --remote', remote)} names the rule, and the "
             "command that lets VXLAN pass"
@@ -275,9 +281,9 @@ def _refused(remote: RemoteFacts, error: IcmpError) -> Finding:
 
 
 def _unexplained_silence(remote: RemoteFacts) -> Finding:
-    """Report silence that can have several reasons, which look the same from here."""
+    """Report silence that can have several reasons, indistinguishable from here."""
     host, port, own = remote.host, remote.port, remote.source or "this host"
-    alive = f"{host} is there (it answers {'ping' if remote.pings else 'ARP'}), but "
+    alive = f"{host} is reachable (answers {'ping' if remote.pings else 'ARP'}), but "
     known = alive if remote.pings or remote.macs else ""
     vni = f" --vni {remote.vni}" if remote.vni is not None else ""
     last_frame = ping = ""
@@ -289,12 +295,12 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
     return report(
         host,
         f"{known}nothing answers from its UDP port {port}",
-        f"It is one of these, which look the same from here: a firewall drops UDP port {port} "
-        f"there or on the path; pyvtep runs there but does not have {own} as a --remote (there, "
-        "source_unknown counts); or it is a VTEP of another kind, such as the kernel's, which "
-        f"never answers, and then nothing need be wrong.{ping}{last_frame}",
+        f"Possible causes, indistinguishable from here: a firewall drops UDP port {port} there or "
+        f"on the path; pyvtep runs there but does not have {own} as a --remote (there, "
+        "source_unknown increases); or it is a VTEP of another kind, such as the kernel's, which "
+        f"never answers; this may be normal.{ping}{last_frame}",
         f"on {host}: {_with_source('pyvtep doctor --remote', remote)}; pyvtep stats; and if "
-        f"source_unknown counts: {_with_source('pyvtep remote add', remote)}{vni}",
+        f"source_unknown increases: {_with_source('pyvtep remote add', remote)}{vni}",
     )
 
 
@@ -314,7 +320,7 @@ def _of_mtu(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
     reporter = remote.mtu_there.reported_by if remote.mtu_there is not None else None
     report = ""
     if reporter is not None:
-        report = f" {reporter} says so by ICMP, which pyvtep follows by itself within seconds."
+        report = f" {reporter} reports it by ICMP, which pyvtep follows by itself within seconds."
     elif "to" in sizes:
         report = " No ICMP error says so (a firewall filters ICMP), so no pyvtep finds out."
     size = min(sizes.values())

@@ -27,7 +27,7 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
     elif isinstance(bridge := segment.options.get("bridge"), str):
         yield warning(
             tap,
-            f"{tap} is to be a port of the bridge {bridge}, and is not",
+            f"{tap} should be a port of bridge {bridge} but is not",
             "The bridge does not exist, or the TAP is a port of another device. Until then, no "
             "host behind the bridge uses the tunnel.",
             f"ip link add {bridge} up type bridge; or, if it exists: ip link set {tap} master "
