@@ -148,7 +148,7 @@ MISTAKES = [
     ("reload --vni 1", "No such option '--vni'; usage: pyvtep reload [OPTIONS]"),
     ("monitor foo", "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'config'; usage: pyvtep "),
     ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'; usage: pyvtep completion "),
-    ("stats --watch soon", "--watch soon: is not a number of seconds from 0.1 to 86400"),
+    ("stats --watch soon", "--watch soon: must be from 0.1 to 86400 seconds, as in: --watch"),
 ]
 
 

@@ -46,7 +46,7 @@ _UNWRITABLE = frozenset(
 def cli(context: click.Context, /, *, config: str | None, debug: bool, **options: Any) -> None:
     """Join this host to a VXLAN segment, without the kernel's VXLAN driver.
 
-    On two hosts, with the other one's address as the remote:
+    On two hosts, with the address of the other host as the remote:
 
         pyvtep --vni 1 --remote 192.0.2.2 --tap vx0
 

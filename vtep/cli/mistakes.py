@@ -430,7 +430,7 @@ def _other_command_hint(plain: str, context: click.Context) -> str:
     if wanted in ("debug", "config"):
         return f"; write it before the command: pyvtep --{wanted}"
     if wanted is not None and path.endswith("set"):
-        return f"; --{wanted} is of the whole process, and can only be set at its start"
+        return f"; --{wanted} applies to the whole process; give it when pyvtep starts"
     if wanted not in (None, "vni") and isinstance(root.command, click.Group):
         return f"; to change it in a running VTEP: pyvtep set --{wanted}"
     return f"; {_usage(context)}"

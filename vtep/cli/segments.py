@@ -238,8 +238,8 @@ def _interval(seconds: str) -> float:
         interval = 0.0
     if not _INTERVAL_MIN <= interval <= _INTERVAL_MAX:
         raise ConfigError(
-            f"--watch {shown(seconds)}: is not a number of seconds from {_INTERVAL_MIN} to "
-            f"{_INTERVAL_MAX}, such as in: --watch 2"
+            f"--watch {shown(seconds)}: must be from {_INTERVAL_MIN} to {_INTERVAL_MAX} seconds, "
+            "as in: --watch 2"
         )
     return interval
 
