@@ -46,7 +46,7 @@ class Drop(_Explained):
     OVERLAY_INGRESS = (
         "overlay_ingress",
         (
-            "datagram that arrived through a TAP of pyvtep or its bridge, so it is no underlay "
+            "datagram that arrived through a TAP of pyvtep or its bridge, so it is not underlay "
             "traffic: a guest forges VXLAN; or the underlay is that device: --dev"
         ),
     )

@@ -265,7 +265,7 @@ def test_bridge_that_appears_later(pair: Pair, start: Start) -> None:
     said(f"waiting for --bridge br0: {absent}")
     a.run("ip", "link", "add", "br0", "type", "veth", "peer", "name", "br0-peer")
     said(
-        "waiting for --bridge br0: the device of this name is no bridge (see: ip link show type "
+        "waiting for --bridge br0: the device of this name is not a bridge (see: ip link show type "
         "bridge)"
     )
     a.run("ip", "link", "del", "br0")

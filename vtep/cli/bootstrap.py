@@ -37,7 +37,7 @@ def open_standard_streams() -> None:
 def stderr_is_journal() -> bool:
     """Return whether standard error is the systemd journal, which adds the time to each line.
 
-    The variable alone is no proof: it is inherited by processes whose standard error is redirected
+    The variable alone is not proof: it is inherited by processes whose standard error is redirected
     (see $JOURNAL_STREAM in systemd.exec(5)).
     """
     try:

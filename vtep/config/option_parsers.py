@@ -158,12 +158,12 @@ def mss_clamp(value: int | str) -> int | str:
 
 
 def max_addresses(value: int | str) -> int:
-    """Return how many entries an FDB may learn; 0 is no limit."""
+    """Return how many entries an FDB may learn; 0 means no limit."""
     return _integer("--max-addresses", value, 0, 1 << 30)
 
 
 def max_addresses_per_remote(value: int | str) -> int | str:
-    """Return how many entries an FDB may learn from one remote; 0 is no limit, or `auto`."""
+    """Return how many entries an FDB may learn from one remote; 0 means no limit, or `auto`."""
     return _integer_or("--max-addresses-per-remote", value, 0, 1 << 30, "auto")
 
 

@@ -202,15 +202,15 @@ class Config:
     max_addresses: int = field(
         default=65536,
         converter=option_parsers.max_addresses,
-        metadata={"metavar": "N", "help": "Maximum number of learned MACs; 0 is no limit."},
+        metadata={"metavar": "N", "help": "Maximum number of learned MACs; 0 means no limit."},
     )
     max_addresses_per_remote: int | str = field(
         default="auto",
         converter=option_parsers.max_addresses_per_remote,
         metadata={
             "metavar": "auto|N",
-            "help": "Maximum number of MACs learned from one remote; 0 is no limit; auto is half "
-            "of --max-addresses if there are several remotes.",
+            "help": "Maximum number of MACs learned from one remote; 0 means no limit; auto is "
+            "half of --max-addresses if there are several remotes.",
         },
     )
     proxy: bool = flag(

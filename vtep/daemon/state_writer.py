@@ -387,7 +387,7 @@ class Restored:
     refused: list[str] = field(factory=list)
     """Why static entries were refused, one line each."""
     unknown_remote: int = 0
-    """Learned entries whose remote is no part of the segment now."""
+    """Learned entries whose remote is not part of the segment now."""
     over_limit: int = 0
     """Learned entries for which there was no room."""
 

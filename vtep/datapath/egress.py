@@ -307,7 +307,7 @@ class Egress:
         self._sizing.on_syn_sent(frame, syn)
 
     def _prepare_for_run(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
-        """Prepare a frame that is no superframe, but must be examined, to become part of a run.
+        """Prepare a frame that is not a superframe, but must be examined, to become part of a run.
 
         Returns: its length then; 0 if the frame has to be sent separately or was dropped.
         """

@@ -33,7 +33,7 @@ class AddressMessage(NamedTuple):
 def read(frame: Buffer) -> AddressMessage | None:
     """Parse an Ethernet frame of at least 14 octets.
 
-    Returns: None if it is no valid ARP packet, neighbor solicitation or neighbor advertisement.
+    Returns: None if it is not a valid ARP packet, neighbor solicitation or neighbor advertisement.
     """
     offset = ethernet.HEADER_LEN
     ethertype = int.from_bytes(frame[offset - 2 : offset])

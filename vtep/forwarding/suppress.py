@@ -218,7 +218,7 @@ class Neighbours:
     def answer(self, frame: Buffer, now: float) -> Answer | None:
         """Decide about a frame of at least 14 octets from the TAP.
 
-        Returns: None for a frame that is no request for a known neighbour. It is then forwarded
+        Returns: None for a frame that is not a request for a known neighbour. It is then forwarded
         like any other frame.
         Side effects: neighbours that turn out to be local are removed; doubts and probes are noted.
         """

@@ -2,9 +2,9 @@
 
 The rules are read by `nftables` and `iptables`, and listed by `netfilter`.
 
-This is no packet filter. It understands the usual conditions only, so logic here has three values:
-a condition or rule applies (True), does not (False), or may apply (None). A verdict that depends on
-a None is not certain.
+This is not a packet filter. It understands the usual conditions only, so logic here has three
+values: a condition or rule applies (True), does not (False), or may apply (None). A verdict that
+depends on a None is not certain.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -94,7 +94,7 @@ def _in_interval(right: Mapping[str, Any], value: Value) -> bool | None:
 
 
 def _in_address_range(low: str, high: str, address: str) -> bool | None:
-    """Return whether an address is in a range; None if one of the three is no address."""
+    """Return whether an address is in a range; None if one of the three is not an address."""
     try:
         first, at, last = (ip_address(each) for each in (low, address, high))
     except ValueError:

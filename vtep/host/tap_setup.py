@@ -67,7 +67,7 @@ def bring_up(netlink: IPRoute, tap: str, setup: TapSetup, undo: list[Undo]) -> N
     """Give a TAP device its MTU, MAC, addresses and bridge, and set it up.
 
     Only differences are written, so a device that root has prepared needs no privilege. An absent
-    bridge is no error: `adapt` joins it later.
+    bridge is not an error: `adapt` joins it later.
 
     Side effect: appends the reverse of each change to `undo`.
 
@@ -229,7 +229,7 @@ def _bridge_to_join(netlink: IPRoute, tap: str, master: int, bridge: str | None)
         return 0, f"{tap} is a port of another device; move it: ip link set {tap} master {bridge}"
     (link,) = netlink.get_links(index)
     if not is_bridge(link):
-        return 0, "the device of this name is no bridge (see: ip link show type bridge)"
+        return 0, "the device of this name is not a bridge (see: ip link show type bridge)"
     return index, ""
 
 

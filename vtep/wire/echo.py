@@ -3,7 +3,7 @@
 An echo request is a datagram to the VXLAN port whose VXLAN header has the I flag clear, so every
 other VTEP drops it (RFC 7348, section 5). A pyvtep replies, but only to hosts from which one of its
 segments accepts frames, at a limited rate, and with a reply that is never longer than the request.
-So it is no amplifier. An echo reply has the same format, and nothing is sent because of one.
+So it is not an amplifier. An echo reply has the same format, and nothing is sent because of one.
 
 ::
 
@@ -101,7 +101,7 @@ class EchoMessage:
 
     @classmethod
     def parse(cls, datagram: Buffer) -> Self | None:
-        """Parse a datagram. Returns: None if it is no message, or has another version."""
+        """Parse a datagram. Returns: None if it is not a message, or has another version."""
         if len(datagram) < SIZE:
             return None
         fields = _FORMAT.unpack_from(datagram)
