@@ -191,7 +191,7 @@ def test_remove_without_entry_or_destination(other: Remote) -> None:
     with pytest.raises(FdbError, match=rf"^{MAC_A}: there is no such entry$"):
         fdb.remove(A)
     fdb.add(A, remote(1), 0.0)
-    with pytest.raises(FdbError, match=rf"^dst {other.host} port {other.port}.*: is no dest"):
+    with pytest.raises(FdbError, match=rf"^dst {other.host} port {other.port}.*: is not a dest"):
         fdb.remove(A, other)
     assert where(fdb, A) == ["192.0.2.1"]
 
