@@ -60,6 +60,29 @@ def tap() -> Iterator[MemoryTap]:
         yield tap
 
 
+def measure(
+    benchmark: BenchmarkFixture,
+    egress: Egress,
+    tap: MemoryTap,
+    frames: list[tuple[bytes, bytes]],
+) -> int:
+    """Measure turns that read these frames, each with its virtio header.
+
+    Returns: the number of turns, which is 1 with --benchmark-disable.
+    """
+    turns = 0
+
+    def fill() -> None:
+        nonlocal turns
+        turns += 1
+        for frame, header in frames:
+            tap.send(frame, header)
+
+    run = cast("Any", benchmark).pedantic  # It has no types.
+    run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
+    return turns
+
+
 @pytest.mark.parametrize("flows", [1, 4])
 @pytest.mark.parametrize("payload", [24, 1396])
 def test_a_turn(benchmark: BenchmarkFixture, tap: MemoryTap, flows: int, payload: int) -> None:
@@ -82,17 +105,7 @@ def test_a_turn(benchmark: BenchmarkFixture, tap: MemoryTap, flows: int, payload
         lambda error: pytest.fail(str(error)),
     )
 
-    turns = 0
-
-    def fill() -> None:
-        nonlocal turns
-        turns += 1
-        for frame in frames:
-            tap.send(frame, header)
-
-    run = cast("Any", benchmark).pedantic  # It has no types.
-    run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
-    # Not 305: with --benchmark-disable there is one round.
+    turns = measure(benchmark, egress, tap, [(frame, header) for frame in frames])
     assert own.counters.tx_frames == own.counters.tx_datagrams == turns * FRAMES > 0
 
 
@@ -164,16 +177,7 @@ def test_a_turn_of_superframes_with_tunnel_gso(
             lambda error: pytest.fail(str(error)),
         )
 
-        turns = 0
-
-        def fill() -> None:
-            nonlocal turns
-            turns += 1
-            for frame in frames:
-                tap.send(frame, header)
-
-        run = cast("Any", benchmark).pedantic
-        run(egress.readable, setup=fill, rounds=300, warmup_rounds=5)
+        turns = measure(benchmark, egress, tap, [(frame, header) for frame in frames])
     assert own.counters.tx_tunnel_gso == turns * SUPERFRAMES > 0
 
 

@@ -427,7 +427,7 @@ def test_a_full_disk_is_logged_once_and_tried_again(
         run(main)
     assert [record.getMessage() for record in caplog.records] == [
         f"--state {path}: cannot be written: No space left on device",
-        f"--state {path}: is written again",
+        f"--state {path}: can be written again; every change is saved",
     ]
 
 

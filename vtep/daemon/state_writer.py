@@ -263,7 +263,7 @@ class StateWriter:
             if not self._failed and not last:
                 log.warning("%s", error)
         elif self._failed and self._file is not None:
-            log.info("--state %s: is written again", self._file.path)
+            log.info("--state %s: can be written again; every change is saved", self._file.path)
         self._failed = error is not None
 
     async def _write(self, file: StateFile, *, last: bool) -> None:

@@ -37,8 +37,9 @@ def tap_setup(config: Config, mtu: int) -> TapSetup:
 
 
 def check_addresses(config: Config, underlay: Underlay) -> None:
-    """Raise VtepError if the subnet of a TAP address would shadow the route to a remote."""
-    overlap = find_overlap(config.address, config.remote, underlay.networks)
+    """Raise VtepError if the subnet of a TAP address overlaps one of the underlay."""
+    # `Config` refuses remotes in the subnet, for which it need not know the host.
+    overlap = find_overlap(config.address, (), underlay.networks)
     if overlap is not None:
         raise VtepError(str(overlap))
 
