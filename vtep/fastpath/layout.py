@@ -1,0 +1,140 @@
+"""The layout of the arrays that the slow path and the compiled turns share.
+
+Every column of every array is defined here, once. The arrays are of int64, unless a comment says
+otherwise, because numba turns a mix of signed and unsigned integers into floating-point numbers.
+
+A *table* has `ROWS` rows in buckets of `WAYS`. Row `r` is `keys[r]`, `values[r]` and, for the
+transmit table, `templates[r]`. A row exists if its key does: `keys[r, KEY_MAC]` is not 0.
+"""
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+Octets: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+ROWS: Final = 4096
+"""Rows of a table: for as many pairs of a MAC and a kind of frame."""
+
+WAYS: Final = 4
+"""Rows of a bucket. A key is in one of these or nowhere, so a lookup is bounded."""
+
+# --- keys ---------------------------------------------------------------------------------------
+
+KEY_MAC: Final = 0
+"""Bits 0 to 47: the destination MAC (transmit) or the source MAC (receive) of the frame; and:"""
+KEY_IPV6: Final = 1 << 48
+KEY_TAGGED: Final = 1 << 49
+"""The frame has one 802.1Q tag."""
+KEY_USED: Final = 1 << 50
+"""Set in every key, so that none is 0."""
+
+KEY_KIND: Final = 1
+"""Bits 0 to 7: the IP protocol. The others begin at these bits:"""
+KIND_TYPE: Final = 8
+"""The type of ICMP and ICMPv6 (8 bits); 1 if a TCP segment has SYN; else 0."""
+KIND_TOS: Final = 16
+"""The inner TOS or traffic class (8 bits)."""
+KIND_TTL: Final = 24
+"""Transmit: the inner TTL or hop limit (8 bits), if the outer header inherits it; else 0."""
+KIND_FLOW_LABEL: Final = 32
+"""Transmit: the inner flow label (20 bits), if the outer header inherits it; else 0."""
+KIND_DF: Final = 52
+"""Transmit: the inner DF flag (1 bit), if the outer header inherits it; else 0."""
+KIND_OUTER_ECN: Final = 24
+"""Receive: the ECN field of the outer IP header (2 bits)."""
+
+KEY_PORT: Final = 2
+"""Transmit: the number of the VNI's port. Receive: the number of the receiving socket."""
+PORT_GSO: Final = 32
+"""Transmit: from this bit of `KEY_PORT` on, the virtio GSO type of a superframe; 0 of a frame."""
+
+TX_KEY_WORDS: Final = 3
+
+KEY_VXLAN_FLAGS: Final = 3
+"""Receive: the first word of the VXLAN header (32 bits, in host order)."""
+KEY_VXLAN_VNI: Final = 4
+"""Receive: the second word: the VNI and the reserved octet."""
+KEY_SOURCE: Final = 5
+"""Receive: bits 0 to 15 the address family, from bit 16 on an IPv4 address or an IPv6 scope id."""
+KEY_SOURCE_V6: Final = 6
+"""Receive: this and the next word hold an IPv6 address, as in memory; 0 over IPv4."""
+
+RX_KEY_WORDS: Final = 8
+
+# --- rows of the transmit table -----------------------------------------------------------------
+
+TX_PATH: Final = 0
+"""The row of `paths` that has the sockets to the remote."""
+TX_SLOT_MASK: Final = 1
+"""The slots of the path less 1: the flow hash selects one of them."""
+TX_SLOT_BASE: Final = 2
+"""0, or the number of slots for datagrams with DF, whose sockets follow the others."""
+TX_CONTROL_LEN: Final = 3
+"""Octets of control messages in the template, for outer header fields."""
+TX_FRAMES: Final = 4
+"""Frames that a turn has sent or tried to send, as `Segment.account` counts them."""
+TX_OCTETS: Final = 5
+TX_SUPERFRAMES: Final = 6
+TX_DATAGRAMS: Final = 7
+"""Datagrams that were sent."""
+TX_COLUMNS: Final = 8
+
+TEMPLATE_CONTROL: Final = 8
+"""Offset of the control messages in a template (uint8); its first 8 octets are the VXLAN header."""
+TEMPLATE_LEN: Final = TEMPLATE_CONTROL + 80
+
+PATHS: Final = 1024
+"""Rows of `paths`."""
+SLOTS: Final = 128
+"""The first columns of `paths`: the descriptor of the socket of each slot; -1 if it is not open."""
+PATH_STRIDE_MAX: Final = SLOTS
+"""The last column: octets of the largest datagram of a send with UDP_SEGMENT; 0 if every datagram
+has to be sent by itself."""
+
+# --- rows of the receive table ------------------------------------------------------------------
+
+RX_TARGET: Final = 0
+"""The row of `targets` that has the TAP."""
+RX_ADMITTED: Final = 1
+"""Frames that a turn has delivered, as `Segment.admit` counts them."""
+RX_FRAMES: Final = 2
+RX_OCTETS: Final = 3
+"""Octets of these frames. A superframe counts as its segments, with their headers."""
+RX_SUPERFRAMES: Final = 4
+"""Superframes that were merged."""
+RX_PARTIAL: Final = 5
+"""Frames that were received with a partial checksum, and not merged."""
+RX_COLUMNS: Final = 6
+
+TARGETS: Final = 4096
+"""Rows of `targets`: VNIs that a process can deliver to on the fast path."""
+TARGET_FD: Final = 0
+"""The descriptor of the TAP; -1 while frames have to take the slow path."""
+TARGET_MTU: Final = 1
+"""Octets of the largest IP packet of the tunnel."""
+TARGET_TSO: Final = 2
+"""1 if TCP segments may be merged for this TAP, else 0."""
+TARGET_USO: Final = 3
+"""1 if datagrams of UDP may be merged for this TAP, else 0."""
+TARGET_COLUMNS: Final = 4
+
+# --- what a turn leaves behind ------------------------------------------------------------------
+
+TOUCHED_MAX: Final = 256
+"""Rows that one turn can use. `touched[:n]` are those whose counters are not 0."""
+
+RESULT_TOUCHED: Final = 0
+"""The number of rows in `touched`."""
+RESULT_TAKEN: Final = 1
+"""Frames or messages that were read."""
+RESULT_RETURNED: Final = 2
+"""The number of rows in `returned`: what the slow path has to handle."""
+RESULT_UNSENT: Final = 3
+"""Transmit: the number of rows in `unsent`: batches that the kernel did not take."""
+RESULT_ERROR: Final = 4
+"""The errno of a read or receive, other than EAGAIN; else 0."""
+RESULT_DONE: Final = 5
+"""Frames or datagrams that were handled here: sent, delivered or put into `unsent`."""
+RESULTS: Final = 6
