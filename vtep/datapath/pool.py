@@ -194,6 +194,8 @@ class Paths(dict[Remote, Sender]):
         self.writable: Final = pool.writable
         self.tunnel_gso: Final = tunnel_gso
         """True if `tunnel_gso_path` may be called."""
+        self.policy: Final = policy
+        """The rules by which outer header fields inherit from a frame."""
         self.outer_fields: Final = policy.make_reader()
         """Maps a frame of at least 14 octets to its packed outer header fields; see
         `vtep.wire.outer_header`."""

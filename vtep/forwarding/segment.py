@@ -8,7 +8,7 @@ counts a drop, before its frame is delivered to the TAP.
 Nothing here raises an exception on hostile input.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from struct import Struct
 from typing import ClassVar, TypeAlias
@@ -17,7 +17,7 @@ from attrs import frozen
 
 from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
-from vtep.forwarding.fdb import Entry, Fdb, Filter, Learned, Remote
+from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
 from vtep.forwarding.policy import DEFAULT_POLICY, InnerVlan, Networks, SegmentPolicy, group_of
 from vtep.forwarding.suppress import Answer, Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
@@ -74,8 +74,11 @@ class Segment:
     ) -> None:
         self.vni = vni
         self.fdb = fdb
-        self.learning = learning
-        self.own_mac = own_mac
+        self.verdict_watchers: list[Callable[[bytes | None], None]] = []
+        """Called when a decision of `route` or `admit` may differ from the last one about a like
+        frame: with a MAC if only about frames to it or from it, with None if about any."""
+        self._learning = learning
+        self._own_mac = own_mac
         self.counters = Counters()
         self.replies: list[bytes] = []
         """Frames for the TAP, added by `inspect`."""
@@ -93,7 +96,8 @@ class Segment:
         self._non_members: dict[str, Remote] = {}
         self._non_members_max = _NON_MEMBERS_MAX
         self._members = fdb.members.hosts
-        fdb.members.on_removed = self._forget_host
+        fdb.members.on_removed = self._on_host_removed
+        fdb.watch(self._on_entry_changed)
         self.set_remotes(remotes, 0.0)
 
     # --- configuration ------------------------------------------------------------------------
@@ -114,6 +118,35 @@ class Segment:
         """The VXLAN header of frames to a destination without a VNI of its own."""
         groups = self.policy.groups
         return vxlan.pack(self.vni, groups.group if groups is not None else 0)
+
+    @property
+    def learning(self) -> bool:
+        """True if MACs are learned from frames of the underlay."""
+        return self._learning
+
+    @learning.setter
+    def learning(self, learning: bool) -> None:
+        self._learning = learning
+        self._report_change()
+
+    @property
+    def own_mac(self) -> bytes:
+        """The MAC of the TAP, 6 octets: a frame from the underlay with this source is a loop."""
+        return self._own_mac
+
+    @own_mac.setter
+    def own_mac(self, own_mac: bytes) -> None:
+        if own_mac != self._own_mac:
+            self._own_mac = own_mac
+            self._report_change()
+
+    def _report_change(self, mac: bytes | None = None) -> None:
+        for watcher in self.verdict_watchers:
+            watcher(mac)
+
+    def _on_entry_changed(self, _event: EntryEvent, entry: Entry) -> None:
+        if self.verdict_watchers:
+            self._report_change(entry.mac)
 
     def set_neighbours(self, neighbours: Neighbours | None) -> None:
         """Set the table for ARP and ND suppression (`--proxy`), or None to disable it."""
@@ -141,6 +174,7 @@ class Segment:
         """True if VLAN tags are to be removed from frames of the underlay."""
         self.inspect_egress = self.neighbours is not None or policy.inner_vlan is not InnerVlan.PASS
         """True if frames of the TAP are to be passed to `inspect` before they are routed."""
+        self._report_change()
 
     def set_remotes(self, remotes: Iterable[Remote], now: float) -> None:
         """Replace the configured remotes.
@@ -162,6 +196,7 @@ class Segment:
         for host in non_members:
             if host not in self._members:
                 self._forget_host(host)
+        self._report_change()
 
     def lacks_remotes(self) -> bool:
         """Return True if a configured remote was removed from the default entry."""
@@ -270,10 +305,10 @@ class Segment:
         if mac[0] & 1 or mac == ethernet.MAC_ZERO:
             self.counters.drop(Drop.INNER_SOURCE_INVALID, source, count, mac)
             return False
-        if mac == self.own_mac:
+        if mac == self._own_mac:
             self.counters.drop(Drop.INNER_SOURCE_OWN, source, count, mac)
             return False
-        if self.learning:
+        if self._learning:
             learned = (
                 self.fdb.learn(mac, remote, now, count) if learn else self.fdb.check(mac, remote)
             )
@@ -400,6 +435,10 @@ class Segment:
             host: remote for host, remote in self._non_members.items() if use_count(remote)
         }
         self._non_members_max = max(_NON_MEMBERS_MAX, 2 * len(self._non_members))
+
+    def _on_host_removed(self, host: str) -> None:
+        self._forget_host(host)
+        self._report_change()
 
     def _forget_host(self, host: str) -> None:
         """Delete the MACs learned from a host that is no longer accepted."""

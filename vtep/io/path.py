@@ -20,6 +20,8 @@ from vtep.wire import ethernet, outer_header, vxlan
 from vtep.wire.ip import UDP_IP_HEADERS_LEN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vtep.io.interfaces import MtuWatcher, Sender
 
 log = logging.getLogger("vtep")
@@ -97,6 +99,8 @@ class Path:
         """Octets of the largest packet to the remote that is known to pass; 0 is unknown."""
         self.watchers: Final[list[MtuWatcher]] = []
         """Called when `mtu` becomes known or changes."""
+        self.on_sockets_changed: Callable[[], None] | None = None
+        """Called when a socket is closed or set aside, or `stride_max` changes."""
         self.binding = binding
         self._outer = outer
         self._senders = senders
@@ -160,6 +164,7 @@ class Path:
                 # The kernel fragments a datagram of this size, but not a segment of UDP_SEGMENT.
                 # Shorter segments may fit.
                 self._gso_stride_max = stride - 1
+                self._report_sockets()
                 return 0, None
             # Test with one datagram whether UDP_SEGMENT is the cause.
             try:
@@ -169,6 +174,7 @@ class Path:
             except OSError as another:
                 return self._handle_refusal(another, batch[:stride], stride, slot, now)
             self._gso = False
+            self._report_sockets()
             log.warning(
                 "offload gso disabled to %s: the kernel refused it: %s",
                 self.remote.host,
@@ -253,8 +259,26 @@ class Path:
     def _open_sockets(self) -> set[SendingSocket]:
         return {sock for sock in (*self._sockets, *self._idle.values()) if sock is not None}
 
+    @property
+    def stride_max(self) -> int:
+        """Octets of the largest datagram of a send of several; 0 if each has to be sent singly."""
+        return self._gso_stride_max if self._gso else 0
+
+    def connected_fd(self, flow: int) -> int:
+        """Return the descriptor of the connected socket of a flow.
+
+        Returns: -1 if none is open, or if the flow is sent from a shared socket.
+        """
+        sock = self._sockets[self._slot(flow)]
+        return sock.fileno() if isinstance(sock, socket.socket) else -1
+
+    def _report_sockets(self) -> None:
+        if self.on_sockets_changed is not None:
+            self.on_sockets_changed()
+
     def set_aside(self, sock: socket.socket) -> None:
         """Stop using a socket until a frame needs it."""
+        self._report_sockets()
         for slot, other in enumerate(self._sockets):
             if other is sock:
                 self._sockets[slot] = None
@@ -266,6 +290,7 @@ class Path:
 
     def discard(self, sock: SendingSocket) -> None:
         """Close a socket. The next frame that needs one opens another."""
+        self._report_sockets()
         self._sockets = [None if other is sock else other for other in self._sockets]
         self._idle = {slot: other for slot, other in self._idle.items() if other is not sock}
         self._senders.close(sock)
@@ -295,6 +320,7 @@ class Path:
             log.debug("path to %s: MTU %d, before %d", self.remote.host, mtu, self.mtu)
             self.mtu = mtu
             self._gso_stride_max = _SEND_MAX
+            self._report_sockets()
             for watcher in self.watchers:
                 watcher(self.remote, mtu)
 
@@ -328,6 +354,7 @@ class Path:
 
     def close(self) -> None:
         """Close all sockets. The next `send` opens new ones."""
+        self._report_sockets()
         sockets = self._open_sockets()
         self._sockets = [None] * (2 * self.slots)
         self._idle.clear()

@@ -1,10 +1,15 @@
 """The tunnel MTU of a VNI, and the mechanisms that make its frames fit."""
 
+from typing import TYPE_CHECKING
+
 from vtep.counters import Counters
 from vtep.offload.mss import MssClamp
 from vtep.offload.oversize import Oversize
 from vtep.offload.partial import SegmentSizes, has_partial_checksum
 from vtep.wire import ip as inet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TunnelSizing:
@@ -23,6 +28,8 @@ class TunnelSizing:
     def __init__(self, prefix: bytes, counters: Counters, mtu: int, mss_clamp: int | str) -> None:
         self._counters = counters
         self._mtu = mtu
+        self.on_mtu_changed: Callable[[int], None] = _ignore
+        """Called with the tunnel MTU when it is set."""
         self.sizes = SegmentSizes(mtu)
         """Segment sizes of connections whose data comes from the underlay."""
         self.sizes_out = SegmentSizes(mtu)
@@ -40,6 +47,7 @@ class TunnelSizing:
         self._mtu = self.sizes.mtu = self.oversize.mtu = mtu
         if self._clamp is not None:
             self._clamp.mtu = mtu
+        self.on_mtu_changed(mtu)
 
     def set_mss_clamp(self, mss_clamp: int | str) -> None:
         """Change the MSS clamp."""
@@ -65,3 +73,7 @@ class TunnelSizing:
         if self._clamp is not None:
             self._clamp.clamp(frame, syn, partial=has_partial_checksum(frame, syn))
         self.sizes_out.observe(frame, syn)
+
+
+def _ignore(_mtu: int) -> None:
+    pass

@@ -60,6 +60,8 @@ class AckTracker:
         self.active = False
         """True while a superframe is tracked. Callers read it for every frame, which a plain
         attribute makes cheap; only this class writes it."""
+        self.on_active_changed: Callable[[bool], None] = _ignore_active
+        """Called with the new value of `active` when it changes."""
         self._flow = self._reverse_flow = b""
         self._sequence = self._payload_len = self._frame_len = 0
         self._deadline = 0.0
@@ -82,13 +84,18 @@ class AckTracker:
         self._deadline = now + _DEADLINE_S
         self._older_retransmitted = False
         self._on_result = on_result
-        self.active = True
+        self._set_active(active=True)
 
     def _finish(self, result: DeliveryResult, now: float) -> None:
         if self.active:
             # First, since the callback may lead to another `start`.
-            self.active = False
+            self._set_active(active=False)
             self._on_result(result, self._frame_len, now)
+
+    def _set_active(self, *, active: bool) -> None:
+        if active != self.active:
+            self.active = active
+            self.on_active_changed(active)
 
     def on_sent(self, frame: Buffer, now: float) -> None:
         """Look for a retransmission in a frame or superframe, of at least 14 octets.
@@ -140,6 +147,10 @@ def _flow(frame: Buffer, transport: inet.Transport) -> bytes:
     """Return the addresses and ports of a frame, source before destination."""
     ports = frame[transport.offset : transport.offset + _PORTS_LEN]
     return bytes(inet.addresses(frame, transport)) + bytes(ports)
+
+
+def _ignore_active(_active: bool) -> None:
+    pass
 
 
 def _ignore(_result: DeliveryResult, _frame_len: int, _now: float) -> None:
