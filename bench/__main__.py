@@ -9,37 +9,42 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
-from bench.plot import draw, pictures
+from bench.plan import Case, plan
+from bench.plot import draw, picture
 from bench.report import one_line, show
-from bench.results import Round, Run, describe_machine, new_file
-from bench.subjects import SUBJECTS, Choices, Subject, Tunnel, first_line
-from bench.workloads import FULL, METRICS, QUICK, WORKLOADS, Setting, memory
+from bench.results import Record, Run, describe_machine, new_file
+from bench.subjects import SUBJECTS, Choices, first_line
+from bench.underlay import UNDERLAYS
+from bench.workloads import FULL, METRICS, QUICK, WORKLOADS, Outcome, Setting, memory
 from vtep.errors import VtepError
 
 _FAILURES = (VtepError, subprocess.SubprocessError, OSError, KeyError, ValueError, ArithmeticError)
 """Errors of a tunnel or a tool that misbehaves; the other subjects are measured nevertheless."""
 
-_SUBJECTS = {subject.name: subject for subject in SUBJECTS}
+_SUMMARY = ("tcp1", "udp64", "udp64x64", "rtt_p50")
+"""Metrics that are printed as soon as they are measured."""
 
 _WIDTH = 118
 _BUSY = 0.3
 
 
-def _names(known: Collection[str]) -> Callable[..., list[str]]:
-    """Return a click callback for options that take comma-separated names."""
+def _names(known: Collection[str]) -> Callable[..., list[str] | None]:
+    """Return a click callback for options that take comma-separated names; None if not given."""
 
-    def read(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
+    def read(
+        _context: click.Context, _option: click.Parameter, value: str | None
+    ) -> list[str] | None:
         if value is None:
-            return list(known)
+            return None
         names = [name.strip() for name in value.split(",")]
         for name in names:
             if name not in known:
-                raise click.BadParameter(f"{name!r} is none of: {', '.join(known)}")
+                raise click.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
         return [name for name in known if name in names]
 
     return read
@@ -52,7 +57,7 @@ def _cpus(_context: click.Context, _option: click.Parameter, value: str | None) 
     try:
         cpus = tuple(sorted({int(number) for number in value.split(",")}))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no list such as 0,1") from error
+        raise click.BadParameter(f"{value!r} is not a list such as 0,1") from error
     if not set(cpus) <= set(allowed):
         raise click.BadParameter(f"there are only: {', '.join(map(str, allowed))}")
     return cpus
@@ -64,15 +69,22 @@ def _cpus(_context: click.Context, _option: click.Parameter, value: str | None) 
 @click.option(
     "--only",
     metavar="NAME,...",
-    callback=_names(_SUBJECTS),
-    help=f"Subjects, of: {', '.join(_SUBJECTS)}.",
+    callback=_names(SUBJECTS),
+    help=f"Subjects, of: {', '.join(SUBJECTS)}.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    metavar="NAME,...",
+    callback=_names(UNDERLAYS),
+    help=f"Underlays, of: {', '.join(UNDERLAYS)}. With --only, also what bench/plan.py lacks.",
 )
 @click.option(
     "--workload",
     "workloads",
     metavar="NAME,...",
     callback=_names(WORKLOADS),
-    help=f"Workloads, of: {', '.join(WORKLOADS)}.",
+    help=f"Workloads, of: {', '.join(WORKLOADS)}. By default those of bench/plan.py.",
 )
 @click.option(
     "--cpus",
@@ -99,8 +111,9 @@ def main(  # noqa: PLR0913  one for each option
     *,
     rounds: int | None,
     quick: bool,
-    only: list[str],
-    workloads: list[str],
+    only: list[str] | None,
+    modes: list[str] | None,
+    workloads: list[str] | None,
     cpus: tuple[int, ...],
     congestion: str,
     pyvtep_options: str,
@@ -124,80 +137,80 @@ def main(  # noqa: PLR0913  one for each option
 
     effort = QUICK if quick else FULL
     choices = Choices(tuple(shlex.split(pyvtep_options)))
-    subjects = [_SUBJECTS[name] for name in only]
+    cases = plan(modes, only, workloads)
+    if not cases:
+        raise click.UsageError("bench/plan.py has no such combination: give --mode and --only")
     rounds = rounds or (1 if quick else 5)
+    subjects = {case.subject.name: case.subject for case in cases}
     run = Run(
         machine=describe_machine(cpus),
         versions={"iperf3": first_line("iperf3", "--version")},
         settings={
             "rounds": rounds,
-            "workloads": " ".join(workloads),
             "congestion": congestion,
             "pyvtep options": pyvtep_options or "none",
-            "looks": ("quick: " if quick else "full: ") + str(effort),
+            "durations": ("quick: " if quick else "full: ") + str(effort),
         },
-        labels={subject.name: subject.label for subject in subjects},
+        modes={case.underlay.name: case.underlay.label for case in cases},
+        labels={name: subject.label for name, subject in subjects.items()},
     )
-    for subject in subjects:
+    for subject in subjects.values():
         run.versions.update(subject.versions())
     _warn_if_busy(console)
     path = output or new_file()
     setting = Setting(effort, cpus, congestion)
     began = time.monotonic()
     for number in range(1, rounds + 1):
-        for subject in subjects:
+        for case in cases:
+            mode, name = case.underlay.name, case.subject.name
             progress = f"[dim]{time.monotonic() - began:5.0f} s[/] round {number}/{rounds}"
-            console.print(f"{progress} {subject.label}:", end=" ")
-            names = [name for name in workloads if name in (subject.workloads or WORKLOADS)]
-            turn = _turn(subject, names, choices, setting)
-            run.rounds.setdefault(subject.name, []).append(turn)
-            console.print(_summary(turn))
+            console.print(f"{progress} {mode}, {case.subject.label}:", end=" ")
+            _Turn(number, run.record(mode, name), console).measure(case, choices, setting)
         run.save(path)
     _publish(run, path, console)
 
 
-def _turn(subject: Subject, workloads: list[str], choices: Choices, setting: Setting) -> Round:
-    """Start a subject, run all workloads and stop it."""
-    turn = Round()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="pyvtep-bench-") as folder,
-            subject.running(Path(folder), choices) as tunnel,
-        ):
-            for name in workloads:
-                _work(tunnel, name, setting, turn)
-                tunnel.check()
-            _take(turn, "memory", memory(tunnel, setting))
-    except _FAILURES as error:
-        turn.errors["start" if not turn.figures else "tunnel"] = _reason(error)
-    return turn
+class _Turn:
+    """A round of one case, which adds its figures to a record."""
 
+    def __init__(self, number: int, record: Record, console: Console) -> None:
+        self._number = number
+        self._record = record
+        self._console = console
+        self._said: list[str] = []
 
-def _work(tunnel: Tunnel, name: str, setting: Setting, turn: Round) -> None:
-    try:
-        _take(turn, name, WORKLOADS[name](tunnel, setting))
-    except _FAILURES as error:
-        turn.errors[name] = _reason(error)
+    def measure(self, case: Case, choices: Choices, setting: Setting) -> None:
+        """Start the tunnel, run all workloads, stop it, and print a summary."""
+        stage = "start"
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="pyvtep-bench-") as folder,
+                case.subject.running(Path(folder), case.underlay, choices) as tunnel,
+            ):
+                stage = "tunnel"
+                for name in case.workloads:
+                    try:
+                        self._take(WORKLOADS[name](tunnel, setting))
+                    except _FAILURES as error:
+                        self._fail(name, error)
+                    tunnel.check()
+                self._take(memory(tunnel, setting))
+        except _FAILURES as error:
+            self._fail(stage, error)
+        self._console.print(", ".join(self._said) or "done")
 
+    def _take(self, outcome: Outcome) -> None:
+        self._record.add(self._number, outcome.figures)
+        for remark in outcome.remarks:
+            self._record.add_remark(self._number, remark)
+        for name in _SUMMARY:
+            if (value := outcome.figures.get(name)) is not None:
+                self._said.append(f"{value:.{METRICS[name].digits}f} {METRICS[name].unit}")
 
-def _take(turn: Round, name: str, outcome: Any) -> None:
-    turn.figures |= outcome.figures
-    turn.details[name] = outcome.details
-
-
-def _reason(error: Exception) -> str:
-    return one_line(str(error) if isinstance(error, VtepError) else f"{error!r}")
-
-
-def _summary(turn: Round) -> str:
-    shown = ("tcp1", "udp1400", "udp64", "rtt_p50")
-    figures = [
-        f"{turn.figures[name]:.{METRICS[name].digits}f} {METRICS[name].unit}"
-        for name in shown
-        if name in turn.figures
-    ]
-    failed = [f"[red]{name} failed[/]: {reason}" for name, reason in turn.errors.items()]
-    return ", ".join([*figures, *failed]) or "done"
+    def _fail(self, stage: str, error: Exception) -> None:
+        reason = one_line(str(error) if isinstance(error, VtepError) else f"{error!r}")
+        self._record.add_error(self._number, f"{stage}: {reason}")
+        self._said.append(f"[red]{stage} failed[/]: {escape(reason)}")
 
 
 def _warn_if_busy(console: Console) -> None:
@@ -211,9 +224,9 @@ def _warn_if_busy(console: Console) -> None:
 
 def _publish(run: Run, path: Path, console: Console) -> None:
     show(run, console)
-    images = pictures(path)
-    draw(run, *images)
-    for file in (path, *images):
+    image = picture(path)
+    draw(run, image)
+    for file in (path, image):
         console.print(str(file), soft_wrap=True)
 
 

@@ -1,152 +1,87 @@
-"""A run as a plot: `python -m bench.plot FILE.json` writes FILE.svg and FILE.png.
+"""A run as a plot: one panel for each mode and metric, one bar for each subject.
 
-One panel for each metric, one bar for each tunnel, every scale linear and from zero.
+The SVG is written here, with one line for each bar. That of a plotting library has thousands of
+lines, which change with each release of it.
 """
 
-import sys
 from pathlib import Path
+from xml.sax.saxutils import escape
 
-import matplotlib as mpl
+from bench.report import KERNEL
+from bench.results import Run
+from bench.workloads import METRICS
 
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
-from bench.results import Run, Spread
-
-_PANELS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("TCP, 1 flow\nGbit/s, more is better", ("tcp1",), 1),
-    ("TCP, 4 flows\nGbit/s, more is better", ("tcp4",), 1),
-    ("TCP, reverse\nGbit/s, more is better", ("tcp_reverse",), 1),
-    ("TCP, both ways at once (sum)\nGbit/s, more is better", ("tcp_both",), 1),
-    (
-        "UDP 1400 B, < 1 % loss (faint: overloaded)\nMbit/s, more is better",
-        ("udp1400", "udp1400_overload"),
-        0,
-    ),
-    (
-        "UDP 64 B, < 1 % loss (faint: overloaded)\n1000 packets/s, more is better",
-        ("udp64", "udp64_overload"),
-        0,
-    ),
-    ("Round trip, p50 (faint: p99)\nµs, less is better", ("rtt_p50", "rtt_p99"), 0),
-    ("CPU of the tunnel's processes\nseconds per GB, less is better", ("cpu_per_gb",), 1),
-    ("Memory, peak of one process\nMiB, less is better", ("memory",), 0),
+_PANELS = (
+    ("nic", "tcp1", "more is better"),
+    ("nogro", "tcp1", "more is better"),
+    ("veth", "tcp1", "more is better"),
+    ("nic", "udp64x64", "more is better"),
+    ("nic", "rtt_p50", "less is better"),
+    ("nic", "cpu_per_gb", "less is better"),
 )
 _COLUMNS = 3
-_OURS, _HALF_OURS, _KERNEL, _OTHERS = "#1f6fb4", "#7fb2de", "#5f6368", "#c9a26b"
-_BY_SUBJECT = {
-    "pyvtep": _OURS,
-    "from-kernel": _HALF_OURS,
-    "to-kernel": _HALF_OURS,
-    "pyvtep-off": _OURS,
-    "kernel": _KERNEL,
-    "kernel-off": _KERNEL,
-}
+
+_WIDTH, _LABEL, _BAR, _ROW = 340, 150, 115, 17
+"""Pixels: the width of a panel, of its labels and of its longest bar, and the height of a bar."""
+
+_HEADING, _FOOT = 44, 24
+"""Pixels above the first bar of a panel, and below the last panel."""
+
+_FAST, _SLOW, _KERNEL, _OTHERS = "#1f6fb4", "#7fb2de", "#5f6368", "#c9a26b"
+_COLOURS = {"pyvtep-fast": _FAST, "pyvtep-slow": _SLOW, KERNEL: _KERNEL}
 
 
-def draw(run: Run, *paths: Path) -> None:
-    """Draw a run to files, in the formats of their suffixes."""
-    subjects = [name for name in run.labels if run.failure(name) is None]
-    rows = -(-len(_PANELS) // _COLUMNS)
-    plt.rcParams.update({"font.size": 9, "svg.hashsalt": "pyvtep", "axes.titlesize": 9.5})
-    figure, axes = plt.subplots(
-        rows, _COLUMNS, figsize=(12, 0.9 + rows * (0.9 + 0.27 * len(subjects))), squeeze=False
+def picture(results: Path) -> Path:
+    """Return the path of the plot of a result file."""
+    return results.with_suffix(".svg")
+
+
+def draw(run: Run, path: Path) -> None:
+    """Write the plot of a run."""
+    panels = [
+        (mode, metric, better, subjects)
+        for mode, metric, better in _PANELS
+        if (subjects := [s for s in run.records.get(mode, {}) if run.spread(mode, s, metric)])
+    ]
+    lines, top = [], 0
+    for first in range(0, len(panels), _COLUMNS):
+        row = panels[first : first + _COLUMNS]
+        for column, (mode, metric, better, subjects) in enumerate(row):
+            lines += _panel(run, mode, metric, better, subjects, (column * _WIDTH + 8, top))
+        top += _HEADING + max(len(subjects) for *_, subjects in row) * _ROW
+    caption = (
+        f"{run.settings['rounds']} rounds on {run.machine['cpus'].split()[0]} CPUs "
+        f"({run.machine['cpu']}, {run.machine['kernel']}), {run.started[:10]}. Bars are medians, "
+        "lines reach from the least to the greatest round."
     )
-    for number, (title, metrics, digits) in enumerate(_PANELS):
-        row, column = divmod(number, _COLUMNS)
-        panel = axes[row][column]
-        _panel(panel, run, subjects, metrics, digits)
-        panel.set_title(title, loc="left")
-        if column:
-            panel.set_yticklabels([])
-    figure.suptitle(
-        f"Both ends on {run.machine['cpus'].split()[0]} cores of one machine "
-        f"({run.machine['cpu']}, {run.machine['kernel']}); rounds: {run.settings['rounds']}, bars "
-        f"are medians, whiskers reach from least to greatest; {run.started[:10]}",
-        fontsize=9,
-        x=0.01,
-        ha="left",
-    )
-    figure.tight_layout(rect=(0, 0, 1, 0.985))
-    for path in paths:
-        dateless = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=110, facecolor="white", metadata=dateless)
-    plt.close(figure)
+    lines.append(f'<text x="8" y="{top + 16}" fill="#666">{escape(caption)}</text>')
+    size = f'width="{_COLUMNS * _WIDTH}" height="{top + _FOOT}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"'
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
+    path.write_text("\n".join([f'{opening} font-size="11">', background, *lines, "</svg>\n"]))
 
 
 def _panel(
-    panel: Axes, run: Run, subjects: list[str], metrics: tuple[str, ...], digits: int
-) -> None:
-    """Draw a group of bars for each subject, with a bar for each metric from top to bottom."""
-    thickness = 0.76 / len(metrics)
-    longest = 0.0
-    for at, subject in enumerate(subjects):
-        for number, metric in enumerate(metrics):
-            y = at + (number - (len(metrics) - 1) / 2) * thickness
-            spread = run.spread(subject, metric)
-            if spread is None:
-                if not number:
-                    why = _no_bar(run, subject, metric)
-                    panel.text(0, at, f" {why}", va="center", color="#888888", fontsize=7)
-                continue
-            _bar(panel, y, spread, thickness, _BY_SUBJECT.get(subject, _OTHERS), faint=number > 0)
-            panel.annotate(
-                f"{spread.median:.{digits}f}",
-                (spread.high, y),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8 if len(metrics) == 1 else 6.5,
-                fontweight="bold" if subject == "pyvtep" else "normal",
-            )
-            longest = max(longest, spread.high)
-    panel.set_yticks(range(len(subjects)), [run.labels[subject] for subject in subjects])
-    panel.set_ylim(len(subjects) - 0.5, -0.5)
-    panel.set_xlim(0, longest * 1.15 or 1)
-    panel.tick_params(left=False)
-    panel.grid(axis="x", color="#e4e4e4", linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right", "bottom"]].set_visible(False)
-
-
-def _no_bar(run: Run, subject: str, metric: str) -> str:
-    processes = metric in {"cpu_per_gb", "memory"}
-    if processes and run.samples(subject, "tcp1"):
-        return "in the kernel: no process of its own"
-    return "not measured"
-
-
-def _bar(
-    panel: Axes, y: float, spread: Spread, thickness: float, colour: str, *, faint: bool
-) -> None:
-    panel.barh(
-        y,
-        spread.median,
-        thickness,
-        color=colour,
-        alpha=0.5 if faint else 1,
-    )
-    if spread.low < spread.high:
-        ends = [[spread.median - spread.low], [spread.high - spread.median]]
-        panel.errorbar(
-            spread.median, y, xerr=ends, ecolor="#222222", elinewidth=0.8, capsize=1.5, fmt="none"
+    run: Run, mode: str, metric: str, better: str, subjects: list[str], corner: tuple[int, int]
+) -> list[str]:
+    left, top = corner
+    about = METRICS[metric]
+    lines = [
+        f'<text x="{left}" y="{top + 18}" font-weight="bold">{mode}: {escape(about.label)}</text>',
+        f'<text x="{left}" y="{top + 33}" fill="#666">{about.unit}, {better}</text>',
+    ]
+    spreads = {s: spread for s in subjects if (spread := run.spread(mode, s, metric)) is not None}
+    scale = _BAR / (max(spread.high for spread in spreads.values()) or 1)
+    start = left + _LABEL
+    for number, (subject, spread) in enumerate(spreads.items()):
+        y = top + _HEADING + number * _ROW
+        length, low, high = (scale * each for each in (spread.median, spread.low, spread.high))
+        middle = y + 6
+        lines.append(
+            f'<text x="{start - 6}" y="{y + 10}" text-anchor="end">{run.labels[subject]}</text>'
+            f'<rect x="{start}" y="{y}" width="{length:.1f}" height="13" '
+            f'fill="{_COLOURS.get(subject, _OTHERS)}"/>'
+            f'<path d="M{start + low:.1f} {middle}H{start + high:.1f}" stroke="#222"/>'
+            f'<text x="{start + high + 5:.1f}" y="{y + 10}">{spread.median:.{about.digits}f}</text>'
         )
-
-
-def pictures(results: Path) -> tuple[Path, Path]:
-    """Return the paths of the plots of a result file."""
-    return results.with_suffix(".svg"), results.with_suffix(".png")
-
-
-def main() -> None:
-    """Draw each file on the command line."""
-    for name in sys.argv[1:]:
-        paths = pictures(Path(name))
-        draw(Run.load(Path(name)), *paths)
-        print(*paths, sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    return lines

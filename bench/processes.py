@@ -91,20 +91,6 @@ def listens(host: Host, port: int) -> bool:
     )
 
 
-def udp_overflows(host: Host) -> tuple[int, int]:
-    """Return the datagrams dropped at full sockets of a host: in total, and at open sockets."""
-    names, values = (
-        line.split() for line in network_file(host, "snmp").splitlines() if line.startswith("Udp:")
-    )
-    ever = int(values[names.index("RcvbufErrors")])
-    sockets = [
-        line.split()
-        for name in ("udp", "udp6")
-        for line in network_file(host, name).splitlines()[1:]
-    ]
-    return ever, sum(int(columns[-1]) for columns in sockets)
-
-
 def _stat(pid: int) -> list[str]:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

@@ -1,9 +1,10 @@
 """The tunnels that are measured.
 
 An `End` is one end of a tunnel, on its own host. A `Subject` is a named pair of ends; `SUBJECTS`
-lists all. To add a tunnel, write its `End` and add a line there.
+has all. To add a tunnel, write its `End`, add a line there, and one in `plan.py`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -20,18 +21,17 @@ from typing import Any, ClassVar
 from attrs import frozen
 
 from bench.processes import wait_until, with_descendants
+from bench.underlay import CABLE, CABLE_MTU, Underlay
 from vtep.errors import VtepError
 from vtep.testing.lab import Host, Lab
 
 ROOT = Path(__file__).parents[1]
 
-CABLE = "eth0"
-CABLE_MTU = 1500
 VNI = 42
 PORT = 4789
 
-TUNNEL_OFFLOADS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
-NO_OFFLOADS = ("tx", "tso", "gso", "gro", "tx-udp-segmentation", *TUNNEL_OFFLOADS)
+_COMPILE_S = 240.0
+"""Seconds for the compilation of the fast path, which takes 20 on an idle machine."""
 
 
 @frozen
@@ -125,28 +125,43 @@ class End(ABC):
         self.host.run("ip", "link", "set", device, "mtu", str(self.mtu), "up")
         self.host.run("ip", "addr", "add", f"{self.side.overlay}/24", "dev", device)
 
-    def _without_offloads(self) -> None:
-        """Disable the offloads of the veth: no superframes, complete checksums only."""
-        off = [word for name in NO_OFFLOADS for word in (name, "off")]
-        self.host.run("ethtool", "-K", CABLE, *off)
 
+class PyvtepFast(End):
+    """The pyvtep of this clone, run as users do, with its fast path."""
 
-class Pyvtep(End):
-    """The pyvtep of this clone, run as users do."""
+    fast_path: ClassVar[bool] = True
 
     def start(self) -> None:
         side = self.side
         self._launch(
             "pyvtep",
             *(sys.executable, "-m", "vtep", "--vni", str(VNI), "--remote", side.peer_underlay),
-            *("--tap", "vx0", "--address", f"{side.overlay}/24", *self.choices.pyvtep_options),
+            *("--tap", "vx0", "--address", f"{side.overlay}/24"),
+            *(() if not self.fast_path else ("--fast-path",)),
+            *self.choices.pyvtep_options,
             cwd=ROOT,
         )
         self._await_device("vx0")
+        if self.fast_path:
+            # Until it is compiled and loaded, the slow path forwards, and would be measured.
+            wait_until(self._fast_path_is_on, "the fast path of pyvtep", _COMPILE_S)
+
+    def _fast_path_is_on(self) -> bool:
+        """Ask the process for the state of its fast path. Raises: VtepError if it stays off."""
+        self.check()
+        shown = self.host.run(
+            *("sh", "-c", 'cd "$0" && exec "$@"', str(ROOT)),
+            *(sys.executable, "-m", "vtep", "vni", "show", "--json"),
+        )
+        (segment,) = json.loads(shown)
+        state = segment["fast_path"]
+        if state["state"] == "off":
+            raise VtepError(f"the fast path of pyvtep is off: {state['reason']}")
+        return bool(state["state"] == "on")
 
     @classmethod
     def versions(cls) -> dict[str, str]:
-        names = ("numpy", "python-pytun", "uvloop")
+        names = ("numpy", "numba", "python-pytun", "uvloop")
         describe = first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags")
         return {
             "pyvtep": f"{metadata.version('pyvtep')} ({describe})",
@@ -155,18 +170,14 @@ class Pyvtep(End):
         }
 
 
-class PyvtepWithoutTunnelOffloads(Pyvtep):
-    """The same over a veth without tunnel segmentation offload, like most NICs."""
+class PyvtepSlow(PyvtepFast):
+    """The same without the fast path: as on a machine without numba."""
 
-    needs = ("ethtool",)
-
-    def prepare(self) -> None:
-        off = [word for name in TUNNEL_OFFLOADS for word in (name, "off")]
-        self.host.run("ethtool", "-K", CABLE, *off)
+    fast_path = False
 
 
 class Kernel(End):
-    """The VXLAN driver of the kernel over a veth that accepts superframes and partial checksums."""
+    """The VXLAN driver of the kernel."""
 
     def start(self) -> None:
         side = self.side
@@ -181,29 +192,24 @@ class Kernel(End):
         return {"kernel": os.uname().release, "iproute2": first_line("ip", "-V")}
 
 
-class KernelWithoutOffloads(Kernel):
-    """The same over a veth without any offload, as over a NIC without support for tunnels.
-
-    The driver still encapsulates superframes; the kernel then segments them and completes their
-    checksums before they reach the veth.
-    """
-
-    needs = ("ethtool",)
-
-    def prepare(self) -> None:
-        self._without_offloads()
+_OFFLOADS = (
+    *("tx", "tso", "gso", "gro", "tx-udp-segmentation"),
+    *("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"),
+)
 
 
 class OpenVswitch(End):
     """The user-space datapath of Open vSwitch, with its own directories.
 
-    It reads and writes the veth raw, which therefore must not use offloads.
+    It reads and writes the veth raw. So the veth must not use any offload, whatever the underlay.
     """
 
-    needs = ("ethtool", "ovs-appctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool")
+    needs = ("ovs-appctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool")
 
     def prepare(self) -> None:
-        self._without_offloads()
+        self.host.run(
+            "ethtool", "-K", CABLE, *(word for name in _OFFLOADS for word in (name, "off"))
+        )
         self._directory = self.folder / f"ovs-{self.side.name}"
         self._directory.mkdir()
 
@@ -390,8 +396,8 @@ class Vdeplug(End):
 class Tunnel:
     """A running subject between two hosts."""
 
-    def __init__(self, subject: "Subject", left: End, right: End) -> None:
-        self.subject = subject
+    def __init__(self, underlay: Underlay, left: End, right: End) -> None:
+        self.underlay = underlay
         self.left = left
         self.right = right
 
@@ -423,21 +429,17 @@ class Subject:
     label: str
     left: type[End]
     right: type[End]
-    workloads: frozenset[str] | None = None
-    """Names of the workloads that apply; all if None."""
-    machine_cpu: bool = False
-    """True if it is part of the kernel, without a process whose CPU time could be measured."""
 
     def versions(self) -> dict[str, str]:
         return {**self.left.versions(), **self.right.versions()}
 
     @contextmanager
-    def running(self, folder: Path, choices: Choices) -> Iterator[Tunnel]:
+    def running(self, folder: Path, underlay: Underlay, choices: Choices) -> Iterator[Tunnel]:
         """Run this tunnel between two new hosts, which are removed after the block.
 
-        Raises: VtepError with the reason if the tunnel does not start.
+        Raises: VtepError with the reason if the underlay or the tunnel does not start.
         """
-        for command in (*self.left.needs, *self.right.needs):
+        for command in ("ethtool", *self.left.needs, *self.right.needs):
             if shutil.which(command) is None:
                 raise VtepError(f"{command} is not installed")
         with Lab() as lab:
@@ -445,13 +447,14 @@ class Subject:
             lab.wire(*hosts, CABLE, CABLE_MTU)
             ends: list[End] = []
             for kind, host, side in zip((self.left, self.right), hosts, (LEFT, RIGHT), strict=True):
+                underlay.apply(host)
                 host.run("ip", "addr", "add", f"{side.underlay}/24", "dev", CABLE)
                 ends.append(kind(host, side, folder, choices))
             for end in ends:
                 end.prepare()
             for end in ends:
                 end.start()
-            tunnel = Tunnel(self, *ends)
+            tunnel = Tunnel(underlay, *ends)
             wait_until(tunnel.answers, "a ping through the tunnel", 20)
             for end in ends:
                 wait_until(end.settled, "the tunnel to settle", 20)
@@ -474,29 +477,18 @@ def _distribution(name: str) -> str:
         return "not installed"
 
 
-_ONE_WAY = frozenset(("tcp1", "tcp4", "rtt"))
-
-SUBJECTS: tuple[Subject, ...] = (
-    Subject("pyvtep", "pyvtep", Pyvtep, Pyvtep),
-    Subject(
-        "pyvtep-off",
-        "pyvtep, no tunnel offloads",
-        PyvtepWithoutTunnelOffloads,
-        PyvtepWithoutTunnelOffloads,
-        frozenset(("tcp1", "tcp4")),
-    ),
-    Subject("kernel", "kernel, offloads on", Kernel, Kernel, machine_cpu=True),
-    Subject(
-        "kernel-off",
-        "kernel, offloads off",
-        KernelWithoutOffloads,
-        KernelWithoutOffloads,
-        machine_cpu=True,
-    ),
-    Subject("from-kernel", "kernel to pyvtep", Kernel, Pyvtep, _ONE_WAY),
-    Subject("to-kernel", "pyvtep to kernel", Pyvtep, Kernel, _ONE_WAY),
-    Subject("ovs", "Open vSwitch userspace", OpenVswitch, OpenVswitch),
-    Subject("tinc", "tinc, no cipher", Tinc, Tinc),
-    Subject("wireguard-go", "wireguard-go", WireguardGo, WireguardGo),
-    Subject("vdeplug", "vdeplug", Vdeplug, Vdeplug),
-)
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("kernel", "kernel driver", Kernel, Kernel),
+        Subject("pyvtep-fast", "pyvtep, fast path", PyvtepFast, PyvtepFast),
+        Subject("pyvtep-slow", "pyvtep, no fast path", PyvtepSlow, PyvtepSlow),
+        Subject("from-kernel", "kernel to pyvtep", Kernel, PyvtepFast),
+        Subject("to-kernel", "pyvtep to kernel", PyvtepFast, Kernel),
+        Subject("ovs", "Open vSwitch userspace", OpenVswitch, OpenVswitch),
+        Subject("tinc", "tinc, no cipher", Tinc, Tinc),
+        Subject("wireguard-go", "wireguard-go", WireguardGo, WireguardGo),
+        Subject("vdeplug", "vdeplug", Vdeplug, Vdeplug),
+    )
+}
+"""All subjects, in the order of the tables and of each round."""

@@ -1,7 +1,6 @@
 """The workloads, and the metrics that they measure.
 
-Each workload returns figures by the name of their metric, and details that explain them in the JSON
-file.
+Each workload returns figures by the name of their metric, and remarks that qualify them.
 """
 
 import json
@@ -11,10 +10,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from bench.processes import (
     cpu_seconds,
@@ -22,10 +22,10 @@ from bench.processes import (
     listens,
     machine_cpu_seconds,
     peak_memory,
-    udp_overflows,
     wait_until,
 )
-from bench.subjects import CABLE, ROOT, Tunnel
+from bench.subjects import ROOT, Tunnel
+from bench.underlay import CABLE, CABLE_MTU
 from vtep.errors import VtepError
 
 _IPERF_PORT = 5201
@@ -33,14 +33,22 @@ _TIMEOUT_S = 15.0
 """Seconds that a program may overrun its given duration."""
 
 LOSS_LIMIT = 0.01
-_WORTH_A_SECOND_TRY = 0.1
+_WORTH_A_SECOND_TRY = 0.05
 """Loss ratio above which a probe is not repeated: the loss is no accident."""
 
 _SENDER_TIRED = 0.95
 """Part of the requested rate below which the sender itself is the limit."""
 
-UDP_SIZES = (1400, 64)
+_UDP_LARGE, _UDP_SMALL = 1400, 64
+_FLOWS = 64
 _IP_AND_UDP = 28
+_ETHERNET = 14
+
+_FLOW_MIN = 10e6 / 8
+"""Octets a second below which a TCP flow does not count as a load."""
+
+_FIRST_STEP, _STEP_GROWTH, _STEP_MAX = 1.2, 1.6, 2.0
+"""Factor between the first two rates of a search, its growth as an exponent, and its maximum."""
 
 _DATAGRAMS_PORT = 5202
 _STRAGGLERS = 0.2
@@ -68,8 +76,12 @@ METRICS = {
         Metric("udp1400_overload", "UDP 1400 B, overload", "Mbit/s", 0),
         Metric("udp64", "UDP 64 B, < 1 % loss", "kpackets/s", 1),
         Metric("udp64_overload", "UDP 64 B, overload", "kpackets/s", 1),
+        Metric("udp64x64", "UDP 64 B, 64 flows, < 1 % loss", "kpackets/s", 1),
+        Metric("udp64x64_overload", "UDP 64 B, 64 flows, overload", "kpackets/s", 1),
         Metric("rtt_p50", "RTT p50", "µs", 0),
         Metric("rtt_p99", "RTT p99", "µs", 0),
+        Metric("rtt_load_p50", "RTT p50 beside a TCP flow", "µs", 0),
+        Metric("rtt_load_p99", "RTT p99 beside a TCP flow", "µs", 0),
         Metric("cpu_per_gb", "CPU, tunnel", "s/GB"),
         Metric("machine_cpu_per_gb", "CPU, machine", "s/GB"),
         Metric("memory", "peak memory", "MiB", 1),
@@ -98,8 +110,8 @@ class Effort:
         )
 
 
-FULL = Effort(3, 1.0, 8, 0.06, 2.0, 1500)
-QUICK = Effort(1, 0.4, 6, 0.25, 1.0, 250)
+FULL = Effort(2, 0.6, 7, 0.08, 1.0, 1000)
+QUICK = Effort(1, 0.3, 4, 0.25, 0.5, 250)
 
 
 @frozen
@@ -114,10 +126,13 @@ class Setting:
 
 @frozen
 class Outcome:
-    """Figures by metric, and details that explain them."""
+    """Figures by metric, and remarks that qualify them.
+
+    A remark says the same thing in the same words each time: it is counted over the rounds.
+    """
 
     figures: dict[str, float]
-    details: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 Workload = Callable[[Tunnel, Setting], Outcome]
@@ -127,7 +142,10 @@ Workload = Callable[[Tunnel, Setting], Outcome]
 
 
 def tcp1(tunnel: Tunnel, setting: Setting) -> Outcome:
-    """Measure one TCP flow and its CPU cost."""
+    """Measure one TCP flow and its CPU cost.
+
+    Raises: VtepError if packets above the MTU crossed an underlay that is to segment.
+    """
     pids = tunnel.pids()
     octets, packets = device_counters(tunnel.left.host, CABLE)
     own, machine = cpu_seconds(pids), machine_cpu_seconds(setting.cpus)
@@ -139,32 +157,33 @@ def tcp1(tunnel: Tunnel, setting: Setting) -> Outcome:
             device_counters(tunnel.left.host, CABLE), (octets, packets), strict=True
         )
     )
+    # A superframe is one packet for the counters of a veth.
+    mean = octets / max(1, packets)
+    if tunnel.underlay.segmented and mean > CABLE_MTU + _ETHERNET:
+        raise VtepError(
+            f"superframes cross the underlay {tunnel.underlay.name!r}: {mean:.0f} octets a packet"
+        )
     gigabytes = end["sum_received"]["bytes"] / 1e9
     figures = {"tcp1": _gigabits(end), "machine_cpu_per_gb": machine / gigabytes}
     if pids:
         figures["cpu_per_gb"] = own / gigabytes
-    # Above the MTU of the veth if superframes cross it, that is, if offloads are in use.
-    cable = {"octets_per_packet": round(octets / max(1, packets)), "packets": packets}
-    return Outcome(figures, {**_tcp_details(end), "cable": cable})
+    return Outcome(figures)
 
 
 def tcp4(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure four TCP flows."""
-    end = _tcp(tunnel, setting, "--parallel", "4")
-    return Outcome({"tcp4": _gigabits(end)}, _tcp_details(end))
+    return Outcome({"tcp4": _gigabits(_tcp(tunnel, setting, "--parallel", "4"))})
 
 
 def tcp_reverse(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure one TCP flow from right to left."""
-    end = _tcp(tunnel, setting, "--reverse")
-    return Outcome({"tcp_reverse": _gigabits(end)}, _tcp_details(end))
+    return Outcome({"tcp_reverse": _gigabits(_tcp(tunnel, setting, "--reverse"))})
 
 
 def tcp_both(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure the sum of two simultaneous TCP flows in opposite directions."""
     end = _tcp(tunnel, setting, "--bidir")
-    ways = [_gigabits(end), _gigabits(end, "_bidir_reverse")]
-    return Outcome({"tcp_both": sum(ways)}, {"each_way": ways})
+    return Outcome({"tcp_both": _gigabits(end) + _gigabits(end, "_bidir_reverse")})
 
 
 def _tcp(tunnel: Tunnel, setting: Setting, *options: str) -> dict[str, Any]:
@@ -175,13 +194,6 @@ def _tcp(tunnel: Tunnel, setting: Setting, *options: str) -> dict[str, Any]:
 
 def _gigabits(end: dict[str, Any], way: str = "") -> float:
     return float(end[f"sum_received{way}"]["bits_per_second"]) / 1e9
-
-
-def _tcp_details(end: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "retransmits": end["sum_sent"].get("retransmits"),
-        "congestion": end.get("sender_tcp_congestion"),
-    }
 
 
 # --- UDP ------------------------------------------------------------------------------------
@@ -199,8 +211,6 @@ class Probe:
     sent: float
     delivered: float
     loss: float
-    socket_overflows: int
-    """Datagrams that the tunnel delivered but the receiving program did not read in time."""
 
     @property
     def good(self) -> bool:
@@ -213,40 +223,45 @@ class Probe:
 
 def udp1400(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure datagrams of the usual size of 1400 octets."""
-    size = min(UDP_SIZES[0], tunnel.mtu - _IP_AND_UDP)
-    return _udp(tunnel, setting, "udp1400", size, size * 8 / 1e6)
+    size = min(_UDP_LARGE, tunnel.mtu - _IP_AND_UDP)
+    outcome = _udp(tunnel, setting, "udp1400", size, size * 8 / 1e6)
+    if size == _UDP_LARGE:
+        return outcome
+    remark = f"udp1400: datagrams of {size} B, which is all that its MTU allows"
+    return Outcome(outcome.figures, (*outcome.remarks, remark))
 
 
 def udp64(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure datagrams of 64 octets, each of which costs as much as a large one."""
-    return _udp(tunnel, setting, "udp64", UDP_SIZES[1], 1e-3)
+    return _udp(tunnel, setting, "udp64", _UDP_SMALL, 1e-3)
 
 
-def _udp(tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float) -> Outcome:
+def udp64x64(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Measure 64 flows of them, one datagram each in turn, so that no two can be handled as one."""
+    return _udp(tunnel, setting, "udp64x64", _UDP_SMALL, 1e-3, _FLOWS)
+
+
+def _udp(
+    tunnel: Tunnel, setting: Setting, metric: str, size: int, scale: float, flows: int = 1
+) -> Outcome:
     effort = setting.effort
-    overload = probe(tunnel, size, 0, effort.overload_seconds)
+    overload = probe(tunnel, size, 0, effort.overload_seconds, flows)
 
     def at(rate: float) -> Probe:
-        return probe(tunnel, size, rate, effort.probe_seconds)
+        return probe(tunnel, size, rate, effort.probe_seconds, flows)
 
-    probes: list[Probe] = []
+    best, remarks = overload.delivered, []
     if overload.good:  # The sender is slower than the tunnel: no search.
-        best, converged = overload.delivered, True
+        tired = True
     else:
-        best, probes, converged = search(at, overload.delivered, effort.probes, effort.tolerance)
-    return Outcome(
-        {
-            metric: best * scale,
-            f"{metric}_overload": overload.delivered * scale,
-        },
-        {
-            "octets": size,
-            "overload": asdict(overload),
-            "probes": [asdict(one) for one in probes],
-            "converged": converged,
-            "sender_limited": overload.good or (probes[-1].good and probes[-1].sender_limited),
-        },
-    )
+        best, probes, converged = search(at, best, effort.probes, effort.tolerance)
+        tired = probes[-1].good and probes[-1].sender_limited
+        if not converged:
+            remarks.append(f"{metric}: the search ran out of probes; this is the best rate found")
+    if tired:
+        remarks.append(f"{metric}: the sender was the limit; the tunnel may carry more")
+    figures = {metric: best * scale, f"{metric}_overload": overload.delivered * scale}
+    return Outcome(figures, tuple(remarks))
 
 
 def search(
@@ -261,6 +276,8 @@ def search(
     probes: list[Probe] = []
     best, good, bad = 0.0, 0.0, math.inf
     rate = max(start, 100.0)
+    # `start` is the rate that survives an overload, mostly just below the result.
+    step = _FIRST_STEP
     while len(probes) < limit:
         one = at(rate)
         probes.append(one)
@@ -276,19 +293,17 @@ def search(
             bad = rate
         if good and bad / good <= 1 + tolerance:
             return best, probes, True
-        if bad == math.inf:
-            rate *= 1.5
-        elif not good:
-            rate *= 0.6
-        else:
+        if good and bad < math.inf:
             rate = math.sqrt(good * bad)
+        else:
+            rate = rate * step if good else rate / step
+            step = min(step**_STEP_GROWTH, _STEP_MAX)
     return best, probes, False
 
 
-def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
+def probe(tunnel: Tunnel, size: int, rate: float, seconds: float, flows: int) -> Probe:
     """Send datagrams with `size` octets of payload for some seconds and count the arrivals."""
     source, sink = tunnel.left, tunnel.right
-    ever, still_open = udp_overflows(sink.host)
     program = (sys.executable, "-m", "bench.datagrams")
     address = (sink.side.overlay, str(_DATAGRAMS_PORT))
     with sink.host.start(
@@ -302,14 +317,13 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
             if receiver.stdout is None or receiver.stdout.readline() != "ready\n":
                 raise VtepError("the receiver of datagrams did not start")
             with source.host.start(
-                *(*program, "send", *address, str(size), str(rate), str(seconds)),
+                *(*program, "send", *address, *map(str, (size, rate, seconds, flows))),
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=ROOT,
             ) as sender:
                 sender_output, _ = sender.communicate(timeout=seconds + _TIMEOUT_S)
             time.sleep(_STRAGGLERS)
-            ever_now, still_open_now = udp_overflows(sink.host)
             receiver_output, _ = receiver.communicate(timeout=_TIMEOUT_S)
         finally:
             receiver.kill()
@@ -322,7 +336,6 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
         sent=sent["datagrams"] / sent["seconds"],
         delivered=received["datagrams"] / max(received["seconds"], 1e-9),
         loss=max(0.0, 1 - received["datagrams"] / max(1, sent["datagrams"])),
-        socket_overflows=max(0, ever_now - ever - (still_open_now - still_open)),
     )
 
 
@@ -331,6 +344,16 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float) -> Probe:
 
 def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
     """Measure the round-trip time of a ping on an idle tunnel."""
+    return _round_trips(tunnel, setting, "rtt")
+
+
+def rtt_load(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Measure the round-trip time of a ping beside one TCP flow in the same direction."""
+    with _endless_flow(tunnel, setting):
+        return _round_trips(tunnel, setting, "rtt_load")
+
+
+def _round_trips(tunnel: Tunnel, setting: Setting, metric: str) -> Outcome:
     effort = setting.effort
     sender_output = tunnel.left.host.run(
         *("ping", "-i", str(effort.ping_interval), "-c", str(effort.pings), "-W", "1"),
@@ -342,16 +365,18 @@ def rtt(tunnel: Tunnel, setting: Setting) -> Outcome:
     if len(times) < 2:
         raise VtepError("no answers to ping")
     percentiles = statistics.quantiles(times, n=100, method="inclusive")
+    # A lost ping has no time: beyond 1 %, the percentile is one of the lucky ones.
+    lossy = len(times) < effort.pings * (1 - LOSS_LIMIT)
     return Outcome(
-        {"rtt_p50": percentiles[49], "rtt_p99": percentiles[98]},
-        {"answered": len(times), "asked": effort.pings, "max": max(times)},
+        {f"{metric}_p50": percentiles[49], f"{metric}_p99": percentiles[98]},
+        (f"{metric}: more than 1 % of the pings had no answer",) if lossy else (),
     )
 
 
 def memory(tunnel: Tunnel, _setting: Setting) -> Outcome:
     """Measure the peak resident memory of any process of the tunnel since its start."""
     peaks = [peak_memory(pid) for pid in tunnel.pids()]
-    return Outcome({"memory": max(peaks)} if peaks else {}, {"peaks": peaks})
+    return Outcome({"memory": max(peaks)} if peaks else {})
 
 
 # --- iperf3 ---------------------------------------------------------------------------------
@@ -371,7 +396,57 @@ def iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
 
 
 def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
-    sink, source = tunnel.right, tunnel.left
+    with _iperf_server(tunnel) as server:
+        try:
+            sender_output = tunnel.left.host.run(
+                *_iperf_client(tunnel, *options), timeout=seconds + _TIMEOUT_S
+            )
+            server.wait(_TIMEOUT_S)
+            client = json.loads(sender_output)
+        except subprocess.TimeoutExpired as error:
+            raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
+        except json.JSONDecodeError as error:
+            raise VtepError("iperf3 gave no report") from error
+    if "error" in client:
+        raise VtepError(f"iperf3: {client['error']}")
+    end: dict[str, Any] = client["end"]
+    return end
+
+
+@contextmanager
+def _endless_flow(tunnel: Tunnel, setting: Setting) -> Iterator[None]:
+    """Keep one TCP flow running within the block. Raises: VtepError if it was not a load."""
+    source = tunnel.left.host
+    command = _iperf_client(tunnel, "--time", "0", "--congestion", setting.congestion)
+
+    def sent() -> int:
+        return device_counters(source, CABLE)[0]
+
+    with _iperf_server(tunnel):
+        client = source.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            before = sent()
+            # The connection is up, and slow start is over.
+            wait_until(lambda: sent() - before > _FLOW_MIN, "a TCP flow")
+            began, before = time.monotonic(), sent()
+            yield
+            rate = (sent() - before) / (time.monotonic() - began)
+            if client.poll() is not None or rate < _FLOW_MIN:
+                raise VtepError(f"the TCP flow carried only {rate * 8 / 1e6:.1f} Mbit/s")
+        finally:
+            client.kill()
+            client.wait()
+
+
+def _iperf_client(tunnel: Tunnel, *options: str) -> tuple[str, ...]:
+    address = tunnel.right.side.overlay
+    return ("iperf3", "--client", address, "--port", str(_IPERF_PORT), "--json", *options)
+
+
+@contextmanager
+def _iperf_server(tunnel: Tunnel) -> Iterator["subprocess.Popen[Any]"]:
+    """Run a server for one test on the right."""
+    sink = tunnel.right
     server = sink.host.start(
         *("iperf3", "--server", "--one-off"),
         *("--bind", sink.side.overlay, "--port", str(_IPERF_PORT)),
@@ -380,24 +455,10 @@ def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
     )
     try:
         wait_until(lambda: listens(sink.host, _IPERF_PORT), "iperf3's server")
-        sender_output = source.host.run(
-            *("iperf3", "--client", sink.side.overlay, "--port", str(_IPERF_PORT), "--json"),
-            *options,
-            timeout=seconds + _TIMEOUT_S,
-        )
-        server.wait(_TIMEOUT_S)
-        client = json.loads(sender_output)
-    except subprocess.TimeoutExpired as error:
-        raise VtepError(f"iperf3 had not ended after {error.timeout:g} s") from error
-    except json.JSONDecodeError as error:
-        raise VtepError("iperf3 gave no report") from error
+        yield server
     finally:
         server.kill()
         server.wait()
-    if "error" in client:
-        raise VtepError(f"iperf3: {client['error']}")
-    end: dict[str, Any] = client["end"]
-    return end
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -406,7 +467,9 @@ WORKLOADS: dict[str, Workload] = {
     "tcp-reverse": tcp_reverse,
     "tcp-both": tcp_both,
     "rtt": rtt,
+    "rtt-load": rtt_load,
     "udp1400": udp1400,
     "udp64": udp64,
+    "udp64x64": udp64x64,
 }
 """In order; the most disturbing is last, and `memory` follows them all."""

@@ -48,7 +48,7 @@ def table(entries: int) -> Fdb:
     return fdb
 
 
-def segment() -> Segment:
+def segment(remote: Remote = REMOTE) -> Segment:
     """Return a segment with one remote and an empty FDB."""
     fdb = Fdb(VNI, vxlan.PORT, ageing=300, max_addresses=65536)
-    return Segment(VNI, [REMOTE], fdb, own_mac=OWN_MAC, learning=True)
+    return Segment(VNI, [remote], fdb, own_mac=OWN_MAC, learning=True)

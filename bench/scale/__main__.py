@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.results import Round, Run, describe_machine, new_file
+from bench.results import Run, describe_machine, new_file
 from bench.scale import fdb, flood, vnis
 from bench.scale.figures import FDB, FLOOD, VNIS, Figure
 from bench.subjects import first_line
@@ -42,25 +42,25 @@ def main(
         raise click.ClickException("namespaces need root: run as root")
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     sizes = {"fdb": entries, "flood": remotes, "vnis": vni_count}
-    turn = Round()
     run = Run(
         machine=describe_machine(tuple(sorted(os.sched_getaffinity(0)))),
         versions={"pyvtep": first_line(sys.executable, "-m", "vtep", "--version")},
         settings={"sizes": sizes},
-        labels={"scale": "pyvtep"},
-        rounds={"scale": [turn]},
+        modes={"scale": "large configurations"},
+        labels={"pyvtep": "pyvtep"},
     )
     console.print(escape(", ".join(run.machine.values())))
     path = output or new_file().with_stem(f"scale-{new_file().stem}")
     for part in only or _PARTS:
         title, figures, measure = _PARTS[part]
-        turn.figures |= measure(sizes[part])
-        console.print(_table(title.format(f"{sizes[part]:,}"), figures, turn))
+        values = measure(sizes[part])
+        run.record("scale", "pyvtep").add(1, values)
+        console.print(_table(title.format(f"{sizes[part]:,}"), figures, values))
         run.save(path)
     console.print(str(path), soft_wrap=True)
 
 
-def _table(title: str, figures: tuple[Figure, ...], turn: Round) -> Table:
+def _table(title: str, figures: tuple[Figure, ...], values: dict[str, float]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("what")
     table.add_column("measured", justify="right")
@@ -68,7 +68,7 @@ def _table(title: str, figures: tuple[Figure, ...], turn: Round) -> Table:
     table.add_column("bound", justify="right")
     table.add_column("")
     for figure in figures:
-        value = turn.figures[figure.name]
+        value = values[figure.name]
         bound = "" if figure.bound is None else f"≤ {figure.bound:g}"
         verdict = figure.verdict(value)
         colour = "green" if verdict == "met" else "red"

@@ -37,9 +37,9 @@ FDB = (
         "fdb_leave_ratio", "a frame finds its remote, 1,000 hosts talk / 1,000 entries", "x", 2, 2
     ),
     Figure("fdb_learn_ratio", "learn again, 1,000 hosts talk / 1,000 entries", "x", 2, 2),
-    Figure("fdb_arrive", "a datagram is judged and learned from", "us CPU", 2),
+    Figure("fdb_arrive", "a datagram is admitted and learned from", "us CPU", 2),
     Figure(
-        "fdb_arrive_ratio", "judged and learned from, 1,000 hosts talk / 1,000 entries", "x", 2, 2
+        "fdb_arrive_ratio", "admitted and learned from, 1,000 hosts talk / 1,000 entries", "x", 2, 2
     ),
     Figure("fdb_lookup_ratio", "dict alone, 1,000 hosts talk / 1,000 entries", "x", 2),
     Figure(
@@ -52,7 +52,7 @@ FDB = (
     Figure("fdb_learn_random_ratio", "learn again, any host in turn / 1,000 entries", "x", 2, 2),
     Figure(
         "fdb_arrive_random_ratio",
-        "judged and learned from, any host in turn / 1,000 entries",
+        "admitted and learned from, any host in turn / 1,000 entries",
         "x",
         2,
         2,
