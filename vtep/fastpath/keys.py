@@ -75,6 +75,13 @@ def put32(data: Octets, at: int, value: int) -> None:
 
 
 @compiled
+def put_host16(data: Octets, at: int, value: int) -> None:
+    """Write 16 bits in the order of a little-endian host, as in a virtio header."""
+    data[at] = value & 0xFF
+    data[at + 1] = value >> 8 & 0xFF
+
+
+@compiled
 def mac_at(data: Octets, at: int) -> int:
     """Return a MAC address as an integer of 48 bits."""
     return be16(data, at) << 32 | be32(data, at + 2)

@@ -120,6 +120,85 @@ TARGET_USO: Final = 3
 """1 if datagrams of UDP may be merged for this TAP, else 0."""
 TARGET_COLUMNS: Final = 4
 
+# --- the receive turn's own arrays --------------------------------------------------------------
+
+MESSAGES: Final = 64
+"""Messages that one turn can receive: the rows of `messages` and `envelopes`."""
+MESSAGE_OCTETS_MAX: Final = 65536
+SLOT: Final = MESSAGE_OCTETS_MAX + 1600
+"""Octets of `data` for each message. The excess spreads the beginnings of messages over the sets of
+the processor's caches."""
+MESSAGE_PARTS: Final = 128
+"""Datagrams of one message that a turn separates. The kernel joins 64 (UDP_GRO_CNT_MAX)."""
+
+# A row of `messages` is a struct mmsghdr, in words of 8 octets.
+MESSAGE_NAME: Final = 0
+MESSAGE_NAME_LEN: Final = 1
+MESSAGE_IOVECS: Final = 2
+MESSAGE_IOVEC_COUNT: Final = 3
+MESSAGE_CONTROL: Final = 4
+MESSAGE_CONTROL_LEN: Final = 5
+MESSAGE_FLAGS: Final = 6
+MESSAGE_OCTETS: Final = 7
+MESSAGE_COLUMNS: Final = 8
+
+ENVELOPE_NAME: Final = 0
+"""The first of 4 words with the source, a struct sockaddr_in or sockaddr_in6."""
+ENVELOPE_CONTROL: Final = 4
+"""The first of 8 words for control messages: the size of UDP_GRO, and the TOS or traffic class."""
+ENVELOPE_IOVEC: Final = 12
+"""The first of 2 words, a struct iovec: the slot of the message."""
+ENVELOPE_STRIDE: Final = 14
+"""Octets of each datagram of the message; the last one may have fewer."""
+ENVELOPE_ECN: Final = 15
+"""The ECN field of the outer IP header."""
+ENVELOPE_COLUMNS: Final = 16
+
+RETURNED_BEGIN: Final = 0
+"""Receive: the offset in `data` of the first datagram that is returned."""
+RETURNED_OCTETS: Final = 1
+RETURNED_STRIDE: Final = 2
+"""Octets of each datagram; the last one may have fewer."""
+RETURNED_MESSAGE: Final = 3
+RX_RETURNED_COLUMNS: Final = 4
+RX_RETURNED_MAX: Final = MESSAGES * MESSAGE_PARTS
+"""Rows of `returned`: enough if every datagram is returned by itself."""
+
+BUCKETS: Final = 64
+"""Rows of `items` and `iovecs`. A flow has the row that its hash selects."""
+ITEM_SEGMENTS_MAX: Final = 128
+"""Frames of one item."""
+ITEM_ROW: Final = 0
+"""The row of the table that its frames have."""
+ITEM_COUNT: Final = 1
+"""Frames in it; 0 if there is no item."""
+ITEM_FRAME: Final = 2
+"""The offset of the first frame. Offsets of headers count from here on."""
+ITEM_OCTETS: Final = 3
+"""Octets of the frame, or of the superframe that its frames will be."""
+ITEM_IP: Final = 4
+ITEM_TRANSPORT: Final = 5
+ITEM_HEADER_LEN: Final = 6
+"""Octets of all headers; 0 if the frame cannot be merged."""
+ITEM_SIZE: Final = 7
+"""Octets of payload in every frame but the last."""
+ITEM_PROTOCOL: Final = 8
+ITEM_PSEUDO: Final = 9
+"""The sum of the pseudo-header without its length field."""
+ITEM_CHECKSUMS: Final = 10
+"""The kind of checksum that all of its frames have (see `receive`)."""
+ITEM_IS_PARTIAL: Final = 11
+"""1 if the first frame has a partial checksum, else 0."""
+ITEM_FLAGS: Final = 12
+"""TCP flags of the last frame."""
+ITEM_BLOCKED: Final = 13
+"""1 if a frame was returned: later ones of its flow have to be returned as well, to keep order."""
+ITEM_COLUMNS: Final = 14
+
+ITEM_HEADERS: Final = 192
+"""Octets of `data` for each item, behind the slots: a virtio header, and the headers of a
+superframe, which has at most 18 + 40 + 60."""
+
 # --- what a turn leaves behind ------------------------------------------------------------------
 
 TOUCHED_MAX: Final = 256
@@ -137,4 +216,6 @@ RESULT_ERROR: Final = 4
 """The errno of a read or receive, other than EAGAIN; else 0."""
 RESULT_DONE: Final = 5
 """Frames or datagrams that were handled here: sent, delivered or put into `unsent`."""
-RESULTS: Final = 6
+RESULT_MOST: Final = 6
+"""Receive: the number of messages that the next turn asks for. It is kept from turn to turn."""
+RESULTS: Final = 7
