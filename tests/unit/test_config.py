@@ -96,6 +96,7 @@ def test_defaults() -> None:
         "gbp_accept": frozenset(),
         "inner_vlan": "pass",
         "offload": frozenset(("tso", "uso", "gso", "gro", "tnl")),
+        "fast_path": True,
     }
 
 
@@ -210,6 +211,7 @@ ACCEPTED = [
     ("offload", "none", frozenset()),
     ("offload", "gro,tso", frozenset(("tso", "gro"))),
     ("offload", ["gso"], frozenset(("gso",))),
+    ("fast_path", False, False),
 ]
 
 
@@ -414,6 +416,7 @@ REFUSED = [
     ("offload", "tso,lro", "--offload lro: must be auto, none, or some of gro,gso,tnl,tso,uso"),
     ("offload", "", "--offload '': must be"),
     ("offload", "auto,tso", "--offload auto: must be"),
+    ("fast_path", "auto", "must be true or false"),
     ("address", "10.0.0.1", "with a prefix length"),
     ("address", "0.0.0.0/0", "is not an address that a TAP can have"),
     ("address", "224.0.0.1/24", "is not an address that a TAP can have"),

@@ -95,6 +95,7 @@ EXAMPLES: dict[str, Any] = {
     "gbp": 3,
     "inner_vlan": "drop",
     "offload": ["gso"],
+    "fast_path": False,
 }
 
 

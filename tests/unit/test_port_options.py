@@ -56,6 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "gbp_accept": ({"gbp": 0}, (3,)),
     "inner_vlan": ({}, "strip"),
     "offload": ({}, "none"),
+    "fast_path": ({}, False),
 }
 """For each option that can change, other options that it needs, and a new value."""
 

@@ -84,6 +84,8 @@ def _show(console: Console, lab: Lab, folder: Path) -> None:
         vteps[host] = host.start(
             # Both hosts share /run, where their control sockets would be.
             *(sys.executable, "-m", "vtep", *arguments, "--control", "none"),
+            # A compiler would compete with the transfer that is shown.
+            "--no-fast-path",
             stderr=log.open("w"),
             cwd="/",
         )

@@ -269,6 +269,11 @@ class Config:
             "help": "Offloads to use if available: some of tso,uso,gso,gro,tnl, or auto, or none.",
         },
     )
+    fast_path: bool = flag(
+        default=True,
+        help="Forward with code that numba compiles at run time, if it is installed: pip install "
+        "'pyvtep[fast]'.",
+    )
 
     @tap.default
     def _default_tap(self) -> str:

@@ -63,6 +63,10 @@ class SegmentInfo(TypedDict):
     dev: str
     mtu: int
     offload: list[str]
+    fast_path: str
+    """on, loading, compiling or off."""
+    fast_path_reason: str | None
+    """Why it is off, or when it is on; None if there is no more to say."""
     underlay_devices: list[str]
     underlay_missing: list[str]
     """Missing parts of the underlay on this host, such as a route; empty if it is ready."""

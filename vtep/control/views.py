@@ -84,6 +84,8 @@ def segment(port: Port) -> schema.SegmentInfo:
         "dev": port.tap,
         "mtu": port.mtu,
         "offload": sorted(port.offload),
+        "fast_path": str(port.fast_path.status),
+        "fast_path_reason": port.fast_path.reason,
         "underlay_devices": list(port.underlay_devices),
         "underlay_missing": list(port.underlay_missing),
         "fdb_entries": len(port.fdb),

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from vtep.config import Config
+from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
 from vtep.forwarding.suppress import Neighbours
-from vtep.io.addresses import host_of
+from vtep.io.addresses import FAMILY, host_of
+from vtep.io.binding import Binding
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.wire.outer_header import InheritPolicy
 
@@ -164,6 +166,10 @@ def _apply_offload(port: "Port", config: Config, _now: float) -> None:
     port.update_offload()
 
 
+def _apply_fast_path(port: "Port", _config: Config, _now: float) -> None:
+    port.update_fast_path()
+
+
 def _apply_mtu(port: "Port", _config: Config, _now: float) -> None:
     # Forgets the MTU that was set from outside: the configured one is wanted now.
     port.attachment = evolve(port.attachment, mtu=None)
@@ -178,6 +184,7 @@ FORWARDING_APPLIERS = (
     Applier(("persist",), _apply_persist),
     # Always: the listeners may be others, and a device for tunnel GSO may have been opened.
     Applier(("offload",), _apply_offload, always=True),
+    Applier(("fast_path",), _apply_fast_path),
     Applier(("mtu",), _apply_mtu),
     Applier(
         (
@@ -207,6 +214,28 @@ def _remotes_of(config: Config) -> list[Remote]:
     """Return the destinations of the default FDB entry: the remotes and the multicast group."""
     addresses = [*config.remote, *([config.group] if config.group is not None else [])]
     return [Remote(host_of(address, config.dev), config.dstport) for address in addresses]
+
+
+def make_paths(
+    config: Config,
+    pool: Pool,
+    offload: frozenset[str],
+    on_mtu_changed: Callable[[Remote, int | None], None],
+) -> Paths:
+    """Make the paths to the remotes of a segment; `offload` are the offloads in use."""
+    return Paths(
+        pool,
+        {
+            version: Binding(family, config.local_for(version), config.dev)
+            for version, family in FAMILY.items()
+        },
+        outer_header_options(config),
+        inherit_policy(config),
+        on_mtu_changed,
+        gso="gso" in offload,
+        tunnel_gso="tnl" in offload,
+        port=config.dstport,
+    )
 
 
 def outer_header_options(config: Config) -> OuterHeaderOptions:

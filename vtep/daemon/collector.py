@@ -11,6 +11,7 @@ import gc
 import time
 
 from vtep import Vtep
+from vtep.fastpath.state import FastPathStatus
 
 _INTERVAL_S = 1.0
 """Seconds between two collections of young objects."""
@@ -33,6 +34,7 @@ class Collector:
         self._entries = 0
         self._changed = False
         self._last_full = 0.0
+        self._fast_path = vtep.fast_path
 
     async def run(self) -> None:
         """Collect until cancelled."""
@@ -53,6 +55,13 @@ class Collector:
         self._changed = True
 
     def _collect(self, now: float) -> None:
+        fast_path = self._vtep.fast_path
+        if fast_path is not self._fast_path and fast_path.status is FastPathStatus.ON:
+            # numba has made 130,000 objects, which take 50 ms to visit and live as long as this.
+            gc.freeze()
+        self._fast_path = fast_path
+        if fast_path.status is FastPathStatus.LOADING:
+            return
         before = self._entries
         self._entries = sum(len(port.fdb) for port in self._vtep.ports.values())
         if self._entries - before > _BULK:

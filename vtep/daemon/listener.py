@@ -12,6 +12,7 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.punt_socket import PuntSocket
 from vtep.datapath import Ingress
 from vtep.errors import NotReadyError, VtepError
+from vtep.fastpath.state import Turns
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.policy import ANY_SOURCE
@@ -95,6 +96,7 @@ class Listener:
         self._punt = PuntSocket(self.demux, self._ingress.handle_datagram, self._report_returned)
         self.filter: IngressFilter | None = None
         """The sources and devices whose datagrams the kernel delivers; None until it is known."""
+        self._turns: Turns | None = None
         self._groups_filtered = False
         self._unknown = 0
         self._kernel_drops: dict[Receiver, int] = {}
@@ -130,6 +132,10 @@ class Listener:
 
     def _receivers(self) -> list[Receiver]:
         return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
+
+    def use_fast_path(self, turns: Turns | None) -> None:
+        """Receive with these compiled turns, or without."""
+        self._turns = turns
 
     @property
     def is_ready(self) -> bool:

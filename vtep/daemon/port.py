@@ -17,21 +17,20 @@ from vtep.daemon.build import (
     FORWARDING_APPLIERS,
     SEGMENT_APPLIERS,
     apply_options,
-    inherit_policy,
-    outer_header_options,
+    make_paths,
 )
+from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
+from vtep.fastpath.state import DISABLED, FastPathState, Turns
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
-from vtep.io.addresses import FAMILY
-from vtep.io.binding import Binding
 from vtep.io.interfaces import TapDevice
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
@@ -69,7 +68,14 @@ class Port:
     `config` is its configuration. Its counters and its FDB can still be read after it has ended.
     """
 
-    def __init__(self, config: Config, pool: Pool, arena: Arena, network: HostNetwork) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        arena: Arena,
+        network: HostNetwork,
+        fast_path: FastPathLoader,
+    ) -> None:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """The devices over which the remotes are reached; known once the port has started."""
@@ -93,6 +99,8 @@ class Port:
         self._pool = pool
         self._arena = arena
         self._network = network
+        self._fast_path_loader = fast_path
+        self._turns: Turns | None = None
         self._device: TapDevice | None = None
         self._paths: Paths | None = None
         self._egress: Egress | None = None
@@ -132,6 +140,11 @@ class Port:
     def removed_on_close(self) -> bool:
         """True if the kernel removes the TAP device when the port closes it."""
         return self._device is None or self._device.removed_on_close
+
+    @property
+    def fast_path(self) -> FastPathState:
+        """The state of the fast path for this VNI."""
+        return self._fast_path_loader.state if self.config.fast_path else DISABLED
 
     def versions(self, config: Config) -> list[int]:
         """Return the IP versions to listen on with this configuration.
@@ -283,23 +296,14 @@ class Port:
             on = ",".join(sorted(self.offload)) or "none"
             log.debug("vni %d: offload on: %s; off: %s", self.config.vni, on, off or "none")
 
+    def update_fast_path(self) -> None:
+        """Use the compiled turns if they are loaded and configured, or stop using them."""
+        self._turns = self._fast_path_loader.turns if self.config.fast_path else None
+
     def replace_paths(self) -> None:
         """Send through new paths, which fit the configuration; sockets that fit stay open."""
-        config, former = self.config, self._paths
-        bindings = {
-            version: Binding(family, config.local_for(version), config.dev)
-            for version, family in FAMILY.items()
-        }
-        self._paths = paths = Paths(
-            self._pool,
-            bindings,
-            outer_header_options(config),
-            inherit_policy(config),
-            self._on_path_mtu,
-            gso="gso" in self.offload,
-            tunnel_gso="tnl" in self.offload,
-            port=config.dstport,
-        )
+        former = self._paths
+        self._paths = paths = make_paths(self.config, self._pool, self.offload, self._on_path_mtu)
         if former is None or self._egress is None:
             return
         # Taken before the former ones are released: the pool closes a path without a user.

@@ -24,6 +24,7 @@ from typing import Self
 from vtep import descriptors
 from vtep.config import Config, check_segments
 from vtep.counters import Counters, Drop, Reason
+from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.housekeeping import Housekeeping
 from vtep.daemon.network import HostNetwork, KernelNetwork
@@ -33,6 +34,7 @@ from vtep.daemon.ports import Watcher, naming_vni
 from vtep.daemon.reconfigure import Delta, Reconfigurer, close_taps
 from vtep.datapath import Arena
 from vtep.errors import VtepError
+from vtep.fastpath.state import FastPathState
 from vtep.forwarding.fdb import Fdb
 from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
@@ -72,6 +74,10 @@ class Vtep:
             lambda: secrets.token_bytes(TOKEN_LEN), self._on_egress_needed
         )
         self._parts = parts = Parts.make(self._network, sockets or UdpSockets(), prober)
+        # Compiled turns use the descriptors of sockets and TAPs, which those in memory lack.
+        self._fast_path = FastPathLoader(
+            None if sockets is None else "the sockets are not those of the kernel"
+        )
         self._pool = parts.pool
         self._arena = Arena()
         self._ports = parts.ports
@@ -95,7 +101,7 @@ class Vtep:
         )
 
     def _make_port(self, config: Config) -> Port:
-        return Port(config, self._pool, self._arena, self._network)
+        return Port(config, self._pool, self._arena, self._network, self._fast_path)
 
     def _on_egress_needed(self) -> None:
         self._parts.tunnel_gso.resolve()
@@ -122,6 +128,11 @@ class Vtep:
     def mtu(self) -> int:
         """The largest IP packet in octets that the tunnel of the only VNI carries."""
         return self.port.mtu
+
+    @property
+    def fast_path(self) -> FastPathState:
+        """The state of the fast path of this process; that of a port may be another one."""
+        return self._fast_path.state
 
     def counters(self, *, since_reset: bool = False) -> dict[str, int]:
         """Return all counters by name, summed over all VNIs; see `vtep.counters`.
@@ -211,6 +222,7 @@ class Vtep:
                 tap.close()
             raise
         self._running = True
+        self._adjust_fast_path()
 
     async def stop(self) -> None:
         """Stop forwarding, close all sockets, and remove the TAPs that were created."""
@@ -248,6 +260,7 @@ class Vtep:
         self._parts.tunnel_gso.stop()
         self._parts.filters.stop()
         self._running = False
+        self._fast_path.stop()
         taps: list[TapDevice | TunnelGsoDevice] = [
             tap for port in self._ports if (tap := port.release())
         ]
@@ -344,3 +357,17 @@ class Vtep:
         if not self._running:
             raise RuntimeError("start() the Vtep first")
         await self._reconfigurer.reconcile(configs, frozenset(again))
+        self._adjust_fast_path()
+
+    def _adjust_fast_path(self) -> None:
+        """Begin to load the fast path when a port is to use it; stop when none is."""
+        if any(port.config.fast_path for port in self._ports):
+            self._fast_path.start(self._on_fast_path_changed)
+        else:
+            self._fast_path.stop()
+            self._on_fast_path_changed()
+
+    def _on_fast_path_changed(self) -> None:
+        self._parts.listeners.use_fast_path(self._fast_path.turns)
+        for port in self._ports:
+            port.update_fast_path()

@@ -1,0 +1,266 @@
+"""The directory in which compiled code is kept from one start to the next.
+
+A cache holds code that is executed, and numba reads it with pickle. So a directory that another
+user can write to is never used.
+
+Below it is one directory for each digest of everything that the code depends on. numba compares
+only the source file of a function, and notices neither a change in a function that it calls from
+another file, nor an update of llvmlite.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Self
+
+from attrs import frozen
+
+import vtep
+from vtep.errors import VtepError
+
+VARIABLE: Final = "PYVTEP_CACHE_DIR"
+
+_SOURCES = ("fastpath", "wire")
+"""Packages of pyvtep whose functions and constants are in the compiled code."""
+
+_LIBRARIES = ("numba", "llvmlite", "numpy")
+
+_VERSION_FILES = ("_version.py", "version.py")
+
+_CPU_KEYS = frozenset(
+    (
+        *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+        *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
+    )
+)
+"""Lines of /proc/cpuinfo that identify a model; others, such as its frequency, change."""
+
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+_COMPLETE = "complete"
+
+_KEPT = 2
+"""Directories of other digests that are kept: two versions in turn need not be compiled again."""
+
+_UNUSED_S = 3600.0
+"""Seconds without use after which a directory may be removed. A process that has loaded the code
+does not read the files again, and loading takes a second."""
+
+_POLL_S = 0.2
+"""Interval at which a process that waits for another one's compiler looks again, in seconds."""
+
+
+class CacheError(VtepError):
+    """There is no directory that can be used."""
+
+
+# --- decisions --------------------------------------------------------------------------------
+
+
+def candidates(environ: Mapping[str, str], uid: int, home: str | None) -> list[Path]:
+    """Return the directories to try, the best one first. Relative paths are ignored."""
+    explicit = environ.get(VARIABLE)
+    if explicit:  # No other one: the user is to learn that this one cannot be used.
+        return [Path(explicit)]
+    found: list[Path] = []
+    # Of a systemd unit with CacheDirectory=, which may name several.
+    if of_unit := environ.get("CACHE_DIRECTORY", "").partition(":")[0]:
+        found.append(Path(of_unit))
+    if of_user := environ.get("XDG_CACHE_HOME"):
+        found.append(Path(of_user, "pyvtep"))
+    elif home:
+        found.append(Path(home, ".cache/pyvtep"))
+    if uid == 0:
+        found.append(Path("/var/cache/pyvtep"))
+    if of_session := environ.get("XDG_RUNTIME_DIR"):
+        found.append(Path(of_session, "pyvtep"))
+    found.append(Path(environ.get("TMPDIR") or "/tmp", f"pyvtep-{uid}"))  # noqa: S108  checked
+    return [path for path in found if path.is_absolute()]
+
+
+def refusal(path: Path, owner: int, mode: int, uid: int, *, is_parent: bool) -> str | None:
+    """Return why a directory with this owner and mode is not safe for a user; None if it is.
+
+    Whoever can write to a parent can replace the directory, unless the parent is sticky, as /tmp.
+    """
+    if owner != uid and not (is_parent and owner == 0):
+        return f"{path} belongs to another user"
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not (is_parent and mode & stat.S_ISVTX):
+        return f"{path} can be written by other users; chmod go-w {path}"
+    return None
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Return a digest over parts, each of which counts with its length."""
+    total = sha256()
+    for part in parts:
+        total.update(b"%d:" % len(part))
+        total.update(part)
+    return total.hexdigest()[:16]
+
+
+def superseded(last_used: Mapping[str, float], current: str, now: float) -> list[str]:
+    """Return the digests whose directories can be removed, given when each was last used."""
+    others = sorted(last_used.keys() - {current}, key=lambda name: last_used[name], reverse=True)
+    return [name for name in others[_KEPT:] if now - last_used[name] > _UNUSED_S]
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """Return the lines of /proc/cpuinfo that identify the model of the first processor."""
+    first = cpuinfo.partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in first if line.partition(":")[0].strip() in _CPU_KEYS)
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+def find_root() -> Path:
+    """Return the first directory that is safe and writable, created if necessary.
+
+    Raises: CacheError.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises without a home
+    refusals = []
+    for path in candidates(os.environ, os.geteuid(), home if home != "~" else None):
+        try:
+            _make(path)
+            path = path.resolve(strict=True)  # noqa: PLW2901
+            reason = _check(path)
+        except OSError as error:
+            reason = f"{path}: {error.strerror}"
+        if reason is None:
+            return path
+        refusals.append(reason)
+    raise CacheError(
+        f"there is no safe directory for compiled code: {refusals[0]}; set {VARIABLE} to one that "
+        "this user owns and no other can write"
+    )
+
+
+def _make(path: Path) -> None:
+    """Create a directory and its parents, for this user alone whatever the umask is."""
+    if not path.is_dir():
+        _make(path.parent)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+
+
+def _check(path: Path) -> str | None:
+    """Return why a directory cannot be used; None if it can."""
+    uid = os.geteuid()
+    for each in (path, *path.parents):
+        found = each.stat()
+        if reason := refusal(each, found.st_uid, found.st_mode, uid, is_parent=each != path):
+            return reason
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} is not writable"
+
+
+def find_digest() -> str:
+    """Return the digest of everything that the compiled code depends on, on this machine."""
+    return digest_of(_dependencies())
+
+
+def _dependencies() -> Iterator[bytes]:
+    package = Path(vtep.__file__).parent
+    # numba keeps the code of a function by the path of its source file.
+    yield os.fsencode(package)
+    for path in sorted(path for name in _SOURCES for path in (package / name).glob("*.py")):
+        yield os.fsencode(path.name)
+        yield path.read_bytes()
+    yield os.uname().machine.encode()
+    yield f"{sys.implementation.cache_tag} {sys.version}".encode()
+    with suppress(OSError):
+        yield cpu_model(Path("/proc/cpuinfo").read_text()).encode()
+    for name in _LIBRARIES:
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None:
+            yield os.fsencode(spec.origin)
+            # Not by importlib.metadata, whose import takes longer than all the rest.
+            for file in _VERSION_FILES:
+                with suppress(OSError):
+                    yield Path(spec.origin).with_name(file).read_bytes()
+    for name, value in sorted(os.environ.items()):
+        if name.startswith("NUMBA_"):
+            yield f"{name}={value}".encode(errors="surrogateescape")
+
+
+@frozen
+class CompileCache:
+    """The compiled code of one digest, which is complete once its marker exists."""
+
+    root: Path
+    digest: str
+
+    @classmethod
+    def find(cls) -> Self:
+        """Return the cache for this program on this machine. Raises: CacheError."""
+        return cls(find_root(), find_digest())
+
+    @property
+    def directory(self) -> Path:
+        """The directory for numba."""
+        return self.root / self.digest
+
+    @property
+    def _marker(self) -> Path:
+        return self.directory / _COMPLETE
+
+    def is_complete(self) -> bool:
+        """Return whether all functions were compiled, and loaded by another process.
+
+        Side effect: notes the time of use.
+        """
+        with suppress(OSError):
+            os.utime(self._marker)
+            return True
+        return False
+
+    def mark_complete(self) -> None:
+        """Note that all functions can be loaded. Raises: OSError."""
+        self._marker.touch()
+
+    def discard(self) -> None:
+        """Remove the compiled code, which could not be loaded."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, wait: Callable[[float], None]) -> Iterator[None]:
+        """Hold the lock of the process that compiles.
+
+        While another process holds it, `wait` is called again and again with a time in seconds; it
+        may raise an exception to give up. The kernel releases the lock if a process dies.
+        Raises: OSError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.root / "lock", flags, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    wait(_POLL_S)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def prune(self) -> None:
+        """Remove the directories of other digests that were not used for long."""
+        last_used = {}
+        for path in self.root.iterdir():
+            if _DIGEST.fullmatch(path.name):
+                with suppress(OSError):
+                    marker = path / _COMPLETE
+                    last_used[path.name] = (marker if marker.exists() else path).stat().st_mtime
+        for name in superseded(last_used, self.digest, time.time()):
+            shutil.rmtree(self.root / name, ignore_errors=True)

@@ -1,0 +1,320 @@
+"""Makes the compiled turns available to a VTEP that already forwards, without disturbing it.
+
+A thread of its own loads the compiled code out of the cache. If it is not there, a child process
+compiles it first, at the lowest priority. The event loop only learns of the result. Whatever fails,
+pyvtep forwards on the slow path.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+
+from vtep.daemon.compile_cache import CompileCache
+from vtep.errors import VtepError
+from vtep.fastpath.load import TURNS, load, release_memory
+from vtep.fastpath.state import (
+    COMPILING,
+    DISABLED,
+    LOADING,
+    NOT_INSTALLED,
+    ON,
+    WAITING,
+    FastPathState,
+    FastPathStatus,
+    Turns,
+    off,
+)
+
+log = logging.getLogger("vtep")
+
+_COMPILE_S = 3600.0
+"""Seconds after which a compiler is given up. On a busy host, one of the lowest priority takes
+long; its processor time is limited to much less."""
+
+_EXIT_S = 1.0
+"""Seconds for which the end of the process waits for a thread that is loading."""
+
+_SWITCH_INTERVAL_S = 0.00005
+"""Time slice of threads in seconds while the code is loaded. The event loop waits that long for the
+interpreter after each system call, so it is shorter than usual."""
+
+_CHILD = """
+import sys
+sys.path[:] = sys.argv[3:]
+from vtep.fastpath.load import main
+main()
+"""
+"""The program of the child: it finds the modules that this process would."""
+
+
+class LoadError(VtepError):
+    """The compiled turns are not available. The message says why, and what to do."""
+
+
+class FastPathLoader:
+    """The state of the fast path of a process, and the compiled turns once they are loaded.
+
+    `reason` says why this VTEP can have no fast path; None if it can.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.state = DISABLED if reason is None else off(reason)
+        self.turns: Turns | None = None
+        """The compiled entry points; None unless the fast path is on."""
+        self._is_possible = reason is None
+        self._on_changed: Callable[[], None] = lambda: None
+        self._loaded: Turns | None = None
+        self._job: _Job | None = None
+
+    def start(self, on_changed: Callable[[], None]) -> None:
+        """Load the compiled turns, unless that was begun already.
+
+        `on_changed` is called in the running event loop when `turns` has changed.
+        """
+        if self.state is not DISABLED or not self._is_possible:
+            return
+        self._on_changed = on_changed
+        if self._loaded is not None:  # The fast path was off for a while.
+            self._finish(self._loaded)
+            return
+        if not _is_installed():
+            self._finish(NOT_INSTALLED)
+            return
+        try:
+            _check_platform()
+            cache = CompileCache.find()
+        except VtepError as error:
+            self._finish(off(str(error)))
+            return
+        self._set(LOADING if cache.is_complete() else COMPILING)
+        self._job = job = _Job(cache, asyncio.get_running_loop(), self._on_progress)
+        job.start()
+
+    def stop(self) -> None:
+        """Stop the compiler, and forget the compiled turns."""
+        if self._job is not None:
+            self._job.cancel()
+            self._job = None
+        if self._is_possible:
+            self.state = DISABLED
+            self.turns = None
+
+    def fail(self, state: FastPathState) -> None:
+        """Turn the fast path off for good, after an error in a compiled turn."""
+        self._loaded = None
+        self._finish(state)
+
+    def _on_progress(self, job: "_Job", progress: FastPathState | Turns) -> None:
+        """Take a message from the thread, unless it was told to stop since."""
+        if job is not self._job:
+            return
+        if isinstance(progress, FastPathState) and progress.status is not FastPathStatus.OFF:
+            self._set(progress)
+            return
+        self._job = None
+        self._finish(progress)
+
+    def _finish(self, result: FastPathState | Turns) -> None:
+        if isinstance(result, Turns):
+            self.turns = self._loaded = result
+            self._set(ON)
+        else:
+            self.turns = None
+            self._set(result)
+        self._on_changed()
+
+    def _set(self, state: FastPathState) -> None:
+        """Change the state; log it, if a user should know."""
+        if state == self.state:
+            return
+        self.state = state
+        if state is LOADING:  # It takes less than a second.
+            return
+        quiet = state.status is not FastPathStatus.OFF or state is NOT_INSTALLED
+        log.log(logging.INFO if quiet else logging.WARNING, "fast path: %s", state)
+
+
+def _is_installed() -> bool:
+    try:
+        return find_spec("numba") is not None and find_spec(TURNS) is not None
+    except ValueError:  # Something else has imported it halfway.
+        return False
+
+
+def _check_platform() -> None:
+    """Raise LoadError if the turns cannot be compiled, or not be used, on this platform."""
+    if sys.byteorder != "little":
+        raise LoadError("it is for little-endian processors only")
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise LoadError("NUMBA_DISABLE_JIT is set in the environment; unset it")
+    if not sys.executable:
+        raise LoadError("the Python interpreter is unknown, so no compiler can be started")
+
+
+class _CancelledError(Exception):
+    """The job was told to stop."""
+
+
+class _Job(threading.Thread):
+    """The thread that loads, and that waits for the child that compiles."""
+
+    def __init__(
+        self,
+        cache: CompileCache,
+        loop: asyncio.AbstractEventLoop,
+        on_progress: "Callable[[_Job, FastPathState | Turns], None]",
+    ) -> None:
+        # A daemon thread: the end of the process waits for it for `_EXIT_S` only.
+        super().__init__(name="fast-path-loader", daemon=True)
+        self._cache = cache
+        self._loop = loop
+        self._on_progress = on_progress
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+
+    def cancel(self) -> None:
+        """Stop as soon as possible, without a result. Side effect: kills the child."""
+        with self._lock:
+            self._cancelled.set()
+            if self._child is not None:
+                self._child.kill()
+
+    def run(self) -> None:
+        """Load the turns, and report the result to the event loop."""
+        # The interpreter should not end while this thread is in LLVM, whose destructors then run.
+        atexit.register(self.join, _EXIT_S)
+        try:
+            self._report(self._obtain())
+        except _CancelledError:
+            pass
+        except LoadError as error:
+            self._report(off(str(error)))
+        except Exception as error:  # Whatever a broken installation raises.
+            log.debug("traceback:", exc_info=error)
+            self._report(off(_describe(error)))
+        finally:
+            atexit.unregister(self.join)
+
+    def _report(self, progress: FastPathState | Turns) -> None:
+        with suppress(RuntimeError):  # The loop is closed: the VTEP has ended.
+            self._loop.call_soon_threadsafe(self._on_progress, self, progress)
+
+    def _obtain(self) -> Turns:
+        """Return the compiled turns.
+
+        Raises: LoadError, _CancelledError; any exception that a broken installation raises.
+        """
+        if self._cache.is_complete():
+            try:
+                return self._load()
+            except Exception as error:  # noqa: BLE001  a damaged cache is compiled once more
+                log.debug("the cache of compiled code is unusable: %r", error)
+                self._cache.discard()
+        self._compile()
+        return self._load()
+
+    def _load(self) -> Turns:
+        self._check_cancelled()
+        self._report(LOADING)
+        began = time.perf_counter()
+        with _short_time_slices():
+            turns = load(self._cache.directory, may_compile=False)
+            release_memory()
+        log.debug("fast path: loaded in %.2f s", time.perf_counter() - began)
+        return turns
+
+    def _compile(self) -> None:
+        """Complete the cache by a child, or wait for the child of another pyvtep."""
+        self._report(COMPILING)
+        with self._cache.locked(self._wait_for_lock):
+            if self._cache.is_complete():
+                return
+            self._report(COMPILING)
+            self._run_child()
+            # The second child only loads, as this process will: it crashes first if LLVM does.
+            self._run_child()
+            self._cache.mark_complete()
+            self._cache.prune()
+
+    def _wait_for_lock(self, seconds: float) -> None:
+        self._report(WAITING)
+        self._cancelled.wait(seconds)
+        self._check_cancelled()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise _CancelledError
+
+    def _run_child(self) -> None:
+        """Run a child that compiles what is missing, and loads the rest. Raises: LoadError."""
+        with self._lock:
+            self._check_cancelled()
+            self._child = child = subprocess.Popen(  # noqa: S603  our own program
+                [
+                    *(sys.executable, "-c", _CHILD, str(self._cache.directory), str(os.getpid())),
+                    *map(os.path.abspath, sys.path),
+                ],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C in a terminal is for this process.
+            )
+        try:
+            _, errors = child.communicate(timeout=_COMPILE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            raise LoadError(
+                f"the compiler has not finished within {_COMPILE_S / 60:.0f} minutes, since the "
+                "host is too busy; restart pyvtep when it is not"
+            ) from None
+        finally:
+            self._child = None
+        self._check_cancelled()
+        if child.returncode:
+            log.debug("the compiler says: %s", errors)
+            raise LoadError(describe_failure(child.returncode, errors))
+
+
+def describe_failure(code: int, errors: str) -> str:
+    """Return why a compiler has failed, by its exit code and its standard error, and what to do."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    reason = f"the compiler has failed: {lines[-1] if lines else f'exit code {code}'}"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        reason = f"the compiler was killed by {name}"
+        if -code == signal.SIGKILL:
+            return f"{reason}, perhaps for lack of memory; it needs 300 MiB"
+    return f"{reason}; install numba again (pip install --force-reinstall 'pyvtep[fast]')"
+
+
+def _describe(error: Exception) -> str:
+    """Return why loading has failed, and what to do."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot load the compiled code: {text or type(error).__name__}; see --debug"
+
+
+@contextmanager
+def _short_time_slices() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _SWITCH_INTERVAL_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

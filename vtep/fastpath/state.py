@@ -1,0 +1,61 @@
+"""States of the fast path, as they are shown to users."""
+
+from enum import StrEnum
+from types import ModuleType
+from typing import Final, TypeAlias
+
+from attrs import frozen
+
+Turns: TypeAlias = ModuleType
+"""The module of the compiled entry points, which is imported once they can be loaded."""
+
+
+class FastPathStatus(StrEnum):
+    """The stages from a start to compiled turns that forward."""
+
+    ON = "on"
+    LOADING = "loading"
+    COMPILING = "compiling"
+    OFF = "off"
+
+
+@frozen
+class FastPathState:
+    """A status, with a reason where it is not "on"."""
+
+    status: FastPathStatus
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """Return the state in words: "on", or "off: numba is not installed (...)"."""
+        if self.reason is None:
+            return str(self.status)
+        separator = ": " if self.status is FastPathStatus.OFF else ", "
+        return f"{self.status}{separator}{self.reason}"
+
+
+ON: Final = FastPathState(FastPathStatus.ON)
+
+LOADING: Final = FastPathState(FastPathStatus.LOADING)
+
+# 20 to 40 s of CPU time, if a processor is idle: the compiler has the lowest priority.
+COMPILING: Final = FastPathState(FastPathStatus.COMPILING, "on in about half a minute")
+
+WAITING: Final = FastPathState(
+    FastPathStatus.COMPILING, "on when another pyvtep of this host has compiled it"
+)
+
+DISABLED: Final = FastPathState(FastPathStatus.OFF, "--no-fast-path")
+
+NOT_INSTALLED: Final = FastPathState(
+    FastPathStatus.OFF, "numba is not installed (pip install 'pyvtep[fast]')"
+)
+
+TURN_FAILED: Final = FastPathState(
+    FastPathStatus.OFF, "an error in the compiled turn (see the log); please report it"
+)
+
+
+def off(reason: str) -> FastPathState:
+    """Return the state "off" with a reason."""
+    return FastPathState(FastPathStatus.OFF, reason)
