@@ -16,7 +16,7 @@ from unittest.mock import patch
 from bench.processes import wait_until
 from vtep.datapath.pool import Pool
 from vtep.forwarding.fdb import Remote
-from vtep.io import replicator
+from vtep.io import mmsg, replicator
 from vtep.io.binding import Binding
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.replicator import Replicator
@@ -107,7 +107,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
     _allow(2 * len(hosts) + 256)
     remotes = [Remote(host, vxlan.PORT) for host in hosts]
     calls = 0
-    sendmmsg: Any = replicator._sendmmsg
+    sendmmsg: Any = mmsg.sendmmsg
 
     def counting(*arguments: int) -> Any:
         nonlocal calls
@@ -139,7 +139,7 @@ def _alone(a: Host, b: Host, hosts: list[str]) -> dict[str, float]:
             for path in paths:
                 path.send(datagram, len(datagram), 0, time.monotonic())
 
-        with patch.object(replicator, "_sendmmsg", counting):
+        with patch.object(replicator, "sendmmsg", counting):
             for name, send in (("flood", at_once), ("flood_single", path_by_path)):
                 figures[f"{name}_us"] = _sent(send, sink, len(hosts))
         flooder.close()

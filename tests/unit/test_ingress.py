@@ -2,20 +2,23 @@
 
 import errno
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.craft import ether, finish, ip, tcp
 from tests.unit.steps import syn_sent
-from tests.unit.twins import ACK, BASIC, CWR, PSH, SYN, Frame, split
+from tests.unit.twins import ACK, BASIC, CWR, KINDS, PSH, SYN, Frame, split
 from vtep.datapath import Ingress
 from vtep.datapath.tap_fallback import MergeGuard
 from vtep.forwarding.demux import Demux
@@ -50,7 +53,9 @@ class Seen(NamedTuple):
 class Vtep:
     """The receiving half of a VTEP, whose policy may be anything, and remotes that send to it."""
 
-    def __init__(self, stack: ExitStack, policy: SegmentPolicy, *, uso: bool = True) -> None:
+    def __init__(
+        self, stack: ExitStack, policy: SegmentPolicy, *, uso: bool = True, gro: bool = False
+    ) -> None:
         fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
         self.segment = Segment(
             VNI, [Remote(HOST, 4789)], fdb, own_mac=bytes(6), learning=True, policy=policy
@@ -64,7 +69,7 @@ class Vtep:
         )
         self.demux = Demux((), 4789)
         underlay = stack.enter_context(closing(MemoryUnderlay()))
-        self.receiver = underlay.add_host(OWN).open_receiver(ANY, 4789, gro=False)
+        self.receiver = underlay.add_host(OWN).open_receiver(ANY, 4789, gro=gro)
         remote, stranger = underlay.add_host(HOST), underlay.add_host(STRANGER)
         self._senders = [
             host.open_sender(
@@ -333,6 +338,180 @@ def test_a_kick_may_find_the_last_tap_gone(vtep: Vtep) -> None:
     vtep.drain()
     assert vtep.turns == 1
     assert len(vtep.seen().frames) == 2
+
+
+# --- many datagrams at a time -------------------------------------------------------------------
+
+
+class Counting:
+    """Counts the single receives and those of many of a receiver."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, vtep: Vtep) -> None:
+        self.calls: list[str] = []
+        for name in ("receive", "receive_many"):
+            patch.setattr(vtep.receiver, name, self._counting(name, getattr(vtep.receiver, name)))
+
+    def _counting(self, name: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def counting(argument: Any) -> Any:
+            before = [*self.calls, name]
+            try:
+                return call(argument)
+            finally:
+                # In memory, a receive of many is as many single ones.
+                self.calls = before
+
+        return counting
+
+    def take(self) -> list[str]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+def stream(count: int, octets: int = 64, *, flow: int = 0) -> list[bytes]:
+    """Return consecutive UDP datagrams of one flow that can be merged."""
+    return [
+        vxlan.pack(VNI)
+        + Frame(protocol=17, payload=bytes(octets), ident=number, sport=5000 + flow).build()
+        for number in range(count)
+    ]
+
+
+def test_datagrams_that_come_singly_are_received_many_at_a_time(
+    vtep: Vtep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch, vtep)
+    datagrams = stream(100)
+    for datagram in datagrams:
+        vtep.send(datagram)
+    vtep.drain()
+    assert counting.take() == ["receive"] * 8 + ["receive_many"]
+    for datagram in datagrams:
+        vtep.send(datagram)
+    vtep.drain()
+    assert counting.take() == ["receive_many"]
+    seen = vtep.seen()
+    assert expanded(seen.frames) == [datagram[8:] for datagram in datagrams] * 2
+    assert len(seen.frames) <= 8 + 2 + 2
+    assert seen.counters["rx_frames"] == 200
+    assert [count for _, count in seen.fdb] == [200]
+
+
+def test_few_datagrams_are_received_singly_again(
+    vtep: Vtep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch, vtep)
+
+    def turn(count: int) -> list[str]:
+        for datagram in stream(count):
+            vtep.send(datagram)
+        vtep.drain()
+        return counting.take()
+
+    assert turn(7) == ["receive"] * 8
+    assert turn(20)[-1] == "receive_many"
+    # Short pauses of a stream change nothing.
+    for _ in range(3):
+        assert [turn(1) for _ in range(8)] == [["receive_many"]] * 8
+        assert turn(20) == ["receive_many"]
+    assert [turn(1) for _ in range(9)] == [["receive_many"]] * 9
+    before = vtep.turns
+    assert [turn(1) for _ in range(3)] == [["receive"] * 2] * 3
+    # Request-response traffic kicks the egress again.
+    assert vtep.turns - before == 2
+
+
+def test_batches_of_the_kernel_are_received_singly_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        vtep = Vtep(stack, SegmentPolicy(), gro=True)
+        counting = Counting(monkeypatch, vtep)
+
+        def turn(octets: Sequence[int]) -> str:
+            for each in octets:
+                vtep.send(stream(1, each)[0])
+            vtep.drain()
+            return counting.take()[-1]
+
+        assert turn([*range(64, 84)]) == "receive_many"
+        assert [turn([64, 64, 65, 65] * 4) for _ in range(9)] == ["receive_many"] * 9
+        assert turn([64] * 20) == "receive"
+        assert len(expanded(vtep.seen().frames)) == 20 + 9 * 16 + 20
+
+
+def test_an_error_is_reported_and_the_next_receive_is_single(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors: list[OSError] = []
+    with ExitStack() as stack:
+        vtep = Vtep(stack, SegmentPolicy())
+        monkeypatch.setattr(vtep.ingress, "_on_receive_error", errors.append)
+        for datagram in stream(20):
+            vtep.send(datagram)
+        vtep.drain()
+        refused = OSError(errno.ECONNREFUSED, "refused")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vtep.receiver, "receive_many", Mock(side_effect=refused))
+            vtep.drain()
+        assert errors == [refused]
+        counting = Counting(monkeypatch, vtep)
+        vtep.drain()
+        assert counting.take() == ["receive"]
+
+
+KIND_NAMES = sorted(KINDS)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[Datagram]:
+    """Draw consecutive datagrams of one flow and source, most of which can be merged."""
+    octets, flags, tos, sender = draw(
+        st.one_of(
+            st.tuples(
+                st.sampled_from([100, 100, 100, 40]),
+                st.sampled_from([ACK, ACK, ACK | PSH]),
+                st.sampled_from([0, 0, 0, 3]),
+                st.sampled_from([0, 0, 0, 1, 2]),
+            ),
+            st.tuples(st.integers(0, 9000), st.just(ACK), st.just(0), st.just(0)),
+        )
+    )
+    version, protocol = KINDS[draw(st.sampled_from(KIND_NAMES))]
+    base = Frame(version, protocol, bytes(octets), sport=5000 + draw(st.integers(0, 2)))
+    count, last = draw(st.integers(1, 24)), draw(st.sampled_from([0, 0, octets // 2]))
+    frames = [
+        replace(base, ident=number, seq=1 + number * octets, flags=flags) for number in range(count)
+    ]
+    if last:
+        frames.append(replace(frames[-1], ident=count, payload=bytes(last), seq=1 + count * octets))
+    return [Datagram(vxlan.pack(VNI) + frame.build(), tos, sender) for frame in frames]
+
+
+@settings(BASIC, max_examples=200)
+@given(
+    streams=st.lists(streams(), min_size=2, max_size=12),
+    policy=POLICIES,
+    uso=st.booleans(),
+    interleave=st.randoms(),
+)
+def test_many_at_a_time_as_one_by_one(
+    streams: list[list[Datagram]], policy: SegmentPolicy, uso: bool, interleave: random.Random
+) -> None:
+    """Whatever flows, sizes and sources are interleaved, each frame arrives as if it came alone."""
+    rest = [[*each] for each in streams]
+    datagrams: list[Datagram] = []
+    while rest:
+        chosen = interleave.choice(rest)
+        count = interleave.choice([1, 8, 30])
+        datagrams += chosen[:count]
+        del chosen[:count]
+        rest = [each for each in rest if each]
+    together = run(datagrams, policy, at_once=True, uso=uso)
+    alone = run(datagrams, policy, at_once=False, uso=uso)
+    assert expanded(together.frames) == expanded(alone.frames)
+    assert together.fdb == alone.fdb
+    merged = together.counters.pop("rx_superframes")
+    assert alone.counters.pop("rx_superframes") == 0
+    assert together.counters == alone.counters
+    event(f"{min(merged, 3)} superframes")
 
 
 # --- kernels that refuse what others take -------------------------------------------------------

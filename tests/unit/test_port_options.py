@@ -64,7 +64,18 @@ VOLATILE = {
     # Times, and caches.
     *("updated", "used", "_swept", "_wheel", "last_look", "_answers"),
     # Descriptors, memory, and lines that were logged.
-    *("_warned", "_buffer", "_arena", "_merger", "_splitter", "_virtio", "fd", "_fd", "index"),
+    *(
+        "_warned",
+        "_buffer",
+        "_messages_at",
+        "_arena",
+        "_merger",
+        "_splitter",
+        "_virtio",
+        "fd",
+        "_fd",
+        "index",
+    ),
     # The world around the port.
     *(
         "_network",

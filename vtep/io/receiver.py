@@ -13,9 +13,10 @@ from vtep.errors import NotReadyError, VtepError
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.host.devices import need_device_index
 from vtep.io import socket_constants as const
-from vtep.io.addresses import device_name, sockaddr
+from vtep.io.addresses import sockaddr
 from vtep.io.binding import Binding
-from vtep.io.interfaces import Received, Receiver
+from vtep.io.interfaces import Received, ReceivedRun, Receiver
+from vtep.io.slots import Slots, with_scope
 from vtep.io.socket_filter import attach_filter, detach_filter
 from vtep.io.socket_options import set_receive_buffer
 from vtep.wire import ecn
@@ -117,12 +118,12 @@ class UdpReceiver:
                 ecn_field = data[_LOW_OCTET] & _ECN_MASK
         # Only a link-local source has a scope id.
         if len(source) > 2 and source[3]:
-            try:
-                device = device_name(source[3])
-            except OSError:
-                device = str(source[3])
-            return octets, stride, f"{source[0]}%{device}", source[1], ecn_field
+            return octets, stride, with_scope(source[0], source[3]), source[1], ecn_field
         return octets, stride, source[0], source[1], ecn_field
+
+    def receive_many(self, slots: Slots) -> list[ReceivedRun]:
+        """Receive datagrams into slots; see `Receiver.receive_many`."""
+        return slots.receive(self.sock.fileno())
 
     def join_group(
         self, binding: Binding, group: Address, beside: Iterable[Receiver] = ()

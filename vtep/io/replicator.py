@@ -1,7 +1,6 @@
 """Head-end replication: the same datagrams to many remotes, in few system calls.
 
-The standard library has no sendmmsg, so libc is called. The array of message headers that it takes
-is built once for a list of remotes.
+The array of message headers that sendmmsg takes is built once for a list of remotes.
 """
 
 import ctypes
@@ -21,6 +20,7 @@ from vtep.io.addresses import family_of, sockaddr
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ReturnedDatagram
 from vtep.io.interfaces import FloodDrop, Flooder, FloodResult
+from vtep.io.mmsg import MMSGHDR, SOCKADDR_MAX, sendmmsg
 from vtep.io.outer_options import OuterHeaderOptions, control_messages
 from vtep.io.path import FLOW_BITS, batch_max
 from vtep.io.sender_sockets import SenderSockets
@@ -36,33 +36,12 @@ _SEND_BUFFER = 1 << 24
 
 _CONTROL_SPACE = 256
 
-_MMSGHDR = np.dtype(
-    [
-        ("name", np.uintp),
-        ("namelen", np.uint32),
-        ("iov", np.uintp),
-        ("iovlen", np.uintp),
-        ("control", np.uintp),
-        ("controllen", np.uintp),
-        ("flags", np.int32),
-        ("len", np.uintp),
-    ],
-    align=True,
-)
-"""struct mmsghdr: a struct msghdr (<sys/socket.h>), and how many octets of it were sent."""
-
-_NAME_SPACE = 28
-"""Octets of a struct sockaddr_in6, which is larger than a struct sockaddr_in."""
-
 _SOCKADDR_IN_LEN = 16
 
 _MAYBE_EARLIER = error_queue.ICMP_ERRORS | {errno.EAGAIN}
 """Errors of a send that may be about an earlier datagram, if the error queue is not empty."""
 
 _CMSGHDR = struct.Struct("@Nii")
-
-_sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
-_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 
 
 class Replicator:
@@ -143,7 +122,7 @@ class Recipients:
         self._replicator = replicator
         self._by_host = {remote.host.partition("%")[0]: remote for remote in remotes}
         names = b"".join(
-            _sockaddr(remote, flowlabel).ljust(_NAME_SPACE, b"\0") for remote in self.remotes
+            _sockaddr(remote, flowlabel).ljust(SOCKADDR_MAX, b"\0") for remote in self.remotes
         )
         # The headers have pointers into these arrays, so those must live as long.
         self._names = np.frombuffer(names, np.uint8)
@@ -152,13 +131,14 @@ class Recipients:
         self._control = np.zeros(_CONTROL_SPACE, np.uint8)
         self._written_control = b""
         self._v4 = sum(":" not in remote.host for remote in remotes)
-        self._messages = messages = np.zeros(len(self.remotes), _MMSGHDR)
-        messages["name"] = self._names.ctypes.data + _NAME_SPACE * np.arange(len(messages))
-        messages["namelen"] = _NAME_SPACE
-        messages["namelen"][: self._v4] = _SOCKADDR_IN_LEN
-        messages["iov"] = self._payload.ctypes.data
-        messages["iovlen"] = 1
-        messages["control"] = self._control.ctypes.data
+        messages = np.zeros(len(self.remotes), MMSGHDR)
+        self._headers = headers = messages["header"]
+        headers["name"] = self._names.ctypes.data + SOCKADDR_MAX * np.arange(len(messages))
+        headers["namelen"] = SOCKADDR_MAX
+        headers["namelen"][: self._v4] = _SOCKADDR_IN_LEN
+        headers["iov"] = self._payload.ctypes.data
+        headers["iovlen"] = 1
+        headers["control"] = self._control.ctypes.data
         self._address = messages.ctypes.data
 
     def send(self, datagrams: memoryview, stride: int, flow: int, skip: int = 0) -> FloodResult:
@@ -191,8 +171,8 @@ class Recipients:
                 continue
             control = _pack_control(family, fields, stride if count > 1 else 0)
             self._set_payload(payload.ctypes.data, octets, control)
-            first = self._address + skip * _MMSGHDR.itemsize
-            done = _sendmmsg(sock.fileno(), first, end - skip, 0)
+            first = self._address + skip * MMSGHDR.itemsize
+            done = sendmmsg(sock.fileno(), first, end - skip, 0)
             number = ctypes.get_errno()
             if done > 0:
                 sent += done * count
@@ -224,7 +204,7 @@ class Recipients:
         if control != self._written_control:
             self._written_control = control
             self._control[: len(control)] = np.frombuffer(control, np.uint8)
-            self._messages["controllen"] = len(control)
+            self._headers["controllen"] = len(control)
 
     def _send_unsegmented(
         self,

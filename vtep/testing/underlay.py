@@ -21,6 +21,7 @@ import os
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attrs import frozen
@@ -30,10 +31,11 @@ from vtep.errors import NotReadyError, VtepError
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.io.binding import Binding
-from vtep.io.interfaces import FloodDrop, FloodResult, MtuWatcher, Received
+from vtep.io.interfaces import FloodDrop, FloodResult, MtuWatcher, Received, ReceivedRun
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, batch_max
 from vtep.io.sender_sockets import SenderSockets
+from vtep.io.slots import Slots
 from vtep.wire import ecn, outer_header
 from vtep.wire.address import Address, version_of
 from vtep.wire.ip import UDP_IP_HEADERS_LEN
@@ -337,6 +339,17 @@ class MemoryReceiver:
             os.eventfd_read(self._fd)
         (host, port), ecn_field, _ = first
         return octets, stride, host, port, ecn_field
+
+    def receive_many(self, slots: Slots) -> list[ReceivedRun]:
+        """Receive into slots until these are full or nothing waits; see `Receiver.receive_many`."""
+        slots.empty()
+        octets = memoryview(bytearray(_GRO_OCTETS_MAX))
+        received: list[Received] = []
+        while len(received) < slots.count and (self._queue or not received):
+            received.append(self.receive(octets))
+            slots.put(len(received) - 1, octets[: received[-1][0]])
+        slots.fit([each[0] for each in received])
+        return [(each, len([*same])) for each, same in groupby(received)]
 
     def join_group(
         self,
