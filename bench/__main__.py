@@ -195,6 +195,7 @@ class _Turn:
                         self._fail(name, error)
                     tunnel.check()
                 self._take(memory(tunnel, setting))
+                tunnel.verify()
         except _FAILURES as error:
             self._fail(stage, error)
         self._console.print(", ".join(self._said) or "done")

@@ -27,6 +27,7 @@ _PLAN = {
         (NIC, _MIXED, ("tcp1", "rtt")),
         # No rival uses an offload of the underlay for its own datagrams.
         (NIC, _RIVALS, ("tcp1", "rtt", "udp1400", "udp64")),
+        (NIC, ("ovs",), ("tcp1", "rtt", "udp1400", "udp64", "udp64x64")),
         (NOGRO, _OURS, (*_TCP, "udp64", "udp64x64")),
         (VETH, _OURS, (*_TCP, "tcp-reverse", "rtt", "udp64")),
         (VETH, _RIVALS, ("tcp1",)),

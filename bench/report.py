@@ -119,14 +119,15 @@ def _cell(spread: Spread | None, digits: int) -> str:
 
 def troubles(run: Run) -> list[str]:
     """Return notes on the tables: missing figures, and remarks on figures, with their rounds."""
-    lines = []
+    places: dict[str, list[str]] = {}
     for mode, subjects in run.records.items():
         for subject, record in subjects.items():
             for word, texts in (("failed: ", record.errors), ("", record.remarks)):
                 for text, rounds in texts.items():
-                    where = f"{mode}, {run.labels[subject]}, round {', '.join(map(str, rounds))}"
-                    lines.append(f"{where}: {word}{one_line(text)}")
-    return lines
+                    numbers = ", ".join(map(str, rounds))
+                    place = f"{mode}, {run.labels[subject]} (round {numbers})"
+                    places.setdefault(f"{word}{one_line(text)}", []).append(place)
+    return [f"{text}: {'; '.join(where)}" for text, where in places.items()]
 
 
 def one_line(reason: str) -> str:

@@ -83,6 +83,9 @@ class End(ABC):
         """Return whether the tunnel, over which ping works already, is in its final state."""
         return True
 
+    def verify(self) -> None:  # noqa: B027  most cannot be in another state
+        """Raise VtepError if what has been measured is not what the end promises."""
+
     def pids(self) -> list[int]:
         """Return the PIDs of this end, whose CPU time and memory count; none for the kernel."""
         return with_descendants(process.pid for process in self._processes.values())
@@ -137,27 +140,30 @@ class PyvtepFast(End):
             "pyvtep",
             *(sys.executable, "-m", "vtep", "--vni", str(VNI), "--remote", side.peer_underlay),
             *("--tap", "vx0", "--address", f"{side.overlay}/24"),
-            *(() if not self.fast_path else ("--fast-path",)),
+            "--fast-path" if self.fast_path else "--no-fast-path",
             *self.choices.pyvtep_options,
             cwd=ROOT,
         )
         self._await_device("vx0")
+        self.await_fast_path()
+
+    def await_fast_path(self) -> None:
+        """Wait for the fast path. Until it is compiled and loaded, the slow path forwards."""
         if self.fast_path:
-            # Until it is compiled and loaded, the slow path forwards, and would be measured.
             wait_until(self._fast_path_is_on, "the fast path of pyvtep", _COMPILE_S)
 
+    def verify(self) -> None:
+        if self.fast_path and not self._fast_path_is_on():
+            raise VtepError("the fast path of pyvtep did not stay on")
+
     def _fast_path_is_on(self) -> bool:
-        """Ask the process for the state of its fast path. Raises: VtepError if it stays off."""
+        """Ask the process for the state of its fast path. Raises: VtepError if it is off."""
         self.check()
-        shown = self.host.run(
-            *("sh", "-c", 'cd "$0" && exec "$@"', str(ROOT)),
-            *(sys.executable, "-m", "vtep", "vni", "show", "--json"),
-        )
-        (segment,) = json.loads(shown)
-        state = segment["fast_path"]
-        if state["state"] == "off":
-            raise VtepError(f"the fast path of pyvtep is off: {state['reason']}")
-        return bool(state["state"] == "on")
+        command = (sys.executable, "-m", "vtep", "vni", "show", "--json")
+        (segment,) = json.loads(self.host.run("env", f"--chdir={ROOT}", *command))
+        if segment["fast_path"] == "off":
+            raise VtepError(f"the fast path of pyvtep is off: {segment['fast_path_reason']}")
+        return bool(segment["fast_path"] == "on")
 
     @classmethod
     def versions(cls) -> dict[str, str]:
@@ -413,6 +419,11 @@ class Tunnel:
         """Raise VtepError if a process of the tunnel has ended."""
         self.left.check()
         self.right.check()
+
+    def verify(self) -> None:
+        """Raise VtepError if what has been measured is not what the subject promises."""
+        self.left.verify()
+        self.right.verify()
 
     def answers(self) -> bool:
         """Return whether a ping is answered."""

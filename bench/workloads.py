@@ -110,7 +110,7 @@ class Effort:
         )
 
 
-FULL = Effort(2, 0.6, 7, 0.08, 1.0, 1000)
+FULL = Effort(3, 0.6, 7, 0.08, 1.0, 1000)
 QUICK = Effort(1, 0.3, 4, 0.25, 0.5, 250)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,16 @@ from bench.plan import plan
 from bench.plot import draw
 from bench.report import show
 from bench.results import Run, Spread
-from bench.subjects import ROOT, SUBJECTS, Choices, Kernel, Subject
+from bench.subjects import (
+    LEFT,
+    ROOT,
+    SUBJECTS,
+    Choices,
+    Kernel,
+    PyvtepFast,
+    PyvtepSlow,
+    Subject,
+)
 from bench.targets import TARGETS, Target
 from bench.underlay import CABLE, NIC, NOGRO, UNDERLAYS, VETH, Underlay
 from bench.workloads import METRICS, WORKLOADS, Probe, search
@@ -145,8 +155,8 @@ def test_report_leads_with_nic_and_shows_ratios_and_failures(run: Run) -> None:
     assert "3.00 (2.00-4.00)" in said
     assert "0.40 K" in said
     assert "A plain veth flatters" in said
-    assert "Open vSwitch userspace, round 1, 2, 3: failed: start: ovs-vswitchd is not" in said
-    assert "nic, pyvtep, fast path, round 2: udp64: the sender was the limit" in said
+    assert "failed: start: ovs-vswitchd is not installed: veth, Open vSwitch userspace (ro" in said
+    assert "udp64: the sender was the limit: nic, pyvtep, fast path (round 2)" in said
     rows = [line.split() for line in said.splitlines() if "≥" in line or "≤" in line]
     assert len(rows) == len(TARGETS)
     verdict = "nic TCP 1 flow, fast path / kernel 0.40 (0.25-0.75) ≥ 0.55 missed by 27%"
@@ -205,6 +215,31 @@ def test_a_choice_restricts_the_plan_or_goes_beyond_it() -> None:
         *(("nic", "kernel"), ("nic", "ovs"), ("nogro", "kernel")),
         *(("veth", "kernel"), ("veth", "ovs")),
     ]
+
+
+# --- subjects -----------------------------------------------------------------------------------
+
+
+class Shown:
+    """A host on which `pyvtep vni show --json` prints the next of some states of the fast path."""
+
+    def __init__(self, *states: tuple[str, str | None]) -> None:
+        self._states = list(states)
+
+    def run(self, *_command: str) -> str:
+        state, reason = self._states.pop(0)
+        return json.dumps([{"vni": 42, "fast_path": state, "fast_path_reason": reason}])
+
+
+def test_the_fast_path_is_measured_only_while_it_is_on(tmp_path: Path) -> None:
+    host = Shown(("compiling", "wait"), ("on", None), ("loading", None), ("off", "no numba"))
+    end = PyvtepFast(cast("Any", host), LEFT, tmp_path, Choices())
+    end.await_fast_path()
+    with pytest.raises(VtepError, match="did not stay on"):
+        end.verify()
+    with pytest.raises(VtepError, match="the fast path of pyvtep is off: no numba"):
+        end.verify()
+    PyvtepSlow(cast("Any", Shown()), LEFT, tmp_path, Choices()).verify()
 
 
 # --- on this machine ------------------------------------------------------------------------
