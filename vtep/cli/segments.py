@@ -17,6 +17,7 @@ from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
 from vtep.errors import ConfigError, OptionError, shown
+from vtep.fastpath.state import FastPathState, FastPathStatus
 
 _INTERVAL_MIN, _INTERVAL_MAX = 0.1, 86400
 
@@ -46,12 +47,23 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
         client_command.print_json(segments)
         return
     client_command.print_table(
-        {"VNI": "right", "DEV": "", "MTU": "right", "PORT": "right", "FDB": "right", "REMOTES": ""},
+        {
+            "VNI": "right",
+            "DEV": "",
+            "MTU": "right",
+            "PORT": "right",
+            "FDB": "right",
+            "REMOTES": "",
+            "FAST PATH": "",
+        },
         (
             (
                 *(segment["vni"], segment["dev"], segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
                 ", ".join(format_destination(to, segment["vni"]) for to in segment["remotes"]),
+                str(
+                    FastPathState(FastPathStatus(segment["fast_path"]), segment["fast_path_reason"])
+                ),
             )
             for segment in segments
         ),

@@ -29,8 +29,8 @@ from vtep.errors import VtepError
 
 VARIABLE: Final = "PYVTEP_CACHE_DIR"
 
-_SOURCES = ("fastpath", "wire")
-"""Packages of pyvtep whose functions and constants are in the compiled code."""
+SOURCES: Final = ("fastpath/*.py", "wire/*.py", "io/socket_constants.py")
+"""Modules of pyvtep whose functions and constants are in the compiled code."""
 
 _LIBRARIES = ("numba", "llvmlite", "numpy")
 
@@ -171,10 +171,8 @@ def find_digest() -> str:
 
 def _dependencies() -> Iterator[bytes]:
     package = Path(vtep.__file__).parent
-    # numba keeps the code of a function by the path of its source file.
-    yield os.fsencode(package)
-    for path in sorted(path for name in _SOURCES for path in (package / name).glob("*.py")):
-        yield os.fsencode(path.name)
+    for path in sorted(path for pattern in SOURCES for path in package.glob(pattern)):
+        yield os.fsencode(path)  # numba keeps the code of a function by the path of its file.
         yield path.read_bytes()
     yield os.uname().machine.encode()
     yield f"{sys.implementation.cache_tag} {sys.version}".encode()

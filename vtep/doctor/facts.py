@@ -195,6 +195,9 @@ class SegmentFacts:
     """IP between the segment and this host itself that is dropped by rules for IP."""
     options: Mapping[str, object] = field(factory=dict)
     offload: frozenset[str] = frozenset()
+    fast_path: str = "on"
+    """on, loading, compiling or off."""
+    fast_path_reason: str | None = None
     drops: Drops = Drops()
     conflicts: tuple[Conflict, ...] = ()
     """Addresses of the TAP or its bridge that a host on the other side of the tunnel has, too."""

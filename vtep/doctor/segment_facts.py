@@ -57,6 +57,8 @@ def of_segments(
                 packets=filtering.blocked_packets(network, tap, rules),
                 options=segment["options"],
                 offload=frozenset(segment["offload"]),
+                fast_path=segment["fast_path"],
+                fast_path_reason=segment["fast_path_reason"],
                 drops=_drops(stats, then) if stats and then else Drops(),
                 conflicts=conflicts.get(tap, ()),
                 socket=running.socket,

@@ -7,6 +7,7 @@ from attrs import evolve
 from vtep.doctor.checks import addresses
 from vtep.doctor.facts import Blocked, BridgeFacts, Facts, SegmentFacts
 from vtep.doctor.finding import Finding, note, problem, warning
+from vtep.fastpath.state import DISABLED, NOT_INSTALLED, FastPathStatus
 
 _NAMES_MAX = 4
 """Ports of a bridge that a finding names."""
@@ -44,6 +45,7 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
     yield from addresses.conflicts(segment)
     yield from _of_firewall(segment)
     yield from _of_offload(segment)
+    yield from _of_fast_path(segment)
     if segment.options.get("udp6zerocsumtx"):
         yield note(
             tap,
@@ -183,4 +185,32 @@ def _of_offload(segment: SegmentFacts) -> Iterator[Finding]:
             f"{segment.tap} is configured not to use the offload {', '.join(off)}",
             "It is slower without.",
             "pyvtep set --offload auto",
+        )
+
+
+def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
+    """Report a fast path that is off. It is that of the process, unless an option disables it."""
+    if segment.fast_path != FastPathStatus.OFF:
+        return
+    if segment.fast_path_reason == DISABLED.reason:
+        yield note(
+            segment.tap,
+            f"{segment.tap} is configured not to use the fast path",
+            "It is slower without.",
+            "pyvtep set --fast-path",
+        )
+    elif segment.fast_path_reason == NOT_INSTALLED.reason:
+        yield note(
+            "this host",
+            "pyvtep works without its fast path, since numba is not installed",
+            "It is slower without, most of all for many small packets.",
+            "pip install 'pyvtep[fast]', in the environment of pyvtep; then restart it",
+        )
+    else:
+        reason, _, remedy = (segment.fast_path_reason or "").partition("; ")
+        yield warning(
+            "this host",
+            f"the fast path of pyvtep is off: {reason}",
+            "pyvtep forwards without it, but slower.",
+            f"{remedy or 'see its log'}; then restart pyvtep",
         )
