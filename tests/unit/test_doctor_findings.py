@@ -28,6 +28,7 @@ from vtep.doctor.facts import (
 )
 from vtep.doctor.finding import Finding, Severity, has_faults
 from vtep.doctor.findings import findings
+from vtep.fastpath.state import DISABLED, NOT_INSTALLED, TURN_FAILED
 from vtep.host.firewall import Verdict
 from vtep.wire.echo import Status
 
@@ -348,6 +349,32 @@ def test_uncertain_verdicts_are_notes() -> None:
 
 def test_an_isolated_port_among_others_is_fine() -> None:
     assert of_bridge(isolated=True) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "severity", "title", "fix"),
+    [
+        (DISABLED.reason, "note", "vx0 is configured not to use", "pyvtep set --fast-path"),
+        (NOT_INSTALLED.reason, "note", "numba is not installed", "pip install 'pyvtep[fast]'"),
+        (TURN_FAILED.reason, "warning", "an error in the compiled turn", "please report it"),
+        ("no memory", "warning", "the fast path of pyvtep is off: no memory", "see its log"),
+    ],
+)
+def test_a_fast_path_that_is_off(reason: str, severity: str, title: str, fix: str) -> None:
+    segment = evolve(SEGMENT, fast_path="off", fast_path_reason=reason)
+    finding = only(of_segment(segment))
+    assert finding.severity == severity
+    assert title in finding.title
+    assert fix in finding.fix
+    # It is that of the process, and reported once for all its segments.
+    other = evolve(segment, tap="vx1", vni=6)
+    both = findings(Facts(HERE, (segment, other), (WELL,), pyvteps=1))
+    assert len(both) == (2 if reason == DISABLED.reason else 1)
+
+
+@pytest.mark.parametrize("state", ["on", "loading", "compiling"])
+def test_a_fast_path_that_is_on_or_will_be_is_fine(state: str) -> None:
+    assert of_segment(fast_path=state, fast_path_reason="on in about half a minute") == []
 
 
 # --- addresses of the segment in the underlay -----------------------------------------------------

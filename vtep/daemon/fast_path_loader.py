@@ -49,7 +49,7 @@ interpreter after each system call, so it is shorter than usual."""
 
 _CHILD = """
 import sys
-sys.path[:] = sys.argv[3:]
+sys.path[:] = sys.argv[4:]
 from vtep.fastpath.load import main
 main()
 """
@@ -63,13 +63,15 @@ class LoadError(VtepError):
 class FastPathLoader:
     """The state of the fast path of a process, and the compiled turns once they are loaded.
 
-    `reason` says why this VTEP can have no fast path; None if it can.
+    `reason` says why this VTEP can have no fast path; None if it can. `module` is that of the
+    compiled entry points.
     """
 
-    def __init__(self, reason: str | None = None) -> None:
+    def __init__(self, reason: str | None = None, module: str = TURNS) -> None:
         self.state = DISABLED if reason is None else off(reason)
         self.turns: Turns | None = None
         """The compiled entry points; None unless the fast path is on."""
+        self._module = module
         self._is_possible = reason is None
         self._on_changed: Callable[[], None] = lambda: None
         self._loaded: Turns | None = None
@@ -86,7 +88,7 @@ class FastPathLoader:
         if self._loaded is not None:  # The fast path was off for a while.
             self._finish(self._loaded)
             return
-        if not _is_installed():
+        if not _is_installed(self._module):
             self._finish(NOT_INSTALLED)
             return
         try:
@@ -96,7 +98,7 @@ class FastPathLoader:
             self._finish(off(str(error)))
             return
         self._set(LOADING if cache.is_complete() else COMPILING)
-        self._job = job = _Job(cache, asyncio.get_running_loop(), self._on_progress)
+        self._job = job = _Job(cache, self._module, asyncio.get_running_loop(), self._on_progress)
         job.start()
 
     def stop(self) -> None:
@@ -143,9 +145,9 @@ class FastPathLoader:
         log.log(logging.INFO if quiet else logging.WARNING, "fast path: %s", state)
 
 
-def _is_installed() -> bool:
+def _is_installed(module: str) -> bool:
     try:
-        return find_spec("numba") is not None and find_spec(TURNS) is not None
+        return find_spec("numba") is not None and find_spec(module) is not None
     except ValueError:  # Something else has imported it halfway.
         return False
 
@@ -170,12 +172,14 @@ class _Job(threading.Thread):
     def __init__(
         self,
         cache: CompileCache,
+        module: str,
         loop: asyncio.AbstractEventLoop,
         on_progress: "Callable[[_Job, FastPathState | Turns], None]",
     ) -> None:
         # A daemon thread: the end of the process waits for it for `_EXIT_S` only.
         super().__init__(name="fast-path-loader", daemon=True)
         self._cache = cache
+        self._module = module
         self._loop = loop
         self._on_progress = on_progress
         self._cancelled = threading.Event()
@@ -228,7 +232,7 @@ class _Job(threading.Thread):
         self._report(LOADING)
         began = time.perf_counter()
         with _short_time_slices():
-            turns = load(self._cache.directory, may_compile=False)
+            turns = load(self._cache.directory, self._module, may_compile=False)
             release_memory()
         log.debug("fast path: loaded in %.2f s", time.perf_counter() - began)
         return turns
@@ -261,7 +265,8 @@ class _Job(threading.Thread):
             self._check_cancelled()
             self._child = child = subprocess.Popen(  # noqa: S603  our own program
                 [
-                    *(sys.executable, "-c", _CHILD, str(self._cache.directory), str(os.getpid())),
+                    *(sys.executable, "-c", _CHILD, str(os.getpid())),
+                    *(str(self._cache.directory), self._module),
                     *map(os.path.abspath, sys.path),
                 ],
                 cwd="/",

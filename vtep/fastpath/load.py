@@ -33,7 +33,7 @@ class CacheMissError(Exception):
     """A function is not in the cache, and may not be compiled here."""
 
 
-def load(cache: Path, module: str = TURNS, *, may_compile: bool) -> Turns:
+def load(cache: Path, module: str, *, may_compile: bool) -> Turns:
     """Import a module of compiled functions, with their code from a cache directory.
 
     With `may_compile`, functions that are missing in the cache are compiled and added to it.
@@ -119,17 +119,18 @@ def _refusing_to_compile() -> Iterator[None]:
 
 
 def main() -> None:
-    """Compile into the cache directory that is the first argument, at the lowest priority.
+    """Compile a module into a cache directory, at the lowest priority.
 
-    The second argument is the PID of the parent, with which this process ends.
+    The arguments are the PID of the parent, with which this process ends; the directory; and the
+    name of the module.
     """
-    cache, parent = Path(sys.argv[1]), int(sys.argv[2])
-    _end_with(parent)
+    parent, cache, module = sys.argv[1:4]
+    _end_with(int(parent))
     _yield_to_all_others()
     # A crash of LLVM is reported by its signal. A core dump of it would only fill a disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS_MAX, _CPU_SECONDS_MAX))
-    load(cache, may_compile=True)
+    load(Path(cache), module, may_compile=True)
 
 
 def _end_with(parent: int) -> None:

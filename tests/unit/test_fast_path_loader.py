@@ -1,0 +1,242 @@
+"""Loading of compiled code: out of a cache, or after a child process has compiled it."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from vtep.daemon import fast_path_loader
+from vtep.daemon.compile_cache import VARIABLE
+from vtep.daemon.fast_path_loader import FastPathLoader, describe_failure
+from vtep.fastpath.state import DISABLED, NOT_INSTALLED, TURN_FAILED, FastPathStatus
+
+ROOT = Path(__file__).parents[2]
+SMALL = "tests.unit.small_turns"
+DEADLINE = 120.0
+
+FAKE = {
+    "numba/__init__.py": """
+        import os, signal, time
+        with open(os.environ["FAKE_LOG"], "a") as log:
+            print(os.getpid(), file=log)
+        match os.environ.get("FAKE_MODE"):
+            case "raise":
+                raise ImportError("Numba needs NumPy 2.3 or less. Got NumPy 9.9.")
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "hang":
+                time.sleep(1000)
+    """,
+    "numba/core/__init__.py": "",
+    "numba/core/config.py": "CACHE_DIR = ''",
+    "numba/core/event.py": """
+        from contextlib import nullcontext
+
+        class Listener:
+            pass
+
+        def install_listener(kind, listener):
+            return nullcontext()
+    """,
+    "fake_turns.py": """
+        import numba
+
+        def answer(number):
+            return 2 * number + 1
+    """,
+}
+"""An installation of numba that compiles nothing, and fails on request."""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Loading:
+    """A process that loads compiled code; each one in the test has the same cache."""
+
+    def __init__(self, folder: Path, *, fake: str | None = None) -> None:
+        self.log = folder / "fake.log"
+        self._errors = folder / "errors"
+        environ = {**os.environ, VARIABLE: str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+        module = SMALL
+        if fake is not None:
+            for name, text in FAKE.items():
+                path = folder / "fake" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(dedent(text))
+            environ["PYTHONPATH"] = f"{folder / 'fake'}:{ROOT}"
+            environ |= {"FAKE_LOG": str(self.log), "FAKE_MODE": fake}
+            module = "fake_turns"
+        self._command = [sys.executable, "-m", "tests.unit.loading_process", module]
+        self._environ = environ
+
+    def start(self, end: str = "exit") -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*self._command, end], env=self._environ, stdout=subprocess.PIPE, text=True, cwd="/"
+        )
+
+    def run(self) -> list[str]:
+        """Load to the end. Returns: the states, and a last line with a result of the code."""
+        with self.start() as process:
+            output, _ = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0
+        return output.splitlines()
+
+    def importers(self) -> list[int]:
+        """Return the processes that have imported the fake numba so far."""
+        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+
+
+COMPILING = "compiling, on in about half a minute"
+LOADED = ["loading", "on", "41 ''"]
+
+
+def without_loading(lines: list[str]) -> list[str]:
+    """Return lines without those that may have come and gone between two looks."""
+    return [line for line in lines if line != "loading" and not line.startswith("compiling, on wh")]
+
+
+def test_a_cold_cache_is_compiled_and_a_warm_one_is_loaded(tmp_path: Path) -> None:
+    loading = Loading(tmp_path)
+    assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+    assert without_loading(loading.run()) == LOADED[1:]
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    # Neither a missing nor a damaged file may be compiled by the process that forwards.
+    for damage in (Path.unlink, lambda path: os.truncate(path, 100)):
+        for path in (tmp_path / "cache").rglob("*.nbc"):
+            damage(path)
+        assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+
+
+def test_another_version_has_another_directory(tmp_path: Path) -> None:
+    loading = Loading(tmp_path, fake="works")
+    assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+    (tmp_path / "fake/numba/_version.py").write_text("version = '9.9'")
+    assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+    assert len(list((tmp_path / "cache").glob("*/complete"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("raise", "the compiler has failed: ImportError: Numba needs NumPy 2.3 or less."),
+        ("crash", "the compiler was killed by SIGSEGV"),
+    ],
+)
+def test_a_broken_installation_fails_in_the_child(tmp_path: Path, mode: str, reason: str) -> None:
+    loading = Loading(tmp_path, fake=mode)
+    *_, last = loading.run()
+    assert last.startswith(f"off: {reason}")
+    assert "pip install --force-reinstall" in last
+    assert len(loading.importers()) == 1
+
+
+def test_two_that_start_cold_compile_once(tmp_path: Path) -> None:
+    loading = Loading(tmp_path, fake="works")
+    with loading.start() as first, loading.start() as second:
+        for process in (first, second):
+            output, _ = process.communicate(timeout=DEADLINE)
+            assert without_loading(output.splitlines())[-2:] == LOADED[1:]
+    # Two children of the first one: one that compiles, and one that loads.
+    assert len(set(loading.importers()) - {first.pid, second.pid}) == 2
+    assert len(loading.importers()) == 4
+
+
+@contextmanager
+def hanging(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Yield a process that waits for a compiler, and the PID of the compiler, which hangs."""
+    loading = Loading(tmp_path, fake="hang")
+    with loading.start("wait") as process:
+        wait_until(loading.importers)
+        yield process, loading.importers()[0]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+    except FileNotFoundError:
+        return False
+
+
+def test_the_compiler_has_the_lowest_priority(tmp_path: Path) -> None:
+    with hanging(tmp_path) as (process, child):
+        assert os.getpriority(os.PRIO_PROCESS, child) == 19
+        assert os.sched_getscheduler(child) == os.SCHED_IDLE
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) < 19
+        process.terminate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_compiler_outlives_its_parent(tmp_path: Path, number: int) -> None:
+    with hanging(tmp_path) as (process, child):
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == (0 if number == signal.SIGTERM else -number)
+        wait_until(lambda: not is_running(child))
+
+
+def test_an_unsafe_directory_is_refused(tmp_path: Path) -> None:
+    loading = Loading(tmp_path, fake="works")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    (line,) = loading.run()
+    assert line.startswith("off: there is no safe directory for compiled code: ")
+    assert "can be written by other users; chmod go-w" in line
+    assert loading.importers() == []
+
+
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_path_loader, "find_spec", lambda _: None)
+    loader, calls = FastPathLoader(), list[FastPathStatus]()
+    loader.start(lambda: calls.append(loader.state.status))
+    assert (loader.state, loader.turns, calls) == (NOT_INSTALLED, None, [FastPathStatus.OFF])
+    loader.stop()
+    assert loader.state is DISABLED
+
+
+def test_with_the_jit_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    loader = FastPathLoader(module=SMALL)
+    loader.start(lambda: None)
+    assert str(loader.state).startswith("off: NUMBA_DISABLE_JIT is set")
+
+
+def test_an_error_in_a_turn_is_final_until_the_option_is_set_again() -> None:
+    loader = FastPathLoader()
+    loader.fail(TURN_FAILED)
+    loader.start(lambda: None)
+    assert loader.state is TURN_FAILED
+    loader.stop()
+    assert loader.state is DISABLED
+
+
+def test_a_vtep_that_can_have_no_fast_path_says_why() -> None:
+    loader = FastPathLoader("its sockets are in memory")
+    loader.start(lambda: None)
+    loader.stop()
+    assert str(loader.state) == "off: its sockets are in memory"
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "reason"),
+    [
+        (1, "Traceback\n  x\nOSError: no LLVM\n\n", "the compiler has failed: OSError: no LLVM; "),
+        (3, "", "the compiler has failed: exit code 3; "),
+        (-11, "noise", "the compiler was killed by SIGSEGV; "),
+        (-9, "", "the compiler was killed by SIGKILL, perhaps for lack of memory; "),
+        (-60, "", "the compiler was killed by signal 60; "),
+    ],
+)
+def test_the_reason_of_a_failure(code: int, errors: str, reason: str) -> None:
+    assert describe_failure(code, errors).startswith(reason)
