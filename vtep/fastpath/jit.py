@@ -25,6 +25,14 @@ if JIT:
         """Compile a function that compiled functions call; numba infers its types."""
         return njit(cache=True, boundscheck=True)(function)  # type: ignore[no-any-return]
 
+    def inlined(function: _F) -> _F:
+        """Compile a function as a part of its only caller.
+
+        numba optimizes a compiled function again in every function that calls it. Here it does so
+        once, and the call does not pass all fields of all arrays, some 4 ns for each array.
+        """
+        return njit(inline="always", boundscheck=True)(function)  # type: ignore[no-any-return]
+
     def entry_point(signature: str) -> Callable[[_F], _F]:
         """Compile a function that Python calls, or load it from the cache, when it is defined."""
         return njit(signature, cache=True, boundscheck=True)  # type: ignore[no-any-return]
@@ -45,6 +53,8 @@ else:
     def compiled(function: _F) -> _F:
         """Return the function as it is."""
         return function
+
+    inlined = compiled
 
     def entry_point(signature: str) -> Callable[[_F], _F]:  # noqa: ARG001
         """Return a decorator that returns a function as it is."""

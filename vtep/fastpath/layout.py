@@ -191,9 +191,11 @@ ITEM_IS_PARTIAL: Final = 11
 """1 if the first frame has a partial checksum, else 0."""
 ITEM_FLAGS: Final = 12
 """TCP flags of the last frame."""
-ITEM_BLOCKED: Final = 13
+ITEM_IS_COMPLETE: Final = 13
+"""1 if no frame can follow, else 0."""
+ITEM_BLOCKED: Final = 14
 """1 if a frame was returned: later ones of its flow have to be returned as well, to keep order."""
-ITEM_COLUMNS: Final = 14
+ITEM_COLUMNS: Final = 15
 
 ITEM_HEADERS: Final = 192
 """Octets of `data` for each item, behind the slots: a virtio header, and the headers of a

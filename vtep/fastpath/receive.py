@@ -18,7 +18,7 @@ import numpy as np
 
 from vtep.fastpath import layout
 from vtep.fastpath.checksum import fold, ones_sum
-from vtep.fastpath.jit import compiled, entry_point, i64, recvmmsg, writev
+from vtep.fastpath.jit import compiled, entry_point, i64, inlined, recvmmsg, writev
 from vtep.fastpath.keys import (
     TCP,
     UDP,
@@ -116,7 +116,7 @@ class _Frame(NamedTuple):
 # --- messages -----------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _receive(turn: _Turn, fd: int, most: int) -> int:
     """Receive messages, and read their control messages. Returns: how many messages."""
     messages, result = turn.messages, turn.result
@@ -143,7 +143,7 @@ def _receive(turn: _Turn, fd: int, most: int) -> int:
     return count
 
 
-@compiled
+@inlined
 def _read_control(turn: _Turn, message: int, octets: int) -> None:
     """Read the control messages of a message of `octets` octets: stride, and outer ECN field."""
     envelopes = turn.envelopes
@@ -162,7 +162,7 @@ def _read_control(turn: _Turn, message: int, octets: int) -> None:
     envelopes[message, layout.ENVELOPE_ECN] = ecn
 
 
-@compiled
+@inlined
 def _handle_message(turn: _Turn, message: int, port: int, last: int) -> int:
     """Deliver or return the datagrams of a message.
 
@@ -183,11 +183,13 @@ def _handle_message(turn: _Turn, message: int, port: int, last: int) -> int:
         # The usual case, first: the next segment of the same flow. Its headers need not be parsed.
         if last < 0 or not _extend_last(turn, last, at, octets):
             last = _handle_datagram(turn, message, port, at, octets)
+        if last >= 0 and turn.items[last, layout.ITEM_IS_COMPLETE]:
+            _flush(turn, last)
         at += octets
     return last
 
 
-@compiled
+@inlined
 def _is_separable(data: Octets, at: int, end: int, stride: int) -> bool:
     """Return False if several datagrams may be one: a UDP superframe that was never segmented.
 
@@ -202,7 +204,7 @@ def _is_separable(data: Octets, at: int, end: int, stride: int) -> bool:
     return parse(data, at + VXLAN_LEN, stride - VXLAN_LEN)[0] != 0
 
 
-@compiled
+@inlined
 def _has_same_source(envelopes: Integers, message: int) -> bool:
     """Return True if a message has the source and the outer ECN field of the one before it."""
     if (
@@ -219,7 +221,7 @@ def _has_same_source(envelopes: Integers, message: int) -> bool:
 # --- datagrams ----------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _extend_last(turn: _Turn, bucket: int, at: int, octets: int) -> bool:
     """Add a datagram to an item if it is of the same source and VNI, and the next segment."""
     if turn.items[bucket, layout.ITEM_COUNT] == 0:
@@ -228,10 +230,10 @@ def _extend_last(turn: _Turn, bucket: int, at: int, octets: int) -> bool:
         turn.data, i64(turn.items[bucket, layout.ITEM_FRAME]) - VXLAN_LEN, at, VXLAN_LEN
     ):
         return False
-    return _extend(turn, bucket, at + VXLAN_LEN, octets - VXLAN_LEN)
+    return _extend(turn.data, turn.items, turn.iovecs, bucket, at + VXLAN_LEN, octets - VXLAN_LEN)
 
 
-@compiled
+@inlined
 def _handle_datagram(turn: _Turn, message: int, port: int, at: int, octets: int) -> int:
     """Deliver or return a datagram. Returns: the bucket of its item, or -1."""
     data, key = turn.data, turn.key
@@ -262,7 +264,7 @@ def _handle_datagram(turn: _Turn, message: int, port: int, at: int, octets: int)
     return bucket
 
 
-@compiled
+@inlined
 def _write_source(key: Integers, envelopes: Integers, message: int) -> None:
     """Write the source of a message to a key."""
     # struct sockaddr_in: family, port, address. struct sockaddr_in6: family, port, flow label,
@@ -278,7 +280,7 @@ def _write_source(key: Integers, envelopes: Integers, message: int) -> None:
     key[layout.KEY_SOURCE] = family | scope << 16
 
 
-@compiled
+@inlined
 def _deliver(turn: _Turn, bucket: int, row: int, frame: _Frame) -> bool:
     """Deliver a frame for which there is a row. Returns: False if it has to be returned."""
     items = turn.items
@@ -286,7 +288,9 @@ def _deliver(turn: _Turn, bucket: int, row: int, frame: _Frame) -> bool:
     if items[bucket, layout.ITEM_BLOCKED] or turn.targets[target, layout.TARGET_FD] < 0:
         return False
     is_of_kind = items[bucket, layout.ITEM_COUNT] and items[bucket, layout.ITEM_ROW] == row
-    if is_of_kind and _extend(turn, bucket, frame.begin, frame.octets):
+    if is_of_kind and _extend(
+        turn.data, turn.items, turn.iovecs, bucket, frame.begin, frame.octets
+    ):
         return True
     is_partial = _has_partial_checksum(turn.data, frame)
     # A TCP superframe that was never segmented: the slow path knows its segment size.
@@ -316,7 +320,7 @@ def _return_datagram(turn: _Turn, bucket: int, message: int, at: int, octets: in
     return -1
 
 
-@compiled
+@inlined
 def _return_message(turn: _Turn, message: int, at: int, end: int, stride: int) -> None:
     """Return all datagrams of a message, and block their flows."""
     data, begin = turn.data, at
@@ -356,7 +360,7 @@ def _add_returned(turn: _Turn, message: int, at: int, octets: int, stride: int) 
 # --- items --------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _begin(turn: _Turn, bucket: int, row: int, frame: _Frame, is_partial: bool) -> None:
     """Begin an item with a frame; deliver it at once if no other can follow."""
     data, items, iovecs = turn.data, turn.items, turn.iovecs
@@ -377,11 +381,10 @@ def _begin(turn: _Turn, bucket: int, row: int, frame: _Frame, is_partial: bool) 
     items[bucket, layout.ITEM_IS_PARTIAL] = is_partial
     iovecs[bucket, 2] = i64(data.ctypes.data) + begin
     iovecs[bucket, 3] = frame.octets
-    if header_len == 0 or flags & _LAST_ONLY:
-        _flush(turn, bucket)
+    items[bucket, layout.ITEM_IS_COMPLETE] = header_len == 0 or flags & _LAST_ONLY != 0
 
 
-@compiled
+@inlined
 def _mergeable_header(turn: _Turn, row: int, frame: _Frame) -> tuple[int, int]:
     """Return the octets of the headers of a frame, and its TCP flags; 0, 0 if it is not merged."""
     data, transport = turn.data, frame.transport
@@ -404,9 +407,10 @@ def _mergeable_header(turn: _Turn, row: int, frame: _Frame) -> tuple[int, int]:
 
 
 @compiled
-def _extend(turn: _Turn, bucket: int, begin: int, octets: int) -> bool:
+def _extend(
+    data: Octets, items: Integers, iovecs: Integers, bucket: int, begin: int, octets: int
+) -> bool:
     """Add a frame to the item of its bucket if it is the next segment, with right checksums."""
-    data, items, iovecs = turn.data, turn.items, turn.iovecs
     header_len, size = (
         i64(items[bucket, layout.ITEM_HEADER_LEN]),
         i64(items[bucket, layout.ITEM_SIZE]),
@@ -431,14 +435,12 @@ def _extend(turn: _Turn, bucket: int, begin: int, octets: int) -> bool:
     if items[bucket, layout.ITEM_PROTOCOL] == TCP:
         flags = i64(data[begin + items[bucket, layout.ITEM_TRANSPORT] + TCP_FLAGS_OFFSET])
         items[bucket, layout.ITEM_FLAGS] = flags
-        if flags & _LAST_ONLY:
-            _flush(turn, bucket)
-    if payload < size:
-        _flush(turn, bucket)
+    is_last = payload < size or items[bucket, layout.ITEM_FLAGS] & _LAST_ONLY != 0
+    items[bucket, layout.ITEM_IS_COMPLETE] = is_last
     return True
 
 
-@compiled
+@inlined
 def _has_room(items: Integers, bucket: int, payload: int) -> bool:
     """Return True if an item can have another frame with `payload` octets of payload."""
     most = (
@@ -453,7 +455,7 @@ def _has_room(items: Integers, bucket: int, payload: int) -> bool:
     )
 
 
-@compiled
+@inlined
 def _continues(data: Octets, items: Integers, bucket: int, begin: int, octets: int) -> bool:
     """Return True if a frame has the headers of the next segment of an item.
 
@@ -485,7 +487,7 @@ def _continues(data: Octets, items: Integers, bucket: int, begin: int, octets: i
     return be16(data, begin + transport + 4) == octets - transport
 
 
-@compiled
+@inlined
 def _continues_tcp(data: Octets, items: Integers, bucket: int, tcp: int) -> bool:
     """Return True if the TCP header at an offset is that of the next segment of an item."""
     first = i64(items[bucket, layout.ITEM_FRAME]) + i64(items[bucket, layout.ITEM_TRANSPORT])
@@ -505,7 +507,7 @@ def _continues_tcp(data: Octets, items: Integers, bucket: int, tcp: int) -> bool
     )
 
 
-@compiled
+@inlined
 def _verify_first(data: Octets, items: Integers, bucket: int) -> int:
     """Verify the first frame of an item. Returns: as `_verify`, and 0 if it must not be merged."""
     first = i64(items[bucket, layout.ITEM_FRAME])
@@ -546,7 +548,7 @@ def _verify(data: Octets, items: Integers, bucket: int, begin: int, octets: int,
     return found
 
 
-@compiled
+@inlined
 def _is_authenticated(data: Octets, at: int, end: int) -> bool:
     """Return True if TCP options contain an authentication code, which covers one segment only."""
     while at + 1 < end and data[at] != TCP_OPTION_END:
@@ -592,7 +594,7 @@ def _flush(turn: _Turn, bucket: int) -> None:
         _return_item(turn, bucket, count, header_len)
 
 
-@compiled
+@inlined
 def _return_item(turn: _Turn, bucket: int, count: int, header_len: int) -> None:
     """Return the datagrams of an item that could not be delivered, and block their flow."""
     iovecs, base = turn.iovecs, i64(turn.data.ctypes.data)
@@ -604,7 +606,7 @@ def _return_item(turn: _Turn, bucket: int, count: int, header_len: int) -> None:
         _add_returned(turn, at // layout.SLOT, at, octets, octets)
 
 
-@compiled
+@inlined
 def _touch(turn: _Turn, row: int) -> bool:
     """Add a row to those that the turn has used. Returns: False if there are too many."""
     if turn.values[row, layout.RX_ADMITTED] == 0:
@@ -616,7 +618,7 @@ def _touch(turn: _Turn, row: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def _count(turn: _Turn, bucket: int, row: int, count: int) -> None:
     """Count a delivery. A superframe counts as its segments, each with its headers."""
     values, items = turn.values, turn.items
@@ -631,7 +633,7 @@ def _count(turn: _Turn, bucket: int, row: int, count: int) -> None:
     turn.result[layout.RESULT_DONE] += count
 
 
-@compiled
+@inlined
 def _write_frame_header(data: Octets, items: Integers, bucket: int, headers: int) -> None:
     """Write the virtio header of a frame that is not merged."""
     if items[bucket, layout.ITEM_IS_PARTIAL]:
@@ -642,7 +644,7 @@ def _write_frame_header(data: Octets, items: Integers, bucket: int, headers: int
         data[headers : headers + VIRTIO_LEN] = 0
 
 
-@compiled
+@inlined
 def _write_superframe_headers(data: Octets, items: Integers, bucket: int, at: int) -> None:
     """Write the virtio header and the headers of the superframe that an item has become."""
     first, header_len = (
@@ -711,7 +713,7 @@ def _addresses_sum(data: Octets, ip: int, transport: int) -> int:
     return ones_sum(data, transport - octets, octets)
 
 
-@compiled
+@inlined
 def _has_partial_checksum(data: Octets, frame: _Frame) -> bool:
     """Return True if a virtio header can request the rest of a checksum.
 
@@ -765,7 +767,8 @@ def receive_turn(  # noqa: PLR0913, PLR0917
     for message in range(_receive(turn, fd, most)):
         last = _handle_message(turn, message, port, last)
     for bucket in range(layout.BUCKETS):
-        _flush(turn, bucket)
+        if items[bucket, layout.ITEM_COUNT]:
+            _flush(turn, bucket)
 
 
 class ReceiveTurn:
