@@ -1,4 +1,4 @@
-"""How the fast path is compiled, and the system calls that it makes.
+"""Compilation of the fast path, and the system calls that it makes.
 
 numba compiles the functions of this package from their source when it is first used on a host, and
 keeps the result in its cache. With NUMBA_DISABLE_JIT=1 in the environment, Python itself runs the

@@ -1,4 +1,4 @@
-"""What a turn reads from the headers of a frame, and the lookup of its row.
+"""Headers of a frame as a turn reads them, and the lookup of its row.
 
 A frame is `data[at : at + octets]`, an Ethernet frame of at least 14 octets in an array of uint8.
 Only the mechanics of headers are here. Whether frames of a kind have a row is decided in Python.
@@ -20,6 +20,7 @@ from vtep.fastpath.layout import (
     Octets,
 )
 from vtep.wire.ethernet import TYPE_8021Q, TYPE_IPV4, TYPE_IPV6
+from vtep.wire.ip import TCP_OPTION_AO, TCP_OPTION_END, TCP_OPTION_MD5, TCP_OPTION_NOP
 
 TCP = 6
 UDP = 17
@@ -174,6 +175,23 @@ def flow_hash(data: Octets, at: int, octets: int) -> int:
         key_octets = 36 if _has_ports(protocol) else 32
         return crc32(data, ip + 8, min(key_octets, end - ip - 8), protocol)
     return crc32(data, at, 14, 0)
+
+
+@compiled
+def is_authenticated(data: Octets, at: int, end: int) -> bool:
+    """Return True if TCP options contain an authentication code, which covers one segment only."""
+    while at + 1 < end and data[at] != TCP_OPTION_END:
+        if data[at] == TCP_OPTION_NOP:
+            at += 1
+            continue
+        length = i64(data[at + 1])
+        # As in receivers, the list ends before an option with an invalid length.
+        if length < 2 or at + length > end:
+            return False
+        if data[at] == TCP_OPTION_MD5 or data[at] == TCP_OPTION_AO:
+            return True
+        at += length
+    return False
 
 
 @compiled

@@ -155,10 +155,11 @@ ENVELOPE_ECN: Final = 15
 ENVELOPE_COLUMNS: Final = 16
 
 RETURNED_BEGIN: Final = 0
-"""Receive: the offset in `data` of the first datagram that is returned."""
+"""The offset in `data` of what is returned: datagrams, or the virtio header of a frame."""
 RETURNED_OCTETS: Final = 1
+TX_RETURNED_COLUMNS: Final = 2
 RETURNED_STRIDE: Final = 2
-"""Octets of each datagram; the last one may have fewer."""
+"""Receive: octets of each datagram; the last one may have fewer."""
 RETURNED_MESSAGE: Final = 3
 RX_RETURNED_COLUMNS: Final = 4
 RX_RETURNED_MAX: Final = MESSAGES * MESSAGE_PARTS
@@ -221,3 +222,96 @@ RESULT_DONE: Final = 5
 RESULT_MOST: Final = 6
 """Receive: the number of messages that the next turn asks for. It is kept from turn to turn."""
 RESULTS: Final = 7
+
+# --- the working arrays of a transmit turn ------------------------------------------------------
+
+FRAMES_MAX: Final = 256
+"""Frames that one transmit turn can read."""
+
+TX_OCTETS_MAX: Final = 1 << 19
+"""Octets after which a transmit turn reads no more: 8 full superframes. The receive turn has to get
+its share of the processor, and of the level 2 cache."""
+
+READ_MAX: Final = 65536 + 64
+"""Octets of the largest frame with its virtio header and VLAN tags, rounded up."""
+
+CACHE_LINE: Final = 64
+
+DATAGRAMS: Final = 1024
+"""Rows of `datagrams`: frames and segments that can wait at once to be sent."""
+HEAD_LEN: Final = 128
+"""Room for the headers of one segment: VXLAN, Ethernet, IP and TCP have 8 + 18 + 40 + 60 octets at
+most."""
+HEADS: Final = TX_OCTETS_MAX + 2 * READ_MAX + FRAMES_MAX * CACHE_LINE
+"""The arena of a transmit turn has the frames at its start. From this offset on, it has the headers
+of segments: `HEAD_LEN` octets for each row of `datagrams`."""
+TX_ARENA: Final = HEADS + DATAGRAMS * HEAD_LEN
+
+DATAGRAM_HEAD: Final = 0
+"""Offset in the arena of the VXLAN header and of all that follows it there."""
+DATAGRAM_HEAD_LEN: Final = 1
+DATAGRAM_BODY: Final = 2
+"""Offset of the rest: the payload of a segment, which stays where it was read."""
+DATAGRAM_BODY_LEN: Final = 3
+"""Octets of the rest; 0 of a frame that is sent as it was read."""
+DATAGRAM_GROUP: Final = 4
+DATAGRAM_NEXT: Final = 5
+"""The row of the next datagram of its group; undefined in the last one."""
+DATAGRAM_COLUMNS: Final = 6
+
+GROUPS: Final = 1024
+"""Rows of `groups`. A *group* has datagrams of one flow, or of several that share a socket, which
+one send takes. Its row follows from path and flow hash. If two paths share a row, they merely send
+more often."""
+GROUP_COUNT: Final = 0
+"""Datagrams in the group; 0 if it is closed. The other columns are undefined then."""
+GROUP_COUNT_MAX: Final = 1
+"""Datagrams that one send takes."""
+GROUP_ROW: Final = 2
+"""The row of the transmit table, the same for all datagrams."""
+GROUP_FLOW: Final = 3
+"""The flow hash of the first datagram."""
+GROUP_STRIDE: Final = 4
+"""Octets of each datagram; the last one may have fewer."""
+GROUP_FIRST: Final = 5
+"""The rows of the first and of the last datagram."""
+GROUP_LAST: Final = 6
+GROUP_COLUMNS: Final = 7
+
+SEND_USED: Final = 0
+"""The first word of `send`: rows of `datagrams` in use."""
+SEND_OPEN: Final = 1
+"""Groups that are not closed."""
+SEND_FAILED: Final = 2
+"""1 more than the row of the first group whose send failed; 0 if none did."""
+SEND_ERRNO: Final = 3
+"""The errno of that send."""
+SEND_KEPT: Final = 4
+"""Offset of the end of the last frame that was returned."""
+SEND_UNSENT: Final = 5
+"""Octets of `unsent_data` in use."""
+SEND_MESSAGE: Final = 6
+"""The first of 7 words, a struct msghdr. The next three are those of its words that change."""
+SEND_IOVECS: Final = SEND_MESSAGE + 3
+SEND_CONTROL: Final = SEND_MESSAGE + 4
+SEND_CONTROL_LEN: Final = SEND_MESSAGE + 5
+SEND_CMSG_STRIDE: Final = SEND_MESSAGE + 7
+"""The first of 3 words, the control message UDP_SEGMENT. The stride is in the last one."""
+SEND_CMSG_OTHERS: Final = SEND_CMSG_STRIDE + 3
+"""The control messages of the template. They follow that of the stride, to be sent with it."""
+SEND_BLOCKED: Final = SEND_CMSG_OTHERS + (TEMPLATE_LEN - TEMPLATE_CONTROL) // 8
+"""The first of 64 words, by the lowest bits of the flow hash: 1 if a frame was returned, so that
+all that follow have to be returned as well."""
+SEND_LEN: Final = SEND_BLOCKED + 64
+
+UNSENT_ROW: Final = 0
+"""The row of the table for these datagrams."""
+UNSENT_FLOW: Final = 1
+"""Their flow hash."""
+UNSENT_STRIDE: Final = 2
+UNSENT_BEGIN: Final = 3
+"""Offset in `unsent_data`."""
+UNSENT_OCTETS: Final = 4
+UNSENT_ERRNO: Final = 5
+"""The errno of the send that failed: theirs, or that of datagrams before them."""
+UNSENT_COLUMNS: Final = 6

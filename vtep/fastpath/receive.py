@@ -26,6 +26,7 @@ from vtep.fastpath.keys import (
     be32,
     find_row,
     flow_hash,
+    is_authenticated,
     mac_at,
     parse,
     put16,
@@ -43,10 +44,6 @@ from vtep.wire.ip import (
     TCP_FLAG_PSH,
     TCP_FLAGS_OFFSET,
     TCP_HEADER_MIN,
-    TCP_OPTION_AO,
-    TCP_OPTION_END,
-    TCP_OPTION_MD5,
-    TCP_OPTION_NOP,
     UDP_HEADER_LEN,
 )
 from vtep.wire.virtio import FLAG_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
@@ -513,7 +510,7 @@ def _verify_first(data: Octets, items: Integers, bucket: int) -> int:
     first = i64(items[bucket, layout.ITEM_FRAME])
     end = first + i64(items[bucket, layout.ITEM_HEADER_LEN])
     tcp = first + i64(items[bucket, layout.ITEM_TRANSPORT])
-    if items[bucket, layout.ITEM_PROTOCOL] == TCP and _is_authenticated(
+    if items[bucket, layout.ITEM_PROTOCOL] == TCP and is_authenticated(
         data, tcp + TCP_HEADER_MIN, end
     ):
         return 0
@@ -546,22 +543,6 @@ def _verify(data: Octets, items: Integers, bucket: int, begin: int, octets: int,
     if is_possible and fold(pseudo + ones_sum(data, transport, length)) == 0xFFFF:
         found |= _COMPLETE
     return found
-
-
-@inlined
-def _is_authenticated(data: Octets, at: int, end: int) -> bool:
-    """Return True if TCP options contain an authentication code, which covers one segment only."""
-    while at + 1 < end and data[at] != TCP_OPTION_END:
-        if data[at] == TCP_OPTION_NOP:
-            at += 1
-            continue
-        length = i64(data[at + 1])
-        if length < 2 or at + length > end:
-            return False
-        if data[at] == TCP_OPTION_MD5 or data[at] == TCP_OPTION_AO:
-            return True
-        at += length
-    return False
 
 
 # --- delivery -----------------------------------------------------------------------------------

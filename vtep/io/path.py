@@ -42,10 +42,10 @@ _DF = outer_header.DF << FLOW_BITS
 _RETRY_S = 1.0
 """Seconds before an open that failed is tried again, if the network has not changed."""
 
-_SEGMENTS_MAX = 64
+SEGMENTS_MAX: Final = 64
 """Datagrams in one send (UDP_MAX_SEGMENTS in include/linux/udp.h; 128 since Linux 6.9)."""
 
-_SEND_MAX = 65507
+SEND_MAX: Final = 65507
 """Octets of one send: the largest UDP payload over IPv4, with or without UDP_SEGMENT."""
 
 _IP_TCP_HEADERS = 20 + 20 + 12
@@ -61,14 +61,14 @@ def superframe_max(mtu: int) -> int:
 
     `mtu` is that of the TAP.
     """
-    segments = min(_SEGMENTS_MAX, _SEND_MAX // (vxlan.HEADER_LEN + ethernet.HEADER_LEN + mtu))
+    segments = min(SEGMENTS_MAX, SEND_MAX // (vxlan.HEADER_LEN + ethernet.HEADER_LEN + mtu))
     payload = mtu - _IP_TCP_HEADERS
     return max(1, segments) * payload + _TCP_HEADERS_MAX
 
 
 def batch_max(stride: int) -> int:
     """Return the octets of datagrams of `stride` octets that fit into one send: one at least."""
-    return max(1, min(_SEGMENTS_MAX, _SEND_MAX // stride)) * stride
+    return max(1, min(SEGMENTS_MAX, SEND_MAX // stride)) * stride
 
 
 class Path:
@@ -111,7 +111,7 @@ class Path:
         self._retry: dict[int, tuple[float, int]] = {}
         self._open_error = errno.ENETUNREACH
         self._gso = gso and outer.has_checksum(binding.family)
-        self._gso_stride_max = _SEND_MAX
+        self._gso_stride_max = SEND_MAX
 
     def send(
         self, datagrams: memoryview, stride: int, flow: int, now: float
@@ -319,7 +319,7 @@ class Path:
         if mtu != self.mtu:
             log.debug("path to %s: MTU %d, before %d", self.remote.host, mtu, self.mtu)
             self.mtu = mtu
-            self._gso_stride_max = _SEND_MAX
+            self._gso_stride_max = SEND_MAX
             self._report_sockets()
             for watcher in self.watchers:
                 watcher(self.remote, mtu)

@@ -1,0 +1,594 @@
+"""A turn of the fast path from a TAP to the UDP sockets of remotes.
+
+A turn reads frames, encapsulates those that have a row in the transmit table, and returns all
+others to the slow path. Datagrams of one socket and size are collected in a *group*, which one
+`sendmsg` sends (UDP_SEGMENT). A superframe is segmented as `offload.split.Splitter` does it. Its
+payload is sent from where it was read: each segment is one struct iovec for the headers, and one
+for the payload.
+
+The frames of a flow stay in order. If one is returned, so are those that follow it. If a send
+fails, what follows in its group is not sent either, and the turn ends. The caller handles what is
+unsent first, then what was returned.
+"""
+
+import errno
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from vtep.fastpath import layout
+from vtep.fastpath.checksum import fold, ones_sum
+from vtep.fastpath.jit import compiled, entry_point, i64, read, sendmsg
+from vtep.fastpath.keys import (
+    TCP,
+    UDP,
+    be16,
+    be32,
+    find_row,
+    flow_hash,
+    is_authenticated,
+    mac_at,
+    parse,
+    put16,
+    put32,
+)
+from vtep.fastpath.layout import Integers, Octets
+from vtep.io.path import FLOW_BITS, SEGMENTS_MAX, SEND_MAX
+from vtep.io.socket_constants import SOL_UDP, UDP_SEGMENT
+from vtep.offload.headers import FIRST_ONLY, LAST_ONLY
+from vtep.wire.ethernet import HEADER_LEN as ETHERNET_LEN
+from vtep.wire.ip import (
+    CHECKSUM_OFFSET,
+    IP_HEADER_MIN,
+    TCP_FLAGS_OFFSET,
+    TCP_HEADER_MIN,
+    UDP_HEADER_LEN,
+)
+from vtep.wire.virtio import FLAG_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
+from vtep.wire.virtio import HEADER_LEN as VIRTIO_LEN
+from vtep.wire.vxlan import HEADER_LEN as VXLAN_LEN
+
+_FLOWS: Final = 1 << FLOW_BITS
+_IPV4_LEN: Final = IP_HEADER_MIN[4]
+_TCP_CHECKSUM: Final = CHECKSUM_OFFSET[TCP]
+_UDP_CHECKSUM: Final = CHECKSUM_OFFSET[UDP]
+_EAGAIN: Final = errno.EAGAIN
+
+
+class _Turn(NamedTuple):
+    """The arrays of a turn (see `TransmitTurn` and `layout`)."""
+
+    data: Octets
+    unsent_data: Octets
+    templates: Octets
+    keys: Integers
+    values: Integers
+    paths: Integers
+    returned: Integers
+    returned_keys: Integers
+    unsent: Integers
+    datagrams: Integers
+    groups: Integers
+    iovecs: Integers
+    touched: Integers
+    result: Integers
+    send: Integers
+
+
+class _Frame(NamedTuple):
+    """A frame, by offsets in the arena."""
+
+    begin: int
+    end: int
+    ip: int
+    """The IP header; 0 if there cannot be a row for the frame."""
+    transport: int
+    ip_end: int
+    """The end of the IP packet: behind it is Ethernet padding."""
+    protocol: int
+    flow: int
+    """The flow hash."""
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+@compiled
+def _host16(data: Octets, at: int) -> int:
+    """Return 16 bits in the order of a little-endian host, as in a virtio header."""
+    return i64(data[at]) | i64(data[at + 1]) << 8
+
+
+@compiled
+def _parse(data: Octets, begin: int, end: int, key: Integers, kind_mask: int) -> _Frame:
+    """Parse a frame, and write its MAC and kind to a key. They are 0 if it cannot have a row."""
+    ip, transport, ip_end, mac, kind = parse(data, begin, end - begin)
+    if ip:
+        key[layout.KEY_MAC] = mac | mac_at(data, begin)
+        key[layout.KEY_KIND] = kind | _inherited_fields(data, ip) & kind_mask
+    flow = flow_hash(data, begin, end - begin)
+    return _Frame(begin, end, ip, transport, ip_end, kind & 0xFF, flow)
+
+
+@compiled
+def _inherited_fields(data: Octets, ip: int) -> int:
+    """Return TTL, flow label and DF of an IP header as in `KEY_KIND`."""
+    if data[ip] == 0x45:
+        df = i64(data[ip + 6]) >> 6 & 1
+        return i64(data[ip + 8]) << layout.KIND_TTL | df << layout.KIND_DF
+    label = be32(data, ip) & 0xFFFFF
+    return i64(data[ip + 7]) << layout.KIND_TTL | label << layout.KIND_FLOW_LABEL
+
+
+@compiled
+def _plan_segments(data: Octets, frame: _Frame) -> tuple[int, int]:
+    """Plan the segments of a superframe; see `offload.split.plan_segments`.
+
+    Returns: octets of payload in each segment, which are not positive if the virtio header is
+    wrong or the superframe must not be segmented; and the offset of the payload.
+    """
+    transport = frame.transport
+    if frame.protocol == TCP:
+        gso_type = GSO_TCPV4 if data[frame.ip] == 0x45 else GSO_TCPV6
+        body = transport + (i64(data[transport + 12]) >> 4) * 4
+    else:
+        gso_type = GSO_UDP_L4 if frame.protocol == UDP else -1
+        body = transport + UDP_HEADER_LEN
+    # hdr_len is ignored, since it is wrong in forwarded frames.
+    virtio = frame.begin - VIRTIO_LEN
+    size = min(_host16(data, virtio + 4), frame.ip_end - body)
+    if i64(data[virtio + 1]) & ~GSO_ECN != gso_type or body < transport + UDP_HEADER_LEN:
+        return 0, body
+    if frame.protocol == TCP and (
+        body < transport + TCP_HEADER_MIN
+        or is_authenticated(data, transport + TCP_HEADER_MIN, min(body, frame.ip_end))
+    ):
+        return 0, body
+    return size, body
+
+
+# --- the turn of one frame ----------------------------------------------------------------------
+
+
+@compiled
+def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_max: int) -> int:
+    """Send or return what was read to `at`: a virtio header and a frame.
+
+    Returns: where to read the next one.
+    """
+    data, send, end = turn.data, turn.send, at + octets
+    key = turn.returned_keys[turn.result[layout.RESULT_RETURNED]]
+    key[layout.KEY_MAC] = key[layout.KEY_KIND] = 0
+    if octets < VIRTIO_LEN + ETHERNET_LEN:
+        _return_frame(turn, at, end)
+    else:
+        key[layout.KEY_PORT] = port | (i64(data[at + 1]) & ~GSO_ECN) << layout.PORT_GSO
+        frame = _parse(data, at + VIRTIO_LEN, end, key, kind_mask)
+        blocked = layout.SEND_BLOCKED + frame.flow % _FLOWS
+        if send[blocked] or not _take(turn, frame, key, frame_max):
+            send[blocked] = 1
+            _return_frame(turn, at, end)
+    if send[layout.SEND_OPEN]:
+        return _round_up(end)
+    # All is sent, so the memory is free: what is read to it next finds it in the cache.
+    send[layout.SEND_USED] = 0
+    return i64(send[layout.SEND_KEPT])
+
+
+@compiled
+def _return_frame(turn: _Turn, at: int, end: int) -> None:
+    """Return a frame with its virtio header. Its key is in its place already."""
+    row = turn.result[layout.RESULT_RETURNED]
+    turn.returned[row, layout.RETURNED_BEGIN] = at
+    turn.returned[row, layout.RETURNED_OCTETS] = end - at
+    turn.result[layout.RESULT_RETURNED] += 1
+    turn.send[layout.SEND_KEPT] = _round_up(end)
+
+
+@compiled
+def _round_up(at: int) -> int:
+    """Return the offset of the next cache line."""
+    return (at + layout.CACHE_LINE - 1) & -layout.CACHE_LINE
+
+
+@compiled
+def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
+    """Send a frame, or add it to a group. Returns: False if it is unchanged, and to be returned."""
+    row = find_row(turn.keys, key) if frame.ip else -1
+    if row < 0 or _socket(turn, row, frame.flow) < 0:
+        return False
+    if key[layout.KEY_PORT] >> layout.PORT_GSO:
+        return _take_superframe(turn, row, frame, frame_max)
+    data, virtio = turn.data, frame.begin - VIRTIO_LEN
+    start, offset = _host16(data, virtio + 6), _host16(data, virtio + 8)
+    octets, is_partial = frame.end - frame.begin, i64(data[virtio]) & FLAG_NEEDS_CSUM
+    if octets > frame_max or (is_partial and start + offset + 2 > octets):
+        return False
+    if not _reserve(turn, 1):
+        return False
+    _count(turn, row, 1, octets)
+    if is_partial:
+        value = ones_sum(data, frame.begin + start, octets - start) ^ 0xFFFF
+        if value == 0 and offset == _UDP_CHECKSUM:
+            value = 0xFFFF  # In UDP 0 means that there is no checksum (RFC 768).
+        put16(data, frame.begin + start + offset, value)
+    # This overwrites most of the virtio header, which is not needed any more.
+    head = frame.begin - VXLAN_LEN
+    data[head : frame.begin] = turn.templates[row, :VXLAN_LEN]
+    _add_datagram(turn, row, frame.flow, (head, VXLAN_LEN + octets, 0, 0))
+    return True
+
+
+@compiled
+def _socket(turn: _Turn, row: int, flow: int) -> int:
+    """Return the descriptor of the socket for a flow, or -1."""
+    values = turn.values[row]
+    slot = (flow & values[layout.TX_SLOT_MASK]) + values[layout.TX_SLOT_BASE]
+    return i64(turn.paths[values[layout.TX_PATH], slot])
+
+
+@compiled
+def _count(turn: _Turn, row: int, frames: int, octets: int) -> None:
+    """Count frames before they are sent, as `Segment.account` does."""
+    values, result = turn.values[row], turn.result
+    if values[layout.TX_FRAMES] == 0:
+        turn.touched[result[layout.RESULT_TOUCHED]] = row
+        result[layout.RESULT_TOUCHED] += 1
+    values[layout.TX_FRAMES] += frames
+    values[layout.TX_OCTETS] += octets
+
+
+# --- superframes --------------------------------------------------------------------------------
+
+
+@compiled
+def _take_superframe(turn: _Turn, row: int, frame: _Frame, frame_max: int) -> bool:
+    """Segment a superframe, and send its segments or add them to a group. Returns: as `_take`."""
+    size, body = _plan_segments(turn.data, frame)
+    header_len, payload = body - frame.begin, frame.ip_end - body
+    if size < 1 or header_len + size > frame_max:
+        return False
+    count = (payload + size - 1) // size
+    if not _reserve(turn, count):
+        return False
+    turn.values[row, layout.TX_SUPERFRAMES] += 1
+    _count(turn, row, count, payload + count * header_len)
+    _add_segments(turn, row, frame, body, size)
+    return True
+
+
+@compiled
+def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) -> None:
+    """Write the headers of each segment of a superframe, and add it to a group.
+
+    A checksum is the sum of what is the same in all segments, of what differs, and of the payload.
+    So no more than the payload has to be read for each.
+    """
+    data, head = turn.data, layout.HEADS + i64(turn.send[layout.SEND_USED]) * layout.HEAD_LEN
+    first, head_len = head, VXLAN_LEN + body - frame.begin
+    ip, transport = frame.ip - frame.begin + VXLAN_LEN, frame.transport - frame.begin + VXLAN_LEN
+    data[first : first + VXLAN_LEN] = turn.templates[row, :VXLAN_LEN]
+    data[first + VXLAN_LEN : first + head_len] = data[frame.begin : body]
+    ip_sum, transport_sum = _sum_common(data, first + ip, first + transport, first + head_len)
+    ident, sequence = be16(data, frame.ip + 4), be32(data, frame.transport + 4)
+    flags, at = i64(data[frame.transport + TCP_FLAGS_OFFSET]), body
+    while at < frame.ip_end:
+        payload = min(size, frame.ip_end - at)
+        if at > body:
+            data[head : head + head_len] = data[first : first + head_len]
+        octets = body - frame.transport + payload
+        _write_ip(data, head + ip, octets, ident, ip_sum)
+        total = transport_sum + octets + ones_sum(data, at, payload)
+        if frame.protocol == TCP:
+            absent = FIRST_ONLY if at > body else 0
+            absent |= LAST_ONLY if at + payload < frame.ip_end else 0
+            _write_tcp(data, head + transport, sequence, flags & ~absent, total)
+        else:
+            _write_udp(data, head + transport, octets, total)
+        _add_datagram(turn, row, frame.flow, (head, head_len, at, payload))
+        at, head = at + payload, head + layout.HEAD_LEN
+        ident, sequence = (ident + 1) & 0xFFFF, (sequence + payload) & 0xFFFFFFFF
+
+
+@compiled
+def _sum_common(data: Octets, ip: int, transport: int, body: int) -> tuple[int, int]:
+    """Set the fields in which segments differ to 0, and sum the headers.
+
+    Returns: the sum of an IPv4 header; the sum of the transport header and the pseudo-header, which
+    lacks the length.
+    """
+    ip_sum, addresses, protocol = 0, transport - 32, i64(data[ip + 6])
+    if data[ip] == 0x45:
+        addresses, protocol = transport - 8, i64(data[ip + 9])
+        put32(data, ip + 2, 0)
+        put16(data, ip + 10, 0)
+        ip_sum = ones_sum(data, ip, _IPV4_LEN)
+    put32(data, transport + 4, 0)
+    if protocol == TCP:
+        data[transport + TCP_FLAGS_OFFSET] = 0
+        put16(data, transport + _TCP_CHECKSUM, 0)
+    # The addresses are directly before the transport header: one sum covers both.
+    return ip_sum, protocol + ones_sum(data, addresses, body - addresses)
+
+
+@compiled
+def _write_ip(data: Octets, ip: int, octets: int, ident: int, ip_sum: int) -> None:
+    """Write length, identification and checksum of an IP header with `octets` octets behind it."""
+    if data[ip] == 0x45:
+        length = _IPV4_LEN + octets
+        put16(data, ip + 2, length)
+        put16(data, ip + 4, ident)
+        put16(data, ip + 10, fold(ip_sum + length + ident) ^ 0xFFFF)
+    else:
+        put16(data, ip + 4, octets)
+
+
+@compiled
+def _write_tcp(data: Octets, tcp: int, sequence: int, flags: int, total: int) -> None:
+    """Write sequence number, flags and checksum; `total` is the sum of all else."""
+    put32(data, tcp + 4, sequence)
+    data[tcp + TCP_FLAGS_OFFSET] = flags
+    total += (sequence >> 16) + (sequence & 0xFFFF) + flags
+    put16(data, tcp + _TCP_CHECKSUM, fold(total) ^ 0xFFFF)
+
+
+@compiled
+def _write_udp(data: Octets, udp: int, octets: int, total: int) -> None:
+    """Write length and checksum; `total` is the sum of all else. The checksum 0 means none."""
+    put16(data, udp + 4, octets)
+    put16(data, udp + _UDP_CHECKSUM, fold(total + octets) ^ 0xFFFF or 0xFFFF)
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+@compiled
+def _reserve(turn: _Turn, count: int) -> bool:
+    """Make room for `count` datagrams, if necessary by sending all groups.
+
+    Returns: False if there cannot be room, or if a send failed: a flow with unsent datagrams must
+    not continue.
+    """
+    if turn.send[layout.SEND_USED] + count > layout.DATAGRAMS >= count:
+        _send_groups(turn)
+    return count <= layout.DATAGRAMS and turn.send[layout.SEND_FAILED] == 0
+
+
+@compiled
+def _add_datagram(turn: _Turn, row: int, flow: int, parts: tuple[int, int, int, int]) -> None:
+    """Add a datagram to the group of its flow, and send the group if it is complete.
+
+    `parts` are offset and octets of its head and of its body. If the datagram does not fit into the
+    group, that is sent, and the datagram begins another one.
+    """
+    send, datagrams, values = turn.send, turn.datagrams, turn.values[row]
+    octets = parts[1] + parts[3]
+    number = values[layout.TX_PATH] * _FLOWS + (flow & values[layout.TX_SLOT_MASK])
+    number = i64(number) % layout.GROUPS
+    group = turn.groups[number]
+    # UDP_SEGMENT allows only the last datagram to be shorter, and none to be longer.
+    if group[layout.GROUP_COUNT] and (
+        group[layout.GROUP_ROW] != row or octets > group[layout.GROUP_STRIDE]
+    ):
+        _send_group(turn, number)
+    index = i64(send[layout.SEND_USED])
+    send[layout.SEND_USED] = index + 1
+    if group[layout.GROUP_COUNT] == 0:
+        _open_group(turn, group, row, flow, octets)
+        group[layout.GROUP_FIRST] = index
+    else:
+        datagrams[group[layout.GROUP_LAST], layout.DATAGRAM_NEXT] = index
+    group[layout.GROUP_LAST] = index
+    group[layout.GROUP_COUNT] += 1
+    for part in range(4):
+        datagrams[index, layout.DATAGRAM_HEAD + part] = parts[part]
+    datagrams[index, layout.DATAGRAM_GROUP] = number
+    is_full = group[layout.GROUP_COUNT] == group[layout.GROUP_COUNT_MAX]
+    if is_full or octets < group[layout.GROUP_STRIDE]:
+        _send_group(turn, number)
+
+
+@compiled
+def _open_group(turn: _Turn, group: Integers, row: int, flow: int, stride: int) -> None:
+    """Begin a group with datagrams of `stride` octets."""
+    turn.send[layout.SEND_OPEN] += 1
+    group[layout.GROUP_ROW], group[layout.GROUP_FLOW] = row, flow
+    group[layout.GROUP_STRIDE] = stride
+    path = turn.values[row, layout.TX_PATH]
+    can_segment = stride <= turn.paths[path, layout.PATH_STRIDE_MAX]
+    most = min(SEGMENTS_MAX, SEND_MAX // stride) if can_segment else 1
+    group[layout.GROUP_COUNT_MAX] = max(1, most)
+
+
+@compiled
+def _send_groups(turn: _Turn) -> None:
+    """Send all groups. No datagram is in use afterwards."""
+    for index in range(turn.send[layout.SEND_USED]):
+        number = i64(turn.datagrams[index, layout.DATAGRAM_GROUP])
+        if turn.groups[number, layout.GROUP_COUNT]:
+            _send_group(turn, number)
+    turn.send[layout.SEND_USED] = 0
+
+
+@compiled
+def _send_group(turn: _Turn, number: int) -> None:
+    """Send a group and close it. What the kernel refuses becomes unsent."""
+    group, send = turn.groups[number], turn.send
+    count, iovecs = i64(group[layout.GROUP_COUNT]), _fill_iovecs(turn, group)
+    group[layout.GROUP_COUNT] = 0
+    send[layout.SEND_OPEN] -= 1
+    turn.result[layout.RESULT_DONE] += count
+    # Only the group that fails first gets more datagrams: the rest of a superframe. No frame is
+    # read afterwards.
+    if send[layout.SEND_FAILED] == number + 1:
+        error = i64(send[layout.SEND_ERRNO])
+    else:
+        error = _send_iovecs(turn, group, count, iovecs)
+    if error == 0:
+        turn.values[group[layout.GROUP_ROW], layout.TX_DATAGRAMS] += count
+        return
+    if send[layout.SEND_FAILED] == 0:
+        send[layout.SEND_FAILED], send[layout.SEND_ERRNO] = number + 1, error
+    _keep_unsent(turn, group, iovecs, error)
+
+
+@compiled
+def _fill_iovecs(turn: _Turn, group: Integers) -> int:
+    """Describe the datagrams of a group by struct iovec. Returns: how many there are."""
+    base, iovecs, count = i64(turn.data.ctypes.data), turn.iovecs, 0
+    index = i64(group[layout.GROUP_FIRST])
+    for _ in range(group[layout.GROUP_COUNT]):
+        datagram = turn.datagrams[index]
+        iovecs[count, 0] = base + datagram[layout.DATAGRAM_HEAD]
+        iovecs[count, 1] = datagram[layout.DATAGRAM_HEAD_LEN]
+        count += 1
+        if datagram[layout.DATAGRAM_BODY_LEN]:
+            iovecs[count, 0] = base + datagram[layout.DATAGRAM_BODY]
+            iovecs[count, 1] = datagram[layout.DATAGRAM_BODY_LEN]
+            count += 1
+        index = i64(datagram[layout.DATAGRAM_NEXT])
+    return count
+
+
+@compiled
+def _send_iovecs(turn: _Turn, group: Integers, count: int, iovecs: int) -> int:
+    """Send the `count` datagrams that struct iovec describe. Returns: an errno, or 0."""
+    send, row = turn.send, i64(group[layout.GROUP_ROW])
+    control_len = i64(turn.values[row, layout.TX_CONTROL_LEN])
+    if control_len:
+        others = send[layout.SEND_CMSG_OTHERS : layout.SEND_BLOCKED].view(np.uint8)
+        others[:] = turn.templates[row, layout.TEMPLATE_CONTROL :]
+    begin = layout.SEND_CMSG_OTHERS
+    if count > 1:
+        begin = layout.SEND_CMSG_STRIDE
+        control_len += 8 * (layout.SEND_CMSG_OTHERS - layout.SEND_CMSG_STRIDE)
+        send[layout.SEND_CMSG_OTHERS - 1] = group[layout.GROUP_STRIDE]
+    address = i64(send.ctypes.data)
+    send[layout.SEND_IOVECS], send[layout.SEND_CONTROL_LEN] = iovecs, control_len
+    send[layout.SEND_CONTROL] = address + 8 * begin
+    fd = _socket(turn, row, i64(group[layout.GROUP_FLOW]))
+    return max(0, -sendmsg(fd, address + 8 * layout.SEND_MESSAGE))
+
+
+@compiled
+def _keep_unsent(turn: _Turn, group: Integers, iovecs: int, error: int) -> None:
+    """Copy the datagrams that struct iovec describe to `unsent_data`, and add them to `unsent`."""
+    base, unsent = i64(turn.data.ctypes.data), turn.unsent[turn.result[layout.RESULT_UNSENT]]
+    begin = end = i64(turn.send[layout.SEND_UNSENT])
+    for index in range(iovecs):
+        at, octets = i64(turn.iovecs[index, 0]) - base, i64(turn.iovecs[index, 1])
+        turn.unsent_data[end : end + octets] = turn.data[at : at + octets]
+        end += octets
+    turn.send[layout.SEND_UNSENT] = end
+    turn.result[layout.RESULT_UNSENT] += 1
+    unsent[layout.UNSENT_ROW] = group[layout.GROUP_ROW]
+    unsent[layout.UNSENT_FLOW] = group[layout.GROUP_FLOW]
+    unsent[layout.UNSENT_STRIDE] = group[layout.GROUP_STRIDE]
+    unsent[layout.UNSENT_BEGIN], unsent[layout.UNSENT_OCTETS] = begin, end - begin
+    unsent[layout.UNSENT_ERRNO] = error
+
+
+# --- the turn -----------------------------------------------------------------------------------
+
+
+@entry_point(
+    f"void({'int64, ' * 5}uint8[::1], uint8[::1], uint8[:, ::1]{', int64[:, ::1]' * 9}"
+    f"{', int64[::1]' * 3})"
+)
+def transmit_turn(  # noqa: PLR0913, PLR0917
+    fd: int,
+    port: int,
+    kind_mask: int,
+    frame_max: int,
+    most: int,
+    data: Octets,
+    unsent_data: Octets,
+    templates: Octets,
+    keys: Integers,
+    values: Integers,
+    paths: Integers,
+    returned: Integers,
+    returned_keys: Integers,
+    unsent: Integers,
+    datagrams: Integers,
+    groups: Integers,
+    iovecs: Integers,
+    touched: Integers,
+    result: Integers,
+    send: Integers,
+) -> None:
+    """Read up to `most` frames from a TAP and send or return them; see `TransmitTurn.run`."""
+    turn = _Turn(
+        *(data, unsent_data, templates, keys, values, paths, returned, returned_keys, unsent),
+        *(datagrams, groups, iovecs, touched, result, send),
+    )
+    result[:] = 0
+    send[: layout.SEND_MESSAGE] = send[layout.SEND_BLOCKED :] = 0
+    base, at, octets = i64(data.ctypes.data), 0, 0
+    for _ in range(min(most, layout.FRAMES_MAX)):
+        # After a failed send, frames stay in the TAP: most often, there is no room in a socket.
+        is_full = octets >= layout.TX_OCTETS_MAX or at + layout.READ_MAX > layout.HEADS
+        if is_full or send[layout.SEND_FAILED]:
+            break
+        got = read(fd, base + at, layout.READ_MAX)
+        if got <= 0:
+            result[layout.RESULT_ERROR] = 0 if got == -_EAGAIN else -got
+            break
+        result[layout.RESULT_TAKEN] += 1
+        octets += got
+        at = _handle(turn, at, got, port, kind_mask, frame_max)
+    _send_groups(turn)
+
+
+class TransmitTurn:
+    """The transmit turn of a process: its arrays, of which `layout` has the columns.
+
+    `keys`, `values`, `templates` and `paths` are the transmit table. After a turn, `result` has its
+    result, and `touched` the rows with counters. `unsent` are datagrams in `unsent_data` that the
+    kernel did not take; `returned` and `returned_keys` are frames in `data` for the slow path. Both
+    are overwritten by the next turn.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Integers = np.zeros((layout.ROWS, layout.TX_KEY_WORDS), np.int64)
+        self.values: Integers = np.zeros((layout.ROWS, layout.TX_COLUMNS), np.int64)
+        self.templates: Octets = np.zeros((layout.ROWS, layout.TEMPLATE_LEN), np.uint8)
+        self.paths: Integers = np.full((layout.PATHS, layout.SLOTS + 1), -1, np.int64)
+        self.paths[:, layout.PATH_STRIDE_MAX] = 0
+        self.touched: Integers = np.zeros(layout.TOUCHED_MAX, np.int64)
+        self.result: Integers = np.zeros(layout.RESULTS, np.int64)
+        frames = layout.FRAMES_MAX
+        self.returned: Integers = np.zeros((frames, layout.TX_RETURNED_COLUMNS), np.int64)
+        # A key is made in the row of a returned frame, so there is one for a frame that is not.
+        self.returned_keys: Integers = np.zeros((frames + 1, layout.TX_KEY_WORDS), np.int64)
+        # At worst, each datagram is a group of its own, and none is sent.
+        self.unsent: Integers = np.zeros((layout.DATAGRAMS, layout.UNSENT_COLUMNS), np.int64)
+        self.unsent_data: Octets = np.zeros(layout.TX_ARENA, np.uint8)
+        self.data: Octets = np.zeros(layout.TX_ARENA, np.uint8)
+        self._iovecs: Integers = np.zeros((2 * SEGMENTS_MAX, 2), np.int64)
+        self._arrays = (
+            *(self.data, self.unsent_data, self.templates, self.keys, self.values, self.paths),
+            *(self.returned, self.returned_keys, self.unsent),
+            np.zeros((layout.DATAGRAMS, layout.DATAGRAM_COLUMNS), np.int64),
+            np.zeros((layout.GROUPS, layout.GROUP_COLUMNS), np.int64),
+            *(self._iovecs, self.touched, self.result, self._make_send()),
+        )
+
+    def _make_send(self) -> Integers:
+        """Return the array `send`, with the words that never change."""
+        send: Integers = np.zeros(layout.SEND_LEN, np.int64)
+        # struct msghdr: name, its length, iovecs, their number, control, its length, flags.
+        send[layout.SEND_IOVECS - 1] = self._iovecs.ctypes.data
+        # struct cmsghdr: octets without padding; level and type in one word; a size of 16 bits.
+        send[layout.SEND_CMSG_STRIDE] = 8 + 4 + 4 + 2
+        send[layout.SEND_CMSG_STRIDE + 1] = SOL_UDP | UDP_SEGMENT << 32
+        return send
+
+    def run(self, fd: int, port: int, kind_mask: int, frame_max: int, most: int) -> None:
+        """Read up to `most` frames from the TAP `fd`, and send or return them.
+
+        `port` is the number of the VNI's port in the keys. `kind_mask` has those bits of `KEY_KIND`
+        that outer headers inherit. A frame of more than `frame_max` octets is returned, and so is a
+        superframe with such segments. Side effects: as in the class.
+        """
+        transmit_turn(fd, port, kind_mask, frame_max, most, *self._arrays)
