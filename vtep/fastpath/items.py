@@ -22,8 +22,8 @@ from vtep.wire import virtio
 _COMPLETE: Final = 1
 _PARTIAL: Final = 2
 _UNVERIFIED: Final = 4
-"""What is known about the checksums of an item: a set of these bits. One complete checksum in
-65,536 is also partial, by chance."""
+"""Bits for the state of the checksums of an item. By chance, one complete checksum in 65,536 is
+partial as well."""
 
 _IPV4_LEN: Final = inet.IP_HEADER_MIN[4]
 _ADDRESSES_V4: Final = inet.ADDRESSES_LEN[4]
