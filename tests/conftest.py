@@ -1,6 +1,12 @@
 """Options and settings of the whole test suite."""
 
+import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +18,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("pyvtep", derandomize=True, deadline=None, database=None)
 settings.register_profile("fast", settings.get_profile("pyvtep"), max_examples=20)
 settings.load_profile("pyvtep")
+
+
+def pytest_configure() -> None:
+    """Give all tests and the programs that they start one cache of compiled code.
+
+    It outlives the tests, so that only a change of the code has it compiled again.
+    """
+    # Not at the top: coverage must be measured from the import on.
+    from vtep.daemon.compile_cache import VARIABLE, CompileCache  # noqa: PLC0415
+
+    os.environ[VARIABLE] = str(Path(tempfile.gettempdir(), f"pyvtep-tests-{os.geteuid()}"))
+    # For tests that import compiled functions themselves. numba's own directory would not do: it
+    # does not notice a change in a called function of another file.
+    os.environ["NUMBA_CACHE_DIR"] = str(CompileCache.find().directory)
+
+
+@pytest.fixture(scope="session")
+def compiled_turns() -> None:
+    """Compile the fast path now, unless the cache has it: once for all workers."""
+    from vtep.daemon.compile_cache import CompileCache  # noqa: PLC0415
+    from vtep.fastpath.load import TURNS  # noqa: PLC0415
+
+    cache = CompileCache.find()
+    with cache.locked(time.sleep):
+        if not cache.is_complete():
+            subprocess.run([sys.executable, "-c", f"import {TURNS}"], check=True)
+            cache.mark_complete()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

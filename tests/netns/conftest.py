@@ -89,6 +89,13 @@ def start(tmp_path: Path) -> Callable[..., Pyvtep]:
 
 
 @pytest.fixture
+def fast_path(compiled_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start all VTEPs with the fast path, and wait until it is on."""
+    del compiled_turns
+    monkeypatch.setattr(Pyvtep, "uses_fast_path", True)
+
+
+@pytest.fixture
 def tunnel(pair: tuple[Host, Host], start: Callable[..., Pyvtep]) -> tuple[Pyvtep, Pyvtep]:
     """Start a VTEP on both hosts: VNI 1 over IPv4, with overlay addresses 10.0.0.1 and 10.0.0.2."""
     a, b = pair

@@ -39,12 +39,21 @@ def wait_until(condition: Callable[[], object], what: str, deadline: float = DEA
 class Pyvtep:
     """A `pyvtep` process on a host, with its log and its control socket."""
 
+    uses_fast_path = False
+    """Numba takes half a second of processor time to load, so most tests do without: the fixture
+    `fast_path` is for those in which the data path matters."""
+
     def __init__(self, host: Host, folder: Path, *arguments: str, prefix: tuple[str, ...] = ()):
         self.host = host
         self._log = folder / f"pyvtep-{host.name}-{len(list(folder.iterdir()))}"
         self.control = self._log.with_suffix(".sock")
         if "--control" not in arguments:
             arguments = ("--control", str(self.control), *arguments)
+        self._waits_for_fast_path = self.uses_fast_path
+        if {"--fast-path", "--no-fast-path"} & {*arguments}:
+            self._waits_for_fast_path = False  # The test is about it.
+        elif not self.uses_fast_path and "--vni" in arguments:
+            arguments += ("--no-fast-path",)
         with self._log.open("w") as log:
             self.process = host.start(
                 *prefix, sys.executable, "-m", "vtep", *arguments, stderr=log, stdout=log
@@ -60,7 +69,9 @@ class Pyvtep:
 
         def up() -> bool:
             assert self.process.poll() is None, self.log
-            return "UDP port" in self.log
+            log = self.log
+            assert not (self._waits_for_fast_path and "fast path: off" in log), log
+            return "UDP port" in log and (not self._waits_for_fast_path or "fast path: on" in log)
 
         # With twelve busy processes for each processor, an interpreter takes over 15 s to start.
         wait_until(up, "pyvtep to be up", 2 * DEADLINE)

@@ -22,6 +22,8 @@ from tests.netns.hosts import (
 )
 from vtep.testing.lab import Host
 
+pytestmark = pytest.mark.usefixtures("fast_path")
+
 UDP_SEGMENT = 103
 SOL_UDP = 17
 TCP_CORK = 3

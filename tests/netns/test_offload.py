@@ -27,6 +27,8 @@ from tests.netns.hosts import (
 )
 from vtep.testing.lab import Host
 
+pytestmark = pytest.mark.usefixtures("fast_path")
+
 UDP_SEGMENT = 103
 UDP_GRO = 104
 SOL_UDP = 17

@@ -25,6 +25,8 @@ from tests.netns.hosts import (
 from vtep.testing.lab import Lab
 from vtep.wire import vxlan
 
+pytestmark = pytest.mark.usefixtures("fast_path")
+
 UNDERLAYS = pytest.mark.parametrize(
     ("left", "right", "mtu"),
     [("192.0.2.1", "192.0.2.2", 1450), ("2001:db8::1", "2001:db8::2", 1430)],

@@ -34,6 +34,8 @@ from vtep.io import path as paths
 from vtep.testing.lab import Host
 from vtep.wire import vxlan
 
+pytestmark = pytest.mark.usefixtures("fast_path")
+
 PREFIXES = {"ipv4": "192.0.2.", "ipv6": "2001:db8::"}
 over = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 ONE_PORT = ("--srcport", "4789", "4789")

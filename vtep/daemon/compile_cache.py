@@ -187,7 +187,8 @@ def _dependencies() -> Iterator[bytes]:
                 with suppress(OSError):
                     yield Path(spec.origin).with_name(file).read_bytes()
     for name, value in sorted(os.environ.items()):
-        if name.startswith("NUMBA_"):
+        # They influence the code, but for this one, instead of which the caller sets another.
+        if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR":
             yield f"{name}={value}".encode(errors="surrogateescape")
 
 
