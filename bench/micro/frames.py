@@ -12,7 +12,8 @@ REMOTE = Remote("192.0.2.2", vxlan.PORT)
 VNI = 42
 
 _HEADERS = 14 + 20 + 20
-_TCP = 6
+_TCP, _UDP = 6, 17
+_ADDRESSES = bytes([10, 0, 0, 2, 10, 0, 0, 1])
 
 
 def mac(number: int) -> bytes:
@@ -22,22 +23,31 @@ def mac(number: int) -> bytes:
 
 def tcp_frame(payload: int, *, partial: bool = False) -> bytes:
     """Build a TCP segment from the peer to this host, with a complete or a partial checksum."""
-    length = 20 + payload
-    addresses = bytes([10, 0, 0, 2, 10, 0, 0, 1])
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 7, 0x4000, 64, _TCP, 0) + addresses
-    ip = ip[:10] + checksum.internet_checksum(ip).to_bytes(2, "big") + ip[12:]
-    pseudo = checksum.ones_sum(addresses + struct.pack("!HH", _TCP, length))
     data = bytes(at * 7 & 0xFF for at in range(payload))
     tcp = struct.pack("!HHIIBBHHH", 40000, 5201, 1, 1, 0x50, 0x10, 65535, 0, 0) + data
-    if partial:
-        total = pseudo
-    else:
-        padded = tcp + b"\0" * (len(tcp) & 1)
-        total = checksum.fold(checksum.ones_sum(padded) + pseudo) ^ 0xFFFF
-    tcp = tcp[:16] + total.to_bytes(2, "big") + tcp[18:]
-    frame = OWN_MAC + PEER_MAC + b"\x08\x00" + ip + tcp
+    frame = _frame(_TCP, tcp, 16, partial=partial)
     assert len(frame) == _HEADERS + payload
     return frame
+
+
+def udp_frame(payload: int, flow: int, number: int) -> bytes:
+    """Build a UDP datagram to this host, with a complete checksum; `number` is its IPv4 ID."""
+    udp = struct.pack("!HHHH", 40000 + flow, 5202, 8 + payload, 0) + bytes(payload)
+    return _frame(_UDP, udp, 6, number)
+
+
+def _frame(
+    protocol: int, packet: bytes, checksum_at: int, ident: int = 7, *, partial: bool = False
+) -> bytes:
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(packet), ident, 0x4000, 64, protocol, 0)
+    ip += _ADDRESSES
+    ip = ip[:10] + checksum.internet_checksum(ip).to_bytes(2, "big") + ip[12:]
+    total = checksum.ones_sum(_ADDRESSES + struct.pack("!HH", protocol, len(packet)))
+    if not partial:
+        padded = packet + b"\0" * (len(packet) & 1)
+        total = checksum.fold(checksum.ones_sum(padded) + total) ^ 0xFFFF
+    packet = packet[:checksum_at] + total.to_bytes(2, "big") + packet[checksum_at + 2 :]
+    return OWN_MAC + PEER_MAC + b"\x08\x00" + ip + packet
 
 
 def table(entries: int) -> Fdb:
