@@ -70,6 +70,7 @@ class Loading:
         self.log = folder / "fake.log"
         self._errors = folder / "errors"
         environ = {**os.environ, VARIABLE: str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+        del environ["NUMBA_CACHE_DIR"]
         module = SMALL
         if fake is not None:
             for name, text in FAKE.items():

@@ -29,7 +29,10 @@ from vtep.errors import VtepError
 
 VARIABLE: Final = "PYVTEP_CACHE_DIR"
 
-SOURCES: Final = ("fastpath/*.py", "wire/*.py", "io/socket_constants.py")
+SOURCES: Final = (
+    *("fastpath/*.py", "wire/*.py"),
+    *("io/path.py", "io/socket_constants.py", "offload/headers.py"),
+)
 """Modules of pyvtep whose functions and constants are in the compiled code."""
 
 _LIBRARIES = ("numba", "llvmlite", "numpy")
