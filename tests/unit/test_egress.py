@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -25,6 +25,7 @@ from tests.unit.twins import BASIC, CHECKSUM_AT, KINDS, SYN, Frame, finish
 from vtep.counters import Counters, Drop
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
+from vtep.errors import FdbError
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
 from vtep.forwarding.segment import Segment
@@ -43,6 +44,7 @@ from vtep.wire.outer_header import InheritPolicy
 
 OWN = "192.0.2.100"
 REMOTE = Remote("192.0.2.2", 4789)
+OTHER = Remote("192.0.2.3", 4789)
 DEADLINE = 20.0
 SIZE = 1398
 MTU = 1450
@@ -102,10 +104,12 @@ class TunnelGsoPath:
 class EgressPaths(Paths):
     """The paths of a `Vtep`, with tunnel GSO if `script` is not empty."""
 
-    def __init__(self, host: MemoryHost, script: Sequence[bool] = ()) -> None:
+    def __init__(
+        self, host: MemoryHost, script: Sequence[bool] = (), outer: InheritPolicy | None = None
+    ) -> None:
         binding = Binding(socket.AF_INET, None, None)
         super().__init__(
-            *(Pool(sockets=host), {4: binding}, OuterHeaderOptions(), InheritPolicy()),
+            *(Pool(sockets=host), {4: binding}, OuterHeaderOptions(), outer or InheritPolicy()),
             lambda _remote, _mtu: None,
             gso=True,
             tunnel_gso=bool(script),
@@ -135,7 +139,7 @@ class Vtep:
     ) -> None:
         self.tap = stack.enter_context(MemoryTap())
         self.underlay = stack.enter_context(closing(MemoryUnderlay()))
-        host = self.underlay.add_host(OWN)
+        host = self.host = self.underlay.add_host(OWN)
         chances = iter(room)
         host.has_room = lambda: next(chances, True)
         self.segment = segment
@@ -191,8 +195,10 @@ def run(coroutine: Coroutine[None, None, None]) -> None:
     asyncio.run(asyncio.wait_for(coroutine, DEADLINE))
 
 
-def segment_of(*remotes: Remote, vni: int = 5, policy: SegmentPolicy | None = None) -> Segment:
-    fdb = Fdb(vni, 4789, ageing=0, max_addresses=0)
+def segment_of(
+    *remotes: Remote, vni: int = 5, policy: SegmentPolicy | None = None, ageing: float = 0
+) -> Segment:
+    fdb = Fdb(vni, 4789, ageing=ageing, max_addresses=0)
     options = policy or SegmentPolicy()
     return Segment(vni, remotes, fdb, own_mac=bytes(6), learning=True, policy=options)
 
@@ -280,6 +286,16 @@ def segments(header: bytes, frame: bytes) -> list[bytes]:
         if stride > oversize.limit + len(PREFIX):
             ((data, stride, _),) = oversize.handle_superframe(view, memoryview(data), stride, 0.0)
     return [data[at : at + stride] for at in range(0, len(data), stride)]
+
+
+def flows(frames: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    """Return the untagged frames of each flow, or their datagrams, in their order."""
+    found: dict[bytes, list[bytes]] = {}
+    for each in frames:
+        frame = each.removeprefix(PREFIX)
+        at = {b"\x08\x00": (23, 34), b"\x86\xdd": (20, 54)}[frame[12:14]]
+        found.setdefault(frame[:12] + frame[at[0] :][:1] + frame[at[1] :][:4], []).append(each)
+    return found
 
 
 def superframe(
@@ -392,7 +408,117 @@ ALIKE = st.lists(
 def test_runs_are_sent_in_order(frames: list[tuple[bytes, bytes]], room: list[bool]) -> None:
     sent = forward(frames, room)
     expected = [segment for frame in frames for segment in segments(*frame)]
-    assert [datagram for batch in sent for datagram in batch] == expected
+    assert flows(chain(*sent)) == flows(expected)
+
+
+def test_frames_of_many_flows_are_sent_together() -> None:
+    """Flows may share a source port. Of each port, all frames of a turn are one send."""
+    frames = [unfinished(flow=number % 40) for number in range(160)]
+    with ExitStack() as stack:
+        vtep = Vtep(stack, segment_of(REMOTE))
+        vtep.turn(frames[:3])
+        vtep.underlay.trace.clear()
+        filled = 0
+        with suppress(BlockingIOError):  # The queue of the TAP is full.
+            for filled, (header, frame) in enumerate(frames):  # noqa: B007
+                vtep.tap.send(frame, header)
+            filled += 1
+        vtep.egress.readable()
+        sent = vtep.sent
+        ports = [transmission.source[1] for transmission in vtep.underlay.trace]
+    expected = [segments(*frame)[0] for frame in frames[:filled]]
+    assert flows(chain(*sent)) == flows(expected)
+    assert len(set(ports)) == len(ports) <= min(40, filled)
+
+
+def test_of_one_connection_no_frame_overtakes_another() -> None:
+    """Not even where outer header fields, and with them the run, change."""
+    marks = [0, 0, 2, 0, 3, 3, 0, 2, 2]
+    frames = [
+        (virtio.PLAIN, Frame(payload=bytes([number]), tos=mark).build())
+        for number, mark in enumerate(marks)
+    ]
+    sent = [datagram for batch in forward(frames) for datagram in batch]
+    assert sent == [PREFIX + frame for _, frame in frames]
+
+
+def change_fdb(vtep: Vtep) -> None:
+    vtep.segment.fdb.replace(TO, OTHER, 0.0)
+
+
+def learn(vtep: Vtep) -> None:
+    vtep.segment.fdb.learn(TO, OTHER, 0.0)
+
+
+def delete(vtep: Vtep) -> None:
+    vtep.segment.fdb.remove(TO)
+
+
+def expire(vtep: Vtep) -> None:
+    vtep.segment.fdb.sweep(400.0)
+
+
+def change_remotes(vtep: Vtep) -> None:
+    vtep.segment.set_remotes([OTHER], 0.0)
+
+
+def change_policy(vtep: Vtep) -> None:
+    vtep.segment.set_policy(SegmentPolicy(groups=GroupPolicy(7)))
+    vtep.egress.use_paths(vtep.paths)
+
+
+def change_paths(vtep: Vtep) -> None:
+    vtep.paths = EgressPaths(vtep.host, outer=InheritPolicy(inherit_ttl=True))
+    vtep.egress.use_paths(vtep.paths)
+
+
+def change_mtu(vtep: Vtep) -> None:
+    vtep.sizing.mtu = 576
+
+
+def strip_tags(vtep: Vtep) -> None:
+    vtep.segment.set_policy(SegmentPolicy(inner_vlan=InnerVlan.STRIP))
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(change_fdb, learn, delete, expire, change_remotes, change_policy, change_paths),
+        *(change_mtu, strip_tags),
+    ],
+)
+def test_a_decision_holds_until_something_changes(
+    change: Callable[[Vtep], None], *, known: bool
+) -> None:
+    """Whatever was decided before a change is decided again after it."""
+
+    def run_turns(first: int) -> tuple[list[Transmission], dict[str, int], object]:
+        segment = segment_of(REMOTE, ageing=300)
+        if known:
+            segment.fdb.learn(TO, REMOTE, 0.0)
+        with ExitStack() as stack:
+            vtep = Vtep(stack, segment)
+            frames = [unfinished(600, flow=flow, kind="udp4") for flow in (0, 1, 0, 1)]
+            for _ in range(first):
+                vtep.turn(frames)
+            vtep.underlay.trace.clear()
+            before = segment.counters.as_dict()
+            with suppress(FdbError):  # There is no entry to delete.
+                change(vtep)
+            for _ in range(2):
+                vtep.turn(frames)
+            after = segment.counters.as_dict()
+            entry = segment.fdb.lookup(TO)
+            return (
+                [each._replace(source=(OWN, 0)) for each in vtep.underlay.trace],
+                {name: after[name] - before[name] for name in after},
+                None if entry is None else (entry.destinations, entry.tx_frames - 4 * first),
+            )
+
+    trace, counters, _ = run_turns(3)
+    unprepared = run_turns(0)
+    assert (trace, counters) == unprepared[:2]
 
 
 def test_a_run_ends_where_the_outer_fields_change() -> None:
@@ -455,7 +581,7 @@ def test_everything_is_sent_in_order(
 ) -> None:
     sent = forward(frames, room, takes=takes)
     expected = [segment for frame in frames for segment in segments(*frame)]
-    assert [datagram for batch in sent for datagram in batch] == expected
+    assert flows(chain(*sent)) == flows(expected)
 
 
 RUNS = st.lists(
@@ -483,7 +609,7 @@ def test_runs_of_superframes_with_tunnel_gso(
 ) -> None:
     sent = forward(frames, room, takes=takes)
     expected = [segment for frame in frames for segment in segments(*frame)]
-    assert [datagram for batch in sent for datagram in batch] == expected
+    assert flows(chain(*sent)) == flows(expected)
 
 
 def changed(frame: tuple[bytes, bytes], **fields: Any) -> tuple[bytes, bytes]:
@@ -517,7 +643,7 @@ def test_a_superframe_that_differs_ends_a_tunnel_gso_run(fields: dict[str, Any])
         frames = [same, same, same, other, other, same]
         sent = forward(frames, takes=[True] * 20)
         expected = [segment for frame in frames for segment in segments(*frame)]
-        assert [datagram for batch in sent for datagram in batch] == expected
+        assert flows(chain(*sent)) == flows(expected)
 
 
 def test_superframes_of_a_run_are_sent_with_tunnel_gso_unparsed() -> None:
@@ -539,7 +665,7 @@ def test_superframes_of_a_run_are_sent_with_tunnel_gso_unparsed() -> None:
     ],
     ids=str,
 )
-def test_a_frame_that_differs_ends_a_run(kind: str, fields: dict[str, Any]) -> None:
+def test_a_frame_that_differs_does_not_join_a_run(kind: str, fields: dict[str, Any]) -> None:
     base = Frame(*KINDS[kind], payload=bytes(20), sport=5000, partial=True)
     other = replace(base, **fields)
     needs = virtio.pack_needs_csum(base.shape.upper, CHECKSUM_AT[base.protocol])
@@ -548,9 +674,12 @@ def test_a_frame_that_differs_ends_a_run(kind: str, fields: dict[str, Any]) -> N
     frames = [one, one, one, two, two, two, one, one]
     sent = forward(frames)
     expected = [segment for frame in frames for segment in segments(*frame)]
-    assert [datagram for batch in sent for datagram in batch] == expected
-    if "tos" in fields or "sport" in fields or "partial" in fields:
-        assert [len(batch) for batch in sent] == [3, 3, 2]
+    assert flows(chain(*sent)) == flows(expected)
+    sizes = [len(batch) for batch in sent]
+    if "tos" in fields or "partial" in fields:
+        assert sizes == [3, 3, 2]
+    elif "sport" in fields:
+        assert sizes == [5, 3]
 
 
 def tracked(
@@ -582,7 +711,7 @@ def test_one_superframe_is_tracked_and_the_others_are_segmented() -> None:
     expected = [
         segment for frame in [*frames, superframe(20, after=60)] for segment in segments(*frame)
     ]
-    assert [datagram for batch in sent for datagram in batch] == expected
+    assert flows(chain(*sent)) == flows(expected)
 
 
 def test_one_superframe_is_tracked_where_all_are_sent_with_tunnel_gso() -> None:
@@ -617,7 +746,7 @@ def test_tracking_may_end_in_the_middle_of_a_run(kind: str) -> None:
         sent, results, _ = tracked([superframe(20)], frames)
         assert results == [DeliveryResult.LOST]
         expected = [segment for frame in frames for segment in segments(*frame)]
-        assert [datagram for batch in sent[1:] for datagram in batch] == expected
+        assert flows(chain(*sent[1:])) == flows(expected)
 
 
 def test_tunnel_gso_needs_no_room_in_send_buffers() -> None:
@@ -659,10 +788,11 @@ def test_vnis_that_share_an_arena_do_not_overwrite_waiting_datagrams(
     frames: tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]], room: list[bool]
 ) -> None:
     one, two = forward_both(frames, room)
-    assert one == [segment for frame in frames[0] for segment in segments(*frame)]
+    assert flows(one) == flows(segment for frame in frames[0] for segment in segments(*frame))
     header = vxlan.pack(6)
     expected = [segment for frame in frames[1] for segment in segments(*frame)]
-    assert two == [header + segment[len(header) :] for segment in expected]
+    assert flows(each[8:] for each in two) == flows(each[8:] for each in expected)
+    assert {each[:8] for each in two} <= {header}
 
 
 # --- where the segment looks at frames --------------------------------------------------------
@@ -793,7 +923,7 @@ def test_each_of_many_gets_everything_in_order(
 ) -> None:
     expected = [segment for frame in frames for segment in segments(*frame)]
     got = forward_to_many(frames, room)
-    assert got == [[datagram[8:] for datagram in expected]] * len(got)
+    assert [flows(each) for each in got] == [flows(each[8:] for each in expected)] * len(got)
 
 
 @given(frames=st.lists(FRAMES, max_size=6), room=st.lists(st.booleans(), max_size=20))
@@ -804,5 +934,5 @@ def test_a_remote_may_have_another_number_for_the_segment(
     sent = forward(frames, room, Remote("192.0.2.2", 4789, vni=0xABCDEF))
     expected = [segment[8:] for frame in frames for segment in segments(*frame)]
     datagrams = [datagram for batch in sent for datagram in batch]
-    assert [datagram[8:] for datagram in datagrams] == expected
+    assert flows(datagram[8:] for datagram in datagrams) == flows(expected)
     assert {datagram[:8] for datagram in datagrams} <= {vxlan.pack(0xABCDEF)}

@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from struct import Struct
 from typing import Final, TypeAlias
 
 from vtep.counters import Drop
 from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.datapath.transmitter import Transmitter
-from vtep.forwarding.segment import NoRoute, Route, Segment
+from vtep.forwarding.segment import Route, Segment
 from vtep.io.interfaces import TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
+from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Outcome
 from vtep.offload.partial import SYN_MAX
 from vtep.offload.sizing import TunnelSizing
@@ -29,13 +31,13 @@ from vtep.tunnel_gso.encoder import gso_eligible
 from vtep.tunnel_gso.path import SuperframeSender
 from vtep.wire import Buffer, ethernet, virtio, vxlan
 from vtep.wire.ethernet import NetworkLayer, network_layer
-from vtep.wire.flow import flow_hash, run_key_struct, superframe_key_struct
+from vtep.wire.flow import UDP_V4_KEY, flow_hash, run_key_struct, superframe_key_struct
 from vtep.wire.ip import Transport, tcp_syn
 
-BUDGET: Final = 64
+BUDGET: Final = 192
 """Frames that one direction handles before the event loop serves the other one."""
 
-SUPERFRAME_COST: Final = 7
+SUPERFRAME_COST: Final = 23
 """Part of the budget that a superframe uses besides its own frame: so many frames could be handled
 in the same time."""
 
@@ -43,6 +45,12 @@ _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 
 _RUN_MAX = 65536
 """Octets of a run after which it is sent: UDP_SEGMENT takes no more in one send."""
+
+_RUNS_MAX = 1 << 16
+"""Octets of all runs of a turn after which they are sent."""
+
+_DECISIONS_MAX = 4096
+"""Decisions and runs that are kept. Beyond it, all are forgotten: that bounds the memory only."""
 
 _HEADER_LEN = vxlan.HEADER_LEN
 
@@ -58,7 +66,7 @@ class Arena:
     """
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(_RUN_MAX + _HEADER_LEN + _FRAME_MAX))
+        self.buffer = memoryview(bytearray(_RUNS_MAX + _HEADER_LEN + _FRAME_MAX))
         self.splitter = Splitter(bytes(_HEADER_LEN))
         self.segments = self.splitter.out.data
 
@@ -99,10 +107,15 @@ class Egress:
         # The last turn had one frame. In request-response traffic the next one is alone, too. So it
         # is sent at once, before a read finds out that no other frame follows.
         self._single_frame_turn = False
-        # The length of a frame that was read behind a run and not handled yet, or 0.
-        self._ahead = 0
-        # The flow of the last superframe that was sent with tunnel GSO.
+        # The flow of the last superframe that was sent with tunnel GSO, and how following ones of
+        # this turn are sent.
         self._tunnel_gso_flow = -1
+        self._repeat: _Repeat | None = None
+        # Runs by route and source port, and decisions by run key.
+        self._runs: dict[tuple[Route, int], _Run] = {}
+        self._decisions: dict[tuple[bytes, ...], _Decision] = {}
+        self._key_struct = UDP_V4_KEY
+        segment.verdict_watchers.append(self._forget_decisions)
         # Each remote has POOL_MAX source ports at most. Flows with the same remainder share a port,
         # so that their frames can be sent together.
         self._slots = POOL_MAX - 1
@@ -122,6 +135,7 @@ class Egress:
     def use_paths(self, paths: Paths) -> None:
         """Send on other paths from now on, and with the VXLAN header of the present policy."""
         self._transmitter.paths = paths
+        self._forget_decisions()
         self._header = self._segment.header
 
     def _start_reading(self) -> None:
@@ -135,160 +149,198 @@ class Egress:
     def readable(self) -> None:  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
         """Read frames until there are no more, and send them.
 
-        For each frame: read, prepare, route, add to the run or send the run and begin another.
-        What is the same for all frames of a turn is in local variables, since an attribute lookup
-        for each frame is measurable.
+        For each frame: read, prepare, route, add to the run of its flow. A decision about a frame
+        is kept under its run key, and repeated for each following frame with that key (see
+        `_forget_decisions`). What is the same for all frames of a turn is in local variables, since
+        an attribute lookup for each frame is measurable.
         """
         now, splitter = time.monotonic(), self._arena.splitter
         # An exception may have left superframes of another VNI behind.
         splitter.count = 0
-        segment, transmitter, header = self._segment, self._transmitter, self._header
+        transmitter, header = self._transmitter, self._header
         read, meta, buffer = self._tap.read, self._meta, self._arena.buffer
-        slots, waiting = self._slots, transmitter.waiting
-        outer_fields = transmitter.paths.outer_fields
+        waiting, send_next = transmitter.waiting, transmitter.send_next_superframe
         # Longer frames leave the fast path: all frames, if each of them must be examined.
         frame_max = (
-            0 if segment.inspect_egress or self._tracker.active else self._sizing.oversize.limit
+            0
+            if self._segment.inspect_egress or self._tracker.active
+            else self._sizing.oversize.limit
         )
-        # The current run is buffer[begin:end]; begin == end means that there is none. Each datagram
-        # in it has `stride` octets. Partial checksums are finished for the whole run when it is
-        # sent, which costs less than for each frame.
-        begin = end = flow = stride = 0
-        route: Route = _NO_ROUTE
-        partial: _PartialChecksum | None = None
+        # The runs that are not sent yet, in the order in which they began, lie before `end`.
+        runs: list[_Run] = []
+        end = 0
+        decisions = self._decisions
+        # The key is read in the way of the last frame that had one: mostly, all are of one kind.
+        key_struct = self._key_struct
+        read_key, key_octets = key_struct.unpack_from, key_struct.size
         # The parsed virtio header. Most frames have the same one as the frame before.
         last_meta, (gso, frame_partial, frame_min) = virtio.PLAIN, _PLAIN
+        repeat = self._repeat = None
         tap_error, single_frame_turn = None, self._single_frame_turn
-        self._ahead = 0
         budget = BUDGET
         # While datagrams wait for room, frames stay in the TAP, which drops new ones if it is full.
         while budget > 0 and not waiting:
             budget -= 1
             body = end + _HEADER_LEN
             try:
-                length = self._ahead or read((meta, buffer[body:])) - virtio.HEADER_LEN
+                length = read((meta, buffer[body:])) - virtio.HEADER_LEN
             except BlockingIOError:
                 break
             except OSError as error:
                 # What was read is sent first: the callback may end this egress.
                 tap_error = error
                 break
-            self._ahead = 0
             if meta != last_meta:
                 last_meta = bytes(meta)
                 gso, frame_partial, frame_min = _read_virtio(last_meta)
-            frame, to_finish = buffer[body : body + length], frame_partial
+            to_finish = frame_partial
             # One comparison covers runts, oversize frames, frames to inspect and virtio headers
             # whose checksum field is outside of the frame.
             if gso.gso_type or not frame_min <= length <= frame_max:
+                frame = buffer[body : body + length]
                 length = 0 if gso.gso_type else self._prepare_for_run(frame, gso, now)
                 if not length:
-                    # In order: the run was read before this frame.
-                    self._send_run(begin, end, stride, route, flow, partial, now)
-                    begin = end = 0
-                    budget -= self._send_unbatched(frame, gso, now, budget)
+                    # In order: the runs were read before this frame.
+                    if runs:
+                        self._send_runs(runs, now)
+                    end = 0
+                    if (
+                        repeat is not None
+                        and len(frame) == repeat.octets
+                        and repeat.read_key(buffer, body) == repeat.key
+                        and last_meta == repeat.meta
+                        and not waiting
+                        # Last, as it sends the frame.
+                        and send_next(repeat.path, header, frame)
+                    ):
+                        repeat.count += 1
+                        budget -= SUPERFRAME_COST
+                        continue
+                    self._end_repeat()
+                    budget -= self._send_unbatched(frame, gso, now)
+                    repeat = self._repeat
                     continue
                 # Its checksum is complete, since policies look into the frame.
-                frame, to_finish = frame[:length], None
-            buffer[end:body] = header
-            # A longer frame is no SYN, and short ones are rejected at a fixed offset in most cases.
-            if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
-                self._clamp_syn(frame, syn, to_finish)
-                # A frame without a partial checksum does not join a run with one.
                 to_finish = None
-            frame_route = segment.route(frame)
-            frame_flow = flow_hash(frame) & slots | outer_fields(frame) << FLOW_BITS
+            buffer[end:body] = header
+            decision = decisions.get(read_key(buffer, body)) if length >= key_octets else None
+            if decision is None:
+                frame = buffer[body : body + length]
+                frame_struct = run_key_struct(frame)
+                if frame_struct is not None:
+                    key_struct = frame_struct
+                    read_key, key_octets = key_struct.unpack_from, key_struct.size
+                    decision = decisions.get(read_key(buffer, body))
+                if decision is None:
+                    # A longer frame is no SYN, and short ones are rejected at a fixed offset in
+                    # most cases.
+                    if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
+                        self._clamp_syn(frame, syn, to_finish)
+                        # A frame without a partial checksum does not join a run with one.
+                        to_finish = None
+                    decision = self._decide(frame, frame_struct)
+            run, flow = decision
             size = _HEADER_LEN + length
-            # The order of the tests is that of their cost.
-            if (
-                size <= stride
-                and frame_flow == flow
-                and frame_route is route
-                and to_finish == partial
-                and begin < end
-            ):
+            if size <= run.stride and flow == run.flow and to_finish == run.partial:
+                if run.end != end:
+                    # Frames of other flows lie between.
+                    run.pieces.append(buffer[run.begin : run.end])
+                    run.begin = end
                 end += size
+                run.end = end
+                run.octets += size
                 # UDP_SEGMENT allows only the last datagram to be shorter.
-                complete = size < stride
-                # The second frame of a run suggests that more follow. Of two flows in turn, each
-                # frame is the first one of a run, and nothing is read ahead.
-                if end - begin == 2 * stride and frame_max:
-                    count = self._extend_run(frame, end, budget)
-                    end += count * size
-                    budget -= count
+                complete = size < run.stride
             else:
-                self._send_run(begin, end, stride, route, flow, partial, now)
-                if splitter.count:
+                if run.stride:
+                    self._send_run(run, now)
+                elif splitter.count:
                     self._send_segments(now)
-                begin, end = end, end + size
-                stride, route, flow, partial = size, frame_route, frame_flow, to_finish
+                runs.append(run)
+                run.flow, run.stride, run.partial, run.octets, run.begin = (
+                    flow,
+                    size,
+                    to_finish,
+                    size,
+                    end,
+                )
+                end += size
+                run.end = end
                 complete, single_frame_turn = single_frame_turn, False
-            if complete or end > _RUN_MAX or waiting:
-                self._send_run(begin, end, stride, route, flow, partial, now)
-                begin = end = 0
+            if complete or run.octets > _RUN_MAX:
+                self._send_run(run, now)
+                if len(runs) == 1:
+                    runs.clear()
+                    end = 0
+            elif end > _RUNS_MAX:
+                self._send_runs(runs, now)
+                end = 0
         # At most one of the two holds anything: each is sent before the other one begins.
-        self._send_run(begin, end, stride, route, flow, partial, now)
+        self._send_runs(runs, now)
         self._send_segments(now)
+        self._end_repeat()
+        self._key_struct = key_struct
         # One frame, and the read that found no other one.
         self._single_frame_turn = budget == BUDGET - 2
         if tap_error is not None:
             self._on_tap_lost(tap_error)
 
-    def _extend_run(self, frame: memoryview, end: int, most: int) -> int:
-        """Read up to `most` following frames to `end` while they match `frame`, the last of a run.
+    # --- decisions and runs -------------------------------------------------------------------
 
-        A frame that matches needs neither parsing nor a route: its run key, its length and its
-        virtio header are the same. The first frame that does not match is read ahead.
+    def _forget_decisions(self, _mac: bytes | None = None) -> None:
+        """Decide anew about each frame.
 
-        Returns: how many frames matched.
+        A decision depends on the run key, on the tables of the segment, which report their changes,
+        and on the paths. The size of a frame, its virtio header, and whether it must be inspected
+        are looked at for each frame.
         """
-        key_struct = run_key_struct(frame)
-        if key_struct is None:
-            return 0
-        read, meta, buffer = self._tap.read, self._meta, self._arena.buffer
-        header, run_meta = self._header, bytes(meta)
-        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
-        size, octets = _HEADER_LEN + len(frame), virtio.HEADER_LEN + len(frame)
-        # As in `readable`, a run ends with the frame that exceeds _RUN_MAX.
-        most = min(most, (_RUN_MAX - end) // size + 1)
-        count = 0
-        try:
-            while count < most:
-                body = end + _HEADER_LEN
-                got = read((meta, buffer[body:]))
-                if got != octets or unpack(buffer, body) != run_key or meta != run_meta:
-                    self._ahead = got - virtio.HEADER_LEN
-                    break
-                buffer[end:body] = header
-                end += size
-                count += 1
-        except OSError:
-            # There are no more frames, or there is no TAP: the caller's next read finds out.
-            pass
-        return count
+        self._decisions.clear()
+        self._runs.clear()
 
-    def _send_run(
-        self,
-        begin: int,
-        end: int,
-        stride: int,
-        route: Route,
-        flow: int,
-        partial: _PartialChecksum | None,
-        now: float,
-    ) -> None:
-        """Count the run in `buffer[begin:end]`, finish its checksums and send it."""
-        octets = end - begin
-        if not octets:
-            return
-        datagrams = self._arena.buffer[begin:end]
-        if partial is not None:
+    def _decide(self, frame: memoryview, key_struct: Struct | None) -> "_Decision":
+        """Decide where a frame goes, and keep the decision if the frame has a run key."""
+        route, flow = self._segment.route(frame), self._flow(frame)
+        if len(self._decisions) >= _DECISIONS_MAX or len(self._runs) >= _DECISIONS_MAX:
+            self._forget_decisions()
+        # Frames of one connection may differ in the outer header fields, as by ECN, but not in the
+        # source port. So they are kept in order by one run.
+        key = route, flow & self._slots
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = _Run(route)
+        if key_struct is not None:
+            self._decisions[key_struct.unpack_from(frame)] = run, flow
+        return run, flow
+
+    def _flow(self, frame: Buffer, layer: NetworkLayer | None = None) -> int:
+        """Return the flow of a frame as `Sender.send` takes it."""
+        fields = self._transmitter.paths.outer_fields(frame, layer)
+        return flow_hash(frame, layer) & self._slots | fields << FLOW_BITS
+
+    def _send_runs(self, runs: "list[_Run]", now: float) -> None:
+        """Send runs in the order in which they began; the list is empty then."""
+        for run in runs:
+            # One that was sent and has begun again is in the list twice.
+            if run.stride:
+                self._send_run(run, now)
+        runs.clear()
+
+    def _send_run(self, run: "_Run", now: float) -> None:
+        """Count a run, finish its checksums and send it; it is empty then."""
+        datagrams = self._arena.buffer[run.begin : run.end]
+        if run.pieces:
+            # To copy small frames takes less time than a send with a list of them.
+            datagrams = memoryview(bytearray().join((*run.pieces, datagrams)))
+            run.pieces.clear()
+        stride, octets, route = run.stride, run.octets, run.route
+        run.stride = 0
+        if run.partial is not None:
             # All frames of a run have the checksum field at the same offset.
-            start, offset = partial
+            start, offset = run.partial
             finish_checksums(datagrams, stride, _HEADER_LEN + start, offset)
         count = -(-octets // stride)
         self._segment.account(route, count, octets - count * _HEADER_LEN)
-        self._send(datagrams, stride, route.destinations, flow, now, 0)
+        self._send(datagrams, stride, route.destinations, run.flow, now, 0)
 
     # --- single frames ------------------------------------------------------------------------
 
@@ -359,9 +411,7 @@ class Egress:
         except OSError as error:
             count_refused(self._segment.counters, error)
 
-    def _send_unbatched(
-        self, frame: memoryview, gso: virtio.Header, now: float, budget: int
-    ) -> int:
+    def _send_unbatched(self, frame: memoryview, gso: virtio.Header, now: float) -> int:
         """Send a superframe or an oversize frame.
 
         Returns: the budget used besides that of one frame.
@@ -369,10 +419,11 @@ class Egress:
         oversize = self._sizing.oversize
         if gso.gso_type != virtio.GSO_NONE:
             try:
-                more = self._send_superframe(frame, gso, now, budget // (SUPERFRAME_COST + 1))
-                return SUPERFRAME_COST + more * (SUPERFRAME_COST + 1)
+                self._send_superframe(frame, gso, now)
             except AuthenticatedError:
                 pass  # It has one segment, and is sent as the plain frame that it is.
+            else:
+                return SUPERFRAME_COST
         if (gso.gso_type or len(frame) > oversize.limit) and self._complete_checksum(frame, gso):
             frame = self._inspect(frame, now)
             if len(frame) > oversize.limit:
@@ -398,7 +449,7 @@ class Egress:
         `frame`, with its network layer, determines the route and the flow of all datagrams.
         """
         self._send_segments(now)
-        segment, outer_fields = self._segment, self._transmitter.paths.outer_fields
+        segment = self._segment
         for datagrams, stride, answer in outcomes:
             if answer is not None:
                 self._write_to_tap(answer)
@@ -406,8 +457,7 @@ class Egress:
                 count = -(-len(datagrams) // stride)
                 route = segment.route(frame)
                 segment.account(route, count, len(datagrams) - count * _HEADER_LEN)
-                fields = outer_fields(frame, layer)
-                flow = flow_hash(frame, layer) & self._slots | fields << FLOW_BITS
+                flow = self._flow(frame, layer)
                 self._send(memoryview(datagrams), stride, route.destinations, flow, now, 0)
 
     def send_requests(self, now: float) -> None:
@@ -422,34 +472,31 @@ class Egress:
 
     # --- superframes --------------------------------------------------------------------------
 
-    def _send_superframe(self, frame: memoryview, gso: virtio.Header, now: float, most: int) -> int:
-        """Send a superframe, and up to `most` that follow it and match it.
+    def _send_superframe(self, frame: memoryview, gso: virtio.Header, now: float) -> None:
+        """Send a superframe.
 
-        Returns: how many followed.
         Raises: AuthenticatedError if it must not be split. Nothing has been done then.
         """
         segment = self._segment
         counters = segment.counters
         if len(frame) < ethernet.HEADER_LEN:
             counters.drop(Drop.TX_RUNT)
-            return 0
+            return
         if segment.inspect_egress:
             try:
                 count = count_segments(frame, gso)
             except SplitError:
                 counters.drop(Drop.TX_MALFORMED)
-                return 0
+                return
             frame = segment.inspect(frame, now, count)
             if not frame:
-                return 0
+                return
         splitter = self._arena.splitter
         if self._tracker.active:
             self._tracker.on_sent(frame, now)
         try:
-            if self._transmitter.paths.tunnel_gso:
-                count = self._send_with_tunnel_gso(frame, gso, now, most)
-                if count:
-                    return count - 1
+            if self._transmitter.paths.tunnel_gso and self._send_with_tunnel_gso(frame, gso, now):
+                return
             # Segments of consecutive superframes of one connection are sent together.
             if not splitter.count or not splitter.extend(frame, gso):
                 self._send_segments(now)
@@ -458,7 +505,7 @@ class Egress:
                 splitter.begin(frame, gso)
         except SplitError:
             counters.drop(Drop.TX_MALFORMED)
-            return 0
+            return
         counters.tx_superframes += 1
         oversize = self._sizing.oversize
         if splitter.stride > _HEADER_LEN + oversize.limit:
@@ -466,7 +513,6 @@ class Egress:
             segments = self._arena.segments[:octets]
             outcomes = oversize.handle_superframe(frame, segments, stride, now)
             self._send_oversize(frame, network_layer(frame), outcomes, now)
-        return 0
 
     def _send_segments(self, now: float) -> None:
         """Count and send the segments of the superframes in the splitter, if there are any."""
@@ -478,33 +524,29 @@ class Egress:
         head = splitter.head
         route = segment.route(head)
         segment.account(route, count, octets - count * _HEADER_LEN)
-        outer_fields = self._transmitter.paths.outer_fields
-        flow = flow_hash(head) & self._slots | outer_fields(head) << FLOW_BITS
+        flow = self._flow(head)
         self._send(self._arena.segments[:octets], stride, route.destinations, flow, now, 0)
 
-    def _send_with_tunnel_gso(
-        self, frame: memoryview, gso: virtio.Header, now: float, most: int
-    ) -> int:
+    def _send_with_tunnel_gso(self, frame: memoryview, gso: virtio.Header, now: float) -> bool:
         """Send a superframe with tunnel GSO if its remote and its form allow it.
 
-        Returns: how many superframes were sent: this one, and up to `most` that follow it and match
-        it. 0 if it has to be segmented here.
+        Returns: False if it has to be segmented here.
         Raises: SplitError if the virtio header is wrong.
         """
         route = self._segment.route(frame)
         # An unknown destination is flooded as segments, even if there is one remote.
         if route is self._segment.fdb.default or len(route.destinations) != 1:
-            return 0
+            return False
         remote = route.destinations[0]
         if remote.vni is not None:
             # The header would have to be rewritten for it, as `Transmitter` does.
-            return 0
+            return False
         paths, sizing, length = self._transmitter.paths, self._sizing, len(frame)
         path = paths.tunnel_gso_path(remote)
         # One superframe that is larger than those proven so far may be sent to test the path.
         track = length > path.gso.track_above and not self._tracker.active
         if not track and length > path.gso.max_len:
-            return 0
+            return False
         plan = plan_segments(frame, gso)
         if (
             not gso_eligible(length, plan, gso)
@@ -512,61 +554,86 @@ class Egress:
             # The remote infers the segment size from the announced MSS.
             or not sizing.sizes_out.are_full(frame, plan)
         ):
-            return 0
+            return False
         if self._arena.splitter.count:
             # The segments of earlier superframes must not be overtaken.
             self._send_segments(now)
-        flow = flow_hash(frame) & self._slots | paths.outer_fields(frame) << FLOW_BITS
+        flow = self._flow(frame)
         if not self._transmitter.send_superframe(path, self._header, frame, plan, gso, flow, now):
-            return 0
+            return False
         if track:
             self._tracker.start(frame, plan, path.gso.take_result(), now)
-        # A superframe between those of other flows is hardly the first one of a run.
+        repeat = _Repeat(path, route, plan, length)
+        # A superframe between those of other flows is hardly the first one of several.
         repeats, self._tunnel_gso_flow = flow == self._tunnel_gso_flow, flow
-        count = 1 + (self._extend_tunnel_gso_run(path, frame, most) if repeats else 0)
-        counters, segments = self._segment.counters, plan.segments * count
+        key_struct = superframe_key_struct(frame) if repeats else None
+        if key_struct is None or self._segment.inspect_egress or self._tracker.active:
+            self._account_repeat(repeat)
+        else:
+            repeat.read_key, repeat.key = key_struct.unpack_from, key_struct.unpack_from(frame)
+            repeat.meta = bytes(self._meta)
+            self._repeat = repeat
+        return True
+
+    def _end_repeat(self) -> None:
+        """Count the superframes that were sent by the last decision for tunnel GSO, if any."""
+        repeat, self._repeat = self._repeat, None
+        if repeat is not None:
+            self._account_repeat(repeat)
+
+    def _account_repeat(self, repeat: "_Repeat") -> None:
+        """Count superframes that were sent with tunnel GSO."""
+        count, plan, counters = repeat.count, repeat.plan, self._segment.counters
+        segments = plan.segments * count
         counters.tx_superframes += count
         counters.tx_tunnel_gso += count
         counters.tx_datagrams += segments
-        octets = length * count + (segments - count) * plan.header_len
-        self._segment.account(route, segments, octets)
-        return count
+        octets = repeat.octets * count + (segments - count) * plan.header_len
+        self._segment.account(repeat.route, segments, octets)
 
-    def _extend_tunnel_gso_run(self, path: SuperframeSender, frame: memoryview, most: int) -> int:
-        """Send up to `most` following superframes while they match `frame`, which was just sent.
 
-        As in `_extend_run`, none of them is parsed. The first one that does not match, or that
-        could not be sent, is read ahead.
+class _Run:
+    """Frames with one route, source port and size that are sent together.
 
-        Returns: how many were sent.
-        """
-        if self._segment.inspect_egress or self._tracker.active:
-            return 0
-        key_struct = superframe_key_struct(frame)
-        if key_struct is None:
-            return 0
-        read, meta, header = self._tap.read, self._meta, self._header
-        send_next, run_meta = self._transmitter.send_next_superframe, bytes(meta)
-        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
-        buffer, octets = self._arena.buffer[_HEADER_LEN:], virtio.HEADER_LEN + len(frame)
-        frame, count = buffer[: len(frame)], 0
-        try:
-            while count < most:
-                got = read((meta, buffer))
-                if (
-                    got != octets
-                    or unpack(buffer) != run_key
-                    or meta != run_meta
-                    # Last, as it sends the frame.
-                    or not send_next(path, header, frame)
-                ):
-                    self._ahead = got - virtio.HEADER_LEN
-                    break
-                count += 1
-        except OSError:
-            # As in `_extend_run`.
-            pass
-        return count
+    They lie in `pieces`, in this order, and behind those in the arena from `begin` to `end`. A run
+    is empty if its `stride` is 0, and kept for the next frames.
+    """
+
+    __slots__ = ("begin", "end", "flow", "octets", "partial", "pieces", "route", "stride")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.flow = self.stride = self.octets = self.begin = self.end = 0
+        # Partial checksums are finished when the run is sent, for all frames at once.
+        self.partial: _PartialChecksum | None = None
+        self.pieces: list[memoryview] = []
+
+
+_Decision: TypeAlias = tuple[_Run, int]
+"""The run that a frame belongs to, and its flow, as `Sender.send` takes it."""
+
+
+class _Repeat:
+    """The decision to send a superframe with tunnel GSO, and how many it was carried out for.
+
+    It holds within a turn, for superframes with the same virtio header, length and run key that
+    follow each other on `path`.
+    """
+
+    __slots__ = ("count", "key", "meta", "octets", "path", "plan", "read_key", "route")
+
+    read_key: Callable[..., tuple[bytes, ...]]
+    key: tuple[bytes, ...]
+    meta: bytes
+
+    def __init__(
+        self, path: SuperframeSender, route: Route, plan: SegmentPlan, octets: int
+    ) -> None:
+        self.path = path
+        self.route = route
+        self.plan = plan
+        self.octets = octets
+        self.count = 1
 
 
 def _read_virtio(meta: bytes) -> tuple[virtio.Header, _PartialChecksum | None, int]:
@@ -586,6 +653,3 @@ def _read_virtio(meta: bytes) -> tuple[virtio.Header, _PartialChecksum | None, i
 
 
 _PLAIN = _read_virtio(virtio.PLAIN)
-
-_NO_ROUTE = NoRoute(Drop.NO_REMOTE)
-"""The route of a run that is empty."""

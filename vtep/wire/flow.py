@@ -53,7 +53,7 @@ def flow_hash(frame: Buffer, layer: NetworkLayer | None = None) -> int:
 
 # Each Struct extracts the run key of one kind of frame and skips (`x`) the octets that may differ
 # within a run. The last octet of a TCP format is the flags octet.
-_UDP_V4 = Struct("16s4x4s2x12s")
+UDP_V4_KEY = Struct("16s4x4s2x12s")
 _TCP_V4 = Struct("16s4x4s2x12s8x2s")
 _UDP_V6 = Struct("18s2x38s")
 _TCP_V6 = Struct("18s2x38s8x2s")
@@ -72,10 +72,10 @@ def run_key_struct(frame: Buffer) -> Struct | None:
     Returns: None for a frame that cannot begin a run. Only untagged UDP, and TCP without SYN, can,
     and neither a fragment nor a packet with IPv4 options or IPv6 extension headers.
     """
-    if frame[12:15] == b"\x08\x00\x45" and len(frame) >= _UDP_V4.size:
+    if frame[12:15] == b"\x08\x00\x45" and len(frame) >= UDP_V4_KEY.size:
         if frame[20] & 0x3F or frame[21]:
             return None
-        protocol, udp, tcp = frame[23], _UDP_V4, _TCP_V4
+        protocol, udp, tcp = frame[23], UDP_V4_KEY, _TCP_V4
     elif frame[12:14] == b"\x86\xdd" and len(frame) >= _UDP_V6.size:
         protocol, udp, tcp = frame[20], _UDP_V6, _TCP_V6
     else:
