@@ -410,6 +410,8 @@ def merge(frames: Sequence[bytes], *, uso: bool = True) -> Merged:
             runs
             and belongs(runs[-1], frame, uso=uso)
             and continues(runs[-1][-1], frame)
+            # A shorter segment is the last one.
+            and len(runs[-1][-1]) == len(runs[-1][0])
             and superframe_len([*runs[-1], frame]) <= SUPERFRAME_MAX
             and (len(runs[-1]) < UDP_SEGMENTS_MAX or is_tcp(frame))
         ):
