@@ -54,7 +54,13 @@ class Vtep:
     """The receiving half of a VTEP, whose policy may be anything, and remotes that send to it."""
 
     def __init__(
-        self, stack: ExitStack, policy: SegmentPolicy, *, uso: bool = True, gro: bool = False
+        self,
+        stack: ExitStack,
+        policy: SegmentPolicy,
+        *,
+        uso: bool = True,
+        gro: bool = True,
+        joins: bool = False,
     ) -> None:
         fdb = Fdb(VNI, 4789, ageing=300, max_addresses=3)
         self.segment = Segment(
@@ -68,7 +74,7 @@ class Vtep:
             learning=True,
         )
         self.demux = Demux((), 4789)
-        underlay = stack.enter_context(closing(MemoryUnderlay()))
+        underlay = stack.enter_context(closing(MemoryUnderlay(gro=joins)))
         self.receiver = underlay.add_host(OWN).open_receiver(ANY, 4789, gro=gro)
         remote, stranger = underlay.add_host(HOST), underlay.add_host(STRANGER)
         self._senders = [
@@ -422,7 +428,7 @@ def test_few_datagrams_are_received_singly_again(
 
 def test_batches_of_the_kernel_are_received_singly_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
-        vtep = Vtep(stack, SegmentPolicy(), gro=True)
+        vtep = Vtep(stack, SegmentPolicy(), joins=True)
         counting = Counting(monkeypatch, vtep)
 
         def turn(octets: Sequence[int]) -> str:
@@ -435,6 +441,17 @@ def test_batches_of_the_kernel_are_received_singly_again(monkeypatch: pytest.Mon
         assert [turn([64, 64, 65, 65] * 4) for _ in range(9)] == ["receive_many"] * 9
         assert turn([64] * 20) == "receive"
         assert len(expanded(vtep.seen().frames)) == 20 + 9 * 16 + 20
+
+
+def test_nothing_is_merged_without_offload_gro(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        vtep = Vtep(stack, SegmentPolicy(), gro=False)
+        counting = Counting(monkeypatch, vtep)
+        for datagram in stream(40):
+            vtep.send(datagram)
+        vtep.drain()
+        assert counting.take()[-1] == "receive_many"
+        assert vtep.seen().frames == [virtio.PLAIN + each[8:] for each in stream(40)]
 
 
 def test_an_error_is_reported_and_the_next_receive_is_single(

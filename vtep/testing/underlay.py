@@ -90,9 +90,13 @@ class MemoryUnderlay:
         faults: may be replaced at any time.
         seed: of the random numbers that faults are drawn from.
         mtu: octets of the largest packet that passes; may be changed at any time.
+        gro: whether the devices of the hosts join datagrams for receivers that want it.
     """
 
-    def __init__(self, *, faults: Faults | None = None, seed: int = 0, mtu: int = 1500) -> None:
+    def __init__(
+        self, *, faults: Faults | None = None, seed: int = 0, mtu: int = 1500, gro: bool = True
+    ) -> None:
+        self.gro: Final = gro
         self.faults = faults if faults is not None else Faults()
         self.mtu = mtu
         self.trace: Final[list[Transmission]] = []
@@ -321,7 +325,7 @@ class MemoryReceiver:
         first = self._queue.popleft()
         stride = octets = len(first.data)
         buffer[:octets] = first.data
-        if self.gro_enabled and stride:
+        if self.gro_enabled and self.host.underlay.gro and stride:
             octets_max = min(len(buffer), _GRO_OCTETS_MAX, _GRO_DATAGRAMS_MAX * stride)
             while self._queue and octets % stride == 0:
                 following = self._queue[0]
