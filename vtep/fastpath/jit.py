@@ -21,9 +21,15 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 if JIT:
     from numba import int64, njit, types
 
+    # Without "_nrt", numba counts references to each view of an array with atomic operations, when
+    # the view is made and in every call: they take longer than all the rest of a turn. The arrays
+    # belong to Python objects that outlive a turn. So compiled code must not create any, which a
+    # slice assignment does if source and target may overlap.
+    _OPTIONS: Final = {"boundscheck": True, "_nrt": False, "no_cfunc_wrapper": True}
+
     def compiled(function: _F) -> _F:
         """Compile a function that compiled functions call; numba infers its types."""
-        return njit(cache=True, boundscheck=True)(function)  # type: ignore[no-any-return]
+        return njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
 
     def inlined(function: _F) -> _F:
         """Compile a function as a part of its only caller.
@@ -31,11 +37,11 @@ if JIT:
         numba optimizes a compiled function again in every function that calls it. Here it does so
         once, and the call does not pass all fields of all arrays, some 4 ns for each array.
         """
-        return njit(inline="always", boundscheck=True)(function)  # type: ignore[no-any-return]
+        return njit(inline="always", **_OPTIONS)(function)  # type: ignore[no-any-return]
 
     def entry_point(signature: str) -> Callable[[_F], _F]:
         """Compile a function that Python calls, or load it from the cache, when it is defined."""
-        return njit(signature, cache=True, boundscheck=True)  # type: ignore[no-any-return]
+        return njit(signature, cache=True, **_OPTIONS)  # type: ignore[no-any-return]
 
     i64: Callable[[Any], int] = int64
     """Convert to a signed integer of 64 bits. To numba, `int` of an unsigned value is unsigned, and

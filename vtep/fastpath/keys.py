@@ -83,6 +83,13 @@ def put_host16(data: Octets, at: int, value: int) -> None:
 
 
 @compiled
+def copy(target: Octets, source: Octets) -> None:
+    """Copy octets, as many as both have. In compiled code, a slice assignment would allocate."""
+    for index in range(min(target.shape[0], source.shape[0])):
+        target[index] = source[index]
+
+
+@compiled
 def mac_at(data: Octets, at: int) -> int:
     """Return a MAC address as an integer of 48 bits."""
     return be16(data, at) << 32 | be32(data, at + 2)

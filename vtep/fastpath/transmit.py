@@ -18,12 +18,13 @@ import numpy as np
 
 from vtep.fastpath import layout
 from vtep.fastpath.checksum import fold, ones_sum
-from vtep.fastpath.jit import compiled, entry_point, i64, read, sendmsg
+from vtep.fastpath.jit import compiled, entry_point, i64, inlined, read, sendmsg
 from vtep.fastpath.keys import (
     TCP,
     UDP,
     be16,
     be32,
+    copy,
     find_row,
     flow_hash,
     is_authenticated,
@@ -99,7 +100,7 @@ def _host16(data: Octets, at: int) -> int:
     return i64(data[at]) | i64(data[at + 1]) << 8
 
 
-@compiled
+@inlined
 def _parse(data: Octets, begin: int, end: int, key: Integers, kind_mask: int) -> _Frame:
     """Parse a frame, and write its MAC and kind to a key. They are 0 if it cannot have a row."""
     ip, transport, ip_end, mac, kind = parse(data, begin, end - begin)
@@ -110,7 +111,7 @@ def _parse(data: Octets, begin: int, end: int, key: Integers, kind_mask: int) ->
     return _Frame(begin, end, ip, transport, ip_end, kind & 0xFF, flow)
 
 
-@compiled
+@inlined
 def _inherited_fields(data: Octets, ip: int) -> int:
     """Return TTL, flow label and DF of an IP header as in `KEY_KIND`."""
     if data[ip] == 0x45:
@@ -120,7 +121,7 @@ def _inherited_fields(data: Octets, ip: int) -> int:
     return i64(data[ip + 7]) << layout.KIND_TTL | label << layout.KIND_FLOW_LABEL
 
 
-@compiled
+@inlined
 def _plan_segments(data: Octets, frame: _Frame) -> tuple[int, int]:
     """Plan the segments of a superframe; see `offload.split.plan_segments`.
 
@@ -150,7 +151,7 @@ def _plan_segments(data: Octets, frame: _Frame) -> tuple[int, int]:
 # --- the turn of one frame ----------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_max: int) -> int:
     """Send or return what was read to `at`: a virtio header and a frame.
 
@@ -175,7 +176,7 @@ def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_
     return i64(send[layout.SEND_KEPT])
 
 
-@compiled
+@inlined
 def _return_frame(turn: _Turn, at: int, end: int) -> None:
     """Return a frame with its virtio header. Its key is in its place already."""
     row = turn.result[layout.RESULT_RETURNED]
@@ -191,7 +192,7 @@ def _round_up(at: int) -> int:
     return (at + layout.CACHE_LINE - 1) & -layout.CACHE_LINE
 
 
-@compiled
+@inlined
 def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
     """Send a frame, or add it to a group. Returns: False if it is unchanged, and to be returned."""
     row = find_row(turn.keys, key) if frame.ip else -1
@@ -214,12 +215,12 @@ def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
         put16(data, frame.begin + start + offset, value)
     # This overwrites most of the virtio header, which is not needed any more.
     head = frame.begin - VXLAN_LEN
-    data[head : frame.begin] = turn.templates[row, :VXLAN_LEN]
+    copy(data[head : frame.begin], turn.templates[row, :VXLAN_LEN])
     _add_datagram(turn, row, frame.flow, (head, VXLAN_LEN + octets, 0, 0))
     return True
 
 
-@compiled
+@inlined
 def _socket(turn: _Turn, row: int, flow: int) -> int:
     """Return the descriptor of the socket for a flow, or -1."""
     values = turn.values[row]
@@ -227,7 +228,7 @@ def _socket(turn: _Turn, row: int, flow: int) -> int:
     return i64(turn.paths[values[layout.TX_PATH], slot])
 
 
-@compiled
+@inlined
 def _count(turn: _Turn, row: int, frames: int, octets: int) -> None:
     """Count frames before they are sent, as `Segment.account` does."""
     values, result = turn.values[row], turn.result
@@ -241,7 +242,7 @@ def _count(turn: _Turn, row: int, frames: int, octets: int) -> None:
 # --- superframes --------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _take_superframe(turn: _Turn, row: int, frame: _Frame, frame_max: int) -> bool:
     """Segment a superframe, and send its segments or add them to a group. Returns: as `_take`."""
     size, body = _plan_segments(turn.data, frame)
@@ -257,7 +258,7 @@ def _take_superframe(turn: _Turn, row: int, frame: _Frame, frame_max: int) -> bo
     return True
 
 
-@compiled
+@inlined
 def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) -> None:
     """Write the headers of each segment of a superframe, and add it to a group.
 
@@ -267,15 +268,15 @@ def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) ->
     data, head = turn.data, layout.HEADS + i64(turn.send[layout.SEND_USED]) * layout.HEAD_LEN
     first, head_len = head, VXLAN_LEN + body - frame.begin
     ip, transport = frame.ip - frame.begin + VXLAN_LEN, frame.transport - frame.begin + VXLAN_LEN
-    data[first : first + VXLAN_LEN] = turn.templates[row, :VXLAN_LEN]
-    data[first + VXLAN_LEN : first + head_len] = data[frame.begin : body]
+    copy(data[first : first + VXLAN_LEN], turn.templates[row, :VXLAN_LEN])
+    copy(data[first + VXLAN_LEN : first + head_len], data[frame.begin : body])
     ip_sum, transport_sum = _sum_common(data, first + ip, first + transport, first + head_len)
     ident, sequence = be16(data, frame.ip + 4), be32(data, frame.transport + 4)
     flags, at = i64(data[frame.transport + TCP_FLAGS_OFFSET]), body
     while at < frame.ip_end:
         payload = min(size, frame.ip_end - at)
         if at > body:
-            data[head : head + head_len] = data[first : first + head_len]
+            copy(data[head : head + head_len], data[first : first + head_len])
         octets = body - frame.transport + payload
         _write_ip(data, head + ip, octets, ident, ip_sum)
         total = transport_sum + octets + ones_sum(data, at, payload)
@@ -290,7 +291,7 @@ def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) ->
         ident, sequence = (ident + 1) & 0xFFFF, (sequence + payload) & 0xFFFFFFFF
 
 
-@compiled
+@inlined
 def _sum_common(data: Octets, ip: int, transport: int, body: int) -> tuple[int, int]:
     """Set the fields in which segments differ to 0, and sum the headers.
 
@@ -311,7 +312,7 @@ def _sum_common(data: Octets, ip: int, transport: int, body: int) -> tuple[int, 
     return ip_sum, protocol + ones_sum(data, addresses, body - addresses)
 
 
-@compiled
+@inlined
 def _write_ip(data: Octets, ip: int, octets: int, ident: int, ip_sum: int) -> None:
     """Write length, identification and checksum of an IP header with `octets` octets behind it."""
     if data[ip] == 0x45:
@@ -323,7 +324,7 @@ def _write_ip(data: Octets, ip: int, octets: int, ident: int, ip_sum: int) -> No
         put16(data, ip + 4, octets)
 
 
-@compiled
+@inlined
 def _write_tcp(data: Octets, tcp: int, sequence: int, flags: int, total: int) -> None:
     """Write sequence number, flags and checksum; `total` is the sum of all else."""
     put32(data, tcp + 4, sequence)
@@ -332,7 +333,7 @@ def _write_tcp(data: Octets, tcp: int, sequence: int, flags: int, total: int) ->
     put16(data, tcp + _TCP_CHECKSUM, fold(total) ^ 0xFFFF)
 
 
-@compiled
+@inlined
 def _write_udp(data: Octets, udp: int, octets: int, total: int) -> None:
     """Write length and checksum; `total` is the sum of all else. The checksum 0 means none."""
     put16(data, udp + 4, octets)
@@ -342,7 +343,7 @@ def _write_udp(data: Octets, udp: int, octets: int, total: int) -> None:
 # --- groups -------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _reserve(turn: _Turn, count: int) -> bool:
     """Make room for `count` datagrams, if necessary by sending all groups.
 
@@ -354,7 +355,7 @@ def _reserve(turn: _Turn, count: int) -> bool:
     return count <= layout.DATAGRAMS and turn.send[layout.SEND_FAILED] == 0
 
 
-@compiled
+@inlined
 def _add_datagram(turn: _Turn, row: int, flow: int, parts: tuple[int, int, int, int]) -> None:
     """Add a datagram to the group of its flow, and send the group if it is complete.
 
@@ -388,7 +389,7 @@ def _add_datagram(turn: _Turn, row: int, flow: int, parts: tuple[int, int, int, 
         _send_group(turn, number)
 
 
-@compiled
+@inlined
 def _open_group(turn: _Turn, group: Integers, row: int, flow: int, stride: int) -> None:
     """Begin a group with datagrams of `stride` octets."""
     turn.send[layout.SEND_OPEN] += 1
@@ -432,7 +433,7 @@ def _send_group(turn: _Turn, number: int) -> None:
     _keep_unsent(turn, group, iovecs, error)
 
 
-@compiled
+@inlined
 def _fill_iovecs(turn: _Turn, group: Integers) -> int:
     """Describe the datagrams of a group by struct iovec. Returns: how many there are."""
     base, iovecs, count = i64(turn.data.ctypes.data), turn.iovecs, 0
@@ -450,14 +451,14 @@ def _fill_iovecs(turn: _Turn, group: Integers) -> int:
     return count
 
 
-@compiled
+@inlined
 def _send_iovecs(turn: _Turn, group: Integers, count: int, iovecs: int) -> int:
     """Send the `count` datagrams that struct iovec describe. Returns: an errno, or 0."""
     send, row = turn.send, i64(group[layout.GROUP_ROW])
     control_len = i64(turn.values[row, layout.TX_CONTROL_LEN])
     if control_len:
         others = send[layout.SEND_CMSG_OTHERS : layout.SEND_BLOCKED].view(np.uint8)
-        others[:] = turn.templates[row, layout.TEMPLATE_CONTROL :]
+        copy(others, turn.templates[row, layout.TEMPLATE_CONTROL :])
     begin = layout.SEND_CMSG_OTHERS
     if count > 1:
         begin = layout.SEND_CMSG_STRIDE
@@ -470,14 +471,14 @@ def _send_iovecs(turn: _Turn, group: Integers, count: int, iovecs: int) -> int:
     return max(0, -sendmsg(fd, address + 8 * layout.SEND_MESSAGE))
 
 
-@compiled
+@inlined
 def _keep_unsent(turn: _Turn, group: Integers, iovecs: int, error: int) -> None:
     """Copy the datagrams that struct iovec describe to `unsent_data`, and add them to `unsent`."""
     base, unsent = i64(turn.data.ctypes.data), turn.unsent[turn.result[layout.RESULT_UNSENT]]
     begin = end = i64(turn.send[layout.SEND_UNSENT])
     for index in range(iovecs):
         at, octets = i64(turn.iovecs[index, 0]) - base, i64(turn.iovecs[index, 1])
-        turn.unsent_data[end : end + octets] = turn.data[at : at + octets]
+        copy(turn.unsent_data[end : end + octets], turn.data[at : at + octets])
         end += octets
     turn.send[layout.SEND_UNSENT] = end
     turn.result[layout.RESULT_UNSENT] += 1
