@@ -28,7 +28,16 @@ from vtep.doctor.facts import (
 )
 from vtep.doctor.finding import Finding, Severity, has_faults
 from vtep.doctor.findings import findings
-from vtep.fastpath.state import DISABLED, NOT_INSTALLED, TURN_FAILED
+from vtep.fastpath.state import (
+    COMPILING,
+    DISABLED,
+    LOADING,
+    NOT_INSTALLED,
+    ON,
+    TURN_FAILED,
+    FastPathState,
+    off,
+)
 from vtep.host.firewall import Verdict
 from vtep.wire.echo import Status
 
@@ -352,16 +361,15 @@ def test_an_isolated_port_among_others_is_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "severity", "title", "fix"),
+    ("state", "severity", "title", "fix"),
     [
-        (DISABLED.reason, "note", "vx0 is configured not to use", "pyvtep set --fast-path"),
-        (NOT_INSTALLED.reason, "note", "numba is not installed", "pip install 'pyvtep[fast]'"),
-        (TURN_FAILED.reason, "warning", "an error in the compiled turn", "please report it"),
-        ("no memory", "warning", "the fast path of pyvtep is off: no memory", "see its log"),
+        (NOT_INSTALLED, "note", "numba is not installed", "pip install 'pyvtep[fast]'"),
+        (TURN_FAILED, "warning", "an error in the compiled turn", "please report it"),
+        (off("no memory"), "warning", "the fast path of pyvtep is off: no memory", "see its log"),
     ],
 )
-def test_a_fast_path_that_is_off(reason: str, severity: str, title: str, fix: str) -> None:
-    segment = evolve(SEGMENT, fast_path="off", fast_path_reason=reason)
+def test_a_fast_path_that_is_off(state: FastPathState, severity: str, title: str, fix: str) -> None:
+    segment = evolve(SEGMENT, fast_path=state)
     finding = only(of_segment(segment))
     assert finding.severity == severity
     assert title in finding.title
@@ -369,12 +377,12 @@ def test_a_fast_path_that_is_off(reason: str, severity: str, title: str, fix: st
     # It is that of the process, and reported once for all its segments.
     other = evolve(segment, tap="vx1", vni=6)
     both = findings(Facts(HERE, (segment, other), (WELL,), pyvteps=1))
-    assert len(both) == (2 if reason == DISABLED.reason else 1)
+    assert len(both) == 1
 
 
-@pytest.mark.parametrize("state", ["on", "loading", "compiling"])
-def test_a_fast_path_that_is_on_or_will_be_is_fine(state: str) -> None:
-    assert of_segment(fast_path=state, fast_path_reason="on in about half a minute") == []
+@pytest.mark.parametrize("state", [ON, LOADING, COMPILING, DISABLED])
+def test_a_fast_path_that_is_as_configured_or_will_be(state: FastPathState) -> None:
+    assert of_segment(fast_path=state) == []
 
 
 # --- addresses of the segment in the underlay -----------------------------------------------------

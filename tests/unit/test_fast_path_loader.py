@@ -1,5 +1,6 @@
 """Loading of compiled code: out of a cache, or after a child process has compiled it."""
 
+import asyncio
 import os
 import signal
 import stat
@@ -16,7 +17,7 @@ import pytest
 from vtep.daemon import fast_path_loader
 from vtep.daemon.compile_cache import VARIABLE
 from vtep.daemon.fast_path_loader import FastPathLoader, describe_failure
-from vtep.fastpath.state import DISABLED, NOT_INSTALLED, TURN_FAILED, FastPathStatus
+from vtep.fastpath.state import DISABLED, LOADING, NOT_INSTALLED, TURN_FAILED, FastPathState
 
 ROOT = Path(__file__).parents[2]
 SMALL = "tests.unit.small_turns"
@@ -191,26 +192,53 @@ def test_an_unsafe_directory_is_refused(tmp_path: Path) -> None:
     loading = Loading(tmp_path, fake="works")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
-    (line,) = loading.run()
+    (line,) = without_loading(loading.run())
     assert line.startswith("off: there is no safe directory for compiled code: ")
     assert "can be written by other users; chmod go-w" in line
     assert loading.importers() == []
 
 
+def load_to_the_end(loader: FastPathLoader) -> FastPathState:
+    """Start a loader. Returns: the state in which it calls back."""
+
+    async def main() -> FastPathState:
+        finished = asyncio.Event()
+        loader.start(finished.set)
+        assert loader.state is LOADING
+        async with asyncio.timeout(DEADLINE):
+            await finished.wait()
+        return loader.state
+
+    return asyncio.run(main())
+
+
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_path_loader, "find_spec", lambda _: None)
-    loader, calls = FastPathLoader(), list[FastPathStatus]()
-    loader.start(lambda: calls.append(loader.state.status))
-    assert (loader.state, loader.turns, calls) == (NOT_INSTALLED, None, [FastPathStatus.OFF])
+    loader = FastPathLoader()
+    assert load_to_the_end(loader) is NOT_INSTALLED
+    assert loader.turns is None
     loader.stop()
     assert loader.state is DISABLED
 
 
 def test_with_the_jit_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    state = load_to_the_end(FastPathLoader(module=SMALL))
+    assert str(state).startswith("off: NUMBA_DISABLE_JIT is set")
+
+
+def test_a_loader_that_is_stopped_at_once_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_path_loader, "_DELAY_S", 0.0)
     loader = FastPathLoader(module=SMALL)
-    loader.start(lambda: None)
-    assert str(loader.state).startswith("off: NUMBA_DISABLE_JIT is set")
+
+    async def main() -> None:
+        loader.start(pytest.fail)
+        loader.stop()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert loader.state is DISABLED
 
 
 def test_an_error_in_a_turn_is_final_until_the_option_is_set_again() -> None:

@@ -103,7 +103,7 @@ def _format_segment(segment: SegmentFacts) -> str:
     offload = ",".join(sorted(segment.offload)) or "none"
     return (
         f"vni {segment.vni} on {segment.tap}: {'up' if segment.up else 'down'}, mtu {segment.mtu}, "
-        f"{where}, {addresses}, offload {offload}"
+        f"{where}, {addresses}, offload {offload}, fast path {segment.fast_path}"
     )
 
 

@@ -17,7 +17,7 @@ from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
 from vtep.errors import ConfigError, OptionError, shown
-from vtep.fastpath.state import FastPathState, FastPathStatus
+from vtep.fastpath.state import FastPathState
 
 _INTERVAL_MIN, _INTERVAL_MAX = 0.1, 86400
 
@@ -61,9 +61,7 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
                 *(segment["vni"], segment["dev"], segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
                 ", ".join(format_destination(to, segment["vni"]) for to in segment["remotes"]),
-                str(
-                    FastPathState(FastPathStatus(segment["fast_path"]), segment["fast_path_reason"])
-                ),
+                FastPathState.of(segment["fast_path"], segment["fast_path_reason"]),
             )
             for segment in segments
         ),

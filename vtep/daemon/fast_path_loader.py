@@ -36,6 +36,10 @@ from vtep.fastpath.state import (
 
 log = logging.getLogger("vtep")
 
+_DELAY_S = 0.2
+"""Seconds before the loader begins. The start of a VTEP has precedence: its control socket, the
+first frames, and errors after which there is nothing to load."""
+
 _COMPILE_S = 3600.0
 """Seconds after which a compiler is given up. On a busy host, one of the lowest priority takes
 long; its processor time is limited to much less."""
@@ -75,6 +79,7 @@ class FastPathLoader:
         self._is_possible = reason is None
         self._on_changed: Callable[[], None] = lambda: None
         self._loaded: Turns | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._job: _Job | None = None
 
     def start(self, on_changed: Callable[[], None]) -> None:
@@ -88,6 +93,10 @@ class FastPathLoader:
         if self._loaded is not None:  # The fast path was off for a while.
             self._finish(self._loaded)
             return
+        self._set(LOADING)
+        self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self._begin)
+
+    def _begin(self) -> None:
         if not _is_installed(self._module):
             self._finish(NOT_INSTALLED)
             return
@@ -103,6 +112,8 @@ class FastPathLoader:
 
     def stop(self) -> None:
         """Stop the compiler, and forget the compiled turns."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._job is not None:
             self._job.cancel()
             self._job = None

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from attrs import field, frozen
 
+from vtep.fastpath.state import ON, FastPathState
 from vtep.host.firewall import Verdict
 from vtep.wire.echo import Status
 
@@ -195,9 +196,7 @@ class SegmentFacts:
     """IP between the segment and this host itself that is dropped by rules for IP."""
     options: Mapping[str, object] = field(factory=dict)
     offload: frozenset[str] = frozenset()
-    fast_path: str = "on"
-    """on, loading, compiling or off."""
-    fast_path_reason: str | None = None
+    fast_path: FastPathState = ON
     drops: Drops = Drops()
     conflicts: tuple[Conflict, ...] = ()
     """Addresses of the TAP or its bridge that a host on the other side of the tunnel has, too."""

@@ -14,6 +14,7 @@ from vtep.doctor.facts import (
 )
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.running import RunningVtep
+from vtep.fastpath.state import FastPathState
 from vtep.host.netfilter import Rules
 from vtep.wire import vxlan
 
@@ -57,8 +58,7 @@ def of_segments(
                 packets=filtering.blocked_packets(network, tap, rules),
                 options=segment["options"],
                 offload=frozenset(segment["offload"]),
-                fast_path=segment["fast_path"],
-                fast_path_reason=segment["fast_path_reason"],
+                fast_path=FastPathState.of(segment["fast_path"], segment["fast_path_reason"]),
                 drops=_drops(stats, then) if stats and then else Drops(),
                 conflicts=conflicts.get(tap, ()),
                 socket=running.socket,

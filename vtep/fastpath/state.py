@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from types import ModuleType
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from attrs import frozen
 
@@ -25,6 +25,11 @@ class FastPathState:
 
     status: FastPathStatus
     reason: str | None = None
+
+    @classmethod
+    def of(cls, status: str, reason: str | None) -> Self:
+        """Return the state that a control socket has reported."""
+        return cls(FastPathStatus(status), reason)
 
     def __str__(self) -> str:
         """Return the state in words: "on", or "off: numba is not installed (...)"."""

@@ -189,17 +189,11 @@ def _of_offload(segment: SegmentFacts) -> Iterator[Finding]:
 
 
 def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
-    """Report a fast path that is off. It is that of the process, unless an option disables it."""
-    if segment.fast_path != FastPathStatus.OFF:
+    """Report a fast path that is off, although the configuration has it on."""
+    state = segment.fast_path
+    if state.status is not FastPathStatus.OFF or state == DISABLED:
         return
-    if segment.fast_path_reason == DISABLED.reason:
-        yield note(
-            segment.tap,
-            f"{segment.tap} is configured not to use the fast path",
-            "It is slower without.",
-            "pyvtep set --fast-path",
-        )
-    elif segment.fast_path_reason == NOT_INSTALLED.reason:
+    if state == NOT_INSTALLED:
         yield note(
             "this host",
             "pyvtep works without its fast path, since numba is not installed",
@@ -207,7 +201,7 @@ def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
             "pip install 'pyvtep[fast]', in the environment of pyvtep; then restart it",
         )
     else:
-        reason, _, remedy = (segment.fast_path_reason or "").partition("; ")
+        reason, _, remedy = (state.reason or "").partition("; ")
         yield warning(
             "this host",
             f"the fast path of pyvtep is off: {reason}",
