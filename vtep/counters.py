@@ -93,6 +93,10 @@ class Drop(_Explained):
         "anycast_gw_suppressed_rx",
         "ARP or neighbour discovery from a remote about this host's anycast gateway",
     )
+    FAST_PATH_FAILED = (
+        "fast_path_failed",
+        "frame, in either direction, that was in a compiled turn when that failed: a bug",
+    )
     TAP_DOWN = ("tap_down", "frame for a TAP device that is administratively down")
     TAP_REFUSED = ("tap_refused", "frame that the kernel refused at the TAP device")
 

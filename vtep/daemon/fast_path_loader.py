@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from vtep.daemon.compile_cache import CompileCache
 from vtep.errors import VtepError
@@ -27,12 +28,16 @@ from vtep.fastpath.state import (
     LOADING,
     NOT_INSTALLED,
     ON,
+    TURN_FAILED,
     WAITING,
     FastPathState,
     FastPathStatus,
     Turns,
     off,
 )
+
+if TYPE_CHECKING:
+    from vtep.fastpath.table import FastPath
 
 log = logging.getLogger("vtep")
 
@@ -80,6 +85,7 @@ class FastPathLoader:
         self._on_changed: Callable[[], None] = lambda: None
         self._loaded: Turns | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fast_path: FastPath | None = None
         self._job: _Job | None = None
 
     def start(self, on_changed: Callable[[], None]) -> None:
@@ -109,6 +115,25 @@ class FastPathLoader:
         self._set(LOADING if cache.is_complete() else COMPILING)
         self._job = job = _Job(cache, self._module, asyncio.get_running_loop(), self._on_progress)
         job.start()
+
+    @property
+    def fast_path(self) -> "FastPath | None":
+        """The tables and turns that all VNIs share; None unless the fast path is on."""
+        if self.turns is None:
+            return None
+        if self._fast_path is None:
+            self._fast_path = self.turns.FastPath(self._on_turn_failed)
+        return self._fast_path
+
+    def _on_turn_failed(self, error: Exception) -> None:
+        """Log an exception in a turn, and turn the fast path off when the slow path has gone on."""
+        log.error(
+            "fast path: off, since a compiled turn has failed: %r; forwarding continues on the "
+            "slow path; please report it",
+            error,
+        )
+        log.debug("traceback:", exc_info=error)
+        asyncio.get_running_loop().call_soon(self.fail, TURN_FAILED)
 
     def stop(self) -> None:
         """Stop the compiler, and forget the compiled turns."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from vtep.counters import DropLog
+from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.parts import Parts
 
@@ -27,7 +28,7 @@ _QUEUE_TICKS = 10
 class Housekeeping:
     """The timer of a VTEP, and its periodic work."""
 
-    def __init__(self, parts: Parts, host_watch: HostWatch) -> None:
+    def __init__(self, parts: Parts, host_watch: HostWatch, fast_path: FastPathLoader) -> None:
         self._ports = parts.ports
         self._listeners = parts.listeners
         self._pool = parts.pool
@@ -35,6 +36,7 @@ class Housekeeping:
         self._kernel_drops = parts.kernel_drops
         self._filters = parts.filters
         self._host_watch = host_watch
+        self._fast_path = fast_path
         self._drop_log = DropLog()
         self._ticks = 0
         self._round = self._work()
@@ -75,6 +77,9 @@ class Housekeeping:
         self._filters.tick()
         self._pool.refresh_mtus(_PMTU_CHECKS_PER_TICK)
         self._prober.tick(now)
+        if self._fast_path.fast_path is not None:
+            # What the prober has decided may differ from what their rows repeat.
+            self._fast_path.fast_path.transmit.remove_superframes()
         yield
         self._ticks += 1
         if self._ticks % _QUEUE_TICKS == 0:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -12,7 +13,6 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.punt_socket import PuntSocket
 from vtep.datapath import Ingress
 from vtep.errors import NotReadyError, VtepError
-from vtep.fastpath.state import Turns
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.forwarding.policy import ANY_SOURCE
@@ -26,6 +26,9 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
 from vtep.wire.echo import EchoMessage
+
+if TYPE_CHECKING:
+    from vtep.fastpath.table import FastPath
 
 log = logging.getLogger("vtep")
 
@@ -96,7 +99,6 @@ class Listener:
         self._punt = PuntSocket(self.demux, self._ingress.handle_datagram, self._report_returned)
         self.filter: IngressFilter | None = None
         """The sources and devices whose datagrams the kernel delivers; None until it is known."""
-        self._turns: Turns | None = None
         self._groups_filtered = False
         self._unknown = 0
         self._kernel_drops: dict[Receiver, int] = {}
@@ -133,9 +135,9 @@ class Listener:
     def _receivers(self) -> list[Receiver]:
         return [sock for sock in (self._receiver, *self._groups.values()) if sock is not None]
 
-    def use_fast_path(self, turns: Turns | None) -> None:
-        """Receive with these compiled turns, or without."""
-        self._turns = turns
+    def use_fast_path(self, fast: "FastPath | None") -> None:
+        """Receive with compiled turns, or without."""
+        self._ingress.use_fast_path(fast)
 
     @property
     def is_ready(self) -> bool:
@@ -290,11 +292,13 @@ class Listener:
         sizing: TunnelSizing,
         tracker: AckTracker,
         turn: Callable[[], None],
+        *,
+        fast_path: bool,
     ) -> None:
         """Deliver the frames of a segment to a TAP (see `Ingress.attach`)."""
         if not self.demux.segments:
             self._ingress.start()
-        self._ingress.attach(segment, tap, sizing, tracker, turn)
+        self._ingress.attach(segment, tap, sizing, tracker, turn, fast_path=fast_path)
 
     def detach(self, segment: Segment) -> None:
         """Deliver no more frames of a segment."""

@@ -1,6 +1,7 @@
 """The listeners of a process: opened when a VNI needs one, shared by VNIs, closed when idle."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from vtep.config import Config
 from vtep.daemon.build import outer_header_options
@@ -8,11 +9,13 @@ from vtep.daemon.listener import Endpoint, Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.port import Port
 from vtep.datapath.pool import Pool
-from vtep.fastpath.state import Turns
 from vtep.io.binding import Binding
 from vtep.io.interfaces import Receiver, SocketFactory
 from vtep.io.shared_socket import SharedSocket
 from vtep.wire.echo import EchoMessage
+
+if TYPE_CHECKING:
+    from vtep.fastpath.table import FastPath
 
 
 class Listeners:
@@ -32,7 +35,7 @@ class Listeners:
         self._sockets = sockets
         self._pool = pool
         self._on_reply = on_reply
-        self._turns: Turns | None = None
+        self._fast: FastPath | None = None
         self._by_endpoint: dict[Endpoint, Listener] = {}
         # With --srcport 4789 4789, a sender needs the port on which a listener receives.
         pool.senders.find_shared = self._shared_socket
@@ -66,17 +69,17 @@ class Listeners:
                 *(endpoint, self._receivers_on_port, self._on_reply),
                 *(self._network, self._sockets),
             )
-            listener.use_fast_path(self._turns)
+            listener.use_fast_path(self._fast)
             self._by_endpoint[endpoint] = listener
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
         return listener
 
-    def use_fast_path(self, turns: Turns | None) -> None:
-        """Receive with these compiled turns, or without; listeners that are opened later, too."""
-        self._turns = turns
+    def use_fast_path(self, fast: "FastPath | None") -> None:
+        """Receive with compiled turns, or without; listeners that are opened later, too."""
+        self._fast = fast
         for listener in self:
-            listener.use_fast_path(turns)
+            listener.use_fast_path(fast)
 
     def close_idle(self, ports: Iterable[Port]) -> None:
         """Close the listeners that none of the ports uses, and leave the groups that none uses."""

@@ -26,7 +26,7 @@ from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.fastpath.state import DISABLED, FastPathState, Turns
+from vtep.fastpath.state import DISABLED, FastPathState
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
@@ -100,7 +100,6 @@ class Port:
         self._arena = arena
         self._network = network
         self._fast_path_loader = fast_path
-        self._turns: Turns | None = None
         self._device: TapDevice | None = None
         self._paths: Paths | None = None
         self._egress: Egress | None = None
@@ -208,6 +207,7 @@ class Port:
             *(self.device, self.segment, self.paths, self.sizing, self._tracker, self._arena),
             self._on_tap_lost,
         )
+        self.update_fast_path()
         self._egress.start()
         self._log_remotes()
         for listener in self.listeners:
@@ -239,7 +239,10 @@ class Port:
     def _attach(self, listener: Listener) -> None:
         if self._egress is not None:
             turn = self._egress.readable
-            listener.attach(self.segment, self.device, self.sizing, self._tracker, turn)
+            listener.attach(
+                *(self.segment, self.device, self.sizing, self._tracker, turn),
+                fast_path=self.config.fast_path,
+            )
 
     def close(self) -> None:
         """End forwarding and close the TAP."""
@@ -298,7 +301,9 @@ class Port:
 
     def update_fast_path(self) -> None:
         """Use the compiled turns if they are loaded and configured, or stop using them."""
-        self._turns = self._fast_path_loader.turns if self.config.fast_path else None
+        if self._egress is not None:
+            fast = self._fast_path_loader.fast_path if self.config.fast_path else None
+            self._egress.use_fast_path(fast)
 
     def replace_paths(self) -> None:
         """Send through new paths, which fit the configuration; sockets that fit stay open."""

@@ -94,7 +94,7 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._running = False
         self._host_watch = HostWatch(parts, self._lock, self._on_mtu_changed)
-        self._housekeeping = Housekeeping(parts, self._host_watch)
+        self._housekeeping = Housekeeping(parts, self._host_watch, self._fast_path)
         self._reconfigurer = Reconfigurer(
             *(parts, self._host_watch, self._make_port, self._check_not_ended),
             PortEvents(self._on_tap_lost, self._on_mtu_changed, self._on_family_needed),
@@ -368,6 +368,6 @@ class Vtep:
             self._on_fast_path_changed()
 
     def _on_fast_path_changed(self) -> None:
-        self._parts.listeners.use_fast_path(self._fast_path.turns)
+        self._parts.listeners.use_fast_path(self._fast_path.fast_path)
         for port in self._ports:
             port.update_fast_path()

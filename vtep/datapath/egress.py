@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtep.counters import Drop
 from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.datapath.transmitter import Transmitter
+from vtep.datapath.verdicts import EgressVerdicts
 from vtep.forwarding.segment import Route, Segment
-from vtep.io.interfaces import TapDevice
+from vtep.io.interfaces import ReadFrame, TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
+from vtep.io.tap import Tap
 from vtep.offload.headers import SegmentPlan
 from vtep.offload.oversize import Outcome
 from vtep.offload.partial import SYN_MAX
@@ -34,12 +36,18 @@ from vtep.wire.ethernet import NetworkLayer, network_layer
 from vtep.wire.flow import UDP_V4_KEY, flow_hash, run_key_struct, superframe_key_struct
 from vtep.wire.ip import Transport, tcp_syn
 
+if TYPE_CHECKING:
+    from vtep.fastpath.table import FastPath
+
 BUDGET: Final = 192
 """Frames that one direction handles before the event loop serves the other one."""
 
 SUPERFRAME_COST: Final = 23
 """Part of the budget that a superframe uses besides its own frame: so many frames could be handled
 in the same time."""
+
+_UNLIMITED = 1 << 30
+"""More budget than a turn can use."""
 
 _FRAME_MAX = 65536 + ethernet.HEADER_LEN + 2 * ethernet.TAG_LEN
 
@@ -121,6 +129,7 @@ class Egress:
         self._slots = POOL_MAX - 1
         # Made once: to pack it for each frame would cost more than to copy it.
         self._header = segment.header
+        self._verdicts: EgressVerdicts | None = None
 
     def start(self) -> None:
         """Start reading the TAP, in the running event loop."""
@@ -131,12 +140,23 @@ class Egress:
         """Stop reading the TAP, and discard datagrams that wait for room."""
         self._transmitter.stop()
         self._stop_reading()
+        self.use_fast_path(None)
+
+    def use_fast_path(self, fast: "FastPath | None") -> None:
+        """Send with compiled turns from now on, or without."""
+        if self._verdicts is not None:
+            self._verdicts.close()
+            self._verdicts = None
+        if fast is not None and isinstance(self._tap, Tap):
+            self._verdicts = EgressVerdicts(fast, self._tap, self._segment, self._transmitter)
 
     def use_paths(self, paths: Paths) -> None:
         """Send on other paths from now on, and with the VXLAN header of the present policy."""
         self._transmitter.paths = paths
         self._forget_decisions()
         self._header = self._segment.header
+        if self._verdicts is not None:
+            self._verdicts.use_paths()
 
     def _start_reading(self) -> None:
         asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
@@ -146,20 +166,43 @@ class Egress:
 
     # --- a turn -------------------------------------------------------------------------------
 
-    def readable(self) -> None:  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
+    def readable(self) -> None:
         """Read frames until there are no more, and send them.
+
+        A compiled turn comes first, if there are any, and leaves some frames, or all.
+        """
+        now, verdicts = time.monotonic(), self._verdicts
+        # An active tracker must see every frame. Datagrams that wait must not be overtaken.
+        if verdicts is not None and not self._tracker.active and not self._transmitter.waiting:
+            if not verdicts.run(self._sizing.oversize.limit, now):
+                return
+            if verdicts.has_returned:
+                # All of it: no descriptor tells the event loop about what was read already. If
+                # datagrams wait for room meanwhile, the others queue behind them.
+                self._forward(verdicts.read, _UNLIMITED, (), now)
+                if self._verdicts is verdicts:
+                    verdicts.learn()
+                return
+        self._forward(self._tap.read, BUDGET, self._transmitter.waiting, now)
+
+    def _forward(  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
+        self, read: ReadFrame, budget: int, waiting: Sequence[object], now: float
+    ) -> None:
+        """Read frames as far as the budget goes, and send them.
+
+        No more are read once there is something in `waiting`.
 
         For each frame: read, prepare, route, add to the run of its flow. A decision about a frame
         is kept under its run key, and repeated for each following frame with that key (see
         `_forget_decisions`). What is the same for all frames of a turn is in local variables, since
         an attribute lookup for each frame is measurable.
         """
-        now, splitter = time.monotonic(), self._arena.splitter
+        splitter = self._arena.splitter
         # An exception may have left superframes of another VNI behind.
         splitter.count = 0
         transmitter, header = self._transmitter, self._header
-        read, meta, buffer = self._tap.read, self._meta, self._arena.buffer
-        waiting, send_next = transmitter.waiting, transmitter.send_next_superframe
+        meta, buffer = self._meta, self._arena.buffer
+        send_next = transmitter.send_next_superframe
         # Longer frames leave the fast path: all frames, if each of them must be examined.
         frame_max = (
             0
@@ -177,7 +220,6 @@ class Egress:
         last_meta, (gso, frame_partial, frame_min) = virtio.PLAIN, _PLAIN
         repeat = self._repeat = None
         tap_error, single_frame_turn = None, self._single_frame_turn
-        budget = BUDGET
         # While datagrams wait for room, frames stay in the TAP, which drops new ones if it is full.
         while budget > 0 and not waiting:
             budget -= 1
@@ -209,7 +251,7 @@ class Egress:
                         and len(frame) == repeat.octets
                         and repeat.read_key(buffer, body) == repeat.key
                         and last_meta == repeat.meta
-                        and not waiting
+                        and not transmitter.waiting
                         # Last, as it sends the frame.
                         and send_next(repeat.path, header, frame)
                     ):

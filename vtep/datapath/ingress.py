@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from math import inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.receive_mode import SINGLES_IN_A_ROW, ReceiveMode
 from vtep.datapath.tap_fallback import MergeGuard, count_frames, write_without_offload
+from vtep.datapath.verdicts import IngressVerdicts
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.segment import INNER_MIN, Segment
 from vtep.io.interfaces import Received, ReceivedRun, Receiver, TapDevice
@@ -24,6 +25,9 @@ from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
 from vtep.wire.flow import superframe_key_struct
 
+if TYPE_CHECKING:
+    from vtep.fastpath.table import FastPath
+
 log = logging.getLogger("vtep")
 
 _DATAGRAM_MAX = 65536
@@ -34,6 +38,9 @@ save little per batch, and would not be in the processor's cache any more."""
 _MERGE_MIN = 4
 """Datagrams of one size and source that are merged. A merge takes 25 us, and saves 4 us for each
 datagram here and as much in the kernel."""
+
+_UNLIMITED = 1 << 30
+"""More budget than a turn can use."""
 
 _HEADER_LEN = vxlan.HEADER_LEN
 
@@ -48,6 +55,8 @@ class TapTarget(NamedTuple):
     segment: Segment
     kick_egress: Callable[[], None]
     """Sends the frames that wait in the TAP."""
+    fast_path: bool
+    """True if compiled turns may deliver to it."""
 
 
 class Ingress:
@@ -88,6 +97,8 @@ class Ingress:
         # the time that its frame was written. So the egress is kicked, which saves the answer a
         # turn of the event loop.
         self._single_frame_turn = False
+        self._verdicts: IngressVerdicts | None = None
+        self._admit = demux.admit
 
     # --- configuration ------------------------------------------------------------------------
 
@@ -98,15 +109,19 @@ class Ingress:
         sizing: TunnelSizing,
         tracker: AckTracker,
         kick_egress: Callable[[], None],
+        *,
+        fast_path: bool = False,
     ) -> None:
-        """Deliver the frames of a segment to a TAP.
+        """Deliver the frames of a segment to a TAP, with `fast_path` also by compiled turns.
 
         While `tracker` is active, it is shown every frame. `kick_egress` sends the frames that wait
         in the TAP.
         """
         self._targets[segment] = TapTarget(
-            tap, sizing, tracker, segment.counters, segment, kick_egress
+            tap, sizing, tracker, segment.counters, segment, kick_egress, fast_path
         )
+        if self._verdicts is not None:
+            self._verdicts.attach(self._targets[segment])
         self._demux.segments[segment.vni] = segment
         if tap.uso:
             self._without_uso.discard(segment)
@@ -118,6 +133,8 @@ class Ingress:
         """Stop the delivery of frames to a segment."""
         if self._targets.pop(segment, None) is not None:
             del self._demux.segments[segment.vni]
+            if self._verdicts is not None:
+                self._verdicts.detach(segment)
             self._without_uso.discard(segment)
             for protocol in ("TCP", "UDP"):
                 self._guards.pop((segment, protocol), None)
@@ -137,6 +154,20 @@ class Ingress:
         tso, uso = "TCP" not in suspended, "UDP" not in suspended and not self._without_uso
         if (tso, uso) != (self._merger.tso, self._merger.uso):
             self._merger = Merger(_HEADER_LEN, tso=tso, uso=uso)
+        if self._verdicts is not None:
+            self._verdicts.set_merging(tso=tso, uso=uso)
+
+    def use_fast_path(self, fast: "FastPath | None") -> None:
+        """Receive with compiled turns from now on, or without."""
+        if self._verdicts is not None:
+            self._verdicts.close()
+            self._verdicts, self._admit = None, self._demux.admit
+        if fast is not None:
+            self._verdicts = verdicts = IngressVerdicts(fast, self._demux)
+            for target in self._targets.values():
+                verdicts.attach(target)
+            self._admit = verdicts.admit
+            self._choose_merger(time.monotonic())
 
     def _on_superframe_refused(self, target: TapTarget, header: bytes, now: float) -> None:
         """Suspend merging if the kernel of a TAP refuses too many merged superframes."""
@@ -173,23 +204,47 @@ class Ingress:
 
     # --- a turn -------------------------------------------------------------------------------
 
-    def readable(self, receiver: Receiver) -> None:  # noqa: C901, PLR0912, PLR0915  One loop.
+    def readable(self, receiver: Receiver) -> None:
         """Receive datagrams until there are no more, and deliver their frames.
+
+        A compiled turn comes first, if there are any, and leaves some datagrams, or all.
+        """
+        now, verdicts = time.monotonic(), self._verdicts
+        if verdicts is not None:
+            if now >= self._merge_again:
+                self._choose_merger(now)
+            if not verdicts.run(receiver, now):
+                return
+            if verdicts.has_returned:
+                # All of it: no descriptor tells the event loop about what was received already.
+                self._receive_singly(verdicts.receive, None, _UNLIMITED, now)
+                verdicts.learn()
+                return
+        if receiver in self._receive_mode:
+            self._receive_many(receiver, BUDGET, now)
+        else:
+            self._receive_singly(receiver.receive, receiver, BUDGET, now)
+
+    def _receive_singly(  # noqa: C901, PLR0915  One loop: calls are expensive.
+        self,
+        receive: Callable[[memoryview], Received],
+        receiver: Receiver | None,
+        budget: int,
+        now: float,
+    ) -> None:
+        """Receive as far as the budget goes, and deliver the frames.
+
+        `receiver` is the one that `receive` is of, if it may change to receives of many.
 
         A receive returns one datagram, or a batch that the kernel has joined (UDP_GRO). Consecutive
         batches of one flow are collected in the buffer and merged together, so that a superframe
         can span several of them. Everything else is handled at once.
         """
-        now = time.monotonic()
-        if receiver in self._receive_mode:
-            self._receive_many(receiver, BUDGET, now)
-            return
-        buffer, receive = self._buffer, receiver.receive
+        buffer = self._buffer
         # The collected burst is buffer[begin:end]; begin == end means that there is none. One
         # source port means one flow or a few (RFC 7348, section 5).
         begin = end = stride = port = outer_ecn = 0
         host = ""
-        budget = BUDGET
         singles = 0
         single_frame_turn = self._single_frame_turn
         while budget > 0:
@@ -223,7 +278,7 @@ class Ingress:
                     # A superframe between those of other sources is hardly the first one of a run.
                     most = budget // (SUPERFRAME_COST + 1) if rx == self._last_superframe else 0
                     self._last_superframe = rx
-                    count = self._extend_run(receiver, target, rx, data, most, now) if most else 0
+                    count = self._extend_run(receive, target, rx, data, most, now) if most else 0
                     budget -= SUPERFRAME_COST + count * (SUPERFRAME_COST + 1)
                     singles = 0
                 elif single_frame_turn and target is not None:
@@ -233,7 +288,7 @@ class Ingress:
                         return
                 single_frame_turn = False
                 singles += 1
-                if singles == SINGLES_IN_A_ROW:
+                if singles == SINGLES_IN_A_ROW and receiver is not None:
                     self._receive_mode.enter(receiver)
                     self._slots.fit([octets] * singles)
                     self._receive_many(receiver, budget, now)
@@ -345,7 +400,7 @@ class Ingress:
 
         Returns: where it was delivered, or None. Side effect: sets `_header` if it was.
         """
-        segment = self._demux.admit(data, host, now)
+        segment = self._admit(data, host, now)
         if segment is None:
             return None
         target = self._targets[segment]
@@ -359,7 +414,7 @@ class Ingress:
 
     def _extend_run(
         self,
-        receiver: Receiver,
+        receive: Callable[[memoryview], Received],
         target: TapTarget,
         first: Received,
         data: memoryview,
@@ -386,7 +441,7 @@ class Ingress:
         unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
         head = bytes(data[:INNER_MIN])
         buffer, vxlan_header = self._buffer, head[:_HEADER_LEN]
-        receive, write = receiver.receive, target.tap.write
+        write = target.tap.write
         frame = buffer[_HEADER_LEN : len(data)]
         count = refused = 0
         try:
@@ -412,7 +467,7 @@ class Ingress:
         except OSError as error:
             self._on_receive_error(error)
         if count:
-            self._demux.admit(head, host, now, count)
+            self._admit(head, host, now, count)
             counters = target.counters
             # What `virtio_header` counts for a superframe that it parses.
             counters.partial_checksums += count
@@ -426,7 +481,7 @@ class Ingress:
         self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
     ) -> None:
         """Merge, admit and deliver the datagrams of consecutive batches of one source."""
-        admit = self._demux.admit
+        admit = self._admit
         if now >= self._merge_again:
             # The pause of a guard is over.
             self._choose_merger(now)

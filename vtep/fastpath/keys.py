@@ -6,7 +6,7 @@ Only the mechanics of headers are here. Whether frames of a kind have a row is d
 
 import numpy as np
 
-from vtep.fastpath.jit import compiled, i64
+from vtep.fastpath.jit import compiled, entry_point, i64
 from vtep.fastpath.layout import (
     KEY_IPV6,
     KEY_MAC,
@@ -237,3 +237,16 @@ def _is_same_key(keys: Integers, row: int, key: Integers) -> bool:
         if keys[row, word] != key[word]:
             return False
     return True
+
+
+@entry_point("int64(int64[:, ::1], int64[::1])")
+def place(keys: Integers, key: Integers) -> int:
+    """Return the row of a key, or a free row of its bucket; if there is none, the first row."""
+    first = bucket(key)
+    free = -1
+    for row in range(first, first + WAYS):
+        if keys[row, KEY_MAC] == 0:
+            free = row if free < 0 else free
+        elif _is_same_key(keys, row, key):
+            return row
+    return free if free >= 0 else first

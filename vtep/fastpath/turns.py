@@ -1,6 +1,5 @@
-"""The compiled turns. To import this module is to compile them, or to load them from the cache."""
+"""The entry points of the fast path. To import this module is to compile them, or to load them."""
 
-from vtep.fastpath.receive import ReceiveTurn
-from vtep.fastpath.transmit import TransmitTurn
+from vtep.fastpath.table import FastPath
 
-__all__ = ["ReceiveTurn", "TransmitTurn"]
+__all__ = ["FastPath"]

@@ -1,6 +1,7 @@
 """Addresses as sockets take and report them, on top of the rules of `vtep.wire.address`."""
 
 import socket
+import struct
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final, TypeAlias
@@ -10,6 +11,10 @@ from vtep.wire.address import Address, scope_of
 
 Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """Host and port, and for IPv6 the flow label and the scope id, which is the index of a device."""
+
+_FAMILY = struct.Struct("=H")
+_PORT = struct.Struct("!H")
+_SCOPE = struct.Struct("=I")
 
 FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 """Address families by IP version."""
@@ -51,3 +56,19 @@ def device_name(index: int) -> str:
     changed, call `device_name.cache_clear()`. Errors are not cached.
     """
     return socket.if_indextoname(index)
+
+
+def unpack_sockaddr(packed: bytes) -> tuple[str, int]:
+    """Return host and port of a struct sockaddr_in or sockaddr_in6, as receivers report them."""
+    (family,) = _FAMILY.unpack_from(packed)
+    (port,) = _PORT.unpack_from(packed, 2)
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, packed[4:8]), port
+    host = socket.inet_ntop(socket.AF_INET6, packed[8:24])
+    (scope,) = _SCOPE.unpack_from(packed, 24)
+    if not scope:
+        return host, port
+    try:
+        return f"{host}%{device_name(scope)}", port
+    except OSError:
+        return f"{host}%{scope}", port

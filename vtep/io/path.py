@@ -99,8 +99,9 @@ class Path:
         """Octets of the largest packet to the remote that is known to pass; 0 is unknown."""
         self.watchers: Final[list[MtuWatcher]] = []
         """Called when `mtu` becomes known or changes."""
-        self.on_sockets_changed: Callable[[], None] | None = None
-        """Called when a socket is closed or set aside, or `stride_max` changes."""
+        self.on_sockets_changed: Callable[[bool], None] | None = None
+        """Called when a socket is closed or set aside, or `stride_max` changes; with True before
+        all sockets are closed."""
         self.binding = binding
         self._outer = outer
         self._senders = senders
@@ -272,9 +273,15 @@ class Path:
         sock = self._sockets[self._slot(flow)]
         return sock.fileno() if isinstance(sock, socket.socket) else -1
 
-    def _report_sockets(self) -> None:
+    def returned(self, flow: int) -> Drop | None:
+        """Return why earlier datagrams of a flow came back as ICMP errors; None if none did."""
+        sock = self._sockets[self._slot(flow)]
+        returned = returned_datagrams(sock) if sock is not None else []
+        return returned[0].reason if returned else None
+
+    def _report_sockets(self, *, all_closed: bool = False) -> None:
         if self.on_sockets_changed is not None:
-            self.on_sockets_changed()
+            self.on_sockets_changed(all_closed)
 
     def set_aside(self, sock: socket.socket) -> None:
         """Stop using a socket until a frame needs it."""
@@ -354,7 +361,7 @@ class Path:
 
     def close(self) -> None:
         """Close all sockets. The next `send` opens new ones."""
-        self._report_sockets()
+        self._report_sockets(all_closed=True)
         sockets = self._open_sockets()
         self._sockets = [None] * (2 * self.slots)
         self._idle.clear()

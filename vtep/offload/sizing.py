@@ -28,7 +28,7 @@ class TunnelSizing:
     def __init__(self, prefix: bytes, counters: Counters, mtu: int, mss_clamp: int | str) -> None:
         self._counters = counters
         self._mtu = mtu
-        self.on_mtu_changed: Callable[[int], None] = _ignore
+        self.watchers: list[Callable[[int], None]] = []
         """Called with the tunnel MTU when it is set."""
         self.sizes = SegmentSizes(mtu)
         """Segment sizes of connections whose data comes from the underlay."""
@@ -47,7 +47,8 @@ class TunnelSizing:
         self._mtu = self.sizes.mtu = self.oversize.mtu = mtu
         if self._clamp is not None:
             self._clamp.mtu = mtu
-        self.on_mtu_changed(mtu)
+        for watcher in self.watchers:
+            watcher(mtu)
 
     def set_mss_clamp(self, mss_clamp: int | str) -> None:
         """Change the MSS clamp."""
@@ -73,7 +74,3 @@ class TunnelSizing:
         if self._clamp is not None:
             self._clamp.clamp(frame, syn, partial=has_partial_checksum(frame, syn))
         self.sizes_out.observe(frame, syn)
-
-
-def _ignore(_mtu: int) -> None:
-    pass

@@ -60,7 +60,7 @@ class AckTracker:
         self.active = False
         """True while a superframe is tracked. Callers read it for every frame, which a plain
         attribute makes cheap; only this class writes it."""
-        self.on_active_changed: Callable[[bool], None] = _ignore_active
+        self.watchers: list[Callable[[bool], None]] = []
         """Called with the new value of `active` when it changes."""
         self._flow = self._reverse_flow = b""
         self._sequence = self._payload_len = self._frame_len = 0
@@ -95,7 +95,8 @@ class AckTracker:
     def _set_active(self, *, active: bool) -> None:
         if active != self.active:
             self.active = active
-            self.on_active_changed(active)
+            for watcher in self.watchers:
+                watcher(active)
 
     def on_sent(self, frame: Buffer, now: float) -> None:
         """Look for a retransmission in a frame or superframe, of at least 14 octets.
@@ -147,10 +148,6 @@ def _flow(frame: Buffer, transport: inet.Transport) -> bytes:
     """Return the addresses and ports of a frame, source before destination."""
     ports = frame[transport.offset : transport.offset + _PORTS_LEN]
     return bytes(inet.addresses(frame, transport)) + bytes(ports)
-
-
-def _ignore_active(_active: bool) -> None:
-    pass
 
 
 def _ignore(_result: DeliveryResult, _frame_len: int, _now: float) -> None:

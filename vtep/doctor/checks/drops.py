@@ -90,6 +90,9 @@ REMEDIES: Mapping[Drop, Remedy] = {
     ),
     Drop.CONGESTION: Remedy("less traffic, or a faster underlay"),
     Drop.ANYCAST_GW_SUPPRESSED_RX: _NOTHING_TO_DO,
+    Drop.FAST_PATH_FAILED: Remedy(
+        "report it with what pyvtep has logged; the fast path is off until pyvtep is restarted"
+    ),
     Drop.TAP_DOWN: Remedy("ip link set {tap} up"),
     Drop.TAP_REFUSED: Remedy(_CUT_IN_SOFTWARE),
     Drop.TAP_QUEUE_FULL: Remedy(
