@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.unit import twins
 from tests.unit.twins import (
     BASIC,
+    DISTURBANCES,
     GARBAGE,
     KINDS,
     TCP,
@@ -338,6 +339,19 @@ def test_every_bit_of_the_headers(harness: Harness, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("numbers", [{0}, {1}, {2}, {1, 2}, {0, 1, 2}], ids=str)
+def test_every_disturbance(harness: Harness, kind: str, numbers: set[int]) -> None:
+    """Change some of three segments in each way in which a frame can differ from its flow."""
+    run = segment_run(Frame(*KINDS[kind]), 3, 20)
+    for change in [*DISTURBANCES, *({"flags": flags} for flags in range(256))]:
+        frames = [
+            replace(frame, **change) if number in numbers else frame
+            for number, frame in enumerate(run)
+        ]
+        check(harness, build(frames), batch=False, same_size=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", ["ip_checksum", "checksum"])
 def test_only_the_right_zero_is_merged(harness: Harness, kind: str, field: str) -> None:
     frames = segment_run(Frame(*KINDS[kind]), 3, 20)
@@ -361,6 +375,16 @@ def test_limits_of_a_superframe(harness: Harness, kind: str, batch: bool) -> Non
         harness.send_batch(datagrams[: count // 2])
         harness.send_batch(datagrams[count // 2 :])
         assert_delivered(harness.run(), frames)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(20, 9, 9), (20, 9, 20), (9, 20, 20), (20, 20, 1, 1)])
+def test_shorter_segment_is_the_last(harness: Harness, kind: str, sizes: tuple[int, ...]) -> None:
+    frames, base = [], Frame(*KINDS[kind])
+    for size in sizes:
+        frames.append(replace(base, payload=bytes(range(size))))
+        base = replace(base, ident=base.ident + 1, seq=base.seq + size)
+    check(harness, build(frames), batch=False, same_size=False)
 
 
 def test_no_more_segments_than_an_item_has_room_for(harness: Harness) -> None:
