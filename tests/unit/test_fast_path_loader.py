@@ -176,6 +176,7 @@ def test_the_compiler_has_the_lowest_priority(tmp_path: Path) -> None:
     with hanging(tmp_path) as (process, child):
         assert os.getpriority(os.PRIO_PROCESS, child) == 19
         assert os.sched_getscheduler(child) == os.SCHED_IDLE
+        assert Path(f"/proc/{child}/oom_score_adj").read_text() == "1000\n"
         assert os.getpriority(os.PRIO_PROCESS, process.pid) < 19
         process.terminate()
 
