@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,23 @@ def pytest_configure() -> None:
     os.environ["NUMBA_CACHE_DIR"] = str(CompileCache.find().directory)
 
 
+def pytest_collect_file(file_path: Path) -> None:
+    """Compile the fast path before a module is imported that imports parts of it.
+
+    Otherwise, each of several workers would compile it.
+    """
+    if file_path.name.startswith("test_fastpath_") and find_spec("numba") is not None:
+        compile_turns()
+
+
 @pytest.fixture(scope="session")
 def compiled_turns() -> None:
-    """Compile the fast path now, unless the cache has it: once for all workers."""
+    """Compile the fast path, unless the cache has it."""
+    compile_turns()
+
+
+def compile_turns() -> None:
+    """Compile the fast path now, unless the cache has it: one worker does it for all."""
     from vtep.daemon.compile_cache import CompileCache  # noqa: PLC0415
     from vtep.fastpath.load import TURNS  # noqa: PLC0415
 
