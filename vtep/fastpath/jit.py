@@ -32,7 +32,7 @@ if JIT:
         return njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
 
     def inlined(function: _F) -> _F:
-        """Compile a function as a part of its only caller.
+        """Compile a function as a part of each function that calls it: of one, or of very few.
 
         numba optimizes a compiled function again in every function that calls it. Here it does so
         once, and the call does not pass all fields of all arrays, some 4 ns for each array.

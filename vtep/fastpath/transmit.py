@@ -18,7 +18,8 @@ import numpy as np
 
 from vtep.fastpath import layout
 from vtep.fastpath.checksum import fold, ones_sum
-from vtep.fastpath.jit import compiled, entry_point, i64, inlined, read, sendmsg
+from vtep.fastpath.groups import FLOWS, Turn, add_datagram, reserve, send_groups, socket_of
+from vtep.fastpath.jit import compiled, entry_point, i64, inlined, read
 from vtep.fastpath.keys import (
     TCP,
     UDP,
@@ -34,7 +35,7 @@ from vtep.fastpath.keys import (
     put32,
 )
 from vtep.fastpath.layout import Integers, Octets
-from vtep.io.path import FLOW_BITS, SEGMENTS_MAX, SEND_MAX
+from vtep.io.path import SEGMENTS_MAX
 from vtep.io.socket_constants import SOL_UDP, UDP_SEGMENT
 from vtep.offload.headers import FIRST_ONLY, LAST_ONLY
 from vtep.wire.ethernet import HEADER_LEN as ETHERNET_LEN
@@ -49,31 +50,10 @@ from vtep.wire.virtio import FLAG_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO
 from vtep.wire.virtio import HEADER_LEN as VIRTIO_LEN
 from vtep.wire.vxlan import HEADER_LEN as VXLAN_LEN
 
-_FLOWS: Final = 1 << FLOW_BITS
 _IPV4_LEN: Final = IP_HEADER_MIN[4]
 _TCP_CHECKSUM: Final = CHECKSUM_OFFSET[TCP]
 _UDP_CHECKSUM: Final = CHECKSUM_OFFSET[UDP]
 _EAGAIN: Final = errno.EAGAIN
-
-
-class _Turn(NamedTuple):
-    """The arrays of a turn (see `TransmitTurn` and `layout`)."""
-
-    data: Octets
-    unsent_data: Octets
-    templates: Octets
-    keys: Integers
-    values: Integers
-    paths: Integers
-    returned: Integers
-    returned_keys: Integers
-    unsent: Integers
-    datagrams: Integers
-    groups: Integers
-    iovecs: Integers
-    touched: Integers
-    result: Integers
-    send: Integers
 
 
 class _Frame(NamedTuple):
@@ -152,7 +132,7 @@ def _plan_segments(data: Octets, frame: _Frame) -> tuple[int, int]:
 
 
 @inlined
-def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_max: int) -> int:
+def _handle(turn: Turn, at: int, octets: int, port: int, kind_mask: int, frame_max: int) -> int:
     """Send or return what was read to `at`: a virtio header and a frame.
 
     Returns: where to read the next one.
@@ -165,7 +145,7 @@ def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_
     else:
         key[layout.KEY_PORT] = port | (i64(data[at + 1]) & ~GSO_ECN) << layout.PORT_GSO
         frame = _parse(data, at + VIRTIO_LEN, end, key, kind_mask)
-        blocked = layout.SEND_BLOCKED + frame.flow % _FLOWS
+        blocked = layout.SEND_BLOCKED + frame.flow % FLOWS
         if send[blocked] or not _take(turn, frame, key, frame_max):
             send[blocked] = 1
             _return_frame(turn, at, end)
@@ -177,7 +157,7 @@ def _handle(turn: _Turn, at: int, octets: int, port: int, kind_mask: int, frame_
 
 
 @inlined
-def _return_frame(turn: _Turn, at: int, end: int) -> None:
+def _return_frame(turn: Turn, at: int, end: int) -> None:
     """Return a frame with its virtio header. Its key is in its place already."""
     row = turn.result[layout.RESULT_RETURNED]
     turn.returned[row, layout.RETURNED_BEGIN] = at
@@ -193,10 +173,10 @@ def _round_up(at: int) -> int:
 
 
 @inlined
-def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
+def _take(turn: Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
     """Send a frame, or add it to a group. Returns: False if it is unchanged, and to be returned."""
     row = find_row(turn.keys, key) if frame.ip else -1
-    if row < 0 or _socket(turn, row, frame.flow) < 0:
+    if row < 0 or socket_of(turn, row, frame.flow) < 0:
         return False
     if key[layout.KEY_PORT] >> layout.PORT_GSO:
         return _take_superframe(turn, row, frame, frame_max)
@@ -205,7 +185,7 @@ def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
     octets, is_partial = frame.end - frame.begin, i64(data[virtio]) & FLAG_NEEDS_CSUM
     if octets > frame_max or (is_partial and start + offset + 2 > octets):
         return False
-    if not _reserve(turn, 1):
+    if not reserve(turn, 1):
         return False
     _count(turn, row, 1, octets)
     if is_partial:
@@ -216,20 +196,12 @@ def _take(turn: _Turn, frame: _Frame, key: Integers, frame_max: int) -> bool:
     # This overwrites most of the virtio header, which is not needed any more.
     head = frame.begin - VXLAN_LEN
     copy(data[head : frame.begin], turn.templates[row, :VXLAN_LEN])
-    _add_datagram(turn, row, frame.flow, (head, VXLAN_LEN + octets, 0, 0))
+    add_datagram(turn, row, frame.flow, (head, VXLAN_LEN + octets, 0, 0))
     return True
 
 
 @inlined
-def _socket(turn: _Turn, row: int, flow: int) -> int:
-    """Return the descriptor of the socket for a flow, or -1."""
-    values = turn.values[row]
-    slot = (flow & values[layout.TX_SLOT_MASK]) + values[layout.TX_SLOT_BASE]
-    return i64(turn.paths[values[layout.TX_PATH], slot])
-
-
-@inlined
-def _count(turn: _Turn, row: int, frames: int, octets: int) -> None:
+def _count(turn: Turn, row: int, frames: int, octets: int) -> None:
     """Count frames before they are sent, as `Segment.account` does."""
     values, result = turn.values[row], turn.result
     if values[layout.TX_FRAMES] == 0:
@@ -243,14 +215,14 @@ def _count(turn: _Turn, row: int, frames: int, octets: int) -> None:
 
 
 @inlined
-def _take_superframe(turn: _Turn, row: int, frame: _Frame, frame_max: int) -> bool:
+def _take_superframe(turn: Turn, row: int, frame: _Frame, frame_max: int) -> bool:
     """Segment a superframe, and send its segments or add them to a group. Returns: as `_take`."""
     size, body = _plan_segments(turn.data, frame)
     header_len, payload = body - frame.begin, frame.ip_end - body
     if size < 1 or header_len + size > frame_max:
         return False
     count = (payload + size - 1) // size
-    if not _reserve(turn, count):
+    if not reserve(turn, count):
         return False
     turn.values[row, layout.TX_SUPERFRAMES] += 1
     _count(turn, row, count, payload + count * header_len)
@@ -259,7 +231,7 @@ def _take_superframe(turn: _Turn, row: int, frame: _Frame, frame_max: int) -> bo
 
 
 @inlined
-def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) -> None:
+def _add_segments(turn: Turn, row: int, frame: _Frame, body: int, size: int) -> None:
     """Write the headers of each segment of a superframe, and add it to a group.
 
     A checksum is the sum of what is the same in all segments, of what differs, and of the payload.
@@ -286,7 +258,7 @@ def _add_segments(turn: _Turn, row: int, frame: _Frame, body: int, size: int) ->
             _write_tcp(data, head + transport, sequence, flags & ~absent, total)
         else:
             _write_udp(data, head + transport, octets, total)
-        _add_datagram(turn, row, frame.flow, (head, head_len, at, payload))
+        add_datagram(turn, row, frame.flow, (head, head_len, at, payload))
         at, head = at + payload, head + layout.HEAD_LEN
         ident, sequence = (ident + 1) & 0xFFFF, (sequence + payload) & 0xFFFFFFFF
 
@@ -340,155 +312,6 @@ def _write_udp(data: Octets, udp: int, octets: int, total: int) -> None:
     put16(data, udp + _UDP_CHECKSUM, fold(total + octets) ^ 0xFFFF or 0xFFFF)
 
 
-# --- groups -------------------------------------------------------------------------------------
-
-
-@inlined
-def _reserve(turn: _Turn, count: int) -> bool:
-    """Make room for `count` datagrams, if necessary by sending all groups.
-
-    Returns: False if there cannot be room, or if a send failed: a flow with unsent datagrams must
-    not continue.
-    """
-    if turn.send[layout.SEND_USED] + count > layout.DATAGRAMS >= count:
-        _send_groups(turn)
-    return count <= layout.DATAGRAMS and turn.send[layout.SEND_FAILED] == 0
-
-
-@inlined
-def _add_datagram(turn: _Turn, row: int, flow: int, parts: tuple[int, int, int, int]) -> None:
-    """Add a datagram to the group of its flow, and send the group if it is complete.
-
-    `parts` are offset and octets of its head and of its body. If the datagram does not fit into the
-    group, that is sent, and the datagram begins another one.
-    """
-    send, datagrams, values = turn.send, turn.datagrams, turn.values[row]
-    octets = parts[1] + parts[3]
-    number = values[layout.TX_PATH] * _FLOWS + (flow & values[layout.TX_SLOT_MASK])
-    number = i64(number) % layout.GROUPS
-    group = turn.groups[number]
-    # UDP_SEGMENT allows only the last datagram to be shorter, and none to be longer.
-    if group[layout.GROUP_COUNT] and (
-        group[layout.GROUP_ROW] != row or octets > group[layout.GROUP_STRIDE]
-    ):
-        _send_group(turn, number)
-    index = i64(send[layout.SEND_USED])
-    send[layout.SEND_USED] = index + 1
-    if group[layout.GROUP_COUNT] == 0:
-        _open_group(turn, group, row, flow, octets)
-        group[layout.GROUP_FIRST] = index
-    else:
-        datagrams[group[layout.GROUP_LAST], layout.DATAGRAM_NEXT] = index
-    group[layout.GROUP_LAST] = index
-    group[layout.GROUP_COUNT] += 1
-    for part in range(4):
-        datagrams[index, layout.DATAGRAM_HEAD + part] = parts[part]
-    datagrams[index, layout.DATAGRAM_GROUP] = number
-    is_full = group[layout.GROUP_COUNT] == group[layout.GROUP_COUNT_MAX]
-    if is_full or octets < group[layout.GROUP_STRIDE]:
-        _send_group(turn, number)
-
-
-@inlined
-def _open_group(turn: _Turn, group: Integers, row: int, flow: int, stride: int) -> None:
-    """Begin a group with datagrams of `stride` octets."""
-    turn.send[layout.SEND_OPEN] += 1
-    group[layout.GROUP_ROW], group[layout.GROUP_FLOW] = row, flow
-    group[layout.GROUP_STRIDE] = stride
-    path = turn.values[row, layout.TX_PATH]
-    can_segment = stride <= turn.paths[path, layout.PATH_STRIDE_MAX]
-    most = min(SEGMENTS_MAX, SEND_MAX // stride) if can_segment else 1
-    group[layout.GROUP_COUNT_MAX] = max(1, most)
-
-
-@compiled
-def _send_groups(turn: _Turn) -> None:
-    """Send all groups. No datagram is in use afterwards."""
-    for index in range(turn.send[layout.SEND_USED]):
-        number = i64(turn.datagrams[index, layout.DATAGRAM_GROUP])
-        if turn.groups[number, layout.GROUP_COUNT]:
-            _send_group(turn, number)
-    turn.send[layout.SEND_USED] = 0
-
-
-@compiled
-def _send_group(turn: _Turn, number: int) -> None:
-    """Send a group and close it. What the kernel refuses becomes unsent."""
-    group, send = turn.groups[number], turn.send
-    count, iovecs = i64(group[layout.GROUP_COUNT]), _fill_iovecs(turn, group)
-    group[layout.GROUP_COUNT] = 0
-    send[layout.SEND_OPEN] -= 1
-    turn.result[layout.RESULT_DONE] += count
-    # Only the group that fails first gets more datagrams: the rest of a superframe. No frame is
-    # read afterwards.
-    if send[layout.SEND_FAILED] == number + 1:
-        error = i64(send[layout.SEND_ERRNO])
-    else:
-        error = _send_iovecs(turn, group, count, iovecs)
-    if error == 0:
-        turn.values[group[layout.GROUP_ROW], layout.TX_DATAGRAMS] += count
-        return
-    if send[layout.SEND_FAILED] == 0:
-        send[layout.SEND_FAILED], send[layout.SEND_ERRNO] = number + 1, error
-    _keep_unsent(turn, group, iovecs, error)
-
-
-@inlined
-def _fill_iovecs(turn: _Turn, group: Integers) -> int:
-    """Describe the datagrams of a group by struct iovec. Returns: how many there are."""
-    base, iovecs, count = i64(turn.data.ctypes.data), turn.iovecs, 0
-    index = i64(group[layout.GROUP_FIRST])
-    for _ in range(group[layout.GROUP_COUNT]):
-        datagram = turn.datagrams[index]
-        iovecs[count, 0] = base + datagram[layout.DATAGRAM_HEAD]
-        iovecs[count, 1] = datagram[layout.DATAGRAM_HEAD_LEN]
-        count += 1
-        if datagram[layout.DATAGRAM_BODY_LEN]:
-            iovecs[count, 0] = base + datagram[layout.DATAGRAM_BODY]
-            iovecs[count, 1] = datagram[layout.DATAGRAM_BODY_LEN]
-            count += 1
-        index = i64(datagram[layout.DATAGRAM_NEXT])
-    return count
-
-
-@inlined
-def _send_iovecs(turn: _Turn, group: Integers, count: int, iovecs: int) -> int:
-    """Send the `count` datagrams that struct iovec describe. Returns: an errno, or 0."""
-    send, row = turn.send, i64(group[layout.GROUP_ROW])
-    control_len = i64(turn.values[row, layout.TX_CONTROL_LEN])
-    if control_len:
-        others = send[layout.SEND_CMSG_OTHERS : layout.SEND_BLOCKED].view(np.uint8)
-        copy(others, turn.templates[row, layout.TEMPLATE_CONTROL :])
-    begin = layout.SEND_CMSG_OTHERS
-    if count > 1:
-        begin = layout.SEND_CMSG_STRIDE
-        control_len += 8 * (layout.SEND_CMSG_OTHERS - layout.SEND_CMSG_STRIDE)
-        send[layout.SEND_CMSG_OTHERS - 1] = group[layout.GROUP_STRIDE]
-    address = i64(send.ctypes.data)
-    send[layout.SEND_IOVECS], send[layout.SEND_CONTROL_LEN] = iovecs, control_len
-    send[layout.SEND_CONTROL] = address + 8 * begin
-    fd = _socket(turn, row, i64(group[layout.GROUP_FLOW]))
-    return max(0, -sendmsg(fd, address + 8 * layout.SEND_MESSAGE))
-
-
-@inlined
-def _keep_unsent(turn: _Turn, group: Integers, iovecs: int, error: int) -> None:
-    """Copy the datagrams that struct iovec describe to `unsent_data`, and add them to `unsent`."""
-    base, unsent = i64(turn.data.ctypes.data), turn.unsent[turn.result[layout.RESULT_UNSENT]]
-    begin = end = i64(turn.send[layout.SEND_UNSENT])
-    for index in range(iovecs):
-        at, octets = i64(turn.iovecs[index, 0]) - base, i64(turn.iovecs[index, 1])
-        copy(turn.unsent_data[end : end + octets], turn.data[at : at + octets])
-        end += octets
-    turn.send[layout.SEND_UNSENT] = end
-    turn.result[layout.RESULT_UNSENT] += 1
-    unsent[layout.UNSENT_ROW] = group[layout.GROUP_ROW]
-    unsent[layout.UNSENT_FLOW] = group[layout.GROUP_FLOW]
-    unsent[layout.UNSENT_STRIDE] = group[layout.GROUP_STRIDE]
-    unsent[layout.UNSENT_BEGIN], unsent[layout.UNSENT_OCTETS] = begin, end - begin
-    unsent[layout.UNSENT_ERRNO] = error
-
-
 # --- the turn -----------------------------------------------------------------------------------
 
 
@@ -519,7 +342,7 @@ def transmit_turn(  # noqa: PLR0913, PLR0917
     send: Integers,
 ) -> None:
     """Read up to `most` frames from a TAP and send or return them; see `TransmitTurn.run`."""
-    turn = _Turn(
+    turn = Turn(
         *(data, unsent_data, templates, keys, values, paths, returned, returned_keys, unsent),
         *(datagrams, groups, iovecs, touched, result, send),
     )
@@ -538,7 +361,7 @@ def transmit_turn(  # noqa: PLR0913, PLR0917
         result[layout.RESULT_TAKEN] += 1
         octets += got
         at = _handle(turn, at, got, port, kind_mask, frame_max)
-    _send_groups(turn)
+    send_groups(turn)
 
 
 class TransmitTurn:
