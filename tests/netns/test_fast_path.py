@@ -11,7 +11,6 @@ from tests.netns.hosts import (
     Pair,
     Pyvtep,
     Start,
-    is_reachable,
     kernel_vtep,
     ping,
     pyvtep,
@@ -70,13 +69,19 @@ def test_it_is_turned_off_and_on_while_frames_pass(pair: Pair, start: Start) -> 
 def test_frames_pass_while_it_is_compiled(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, _ = pair
     vtep = start_with_cache(pair, start, tmp_path / "cache")
+    compiling = ("compiling", "on in about half a minute")
+    wait_until(lambda: state_of(vtep) == compiling, "the compiler")
     ping(a, "10.0.0.2")
-    assert state_of(vtep) == ("compiling", "on in about half a minute")
     assert "fast path: compiling, on in about half a minute" in vtep.log
     assert vtep.run("vni", "show").rstrip().endswith("compiling, on in about half a minute")
-    children = Path(f"/proc/{vtep.process.pid}/task").glob("*/children")
-    (child,) = " ".join(path.read_text() for path in children).split()
-    assert os.sched_getscheduler(int(child)) == os.SCHED_IDLE
+    threads = Path(f"/proc/{vtep.process.pid}/task")
+
+    def children() -> list[str]:
+        return " ".join(path.read_text() for path in threads.glob("*/children")).split()
+
+    wait_until(children, "the compiler")
+    (child,) = children()
+    wait_until(lambda: os.sched_getscheduler(int(child)) == os.SCHED_IDLE, "the priority")
     assert vtep.stop() == 0
     wait_until(lambda: not Path(f"/proc/{child}").exists(), "the end of the compiler")
     assert "Traceback" not in vtep.log
@@ -85,6 +90,7 @@ def test_frames_pass_while_it_is_compiled(pair: Pair, start: Start, tmp_path: Pa
 def test_without_a_directory_it_is_off(pair: Pair, start: Start) -> None:
     a, _ = pair
     vtep = start_with_cache(pair, start, "/proc/nowhere")
+    wait_until(lambda: state_of(vtep)[0] == "off", "the refusal")
     ping(a, "10.0.0.2")
     status, reason = state_of(vtep)
     assert (status, str(reason).partition(": ")[0]) == (
@@ -92,7 +98,6 @@ def test_without_a_directory_it_is_off(pair: Pair, start: Start) -> None:
         "there is no safe directory for compiled code",
     )
     assert f"WARNING pyvtep: fast path: off: {reason}" in vtep.log
-    assert is_reachable(a, "10.0.0.2")
     done = pyvtep(a, "doctor", "--socket", str(vtep.control))
     assert "WARNING: the fast path of pyvtep is off: there is no safe directory" in done.stdout
     assert f"To fix it: set {VARIABLE}" in done.stdout

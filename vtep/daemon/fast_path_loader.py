@@ -148,7 +148,7 @@ class FastPathLoader:
 
     def fail(self, state: FastPathState) -> None:
         """Turn the fast path off for good, after an error in a compiled turn."""
-        self._loaded = None
+        self._loaded = self._fast_path = None
         self._finish(state)
 
     def _on_progress(self, job: "_Job", progress: FastPathState | Turns) -> None:
