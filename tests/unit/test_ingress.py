@@ -136,10 +136,20 @@ class Datagram(NamedTuple):
 
 
 def run(
-    datagrams: Sequence[Datagram], policy: SegmentPolicy, *, at_once: bool, uso: bool = True
+    datagrams: Sequence[Datagram],
+    policy: SegmentPolicy,
+    *,
+    at_once: bool,
+    uso: bool = True,
+    both_accepted: bool = False,
 ) -> Seen:
+    """Drain some datagrams at once, or decide about each alone, whatever was decided before."""
     with ExitStack() as stack:
         it = Vtep(stack, policy, uso=uso)
+        if both_accepted:
+            it.segment.set_remotes([Remote(HOST, 4789), Remote(STRANGER, 4789)], 0.0)
+        if not at_once:
+            setattr(it.ingress._decisions, "keep", lambda *_: None)  # noqa: B010  a method to mypy
         for number, each in enumerate(datagrams, 1):
             it.send(*each)
             if not at_once or number % 20 == 0:  # The queue of the TAP holds few of 64 KiB.
@@ -502,7 +512,83 @@ def streams(draw: st.DrawFn) -> list[Datagram]:
     return [Datagram(vxlan.pack(VNI) + frame.build(), tos, sender) for frame in frames]
 
 
-@settings(BASIC, max_examples=200)
+def test_a_mac_that_moves_to_and_fro() -> None:
+    """Each move is counted, though what was decided before it is repeated in between."""
+    once = vxlan.pack(VNI) + Frame(protocol=17, payload=bytes(9)).build()
+    senders = [0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 0, 0, 0, 2, 1] * 3
+    datagrams = [Datagram(once, 0, sender) for sender in senders]
+    together = run(datagrams, SegmentPolicy(), at_once=True, both_accepted=True)
+    alone = run(datagrams, SegmentPolicy(), at_once=False, both_accepted=True)
+    assert together[:3] == alone[:3]
+    assert alone.counters["fdb_moved"] > 6
+
+
+def learn_elsewhere(it: Vtep) -> None:
+    it.segment.fdb.replace(Frame().src, Remote(STRANGER, 4789), 0.0)
+
+
+def fill(it: Vtep) -> None:
+    it.segment.fdb.max_addresses = 1
+    it.segment.fdb.remove(Frame().src)
+    it.segment.fdb.learn(b"\2\0\0\0\0\x77", Remote(HOST, 4789), 0.0)
+
+
+def forget_remote(it: Vtep) -> None:
+    it.segment.set_remotes([], 0.0)
+
+
+def take_mac(it: Vtep) -> None:
+    it.segment.own_mac = Frame().src
+
+
+def learn_nothing(it: Vtep) -> None:
+    it.segment.learning = False
+
+
+def require_group(it: Vtep) -> None:
+    it.segment.set_policy(SegmentPolicy(groups=GroupPolicy(7)))
+
+
+def strip(it: Vtep) -> None:
+    it.segment.set_policy(SegmentPolicy(inner_vlan=InnerVlan.STRIP))
+
+
+def detach(it: Vtep) -> None:
+    it.ingress.detach(it.segment)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [learn_elsewhere, fill, forget_remote, take_mac, learn_nothing, require_group, strip, detach],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decision_holds_until_something_changes(
+    kind: str, change: Callable[[Vtep], None]
+) -> None:
+    datagram = vxlan.pack(VNI) + Frame(*KINDS[kind], payload=bytes(9)).build()
+
+    def turns(*, repeats: bool) -> tuple[Seen, int]:
+        with ExitStack() as stack:
+            it = Vtep(stack, SegmentPolicy())
+            if not repeats:
+                setattr(it.ingress._decisions, "keep", lambda *_: None)  # noqa: B010
+            kept = 0
+            for turn in range(6):
+                if turn == 3:
+                    kept = len(it.ingress._decisions)
+                    change(it)
+                for _ in range(4):
+                    it.send(datagram)
+                it.drain()
+            return it.seen(), kept
+
+    repeated, kept = turns(repeats=True)
+    decided, _ = turns(repeats=False)
+    assert kept == 1
+    assert repeated == decided
+
+
+@settings(BASIC, max_examples=100)
 @given(
     streams=st.lists(streams(), min_size=2, max_size=12),
     policy=POLICIES,

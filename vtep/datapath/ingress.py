@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.receive_mode import SINGLES_IN_A_ROW, ReceiveMode
+from vtep.datapath.singles import KINDED_MIN, KINDS, Decision, SingleDecisions
+from vtep.datapath.superframe_repeat import SuperframeRepeat
 from vtep.datapath.tap_fallback import MergeGuard, count_frames, write_without_offload
 from vtep.datapath.verdicts import IngressVerdicts
 from vtep.forwarding.demux import Demux
-from vtep.forwarding.segment import INNER_MIN, Segment
+from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import Received, ReceivedRun, Receiver, TapDevice
 from vtep.io.slots import Slots
 from vtep.offload.merge import Merger
@@ -23,7 +25,6 @@ from vtep.offload.split import Splitter
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ecn, ethernet, virtio, vxlan
 from vtep.wire import ip as inet
-from vtep.wire.flow import superframe_key_struct
 
 if TYPE_CHECKING:
     from vtep.fastpath.table import FastPath
@@ -35,9 +36,9 @@ _BURST_MAX = 3 * _DATAGRAM_MAX
 """Octets of consecutive batches of one flow after which they are merged and delivered. More would
 save little per batch, and would not be in the processor's cache any more."""
 
-_MERGE_MIN = 4
-"""Datagrams of one size and source that are merged. A merge takes 25 us, and saves 4 us for each
-datagram here and as much in the kernel."""
+_MERGE_MIN = 5
+"""Datagrams of one size and source that are merged. A merge takes 25 us, and saves 2 us for each
+datagram here, and the kernel more than that."""
 
 _UNLIMITED = 1 << 30
 """More budget than a turn can use."""
@@ -89,8 +90,9 @@ class Ingress:
         self._splitter = Splitter(b"")
         # The virtio header of the last single datagram that was delivered.
         self._header = virtio.PLAIN
-        # The datagram that was received behind a run and not handled yet; it is in the buffer.
-        self._ahead: Received | None = None
+        # Decisions about single datagrams, and those that were repeated and not accounted yet.
+        self._decisions = SingleDecisions()
+        self._repeated: list[Decision] = []
         # Source, lengths and ECN field of the last superframe.
         self._last_superframe: Received | None = None
         # The last turn had one datagram. In request-response traffic, the host has answered it by
@@ -123,6 +125,9 @@ class Ingress:
         if self._verdicts is not None:
             self._verdicts.attach(self._targets[segment])
         self._demux.segments[segment.vni] = segment
+        if self._decisions.forget not in segment.verdict_watchers:
+            segment.verdict_watchers.append(self._decisions.forget)
+        self._decisions.forget()
         if tap.uso:
             self._without_uso.discard(segment)
         else:
@@ -135,6 +140,8 @@ class Ingress:
             del self._demux.segments[segment.vni]
             if self._verdicts is not None:
                 self._verdicts.detach(segment)
+            self._decisions.forget()
+            segment.verdict_watchers.remove(self._decisions.forget)
             self._without_uso.discard(segment)
             for protocol in ("TCP", "UDP"):
                 self._guards.pop((segment, protocol), None)
@@ -224,8 +231,10 @@ class Ingress:
             self._receive_many(receiver, BUDGET, now)
         else:
             self._receive_singly(receiver.receive, receiver, BUDGET, now)
+        if self._repeated:
+            self._account_repeated(now)
 
-    def _receive_singly(  # noqa: C901, PLR0915  One loop: calls are expensive.
+    def _receive_singly(  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
         self,
         receive: Callable[[memoryview], Received],
         receiver: Receiver | None,
@@ -246,22 +255,28 @@ class Ingress:
         begin = end = stride = port = outer_ecn = 0
         host = ""
         singles = 0
+        repeat: SuperframeRepeat | None = None
         single_frame_turn = self._single_frame_turn
         while budget > 0:
             budget -= 1
             try:
-                rx = self._ahead or receive(buffer[end:])
-            except BlockingIOError:
-                break
+                rx = receive(buffer[end:])
             except OSError as error:
-                self._on_receive_error(error)
+                if not isinstance(error, BlockingIOError):
+                    self._on_receive_error(error)
                 break
-            self._ahead = None
+            if repeat is not None:
+                if repeat.holds_for(rx, buffer):
+                    self._deliver_repeat(repeat, buffer[_HEADER_LEN : rx[0]])
+                    budget -= SUPERFRAME_COST
+                    continue
+                repeat.account(self._admit, now)
+                repeat = None
             octets, rx_stride, rx_host, rx_port, rx_ecn = rx
             data = buffer[end : end + octets]
             # With UDP_GRO, the kernel reports the length of each datagram of a batch.
             is_batch = octets > rx_stride
-            # A superframe of UDP that was never segmented looks like a batch as well.
+            # A superframe of UDP that was never segmented looks like one as well.
             if is_batch and is_udp_superframe(data[_HEADER_LEN:]):
                 octets = self._demux.check_gro_batch(data, rx_stride, rx_host)
                 is_batch = octets > 0
@@ -276,10 +291,10 @@ class Ingress:
                 begin = end = 0
                 if target is not None and self._header[1] != virtio.GSO_NONE:
                     # A superframe between those of other sources is hardly the first one of a run.
-                    most = budget // (SUPERFRAME_COST + 1) if rx == self._last_superframe else 0
+                    if rx == self._last_superframe and not target.tracker.active:
+                        repeat = SuperframeRepeat.begin(target, rx, self._header, data)
                     self._last_superframe = rx
-                    count = self._extend_run(receive, target, rx, data, most, now) if most else 0
-                    budget -= SUPERFRAME_COST + count * (SUPERFRAME_COST + 1)
+                    budget -= SUPERFRAME_COST
                     singles = 0
                 elif single_frame_turn and target is not None:
                     target.kick_egress()
@@ -304,19 +319,20 @@ class Ingress:
                 begin = end = 0
         if begin < end:
             self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
+        if repeat is not None:
+            repeat.account(self._admit, now)
         # One datagram, and the receive that found no other one.
         self._single_frame_turn = budget == BUDGET - 2
 
     def _receive_many(self, receiver: Receiver, budget: int, now: float) -> None:
         """Receive many datagrams with each call, as far as the budget goes, and deliver them.
 
-        What was received is delivered in the same turn, even beyond the budget: the descriptor
-        tells the event loop about nothing but what the socket has.
+        What was received is delivered in this turn, even beyond the budget: it makes no descriptor
+        readable.
         """
         self._single_frame_turn = False
         slots = self._slots
-        # Without offload gro, nothing is to be merged.
-        merges = receiver.gro_enabled
+        merges = receiver.gro_enabled  # Without offload gro, nothing is to be merged.
         most = singles = 0
         while budget > 0:
             try:
@@ -333,8 +349,7 @@ class Ingress:
                 most = count
                 singles = sum(number for (octets, stride, *_), number in runs if octets == stride)
             if count < slots.count:
-                # The socket was empty. What has arrived meanwhile makes it readable.
-                break
+                break  # The socket was empty. What has arrived meanwhile makes it readable.
         self._receive_mode.end_turn(receiver, most, singles)
 
     def _deliver_runs(
@@ -389,6 +404,7 @@ class Ingress:
     def handle_datagram(self, datagram: memoryview, host: str, outer_ecn: int, now: float) -> None:
         """Handle a datagram that another socket has received from a host."""
         self._handle_single(datagram, len(datagram), host, outer_ecn, now)
+        self._account_repeated(now)
 
     def _handle_single(
         self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
@@ -400,6 +416,22 @@ class Ingress:
 
         Returns: where it was delivered, or None. Side effect: sets `_header` if it was.
         """
+        # Compiled turns repeat decisions themselves, and learn from those that are made here.
+        is_single = stride == len(data) >= KINDED_MIN and not outer_ecn and self._verdicts is None
+        if is_single:
+            # The low octet of the EtherType, and the protocol of IPv6 or IPv4.
+            version = data[21]
+            kind = KINDS.get((version, data[28] if version else data[31]))
+            if kind is not None and stride >= kind.end:
+                decision = self._decisions.get((host, stride, kind.unpack(data)))
+                if decision is not None:
+                    partial = data[kind.checksum : kind.end] == decision.partial_sum
+                    header = decision.partial_header if partial else virtio.PLAIN
+                    target = self._targets[decision.segment]
+                    if header is not None and not target.tracker.active:
+                        target.counters.partial_checksums += partial
+                        self._deliver_decided(target, decision, header, data[_HEADER_LEN:])
+                        return target
         segment = self._admit(data, host, now)
         if segment is None:
             return None
@@ -410,72 +442,38 @@ class Ingress:
             segment.counters.drop(Drop.CONGESTION, host)
             return None
         self._deliver_single(target, frame, stride, now)
+        if is_single and self._header[1] == virtio.GSO_NONE:
+            self._decisions.keep(data, host, segment)
         return target
 
-    def _extend_run(
-        self,
-        receive: Callable[[memoryview], Received],
-        target: TapTarget,
-        first: Received,
-        data: memoryview,
-        most: int,
-        now: float,
-    ) -> int:
-        """Forward up to `most` following datagrams without parsing them while they match the last.
-
-        `data` is that datagram, a TCP superframe that was admitted and delivered, and `first` is
-        what its receive returned. The first datagram that does not match is received ahead.
-
-        Nothing is delivered without admission. Apart from ARP and neighbour discovery, admission
-        depends on the source host, the VXLAN header and the inner Ethernet header, which all match
-        those of an admitted datagram, and on tables that change between turns only. So the result
-        is known before the frame is written, and `Demux.admit` learns and counts all at once.
-
-        Returns: how many datagrams matched.
-        """
-        host, header = first[2], self._header
-        frame = data[_HEADER_LEN:]
-        key_struct = superframe_key_struct(frame)
-        if key_struct is None:
-            return 0
-        unpack, run_key = key_struct.unpack_from, key_struct.unpack_from(frame)
-        head = bytes(data[:INNER_MIN])
-        buffer, vxlan_header = self._buffer, head[:_HEADER_LEN]
-        write = target.tap.write
-        frame = buffer[_HEADER_LEN : len(data)]
-        count = refused = 0
+    def _deliver_decided(
+        self, target: TapTarget, decision: Decision, header: bytes, frame: memoryview
+    ) -> None:
+        """Deliver a frame by a decision about an earlier one."""
+        self._header = header
+        if not decision.count:
+            self._repeated.append(decision)
+        decision.count += 1
         try:
-            while count < most:
-                self._ahead = receive(buffer)
-                # Source, lengths and ECN field, the VXLAN header, and the run key.
-                if (
-                    self._ahead != first
-                    or buffer[:_HEADER_LEN] != vxlan_header
-                    or unpack(buffer, _HEADER_LEN) != run_key
-                ):
-                    break
-                self._ahead = None
-                count += 1
-                # The virtio header of the first one holds: the run key covers what it depends on.
-                try:
-                    write((header, frame))
-                except OSError as error:
-                    refused += 1
-                    self._write_without_offload(target, frame, header, error)
-        except BlockingIOError:
-            pass
+            target.tap.write((header, frame))
         except OSError as error:
-            self._on_receive_error(error)
-        if count:
-            self._admit(head, host, now, count)
-            counters = target.counters
-            # What `virtio_header` counts for a superframe that it parses.
-            counters.partial_checksums += count
-            counters.super_datagrams += count
-            frames, octets = count_frames(len(frame), header)
-            counters.rx_frames += (count - refused) * frames
-            counters.rx_bytes += (count - refused) * octets
-        return count
+            decision.refused += 1
+            self._write_without_offload(target, frame, header, error)
+
+    def _account_repeated(self, now: float) -> None:
+        """Count what was delivered by earlier decisions, at the end of a turn."""
+        for decision in self._repeated:
+            decision.account(now)
+        self._repeated.clear()
+
+    def _deliver_repeat(self, repeat: SuperframeRepeat, frame: memoryview) -> None:
+        """Deliver a superframe as the one before it. Its run key covers the virtio header."""
+        repeat.count += 1
+        try:
+            repeat.target.tap.write((repeat.header, frame))
+        except OSError as error:
+            repeat.refused += 1
+            self._write_without_offload(repeat.target, frame, repeat.header, error)
 
     def _deliver_burst(
         self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
