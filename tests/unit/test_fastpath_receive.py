@@ -387,6 +387,20 @@ def test_shorter_segment_is_the_last(harness: Harness, kind: str, sizes: tuple[i
     check(harness, build(frames), batch=False, same_size=False)
 
 
+@pytest.mark.parametrize("words", range(5))
+def test_tcp_header_shorter_than_its_minimum(harness: Harness, words: int) -> None:
+    """Receive segments that would follow each other if their headers were as short as stated."""
+    frames = []
+    for number in range(3):
+        seq = number * (20 + 20 - 4 * words)
+        frame = Frame(payload=bytes(20), ident=number, seq=seq)
+        octets = bytearray(frame.build())
+        octets[frame.shape.upper + 12] = words << 4
+        twins.with_checksums(octets, frame.shape, partial=False)
+        frames.append(bytes(octets))
+    assert harness.forward(frames) == (with_headers([(None, frame) for frame in frames]), [])
+
+
 def test_no_more_segments_than_an_item_has_room_for(harness: Harness) -> None:
     frames = build(segment_run(Frame(), layout.ITEM_SEGMENTS_MAX + 2, 1))
     harness.learn([VXLAN + frames[0]])
