@@ -168,7 +168,9 @@ class Ingress:
         if (tso, uso) != (self._merger.tso, self._merger.uso):
             self._merger = Merger(_HEADER_LEN, tso=tso, uso=uso)
         if self._verdicts is not None:
-            self._verdicts.set_merging(tso=tso, uso=uso)
+            # Without offload gro, nothing is to be merged.
+            gro = all(receiver.gro_enabled for receiver in self._receivers)
+            self._verdicts.set_merging(tso=tso and gro, uso=uso and gro)
 
     def use_fast_path(self, fast: "FastPath | None") -> None:
         """Receive with compiled turns from now on, or without."""
@@ -202,6 +204,7 @@ class Ingress:
         self.stop()
         self._receivers = tuple(receivers)
         self._receive_mode.clear()
+        self._choose_merger(time.monotonic())
         if self._targets:
             self.start()
 
