@@ -30,6 +30,9 @@ _DCCP = 33
 _SCTP = 132
 _UDPLITE = 136
 
+_EXTENSION_HEADERS = (0, 43, 44, 51, 60, 135, 139, 140)
+"""IPv6 extension headers (RFC 7045, section 4). A SYN behind them would have to be found."""
+
 _SYN = 0x02
 
 _CRC_POLYNOMIAL = 0xEDB88320
@@ -144,6 +147,8 @@ def parse(data: Octets, at: int, octets: int) -> tuple[int, int, int, int, int]:
         protocol, tos = i64(data[ip + 9]), i64(data[ip + 1])
     elif ethertype == TYPE_IPV6:
         if ip + 40 > at + octets or i64(data[ip]) >> 4 != 6:
+            return nothing
+        if i64(data[ip + 6]) in _EXTENSION_HEADERS:
             return nothing
         transport = ip + 40
         end = transport + be16(data, ip + 4)
