@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtep.counters import Drop
@@ -121,7 +120,7 @@ class Egress:
         self._repeat: _Repeat | None = None
         # Runs by route and source port, and decisions by run key.
         self._runs: dict[tuple[Route, int], _Run] = {}
-        self._decisions: dict[tuple[bytes, ...], _Decision] = {}
+        self._decisions: dict[tuple[bytes, ...] | None, _Decision] = {}
         self._key_struct = UDP_V4_KEY
         segment.verdict_watchers.append(self._forget_decisions)
         # Each remote has POOL_MAX source ports at most. Flows with the same remainder share a port,
@@ -265,22 +264,26 @@ class Egress:
                 # Its checksum is complete, since policies look into the frame.
                 to_finish = None
             buffer[end:body] = header
-            decision = decisions.get(read_key(buffer, body)) if length >= key_octets else None
+            key = read_key(buffer, body) if length >= key_octets else None
+            decision = decisions.get(key)
             if decision is None:
                 frame = buffer[body : body + length]
                 frame_struct = run_key_struct(frame)
-                if frame_struct is not None:
-                    key_struct = frame_struct
-                    read_key, key_octets = key_struct.unpack_from, key_struct.size
-                    decision = decisions.get(read_key(buffer, body))
-                if decision is None:
+                if frame_struct is None:
+                    key = None
                     # A longer frame is no SYN, and short ones are rejected at a fixed offset in
-                    # most cases.
+                    # most cases. A frame with a run key is none either.
                     if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
                         self._clamp_syn(frame, syn, to_finish)
                         # A frame without a partial checksum does not join a run with one.
                         to_finish = None
-                    decision = self._decide(frame, frame_struct)
+                elif frame_struct is not key_struct or key is None:
+                    key_struct = frame_struct
+                    read_key, key_octets = key_struct.unpack_from, key_struct.size
+                    key = read_key(buffer, body)
+                    decision = decisions.get(key)
+                if decision is None:
+                    decision = self._decide(frame, key)
             run, flow = decision
             size = _HEADER_LEN + length
             if size <= run.stride and flow == run.flow and to_finish == run.partial:
@@ -339,7 +342,7 @@ class Egress:
         self._decisions.clear()
         self._runs.clear()
 
-    def _decide(self, frame: memoryview, key_struct: Struct | None) -> "_Decision":
+    def _decide(self, frame: memoryview, run_key: tuple[bytes, ...] | None) -> "_Decision":
         """Decide where a frame goes, and keep the decision if the frame has a run key."""
         route, flow = self._segment.route(frame), self._flow(frame)
         if len(self._decisions) >= _DECISIONS_MAX or len(self._runs) >= _DECISIONS_MAX:
@@ -350,9 +353,10 @@ class Egress:
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = _Run(route)
-        if key_struct is not None:
-            self._decisions[key_struct.unpack_from(frame)] = run, flow
-        return run, flow
+        decision = run, flow
+        if run_key is not None:
+            self._decisions[run_key] = decision
+        return decision
 
     def _flow(self, frame: Buffer, layer: NetworkLayer | None = None) -> int:
         """Return the flow of a frame as `Sender.send` takes it."""
