@@ -11,6 +11,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from tests.unit.twins import (
     build,
     bursts,
     corrupted,
+    loop_sum,
     segment_run,
 )
 from tests.unit.uncompiled import run_again
@@ -349,6 +351,22 @@ def test_every_disturbance(harness: Harness, kind: str, numbers: set[int]) -> No
             for number, frame in enumerate(run)
         ]
         check(harness, build(frames), batch=False, same_size=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_complete_and_partial_checksums(harness: Harness, kind: str) -> None:
+    """Receive three segments, each with a complete checksum, a partial one, or one that is both."""
+    run = segment_run(Frame(*KINDS[kind]), 3, 20)
+    variants = []
+    for frame in run:
+        blank = replace(frame, payload=bytes(20), partial=True)
+        octets, shape = blank.build(), blank.shape
+        total = loop_sum(twins.pseudo_header(octets, shape) + octets[shape.upper :])
+        both = replace(blank, payload=struct.pack("!H18x", total ^ 0xFFFF))
+        assert twins.finish(both.build()) == both.build()
+        variants.append((frame, replace(frame, partial=True), both))
+    for frames in product(*variants):
+        check(harness, build(frames), batch=True, same_size=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -71,6 +71,7 @@ def _receive(turn: _Turn, fd: int, most: int) -> int:
     messages, result = turn.messages, turn.result
     wanted = min(most, result[layout.RESULT_MOST])
     result[: layout.RESULT_MOST] = 0
+    # The kernel has replaced these by what the last message had.
     for message in range(wanted):
         messages[message, layout.MESSAGE_NAME_LEN] = _NAME_OCTETS
         messages[message, layout.MESSAGE_CONTROL_LEN] = _CONTROL_OCTETS
@@ -99,7 +100,7 @@ def _read_control(turn: _Turn, message: int, octets: int) -> None:
     stride, outer_ecn = octets, 0
     at = layout.ENVELOPE_CONTROL
     end = at + min(_CONTROL_OCTETS, i64(turn.messages[message, layout.MESSAGE_CONTROL_LEN])) // 8
-    # struct cmsghdr: a word with the length, one with level and type; then the data.
+    # struct cmsghdr: a word with the length, one with level and type; then the data, padded.
     while at + 2 < end:
         value = i64(envelopes[message, at + 2])
         if i64(envelopes[message, at + 1]) == _CMSG_GRO:
@@ -156,6 +157,7 @@ def _is_separable(data: Octets, at: int, end: int, stride: int) -> bool:
 @inlined
 def _has_same_source(envelopes: Integers, message: int) -> bool:
     """Return True if a message has the source and the outer ECN field of the one before it."""
+    # The port counts here, though not in the key: a flow keeps it, and this is only a short cut.
     if message == 0:
         return False
     this, before = envelopes[message], envelopes[message - 1]
@@ -236,6 +238,7 @@ def _deliver(turn: _Turn, bucket: int, row: int, frame: InnerFrame) -> bool:
         return True
     partial = is_partial(data, frame)
     # A superframe that was never segmented: the slow path knows its segment size.
+    # One with a complete checksum was sent so: the MTU is then the business of the receiving host.
     if partial and frame.octets > target[layout.TARGET_MTU] + frame.ip - frame.begin:
         return False
     _flush(turn, bucket)
@@ -306,11 +309,13 @@ def _flush(turn: _Turn, bucket: int) -> None:
     at = layout.MESSAGES * layout.SLOT + bucket * layout.ITEM_HEADERS
     header_len = write_headers(turn.data, item, at)
     item[layout.ITEM_COUNT] = 0
-    # These headers replace those of the first frame, which itself stays as it was received.
+    # These headers replace those of the first frame, which itself stays as it was received. In a
+    # superframe, the first iovec of the payload therefore begins behind them.
     iovec[1] = virtio.HEADER_LEN + header_len
     iovec[2] += header_len
     iovec[3] -= header_len
     fd = i64(turn.targets[turn.values[row, layout.RX_TARGET], layout.TARGET_FD])
+    # A TAP takes a frame as a whole, or not at all.
     if _touch(turn, row) and writev(fd, i64(iovec.ctypes.data), 1 + count) >= 0:
         _count(turn, item, row, count)
     else:
