@@ -180,7 +180,9 @@ class Harness:
         assert sorted(touched) == turn.values[:, layout.TX_FRAMES].nonzero()[0].tolist()
         unsent = [datagram for each in outcome.unsent for datagram in each.datagrams]
         frames, octets, _, datagrams = turn.values[:, layout.TX_FRAMES :].sum(axis=0).tolist()
-        assert frames == datagrams + len(unsent) == result[layout.RESULT_DONE]
+        assert frames == datagrams + len(unsent)
+        taken, done = result[layout.RESULT_TAKEN], result[layout.RESULT_DONE]
+        assert taken == done + len(outcome.returned)
         if self.remote.fileno() >= 0 and not self.other_senders:
             assert datagrams == len(outcome.datagrams)
             everything = outcome.datagrams + unsent

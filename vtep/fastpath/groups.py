@@ -122,7 +122,6 @@ def _send_group(turn: Turn, number: int) -> None:
     count, iovecs = i64(group[layout.GROUP_COUNT]), _fill_iovecs(turn, group)
     group[layout.GROUP_COUNT] = 0
     send[layout.SEND_OPEN] -= 1
-    turn.result[layout.RESULT_DONE] += count
     # Only the group that fails first gets more datagrams: the rest of a superframe. No frame is
     # read afterwards.
     if send[layout.SEND_FAILED] == number + 1:

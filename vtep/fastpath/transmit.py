@@ -153,7 +153,16 @@ def _handle(turn: Turn, at: int, octets: int, port: int, kind_mask: int, frame_m
         return _round_up(end)
     # All is sent, so the memory is free: what is read to it next finds it in the cache.
     send[layout.SEND_USED] = 0
+    _mark_done(turn)
     return i64(send[layout.SEND_KEPT])
+
+
+@inlined
+def _mark_done(turn: Turn) -> None:
+    """Count all frames as done, except returned ones. No group is open."""
+    result = turn.result
+    done = result[layout.RESULT_TAKEN] - result[layout.RESULT_RETURNED]
+    result[layout.RESULT_DONE] = done
 
 
 @inlined
@@ -362,6 +371,7 @@ def transmit_turn(  # noqa: PLR0913, PLR0917
         octets += got
         at = _handle(turn, at, got, port, kind_mask, frame_max)
     send_groups(turn)
+    _mark_done(turn)
 
 
 class TransmitTurn:
