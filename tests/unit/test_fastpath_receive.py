@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit import twins
+from tests.unit.test_merge import zero_checksum
 from tests.unit.twins import (
     BASIC,
     DISTURBANCES,
@@ -372,13 +373,12 @@ def test_complete_and_partial_checksums(harness: Harness, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", ["ip_checksum", "checksum"])
 def test_only_the_right_zero_is_merged(harness: Harness, kind: str, field: str) -> None:
-    frames = segment_run(Frame(*KINDS[kind]), 3, 20)
+    """Receive a segment whose checksum is 0 in one of both representations."""
+    run = zero_checksum(Frame(*KINDS[kind]), "ip" if field == "ip_checksum" else field)
     for value in (0, 0xFFFF):
         changes: dict[str, Any] = {field: value}
-        check(
-            harness, build([frames[0], replace(frames[1], **changes), frames[2]]),
-            batch=False, same_size=True,
-        )  # fmt: skip
+        frames = build([run[0], replace(run[1], **changes), run[2]])
+        check(harness, frames, batch=False, same_size=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -507,6 +507,12 @@ def test_partial_frame_larger_than_the_mtu(harness: Harness, kind: str, tags: in
 def test_padding(harness: Harness, kind: str, padding: bytes) -> None:
     frames = build(segment_run(Frame(*KINDS[kind], partial=True, padding=padding), 2, 20))
     assert_delivered(harness.forward(frames), frames)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_partial_checksum_of_another_length(harness: Harness, version: int) -> None:
+    frames = build(segment_run(Frame(version, UDP, partial=True, udp_longer=1), 2, 20))
+    assert harness.forward(frames).delivered == [(virtio.PLAIN, frame) for frame in frames]
 
 
 @pytest.mark.parametrize("version", [4, 6])
