@@ -425,9 +425,9 @@ class Ingress:
 
         Returns: where it was delivered, or None. Side effect: sets `_header` if it was.
         """
+        kind = None
         # Compiled turns repeat decisions themselves, and learn from those that are made here.
-        is_single = stride == len(data) >= KINDED_MIN and not outer_ecn and self._verdicts is None
-        if is_single:
+        if stride == len(data) >= KINDED_MIN and not outer_ecn and self._verdicts is None:
             # The low octet of the EtherType, and the protocol of IPv6 or IPv4.
             version = data[21]
             kind = KINDS.get((version, data[28] if version else data[31]))
@@ -451,7 +451,7 @@ class Ingress:
             segment.counters.drop(Drop.CONGESTION, host)
             return None
         self._deliver_single(target, frame, stride, now)
-        if is_single and self._header[1] == virtio.GSO_NONE:
+        if kind is not None and self._header[1] == virtio.GSO_NONE:
             self._decisions.keep(data, host, segment)
         return target
 
