@@ -95,6 +95,15 @@ def fast_path(compiled_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pyvtep, "uses_fast_path", True)
 
 
+@pytest.fixture(params=["fast-path", "slow-path"])
+def each_path(
+    request: pytest.FixtureRequest, compiled_turns: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start all VTEPs with the fast path, and once more without."""
+    del compiled_turns
+    monkeypatch.setattr(Pyvtep, "uses_fast_path", request.param == "fast-path")
+
+
 @pytest.fixture
 def tunnel(pair: tuple[Host, Host], start: Callable[..., Pyvtep]) -> tuple[Pyvtep, Pyvtep]:
     """Start a VTEP on both hosts: VNI 1 over IPv4, with overlay addresses 10.0.0.1 and 10.0.0.2."""

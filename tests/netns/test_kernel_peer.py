@@ -22,7 +22,7 @@ from tests.netns.hosts import (
 )
 from vtep.testing.lab import Host
 
-pytestmark = pytest.mark.usefixtures("fast_path")
+pytestmark = pytest.mark.usefixtures("each_path")
 
 UDP_SEGMENT = 103
 SOL_UDP = 17
