@@ -458,15 +458,16 @@ def test_what_differs_outside_is_not_merged(harness: Harness, change: str) -> No
         headers[1] = struct.pack("!II", 0x0800_0000, 8 << 8)
     elif change == "flags":
         headers[1] = struct.pack("!II", 0x8800_0007, 7 << 8)
-    other = harness.udp("127.0.0.2" if change == "source" else None)
-    if change == "ecn":
-        other.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 2)
     halves = [[headers[0] + frame for frame in frames[:2]]]
     halves.append([headers[1] + frame for frame in frames[2:]])
+    other = harness.udp("127.0.0.2")
     with other:
         for _ in range(3):  # Twice, each half is returned, and gets a row.
             harness.send(halves[0])
-            harness.send(halves[1], other)
+            if change == "ecn":
+                harness.sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 2)
+            harness.send(halves[1], other if change == "source" else None)
+            harness.sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
             harness.turn.run(harness.receiver.fileno(), PORT, layout.MESSAGES)
             if harness.turn.result[layout.RESULT_RETURNED]:
                 harness.install()
