@@ -521,7 +521,7 @@ def dont_learn(policy: SegmentPolicy, datagram: bytes) -> bool:
 def test_what_was_admitted_is_admitted_again_by_its_first_octets(
     policy: SegmentPolicy, header: bytes, source: bytes, host: str, room: int, learning: bool
 ) -> None:
-    """So a run may be delivered before it is counted: see `Ingress._extend_run`."""
+    """So a repeat may be delivered before it is counted: see `SuperframeRepeat`."""
     fdb = Fdb(VNI, 4789, ageing=300.0, max_addresses=room)
     one = Segment(
         *(VNI, (remote(1), remote(2)), fdb),
