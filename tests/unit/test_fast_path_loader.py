@@ -17,7 +17,14 @@ import pytest
 from vtep.daemon import fast_path_loader
 from vtep.daemon.compile_cache import VARIABLE
 from vtep.daemon.fast_path_loader import FastPathLoader, describe_failure
-from vtep.fastpath.state import DISABLED, LOADING, NOT_INSTALLED, TURN_FAILED, FastPathState
+from vtep.fastpath.state import (
+    DISABLED,
+    LOADING,
+    NOT_INSTALLED,
+    ON,
+    TURN_FAILED,
+    FastPathState,
+)
 
 ROOT = Path(__file__).parents[2]
 SMALL = "tests.unit.small_turns"
@@ -197,6 +204,19 @@ def test_an_unsafe_directory_is_refused(tmp_path: Path) -> None:
     assert line.startswith("off: there is no safe directory for compiled code: ")
     assert "can be written by other users; chmod go-w" in line
     assert loading.importers() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (ON, "on"),
+        (FastPathState.of("compiling", "on in about half a minute"), COMPILING),
+        (FastPathState.of("off", "--no-fast-path"), "off: --no-fast-path"),
+    ],
+)
+def test_states_as_text(state: FastPathState, text: str) -> None:
+    assert str(state) == text
+    assert FastPathState.of(str(state.status), state.reason) == state
 
 
 def load_to_the_end(loader: FastPathLoader) -> FastPathState:
