@@ -127,9 +127,9 @@ class SingleDecisions(dict[_Key, Decision]):
             return
         entry = None
         if segment.learning:
-            entry = segment.fdb.lookup(bytes(frame[6:12]))
+            entry = segment.fdb.find_refreshed(bytes(frame[6:12]), host)
             # The FDB is full, or the entry is sticky: each datagram counts as such.
-            if entry is None or all(remote.host != host for remote in entry.destinations):
+            if entry is None:
                 return
         if len(self) >= _DECISIONS_MAX:
             self.clear()

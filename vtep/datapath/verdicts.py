@@ -68,8 +68,11 @@ _SOURCES_MAX: Final = 4096
 """Addresses of senders whose text is kept."""
 
 _PAUSE: Final = 16
-"""Turns of the slow path after a compiled turn that returned most of what it took: to copy frames
-from one to the other costs more than it gains."""
+"""Turns of the slow path after a compiled turn that returned most of what it took, and much: to
+copy superframes from one to the other costs more than it gains."""
+
+_RETURNED_MAX: Final = 32768
+"""Octets that may be returned without a pause: to copy as many takes 3 us."""
 
 _CMSGHDR = struct.Struct("=QII")
 """struct cmsghdr of a 64-bit kernel: the length of header and data, the level, the type."""
@@ -98,9 +101,9 @@ class _Pauses:
         self._left -= self._left > 0
         return self._left > 0
 
-    def note(self, taken: int, done: int) -> None:
-        """Note how many frames a compiled turn took, and how many of them it handled."""
-        if 2 * done < taken:
+    def note(self, octets: int, taken: int, done: int) -> None:
+        """Note how many octets a compiled turn returned, of how many frames taken and handled."""
+        if octets > _RETURNED_MAX and 2 * done < taken:
             self._left = _PAUSE
 
 
@@ -176,11 +179,11 @@ class EgressVerdicts:
             self._account(touched)
         if unsent:
             self._send_again(unsent, now)
-        self._pauses.note(taken, done)
         if not returned and not self._error:
             return False
         self._returned = turn.returned[:returned].tolist()
         self._next = 0
+        self._pauses.note(sum(octets for _, octets in self._returned), taken, done)
         return True
 
     @property
@@ -357,11 +360,11 @@ class IngressVerdicts:
             origin = self._table.origins[self._turn.touched[0]]
             if origin is not None:
                 origin.kick_egress()
-        self._pauses.note(taken, done)
         if not returned and not self._error:
             return False
         self._returned = turn.returned[:returned].tolist()
         self._next = 0
+        self._pauses.note(sum(octets for _, octets, *_ in self._returned), taken, done)
         self._admitted.clear()
         return True
 
@@ -448,9 +451,8 @@ class IngressVerdicts:
             return
         mac, entry = bytes(frame[ethernet.MAC_LEN : 2 * ethernet.MAC_LEN]), None
         if segment.learning:
-            # Without an entry, or with that of another remote, every frame is a case of its own.
-            entry = segment.fdb.lookup(mac)
-            if entry is None or all(remote.host != host for remote in entry.destinations):
+            entry = segment.fdb.find_refreshed(mac, host)
+            if entry is None:
                 return
         self._table.add(key, segment, mac, entry, link.number, link.kick_egress)
 

@@ -280,6 +280,14 @@ class Fdb:
         self._finish_change()
         return Learned.MOVED
 
+    def find_refreshed(self, mac: bytes, host: str) -> Entry | None:
+        """Return the entry of a MAC if a frame from it, received from a host, only refreshes it.
+
+        Returns: None if the frame changes an entry or adds one, or is not learned from.
+        """
+        entry = self._entries.get(mac)
+        return entry if entry is not None and _has_host(entry, host) else None
+
     def check(self, mac: bytes, remote: Remote) -> Learned:
         """Return REFRESHED if frames from `mac` are acceptable from `remote`, else CONFLICT.
 
