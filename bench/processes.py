@@ -46,13 +46,16 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(int(stat[_UTIME]) + int(stat[_STIME]) for stat in stats) / _TICKS
 
 
-def peak_memory(pid: int) -> float:
-    """Return the peak resident memory of a process in MiB."""
+def resident_memory(pid: int) -> tuple[float, float]:
+    """Return the resident memory of a process in MiB: now, and at its peak."""
+    found = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name == "VmHWM":
-            return int(value.split()[0]) / 1024
-    raise VtepError(f"process {pid} has ended")
+        if name in ("VmRSS", "VmHWM"):
+            found[name] = int(value.split()[0]) / 1024
+    if not found:
+        raise VtepError(f"process {pid} has ended")
+    return found["VmRSS"], found["VmHWM"]
 
 
 def machine_cpu_seconds(cpus: Iterable[int]) -> float:

@@ -17,7 +17,7 @@ TABLES = (
     ("UDP, < 1 % loss", ("udp1400", "udp64", "udp64x64")),
     ("UDP, overload", ("udp1400_overload", "udp64_overload", "udp64x64_overload")),
     ("Latency", ("rtt_p50", "rtt_p99", "rtt_load_p50", "rtt_load_p99")),
-    ("Cost", ("cpu_per_gb", "machine_cpu_per_gb", "memory")),
+    ("Cost", ("cpu_per_gb", "machine_cpu_per_gb", "memory", "memory_peak")),
 )
 """Titles and metrics of the tables of a mode."""
 

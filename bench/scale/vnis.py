@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from bench.processes import cpu_seconds, peak_memory
+from bench.processes import cpu_seconds, resident_memory
 from vtep.testing.lab import Host, Lab
 
 
@@ -54,7 +54,7 @@ class _Process:
         before = cpu_seconds([self._process.pid])
         time.sleep(idle)
         load = (cpu_seconds([self._process.pid]) - before) / idle * 100
-        memory = peak_memory(self._process.pid)
+        _, memory = resident_memory(self._process.pid)
         self._write(ageing=299)
         self._process.send_signal(signal.SIGHUP)
         reload, reload_cpu = self._until("again: 1 changed")
