@@ -352,14 +352,15 @@ class IngressVerdicts:
             self._demux.counters.drop(Drop.FAST_PATH_FAILED, count=_lost(turn.result))
             return True
         touched, taken, returned, _, self._error, done = turn.result[: RESULT_DONE + 1].tolist()
-        if touched:
-            self._account(touched, now)
         single, self._single_frame_turn = self._single_frame_turn, taken == 1
         if single and touched and done == 1:
-            # In request-response traffic the host has answered it by now (see `Ingress`).
-            origin = self._table.origins[self._turn.touched[0]]
+            # In request-response traffic the host has answered it by now (see `Ingress`). The
+            # answer does not wait until its request is counted.
+            origin = self._table.origins[turn.touched[0]]
             if origin is not None:
                 origin.kick_egress()
+        if touched:
+            self._account(touched, now)
         if not returned and not self._error:
             return False
         self._returned = turn.returned[:returned].tolist()
