@@ -1,0 +1,915 @@
+"""Verdicts that compiled turns repeat: nothing that is seen from outside depends on the path.
+
+The same frames pass a VTEP with compiled turns and one without. Its TAP is a socket pair, and its
+remotes are UDP sockets on the loopback device.
+"""
+
+import os
+import socket
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_network
+from random import Random
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.unit import twins
+from tests.unit.craft import VALID
+from tests.unit.twins import ACK, CHECKSUM_AT, CWR, ECE, FIN, GSO_TYPE, PSH, SYN, TCP, UDP, Frame
+from vtep.datapath import Arena, Egress, Ingress, verdicts
+from vtep.datapath.pool import Paths, Pool
+from vtep.forwarding.demux import Demux
+from vtep.forwarding.fdb import EVERYTHING, PERMANENT, EntryKind, EntryState, Fdb, Filter, Remote
+from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
+from vtep.forwarding.segment import Segment
+from vtep.forwarding.suppress import Neighbours
+from vtep.io.binding import Binding
+from vtep.io.outer_options import OuterHeaderOptions
+from vtep.io.receiver import UdpReceiver
+from vtep.io.socket_options import set_receive_buffer
+from vtep.io.tap import Tap
+from vtep.offload.sizing import TunnelSizing
+from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.wire import virtio, vxlan
+from vtep.wire.ethernet import network_layer
+from vtep.wire.flow import flow_hash
+from vtep.wire.outer_header import InheritPolicy
+
+pytest.importorskip("numba")
+
+from vtep.fastpath import layout
+from vtep.fastpath.table import FastPath
+
+MTU = 1450
+VNI = 5
+OWN_MAC = b"\x02\0\0\0\0\x01"
+MACS = [bytes((2, 0, 0, 0, 1, number)) for number in range(6)]
+"""Hosts behind remotes; the last one is unknown at first."""
+GUEST = b"\x02\0\0\0\0\x0a"
+IP_RECVTTL = 12
+IPV6_RECVHOPLIMIT, IPV6_HOPLIMIT = 51, 52
+IPV6_FLOWINFO, IPV6_FLOWINFO_SEND = 11, 33
+
+
+class PairTap(Tap):
+    """A TAP whose device is one end of a socket pair, so that no privilege is needed."""
+
+    def __init__(self, *, uso: bool = True) -> None:
+        device, self.guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (device, self.guest):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        fd = device.fileno()
+        vars(self).update(
+            _device=device, index=1, fd=fd, tso=True, uso=uso, read=partial(os.readv, fd),
+            write=partial(os.writev, fd),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        super().close()
+        self.guest.close()
+
+    def received(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what the host has received: virtio headers and frames."""
+        while True:
+            try:
+                data = self.guest.recv(1 << 17)
+            except BlockingIOError:
+                return
+            yield data[: virtio.HEADER_LEN], data[virtio.HEADER_LEN :]
+
+
+class Clock:
+    """The time of both data paths, which passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stop the time, and let compiled turns never pause."""
+    clock = Clock()
+    for module in ("egress", "ingress", "transmitter"):
+        monkeypatch.setattr(f"vtep.datapath.{module}.time", clock)
+    monkeypatch.setattr(verdicts, "_PAUSE", 0)
+    return clock
+
+
+class Repeats:
+    """The fast path of a process. It counts how many frames were handled by rows."""
+
+    def __init__(self) -> None:
+        self.fast = FastPath(self._on_failed)
+        self.done = 0
+        self.errors: list[Exception] = []
+        for turn in (self.fast.transmit.turn, self.fast.receive.turn):
+            turn.run = partial(self._run, turn, turn.run)  # type: ignore[method-assign]
+
+    def _on_failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+    def _run(self, turn: Any, run: Callable[..., None], *args: Any) -> None:
+        run(*args)
+        self.done += int(turn.result[layout.RESULT_DONE])
+
+
+# --- frames -------------------------------------------------------------------------------------
+
+ODDITIES = list(VALID.values())
+TIMESTAMPS = b"\1\1\x08\x0a12345678"
+
+
+def plain(kind: Random, random: Random, **fields: Any) -> tuple[bytes, bytes]:
+    """Build a virtio header and a frame, mostly of the usual kinds.
+
+    `kind` decides about what like frames have in common.
+    """
+    if kind.random() < 0.15:
+        return virtio.PLAIN, fields["dst"] + fields["src"] + kind.choice(ODDITIES)[12:]
+    version, protocol = kind.choice([4, 6]), kind.choice([TCP, TCP, UDP])
+    between = b"\x94\4\0\0" if version == 4 else b"\0\0\1\4\0\0\0\0"
+    frame = Frame(
+        version,
+        protocol,
+        payload=random.randbytes(kind.choice([0, 1, 3, 8, 600, 600, 600, 1300, 1360, 1420, 1500])),
+        tags=kind.choice([(), (), (), ((0x8100, 7),), ((0x88A8, 7),), ((0x8100, 7), (0x8100, 8))]),
+        source=kind.choice([1, 2, 3]),
+        sport=random.choice([1000, 1001, 1002]),
+        tos=kind.choice([0, 0, 0, 0, 1, 2, 3, 0xB8]),
+        ttl=random.choice([64, 64, 64, 9]),
+        label=random.choice([0, 0, 0, 77]),
+        ident=random.randrange(1 << 16),
+        seq=random.randrange(1 << 32),
+        fragment=kind.choice([0x4000, 0x4000, 0x4000, 0, 0, 0, 0x2000, 0x2010]),
+        flags=random.choice([ACK] * 6 + [ACK | PSH, ACK | FIN, SYN, SYN | ACK, ACK | CWR]),
+        options=TIMESTAMPS if protocol == TCP and kind.random() < 0.3 else b"",
+        between=between if kind.random() < 0.1 else b"",
+        extension=kind.choice([0, 60]),
+        padding=kind.choice([b"", b"", b"", b"", bytes(6), b"junk"]),
+        partial=kind.random() < 0.4,
+        bad_checksum=random.random() < 0.1,
+        bad_ip_checksum=random.random() < 0.1 if version == 4 else 0,
+        longer=kind.choice([0] * 8 + [1, -1]),
+        **fields,
+    )
+    needs_csum = virtio.pack_needs_csum(frame.shape.upper, CHECKSUM_AT[protocol])
+    return needs_csum if frame.partial and not frame.bad_checksum else virtio.PLAIN, frame.build()
+
+
+def superframe(kind: Random, random: Random, **fields: Any) -> tuple[bytes, bytes]:
+    """Build a superframe with its virtio header, which may be wrong."""
+    version, protocol = kind.choice([(4, TCP), (6, TCP), (4, UDP), (6, UDP)])
+    size = kind.choice([100, 500, 1300, 1360, 1500])
+    frame = Frame(
+        version,
+        protocol,
+        payload=random.randbytes(random.randrange(1, size * 20)),
+        tags=kind.choice([(), (), ((0x8100, 7),)]),
+        sport=kind.choice([1000, 1001]),
+        ident=random.randrange(1 << 16),
+        seq=random.randrange(1 << 32),
+        tos=kind.choice([0, 0, 2]),
+        flags=kind.choice([ACK, ACK, ACK | PSH, ACK | FIN | CWR, ACK | ECE | CWR, SYN | ACK]),
+        options=TIMESTAMPS if protocol == TCP and kind.random() < 0.5 else b"",
+        partial=True,
+        **fields,
+    )
+    gso_type = GSO_TYPE[version, protocol]
+    if protocol == TCP and frame.flags & CWR:
+        gso_type |= twins.GSO_ECN
+    if random.random() < 0.05:
+        gso_type = random.choice([1, 4, 5, 3])
+    if random.random() < 0.05:
+        size = random.choice([0, 1, 60000])
+    checksum_at = frame.shape.upper, CHECKSUM_AT[protocol]
+    return virtio.pack_gso(gso_type, frame.head_len, size, *checksum_at), frame.build()
+
+
+class Mix:
+    """Frames of some kinds in random order."""
+
+    def __init__(
+        self, seed: int, macs: list[bytes], kinds: int = 16, superframes: float = 0.3
+    ) -> None:
+        self.random = Random(seed)
+        self._kinds = [
+            (superframe if self.random.random() < superframes else plain,
+             self.random.random(), self.random.choice(macs))
+            for _ in range(kinds)
+        ]  # fmt: skip
+
+    def frames(self) -> list[tuple[bytes, bytes]]:
+        """Draw frames for one turn: often few, since one that is returned blocks its flow."""
+        drawn = self.random.choices(self._kinds, k=self.random.choice([1, 2, 3, 5, 40]))
+        return [build(Random(kind), self.random, dst=mac, src=GUEST) for build, kind, mac in drawn]
+
+
+# --- egress -------------------------------------------------------------------------------------
+
+
+class Datagram(NamedTuple):
+    """A datagram as a remote receives it."""
+
+    remote: int
+    sport: int
+    tos: int
+    ttl: int
+    label: int
+    data: bytes
+
+    @property
+    def flow(self) -> tuple[int, bytes, int]:
+        """Remote, destination MAC with VLAN tags, and flow hash: frames of one flow keep order."""
+        frame = self.data[vxlan.HEADER_LEN :]
+        return self.remote, frame[:6] + frame[12 : network_layer(frame)[1]], flow_hash(frame)
+
+
+class RemoteSocket:
+    """A remote: a UDP socket that tells the outer header fields of datagrams."""
+
+    def __init__(self, family: socket.AddressFamily) -> None:
+        self.sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        set_receive_buffer(self.sock, 1 << 24)
+        if family == socket.AF_INET:
+            self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            self.sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+            self.sock.bind(("127.0.0.1", 0))
+        else:
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            self.sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
+            self.sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWINFO, 1)
+            self.sock.bind(("::1", 0))
+        host, port, *_ = self.sock.getsockname()
+        self.remote = Remote(host, port)
+
+    def datagrams(self, number: int) -> Iterator[Datagram]:
+        while True:
+            try:
+                data, control, _, source = self.sock.recvmsg(1 << 16, 256)
+            except BlockingIOError:
+                return
+            fields = {kind: int.from_bytes(value[:4], "little") for _, kind, value in control}
+            tos = fields.get(socket.IP_TOS, fields.get(socket.IPV6_TCLASS, 0))
+            ttl = fields.get(socket.IP_TTL, fields.get(IPV6_HOPLIMIT, 0))
+            label = next(
+                (int.from_bytes(v, "big") & 0xFFFFF for _, k, v in control if k == IPV6_FLOWINFO), 0
+            )
+            yield Datagram(number, source[1], tos, ttl, label, data)
+
+
+class Sending:
+    """The sending half of a VTEP with three remotes, and what they receive."""
+
+    def __init__(
+        self, stack: ExitStack, clock: Clock, repeats: Repeats | None, vni: int = VNI
+    ) -> None:
+        self.clock = clock
+        self.tap = stack.enter_context(closing(PairTap()))
+        families = (socket.AF_INET, socket.AF_INET, socket.AF_INET6)
+        self.sockets = [RemoteSocket(family) for family in families]
+        for each in self.sockets:
+            stack.enter_context(closing(each.sock))
+        self.remotes = [each.remote for each in self.sockets]
+        self.fdb = Fdb(vni, 4789, ageing=300, max_addresses=0)
+        self.segment = Segment(vni, self.remotes[:1], self.fdb, own_mac=OWN_MAC, learning=True)
+        first, second, third = self.remotes
+        for mac, remote in zip(MACS, (first, second, third, first), strict=False):
+            self.fdb.add(mac, remote, clock.now, EntryKind(EntryState.DYNAMIC))
+        self.fdb.append(MACS[3], second, clock.now, EntryKind(EntryState.DYNAMIC))
+        self.fdb.add(MACS[4], replace_vni(second, 99), clock.now, PERMANENT)
+        self.pool = Pool()
+        self.sizing = TunnelSizing(self.segment.header, self.segment.counters, MTU, "auto")
+        self.paths = self.make_paths()
+        stack.callback(lambda: self.paths.close())  # noqa: PLW0108  those of the end of the test
+        self.lost: list[OSError] = []
+        self.egress = Egress(
+            *(self.tap, self.segment, self.paths, self.sizing, AckTracker(), Arena()),
+            self.lost.append,
+        )
+        self.fdb.members.on_remote_unused = self._release
+        if repeats is not None:
+            self.egress.use_fast_path(repeats.fast)
+        self.seen: list[Datagram] = []
+
+    def make_paths(
+        self,
+        *,
+        gso: bool = True,
+        ports: int = 100,
+        outer: dict[str, Any] | None = None,
+        **inherit: Any,
+    ) -> Paths:
+        bindings = {4: Binding(socket.AF_INET, None, None), 6: Binding(socket.AF_INET6, None, None)}
+        options = OuterHeaderOptions(srcport=range(40000, 40000 + ports), **(outer or {}))
+        return Paths(
+            *(self.pool, bindings, options, InheritPolicy(**inherit)),
+            lambda _remote, _mtu: None,
+            gso=gso,
+        )
+
+    def use_paths(self, **options: Any) -> None:
+        """Send on other paths, as after a change of options."""
+        former, self.paths = self.paths, self.make_paths(**options)
+        self.egress.use_paths(self.paths)
+        former.close()
+
+    def _release(self, remote: Remote) -> None:
+        self.paths.release(remote)
+
+    def turn(self, frames: list[tuple[bytes, bytes]]) -> None:
+        """Read these frames in few turns, until none is left."""
+        for at in range(0, len(frames), 40):
+            for header, frame in frames[at : at + 40]:
+                self.tap.guest.send(header + frame)
+            for _ in range(8):  # A turn of the slow path takes 8 superframes.
+                self.egress.readable()
+                for number, each in enumerate(self.sockets):
+                    self.seen += each.datagrams(number)
+
+    def outcome(self) -> dict[str, Any]:
+        """Return all that there is to be seen, and forget the datagrams."""
+        flows = defaultdict(list)
+        ports = defaultdict(set)
+        for each in self.seen:
+            flows[each.flow].append(each._replace(sport=0))
+            ports[each.remote, each.sport].add(each.flow)
+        self.seen = []
+        return {
+            "flows": dict(flows),
+            "ports": Counter((remote, frozenset(group)) for (remote, _), group in ports.items()),
+            "counters": self.segment.counters.as_dict(),
+            "entries": entries_of(self.segment),
+            "replies": list(self.tap.received()),
+            "waiting": len(self.egress._transmitter.waiting),
+        }
+
+
+def replace_vni(remote: Remote, vni: int) -> Remote:
+    return Remote(remote.host, remote.port, vni)
+
+
+def entries_of(segment: Segment) -> list[tuple[object, ...]]:
+    fdb = segment.fdb
+    entries = [*fdb, *([fdb.default] if fdb.default is not None else [])]
+    return sorted(
+        (
+            each.mac,
+            [remote.host for remote in each.destinations],
+            each.updated,
+            each.tx_frames,
+            each.rx_frames,
+        )
+        for each in entries
+    )
+
+
+def assert_equal(fast: dict[str, Any], slow: dict[str, Any]) -> None:
+    assert fast["counters"] == slow["counters"]
+    assert fast["entries"] == slow["entries"]
+    for flow, frames in slow["flows"].items():
+        assert fast["flows"].get(flow) == frames
+    assert fast == slow
+
+
+SEEDS = int(os.environ.get("VERDICT_SEEDS", "12"))
+"""Random sequences of each kind."""
+
+INHERITED = ("inherit_tos", "inherit_ttl", "inherit_df", "inherit_flowlabel")
+SENDING_OPTIONS: list[dict[str, Any]] = [
+    {},
+    *({name: True} for name in INHERITED),
+    dict.fromkeys(INHERITED, True),
+    {"ecn": "kernel"},
+    {"gso": False},
+    {"ports": 2},
+]
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_frames_leave_as_from_the_slow_path(clock: Clock, seed: int) -> None:
+    repeats, mix = Repeats(), Mix(seed, MACS)
+    options = SENDING_OPTIONS[seed % len(SENDING_OPTIONS)]
+    with ExitStack() as stack:
+        vnis = [
+            [Sending(stack, clock, fast, vni) for fast in (repeats, None)] for vni in (VNI, VNI + 1)
+        ]
+        for side in (*vnis[0], *vnis[1]):
+            side.use_paths(**options)
+        for _ in range(25):
+            for fast, slow in vnis:
+                frames = mix.frames()
+                fast.turn(frames)
+                slow.turn(frames)
+                assert_equal(fast.outcome(), slow.outcome())
+            clock.now += 0.5
+    assert repeats.done
+    assert not repeats.errors
+
+
+# --- changes that make rows of the egress invalid -----------------------------------------------
+
+
+def usual(number: int) -> list[tuple[bytes, bytes]]:
+    """Build frames that rows can be made for, with other contents for each number."""
+    random = Random(number)
+    built = []
+    for mac in (*MACS[:3], MACS[4]):
+        for version, protocol in ((4, TCP), (6, UDP)):
+            frame = Frame(
+                version, protocol, payload=random.randbytes(600), dst=mac, src=GUEST, tos=3,
+                tags=((0x8100, 7),) if mac == MACS[1] else (),
+            )  # fmt: skip
+            built.append((virtio.PLAIN, frame.build()))
+    frame = Frame(payload=random.randbytes(5000), dst=MACS[0], src=GUEST, partial=True)
+    gso = virtio.pack_gso(1, frame.head_len, 1000, frame.shape.upper, 16)
+    return [*built, (gso, frame.build())]
+
+
+def _replace(side: Sending, mac: int, remote: int, kind: EntryKind = PERMANENT) -> None:
+    side.fdb.replace(MACS[mac], side.remotes[remote], side.clock.now, kind)
+
+
+def _expire(side: Sending) -> None:
+    side.clock.now += 1000
+    while side.segment.sweep(side.clock.now):
+        pass
+
+
+def _move(side: Sending) -> None:
+    side.segment.admit(MACS[0], side.remotes[1].host, side.clock.now)
+
+
+def _reopen(side: Sending) -> None:
+    """Close the sockets, and let others have their descriptors."""
+    side.pool.reconnect(None)
+    with ExitStack() as stack:
+        # They would be sent to, if a row still named them.
+        for _ in range(64):
+            other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            other.connect((side.remotes[1].host, side.remotes[1].port))
+        side.turn(usual(50))
+
+
+def _set_aside(side: Sending) -> None:
+    while side.pool.senders._active:
+        side.pool.senders._set_next_aside()
+
+
+def _evict(side: Sending) -> None:
+    while len(side.pool.senders):
+        side.pool.senders._evict()
+
+
+def _vacate(side: Sending) -> None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for port in range(40000, 40100):
+            side.pool.senders.vacate(family, port)
+
+
+def _proxy(side: Sending) -> None:
+    side.segment.set_neighbours(Neighbours(side.fdb, ageing=300, max_neighbours=10))
+
+
+def _set_mtu(side: Sending) -> None:
+    side.sizing.mtu = 500
+
+
+def _rearrange(side: Sending) -> None:
+    """Remove a remote, and add it again: its path is closed, and another one is made."""
+    side.fdb.flush(Filter(dst=side.remotes[0].host))
+    side.segment.set_remotes(side.remotes[2:], side.clock.now)
+    side.turn(usual(51))
+    side.segment.set_remotes(side.remotes[:1], side.clock.now)
+    side.fdb.append(MACS[0], side.remotes[0], side.clock.now)
+
+
+def _set_policy(**options: Any) -> Callable[[Sending], None]:
+    def change(side: Sending) -> None:
+        side.segment.set_policy(SegmentPolicy(**options))
+        side.use_paths()
+
+    return change
+
+
+EGRESS_CHANGES: dict[str, Callable[[Sending], object]] = {
+    "add": lambda side: side.fdb.add(MACS[5], side.remotes[0], side.clock.now),
+    "replace": lambda side: _replace(side, 0, 1),
+    "replace the kind": lambda side: _replace(side, 0, 0),
+    "append": lambda side: side.fdb.append(MACS[0], side.remotes[1], side.clock.now),
+    "remove": lambda side: side.fdb.remove(MACS[0]),
+    "flush": lambda side: side.fdb.flush(),
+    "move": _move,
+    "expire": _expire,
+    "dstport": lambda side: side.fdb.set_port(4790),
+    "other remotes": lambda side: side.segment.set_remotes(side.remotes[1:], side.clock.now),
+    "no remotes": lambda side: side.segment.set_remotes((), side.clock.now),
+    "rearrange": _rearrange,
+    "gbp": _set_policy(groups=GroupPolicy(77)),
+    "strip": _set_policy(inner_vlan=InnerVlan.STRIP),
+    "drop": _set_policy(inner_vlan=InnerVlan.DROP),
+    "proxy": _proxy,
+    "mtu": _set_mtu,
+    "gso": lambda side: side.use_paths(gso=False),
+    "ports": lambda side: side.use_paths(ports=1),
+    "ttl": lambda side: side.use_paths(outer={"ttl": 9}),
+    "tos": lambda side: side.use_paths(outer={"tos": 0xB8}, tos=0xB8),
+    "flowlabel": lambda side: side.use_paths(outer={"flowlabel": 5}),
+    "df": lambda side: side.use_paths(outer={"df": True}),
+    "udpcsum": lambda side: side.use_paths(outer={"udpcsum": False}),
+    "inherit": lambda side: side.use_paths(**dict.fromkeys(INHERITED, True)),
+    "ecn": lambda side: side.use_paths(ecn="kernel"),
+    "reconnect": lambda side: side.pool.reconnect(None),
+    "reopen": _reopen,
+    "set aside": _set_aside,
+    "evict": _evict,
+    "vacate": _vacate,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EGRESS_CHANGES)
+def test_a_change_applies_to_the_next_frame_sent(clock: Clock, name: str) -> None:
+    repeats = Repeats()
+    with ExitStack() as stack:
+        sides = [Sending(stack, clock, fast) for fast in (repeats, None)]
+        fast, slow = sides
+        for number in range(3):
+            repeats.done = 0
+            for side in sides:
+                side.turn(usual(number))
+            assert_equal(fast.outcome(), slow.outcome())
+        assert repeats.done == len(usual(0))
+        before = clock.now
+        for side in sides:
+            clock.now = before
+            EGRESS_CHANGES[name](side)
+        for number in range(3, 6):
+            for side in sides:
+                side.turn(usual(number))
+            assert_equal(fast.outcome(), slow.outcome())
+    assert not repeats.errors
+
+
+# --- ingress ------------------------------------------------------------------------------------
+
+HOSTS = ["127.0.0.2", "127.0.0.3", "127.0.0.9"]
+"""Two remotes, and a stranger."""
+
+
+class Arrival(NamedTuple):
+    """One send of a remote: datagrams of `stride` octets, of which the last may be shorter."""
+
+    sender: int
+    tos: int
+    stride: int
+    data: bytes
+
+
+class Receiving:
+    """The receiving half of a VTEP with two VNIs, and what their hosts receive."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        clock: Clock,
+        repeats: Repeats | None,
+        *,
+        gro: bool = True,
+        uso: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.stack = stack
+        self.taps = [stack.enter_context(closing(PairTap(uso=uso))) for _ in range(2)]
+        self.fdbs = [Fdb(vni, 4789, ageing=300, max_addresses=4) for vni in (VNI, VNI + 2)]
+        self.segments = [
+            Segment(
+                fdb.members.vni,
+                [Remote(host, 4789) for host in hosts],
+                fdb,
+                own_mac=OWN_MAC,
+                learning=True,
+            )
+            for fdb, hosts in zip(self.fdbs, (HOSTS[:2], HOSTS[:1]), strict=True)
+        ]
+        self.demux = Demux((), 4789)
+        self.receiver = UdpReceiver.open(Binding(socket.AF_INET, None, None), 0, gro=gro)
+        stack.callback(lambda: self.receiver.close())  # noqa: PLW0108  that of the end of the test
+        self.errors: list[OSError] = []
+        self.ingress = Ingress([self.receiver], self.demux, self.errors.append)
+        self.kicks = 0
+        self.sizings = [
+            TunnelSizing(segment.header, segment.counters, MTU, "off") for segment in self.segments
+        ]
+        self.trackers = [AckTracker(), AckTracker()]
+        for number in range(2):
+            self.attach(number)
+        if repeats is not None:
+            self.ingress.use_fast_path(repeats.fast)
+        self.senders = []
+        for host in HOSTS:
+            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sock.bind((host, 0))
+            self.senders.append(sock)
+        self.frames: dict[object, list[bytes]] = defaultdict(list)
+
+    def attach(self, number: int, *, fast_path: bool = True) -> None:
+        self.ingress.attach(
+            *(
+                self.segments[number],
+                self.taps[number],
+                self.sizings[number],
+                self.trackers[number],
+            ),
+            self._kick,
+            fast_path=fast_path,
+        )
+
+    def _kick(self) -> None:
+        self.kicks += 1
+
+    def turn(self, arrivals: list[Arrival]) -> None:
+        """Receive what remotes send, in few turns, until nothing is left."""
+        address = "127.0.0.1", self.receiver.address[1]
+        for sender, tos, stride, data in arrivals:
+            control = [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("i", tos))]
+            if len(data) > stride:
+                control.append((17, 103, struct.pack("H", stride)))
+            self.senders[sender].sendmsg([data], control, 0, address)
+        for _ in range(6):
+            self.ingress.readable(self.receiver)
+            self.collect()
+
+    def collect(self) -> None:
+        for number, tap in enumerate(self.taps):
+            for header, frame in tap.received():
+                for each in segments_of(header, frame):
+                    flow = number, each[:14] + each[14 : network_layer(each)[1]], flow_hash(each)
+                    self.frames[flow].append(each)
+
+    def outcome(self, *, merges: bool = True) -> dict[str, Any]:
+        all_counters = [segment.counters for segment in self.segments]
+        all_counters.append(self.demux.counters)
+        # The paths merge differently: what is merged in one may be single frames in the other.
+        ignored = ("rx_superframes", "partial_checksums") if merges else ()
+        counters = [
+            {name: count for name, count in each.as_dict().items() if count and name not in ignored}
+            for each in all_counters
+        ]
+        frames, self.frames = dict(self.frames), defaultdict(list)
+        return {
+            "flows": frames,
+            "counters": counters,
+            "entries": [entries_of(segment) for segment in self.segments],
+            "errors": [error.errno for error in self.errors],
+        }
+
+
+def segments_of(header: bytes, frame: bytes) -> list[bytes]:
+    """Return the frames that the kernel of a TAP makes of a frame or superframe."""
+    gso = virtio.unpack(header)
+    if gso.gso_type != virtio.GSO_NONE:
+        assert gso.flags == virtio.FLAG_NEEDS_CSUM
+        found = twins.split(frame, gso)
+        assert found is not None
+        return found
+    if gso.flags:
+        finished = bytearray(frame)
+        value = twins.loop_sum(frame[gso.csum_start :]) ^ 0xFFFF
+        if not value and gso.csum_offset == 6:
+            value = 0xFFFF
+        struct.pack_into("!H", finished, gso.csum_start + gso.csum_offset, value)
+        frame = bytes(finished)
+    return [frame]
+
+
+DAMAGES: list[dict[str, Any]] = [
+    {"bad_checksum": 1}, {"flags": ACK | PSH}, {"seq": 5}, {"ident": 9}, {"ttl": 9},
+    {"flags": SYN}, {"partial": True},
+]  # fmt: skip
+"""Differences that end a run of segments."""
+
+
+class Arrivals:
+    """Datagrams of some kinds in random order."""
+
+    def __init__(self, seed: int, kinds: int = 12) -> None:
+        self.random = random = Random(seed)
+        self._kinds = [
+            (random.random(), random.choice([*MACS[:5], OWN_MAC, *([MACS[0]] * 6)]),
+             random.choice([0, 0, 0, 0, 1, 2]), random.choice([0, 0, 0, 0, 1, 2, 3]),
+             self._header())
+            for _ in range(kinds)
+        ]  # fmt: skip
+
+    def _header(self) -> bytes:
+        vni = self.random.choice([VNI, VNI, VNI, VNI, VNI + 2, VNI + 2, VNI + 1])
+        first = self.random.choice([0x08000000] * 8 + [0, 0x88000000, 0x0C000000, 0x08000001])
+        return struct.pack("!II", first, vni << 8 | (self.random.random() < 0.1))
+
+    def draw(self) -> list[Arrival]:
+        drawn = self.random.choices(self._kinds, k=self.random.choice([1, 1, 2, 3, 12]))
+        # Within a turn, no MAC moves to and fro: flows may overtake each other.
+        senders = {mac: sender for _, mac, sender, *_ in drawn}
+        return [
+            arrival
+            for seed, mac, _, tos, header in drawn
+            for arrival in self._arrivals(seed, mac, senders[mac], tos, header)
+        ]
+
+    def _arrivals(
+        self, seed: float, mac: bytes, sender: int, tos: int, header: bytes
+    ) -> list[Arrival]:
+        random, kind = self.random, Random(seed)
+        form = kind.choice(
+            ["plain", "plain", "run", "run", "run", "batch", "batch", "superframe", "runt"]
+        )
+        if form == "runt":
+            data = (header + random.randbytes(14))[: random.choice([0, 4, 8, 20, 22])]
+            return [Arrival(sender, tos, max(1, len(data)), data)]
+        if form == "plain":
+            data = header + plain(kind, random, dst=GUEST, src=mac)[1]
+            return [Arrival(sender, tos, len(data), data)]
+        version, protocol = kind.choice([(4, TCP), (6, TCP), (4, UDP), (6, UDP)])
+        base = Frame(
+            version, protocol, dst=GUEST, src=mac, sport=kind.choice([1000, 1001]),
+            tags=kind.choice([(), (), ((0x8100, 7),)]), tos=kind.choice([0, 0, 2]),
+            ident=random.randrange(1 << 16), seq=random.randrange(1 << 32),
+            partial=kind.random() < 0.2,
+            options=TIMESTAMPS if protocol == TCP and kind.random() < 0.5 else b"",
+        )  # fmt: skip
+        size = kind.choice([20, 600, 1300])
+        if form == "superframe":
+            # One that a kernel has not segmented. UDP_GRO reports it as several datagrams.
+            frame = replace(
+                base, payload=random.randbytes(random.randint(1, 20) * size), partial=True
+            )
+            data = header + frame.build()
+            stride = (
+                len(header) + frame.head_len + size
+                if protocol == UDP and random.random() < 0.5
+                else len(data)
+            )
+            if kind.random() < 0.3 and stride < len(data):  # A forged one.
+                forged = bytearray(data)
+                for at in range(stride, len(data) - 30, stride):
+                    forged[at : at + 8] = random.choice(
+                        [header, struct.pack("!II", 8 << 24, (VNI + 2) << 8)]
+                    )
+                data = bytes(forged)
+            return [Arrival(sender, tos, stride, data)]
+        run = twins.segment_run(
+            base, random.randint(2, 20), size, last=random.choice([size, size, 7])
+        )
+        if random.random() < 0.3:
+            at = random.randrange(len(run))
+            damage = random.choice(DAMAGES)
+            run[at] = replace(run[at], **damage)
+        datagrams = [header + frame.build() for frame in run]
+        if form == "batch":
+            return [Arrival(sender, tos, len(datagrams[0]), b"".join(datagrams))]
+        return [Arrival(sender, tos, len(each), each) for each in datagrams]
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_frames_arrive_as_from_the_slow_path(clock: Clock, seed: int) -> None:
+    repeats, arrivals = Repeats(), Arrivals(seed)
+    gro = seed % 3 > 0
+    with ExitStack() as stack:
+        fast, slow = (
+            Receiving(stack, clock, each, gro=gro, uso=seed % 4 > 0) for each in (repeats, None)
+        )
+        for _ in range(25):
+            drawn = arrivals.draw()
+            fast.turn(drawn)
+            slow.turn(drawn)
+            assert_equal(fast.outcome(merges=gro), slow.outcome(merges=gro))
+            clock.now += 0.5
+    assert repeats.done
+    assert not repeats.errors
+
+
+# --- changes that make rows of the ingress invalid ----------------------------------------------
+
+
+def usual_arrivals(number: int) -> list[Arrival]:
+    """Build datagrams that rows can be made for, with other contents for each number."""
+    random = Random(number)
+    arrivals = []
+    for sender, vni in ((0, VNI), (1, VNI), (0, VNI + 2)):
+        for version, protocol, tags in ((4, TCP, ()), (6, UDP, ((0x8100, 7),)), (4, UDP, ())):
+            base = Frame(
+                version, protocol, dst=GUEST, src=MACS[sender], tags=tags, seq=number * 9999
+            )
+            data = b"".join(
+                vxlan.pack(vni) + each.build()
+                for each in twins.segment_run(
+                    base, 1 if number % 2 else 6, random.choice([600, 1300])
+                )
+            )
+            stride = len(data) if number % 2 else len(data) // 6
+            arrivals.append(Arrival(sender, 0, stride, data))
+    return arrivals
+
+
+def _admit_elsewhere(side: Receiving) -> None:
+    side.segments[0].admit(MACS[0], HOSTS[1], side.clock.now)
+
+
+def _expire_learned(side: Receiving) -> None:
+    side.clock.now += 1000
+    for segment in side.segments:
+        while segment.sweep(side.clock.now):
+            pass
+
+
+def _receive_elsewhere(side: Receiving) -> None:
+    """Receive from another socket, whose descriptor may be that of the former one."""
+    former = side.receiver
+    side.receiver = UdpReceiver.open(Binding(socket.AF_INET, None, None), 0, gro=True)
+    side.ingress._receivers = (side.receiver,)
+    former.close()
+
+
+def _deliver_elsewhere(side: Receiving) -> None:
+    """Replace a TAP by another one, which gets its descriptor."""
+    side.ingress.detach(side.segments[0])
+    former = side.taps[0]
+    former.close()
+    side.taps[0] = side.stack.enter_context(closing(PairTap()))
+    assert side.taps[0].fd == former.fd
+    side.turn(usual_arrivals(50))
+    side.attach(0)
+
+
+def _replace_policy(**options: Any) -> Callable[[Receiving], None]:
+    return lambda side: side.segments[0].set_policy(SegmentPolicy(**options))
+
+
+def _set_tracker(side: Receiving) -> None:
+    side.trackers[0]._set_active(active=True)
+
+
+INGRESS_CHANGES: dict[str, Callable[[Receiving], object]] = {
+    "move": _admit_elsewhere,
+    "remove": lambda side: side.fdbs[0].remove(MACS[0]),
+    "flush": lambda side: side.fdbs[0].flush(EVERYTHING),
+    "expire": _expire_learned,
+    "replace": lambda side: side.fdbs[0].replace(MACS[0], Remote(HOSTS[1], 4789), side.clock.now),
+    "sticky": lambda side: side.fdbs[0].replace(
+        MACS[0], Remote(HOSTS[1], 4789), side.clock.now, EntryKind(EntryState.DYNAMIC, sticky=True)
+    ),
+    "other remotes": lambda side: side.segments[0].set_remotes(
+        [Remote(HOSTS[1], 4789)], side.clock.now
+    ),
+    "no remotes": lambda side: side.segments[0].set_remotes((), side.clock.now),
+    "dstport": lambda side: side.fdbs[0].set_port(4790),
+    "no learning": lambda side: setattr(side.segments[0], "learning", False),
+    "own MAC": lambda side: setattr(side.segments[0], "own_mac", MACS[0]),
+    "accept": lambda side: side.segments[0].set_accept((ip_network("127.0.0.0/8"),)),
+    "reserved bits": _replace_policy(reserved_bits=1 << 59),
+    "gbp": _replace_policy(groups=GroupPolicy(77)),
+    "gbp accept": _replace_policy(groups=GroupPolicy(77, frozenset({5}))),
+    "strip": _replace_policy(inner_vlan=InnerVlan.STRIP),
+    "drop": _replace_policy(inner_vlan=InnerVlan.DROP),
+    "proxy": lambda side: side.segments[0].set_neighbours(
+        Neighbours(side.fdbs[0], ageing=300, max_neighbours=10)
+    ),
+    "mtu": lambda side: setattr(side.sizings[0], "mtu", 500),
+    "tracker": _set_tracker,
+    "detach": lambda side: side.ingress.detach(side.segments[0]),
+    "attach": lambda side: side.attach(0),
+    "no fast path": lambda side: side.attach(0, fast_path=False),
+    "other socket": _receive_elsewhere,
+    "other TAP": _deliver_elsewhere,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INGRESS_CHANGES)
+def test_a_change_applies_to_the_next_datagram(clock: Clock, name: str) -> None:
+    repeats = Repeats()
+    with ExitStack() as stack:
+        sides = [Receiving(stack, clock, fast) for fast in (repeats, None)]
+        fast, slow = sides
+        for number in range(4):
+            repeats.done = 0
+            for side in sides:
+                side.turn(usual_arrivals(number))
+            assert_equal(fast.outcome(), slow.outcome())
+        assert repeats.done == len(usual_arrivals(3))
+        before = clock.now
+        for side in sides:
+            clock.now = before
+            INGRESS_CHANGES[name](side)
+        for number in range(4, 8):
+            for side in sides:
+                side.turn(usual_arrivals(number))
+            assert_equal(fast.outcome(), slow.outcome())
+    assert not repeats.errors
