@@ -381,10 +381,10 @@ class Segment:
         elif learned is Learned.MOVED:
             counters.fdb_moved += 1
         elif learned is Learned.FULL:
-            counters.fdb_full += 1
+            counters.fdb_full += count
             counters.last_source[Notice.FDB_FULL] = source
         elif learned is Learned.OVER_QUOTA:
-            counters.fdb_quota += 1
+            counters.fdb_quota += count
             counters.last_source[Notice.FDB_QUOTA] = source
         elif learned is Learned.CONFLICT:
             counters.drop(Drop.INNER_SOURCE_STATIC, source, count, mac)
