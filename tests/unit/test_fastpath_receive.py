@@ -491,7 +491,7 @@ def test_same_host_and_other_port_is_the_same_source(harness: Harness) -> None:
 @pytest.mark.parametrize("tags", [0, 1])
 def test_partial_frame_larger_than_the_mtu(harness: Harness, kind: str, tags: int) -> None:
     base = Frame(*KINDS[kind], partial=True, tags=((0x8100, 5),) * tags)
-    harness.turn.targets[0, layout.TARGET_MTU] = 1500
+    harness.turn.targets[0, layout.TARGET_SEGMENT_MAX] = 1500
     headers = base.head_len - 14 - 4 * tags
     fits, larger = (replace(base, payload=bytes(1500 - headers + more)).build() for more in (0, 1))
     ((header, frame),) = harness.forward([fits]).delivered

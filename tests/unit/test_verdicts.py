@@ -20,6 +20,7 @@ import pytest
 
 from tests.unit import twins
 from tests.unit.craft import VALID
+from tests.unit.steps import syn_sent
 from tests.unit.twins import ACK, CHECKSUM_AT, CWR, ECE, FIN, GSO_TYPE, PSH, SYN, TCP, UDP, Frame
 from vtep.datapath import Arena, Egress, Ingress, verdicts
 from vtep.datapath.pool import Paths, Pool
@@ -803,11 +804,15 @@ def usual_arrivals(number: int) -> list[Arrival]:
     """Build datagrams that rows can be made for, with other contents for each number."""
     random = Random(number)
     arrivals = []
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"sport": 40001, "partial": True},
+        {"version": 6, "protocol": UDP, "tags": ((0x8100, 7),)},
+        {"protocol": UDP},
+    ]
     for sender, vni in ((0, VNI), (1, VNI), (0, VNI + 2)):
-        for version, protocol, tags in ((4, TCP, ()), (6, UDP, ((0x8100, 7),)), (4, UDP, ())):
-            base = Frame(
-                version, protocol, dst=GUEST, src=MACS[sender], tags=tags, seq=number * 9999
-            )
+        for kind in kinds:
+            base = Frame(dst=GUEST, src=MACS[sender], seq=number * 9999, **kind)
             data = b"".join(
                 vxlan.pack(vni) + each.build()
                 for each in twins.segment_run(
@@ -857,6 +862,16 @@ def _set_tracker(side: Receiving) -> None:
     side.trackers[0]._set_active(active=True)
 
 
+def _announce_mss(side: Receiving) -> None:
+    """Announce an MSS that makes larger frames of the connection superframes."""
+    options = b"\2\4" + (500).to_bytes(2, "big")
+    syn = Frame(flags=SYN, sport=80, dport=40001, payload=b"", options=options)
+    octets = bytearray(syn.build())
+    addresses = octets[26:34]
+    octets[26:34] = addresses[4:] + addresses[:4]
+    syn_sent(side.sizings[0], memoryview(octets))
+
+
 INGRESS_CHANGES: dict[str, Callable[[Receiving], object]] = {
     "move": _admit_elsewhere,
     "remove": lambda side: side.fdbs[0].remove(MACS[0]),
@@ -883,6 +898,7 @@ INGRESS_CHANGES: dict[str, Callable[[Receiving], object]] = {
         Neighbours(side.fdbs[0], ageing=300, max_neighbours=10)
     ),
     "mtu": lambda side: setattr(side.sizings[0], "mtu", 500),
+    "MSS": _announce_mss,
     "tracker": _set_tracker,
     "detach": lambda side: side.ingress.detach(side.segments[0]),
     "attach": lambda side: side.attach(0),

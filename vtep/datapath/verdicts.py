@@ -35,7 +35,7 @@ from vtep.fastpath.layout import (
     RESULT_TAKEN,
     RX_ADMITTED,
     TARGET_FD,
-    TARGET_MTU,
+    TARGET_SEGMENT_MAX,
     TARGET_TSO,
     TARGET_USO,
     TX_FRAMES,
@@ -468,16 +468,16 @@ class _TargetLink:
         self._target = target
         self._columns = table.turn.targets[number]
         target.segment.verdict_watchers.append(self._on_verdict_changed)
-        target.sizing.watchers.append(self._on_mtu_changed)
+        target.sizing.watchers.append(self._on_packet_max_changed)
         target.tracker.watchers.append(self._on_tracker_changed)
-        self._on_mtu_changed(target.sizing.mtu)
+        self._on_packet_max_changed(target.sizing.sizes.packet_max)
         self._on_tracker_changed(target.tracker.active)
 
     def close(self) -> None:
         """Remove all rows about the TAP."""
         target = self._target
         target.segment.verdict_watchers.remove(self._on_verdict_changed)
-        target.sizing.watchers.remove(self._on_mtu_changed)
+        target.sizing.watchers.remove(self._on_packet_max_changed)
         target.tracker.watchers.remove(self._on_tracker_changed)
         self._on_verdict_changed(None)
         self._table.close_target(self.number)
@@ -488,8 +488,8 @@ class _TargetLink:
         else:
             self._table.remove_mac(self._target.segment, mac)
 
-    def _on_mtu_changed(self, mtu: int) -> None:
-        self._columns[TARGET_MTU] = mtu
+    def _on_packet_max_changed(self, octets: int) -> None:
+        self._columns[TARGET_SEGMENT_MAX] = octets
 
     def _on_tracker_changed(self, active: bool) -> None:
         # An active tracker must see every frame, so all take the slow path.

@@ -112,8 +112,8 @@ TARGETS: Final = 4096
 """Rows of `targets`: VNIs that a process can deliver to on the fast path."""
 TARGET_FD: Final = 0
 """The descriptor of the TAP; -1 while frames have to take the slow path."""
-TARGET_MTU: Final = 1
-"""Octets of the largest IP packet of the tunnel."""
+TARGET_SEGMENT_MAX: Final = 1
+"""Octets of the largest IP packet that is one segment for sure (`SegmentSizes.packet_max`)."""
 TARGET_TSO: Final = 2
 """1 if TCP segments may be merged for this TAP, else 0."""
 TARGET_USO: Final = 3

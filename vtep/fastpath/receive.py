@@ -239,7 +239,7 @@ def _deliver(turn: _Turn, bucket: int, row: int, frame: InnerFrame) -> bool:
     partial = is_partial(data, frame)
     # A superframe that was never segmented: the slow path knows its segment size.
     # One with a complete checksum was sent so: the MTU is then the business of the receiving host.
-    if partial and frame.octets > target[layout.TARGET_MTU] + frame.ip - frame.begin:
+    if partial and frame.octets > target[layout.TARGET_SEGMENT_MAX] + frame.ip - frame.begin:
         return False
     _flush(turn, bucket)
     if items[bucket, layout.ITEM_BLOCKED]:

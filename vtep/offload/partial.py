@@ -34,6 +34,17 @@ class SegmentSizes:
         self.mtu = mtu
         self._limit = limit
         self._announced: dict[bytes, int] = {}
+        # The smallest packet that any announcement has limited a connection to. It never grows
+        # again: to find out which announcement was the smallest would take a search for each.
+        self._packet_min = 0xFFFF
+
+    @property
+    def packet_max(self) -> int:
+        """Octets of the largest IP packet that is one segment of TCP, whatever its connection is.
+
+        A larger one may be a superframe.
+        """
+        return min(self.mtu, self._packet_min)
 
     def observe(self, frame: Buffer, transport: inet.Transport) -> None:
         """Store the MSS that the SYN at `transport` of a frame announces, if it announces one."""
@@ -49,6 +60,8 @@ class SegmentSizes:
         if len(self._announced) >= self._limit:
             del self._announced[next(iter(self._announced))]
         self._announced[key] = mss
+        headers = inet.IP_HEADER_MIN[transport.version] + inet.TCP_HEADER_MIN
+        self._packet_min = min(self._packet_min, mss + headers)
 
     def are_full(self, frame: Buffer, plan: SegmentPlan) -> bool:
         """Return True if the segments of a superframe are as large as its receiver announced.

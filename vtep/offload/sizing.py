@@ -29,7 +29,7 @@ class TunnelSizing:
         self._counters = counters
         self._mtu = mtu
         self.watchers: list[Callable[[int], None]] = []
-        """Called with the tunnel MTU when it is set."""
+        """Called with `sizes.packet_max` when it changes."""
         self.sizes = SegmentSizes(mtu)
         """Segment sizes of connections whose data comes from the underlay."""
         self.sizes_out = SegmentSizes(mtu)
@@ -47,8 +47,11 @@ class TunnelSizing:
         self._mtu = self.sizes.mtu = self.oversize.mtu = mtu
         if self._clamp is not None:
             self._clamp.mtu = mtu
+        self._report_packet_max()
+
+    def _report_packet_max(self) -> None:
         for watcher in self.watchers:
-            watcher(mtu)
+            watcher(self.sizes.packet_max)
 
     def set_mss_clamp(self, mss_clamp: int | str) -> None:
         """Change the MSS clamp."""
@@ -64,7 +67,10 @@ class TunnelSizing:
         if self._clamp is not None:
             self._clamp.clamp(frame, syn, partial=False)
         # The announced MSS limits the data in the opposite direction.
+        before = self.sizes.packet_max
         self.sizes.observe(frame, syn)
+        if self.sizes.packet_max != before:
+            self._report_packet_max()
 
     def on_syn_received(self, frame: memoryview, syn: inet.Transport) -> None:
         """Clamp the SYN at `syn` of a frame from the underlay, and store the MSS that it announces.
