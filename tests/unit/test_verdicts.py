@@ -929,3 +929,69 @@ def test_a_change_applies_to_the_next_datagram(clock: Clock, name: str) -> None:
                 side.turn(usual_arrivals(number))
             assert_equal(fast.outcome(), slow.outcome())
     assert not repeats.errors
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_icmp_errors_are_counted_as_on_the_slow_path(clock: Clock) -> None:
+    repeats = Repeats()
+    with ExitStack() as stack:
+        fast, slow = (Sending(stack, clock, each) for each in (repeats, None))
+        for number in range(10):
+            if number == 4:
+                for side in (fast, slow):
+                    side.sockets[0].sock.close()
+                    del side.sockets[0]
+            # Alone, so that both send as often.
+            for frame in usual(number):
+                for side in (fast, slow):
+                    side.turn([frame])
+            assert_equal(fast.outcome(), slow.outcome())
+        assert fast.segment.counters.as_dict()["drop_underlay_refused"] > 6
+    assert repeats.done > 50
+    assert not repeats.errors
+
+
+def test_frames_that_a_tap_refuses_are_counted_as_on_the_slow_path(clock: Clock) -> None:
+    repeats = Repeats()
+    with ExitStack() as stack:
+        fast, slow = (Receiving(stack, clock, each) for each in (repeats, None))
+        for number in range(10):
+            if number == 4:
+                for side in (fast, slow):
+                    side.taps[0].guest.close()
+                    del side.taps[0]
+            for side in (fast, slow):
+                side.turn(usual_arrivals(number))
+            assert_equal(fast.outcome(), slow.outcome())
+        assert fast.segments[0].counters.as_dict()["drop_tap_refused"] > 6
+    assert not repeats.errors
+
+
+def _raise(*_args: object) -> None:
+    raise IndexError("index is out of bounds")
+
+
+def test_forwarding_continues_when_turns_fail(clock: Clock) -> None:
+    repeats = Repeats()
+    with ExitStack() as stack:
+        sending = [Sending(stack, clock, each) for each in (repeats, None)]
+        receiving = [Receiving(stack, clock, each) for each in (repeats, None)]
+        for number in range(6):
+            if number == 3:
+                for turn in (repeats.fast.transmit.turn, repeats.fast.receive.turn):
+                    turn.result[:] = 0
+                    turn.run = _raise  # type: ignore[method-assign]
+            for sender in sending:
+                sender.turn(usual(number))
+            for receiver in receiving:
+                receiver.turn(usual_arrivals(number))
+            assert_equal(*(side.outcome() for side in sending))
+            assert_equal(*(side.outcome() for side in receiving))
+    (error,) = repeats.errors
+    assert isinstance(error, IndexError)
+    assert repeats.fast.failed
+    for table in (repeats.fast.transmit, repeats.fast.receive):
+        assert not any(table.origins)
+        assert not table.turn.keys.any()
