@@ -172,9 +172,8 @@ class EgressVerdicts:
             self._fast.fail(error)
             segment.counters.drop(Drop.FAST_PATH_FAILED, count=_lost(turn.result))
             return True
-        touched, taken, returned, unsent, self._error, done = turn.result[
-            : RESULT_DONE + 1
-        ].tolist()
+        result = turn.result[: RESULT_DONE + 1].tolist()
+        touched, taken, returned, unsent, self._error, done = result
         if touched:
             self._account(touched)
         if unsent:
