@@ -717,7 +717,7 @@ class Arrivals:
 
     def draw(self) -> list[Arrival]:
         drawn = self.random.choices(self._kinds, k=self.random.choice([1, 1, 2, 3, 12]))
-        # Within a turn, no MAC moves to and fro: flows may overtake each other.
+        # Within a turn, no MAC moves back and forth: flows may overtake each other.
         senders = {mac: sender for _, mac, sender, *_ in drawn}
         return [
             arrival

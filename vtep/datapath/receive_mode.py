@@ -22,7 +22,7 @@ class ReceiveMode:
     faster. So a receiver begins with those, and changes in the middle of a turn in which
     `SINGLES_IN_A_ROW` datagrams arrive singly. It changes back after several turns in a row that
     had few datagrams, or mostly batches. That it takes several keeps a stream with short pauses,
-    or with a batch now and then, from going to and fro.
+    or with a batch now and then, from changing each turn.
     """
 
     def __init__(self) -> None:
