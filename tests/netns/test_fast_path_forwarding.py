@@ -59,15 +59,15 @@ def vnis_of(vtep: Pyvtep) -> list[int]:
 @pytest.mark.parametrize("underlay", ["link-local", "group", "one port", "device"])
 def test_unusual_underlays(pair: Pair, start: Start, underlay: str) -> None:
     a, b = pair
-    options = {
-        "link-local": [(f"{link_local_address(host)}%eth0", []) for host in (b, a)],
+    options: dict[str, list[tuple[str, list[str]]]] = {
+        "link-local": [(f"{link_local_address(each)}%eth0", []) for each in (b, a)],
         "group": [("239.1.1.1", ["--dev", "eth0"])] * 2,
         "one port": [(f"192.0.2.{n}", ["--srcport", "4789", "4789"]) for n in (2, 1)],
         "device": [(f"2001:db8::{n}", ["--dev", "eth0"]) for n in (2, 1)],
-    }[underlay]
+    }
     vteps = []
     for number, host in enumerate(pair):
-        remote, more = options[number]
+        remote, more = options[underlay][number]
         if underlay == "group":
             arguments = ["--vni", "1", "--group", remote, "--tap", "vx0"]
             arguments += ["--address", f"10.0.0.{number + 1}/24"]

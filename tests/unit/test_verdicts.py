@@ -17,9 +17,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr
 
 from tests.unit import twins
-from tests.unit.craft import VALID
+from tests.unit.craft import MAC_A, VALID, ether, ip6
 from tests.unit.steps import syn_sent
 from tests.unit.twins import ACK, CHECKSUM_AT, CWR, ECE, FIN, GSO_TYPE, PSH, SYN, TCP, UDP, Frame
 from vtep.datapath import Arena, Egress, Ingress, verdicts
@@ -670,7 +671,13 @@ class Receiving:
             "counters": counters,
             "entries": [entries_of(segment) for segment in self.segments],
             "errors": [error.errno for error in self.errors],
+            "neighbours": [neighbours_of(segment) for segment in self.segments],
         }
+
+
+def neighbours_of(segment: Segment) -> list[tuple[object, ...]]:
+    known = segment.neighbours if segment.neighbours is not None else ()
+    return [(each.packed, each.mac, each.updated) for each in known]
 
 
 def segments_of(header: bytes, frame: bytes) -> list[bytes]:
@@ -698,6 +705,18 @@ DAMAGES: list[dict[str, Any]] = [
 """Differences that end a run of segments."""
 
 
+GROUP_HEADERS = (0x88000005, 0x88000005, 0x88400005, 0x88400005, 0x88080006, 0x88000006)
+"""Headers of frames of a group: some with the flag D, Don't Learn, or A, policy applied."""
+
+POLICIES = (
+    SegmentPolicy(),
+    SegmentPolicy(groups=GroupPolicy(7, frozenset({0, 5}))),
+    SegmentPolicy(inner_vlan=InnerVlan.STRIP),
+    SegmentPolicy(),
+    SegmentPolicy(reserved_bits=0x00FFFFFF << 32, inner_vlan=InnerVlan.DROP),
+)
+
+
 class Arrivals:
     """Datagrams of some kinds in random order."""
 
@@ -712,7 +731,7 @@ class Arrivals:
 
     def _header(self) -> bytes:
         vni = self.random.choice([VNI, VNI, VNI, VNI, VNI + 2, VNI + 2, VNI + 1])
-        first = self.random.choice([0x08000000] * 8 + [0, 0x88000000, 0x0C000000, 0x08000001])
+        first = self.random.choice([8 << 24] * 8 + [0, 12 << 24, 0x08000001, *GROUP_HEADERS])
         return struct.pack("!II", first, vni << 8 | (self.random.random() < 0.1))
 
     def draw(self) -> list[Arrival]:
@@ -782,18 +801,24 @@ class Arrivals:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_frames_arrive_as_from_the_slow_path(clock: Clock, seed: int) -> None:
     repeats, arrivals = Repeats(), Arrivals(seed)
-    gro = seed % 3 > 0
+    gro, policy = seed % 3 > 0, POLICIES[seed % len(POLICIES)]
     with ExitStack() as stack:
         fast, slow = (
             Receiving(stack, clock, each, gro=gro, uso=seed % 4 > 0) for each in (repeats, None)
         )
+        for side in (fast, slow):
+            for segment in side.segments:
+                segment.set_policy(policy)
+                if seed % 2:
+                    neighbours = Neighbours(segment.fdb, ageing=300, max_neighbours=10)
+                    segment.set_neighbours(neighbours)
         for _ in range(25):
             drawn = arrivals.draw()
             fast.turn(drawn)
             slow.turn(drawn)
             assert_equal(fast.outcome(merges=gro), slow.outcome(merges=gro))
             clock.now += 0.5
-    assert repeats.done
+    assert not repeats.done or policy.groups is None
     assert not repeats.errors
 
 
@@ -982,7 +1007,7 @@ def test_forwarding_continues_when_turns_fail(clock: Clock) -> None:
             if number == 3:
                 for turn in (repeats.fast.transmit.turn, repeats.fast.receive.turn):
                     turn.result[:] = 0
-                    turn.run = _raise  # type: ignore[method-assign]
+                    turn.run = _raise  # type: ignore[method-assign, assignment]
             for sender in sending:
                 sender.turn(usual(number))
             for receiver in receiving:
@@ -995,3 +1020,46 @@ def test_forwarding_continues_when_turns_fail(clock: Clock) -> None:
     for table in (repeats.fast.transmit, repeats.fast.receive):
         assert not any(table.origins)
         assert not table.turn.keys.any()
+
+
+def test_frames_that_an_exception_leaves_behind_go_nowhere(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of a turn is that of all VNIs, so they would be frames of another one."""
+    repeats = Repeats()
+    with ExitStack() as stack:
+        one, other = (Sending(stack, clock, repeats, vni) for vni in (VNI, VNI + 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(one.segment, "route", _raise)
+            with pytest.raises(IndexError):
+                one.turn(usual(0))
+        one.outcome()
+        other.turn(usual(1))
+        assert one.egress._verdicts is not None
+        one.egress._verdicts._pauses._left = 1000
+        for _ in range(3):
+            one.turn([])
+        assert one.outcome()["flows"] == {}
+        one.turn(usual(2))
+        assert sum(map(len, one.outcome()["flows"].values())) == len(usual(2)) + 4
+
+
+def test_each_neighbour_is_learned(clock: Clock) -> None:
+    """Neighbour discovery never has a row: what it says is in its payload."""
+    repeats = Repeats()
+    with ExitStack() as stack:
+        fast, slow = (Receiving(stack, clock, each) for each in (repeats, None))
+        for side in (fast, slow):
+            segment = side.segments[0]
+            segment.set_neighbours(Neighbours(segment.fdb, ageing=300, max_neighbours=99))
+        for number in range(9):
+            claim = ICMPv6ND_NA(tgt=f"fd00::{number}", O=1, S=0) / ICMPv6NDOptDstLLAddr(
+                lladdr=MAC_A
+            )
+            packet = ether(ip6(claim, src=f"fd00::{number}", dst="ff02::1", hlim=255))
+            data = vxlan.pack(VNI) + bytes(packet)
+            for side in (fast, slow):
+                side.turn([Arrival(0, 0, len(data), data)])
+            assert_equal(fast.outcome(), slow.outcome())
+        assert len(neighbours_of(fast.segments[0])) == 9
+    assert repeats.done == 0

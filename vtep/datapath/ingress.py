@@ -381,7 +381,7 @@ class Ingress:
                 following = runs[number][0] if number < len(runs) else None
                 if (
                     following is not None
-                    and following[0] == following[1] < pitch
+                    and 0 < following[0] == following[1] < pitch
                     and following[2:] == rx[2:]
                 ):
                     # A shorter datagram of the same source, as at the end of a superframe.

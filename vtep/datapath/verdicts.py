@@ -141,18 +141,15 @@ class EgressVerdicts:
             | (policy.inherit_flowlabel * 0xFFFFF) << KIND_FLOW_LABEL
             | policy.inherit_df << KIND_DF
         )
-        self._table.remove_segment(self._segment)
+        self._on_verdict_changed(None)
 
     def close(self) -> None:
         """Remove all rows of the segment."""
         self._segment.verdict_watchers.remove(self._on_verdict_changed)
-        self._table.remove_segment(self._segment)
+        self._on_verdict_changed(None)
 
     def _on_verdict_changed(self, mac: bytes | None) -> None:
-        if mac is None:
-            self._table.remove_segment(self._segment)
-        else:
-            self._table.remove_mac(self._segment, mac)
+        self._table.remove_verdicts(self._segment, mac)
 
     # --- a turn -------------------------------------------------------------------------------
 
@@ -163,6 +160,8 @@ class EgressVerdicts:
 
         Returns: True if the slow path has to go on, with `read` if `has_returned`.
         """
+        # An exception in the slow path may have left frames, whose memory has others by now.
+        self._returned, self._error = [], 0
         if self._pauses.take() or self._segment.policy.inner_vlan is not InnerVlan.PASS:
             return True
         turn, segment = self._turn, self._segment
@@ -341,6 +340,7 @@ class IngressVerdicts:
 
         Returns: True if the slow path has to go on, with `receive` if `has_returned`.
         """
+        self._returned, self._error = [], 0  # As in `EgressVerdicts.run`.
         if self._pauses.take():
             return True
         turn = self._turn
@@ -482,10 +482,7 @@ class _TargetLink:
         self._table.close_target(self.number)
 
     def _on_verdict_changed(self, mac: bytes | None) -> None:
-        if mac is None:
-            self._table.remove_segment(self._target.segment)
-        else:
-            self._table.remove_mac(self._target.segment, mac)
+        self._table.remove_verdicts(self._target.segment, mac)
 
     def _on_packet_max_changed(self, octets: int) -> None:
         self._columns[TARGET_SEGMENT_MAX] = octets

@@ -86,10 +86,13 @@ class Table(Generic[_Row]):
         if not rows:
             del self._by_mac[origin.segment, origin.mac]
 
-    def remove_mac(self, segment: Segment, mac: bytes) -> None:
-        """Remove the rows about one MAC of a segment."""
-        for row in tuple(self._by_mac.get((segment, mac), ())):
-            self._remove(row)
+    def remove_verdicts(self, segment: Segment, mac: bytes | None) -> None:
+        """Remove the rows about one MAC of a segment; None stands for all of its MACs."""
+        if mac is None:
+            self.remove_if(lambda origin: origin.segment is segment)
+        else:
+            for row in tuple(self._by_mac.get((segment, mac), ())):
+                self._remove(row)
 
     def remove_if(self, condition: Callable[[_Row], bool]) -> None:
         """Remove all rows whose origin meets a condition."""
@@ -98,10 +101,6 @@ class Table(Generic[_Row]):
                 origin = self.origins[row]
                 if origin is not None and condition(origin):
                     self._remove(row)
-
-    def remove_segment(self, segment: Segment) -> None:
-        """Remove all rows of a segment."""
-        self.remove_if(lambda origin: origin.segment is segment)
 
     def clear(self) -> None:
         """Remove all rows."""
