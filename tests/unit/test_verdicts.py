@@ -37,7 +37,7 @@ from vtep.io.socket_options import set_receive_buffer
 from vtep.io.tap import Tap
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
-from vtep.wire import virtio, vxlan
+from vtep.wire import Buffer, virtio, vxlan
 from vtep.wire.ethernet import network_layer
 from vtep.wire.flow import flow_hash
 from vtep.wire.outer_header import InheritPolicy
@@ -272,12 +272,19 @@ class Sending:
     """The sending half of a VTEP with three remotes, and what they receive."""
 
     def __init__(
-        self, stack: ExitStack, clock: Clock, repeats: Repeats | None, vni: int = VNI
+        self,
+        stack: ExitStack,
+        clock: Clock,
+        repeats: Repeats | None,
+        vni: int = VNI,
+        beside: "Sending | None" = None,
     ) -> None:
         self.clock = clock
         self.tap = stack.enter_context(closing(PairTap()))
         families = (socket.AF_INET, socket.AF_INET, socket.AF_INET6)
-        self.sockets = [RemoteSocket(family) for family in families]
+        self.sockets: list[RemoteSocket] = (
+            beside.sockets if beside else [RemoteSocket(each) for each in families]
+        )
         for each in self.sockets:
             stack.enter_context(closing(each.sock))
         self.remotes = [each.remote for each in self.sockets]
@@ -288,7 +295,7 @@ class Sending:
             self.fdb.add(mac, remote, clock.now, EntryKind(EntryState.DYNAMIC))
         self.fdb.append(MACS[3], second, clock.now, EntryKind(EntryState.DYNAMIC))
         self.fdb.add(MACS[4], replace_vni(second, 99), clock.now, PERMANENT)
-        self.pool = Pool()
+        self.pool: Pool = beside.pool if beside else Pool()
         self.sizing = TunnelSizing(self.segment.header, self.segment.counters, MTU, "auto")
         self.paths = self.make_paths()
         stack.callback(lambda: self.paths.close())  # noqa: PLW0108  those of the end of the test
@@ -420,8 +427,11 @@ def test_frames_leave_as_from_the_slow_path(clock: Clock, seed: int) -> None:
 # --- changes that make rows of the egress invalid -----------------------------------------------
 
 
-def usual(number: int) -> list[tuple[bytes, bytes]]:
-    """Build frames that rows can be made for, with other contents for each number."""
+def usual(number: int, *, unknown: bool = False) -> list[tuple[bytes, bytes]]:
+    """Build frames that rows can be made for, with other contents for each number.
+
+    With `unknown`, there is also one to an unknown destination.
+    """
     random = Random(number)
     built = []
     for mac in (*MACS[:3], MACS[4]):
@@ -433,7 +443,12 @@ def usual(number: int) -> list[tuple[bytes, bytes]]:
             built.append((virtio.PLAIN, frame.build()))
     frame = Frame(payload=random.randbytes(5000), dst=MACS[0], src=GUEST, partial=True)
     gso = virtio.pack_gso(1, frame.head_len, 1000, frame.shape.upper, 16)
-    return [*built, (gso, frame.build())]
+    without_df = Frame(fragment=0, payload=random.randbytes(600), dst=MACS[0], src=GUEST, tos=3)
+    built += [(gso, frame.build()), (virtio.PLAIN, without_df.build())]
+    if unknown:
+        flooded = Frame(payload=random.randbytes(600), dst=MACS[5], src=GUEST)
+        built.append((virtio.PLAIN, flooded.build()))
+    return built
 
 
 def _replace(side: Sending, mac: int, remote: int, kind: EntryKind = PERMANENT) -> None:
@@ -546,7 +561,7 @@ def test_a_change_applies_to_the_next_frame_sent(clock: Clock, name: str) -> Non
         for number in range(3):
             repeats.done = 0
             for side in sides:
-                side.turn(usual(number))
+                side.turn(usual(number, unknown=True))
             assert_equal(fast.outcome(), slow.outcome())
         assert repeats.done == len(usual(0))
         before = clock.now
@@ -555,7 +570,7 @@ def test_a_change_applies_to_the_next_frame_sent(clock: Clock, name: str) -> Non
             EGRESS_CHANGES[name](side)
         for number in range(3, 6):
             for side in sides:
-                side.turn(usual(number))
+                side.turn(usual(number, unknown=True))
             assert_equal(fast.outcome(), slow.outcome())
     assert not repeats.errors
 
@@ -884,7 +899,20 @@ def _replace_policy(**options: Any) -> Callable[[Receiving], None]:
 
 
 def _set_tracker(side: Receiving) -> None:
-    side.trackers[0]._set_active(active=True)
+    tracker = side.trackers[0]
+
+    def on_received(frame: Buffer, now: float) -> None:  # noqa: ARG001
+        side.frames["tracked"].append(bytes(frame[:6]))
+
+    tracker.on_received = on_received  # type: ignore[method-assign]
+    tracker._set_active(active=True)
+
+
+def _attach_in_another_order(side: Receiving) -> None:
+    for segment in side.segments:
+        side.ingress.detach(segment)
+    for number in (0, 1):
+        side.attach(number)
 
 
 def _announce_mss(side: Receiving) -> None:
@@ -927,6 +955,7 @@ INGRESS_CHANGES: dict[str, Callable[[Receiving], object]] = {
     "tracker": _set_tracker,
     "detach": lambda side: side.ingress.detach(side.segments[0]),
     "attach": lambda side: side.attach(0),
+    "attach in another order": _attach_in_another_order,
     "no fast path": lambda side: side.attach(0, fast_path=False),
     "other socket": _receive_elsewhere,
     "other TAP": _deliver_elsewhere,
@@ -1063,3 +1092,22 @@ def test_each_neighbour_is_learned(clock: Clock) -> None:
             assert_equal(fast.outcome(), slow.outcome())
         assert len(neighbours_of(fast.segments[0])) == 9
     assert repeats.done == 0
+
+
+def test_other_options_of_one_vni_leave_the_paths_of_another_alone(clock: Clock) -> None:
+    """VNIs with the same options share their paths, which then stay open."""
+    repeats = Repeats()
+    with ExitStack() as stack:
+        pairs = []
+        for fast in (repeats, None):
+            one = Sending(stack, clock, fast)
+            pairs.append([one, Sending(stack, clock, fast, VNI + 1, beside=one)])
+        for number in range(6):
+            if number == 3:
+                for one, _ in pairs:
+                    one.use_paths(outer={"ttl": 9})
+            for sides in zip(*pairs, strict=True):
+                for side in sides:
+                    side.turn(usual(number))
+                assert_equal(*(side.outcome() for side in sides))
+    assert repeats.done > 50
