@@ -22,8 +22,10 @@ calls as their sockets allow. Frames of one flow are never reordered, those of d
 Observation points
 ------------------
 
-Every frame passes these calls at the edges. There a capture, a storm limit or a per-remote counter
-can attach, by a wrapper that is installed before the data path starts. An unused one costs nothing.
+On the slow path, every frame passes these calls at the edges. There a capture, a storm limit or a
+per-remote counter can attach, by a wrapper that is installed before the data path starts. An unused
+one costs nothing. Compiled turns bypass them: what must see every frame keeps a VNI from using the
+fast path.
 
 ============== ======================= =======================================================
 point          call                    passes

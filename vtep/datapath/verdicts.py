@@ -68,8 +68,8 @@ _SOURCES_MAX: Final = 4096
 """Addresses of senders whose text is kept."""
 
 _PAUSE: Final = 16
-"""Turns of the slow path after a compiled turn that returned most of what it took, and much: to
-copy superframes from one to the other costs more than it gains."""
+"""One more than the turns of the slow path after a compiled turn that returned superframes only: to
+copy them from one to the other costs more than it gains."""
 
 _RETURNED_MAX: Final = 32768
 """Octets that may be returned without a pause: to copy as many takes 3 us."""
