@@ -1,6 +1,7 @@
 """Options and settings of the whole test suite."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,9 @@ def pytest_configure() -> None:
     os.environ[VARIABLE] = str(Path(tempfile.gettempdir(), f"pyvtep-tests-{os.geteuid()}"))
     # For tests that import compiled functions themselves. numba's own directory would not do: it
     # does not notice a change in a called function of another file.
-    os.environ["NUMBA_CACHE_DIR"] = str(CompileCache.find().directory)
+    # Nor would that of the product, which must not change once it is complete.
+    cache = CompileCache.find()
+    os.environ["NUMBA_CACHE_DIR"] = str(cache.root / "of tests" / cache.digest)
 
 
 def pytest_collect_file(file_path: Path) -> None:
@@ -57,9 +60,13 @@ def compile_turns() -> None:
 
     cache = CompileCache.find()
     with cache.locked(time.sleep):
-        if not cache.is_complete():
-            subprocess.run([sys.executable, "-c", f"import {TURNS}"], check=True)
+        if cache.read_proof() is None:
+            cache.discard()
+            environ = {**os.environ, "NUMBA_CACHE_DIR": str(cache.directory)}
+            subprocess.run([sys.executable, "-c", f"import {TURNS}"], check=True, env=environ)
             cache.mark_complete()
+        if not (copy := Path(os.environ["NUMBA_CACHE_DIR"])).exists():
+            shutil.copytree(cache.directory, copy)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

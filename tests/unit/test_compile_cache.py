@@ -129,17 +129,61 @@ def test_pruning(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"lock", "of the user", *kept}
 
 
-def test_the_marker_is_what_makes_a_cache_complete(tmp_path: Path) -> None:
+def complete(tmp_path: Path) -> CompileCache:
+    """Return a cache with two files of compiled code."""
     cache = CompileCache(tmp_path, f"{0:016x}")
-    assert not cache.is_complete()
     with cache.locked(unexpected):
         assert not cache.is_complete()
+        folder = cache.directory / "fastpath_1"
+        folder.mkdir()
+        (folder / "a b.nbc").write_bytes(b"code")
+        (folder / "a.nbi").write_bytes(b"index")
         cache.mark_complete()
+    return cache
+
+
+def test_the_marker_is_what_makes_a_cache_complete(tmp_path: Path) -> None:
+    cache = complete(tmp_path)
     os.utime(cache.directory / "complete", (0, 0))
     assert cache.is_complete()
+    assert cache.read_proof()
     assert (cache.directory / "complete").stat().st_mtime > 0, "its use is not noted"
     cache.discard()
     assert not cache.is_complete()
+    assert list(cache.directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["complete", "fastpath_1/a b.nbc", "fastpath_1/a.nbi"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
+def test_a_damaged_file_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
+    cache = complete(tmp_path)
+    path = cache.directory / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        flipped = content[:-1] + bytes((content[-1] ^ 1,))
+        path.write_bytes({"flip": flipped, "truncate": content[:-1], "empty": b""}[damage])
+    assert cache.read_proof() is None
+
+
+def test_the_claim_of_a_dead_process_stays_until_the_code_is_loaded(tmp_path: Path) -> None:
+    cache = complete(tmp_path)
+    proof = cache.read_proof()
+    assert proof
+    child = os.fork()
+    if not child:
+        cache.claim(proof)
+        os._exit(0)
+    os.waitpid(child, 0)
+    alive = cache.claim(proof)
+    assert cache.find_crashes() == [proof.stamp]
+    cache.discard()
+    assert cache.find_crashes() == [proof.stamp], "compiling anew is no success"
+    cache.forget_crashes()
+    assert len(list(cache.directory.iterdir())) == 1, "not that of a living process"
+    alive.release()
+    assert list(cache.directory.iterdir()) == []
 
 
 def test_one_process_at_a_time_has_the_lock(tmp_path: Path) -> None:

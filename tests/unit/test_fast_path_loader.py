@@ -55,10 +55,15 @@ FAKE = {
             return nullcontext()
     """,
     "fake_turns.py": """
+        import os, signal, sys
+
         import numba
 
         def answer(number):
             return 2 * number + 1
+
+        if os.environ["FAKE_MODE"] == "crash in the parent" and "-c" not in sys.orig_argv:
+            os.kill(os.getpid(), signal.SIGSEGV)
     """,
 }
 """An installation of numba that compiles nothing, and fails on request."""
@@ -96,12 +101,16 @@ class Loading:
             [*self._command, end], env=self._environ, stdout=subprocess.PIPE, text=True, cwd="/"
         )
 
-    def run(self) -> list[str]:
+    def run(self, code: int = 0) -> list[str]:
         """Load to the end. Returns: the states, and a last line with a result of the code."""
         with self.start() as process:
             output, _ = process.communicate(timeout=DEADLINE)
-        assert process.returncode == 0
+        assert process.returncode == code
         return output.splitlines()
+
+    def set_mode(self, fake: str) -> None:
+        """Change how the fake numba behaves."""
+        self._environ["FAKE_MODE"] = fake
 
     def importers(self) -> list[int]:
         """Return the processes that have imported the fake numba so far."""
@@ -127,6 +136,35 @@ def test_a_cold_cache_is_compiled_and_a_warm_one_is_loaded(tmp_path: Path) -> No
         for path in (tmp_path / "cache").rglob("*.nbc"):
             damage(path)
         assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+
+
+def test_code_that_would_crash_llvm_is_compiled_once_more(tmp_path: Path) -> None:
+    loading = Loading(tmp_path)
+    loading.run()
+    for path in (tmp_path / "cache").rglob("*.nbc"):
+        content = path.read_bytes()
+        # As after a power failure: pages of the object file are zero, but its pickle is whole.
+        begin = content.index(b"\x7fELF") + 64
+        path.write_bytes(content[:begin] + bytes(512) + content[begin + 512 :])
+    assert without_loading(loading.run()) == [COMPILING, *LOADED[1:]]
+    assert without_loading(loading.run()) == LOADED[1:]
+
+
+def test_a_crash_while_loading_is_not_repeated_at_every_start(tmp_path: Path) -> None:
+    loading = Loading(tmp_path, fake="crash in the parent")
+    loading.run(-signal.SIGSEGV)
+    children = len(loading.importers()) - 1
+    assert children == 2
+    # A child loads it once more, with success.
+    loading.run(-signal.SIGSEGV)
+    assert len(loading.importers()) == 2 * children + 1
+    (line,) = without_loading(loading.run())
+    assert line.startswith("off: pyvtep has died 2 times while it loaded compiled code; rm -r ")
+    # An installation that works has another directory, or the user has removed this one.
+    loading.set_mode("works")
+    for path in (tmp_path / "cache").rglob("loading.*"):
+        path.unlink()
+    assert loading.run()[-2:] == LOADED[1:]
 
 
 def test_another_version_has_another_directory(tmp_path: Path) -> None:

@@ -6,18 +6,25 @@ user can write to is never used.
 Below it is one directory for each digest of everything that the code depends on. numba compares
 only the source file of a function, and notices neither a change in a function that it calls from
 another file, nor an update of llvmlite.
+
+LLVM does not check the code that it loads: a damaged file, as after a power failure, crashes the
+process. So the marker of a complete directory has a digest of every file, which is verified before
+each load. A process that loads has a claim in the directory meanwhile. If the process dies, the
+claim stays, and the next start lets a child load the code first.
 """
 
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
@@ -50,6 +57,9 @@ _CPU_KEYS = frozenset(
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 _COMPLETE = "complete"
+
+_CLAIM = "loading."
+"""The beginning of names of claims; the rest is random, since containers have PIDs of their own."""
 
 _KEPT = 2
 """Directories of other digests that are kept: two versions in turn need not be compiled again."""
@@ -196,6 +206,28 @@ def _dependencies() -> Iterator[bytes]:
 
 
 @frozen
+class Proof:
+    """The content of a marker: what a child has loaded, so that this process can do so, too."""
+
+    stamp: str
+    """A random number, by which claims name the proof."""
+    files: Mapping[str, str]
+    """By path below the directory, the digest of each file."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the proof in a marker; None if the marker is damaged."""
+        stamp, *lines = text.split("\n")
+        files = {path: digest for digest, _, path in (line.partition(" ") for line in lines)}
+        proof = cls(stamp, files)
+        return proof if stamp and str(proof) == text else None
+
+    def __str__(self) -> str:
+        """Return the text of the marker."""
+        return "\n".join((self.stamp, *(f"{digest} {path}" for path, digest in self.files.items())))
+
+
+@frozen
 class CompileCache:
     """The compiled code of one digest, which is complete once its marker exists."""
 
@@ -217,22 +249,90 @@ class CompileCache:
         return self.directory / _COMPLETE
 
     def is_complete(self) -> bool:
-        """Return whether all functions were compiled, and loaded by another process.
+        """Return whether there is a marker. It does not say whether the files are undamaged."""
+        return self._marker.exists()
+
+    def read_proof(self) -> Proof | None:
+        """Return the proof in the marker, if all files are as they were when it was made.
 
         Side effect: notes the time of use.
         """
+        try:
+            proof = Proof.parse(self._marker.read_text())
+            if proof is None:
+                return None
+            for name, digest in proof.files.items():
+                if _digest_of_file((self.directory / name).read_bytes()) != digest:
+                    return None
+        except (OSError, ValueError):
+            return None
         with suppress(OSError):
             os.utime(self._marker)
-            return True
-        return False
+        return proof
 
-    def mark_complete(self) -> None:
-        """Note that all functions can be loaded. Raises: OSError."""
-        self._marker.touch()
+    def mark_complete(self) -> Proof:
+        """Note that the code can be loaded as it is. Raises: OSError."""
+        files = {}
+        for path in sorted(self.directory.rglob("*")):
+            if path.is_file() and path.parent != self.directory:
+                with path.open("rb") as file:
+                    # Before the marker, so that after a power failure it has no other files.
+                    os.fsync(file.fileno())
+                    name = str(path.relative_to(self.directory))
+                    files[name] = _digest_of_file(file.read())
+        proof = Proof(secrets.token_hex(8), files)
+        with tempfile.NamedTemporaryFile("w", dir=self.directory, delete=False) as marker:
+            marker.write(str(proof))
+            marker.flush()
+            os.fsync(marker.fileno())
+        Path(marker.name).replace(self._marker)
+        return proof
 
     def discard(self) -> None:
-        """Remove the compiled code, which could not be loaded."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the compiled code, but not the claims."""
+        with suppress(OSError):
+            # The marker first: without the rest, it would be a marker of damaged code.
+            self._marker.unlink(missing_ok=True)
+            for path in tuple(self.directory.iterdir()):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif not path.name.startswith(_CLAIM):
+                    path.unlink(missing_ok=True)
+
+    # --- claims -------------------------------------------------------------------------------
+
+    def claim(self, proof: Proof) -> "Claim":
+        """Note that this process is loading the code."""
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self.directory)
+        except OSError:  # A read-only directory, whose files cannot be damaged by a crash either.
+            return Claim(None, None)
+        with suppress(OSError):
+            os.write(descriptor, proof.stamp.encode())
+        # Renamed when it is locked, so that no other process takes it for one of a dead process.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        path = self.directory / f"{_CLAIM}{Path(name).name}"
+        Path(name).replace(path)
+        return Claim(path, descriptor)
+
+    def find_crashes(self) -> list[str]:
+        """Return the stamps that the claims of dead processes name."""
+        return [stamp for _, stamp in self._dead_claims()]
+
+    def forget_crashes(self) -> None:
+        """Remove the claims of dead processes, since the code could be loaded after all."""
+        for path, _ in self._dead_claims():
+            with suppress(OSError):
+                path.unlink()
+
+    def _dead_claims(self) -> Iterator[tuple[Path, str]]:
+        for path in self.directory.glob(f"{_CLAIM}*"):
+            with suppress(OSError), path.open() as file:
+                # BlockingIOError if its process lives. Shared, since others may look now, too.
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # Without a link, its process has released it since the directory was read.
+                if os.fstat(file.fileno()).st_nlink:
+                    yield path, file.read()
 
     @contextmanager
     def locked(self, wait: Callable[[float], None]) -> Iterator[None]:
@@ -266,3 +366,23 @@ class CompileCache:
                     last_used[path.name] = (marker if marker.exists() else path).stat().st_mtime
         for name in superseded(last_used, self.digest, time.time()):
             shutil.rmtree(self.root / name, ignore_errors=True)
+
+
+@frozen
+class Claim:
+    """A file that names the process that loads, by a lock that the kernel releases at its death."""
+
+    _path: Path | None
+    _descriptor: int | None
+
+    def release(self) -> None:
+        """Note that the process has survived."""
+        if self._path is not None and self._descriptor is not None:
+            with suppress(OSError):
+                # Before the lock is released: without a link it is of no dead process.
+                self._path.unlink(missing_ok=True)
+                os.close(self._descriptor)
+
+
+def _digest_of_file(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()

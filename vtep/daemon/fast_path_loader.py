@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vtep.daemon.compile_cache import CompileCache
+from vtep.daemon.compile_cache import CompileCache, Proof
 from vtep.errors import VtepError
 from vtep.fastpath.load import TURNS, load, release_memory
 from vtep.fastpath.state import (
@@ -48,6 +48,10 @@ first frames, and errors after which there is nothing to load."""
 _COMPILE_S = 3600.0
 """Seconds after which a compiler is given up. On a busy host, one of the lowest priority takes
 long; its processor time is limited to much less."""
+
+_CRASHES_MAX = 2
+"""Deaths while loading, without a success, after which loading is given up: the second one was of
+code that a child had loaded just before."""
 
 _EXIT_S = 1.0
 """Seconds for which the end of the process waits for a thread that is loading."""
@@ -231,8 +235,6 @@ class _Job(threading.Thread):
 
     def run(self) -> None:
         """Load the turns, and report the result to the event loop."""
-        # The interpreter should not end while this thread is in LLVM, whose destructors then run.
-        atexit.register(self.join, _EXIT_S)
         try:
             self._report(self._obtain())
         except _CancelledError:
@@ -242,8 +244,6 @@ class _Job(threading.Thread):
         except Exception as error:  # Whatever a broken installation raises.
             log.debug("traceback:", exc_info=error)
             self._report(off(_describe(error)))
-        finally:
-            atexit.unregister(self.join)
 
     def _report(self, progress: FastPathState | Turns) -> None:
         with suppress(RuntimeError):  # The loop is closed: the VTEP has ended.
@@ -254,37 +254,78 @@ class _Job(threading.Thread):
 
         Raises: LoadError, _CancelledError; any exception that a broken installation raises.
         """
-        if self._cache.is_complete():
+        proof, refused = self._find_trusted(), None
+        if proof is not None:
             try:
-                return self._load()
-            except Exception as error:  # noqa: BLE001  a damaged cache is compiled once more
+                return self._load(proof)
+            except Exception as error:  # noqa: BLE001  an unusable cache is compiled once more
                 log.debug("the cache of compiled code is unusable: %r", error)
-                self._cache.discard()
-        self._compile()
-        return self._load()
+                refused = proof
+        return self._load(self._compile(refused))
 
-    def _load(self) -> Turns:
+    def _find_trusted(self) -> Proof | None:
+        """Return the proof that the compiled code can be loaded, if there is one.
+
+        Raises: LoadError if the code was proven twice, and has crashed this program all the same.
+        """
+        proof, crashes = self._cache.read_proof(), self._cache.find_crashes()
+        if len(crashes) >= _CRASHES_MAX:
+            raise LoadError(
+                f"pyvtep has died {len(crashes)} times while it loaded compiled code; "
+                f"rm -r {self._cache.directory}"
+            )
+        return None if proof is None or proof.stamp in crashes else proof
+
+    def _load(self, proof: Proof) -> Turns:
         self._check_cancelled()
         self._report(LOADING)
         began = time.perf_counter()
-        with _short_time_slices():
-            turns = load(self._cache.directory, self._module, may_compile=False)
-            release_memory()
+        claim = self._cache.claim(proof)
+        # An end of the process that is in order is no crash, even if it does not wait for LLVM.
+        atexit.register(claim.release)
+        # The interpreter should not end while this thread is in LLVM, whose destructors then run.
+        atexit.register(self.join, _EXIT_S)
+        try:
+            with _short_time_slices():
+                turns = load(self._cache.directory, self._module, may_compile=False)
+                release_memory()
+        finally:
+            claim.release()
+            atexit.unregister(claim.release)
+            atexit.unregister(self.join)
+        self._cache.forget_crashes()
         log.debug("fast path: loaded in %.2f s", time.perf_counter() - began)
         return turns
 
-    def _compile(self) -> None:
-        """Complete the cache by a child, or wait for the child of another pyvtep."""
+    def _compile(self, refused: Proof | None) -> Proof:
+        """Complete the cache by a child, or wait for the child of another pyvtep.
+
+        `refused` is the proof of code that could not be loaded although it is undamaged.
+        """
         self._report(COMPILING)
         with self._cache.locked(self._wait_for_lock):
-            if self._cache.is_complete():
-                return
+            trusted = self._find_trusted()
+            if trusted is not None and trusted != refused:
+                return trusted
             self._report(COMPILING)
+            # The claim of a dead process says little: it may have been killed. Its code is
+            # undamaged, so it suffices that a child loads it.
+            proof = self._cache.read_proof()
+            if proof is None or proof == refused or not self._is_usable():
+                self._cache.discard()
+                self._run_child()
+                # This child only loads, as this process will: it crashes first if LLVM does.
+                self._run_child()
+                self._cache.prune()
+            return self._cache.mark_complete()
+
+    def _is_usable(self) -> bool:
+        try:
             self._run_child()
-            # The second child only loads, as this process will: it crashes first if LLVM does.
-            self._run_child()
-            self._cache.mark_complete()
-            self._cache.prune()
+        except LoadError as error:
+            log.debug("the cache of compiled code is unusable: %s", error)
+            return False
+        return True
 
     def _wait_for_lock(self, seconds: float) -> None:
         self._report(WAITING)
