@@ -264,7 +264,8 @@ class EgressVerdicts:
         is_superframe = int(key[KEY_PORT]) >> PORT_GSO != 0
         if not isinstance(path, Path):
             return
-        if is_superframe and paths.tunnel_gso:
+        # As in `Egress`: tunnel GSO is not used where the header would have to be rewritten.
+        if is_superframe and paths.tunnel_gso and remote.vni is None:
             state = paths.tunnel_gso_path(remote).gso
             if state.max_len or state.track_above != NEVER:
                 return

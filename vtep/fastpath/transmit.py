@@ -143,7 +143,7 @@ def _handle(turn: Turn, at: int, octets: int, port: int, kind_mask: int, frame_m
     if octets < VIRTIO_LEN + ETHERNET_LEN:
         _return_frame(turn, at, end)
     else:
-        key[layout.KEY_PORT] = port | (i64(data[at + 1]) & ~GSO_ECN) << layout.PORT_GSO
+        key[layout.KEY_PORT] = port | i64(data[at + 1]) << layout.PORT_GSO
         frame = _parse(data, at + VIRTIO_LEN, end, key, kind_mask)
         blocked = layout.SEND_BLOCKED + frame.flow % FLOWS
         if send[blocked] or not _take(turn, frame, key, frame_max):
