@@ -42,6 +42,7 @@ from vtep.counters import Counters, Drop
 from vtep.daemon.state_file import StateFile
 from vtep.doctor.facts import Echoes, Facts, IcmpError, Refusal
 from vtep.errors import ConfigError, VtepError
+from vtep.fastpath.state import LOADING
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -372,6 +373,7 @@ def test_the_line_that_introduces_a_segment(name: str) -> None:
                     underlay_devices=["eth0"],
                     underlay_missing=(),
                     offload=OFFLOADS,
+                    fast_path=LOADING,
                 )
                 assert shown == f"pyvtep: {describe_port(cast('Port', port))}"
                 seen += 1

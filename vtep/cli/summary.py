@@ -13,7 +13,7 @@ _ENTRIES_SHOWN = 32
 
 
 def describe_port(port: Port) -> str:
-    """Return one line about a port: its VNI, TAP, remotes, underlay and offloads."""
+    """Return one line about a port: its VNI, TAP, remotes, underlay, offloads and fast path."""
     config = port.config
     others = [f"group {config.group}"] if config.group else []
     others += map(str, config.remote)
@@ -22,7 +22,8 @@ def describe_port(port: Port) -> str:
         over += ", underlay not ready"
     return (
         f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'no remote yet'}"
-        f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}"
+        f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}, "
+        f"fast path {port.fast_path}"
     )
 
 
