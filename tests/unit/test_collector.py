@@ -9,6 +9,7 @@ import pytest
 
 from vtep import Config, Vtep
 from vtep.daemon import collector
+from vtep.fastpath.state import DISABLED, LOADING, ON
 from vtep.forwarding.fdb import Remote
 
 
@@ -109,3 +110,20 @@ def test_many_new_entries_are_frozen(vtep: Vtep, monkeypatch: pytest.MonkeyPatch
 
     while_collecting(vtep, done)
     assert not any(collected)
+
+
+def test_a_fast_path_that_comes_and_goes_leaves_no_garbage(vtep: Vtep) -> None:
+    """Objects are frozen when it was loaded, and never again: among them would be garbage."""
+    states = iter((LOADING, ON, *(DISABLED, ON) * 100))
+    seen: list[weakref.ref[Node]] = []
+
+    def done() -> bool:
+        state = next(states, None)
+        if state is None:
+            return sum(node() is not None for node in seen) < 5
+        vtep._fast_path.state = state
+        seen.append(make_cycle())
+        return False
+
+    while_collecting(vtep, done)
+    assert len(seen) == 202

@@ -34,7 +34,7 @@ class Collector:
         self._entries = 0
         self._changed = False
         self._last_full = 0.0
-        self._fast_path = vtep.fast_path
+        self._has_frozen_numba = vtep.fast_path.status is FastPathStatus.ON
 
     async def run(self) -> None:
         """Collect until cancelled."""
@@ -56,10 +56,13 @@ class Collector:
 
     def _collect(self, now: float) -> None:
         fast_path = self._vtep.fast_path
-        if fast_path is not self._fast_path and fast_path.status is FastPathStatus.ON:
-            # numba has made 130,000 objects, which take 50 ms to visit and live as long as this.
+        if fast_path.status is FastPathStatus.ON and not self._has_frozen_numba:
+            # numba has made 130,000 objects, which take 50 ms to visit and live as long as this:
+            # one visit, for what is garbage among them would be frozen, too. Never again: a fast
+            # path that is switched off and on leaves garbage.
+            gc.collect()
             gc.freeze()
-        self._fast_path = fast_path
+            self._has_frozen_numba = True
         if fast_path.status is FastPathStatus.LOADING:
             return
         before = self._entries
