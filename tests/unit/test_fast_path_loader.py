@@ -1,6 +1,7 @@
 """Loading of compiled code: out of a cache, or after a child process has compiled it."""
 
 import asyncio
+import errno
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,12 +34,20 @@ DEADLINE = 120.0
 
 FAKE = {
     "numba/__init__.py": """
-        import os, signal, time
+        import os, signal, sys, time
         with open(os.environ["FAKE_LOG"], "a") as log:
             print(os.getpid(), file=log)
         match os.environ.get("FAKE_MODE"):
             case "raise":
                 raise ImportError("Numba needs NumPy 2.3 or less. Got NumPy 9.9.")
+            case "exit in the parent" if "-c" not in sys.orig_argv:
+                raise SystemExit(0)
+            case "exit":
+                raise SystemExit(0)
+            case "no space":
+                raise OSError(28, "No space left on device")
+            case "end":
+                os._exit(0)
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "hang":
@@ -179,6 +189,8 @@ def test_another_version_has_another_directory(tmp_path: Path) -> None:
     ("mode", "reason"),
     [
         ("raise", "the compiler has failed: ImportError: Numba needs NumPy 2.3 or less."),
+        ("exit", "the compiler has failed: SystemExit: 0 (of numba in "),
+        ("end", "the compiler has ended early with exit code 0"),
         ("crash", "the compiler was killed by SIGSEGV"),
     ],
 )
@@ -188,6 +200,21 @@ def test_a_broken_installation_fails_in_the_child(tmp_path: Path, mode: str, rea
     assert last.startswith(f"off: {reason}")
     assert "pip install --force-reinstall" in last
     assert len(loading.importers()) == 1
+    assert not list((tmp_path / "cache").rglob("complete"))
+
+
+def test_a_library_that_ends_the_interpreter_ends_only_the_loading(tmp_path: Path) -> None:
+    *_, last = Loading(tmp_path, fake="exit in the parent").run()
+    assert last.startswith("off: cannot load the compiled code: SystemExit: 0; install numba again")
+
+
+def test_without_space_nothing_is_left_behind(tmp_path: Path) -> None:
+    *_, last = Loading(tmp_path, fake="no space").run()
+    assert last.startswith(
+        f"off: no space left in {tmp_path / 'cache'} for compiled code; it needs"
+    )
+    (directory,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert list(directory.iterdir()) == []
 
 
 def test_two_that_start_cold_compile_once(tmp_path: Path) -> None:
@@ -316,15 +343,43 @@ def test_a_vtep_that_can_have_no_fast_path_says_why() -> None:
     assert str(loader.state) == "off: its sockets are in memory"
 
 
+def test_a_failure_is_tried_again_when_the_option_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_path_loader, "find_spec", lambda _: None)
+    loader = FastPathLoader()
+    for _ in range(2):
+        loader.retry()
+        assert load_to_the_end(loader) is NOT_INSTALLED
+
+
+FACTS = {"type": "ImportError", "text": "no\nLLVM", "numba": "/lib/numba/__init__.py"}
+NO_SPACE = "no space left in /c for compiled code; it needs 3 MiB; free some, or set PYVTEP_CACHE"
+
+
 @pytest.mark.parametrize(
-    ("code", "errors", "reason"),
+    ("code", "facts", "reason"),
     [
-        (1, "Traceback\n  x\nOSError: no LLVM\n\n", "the compiler has failed: OSError: no LLVM; "),
-        (3, "", "the compiler has failed: exit code 3; "),
-        (-11, "noise", "the compiler was killed by SIGSEGV; "),
-        (-9, "", "the compiler was killed by SIGKILL, perhaps for lack of memory; "),
-        (-60, "", "the compiler was killed by signal 60; "),
+        (1, FACTS, "the compiler has failed: ImportError: no LLVM (of numba in /lib/numba); ins"),
+        (3, {}, "the compiler has ended early with exit code 3; install numba again"),
+        (0, {}, "the compiler has ended early with exit code 0; install numba again"),
+        (1, {"errno": errno.ENOSPC, "text": "No space left"}, NO_SPACE),
+        (1, {"errno": errno.EDQUOT, "text": "Quota"}, NO_SPACE),
+        (
+            1,
+            {"errno": errno.EROFS, "text": "Read-only", "file": "/c/x"},
+            "cannot keep compiled code in /c/x: Read-only; mend that, or set PYVTEP_CACHE_DIR",
+        ),
+        (-11, {}, "the compiler was killed by SIGSEGV; "),
+        (-9, {}, "the compiler was killed by SIGKILL, perhaps for lack of memory; free 300 MiB"),
+        (-60, {}, "the compiler was killed by signal 60; "),
     ],
 )
-def test_the_reason_of_a_failure(code: int, errors: str, reason: str) -> None:
-    assert describe_failure(code, errors).startswith(reason)
+def test_the_reason_of_a_failure(code: int, facts: dict[str, object], reason: str) -> None:
+    assert describe_failure(code, facts, Path("/c")).startswith(reason)
+
+
+def test_a_full_file_system_is_named_though_numba_names_no_locator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    facts = {"type": "RuntimeError", "text": "cannot cache function: no locator available"}
+    assert describe_failure(1, facts, Path("/c")).startswith(NO_SPACE)

@@ -150,6 +150,8 @@ class Methods:
     async def _set(self, given: Params) -> schema.SegmentInfo:
         port, options = self._port(given), _known(given.options())
         await self._vtep.change(attrs.evolve(port.config, **options))
+        if options.get("fast_path"):  # Also if it has that value already.
+            self._vtep.retry_fast_path()
         changed = ", ".join(
             f"--{views.option(name)} {shown(value)}" for name, value in options.items()
         )

@@ -7,6 +7,9 @@ pyvtep forwards on the slow path.
 
 import asyncio
 import atexit
+import errno
+import importlib
+import json
 import logging
 import os
 import signal
@@ -14,12 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vtep.daemon.compile_cache import CompileCache, Proof
+from vtep.daemon.compile_cache import VARIABLE, CompileCache, Proof
 from vtep.errors import VtepError
 from vtep.fastpath.load import TURNS, load, release_memory
 from vtep.fastpath.state import (
@@ -48,6 +52,11 @@ first frames, and errors after which there is nothing to load."""
 _COMPILE_S = 3600.0
 """Seconds after which a compiler is given up. On a busy host, one of the lowest priority takes
 long; its processor time is limited to much less."""
+
+_NEEDED_MIB = 3
+"""MiB that the compiled code takes in the cache."""
+
+_INSTALL_AGAIN = "install numba again (pip install --force-reinstall 'pyvtep[fast]')"
 
 _CRASHES_MAX = 2
 """Deaths while loading, without a success, after which loading is given up: the second one was of
@@ -150,6 +159,12 @@ class FastPathLoader:
             self.state = DISABLED
             self.turns = None
 
+    def retry(self) -> None:
+        """Load once more when `start` is called, if that has failed."""
+        if self._is_possible and self.state.status is FastPathStatus.OFF:
+            importlib.invalidate_caches()  # numba may have been installed since.
+            self.state = DISABLED
+
     def fail(self, state: FastPathState) -> None:
         """Turn the fast path off for good, after an error in a compiled turn."""
         self._loaded = self._fast_path = None
@@ -241,9 +256,9 @@ class _Job(threading.Thread):
             pass
         except LoadError as error:
             self._report(off(str(error)))
-        except Exception as error:  # Whatever a broken installation raises.
+        except BaseException as error:  # Even SystemExit, of a broken installation.
             log.debug("traceback:", exc_info=error)
-            self._report(off(_describe(error)))
+            self._report(off(_describe(error, self._cache.root)))
 
     def _report(self, progress: FastPathState | Turns) -> None:
         with suppress(RuntimeError):  # The loop is closed: the VTEP has ended.
@@ -311,13 +326,17 @@ class _Job(threading.Thread):
             # The claim of a dead process says little: it may have been killed. Its code is
             # undamaged, so it suffices that a child loads it.
             proof = self._cache.read_proof()
-            if proof is None or proof == refused or not self._is_usable():
-                self._cache.discard()
-                self._run_child()
-                # This child only loads, as this process will: it crashes first if LLVM does.
-                self._run_child()
-                self._cache.prune()
-            return self._cache.mark_complete()
+            try:
+                if proof is None or proof == refused or not self._is_usable():
+                    self._cache.discard()
+                    self._run_child()
+                    # This child only loads, as this process will: it crashes first if LLVM does.
+                    self._run_child()
+                    self._cache.prune()
+                return self._cache.mark_complete()
+            except (LoadError, OSError):
+                self._cache.discard()  # A part of it would only take space.
+                raise
 
     def _is_usable(self) -> bool:
         try:
@@ -348,14 +367,14 @@ class _Job(threading.Thread):
                 ],
                 cwd="/",
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
                 start_new_session=True,  # Ctrl-C in a terminal is for this process.
             )
         try:
-            _, errors = child.communicate(timeout=_COMPILE_S)
+            output, errors = child.communicate(timeout=_COMPILE_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
@@ -366,30 +385,78 @@ class _Job(threading.Thread):
         finally:
             self._child = None
         self._check_cancelled()
-        if child.returncode:
+        facts = _parse_facts(output)
+        if child.returncode or facts.get("loaded") != self._module:
             log.debug("the compiler says: %s", errors)
-            raise LoadError(describe_failure(child.returncode, errors))
+            raise LoadError(describe_failure(child.returncode, facts, self._cache.root))
 
 
-def describe_failure(code: int, errors: str) -> str:
-    """Return why a compiler has failed, by its exit code and its standard error, and what to do."""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    reason = f"the compiler has failed: {lines[-1] if lines else f'exit code {code}'}"
+def _parse_facts(output: str) -> dict[str, Any]:
+    """Return what a child has reported in its last line; libraries may have written others."""
+    with suppress(ValueError, IndexError):
+        facts = json.loads(output.splitlines()[-1])
+        if isinstance(facts, dict):
+            return facts
+    return {}
+
+
+def describe_failure(code: int, facts: Mapping[str, Any], root: Path) -> str:
+    """Return why a compiler has failed, and what to do.
+
+    Args:
+        code: its exit code; that of a signal is negative.
+        facts: what it has reported of an exception, if anything.
+        root: the directory of the cache.
+    """
     if code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        reason = f"the compiler was killed by {name}"
         if -code == signal.SIGKILL:
-            return f"{reason}, perhaps for lack of memory; it needs 300 MiB"
-    return f"{reason}; install numba again (pip install --force-reinstall 'pyvtep[fast]')"
+            return (
+                f"the compiler was killed by {name}, perhaps for lack of memory; free 300 MiB of "
+                "memory (the kernel's log names what it killed)"
+            )
+        return f"the compiler was killed by {name}; {_INSTALL_AGAIN}"
+    if facts.get("errno") is not None or _is_full(root):
+        error = OSError(facts.get("errno") or errno.ENOSPC, facts.get("text"), facts.get("file"))
+        return _describe_os_error(error, root)
+    if "type" not in facts:
+        return f"the compiler has ended early with exit code {code}; {_INSTALL_AGAIN}"
+    text = " ".join(str(facts["text"]).split())
+    where = f" (of numba in {Path(facts['numba']).parent})" if facts.get("numba") else ""
+    return f"the compiler has failed: {facts['type']}: {text}{where}; {_INSTALL_AGAIN}"
 
 
-def _describe(error: Exception) -> str:
+def _is_full(root: Path) -> bool:
+    """Return whether a directory has no room: numba's own error then says something else."""
+    try:
+        found = os.statvfs(root)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _NEEDED_MIB * 2**20 // 2
+
+
+def _describe_os_error(error: OSError, root: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left in {root} for compiled code; it needs {_NEEDED_MIB} MiB; free some, "
+            f"or set {VARIABLE}"
+        )
+    return (
+        f"cannot keep compiled code in {error.filename or root}: {error.strerror or error}; mend "
+        f"that, or set {VARIABLE}"
+    )
+
+
+def _describe(error: BaseException, root: Path) -> str:
     """Return why loading has failed, and what to do."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot load the compiled code: {text or type(error).__name__}; see --debug"
+    if isinstance(error, OSError):
+        return _describe_os_error(error, root)
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return f"cannot load the compiled code: {name}{text and f': {text}'}; {_INSTALL_AGAIN}"
 
 
 @contextmanager

@@ -359,6 +359,11 @@ class Vtep:
         await self._reconfigurer.reconcile(configs, frozenset(again))
         self._adjust_fast_path()
 
+    def retry_fast_path(self) -> None:
+        """Load the fast path once more if that has failed, and a port is to use it."""
+        self._fast_path.retry()
+        self._adjust_fast_path()
+
     def _adjust_fast_path(self) -> None:
         """Begin to load the fast path when a port is to use it; stop when none is."""
         if any(port.config.fast_path for port in self._ports):

@@ -5,6 +5,7 @@ The running pyvtep only loads. A child process, whose entry point is `main`, com
 """
 
 import ctypes
+import json
 import mmap
 import os
 import resource
@@ -130,7 +131,31 @@ def main() -> None:
     # A crash of LLVM is reported by its signal. A core dump of it would only fill a disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS_MAX, _CPU_SECONDS_MAX))
-    load(Path(cache), module, may_compile=True)
+    try:
+        load(Path(cache), module, may_compile=True)
+    except BaseException as error:
+        _tell_parent(_facts_of(error))
+        raise
+    # The exit code alone proves nothing: a library may end the process.
+    _tell_parent({"loaded": module})
+
+
+def _tell_parent(facts: dict[str, object]) -> None:
+    """Write facts as a line of their own: libraries may have written to standard output, too."""
+    sys.stdout.write(f"\n{json.dumps(facts)}\n")
+    sys.stdout.flush()
+
+
+def _facts_of(error: BaseException) -> dict[str, object]:
+    """Return what the parent has to know of an exception."""
+    numba = sys.modules.get("numba") or find_spec("numba")
+    return {
+        "type": type(error).__name__,
+        "errno": error.errno if isinstance(error, OSError) else None,
+        "text": (error.strerror if isinstance(error, OSError) else None) or str(error),
+        "file": error.filename if isinstance(error, OSError) else None,
+        "numba": getattr(numba, "__file__", None) or getattr(numba, "origin", None),
+    }
 
 
 def _end_with(parent: int) -> None:
