@@ -1,7 +1,9 @@
 """The directory of compiled code: which one is used, and when it is removed."""
 
 import ast
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -90,8 +92,43 @@ def test_the_first_usable_directory_is_taken(
         os.umask(before)
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "new/deep")] == [0o700] * 2
     del paths[-1]
-    with pytest.raises(CacheError, match=r"code: .*/file/a: Not a directory; set PYVTEP_CACHE_DIR"):
+    with pytest.raises(CacheError, match=r"code: .*/file is not a directory; set PYVTEP_CACHE_DIR"):
         find_root()
+
+
+def test_no_home_directory_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in (VARIABLE, "CACHE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(os, "geteuid", lambda: 5)
+    monkeypatch.setattr(compile_cache, "_check", lambda _: None)
+    assert find_root() == tmp_path / "tmp/pyvtep-5"
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+
+
+def test_a_complete_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_cache, "find_digest", lambda: f"{0:016x}")
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    cache = complete(tmp_path)
+    # Root can write anywhere but on a read-only file system.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    found = CompileCache.find()
+    proof = found.read_proof()
+    assert found == cache
+    assert proof
+    monkeypatch.setattr(tempfile, "mkstemp", raise_read_only)
+    found.claim(proof).release()
+    # A directory that others can write is no more safe for being complete.
+    cache.directory.chmod(0o777)
+    with pytest.raises(CacheError):
+        CompileCache.find()
+
+
+def raise_read_only(**_options: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_the_processor_is_identified_by_its_model() -> None:

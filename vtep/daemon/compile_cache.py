@@ -13,6 +13,7 @@ each load. A process that loads has a claim in the directory meanwhile. If the p
 claim stays, and the next start lets a child load the code first.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -41,6 +42,9 @@ SOURCES: Final = (
     *("io/path.py", "io/socket_constants.py", "offload/headers.py"),
 )
 """Modules of pyvtep whose functions and constants are in the compiled code."""
+
+_BASES = ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "TMPDIR")
+"""Environment variables whose directory is not created."""
 
 _LIBRARIES = ("numba", "llvmlite", "numpy")
 
@@ -108,7 +112,7 @@ def refusal(path: Path, owner: int, mode: int, uid: int, *, is_parent: bool) -> 
     if owner != uid and not (is_parent and owner == 0):
         return f"{path} belongs to another user"
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not (is_parent and mode & stat.S_ISVTX):
-        return f"{path} can be written by other users; chmod go-w {path}"
+        return f"{path} can be written by other users; chmod go-w {path}, or"
     return None
 
 
@@ -141,40 +145,73 @@ def find_root() -> Path:
 
     Raises: CacheError.
     """
-    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises without a home
     refusals = []
-    for path in candidates(os.environ, os.geteuid(), home if home != "~" else None):
+    for path in _candidates_here():
         try:
             _make(path)
             path = path.resolve(strict=True)  # noqa: PLW2901
             reason = _check(path)
+        except NotADirectoryError as error:
+            reason = f"{error.filename} is not a directory"
         except OSError as error:
             reason = f"{path}: {error.strerror}"
         if reason is None:
             return path
         refusals.append(reason)
+    reason = refusals[0] if refusals else "no directory of this user exists"
+    joint = "" if reason.endswith(", or") else ";"
     raise CacheError(
-        f"there is no safe directory for compiled code: {refusals[0]}; set {VARIABLE} to one that "
+        f"there is no safe directory for compiled code: {reason}{joint} set {VARIABLE} to one that "
         "this user owns and no other can write"
     )
 
 
+def _candidates_here() -> list[Path]:
+    """Return the directories to try on this machine.
+
+    Without those below a home directory, say, that does not exist: root would create it.
+    """
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name == VARIABLE or name not in _BASES or Path(value).is_dir()
+    }
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises without a home
+    return candidates(environ, os.geteuid(), home if Path(home).is_dir() else None)
+
+
 def _make(path: Path) -> None:
     """Create a directory and its parents, for this user alone whatever the umask is."""
-    if not path.is_dir():
-        _make(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    _make(path.parent)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
 
 
 def _check(path: Path) -> str | None:
-    """Return why a directory cannot be used; None if it can."""
+    """Return why a directory cannot be used to keep code in; None if it can."""
     uid = os.geteuid()
     for each in (path, *path.parents):
         found = each.stat()
         if reason := refusal(each, found.st_uid, found.st_mode, uid, is_parent=each != path):
             return reason
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path} is not writable"
+
+
+def _check_for_reading(path: Path) -> str | None:
+    """Return why code in a directory cannot be trusted; None if it can: root may own it, too."""
+    uid = os.geteuid()
+    for each in (path, *path.parents):
+        found = each.stat()
+        is_parent = each != path or found.st_uid == 0
+        if each == path and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{path} can be written by other users"
+        if reason := refusal(each, found.st_uid, found.st_mode, uid, is_parent=is_parent):
+            return reason
+    return None
 
 
 def find_digest() -> str:
@@ -236,8 +273,19 @@ class CompileCache:
 
     @classmethod
     def find(cls) -> Self:
-        """Return the cache for this program on this machine. Raises: CacheError."""
-        return cls(find_root(), find_digest())
+        """Return the cache for this program on this machine: a complete one, if there is.
+
+        Side effect: creates the directory for a new one.
+        Raises: CacheError.
+        """
+        digest = find_digest()
+        for path in _candidates_here():
+            # A complete one may be read-only, as in the image of a container.
+            with suppress(OSError):
+                cache = cls(path.resolve(strict=True), digest)
+                if cache.is_complete() and _check_for_reading(cache.directory) is None:
+                    return cache
+        return cls(find_root(), digest)
 
     @property
     def directory(self) -> Path:
