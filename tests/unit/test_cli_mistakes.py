@@ -71,6 +71,7 @@ MISTAKES = [
     ("--vni", "Option '--vni' requires an argument, as in: --vni N"),
     (f"{GOOD} --srcport 5000", "Option '--srcport' requires 2 arguments, as in: --srcport MIN MAX"),
     ("set --learning no", "--learning takes no value: write --no-learning"),
+    ("set --learning auto", "--learning takes no value: write --learning or --no-learning"),
     # Other spellings of options.
     ("-vni 1", "No such option '-vni'; it has two dashes: --vni"),
     ("--id 1", "No such option '--id'; did you mean --vni?"),

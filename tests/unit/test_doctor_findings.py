@@ -365,7 +365,12 @@ def test_an_isolated_port_among_others_is_fine() -> None:
     [
         (NOT_INSTALLED, "note", "numba is not installed", "pip install 'pyvtep[fast]'"),
         (TURN_FAILED, "warning", "an error in the compiled turn", "please report it"),
-        (off("no memory"), "warning", "the fast path of pyvtep is off: no memory", "see its log"),
+        (
+            off("no memory"),
+            "warning",
+            "the fast path of pyvtep is off: no memory",
+            "see its log; then restart pyvtep, or pyvtep set --fast-path",
+        ),
     ],
 )
 def test_a_fast_path_that_is_off(state: FastPathState, severity: str, title: str, fix: str) -> None:

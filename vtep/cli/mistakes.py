@@ -138,7 +138,7 @@ def check_word(word: str, known: Sequence[str], context: click.Context) -> None:
         return
     arguments = context.meta.get(_ARGUMENTS, ())
     before = arguments[arguments.index(word) - 1] if word in arguments[1:] else ""
-    if word.lower() in (*_YES, *_NO) and (flag := _flag(context, before)) is not None:
+    if word.lower() in (*_YES, *_NO, "auto") and (flag := _flag(context, before)) is not None:
         raise click.UsageError(f"{before} takes no value: write {_spell_flag(flag, word)}", context)
     plain = word.replace("_", "-")
     for name in (plain, f"no-{plain[2:]}" if plain.startswith("no") else plain):
@@ -278,6 +278,8 @@ def _flag(context: click.Context, name: str) -> click.Option | None:
 def _spell_flag(flag: click.Option, word: str) -> str:
     """Return the spelling of a flag that means "on" or "off", as `word` does."""
     on = word.lower() in _YES
+    if word.lower() == "auto" and flag.secondary_opts:
+        return f"{flag.opts[0]} or {flag.secondary_opts[0]}"
     if on or not flag.secondary_opts:
         return flag.opts[0] if on else f"nothing instead of {flag.opts[0]}"
     return flag.secondary_opts[0]

@@ -53,7 +53,8 @@ WAITING: Final = FastPathState(
 DISABLED: Final = FastPathState(FastPathStatus.OFF, "--no-fast-path")
 
 NOT_INSTALLED: Final = FastPathState(
-    FastPathStatus.OFF, "numba is not installed (pip install 'pyvtep[fast]')"
+    FastPathStatus.OFF,
+    "numba is not installed (scripts/setup, or pip install 'pyvtep[fast]')",
 )
 
 TURN_FAILED: Final = FastPathState(

@@ -198,7 +198,8 @@ def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
             "this host",
             "pyvtep works without its fast path, since numba is not installed",
             "It is slower without, most of all for many small packets.",
-            "pip install 'pyvtep[fast]', in the environment of pyvtep; then restart it",
+            "scripts/setup, or pip install 'pyvtep[fast]', in the environment of pyvtep; then "
+            "restart pyvtep, or pyvtep set --fast-path",
         )
     else:
         reason, _, remedy = (state.reason or "").partition("; ")
@@ -206,5 +207,5 @@ def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
             "this host",
             f"the fast path of pyvtep is off: {reason}",
             "pyvtep forwards without it, but slower.",
-            f"{remedy or 'see its log'}; then restart pyvtep",
+            f"{remedy or 'see its log'}; then restart pyvtep, or pyvtep set --fast-path",
         )
