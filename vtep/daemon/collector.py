@@ -57,10 +57,9 @@ class Collector:
     def _collect(self, now: float) -> None:
         fast_path = self._vtep.fast_path
         if fast_path.status is FastPathStatus.ON and not self._has_frozen_numba:
-            # numba has made 130,000 objects, which take 50 ms to visit and live as long as this:
-            # one visit, for what is garbage among them would be frozen, too. Never again: a fast
-            # path that is switched off and on leaves garbage.
-            gc.collect()
+            # numba has made 130,000 objects, which take 50 ms to visit and live as long as this.
+            # Not collected before, since frames would wait for that. Never again: a fast path that
+            # is switched off and on leaves garbage, which would be frozen, too.
             gc.freeze()
             self._has_frozen_numba = True
         if fast_path.status is FastPathStatus.LOADING:

@@ -66,7 +66,8 @@ def _llvm_library() -> Path | None:
     spec = find_spec("llvmlite")
     if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin).with_name("binding") / "libllvmlite.so"
+    # Resolved, as the kernel shows it: an environment may be reached by a symbolic link.
+    return (Path(spec.origin).with_name("binding") / "libllvmlite.so").resolve()
 
 
 def _preload_llvm() -> None:
