@@ -47,7 +47,7 @@ def test_it_is_turned_off_and_on_while_frames_pass(pair: Pair, start: Start) -> 
     vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--no-fast-path")
     ping(a, "10.0.0.2")
     assert state_of(vtep) == ("off", "--no-fast-path")
-    assert "fast path" not in vtep.log
+    assert ", fast path off: --no-fast-path\n" in vtep.log
     pinging = a.start("ping", "-i", "0.01", "-c", "100000", "10.0.0.2", stdout=-1, text=True)
     try:
         for _ in range(2):

@@ -21,7 +21,6 @@ from vtep.daemon.compile_cache import VARIABLE
 from vtep.daemon.fast_path_loader import FastPathLoader, describe_failure
 from vtep.fastpath.state import (
     DISABLED,
-    LOADING,
     NOT_INSTALLED,
     ON,
     TURN_FAILED,
@@ -49,7 +48,7 @@ FAKE = {
             case "end":
                 os._exit(0)
             case "crash":
-                os.kill(os.getpid(), signal.SIGSEGV)
+                signal.raise_signal(signal.SIGSEGV)  # Of this thread, and so at once.
             case "hang":
                 time.sleep(1000)
     """,
@@ -73,7 +72,7 @@ FAKE = {
             return 2 * number + 1
 
         if os.environ["FAKE_MODE"] == "crash in the parent" and "-c" not in sys.orig_argv:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # Of this thread, and so at once.
     """,
 }
 """An installation of numba that compiles nothing, and fails on request."""
@@ -290,7 +289,7 @@ def load_to_the_end(loader: FastPathLoader) -> FastPathState:
     async def main() -> FastPathState:
         finished = asyncio.Event()
         loader.start(finished.set)
-        assert loader.state is LOADING
+        assert loader.state is not DISABLED  # It is known when the start is logged.
         async with asyncio.timeout(DEADLINE):
             await finished.wait()
         return loader.state

@@ -112,10 +112,6 @@ class FastPathLoader:
         if self._loaded is not None:  # The fast path was off for a while.
             self._finish(self._loaded)
             return
-        self._set(LOADING)
-        self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self._begin)
-
-    def _begin(self) -> None:
         if not _is_installed(self._module):
             self._finish(NOT_INSTALLED)
             return
@@ -126,6 +122,9 @@ class FastPathLoader:
             self._finish(off(str(error)))
             return
         self._set(LOADING if cache.is_complete() else COMPILING)
+        self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self._begin, cache)
+
+    def _begin(self, cache: CompileCache) -> None:
         self._job = job = _Job(cache, self._module, asyncio.get_running_loop(), self._on_progress)
         job.start()
 
