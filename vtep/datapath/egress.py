@@ -202,7 +202,7 @@ class Egress:
         transmitter, header = self._transmitter, self._header
         meta, buffer = self._meta, self._arena.buffer
         send_next = transmitter.send_next_superframe
-        # Longer frames leave the fast path: all frames, if each of them must be examined.
+        # Longer frames are examined one by one: all frames, if each of them must be.
         frame_max = (
             0
             if self._segment.inspect_egress or self._tracker.active

@@ -198,23 +198,23 @@ class EgressVerdicts:
             frames, octets, superframes, datagrams = counts.tolist()
             counts[:] = 0
             origin = origins[row]
-            if origin is not None and origin.entry is not None:
+            if origin is not None:
                 segment.account(origin.entry, frames, octets)
             counters.tx_superframes += superframes
             counters.tx_datagrams += datagrams
 
     def _send_again(self, unsent: int, now: float) -> None:
         """Send batches that the kernel did not take, as the slow path does: it knows what to do."""
-        for row, hashed, stride, begin, octets, error in self._turn.unsent[:unsent].tolist():
-            origin = self._table.origins[row]
-            if origin is None or origin.entry is None:
-                continue
+        origins, batches = self._table.origins, self._turn.unsent[:unsent].tolist()
+        # Looked up before the first send, which may change what rows depend on and so remove them.
+        found = [(each, batch) for batch in batches if (each := origins[batch[0]]) is not None]
+        for origin, (_, hashed, stride, begin, octets, error) in found:
             remotes = origin.entry.destinations
             flow = hashed & POOL_MAX - 1 | origin.fields << FLOW_BITS
             if error in error_queue.ICMP_ERRORS and (lost := origin.path.returned(flow)):
                 self._segment.counters.drop(lost, remotes[0].host)
-            batch = self._unsent_data[begin : begin + octets]
-            self._transmitter.send(batch, stride, remotes, flow, now, 0)
+            datagrams = self._unsent_data[begin : begin + octets]
+            self._transmitter.send(datagrams, stride, remotes, flow, now, 0)
 
     def read(self, buffers: Sequence[bytearray | memoryview]) -> int:
         """Read the next frame that the last turn has returned, like `TapDevice.read`.

@@ -47,8 +47,6 @@ class Origin:
 
     segment: Segment
     mac: bytes
-    entry: Entry | None
-    """The FDB entry that the frames use or refresh; None if they do neither."""
 
 
 class Table(Generic[_Row]):
@@ -111,6 +109,8 @@ class Table(Generic[_Row]):
 class TransmitOrigin(Origin):
     """The origin of a row for frames from a TAP."""
 
+    entry: Entry
+    """The FDB entry of their destination."""
     path: Path
     fields: int
     """Packed outer header fields (see `vtep.wire.outer_header`)."""
@@ -121,6 +121,8 @@ class TransmitOrigin(Origin):
 class ReceiveOrigin(Origin):
     """The origin of a row for datagrams from the underlay."""
 
+    entry: Entry | None
+    """The FDB entry that they refresh; None if nothing is learned."""
     kick_egress: Callable[[], None]
     """Sends the frames that wait in the TAP."""
 
