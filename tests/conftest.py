@@ -1,5 +1,6 @@
 """Options and settings of the whole test suite."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.packages import ROOT, build
 
 # A shell starts background jobs with SIGINT ignored, which children inherit: tests that stop a
 # child with SIGINT would wait in vain.
@@ -84,3 +87,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if skipped and session.exitstatus == pytest.ExitCode.OK:
         reporter.write_line(f"--no-skips: {len(skipped)} tests did not run", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return the wheel of this tree, with the sdist beside it, built once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent
+    with (folder / "dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (dist := folder / "dist").exists():
+            build(ROOT, folder / "dist.part").parent.rename(dist)
+    (found,) = dist.glob("*.whl")
+    return found

@@ -363,7 +363,7 @@ def test_an_isolated_port_among_others_is_fine() -> None:
 @pytest.mark.parametrize(
     ("state", "severity", "title", "fix"),
     [
-        (NOT_INSTALLED, "note", "numba is not installed", "pip install 'pyvtep[fast]'"),
+        (NOT_INSTALLED, "note", "numba is not installed", "pip install numba"),
         (TURN_FAILED, "warning", "an error in the compiled turn", "please report it"),
         (
             off("no memory"),

@@ -272,7 +272,7 @@ class Config:
     fast_path: bool = flag(
         default=True,
         help="Forward with code that numba compiles at run time, if it is installed: pip install "
-        "'pyvtep[fast]'.",
+        "numba.",
     )
 
     @tap.default

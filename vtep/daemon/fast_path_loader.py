@@ -56,7 +56,7 @@ long; its processor time is limited to much less."""
 _NEEDED_MIB = 3
 """MiB that the compiled code takes in the cache."""
 
-_INSTALL_AGAIN = "install numba again (pip install --force-reinstall 'pyvtep[fast]')"
+_INSTALL_AGAIN = "install numba again (pip install --force-reinstall numba)"
 
 _CRASHES_MAX = 2
 """Deaths while loading, without a success, after which loading is given up: the second one was of

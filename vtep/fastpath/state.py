@@ -54,7 +54,7 @@ DISABLED: Final = FastPathState(FastPathStatus.OFF, "--no-fast-path")
 
 NOT_INSTALLED: Final = FastPathState(
     FastPathStatus.OFF,
-    "numba is not installed (scripts/setup, or pip install 'pyvtep[fast]')",
+    "numba is not installed (scripts/setup, or pip install numba)",
 )
 
 TURN_FAILED: Final = FastPathState(

@@ -198,7 +198,7 @@ def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
             "this host",
             "pyvtep works without its fast path, since numba is not installed",
             "It is slower without, most of all for many small packets.",
-            "scripts/setup, or pip install 'pyvtep[fast]', in the environment of pyvtep; then "
+            "scripts/setup, or pip install numba, in the environment of pyvtep; then "
             "restart pyvtep, or pyvtep set --fast-path",
         )
     else:
