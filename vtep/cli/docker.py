@@ -11,6 +11,7 @@ from attrs import asdict, evolve
 from vtep import Config, VtepError
 from vtep.cli import bootstrap, commands
 from vtep.cli.options import config_options, given_options, settings_options, take_settings
+from vtep.cli.process_options import ProcessOptions
 from vtep.config import Settings
 from vtep.control import client as control
 from vtep.control import socket_files
@@ -62,7 +63,7 @@ def attach(
     """
     bootstrap.block_signals()  # The group has unblocked them, as other commands need no handlers.
     given = given_options(options)
-    process = take_settings(given)
+    overrides = take_settings(given)
     if "vni" not in given:
         example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
         raise click.UsageError(f"--vni is missing; for example: {example}")
@@ -88,7 +89,11 @@ def attach(
     settings = Settings(segments=[evolve(config, **local.options)])
     debug = context.find_root().params["debug"]
     with record.publish(own):
-        run(settings, None, process, debug=debug, companion=Attachment(client, local).follow)
+        run(
+            *(settings, None, overrides),
+            process=ProcessOptions(debug=debug),
+            companion=Attachment(client, local).follow,
+        )
 
 
 def _check_free(bridge: str) -> None:

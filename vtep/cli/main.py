@@ -21,6 +21,7 @@ from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
+from vtep.cli.process_options import ProcessOptions
 from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -61,10 +62,10 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
             _refuse_options(context, given if config is None else given | {"config": config})
         bootstrap.unblock_signals()
         return
-    settings, path, process = load_settings(config, given)
+    settings, path, overrides = load_settings(config, given)
     from vtep.cli.run import run  # noqa: PLC0415  slow to import, and only needed to run a VTEP
 
-    run(settings, path, process, debug=debug)
+    run(settings, path, overrides, process=ProcessOptions(debug=debug))
 
 
 def _refuse_options(context: click.Context, given: dict[str, Any]) -> NoReturn:

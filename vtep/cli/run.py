@@ -1,4 +1,4 @@
-"""Run a VTEP in the foreground: logging, signals, the event loop, and the summary at the end."""
+"""Run a VTEP in this process: logging, signals, the event loop, and the summary at the end."""
 
 import asyncio
 import logging
@@ -16,13 +16,15 @@ from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap
 from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
+from vtep.cli.process_options import ProcessOptions
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
 from vtep.config.file import problems_of
 from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
-from vtep.daemon.service import Service
+from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
+from vtep.service.notify import ServiceManager
 
 log = logging.getLogger("vtep")
 
@@ -45,7 +47,7 @@ def run(
     path: Path | None = None,
     override: Mapping[str, Any] | None = None,
     *,
-    debug: bool,
+    process: ProcessOptions,
     companion: Companion | None = None,
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
@@ -54,62 +56,81 @@ def run(
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
-    service = Service(settings, path, override)
+    reloadable = ReloadableVtep(settings, path, override)
+    manager = ServiceManager()
     bootstrap.open_standard_streams()
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     handler = NonBlockingLogHandler(journal=bootstrap.stderr_is_journal())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    log.setLevel(logging.DEBUG if process.debug else logging.INFO)
     try:
-        uvloop.run(_run(service, companion))
+        uvloop.run(_run(reloadable, manager, companion))
     finally:
         handler.flush()  # An error that ends the process is printed past the queue.
 
 
-async def _run(service: Service, companion: Companion | None) -> None:
+async def _run(
+    reloadable: ReloadableVtep, manager: ServiceManager, companion: Companion | None
+) -> None:
+    """Start everything in order, run until the VTEP ends, and end everything in reverse order."""
     _raise_descriptor_limit()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_log_loop_error)
-    settings = service.settings
+    asyncio.get_running_loop().set_exception_handler(_log_loop_error)
+    settings = reloadable.settings
     async with AsyncExitStack() as running:
         # Before any device exists, since the file may be unusable.
         state = running.enter_context(StateWriter.open(settings))
         if log.isEnabledFor(logging.DEBUG):
-            running.callback(EventLog(service.vtep).end)
-        vtep = await running.enter_async_context(service.vtep)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-            loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
-        loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(service)))
-        for number in (signal.SIGUSR2, signal.SIGALRM):
-            loop.add_signal_handler(number, _log_unused_signal, number)
+            running.callback(EventLog(reloadable.vtep).end)
+        # 1. The devices and sockets: opened here or, with --takeover, received from the process
+        #    that this one replaces.
+        vtep = await running.enter_async_context(reloadable.vtep)
+        running.callback(manager.stopping)
+        _handle_signals(reloadable, manager)
         await running.enter_async_context(state.attached(vtep))
-        serving = serve(vtep, settings.control, service.reload, state.flush)
+        # 2. Privileges that only the start needs are dropped here. Files that are made from now on
+        #    belong to the user of --user.
+        serving = serve(vtep, settings.control, reloadable.reload, state.flush)
         await running.enter_async_context(serving)
-
-        def log_added(event: str, port: Port, _: Mapping[str, object]) -> None:
-            if event == "added":
-                log.info("%s", describe_port(port))
-
-        for port in vtep.ports.values():
-            log_added("added", port, {})
-        running.callback(vtep.watch(log_added))
-        if not vtep.ports:
-            log.info("no VNI is configured yet")
+        _log_ports(vtep, running)
         bootstrap.unblock_signals()
         running.callback(bootstrap.block_signals)  # At the end, the loop removes its handlers.
-        others = (
-            [Collector(vtep).run()]
-            if companion is None
-            else [Collector(vtep).run(), companion(vtep)]
-        )
+        others = [Collector(vtep).run()]
+        if companion is not None:
+            others.append(companion(vtep))
+        # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.
+        manager.ready()
         await _until_first_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     out, into = totals["tx_frames"], totals["rx_frames"]
     log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
+
+
+def _handle_signals(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
+    """Handle signals in the running loop: those that end, those that request something."""
+    loop, vtep = asyncio.get_running_loop(), reloadable.vtep
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
+    loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(reloadable, manager)))
+    for number in (signal.SIGUSR2, signal.SIGALRM):
+        loop.add_signal_handler(number, _log_unused_signal, number)
+
+
+def _log_ports(vtep: Vtep, running: AsyncExitStack) -> None:
+    """Log each port, those of now and those that are added later."""
+
+    def log_added(event: str, port: Port, _: Mapping[str, object]) -> None:
+        if event == "added":
+            log.info("%s", describe_port(port))
+
+    for port in vtep.ports.values():
+        log_added("added", port, {})
+    running.callback(vtep.watch(log_added))
+    if not vtep.ports:
+        log.info("no VNI is configured yet")
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -139,17 +160,20 @@ async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def _reload(service: Service) -> None:
+async def _reload(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
     """Read the configuration file again; log its problems and change nothing if it has any."""
-    if service.path is None:
+    if reloadable.path is None:
         log.warning("SIGHUP ignored: there is no --config file to read again")
         return
+    manager.reloading()
     try:
-        await service.reload()
+        await reloadable.reload()
     except VtepError as error:
         for problem in problems_of(error):
             # A traceback does not help with a file.
             log.error("reload failed, nothing has changed: %s", problem)  # noqa: TRY400
+    finally:
+        manager.ready()
 
 
 def _log_unused_signal(number: signal.Signals) -> None:

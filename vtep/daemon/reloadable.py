@@ -16,7 +16,7 @@ from vtep.errors import ConfigError
 log = logging.getLogger("vtep")
 
 
-class Service:
+class ReloadableVtep:
     """A VTEP, the settings of its process, and the file that they come from, if any.
 
     `overrides` are settings from the command line, which take precedence over the file.

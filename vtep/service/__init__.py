@@ -1,0 +1,1 @@
+"""Running as a service: notifications to the manager, units, the watchdog, and the background."""
