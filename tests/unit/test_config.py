@@ -767,5 +767,5 @@ def test_two_segments_of_one_process(
         with pytest.raises(ConfigError) as caught:
             check_segments([first, second])
         assert str(caught.value).startswith(why)
-    found = [other for other, _ in conflicts([first, second, config(vni=3, dstport=5)])]
+    found = [each.config for each in conflicts([first, second, config(vni=3, dstport=5)])]
     assert found == ([] if why is None else [second])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vtep.config.file import FileError
 from vtep.config.loader import read
 from vtep.config.option_parsers import distinct
 from vtep.errors import VtepError
@@ -15,7 +16,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path, why in (
         (pipe, "cannot read it: not a regular file"),
-        (tmp_path, "cannot read it: not a regular file"),
+        (tmp_path, "has no configuration file; write one"),
         (tmp_path / "missing", "cannot read it: No such file"),
         (Path("/dev/zero"), "is larger than 16 MiB"),
     ):
@@ -36,6 +37,41 @@ def test_process_substitution_is_read() -> None:
     (config,) = read(Path(f"/dev/fd/{reader}")).segments
     os.close(reader)
     assert config.vni == 5
+
+
+def test_the_files_of_a_directory_are_one_configuration(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text("mtu = 1400\n[[vni]]\nid = 1\n")
+    (tmp_path / "a.toml").write_text('control = "none"\n[[vni]]\nid = 2\n[[vni]]\nid = 3\n')
+    (tmp_path / "c.toml").write_text('control = "none"\nvni = []\n')  # The same is no conflict.
+    for ignored in ("a.toml~", ".a.toml", "a.toml.dpkg-new", "README"):
+        (tmp_path / ignored).write_text("[[vni]]\nid = 9\n")
+    settings = read(tmp_path)
+    assert [(config.vni, config.mtu) for config in settings.segments] == [
+        (2, None),
+        (3, None),
+        (1, 1400),  # The defaults of a file are for its own segments.
+    ]
+    assert settings.control == "none"
+
+
+def test_conflicts_between_files_name_both_lines(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text('control = "none"\n[[vni]]\nid = 1\n[[vni]]\nid = 2\ntap = "x"\n')
+    b.write_text(
+        'control = "/run/x"\n[[vni]]\nid = 0x1\n[[vni]]\nid = 3\ntap = "x"\n'
+        '[[vni]]\nid = 4\ntap = "y"\nmtu = "big"\n[[vni]]\nid = 5\nlocal = "192.0.2.1"\n'
+    )
+    with pytest.raises(FileError) as caught:
+        read(tmp_path)
+    first, *others = caught.value.problems
+    assert first == f"{b}:1: control: has another value in {a}:1; leave one of them out"
+    assert others[0] == (f"{b}:3: id 0x1: defined twice; each VNI can be defined once (see {a}:3)")
+    assert others[1] == f"{b}:6: tap x: is given twice; each VNI has its own TAP (see {a}:6)"
+    assert others[2].startswith(f"{b}:10: mtu ")
+    assert others[3].startswith(f"{b}:")
+    assert "id 1 and id 5 share it" in others[3] or "vni 1 and vni 5 share it" in others[3]
+    assert others[3].endswith(f"(see {a}:2)")
+    assert len(others) == 4
 
 
 class Counted:

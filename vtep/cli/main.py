@@ -40,7 +40,9 @@ _UNWRITABLE = frozenset(
 )
 @config_options()
 @settings_options()
-@commands.option("--config", metavar="FILE", help="Configuration file, for any number of VNIs.")
+@commands.option(
+    "--config", metavar="PATH", help="Configuration file, or a directory of files *.toml."
+)
 @commands.option("--debug", is_flag=True, help="Log every change, and print tracebacks.")
 @click.version_option(__version__, message="pyvtep %(version)s")
 @click.pass_context
@@ -88,7 +90,7 @@ def _refuse_options(context: click.Context, given: dict[str, Any]) -> NoReturn:
 @cli.command("check-config")
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
-    """Check a configuration file, and print each problem with its line."""
+    """Check a configuration file, or a directory of them; print each problem with its line."""
     from vtep.config.loader import read  # noqa: PLC0415  other commands need no TOML parser
 
     try:

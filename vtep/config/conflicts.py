@@ -1,42 +1,54 @@
 """Conflicts between segments of one process: names given twice, and UDP ports they can't share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+
+from attrs import frozen
 
 from vtep.config.options import Config
 from vtep.errors import ConfigError
 from vtep.wire.address import Address
 
 
+@frozen(eq=False)
+class SegmentConflict:
+    """A segment that conflicts with an earlier one, and the error that says how."""
+
+    config: Config
+    earlier: Config
+    error: ConfigError
+
+
 def check_segments(segments: Iterable[Config]) -> None:
     """Raise ConfigError if two segments of one process conflict."""
-    for _, error in conflicts(segments):
-        raise error
+    for conflict in conflicts(segments):
+        raise conflict.error
 
 
-def conflicts(segments: Iterable[Config]) -> Iterator[tuple[Config, ConfigError]]:
-    """Yield each segment that conflicts with an earlier one, with the error."""
-    vnis: set[int] = set()
-    taps: set[str] = set()
+def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
+    """Yield a conflict for each segment that has one with an earlier segment."""
+    vnis: dict[int, Config] = {}
+    taps: dict[str, Config] = {}
     # Only one segment for each different socket is kept: a thousand segments that share one would
     # otherwise all be compared with each other.
     sockets: dict[tuple[int, int], list[Config]] = {}
     for config in segments:
+        earlier = vnis.get(config.vni) or taps.get(config.tap) or config
         try:
             _check_names(config, vnis, taps)
             for version in config.versions:
                 others = sockets.setdefault((version, config.dstport), [])
-                for other in others:
-                    _check_socket(version, other, config)
+                for earlier in others:
+                    _check_socket(version, earlier, config)
                 if not any(_socket(version, other) == _socket(version, config) for other in others):
                     others.append(config)
         except ConfigError as error:
-            yield config, error
+            yield SegmentConflict(config, earlier, error)
         else:
-            vnis.add(config.vni)
-            taps.add(config.tap)
+            vnis[config.vni] = config
+            taps[config.tap] = config
 
 
-def _check_names(config: Config, vnis: set[int], taps: set[str]) -> None:
+def _check_names(config: Config, vnis: Container[int], taps: Container[str]) -> None:
     if config.vni in vnis:
         raise ConfigError(f"--vni {config.vni}: defined twice; each VNI can be defined once")
     if config.tap in taps:

@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -80,7 +80,46 @@ def parse(text: str, name: str) -> Settings:
 
     Raises: FileError with all problems, each as `name:line: problem`.
     """
-    return _Reader(text, name).settings()
+    return parse_all([(name, text)])
+
+
+def parse_all(files: Iterable[tuple[str, str]]) -> Settings:
+    """Parse configuration files, each with its name and text, to the settings of one process.
+
+    Defaults of a file are those of its own segments. An option of the process may be in any file.
+
+    Raises: FileError with all problems of all files, each as `name:line: problem`.
+    """
+    readers = [_Reader(text, name) for name, text in files]
+    for reader in readers:
+        reader.parse()
+    found = [(reader, number) for reader in readers for number in reader.segments]
+    segments = [reader.segments[number] for reader, number in found]
+    # Configurations are equal by value, so the segment is found by its identity.
+    places = {id(config): place for config, place in zip(segments, found, strict=True)}
+    # Valid segments are compared even if others have problems: one run reports them all.
+    for conflict in conflicts(segments):
+        reader, number = places[id(conflict.config)]
+        other, earlier = places[id(conflict.earlier)]
+        also = "" if other is reader else f" (see {other.place_of(earlier, conflict.error)})"
+        reader.report_segment(number, conflict.error, also)
+    process: dict[str, Any] = {}
+    givers: dict[str, _Reader] = {}
+    for reader in readers:
+        for key, value in reader.process.items():
+            first = givers.setdefault(key, reader)
+            if process.setdefault(key, value) != value:
+                reader.report_other_value(key, first)
+    problems = [problem for reader in readers for problem in reader.problems]
+    if not problems:
+        try:
+            return Settings(segments=segments, **process)
+        except ConfigError as error:
+            name = _key_of(_in_keys(error)).replace("-", "_")
+            giver = givers.get(name, readers[0])
+            giver.report_process(error)
+            problems = giver.problems
+    raise FileError(problems)
 
 
 class _Reader:
@@ -92,6 +131,10 @@ class _Reader:
         self._problems: list[tuple[int, str]] = []
         self._lines: Mapping[Path, int] = {}
         self._document: dict[str, Any] = {}
+        self.process: dict[str, Any] = {}
+        """The options of the process, by the names of their fields."""
+        self.segments: Mapping[int, Config] = {}
+        """The segments without problems of their own, by their position in the file."""
         try:
             self._document = tomllib.loads(text)
             self._lines = locate(text)
@@ -100,16 +143,20 @@ class _Reader:
         except ValueError as error:  # int() raises it for a number of too many digits.
             self._problems.append(_line_and_reason(error, text))
 
-    def settings(self) -> Settings:
-        """Return the settings. Raises: FileError if there are any problems."""
-        process: dict[str, Any] = {}
+    @property
+    def problems(self) -> list[str]:
+        """The problems found so far, in the order of their lines."""
+        return [f"{self._name}:{line}: {what}" for line, what in sorted(self._problems)]
+
+    def parse(self) -> None:
+        """Find the segments and the options of the process, and report problems with them."""
         common: dict[str, Any] = {}
         for key, value in self._document.items():
             if key == TABLE:
                 continue
             if key in _PROCESS_KEYS:
                 if self._check_value((key,), _PROCESS_KEYS[key], value):
-                    process[_PROCESS_KEYS[key].name] = value
+                    self.process[_PROCESS_KEYS[key].name] = value
             elif key in _DEFAULT_KEYS:
                 if self._check_value((key,), _DEFAULT_KEYS[key], value):
                     common[_DEFAULT_KEYS[key].name] = value
@@ -122,18 +169,31 @@ class _Reader:
             self._report(
                 (), f"there is no [[{TABLE}]] table; for a file without VNIs: {TABLE} = []"
             )
-        # Valid segments are compared even if others have problems: one run reports them all.
-        segments = self._segments(common)
-        for config, error in conflicts(segments.values()):
-            number = next(number for number, other in segments.items() if other is config)
-            self._report_segment(number, error)
-        if not self._problems:
-            try:
-                return Settings(segments=segments.values(), **process)
-            except ConfigError as error:
-                what = _in_keys(error)
-                self._report((_key_of(what),), what)
-        raise FileError([f"{self._name}:{line}: {what}" for line, what in sorted(self._problems)])
+        self.segments = self._segments(common)
+
+    def report_process(self, error: ConfigError) -> None:
+        """Report a problem of the options of the process."""
+        what = _in_keys(error)
+        self._report((_key_of(what),), what)
+
+    def report_other_value(self, name: str, first: "_Reader") -> None:
+        """Report an option of the process that has another value in an earlier file."""
+        key = name.replace("_", "-")
+        self._report(
+            (key,), f"{key}: has another value in {first.line_of(key)}; leave one of them out"
+        )
+
+    def line_of(self, key: str) -> str:
+        """Return the file and the line of a key above the tables."""
+        return f"{self._name}:{self._lines.get((key,), 1)}"
+
+    def place_of(self, number: int, error: ConfigError) -> str:
+        """Return the file and the line of a segment, at the option that an error begins with."""
+        key = _key_of(_in_keys(error))
+        for at in ((TABLE, number, key), (key,), (TABLE, number)):
+            if at in self._lines:
+                return f"{self._name}:{self._lines[at]}"
+        return f"{self._name}:1"
 
     def _segments(self, common: Mapping[str, Any]) -> dict[int, Config]:
         """Return the segments without problems, by their position in the file."""
@@ -159,7 +219,7 @@ class _Reader:
                 try:
                     segments[number] = Config(**options)
                 except ConfigError as error:
-                    self._report_segment(number, error)
+                    self.report_segment(number, error)
         return segments
 
     def _check_value(self, at: Path, field: "attrs.Attribute[Any]", value: object) -> bool:
@@ -202,15 +262,18 @@ class _Reader:
     def _spellings(self) -> Mapping[Path, str]:
         return spellings(self._text)
 
-    def _report_segment(self, number: int, error: ConfigError) -> None:
-        """Report a problem of a whole segment, at the line of the option that it begins with."""
+    def report_segment(self, number: int, error: ConfigError, also: str = "") -> None:
+        """Report a problem of a whole segment, at the line of the option that it begins with.
+
+        `also` follows the message.
+        """
         what = _in_keys(error)
         key = _key_of(what)
         for at in ((TABLE, number, key), (key,)):
             if at in self._lines:
-                self._report(at, self._requote(at, what))
+                self._report(at, self._requote(at, what) + also)
                 return
-        self._report((TABLE, number), what)
+        self._report((TABLE, number), what + also)
 
     def _requote(self, at: Path, what: str) -> str:
         """Return a message about an option with the value as it is written in the file.

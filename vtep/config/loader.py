@@ -1,4 +1,4 @@
-"""Read a configuration file from a disk, a pipe or standard input.
+"""Read configuration files from a disk, a pipe or standard input.
 
 This imports nothing of the data path, so that mistakes in a file are reported at once.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vtep import descriptors
 from vtep.config import Settings
-from vtep.config.file import FileError, parse
+from vtep.config.file import FileError, parse, parse_all
 from vtep.errors import VtepError
 
 _SIZE_MAX = 16 << 20
@@ -17,10 +17,28 @@ _SIZE_MAX = 16 << 20
 
 
 def read(path: Path) -> Settings:
-    """Read and parse a configuration file.
+    """Read and parse a configuration file or, of a directory, all its files `*.toml` as one.
 
-    Raises: FileError if it has mistakes, VtepError if it cannot be read.
+    Raises: FileError if they have mistakes, VtepError if one cannot be read.
     """
+    if not path.is_dir():
+        return parse(_read_text(path), str(path))
+    try:
+        # In the order of their names, which also decides which of two in conflict is reported.
+        files = sorted(each for each in path.iterdir() if _is_part(each))
+    except OSError as error:
+        raise VtepError(f"{path}: cannot read it: {descriptors.reason(error)}") from error
+    if not files:
+        raise VtepError(f"{path}: has no configuration file; write one, such as {path}/vx0.toml")
+    return parse_all((str(each), _read_text(each)) for each in files)
+
+
+def _is_part(path: Path) -> bool:
+    # Editors and package managers leave hidden files and others, such as a.toml~, a.toml.dpkg-new.
+    return path.suffix == ".toml" and not path.name.startswith(".")
+
+
+def _read_text(path: Path) -> str:
     try:
         octets = _read_bounded(path)
     except OSError as error:
@@ -28,11 +46,10 @@ def read(path: Path) -> Settings:
     if len(octets) > _SIZE_MAX:
         raise VtepError(f"{path}: is larger than {_SIZE_MAX >> 20} MiB")
     try:
-        text = octets.decode().removeprefix("\ufeff")  # Some editors write a byte order mark.
+        return octets.decode().removeprefix("\ufeff")  # Some editors write a byte order mark.
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise FileError([f"{path}:{line}: is not UTF-8 text"]) from None
-    return parse(text, str(path))
 
 
 def _read_bounded(path: Path) -> bytes:
