@@ -1,0 +1,17 @@
+"""The control experiment of `steady_traffic`: it reports no fault where there is none."""
+
+from tests.netns.hosts import Pair, Tunnel, wait_until
+from tests.netns.steady_traffic import SteadyTraffic
+
+
+def test_steady_traffic_notices_no_fault_where_there_is_none(pair: Pair, tunnel: Tunnel) -> None:
+    """What it reports in other tests is not its own fault."""
+    traffic = SteadyTraffic(*pair, "10.0.0.1", "10.0.0.2")
+    began = tunnel[0].counter("tx_frames")
+    wait_until(lambda: tunnel[0].counter("tx_frames") > began + 20_000, "20,000 frames")
+    report = traffic.stop()
+    assert report.sent > 20_000
+    assert report.lost == report.duplicated == report.reordered_by == 0, report
+    assert report.tap_drops == report.socket_drops == report.receiver_drops == 0, report
+    assert report.tcp_alive, report
+    assert report.pings_lost == 0, report
