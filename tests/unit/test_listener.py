@@ -13,6 +13,7 @@ from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep.counters import Drop
 from vtep.daemon.listener import Endpoint, Listener
 from vtep.io.binding import Binding
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import Receiver
 from vtep.testing import MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
@@ -37,7 +38,7 @@ def listener(host: MemoryHost, network: MemoryNetwork, **options: Any) -> Listen
     def on_port(other: Endpoint) -> list[Receiver]:
         return [receiver for each in made for receiver in each.receivers_on_port(other)]
 
-    made.append(Listener(endpoint, on_port, lambda *_: None, network, host))
+    made.append(Listener(endpoint, on_port, lambda *_: None, network, host, Inherited()))
     return made[0]
 
 

@@ -1,7 +1,7 @@
 """The receiving sockets of one UDP port, and the demux that finds the segment of each datagram."""
 
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from vtep.forwarding.segment import Segment
 from vtep.io.addresses import FAMILY
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
+from vtep.io.inherited import Inherited, group_role, guard_role, receiver_role
 from vtep.io.interfaces import Receiver, SocketFactory, TapDevice
+from vtep.io.receiver import UdpReceiver
 from vtep.io.shared_socket import SharedSocket
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
@@ -57,6 +59,13 @@ class Endpoint:
         binding = Binding(FAMILY[version], config.local_for(version), config.dev)
         return cls(binding, config.dstport, "gro" in config.offload, config.udp6zerocsumrx)
 
+    @property
+    def role(self) -> str:
+        """The role of the receiver, under which it can be inherited."""
+        return receiver_role(
+            self.binding, self.port, gro=self.gro, zero_checksums=self.zero_checksums
+        )
+
 
 class Listener:
     """The receiver of an endpoint, one socket for each multicast group, and the demux behind them.
@@ -66,7 +75,8 @@ class Listener:
     when a device was re-created.
 
     `receivers_on_port` returns the receivers that have the port of an endpoint. Another listener
-    may have it for another device, or until it is replaced by this one. Echo replies are passed to
+    may have it for another device, or until it is replaced by this one. Sockets that are in
+    `inherited` are taken from there. Echo replies are passed to
     `on_reply` (see `Demux`). Raises VtepError, with a remedy, if the port cannot be bound.
     """
 
@@ -77,8 +87,10 @@ class Listener:
         on_reply: Callable[[EchoMessage, str, float], None],
         network: HostNetwork,
         sockets: SocketFactory,
+        inherited: Inherited,
     ) -> None:
         self.endpoint = endpoint
+        self._inherited = inherited
         self._receivers_on_port = receivers_on_port
         self._network = network
         self._sockets = sockets
@@ -96,7 +108,10 @@ class Listener:
         except NotReadyError as error:
             self.refusal = str(error)
         self._ingress = Ingress(self._receivers(), self.demux, self._on_receive_error)
-        self._punt = PuntSocket(self.demux, self._ingress.handle_datagram, self._report_returned)
+        self._punt = PuntSocket(
+            *(self.demux, self._ingress.handle_datagram, self._report_returned),
+            inherited.take(guard_role(endpoint.role)),
+        )
         self.filter: IngressFilter | None = None
         """The sources and devices whose datagrams the kernel delivers; None until it is known."""
         self._groups_filtered = False
@@ -118,6 +133,9 @@ class Listener:
 
     def _open(self) -> Receiver:
         at = self.endpoint
+        fd = self._inherited.take(at.role)
+        if fd is not None:
+            return UdpReceiver.adopt(fd)
         receiver = self._sockets.open_receiver(
             *(at.binding, at.port),
             gro=at.gro,
@@ -130,6 +148,9 @@ class Listener:
 
     def _join(self, receiver: Receiver, group: Address) -> Receiver:
         at = self.endpoint
+        fd = self._inherited.take(group_role(at.role, group))
+        if fd is not None:
+            return UdpReceiver.adopt(fd)
         return receiver.join_group(at.binding, group, self._receivers_on_port(at))
 
     def _receivers(self) -> list[Receiver]:
@@ -186,6 +207,17 @@ class Listener:
             self._drops_unfiltered += self._new_drops(sock)
             self._kernel_drops.pop(sock, None)
             sock.close()
+
+    def descriptors(self) -> Iterator[tuple[str, int]]:
+        """Yield role and descriptor of each open socket."""
+        role = self.endpoint.role
+        if self._receiver is not None:
+            yield role, self._receiver.fileno()
+        for group, sock in self._groups.items():
+            if sock is not None:
+                yield group_role(role, group), sock.fileno()
+        if (fd := self._punt.fd) is not None:
+            yield guard_role(role), fd
 
     def receivers_on_port(self, endpoint: Endpoint) -> list[Receiver]:
         """Return the receivers of this listener that are bound to the UDP port of an endpoint."""

@@ -10,6 +10,7 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.port import Port
 from vtep.datapath.pool import Pool
 from vtep.io.binding import Binding
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import Receiver, SocketFactory
 from vtep.io.shared_socket import SharedSocket
 from vtep.wire.echo import EchoMessage
@@ -30,7 +31,9 @@ class Listeners:
         sockets: SocketFactory,
         pool: Pool,
         on_reply: Callable[[EchoMessage, str, float], None],
+        inherited: Inherited,
     ) -> None:
+        self._inherited = inherited
         self._network = network
         self._sockets = sockets
         self._pool = pool
@@ -67,7 +70,7 @@ class Listeners:
             self._pool.senders.vacate(endpoint.binding.family, endpoint.port)
             listener = Listener(
                 *(endpoint, self._receivers_on_port, self._on_reply),
-                *(self._network, self._sockets),
+                *(self._network, self._sockets, self._inherited),
             )
             listener.use_fast_path(self._fast)
             self._by_endpoint[endpoint] = listener

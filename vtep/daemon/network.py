@@ -148,8 +148,13 @@ class HostNetwork(Protocol):
     def forget_device_names(self) -> None:
         """Clear the cache of device names: a link has changed."""
 
-    def open_tap(self, name: str, *, tso: bool, uso: bool) -> TapDevice:
-        """Open a TAP device, which is created if there is none of this name. Raises: VtepError."""
+    def open_tap(
+        self, name: str, *, tso: bool, uso: bool, inherited: int | None = None
+    ) -> TapDevice:
+        """Open a TAP device, which is created if there is none of this name.
+
+        `inherited` is the descriptor of one that is open already. Raises: VtepError.
+        """
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
         """Yield the name of each device and its transmit drops. Raises: OSError.
@@ -306,9 +311,14 @@ class KernelNetwork:
         """Clear the cache of device names: a link has changed."""
         device_name.cache_clear()
 
-    def open_tap(self, name: str, *, tso: bool, uso: bool) -> TapDevice:
-        """Open a TAP device, which is created if there is none of this name. Raises: VtepError."""
-        return Tap(name, tso=tso, uso=uso)
+    def open_tap(
+        self, name: str, *, tso: bool, uso: bool, inherited: int | None = None
+    ) -> TapDevice:
+        """Open a TAP device, which is created if there is none of this name.
+
+        `inherited` is the descriptor of one that is open already. Raises: VtepError.
+        """
+        return Tap(name, tso=tso, uso=uso, inherited=inherited)
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
         """Yield the name of each device and its transmit drops. Raises: OSError."""

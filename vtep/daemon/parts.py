@@ -9,6 +9,7 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.ports import Ports
 from vtep.daemon.tunnel_gso_setup import TunnelGsoSetup
 from vtep.datapath.pool import Pool
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import SocketFactory
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
@@ -29,12 +30,16 @@ class Parts:
 
     @classmethod
     def make(
-        cls, network: HostNetwork, sockets: SocketFactory, prober: GsoProber[TunnelGsoPath]
+        cls,
+        network: HostNetwork,
+        sockets: SocketFactory,
+        prober: GsoProber[TunnelGsoPath],
+        inherited: Inherited,
     ) -> "Parts":
-        """Make the parts of a VTEP without ports."""
+        """Make the parts of a VTEP without ports; `inherited` are descriptors that are open."""
         pool = Pool(prober, sockets)
         ports = Ports(pool)
-        listeners = Listeners(network, sockets, pool, prober.on_reply)
+        listeners = Listeners(network, sockets, pool, prober.on_reply, inherited)
         return cls(
             network=network,
             pool=pool,

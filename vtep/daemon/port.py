@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -31,7 +32,9 @@ from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
+from vtep.io.inherited import Inherited, tap_role
 from vtep.io.interfaces import TapDevice
+from vtep.io.tap import tap_exists
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
@@ -75,7 +78,9 @@ class Port:
         arena: Arena,
         network: HostNetwork,
         fast_path: FastPathLoader,
+        inherited: Inherited,
     ) -> None:
+        self._inherited = inherited
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """The devices over which the remotes are reached; known once the port has started."""
@@ -96,6 +101,8 @@ class Port:
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
         self._is_here = True
+        self.is_inherited = False
+        """True if the TAP was open before the port was: its setup may be one that is in use."""
         self._pool = pool
         self._arena = arena
         self._network = network
@@ -180,10 +187,19 @@ class Port:
         `queue_drops` has the transmit drops of each device so far.
         """
         config = self.config
+        fd = self._inherited.take(tap_role(config.tap))
+        if fd is not None and not tap_exists(fd):
+            os.close(fd)  # The device was removed since: a new one takes its place.
+            fd = None
         tap = self._network.open_tap(
-            config.tap, tso="tso" in config.offload, uso="uso" in config.offload
+            config.tap, tso="tso" in config.offload, uso="uso" in config.offload, inherited=fd
         )
         self.adopt(tap, queue_drops)
+        if fd is not None:
+            self.is_inherited = True
+            self._name = tap.name
+            self._is_here = tap.index != 0
+            self._drops_before = queue_drops.get(self._name, 0)
 
     def adopt(self, tap: TapDevice, queue_drops: Mapping[str, int]) -> None:
         """Use a TAP device that is open already, with its transmit drops as in `open`."""

@@ -47,10 +47,14 @@ class PuntSocket:
 
     The filter may lag behind the FDB, and nothing is lost by that: the demux decides about each
     datagram of the second socket too. Only those that arrived on a denied device are dropped here.
+    `inherited` is the descriptor of a second socket that another process has opened.
     """
 
-    def __init__(self, demux: Demux, deliver: Deliver, report: Report) -> None:
+    def __init__(
+        self, demux: Demux, deliver: Deliver, report: Report, inherited: int | None = None
+    ) -> None:
         self._demux = demux
+        self._inherited = inherited
         self._deliver = deliver
         self._report = report
         self._guard: IngressGuard | None = None
@@ -65,6 +69,11 @@ class PuntSocket:
         self.suspects: dict[int, str] = {}
         """A known source whose datagrams arrived on a denied device, by device: the underlay
         may be routed over it by now."""
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of the second socket; None if there is none."""
+        return self._guard.socket.fileno() if self._guard is not None else self._inherited
 
     @property
     def receivers(self) -> list[UdpReceiver]:
@@ -83,7 +92,8 @@ class PuntSocket:
             return
         try:
             if self._guard is None:
-                self._guard = IngressGuard(receiver, binding)
+                inherited, self._inherited = self._inherited, None
+                self._guard = IngressGuard(receiver, binding, inherited)
                 self._drops = 0
                 self._start_reading()
             self._guard.apply(wanted)

@@ -36,6 +36,7 @@ from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.fastpath.state import FastPathState
 from vtep.forwarding.fdb import Fdb
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -59,6 +60,8 @@ class Vtep:
     VtepError and has changed nothing.
 
     `network` and `sockets` are those of this host unless given: `vtep.testing` has some in memory.
+    `inherited` has TAPs and sockets that are open already, for instance from the descriptor store
+    of a service manager: they are used in place of new ones.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Vtep:
         *configs: Config,
         network: HostNetwork | None = None,
         sockets: SocketFactory | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         check_segments(configs)
         self._network = network or KernelNetwork()
@@ -73,7 +77,11 @@ class Vtep:
         prober = GsoProber[TunnelGsoPath](
             lambda: secrets.token_bytes(TOKEN_LEN), self._on_egress_needed
         )
-        self._parts = parts = Parts.make(self._network, sockets or UdpSockets(), prober)
+        self.inherited = inherited or Inherited()
+        """Open descriptors that the start takes over; it closes those that it does not need."""
+        self._parts = parts = Parts.make(
+            *(self._network, sockets or UdpSockets(), prober, self.inherited)
+        )
         # Compiled turns use the descriptors of sockets and TAPs, which those in memory lack.
         self._fast_path = FastPathLoader(
             None if sockets is None else "the sockets are not those of the kernel"
@@ -101,7 +109,9 @@ class Vtep:
         )
 
     def _make_port(self, config: Config) -> Port:
-        return Port(config, self._pool, self._arena, self._network, self._fast_path)
+        return Port(
+            *(config, self._pool, self._arena, self._network, self._fast_path, self.inherited)
+        )
 
     def _on_egress_needed(self) -> None:
         self._parts.tunnel_gso.resolve()
@@ -222,6 +232,7 @@ class Vtep:
                 tap.close()
             raise
         self._running = True
+        self.inherited.close()
         self._adjust_fast_path()
 
     async def stop(self) -> None:

@@ -56,16 +56,23 @@ class GuardedDatagram:
 class IngressGuard:
     """The second socket of a receiver's port, and the programs that select one of the two.
 
-    It owns that socket; the receiver's socket stays the caller's. The receiver is bound without
+    It owns that socket, which may be an inherited one (its descriptor); the receiver's socket stays
+    the caller's. The receiver is bound without
     SO_REUSEPORT, so that no second VTEP can share its port. The constructor raises OSError if the
     kernel does not support this.
     """
 
-    def __init__(self, receiver: socket.socket, binding: Binding) -> None:
+    def __init__(
+        self, receiver: socket.socket, binding: Binding, inherited: int | None = None
+    ) -> None:
         self._receiver = receiver
         # The kernel delivers a broadcast to all sockets of a port, whatever the program selects.
         self._gets_broadcasts = binding.family == socket.AF_INET and binding.local is None
         self._broadcasts: IngressFilter | None = None
+        if inherited is not None:
+            # Already a member of the group, beside the receiver, which was inherited with it.
+            self.socket = socket.socket(fileno=inherited)
+            return
         port = receiver.getsockname()[1]
         # Not before the bind, which so has proven that the port was free.
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -166,6 +173,10 @@ class IngressGuard:
         Raises: OSError.
         """
         return receive_queue_drops(self.socket)
+
+    def release(self) -> None:
+        """Close the second socket, and leave the programs in place, for a process that has it."""
+        self.socket.close()
 
     def close(self) -> None:
         """Close the second socket. The receiver gets all datagrams again, if it is open."""

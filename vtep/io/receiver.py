@@ -88,6 +88,14 @@ class UdpReceiver:
         configure_receiver(sock, _RECEIVE_BUFFER, gro=gro, zero_checksums=zero_checksums)
         return cls(sock)
 
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """Own the descriptor of a receiver, or of a group's, that another process has set up.
+
+        Its options stay as they are: that process may still receive from it. Raises: OSError.
+        """
+        return cls(socket.socket(fileno=fd))
+
     @property
     def address(self) -> tuple[str, int]:
         """The address and the port that the socket is bound to."""

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -18,7 +19,7 @@ import pytun
 
 from vtep import descriptors
 from vtep.errors import VtepError
-from vtep.host.devices import need_device_index
+from vtep.host.devices import device_index, need_device_index
 from vtep.wire import virtio
 
 if TYPE_CHECKING:
@@ -56,25 +57,31 @@ class Tap:
     device is created, and removed when it is closed unless it was made persistent.
 
     `tso` and `uso` request superframes of TCP and UDP. The attributes say what the kernel granted.
+    `inherited` is the descriptor of a TAP that is open already: it is owned from now on.
     Raises VtepError, with what to do, if the kernel refuses the device.
     """
 
-    def __init__(self, name: str, *, tso: bool, uso: bool) -> None:
-        self._device = _open(name)
-        try:
-            self.index: Final = need_device_index(name)
-            """The index in the network namespace in which it was opened."""
-        except OSError as error:
-            self._device.close()
-            raise _explain(name, error) from error
-        self.fd: Final[int] = self._device.fileno()
-        os.set_inheritable(self.fd, False)
-        os.set_blocking(self.fd, False)
+    def __init__(self, name: str, *, tso: bool, uso: bool, inherited: int | None = None) -> None:
+        self.fd: Final[int] = _open(name) if inherited is None else inherited
         self.read: Final[ReadFrame] = partial(os.readv, self.fd)
         self.write: Final[WriteFrame] = partial(os.writev, self.fd)
-        fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
-        self._is_persistent = False
-        self.request_offloads(tso=tso, uso=uso)
+        try:
+            self.index: Final = need_device_index(name) if inherited is None else self._find_index()
+            """The index in the network namespace in which it was opened; 0 if an inherited one is
+            not in this namespace now."""
+            os.set_inheritable(self.fd, False)
+            os.set_blocking(self.fd, False)
+            fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", virtio.HEADER_LEN))
+            self._is_persistent = False
+            self.request_offloads(tso=tso, uso=uso)
+        except OSError as error:
+            self.close()
+            raise _explain(name, error) from error
+
+    def _find_index(self) -> int:
+        """Return the index of the device by its present name; 0 if it is in another namespace."""
+        name = self.name
+        return (device_index(name) or 0) if self._is_here() else 0
 
     def request_offloads(self, *, tso: bool, uso: bool) -> None:
         """Request superframes of TCP and UDP; `tso` and `uso` say what the kernel granted."""
@@ -105,12 +112,16 @@ class Tap:
         """True if the kernel removes the device from this network namespace when it is closed."""
         try:
             (flags,) = struct.unpack_from("H", self._query(_TUNGETIFF), 16)
-            namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)
+            return not flags & _IFF_PERSIST and self._is_here()
         except OSError:  # It is gone already.
             return False
+
+    def _is_here(self) -> bool:
+        """Return whether the device is in this network namespace. Raises: OSError if it is gone."""
+        namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)
         try:
             here = Path("/proc/thread-self/ns/net").stat().st_ino
-            return not flags & _IFF_PERSIST and os.fstat(namespace).st_ino == here
+            return os.fstat(namespace).st_ino == here
         finally:
             os.close(namespace)
 
@@ -134,13 +145,22 @@ class Tap:
 
     def close(self) -> None:
         """Close the device. If the kernel removes it, that takes 20 ms."""
-        self._device.close()
+        os.close(self.fd)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def tap_exists(fd: int) -> bool:
+    """Return whether the device of a TAP's descriptor still exists."""
+    try:
+        fcntl.ioctl(fd, _TUNGETIFF, bytes(IFREQ_LEN))
+    except OSError:  # EBADFD
+        return False
+    return True
 
 
 def queue_drops() -> Iterator[tuple[str, int]]:
@@ -157,11 +177,15 @@ def queue_drops() -> Iterator[tuple[str, int]]:
                 yield name.strip(), int(numbers.split()[_PROC_TX_DROPPED])
 
 
-def _open(name: str) -> pytun.TunTapDevice:
+def _open(name: str) -> int:
+    """Open a TAP device. Returns: its descriptor. Raises: VtepError."""
     try:
-        return pytun.TunTapDevice(name=name, flags=TAP_FLAGS)
+        device = pytun.TunTapDevice(name=name, flags=TAP_FLAGS)
     except OSError as error:
         raise _explain(name, error) from error
+    # An own reference, since pytun closes the one that it has with its object.
+    with closing(device):
+        return os.dup(device.fileno())
 
 
 def _explain(name: str, error: OSError) -> VtepError:

@@ -172,8 +172,18 @@ class MemoryNetwork:
     def forget_device_names(self) -> None:
         """Do nothing: no name is cached."""
 
-    def open_tap(self, name: str, *, tso: bool, uso: bool) -> "NetworkTap":
-        """Open a TAP device, created if it does not exist. Raises: VtepError if it is taken."""
+    def open_tap(
+        self,
+        name: str,
+        *,
+        tso: bool,
+        uso: bool,
+        inherited: int | None = None,  # noqa: ARG002
+    ) -> "NetworkTap":
+        """Open a TAP device, created if it does not exist. Raises: VtepError if it is taken.
+
+        A TAP in memory has no descriptor that could be `inherited`.
+        """
         device = self.devices.get(name)
         if name in self.taps or (device is not None and device.kind != "tun"):
             raise VtepError(f"--tap {name}: another process has this device; choose another name")
