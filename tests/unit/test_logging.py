@@ -3,31 +3,37 @@
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vtep import Config, Vtep
+from vtep import Config, Vtep, VtepError
 from vtep.cli import bootstrap
 from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
+from vtep.cli.log_sinks import FileSink, JournalSink, StderrSink, SyslogSink
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.control import views
 from vtep.control.schema import Stats
+from vtep.counters import Counters, Drop, DropLog
 from vtep.forwarding.fdb import EntryKind, Remote
 
 HANDLER = "vtep.cli.log_handler"
+SINKS = "vtep.cli.log_sinks"
 REMOTE = Remote("192.0.2.2", 4789)
 
 
 def write(capfd: pytest.CaptureFixture[str], *, journal: bool) -> list[str]:
     """Log some records, and return the lines on standard error."""
-    handler = NonBlockingLogHandler(journal=journal)
+    handler = NonBlockingLogHandler(StderrSink(journal=journal))
     log, report = logging.Logger("vtep"), logging.Logger(REPORT)
     log.addHandler(handler)
     report.addHandler(handler)
@@ -71,10 +77,10 @@ def test_a_stuck_reader_does_not_block_loggers(monkeypatch: pytest.MonkeyPatch) 
         assert resume.wait(60)
         written.append(octets)
 
-    monkeypatch.setattr(f"{HANDLER}.os", SimpleNamespace(write=write))
+    monkeypatch.setattr(f"{SINKS}.os", SimpleNamespace(write=write))
     monkeypatch.setattr(f"{HANDLER}._RECORDS_MAX", 5)
     monkeypatch.setattr(f"{HANDLER}._FLUSH_TIMEOUT_S", 0)
-    handler = NonBlockingLogHandler(journal=True)
+    handler = NonBlockingLogHandler(StderrSink(journal=True))
     log = logging.Logger("vtep")
     log.addHandler(handler)
     for number in range(50):  # Returns at all: the queue is full after at most six.
@@ -100,8 +106,8 @@ def test_a_closed_reader_does_not_stop_loggers(monkeypatch: pytest.MonkeyPatch) 
         calls += 1
         raise BrokenPipeError
 
-    monkeypatch.setattr(f"{HANDLER}.os", SimpleNamespace(write=write))
-    handler = NonBlockingLogHandler()
+    monkeypatch.setattr(f"{SINKS}.os", SimpleNamespace(write=write))
+    handler = NonBlockingLogHandler(StderrSink())
     log = logging.Logger("vtep")
     log.addHandler(handler)
     for _ in range(3):
@@ -115,7 +121,8 @@ def test_a_stuck_reader_does_not_keep_the_process_alive() -> None:
     code = (
         "import logging, sys\n"
         "from vtep.cli.log_handler import NonBlockingLogHandler\n"
-        "logging.basicConfig(level=logging.INFO, handlers=[NonBlockingLogHandler()])\n"
+        "from vtep.cli.log_sinks import StderrSink\n"
+        "logging.basicConfig(level=logging.INFO, handlers=[NonBlockingLogHandler(StderrSink())])\n"
         "for _ in range(500): logging.info('x' * 1000)\n"
         "print('logged', flush=True)\n"
     )
@@ -197,3 +204,92 @@ def test_counters_of_several_processes_are_added_up() -> None:
     assert [block.vni for block in segments] == [1, 2]
     one: Any = stats(1, 7)
     assert merge_stats([one]) is one
+
+
+@pytest.fixture
+def daemon_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Return a socket at which the sinks find syslog and the journal."""
+    path = tmp_path / "log"
+    monkeypatch.setattr(f"{SINKS}._DatagramSink.path", str(path))
+    monkeypatch.delattr(f"{SINKS}.SyslogSink.path")
+    monkeypatch.delattr(f"{SINKS}.JournalSink.path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        sock.settimeout(30)
+        yield sock
+
+
+def record_of(text: str, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord("vtep", level, "", 0, text, (), None)
+
+
+def test_syslog_gets_a_datagram_for_each_line(daemon_socket: socket.socket) -> None:
+    sink = SyslogSink()
+    assert sink.problem is None
+    sink.write(record_of("two\nlines"))
+    sink.write(record_of("x", logging.ERROR))
+    head = f"pyvtep[{os.getpid()}]: "
+    assert [daemon_socket.recv(1000).decode() for _ in range(3)] == [
+        f"<28>{head}two",
+        f"<28>{head}lines",
+        f"<27>{head}x",
+    ]
+    sink.close()
+
+
+@pytest.mark.usefixtures("daemon_socket")
+def test_a_daemon_that_was_restarted_is_found(tmp_path: Path) -> None:
+    sink = SyslogSink()
+    sink.write(record_of("before"))
+    (tmp_path / "log").unlink()
+    assert "No such file" in str(sink.problem)
+    sink.write(record_of("lost"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "log"))
+        sink.write(record_of("after"))
+        assert sock.recv(1000).endswith(b": after")
+    sink.close()
+
+
+def test_the_journal_gets_fields(
+    daemon_socket: socket.socket, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sink = JournalSink()
+    counters = Counters()
+    counters.drop(Drop.SOURCE_UNKNOWN, "192.0.2.9", 3)
+    (line,) = DropLog().news(0.0, [("vni 7", counters)])
+    sink.write(record_of(line))
+    assert daemon_socket.recv(10_000).decode().splitlines() == [
+        f"MESSAGE={line}",
+        "PRIORITY=4",
+        "SYSLOG_IDENTIFIER=pyvtep",
+        "VNI=7",
+        "DROP_REASON=source_unknown",
+        "REMOTE=192.0.2.9",
+    ]
+    sink.write(record_of("vni 1\nvni 2\n", logging.INFO))
+    message = daemon_socket.recv(10_000)
+    assert message.startswith(b"MESSAGE\n\x0c\0\0\0\0\0\0\0vni 1\nvni 2\n\nPRIORITY=6\n")
+    assert message.endswith(b"VNI=1\nVNI=2\n")
+    sink.write(record_of("x" * 100_000))  # The journal reads standard error, too.
+    assert capfd.readouterr().err == f"<4>pyvtep: {'x' * 100_000}\n"
+    sink.close()
+
+
+def test_a_file_is_reopened_after_it_was_renamed(tmp_path: Path) -> None:
+    path = tmp_path / "pyvtep.log"
+    sink = FileSink(path)
+    handler = NonBlockingLogHandler(sink)
+    log = logging.Logger("vtep")
+    log.addHandler(handler)
+    log.info("first")
+    handler.flush()
+    path.rename(tmp_path / "pyvtep.log.1")
+    handler.reopen()
+    log.info("second")
+    handler.flush()
+    assert (tmp_path / "pyvtep.log.1").read_text().endswith(" INFO pyvtep: first\n")
+    assert path.read_text().endswith(" INFO pyvtep: second\n")
+    assert path.stat().st_mode & 0o007 == 0
+    with pytest.raises(VtepError, match="missing/x: cannot open it: No such file"):
+        FileSink(tmp_path / "missing/x")

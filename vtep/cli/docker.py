@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from attrs import asdict, evolve
 from vtep import Config, VtepError
 from vtep.cli import bootstrap, commands
 from vtep.cli.options import config_options, given_options, settings_options, take_settings
-from vtep.cli.process_options import ProcessOptions
+from vtep.cli.process_options import ProcessOptions, in_background, process_options
 from vtep.config import Settings
 from vtep.control import client as control
 from vtep.control import socket_files
@@ -19,6 +20,7 @@ from vtep.docker import record
 from vtep.docker.client import EngineClient, NoSuchNetworkError
 from vtep.docker.network import parse_network
 from vtep.docker.record import AttachmentRecord
+from vtep.service.notify import ServiceManager
 
 
 def _check_name(_context: click.Context, _option: click.Parameter, network: str) -> str:
@@ -44,9 +46,17 @@ def docker() -> None:
     metavar="URL",
     help="Address of the engine [default: $DOCKER_HOST, or unix:///var/run/docker.sock].",
 )
+@click.option("--wait", is_flag=True, help="Wait until the engine answers and the network exists.")
+@process_options
 @click.pass_context
 def attach(
-    context: click.Context, /, network: str, *, docker_host: str | None, **options: Any
+    context: click.Context,
+    /,
+    network: str,
+    *,
+    docker_host: str | None,
+    wait: bool,
+    **options: Any,
 ) -> None:
     """Attach a Docker network of this host to a segment, for as long as this command runs.
 
@@ -67,33 +77,45 @@ def attach(
     if "vni" not in given:
         example = f"pyvtep docker attach {network} --vni 200 --remote 192.0.2.2"
         raise click.UsageError(f"--vni is missing; for example: {example}")
+    process = ProcessOptions.take(given, debug=context.find_root().params["debug"])
     config = Config(**given)
-    # Slow to import: other commands, and mistakes, do without.
-    from vtep.cli.run import run  # noqa: PLC0415
-    from vtep.docker.attachment import Attachment, find_network  # noqa: PLC0415
+    with in_background(process) as background:
+        # Slow to import: other commands, and mistakes, do without.
+        from vtep.cli.run import run  # noqa: PLC0415
+        from vtep.docker.attachment import Attachment, find_network, wait_for  # noqa: PLC0415
 
-    client = EngineClient(docker_host)
-    local = find_network(client, network)
-    _check_free(local.network.bridge)
-    own = AttachmentRecord(
-        pid=os.getpid(),
-        network=local.network.name,
-        id=local.network.id,
-        vni=config.vni,
-        tap=config.tap,
-        remotes=tuple(str(remote) for remote in config.remote),
-        docker_host=client.url,
-        recipe=local.network.recipe,
-        netns=socket_files.namespace(),
-    )
-    settings = Settings(segments=[evolve(config, **local.options)])
-    debug = context.find_root().params["debug"]
-    with record.publish(own):
-        run(
-            *(settings, None, overrides),
-            process=ProcessOptions(debug=debug),
-            companion=Attachment(client, local).follow,
+        client = EngineClient(docker_host)
+        if wait:
+            local = wait_for(client, network, _report_waiting)
+        else:
+            local = find_network(client, network)
+        _check_free(local.network.bridge)
+        own = AttachmentRecord(
+            pid=os.getpid(),
+            network=local.network.name,
+            id=local.network.id,
+            vni=config.vni,
+            tap=config.tap,
+            remotes=tuple(str(remote) for remote in config.remote),
+            docker_host=client.url,
+            recipe=local.network.recipe,
+            netns=socket_files.namespace(),
         )
+        settings = Settings(segments=[evolve(config, **local.options)])
+        with record.publish(own):
+            run(
+                *(settings, None, overrides),
+                process=process,
+                background=background,
+                companion=Attachment(client, local).follow,
+            )
+
+
+def _report_waiting(reason: str) -> None:
+    """Report what an attachment waits for, to the service manager and on standard error."""
+    ServiceManager().status(f"waiting: {reason}")
+    line = f"{bootstrap.journal_prefix(5)}pyvtep: waiting: {reason}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def _check_free(bridge: str) -> None:

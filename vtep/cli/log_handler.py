@@ -1,4 +1,4 @@
-"""Log records and reports on standard error, written without blocking the event loop.
+"""Log records and reports, written without blocking the event loop.
 
 write(2) blocks while a terminal is stopped with Ctrl-S or the reader of a pipe is stuck, and fails
 (EPIPE) once the reader is gone. Neither may stop forwarding, so a thread writes the records, out of
@@ -6,37 +6,34 @@ a bounded queue.
 """
 
 import logging
-import os
-from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 
-REPORT = "vtep.report"
-"""Name of the logger for reports: tables to be read as a whole, without time and level."""
+from vtep.cli.log_sinks import REPORT, Sink
+
+__all__ = ["REPORT", "NonBlockingLogHandler"]
 
 _RECORDS_MAX = 1000
 
 _FLUSH_TIMEOUT_S = 1.0
 
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}
-"""Priorities of syslog(3) by level; all other levels are 3, an error."""
-
 
 class NonBlockingLogHandler(QueueHandler):
-    """A log handler that queues records for a thread, which writes them to standard error.
+    """A log handler that queues records for a thread, which writes them to one or more sinks.
 
-    Records that find the queue full are counted, and their number is logged before the next one. If
-    standard error is the systemd `journal`, each line begins with its priority.
+    Records that find the queue full are counted, and their number is logged before the next one.
     """
 
-    def __init__(self, *, journal: bool = False) -> None:
+    def __init__(self, *sinks: Sink) -> None:
         self._records: Queue[logging.LogRecord | None] = Queue(_RECORDS_MAX)
         self._lost = 0
+        self.sinks = sinks
+        """The destinations of records; they can be replaced at any time."""
         super().__init__(self._records)
         # Without one, basicConfig() would set a formatter that adds level and name to the message.
         self.setFormatter(logging.Formatter())
         # A daemon thread: it may hang in write(2) for ever, and the process must still end.
-        _StderrWriter(self._records, _Formatter(journal=journal)).start()
+        _Writer(self._records, self).start()
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put a record into the queue, or count it if the queue is full."""
@@ -55,48 +52,29 @@ class NonBlockingLogHandler(QueueHandler):
                 lambda: not self._records.unfinished_tasks, _FLUSH_TIMEOUT_S
             )
 
+    def reopen(self) -> None:
+        """Open files anew, which logrotate has renamed."""
+        for sink in self.sinks:
+            sink.reopen()
 
-class _StderrWriter(QueueListener):
+
+class _Writer(QueueListener):
     """The thread that takes records out of the queue and writes them."""
 
     def __init__(
-        self, records: "Queue[logging.LogRecord | None]", formatter: logging.Formatter
+        self, records: "Queue[logging.LogRecord | None]", handler: NonBlockingLogHandler
     ) -> None:
         super().__init__(records)
-        self._formatter = formatter
+        self._handler = handler
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write a record to standard error; give up on it if that fails."""
-        # Not by a StreamHandler on sys.stderr: the interpreter takes the locks of both at its end,
-        # and would wait for ever for a thread that is blocked in write(2).
-        with suppress(OSError):
-            os.write(2, f"{self._formatter.format(record)}\n".encode(errors="replace"))
-
-
-class _Formatter(logging.Formatter):
-    """Formats records with local time and level, or with a priority for the journal.
-
-    The journal adds the time itself, and reads the priority from a prefix (sd-daemon(3)).
-    """
-
-    default_msec_format = "%s.%03d"
-
-    def __init__(self, *, journal: bool) -> None:
-        prefix = "" if journal else "%(asctime)s %(levelname)s "
-        super().__init__(f"{prefix}pyvtep: %(message)s")
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record, without a final newline."""
-        text = record.getMessage() if record.name == REPORT else super().format(record)
-        if not self._journal:
-            return text
-        priority = _PRIORITIES.get(record.levelno, 3)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+        """Write a record to all sinks."""
+        for sink in self._handler.sinks:
+            sink.write(record)
 
 
 def _lost_record(count: int) -> logging.LogRecord:
-    text = f"{count} log records lost: standard error was not read fast enough"
+    text = f"{count} log records lost: the log was not read fast enough"
     return logging.makeLogRecord(
         {"name": "vtep", "msg": text, "levelno": logging.WARNING, "levelname": "WARNING"}
     )

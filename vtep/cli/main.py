@@ -21,7 +21,7 @@ from vtep.cli.docker import docker
 from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
-from vtep.cli.process_options import ProcessOptions
+from vtep.cli.process_options import ProcessOptions, in_background, process_options
 from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -40,6 +40,7 @@ _UNWRITABLE = frozenset(
 )
 @config_options()
 @settings_options()
+@process_options
 @commands.option(
     "--config", metavar="PATH", help="Configuration file, or a directory of files *.toml."
 )
@@ -64,10 +65,12 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
             _refuse_options(context, given if config is None else given | {"config": config})
         bootstrap.unblock_signals()
         return
+    process = ProcessOptions.take(given, debug=debug)
     settings, path, overrides = load_settings(config, given)
-    from vtep.cli.run import run  # noqa: PLC0415  slow to import, and only needed to run a VTEP
+    with in_background(process) as background:
+        from vtep.cli.run import run  # noqa: PLC0415  slow to import, and only needed to run a VTEP
 
-    run(settings, path, overrides, process=ProcessOptions(debug=debug))
+        run(settings, path, overrides, process=process, background=background)
 
 
 def _refuse_options(context: click.Context, given: dict[str, Any]) -> NoReturn:

@@ -1,13 +1,18 @@
 """Options of the command line that decide how a process runs, not what it forwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from attrs import fields, frozen
 
-from vtep.cli import commands
+from vtep.cli import bootstrap, commands
+from vtep.service.background import Background
+
+STDERR: Final = "stderr"
+SYSLOG: Final = "syslog"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -19,14 +24,35 @@ class ProcessOptions:
     debug: bool = False
     background: bool = False
     pid_file: Path | None = None
-    log: str = "auto"
+    log: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Raise UsageError for options that contradict each other."""
+        if self.background and self.log == STDERR:
+            raise click.UsageError(
+                "--log stderr cannot be used with --background, which has no terminal; use "
+                "--log syslog, or a file"
+            )
 
     @classmethod
-    def take(cls, options: dict[str, Any]) -> "ProcessOptions":
-        """Remove these options from those of a command, and return them."""
-        names = [field.name for field in fields(cls) if field.name in options]
-        given = {name: options.pop(name) for name in names}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+    def take(cls, given: dict[str, Any], *, debug: bool) -> "ProcessOptions":
+        """Remove these options from those that were given, and return them."""
+        names = [field.name for field in fields(cls) if field.name in given]
+        return cls(debug=debug, **{name: given.pop(name) for name in names})
+
+
+@contextmanager
+def in_background(process: ProcessOptions) -> Iterator[Background | None]:
+    """Go on in the background if that is requested; the foreground waits, and then exits.
+
+    To be called before slow imports: numpy starts threads, which do not survive a fork.
+    """
+    if not process.background:
+        yield None
+        return
+    bootstrap.open_standard_streams()
+    with Background.enter() as background:
+        yield background
 
 
 def process_options(command: _F) -> _F:
@@ -36,6 +62,7 @@ def process_options(command: _F) -> _F:
             click.option(
                 "--background",
                 is_flag=True,
+                default=None,
                 help="Return once it forwards, and run on in the background.",
             ),
             commands.option(

@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,14 +16,17 @@ from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap
 from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
-from vtep.cli.process_options import ProcessOptions
+from vtep.cli.log_sinks import LogDestinations, StderrSink
+from vtep.cli.process_options import STDERR, ProcessOptions
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
 from vtep.config.file import problems_of
+from vtep.control import socket_files
 from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
+from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
 
 log = logging.getLogger("vtep")
@@ -48,11 +51,13 @@ def run(
     override: Mapping[str, Any] | None = None,
     *,
     process: ProcessOptions,
+    background: Background | None = None,
     companion: Companion | None = None,
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
 
     They come from the file `path`, if any; those in `override` take precedence over the file.
+    `background` is told when it forwards.
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
@@ -62,17 +67,62 @@ def run(
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    handler = NonBlockingLogHandler(journal=bootstrap.stderr_is_journal())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    log.setLevel(logging.DEBUG if process.debug else logging.INFO)
+    with ExitStack() as files:
+        logs = LogDestinations.open(process, in_background=background is not None)
+        pid_file = _pid_file(process, settings)
+        if pid_file is not None:
+            files.enter_context(PidFile(pid_file))
+        handler = NonBlockingLogHandler(*logs.at_start)
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        log.setLevel(logging.DEBUG if process.debug else logging.INFO)
+        if logs.problem is not None:
+            log.warning("%s", logs.problem)
+
+        def on_ready() -> None:
+            manager.ready()
+            if background is not None:
+                handler.flush()
+                handler.sinks = logs.lasting
+                background.ready()
+
+        try:
+            uvloop.run(_run(reloadable, manager, handler, on_ready, companion))
+        except VtepError as error:
+            if logs.lasting != logs.at_start or process.log not in (None, STDERR):
+                # The caller prints it on standard error only.
+                handler.flush()
+                handler.sinks = tuple(x for x in logs.lasting if not isinstance(x, StderrSink))
+                for problem in problems_of(error):
+                    log.error("%s", problem)  # noqa: TRY400  for an administrator
+            raise
+        finally:
+            handler.flush()  # An error that ends the process is printed past the queue.
+
+
+def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
+    """Return the path of the PID file; None for a process without one."""
+    if process.pid_file is not None or not process.background:
+        return process.pid_file
+    place = socket_files.folder()
+    if place is None:
+        return None
     try:
-        uvloop.run(_run(reloadable, manager, companion))
-    finally:
-        handler.flush()  # An error that ends the process is printed past the queue.
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise VtepError(
+            f"cannot write a PID file in {place}: {descriptors.reason(error)}; name one with "
+            "--pid-file FILE"
+        ) from error
+    name = settings.segments[0].tap if settings.segments else "pyvtep"
+    return place / f"{name}.pid"
 
 
 async def _run(
-    reloadable: ReloadableVtep, manager: ServiceManager, companion: Companion | None
+    reloadable: ReloadableVtep,
+    manager: ServiceManager,
+    handler: NonBlockingLogHandler,
+    on_ready: Callable[[], None],
+    companion: Companion | None,
 ) -> None:
     """Start everything in order, run until the VTEP ends, and end everything in reverse order."""
     _raise_descriptor_limit()
@@ -87,7 +137,7 @@ async def _run(
         #    that this one replaces.
         vtep = await running.enter_async_context(reloadable.vtep)
         running.callback(manager.stopping)
-        _handle_signals(reloadable, manager)
+        _handle_signals(reloadable, manager, handler)
         await running.enter_async_context(state.attached(vtep))
         # 2. Privileges that only the start needs are dropped here. Files that are made from now on
         #    belong to the user of --user.
@@ -100,7 +150,7 @@ async def _run(
         if companion is not None:
             others.append(companion(vtep))
         # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.
-        manager.ready()
+        on_ready()
         await _until_first_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
@@ -108,13 +158,20 @@ async def _run(
     log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
 
 
-def _handle_signals(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
+def _handle_signals(
+    reloadable: ReloadableVtep, manager: ServiceManager, handler: NonBlockingLogHandler
+) -> None:
     """Handle signals in the running loop: those that end, those that request something."""
     loop, vtep = asyncio.get_running_loop(), reloadable.vtep
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
     loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(reloadable, manager)))
+
+    def on_hangup() -> None:
+        handler.reopen()
+        loop.create_task(_reload(reloadable, manager))
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     for number in (signal.SIGUSR2, signal.SIGALRM):
         loop.add_signal_handler(number, _log_unused_signal, number)
 

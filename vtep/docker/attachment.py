@@ -7,6 +7,7 @@ although its bridge is another. While there is none, the VTEP waits and keeps it
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -60,6 +61,29 @@ class AttachableNetwork:
         return {"bridge": self.network.bridge, "anycast_gateway": tuple(gateway)}
 
 
+class NoBridgeError(VtepError):
+    """A network whose bridge is not in the network namespace of this process."""
+
+
+def wait_for(
+    client: EngineClient, name: str, on_waiting: Callable[[str], None]
+) -> AttachableNetwork:
+    """Wait until the engine answers and the network and its bridge exist; blocks.
+
+    Calls `on_waiting` with the reason whenever that is another one. Raises: VtepError as
+    `find_network` does, if waiting cannot help.
+    """
+    last = ""
+    while True:
+        try:
+            return find_network(client, name)
+        except (EngineUnreachableError, NoSuchNetworkError, NoBridgeError) as error:
+            if str(error) != last:
+                last = str(error)
+                on_waiting(last)
+        time.sleep(_RETRY_DELAY_S)
+
+
 def find_network(client: EngineClient, name: str) -> AttachableNetwork:
     """Find a network by its name or ID, and its bridge; blocks while the engine answers.
 
@@ -69,7 +93,7 @@ def find_network(client: EngineClient, name: str) -> AttachableNetwork:
     with netlink.session() as connection:
         bridge = links.find_bridge(connection, network.bridge)
     if bridge is None:
-        raise VtepError(
+        raise NoBridgeError(
             f"network {network.name}: its bridge {network.bridge} is not on this host; run pyvtep "
             "in the network namespace of the engine"
         )

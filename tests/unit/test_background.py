@@ -1,0 +1,124 @@
+"""`--background`: when the command returns and with which code; and the PID file."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.netns.hosts import wait_until
+from vtep.errors import VtepError
+from vtep.service.background import PidFile
+
+_HEAD = (
+    "import os, sys, time\n"
+    "from vtep.errors import ConfigError, VtepError\n"
+    "from vtep.service.background import Background\n"
+    "folder = sys.argv[1]\n"
+    "def note(name):\n"
+    "    with open(f'{folder}/new', 'w') as file: file.write(str(os.getpid()))\n"
+    "    os.rename(f'{folder}/new', f'{folder}/{name}')\n"
+    "print('once')\n"
+    "with Background.enter() as background:\n"
+)
+
+
+def run(folder: Path, body: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program that goes into the background and has `body` there."""
+    code = _HEAD + "".join(f"    {line}\n" for line in body.splitlines())
+    command = [sys.executable, "-c", code, str(folder)]
+    # The pipes are read to their end, so a process that keeps them open would fail the test.
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def test_the_command_returns_once_it_is_ready_and_gives_up_the_terminal(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        "print('starts', file=sys.stderr, flush=True)\n"
+        "background.ready()\n"
+        "print('lost', file=sys.stderr)\n"
+        "note('ready')\n"
+        "time.sleep(60)",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "once\n", "starts\n")
+    ready = tmp_path / "ready"
+    wait_until(ready.exists, "the process in the background")
+    pid = int(ready.read_text())
+    # Neither the leader of its session nor a child of this process, nor in this directory.
+    assert os.getsid(pid) != pid
+    assert os.getsid(pid) != os.getsid(0)
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise ConfigError('no')", 2),
+        ("raise VtepError('no')", 1),
+        ("sys.exit(3)", 1),
+        ("pass", 1),
+        ("os._exit(0)", 1),
+        ("os.kill(os.getpid(), 9)", 1),
+    ],
+)
+def test_the_command_fails_as_the_start_does(tmp_path: Path, body: str, code: int) -> None:
+    done = run(tmp_path, body)
+    assert (done.returncode, done.stdout) == (code, "once\n")
+    # The error of the process is complete when the command returns.
+    assert ("Error: no" in done.stderr) is body.endswith("('no')")
+
+
+def test_a_start_whose_command_was_interrupted_is_given_up(tmp_path: Path) -> None:
+    code = (
+        _HEAD + "    note('started')\n"
+        "    while not os.path.exists(f'{folder}/go'): time.sleep(0.01)\n"
+        "    try:\n"
+        "        background.ready()\n"
+        "    except VtepError:\n"
+        "        note('given-up')\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.DEVNULL
+    )
+    wait_until((tmp_path / "started").exists, "the process in the background")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(60) == 130
+    (tmp_path / "go").touch()
+    wait_until((tmp_path / "given-up").exists, "the start to be given up")
+
+
+def test_a_pid_file_names_the_process_and_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "pyvtep.pid"
+    path.write_text("1\n")  # Left by a process that was killed: nothing has locked it.
+    with PidFile(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(VtepError, match=f"process {os.getpid()} runs already; end it first"):
+            PidFile(path)
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert not path.exists()
+
+
+def test_a_process_that_takes_over_keeps_its_pid_file(tmp_path: Path) -> None:
+    path = tmp_path / "pyvtep.pid"
+    former = PidFile(path)
+    successor = PidFile(path, takeover=True)
+    former.remove()
+    assert path.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(VtepError, match="runs already"):
+        PidFile(path)
+    successor.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pid_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "target")
+    for path in (tmp_path / "missing" / "x.pid", tmp_path, link):
+        with pytest.raises(VtepError, match="cannot write it: "):
+            PidFile(path)
+    assert not (tmp_path / "target").exists()

@@ -1,0 +1,168 @@
+"""Running in the background without a service manager: the double fork, and the PID file.
+
+The command returns once the process forwards, or with its error.
+"""
+
+import fcntl
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vtep import descriptors
+from vtep.errors import VtepError
+
+_READY = b"\0"
+"""The message of a process that forwards; all other octets are exit codes."""
+
+
+class Background:
+    """The background half of a command that was forked; its other half waits in the foreground.
+
+    As a context manager, it reports how the start has failed. `ready` reports success, and raises
+    VtepError if the other half was interrupted.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def enter(cls) -> Self:
+        """Go on in the background. The foreground waits there, and exits as the start ends.
+
+        Call it before any thread exists: threads do not survive a fork.
+        """
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()  # Otherwise both processes would write it.
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+        if child:
+            os.close(writer)
+            _wait_for_start(reader)
+        os.close(reader)
+        # A session of its own, so that the end of the terminal does not end it. The second fork
+        # gives up the lead of the session, whose terminal would be the next one that is opened.
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        return cls(writer)
+
+    def ready(self) -> None:
+        """Make the command return, and give up its terminal and its directory."""
+        # A directory that is used could not be unmounted.
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        os.close(null)
+        if self._descriptor is not None:
+            try:
+                os.write(self._descriptor, _READY)
+            except BrokenPipeError as error:
+                raise VtepError("the command was interrupted before it forwarded") from error
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Report the exit code, unless `ready` was called before."""
+        if self._descriptor is not None:
+            # Left open for the end of the process, which follows after it has printed the error.
+            with suppress(BrokenPipeError):
+                os.write(self._descriptor, bytes((getattr(exc, "exit_code", 1),)))
+
+
+def _wait_for_start(reader: int) -> None:
+    """Exit as the process in the background has started. Never returns."""
+    code = b""
+    try:
+        # Up to the end of the pipe: the process prints its error after it has sent the code.
+        while octets := os.read(reader, 1):
+            code = octets
+            if code == _READY:
+                break
+    except KeyboardInterrupt:
+        os._exit(130)
+    os._exit(code[0] if code else 1)
+
+
+class PidFile:
+    """The file that has the number of this process; it is locked as long as the process runs.
+
+    A file that is not locked was left by a process that was killed, and is replaced. So a number
+    that another process has got meanwhile is never taken for a running pyvtep.
+
+    Raises: VtepError if another process has it, or if it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, takeover: bool = False) -> None:
+        # Absolute, as the process changes its directory.
+        self.path = path = path.absolute()
+        try:
+            self._descriptor = _replace(path) if takeover else _lock(path)
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise VtepError(
+                f"--pid-file {path}: cannot write it: {descriptors.reason(error)}; give another one"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the file, unless a process that has taken over has written its own."""
+        with suppress(OSError):
+            # The user of --user may not be allowed to remove it: at least it names no process.
+            os.ftruncate(self._descriptor, 0)
+            if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
+                self.path.unlink()
+        os.close(self._descriptor)
+
+
+def _lock(path: Path) -> int:
+    """Open and lock a PID file. Returns: its descriptor, which holds the lock until it is closed.
+
+    Raises: OSError; VtepError if a process has locked it.
+    """
+    while True:
+        # Not through a link: in a directory that others can write to, it would lead anywhere.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its owner may have removed it between open and flock: lock a new one then.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError as error:
+            pid = os.read(descriptor, 20).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise VtepError(
+                f"--pid-file {path}: process {pid or 'of another pyvtep'} runs already; end it "
+                f"first (kill {pid}), or give another file"
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _replace(path: Path) -> int:
+    """Put a new, locked file in place of that of a process that still runs. Raises: OSError."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = _lock(fresh)
+    fresh.replace(path)
+    return descriptor
