@@ -434,3 +434,10 @@ def test_lines_count_whatever_stands_between(items: list[str]) -> None:
     for number, value in enumerate(items):
         assert lines[(f"key{number}",)] == before
         before += value.count("\n") + 1
+
+
+@pytest.mark.parametrize("array", ["[", '["192.0.2.2"', "[1,", "[}]", "[[,]", "[{]"])
+def test_a_file_with_a_damaged_array_is_refused_at_once(array: str) -> None:
+    """The search for repeated keys in such a text once did not end."""
+    with pytest.raises(FileError, match=r"^file:"):
+        parse(f"remote = {array}\n[[vni]\nid = 1\nid = 2\naccept = {array}", "file")

@@ -171,6 +171,9 @@ class _Scanner:
             if self._next.text == "," or self._next.kind == "newline":
                 self._take()
                 continue
+            if self._next.kind == "end" or self._next.text in _AFTER:
+                # No value: without this, a text that is not TOML would be scanned for ever.
+                raise ValueError(f"an array without a value in line {self._next.line}")
             self.lines[(*path, number)] = self._next.line
             self._value((*path, number))
             number += 1

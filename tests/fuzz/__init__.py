@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing with atheris: see `scripts/fuzz` and `tests/fuzz/__main__.py`."""
