@@ -120,7 +120,7 @@ def test_the_watchdog_is_that_of_this_process() -> None:
     usec = {"WATCHDOG_USEC": "1500000"}
     assert ServiceManager(usec).watchdog_s == 1.5
     assert ServiceManager({**usec, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 1.5
-    other = {**usec, "WATCHDOG_PID": "1"}
+    other = {**usec, "WATCHDOG_PID": str(os.getpid() + 1)}
     assert ServiceManager(other).watchdog_s is None  # A child inherits the variables.
     assert ServiceManager(other, takeover=True).watchdog_s == 1.5  # It is the main process soon.
     assert ServiceManager({"WATCHDOG_USEC": "0"}).watchdog_s is None

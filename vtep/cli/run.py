@@ -1,7 +1,9 @@
 """Run a VTEP in this process: logging, signals, the event loop, and the summary at the end."""
 
 import asyncio
+import faulthandler
 import logging
+import os
 import resource
 import signal
 import sys
@@ -26,8 +28,10 @@ from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
+from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
+from vtep.service.supervision import Supervision, stored_descriptors
 
 log = logging.getLogger("vtep")
 
@@ -61,8 +65,12 @@ def run(
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
-    reloadable = ReloadableVtep(settings, path, override)
+    stored = stored_descriptors(os.environ)
+    reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
     manager = ServiceManager()
+    supervision = Supervision(manager, reloadable.vtep, [name for name, _ in stored])
+    if manager.watchdog_s is not None:
+        faulthandler.enable()  # A manager that is not fed sends SIGABRT: the log shows where it is.
     bootstrap.open_standard_streams()
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
@@ -79,14 +87,14 @@ def run(
             log.warning("%s", logs.problem)
 
         def on_ready() -> None:
-            manager.ready()
+            supervision.ready()
             if background is not None:
                 handler.flush()
                 handler.sinks = logs.lasting
                 background.ready()
 
         try:
-            uvloop.run(_run(reloadable, manager, handler, on_ready, companion))
+            uvloop.run(_run(reloadable, supervision, handler, on_ready, companion))
         except VtepError as error:
             if logs.lasting != logs.at_start or process.log not in (None, STDERR):
                 # The caller prints it on standard error only.
@@ -119,7 +127,7 @@ def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
 
 async def _run(
     reloadable: ReloadableVtep,
-    manager: ServiceManager,
+    supervision: Supervision,
     handler: NonBlockingLogHandler,
     on_ready: Callable[[], None],
     companion: Companion | None,
@@ -136,8 +144,8 @@ async def _run(
         # 1. The devices and sockets: opened here or, with --takeover, received from the process
         #    that this one replaces.
         vtep = await running.enter_async_context(reloadable.vtep)
-        running.callback(manager.stopping)
-        _handle_signals(reloadable, manager, handler)
+        running.callback(supervision.manager.stopping)
+        _handle_signals(reloadable, supervision.manager, handler)
         await running.enter_async_context(state.attached(vtep))
         # 2. Privileges that only the start needs are dropped here. Files that are made from now on
         #    belong to the user of --user.
@@ -146,7 +154,7 @@ async def _run(
         _log_ports(vtep, running)
         bootstrap.unblock_signals()
         running.callback(bootstrap.block_signals)  # At the end, the loop removes its handlers.
-        others = [Collector(vtep).run()]
+        others = [Collector(vtep).run(), supervision.run()]
         if companion is not None:
             others.append(companion(vtep))
         # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.

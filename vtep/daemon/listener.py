@@ -161,6 +161,11 @@ class Listener:
         self._ingress.use_fast_path(fast)
 
     @property
+    def receiving_descriptors(self) -> list[int]:
+        """The descriptors of the sockets that are received from; empty without a segment."""
+        return [sock.fileno() for sock in self._receivers()] if self.demux.segments else []
+
+    @property
     def is_ready(self) -> bool:
         """True if all sockets are open."""
         return self._receiver is not None and None not in self._groups.values()

@@ -131,6 +131,11 @@ class Port:
         return self._device is not None and self._is_here
 
     @property
+    def is_open(self) -> bool:
+        """True if the TAP is open."""
+        return self._device is not None
+
+    @property
     def tap(self) -> str:
         """The name of the TAP device: the configured one, unless the device was renamed."""
         return self._name if self._device is not None else self.config.tap

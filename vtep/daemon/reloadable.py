@@ -12,6 +12,7 @@ from vtep.config import Settings
 from vtep.config.loader import read
 from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError
+from vtep.io.inherited import Inherited
 
 log = logging.getLogger("vtep")
 
@@ -19,7 +20,8 @@ log = logging.getLogger("vtep")
 class ReloadableVtep:
     """A VTEP, the settings of its process, and the file that they come from, if any.
 
-    `overrides` are settings from the command line, which take precedence over the file.
+    `overrides` are settings from the command line, which take precedence over the file. `inherited`
+    are descriptors that are open already.
     """
 
     def __init__(
@@ -27,12 +29,13 @@ class ReloadableVtep:
         settings: Settings,
         path: Path | None = None,
         overrides: Mapping[str, Any] | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         self._overrides = overrides or {}
         self.settings = settings = attrs.evolve(settings, **self._overrides)
         self.path = path
         self._reloading = asyncio.Lock()
-        self.vtep = Vtep(*settings.segments)
+        self.vtep = Vtep(*settings.segments, inherited=inherited)
 
     async def reload(self) -> str:
         """Read the file again and apply it. Segments that did not change forward on.

@@ -31,6 +31,7 @@ from vtep.daemon.network import HostNetwork, KernelNetwork
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port, PortEvents
 from vtep.daemon.ports import Watcher, naming_vni
+from vtep.daemon.progress import Reader, readers
 from vtep.daemon.reconfigure import Delta, Reconfigurer, close_taps
 from vtep.datapath import Arena
 from vtep.errors import VtepError
@@ -192,6 +193,10 @@ class Vtep:
             for reason, at in part.last_drop.items():
                 last[reason] = max(at, last.get(reason, at))
         return last
+
+    def readers(self) -> Iterator[Reader]:
+        """Yield the descriptors that the data path waits for, with its progress at each of them."""
+        return readers(self._parts)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher` after each change of a port is complete.

@@ -13,6 +13,13 @@ class WritableWaiters:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[Callable[[], None]]] = {}
+        self.wakes = 0
+        """The number of sockets that had room again, so far."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that are waited for."""
+        return tuple(self._waiting)
 
     def wait(self, fd: int, resume: Callable[[], None]) -> None:
         """Call `resume` once when a descriptor is writable, from the event loop."""
@@ -26,6 +33,7 @@ class WritableWaiters:
         waiting = self._waiting.pop(fd, None)
         if waiting is None:
             return
+        self.wakes += 1
         loop = asyncio.get_running_loop()
         loop.remove_writer(fd)
         for resume in waiting:
