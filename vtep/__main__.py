@@ -13,6 +13,7 @@ def main() -> None:
         from vtep.cli import bootstrap  # noqa: PLC0415
 
         bootstrap.block_signals()
+        bootstrap.keep_single_threaded()
         from vtep.cli import main as run  # noqa: PLC0415
 
         run()

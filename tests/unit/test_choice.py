@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vtep.control.choice import READ_ONLY_METHODS, Candidate, SegmentName, choose
+from vtep.control.access import READING
+from vtep.control.choice import Candidate, SegmentName, choose
 from vtep.errors import VtepError
 
 
@@ -80,8 +81,8 @@ def test_a_process_of_an_unknown_namespace() -> None:
 
 
 def test_the_methods_that_only_read() -> None:
-    assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READ_ONLY_METHODS
-    assert not READ_ONLY_METHODS & {
+    assert {"fdb.show", "vni.show", "stats", "monitor.subscribe"} <= READING
+    assert not READING & {
         "set",
         "reload",
         "fdb.flush",

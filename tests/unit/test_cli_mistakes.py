@@ -170,7 +170,7 @@ def test_sockets_of_root_are_mentioned_with_sudo(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     code, line = said("fdb show", monkeypatch, capsys)
     assert code == 1
-    assert f"those of root are in {tmp_path}: run this with sudo, or name its socket" in line
+    assert f"those of root are in {tmp_path}: run this with sudo, or as a member" in line
 
 
 @pytest.mark.parametrize(

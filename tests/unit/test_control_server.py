@@ -21,6 +21,7 @@ import uvloop
 from tests.unit.test_descriptors import no_descriptors
 from vtep import descriptors
 from vtep.control import Client, client, jsonrpc, server, socket_files
+from vtep.control.access import Policy
 from vtep.control.client import DisconnectedError, find
 from vtep.control.jsonrpc import Code, Pages, RpcError
 from vtep.control.server import EventQueue, Server
@@ -99,11 +100,11 @@ class RawClient:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[FakeMethods]:
+async def serving(path: Path, policy: Policy | None = None) -> AsyncIterator[FakeMethods]:
     methods = FakeMethods()
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    serves = Server(methods.call, methods.watch, methods.flush)
+    serves = Server(*(methods.call, methods.watch, methods.flush), policy or Policy(os.geteuid()))
     await serves.start(socket_files.listen(path))
     try:
         yield methods
@@ -802,7 +803,9 @@ def test_sockets_of_killed_processes_are_removed(run_folder: Path) -> None:
     (run_folder / "file.sock").write_text("no socket")
     second.socket.close()
     third, _ = socket_files.listen_by_default("vx1")
-    assert {path.name for path in run_folder.iterdir()} == {"vx0.sock", "vx1.sock", "file.sock"}
+    assert {path.name for path in run_folder.iterdir()} == {
+        *(".lock", "vx0.sock", "vx1.sock", "file.sock")
+    }
     for listener in (first, third):
         listener.socket.close()
 

@@ -21,6 +21,15 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
+def keep_single_threaded() -> None:
+    """Keep numpy from starting threads of its own when it is imported.
+
+    The BLAS library in its wheels starts one for each processor. pyvtep computes nothing by BLAS,
+    and a thread keeps the capabilities that it was started with (see `host.privileges`).
+    """
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
 def open_standard_streams() -> None:
     """Open /dev/null for each standard stream that is closed.
 

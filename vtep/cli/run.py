@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import uvloop
 
 from vtep import Port, Vtep, VtepError, descriptors
-from vtep.cli import bootstrap
+from vtep.cli import bootstrap, least_privilege
 from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
 from vtep.cli.log_sinks import LogDestinations, StderrSink
@@ -57,11 +57,12 @@ def run(
     process: ProcessOptions,
     background: Background | None = None,
     companion: Companion | None = None,
+    groups: Collection[int] = (),
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
 
     They come from the file `path`, if any; those in `override` take precedence over the file.
-    `background` is told when it forwards.
+    `background` is told when it forwards. The `companion` needs the groups `groups` if the process becomes another user.
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
@@ -75,6 +76,9 @@ def run(
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Before the first thread, which is that of the log handler, and before anything is opened. So the
+    # files that are made from now on belong to the user of --user.
+    least_privilege.drop(reloadable.settings, address_probes=companion is not None, groups=groups)
     with ExitStack() as files:
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _pid_file(process, settings)
@@ -85,6 +89,7 @@ def run(
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
         if logs.problem is not None:
             log.warning("%s", logs.problem)
+        least_privilege.check_config(path)
 
         def on_ready() -> None:
             supervision.ready()
@@ -147,9 +152,12 @@ async def _run(
         running.callback(supervision.manager.stopping)
         _handle_signals(reloadable, supervision.manager, handler)
         await running.enter_async_context(state.attached(vtep))
-        # 2. Privileges that only the start needs are dropped here. Files that are made from now on
-        #    belong to the user of --user.
-        serving = serve(vtep, settings.control, reloadable.reload, state.flush)
+        # 2. The control socket.
+        serving = serve(
+            *(vtep, settings.control, reloadable.reload, state.flush),
+            readers=settings.control_group,
+            changers=settings.control_admin_group,
+        )
         await running.enter_async_context(serving)
         _log_ports(vtep, running)
         bootstrap.unblock_signals()

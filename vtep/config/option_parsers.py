@@ -336,6 +336,33 @@ def state(value: str) -> str:
     return _path("--state", value)
 
 
+def control_group(value: str) -> str:
+    """Return the name or number of a group."""
+    return _account("--control-group", value, "GROUP")
+
+
+def control_admin_group(value: str) -> str:
+    """Return the name or number of a group."""
+    return _account("--control-admin-group", value, "GROUP")
+
+
+def user(value: str) -> str:
+    """Return a user, by name or number, and perhaps a group behind a colon."""
+    return _account("--user", value, "NAME|UID[:GROUP]")
+
+
+_ACCOUNT = re.compile(r"[^\s:/,\0]+")
+"""The name or number of a user or group: what useradd(8) and network directories may create."""
+
+
+def _account(option: str, value: object, form: str) -> str:
+    """Return the name of a group, or of a user with a group. The host may not have them."""
+    names = value.split(":") if isinstance(value, str) else []
+    if not 1 <= len(names) <= form.count(":") + 1 or not all(map(_ACCOUNT.fullmatch, names)):
+        raise OptionError(option, value, f"is not a {form}", quoted=True)
+    return str(value)
+
+
 def _path(option: str, value: object) -> str:
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str) or not path or "\0" in path:

@@ -32,6 +32,30 @@ class Settings:
             "help": "Control socket; auto is a path below /run/pyvtep, none disables it.",
         },
     )
+    control_group: str | None = field(
+        default=None,
+        converter=optional(option_parsers.control_group),
+        metadata={
+            "metavar": "GROUP",
+            "help": "Group whose members may read by the control socket, as with fdb show.",
+        },
+    )
+    control_admin_group: str | None = field(
+        default=None,
+        converter=optional(option_parsers.control_admin_group),
+        metadata={
+            "metavar": "GROUP",
+            "help": "Group whose members may read and change by the control socket.",
+        },
+    )
+    user: str | None = field(
+        default=None,
+        converter=optional(option_parsers.user),
+        metadata={
+            "metavar": "NAME|UID[:GROUP]",
+            "help": "User and group to run as, once started by root [default: as started].",
+        },
+    )
     state: str | None = field(
         default=None,
         converter=optional(option_parsers.state),
@@ -39,6 +63,13 @@ class Settings:
     )
     state_learned: bool = flag(default=False, help="Keep learned entries in --state as well.")
     segments: tuple[Config, ...] = field(converter=_as_tuple)
+
+    @control_group.validator
+    @control_admin_group.validator
+    def _check_control_group(self, attribute: "Attribute[Any]", value: object) -> None:
+        if value is not None and self.control == "none":
+            option = f"--{attribute.name.replace('_', '-')}"
+            raise ConfigError(f"{option} {value}: there is no control socket with --control none")
 
     @state_learned.validator
     def _check_state_learned(self, _attribute: "Attribute[Any]", _value: object) -> None:

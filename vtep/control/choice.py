@@ -12,14 +12,6 @@ from attrs import frozen
 
 from vtep.errors import VtepError
 
-READ_ONLY_METHODS = frozenset(
-    (
-        *("ping", "process.show", "fdb.show", "fdb.get", "neigh.show", "remote.show"),
-        *("vni.show", "stats", "monitor.subscribe"),
-    )
-)
-"""Methods that change nothing."""
-
 
 @frozen
 class SegmentName:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from vtep.control import jsonrpc, socket_files
-from vtep.control.choice import READ_ONLY_METHODS, Candidate, SegmentName, choose
+from vtep.control.access import READING
+from vtep.control.choice import Candidate, SegmentName, choose
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import (
     FdbEntry,
@@ -118,8 +119,8 @@ class Client:
         except PermissionError as error:
             self._socket.close()
             raise DisconnectedError(
-                f"--socket {self.path}: permission denied (mode 0600): run this with sudo, or as "
-                "the user that runs pyvtep"
+                f"--socket {self.path}: permission denied: run this with sudo, as the user that "
+                "runs pyvtep, or as a member of its --control-group"
             ) from error
         except OSError as error:
             self._socket.close()
@@ -161,7 +162,7 @@ class Client:
 
     def _check(self, method: str, process: Candidate) -> None:
         """Raise VtepError if a method would change a VTEP of another network namespace."""
-        if method not in READ_ONLY_METHODS:
+        if method not in READING:
             choose([process])
         if not self._said_elsewhere:
             import logging  # noqa: PLC0415  few clients need it

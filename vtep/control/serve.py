@@ -1,17 +1,20 @@
 """The control socket of a running VTEP: opens it, and connects server, methods and events."""
 
 import logging
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vtep.control import socket_files
+from vtep.control.access import Group, Policy
 from vtep.control.events import Events
 from vtep.control.methods import Methods, Reload
 from vtep.control.server import Flush, Server
 from vtep.control.socket_files import ControlSocket
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
+from vtep.host.privileges import find_group
 
 log = logging.getLogger("vtep")
 
@@ -20,19 +23,35 @@ NONE = "none"
 
 
 @asynccontextmanager
-async def serve(vtep: Vtep, where: str, reload: Reload, flush: Flush) -> AsyncIterator[None]:
+async def serve(
+    vtep: Vtep,
+    where: str,
+    reload: Reload,
+    flush: Flush,
+    *,
+    readers: str | None = None,
+    changers: str | None = None,
+) -> AsyncIterator[None]:
     """Serve a control socket meanwhile: `where` is a path, or `auto`, or `none`.
+
+    Members of the group `readers` may read, and those of the group `changers` may change as well.
 
     `flush` waits until changes are on the disk: see `Server`.
 
-    Raises: VtepError if a path cannot be used. If the default directory cannot, a warning is
-    logged, and the VTEP forwards without a control socket.
+    Raises: VtepError if a path cannot be used, or a group does not exist. If the default directory
+    cannot be used, a warning is logged, and the VTEP forwards without a control socket.
     """
-    listener = _listen(vtep, where)
+    policy = Policy(
+        os.geteuid(),
+        _group("--control-group", readers),
+        _group("--control-admin-group", changers),
+    )
+    gids = [group.gid for group in policy.groups]
+    listener = _listen(vtep, where, gids)
     if listener is None:
         yield
         return
-    server = Server(Methods(vtep, reload).call, Events(vtep).watch, flush)
+    server = Server(Methods(vtep, reload).call, Events(vtep).watch, flush, policy)
     await server.start(listener)
     try:
         yield
@@ -40,15 +59,19 @@ async def serve(vtep: Vtep, where: str, reload: Reload, flush: Flush) -> AsyncIt
         await server.stop()
 
 
-def _listen(vtep: Vtep, where: str) -> ControlSocket | None:
+def _group(option: str, name: str | None) -> Group | None:
+    return None if name is None else Group(name, find_group(option, name))
+
+
+def _listen(vtep: Vtep, where: str, gids: Collection[int]) -> ControlSocket | None:
     if where == NONE:
         return None
     if where != AUTO:
-        return socket_files.listen(Path(where))
+        return socket_files.listen(Path(where), gids)
     first = next(iter(vtep.ports.values()), None)
     name = first.config.tap if first is not None else "pyvtep"
     try:
-        listener, taken = socket_files.listen_by_default(name)
+        listener, taken = socket_files.listen_by_default(name, gids)
     except VtepError as error:
         log.warning("cannot open a control socket: %s", error)
         return None

@@ -6,17 +6,17 @@ it does not read, and a number of events, after which it is sent the number that
 """
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from vtep import descriptors
 from vtep.control import jsonrpc
+from vtep.control.access import Access, Policy
+from vtep.control.connection import Connection, peer_of
 from vtep.control.jsonrpc import Code, InvalidRequest, Request, RpcError
 from vtep.control.socket_files import ControlSocket
 from vtep.errors import ConfigError, VtepError
@@ -26,23 +26,17 @@ log = logging.getLogger("vtep")
 CLIENTS_MAX: Final = 256
 """Connections at a time. One more is refused, unless another one is idle and can be closed."""
 
+READERS_MAX: Final = 192
+"""Connections at a time of peers that may only read: they leave room for those that may change."""
+
 IDLE_S: Final = 60.0
 """Time after which a client that sends no request, or reads no answer, is idle."""
 
-_LINGER_S = 2.0
 _LINGER_MAX = 16
-"""Time for which, and number of clients of which, input is still read after they were refused. A
-client that is disconnected in the middle of a request gets an error when it sends the rest, and
-does not read the reason."""
-
-_DISCARDED_MAX = 1 << 20
-"""Octets of input that are discarded from such a client."""
+"""Number of refused clients of which input is still read, so that they get to read the reason."""
 
 EVENTS_MAX: Final = 4096
 """Events that wait for one subscriber."""
-
-_OUTPUT_MAX = 65536
-"""Octets of an answer that wait for a client before the next piece is made."""
 
 _EVENTS_PER_TURN = 64
 
@@ -102,16 +96,17 @@ class Server:
     `call` executes a method, given its name and parameters; the messages of VtepError, ConfigError
     and RpcError are sent to the client. `watch` subscribes to the events that subscribers get.
     `flush` is awaited before the last request of a line is answered: changes are on the disk then.
-    It raises VtepError if that fails.
+    It raises VtepError if that fails. `policy` says what each client may do.
     """
 
-    def __init__(self, call: Call, watch: Watch, flush: Flush) -> None:
+    def __init__(self, call: Call, watch: Watch, flush: Flush, policy: Policy) -> None:
+        self._policy = policy
         self._call = call
         self._watch = watch
         self._flush = flush
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients: dict[asyncio.Task[None], _Connection] = {}
+        self._clients: dict[asyncio.Task[None], Connection] = {}
         self._refused: set[asyncio.Task[None]] = set()
         self._listening: ControlSocket | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -174,15 +169,16 @@ class Server:
 
     async def _admit(self, connection: socket.socket, listening: ControlSocket) -> None:
         """Serve a client, or send it the reason why it is not served."""
-        client, task = await _Connection.of(connection), asyncio.current_task()
+        # Before the first wait: the client may disconnect at any time.
+        access = self._policy.access(peer_of(connection))
+        client, task = await Connection.of(connection, access), asyncio.current_task()
         if client is None or task is None:
             return
-        now = asyncio.get_running_loop().time()
-        if len(self._clients) >= CLIENTS_MAX and not self._close_idle(now):
-            why = (
-                f"too many clients: {CLIENTS_MAX} are connected to {listening.path}; end one, "
-                "such as a pyvtep monitor (ss -xp lists them), and try again"
-            )
+        if access is Access.NONE:
+            why = self._policy.connect_refusal()
+        else:
+            why = self._make_room(access, listening)
+        if why:
             linger = self._may_linger()
             self._count_refused(task)
             await client.refuse(why, linger=linger)
@@ -193,6 +189,23 @@ class Server:
         finally:
             self._clients.pop(task, None)
 
+    def _make_room(self, access: Access, listening: ControlSocket) -> str:
+        """Return why there is no room for one more client, or "".
+
+        Side effect: disconnects an idle one if that makes room. Readers do so to readers only.
+        """
+        now, most, only = asyncio.get_running_loop().time(), CLIENTS_MAX, Access.CHANGE
+        count = len(self._clients)
+        if access is Access.READ:
+            most, only = READERS_MAX, access
+            count = sum(client.access is access for client in self._clients.values())
+        if (count < most and len(self._clients) < CLIENTS_MAX) or self._close_idle(now, only):
+            return ""
+        return (
+            f"too many clients: {count} are connected to {listening.path}; end one, such as a "
+            "pyvtep monitor (ss -xp lists them), and try again"
+        )
+
     def _may_linger(self) -> bool:
         return len(self._refused) < _LINGER_MAX
 
@@ -200,12 +213,15 @@ class Server:
         self._refused.add(task)
         task.add_done_callback(self._refused.discard)
 
-    def _close_idle(self, now: float) -> bool:
-        """Disconnect the client that has been idle for longest. Returns: False if none is idle."""
+    def _close_idle(self, now: float, access: Access) -> bool:
+        """Disconnect the client that has been idle for longest, of those with `access` at most.
+
+        Returns: False if none is idle.
+        """
         idle = [
             (since, task)
             for task, client in self._clients.items()
-            if (since := client.idle_since())
+            if client.access <= access and (since := client.idle_since())
         ]
         if not idle:
             return False
@@ -218,7 +234,7 @@ class Server:
 
     # --- one client -------------------------------------------------------------------------
 
-    async def _serve(self, client: "_Connection") -> None:
+    async def _serve(self, client: Connection) -> None:
         """Answer a client's requests until it disconnects, which it may do at any time."""
         try:
             with suppress(OSError):
@@ -235,7 +251,7 @@ class Server:
             client.unsubscribe()
             client.abort()
 
-    async def _answer(self, client: "_Connection", line: bytes) -> None:
+    async def _answer(self, client: Connection, line: bytes) -> None:
         """Execute the requests of a line, and answer in pieces, as fast as the client reads."""
         async with self._one_turn():
             message = jsonrpc.decode(line)
@@ -253,7 +269,7 @@ class Server:
                 await client.send(b"]\n" if message.batch else b"\n")
 
     async def _pieces(
-        self, client: "_Connection", item: Request | InvalidRequest, *, last: bool
+        self, client: Connection, item: Request | InvalidRequest, *, last: bool
     ) -> AsyncIterator[bytes]:
         """Execute a request, and yield its answer; yield nothing for a notification."""
         if isinstance(item, InvalidRequest):
@@ -261,6 +277,8 @@ class Server:
                 yield jsonrpc.failure(item.error, item.id)
             return
         try:
+            if refusal := self._policy.refusal(item.method, client.access):
+                raise RpcError(Code.REFUSED, refusal)  # noqa: TRY301
             async with self._one_turn():
                 if item.method == SUBSCRIBE:
                     result = self._subscribe(client, item.params)
@@ -282,7 +300,7 @@ class Server:
                 return
             yield piece
 
-    def _subscribe(self, client: "_Connection", params: dict[str, Any]) -> bool:
+    def _subscribe(self, client: Connection, params: dict[str, Any]) -> bool:
         if params:
             raise RpcError(Code.INVALID_PARAMS, f"{min(params)}: is not a parameter of {SUBSCRIBE}")
         if client.events is None:
@@ -291,7 +309,7 @@ class Server:
             client.events = asyncio.get_running_loop().create_task(self._send_events(client, queue))
         return True
 
-    async def _send_events(self, client: "_Connection", queue: EventQueue) -> None:
+    async def _send_events(self, client: Connection, queue: EventQueue) -> None:
         with suppress(OSError):
             while await queue.ready.wait():
                 async with client.writing:
@@ -325,138 +343,3 @@ def _rpc_error(error: Exception) -> RpcError:
     log.error("internal error on the control socket: %r", error)
     log.debug("where it was:", exc_info=error)
     return RpcError(Code.INTERNAL_ERROR, f"internal error: {error!r}")
-
-
-class _Connection:
-    """A connection to a client: its input by lines, and its output in the order of the calls.
-
-    The client may disconnect at any time; every method then raises OSError, or does nothing.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writing = asyncio.Lock()
-        """Held for the whole of an answer, which is sent in pieces."""
-        self.events: asyncio.Task[None] | None = None
-        """The task that sends events, if the client has subscribed."""
-        self.unwatch: Callable[[], None] = _nothing
-        self._reader = reader
-        self._writer = writer
-        self._quiet_since = self._unread_since = 0.0
-
-    @classmethod
-    async def of(cls, connection: socket.socket) -> "_Connection | None":
-        """Return the client of a connection that was just accepted; None if it has closed it."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=jsonrpc.LINE_MAX)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        try:
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
-        except OSError:
-            connection.close()
-            return None
-        client = cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
-        try:
-            with client._open():
-                transport.set_write_buffer_limits(high=_OUTPUT_MAX)
-        except OSError:
-            return None
-        return client
-
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Raise ConnectionResetError where uvloop raises RuntimeError on a closed transport.
-
-        asyncio ignores, or counts, what is written to a transport that has closed. uvloop raises
-        RuntimeError ("the handler is closed"), also when a StreamReader resumes reading.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if not self._writer.transport.is_closing():
-                raise
-            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
-
-    async def next_line(self) -> bytes | None:
-        """Return the next line, also the last one if it has no end; None after that.
-
-        Raises: RpcError if it is too long; OSError if the connection has closed.
-        """
-        self._quiet_since = asyncio.get_running_loop().time()
-        try:
-            with self._open():
-                return await self._reader.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            return error.partial or None
-        except asyncio.LimitOverrunError:
-            longest = f"a line has at most {jsonrpc.LINE_MAX} octets"
-            raise RpcError(Code.PARSE_ERROR, f"parse error: {longest}") from None
-        finally:
-            self._quiet_since = 0.0
-
-    async def send(self, octets: bytes) -> None:
-        """Send; wait while too many octets are unread. Raises: OSError if it has closed."""
-        with self._open():
-            self._writer.write(octets)
-            self._unread_since = asyncio.get_running_loop().time()
-            await self._writer.drain()
-        self._unread_since = 0.0
-
-    def idle_since(self) -> float:
-        """Return since when the client reads nothing, or sends nothing; 0 if it is busy.
-
-        A subscriber need not send anything.
-        """
-        return self._unread_since or (self._quiet_since if self.events is None else 0.0)
-
-    def disconnect_idle(self) -> None:
-        """Disconnect the client, which is idle, to make room for another one."""
-        if self._unread_since:
-            self.abort()
-            return
-        error = RpcError(Code.REFUSED, "disconnected: idle, and there were too many clients")
-        with suppress(OSError), self._open():
-            self._writer.write(jsonrpc.failure(error, None) + b"\n")
-            self._writer.close()
-
-    async def refuse(self, why: str, *, linger: bool, code: int = Code.REFUSED) -> None:
-        """Send the reason why the client is not served, and disconnect it.
-
-        With `linger`, its input is read for a while, so that it gets to read the reason.
-        """
-        try:
-            with suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_LINGER_S):
-                    await self.send(jsonrpc.failure(RpcError(code, why), None) + b"\n")
-                    if linger:
-                        with self._open():
-                            self._writer.write_eof()
-                            rest = _DISCARDED_MAX
-                            while rest > 0 and (
-                                octets := await self._reader.read(jsonrpc.LINE_MAX)
-                            ):
-                                rest -= len(octets)
-                    await self.close()
-        finally:
-            self.abort()
-
-    def unsubscribe(self) -> None:
-        """Send no more events."""
-        self.unwatch()
-        self.unwatch = _nothing
-        if self.events is not None:
-            self.events.cancel()
-
-    async def close(self) -> None:
-        """Close once the client has read everything. Raises: OSError if it has closed."""
-        with self._open():
-            self._writer.close()
-            await self._writer.wait_closed()
-
-    def abort(self) -> None:
-        """Close at once."""
-        with suppress(OSError), self._open():
-            self._writer.transport.abort()
-
-
-def _nothing() -> None:
-    pass

@@ -11,7 +11,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,8 +23,16 @@ from vtep.errors import VtepError
 _RUN = Path("/run/pyvtep")
 _USERS = Path("/run/user")
 _SUFFIX = ".sock"
+_LOCK = ".lock"
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: process, user, group."""
+
+_ACL_VERSION = 2
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_USER_OBJ, _ACL_GROUP_OBJ, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_ACL_NO_ID = 0xFFFFFFFF
+"""From the kernel's include/uapi/linux/posix_acl.h and posix_acl_xattr.h: an entry is a tag, a
+permission (6 is rw; to connect takes w) and the ID of a user or group."""
 
 _BACKLOG = 128
 _LOCK_TRIES = 100
@@ -73,28 +81,70 @@ class LiveSocket:
 
 
 def folder() -> Path | None:
-    """Return the default directory of sockets; None for a user without XDG_RUNTIME_DIR."""
-    if os.geteuid() == 0:
+    """Return the directory in which this user's processes listen by default; None without one.
+
+    That is /run/pyvtep for root. For another user, it is the directory in it that systemd or root
+    has made for this user (see `prepare`), or else one in XDG_RUNTIME_DIR.
+    """
+    uid = os.geteuid()
+    if uid == 0:
         return _RUN
+    # Of a systemd unit with RuntimeDirectory=, which may name several.
+    for each in (os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], _RUN / str(uid)):
+        place = Path(each)
+        with suppress(OSError):
+            if _RUN in (place, *place.parents) and place.stat().st_uid == uid:
+                return place
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return Path(runtime) / "pyvtep" if runtime else None
 
 
-def names() -> frozenset[str]:
-    """Return the names of the sockets in the default directory, which are those of TAPs."""
-    place = folder()
-    if place is None:
-        return frozenset()
+def _sockets() -> list[Path]:
+    """Return the sockets in all default directories that this user can read, sorted by name."""
+    own = folder()
+    places = {_RUN, *([own] if own is not None else [])}
     with suppress(OSError):
-        return frozenset(path.stem for path in place.iterdir() if path.suffix == _SUFFIX)
-    return frozenset()
+        places.update(path for path in _RUN.iterdir() if path.is_dir())
+    found: list[Path] = []
+    for place in places:
+        with suppress(OSError):
+            found += (path for path in place.iterdir() if path.suffix == _SUFFIX)
+    return sorted(found)
+
+
+def names() -> frozenset[str]:
+    """Return the names of the sockets in the default directories, which are those of TAPs."""
+    return frozenset(path.stem for path in _sockets())
 
 
 # --- for a server ---------------------------------------------------------------------------
 
 
-def listen_by_default(name: str) -> tuple[ControlSocket, TakenError | None]:
+def prepare(uid: int, gid: int) -> None:
+    """Create the directory for the sockets of a user, as root; see `folder`. Raises: VtepError."""
+    own = _RUN / str(uid)
+    try:
+        _RUN.mkdir(mode=0o755, exist_ok=True)
+        _make_searchable(_RUN)
+        own.mkdir(mode=0o755, exist_ok=True)
+        _make_searchable(own)
+        os.chown(own, uid, gid, follow_symlinks=False)
+    except OSError as error:
+        raise _refused(own, error) from error
+
+
+def _make_searchable(place: Path) -> None:
+    """Allow all users to find the sockets in a directory: the mode of each says who may connect."""
+    if place.stat().st_mode & 0o777 != 0o755:
+        place.chmod(0o755)
+
+
+def listen_by_default(
+    name: str, gids: Collection[int] = ()
+) -> tuple[ControlSocket, TakenError | None]:
     """Listen in the default directory, under a name or, if it is taken, `<name>-<pid>`.
+
+    Members of the groups `gids` may connect, too.
 
     Returns: the socket, and the error that says which process has the name, if one has.
 
@@ -105,13 +155,15 @@ def listen_by_default(name: str) -> tuple[ControlSocket, TakenError | None]:
         raise VtepError("XDG_RUNTIME_DIR is not set; name one with --control PATH")
     try:
         place.mkdir(mode=0o700, exist_ok=True)
+        if gids:
+            _make_searchable(place)
     except OSError as error:
         raise _refused(place, error) from error
     _remove_dead(place)
     try:
-        return listen(place / f"{name}{_SUFFIX}"), None
+        return listen(place / f"{name}{_SUFFIX}", gids), None
     except TakenError as taken:
-        return listen(place / f"{name}-{os.getpid()}{_SUFFIX}"), taken
+        return listen(place / f"{name}-{os.getpid()}{_SUFFIX}", gids), taken
 
 
 def _remove_dead(place: Path) -> None:
@@ -122,8 +174,8 @@ def _remove_dead(place: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def listen(path: Path) -> ControlSocket:
-    """Listen on a Unix socket that only its owner may connect to.
+def listen(path: Path, gids: Collection[int] = ()) -> ControlSocket:
+    """Listen on a Unix socket to which its owner and members of the groups `gids` may connect.
 
     A socket file on which no process listens any more is replaced.
 
@@ -143,6 +195,8 @@ def listen(path: Path) -> ControlSocket:
             # bind(2) gives the file the mode of the socket: it is never wider, even for a moment.
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(os.fspath(path))
+            if gids:
+                _permit(path, gids)
             listener.listen(_BACKLOG)
             return ControlSocket(listener, path, path.stat().st_ino)
         except OSError as error:
@@ -153,6 +207,33 @@ def listen(path: Path) -> ControlSocket:
             raise
 
 
+def _permit(path: Path, gids: Collection[int]) -> None:
+    """Permit groups to connect to a socket, by an access control list (acl(5)), in one step.
+
+    A list can name several groups, and the owner can set it without being their member, which
+    chown(2) would require. Raises: VtepError, OSError.
+    """
+    # The mask is the most that groups get; the owner's group and others get nothing.
+    entries = [
+        (_ACL_USER_OBJ, 6, _ACL_NO_ID),
+        (_ACL_GROUP_OBJ, 0, _ACL_NO_ID),
+        *((_ACL_GROUP, 6, gid) for gid in sorted(set(gids))),
+        (_ACL_MASK, 6, _ACL_NO_ID),
+        (_ACL_OTHER, 0, _ACL_NO_ID),
+    ]
+    value = struct.pack("<I", _ACL_VERSION) + b"".join(_ACL_ENTRY.pack(*each) for each in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", value, follow_symlinks=False)
+    except OSError as error:
+        path.unlink()
+        if error.errno == errno.EOPNOTSUPP:
+            raise VtepError(
+                f"--control {path}: this file system has no access control lists, which "
+                "--control-group takes; give another PATH"
+            ) from error
+        raise
+
+
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
     """Lock a directory against other processes that start.
@@ -160,7 +241,12 @@ def _locked(place: Path) -> Iterator[None]:
     Of two that find a dead socket at the same time, one would remove the new socket of the other.
     """
     try:
-        lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if _RUN in (place, *place.parents):
+            # All users may read the directory itself, so any of them could lock it for ever.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(place / _LOCK, flags, 0o600)
+        else:
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _refused(place, error) from error
     try:
@@ -205,17 +291,17 @@ def _peer(connected: socket.socket) -> int:
 
 def of_process(pid: int) -> Path | None:
     """Return the socket in the default directory on which a process listens; None without one."""
-    place = folder()
-    names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
-    return next((path for path in names if listening_process(path) == pid), None)
+    return next((path for path in _sockets() if listening_process(path) == pid), None)
 
 
 def live() -> list[LiveSocket]:
-    """Return the sockets in the default directory on which a process listens, sorted by name."""
-    place = folder()
-    names = sorted(place.glob(f"*{_SUFFIX}")) if place is not None else []
+    """Return the sockets on which a process listens, of all default directories, sorted by name.
+
+    Without those that this user may not connect to.
+    """
     own = namespace()
-    found = [(path, pid) for path in names if (pid := listening_process(path)) is not None]
+    usable = [path for path in _sockets() if os.access(path, os.W_OK)]
+    found = [(path, pid) for path in usable if (pid := listening_process(path)) is not None]
     return [LiveSocket(path, pid, _is_in(own, pid)) for path, pid in found]
 
 
@@ -225,7 +311,10 @@ def none_found() -> VtepError:
     where = f" in {place}" if place is not None else " (XDG_RUNTIME_DIR is not set)"
     hint = "name its socket: --socket PATH"
     if os.geteuid() != 0 and _RUN.is_dir():
-        hint = f"those of root are in {_RUN}: run this with sudo, or {hint}"
+        hint = (
+            f"those of root are in {_RUN}: run this with sudo, or as a member of the "
+            f"--control-group, or {hint}"
+        )
     elif os.geteuid() == 0 and (others := sorted(_USERS.glob(f"*/pyvtep/*{_SUFFIX}"))):
         hint = f"a user's is at --socket {others[0]}"
     return VtepError(f"no running pyvtep was found{where}; {hint}")

@@ -16,6 +16,9 @@ from vtep.io.inherited import Inherited
 
 log = logging.getLogger("vtep")
 
+_FIXED = ("control", "control_group", "control_admin_group", "user", "state", "state_learned")
+"""Settings that a process keeps from its start to its end."""
+
 
 class ReloadableVtep:
     """A VTEP, the settings of its process, and the file that they come from, if any.
@@ -63,7 +66,7 @@ class ReloadableVtep:
             await self.vtep.reload(settings.segments)
         finally:
             unwatch()
-        for name in ("control", "state", "state_learned"):
+        for name in _FIXED:
             if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("%s has changed in %s, which takes a restart", name, path)
         self.settings = settings

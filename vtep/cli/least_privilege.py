@@ -1,0 +1,55 @@
+"""The privileges of a process that runs a VTEP, as its settings and its companion require."""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from vtep.config import Settings
+from vtep.control import socket_files
+from vtep.host import privileges
+from vtep.host.privileges import Capability
+
+log = logging.getLogger("vtep")
+
+
+def drop(
+    settings: Settings,
+    *,
+    address_probes: bool = False,
+    groups: Iterable[int] = (),
+) -> None:
+    """Become the user of the settings, and keep only the capabilities that the VTEP needs.
+
+    To be called while there is one thread. `address_probes` and `groups` are what a companion
+    needs.
+
+    Raises: VtepError if the settings ask for what this process may not do.
+    """
+    user = privileges.find_user(settings.user) if settings.user is not None else None
+    for option in ("control_group", "control_admin_group"):
+        if (group := getattr(settings, option)) is not None:  # Else found out after the start.
+            privileges.find_group(f"--{option.replace('_', '-')}", group)
+    if user is not None and user.uid != 0 and os.geteuid() == 0:
+        socket_files.prepare(user.uid, user.gid)
+    privileges.drop(_needed(settings, address_probes=address_probes), user, groups)
+
+
+def check_config(path: Path | None) -> None:
+    """Warn if the user that this process runs as now cannot read the configuration file again."""
+    if path is not None and not os.access(path, os.R_OK):
+        log.warning(
+            "user %d cannot read %s: a reload will fail; to allow it: chgrp %d %s; chmod g+r %s",
+            *(os.geteuid(), path, os.getegid(), path, path),
+        )
+
+
+def _needed(settings: Settings, *, address_probes: bool) -> frozenset[Capability]:
+    segments = settings.segments
+    return privileges.needed(
+        [port for config in segments for port in (config.dstport, min(config.srcport))],
+        # Without a VNI now, it is not known what those that are added later will use.
+        tunnel_gso=not segments or any("tnl" in config.offload for config in segments),
+        address_probes=address_probes,
+        unprivileged_port=privileges.first_unprivileged_port(),
+    )
