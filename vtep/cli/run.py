@@ -62,7 +62,8 @@ def run(
     """Run a VTEP with these settings until a signal ends it.
 
     They come from the file `path`, if any; those in `override` take precedence over the file.
-    `background` is told when it forwards. The `companion` needs the groups `groups` if the process becomes another user.
+    `background` is told when it forwards. The `companion` needs the groups `groups` if the process
+    becomes another user.
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
@@ -76,8 +77,8 @@ def run(
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    # Before the first thread, which is that of the log handler, and before anything is opened. So the
-    # files that are made from now on belong to the user of --user.
+    # Before the first thread, which is that of the log handler, and before anything is opened. So
+    # the files that are made from now on belong to the user of --user.
     least_privilege.drop(reloadable.settings, address_probes=companion is not None, groups=groups)
     with ExitStack() as files:
         logs = LogDestinations.open(process, in_background=background is not None)
