@@ -14,7 +14,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -320,10 +320,11 @@ def test_every_command_line_is_accepted(
     for command in leaves(cli):
         monkeypatch.setattr(command, "callback", lambda **options: given.append(options))
     monkeypatch.setattr("vtep.cli.run.run", lambda *_, **options: given.append(options))
+    monkeypatch.setattr("vtep.cli.main.in_background", lambda _: nullcontext())
     monkeypatch.setattr(bootstrap, "unblock_signals", lambda: None)
     file = tmp_path / "pyvtep.toml"
     file.write_text(blocks("many-vnis.md", "toml")[0])
-    words = [word.replace("/etc/pyvtep.toml", str(file)) for word in words]
+    words = [str(file) if word in ("/etc/pyvtep.toml", "/etc/pyvtep") else word for word in words]
     result = CliRunner().invoke(cli, words, prog_name="pyvtep")
     assert (result.exit_code, len(given)) == (0, 1), result.output
     check_options({name: value for name, value in given[0].items() if value not in (None, ())})

@@ -50,6 +50,22 @@ def end(child: "subprocess.Popen[bytes]") -> int:
     return child.returncode
 
 
+def test_the_records_of_units_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, unit = tmp_path / "docker", tmp_path / "pyvtep-docker@mynetwork"
+    monkeypatch.setattr(record, "RECORD_DIRECTORY", own)
+    assert record.own_directory({}) == own
+    of_unit = record.own_directory({"RUNTIME_DIRECTORY": f"{unit}:/run/other"})
+    with record.publish(MINE, of_unit):
+        assert record.list_records(own) == [MINE]
+        with pytest.raises(VtepError, match="attached already"), record.publish(MINE, own):
+            pass
+        for name in (MINE.network, MINE.id[:5]):
+            # Not by a signal: the user of the unit, not root, has written the PID.
+            with pytest.raises(VtepError, match="systemctl stop pyvtep-docker@mynetwork"):
+                record.detach(name, own)
+    assert record.list_records(own) == []
+
+
 def test_a_record_exists_while_it_is_published(tmp_path: Path) -> None:
     assert record.list_records(tmp_path / "new") == []
     with record.publish(MINE, tmp_path / "new"):

@@ -102,7 +102,7 @@ def attach(
             netns=socket_files.namespace(),
         )
         settings = Settings(segments=[evolve(config, **local.options)])
-        with record.publish(own):
+        with record.publish(own, record.own_directory(os.environ)):
             run(
                 *(settings, None, overrides),
                 process=process,

@@ -22,6 +22,7 @@ from vtep.cli.doctor import doctor
 from vtep.cli.monitor import monitor
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
 from vtep.cli.process_options import ProcessOptions, in_background, process_options
+from vtep.cli.service import service
 from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -136,7 +137,16 @@ def version() -> None:
     click.echo(f"pyvtep {__version__}")
 
 
-for _command in (fdb.group, neigh.group, *segments.COMMANDS, monitor, docker, doctor, completion):
+for _command in (
+    fdb.group,
+    neigh.group,
+    *segments.COMMANDS,
+    monitor,
+    docker,
+    doctor,
+    service,
+    completion,
+):
     cli.add_command(_command)
 
 

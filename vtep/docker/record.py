@@ -9,7 +9,7 @@ import json
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vtep.control.socket_files import namespace
 from vtep.errors import ConfigError, VtepError
 
 RECORD_DIRECTORY = Path("/run/pyvtep/docker")
+"""The directory of processes that root has started. Those of a systemd unit are in a directory
+`docker` of the directory of that unit, such as /run/pyvtep/pyvtep-docker@mynetwork/docker."""
 
 _END_TIMEOUT_S = 10.0
 """Timeout for the end of a process after SIGTERM."""
@@ -44,10 +46,26 @@ class AttachmentRecord:
     """Network namespace of the process, in the format of `control.socket_files.namespace`."""
 
 
+def own_directory(environ: Mapping[str, str]) -> Path:
+    """Return the directory in which this process publishes its attachment."""
+    of_unit = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(of_unit, "docker") if of_unit else RECORD_DIRECTORY
+
+
+def _directories(directory: Path) -> list[Path]:
+    """Return all directories of records, those of units after that of root."""
+    of_units = directory.parent.glob(f"*/{directory.name}")
+    return [directory, *sorted(of_units)]
+
+
 @contextmanager
 def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Iterator[None]:
     """Publish an attachment within the context. Raises: VtepError if the network has one."""
     path = _path(record.network, directory)
+    # Root and the units have directories of their own.
+    others = {*_directories(RECORD_DIRECTORY)} - {directory}
+    if any(_read(_path(record.network, other)) is not None for other in others):
+        raise _attached_already(record.network)
     descriptor = _lock(path, record.network)
     try:
         # Written in place: a new file under this name would not be the one that is locked.
@@ -76,27 +94,32 @@ def _lock(path: Path, network: str) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise VtepError(
-                f"network {network} is attached already; to end that: pyvtep docker detach "
-                f"{network}"
-            ) from error
+            raise _attached_already(network) from error
         # Its owner may have removed the file between open and flock: lock a new one then.
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
 
 
+def _attached_already(network: str) -> VtepError:
+    return VtepError(
+        f"network {network} is attached already; to end that: pyvtep docker detach {network}"
+    )
+
+
 def list_records(directory: Path = RECORD_DIRECTORY) -> list[AttachmentRecord]:
     """Return the records of this host, sorted by the name of the network."""
-    try:
-        paths = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise VtepError(
-            f"cannot read {directory}: {descriptors.reason(error)}; run as root"
-        ) from error
-    records = (_read(path) for path in paths)
+    paths: list[Path] = []
+    for place in _directories(directory):
+        try:
+            paths += place.iterdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise VtepError(
+                f"cannot read {place}: {descriptors.reason(error)}; run as root"
+            ) from error
+    records = (_read(path) for path in sorted(paths, key=lambda path: path.name))
     return [record for record in records if record is not None]
 
 
@@ -137,6 +160,14 @@ def detach(network: str, directory: Path = RECORD_DIRECTORY) -> None:
                         f"end; to end it at once: kill -9 {record.pid}"
                     )
                 return
+    for unit in _directories(directory)[1:]:
+        # The file is written by the user of the unit, who must not choose what root ends.
+        for other in filter(None, map(_read, unit.glob("*.json"))):
+            if other.network == network or other.id.startswith(network):
+                raise VtepError(
+                    f"network {other.network} is attached by a systemd unit; to end that: "
+                    f"systemctl stop {unit.parent.name}"
+                )
     raise VtepError(f"network {network} is not attached on this host; see: pyvtep docker status")
 
 
