@@ -1,6 +1,5 @@
 """Options and settings of the whole test suite."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.packages import ROOT, build
+from tests.packages import ROOT, build, once
 
 # A shell starts background jobs with SIGINT ignored, which children inherit: tests that stop a
 # child with SIGINT would wait in vain.
@@ -90,14 +89,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Return the wheel of this tree, with the sdist beside it, built once for all workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if worker_id != "master":
-        folder = folder.parent
-    with (folder / "dist.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (dist := folder / "dist").exists():
-            build(ROOT, folder / "dist.part").parent.rename(dist)
+def session_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return a folder of this run, the same in all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def wheel(session_folder: Path) -> Path:
+    """Return the wheel of this tree, with the sdist beside it."""
+    dist = once(session_folder / "dist", lambda folder: build(ROOT, folder))
     (found,) = dist.glob("*.whl")
     return found

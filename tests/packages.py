@@ -1,7 +1,9 @@
 """Packages that tests build with the scripts of the project, once for all workers."""
 
+import fcntl
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,15 @@ def build(source: Path, folder: Path, **environ: str) -> Path:
     run(source / "scripts/build", folder, env={**os.environ, **environ})
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder whose content the first of several workers makes."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder

@@ -69,7 +69,7 @@ class Engine:
         """Start the engine and wait until it responds."""
         self._process = self.host.start(
             *self._inside,
-            *("dockerd", "--storage-driver=vfs", "--data-root=/run/docker-data"),
+            *("dockerd", "--storage-driver=overlay2", "--data-root=/run/docker-data"),
             f"--cgroup-parent={self._group}",
             stdout=self._log,
             stderr=self._log,
@@ -91,6 +91,14 @@ class Engine:
     def docker(self, *command: str, check: bool = True) -> str:
         """Run a docker command on the host. Returns: its output without the final newline."""
         return self._host_run("docker", *command, check=check).strip()
+
+    def shell(self, *command: str) -> str:
+        """Run a command on the host, where `docker` is this engine. Returns: its output."""
+        return self.host.run(*self._inside, *command, timeout=300)
+
+    def logs(self, container: str) -> str:
+        """Return all that a container has written, also to standard error."""
+        return self.shell("sh", "-c", 'docker logs "$1" 2>&1', "sh", container)
 
     def _host_run(self, *command: str, check: bool = True) -> str:
         return self.host.run(*self._inside, *command, check=check)

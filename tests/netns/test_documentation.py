@@ -28,7 +28,8 @@ def section(page: str, heading: str) -> Iterator[tuple[str, list[str], list[str]
     text = (ROOT / page).read_text()
     (body,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     for block in re.findall(r"^```console\n(.*?)^```$", body, re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^(?=[\w-]*[#$] )", block, flags=re.MULTILINE)[1:]:
+        joined = re.sub(r"\\\n\s*", "", block)
+        for part in re.split(r"^(?=[\w-]*[#$] )", joined, flags=re.MULTILINE)[1:]:
             typed, *output = part.splitlines()
             prompt, command = re.split("[#$] ", typed, maxsplit=1)
             yield prompt, shlex.split(command), output

@@ -1,0 +1,130 @@
+"""The Debian package and the container image, installed on systems that have nothing else."""
+
+import os
+import platform
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.netns.engines import Engine
+from tests.netns.hosts import DEADLINE, Start, address, ping, segment, wait_until
+from tests.netns.test_documentation import section
+from tests.packages import ROOT, once, run
+from vtep import __version__
+from vtep.testing.lab import Host, Lab
+
+
+@pytest.fixture(scope="module")
+def debian(session_folder: Path) -> Path:
+    """Return a tar file of a minimal Debian of this release, with Python."""
+
+    def make(folder: Path) -> None:
+        apt = Path("/etc/apt")
+        files = [apt / "sources.list", *(apt / "sources.list.d").glob("[du]*.sources")]
+        sources = [file for file in files if file.exists() and file.stat().st_size]
+        release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        # Without perl, which only the package usrmerge needs, and without files that nothing reads.
+        options = (
+            *("--quiet", "--variant=apt", "--include=python3-venv,usr-is-merged"),
+            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+        )
+        run("mmdebstrap", *options, release, folder / "root.tar", *sources)
+
+    return once(session_folder / "debian", make) / "root.tar"
+
+
+@pytest.fixture(scope="module")
+def wheels(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the wheels of all dependencies, for the Python of that Debian."""
+    folder = tmp_path_factory.mktemp("wheels")
+    run("/usr/bin/python3", "-m", "venv", folder / "pip")
+    download = ("-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", folder)
+    run(folder / "pip/bin/python", *download, f"{wheel}[docker]")
+    return folder
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> tuple[Host, Host]:
+    """Return the two hosts of the page."""
+    a, b = lab.host("host-106"), lab.host("host-107")
+    lab.wire(a, b)
+    address(a, "eth0", "172.31.0.106/24")
+    address(b, "eth0", "172.31.0.107/24")
+    return a, b
+
+
+def is_up(engine: Engine) -> bool:
+    log = engine.logs("pyvtep")
+    assert "error" not in log, log
+    return "UDP port" in log
+
+
+def test_the_image_joins_two_hosts(
+    debian: Path, wheel: Path, wheels: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    """The commands of the page, with a Debian as base, since there is no registry here."""
+    commands = list(section("docs/install.md", "Container image"))
+    assert commands[0][1] == ["scripts/image"]
+    with Engine(hosts[0]) as first, Engine(hosts[1]) as second:
+        engines = {"host-106": first, "host-107": second}
+        first.docker("import", str(debian), "debian-python")
+        first.shell(
+            str(ROOT / "scripts/image"),
+            *("--light", "--base", "debian-python"),
+            *("--wheel", str(wheel), "--wheels", str(wheels)),
+        )
+        image = tmp_path / "image.tar"
+        first.docker("save", "--output", str(image), f"pyvtep:{__version__}", "pyvtep:latest")
+        second.docker("load", "--input", str(image))
+        for prompt, words, _ in commands[1:]:
+            engine = engines[prompt]
+            if words[:2] == ["docker", "run"]:
+                engine.docker(*words[1:])
+                wait_until(partial(is_up, engine), "pyvtep to be up")
+            elif words[0] == "docker":
+                engine.docker(*words[1:])
+            else:
+                assert words == ["ping", "10.0.0.1"]
+                ping(engine.host, "10.0.0.1")
+        assert "pyvtep" not in first.docker("image", "ls")
+
+
+def test_the_debian_package_is_installed_runs_and_is_removed(
+    debian: Path, hosts: tuple[Host, Host], start: Start, tmp_path: Path
+) -> None:
+    """The commands of the page, in a root directory that has nothing but Python."""
+    root = tmp_path / "root"
+    (root / "dist").mkdir(parents=True)
+    run("tar", "--extract", "--file", debian, "--directory", root)
+    chroot = ("unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", root)
+    a, b = hosts
+    built, *commands = [words for _, words, _ in section("docs/install.md", "Debian package")]
+    assert built == ["scripts/deb"]
+    compression = {**os.environ, "DEB_COMPRESSION": "-z1"}  # To save time.
+    run(ROOT / "scripts/deb", "--light", root / "dist", env=compression)
+    (package,) = (root / "dist").iterdir()
+    assert run("lintian", "--allow-root", package, check=False) == ""
+    for words in commands:
+        if words[0] == "apt":
+            run(*chroot, *words, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        if words[:2] == ["apt", "install"]:
+            assert run(*chroot, "pyvtep", "--version") == f"pyvtep {__version__}\n"
+            files = run(*chroot, "dpkg", "-L", "pyvtep").split()
+            assert "/usr/share/man/man8/pyvtep-fdb.8.gz" in files
+            assert "/usr/share/bash-completion/completions/pyvtep" in files
+            (root / "dev/net").mkdir(exist_ok=True)
+            os.mknod(root / "dev/net/tun", 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+            options = segment(1, "172.31.0.107", "10.0.0.1/24")
+            installed = a.start("chroot", str(root), "pyvtep", *options)
+            start(b, *segment(1, "172.31.0.106", "10.0.0.2/24"))
+            ping(b, "10.0.0.1")
+            installed.terminate()
+            assert installed.wait(DEADLINE) == 0
+            # Modules were compiled by the installation, and nothing else was written.
+            assert run(*chroot, "dpkg", "--verify", "pyvtep") == ""
+    assert not (root / "usr/lib/pyvtep").exists()
+    assert not (root / "usr/bin/pyvtep").is_symlink()
