@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -105,22 +104,3 @@ def test_each_shell_completes_with_the_file_at_its_place(share: Path) -> None:
     """
     found = run("zsh", "--no-rcs", "-c", zsh, env=environ)
     assert found.split()[:2] == ["_pyvtep", "append:Add"]
-
-
-def test_pip_installs_the_wheel_with_its_pages_and_completions(wheel: Path, tmp_path: Path) -> None:
-    """A virtual environment without the extra "fast": that with it is tested by the pages."""
-    venv = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", venv)
-    run(venv / "bin/pip", "install", "--quiet", wheel)
-    assert run(venv / "bin/pyvtep", "--version") == f"pyvtep {__version__}\n"
-    page = run("man", "--local-file", venv / "share/man/man8/pyvtep-fdb.8")
-    assert "forwarding database" in page
-    for file in (
-        "bash-completion/completions/pyvtep",
-        "zsh/site-functions/_pyvtep",
-        "fish/vendor_completions.d/pyvtep.fish",
-    ):
-        assert (venv / "share" / file).stat().st_size
-    run(venv / "bin/pip", "uninstall", "--quiet", "--yes", "pyvtep")
-    assert not list(venv.rglob("*pyvtep*"))
-    shutil.rmtree(venv)

@@ -25,6 +25,12 @@ def hosts(lab: Lab) -> dict[str, Host]:
 
 def section(page: str, heading: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield the prompt, the words and the output of each command in a section of a page."""
+    for prompt, command, output in commands(page, heading):
+        yield prompt, shlex.split(command), output
+
+
+def commands(page: str, heading: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the prompt, the text and the output of each command in a section of a page."""
     text = (ROOT / page).read_text()
     (body,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     for block in re.findall(r"^```console\n(.*?)^```$", body, re.MULTILINE | re.DOTALL):
@@ -32,7 +38,7 @@ def section(page: str, heading: str) -> Iterator[tuple[str, list[str], list[str]
         for part in re.split(r"^(?=[\w-]*[#$] )", joined, flags=re.MULTILINE)[1:]:
             typed, *output = part.splitlines()
             prompt, command = re.split("[#$] ", typed, maxsplit=1)
-            yield prompt, shlex.split(command), output
+            yield prompt, command, output
 
 
 @pytest.mark.parametrize(

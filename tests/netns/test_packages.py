@@ -10,7 +10,7 @@ import pytest
 
 from tests.netns.engines import Engine
 from tests.netns.hosts import DEADLINE, Start, address, ping, segment, wait_until
-from tests.netns.test_documentation import section
+from tests.netns.test_documentation import commands, section
 from tests.packages import ROOT, once, run
 from vtep import __version__
 from vtep.testing.lab import Host, Lab
@@ -57,6 +57,43 @@ def hosts(lab: Lab) -> tuple[Host, Host]:
     return a, b
 
 
+# $1 is the clone, $2 a folder for what the commands write, $3 the commands. /opt, /usr/local
+# and dist/ of this machine stay as they are. pip takes packages from the cache of this machine.
+_SANDBOX = """
+set -e
+mount --make-rprivate /
+for folder in /opt /usr/local; do
+    mkdir -p "$2$folder/upper" "$2$folder/work"
+    mount -t overlay overlay \
+        -o "lowerdir=$folder,upperdir=$2$folder/upper,workdir=$2$folder/work" "$folder"
+done
+mkdir -p "$2/dist" "$1/dist" "$2/home/.local/bin"
+mount --bind "$2/dist" "$1/dist"
+export PIP_CACHE_DIR=$("$1/.venv/bin/pip" cache dir) HOME=$2/home MANPAGER=cat
+ln -s "$1/.venv/bin/pipx" "$HOME/.local/bin/pipx"
+export PATH=$HOME/.local/bin:/usr/local/bin:/usr/bin:/bin
+# Root needs no sudo; and no remote answers here.
+sudo() { "$1" --version; }
+cd "$1"
+eval "$3"
+"""
+
+
+@pytest.mark.parametrize("heading", ["pipx", "Virtual environment"])
+def test_pipx_and_pip_install_the_wheel_and_remove_it(heading: str, tmp_path: Path) -> None:
+    """The commands of the page, with numba by pipx, and without it by pip, to save time."""
+    script, expected = [], []
+    for _, command, shown in commands("docs/install.md", heading):
+        script.append(command if heading == "pipx" else command.replace("[fast]", ""))
+        expected += shown
+    sandbox = ("unshare", "--mount", "bash", "-c", _SANDBOX, "bash", ROOT, tmp_path)
+    printed = run(*sandbox, "set -x; " + "\n".join(script))
+    assert set(expected) <= set(printed.splitlines())
+    assert "PYVTEP-FDB(8)" in printed
+    left = {path.name for path in tmp_path.rglob("pyvtep*") if "dist" not in path.parts}
+    assert not left
+
+
 def is_up(engine: Engine) -> bool:
     log = engine.logs("pyvtep")
     assert "error" not in log, log
@@ -67,8 +104,8 @@ def test_the_image_joins_two_hosts(
     debian: Path, wheel: Path, wheels: Path, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:
     """The commands of the page, with a Debian as base, since there is no registry here."""
-    commands = list(section("docs/install.md", "Container image"))
-    assert commands[0][1] == ["scripts/image"]
+    built, *following = section("docs/install.md", "Container image")
+    assert built[1] == ["scripts/image"]
     with Engine(hosts[0]) as first, Engine(hosts[1]) as second:
         engines = {"host-106": first, "host-107": second}
         first.docker("import", str(debian), "debian-python")
@@ -80,7 +117,7 @@ def test_the_image_joins_two_hosts(
         image = tmp_path / "image.tar"
         first.docker("save", "--output", str(image), f"pyvtep:{__version__}", "pyvtep:latest")
         second.docker("load", "--input", str(image))
-        for prompt, words, _ in commands[1:]:
+        for prompt, words, _ in following:
             engine = engines[prompt]
             if words[:2] == ["docker", "run"]:
                 engine.docker(*words[1:])
@@ -102,13 +139,13 @@ def test_the_debian_package_is_installed_runs_and_is_removed(
     run("tar", "--extract", "--file", debian, "--directory", root)
     chroot = ("unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", root)
     a, b = hosts
-    built, *commands = [words for _, words, _ in section("docs/install.md", "Debian package")]
+    built, *following = [words for _, words, _ in section("docs/install.md", "Debian package")]
     assert built == ["scripts/deb"]
     compression = {**os.environ, "DEB_COMPRESSION": "-z1"}  # To save time.
     run(ROOT / "scripts/deb", "--light", root / "dist", env=compression)
     (package,) = (root / "dist").iterdir()
     assert run("lintian", "--allow-root", package, check=False) == ""
-    for words in commands:
+    for words in following:
         if words[0] == "apt":
             run(*chroot, *words, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
         if words[:2] == ["apt", "install"]:
@@ -119,7 +156,8 @@ def test_the_debian_package_is_installed_runs_and_is_removed(
             (root / "dev/net").mkdir(exist_ok=True)
             os.mknod(root / "dev/net/tun", 0o666 | stat.S_IFCHR, os.makedev(10, 200))
             options = segment(1, "172.31.0.107", "10.0.0.1/24")
-            installed = a.start("chroot", str(root), "pyvtep", *options)
+            mounts = 'mount -t proc proc "$0/proc" && exec chroot "$0" pyvtep "$@"'
+            installed = a.start("unshare", "--mount", "sh", "-c", mounts, str(root), *options)
             start(b, *segment(1, "172.31.0.106", "10.0.0.2/24"))
             ping(b, "10.0.0.1")
             installed.terminate()
