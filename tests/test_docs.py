@@ -320,7 +320,7 @@ def test_every_command_line_is_accepted(
     for command in leaves(cli):
         monkeypatch.setattr(command, "callback", lambda **options: given.append(options))
     monkeypatch.setattr("vtep.cli.run.run", lambda *_, **options: given.append(options))
-    monkeypatch.setattr("vtep.cli.main.in_background", lambda _: nullcontext())
+    monkeypatch.setattr("vtep.service.background.Background.enter", nullcontext)
     monkeypatch.setattr(bootstrap, "unblock_signals", lambda: None)
     file = tmp_path / "pyvtep.toml"
     file.write_text(blocks("many-vnis.md", "toml")[0])
