@@ -81,6 +81,13 @@ class Drop(_Explained):
         "inner_source_own",
         "inner frame that has the TAP's own MAC as its source: a loop or a duplicate MAC",
     )
+    INNER_SOURCE_HELD = (
+        "inner_source_held",
+        (
+            "inner frame whose source MAC is held at another remote, as it moved too often: two "
+            "hosts have it, or there is a loop"
+        ),
+    )
     INNER_SOURCE_STATIC = (
         "inner_source_static",
         "inner frame whose source MAC has a static entry with another remote",
@@ -186,6 +193,7 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
     Drop.INNER_TAGGED: "VLAN {}".format,
     Drop.INNER_SOURCE_INVALID: lambda mac: f"source MAC {_mac(mac)}",
     Drop.INNER_SOURCE_OWN: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.INNER_SOURCE_HELD: lambda mac: f"source MAC {_mac(mac)}",
     Drop.INNER_SOURCE_STATIC: lambda mac: f"source MAC {_mac(mac)}",
     Drop.TX_TAGGED: "VLAN {}".format,
     Drop.NO_REMOTE: lambda mac: f"destination MAC {_mac(mac)}",

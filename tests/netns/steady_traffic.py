@@ -48,7 +48,7 @@ _TCP_RATE = 5_000_000
 
 @frozen
 class Report:
-    """What has become of the traffic, over both directions."""
+    """The fate of the traffic, over both directions."""
 
     sent: int
     lost: int

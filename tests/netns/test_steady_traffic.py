@@ -5,7 +5,7 @@ from tests.netns.steady_traffic import SteadyTraffic
 
 
 def test_steady_traffic_notices_no_fault_where_there_is_none(pair: Pair, tunnel: Tunnel) -> None:
-    """What it reports in other tests is not its own fault."""
+    """The faults that it reports in other tests are not its own."""
     traffic = SteadyTraffic(*pair, "10.0.0.1", "10.0.0.2")
     began = tunnel[0].counter("tx_frames")
     wait_until(lambda: tunnel[0].counter("tx_frames") > began + 20_000, "20,000 frames")

@@ -88,6 +88,8 @@ EXAMPLES: dict[str, Any] = {
     "ageing": 5,
     "max_addresses": 7,
     "max_addresses_per_remote": 5,
+    "mac_move_limit": 3,
+    "mac_move_hold": 60,
     "proxy": True,
     "accept": ["192.0.2.0/24"],
     "accept_any": True,

@@ -48,6 +48,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "ageing": ({}, 60),
     "max_addresses": ({}, 100),
     "max_addresses_per_remote": ({}, 10),
+    "mac_move_limit": ({}, 2),
+    "mac_move_hold": ({}, 10),
     "proxy": ({}, True),
     "accept": ({}, ("198.51.100.0/24",)),
     "accept_any": ({}, True),

@@ -132,7 +132,8 @@ def _rows(entry: FdbEntry) -> Iterator[tuple[object, ...]]:
     first, *others = (format_destination(to, entry["vni"]) for to in entry["destinations"])
     age = "" if entry["age"] is None else f"{entry['age']:.0f}s"
     frames = entry["tx_frames"], entry["rx_frames"]
-    yield entry["mac"], first, entry["dev"], format_kind(entry), age, *frames
+    kind = format_kind(entry) + ("" if entry["held"] is None else f" held {entry['held']:.0f}s")
+    yield entry["mac"], first, entry["dev"], kind, age, *frames
     for other in others:
         yield "", other, "", "", "", "", ""
 

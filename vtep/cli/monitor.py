@@ -11,6 +11,9 @@ from vtep.control import Client
 from vtep.control.schema import MonitorEvent
 from vtep.errors import VtepError
 
+_VERBS = {"deleted": "Deleted", "expired": "Deleted", "held": "Held", "released": "Released"}
+"""The first word of a line, as in `bridge monitor`; for what was added or changed there is none."""
+
 OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
 
 
@@ -45,7 +48,7 @@ def format_event(event: MonitorEvent) -> str:
     verb = event["event"]
     if verb == "lost":
         return f"... {event['count']} events lost: they were not read fast enough"
-    words = ["Deleted"] if verb in ("deleted", "expired") else []
+    words = [_VERBS[verb]] if verb in _VERBS else []
     subject, dev = event["object"], event["dev"]
     if subject in ("fdb", "remote"):
         words += [event["mac"], "dev", dev]

@@ -167,17 +167,31 @@ def max_addresses_per_remote(value: int | str) -> int | str:
     return _integer_or("--max-addresses-per-remote", value, 0, 1 << 30, "auto")
 
 
+def mac_move_limit(value: int | str) -> int:
+    """Return how often a MAC may move within 180 seconds; 0 means no limit."""
+    return _integer("--mac-move-limit", value, 0, 1000)
+
+
+def mac_move_hold(value: float | str) -> float:
+    """Return for how many seconds a MAC that moves too often is held."""
+    return _seconds("--mac-move-hold", value, 1)
+
+
 def ageing(value: float | str) -> float:
     """Return the lifetime of learned entries in seconds; 0 is for ever."""
+    return _seconds("--ageing", value, 0)
+
+
+def _seconds(option: str, value: float | str, least: int) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
         reason = f"is not a number of seconds{_seconds_hint(value)}"
-        raise OptionError("--ageing", value, reason) from None
+        raise OptionError(option, value, reason) from None
     if isinstance(value, bool):
-        raise OptionError("--ageing", value, "is not a number of seconds")
-    if not 0 <= seconds <= AGEING_MAX:  # NaN, too, is not.
-        raise OptionError("--ageing", value, f"must be from 0 to {AGEING_MAX} seconds")
+        raise OptionError(option, value, "is not a number of seconds")
+    if not least <= seconds <= AGEING_MAX:  # NaN, too, is not.
+        raise OptionError(option, value, f"must be from {least} to {AGEING_MAX} seconds")
     return seconds
 
 

@@ -213,6 +213,23 @@ class Config:
             "half of --max-addresses if there are several remotes.",
         },
     )
+    mac_move_limit: int = field(
+        default=5,
+        converter=option_parsers.mac_move_limit,
+        metadata={
+            "metavar": "N",
+            "help": "Moves to another remote that a MAC may make within 180 seconds before it is "
+            "held where it is; 0 means no limit.",
+        },
+    )
+    mac_move_hold: float = field(
+        default=300,
+        converter=option_parsers.mac_move_hold,
+        metadata={
+            "metavar": "SECONDS",
+            "help": "Time in seconds for which a MAC that moves too often is held.",
+        },
+    )
     proxy: bool = flag(
         default=False,
         help="Answer ARP requests and neighbour solicitations for neighbours that are known and "

@@ -29,6 +29,8 @@ class FdbEntry(TypedDict):
     sticky: bool
     age: float | None
     """Seconds since a frame was received from the MAC; None if the entry does not age."""
+    held: float | None
+    """Seconds for which the MAC is still held, as it has moved too often; None if it may move."""
     tx_frames: int
     rx_frames: int
 
@@ -140,7 +142,7 @@ class MonitorEvent(TypedDict):
     """
 
     event: str
-    """added, changed, moved, deleted or expired; or lost."""
+    """added, changed, moved, held, released, deleted or expired; or lost."""
     object: NotRequired[str]
     vni: NotRequired[int]
     dev: NotRequired[str]

@@ -22,6 +22,7 @@ from vtep.wire.ethernet import format_mac
 def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) -> schema.FdbEntry:
     """Convert an FDB entry, with the given ones of its destinations."""
     state, extern_learn, sticky = kind(entry.kind)
+    until = port.fdb.moves.held_until(entry.mac)
     return {
         "vni": port.config.vni,
         "dev": port.tap,
@@ -31,6 +32,7 @@ def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) 
         "extern_learn": extern_learn,
         "sticky": sticky,
         "age": round(max(0.0, now - entry.updated), 1) if entry.kind.ages else None,
+        "held": None if until is None else round(max(0.0, until - now), 1),
         "tx_frames": entry.tx_frames,
         "rx_frames": entry.rx_frames,
     }

@@ -87,6 +87,10 @@ def _apply_limits(port: "Port", config: Config, _now: float) -> None:
     port.fdb.max_per_host = quota if isinstance(quota, int) else None
 
 
+def _apply_moves(port: "Port", config: Config, _now: float) -> None:
+    port.fdb.moves.limit, port.fdb.moves.hold = config.mac_move_limit, config.mac_move_hold
+
+
 def _apply_accept(port: "Port", config: Config, _now: float) -> None:
     port.segment.set_accept(_accepted(config))
 
@@ -136,6 +140,7 @@ SEGMENT_APPLIERS = (
     Applier(("learning",), _apply_learning),
     Applier(("ageing",), _apply_ageing),
     Applier(("max_addresses", "max_addresses_per_remote"), _apply_limits),
+    Applier(("mac_move_limit", "mac_move_hold"), _apply_moves),
     Applier(("accept", "accept_any", "group"), _apply_accept),
     Applier(("reserved_bits", "gbp", "gbp_accept", "inner_vlan"), _apply_policy),
     Applier(("proxy", "ageing", "max_addresses"), _apply_proxy),

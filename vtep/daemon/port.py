@@ -21,6 +21,7 @@ from vtep.daemon.build import (
     make_paths,
 )
 from vtep.daemon.fast_path_loader import FastPathLoader
+from vtep.daemon.held_macs import log_held_macs
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
@@ -94,6 +95,7 @@ class Port:
         self.sizing = TunnelSizing(
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
+        log_held_macs(fdb)
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self._underlay_mtu: int | None = None
         self._warned: set[str] = set()

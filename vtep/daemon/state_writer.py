@@ -204,6 +204,8 @@ class StateWriter:
         by_traffic = entry.kind.ages and event in (
             EntryEvent.ADDED,
             EntryEvent.MOVED,
+            EntryEvent.HELD,
+            EntryEvent.RELEASED,
             EntryEvent.EXPIRED,
         )
         self._made += not by_traffic

@@ -386,6 +386,10 @@ class Segment:
         elif learned is Learned.OVER_QUOTA:
             counters.fdb_quota += count
             counters.last_source[Notice.FDB_QUOTA] = source
+        elif learned is Learned.HELD:
+            # Delivered, it would keep a loop alive, or answer for the host that is not reachable.
+            counters.drop(Drop.INNER_SOURCE_HELD, source, count, mac)
+            return False
         elif learned is Learned.CONFLICT:
             counters.drop(Drop.INNER_SOURCE_STATIC, source, count, mac)
             return False

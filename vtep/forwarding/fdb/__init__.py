@@ -6,6 +6,7 @@ learned from traffic. It is what `bridge fdb` shows for a kernel VXLAN device.
 - `remote`: a remote VTEP as a destination of entries, and the parser for it.
 - `entry`: one entry, its state and flags, the events and filters about entries.
 - `members`: the remotes in use, and the hosts that belong to the segment because of them.
+- `moves`: the limit of moves, beyond which a MAC is held.
 - `ageing`: the timing wheel that finds entries to expire.
 - `table`: `Fdb`, which combines them.
 

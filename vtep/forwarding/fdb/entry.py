@@ -76,6 +76,10 @@ class EntryEvent(StrEnum):
     """The destinations or the kind were changed."""
     MOVED = "moved"
     """The MAC was received from another remote."""
+    HELD = "held"
+    """The MAC has moved too often: it does not move for some time."""
+    RELEASED = "released"
+    """The MAC may move again."""
     DELETED = "deleted"
     EXPIRED = "expired"
 
@@ -88,6 +92,9 @@ class Learned(Enum):
     ADDED = auto()
     MOVED = auto()
     """Another remote was known. The entry has been changed."""
+    HELD = auto()
+    """Another remote is known, and the entry is held since it has moved too often: the frame comes
+    from a host with the same MAC, or through a loop."""
     STICKY = auto()
     """Another remote is known, and the entry is sticky: nothing was changed."""
     CONFLICT = auto()

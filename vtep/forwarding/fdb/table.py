@@ -19,6 +19,7 @@ from vtep.forwarding.fdb.entry import (
     Learned,
 )
 from vtep.forwarding.fdb.members import Members, RemoteKey
+from vtep.forwarding.fdb.moves import MoveLimit
 from vtep.forwarding.fdb.remote import Remote, format_remote
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
@@ -55,6 +56,10 @@ class Fdb:
         self.default: Entry | None = None
         """The default entry."""
         self.members = Members(vni, port)
+        self.moves = MoveLimit()
+        """The limit of moves by learning, which is off unless it is set."""
+        self.on_held: Callable[[Entry, Remote], None] = lambda _entry, _remote: None
+        """Called when an entry begins to be held, with the remote that it would have moved to."""
         self._entries: dict[bytes, Entry] = {}
         # The bound method of the dict saves a Python call for each frame.
         self.lookup: Callable[[bytes], Entry | None] = self._entries.get
@@ -275,10 +280,23 @@ class Fdb:
             return Learned.CONFLICT
         if entry.kind.sticky:
             return Learned.STICKY
+        if self.moves.limit and not self._may_move(entry, remote, now):
+            return Learned.HELD
         entry.rx_frames += count
         self._change(mac, (remote,), now, entry.kind, EntryEvent.MOVED)
         self._finish_change()
         return Learned.MOVED
+
+    def _may_move(self, entry: Entry, remote: Remote, now: float) -> bool:
+        """Return whether an entry may move to a remote, or is held. Reports a change of that."""
+        was_held = self.moves.held_until(entry.mac) is not None
+        may = self.moves.note(entry.mac, now)
+        if may and was_held:
+            self._report(EntryEvent.RELEASED, entry)
+        elif not may and not was_held:
+            self._report(EntryEvent.HELD, entry)
+            self.on_held(entry, remote)
+        return may
 
     def find_refreshed(self, mac: bytes, host: str) -> Entry | None:
         """Return the entry of a MAC if a frame from it, received from a host, only refreshes it.
@@ -359,6 +377,10 @@ class Fdb:
                 self._delete(entry, EntryEvent.EXPIRED)
             else:
                 self._wheel.schedule(entry, now)
+        if self.moves:
+            for mac in self.moves.take_expired(now):
+                if (released := self._entries.get(mac)) is not None:
+                    self._report(EntryEvent.RELEASED, released)
         more = self._wheel.is_due(now)
         self._finish_change()
         return more
@@ -394,6 +416,8 @@ class Fdb:
             return
         if old is not None and kind == old.kind and self._are_equal(destinations, old.destinations):
             return
+        if self.moves and event is EntryEvent.CHANGED:
+            self.moves.release(mac)  # A user has changed it: it need not be held any more.
         # Take before release: a remote that stays in use is not reported as unused in between.
         taken = tuple(self.members.take(remote, ages=kind.ages) for remote in destinations)
         if len(taken) == 1:
@@ -443,6 +467,7 @@ class Fdb:
             self._by_index[entry.index] = None
             self._free.append(entry.index)
             self._ageing_count -= entry.kind.ages
+            self.moves.release(entry.mac)
         self._release_destinations(entry)
         self._report(event, entry)
 
