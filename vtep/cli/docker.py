@@ -108,6 +108,7 @@ def attach(
                 process=process,
                 background=background,
                 companion=Attachment(client, local).follow,
+                groups=client.groups,
             )
 
 

@@ -5,9 +5,11 @@ The SDK is an optional dependency; without it, the error says how to install it.
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from time import sleep
 from typing import Any, NoReturn
 
@@ -56,6 +58,16 @@ class EngineClient:
                 f"--docker-host {self.url}: is not the address of an engine, such as "
                 "unix:///var/run/docker.sock"
             ) from error
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The group that the engine's socket admits, if it is a Unix socket with such a group."""
+        scheme, _, path = self.url.partition("://")
+        try:
+            found = Path(path).stat() if scheme in ("unix", "http+unix") else None
+        except OSError:  # The next request says why.
+            found = None
+        return (found.st_gid,) if found is not None and found.st_mode & stat.S_IWGRP else ()
 
     def inspect(self, name: str) -> Mapping[str, Any]:
         """Return the engine's description of a network (`GET /networks/NAME`).

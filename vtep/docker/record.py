@@ -73,7 +73,10 @@ def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Ite
         os.write(descriptor, json.dumps(asdict(record)).encode())
         yield
     finally:
-        path.unlink()
+        # With --user, the directory is not ours any more. An unlocked record is not valid, and a
+        # later attachment takes the file over.
+        with suppress(PermissionError):
+            path.unlink()
         os.close(descriptor)
 
 
