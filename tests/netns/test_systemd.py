@@ -1,0 +1,110 @@
+"""The systemd units under a real systemd: start, crash, restart, watchdog, log, and removal."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns.hosts import DEADLINE, Pair, wait_until
+from tests.netns.machines import Machine
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemctl") is None, reason="needs the Debian package systemd"
+)
+
+_CONFIG = """
+remote = ["192.0.2.2"]
+fast-path = false
+[[vni]]
+id = 1
+tap = "vx0"
+bridge = "br0"
+[[vni]]
+id = 2
+tap = "vx2"
+address = ["10.2.0.1/24"]
+"""
+
+
+@pytest.fixture
+def machine(pair: Pair) -> Iterator[Machine]:
+    """Return a machine on host a."""
+    with Machine(pair[0]) as made:
+        yield made
+
+
+def test_the_life_of_a_service(machine: Machine) -> None:
+    unit = "pyvtep.service"
+
+    def pid() -> str:
+        return machine.show(unit, "MainPID")
+
+    def is_replaced(former: str) -> bool:
+        return machine.show(unit, "ActiveState") == "active" and pid() not in ("0", former)
+
+    def devices() -> str:
+        """Return what a restart must not change: indices, bridge, and addresses."""
+        links = machine.run("ip -o link show vx0; ip -o link show vx2").splitlines()
+        addresses = machine.run("ip -o -4 address show vx0; ip -o -4 address show vx2")
+        return "\n".join(line.split(" mtu ")[0] for line in links) + addresses
+
+    machine.run("ip link add br0 type bridge && ip link set br0 up")
+    machine.write("/etc/pyvtep/a.toml", _CONFIG)
+    # A test cannot wait for the ten seconds of the unit.
+    machine.write("/etc/systemd/system/pyvtep.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
+    installed = machine.run("pyvtep service install")
+    assert "wrote /etc/systemd/system/pyvtep.service\n" in installed
+    assert "ran systemctl daemon-reload\n" in installed
+
+    # It is ready when its devices are, and the control socket is found by root.
+    machine.run("systemctl start pyvtep")
+    assert "master br0" in machine.run("ip -o link show vx0")
+    assert "10.2.0.1/24" in machine.run("ip -o -4 address show vx2")
+    assert "2 VNIs, together" in machine.run("pyvtep stats")
+    assert machine.show(unit, "StatusText").startswith("forwarding: 2 VNIs, 1 remote, ")
+    assert "active (running), process" in machine.run("pyvtep service status")
+    status = machine.run(f"cat /proc/{pid()}/status")
+    uids = next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
+    assert "0" not in uids
+    assert "NoNewPrivs:\t1\n" in status
+    message = machine.run("journalctl --unit=pyvtep VNI=2 --output=cat").strip()
+    assert message.startswith("vni 2 on vx2 ")
+
+    # Neither a crash nor a restart removes a device, nor what others have configured on it.
+    machine.run("ip address add 10.1.0.1/24 dev vx0")
+    before = devices()
+    assert "10.1.0.1/24" in before
+    former = pid()
+    machine.run(f"kill -KILL {former}")
+    wait_until(lambda: is_replaced(former), "a restart after a crash", 2 * DEADLINE)
+    assert devices() == before
+    machine.run("systemctl restart pyvtep")
+    assert devices() == before
+
+    # A process that is stopped does not feed the watchdog.
+    former = pid()
+    machine.run(f"kill -STOP {former}")
+    wait_until(lambda: is_replaced(former), "a restart by the watchdog", 2 * DEADLINE)
+    assert devices() == before
+    assert "Fatal Python error: Aborted" in machine.log()  # And where it was.
+
+    # A TAP that is not configured any more goes with the next start.
+    machine.write("/etc/pyvtep/a.toml", _CONFIG.partition("[[vni]]\nid = 2")[0])
+    machine.run("systemctl restart pyvtep")
+    wait_until(lambda: "vx2" not in machine.run("ip -o link"), "vx2 to be removed")
+    assert "vx0" in machine.run("ip -o link")
+
+    # A mistake names its line, and is not tried again.
+    machine.write("/etc/pyvtep/b.toml", '[[vni]]\nid = 1\ntap = "vx9"\n')
+    machine.run("systemctl restart pyvtep", code=1)
+    wait_until(lambda: machine.show(unit, "ActiveState") == "failed", "the unit to fail")
+    problem = "/etc/pyvtep/b.toml:2: id 1: defined twice; each VNI can be defined once"
+    assert problem in machine.log()
+    assert problem in machine.run("pyvtep service status")
+    machine.run("rm /etc/pyvtep/b.toml; systemctl start pyvtep")
+
+    removed = machine.run("pyvtep service uninstall")
+    assert "ran systemctl disable --now pyvtep.service\n" in removed
+    assert "kept /etc/pyvtep\n" in removed
+    assert "vx0" not in machine.run("ip -o link")
+    assert "pyvtep.service: not installed\n" in machine.run("pyvtep service status")
