@@ -21,6 +21,7 @@ from vtep.testing.lab import Host
 NOBODY = 65534
 READ, ADMIN = 4001, 4002
 REPOSITORY = Path(__file__).parents[2]
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 AS_USER = ("--user", f"{NOBODY}:{NOBODY}", "--control", "auto")
 
 
@@ -33,7 +34,7 @@ USUAL = mask(Capability.NET_ADMIN, Capability.BPF)
 
 def status(process: int) -> dict[str, str]:
     """Return the fields of a process that all its threads have in common. Fails on a difference."""
-    names = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+    names = ("Uid", "Gid", "Groups", *SETS, "NoNewPrivs")
     found = []
     for task in Path(f"/proc/{process}/task").iterdir():
         text = (task / "status").read_text()
@@ -50,7 +51,7 @@ def expect(vtep: Pyvtep, kept: int, uid: int = 0, gid: int = 0, groups: str = ""
         "Uid": "\t".join([str(uid)] * 4),
         "Gid": "\t".join([str(gid)] * 4),
         "Groups": groups,
-        **{f"Cap{name}": f"{kept:016x}" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")},
+        **{name: f"{kept:016x}" for name in SETS},
         "NoNewPrivs": "1",
     }
     # Files of a process that is not dumpable belong to root (task_dump_owner() in fs/proc/base.c).
@@ -246,8 +247,8 @@ except Exception as error:
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     ).stdout
-    for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
-        assert f"Cap{name}:\t{mask(Capability.NET_ADMIN):016x}\n" in said
+    for name in SETS:
+        assert f"{name}:\t{mask(Capability.NET_ADMIN):016x}\n" in said
     assert "NoNewPrivs:\t1\n" in said
     assert f"Groups:\t{READ} \n" in said
     assert "--user root: only root can become another user" in said
