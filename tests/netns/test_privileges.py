@@ -58,6 +58,12 @@ def expect(vtep: Pyvtep, kept: int, uid: int = 0, gid: int = 0, groups: str = ""
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
 
 
+@pytest.fixture(autouse=True)
+def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep pyvtep from making one below /var/cache for another user."""
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def tun_for_all(tmp_path: Path) -> Iterator[None]:
     """Give /dev/net/tun the mode that udev gives it, in the mount namespace of the tests."""

@@ -20,6 +20,7 @@ from threading import get_ident
 from typing import Any
 
 from vtep.fastpath.state import Turns
+from vtep.host import privileges
 
 TURNS = "vtep.fastpath.turns"
 """The module of the entry points, whose import loads or compiles every function."""
@@ -132,6 +133,8 @@ def main() -> None:
     # A crash of LLVM is reported by its signal. A core dump of it would only fill a disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS_MAX, _CPU_SECONDS_MAX))
+    # A compiler needs no capability. Before numpy is imported, which may start threads.
+    privileges.drop(frozenset())
     try:
         load(Path(cache), module, may_compile=True)
     except BaseException as error:

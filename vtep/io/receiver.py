@@ -280,7 +280,10 @@ def _explain(error: OSError, binding: Binding, port: int) -> VtepError:
         )
     if error.errno in (errno.EPERM, errno.EACCES):
         dev = f", --dev {binding.dev}" if binding.dev is not None else ""
-        return VtepError(f"--dstport {port}{dev}: no privilege to bind to it: run as root")
+        return VtepError(
+            f"--dstport {port}{dev}: no privilege to bind to it: run as root (a "
+            "process that had no port below 1024 at its start cannot bind one later: restart it)"
+        )
     kind = NotReadyError if error.errno in _NOT_READY else VtepError
     return kind(f"--dstport {port}: cannot bind to it: {descriptors.reason(error)}")
 
