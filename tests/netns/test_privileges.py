@@ -51,7 +51,7 @@ def expect(vtep: Pyvtep, kept: int, uid: int = 0, gid: int = 0, groups: str = ""
         "Uid": "\t".join([str(uid)] * 4),
         "Gid": "\t".join([str(gid)] * 4),
         "Groups": groups,
-        **{name: f"{kept:016x}" for name in SETS},
+        **dict.fromkeys(SETS, f"{kept:016x}"),
         "NoNewPrivs": "1",
     }
     # Files of a process that is not dumpable belong to root (task_dump_owner() in fs/proc/base.c).
