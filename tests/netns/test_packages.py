@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import stat
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from tests.netns.test_documentation import commands, section
 from tests.packages import ROOT, once, run
 from vtep import __version__
 from vtep.testing.lab import Host, Lab
+
+# Packages are installed and compressed: on a busy machine this takes minutes.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,9 @@ def test_the_image_joins_two_hosts(
             *("--light", "--base", "debian-python"),
             *("--wheel", str(wheel), "--wheels", str(wheels)),
         )
+        for engine in engines.values():  # As udev makes it. It is closed on some test machines.
+            device = "mknod -m 666 /run/tun c 10 200 && mount --bind /run/tun /dev/net/tun"
+            engine.shell("sh", "-c", device)
         image = tmp_path / "image.tar"
         first.docker("save", "--output", str(image), f"pyvtep:{__version__}", "pyvtep:latest")
         second.docker("load", "--input", str(image))
@@ -127,6 +134,9 @@ def test_the_image_joins_two_hosts(
             else:
                 assert words == ["ping", "10.0.0.1"]
                 ping(engine.host, "10.0.0.1")
+                status = engine.docker("exec", "pyvtep", "cat", "/proc/1/status")
+                assert re.search("^Uid:\t65532\t65532\t65532\t65532$", status, re.MULTILINE)
+                assert re.search("^CapPrm:\t0000000000001000$", status, re.MULTILINE), status
         assert "pyvtep" not in first.docker("image", "ls")
 
 

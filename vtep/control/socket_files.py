@@ -128,7 +128,10 @@ def prepare(uid: int, gid: int) -> None:
         _make_searchable(_RUN)
         own.mkdir(mode=0o755, exist_ok=True)
         _make_searchable(own)
-        os.chown(own, uid, gid, follow_symlinks=False)
+        found = own.stat(follow_symlinks=False)
+        if (found.st_uid, found.st_gid) != (uid, gid):
+            # As root without CAP_CHOWN, in a container, even a change to the same owner is refused.
+            os.chown(own, uid, gid, follow_symlinks=False)
     except OSError as error:
         raise _refused(own, error) from error
 
