@@ -172,7 +172,8 @@ def test_the_debian_package_is_installed_runs_and_is_removed(
             ping(b, "10.0.0.1")
             installed.terminate()
             assert installed.wait(DEADLINE) == 0
-            # Modules were compiled by the installation, and nothing else was written.
-            assert run(*chroot, "dpkg", "--verify", "pyvtep") == ""
+            # No file was changed; those that this system excludes are missing.
+            verified = run(*chroot, "dpkg", "--verify", "pyvtep").splitlines()
+            assert all("/usr/share/doc/" in row for row in verified), verified
     assert not (root / "usr/lib/pyvtep").exists()
     assert not (root / "usr/bin/pyvtep").is_symlink()
