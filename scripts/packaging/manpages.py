@@ -40,6 +40,11 @@ Address of the Docker engine for
 .El
 .Sh FILES
 .Bl -tag -width Ds
+.It Pa /etc/pyvtep/
+Configuration of the service: see
+.Xr pyvtep-service 8
+and
+.Xr pyvtep.toml 5 .
 .It Pa /run/pyvtep/
 Control sockets of the running processes.
 .It Pa /dev/net/tun
@@ -85,7 +90,7 @@ _TOML = r"""
 .Sh DESCRIPTION
 The file has the options of several VNIs in the TOML format.
 .Xr pyvtep 8
-reads it if its name is given with
+reads it if its name, or that of its directory, is given with
 .Fl \-config ,
 and again on
 .Dv SIGHUP .
@@ -252,7 +257,7 @@ def _options(context: click.Context) -> list[str]:
         record = parameter.get_help_record(context)
         if not isinstance(parameter, click.Option) or record is None:
             continue
-        if below and parameter.name == "help":
+        if below and "--help" in parameter.opts:
             continue
         flags = (*parameter.opts, *parameter.secondary_opts)
         heads = [f"Fl {_escape(flag.removeprefix('-'))}" for flag in flags]
