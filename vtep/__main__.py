@@ -14,6 +14,7 @@ def main() -> None:
 
         bootstrap.block_signals()
         bootstrap.keep_single_threaded()
+        bootstrap.disable_collector()
         from vtep.cli import main as run  # noqa: PLC0415
 
         run()

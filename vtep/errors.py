@@ -17,7 +17,10 @@ _ITEMS_MAX = 8
 
 
 class VtepError(Exception):
-    """A failure that depends on this host, its kernel or its network (exit code 1)."""
+    """A failure that depends on this host, its kernel or its network (exit code 1).
+
+    `problems` has one line for each problem that it reports; most errors report one.
+    """
 
     exit_code = 1
 
@@ -25,6 +28,7 @@ class VtepError(Exception):
         # Messages quote input, which must not break the line, fill the screen or steer a terminal.
         line = "".join(char if char.isprintable() else "?" for char in message)
         super().__init__(line if len(line) <= _LINE_MAX else line[:_LINE_MAX] + " ...")
+        self.problems: tuple[str, ...] = (str(self),)
 
 
 class ConfigError(VtepError, ValueError):

@@ -205,17 +205,6 @@ def test_completion_scripts(shell: str) -> None:
     assert "_PYVTEP_COMPLETE" in done.stdout
 
 
-def test_a_client_command_does_not_load_the_data_path() -> None:
-    """Or every press of the tab key would take a second on a busy machine."""
-    loaded = "import sys, vtep.cli.main; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
-    )
-    modules = set(done.stdout.split())
-    assert "vtep.control.client" in modules
-    assert not modules & {"numpy", "pyroute2", "uvloop", "asyncio", "rich", "vtep.daemon.vtep"}
-
-
 @pytest.mark.parametrize("module", ["attrs", "click", "uvloop"])
 def test_an_interrupt_during_imports_leaves_no_traceback(module: str) -> None:
     code = (

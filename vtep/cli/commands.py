@@ -1,6 +1,7 @@
 """Classes of commands and options, based on those of click, that explain mistakes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from importlib import import_module
 from typing import Any, TypeVar
 
 import click
@@ -88,6 +89,43 @@ class CliGroup(click.Group):
 
 # Subgroups are made by this attribute, and the class can't name itself in its body.
 CliGroup.group_class = CliGroup
+
+
+class LazyCommands(MutableMapping[str, click.Command]):
+    """The commands of a group, by name; the module of a command is imported at its first use.
+
+    A VTEP thus starts without the modules of all other commands, and those without each other's.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return a command, from the attribute at its place: `module:attribute`."""
+        if name not in self._loaded:
+            module, _, attribute = self._places[name].partition(":")
+            self._loaded[name] = getattr(import_module(module), attribute)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        """Add a command that is loaded already."""
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        """Remove a command."""
+        if name not in self:
+            raise KeyError(name)
+        self._loaded.pop(name, None)
+        self._places.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of all commands, without loading any."""
+        return iter(dict.fromkeys((*self._places, *self._loaded)))
+
+    def __len__(self) -> int:
+        """Return the number of commands."""
+        return len(self._places.keys() | self._loaded.keys())
 
 
 class TableGroup(CliGroup):

@@ -5,6 +5,7 @@ Exit codes: 0, 1 (the host or its network refused), 2 (usage).
 """
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -15,15 +16,9 @@ from typing import Any, NoReturn
 import click
 
 from vtep import VtepError, __version__, descriptors
-from vtep.cli import bootstrap, client_command, commands, fdb, mistakes, neigh, segments
-from vtep.cli.completion import completion
-from vtep.cli.docker import docker
-from vtep.cli.doctor import doctor
-from vtep.cli.monitor import monitor
+from vtep.cli import bootstrap, commands, mistakes
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
 from vtep.cli.process_options import ProcessOptions, in_background, process_options
-from vtep.cli.service import service
-from vtep.config.file import FileError, problems_of
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """Raised by click 8.2 and later for a group without a command; before, click printed the help."""
@@ -33,9 +28,27 @@ _UNWRITABLE = frozenset(
 )
 """Errors of writing to standard output; all other OSErrors are handled where they occur."""
 
+_COMMANDS = commands.LazyCommands(
+    {
+        "fdb": "vtep.cli.fdb:group",
+        "neigh": "vtep.cli.neigh:group",
+        "vni": "vtep.cli.segments:vni",
+        "remote": "vtep.cli.segments:remote",
+        "set": "vtep.cli.segments:set_options",
+        "stats": "vtep.cli.segments:stats",
+        "reload": "vtep.cli.segments:reload",
+        "monitor": "vtep.cli.monitor:monitor",
+        "docker": "vtep.cli.docker:docker",
+        "doctor": "vtep.cli.doctor:doctor",
+        "service": "vtep.cli.service:service",
+        "completion": "vtep.cli.completion:completion",
+    }
+)
+
 
 @click.group(
     cls=commands.CliGroup,
+    commands=_COMMANDS,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -65,6 +78,7 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
         if given or config is not None:
             _refuse_options(context, given if config is None else given | {"config": config})
         bootstrap.unblock_signals()
+        gc.enable()  # `monitor` may run for weeks.
         return
     process = ProcessOptions.take(given, debug=debug)
     settings, path, overrides = load_settings(config, given)
@@ -95,7 +109,9 @@ def _refuse_options(context: click.Context, given: dict[str, Any]) -> NoReturn:
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def check_config(file: Path) -> None:
     """Check a configuration file, or a directory of them; print each problem with its line."""
-    from vtep.config.loader import read  # noqa: PLC0415  other commands need no TOML parser
+    # Other commands need no TOML parser.
+    from vtep.config.file import FileError  # noqa: PLC0415
+    from vtep.config.loader import read  # noqa: PLC0415
 
     try:
         settings = read(file)
@@ -137,19 +153,6 @@ def version() -> None:
     click.echo(f"pyvtep {__version__}")
 
 
-for _command in (
-    fdb.group,
-    neigh.group,
-    *segments.COMMANDS,
-    monitor,
-    docker,
-    doctor,
-    service,
-    completion,
-):
-    cli.add_command(_command)
-
-
 def main() -> None:
     """Run the command line and exit."""
     debug = "--debug" in sys.argv
@@ -168,9 +171,11 @@ def main() -> None:
     except click.ClickException as error:
         _fail(mistakes.explain(error), code=error.exit_code, debug=debug)
     except VtepError as error:
-        _fail(*problems_of(error), code=error.exit_code, debug=debug)
+        _fail(*error.problems, code=error.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            from vtep.cli import client_command  # noqa: PLC0415  most commands do without
+
             client_command.discard_stdout()
             _fail(f"cannot write: {error.strerror}", code=1, debug=debug)
         if isinstance(error, OSError) and descriptors.is_shortage(error):

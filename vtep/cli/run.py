@@ -16,13 +16,11 @@ import uvloop
 
 from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap, least_privilege
-from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
 from vtep.cli.log_sinks import LogDestinations, StderrSink
 from vtep.cli.process_options import STDERR, ProcessOptions
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
-from vtep.config.file import problems_of
 from vtep.control import socket_files
 from vtep.control.serve import serve
 from vtep.daemon.collector import Collector
@@ -106,7 +104,7 @@ def run(
                 # The caller prints it on standard error only.
                 handler.flush()
                 handler.sinks = tuple(x for x in logs.lasting if not isinstance(x, StderrSink))
-                for problem in problems_of(error):
+                for problem in error.problems:
                     log.error("%s", problem)  # noqa: TRY400  for an administrator
             raise
         finally:
@@ -146,6 +144,9 @@ async def _run(
         # Before any device exists, since the file may be unusable.
         state = running.enter_context(StateWriter.open(settings))
         if log.isEnabledFor(logging.DEBUG):
+            # It imports the client commands, whose format it shares.
+            from vtep.cli.event_log import EventLog  # noqa: PLC0415
+
             running.callback(EventLog(reloadable.vtep).end)
         # 1. The devices and sockets: opened here or, with --takeover, received from the process
         #    that this one replaces.
@@ -243,7 +244,7 @@ async def _reload(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
     try:
         await reloadable.reload()
     except VtepError as error:
-        for problem in problems_of(error):
+        for problem in error.problems:
             # A traceback does not help with a file.
             log.error("reload failed, nothing has changed: %s", problem)  # noqa: TRY400
     finally:

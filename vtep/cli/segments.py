@@ -252,6 +252,3 @@ def _interval(seconds: str) -> float:
             "as in: --watch 2"
         )
     return interval
-
-
-COMMANDS: tuple[click.Command, ...] = (vni, remote, set_options, stats, reload)

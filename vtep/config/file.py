@@ -24,7 +24,7 @@ import attrs
 
 from vtep.config import Config, Settings, conflicts, option_parsers
 from vtep.config.toml_lines import Path, locate, repeated, spellings
-from vtep.errors import ConfigError, OptionError, VtepError, shortened, shown
+from vtep.errors import ConfigError, OptionError, shortened, shown
 
 TABLE = "vni"
 ID = "id"
@@ -68,11 +68,6 @@ class FileError(ConfigError):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(problems[0] + more)
         self.problems = tuple(str(ConfigError(problem)) for problem in problems)
-
-
-def problems_of(error: VtepError) -> tuple[str, ...]:
-    """Return the problems that an error reports, one line for each."""
-    return error.problems if isinstance(error, FileError) else (str(error),)
 
 
 def parse(text: str, name: str) -> Settings:

@@ -12,13 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vtep.control import socket_files
 from vtep.errors import VtepError
 from vtep.host import netlink, netlink_events, tap_setup
 from vtep.host.devices import device_index
+from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.host.routes import HostRoutes, Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.addresses import device_name

@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 
 from vtep.config import Settings
-from vtep.config.loader import read
 from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError
 from vtep.io.inherited import Inherited
@@ -55,6 +54,9 @@ class ReloadableVtep:
 
     async def _reload(self, path: Path) -> str:
         # In a thread: a file with a thousand VNIs takes a tenth of a second to parse.
+        # Imported already if there is a file; a VTEP without one does without a TOML parser.
+        from vtep.config.loader import read  # noqa: PLC0415
+
         settings = attrs.evolve(await asyncio.to_thread(read, path), **self._overrides)
         counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 

@@ -6,13 +6,12 @@ from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from attrs import frozen
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.doctor import procfs
 from vtep.doctor.facts import Conflict, HolderFacts
 from vtep.errors import VtepError
 from vtep.host.links import IFF_UP
+from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.io.addresses import FAMILY, sockaddr
 from vtep.io.binding import Binding, connected_socket
 from vtep.wire import vxlan

@@ -3,8 +3,6 @@
 import socket
 from contextlib import closing
 
-from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
-
 _TUNNEL_GSO_FEATURES = (
     "tx-udp_tnl-segmentation",
     "tx-udp_tnl-csum-segmentation",
@@ -18,6 +16,9 @@ def has_tunnel_gso(index: int) -> bool:
 
     A NIC segments them; a virtual device may pass them on as they are.
     """
+    # The first use of tunnel GSO, not the start, waits for this import.
+    from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool  # noqa: PLC0415
+
     try:
         with closing(IoctlEthtool(socket.if_indextoname(index))) as ethtool:
             features = ethtool.get_features()

@@ -1,9 +1,7 @@
 """An eBPF program at the ingress of a device, by traffic control (tc-bpf(8))."""
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vtep.host.devices import need_device_index
+from vtep.host.netlink import IPRoute, NetlinkError
 
 _IN6_ADDR_GEN_MODE_NONE = 1
 """From the kernel's include/uapi/linux/if_link.h."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.host.devices import device_index
+from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.wire.address import Address
 
 IFF_UP = 1

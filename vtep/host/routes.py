@@ -7,12 +7,11 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from attrs import frozen
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.errors import VtepError
 from vtep.host import ethtool, ipsec
 from vtep.host.devices import device_index
+from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.wire.address import Address, Network, scope_of, without_scope
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}

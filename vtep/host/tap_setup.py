@@ -8,12 +8,11 @@ from ipaddress import ip_address
 from typing import Any, TypeAlias
 
 from attrs import frozen
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vtep.errors import VtepError
 from vtep.host.devices import device_index
 from vtep.host.links import IFF_UP, is_bridge
+from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.wire.address import Interface
 from vtep.wire.ethernet import format_mac, parse_mac
 from vtep.wire.icmp import MTU_MIN_V6

@@ -12,7 +12,6 @@ from typing import Final
 
 import vtep
 from vtep import descriptors
-from vtep.config.file import problems_of
 from vtep.config.loader import read
 from vtep.errors import VtepError
 from vtep.service import units
@@ -118,7 +117,7 @@ class Installation:
             try:
                 settings = read(CONFIG_DIRECTORY)
             except VtepError as error:
-                yield from problems_of(error)
+                yield from error.problems
             else:
                 yield f"{CONFIG_DIRECTORY}: valid; {len(settings.segments)} VNIs"
 

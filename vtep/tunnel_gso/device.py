@@ -25,9 +25,9 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 
 import pytun
-from pyroute2 import IPRoute
 
 from vtep.host import ingress_program, links
+from vtep.host.netlink import IPRoute
 from vtep.io.tap import (
     IFREQ_LEN,
     OFFLOAD_TCP,
