@@ -66,9 +66,9 @@ class PairTap(Tap):
         for end in (device, self.guest):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        fd = device.fileno()
+        fd = device.detach()  # `Tap.close` closes it.
         vars(self).update(
-            _device=device, index=1, fd=fd, tso=True, uso=uso, read=partial(os.readv, fd),
+            index=1, fd=fd, tso=True, uso=uso, read=partial(os.readv, fd),
             write=partial(os.writev, fd),
         )  # fmt: skip
 

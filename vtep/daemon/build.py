@@ -184,11 +184,16 @@ def _apply_paths(port: "Port", _config: Config, _now: float) -> None:
     port.replace_paths()
 
 
-FORWARDING_APPLIERS = (
+TAP_APPLIERS = (
     Applier(("mac",), _apply_mac),
     Applier(("persist",), _apply_persist),
     # Always: the listeners may be others, and a device for tunnel GSO may have been opened.
     Applier(("offload",), _apply_offload, always=True),
+)
+"""The part of `FORWARDING_APPLIERS` that concerns the TAP device itself."""
+
+FORWARDING_APPLIERS = (
+    *TAP_APPLIERS,
     Applier(("fast_path",), _apply_fast_path),
     Applier(("mtu",), _apply_mtu),
     Applier(

@@ -55,11 +55,22 @@ class HostWatch:
         self._on_mtu_changed = on_mtu_changed
         self._events: NetworkEvents | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_paused = False
         # What the next lookup is about.
         self._due = False
         self._changed_links: set[int] = set()
         self._routes_changed = False
         self._events_lost = False
+
+    def pause(self) -> None:
+        """Change nothing on the host until `resume`; notifications are remembered."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Look up everything again, and follow all changes from now on."""
+        self._is_paused = False
+        self._events_lost = True
+        self._schedule()
 
     def subscribe(self) -> None:
         """Subscribe to notifications, which queue until `start`. Raises: OSError."""
@@ -143,6 +154,8 @@ class HostWatch:
 
     def _schedule(self) -> None:
         self._due = True
+        if self._is_paused:
+            return
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._look_up_while_due())
 
@@ -154,8 +167,10 @@ class HostWatch:
 
     async def _look_up_while_due(self) -> None:
         pause = _DEBOUNCE_S
-        while self._due:
+        while self._due and not self._is_paused:
             await asyncio.sleep(pause)
+            if self._is_paused:
+                return
             self._due = False
             changed, self._changed_links = self._changed_links, set()
             routes, self._routes_changed = self._routes_changed, False
@@ -244,7 +259,7 @@ class HostWatch:
     async def adapt(self, ports: Iterable[Port]) -> None:
         """Adapt MTU and offloads of the ports' TAPs to where they are attached."""
         taps = [(port, port.tap, port.tap_index, port.attachment, port.setup()) for port in ports]
-        if not taps:
+        if not taps or self._is_paused:
             return
 
         def adapt_all(session: HostSession) -> list[tuple[Port, TapAttachment]]:

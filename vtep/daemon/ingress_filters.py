@@ -64,6 +64,8 @@ class IngressFilters:
         self._task: asyncio.Task[None] | None = None
         self._lookup_due = False
         self._stopped = False
+        self.is_paused = False
+        """True while `update` does nothing: another process has the sockets, and filters them."""
         self._control_names: frozenset[str] = frozenset()
 
     def read_links(self) -> None:
@@ -93,6 +95,8 @@ class IngressFilters:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.is_paused:
+            return
         began = time.perf_counter()
         try:
             overlay = self.links.with_upper(self._taps())

@@ -1,7 +1,7 @@
 """The receiving sockets of one UDP port, and the demux that finds the segment of each datagram."""
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -215,14 +215,17 @@ class Listener:
 
     def descriptors(self) -> Iterator[tuple[str, int]]:
         """Yield role and descriptor of each open socket."""
-        role = self.endpoint.role
-        if self._receiver is not None:
-            yield role, self._receiver.fileno()
-        for group, sock in self._groups.items():
-            if sock is not None:
-                yield group_role(role, group), sock.fileno()
+        for role, sock in self._sockets_by_role().items():
+            yield role, sock.fileno()
         if (fd := self._punt.fd) is not None:
-            yield guard_role(role), fd
+            yield guard_role(self.endpoint.role), fd
+
+    def _sockets_by_role(self) -> dict[str, Receiver]:
+        role = self.endpoint.role
+        found = {group_role(role, group): sock for group, sock in self._groups.items()}
+        return {
+            role: sock for role, sock in {role: self._receiver, **found}.items() if sock is not None
+        }
 
     def receivers_on_port(self, endpoint: Endpoint) -> list[Receiver]:
         """Return the receivers of this listener that are bound to the UDP port of an endpoint."""
@@ -319,6 +322,33 @@ class Listener:
         self._stop_sharing()
         for sock in self._receivers():
             sock.close()
+
+    def pause(self) -> None:
+        """Leave all datagrams in the sockets until `resume`."""
+        self._ingress.pause()
+        self._punt.pause()
+
+    def resume(self) -> None:
+        """Receive again. The next `set_filter` applies the filter, whatever it was before."""
+        self._ingress.resume()
+        self._punt.resume()
+
+    def release_guard(self) -> None:
+        """Close the guard socket, and leave its filter to another process that has it, too."""
+        self._punt.release()
+
+    @property
+    def kernel_drops(self) -> dict[str, int]:
+        """The kernel's drop counter of each receiver and group when it was last read, by role."""
+        return {
+            role: self._kernel_drops.get(sock, 0) for role, sock in self._sockets_by_role().items()
+        }
+
+    @kernel_drops.setter
+    def kernel_drops(self, drops: Mapping[str, int]) -> None:
+        for role, sock in self._sockets_by_role().items():
+            if role in drops:
+                self._kernel_drops[sock] = drops[role]
 
     # --- segments -----------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Listeners:
         self._pool = pool
         self._on_reply = on_reply
         self._fast: FastPath | None = None
+        self._is_paused = False
         self._by_endpoint: dict[Endpoint, Listener] = {}
         # With --srcport 4789 4789, a sender needs the port on which a listener receives.
         pool.senders.find_shared = self._shared_socket
@@ -73,6 +74,8 @@ class Listeners:
                 *(self._network, self._sockets, self._inherited),
             )
             listener.use_fast_path(self._fast)
+            if self._is_paused:
+                listener.pause()
             self._by_endpoint[endpoint] = listener
         if config.group is not None and config.group.version == version:
             listener.join(config.group)
@@ -83,6 +86,18 @@ class Listeners:
         self._fast = fast
         for listener in self:
             listener.use_fast_path(fast)
+
+    def pause(self) -> None:
+        """Receive nothing until `resume`, also with listeners that are opened meanwhile."""
+        self._is_paused = True
+        for listener in self:
+            listener.pause()
+
+    def resume(self) -> None:
+        """Receive again."""
+        self._is_paused = False
+        for listener in self:
+            listener.resume()
 
     def close_idle(self, ports: Iterable[Port]) -> None:
         """Close the listeners that none of the ports uses, and leave the groups that none uses."""
@@ -99,6 +114,11 @@ class Listeners:
         """Close all."""
         for listener in self:
             listener.close()
+
+    def release_guards(self) -> None:
+        """Close the guard sockets, and leave their filters to another process that has them."""
+        for listener in self:
+            listener.release_guard()
 
     def _shared_socket(self, binding: Binding, port: int) -> SharedSocket | None:
         """Return the receiving socket that can send from a port; None if there is none."""

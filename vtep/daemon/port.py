@@ -17,6 +17,7 @@ from vtep.daemon.build import (
     APPLIERS,
     FORWARDING_APPLIERS,
     SEGMENT_APPLIERS,
+    TAP_APPLIERS,
     apply_options,
     make_paths,
 )
@@ -103,6 +104,8 @@ class Port:
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
         self.tap_index = 0
         self._is_here = True
+        self._is_paused = False
+        self._drops_before = 0
         self.is_inherited = False
         """True if the TAP was open before the port was: its setup may be one that is in use."""
         self._pool = pool
@@ -231,6 +234,8 @@ class Port:
             self._on_tap_lost,
         )
         self.update_fast_path()
+        if self._is_paused:
+            self._egress.pause()
         self._egress.start()
         self._log_remotes()
         for listener in self.listeners:
@@ -266,6 +271,48 @@ class Port:
                 *(self.segment, self.device, self.sizing, self._tracker, turn),
                 fast_path=self.config.fast_path,
             )
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while datagrams wait for room in a send buffer."""
+        return self._egress is not None and self._egress.is_waiting
+
+    @property
+    def keeps_setup(self) -> bool:
+        """True while another process forwards with the TAP, which so must stay as it is."""
+        return self.is_inherited and self._is_paused
+
+    def pause(self) -> None:
+        """Leave all frames in the TAP until `resume`."""
+        self._is_paused = True
+        if self._egress is not None:
+            self._egress.pause()
+
+    def resume(self) -> None:
+        """Read the TAP again."""
+        self._is_paused = False
+        if self._egress is not None:
+            self._egress.resume()
+
+    def state(self) -> dict[str, object]:
+        """Return what another process needs to know of the TAP that is not in its options."""
+        return {
+            "name": self._name if self._device is not None else self.config.tap,
+            "index": self.tap_index,
+            "mtu": self.attachment.mtu,
+            "queue_drops": self._drops_before,
+        }
+
+    def set_state(self, index: int, mtu: int | None, queue_drops: int) -> None:
+        """Continue with the TAP as another process has left it; see `state`."""
+        self.tap_index = index
+        self.attachment = evolve(self.attachment, mtu=mtu)
+        self._drops_before = queue_drops
+
+    def reassert(self) -> None:
+        """Set the options of the TAP again: another process that had it may have changed them."""
+        if self._device is not None:
+            apply_options(self, TAP_APPLIERS, None, time.monotonic())
 
     def close(self) -> None:
         """End forwarding and close the TAP."""

@@ -48,6 +48,10 @@ class Ports:
         """Add a port, or replace that of the same VNI. No watcher is notified."""
         self._by_vni[port.config.vni] = port
 
+    def clear(self) -> None:
+        """Remove all ports, of which none is open. No watcher is notified."""
+        self._by_vni.clear()
+
     def discard(self, port: Port) -> None:
         """Remove a port, if it has not been replaced, and notify the watchers."""
         if port in self:

@@ -62,7 +62,7 @@ class PuntSocket:
         self._hosts: frozenset[str] = frozenset()
         self._refused = False
         self._budget = _DATAGRAMS_PER_TICK
-        self._reading = False
+        self._reading = self._is_paused = False
         self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
         self._drops = 0
         self._discarded = 0
@@ -110,6 +110,24 @@ class PuntSocket:
             return
         self._filter = wanted
 
+    def pause(self) -> None:
+        """Leave all datagrams in the second socket until `resume`."""
+        self._is_paused = True
+        self._stop_reading()
+
+    def resume(self) -> None:
+        """Read again; the next `update` applies the filter, whatever it was before."""
+        self._is_paused = False
+        self._filter = None
+        self._start_reading()
+
+    def release(self) -> None:
+        """Close the second socket, whose filter stays for another process that has it, too."""
+        if self._guard is not None:
+            self._stop_reading()
+            self._guard.release()
+            self._guard = None
+
     def close(self) -> None:
         """Remove the filter and close the second socket. The next `update` makes new ones."""
         self._filter = None
@@ -120,7 +138,7 @@ class PuntSocket:
             self._guard = None
 
     def _start_reading(self) -> None:
-        if self._guard is not None and not self._reading:
+        if self._guard is not None and not self._reading and not self._is_paused:
             self._reading = True
             fd = self._guard.socket.fileno()
             asyncio.get_running_loop().add_reader(fd, self._on_readable, self._guard)

@@ -194,6 +194,8 @@ class Reconfigurer:
     def _set_up_taps(self, session: HostSession, steps: Iterable[_Step]) -> None:
         for step in steps:
             with naming_vni(step.config, several=self._several):
+                if step.owner is None and step.port.keeps_setup:
+                    continue  # In use as it is; a reconfiguration later changes what differs.
                 if step.owner is None:
                     session.bring_up(step.port.tap, step.setup, step.undo)
                 else:

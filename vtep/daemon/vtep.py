@@ -18,6 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -35,9 +36,9 @@ from vtep.daemon.progress import Reader, readers
 from vtep.daemon.reconfigure import Delta, Reconfigurer, close_taps
 from vtep.datapath import Arena
 from vtep.errors import VtepError
-from vtep.fastpath.state import FastPathState
+from vtep.fastpath.state import FastPathState, FastPathStatus
 from vtep.forwarding.fdb import Fdb
-from vtep.io.inherited import Inherited
+from vtep.io.inherited import Inherited, tap_role
 from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -46,6 +47,11 @@ from vtep.tunnel_gso.state import GsoProber
 from vtep.wire.echo import TOKEN_LEN
 
 log = logging.getLogger("vtep")
+
+_RESUME_DELAY_S = 0.05
+"""Seconds from the first reads after a pause to the work that is not about frames."""
+
+_IN_PROGRESS = frozenset((FastPathStatus.LOADING, FastPathStatus.COMPILING))
 
 
 class Vtep:
@@ -100,8 +106,10 @@ class Vtep:
         self.counters_reset: float | None = None
         """When `reset_counters` was last called, in seconds of the monotonic clock."""
         self._lock = asyncio.Lock()
+        self._fast_path_known = asyncio.Event()
         self._ended: asyncio.Future[None] | None = None
         self._running = False
+        self._is_new = False
         self._host_watch = HostWatch(parts, self._lock, self._on_mtu_changed)
         self._housekeeping = Housekeeping(parts, self._host_watch, self._fast_path)
         self._reconfigurer = Reconfigurer(
@@ -207,8 +215,11 @@ class Vtep:
 
     # --- life -------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Open the underlay and the TAPs, and begin to forward.
+    async def start(self, *, paused: bool = False) -> None:
+        """Open the underlay and the TAPs, and begin to forward, or with `paused` not yet.
+
+        While it is paused, it has everything that it needs to forward, but reads nothing and
+        changes nothing on the host: another process may forward with the same TAPs and sockets.
 
         Parts of the underlay may appear later: a route to a remote, the configured device or own
         address, the device of a link-local remote. `start` does not wait for them, and there is no
@@ -228,17 +239,98 @@ class Vtep:
                 self._host_watch.subscribe()
             self._parts.filters.read_links()
             self._parts.kernel_drops.start()
+            if paused:
+                self._pause_parts()
             async with self._lock:
                 await self._reconfigurer.apply(Delta((), (), tuple(self._ports)))
-            self._host_watch.start()
-            self._housekeeping.start()
+            if not paused:
+                self._host_watch.start()
+                self._housekeeping.start()
         except BaseException as error:
+            if paused:
+                self._parts.listeners.release_guards()
             for tap in self._end(error if isinstance(error, VtepError) else None):
                 tap.close()
             raise
         self._running = True
+        self._is_new = paused
         self.inherited.close()
         self._adjust_fast_path()
+
+    def _pause_parts(self) -> None:
+        self._parts.filters.is_paused = True
+        self._host_watch.pause()
+        for port in self._ports:
+            port.pause()
+        self._parts.listeners.pause()
+
+    def pause(self) -> None:
+        """Read no TAP and no socket, and change nothing on the host, until `resume`."""
+        self._housekeeping.stop()
+        self._pause_parts()
+
+    def resume(self) -> None:
+        """Begin to forward after a paused start, or continue after `pause`."""
+        self._parts.listeners.resume()
+        for port in self._ports:
+            port.resume()
+        # Frames that have queued come first. The filter of many sources takes 20 ms to make.
+        asyncio.get_running_loop().call_later(_RESUME_DELAY_S, self._resume_housekeeping)
+
+    def _resume_housekeeping(self) -> None:
+        if self._ended is None or self._ended.done():
+            return
+        self._parts.filters.is_paused = False
+        if self._is_new:
+            self._is_new = False
+            self._host_watch.start()
+        else:
+            for port in self._ports:
+                with suppress(OSError):  # The TAP is gone: its reader will notice.
+                    port.reassert()
+        self._host_watch.resume()
+        self._parts.filters.update()
+        self._housekeeping.start()
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while datagrams of a port wait for room in a send buffer."""
+        return any(port.is_waiting for port in self._ports)
+
+    def replace_configs(self, configs: Iterable[Config]) -> None:
+        """Start with these configurations in place of those that the constructor was given."""
+        if self._ended is not None:
+            raise RuntimeError("the Vtep has started: use reload()")
+        configs = tuple(configs)
+        check_segments(configs)
+        self._ports.clear()
+        for config in configs:
+            self._ports.put(self._make_port(config))
+
+    async def load_fast_path(self, seconds: float) -> None:
+        """Load the fast path before the start, if a port is to use it; wait for that so long."""
+        self._adjust_fast_path()
+        if self._fast_path.state.status in _IN_PROGRESS:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._fast_path_known.wait(), seconds)
+
+    @property
+    def lock(self) -> asyncio.Lock:
+        """Held while the set of ports changes, or must not change."""
+        return self._lock
+
+    def descriptors(self) -> Iterator[tuple[str, int]]:
+        """Yield role and descriptor of each open TAP and receiving socket."""
+        for port in self._ports:
+            yield tap_role(port.config.tap), port.device.fd
+        for listener in self._parts.listeners:
+            yield from listener.descriptors()
+
+    async def release(self) -> None:
+        """End forwarding, for another process that has the TAPs and sockets and continues."""
+        self._parts.listeners.release_guards()
+        for tap in self._end(None):
+            tap.close()
 
     async def stop(self) -> None:
         """Stop forwarding, close all sockets, and remove the TAPs that were created."""
@@ -389,6 +481,7 @@ class Vtep:
             self._on_fast_path_changed()
 
     def _on_fast_path_changed(self) -> None:
+        self._fast_path_known.set()
         self._parts.listeners.use_fast_path(self._fast_path.fast_path)
         for port in self._ports:
             port.update_fast_path()

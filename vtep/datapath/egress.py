@@ -129,9 +129,26 @@ class Egress:
         # Made once: to pack it for each frame would cost more than to copy it.
         self._header = segment.header
         self._verdicts: EgressVerdicts | None = None
+        self._is_paused = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while datagrams wait for room in a send buffer."""
+        return bool(self._transmitter.waiting)
+
+    def pause(self) -> None:
+        """Leave all frames in the TAP until `resume`; datagrams that wait for room are sent."""
+        self._is_paused = True
+        self._stop_reading()
+
+    def resume(self) -> None:
+        """Read the TAP again, in the running event loop."""
+        self._is_paused = False
+        if not self.is_waiting:
+            self._start_reading()
 
     def start(self) -> None:
-        """Start reading the TAP, in the running event loop."""
+        """Start reading the TAP, in the running event loop, unless it is paused."""
         self._transmitter.start()
         self._start_reading()
 
@@ -158,7 +175,8 @@ class Egress:
             self._verdicts.use_paths()
 
     def _start_reading(self) -> None:
-        asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
+        if not self._is_paused:
+            asyncio.get_running_loop().add_reader(self._tap.fd, self.readable)
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._tap.fd)

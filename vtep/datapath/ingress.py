@@ -107,6 +107,7 @@ class Ingress:
         self._single_frame_turn = False
         self._verdicts: IngressVerdicts | None = None
         self._admit = demux.admit
+        self._is_paused = False
 
     # --- configuration ------------------------------------------------------------------------
 
@@ -208,8 +209,21 @@ class Ingress:
         if self._targets:
             self.start()
 
+    def pause(self) -> None:
+        """Leave all datagrams in the sockets until `resume`."""
+        self._is_paused = True
+        self.stop()
+
+    def resume(self) -> None:
+        """Receive again, in the running event loop."""
+        self._is_paused = False
+        if self._targets:
+            self.start()
+
     def start(self) -> None:
-        """Start receiving, in the running event loop."""
+        """Start receiving, in the running event loop, unless it is paused."""
+        if self._is_paused:
+            return
         for receiver in self._receivers:
             asyncio.get_running_loop().add_reader(receiver.fileno(), self.readable, receiver)
 
