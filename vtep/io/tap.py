@@ -61,6 +61,8 @@ class Tap:
     Raises VtepError, with what to do, if the kernel refuses the device.
     """
 
+    _is_closed = False
+
     def __init__(self, name: str, *, tso: bool, uso: bool, inherited: int | None = None) -> None:
         self.fd: Final[int] = _open(name) if inherited is None else inherited
         self.read: Final[ReadFrame] = partial(os.readv, self.fd)
@@ -145,7 +147,9 @@ class Tap:
 
     def close(self) -> None:
         """Close the device. If the kernel removes it, that takes 20 ms."""
-        os.close(self.fd)
+        if not self._is_closed:  # The number may be that of another descriptor by then.
+            self._is_closed = True
+            os.close(self.fd)
 
     def __enter__(self) -> Self:
         return self
