@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.engines import Engine
 from tests.netns.hosts import Pair, Pyvtep, Start, address, ping, segment, wait_until
 from tests.netns.hosts import pyvtep as run_pyvtep
 from vtep.host.privileges import Capability
@@ -235,6 +236,38 @@ def as_root(host: Host, *words: str, code: int | None = 0) -> str:
     done = run_pyvtep(host, *words)
     assert code in (None, done.returncode), done.stderr
     return done.stdout + done.stderr
+
+
+def test_docker_attach_keeps_the_group_of_the_engines_socket(
+    pair: Pair, tun_for_all: None, tmp_path: Path
+) -> None:
+    del tun_for_all
+    a, _ = pair
+    with Engine(a) as engine:
+        group = engine.shell("stat", "-c", "%g", "/var/run/docker.sock").strip()
+        if group == "0":
+            pytest.skip("there is no group docker")
+        create = ("network", "create", "--subnet", "172.18.0.0/16", "mynetwork")
+        engine.docker(*create)
+        arguments = ("--vni", "200", "--remote", "192.0.2.2", "--tap", "vx0")
+        vtep = Pyvtep(
+            *(a, tmp_path, "docker", "attach", "mynetwork", *arguments, *AS_USER),
+            prefix=engine.enter,
+        ).ready()
+        kept = USUAL | mask(Capability.NET_RAW)
+        expect(vtep, kept, NOBODY, NOBODY, group)
+        # It asks the engine for the bridge of the network that has taken the place of the first.
+        engine.docker("network", "rm", "mynetwork")
+        wait_until(lambda: "network mynetwork is gone" in vtep.log, "the end of the network")
+        engine.docker(*create)
+        bridge = engine.bridge("mynetwork")
+        wait_until(lambda: f"vx0 is on its bridge {bridge}" in vtep.log, "the new bridge")
+        assert f"master {bridge}" in a.run("ip", "link", "show", "vx0")
+        detach = engine.command(sys.executable, "-m", "vtep", "docker", "detach", "mynetwork")
+        done = subprocess.run(detach, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert vtep.wait() == 0
+        assert "Traceback" not in vtep.log
 
 
 def test_programs_that_it_runs_have_the_reduced_sets() -> None:
