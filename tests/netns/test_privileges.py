@@ -238,6 +238,36 @@ def as_root(host: Host, *words: str, code: int | None = 0) -> str:
     return done.stdout + done.stderr
 
 
+def test_capabilities_that_are_inherited_are_kept(
+    pair: Pair, start: Start, tun_for_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a systemd unit with AmbientCapabilities=, and after an upgrade, with --user again."""
+    del tun_for_all
+    a, b = pair
+    place = Path("/run/pyvtep/unit")
+    place.mkdir(mode=0o755, parents=True, exist_ok=True)
+    place.parent.chmod(0o755)
+    os.chown(place, NOBODY, NOBODY)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(place))
+    inherited = "-all,+net_admin,+net_raw,+bpf"
+    prefix = (
+        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", f"--groups={READ}"),
+        *("--inh-caps", inherited, "--ambient-caps", inherited, "--bounding-set", inherited),
+    )
+    vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), *AS_USER, prefix=prefix)
+    fields = status(vtep.process.pid)
+    # Without CAP_SETPCAP the bounding set stays as it was: no_new_privs stands in for it.
+    bound = USUAL | mask(Capability.NET_RAW)
+    assert {fields[name] for name in SETS} == {f"{USUAL:016x}", f"{bound:016x}"}
+    assert fields["CapBnd"] == f"{bound:016x}"
+    assert (fields["NoNewPrivs"], fields["Groups"]) == ("1", str(READ))
+    start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
+    ping(a, "10.0.0.2")
+    assert (place / "vx0.sock").is_socket()
+    assert "vx0" in run_pyvtep(a, "vni", "show").stdout  # Root finds it.
+    assert vtep.stop() == 0
+
+
 def test_docker_attach_keeps_the_group_of_the_engines_socket(
     pair: Pair, tun_for_all: None, tmp_path: Path
 ) -> None:
