@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -47,6 +47,18 @@ _OFFLOAD_UDP = 0x20 | 0x40
 
 _DEVICE = "/dev/net/tun"
 TAP_FLAGS: Final = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+
+
+def _keep_neighbours(tap: str, *, on: bool) -> None:
+    """Keep the neighbor entries of a TAP while no process has it open, on Linux 5.16 and later.
+
+    A persistent TAP then has no carrier, for which the kernel removes them by default. The first
+    packets would wait for the next ARP request, which is sent once a second.
+    """
+    for family, name in (("ipv4", "arp_evict_nocarrier"), ("ipv6", "ndisc_evict_nocarrier")):
+        # A container, or a unit with ProtectKernelTunables=, may not change it.
+        with suppress(OSError):
+            Path(f"/proc/sys/net/{family}/conf/{tap}/{name}").write_text(str(int(not on)))
 
 
 class Tap:
@@ -144,6 +156,7 @@ class Tap:
         if on != self._is_persistent:
             fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
             self._is_persistent = on
+            _keep_neighbours(self.name, on=on)
 
     def close(self) -> None:
         """Close the device. If the kernel removes it, that takes 20 ms."""
