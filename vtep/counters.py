@@ -70,6 +70,14 @@ class Drop(_Explained):
         "VXLAN header with bits that --reserved-bits requires to be zero",
     )
     SOURCE_UNKNOWN = ("source_unknown", "datagram from an address that is no --remote")
+    STORM_BROADCAST_RX = (
+        "storm_broadcast_rx",
+        "broadcast from a remote beyond the --storm-broadcast limit: a loop, or a faulty guest",
+    )
+    STORM_MULTICAST_RX = (
+        "storm_multicast_rx",
+        "multicast from a remote beyond the --storm-multicast limit: a loop, or a faulty guest",
+    )
     INNER_RUNT = ("inner_runt", "inner frame shorter than an Ethernet header")
     GROUP_DENIED = ("group_denied", "frame of a policy group that --gbp does not accept")
     INNER_TAGGED = ("inner_tagged", "inner frame with a VLAN tag, which --inner-vlan drop refuses")
@@ -120,6 +128,27 @@ class Drop(_Explained):
     TX_TAGGED = (
         "tx_tagged",
         "frame from the TAP device with a VLAN tag, which --inner-vlan drop refuses",
+    )
+    STORM_BROADCAST_TX = (
+        "storm_broadcast_tx",
+        (
+            "broadcast from the TAP device beyond the --storm-broadcast limit: a loop, or a faulty "
+            "guest"
+        ),
+    )
+    STORM_MULTICAST_TX = (
+        "storm_multicast_tx",
+        (
+            "multicast from the TAP device beyond the --storm-multicast limit: a loop, or a faulty "
+            "guest"
+        ),
+    )
+    STORM_UNKNOWN_UNICAST_TX = (
+        "storm_unknown_unicast_tx",
+        (
+            "frame from the TAP device to a MAC that is not in the FDB, beyond the "
+            "--storm-unknown-unicast limit"
+        ),
     )
     NO_REMOTE = ("no_remote", "frame from the TAP device without a destination: there is no remote")
     TX_TOO_BIG = (
@@ -196,6 +225,11 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
     Drop.INNER_SOURCE_HELD: lambda mac: f"source MAC {_mac(mac)}",
     Drop.INNER_SOURCE_STATIC: lambda mac: f"source MAC {_mac(mac)}",
     Drop.TX_TAGGED: "VLAN {}".format,
+    Drop.STORM_BROADCAST_TX: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.STORM_MULTICAST_TX: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.STORM_UNKNOWN_UNICAST_TX: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.STORM_BROADCAST_RX: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.STORM_MULTICAST_RX: lambda mac: f"source MAC {_mac(mac)}",
     Drop.NO_REMOTE: lambda mac: f"destination MAC {_mac(mac)}",
 }
 """Formats of the detail of a drop in the log. It is stored unformatted, which costs less."""

@@ -1,4 +1,4 @@
-"""Rate limits of events, such as error messages and replies to unauthenticated requests."""
+"""Rate limits of events: error messages, replies to unauthenticated requests, frames of a storm."""
 
 
 class TokenBucket:
@@ -13,15 +13,29 @@ class TokenBucket:
         self._tokens = burst
         self._filled = 0.0
 
-    def take(self, now: float) -> bool:
-        """Take a token at `now` (seconds). Returns: False if there is none.
+    def fill(self, now: float) -> float:
+        """Add the tokens gained until `now` (seconds). A clock that goes back adds none.
 
-        A clock that goes back adds no tokens.
+        Returns: the tokens in the bucket; negative if it is in debt.
         """
-        elapsed = max(0.0, now - self._filled)
-        self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
-        self._filled = max(self._filled, now)
-        if self._tokens < 1:
+        elapsed = now - self._filled
+        if elapsed > 0:
+            self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
+            self._filled = now
+        return self._tokens
+
+    def take(self, now: float, count: int = 1) -> bool:
+        """Take `count` tokens at `now` (seconds), all or none. Returns: False if there is not one.
+
+        One token is enough: the bucket then is in debt for the others. So a `count` above the burst
+        is possible, and the rate still holds.
+        """
+        if self.fill(now) < 1:
             return False
-        self._tokens -= 1
+        self._tokens -= count
         return True
+
+    @property
+    def is_full(self) -> bool:
+        """True if no token is missing since the last call of `fill` or `take`."""
+        return self._tokens >= self._burst

@@ -240,7 +240,7 @@ def test_the_digest_covers_all_that_compiled_code_imports() -> None:
     covered = {path for pattern in SOURCES for path in PACKAGE.glob(pattern)}
     imported = set()
     for path in (PACKAGE / "fastpath").glob("*.py"):
-        if path.stem in ("load", "state", "table"):  # They contain no compiled code.
+        if path.stem in ("load", "state", "table", "origins"):  # They contain no compiled code.
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vtep."):

@@ -94,7 +94,7 @@ class Harness:
         self.turn.keys[:] = 0
         self.turn.values[:] = 0
         self.turn.result[layout.RESULT_MOST] = layout.MESSAGES
-        self.turn.targets[0] = self.tap.fileno(), MTU, 1, 1
+        self.turn.targets[0] = self.tap.fileno(), MTU, 1, 1, 0
 
     def close(self) -> None:
         for sock in (self.receiver, self.sender, self.tap, self.host):

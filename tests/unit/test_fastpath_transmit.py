@@ -58,6 +58,9 @@ FRAME_MAX = 1464
 SEND_MAX = 65507
 PATH = 7
 MOST = layout.FRAMES_MAX
+UNLIMITED = TransmitTurn.new_meter()
+UNLIMITED[: layout.METER_USED] = 1 << 62
+"""A meter of storm control that grants everything."""
 
 FromTap = tuple[bytes, bytes]
 """A virtio header, and the frame that follows it."""
@@ -171,7 +174,7 @@ class Harness:
         """Run one turn. The counters of its rows must match what it did."""
         turn = self.turn
         turn.values[:, layout.TX_FRAMES :] = 0
-        turn.run(self.tap.fileno(), PORT, kind_mask, frame_max, most)
+        turn.run(self.tap.fileno(), PORT, kind_mask, frame_max, most, UNLIMITED)
         outcome = Outcome(
             list(self.received()), list(self.unsent()), list(self.returned(kind_mask))
         )
@@ -608,7 +611,7 @@ def test_outer_header_fields_are_sent(family: socket.AddressFamily) -> None:
     harness.install(unmarked)
     # One datagram, several, and then none of the fields.
     harness.write([marked, unmarked, marked, marked, unmarked])
-    harness.turn.run(harness.tap.fileno(), PORT, 0, FRAME_MAX, MOST)
+    harness.turn.run(harness.tap.fileno(), PORT, 0, FRAME_MAX, MOST, UNLIMITED)
     found = []
     for _ in range(4):
         data, messages, *_ = harness.remote.recvmsg(1 << 16, 256)
@@ -843,7 +846,7 @@ def test_a_turn_reads_a_bounded_number_of_octets(harness: Harness) -> None:
         turns = 0
         harness.write([packet] * 12)
         while True:
-            harness.turn.run(harness.tap.fileno(), PORT, 0, FRAME_MAX, MOST)
+            harness.turn.run(harness.tap.fileno(), PORT, 0, FRAME_MAX, MOST, UNLIMITED)
             drained(harness.remote)
             if not harness.turn.result[layout.RESULT_TAKEN]:
                 break
@@ -852,7 +855,7 @@ def test_a_turn_reads_a_bounded_number_of_octets(harness: Harness) -> None:
 
 
 def test_an_error_of_the_tap_is_reported(harness: Harness) -> None:
-    harness.turn.run(-1, PORT, 0, FRAME_MAX, MOST)
+    harness.turn.run(-1, PORT, 0, FRAME_MAX, MOST, UNLIMITED)
     assert harness.turn.result[layout.RESULT_ERROR] == errno.EBADF
     assert harness.turn.result[layout.RESULT_TAKEN] == 0
 

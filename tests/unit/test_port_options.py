@@ -50,6 +50,9 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "max_addresses_per_remote": ({}, 10),
     "mac_move_limit": ({}, 2),
     "mac_move_hold": ({}, 10),
+    "storm_broadcast": ({}, 5),
+    "storm_multicast": ({}, "5:9"),
+    "storm_unknown_unicast": ({}, "off"),
     "proxy": ({}, True),
     "accept": ({}, ("198.51.100.0/24",)),
     "accept_any": ({}, True),
@@ -65,6 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 VOLATILE = {
     # Times, and caches.
     *("updated", "used", "_swept", "_wheel", "last_look", "_answers"),
+    *("_tokens", "_filled", "is_used"),
     # Descriptors, memory, and lines that were logged.
     *(
         "_warned",

@@ -38,3 +38,16 @@ def test_a_clock_that_goes_back_adds_no_tokens() -> None:
     assert not bucket.take(5.0)
     assert not bucket.take(10.5)
     assert bucket.take(11.0)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 64)), min_size=1, max_size=100),
+)
+def test_many_tokens_at_a_time_keep_the_rate(events: list[tuple[float, int]]) -> None:
+    bucket, now, taken, largest = TokenBucket(100, 20), 5.0, 0, 0
+    for pause, count in events:
+        now += pause
+        if bucket.take(now, count):
+            taken, largest = taken + count, max(largest, count)
+        assert bucket.fill(now) > -largest
+    assert taken <= 20 + 100 * (now - 5.0) + largest

@@ -29,6 +29,7 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import EVERYTHING, PERMANENT, EntryKind, EntryState, Fdb, Filter, Remote
 from vtep.forwarding.policy import GroupPolicy, InnerVlan, SegmentPolicy
 from vtep.forwarding.segment import Segment
+from vtep.forwarding.storm import Limit, StormLimits
 from vtep.forwarding.suppress import Neighbours
 from vtep.io.binding import Binding
 from vtep.io.outer_options import OuterHeaderOptions
@@ -575,6 +576,58 @@ def test_a_change_applies_to_the_next_frame_sent(clock: Clock, name: str) -> Non
     assert not repeats.errors
 
 
+# --- storm control ------------------------------------------------------------------------------
+
+GROUPS = [b"\xff" * 6, b"\1\0\x5e\1\1\1", b"\x33\x33\xff\0\0\1"]
+ARP = b"\x08\x06\0\1\x08\0\6\4\0\1" + bytes(38)
+"""From the EtherType on."""
+STORM_LIMITS = [
+    StormLimits(Limit(64, 40), Limit(32, 20), Limit(16, 30)),
+    StormLimits(broadcast=Limit(1, 1)),
+    StormLimits(multicast=Limit(128, 5)),
+    StormLimits(unknown_unicast=Limit(8, 4)),
+]
+
+
+def storm_frames(random: Random, count: int) -> list[tuple[bytes, bytes]]:
+    """Draw frames of one size, of which most go to groups and unknown MACs."""
+    frames = []
+    for _ in range(count):
+        to = random.choice([*GROUPS, *GROUPS, *MACS[:3], MACS[5], MACS[5], b"\2\0\0\0\0\x99"])
+        if random.random() < 0.3:
+            frames.append((virtio.PLAIN, to + GUEST + ARP))
+        else:
+            built = Frame(
+                random.choice([4, 6]), UDP, payload=random.randbytes(18), dst=to, src=GUEST
+            )
+            frames.append((virtio.PLAIN, built.build()))
+    return frames
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_storms_from_the_tap_are_limited_as_on_the_slow_path(clock: Clock, seed: int) -> None:
+    repeats, random = Repeats(), Random(seed)
+    with ExitStack() as stack:
+        sides = [Sending(stack, clock, each) for each in (repeats, None)]
+        fast, slow = sides
+        for side in sides:
+            # A group with one destination of its own, which has rows.
+            side.fdb.add(GROUPS[1], side.remotes[1], clock.now, PERMANENT)
+        for number in range(40):
+            if number % 10 == 0:
+                for side in sides:
+                    side.segment.set_storm_limits(STORM_LIMITS[(seed + number // 10) % 4])
+            frames = storm_frames(random, random.choice([1, 10, 40, 120]))
+            for side in sides:
+                side.turn(frames)
+            assert_equal(fast.outcome(), slow.outcome())
+            clock.now += random.choice([0, 0.0625, 0.5, 2])
+        drops = fast.segment.counters.as_dict()
+        for kind in ("broadcast", "multicast", "unknown_unicast"):
+            assert drops[f"drop_storm_{kind}_tx"] > 20
+    assert not repeats.errors
+
+
 # --- ingress ------------------------------------------------------------------------------------
 
 HOSTS = ["127.0.0.2", "127.0.0.3", "127.0.0.9"]
@@ -834,6 +887,53 @@ def test_frames_arrive_as_from_the_slow_path(clock: Clock, seed: int) -> None:
             assert_equal(fast.outcome(merges=gro), slow.outcome(merges=gro))
             clock.now += 0.5
     assert not repeats.done or policy.groups is None
+    assert not repeats.errors
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_storms_from_remotes_are_limited_as_on_the_slow_path(clock: Clock, seed: int) -> None:
+    repeats, random = Repeats(), Random(seed)
+    with ExitStack() as stack:
+        # Merged frames take their tokens together, so both paths are compared without.
+        sides = [Receiving(stack, clock, each, gro=False) for each in (repeats, None)]
+        fast, slow = sides
+        for number in range(40):
+            if number % 10 == 0:
+                for side in sides:
+                    for segment in side.segments:
+                        segment.set_storm_limits(STORM_LIMITS[(seed + number // 10) % 4])
+            arrivals = []
+            for _, frame in storm_frames(random, random.choice([1, 10, 60])):
+                data = vxlan.pack(random.choice([VNI, VNI, VNI + 2, VNI + 1]))
+                sender = random.choice([0, 0, 1, 2])
+                data += frame[:6] + MACS[sender] + frame[12:]
+                arrivals.append(Arrival(sender, 0, len(data), data))
+            for side in sides:
+                side.turn(arrivals)
+            assert_equal(fast.outcome(merges=False), slow.outcome(merges=False))
+            clock.now += random.choice([0, 0.0625, 0.5, 2])
+        drops = fast.segments[0].counters.as_dict()
+        assert drops["drop_storm_broadcast_rx"] + drops["drop_storm_multicast_rx"]
+    assert not repeats.errors
+
+
+def test_batches_of_a_storm_are_limited_as_on_the_slow_path(clock: Clock) -> None:
+    """The kernel joins equal datagrams. Those that are not IP cannot be separated in a turn."""
+    repeats = Repeats()
+    with ExitStack() as stack:
+        sides = [Receiving(stack, clock, each) for each in (repeats, None)]
+        fast, slow = sides
+        for side in sides:
+            side.segments[0].set_storm_limits(StormLimits(broadcast=Limit(64, 64)))
+        data = (vxlan.pack(VNI) + GROUPS[0] + MACS[0] + b"\x88\xb5" + bytes(46)) * 30
+        for _ in range(60):
+            for side in sides:
+                side.turn([Arrival(0, 0, len(data) // 30, data)])
+            assert_equal(fast.outcome(), slow.outcome())
+            clock.now += 0.125
+        counters = fast.segments[0].counters.as_dict()
+        assert counters["drop_storm_broadcast_rx"] > 100
+        assert counters["rx_frames"] + counters["drop_storm_broadcast_rx"] == 60 * 30
     assert not repeats.errors
 
 

@@ -32,6 +32,9 @@ receiving, and tunnel GSO."""
 
 AGEING_MAX = 1_000_000_000
 
+STORM_MAX = 1_000_000_000
+"""The highest rate and burst of storm control, in frames."""
+
 HEADER_USED = vxlan.FLAG_I << 32 | vxlan.VNI_MAX << 8
 """The bits of the 64-bit VXLAN header that RFC 7348 defines: the I flag and the VNI."""
 
@@ -287,6 +290,30 @@ def gbp_accept(value: int | str | Iterable[int | str]) -> frozenset[int]:
         _bits("--gbp-accept", item, 0xFFFF, "not a number") for item in items("--gbp-accept", value)
     )
     return frozenset(distinct("--gbp-accept", ids))
+
+
+def _storm_limit(option: str, value: object, *words: str) -> int | str:
+    """Return a number of frames a second, `RATE:BURST`, or one of some words."""
+    if isinstance(value, str) and ":" in value:
+        rate, _, burst = value.partition(":")
+        frames = [_integer(option, number, 1, STORM_MAX) for number in (rate, burst)]
+        return f"{frames[0]}:{frames[1]}"
+    return _integer_or(option, value, 1, STORM_MAX, *words)
+
+
+def storm_broadcast(value: int | str) -> int | str:
+    """Return the limit of broadcasts: frames a second, `RATE:BURST` or `off`."""
+    return _storm_limit("--storm-broadcast", value, "off")
+
+
+def storm_multicast(value: int | str) -> int | str:
+    """Return the limit of multicasts: frames a second, `RATE:BURST` or `off`."""
+    return _storm_limit("--storm-multicast", value, "off")
+
+
+def storm_unknown_unicast(value: int | str) -> int | str:
+    """Return the limit of unknown unicast: frames a second, `RATE:BURST`, `auto` or `off`."""
+    return _storm_limit("--storm-unknown-unicast", value, "auto", "off")
 
 
 # --- words ------------------------------------------------------------------------------------

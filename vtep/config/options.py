@@ -230,6 +230,32 @@ class Config:
             "help": "Time in seconds for which a MAC that moves too often is held.",
         },
     )
+    storm_broadcast: int | str = field(
+        default=10000,
+        converter=option_parsers.storm_broadcast,
+        metadata={
+            "metavar": "RATE[:BURST]|off",
+            "help": "Most broadcasts that are forwarded, in frames a second, from the TAP and from "
+            "each remote; the burst is as many as the rate unless it is given.",
+        },
+    )
+    storm_multicast: int | str = field(
+        default=20000,
+        converter=option_parsers.storm_multicast,
+        metadata={
+            "metavar": "RATE[:BURST]|off",
+            "help": "The same for multicasts.",
+        },
+    )
+    storm_unknown_unicast: int | str = field(
+        default="auto",
+        converter=option_parsers.storm_unknown_unicast,
+        metadata={
+            "metavar": "RATE[:BURST]|auto|off",
+            "help": "The same for frames from the TAP to MACs that are not in the FDB; auto is "
+            "20000 with --learning and off without.",
+        },
+    )
     proxy: bool = flag(
         default=False,
         help="Answer ARP requests and neighbour solicitations for neighbours that are known and "

@@ -16,6 +16,7 @@ from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
+from vtep.forwarding.storm import Limit, StormLimits
 from vtep.forwarding.suppress import Neighbours
 from vtep.io.addresses import FAMILY, host_of
 from vtep.io.binding import Binding
@@ -47,6 +48,9 @@ LISTENER_OPTIONS = (
     *("remote", "accept", "group"),  # By their IP versions; and the group is joined.
 )
 """Options that decide which listeners a port has, which the transaction opens and closes."""
+
+_UNKNOWN_UNICAST_RATE = 20000
+"""Frames a second to unknown MACs that `--storm-unknown-unicast auto` allows."""
 
 FIXED_OPTIONS = {
     "vni": "is what identifies a port: another VNI is another port",
@@ -106,6 +110,24 @@ def _apply_policy(port: "Port", config: Config, _now: float) -> None:
     port.sizing.oversize.set_prefix(port.segment.header)
 
 
+def _apply_storm(port: "Port", config: Config, _now: float) -> None:
+    unknown = config.storm_unknown_unicast
+    if unknown == "auto":
+        # Without learning, all unicast is unknown unless entries are configured.
+        unknown = _UNKNOWN_UNICAST_RATE if config.learning else "off"
+    port.segment.set_storm_limits(
+        StormLimits(*map(_limit, (config.storm_broadcast, config.storm_multicast, unknown)))
+    )
+
+
+def _limit(value: int | str) -> Limit | None:
+    """Return the limit that an option of storm control means; None for `off`."""
+    if value == "off":
+        return None
+    rate, _, burst = str(value).partition(":")
+    return Limit(int(rate), int(burst or rate))
+
+
 def _apply_proxy(port: "Port", config: Config, _now: float) -> None:
     segment, limits = port.segment, (config.ageing, config.max_addresses)
     if not config.proxy:
@@ -143,6 +165,9 @@ SEGMENT_APPLIERS = (
     Applier(("mac_move_limit", "mac_move_hold"), _apply_moves),
     Applier(("accept", "accept_any", "group"), _apply_accept),
     Applier(("reserved_bits", "gbp", "gbp_accept", "inner_vlan"), _apply_policy),
+    Applier(
+        ("storm_broadcast", "storm_multicast", "storm_unknown_unicast", "learning"), _apply_storm
+    ),
     Applier(("proxy", "ageing", "max_addresses"), _apply_proxy),
     Applier(("anycast_gateway",), _apply_gateways),
     # Before the remotes: entries on the default port move to the new one.

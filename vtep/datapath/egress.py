@@ -10,7 +10,7 @@ from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.datapath.transmitter import Transmitter
 from vtep.datapath.verdicts import EgressVerdicts
-from vtep.forwarding.segment import Route, Segment
+from vtep.forwarding.segment import NoRoute, Route, Segment
 from vtep.io.interfaces import ReadFrame, TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
 from vtep.io.tap import Tap
@@ -121,6 +121,9 @@ class Egress:
         # Runs by route and source port, and decisions by run key.
         self._runs: dict[tuple[Route, int], _Run] = {}
         self._decisions: dict[tuple[bytes, ...] | None, _Decision] = {}
+        # Those about frames that storm control limits, which it has to see one by one. They are
+        # kept apart, so that other frames need no test for them.
+        self._limited_decisions: dict[tuple[bytes, ...] | None, _Decision] = {}
         self._key_struct = UDP_V4_KEY
         segment.verdict_watchers.append(self._forget_decisions)
         # Each remote has POOL_MAX source ports at most. Flows with the same remainder share a port,
@@ -229,7 +232,9 @@ class Egress:
         # The runs that are not sent yet, in the order in which they began, lie before `end`.
         runs: list[_Run] = []
         end = 0
-        decisions = self._decisions
+        decisions, limited_decisions = self._decisions, self._limited_decisions
+        storm = self._segment.storm
+        meter, limit_group = storm.tap, storm.limit_group
         # The key is read in the way of the last frame that had one: mostly, all are of one kind.
         key_struct = self._key_struct
         read_key, key_octets = key_struct.unpack_from, key_struct.size
@@ -285,23 +290,39 @@ class Egress:
             key = read_key(buffer, body) if length >= key_octets else None
             decision = decisions.get(key)
             if decision is None:
-                frame = buffer[body : body + length]
-                frame_struct = run_key_struct(frame)
-                if frame_struct is None:
-                    key = None
-                    # A longer frame is no SYN, and short ones are rejected at a fixed offset in
-                    # most cases. A frame with a run key is none either.
-                    if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
-                        self._clamp_syn(frame, syn, to_finish)
-                        # A frame without a partial checksum does not join a run with one.
-                        to_finish = None
-                elif frame_struct is not key_struct or key is None:
-                    key_struct = frame_struct
-                    read_key, key_octets = key_struct.unpack_from, key_struct.size
-                    key = read_key(buffer, body)
-                    decision = decisions.get(key)
+                if meter is not None:
+                    # Before the frame is parsed, since a storm must cost little. The lowest bit of
+                    # the first octet marks a group (IEEE 802, section 8.2.2).
+                    if buffer[body] & 1:
+                        if not limit_group(buffer[body : body + length], now):
+                            continue
+                        decision = limited_decisions.get(key)
+                    else:
+                        decision = limited_decisions.get(key)
+                        if decision is not None and not storm.limit_unknown_unicast(
+                            buffer[body : body + length], now
+                        ):
+                            continue
                 if decision is None:
-                    decision = self._decide(frame, key)
+                    frame = buffer[body : body + length]
+                    frame_struct = run_key_struct(frame)
+                    if frame_struct is None:
+                        key = None
+                        # A longer frame is no SYN, and short ones are rejected at a fixed offset in
+                        # most cases. A frame with a run key is none either.
+                        if length <= SYN_MAX and (syn := tcp_syn(frame)) is not None:
+                            self._clamp_syn(frame, syn, to_finish)
+                            # A frame without a partial checksum does not join a run with one.
+                            to_finish = None
+                    elif frame_struct is not key_struct or key is None:
+                        key_struct = frame_struct
+                        read_key, key_octets = key_struct.unpack_from, key_struct.size
+                        key = read_key(buffer, body)
+                        decision = decisions.get(key)
+                    if decision is None:
+                        decision = self._decide(frame, key, now)
+                        if decision is None:
+                            continue
             run, flow = decision
             size = _HEADER_LEN + length
             if size <= run.stride and flow == run.flow and to_finish == run.partial:
@@ -358,12 +379,26 @@ class Egress:
         are looked at for each frame.
         """
         self._decisions.clear()
+        self._limited_decisions.clear()
         self._runs.clear()
 
-    def _decide(self, frame: memoryview, run_key: tuple[bytes, ...] | None) -> "_Decision":
-        """Decide where a frame goes, and keep the decision if the frame has a run key."""
-        route, flow = self._segment.route(frame), self._flow(frame)
-        if len(self._decisions) >= _DECISIONS_MAX or len(self._runs) >= _DECISIONS_MAX:
+    def _decide(
+        self, frame: memoryview, run_key: tuple[bytes, ...] | None, now: float
+    ) -> "_Decision | None":
+        """Decide where a frame goes, and keep the decision if the frame has a run key.
+
+        Returns: None if storm control has dropped the frame.
+        """
+        segment, decisions = self._segment, self._decisions
+        route, meter = segment.route(frame), segment.storm.tap
+        if meter is not None and (
+            frame[0] & 1 or (meter.limits_unknown_unicast and _is_unknown(route))
+        ):
+            decisions = self._limited_decisions
+            if not frame[0] & 1 and not segment.storm.limit_unknown_unicast(frame, now):
+                return None
+        flow = self._flow(frame)
+        if len(decisions) >= _DECISIONS_MAX or len(self._runs) >= _DECISIONS_MAX:
             self._forget_decisions()
         # Frames of one connection may differ in the outer header fields, as by ECN, but not in the
         # source port. So they are kept in order by one run.
@@ -373,7 +408,7 @@ class Egress:
             run = self._runs[key] = _Run(route)
         decision = run, flow
         if run_key is not None:
-            self._decisions[run_key] = decision
+            decisions[run_key] = decision
         return decision
 
     def _flow(self, frame: Buffer, layer: NetworkLayer | None = None) -> int:
@@ -481,6 +516,8 @@ class Egress:
         Returns: the budget used besides that of one frame.
         """
         oversize = self._sizing.oversize
+        if not self._limit_unbatched(frame, gso, now):
+            return 0
         if gso.gso_type != virtio.GSO_NONE:
             try:
                 self._send_superframe(frame, gso, now)
@@ -498,6 +535,30 @@ class Egress:
         else:
             return 0
         return SUPERFRAME_COST
+
+    def _limit_unbatched(self, frame: memoryview, gso: virtio.Header, now: float) -> bool:
+        """Apply storm control to a superframe or an oversize frame.
+
+        Returns: False if it was dropped.
+        """
+        storm = self._segment.storm
+        if storm.tap is None or len(frame) < ethernet.HEADER_LEN:
+            return True
+        is_group = frame[0] & 1
+        if not is_group and not _is_unknown(self._segment.route(frame)):
+            return True
+        count = 1
+        if gso.gso_type != virtio.GSO_NONE:
+            try:
+                count = count_segments(frame, gso)
+            except AuthenticatedError:
+                pass  # It is one frame.
+            except SplitError:
+                return True  # Dropped, and counted for that, when it is sent.
+        elif len(frame) <= self._sizing.oversize.limit:
+            return True  # Inspected, or with a wrong virtio header: the policy has dropped it.
+        limit = storm.limit_group if is_group else storm.limit_unknown_unicast
+        return limit(frame, now, count)
 
     def _send_single(self, frame: Buffer, now: float) -> None:
         """Send a frame that fits, but is not part of a run."""
@@ -698,6 +759,12 @@ class _Repeat:
         self.plan = plan
         self.octets = octets
         self.count = 1
+
+
+def _is_unknown(route: Route) -> bool:
+    """Return True for the default entry, to which frames with an unknown destination are sent."""
+    # Only the default entry has no index.
+    return not isinstance(route, NoRoute) and route.index < 0
 
 
 def _read_virtio(meta: bytes) -> tuple[virtio.Header, _PartialChecksum | None, int]:

@@ -248,7 +248,7 @@ class Ingress:
             if verdicts.has_returned:
                 # All of it: no descriptor tells the event loop about what was received already.
                 self._receive_singly(verdicts.receive, None, _UNLIMITED, now)
-                verdicts.learn()
+                verdicts.learn(now)
                 return
         if receiver in self._receive_mode:
             self._receive_many(receiver, BUDGET, now)

@@ -109,6 +109,8 @@ class SingleDecisions(dict[_Key, Decision]):
         frame = datagram[vxlan.HEADER_LEN :]
         if segment.has_ingress_policy or segment.strip_vlan or run_key_struct(frame) is None:
             return
+        if frame[0] & 1 and segment.storm.limits_remotes:
+            return  # Storm control counts each of them.
         transport = inet.find_transport(frame)
         # Padding may be data that a checksum does not cover.
         if transport is None or transport.offset + transport.length != len(frame):

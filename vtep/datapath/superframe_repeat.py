@@ -50,9 +50,12 @@ class SuperframeRepeat:
     ) -> Self | None:
         """Prepare to repeat the delivery of a superframe with the virtio header `header`.
 
-        `first` is the result of its receive. Returns: None if it has no run key.
+        `first` is the result of its receive. Returns: None if it has no run key, or goes to a
+        group.
         """
         frame = datagram[_HEADER_LEN:]
+        if frame[0] & 1:
+            return None  # Storm control counts each of them before it is delivered.
         key_struct = superframe_key_struct(frame)
         if key_struct is None:
             return None

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from vtep.counters import Drop
+from vtep.datapath.grants import ReceiveGrants, TransmitGrants
+from vtep.datapath.target_link import TargetLink
 from vtep.datapath.transmitter import Transmitter
 from vtep.fastpath.layout import (
     KEY_KIND,
@@ -32,15 +34,15 @@ from vtep.fastpath.layout import (
     KIND_TYPE,
     PORT_GSO,
     RESULT_DONE,
+    RESULT_LIMITED,
     RESULT_TAKEN,
     RX_ADMITTED,
-    TARGET_FD,
-    TARGET_SEGMENT_MAX,
     TARGET_TSO,
     TARGET_USO,
     TX_FRAMES,
     Integers,
 )
+from vtep.fastpath.origins import MeterOrigin, TransmitOrigin
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.policy import InnerVlan
 from vtep.forwarding.segment import INNER_MIN, NoRoute, Segment
@@ -56,7 +58,7 @@ from vtep.wire.flow import flow_hash
 
 if TYPE_CHECKING:
     from vtep.datapath.ingress import TapTarget
-    from vtep.fastpath.table import FastPath, ReceiveTable
+    from vtep.fastpath.table import FastPath
 
 _FRAMES_MAX: Final = 256
 """Frames that a compiled turn reads. Of 64 flows in turn, four frames of each then share a send."""
@@ -130,6 +132,7 @@ class EgressVerdicts:
         self._error = 0
         self._pauses = _Pauses()
         self._kind_mask = 0
+        self._grants = TransmitGrants(fast, segment)
         self.use_paths()
         segment.verdict_watchers.append(self._on_verdict_changed)
 
@@ -150,6 +153,8 @@ class EgressVerdicts:
 
     def _on_verdict_changed(self, mac: bytes | None) -> None:
         self._table.remove_verdicts(self._segment, mac)
+        if mac is None:
+            self._grants.reset()
 
     # --- a turn -------------------------------------------------------------------------------
 
@@ -164,15 +169,19 @@ class EgressVerdicts:
         self._returned, self._error = [], 0
         if self._pauses.take() or self._segment.policy.inner_vlan is not InnerVlan.PASS:
             return True
-        turn, segment = self._turn, self._segment
+        turn, segment, grants = self._turn, self._segment, self._grants
+        grants.renew(now)
         try:
-            turn.run(self._tap.fd, segment.vni, self._kind_mask, frame_max, _FRAMES_MAX)
+            options = self._kind_mask, frame_max, _FRAMES_MAX, grants.meter
+            turn.run(self._tap.fd, segment.vni, *options)
         except Exception as error:  # noqa: BLE001  a mistake in the turn must not stop forwarding
             self._fast.fail(error)
             segment.counters.drop(Drop.FAST_PATH_FAILED, count=_lost(turn.result))
             return True
-        result = turn.result[: RESULT_DONE + 1].tolist()
-        touched, taken, returned, unsent, self._error, done = result
+        result = turn.result[: RESULT_LIMITED + 1].tolist()
+        touched, taken, returned, unsent, self._error, done, limited = result
+        if limited:
+            grants.account(now)
         if touched:
             self._account(touched)
         if unsent:
@@ -198,7 +207,7 @@ class EgressVerdicts:
             frames, octets, superframes, datagrams = counts.tolist()
             counts[:] = 0
             origin = origins[row]
-            if origin is not None:
+            if isinstance(origin, TransmitOrigin):
                 segment.account(origin.entry, frames, octets)
             counters.tx_superframes += superframes
             counters.tx_datagrams += datagrams
@@ -207,7 +216,11 @@ class EgressVerdicts:
         """Send batches that the kernel did not take, as the slow path does: it knows what to do."""
         origins, batches = self._table.origins, self._turn.unsent[:unsent].tolist()
         # Looked up before the first send, which may change what rows depend on and so remove them.
-        found = [(each, batch) for batch in batches if (each := origins[batch[0]]) is not None]
+        found = [
+            (each, batch)
+            for batch in batches
+            if isinstance(each := origins[batch[0]], TransmitOrigin)
+        ]
         for origin, (_, hashed, stride, begin, octets, error) in found:
             remotes = origin.entry.destinations
             flow = hashed & POOL_MAX - 1 | origin.fields << FLOW_BITS
@@ -253,11 +266,13 @@ class EgressVerdicts:
     def _learn(self, key: Integers, frame: memoryview, flow: int) -> None:
         """Add a row for a frame, unless the next one like it may need something else."""
         segment, paths = self._segment, self._transmitter.paths
-        if not is_repeatable(int(key[KEY_KIND])):
+        route, meter = segment.route(frame), segment.storm.tap
+        if isinstance(route, NoRoute) or route.index < 0:  # Only the default entry has no index.
+            is_limited = meter is not None and meter.limits_unknown_unicast and not frame[0] & 1
+            if is_limited and route is segment.fdb.default and not int(key[KEY_PORT]) >> PORT_GSO:
+                self._table.add_unknown(key, segment, bytes(frame[: ethernet.MAC_LEN]))
             return
-        route = segment.route(frame)
-        # Unknown destinations are flooded, and only the default entry has no index.
-        if isinstance(route, NoRoute) or route.index < 0 or len(route.destinations) != 1:
+        if len(route.destinations) != 1 or not is_repeatable(int(key[KEY_KIND])):
             return
         remote = route.destinations[0]
         path = paths.get(remote)
@@ -296,13 +311,14 @@ class IngressVerdicts:
         self._turn = fast.receive.turn
         self._demux = demux
         self._port = fast.new_port()
-        self._links: dict[Segment, _TargetLink] = {}
+        self._links: dict[Segment, TargetLink] = {}
         self._data = self._turn.data.data
         self._sources: dict[bytes, tuple[str, int]] = {}
         self._returned: list[list[int]] = []
         self._next = 0
         self._error = 0
         self._pauses = _Pauses()
+        self._grants = ReceiveGrants(fast.receive)
         self._single_frame_turn = False
         # By the start of a datagram that was admitted in this turn, and its source: its segment.
         self._admitted: dict[tuple[bytes, str], Segment] = {}
@@ -315,7 +331,7 @@ class IngressVerdicts:
         is_possible = target.fast_path and isinstance(target.tap, Tap)
         number = self._table.open_target() if is_possible else None
         if number is not None:
-            self._links[target.segment] = _TargetLink(self._table, number, target)
+            self._links[target.segment] = TargetLink(self._table, number, target)
 
     def detach(self, segment: Segment) -> None:
         """Remove all rows of a segment, and deliver no more of its frames."""
@@ -345,6 +361,7 @@ class IngressVerdicts:
         if self._pauses.take():
             return True
         turn = self._turn
+        self._grants.renew(now)
         try:
             turn.run(receiver.fileno(), self._port, _MESSAGES_MAX)
         except Exception as error:  # noqa: BLE001  a mistake in the turn must not stop forwarding
@@ -382,6 +399,9 @@ class IngressVerdicts:
             admitted, frames, octets, superframes, partial_checksums = counts.tolist()
             counts[:] = 0
             origin = origins[row]
+            if isinstance(origin, MeterOrigin):
+                self._grants.account(origin, now)
+                continue
             if origin is None:
                 continue
             counters = origin.segment.counters
@@ -427,10 +447,15 @@ class IngressVerdicts:
             self._admitted[bytes(datagram[:INNER_MIN]), source] = segment
         return segment
 
-    def learn(self) -> None:
-        """Add rows for the datagrams that the last turn has returned, and which were admitted."""
-        keys = self._turn.returned_keys
-        for number, (begin, _octets, stride, message) in enumerate(self._returned):
+    def learn(self, now: float) -> None:
+        """Add rows for the datagrams that the last turn has returned, and which were admitted.
+
+        Senders of frames to groups get a meter.
+        """
+        keys, data = self._turn.returned_keys, self._data
+        for number, (begin, octets, stride, message) in enumerate(self._returned):
+            if octets >= INNER_MIN and data[begin + vxlan.HEADER_LEN] & 1:
+                self._limit(begin, message, now)
             key = keys[number]
             if key[KEY_MAC] and is_repeatable(int(key[KEY_KIND])):
                 datagram = self._data[begin : begin + stride]
@@ -439,6 +464,18 @@ class IngressVerdicts:
                 if segment is not None and self._table.find(key) < 0:
                     self._learn(key, datagram[vxlan.HEADER_LEN :], segment, host)
         self._returned = []
+
+    def _limit(self, begin: int, message: int, now: float) -> None:
+        """Give the sender of a message a meter: it has sent to a group."""
+        header, host = bytes(self._data[begin : begin + vxlan.HEADER_LEN]), self._source(message)[0]
+        flags, vni_word = vxlan.HEADER.unpack(header)
+        segment = self._demux.segments.get(vni_word >> 8)
+        link = self._links.get(segment) if segment is not None else None
+        # Wrong flags have drop reasons of their own, and the name of a device may change.
+        is_valid = flags & (vxlan.FLAG_I | vxlan.GPE_BITS) == vxlan.FLAG_I and "%" not in host
+        if link is not None and segment is not None and is_valid:
+            identity = self._port, host, header
+            self._grants.learn(identity, message, segment, link.kick_egress, now)
 
     def _learn(self, key: Integers, frame: memoryview, segment: Segment, host: str) -> None:
         """Add a row for a datagram, unless the next one like it may need something else."""
@@ -456,41 +493,6 @@ class IngressVerdicts:
             if entry is None:
                 return
         self._table.add(key, segment, mac, entry, link.number, link.kick_egress)
-
-
-class _TargetLink:
-    """The link of a TAP to its row of `targets`, and to all that the rows about it depend on."""
-
-    def __init__(self, table: "ReceiveTable", number: int, target: "TapTarget") -> None:
-        self.number = number
-        self.kick_egress = target.kick_egress
-        self._table = table
-        self._target = target
-        self._columns = table.turn.targets[number]
-        target.segment.verdict_watchers.append(self._on_verdict_changed)
-        target.sizing.watchers.append(self._on_packet_max_changed)
-        target.tracker.watchers.append(self._on_tracker_changed)
-        self._on_packet_max_changed(target.sizing.sizes.packet_max)
-        self._on_tracker_changed(target.tracker.active)
-
-    def close(self) -> None:
-        """Remove all rows about the TAP."""
-        target = self._target
-        target.segment.verdict_watchers.remove(self._on_verdict_changed)
-        target.sizing.watchers.remove(self._on_packet_max_changed)
-        target.tracker.watchers.remove(self._on_tracker_changed)
-        self._on_verdict_changed(None)
-        self._table.close_target(self.number)
-
-    def _on_verdict_changed(self, mac: bytes | None) -> None:
-        self._table.remove_verdicts(self._target.segment, mac)
-
-    def _on_packet_max_changed(self, octets: int) -> None:
-        self._columns[TARGET_SEGMENT_MAX] = octets
-
-    def _on_tracker_changed(self, active: bool) -> None:
-        # An active tracker must see every frame, so all take the slow path.
-        self._columns[TARGET_FD] = -1 if active else self._target.tap.fd
 
 
 def _lost(result: Integers) -> int:

@@ -37,6 +37,7 @@ class Turn(NamedTuple):
     touched: Integers
     result: Integers
     send: Integers
+    meter: Integers
 
 
 @inlined

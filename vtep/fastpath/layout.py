@@ -29,6 +29,9 @@ KEY_TAGGED: Final = 1 << 49
 """The frame has one 802.1Q tag."""
 KEY_USED: Final = 1 << 50
 """Set in every key, so that none is 0."""
+KEY_LIMITED: Final = 1 << 51
+"""The row says what storm control limits. Transmit: the MAC is unknown. Receive: the row has the
+meter of a remote, and no MAC. The kind is 0."""
 
 KEY_KIND: Final = 1
 """Bits 0 to 7: the IP protocol. The others begin at these bits:"""
@@ -118,7 +121,25 @@ TARGET_TSO: Final = 2
 """1 if TCP segments may be merged for this TAP, else 0."""
 TARGET_USO: Final = 3
 """1 if datagrams of UDP may be merged for this TAP, else 0."""
-TARGET_COLUMNS: Final = 4
+TARGET_LIMITED: Final = 4
+"""1 if storm control limits remotes, else 0. Frames to a group then need a meter."""
+TARGET_COLUMNS: Final = 5
+
+# --- storm control ------------------------------------------------------------------------------
+
+METER_GRANTED: Final = 0
+"""A meter is a row of `meters` on receipt, and an array for each VNI on transmission. Its first 4
+columns are the grants by class (`forwarding.storm.StormClass`), and of the reserve."""
+METER_USED: Final = 4
+"""The first of 4 columns, in the same order: frames that a turn has delivered or sent."""
+METER_DROPPED: Final = 8
+"""The first of 3 columns, by class: frames that a turn has dropped."""
+METER_SOURCE: Final = 11
+"""The first of 3 columns, by class: the source MAC of the last one."""
+METER_COLUMNS: Final = 14
+
+METERS: Final = 1024
+"""Rows of `meters`: remotes, of all VNIs, whose datagrams turns can limit."""
 
 # --- the receive turn's own arrays --------------------------------------------------------------
 
@@ -219,9 +240,11 @@ RESULT_ERROR: Final = 4
 """The errno of a read or receive, other than EAGAIN; else 0."""
 RESULT_DONE: Final = 5
 """Frames or datagrams that were handled here: sent, delivered or put into `unsent`."""
-RESULT_MOST: Final = 6
+RESULT_LIMITED: Final = 6
+"""Transmit: frames that took a grant of storm control, or were dropped for lack of one."""
+RESULT_MOST: Final = 7
 """Receive: the number of messages that the next turn asks for. It is kept from turn to turn."""
-RESULTS: Final = 7
+RESULTS: Final = 8
 
 # --- the working arrays of a transmit turn ------------------------------------------------------
 

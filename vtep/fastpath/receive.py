@@ -6,9 +6,8 @@ delivered, all others are returned to the slow path. The frames of a flow are co
 (see `items`), which one `writev` delivers.
 """
 
-import errno
 import socket
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -22,98 +21,25 @@ from vtep.fastpath.items import (
     is_same,
     write_headers,
 )
-from vtep.fastpath.jit import compiled, entry_point, i64, inlined, recvmmsg, writev
+from vtep.fastpath.jit import compiled, entry_point, i64, inlined, writev
 from vtep.fastpath.keys import TCP, UDP, be32, find_row, flow_hash, mac_at, parse
 from vtep.fastpath.layout import Integers, Octets
-from vtep.io.socket_constants import SOL_UDP, UDP_GRO
-from vtep.wire import ecn, ethernet, virtio, vxlan
-
-_TURN_OCTETS: Final = 1 << 18
-"""Octets that a turn should receive: what the processor's second cache holds along with the
-kernel's copies."""
-_TURN_MESSAGES_MIN: Final = 4
-
-_CMSG_GRO: Final = SOL_UDP | UDP_GRO << 32
-"""Level and type of a struct cmsghdr, read as one word."""
+from vtep.fastpath.messages import (
+    ReceiveArrays,
+    has_same_source,
+    is_separable,
+    receive_messages,
+)
+from vtep.fastpath.storm import take_grant
+from vtep.wire import ethernet, virtio, vxlan
 
 _AF_INET6: Final = int(socket.AF_INET6)
-_EAGAIN: Final = errno.EAGAIN
-_NAME_OCTETS: Final = 8 * (layout.ENVELOPE_CONTROL - layout.ENVELOPE_NAME)
-_CONTROL_OCTETS: Final = 8 * (layout.ENVELOPE_IOVEC - layout.ENVELOPE_CONTROL)
 _VXLAN_LEN: Final = vxlan.HEADER_LEN
 _DATAGRAM_MIN: Final = vxlan.HEADER_LEN + ethernet.HEADER_LEN
 
 
-class _Turn(NamedTuple):
-    """The arrays of a turn (see `ReceiveTurn` and `layout`)."""
-
-    data: Octets
-    keys: Integers
-    values: Integers
-    targets: Integers
-    messages: Integers
-    envelopes: Integers
-    items: Integers
-    iovecs: Integers
-    returned: Integers
-    returned_keys: Integers
-    key: Integers
-    touched: Integers
-    result: Integers
-
-
-# --- messages -----------------------------------------------------------------------------------
-
-
 @inlined
-def _receive(turn: _Turn, fd: int, most: int) -> int:
-    """Receive messages, and read their control messages. Returns: how many messages."""
-    messages, result = turn.messages, turn.result
-    wanted = min(most, result[layout.RESULT_MOST])
-    result[: layout.RESULT_MOST] = 0
-    # The kernel has replaced these by what the last message had.
-    for message in range(wanted):
-        messages[message, layout.MESSAGE_NAME_LEN] = _NAME_OCTETS
-        messages[message, layout.MESSAGE_CONTROL_LEN] = _CONTROL_OCTETS
-        messages[message, layout.MESSAGE_FLAGS] = 0
-    count = recvmmsg(fd, i64(messages.ctypes.data), wanted)
-    if count <= 0:
-        result[layout.RESULT_ERROR] = 0 if count == -_EAGAIN else -count
-        return 0
-    total = 0
-    for message in range(count):
-        octets = i64(messages[message, layout.MESSAGE_OCTETS])
-        _read_control(turn, message, octets)
-        total += octets
-        stride = i64(turn.envelopes[message, layout.ENVELOPE_STRIDE])
-        result[layout.RESULT_TAKEN] += max(1, (octets + stride - 1) // stride)
-    # A turn with 64 messages of 64 KiB would exceed the cache, and delay all else.
-    most = _TURN_OCTETS * count // (total + 1)
-    result[layout.RESULT_MOST] = min(layout.MESSAGES, max(_TURN_MESSAGES_MIN, most))
-    return count
-
-
-@inlined
-def _read_control(turn: _Turn, message: int, octets: int) -> None:
-    """Read the control messages of a message of `octets` octets: stride, and outer ECN field."""
-    envelopes = turn.envelopes
-    stride, outer_ecn = octets, 0
-    at = layout.ENVELOPE_CONTROL
-    end = at + min(_CONTROL_OCTETS, i64(turn.messages[message, layout.MESSAGE_CONTROL_LEN])) // 8
-    # struct cmsghdr: a word with the length, one with level and type; then the data, padded.
-    while at + 2 < end:
-        value = i64(envelopes[message, at + 2])
-        if i64(envelopes[message, at + 1]) == _CMSG_GRO:
-            stride = value & 0xFFFF
-        else:  # IP_TOS is one octet, IPV6_TCLASS an int: both have the ECN field in their first.
-            outer_ecn = value & ecn.MASK
-        at += max(2, (i64(envelopes[message, at]) + 7) // 8)
-    envelopes[message, layout.ENVELOPE_STRIDE] = max(1, stride)
-    envelopes[message, layout.ENVELOPE_ECN] = outer_ecn
-
-
-@inlined
-def _handle_message(turn: _Turn, message: int, port: int, last: int) -> int:
+def _handle_message(turn: ReceiveArrays, message: int, port: int, last: int) -> int:
     """Deliver or return the datagrams of a message.
 
     `last` is the bucket of the item to which the last frame was added, or -1.
@@ -123,10 +49,12 @@ def _handle_message(turn: _Turn, message: int, port: int, last: int) -> int:
     stride = i64(turn.envelopes[message, layout.ENVELOPE_STRIDE])
     at = message * layout.SLOT
     end = at + i64(turn.messages[message, layout.MESSAGE_OCTETS])
-    if at == end or not _is_separable(turn.data, at, end, stride):
+    if at == end or not is_separable(turn.data, at, end, stride):
+        if _is_excess(turn, message, port, at, end, stride):
+            return -1
         _return_message(turn, message, at, end, stride)
         return -1
-    if not _has_same_source(turn.envelopes, message):
+    if not has_same_source(turn.envelopes, message):
         last = -1
     while at < end:
         octets = min(stride, end - at)
@@ -139,39 +67,11 @@ def _handle_message(turn: _Turn, message: int, port: int, last: int) -> int:
     return last
 
 
-@inlined
-def _is_separable(data: Octets, at: int, end: int, stride: int) -> bool:
-    """Return False if several datagrams may be one: a UDP superframe that was never segmented.
-
-    The first frame then states the length of all. A guest wrote everything behind its headers, and
-    could forge datagrams there. So what follows is a datagram only if the first frame can be
-    parsed, and ends in its own datagram (see `forwarding.demux.Demux.check_gro_batch`).
-    """
-    if end - at <= stride:
-        return True
-    if stride < _DATAGRAM_MIN or end - at > stride * layout.MESSAGE_PARTS:
-        return False
-    return parse(data, at + _VXLAN_LEN, stride - _VXLAN_LEN)[0] != 0
-
-
-@inlined
-def _has_same_source(envelopes: Integers, message: int) -> bool:
-    """Return True if a message has the source and the outer ECN field of the one before it."""
-    # The port counts here, though not in the key: a flow keeps it, and this is only a short cut.
-    if message == 0:
-        return False
-    this, before = envelopes[message], envelopes[message - 1]
-    for word in range(layout.ENVELOPE_NAME, layout.ENVELOPE_CONTROL):
-        if this[word] != before[word]:
-            return False
-    return bool(this[layout.ENVELOPE_ECN] == before[layout.ENVELOPE_ECN])
-
-
 # --- datagrams ----------------------------------------------------------------------------------
 
 
 @inlined
-def _extend_last(turn: _Turn, bucket: int, at: int, octets: int) -> bool:
+def _extend_last(turn: ReceiveArrays, bucket: int, at: int, octets: int) -> bool:
     """Add a datagram of the same source to an item if it has the same VNI and comes next."""
     data, items = turn.data, turn.items
     first = i64(items[bucket, layout.ITEM_FRAME]) - _VXLAN_LEN
@@ -181,11 +81,60 @@ def _extend_last(turn: _Turn, bucket: int, at: int, octets: int) -> bool:
 
 
 @inlined
-def _handle_datagram(turn: _Turn, message: int, port: int, at: int, octets: int) -> int:
+def _limited_row(turn: ReceiveArrays, message: int, port: int, at: int) -> int:
+    """Return the row that has the meter of the sender of a datagram, or -1. It changes the key."""
+    data, key = turn.data, turn.key
+    _write_envelope(key, turn.envelopes[message], port, be32(data, at), be32(data, at + 4))
+    key[layout.KEY_MAC] = layout.KEY_USED | layout.KEY_LIMITED
+    key[layout.KEY_KIND] = 0
+    return find_row(turn.keys, key)
+
+
+@inlined
+def _limit(turn: ReceiveArrays, row: int, at: int, octets: int, count: int) -> int:
+    """Take grants for datagrams, with the meter of a row. Returns: as `take_grant`."""
+    if _touch(turn, row):
+        turn.values[row, layout.RX_ADMITTED] += 1
+    meter = turn.meters[turn.values[row, layout.RX_TARGET]]
+    granted = take_grant(meter, turn.data, at + _VXLAN_LEN, octets - _VXLAN_LEN, count)
+    if granted < 0:
+        turn.result[layout.RESULT_DONE] += count
+    return granted
+
+
+@inlined
+def _is_excess(
+    turn: ReceiveArrays, message: int, port: int, at: int, end: int, stride: int
+) -> bool:
+    """Return True if a message that cannot be separated is to be dropped by storm control.
+
+    That is a batch of ARP requests, for example. All of its frames must go to groups.
+    """
+    if min(stride, end - at) < _DATAGRAM_MIN:
+        return False
+    count = 0
+    for begin in range(at, end, stride):
+        if begin + _VXLAN_LEN >= end or not turn.data[begin + _VXLAN_LEN] & 1:
+            return False
+        count += 1
+    row = _limited_row(turn, message, port, at)
+    return row >= 0 and _limit(turn, row, at, stride, count) < 0
+
+
+@inlined
+def _handle_datagram(turn: ReceiveArrays, message: int, port: int, at: int, octets: int) -> int:
     """Deliver or return a datagram. Returns: the bucket of its item, or -1 if it was returned."""
     data, key, begin = turn.data, turn.key, at + _VXLAN_LEN
     key[layout.KEY_MAC] = 0
-    bucket = row = -1
+    bucket = row = limited = granted = -1
+    is_group = octets >= _DATAGRAM_MIN and data[begin] & 1 != 0
+    if is_group:
+        limited = _limited_row(turn, message, port, at)
+        if limited >= 0:
+            granted = _limit(turn, limited, at, octets, 1)
+            if granted < 0:
+                return -1
+        key[layout.KEY_MAC] = 0
     if octets >= _DATAGRAM_MIN:
         bucket = flow_hash(data, begin, octets - _VXLAN_LEN) % layout.BUCKETS
         ip, transport, end, mac, kind = parse(data, begin, octets - _VXLAN_LEN)
@@ -194,17 +143,32 @@ def _handle_datagram(turn: _Turn, message: int, port: int, at: int, octets: int)
             key[layout.KEY_KIND] = kind
             _write_envelope(key, turn.envelopes[message], port, be32(data, at), be32(data, at + 4))
             row = find_row(turn.keys, key)
-    if row >= 0:
+    if row >= 0 and (not is_group or _may_deliver(turn, row, limited)):
         protocol = kind & 0xFF
         pseudo = addresses_sum(data, ip, transport) + protocol if protocol in (TCP, UDP) else 0
         frame = InnerFrame(begin, octets - _VXLAN_LEN, ip, transport, end, protocol, pseudo)
         if _deliver(turn, bucket, row, frame):
-            return bucket
+            if not is_group:
+                return bucket
+            if granted >= 0:
+                meter = turn.meters[turn.values[limited, layout.RX_TARGET]]
+                meter[layout.METER_USED + granted] += 1
+            if turn.items[bucket, layout.ITEM_IS_COMPLETE]:
+                _flush(turn, bucket)
+            # The next one must not be added to its item without a look at the grants.
+            return -1
     if bucket >= 0:
         # Frames of its flow that were received before it are delivered before it.
         _block(turn, bucket)
     _add_returned(turn, message, at, octets, octets)
     return -1
+
+
+@inlined
+def _may_deliver(turn: ReceiveArrays, row: int, limited: int) -> bool:
+    """Return False if a frame to a group must be returned, since its sender lacks a meter."""
+    target = turn.targets[turn.values[row, layout.RX_TARGET]]
+    return limited >= 0 or target[layout.TARGET_LIMITED] == 0
 
 
 @inlined
@@ -227,7 +191,7 @@ def _write_envelope(key: Integers, envelope: Integers, port: int, flags: int, vn
 
 
 @inlined
-def _deliver(turn: _Turn, bucket: int, row: int, frame: InnerFrame) -> bool:
+def _deliver(turn: ReceiveArrays, bucket: int, row: int, frame: InnerFrame) -> bool:
     """Add a frame to the item of its flow, or begin one. Returns: False if it must be returned."""
     data, items, iovecs = turn.data, turn.items, turn.iovecs
     target = turn.targets[turn.values[row, layout.RX_TARGET]]
@@ -255,7 +219,7 @@ def _deliver(turn: _Turn, bucket: int, row: int, frame: InnerFrame) -> bool:
 
 
 @inlined
-def _return_message(turn: _Turn, message: int, at: int, end: int, stride: int) -> None:
+def _return_message(turn: ReceiveArrays, message: int, at: int, end: int, stride: int) -> None:
     """Return all datagrams of a message, and block their flows."""
     data, begin = turn.data, at
     # A guest wrote what follows if this is one datagram: it has no VXLAN header there.
@@ -269,14 +233,14 @@ def _return_message(turn: _Turn, message: int, at: int, end: int, stride: int) -
 
 
 @compiled
-def _block(turn: _Turn, bucket: int) -> None:
+def _block(turn: ReceiveArrays, bucket: int) -> None:
     """Deliver the item of a bucket, and return what follows in this turn, to keep the order."""
     _flush(turn, bucket)
     turn.items[bucket, layout.ITEM_BLOCKED] = 1
 
 
 @compiled
-def _add_returned(turn: _Turn, message: int, at: int, octets: int, stride: int) -> None:
+def _add_returned(turn: ReceiveArrays, message: int, at: int, octets: int, stride: int) -> None:
     """Add datagrams to what is returned, in the row of the datagrams before them if possible."""
     returned, result = turn.returned, turn.result
     row = i64(result[layout.RESULT_RETURNED])
@@ -300,7 +264,7 @@ def _add_returned(turn: _Turn, message: int, at: int, octets: int, stride: int) 
 
 
 @compiled
-def _flush(turn: _Turn, bucket: int) -> None:
+def _flush(turn: ReceiveArrays, bucket: int) -> None:
     """Deliver the item of a bucket, if there is one, or return its frames."""
     item, iovec = turn.items[bucket], turn.iovecs[bucket]
     count, row = i64(item[layout.ITEM_COUNT]), i64(item[layout.ITEM_ROW])
@@ -323,7 +287,7 @@ def _flush(turn: _Turn, bucket: int) -> None:
 
 
 @inlined
-def _return_item(turn: _Turn, bucket: int, count: int, header_len: int) -> None:
+def _return_item(turn: ReceiveArrays, bucket: int, count: int, header_len: int) -> None:
     """Return the datagrams of an item that could not be delivered, and block their flow."""
     iovecs, base = turn.iovecs, i64(turn.data.ctypes.data)
     turn.items[bucket, layout.ITEM_BLOCKED] = 1
@@ -335,7 +299,7 @@ def _return_item(turn: _Turn, bucket: int, count: int, header_len: int) -> None:
 
 
 @inlined
-def _touch(turn: _Turn, row: int) -> bool:
+def _touch(turn: ReceiveArrays, row: int) -> bool:
     """Add a row to those that the turn has used. Returns: False if there are too many."""
     if turn.values[row, layout.RX_ADMITTED] == 0:
         count = i64(turn.result[layout.RESULT_TOUCHED])
@@ -347,7 +311,7 @@ def _touch(turn: _Turn, row: int) -> bool:
 
 
 @inlined
-def _count(turn: _Turn, item: Integers, row: int, count: int) -> None:
+def _count(turn: ReceiveArrays, item: Integers, row: int, count: int) -> None:
     """Count a delivery. A superframe counts as its segments, each with its headers."""
     values = turn.values[row]
     values[layout.RX_ADMITTED] += count
@@ -364,7 +328,10 @@ def _count(turn: _Turn, item: Integers, row: int, count: int) -> None:
 # --- the turn -----------------------------------------------------------------------------------
 
 
-@entry_point(f"void(int64, int64, int64, uint8[::1]{', int64[:, ::1]' * 9}{', int64[::1]' * 3})")
+@entry_point(
+    f"void(int64, int64, int64, uint8[::1]{', int64[:, ::1]' * 9}{', int64[::1]' * 3}"
+    ", int64[:, ::1])"
+)
 def receive_turn(  # noqa: PLR0913, PLR0917
     fd: int,
     port: int,
@@ -382,16 +349,17 @@ def receive_turn(  # noqa: PLR0913, PLR0917
     key: Integers,
     touched: Integers,
     result: Integers,
+    meters: Integers,
 ) -> None:
     """Receive up to `most` messages from a socket and deliver or return them."""
-    turn = _Turn(
+    turn = ReceiveArrays(
         *(data, keys, values, targets, messages, envelopes, items, iovecs),
-        *(returned, returned_keys, key, touched, result),
+        *(returned, returned_keys, key, touched, result, meters),
     )
     for bucket in range(layout.BUCKETS):
         items[bucket, layout.ITEM_COUNT] = items[bucket, layout.ITEM_BLOCKED] = 0
     last = -1
-    for message in range(_receive(turn, fd, most)):
+    for message in range(receive_messages(turn, fd, most)):
         last = _handle_message(turn, message, port, last)
     for bucket in range(layout.BUCKETS):
         if items[bucket, layout.ITEM_COUNT]:
@@ -401,9 +369,9 @@ def receive_turn(  # noqa: PLR0913, PLR0917
 class ReceiveTurn:
     """The receive turn of a process: its arrays, of which `layout` has the columns.
 
-    `keys`, `values` and `targets` are the receive table. After a turn, `result` has its result,
-    `touched` the rows with counters, `returned` and `returned_keys` what the slow path has to
-    handle: octets of `data`. `names` and `ecn` have the source and the outer ECN field of each
+    `keys`, `values`, `targets` and `meters` are the receive table. After a turn, `result` has its
+    result, `touched` the rows with counters, `returned` and `returned_keys` what the slow path has
+    to handle: octets of `data`. `names` and `ecn` have the source and the outer ECN field of each
     message.
     """
 
@@ -412,6 +380,7 @@ class ReceiveTurn:
         self.values = _zeros(layout.ROWS, layout.RX_COLUMNS)
         self.targets = _zeros(layout.TARGETS, layout.TARGET_COLUMNS)
         self.targets[:, layout.TARGET_FD] = -1
+        self.meters = _zeros(layout.METERS, layout.METER_COLUMNS)
         self.touched = _zeros(layout.TOUCHED_MAX)
         self.result = _zeros(layout.RESULTS)
         self.result[layout.RESULT_MOST] = layout.MESSAGES
@@ -430,7 +399,7 @@ class ReceiveTurn:
             *(self.data, self.keys, self.values, self.targets, self._messages, self._envelopes),
             *(_zeros(layout.BUCKETS, layout.ITEM_COLUMNS), self._iovecs),
             *(self.returned, self.returned_keys, _zeros(layout.RX_KEY_WORDS)),
-            *(self.touched, self.result),
+            *(self.touched, self.result, self.meters),
         )
 
     def _make_messages(self) -> Integers:
@@ -452,6 +421,22 @@ class ReceiveTurn:
         `port` is the number of the socket in the keys. Side effects: as in the class.
         """
         receive_turn(fd, port, most, *self._arrays)
+
+    def limited_key(self, port: int, message: int, header: bytes) -> Integers:
+        """Return the key of the row with the meter of the sender of a message (`_limited_row`)."""
+        key = _zeros(layout.RX_KEY_WORDS)
+        key[layout.KEY_MAC] = layout.KEY_USED | layout.KEY_LIMITED
+        key[layout.KEY_PORT] = port
+        key[layout.KEY_VXLAN_FLAGS] = int.from_bytes(header[:4], "big")
+        key[layout.KEY_VXLAN_VNI] = int.from_bytes(header[4:], "big")
+        # As `_write_envelope` does it.
+        name = [int(word) for word in self.names[message]]
+        family, scope = name[0] & 0xFFFF, name[0] >> 32 & 0xFFFFFFFF
+        if family == _AF_INET6:
+            scope = name[3] & 0xFFFFFFFF
+            key[layout.KEY_SOURCE_V6 : layout.KEY_SOURCE_V6 + 2] = name[1:3]
+        key[layout.KEY_SOURCE] = family | scope << 16
+        return key
 
     def source(self, message: int) -> bytes:
         """Return the source of a message: a struct sockaddr_in or sockaddr_in6."""

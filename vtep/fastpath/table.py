@@ -9,12 +9,14 @@ from functools import partial
 from itertools import count
 from typing import Final, Generic, TypeVar
 
-from attrs import frozen
-
 from vtep.fastpath.keys import place
 from vtep.fastpath.layout import (
+    KEY_KIND,
+    KEY_LIMITED,
     KEY_MAC,
     KEY_PORT,
+    KEY_USED,
+    METERS,
     PATH_STRIDE_MAX,
     PATHS,
     PORT_GSO,
@@ -32,6 +34,13 @@ from vtep.fastpath.layout import (
     TX_SLOT_MASK,
     Integers,
 )
+from vtep.fastpath.origins import (
+    MeterOrigin,
+    Origin,
+    ReceiveOrigin,
+    TransmitOrigin,
+    UnknownOrigin,
+)
 from vtep.fastpath.receive import ReceiveTurn
 from vtep.fastpath.transmit import TransmitTurn
 from vtep.forwarding.fdb import Entry
@@ -39,14 +48,6 @@ from vtep.forwarding.segment import Segment
 from vtep.io.path import FLOW_BITS, Path
 
 _Row = TypeVar("_Row", bound="Origin")
-
-
-@frozen(eq=False)
-class Origin:
-    """The objects from which a row was derived, and which it counts for."""
-
-    segment: Segment
-    mac: bytes
 
 
 class Table(Generic[_Row]):
@@ -105,29 +106,7 @@ class Table(Generic[_Row]):
         self.remove_if(lambda _origin: True)
 
 
-@frozen(eq=False)
-class TransmitOrigin(Origin):
-    """The origin of a row for frames from a TAP."""
-
-    entry: Entry
-    """The FDB entry of their destination."""
-    path: Path
-    fields: int
-    """Packed outer header fields (see `vtep.wire.outer_header`)."""
-    is_superframe: bool
-
-
-@frozen(eq=False)
-class ReceiveOrigin(Origin):
-    """The origin of a row for datagrams from the underlay."""
-
-    entry: Entry | None
-    """The FDB entry that they refresh; None if nothing is learned."""
-    kick_egress: Callable[[], None]
-    """Sends the frames that wait in the TAP."""
-
-
-class TransmitTable(Table[TransmitOrigin]):
+class TransmitTable(Table[TransmitOrigin | UnknownOrigin]):
     """The rows for frames from the TAPs, and the sockets of their paths."""
 
     def __init__(self) -> None:
@@ -177,6 +156,17 @@ class TransmitTable(Table[TransmitOrigin]):
             template[:TEMPLATE_CONTROL] = memoryview(header)
             template[TEMPLATE_CONTROL : TEMPLATE_CONTROL + len(control)] = memoryview(control)
 
+    def add_unknown(self, key: Integers, segment: Segment, mac: bytes) -> None:
+        """Add a row that says that a MAC is not in the FDB.
+
+        `key` is that of a frame to it, which is changed.
+        """
+        key[KEY_MAC] = KEY_USED | KEY_LIMITED | int.from_bytes(mac, "big")
+        key[KEY_KIND] = 0
+        if self.find(key) < 0:
+            row = self._put(key, UnknownOrigin(segment, mac))
+            self.turn.values[row] = 0
+
     def _number(self, path: Path) -> int | None:
         """Return the row of `paths` for a path; None if all are in use."""
         number = self._paths.get(path)
@@ -197,16 +187,18 @@ class TransmitTable(Table[TransmitOrigin]):
     def _on_sockets_changed(self, path: Path, all_closed: bool) -> None:
         self._forget_sockets(path)
         if all_closed:
-            self.remove_if(lambda origin: origin.path is path)
+            self.remove_if(
+                lambda origin: isinstance(origin, TransmitOrigin) and origin.path is path
+            )
             path.on_sockets_changed = None
             self._free_paths.append(self._paths.pop(path))
 
     def remove_superframes(self) -> None:
         """Remove all rows of superframes: whether they can be sent with tunnel GSO may change."""
-        self.remove_if(lambda origin: origin.is_superframe)
+        self.remove_if(lambda origin: isinstance(origin, TransmitOrigin) and origin.is_superframe)
 
 
-class ReceiveTable(Table[ReceiveOrigin]):
+class ReceiveTable(Table[ReceiveOrigin | MeterOrigin]):
     """The rows for datagrams from the underlay, and the TAPs that they go to."""
 
     def __init__(self) -> None:
@@ -214,6 +206,9 @@ class ReceiveTable(Table[ReceiveOrigin]):
         super().__init__(self.turn.keys)
         self.turn.targets[:, TARGET_FD] = -1
         self._free_targets = list(range(TARGETS))
+        self._free_meters = list(range(METERS))
+        self.meters: dict[tuple[object, ...], MeterOrigin] = {}
+        """The origins of the rows with a meter, by their identity."""
 
     def add(
         self,
@@ -237,6 +232,39 @@ class ReceiveTable(Table[ReceiveOrigin]):
         row = self._put(key, ReceiveOrigin(segment, mac, entry, kick_egress))
         self.turn.values[row] = 0
         self.turn.values[row, RX_TARGET] = target
+
+    def add_meter(
+        self,
+        port: int,
+        message: int,
+        header: bytes,
+        segment: Segment,
+        host: str,
+        kick_egress: Callable[[], None],
+    ) -> MeterOrigin | None:
+        """Add a row with a meter for the datagrams of a remote with one VXLAN header.
+
+        `port` is as in a key, and `message` one that the last turn has received from the remote.
+
+        Returns: the origin of the row, whose meter grants nothing yet; None if all are in use.
+        """
+        if not self._free_meters:
+            return None
+        number = self._free_meters.pop()
+        self.turn.meters[number] = 0
+        origin = MeterOrigin(segment, b"", port, host, header, number, kick_egress)
+        self.meters[origin.identity] = origin
+        row = self._put(self.turn.limited_key(port, message, header), origin)
+        self.turn.values[row] = 0
+        self.turn.values[row, RX_TARGET] = number
+        return origin
+
+    def _remove(self, row: int) -> None:
+        origin = self.origins[row]
+        super()._remove(row)
+        if isinstance(origin, MeterOrigin):
+            del self.meters[origin.identity]
+            self._free_meters.append(origin.number)
 
     def open_target(self) -> int | None:
         """Return the number of a row of `targets` to use; None if there is none."""

@@ -35,6 +35,7 @@ from vtep.fastpath.keys import (
     put32,
 )
 from vtep.fastpath.layout import Integers, Octets
+from vtep.fastpath.storm import drop, take_grant
 from vtep.io.path import SEGMENTS_MAX
 from vtep.io.socket_constants import SOL_UDP, UDP_SEGMENT
 from vtep.offload.headers import FIRST_ONLY, LAST_ONLY
@@ -46,6 +47,7 @@ from vtep.wire.ip import (
     TCP_HEADER_MIN,
     UDP_HEADER_LEN,
 )
+from vtep.wire.storm_class import StormClass
 from vtep.wire.virtio import FLAG_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
 from vtep.wire.virtio import HEADER_LEN as VIRTIO_LEN
 from vtep.wire.vxlan import HEADER_LEN as VXLAN_LEN
@@ -54,6 +56,7 @@ _IPV4_LEN: Final = IP_HEADER_MIN[4]
 _TCP_CHECKSUM: Final = CHECKSUM_OFFSET[TCP]
 _UDP_CHECKSUM: Final = CHECKSUM_OFFSET[UDP]
 _EAGAIN: Final = errno.EAGAIN
+_UNKNOWN_UNICAST: Final = int(StormClass.UNKNOWN_UNICAST)
 
 
 class _Frame(NamedTuple):
@@ -143,18 +146,50 @@ def _handle(turn: Turn, at: int, octets: int, port: int, kind_mask: int, frame_m
     if octets < VIRTIO_LEN + ETHERNET_LEN:
         _return_frame(turn, at, end)
     else:
-        key[layout.KEY_PORT] = port | i64(data[at + 1]) << layout.PORT_GSO
+        gso_type, begin = i64(data[at + 1]), at + VIRTIO_LEN
+        # The slow path counts the segments of superframes, and so limits them.
+        granted = -1
+        # The lowest bit of the first octet marks a group.
+        if data[begin] & 1 and gso_type == 0:
+            turn.result[layout.RESULT_LIMITED] += 1
+            granted = take_grant(turn.meter, data, begin, end - begin, 1)
+            if granted < 0:
+                return at
+        key[layout.KEY_PORT] = port | gso_type << layout.PORT_GSO
         frame = _parse(data, at + VIRTIO_LEN, end, key, kind_mask)
         blocked = layout.SEND_BLOCKED + frame.flow % FLOWS
         if send[blocked] or not _take(turn, frame, key, frame_max):
+            if gso_type == 0 and _is_excess(turn, begin, port):
+                return at
             send[blocked] = 1
             _return_frame(turn, at, end)
+        elif granted >= 0:
+            # A group with one destination of its own.
+            turn.meter[layout.METER_USED + granted] += 1
     if send[layout.SEND_OPEN]:
         return _round_up(end)
     # All is sent, so the memory is free: what is read to it next finds it in the cache.
     send[layout.SEND_USED] = 0
     _mark_done(turn)
     return i64(send[layout.SEND_KEPT])
+
+
+@inlined
+def _is_excess(turn: Turn, begin: int, port: int) -> bool:
+    """Return True if a frame that is to be returned goes to an unknown MAC, beyond the limit."""
+    data, meter = turn.data, turn.meter
+    # The key of a returned frame is kept. The row behind it is that of the next frame.
+    key = turn.returned_keys[turn.result[layout.RESULT_RETURNED] + 1]
+    key[layout.KEY_MAC] = layout.KEY_USED | layout.KEY_LIMITED | mac_at(data, begin)
+    key[layout.KEY_KIND], key[layout.KEY_PORT] = 0, port
+    if find_row(turn.keys, key) < 0:
+        return False
+    turn.result[layout.RESULT_LIMITED] += 1
+    if meter[_UNKNOWN_UNICAST] > 0:
+        meter[_UNKNOWN_UNICAST] -= 1
+        return False
+    drop(meter, _UNKNOWN_UNICAST, data, begin, 1)
+    return True
 
 
 @inlined
@@ -326,7 +361,7 @@ def _write_udp(data: Octets, udp: int, octets: int, total: int) -> None:
 
 @entry_point(
     f"void({'int64, ' * 5}uint8[::1], uint8[::1], uint8[:, ::1]{', int64[:, ::1]' * 9}"
-    f"{', int64[::1]' * 3})"
+    f"{', int64[::1]' * 4})"
 )
 def transmit_turn(  # noqa: PLR0913, PLR0917
     fd: int,
@@ -349,11 +384,12 @@ def transmit_turn(  # noqa: PLR0913, PLR0917
     touched: Integers,
     result: Integers,
     send: Integers,
+    meter: Integers,
 ) -> None:
     """Read up to `most` frames from a TAP and send or return them; see `TransmitTurn.run`."""
     turn = Turn(
         *(data, unsent_data, templates, keys, values, paths, returned, returned_keys, unsent),
-        *(datagrams, groups, iovecs, touched, result, send),
+        *(datagrams, groups, iovecs, touched, result, send, meter),
     )
     result[:] = 0
     send[: layout.SEND_MESSAGE] = send[layout.SEND_BLOCKED :] = 0
@@ -418,11 +454,18 @@ class TransmitTurn:
         send[layout.SEND_CMSG_STRIDE + 1] = SOL_UDP | UDP_SEGMENT << 32
         return send
 
-    def run(self, fd: int, port: int, kind_mask: int, frame_max: int, most: int) -> None:
+    @staticmethod
+    def new_meter() -> Integers:
+        """Return a meter for a VNI, which grants nothing yet."""
+        return np.zeros(layout.METER_COLUMNS, np.int64)
+
+    def run(
+        self, fd: int, port: int, kind_mask: int, frame_max: int, most: int, meter: Integers
+    ) -> None:
         """Read up to `most` frames from the TAP `fd`, and send or return them.
 
         `port` is the number of the VNI's port in the keys. `kind_mask` has those bits of `KEY_KIND`
         that outer headers inherit. A frame of more than `frame_max` octets is returned, and so is a
-        superframe with such segments. Side effects: as in the class.
+        superframe with such segments. `meter` is that of the VNI. Side effects: as in the class.
         """
-        transmit_turn(fd, port, kind_mask, frame_max, most, *self._arrays)
+        transmit_turn(fd, port, kind_mask, frame_max, most, *self._arrays, meter)

@@ -12,8 +12,9 @@ from vtep.wire.echo import EchoMessage
 _KIND_BITS = vxlan.FLAG_I | vxlan.GPE_BITS
 """Bits that tell a header of RFC 7348 from all others in one comparison."""
 
-_HEADERS = Struct("!II6x6s")
-"""The two words of the VXLAN header, and the source MAC of the inner Ethernet header."""
+_HEADERS = Struct("!IIB5x6s")
+"""The two words of the VXLAN header, and of the inner Ethernet header the first octet of the
+destination, whose lowest bit marks a group, and the source MAC."""
 
 
 class Demux:
@@ -48,7 +49,7 @@ class Demux:
         if len(datagram) < INNER_MIN:
             self._drop_runt(datagram, source, count)
             return None
-        flags, vni_word, mac = _HEADERS.unpack_from(datagram)
+        flags, vni_word, first, mac = _HEADERS.unpack_from(datagram)
         if flags & _KIND_BITS != vxlan.FLAG_I:
             if flags & vxlan.FLAG_I:
                 header = int.from_bytes(datagram[: vxlan.HEADER_LEN], "big")
@@ -60,6 +61,14 @@ class Demux:
         segment = self.segments.get(vni_word >> 8)
         if segment is None:
             self.counters.drop(Drop.VNI_UNKNOWN, source, count, vni_word >> 8)
+            return None
+        if (
+            first & 1
+            and segment.storm.limits_remotes
+            # Otherwise it has another drop reason.
+            and segment.accepts_source(source)
+            and not segment.storm.limit_remote(datagram[vxlan.HEADER_LEN :], source, now, count)
+        ):
             return None
         if segment.has_ingress_policy:
             admitted = segment.admit_by_policy(datagram, mac, source, now, count)

@@ -19,6 +19,7 @@ from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
 from vtep.forwarding.policy import DEFAULT_POLICY, InnerVlan, Networks, SegmentPolicy, group_of
+from vtep.forwarding.storm import StormControl, StormLimits
 from vtep.forwarding.suppress import Answer, Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
 
@@ -87,6 +88,7 @@ class Segment:
         neighbours have not confirmed the answers."""
         self.neighbours: Neighbours | None = None
         self.gateways: Gateways | None = None
+        self.storm = StormControl(self.counters)
         self.set_policy(policy)
         self._accept = accept
         fdb.learns_from_non_members = bool(accept)
@@ -157,6 +159,11 @@ class Segment:
         """Set this host's anycast gateways (`--anycast-gateway`), or None for none."""
         self.gateways = gateways
         self.set_policy(self.policy)
+
+    def set_storm_limits(self, limits: StormLimits) -> None:
+        """Set the limits of storm control."""
+        self.storm.set_limits(limits)
+        self._report_change()
 
     def set_policy(self, policy: SegmentPolicy) -> None:
         """Replace the policy, and derive which checks frames need at all."""

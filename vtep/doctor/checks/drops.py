@@ -39,6 +39,18 @@ _ROUTE = Remedy(
     "look at the routes to the remotes: ip route; and at their device: ip -s link",
 )
 
+_IN_FRONT = "find the loop or the guest that floods: tcpdump -eni {tap} shows its address"
+_BEHIND = (
+    "find the loop or the guest that floods, at {source}: tcpdump -eni {tap} shows its address"
+)
+
+
+def _storm(kind: str, find: str) -> Remedy:
+    """Return the remedy for frames beyond a limit of storm control."""
+    more = f"; if this traffic is wanted: pyvtep set --storm-{kind} RATE{{at}}"
+    return Remedy(find + more, find.replace(", at {source}", "") + more)
+
+
 REMEDIES: Mapping[Drop, Remedy] = {
     Drop.UDP_CHECKSUM: Remedy(
         "at the sender, turn off the checksum offload of its underlay device (ethtool -K, tx off) "
@@ -75,6 +87,8 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "if it is a VTEP of this segment, add it with pyvtep remote add; {capture} shows its "
         "address",
     ),
+    Drop.STORM_BROADCAST_RX: _storm("broadcast", _BEHIND),
+    Drop.STORM_MULTICAST_RX: _storm("multicast", _BEHIND),
     Drop.INNER_RUNT: _FIND_SENDER,
     Drop.GROUP_DENIED: Remedy(
         "give both ends the same --gbp, or name the group of the other end with --gbp-accept"
@@ -105,6 +119,13 @@ REMEDIES: Mapping[Drop, Remedy] = {
     Drop.TX_RUNT: Remedy("find the program that sends it: tcpdump -eni {tap} less 14"),
     Drop.TX_MALFORMED: Remedy(_CUT_IN_SOFTWARE),
     Drop.TX_TAGGED: Remedy("if tags are to be sent: pyvtep set --inner-vlan pass{at}"),
+    Drop.STORM_BROADCAST_TX: _storm("broadcast", _IN_FRONT),
+    Drop.STORM_MULTICAST_TX: _storm("multicast", _IN_FRONT),
+    Drop.STORM_UNKNOWN_UNICAST_TX: _storm(
+        "unknown-unicast",
+        "the destination is silent or gone, or sends over another path: tcpdump -eni {tap} shows "
+        "it, and pyvtep fdb add makes it known",
+    ),
     Drop.NO_REMOTE: Remedy("add the other VTEPs with pyvtep remote add"),
     Drop.TX_TOO_BIG: Remedy(
         "nothing, if it ends soon; if not, a firewall keeps ICMP from the sender, or the sender "
