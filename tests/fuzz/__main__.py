@@ -30,6 +30,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     with atheris.instrument_imports(include=["vtep"]):
         target = importlib.import_module(f"tests.fuzz.{given.target}")
+    # Imported late, since it imports vtep.
+    from tests.fuzz.minimize import merge  # noqa: PLC0415
+
     seeds = HERE / "corpus" / given.target
     with tempfile.TemporaryDirectory() as temporary:
         own = Path(given.corpus or f"{temporary}/corpus")
@@ -44,8 +47,8 @@ def main() -> None:
         if given.files:
             arguments = [*options, *given.files]
         elif given.merge:
-            seeds.mkdir(parents=True, exist_ok=True)
-            arguments = [*options, "-merge=1", str(seeds), str(own)]
+            merge(target.run, own, seeds)
+            return
         else:
             arguments = [
                 *(*options, f"-max_total_time={given.seconds}", f"-runs={given.runs}"),

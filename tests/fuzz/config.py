@@ -8,7 +8,7 @@ import attrs
 from vtep.config import Settings
 from vtep.config.file import FileError, parse
 
-LEN_MAX = 2048
+LEN_MAX = 1024
 
 _PROBLEM = re.compile(r"file:(\d+): .", re.DOTALL)
 

@@ -9,7 +9,11 @@ from typing import Any
 from vtep.io.interfaces import Received, ReceivedRun
 from vtep.io.slots import Slots
 
-WOULD_BLOCK = BlockingIOError(errno.EAGAIN, "nothing waits")
+
+def _would_block() -> BlockingIOError:
+    # Not one instance for all: each raise would add to its traceback, which keeps the frames of
+    # all executions and their buffers.
+    return BlockingIOError(errno.EAGAIN, "nothing waits")
 
 
 class Feed:
@@ -35,7 +39,7 @@ class Feed:
 
     def receive(self, buffer: memoryview) -> Received:
         if not self._waiting:
-            raise WOULD_BLOCK
+            raise _would_block()
         data, stride, host, ecn = self._waiting.popleft()
         buffer[: len(data)] = data
         return len(data), stride, host, 50_000, ecn
@@ -45,7 +49,7 @@ class Feed:
         octets = self._octets
         received: list[Received] = []
         if not self._waiting:
-            raise WOULD_BLOCK
+            raise _would_block()
         while len(received) < slots.count and self._waiting:
             received.append(self.receive(octets))
             slots.put(len(received) - 1, octets[: received[-1][0]])
@@ -79,7 +83,7 @@ class Tap:
 
     def read(self, buffers: Iterable[Any]) -> int:
         if not self._waiting:
-            raise WOULD_BLOCK
+            raise _would_block()
         data = self._waiting.popleft()
         at = 0
         for buffer in buffers:

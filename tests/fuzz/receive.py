@@ -17,9 +17,10 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import vxlan
 
-LEN_MAX = 4096
+LEN_MAX = 1024
 VNI = 5
 HOSTS = ("192.0.2.2", "192.0.2.3", "198.51.100.1", "2001:db8::2")
+_DATAGRAMS_MAX = 128
 _OWN_MAC = b"\x02\0\0\0\0\x99"
 _POLICIES = (
     SegmentPolicy(),
@@ -75,7 +76,7 @@ def run(data: bytes) -> None:
     vtep = vteps[reader.integer() % len(vteps)]
     frames, octets, dropped = vtep.counted()
     datagrams = 0
-    while not reader.is_empty and datagrams < 300:
+    while not reader.is_empty and datagrams < _DATAGRAMS_MAX:
         flags = reader.integer()
         host = HOSTS[flags & 3]
         stride = reader.integer(2) % 1600 if flags & 0x10 else 0

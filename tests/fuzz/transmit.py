@@ -24,12 +24,12 @@ from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import virtio, vxlan
 from vtep.wire.outer_header import InheritPolicy
 
-LEN_MAX = 4096
+LEN_MAX = 1024
 VNI = 5
 _MTU = 1450
 _REMOTES = Remote("192.0.2.2", 4789), Remote("192.0.2.3", 4789)
 _KNOWN = b"\x02\0\0\0\0\x0b"
-_FRAMES_MAX = 300
+_FRAMES_MAX = 128
 
 
 class _Vtep:
