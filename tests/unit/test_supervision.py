@@ -163,6 +163,33 @@ def test_taps_are_stored_as_long_as_they_have_a_port(
     asyncio.run(main())
 
 
+def test_a_process_that_hands_over_is_silent_afterwards(
+    underlay: MemoryUnderlay, recorder: Recorder
+) -> None:
+    node = Node(underlay, segment(1))
+
+    async def main() -> None:
+        async with node.vtep as vtep:
+            supervision = Supervision(recorder.manager, vtep)
+            supervision.ready()
+            recorder.messages()
+            handing_over = asyncio.create_task(supervision.hand_over(42))
+            received: list[str] = []
+
+            def is_told() -> bool:
+                received.extend(recorder.messages())  # This closes the barrier.
+                return "BARRIER=1" in received
+
+            await until(is_told)
+            await handing_over
+            assert received == ["FDSTOREREMOVE=1 FDNAME=tap-vx1", "MAINPID=42", "BARRIER=1"]
+            supervision.check(1.0)
+            supervision.stopping()
+            assert recorder.messages() == []
+
+    asyncio.run(main())
+
+
 def test_the_status_says_what_it_does(underlay: MemoryUnderlay) -> None:
     node = Node(underlay, segment(5, remote=(IP_A, IP_B)), ip="192.0.2.9")
 

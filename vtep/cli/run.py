@@ -151,7 +151,7 @@ async def _run(
         # 1. The devices and sockets: opened here or, with --takeover, received from the process
         #    that this one replaces.
         vtep = await running.enter_async_context(reloadable.vtep)
-        running.callback(supervision.manager.stopping)
+        running.callback(supervision.stopping)
         _handle_signals(reloadable, supervision.manager, handler)
         await running.enter_async_context(state.attached(vtep))
         # 2. The control socket.

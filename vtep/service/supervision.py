@@ -100,6 +100,12 @@ class StoredTaps:
                 self._manager.store(name, tap.fd)
                 self._stored[name] = tap
 
+    def clear(self) -> None:
+        """Remove all TAPs from the store, for a process that stores its own instead."""
+        for name in self._stored:
+            self._manager.remove(name)
+        self._stored.clear()
+
 
 def _taps(vtep: Vtep) -> Iterator[tuple[str, TapDevice]]:
     for port in vtep.ports.values():
@@ -135,6 +141,7 @@ class Supervision:
         self._taps = StoredTaps(manager, inherited)
         self._stall = StallDetector()
         self._is_stuck = False
+        self._is_over = False
 
     def ready(self) -> None:
         """Report that it forwards."""
@@ -142,6 +149,23 @@ class Supervision:
         self._taps.update(self._vtep)
         self.manager.status(describe_status(self._vtep))
         self.manager.ready()
+
+    def stopping(self) -> None:
+        """Report that the service is about to end, unless another process goes on with it."""
+        if not self._is_over:
+            self.manager.stopping()
+
+    async def hand_over(self, pid: int) -> None:
+        """Make another process the main one of the service; this one reports nothing any more.
+
+        The manager ignores what the other one has reported until this returns: it is to call
+        `ready` of its own afterwards, which also stores its TAPs. Those of this process leave the
+        store, as the other one may have fewer.
+        """
+        self._is_over = True
+        self._taps.clear()
+        # In a thread, since it waits for the manager.
+        await asyncio.to_thread(self.manager.hand_over, pid)
 
     async def run(self) -> None:
         """Report the state and feed the watchdog periodically, until cancelled."""
@@ -155,6 +179,8 @@ class Supervision:
 
     def check(self, now: float) -> None:
         """Report the state and feed the watchdog, unless the data path is stuck."""
+        if self._is_over:
+            return
         self._taps.update(self._vtep)
         self.manager.status(describe_status(self._vtep))
         if self.manager.watchdog_s is None:
