@@ -26,8 +26,8 @@ def test_connections_survive_a_kill(
     # The kernel drops them with the carrier, unless it is told to keep them.
     assert "INCOMPLETE" not in a.run("ip", "neigh", "show", "dev", "vx0")
     again = start(a, *arguments)
-    for name in ("tx_frames", "rx_frames"):
-        wait_until(lambda name=name: again.counter(name) > 5_000, f"5,000 {name}")
+    wait_until(lambda: again.counter("tx_frames") > 5_000, "5,000 frames from the TAP")
+    wait_until(lambda: again.counter("rx_frames") > 5_000, "5,000 frames to the TAP")
     report = traffic.stop()
     assert report.tcp_alive, report
     assert report.duplicated == report.receiver_drops == 0, report
