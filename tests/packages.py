@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-DEADLINE = 300.0
+DEADLINE = 1000.0
 """Seconds for a step that installs packages on a busy machine."""
 
 
@@ -41,6 +42,7 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a worker that failed
             part.mkdir()
             make(part)
             part.rename(folder)
