@@ -134,6 +134,13 @@ class Pyvtep:
         """Return one counter of the report."""
         return self.counters()[name]
 
+    def client_counter(self, name: str) -> int:
+        """Return the total of one counter, from the control socket: faster than the report."""
+        with self.client() as client:
+            total = client.stats()["total"]
+        drop = name.removeprefix("drop_")
+        return total["counters"][name] if drop == name else total["drops"][drop]
+
     def fdb(self) -> dict[str, str]:
         """Return the remote of each MAC address in the report."""
         return dict(re.findall(r"^ +([0-9a-f:]{17}) dst (\S+)", self.report(), re.MULTILINE))
