@@ -6,6 +6,7 @@ Each datagram must be delivered, answered or counted as dropped; frames must be 
 from collections.abc import Iterator
 
 from tests.fuzz.edges import Feed, Reader, Tap
+from tests.unit import twins
 from tests.unit.twins import Frame
 from vtep.datapath import Ingress
 from vtep.forwarding.demux import Demux
@@ -15,7 +16,7 @@ from vtep.forwarding.segment import Segment
 from vtep.forwarding.suppress import Neighbours
 from vtep.offload.sizing import TunnelSizing
 from vtep.tunnel_gso.ack_tracker import AckTracker
-from vtep.wire import vxlan
+from vtep.wire import virtio, vxlan
 
 LEN_MAX = 1024
 VNI = 5
@@ -56,6 +57,12 @@ def _fail(error: OSError) -> None:
     raise AssertionError(f"a receive failed: {error}")
 
 
+_RUN_MAX = 20
+_RUNS = [
+    twins.build(twins.segment_run(Frame(version=version, protocol=protocol), _RUN_MAX, size))
+    for version, protocol in twins.KINDS.values()
+    for size in (40, 700)
+]
 _VTEPS: list[_Vtep] = []
 _now = 0
 
@@ -76,6 +83,8 @@ def run(data: bytes) -> None:
     vtep = vteps[reader.integer() % len(vteps)]
     frames, octets, dropped = vtep.counted()
     datagrams = 0
+    sent: set[bytes] = set()
+    marked = False
     while not reader.is_empty and datagrams < _DATAGRAMS_MAX:
         flags = reader.integer()
         host = HOSTS[flags & 3]
@@ -86,8 +95,12 @@ def run(data: bytes) -> None:
         datagram = prefix + reader.some(1600)
         if stride and datagram:
             datagram = datagram.ljust(stride, b"\1")[:stride] * copies + datagram[: stride - 1]
+        if flags & 0x80:
+            datagram, stride = _run(reader)
         data, step = datagram[:65535], stride or len(datagram)
         datagrams += max(1, -(-len(data) // step)) if step else 1
+        sent.update(data[at + 8 : at + step] for at in range(0, len(data), step or 1))
+        marked |= bool(flags >> 2 & 3)
         vtep.feed.put(data, step or len(data), host, flags >> 2 & 3)
     while vtep.feed.waits:
         vtep.ingress.readable(vtep.feed)
@@ -100,7 +113,33 @@ def run(data: bytes) -> None:
         )
     assert len(written) <= delivered
     assert sum(len(frame) for _, frame in written) <= now_octets - octets
+    # Decapsulation changes a frame only for its ECN field, and without its VLAN tag.
+    if not marked and vtep.segment.policy.inner_vlan is not InnerVlan.STRIP:
+        frames_out = [each for header, frame in written for each in _segments(header, frame)]
+        assert sent.issuperset(frames_out), [each for each in frames_out if each not in sent]
+        if vtep.segment.neighbours is None:
+            assert len(frames_out) == delivered, (len(frames_out), delivered)
     written.clear()
+
+
+def _run(reader: Reader) -> tuple[bytes, int]:
+    """Return consecutive segments of one flow in a GRO batch, with a few octets changed."""
+    frames = _RUNS[reader.integer() % len(_RUNS)][: 1 + reader.integer() % _RUN_MAX]
+    stride = vxlan.HEADER_LEN + len(frames[0])
+    data = bytearray(b"".join(vxlan.pack(VNI) + frame for frame in frames))
+    for _ in range(reader.integer() % 4):
+        data[reader.integer(2) % len(data)] ^= reader.integer()
+    return bytes(data), stride
+
+
+def _segments(header: bytes, frame: bytes) -> list[bytes]:
+    """Return the frames that a second implementation makes of a superframe."""
+    gso = virtio.unpack(header)
+    if gso.gso_type == virtio.GSO_NONE:
+        return [frame]
+    segments = twins.split(frame, gso)
+    assert segments is not None, (header, frame)
+    return segments
 
 
 def seeds() -> Iterator[bytes]:
@@ -116,5 +155,8 @@ def seeds() -> Iterator[bytes]:
             + b"\7"
             + (len(frame).to_bytes(2, "big") + frame)
         )
+        for run_number in range(len(_RUNS)):
+            # Flags, stride, copies, and the octets in front of the run: none.
+            yield bytes((kind, 0xA0, 0, 0, run_number, 12, 0))
     bad = vxlan.pack(VNI + 1)[:7] + b"\xff"
     yield b"\0\0" + (8).to_bytes(2, "big") + bad
