@@ -45,11 +45,8 @@ def check_config(path: Path | None) -> None:
 
 
 def _needed(settings: Settings, *, address_probes: bool) -> frozenset[Capability]:
-    segments = settings.segments
     return privileges.needed(
-        [port for config in segments for port in (config.dstport, min(config.srcport))],
-        # Without a VNI now, it is not known what those that are added later will use.
-        tunnel_gso=not segments or any("tnl" in config.offload for config in segments),
+        [port for config in settings.segments for port in (config.dstport, min(config.srcport))],
         address_probes=address_probes,
         unprivileged_port=privileges.first_unprivileged_port(),
     )

@@ -45,8 +45,9 @@ class Capability(IntEnum):
     """Open packet sockets (packet_create() in net/packet/af_packet.c) for address probes, and let
     iptables-save read legacy tables. Kept by `pyvtep docker attach`."""
     BPF = 39
-    """Load the eBPF program of tunnel GSO (bpf_prog_load() in kernel/bpf/syscall.c), at the start
-    and again when its TAP was removed. Kept unless every VNI is configured without the offload."""
+    """Load the eBPF program of tunnel GSO (bpf_prog_load() in kernel/bpf/syscall.c), when the
+    offload is first used, and again when its TAP was removed. Always kept, since a command may
+    enable the offload later."""
 
 
 # From the kernel's include/uapi/linux/prctl.h and capability.h.
@@ -117,21 +118,18 @@ def find_group(option: str, text: str) -> int:
 
 
 def needed(
-    ports: Iterable[int], *, tunnel_gso: bool, address_probes: bool, unprivileged_port: int
+    ports: Iterable[int], *, address_probes: bool, unprivileged_port: int
 ) -> frozenset[Capability]:
     """Return the capabilities that a VTEP needs while it runs.
 
     Args:
         ports: the UDP ports that it binds, or the lowest of each range.
-        tunnel_gso: a VNI may use tunnel GSO.
         address_probes: it probes for addresses in the segment.
         unprivileged_port: the first port that any user may bind.
     """
-    wanted = {Capability.NET_ADMIN}
+    wanted = {Capability.NET_ADMIN, Capability.BPF}
     if any(port < unprivileged_port for port in ports):
         wanted.add(Capability.NET_BIND_SERVICE)
-    if tunnel_gso:
-        wanted.add(Capability.BPF)
     if address_probes:
         wanted.add(Capability.NET_RAW)
     return frozenset(wanted)
