@@ -40,7 +40,7 @@ from vtep.control.events import Events
 from vtep.control.serve import serve
 from vtep.counters import Counters, Drop
 from vtep.daemon.state_file import StateFile
-from vtep.doctor.facts import Echoes, Facts, IcmpError, Refusal
+from vtep.doctor.facts import Echoes, Encryption, Facts, IcmpError, Refusal
 from vtep.errors import ConfigError, VtepError
 from vtep.fastpath.state import LOADING
 
@@ -385,10 +385,11 @@ def test_the_doctor_prints_what_the_page_shows(monkeypatch: pytest.MonkeyPatch) 
     ((_, expected),) = transcripts("doctor.md")
     host = expected[1].split()[0]
     refused = Echoes(20, errors=(IcmpError(Refusal.PORT, host),))
+    silent = evolve(SILENT, host=host, vni=1, there=refused, encryption=Encryption.NONE)
     facts = Facts(
         HERE,
         segments=(evolve(SEGMENT, vni=1),),
-        remotes=(evolve(SILENT, host=host, vni=1, there=refused),),
+        remotes=(silent,),
     )
     monkeypatch.setattr("vtep.doctor.examine.examine", lambda *_: facts)
     result = CliRunner().invoke(cli, ["doctor"])

@@ -70,14 +70,16 @@ def _format_remote(remote: RemoteFacts) -> str:
         parts[0] += f" vni {remote.vni}"
     if remote.dev is not None:
         parts[0] += f" over {remote.dev}"
+    encryption = [remote.encryption.value] if remote.encryption is not None else []
     if not there.delays:
-        return f"{parts[0]}: no answer"
+        return f"{parts[0]}: {', '.join(('no answer', *encryption))}"
     delays = [1000 * delay for delay in there.delays]
     lost = there.sent - len(delays)
     parts += [
         f"answers in {statistics.median(delays):.2f} ms ({min(delays):.2f} to {max(delays):.2f})",
         f"{lost} of {there.sent} lost",
         f"path mtu {_size(remote.mtu_there)} there, {_size(remote.mtu_back)} back",
+        *encryption,
     ]
     return f"{parts[0]}: {', '.join(parts[1:])}"
 

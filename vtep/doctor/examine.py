@@ -12,13 +12,14 @@ from typing import Any
 import attrs
 
 from vtep.control.client import candidates
-from vtep.doctor import filtering, procfs, segment_facts
+from vtep.doctor import encryption, filtering, procfs, segment_facts
 from vtep.doctor.echo import EchoClient
 from vtep.doctor.facts import Conflict, Facts, HostFacts, RemoteFacts
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import is_one_host, ping, resolve_macs, send_test_frame
 from vtep.doctor.running import RunningVtep, Target, connect
 from vtep.errors import VtepError
+from vtep.host import ipsec
 from vtep.host.address_probe import probe_addresses
 from vtep.host.firewall import PacketPattern
 from vtep.host.netfilter import Rules
@@ -183,6 +184,7 @@ def _local_facts(target: Target, network: LocalNetwork, rules: Rules) -> RemoteF
         dev=dev,
         dev_mtu=device.mtu if device is not None else None,
         dev_mac=device.mac if device is not None else None,
+        encryption=encryption.of_device(device, ipsec=ipsec.has_output_policies()),
         source=str(target.local) if target.local is not None else hop.source,
         gateway=hop.gateway,
         firewall=verdicts.firewall,

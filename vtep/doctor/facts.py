@@ -5,7 +5,7 @@ Sizes are octets of IP packets, and times are seconds. None stands for what coul
 """
 
 from collections.abc import Mapping
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 from attrs import field, frozen
 
@@ -60,6 +60,15 @@ class PathMtu:
     """The host that sent an ICMP error about larger packets, if any has."""
 
 
+class Encryption(Enum):
+    """The encryption of the datagrams to a remote, as far as this host knows; texts of a report."""
+
+    WIREGUARD = "encrypted by WireGuard"
+    PERHAPS_IPSEC = "encrypted if one of this host's IPsec policies applies: ip xfrm policy"
+    PERHAPS_VPN = "encrypted if the program behind the tun device encrypts"
+    NONE = "not encrypted: see docs/wireguard.md"
+
+
 @frozen
 class RemoteFacts:
     """One remote, and the path to it and back."""
@@ -82,6 +91,8 @@ class RemoteFacts:
     dev_mac: str | None = None
     gateway: str | None = None
     """The router through which it is reached, if it is not on a link of this host."""
+    encryption: Encryption | None = None
+    """None if there is no route to it."""
     source: str | None = None
     """The address that this host uses towards it."""
     tap: str | None = None

@@ -100,8 +100,8 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "ports), or give one of the TAPs another address with --mac"
     ),
     Drop.INNER_SOURCE_HELD: Remedy(
-        "find the second host with this MAC, or the loop (are the hosts connected by another path, "
-        "too?); pyvtep fdb show{at} shows what is held, and pyvtep fdb del releases it"
+        "find the second host with that source, or the loop (are the hosts connected by another "
+        "path, too?); pyvtep fdb show{at} shows what is held, and pyvtep fdb del releases it"
     ),
     Drop.INNER_SOURCE_STATIC: Remedy(
         "pyvtep fdb show static{at} shows the static entries; delete the one that is wrong"
