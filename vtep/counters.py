@@ -375,6 +375,10 @@ class Counters:
         """Set the baseline of `since_reset`."""
         self._baseline = self.as_dict()
 
+    def set_baseline(self, baseline: Mapping[str, int]) -> None:
+        """Set the baseline of `since_reset` to what another process has set."""
+        self._baseline = dict(baseline)
+
     def since_reset(self) -> dict[str, int]:
         """Return the counters of `as_dict` since the last `reset`, if there was one."""
         return {name: count - self._baseline.get(name, 0) for name, count in self.as_dict().items()}

@@ -89,7 +89,8 @@ def attach(
             local = wait_for(client, network, _report_waiting)
         else:
             local = find_network(client, network)
-        _check_free(local.network.bridge)
+        if process.takeover is None:
+            _check_free(local.network.bridge)
         own = AttachmentRecord(
             pid=os.getpid(),
             network=local.network.name,
@@ -102,14 +103,14 @@ def attach(
             netns=socket_files.namespace(),
         )
         settings = Settings(segments=[evolve(config, **local.options)])
-        with record.publish(own, record.own_directory(os.environ)):
-            run(
-                *(settings, None, overrides),
-                process=process,
-                background=background,
-                companion=Attachment(client, local).follow,
-                groups=client.groups,
-            )
+        run(
+            *(settings, None, overrides),
+            process=process,
+            background=background,
+            companion=Attachment(client, local).follow,
+            record=record.publish(own, record.own_directory(os.environ)),
+            groups=client.groups,
+        )
 
 
 def _report_waiting(reason: str) -> None:

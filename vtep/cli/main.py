@@ -37,6 +37,7 @@ _COMMANDS = commands.LazyCommands(
         "set": "vtep.cli.segments:set_options",
         "stats": "vtep.cli.segments:stats",
         "reload": "vtep.cli.segments:reload",
+        "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",
         "docker": "vtep.cli.docker:docker",
         "doctor": "vtep.cli.doctor:doctor",

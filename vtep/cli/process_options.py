@@ -25,6 +25,7 @@ class ProcessOptions:
     background: bool = False
     pid_file: Path | None = None
     log: str | None = None
+    takeover: str | None = None
 
     def __attrs_post_init__(self) -> None:
         """Raise UsageError for options that contradict each other."""
@@ -70,6 +71,14 @@ def process_options(command: _F) -> _F:
                 metavar="FILE",
                 type=click.Path(path_type=Path),
                 help="File for the process ID [default: with --background, below /run/pyvtep].",
+            ),
+            click.option(
+                "--takeover",
+                metavar="[NAME|PATH]",
+                is_flag=False,
+                flag_value="",
+                help="Take over from the running pyvtep with this control socket, or with the one "
+                "that this process would have; no frame is lost.",
             ),
             commands.option(
                 "--log",

@@ -8,11 +8,12 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import uvloop
+from attrs import frozen
 
 from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap, least_privilege
@@ -30,6 +31,8 @@ from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
 from vtep.service.supervision import Supervision, stored_descriptors
+from vtep.upgrade.new import NewSide, socket_path
+from vtep.upgrade.old import OldSide, own_command
 
 log = logging.getLogger("vtep")
 
@@ -55,19 +58,22 @@ def run(
     process: ProcessOptions,
     background: Background | None = None,
     companion: Companion | None = None,
+    record: AbstractContextManager[None] | None = None,
     groups: Collection[int] = (),
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
 
     They come from the file `path`, if any; those in `override` take precedence over the file.
     `background` is told when it forwards. The `companion` needs the groups `groups` if the process
-    becomes another user.
+    becomes another user. `record` publishes what only one process may be at a time.
 
     Raises: VtepError if the VTEP cannot start, or from the `companion`.
     """
     stored = stored_descriptors(os.environ)
     reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
-    manager = ServiceManager()
+    takeover = process.takeover is not None
+    command = own_command()  # Before the working directory changes.
+    manager = ServiceManager(takeover=takeover)
     supervision = Supervision(manager, reloadable.vtep, [name for name, _ in stored])
     if manager.watchdog_s is not None:
         faulthandler.enable()  # A manager that is not fed sends SIGABRT: the log shows where it is.
@@ -82,7 +88,7 @@ def run(
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _pid_file(process, settings)
         if pid_file is not None:
-            files.enter_context(PidFile(pid_file))
+            files.enter_context(PidFile(pid_file, takeover=takeover))
         handler = NonBlockingLogHandler(*logs.at_start)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
@@ -98,7 +104,11 @@ def run(
                 background.ready()
 
         try:
-            uvloop.run(_run(reloadable, supervision, handler, on_ready, companion))
+            parts = _Parts(
+                *(reloadable, supervision, handler, on_ready, companion),
+                *(record or nullcontext(), command, process.takeover),
+            )
+            uvloop.run(_run(parts))
         except VtepError as error:
             if logs.lasting != logs.at_start or process.log not in (None, STDERR):
                 # The caller prints it on standard error only.
@@ -129,20 +139,38 @@ def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
     return place / f"{name}.pid"
 
 
-async def _run(
-    reloadable: ReloadableVtep,
-    supervision: Supervision,
-    handler: NonBlockingLogHandler,
-    on_ready: Callable[[], None],
-    companion: Companion | None,
-) -> None:
+@frozen(eq=False)
+class _Parts:
+    """All that a process consists of before its event loop runs."""
+
+    reloadable: ReloadableVtep
+    supervision: Supervision
+    handler: NonBlockingLogHandler
+    on_ready: Callable[[], None]
+    companion: Companion | None
+    record: AbstractContextManager[None]
+    command: list[str]
+    takeover: str | None
+    """The control socket of the process to take over from, or empty for the default one."""
+
+
+async def _run(parts: _Parts) -> None:
     """Start everything in order, run until the VTEP ends, and end everything in reverse order."""
+    reloadable, supervision, companion = parts.reloadable, parts.supervision, parts.companion
     _raise_descriptor_limit()
     asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     settings = reloadable.settings
     async with AsyncExitStack() as running:
-        # Before any device exists, since the file may be unusable.
-        state = running.enter_context(StateWriter.open(settings))
+        manager = supervision.manager
+        handover = OldSide(
+            *(reloadable.vtep, lambda: reloadable.settings.segments),
+            *(manager.hand_over, parts.command),
+        )
+        running.push_async_callback(handover.finish)  # The last of all: the files are closed then.
+        if parts.takeover is None:
+            # Before any device exists, since the file may be unusable.
+            state = running.enter_context(StateWriter.open(settings))
+            running.enter_context(parts.record)
         if log.isEnabledFor(logging.DEBUG):
             # It imports the client commands, whose format it shares.
             from vtep.cli.event_log import EventLog  # noqa: PLC0415
@@ -150,15 +178,34 @@ async def _run(
             running.callback(EventLog(reloadable.vtep).end)
         # 1. The devices and sockets: opened here or, with --takeover, received from the process
         #    that this one replaces.
-        vtep = await running.enter_async_context(reloadable.vtep)
-        running.callback(supervision.stopping)
-        _handle_signals(reloadable, supervision.manager, handler)
-        await running.enter_async_context(state.attached(vtep))
+        control = None
+        if parts.takeover is None:
+            vtep = await running.enter_async_context(reloadable.vtep)
+        else:
+            path = socket_path(parts.takeover, settings)
+            successor = NewSide(reloadable.vtep, settings.segments, path)
+            vtep = await running.enter_async_context(successor.started())
+            control = successor.control
+            # Not earlier: until now, they were locked by the process that this one replaces.
+            state = running.enter_context(StateWriter.open(settings))
+            running.enter_context(parts.record)
+
+        def log_end() -> None:
+            if not handover.is_handed_over:
+                supervision.stopping()
+
+        running.callback(log_end)
+        _handle_signals(reloadable, manager, parts.handler)
+        restores = parts.takeover is None
+        await running.enter_async_context(state.attached(vtep, restores=restores))
         # 2. The control socket.
         serving = serve(
             *(vtep, settings.control, reloadable.reload, state.flush),
             readers=settings.control_group,
             changers=settings.control_admin_group,
+            inherited=control,
+            more=handover.methods,
+            on_serving=handover.on_serving,
         )
         await running.enter_async_context(serving)
         _log_ports(vtep, running)
@@ -168,7 +215,7 @@ async def _run(
         if companion is not None:
             others.append(companion(vtep))
         # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.
-        on_ready()
+        parts.on_ready()
         await _until_first_ends(vtep.wait(), *others)
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))

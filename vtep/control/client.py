@@ -36,6 +36,9 @@ from vtep.errors import ConfigError, VtepError
 _TIMEOUT_S = 30.0
 """Time for a VTEP to execute a request and to answer."""
 
+_UPGRADE_S = 360.0
+"""Time for an upgrade: a new version may have to compile its fast path first."""
+
 _PING_TIMEOUT_S = 4.0
 """Time in which a VTEP answers a ping, unless its process is stopped or hangs."""
 
@@ -215,6 +218,14 @@ class Client:
         """Change options of a segment while it runs: all of them, or none."""
         result: SegmentInfo = self.call("set", vni=vni, dev=dev, options=options)
         return result
+
+    def upgrade(self) -> str:
+        """Replace the process by a new one, without a loss. Returns: a line that describes it."""
+        timeout, self._timeout = self._timeout, _UPGRADE_S
+        try:
+            return str(self.call("upgrade"))
+        finally:
+            self._timeout = timeout
 
     def reload(self) -> str:
         """Make the VTEP read its configuration file again.

@@ -51,10 +51,13 @@ class Method:
 class Methods:
     """The methods of one VTEP.
 
-    `reload` reads the configuration again, and returns a line that says what has changed.
+    `reload` reads the configuration again, and returns a line that says what has changed. `more`
+    are methods of parts that this one does not know.
     """
 
-    def __init__(self, vtep: Vtep, reload: Reload) -> None:
+    def __init__(
+        self, vtep: Vtep, reload: Reload, more: Mapping[str, Method] | None = None
+    ) -> None:
         self._vtep = vtep
         self._reload = reload
         segment = params.SEGMENT
@@ -84,6 +87,7 @@ class Methods:
             "reload": Method(self._reload_all),
             "process.show": Method(lambda _: views.process(self._vtep.ports.values())),
             "ping": Method(lambda _: True),
+            **(more or {}),
         }
 
     async def call(self, name: str, given: Mapping[str, Any]) -> Any:

@@ -2,14 +2,14 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vtep.control import socket_files
 from vtep.control.access import Group, Policy
 from vtep.control.events import Events
-from vtep.control.methods import Methods, Reload
+from vtep.control.methods import Method, Methods, Reload
 from vtep.control.server import Flush, Server
 from vtep.control.socket_files import ControlSocket
 from vtep.daemon.vtep import Vtep
@@ -23,7 +23,7 @@ NONE = "none"
 
 
 @asynccontextmanager
-async def serve(
+async def serve(  # noqa: PLR0913  keywords, each for a part of the process
     vtep: Vtep,
     where: str,
     reload: Reload,
@@ -31,10 +31,16 @@ async def serve(
     *,
     readers: str | None = None,
     changers: str | None = None,
+    inherited: ControlSocket | None = None,
+    more: Mapping[str, Method] | None = None,
+    on_serving: Callable[[Server], None] = lambda _server: None,
 ) -> AsyncIterator[None]:
     """Serve a control socket meanwhile: `where` is a path, or `auto`, or `none`.
 
     Members of the group `readers` may read, and those of the group `changers` may change as well.
+
+    `inherited` is a socket that listens already, instead of at `where`. `more` are further
+    methods, and `on_serving` is called with the server.
 
     `flush` waits until changes are on the disk: see `Server`.
 
@@ -47,12 +53,13 @@ async def serve(
         _group("--control-admin-group", changers),
     )
     gids = [group.gid for group in policy.groups]
-    listener = _listen(vtep, where, gids)
+    listener = inherited or _listen(vtep, where, gids)
     if listener is None:
         yield
         return
-    server = Server(Methods(vtep, reload).call, Events(vtep).watch, flush, policy)
+    server = Server(Methods(vtep, reload, more).call, Events(vtep).watch, flush, policy)
     await server.start(listener)
+    on_serving(server)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 from vtep import descriptors
@@ -48,6 +49,9 @@ _NO_DESCRIPTORS = (
 )
 
 _ACCEPTS_AT_ONCE = 16
+
+_FINISH_S = 1.0
+"""Time for the answers in progress when another process takes over."""
 
 _ACCEPT_PAUSE_S = 1.0
 """Seconds until clients are accepted again after there was no descriptor for one."""
@@ -122,17 +126,50 @@ class Server:
 
     async def stop(self) -> None:
         """Disconnect all clients; remove the socket's file unless it is another process's now."""
-        if self._listening is None:
-            return
-        self._listening.remove()
-        asyncio.get_running_loop().remove_reader(self._listening.socket.fileno())
         if self._retry is not None:
             self._retry.cancel()
-        self._listening.socket.close()
+        if self._listening is not None:  # Another process may have it now.
+            self._listening.remove()
+            asyncio.get_running_loop().remove_reader(self._listening.socket.fileno())
+            self._listening.socket.close()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def path(self) -> Path | None:
+        """The path of the socket; None if it does not listen."""
+        return self._listening.path if self._listening is not None else None
+
+    def fileno(self) -> int | None:
+        """Return the descriptor of the listening socket; None if it does not listen."""
+        return self._listening.socket.fileno() if self._listening is not None else None
+
+    async def pause(self) -> None:
+        """Accept no client, and do no work for one, until `resume`."""
+        await self._lock.acquire()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening.socket.fileno())
+
+    def resume(self) -> None:
+        """Serve again."""
+        self._lock.release()
+        if self._listening is not None:
+            self._listen(self._listening)
+
+    async def hand_over(self) -> None:
+        """Leave the socket and its file to another process, and finish the answers in progress."""
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.socket.close()
+        if self._lock.locked():
+            self._lock.release()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FINISH_S):
+                for client in tuple(self._clients.values()):
+                    async with client.writing:
+                        pass
 
     @asynccontextmanager
     async def _one_turn(self) -> AsyncIterator[None]:
@@ -284,6 +321,8 @@ class Server:
                     result = self._subscribe(client, item.params)
                 else:
                     result = await self._call(item.method, item.params)
+            if isinstance(result, asyncio.Future):  # It takes long, and others have their turn.
+                result = await result
             if last:
                 await self._flush()
         except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only

@@ -110,8 +110,10 @@ class StateWriter:
             yield cls(file, entries, learned=settings.state_learned)
 
     @asynccontextmanager
-    async def attached(self, vtep: Vtep) -> AsyncIterator[None]:
+    async def attached(self, vtep: Vtep, *, restores: bool = True) -> AsyncIterator[None]:
         """Restore the entries of a running VTEP, and commit its changes until the end.
+
+        Without `restores`, the VTEP has them already, from the process that it continues.
 
         Raises: VtepError if the last commit fails.
         """
@@ -122,7 +124,7 @@ class StateWriter:
         self._refreshed = time.monotonic()
         unwatch = vtep.watch(self._vtep_changed)
         for port in vtep.ports.values():
-            self._attach(port)
+            self._attach(port, restores=restores)
         writing = asyncio.get_running_loop().create_task(self._run(self._file))
         try:
             yield
@@ -167,12 +169,13 @@ class StateWriter:
             return
         self._changed.set()
 
-    def _attach(self, port: Port) -> None:
+    def _attach(self, port: Port, *, restores: bool = True) -> None:
         """Restore the entries of a segment, and watch its FDB from now on."""
         vni, fdb = port.config.vni, port.fdb
         saved = self._absent.pop(vni, {})
-        restored = restore(port, saved.values(), time.monotonic(), learned=self._learned)
-        self._log_left_out(vni, restored)
+        if restores:
+            restored = restore(port, saved.values(), time.monotonic(), learned=self._learned)
+            self._log_left_out(vni, restored)
         # The file differs where an entry was not restored, or another one was learned before.
         for mac in saved:
             if (entry := _find(fdb, mac)) is None or not _is_saved(entry, saved[mac]):

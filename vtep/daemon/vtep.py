@@ -17,8 +17,8 @@ import errno
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +28,7 @@ from vtep.counters import Counters, Drop, Reason
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.housekeeping import Housekeeping
+from vtep.daemon.listeners import Listeners
 from vtep.daemon.network import HostNetwork, KernelNetwork
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port, PortEvents
@@ -284,6 +285,7 @@ class Vtep:
         if self._is_new:
             self._is_new = False
             self._host_watch.start()
+            self._parts.kernel_drops.start()
         else:
             for port in self._ports:
                 with suppress(OSError):  # The TAP is gone: its reader will notice.
@@ -313,6 +315,16 @@ class Vtep:
         if self._fast_path.state.status in _IN_PROGRESS:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._fast_path_known.wait(), seconds)
+
+    @property
+    def namespace_counters(self) -> Counters:
+        """Drops of the whole network namespace, which belong to no port and no listener."""
+        return self._parts.kernel_drops.namespace
+
+    @property
+    def listeners(self) -> Listeners:
+        """The listeners, which the ports share."""
+        return self._parts.listeners
 
     @property
     def lock(self) -> asyncio.Lock:
@@ -387,6 +399,20 @@ class Vtep:
             # Marks it as retrieved: without a call of wait(), the context manager raises it.
             self._ended.exception()
         return taps
+
+    def check_running(self) -> None:
+        """Raise VtepError if the VTEP has ended, for instance because its last TAP was removed."""
+        self._check_not_ended()
+
+    @asynccontextmanager
+    async def continued(self) -> AsyncIterator[Self]:
+        """Stop the VTEP, which has started before, at the end; as the VTEP as a context does."""
+        try:
+            yield self
+        except BaseException:
+            await self.stop()
+            raise
+        await self.__aexit__(None, None, None)
 
     def _check_not_ended(self) -> None:
         if self._ended is None or self._ended.done():

@@ -21,7 +21,7 @@ A configured neighbour always answers.
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from attrs import define
 
@@ -162,6 +162,39 @@ class Neighbours:
         key = vlan, address.packed
         self._forget(key)
         self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
+
+    def export(self, now: float) -> list[list[Any]]:
+        """Return all neighbours for another process: VLAN, address, MAC, age, and two flags."""
+        return [
+            [
+                list(each.vlan),
+                each.packed.hex(),
+                each.mac.hex(),
+                now - each.updated,
+                each.permanent,
+                each.router,
+            ]
+            for each in self
+        ]
+
+    def restore(
+        self,
+        vlan: Vlan,
+        packed: bytes,
+        mac: bytes,
+        updated: float,
+        *,
+        permanent: bool,
+        router: bool,
+    ) -> None:
+        """Add a neighbour that another process has exported, unless this one knows it already."""
+        key = vlan, packed
+        if key in self._permanent or (key in self._learned and not permanent):
+            return
+        self._forget(key)
+        neighbour = Neighbour(*key, mac, updated, permanent=permanent, router=router)
+        neighbour.remotes = self._remotes_of(mac)
+        (self._permanent if permanent else self._learned)[key] = neighbour
 
     def copy_permanent(self, other: "Neighbours") -> None:
         """Add the permanent neighbours of another table."""

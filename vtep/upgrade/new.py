@@ -1,0 +1,238 @@
+"""The new side of an upgrade: the process that takes over from one that forwards."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from vtep import __version__
+from vtep.config import Config, Settings
+from vtep.control import socket_files
+from vtep.control.client import Client
+from vtep.control.socket_files import ControlSocket
+from vtep.daemon.vtep import Vtep
+from vtep.errors import VtepError
+from vtep.io.inherited import CONTROL_ROLE
+from vtep.upgrade import format as fmt
+from vtep.upgrade import snapshot
+from vtep.upgrade.channel import Channel, ClosedError
+from vtep.upgrade.format import FormatError, Message
+from vtep.upgrade.merge import merge
+
+log = logging.getLogger("vtep")
+
+_FAST_PATH_S = 240.0
+"""Seconds to wait for the fast path. The old process forwards meanwhile."""
+
+_STEP_S = 30.0
+"""Seconds to wait for the next message of the old process."""
+
+
+class NewSide:
+    """Takes over from the process whose control socket is at `path`.
+
+    `wanted` are the configurations of the file or command line of this process.
+    """
+
+    def __init__(self, vtep: Vtep, wanted: Iterable[Config], path: Path) -> None:
+        self._vtep = vtep
+        self._wanted = tuple(wanted)
+        self._path = path
+        self._configs: dict[int, Config] = {}
+        self._base: dict[int, Config] = {}
+        self._states: dict[int, Message] = {}
+        self.control: ControlSocket | None = None
+        """The listening control socket of the old process, which this one serves then."""
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[Vtep]:
+        """Provide the VTEP, which forwards in place of that of the old process.
+
+        Raises: VtepError if that fails; the old process continues then.
+        """
+        vtep = self._vtep
+        if any(config.fast_path for config in self._wanted):
+            await vtep.load_fast_path(_FAST_PATH_S)
+        channel = await self._connect()
+        try:
+            try:
+                await self._take_over(channel)
+            except BaseException as error:
+                # Nothing of what was inherited is changed or removed: the old process has it, too.
+                await vtep.release()
+                vtep.inherited.close()
+                if isinstance(error, VtepError) and not isinstance(error, ClosedError):
+                    await self._report_failure(channel, error)
+                raise
+            await self._finish(channel)
+        finally:
+            channel.close()
+        async with vtep.continued():
+            await self._apply_changes()
+            yield vtep
+
+    async def _connect(self) -> Channel:
+        def ask() -> str:
+            with Client(self._path) as client:
+                answer = client.call("takeover")
+            return str(answer["socket"])
+
+        return Channel.connect(Path(await asyncio.to_thread(ask)))
+
+    @staticmethod
+    async def _report_failure(channel: Channel, error: VtepError) -> None:
+        try:
+            await channel.send(fmt.FAILED, seconds=1.0, reason=str(error))
+        except VtepError:
+            log.debug("the old process does not listen any more")
+
+    async def _take_over(self, channel: Channel) -> None:
+        channel.peer.check()
+        await channel.send(fmt.HELLO, version=__version__, pid=os.getpid())
+        vtep, pages = self._vtep, await self._receive_snapshot(channel)
+        vtep.replace_configs(self._configs.values())
+        await vtep.start(paused=True)
+        for vni, message in self._states.items():
+            port = vtep.ports.get(vni)
+            if port is not None:
+                mtu = message.fields.get("mtu")
+                port.set_state(
+                    message.integer("index", port.tap_index),
+                    mtu if isinstance(mtu, int) else None,
+                    message.integer("queue_drops", 0),
+                )
+        for page in pages:
+            self._apply_fdb(page)
+        vtep.check_running()
+        await channel.send(fmt.READY)
+        while True:
+            message, _ = await channel.receive(fmt.FDB, fmt.GO, seconds=_STEP_S)
+            if message.kind == fmt.GO:
+                break
+            self._apply_fdb(message)
+        vtep.resume()
+        await channel.send(fmt.READING, now=time.monotonic())
+
+    async def _receive_snapshot(self, channel: Channel) -> list[Message]:
+        """Receive descriptors and configurations. Returns: the pages of the FDBs."""
+        pages: list[Message] = []
+        while True:
+            message, fds = await channel.receive(
+                *(fmt.PROCESS, fmt.DESCRIPTORS, fmt.SEGMENT, fmt.FDB, fmt.COMPLETE),
+                seconds=_STEP_S,
+            )
+            if message.kind == fmt.COMPLETE:
+                return pages
+            if message.kind == fmt.PROCESS:
+                log.info("taking over from process %d", message.integer("pid", 0))
+                self._vtep.taps_lost = message.integer("taps_lost", 0)
+            elif message.kind == fmt.DESCRIPTORS:
+                self._take_descriptors(message.items("roles"), fds)
+            elif message.kind == fmt.SEGMENT:
+                self._take_segment(message)
+            else:
+                pages.append(message)
+
+    def _take_descriptors(self, roles: list[object], fds: list[int]) -> None:
+        for position, fd in enumerate(fds):
+            role = roles[position] if position < len(roles) else ""
+            if role == CONTROL_ROLE:
+                control = socket.socket(fileno=fd)
+                control.setblocking(False)
+                self.control = ControlSocket(control, self._path, self._path.stat().st_ino)
+            else:
+                self._vtep.inherited.put(str(role), fd)
+
+    def _take_segment(self, message: Message) -> None:
+        vni = message.integer("vni")
+        if message.fields.get("base") is not None:
+            self._base[vni] = snapshot.parse_config(message.mapping("base"))
+        if message.fields.get("options") is not None:
+            self._configs[vni] = config = snapshot.parse_config(message.mapping("options"))
+            if config.vni != vni:
+                raise FormatError("a segment contradicts its VNI")
+            self._states[vni] = Message(fmt.SEGMENT, message.mapping("state"))
+
+    def _apply_fdb(self, message: Message) -> None:
+        port = self._vtep.ports.get(message.integer("vni"))
+        if port is not None:  # Its TAP may have been removed since.
+            snapshot.apply_fdb(port, message, time.monotonic())
+
+    # --- after the handover ---------------------------------------------------------------------
+
+    async def _finish(self, channel: Channel) -> None:
+        """Add counters, ages and neighbours; wait until the old process has closed its files."""
+        try:
+            while True:
+                message, _ = await channel.receive(
+                    *(fmt.COUNTERS, fmt.REFRESHED, fmt.NEIGHBOURS, fmt.COMPLETE, fmt.RELEASED),
+                    seconds=_STEP_S,
+                )
+                if message.kind == fmt.RELEASED:
+                    return
+                self._add(message, time.monotonic())
+        except VtepError as error:
+            # This process forwards, whatever has become of the old one.
+            log.warning("counters and ages of the old process may be incomplete: %s", error)
+
+    def _add(self, message: Message, now: float) -> None:
+        if message.kind == fmt.COUNTERS:
+            self._add_counters(message, now)
+        elif message.kind == fmt.COMPLETE:
+            if message.fields.get("reset_age") is not None:
+                self._vtep.counters_reset = now - message.number("reset_age")
+        elif (port := self._vtep.ports.get(message.integer("vni"))) is not None:
+            if message.kind == fmt.REFRESHED:
+                snapshot.apply_refreshed(port, message, now)
+            else:
+                snapshot.apply_neighbours(port, message, now)
+
+    def _add_counters(self, message: Message, now: float) -> None:
+        name = message.text("name")
+        if name == "kernel":
+            drops = {
+                role: at for role, at in message.mapping("values").items() if isinstance(at, int)
+            }
+            for listener in self._vtep.listeners:
+                listener.kernel_drops = drops
+            return
+        for own, counters in snapshot.all_counters(self._vtep):
+            if own == name:
+                snapshot.add_counters(counters, message, now)
+
+    async def _apply_changes(self) -> None:
+        """Apply what the file has changed since the old process has read it."""
+        current = self._vtep.ports
+        merged = merge(
+            self._base.values(), (port.config for port in current.values()), self._wanted
+        )
+        if {config.vni: config for config in merged} == {
+            vni: port.config for vni, port in current.items()
+        }:
+            return
+        try:
+            await self._vtep.reload(merged)
+        except VtepError as error:
+            log.error(  # noqa: TRY400  the traceback would say no more
+                "the changed configuration was not applied, the former one continues: %s", error
+            )
+
+
+def socket_path(named: str, settings: Settings) -> Path:
+    """Return the control socket that `--takeover` names: a path, a name, or the own default.
+
+    Raises: VtepError if it names none.
+    """
+    if "/" in named:
+        return Path(named)
+    if not named and settings.control not in ("auto", "none"):
+        return Path(settings.control)
+    place = socket_files.folder()
+    if place is None:
+        raise VtepError("--takeover: XDG_RUNTIME_DIR is not set; give the PATH of a control socket")
+    name = named or (settings.segments[0].tap if settings.segments else "pyvtep")
+    return place / f"{name}.sock"

@@ -1,0 +1,280 @@
+"""The state of a VTEP as messages of an upgrade, and back.
+
+Times travel as ages, in seconds: the clocks of two processes may differ (time namespaces). Remotes
+travel once in each message, and entries name them by their position.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import attrs
+from attrs import define, field
+
+from vtep.config import Config
+from vtep.control import views
+from vtep.counters import Counters, Drop
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
+from vtep.errors import VtepError
+from vtep.forwarding.fdb import Entry, EntryEvent, EntryKind, EntryState, Fdb, Remote, parse_remote
+from vtep.upgrade.format import FormatError, Message
+from vtep.wire.ethernet import MAC_LEN, MAC_ZERO
+
+log = logging.getLogger("vtep")
+
+Fields = dict[str, Any]
+
+_DROPS = {str(reason): reason for reason in Drop}
+
+PAGE = 50
+"""Entries that are converted at a time: some 100 microseconds, for which frames wait."""
+
+
+# --- configurations -----------------------------------------------------------------------------
+
+
+def config_fields(config: Config) -> Fields:
+    """Return a configuration as a JSON object."""
+    return views.options(config)
+
+
+def parse_config(options: Mapping[str, Any]) -> Config:
+    """Return a configuration. Options that this version does not know are left out, and logged.
+
+    Raises: ConfigError if a value makes no sense to this version.
+    """
+    known = {each.name for each in attrs.fields(Config)}
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in given.keys() - known:
+        log.warning("option --%s of the old process is unknown here: left out", name)
+    return Config(**{name: value for name, value in given.items() if name in known})
+
+
+# --- the forwarding database --------------------------------------------------------------------
+
+
+@define
+class FdbLog:
+    """The MACs of one FDB that have changed since they were sent, and what was sent of each entry.
+
+    With `sent`, the ages and the frame counts that change without an event are sent at the end.
+    """
+
+    fdb: Fdb
+    changed: set[bytes] = field(factory=set)
+    sent: dict[bytes, tuple[Entry, float, int, int]] = field(factory=dict)
+    _unwatch: Callable[[], None] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._unwatch = self.fdb.watch(self._on_changed)
+
+    def _on_changed(self, _event: EntryEvent, entry: Entry) -> None:
+        self.changed.add(entry.mac)
+
+    def close(self) -> None:
+        """Watch the FDB no more."""
+        self._unwatch()
+
+    def pages(self, vni: int, now: Callable[[], float]) -> Iterator[Fields]:
+        """Yield messages with all entries, in steps between which the table may change."""
+        for page in self.fdb.pages():
+            yield self._fields(vni, page, (), now())
+
+    def changes(self, vni: int, now: float) -> Iterator[Fields]:
+        """Yield messages with the entries that have changed since they were sent."""
+        while self.changed:
+            macs = [self.changed.pop() for _ in range(min(PAGE, len(self.changed)))]
+            found = {mac: _find(self.fdb, mac) for mac in macs}
+            gone = [mac for mac, entry in found.items() if entry is None]
+            yield self._fields(vni, [each for each in found.values() if each], gone, now)
+
+    def _fields(
+        self, vni: int, entries: Iterable[Entry], gone: Iterable[bytes], now: float
+    ) -> Fields:
+        remotes: dict[Remote, int] = {}
+        rows = []
+        for entry in entries:
+            self.sent[entry.mac] = entry, entry.updated, entry.tx_frames, entry.rx_frames
+            to = [remotes.setdefault(remote, len(remotes)) for remote in entry.destinations]
+            state, extern, sticky = views.kind(entry.kind)
+            flags = [state, extern, sticky]
+            counts = [entry.tx_frames, entry.rx_frames]
+            rows.append([entry.mac.hex(), to, now - entry.updated, *flags, *counts])
+        for mac in gone:
+            self.sent.pop(mac, None)
+        return {
+            "vni": vni,
+            "remotes": [[each.host, each.port, each.vni, each.via] for each in remotes],
+            "entries": rows,
+            "deleted": [mac.hex() for mac in gone],
+        }
+
+    def refreshed(self, vni: int, now: float) -> Iterator[Fields]:
+        """Yield messages with the ages and frame counts that have changed since they were sent."""
+        rows: list[list[Any]] = []
+        for mac, (entry, updated, tx_frames, rx_frames) in self.sent.items():
+            if _find(self.fdb, mac) is not entry:
+                continue
+            more = entry.tx_frames - tx_frames, entry.rx_frames - rx_frames
+            if entry.updated != updated or any(more):
+                rows.append([mac.hex(), now - entry.updated, *more])
+            if len(rows) == PAGE:
+                yield {"vni": vni, "entries": rows}
+                rows = []
+        yield {"vni": vni, "entries": rows}
+
+
+def _find(fdb: Fdb, mac: bytes) -> Entry | None:
+    return fdb.default if mac == MAC_ZERO else fdb.lookup(mac)
+
+
+def apply_fdb(port: Port, message: Message, now: float) -> None:
+    """Apply entries and deletions to the FDB of a port. Raises: FormatError, FdbError."""
+    fdb = port.fdb
+    for text in message.items("deleted"):
+        if (mac := _mac(text)) != MAC_ZERO and fdb.lookup(mac) is not None:
+            fdb.remove(mac)
+        elif mac == MAC_ZERO:
+            fdb.set_default((), now)
+    remotes = [_remote(row) for row in message.rows("remotes", str, int, object, object)]
+    types = (str, list, float, str, bool, bool, int, int)
+    for text, to, age, state, extern, sticky, tx_frames, rx_frames in message.rows(
+        "entries", *types
+    ):
+        try:
+            kind = EntryKind(EntryState(state), extern, sticky)
+            destinations = [remotes[position] for position in to]
+        except (ValueError, IndexError, TypeError):
+            raise FormatError("an FDB entry makes no sense") from None
+        mac, updated = _mac(text), now - age
+        if mac == MAC_ZERO:
+            fdb.set_default(destinations, updated)
+        else:
+            if fdb.lookup(mac) is not None:
+                fdb.remove(mac)
+            for remote in destinations:
+                fdb.append(mac, remote, updated, kind)
+        entry = _find(fdb, mac)
+        if entry is not None:
+            entry.tx_frames, entry.rx_frames = tx_frames, rx_frames
+
+
+def apply_refreshed(port: Port, message: Message, now: float) -> None:
+    """Apply later ages and frame counts to entries that still exist. Raises: FormatError."""
+    for text, age, tx_frames, rx_frames in message.rows("entries", str, float, int, int):
+        entry = _find(port.fdb, _mac(text))
+        if entry is not None:
+            entry.updated = max(entry.updated, now - age)
+            entry.tx_frames += tx_frames
+            entry.rx_frames += rx_frames
+
+
+def _mac(text: object) -> bytes:
+    with suppress(TypeError, ValueError):
+        mac = bytes.fromhex(text)  # type: ignore[arg-type]  # A TypeError is caught.
+        if len(mac) == MAC_LEN:
+            return mac
+    raise FormatError("a MAC address has 12 hexadecimal digits")
+
+
+def _remote(row: tuple[Any, ...]) -> Remote:
+    host, port, vni, via = row
+    if not (vni is None or _is_int(vni)) or not (via is None or isinstance(via, str)):
+        raise FormatError("a remote makes no sense")
+    return parse_remote(host, port=port, vni=vni, via=via)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# --- counters -----------------------------------------------------------------------------------
+
+
+def counter_fields(counters: Counters, now: float) -> Fields:
+    """Return counters, with the baseline of the last reset and the last drops."""
+    since = counters.since_reset()
+    values = counters.as_dict()
+    return {
+        "values": {name: count for name, count in values.items() if count},
+        "baseline": {name: values[name] - count for name, count in since.items()},
+        "last_source": {str(reason): host for reason, host in counters.last_source.items()},
+        "last_drop": {str(reason): now - at for reason, at in counters.last_drop.items()},
+    }
+
+
+def add_counters(counters: Counters, message: Message, now: float) -> None:
+    """Add the counters of the old process to those of this one. Raises: FormatError."""
+    values = message.mapping("values")
+    for name, count in values.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise FormatError(f"counter {name} is no count")
+        _add(counters, name, count)
+    baseline = message.mapping("baseline")
+    known = counters.as_dict()
+    counters.set_baseline(
+        {name: at for name, at in baseline.items() if isinstance(at, int) and name in known}
+    )
+    for name, age in message.mapping("last_drop").items():
+        if name in _DROPS and isinstance(age, int | float):
+            counters.last_drop.setdefault(_DROPS[name], now - age)
+    for name, host in message.mapping("last_source").items():
+        if name in _DROPS:
+            counters.last_source.setdefault(_DROPS[name], str(host))
+
+
+def _add(counters: Counters, name: str, count: int) -> None:
+    """Add to a counter; one that this version does not have is left out."""
+    if name.startswith("drop_"):
+        if (reason := _DROPS.get(name.removeprefix("drop_"))) is not None:
+            counters.drops[reason] += count
+    elif isinstance(before := getattr(counters, name, None), int):
+        setattr(counters, name, before + count)
+
+
+def all_counters(vtep: Vtep) -> Iterator[tuple[str, Counters]]:
+    """Yield the name and the counters of each part of a VTEP."""
+    yield "namespace", vtep.namespace_counters
+    for listener in vtep.listeners:
+        yield listener.endpoint.role, listener.demux.counters
+    for vni, port in vtep.ports.items():
+        yield f"vni {vni}", port.segment.counters
+
+
+# --- neighbours ---------------------------------------------------------------------------------
+
+
+def neighbour_pages(port: Port, now: float) -> Iterator[Fields]:
+    """Yield messages with the neighbours of a port for ARP and ND suppression."""
+    neighbours = port.segment.neighbours
+    rows = [] if neighbours is None else neighbours.export(now)
+    for begin in range(0, len(rows), PAGE):
+        yield {"vni": port.config.vni, "neighbours": rows[begin : begin + PAGE]}
+
+
+def apply_neighbours(port: Port, message: Message, now: float) -> None:
+    """Add neighbours to those that were learned meanwhile. Raises: FormatError."""
+    if port.segment.neighbours is None:
+        return
+    for vlan, address, mac, age, permanent, router in message.rows(
+        "neighbours", list, str, str, float, bool, bool
+    ):
+        try:
+            packed = bytes.fromhex(address)
+            if len(packed) not in (4, 16) or not all(isinstance(each, int) for each in vlan):
+                raise FormatError("a neighbour has no IP address")
+        except ValueError:
+            raise FormatError("a neighbour has no IP address") from None
+        port.segment.neighbours.restore(
+            tuple(vlan), packed, _mac(mac), now - age, permanent=permanent, router=router
+        )
+
+
+def check_port(vtep: Vtep, message: Message) -> Port:
+    """Return the port that a message is about. Raises: VtepError."""
+    port = vtep.ports.get(message.integer("vni"))
+    if port is None:
+        raise VtepError(f"vni {message.integer('vni')}: its TAP was removed meanwhile")
+    return port
