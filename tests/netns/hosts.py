@@ -180,7 +180,7 @@ def pyvtep(host: Host, *words: str) -> "subprocess.CompletedProcess[str]":
         stderr=subprocess.PIPE,
         text=True,
     ) as child:
-        out, err = child.communicate(timeout=DEADLINE)
+        out, err = child.communicate(timeout=4 * DEADLINE)
         return subprocess.CompletedProcess(child.args, child.returncode, out, err)
 
 

@@ -39,7 +39,7 @@ class PeerHungError(VtepError):
 
 
 @frozen
-class Peer:
+class ChannelPeer:
     """The process at the other end of a channel; `pid` is 0 in another PID namespace."""
 
     pid: int
@@ -62,7 +62,7 @@ class Channel:
         self._sock = sock
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
-        self.peer = Peer(pid, uid)
+        self.peer = ChannelPeer(pid, uid)
 
     @classmethod
     def connect(cls, path: Path) -> Self:

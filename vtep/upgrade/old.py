@@ -56,7 +56,7 @@ _BACKLOG = 1
 
 
 @define
-class Outcome:
+class HandoverResult:
     """The result of a handover."""
 
     pid: int
@@ -94,7 +94,7 @@ class OldSide:
         self._command = command or own_command()
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
-        self._outcome: asyncio.Future[Outcome] | None = None
+        self._outcome: asyncio.Future[HandoverResult] | None = None
         self._channel: Channel | None = None
         self.methods: Final = {
             "upgrade": Method(lambda _: self._upgrade()),
@@ -137,7 +137,7 @@ class OldSide:
         return asyncio.get_running_loop().create_task(self._wait(child, self._outcome))
 
     async def _wait(
-        self, child: "subprocess.Popen[bytes]", outcome: "asyncio.Future[Outcome]"
+        self, child: "subprocess.Popen[bytes]", outcome: "asyncio.Future[HandoverResult]"
     ) -> str:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
@@ -233,7 +233,7 @@ class OldSide:
                 await self._send_rounds(channel, logs)
                 gap_s = await self._switch(channel, logs)
                 entries = sum(len(port.fdb) for port in vtep.ports.values())
-                outcome = Outcome(pid, len(vtep.ports), entries, gap_s)
+                outcome = HandoverResult(pid, len(vtep.ports), entries, gap_s)
                 self._channel = channel
                 log.info("%s", outcome)
                 # A new process that ends now cannot be helped: this one must not read any more.
