@@ -164,7 +164,7 @@ async def _run(parts: _Parts) -> None:
         manager = supervision.manager
         handover = OldSide(
             *(reloadable.vtep, lambda: reloadable.settings.segments),
-            *(manager.hand_over, parts.command),
+            *(supervision.hand_over, parts.command),
         )
         running.push_async_callback(handover.finish)  # The last of all: the files are closed then.
         if parts.takeover is None:
@@ -189,12 +189,7 @@ async def _run(parts: _Parts) -> None:
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
             running.enter_context(parts.record)
-
-        def log_end() -> None:
-            if not handover.is_handed_over:
-                supervision.stopping()
-
-        running.callback(log_end)
+        running.callback(supervision.stopping)
         _handle_signals(reloadable, manager, parts.handler)
         restores = parts.takeover is None
         await running.enter_async_context(state.attached(vtep, restores=restores))

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -78,14 +78,14 @@ class OldSide:
     """Hands the work of this process over, whenever a new process asks for it.
 
     `base` returns the configurations of the file or command line that this process has read last.
-    `on_handed_over` is called with the PID of the new process.
+    `on_handed_over` is awaited with the PID of the new process.
     """
 
     def __init__(
         self,
         vtep: Vtep,
         base: Callable[[], Iterable[Config]],
-        on_handed_over: Callable[[int], None] = lambda _pid: None,
+        on_handed_over: Callable[[int], Awaitable[None]],
         command: Sequence[str] = (),
     ) -> None:
         self._vtep = vtep
@@ -242,7 +242,7 @@ class OldSide:
             finally:
                 for fdb_log in logs.values():
                     fdb_log.close()
-            self._on_handed_over(pid)
+            await self._on_handed_over(pid)
             if self._outcome is not None and not self._outcome.done():
                 self._outcome.set_result(outcome)
             if self._server is not None:
