@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from attrs import asdict
 
-from tests.netns.hosts import Pyvtep, address, mac_of, ping
+from tests.netns.hosts import Pyvtep, address, mac_of, ping, wait_until
 from tests.netns.steady_traffic import SteadyTraffic
 from tests.soak.plot import draw
 from tests.soak.trend import SAMPLES_MIN, find_trend
@@ -28,6 +29,7 @@ from vtep.control import Client
 from vtep.testing.lab import Host, Lab
 
 _INTERVAL_S = 1.0
+_LOAD_DEADLINE_S = 600.0
 _MACS = 50
 """New MACs in a round on each side: with the ageing time of 10 s, some 500 are known."""
 
@@ -125,6 +127,10 @@ def write_file(folder: Path, side: int, limit: int = 5000) -> Path:
     return path
 
 
+def _is_loaded(vtep: Pyvtep) -> bool:
+    return "fast path: on" in vtep.log
+
+
 def _sample(vtep: Pyvtep) -> dict[str, float]:
     process = Path(f"/proc/{vtep.process.pid}")
     status = (process / "status").read_text()
@@ -163,6 +169,9 @@ def _soak(
             address(host, "eth0", f"192.0.2.{1 + side}/24")
             vtep = Pyvtep(host, folder, "--config", str(write_file(folder, side))).ready()
             vteps.append(vtep)
+        for vtep in vteps:
+            # Loading the fast path takes 70 MiB once, and minutes if it has to be compiled.
+            wait_until(partial(_is_loaded, vtep), "the fast path to be on", _LOAD_DEADLINE_S)
         ping(a, "10.0.0.2")
         traffic = SteadyTraffic(a, b, "10.0.0.1", "10.0.0.2", rate=rate)
         churn = _Churn((a, b), (vteps[0], vteps[1]), folder)
