@@ -96,6 +96,10 @@ class Drop(_Explained):
             "hosts have it, or there is a loop"
         ),
     )
+    LOOP_BLOCKED_RX = (
+        "loop_blocked_rx",
+        "frame to a group from a remote with which flooding is stopped because of a loop",
+    )
     INNER_SOURCE_STATIC = (
         "inner_source_static",
         "inner frame whose source MAC has a static entry with another remote",
@@ -154,6 +158,10 @@ class Drop(_Explained):
     TX_TOO_BIG = (
         "tx_too_big",
         "packet too large for the tunnel, with DF or over IPv6: its sender gets an ICMP error",
+    )
+    LOOP_BLOCKED_TX = (
+        "loop_blocked_tx",
+        "flooded frame when flooding with all remotes is stopped because of a loop",
     )
     ANYCAST_GW_SUPPRESSED_TX = (
         "anycast_gw_suppressed_tx",
@@ -281,6 +289,10 @@ class Counters:
     tx_tunnel_gso: int = _counter(Unit.SUPERFRAMES, "sent with tunnel GSO")
     tx_datagrams: int = _counter(Unit.DATAGRAMS, "sent to the underlay")
     flooded: int = _counter(Unit.FRAMES, "from the TAP to an unknown destination or a group")
+
+    # Loop protection.
+    loop_probes: int = _counter(Unit.FRAMES, "written to the TAP to find a loop")
+    loops_found: int = _counter(Unit.EVENTS, "loop found, and flooding with a remote stopped")
 
     # FDB.
     fdb_learned: int = _counter(Unit.EVENTS, "MAC learned")

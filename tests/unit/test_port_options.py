@@ -53,6 +53,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "storm_broadcast": ({}, 5),
     "storm_multicast": ({}, "5:9"),
     "storm_unknown_unicast": ({}, "off"),
+    "loop_block": ({}, 10),
     "proxy": ({}, True),
     "accept": ({}, ("198.51.100.0/24",)),
     "accept_any": ({}, True),
@@ -95,6 +96,7 @@ VOLATILE = {
         "_vtep_end",
         "_test_end",
     ),
+    "probe_mac",  # It is random.
 }
 
 

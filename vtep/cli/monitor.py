@@ -11,10 +11,17 @@ from vtep.control import Client
 from vtep.control.schema import MonitorEvent
 from vtep.errors import VtepError
 
-_VERBS = {"deleted": "Deleted", "expired": "Deleted", "held": "Held", "released": "Released"}
+_VERBS = {
+    "deleted": "Deleted",
+    "expired": "Deleted",
+    "held": "Held",
+    "released": "Released",
+    "blocked": "Blocked",
+    "unblocked": "Unblocked",
+}
 """The first word of a line, as in `bridge monitor`; for what was added or changed there is none."""
 
-OBJECTS = ("fdb", "remote", "vni", "mtu", "config")
+OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "config")
 
 
 @click.command(cls=commands.CliCommand)
@@ -57,6 +64,8 @@ def format_event(event: MonitorEvent) -> str:
         words.append(format_kind(event))
     else:
         words += ["vni", str(event["vni"]), "dev", dev]
+    if subject == "loop":
+        words += ["remote", event["remote"]]
     if subject == "mtu":
         words += ["mtu", str(event["mtu"])]
     for name, value in event.get("options", {}).items():

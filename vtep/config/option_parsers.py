@@ -180,6 +180,11 @@ def mac_move_hold(value: float | str) -> float:
     return _seconds("--mac-move-hold", value, 1)
 
 
+def loop_block(value: float | str) -> float:
+    """Return for how many seconds flooding with a remote is stopped when a loop is found."""
+    return _seconds("--loop-block", value, 0)
+
+
 def ageing(value: float | str) -> float:
     """Return the lifetime of learned entries in seconds; 0 is for ever."""
     return _seconds("--ageing", value, 0)

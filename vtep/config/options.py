@@ -256,6 +256,15 @@ class Config:
             "20000 with --learning and off without.",
         },
     )
+    loop_block: float = field(
+        default=30,
+        converter=option_parsers.loop_block,
+        metadata={
+            "metavar": "SECONDS",
+            "help": "Time in seconds for which flooding to and from a remote is stopped when a "
+            "loop through it is found; 0 disables loop protection.",
+        },
+    )
     proxy: bool = flag(
         default=False,
         help="Answer ARP requests and neighbour solicitations for neighbours that are known and "

@@ -49,7 +49,18 @@ class Events:
         def changed(what: EntryEvent, entry: Entry) -> None:
             self._notify(_of_entry(port, what, entry))
 
-        self._unwatch[port] = port.fdb.watch(changed)
+        def loop_changed(what: str, host: str, _seconds: float) -> None:
+            details: MonitorEvent = {"event": what, "object": "loop", "remote": host}
+            self._notify({**details, "vni": port.config.vni, "dev": port.config.tap})
+
+        unwatch, loops = port.fdb.watch(changed), port.segment.loops.watchers
+        loops.append(loop_changed)
+
+        def end() -> None:
+            unwatch()
+            loops.remove(loop_changed)
+
+        self._unwatch[port] = end
         self._mtus[port] = port.mtu
 
     def _vtep_changed(self, what: str, port: Port, details: Mapping[str, object]) -> None:

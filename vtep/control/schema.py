@@ -138,11 +138,13 @@ class MonitorEvent(TypedDict):
 
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
     MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
+    loop: `remote`, the address.
     If a subscriber was too slow, `event` is "lost" and `count` is the number of missing events.
     """
 
     event: str
-    """added, changed, moved, held, released, deleted or expired; or lost."""
+    """added, changed, moved, held, released, deleted or expired; of a loop, blocked or unblocked;
+    or lost."""
     object: NotRequired[str]
     vni: NotRequired[int]
     dev: NotRequired[str]
@@ -152,5 +154,6 @@ class MonitorEvent(TypedDict):
     extern_learn: NotRequired[bool]
     sticky: NotRequired[bool]
     mtu: NotRequired[int]
+    remote: NotRequired[str]
     options: NotRequired[dict[str, Any]]
     count: NotRequired[int]

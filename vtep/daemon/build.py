@@ -7,6 +7,7 @@ change leaves a running port different from a port that was started with the new
 """
 
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -95,6 +96,12 @@ def _apply_moves(port: "Port", config: Config, _now: float) -> None:
     port.fdb.moves.limit, port.fdb.moves.hold = config.mac_move_limit, config.mac_move_hold
 
 
+def _apply_loop_block(port: "Port", config: Config, _now: float) -> None:
+    port.segment.loops.block = config.loop_block
+    if not config.loop_block:
+        port.segment.loops.unblock(inf)
+
+
 def _apply_accept(port: "Port", config: Config, _now: float) -> None:
     port.segment.set_accept(_accepted(config))
 
@@ -163,6 +170,7 @@ SEGMENT_APPLIERS = (
     Applier(("ageing",), _apply_ageing),
     Applier(("max_addresses", "max_addresses_per_remote"), _apply_limits),
     Applier(("mac_move_limit", "mac_move_hold"), _apply_moves),
+    Applier(("loop_block",), _apply_loop_block),
     Applier(("accept", "accept_any", "group"), _apply_accept),
     Applier(("reserved_bits", "gbp", "gbp_accept", "inner_vlan"), _apply_policy),
     Applier(

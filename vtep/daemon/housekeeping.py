@@ -68,6 +68,7 @@ class Housekeeping:
         for port in tuple(self._ports):
             while port.sweep(now):
                 yield
+            port.look_for_loops(now)
             yield
         self._host_watch.reopen_sockets()
         for listener in self._listeners:

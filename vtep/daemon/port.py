@@ -21,8 +21,8 @@ from vtep.daemon.build import (
     apply_options,
     make_paths,
 )
+from vtep.daemon.duplicates import log_held_macs, look_for_loops, protect_from_loops
 from vtep.daemon.fast_path_loader import FastPathLoader
-from vtep.daemon.held_macs import log_held_macs
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
@@ -97,6 +97,7 @@ class Port:
             self.segment.header, self.segment.counters, self._tunnel.now, config.mss_clamp
         )
         log_held_macs(fdb)
+        protect_from_loops(self.segment)
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self._underlay_mtu: int | None = None
         self._warned: set[str] = set()
@@ -411,6 +412,11 @@ class Port:
         if self._egress is not None:
             self._egress.send_requests(now)
         return more
+
+    def look_for_loops(self, now: float) -> None:
+        """Look for a loop behind the TAP, once a second. Not to be called within a turn."""
+        if self._device is not None:
+            look_for_loops(self.segment, self._device, now)
 
     def count_queue_drops(self, drops: int) -> None:
         """Count the frames that the kernel has discarded in front of the TAP's descriptor.

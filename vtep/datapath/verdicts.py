@@ -480,7 +480,7 @@ class IngressVerdicts:
     def _learn(self, key: Integers, frame: memoryview, segment: Segment, host: str) -> None:
         """Add a row for a datagram, unless the next one like it may need something else."""
         link, policy, kind = self._links.get(segment), segment.policy, int(key[KEY_KIND])
-        if link is None or policy.groups is not None or "%" in host:
+        if link is None or policy.groups is not None or "%" in host or segment.loops.blocked:
             return
         if policy.inner_vlan is not InnerVlan.PASS and int(key[KEY_MAC]) & KEY_TAGGED:
             return

@@ -18,6 +18,7 @@ from attrs import frozen
 from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
+from vtep.forwarding.loops import LoopGuard
 from vtep.forwarding.policy import DEFAULT_POLICY, InnerVlan, Networks, SegmentPolicy, group_of
 from vtep.forwarding.storm import StormControl, StormLimits
 from vtep.forwarding.suppress import Answer, Neighbours
@@ -89,6 +90,7 @@ class Segment:
         self.neighbours: Neighbours | None = None
         self.gateways: Gateways | None = None
         self.storm = StormControl(self.counters)
+        self.loops = LoopGuard(self._on_blocked)
         self.set_policy(policy)
         self._accept = accept
         fdb.learns_from_non_members = bool(accept)
@@ -175,6 +177,7 @@ class Segment:
             or self._forbidden_bits != 0
             or policy.groups is not None
             or policy.inner_vlan is InnerVlan.DROP
+            or bool(self.loops.blocked)
         )
         """True if datagrams are to be admitted by `admit_by_policy` instead of `admit`."""
         self.strip_vlan = policy.inner_vlan is InnerVlan.STRIP
@@ -270,6 +273,8 @@ class Segment:
         # Requests and announcements are flooded, so frames to known destinations skip the gateways.
         if self.gateways is not None and self.gateways.suppresses_from_tap(frame):
             return NoRoute(Drop.ANYCAST_GW_SUPPRESSED_TX)
+        if self.loops.blocked:
+            return self.loops.without_blocked(self.fdb.default) or NoRoute(Drop.LOOP_BLOCKED_TX)
         return self.fdb.default or NoRoute(Drop.NO_REMOTE, bytes(frame[: ethernet.MAC_LEN]))
 
     def account(self, route: Route, count: int, octets: int) -> None:
@@ -320,6 +325,9 @@ class Segment:
                 self.fdb.learn(mac, remote, now, count) if learn else self.fdb.check(mac, remote)
             )
             if learned is not Learned.REFRESHED:
+                if mac == self.loops.probe_mac:
+                    # Found here, and not before, so that other frames need no comparison.
+                    return self._on_probe_returned(mac, source, now, count)
                 return self._count_learned(learned, mac, source, count)
         return True
 
@@ -337,6 +345,9 @@ class Segment:
             return False
         if not self.accepts_source(source):
             counters.drop(Drop.SOURCE_UNKNOWN, source, count)
+            return False
+        if source in self.loops.blocked and datagram[vxlan.HEADER_LEN] & 1:
+            counters.drop(Drop.LOOP_BLOCKED_RX, source, count)
             return False
         learn = True
         if policy.groups is not None:
@@ -379,6 +390,16 @@ class Segment:
         else:
             octets = len(datagram) - vxlan.HEADER_LEN
             self.counters.drop(Drop.INNER_RUNT, source, count, octets)
+
+    def _on_probe_returned(self, mac: bytes, source: str, now: float, count: int) -> bool:
+        """Drop a probe that has come back, and block the remote. Returns: False."""
+        self.fdb.flush(among=filter(None, (self.fdb.lookup(mac),)))  # The next one is found again.
+        self.counters.loops_found += self.loops.note_returned(source, now)
+        self.counters.drop(Drop.INNER_SOURCE_OWN, source, count, mac)
+        return False
+
+    def _on_blocked(self, _what: str, _host: str, _seconds: float) -> None:
+        self.set_policy(self.policy)
 
     def _count_learned(self, learned: Learned, mac: bytes, source: str, count: int) -> bool:
         """Count a result of learning other than a refresh. Returns: False if it causes a drop."""

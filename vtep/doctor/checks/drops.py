@@ -103,6 +103,13 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "find the second host with that source, or the loop (are the hosts connected by another "
         "path, too?); pyvtep fdb show{at} shows what is held, and pyvtep fdb del releases it"
     ),
+    **dict.fromkeys(
+        (Drop.LOOP_BLOCKED_RX, Drop.LOOP_BLOCKED_TX),
+        Remedy(
+            "remove the second connection between the bridges of the hosts, or run STP on them "
+            "(docs/loops.md); --loop-block 0 switches loop protection off"
+        ),
+    ),
     Drop.INNER_SOURCE_STATIC: Remedy(
         "pyvtep fdb show static{at} shows the static entries; delete the one that is wrong"
     ),
