@@ -39,7 +39,9 @@ class Collector:
     async def run(self) -> None:
         """Collect until cancelled."""
         unwatch = self._vtep.watch(self._on_change)
-        gc.collect()
+        if not self._has_frozen_numba:
+            # After an upgrade, numba is loaded by now, and frames are waiting: see `vtep.upgrade`.
+            gc.collect()
         # All that lives now lives as long as the process: it need not be visited again.
         gc.freeze()
         gc.disable()
