@@ -89,6 +89,7 @@ def test_an_entry_with_all_its_keys(vtep: Still) -> None:
         "extern_learn": True,
         "sticky": True,
         "age": None,
+        "held": None,
         "tx_frames": 0,
         "rx_frames": 0,
     }
