@@ -147,7 +147,10 @@ MISTAKES = [
     ("stats vx0", "vx0: is not expected here; did you mean: dev vx0?"),
     ("vni show 1", "1: is not expected here; did you mean: --vni 1?"),
     ("reload --vni 1", "No such option '--vni'; usage: pyvtep reload [OPTIONS]"),
-    ("monitor foo", "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'config'; usage: pyvtep "),
+    (
+        "monitor foo",
+        "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'config'; usage: pyvtep ",
+    ),
     ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'; usage: pyvtep completion "),
     ("stats --watch soon", "--watch soon: must be from 0.1 to 86400 seconds, as in: --watch"),
 ]
