@@ -142,7 +142,7 @@ def test_stopped_receiver(pair: Pair, start: Start) -> None:
 
 
 def test_lossy_underlay_that_reorders_and_duplicates(lab: Lab, start: Start) -> None:
-    """Frames are lost, reordered and doubled as the path does it to datagrams, and not otherwise."""
+    """Frames are lost, reordered and doubled just as the path does it to datagrams."""
     a, r, b = lab.host("a"), lab.host("r"), lab.host("b")
     lab.wire(a, r)
     r.run("ip", "link", "set", "eth0", "name", "west")
