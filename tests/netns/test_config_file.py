@@ -124,7 +124,7 @@ def test_check_config(pair: Pair, file: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--config", "/no/such"], 1, "/no/such: cannot read it: No such file"),
-        (["--config", "/"], 1, "/: cannot read it: not a regular file"),
+        (["--config", "/"], 1, "/: has no configuration file; write one"),
         (["--config", "{file}", "--vni", "1"], 2, "--vni cannot be used with --config"),
         (["--config", "{file}", "--accept-any"], 2, "--accept-any cannot be used with --config"),
         (["--config", "{file}", "check-config", "{file}"], 2, "check-config takes no --config"),

@@ -29,7 +29,8 @@ def read(path: Path) -> Settings:
     except OSError as error:
         raise VtepError(f"{path}: cannot read it: {descriptors.reason(error)}") from error
     if not files:
-        raise VtepError(f"{path}: has no configuration file; write one, such as {path}/vx0.toml")
+        example = path / "vx0.toml"
+        raise VtepError(f"{path}: has no configuration file; write one, such as {example}")
     return parse_all((str(each), _read_text(each)) for each in files)
 
 
