@@ -2,8 +2,8 @@
 
 python -m tests.netns.failing_successor CONTROL STAGE HOW
 
-At the stage `hello`, `snapshot`, `ready` or `go`, it does one of these: `exit`, `hang`, send
-`garbage`, send a message of an unknown `version`, or `refuse` with a reason.
+At the stage `hello`, `snapshot`, `ready`, `go` or `reading`, it does one of these: `exit`, `hang`,
+send `garbage`, send a message of an unknown `version`, or `refuse` with a reason.
 """
 
 import asyncio
@@ -51,6 +51,8 @@ async def _main(control: Path, stage: str, how: str) -> None:
     await channel.send(fmt.READY)
     while (await channel.receive(fmt.FDB, fmt.GO, seconds=_STEP_S))[0].kind != fmt.GO:
         pass
+    if stage == "reading":
+        await channel.send(fmt.READING)
     await _fail(channel, how)
 
 

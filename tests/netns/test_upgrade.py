@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns import upgrade_demo
 from tests.netns.hosts import Pair, Pyvtep, Start, Tunnel, ping, wait_until
 from tests.netns.steady_traffic import SteadyTraffic
 from vtep.control import Client
@@ -42,6 +43,13 @@ def test_no_frame_is_lost_or_duplicated_by_upgrades(pair: Pair, tunnel: Tunnel) 
     assert report.tap_drops == report.socket_drops == 0, report
     assert report.tcp_alive, report
     assert report.pings_lost == 0, report
+
+
+@pytest.mark.parametrize("name", ["config", "vnis", "underlay-flood"])
+def test_no_frame_is_lost_in_other_scenarios(pair: Pair, tmp_path: Path, name: str) -> None:
+    """The rates are low, as above; `upgrade_demo` runs by itself with higher ones."""
+    result = upgrade_demo.run(pair, tmp_path, name, upgrades=3, rate=500, flood_rate=500)
+    assert result.is_lossless, result
 
 
 def test_state_and_runtime_changes_are_kept(pair: Pair, start: Start, tmp_path: Path) -> None:
@@ -87,6 +95,8 @@ def test_state_and_runtime_changes_are_kept(pair: Pair, start: Start, tmp_path: 
         ("go", "exit"),
         ("go", "garbage"),
         ("go", "hang"),
+        ("reading", "exit"),
+        ("reading", "garbage"),
     ],
 )
 def test_the_old_process_continues_if_the_new_one_fails(

@@ -7,10 +7,10 @@ The *old* process forwards all the time but for a gap of a few milliseconds. In 
 3. The new one builds everything around the descriptors, without reading any, and says `ready`.
 4. The old one sends what has changed meanwhile, stops reading, and says `go`.
 5. The new one reads, and says `reading`. From here on it is the one that forwards.
-6. The old one sends its counters and ages, closes its state file, and ends.
+6. The old one sends its counters and ages. A second later, it closes its state file, and ends.
 
-Until `reading`, the old process continues if the new one refuses, ends or hangs: it kills it first,
-so that two processes never read at one time.
+Until then, the old process continues if the new one refuses, ends or hangs: it kills it first, so
+that two processes never read at one time.
 
 - `format`: the messages as octets, pure.
 - `channel`: messages and descriptors over a Unix socket.

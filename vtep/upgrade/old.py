@@ -26,7 +26,7 @@ from vtep.errors import VtepError
 from vtep.io.inherited import CONTROL_ROLE
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
-from vtep.upgrade.channel import Channel
+from vtep.upgrade.channel import Channel, PeerHungError
 from vtep.upgrade.snapshot import FdbLog, Fields
 
 log = logging.getLogger("vtep")
@@ -39,6 +39,9 @@ _BUILD_S = 60.0
 
 _READING_S = 2.0
 """Seconds for the new process to read, after it was told to. Neither process reads meanwhile."""
+
+_CONFIRM_S = 1.0
+"""Seconds for which this process is able to continue after the new one has begun to read."""
 
 _UPGRADE_S = 300.0
 """Seconds for the whole: a new version compiles its fast path first, on a busy host for minutes."""
@@ -234,11 +237,9 @@ class OldSide:
                 gap_s = await self._switch(channel, logs)
                 entries = sum(len(port.fdb) for port in vtep.ports.values())
                 outcome = HandoverResult(pid, len(vtep.ports), entries, gap_s)
+                await self._confirm(channel, logs)
                 self._channel = channel
                 log.info("%s", outcome)
-                # A new process that ends now cannot be helped: this one must not read any more.
-                with suppress(VtepError):
-                    await self._send_rest(channel, logs)
             finally:
                 for fdb_log in logs.values():
                     fdb_log.close()
@@ -310,15 +311,35 @@ class OldSide:
             await channel.send(fmt.GO, seconds=_READING_S)
             reading, _ = await channel.receive(fmt.READING, seconds=_READING_S)
         except BaseException:
-            # Killed before this process reads: two must never read at one time.
-            await _kill(channel.peer.pid)
-            self._vtep.resume()
-            if self._server is not None:
-                self._server.resume()
+            await self._take_back(channel)
             raise
         # Both clocks are the same, unless the new process has a time namespace of its own.
         took = reading.number("now", time.monotonic()) - began
         return took if 0 <= took <= time.monotonic() - began else time.monotonic() - began
+
+    async def _confirm(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
+        """Send the rest, and see the new process live on for a while.
+
+        Raises: VtepError if it ends; then this process reads on.
+        """
+        try:
+            await self._send_rest(channel, logs)
+            # It sends nothing more. A process that is killed closes the channel; one that is asked
+            # to end does so later, since it handles no signal before this process is released.
+            await channel.receive(seconds=_CONFIRM_S)
+        except PeerHungError:
+            return
+        except BaseException:
+            await self._take_back(channel)
+            raise
+
+    async def _take_back(self, channel: Channel) -> None:
+        """Read on in place of the new process."""
+        # Killed before this process reads: two must never read at one time.
+        await _kill(channel.peer.pid)
+        self._vtep.resume()
+        if self._server is not None:
+            self._server.resume()
 
     async def _send_rest(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
         """Send what the new process can add to its own: counters, ages, neighbours."""
