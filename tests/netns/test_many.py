@@ -481,8 +481,7 @@ def test_tap_removed_during_backpressure(inside_a: Pair) -> None:
 
     async def main() -> None:
         async with Vtep(config(5), config(6)) as vtep:
-            device = vtep.ports[6]._device
-            assert device is not None
+            device = vtep.ports[6].device
             asyncio.get_running_loop().remove_reader(device.fd)  # As during backpressure.
             a.run("ip", "link", "del", "vx6")
             await asyncio.to_thread(wait_until, lambda: 6 not in vtep.ports, "its end")

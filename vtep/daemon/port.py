@@ -1,8 +1,6 @@
 """One VNI at work: its TAP, its segment, its counters, and the paths to its remotes."""
 
-import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +23,8 @@ from vtep.daemon.duplicates import log_held_macs, look_for_loops, protect_from_l
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
+from vtep.daemon.port_log import PortLog
+from vtep.daemon.port_tap import PortTap
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
 from vtep.datapath.pool import Paths, Pool
@@ -34,9 +34,8 @@ from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
-from vtep.io.inherited import Inherited, tap_role
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import TapDevice
-from vtep.io.tap import tap_exists
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
@@ -45,14 +44,6 @@ from vtep.wire.address import Address, version_of
 from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
-
-_NAMED_MAX = 3
-"""Missing parts of the underlay that a log line names."""
-
-_HERE = "is back in the network namespace of pyvtep"
-_AWAY = (
-    "is in another network namespace: it forwards, but pyvtep does not update its MTU and bridge"
-)
 
 
 @frozen
@@ -86,8 +77,6 @@ class Port:
         self.config = config
         self.underlay_devices: tuple[str, ...] = ()
         """The devices over which the remotes are reached; known once the port has started."""
-        self.underlay_missing: tuple[str, ...] = ()
-        """Parts that this host lacks to reach the remotes; empty if it lacks nothing."""
         self.offload: frozenset[str] = frozenset()
         """The offloads of `Config.offload` that are in use; known once the port has started."""
         fdb = Fdb(config.vni, config.dstport, ageing=config.ageing, max_addresses=0)
@@ -100,20 +89,15 @@ class Port:
         protect_from_loops(self.segment)
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self._underlay_mtu: int | None = None
-        self._warned: set[str] = set()
+        self._log = PortLog(config.vni)
+        self._tap = PortTap(config.vni, network)
         self._tracker = AckTracker()
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
-        self.tap_index = 0
-        self._is_here = True
         self._is_paused = False
-        self._drops_before = 0
-        self.is_inherited = False
-        """True if the TAP was open before the port was: its setup may be one that is in use."""
         self._pool = pool
         self._arena = arena
         self._network = network
         self._fast_path_loader = fast_path
-        self._device: TapDevice | None = None
         self._paths: Paths | None = None
         self._egress: Egress | None = None
         self.listeners: tuple[Listener, ...] = ()
@@ -132,31 +116,39 @@ class Port:
         return self._tunnel.now
 
     @property
+    def underlay_missing(self) -> tuple[str, ...]:
+        """Parts that this host lacks to reach the remotes; empty if it lacks nothing."""
+        return self._log.missing
+
+    @property
     def is_here(self) -> bool:
         """True if the TAP is in the network namespace of this process, as far as is known."""
-        return self._device is not None and self._is_here
+        return self._tap.is_here
 
     @property
     def is_open(self) -> bool:
         """True if the TAP is open."""
-        return self._device is not None
+        return self._tap.is_open
 
     @property
     def tap(self) -> str:
         """The name of the TAP device: the configured one, unless the device was renamed."""
-        return self._name if self._device is not None else self.config.tap
+        return self._tap.name or self.config.tap
+
+    @property
+    def tap_index(self) -> int:
+        """The index of the TAP device, or 0 before it was opened."""
+        return self._tap.index
 
     @property
     def device(self) -> TapDevice:
         """The open TAP device. Raises: VtepError if it is not open."""
-        if self._device is None:
-            raise VtepError(f"vni {self.config.vni} is not open")
-        return self._device
+        return self._tap.device
 
     @property
     def removed_on_close(self) -> bool:
         """True if the kernel removes the TAP device when the port closes it."""
-        return self._device is None or self._device.removed_on_close
+        return not self._tap.is_open or self._tap.device.removed_on_close
 
     @property
     def fast_path(self) -> FastPathState:
@@ -174,7 +166,7 @@ class Port:
 
     def counters(self) -> dict[str, int]:
         """Return the counters of this VNI by name; see `vtep.counters`."""
-        if self._device is not None:
+        if self._tap.is_open:
             with suppress(OSError):
                 self.count_queue_drops(dict(self._network.tap_queue_drops()).get(self.tap, 0))
         return self.segment.counters.as_dict()
@@ -188,7 +180,7 @@ class Port:
         bridge, wanted = self.config.bridge, 0
         with suppress(OSError):  # No descriptor to ask with: the lookup is repeated later.
             wanted = (self._network.device_index(bridge) or 0) if bridge is not None else 0
-        return {self.tap_index, self.attachment.bridge, wanted} - {0}
+        return {self._tap.index, self.attachment.bridge, wanted} - {0}
 
     # --- life -------------------------------------------------------------------------------
 
@@ -197,27 +189,11 @@ class Port:
 
         `queue_drops` has the transmit drops of each device so far.
         """
-        config = self.config
-        fd = self._inherited.take(tap_role(config.tap))
-        if fd is not None and not tap_exists(fd):
-            os.close(fd)  # The device was removed since: a new one takes its place.
-            fd = None
-        tap = self._network.open_tap(
-            config.tap, tso="tso" in config.offload, uso="uso" in config.offload, inherited=fd
-        )
-        self.adopt(tap, queue_drops)
-        if fd is not None:
-            self.is_inherited = True
-            self._name = tap.name
-            self._is_here = tap.index != 0
-            self._drops_before = queue_drops.get(self._name, 0)
+        self._tap.open(self.config, self._inherited, queue_drops)
 
     def adopt(self, tap: TapDevice, queue_drops: Mapping[str, int]) -> None:
         """Use a TAP device that is open already, with its transmit drops as in `open`."""
-        self.tap_index = tap.index
-        self._name = self.config.tap
-        self._drops_before = queue_drops.get(self.config.tap, 0)
-        self._device = tap
+        self._tap.adopt(tap, self.config.tap, queue_drops)
 
     def start(self, underlay: Underlay, listeners: Iterable[Listener], events: PortEvents) -> None:
         """Begin to forward, with a TAP that is open. Raises: OSError if the TAP is gone."""
@@ -238,7 +214,7 @@ class Port:
         if self._is_paused:
             self._egress.pause()
         self._egress.start()
-        self._log_remotes()
+        self._log.remotes(self.segment)
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
@@ -246,11 +222,11 @@ class Port:
     def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
         """Change to another configuration with the same TAP. Raises: OSError if the TAP is gone."""
         before, self.config = self.config, config
-        self._warned.clear()
+        self._log.start_anew()
         self._set_underlay(underlay)
         former, self.listeners = self.listeners, tuple(listeners)
         apply_options(self, APPLIERS, before, time.monotonic())
-        self._log_remotes()
+        self._log.remotes(self.segment)
         # A listener that stays is not detached in between: that would close its punt socket, and
         # lose the datagrams that are queued there.
         for listener in former:
@@ -281,7 +257,7 @@ class Port:
     @property
     def keeps_setup(self) -> bool:
         """True while another process forwards with the TAP, which so must stay as it is."""
-        return self.is_inherited and self._is_paused
+        return self._tap.is_inherited and self._is_paused
 
     def pause(self) -> None:
         """Leave all frames in the TAP until `resume`."""
@@ -297,22 +273,16 @@ class Port:
 
     def state(self) -> dict[str, object]:
         """Return what another process needs to know of the TAP that is not in its options."""
-        return {
-            "name": self._name if self._device is not None else self.config.tap,
-            "index": self.tap_index,
-            "mtu": self.attachment.mtu,
-            "queue_drops": self._drops_before,
-        }
+        return {"name": self.tap, "mtu": self.attachment.mtu, **self._tap.state()}
 
     def set_state(self, index: int, mtu: int | None, queue_drops: int) -> None:
         """Continue with the TAP as another process has left it; see `state`."""
-        self.tap_index = index
+        self._tap.set_state(index, queue_drops)
         self.attachment = evolve(self.attachment, mtu=mtu)
-        self._drops_before = queue_drops
 
     def reassert(self) -> None:
         """Set the options of the TAP again: another process that had it may have changed them."""
-        if self._device is not None:
+        if self._tap.is_open:
             apply_options(self, TAP_APPLIERS, None, time.monotonic())
 
     def close(self) -> None:
@@ -326,10 +296,9 @@ class Port:
 
         Returns: the TAP, which is still open; None if there is none.
         """
-        tap = self._device
+        tap = self._tap.release()
         if tap is None:
             return None
-        self._device = None
         for listener in self.listeners:
             listener.detach(self.segment)
         self.listeners = ()
@@ -361,14 +330,7 @@ class Port:
             "tnl": "tnl" in wanted and tap.tso and self._pool.tunnel_gso_device is not None,
         }
         self.offload = frozenset(name for name, works in in_use.items() if works)
-        if log.isEnabledFor(logging.DEBUG):
-            off = ", ".join(
-                f"{name} ({'unavailable' if name in wanted else '--offload'})"
-                for name in sorted(in_use)
-                if name not in self.offload
-            )
-            on = ",".join(sorted(self.offload)) or "none"
-            log.debug("vni %d: offload on: %s; off: %s", self.config.vni, on, off or "none")
+        self._log.offloads(in_use, wanted)
 
     def update_fast_path(self) -> None:
         """Use the compiled turns if they are loaded and configured, or stop using them."""
@@ -415,8 +377,8 @@ class Port:
 
     def look_for_loops(self, now: float) -> None:
         """Look for a loop behind the TAP, once a second. Not to be called within a turn."""
-        if self._device is not None:
-            look_for_loops(self.segment, self._device, now)
+        if self._tap.is_open:
+            look_for_loops(self.segment, self._tap.device, now)
 
     def count_queue_drops(self, drops: int) -> None:
         """Count the frames that the kernel has discarded in front of the TAP's descriptor.
@@ -424,7 +386,9 @@ class Port:
         `drops` are the transmit drops of the device.
         """
         counts = self.segment.counters.drops
-        counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], drops - self._drops_before)
+        counts[Drop.TAP_QUEUE_FULL] = max(
+            counts[Drop.TAP_QUEUE_FULL], self._tap.new_queue_drops(drops)
+        )
 
     def _on_member_added(self, host: str) -> None:
         version = version_of(host)
@@ -433,35 +397,23 @@ class Port:
 
     def on_link_changed(self) -> None:
         """Follow changes of the TAP from outside: its name, MAC address and namespace."""
-        if self._device is None:
-            return
         try:
-            self._name = self._device.name
-            self.segment.own_mac = self._device.mac
-        except OSError as error:
-            if error.errno == errno.EBADFD:  # While the reader waits for room, nothing reads it.
-                self._on_tap_lost(error)
+            mac = self._tap.follow()
+        except OSError as error:  # While the reader waits for room, nothing reads the TAP.
+            self._on_tap_lost(error)
             return
-        try:
-            is_here = self._network.device_index(self._name) == self.tap_index
-        except OSError:  # No descriptor to ask with, which says nothing about the TAP.
-            return
-        if is_here != self._is_here:
-            self._is_here = is_here
-            log.warning("vni %d: %s %s", self.config.vni, self._name, _HERE if is_here else _AWAY)
+        if mac is not None:
+            self.segment.own_mac = mac
 
     def on_attached(self, attachment: TapAttachment) -> bool:
         """Note where the TAP is attached now.
 
         Returns: whether the MTU of the tunnel has changed.
         """
-        before, bridge = self.mtu, self.config.bridge
-        if attachment.unjoined and attachment.unjoined != self.attachment.unjoined:
-            log.warning(
-                "vni %d: waiting for --bridge %s: %s", self.config.vni, bridge, attachment.unjoined
-            )
-        elif self.attachment.unjoined and not attachment.unjoined and bridge is not None:
-            log.info("vni %d: %s is a port of --bridge %s now", self.config.vni, self.tap, bridge)
+        before = self.mtu
+        self._log.bridge(
+            self.tap, self.config.bridge, self.attachment.unjoined, attachment.unjoined
+        )
         self.attachment = attachment
         self._tunnel.tap = attachment.limit
         return self._update_mtu(before)
@@ -472,12 +424,12 @@ class Port:
         Returns: whether the TAP needs another setup.
         """
         if isinstance(underlay, VtepError):
-            self._warn_once(str(underlay))
+            self._log.warn_once(str(underlay))
             return False
         if self.tap in underlay.devices:
             # A TAP address has shadowed the route to a remote. Following this underlay would lower
             # the MTU of the TAP by the overhead, then again, and so on.
-            self._warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
+            self._log.warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
             return False
         before, setup = self.mtu, self.setup()
         self._note_missing(underlay)
@@ -485,7 +437,7 @@ class Port:
             self._set_underlay(underlay)
             check_addresses(self.config, underlay)
         except VtepError as error:  # The port goes on: the host may be changed back.
-            self._warn_once(str(error))
+            self._log.warn_once(str(error))
         if self._update_mtu(before):
             self._on_mtu_changed()
         return self.setup() != setup
@@ -498,11 +450,11 @@ class Port:
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.set_path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self.config.df == "set" and self.mtu < MTU_MIN_V6 <= self._tunnel.most:
-            self._warn_once(
+            self._log.warn_once(
                 f"the path to {remote.host} carries {self.mtu} octets in the tunnel, less than the "
                 f"{MTU_MIN_V6} that IPv6 needs: leave out --df set, and larger ones are fragmented"
             )
-        if self._device is not None and self._update_mtu(before):
+        if self._tap.is_open and self._update_mtu(before):
             self._on_mtu_changed()
 
     def _update_mtu(self, before: int) -> bool:
@@ -535,42 +487,14 @@ class Port:
         )
         self.sizing.mtu = self.mtu
         if line := mtu_advice(self.config, underlay):
-            self._warn_once(line)
+            self._log.warn_once(line)
 
     def _note_missing(self, underlay: Underlay) -> None:
         """Log once what the underlay lacks, and once that it is complete."""
-        vni, before = self.config.vni, self.underlay_missing
         refusals = (each.refusal for each in self.listeners if not each.is_ready)
         missing = underlay.missing or tuple(filter(None, refusals))
-        self.underlay_missing = missing
-        if missing and missing != before:
-            more = len(missing) - _NAMED_MAX
-            rest = f" and {more} more" if more > 0 else ""
-            log.warning(
-                "vni %d: waiting for the underlay: %s%s",
-                *(vni, "; ".join(missing[:_NAMED_MAX]), rest),
-            )
-        if before and not missing:
-            over = ", ".join(underlay.devices) or "any device"
-            log.info("vni %d: the underlay is ready: over %s", vni, over)
+        if self._log.note_missing(missing, underlay.devices):
             # Sockets that were opened in between may have another source address than the kernel
             # would select now.
             for path in self.paths.values():
                 path.close()
-
-    # --- the log ----------------------------------------------------------------------------
-
-    def _warn_once(self, line: str) -> None:
-        """Log a warning once for each configuration of the port."""
-        if line not in self._warned:
-            self._warned.add(line)
-            log.warning("vni %d: %s", self.config.vni, line)
-
-    def _log_remotes(self) -> None:
-        """Log each destination of broadcasts, and where it is configured."""
-        if log.isEnabledFor(logging.DEBUG):
-            configured = self.fdb.keys_of(self.segment.configured)
-            for remote in self.segment.remotes:
-                by_option = self.fdb.keys_of([remote]) <= configured
-                origin = "--remote or --group" if by_option else "pyvtep fdb"
-                log.debug("vni %d: broadcasts go to %s (%s)", self.config.vni, remote.host, origin)
