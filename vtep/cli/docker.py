@@ -83,6 +83,7 @@ def attach(
         # Slow to import: other commands, and mistakes, do without.
         from vtep.cli.run import run  # noqa: PLC0415
         from vtep.docker.attachment import Attachment, find_network, wait_for  # noqa: PLC0415
+        from vtep.host import privileges  # noqa: PLC0415
 
         client = EngineClient(docker_host)
         if wait:
@@ -103,12 +104,14 @@ def attach(
             netns=socket_files.namespace(),
         )
         settings = Settings(segments=[evolve(config, **local.options)])
+        user = overrides.get("user")
+        owner = privileges.find_user(user).uid if user is not None else None
         run(
             *(settings, None, overrides),
             process=process,
             background=background,
             companion=Attachment(client, local).follow,
-            record=record.publish(own, record.own_directory(os.environ)),
+            record=record.publish(own, record.own_directory(os.environ), owner=owner),
             groups=client.groups,
         )
 

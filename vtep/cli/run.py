@@ -58,7 +58,7 @@ def run(
     process: ProcessOptions,
     background: Background | None = None,
     companion: Companion | None = None,
-    record: AbstractContextManager[None] | None = None,
+    record: AbstractContextManager[object] | None = None,
     groups: Collection[int] = (),
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
@@ -81,10 +81,18 @@ def run(
     with descriptors.explained("start"):
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    # Before the first thread, which is that of the log handler, and before anything is opened. So
-    # the files that are made from now on belong to the user of --user.
-    least_privilege.drop(reloadable.settings, address_probes=companion is not None, groups=groups)
     with ExitStack() as files:
+        record = record or nullcontext()
+        if not takeover:
+            # While this process may still write to the directory of root. _run() closes it.
+            published = files.enter_context(ExitStack())
+            published.enter_context(record)
+            record = published
+        # Before the first thread, which is that of the log handler, and before anything else is
+        # opened. So the files that are made from now on belong to the user of --user.
+        least_privilege.drop(
+            reloadable.settings, address_probes=companion is not None, groups=groups
+        )
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _pid_file(process, settings)
         if pid_file is not None:
@@ -106,7 +114,7 @@ def run(
         try:
             parts = _Parts(
                 *(reloadable, supervision, handler, on_ready, companion),
-                *(record or nullcontext(), command, process.takeover),
+                *(record, command, process.takeover),
             )
             uvloop.run(_run(parts))
         except VtepError as error:
@@ -148,7 +156,7 @@ class _Parts:
     handler: NonBlockingLogHandler
     on_ready: Callable[[], None]
     companion: Companion | None
-    record: AbstractContextManager[None]
+    record: AbstractContextManager[object]
     command: list[str]
     takeover: str | None
     """The control socket of the process to take over from, or empty for the default one."""
@@ -170,7 +178,7 @@ async def _run(parts: _Parts) -> None:
         if parts.takeover is None:
             # Before any device exists, since the file may be unusable.
             state = running.enter_context(StateWriter.open(settings))
-            running.enter_context(parts.record)
+            running.enter_context(parts.record)  # Open already: see run().
         if log.isEnabledFor(logging.DEBUG):
             # It imports the client commands, whose format it shares.
             from vtep.cli.event_log import EventLog  # noqa: PLC0415

@@ -59,8 +59,14 @@ def _directories(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Iterator[None]:
-    """Publish an attachment within the context. Raises: VtepError if the network has one."""
+def publish(
+    record: AttachmentRecord, directory: Path = RECORD_DIRECTORY, *, owner: int | None = None
+) -> Iterator[None]:
+    """Publish an attachment within the context. Raises: VtepError if the network has one.
+
+    `owner` is the UID that the process will have: a successor, which starts with that, can open
+    the file.
+    """
     path = _path(record.network, directory)
     # Root and the units have directories of their own.
     others = {*_directories(RECORD_DIRECTORY)} - {directory}
@@ -68,6 +74,8 @@ def publish(record: AttachmentRecord, directory: Path = RECORD_DIRECTORY) -> Ite
         raise _attached_already(record.network)
     descriptor = _lock(path, record.network)
     try:
+        if owner is not None:
+            os.fchown(descriptor, owner, -1)
         # Written in place: a new file under this name would not be the one that is locked.
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(asdict(record)).encode())
