@@ -61,6 +61,8 @@ class Report:
     """Datagrams that the sockets of the receivers have dropped: those are no fault of the VTEPs."""
     tap_drops: int
     """Frames that were dropped in front of the descriptors of the TAPs."""
+    tap_drops_by_host: tuple[int, int]
+    """Those of each of the two hosts."""
     socket_drops: int
     """Datagrams that were dropped because a socket of the underlay was full."""
     tcp_octets: int
@@ -141,8 +143,9 @@ class SteadyTraffic:
             reordered_by=reordered_by,
             longest_gap_s=gap,
             receiver_drops=receiver_drops,
-            tap_drops=drops[0],
-            socket_drops=max(0, drops[1] - receiver_drops),
+            tap_drops=drops[0] + drops[1],
+            tap_drops_by_host=(drops[0], drops[1]),
+            socket_drops=max(0, drops[2] - receiver_drops),
             tcp_octets=tcp["octets"],
             tcp_alive=tcp["alive"],
             pings=pings,
@@ -150,18 +153,19 @@ class SteadyTraffic:
             pings_lost=max(0, pings - answered - 1),
         )
 
-    def _queue_drops(self) -> tuple[int, int]:
-        """Return the drops in front of the TAPs, and those for want of room in UDP sockets."""
-        taps = sockets = 0
+    def _queue_drops(self) -> tuple[int, int, int]:
+        """Return the drops in front of each TAP, and those for want of room in UDP sockets."""
+        taps: list[int] = []
+        sockets = 0
         for host, tap in zip(self._hosts, self._taps, strict=True):
             link = json.loads(host.run("ip", "-j", "-s", "link", "show", "dev", tap))[0]
-            taps += link["stats64"]["tx"]["dropped"]
+            taps.append(link["stats64"]["tx"]["dropped"])
             snmp = host.run("cat", "/proc/net/snmp", "/proc/net/snmp6")
             names, values = (line.split() for line in re.findall(r"^Udp: .*$", snmp, re.MULTILINE))
             sockets += int(values[names.index("RcvbufErrors")])
             over_v6 = re.search(r"^Udp6RcvbufErrors\s+(\d+)", snmp, re.MULTILINE)
             sockets += int(over_v6.group(1)) if over_v6 else 0
-        return taps, sockets
+        return taps[0], taps[1], sockets
 
 
 def _start(host: Host, *arguments: str) -> "subprocess.Popen[str]":

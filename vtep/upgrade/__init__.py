@@ -17,3 +17,8 @@ that two processes never read at one time.
 - `snapshot`: from the state of a VTEP to messages, and back.
 - `merge`: runtime changes and those of the configuration file, merged.
 """
+
+from typing import Final
+
+ERROR_FILE: Final = "PYVTEP_ERROR_FILE"
+"""Environment variable with the path at which a process that cannot start leaves its reason."""

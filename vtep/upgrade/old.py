@@ -24,8 +24,8 @@ from vtep.control.server import Server
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 from vtep.io.inherited import CONTROL_ROLE
+from vtep.upgrade import ERROR_FILE, snapshot
 from vtep.upgrade import format as fmt
-from vtep.upgrade import snapshot
 from vtep.upgrade.channel import Channel, PeerHungError
 from vtep.upgrade.snapshot import FdbLog, Fields
 
@@ -130,20 +130,33 @@ class OldSide:
             raise VtepError("an upgrade is in progress already")
         if self._server is None or self._server.path is None:
             raise VtepError("an upgrade needs the control socket (--control)")
+        # The start of the new process competes for the processor. The queues of the TAPs are not
+        # made longer for that time: the kernel deactivates the qdisc of a device for that
+        # (dev_qdisc_change_tx_queue_len in net/sched/sch_generic.c): each change drops some frames.
         self._outcome = asyncio.get_running_loop().create_future()
         command = [*self._command, "--takeover", str(self._server.path)]
         log.info("upgrade: starting %s", command[0])
+        error_file = self._server.path.with_suffix(".error")
         try:
-            child = subprocess.Popen(command)  # noqa: ASYNC220, S603  our own command line
+            # The standard error of the new process is that of this one, so it cannot be read here.
+            error_file.touch(mode=0o600)
+            child = subprocess.Popen(  # noqa: ASYNC220, S603  our own command line
+                command, env={**os.environ, ERROR_FILE: str(error_file)}
+            )
         except OSError as error:
+            error_file.unlink(missing_ok=True)
             raise VtepError(f"cannot start {command[0]}: {error.strerror}") from error
-        return asyncio.get_running_loop().create_task(self._wait(child, self._outcome))
+        waiting = self._wait(child, self._outcome, error_file)
+        return asyncio.get_running_loop().create_task(waiting)
 
     async def _wait(
-        self, child: "subprocess.Popen[bytes]", outcome: "asyncio.Future[HandoverResult]"
+        self,
+        child: "subprocess.Popen[bytes]",
+        outcome: "asyncio.Future[HandoverResult]",
+        error_file: Path,
     ) -> str:
         loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
+        ended, reason = asyncio.Event(), ""
         pidfd = os.pidfd_open(child.pid)
         loop.add_reader(pidfd, ended.set)
         waiting = loop.create_task(ended.wait())
@@ -154,15 +167,18 @@ class OldSide:
             if outcome.done():
                 return str(outcome.result())
             if ended.is_set():
+                with suppress(OSError):
+                    reason = error_file.read_text(errors="replace")  # noqa: ASYNC240  below /run
                 raise VtepError(
-                    f"the new process has ended with exit code {child.wait()} before it took over; "
-                    "this one continues; the log has the reason"
+                    f"the new process has ended with exit code {child.wait()} before it took over: "
+                    f"{reason or 'the log has the reason'}; this one continues"
                 )
             raise VtepError(f"the new process is not ready after {_UPGRADE_S:.0f} s: killed")
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
             waiting.cancel()
+            error_file.unlink(missing_ok=True)  # noqa: ASYNC240
             if not self.is_handed_over:
                 child.kill()
                 child.wait()
