@@ -107,6 +107,7 @@ def test_a_process_that_takes_over_keeps_its_pid_file(tmp_path: Path) -> None:
     path = tmp_path / "pyvtep.pid"
     former = PidFile(path)
     successor = PidFile(path, takeover=True)
+    successor.publish()
     former.remove()
     assert path.read_text() == f"{os.getpid()}\n"
     with pytest.raises(VtepError, match="runs already"):
@@ -122,3 +123,19 @@ def test_a_pid_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         with pytest.raises(VtepError, match="cannot write it: "):
             PidFile(path)
     assert not (tmp_path / "target").exists()
+
+
+def test_a_failed_takeover_leaves_the_pid_file_of_the_old_process(tmp_path: Path) -> None:
+    """Only a new process that forwards puts its own file in that place."""
+    path = tmp_path / "pyvtep.pid"
+    with PidFile(path):
+        old = path.stat().st_ino
+        PidFile(path, takeover=True).remove()
+        assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+        assert path.stat().st_ino == old
+        new = PidFile(path, takeover=True)
+        new.publish()
+        assert path.stat().st_ino != old
+    assert path.exists()
+    new.remove()
+    assert not path.exists()

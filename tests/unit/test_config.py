@@ -460,9 +460,9 @@ REFUSED = [
     ("max_addresses_per_remote", True, "must be from 0 to 1073741824, or auto"),
     ("storm_broadcast", 0, "must be from 1 to 1000000000, or off"),
     ("storm_broadcast", "auto", "must be from 1 to 1000000000, or off"),
-    ("storm_broadcast", "5:", "is not a whole number"),
-    ("storm_multicast", "5:0", "must be from 1 to 1000000000"),
-    ("storm_multicast", "1:2:3", "is not a whole number"),
+    ("storm_broadcast", "5:", "5:: is not RATE:BURST, two numbers"),
+    ("storm_multicast", "5:0", "5:0: is not RATE:BURST, two numbers from 1"),
+    ("storm_multicast", "1:2:3", "1:2:3: is not RATE:BURST, two numbers"),
     ("storm_unknown_unicast", None, "must be from 1 to 1000000000, or auto, or off"),
 ]
 

@@ -95,8 +95,9 @@ def run(
         )
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _pid_file(process, settings)
+        number: PidFile | None = None
         if pid_file is not None:
-            files.enter_context(PidFile(pid_file, takeover=takeover))
+            files.enter_context(number := PidFile(pid_file, takeover=takeover))
         handler = NonBlockingLogHandler(*logs.at_start)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
@@ -105,6 +106,11 @@ def run(
         least_privilege.check_config(path)
 
         def on_ready() -> None:
+            if number is not None:
+                try:
+                    number.publish()
+                except OSError as error:  # It forwards already: no reason to end.
+                    log.warning("--pid-file %s: cannot replace it: %s", number.path, error)
             supervision.ready()
             if background is not None:
                 handler.flush()

@@ -301,7 +301,12 @@ def _storm_limit(option: str, value: object, *words: str) -> int | str:
     """Return a number of frames a second, `RATE:BURST`, or one of some words."""
     if isinstance(value, str) and ":" in value:
         rate, _, burst = value.partition(":")
-        frames = [_integer(option, number, 1, STORM_MAX) for number in (rate, burst)]
+        try:
+            frames = [_integer(option, number, 1, STORM_MAX) for number in (rate, burst)]
+        except OptionError as error:
+            # Half of the value alone, such as '', would not be found on the command line.
+            reason = f"is not RATE:BURST, two numbers from 1 to {STORM_MAX}, as in 1000:2000"
+            raise OptionError(option, value, reason) from error
         return f"{frames[0]}:{frames[1]}"
     return _integer_or(option, value, 1, STORM_MAX, *words)
 

@@ -109,7 +109,9 @@ class PidFile:
         # Absolute, as the process changes its directory.
         self.path = path = path.absolute()
         try:
-            self._descriptor = _replace(path) if takeover else _lock(path)
+            # The old process keeps its file until this one has taken over, which may fail.
+            self._written = path.with_name(f".{path.name}.{os.getpid()}") if takeover else path
+            self._descriptor = _lock(self._written)
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, f"{os.getpid()}\n".encode())
         except OSError as error:
@@ -123,13 +125,22 @@ class PidFile:
     def __exit__(self, *_exc: object) -> None:
         self.remove()
 
+    def publish(self) -> None:
+        """Put the file in place of that of the process that this one has taken over from.
+
+        Raises: OSError.
+        """
+        if self._written != self.path:
+            self._written.replace(self.path)
+            self._written = self.path
+
     def remove(self) -> None:
         """Remove the file, unless a process that has taken over has written its own."""
         with suppress(OSError):
             # The user of --user may not be allowed to remove it: at least it names no process.
             os.ftruncate(self._descriptor, 0)
-            if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
-                self.path.unlink()
+            if os.path.samestat(self._written.stat(), os.fstat(self._descriptor)):
+                self._written.unlink()
         os.close(self._descriptor)
 
 
@@ -158,11 +169,3 @@ def _lock(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _replace(path: Path) -> int:
-    """Put a new, locked file in place of that of a process that still runs. Raises: OSError."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = _lock(fresh)
-    fresh.replace(path)
-    return descriptor
