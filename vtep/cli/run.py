@@ -94,10 +94,7 @@ def run(
             reloadable.settings, address_probes=companion is not None, groups=groups
         )
         logs = LogDestinations.open(process, in_background=background is not None)
-        pid_file = _pid_file(process, settings)
-        number: PidFile | None = None
-        if pid_file is not None:
-            files.enter_context(number := PidFile(pid_file, takeover=takeover))
+        publish_pid = _write_pid_file(files, process, settings, takeover=takeover)
         handler = NonBlockingLogHandler(*logs.at_start)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
@@ -106,11 +103,7 @@ def run(
         least_privilege.check_config(path)
 
         def on_ready() -> None:
-            if number is not None:
-                try:
-                    number.publish()
-                except OSError as error:  # It forwards already: no reason to end.
-                    log.warning("--pid-file %s: cannot replace it: %s", number.path, error)
+            publish_pid()
             supervision.ready()
             if background is not None:
                 handler.flush()
@@ -133,6 +126,27 @@ def run(
             raise
         finally:
             handler.flush()  # An error that ends the process is printed past the queue.
+
+
+def _write_pid_file(
+    files: ExitStack, process: ProcessOptions, settings: Settings, *, takeover: bool
+) -> Callable[[], None]:
+    """Write the PID file, if there is to be one, and remove it at the end of `files`.
+
+    Returns: a function that replaces that of the process that was taken over.
+    """
+    path = _pid_file(process, settings)
+    if path is None:
+        return lambda: None
+    pid_file = files.enter_context(PidFile(path, takeover=takeover))
+
+    def publish() -> None:
+        try:
+            pid_file.publish()
+        except OSError as error:  # It forwards already: no reason to end.
+            log.warning("--pid-file %s: cannot replace it: %s", path, error.strerror)
+
+    return publish
 
 
 def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
