@@ -14,8 +14,19 @@ from pathlib import Path
 import pytest
 
 from tests.netns.engines import Engine
-from tests.netns.hosts import Pair, Pyvtep, Start, address, ping, segment, wait_until
+from tests.netns.hosts import (
+    Pair,
+    Pyvtep,
+    Start,
+    address,
+    has_device,
+    ping,
+    segment,
+    wait_for_mtu,
+    wait_until,
+)
 from tests.netns.hosts import pyvtep as run_pyvtep
+from tests.netns.test_upgrade import end, upgrade
 from vtep.host.privileges import Capability
 from vtep.testing.lab import Host
 
@@ -45,9 +56,11 @@ def status(process: int) -> dict[str, str]:
     return found[0]
 
 
-def expect(vtep: Pyvtep, kept: int, uid: int = 0, gid: int = 0, groups: str = "") -> None:
-    """Check the privileges of all threads of a process."""
-    pid = vtep.process.pid
+def expect(
+    vtep: Pyvtep, kept: int, uid: int = 0, gid: int = 0, groups: str = "", pid: int = 0
+) -> None:
+    """Check the privileges of all threads of a process, or of its successor with a `pid`."""
+    pid = pid or vtep.process.pid
     assert status(pid) == {
         "Uid": "\t".join([str(uid)] * 4),
         "Gid": "\t".join([str(gid)] * 4),
@@ -229,6 +242,55 @@ def test_all_changes_of_the_host_are_followed_as_another_user(
     assert vtep.stop() == 0
     assert not vtep.control.exists()
     assert "vx0" not in a.run("ip", "link", "show")
+
+
+def test_an_upgrade_keeps_privileges_and_what_they_are_for(
+    pair: Pair, start: Start, start_as_user: Callable[..., Pyvtep]
+) -> None:
+    a, b = pair
+    vtep = start_as_user(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), "--dev", "eth0")
+    far = segment(1, "192.0.2.1", "10.0.0.2/24")
+    mac = "02:00:00:00:00:77"
+    first = start(b, *far, "--mac", mac)
+    ping(a, "10.0.0.2")
+    former = vtep.process.pid
+    for _ in range(2):  # The successor of a successor has no less.
+        pid = upgrade(vtep)
+        assert pid != former
+        expect(vtep, USUAL, NOBODY, NOBODY, pid=pid)
+        former = pid
+    ping(a, "10.0.0.2")
+
+    # A MAC moves, a VNI is added, and an underlay device with another MTU takes the place of eth0.
+    assert first.stop() == 0
+    address(b, "eth0", "192.0.2.3/24")
+    vtep.run("remote", "add", "192.0.2.3", "--vni", "1")
+    second = start(b, *far, "--mac", mac, "--local", "192.0.2.3")
+    ping(a, "10.0.0.2")
+    assert " 192.0.2.3 " in vtep.run("fdb", "get", mac)
+    assert second.stop() == 0
+    vtep.run(
+        "vni", "add", "2", "--remote", "192.0.2.2", "--dev", "eth0", "--address", "10.2.0.1/24"
+    )
+    assert "10.2.0.1/24" in a.run("ip", "address", "show", "vx2")
+    vtep.run("vni", "del", "2")
+    assert "vx2" not in a.run("ip", "link", "show")
+    a.run("ip", "link", "del", "eth0")
+    a.run(
+        *("ip", "link", "add", "eth0", "mtu", "1400", "type", "veth"),
+        *("peer", "name", "eth0", "mtu", "1400", "netns", b.pid),
+    )
+    for host, number in ((a, 1), (b, 2)):
+        address(host, "eth0", f"192.0.2.{number}/24")
+        host.run("ip", "link", "set", "eth0", "up")
+    start(b, *far)
+    a.run("ip", "neigh", "flush", "dev", "vx0")  # The MAC in it was that of the second.
+    wait_for_mtu(a, 1350)
+    ping(a, "10.0.0.2")
+    expect(vtep, USUAL, NOBODY, NOBODY, pid=pid)
+    end(vtep, pid)
+    wait_until(lambda: not has_device(a), "the TAP to be removed")
+    assert "Traceback" not in vtep.log
 
 
 def as_root(host: Host, *words: str, code: int | None = 0) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tests.netns import upgrade_demo
 from tests.netns.hosts import Pair, Pyvtep, Start, Tunnel, ping, wait_until
 from tests.netns.steady_traffic import SteadyTraffic
-from vtep.control import Client
+from vtep.control import Client, socket_files
 
 UPGRADED = re.compile(r"upgraded: pid (\d+) -> (\d+), (\d+) VNIs?, (\d+) FDB entr\w+, not read for")
 
@@ -21,6 +21,7 @@ def upgrade(vtep: Pyvtep) -> int:
     assert found, vtep.log
     with Client(vtep.control) as client:
         assert client.call("process.show")["pid"] == int(found[2])
+    assert socket_files.listening_process(vtep.control) == int(found[2])
     return int(found[2])
 
 

@@ -57,6 +57,8 @@ async def serve(  # noqa: PLR0913  keywords, each for a part of the process
     if listener is None:
         yield
         return
+    if inherited is not None:
+        inherited.name_this_process()
     server = Server(Methods(vtep, reload, more).call, Events(vtep).watch, flush, policy)
     await server.start(listener)
     on_serving(server)

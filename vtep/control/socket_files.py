@@ -60,6 +60,13 @@ class ControlSocket:
     path: Path
     _inode: int
 
+    def name_this_process(self) -> None:
+        """Make the kernel name this process to clients, not the one that made the socket.
+
+        Another listen(2) does so (unix_listen() in net/unix/af_unix.c).
+        """
+        self.socket.listen(_BACKLOG)
+
     def remove(self) -> None:
         """Remove the file, unless another process has replaced it."""
         with suppress(OSError):
