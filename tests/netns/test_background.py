@@ -12,6 +12,8 @@ import pytest
 
 from tests.netns.hosts import DEADLINE, Pair, has_device, ping, segment, wait_until
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 @pytest.fixture(autouse=True)
 def _end_all(pair: Pair) -> Iterator[None]:
@@ -20,8 +22,8 @@ def _end_all(pair: Pair) -> Iterator[None]:
     namespaces = {host.namespace.stat().st_ino for host in pair}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            command = (process / "cmdline").read_bytes()
-            if (process / "ns/net").stat().st_ino in namespaces and b"--background" in command:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if (process / "ns/net").stat().st_ino in namespaces and b"vtep" in command:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
@@ -79,3 +81,49 @@ def test_a_killed_process_leaves_a_pid_file_that_is_replaced(
         wait_until(lambda: not has_device(a), "the TAP to be removed")
         if number == signal.SIGTERM:
             wait_until(lambda: not path.exists(), "the PID file to be removed")
+
+
+@pytest.mark.parametrize("is_default", [False, True])
+def test_an_upgrade_stays_in_the_background(
+    pair: Pair, tmp_path: Path, *, is_default: bool
+) -> None:
+    """The paths are relative to a directory that the process has left."""
+    a, _ = pair
+    control, options = str(tmp_path / "control"), ("--log", "log", "--pid-file", "pid")
+    path = Path("/run/pyvtep/vx0.pid") if is_default else tmp_path / "pid"
+    words = (*segment(1, "192.0.2.2"), "--no-fast-path", "--control", control)
+
+    def run(*command: str, code: int = 0) -> str:
+        with a.start(
+            *(sys.executable, "-m", "vtep", *command),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as child:
+            said, _ = child.communicate(timeout=2 * DEADLINE)
+        assert child.returncode == code, said
+        return str(said, "utf-8")
+
+    run(*words, "--background", *(() if is_default else options))
+    pids = [path.read_text()]
+    for _ in range(2):
+        assert f"upgraded: pid {pids[-1].strip()} -> " in run("upgrade", "--socket", control)
+        # There is such a file all the time.
+        wait_until(lambda: path.read_text() not in pids, "the PID file of the successor")
+        pids.append(path.read_text())
+    process = Path(f"/proc/{pids[-1].strip()}")
+    command = (process / "cmdline").read_bytes().decode().split("\0")
+    assert "--background" not in command
+    assert command[command.index("--log") + 1] == ("syslog" if is_default else "log")
+    assert (process / "fd/2").readlink() == Path("/dev/null")
+    # The successor has locked its file.
+    again = (*segment(1, "192.0.2.2"), "--pid-file", str(path), "--control", "none")
+    assert f"process {pids[-1].strip()} runs already" in run(*again, code=1)
+    a.run("kill", pids[-1].strip())
+    wait_until(lambda: not has_device(a), "the TAP to be removed")
+    wait_until(lambda: not path.exists(), "the PID file to be removed")
+    if not is_default:
+        log = (tmp_path / "log").read_text()
+        assert log.count("upgraded: pid ") == log.count("taking over from process ") == 2
+        assert log.count("pyvtep: ended: ") == 3

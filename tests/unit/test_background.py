@@ -116,6 +116,18 @@ def test_a_process_that_takes_over_keeps_its_pid_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_there_is_a_pid_file_all_the_time_while_another_process_takes_over(tmp_path: Path) -> None:
+    path = tmp_path / "pyvtep.pid"
+    former = PidFile(path)
+    successor = PidFile(path, takeover=True)
+    former.leave()
+    former.remove()
+    assert path.exists()
+    successor.publish()
+    successor.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pid_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")

@@ -19,7 +19,7 @@ from vtep import Port, Vtep, VtepError, descriptors
 from vtep.cli import bootstrap, least_privilege
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
 from vtep.cli.log_sinks import LogDestinations, StderrSink
-from vtep.cli.process_options import STDERR, ProcessOptions
+from vtep.cli.process_options import STDERR, SYSLOG, ProcessOptions
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
 from vtep.control import socket_files
@@ -72,7 +72,7 @@ def run(
     stored = stored_descriptors(os.environ)
     reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
     takeover = process.takeover is not None
-    command = own_command()  # Before the working directory changes.
+    command = [*own_command(), *_options_of_successor(process, settings)]
     manager = ServiceManager(takeover=takeover)
     supervision = Supervision(manager, reloadable.vtep, [name for name, _ in stored])
     if manager.watchdog_s is not None:
@@ -94,7 +94,7 @@ def run(
             reloadable.settings, address_probes=companion is not None, groups=groups
         )
         logs = LogDestinations.open(process, in_background=background is not None)
-        publish_pid = _write_pid_file(files, process, settings, takeover=takeover)
+        pid_file = _write_pid_file(files, process, settings, takeover=takeover)
         handler = NonBlockingLogHandler(*logs.at_start)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
@@ -103,7 +103,7 @@ def run(
         least_privilege.check_config(path)
 
         def on_ready() -> None:
-            publish_pid()
+            _publish(pid_file)
             supervision.ready()
             if background is not None:
                 handler.flush()
@@ -112,7 +112,7 @@ def run(
 
         try:
             parts = _Parts(
-                *(reloadable, supervision, handler, on_ready, companion),
+                *(reloadable, supervision, handler, on_ready, pid_file, companion),
                 *(record, command, process.takeover),
             )
             uvloop.run(_run(parts))
@@ -130,23 +130,34 @@ def run(
 
 def _write_pid_file(
     files: ExitStack, process: ProcessOptions, settings: Settings, *, takeover: bool
-) -> Callable[[], None]:
-    """Write the PID file, if there is to be one, and remove it at the end of `files`.
-
-    Returns: a function that replaces that of the process that was taken over.
-    """
+) -> PidFile | None:
+    """Write the PID file, if there is to be one, and remove it at the end of `files`."""
     path = _pid_file(process, settings)
-    if path is None:
-        return lambda: None
-    pid_file = files.enter_context(PidFile(path, takeover=takeover))
+    return None if path is None else files.enter_context(PidFile(path, takeover=takeover))
 
-    def publish() -> None:
-        try:
+
+def _publish(pid_file: PidFile | None) -> None:
+    """Replace the PID file of the process that was taken over."""
+    try:
+        if pid_file is not None:
             pid_file.publish()
-        except OSError as error:  # It forwards already: no reason to end.
-            log.warning("--pid-file %s: cannot replace it: %s", path, error.strerror)
+    except OSError as error:  # It forwards already: no reason to end.
+        log.warning("--pid-file: cannot replace it: %s", error.strerror)
 
-    return publish
+
+def _options_of_successor(process: ProcessOptions, settings: Settings) -> list[str]:
+    """Return options for the successor of a process in the background, which is there already.
+
+    They name what `--background` implies: where the log goes, and the PID file.
+    """
+    if not process.background:
+        return []
+    options = []
+    if process.log is None:
+        options += ["--log", SYSLOG]
+    if process.pid_file is None and (path := _pid_file(process, settings)) is not None:
+        options += ["--pid-file", str(path)]
+    return options
 
 
 def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
@@ -175,6 +186,7 @@ class _Parts:
     supervision: Supervision
     handler: NonBlockingLogHandler
     on_ready: Callable[[], None]
+    pid_file: PidFile | None
     companion: Companion | None
     record: AbstractContextManager[object]
     command: list[str]
@@ -188,11 +200,17 @@ async def _run(parts: _Parts) -> None:
     _raise_descriptor_limit()
     asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     settings = reloadable.settings
+
+    async def on_handed_over(pid: int) -> None:
+        if parts.pid_file is not None:
+            parts.pid_file.leave()
+        await supervision.hand_over(pid)
+
     async with AsyncExitStack() as running:
         manager = supervision.manager
         handover = OldSide(
             *(reloadable.vtep, lambda: reloadable.settings.segments),
-            *(supervision.hand_over, parts.command),
+            *(on_handed_over, parts.command),
         )
         running.push_async_callback(handover.finish)  # The last of all: the files are closed then.
         if parts.takeover is None:

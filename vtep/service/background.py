@@ -106,6 +106,7 @@ class PidFile:
     """
 
     def __init__(self, path: Path, *, takeover: bool = False) -> None:
+        self._is_left = False
         # Absolute, as the process changes its directory.
         self.path = path = path.absolute()
         try:
@@ -134,13 +135,18 @@ class PidFile:
             self._written.replace(self.path)
             self._written = self.path
 
+    def leave(self) -> None:
+        """Leave the file to the process that takes over, which replaces it: there always is one."""
+        self._is_left = True
+
     def remove(self) -> None:
-        """Remove the file, unless a process that has taken over has written its own."""
+        """Remove the file, unless it was left to another process, and unlock it."""
         with suppress(OSError):
             # The user of --user may not be allowed to remove it: at least it names no process.
-            os.ftruncate(self._descriptor, 0)
-            if os.path.samestat(self._written.stat(), os.fstat(self._descriptor)):
-                self._written.unlink()
+            if not self._is_left:
+                os.ftruncate(self._descriptor, 0)
+                if os.path.samestat(self._written.stat(), os.fstat(self._descriptor)):
+                    self._written.unlink()
         os.close(self._descriptor)
 
 

@@ -95,6 +95,8 @@ class OldSide:
         self._base = base
         self._on_handed_over = on_handed_over
         self._command = command or own_command()
+        # Paths in the command may be relative to it; a process in the background leaves it.
+        self._folder = _working_directory()
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[HandoverResult] | None = None
@@ -141,7 +143,10 @@ class OldSide:
             # The standard error of the new process is that of this one, so it cannot be read here.
             error_file.touch(mode=0o600)
             child = subprocess.Popen(  # noqa: ASYNC220, S603  our own command line
-                command, env={**os.environ, ERROR_FILE: str(error_file)}
+                command,
+                env={**os.environ, ERROR_FILE: str(error_file)},
+                # It may have been removed, or be forbidden to the user of --user.
+                cwd=self._folder if os.access(self._folder, os.X_OK) else None,
             )
         except OSError as error:
             error_file.unlink(missing_ok=True)
@@ -402,6 +407,13 @@ async def _kill(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # It was removed.
+        return Path("/")
 
 
 def own_command() -> list[str]:
