@@ -1,5 +1,6 @@
 """The systemd units under a real systemd: start, crash, restart, watchdog, log, and removal."""
 
+import json
 import shutil
 from collections.abc import Iterator
 
@@ -108,3 +109,77 @@ def test_the_life_of_a_service(machine: Machine) -> None:
     assert "kept /etc/pyvtep\n" in removed
     assert "vx0" not in machine.run("ip -o link")
     assert "pyvtep.service: not installed\n" in machine.run("pyvtep service status")
+
+
+def test_a_reload_replaces_the_process(machine: Machine) -> None:
+    unit = "pyvtep.service"
+
+    def show(name: str) -> str:
+        return machine.show(unit, name)
+
+    def devices() -> list[str]:
+        links = machine.run("ip -o link show vx0; ip -o link show vx2").splitlines()
+        addresses = machine.run("ip -o -4 address show vx0; ip -o -4 address show vx2")
+        return [*(line.split(" mtu ")[0] for line in links), addresses]
+
+    def pids() -> list[str]:
+        return machine.run(f"cat /sys/fs/cgroup{show('ControlGroup')}/cgroup.procs").split()
+
+    machine.run("ip link add br0 type bridge && ip link set br0 up")
+    machine.write("/etc/pyvtep/a.toml", _CONFIG)
+    machine.write("/etc/systemd/system/pyvtep.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
+    machine.run("pyvtep service install && systemctl start pyvtep")
+    machine.run("pyvtep fdb add 02:00:00:00:00:01 dst 192.0.2.2 vni 1 --vni 1 static")
+    before = devices()
+    for ageing in (77, 78):  # The successor of a successor is no child of systemd either.
+        former = show("MainPID")
+        machine.write("/etc/pyvtep/a.toml", f"ageing = {ageing}\n{_CONFIG}")
+        machine.run("systemctl reload pyvtep")
+        pid = show("MainPID")
+        assert pid not in ("0", former), machine.log()
+        wait_until(lambda: pids() == [show("MainPID")], "the end of the old process")
+        assert (show("ActiveState"), show("SubState"), show("NRestarts")) == (
+            *("active", "running"),
+            "0",
+        )
+        assert devices() == before
+        shown = f"{json.loads(machine.run('pyvtep vni show --json'))}"
+        assert shown.count(f"'ageing': {ageing}") == 2, shown
+        assert "02:00:00:00:00:01" in machine.run("pyvtep fdb show")
+        assert f"process {pid}" in machine.run("pyvtep service status")
+        wait_until(lambda: show("StatusText").startswith("forwarding: 2 VNIs, "), "its status")
+
+    # A file with a mistake: the reload fails and says why, and the process is the same one.
+    machine.write("/etc/pyvtep/a.toml", f"nonsense = 1\n{_CONFIG}")
+    failed = machine.run("systemctl reload pyvtep", code=1)
+    assert "pyvtep.service" in failed
+    said = machine.run("journalctl --unit=pyvtep --output=cat --identifier=pyvtep")
+    assert "pyvtep: error: the new process has ended with exit code 2" in said, machine.log()
+    assert "/etc/pyvtep/a.toml:1: nonsense" in said
+    assert (show("MainPID"), show("ActiveState")) == (pid, "active")
+    assert pids() == [pid]
+    assert devices() == before
+    machine.write("/etc/pyvtep/a.toml", _CONFIG)
+
+    # The new process feeds the watchdog, which also watches it.
+    fed = show("WatchdogTimestampMonotonic")
+    wait_until(lambda: show("WatchdogTimestampMonotonic") != fed, "the watchdog to be fed")
+    machine.run(f"kill -STOP {pid}")
+    wait_until(
+        lambda: show("ActiveState") == "active" and show("MainPID") not in ("0", pid),
+        "a restart by the watchdog",
+        2 * DEADLINE,
+    )
+    assert devices() == before  # The store of systemd has the TAPs of the new process.
+
+    # After one more, the end of the service is that of the newest process and of the devices.
+    machine.run("systemctl reload pyvtep")
+    pid = show("MainPID")
+    machine.run("systemctl stop pyvtep")
+    assert (show("ActiveState"), show("Result"), show("MainPID")) == ("inactive", "success", "0"), (
+        machine.log()[-4000:]
+    )
+    assert not machine.run(f"ls -d /proc/{pid} 2>/dev/null || true")
+    links = machine.run("ip -o link")
+    assert "vx0" not in links
+    assert "vx2" not in links

@@ -31,7 +31,7 @@ from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
 from vtep.service.supervision import Supervision, stored_descriptors
-from vtep.upgrade.new import NewSide, socket_path
+from vtep.upgrade.new import END_SIGNALS, NewSide, socket_path
 from vtep.upgrade.old import OldSide, own_command
 
 log = logging.getLogger("vtep")
@@ -224,19 +224,20 @@ async def _run(parts: _Parts) -> None:
             running.callback(EventLog(reloadable.vtep).end)
         # 1. The devices and sockets: opened here or, with --takeover, received from the process
         #    that this one replaces.
-        control = None
+        successor = None
         if parts.takeover is None:
             vtep = await running.enter_async_context(reloadable.vtep)
         else:
             path = socket_path(parts.takeover, settings)
             successor = NewSide(reloadable.vtep, settings.segments, path)
             vtep = await running.enter_async_context(successor.started())
-            control = successor.control
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
             running.enter_context(parts.record)
         running.callback(supervision.stopping)
         _handle_signals(reloadable, manager, parts.handler)
+        if successor is not None and successor.end_requested.is_set():
+            asyncio.get_running_loop().create_task(vtep.stop())
         restores = parts.takeover is None
         await running.enter_async_context(state.attached(vtep, restores=restores))
         # 2. The control socket.
@@ -244,7 +245,7 @@ async def _run(parts: _Parts) -> None:
             *(vtep, settings.control, reloadable.reload, state.flush),
             readers=settings.control_group,
             changers=settings.control_admin_group,
-            inherited=control,
+            inherited=None if successor is None else successor.control,
             more=handover.methods,
             on_serving=handover.on_serving,
         )
@@ -269,7 +270,7 @@ def _handle_signals(
 ) -> None:
     """Handle signals in the running loop: those that end, those that request something."""
     loop, vtep = asyncio.get_running_loop(), reloadable.vtep
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+    for number in END_SIGNALS:
         loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
     loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
 

@@ -50,6 +50,21 @@ class Background:
             os._exit(0)
         return cls(writer)
 
+    @classmethod
+    def detach(cls) -> Self:
+        """Go on as a child of process 1. The process that was started waits for this one's end.
+
+        It keeps its streams, its session, its process group and its directory.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        if os.fork():
+            os.close(writer)
+            _wait_for_start(reader)
+        os.close(reader)
+        if os.fork():
+            os._exit(0)
+        return cls(writer)
+
     def ready(self) -> None:
         """Make the command return, and give up its terminal and its directory."""
         # A directory that is used could not be unmounted.

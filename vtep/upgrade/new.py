@@ -4,11 +4,13 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from vtep import __version__
 from vtep.config import Config, Settings
@@ -25,6 +27,9 @@ from vtep.upgrade.format import FormatError, Message
 from vtep.upgrade.merge import merge
 
 log = logging.getLogger("vtep")
+
+END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+"""Signals that end a VTEP in order."""
 
 _FAST_PATH_S = 240.0
 """Seconds to wait for the fast path. The old process forwards meanwhile."""
@@ -48,6 +53,8 @@ class NewSide:
         self._states: dict[int, Message] = {}
         self.control: ControlSocket | None = None
         """The listening control socket of the old process, which this one serves then."""
+        self.end_requested = asyncio.Event()
+        """Set if a signal has asked this process to end since it forwards."""
 
     @asynccontextmanager
     async def started(self) -> AsyncIterator[Vtep]:
@@ -120,8 +127,18 @@ class NewSide:
             if message.kind == fmt.GO:
                 break
             self._apply_fdb(message)
+        self._defer_end()
         vtep.resume()
         await channel.send(fmt.READING, now=time.monotonic())
+
+    def _defer_end(self) -> None:
+        """Note signals that end a process, until the caller handles them.
+
+        Their default action would leave behind what the old process has left to this one.
+        """
+        loop = asyncio.get_running_loop()
+        for number in END_SIGNALS:
+            loop.add_signal_handler(number, self.end_requested.set)
 
     async def _receive_snapshot(self, channel: Channel) -> list[Message]:
         """Receive descriptors and configurations. Returns: the pages of the FDBs."""
@@ -144,14 +161,23 @@ class NewSide:
                 pages.append(message)
 
     def _take_descriptors(self, roles: list[object], fds: list[int]) -> None:
+        # All of them first: so each has an owner that closes it if one makes no sense.
         for position, fd in enumerate(fds):
             role = roles[position] if position < len(roles) else ""
-            if role == CONTROL_ROLE:
-                control = socket.socket(fileno=fd)
-                control.setblocking(False)
-                self.control = ControlSocket(control, self._path, self._path.stat().st_ino)
-            else:
-                self._vtep.inherited.put(str(role), fd)
+            self._vtep.inherited.put(str(role), fd)
+        listening = self._vtep.inherited.take(CONTROL_ROLE)
+        if listening is None:
+            return
+        try:
+            inode = self._path.stat().st_ino
+            control = socket.socket(fileno=listening)
+        except OSError as error:
+            os.close(listening)
+            raise VtepError(f"cannot take over the control socket: {error.strerror}") from error
+        control.setblocking(False)
+        if self.control is not None:
+            self.control.socket.close()
+        self.control = ControlSocket(control, self._path, inode)
 
     def _take_segment(self, message: Message) -> None:
         vni = message.integer("vni")

@@ -145,6 +145,8 @@ class OldSide:
             child = subprocess.Popen(  # noqa: ASYNC220, S603  our own command line
                 command,
                 env={**os.environ, ERROR_FILE: str(error_file)},
+                # The child waits for the new process, which is in this group and no child of it.
+                process_group=0,
                 # It may have been removed, or be forbidden to the user of --user.
                 cwd=self._folder if os.access(self._folder, os.X_OK) else None,
             )
@@ -184,9 +186,12 @@ class OldSide:
             os.close(pidfd)
             waiting.cancel()
             error_file.unlink(missing_ok=True)  # noqa: ASYNC240
-            if not self.is_handed_over:
-                child.kill()
-                child.wait()
+            if self.is_handed_over:
+                child.kill()  # It waits for the new process.
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
     def _take_over(self) -> dict[str, str]:
         """Listen for a new process. Returns: the path at which it is to connect."""
