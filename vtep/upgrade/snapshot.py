@@ -43,8 +43,10 @@ def config_fields(config: Config) -> Fields:
 def parse_config(options: Mapping[str, Any]) -> Config:
     """Return a configuration. Options that this version does not know are left out, and logged.
 
-    Raises: ConfigError if a value makes no sense to this version.
+    Raises: ConfigError if a value makes no sense to this version; FormatError without a VNI.
     """
+    if "vni" not in options:
+        raise FormatError("a configuration has no VNI")
     known = {each.name for each in attrs.fields(Config)}
     given = {name.replace("-", "_"): value for name, value in options.items()}
     for name in given.keys() - known:
@@ -150,7 +152,7 @@ def apply_fdb(port: Port, message: Message, now: float) -> None:
             raise FormatError("an FDB entry makes no sense") from None
         mac, updated = _mac(text), now - age
         if mac == MAC_ZERO:
-            fdb.set_default(destinations, updated)
+            fdb.set_default(destinations, updated, kind)
         else:
             if fdb.lookup(mac) is not None:
                 fdb.remove(mac)
@@ -207,31 +209,33 @@ def counter_fields(counters: Counters, now: float) -> Fields:
 
 def add_counters(counters: Counters, message: Message, now: float) -> None:
     """Add the counters of the old process to those of this one. Raises: FormatError."""
-    values = message.mapping("values")
-    for name, count in values.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise FormatError(f"counter {name} is no count")
-        _add(counters, name, count)
-    baseline = message.mapping("baseline")
+    counters.note_drops(now)
+    own = dict(counters.last_drop)
     known = counters.as_dict()
-    counters.set_baseline(
-        {name: at for name, at in baseline.items() if isinstance(at, int) and name in known}
-    )
-    for name, age in message.mapping("last_drop").items():
-        if name in _DROPS and isinstance(age, int | float):
-            counters.last_drop.setdefault(_DROPS[name], now - age)
+    for name, count in _counts(message, "values", known).items():
+        _add(counters, name, count)
+    counters.set_baseline(_counts(message, "baseline", known))
+    # Noted, since the next tick would take those of the old process for drops of now.
+    counters.note_drops(now)
+    ages = Message(message.kind, message.mapping("last_drop"))
+    former = {_DROPS[name]: now - ages.number(name) for name in ages.fields if name in _DROPS}
+    counters.last_drop = former | own
     for name, host in message.mapping("last_source").items():
         if name in _DROPS:
             counters.last_source.setdefault(_DROPS[name], str(host))
 
 
+def _counts(message: Message, name: str, known: Iterable[str]) -> dict[str, int]:
+    """Return an object of counts; those that this version does not have are left out."""
+    counts = Message(message.kind, message.mapping(name))
+    return {each: counts.integer(each) for each in known if each in counts.fields}
+
+
 def _add(counters: Counters, name: str, count: int) -> None:
-    """Add to a counter; one that this version does not have is left out."""
     if name.startswith("drop_"):
-        if (reason := _DROPS.get(name.removeprefix("drop_"))) is not None:
-            counters.drops[reason] += count
-    elif isinstance(before := getattr(counters, name, None), int):
-        setattr(counters, name, before + count)
+        counters.drops[_DROPS[name.removeprefix("drop_")]] += count
+    else:
+        setattr(counters, name, getattr(counters, name) + count)
 
 
 def all_counters(vtep: Vtep) -> Iterator[tuple[str, Counters]]:

@@ -216,12 +216,18 @@ class Fdb:
             rest = tuple(other for other in entry.destinations if other is not found)
         self._put(mac, rest, entry.updated, entry.kind)
 
-    def set_default(self, remotes: Iterable[Remote], now: float) -> None:
-        """Set the destinations of the default entry, in this order. None of them deletes it."""
+    def set_default(
+        self, remotes: Iterable[Remote], now: float, kind: EntryKind | None = None
+    ) -> None:
+        """Set the destinations of the default entry, in this order. None of them deletes it.
+
+        Without a `kind`, it keeps the one that it has. Raises: FdbError for a kind that ages.
+        """
         destinations: dict[RemoteKey, Remote] = {}
         for remote in remotes:
             destinations.setdefault(self.members.key(remote), remote)
-        kind = PERMANENT if self.default is None else self.default.kind
+        if kind is None:
+            kind = PERMANENT if self.default is None else self.default.kind
         self._put(MAC_ZERO, tuple(destinations.values()), now, kind)
 
     def flush(
