@@ -343,6 +343,7 @@ class Counters:
     """By reason, when `note_drops` last found its counter increased, in seconds."""
     _noted: Mapping[Drop, int] = field(init=False, factory=lambda: _NO_DROPS)
     _baseline: Mapping[str, int] = field(init=False, factory=dict)
+    _logged: dict[Reason, int] = field(init=False, factory=dict)
 
     def drop(
         self,
@@ -365,7 +366,17 @@ class Counters:
         counts[Notice.FDB_FULL] = self.fdb_full
         counts[Notice.FDB_QUOTA] = self.fdb_quota
         counts[Notice.NEIGH_FULL] = self.neigh_full
+        for reason, count in self._logged.items():
+            counts[reason] -= count
         return counts
+
+    def mark_logged(self, before: Mapping[Reason, int]) -> None:
+        """Leave out of `losses` what was added since it returned `before`.
+
+        The counts are those of another process, which has logged them.
+        """
+        for reason, count in self.losses().items():
+            self._logged[reason] = self._logged.get(reason, 0) + count - before[reason]
 
     def as_dict(self) -> dict[str, int]:
         """Return every counter by name, drops as `drop_<reason>`."""

@@ -171,6 +171,7 @@ def _check_port(port: Port) -> None:
     snapshot.add_counters(copied, message, _NOW)
     assert copied.as_dict() == counters.as_dict()
     assert copied.since_reset() == counters.since_reset()
+    assert not any(copied.losses().values()), "the log would repeat them"
     copied.note_drops(_NOW + 9)  # As the next tick does, in which nothing was dropped.
     assert copied.last_drop.keys() == counters.last_drop.keys()
     for reason, at in counters.last_drop.items():

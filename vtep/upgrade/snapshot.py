@@ -211,9 +211,11 @@ def add_counters(counters: Counters, message: Message, now: float) -> None:
     """Add the counters of the old process to those of this one. Raises: FormatError."""
     counters.note_drops(now)
     own = dict(counters.last_drop)
+    losses = counters.losses()
     known = counters.as_dict()
     for name, count in _counts(message, "values", known).items():
         _add(counters, name, count)
+    counters.mark_logged(losses)
     counters.set_baseline(_counts(message, "baseline", known))
     # Noted, since the next tick would take those of the old process for drops of now.
     counters.note_drops(now)
