@@ -3,12 +3,18 @@
 Two VTEPs with the fast path forward UDP, TCP and pings between two namespaces. Meanwhile MACs come
 and age out, segments are added and deleted, FDB entries are configured and flushed, the
 configuration is read again, and monitor clients come and go, some of which never read.
+
+VTEP a is upgraded now and then. Its processes are compared with each other at the same age, right
+before the end of each: that is where what one hands over to the next would pile up. What grows
+within a process is seen in VTEP b, which is one process for the whole run.
 """
 
 import argparse
 import csv
 import json
+import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -26,10 +32,14 @@ from tests.netns.steady_traffic import SteadyTraffic
 from tests.soak.plot import draw
 from tests.soak.trend import SAMPLES_MIN, find_trend
 from vtep.control import Client
+from vtep.errors import VtepError
 from vtep.testing.lab import Host, Lab
 
 _INTERVAL_S = 1.0
 _LOAD_DEADLINE_S = 600.0
+_UPGRADE_ROUNDS = 20
+"""Rounds after which VTEP a is upgraded."""
+
 _MACS = 50
 """New MACs in a round on each side: with the ageing time of 10 s, some 500 are known."""
 
@@ -84,8 +94,8 @@ class _Churn:
                 self._configure(client, number, side)
         if number % 5 == 0:
             # The comment changes nothing; the limit is another one each time.
-            write_file(self._folder, 0, 5000 + number % 10)
-            with self._vteps[0].client() as client:
+            write_file(self._folder, 1, 5000 + number % 10)
+            with self._vteps[1].client() as client:
                 client.reload()
         # A monitor client that does not read must not make the process keep its events.
         self._monitors.append(self._vteps[number % 2].client())
@@ -131,8 +141,21 @@ def _is_loaded(vtep: Pyvtep) -> bool:
     return "fast path: on" in vtep.log
 
 
+def _pid(vtep: Pyvtep) -> int:
+    """Return the PID of the process that serves a VTEP now."""
+    with vtep.client() as client:
+        return int(client.call("process.show")["pid"])
+
+
+def _end(vtep: Pyvtep) -> None:
+    """End the process of a VTEP, which is no child of this one after an upgrade."""
+    with suppress(VtepError, ProcessLookupError):
+        os.kill(_pid(vtep), signal.SIGTERM)
+        wait_until(lambda: not vtep.control.exists(), "the end of the VTEP")
+
+
 def _sample(vtep: Pyvtep) -> dict[str, float]:
-    process = Path(f"/proc/{vtep.process.pid}")
+    process = Path(f"/proc/{_pid(vtep)}")
     status = (process / "status").read_text()
     fields = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
     with vtep.client() as client:
@@ -157,9 +180,17 @@ def _rounds(seconds: float) -> Iterator[tuple[int, float]]:
         time.sleep(max(0.0, began + (number + 1) * _INTERVAL_S - time.monotonic()))
 
 
+Samples = list[dict[str, float]]
+
+
 def _soak(
     seconds: float, rate: int, folder: Path
-) -> tuple[list[float], dict[str, list[dict[str, float]]], dict[str, object]]:
+) -> tuple[list[float], dict[str, Samples], Samples, dict[str, object]]:
+    """Run for so many seconds.
+
+    Returns: the times, the samples of both VTEPs at these times, those of a right before each
+    upgrade, and the report of the traffic.
+    """
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
         a, b = lab.host("a"), lab.host("b")
@@ -168,6 +199,7 @@ def _soak(
         for side, host in enumerate((a, b)):
             address(host, "eth0", f"192.0.2.{1 + side}/24")
             vtep = Pyvtep(host, folder, "--config", str(write_file(folder, side))).ready()
+            stack.callback(_end, vtep)
             vteps.append(vtep)
         for vtep in vteps:
             # Loading the fast path takes 70 MiB once, and minutes if it has to be compiled.
@@ -177,20 +209,31 @@ def _soak(
         churn = _Churn((a, b), (vteps[0], vteps[1]), folder)
         stack.callback(churn.close)
         times: list[float] = []
-        samples: dict[str, list[dict[str, float]]] = {"a": [], "b": []}
+        samples: dict[str, Samples] = {"a": [], "b": []}
+        at_upgrade: Samples = []
         for number, elapsed in _rounds(seconds):
             churn.round(number)
             times.append(elapsed)
             for name, vtep in zip(samples, vteps, strict=True):
                 samples[name].append(_sample(vtep))
+            if number % _UPGRADE_ROUNDS == _UPGRADE_ROUNDS - 1:
+                at_upgrade.append(samples["a"][-1])
+                _upgrade(vteps[0])
         report = asdict(traffic.stop())
         for vtep in vteps:
-            if "Traceback" in vtep.log or vtep.process.poll() is not None:
+            if "Traceback" in vtep.log:
                 sys.exit(f"scripts/soak: a VTEP failed:\n{vtep.log[-4000:]}")
-        return times, samples, report
+        return times, samples, at_upgrade, report
 
 
-def _write(folder: Path, times: list[float], samples: dict[str, list[dict[str, float]]]) -> None:
+def _upgrade(vtep: Pyvtep) -> None:
+    former = _pid(vtep)
+    with vtep.client() as client:
+        client.upgrade()
+    wait_until(lambda: _pid(vtep) != former, "the new process to serve")
+
+
+def _write(folder: Path, times: list[float], samples: dict[str, Samples]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "soak.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -213,13 +256,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="directory for soak.csv and soak.svg")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        times, samples, report = _soak(given.seconds, given.rate, Path(folder))
+        times, samples, at_upgrade, report = _soak(given.seconds, given.rate, Path(folder))
     if given.output:
         _write(given.output, times, samples)
     print(f"{len(times)} samples in {times[-1]:.0f} s; traffic: {json.dumps(report)}")
     grown = []
     print(f"{'':14}{'first':>10}{'last':>10}{'growth':>10}{'noise':>10}   in the second half")
-    for name, rows in samples.items():
+    for name, rows in {"a": at_upgrade, "b": samples["b"]}.items():
+        if len(rows) < SAMPLES_MIN:
+            print(
+                f"{name}: {len(rows)} upgrades are too few for a trend, which needs {SAMPLES_MIN}"
+            )
+            continue
         for resource, tolerance in _TOLERANCES.items():
             values = [each[resource] for each in rows]
             trend = find_trend(values)
