@@ -81,6 +81,8 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._formatter = _Formatter(journal=False)
+        self._is_cut = False
+        """True if the file ends with a part of a line."""
         try:
             self._descriptor = self._open()
         except OSError as error:
@@ -94,10 +96,13 @@ class FileSink:
         return os.open(self._path, flags, 0o640)
 
     def write(self, record: logging.LogRecord) -> None:
-        """Append a record; a full disk costs its line."""
+        """Append a record; a full disk costs its line, or the end of it."""
+        octets = f"{self._formatter.format(record)}\n".encode(errors="replace")
+        if self._is_cut:
+            octets = b"\n" + octets
         with suppress(OSError):
-            line = f"{self._formatter.format(record)}\n"
-            os.write(self._descriptor, line.encode(errors="replace"))
+            # write(2) fills the disk to its last octet, and only the next call fails.
+            self._is_cut = os.write(self._descriptor, octets) < len(octets)
 
     def reopen(self) -> None:
         """Open the file of this name, since logrotate has renamed the former one."""
@@ -105,6 +110,7 @@ class FileSink:
             fresh = self._open()
             # The number stays, so that the thread that writes never has a closed one.
             os.dup2(fresh, self._descriptor, inheritable=False)
+            self._is_cut = False
             os.close(fresh)
 
     def close(self) -> None:
