@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.faults import Numbered
 from tests.netns.hosts import (
     Pair,
     Pyvtep,
@@ -58,7 +59,7 @@ def test_exhausted_at_run_time(pair: Pair, start: Start, tmp_path: Path) -> None
     vtep = start(a, "--config", str(file), "--state", str(tmp_path / "state"))
     start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"))
     ping(a, "10.0.0.2")
-    with vtep.client() as client:
+    with vtep.client() as client, Numbered(vtep, b) as frames:
         client.stats()
         with limited(vtep, 5):
             a.run("ip", "link", "set", "vx0", "alias", "hello")
@@ -77,7 +78,13 @@ def test_exhausted_at_run_time(pair: Pair, start: Start, tmp_path: Path) -> None
             with pytest.raises(VtepError, match="cannot be written: this process is out of file"):
                 client.fdb.add("02:00:00:00:00:01", dst="192.0.2.2")
             ping(a, "10.0.0.2")  # Its sockets are open already.
+            # Not `send`, which takes a connection for each look at the counters.
+            frames.put(500)
+            frames.expect(500)
             assert client.stats()["total"]["counters"]["taps_lost"] == 0
+        frames.send(500)
+        frames.expect(1000)
+        assert frames.received() == [*range(1000)]
     wait_until(lambda: mtu_of(a) == 1350, "the MTU to be followed")
     vtep.run("reload")
     assert mtu_of(a, "vx2") == 1350
