@@ -17,6 +17,7 @@ from vtep.forwarding.storm import (
     StormControl,
     StormLimits,
     StormMeter,
+    default_burst,
 )
 from vtep.wire import vxlan
 from vtep.wire.storm_class import RESERVE, StormClass, has_reserve
@@ -167,3 +168,7 @@ def test_one_remote_leaves_the_limits_of_others_alone() -> None:
     assert drops[Drop.STORM_MULTICAST_RX] == 93
     assert drops[Drop.SOURCE_UNKNOWN] == 10
     assert segment.counters.last_source[Drop.STORM_BROADCAST_RX] == hosts[0]
+
+
+def test_a_burst_lasts_a_tenth_of_a_second_but_for_low_rates() -> None:
+    assert [default_burst(rate) for rate in (1, 60, 500, 10_000)] == [1, 60, 100, 1000]

@@ -236,7 +236,7 @@ class Config:
         metadata={
             "metavar": "RATE[:BURST]|off",
             "help": "Most broadcasts that are forwarded, in frames a second, from the TAP and from "
-            "each remote; the burst is as many as the rate unless it is given.",
+            "each remote; the burst is a tenth of the rate unless it is given.",
         },
     )
     storm_multicast: int | str = field(

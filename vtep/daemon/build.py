@@ -17,7 +17,7 @@ from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.policy import ANY_SOURCE, GroupPolicy, InnerVlan, Networks, SegmentPolicy
-from vtep.forwarding.storm import Limit, StormLimits
+from vtep.forwarding.storm import Limit, StormLimits, default_burst
 from vtep.forwarding.suppress import Neighbours
 from vtep.io.addresses import FAMILY, host_of
 from vtep.io.binding import Binding
@@ -132,7 +132,7 @@ def _limit(value: int | str) -> Limit | None:
     if value == "off":
         return None
     rate, _, burst = str(value).partition(":")
-    return Limit(int(rate), int(burst or rate))
+    return Limit(int(rate), int(burst or default_burst(int(rate))))
 
 
 def _apply_proxy(port: "Port", config: Config, _now: float) -> None:

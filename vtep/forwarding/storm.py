@@ -30,6 +30,13 @@ UNLIMITED: Final = 1 << 62
 _METERS_MAX = 4096
 """Remotes of a VNI with a meter of their own."""
 
+_BURST_S = 0.1
+"""Seconds of a rate that its burst is. What a burst lets pass delays the frames of all others:
+10,000 broadcasts at once made them wait for 0.2 s without the fast path."""
+
+_BURST_MIN = 100
+"""Frames of a burst, unless the rate is lower: many guests may ask for addresses at one time."""
+
 
 DROPS_TX: Final = (Drop.STORM_BROADCAST_TX, Drop.STORM_MULTICAST_TX, Drop.STORM_UNKNOWN_UNICAST_TX)
 """Drop reasons of frames from the TAP, by class."""
@@ -45,6 +52,11 @@ class Limit:
     rate: int
     """Frames a second."""
     burst: int
+
+
+def default_burst(rate: int) -> int:
+    """Return the burst, in frames, for a rate in frames a second."""
+    return min(rate, max(_BURST_MIN, int(rate * _BURST_S)))
 
 
 @frozen
