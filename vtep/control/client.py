@@ -36,8 +36,9 @@ from vtep.errors import ConfigError, VtepError
 _TIMEOUT_S = 30.0
 """Time for a VTEP to execute a request and to answer."""
 
-_UPGRADE_S = 360.0
-"""Time for an upgrade: a new version may have to compile its fast path first."""
+_UPGRADE_S = 600.0
+"""Time for an upgrade: a new version may have to compile its fast path first. The running process
+gives up before."""
 
 _PING_TIMEOUT_S = 4.0
 """Time in which a VTEP answers a ping, unless its process is stopped or hangs."""
@@ -114,11 +115,19 @@ class Client:
         self._timeout = timeout
         self._number = 0
         self._events: list[MonitorEvent] = []
-        self._socket = socket.socket(socket.AF_UNIX)
         self._answers = False
-        self._socket.settimeout(min(timeout, _PING_TIMEOUT_S))
+        self._open()
+        self.fdb = FdbCommands(self)
+        self.remote = RemoteCommands(self)
+        self.vni = VniCommands(self)
+        self.neigh = NeighCommands(self)
+
+    def _open(self) -> None:
+        """Open a connection. Raises: DisconnectedError."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(min(self._timeout, _PING_TIMEOUT_S))
         try:
-            self._connect(time.monotonic() + min(timeout, _PING_TIMEOUT_S))
+            self._connect(time.monotonic() + min(self._timeout, _PING_TIMEOUT_S))
         except PermissionError as error:
             self._socket.close()
             raise DisconnectedError(
@@ -133,10 +142,6 @@ class Client:
                 f"--socket {self.path}: no pyvtep answers there ({error.strerror or error})"
             ) from error
         self._lines = self._socket.makefile("rb")
-        self.fdb = FdbCommands(self)
-        self.remote = RemoteCommands(self)
-        self.vni = VniCommands(self)
-        self.neigh = NeighCommands(self)
 
     def _connect(self, deadline: float) -> None:
         """Connect, once there is room in the accept queue of the VTEP. Raises: OSError."""
@@ -152,16 +157,28 @@ class Client:
         """Call a method of the VTEP by name, without the parameters that are None."""
         if self._elsewhere is not None:
             self._check(method, self._elsewhere)
+        given = {name: value for name, value in params.items() if value is not None}
+        while True:
+            answer = self._ask_living(method, given)
+            if "error" not in answer:
+                return answer["result"]
+            if answer["error"].get("code") != Code.HANDED_OVER:
+                raise _refusal(method, answer["error"])
+            # An upgrade: the request was not executed, and the new process serves the same path.
+            self.close()
+            self._answers = False
+            self._open()
+
+    def _ask_living(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to a VTEP that has shown to be alive, and return its answer."""
         if not self._answers:  # Else a stopped process would execute it once it goes on.
             answer = self._ask("ping", {}, min(self._timeout, _PING_TIMEOUT_S))
             if answer.get("id") is None:  # It concerns the connection, such as too many clients.
                 raise _refusal("ping", answer["error"])
+            if answer.get("error", {}).get("code") == Code.HANDED_OVER:
+                return answer
             self._answers = True
-        given = {name: value for name, value in params.items() if value is not None}
-        answer = self._ask(method, given, self._timeout)
-        if "error" in answer:
-            raise _refusal(method, answer["error"])
-        return answer["result"]
+        return self._ask(method, given, self._timeout)
 
     def _check(self, method: str, process: Candidate) -> None:
         """Raise VtepError if a method would change a VTEP of another network namespace."""

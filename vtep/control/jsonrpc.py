@@ -26,7 +26,7 @@ Id = str | int | float | None
 
 
 class Code(IntEnum):
-    """Error codes: those of JSON-RPC 2.0, section 5.1, and one of the range for servers."""
+    """Error codes: those of JSON-RPC 2.0, section 5.1, and two of the range for servers."""
 
     PARSE_ERROR = -32700
     INVALID_REQUEST = -32600
@@ -36,6 +36,8 @@ class Code(IntEnum):
     INTERNAL_ERROR = -32603
     REFUSED = -32000
     """The machine or the state of the VTEP does not allow it: a VtepError."""
+    HANDED_OVER = -32001
+    """Another process has taken over. Nothing was done: connect again, and repeat the request."""
 
 
 class RpcError(Exception):

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from inspect import isawaitable
+from inspect import iscoroutinefunction
 from ipaddress import ip_address
 from itertools import islice
 from typing import Any, TypeVar
@@ -89,6 +89,10 @@ class Methods:
             "ping": Method(lambda _: True),
             **(more or {}),
         }
+        self.lasting = frozenset(
+            name for name, method in self.table.items() if iscoroutinefunction(method.function)
+        )
+        """The methods that take several turns of the event loop."""
 
     async def call(self, name: str, given: Mapping[str, Any]) -> Any:
         """Call a method by name.
@@ -104,7 +108,7 @@ class Methods:
                 known = ", ".join(method.takes) or "none"
                 raise ConfigError(f"{parameter}: is not a parameter of {name}, which takes {known}")
         result = method.function(Params(given))
-        return await result if isawaitable(result) else result
+        return await result if name in self.lasting else result
 
     # --- segments ---------------------------------------------------------------------------
 

@@ -59,7 +59,8 @@ async def serve(  # noqa: PLR0913  keywords, each for a part of the process
         return
     if inherited is not None:
         inherited.name_this_process()
-    server = Server(Methods(vtep, reload, more).call, Events(vtep).watch, flush, policy)
+    methods = Methods(vtep, reload, more)
+    server = Server(methods.call, Events(vtep).watch, flush, policy, methods.lasting)
     await server.start(listener)
     on_serving(server)
     try:

@@ -9,8 +9,8 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,10 +100,23 @@ class Server:
     `call` executes a method, given its name and parameters; the messages of VtepError, ConfigError
     and RpcError are sent to the client. `watch` subscribes to the events that subscribers get.
     `flush` is awaited before the last request of a line is answered: changes are on the disk then.
-    It raises VtepError if that fails. `policy` says what each client may do.
+    It raises VtepError if that fails. `policy` says what each client may do. `lasting` are the
+    methods that take several turns, and are executed one after the other.
     """
 
-    def __init__(self, call: Call, watch: Watch, flush: Flush, policy: Policy) -> None:
+    def __init__(
+        self,
+        call: Call,
+        watch: Watch,
+        flush: Flush,
+        policy: Policy,
+        lasting: Collection[str] = (),
+    ) -> None:
+        self.changing = asyncio.Lock()
+        """Held while a lasting method is executed, or while none may be. Those that wait for it do
+        not delay other clients."""
+        self._lasting = lasting
+        self._is_handed_over = False
         self._policy = policy
         self._call = call
         self._watch = watch
@@ -132,6 +145,8 @@ class Server:
             self._listening.remove()
             asyncio.get_running_loop().remove_reader(self._listening.socket.fileno())
             self._listening.socket.close()
+        if self._is_handed_over:
+            await self._finish_answers()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -158,13 +173,20 @@ class Server:
         if self._listening is not None:
             self._listen(self._listening)
 
-    async def hand_over(self) -> None:
-        """Leave the socket and its file to another process, and finish the answers in progress."""
+    def hand_over(self) -> None:
+        """Leave the socket and its file to another process, and execute no more requests.
+
+        A change here would be lost. Clients are told to ask the other process; `Client` does so.
+        """
+        self._is_handed_over = True
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.socket.close()
         if self._lock.locked():
             self._lock.release()
+
+    async def _finish_answers(self) -> None:
+        """Send the answers in progress."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_FINISH_S):
                 for client in tuple(self._clients.values()):
@@ -314,18 +336,17 @@ class Server:
                 yield jsonrpc.failure(item.error, item.id)
             return
         try:
-            if refusal := self._policy.refusal(item.method, client.access):
-                raise RpcError(Code.REFUSED, refusal)  # noqa: TRY301
-            async with self._one_turn():
-                if item.method == SUBSCRIBE:
-                    result = self._subscribe(client, item.params)
-                else:
-                    result = await self._call(item.method, item.params)
-            if isinstance(result, asyncio.Future):  # It takes long, and others have their turn.
-                result = await result
+            result = await self._execute(client, item)
+        except Exception as failed:  # noqa: BLE001  whatever it is, it ends this request only
+            # A command that has failed has changed nothing, so it can be executed elsewhere.
+            error = _handed_over() if self._is_handed_over else failed
+            if item.answered:
+                yield jsonrpc.failure(_rpc_error(error), item.id)
+            return
+        try:
             if last:
                 await self._flush()
-        except Exception as error:  # noqa: BLE001  whatever it is, it ends this request only
+        except Exception as error:  # noqa: BLE001
             if item.answered:
                 yield jsonrpc.failure(_rpc_error(error), item.id)
             return
@@ -338,6 +359,21 @@ class Server:
             if piece is None:
                 return
             yield piece
+
+    async def _execute(self, client: Connection, request: Request) -> Any:
+        """Execute a request. Returns: its result. Raises: RpcError, VtepError, and any other."""
+        if refusal := self._policy.refusal(request.method, client.access):
+            raise RpcError(Code.REFUSED, refusal)
+        lasting = self.changing if request.method in self._lasting else nullcontext()
+        async with lasting, self._one_turn():
+            if self._is_handed_over:
+                raise _handed_over()
+            if request.method == SUBSCRIBE:
+                return self._subscribe(client, request.params)
+            result = await self._call(request.method, request.params)
+        if isinstance(result, asyncio.Future):  # It takes long, and others have their turn.
+            result = await result
+        return result
 
     def _subscribe(self, client: Connection, params: dict[str, Any]) -> bool:
         if params:
@@ -367,6 +403,13 @@ def _refuse_for_want_of_descriptors(connection: socket.socket) -> None:
     )
     with connection, suppress(OSError):
         connection.send(_NO_DESCRIPTORS)
+
+
+def _handed_over() -> RpcError:
+    return RpcError(
+        Code.HANDED_OVER,
+        "another process has taken over, and nothing was changed here: connect again",
+    )
 
 
 def _rpc_error(error: Exception) -> RpcError:
