@@ -19,13 +19,10 @@ from vtep import VtepError, __version__, descriptors
 from vtep.cli import bootstrap, commands, mistakes
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
 from vtep.cli.process_options import ProcessOptions, in_background, process_options
-from vtep.upgrade import ERROR_FILE
+from vtep.upgrade.starter import starter
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """Raised by click 8.2 and later for a group without a command; before, click printed the help."""
-
-_ERROR_LEN_MAX = 1000
-"""Octets of the reason that is left for the process that has started this one."""
 
 _UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
@@ -198,10 +195,5 @@ def _fail(*lines: str, code: int, debug: bool) -> None:
             print(
                 f"{bootstrap.journal_prefix(3)}pyvtep: error: {line}", file=sys.stderr, flush=True
             )
-    if (file := os.environ.get(ERROR_FILE)) is not None:
-        # Without O_CREAT: the process that waits for the reason removes the file once it knows.
-        with suppress(OSError):
-            descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
-            os.write(descriptor, lines[-1].encode(errors="replace")[:_ERROR_LEN_MAX])
-            os.close(descriptor)
+    starter().fail(lines[-1])
     sys.exit(code)

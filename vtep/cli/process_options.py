@@ -1,6 +1,5 @@
 """Options of the command line that decide how a process runs, not what it forwards."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from attrs import fields, frozen
 
 from vtep.cli import bootstrap, commands
 from vtep.service.background import Background
-from vtep.upgrade import ERROR_FILE
+from vtep.upgrade.starter import starter
 
 STDERR: Final = "stderr"
 SYSLOG: Final = "syslog"
@@ -50,11 +49,12 @@ def in_background(process: ProcessOptions) -> Iterator[Background | None]:
 
     To be called before slow imports: numpy starts threads, which do not survive a fork.
     """
-    if process.takeover is not None and ERROR_FILE in os.environ:
+    if process.takeover is not None and starter().is_present:
         # Started by `pyvtep upgrade`. systemd waits for the end of a main process only if it was
         # its own child when it was named (service_set_main_pid() in src/core/service.c): otherwise,
         # systemctl stop would send SIGKILL right after SIGTERM.
         with Background.detach():
+            starter().report("load its modules")
             yield None
         return
     if not process.background:

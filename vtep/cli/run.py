@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +32,8 @@ from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
 from vtep.service.supervision import Supervision, stored_descriptors
 from vtep.upgrade.new import END_SIGNALS, NewSide, socket_path
-from vtep.upgrade.old import OldSide, own_command
+from vtep.upgrade.old import OldSide
+from vtep.upgrade.successor import own_command
 
 log = logging.getLogger("vtep")
 
@@ -235,7 +236,7 @@ async def _run(parts: _Parts) -> None:
             state = running.enter_context(StateWriter.open(settings))
             running.enter_context(parts.record)
         running.callback(supervision.stopping)
-        _handle_signals(reloadable, manager, parts.handler)
+        _handle_signals(reloadable, manager, parts.handler, handover)
         if successor is not None and successor.end_requested.is_set():
             asyncio.get_running_loop().create_task(vtep.stop())
         restores = parts.takeover is None
@@ -266,17 +267,27 @@ async def _run(parts: _Parts) -> None:
 
 
 def _handle_signals(
-    reloadable: ReloadableVtep, manager: ServiceManager, handler: NonBlockingLogHandler
+    reloadable: ReloadableVtep,
+    manager: ServiceManager,
+    handler: NonBlockingLogHandler,
+    handover: OldSide,
 ) -> None:
     """Handle signals in the running loop: those that end, those that request something."""
     loop, vtep = asyncio.get_running_loop(), reloadable.vtep
+
+    def on_end() -> None:
+        # After a handover, this process ends by itself. To stop would remove what it has handed
+        # over, such as the file of the control socket.
+        if not handover.is_handed_over:
+            loop.create_task(vtep.stop())
+
     for number in END_SIGNALS:
-        loop.add_signal_handler(number, lambda: loop.create_task(vtep.stop()))
+        loop.add_signal_handler(number, on_end)
     loop.add_signal_handler(signal.SIGUSR1, lambda: report_log.info("%s", format_report(vtep)))
 
     def on_hangup() -> None:
         handler.reopen()
-        loop.create_task(_reload(reloadable, manager))
+        loop.create_task(_reload(reloadable, manager, handover))
 
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     for number in (signal.SIGUSR2, signal.SIGALRM):
@@ -324,7 +335,7 @@ async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def _reload(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
+async def _reload(reloadable: ReloadableVtep, manager: ServiceManager, handover: OldSide) -> None:
     """Read the configuration file again; log its problems and change nothing if it has any."""
     if reloadable.path is None:
         log.warning("SIGHUP ignored: there is no --config file to read again")
@@ -333,6 +344,11 @@ async def _reload(reloadable: ReloadableVtep, manager: ServiceManager) -> None:
     try:
         await reloadable.reload()
     except VtepError as error:
+        if handover.new_pid:
+            # It waited for the handover. The new process may have read the file before it changed.
+            with suppress(OSError):
+                os.kill(handover.new_pid, signal.SIGHUP)
+            return
         for problem in error.problems:
             # A traceback does not help with a file.
             log.error("reload failed, nothing has changed: %s", problem)  # noqa: TRY400

@@ -3,6 +3,7 @@
 The command returns once the process forwards, or with its error.
 """
 
+import errno
 import fcntl
 import os
 import sys
@@ -117,6 +118,8 @@ class PidFile:
     A file that is not locked was left by a process that was killed, and is replaced. So a number
     that another process has got meanwhile is never taken for a running pyvtep.
 
+    With `takeover`, another process has the file, and keeps it until `publish` is called.
+
     Raises: VtepError if another process has it, or if it cannot be written.
     """
 
@@ -124,12 +127,12 @@ class PidFile:
         self._is_left = False
         # Absolute, as the process changes its directory.
         self.path = path = path.absolute()
+        self._descriptor: int | None = None
         try:
-            # The old process keeps its file until this one has taken over, which may fail.
-            self._written = path.with_name(f".{path.name}.{os.getpid()}") if takeover else path
-            self._descriptor = _lock(self._written)
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+            if not takeover:
+                self._descriptor = _write(path)
+            elif not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise VtepError(
                 f"--pid-file {path}: cannot write it: {descriptors.reason(error)}; give another one"
@@ -146,9 +149,12 @@ class PidFile:
 
         Raises: OSError.
         """
-        if self._written != self.path:
-            self._written.replace(self.path)
-            self._written = self.path
+        if self._descriptor is None:
+            # Written now, and not before, so that a process that is killed while it takes over
+            # leaves no file behind. Renamed, so that there is a file at any time.
+            written = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            self._descriptor = _write(written)
+            written.replace(self.path)
 
     def leave(self) -> None:
         """Leave the file to the process that takes over, which replaces it: there always is one."""
@@ -156,13 +162,24 @@ class PidFile:
 
     def remove(self) -> None:
         """Remove the file, unless it was left to another process, and unlock it."""
+        if self._descriptor is None:
+            return
         with suppress(OSError):
             # The user of --user may not be allowed to remove it: at least it names no process.
             if not self._is_left:
                 os.ftruncate(self._descriptor, 0)
-                if os.path.samestat(self._written.stat(), os.fstat(self._descriptor)):
-                    self._written.unlink()
+                if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
+                    self.path.unlink()
         os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _write(path: Path) -> int:
+    """Lock a PID file, and write it. Returns: its descriptor. Raises: OSError, VtepError."""
+    descriptor = _lock(path)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
 
 
 def _lock(path: Path) -> int:

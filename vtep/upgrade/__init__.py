@@ -13,12 +13,9 @@ Until then, the old process continues if the new one refuses, ends or hangs: it 
 that two processes never read at one time.
 
 - `format`: the messages as octets, pure.
-- `channel`: messages and descriptors over a Unix socket.
+- `channel`: messages and descriptors over a Unix socket, and the process at its other end.
 - `snapshot`: from the state of a VTEP to messages, and back.
 - `merge`: runtime changes and those of the configuration file, merged.
+- `successor`: the process that `pyvtep upgrade` starts, seen by the old process.
+- `starter`: the old process, seen by the one that it has started.
 """
-
-from typing import Final
-
-ERROR_FILE: Final = "PYVTEP_ERROR_FILE"
-"""Environment variable with the path at which a process that cannot start leaves its reason."""

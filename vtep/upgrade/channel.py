@@ -1,12 +1,15 @@
 """The channel of an upgrade: messages and descriptors between two processes, over a Unix socket.
 
 It is a socket of type SOCK_SEQPACKET: the kernel keeps the boundaries of messages, and with them
-which descriptors belong to which.
+which descriptors belong to which. The process at the other end is referred to by a pidfd: its
+number may be that of another process once it has ended.
 """
 
 import array
 import asyncio
+import logging
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -21,7 +24,12 @@ from vtep.errors import VtepError
 from vtep.upgrade import format as fmt
 from vtep.upgrade.format import FormatError, Message
 
+log = logging.getLogger("vtep")
+
 _T = TypeVar("_T")
+
+_END_S = 2.0
+"""Seconds for a process to end after it was killed, or after it has closed its end."""
 
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: process, user, group."""
@@ -35,7 +43,11 @@ class ClosedError(VtepError):
 
 
 class PeerHungError(VtepError):
-    """The peer did not do the next step in time."""
+    """The peer did not do the next step within so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the other process did nothing for {seconds:g} s")
+        self.seconds = seconds
 
 
 @frozen
@@ -63,6 +75,10 @@ class Channel:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         self.peer = ChannelPeer(pid, uid)
+        self._pidfd: int | None = None
+        # It may be in another PID namespace, or have ended already.
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(pid) if pid else None
 
     @classmethod
     def connect(cls, path: Path) -> Self:
@@ -151,16 +167,48 @@ class Channel:
                         finally:
                             remove(fd)
         except TimeoutError:
-            raise PeerHungError(f"the other process did nothing for {seconds:g} s") from None
+            raise PeerHungError(seconds) from None
         except OSError as error:
             if descriptors.is_shortage(error):
                 raise VtepError(f"cannot go on: {descriptors.reason(error)}") from error
             raise ClosedError("the other process has ended") from error
 
+    async def peer_has_ended(self) -> bool:
+        """Wait a moment for the end of the peer. Returns: False if that is not known to be."""
+        if self._pidfd is None:
+            return False
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._pidfd, ended.set)
+        try:
+            async with asyncio.timeout(_END_S):
+                return await ended.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self._pidfd)
+
+    async def kill_peer(self) -> None:
+        """Kill the peer, and wait for its end, as far as this process may."""
+        try:
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            log.warning("cannot kill process %d: %s", self.peer.pid, error.strerror)
+        # One that may not be killed, or is in another PID namespace, ends once it notices this.
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if not await self.peer_has_ended():
+            log.warning("process %d may not have ended", self.peer.pid)
+
     def close(self) -> None:
         """Close the channel."""
         with suppress(OSError):
             self._sock.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -15,16 +15,17 @@ from typing import Final
 from vtep import __version__
 from vtep.config import Config, Settings
 from vtep.control import socket_files
-from vtep.control.client import Client
+from vtep.control.client import Client, DisconnectedError
 from vtep.control.socket_files import ControlSocket
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 from vtep.io.inherited import CONTROL_ROLE
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
-from vtep.upgrade.channel import Channel, ClosedError
+from vtep.upgrade.channel import Channel, ClosedError, PeerHungError
 from vtep.upgrade.format import FormatError, Message
 from vtep.upgrade.merge import merge
+from vtep.upgrade.starter import Starter, starter
 
 log = logging.getLogger("vtep")
 
@@ -37,6 +38,9 @@ _FAST_PATH_S = 240.0
 _STEP_S = 30.0
 """Seconds to wait for the next message of the old process."""
 
+_REPORT_S = 1.0
+"""Interval between reports to the old process while the fast path is loaded, in seconds."""
+
 
 class NewSide:
     """Takes over from the process whose control socket is at `path`.
@@ -46,6 +50,7 @@ class NewSide:
 
     def __init__(self, vtep: Vtep, wanted: Iterable[Config], path: Path) -> None:
         self._vtep = vtep
+        self._starter: Starter = starter()
         self._wanted = tuple(wanted)
         self._path = path
         self._configs: dict[int, Config] = {}
@@ -63,13 +68,16 @@ class NewSide:
         Raises: VtepError if that fails; the old process continues then.
         """
         vtep = self._vtep
+        # First: it would be a pity to find out only after the fast path has been compiled.
+        await asyncio.to_thread(self._check_target)
         if any(config.fast_path for config in self._wanted):
-            await vtep.load_fast_path(_FAST_PATH_S)
+            await self._load_fast_path()
         # Now, while the old process forwards: to visit the objects of numba takes 50 ms, in which
         # the queue of a TAP overflows at 20,000 frames/s. `Collector` goes on from here.
         gc.collect()
         gc.freeze()
         gc.disable()
+        self._starter.report("ask for the handover")
         channel = await self._connect()
         try:
             try:
@@ -78,7 +86,12 @@ class NewSide:
                 # Nothing of what was inherited is changed or removed: the old process has it, too.
                 await vtep.release()
                 vtep.inherited.close()
-                if isinstance(error, VtepError) and not isinstance(error, ClosedError):
+                if isinstance(error, ClosedError):
+                    raise VtepError(
+                        f"cannot take over: process {channel.peer.pid} has ended, or has given up; "
+                        "see its log; to start without it, leave out --takeover"
+                    ) from error
+                if isinstance(error, VtepError):
                     await self._report_failure(channel, error)
                 raise
             await self._finish(channel)
@@ -88,10 +101,46 @@ class NewSide:
             await self._apply_changes()
             yield vtep
 
+    def _check_target(self) -> None:
+        """Raise VtepError if there is no process to take over from, or not in this namespace."""
+        try:
+            with Client(self._path) as client:
+                process = client.call("process.show")
+        except DisconnectedError as error:
+            cause = error.__cause__
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
+            others = ", ".join(str(live.path) for live in socket_files.live())
+            advice = f"name one that runs: {others}" if others else "no pyvtep was found here"
+            raise VtepError(
+                f"--takeover {self._path}: no process to take over from ({reason}); {advice}; or "
+                "start without --takeover"
+            ) from error
+        theirs, own = process.get("netns"), socket_files.namespace()
+        if None not in (theirs, own) and theirs != own:
+            pid = process.get("pid")
+            raise VtepError(
+                f"--takeover {self._path}: process {pid} is in another network namespace; start "
+                f"this one there: nsenter --net=/proc/{pid}/ns/net pyvtep ..."
+            )
+
+    async def _load_fast_path(self) -> None:
+        """Load the fast path, and report meanwhile that this process is alive."""
+
+        async def report() -> None:
+            while True:
+                self._starter.report(f"load the fast path ({self._vtep.fast_path})")
+                await asyncio.sleep(_REPORT_S)
+
+        reporting = asyncio.get_running_loop().create_task(report())
+        try:
+            await self._vtep.load_fast_path(_FAST_PATH_S)
+        finally:
+            reporting.cancel()
+
     async def _connect(self) -> Channel:
         def ask() -> str:
             with Client(self._path) as client:
-                answer = client.call("takeover")
+                answer = client.call("takeover", token=self._starter.token)
             return str(answer["socket"])
 
         return Channel.connect(Path(await asyncio.to_thread(ask)))
@@ -129,7 +178,16 @@ class NewSide:
             self._apply_fdb(message)
         self._defer_end()
         vtep.resume()
-        await channel.send(fmt.READING, now=time.monotonic())
+        try:
+            await channel.send(fmt.READING, now=time.monotonic())
+        except ClosedError:
+            # The old process had stopped reading. If it has ended, nothing reads but this one.
+            vtep.pause()
+            if not await channel.peer_has_ended():
+                raise
+            vtep.resume()
+            log.warning("the old process has ended during the handover: this one continues")
+        self._starter.close()
 
     def _defer_end(self) -> None:
         """Note signals that end a process, until the caller handles them.
@@ -210,6 +268,11 @@ class NewSide:
         except VtepError as error:
             # This process forwards, whatever has become of the old one.
             log.warning("counters and ages of the old process may be incomplete: %s", error)
+            if isinstance(error, PeerHungError):
+                # It would keep its state file locked. Once it went on, it would find this channel
+                # closed, kill this process, and read again.
+                log.warning("process %d hangs: killed", channel.peer.pid)
+                await channel.kill_peer()
 
     def _add(self, message: Message, now: float) -> None:
         if message.kind == fmt.COUNTERS:

@@ -3,11 +3,7 @@
 import asyncio
 import logging
 import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,14 +16,16 @@ from attrs import define
 from vtep import __version__
 from vtep.config import Config
 from vtep.control.methods import Method
+from vtep.control.params import Params
 from vtep.control.server import Server
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 from vtep.io.inherited import CONTROL_ROLE
-from vtep.upgrade import ERROR_FILE, snapshot
 from vtep.upgrade import format as fmt
-from vtep.upgrade.channel import Channel, PeerHungError
+from vtep.upgrade import snapshot
+from vtep.upgrade.channel import Channel, ClosedError, PeerHungError
 from vtep.upgrade.snapshot import FdbLog, Fields
+from vtep.upgrade.successor import Successor, own_command, working_directory
 
 log = logging.getLogger("vtep")
 
@@ -43,9 +41,6 @@ _READING_S = 2.0
 _CONFIRM_S = 1.0
 """Seconds for which this process is able to continue after the new one has begun to read."""
 
-_UPGRADE_S = 300.0
-"""Seconds for the whole: a new version compiles its fast path first, on a busy host for minutes."""
-
 _DRAIN_S = 0.2
 """Seconds to wait for room in send buffers, so that no datagram is overtaken."""
 
@@ -56,6 +51,9 @@ _FEW = 200
 """Changed FDB entries that are few enough to be sent in the gap: half a millisecond of work."""
 
 _BACKLOG = 1
+
+_SUFFIX = ".takeover"
+"""Suffix of the socket to which the new process connects, beside the control socket."""
 
 
 @define
@@ -96,14 +94,21 @@ class OldSide:
         self._on_handed_over = on_handed_over
         self._command = command or own_command()
         # Paths in the command may be relative to it; a process in the background leaves it.
-        self._folder = _working_directory()
+        self._folder = working_directory()
         self._server: Server | None = None
+        self._successor: Successor | None = None
+        """The process that an upgrade has started, until the outcome of the upgrade is known."""
         self._task: asyncio.Task[None] | None = None
-        self._outcome: asyncio.Future[HandoverResult] | None = None
+        """The handover, from the call of `takeover` to its end."""
+        self._process = "a process"
+        """The process that takes over, for messages."""
+        self._step = ""
+        """The step of the handover that is awaited of that process, as an infinitive."""
         self._channel: Channel | None = None
         self.methods: Final = {
             "upgrade": Method(lambda _: self._upgrade()),
-            "takeover": Method(lambda _: self._take_over()),
+            "upgrade.show": Method(lambda _: {"waiting_for": self._waiting_for()}),
+            "takeover": Method(self._take_over, ("token",)),
         }
         """The methods of the control socket by which an upgrade begins."""
 
@@ -112,13 +117,21 @@ class OldSide:
         """True once the new process forwards in place of this one."""
         return self._channel is not None
 
+    @property
+    def new_pid(self) -> int:
+        """The process that forwards in place of this one; 0 if none does, or it is not known."""
+        return self._channel.peer.pid if self._channel is not None else 0
+
     def on_serving(self, server: Server) -> None:
         """Note the control server, whose socket is handed over."""
         self._server = server
+        # Left by a process that was killed while it waited there.
+        if server.path is not None:
+            server.path.with_suffix(_SUFFIX).unlink(missing_ok=True)
 
     # --- the beginning --------------------------------------------------------------------------
 
-    async def _upgrade(self) -> "asyncio.Task[str]":
+    def _upgrade(self) -> "asyncio.Task[str]":
         """Start the new process, and hand over to it. Raises: VtepError.
 
         Returns: a task, which the server awaits without delaying other clients.
@@ -128,78 +141,71 @@ class OldSide:
                 "this pyvtep is the first process of its container, which would end with it: "
                 "start a second container that shares /run/pyvtep, with --takeover"
             )
-        if self._is_busy():
-            raise VtepError("an upgrade is in progress already")
-        if self._server is None or self._server.path is None:
-            raise VtepError("an upgrade needs the control socket (--control)")
+        self._check_idle()
+        _, path = self._need_server()
         # The start of the new process competes for the processor. The queues of the TAPs are not
         # made longer for that time: the kernel deactivates the qdisc of a device for that
         # (dev_qdisc_change_tx_queue_len in net/sched/sch_generic.c): each change drops some frames.
-        self._outcome = asyncio.get_running_loop().create_future()
-        command = [*self._command, "--takeover", str(self._server.path)]
-        log.info("upgrade: starting %s", command[0])
-        error_file = self._server.path.with_suffix(".error")
-        try:
-            # The standard error of the new process is that of this one, so it cannot be read here.
-            error_file.touch(mode=0o600)
-            child = subprocess.Popen(  # noqa: ASYNC220, S603  our own command line
-                command,
-                env={**os.environ, ERROR_FILE: str(error_file)},
-                # The child waits for the new process, which is in this group and no child of it.
-                process_group=0,
-                # It may have been removed, or be forbidden to the user of --user.
-                cwd=self._folder if os.access(self._folder, os.X_OK) else None,
-            )
-        except OSError as error:
-            error_file.unlink(missing_ok=True)
-            raise VtepError(f"cannot start {command[0]}: {error.strerror}") from error
-        waiting = self._wait(child, self._outcome, error_file)
-        return asyncio.get_running_loop().create_task(waiting)
+        log.info("upgrade: starting %s", self._command[0])
+        command = [*self._command, "--takeover", str(path)]
+        self._successor = successor = Successor(command, self._folder)
+        return asyncio.get_running_loop().create_task(self._wait(successor))
 
-    async def _wait(
-        self,
-        child: "subprocess.Popen[bytes]",
-        outcome: "asyncio.Future[HandoverResult]",
-        error_file: Path,
-    ) -> str:
-        loop = asyncio.get_running_loop()
-        ended, reason = asyncio.Event(), ""
-        pidfd = os.pidfd_open(child.pid)
-        loop.add_reader(pidfd, ended.set)
-        waiting = loop.create_task(ended.wait())
+    async def _wait(self, successor: Successor) -> str:
+        """Wait for the outcome of an upgrade. Returns: the line that describes it."""
         try:
-            await asyncio.wait(
-                (waiting, outcome), timeout=_UPGRADE_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if outcome.done():
-                return str(outcome.result())
-            if ended.is_set():
-                with suppress(OSError):
-                    reason = error_file.read_text(errors="replace")  # noqa: ASYNC240  below /run
-                raise VtepError(
-                    f"the new process has ended with exit code {child.wait()} before it took over: "
-                    f"{reason or 'the log has the reason'}; this one continues"
-                )
-            raise VtepError(f"the new process is not ready after {_UPGRADE_S:.0f} s: killed")
+            return await successor.outcome
+        except VtepError as error:
+            log.warning("upgrade failed, this process continues: %s", error)
+            raise VtepError(f"{error}; the running process continues") from error
         finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            waiting.cancel()
-            error_file.unlink(missing_ok=True)  # noqa: ASYNC240
-            if self.is_handed_over:
-                child.kill()  # It waits for the new process.
-            else:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            successor.close(kill=not self.is_handed_over)
+            if not self.is_handed_over and self._task is not None:
+                # One without a peer would wait for it in vain. Another one knows of the end now,
+                # and must not be interrupted: it begins to read again.
+                if not successor.is_taking_over:
+                    self._task.cancel()
+                await asyncio.wait((self._task,))
+            self._successor = None
 
-    def _take_over(self) -> dict[str, str]:
-        """Listen for a new process. Returns: the path at which it is to connect."""
-        if self._is_busy():
-            raise VtepError("another process is taking over already")
+    def _check_idle(self) -> None:
+        """Raise VtepError, with the reason, if another process takes over or is about to."""
+        if self._task is not None and not self._task.done():
+            raise VtepError(f"{self._process} is taking over already: wait for its end")
+        if self._successor is not None:
+            raise VtepError(
+                f"an upgrade is in progress already, and waits for {self._waiting_for()}: wait for "
+                "its end"
+            )
+        if self.is_handed_over:
+            raise VtepError(f"{self._process} has taken over already")
+
+    def _waiting_for(self) -> str | None:
+        """Return which process is awaited, and to do what; None if there is no upgrade."""
+        if self._task is not None and not self._task.done():
+            return f"{self._process} to {self._step}"
+        return None if self._successor is None else f"the new process to {self._successor.doing}"
+
+    def _need_server(self) -> tuple[Server, Path]:
+        """Return the control server and its path. Raises: VtepError if it does not listen."""
         if self._server is None or self._server.path is None:
-            raise VtepError("there is no control socket")
-        path = self._server.path.with_suffix(".takeover")
+            raise VtepError("an upgrade needs the control socket (--control)")
+        return self._server, self._server.path
+
+    def _take_over(self, given: Params) -> dict[str, str]:
+        """Listen for a new process. Returns: the path at which it is to connect.
+
+        `token` is that of the process that an upgrade has started; another process has none.
+        """
+        token, successor = given.text("token"), self._successor
+        if successor is None or token != successor.token:
+            self._check_idle()
+            if token is not None:
+                raise VtepError("the upgrade that has started this process has ended meanwhile")
+        elif self._task is not None and not self._task.done():
+            raise VtepError(f"{self._process} is taking over already: wait for its end")
+        server, control = self._need_server()
+        path = control.with_suffix(_SUFFIX)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -210,13 +216,15 @@ class OldSide:
         except OSError as error:
             listener.close()
             raise VtepError(f"cannot listen on {path}: {error.strerror}") from error
-        self._task = asyncio.get_running_loop().create_task(self._serve(listener, path))
+        self._process, self._step = "a process", "connect"
+        serving = self._serve(server, listener, path, successor)
+        self._task = asyncio.get_running_loop().create_task(serving)
         return {"socket": str(path)}
 
-    def _is_busy(self) -> bool:
-        return self.is_handed_over or (self._task is not None and not self._task.done())
-
-    async def _serve(self, listener: socket.socket, path: Path) -> None:
+    async def _serve(
+        self, server: Server, listener: socket.socket, path: Path, successor: Successor | None
+    ) -> None:
+        """Hand over to the process that connects, or report why that has failed."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -225,56 +233,81 @@ class OldSide:
                 await ready.wait()
                 sock, _ = listener.accept()
         except (TimeoutError, OSError):
-            self._fail(VtepError("the new process has not connected"))
+            self._fail(VtepError("the new process has not connected"), successor)
             return
         finally:
             loop.remove_reader(listener.fileno())
             listener.close()
             path.unlink(missing_ok=True)  # noqa: ASYNC240  below /run
+        if successor is not None:
+            successor.is_taking_over = True
         channel = Channel(sock)
+        self._process = f"process {channel.peer.pid}"
         try:
-            await self._hand_over(channel)
-        except VtepError as error:
+            outcome = await self._hand_over(server, channel)
+        except Exception as error:  # noqa: BLE001  whatever it is, this process forwards on
+            failure = self._explain(error)
             with suppress(VtepError):
-                await channel.send(fmt.FAILED, seconds=0.1, reason=str(error))
+                await channel.send(fmt.FAILED, seconds=0.1, reason=str(failure))
             channel.close()
-            self._fail(error)
+            self._fail(failure, successor)
+        else:
+            if successor is not None and not successor.outcome.done():
+                successor.outcome.set_result(str(outcome))
 
-    def _fail(self, error: VtepError) -> None:
-        log.warning("upgrade failed, this process continues: %s", error)
-        if self._outcome is not None and not self._outcome.done():
-            self._outcome.set_exception(error)
-            self._outcome.exception()  # Marks it as retrieved, if no client waits.
+    def _explain(self, error: Exception) -> VtepError:
+        """Return the error of a handover, with the step that it was at."""
+        awaited = f"{self._process} was to {self._step}, and"
+        if isinstance(error, ClosedError):
+            return VtepError(
+                f"{awaited} has ended; see the log, and dmesg if the kernel may have killed it for "
+                "want of memory"
+            )
+        if isinstance(error, PeerHungError):
+            return VtepError(f"{awaited} did nothing for {error.seconds:g} s")
+        if isinstance(error, VtepError):
+            return error
+        log.debug("traceback:", exc_info=error)
+        return VtepError(f"{awaited} this process has failed: {error!r}; please report it")
+
+    def _fail(self, error: VtepError, successor: Successor | None) -> None:
+        if successor is not None and not successor.outcome.done():
+            successor.outcome.set_exception(error)
+        elif successor is None:
+            log.warning("upgrade failed, this process continues: %s", error)
 
     # --- the handover ---------------------------------------------------------------------------
 
-    async def _hand_over(self, channel: Channel) -> None:
+    async def _hand_over(self, server: Server, channel: Channel) -> HandoverResult:
         channel.peer.check()
         vtep, pid = self._vtep, channel.peer.pid
+        self._step = "send its version"
         hello, _ = await channel.receive(fmt.HELLO, seconds=_CONNECT_S)
         log.info("upgrade: process %d, version %s, takes over", pid, hello.text("version", "?"))
-        # From here on, configurations do not change: commands that would wait.
-        async with vtep.lock:
+        # From here on, configurations do not change. Commands that would wait for the lock of the
+        # server, and not for that of the VTEP within a turn: no other client had a turn then.
+        async with server.changing, vtep.lock:
             logs = {vni: FdbLog(port.fdb) for vni, port in vtep.ports.items()}
             try:
+                self._step = "build its ports"
                 await self._send_snapshot(channel, logs)
                 await channel.receive(fmt.READY, seconds=_BUILD_S)
                 await self._send_rounds(channel, logs)
-                gap_s = await self._switch(channel, logs)
+                self._step = "read"
+                gap_s = await self._switch(server, channel, logs)
                 entries = sum(len(port.fdb) for port in vtep.ports.values())
                 outcome = HandoverResult(pid, len(vtep.ports), entries, gap_s)
-                await self._confirm(channel, logs)
+                self._step = "forward for a second"
+                await self._confirm(server, channel, logs)
                 self._channel = channel
                 log.info("%s", outcome)
             finally:
                 for fdb_log in logs.values():
                     fdb_log.close()
             await self._on_handed_over(pid)
-            if self._outcome is not None and not self._outcome.done():
-                self._outcome.set_result(outcome)
-            if self._server is not None:
-                await self._server.hand_over()
+            server.hand_over()
             await vtep.release()
+        return outcome
 
     async def _send_snapshot(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
         vtep = self._vtep
@@ -322,13 +355,12 @@ class OldSide:
         for vni, fdb_log in logs.items():
             yield from fdb_log.changes(vni, time.monotonic())
 
-    async def _switch(self, channel: Channel, logs: dict[int, FdbLog]) -> float:
+    async def _switch(self, server: Server, channel: Channel, logs: dict[int, FdbLog]) -> float:
         """Stop reading, and let the new process read.
 
         Returns: seconds for which neither has read. Raises: VtepError; then this process reads on.
         """
-        if self._server is not None:
-            await self._server.pause()  # A command now would change what was sent already.
+        await server.pause()  # A command now would change what was sent already.
         began = time.monotonic()
         self._vtep.pause()
         try:
@@ -337,13 +369,13 @@ class OldSide:
             await channel.send(fmt.GO, seconds=_READING_S)
             reading, _ = await channel.receive(fmt.READING, seconds=_READING_S)
         except BaseException:
-            await self._take_back(channel)
+            await self._take_back(server, channel)
             raise
         # Both clocks are the same, unless the new process has a time namespace of its own.
         took = reading.number("now", time.monotonic()) - began
         return took if 0 <= took <= time.monotonic() - began else time.monotonic() - began
 
-    async def _confirm(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
+    async def _confirm(self, server: Server, channel: Channel, logs: dict[int, FdbLog]) -> None:
         """Send the rest, and see the new process live on for a while.
 
         Raises: VtepError if it ends; then this process reads on.
@@ -356,16 +388,15 @@ class OldSide:
         except PeerHungError:
             return
         except BaseException:
-            await self._take_back(channel)
+            await self._take_back(server, channel)
             raise
 
-    async def _take_back(self, channel: Channel) -> None:
+    async def _take_back(self, server: Server, channel: Channel) -> None:
         """Read on in place of the new process."""
         # Killed before this process reads: two must never read at one time.
-        await _kill(channel.peer.pid)
+        await channel.kill_peer()
         self._vtep.resume()
-        if self._server is not None:
-            self._server.resume()
+        server.resume()
 
     async def _send_rest(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
         """Send what the new process can add to its own: counters, ages, neighbours."""
@@ -391,52 +422,3 @@ class OldSide:
             with suppress(VtepError):
                 await self._channel.send(fmt.RELEASED)
             self._channel.close()
-
-
-async def _kill(pid: int) -> None:
-    """Kill the new process, and wait for its end, as far as this process may."""
-    if not pid:  # In another PID namespace: it notices that the channel is closed.
-        return
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:  # It has ended already.
-        return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        async with asyncio.timeout(_READING_S):
-            await ended.wait()
-    except (OSError, TimeoutError) as error:
-        log.warning("cannot kill process %d, which has failed to take over: %r", pid, error)
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-
-
-def _working_directory() -> Path:
-    try:
-        return Path.cwd()
-    except OSError:  # It was removed.
-        return Path("/")
-
-
-def own_command() -> list[str]:
-    """Return the command line of this process, to start the same command again.
-
-    The program is found again by its path, so it may be a newer version. To be called before the
-    working directory changes.
-    """
-    arguments, skipped = [], False
-    for argument in sys.argv[1:]:
-        if skipped and not argument.startswith("-"):
-            skipped = False
-            continue
-        skipped = argument == "--takeover"
-        # Of an earlier upgrade; and a child of this process is in the background already.
-        if not skipped and not argument.startswith("--takeover=") and argument != "--background":
-            arguments.append(argument)
-    program = sys.argv[0]
-    if program.endswith("__main__.py"):
-        return [sys.executable, "-m", "vtep", *arguments]
-    return [str(Path(shutil.which(program) or program).absolute()), *arguments]
