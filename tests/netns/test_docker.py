@@ -329,6 +329,49 @@ def test_engine_restart_and_recreated_network(
     assert side.process.poll() is None
 
 
+def test_an_upgrade_stays_attached(engines: tuple[Engine, Engine], attach: Attach) -> None:
+    for engine in engines:
+        create(engine)
+    boxes(engines)
+    side, _ = attach("--wait")  # As the systemd unit does it.
+    assert_joined(engines)
+    a, _ = engines
+
+    a.docker("exec", "--detach", "box", "sh", "-c", "ping -c 8 172.18.0.3 >/pings")
+    pids = [side.process.pid]
+    for _ in range(2):
+        done = pyvtep(a, "upgrade")
+        assert done.stdout.startswith(f"upgraded: pid {pids[-1]} -> "), done.stderr
+        wait_until(lambda: status(a)["pid"] not in pids, "the record of the new process")
+        pids.append(status(a)["pid"])
+    assert side.wait() == 0
+    wait_until(lambda: "transmitted" in a.docker("exec", "box", "cat", "/pings"), "the pings")
+    assert "8 packets transmitted, 8 packets received" in a.docker("exec", "box", "cat", "/pings")
+
+    # The new process cannot find the network: it neither waits for it, nor ends the old one.
+    bridge = a.bridge("mynetwork")
+    a.stop()
+    done = pyvtep(a, "upgrade")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "exit code 1 before it took over: the Docker engine at " in done.stderr
+    assert f"master {bridge} " in a.host.run("ip", "link", "show", "vx_docker")
+    assert (said := status(a))["pid"] == pids[-1], said
+    a.start()
+    side.says("answers again")
+    a.docker("start", "box")
+    assert_joined(engines)
+
+    # It follows the network to another bridge, and ends by its record.
+    a.docker("rm", "--force", "box")
+    a.docker("network", "rm", "mynetwork")
+    create(a)
+    assert a.bridge("mynetwork") != bridge
+    side.on(a.bridge("mynetwork"))
+    done = pyvtep(a, "docker", "detach", "mynetwork")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not has_device(a.host, "vx_docker")
+
+
 def test_kernel_driver_as_the_remote(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     for engine in engines:
         create(engine)

@@ -26,7 +26,7 @@ from tests.netns.hosts import (
     wait_until,
 )
 from tests.netns.hosts import pyvtep as run_pyvtep
-from tests.netns.test_upgrade import end, upgrade
+from tests.netns.test_upgrade import UPGRADED, end, upgrade
 from vtep.host.privileges import Capability
 from vtep.testing.lab import Host
 
@@ -347,6 +347,14 @@ def test_docker_attach_keeps_the_group_of_the_engines_socket(
         ).ready()
         kept = USUAL | mask(Capability.NET_RAW)
         expect(vtep, kept, NOBODY, NOBODY, group)
+        former = vtep.process.pid
+        command = engine.command(sys.executable, "-m", "vtep", "upgrade")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = UPGRADED.match(done.stdout)
+        assert found, done.stderr
+        assert vtep.wait() == 0
+        assert int(found[1]) == former
+        expect(vtep, kept, NOBODY, NOBODY, group, pid=int(found[2]))
         # It asks the engine for the bridge of the network that has taken the place of the first.
         engine.docker("network", "rm", "mynetwork")
         wait_until(lambda: "network mynetwork is gone" in vtep.log, "the end of the network")
@@ -357,7 +365,7 @@ def test_docker_attach_keeps_the_group_of_the_engines_socket(
         detach = engine.command(sys.executable, "-m", "vtep", "docker", "detach", "mynetwork")
         done = subprocess.run(detach, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        assert vtep.wait() == 0
+        wait_until(lambda: not has_device(a), "the TAP to be removed")
         assert "Traceback" not in vtep.log
 
 
@@ -387,9 +395,9 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--user", "no-such-user"), "--user no-such-user: there is no such user"),
+        (("--user", "no-such-user"), "--user no-such-user: there is no user no-such-user"),
         (("--user", "70000"), "--user 70000: user ID 70000 has no name"),
-        (("--control-group", "no-such"), "--control-group no-such: there is no such group"),
+        (("--control-group", "no-such"), "--control-group no-such: there is no group no-such"),
         ((*AS_USER, "--state", "/root/pyvtep.db"), "--state /root/pyvtep.db: "),
         ((*AS_USER[:2], "--control", "/root/x.sock"), "--control /root: Permission denied"),
     ],

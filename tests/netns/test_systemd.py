@@ -3,11 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.netns.hosts import DEADLINE, Pair, wait_until
 from tests.netns.machines import Machine
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemctl") is None, reason="needs the Debian package systemd"
@@ -109,6 +112,148 @@ def test_the_life_of_a_service(machine: Machine) -> None:
     assert "kept /etc/pyvtep\n" in removed
     assert "vx0" not in machine.run("ip -o link")
     assert "pyvtep.service: not installed\n" in machine.run("pyvtep service status")
+
+
+def test_a_reload_is_one_of_the_process_of_its_unit(machine: Machine) -> None:
+    """Others run in this network namespace, and the control socket may be anywhere."""
+
+    def configure(name: str, number: int, more: str = "") -> None:
+        text = f'remote = ["192.0.2.2"]\nfast-path = false\ndstport = {5000 + number}\n{more}'
+        vni = f'[[vni]]\nid = {number}\ntap = "vx{number}"\n'
+        machine.write(f"/etc/pyvtep/{name}.toml", text + vni)
+
+    def pids() -> dict[str, str]:
+        found = {unit: machine.show(unit, "MainPID") for unit in units}
+        return found | {"by hand": machine.run("cat /run/pyvtep/vx9.pid").strip()}
+
+    def replaced(before: dict[str, str]) -> list[str]:
+        return [name for name, pid in pids().items() if pid != before[name]]
+
+    # The third has a socket that is found only from within the unit, which has a /tmp of its own.
+    controls = {"a": "", "b": "", "c": 'control = "/tmp/control"\n'}
+    for number, (name, control) in enumerate(controls.items(), 1):
+        configure(name, number, control)
+    units = [f"pyvtep@{name}.service" for name in controls]
+    machine.run("pyvtep service install")
+    machine.run(f"systemctl start {' '.join(units)}")
+    machine.run(
+        "pyvtep --vni 9 --remote 192.0.2.2 --tap vx9 --dstport 5009 --no-fast-path --background"
+    )
+    assert "several pyvteps are running" in machine.run("pyvtep upgrade", code=1)
+    for unit in units:
+        before = pids()
+        machine.run(f"systemctl reload {unit}")
+        assert replaced(before) == [unit], machine.log()
+        assert machine.show(unit, "ActiveState") == "active"
+    before = pids()
+    machine.run(f"pyvtep upgrade --pid {before['by hand']}")
+    wait_until(lambda: replaced(before) == ["by hand"], "the PID file of the new process")
+
+    # A mistake in its file is its own, too.
+    before = pids()
+    configure("c", 3, "nonsense = 1\n")
+    assert "pyvtep@c.service" in machine.run("systemctl reload pyvtep@c", code=1)
+    said = machine.run("journalctl --unit=pyvtep@c --output=cat")
+    assert "exit code 2 before it took over: /etc/pyvtep/c.toml:4: nonsense" in said, said
+    assert replaced(before) == []
+    configure("c", 3, controls["c"])
+    machine.run("systemctl reload pyvtep@c")
+    assert replaced(before) == ["pyvtep@c.service"]
+
+    # The end of a unit is that of its newest process, with all that it had, and of nothing else.
+    pid = pids()["pyvtep@c.service"]
+    machine.run("systemctl stop pyvtep@c")
+    assert machine.show("pyvtep@c", "Result") == "success"
+    links = machine.run("ip -o link")
+    assert "vx3" not in links
+    assert all(name in links for name in ("vx1", "vx2", "vx9"))
+    left = f"ls -d /proc/{pid} /run/pyvtep/pyvtep@c 2>/dev/null || true"
+    assert machine.run(left) == ""
+    machine.run(f"systemctl stop {' '.join(units)} && kill {pids()['by hand']}")
+    wait_until(lambda: "vx" not in machine.run("ip -o link"), "all TAPs to be removed")
+    assert machine.run("find /run/pyvtep -type s -o -name '*.pid'") == ""
+
+
+def test_an_upgrade_of_the_package_says_what_became_of_each_unit(machine: Machine) -> None:
+    for name in "ab":
+        machine.write(
+            f"/etc/pyvtep/{name}.toml",
+            f"fast-path = false\ndstport = {5000 + ord(name)}\n"
+            f'[[vni]]\nid = {ord(name)}\ntap = "vx{name}"\nremote = "192.0.2.2"\n',
+        )
+    machine.write("/etc/pyvtep/docker/none.env", "PYVTEP_OPTIONS=--vni 3 --remote 192.0.2.2\n")
+    machine.run("getent group docker || groupadd docker")
+    machine.run("pyvtep service install && systemctl start pyvtep@a pyvtep@b")
+    machine.run("systemctl start --no-block pyvtep-docker@none")
+    docker = "pyvtep-docker@none.service"
+    wait_until(lambda: "waiting: " in machine.show(docker, "StatusText"), "the attachment to wait")
+    units = ("pyvtep@a.service", "pyvtep@b.service", docker)
+    before = [machine.show(unit, "MainPID") for unit in units]
+    machine.write("/etc/pyvtep/b.toml", "nonsense = 1\n")
+    # It compiles the files of the package, which is not installed here.
+    machine.write("/opt/pyvtep/bin/py3compile", "#!/bin/sh\n")
+    script = (ROOT / "scripts/packaging/debian/postinst").read_text()
+    machine.write("/postinst", script)
+    machine.run("chmod 755 /opt/pyvtep/bin/py3compile")
+    said = machine.run("sh /postinst configure 0.0.9-1")
+    assert "pyvtep: pyvtep@a.service runs the new version\n" in said
+    assert "pyvtep: warning: pyvtep@b.service was not upgraded, and its old process conti" in said
+    assert f"pyvtep: {docker} was not up yet; it is started again with the new version\n" in said
+    a, b, waiting = before
+    assert machine.show("pyvtep@a", "MainPID") not in ("0", a)
+    assert machine.show("pyvtep@b", "MainPID") == b
+    wait_until(lambda: machine.show(docker, "MainPID") not in ("0", waiting), "another attempt")
+
+
+@pytest.mark.skipif(shutil.which("dockerd") is None, reason="needs the Debian package docker.io")
+def test_a_docker_network_stays_attached_by_reloads(machine: Machine) -> None:
+    unit = "pyvtep-docker@net.service"
+    command = "dockerd --data-root=/run/docker-data --exec-opt native.cgroupdriver=cgroupfs"
+    machine.write(
+        "/etc/systemd/system/docker.service",
+        f"[Service]\nType=notify\nEnvironment=PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
+        f"ExecStart=/usr/sbin/{command}\n",
+    )
+    options = "--vni 7 --remote 192.0.2.2 --tap vx7 --no-fast-path"
+    machine.write("/etc/pyvtep/docker/net.env", f"PYVTEP_OPTIONS={options}\n")
+
+    def create() -> str:
+        """Create the network. Returns: the name of its bridge."""
+        network = machine.run("docker network create --subnet 172.18.0.0/16 net").strip()
+        return f"br-{network[:12]}"
+
+    def pid() -> str:
+        return machine.show(unit, "MainPID")
+
+    def is_on(bridge: str) -> bool:
+        return f"master {bridge} " in machine.run("ip -o link show vx7")
+
+    machine.run("getent group docker || groupadd docker")
+    machine.run("pyvtep service install && systemctl start docker")
+    bridge = create()
+    machine.run(f"systemctl start {unit}")
+    assert is_on(bridge)
+    for _ in range(2):
+        former = pid()
+        machine.run(f"systemctl reload {unit}")
+        assert pid() not in ("0", former)
+        assert is_on(bridge)
+    former = pid()
+
+    # Without the engine, a reload fails at once, although the unit waits for it when it starts.
+    machine.run("systemctl stop docker")
+    machine.run(f"systemctl reload {unit}", code=1)
+    said = machine.run(f"journalctl --unit={unit} --output=cat")
+    assert "exit code 1 before it took over: the Docker engine at " in said, said
+    assert (pid(), machine.show(unit, "ActiveState")) == (former, "active")
+    assert is_on(bridge)
+
+    machine.run("systemctl start docker && docker network rm net")
+    bridge = create()
+    wait_until(lambda: is_on(bridge), "the bridge of the new network")
+    assert f"process {former}" in machine.run("pyvtep docker status")
+    machine.run(f"systemctl stop {unit}")
+    assert "vx7" not in machine.run("ip -o link")
 
 
 def test_a_reload_replaces_the_process(machine: Machine) -> None:

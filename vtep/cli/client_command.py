@@ -14,9 +14,9 @@ import click
 
 from vtep.cli import commands, mistakes
 from vtep.cli.grammar import Grammar
-from vtep.control import Client
+from vtep.control import Client, socket_files
 from vtep.control.client import find
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, VtepError
 
 _PAGE = 1000
 """Rows of a table that are laid out and printed at a time, with the widths of their columns."""
@@ -35,6 +35,7 @@ def with_client(
     shows: bool = False,
     changes: Callable[[dict[str, Any]], bool] | bool | None = None,
     every: bool = False,
+    by_pid: bool = False,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[..., Any]:
     """Return a decorator that connects a command to a running pyvtep.
@@ -49,6 +50,7 @@ def with_client(
         changes: the command changes something, so that exactly one process must be meant; a
             function decides by the arguments. By default, a command that shows nothing does.
         every: the command works on all processes that match, as `vteps`.
+        by_pid: the process may be named by its PID, too: add `--pid`.
         check: raises ConfigError for arguments that make no sense, before any connection.
     """
 
@@ -59,7 +61,8 @@ def with_client(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def command(*, socket: str | None, **arguments: Any) -> None:
+        def command(*, socket: str | None, pid: int | None = None, **arguments: Any) -> None:
+            socket = _named_socket(socket, pid)
             if segment and "params" in arguments:  # Both src_vni and --vni may name the segment.
                 number = arguments.pop("vni")
                 if number is not None and arguments["params"].setdefault("vni", number) != number:
@@ -89,6 +92,13 @@ def with_client(
             help="Control socket of the pyvtep to talk to [default: the one in this network "
             "namespace, or the one with the segment].",
         )(wrapped)
+        if by_pid:
+            wrapped = commands.option(
+                "--pid",
+                metavar="PID",
+                type=click.IntRange(min=1),
+                help="Process ID of the pyvtep to talk to, instead of --socket.",
+            )(wrapped)
         if segment:
             wrapped = commands.option(
                 "--vni", metavar="N", help="VNI of the segment, if there are several."
@@ -96,6 +106,21 @@ def with_client(
         return wrapped
 
     return decorate
+
+
+def _named_socket(socket: str | None, pid: int | None) -> str | None:
+    """Return the control socket that --socket or --pid names; None without both."""
+    if pid is None:
+        return socket
+    if socket is not None:
+        raise click.UsageError("--pid and --socket both name a pyvtep; leave one out")
+    path = socket_files.of_process(pid)
+    if path is None:
+        raise VtepError(
+            f"--pid {pid}: no control socket of that process was found; check the PID, run this "
+            "with its user or as root, or name its socket: --socket PATH"
+        )
+    return str(path)
 
 
 def _find_sockets(

@@ -86,7 +86,8 @@ def attach(
         from vtep.host import privileges  # noqa: PLC0415
 
         client = EngineClient(docker_host)
-        if wait:
+        # One that takes over does not wait: the old process can only continue if this one fails.
+        if wait and process.takeover is None:
             local = wait_for(client, network, _report_waiting)
         else:
             local = find_network(client, network)

@@ -29,7 +29,11 @@ class ProcessOptions:
     takeover: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Raise UsageError for options that contradict each other."""
+        """Raise UsageError for options that make no sense, or contradict each other."""
+        # Path("") is the present directory, which is neither.
+        for option, value in (("--pid-file", self.pid_file), ("--log", self.log)):
+            if value is not None and str(value) in ("", "."):
+                raise click.UsageError(f"{option} takes the path of a file")
         if self.background and self.log == STDERR:
             raise click.UsageError(
                 "--log stderr cannot be used with --background, which has no terminal; use "

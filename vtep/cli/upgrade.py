@@ -17,7 +17,7 @@ _REPORT_S = 3.0
 
 
 @click.command(cls=commands.CliCommand)
-@client_command.with_client(segment=False, shows=True, changes=True)
+@client_command.with_client(segment=False, shows=True, changes=True, by_pid=True)
 def upgrade(vtep: Client, *, as_json: bool) -> None:
     """Replace the running pyvtep by a new process, which may be a newer version.
 

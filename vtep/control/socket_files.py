@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from attrs import frozen
@@ -93,17 +94,26 @@ def folder() -> Path | None:
     That is /run/pyvtep for root. For another user, it is the directory in it that systemd or root
     has made for this user (see `prepare`), or else one in XDG_RUNTIME_DIR.
     """
-    uid = os.geteuid()
-    if uid == 0:
+    if os.geteuid() == 0:
         return _RUN
-    # Of a systemd unit with RuntimeDirectory=, which may name several.
-    for each in (os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], _RUN / str(uid)):
-        place = Path(each)
-        with suppress(OSError):
-            if _RUN in (place, *place.parents) and place.stat().st_uid == uid:
-                return place
+    if (place := _of_unit() or _owned(_RUN / str(os.geteuid()))) is not None:
+        return place
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return Path(runtime) / "pyvtep" if runtime else None
+
+
+def _of_unit() -> Path | None:
+    """Return the directory below /run/pyvtep of the systemd unit of this process, if any."""
+    # RuntimeDirectory= may name several.
+    return _owned(Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]))
+
+
+def _owned(place: Path) -> Path | None:
+    """Return a directory if it is /run/pyvtep or below, and belongs to this user; else None."""
+    with suppress(OSError):
+        if _RUN in (place, *place.parents) and place.stat().st_uid == os.geteuid():
+            return place
+    return None
 
 
 def _sockets() -> list[Path]:
@@ -187,10 +197,15 @@ def _remove_dead(place: Path) -> None:
 def listen(path: Path, gids: Collection[int] = ()) -> ControlSocket:
     """Listen on a Unix socket to which its owner and members of the groups `gids` may connect.
 
-    A socket file on which no process listens any more is replaced.
+    A socket file on which no process listens any more is replaced. The path may be relative: the
+    process may change its directory later.
 
     Raises: TakenError, with the process that listens; VtepError if the host refuses.
     """
+    try:
+        path = path.absolute()
+    except OSError as error:  # The directory of this process was removed.
+        raise _refused(path, error) from error
     with _locked(path.parent):
         if (owner := listening_process(path)) is not None:
             raise TakenError(path, owner)
@@ -300,8 +315,60 @@ def _peer(connected: socket.socket) -> int:
 
 
 def of_process(pid: int) -> Path | None:
-    """Return the socket in the default directory on which a process listens; None without one."""
-    return next((path for path in _sockets() if listening_process(path) == pid), None)
+    """Return the control socket of a process, also that of `--control PATH`; None without one."""
+    candidates = chain(_sockets(), _named_sockets(pid))
+    return next((path for path in candidates if listening_process(path) == pid), None)
+
+
+def _named_sockets(pid: int) -> Iterator[Path]:
+    """Yield the listening sockets anywhere on this host that may be those of a process.
+
+    Never yields the socket of another program: to connect to it would have effects there, such as
+    the start of a service by systemd.
+    """
+    links = _descriptor_links(pid)
+    # A VTEP is not dumpable, so only a privileged user may see its descriptors. But in a unit of
+    # systemd, no other program runs as this user.
+    if links is None and _of_unit() is None:
+        return
+    for line in _read_lines(f"/proc/{pid}/net/unix", "/proc/net/unix"):
+        # Num, RefCount, Protocol, Flags, Type, St, Inode, Path: unix_seq_show() in
+        # net/unix/af_unix.c, where Flags has __SO_ACCEPTCON for a socket that listens.
+        fields = line.split(maxsplit=7)
+        if len(fields) < 8 or fields[3:5] != ["00010000", "0001"]:
+            continue
+        path = Path(fields[7])
+        if not path.is_absolute():  # An abstract address, or relative to another directory.
+            continue
+        if f"socket:[{fields[6]}]" in links if links is not None else _is_own(path):
+            yield path
+
+
+def _descriptor_links(pid: int) -> set[str] | None:
+    """Return what the descriptors of a process are, as links; None without the permission."""
+    found: set[str] = set()
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # Closed meanwhile.
+                found.add(str(link.readlink()))
+    except OSError:
+        return None
+    return found
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a file belongs to this user."""
+    with suppress(OSError):
+        return path.lstat().st_uid == os.geteuid()
+    return False
+
+
+def _read_lines(*paths: str) -> list[str]:
+    """Return the lines of the first of these files that can be read."""
+    for path in paths:
+        with suppress(OSError):
+            return Path(path).read_text(errors="surrogateescape").splitlines()
+    return []
 
 
 def live() -> list[LiveSocket]:
