@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import DEADLINE, Pair, has_device, ping, segment, wait_until
+from vtep.control import Client
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -81,6 +82,35 @@ def test_a_killed_process_leaves_a_pid_file_that_is_replaced(
         wait_until(lambda: not has_device(a), "the TAP to be removed")
         if number == signal.SIGTERM:
             wait_until(lambda: not path.exists(), "the PID file to be removed")
+
+
+def test_paths_are_relative_to_the_directory_of_the_command(pair: Pair, tmp_path: Path) -> None:
+    """The process leaves it. The streams are closed, as by some supervisors."""
+    a, _ = pair
+    config = tmp_path / "vx0.toml"
+    text = 'fast-path = false\n[[vni]]\nid = 1\ntap = "vx0"\nremote = "192.0.2.2"\n'
+    config.write_text(text)
+    paths = ("--control", "control", "--state", "state", "--log", "log", "--pid-file", "pid")
+    words = (sys.executable, "-m", "vtep", "--config", "vx0.toml", *paths, "--background")
+    with a.start(
+        *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    ) as command:
+        assert command.wait(2 * DEADLINE) == 0
+    pid = (tmp_path / "pid").read_text().strip()
+    for stream in range(3):
+        assert Path(f"/proc/{pid}/fd/{stream}").readlink() == Path("/dev/null")
+    config.write_text(f"ageing = 77\n{text}")
+    a.run("kill", "-HUP", pid)
+    done = f"read {config} again: 1 changed"
+    wait_until(lambda: done in (tmp_path / "log").read_text(), done)
+    with Client(tmp_path / "control") as client:
+        client.fdb.add("02:00:00:00:00:01", "192.0.2.2")
+    a.run("kill", pid)
+    wait_until(lambda: not has_device(a), "the TAP to be removed")
+    wait_until(lambda: not (tmp_path / "pid").exists(), "the PID file to be removed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "state", "vx0.toml"]
 
 
 @pytest.mark.parametrize("is_default", [False, True])

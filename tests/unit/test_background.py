@@ -1,6 +1,7 @@
 """`--background`: when the command returns and with which code; and the PID file."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.netns.hosts import wait_until
+from vtep.cli.log_sinks import FileSink
+from vtep.control import socket_files
 from vtep.errors import VtepError
 from vtep.service.background import PidFile
 
@@ -131,10 +134,55 @@ def test_there_is_a_pid_file_all_the_time_while_another_process_takes_over(tmp_p
 def test_a_pid_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")
-    for path in (tmp_path / "missing" / "x.pid", tmp_path, link):
+    for path in (tmp_path / "missing" / "x.pid", tmp_path, link, Path("/")):
         with pytest.raises(VtepError, match="cannot write it: "):
             PidFile(path)
     assert not (tmp_path / "target").exists()
+
+
+def test_a_directory_that_was_removed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "removed"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    here, problem = Path("x"), r"^--[a-z-]+ x: .*No such file or directory; give another"
+    for make in (PidFile, FileSink):
+        with pytest.raises(VtepError, match=problem):
+            make(here)
+    with pytest.raises(VtepError, match=problem):
+        socket_files.listen(here)
+
+
+def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "vx0.toml"
+    for text in ("[[vni]]\n", "1 2\n", "7" * 100):
+        path.write_text(text)
+        for takeover in (False, True):
+            if takeover:  # The new process has a file of its own until it takes over.
+                path = path.with_name(f".{path.name}.{os.getpid()}")
+                path.write_text(text)
+            with pytest.raises(VtepError, match="it has other contents than a process ID; give an"):
+                PidFile(tmp_path / "vx0.toml", takeover=takeover)
+            assert path.read_text() == text
+        path.unlink()
+        path = tmp_path / "vx0.toml"
+    with pytest.raises(VtepError, match="/dev/null: cannot write it: not a regular file"):
+        PidFile(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_full_disk_leaves_no_empty_pid_file(tmp_path: Path, *, takeover: bool) -> None:
+    path = tmp_path / "pyvtep.pid"
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # Python ignores SIGXFSZ.
+    try:
+        with pytest.raises(VtepError, match=f"^--pid-file {path}: cannot write it: File too large"):
+            PidFile(path, takeover=takeover)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_takeover_leaves_the_pid_file_of_the_old_process(tmp_path: Path) -> None:

@@ -70,10 +70,11 @@ def test_the_journal_gets_priorities(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_stuck_reader_does_not_block_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
-    resume = threading.Event()
+    stuck, resume = threading.Event(), threading.Event()
     written: list[bytes] = []
 
     def write(_descriptor: int, octets: bytes) -> None:
+        stuck.set()
         assert resume.wait(60)
         written.append(octets)
 
@@ -83,7 +84,9 @@ def test_a_stuck_reader_does_not_block_loggers(monkeypatch: pytest.MonkeyPatch) 
     handler = NonBlockingLogHandler(StderrSink(journal=True))
     log = logging.Logger("vtep")
     log.addHandler(handler)
-    for number in range(50):  # Returns at all: the queue is full after at most six.
+    log.info("0")
+    assert stuck.wait(60)  # Else the thread may take it after the queue was full for a while.
+    for number in range(1, 50):  # Returns at all: the queue is full after five.
         log.info("%d", number)
     handler.flush()  # Gives up, as the end of the process does.
     resume.set()
@@ -293,3 +296,23 @@ def test_a_file_is_reopened_after_it_was_renamed(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o007 == 0
     with pytest.raises(VtepError, match="missing/x: cannot open it: No such file"):
         FileSink(tmp_path / "missing/x")
+    # Not even a signal would end an open of a FIFO that has no reader.
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(VtepError, match="fifo: cannot open it: No such device or address; give an"):
+        FileSink(tmp_path / "fifo")
+
+
+def test_a_file_that_cannot_be_reopened_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    sink = FileSink(folder / "x")
+    folder.rename(tmp_path / "moved")
+    sink.reopen()
+    assert (
+        f"--log {folder}/x: cannot reopen it: No such file or directory; the log g" in caplog.text
+    )
+    sink.write(record_of("goes on"))
+    sink.close()
+    assert (tmp_path / "moved/x").read_text().endswith(" pyvtep: goes on\n")

@@ -19,6 +19,8 @@ from vtep.cli import bootstrap
 from vtep.cli.process_options import STDERR, SYSLOG, ProcessOptions
 from vtep.errors import VtepError
 
+log = logging.getLogger("vtep")
+
 REPORT = "vtep.report"
 """Name of the logger for reports: tables to be read as a whole, without time and level."""
 
@@ -79,11 +81,12 @@ class FileSink:
     """A file that is appended to. Raises: VtepError if it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.absolute()
         self._formatter = _Formatter(journal=False)
         self._is_cut = False
         """True if the file ends with a part of a line."""
         try:
+            # Absolute, as the process changes its directory.
+            self._path = path.absolute()
             self._descriptor = self._open()
         except OSError as error:
             raise VtepError(
@@ -91,9 +94,12 @@ class FileSink:
             ) from error
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        # Not blocking, as the open of a FIFO without a reader would block for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         # Not for all to read: it names MAC and IP addresses of guests.
-        return os.open(self._path, flags, 0o640)
+        descriptor = os.open(self._path, flags, 0o640)
+        os.set_blocking(descriptor, True)
+        return descriptor
 
     def write(self, record: logging.LogRecord) -> None:
         """Append a record; a full disk costs its line, or the end of it."""
@@ -106,12 +112,19 @@ class FileSink:
 
     def reopen(self) -> None:
         """Open the file of this name, since logrotate has renamed the former one."""
-        with suppress(OSError):
+        try:
             fresh = self._open()
-            # The number stays, so that the thread that writes never has a closed one.
-            os.dup2(fresh, self._descriptor, inheritable=False)
-            self._is_cut = False
-            os.close(fresh)
+        except OSError as error:
+            log.warning(
+                "--log %s: cannot reopen it: %s; the log goes on in the former file, wherever that "
+                "is now: allow user %d to create files in %s",
+                *(self._path, descriptors.reason(error), os.geteuid(), self._path.parent),
+            )
+            return
+        # The number stays, so that the thread that writes never has a closed one.
+        os.dup2(fresh, self._descriptor, inheritable=False)
+        self._is_cut = False
+        os.close(fresh)
 
     def close(self) -> None:
         """Close the file."""

@@ -77,7 +77,9 @@ def load_settings(
     from vtep.config.loader import read  # noqa: PLC0415  most commands need no file
 
     path = Path(config)
-    return attrs.evolve(read(path), **process), path, process
+    settings = attrs.evolve(read(path), **process)
+    # Absolute for a reload: a process in the background leaves its directory.
+    return settings, path.absolute(), process
 
 
 def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:

@@ -6,6 +6,8 @@ The command returns once the process forwards, or with its error.
 import errno
 import fcntl
 import os
+import re
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,10 @@ from vtep.errors import VtepError
 
 _READY = b"\0"
 """The message of a process that forwards; all other octets are exit codes."""
+
+
+_SIZE_MAX = 20
+"""Most octets of a PID file; only a file of another kind has more."""
 
 
 class Background:
@@ -125,13 +131,13 @@ class PidFile:
 
     def __init__(self, path: Path, *, takeover: bool = False) -> None:
         self._is_left = False
-        # Absolute, as the process changes its directory.
-        self.path = path = path.absolute()
         self._descriptor: int | None = None
         try:
+            # Absolute, as the process changes its directory.
+            self.path = path.absolute()
             if not takeover:
-                self._descriptor = _write(path)
-            elif not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+                self._descriptor = _write(self.path)
+            elif not os.access(self.path.parent, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise VtepError(
@@ -154,7 +160,11 @@ class PidFile:
             # leaves no file behind. Renamed, so that there is a file at any time.
             written = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             self._descriptor = _write(written)
-            written.replace(self.path)
+            try:
+                written.replace(self.path)
+            except OSError:
+                written.unlink()
+                raise
 
     def leave(self) -> None:
         """Leave the file to the process that takes over, which replaces it: there always is one."""
@@ -177,8 +187,14 @@ class PidFile:
 def _write(path: Path) -> int:
     """Lock a PID file, and write it. Returns: its descriptor. Raises: OSError, VtepError."""
     descriptor = _lock(path)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError:
+        with suppress(OSError):
+            path.unlink()  # The disk is full: an empty file would stay.
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -195,15 +211,33 @@ def _lock(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its owner may have removed it between open and flock: lock a new one then.
             if os.fstat(descriptor).st_nlink:
+                _check_contents(descriptor)
                 return descriptor
         except BlockingIOError as error:
-            pid = os.read(descriptor, 20).decode(errors="replace").strip()
+            pid = os.read(descriptor, _SIZE_MAX).decode(errors="replace").strip()
             os.close(descriptor)
+            found, advice = "another process", ""
+            if pid.isdecimal():
+                found, advice = f"process {pid}", f" (kill {pid})"
             raise VtepError(
-                f"--pid-file {path}: process {pid or 'of another pyvtep'} runs already; end it "
-                f"first (kill {pid}), or give another file"
+                f"--pid-file {path}: {found} runs already; end it first{advice}, or give another "
+                "file"
             ) from error
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _check_contents(descriptor: int) -> None:
+    """Raise OSError unless a file is empty, or has the number of a process.
+
+    A file of another kind, such as the configuration, would be lost.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    contents = os.read(descriptor, _SIZE_MAX + 1)
+    # A process that was killed has left it, or one that was not allowed to remove it, empty.
+    if len(contents) > _SIZE_MAX or not re.fullmatch(rb"\d*\s*", contents):
+        raise OSError(errno.EEXIST, "it has other contents than a process ID")
+    os.lseek(descriptor, 0, os.SEEK_SET)
