@@ -15,9 +15,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, why in (
-        (pipe, "cannot read it: not a regular file"),
+        (pipe, "cannot read it: not a regular file; give the path of a file, or of a directory"),
         (tmp_path, "has no configuration file; write one"),
-        (tmp_path / "missing", "cannot read it: No such file"),
+        (tmp_path / "missing", "cannot read it: No such file or directory; write it "),
         (Path("/dev/zero"), "is larger than 16 MiB"),
     ):
         with pytest.raises(VtepError, match=f"^{path}: {why}"):

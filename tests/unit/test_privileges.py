@@ -34,9 +34,12 @@ def test_users_are_found_by_name_and_number() -> None:
     unnamed = next(uid for uid in range(70000, 80000) if not _has_name(uid))
     assert find_user(f"{unnamed}:12") == User(str(unnamed), unnamed, 12, None)
     for text, line in (
-        ("no-such-user", "--user no-such-user: there is no such user; create it: useradd"),
+        ("no-such-user", "--user no-such-user: there is no user no-such-user; create it: useradd"),
         (str(unnamed), f"--user {unnamed}: user ID {unnamed} has no name, and so no group; give"),
-        ("root:no-such-group", "--user no-such-group: there is no such group; create it: groupadd"),
+        (
+            "root:no-such-group",
+            "--user root:no-such-group: there is no group no-such-group; create it: groupadd",
+        ),
         (f"{1 << 70}", f"--user {1 << 70}: user ID {1 << 70} has no name"),
     ):
         with pytest.raises(VtepError) as refused:

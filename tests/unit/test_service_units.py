@@ -66,7 +66,7 @@ def test_units_that_were_edited_are_not_overwritten(
 ) -> None:
     here = Installation(tmp_path)
     assert {here.state(name) for name in UNITS} == {UnitState.ABSENT}
-    monkeypatch.setattr(installation, "_check_readable", lambda _path: None)
+    monkeypatch.setattr(installation, "_unreachable", lambda _path: None)
     assert list(here.install(force=False)) == [f"wrote {tmp_path / name}" for name in UNITS]
     assert {here.state(name) for name in UNITS} == {UnitState.CURRENT}
     assert list(here.install(force=False)) == [f"unchanged: {tmp_path / name}" for name in UNITS]
@@ -91,24 +91,53 @@ def test_units_that_were_edited_are_not_overwritten(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_other_users_cannot_reach_is_refused(tmp_path: Path) -> None:
+def test_a_program_that_other_users_cannot_reach_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "closed" / "bin" / "pyvtep"
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
     (tmp_path / "closed").chmod(0o700)
+    monkeypatch.setattr("sys.argv", [str(program)])
     with pytest.raises(VtepError, match=f"since {tmp_path}.* is closed to other users"):
-        installation._check_readable(program)
+        list(Installation(tmp_path).install(force=False))
+    # A dry run goes on, with a note.
+    note, *rest = Installation(tmp_path, dry_run=True).install(force=False)
+    assert note.startswith("note: this would fail here: the service runs as its own user")
+    assert rest == [f"would have written {tmp_path / name}" for name in UNITS]
+    program.unlink()
+    assert "No such file" in str(installation._unreachable(program))
 
 
 def test_without_systemd_there_is_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def service(*words: str) -> list[str]:
+        result = CliRunner().invoke(cli, ["service", *words], catch_exceptions=False)
+        return result.output.splitlines()
+
     monkeypatch.setattr(installation, "_BOOTED", tmp_path / "missing")
-    for verb in ("install", "uninstall"):
-        result = CliRunner().invoke(cli, ["service", verb])
-        assert isinstance(result.exception, VtepError)
-        assert "not run by systemd" in str(result.exception)
-        assert "--background" in str(result.exception)
-    result = CliRunner().invoke(cli, ["service", "status", "--directory", str(tmp_path)])
-    assert result.output.splitlines() == [
+    monkeypatch.setattr(installation, "_unreachable", lambda _path: None)
+    monkeypatch.setattr("vtep.cli.service.UNIT_DIRECTORY", tmp_path / "units")
+    monkeypatch.setattr(installation, "UNIT_DIRECTORY", tmp_path / "units")
+    (tmp_path / "units").mkdir()
+    result = CliRunner().invoke(cli, ["service", "install"])
+    assert isinstance(result.exception, VtepError)
+    assert "not run by systemd" in str(result.exception)
+    assert "--background" in str(result.exception)
+    note, *lines = service("install", "--dry-run")
+    assert note.startswith("note: this would fail here: this host is not run by systemd")
+    assert [f"would have written {tmp_path / 'units' / name}" for name in UNITS] == [
+        line for line in lines if "written" in line
+    ]
+    assert "would have run systemctl daemon-reload" in lines
+    for words in ((), ("--dry-run",)):
+        assert service("uninstall", *words) == [
+            f"nothing to remove: {tmp_path / 'units'} has no unit of pyvtep"
+        ]
+    # Units that are there nevertheless, as in a directory tree for another host, are removed.
+    unit = tmp_path / "units" / UNITS[0]
+    unit.write_text(units.render(UNITS[0], "/old/pyvtep"))
+    assert f"removed {unit}" in service("uninstall")
+    assert service("status", "--directory", str(tmp_path)) == [
         *(f"{name}: not installed" for name in UNITS),
         "this host is not run by systemd",
     ]

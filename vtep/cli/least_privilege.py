@@ -29,7 +29,7 @@ def drop(
     user = privileges.find_user(settings.user) if settings.user is not None else None
     for option in ("control_group", "control_admin_group"):
         if (group := getattr(settings, option)) is not None:  # Else found out after the start.
-            privileges.find_group(f"--{option.replace('_', '-')}", group)
+            privileges.find_group(f"--{option.replace('_', '-')} {group}", group)
     if user is not None and user.uid != 0 and os.geteuid() == 0:
         socket_files.prepare(user.uid, user.gid)
     privileges.drop(_needed(settings, address_probes=address_probes), user, groups)

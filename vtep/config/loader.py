@@ -27,7 +27,7 @@ def read(path: Path) -> Settings:
         # In the order of their names, which also decides which of two in conflict is reported.
         files = sorted(each for each in path.iterdir() if _is_part(each))
     except OSError as error:
-        raise VtepError(f"{path}: cannot read it: {descriptors.reason(error)}") from error
+        raise _unreadable(path, error) from error
     if not files:
         example = path / "vx0.toml"
         raise VtepError(f"{path}: has no configuration file; write one, such as {example}")
@@ -43,7 +43,7 @@ def _read_text(path: Path) -> str:
     try:
         octets = _read_bounded(path)
     except OSError as error:
-        raise VtepError(f"{path}: cannot read it: {descriptors.reason(error)}") from error
+        raise _unreadable(path, error) from error
     if len(octets) > _SIZE_MAX:
         raise VtepError(f"{path}: is larger than {_SIZE_MAX >> 20} MiB")
     try:
@@ -51,6 +51,21 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise FileError([f"{path}:{line}: is not UTF-8 text"]) from None
+
+
+def _unreadable(path: Path, error: OSError) -> VtepError:
+    """Return the error for a file or directory that cannot be read, with a remedy if one is known.
+
+    Others have it in their reason.
+    """
+    another = "; give the path of a file, or of a directory of files *.toml"
+    advice = {
+        errno.ENOENT: "; write it (its format: man pyvtep.toml), or give another path",
+        errno.EACCES: f"; run as root, or allow it: chmod a+r {path}",
+        errno.ENOTDIR: another,
+        errno.EINVAL: another,
+    }.get(error.errno or 0, "")
+    return VtepError(f"{path}: cannot read it: {descriptors.reason(error)}{advice}")
 
 
 def _read_bounded(path: Path) -> bytes:

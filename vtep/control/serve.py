@@ -70,7 +70,7 @@ async def serve(  # noqa: PLR0913  keywords, each for a part of the process
 
 
 def _group(option: str, name: str | None) -> Group | None:
-    return None if name is None else Group(name, find_group(option, name))
+    return None if name is None else Group(name, find_group(f"{option} {name}", name))
 
 
 def _listen(vtep: Vtep, where: str, gids: Collection[int]) -> ControlSocket | None:

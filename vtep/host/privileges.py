@@ -95,25 +95,28 @@ def find_user(text: str) -> User:
     except (KeyError, OverflowError):
         if not (name.isdecimal() and group):
             raise VtepError(
-                f"--user {text}: there is no such user; create it: useradd --system {name}"
+                f"--user {text}: there is no user {name}; create it: useradd --system {name}"
                 if not name.isdecimal()
                 else f"--user {text}: user ID {name} has no name, and so no group; give both, as "
                 f"in --user {name}:{name}"
             ) from None
-        return User(name, int(name), find_group("--user", group))
-    gid = find_group("--user", group) if group else entry.pw_gid
+        return User(name, int(name), find_group(f"--user {text}", group))
+    gid = find_group(f"--user {text}", group) if group else entry.pw_gid
     return User(entry.pw_name, entry.pw_uid, gid, entry.pw_dir)
 
 
-def find_group(option: str, text: str) -> int:
-    """Return the ID of a group, given by name or number. Raises: VtepError if there is none."""
-    if text.isdecimal():
-        return int(text)
+def find_group(option: str, group: str) -> int:
+    """Return the ID of a group, given by name or number.
+
+    `option` is the option with its value, for the error. Raises: VtepError if there is none.
+    """
+    if group.isdecimal():
+        return int(group)
     try:
-        return grp.getgrnam(text).gr_gid
+        return grp.getgrnam(group).gr_gid
     except KeyError:
         raise VtepError(
-            f"{option} {text}: there is no such group; create it: groupadd --system {text}"
+            f"{option}: there is no group {group}; create it: groupadd --system {group}"
         ) from None
 
 

@@ -6,7 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,9 @@ from vtep.service.units import UNITS, UnitState
 
 UNIT_DIRECTORY: Final = Path("/etc/systemd/system")
 CONFIG_DIRECTORY: Final = Path("/etc/pyvtep")
+
+_PACKAGED = Path("/usr/lib/systemd/system")
+"""The directory of units that belong to packages."""
 
 _BOOTED = Path("/run/systemd/system")
 """Exists if systemd is the init system (sd_booted(3))."""
@@ -54,10 +57,15 @@ class Installation:
         """Write the units, and make systemd read them. Raises: VtepError, before anything is done
         if a unit was edited, unless `force`.
         """
-        if self._is_live:
-            _require_systemd()
+        if self._is_live and not _BOOTED.is_dir():
+            yield from self._refuse(
+                "this host is not run by systemd, so the units would have no effect; to run pyvtep "
+                "without it: --background"
+            )
         for part in self._parts:
-            _check_readable(part)
+            if (reason := _unreachable(part)) is not None:
+                yield from self._refuse(reason)
+                break
         states = {name: self.state(name) for name in UNITS}
         self._refuse_edited(states, "replace", force=force)
         if self._is_live and not CONFIG_DIRECTORY.is_dir():
@@ -78,36 +86,41 @@ class Installation:
 
     def uninstall(self, *, force: bool) -> Iterator[str]:
         """Stop and disable the units, and remove them. Raises: VtepError, as `install` does."""
-        if self._is_live:
-            _require_systemd()
         states = {name: self.state(name) for name in UNITS}
+        present = [name for name, state in states.items() if state is not UnitState.ABSENT]
+        if not present:
+            yield f"nothing to remove: {self._directory} has no unit of pyvtep"
+            return
         self._refuse_edited(states, "remove", force=force)
-        if self._is_live:
-            for unit in _instances():
+        is_live = self._is_live and _BOOTED.is_dir()
+        if is_live:
+            for unit in _instances(present):
                 yield from self._systemctl("disable", "--now", unit)
-        for name, state in states.items():
+        for name in present:
             path = self._directory / name
-            if state is UnitState.ABSENT:
-                continue
             if not self._dry_run:
                 try:
                     path.unlink()
                 except OSError as error:
                     raise _cannot("remove", path, error) from error
             yield f"{self._did('removed')} {path}"
-        if self._is_live:
+        if is_live:
             yield from self._systemctl("daemon-reload")
-            if CONFIG_DIRECTORY.is_dir():
-                yield f"kept {CONFIG_DIRECTORY}"
+        if self._is_live and CONFIG_DIRECTORY.is_dir():
+            yield f"kept {CONFIG_DIRECTORY}"
 
     def status(self) -> Iterator[str]:
         """Yield a line for each unit, each running instance, and each problem with the files."""
         for name in UNITS:
-            yield f"{name}: {self.state(name).value}"
+            state, packaged = self.state(name), _PACKAGED / name
+            if state is UnitState.ABSENT and self._is_live and packaged.exists():
+                yield f"{name}: part of a package ({packaged})"
+            else:
+                yield f"{name}: {state.value}"
         if not _BOOTED.is_dir():
             yield "this host is not run by systemd"
             return
-        for unit in _instances():
+        for unit in _instances(UNITS):
             shown = _query("show", unit, "--property=ActiveState,SubState,MainPID,StatusText")
             values = dict(line.partition("=")[::2] for line in shown.splitlines())
             text = f", {values['StatusText']}" if values.get("StatusText") else ""
@@ -129,8 +142,15 @@ class Installation:
                     f"drop-in (systemctl edit {name}); to {verb} it as it is: --force"
                 )
 
+    def _refuse(self, reason: str) -> Iterator[str]:
+        """Raise a VtepError; in a dry run, yield its reason, since a dry run works on any host."""
+        if not self._dry_run:
+            raise VtepError(reason)
+        yield f"note: this would fail here: {reason}"
+
     def _did(self, verb: str) -> str:
-        return f"would have {verb}" if self._dry_run else verb
+        participle = {"wrote": "written", "ran": "run"}.get(verb, verb)
+        return f"would have {participle}" if self._dry_run else verb
 
     def _make_directory(self, path: Path) -> None:
         if not self._dry_run:
@@ -160,37 +180,36 @@ class Installation:
 def _own_command() -> tuple[str, list[Path]]:
     """Return the absolute command of this program for a unit, and its parts in the file system."""
     package, interpreter = Path(vtep.__file__).parent, Path(sys.executable)
+    # That of a virtual environment is a link, perhaps into the home directory of its maker.
+    parts = [package, interpreter, interpreter.resolve()]
     found = shutil.which(sys.argv[0])
     # Of `python -m vtep`, the first argument is a module.
     if found is None or Path(found).suffix == ".py":
-        return f"{interpreter} -m vtep", [interpreter, package]
+        return f"{interpreter} -m vtep", parts
     # Links are kept: that of pipx leads to the new version after an upgrade.
     command = Path(found).absolute()
-    return str(command), [command, command.resolve(), interpreter, package]
+    return str(command), [command, command.resolve(), *parts]
 
 
-def _check_readable(path: Path) -> None:
-    """Raise VtepError if the user of the service cannot use a part of the program."""
+def _unreachable(path: Path) -> str | None:
+    """Return why the user of the service cannot use a part of the program; None if it can."""
     for each in (path, *path.parents):
-        if not each.stat().st_mode & stat.S_IXOTH:
-            raise VtepError(
+        try:
+            mode = each.stat().st_mode
+        except OSError as error:
+            return f"cannot use {each}: {descriptors.reason(error)}; install pyvtep again"
+        if not mode & stat.S_IXOTH:
+            return (
                 f"the service runs as its own user, which cannot use {path}, since {each} is "
                 "closed to other users; install pyvtep for all users, such as in /opt/pyvtep: "
                 "python3 -m venv /opt/pyvtep"
             )
+    return None
 
 
-def _require_systemd() -> None:
-    if not _BOOTED.is_dir():
-        raise VtepError(
-            "this host is not run by systemd, so there is nothing to install; to run pyvtep "
-            "without it: --background"
-        )
-
-
-def _instances() -> list[str]:
-    """Return the units of pyvtep that are loaded or enabled, with the instances of templates."""
-    patterns = [name.replace("@.", "@*.") for name in UNITS]
+def _instances(units: Iterable[str]) -> list[str]:
+    """Return those of these units that are loaded or enabled, with the instances of templates."""
+    patterns = [name.replace("@.", "@*.") for name in units]
     listed = [
         *_query("list-units", "--all", "--plain", "--no-legend", *patterns).splitlines(),
         *_query("list-unit-files", "--no-legend", *patterns).splitlines(),
