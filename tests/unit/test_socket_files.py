@@ -1,4 +1,4 @@
-"""How a client finds the control socket of a process."""
+"""The search for the control socket of a process."""
 
 import os
 import subprocess

@@ -101,6 +101,10 @@ def run(
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
         if logs.problem is not None:
             log.warning("%s", logs.problem)
+        if process.background and pid_file is None:
+            log.warning(
+                "no PID file is written: XDG_RUNTIME_DIR is not set; name one with --pid-file FILE"
+            )
         least_privilege.check_config(path)
 
         def on_ready() -> None:
