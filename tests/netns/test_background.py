@@ -145,7 +145,8 @@ def test_an_upgrade_stays_in_the_background(
     process = Path(f"/proc/{pids[-1].strip()}")
     command = (process / "cmdline").read_bytes().decode().split("\0")
     assert "--background" not in command
-    assert command[command.index("--log") + 1] == ("syslog" if is_default else "log")
+    log_to = "syslog" if is_default else str(tmp_path / "log")
+    assert command[command.index("--log") + 1] == log_to
     assert (process / "fd/2").readlink() == Path("/dev/null")
     # The successor has locked its file.
     again = (*segment(1, "192.0.2.2"), "--pid-file", str(path), "--control", "none")

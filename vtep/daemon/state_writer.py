@@ -104,8 +104,14 @@ class StateWriter:
         if settings.state is None:
             yield cls(None)
             return
-        # A symbolic link stays one: what it points to is replaced if need be.
-        with StateFile.locked(Path(os.path.realpath(settings.state))) as file:
+        try:
+            # A symbolic link stays one: what it points to is replaced if need be.
+            path = Path(os.path.realpath(settings.state))
+        except OSError as error:  # The directory of this process was removed.
+            raise VtepError(
+                f"--state {settings.state}: {error.strerror}; give another FILE"
+            ) from error
+        with StateFile.locked(path) as file:
             entries = file.load(time.monotonic(), time.time())
             yield cls(file, entries, learned=settings.state_learned)
 

@@ -20,7 +20,6 @@ from vtep.errors import VtepError
 _READY = b"\0"
 """The message of a process that forwards; all other octets are exit codes."""
 
-
 _SIZE_MAX = 20
 """Most octets of a PID file; only a file of another kind has more."""
 

@@ -234,5 +234,9 @@ def _query(*words: str) -> str:
 
 def _cannot(verb: str, path: Path, error: Exception) -> VtepError:
     reason = descriptors.reason(error) if isinstance(error, OSError) else str(error)
-    advice = "; run as root" if isinstance(error, PermissionError) and os.geteuid() else ""
+    advice = ""
+    if isinstance(error, PermissionError) and os.geteuid():
+        advice = "; run as root"
+    elif isinstance(error, FileNotFoundError):
+        advice = f"; create the directory: mkdir -p {path.parent}"
     return VtepError(f"cannot {verb} {path}: {reason}{advice}")

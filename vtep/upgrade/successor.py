@@ -1,6 +1,7 @@
 """The process that `pyvtep upgrade` starts: its command line, its reports, and its end."""
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -21,6 +22,12 @@ it compiles its fast path, for minutes on a slow host. Before it can report anyt
 Python, for 15 s on a host with twelve busy processes for each processor."""
 
 _PIPE_READ = 4096
+
+_FILES: Final = frozenset(("--config", "--control", "--log", "--pid-file", "--state"))
+"""Options with a path."""
+
+_NO_FILES: Final = frozenset(("auto", "none", "stderr", "syslog"))
+"""Words that some of these options take instead."""
 
 
 class Successor:
@@ -56,7 +63,9 @@ class Successor:
             )
         except OSError as error:
             os.close(self._reader)
-            raise VtepError(f"cannot start {command[0]}: {error.strerror}") from error
+            # Also if the interpreter that it names is missing.
+            advice = "; install pyvtep there again" if error.errno == errno.ENOENT else ""
+            raise VtepError(f"cannot start {command[0]}: {error.strerror}{advice}") from error
         finally:
             os.close(writer)
         try:
@@ -136,22 +145,37 @@ class Successor:
 def own_command() -> list[str]:
     """Return the command line of this process, to start the same command again.
 
-    The program is found again by its path, so it may be a newer version. To be called before the
+    The program is found again by its path, so it may be a newer version. Paths are absolute, since
+    the directory may be removed, or forbidden to the user of --user. To be called before the
     working directory changes.
     """
-    arguments, skipped = [], False
+    arguments: list[str] = []
+    skipped = False
     for argument in sys.argv[1:]:
         if skipped and not argument.startswith("-"):
             skipped = False
             continue
         skipped = argument == "--takeover"
         # Of an earlier upgrade; and a child of this process is in the background already.
-        if not skipped and not argument.startswith("--takeover=") and argument != "--background":
-            arguments.append(argument)
+        if skipped or argument.startswith("--takeover=") or argument == "--background":
+            continue
+        arguments.append(_with_absolute_path(argument, arguments[-1] if arguments else ""))
     program = sys.argv[0]
     if program.endswith("__main__.py"):
         return [sys.executable, "-m", "vtep", *arguments]
     return [str(Path(shutil.which(program) or program).absolute()), *arguments]
+
+
+def _with_absolute_path(argument: str, former: str) -> str:
+    """Return an argument, made absolute if it is the path of the option before it, or in it."""
+    option, separator, value = former, "", argument
+    if argument.startswith("--"):
+        option, separator, value = argument.partition("=")
+    if option not in _FILES or not value or value in _NO_FILES:
+        return argument
+    with suppress(OSError):  # If the directory was removed, nothing can be there.
+        value = str(Path(value).absolute())
+    return f"{option}={value}" if separator else value
 
 
 def working_directory() -> Path:
