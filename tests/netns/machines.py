@@ -54,8 +54,9 @@ for each in null zero full random urandom tty; do
 done
 mkdir dev/net dev/pts dev/shm
 mknod -m 666 dev/net/tun c 10 200
-# Of the units of this machine, only those of systemd itself are wanted.
-rm -rf etc/systemd/system var/log/journal
+# Of the units of this machine, only those of systemd itself are wanted; and nothing of a pyvtep,
+# whose directories systemd could not move to their places: overlayfs renames no lower directory.
+rm -rf etc/systemd/system var/log/journal var/lib/pyvtep var/cache/pyvtep
 mkdir etc/systemd/system
 : >etc/fstab
 for each in udevd udev-trigger modules-load sysctl logind resolved timesyncd networkd; do

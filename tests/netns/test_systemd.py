@@ -171,7 +171,8 @@ def test_a_reload_is_one_of_the_process_of_its_unit(machine: Machine) -> None:
     assert machine.run(left) == ""
     machine.run(f"systemctl stop {' '.join(units)} && kill {pids()['by hand']}")
     wait_until(lambda: "vx" not in machine.run("ip -o link"), "all TAPs to be removed")
-    assert machine.run("find /run/pyvtep -type s -o -name '*.pid'") == ""
+    find = "find /run/pyvtep -type s -o -name '*.pid'"
+    wait_until(lambda: machine.run(find) == "", "all files to be removed")
 
 
 def test_an_upgrade_of_the_package_says_what_became_of_each_unit(machine: Machine) -> None:
