@@ -9,11 +9,15 @@ import pytest
 
 from tests.netns.hosts import DEADLINE, Pair, wait_until
 from tests.netns.machines import Machine
+from tests.netns.test_documentation import commands
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemctl") is None, reason="needs the Debian package systemd"
+)
+needs_engine = pytest.mark.skipif(
+    shutil.which("dockerd") is None, reason="needs the Debian package docker.io"
 )
 
 _CONFIG = """
@@ -206,15 +210,41 @@ def test_an_upgrade_of_the_package_says_what_became_of_each_unit(machine: Machin
     wait_until(lambda: machine.show(docker, "MainPID") not in ("0", waiting), "another attempt")
 
 
-@pytest.mark.skipif(shutil.which("dockerd") is None, reason="needs the Debian package docker.io")
-def test_a_docker_network_stays_attached_by_reloads(machine: Machine) -> None:
-    unit = "pyvtep-docker@net.service"
+def install_engine(machine: Machine) -> None:
+    """Install a Docker engine as docker.service, with its group."""
     command = "dockerd --data-root=/run/docker-data --exec-opt native.cgroupdriver=cgroupfs"
     machine.write(
         "/etc/systemd/system/docker.service",
-        f"[Service]\nType=notify\nEnvironment=PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
+        "[Service]\nType=notify\nEnvironment=PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
         f"ExecStart=/usr/sbin/{command}\n",
     )
+    machine.run("getent group docker || groupadd docker")
+
+
+@needs_engine
+def test_the_commands_of_the_page_can_be_pasted(machine: Machine) -> None:
+    install_engine(machine)
+    machine.run("systemctl start docker && docker network create --subnet 172.18.0.0/16 mynetwork")
+    machine.run("rmdir /etc/pyvtep")  # It is there for the other tests.
+    for heading in ("With systemd", "Without systemd"):
+        for prompt, command, shown in commands("docs/service.md", heading):
+            assert prompt == ""
+            if "<<" in command:
+                machine.run("\n".join((command, *shown)))
+            else:
+                # What starts a process in the background keeps no pipe open.
+                said = machine.run(command)
+                assert [line for line in said.splitlines() if line in shown] == shown, said
+        if heading == "With systemd":
+            for unit in ("pyvtep", "pyvtep-docker@mynetwork"):
+                assert machine.show(unit, "ActiveState") == "active"
+            machine.run("pyvtep service uninstall")
+    wait_until(lambda: "vx0" not in machine.run("ip -o link"), "the TAP to be removed")
+
+
+@needs_engine
+def test_a_docker_network_stays_attached_by_reloads(machine: Machine) -> None:
+    unit = "pyvtep-docker@net.service"
     options = "--vni 7 --remote 192.0.2.2 --tap vx7 --no-fast-path"
     machine.write("/etc/pyvtep/docker/net.env", f"PYVTEP_OPTIONS={options}\n")
 
@@ -229,7 +259,7 @@ def test_a_docker_network_stays_attached_by_reloads(machine: Machine) -> None:
     def is_on(bridge: str) -> bool:
         return f"master {bridge} " in machine.run("ip -o link show vx7")
 
-    machine.run("getent group docker || groupadd docker")
+    install_engine(machine)
     machine.run("pyvtep service install && systemctl start docker")
     bridge = create()
     machine.run(f"systemctl start {unit}")
