@@ -54,6 +54,7 @@ MISTAKES = [
     # An option without a value, and two that name the same thing.
     (f"{GOOD} --pid-file=", "--pid-file takes the path of a file"),
     (f"{GOOD} --log=", "--log takes the path of a file"),
+    (f"{GOOD} --log x --pid-file x", "--pid-file and --log are the same file, x"),
     ("upgrade --pid 1 --socket x", "--pid and --socket both name a pyvtep; leave one out"),
     ("set --ageing 5 --ageing 6", "--ageing is given twice (5 and 6)"),
     ("set --vni 1 --vni 2 --ageing 5", "--vni is given twice (1 and 2)"),
