@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtep.counters import Drop
-from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Learned, Remote
-from vtep.forwarding.fdb.moves import WINDOW_S, MoveLimit
+from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
+from vtep.forwarding.fdb import moves as moves_module
+from vtep.forwarding.fdb.moves import SILENCE_S, WINDOW_S, MoveLimit
 from vtep.forwarding.segment import Segment
 
 MAC = b"\x02\0\0\0\0\x01"
@@ -16,7 +18,7 @@ A, B = Remote("192.0.2.2", 4789), Remote("192.0.2.3", 4789)
 
 def segment(limit: int = 5, hold: float = 300.0) -> Segment:
     fdb = Fdb(1, 4789, ageing=300, max_addresses=0)
-    fdb.moves.limit, fdb.moves.hold = limit, hold
+    fdb.moves.configure(limit, hold)
     return Segment(1, [A, B], fdb, own_mac=bytes(6), learning=True)
 
 
@@ -29,8 +31,12 @@ def segment(limit: int = 5, hold: float = 300.0) -> Segment:
 def test_limit_is_that_of_a_list_of_all_moves(
     steps: list[tuple[int, float]], limit: int, hold: int
 ) -> None:
-    """The oracle remembers everything: the moves in the window before a move, and the holds."""
-    moves = MoveLimit(limit, hold)
+    """The oracle remembers everything: the moves in the window before a move, and the holds.
+
+    Frames from where a MAC is held never cease.
+    """
+    released: list[bytes] = []
+    moves = MoveLimit(limit, hold, released.append)
     made: dict[int, list[float]] = {}
     until: dict[int, float] = {}
     now = 0.0
@@ -44,21 +50,31 @@ def test_limit_is_that_of_a_list_of_all_moves(
             expected, until[number], made[number] = False, now + hold, []
         else:
             expected, made[number] = True, [*recent, now]
-        assert moves.note(mac, now) is expected
+        was_held = moves.is_held(mac)
+        assert moves.note(mac, now, now) is expected
+        assert released == [mac] * (was_held and expected)
+        released.clear()
         held = moves.held_until(mac)
         assert (held is not None and held > now) is (now < until.get(number, 0.0))
 
 
 def test_memory_is_bounded() -> None:
-    moves = MoveLimit(1, 1000)
-    for number in range(10_000):
-        mac = number.to_bytes(6, "big")
-        assert moves.note(mac, 0.0)
-        assert not moves.note(mac, 0.0)
+    released: list[bytes] = []
+    moves = MoveLimit(1, 1000, released.append)
+    macs = [number.to_bytes(6, "big") for number in range(10_000)]
+    for mac in macs:
+        assert moves.note(mac, 0.0, 0.0)
+        assert not moves.note(mac, 0.0, 0.0)
     assert len(moves) == 4096
+    # Those that made room for later ones are no longer held, which is reported.
+    assert [*released, *moves.held] == macs
     for number in range(10_000):
-        moves.note((1 << 40 | number).to_bytes(6, "big"), 0.0)
+        moves.note((1 << 40 | number).to_bytes(6, "big"), 0.0, 0.0)
     assert len(moves._moves) == 4096
+    # A MAC that is released again and again by silence has no more moves to remember.
+    for number in range(1000):
+        moves.note(macs[-1], number * SILENCE_S, 0.0)
+    assert len(moves._moves[macs[-1]]) <= 1
 
 
 def test_mac_that_moves_too_often_is_held_until_the_time_is_over() -> None:
@@ -96,6 +112,72 @@ def test_move_after_the_hold_reports_the_release_even_without_a_sweep() -> None:
     assert events == [EntryEvent.ADDED, EntryEvent.MOVED, EntryEvent.HELD]
     assert one.admit(MAC, A.host, 20.0)
     assert events[3:] == [EntryEvent.RELEASED, EntryEvent.MOVED]
+
+
+def test_held_mac_that_is_evicted_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves_module, "_MACS_MAX", 2)
+    one = segment(limit=1)
+    events: list[tuple[EntryEvent, bytes]] = []
+    one.fdb.watch(lambda event, entry: events.append((event, entry.mac)))
+    macs = [bytes((2, 0, 0, 0, 0, number)) for number in range(3)]
+    for mac in macs:
+        for number, remote in enumerate((A, B, A)):
+            one.admit(mac, remote.host, float(number))
+    assert [each for each in events if each[0] is EntryEvent.RELEASED] == [
+        (EntryEvent.RELEASED, macs[0])
+    ]
+    assert [entry.mac for entry in one.fdb.held()] == macs[1:]
+    assert [entry.mac for entry, _ in one.fdb.select(Filter(held=True))] == macs[1:]
+    assert {entry.mac for entry, _ in one.fdb.select(Filter(held=False, dynamic=True))} == {macs[0]}
+
+
+def test_limit_that_is_switched_off_releases_all() -> None:
+    one = segment(limit=1)
+    events: list[EntryEvent] = []
+    one.fdb.watch(lambda event, _entry: events.append(event))
+    for number, remote in enumerate((A, B, A)):
+        one.admit(MAC, remote.host, float(number))
+    one.fdb.moves.configure(0, 300)
+    assert events[-1] is EntryEvent.RELEASED
+    assert one.fdb.held() == []
+    assert one.admit(MAC, A.host, 2.0)
+
+
+def test_machine_that_migrates_ten_times_is_soon_where_it_is() -> None:
+    """Its former host is silent, so a hold ends after seconds: it need not wait for 300 s."""
+    one, now, late = segment(), 0.0, []
+    for number in range(11):
+        here = (A, B)[number % 2]
+        arrived = now
+        while not one.admit(MAC, here.host, now):
+            now += 0.25
+        late.append(now - arrived)
+        while now < 18.0 * (number + 1):  # It sends all the time, also while it is copied.
+            assert one.admit(MAC, here.host, now)
+            now += 0.25
+    assert one.fdb.get(MAC).destinations == (A,)
+    assert late[:6] == [0.0] * 6
+    assert max(late) <= SILENCE_S
+    assert one.counters.fdb_moved == 10
+
+
+def test_two_active_hosts_with_one_mac_are_held_as_long_as_both_are_active() -> None:
+    """Neither silence of one second nor the hold itself lets the MAC flap."""
+    one = segment()
+    for step in range(4 * 60):
+        now = step / 4
+        one.admit(MAC, A.host, now)
+        if step % 4 == 0:
+            one.admit(MAC, B.host, now)
+    assert one.counters.fdb_moved == 5
+    # The one where it is held falls silent: the other one takes over, once.
+    assert one.fdb.get(MAC).destinations == (B,)
+    for step in range(4 * 10):
+        one.admit(MAC, A.host, 60 + step / 4)
+    assert one.fdb.get(MAC).destinations == (A,)
+    one.admit(MAC, B.host, 70.0)
+    assert one.fdb.get(MAC).destinations == (A,)
+    assert one.counters.fdb_moved == 6
 
 
 def test_deletion_and_expiry_release() -> None:

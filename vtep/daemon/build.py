@@ -93,7 +93,7 @@ def _apply_limits(port: "Port", config: Config, _now: float) -> None:
 
 
 def _apply_moves(port: "Port", config: Config, _now: float) -> None:
-    port.fdb.moves.limit, port.fdb.moves.hold = config.mac_move_limit, config.mac_move_hold
+    port.fdb.moves.configure(config.mac_move_limit, config.mac_move_hold)
 
 
 def _apply_loop_block(port: "Port", config: Config, _now: float) -> None:

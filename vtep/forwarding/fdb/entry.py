@@ -109,8 +109,8 @@ class Learned(Enum):
 class Filter:
     """A selection of entries and destinations: all fields apply, and None matches everything.
 
-    The fields are those of `bridge fdb flush`. False stands for its `no...`; `nostatic` excludes
-    permanent entries as well.
+    The fields are those of `bridge fdb flush`, and `held`. False stands for `no...`; `nostatic`
+    excludes permanent entries as well.
     """
 
     dst: str | None = None
@@ -122,9 +122,10 @@ class Filter:
     dynamic: bool | None = None
     extern_learn: bool | None = None
     sticky: bool | None = None
+    held: bool | None = None
 
     def matches(self, kind: EntryKind) -> bool:
-        """Return True if the fields about state and flags match."""
+        """Return True if the fields about state and flags match, which `held` is not."""
         state = kind.state
         state_if_static = EntryState.STATIC if self.static else EntryState.DYNAMIC
         return (

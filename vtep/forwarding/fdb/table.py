@@ -56,7 +56,7 @@ class Fdb:
         self.default: Entry | None = None
         """The default entry."""
         self.members = Members(vni, port)
-        self.moves = MoveLimit()
+        self.moves = MoveLimit(on_released=self._on_released)
         """The limit of moves by learning, which is off unless it is set."""
         self.on_held: Callable[[Entry, Remote], None] = lambda _entry, _remote: None
         """Called when an entry begins to be held, with the remote that it would have moved to."""
@@ -130,7 +130,7 @@ class Fdb:
         matches = self.members.matches
         selected = []
         for entry in entries:
-            if wanted.matches(entry.kind):
+            if wanted.matches(entry.kind) and wanted.held in (None, self.moves.is_held(entry.mac)):
                 destinations = tuple(
                     remote for remote in entry.destinations if matches(remote, wanted)
                 )
@@ -294,15 +294,21 @@ class Fdb:
         return Learned.MOVED
 
     def _may_move(self, entry: Entry, remote: Remote, now: float) -> bool:
-        """Return whether an entry may move to a remote, or is held. Reports a change of that."""
-        was_held = self.moves.held_until(entry.mac) is not None
-        may = self.moves.note(entry.mac, now)
-        if may and was_held:
-            self._report(EntryEvent.RELEASED, entry)
-        elif not may and not was_held:
+        """Return True if an entry may move to a remote. Reports it if it is held from now on."""
+        was_held = self.moves.is_held(entry.mac)
+        if self.moves.note(entry.mac, now, entry.updated):
+            return True
+        if not was_held:
             self._report(EntryEvent.HELD, entry)
             self.on_held(entry, remote)
-        return may
+        return False
+
+    def _on_released(self, mac: bytes) -> None:
+        self._report(EntryEvent.RELEASED, self._entries[mac])
+
+    def held(self) -> list[Entry]:
+        """Return the entries that are held, as they move too often."""
+        return [self._entries[mac] for mac in self.moves.held]  # A deletion releases.
 
     def find_refreshed(self, mac: bytes, host: str) -> Entry | None:
         """Return the entry of a MAC if a frame from it, received from a host, only refreshes it.
@@ -341,8 +347,7 @@ class Fdb:
         return not full and not self._is_over_quota(host)
 
     def _is_over_quota(self, host: str) -> bool:
-        quota = self.quota
-        return quota > 0 and self.members.ageing_count(host) >= quota
+        return 0 < self.quota <= self.members.ageing_count(host)
 
     # --- ageing -------------------------------------------------------------------------------
 
@@ -383,10 +388,7 @@ class Fdb:
                 self._delete(entry, EntryEvent.EXPIRED)
             else:
                 self._wheel.schedule(entry, now)
-        if self.moves:
-            for mac in self.moves.take_expired(now):
-                if (released := self._entries.get(mac)) is not None:
-                    self._report(EntryEvent.RELEASED, released)
+        self.moves.expire(now)
         more = self._wheel.is_due(now)
         self._finish_change()
         return more
