@@ -7,17 +7,20 @@ from contextlib import contextmanager
 import pytest
 
 from tests.netns.hosts import Pair, Start, mac_of, packet_socket, ping, segment, wait_until
+from vtep.control import Client
+from vtep.control.schema import MonitorEvent, StormEntry
 from vtep.testing.lab import Host
 
 pytestmark = pytest.mark.usefixtures("each_path")
 
 
 @contextmanager
-def storm(host: Host) -> Iterator[None]:
-    """Broadcast from a host as fast as possible."""
-    frame = b"\xff" * 6 + bytes.fromhex(mac_of(host).replace(":", "")) + b"\x88\xb5" + bytes(50)
+def storm(host: Host, device: str = "vx0") -> Iterator[None]:
+    """Broadcast from a device of a host as fast as possible."""
+    source = bytes.fromhex(mac_of(host, device).replace(":", ""))
+    frame = b"\xff" * 6 + source + b"\x88\xb5" + bytes(50)
     stop = threading.Event()
-    with packet_socket(host, "vx0") as sock:
+    with packet_socket(host, device) as sock:
 
         def send() -> None:
             while not stop.is_set():
@@ -48,9 +51,27 @@ def test_a_storm_is_dropped_and_pings_are_answered(
     limited, reason = (
         (sending, "storm_broadcast_tx") if direction == "tx" else (receiving, "storm_broadcast_rx")
     )
-    with storm(a):
-        wait_until(lambda: limited.counter(reason) > 5000, "5000 frames to be dropped")
-        ping(b, "10.0.0.1")
+    remote = None if direction == "tx" else "192.0.2.1"
+
+    def storms(client: Client) -> list[StormEntry]:
+        return [each for each in client.storm.show() if each["state"] == "dropping"]
+
+    with limited.client() as watcher, limited.client() as client:
+        events = watcher.monitor()
+        with storm(a):
+            wait_until(lambda: limited.counter(reason) > 5000, "5000 frames to be dropped")
+            ping(b, "10.0.0.1")
+            wait_until(lambda: storms(client), "the storm to be noticed")
+            (found,) = storms(client)
+            assert (found["traffic"], found["direction"]) == ("broadcast", direction)
+            assert (found["remote"], found["rate"], found["burst"]) == (remote, 50, 100)
+        wait_until(lambda: not storms(client), "the end of the storm")
+        told: list[MonitorEvent] = []
+        while not told or told[-1]["event"] != "ended":
+            told.append(next(event for event in events if event["object"] == "storm"))
+        assert [each["event"] for each in told] == ["began", "ended"]
+        assert {each["remote"] for each in told} == {remote}
+        assert told[-1]["dropped"] == client.stats()["total"]["drops"][reason]
     source = mac_of(a) if direction == "tx" else "192.0.2.1"
     wait_until(lambda: f"x {reason}" in limited.log, "a line in the log")
     assert any(source in line for line in limited.log.splitlines() if reason in line)

@@ -1,8 +1,12 @@
 """Loop protection: when a segment looks for a loop, and what a block keeps back."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from vtep.counters import Counters, Drop
+from vtep.daemon.housekeeping import take_turns
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.loops import FLOODED_PER_LOOK, LoopGuard
 from vtep.forwarding.segment import NoRoute, Segment
@@ -13,10 +17,11 @@ GUEST, PROBE = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\xff"
 BROADCAST = b"\xff" * 6
 
 
-def segment(*remotes: Remote, block: float = 30.0) -> Segment:
+def segment(*remotes: Remote, block: float = 30.0, learning: bool = True) -> Segment:
     fdb = Fdb(1, 4789, ageing=300, max_addresses=0)
-    one = Segment(1, remotes, fdb, own_mac=bytes(6), learning=True)
-    one.loops.block, one.loops.probe_mac = block, PROBE
+    one = Segment(1, remotes, fdb, own_mac=bytes(6), learning=learning)
+    one.loops.block = block
+    one.set_probe_mac(PROBE)
     return one
 
 
@@ -28,8 +33,9 @@ def receive(one: Segment, destination: bytes, source: Remote, now: float) -> boo
     return one.admit(GUEST, source.host, now)
 
 
-def test_probe_that_comes_back_blocks_flooding_with_its_remote_only() -> None:
-    one = segment(A, B)
+@pytest.mark.parametrize("learning", [True, False])
+def test_probe_that_comes_back_blocks_flooding_with_its_remote_only(learning: bool) -> None:
+    one = segment(A, B, learning=learning)
     reported: list[tuple[str, str, float]] = []
     one.loops.watchers.append(lambda *event: reported.append(event))
     changes: list[bytes | None] = []
@@ -102,23 +108,51 @@ def test_signs_of_a_loop(block: float) -> None:
     """A flood, an own MAC or a held MAC since the last look; none with loop protection off."""
     guard, counters = LoopGuard(lambda *_: None), Counters()
     guard.block = block
-    assert not guard.suspects(counters)
+
+    def suspects() -> bool:
+        guard.look(counters)
+        suspect = guard.is_suspect
+        guard.look(counters)
+        assert guard.is_suspect is suspect  # Until a probe is sent.
+        guard.probe(0.0)
+        assert not guard.is_suspect
+        return suspect
+
+    assert not suspects()
     counters.flooded += FLOODED_PER_LOOK - 1
-    assert not guard.suspects(counters)
+    assert not suspects()
     counters.flooded += FLOODED_PER_LOOK
-    assert guard.suspects(counters) is bool(block)
-    assert not guard.suspects(counters)
+    assert suspects() is bool(block)
     for reason in (Drop.INNER_SOURCE_OWN, Drop.INNER_SOURCE_HELD):
         counters.drop(reason)
-        assert guard.suspects(counters) is bool(block)
-        assert not guard.suspects(counters)
+        assert suspects() is bool(block)
+        assert not suspects()
     assert guard.note_returned(A.host, 0.0) is bool(block)
+
+
+def test_vnis_on_one_bridge_take_turns_to_look_for_a_loop() -> None:
+    """If both looked at once, both would be blocked, and no path would be left."""
+    ports: list[Any] = []
+    for vni, bridge in ((3, 7), (1, 7), (2, 7), (5, 0), (4, 0), (6, 9)):
+        one = segment(A)
+        where = SimpleNamespace(bridge=bridge)
+        ports.append(
+            SimpleNamespace(segment=one, attachment=where, config=SimpleNamespace(vni=vni))
+        )
+    turns = []
+    for now in range(4):
+        chosen = take_turns(ports)
+        for port in chosen:
+            port.segment.loops.probe(now)
+        turns.append(sorted(port.config.vni for port in chosen))
+    # At both ends of a tunnel they are the same, whatever the order in which VNIs were added.
+    assert turns == [[1, 4, 5, 6], [2, 4, 5, 6], [3, 4, 5, 6], [1, 4, 5, 6]]
 
 
 def test_probe_is_an_arp_request_that_no_host_answers() -> None:
     guard = LoopGuard(lambda *_: None)
     guard.probe_mac = PROBE
-    frame = guard.probe()
+    frame = guard.probe(0.0)
     assert (len(frame), frame[:14]) == (60, BROADCAST + PROBE + b"\x08\x06")
     request = arp.parse(frame, 14)
     assert request == arp.Arp(arp.REQUEST, PROBE, bytes(4), bytes(6), bytes(4))

@@ -38,7 +38,7 @@ def log_held_macs(fdb: Fdb) -> None:
 def protect_from_loops(segment: Segment) -> None:
     """Give a segment the source MAC of its probes, and log each loop that is found."""
     # Unicast, and locally administered (IEEE 802, section 8.4).
-    segment.loops.probe_mac = b"\x02" + os.urandom(5)
+    segment.set_probe_mac(b"\x02" + os.urandom(5))
     lines = TokenBucket(_RATE, _BURST)
 
     def on_changed(what: str, host: str, seconds: float) -> None:
@@ -55,12 +55,8 @@ def protect_from_loops(segment: Segment) -> None:
     segment.loops.watchers.append(on_changed)
 
 
-def look_for_loops(segment: Segment, tap: TapDevice, now: float) -> None:
-    """Write a probe to the TAP if there may be a loop, and unblock remotes whose time is over."""
-    loops = segment.loops
-    if loops.blocked:
-        loops.unblock(now)
-    if loops.suspects(segment.counters):
-        with suppress(OSError):  # A TAP that is down or full: the next look is a second later.
-            tap.write((virtio.PLAIN, loops.probe()))
-            segment.counters.loop_probes += 1
+def send_loop_probe(segment: Segment, tap: TapDevice, now: float) -> None:
+    """Write a probe to the TAP."""
+    with suppress(OSError):  # A TAP that is down or full. A loop will be suspected again.
+        tap.write((virtio.PLAIN, segment.loops.probe(now)))
+        segment.counters.loop_probes += 1

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vtep.counters import DropLog
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.parts import Parts
+from vtep.daemon.port import Port
 
 log = logging.getLogger("vtep")
 
@@ -23,6 +24,20 @@ _PMTU_CHECKS_PER_TICK = 16
 
 _QUEUE_TICKS = 10
 """Rounds between two readings of the kernel's drop counters."""
+
+
+def take_turns(suspects: Iterable[Port]) -> list[Port]:
+    """Return the ports to send a probe for a loop: one for each bridge (see `forwarding.loops`).
+
+    It is the one whose last probe is the oldest, and the lowest VNI of those that have sent none.
+    """
+    turns: dict[int, Port] = {}
+    for port in sorted(
+        suspects, key=lambda each: (each.segment.loops.probed, each.config.vni), reverse=True
+    ):
+        # A TAP that is on no bridge waits for no other.
+        turns[port.attachment.bridge or -1 - port.config.vni] = port
+    return list(turns.values())
 
 
 class Housekeeping:
@@ -65,10 +80,19 @@ class Housekeeping:
     def _work(self) -> Iterator[None]:
         """Do the work of one round, in steps of some ten microseconds each."""
         now = time.monotonic()
+        suspects = []
         for port in tuple(self._ports):
+            segment = port.segment
             while port.sweep(now):
                 yield
-            port.look_for_loops(now)
+            segment.storm.find_storms(now)
+            segment.loops.unblock(now)
+            segment.loops.look(segment.counters)
+            if segment.loops.is_suspect and port.is_open:
+                suspects.append(port)
+            yield
+        for port in take_turns(suspects):
+            port.send_loop_probe(now)
             yield
         self._host_watch.reopen_sockets()
         for listener in self._listeners:

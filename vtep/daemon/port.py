@@ -19,7 +19,7 @@ from vtep.daemon.build import (
     apply_options,
     make_paths,
 )
-from vtep.daemon.duplicates import log_held_macs, look_for_loops, protect_from_loops
+from vtep.daemon.duplicates import log_held_macs, protect_from_loops, send_loop_probe
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
@@ -375,10 +375,10 @@ class Port:
             self._egress.send_requests(now)
         return more
 
-    def look_for_loops(self, now: float) -> None:
-        """Look for a loop behind the TAP, once a second. Not to be called within a turn."""
+    def send_loop_probe(self, now: float) -> None:
+        """Send a probe for a loop behind the TAP. Not to be called within a turn."""
         if self._tap.is_open:
-            look_for_loops(self.segment, self._tap.device, now)
+            send_loop_probe(self.segment, self._tap.device, now)
 
     def count_queue_drops(self, drops: int) -> None:
         """Count the frames that the kernel has discarded in front of the TAP's descriptor.

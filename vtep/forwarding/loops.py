@@ -10,9 +10,14 @@ blocked. The other path serves instead.
 A probe is an ARP request about 0.0.0.0, which no host answers. Storm control has a reserve for ARP
 (see `vtep.wire.storm_class`): other broadcasts would hardly survive a storm. The source MAC is
 random.
+
+If two VNIs connect the same bridges, the probes of both come back by way of each other. One block
+is enough: a second one would leave no path for broadcasts. So VNIs on one bridge take turns, a
+second apart, the lowest VNI first, at both ends of the tunnel.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from attrs import evolve
@@ -48,6 +53,10 @@ class LoopGuard:
         """Seconds for which flooding with a remote is stopped; 0 disables loop protection."""
         self.probe_mac = ethernet.MAC_ZERO
         """The source MAC of probes, 6 octets: random, so that no other frame has it."""
+        self.is_suspect = False
+        """True if there may be a loop, and no probe was sent since that was noticed."""
+        self.probed = -inf
+        """The time of the last probe."""
         self.blocked: dict[str, float] = {}
         """By the address of a remote, the time until which it is blocked.
 
@@ -64,8 +73,8 @@ class LoopGuard:
         self._of: tuple[Remote, ...] | None = None
         self._left: Entry | None = None
 
-    def suspects(self, counters: Counters) -> bool:
-        """Return True if what was counted since the last call may be the traffic of a loop."""
+    def look(self, counters: Counters) -> None:
+        """Suspect a loop if what was counted since the last call may be the traffic of one."""
         drops = counters.drops
         seen = counters.flooded + sum(
             count for reason, count in drops.items() if reason.startswith("storm_")
@@ -73,10 +82,14 @@ class LoopGuard:
         signs = sum(drops[reason] for reason in _SIGNS)
         flooded, more = seen - self._seen, signs - self._signs
         self._seen, self._signs = seen, signs
-        return bool(self.block) and (flooded >= FLOODED_PER_LOOK or more > 0)
+        if not self.block:
+            self.is_suspect = False
+        elif flooded >= FLOODED_PER_LOOK or more > 0:
+            self.is_suspect = True
 
-    def probe(self) -> bytes:
-        """Return the frame of a probe, of 60 octets."""
+    def probe(self, now: float) -> bytes:
+        """Return the frame of a probe that is sent now, of 60 octets."""
+        self.is_suspect, self.probed = False, now
         mac = self.probe_mac
         request = arp.pack(
             arp.Arp(arp.REQUEST, mac, arp.UNSPECIFIED, ethernet.MAC_ZERO, arp.UNSPECIFIED)
@@ -100,6 +113,8 @@ class LoopGuard:
 
     def unblock(self, now: float) -> bool:
         """Unblock the remotes whose time is over. Returns: True if there were any."""
+        if not self.blocked:
+            return False
         over = [host for host, until in self.blocked.items() if until <= now]
         for host in over:
             del self.blocked[host]

@@ -81,6 +81,7 @@ class Segment:
         frame: with a MAC if only about frames to it or from it, with None if about any."""
         self._learning = learning
         self._own_mac = own_mac
+        self._own_macs = frozenset((own_mac,))
         self.counters = Counters()
         self.replies: list[bytes] = []
         """Frames for the TAP, added by `inspect`."""
@@ -142,7 +143,14 @@ class Segment:
     def own_mac(self, own_mac: bytes) -> None:
         if own_mac != self._own_mac:
             self._own_mac = own_mac
+            self._own_macs = frozenset((own_mac, self.loops.probe_mac))
             self._report_change()
+
+    def set_probe_mac(self, mac: bytes) -> None:
+        """Set the source MAC of loop probes, 6 octets."""
+        self.loops.probe_mac = mac
+        self._own_macs = frozenset((self._own_mac, mac))
+        self._report_change()
 
     def _report_change(self, mac: bytes | None = None) -> None:
         for watcher in self.verdict_watchers:
@@ -317,17 +325,16 @@ class Segment:
         if mac[0] & 1 or mac == ethernet.MAC_ZERO:
             self.counters.drop(Drop.INNER_SOURCE_INVALID, source, count, mac)
             return False
-        if mac == self._own_mac:
+        # A set is as fast as one comparison, since the FDB needs the hash of the MAC anyway.
+        if mac in self._own_macs:
+            if mac == self.loops.probe_mac:
+                self.counters.loops_found += self.loops.note_returned(source, now)
             self.counters.drop(Drop.INNER_SOURCE_OWN, source, count, mac)
             return False
         if self._learning:
-            learned = (
-                self.fdb.learn(mac, remote, now, count) if learn else self.fdb.check(mac, remote)
-            )
+            fdb = self.fdb
+            learned = fdb.learn(mac, remote, now, count) if learn else fdb.check(mac, remote)
             if learned is not Learned.REFRESHED:
-                if mac == self.loops.probe_mac:
-                    # Found here, and not before, so that other frames need no comparison.
-                    return self._on_probe_returned(mac, source, now, count)
                 return self._count_learned(learned, mac, source, count)
         return True
 
@@ -390,13 +397,6 @@ class Segment:
         else:
             octets = len(datagram) - vxlan.HEADER_LEN
             self.counters.drop(Drop.INNER_RUNT, source, count, octets)
-
-    def _on_probe_returned(self, mac: bytes, source: str, now: float, count: int) -> bool:
-        """Drop a probe that has come back, and block the remote. Returns: False."""
-        self.fdb.flush(among=filter(None, (self.fdb.lookup(mac),)))  # The next one is found again.
-        self.counters.loops_found += self.loops.note_returned(source, now)
-        self.counters.drop(Drop.INNER_SOURCE_OWN, source, count, mac)
-        return False
 
     def _on_blocked(self, _what: str, _host: str, _seconds: float) -> None:
         self.set_policy(self.policy)
