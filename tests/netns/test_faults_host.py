@@ -22,6 +22,7 @@ from tests.netns.hosts import (
     segment,
     wait_until,
 )
+from vtep.counters import Drop
 from vtep.errors import VtepError
 from vtep.testing.lab import Host, Lab
 
@@ -320,9 +321,10 @@ def test_one_mac_behind_two_vteps(lab: Lab, start: Start) -> None:
         for turn in range(6):
             (of_b, of_c)[turn % 2].send(1)
             of_b.expect(turn + 1)
-        of_b.send(COUNT)
+        for _ in range(COUNT // 20):  # As long as c is not silent, b does not take over.
+            of_b.send(20)
+            of_c.send(20)
         wait_until(lambda: vtep.client_counter("drop_inner_source_held") >= COUNT, "the drops")
-        of_c.send(COUNT)
         of_b.expect(6 + COUNT)
         # Of b, each frame since is dropped; of c, none.
         assert vtep.client_counter("drop_inner_source_held") == COUNT
@@ -347,3 +349,36 @@ def test_one_mac_behind_two_vteps(lab: Lab, start: Start) -> None:
         to_b.send(COUNT)
         to_b.expect(COUNT)
         assert to_c.received() == [*range(COUNT)]
+
+
+@pytest.mark.parametrize("learning", ["--learning", "--no-learning"])
+def test_two_vteps_with_one_mac(pair: Pair, start: Start, learning: str) -> None:
+    """Each drops all frames of the other one, and none after one of them has another MAC."""
+    a, b = pair
+    silence(a, b)
+    one = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), learning)
+    two = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), learning)
+    own, mac = mac_of(b), mac_of(a)
+    b.run("ip", "link", "set", "vx0", "address", mac)
+    with Numbered(two, a, flood=True) as frames, Numbered(one, b, flood=True) as back:
+        frames.send(COUNT)
+        back.send(COUNT)
+        for vtep in (one, two):
+            wait_until(
+                lambda: vtep.client_counter("drop_inner_source_own") >= COUNT,  # noqa: B023
+                "the drops",
+            )
+            assert vtep.client_counter("drop_inner_source_own") == COUNT
+        assert frames.received() == back.received() == []
+    # It may be a loop, too: they look for one, and find none.
+    wait_until(lambda: one.client_counter("loop_probes"), "a probe")
+    wait_until(lambda: f"x inner_source_own: {Drop.INNER_SOURCE_OWN.meaning}" in one.log, "a line")
+    assert f"192.0.2.2, source MAC {mac}" in one.log
+    b.run("ip", "link", "set", "vx0", "address", own)
+    with Numbered(two, a, flood=True) as frames:
+        frames.send(COUNT)
+        frames.expect(COUNT)
+        assert frames.received() == [*range(COUNT)]
+    for vtep in (one, two):
+        assert vtep.client_counter("loops_found") == 0
+        assert vtep.client_counter("drop_inner_source_own") == COUNT

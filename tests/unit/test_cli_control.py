@@ -101,6 +101,16 @@ ENTRY_EVENT: MonitorEvent = {
     "sticky": False,
 }
 
+STORM_EVENT: MonitorEvent = {
+    "event": "began",
+    "object": "storm",
+    "vni": 7,
+    "dev": "vx7",
+    "traffic": "multicast",
+    "direction": "tx",
+    "dropped": 5,
+}
+
 
 @pytest.mark.parametrize(
     ("event", "said"),
@@ -128,6 +138,21 @@ ENTRY_EVENT: MonitorEvent = {
                 "options": {"learning": False, "accept": ["192.0.2.0/24"], "tos": "inherit"},
             },
             'vni 7 dev vx7 learning false accept ["192.0.2.0/24"] tos "inherit"',
+        ),
+        (
+            {
+                "event": "blocked",
+                "object": "loop",
+                "vni": 7,
+                "dev": "vx7",
+                "remote": "192.0.2.2",
+            },
+            "Blocked vni 7 dev vx7 remote 192.0.2.2",
+        ),
+        ({**STORM_EVENT, "remote": None}, "Began vni 7 dev vx7 multicast tx dropped 5"),
+        (
+            {**STORM_EVENT, "event": "ended", "direction": "rx", "remote": "192.0.2.2"},
+            "Ended vni 7 dev vx7 multicast rx remote 192.0.2.2 dropped 5",
         ),
         (
             {"event": "lost", "count": 12},

@@ -54,7 +54,6 @@ MISTAKES = [
     # An option without a value, and two that name the same thing.
     (f"{GOOD} --pid-file=", "--pid-file takes the path of a file"),
     (f"{GOOD} --log=", "--log takes the path of a file"),
-    (f"{GOOD} --log x --pid-file x", "--pid-file and --log are the same file, x"),
     ("upgrade --pid 1 --socket x", "--pid and --socket both name a pyvtep; leave one out"),
     ("set --ageing 5 --ageing 6", "--ageing is given twice (5 and 6)"),
     ("set --vni 1 --vni 2 --ageing 5", "--vni is given twice (1 and 2)"),
@@ -154,7 +153,7 @@ MISTAKES = [
     ("reload --vni 1", "No such option '--vni'; usage: pyvtep reload [OPTIONS]"),
     (
         "monitor foo",
-        "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'config'; usage: pyvtep ",
+        "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'storm', 'config'; usage: ",
     ),
     ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'; usage: pyvtep completion "),
     ("stats --watch soon", "--watch soon: must be from 0.1 to 86400 seconds, as in: --watch"),

@@ -21,6 +21,7 @@ from vtep.control.jsonrpc import Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
 from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Remote
+from vtep.forwarding.storm import CALM_S, Limit, StormLimits
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 MAC = "02:00:00:00:00:01"
@@ -168,7 +169,17 @@ def filled() -> Still:
     for number, (kind, _) in enumerate(itertools.product(KINDS, range(10)), 1):
         for to in TO[number % 3 :]:
             vtep.fdb.append(number.to_bytes(6, "little"), evolve(to), 0.0, kind)
+        if number % 4 == 0:
+            hold(vtep, number.to_bytes(6, "little"))
     return vtep
+
+
+def hold(vtep: Still, mac: bytes) -> None:
+    """Hold a MAC where it is."""
+    vtep.fdb.moves.configure(1, 300)
+    now = time.monotonic()
+    assert vtep.fdb.moves.note(mac, now, now)
+    assert not vtep.fdb.moves.note(mac, now, now)
 
 
 def meant(entry: dict[str, Any], to: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -181,6 +192,8 @@ def meant(entry: dict[str, Any], to: dict[str, Any], wanted: dict[str, Any]) -> 
                 there = entry["state"] == "static" if value else entry["state"] != "dynamic"
             case "extern_learn" | "sticky":
                 there = entry[name]
+            case "held":
+                there = entry[name] is not None
             case _:
                 there = to[name]
         if there != value:
@@ -193,7 +206,9 @@ WANTED: dict[str, tuple[Any, ...]] = {
     "port": (4790,),
     "dst_vni": (9, 1),
     "via": ("eth1",),
-    **dict.fromkeys(("permanent", "static", "dynamic", "extern_learn", "sticky"), (True, False)),
+    **dict.fromkeys(
+        ("permanent", "static", "dynamic", "extern_learn", "sticky", "held"), (True, False)
+    ),
 }
 EACH = [{name: value} for name, values in WANTED.items() for value in values]
 
@@ -485,6 +500,58 @@ def test_each_change_is_one_event(two: Still) -> None:
     leave()
     fdb.learn(mac, remote, now)
     assert told == []
+
+
+def test_loops_and_storms_are_events_and_can_be_shown(two: Still) -> None:
+    told: list[Any] = []
+    leave = Events(two).watch(told.append)
+    segment, now = two.ports[2].segment, time.monotonic()
+    assert ask(two, "loop.show") == []
+    shown = ask(two, "storm.show", vni=2)
+    assert [(row["traffic"], row["direction"]) for row in shown] == [
+        *(("broadcast", "tx"), ("multicast", "tx"), ("unknown-unicast", "tx")),
+        *(("broadcast", "rx"), ("multicast", "rx")),
+    ]
+    assert {row["state"] for row in shown} == {"forwarding"}
+
+    segment.loops.note_returned("192.0.2.3", now)
+    where = {"vni": 2, "dev": "vx2", "remote": "192.0.2.3"}
+    assert told == [{"event": "blocked", "object": "loop", **where}]
+    (row,) = ask(two, "loop.show")
+    assert 29 <= row.pop("blocked") <= 30
+    assert row == where
+    segment.loops.unblock(now + 30)
+    assert [each["event"] for each in told] == ["blocked", "unblocked"]
+    assert ask(two, "loop.show") == []
+    told.clear()
+
+    segment.set_storm_limits(StormLimits(broadcast=Limit(10, 20)))
+    broadcast = b"\xff" * 6 + bytes(8)
+    for _ in range(25):
+        segment.storm.limit_group(broadcast, now)
+        segment.storm.limit_remote(broadcast, "192.0.2.3", now, 2)
+    segment.storm.find_storms(now)
+    source = {"traffic": "broadcast", "direction": "rx", "remote": "192.0.2.3"}
+    in_segment = {"object": "storm", "vni": 2, "dev": "vx2"}
+    assert told == [
+        {"event": "began", **in_segment, **source, "direction": "tx", "remote": None, "dropped": 5},
+        {"event": "began", **in_segment, **source, "dropped": 30},
+    ]
+    shown = ask(two, "storm.show", vni=2)
+    assert [row["dropped"] for row in shown] == [5, 0, 0, 0, 30, 0]
+    assert [row["rate"] for row in shown] == [10, None, None, 10, 10, None]
+    assert shown[4].pop("age") < 30
+    limit = {"rate": 10, "burst": 20, "state": "dropping", "dropped": 30}
+    assert shown[4] == {"vni": 2, "dev": "vx2", **source, **limit}
+    told.clear()
+    segment.storm.find_storms(now + CALM_S)
+    assert [(each["event"], each["direction"]) for each in told] == [
+        ("ended", "tx"),
+        ("ended", "rx"),
+    ]
+    leave()
+    segment.loops.note_returned("192.0.2.3", now)
+    assert len(told) == 2
 
 
 def test_every_observer_gets_every_event(vtep: Still) -> None:

@@ -11,11 +11,13 @@ from vtep.counters import BY_DESIGN, Drop
 from vtep.doctor.checks.drops import REMEDIES
 from vtep.doctor.facts import (
     Blocked,
+    BlockedRemote,
     BridgeFacts,
     Conflict,
     Drops,
     Echoes,
     Facts,
+    HeldMac,
     HolderFacts,
     HostFacts,
     IcmpError,
@@ -584,3 +586,29 @@ def test_drops_that_may_belong_to_several_segments_stay_with_the_process() -> No
     process = ProcessFacts(Drops({reason: 6}, {reason: 2}), 4789)
     found = findings(Facts(HERE, segments, (), pyvteps=1, drops=(process,)))
     assert [finding.about for finding in found] == ["pyvtep", "vx5", "vx6"]
+
+
+# --- loops and held MACs --------------------------------------------------------------------------
+
+
+def test_a_loop_is_a_warning_while_flooding_is_stopped() -> None:
+    drops = Drops({Drop.LOOP_BLOCKED_RX: 7}, {Drop.LOOP_BLOCKED_RX: 2})
+    finding = only(of_segment(ON_BRIDGE, loops=(BlockedRemote(HOST, 23.4),), drops=drops))
+    assert finding.severity is Severity.WARNING
+    assert finding.title == (
+        f"a loop leads through {HOST}: flooding with it is stopped for another 23 s"
+    )
+    assert "bridge link show lists the ports of br0" in finding.fix
+    assert "STP" in finding.fix
+
+
+def test_held_macs_are_one_warning_with_the_command_that_releases_them() -> None:
+    held = tuple(HeldMac(f"02:00:00:00:00:0{number}", HOST, 200.0) for number in range(6))
+    drops = Drops({Drop.INNER_SOURCE_HELD: 7}, {Drop.INNER_SOURCE_HELD: 2})
+    finding = only(of_segment(held=held, drops=drops, socket="/run/x.sock"))
+    assert finding.severity is Severity.WARNING
+    assert "02:00:00:00:00:00 at 192.0.2.2, " in finding.title
+    assert finding.title.endswith("02:00:00:00:00:03 at 192.0.2.2 and 2 more")
+    command = "pyvtep fdb del 02:00:00:00:00:00 --vni 5 --socket /run/x.sock"
+    assert finding.fix.endswith(command)
+    assert "pyvtep fdb flush held --vni 5" in finding.explanation

@@ -1,7 +1,6 @@
 """The systemd units: what systemd thinks of them, and how they are installed."""
 
 import re
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -108,29 +107,6 @@ def test_a_program_that_other_users_cannot_reach_is_refused(
     assert rest == [f"would have written {tmp_path / name}" for name in UNITS]
     program.unlink()
     assert "No such file" in str(installation._unreachable(program))
-    # The interpreter of a virtual environment is a link, which may lead to where only root is.
-    link = tmp_path / "python"
-    link.symlink_to(program)
-    monkeypatch.setattr("sys.executable", str(link))
-    assert program in Installation(tmp_path)._parts
-
-
-def test_a_full_disk_leaves_no_part_of_a_unit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(installation, "_unreachable", lambda _path: None)
-    here = Installation(tmp_path)
-    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores SIGXFSZ.
-    try:
-        with pytest.raises(VtepError, match=f"cannot write {tmp_path}.*: File too large"):
-            list(here.install(force=False))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(tmp_path.iterdir()) == []
-    missing = Installation(tmp_path / "missing")
-    with pytest.raises(VtepError, match=f"create the directory: mkdir -p {tmp_path}/missing"):
-        list(missing.install(force=False))
 
 
 def test_without_systemd_there_is_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vtep.forwarding.segment import Segment
 from vtep.forwarding.storm import (
     RESERVE_RATE,
     UNLIMITED,
+    FloodSource,
     Limit,
     StormControl,
     StormLimits,
@@ -114,6 +115,73 @@ def test_grants_are_what_a_meter_admits(frames: list[tuple[int, bytes]]) -> None
         allowed = grants[kind] > 0 or (has_reserve(frame) and grants[RESERVE] > 0)
         assert (meter.excess(frame, now) is None) is allowed
         assert meter.is_used
+
+
+def test_a_storm_begins_and_ends_once_for_each_source() -> None:
+    """However often its limit is exceeded in between, and whoever else floods."""
+    counters = Counters()
+    control = StormControl(counters)
+    control.set_limits(LIMITS)
+    told: list[tuple[str, FloodSource, int]] = []
+    control.watchers.append(lambda what, storm: told.append((what, storm.source, storm.dropped)))
+
+    def flood(now: float, *, host: str | None, count: int = 100) -> None:
+        for _ in range(count):
+            if host is None:
+                control.limit_group(udp(BROADCAST), now)
+                control.limit_unknown_unicast(udp(SOURCE), now)
+            else:
+                control.limit_remote(udp(MULTICAST), host, now, 1)
+
+    def look(now: float) -> list[tuple[str, FloodSource, int]]:
+        control.find_storms(now)
+        found = told.copy()
+        told.clear()
+        return found
+
+    assert look(0.0) == []
+    flood(0.5, host=None)
+    flood(0.5, host="192.0.2.2")
+    flood(0.5, host="192.0.2.3", count=7)  # Within the limit.
+    broadcast = FloodSource(StormClass.BROADCAST, from_tap=True)
+    unknown = FloodSource(StormClass.UNKNOWN_UNICAST, from_tap=True)
+    multicast = FloodSource(StormClass.MULTICAST, from_tap=False, remote="192.0.2.2")
+    assert look(1.0) == [
+        ("began", broadcast, 95),
+        ("began", unknown, 91),
+        ("began", multicast, 93),
+    ]
+    assert [storm.source for storm in control.storms] == [broadcast, unknown, multicast]
+    # Of the others there is none more. This one goes on, with a pause.
+    for second in (2.0, 8.0, 17.0):
+        flood(second - 0.5, host="192.0.2.2")
+        assert ("ended", multicast) not in {each[:2] for each in look(second)}
+    assert [storm.source for storm in control.storms] == [multicast]
+    assert look(26.9) == []
+    (ended,) = look(27.0)
+    assert ended[:2] == ("ended", multicast)
+    assert ended[2] == counters.drops[Drop.STORM_MULTICAST_RX]
+    assert control.storms == ()
+    # Without limits, a storm is over as well.
+    flood(30.0, host=None)
+    assert [each[0] for each in look(30.0)] == ["began", "began"]
+    control.set_limits(StormLimits())
+    flood(31.0, host=None)
+    assert look(31.0) == []
+    assert [each[0] for each in look(40.0)] == ["ended", "ended"]
+
+
+def test_storms_of_remotes_that_share_a_meter_are_one() -> None:
+    control = StormControl(Counters())
+    control.set_limits(LIMITS)
+    began: list[FloodSource] = []
+    control.watchers.append(lambda _what, storm: began.append(storm.source))
+    for number in range(4096 + 1000):
+        for _ in range(7):
+            control.limit_remote(udp(BROADCAST), f"2001:db8::{number:x}", 1.0, 1)
+    control.find_storms(1.0)
+    assert len(began) == 4096 + 1
+    assert began[-1] == FloodSource(StormClass.BROADCAST, from_tap=False)
 
 
 def test_without_a_limit_everything_is_granted() -> None:

@@ -117,9 +117,8 @@ def _named_socket(socket: str | None, pid: int | None) -> str | None:
     path = socket_files.of_process(pid)
     if path is None:
         raise VtepError(
-            f"--pid {pid}: no control socket of that process was found: it may have none "
-            "(--control none), be another user's, or be no pyvtep; run this as root, or name its "
-            "socket: --socket PATH"
+            f"--pid {pid}: no control socket of that process was found; check the PID, run this "
+            "with its user or as root, or name its socket: --socket PATH"
         )
     return str(path)
 

@@ -21,9 +21,7 @@ _FILTER = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
 
 _ENTRY_METAVAR = "MAC dst IP [port PORT] [vni VNI] [via DEV] [dev TAP] [static] [extern_learn] ..."
 _SELECTED_METAVAR = "MAC [dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP]"
-_FILTER_METAVAR = (
-    "[dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP] [[no]static] [[no]dynamic] ..."
-)
+_FILTER_METAVAR = "[dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP] [[no]static] [[no]held] ..."
 
 
 def _check_destination(arguments: dict[str, Any]) -> None:

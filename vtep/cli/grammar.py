@@ -24,8 +24,8 @@ KIND: Mapping[str, tuple[str, Any]] = {
     "self": ("", None),  # The default in `bridge fdb`, whose other choice is "master".
 }
 FILTER: Mapping[str, tuple[str, Any]] = {
-    **{name: (name, True) for name in (*_STATES, "extern_learn", "sticky")},
-    **{f"no{name}": (name, False) for name in (*_STATES, "extern_learn", "sticky")},
+    **{name: (name, True) for name in (*_STATES, "extern_learn", "sticky", "held")},
+    **{f"no{name}": (name, False) for name in (*_STATES, "extern_learn", "sticky", "held")},
     "self": ("", None),
 }
 

@@ -35,6 +35,8 @@ _COMMANDS = commands.LazyCommands(
         "neigh": "vtep.cli.neigh:group",
         "vni": "vtep.cli.segments:vni",
         "remote": "vtep.cli.segments:remote",
+        "loop": "vtep.cli.protection:loop",
+        "storm": "vtep.cli.protection:storm",
         "set": "vtep.cli.segments:set_options",
         "stats": "vtep.cli.segments:stats",
         "reload": "vtep.cli.segments:reload",

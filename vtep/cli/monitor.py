@@ -18,10 +18,12 @@ _VERBS = {
     "released": "Released",
     "blocked": "Blocked",
     "unblocked": "Unblocked",
+    "began": "Began",
+    "ended": "Ended",
 }
 """The first word of a line, as in `bridge monitor`; for what was added or changed there is none."""
 
-OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "config")
+OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "storm", "config")
 
 
 @click.command(cls=commands.CliCommand)
@@ -64,8 +66,12 @@ def format_event(event: MonitorEvent) -> str:
         words.append(format_kind(event))
     else:
         words += ["vni", str(event["vni"]), "dev", dev]
-    if subject == "loop":
-        words += ["remote", event["remote"]]
+    if subject == "storm":
+        words += [event["traffic"], event["direction"]]
+    if (remote := event.get("remote")) is not None:
+        words += ["remote", remote]
+    if subject == "storm":
+        words += ["dropped", str(event["dropped"])]
     if subject == "mtu":
         words += ["mtu", str(event["mtu"])]
     for name, value in event.get("options", {}).items():

@@ -34,8 +34,6 @@ class ProcessOptions:
         for option, value in (("--pid-file", self.pid_file), ("--log", self.log)):
             if value is not None and str(value) in ("", "."):
                 raise click.UsageError(f"{option} takes the path of a file")
-        if self.pid_file is not None and self.log == str(self.pid_file):
-            raise click.UsageError(f"--pid-file and --log are the same file, {self.log}")
         if self.background and self.log == STDERR:
             raise click.UsageError(
                 "--log stderr cannot be used with --background, which has no terminal; use "

@@ -12,7 +12,7 @@ from attrs import frozen
 READING = frozenset(
     (
         *("ping", "process.show", "fdb.show", "fdb.get", "neigh.show", "remote.show"),
-        *("vni.show", "stats", "monitor.subscribe", "upgrade.show"),
+        *("vni.show", "loop.show", "storm.show", "stats", "monitor.subscribe", "upgrade.show"),
     )
 )
 """Methods that change nothing. All others change something: a new method is refused to readers

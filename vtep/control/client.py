@@ -25,11 +25,13 @@ from vtep.control.choice import Candidate, SegmentName, choose
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import (
     FdbEntry,
+    LoopEntry,
     MonitorEvent,
     NeighbourEntry,
     RemoteEntry,
     SegmentInfo,
     Stats,
+    StormEntry,
 )
 from vtep.errors import ConfigError, VtepError
 
@@ -121,6 +123,8 @@ class Client:
         self.remote = RemoteCommands(self)
         self.vni = VniCommands(self)
         self.neigh = NeighCommands(self)
+        self.loop = LoopCommands(self)
+        self.storm = StormCommands(self)
 
     def _open(self) -> None:
         """Open a connection. Raises: DisconnectedError."""
@@ -340,8 +344,8 @@ class FdbCommands:
     def flush(self, *, vni: int | None = None, dev: str | None = None, **wanted: Any) -> int:
         """Delete every destination that matches all keywords. Returns: their number.
 
-        Keywords: `dst`, `port`, `dst_vni`, `via`; `permanent`, `static`, `dynamic`, `extern_learn`
-        and `sticky`, of which False stands for the `no...` of `bridge fdb flush`.
+        Keywords: `dst`, `port`, `dst_vni`, `via`; `permanent`, `static`, `dynamic`, `extern_learn`,
+        `sticky` and `held`, of which False stands for the `no...` of `bridge fdb flush`.
         """
         result: int = self._call("fdb.flush", vni=vni, dev=dev, **wanted)
         return result
@@ -419,6 +423,30 @@ class NeighCommands:
     ) -> int:
         """Delete dynamic neighbours, and `permanent` ones on demand. Returns: their number."""
         result: int = self._call("neigh.flush", permanent=permanent, vni=vni, dev=dev)
+        return result
+
+
+class LoopCommands:
+    """The command `pyvtep loop`, for the remotes through which a loop leads."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(self, *, vni: int | None = None, dev: str | None = None) -> list[LoopEntry]:
+        """Return the remotes with which flooding is stopped."""
+        result: list[LoopEntry] = self._call("loop.show", vni=vni, dev=dev)
+        return result
+
+
+class StormCommands:
+    """The command `pyvtep storm`, for storm control."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = client.call
+
+    def show(self, *, vni: int | None = None, dev: str | None = None) -> list[StormEntry]:
+        """Return the limits, and the storms."""
+        result: list[StormEntry] = self._call("storm.show", vni=vni, dev=dev)
         return result
 
 

@@ -7,6 +7,7 @@ from vtep.control.schema import MonitorEvent
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import Entry, EntryEvent
+from vtep.forwarding.storm import Storm
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 Observer = Callable[[MonitorEvent], None]
@@ -53,12 +54,19 @@ class Events:
             details: MonitorEvent = {"event": what, "object": "loop", "remote": host}
             self._notify({**details, "vni": port.config.vni, "dev": port.config.tap})
 
-        unwatch, loops = port.fdb.watch(changed), port.segment.loops.watchers
-        loops.append(loop_changed)
+        def storm_changed(what: str, storm: Storm) -> None:
+            details: MonitorEvent = {"event": what, "object": "storm", "dropped": storm.dropped}
+            source = views.flood_source(storm.source)
+            self._notify({**details, **source, "vni": port.config.vni, "dev": port.config.tap})
+
+        unwatch, segment = port.fdb.watch(changed), port.segment
+        segment.loops.watchers.append(loop_changed)
+        segment.storm.watchers.append(storm_changed)
 
         def end() -> None:
             unwatch()
-            loops.remove(loop_changed)
+            segment.loops.watchers.remove(loop_changed)
+            segment.storm.watchers.remove(storm_changed)
 
         self._unwatch[port] = end
         self._mtus[port] = port.mtu

@@ -78,6 +78,8 @@ class Methods:
             "remote.show": Method(self._remote_show, segment),
             "remote.add": Method(self._remote_add, (*segment, "remote")),
             "remote.del": Method(self._remote_del, (*segment, "remote")),
+            "loop.show": Method(self._loop_show, segment),
+            "storm.show": Method(self._storm_show, segment),
             "vni.show": Method(self._vni_show, segment),
             "vni.add": Method(self._vni_add, ("vni", "options")),
             "vni.del": Method(self._vni_del, ("vni",)),
@@ -172,6 +174,18 @@ class Methods:
     def _stats(self, given: Params) -> schema.Stats:
         return views.stats(self._vtep, self._ports(given), time.monotonic())
 
+    # --- loops and storms -------------------------------------------------------------------
+
+    def _loop_show(self, given: Params) -> Pages:
+        ports = self._ports(given)
+        return Pages(views.loops(port, time.monotonic()) for port in ports)
+
+    def _storm_show(self, given: Params) -> Pages:
+        ports = self._ports(given)
+        return Pages(
+            page for port in ports for page in _pages(views.storms(port, time.monotonic()))
+        )
+
     # --- remotes ----------------------------------------------------------------------------
 
     def _remote_show(self, given: Params) -> list[schema.RemoteEntry]:
@@ -211,8 +225,11 @@ class Methods:
 
     def _fdb_show(self, given: Params) -> Pages:
         wanted, ports = given.filter(), self._ports(given)
-        # They may change while a slow client reads.
-        shown = [(port, port.fdb.pages()) for port in ports]
+        # They may change while a slow client reads. Few are held, so these are found at once.
+        shown = [
+            (port, _pages(iter(port.fdb.held())) if wanted.held else port.fdb.pages())
+            for port in ports
+        ]
         return Pages(
             [
                 views.entry(port, entry, destinations, time.monotonic())

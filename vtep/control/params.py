@@ -15,7 +15,8 @@ from vtep.wire.ethernet import parse_mac
 SEGMENT = ("vni", "dev")
 DESTINATION = ("dst", "port", "dst_vni", "via")
 KIND = ("state", "extern_learn", "sticky")
-FILTER = (*DESTINATION, "permanent", "static", "dynamic", "extern_learn", "sticky")
+_FILTER_FLAGS = ("permanent", "static", "dynamic", "extern_learn", "sticky", "held")
+FILTER = (*DESTINATION, *_FILTER_FLAGS)
 
 _PORT_MAX = 65535
 _VLAN_MAX = 4095
@@ -130,10 +131,7 @@ class Params:
         dst = self.text("dst")
         if dst is not None:
             dst = _remote(dst, vxlan.PORT, None, self.text("via")).host
-        flags = {
-            name: self.flag(name)
-            for name in ("permanent", "static", "dynamic", "extern_learn", "sticky")
-        }
+        flags = {name: self.flag(name) for name in _FILTER_FLAGS}
         return Filter(
             dst=dst,
             port=self.number("port", 1, _PORT_MAX),

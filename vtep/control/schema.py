@@ -42,6 +42,48 @@ class RemoteEntry(Destination):
     dev: str
 
 
+class LoopEntry(TypedDict):
+    """A remote with which flooding is stopped, since a loop leads through it."""
+
+    vni: int
+    dev: str
+    remote: str
+    blocked: float
+    """Seconds for which flooding is still stopped."""
+
+
+class StormSource(TypedDict):
+    """The frames of one limit of storm control: those of one class from one source."""
+
+    traffic: str
+    """broadcast, multicast or unknown-unicast."""
+    direction: str
+    """tx for frames from the TAP, and rx for frames from a remote."""
+    remote: str | None
+    """The remote; None for tx, and for the remotes of a VNI beyond the first 4096."""
+
+
+class StormEntry(StormSource):
+    """A limit of storm control, or a storm.
+
+    For rx, there is a row without a remote for the limit that each remote has, and one for each
+    remote that exceeds it.
+    """
+
+    vni: int
+    dev: str
+    rate: int | None
+    """Frames a second; None for no limit."""
+    burst: int | None
+    """Frames; None for no limit."""
+    state: str
+    """dropping during a storm, or forwarding."""
+    age: float | None
+    """Seconds since the storm began; None if there is none."""
+    dropped: int
+    """Frames dropped since the storm began."""
+
+
 class NeighbourEntry(TypedDict):
     """A neighbour, with whose MAC ARP and ND requests are answered."""
 
@@ -138,13 +180,14 @@ class MonitorEvent(TypedDict):
 
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
     MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
-    loop: `remote`, the address.
+    loop: `remote`, the address. storm: the keys of `StormSource`, and `dropped`.
+    A MAC that is held is so until it is released, changed, deleted or expired.
     If a subscriber was too slow, `event` is "lost" and `count` is the number of missing events.
     """
 
     event: str
     """added, changed, moved, held, released, deleted or expired; of a loop, blocked or unblocked;
-    or lost."""
+    of a storm, began or ended; or lost."""
     object: NotRequired[str]
     vni: NotRequired[int]
     dev: NotRequired[str]
@@ -154,6 +197,9 @@ class MonitorEvent(TypedDict):
     extern_learn: NotRequired[bool]
     sticky: NotRequired[bool]
     mtu: NotRequired[int]
-    remote: NotRequired[str]
+    remote: NotRequired[str | None]
+    traffic: NotRequired[str]
+    direction: NotRequired[str]
+    dropped: NotRequired[int]
     options: NotRequired[dict[str, Any]]
     count: NotRequired[int]

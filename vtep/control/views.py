@@ -4,7 +4,7 @@ The answers and events of the control socket, and the report on SIGUSR1, are mad
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from vtep.counters import Drop, Reason
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Remote
+from vtep.forwarding.storm import LIMITED, FloodSource, Storm
 from vtep.forwarding.suppress import Neighbour
 from vtep.wire.ethernet import format_mac
 
@@ -63,6 +64,54 @@ def remotes(port: Port) -> list[schema.RemoteEntry]:
         {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
         for remote in port.segment.remotes
     ]
+
+
+def loops(port: Port, now: float) -> list[schema.LoopEntry]:
+    """Convert the remotes with which flooding is stopped."""
+    return [
+        {
+            "vni": port.config.vni,
+            "dev": port.tap,
+            "remote": host,
+            "blocked": round(max(0.0, until - now), 1),
+        }
+        for host, until in port.segment.loops.blocked.items()
+    ]
+
+
+def storms(port: Port, now: float) -> Iterator[schema.StormEntry]:
+    """Yield the limits of storm control, each followed by the remotes that exceed it."""
+    control = port.segment.storm
+    there = {each.source: each for each in control.storms}
+    for source in LIMITED:
+        yield _storm(port, source, there.get(source), now)
+        for storm in control.storms:
+            remote = storm.source.remote
+            if remote is not None and attrs.evolve(storm.source, remote=None) == source:
+                yield _storm(port, storm.source, storm, now)
+
+
+def _storm(port: Port, source: FloodSource, storm: Storm | None, now: float) -> schema.StormEntry:
+    limit = port.segment.storm.limits.of(source.kind)
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        **flood_source(source),
+        "rate": limit.rate if limit is not None else None,
+        "burst": limit.burst if limit is not None else None,
+        "state": "dropping" if storm is not None else "forwarding",
+        "age": round(max(0.0, now - storm.began), 1) if storm is not None else None,
+        "dropped": storm.dropped if storm is not None else 0,
+    }
+
+
+def flood_source(source: FloodSource) -> schema.StormSource:
+    """Convert the source of a storm."""
+    return {
+        "traffic": source.kind.name.lower().replace("_", "-"),
+        "direction": "tx" if source.from_tap else "rx",
+        "remote": source.remote,
+    }
 
 
 def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.NeighbourEntry:

@@ -126,8 +126,9 @@ def _take_counts(
     for kind, count in enumerate(counts[:dropped]):
         if count:
             meter.charge(kind, count, now)
-    return [
-        (reason, counts[dropped + kind], counts[sources + kind].to_bytes(6, "big"))
-        for kind, reason in enumerate(reasons)
-        if counts[dropped + kind]
-    ]
+    found = []
+    for kind, reason in enumerate(reasons):
+        if count := counts[dropped + kind]:
+            meter.dropped[kind] += count
+            found.append((reason, count, counts[sources + kind].to_bytes(6, "big")))
+    return found

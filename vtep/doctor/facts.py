@@ -187,6 +187,25 @@ class Conflict:
 
 
 @frozen
+class HeldMac:
+    """A MAC that moves too often, and is held where it is."""
+
+    mac: str
+    remote: str
+    seconds: float
+    """The time for which it is still held."""
+
+
+@frozen
+class BlockedRemote:
+    """A remote with which flooding is stopped, since a loop leads through it."""
+
+    host: str
+    seconds: float
+    """The time for which it is still stopped."""
+
+
+@frozen
 class SegmentFacts:
     """A segment of a running pyvtep, with its TAP."""
 
@@ -211,6 +230,8 @@ class SegmentFacts:
     drops: Drops = Drops()
     conflicts: tuple[Conflict, ...] = ()
     """Addresses of the TAP or its bridge that a host on the other side of the tunnel has, too."""
+    held: tuple[HeldMac, ...] = ()
+    loops: tuple[BlockedRemote, ...] = ()
     socket: str | None = None
     """The control socket of its pyvtep, if commands have to name it."""
     devices: tuple[str, ...] = ()

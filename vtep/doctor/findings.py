@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vtep.counters import Drop
-from vtep.doctor.checks import addresses, drops, host, remotes, segments
+from vtep.doctor.checks import addresses, drops, duplicates, host, remotes, segments
 from vtep.doctor.facts import Facts
 from vtep.doctor.finding import Finding, Severity
 
@@ -23,6 +23,7 @@ def _check(facts: Facts) -> Iterator[Finding]:
     yield from host.check(facts)
     for segment in facts.segments:
         yield from segments.check(segment, facts)
+        yield from duplicates.check(segment)
     for remote in facts.remotes:
         yield from remotes.check(remote, facts)
     merged, processes = drops.merge(facts.segments, facts.drops)

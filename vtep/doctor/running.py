@@ -7,10 +7,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from attrs import define
+from attrs import Factory, define
 
 from vtep.control import Client, socket_files
 from vtep.control.client import candidates
+from vtep.control.schema import FdbEntry, LoopEntry
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import ping_all_nodes
 from vtep.errors import VtepError
@@ -52,13 +53,18 @@ class RunningVtep:
     stats: Any
     read_at: float
     """Time at which the counters were read, on the monotonic clock."""
+    held: list[FdbEntry] = Factory(list)
+    loops: list[LoopEntry] = Factory(list)
     socket: str | None = None
     """Its control socket, if commands have to name it."""
 
     @classmethod
     def read(cls, client: Client) -> "RunningVtep":
         """Read segments and counters of a pyvtep. Raises: VtepError if it does not answer."""
-        return cls(client, list(client.vni.show()), client.stats(), time.monotonic())
+        found = cls(client, list(client.vni.show()), client.stats(), time.monotonic())
+        with suppress(VtepError):  # Another version may not know of them.
+            found.held, found.loops = client.fdb.show(held=True), client.loop.show()
+        return found
 
     def read_stats_again(self) -> Any:
         """Return the counters after an interval in which hosts that retry have sent again."""

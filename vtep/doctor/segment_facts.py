@@ -5,9 +5,11 @@ from typing import Any
 
 from vtep.doctor import filtering
 from vtep.doctor.facts import (
+    BlockedRemote,
     BridgeFacts,
     Conflict,
     Drops,
+    HeldMac,
     PortFacts,
     ProcessFacts,
     SegmentFacts,
@@ -61,6 +63,16 @@ def of_segments(
                 fast_path=FastPathState.of(segment["fast_path"], segment["fast_path_reason"]),
                 drops=_drops(stats, then) if stats and then else Drops(),
                 conflicts=conflicts.get(tap, ()),
+                held=tuple(
+                    HeldMac(each["mac"], each["destinations"][0]["dst"], each["held"] or 0.0)
+                    for each in running.held
+                    if each["vni"] == segment["vni"]
+                ),
+                loops=tuple(
+                    BlockedRemote(each["remote"], each["blocked"])
+                    for each in running.loops
+                    if each["vni"] == segment["vni"]
+                ),
                 socket=running.socket,
                 devices=tuple(segment["underlay_devices"]),
             )

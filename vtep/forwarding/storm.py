@@ -10,11 +10,15 @@ anything is learned from them, unless the reserve of the meter has tokens for th
 
 A received frame to a unicast MAC has no limit. The bridge behind the TAP, and not this VTEP, knows
 whether that MAC is known here.
+
+While frames of a class from one source are dropped, that is a *storm*, which begins and ends once,
+however often the limit is exceeded in between.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from vtep.counters import Counters, Drop
 from vtep.ratelimit import TokenBucket
@@ -26,6 +30,10 @@ RESERVE_RATE: Final = 1000
 
 UNLIMITED: Final = 1 << 62
 """Frames of a class without a limit that a compiled turn may pass."""
+
+CALM_S: Final = 10.0
+"""Seconds without a drop after which a storm has ended. A flood just above its limit is dropped in
+some seconds and not in others, and is one storm all the same."""
 
 _METERS_MAX = 4096
 """Remotes of a VNI with a meter of their own."""
@@ -67,8 +75,46 @@ class StormLimits:
     multicast: Limit | None = None
     unknown_unicast: Limit | None = None
 
+    def of(self, kind: StormClass) -> Limit | None:
+        """Return the limit of a class."""
+        return (self.broadcast, self.multicast, self.unknown_unicast)[kind]
+
 
 NO_LIMITS: Final = StormLimits()
+
+
+@frozen
+class FloodSource:
+    """A class of frames, and where they come from."""
+
+    kind: StormClass
+    from_tap: bool
+    remote: str | None = None
+    """The remote that sends them. None if they come from the TAP, or from one of the remotes that
+    share a meter."""
+
+
+LIMITED: Final = (
+    *(FloodSource(kind, from_tap=True) for kind in StormClass),
+    FloodSource(StormClass.BROADCAST, from_tap=False),
+    FloodSource(StormClass.MULTICAST, from_tap=False),
+)
+"""The sources of frames that have a limit; each remote has one of its own."""
+
+
+@define
+class Storm:
+    """Frames from one source that exceed their limit."""
+
+    source: FloodSource
+    began: float
+    """Time at which the first drop was noticed, and `last_drop` that of the last one."""
+    last_drop: float
+    dropped: int = 0
+    """Frames dropped since it began."""
+
+
+StormWatcher = Callable[[str, Storm], None]
 
 
 class StormMeter:
@@ -81,6 +127,8 @@ class StormMeter:
         ]
         self._reserve = TokenBucket(RESERVE_RATE, RESERVE_RATE)
         self.limits_unknown_unicast = limits.unknown_unicast is not None
+        self.dropped = [0] * len(StormClass)
+        """Frames dropped since they were last taken from here, by class."""
         self.is_used = True
         """True if tokens were taken since it was last set to False: the grants of compiled turns
         have to be renewed."""
@@ -99,13 +147,17 @@ class StormMeter:
             return None
         if has_reserve(frame) and self._reserve.take(now, count):
             return None
+        self.dropped[kind] += count
         return kind
 
     def take_unknown_unicast(self, now: float, count: int = 1) -> bool:
         """Take tokens for frames to an unknown unicast MAC. Returns: False if there are none."""
         self.is_used = True
         bucket = self._buckets[StormClass.UNKNOWN_UNICAST]
-        return bucket is None or bucket.take(now, count)
+        if bucket is None or bucket.take(now, count):
+            return True
+        self.dropped[StormClass.UNKNOWN_UNICAST] += count
+        return False
 
     def charge(self, kind: int, count: int, now: float) -> None:
         """Take tokens for frames of a class, or of the reserve, that have been forwarded."""
@@ -140,11 +192,15 @@ class StormControl:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
+        self.watchers: list[StormWatcher] = []
+        """Called with "began" or "ended", and the storm."""
+        self._storms: dict[FloodSource, Storm] = {}
+        self._drops_seen = 0
         self.set_limits(NO_LIMITS)
 
     def set_limits(self, limits: StormLimits) -> None:
         """Replace the limits. All buckets are full then."""
-        self._limits = limits
+        self.limits = limits
         self.tap = StormMeter(limits) if limits != NO_LIMITS else None
         """The meter of frames from the TAP; None if there are no limits."""
         self.limits_remotes = limits.broadcast is not None or limits.multicast is not None
@@ -192,8 +248,52 @@ class StormControl:
         if meter is None:
             if len(self._remotes) >= _METERS_MAX and not self._forget_idle(now):
                 return self._others
-            meter = self._remotes[host] = StormMeter(self._limits)
+            meter = self._remotes[host] = StormMeter(self.limits)
         return meter
+
+    @property
+    def storms(self) -> tuple[Storm, ...]:
+        """The storms that have not ended, in the order of their beginnings."""
+        return tuple(self._storms.values())
+
+    def find_storms(self, now: float) -> None:
+        """Notify the watchers of the storms that have begun and ended. Called once a second."""
+        drops = self._counters.drops
+        seen = sum(drops[reason] for reason in (*DROPS_TX, *DROPS_RX))
+        if seen != self._drops_seen:  # Otherwise there is no need to look at all meters.
+            self._drops_seen = seen
+            for from_tap, remote, meter in self._sources():
+                dropped, meter.dropped = meter.dropped, [0] * len(StormClass)
+                for kind in StormClass:
+                    if dropped[kind]:
+                        source = FloodSource(kind, from_tap, remote)
+                        self._note_dropped(source, dropped[kind], now)
+        for key, storm in tuple(self._storms.items()):
+            if now - storm.last_drop >= CALM_S:
+                del self._storms[key]
+                self._report("ended", storm)
+
+    def _sources(self) -> Iterator[tuple[bool, str | None, StormMeter]]:
+        """Yield each meter, with True if it is that of the TAP, and with its remote."""
+        if self.tap is not None:
+            yield True, None, self.tap
+        for host, meter in self._remotes.items():
+            yield False, host, meter
+        yield False, None, self._others
+
+    def _note_dropped(self, source: FloodSource, count: int, now: float) -> None:
+        """Add what was dropped lately to a storm, or begin one."""
+        storm = self._storms.get(source)
+        if storm is None:
+            storm = self._storms[source] = Storm(source, now, now, count)
+            self._report("began", storm)
+        else:
+            storm.last_drop = now
+            storm.dropped += count
+
+    def _report(self, what: str, storm: Storm) -> None:
+        for watcher in tuple(self.watchers):
+            watcher(what, storm)
 
     def _forget_idle(self, now: float) -> bool:
         """Forget idle meters, at most once a second. Returns: True if there is room now."""

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -91,8 +90,6 @@ class Installation:
         present = [name for name, state in states.items() if state is not UnitState.ABSENT]
         if not present:
             yield f"nothing to remove: {self._directory} has no unit of pyvtep"
-            if self._is_live and any((_PACKAGED / name).exists() for name in UNITS):
-                yield f"those in {_PACKAGED} belong to a package: apt remove pyvtep"
             return
         self._refuse_edited(states, "remove", force=force)
         is_live = self._is_live and _BOOTED.is_dir()
@@ -172,8 +169,6 @@ class Installation:
             fresh.chmod(0o644)
             fresh.replace(path)
         except OSError as error:
-            with suppress(OSError):
-                fresh.unlink()  # The disk is full.
             raise _cannot("write", path, error) from error
 
     def _systemctl(self, *words: str) -> Iterator[str]:

@@ -180,6 +180,10 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
     reported = _reported_by_remotes(remotes)
     if not segment.up:
         reported.add(Drop.TAP_DOWN)
+    if segment.held:
+        reported.add(Drop.INNER_SOURCE_HELD)
+    if segment.loops:
+        reported |= {Drop.LOOP_BLOCKED_RX, Drop.LOOP_BLOCKED_TX}
     # The kernel reports an ICMP error when the next datagram is sent, however late that is. The
     # examination of the remote is more recent.
     if segment.drops.last_source.get(Drop.UNDERLAY_REFUSED) in {each.host for each in remotes}:
