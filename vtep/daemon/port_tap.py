@@ -64,8 +64,10 @@ class PortTap:
         """
         fd = inherited.take(tap_role(config.tap))
         if fd is not None and not tap_exists(fd):
-            os.close(fd)  # The device was removed since: a new one takes its place.
-            fd = None
+            os.close(fd)
+            if inherited.in_use:
+                raise VtepError(f"the TAP device {config.tap} was removed during the upgrade")
+            fd = None  # A new one takes the place of the one that was removed.
         tap = self._network.open_tap(
             config.tap, tso="tso" in config.offload, uso="uso" in config.offload, inherited=fd
         )

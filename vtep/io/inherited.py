@@ -59,6 +59,8 @@ class Inherited:
 
     def __init__(self, descriptors: Iterable[tuple[str, int]] = ()) -> None:
         self._by_role: dict[str, int] = {}
+        self.in_use = False
+        """True if another process forwards with them: a TAP that was removed is not made anew."""
         for role, fd in descriptors:
             self.put(role, fd)
 

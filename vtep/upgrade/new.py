@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vtep import __version__
 from vtep.config import Config, Settings
@@ -103,18 +103,7 @@ class NewSide:
 
     def _check_target(self) -> None:
         """Raise VtepError if there is no process to take over from, or not in this namespace."""
-        try:
-            with Client(self._path) as client:
-                process = client.call("process.show")
-        except DisconnectedError as error:
-            cause = error.__cause__
-            reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
-            others = ", ".join(str(live.path) for live in socket_files.live())
-            advice = f"name one that runs: {others}" if others else "no pyvtep was found here"
-            raise VtepError(
-                f"--takeover {self._path}: no process to take over from ({reason}); {advice}; or "
-                "start without --takeover"
-            ) from error
+        process = self._call("process.show")
         theirs, own = process.get("netns"), socket_files.namespace()
         if None not in (theirs, own) and theirs != own:
             pid = process.get("pid")
@@ -138,12 +127,24 @@ class NewSide:
             reporting.cancel()
 
     async def _connect(self) -> Channel:
-        def ask() -> str:
-            with Client(self._path) as client:
-                answer = client.call("takeover", token=self._starter.token)
-            return str(answer["socket"])
+        answer = await asyncio.to_thread(self._call, "takeover", token=self._starter.token)
+        return Channel.connect(Path(str(answer["socket"])))
 
-        return Channel.connect(Path(await asyncio.to_thread(ask)))
+    def _call(self, method: str, **params: str | None) -> dict[str, Any]:
+        """Call a method of the old process. Raises: VtepError, with what to do if there is none."""
+        try:
+            with Client(self._path) as client:
+                answer: dict[str, Any] = client.call(method, **params)
+        except DisconnectedError as error:
+            cause = error.__cause__
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
+            others = ", ".join(str(live.path) for live in socket_files.live())
+            advice = f"name one that runs: {others}" if others else "no pyvtep was found here"
+            raise VtepError(
+                f"--takeover {self._path}: no process to take over from ({reason}); {advice}; or "
+                "start without --takeover"
+            ) from error
+        return answer
 
     @staticmethod
     async def _report_failure(channel: Channel, error: VtepError) -> None:
@@ -219,6 +220,7 @@ class NewSide:
                 pages.append(message)
 
     def _take_descriptors(self, roles: list[object], fds: list[int]) -> None:
+        self._vtep.inherited.in_use = True
         # All of them first: so each has an owner that closes it if one makes no sense.
         for position, fd in enumerate(fds):
             role = roles[position] if position < len(roles) else ""
