@@ -4,8 +4,10 @@ Nothing here depends on the speed of the machine: each process is held at a step
 done what it is about.
 """
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ from tests.netns.staged_upgrade import Stages, children, has_ended, leftovers
 from tests.netns.steady_traffic import SteadyTraffic
 from tests.netns.test_upgrade import end, upgrade
 from vtep.control import Client
+from vtep.control.jsonrpc import Code
+from vtep.errors import VtepError
 
 CONTINUES = "; the running process continues"
 
@@ -277,10 +281,16 @@ def test_a_command_during_an_upgrade_is_executed_once(
     pair: Pair, stages: Stages, first: Pyvtep
 ) -> None:
     """Those that take long wait, and delay no others. The new process executes what is left."""
-    with ThreadPoolExecutor() as threads, Client(first.control) as connected:
-        connected.call("ping")
-        stages.hold("build").hold("reading-sent")
-        with stages.deadline("reading", 60), stages.deadline("confirm", 1):
+    late = {"jsonrpc": "2.0", "id": 2, "method": "fdb.add"}
+    late |= {"params": {"mac": "02:00:00:00:00:02", "dst": "192.0.2.2", "vni": 1}}
+    with ThreadPoolExecutor() as threads, socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(4 * DEADLINE)
+        connected.connect(str(first.control))
+        answers = connected.makefile("rb")
+        connected.sendall(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
+        assert json.loads(answers.readline())["result"] is True
+        stages.hold("build").hold("counters")
+        with stages.deadline("reading", 60):
             upgrading = begin_upgrade(first)
             new = stages.reached("build")
             commands = [
@@ -288,16 +298,15 @@ def test_a_command_during_an_upgrade_is_executed_once(
                 threads.submit(first.invoke, "set --ageing 77 --vni 1"),
             ]
             with Client(first.control) as other:  # It need not wait for them.
-                wait_until(lambda: other.call("ping"), "an answer")
                 other.fdb.add("02:00:00:00:00:01", "192.0.2.2", vni=1)
                 assert [each["vni"] for each in other.vni.show()] == [1]
             stages.go_on("build")
-            stages.reached("reading-sent")
-            # On a connection to the old process, which serves no more.
-            late = threads.submit(connected.fdb.add, "02:00:00:00:00:02", "192.0.2.2", vni=1)
-            stages.go_on("reading-sent")
+            stages.reached("counters")
+            # On a connection to the old process, which does not read any more by now.
+            connected.sendall(json.dumps(late).encode() + b"\n")
+            stages.go_on("counters")
             assert upgrading.result()[0] == 0
-        late.result()
+        assert json.loads(answers.readline())["error"]["code"] == Code.HANDED_OVER
         for each in commands:
             each.result()
     assert serving_pid(first) == new
@@ -306,8 +315,9 @@ def test_a_command_during_an_upgrade_is_executed_once(
             1: 77,
             7: 300,
         }
-        for mac in ("02:00:00:00:00:01", "02:00:00:00:00:02"):
-            assert client.fdb.get(mac, vni=1)["mac"] == mac
+        assert client.fdb.get("02:00:00:00:00:01", vni=1)
+        with pytest.raises(VtepError, match="there is no such entry"):
+            client.fdb.get("02:00:00:00:00:02", vni=1)
         client.vni.delete(7)
     assert not has_device(pair[0], "vx7")
     end(first, new)

@@ -81,6 +81,8 @@ class FdbLog:
 
     def pages(self, vni: int, now: Callable[[], float]) -> Iterator[Fields]:
         """Yield messages with all entries, in steps between which the table may change."""
+        if self.fdb.default is None:  # Else the new process would have that of its configuration.
+            yield self._fields(vni, (), (MAC_ZERO,), now())
         for page in self.fdb.pages():
             yield self._fields(vni, page, (), now())
 
@@ -134,7 +136,17 @@ def _find(fdb: Fdb, mac: bytes) -> Entry | None:
 
 def apply_fdb(port: Port, message: Message, now: float) -> None:
     """Apply entries and deletions to the FDB of a port. Raises: FormatError, FdbError."""
-    fdb = port.fdb
+    members = port.fdb.members
+    # When a remote leaves the segment, what was learned from it is flushed. The old process has
+    # done so itself. Here, a remote may be absent for a moment only, between two of these changes.
+    on_removed, members.on_removed = members.on_removed, None
+    try:
+        _apply_fdb(port.fdb, message, now)
+    finally:
+        members.on_removed = on_removed
+
+
+def _apply_fdb(fdb: Fdb, message: Message, now: float) -> None:
     for text in message.items("deleted"):
         if (mac := _mac(text)) != MAC_ZERO and fdb.lookup(mac) is not None:
             fdb.remove(mac)
@@ -160,6 +172,8 @@ def apply_fdb(port: Port, message: Message, now: float) -> None:
                 fdb.append(mac, remote, updated, kind)
         entry = _find(fdb, mac)
         if entry is not None:
+            # One that is the same as before, such as the default entry, has kept its time.
+            entry.updated = updated
             entry.tx_frames, entry.rx_frames = tx_frames, rx_frames
 
 
