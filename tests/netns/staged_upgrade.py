@@ -48,7 +48,7 @@ class Stages:
         return int(at.read_text())
 
     def go_on(self, stage: str) -> None:
-        """Let the process that is held at a stage go on, and hold none there any more."""
+        """Release the process that is held at a stage, and hold none there any more."""
         (self._folder / f"hold-{stage}").unlink()
 
     @contextmanager

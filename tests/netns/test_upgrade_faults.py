@@ -173,14 +173,14 @@ def test_a_new_process_that_is_stopped_is_given_up(
 ) -> None:
     """Before it has asked for the handover: there is no deadline but that of its reports."""
     stages.hold("connect")
-    with stages.deadline("silence", 10):
+    with stages.deadline("silence", 20):
         upgrading = begin_upgrade(first)
         new = stages.reached("connect")
         os.kill(new, signal.SIGSTOP)
         assert awaited(first) == "the new process to ask for the handover"
         code, said = upgrading.result()
     assert code == 1
-    assert "was to ask for the handover, and has reported nothing for 10 s: killed" in said
+    assert "was to ask for the handover, and has reported nothing for 20 s: killed" in said
     wait_until(lambda: has_ended(new), "the end of the process that was stopped")
     assert children(first.process.pid) == []
     ping(pair[0], "10.0.0.2")
