@@ -253,8 +253,13 @@ def test_hosts_that_are_bridged_by_two_tunnels(
     wait_until(finds_the_other, "a ping during a block")
     if second == "vni":  # They take turns.
         assert len(set(re.findall(r"vni (\d): loop through", segments.log))) == 1
-    for host in hosts:
-        host.run("ip", "link", "set", "vx9", "nomaster")
+    # One end suffices. A pyvtep would make its TAP a port of --bridge again.
+    if second == "vni":
+        segments.vteps[0].run("vni", "del", "9")
+    elif second == "process":
+        assert segments.vteps.pop(2).stop() == 0
+    else:
+        a.run("ip", "link", "del", "vx9")
     segments.expect_recovery(hosts)
 
 

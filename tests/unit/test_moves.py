@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtep.counters import Drop
-from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
+from vtep.forwarding.fdb import (
+    Entry,
+    EntryEvent,
+    EntryKind,
+    EntryState,
+    Fdb,
+    Filter,
+    Learned,
+    Remote,
+)
 from vtep.forwarding.fdb import moves as moves_module
 from vtep.forwarding.fdb.moves import SILENCE_S, WINDOW_S, MoveLimit
 from vtep.forwarding.segment import Segment
@@ -205,3 +214,46 @@ def test_few_moves_and_no_limit_hold_nothing() -> None:
     for number in range(100):
         assert other.fdb.learn(MAC, (A, B)[number % 2], 0.0) is not Learned.HELD
     assert other.counters.drops[Drop.INNER_SOURCE_HELD] == 0
+
+
+# What a MAC sends in ordinary situations: times in seconds, and the remotes that it comes from.
+ORDINARY = {
+    "a container that is started again elsewhere": [(0, A), (1, A), (5, B), (6, B)],
+    "a failover of keepalived, and back": [
+        *((second, A) for second in range(10)),
+        *((10 + second / 10, B) for second in range(5)),  # Announcements.
+        *((second, B) for second in range(11, 30)),
+        *((second, A) for second in range(30, 60)),
+    ],
+    "announcements of an address": [(number / 100, A) for number in range(100)],
+    "two migrations, each with a frame that was still on its way": [
+        *[(0, A), (20, A), (20.01, B), (20.02, A), (20.03, B), (60, B)],
+        *[(60.01, A), (60.02, A), (90, A)],
+    ],
+    "a new migration every 40 s": [(40 * number, (A, B)[number % 2]) for number in range(30)],
+}
+
+
+@pytest.mark.parametrize("frames", ORDINARY.values(), ids=ORDINARY)
+def test_nothing_is_held_in_ordinary_situations(frames: list[tuple[float, Remote]]) -> None:
+    one = segment()
+    events: list[EntryEvent] = []
+    one.fdb.watch(lambda event, _entry: events.append(event))
+    for now, remote in frames:
+        assert one.admit(MAC, remote.host, now)
+        assert one.fdb.get(MAC).destinations == (remote,)
+    assert EntryEvent.HELD not in events
+
+
+def test_bond_across_two_hosts_loses_nothing_if_its_entry_is_sticky() -> None:
+    """Without, it is held: its frames are those of two hosts with one MAC."""
+    one, other = segment(), segment()
+    other.fdb.append(MAC, A, 0.0, EntryKind(EntryState.DYNAMIC, sticky=True))
+    for number in range(1000):
+        now, host = number / 10, (A, B)[number % 2].host
+        one.admit(MAC, host, now)
+        assert other.admit(MAC, host, now)
+    assert len(one.fdb.held()) == 1
+    assert other.fdb.held() == []
+    assert other.fdb.get(MAC).destinations == (A,)
+    assert other.counters.fdb_moved == 0
