@@ -121,10 +121,12 @@ def test_a_new_process_that_does_not_start_is_reported(
     config = tmp_path / "vteps.toml"
     config.write_text('[[vni]]\nid = 1\nremote = ["192.0.2.2"]\ntap = "vx0"\n')
     vtep = start(pair[0], "--config", str(config)).ready()
-    config.write_text("nonsense")
-    said = vtep.run("upgrade", code=1)
-    assert "exit code 2 before it took over" in said
-    assert "vteps.toml:1" in said
+    for mistake, named in (("nonsense", "vteps.toml:1"), ('ageing = "soon"', "ageing soon: ")):
+        config.write_text(f'{mistake}\n[[vni]]\nid = 1\nremote = ["192.0.2.2"]\ntap = "vx0"\n')
+        said = vtep.run("upgrade", code=1)
+        assert "exit code 2 before it took over" in said
+        assert named in said
+        assert said.endswith("; the running process continues")
     assert not list(vtep.control.parent.glob("*.error"))
     assert vtep.process.poll() is None
     assert "vx0" in vtep.invoke("vni show")

@@ -189,13 +189,19 @@ def test_a_new_process_that_is_stopped_is_given_up(
 def test_an_upgrade_whose_command_is_interrupted_goes_on(
     pair: Pair, stages: Stages, first: Pyvtep
 ) -> None:
+    """On a terminal, the command says what it waits for."""
     stages.hold("build")
-    upgrading = begin_upgrade(first)
+    terminal, stderr = os.openpty()
+    command = (sys.executable, "-m", "vtep", "upgrade", "--socket", str(first.control))
+    upgrading = first.host.start(*command, stderr=stderr)
+    os.close(stderr)
     new = stages.reached("build")
-    upgrading.process.send_signal(signal.SIGINT)
-    code, said = upgrading.result()
-    assert code == 130
-    assert "the upgrade goes on in the running pyvtep" in said
+    with open(terminal, encoding="utf-8") as said:
+        waiting = f"pyvtep: note: waiting for process {new} to build its ports"
+        assert any(waiting in line for line in said)
+        upgrading.send_signal(signal.SIGINT)
+        assert "the upgrade goes on in the running pyvtep" in next(said)
+        assert upgrading.wait(DEADLINE) == 130
     stages.go_on("build")
     wait_until(lambda: serving_pid(first) == new, "the new process")
     assert first.wait() == 0

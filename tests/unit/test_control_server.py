@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from attrs import evolve
 
 from tests.unit.test_descriptors import no_descriptors
 from vtep import descriptors
@@ -889,3 +890,47 @@ def test_of_several_the_one_of_this_namespace_is_chosen(
     elsewhere.wait()
     listener = socket_files.listen(run_folder / "vx0.sock")
     listener.socket.close()
+
+
+def test_a_request_that_meets_a_handover_is_executed_by_the_other_server(
+    run: Callable[..., None], path: Path
+) -> None:
+    """One that waits for a lasting one, which delays no others, and one that comes in the pause."""
+    old, new = FakeMethods(), FakeMethods()
+
+    async def main() -> None:
+        listening = socket_files.listen(path)
+        handed = evolve(listening, socket=listening.socket.dup())
+        first, second = (
+            Server(
+                *(methods.call, methods.watch, methods.flush, Policy(os.geteuid())),
+                lasting=("wait",),
+            )
+            for methods in (old, new)
+        )
+        await first.start(listening)
+        async with connected(path) as raw, AsyncExitStack() as held:
+            await held.enter_async_context(first.changing)
+            assert await raw.ask("echo") == {"jsonrpc": "2.0", "result": {}, "id": 1}
+            client = await asyncio.to_thread(Client, path)
+            waiting = asyncio.create_task(asyncio.to_thread(client.call, "wait"))
+            await until(lambda: first.changing._waiters)
+            assert "result" in await raw.ask("echo")
+            await first.pause()
+            raw.send(b'{"jsonrpc":"2.0","method":"echo","id":9}\n')
+            await until(lambda: first._lock._waiters)
+            called = [*old.called]
+            first.hand_over()
+            await held.aclose()
+            answer = await raw.answer()
+            assert (answer["id"], answer["error"]["code"]) == (9, Code.HANDED_OVER)
+            await first.stop()
+            assert old.called == called
+            new.may_end.set()
+            await second.start(handed)
+            assert await waiting == "done"
+            client.close()
+        assert ("wait", {}) in new.called
+        await second.stop()
+
+    run(main())

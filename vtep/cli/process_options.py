@@ -91,7 +91,7 @@ def process_options(command: _F) -> _F:
                 is_flag=False,
                 flag_value="",
                 help="Take over from the running pyvtep with this control socket, or with the one "
-                "that this process would have; no frame is lost.",
+                "that this process would have, without losing a frame unless a queue overflows.",
             ),
             commands.option(
                 "--log",

@@ -23,8 +23,8 @@ def upgrade(vtep: Client, *, as_json: bool) -> None:
 
     The new process starts with the same command line, and reads the configuration file again. It
     takes over TAPs, sockets, the FDB, neighbours, counters and runtime changes. No frame is lost,
-    unless the start of the new process keeps all processors so busy that the queue of a TAP
-    overflows (counter tap_queue_full). If it fails, the running process continues.
+    unless a queue overflows because the start of the new process takes the processor for a moment:
+    see the counters tap_queue_full and rx_queue_full. If it fails, the running process continues.
     """
     try:
         with _reported(vtep.path):
