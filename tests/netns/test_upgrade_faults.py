@@ -329,6 +329,33 @@ def test_a_command_during_an_upgrade_is_executed_once(
     end(first, new)
 
 
+def test_a_reload_that_waits_for_an_upgrade_is_done_by_the_new_process(
+    pair: Pair, start: Start, stages: Stages, tmp_path: Path
+) -> None:
+    """It had read the file before, and the old one ends before it could apply the change."""
+    config = tmp_path / "vteps.toml"
+    text = '[[vni]]\nid = 1\nremote = ["192.0.2.2"]\ntap = "vx0"\nfast-path = false\n'
+    config.write_text(text)
+    vtep = start(pair[0], "--config", str(config), prefix=(str(stages.program),))
+    stages.hold("build")
+    upgrading = begin_upgrade(vtep)
+    new = stages.reached("build")
+    config.write_text(f"{text}ageing = 77\n")
+    vtep.process.send_signal(signal.SIGHUP)
+    stages.go_on("build")
+    code, said = upgrading.result()
+    assert code == 0, said
+
+    def ageing() -> object:
+        with vtep.client() as client:
+            return client.vni.show()[0]["options"]["ageing"]
+
+    wait_until(lambda: ageing() == 77, "the changed file")
+    assert serving_pid(vtep) == new
+    assert "reload failed" not in vtep.log
+    end(vtep, new)
+
+
 def test_a_tap_that_others_change_during_an_upgrade(
     pair: Pair, stages: Stages, first: Pyvtep
 ) -> None:
