@@ -357,9 +357,8 @@ def test_two_vteps_with_one_mac(pair: Pair, start: Start, learning: str) -> None
     a, b = pair
     silence(a, b)
     one = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), learning)
-    two = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), learning)
-    own, mac = mac_of(b), mac_of(a)
-    b.run("ip", "link", "set", "vx0", "address", mac)
+    mac = mac_of(a)
+    two = start(b, *segment(1, "192.0.2.1", "10.0.0.2/24"), learning, "--mac", mac)
     with Numbered(two, a, flood=True) as frames, Numbered(one, b, flood=True) as back:
         frames.send(COUNT)
         back.send(COUNT)
@@ -374,7 +373,7 @@ def test_two_vteps_with_one_mac(pair: Pair, start: Start, learning: str) -> None
     wait_until(lambda: one.client_counter("loop_probes"), "a probe")
     wait_until(lambda: f"x inner_source_own: {Drop.INNER_SOURCE_OWN.meaning}" in one.log, "a line")
     assert f"192.0.2.2, source MAC {mac}" in one.log
-    b.run("ip", "link", "set", "vx0", "address", own)
+    two.run("set", "--mac", "02:00:00:00:00:77")
     with Numbered(two, a, flood=True) as frames:
         frames.send(COUNT)
         frames.expect(COUNT)
