@@ -15,6 +15,7 @@ from tests.netns.hosts import (
     kernel_vtep,
     packet_socket,
     ping,
+    pyvtep,
     wait_until,
 )
 from tests.netns.test_storm import storm
@@ -164,6 +165,11 @@ class Segments:
                 found += [each["mac"] for each in client.fdb.show(held=True)]
         return found
 
+    def doctor_finds(self, host: Host, what: str) -> bool:
+        """Return True if the doctor reports something, on the host of the first VTEP."""
+        said = pyvtep(host, "doctor", "--socket", str(self.vteps[0].control)).stdout
+        return f"WARNING: {what}" in said
+
     def expect_found(self, *loops: str) -> None:
         """Wait until a loop is found and its storm has ended; check what the log says then."""
         wait_until(lambda: self.total("loops_found"), "the loop to be found")
@@ -251,6 +257,8 @@ def test_hosts_that_are_bridged_by_two_tunnels(
         return is_reachable(a, "10.0.0.2") and bool(segments.blocked())
 
     wait_until(finds_the_other, "a ping during a block")
+    if second == "kernel":  # It blocks nothing itself.
+        wait_until(lambda: segments.doctor_finds(a, "a loop leads through 192.0.2.2"), "it")
     if second == "vni":  # They take turns.
         assert len(set(re.findall(r"vni (\d): loop through", segments.log))) == 1
     # One end suffices. A pyvtep would make its TAP a port of --bridge again.
