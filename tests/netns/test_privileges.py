@@ -27,6 +27,7 @@ from tests.netns.hosts import (
 )
 from tests.netns.hosts import pyvtep as run_pyvtep
 from tests.netns.test_upgrade import UPGRADED, end, upgrade
+from vtep.control import socket_files
 from vtep.host.privileges import Capability
 from vtep.testing.lab import Host
 
@@ -244,6 +245,25 @@ def test_all_changes_of_the_host_are_followed_as_another_user(
     assert "vx0" not in a.run("ip", "link", "show")
 
 
+@pytest.mark.usefixtures("tun_for_all")
+def test_a_process_of_another_user_in_the_background(pair: Pair) -> None:
+    """It wrote its PID file as that user, and the new process finds it."""
+    program = (sys.executable, "-m", "vtep")
+    options = ("--user", f"{NOBODY}:{NOBODY}", "--background")
+    segment = ("--vni", "1", "--remote", "192.0.2.2", "--tap", "vx0")
+    pair[0].run(*program, *segment, *options)
+    (socket,) = (live.path for live in socket_files.live() if live.path.stem.startswith("vx0"))
+    pid_file = socket.with_suffix(".pid")
+    try:
+        for _ in range(2):
+            found = UPGRADED.match(pair[0].run(*program, "upgrade", "--socket", str(socket)))
+            assert found
+            assert pid_file.read_text().strip() == found[2]
+    finally:
+        pair[0].run("kill", pid_file.read_text().strip())
+    wait_until(lambda: not socket.exists(), "the end of the new process")
+
+
 def test_an_upgrade_keeps_privileges_and_what_they_are_for(
     pair: Pair, start: Start, start_as_user: Callable[..., Pyvtep]
 ) -> None:
@@ -373,6 +393,7 @@ def test_programs_that_it_runs_have_the_reduced_sets() -> None:
     """As the compiler of the fast path and the successor of an upgrade: exec keeps the sets."""
     code = f"""
 import subprocess, sys
+from vtep.control import socket_files
 from vtep.host.privileges import Capability, drop, find_user
 drop(frozenset([Capability.NET_ADMIN]), find_user("{NOBODY}:{NOBODY}"), [{READ}])
 subprocess.run(["cat", "/proc/self/status"], check=True)

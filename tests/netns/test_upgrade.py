@@ -130,3 +130,28 @@ def test_a_new_process_that_does_not_start_is_reported(
     assert not list(vtep.control.parent.glob("*.error"))
     assert vtep.process.poll() is None
     assert "vx0" in vtep.invoke("vni show")
+
+
+def test_changes_that_the_host_refuses_are_reported_and_not_forgotten(
+    pair: Pair, start: Start, tmp_path: Path
+) -> None:
+    """The next file is compared with that of before: what it has deleted is deleted."""
+    config = tmp_path / "vteps.toml"
+
+    def write(**taps: str) -> None:
+        vnis = "".join(f'[[vni]]\nid = {name[1:]}\ntap = "{tap}"\n' for name, tap in taps.items())
+        config.write_text(f'remote = ["192.0.2.2"]\n{vnis}')
+
+    pair[0].run("ip", "link", "add", "br0", "type", "bridge")
+    write(v30="vx30", v31="vx31")
+    vtep = start(pair[0], "--config", str(config)).ready()
+    write(v30="vx30", v32="br0")
+    said = vtep.run("upgrade", code=1)
+    assert UPGRADED.search(said), said
+    assert "the changed configuration was not applied" in said
+    assert "vni 32: --tap br0" in said
+    assert "vx31" in vtep.invoke("vni show")
+    write(v30="vx30")
+    pid = upgrade(vtep)
+    assert "vx31" not in vtep.invoke("vni show")
+    end(vtep, pid)

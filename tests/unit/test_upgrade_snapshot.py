@@ -116,6 +116,42 @@ def test_the_fdb_arrives_whatever_happens_meanwhile(
     assert new.fdb.members.hosts.keys() == old.fdb.members.hosts.keys()
 
 
+@given(st.lists(st.tuples(MACS.filter(any), st.sampled_from(("192.0.2.2", "192.0.2.3")))))
+def test_moves_and_holds_arrive(frames: list[tuple[bytes, str]]) -> None:
+    """A MAC that the old process holds is held by the new one, at the same place and as long."""
+    old, new = port(), port()
+    for each in (old, new):
+        each.fdb.moves.configure(2, 300)
+    for age, (mac, host) in zip(range(len(frames), 0, -1), frames, strict=True):
+        old.fdb.learn(mac, Remote(host, 4789), NOW - age / 100)
+    for fields in (*FdbLog(old.fdb).pages(1, lambda: NOW), *snapshot.guard_pages(old, NOW)):
+        snapshot.apply_fdb(new, sent(fmt.FDB, fields), LATER)
+
+    expected: list[Any] = [
+        (mac, pytest.approx(ages, abs=1e-6), pytest.approx(left, abs=1e-6))
+        for mac, ages, left in old.fdb.moves.export(NOW)
+    ]
+    assert list(new.fdb.moves.export(LATER)) == expected
+    assert new.fdb.moves.held == old.fdb.moves.held
+    assert [each.mac for each in new.fdb.held()] == [each.mac for each in old.fdb.held()]
+
+
+def test_blocks_of_loops_arrive_and_the_next_one_is_longer() -> None:
+    old, new = port(), port()
+    for each in (old, new):
+        each.segment.loops.block = 30
+    old.segment.loops.note_returned("192.0.2.2", NOW - 10)
+    old.segment.loops.note_returned("192.0.2.3", NOW - 100)
+    old.segment.loops.unblock(NOW)
+    for fields in snapshot.guard_pages(old, NOW):
+        snapshot.apply_fdb(new, sent(fmt.FDB, fields), LATER)
+    loops = new.segment.loops
+    assert loops.blocked == {"192.0.2.2": LATER + 20}
+    assert new.segment.has_ingress_policy
+    loops.note_returned("192.0.2.3", LATER)
+    assert loops.blocked["192.0.2.3"] == LATER + 60
+
+
 def test_large_tables_travel_in_messages_that_the_kernel_takes() -> None:
     old, new = port(proxy=True), port(proxy=True)
     neighbours = old.segment.neighbours

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullco
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import attrs
 import uvloop
 from attrs import frozen
 
@@ -73,7 +74,7 @@ def run(
     stored = stored_descriptors(os.environ)
     reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
     takeover = process.takeover is not None
-    command = [*own_command(), *_options_of_successor(process, settings)]
+    command = own_command()
     manager = ServiceManager(takeover=takeover)
     supervision = Supervision(manager, reloadable.vtep, [name for name, _ in stored])
     if manager.watchdog_s is not None:
@@ -96,6 +97,8 @@ def run(
         )
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _write_pid_file(files, process, settings, takeover=takeover)
+        # Not earlier: the PID file is in the directory of the user of --user.
+        command += _options_of_successor(process, settings)
         handler = NonBlockingLogHandler(*logs.at_start)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
@@ -236,6 +239,8 @@ async def _run(parts: _Parts) -> None:
             path = socket_path(parts.takeover, settings)
             successor = NewSide(reloadable.vtep, settings.segments, path)
             vtep = await running.enter_async_context(successor.started())
+            reloadable.settings = attrs.evolve(settings, segments=successor.base)
+            handover.refusal = successor.refusal
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
             running.enter_context(parts.record)

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,10 +11,15 @@ import click
 
 from vtep.cli import client_command, commands
 from vtep.control import Client
+from vtep.control.client import DisconnectedError
 from vtep.errors import VtepError
 
 _REPORT_S = 3.0
 """Interval between reports of what the upgrade waits for, in seconds: most are over before."""
+
+
+_SERVING_S = 60.0
+"""Time for the new process to serve its control socket, in seconds."""
 
 
 @click.command(cls=commands.CliCommand)
@@ -32,10 +38,31 @@ def upgrade(vtep: Client, *, as_json: bool) -> None:
     except KeyboardInterrupt:
         _note("the upgrade goes on in the running pyvtep, whose log will have its outcome")
         raise
+    if (refusal := _refusal(vtep.path)) is not None:
+        raise VtepError(
+            f"{result}; but the changed configuration was not applied, the former one continues: "
+            f"{refusal}"
+        )
     if as_json:
         client_command.print_json(result)
     else:
         click.echo(result)
+
+
+def _refusal(path: Path) -> str | None:
+    """Return why the new process could not apply what the file has changed; None if it could."""
+    end = time.monotonic() + _SERVING_S
+    while True:
+        try:
+            # It serves its socket once it has applied the file, or was refused.
+            with Client(path) as client:
+                refusal: str | None = client.call("upgrade.show").get("refusal")
+                return refusal
+        except DisconnectedError:
+            if time.monotonic() > end:
+                raise
+        except VtepError:  # An older version does not know the method.
+            return None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ is enough: a second one would leave no path for broadcasts. So VNIs on one bridg
 second apart, the lowest VNI first, at both ends of the tunnel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Final
 
@@ -120,6 +120,26 @@ class LoopGuard:
             del self.blocked[host]
             self._report("unblocked", host, 0.0)
         return bool(over)
+
+    def export(self, now: float) -> Iterator[tuple[str, float, float, float]]:
+        """Yield each remote with a block that has not ended, or that counts for the next one.
+
+        It comes with the time left of the block, 0 if it has ended; the length of the block; and
+        the time for which that length counts. Times are in seconds.
+        """
+        for host, (seconds, until) in self._last.items():
+            left = max(0.0, self.blocked.get(host, now) - now)
+            if left or until > now:
+                yield host, left, seconds, until - now
+
+    def restore(self, host: str, left: float, seconds: float, counts: float, now: float) -> None:
+        """Restore the block of a remote, as `export` has yielded it elsewhere."""
+        if not self.block or len(self._last) >= _HOSTS_MAX:
+            return
+        self._last[host] = seconds, now + counts
+        if left > 0:
+            self.blocked[host] = now + left
+            self._report("blocked", host, left)
 
     def without_blocked(self, default: Entry | None) -> Entry | None:
         """Return a copy of the default entry without blocked remotes, or None if none is left.

@@ -58,6 +58,8 @@ class NewSide:
         self._states: dict[int, Message] = {}
         self.control: ControlSocket | None = None
         """The listening control socket of the old process, which this one serves then."""
+        self.refusal: str | None = None
+        """The reason why the host has refused what the file has changed, if it has."""
         self.end_requested = asyncio.Event()
         """Set if a signal has asked this process to end since it forwards."""
 
@@ -314,9 +316,18 @@ class NewSide:
         try:
             await self._vtep.reload(merged)
         except VtepError as error:
+            self.refusal = str(error)
             log.error(  # noqa: TRY400  the traceback would say no more
                 "the changed configuration was not applied, the former one continues: %s", error
             )
+
+    @property
+    def base(self) -> tuple[Config, ...]:
+        """The configurations with which a later upgrade is to compare its file.
+
+        Those that the host has refused are none: what they have deleted still exists.
+        """
+        return self._wanted if self.refusal is None else tuple(self._base.values())
 
 
 def socket_path(named: str, settings: Settings) -> Path:

@@ -105,9 +105,13 @@ class OldSide:
         self._step = ""
         """The step of the handover that is awaited of that process, as an infinitive."""
         self._channel: Channel | None = None
+        self.refusal: str | None = None
+        """The reason why the changes of the file were refused when this process took over."""
         self.methods: Final = {
             "upgrade": Method(lambda _: self._upgrade()),
-            "upgrade.show": Method(lambda _: {"waiting_for": self._waiting_for()}),
+            "upgrade.show": Method(
+                lambda _: {"waiting_for": self._waiting_for(), "refusal": self.refusal}
+            ),
             "takeover": Method(self._take_over, ("token",)),
         }
         """The methods of the control socket by which an upgrade begins."""
@@ -344,6 +348,10 @@ class OldSide:
             if sum(len(fdb_log.changed) for fdb_log in logs.values()) <= _FEW:
                 break
             for fields in self._changes(logs):
+                await channel.send(fmt.FDB, **fields)
+                await asyncio.sleep(0)
+        for port in self._vtep.ports.values():
+            for fields in snapshot.guard_pages(port, time.monotonic()):
                 await channel.send(fmt.FDB, **fields)
                 await asyncio.sleep(0)
         end = time.monotonic() + _DRAIN_S

@@ -130,6 +130,18 @@ class FdbLog:
         yield {"vni": vni, "entries": rows}
 
 
+def guard_pages(port: Port, now: float) -> Iterator[Fields]:
+    """Yield messages with the MACs that are held or have moved, and the remotes that are blocked.
+
+    They belong to the messages of the FDB, of which a process of an older version ignores them.
+    """
+    moves = [[mac.hex(), ages, left] for mac, ages, left in port.fdb.moves.export(now)]
+    blocks = [[*row] for row in port.segment.loops.export(now)]
+    for begin in range(0, max(len(moves), len(blocks)), PAGE):
+        page = slice(begin, begin + PAGE)
+        yield {"vni": port.config.vni, "moves": moves[page], "blocks": blocks[page]}
+
+
 def _find(fdb: Fdb, mac: bytes) -> Entry | None:
     return fdb.default if mac == MAC_ZERO else fdb.lookup(mac)
 
@@ -144,6 +156,13 @@ def apply_fdb(port: Port, message: Message, now: float) -> None:
         _apply_fdb(port.fdb, message, now)
     finally:
         members.on_removed = on_removed
+    for text, ages, left in message.rows("moves", str, list, float):
+        mac = _mac(text)
+        # A MAC is held at the place of its entry, which may have aged meanwhile.
+        if port.fdb.lookup(mac) is not None:
+            port.fdb.moves.restore(mac, [_age(age) for age in ages], left, now)
+    for host, left, seconds, counts in message.rows("blocks", str, float, float, float):
+        port.segment.loops.restore(host, left, seconds, counts, now)
 
 
 def _apply_fdb(fdb: Fdb, message: Message, now: float) -> None:
@@ -193,6 +212,12 @@ def _mac(text: object) -> bytes:
         if len(mac) == MAC_LEN:
             return mac
     raise FormatError("a MAC address has 12 hexadecimal digits")
+
+
+def _age(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FormatError("an age is a number of seconds")
+    return float(value)
 
 
 def _remote(row: tuple[Any, ...]) -> Remote:

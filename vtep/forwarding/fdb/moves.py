@@ -10,7 +10,7 @@ silent, so its MAC is released soon.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 WINDOW_S: Final = 180.0
@@ -111,6 +111,25 @@ class MoveLimit:
         for mac in [mac for mac, until in self._held.items() if until <= now]:
             self._moves.pop(mac, None)
             self._end_hold(mac)
+
+    def export(self, now: float) -> Iterator[tuple[bytes, list[float], float]]:
+        """Yield each MAC with the ages of its moves and the time left of its hold, 0 without one.
+
+        Times are in seconds. Those that are held come first, in their order, then those that moved.
+        """
+        for mac in (*self._held, *(mac for mac in self._moves if mac not in self._held)):
+            ages = [now - at for at in self._moves.get(mac, ())]
+            yield mac, ages, max(0.0, self._held.get(mac, now) - now)
+
+    def restore(self, mac: bytes, ages: Sequence[float], left: float, now: float) -> None:
+        """Restore the moves and the hold of a MAC, as `export` has yielded them elsewhere."""
+        if not self.limit:
+            return
+        if ages:
+            self._moves.pop(mac, None)
+            self._remember(mac, deque(now - age for age in ages))
+        if left > 0 and len(self._held) < _MACS_MAX:
+            self._held[mac] = now + left
 
     def _remember(self, mac: bytes, moves: deque[float]) -> None:
         if len(self._moves) >= _MACS_MAX:
