@@ -47,12 +47,16 @@ def is_out_of_descriptors(error: OSError) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """Return the reason of an error and, for a shortage of descriptors, what to do."""
+    """Return the reason of an error: for a shortage of descriptors with what to do, and for a
+    missing permission with the user, which may be that of --user.
+    """
     if error.errno == errno.EMFILE:
         return (
             f"{_SHORTAGES[errno.EMFILE]} (it may have {_limit()}); raise the limit: ulimit -n, or "
             "LimitNOFILE= of its systemd unit"
         )
+    if error.errno == errno.EACCES and os.geteuid():
+        return f"{error.strerror} for user ID {os.geteuid()}"
     return _SHORTAGES.get(error.errno or 0) or error.strerror or str(error)
 
 

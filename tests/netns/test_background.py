@@ -48,7 +48,7 @@ def test_the_command_returns_once_the_segment_forwards(pair: Pair, tmp_path: Pat
 
     # A second one is refused, and an error of the start is on standard error.
     for words, problem in (
-        (first, f"process {pid} runs already"),
+        (first, f"process {pid} has it"),
         (command("192.0.2.1", "10.0.0.1/24"), "--remote 192.0.2.1 is an address of this host"),
     ):
         failed = a.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -150,7 +150,7 @@ def test_an_upgrade_stays_in_the_background(
     assert (process / "fd/2").readlink() == Path("/dev/null")
     # The successor has locked its file.
     again = (*segment(1, "192.0.2.2"), "--pid-file", str(path), "--control", "none")
-    assert f"process {pids[-1].strip()} runs already" in run(*again, code=1)
+    assert f"process {pids[-1].strip()} has it" in run(*again, code=1)
     a.run("kill", pids[-1].strip())
     wait_until(lambda: not has_device(a), "the TAP to be removed")
     wait_until(lambda: not path.exists(), "the PID file to be removed")

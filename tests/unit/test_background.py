@@ -102,7 +102,7 @@ def test_a_pid_file_names_the_process_and_goes_with_it(tmp_path: Path) -> None:
     path.write_text("1\n")  # Left by a process that was killed: nothing has locked it.
     with PidFile(path):
         assert path.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(VtepError, match=f"process {os.getpid()} runs already; end it first"):
+        with pytest.raises(VtepError, match=f"process {os.getpid()} has it; name another file"):
             PidFile(path)
         assert path.read_text() == f"{os.getpid()}\n"
     assert not path.exists()
@@ -115,7 +115,7 @@ def test_a_process_that_takes_over_keeps_its_pid_file(tmp_path: Path) -> None:
     successor.publish()
     former.remove()
     assert path.read_text() == f"{os.getpid()}\n"
-    with pytest.raises(VtepError, match="runs already"):
+    with pytest.raises(VtepError, match="has it"):
         PidFile(path)
     successor.remove()
     assert list(tmp_path.iterdir()) == []

@@ -184,6 +184,11 @@ def main() -> None:
             _fail(f"cannot write: {error.strerror}", code=1, debug=debug)
         if isinstance(error, OSError) and descriptors.is_shortage(error):
             _fail(f"cannot go on: {descriptors.reason(error)}", code=1, debug=debug)
+        if isinstance(error, MemoryError):
+            line = (
+                "cannot go on: there is not enough memory; see ulimit -v, or the limits of its unit"
+            )
+            _fail(line, code=1, debug=debug)
         line = f"internal error: {error!r}; --debug shows the traceback; please report it"
         _fail(line, code=1, debug=debug)
 

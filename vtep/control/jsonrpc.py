@@ -89,7 +89,8 @@ def decode(line: bytes) -> RpcMessage:
     except RecursionError:
         return _refused(Code.PARSE_ERROR, "parse error: it is nested too deeply")
     except ValueError as error:
-        return _refused(Code.PARSE_ERROR, f"parse error: {error}")
+        # Of a number with thousands of digits, the rest is advice for a Python program.
+        return _refused(Code.PARSE_ERROR, f"parse error: {str(error).partition('; use sys.')[0]}")
     if not isinstance(value, list):
         return RpcMessage((_item(value),))
     if not value:

@@ -219,8 +219,8 @@ def _lock(path: Path) -> int:
             if pid.isdecimal():
                 found, advice = f"process {pid}", f" (kill {pid})"
             raise VtepError(
-                f"--pid-file {path}: {found} runs already; end it first{advice}, or give another "
-                "file"
+                f"--pid-file {path}: {found} has it; name another file with --pid-file, or "
+                f"end that process if it is the one to be replaced{advice}"
             ) from error
         except BaseException:
             os.close(descriptor)
