@@ -288,8 +288,9 @@ class OldSide:
         self._step = "send its version"
         hello, _ = await channel.receive(fmt.HELLO, seconds=_CONNECT_S)
         log.info("upgrade: process %d, version %s, takes over", pid, hello.text("version", "?"))
-        # From here on, configurations do not change. Commands that would wait for the lock of the
-        # server, and not for that of the VTEP within a turn: no other client had a turn then.
+        # From here on, configurations do not change. Commands that would change them wait for the
+        # first lock. With the second one only, they would wait within their turn at the server, and
+        # Server.pause() would wait for the end of that turn: a deadlock.
         async with server.changing, vtep.lock:
             logs = {vni: FdbLog(port.fdb) for vni, port in vtep.ports.items()}
             try:
