@@ -227,7 +227,7 @@ class Config:
         converter=option_parsers.mac_move_hold,
         metadata={
             "metavar": "SECONDS",
-            "help": "Time in seconds for which a MAC that moves too often is held.",
+            "help": "Time in seconds for which a MAC that moves too often is held at most.",
         },
     )
     storm_broadcast: int | str = field(
