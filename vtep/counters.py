@@ -43,6 +43,13 @@ class Drop(_Explained):
         "rx_queue_full",
         "at least one datagram that the kernel discarded because the socket was read too slowly",
     )
+    RX_FLOW_LIMITED = (
+        "rx_flow_limited",
+        (
+            "datagram of a flow that took more than its share while more arrived than can be "
+            "forwarded"
+        ),
+    )
     OVERLAY_INGRESS = (
         "overlay_ingress",
         (

@@ -37,6 +37,9 @@ class Feed:
     def fileno(self) -> int:
         return 999
 
+    def waited(self) -> float:
+        return 0.0
+
     def receive(self, buffer: memoryview) -> Received:
         if not self._waiting:
             raise _would_block()

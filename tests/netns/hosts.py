@@ -124,7 +124,7 @@ class Pyvtep:
     def unexpected_drops(self) -> int:
         """Return the number of drops other than by congestion or before the remote was up."""
         counters = self.counters()
-        expected = ("underlay_refused", "tap_queue_full", "rx_queue_full")
+        expected = ("underlay_refused", "tap_queue_full", "rx_queue_full", "rx_flow_limited")
         unexpected = counters["drops"] - sum(counters[reason] for reason in expected)
         if unexpected:
             print(self.report())  # pytest shows it if the test fails.

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.unit.craft import ether, finish, ip, tcp
 from tests.unit.steps import syn_sent
 from tests.unit.twins import ACK, BASIC, CWR, KINDS, PSH, SYN, Frame, split
+from vtep.counters import Drop
 from vtep.datapath import Ingress
 from vtep.datapath.tap_fallback import MergeGuard
 from vtep.forwarding.demux import Demux
@@ -750,3 +751,73 @@ def udp_burst() -> memoryview:
 
 def tcp_burst() -> memoryview:
     return memoryview(bytearray(b"".join(each.octets for each in bursts([(4, 6)]))))
+
+
+# --- overload -----------------------------------------------------------------------------------
+
+HEAVY, LIGHT = 2, 0
+"""Senders: another source port of the remote, and its first one."""
+
+
+def overload(it: Vtep, monkeypatch: pytest.MonkeyPatch, *, light: int) -> list[bytes]:
+    """Send more than can be forwarded. Returns: the frames of the heavy flow, in order."""
+    # Each look at a clock finds that time has passed.
+    ticks, work = iter(range(10**6)), iter(range(10**6))
+    clock = Mock(monotonic=lambda: next(ticks) / 40, thread_time=lambda: next(work) / 250)
+    for module in ("ingress", "fair_sharing"):
+        monkeypatch.setattr(f"vtep.datapath.{module}.time", clock)
+    heavy = stream(6000)
+    for datagram in heavy:
+        it.send(datagram, sender=HEAVY)
+    for datagram in stream(light, octets=80, flow=1):
+        it.send(datagram, sender=LIGHT)
+    it.receiver.waited_s = 0.06
+    return [datagram[8:] for datagram in heavy]
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_heavy_flow_loses_datagrams_and_a_light_one_does_not(
+    monkeypatch: pytest.MonkeyPatch, joins: bool
+) -> None:
+    with ExitStack() as stack:
+        it = Vtep(stack, SegmentPolicy(), joins=joins)
+        heavy = overload(it, monkeypatch, light=3)
+        light = [datagram[8:] for datagram in stream(3, octets=80, flow=1)]
+        while not it.receiver.is_empty:
+            it.drain()
+        seen = it.seen()
+    frames = expanded(seen.frames)
+    assert [frame for frame in frames if frame in light] == light
+    of_heavy = [frame for frame in frames if frame not in light]
+    kept = iter(heavy)
+    assert of_heavy
+    assert all(frame in kept for frame in of_heavy), "in order, and each at most once"
+    limited = seen.counters["drop_rx_flow_limited"]
+    assert limited > 0
+    assert seen.counters["rx_frames"] + limited == 6003
+    assert it.segment.counters.last_source[Drop.RX_FLOW_LIMITED] == HOST
+
+
+def test_a_flow_that_is_alone_loses_nothing(vtep: Vtep, monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy = overload(vtep, monkeypatch, light=0)
+    while not vtep.receiver.is_empty:
+        vtep.drain()
+    assert expanded(vtep.seen().frames) == heavy
+
+
+def test_flows_are_not_told_apart_while_datagrams_wait_briefly(
+    vtep: Vtep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overload(vtep, monkeypatch, light=3)
+    vtep.receiver.waited_s = 0.049
+    while not vtep.receiver.is_empty:
+        vtep.drain()
+    assert vtep.seen().counters["rx_frames"] == 6003
+
+
+def test_excess_is_counted_for_the_vni_of_each_datagram(vtep: Vtep) -> None:
+    headers = vxlan.pack(VNI), vxlan.pack(VNI + 2), vxlan.pack(VNI), vxlan.pack(99), b"\x08\0"
+    datagrams = b"".join(header.ljust(20, b"\0") for header in headers[:-1]) + headers[-1]
+    vtep.demux.drop_excess(memoryview(datagrams), 20, HOST)
+    counters = vtep.segment.counters, vtep.other.counters, vtep.demux.counters
+    assert [each.drops[Drop.RX_FLOW_LIMITED] for each in counters] == [2, 1, 2]

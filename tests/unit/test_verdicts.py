@@ -92,16 +92,22 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._worked = 0.0
 
     def monotonic(self) -> float:
         return self.now
+
+    def thread_time(self) -> float:
+        """Return a processor time. Between two calls, four milliseconds are worked."""
+        self._worked += 0.004
+        return self._worked
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Stop the time, and let compiled turns never pause."""
     clock = Clock()
-    for module in ("egress", "ingress", "transmitter"):
+    for module in ("egress", "ingress", "transmitter", "fair_sharing"):
         monkeypatch.setattr(f"vtep.datapath.{module}.time", clock)
     monkeypatch.setattr(verdicts, "_PAUSE", 0)
     return clock
@@ -705,17 +711,21 @@ class Receiving:
     def _kick(self) -> None:
         self.kicks += 1
 
-    def turn(self, arrivals: list[Arrival]) -> None:
+    def turn(self, arrivals: list[Arrival], turns: int = 6) -> None:
         """Receive what remotes send, in few turns, until nothing is left."""
+        self.send(arrivals)
+        for _ in range(turns):
+            self.ingress.readable(self.receiver)
+            self.collect()
+
+    def send(self, arrivals: list[Arrival]) -> None:
+        """Send from remotes to the receiver."""
         address = "127.0.0.1", self.receiver.address[1]
         for sender, tos, stride, data in arrivals:
             control = [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("i", tos))]
             if len(data) > stride:
                 control.append((17, 103, struct.pack("H", stride)))
             self.senders[sender].sendmsg([data], control, 0, address)
-        for _ in range(6):
-            self.ingress.readable(self.receiver)
-            self.collect()
 
     def collect(self) -> None:
         for number, tap in enumerate(self.taps):
@@ -934,6 +944,57 @@ def test_batches_of_a_storm_are_limited_as_on_the_slow_path(clock: Clock) -> Non
         counters = fast.segments[0].counters.as_dict()
         assert counters["drop_storm_broadcast_rx"] > 100
         assert counters["rx_frames"] + counters["drop_storm_broadcast_rx"] == 60 * 30
+    assert not repeats.errors
+
+
+# --- more datagrams than can be forwarded -------------------------------------------------------
+
+
+def batch_of(flow: int, number: int, count: int = 60) -> Arrival:
+    """Build the batch with a number of a flow, each of which has a sender of its own."""
+    datagrams = [
+        vxlan.pack(VNI)
+        + Frame(
+            protocol=UDP, dst=GUEST, src=MACS[flow], payload=struct.pack("!II", number, each)
+        ).build()
+        for each in range(count)
+    ]
+    return Arrival(flow, 0, len(datagrams[0]), b"".join(datagrams))
+
+
+def test_flows_share_the_queue_between_compiled_turns(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeats, waited = Repeats(), [0.0]
+    with ExitStack() as stack:
+        it = Receiving(stack, clock, repeats)
+        monkeypatch.setattr(it.receiver, "waited", lambda: waited[0])
+        for number in range(4):
+            it.turn([batch_of(0, number), batch_of(1, number)])
+        assert repeats.done > 0, "rows are known"
+        before = it.outcome()["counters"][0]["rx_frames"]
+        assert before == 4 * 2 * 60
+        waited[0] = 0.06
+        heavy, light = [batch_of(0, number) for number in range(60)], batch_of(1, 99, count=3)
+        it.send([*heavy, light])
+        done = repeats.done
+        for _ in range(10):
+            clock.now += 0.03
+            it.turn([], turns=1)
+        assert repeats.done > done, "compiled turns forwarded what was received before the pass"
+        outcome = it.outcome()
+        counters = outcome["counters"][0]
+        limited = counters["drop_rx_flow_limited"]
+        assert limited > 0
+        assert counters["rx_frames"] - before + limited == 60 * 60 + 3
+        of_heavy, of_light = sorted(outcome["flows"].values(), key=len, reverse=True)
+        assert len(of_light) == 3
+        assert len(of_heavy) == 60 * 60 - limited
+        assert of_heavy == sorted(of_heavy, key=lambda frame: frame[-8:])
+        # No state is left behind: compiled turns forward what comes next.
+        waited[0], done = 0.0, repeats.done
+        it.turn([batch_of(0, 0)])
+        assert repeats.done == done + 60
     assert not repeats.errors
 
 

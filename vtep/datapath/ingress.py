@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
+from vtep.datapath.fair_sharing import FairSharing
 from vtep.datapath.receive_mode import SINGLES_IN_A_ROW, ReceiveMode
 from vtep.datapath.singles import KINDED_MIN, KINDS, Decision, SingleDecisions
 from vtep.datapath.superframe_repeat import SuperframeRepeat
@@ -108,6 +109,9 @@ class Ingress:
         self._verdicts: IngressVerdicts | None = None
         self._admit = demux.admit
         self._is_paused = False
+        self._sharing = FairSharing(
+            self._slots, demux, self._deliver_received, self._deliver_burst, on_receive_error
+        )
 
     # --- configuration ------------------------------------------------------------------------
 
@@ -239,23 +243,31 @@ class Ingress:
 
         A compiled turn comes first, if there are any, and leaves some datagrams, or all.
         """
-        now, verdicts = time.monotonic(), self._verdicts
+        now, sharing = time.monotonic(), self._sharing
+        if sharing.continues or (self._take_turn(receiver, now) and sharing.is_due(receiver, now)):
+            sharing.run(receiver, now, has_compiled_turns=self._verdicts is not None)
+            self._account_repeated(now)
+
+    def _take_turn(self, receiver: Receiver, now: float) -> bool:
+        """Receive and deliver as far as the budget goes. Returns: True if more may wait."""
+        verdicts = self._verdicts
         if verdicts is not None:
             if now >= self._merge_again:
                 self._choose_merger(now)
             if not verdicts.run(receiver, now):
-                return
+                return verdicts.is_full != 0
             if verdicts.has_returned:
                 # All of it: no descriptor tells the event loop about what was received already.
                 self._receive_singly(verdicts.receive, None, _UNLIMITED, now)
                 verdicts.learn(now)
-                return
+                return verdicts.is_full != 0
         if receiver in self._receive_mode:
-            self._receive_many(receiver, BUDGET, now)
+            is_full = self._receive_many(receiver, BUDGET, now)
         else:
-            self._receive_singly(receiver.receive, receiver, BUDGET, now)
+            is_full = self._receive_singly(receiver.receive, receiver, BUDGET, now)
         if self._repeated:
             self._account_repeated(now)
+        return is_full
 
     def _receive_singly(  # noqa: C901, PLR0912, PLR0915  One loop: calls are expensive.
         self,
@@ -263,8 +275,10 @@ class Ingress:
         receiver: Receiver | None,
         budget: int,
         now: float,
-    ) -> None:
+    ) -> bool:
         """Receive as far as the budget goes, and deliver the frames.
+
+        Returns: True if the budget was used up, so that more may wait.
 
         `receiver` is the one that `receive` is of, if it may change to receives of many.
 
@@ -323,14 +337,13 @@ class Ingress:
                     target.kick_egress()
                     if not self._targets:
                         # The egress found its TAP gone, which was the last one.
-                        return
+                        return False
                 single_frame_turn = False
                 singles += 1
                 if singles == SINGLES_IN_A_ROW and receiver is not None:
                     self._receive_mode.enter(receiver)
                     self._slots.fit([octets] * singles)
-                    self._receive_many(receiver, budget, now)
-                    return
+                    return self._receive_many(receiver, budget, now)
                 continue
             singles = 0
             budget -= SUPERFRAME_COST
@@ -346,12 +359,13 @@ class Ingress:
             repeat.account(self._admit, now)
         # One datagram, and the receive that found no other one.
         self._single_frame_turn = budget == BUDGET - 2
+        return budget <= 0
 
-    def _receive_many(self, receiver: Receiver, budget: int, now: float) -> None:
+    def _receive_many(self, receiver: Receiver, budget: int, now: float) -> bool:
         """Receive many datagrams with each call, as far as the budget goes, and deliver them.
 
         What was received is delivered in this turn, even beyond the budget: it makes no descriptor
-        readable.
+        readable. Returns: True if the budget was used up, so that more may wait.
         """
         self._single_frame_turn = False
         slots = self._slots
@@ -365,7 +379,7 @@ class Ingress:
             except OSError as error:
                 self._receive_mode.leave(receiver)
                 self._on_receive_error(error)
-                return
+                return False
             count, cost = self._deliver_runs(runs, now, merges=merges)
             budget -= cost
             if count > most:
@@ -374,6 +388,7 @@ class Ingress:
             if count < slots.count:
                 break  # The socket was empty. What has arrived meanwhile makes it readable.
         self._receive_mode.end_turn(receiver, most, singles)
+        return budget <= 0
 
     def _deliver_runs(
         self, runs: list[ReceivedRun], now: float, *, merges: bool
@@ -412,8 +427,11 @@ class Ingress:
             cost += count if octets == stride else count * (1 + SUPERFRAME_COST)
         return end, cost
 
-    def _deliver_received(self, data: memoryview, rx: Received, now: float) -> None:
-        """Deliver what one receive has returned: a datagram, or a batch that the kernel joined."""
+    def _deliver_received(self, data: memoryview, rx: Received, now: float) -> TapTarget | None:
+        """Deliver what one receive has returned: a datagram, or a batch that the kernel joined.
+
+        Returns: where a single datagram was delivered; None for a batch, or if it was dropped.
+        """
         octets, stride, host, _, outer_ecn = rx
         is_batch = octets > stride
         if is_batch and is_udp_superframe(data[_HEADER_LEN:]):
@@ -421,8 +439,8 @@ class Ingress:
             is_batch = octets > 0
         if is_batch:
             self._deliver_burst(data[:octets], stride, host, outer_ecn, now)
-        else:
-            self._handle_single(data, stride, host, outer_ecn, now)
+            return None
+        return self._handle_single(data, stride, host, outer_ecn, now)
 
     def handle_datagram(self, datagram: memoryview, host: str, outer_ecn: int, now: float) -> None:
         """Handle a datagram that another socket has received from a host."""

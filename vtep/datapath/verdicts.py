@@ -320,6 +320,7 @@ class IngressVerdicts:
         self._pauses = _Pauses()
         self._grants = ReceiveGrants(fast.receive)
         self._single_frame_turn = False
+        self.is_full = 0  # 1 if more may wait than the last turn has received.
         # By the start of a datagram that was admitted in this turn, and its source: its segment.
         self._admitted: dict[tuple[bytes, str], Segment] = {}
 
@@ -368,11 +369,10 @@ class IngressVerdicts:
             self._fast.fail(error)
             self._demux.counters.drop(Drop.FAST_PATH_FAILED, count=_lost(turn.result))
             return True
-        touched, taken, returned, _, self._error, done = turn.result[: RESULT_DONE + 1].tolist()
+        touched, taken, returned, _, self._error, done, _, self.is_full, _ = turn.result.tolist()
         single, self._single_frame_turn = self._single_frame_turn, taken == 1
         if single and touched and done == 1:
-            # In request-response traffic the host has answered it by now (see `Ingress`). The
-            # answer does not wait until its request is counted.
+            # The answer of the host (see `Ingress`) does not wait until its request is counted.
             origin = self._table.origins[turn.touched[0]]
             if origin is not None:
                 origin.kick_egress()

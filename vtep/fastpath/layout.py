@@ -242,9 +242,11 @@ RESULT_DONE: Final = 5
 """Frames or datagrams that were handled here: sent, delivered or put into `unsent`."""
 RESULT_LIMITED: Final = 6
 """Transmit: frames that took a grant of storm control, or were dropped for lack of one."""
-RESULT_MOST: Final = 7
+RESULT_FULL: Final = 7
+"""Receive: 1 if as many messages were received as asked for, so that more may wait; else 0."""
+RESULT_MOST: Final = 8
 """Receive: the number of messages that the next turn asks for. It is kept from turn to turn."""
-RESULTS: Final = 8
+RESULTS: Final = 9
 
 # --- the working arrays of a transmit turn ------------------------------------------------------
 

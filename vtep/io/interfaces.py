@@ -127,6 +127,12 @@ class Receiver(Protocol):
     def fileno(self) -> int:
         """Return the descriptor that is readable while datagrams wait."""
 
+    def waited(self) -> float:
+        """Return how long the datagram that was received last has waited in the queue, in seconds.
+
+        0.0 if that is not known. Raises: OSError.
+        """
+
     def receive(self, buffer: memoryview) -> Received:
         """Receive one datagram, or several of one size from one sender.
 

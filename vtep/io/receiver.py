@@ -1,9 +1,11 @@
 """Receive the datagrams of a UDP port, or of a multicast group on it."""
 
 import errno
+import fcntl
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
@@ -30,6 +32,13 @@ _NOT_READY = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV))
 """Errors of `bind` for an own address or a device that is absent, and may appear later."""
 
 _INT = struct.Struct("=i")
+_TIMESPEC = struct.Struct("@ll")
+_SIOCGSTAMPNS = 0x8907
+"""Get the time at which the datagram that was received last had arrived: a struct timespec."""
+
+_WAITED_MAX_NS = 10_000_000_000
+"""More than the receive buffer holds at any rate that matters: so the clock was set."""
+
 _MEMBERSHIP_V4 = struct.Struct("=4s4si")
 """struct ip_mreqn: the group, an own address, the index of a device."""
 
@@ -110,6 +119,20 @@ class UdpReceiver:
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 if it is closed."""
         return self.sock.fileno()
+
+    def waited(self) -> float:
+        """Return how long the datagram that was received last has waited, in seconds.
+
+        The first call makes the kernel note the time at which each datagram arrives, and returns
+        0.0. Raises: OSError.
+        """
+        # The stamp is kept for this ioctl, without a control message for each datagram. A datagram
+        # that GRO has joined with others has the time of the first of them.
+        stamp = fcntl.ioctl(self.sock.fileno(), _SIOCGSTAMPNS, bytes(_TIMESPEC.size))
+        seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+        waited = time.time_ns() - seconds * 1_000_000_000 - nanoseconds
+        # The stamp is of the clock of the host, which may be set meanwhile.
+        return waited / 1e9 if 0 < waited < _WAITED_MAX_NS else 0.0
 
     def receive(self, buffer: memoryview) -> Received:
         """Receive one datagram, or several of one sender that the kernel has joined.

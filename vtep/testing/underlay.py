@@ -286,6 +286,8 @@ class MemoryReceiver:
         self._queue: deque[_Queued] = deque()
         self._filter: IngressFilter | None = None
         self._drops = 0
+        self.waited_s = 0.0
+        """The result of `waited`."""
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         host.add_receiver(self)
 
@@ -317,6 +319,15 @@ class MemoryReceiver:
         if len(self._queue) == 1:
             os.eventfd_write(self._fd, 1)
         return overtaken
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no datagram waits."""
+        return not self._queue
+
+    def waited(self) -> float:
+        """Return how long the last datagram has waited, as it was set: it really waits for none."""
+        return self.waited_s
 
     def receive(self, buffer: memoryview) -> Received:
         """Receive one datagram, or several of one size and source; see `Receiver.receive`."""

@@ -57,6 +57,12 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "or, over IPv4, send without checksums (--no-udpcsum)"
     ),
     Drop.RX_QUEUE_FULL: Remedy(_LESS_TRAFFIC),
+    Drop.RX_FLOW_LIMITED: Remedy(
+        "limit the guest that sends too much, at {source}, for example with tc at its bridge port; "
+        f"or {_LESS_TRAFFIC}",
+        "limit the guest that sends too much, for example with tc at its bridge port; "
+        f"or {_LESS_TRAFFIC}",
+    ),
     Drop.OVERLAY_INGRESS: Remedy(
         "find the guest that sends VXLAN to this host, on the bridge of a TAP: tcpdump -ni any -T "
         "vxlan udp dst port {port}; if the remotes are reached over that bridge, name it with --dev"
