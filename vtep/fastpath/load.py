@@ -53,6 +53,9 @@ def load(cache: Path, module: str, *, may_compile: bool) -> Turns:
     # the same, but children of this process would inherit it.
     before = config.CACHE_DIR
     config.CACHE_DIR = str(cache)
+    # numba imports it with the first array that a compiled function gets. That takes 15 ms, in
+    # which a new process that takes over from another one would not read.
+    import_module("numpy.ma")
     try:
         if may_compile:
             return import_module(module)
