@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -103,7 +104,9 @@ class Machine:
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         found = path.read_text().split()
         self._pid = found[0] if found else ""
-        return bool(found) and Path(f"/proc/{found[0]}/comm").read_text() == "systemd\n"
+        with suppress(OSError):  # A child of the shell may have ended meanwhile.
+            return bool(found) and Path(f"/proc/{found[0]}/comm").read_text() == "systemd\n"
+        return False
 
     def _argv(self, command: str) -> list[str]:
         namespaces = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")

@@ -4,11 +4,12 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, mtu_of, ping, pyvtep, wait_for_mtu
+from tests.netns.hosts import Pyvtep, mtu_of, ping, pyvtep, wait_for_mtu, wait_until
 from tests.netns.test_documentation import commands, hosts
 from vtep.testing.lab import Host
 
@@ -32,6 +33,10 @@ def test_a_segment_inside_wireguard(hosts: dict[str, Host], tmp_path: Path) -> N
             running.append(Pyvtep(host, tmp_path, *words).ready())
         elif program == "ping":
             ping(host, *words)
+        elif program == "wireguard-go":
+            # In the background, it would outlive the test and keep its control socket.
+            host.start("env", "WG_PROCESS_FOREGROUND=1", program, *words)
+            wait_until(partial(host.run, "wg", "show", *words, check=False), "wireguard-go")
         else:
             # The lines of wireguard-go about the kernel's own driver are no errors.
             host.run("sh", "-ec", local)
