@@ -33,7 +33,7 @@ _WHOLE, _BODY = 0, 1
 _DESCRIPTORS_MAX = 4
 _NOW = 1000.0
 _COUNT_MAX = 1 << 63
-_TABLES = ("remotes", "entries", "neighbours")
+_TABLES = ("remotes", "entries", "neighbours", "moves", "blocks")
 
 _null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
@@ -165,6 +165,11 @@ def _check_port(port: Port) -> None:
     for fields in snapshot.FdbLog(port.fdb).pages(config.vni, lambda: _NOW):
         snapshot.apply_fdb(other, _again(fmt.FDB, fields), _NOW)
     _check_entries(port, other)
+    for fields in snapshot.guard_pages(port, _NOW):
+        snapshot.apply_fdb(other, _again(fmt.FDB, fields), _NOW)
+    held = [entry.mac for entry in port.fdb.held()]
+    assert [entry.mac for entry in other.fdb.held()] == held
+    assert other.segment.loops.blocked.keys() == port.segment.loops.blocked.keys()
     counters = port.segment.counters
     copied = Counters()
     message = _again(fmt.COUNTERS, snapshot.counter_fields(counters, _NOW))
@@ -241,8 +246,14 @@ def _valid() -> list[bytes]:
         messages += [
             fmt.encode(fmt.FDB, each) for each in snapshot.FdbLog(port.fdb).pages(vni, lambda: _NOW)
         ]
+    guards = {
+        "vni": 2,
+        "moves": [["020000000002", [1.5, 30.25], 9.0]],
+        "blocks": [["192.0.2.9", 5.0, 30.0, 99.0]],
+    }
     gone = {"vni": 1, "remotes": [], "entries": [], "deleted": ["020000000001"]}
-    messages += [fmt.encode(fmt.COMPLETE), fmt.encode(fmt.FDB, gone), fmt.encode(fmt.GO)]
+    messages += [fmt.encode(fmt.COMPLETE), fmt.encode(fmt.FDB, guards)]
+    messages += [fmt.encode(fmt.FDB, gone), fmt.encode(fmt.GO)]
     one.segment.counters.tx_frames = 9
     one.segment.counters.drop(Drop.VNI_UNKNOWN, "192.0.2.2")
     one.segment.counters.note_drops(_NOW - 5)

@@ -139,6 +139,18 @@ def as_user(host: Host, uid: int, groups: str, *words: str) -> "subprocess.Compl
 # --- which are kept --------------------------------------------------------------------------
 
 
+def recreate_underlay(a: Host, b: Host) -> None:
+    """Replace the devices between two hosts by new ones, with another MTU."""
+    a.run("ip", "link", "del", "eth0")
+    a.run(
+        *("ip", "link", "add", "eth0", "mtu", "1400", "type", "veth"),
+        *("peer", "name", "eth0", "mtu", "1400", "netns", b.pid),
+    )
+    for host, number in ((a, 1), (b, 2)):
+        address(host, "eth0", f"192.0.2.{number}/24")
+        host.run("ip", "link", "set", "eth0", "up")
+
+
 def test_each_capability_is_kept_only_where_it_is_needed(pair: Pair, start: Start) -> None:
     a, b = pair
     bind = Capability.NET_BIND_SERVICE
@@ -211,14 +223,7 @@ def test_all_changes_of_the_host_are_followed_as_another_user(
     assert second.stop() == 0
 
     # The underlay device is created anew, with another MTU.
-    a.run("ip", "link", "del", "eth0")
-    a.run(
-        *("ip", "link", "add", "eth0", "mtu", "1400", "type", "veth"),
-        *("peer", "name", "eth0", "mtu", "1400", "netns", b.pid),
-    )
-    for host, number in ((a, 1), (b, 2)):
-        address(host, "eth0", f"192.0.2.{number}/24")
-        host.run("ip", "link", "set", "eth0", "up")
+    recreate_underlay(a, b)
     start(b, *far)
     a.run("ip", "neigh", "flush", "dev", "vx0")  # The MAC in it was that of the second.
     wait_until(lambda: "--dev eth0 was re-created; rebinding" in vtep.log, "the new device")
@@ -295,14 +300,7 @@ def test_an_upgrade_keeps_privileges_and_what_they_are_for(
     assert "10.2.0.1/24" in a.run("ip", "address", "show", "vx2")
     vtep.run("vni", "del", "2")
     assert "vx2" not in a.run("ip", "link", "show")
-    a.run("ip", "link", "del", "eth0")
-    a.run(
-        *("ip", "link", "add", "eth0", "mtu", "1400", "type", "veth"),
-        *("peer", "name", "eth0", "mtu", "1400", "netns", b.pid),
-    )
-    for host, number in ((a, 1), (b, 2)):
-        address(host, "eth0", f"192.0.2.{number}/24")
-        host.run("ip", "link", "set", "eth0", "up")
+    recreate_underlay(a, b)
     start(b, *far)
     a.run("ip", "neigh", "flush", "dev", "vx0")  # The MAC in it was that of the second.
     wait_for_mtu(a, 1350)

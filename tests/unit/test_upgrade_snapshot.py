@@ -190,6 +190,14 @@ def test_rows_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
         snapshot.apply_fdb(port(), sent(fmt.FDB, fields), LATER)
 
 
+@pytest.mark.parametrize("age", [10**400, True, "1", None])
+def test_ages_of_moves_are_finite_numbers(age: object) -> None:
+    to = port()
+    to.fdb.learn(bytes((2, 0, 0, 0, 0, 1)), Remote("192.0.2.2", 4789), NOW)
+    with pytest.raises(FormatError, match="array of numbers"):
+        snapshot.apply_fdb(to, sent(fmt.FDB, {"moves": [["020000000001", [age], 1.0]]}), LATER)
+
+
 # --- neighbours -------------------------------------------------------------------------------
 
 VLANS = st.lists(st.integers(1, 4094), max_size=2).map(tuple)

@@ -10,13 +10,12 @@ from pathlib import Path
 import click
 
 from vtep.cli import client_command, commands
-from vtep.control import Client
+from vtep.control import Client, socket_files
 from vtep.control.client import DisconnectedError
 from vtep.errors import VtepError
 
 _REPORT_S = 3.0
 """Interval between reports of what the upgrade waits for, in seconds: most are over before."""
-
 
 _SERVING_S = 60.0
 """Time for the new process to serve its control socket, in seconds."""
@@ -38,7 +37,13 @@ def upgrade(vtep: Client, *, as_json: bool) -> None:
     except KeyboardInterrupt:
         _note("the upgrade goes on in the running pyvtep, whose log will have its outcome")
         raise
-    if (refusal := _refusal(vtep.path)) is not None:
+    try:
+        refusal = _refusal(vtep.path)
+    except DisconnectedError as error:
+        raise VtepError(
+            f"{result}; but the new process does not answer: see its log ({error})"
+        ) from error
+    if refusal is not None:
         raise VtepError(
             f"{result}; but the changed configuration was not applied, the former one continues: "
             f"{refusal}"
@@ -50,7 +55,10 @@ def upgrade(vtep: Client, *, as_json: bool) -> None:
 
 
 def _refusal(path: Path) -> str | None:
-    """Return why the new process could not apply what the file has changed; None if it could."""
+    """Return why the new process could not apply what the file has changed; None if it could.
+
+    Raises: DisconnectedError if it has ended, or does not serve its socket in time.
+    """
     end = time.monotonic() + _SERVING_S
     while True:
         try:
@@ -59,7 +67,8 @@ def _refusal(path: Path) -> str | None:
                 refusal: str | None = client.call("upgrade.show").get("refusal")
                 return refusal
         except DisconnectedError:
-            if time.monotonic() > end:
+            # It had some seconds to answer. Once nothing listens any more, it has ended.
+            if time.monotonic() > end or socket_files.listening_process(path) is None:
                 raise
         except VtepError:  # An older version does not know the method.
             return None

@@ -8,7 +8,7 @@ peer of another major version is refused.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from struct import Struct
 from typing import Any, Final
 
@@ -122,6 +122,16 @@ def _is_a(value: object, wanted: type) -> bool:
     if wanted is float:
         return isinstance(value, int | float) and abs(value) <= _HUGE
     return isinstance(value, wanted)
+
+
+def numbers(values: Iterable[object]) -> list[float]:
+    """Return the values of an array of numbers. Raises: FormatError."""
+    found: list[float] = []
+    for value in values:
+        if not isinstance(value, int | float) or not _is_a(value, float):
+            raise FormatError("a value in an array of numbers is none, or out of range")
+        found.append(float(value))
+    return found
 
 
 def encode(kind: str, fields: Mapping[str, Any] | None = None, *, descriptors: int = 0) -> bytes:

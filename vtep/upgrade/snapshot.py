@@ -17,9 +17,8 @@ from vtep.control import views
 from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.errors import VtepError
 from vtep.forwarding.fdb import Entry, EntryEvent, EntryKind, EntryState, Fdb, Remote, parse_remote
-from vtep.upgrade.format import FormatError, Message
+from vtep.upgrade.format import FormatError, Message, numbers
 from vtep.wire.ethernet import MAC_LEN, MAC_ZERO
 
 log = logging.getLogger("vtep")
@@ -160,7 +159,7 @@ def apply_fdb(port: Port, message: Message, now: float) -> None:
         mac = _mac(text)
         # A MAC is held at the place of its entry, which may have aged meanwhile.
         if port.fdb.lookup(mac) is not None:
-            port.fdb.moves.restore(mac, [_age(age) for age in ages], left, now)
+            port.fdb.moves.restore(mac, numbers(ages), left, now)
     for host, left, seconds, counts in message.rows("blocks", str, float, float, float):
         port.segment.loops.restore(host, left, seconds, counts, now)
 
@@ -212,12 +211,6 @@ def _mac(text: object) -> bytes:
         if len(mac) == MAC_LEN:
             return mac
     raise FormatError("a MAC address has 12 hexadecimal digits")
-
-
-def _age(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FormatError("an age is a number of seconds")
-    return float(value)
 
 
 def _remote(row: tuple[Any, ...]) -> Remote:
@@ -315,11 +308,3 @@ def apply_neighbours(port: Port, message: Message, now: float) -> None:
         port.segment.neighbours.restore(
             tuple(vlan), packed, _mac(mac), now - age, permanent=permanent, router=router
         )
-
-
-def check_port(vtep: Vtep, message: Message) -> Port:
-    """Return the port that a message is about. Raises: VtepError."""
-    port = vtep.ports.get(message.integer("vni"))
-    if port is None:
-        raise VtepError(f"vni {message.integer('vni')}: its TAP was removed meanwhile")
-    return port
