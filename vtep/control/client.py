@@ -31,6 +31,7 @@ from vtep.control.schema import (
     RemoteEntry,
     SegmentInfo,
     Stats,
+    Status,
     StormEntry,
 )
 from vtep.errors import ConfigError, VtepError
@@ -229,6 +230,11 @@ class Client:
     def stats(self, *, vni: int | None = None, dev: str | None = None) -> Stats:
         """Return the counters of every segment, or of one."""
         result: Stats = self.call("stats", vni=vni, dev=dev)
+        return result
+
+    def status(self, *, vni: int | None = None, dev: str | None = None) -> Status:
+        """Return the state of the VTEP, with every segment and its remotes, or with one segment."""
+        result: Status = self.call("status", vni=vni, dev=dev)
         return result
 
     def reset_stats(self) -> None:

@@ -203,3 +203,132 @@ class MonitorEvent(TypedDict):
     dropped: NotRequired[int]
     options: NotRequired[dict[str, Any]]
     count: NotRequired[int]
+
+
+class RemoteTraffic(TypedDict):
+    """Frames and octets exchanged with a remote since the start, which only grow.
+
+    Octets are those of inner frames, without the VXLAN and outer headers. Flooded frames count for
+    each remote that they were sent to.
+    """
+
+    rx_frames: int
+    rx_bytes: int
+    tx_frames: int
+    tx_bytes: int
+
+
+class RemoteStatus(RemoteTraffic):
+    """A remote of a segment: a destination of flooded frames, or a host that sends to it."""
+
+    remote: str
+    """The underlay address of the VTEP, or of the multicast group."""
+    is_group: bool
+    """True for a multicast group, which receives nothing by itself."""
+    is_configured: bool
+    """True for a destination of flooded frames; False for a host that is known by its FDB entries,
+    or accepted, only."""
+    underlay_dev: str | None
+    """The device towards it; None if there is no route."""
+    liveness: str
+    """seen, silent, never-seen or refused."""
+    is_pyvtep: bool
+    """True if it has answered an echo request: only then it can be called silent."""
+    last_seen: float | None
+    """Seconds since it was last heard, by a datagram or an echo reply; None if it never was."""
+    rtt: float | None
+    """Round-trip time of the last echo reply in seconds; None if there was none."""
+    path_mtu: int | None
+    """Octets of the largest outer IP packet to it that is known to pass; None without a route."""
+    fdb_entries: int
+    """MACs with this remote as a destination."""
+
+
+class RecentDrop(TypedDict):
+    """A drop reason of a segment, or of the process, that has counted something lately."""
+
+    reason: str
+    """The name of the counter."""
+    meaning: str
+    count: int
+    """Since the start."""
+    age: float
+    """Seconds since the last one."""
+    last_source: str | None
+    """The underlay address of the sender of the last one."""
+
+
+class Problem(TypedDict):
+    """A reason for which `pyvtep status` ends with exit code 1."""
+
+    problem: str
+    """remote-silent, remote-refused, port-down, underlay-missing, loop, storm, reload-failed or
+    fast-path-failed."""
+    vni: int | None
+    remote: str | None
+    text: str
+    """A line for the reader: what is wrong, and what to do."""
+
+
+class SegmentStatus(TypedDict):
+    """A segment, with its remotes."""
+
+    vni: int
+    dev: str
+    state: str
+    """up, down (the TAP is down), missing (the TAP is gone) or waiting (for its underlay)."""
+    bridge: str | None
+    """The bridge that the TAP is a port of."""
+    address: list[str]
+    """Addresses of the TAP, with their prefix lengths."""
+    mtu: int
+    """That of the TAP, in octets."""
+    underlay_mtu: int | None
+    """The smallest path MTU to a remote in octets; None if none is known."""
+    offload: list[str]
+    fast_path: str
+    fast_path_reason: str | None
+    underlay_devices: list[str]
+    underlay_missing: list[str]
+    dstport: int
+    fdb_entries: int
+    fdb_limit: int | None
+    """The most dynamic entries that are learned; None for no limit."""
+    counters: dict[str, int]
+    drops: dict[str, int]
+    """By reason, all of them."""
+    recent_drops: list[RecentDrop]
+    """Those within the last five minutes, the latest first."""
+    remotes: list[RemoteStatus]
+
+
+class ReloadStatus(TypedDict):
+    """The last reload of the configuration."""
+
+    successful: bool
+    time: float
+    """Seconds since the epoch."""
+
+
+class Status(TypedDict):
+    """The state of a running pyvtep at one moment."""
+
+    version: str
+    pid: int
+    time: float
+    """When this was made, in seconds since the epoch."""
+    started: float
+    """When forwarding began, in seconds since the epoch; an upgrade does not change it."""
+    monotonic: float
+    """When this was made, on a clock that is never set: divide differences of counters by its
+    differences."""
+    reload: ReloadStatus | None
+    """None if there was none."""
+    counters: dict[str, int]
+    """Counters of the process and of all segments together."""
+    drops: dict[str, int]
+    """All drops by reason, those of datagrams for no segment included."""
+    recent_drops: list[RecentDrop]
+    """Those that belong to no segment."""
+    segments: list[SegmentStatus]
+    problems: list[Problem]
