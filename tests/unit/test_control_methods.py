@@ -78,6 +78,50 @@ def shown(vtep: Vtep, **params: Any) -> dict[str, list[str]]:
 # --- the forwarding database --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [0, 1, 449, 450, 451, 500, 1500])
+def test_samples_have_every_entry_once_and_a_bounded_size(vtep: Still, count: int) -> None:
+    fdb, now = vtep.ports[1].fdb, time.monotonic()
+    for number in range(count):
+        fdb.learn(number.to_bytes(6, "big"), Remote("192.0.2.2", 4789), now, 3)
+    macs: list[str] = []
+    page: int | None = 0
+    while page is not None:
+        sample = ask(vtep, "fdb.sample", page=page)
+        assert len(sample["entries"]) <= 500
+        assert sample["fdb_entries"] == len(fdb)
+        macs += [entry["mac"] for entry in sample["entries"]]
+        page = sample["next_page"]
+    assert macs == [entry["mac"] for entry in ask(vtep, "fdb.show") if entry["mac"] != ZERO]
+
+
+def test_a_sample_of_named_macs_has_counts_and_moves(vtep: Still) -> None:
+    fdb, now = vtep.ports[1].fdb, time.monotonic()
+    fdb.moves.configure(5, 60.0)
+    for host in ("192.0.2.2", "192.0.2.3", "192.0.2.2"):
+        fdb.learn(parse_mac(MAC), Remote(host, 4789), now, 2)
+    for page in (None, 0):  # It is there once, also if its page has it too.
+        sample = ask(vtep, "fdb.sample", macs=[MAC, "02:00:00:00:00:09", ZERO, MAC], page=page)
+        assert sample["next_page"] is None
+        (entry,) = sample["entries"]
+        assert entry["age"] < 60
+        assert entry == {
+            "mac": MAC,
+            "dst": "192.0.2.2",
+            "state": "dynamic",
+            "age": entry["age"],
+            "held": None,
+            "moves": 2,
+            "tx_frames": 0,
+            "rx_frames": 6,
+        }
+
+
+def test_a_sample_is_refused_that_would_be_large(vtep: Still) -> None:
+    for macs in ([MAC] * 101, MAC, [1], ["02:00"]):
+        with pytest.raises(ConfigError, match="mac"):
+            ask(vtep, "fdb.sample", macs=macs)
+
+
 def test_an_entry_with_all_its_keys(vtep: Still) -> None:
     to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "lo"}
     ask(vtep, "fdb.add", mac=MAC, **to, state="static", sticky=True, extern_learn=True)

@@ -257,3 +257,12 @@ def test_bond_across_two_hosts_loses_nothing_if_its_entry_is_sticky() -> None:
     assert other.fdb.held() == []
     assert other.fdb.get(MAC).destinations == (A,)
     assert other.counters.fdb_moved == 0
+
+
+def test_moves_are_counted_as_long_as_they_matter() -> None:
+    one = segment()
+    for now, remote in ((0.0, A), (10.0, B), (100.0, A)):
+        one.admit(MAC, remote.host, now)
+    counts = {now: one.fdb.moves.count(MAC, now) for now in (100.0, 189.0, 190.0, 280.0)}
+    assert counts == {100.0: 2, 189.0: 2, 190.0: 1, 280.0: 0}
+    assert one.fdb.moves.count(bytes(6), 100.0) == 0

@@ -11,7 +11,8 @@ from attrs import frozen
 
 READING = frozenset(
     (
-        *("ping", "process.show", "fdb.show", "fdb.get", "neigh.show", "remote.show"),
+        *("ping", "process.show", "fdb.show", "fdb.get", "fdb.sample", "neigh.show"),
+        *("remote.show",),
         *("vni.show", "loop.show", "storm.show", "stats", "monitor.subscribe", "upgrade.show"),
     )
 )

@@ -13,7 +13,7 @@ line that says why; nothing has changed then.
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
@@ -25,6 +25,7 @@ from vtep.control.choice import Candidate, SegmentName, choose
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import (
     FdbEntry,
+    FdbSample,
     LoopEntry,
     MonitorEvent,
     NeighbourEntry,
@@ -325,6 +326,21 @@ class FdbCommands:
     def get(self, mac: str, *, vni: int | None = None, dev: str | None = None) -> FdbEntry:
         """Return the entry of a MAC."""
         result: FdbEntry = self._call("fdb.get", mac=mac, vni=vni, dev=dev)
+        return result
+
+    def sample(
+        self,
+        macs: Sequence[str] = (),
+        page: int | None = None,
+        *,
+        vni: int | None = None,
+        dev: str | None = None,
+    ) -> FdbSample:
+        """Return the entries of up to 100 MACs and, with `page`, some 500 more from that page on.
+
+        Its cost does not depend on the size of the FDB. Pages are numbered from 0.
+        """
+        result: FdbSample = self._call("fdb.sample", macs=list(macs), page=page, vni=vni, dev=dev)
         return result
 
     def add(self, mac: str, dst: str, **entry: Any) -> None:

@@ -18,6 +18,9 @@ KIND = ("state", "extern_learn", "sticky")
 _FILTER_FLAGS = ("permanent", "static", "dynamic", "extern_learn", "sticky", "held")
 FILTER = (*DESTINATION, *_FILTER_FLAGS)
 
+MACS_MAX = 100
+"""MACs in one request, which bounds the work for it."""
+
 _PORT_MAX = 65535
 _VLAN_MAX = 4095
 
@@ -89,6 +92,15 @@ class Params:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"mac: {error}") from None
+
+    def macs(self) -> list[bytes]:
+        """Return the MACs of up to `MACS_MAX` entries; none if they are absent."""
+        value = self._given.get("macs")
+        if value is None:
+            return []
+        if not isinstance(value, list) or len(value) > MACS_MAX:
+            raise ConfigError(f"macs: must be a list of at most {MACS_MAX} MAC addresses")
+        return [Params({"mac": each}).mac() for each in value]
 
     def ip(self) -> IPv4Address | IPv6Address:
         """Return the IP address of a neighbour."""

@@ -35,6 +35,35 @@ class FdbEntry(TypedDict):
     rx_frames: int
 
 
+class FdbSampleEntry(TypedDict):
+    """An FDB entry in the short form of `fdb.sample`."""
+
+    mac: str
+    dst: str | None
+    """The first destination."""
+    state: str
+    age: float | None
+    held: float | None
+    moves: int
+    """Moves to another remote within the last 180 seconds; 0 with --mac-move-limit 0."""
+    tx_frames: int
+    rx_frames: int
+
+
+class FdbSample(TypedDict):
+    """Some FDB entries of a segment: those of named MACs, and those of a few pages."""
+
+    vni: int
+    dev: str
+    monotonic: float
+    """When this was made, on the clock of `Status.monotonic`."""
+    fdb_entries: int
+    """Entries of the segment, which are mostly more than those here."""
+    entries: list[FdbSampleEntry]
+    next_page: int | None
+    """The page to ask for next; None after the last page."""
+
+
 class RemoteEntry(Destination):
     """A destination of flooded frames: broadcast, unknown unicast and multicast."""
 

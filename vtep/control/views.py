@@ -39,6 +39,21 @@ def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) 
     }
 
 
+def sample_entry(fdb: Fdb, entry: Entry, now: float) -> schema.FdbSampleEntry:
+    """Convert an FDB entry to the short form."""
+    until = fdb.moves.held_until(entry.mac)
+    return {
+        "mac": format_mac(entry.mac),
+        "dst": entry.destinations[0].host if entry.destinations else None,
+        "state": str(entry.kind.state),
+        "age": round(max(0.0, now - entry.updated), 1) if entry.kind.ages else None,
+        "held": None if until is None else round(max(0.0, until - now), 1),
+        "moves": fdb.moves.count(entry.mac, now),
+        "tx_frames": entry.tx_frames,
+        "rx_frames": entry.rx_frames,
+    }
+
+
 def kind(kind: EntryKind) -> tuple[str, bool, bool]:
     """Return state, extern_learn and sticky."""
     return str(kind.state), kind.extern_learn, kind.sticky

@@ -72,6 +72,10 @@ class MoveLimit:
         """Return True if a MAC is held."""
         return mac in self._held
 
+    def count(self, mac: bytes, now: float) -> int:
+        """Return how often a MAC has moved within `WINDOW_S`; 0 while moves are not limited."""
+        return sum(at > now - WINDOW_S for at in self._moves.get(mac, ()))
+
     def note(self, mac: bytes, now: float, last_seen: float) -> bool:
         """Note that a MAC is about to move from where a frame from it was last seen at `last_seen`.
 

@@ -101,15 +101,14 @@ class Fdb:
             raise FdbError(f"{format_mac(mac)}: there is no such entry")
         return entry
 
-    def pages(self) -> Iterator[list[Entry]]:
-        """Yield all entries in lists of up to `_PAGE`, the default entry first.
-
-        The table may change in between. An entry that exists all the time is yielded once. A MAC
-        that is deleted and added again may be yielded twice or not at all.
+    def pages(self, first: int = 0) -> Iterator[list[Entry]]:
+        """Yield all entries in lists of up to `_PAGE`, the default entry first, or those from a
+        later page on. The table may change in between. An entry that exists all the time is yielded
+        once. A MAC that is deleted and added again may be yielded twice or not at all.
         """
-        if self.default is not None:
+        if self.default is not None and first == 0:
             yield [self.default]
-        for begin in range(0, len(self._by_index), _PAGE):
+        for begin in range(first * _PAGE, len(self._by_index), _PAGE):
             page = self._by_index[begin : begin + _PAGE]
             yield [entry for entry in page if entry is not None]
 
