@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from vtep.io.interfaces import Received, ReceivedRun
+from vtep.io.interfaces import ReadFrame, Received, ReceivedRun, WriteFrame
 from vtep.io.slots import Slots
 
 
@@ -76,6 +76,8 @@ class Tap:
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self.written: list[tuple[bytes, bytes]] = []
+        self.read: ReadFrame = self._read
+        self.write: WriteFrame = self._write
 
     @property
     def waits(self) -> bool:
@@ -84,7 +86,7 @@ class Tap:
     def put(self, header: bytes, frame: bytes) -> None:
         self._waiting.append(header + frame)
 
-    def read(self, buffers: Iterable[Any]) -> int:
+    def _read(self, buffers: Iterable[Any]) -> int:
         if not self._waiting:
             raise _would_block()
         data = self._waiting.popleft()
@@ -96,7 +98,7 @@ class Tap:
             at += len(part)
         return at
 
-    def write(self, parts: Iterable[Any]) -> int:
+    def _write(self, parts: Iterable[Any]) -> int:
         header, frame = (bytes(part) for part in parts)
         self.written.append((header, frame))
         return len(header) + len(frame)

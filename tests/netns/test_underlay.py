@@ -31,6 +31,7 @@ from vtep.errors import VtepError
 from vtep.forwarding.fdb import Remote
 from vtep.io.addresses import host_of
 from vtep.io.binding import Binding
+from vtep.io.interfaces import FloodDrop
 from vtep.io.outer_options import OuterHeaderOptions
 from vtep.io.path import FLOW_BITS, Path
 from vtep.io.receiver import UdpReceiver
@@ -500,10 +501,11 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
     small, large = memoryview(bytearray(3 * 100)), memoryview(bytearray(3 * 1000))
     with Sink(b, *hosts) as sink, a.inside():
         recipients = replicator.prepare(remotes)
+        returned = FloodDrop(refused, Drop.UNDERLAY_REFUSED, 1, is_earlier=True)
         sent = recipients.send(small, 100, 0)
         assert sent[:3] == (300, 6, 5 * 3)
-        assert (lost, Drop.UNDERLAY_UNREACHABLE, 3) in sent.drops
-        came_back = sent.drops.count((refused, Drop.UNDERLAY_REFUSED, 1))
+        assert FloodDrop(lost, Drop.UNDERLAY_UNREACHABLE, 3) in sent.drops
+        came_back = sent.drops.count(returned)
         assert len(sent.drops) == 1 + came_back
         for _ in range(3):
             for host in hosts:
@@ -512,15 +514,15 @@ def test_losses_are_counted_by_remote_and_reason(pair: Pair) -> None:
         while came_back < 3 + 1:
             sent = recipients.send(small[:100], 100, 0)
             assert sent[:3] == (100, 6, 5)
-            came_back += sum(each == (refused, Drop.UNDERLAY_REFUSED, 1) for each in sent.drops)
+            came_back += sent.drops.count(returned)
             assert {each.remote for each in sent.drops} <= {lost, refused}
-            assert sent.drops.count((lost, Drop.UNDERLAY_UNREACHABLE, 1)) == 1
+            assert sent.drops.count(FloodDrop(lost, Drop.UNDERLAY_UNREACHABLE, 1)) == 1
             for host in hosts:
                 assert len(sink.next(host)) == 100
         sent = recipients.send(large, 1000, 0)
         assert sent[:3] == (3000, 6, 4 * 3)
         assert [each for each in sent.drops if each.remote is narrow] == [
-            (narrow, Drop.UNDERLAY_TOO_BIG, 1)
+            FloodDrop(narrow, Drop.UNDERLAY_TOO_BIG, 1)
         ] * 3
         for host in (hosts[0], *hosts[2:]):
             assert [len(sink.next(host)) for _ in range(3)] == [1000] * 3

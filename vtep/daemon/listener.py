@@ -12,6 +12,7 @@ from vtep.counters import Drop
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.punt_socket import PuntSocket
 from vtep.datapath import Ingress
+from vtep.datapath.observers import IngressObserver
 from vtep.errors import NotReadyError, VtepError
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
@@ -112,6 +113,8 @@ class Listener:
             *(self.demux, self._ingress.handle_datagram, self._report_returned),
             inherited.take(guard_role(endpoint.role)),
         )
+        self.on_reply_sent: Callable[[bytes, str, int], None] = _ignore
+        """Called with each echo reply that was sent, and its destination, for an observer."""
         self.filter: IngressFilter | None = None
         """The sources and devices whose datagrams the kernel delivers; None until it is known."""
         self._groups_filtered = False
@@ -383,6 +386,12 @@ class Listener:
             self._receiver.send_unfragmented(datagram, host, port)
         except OSError:
             self._drain_errors()
+        else:
+            self.on_reply_sent(datagram, host, port)
+
+    def observe(self, observer: IngressObserver | None) -> None:
+        """Show an observer all that is received; None ends that. See `Ingress.observe`."""
+        self._ingress.observe(observer)
 
     # --- the ingress filter -------------------------------------------------------------------
 
@@ -521,3 +530,7 @@ class Listener:
 
     def _count_returned(self, returned: ReturnedDatagram) -> None:
         self.demux.counters.drop(returned.reason, returned.host)
+
+
+def _ignore(_datagram: bytes, _host: str, _port: int) -> None:
+    """Ignore a reply: nothing observes it."""

@@ -27,9 +27,10 @@ from vtep.daemon.port_log import PortLog
 from vtep.daemon.port_tap import PortTap
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
+from vtep.datapath.observers import EgressObserver
 from vtep.datapath.pool import Paths, Pool
 from vtep.errors import VtepError
-from vtep.fastpath.state import DISABLED, FastPathState
+from vtep.fastpath.state import DISABLED, OBSERVED, FastPathState
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
@@ -40,7 +41,7 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
-from vtep.wire.address import Address, version_of
+from vtep.wire.address import version_of
 from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
@@ -80,6 +81,8 @@ class Port:
         self.offload: frozenset[str] = frozenset()
         """The offloads of `Config.offload` that are in use; known once the port has started."""
         fdb = Fdb(config.vni, config.dstport, ageing=config.ageing, max_addresses=0)
+        self._log = PortLog(config.vni)
+        self.report_shared_gateway = self._log.shared_gateway
         self.segment = Segment(config.vni, (), fdb, own_mac=ethernet.MAC_ZERO, learning=True)
         self._tunnel = TunnelMtu(MTU_MAX)
         self.sizing = TunnelSizing(
@@ -89,7 +92,6 @@ class Port:
         protect_from_loops(self.segment)
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self._underlay_mtu: int | None = None
-        self._log = PortLog(config.vni)
         self._tap = PortTap(config.vni, network)
         self._tracker = AckTracker()
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
@@ -100,6 +102,7 @@ class Port:
         self._fast_path_loader = fast_path
         self._paths: Paths | None = None
         self._egress: Egress | None = None
+        self._observer: EgressObserver | None = None
         self.listeners: tuple[Listener, ...] = ()
         """The listeners that deliver to this port; empty unless it forwards."""
 
@@ -153,7 +156,9 @@ class Port:
     @property
     def fast_path(self) -> FastPathState:
         """The state of the fast path for this VNI."""
-        return self._fast_path_loader.state if self.config.fast_path else DISABLED
+        if not self.config.fast_path:
+            return DISABLED
+        return self._fast_path_loader.state if self._observer is None else OBSERVED
 
     def versions(self, config: Config) -> list[int]:
         """Return the IP versions to listen on with this configuration.
@@ -246,7 +251,7 @@ class Port:
             turn = self._egress.readable
             listener.attach(
                 *(self.segment, self.device, self.sizing, self._tracker, turn),
-                fast_path=self.config.fast_path,
+                fast_path=self.config.fast_path and self._observer is None,
             )
 
     @property
@@ -335,8 +340,17 @@ class Port:
     def update_fast_path(self) -> None:
         """Use the compiled turns if they are loaded and configured, or stop using them."""
         if self._egress is not None:
-            fast = self._fast_path_loader.fast_path if self.config.fast_path else None
-            self._egress.use_fast_path(fast)
+            in_use = self.config.fast_path and self._observer is None
+            self._egress.use_fast_path(self._fast_path_loader.fast_path if in_use else None)
+
+    def observe(self, observer: EgressObserver | None) -> None:
+        """Show an observer each frame that is sent, off the fast path; None ends that."""
+        self._observer = observer
+        self.update_fast_path()
+        if self._egress is not None:
+            self._egress.observe(observer)
+        for listener in self.listeners:
+            self._attach(listener)
 
     def replace_paths(self) -> None:
         """Send through new paths, which fit the configuration; sockets that fit stay open."""
@@ -349,15 +363,6 @@ class Port:
             paths[remote]
         self._egress.use_paths(paths)
         former.close()
-
-    def report_shared_gateway(self, address: Address) -> None:
-        """Log that an anycast gateway address was seen on another host."""
-        log.info(
-            "vni %d: %s is the gateway of another host, too: guests here use the gateway here, and "
-            "its packets reach guests here only",
-            self.config.vni,
-            address,
-        )
 
     def _release_path(self, remote: Remote) -> None:
         if self._paths is not None:
@@ -410,10 +415,8 @@ class Port:
 
         Returns: whether the MTU of the tunnel has changed.
         """
-        before = self.mtu
-        self._log.bridge(
-            self.tap, self.config.bridge, self.attachment.unjoined, attachment.unjoined
-        )
+        before, unjoined = self.mtu, self.attachment.unjoined
+        self._log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
         self.attachment = attachment
         self._tunnel.tap = attachment.limit
         return self._update_mtu(before)
@@ -481,10 +484,7 @@ class Port:
         underlay = self.with_last_mtu(underlay)
         self._tunnel.most = tunnel_mtu(self.config, underlay)
         self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
-        log.debug(
-            "vni %d: the routes to the remotes are over %s, MTU %d",
-            *(self.config.vni, ", ".join(underlay.devices) or "no device", underlay.mtu),
-        )
+        self._log.underlay(underlay.devices, underlay.mtu)
         self.sizing.mtu = self.mtu
         if line := mtu_advice(self.config, underlay):
             self._log.warn_once(line)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 
 from vtep.forwarding.segment import Segment
+from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 
@@ -58,6 +59,19 @@ class PortLog:
             log.warning("vni %d: waiting for --bridge %s: %s", self._vni, bridge, now)
         elif before and not now and bridge is not None:
             log.info("vni %d: %s is a port of --bridge %s now", self._vni, tap, bridge)
+
+    def underlay(self, devices: tuple[str, ...], mtu: int) -> None:
+        """Log over which devices the remotes are reached, and their MTU in octets."""
+        over = ", ".join(devices) or "no device"
+        log.debug("vni %d: the routes to the remotes are over %s, MTU %d", self._vni, over, mtu)
+
+    def shared_gateway(self, address: Address) -> None:
+        """Log that an anycast gateway address was seen on another host."""
+        log.info(
+            "vni %d: %s is the gateway of another host, too: guests here use the gateway here, and "
+            "its packets reach guests here only",
+            *(self._vni, address),
+        )
 
     def remotes(self, segment: Segment) -> None:
         """Log each destination of broadcasts, and where it is configured."""

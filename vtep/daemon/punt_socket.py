@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from vtep.counters import Drop
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.ingress_filter import IngressFilter
 from vtep.io.addresses import device_name
 from vtep.io.binding import Binding
 from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.ingress_guard import IngressGuard
+from vtep.io.interfaces import Received
 from vtep.io.receiver import UdpReceiver
 
 log = logging.getLogger("vtep")
@@ -35,8 +35,8 @@ _SUSPECTS_MAX = 16
 
 _DATAGRAM_MAX = 1 << 16
 
-Deliver = Callable[[memoryview, str, int, float], None]
-"""Pass a datagram to the demux: its octets, source address, outer ECN field, and the time."""
+Deliver = Callable[[memoryview, Received, float], None]
+"""Pass a datagram to the demux: its octets, how it was received, and the time."""
 
 Report = Callable[[Iterable[ReturnedDatagram]], None]
 """Count datagrams of the receiver that came back as ICMP errors."""
@@ -169,19 +169,21 @@ class PuntSocket:
                 if error.errno not in ICMP_ERRORS:
                     log.warning("cannot receive from the underlay: %s", error.strerror)
                 return
-            octets, stride, host, _, ecn = arrival.received
+            octets, stride, host, port, ecn = arrival.received
             count = -(-octets // stride) if stride else 1
             self._budget -= count
             if arrival.copied:
                 continue  # A broadcast goes to both sockets: the first one has counted it.
             if self._filter is not None and self._filter.denies(arrival.device):
                 device = device_name(arrival.device)
-                self._demux.counters.drop(Drop.OVERLAY_INGRESS, host, count, device)
+                self._demux.drop_overlay(self._buffer[:octets], arrival.received, device)
                 if host in self._hosts and len(self.suspects) < _SUSPECTS_MAX:
                     self.suspects[arrival.device] = host
                 continue
             for at in range(0, octets or 1, stride or 1):
-                self._deliver(self._buffer[at : min(at + stride, octets)], host, ecn, now)
+                datagram = self._buffer[at : min(at + stride, octets)]
+                length = len(datagram)
+                self._deliver(datagram, (length, length, host, port, ecn), now)
         if self._budget <= 0:
             self._stop_reading()
 

@@ -6,6 +6,7 @@
 - `receive_mode`: whether a receiver receives singly, or many datagrams with a system call.
 - `singles`, `superframe_repeat`: decisions of ingress that are kept to be repeated.
 - `pool`: the paths to remotes, shared by the VNIs of a process.
+- `observers`: how a capture is shown each frame, one at a time.
 - `tap_fallback`: another form for frames that the kernel of a TAP refuses.
 
 Nothing here decides about a frame (see `vtep.forwarding`), and nothing waits: a turn of the event
@@ -22,9 +23,10 @@ calls as their sockets allow. Frames of one flow are never reordered, those of d
 Observation points
 ------------------
 
-On the slow path, every frame passes these calls at the edges. There a capture, a storm limit or a
-per-remote counter can attach, by a wrapper that is installed before the data path starts. An unused
-one costs nothing. Compiled turns bypass them: what must see every frame keeps a VNI from using the
+On the slow path, every frame passes these calls at the edges. There a capture attaches (see
+`observers`): `read` and `write` of a TAP are attributes that can be replaced, and
+`Egress.observe` and `Ingress.observe` hide methods of one instance. An unused observer costs
+nothing. Compiled turns bypass these calls: what must see every frame keeps a VNI from using the
 fast path.
 
 ============== ======================= =======================================================

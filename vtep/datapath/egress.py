@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtep.counters import Drop
+from vtep.datapath.observers import EgressObserver, detach
 from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.datapath.transmitter import Transmitter
@@ -44,6 +46,9 @@ BUDGET: Final = 192
 SUPERFRAME_COST: Final = 23
 """Part of the budget that a superframe uses besides its own frame: so many frames could be handled
 in the same time."""
+
+_OCTETS_PER_BUDGET = 2048
+"""Octets of a frame that is observed for which it uses as much of the budget as a small one."""
 
 _UNLIMITED = 1 << 30
 """More budget than a turn can use."""
@@ -168,6 +173,30 @@ class Egress:
             self._verdicts = None
         if fast is not None and isinstance(self._tap, Tap):
             self._verdicts = EgressVerdicts(fast, self._tap, self._segment, self._transmitter)
+
+    def observe(self, observer: EgressObserver | None) -> None:
+        """Show an observer each frame from now on, one at a time; None ends that.
+
+        The fast path must not be in use meanwhile.
+        """
+        self._transmitter.observe(observer)
+        self._send = self._transmitter.send
+        detach(self, ("_forward",))
+        if observer is not None:
+            setattr(self, "_forward", partial(self._forward_singly, observer))  # noqa: B010
+
+    def _forward_singly(
+        self,
+        observer: EgressObserver,
+        read: ReadFrame,
+        budget: int,
+        waiting: Sequence[object],
+        now: float,
+    ) -> None:
+        """Read and send as `_forward` does, but send each frame before the next one is read."""
+        forward = partial(Egress._forward, self, read, 1, waiting, now)
+        while budget > 0 and (octets := observer.forward(forward)):
+            budget -= 1 + octets // _OCTETS_PER_BUDGET
 
     def use_paths(self, paths: Paths) -> None:
         """Send on other paths from now on, and with the VXLAN header of the present policy."""

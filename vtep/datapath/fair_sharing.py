@@ -32,7 +32,7 @@ class FairSharing:
     batch takes a small part of the time to forward it.
 
     `deliver` delivers what one receive has returned, and returns where if that was one datagram.
-    `deliver_run` delivers adjacent datagrams of one size and source.
+    `deliver_run` delivers adjacent datagrams of one size and source. Both may be replaced.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class FairSharing:
         slots: Slots,
         demux: Demux,
         deliver: Callable[[memoryview, Received, float], "TapTarget | None"],
-        deliver_run: Callable[[memoryview, int, str, int, float], None],
+        deliver_run: Callable[[memoryview, Received, float], None],
         on_receive_error: Callable[[OSError], None],
     ) -> None:
         self._slots = slots
         self._demux = demux
-        self._deliver = deliver
-        self._deliver_run = deliver_run
+        self.deliver = deliver
+        self.deliver_run = deliver_run
         self._on_receive_error = on_receive_error
         # The datagrams, how they were received, and True if they are separate ones of one size.
         self._queue: FairQueue[tuple[memoryview, Received, bool]] = FairQueue()
@@ -126,9 +126,8 @@ class FairSharing:
         while queue and not (is_shared and time.thread_time() > deadline):
             data, rx, is_run = queue.take()
             if is_run:
-                _, stride, host, _, outer_ecn = rx
-                self._deliver_run(data, stride, host, outer_ecn, now)
-            elif target := self._deliver(data, rx, now):
+                self.deliver_run(data, rx, now)
+            elif target := self.deliver(data, rx, now):
                 answering[target.segment] = target
             if queue.rounds == 1 and answering:
                 # All light flows are served by now. Hosts have answered single datagrams already,

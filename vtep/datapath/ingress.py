@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtep.counters import Counters, Drop
 from vtep.datapath.egress import BUDGET, SUPERFRAME_COST
 from vtep.datapath.fair_sharing import FairSharing
+from vtep.datapath.observers import IngressObserver, attach, detach
 from vtep.datapath.receive_mode import SINGLES_IN_A_ROW, ReceiveMode
 from vtep.datapath.singles import KINDED_MIN, KINDS, Decision, SingleDecisions
 from vtep.datapath.superframe_repeat import SuperframeRepeat
@@ -19,7 +20,7 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import Received, ReceivedRun, Receiver, TapDevice
 from vtep.io.slots import Slots
-from vtep.offload.merge import Merger
+from vtep.offload.merge import Merged, Merger
 from vtep.offload.partial import SYN_MAX, is_udp_superframe, virtio_header
 from vtep.offload.sizing import TunnelSizing
 from vtep.offload.split import Splitter
@@ -110,7 +111,7 @@ class Ingress:
         self._admit = demux.admit
         self._is_paused = False
         self._sharing = FairSharing(
-            self._slots, demux, self._deliver_received, self._deliver_burst, on_receive_error
+            self._slots, demux, self.deliver_received, self.deliver_run, on_receive_error
         )
 
     # --- configuration ------------------------------------------------------------------------
@@ -235,6 +236,35 @@ class Ingress:
         """Stop receiving."""
         for receiver in self._receivers:
             asyncio.get_running_loop().remove_reader(receiver.fileno())
+
+    def observe(self, observer: IngressObserver | None) -> None:
+        """Show an observer all that arrives from now on; None ends that.
+
+        Meanwhile, what one receive returns is delivered before the next one, and frames of VNIs
+        that are attached with `fast_path` can still be delivered by compiled turns.
+        """
+        names = ("_receive_singly", "_handle_single", "_merge", "deliver_received", "deliver_run")
+        detach(self, names)
+        detach(self._demux, ("drop_excess", "drop_overlay"))
+        # Receives of many would keep the datagrams of several sources for one delivery.
+        self._receive_mode.clear()
+        if observer is not None:
+            setattr(self, "_receive_singly", self._receive_each)  # noqa: B010
+            attach(
+                self,
+                {
+                    "_handle_single": observer.handle_single,
+                    "_merge": observer.merge,
+                    "deliver_received": observer.deliver_received,
+                    "deliver_run": observer.deliver_run,
+                },
+            )
+            attach(
+                self._demux,
+                {"drop_excess": observer.drop_excess, "drop_overlay": observer.drop_overlay},
+            )
+        self._sharing.deliver = self.deliver_received
+        self._sharing.deliver_run = self.deliver_run
 
     # --- a turn -------------------------------------------------------------------------------
 
@@ -361,6 +391,26 @@ class Ingress:
         self._single_frame_turn = budget == BUDGET - 2
         return budget <= 0
 
+    def _receive_each(
+        self,
+        receive: Callable[[memoryview], Received],
+        _receiver: Receiver | None,
+        budget: int,
+        now: float,
+    ) -> bool:
+        """Receive as `_receive_singly` does, but deliver after each receive."""
+        buffer = self._buffer
+        while budget > 0:
+            try:
+                rx = receive(buffer)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    self._on_receive_error(error)
+                break
+            budget -= 1 if rx[0] == rx[1] else 1 + SUPERFRAME_COST
+            self.deliver_received(buffer[: rx[0]], rx, now)
+        return budget <= 0
+
     def _receive_many(self, receiver: Receiver, budget: int, now: float) -> bool:
         """Receive many datagrams with each call, as far as the budget goes, and deliver them.
 
@@ -423,11 +473,11 @@ class Ingress:
                 # The first of them was delivered with the burst.
                 begin, ends_burst = begin + 1, False
             for index in range(begin, end):
-                self._deliver_received(slots.datagram(index, octets), rx, now)
+                self.deliver_received(slots.datagram(index, octets), rx, now)
             cost += count if octets == stride else count * (1 + SUPERFRAME_COST)
         return end, cost
 
-    def _deliver_received(self, data: memoryview, rx: Received, now: float) -> TapTarget | None:
+    def deliver_received(self, data: memoryview, rx: Received, now: float) -> TapTarget | None:
         """Deliver what one receive has returned: a datagram, or a batch that the kernel joined.
 
         Returns: where a single datagram was delivered; None for a batch, or if it was dropped.
@@ -442,9 +492,14 @@ class Ingress:
             return None
         return self._handle_single(data, stride, host, outer_ecn, now)
 
-    def handle_datagram(self, datagram: memoryview, host: str, outer_ecn: int, now: float) -> None:
-        """Handle a datagram that another socket has received from a host."""
-        self._handle_single(datagram, len(datagram), host, outer_ecn, now)
+    def deliver_run(self, data: memoryview, rx: Received, now: float) -> None:
+        """Deliver separate datagrams of one size, which lie in memory as if joined."""
+        _, stride, host, _, outer_ecn = rx
+        self._deliver_burst(data, stride, host, outer_ecn, now)
+
+    def handle_datagram(self, datagram: memoryview, rx: Received, now: float) -> None:
+        """Handle a single datagram that another socket has received."""
+        self.deliver_received(datagram, rx, now)
         self._account_repeated(now)
 
     def _handle_single(
@@ -535,7 +590,7 @@ class Ingress:
                 datagram = data[begin : begin + stride]
                 self._handle_single(datagram, len(datagram), host, outer_ecn, now)
             return
-        for header, frame, datagram, count in self._merger.merge(data, stride):
+        for header, frame, datagram, count in self._merge(data, stride):
             segment = admit(datagram, host, now, count)
             if segment is None:
                 continue
@@ -552,6 +607,10 @@ class Ingress:
                 shifted = virtio.shift_offsets(header, len(frame) - len(left))
                 if not self._deliver(target, left, shifted, now):
                     self._on_superframe_refused(target, header, now)
+
+    def _merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
+        """Merge a burst. An observer hides this method."""
+        return self._merger.merge(data, stride)
 
     def _deliver_single(
         self, target: TapTarget, frame: memoryview, stride: int, now: float

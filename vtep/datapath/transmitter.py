@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vtep.counters import Drop
+from vtep.datapath.observers import EgressObserver, attach, detach
 from vtep.datapath.pool import FLOOD_MIN, Flood, Paths
 from vtep.forwarding.fdb import Remote
 from vtep.forwarding.segment import Segment
@@ -106,7 +107,7 @@ class Transmitter:
                     self._segment.counters.tx_datagrams += count
                 else:
                     # Without octets, the error is about a datagram of an earlier send.
-                    self._segment.counters.drop(lost, remote.host, count or 1)
+                    self.drop_sent(lost, remote, count or 1, rest[:octets])
                 rest = rest[octets:]
                 if not rest:
                     break
@@ -118,8 +119,11 @@ class Transmitter:
         while rest:
             result = flood.group.send(rest, stride, flow, skip)
             counters.tx_datagrams += result.datagrams
-            for remote, reason, count in result.drops:
-                counters.drop(reason, remote.host, count)
+            for remote, reason, count, is_earlier in result.drops:
+                # Of several datagrams, it is not known which of them are lost unless all are.
+                all_are_lost = not is_earlier and count * stride >= result.octets
+                lost = rest[: result.octets] if all_are_lost else rest[:0]
+                self.drop_sent(reason, remote, count, lost)
                 if reason is Drop.UNDERLAY_TOO_BIG:
                     # The sockets of a flood are not connected, so they learn no path MTU.
                     self.paths[remote].refresh_mtu()
@@ -130,6 +134,28 @@ class Transmitter:
             rest = rest[result.octets :]
             # `skip` was about the first send of the batch.
             skip = 0
+
+    def drop_sent(self, reason: Drop, remote: Remote, count: int, datagrams: memoryview) -> None:
+        """Count datagrams to a remote that could not be sent.
+
+        `datagrams` are those of this send; empty if it is not known which they are, or if they are
+        those of an earlier one.
+        """
+        del datagrams  # They are for an observer.
+        self._segment.counters.drop(reason, remote.host, count)
+
+    def observe(self, observer: EgressObserver | None) -> None:
+        """Show an observer what is sent from now on; None ends that."""
+        detach(self, ("send", "send_superframe", "send_next_superframe", "drop_sent"))
+        if observer is not None:
+            attach(
+                self,
+                {
+                    "send": observer.send,
+                    "send_superframe": observer.send_superframe,
+                    "drop_sent": observer.drop_sent,
+                },
+            )
 
     def send_superframe(
         self,

@@ -52,6 +52,10 @@ WAITING: Final = FastPathState(
 
 DISABLED: Final = FastPathState(FastPathStatus.OFF, "--no-fast-path")
 
+OBSERVED: Final = FastPathState(
+    FastPathStatus.OFF, "a capture shows each frame; it is on again when the capture has ended"
+)
+
 NOT_INSTALLED: Final = FastPathState(
     FastPathStatus.OFF,
     "numba is not installed (scripts/setup, or pip install numba)",

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from struct import Struct
+from typing import TypeAlias
 
 from vtep.counters import Counters, Drop
 from vtep.forwarding.echo import EchoResponder
@@ -12,6 +13,9 @@ from vtep.wire.echo import EchoMessage
 
 _KIND_BITS = vxlan.FLAG_I | vxlan.GPE_BITS
 """Bits that tell a header of RFC 7348 from all others in one comparison."""
+
+Arrival: TypeAlias = tuple[int, int, str, int, int]
+"""The octets of a receive, those of each datagram, address and port of the sender, ECN field."""
 
 _HEADERS = Struct("!IIB5x6s")
 """The two words of the VXLAN header, and of the inner Ethernet header the first octet of the
@@ -111,6 +115,16 @@ class Demux:
                 left -= count
         if left:
             self.counters.drop(Drop.RX_FLOW_LIMITED, source, left)
+
+    def drop_overlay(self, octets: Buffer, rx: Arrival, device: str) -> None:
+        """Drop datagrams that have arrived from a device of the overlay, or of its bridge.
+
+        `rx` is what their receive has returned. `octets` are for an observer.
+        """
+        del octets
+        length, stride, source, *_ = rx
+        count = -(-length // stride) if stride else 1
+        self.counters.drop(Drop.OVERLAY_INGRESS, source, count, device)
 
     def _is_own_header(self, octets: Buffer) -> bool:
         """Return True for a VXLAN header of one of our segments, which random octets hardly are."""

@@ -60,20 +60,17 @@ class TapDevice(Protocol):
     """A TAP device whose frames have a virtio-net header of `virtio.HEADER_LEN` octets.
 
     Its descriptor is non-blocking. One read returns one frame, or one superframe, and one write
-    takes one.
+    takes one. What observes frames replaces `read` and `write`.
     """
+
+    read: ReadFrame
+    """Reads the next frame: a virtio header and a frame. The observation point TAP in."""
+    write: WriteFrame
+    """Writes a virtio header and a frame. The observation point TAP out."""
 
     @property
     def fd(self) -> int:
         """The descriptor that event loops watch."""
-
-    @property
-    def read(self) -> ReadFrame:
-        """Reads the next frame: a virtio header and a frame. The observation point TAP in."""
-
-    @property
-    def write(self) -> WriteFrame:
-        """Writes a virtio header and a frame. The observation point TAP out."""
 
     @property
     def index(self) -> int:
@@ -219,6 +216,8 @@ class FloodDrop(NamedTuple):
     remote: Remote
     reason: Drop
     datagrams: int
+    is_earlier: bool = False
+    """True if an ICMP error has returned them, so that an earlier flood has sent them."""
 
 
 class FloodResult(NamedTuple):

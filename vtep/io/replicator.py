@@ -250,7 +250,11 @@ class Recipients:
     def _own_drops(self, returned: Iterable[ReturnedDatagram]) -> list[FloodDrop]:
         """Return the drops of those returned datagrams that were sent to these remotes."""
         found = ((self._by_host.get(host), reason) for host, reason in returned)
-        return [FloodDrop(remote, reason, 1) for remote, reason in found if remote is not None]
+        return [
+            FloodDrop(remote, reason, 1, is_earlier=True)
+            for remote, reason in found
+            if remote is not None
+        ]
 
 
 def _sockaddr(remote: Remote, flowlabel: int) -> bytes:

@@ -77,8 +77,8 @@ class Tap:
 
     def __init__(self, name: str, *, tso: bool, uso: bool, inherited: int | None = None) -> None:
         self.fd: Final[int] = _open(name) if inherited is None else inherited
-        self.read: Final[ReadFrame] = partial(os.readv, self.fd)
-        self.write: Final[WriteFrame] = partial(os.writev, self.fd)
+        self.read: ReadFrame = partial(os.readv, self.fd)
+        self.write: WriteFrame = partial(os.writev, self.fd)
         try:
             self.index: Final = need_device_index(name) if inherited is None else self._find_index()
             """The index in the network namespace in which it was opened; 0 if an inherited one is

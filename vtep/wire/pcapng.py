@@ -55,7 +55,7 @@ _NUMBER = Struct("<Q")
 _Options: TypeAlias = Iterable[tuple[int, bytes]]
 
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
-"""What fills up a field, by the remainder of its length and 4."""
+"""Octets that fill up a field, by the remainder of its length and 4."""
 
 
 class PcapngError(ValueError):
