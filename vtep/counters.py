@@ -4,14 +4,11 @@ Names of counters and drop reasons are part of the interface: scripts, tests and
 them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeAlias
 
 from attrs import define, field, fields
-
-_NAMES_MAX = 3
-"""Names of VNIs in one line of the log."""
 
 
 class _Explained(StrEnum):
@@ -387,8 +384,18 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """Return every counter by name, drops as `drop_<reason>`."""
-        plain = {name: getattr(self, name) for name in _NAMES}
-        return plain | {f"drop_{reason}": count for reason, count in self.drops.items()}
+        drops = {f"drop_{reason}": count for reason, count in self.drops.items()}
+        return self.numbers() | drops
+
+    def numbers(self) -> dict[str, int]:
+        """Return every counter by name, but for `drops`."""
+        return {name: getattr(self, name) for name in _NAMES}
+
+    def describe_last(self, reason: Drop) -> str | None:
+        """Return the detail of the last drop in words, such as "vni 42"; None if there is none."""
+        if reason not in _DETAILS or reason not in self.last_detail:
+            return None
+        return _DETAILS[reason](self.last_detail[reason])
 
     def note_drops(self, now: float) -> None:
         """Note `now` (seconds) as the time of the last drop for reasons whose counters grew.
@@ -415,7 +422,6 @@ class Counters:
 
 
 _NAMES: Final = tuple(sorted(each.name for each in fields(Counters) if "unit" in each.metadata))
-_NOTHING: dict[Reason, int] = dict.fromkeys((*Drop, *Notice), 0)
 
 
 def duration(seconds: float) -> str:
@@ -424,74 +430,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-class DropLog:
-    """Makes the lines of the log about drops: at most one in `interval` seconds for each reason.
-
-    Without them, only an administrator who reads the counters would notice.
-    """
-
-    def __init__(self, interval: float = 60.0) -> None:
-        self._interval = interval
-        self._silent_until: dict[Reason, float] = {}
-        # What was reported so far, of the counters noted for the last and for the next lines.
-        self._reported: dict[Counters, dict[Reason, int]] = {}
-        self._noted: dict[Counters, dict[Reason, int]] = {}
-        self._changed: list[tuple[str, Counters, dict[Reason, int]]] = []
-
-    def note(self, name: str, counters: Counters) -> None:
-        """Compare counters with what was reported, before `news` is called.
-
-        `name` is that of their VNI, or empty. All counters are to be noted before each call of
-        `news`, which can be done in steps.
-        """
-        reported = self._reported.get(counters, _NOTHING)
-        if counters.losses() != reported:
-            if reported is _NOTHING:
-                reported = _NOTHING.copy()
-            self._changed.append((name, counters, reported))
-        self._noted[counters] = reported
-
-    def news(self, now: float, parts: Iterable[tuple[str, Counters]] = ()) -> list[str]:
-        """Return the lines to log at `now` (seconds) about drops that were not reported yet.
-
-        `parts` are names and counters to note first.
-        """
-        for part in parts:
-            self.note(*part)
-        self._reported, self._noted = self._noted, {}
-        changed, self._changed = self._changed, []
-        losses: dict[Reason, list[tuple[int, str, Counters]]] = {}
-        for name, counters, before in changed:
-            for reason, count in counters.losses().items():
-                if (
-                    count != before[reason]
-                    and now >= self._silent_until.get(reason, now)
-                    and reason not in BY_DESIGN
-                ):
-                    losses.setdefault(reason, []).append((count - before[reason], name, counters))
-                    before[reason] = count
-        for reason in losses:
-            self._silent_until[reason] = now + self._interval
-        return [_line(reason, of_reason) for reason, of_reason in losses.items()]
-
-
-def _line(reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
-    total = sum(count for count, _, _ in losses)
-    names = [name for _, name, _ in losses if name]
-    vnis = ", ".join(names[:_NAMES_MAX])
-    if len(names) > _NAMES_MAX:
-        vnis += f" and {len(names) - _NAMES_MAX} more"
-    last = _last(reason, losses[-1][2])
-    details = "; ".join(filter(None, (vnis, f"last: {last}" if last else "")))
-    what = f"dropped {total}" if isinstance(reason, Drop) else f"{total}"
-    return f"{what} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")
-
-
-def _last(reason: Reason, counters: Counters) -> str:
-    """Return the source and the detail of the last drop, as far as they are known."""
-    parts = [counters.last_source.get(reason, "")]
-    if isinstance(reason, Drop) and reason in _DETAILS and reason in counters.last_detail:
-        parts.append(_DETAILS[reason](counters.last_detail[reason]))
-    return ", ".join(filter(None, parts))

@@ -47,6 +47,7 @@ def recent_drop(
         "count": count,
         "age": age,
         "last_source": last_source,
+        "detail": None,
     }
 
 
@@ -80,6 +81,7 @@ def segment(vni: int = 10, **changed: Any) -> SegmentStatus:
         "bridge": f"br{vni}",
         "address": [f"10.0.{vni % 256}.1/24", "fe80::1/64"],
         "mtu": 1450,
+        "tap_mtu": 1500,
         "underlay_mtu": 1500,
         "offload": ["csum", "tnl", "tso", "uso"],
         "fast_path": "on",

@@ -11,7 +11,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.utils6 import in6_mactoifaceid
 
 from tests.unit.steps import routed
-from vtep.counters import Drop, DropLog
+from vtep.counters import Drop
+from vtep.daemon.drop_log import DropLog
 from vtep.forwarding import anycast
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.demux import Demux

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from vtep import Config, Vtep
 from vtep.control.events import Events
-from vtep.control.jsonrpc import Pages, RpcError
+from vtep.control.jsonrpc import PagedObject, Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
 from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Remote
@@ -65,6 +65,8 @@ def ask(vtep: Vtep, method: str, **params: Any) -> Any:
     result = asyncio.run(Methods(vtep, reload).call(method, params))
     if isinstance(result, Pages):
         result = [item for page in result.pages for item in page]
+    if isinstance(result, PagedObject):
+        result = result.whole()
     return json.loads(json.dumps(result, allow_nan=False))
 
 

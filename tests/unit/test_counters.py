@@ -5,7 +5,8 @@ import re
 import attrs
 import pytest
 
-from vtep.counters import Counters, Drop, DropLog, Notice, Unit, duration
+from vtep.counters import Counters, Drop, Notice, Unit, duration
+from vtep.daemon.drop_log import DropLog
 
 HIDDEN = ("drops", "last_detail", "last_source")
 RUNT = Drop.INNER_RUNT

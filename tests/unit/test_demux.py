@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import BROADCAST, MAC_A, MAC_B, VALID, ether, ip4, mac, mutated, udp, vxlan
 from tests.unit.steps import routed
-from vtep.counters import Drop, DropLog, Notice
+from vtep.counters import Drop, Notice
+from vtep.daemon.drop_log import DropLog
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Filter, Learned, Remote
 from vtep.forwarding.segment import Segment

@@ -41,7 +41,7 @@ from vtep.fastpath.state import (
     off,
 )
 from vtep.host.firewall import Verdict
-from vtep.wire.echo import Status
+from vtep.wire.echo import EchoStatus
 
 HOST = "192.0.2.2"
 OFFLOADS = frozenset(("gro", "gso", "tnl", "tso", "uso"))
@@ -53,8 +53,8 @@ WELL = RemoteFacts(
     dev_mtu=1500,
     source="192.0.2.1",
     tap="vx0",
-    there=Echoes(20, (0.001,) * 20, Status.FINE, HOST),
-    back=Echoes(5, (0.001,) * 5, Status.FINE, HOST),
+    there=Echoes(20, (0.001,) * 20, EchoStatus.FINE, HOST),
+    back=Echoes(5, (0.001,) * 5, EchoStatus.FINE, HOST),
     macs=("02:00:00:00:00:01",),
     mtu_there=PathMtu(1500),
     mtu_back=PathMtu(1500),
@@ -117,12 +117,12 @@ def test_facts_without_a_fault() -> None:
         ({"no_route": "Network is unreachable"}, "no route to 192.0.2.2", "ip route get 192.0.2.2"),
         ({"macs": ("m1", "m2")}, "2 hosts claim to be 192.0.2.2: m1, m2", "another address"),
         (
-            {"there": evolve(WELL.there, status=Status.VNI_UNKNOWN)},
+            {"there": evolve(WELL.there, status=EchoStatus.VNI_UNKNOWN)},
             "runs pyvtep, but not with vni 5",
             "on 192.0.2.2: pyvtep vni add 5 --remote 192.0.2.1",
         ),
         (
-            {"there": evolve(WELL.there, status=Status.SOURCE_UNKNOWN)},
+            {"there": evolve(WELL.there, status=EchoStatus.SOURCE_UNKNOWN)},
             "does not listen to 192.0.2.1 in it",
             "on 192.0.2.2: pyvtep remote add 192.0.2.1 --vni 5",
         ),

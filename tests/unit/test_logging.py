@@ -23,7 +23,8 @@ from vtep.cli.log_sinks import FileSink, JournalSink, StderrSink, SyslogSink
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.control import views
 from vtep.control.schema import Stats
-from vtep.counters import Counters, Drop, DropLog
+from vtep.counters import Counters, Drop
+from vtep.daemon.drop_log import DropLog
 from vtep.forwarding.fdb import EntryKind, Remote
 
 HANDLER = "vtep.cli.log_handler"

@@ -9,7 +9,8 @@ from vtep.counters import Counters, Drop
 from vtep.daemon.housekeeping import take_turns
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.loops import FLOODED_PER_LOOK, LoopGuard
-from vtep.forwarding.segment import NoRoute, Segment
+from vtep.forwarding.route import NoRoute
+from vtep.forwarding.segment import Segment
 from vtep.wire import arp, vxlan
 
 A, B = Remote("192.0.2.2", 4789), Remote("192.0.2.3", 4789)

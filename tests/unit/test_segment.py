@@ -9,7 +9,8 @@ from scapy.layers.vxlan import VXLAN
 
 from tests.unit.craft import BROADCAST, HOSTILE, MAC_A, MAC_B, ether, ip4, mac, udp
 from tests.unit.steps import routed
-from vtep.counters import Drop, DropLog
+from vtep.counters import Drop
+from vtep.daemon.drop_log import DropLog
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Filter, Remote

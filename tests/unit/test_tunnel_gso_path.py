@@ -24,7 +24,7 @@ from vtep.tunnel_gso.encoder import SMALL_PROBE, VIRTIO_LEN
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
 from vtep.wire import virtio, vxlan
-from vtep.wire.echo import SIZE, EchoMessage, Status
+from vtep.wire.echo import SIZE, EchoMessage, EchoStatus
 from vtep.wire.outer_header import DF
 
 EGRESS = 7
@@ -67,7 +67,7 @@ class Rig:
         self.prober.on_resolved(self.path, EGRESS, 0.0)
         request = EchoMessage.parse(self.device.packets[-1][-len(SMALL_PROBE.frame) - SIZE :])
         assert request is not None
-        reply = EchoMessage.parse(request.reply(SIZE, Status.FINE))
+        reply = EchoMessage.parse(request.reply(SIZE, EchoStatus.FINE))
         assert reply is not None
         self.prober.on_reply(reply, self.path.host, 0.5)
         assert self.path.gso.enabled

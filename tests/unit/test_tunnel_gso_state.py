@@ -26,7 +26,7 @@ from vtep.tunnel_gso.state import (
     State,
     next_state,
 )
-from vtep.wire.echo import SIZE, EchoKind, EchoMessage, Status
+from vtep.wire.echo import SIZE, EchoKind, EchoMessage, EchoStatus
 
 EGRESS = 3
 SEGMENTED = SIZE + SMALL_PROBE.plan.header_len + SMALL_PROBE.plan.size
@@ -80,7 +80,7 @@ class FakePath:
     def reply(self, arrived: int = SEGMENTED) -> EchoMessage:
         """Return the reply to the last echo request, of which so many octets arrived."""
         _, request = self.requests[-1]
-        parsed = EchoMessage.parse(request.reply(arrived, Status.FINE))
+        parsed = EchoMessage.parse(request.reply(arrived, EchoStatus.FINE))
         assert parsed is not None
         return parsed
 

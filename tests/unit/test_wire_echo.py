@@ -12,7 +12,7 @@ from vtep.forwarding.demux import Demux
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.wire import ethernet, vxlan
-from vtep.wire.echo import SIZE, TOKEN_OFFSET, EchoKind, EchoMessage, Status
+from vtep.wire.echo import SIZE, TOKEN_OFFSET, EchoKind, EchoMessage, EchoStatus
 
 TOKEN = b"01234567"
 REQUEST = EchoMessage(EchoKind.REQUEST, 5, 50000, TOKEN, 7, SIZE)
@@ -25,7 +25,7 @@ messages = st.builds(
     st.binary(min_size=8, max_size=8),
     st.integers(0, 0xFFFF_FFFF),
     st.integers(0, 0xFFFF),
-    st.sampled_from(Status),
+    st.sampled_from(EchoStatus),
 )
 
 
@@ -76,9 +76,9 @@ def test_each_fixed_octet_is_checked(at: int) -> None:
     assert EchoMessage.parse(datagram) is None
 
 
-@given(messages, st.integers(SIZE, 9000), st.sampled_from(Status))
+@given(messages, st.integers(SIZE, 9000), st.sampled_from(EchoStatus))
 def test_a_reply_is_never_longer_than_its_request(
-    message: EchoMessage, arrived: int, status: Status
+    message: EchoMessage, arrived: int, status: EchoStatus
 ) -> None:
     datagram = message.reply(arrived, status)
     assert SIZE <= len(datagram) <= arrived
@@ -128,13 +128,13 @@ class Replier:
 @pytest.mark.parametrize(
     ("vni", "host", "status"),
     [
-        (5, "192.0.2.5", Status.FINE),
-        (None, "192.0.2.5", Status.FINE),
-        (6, "192.0.2.5", Status.SOURCE_UNKNOWN),
-        (7, "192.0.2.5", Status.VNI_UNKNOWN),
+        (5, "192.0.2.5", EchoStatus.FINE),
+        (None, "192.0.2.5", EchoStatus.FINE),
+        (6, "192.0.2.5", EchoStatus.SOURCE_UNKNOWN),
+        (7, "192.0.2.5", EchoStatus.VNI_UNKNOWN),
     ],
 )
-def test_hosts_of_a_segment_get_a_reply(vni: int | None, host: str, status: Status) -> None:
+def test_hosts_of_a_segment_get_a_reply(vni: int | None, host: str, status: EchoStatus) -> None:
     replier = Replier()
     answer, size, to, port = replier.ask(evolve(REQUEST, vni=vni, octets=100), host, size=1400)
     assert (size, to, port) == (100, host, 50000)

@@ -12,8 +12,8 @@ from attrs import frozen
 READING = frozenset(
     (
         *("ping", "process.show", "fdb.show", "fdb.get", "fdb.sample", "neigh.show"),
-        *("remote.show",),
-        *("vni.show", "loop.show", "storm.show", "stats", "monitor.subscribe", "upgrade.show"),
+        *("remote.show", "vni.show", "loop.show", "storm.show", "stats", "status"),
+        *("monitor.subscribe", "upgrade.show"),
     )
 )
 """Methods that change nothing. All others change something: a new method is refused to readers

@@ -6,7 +6,7 @@ Large results are lists of pages, so that neither end has to hold one of them as
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from math import isfinite
 from typing import Any, Final
@@ -82,6 +82,22 @@ class Pages:
     pages: Iterable[list[Any]]
 
 
+@frozen
+class PagedObject:
+    """A result that is an object with one long list, which is made a page at a time as `Pages` are.
+
+    `rest` returns the other members. It is called after the last page.
+    """
+
+    name: str
+    pages: Iterable[list[Any]]
+    rest: Callable[[], Mapping[str, object]]
+
+    def whole(self) -> dict[str, Any]:
+        """Return the object with the whole list."""
+        return {self.name: [item for page in self.pages for item in page], **self.rest()}
+
+
 def decode(line: bytes) -> RpcMessage:
     """Parse a line. Whatever it holds, this raises nothing."""
     try:
@@ -150,14 +166,24 @@ def failure(error: RpcError, ident: Id) -> bytes:
 
 def success(result: object, ident: Id) -> Iterator[bytes]:
     """Format the answer to a request, in pieces that are to be sent one after the other."""
-    if not isinstance(result, Pages):
+    head = b'{"jsonrpc":"2.0","id":' + encode(ident) + b',"result":'
+    if isinstance(result, Pages):
+        yield from _in_pages(result.pages, head + b"[", lambda: b"]}")
+    elif isinstance(result, PagedObject):
+        head += b"{" + encode(result.name) + b":["
+        yield from _in_pages(result.pages, head, lambda: b"]," + encode(result.rest())[1:] + b"}")
+    else:
         yield encode({"jsonrpc": "2.0", "result": result, "id": ident})
-        return
-    before = b'{"jsonrpc":"2.0","id":' + encode(ident) + b',"result":['
-    for page in result.pages:
+
+
+def _in_pages(
+    pages: Iterable[list[Any]], before: bytes, after: Callable[[], bytes]
+) -> Iterator[bytes]:
+    """Format the items of a list, between octets; `after` makes those behind the last page."""
+    for page in pages:
         yield before + encode(page)[1:-1] if page else b""
         before = b"," if page else before
-    yield (b"" if before == b"," else before) + b"]}"
+    yield (b"" if before == b"," else before) + after()
 
 
 def notification(method: str, params: object) -> bytes:

@@ -18,8 +18,8 @@ import attrs
 
 from vtep.config import Config, address_parsers
 from vtep.config.overlap import find_overlap
-from vtep.control import params, schema, views
-from vtep.control.jsonrpc import Code, Pages, RpcError
+from vtep.control import params, schema, status, views
+from vtep.control.jsonrpc import Code, PagedObject, Pages, RpcError
 from vtep.control.params import Params
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
@@ -91,6 +91,7 @@ class Methods:
             "vni.add": Method(self._vni_add, ("vni", "options")),
             "vni.del": Method(self._vni_del, ("vni",)),
             "stats": Method(self._stats, segment),
+            "status": Method(self._status, segment),
             "stats.reset": Method(lambda _: self._vtep.reset_counters()),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
@@ -180,6 +181,11 @@ class Methods:
 
     def _stats(self, given: Params) -> schema.Stats:
         return views.stats(self._vtep, self._ports(given), time.monotonic())
+
+    def _status(self, given: Params) -> PagedObject:
+        named = given.vni() is not None or given.text("dev") is not None
+        lost = () if named else self._vtep.lost.values()
+        return status.status(self._vtep, (*self._ports(given), *lost))
 
     # --- loops and storms -------------------------------------------------------------------
 

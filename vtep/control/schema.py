@@ -284,7 +284,9 @@ class RecentDrop(TypedDict):
     age: float
     """Seconds since the last one."""
     last_source: str | None
-    """The underlay address of the sender of the last one."""
+    """The underlay address of the sender of the last one, or of the remote that it was for."""
+    detail: str | None
+    """The subject of the last one, such as "vni 42" or "source MAC 02:00:00:00:00:01"."""
 
 
 class Problem(TypedDict):
@@ -311,7 +313,9 @@ class SegmentStatus(TypedDict):
     address: list[str]
     """Addresses of the TAP, with their prefix lengths."""
     mtu: int
-    """That of the TAP, in octets."""
+    """The largest IP packet that the tunnel carries, in octets, as in `SegmentInfo`."""
+    tap_mtu: int | None
+    """The MTU of the TAP in octets, which is larger on a bridge; None if it is not known."""
     underlay_mtu: int | None
     """The smallest path MTU to a remote in octets; None if none is known."""
     offload: list[str]

@@ -148,9 +148,7 @@ def _apply_proxy(port: "Port", config: Config, _now: float) -> None:
 
 def _apply_gateways(port: "Port", config: Config, _now: float) -> None:
     addresses = config.anycast_gateway
-    port.segment.set_gateways(
-        Gateways(addresses, port.report_shared_gateway) if addresses else None
-    )
+    port.segment.set_gateways(Gateways(addresses, port.log.shared_gateway) if addresses else None)
 
 
 def _apply_dstport(port: "Port", config: Config, _now: float) -> None:

@@ -158,6 +158,13 @@ class FastPathLoader:
             self.state = DISABLED
             self.turns = None
 
+    @property
+    def has_failed(self) -> bool:
+        """True if the fast path was to be on, and an error has kept it off."""
+        expected = (DISABLED, NOT_INSTALLED)
+        is_off = self.state.status is FastPathStatus.OFF and self.state not in expected
+        return self._is_possible and is_off
+
     def retry(self) -> None:
         """Load once more when `start` is called, if that has failed."""
         if self._is_possible and self.state.status is FastPathStatus.OFF:

@@ -248,11 +248,14 @@ class HostWatch:
                 raise
             except VtepError:  # A device was removed in between: another notification follows.
                 return []
-            return [
-                port
-                for port, underlay in underlays
-                if port in self._ports and port.on_underlay_mtu(underlay)
-            ]
+            resized = []
+            for port, underlay, addresses in underlays:
+                if port in self._ports:
+                    if port.is_here:  # Else the index may be that of another device here.
+                        port.addresses = addresses
+                    if port.on_underlay_mtu(underlay):
+                        resized.append(port)
+            return resized
 
     # --- TAPs ---------------------------------------------------------------------------------
 
@@ -282,14 +285,16 @@ class HostWatch:
 
 def _find_underlays(
     session: HostSession, ports: Iterable[Port]
-) -> list[tuple[Port, Underlay | VtepError]]:
+) -> list[tuple[Port, Underlay | VtepError, tuple[str, ...]]]:
+    """Return the underlay of each port, or why there can be none, and the addresses of its TAP."""
     routes = session.routes()
-    found: list[tuple[Port, Underlay | VtepError]] = []
+    found: list[tuple[Port, Underlay | VtepError, tuple[str, ...]]] = []
     for port in ports:
         config = port.config
+        underlay: Underlay | VtepError
         try:
             underlay = routes.resolve_underlay(config.remote, config.local, config.dev)
-            found.append((port, underlay))
         except VtepError as error:
-            found.append((port, error))
+            underlay = error
+        found.append((port, underlay, routes.interface_addresses(port.tap_index)))
     return found

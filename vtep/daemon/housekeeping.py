@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 
-from vtep.counters import DropLog
+from vtep.daemon.drop_log import DropLog
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.parts import Parts

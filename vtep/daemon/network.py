@@ -46,6 +46,9 @@ class Routes(Protocol):
     ) -> Underlay:
         """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
 
+    def interface_addresses(self, device: int) -> tuple[str, ...]:
+        """Return the addresses of a device with prefix lengths, but for link-local IPv6 ones."""
+
     def output_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:
         """Return the index of the output device to a remote, or None without a route."""
 

@@ -1,6 +1,5 @@
 """One VNI at work: its TAP, its segment, its counters, and the paths to its remotes."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.port_log import PortLog
 from vtep.daemon.port_tap import PortTap
+from vtep.daemon.port_underlay import PortUnderlay
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
 from vtep.datapath import Arena, Egress
 from vtep.datapath.observers import EgressObserver
@@ -43,8 +43,6 @@ from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
 from vtep.wire.address import version_of
 from vtep.wire.icmp import MTU_MIN_V6
-
-log = logging.getLogger("vtep")
 
 
 @frozen
@@ -75,14 +73,14 @@ class Port:
         inherited: Inherited,
     ) -> None:
         self._inherited = inherited
+        self.log = PortLog(config.vni)
+        """The lines of the log that depend on what was logged before."""
         self.config = config
-        self.underlay_devices: tuple[str, ...] = ()
-        """The devices over which the remotes are reached; known once the port has started."""
+        self.underlay = PortUnderlay()
+        """The underlay, which is known once the port has started."""
         self.offload: frozenset[str] = frozenset()
         """The offloads of `Config.offload` that are in use; known once the port has started."""
         fdb = Fdb(config.vni, config.dstport, ageing=config.ageing, max_addresses=0)
-        self._log = PortLog(config.vni)
-        self.report_shared_gateway = self._log.shared_gateway
         self.segment = Segment(config.vni, (), fdb, own_mac=ethernet.MAC_ZERO, learning=True)
         self._tunnel = TunnelMtu(MTU_MAX)
         self.sizing = TunnelSizing(
@@ -91,7 +89,8 @@ class Port:
         log_held_macs(fdb)
         protect_from_loops(self.segment)
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
-        self._underlay_mtu: int | None = None
+        self.addresses = tuple(map(str, config.address))
+        """The addresses of the TAP with prefix lengths, as last seen; at first, as configured."""
         self._tap = PortTap(config.vni, network)
         self._tracker = AckTracker()
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
@@ -119,9 +118,14 @@ class Port:
         return self._tunnel.now
 
     @property
+    def underlay_devices(self) -> tuple[str, ...]:
+        """The devices over which the remotes are reached; known once the port has started."""
+        return self.underlay.devices
+
+    @property
     def underlay_missing(self) -> tuple[str, ...]:
         """Parts that this host lacks to reach the remotes; empty if it lacks nothing."""
-        return self._log.missing
+        return self.log.missing
 
     @property
     def is_here(self) -> bool:
@@ -159,6 +163,11 @@ class Port:
         if not self.config.fast_path:
             return DISABLED
         return self._fast_path_loader.state if self._observer is None else OBSERVED
+
+    @property
+    def path_mtus(self) -> dict[str, int]:
+        """The MTU of the path to each remote that something was sent to, in octets."""
+        return self._paths.mtus() if self._paths is not None else {}
 
     def versions(self, config: Config) -> list[int]:
         """Return the IP versions to listen on with this configuration.
@@ -219,7 +228,7 @@ class Port:
         if self._is_paused:
             self._egress.pause()
         self._egress.start()
-        self._log.remotes(self.segment)
+        self.log.remotes(self.segment)
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
@@ -227,11 +236,13 @@ class Port:
     def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
         """Change to another configuration with the same TAP. Raises: OSError if the TAP is gone."""
         before, self.config = self.config, config
-        self._log.start_anew()
+        if config.address != before.address:
+            self.addresses = tuple(map(str, config.address))
+        self.log.start_anew()
         self._set_underlay(underlay)
         former, self.listeners = self.listeners, tuple(listeners)
         apply_options(self, APPLIERS, before, time.monotonic())
-        self._log.remotes(self.segment)
+        self.log.remotes(self.segment)
         # A listener that stays is not detached in between: that would close its punt socket, and
         # lose the datagrams that are queued there.
         for listener in former:
@@ -335,7 +346,7 @@ class Port:
             "tnl": "tnl" in wanted and tap.tso and self._pool.tunnel_gso_device is not None,
         }
         self.offload = frozenset(name for name, works in in_use.items() if works)
-        self._log.offloads(in_use, wanted)
+        self.log.offloads(in_use, wanted)
 
     def update_fast_path(self) -> None:
         """Use the compiled turns if they are loaded and configured, or stop using them."""
@@ -407,8 +418,7 @@ class Port:
         except OSError as error:  # While the reader waits for room, nothing reads the TAP.
             self._on_tap_lost(error)
             return
-        if mac is not None:
-            self.segment.own_mac = mac
+        self.segment.own_mac = mac or self.segment.own_mac
 
     def on_attached(self, attachment: TapAttachment) -> bool:
         """Note where the TAP is attached now.
@@ -416,7 +426,7 @@ class Port:
         Returns: whether the MTU of the tunnel has changed.
         """
         before, unjoined = self.mtu, self.attachment.unjoined
-        self._log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
+        self.log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
         self.attachment = attachment
         self._tunnel.tap = attachment.limit
         return self._update_mtu(before)
@@ -427,12 +437,12 @@ class Port:
         Returns: whether the TAP needs another setup.
         """
         if isinstance(underlay, VtepError):
-            self._log.warn_once(str(underlay))
+            self.log.warn_once(str(underlay))
             return False
         if self.tap in underlay.devices:
             # A TAP address has shadowed the route to a remote. Following this underlay would lower
             # the MTU of the TAP by the overhead, then again, and so on.
-            self._log.warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
+            self.log.warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
             return False
         before, setup = self.mtu, self.setup()
         self._note_missing(underlay)
@@ -440,7 +450,7 @@ class Port:
             self._set_underlay(underlay)
             check_addresses(self.config, underlay)
         except VtepError as error:  # The port goes on: the host may be changed back.
-            self._log.warn_once(str(error))
+            self.log.warn_once(str(error))
         if self._update_mtu(before):
             self._on_mtu_changed()
         return self.setup() != setup
@@ -453,10 +463,7 @@ class Port:
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.set_path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))
         if self.config.df == "set" and self.mtu < MTU_MIN_V6 <= self._tunnel.most:
-            self._log.warn_once(
-                f"the path to {remote.host} carries {self.mtu} octets in the tunnel, less than the "
-                f"{MTU_MIN_V6} that IPv6 needs: leave out --df set, and larger ones are fragmented"
-            )
+            self.log.too_small_for_ipv6(remote.host, self.mtu)
         if self._tap.is_open and self._update_mtu(before):
             self._on_mtu_changed()
 
@@ -472,28 +479,21 @@ class Port:
 
     # --- the underlay -----------------------------------------------------------------------
 
-    def with_last_mtu(self, underlay: Underlay) -> Underlay:
-        """Return the underlay, with its last known MTU if it has no device now."""
-        if underlay.devices or self._underlay_mtu is None:
-            return underlay
-        return evolve(underlay, mtu=self._underlay_mtu)
-
     def _set_underlay(self, underlay: Underlay) -> None:
         """Take over devices and MTU of the underlay. Raises: VtepError if the MTU is too small."""
-        self.underlay_devices = underlay.devices
-        underlay = self.with_last_mtu(underlay)
+        underlay = self.underlay.with_last_mtu(underlay)
+        self.underlay.take_over(self.config, underlay)
         self._tunnel.most = tunnel_mtu(self.config, underlay)
-        self._underlay_mtu = underlay.mtu if underlay.devices else self._underlay_mtu
-        self._log.underlay(underlay.devices, underlay.mtu)
+        self.log.underlay(underlay.devices, underlay.mtu)
         self.sizing.mtu = self.mtu
         if line := mtu_advice(self.config, underlay):
-            self._log.warn_once(line)
+            self.log.warn_once(line)
 
     def _note_missing(self, underlay: Underlay) -> None:
         """Log once what the underlay lacks, and once that it is complete."""
         refusals = (each.refusal for each in self.listeners if not each.is_ready)
         missing = underlay.missing or tuple(filter(None, refusals))
-        if self._log.note_missing(missing, underlay.devices):
+        if self.log.note_missing(missing, underlay.devices):
             # Sockets that were opened in between may have another source address than the kernel
             # would select now.
             for path in self.paths.values():

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 
 from vtep.forwarding.segment import Segment
 from vtep.wire.address import Address
+from vtep.wire.icmp import MTU_MIN_V6
 
 log = logging.getLogger("vtep")
 
@@ -64,6 +65,13 @@ class PortLog:
         """Log over which devices the remotes are reached, and their MTU in octets."""
         over = ", ".join(devices) or "no device"
         log.debug("vni %d: the routes to the remotes are over %s, MTU %d", self._vni, over, mtu)
+
+    def too_small_for_ipv6(self, host: str, mtu: int) -> None:
+        """Log once that the tunnel carries less than IPv6 needs because of the path to a remote."""
+        self.warn_once(
+            f"the path to {host} carries {mtu} octets in the tunnel, less than the {MTU_MIN_V6} "
+            "that IPv6 needs: leave out --df set, and larger ones are fragmented"
+        )
 
     def shared_gateway(self, address: Address) -> None:
         """Log that an anycast gateway address was seen on another host."""

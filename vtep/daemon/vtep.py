@@ -22,6 +22,8 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+from attrs import frozen
+
 from vtep import descriptors
 from vtep.config import Config, check_segments
 from vtep.counters import Counters, Drop, Reason
@@ -39,6 +41,7 @@ from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.fastpath.state import FastPathState, FastPathStatus
 from vtep.forwarding.fdb import Fdb
+from vtep.host.link_table import LinkTable
 from vtep.io.inherited import Inherited, tap_role
 from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
@@ -51,6 +54,16 @@ log = logging.getLogger("vtep")
 
 _RESUME_DELAY_S = 0.05
 """Seconds from the first reads after a pause to the work that is not about frames."""
+
+
+@frozen
+class Reload:
+    """The result of a reload of the configuration."""
+
+    successful: bool
+    time: float
+    """In seconds since the epoch."""
+
 
 _IN_PROGRESS = frozenset((FastPathStatus.LOADING, FastPathStatus.COMPILING))
 
@@ -103,7 +116,14 @@ class Vtep:
         """The ports by VNI."""
         self.taps_lost = 0
         """The number of ports that ended because their TAP was removed from outside."""
+        self.lost: dict[int, Port] = {}
+        """The ports that ended because their TAP was removed, by VNI, until the VNI is added again
+        or left out of the configuration."""
         self._taps_lost_before = 0
+        self.started: float | None = None
+        """When forwarding began, in seconds since the epoch; None before."""
+        self.last_reload: Reload | None = None
+        """The last reload of the configuration; None if there was none."""
         self.counters_reset: float | None = None
         """When `reset_counters` was last called, in seconds of the monotonic clock."""
         self._lock = asyncio.Lock()
@@ -154,6 +174,11 @@ class Vtep:
         """The state of the fast path of this process; that of a port may be another one."""
         return self._fast_path.state
 
+    @property
+    def fast_path_failed(self) -> bool:
+        """True if an error has kept the fast path off."""
+        return self._fast_path.has_failed
+
     def counters(self, *, since_reset: bool = False) -> dict[str, int]:
         """Return all counters by name, summed over all VNIs; see `vtep.counters`.
 
@@ -168,10 +193,19 @@ class Vtep:
                 total[name] = total.get(name, 0) + count
         return total
 
-    def _all_counters(self) -> Iterator[Counters]:
+    @property
+    def links(self) -> LinkTable:
+        """The devices of this network namespace, as the kernel has notified of them."""
+        return self._parts.filters.links
+
+    def shared_counters(self) -> Iterator[Counters]:
+        """Yield the counters that belong to no VNI: of the namespace, and of each listener."""
         yield self._parts.kernel_drops.namespace
         for listener in self._parts.listeners:
             yield listener.demux.counters
+
+    def _all_counters(self) -> Iterator[Counters]:
+        yield from self.shared_counters()
         for port in self._ports:
             yield port.segment.counters
 
@@ -245,6 +279,7 @@ class Vtep:
             async with self._lock:
                 await self._reconfigurer.apply(Delta((), (), tuple(self._ports)))
             if not paused:
+                self.started = time.time()
                 self._host_watch.start()
                 self._housekeeping.start()
         except BaseException as error:
@@ -275,6 +310,7 @@ class Vtep:
         self._parts.listeners.resume()
         for port in self._ports:
             port.resume()
+        self.started = self.started or time.time()
         # Frames that have queued come first. The filter of many sources takes 20 ms to make.
         asyncio.get_running_loop().call_later(_RESUME_DELAY_S, self._resume_housekeeping)
 
@@ -433,6 +469,7 @@ class Vtep:
         log.error("vni %d has ended: %s", port.config.vni, lost)
         port.close()
         self._ports.discard(port)
+        self.lost[port.config.vni] = port
         self._parts.listeners.close_idle(self._ports)
         self._parts.filters.schedule()
 
@@ -467,6 +504,8 @@ class Vtep:
     async def remove(self, vni: int) -> None:
         """Remove the port of a VNI, and its TAP if it was created for it."""
         async with self._lock:
+            if self.lost.pop(vni, None) is not None:
+                return
             self._ports.get(vni)
             await self._reconcile(config for config in self._ports.configs() if config.vni != vni)
 
@@ -484,6 +523,7 @@ class Vtep:
         """
         async with self._lock:
             await self._reconcile(configs, again=tuple(self.ports))
+            self.lost.clear()
 
     async def _reconcile(self, configs: Iterable[Config], again: Iterable[int] = ()) -> None:
         if self._ended is not None and self._ended.done():
@@ -491,6 +531,8 @@ class Vtep:
         if not self._running:
             raise RuntimeError("start() the Vtep first")
         await self._reconfigurer.reconcile(configs, frozenset(again))
+        for vni in self.ports:
+            self.lost.pop(vni, None)
         self._adjust_fast_path()
 
     def retry_fast_path(self) -> None:

@@ -12,7 +12,8 @@ from vtep.datapath.pool import Paths
 from vtep.datapath.tap_fallback import count_refused
 from vtep.datapath.transmitter import Transmitter
 from vtep.datapath.verdicts import EgressVerdicts
-from vtep.forwarding.segment import NoRoute, Route, Segment
+from vtep.forwarding.route import NoRoute, Route
+from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import ReadFrame, TapDevice
 from vtep.io.path import FLOW_BITS, POOL_MAX
 from vtep.io.tap import Tap

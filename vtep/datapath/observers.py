@@ -166,7 +166,7 @@ def watch_drops(counters: Counters, watcher: DropWatcher | None) -> None:
 
 
 class _WatchedCounters(Counters):
-    """Counters that report drops. It has no slots of its own, so that an instance can become one."""
+    """Counters that report drops. No slots of its own, so that an instance can become one."""
 
     __slots__ = ()
 

@@ -272,6 +272,14 @@ class Paths(dict[Remote, Sender]):
             return None
         return Flood(group, others)
 
+    def mtus(self) -> dict[str, int]:
+        """Return the MTU of the path to each host that something was sent to, in octets."""
+        mtus: dict[str, int] = {}
+        for remote, path in self.items():
+            if path.mtu:
+                mtus[remote.host] = min(path.mtu, mtus.get(remote.host, path.mtu))
+        return mtus
+
     def release(self, remote: Remote) -> None:
         """Release the path to a remote, if there is one."""
         self._tunnel_gso_paths.pop(remote, None)

@@ -45,7 +45,7 @@ from vtep.fastpath.layout import (
 from vtep.fastpath.origins import MeterOrigin, TransmitOrigin
 from vtep.forwarding.demux import Demux
 from vtep.forwarding.policy import InnerVlan
-from vtep.forwarding.segment import INNER_MIN, NoRoute, Segment
+from vtep.forwarding.segment import INNER_MIN, Segment
 from vtep.io import error_queue
 from vtep.io.addresses import unpack_sockaddr
 from vtep.io.interfaces import Received, Receiver, TapDevice
@@ -267,7 +267,7 @@ class EgressVerdicts:
         """Add a row for a frame, unless the next one like it may need something else."""
         segment, paths = self._segment, self._transmitter.paths
         route, meter = segment.route(frame), segment.storm.tap
-        if isinstance(route, NoRoute) or route.index < 0:  # Only the default entry has no index.
+        if route.reason is not None or route.index < 0:  # Only the default entry has no index.
             is_limited = meter is not None and meter.limits_unknown_unicast and not frame[0] & 1
             if is_limited and route is segment.fdb.default and not int(key[KEY_PORT]) >> PORT_GSO:
                 self._table.add_unknown(key, segment, bytes(frame[: ethernet.MAC_LEN]))

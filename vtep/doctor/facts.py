@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from vtep.fastpath.state import ON, FastPathState
 from vtep.host.firewall import Verdict
-from vtep.wire.echo import Status
+from vtep.wire.echo import EchoStatus
 
 
 class Refusal(IntEnum):
@@ -40,7 +40,7 @@ class Echoes:
     sent: int = 0
     delays: tuple[float, ...] = ()
     """Round-trip times of the requests that got a reply."""
-    status: Status | None = None
+    status: EchoStatus | None = None
     answered_from: str | None = None
     """The source address of the replies."""
     errors: tuple[IcmpError, ...] = ()

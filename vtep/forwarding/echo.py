@@ -6,7 +6,7 @@ from vtep.counters import Counters, Drop
 from vtep.forwarding.segment import Segment
 from vtep.ratelimit import TokenBucket
 from vtep.wire import Buffer, vxlan
-from vtep.wire.echo import EchoKind, EchoMessage, Status
+from vtep.wire.echo import EchoKind, EchoMessage, EchoStatus
 
 _REPLIES_PER_S = 100
 _REPLIES_BURST = 256
@@ -62,13 +62,13 @@ class EchoResponder:
         else:
             counters.drop(Drop.FLAGS_INVALID, source, count, header)
 
-    def _status(self, message: EchoMessage, source: str) -> Status | None:
+    def _status(self, message: EchoMessage, source: str) -> EchoStatus | None:
         """Return the status that a reply states, or None if no segment accepts the source."""
         segment = None if message.vni is None else self._segments.get(message.vni)
         if segment is not None and segment.accepts_source(source):
-            return Status.FINE
+            return EchoStatus.FINE
         if not any(each.accepts_source(source) for each in self._segments.values()):
             return None
         if message.vni is None:
-            return Status.FINE
-        return Status.VNI_UNKNOWN if segment is None else Status.SOURCE_UNKNOWN
+            return EchoStatus.FINE
+        return EchoStatus.VNI_UNKNOWN if segment is None else EchoStatus.SOURCE_UNKNOWN

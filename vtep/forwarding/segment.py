@@ -8,18 +8,16 @@ counts a drop, before its frame is delivered to the TAP.
 Nothing here raises an exception on hostile input.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from struct import Struct
-from typing import ClassVar, TypeAlias
-
-from attrs import frozen
 
 from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
 from vtep.forwarding.loops import LoopGuard
 from vtep.forwarding.policy import DEFAULT_POLICY, InnerVlan, Networks, SegmentPolicy, group_of
+from vtep.forwarding.route import NoRoute, Route
 from vtep.forwarding.storm import StormControl, StormLimits
 from vtep.forwarding.suppress import Answer, Neighbours
 from vtep.wire import Buffer, ethernet, vxlan
@@ -34,25 +32,6 @@ _VLAN_ID = 0x0FFF
 
 _NON_MEMBERS_MAX = 4096
 """Accepted sources that are not members, from which those without an FDB entry are forgotten."""
-
-
-@frozen(eq=False)
-class NoRoute:
-    """The route of a frame that is dropped."""
-
-    reason: Drop
-    detail: bytes | None = None
-    """The destination MAC, if the log is to show it."""
-    destinations: ClassVar[tuple[Remote, ...]] = ()
-    """As in an entry: there are none."""
-
-
-Route: TypeAlias = Entry | NoRoute
-"""The decision about a frame: the FDB entry to whose `destinations` it goes, or a drop `reason`.
-
-An entry stands for itself, so that a route needs no object for each frame, and so that consecutive
-frames with the same route are recognised by identity.
-"""
 
 
 class Segment:
@@ -428,6 +407,11 @@ class Segment:
     def accepts_source(self, host: str) -> bool:
         """Return True if datagrams from a host are accepted."""
         return host in self._members or self._is_accepted_non_member(host)
+
+    def known_hosts(self) -> Iterator[str]:
+        """Yield the members, and the accepted sources that have sent something."""
+        yield from self._members
+        yield from (host for host in self._non_members if host not in self._members)
 
     def source_remote(self, host: str) -> Remote | None:
         """Return the remote that MACs received from a host are learned for.

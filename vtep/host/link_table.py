@@ -6,10 +6,10 @@ The messages are those of `rtnetlink(7)`: replies to RTM_GETLINK and events of R
 from collections.abc import Iterable, Iterator
 from struct import Struct
 
-from attrs import frozen
+from attrs import field, frozen
 
-_HEADER = Struct("=IH2x8xBxHi8x")
-"""struct nlmsghdr and struct ifinfomsg: length and type; address family and index."""
+_HEADER = Struct("=IH2x8xBxHiI4x")
+"""struct nlmsghdr and struct ifinfomsg: length and type; address family, index and flags."""
 
 _ATTRIBUTE = Struct("=HH")
 _INDEX = Struct("=i")
@@ -18,11 +18,14 @@ _INDEX = Struct("=i")
 _RTM_NEWLINK = 16
 _RTM_DELLINK = 17
 _AF_UNSPEC = 0
+_IFLA_IFNAME = 3
+_IFLA_MTU = 4
 _IFLA_LINK = 5
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
 _IFLA_LINK_NETNSID = 37
 _IFLA_INFO_KIND = 1
+_IFF_UP = 1
 _NLA_TYPE_MASK = 0x3FFF
 """The bits of an attribute's type that are not flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER)."""
 
@@ -32,12 +35,18 @@ class Link:
     """A device: the indices of its master and of its lower device, or 0, and its kind.
 
     `lower` is the device below a VLAN or macvlan device, and the peer of a veth device; 0 if that
-    is in another network namespace. `kind` is that of `ip link show type`.
+    is in another network namespace. `kind` is that of `ip link show type`. Links are equal if they
+    are stacked equally: name, MTU and state say nothing about that.
     """
 
     master: int = 0
     lower: int = 0
     kind: str = ""
+    name: str = field(default="", eq=False)
+    mtu: int = field(default=0, eq=False)
+    """In octets; 0 if it is not known."""
+    is_up: bool = field(default=False, eq=False)
+    """True if the device is administratively up (IFF_UP)."""
 
 
 class LinkTable:
@@ -49,14 +58,14 @@ class LinkTable:
     def update(self, messages: bytes) -> bool:
         """Apply messages. Returns: True if they changed how devices are stacked."""
         changed = False
-        for kind, family, index, attributes in _messages(messages):
+        for kind, family, index, flags, attributes in _messages(messages):
             # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK
             # when a port leaves, which does not mean that the device is gone.
             if family != _AF_UNSPEC:
                 continue
             if kind == _RTM_NEWLINK:
                 before = self._links.get(index)
-                self._links[index] = after = _parse_link(attributes)
+                self._links[index] = after = _parse_link(flags, attributes)
                 changed |= before != after
             elif kind == _RTM_DELLINK:
                 changed |= self._links.pop(index, None) is not None
@@ -95,6 +104,10 @@ class LinkTable:
                 left += peers.get(index, ())
         return found
 
+    def get(self, device: int) -> Link | None:
+        """Return a device, or None if there is none with this index."""
+        return self._links.get(device)
+
     def is_tap(self, device: int) -> bool:
         """Return True for a TAP or TUN device, which have one kind."""
         return self._links.get(device, Link()).kind == "tun"
@@ -111,21 +124,21 @@ class LinkTable:
 def changed_links(messages: bytes) -> set[int]:
     """Return the indices of the devices that messages are about, and of their masters."""
     indices = set()
-    for _, _, index, attributes in _messages(messages):
+    for _, _, index, _, attributes in _messages(messages):
         indices.add(index)
         if master := _index(attributes.get(_IFLA_MASTER)):
             indices.add(master)
     return indices
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
-    """Yield type, address family, device index and attributes of each message about a link."""
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, dict[int, bytes]]]:
+    """Yield type, address family, device index, flags and attributes of each link message."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, family, _, index = _HEADER.unpack_from(data, at)
+        length, kind, family, _, index, flags = _HEADER.unpack_from(data, at)
         # The minimum ends the loop even if a length is 0.
         end = at + max(length, _HEADER.size)
-        yield kind, family, index, dict(_attributes(data[at + _HEADER.size : end]))
+        yield kind, family, index, flags, dict(_attributes(data[at + _HEADER.size : end]))
         at = end + 3 & ~3
 
 
@@ -138,8 +151,8 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += max(length + 3 & ~3, _ATTRIBUTE.size)
 
 
-def _parse_link(attributes: dict[int, bytes]) -> Link:
-    """Parse the attributes of a link message."""
+def _parse_link(flags: int, attributes: dict[int, bytes]) -> Link:
+    """Parse the flags and the attributes of a link message."""
     kind = dict(_attributes(attributes.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
     # IFLA_LINK is an index in the other namespace then, where it may be any device of ours.
     elsewhere = _IFLA_LINK_NETNSID in attributes
@@ -147,11 +160,14 @@ def _parse_link(attributes: dict[int, bytes]) -> Link:
         master=_index(attributes.get(_IFLA_MASTER)),
         lower=0 if elsewhere else _index(attributes.get(_IFLA_LINK)),
         kind=kind.rstrip(b"\0").decode(errors="replace"),
+        name=attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        mtu=_index(attributes.get(_IFLA_MTU)),
+        is_up=bool(flags & _IFF_UP),
     )
 
 
 def _index(value: bytes | None) -> int:
-    """Parse a device index. Returns: 0 if it is absent or malformed."""
+    """Parse a device index, or another number. Returns: 0 if it is absent or malformed."""
     if value is None or len(value) != _INDEX.size:
         return 0
     index: int

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vtep.errors import VtepError
 from vtep.host import ethtool, ipsec
@@ -34,13 +34,15 @@ class Underlay:
     """The underlay devices through which this host reaches its remotes, and their MTU in octets.
 
     `missing` names what is absent now and may appear later, such as a route. `networks` are the
-    subnets of the devices, each with the name of its device.
+    subnets of the devices, each with the name of its device. `remote_devices` has the name of the
+    device to each remote that has a route.
     """
 
     devices: tuple[str, ...]
     mtu: int
     missing: tuple[str, ...] = ()
     networks: tuple[tuple[str, Network], ...] = ()
+    remote_devices: Mapping[Address, str] = field(factory=dict)
 
 
 class HostRoutes:
@@ -55,6 +57,7 @@ class HostRoutes:
         self._own: dict[Address, dict[int, int]] = {}
         """For each own address, its flags by device index."""
         self._networks: dict[int, list[Network]] = {}
+        self._interfaces: dict[int, list[str]] = {}
         self._broadcasts: set[tuple[int, str]] = set()
         self._routes: dict[tuple[Address, Address | None, int | None], _Route | _NoRouteError] = {}
         for item in netlink.get_addr():
@@ -65,8 +68,15 @@ class HostRoutes:
             self._own.setdefault(address, {})[index] = item.get("flags") or 0
             network = ip_network((item.get("address"), item["prefixlen"]), strict=False)
             self._networks.setdefault(index, []).append(network)
+            if not (address.version == 6 and address.is_link_local):
+                interface = f"{address}/{item['prefixlen']}"
+                self._interfaces.setdefault(index, []).append(interface)
             if broadcast := item.get("broadcast"):
                 self._broadcasts.add((index, broadcast))
+
+    def interface_addresses(self, device: int) -> tuple[str, ...]:
+        """Return the addresses of a device with prefix lengths, but for link-local IPv6 ones."""
+        return tuple(self._interfaces.get(device, ()))
 
     def resolve_underlay(
         self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
@@ -91,6 +101,7 @@ class HostRoutes:
             else:
                 source[local.version] = local
         used: dict[int, int | None] = {}
+        device_of: dict[Address, int] = {}
         for remote in remotes:
             if self._is_own(remote, dev):
                 raise VtepError(
@@ -110,17 +121,24 @@ class HostRoutes:
                     missing.append(f"no own address to reach --remote {remote} from")
                 mtus = (used.get(route.device), route.mtu)
                 used[route.device] = min((mtu for mtu in mtus if mtu is not None), default=None)
+                device_of[remote] = route.device
         # A device without remotes is used as soon as one is added, so its MTU counts.
         if not used and index is not None:
             used[index] = None
-        return self._underlay_of(used, missing)
+        return self._underlay_of(used, device_of, missing)
 
-    def _underlay_of(self, used: Mapping[int, int | None], missing: list[str]) -> Underlay:
+    def _underlay_of(
+        self,
+        used: Mapping[int, int | None],
+        device_of: Mapping[Address, int],
+        missing: list[str],
+    ) -> Underlay:
         """Return the underlay of devices, given the least MTU of the routes over each, if any.
 
         Side effect: appends to `missing` devices that were removed meanwhile.
         """
         names: dict[str, int] = {}
+        by_index: dict[int, str] = {}
         networks: list[tuple[str, Network]] = []
         for index, mtu in used.items():
             link = self._link(index)
@@ -129,9 +147,14 @@ class HostRoutes:
                 continue
             name, own = link.get("ifname"), link.get("mtu")
             names[name] = min(own, mtu or own)
+            by_index[index] = name
             networks += ((name, network) for network in self._networks.get(index, ()))
         least = min(names.values(), default=_DEFAULT_MTU)
-        return Underlay(tuple(names), least, tuple(dict.fromkeys(missing)), tuple(networks))
+        remote_devices = {
+            remote: by_index[index] for remote, index in device_of.items() if index in by_index
+        }
+        unique = tuple(dict.fromkeys(missing))
+        return Underlay(tuple(names), least, unique, tuple(networks), remote_devices)
 
     def _find(
         self, remote: Address, local: Address | None, dev: str | None, index: int | None

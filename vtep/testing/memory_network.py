@@ -3,55 +3,26 @@
 import asyncio
 import errno
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
-from struct import Struct
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
-from attrs import define, evolve, field
+from attrs import evolve
 
 from vtep.daemon.network import HostSession, NetworkEventHandler, Undo
 from vtep.errors import VtepError
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.udp_statistics import UdpErrors
+from vtep.testing.memory_device import RTM_DELLINK, RTM_NEWLINK, MemoryDevice, link_message
 from vtep.testing.tap import MemoryTap
 from vtep.testing.underlay import MemoryHost
-from vtep.wire.address import Address, Interface, without_scope
+from vtep.wire.address import Address, without_scope
 
 if TYPE_CHECKING:
     from vtep.daemon.network import HostNetwork, NetworkEvents, Routes
     from vtep.tunnel_gso.device import TunnelGsoDevice
 
 _T = TypeVar("_T")
-
-# From the kernel's include/uapi/linux/rtnetlink.h and if_link.h.
-_RTM_NEWLINK = 16
-_RTM_DELLINK = 17
-_IFLA_LINK = 5
-_IFLA_MASTER = 10
-_IFLA_LINKINFO = 18
-_IFLA_INFO_KIND = 1
-
-_HEADER = Struct("=IH2x8xBxHi8x")
-"""struct nlmsghdr and struct ifinfomsg: length and type; address family and index."""
-
-_ATTRIBUTE = Struct("=HH")
-_INDEX = Struct("=i")
-
-
-@define
-class MemoryDevice:
-    """A network device: its settings, and the devices that it is stacked on, by index."""
-
-    index: int
-    kind: str
-    mtu: int = 1500
-    mac: bytes = bytes(6)
-    master: int = 0
-    lower: int = 0
-    is_up: bool = False
-    addresses: set[Interface] = field(factory=set)
 
 
 class MemoryNetwork:
@@ -95,7 +66,7 @@ class MemoryNetwork:
     def add_device(self, name: str, *, kind: str = "", mtu: int = 1500) -> MemoryDevice:
         """Add a device, with a new index, and its routes."""
         device = self.devices[name] = MemoryDevice(next(self._indices), kind, mtu)
-        self._notify_link(_RTM_NEWLINK, device)
+        self._notify_link(RTM_NEWLINK, device)
         self.notify_routes()
         return device
 
@@ -104,7 +75,7 @@ class MemoryNetwork:
         device = self.devices.pop(name)
         if name in self.taps:
             self.taps.pop(name).remove()
-        self._notify_link(_RTM_DELLINK, device)
+        self._notify_link(RTM_DELLINK, device)
         self.notify_routes()
 
     def set_link(self, name: str, *, mtu: int | None = None, master: str | None = None) -> None:
@@ -118,7 +89,7 @@ class MemoryNetwork:
 
     def notify_link(self, name: str) -> None:
         """Notify of a change of a device."""
-        self._notify_link(_RTM_NEWLINK, self.devices[name])
+        self._notify_link(RTM_NEWLINK, self.devices[name])
 
     def notify_routes(self) -> None:
         """Notify of a change of routes, such as in `unreachable`."""
@@ -137,7 +108,11 @@ class MemoryNetwork:
 
     def _notify_link(self, kind: int, device: MemoryDevice) -> None:
         for events in self._events:
-            events.on_link(_link_message(kind, device))
+            events.on_link(self._link_message(kind, device))
+
+    def _link_message(self, kind: int, device: MemoryDevice) -> bytes:
+        names = (name for name, each in self.devices.items() if each is device)
+        return link_message(kind, device, next(names, ""))
 
     # --- for the VTEP: see `HostNetwork` ----------------------------------------------------
 
@@ -155,7 +130,7 @@ class MemoryNetwork:
     def link_messages(self) -> Iterator[bytes]:
         """Yield an RTM_NEWLINK message for each device."""
         for device in self.devices.values():
-            yield _link_message(_RTM_NEWLINK, device)
+            yield self._link_message(RTM_NEWLINK, device)
 
     def device_index(self, name: str) -> int | None:
         """Return the index of a device; None if there is none."""
@@ -195,7 +170,7 @@ class MemoryNetwork:
         else:
             tap.removed_on_close = False
         device.index = tap.index
-        self._notify_link(_RTM_NEWLINK, device)
+        self._notify_link(RTM_NEWLINK, device)
         return tap
 
     def close_tap(self, tap: "NetworkTap") -> None:
@@ -204,7 +179,7 @@ class MemoryNetwork:
         if self.taps.get(name) is tap:
             del self.taps[name]
             if tap.removed_on_close and not tap.persistent:
-                self._notify_link(_RTM_DELLINK, self.devices.pop(name))
+                self._notify_link(RTM_DELLINK, self.devices.pop(name))
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
         """Yield the name of each device and its transmit drops."""
@@ -291,6 +266,7 @@ class MemorySession:
         own = self._network.host.addresses
         missing = [f"no interface has --local {ip}" for ip in locals_ if str(ip) not in own]
         name = dev or "eth0"
+        remote_devices = {}
         device = self._network.devices.get(name)
         if device is None and dev is not None:
             missing.insert(0, f"no network device --dev {dev}")
@@ -306,9 +282,15 @@ class MemorySession:
                     missing.append(f"no route to --remote {remote}")
             else:
                 reachable = True
+                remote_devices[remote] = name
         if device is None or not reachable:
             return Underlay((), 1500, tuple(missing))
-        return Underlay((name,), device.mtu, tuple(missing))
+        return Underlay((name,), device.mtu, tuple(missing), (), remote_devices)
+
+    def interface_addresses(self, device: int) -> tuple[str, ...]:
+        """Return the addresses of a device with prefix lengths."""
+        found = (each for each in self._network.devices.values() if each.index == device)
+        return tuple(str(address) for each in found for address in sorted(each.addresses))
 
     def output_device(self, remote: Address, local: Address | None, dev: str | None) -> int | None:  # noqa: ARG002
         """Return the index of the output device to a remote, or None without a route."""
@@ -472,23 +454,6 @@ class _MemoryEvents:
         """End the subscription."""
         self._handler = None
         self._close(self)
-
-
-def _link_message(kind: int, device: MemoryDevice) -> bytes:
-    """Return an rtnetlink message about a device."""
-    name = device.kind.encode() + b"\0"
-    info = _attribute(_IFLA_INFO_KIND, name) if device.kind else b""
-    body = _attribute(_IFLA_LINKINFO, info)
-    for number, index in ((_IFLA_MASTER, device.master), (_IFLA_LINK, device.lower)):
-        if index:
-            body += _attribute(number, _INDEX.pack(index))
-    length = _HEADER.size + len(body)
-    return _HEADER.pack(length, kind, socket.AF_UNSPEC, 0, device.index) + body
-
-
-def _attribute(number: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return (_ATTRIBUTE.pack(length, number) + value).ljust(length + 3 & ~3, b"\0")
 
 
 if TYPE_CHECKING:

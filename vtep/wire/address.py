@@ -53,6 +53,11 @@ def is_device_name(name: str) -> bool:
     )
 
 
+def is_group(host: str) -> bool:
+    """Return True for the numeric address of a multicast group, with or without a scope."""
+    return ip_address(host).is_multicast
+
+
 def check_unicast(address: Address) -> None:
     """Raise ValueError unless a VTEP can have an address; the message is the reason."""
     if address.is_multicast:

@@ -64,7 +64,7 @@ class EchoKind(IntEnum):
     REPLY = 2
 
 
-class Status(IntEnum):
+class EchoStatus(IntEnum):
     """The answer of a VTEP about the VNI and the source address of a request."""
 
     FINE = 0
@@ -88,7 +88,7 @@ class EchoMessage:
     sequence: int
     octets: int
     """UDP payload: in a request the wanted length of the reply, in a reply that of the request."""
-    status: Status = Status.FINE
+    status: EchoStatus = EchoStatus.FINE
 
     def pack(self, size: int = SIZE) -> bytes:
         """Return the datagram, padded to `size` octets."""
@@ -111,7 +111,7 @@ class EchoMessage:
         if (magic, version, zero) != (_MAGIC, _VERSION, 0) or flags & vxlan.FLAG_I or vni & 0xFF:
             return None
         try:
-            of_kind, of_status = EchoKind(kind), Status(status)
+            of_kind, of_status = EchoKind(kind), EchoStatus(status)
         except ValueError:
             return None
         if scope not in (_SCOPE_HOST, _SCOPE_VNI):
@@ -119,7 +119,7 @@ class EchoMessage:
         of_vni = vni >> 8 if scope == _SCOPE_VNI else None
         return cls(of_kind, of_vni, port, token, sequence, octets, of_status)
 
-    def reply(self, request_len: int, status: Status) -> bytes:
+    def reply(self, request_len: int, status: EchoStatus) -> bytes:
         """Return the datagram that replies to this request of `request_len` octets.
 
         It has the length that the request wants, but at most that of the request.

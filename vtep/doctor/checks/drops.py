@@ -18,8 +18,8 @@ from vtep.host.firewall import Verdict
 class Remedy:
     """The fix for a drop reason.
 
-    Both texts are format strings, whose fields are those of `_fields`, {source}, {tap}, {mtu}, {at}
-    and {output}.
+    Both texts are format strings, whose fields are those of `remedy_fields`, {source}, {tap},
+    {mtu}, {at} and {output}.
     """
 
     fix: str
@@ -177,7 +177,7 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
     """Yield findings about the drops of a segment, whose remotes are `remotes`."""
     at = f" --vni {segment.vni}{_socket(segment.socket)}"
     fields = {
-        **_fields(segment.devices, segment.dstport),
+        **remedy_fields(segment.devices, segment.dstport),
         "tap": segment.tap,
         "mtu": str(segment.mtu),
         "at": at,
@@ -201,13 +201,29 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
             )
 
 
+def describe_fix(
+    name: str, source: str | None, fields: Mapping[str, str], output: Verdict | None = None
+) -> str:
+    """Return the remedy for a drop reason, which may be one of another version.
+
+    `source` is the underlay address of the last drop, and `fields` are those of `remedy_fields`,
+    {tap}, {mtu} and {at}. `output` are the rules that drop datagrams to a remote, if they are
+    known.
+    """
+    reason = _BY_NAME.get(name)
+    remedy = REMEDIES[reason] if reason is not None else GENERIC
+    known = source if reason is not Drop.UNDERLAY_DENIED else output
+    fix = remedy.fix if known or not remedy.without_source else remedy.without_source
+    return fix.format(source=source, output=output.fix if output is not None else "", **fields)
+
+
 def of_process(process: ProcessFacts, *, reported: Container[str] = ()) -> Iterator[Finding]:
     """Yield findings about the drops of a pyvtep that belong to none of its segments.
 
     The reasons in `reported` are left out: other findings report them.
     """
     fields = {
-        **_fields(process.devices, process.port),
+        **remedy_fields(process.devices, process.port),
         "tap": "pyvtep",
         "mtu": "that of the tunnel",
         "at": _socket(process.socket),
@@ -315,9 +331,7 @@ def _of_reason(
     source = drops.last_source.get(name)
     remedy = REMEDIES[reason] if reason is not None else GENERIC
     denied = output if reason is Drop.UNDERLAY_DENIED else None
-    known = source if reason is not Drop.UNDERLAY_DENIED else denied
-    fix = remedy.fix if known or not remedy.without_source else remedy.without_source
-    fix = fix.format(source=source, output=output.fix if output is not None else "", **fields)
+    fix = describe_fix(name, source, fields, output)
     meaning = f": {reason.meaning}" if reason is not None else ""
     last = f"; the last from {source}" if source is not None else ""
     if name.startswith("underlay_"):
@@ -347,7 +361,7 @@ def _of_reason(
     )
 
 
-def _fields(devices: tuple[str, ...], port: int) -> dict[str, str]:
+def remedy_fields(devices: tuple[str, ...], port: int) -> dict[str, str]:
     """Return the fields of remedies that depend on the underlay: port and capture."""
     device = devices[0] if len(devices) == 1 else "any"
     return {"port": str(port), "capture": f"tcpdump -ni {device} -T vxlan udp dst port {port}"}

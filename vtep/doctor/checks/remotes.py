@@ -8,7 +8,7 @@ from vtep.doctor.finding import Finding, note, problem, warning
 from vtep.host.firewall import Verdict
 from vtep.wire import vxlan
 from vtep.wire.address import version_of
-from vtep.wire.echo import Status
+from vtep.wire.echo import EchoStatus
 
 _ICMP_ERRORS = {
     Refusal.PORT: "port unreachable",
@@ -82,7 +82,7 @@ def _of_answers(remote: RemoteFacts) -> Iterator[Finding]:
     """Report faults of a remote that sends echo replies."""
     host, there, back = remote.host, remote.there, remote.back
     own = remote.source or "the address of this host"
-    if there.status is Status.VNI_UNKNOWN:
+    if there.status is EchoStatus.VNI_UNKNOWN:
         yield problem(
             host,
             f"{host} runs pyvtep, but not with vni {remote.vni}",
@@ -90,7 +90,7 @@ def _of_answers(remote: RemoteFacts) -> Iterator[Finding]:
             f"on {host}: {_with_source(f'pyvtep vni add {remote.vni} --remote', remote)}; or use "
             "one VNI at both ends",
         )
-    elif there.status is Status.SOURCE_UNKNOWN:
+    elif there.status is EchoStatus.SOURCE_UNKNOWN:
         yield problem(
             host,
             f"{host} has vni {remote.vni}, but does not listen to {own} in it",

@@ -68,6 +68,11 @@ class Members:
         """Return how many entries that age have a host as a destination."""
         return self._ageing_by_host.get(host, 0)
 
+    def entry_count(self, host: str) -> int:
+        """Return how often a host is a destination of an entry."""
+        lasting = self._lasting.get(host)
+        return self.ageing_count(host) + (sum(lasting.values()) if lasting is not None else 0)
+
     def _vni_of(self, remote: Remote) -> int:
         return self.vni if remote.vni is None else remote.vni
 

@@ -1,0 +1,102 @@
+"""The problems of a VTEP that make `pyvtep status` fail, from its state. No I/O.
+
+A problem is a state that lasts and that an administrator should end. Drops are none: their counters
+stay as they are after a repair, so `recent_drops` has them.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from vtep.control.schema import LoopEntry, Problem, ReloadStatus, SegmentStatus, StormEntry
+from vtep.counters import duration
+
+_NAMED_MAX = 3
+"""Missing parts of the underlay that a line names."""
+
+
+def of_process(reload: ReloadStatus | None, now: float) -> Iterator[Problem]:
+    """Yield the problems of a process that belong to none of its segments; `now` is wall time."""
+    if reload is not None and not reload["successful"]:
+        ago = duration(max(0.0, now - reload["time"]))
+        yield _problem(
+            "reload-failed",
+            f"the last reload has failed, {ago} ago: pyvtep goes on with the former "
+            "configuration; pyvtep reload shows why",
+        )
+
+
+def of_segment(
+    segment: SegmentStatus,
+    loops: Iterable[LoopEntry],
+    storms: Iterable[StormEntry],
+    *,
+    fast_path_failed: bool,
+) -> Iterator[Problem]:
+    """Yield the problems of a segment, the worst first."""
+    vni, dev = segment["vni"], segment["dev"]
+    if segment["state"] == "missing":
+        yield _problem(
+            "port-down",
+            f"the TAP device {dev} was removed: pyvtep reload, or pyvtep vni add, creates it again",
+            vni,
+        )
+        return
+    if segment["state"] == "down":
+        yield _problem("port-down", f"{dev} is down: ip link set {dev} up", vni)
+    if missing := segment["underlay_missing"]:
+        more = len(missing) - _NAMED_MAX
+        rest = f" and {more} more" if more > 0 else ""
+        yield _problem(
+            "underlay-missing",
+            f"waiting for the underlay: {'; '.join(missing[:_NAMED_MAX])}{rest}",
+            vni,
+        )
+    for remote in segment["remotes"]:
+        yield from _of_remote(vni, remote["remote"], remote["liveness"], segment["dstport"])
+    for loop in loops:
+        yield _problem(
+            "loop",
+            f"a loop leads over {loop['remote']}: flooding with it is stopped for "
+            f"{loop['blocked']:.0f} s more; remove the second connection between the bridges of "
+            "the hosts (docs/loops.md)",
+            *(vni, loop["remote"]),
+        )
+    for storm in storms:
+        if storm["state"] == "dropping":
+            source = storm["remote"] if storm["remote"] is not None else dev
+            if storm["direction"] == "rx" and storm["remote"] is None:
+                source = "the remotes"
+            yield _problem(
+                "storm",
+                f"{storm['traffic']} from {source} exceeds its limit, {storm['dropped']} frames "
+                f"were dropped: find the loop or the guest that floods: tcpdump -eni {dev}",
+                *(vni, storm["remote"]),
+            )
+    if fast_path_failed:
+        yield _problem(
+            "fast-path-failed",
+            f"the fast path has failed: {segment['fast_path_reason']}; forwarding goes on, slower; "
+            "pyvtep set --fast-path tries again",
+            vni,
+        )
+
+
+def _of_remote(vni: int, remote: str, liveness: str, dstport: int) -> Iterator[Problem]:
+    """Yield the problem of a remote that does not answer, if it is one."""
+    if liveness == "silent":
+        yield _problem(
+            "remote-silent",
+            f"{remote} is silent: it has answered before, and does not answer any more; ask it: "
+            f"pyvtep doctor --remote {remote}",
+            *(vni, remote),
+        )
+    elif liveness == "refused":
+        yield _problem(
+            "remote-refused",
+            f"{remote} refuses datagrams: start a VTEP there, and open UDP port {dstport}",
+            *(vni, remote),
+        )
+
+
+def _problem(problem: str, text: str, vni: int | None = None, remote: str | None = None) -> Problem:
+    about = f"vni {vni}: " if vni is not None else ""
+    return {"problem": problem, "vni": vni, "remote": remote, "text": about + text}

@@ -1,0 +1,27 @@
+"""The remedy for a recent drop of `Client.status()`, as one line, without an examination."""
+
+from vtep.control.schema import RecentDrop, SegmentStatus
+from vtep.doctor.checks import drops
+from vtep.wire import vxlan
+
+
+def advice(drop: RecentDrop, segment: SegmentStatus | None) -> str:
+    """Return the remedy for a drop of a segment, or of the process if `segment` is None.
+
+    The doctor may know a better one, because it examines the host and the remotes.
+    """
+    if segment is None:
+        fields = {
+            **drops.remedy_fields((), vxlan.PORT),
+            "tap": "pyvtep",
+            "mtu": "that of the tunnel",
+            "at": "",
+        }
+    else:
+        fields = {
+            **drops.remedy_fields(tuple(segment["underlay_devices"]), segment["dstport"]),
+            "tap": segment["dev"],
+            "mtu": str(segment["mtu"]),
+            "at": f" --vni {segment['vni']}",
+        }
+    return drops.describe_fix(drop["reason"], drop["last_source"], fields)
