@@ -291,7 +291,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
         if kind != "console":
             continue
         for typed in code.replace("\\\n", " ").splitlines():
-            match = re.match(r"(?:[\w-]*[#$] )(pyvtep\b[^&|]*)", typed)
+            match = re.match(r"(?:[\w-]*[#$] )(pyvtep\b[^&|>]*)", typed)
             if match:
                 yield shlex.split(match[1], comments=True)[1:]
 

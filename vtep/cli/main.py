@@ -42,6 +42,7 @@ _COMMANDS = commands.LazyCommands(
         "reload": "vtep.cli.segments:reload",
         "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",
+        "exporter": "vtep.cli.exporter:exporter",
         "docker": "vtep.cli.docker:docker",
         "doctor": "vtep.cli.doctor:doctor",
         "service": "vtep.cli.service:service",
