@@ -392,6 +392,8 @@ class Listener:
     def observe(self, observer: IngressObserver | None) -> None:
         """Show an observer all that is received; None ends that. See `Ingress.observe`."""
         self._ingress.observe(observer)
+        if observer is None:
+            self.on_reply_sent = _ignore
 
     # --- the ingress filter -------------------------------------------------------------------
 

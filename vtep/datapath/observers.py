@@ -17,6 +17,7 @@ from vtep.counters import Counters, Detail, Drop
 
 if TYPE_CHECKING:
     from vtep.datapath.ingress import TapTarget
+    from vtep.datapath.transmitter import Transmitter
     from vtep.forwarding.fdb import Remote
     from vtep.io.interfaces import Received
     from vtep.offload.headers import SegmentPlan
@@ -40,6 +41,9 @@ DropWatcher: TypeAlias = Callable[[Drop, int], None]
 
 class EgressObserver(Protocol):
     """An observer of the frames that one VNI sends."""
+
+    transmitter: "Transmitter"
+    """The sending half of the data path, set when the observer is attached."""
 
     def forward(self, forward: Callable[[], None]) -> int:
         """Call `forward`, which reads and sends one frame at most.
@@ -78,7 +82,7 @@ class EgressObserver(Protocol):
         reason: Drop,
         remote: "Remote",
         count: int,
-        datagrams: memoryview,
+        left: memoryview,
     ) -> None:
         """Count datagrams that could not be sent; see `Transmitter.drop_sent`."""
 

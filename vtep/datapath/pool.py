@@ -11,12 +11,14 @@ from vtep.forwarding.fdb import Remote
 from vtep.io.binding import Binding
 from vtep.io.interfaces import Flooder, FloodGroup, Sender, SocketFactory
 from vtep.io.outer_options import OuterHeaderOptions
-from vtep.io.path import Path, pool_slots
+from vtep.io.path import FLOW_BITS, Path, pool_slots
+from vtep.io.replicator import Replicator
 from vtep.io.sender_sockets import SenderSockets
+from vtep.io.shared_socket import SendingSocket
 from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.path import SuperframeSender, TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber, State
-from vtep.wire import vxlan
+from vtep.wire import outer_header, vxlan
 from vtep.wire.address import version_of
 from vtep.wire.outer_header import InheritPolicy
 
@@ -201,7 +203,8 @@ class Paths(dict[Remote, Sender]):
         `vtep.wire.outer_header`."""
         self._pool = pool
         self._bindings = bindings
-        self._outer = outer
+        self.options: Final = outer
+        """The outer header fields of all datagrams, unless a frame overrides them."""
         self._mtu_changed = mtu_changed
         self._gso = gso
         self._port = port
@@ -212,7 +215,7 @@ class Paths(dict[Remote, Sender]):
 
     def __missing__(self, remote: Remote) -> Sender:
         path = self[remote] = self._pool.acquire_path(
-            self._binding(remote), self._outer, remote, gso=self._gso
+            self.binding(remote), self.options, remote, gso=self._gso
         )
         path.watchers.append(self._mtu_changed)
         if path.mtu:
@@ -226,13 +229,14 @@ class Paths(dict[Remote, Sender]):
         """
         path = self._tunnel_gso_paths.get(remote)
         if path is None:
-            path = self._pool.tunnel_gso_path(self[remote], self._outer)
+            path = self._pool.tunnel_gso_path(self[remote], self.options)
             self._tunnel_gso_paths[remote] = path
         if path.gso.state is _IDLE:
             path.request(self._port)
         return path
 
-    def _binding(self, remote: Remote) -> Binding:
+    def binding(self, remote: Remote) -> Binding:
+        """Return the binding of the sockets that send to a remote."""
         binding = self._bindings[version_of(remote.host)]
         return binding if remote.via is None else evolve(binding, dev=remote.via)
 
@@ -258,6 +262,17 @@ class Paths(dict[Remote, Sender]):
             self._floods[id(group)] = group, changes, evolve(flood, others=())
         return flood
 
+    def flood_socket(self, remote: Remote, flow: int) -> SendingSocket | None:
+        """Return the socket that floods a flow to a remote; None if there is none.
+
+        Raises: OSError.
+        """
+        flooder = self._flooder
+        if not isinstance(flooder, Replicator):
+            return None
+        df = flow >> FLOW_BITS & outer_header.DF
+        return flooder.socket_for(self.binding(remote).family, flow, df)
+
     def _prepare(self, remotes: Sequence[Remote]) -> Flood | None:
         others = tuple(remote for remote in remotes if (remote.via, remote.vni) != (None, None))
         plain = [remote for remote in remotes if remote not in others]
@@ -265,7 +280,7 @@ class Paths(dict[Remote, Sender]):
             return None
         if self._flooder is None:
             bindings = tuple(self._bindings.values())
-            self._flooder = self._pool.acquire_flooder(bindings, self._outer, gso=self._gso)
+            self._flooder = self._pool.acquire_flooder(bindings, self.options, gso=self._gso)
         try:
             group = self._flooder.prepare(plain)
         except OSError:  # The device of a link-local remote is absent.

@@ -107,7 +107,7 @@ class Transmitter:
                     self._segment.counters.tx_datagrams += count
                 else:
                     # Without octets, the error is about a datagram of an earlier send.
-                    self.drop_sent(lost, remote, count or 1, rest[:octets])
+                    self.drop_sent(lost, remote, count or 1, rest if octets else rest[:0])
                 rest = rest[octets:]
                 if not rest:
                     break
@@ -122,8 +122,7 @@ class Transmitter:
             for remote, reason, count, is_earlier in result.drops:
                 # Of several datagrams, it is not known which of them are lost unless all are.
                 all_are_lost = not is_earlier and count * stride >= result.octets
-                lost = rest[: result.octets] if all_are_lost else rest[:0]
-                self.drop_sent(reason, remote, count, lost)
+                self.drop_sent(reason, remote, count, rest if all_are_lost else rest[:0])
                 if reason is Drop.UNDERLAY_TOO_BIG:
                     # The sockets of a flood are not connected, so they learn no path MTU.
                     self.paths[remote].refresh_mtu()
@@ -135,19 +134,20 @@ class Transmitter:
             # `skip` was about the first send of the batch.
             skip = 0
 
-    def drop_sent(self, reason: Drop, remote: Remote, count: int, datagrams: memoryview) -> None:
+    def drop_sent(self, reason: Drop, remote: Remote, count: int, left: memoryview) -> None:
         """Count datagrams to a remote that could not be sent.
 
-        `datagrams` are those of this send; empty if it is not known which they are, or if they are
-        those of an earlier one.
+        They are the first ones of `left`, which are those that are not sent yet. It is empty if
+        they are not known, or if an ICMP error has returned those of an earlier send.
         """
-        del datagrams  # They are for an observer.
+        del left  # It is for an observer.
         self._segment.counters.drop(reason, remote.host, count)
 
     def observe(self, observer: EgressObserver | None) -> None:
         """Show an observer what is sent from now on; None ends that."""
         detach(self, ("send", "send_superframe", "send_next_superframe", "drop_sent"))
         if observer is not None:
+            observer.transmitter = self
             attach(
                 self,
                 {
