@@ -348,6 +348,11 @@ class Path:
         slot = self._slot(flow)
         return self._sockets[slot] or self._open(slot, now)
 
+    def peek(self, flow: int) -> SendingSocket | None:
+        """Return the socket that is open for a flow; None if a send would have to open one."""
+        slot = self._slot(flow)
+        return self._sockets[slot] or self._idle.get(slot)
+
     @staticmethod
     def wants_df(flow: int) -> bool:
         """Return whether the outer header fields of a flow include DF."""

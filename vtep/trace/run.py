@@ -1,0 +1,202 @@
+"""A trace of one frame, in each direction."""
+
+import time
+from collections.abc import Mapping
+
+from vtep.daemon.build import make_paths
+from vtep.daemon.listener import Listener
+from vtep.daemon.port import Port
+from vtep.datapath import Arena, Egress, Ingress
+from vtep.datapath.pool import Pool
+from vtep.errors import VtepError
+from vtep.fastpath.state import FastPathStatus
+from vtep.forwarding.segment import Segment
+from vtep.trace.edges import TracedSockets, TracedTap
+from vtep.trace.overlay import Overlay
+from vtep.trace.replica import TracedDemux, TracedSegment
+from vtep.trace.sizing import TracedSizing
+from vtep.trace.steps import Recorder, TracedCounters, TraceResult, merge_grown
+from vtep.trace.text import describe_frame
+from vtep.tunnel_gso.ack_tracker import AckTracker
+from vtep.wire import ethernet, vxlan
+from vtep.wire.address import version_of
+from vtep.wire.flow import run_key_struct
+
+FRAME_MAX = 65535
+"""Octets of a frame or datagram that can be traced."""
+
+_ECN_NAMES = ("Not-ECT", "ECT(1)", "ECT(0)", "CE")
+
+
+def trace_from_tap(port: Port, frame: bytes, header: bytes = b"") -> TraceResult:
+    """Return what would happen to a frame from the TAP of a port.
+
+    `header` is its virtio header; without one, the frame is no superframe.
+
+    Raises: VtepError if the port does not forward.
+    """
+    recorder = Recorder(time.monotonic())
+    if not port.is_open:
+        raise VtepError(f"vni {port.config.vni}: does not forward; see: pyvtep status")
+    segment = TracedSegment(port.segment, recorder)
+    sizing = TracedSizing(port.sizing, segment.counters, recorder)
+    sockets = TracedSockets(port, recorder)
+    # Without tunnel GSO, whose first use of a remote would begin to probe it.
+    offload = port.offload - {"tnl"}
+    paths = make_paths(port.config, Pool(sockets=sockets), offload, lambda _remote, _mtu: None)
+    tap = TracedTap(port, recorder, frame, header)
+    egress = Egress(
+        *(tap, segment, paths, sizing, AckTracker(), Arena()),
+        lambda _error: None,
+    )
+    recorder.add("read", f"from {port.tap}: {describe_frame(frame)}", f"VNI {port.config.vni}")
+    if port.is_waiting:
+        recorder.add("read", "the frame would wait: a send buffer is full", "backpressure")
+    limit = sizing.oversize.limit
+    fits = len(frame) <= limit
+    recorder.add(
+        "size",
+        f"{len(frame)} octets {'fit' if fits else 'exceed what the tunnel carries'}",
+        f"tunnel MTU {sizing.mtu}: frames of {limit} octets",
+    )
+    egress.readable()
+    outcome = "forwarded" if recorder.sent else "answered" if recorder.written else "dropped"
+    fast_path = _fast_path(port, frame, recorder, {segment.vni: segment.counters})
+    return _result(port, "transmit", outcome, frame, recorder, {0: segment.counters}, fast_path)
+
+
+def trace_from_underlay(
+    port: Port,
+    ports: Mapping[int, Port],
+    datagram: bytes,
+    source: str,
+    outer_ecn: int = 0,
+) -> TraceResult:
+    """Return what would happen to a UDP datagram that a listener of a port receives.
+
+    `ports` are all ports of the VTEP, by VNI: the datagram goes to the one that its header names.
+    `outer_ecn` is the ECN field of the outer IP header.
+
+    Raises: VtepError if the port does not receive over that version of IP.
+    """
+    recorder = Recorder(time.monotonic())
+    listener = _listener(port, source)
+    counters: dict[int, TracedCounters] = {}
+
+    def replicate(original: Segment) -> Segment:
+        """Make the replica of a segment when the datagram is found to be for it."""
+        owner = ports[original.vni]
+        segment = TracedSegment(original, recorder)
+        counters[original.vni] = segment.counters
+        sizing = TracedSizing(owner.sizing, segment.counters, recorder)
+        ingress.attach(segment, TracedTap(owner, recorder), sizing, AckTracker(), lambda: None)
+        return segment
+
+    segments = Overlay(listener.demux.segments, replicate)
+    demux = TracedDemux(listener.demux, segments, recorder)
+    counters[-1] = demux.counters
+    ingress = Ingress((), demux, lambda _error: None)
+    inner = datagram[vxlan.HEADER_LEN :]
+    recorder.add(
+        "receive",
+        f"from {source}, {len(datagram)} octets: {describe_frame(inner)}",
+        f"UDP port {listener.endpoint.port}",
+    )
+    # It is changed in place, as by the data path.
+    ingress.handle_datagram(memoryview(bytearray(datagram)), source, outer_ecn, time.monotonic())
+    if outer_ecn:
+        _note_ecn(inner, outer_ecn, recorder)
+    outcome = "delivered" if recorder.written else "answered" if recorder.replies else "dropped"
+    if recorder.has("echo") and not recorder.drops:
+        outcome = "answered"
+    fast_path = _fast_path(port, inner, recorder, counters)
+    return _result(port, "receive", outcome, datagram, recorder, counters, fast_path)
+
+
+def _listener(port: Port, source: str) -> Listener:
+    version = version_of(source)
+    for listener in port.listeners:
+        if listener.version == version:
+            return listener
+    have = " and ".join(f"IPv{each.version}" for each in port.listeners) or "no address"
+    raise VtepError(
+        f"vni {port.config.vni}: receives over {have} only, and {source} is IPv{version}: no "
+        "socket would receive the datagram; add a remote of that version"
+    )
+
+
+def _note_ecn(inner: bytes, outer_ecn: int, recorder: Recorder) -> None:
+    """Record the result of the ECN field of the outer header."""
+    outer = _ECN_NAMES[outer_ecn]
+    if not recorder.written:
+        return
+    after = bytes.fromhex(recorder.written[0]["frame"])
+    fields = [_inner_ecn(frame) for frame in (inner, after)]
+    names = ["none" if field is None else _ECN_NAMES[field] for field in fields]
+    recorder.add(
+        "ecn",
+        f"outer {outer}, inner {names[0]}: the frame is delivered with {names[1]}",
+        "RFC 6040, figure 4",
+    )
+
+
+def _inner_ecn(frame: bytes) -> int | None:
+    ethertype, offset = ethernet.network_layer(frame)
+    if ethertype == ethernet.TYPE_IPV4 and offset + 20 <= len(frame):
+        return frame[offset + 1] & 3
+    if ethertype == ethernet.TYPE_IPV6 and offset + 40 <= len(frame):
+        return frame[offset + 1] >> 4 & 3
+    return None
+
+
+def _fast_path(
+    port: Port,
+    frame: bytes,
+    recorder: Recorder,
+    counters: Mapping[int, TracedCounters],  # noqa: ARG001
+) -> str:
+    """Return how the fast path would treat frames like this one."""
+    state = port.fast_path
+    if state.status is not FastPathStatus.ON:
+        return f"not used: {state}"
+    if len(frame) < ethernet.HEADER_LEN:
+        return "slow path: a runt"
+    ethertype, _ = ethernet.network_layer(frame)
+    if ethertype not in (ethernet.TYPE_IPV4, ethernet.TYPE_IPV6):
+        return f"slow path, as always: EtherType {ethertype:#06x} is not IP"
+    if recorder.drops:
+        return "slow path: frames that are dropped have no row, except beyond storm limits"
+    if len(recorder.sent) > 1 or frame[0] & 1:
+        return "slow path: frames to several remotes, and to groups, have no row"
+    if port.segment.inspect_egress or port.segment.loops.blocked:
+        return "slow path: each frame is inspected, because of --proxy, --inner-vlan or a loop"
+    if run_key_struct(frame) is None:
+        return "slow path for SYNs, fragments and IP options; a row is possible for the others"
+    return "taken by the fast path, after the first frame of its kind"
+
+
+def _result(
+    port: Port,
+    direction: str,
+    outcome: str,
+    frame: bytes,
+    recorder: Recorder,
+    counters: Mapping[int, TracedCounters],
+    fast_path: str,
+) -> TraceResult:
+    inner = frame if direction == "transmit" else frame[vxlan.HEADER_LEN :]
+    return {
+        "vni": port.config.vni,
+        "dev": port.tap,
+        "direction": direction,
+        "outcome": outcome,
+        "frame": frame.hex(),
+        "summary": describe_frame(inner),
+        "steps": recorder.steps,
+        "sent": recorder.sent,
+        "written": recorder.written,
+        "replies": recorder.replies,
+        "drops": recorder.drops,
+        "counters": merge_grown(counters),
+        "fast_path": fast_path,
+    }
