@@ -1,4 +1,4 @@
-"""What a replica begins with: overlays and copies of the attributes of its original."""
+"""Overlays and copies of the attributes of an original, with which its replica begins."""
 
 import copy
 from collections import deque

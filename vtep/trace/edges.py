@@ -20,7 +20,14 @@ from vtep.wire.address import version_of
 from vtep.wire.ip import UDP_IP_HEADERS_LEN
 
 if TYPE_CHECKING:
-    from vtep.io.interfaces import Flooder, FloodGroup, SocketFactory, TapDevice
+    from vtep.io.interfaces import (
+        Flooder,
+        FloodGroup,
+        ReadFrame,
+        SocketFactory,
+        TapDevice,
+        WriteFrame,
+    )
 
 
 class TracedTap:
@@ -40,8 +47,8 @@ class TracedTap:
         self._recorder = recorder
         self._frames = [] if frame is None else [(header or virtio.PLAIN, frame)]
         self._is_receiving = frame is None
-        self.read = self._read
-        self.write = self._write
+        self.read: ReadFrame = self._read
+        self.write: WriteFrame = self._write
 
     def _read(self, buffers: Sequence[bytearray | memoryview]) -> int:
         if not self._frames:
@@ -141,7 +148,8 @@ class TracedSockets:
             ttl = 1
         df = outer.df or bool(fields & outer_header.DF)
         source, source_port = _address_of(sender, flow)
-        mtu = sender.mtu if sender is not None else 0
+        # A socket that is opened later finds at least the MTU of the device.
+        mtu = (sender.mtu if sender is not None else 0) or self._port.underlay.mtu
         octets = min(stride, len(datagrams)) + UDP_IP_HEADERS_LEN[version_of(remote.host)]
         hexed = [
             bytes(datagrams[at : at + stride]).hex() for at in range(0, len(datagrams), stride)
@@ -156,7 +164,7 @@ class TracedSockets:
         flags = [f"ttl {ttl or 'of the host'}", f"dscp {tos >> 2}", f"ecn {tos & ecn.MASK}"]
         flags += ["DF"] if df else []
         flags += [f"flow label {label:#x}"] if label else []
-        state = f"path MTU {mtu}" if mtu else "no socket is open yet: the first send opens it"
+        state = f"path MTU {mtu}" if source_port else f"no socket is open yet; path MTU {mtu}"
         over = f" over {dev}" if dev is not None else ""
         recorder.add(
             "send",

@@ -27,7 +27,8 @@ from vtep.forwarding.fdb import (
 from vtep.forwarding.fdb.ageing import AgeingWheel
 from vtep.forwarding.fdb.moves import WINDOW_S, MoveLimit
 from vtep.forwarding.policy import InnerVlan, group_of
-from vtep.forwarding.segment import NoRoute, Route, Segment
+from vtep.forwarding.route import NoRoute, Route
+from vtep.forwarding.segment import Segment
 from vtep.forwarding.storm import StormControl, StormMeter
 from vtep.forwarding.suppress import Answer, Neighbours
 from vtep.trace.copying import adopt
@@ -147,27 +148,29 @@ class TracedStorm(StormControl):
         """Limit as the original would, and record the result."""
         meter = self.tap
         before = meter.grants(now) if meter is not None else []
+        at = len(self._recorder.steps)
         allowed = super().limit_group(frame, now, count)
         if meter is not None:
-            self._note(_class_of(frame), meter, "the TAP", before, now, allowed=allowed)
+            self._note(_class_of(frame), meter, "the TAP", before, at, now, allowed=allowed)
         return allowed
 
     def limit_unknown_unicast(self, frame: Buffer, now: float, count: int = 1) -> bool:
         """Limit as the original would, and record the result."""
         meter = self.tap
         before = meter.grants(now) if meter is not None else []
+        at = len(self._recorder.steps)
         allowed = super().limit_unknown_unicast(frame, now, count)
         if meter is not None:
             kind = StormClass.UNKNOWN_UNICAST
-            self._note(kind, meter, "the TAP", before, now, allowed=allowed)
+            self._note(kind, meter, "the TAP", before, at, now, allowed=allowed)
         return allowed
 
     def limit_remote(self, frame: Buffer, source: str, now: float, count: int) -> bool:
         """Limit as the original would, and record the result."""
         meter = self.of_remote(source, now)
-        before = meter.grants(now)
+        before, at = meter.grants(now), len(self._recorder.steps)
         allowed = super().limit_remote(frame, source, now, count)
-        self._note(_class_of(frame), meter, source, before, now, allowed=allowed)
+        self._note(_class_of(frame), meter, source, before, at, now, allowed=allowed)
         return allowed
 
     def _note(
@@ -176,6 +179,7 @@ class TracedStorm(StormControl):
         meter: StormMeter,
         source: str,
         before: list[int],
+        at: int,
         now: float,
         *,
         allowed: bool,
@@ -192,7 +196,7 @@ class TracedStorm(StormControl):
         else:
             text = f"{name} frame within the limit: {after[kind]} of {limit.burst} tokens are left"
         rule = f"--storm-{name} {limit.rate}:{limit.burst}, for {source}"
-        self._recorder.add("storm", text, rule)
+        self._recorder.add("storm", text, rule, at)
 
 
 def _class_of(frame: Buffer) -> StormClass:
@@ -302,6 +306,8 @@ class TracedSegment(Segment):
     def route(self, frame: Buffer) -> Route:
         """Look up the route as the original would, and record it."""
         route = super().route(frame)
+        if self._recorder.drops:
+            return route  # It is looked up for nothing.
         mac = format_mac(frame[: ethernet.MAC_LEN])
         if isinstance(route, NoRoute):
             self._recorder.add("route", f"{mac}: nowhere", f"{route.reason.meaning}")

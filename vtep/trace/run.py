@@ -25,6 +25,9 @@ from vtep.wire.flow import run_key_struct
 FRAME_MAX = 65535
 """Octets of a frame or datagram that can be traced."""
 
+_SOURCE_PORT = 0
+"""The UDP port of the sender, on which nothing here depends: a single datagram is no run."""
+
 _ECN_NAMES = ("Not-ECT", "ECT(1)", "ECT(0)", "CE")
 
 
@@ -102,8 +105,9 @@ def trace_from_underlay(
         f"from {source}, {len(datagram)} octets: {describe_frame(inner)}",
         f"UDP port {listener.endpoint.port}",
     )
-    # It is changed in place, as by the data path.
-    ingress.handle_datagram(memoryview(bytearray(datagram)), source, outer_ecn, time.monotonic())
+    octets = len(datagram)
+    received = octets, octets, source, _SOURCE_PORT, outer_ecn
+    ingress.handle_datagram(memoryview(bytearray(datagram)), received, time.monotonic())
     if outer_ecn:
         _note_ecn(inner, outer_ecn, recorder)
     outcome = "delivered" if recorder.written else "answered" if recorder.replies else "dropped"

@@ -26,13 +26,13 @@ class TracedOversize(Oversize):
 
     def handle(self, frame: memoryview, layer: NetworkLayer, now: float) -> Outcome:
         """Handle as the original would, and record the outcome."""
-        before = self._counters.as_dict()
+        before, at = self._counters.as_dict(), len(self._recorder.steps)
         outcome = super().handle(frame, layer, now)
         after = self._counters.as_dict()
-        self._note(outcome, {name for name, count in after.items() if count > before[name]})
+        self._note(outcome, {name for name, count in after.items() if count > before[name]}, at)
         return outcome
 
-    def _note(self, outcome: Outcome, grown: set[str]) -> None:
+    def _note(self, outcome: Outcome, grown: set[str], at: int) -> None:
         datagrams = -(-len(outcome.datagrams) // outcome.stride)
         most = outcome.stride - len(self._prefix)
         if "tx_resegmented" in grown:
@@ -47,7 +47,8 @@ class TracedOversize(Oversize):
             text = "not sent: it must not be fragmented"
         if outcome.answer is not None:
             text += "; its sender gets an ICMP error with the MTU (RFC 1191, RFC 8201)"
-        self._recorder.add("size", text, f"tunnel MTU {self.mtu}: frames of {self.limit} octets")
+        rule = f"tunnel MTU {self.mtu}: frames of {self.limit} octets"
+        self._recorder.add("size", text, rule, at)
 
 
 class TracedSizing(TunnelSizing):

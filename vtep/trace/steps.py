@@ -12,7 +12,7 @@ class TraceStep(TypedDict):
     stage: str
     """The part of the walk of a frame, such as route."""
     decision: str
-    """What was decided, and the reason."""
+    """The result, with its reason."""
     rule: str
     """The option, the table, the limit or the section of an RFC behind it; may be empty."""
 
@@ -30,7 +30,7 @@ class TraceDrop(TypedDict):
 
 
 class TraceSent(TypedDict):
-    """What one remote would be sent."""
+    """The datagrams for one remote."""
 
     remote: str
     port: int
@@ -72,7 +72,7 @@ class TraceWritten(TypedDict):
 
 
 class TraceResult(TypedDict):
-    """What would happen to a frame or a datagram."""
+    """The prediction for a frame or a datagram."""
 
     vni: int
     dev: str
@@ -92,11 +92,11 @@ class TraceResult(TypedDict):
     counters: dict[str, int]
     """Counters that would grow, by how much; drops included."""
     fast_path: str
-    """How the fast path would treat it."""
+    """The treatment of such frames by the fast path."""
 
 
 class Recorder:
-    """What is decided about one frame, in order."""
+    """The decisions about one frame, in order."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -107,11 +107,14 @@ class Recorder:
         self.replies: list[str] = []
         self.drops: list[TraceDrop] = []
 
-    def add(self, stage: str, decision: str, rule: str = "") -> None:
-        """Record a decision, once if several parts of the data path ask for it."""
+    def add(self, stage: str, decision: str, rule: str = "", at: int | None = None) -> None:
+        """Record a decision, once if several parts of the data path ask for it.
+
+        With `at`, it comes before the drop that was recorded as its consequence.
+        """
         step: TraceStep = {"stage": stage, "decision": decision, "rule": rule}
         if step not in self.steps:
-            self.steps.append(step)
+            self.steps.insert(len(self.steps) if at is None else at, step)
 
     def has(self, stage: str) -> bool:
         """Return True if a decision of a stage was recorded."""
