@@ -149,14 +149,13 @@ class TracedSockets:
         df = outer.df or bool(fields & outer_header.DF)
         source, source_port = _address_of(sender, flow)
         # A socket that is opened later finds at least the MTU of the device.
-        mtu = (sender.mtu if sender is not None else 0) or self._port.underlay.mtu
+        mtu = (sender.mtu if sender is not None else 0) or self._port.underlay.mtu or 0
         octets = min(stride, len(datagrams)) + UDP_IP_HEADERS_LEN[version_of(remote.host)]
         hexed = [
             bytes(datagrams[at : at + stride]).hex() for at in range(0, len(datagrams), stride)
         ]
         vni = int.from_bytes(datagrams[vxlan.VNI_OFFSET : vxlan.VNI_OFFSET + 3], "big")
-        devices = self._port.underlay_devices
-        dev = remote.via or binding.dev or (devices[0] if len(devices) == 1 else None)
+        dev = remote.via or binding.dev or self._port.underlay.device_to(remote.host)
         local = str(binding.local) if binding.local is not None else None
         many = f"{len(hexed)} datagrams of up to" if len(hexed) > 1 else "a datagram of"
         ports = outer.srcport

@@ -42,7 +42,7 @@ class TraceSent(TypedDict):
     flow: int
     """The low bits of the flow hash, by which the source port is chosen."""
     dev: str | None
-    """The underlay device, as far as it is configured or the only one."""
+    """The underlay device towards it; None if there is no route."""
     is_ready: bool
     """True if a socket is open for it."""
     path_mtu: int | None
