@@ -71,7 +71,7 @@ def with_client(
             if check is not None:
                 check(arguments)
             names, changing = arguments.get("params", arguments), is_change(arguments)
-            with _exit_on_broken_pipe(), ExitStack() as connections:
+            with exit_on_broken_pipe(), ExitStack() as connections:
                 paths = _find_sockets(
                     socket,
                     names.get(vni) if segment or vni != "vni" else None,
@@ -229,7 +229,7 @@ def _pages(rows: Iterable[Sequence[object]]) -> Iterator[list[Sequence[object]]]
 
 
 @contextmanager
-def _exit_on_broken_pipe() -> Iterator[None]:
+def exit_on_broken_pipe() -> Iterator[None]:
     """Exit silently, as SIGPIPE would, if the reader of standard output is gone (`| head`)."""
     try:
         yield

@@ -43,6 +43,7 @@ _COMMANDS = commands.LazyCommands(
         "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",
         "exporter": "vtep.cli.exporter:exporter",
+        "top": "vtep.cli.top:top",
         "docker": "vtep.cli.docker:docker",
         "doctor": "vtep.cli.doctor:doctor",
         "service": "vtep.cli.service:service",
