@@ -9,7 +9,6 @@ from vtep.cli import client_command, commands
 from vtep.control import Client
 from vtep.control.client import DisconnectedError, find
 from vtep.control.schema import FdbSample, Status
-from vtep.doctor.advice import advice
 from vtep.errors import ConfigError, VtepError, shown
 from vtep.top import batch as plain
 from vtep.top.macs import MacRequest
@@ -87,6 +86,9 @@ def top(
     for option, value in (("-n", count), ("--macs", macs)):
         if value is not None and not (batch or as_json):
             raise click.UsageError(f"{option} is for batch mode: add -b")
+
+    # --help of all commands imports this module, and does without the doctor.
+    from vtep.doctor.advice import advice  # noqa: PLC0415
 
     source = Source(_Connector(socket, vni), vni)
     view = View(vni=vni) if macs is None else View(vni=vni, table=MACS)
