@@ -267,6 +267,8 @@ class Unit(StrEnum):
     """Inner IP packets."""
     MESSAGES = "messages"
     """Inner ARP packets and ND messages, and echo messages."""
+    CALLS = "calls"
+    """System calls. Frames for each of them tell how well batches work."""
     EVENTS = "events"
 
 
@@ -292,6 +294,8 @@ class Counters:
     tx_superframes: int = _counter(Unit.SUPERFRAMES, "read from the TAP")
     tx_tunnel_gso: int = _counter(Unit.SUPERFRAMES, "sent with tunnel GSO")
     tx_datagrams: int = _counter(Unit.DATAGRAMS, "sent to the underlay")
+    tx_syscalls: int = _counter(Unit.CALLS, "that sent datagrams, one or many")
+    rx_syscalls: int = _counter(Unit.CALLS, "that received datagrams, for any VNI")
     flooded: int = _counter(Unit.FRAMES, "from the TAP to an unknown destination or a group")
 
     # Loop protection.

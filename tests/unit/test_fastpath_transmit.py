@@ -182,7 +182,9 @@ class Harness:
         touched = turn.touched[: result[layout.RESULT_TOUCHED]].tolist()
         assert sorted(touched) == turn.values[:, layout.TX_FRAMES].nonzero()[0].tolist()
         unsent = [datagram for each in outcome.unsent for datagram in each.datagrams]
-        frames, octets, _, datagrams = turn.values[:, layout.TX_FRAMES :].sum(axis=0).tolist()
+        counts = turn.values[:, layout.TX_FRAMES :].sum(axis=0).tolist()
+        frames, octets, _, datagrams, calls = counts
+        assert min(1, datagrams) <= calls <= datagrams
         assert frames == datagrams + len(unsent)
         taken, done = result[layout.RESULT_TAKEN], result[layout.RESULT_DONE]
         assert taken == done + len(outcome.returned)

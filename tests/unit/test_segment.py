@@ -126,8 +126,11 @@ def test_an_accepted_source_has_one_remote_for_all_its_macs() -> None:
 def test_accepted_sources_without_entries_are_forgotten() -> None:
     one = segment(remote(1), accept=ANY_SOURCE, learning=False)
     for number in range(10_000):
-        assert send_frame(one, f"10.0.{number >> 8}.{number & 255}")
-    assert len(one._non_members) <= 4096
+        host = f"10.0.{number >> 8}.{number & 255}"
+        assert send_frame(one, host)
+        one.count_received(host, 1, 60, 0.0)
+    assert len(one._non_members.remotes) <= 4096
+    assert len(one.remote_counters) <= 4096
     assert one.fdb.members._remotes.keys() == {("192.0.2.1", 4789, VNI, None)}
 
 
@@ -136,10 +139,10 @@ def test_accepted_sources_with_entries_are_kept() -> None:
     for number in range(10_000):
         source = bytes((2, 1, 0, 0, number >> 8, number & 255))
         assert send_frame(one, f"10.0.{number >> 8}.{number & 255}", source)
-    assert len(one._non_members) == 10_000
+    assert len(one._non_members.remotes) == 10_000
     one.fdb.flush(Filter(dynamic=True))
-    one._forget_idle_non_members()
-    assert one._non_members == {}
+    one._non_members._forget_idle()
+    assert one._non_members.remotes == {}
 
 
 def test_an_accepted_source_that_becomes_a_member_keeps_one_remote() -> None:

@@ -23,6 +23,7 @@ from tests.unit import twins
 from tests.unit.craft import MAC_A, VALID, ether, ip6
 from tests.unit.steps import syn_sent
 from tests.unit.twins import ACK, CHECKSUM_AT, CWR, ECE, FIN, GSO_TYPE, PSH, SYN, TCP, UDP, Frame
+from vtep.counters import Counters
 from vtep.datapath import Arena, Egress, Ingress, verdicts
 from vtep.datapath.pool import Paths, Pool
 from vtep.forwarding.demux import Demux
@@ -362,7 +363,8 @@ class Sending:
         return {
             "flows": dict(flows),
             "ports": Counter((remote, frozenset(group)) for (remote, _), group in ports.items()),
-            "counters": self.segment.counters.as_dict(),
+            "counters": counters_of(self.segment.counters),
+            "remotes": remotes_of(self.segment),
             "entries": entries_of(self.segment),
             "replies": list(self.tap.received()),
             "waiting": len(self.egress._transmitter.waiting),
@@ -371,6 +373,27 @@ class Sending:
 
 def replace_vni(remote: Remote, vni: int) -> Remote:
     return Remote(remote.host, remote.port, vni)
+
+
+def counters_of(counters: Counters) -> dict[str, int]:
+    """Return all counters but those of system calls, which are what compiled turns save."""
+    counts = counters.as_dict()
+    assert counts.pop("tx_syscalls") <= counts["tx_datagrams"]
+    del counts["rx_syscalls"]
+    return counts
+
+
+def remotes_of(segment: Segment) -> dict[str, tuple[object, ...]]:
+    """Return what was exchanged with each remote."""
+    segment.remote_counters.settle()
+    remotes = segment.remote_counters
+    # The total also has what remotes have sent that were removed since.
+    assert sum(each.rx_frames for each in remotes.values()) <= segment.counters.rx_frames
+    assert sum(each.rx_bytes for each in remotes.values()) <= segment.counters.rx_bytes
+    return {
+        host: (each.rx_frames, each.rx_bytes, each.tx_frames, each.tx_bytes, each.last_rx)
+        for host, each in remotes.items()
+    }
 
 
 def entries_of(segment: Segment) -> list[tuple[object, ...]]:
@@ -740,13 +763,14 @@ class Receiving:
         # The paths merge differently: what is merged in one may be single frames in the other.
         ignored = ("rx_superframes", "partial_checksums") if merges else ()
         counters = [
-            {name: count for name, count in each.as_dict().items() if count and name not in ignored}
+            {n: count for n, count in counters_of(each).items() if count and n not in ignored}
             for each in all_counters
         ]
         frames, self.frames = dict(self.frames), defaultdict(list)
         return {
             "flows": frames,
             "counters": counters,
+            "remotes": [remotes_of(segment) for segment in self.segments],
             "entries": [entries_of(segment) for segment in self.segments],
             "errors": [error.errno for error in self.errors],
             "neighbours": [neighbours_of(segment) for segment in self.segments],

@@ -16,6 +16,7 @@ from vtep.control.jsonrpc import PagedObject
 from vtep.counters import BY_DESIGN, Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
+from vtep.forwarding.remote_counters import RemoteCounters
 from vtep.wire.address import is_group
 
 _RECENT_S = 300.0
@@ -23,6 +24,10 @@ _RECENT_S = 300.0
 
 _REMOTES_PER_STEP = 100
 """Remotes that are converted at a time: half a millisecond, for which frames wait."""
+
+
+_NOTHING = RemoteCounters()
+"""The counters of a remote without traffic."""
 
 
 def status(vtep: Vtep, ports: Iterable[Port]) -> PagedObject:
@@ -55,7 +60,7 @@ class _Status:
                 yield []
                 continue
             remotes: list[schema.RemoteStatus] = []
-            for step in _remotes(port):
+            for step in _remotes(port, self._now):
                 remotes += step
                 yield []
             segment = self._segment(port, numbers, remotes)
@@ -132,14 +137,16 @@ class _Status:
         return rest
 
 
-def _remotes(port: Port) -> Iterator[list[schema.RemoteStatus]]:
+def _remotes(port: Port, now: float) -> Iterator[list[schema.RemoteStatus]]:
     """Yield the remotes of a segment, some at a time: those of the default entry first."""
     segment = port.segment
     flooded = dict.fromkeys(remote.host for remote in segment.remotes)
     mtus = port.path_mtus
+    segment.remote_counters.settle()
     step: list[schema.RemoteStatus] = []
     for host in dict.fromkeys((*flooded, *segment.known_hosts())):
         dev = port.underlay.device_to(host)
+        counters = segment.remote_counters.get(host, _NOTHING)
         step.append(
             {
                 "remote": host,
@@ -148,20 +155,24 @@ def _remotes(port: Port) -> Iterator[list[schema.RemoteStatus]]:
                 "underlay_dev": dev,
                 "liveness": "never-seen",
                 "is_pyvtep": False,
-                "last_seen": None,
+                "last_seen": _age(counters.last_rx, now),
                 "rtt": None,
                 "path_mtu": mtus.get(host) or (port.underlay.mtu if dev is not None else None),
                 "fdb_entries": port.fdb.members.entry_count(host) - (host in flooded),
-                "rx_frames": 0,
-                "rx_bytes": 0,
-                "tx_frames": 0,
-                "tx_bytes": 0,
+                "rx_frames": counters.rx_frames,
+                "rx_bytes": counters.rx_bytes,
+                "tx_frames": counters.tx_frames,
+                "tx_bytes": counters.tx_bytes,
             }
         )
         if len(step) >= _REMOTES_PER_STEP:
             yield step
             step = []
     yield step
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
 
 
 def _recent(parts: Iterable[Counters], now: float) -> list[schema.RecentDrop]:

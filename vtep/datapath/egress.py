@@ -743,6 +743,7 @@ class Egress:
         counters.tx_superframes += count
         counters.tx_tunnel_gso += count
         counters.tx_datagrams += segments
+        counters.tx_syscalls += count
         octets = repeat.octets * count + (segments - count) * plan.header_len
         self._segment.account(repeat.route, segments, octets)
 

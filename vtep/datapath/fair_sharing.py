@@ -93,6 +93,7 @@ class FairSharing:
         try:
             while not queue.is_full:
                 self._enqueue(receiver.receive_many(self._slots), merges=receiver.gro_enabled)
+                self._demux.counters.rx_syscalls += 1
                 if receiver.waited() < WAIT_SHORT:
                     break
         except BlockingIOError:

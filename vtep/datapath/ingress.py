@@ -17,6 +17,7 @@ from vtep.datapath.superframe_repeat import SuperframeRepeat
 from vtep.datapath.tap_fallback import MergeGuard, count_frames, write_without_offload
 from vtep.datapath.verdicts import IngressVerdicts
 from vtep.forwarding.demux import Demux
+from vtep.forwarding.remote_counters import CountersByHost
 from vtep.forwarding.segment import Segment
 from vtep.io.interfaces import Received, ReceivedRun, Receiver, TapDevice
 from vtep.io.slots import Slots
@@ -61,6 +62,8 @@ class TapTarget(NamedTuple):
     sizing: TunnelSizing
     tracker: AckTracker
     counters: Counters
+    remote_counters: CountersByHost
+    """Those of the segment."""
     segment: Segment
     kick_egress: Callable[[], None]
     """Sends the frames that wait in the TAP."""
@@ -132,7 +135,8 @@ class Ingress:
         in the TAP.
         """
         self._targets[segment] = TapTarget(
-            tap, sizing, tracker, segment.counters, segment, kick_egress, fast_path
+            *(tap, sizing, tracker, segment.counters, segment.remote_counters, segment),
+            *(kick_egress, fast_path),
         )
         if self._verdicts is not None:
             self._verdicts.attach(self._targets[segment])
@@ -321,7 +325,7 @@ class Ingress:
         # source port means one flow or a few (RFC 7348, section 5).
         begin = end = stride = port = outer_ecn = 0
         host = ""
-        singles = 0
+        singles = calls = 0
         repeat: SuperframeRepeat | None = None
         single_frame_turn = self._single_frame_turn
         while budget > 0:
@@ -332,6 +336,7 @@ class Ingress:
                 if not isinstance(error, BlockingIOError):
                     self._on_receive_error(error)
                 break
+            calls += 1
             if repeat is not None:
                 if repeat.holds_for(rx, buffer):
                     self._deliver_repeat(repeat, buffer[_HEADER_LEN : rx[0]])
@@ -373,6 +378,7 @@ class Ingress:
                 if singles == SINGLES_IN_A_ROW and receiver is not None:
                     self._receive_mode.enter(receiver)
                     self._slots.fit([octets] * singles)
+                    self._demux.counters.rx_syscalls += calls
                     return self._receive_many(receiver, budget, now)
                 continue
             singles = 0
@@ -387,6 +393,8 @@ class Ingress:
             self._deliver_burst(buffer[begin:end], stride, host, outer_ecn, now)
         if repeat is not None:
             repeat.account(self._admit, now)
+        if receiver is not None:
+            self._demux.counters.rx_syscalls += calls
         # One datagram, and the receive that found no other one.
         self._single_frame_turn = budget == BUDGET - 2
         return budget <= 0
@@ -407,6 +415,7 @@ class Ingress:
                 if not isinstance(error, BlockingIOError):
                     self._on_receive_error(error)
                 break
+            self._demux.counters.rx_syscalls += 1
             budget -= 1 if rx[0] == rx[1] else 1 + SUPERFRAME_COST
             self.deliver_received(buffer[: rx[0]], rx, now)
         return budget <= 0
@@ -430,6 +439,7 @@ class Ingress:
                 self._receive_mode.leave(receiver)
                 self._on_receive_error(error)
                 return False
+            self._demux.counters.rx_syscalls += 1
             count, cost = self._deliver_runs(runs, now, merges=merges)
             budget -= cost
             if count > most:
@@ -537,7 +547,7 @@ class Ingress:
         if outer_ecn and not ecn.decapsulate(frame, outer_ecn):
             segment.counters.drop(Drop.CONGESTION, host)
             return None
-        self._deliver_single(target, frame, stride, now)
+        self._deliver_single(target, frame, stride, host, now)
         if kind is not None and self._header[1] == virtio.GSO_NONE:
             self._decisions.keep(data, host, segment)
         return target
@@ -554,7 +564,7 @@ class Ingress:
             target.tap.write((header, frame))
         except OSError as error:
             decision.refused += 1
-            self._write_without_offload(target, frame, header, error)
+            self._write_without_offload(target, frame, header, error, decision.host)
 
     def _account_repeated(self, now: float) -> None:
         """Count what was delivered by earlier decisions, at the end of a turn."""
@@ -569,7 +579,8 @@ class Ingress:
             repeat.target.tap.write((repeat.header, frame))
         except OSError as error:
             repeat.refused += 1
-            self._write_without_offload(repeat.target, frame, repeat.header, error)
+            args = repeat.target, frame, repeat.header, error, repeat.first[2]
+            self._write_without_offload(*args)
 
     def _deliver_burst(
         self, data: memoryview, stride: int, host: str, outer_ecn: int, now: float
@@ -600,12 +611,12 @@ class Ingress:
                 continue
             target = self._targets[segment]
             if header is None:
-                self._deliver_single(target, frame, 0, now)
+                self._deliver_single(target, frame, 0, host, now)
             else:
                 target.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strip_vlan else frame
                 shifted = virtio.shift_offsets(header, len(frame) - len(left))
-                if not self._deliver(target, left, shifted, now):
+                if not self._deliver(target, left, shifted, host, now):
                     self._on_superframe_refused(target, header, now)
 
     def _merge(self, data: memoryview, stride: int) -> Iterator[Merged]:
@@ -613,7 +624,7 @@ class Ingress:
         return self._merger.merge(data, stride)
 
     def _deliver_single(
-        self, target: TapTarget, frame: memoryview, stride: int, now: float
+        self, target: TapTarget, frame: memoryview, stride: int, host: str, now: float
     ) -> None:
         """Deliver the frame of one datagram; `stride` is as in `_handle_single`."""
         if target.segment.strip_vlan:
@@ -624,15 +635,17 @@ class Ingress:
         sizes = target.sizing.sizes
         self._header = header = virtio_header(frame, sizes, target.counters, stride)
         if header[1] != virtio.GSO_UDP_L4 or target.tap.uso:
-            self._deliver(target, frame, header, now)
+            self._deliver(target, frame, header, host, now)
             return
         # This TAP takes no superframes of UDP (Linux before 6.2).
         octets, step = self._splitter.split(frame, virtio.unpack(header))
         segments = self._splitter.out.data[:octets]
         for at in range(0, octets, step):
-            self._deliver(target, segments[at : at + step], virtio.PLAIN, now)
+            self._deliver(target, segments[at : at + step], virtio.PLAIN, host, now)
 
-    def _deliver(self, target: TapTarget, frame: memoryview, header: bytes, now: float) -> bool:
+    def _deliver(
+        self, target: TapTarget, frame: memoryview, header: bytes, host: str, now: float
+    ) -> bool:
         """Write a frame or superframe to the TAP and count it. A superframe counts as its segments.
 
         Returns: False if the kernel refused its virtio header.
@@ -646,14 +659,25 @@ class Ingress:
         try:
             target.tap.write((header, frame))
         except OSError as error:
-            return not self._write_without_offload(target, frame, header, error)
+            return not self._write_without_offload(target, frame, header, error, host)
+        # As `Segment.count_received`, whose call would cost as much as what it does.
         target.counters.rx_frames += count
         target.counters.rx_bytes += octets
+        remote = target.remote_counters[host]
+        remote.rx_frames += count
+        remote.rx_bytes += octets
+        remote.last_rx = now
         return True
 
     def _write_without_offload(
-        self, target: TapTarget, frame: memoryview, header: bytes, error: OSError
+        self, target: TapTarget, frame: memoryview, header: bytes, error: OSError, host: str
     ) -> bool:
         """Write a refused frame in another form. Returns: True if its virtio header was refused."""
         write, counters = target.tap.write, target.counters
-        return write_without_offload(write, frame, header, error, self._splitter, counters)
+        frames, octets = counters.rx_frames, counters.rx_bytes
+        args = frame, header, error, self._splitter, counters
+        is_about_header = write_without_offload(write, *args)
+        remote = target.remote_counters[host]
+        remote.rx_frames += counters.rx_frames - frames
+        remote.rx_bytes += counters.rx_bytes - octets
+        return is_about_header

@@ -59,12 +59,22 @@ class Decision:
     It holds for datagrams with the same key, until the tables of the segment change.
     """
 
-    __slots__ = ("count", "entry", "octets", "partial_header", "partial_sum", "refused", "segment")
+    __slots__ = (
+        *("count", "entry", "host", "octets", "partial_header", "partial_sum", "refused"),
+        "segment",
+    )
 
     def __init__(
-        self, segment: Segment, entry: Entry | None, frame: memoryview, transport: inet.Transport
+        self,
+        segment: Segment,
+        host: str,
+        entry: Entry | None,
+        frame: memoryview,
+        transport: inet.Transport,
     ) -> None:
         self.segment = segment
+        self.host = host
+        """The address of the sender."""
         self.entry = entry
         """The FDB entry to refresh; None if nothing is learned."""
         self.octets = len(frame)
@@ -85,9 +95,8 @@ class Decision:
         if self.entry is not None:
             self.entry.updated = now
             self.entry.rx_frames += count
-        counters = self.segment.counters
-        counters.rx_frames += count - refused
-        counters.rx_bytes += (count - refused) * self.octets
+        written = count - refused
+        self.segment.count_received(self.host, written, written * self.octets, now)
 
 
 class SingleDecisions(dict[_Key, Decision]):
@@ -135,4 +144,4 @@ class SingleDecisions(dict[_Key, Decision]):
                 return
         if len(self) >= _DECISIONS_MAX:
             self.clear()
-        self[key] = Decision(segment, entry, frame, transport)
+        self[key] = Decision(segment, host, entry, frame, transport)

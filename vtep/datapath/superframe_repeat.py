@@ -82,5 +82,5 @@ class SuperframeRepeat:
         counters.partial_checksums += count
         counters.super_datagrams += count
         frames, octets = count_frames(octets - _HEADER_LEN, self.header)
-        counters.rx_frames += (count - self.refused) * frames
-        counters.rx_bytes += (count - self.refused) * octets
+        written = count - self.refused
+        self.target.segment.count_received(host, written * frames, written * octets, now)

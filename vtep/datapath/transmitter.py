@@ -104,7 +104,9 @@ class Transmitter:
                     return
                 count = -(-octets // stride)
                 if lost is None:
-                    self._segment.counters.tx_datagrams += count
+                    counters = self._segment.counters
+                    counters.tx_datagrams += count
+                    counters.tx_syscalls += 1
                 else:
                     # Without octets, the error is about a datagram of an earlier send.
                     self.drop_sent(lost, remote, count or 1, rest if octets else rest[:0])
@@ -119,6 +121,7 @@ class Transmitter:
         while rest:
             result = flood.group.send(rest, stride, flow, skip)
             counters.tx_datagrams += result.datagrams
+            counters.tx_syscalls += 1
             for remote, reason, count, is_earlier in result.drops:
                 # Of several datagrams, it is not known which of them are lost unless all are.
                 all_are_lost = not is_earlier and count * stride >= result.octets

@@ -204,13 +204,14 @@ class EgressVerdicts:
         counters = segment.counters
         for row in self._turn.touched[:touched].tolist():
             counts = values[row, TX_FRAMES:]
-            frames, octets, superframes, datagrams = counts.tolist()
+            frames, octets, superframes, datagrams, calls = counts.tolist()
             counts[:] = 0
             origin = origins[row]
             if isinstance(origin, TransmitOrigin):
                 segment.account(origin.entry, frames, octets)
             counters.tx_superframes += superframes
             counters.tx_datagrams += datagrams
+            counters.tx_syscalls += calls
 
     def _send_again(self, unsent: int, now: float) -> None:
         """Send batches that the kernel did not take, as the slow path does: it knows what to do."""
@@ -370,6 +371,7 @@ class IngressVerdicts:
             self._demux.counters.drop(Drop.FAST_PATH_FAILED, count=_lost(turn.result))
             return True
         touched, taken, returned, _, self._error, done, _, self.is_full, _ = turn.result.tolist()
+        self._demux.counters.rx_syscalls += taken > 0
         single, self._single_frame_turn = self._single_frame_turn, taken == 1
         if single and touched and done == 1:
             # The answer of the host (see `Ingress`) does not wait until its request is counted.
@@ -401,17 +403,14 @@ class IngressVerdicts:
             origin = origins[row]
             if isinstance(origin, MeterOrigin):
                 self._grants.account(origin, now)
-                continue
-            if origin is None:
-                continue
-            counters = origin.segment.counters
-            counters.rx_frames += frames
-            counters.rx_bytes += octets
-            counters.rx_superframes += superframes
-            counters.partial_checksums += partial_checksums
-            if origin.entry is not None:
-                origin.entry.updated = now
-                origin.entry.rx_frames += admitted
+            elif origin is not None:
+                origin.segment.count_received(origin.host, frames, octets, now)
+                counters = origin.segment.counters
+                counters.rx_superframes += superframes
+                counters.partial_checksums += partial_checksums
+                if origin.entry is not None:
+                    origin.entry.updated = now
+                    origin.entry.rx_frames += admitted
 
     def receive(self, buffer: memoryview) -> Received:
         """Receive datagrams that the last turn has returned, like `Receiver.receive`."""
@@ -492,7 +491,7 @@ class IngressVerdicts:
             entry = segment.fdb.find_refreshed(mac, host)
             if entry is None:
                 return
-        self._table.add(key, segment, mac, entry, link.number, link.kick_egress)
+        self._table.add(key, segment, host, mac, entry, link.number, link.kick_egress)
 
 
 def _lost(result: Integers) -> int:

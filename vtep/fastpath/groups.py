@@ -131,6 +131,7 @@ def _send_group(turn: Turn, number: int) -> None:
         error = _send_iovecs(turn, group, count, iovecs)
     if error == 0:
         turn.values[group[layout.GROUP_ROW], layout.TX_DATAGRAMS] += count
+        turn.values[group[layout.GROUP_ROW], layout.TX_CALLS] += 1
         return
     if send[layout.SEND_FAILED] == 0:
         send[layout.SEND_FAILED], send[layout.SEND_ERRNO] = number + 1, error

@@ -82,7 +82,9 @@ TX_OCTETS: Final = 5
 TX_SUPERFRAMES: Final = 6
 TX_DATAGRAMS: Final = 7
 """Datagrams that were sent."""
-TX_COLUMNS: Final = 8
+TX_CALLS: Final = 8
+"""System calls that sent them."""
+TX_COLUMNS: Final = 9
 
 TEMPLATE_CONTROL: Final = 8
 """Offset of the control messages in a template (uint8); its first 8 octets are the VXLAN header."""

@@ -41,6 +41,8 @@ class UnknownOrigin(Origin):
 class ReceiveOrigin(Origin):
     """The origin of a row for datagrams from the underlay."""
 
+    host: str
+    """The address of their sender."""
     entry: Entry | None
     """The FDB entry that they refresh; None if nothing is learned."""
     kick_egress: Callable[[], None]

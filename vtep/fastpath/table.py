@@ -214,6 +214,7 @@ class ReceiveTable(Table[ReceiveOrigin | MeterOrigin]):
         self,
         key: Integers,
         segment: Segment,
+        host: str,
         mac: bytes,
         entry: Entry | None,
         target: int,
@@ -224,12 +225,13 @@ class ReceiveTable(Table[ReceiveOrigin | MeterOrigin]):
         Args:
             key: of int64[RX_KEY_WORDS].
             segment: the VNI of the datagrams.
+            host: the address of their sender.
             mac: the source MAC of their frames.
             entry: the FDB entry to refresh, if any.
             target: the row of `targets` for their TAP.
             kick_egress: sends the frames that wait in the TAP.
         """
-        row = self._put(key, ReceiveOrigin(segment, mac, entry, kick_egress))
+        row = self._put(key, ReceiveOrigin(segment, mac, host, entry, kick_egress))
         self.turn.values[row] = 0
         self.turn.values[row, RX_TARGET] = target
 

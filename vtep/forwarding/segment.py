@@ -9,14 +9,15 @@ Nothing here raises an exception on hostile input.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import ip_address
 from struct import Struct
 
 from vtep.counters import Counters, Drop, Notice
 from vtep.forwarding.anycast import Gateways
 from vtep.forwarding.fdb import Entry, EntryEvent, Fdb, Filter, Learned, Remote
 from vtep.forwarding.loops import LoopGuard
+from vtep.forwarding.non_members import NonMembers
 from vtep.forwarding.policy import DEFAULT_POLICY, InnerVlan, Networks, SegmentPolicy, group_of
+from vtep.forwarding.remote_counters import CountersByHost
 from vtep.forwarding.route import NoRoute, Route
 from vtep.forwarding.storm import StormControl, StormLimits
 from vtep.forwarding.suppress import Answer, Neighbours
@@ -29,9 +30,6 @@ _DESTINATION = Struct("6s")
 
 _VLAN_ID = 0x0FFF
 """The VLAN id in the tag control information."""
-
-_NON_MEMBERS_MAX = 4096
-"""Accepted sources that are not members, from which those without an FDB entry are forgotten."""
 
 
 class Segment:
@@ -62,6 +60,7 @@ class Segment:
         self._own_mac = own_mac
         self._own_macs = frozenset((own_mac,))
         self.counters = Counters()
+        self.remote_counters = CountersByHost()
         self.replies: list[bytes] = []
         """Frames for the TAP, added by `inspect`."""
         self.requests: list[bytes] = []
@@ -72,13 +71,10 @@ class Segment:
         self.storm = StormControl(self.counters)
         self.loops = LoopGuard(self._on_blocked)
         self.set_policy(policy)
-        self._accept = accept
+        self._non_members = NonMembers(fdb, accept, self._on_non_members_forgotten)
         fdb.learns_from_non_members = bool(accept)
         self.configured: tuple[Remote, ...] = ()
         """The remotes of the configuration."""
-        # Remotes for accepted sources that are not members.
-        self._non_members: dict[str, Remote] = {}
-        self._non_members_max = _NON_MEMBERS_MAX
         self._members = fdb.members.hosts
         fdb.members.on_removed = self._on_host_removed
         fdb.watch(self._on_entry_changed)
@@ -95,7 +91,7 @@ class Segment:
     @property
     def accept(self) -> Networks:
         """Networks from which datagrams are accepted besides those of members."""
-        return self._accept
+        return self._non_members.accept
 
     @property
     def header(self) -> bytes:
@@ -187,10 +183,10 @@ class Segment:
 
     def set_accept(self, accept: Networks) -> None:
         """Replace the networks from which datagrams are accepted besides those of members."""
-        self._accept = accept
+        self._non_members.accept = accept
         self.fdb.learns_from_non_members = bool(accept)
-        non_members, self._non_members = self._non_members, {}
-        for host in non_members:
+        hosts, self._non_members.remotes = self._non_members.remotes, {}
+        for host in hosts:
             if host not in self._members:
                 self._forget_host(host)
         self._report_change()
@@ -282,6 +278,25 @@ class Segment:
         if route.index < 0:
             # Only the default entry has no index.
             counters.flooded += count
+        destinations = route.destinations
+        if len(destinations) == 1:
+            remote = self.remote_counters[destinations[0].host]
+            remote.tx_frames += count
+            remote.tx_bytes += octets
+        else:
+            self.remote_counters.count_sent_to_all(destinations, count, octets)
+
+    def count_received(self, host: str, count: int, octets: int, now: float) -> None:
+        """Count frames that were delivered to the TAP, from one remote.
+
+        `count` is that of frames, and `octets` their total. A superframe counts as its segments.
+        """
+        counters, remote = self.counters, self.remote_counters[host]
+        counters.rx_frames += count
+        counters.rx_bytes += octets
+        remote.rx_frames += count
+        remote.rx_bytes += octets
+        remote.last_rx = now
 
     # --- datagrams from the underlay ------------------------------------------------------------
 
@@ -297,7 +312,7 @@ class Segment:
         remote (split horizon). False if it was dropped and counted.
         """
         # First of all: a forged or unknown source must not change any table.
-        remote = self._members.get(source) or self._non_member(source)
+        remote = self._members.get(source) or self._non_members.remote(source)
         if remote is None:
             self.counters.drop(Drop.SOURCE_UNKNOWN, source, count)
             return False
@@ -406,12 +421,12 @@ class Segment:
 
     def accepts_source(self, host: str) -> bool:
         """Return True if datagrams from a host are accepted."""
-        return host in self._members or self._is_accepted_non_member(host)
+        return host in self._members or self._non_members.accepts(host)
 
     def known_hosts(self) -> Iterator[str]:
         """Yield the members, and the accepted sources that have sent something."""
         yield from self._members
-        yield from (host for host in self._non_members if host not in self._members)
+        yield from (host for host in self._non_members.remotes if host not in self._members)
 
     def source_remote(self, host: str) -> Remote | None:
         """Return the remote that MACs received from a host are learned for.
@@ -419,38 +434,10 @@ class Segment:
         Returns: None if datagrams from the host are not accepted.
         Side effect: an accepted source gets its remote object here.
         """
-        return self._members.get(host) or self._non_member(host)
+        return self._members.get(host) or self._non_members.remote(host)
 
-    def _non_member(self, host: str) -> Remote | None:
-        """Return the remote of an accepted source that is not a member, or None."""
-        if not self._is_accepted_non_member(host):
-            return None
-        remote = self._non_members.get(host)
-        if remote is None:
-            # A flood from forged addresses must not fill the memory.
-            if len(self._non_members) >= self._non_members_max:
-                self._forget_idle_non_members()
-            remote = self._non_members[host] = Remote(host, self.fdb.port)
-        return remote
-
-    def _is_accepted_non_member(self, host: str) -> bool:
-        if not self._accept:
-            return False
-        if host in self._non_members:
-            return True
-        try:
-            address = ip_address(host)
-        except ValueError:
-            return False
-        return any(address in network for network in self._accept)
-
-    def _forget_idle_non_members(self) -> None:
-        """Forget non-members without an FDB entry, and do so again when there are twice as many."""
-        use_count = self.fdb.members.use_count
-        self._non_members = {
-            host: remote for host, remote in self._non_members.items() if use_count(remote)
-        }
-        self._non_members_max = max(_NON_MEMBERS_MAX, 2 * len(self._non_members))
+    def _on_non_members_forgotten(self) -> None:
+        self.remote_counters.keep({*self._members, *self._non_members.remotes})
 
     def _on_host_removed(self, host: str) -> None:
         self._forget_host(host)
@@ -458,8 +445,10 @@ class Segment:
 
     def _forget_host(self, host: str) -> None:
         """Delete the MACs learned from a host that is no longer accepted."""
-        if not self._is_accepted_non_member(host):
+        if not self._non_members.accepts(host):
             self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
+            self.remote_counters.settle()
+            self.remote_counters.pop(host, None)
 
     # --- ageing -----------------------------------------------------------------------------------
 
