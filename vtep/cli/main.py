@@ -44,6 +44,7 @@ _COMMANDS = commands.LazyCommands(
         "monitor": "vtep.cli.monitor:monitor",
         "exporter": "vtep.cli.exporter:exporter",
         "top": "vtep.cli.top:top",
+        "web": "vtep.cli.web:web",
         "docker": "vtep.cli.docker:docker",
         "doctor": "vtep.cli.doctor:doctor",
         "service": "vtep.cli.service:service",
