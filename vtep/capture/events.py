@@ -6,7 +6,7 @@ wants them. Superframes are segmented then, as they are on the wire.
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from attrs import define, evolve, field
@@ -63,8 +63,10 @@ RecordGroup: TypeAlias = list[FrameRecord]
 class FrameSplitter:
     """Makes the frames of the wire from frames of a TAP: segments, and complete checksums."""
 
-    def __init__(self) -> None:
-        self._splitter = Splitter(b"")
+    @cached_property
+    def _splitter(self) -> Splitter:
+        # Made at first use, because of its buffer.
+        return Splitter(b"")
 
     def frames(self, header: bytes, frame: bytes, *, superframes: bool) -> list[bytes]:
         """Return the frames that a frame behind a virtio header stands for.

@@ -42,6 +42,7 @@ _COMMANDS = commands.LazyCommands(
         "reload": "vtep.cli.segments:reload",
         "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",
+        "capture": "vtep.cli.capture:capture",
         "exporter": "vtep.cli.exporter:exporter",
         "top": "vtep.cli.top:top",
         "web": "vtep.cli.web:web",

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vtep.control import jsonrpc, socket_files
 from vtep.control.access import READING
@@ -36,6 +36,9 @@ from vtep.control.schema import (
     StormEntry,
 )
 from vtep.errors import ConfigError, VtepError
+
+if TYPE_CHECKING:
+    from vtep.control.frames import FrameStream
 
 _TIMEOUT_S = 30.0
 """Time for a VTEP to execute a request and to answer."""
@@ -169,7 +172,7 @@ class Client:
             if "error" not in answer:
                 return answer["result"]
             if answer["error"].get("code") != Code.HANDED_OVER:
-                raise _refusal(method, answer["error"])
+                raise refusal(method, answer["error"])
             # An upgrade: the request was not executed, and the new process serves the same path.
             self.close()
             self._answers = False
@@ -180,7 +183,7 @@ class Client:
         if not self._answers:  # Else a stopped process would execute it once it goes on.
             answer = self._ask("ping", {}, min(self._timeout, _PING_TIMEOUT_S))
             if answer.get("id") is None:  # It concerns the connection, such as too many clients.
-                raise _refusal("ping", answer["error"])
+                raise refusal("ping", answer["error"])
             if answer.get("error", {}).get("code") == Code.HANDED_OVER:
                 return answer
             self._answers = True
@@ -217,7 +220,7 @@ class Client:
                 self._socket.sendall(request + b"\n")
             while (answer := self._receive()).get("id") != self._number:
                 if "error" in answer:  # It concerns the connection, not a request.
-                    raise _refusal(method, answer["error"])
+                    raise refusal(method, answer["error"])
                 if answer.get("method") == jsonrpc.EVENT:
                     self._events.append(answer["params"])
         except TimeoutError as error:
@@ -262,6 +265,17 @@ class Client:
         """
         result: str = self.call("reload")
         return result
+
+    def capture(self, **wanted: Any) -> "FrameStream":
+        """Return an asynchronous iterator of frames, which has a connection of its own.
+
+        Keywords: `vni` or `dev` for one segment; `remote`, `mac`; `point`: "inner", "outer" or
+        "both"; `drops` for dropped frames only; `filter`: an expression of tcpdump about the inner
+        frame; `count`; `snaplen`; `superframes` to leave them unsegmented.
+        """
+        from vtep.control.frames import FrameStream  # noqa: PLC0415  few clients need it
+
+        return FrameStream(self.path, remotes=True, **wanted)
 
     def monitor(self) -> Iterator[MonitorEvent]:
         """Subscribe to events, and return an iterator of them that ends with the VTEP.
@@ -472,7 +486,7 @@ class StormCommands:
         return result
 
 
-def _refusal(method: str, error: dict[str, Any]) -> VtepError:
+def refusal(method: str, error: dict[str, Any]) -> VtepError:
     """Return the exception that stands for the error of an answer."""
     code, message = error.get("code"), str(error.get("message"))
     if code == Code.INVALID_PARAMS:

@@ -8,7 +8,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Protocol
 
 from vtep.control import jsonrpc
 from vtep.control.access import Access, Peer
@@ -32,6 +32,30 @@ _SO_PEERGROUPS: Final = 59
 
 _GROUPS_LEN: Final = 1024
 """The most that socket.getsockopt() returns: 256 groups."""
+
+
+class OctetSource(Protocol):
+    """A source of octets for a connection, which keeps a bounded number of them."""
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set while octets wait, and after the end."""
+
+    @property
+    def has_ended(self) -> bool:
+        """True if no more octets will be added."""
+
+    def take(self, most: int) -> bytes:
+        """Return up to about `most` octets; b"" if none wait."""
+
+    def end(self, why: str) -> None:
+        """Add no more octets, for a reason that the client is told."""
+
+    def finish(self) -> bytes:
+        """Return the last octets, after all others were taken."""
+
+    def close(self) -> None:
+        """End, also if not all octets were taken."""
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -64,6 +88,8 @@ class Connection:
         self.events: asyncio.Task[None] | None = None
         """The task that sends events, if the client has subscribed."""
         self.unwatch: Callable[[], None] = _nothing
+        self.stream: OctetSource | None = None
+        """The source of what is sent after the last answer, if the client asked for one."""
         self._reader = reader
         self._writer = writer
         self._quiet_since = self._unread_since = 0.0
@@ -118,6 +144,12 @@ class Connection:
         finally:
             self._quiet_since = 0.0
 
+    async def wait_for_end(self) -> None:
+        """Discard input until the client sends no more, or has closed the connection."""
+        with suppress(OSError), self._open():
+            while await self._reader.read(jsonrpc.LINE_MAX):
+                pass
+
     async def send(self, octets: bytes) -> None:
         """Send; wait while too many octets are unread. Raises: OSError if it has closed."""
         with self._open():
@@ -129,9 +161,10 @@ class Connection:
     def idle_since(self) -> float:
         """Return since when the client reads nothing, or sends nothing; 0 if it is busy.
 
-        A subscriber need not send anything.
+        A subscriber, and a client that gets a stream, need not send anything.
         """
-        return self._unread_since or (self._quiet_since if self.events is None else 0.0)
+        sends_nothing = self.events is None and self.stream is None
+        return self._unread_since or (self._quiet_since if sends_nothing else 0.0)
 
     def disconnect_idle(self) -> None:
         """Disconnect the client, which is idle, to make room for another one."""
@@ -165,7 +198,9 @@ class Connection:
             self.abort()
 
     def unsubscribe(self) -> None:
-        """Send no more events."""
+        """Send no more events, and nothing more of a stream."""
+        if self.stream is not None:
+            self.stream.close()
         self.unwatch()
         self.unwatch = _nothing
         if self.events is not None:

@@ -98,6 +98,15 @@ class PagedObject:
         return {self.name: [item for page in self.pages for item in page], **self.rest()}
 
 
+@frozen
+class OctetStream:
+    """A result behind which the connection is no JSON any more, but a stream of octets."""
+
+    result: Any
+    source: Any
+    """Where the octets come from: see `vtep.control.connection.OctetSource`."""
+
+
 def decode(line: bytes) -> RpcMessage:
     """Parse a line. Whatever it holds, this raises nothing."""
     try:

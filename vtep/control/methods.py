@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 import attrs
 
+from vtep.capture.captures import Captures
 from vtep.config import Config, address_parsers
 from vtep.config.overlap import find_overlap
 from vtep.control import params, schema, status, views
+from vtep.control.capture_stream import CAPTURE, CaptureMethod
 from vtep.control.jsonrpc import Code, PagedObject, Pages, RpcError
 from vtep.control.params import Params
 from vtep.daemon.port import Port
@@ -66,6 +68,7 @@ class Methods:
     ) -> None:
         self._vtep = vtep
         self._reload = reload
+        self.captures = Captures(vtep)
         segment = params.SEGMENT
         entry = (*segment, "mac", *params.DESTINATION)
         self.table: dict[str, Method] = {
@@ -96,6 +99,7 @@ class Methods:
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
             "process.show": Method(lambda _: views.process(self._vtep.ports.values())),
+            "capture": Method(CaptureMethod(self.captures, self._port), CAPTURE),
             "ping": Method(lambda _: True),
             **(more or {}),
         }

@@ -3,7 +3,10 @@
 `vni` and `dev` everywhere are those of the segment: its VNI, and its TAP as it is named now.
 """
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
+
+CAPTURE_HANDED_OVER: Final = "another process has taken over"
+"""The end of a capture that goes on if it is asked for again, after an upgrade."""
 
 
 class Destination(TypedDict):

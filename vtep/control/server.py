@@ -17,8 +17,9 @@ from typing import Any, Final
 from vtep import descriptors
 from vtep.control import jsonrpc
 from vtep.control.access import Access, Policy
-from vtep.control.connection import Connection, peer_of
-from vtep.control.jsonrpc import Code, InvalidRequest, Request, RpcError
+from vtep.control.connection import Connection, OctetSource, peer_of
+from vtep.control.jsonrpc import Code, InvalidRequest, OctetStream, Request, RpcError
+from vtep.control.schema import CAPTURE_HANDED_OVER
 from vtep.control.socket_files import ControlSocket
 from vtep.errors import ConfigError, VtepError
 
@@ -47,6 +48,9 @@ _NO_DESCRIPTORS = (
     )
     + b"\n"
 )
+
+_STREAM_OCTETS = 65536
+"""Octets of a stream that are sent in one piece."""
 
 _ACCEPTS_AT_ONCE = 16
 
@@ -147,6 +151,7 @@ class Server:
             self._listening.socket.close()
         if self._is_handed_over:
             await self._finish_answers()
+        await self._finish_streams()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -179,6 +184,7 @@ class Server:
         A change here would be lost. Clients are told to ask the other process; `Client` does so.
         """
         self._is_handed_over = True
+        self._end_streams(CAPTURE_HANDED_OVER)
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.socket.close()
@@ -192,6 +198,18 @@ class Server:
                 for client in tuple(self._clients.values()):
                     async with client.writing:
                         pass
+
+    async def _finish_streams(self) -> None:
+        """End the streams, and send what is left of them to clients that read."""
+        streaming = [task for task, client in self._clients.items() if client.stream is not None]
+        self._end_streams("this pyvtep has ended")
+        if streaming:
+            await asyncio.wait(streaming, timeout=_FINISH_S)
+
+    def _end_streams(self, why: str) -> None:
+        for client in self._clients.values():
+            if client.stream is not None:
+                client.stream.end(why)
 
     @asynccontextmanager
     async def _one_turn(self) -> AsyncIterator[None]:
@@ -300,6 +318,9 @@ class Server:
                 try:
                     while (line := await client.next_line()) is not None:
                         await self._answer(client, line)
+                        if client.stream is not None:
+                            await self._send_stream(client, client.stream)
+                            break
                 except RpcError as error:  # It is not known where the next line would begin.
                     client.unsubscribe()
                     await client.refuse(str(error), code=error.code, linger=self._may_linger())
@@ -373,7 +394,34 @@ class Server:
             result = await self._call(request.method, request.params)
         if isinstance(result, asyncio.Future):  # It takes long, and others have their turn.
             result = await result
+        if isinstance(result, OctetStream):
+            result = self._use_stream(client, result)
         return result
+
+    @staticmethod
+    def _use_stream(client: Connection, stream: OctetStream) -> Any:
+        """Send a stream after the answer. Returns: the result for the answer."""
+        if client.stream is not None:
+            stream.source.close()
+            raise RpcError(Code.REFUSED, "a connection has one stream; use another connection")
+        client.stream = stream.source
+        return stream.result
+
+    async def _send_stream(self, client: Connection, stream: OctetSource) -> None:
+        """Send a stream, as fast as the client reads, until either end has enough."""
+        waiting = asyncio.get_running_loop().create_task(client.wait_for_end())
+        waiting.add_done_callback(lambda _: stream.end("the client has ended it"))
+        try:
+            while await stream.ready.wait():
+                async with self._one_turn():
+                    octets = stream.take(_STREAM_OCTETS)
+                if octets:
+                    await client.send(octets)
+                elif stream.has_ended:
+                    break
+            await client.send(stream.finish())
+        finally:
+            waiting.cancel()
 
     def _subscribe(self, client: Connection, params: dict[str, Any]) -> bool:
         if params:
