@@ -500,7 +500,7 @@ def test_the_client_example_prints_what_the_page_shows() -> None:
 
 
 def test_the_example_in_memory_delivers_its_frame() -> None:
-    _, example = blocks("library.md", "python")
+    *_, example = blocks("library.md", "python")
     command = [sys.executable, "-c", example]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{b'hello'!r}\n"

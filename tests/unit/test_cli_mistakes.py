@@ -112,7 +112,7 @@ MISTAKES = [
     ("fdb dev vx0", "No such command 'dev'; did you mean: pyvtep fdb show dev vx0"),
     ("remote 192.0.2.3", "No such command '192.0.2.3'; did you mean: pyvtep remote add 192.0.2.3"),
     ("vni remove 7", "No such command 'remove'; did you mean: pyvtep vni del 7"),
-    ("help nosuch", "No such command 'nosuch'; commands of pyvtep: check-config, "),
+    ("help nosuch", "No such command 'nosuch'; commands of pyvtep: capture, check-config, "),
     # Values.
     (
         "--vni 1 --remote 192.0.2.2:47",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from vtep import Config, Vtep
 from vtep.control.events import Events
-from vtep.control.jsonrpc import PagedObject, Pages, RpcError
+from vtep.control.jsonrpc import OctetStream, PagedObject, Pages, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import ConfigError, VtepError
 from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Remote
@@ -62,7 +62,17 @@ async def reload() -> str:
 
 def ask(vtep: Vtep, method: str, **params: Any) -> Any:
     """Return the result of a call as a client gets it."""
-    result = asyncio.run(Methods(vtep, reload).call(method, params))
+
+    async def call() -> Any:
+        result = await Methods(vtep, reload).call(method, params)
+        if isinstance(result, asyncio.Future):
+            result = await result
+        if isinstance(result, OctetStream):
+            result.source.close()
+            result = result.result
+        return result
+
+    result = asyncio.run(call())
     if isinstance(result, Pages):
         result = [item for page in result.pages for item in page]
     if isinstance(result, PagedObject):

@@ -1,23 +1,14 @@
 """`pyvtep capture`: frames of a running VTEP, as text or as pcapng."""
 
-import asyncio
-import signal
 import sys
-from contextlib import aclosing, suppress
-from typing import BinaryIO
+from contextlib import suppress
 
 import click
 
 from vtep.cli import client_command, commands
-from vtep.cli.frame_text import format_frame
 from vtep.control import Client
-from vtep.control.frames import FrameStream
-from vtep.errors import VtepError
 
 _STDOUT = "-"
-
-_END_S = 2.0
-"""Seconds for the frames that are on the way when the capture is interrupted."""
 
 
 @click.command(cls=commands.CliCommand)
@@ -57,6 +48,10 @@ def capture(
     """
     if path == _STDOUT and sys.stdout.isatty():
         raise click.UsageError("-w -: refuses to write binary octets to a terminal; use a pipe")
+    # They import asyncio, which --help does without.
+    from vtep.cli.capture_output import run_capture, summary  # noqa: PLC0415
+    from vtep.control.frames import FrameStream  # noqa: PLC0415
+
     stream = FrameStream(
         vtep.path,
         vni=vni,
@@ -65,60 +60,8 @@ def capture(
         **{name: value for name, value in wanted.items() if value not in (None, False)},
     )
     try:
-        asyncio.run(run_capture(stream, path))
+        run_capture(stream, path)
     finally:
-        _print_summary(stream)
-
-
-async def run_capture(stream: FrameStream, path: str | None) -> None:
-    """Print or write a capture until it ends, or SIGINT or SIGTERM ends it.
-
-    Raises: VtepError; BrokenPipeError if the reader of the output is gone.
-    """
-    task = asyncio.current_task()
-    loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        if task is not None and stream.is_stopped:
-            task.cancel()  # The second signal: what is on the way does not arrive.
-        stream.stop()
-        loop.call_later(_END_S, lambda: task.cancel() if task is not None else None)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
-    with suppress(asyncio.CancelledError):
-        async with stream:
-            if path is None:
-                async for frame in stream:
-                    # Flushed, since a pipe would keep lines back until there are 8 KiB of them.
-                    print(format_frame(frame), flush=True)
-            else:
-                await _write(stream, path)
-
-
-async def _write(stream: FrameStream, path: str) -> None:
-    try:
-        # Blocking writes: a capture whose output is slow loses frames at the VTEP, and says so.
-        output: BinaryIO = sys.stdout.buffer if path == _STDOUT else open(path, "wb")  # noqa: SIM115, ASYNC230
-    except OSError as error:
-        raise VtepError(f"-w {path}: cannot write: {error.strerror}") from error
-    try:
-        async with aclosing(stream.pieces()) as pieces:
-            async for octets, _ in pieces:
-                output.write(octets)
-                output.flush()
-    finally:
-        if path != _STDOUT:
-            output.close()
-
-
-def _print_summary(stream: FrameStream) -> None:
-    """Print what was captured and lost, and drops that could not be shown."""
-    if not stream.has_begun:
-        return
-    lines = [f"{stream.captured} captured, {stream.lost} dropped by the capture"]
-    if stream.end and not stream.is_stopped:
-        lines.append(f"the capture has ended: {stream.end}")
-    lines += [f"not shown, since the frames are not known: {each}" for each in stream.not_shown]
-    with suppress(OSError):
-        click.echo("\n".join(lines), err=True)
+        with suppress(OSError):
+            for line in summary(stream):
+                click.echo(line, err=True)

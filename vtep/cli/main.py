@@ -43,6 +43,7 @@ _COMMANDS = commands.LazyCommands(
         "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",
         "capture": "vtep.cli.capture:capture",
+        "extcap": "vtep.cli.extcap:extcap",
         "exporter": "vtep.cli.exporter:exporter",
         "top": "vtep.cli.top:top",
         "web": "vtep.cli.web:web",

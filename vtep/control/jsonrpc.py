@@ -104,7 +104,7 @@ class OctetStream:
 
     result: Any
     source: Any
-    """Where the octets come from: see `vtep.control.connection.OctetSource`."""
+    """The source of the octets: a `vtep.control.connection.OctetSource`."""
 
 
 def decode(line: bytes) -> RpcMessage:
