@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import attrs
 
 from vtep.config import Settings
-from vtep.daemon.vtep import Vtep
+from vtep.daemon.vtep import Reload, Vtep
 from vtep.errors import ConfigError
 from vtep.io.inherited import Inherited
 
@@ -50,7 +51,13 @@ class ReloadableVtep:
                 "cannot reload: pyvtep was started without --config; use pyvtep set, or pyvtep vni"
             )
         async with self._reloading:
-            return await self._reload(self.path)
+            successful = False
+            try:
+                line = await self._reload(self.path)
+                successful = True
+            finally:
+                self.vtep.last_reload = Reload(successful, time.time())
+            return line
 
     async def _reload(self, path: Path) -> str:
         # In a thread: a file with a thousand VNIs takes a tenth of a second to parse.

@@ -240,6 +240,11 @@ METRICS: Final = (
         "TAP devices that were removed by another program while pyvtep ran.",
         lambda status: status["counters"].get("taps_lost", 0),
     ),
+    _of_process(
+        "pyvtep_receive_system_calls_total",
+        "System calls that received datagrams, for all VNIs together.",
+        lambda status: status["counters"].get("rx_syscalls", 0),
+    ),
     Metric(
         "pyvtep_problems",
         ("vni", "problem"),
@@ -306,6 +311,11 @@ METRICS: Final = (
         "pyvtep_transmit_datagrams_total",
         "tx_datagrams",
         "Datagrams sent to the underlay; a frame to several remotes counts several times.",
+    ),
+    _counter(
+        "pyvtep_transmit_system_calls_total",
+        "tx_syscalls",
+        "System calls that sent datagrams, one or many.",
     ),
     _counter(
         "pyvtep_flooded_frames_total",

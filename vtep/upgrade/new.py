@@ -17,7 +17,7 @@ from vtep.config import Config, Settings
 from vtep.control import socket_files
 from vtep.control.client import Client, DisconnectedError
 from vtep.control.socket_files import ControlSocket
-from vtep.daemon.vtep import Vtep
+from vtep.daemon.vtep import Reload, Vtep
 from vtep.errors import VtepError
 from vtep.io.inherited import CONTROL_ROLE
 from vtep.upgrade import format as fmt
@@ -214,6 +214,11 @@ class NewSide:
             if message.kind == fmt.PROCESS:
                 log.info("taking over from process %d", message.integer("pid", 0))
                 self._vtep.taps_lost = message.integer("taps_lost", 0)
+                if message.fields.get("started") is not None:
+                    self._vtep.started = message.number("started")
+                if reload := message.mapping("reload"):
+                    at = Message(fmt.PROCESS, reload).number("time")
+                    self._vtep.last_reload = Reload(reload.get("successful") is True, at)
             elif message.kind == fmt.DESCRIPTORS:
                 self._take_descriptors(message.items("roles"), fds)
             elif message.kind == fmt.SEGMENT:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from attrs import define
+from attrs import asdict, define
 
 from vtep import __version__
 from vtep.config import Config
@@ -317,7 +317,13 @@ class OldSide:
     async def _send_snapshot(self, channel: Channel, logs: dict[int, FdbLog]) -> None:
         vtep = self._vtep
         await channel.send(
-            fmt.PROCESS, version=__version__, pid=os.getpid(), taps_lost=vtep.taps_lost
+            fmt.PROCESS,
+            version=__version__,
+            pid=os.getpid(),
+            taps_lost=vtep.taps_lost,
+            # Exactly, and not as an age: a monitoring system takes another time for a restart.
+            started=vtep.started,
+            reload=asdict(vtep.last_reload) if vtep.last_reload is not None else {},
         )
         descriptors = iter([*vtep.descriptors(), *self._control_descriptor()])
         while chunk := list(islice(descriptors, fmt.DESCRIPTORS_MAX)):
