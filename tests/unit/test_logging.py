@@ -1,5 +1,6 @@
 """The log: its format on a terminal and in the journal, its queue, and the lines of --debug."""
 
+import json
 import logging
 import os
 import re
@@ -9,17 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtep import Config, Vtep, VtepError
 from vtep.cli import bootstrap
 from vtep.cli.event_log import EventLog
 from vtep.cli.log_handler import REPORT, NonBlockingLogHandler
-from vtep.cli.log_sinks import FileSink, JournalSink, StderrSink, SyslogSink
+from vtep.cli.log_json import JsonFormatter, fields_of
+from vtep.cli.log_sinks import FileSink, JournalSink, LogDestinations, StderrSink, SyslogSink
+from vtep.cli.process_options import ProcessOptions
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.control import views
 from vtep.control.schema import Stats
@@ -278,6 +284,103 @@ def test_the_journal_gets_fields(
     sink.write(record_of("x" * 100_000))  # The journal reads standard error, too.
     assert capfd.readouterr().err == f"<4>pyvtep: {'x' * 100_000}\n"
     sink.close()
+
+
+def test_a_json_line_has_the_fields_of_its_message() -> None:
+    counters = Counters()
+    counters.drop(Drop.SOURCE_UNKNOWN, "192.0.2.9", 3)
+    (dropped,) = DropLog().news(0.0, [("vni 7", counters)])
+    made = {
+        text: fields_of(text)
+        for text in (
+            dropped,
+            "vni 1 on vx0 (mtu 1450)",
+            "vni 3: loop through 2001:db8::1: the bridge of the TAP reaches it",
+            "offload gso disabled to 192.0.2.7: the kernel refused it",
+            "fdb moved: 02:00:00:00:00:01 dev vx0 dst 192.0.2.2 dynamic",
+            "--dev eth0 was re-created; rebinding",
+            "vni 1, vni 2, vni 1",
+        )
+    }
+    assert list(made.values()) == [
+        {"vni": 7, "reason": "source_unknown", "remote": "192.0.2.9"},
+        {"vni": 1, "dev": "vx0"},
+        {"vni": 3, "remote": "2001:db8::1"},
+        {"remote": "192.0.2.7"},
+        {"dev": "vx0"},
+        {},
+        {"vnis": [1, 2]},
+    ]
+
+
+TEXTS = st.text(
+    st.characters(codec=None) | st.sampled_from('\0\x1b\x7f\x9b\n\r\u2028\ud800"'), max_size=200
+)
+
+
+@given(TEXTS, st.sampled_from([None, 300, 1000]))
+def test_a_json_line_is_one_valid_line_without_control_characters(
+    text: str, most: int | None
+) -> None:
+    record = record_of(text)
+    line = JsonFormatter().shortened(record, most)
+    assert line.isascii()
+    assert line.isprintable()
+    assert most is None or len(line) <= most
+    made = json.loads(line)
+    assert (made["level"], made["logger"]) == ("warning", "vtep")
+    moment = datetime.fromisoformat(made["timestamp"])
+    assert moment.tzinfo is not None
+    assert abs(moment.timestamp() - record.created) < 0.01
+    if most is None:
+        assert made["message"] == text.encode(errors="replace").decode()
+
+
+def test_every_destination_takes_json(
+    tmp_path: Path, daemon_socket: socket.socket, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = record_of("a\nb", logging.INFO)
+    report.name = REPORT
+    FileSink(tmp_path / "file", as_json=True).write(report)
+    StderrSink(as_json=True, journal=True).write(report)
+    syslog = SyslogSink(as_json=True)
+    syslog.write(report)
+    head = f"<30>pyvtep[{os.getpid()}]: "
+    lines = [
+        (tmp_path / "file").read_text(),
+        capfd.readouterr().err,
+        daemon_socket.recv(10_000).decode().removeprefix(head) + "\n",
+    ]
+    assert len(set(lines)) == 1
+    assert json.loads(lines[0])["message"] == "a\nb"
+    syslog.write(record_of("\u20ac" * 100_000))
+    made = json.loads(daemon_socket.recv(100_000).decode().partition(": ")[2])
+    assert made["message"].endswith("\u20ac...")
+    syslog.close()
+
+
+def test_the_journal_gets_its_fields_with_json_too(
+    monkeypatch: pytest.MonkeyPatch, daemon_socket: socket.socket
+) -> None:
+    monkeypatch.setattr(bootstrap, "stderr_is_journal", lambda: True)
+    kinds = []
+    for log in (None, "stderr"):
+        process = ProcessOptions(log=log, log_format="json")
+        (sink,) = LogDestinations.open(process, in_background=False).lasting
+        kinds.append(type(sink))
+        sink.close()
+    assert kinds == [JournalSink, StderrSink]
+    assert daemon_socket.fileno() > 0
+
+
+def test_an_error_at_the_start_is_json_as_well(tmp_path: Path) -> None:
+    arguments = ("--vni", "1", "--tap", "lo", "--remote", "192.0.2.2", "--no-fast-path")
+    control = ("--control", str(tmp_path / "control"))
+    command = (sys.executable, "-m", "vtep", *arguments, *control, "--log-format", "json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert lines[-1]["level"] == "error"
 
 
 def test_a_file_is_reopened_after_it_was_renamed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtep.ratelimit import TokenBucket
+from vtep.ratelimit import LineLimit, TokenBucket
 
 
 @given(
@@ -51,3 +51,13 @@ def test_many_tokens_at_a_time_keep_the_rate(events: list[tuple[float, int]]) ->
             taken, largest = taken + count, max(largest, count)
         assert bucket.fill(now) > -largest
     assert taken <= 20 + 100 * (now - 5.0) + largest
+
+
+def test_lines_are_limited_for_each_reason_and_those_left_out_are_counted() -> None:
+    lines = LineLimit(60.0, burst=2)
+    assert [lines.admit(1.0, "a") for _ in range(5)] == ["", "", None, None, None]
+    assert lines.admit(1.0, "b") == ""
+    assert lines.admit(62.0, "a") == " (3 more lines like this were left out)"
+    assert lines.admit(62.0, "a") is None
+    assert lines.admit(183.0, "a") == " (1 more lines like this were left out)"
+    assert lines.admit(183.0, "a") == ""

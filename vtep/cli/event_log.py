@@ -4,6 +4,7 @@ import logging
 import time
 
 from vtep import Vtep
+from vtep.cli.log_json import FIELDS
 from vtep.cli.monitor import format_event
 from vtep.control.events import Events
 from vtep.control.schema import MonitorEvent
@@ -12,6 +13,9 @@ log = logging.getLogger("vtep")
 
 _LINES_PER_SECOND = 100
 """Rate limit: a scan of MAC addresses would fill a disk. Further changes are only counted."""
+
+_FIELDS = ("object", "event", "vni", "dev", "mac", "state", "remote", "mtu", "traffic", "direction")
+"""Keys of an event that are fields of its record, with --log-format json."""
 
 _CAUSES = {
     ("fdb", "added"): "learned from a frame",
@@ -42,4 +46,5 @@ class EventLog:
             if cause is None or (verb == "added" and event.get("state") != "dynamic"):
                 cause = "requested" if subject in ("fdb", "remote", "config") else verb
             text = format_event(event).removeprefix("Deleted ")
-            log.debug("%s %s: %s (%s)", subject, verb, text, cause)
+            fields = {name: event[name] for name in _FIELDS if name in event}  # type: ignore[literal-required]
+            log.debug("%s %s: %s (%s)", *(subject, verb, text, cause), extra={FIELDS: fields})

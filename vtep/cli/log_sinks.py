@@ -16,7 +16,8 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.cli import bootstrap
-from vtep.cli.process_options import STDERR, SYSLOG, ProcessOptions
+from vtep.cli.log_json import JsonFormatter
+from vtep.cli.process_options import JSON, STDERR, SYSLOG, ProcessOptions
 from vtep.errors import VtepError
 
 log = logging.getLogger("vtep")
@@ -60,8 +61,9 @@ class Sink(Protocol):
 class StderrSink:
     """Standard error: lines with time and level or, for the journal, with a priority."""
 
-    def __init__(self, *, journal: bool = False) -> None:
-        self._formatter = _Formatter(journal=journal)
+    def __init__(self, *, journal: bool = False, as_json: bool = False) -> None:
+        self._formatter = JsonFormatter() if as_json else _Formatter(journal=journal)
+        self.as_json = as_json
 
     def write(self, record: logging.LogRecord) -> None:
         """Write a record to standard error."""
@@ -80,8 +82,8 @@ class StderrSink:
 class FileSink:
     """A file that is appended to. Raises: VtepError if it cannot be opened."""
 
-    def __init__(self, path: Path) -> None:
-        self._formatter = _Formatter(journal=False)
+    def __init__(self, path: Path, *, as_json: bool = False) -> None:
+        self._formatter = JsonFormatter() if as_json else _Formatter(journal=False)
         self._is_cut = False
         """True if the file ends with a part of a line."""
         try:
@@ -171,10 +173,18 @@ class SyslogSink(_DatagramSink):
 
     path = _SYSLOG
 
+    def __init__(self, *, as_json: bool = False) -> None:
+        super().__init__()
+        self._json = JsonFormatter() if as_json else None
+
     def write(self, record: logging.LogRecord) -> None:
         """Send a record, line by line: daemons do not keep line breaks."""
         head = f"<{_FACILITY_DAEMON | _priority(record)}>pyvtep[{os.getpid()}]: "
-        for line in record.getMessage().splitlines():
+        if self._json is None:
+            lines = record.getMessage().splitlines()
+        else:  # A part of an object would be no JSON.
+            lines = [self._json.shortened(record, _MESSAGE_MAX - len(head))]
+        for line in lines:
             if line and not self._send(f"{head}{line}".encode(errors="replace")[:_MESSAGE_MAX]):
                 return
 
@@ -220,22 +230,23 @@ class LogDestinations:
         """Open the sinks that the options name. Raises: VtepError."""
         sink: Sink
         problem = None
+        as_json = process.log_format == JSON
         if process.log in (None, STDERR) and not in_background:
             journal = bootstrap.stderr_is_journal()
             native = JournalSink() if journal and process.log is None else None
             if native is not None and native.problem is None:
                 sink = native
             else:
-                sink = StderrSink(journal=journal)
+                sink = StderrSink(journal=journal, as_json=as_json)
         elif process.log in (None, SYSLOG):
-            sink = SyslogSink()
+            sink = SyslogSink(as_json=as_json)
             if reason := sink.problem:
                 problem = (
                     f"the log is lost while there is no syslog: {reason}; name a file instead: "
                     "--log FILE"
                 )
         else:
-            sink = FileSink(Path(str(process.log)))
+            sink = FileSink(Path(str(process.log)), as_json=as_json)
         # The terminal is there until it forwards, and shows why it does not.
         at_start = (sink, StderrSink()) if in_background else (sink,)
         return cls(at_start, (sink,), problem)

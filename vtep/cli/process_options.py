@@ -14,6 +14,8 @@ from vtep.upgrade.starter import starter
 
 STDERR: Final = "stderr"
 SYSLOG: Final = "syslog"
+TEXT: Final = "text"
+JSON: Final = "json"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -26,6 +28,7 @@ class ProcessOptions:
     background: bool = False
     pid_file: Path | None = None
     log: str | None = None
+    log_format: str | None = None
     takeover: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -98,6 +101,12 @@ def process_options(command: _F) -> _F:
                 metavar="DEST",
                 help="stderr, syslog, or a file, which SIGHUP reopens [default: stderr; with "
                 "--background: syslog].",
+            ),
+            commands.option(
+                "--log-format",
+                type=click.Choice((TEXT, JSON)),
+                help="Lines of text, or a JSON object a line [default: text]. The systemd journal "
+                "gets fields with either.",
             ),
         )
     ):

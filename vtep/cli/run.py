@@ -34,6 +34,7 @@ from vtep.service.notify import ServiceManager
 from vtep.service.supervision import Supervision, stored_descriptors
 from vtep.upgrade.new import END_SIGNALS, NewSide, socket_path
 from vtep.upgrade.old import OldSide
+from vtep.upgrade.starter import starter
 from vtep.upgrade.successor import own_command
 
 log = logging.getLogger("vtep")
@@ -125,15 +126,35 @@ def run(
             )
             uvloop.run(_run(parts))
         except VtepError as error:
-            if logs.lasting != logs.at_start or process.log not in (None, STDERR):
-                # The caller prints it on standard error only.
-                handler.flush()
-                handler.sinks = tuple(x for x in logs.lasting if not isinstance(x, StderrSink))
-                for problem in error.problems:
-                    log.error("%s", problem)  # noqa: TRY400  for an administrator
+            _log_error(process, logs, handler, error)
             raise
         finally:
             handler.flush()  # An error that ends the process is printed past the queue.
+
+
+def _log_error(
+    process: ProcessOptions,
+    logs: LogDestinations,
+    handler: NonBlockingLogHandler,
+    error: VtepError,
+) -> None:
+    """Log the error that ends this process where the caller, who prints it, does not.
+
+    Side effect: exits if standard error has JSON, as a line of text is none.
+    """
+    in_json = any(isinstance(sink, StderrSink) and sink.as_json for sink in logs.lasting)
+    if not in_json and logs.lasting == logs.at_start and process.log in (None, STDERR):
+        return
+    handler.flush()
+    handler.sinks = tuple(
+        sink for sink in logs.lasting if in_json or not isinstance(sink, StderrSink)
+    )
+    for problem in error.problems:
+        log.error("%s", problem)
+    if in_json:
+        handler.flush()
+        starter().fail(error.problems[-1])
+        sys.exit(error.exit_code)
 
 
 def _write_pid_file(

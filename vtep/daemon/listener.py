@@ -1,6 +1,7 @@
 """The receiving sockets of one UDP port, and the demux that finds the segment of each datagram."""
 
 import logging
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from vtep.io.interfaces import Receiver, SocketFactory, TapDevice
 from vtep.io.receiver import UdpReceiver
 from vtep.io.shared_socket import SharedSocket
 from vtep.offload.sizing import TunnelSizing
+from vtep.ratelimit import LineLimit
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire.address import Address
 from vtep.wire.echo import EchoMessage
@@ -120,6 +122,7 @@ class Listener:
         self._groups_filtered = False
         self._unknown = 0
         self._kernel_drops: dict[Receiver, int] = {}
+        self._lines = LineLimit()
         """The kernel's drop counter of each socket when it was last read."""
         # Drops that were read since the last count: before sockets without a filter, and with one.
         self._drops_unfiltered = 0
@@ -519,7 +522,9 @@ class Listener:
         """Handle an error of a receiving socket, which may concern datagrams sent from it."""
         self._drain_errors()
         if self._shared is None or error.errno not in ICMP_ERRORS:
-            log.warning("cannot receive from the underlay: %s", error.strerror)
+            left_out = self._lines.admit(time.monotonic(), error.errno)
+            if left_out is not None:
+                log.warning("cannot receive from the underlay: %s%s", error.strerror, left_out)
 
     def _drain_errors(self) -> None:
         """Count the datagrams that came back as ICMP errors: they keep the socket readable."""

@@ -21,6 +21,7 @@ from vtep.io.error_queue import ICMP_ERRORS, ReturnedDatagram
 from vtep.io.ingress_guard import IngressGuard
 from vtep.io.interfaces import Received
 from vtep.io.receiver import UdpReceiver
+from vtep.ratelimit import LineLimit
 
 log = logging.getLogger("vtep")
 
@@ -61,6 +62,7 @@ class PuntSocket:
         self._filter: IngressFilter | None = None
         self._hosts: frozenset[str] = frozenset()
         self._refused = False
+        self._lines = LineLimit()
         self._budget = _DATAGRAMS_PER_TICK
         self._reading = self._is_paused = False
         self._buffer = memoryview(bytearray(_DATAGRAM_MAX))
@@ -167,7 +169,11 @@ class PuntSocket:
                 self._report(guard.returned_datagrams())
                 self._rearm()
                 if error.errno not in ICMP_ERRORS:
-                    log.warning("cannot receive from the underlay: %s", error.strerror)
+                    left_out = self._lines.admit(now, error.errno)
+                    if left_out is not None:
+                        log.warning(
+                            "cannot receive from the underlay: %s%s", error.strerror, left_out
+                        )
                 return
             octets, stride, host, port, ecn = arrival.received
             count = -(-octets // stride) if stride else 1

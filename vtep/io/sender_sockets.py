@@ -22,6 +22,7 @@ from vtep.io.shared_socket import (
 )
 from vtep.io.socket_filter import DISCARD_ALL, attach_program
 from vtep.io.socket_options import set_send_buffer
+from vtep.ratelimit import LineLimit
 
 log = logging.getLogger("vtep")
 
@@ -81,6 +82,7 @@ class SenderSockets:
         self._active: OrderedDict[socket.socket, tuple[SocketUser, int]] = OrderedDict()
         self._aside: OrderedDict[socket.socket, tuple[SocketUser, int]] = OrderedDict()
         self._exhausted_until: dict[tuple[Binding, range], float] = {}
+        self._lines = LineLimit()
 
     @property
     def is_full(self) -> bool:
@@ -209,13 +211,19 @@ class SenderSockets:
             if error.errno not in _PORT_UNAVAILABLE:
                 raise
             if exhausted_until is None:
-                log.warning("cannot send: --srcport %s: %s", _option_text(ports), error.strerror)
+                self._log("cannot send: --srcport %s: %s", now, ports, error.strerror)
             self._exhausted_until[key] = now + _EXHAUSTED_S
             raise OSError(errno.EADDRINUSE, "no source port") from error
         if exhausted_until is not None:
             del self._exhausted_until[key]
-            log.warning("--srcport %s: a port is free again", _option_text(ports))
+            self._log("--srcport %s: a port is free again", now, ports)
         return sock
+
+    def _log(self, line: str, now: float, ports: range, *more: object) -> None:
+        """Log a line about a range of ports. With new flows, it may lack ports again and again."""
+        left_out = self._lines.admit(now, (line, ports))
+        if left_out is not None:
+            log.warning(f"{line}%s", _option_text(ports), *more, left_out)
 
     def _find_port(
         self, sock: socket.socket, binding: Binding, ports: range, used: Container[int]
