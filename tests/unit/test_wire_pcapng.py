@@ -107,6 +107,14 @@ def test_an_unknown_block_is_skipped() -> None:
     assert list(Decoder().feed(octets)) == [SectionBlock(), InterfaceBlock("vx0")]
 
 
+def test_frames_are_counted_or_yielded() -> None:
+    octets = b"".join(block.encode() for block in FILE)
+    decoder = Decoder(frames=False)
+    blocks_left = list(decoder.feed(octets))
+    assert blocks_left == [block for block in FILE if not isinstance(block, PacketBlock)]
+    assert decoder.count == 2
+
+
 def test_a_long_comment_is_cut_between_characters() -> None:
     packet = PacketBlock(0, 0, b"", 0, comments=("§" * COMMENT_MAX,))
     _, read = Decoder().feed(SectionBlock().encode() + packet.encode())

@@ -161,7 +161,7 @@ class Captures:
                 continue
             if each.watcher is not None:
                 each.watcher(event, port)
-            if each.session is not None and not each.session.ended:
+            if each.session is not None and not each.session.ended and each.session.may_keep(event):
                 superframes = each.session.options.superframes
                 groups = made.get(superframes)
                 if groups is None:

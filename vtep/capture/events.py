@@ -144,6 +144,11 @@ class FrameEvent:
     first_id: int = field(init=False, default=0)
     """The packet id of its first group of records. Those of the others follow."""
 
+    @property
+    def addresses(self) -> bytes | None:
+        """Both MACs of the frame; None if there is no frame, or more than one."""
+        return None
+
     def drop(self, reason: Drop, count: int) -> None:
         """Note a drop while it is handled."""
         self.drops.append((reason, count))
@@ -177,6 +182,11 @@ class SentFrame(FrameEvent):
     superframes: "list[SentSuperframe]" = field(init=False, factory=list)
     replies: list[tuple[bytes, bytes]] = field(init=False, factory=list)
     """Virtio header and frame of what was written to the TAP meanwhile."""
+
+    @property
+    def addresses(self) -> bytes | None:
+        """Both MACs of the frame; None if replies to it may have others."""
+        return None if self.frame is None or self.replies else self.frame[:12]
 
     def groups(self, splitter: FrameSplitter, *, superframes: bool) -> Iterator[RecordGroup]:
         """Yield its records by packet id."""
@@ -327,6 +337,11 @@ class ReceivedDatagrams(FrameEvent):
             self.refused = None
         else:
             self.drops.append((reason, count))
+
+    @property
+    def addresses(self) -> bytes | None:
+        """Both MACs of the inner frame: all datagrams have the same ones."""
+        return self.datagrams[0][vxlan.HEADER_LEN : vxlan.HEADER_LEN + 12]
 
     def groups(self, splitter: FrameSplitter, *, superframes: bool) -> Iterator[RecordGroup]:
         """Yield its records by packet id."""

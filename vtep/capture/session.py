@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 
 from vtep import __version__
 from vtep.capture import outer_frame
-from vtep.capture.events import FrameRecord, Point, RecordGroup, inner_of
+from vtep.capture.events import FrameEvent, FrameRecord, Point, RecordGroup, inner_of
 from vtep.capture.libpcap import FrameFilter
 from vtep.counters import Drop
 from vtep.wire.pcapng import (
@@ -63,7 +63,6 @@ class _Interface:
     """An interface of a capture: its number, and its totals."""
 
     number: int
-    seen: int = 0
     lost: int = 0
     written: int = 0
     lost_since: int = field(default=0)
@@ -101,17 +100,23 @@ class CaptureSession:
 
     # --- for the data path --------------------------------------------------------------------
 
+    def may_keep(self, event: FrameEvent) -> bool:
+        """Return False if no record of an event is to be kept: so none need be made of it.
+
+        Superframes are segmented for their records, which takes longer than to forward them.
+        """
+        mac, addresses = self.options.mac, event.addresses
+        return mac is None or addresses is None or mac in (addresses[:6], addresses[6:])
+
     def offer(self, place: Place, groups: Iterable[RecordGroup]) -> None:
         """Append those records that the capture is to keep."""
         for group in groups:
             if self.ended:
                 return
-            matches = self._matches(group)
-            for record in self._chosen(group):
-                interface = self._interface(place, record.point)
-                interface.seen += 1
-                if matches and self._is_wanted(record):
-                    self._put(interface, record)
+            if self._matches(group):
+                for record in self._chosen(group):
+                    if self._is_wanted(record):
+                        self._put(self._interface(place, record.point), record)
 
     def _chosen(self, group: RecordGroup) -> Iterable[FrameRecord]:
         """Return the records at the chosen points.
@@ -249,7 +254,7 @@ class CaptureSession:
             blocks.append(
                 StatisticsBlock(
                     *(interface.number, time.time_ns(), self._started_ns),
-                    *(interface.seen, interface.lost, interface.written),
+                    *(interface.written + interface.lost, interface.lost, interface.written),
                     tuple(notes),
                 ).encode()
             )

@@ -126,7 +126,7 @@ class FrameStream:
     async def __anext__(self) -> CapturedFrame:
         """Return the next frame. Raises: StopAsyncIteration at the end; VtepError."""
         if self._pieces is None:
-            self._pieces = self.pieces()
+            self._pieces = self.pieces(frames=True)
         while not self._frames:
             _, blocks = await anext(self._pieces)
             self._frames = list(self.frames(blocks))[::-1]
@@ -156,25 +156,27 @@ class FrameStream:
 
     # --- octets ---------------------------------------------------------------------------------
 
-    async def pieces(self) -> AsyncGenerator[_Piece, None]:
+    async def pieces(self, *, frames: bool = False) -> AsyncGenerator[_Piece, None]:
         """Yield the octets of pcapng as they arrive, and the blocks that are complete by them.
 
+        Those of frames are among the blocks with `frames` only: to decode them takes time.
         Raises: ConfigError or VtepError if the capture is refused, or is disconnected.
         """
-        async for piece in self._sections():
+        async for piece in self._sections(frames=frames):
             yield piece
         if not self.end and not self.is_stopped:
             raise DisconnectedError(f"{self._path}: the captured pyvtep has ended")
 
-    async def _sections(self) -> AsyncGenerator[_Piece, None]:
+    async def _sections(self, *, frames: bool) -> AsyncGenerator[_Piece, None]:
         """Yield the pieces of one connection after the other: a takeover needs another one."""
         while True:
             reader = await self._open()
-            decoder = Decoder()
+            decoder, before = Decoder(frames=frames), self.captured
             try:
                 with suppress(ConnectionResetError):
                     while octets := await reader.read(_PIECE):
                         blocks = list(decoder.feed(octets))
+                        self.captured = before + decoder.count
                         for block in blocks:
                             self._note(block)
                         yield octets, blocks
@@ -232,8 +234,6 @@ class FrameStream:
             self._interfaces = []
         elif isinstance(block, InterfaceBlock):
             self._interfaces.append(block)
-        elif isinstance(block, PacketBlock):
-            self.captured += 1
         elif isinstance(block, StatisticsBlock):
             self.lost += block.dropped
             for comment in block.comments:

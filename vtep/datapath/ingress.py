@@ -402,12 +402,12 @@ class Ingress:
     def _receive_each(
         self,
         receive: Callable[[memoryview], Received],
-        _receiver: Receiver | None,
+        receiver: Receiver | None,
         budget: int,
         now: float,
     ) -> bool:
         """Receive as `_receive_singly` does, but deliver after each receive."""
-        buffer = self._buffer
+        buffer, calls = self._buffer, 0
         while budget > 0:
             try:
                 rx = receive(buffer)
@@ -416,8 +416,11 @@ class Ingress:
                     self._on_receive_error(error)
                 break
             self._demux.counters.rx_syscalls += 1
+            calls += 1
             budget -= 1 if rx[0] == rx[1] else 1 + SUPERFRAME_COST
             self.deliver_received(buffer[: rx[0]], rx, now)
+        if receiver is not None:
+            self._demux.counters.rx_syscalls += calls
         return budget <= 0
 
     def _receive_many(self, receiver: Receiver, budget: int, now: float) -> bool:

@@ -146,7 +146,7 @@ class StatisticsBlock:
     time_ns: int
     started_ns: int
     received: int
-    """Frames that the interface has seen, whether they matched or not."""
+    """Frames that the capture was to keep."""
     dropped: int
     """Frames that the capture has lost."""
     delivered: int
@@ -173,10 +173,14 @@ PcapngBlock: TypeAlias = SectionBlock | InterfaceBlock | PacketBlock | Statistic
 class Decoder:
     """A decoder of a stream of blocks, which may be fed in pieces of any length.
 
-    Blocks and options that it does not know are skipped. It keeps one incomplete block.
+    Blocks and options that it does not know are skipped. It keeps one incomplete block. Without
+    `frames`, it counts blocks of frames, and yields the others only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, frames: bool = True) -> None:
+        self.count = 0
+        """The number of blocks of frames."""
+        self._yields_frames = frames
         self._rest = bytearray()
         self._has_section = False
 
@@ -201,8 +205,13 @@ class Decoder:
                     return
                 if _WORD.unpack_from(rest, at + length - _WORD.size)[0] != length:
                     raise PcapngError("the two lengths of a block differ")
-                body = bytes(rest[at + _HEAD.size : at + length - _WORD.size])
+                begin = at + _HEAD.size
                 at += length
+                if kind == _PACKET:
+                    self.count += 1
+                    if not self._yields_frames:
+                        continue
+                body = bytes(rest[begin : at - _WORD.size])
                 block = _decode(kind, body)
                 if block is not None:
                     self._has_section = True
