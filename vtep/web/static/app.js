@@ -22,7 +22,8 @@ let selection = { kind: "all" };
 // --- selection: in the fragment of the address, so that it can be kept and sent ---------------
 
 function parseFragment(fragment) {
-  const [kind, text] = decodeURIComponent(fragment.replace(/^#/, "")).split("=", 2);
+  const [, kind, encoded] = /^#(\w+)=(.*)$/.exec(fragment) ?? [];
+  const text = decodeURIComponent(encoded ?? "");
   if (kind === "vni" && /^\d+$/.test(text)) return { kind, vni: Number(text) };
   if (kind === "remote" && text) return { kind, remote: text };
   return { kind: "all" };

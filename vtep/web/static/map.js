@@ -49,7 +49,7 @@ class Column {
     const hidden = items.length - COLLAPSED;
     setAttribute(this.more, "hidden", hidden <= 0);
     setAttribute(this.more, "aria-expanded", String(this.expanded));
-    setText(this.more, this.expanded ? "Show fewer" : `Show ${hidden} more`);
+    setText(this.more, this.expanded ? "Show fewer" : `Show ${Math.max(0, hidden)} more`);
     return this.expanded || hidden <= 0 ? items : items.slice(0, COLLAPSED);
   }
 }
