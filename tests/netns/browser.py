@@ -90,7 +90,12 @@ def browser(folder: Path) -> Iterator[Browser]:
     options.binary_location = str(CHROMIUM)
     for argument in (
         *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *("--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}"),
+        *(
+            "--disable-background-networking",
+            "--no-first-run",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}",
+        ),
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})

@@ -118,7 +118,8 @@ def test_the_page_follows_a_vtep_through_traffic_a_drop_and_a_restart(
         chromium.wait_for(".map .local", "br7")
         chromium.wait_for(".map .remotes", "192.0.2.2")
         chromium.wait_for(".map .remotes", "seen")
-        wait_until(lambda: chromium.count(".wire.seen") == 1, "the line of the remote", PATIENCE)
+        wires = ".wire:not(.port)"
+        wait_until(lambda: chromium.count(wires) == 1, "the line of the remote", PATIENCE)
         # Rates follow traffic.
         with a.start("ping", "-q", "-i", "0.01", "10.0.0.2", stdout=subprocess.DEVNULL) as pings:
             wait_until(lambda: rate(chromium, "tx") > 1, "frames that are sent", PATIENCE)

@@ -4,7 +4,7 @@ import { Sparkline } from "./chart.js";
 import { Detail } from "./detail.js";
 import { h, keyed, setAttribute, setText } from "./dom.js";
 import { Drops, dropsOf } from "./drops.js";
-import { ago, bits, count, duration, frames, perSecond, scaled, words } from "./format.js";
+import { ago, bits, count, duration, frames, livenessWord, perSecond, scaled, words } from "./format.js";
 import { NetworkMap } from "./map.js";
 import { remoteMatches, remotesOf, segmentMatches } from "./model.js";
 import { ALL, History, remoteKey, vniKey } from "./rates.js";
@@ -121,7 +121,7 @@ const remoteTable = new Table(
   "Remotes with their rates",
   [
     nameColumn("Remote", ({ remote }) => remote, ({ remote }) => ({ kind: "remote", remote })),
-    stateColumn("Liveness", (each) => words(each.liveness), (each) => each.liveness),
+    stateColumn("Liveness", (each) => livenessWord(each.liveness, each.isGroup), (each) => each.liveness),
     { title: "Last seen", className: "number", text: (each) => ago(each.lastSeen) },
     { title: "Underlay", className: "code", text: (each) => each.underlayDev ?? "no route" },
     { title: "VNIs", className: "number", text: (each) => String(each.in.length) },

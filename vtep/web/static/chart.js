@@ -146,7 +146,7 @@ export class Chart {
         setAttribute(each.dot, "cy", y(value));
       }
     });
-    setText(this.when, cursor === null ? "now" : `${Math.round(this.#now - cursor.t)} s ago`);
+    setText(this.when, cursor === null ? "" : `${Math.round(this.#now - cursor.t)} s ago`);
     setAttribute(this.rule, "visibility", cursor === null ? "hidden" : null);
     if (cursor !== null) {
       setAttribute(this.rule, "x1", x(cursor.t));

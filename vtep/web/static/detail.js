@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { h, keyed, setAttribute, setText } from "./dom.js";
-import { UNKNOWN, ago, bits, count, frames, liveness, milliseconds, octets, words } from "./format.js";
+import { UNKNOWN, ago, bits, count, frames, liveness, livenessWord, milliseconds, octets, words } from "./format.js";
 import { Macs } from "./macs.js";
 import { ALL, pairKey, remoteKey, vniKey } from "./rates.js";
 import { Table } from "./table.js";
@@ -37,7 +37,7 @@ function factsOfVni(segment) {
 function factsOfRemote(each) {
   const kind = each.isGroup ? "multicast group" : each.in.some(({ remote }) => remote.is_pyvtep) ? "pyvtep: answers echo requests" : "another VTEP, or one that has not answered yet";
   return [
-    ["Liveness", `${words(each.liveness)}. ${liveness(each.liveness)}`],
+    ["Liveness", each.isGroup ? livenessWord(each.liveness, true) : `${words(each.liveness)}. ${liveness(each.liveness)}`],
     ["Last seen", ago(each.lastSeen)],
     ["Kind", kind],
     ["Configured", each.isConfigured ? "yes" : "no: known by its MACs, or accepted"],
@@ -83,7 +83,7 @@ export class Detail {
           },
         },
         { title: "State", node: () => h("span"), update: (node, { remote }) => {
-          setText(node, words(remote.liveness));
+          setText(node, livenessWord(remote.liveness, remote.is_group));
           setAttribute(node, "class", `state ${remote.liveness}`);
         } },
         { title: "Received", className: "number", text: ({ rates }) => bits(rates?.rx_bits) },
@@ -103,6 +103,7 @@ export class Detail {
       this.facts,
       this.countersPart,
     );
+    this.columns = related.parentElement;
     related.append(this.peersPart, this.macs.element);
   }
 
@@ -110,6 +111,7 @@ export class Detail {
     const segment = selection.kind === "vni" ? status.segments.find(({ vni }) => vni === selection.vni) : undefined;
     const remote = selection.kind === "remote" ? remotes.find((each) => each.remote === selection.remote) : undefined;
     setAttribute(this.close, "hidden", selection.kind === "all");
+    this.columns.classList.toggle("all", !segment && !remote);
     setAttribute(this.peersPart, "hidden", !segment && !remote);
     setAttribute(this.macs.element, "hidden", !segment);
     this.macs.show(segment ? segment.vni : null);

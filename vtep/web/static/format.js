@@ -67,6 +67,9 @@ const LIVENESS = {
 
 export const liveness = (name) => LIVENESS[name] ?? "";
 
+// A group receives nothing by itself, so it is never seen, and nothing is wrong with it.
+export const livenessWord = (name, isGroup) => (isGroup && name === "never-seen" ? "group" : words(name));
+
 // Of several VNIs with one remote, the worst counts.
 const ORDER = ["refused", "silent", "never-seen", "seen"];
 

@@ -1,7 +1,7 @@
 // The map: what is in front of each TAP at the left, the VNIs in the middle, the remotes right.
 
 import { h, keyed, s, setAttribute, setText } from "./dom.js";
-import { UNKNOWN, bits, liveness, scaled, words } from "./format.js";
+import { UNKNOWN, bits, liveness, livenessWord, scaled, words } from "./format.js";
 import { problemOf, remoteMatches, segmentMatches } from "./model.js";
 import { pairKey, remoteKey, vniKey } from "./rates.js";
 
@@ -57,6 +57,7 @@ class Column {
 export class NetworkMap {
   #wires = [];
   #locals = [];
+  #faded = new Set();
 
   constructor(select, redraw) {
     this.select = select;
@@ -162,7 +163,7 @@ export class NetworkMap {
         fill(node, {
           kind: "remote",
           title: each.remote,
-          state: words(each.liveness),
+          state: livenessWord(each.liveness, each.isGroup),
           stateClass: each.liveness,
           text: `${each.isGroup ? "multicast group, " : ""}${each.fdbEntries} ${each.fdbEntries === 1 ? "MAC" : "MACs"}${each.isConfigured ? "" : ", not configured"}`,
           rate: traffic(history.current(remoteKey(each.remote))),
@@ -183,6 +184,7 @@ export class NetworkMap {
       found.set(key, known);
     }
     this.#locals = [...found.values()];
+    this.#faded.clear();
     keyed(
       this.local.list,
       this.#locals,
@@ -194,6 +196,7 @@ export class NetworkMap {
       },
       (node, { bridge, segments: members }) => {
         const related = selection.kind === "all" || members.some((each) => isVni(each) || ofRemote(each));
+        if (!related) this.#faded.add(node.dataset.key);
         setAttribute(node, "class", `card plain${related ? "" : " faded"}`);
         const [title, text] = node.children;
         setText(title, bridge ?? members[0].dev);
@@ -221,7 +224,7 @@ export class NetworkMap {
       segments.map(({ vni, state }) => ({
         from: key,
         to: vniKey(vni),
-        className: `wire port${state === "up" ? "" : " down"}`,
+        className: `wire port${state === "up" ? "" : " down"}${this.#faded.has(key) ? " faded" : ""}`,
         width: 1.5,
       })),
     );
