@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_a_build_is_reproducible_also_from_its_own_sdist(wheel: Path, tmp_path: 
     again = build(unpacked, tmp_path / "elsewhere", **strange)
     assert again.read_bytes() == wheel.read_bytes()
     assert (again.parent / sdist.name).read_bytes() == sdist.read_bytes()
+
+
+def test_the_files_of_the_page_are_in_wheel_and_sdist(wheel: Path) -> None:
+    files = {f"vtep/web/static/{each.name}" for each in (ROOT / "vtep/web/static").iterdir()}
+    assert {"vtep/web/static/index.html", "vtep/web/static/app.js"} <= files
+    with zipfile.ZipFile(wheel) as archive:
+        assert files <= set(archive.namelist())
+    name = f"pyvtep-{__version__}"
+    with tarfile.open(wheel.with_name(f"{name}.tar.gz")) as sdist:
+        assert {f"{name}/{each}" for each in files} <= set(sdist.getnames())
 
 
 def test_every_command_and_option_has_its_place_in_a_manual_page(share: Path) -> None:
