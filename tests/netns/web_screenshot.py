@@ -121,7 +121,9 @@ def _smaller(png: bytes) -> bytes:
 
     A chunk is its length, its type, its data and a CRC (RFC 2083, section 3.2).
     """
-    at, image, before, after = 8, b"", [], []
+    at, image = 8, b""
+    before: list[bytes] = []
+    after: list[bytes] = []
     while at < len(png):
         (length,) = struct.unpack_from(">I", png, at)
         chunk = png[at : at + length + 12]
