@@ -41,6 +41,31 @@ def machine(pair: Pair) -> Iterator[Machine]:
         yield made
 
 
+def test_the_exporter_reads_the_service_without_capabilities(machine: Machine) -> None:
+    machine.write("/etc/pyvtep/a.toml", _CONFIG)
+    machine.run("pyvtep service install")
+    machine.run("systemctl start pyvtep-exporter")  # It may be the first of the two.
+    machine.run("systemctl start pyvtep")
+    scrape = (
+        "/opt/pyvtep/bin/python -c 'import urllib.request as request; "
+        'print(request.urlopen("http://127.0.0.1:9479/metrics").read().decode())\''
+    )
+
+    def is_up() -> bool:
+        text = machine.run(f"{scrape} 2>&1 || true")
+        return "\npyvtep_up 1.0\n" in text and 'device="vx2"' in text
+
+    wait_until(is_up, "a scrape", 2 * DEADLINE)
+    unit = "pyvtep-exporter.service"
+    status = machine.run(f"cat /proc/{machine.show(unit, 'MainPID')}/status")
+    assert "CapPrm:\t0000000000000000\n" in status
+    machine.run("systemctl restart pyvtep")
+    wait_until(is_up, "a scrape of the next process", 2 * DEADLINE)
+    machine.run("systemctl stop pyvtep-exporter")
+    assert machine.show(unit, "Result") == "success"
+    assert f"removed /etc/systemd/system/{unit}" in machine.run("pyvtep service uninstall")
+
+
 def test_the_life_of_a_service(machine: Machine) -> None:
     unit = "pyvtep.service"
 

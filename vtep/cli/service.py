@@ -30,7 +30,7 @@ def install(*, directory: Path | None, dry_run: bool, force: bool) -> None:
 
     pyvtep.service runs all files /etc/pyvtep/*.toml in one process, pyvtep@NAME.service only
     /etc/pyvtep/NAME.toml, and pyvtep-docker@NETWORK.service attaches a Docker network with the
-    options in /etc/pyvtep/docker/NETWORK.env.
+    options in /etc/pyvtep/docker/NETWORK.env. pyvtep-exporter.service exports metrics.
     """
     installation = Installation(directory or UNIT_DIRECTORY, dry_run=dry_run)
     for line in installation.install(force=force):

@@ -11,7 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-UNITS: Final = ("pyvtep.service", "pyvtep@.service", "pyvtep-docker@.service")
+UNITS: Final = (
+    *("pyvtep.service", "pyvtep@.service"),
+    *("pyvtep-docker@.service", "pyvtep-exporter.service"),
+)
 """The names of the units, which are those of their templates."""
 
 _MARK = "# Written by pyvtep service install; to change it: systemctl edit {}. Digest: "
