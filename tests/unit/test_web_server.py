@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.status_fake import FakeClient, status
+from tests.unit.status_fake import FakeClient
 from vtep.cli.main import cli
+from vtep.control.access import READING
 from vtep.control.client import DisconnectedError
 from vtep.errors import ConfigError, VtepError
 from vtep.web import server as web
@@ -482,5 +483,5 @@ def test_a_port_in_use_is_named(server: WebServer) -> None:
         WebServer(ListenAddress.parse(f"127.0.0.1:{server.server_port}"), server.source)
 
 
-def test_the_fake_has_the_fields_of_the_page() -> None:
-    assert {"segments", "problems", "recent_drops", "monotonic", "started"} <= set(status())
+def test_a_reader_of_the_control_socket_may_run_it() -> None:
+    assert {"status", "fdb.sample"} <= READING

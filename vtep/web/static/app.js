@@ -136,6 +136,8 @@ byId("remotes").append(remoteTable.element);
 function drawProblems() {
   const problems = status.problems;
   setAttribute(byId("no-problem"), "hidden", problems.length > 0);
+  // Announced when the number changes, and not with each second in the texts.
+  setText(byId("problem-count"), problems.length === 0 ? "" : `Problems: ${problems.length}`);
   keyed(
     byId("problem-list"),
     problems,

@@ -25,7 +25,6 @@ function withUnit(value, unit) {
 }
 
 export const bits = (value) => withUnit(value, "bit/s");
-export const frames = (value) => withUnit(value, "frames/s");
 export const octets = (value) => withUnit(value, "B");
 export function perSecond(value) {
   const text = scaled(value);
@@ -35,6 +34,11 @@ export function perSecond(value) {
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 export const count = (value) => (value === null || value === undefined ? UNKNOWN : grouped.format(value));
+
+export function frames(value) {
+  const text = value >= 10 && value < 999_999.5 ? count(value) : scaled(value);
+  return text === UNKNOWN ? text : `${text} frames/s`;
+}
 
 export function duration(seconds) {
   if (seconds < 1) return "less than a second";
