@@ -18,12 +18,15 @@ _OURS = ("kernel", "pyvtep-fast", "pyvtep-slow")
 _MIXED = ("from-kernel", "to-kernel")
 _RIVALS = ("ovs", "tinc", "wireguard-go", "vdeplug")
 
+_ALONE = tuple(name for name in WORKLOADS if name != "observed")
+
 _TCP = ("tcp1", "tcp4", "tcp-both")
 
 _PLAN = {
     (underlay.name, subject): frozenset(workloads)
     for underlay, subjects, workloads in (
-        (NIC, _OURS, WORKLOADS),
+        (NIC, _OURS, _ALONE),
+        (NIC, ("observed",), ("observed",)),
         (NIC, _MIXED, ("tcp1", "rtt")),
         # No rival uses an offload of the underlay for its own datagrams.
         (NIC, _RIVALS, ("tcp1", "rtt", "udp1400", "udp64")),

@@ -16,6 +16,16 @@ TABLES = (
     ("TCP", ("tcp1", "tcp4", "tcp_reverse", "tcp_both")),
     ("UDP, < 1 % loss", ("udp1400", "udp64", "udp64x64")),
     ("UDP, overload", ("udp1400_overload", "udp64_overload", "udp64x64_overload")),
+    (
+        "Observed",
+        (
+            "observed_tcp1_alone",
+            "observed_tcp1",
+            "observed_udp64_alone",
+            "observed_udp64",
+            "observed_cpu",
+        ),
+    ),
     ("Latency", ("rtt_p50", "rtt_p99", "rtt_load_p50", "rtt_load_p99")),
     ("Cost", ("cpu_per_gb", "machine_cpu_per_gb", "memory", "memory_peak")),
 )

@@ -494,6 +494,7 @@ SUBJECTS = {
         Subject("kernel", "kernel driver", Kernel, Kernel),
         Subject("pyvtep-fast", "pyvtep, fast path", PyvtepFast, PyvtepFast),
         Subject("pyvtep-slow", "pyvtep, no fast path", PyvtepSlow, PyvtepSlow),
+        Subject("observed", "pyvtep, observed", PyvtepFast, PyvtepFast),
         Subject("from-kernel", "kernel to pyvtep", Kernel, PyvtepFast),
         Subject("to-kernel", "pyvtep to kernel", PyvtepFast, Kernel),
         Subject("ovs", "Open vSwitch userspace", OpenVswitch, OpenVswitch),

@@ -78,6 +78,17 @@ TARGETS = (
     _most("nic", "CPU, no fast path, s/GB", _SLOW, "cpu_per_gb", 4.0),
     _most("nic", "memory per process, fast path, MiB", _FAST, "memory", 160),
     _most("nic", "memory per process, no fast path, MiB", _SLOW, "memory", 80),
+    # With the exporter, top and the web page attached.
+    *(
+        Target(
+            f"{what}, observed / alone",
+            "nic",
+            ("observed", f"observed_{metric}"),
+            0.97,
+            ("observed", f"observed_{metric}_alone"),
+        )
+        for what, metric in (("TCP 1 flow", "tcp1"), ("UDP 64 B", "udp64"))
+    ),
     # Beside the other tunnel in user space that forwards Ethernet by VXLAN.
     _of("nic", "TCP 1 flow, no fast path / Open vSwitch", _SLOW, "tcp1", 3, _OVS),
     _of("veth", "TCP 1 flow, no fast path / Open vSwitch", _SLOW, "tcp1", 7, _OVS),

@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import frozen
 
+from bench.observers import attached
 from bench.processes import (
     cpu_seconds,
     device_counters,
@@ -78,6 +79,11 @@ METRICS = {
         Metric("udp64_overload", "UDP 64 B, overload", "kpackets/s", 1),
         Metric("udp64x64", "UDP 64 B, 64 flows, < 1 % loss", "kpackets/s", 1),
         Metric("udp64x64_overload", "UDP 64 B, 64 flows, overload", "kpackets/s", 1),
+        Metric("observed_tcp1_alone", "TCP, 1 flow, alone", "Gbit/s"),
+        Metric("observed_tcp1", "TCP, 1 flow, observed", "Gbit/s"),
+        Metric("observed_udp64_alone", "UDP 64 B, overload, alone", "kpackets/s", 1),
+        Metric("observed_udp64", "UDP 64 B, overload, observed", "kpackets/s", 1),
+        Metric("observed_cpu", "CPU, observers", "% of a CPU", 1),
         Metric("rtt_p50", "RTT p50", "µs", 0),
         Metric("rtt_p99", "RTT p99", "µs", 0),
         Metric("rtt_load_p50", "RTT p50 beside a TCP flow", "µs", 0),
@@ -340,6 +346,33 @@ def probe(tunnel: Tunnel, size: int, rate: float, seconds: float, flows: int) ->
     )
 
 
+# --- observers ------------------------------------------------------------------------------
+
+
+def observed(tunnel: Tunnel, setting: Setting) -> Outcome:
+    """Measure with and without observers at both ends: the exporter, top and the web page.
+
+    Both are measured in one tunnel, in the order ABBA, so that a drift of the machine cancels out.
+    """
+    figures: dict[str, list[float]] = {}
+
+    def measure(how: str = "") -> None:
+        figures.setdefault(f"observed_tcp1{how}", []).append(_gigabits(_tcp(tunnel, setting)))
+        seconds = float(setting.effort.tcp_seconds)
+        rate = probe(tunnel, _UDP_SMALL, 0, seconds, 1).delivered / 1e3
+        figures.setdefault(f"observed_udp64{how}", []).append(rate)
+
+    measure("_alone")
+    with attached(tunnel.left.host, tunnel.right.host) as observers:
+        began, before = time.monotonic(), observers.cpu_seconds()
+        measure()
+        measure()
+        cpu = (observers.cpu_seconds() - before) / (time.monotonic() - began)
+    measure("_alone")
+    means = {name: statistics.fmean(values) for name, values in figures.items()}
+    return Outcome({**means, "observed_cpu": cpu * 100})
+
+
 # --- round trips, memory --------------------------------------------------------------------
 
 
@@ -478,5 +511,6 @@ WORKLOADS: dict[str, Workload] = {
     "udp1400": udp1400,
     "udp64": udp64,
     "udp64x64": udp64x64,
+    "observed": observed,
 }
 """In order; the most disturbing is last, and `memory` follows them all."""

@@ -142,7 +142,7 @@ def _drop_rate(before: Counts | None, now: Counts, seconds: float) -> float | No
 
 def _total(before: Status | None, now: Status, seconds: float) -> Row:
     old = before["counters"] if before is not None else None
-    calls = ("rx_calls", "tx_calls")
+    calls = ("rx_syscalls", "tx_syscalls")
     values: dict[str, Value] = {
         "version": now["version"],
         "pid": now["pid"],
@@ -154,7 +154,7 @@ def _total(before: Status | None, now: Status, seconds: float) -> Row:
         "drops_rate": _drop_rate(before["drops"] if before else None, now["drops"], seconds),
     }
     for direction in ("rx", "tx"):
-        frames, of_calls = values[f"{direction}_frames_rate"], values[f"{direction}_calls_rate"]
+        frames, of_calls = values[f"{direction}_frames_rate"], values[f"{direction}_syscalls_rate"]
         values[f"{direction}_frames_per_call"] = quotient(
             cast("float | None", frames), cast("float | None", of_calls)
         )
