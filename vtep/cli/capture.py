@@ -49,7 +49,7 @@ def capture(
     if path == _STDOUT and sys.stdout.isatty():
         raise click.UsageError("-w -: refuses to write binary octets to a terminal; use a pipe")
     # They import asyncio, which --help does without.
-    from vtep.cli.capture_output import run_capture, summary  # noqa: PLC0415
+    from vtep.cli.capture_output import describe, run_capture, summary  # noqa: PLC0415
     from vtep.control.frames import FrameStream  # noqa: PLC0415
 
     stream = FrameStream(
@@ -59,6 +59,7 @@ def capture(
         remotes=True if path is None else None,
         **{name: value for name, value in wanted.items() if value not in (None, False)},
     )
+    stream.on_begin = lambda segments: click.echo(f"{describe(segments)}; Ctrl-C ends it", err=True)
     try:
         run_capture(stream, path)
     finally:

@@ -4,13 +4,15 @@ import asyncio
 import signal
 import sys
 from contextlib import aclosing, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vtep.cli.frame_text import format_frame
 from vtep.control.frames import FrameStream
 from vtep.errors import VtepError
 
 STDOUT = "-"
+
+_NAMED_MAX = 4
 
 _END_S = 2.0
 """Seconds for the frames that are on the way when the capture is interrupted."""
@@ -67,6 +69,13 @@ async def _write(stream: FrameStream, path: str) -> None:
     finally:
         if path != STDOUT:
             output.close()
+
+
+def describe(segments: list[dict[str, Any]]) -> str:
+    """Return a line about a capture that begins."""
+    names = ", ".join(f"{each['dev']} (vni {each['vni']})" for each in segments[:_NAMED_MAX])
+    more = len(segments) - _NAMED_MAX
+    return f"capturing {names or 'no vni'}" + (f" and {more} more" if more > 0 else "")
 
 
 def summary(stream: FrameStream) -> list[str]:

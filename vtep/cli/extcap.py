@@ -122,14 +122,11 @@ def _print_interfaces() -> None:
 def interfaces() -> Iterator[ExtcapInterface]:
     """Yield the VNIs of all pyvteps of this host, and one interface if some may not be asked."""
     names: set[str] = set()
-    denied: Path | None = None
     for live in socket_files.live():
         try:
             with Client(live.path) as client:
                 segments = client.call("process.show")["segments"]
-        except VtepError as error:
-            if isinstance(error.__cause__, PermissionError) or "permission" in str(error):
-                denied = live.path
+        except VtepError:  # It has ended, or is too busy to answer.
             continue
         for segment in segments:
             value = f"pyvtep-{segment['dev']}-{segment['vni']}"
@@ -138,8 +135,8 @@ def interfaces() -> Iterator[ExtcapInterface]:
             names.add(value)
             display = f"pyvtep VNI {segment['vni']} ({segment['dev']})"
             yield ExtcapInterface(value, display, live.path, segment["vni"])
-    if denied is not None:
-        yield ExtcapInterface(_DENIED, "pyvtep: permission denied (start to see why)", denied, 0)
+    if socket_files.has_denied():
+        yield ExtcapInterface(_DENIED, "pyvtep: permission denied (start to see why)", Path(), 0)
 
 
 def _capture(given: argparse.Namespace) -> None:
@@ -190,8 +187,8 @@ def _script() -> str:
 
 def _default_folder() -> Path:
     """Return the extcap folder of this user, which depends on the version of Wireshark."""
-    if named := os.environ.get("WIRESHARK_EXTCAP_DIR"):
-        return Path(named)
+    if (named := os.environ.get("WIRESHARK_EXTCAP_DIR")) and os.geteuid() != 0:
+        return Path(named)  # Wireshark ignores it for root.
     for program in ("tshark", "wireshark"):
         with suppress(OSError, subprocess.SubprocessError):
             command = (program, "-G", "folders")

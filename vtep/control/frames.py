@@ -11,7 +11,7 @@ process.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 from os import PathLike, fspath
@@ -105,6 +105,8 @@ class FrameStream:
         """Frames that the capture has lost, as far as is known."""
         self.end = ""
         """Why the capture has ended; empty while it has not."""
+        self.on_begin: Callable[[list[dict[str, Any]]], None] = lambda _segments: None
+        """Called with the captured segments, `vni` and `dev`, when the capture begins."""
         self.not_shown: list[str] = []
         """Drops meanwhile that could not be shown, such as those in queues of the kernel."""
         self._path = fspath(path)
@@ -114,7 +116,7 @@ class FrameStream:
         self._pieces: AsyncGenerator[_Piece, None] | None = None
         self._frames: list[CapturedFrame] = []
         self.is_stopped = False
-        """True after `stop` or `aclose`."""
+        """True after `stop`."""
         self.has_begun = False
         """True once the VTEP has accepted the request."""
 
@@ -140,7 +142,6 @@ class FrameStream:
 
     async def aclose(self) -> None:
         """End the capture."""
-        self.is_stopped = True
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -185,7 +186,6 @@ class FrameStream:
             if self.end != CAPTURE_HANDED_OVER or self.is_stopped:
                 return
             await self.aclose()
-            self.is_stopped = False
             self.end = ""
 
     async def _open(self) -> asyncio.StreamReader:
@@ -200,12 +200,13 @@ class FrameStream:
                     raise DisconnectedError(f"{self._path}: no pyvtep answers there") from error
             else:
                 if "error" not in answer:
-                    self.has_begun = True
+                    if not self.has_begun:
+                        self.has_begun = True
+                        self.on_begin(answer["result"]["segments"])
                     return reader
                 if answer["error"].get("code") != Code.HANDED_OVER or loop.time() >= deadline:
                     raise refusal("capture", answer["error"])
             await self.aclose()
-            self.is_stopped = False
             await asyncio.sleep(_RETRY_S)
 
     async def _request(self) -> tuple[asyncio.StreamReader, dict[str, Any]]:

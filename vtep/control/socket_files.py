@@ -382,6 +382,17 @@ def live() -> list[LiveSocket]:
     return [LiveSocket(path, pid, _is_in(own, pid)) for path, pid in found]
 
 
+def has_denied() -> bool:
+    """Return True if root has sockets to which this user may not connect, as far as can be seen."""
+    try:
+        paths = list(_RUN.iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return any(path.suffix == _SUFFIX and not os.access(path, os.W_OK) for path in paths)
+
+
 def none_found() -> VtepError:
     """Return the error for the case that no process listens, with hints to other sockets."""
     place = folder()
