@@ -98,7 +98,8 @@ class Pair:
             yield found
         finally:
             child.terminate()
-            found["summary"] = child.communicate()[1].splitlines()[0]
+            lines = child.communicate()[1].splitlines()
+            found["summary"] = next((line for line in lines if " captured, " in line), "")
 
     def rate(self, workload: Sequence[str], seconds: float) -> float:
         """Return the rate of a workload in Mbit/s, as its receiver has measured it."""

@@ -33,6 +33,11 @@ PEERS = st.builds(Peer, IDS, st.frozensets(IDS))
 # --- the table and the policy ----------------------------------------------------------------
 
 
+def test_a_capture_shows_payload_and_so_needs_the_right_to_change() -> None:
+    assert POLICY.refusal("capture", Access.CHANGE) is None
+    assert "net-admin" in str(POLICY.refusal("capture", Access.READ))
+
+
 def test_every_reading_method_exists_and_changes_nothing() -> None:
     elsewhere = {server.SUBSCRIBE, "upgrade.show"}  # Not methods of `Methods`.
     assert set(TABLE) | elsewhere >= READING

@@ -38,16 +38,22 @@ class OuterAddresses:
     def __init__(self) -> None:
         # Own addresses by binding and remote host.
         self._own: dict[tuple[Binding, str], Address] = {}
+        self._received: dict[tuple[Endpoint, str, int, int], DatagramHeader] = {}
         self._keep_until = 0.0
 
     def received(self, endpoint: "Endpoint", host: str, port: int, ecn: int) -> DatagramHeader:
         """Return the header of a datagram from a host. TTL, DSCP and checksum are not known."""
-        return DatagramHeader(
-            *(_address(host), self._own_address(endpoint.binding, host), port, endpoint.port),
-            tos=ecn,
-            # Without a checksum, IPv6 would be shown as damaged (RFC 8200, section 8.1).
-            has_checksum=version_of(host) == 6,
-        )
+        own = self._own_address(endpoint.binding, host)
+        key = (endpoint, host, port, ecn)
+        found = self._received.get(key)
+        if found is None:
+            found = self._received[key] = DatagramHeader(
+                *(_address(host), own, port, endpoint.port),
+                tos=ecn,
+                # Without a checksum, IPv6 would be shown as damaged (RFC 8200, section 8.1).
+                has_checksum=version_of(host) == 6,
+            )
+        return found
 
     def echo(self, endpoint: "Endpoint", host: str, port: int) -> DatagramHeader:
         """Return the header of an echo message to a host."""
@@ -89,12 +95,14 @@ class OuterAddresses:
 
     def _own_address(self, binding: Binding, host: str) -> Address:
         """Return the address from which this host sends to another one."""
+        now = time.monotonic()
+        most = max(len(self._own), len(self._received))
+        if now >= self._keep_until or most >= _ADDRESSES_MAX:
+            self._own.clear()
+            self._received.clear()
+            self._keep_until = now + _KEEP_S
         if binding.local is not None:
             return binding.local
-        now = time.monotonic()
-        if now >= self._keep_until or len(self._own) >= _ADDRESSES_MAX:
-            self._own.clear()
-            self._keep_until = now + _KEEP_S
         found = self._own.get((binding, host))
         if found is None:
             found = _UNKNOWN[version_of(host)]

@@ -107,6 +107,15 @@ class SentBatch:
     """Remote, index of the first datagram, number, and reason of those that could not be sent."""
     ids: list[int] = field(factory=list)
     """The packet id of each datagram, once there are records."""
+    _headers: "dict[Remote, DatagramHeader]" = field(init=False, factory=dict)
+
+    def header_to(self, remote: "Remote") -> "DatagramHeader":
+        """Return the outer headers to a remote, which all datagrams have."""
+        found = self._headers.get(remote)
+        if found is None:
+            # It takes system calls, so not for each datagram.
+            found = self._headers[remote] = self.header(remote)
+        return found
 
     def datagrams(self) -> list[bytes]:
         """Return the datagrams."""
@@ -249,7 +258,7 @@ def _sent_datagrams(
             octets = datagram[:at] + remote.vni.to_bytes(3, "big") + datagram[at + 3 :]
         yield FrameRecord(
             *(Point.OUTER, SENT, octets, packet_id, remote.host, batch.reason(remote, index)),
-            header=partial(batch.header, remote),
+            header=partial(batch.header_to, remote),
         )
 
 
