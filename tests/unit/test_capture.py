@@ -5,20 +5,24 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
-from tests.unit.test_egress import plain, superframe, unfinished
+from tests.unit.test_egress import REMOTE, TO, plain, segment_of, superframe, unfinished
+from tests.unit.test_egress import Vtep as EgressVtep
 from tests.unit.test_ingress import superframe as received_superframe
 from tests.unit.twins import Frame
 from vtep import VtepError
 from vtep.capture import libpcap
+from vtep.capture.addresses import OuterAddresses
 from vtep.capture.captures import CAPTURES_MAX, Captures
 from vtep.capture.events import FrameEvent, FrameSplitter, Point, ReceivedDatagrams, SentFrame
 from vtep.capture.libpcap import FrameFilter
+from vtep.capture.recorders import PortRecorder
 from vtep.capture.session import BUFFER_OCTETS, CaptureOptions, CaptureSession
 from vtep.counters import Drop
 from vtep.daemon.port import Port
@@ -185,6 +189,9 @@ async def forward(seed: int, capture: Callable[[Site], Captures | None]) -> tupl
     with closing(MemoryUnderlay(seed=seed)) as underlay:
         options = rng.choice(({}, {"inner_vlan": "strip"}, {"proxy": True}, {"offload": "none"}))
         site = Site(underlay, **options)
+        # Send buffers are full now and then: some datagrams wait, and are sent later.
+        room = random.Random(seed)
+        site.node.host.has_room = lambda: room.random() > 0.1
         async with site.node.vtep:
             captures = capture(site)
             before, size = (frames_of_guests(rng), datagrams_of_remotes(rng)), 16
@@ -275,6 +282,33 @@ def test_a_superframe_appears_as_on_the_wire(underlay: MemoryUnderlay) -> None:
             assert [block.octets for block in unsegmented] == [octets]
 
     run(main)
+
+
+def test_superframes_with_tunnel_gso_appear_as_on_the_wire() -> None:
+    """As segments that a NIC makes of them, each with the frame of the host; or as one datagram."""
+    gso_segment = segment_of(REMOTE)
+    gso_segment.fdb.learn(TO, REMOTE, 0.0)
+    with ExitStack() as stack:
+        vtep = EgressVtep(stack, gso_segment, script=[True] * 100)
+        vtep.announce()
+        events: list[FrameEvent] = []
+        sink = Mock(current=None, publish=lambda event, _port: events.append(event))
+        port = Mock(device=vtep.tap, segment=gso_segment, observe=vtep.egress.observe)
+        recorder = PortRecorder(sink, port, OuterAddresses(), Counter())
+        recorder.attach()
+        frames = [superframe(20, after=20 * number) for number in range(5)]
+        vtep.turn(frames)
+        assert vtep.paths.with_tunnel_gso.sent == len(events) == len(frames)
+        for event, (header, octets) in zip(events, frames, strict=True):
+            groups = list(event.groups(FrameSplitter(), superframes=False))
+            pairs = [[record.octets for record in group] for group in groups]
+            segments = FrameSplitter().frames(header, octets, superframes=False)
+            assert pairs == [[each, vxlan.pack(5) + each] for each in segments]
+            ((_, outer),) = event.groups(FrameSplitter(), superframes=True)
+            assert outer.octets == vxlan.pack(5) + octets
+        recorder.detach()
+        vtep.turn(frames[:1])
+        assert len(events) == len(frames)
 
 
 def test_a_flood_has_one_frame_and_a_datagram_for_each_remote(underlay: MemoryUnderlay) -> None:
