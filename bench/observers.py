@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -73,15 +72,15 @@ def attached(*hosts: Host) -> Iterator[Observers]:
         for driver in drivers:
             said, _ = driver.communicate(timeout=_READY_S)
             uses = json.loads(said or "{}")
-            if driver.returncode or not all(
-                uses.get(name) for name in ("scrapes", "polls", "octets")
-            ):
+            used = all(uses.get(name) for name in ("scrapes", "polls", "octets"))
+            if driver.returncode or not used or uses["failures"]:
                 raise VtepError(f"an observer has failed, or was not used: {uses}")
 
 
 def main() -> None:
     """Run the observers, and print how often they were used."""
-    uses = {"scrapes": 0, "polls": 0, "octets": 0}
+    uses = {"scrapes": 0, "polls": 0, "octets": 0, "failures": 0}
+    ended = threading.Event()
     # They end with this process, in whatever way that ends.
     command = ("setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "vtep")
     with ExitStack() as stack:
@@ -104,10 +103,13 @@ def main() -> None:
                     uses["octets"] += len(octets)
 
         def use(name: str, url: str, interval: float) -> None:
-            while True:
-                _get(url)
-                uses[name] += 1
-                time.sleep(interval)
+            while not ended.wait(interval):
+                try:
+                    _get(url)
+                except OSError:
+                    uses["failures"] += not ended.is_set()
+                else:
+                    uses[name] += 1
 
         _start(draw)
         for url in (_METRICS, _STATUS):
@@ -117,6 +119,7 @@ def main() -> None:
         _start(lambda: use("polls", _STATUS, _PAGE_S))
         print("ready", flush=True)
         sys.stdin.read()
+        ended.set()
         print(json.dumps(uses))
 
 
