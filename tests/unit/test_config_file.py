@@ -93,6 +93,7 @@ EXAMPLES: dict[str, Any] = {
     "storm_broadcast": 100,
     "storm_multicast": "200:50",
     "storm_unknown_unicast": "off",
+    "liveness_interval": 3,
     "loop_block": 10,
     "proxy": True,
     "accept": ["192.0.2.0/24"],

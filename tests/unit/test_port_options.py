@@ -15,6 +15,7 @@ import pytest
 from vtep import Config, Vtep, VtepError
 from vtep.counters import Counters
 from vtep.daemon.build import APPLIERS, FIXED_OPTIONS, LISTENER_OPTIONS, TAP_OPTIONS
+from vtep.forwarding.remote_counters import CountersByHost
 from vtep.testing import MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
 
@@ -53,6 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "storm_broadcast": ({}, 5),
     "storm_multicast": ({}, "5:9"),
     "storm_unknown_unicast": ({}, "off"),
+    "liveness_interval": ({}, 3),
     "loop_block": ({}, 10),
     "proxy": ({}, True),
     "accept": ({}, ("198.51.100.0/24",)),
@@ -107,7 +109,8 @@ def state_of(value: object, above: frozenset[int] = frozenset()) -> Any:
     """
     if isinstance(value, str | bytes | int | float | None | IPv4Address | IPv6Address):
         return value
-    if isinstance(value, socket.socket | memoryview | bytearray | Counters) or callable(value):
+    counts = Counters | CountersByHost
+    if isinstance(value, socket.socket | memoryview | bytearray | counts) or callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
     if isinstance(value, Mapping):
         items = [(state_of(key, above), state_of(item, above)) for key, item in value.items()]

@@ -18,6 +18,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError
 from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Remote
+from vtep.forwarding.liveness import LivenessRow, LivenessState
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
 from vtep.upgrade.format import FormatError, Message
@@ -330,3 +331,32 @@ def test_options_of_another_version(caplog: pytest.LogCaptureFixture) -> None:
         snapshot.parse_config(options | {"ageing": "soon"})
     with pytest.raises(FormatError, match="has no VNI"):
         snapshot.parse_config({"ttl": 9})
+
+
+# --- remotes ----------------------------------------------------------------------------------
+
+
+def test_traffic_and_liveness_of_remotes_arrive() -> None:
+    old, new = (Vtep(Config(vni=1, remote="192.0.2.2", tap="vx0")) for _ in range(2))
+    before, after = old.ports[1], new.ports[1]
+    before.segment.count_received("192.0.2.2", 3, 300, NOW - 5)
+    before.segment.account(before.segment.route(bytes(14)), 2, 120)
+    before.segment.remote_counters["192.0.2.7"].rx_frames = 1  # Removed in the new process.
+    after.segment.count_received("192.0.2.2", 1, 60, LATER)
+    for fields in snapshot.remote_counter_pages(before, NOW):
+        snapshot.add_remote_counters(after, sent(fmt.COUNTERS, fields), LATER)
+    (counters,) = after.segment.remote_counters.values()
+    assert (counters.rx_frames, counters.rx_bytes) == (4, 360)
+    assert (counters.tx_frames, counters.tx_bytes) == (2, 120)
+    assert counters.last_rx == LATER
+
+    row = LivenessRow(
+        is_pyvtep=True, is_refused=False, missed=3, heard=50.0, replied=60.0, rtt=0.25
+    )
+    old.liveness.restore("192.0.2.2", 4789, row, NOW)
+    for fields in snapshot.liveness_pages(old, NOW):
+        snapshot.apply_liveness(new, sent(fmt.COUNTERS, fields), LATER)
+    assert new.liveness.export(LATER) == [["192.0.2.2", 4789, *row]]
+    found = new.liveness.get("192.0.2.2", 4789)
+    assert found is not None
+    assert found.state is LivenessState.SILENT

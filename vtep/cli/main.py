@@ -39,6 +39,7 @@ _COMMANDS = commands.LazyCommands(
         "storm": "vtep.cli.protection:storm",
         "set": "vtep.cli.segments:set_options",
         "stats": "vtep.cli.segments:stats",
+        "status": "vtep.cli.status:status",
         "reload": "vtep.cli.segments:reload",
         "upgrade": "vtep.cli.upgrade:upgrade",
         "monitor": "vtep.cli.monitor:monitor",

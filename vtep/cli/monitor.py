@@ -20,10 +20,13 @@ _VERBS = {
     "unblocked": "Unblocked",
     "began": "Began",
     "ended": "Ended",
+    "seen": "Seen",
+    "silent": "Silent",
+    "refused": "Refused",
 }
 """The first word of a line, as in `bridge monitor`; for what was added or changed there is none."""
 
-OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "storm", "config")
+OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "storm", "config", "remote-liveness")
 
 
 @click.command(cls=commands.CliCommand)

@@ -185,6 +185,11 @@ def loop_block(value: float | str) -> float:
     return _seconds("--loop-block", value, 0)
 
 
+def liveness_interval(value: float | str) -> float:
+    """Return after how many seconds a quiet remote is sent an echo request; 0 is never."""
+    return _seconds("--liveness-interval", value, 0)
+
+
 def ageing(value: float | str) -> float:
     """Return the lifetime of learned entries in seconds; 0 is for ever."""
     return _seconds("--ageing", value, 0)

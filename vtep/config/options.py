@@ -256,6 +256,15 @@ class Config:
             "20000 with --learning and off without.",
         },
     )
+    liveness_interval: float = field(
+        default=10,
+        converter=option_parsers.liveness_interval,
+        metadata={
+            "metavar": "SECONDS",
+            "help": "Time in seconds after which a remote that is quiet is asked whether it is "
+            "there; 0 asks none.",
+        },
+    )
     loop_block: float = field(
         default=30,
         converter=option_parsers.loop_block,

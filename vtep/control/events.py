@@ -7,6 +7,7 @@ from vtep.control.schema import MonitorEvent
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import Entry, EntryEvent
+from vtep.forwarding.liveness import LivenessState
 from vtep.forwarding.storm import Storm
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
@@ -31,6 +32,7 @@ class Events:
         self._observers.append(observer)
         if len(self._observers) == 1:
             self._unwatch[None] = self._vtep.watch(self._vtep_changed)
+            self._vtep.liveness.watchers.append(self._liveness_changed)
             for port in self._vtep.ports.values():
                 self._watch_port(port)
         return lambda: self._unsubscribe(observer)
@@ -40,6 +42,7 @@ class Events:
         if not self._observers:
             for unwatch in self._unwatch.values():
                 unwatch()
+            self._vtep.liveness.watchers.remove(self._liveness_changed)
             self._unwatch.clear()
             self._mtus.clear()
 
@@ -70,6 +73,10 @@ class Events:
 
         self._unwatch[port] = end
         self._mtus[port] = port.mtu
+
+    def _liveness_changed(self, state: LivenessState, port: Port, host: str) -> None:
+        event: MonitorEvent = {"event": str(state), "object": "remote-liveness", "remote": host}
+        self._notify({**event, "vni": port.config.vni, "dev": port.config.tap})
 
     def _vtep_changed(self, what: str, port: Port, details: Mapping[str, object]) -> None:
         event: MonitorEvent = {"event": what, "vni": port.config.vni, "dev": port.tap}

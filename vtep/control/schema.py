@@ -212,14 +212,15 @@ class MonitorEvent(TypedDict):
 
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
     MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
-    loop: `remote`, the address. storm: the keys of `StormSource`, and `dropped`.
+    remote-liveness: `remote`, the address; loop: the same.
+    storm: the keys of `StormSource`, and `dropped`.
     A MAC that is held is so until it is released, changed, deleted or expired.
     If a subscriber was too slow, `event` is "lost" and `count` is the number of missing events.
     """
 
     event: str
     """added, changed, moved, held, released, deleted or expired; of a loop, blocked or unblocked;
-    of a storm, began or ended; or lost."""
+    of a storm, began or ended; of the liveness of a remote, seen, silent or refused; or lost."""
     object: NotRequired[str]
     vni: NotRequired[int]
     dev: NotRequired[str]

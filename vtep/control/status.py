@@ -16,6 +16,7 @@ from vtep.control.jsonrpc import PagedObject
 from vtep.counters import BY_DESIGN, Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
+from vtep.forwarding.liveness import Liveness, LivenessState
 from vtep.forwarding.remote_counters import RemoteCounters
 from vtep.wire.address import is_group
 
@@ -60,7 +61,7 @@ class _Status:
                 yield []
                 continue
             remotes: list[schema.RemoteStatus] = []
-            for step in _remotes(port, self._now):
+            for step in self._remotes(port):
                 remotes += step
                 yield []
             segment = self._segment(port, numbers, remotes)
@@ -110,6 +111,46 @@ class _Status:
             "remotes": remotes,
         }
 
+    def _remotes(self, port: Port) -> Iterator[list[schema.RemoteStatus]]:
+        """Yield the remotes of a segment, some at a time: those of the default entry first."""
+        segment = port.segment
+        flooded = dict.fromkeys(remote.host for remote in segment.remotes)
+        mtus = port.path_mtus
+        segment.remote_counters.settle()
+        step: list[schema.RemoteStatus] = []
+        for host in dict.fromkeys((*flooded, *segment.known_hosts())):
+            dev = port.underlay.device_to(host)
+            counters = segment.remote_counters.get(host, _NOTHING)
+            member = segment.fdb.members.hosts.get(host)
+            known = self._vtep.liveness.get(host, member.port) if member is not None else None
+            known = known or Liveness()
+            state = known.state
+            if state is LivenessState.NEVER_SEEN and counters.last_rx is not None:
+                state = LivenessState.SEEN  # Since the last round, or it is no member.
+            seen = [at for at in (counters.last_rx, known.last_reply) if at is not None]
+            step.append(
+                {
+                    "remote": host,
+                    "is_group": is_group(host),
+                    "is_configured": host in flooded,
+                    "underlay_dev": dev,
+                    "liveness": str(state),
+                    "is_pyvtep": known.is_pyvtep,
+                    "last_seen": _age(max(seen, default=None), self._now),
+                    "rtt": known.rtt,
+                    "path_mtu": mtus.get(host) or (port.underlay.mtu if dev is not None else None),
+                    "fdb_entries": port.fdb.members.entry_count(host) - (host in flooded),
+                    "rx_frames": counters.rx_frames,
+                    "rx_bytes": counters.rx_bytes,
+                    "tx_frames": counters.tx_frames,
+                    "tx_bytes": counters.tx_bytes,
+                }
+            )
+            if len(step) >= _REMOTES_PER_STEP:
+                yield step
+                step = []
+        yield step
+
     def _rest(self) -> Mapping[str, object]:
         """Return all but the segments, after those."""
         vtep = self._vtep
@@ -135,40 +176,6 @@ class _Status:
             "problems": [*problems.of_process(reload, wall), *self._problems],
         }
         return rest
-
-
-def _remotes(port: Port, now: float) -> Iterator[list[schema.RemoteStatus]]:
-    """Yield the remotes of a segment, some at a time: those of the default entry first."""
-    segment = port.segment
-    flooded = dict.fromkeys(remote.host for remote in segment.remotes)
-    mtus = port.path_mtus
-    segment.remote_counters.settle()
-    step: list[schema.RemoteStatus] = []
-    for host in dict.fromkeys((*flooded, *segment.known_hosts())):
-        dev = port.underlay.device_to(host)
-        counters = segment.remote_counters.get(host, _NOTHING)
-        step.append(
-            {
-                "remote": host,
-                "is_group": is_group(host),
-                "is_configured": host in flooded,
-                "underlay_dev": dev,
-                "liveness": "never-seen",
-                "is_pyvtep": False,
-                "last_seen": _age(counters.last_rx, now),
-                "rtt": None,
-                "path_mtu": mtus.get(host) or (port.underlay.mtu if dev is not None else None),
-                "fdb_entries": port.fdb.members.entry_count(host) - (host in flooded),
-                "rx_frames": counters.rx_frames,
-                "rx_bytes": counters.rx_bytes,
-                "tx_frames": counters.tx_frames,
-                "tx_bytes": counters.tx_bytes,
-            }
-        )
-        if len(step) >= _REMOTES_PER_STEP:
-            yield step
-            step = []
-    yield step
 
 
 def _age(at: float | None, now: float) -> float | None:

@@ -96,6 +96,10 @@ def _apply_moves(port: "Port", config: Config, _now: float) -> None:
     port.fdb.moves.configure(config.mac_move_limit, config.mac_move_hold)
 
 
+def _apply_liveness_interval(port: "Port", config: Config, _now: float) -> None:
+    port.segment.liveness_interval = config.liveness_interval
+
+
 def _apply_loop_block(port: "Port", config: Config, _now: float) -> None:
     port.segment.loops.block = config.loop_block
     if not config.loop_block:
@@ -168,6 +172,7 @@ SEGMENT_APPLIERS = (
     Applier(("ageing",), _apply_ageing),
     Applier(("max_addresses", "max_addresses_per_remote"), _apply_limits),
     Applier(("mac_move_limit", "mac_move_hold"), _apply_moves),
+    Applier(("liveness_interval",), _apply_liveness_interval),
     Applier(("loop_block",), _apply_loop_block),
     Applier(("accept", "accept_any", "group"), _apply_accept),
     Applier(("reserved_bits", "gbp", "gbp_accept", "inner_vlan"), _apply_policy),

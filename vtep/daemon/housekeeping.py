@@ -50,6 +50,7 @@ class Housekeeping:
         self._prober = parts.prober
         self._kernel_drops = parts.kernel_drops
         self._filters = parts.filters
+        self._liveness = parts.liveness
         self._host_watch = host_watch
         self._fast_path = fast_path
         self._drop_log = DropLog()
@@ -90,7 +91,9 @@ class Housekeeping:
             segment.loops.look(segment.counters)
             if segment.loops.is_suspect and port.is_open:
                 suspects.append(port)
+            self._liveness.look(port, now)
             yield
+        yield from self._liveness.finish(now)
         for port in take_turns(suspects):
             port.send_loop_probe(now)
             yield

@@ -97,7 +97,7 @@ class Listener:
         self._receivers_on_port = receivers_on_port
         self._network = network
         self._sockets = sockets
-        self.demux = Demux((), endpoint.port, self._send_reply, on_reply)
+        self.demux = Demux((), endpoint.port, self.send_echo, on_reply)
         self._dev_index: int | None = None
         self.refusal: str | None = None
         """Why the sockets could not be opened at the last try; None if they are open."""
@@ -381,8 +381,8 @@ class Listener:
                 self._ingress.stop()
                 self._punt.close()
 
-    def _send_reply(self, datagram: bytes, host: str, port: int) -> None:
-        """Send an echo reply. If that fails, the doctor that asked reports a missing reply."""
+    def send_echo(self, datagram: bytes, host: str, port: int) -> None:
+        """Send an echo reply or request. If that fails, the sender of the request has no reply."""
         if self._receiver is None:
             return
         try:

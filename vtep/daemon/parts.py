@@ -5,6 +5,7 @@ from attrs import frozen
 from vtep.daemon.ingress_filters import IngressFilters
 from vtep.daemon.kernel_drops import KernelDrops
 from vtep.daemon.listeners import Listeners
+from vtep.daemon.liveness_prober import LivenessProber
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.ports import Ports
 from vtep.daemon.tunnel_gso_setup import TunnelGsoSetup
@@ -13,6 +14,7 @@ from vtep.io.inherited import Inherited
 from vtep.io.interfaces import SocketFactory
 from vtep.tunnel_gso.path import TunnelGsoPath
 from vtep.tunnel_gso.state import GsoProber
+from vtep.wire.echo import EchoMessage
 
 
 @frozen(eq=False)
@@ -27,6 +29,7 @@ class Parts:
     filters: IngressFilters
     kernel_drops: KernelDrops
     tunnel_gso: TunnelGsoSetup
+    liveness: LivenessProber
 
     @classmethod
     def make(
@@ -39,7 +42,13 @@ class Parts:
         """Make the parts of a VTEP without ports; `inherited` are descriptors that are open."""
         pool = Pool(prober, sockets)
         ports = Ports(pool)
-        listeners = Listeners(network, sockets, pool, prober.on_reply, inherited)
+        liveness = LivenessProber()
+
+        def on_reply(reply: EchoMessage, host: str, now: float) -> None:
+            if not liveness.on_reply(reply, host, now):
+                prober.on_reply(reply, host, now)
+
+        listeners = Listeners(network, sockets, pool, on_reply, inherited)
         return cls(
             network=network,
             pool=pool,
@@ -49,4 +58,5 @@ class Parts:
             filters=IngressFilters(network, ports, listeners),
             kernel_drops=KernelDrops(network, ports, listeners),
             tunnel_gso=TunnelGsoSetup(network, pool, prober),
+            liveness=liveness,
         )

@@ -31,6 +31,7 @@ from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.housekeeping import Housekeeping
 from vtep.daemon.listeners import Listeners
+from vtep.daemon.liveness_prober import LivenessProber
 from vtep.daemon.network import HostNetwork, KernelNetwork
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port, PortEvents
@@ -197,6 +198,11 @@ class Vtep:
     def links(self) -> LinkTable:
         """The devices of this network namespace, as the kernel has notified of them."""
         return self._parts.filters.links
+
+    @property
+    def liveness(self) -> LivenessProber:
+        """The liveness of the remotes."""
+        return self._parts.liveness
 
     def shared_counters(self) -> Iterator[Counters]:
         """Yield the counters that belong to no VNI: of the namespace, and of each listener."""

@@ -61,6 +61,8 @@ class Segment:
         self._own_macs = frozenset((own_mac,))
         self.counters = Counters()
         self.remote_counters = CountersByHost()
+        self.liveness_interval = 0.0
+        """Seconds after which a remote that is quiet is sent an echo request; 0 for none."""
         self.replies: list[bytes] = []
         """Frames for the TAP, added by `inspect`."""
         self.requests: list[bytes] = []
@@ -435,6 +437,12 @@ class Segment:
         Side effect: an accepted source gets its remote object here.
         """
         return self._members.get(host) or self._non_members.remote(host)
+
+    def copy_of_non_members(self, fdb: Fdb) -> NonMembers:
+        """Return a copy of the accepted sources for a replica of this segment with another FDB."""
+        copy = NonMembers(fdb, self.accept, lambda: None)
+        copy.remotes = self._non_members.remotes.copy()
+        return copy
 
     def _on_non_members_forgotten(self) -> None:
         self.remote_counters.keep({*self._members, *self._non_members.remotes})

@@ -179,6 +179,10 @@ class Sender(Protocol):
         """Octets of the largest packet to the remote that is known to pass; 0 is unknown."""
 
     @property
+    def last_icmp_error(self) -> int:
+        """The errno that the last ICMP error about a datagram stands for; 0 if there was none."""
+
+    @property
     def watchers(self) -> list[MtuWatcher]:
         """Called when `mtu` becomes known or changes."""
 

@@ -113,6 +113,7 @@ class Path:
         self._open_error = errno.ENETUNREACH
         self._gso = gso and outer.has_checksum(binding.family)
         self._gso_stride_max = SEND_MAX
+        self.last_icmp_error = 0
 
     def send(
         self, datagrams: memoryview, stride: int, flow: int, now: float
@@ -159,6 +160,7 @@ class Path:
             and (returned := returned_datagrams(sock))
         ):
             # The error is about an earlier datagram, which is lost; this batch was not sent.
+            self.last_icmp_error = error.errno or 0
             return 0, returned[0].reason
         if len(batch) > stride and sock is not None and error.errno in error_queue.GSO_REFUSALS:
             if error.errno == errno.EMSGSIZE or self._exceeds_path_mtu(sock, stride):

@@ -444,6 +444,8 @@ class MemorySender(_MemorySocket):
     A slot of the flow hash has the source port of the same number in the range.
     """
 
+    last_icmp_error = 0
+
     def __init__(
         self,
         host: MemoryHost,

@@ -206,6 +206,8 @@ def _address_of(sender: Sender | None, flow: int) -> tuple[str | None, int | Non
 class TracedSender:
     """The path to a remote."""
 
+    last_icmp_error = 0
+
     def __init__(self, sockets: TracedSockets, remote: Remote, binding: Binding) -> None:
         self.remote: Final = remote
         self.mtu = 0

@@ -27,6 +27,7 @@ from vtep.forwarding.fdb import (
 from vtep.forwarding.fdb.ageing import AgeingWheel
 from vtep.forwarding.fdb.moves import WINDOW_S, MoveLimit
 from vtep.forwarding.policy import InnerVlan, group_of
+from vtep.forwarding.remote_counters import CountersByHost
 from vtep.forwarding.route import NoRoute, Route
 from vtep.forwarding.segment import Segment
 from vtep.forwarding.storm import StormControl, StormMeter
@@ -272,9 +273,11 @@ class TracedSegment(Segment):
         adopt(self, original)
         self._recorder = recorder
         self.counters: TracedCounters = TracedCounters(recorder)
+        self.remote_counters = CountersByHost()
         self.verdict_watchers = []
         self.fdb: TracedFdb = TracedFdb(original.fdb, recorder)
         self.fdb.members.on_removed = self._on_host_removed
+        self._non_members = original.copy_of_non_members(self.fdb)
         self._members = self.fdb.members.hosts
         self.storm = TracedStorm(original.storm, self.counters, recorder)
         self.loops = copy.copy(original.loops)

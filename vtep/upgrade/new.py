@@ -297,6 +297,14 @@ class NewSide:
 
     def _add_counters(self, message: Message, now: float) -> None:
         name = message.text("name")
+        if name == snapshot.LIVENESS:
+            snapshot.apply_liveness(self._vtep, message, now)
+            return
+        if name == snapshot.REMOTES:
+            port = self._vtep.ports.get(message.integer("vni"))
+            if port is not None:
+                snapshot.add_remote_counters(port, message, now)
+            return
         if name == "kernel":
             drops = {
                 role: at for role, at in message.mapping("values").items() if isinstance(at, int)

@@ -422,6 +422,11 @@ class OldSide:
         for listener in vtep.listeners:
             drops = {role: at for role, at in listener.kernel_drops.items() if at}
             await channel.send(fmt.COUNTERS, name="kernel", values=drops)
+        for port in vtep.ports.values():
+            for fields in snapshot.remote_counter_pages(port, now):
+                await channel.send(fmt.COUNTERS, **fields)
+        for fields in snapshot.liveness_pages(vtep, now):
+            await channel.send(fmt.COUNTERS, **fields)
         for vni, fdb_log in logs.items():
             for fields in fdb_log.refreshed(vni, now):
                 await channel.send(fmt.REFRESHED, **fields)

@@ -18,6 +18,7 @@ from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import Entry, EntryEvent, EntryKind, EntryState, Fdb, Remote, parse_remote
+from vtep.forwarding.liveness import LivenessRow
 from vtep.upgrade.format import FormatError, Message, numbers
 from vtep.wire.ethernet import MAC_LEN, MAC_ZERO
 
@@ -26,6 +27,10 @@ log = logging.getLogger("vtep")
 Fields = dict[str, Any]
 
 _DROPS = {str(reason): reason for reason in Drop}
+
+REMOTES = "remotes"
+LIVENESS = "liveness"
+"""In place of the name of counters, in messages about remotes of a segment, or of the process."""
 
 PAGE = 50
 """Entries that are converted at a time: some 100 microseconds, for which frames wait."""
@@ -270,6 +275,69 @@ def _add(counters: Counters, name: str, count: int) -> None:
         counters.drops[_DROPS[name.removeprefix("drop_")]] += count
     else:
         setattr(counters, name, getattr(counters, name) + count)
+
+
+# --- remotes ------------------------------------------------------------------------------------
+
+
+def remote_counter_pages(port: Port, now: float) -> Iterator[Fields]:
+    """Yield messages with the traffic of the remotes of a port.
+
+    They are messages about counters, of which a process of an older version ignores these.
+    """
+    remotes = port.segment.remote_counters
+    remotes.settle()
+    rows = [
+        [
+            *(host, each.rx_frames, each.rx_bytes, each.tx_frames, each.tx_bytes),
+            None if each.last_rx is None else now - each.last_rx,
+        ]
+        for host, each in remotes.items()
+    ]
+    for begin in range(0, len(rows), PAGE):
+        yield {"name": REMOTES, "vni": port.config.vni, "remotes": rows[begin : begin + PAGE]}
+
+
+def add_remote_counters(port: Port, message: Message, now: float) -> None:
+    """Add the traffic of remotes to what this process has counted. Raises: FormatError."""
+    remotes = port.segment.remote_counters
+    for host, rx_frames, rx_bytes, tx_frames, tx_bytes, age in message.rows(
+        "remotes", str, int, int, int, int, object
+    ):
+        if not port.segment.accepts_source(host) and host not in port.fdb.members.hosts:
+            continue  # It was removed meanwhile.
+        remote = remotes[host]
+        remote.rx_frames += rx_frames
+        remote.rx_bytes += rx_bytes
+        remote.tx_frames += tx_frames
+        remote.tx_bytes += tx_bytes
+        if remote.last_rx is None:
+            remote.last_rx = _past(age, now)
+
+
+def liveness_pages(vtep: Vtep, now: float) -> Iterator[Fields]:
+    """Yield messages with the liveness of all remotes, as `remote_counter_pages` does."""
+    rows = vtep.liveness.export(now)
+    for begin in range(0, len(rows), PAGE):
+        yield {"name": LIVENESS, "remotes": rows[begin : begin + PAGE]}
+
+
+def apply_liveness(vtep: Vtep, message: Message, now: float) -> None:
+    """Continue with the liveness of remotes, none of which changes by that. Raises: FormatError."""
+    for host, port, is_pyvtep, is_refused, missed, heard, replied, rtt in message.rows(
+        "remotes", str, int, bool, bool, int, object, object, object
+    ):
+        ages = (_age(heard), _age(replied), _age(rtt))
+        vtep.liveness.restore(host, port, LivenessRow(is_pyvtep, is_refused, missed, *ages), now)
+
+
+def _age(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _past(value: object, now: float) -> float | None:
+    age = _age(value)
+    return None if age is None else now - age
 
 
 def all_counters(vtep: Vtep) -> Iterator[tuple[str, Counters]]:
