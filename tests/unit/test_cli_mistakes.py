@@ -153,8 +153,10 @@ MISTAKES = [
     ("reload --vni 1", "No such option '--vni'; usage: pyvtep reload [OPTIONS]"),
     (
         "monitor foo",
-        "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'storm', 'config', "
-        "'remote-liveness'; usage: ",
+        (
+            "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'storm', 'config', "
+            "'remote-liveness'; usage: "
+        ),
     ),
     ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'; usage: pyvtep completion "),
     ("stats --watch soon", "--watch soon: must be from 0.1 to 86400 seconds, as in: --watch"),
