@@ -66,7 +66,9 @@ export class Chart {
     this.rule = s("line", { class: "rule" });
     this.svg = s("svg", { "aria-hidden": "true" });
     this.svg.append(this.grid, ...this.#lines.map((each) => each.area), ...this.#lines.map((each) => each.line));
-    this.svg.append(this.rule, ...this.#lines.map((each) => each.dot));
+    // Above the lines, which would cross the figures out.
+    this.labels = s("g", { class: "grid" });
+    this.svg.append(this.labels, this.rule, ...this.#lines.map((each) => each.dot));
     this.spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
     this.plot = h("div", { class: "plot", tabindex: "0", role: "img" }, this.svg);
     this.element = h("div", { class: "chart" }, h("div", { class: "chart-head" }, heading, legend), this.plot, this.spoken);
@@ -159,10 +161,11 @@ export class Chart {
 
   #drawGrid(width, maximum, highest, x, y) {
     const made = [];
+    const labels = [];
     for (const part of [0, 0.5, 1]) {
       const at = y(maximum * part);
       made.push(s("line", { x1: 0, x2: width, y1: at, y2: at }));
-      if (part > 0 && highest > 0) made.push(s("text", { x: 0, y: at - 4 }, this.format(maximum * part)));
+      if (part > 0 && highest > 0) labels.push(s("text", { x: 0, y: at - 4 }, this.format(maximum * part)));
     }
     for (let minute = 1; minute <= 5; minute += 1) {
       const at = x(this.#now - minute * 60);
@@ -171,6 +174,7 @@ export class Chart {
     }
     made.push(s("text", { x: width, y: HEIGHT - 4, "text-anchor": "end" }, "now"));
     this.grid.replaceChildren(...made);
+    this.labels.replaceChildren(...labels);
   }
 }
 
