@@ -47,7 +47,7 @@ def wheels(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     run("/usr/bin/python3", "-m", "venv", folder / "pip")
     download = ("-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", folder)
-    run(folder / "pip/bin/python", *download, f"{wheel}[docker]")
+    run(folder / "pip/bin/python", *download, f"{wheel}[docker,metrics,top]")
     return folder
 
 
