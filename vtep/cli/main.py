@@ -45,6 +45,7 @@ _COMMANDS = commands.LazyCommands(
         "monitor": "vtep.cli.monitor:monitor",
         "capture": "vtep.cli.capture:capture",
         "extcap": "vtep.cli.extcap:extcap",
+        "trace": "vtep.cli.trace:trace",
         "exporter": "vtep.cli.exporter:exporter",
         "top": "vtep.cli.top:top",
         "web": "vtep.cli.web:web",

@@ -12,7 +12,7 @@ from attrs import frozen
 READING = frozenset(
     (
         *("ping", "process.show", "fdb.show", "fdb.get", "fdb.sample", "neigh.show"),
-        *("remote.show", "vni.show", "loop.show", "storm.show", "stats", "status"),
+        *("remote.show", "vni.show", "loop.show", "storm.show", "stats", "status", "trace"),
         *("monitor.subscribe", "upgrade.show"),
     )
 )

@@ -19,7 +19,7 @@ import attrs
 from vtep.capture.captures import Captures
 from vtep.config import Config, address_parsers
 from vtep.config.overlap import find_overlap
-from vtep.control import params, schema, status, views
+from vtep.control import params, schema, status, traces, views
 from vtep.control.capture_stream import CAPTURE, CaptureMethod
 from vtep.control.jsonrpc import Code, PagedObject, Pages, RpcError
 from vtep.control.params import Params
@@ -29,6 +29,7 @@ from vtep.errors import ConfigError, VtepError, shown
 from vtep.forwarding.fdb import EntryKind, Remote
 from vtep.forwarding.suppress import Neighbours
 from vtep.host.devices import device_index
+from vtep.trace.steps import TraceResult
 from vtep.wire.ethernet import MAC_ZERO
 
 _PAGE = 50
@@ -98,6 +99,8 @@ class Methods:
             "stats.reset": Method(lambda _: self._vtep.reset_counters()),
             "set": Method(self._set, (*segment, "options")),
             "reload": Method(self._reload_all),
+            "trace": Method(self._trace, traces.TAKES),
+            "trace.live": Method(self._trace_live, traces.LIVE_TAKES),
             "process.show": Method(lambda _: views.process(self._vtep.ports.values())),
             "capture": Method(CaptureMethod(self.captures, self._port), CAPTURE),
             "ping": Method(lambda _: True),
@@ -202,6 +205,14 @@ class Methods:
         return Pages(
             page for port in ports for page in _pages(views.storms(port, time.monotonic()))
         )
+
+    # --- traces -----------------------------------------------------------------------------
+
+    def _trace(self, given: Params) -> TraceResult:
+        return traces.trace(self._port(given), self._vtep.ports, given)
+
+    def _trace_live(self, given: Params) -> "asyncio.Future[list[TraceResult]]":
+        return traces.live(self._port(given), self._vtep.ports, self.captures, given)
 
     # --- remotes ----------------------------------------------------------------------------
 
