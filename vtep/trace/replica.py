@@ -81,6 +81,7 @@ class TracedFdb(Fdb):
 
     def _note(self, learned: Learned, mac: bytes, remote: Remote, known: str) -> None:
         name, limit = format_mac(mac), self.moves.limit
+        self._recorder.is_known = learned is Learned.REFRESHED
         dampening = f"--mac-move-limit {limit} in {WINDOW_S:.0f} s (RFC 7432, section 15.1)"
         text, rule = {
             Learned.REFRESHED: (f"{name} is known there: refreshed", f"FDB entry {known}"),
@@ -316,6 +317,7 @@ class TracedSegment(Segment):
             self._recorder.add("route", f"{mac}: nowhere", f"{route.reason.meaning}")
         elif route.index >= 0:
             text = describe_entry(route, self._recorder.now)
+            self._recorder.is_known = True
             self._recorder.add("route", f"{mac}: to {_hosts(route)}", f"FDB entry {text}")
         else:
             blocked = len(self.remotes) - len(route.destinations)

@@ -9,8 +9,8 @@ from vtep.daemon.port import Port
 from vtep.datapath import Arena, Egress, Ingress
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
-from vtep.fastpath.state import FastPathStatus
 from vtep.forwarding.segment import Segment
+from vtep.trace import fast_path
 from vtep.trace.edges import TracedSockets, TracedTap
 from vtep.trace.overlay import Overlay
 from vtep.trace.replica import TracedDemux, TracedSegment
@@ -20,7 +20,6 @@ from vtep.trace.text import describe_frame
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
 from vtep.wire.address import version_of
-from vtep.wire.flow import run_key_struct
 
 FRAME_MAX = 65535
 """Octets of a frame or datagram that can be traced."""
@@ -64,8 +63,8 @@ def trace_from_tap(port: Port, frame: bytes, header: bytes = b"") -> TraceResult
     )
     egress.readable()
     outcome = "forwarded" if recorder.sent else "answered" if recorder.written else "dropped"
-    fast_path = _fast_path(port, frame, recorder, {segment.vni: segment.counters})
-    return _result(port, "transmit", outcome, frame, recorder, {0: segment.counters}, fast_path)
+    fast = fast_path.describe(port, frame, recorder, from_tap=True)
+    return _result(port, "transmit", outcome, frame, recorder, {0: segment.counters}, fast)
 
 
 def trace_from_underlay(
@@ -113,8 +112,8 @@ def trace_from_underlay(
     outcome = "delivered" if recorder.written else "answered" if recorder.replies else "dropped"
     if recorder.has("echo") and not recorder.drops:
         outcome = "answered"
-    fast_path = _fast_path(port, inner, recorder, counters)
-    return _result(port, "receive", outcome, datagram, recorder, counters, fast_path)
+    fast = fast_path.describe(port, inner, recorder, from_tap=False)
+    return _result(port, "receive", outcome, datagram, recorder, counters, fast)
 
 
 def _listener(port: Port, source: str) -> Listener:
@@ -153,32 +152,6 @@ def _inner_ecn(frame: bytes) -> int | None:
     return None
 
 
-def _fast_path(
-    port: Port,
-    frame: bytes,
-    recorder: Recorder,
-    counters: Mapping[int, TracedCounters],  # noqa: ARG001
-) -> str:
-    """Return how the fast path would treat frames like this one."""
-    state = port.fast_path
-    if state.status is not FastPathStatus.ON:
-        return f"not used: {state}"
-    if len(frame) < ethernet.HEADER_LEN:
-        return "slow path: a runt"
-    ethertype, _ = ethernet.network_layer(frame)
-    if ethertype not in (ethernet.TYPE_IPV4, ethernet.TYPE_IPV6):
-        return f"slow path, as always: EtherType {ethertype:#06x} is not IP"
-    if recorder.drops:
-        return "slow path: frames that are dropped have no row, except beyond storm limits"
-    if len(recorder.sent) > 1 or frame[0] & 1:
-        return "slow path: frames to several remotes, and to groups, have no row"
-    if port.segment.inspect_egress or port.segment.loops.blocked:
-        return "slow path: each frame is inspected, because of --proxy, --inner-vlan or a loop"
-    if run_key_struct(frame) is None:
-        return "slow path for SYNs, fragments and IP options; a row is possible for the others"
-    return "taken by the fast path, after the first frame of its kind"
-
-
 def _result(
     port: Port,
     direction: str,
@@ -186,7 +159,7 @@ def _result(
     frame: bytes,
     recorder: Recorder,
     counters: Mapping[int, TracedCounters],
-    fast_path: str,
+    fast: str,
 ) -> TraceResult:
     inner = frame if direction == "transmit" else frame[vxlan.HEADER_LEN :]
     return {
@@ -202,5 +175,5 @@ def _result(
         "replies": recorder.replies,
         "drops": recorder.drops,
         "counters": merge_grown(counters),
-        "fast_path": fast_path,
+        "fast_path": fast,
     }

@@ -105,6 +105,8 @@ class Recorder:
         self.sent: list[TraceSent] = []
         self.written: list[TraceWritten] = []
         self.replies: list[str] = []
+        self.is_known = False
+        """True if the destination has an FDB entry, or the source only refreshes its entry."""
         self.drops: list[TraceDrop] = []
 
     def add(self, stage: str, decision: str, rule: str = "", at: int | None = None) -> None:
