@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from vtep.daemon.port import Port
 from vtep.datapath.verdicts import is_repeatable
 from vtep.fastpath.layout import KIND_TYPE
-from vtep.fastpath.state import CAPTURED, FastPathStatus
+from vtep.fastpath.state import OBSERVED, FastPathStatus
 from vtep.forwarding.policy import InnerVlan
 from vtep.trace.steps import Recorder
 from vtep.wire import ethernet, ip
@@ -22,7 +22,7 @@ def describe(port: Port, frame: bytes, recorder: Recorder, *, from_tap: bool) ->
     """Return how the fast path would treat frames like a traced one."""
     state = port.fast_path
     # A trace of real frames has them shown, and the fast path is on again afterwards.
-    if state.status is not FastPathStatus.ON and state != CAPTURED:
+    if state.status is not FastPathStatus.ON and state != OBSERVED:
         return f"not used: {state}"
     if recorder.drops:
         storm = all(drop["reason"].startswith("storm_") for drop in recorder.drops)

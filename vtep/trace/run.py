@@ -107,6 +107,8 @@ def trace_from_underlay(
     octets = len(datagram)
     received = octets, octets, source, _SOURCE_PORT, outer_ecn
     ingress.handle_datagram(memoryview(bytearray(datagram)), received, time.monotonic())
+    # The segment that its header names, which may be another one than that of the port.
+    port = next((ports[vni] for vni in counters if vni in ports), port)
     if outer_ecn:
         _note_ecn(inner, outer_ecn, recorder)
     outcome = "delivered" if recorder.written else "answered" if recorder.replies else "dropped"
