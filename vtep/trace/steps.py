@@ -145,8 +145,12 @@ class TracedCounters(Counters):
         )
 
     def grown(self) -> dict[str, int]:
-        """Return the counters that have grown, by name."""
-        return {name: count for name, count in self.as_dict().items() if count}
+        """Return the counters that have grown, by name, without those of system calls."""
+        return {
+            name: count
+            for name, count in self.as_dict().items()
+            if count and not name.endswith("_syscalls")
+        }
 
 
 def merge_grown(parts: Mapping[Any, TracedCounters]) -> dict[str, int]:
