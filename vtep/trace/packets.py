@@ -119,6 +119,8 @@ def _of_pcapng(data: bytes) -> Iterator[Packet]:
         kind, size = Struct(order + "II").unpack_from(data, at)
         if size < 12 or size % 4:
             raise ConfigError("the capture file is damaged")
+        if at + size > len(data):
+            raise ConfigError("the capture file is truncated")
         body = at + 8
         if kind == _INTERFACE:
             links.append(Struct(order + "H2xI").unpack_from(data, body))

@@ -51,7 +51,9 @@ def trace_from_tap(port: Port, frame: bytes, header: bytes = b"") -> TraceResult
         *(tap, segment, paths, sizing, AckTracker(), Arena()),
         lambda _error: None,
     )
-    recorder.add("read", f"from {port.tap}: {describe_frame(frame)}", f"VNI {port.config.vni}")
+    recorder.add(
+        "read", f"{len(frame)} octets from {port.tap}", f"the TAP of VNI {port.config.vni}"
+    )
     if port.is_waiting:
         recorder.add("read", "the frame would wait: a send buffer is full", "backpressure")
     limit = sizing.oversize.limit
@@ -101,7 +103,7 @@ def trace_from_underlay(
     inner = datagram[vxlan.HEADER_LEN :]
     recorder.add(
         "receive",
-        f"from {source}, {len(datagram)} octets: {describe_frame(inner)}",
+        f"a datagram of {len(datagram)} octets from {source}",
         f"UDP port {listener.endpoint.port}",
     )
     octets = len(datagram)
