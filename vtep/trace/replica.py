@@ -288,11 +288,6 @@ class TracedSegment(Segment):
             self.neighbours = TracedNeighbours(original.neighbours, self.fdb, recorder)
         if original.gateways is not None:
             self.gateways = TracedGateways(original.gateways, recorder)
-        # Statistics: no decision depends on them.
-        self.remote_counters = CountersByHost()
-        self._non_members = copy.copy(original._non_members)
-        adopt(self._non_members, original._non_members)
-        vars(self._non_members).update(_fdb=self.fdb, _on_forgotten=_ignore)
         self._by_policy = False
 
     # --- frames from the TAP --------------------------------------------------------------------
