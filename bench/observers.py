@@ -103,13 +103,14 @@ def main() -> None:
                     uses["octets"] += len(octets)
 
         def use(name: str, url: str, interval: float) -> None:
-            while not ended.wait(interval):
+            while not ended.is_set():
                 try:
                     _get(url)
                 except OSError:
                     uses["failures"] += not ended.is_set()
                 else:
                     uses[name] += 1
+                ended.wait(interval)
 
         _start(draw)
         for url in (_METRICS, _STATUS):

@@ -353,7 +353,7 @@ def test_a_lost_connection_is_said_and_the_rows_stay() -> None:
     one.take(status_fake.advanced(status_fake.status()), None, None)
     lines = text_of(one.view)
     assert "reconnecting" not in lines[2]
-    assert lines[1].startswith("RX - bit/s - fr/s")
+    assert lines[1].startswith("drops -/s  RX -b -fr")
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal() -> None:

@@ -80,7 +80,7 @@ def screen(app: TopApp) -> list[str]:
 
 VNIS_SCREEN = """\
 pyvtep 0.14.0, pid 4242, up 60m, 08:00:01: VNIs of all VNIs
-RX 16M bit/s 2k fr/s 0 sf/s  TX 16M bit/s 2k fr/s 0 sf/s  drops 20/s
+drops 20/s  RX 16Mb 2kfr 0sf -/c  TX 16Mb 2kfr 0sf -/c
 vni 10: 192.0.2.3 is silent: it answered no echo request for 95 s; see pyvtep do
      VNI device        state       RX▼      TX  RX fr  TX fr  drops    FDB
       10 vx10          up           8M      8M     1k     1k     10      5
@@ -133,7 +133,7 @@ def test_keys_for_order_units_and_the_cursor() -> None:
     async def test(app: TopApp, pilot: Pilot, _vtep: FakeVtep) -> None:
         view = app.model.view
         await pilot.press("b")
-        assert screen(app)[1].startswith("RX 2M B/s 2k fr/s")
+        assert screen(app)[1].startswith("drops 20/s  RX 2MB 2kfr")
         await pilot.press("s")
         assert "TX▼" in screen(app)[3]
         await pilot.press("S", "S")
@@ -200,9 +200,9 @@ def test_a_restart_is_said_and_its_first_rates_are_unknown() -> None:
         vtep.client.is_down = False
         vtep.client.restart()
         await app.poll_once()
-        assert screen(app)[1].startswith("RX - bit/s - fr/s")
+        assert screen(app)[1].startswith("drops -/s  RX -b -fr")
         await app.poll_once()
-        assert screen(app)[1].startswith("RX 16M bit/s")
+        assert screen(app)[1].startswith("drops 20/s  RX 16Mb")
 
     run(test)
 

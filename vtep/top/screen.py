@@ -83,7 +83,7 @@ class HelpScreen(ModalScreen[None]):
         lines = [f"{keys:24}{meaning}" for keys, meaning in KEYS]
         units = (
             "",
-            "Rates are per second; fr is frames, sf superframes. k is 1000, M 1000 k.",
+            "Rates are per second: fr frames, sf superframes. /c: frames a system call.",
             "- is unknown: a rate needs two answers. For scripts: pyvtep top -b",
         )
         yield Static("\n".join((*lines, *units)), markup=False)

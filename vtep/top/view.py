@@ -261,20 +261,17 @@ class View:
     def _totals(self) -> str:
         if self.rates is None:
             return ""
-        unit = "bit/s" if self.is_in_bits else "B/s"
-        words = []
+        # Without spaces, since all of it has to fit on 80 columns.
+        unit = "b" if self.is_in_bits else "B"
+        words = [f"drops {self._total('drops_rate')}/s"]
         for direction in ("rx", "tx"):
-            octets, frames = (
-                self._total(f"{direction}_bytes_rate", Kind.OCTETS),
-                self._total(f"{direction}_frames_rate"),
-            )
-            words.append(f"{direction.upper()} {octets} {unit} {frames} fr/s")
+            octets = self._total(f"{direction}_bytes_rate", Kind.OCTETS)
+            frames = self._total(f"{direction}_frames_rate")
             superframes = self._total(f"{direction}_superframes_rate")
-            words[-1] += f" {superframes} sf/s"
-            per_call = self.rates.total.values.get(f"{direction}_frames_per_call")
-            if per_call is not None:
-                words[-1] += f" {written(per_call, Kind.COUNT)}/call"
-        words.append(f"drops {self._total('drops_rate')}/s")
+            per_call = self._total(f"{direction}_frames_per_call")
+            words.append(
+                f"{direction.upper()} {octets}{unit} {frames}fr {superframes}sf {per_call}/c"
+            )
         return "  ".join(words)
 
     def _total(self, name: str, kind: Kind = Kind.COUNT) -> str:
