@@ -24,7 +24,7 @@ from vtep.wire.ethernet import parse_mac
 _SEGMENT = Grammar(None, SEGMENT)
 _FIELDS = (
     *("src_mac", "dst_mac", "src", "dst", "proto", "sport", "dport", "size", "vlan", "ttl", "tos"),
-    *("df", "syn"),
+    *("dont_fragment", "syn"),
 )
 _FILE_MAX = 1 << 30
 """Octets of a capture file that is read: it is read as a whole."""
@@ -90,7 +90,9 @@ def _ip(_context: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @commands.option("--ttl", metavar="N", type=_OCTET, default=64, help="Inner TTL [default: 64].")
 @commands.option("--tos", metavar="N", type=_OCTET, default=0, help="Inner TOS octet, with ECN.")
-@commands.option("--df", is_flag=True, help="The IPv4 packet must not be fragmented.")
+@commands.option(
+    "--df", "dont_fragment", is_flag=True, help="The IPv4 packet must not be fragmented."
+)
 @commands.option(
     "--hex", "hex_", metavar="OCTETS", help="The frame in hexadecimal, or - for standard input."
 )
@@ -165,6 +167,7 @@ def _refuse(given: dict[str, Any], names: tuple[str, ...], option: str) -> None:
     """Raise ConfigError if one of the options was given, beside one that excludes them."""
     for name in names:
         if given[name] not in (None, False, (), _DEFAULTS.get(name)):
+            name = {"dont_fragment": "df"}.get(name, name)  # noqa: PLW2901
             written = name.rstrip("_").replace("source", "from").replace("_", "-")
             raise ConfigError(f"--{written}: makes no sense with {option}; leave one out")
 

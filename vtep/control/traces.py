@@ -73,6 +73,8 @@ def live(
     """
     count = given.number("count", 1, _LIVE_MAX) or 1
     expression = given.text("filter")
+    if not port.is_open:
+        raise VtepError(f"vni {port.config.vni}: does not forward; see: pyvtep status")
     return asyncio.ensure_future(_live(port, ports, captures, count, expression))
 
 

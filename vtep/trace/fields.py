@@ -56,7 +56,7 @@ class FrameFields:
     vlan: tuple[int, ...] = ()
     ttl: int = 64
     tos: int = 0
-    df: bool = False
+    dont_fragment: bool = False
     syn: bool = False
 
 
@@ -178,7 +178,7 @@ def _packet(fields: FrameFields, proto: str, src: Address, dst: Address) -> byte
     if version == 6:
         word = 6 << 28 | fields.tos << 20
         return _IPV6.pack(word, len(body), number, fields.ttl, src.packed, dst.packed) + body
-    flags = _DF if fields.df else 0
+    flags = _DF if fields.dont_fragment else 0
     rest = (0x45, fields.tos, size, 1, flags, fields.ttl, number)
     before = _IPV4.pack(*rest, 0, src.packed, dst.packed)
     ip = _IPV4.pack(*rest, checksum.internet_checksum(before), src.packed, dst.packed)
