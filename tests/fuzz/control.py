@@ -7,7 +7,7 @@ from typing import Any
 
 from vtep import Config, Vtep
 from vtep.control import jsonrpc
-from vtep.control.jsonrpc import Request, RpcError
+from vtep.control.jsonrpc import OctetStream, Request, RpcError
 from vtep.control.methods import Methods
 from vtep.errors import VtepError
 
@@ -51,6 +51,24 @@ def _methods() -> Methods:
     return found
 
 
+async def _call(item: Request) -> Any:
+    """Call a method, and end what would last."""
+    # The name of a host in a filter would be asked of a name server.
+    params = {name: value for name, value in item.params.items() if name != "filter"}
+    result = await _methods().call(item.method, params)
+    if not isinstance(result, asyncio.Future):
+        return result
+    if item.method == "trace.live":
+        result.cancel()
+        await asyncio.wait((result,))
+        return None
+    result = await result
+    if isinstance(result, OctetStream):
+        result.source.close()
+        return result.result
+    return result
+
+
 def run(data: bytes) -> None:
     message = jsonrpc.decode(data)
     for item in message.items:
@@ -58,7 +76,7 @@ def run(data: bytes) -> None:
             _check(jsonrpc.failure(item.error, item.id), item.id)
             continue
         try:
-            result = _loop.run_until_complete(_methods().call(item.method, item.params))
+            result = _loop.run_until_complete(_call(item))
         except RpcError as error:
             _check(jsonrpc.failure(error, item.id), item.id)
         except VtepError as error:
