@@ -21,7 +21,7 @@ from vtep.top.tables import (
     REMOTES,
     TABLES,
     VNIS,
-    Kind,
+    ValueKind,
     arrange,
     fitting,
     line,
@@ -258,9 +258,9 @@ def test_times(seconds: float, text: str) -> None:
 
 
 def test_bits_and_octets() -> None:
-    assert written(1e6, Kind.OCTETS) == "8M"
-    assert written(1e6, Kind.OCTETS, bits=False) == "1M"
-    assert written(None, Kind.COUNT) == "-"
+    assert written(1e6, ValueKind.OCTETS) == "8M"
+    assert written(1e6, ValueKind.OCTETS, bits=False) == "1M"
+    assert written(None, ValueKind.COUNT) == "-"
 
 
 @given(st.lists(st.tuples(VALUES, st.integers(0, 9)), max_size=20), st.booleans())

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from vtep.top.rates import Rates, Row, Value
-from vtep.top.tables import DROPS, MACS, REMOTES, TABLES, UNKNOWN, VNIS, Table, printable
+from vtep.top.tables import DROPS, MACS, REMOTES, TABLES, UNKNOWN, VNIS, TableLayout, printable
 
 _TOTAL: Final = (
     *("version", "pid", "uptime", "vnis", "fdb_entries", "problems"),
@@ -53,7 +53,7 @@ def json_line(rates: Rates, macs: Sequence[Row] | None = None) -> str:
     return json.dumps(document)
 
 
-def _objects(several: Sequence[Row], table: Table) -> list[dict[str, Value]]:
+def _objects(several: Sequence[Row], table: TableLayout) -> list[dict[str, Value]]:
     return [{name: row.values.get(name) for name in table.by_name} for row in several]
 
 

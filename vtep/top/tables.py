@@ -13,7 +13,7 @@ _NARROW: Final = 1000
 UNKNOWN: Final = "-"
 
 
-class Kind(Enum):
+class ValueKind(Enum):
     """The kind of the values of a column."""
 
     TEXT = auto()
@@ -36,16 +36,16 @@ class Column:
     name: str
     heading: str
     width: int
-    kind: Kind = Kind.TEXT
+    kind: ValueKind = ValueKind.TEXT
 
     @property
     def is_left(self) -> bool:
         """True for a column whose values begin at its left edge."""
-        return self.kind is Kind.TEXT
+        return self.kind is ValueKind.TEXT
 
 
 @frozen
-class Table:
+class TableLayout:
     """The columns of one kind of rows, and the one by which they are sorted at first."""
 
     kind: str
@@ -60,14 +60,14 @@ class Table:
         return {column.name: column for column in self.columns}
 
 
-_VNI = Column("vni", "VNI", 8, Kind.NUMBER)
-_RX_BYTES = Column("rx_bytes_rate", "RX", 7, Kind.OCTETS)
-_TX_BYTES = Column("tx_bytes_rate", "TX", 7, Kind.OCTETS)
-_RX_FRAMES = Column("rx_frames_rate", "RX fr", 6, Kind.COUNT)
-_TX_FRAMES = Column("tx_frames_rate", "TX fr", 6, Kind.COUNT)
-_DROPS = Column("drops_rate", "drops", 6, Kind.COUNT)
+_VNI = Column("vni", "VNI", 8, ValueKind.NUMBER)
+_RX_BYTES = Column("rx_bytes_rate", "RX", 7, ValueKind.OCTETS)
+_TX_BYTES = Column("tx_bytes_rate", "TX", 7, ValueKind.OCTETS)
+_RX_FRAMES = Column("rx_frames_rate", "RX fr", 6, ValueKind.COUNT)
+_TX_FRAMES = Column("tx_frames_rate", "TX fr", 6, ValueKind.COUNT)
+_DROPS = Column("drops_rate", "drops", 6, ValueKind.COUNT)
 
-VNIS = Table(
+VNIS = TableLayout(
     "vni",
     "VNIs",
     (
@@ -75,20 +75,20 @@ VNIS = Table(
         Column("dev", "device", 13),
         Column("state", "state", 7),
         *(_RX_BYTES, _TX_BYTES, _RX_FRAMES, _TX_FRAMES, _DROPS),
-        Column("fdb_entries", "FDB", 6, Kind.COUNT),
+        Column("fdb_entries", "FDB", 6, ValueKind.COUNT),
         # On wider screens only: those above have 78 characters.
-        Column("flooded_rate", "flood", 6, Kind.COUNT),
-        Column("rx_superframes_rate", "RX sf", 6, Kind.COUNT),
-        Column("tx_superframes_rate", "TX sf", 6, Kind.COUNT),
-        Column("fdb_learned_rate", "learn", 6, Kind.COUNT),
-        Column("fdb_moved_rate", "moves", 6, Kind.COUNT),
+        Column("flooded_rate", "flood", 6, ValueKind.COUNT),
+        Column("rx_superframes_rate", "RX sf", 6, ValueKind.COUNT),
+        Column("tx_superframes_rate", "TX sf", 6, ValueKind.COUNT),
+        Column("fdb_learned_rate", "learn", 6, ValueKind.COUNT),
+        Column("fdb_moved_rate", "moves", 6, ValueKind.COUNT),
         Column("fast_path", "fast path", 9),
-        Column("mtu", "MTU", 5, Kind.NUMBER),
+        Column("mtu", "MTU", 5, ValueKind.NUMBER),
         Column("bridge", "bridge", 15),
     ),
     "rx_bytes_rate",
 )
-REMOTES = Table(
+REMOTES = TableLayout(
     "remote",
     "remotes",
     (
@@ -96,38 +96,38 @@ REMOTES = Table(
         Column("remote", "remote", 20),
         Column("liveness", "liveness", 10),
         *(_RX_BYTES, _TX_BYTES, _RX_FRAMES, _TX_FRAMES),
-        Column("last_seen", "seen", 5, Kind.SECONDS),
+        Column("last_seen", "seen", 5, ValueKind.SECONDS),
         # 77 characters so far.
-        Column("path_mtu", "MTU", 5, Kind.NUMBER),
-        Column("rtt", "RTT", 6, Kind.SECONDS),
-        Column("fdb_entries", "FDB", 6, Kind.COUNT),
+        Column("path_mtu", "MTU", 5, ValueKind.NUMBER),
+        Column("rtt", "RTT", 6, ValueKind.SECONDS),
+        Column("fdb_entries", "FDB", 6, ValueKind.COUNT),
         Column("underlay_dev", "device", 15),
     ),
     "rx_bytes_rate",
 )
-MACS = Table(
+MACS = TableLayout(
     "mac",
     "MACs",
     (
         Column("mac", "MAC", 17),
         Column("remote", "remote", 20),
         Column("state", "state", 9),
-        Column("age", "age", 5, Kind.SECONDS),
-        Column("moves", "moves", 5, Kind.COUNT),
+        Column("age", "age", 5, ValueKind.SECONDS),
+        Column("moves", "moves", 5, ValueKind.COUNT),
         *(_RX_FRAMES, _TX_FRAMES),
         _VNI,
     ),
     "rx_frames_rate",
 )
-DROPS = Table(
+DROPS = TableLayout(
     "drop",
     "drops",
     (
         _VNI,
         Column("reason", "reason", 25),
         _DROPS,
-        Column("drops", "count", 7, Kind.COUNT),
-        Column("age", "age", 5, Kind.SECONDS),
+        Column("drops", "count", 7, ValueKind.COUNT),
+        Column("age", "age", 5, ValueKind.SECONDS),
         Column("source", "last source", 20),
     ),
     "drops_rate",
@@ -135,7 +135,7 @@ DROPS = Table(
 TABLES: Final = {table.kind: table for table in (VNIS, REMOTES, MACS, DROPS)}
 
 
-def fitting(table: Table, width: int) -> tuple[Column, ...]:
+def fitting(table: TableLayout, width: int) -> tuple[Column, ...]:
     """Return the columns that fit into a width in characters, at least the first one."""
     left = width - table.columns[0].width
     columns = [table.columns[0]]
@@ -166,27 +166,28 @@ def _order(value: Value) -> tuple[int, float, str]:
     return (2, 0.0, value) if isinstance(value, str) else (1, value, "")
 
 
-def matches(row: Row, table: Table, wanted: str) -> bool:
+def matches(row: Row, table: TableLayout, wanted: str) -> bool:
     """Return True if a text column or the VNI of a row contains a text, in upper or lower case."""
     wanted = wanted.lower()
     return any(
         wanted in str(row.values.get(column.name)).lower()
         for column in table.columns
-        if column.kind in (Kind.TEXT, Kind.NUMBER) and row.values.get(column.name) is not None
+        if column.kind in (ValueKind.TEXT, ValueKind.NUMBER)
+        and row.values.get(column.name) is not None
     )
 
 
-def written(value: Value, kind: Kind, *, bits: bool = True) -> str:
+def written(value: Value, kind: ValueKind, *, bits: bool = True) -> str:
     """Return a value as it is shown: short, with three digits and a prefix."""
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
         return printable(value)
-    if kind is Kind.OCTETS:
+    if kind is ValueKind.OCTETS:
         return short(value * 8 if bits else value)
-    if kind is Kind.SECONDS:
+    if kind is ValueKind.SECONDS:
         return short_time(value)
-    return short(value) if kind is Kind.COUNT else str(value)
+    return short(value) if kind is ValueKind.COUNT else str(value)
 
 
 def printable(text: str) -> str:

@@ -14,8 +14,8 @@ from vtep.top.tables import (
     REMOTES,
     TABLES,
     VNIS,
-    Kind,
-    Table,
+    TableLayout,
+    ValueKind,
     arrange,
     fitting,
     heading,
@@ -82,7 +82,7 @@ class View:
 
     zone: timezone | None = None
     """The time zone of the clock; None for that of the machine."""
-    table: Table = VNIS
+    table: TableLayout = VNIS
     vni: int | None = None
     """The VNI whose remotes, MACs and drops are shown; None for all."""
     wanted: str = ""
@@ -106,7 +106,7 @@ class View:
 
     # --- input ------------------------------------------------------------------------------
 
-    def show(self, table: Table) -> None:
+    def show(self, table: TableLayout) -> None:
         """Show a table of the VNI that is chosen, or of all.
 
         MACs are those of one VNI: the one under the cursor, if none is chosen.
@@ -142,7 +142,7 @@ class View:
         vni = row.values["vni"]
         self.vni = vni if isinstance(vni, int) else None
 
-    def _switch(self, table: Table) -> None:
+    def _switch(self, table: TableLayout) -> None:
         if table is not self.table:
             self.table, self.wanted = table, ""
             self._cursor, self._top = None, 0
@@ -166,7 +166,7 @@ class View:
         order = self._order
         order.sort = names[(names.index(order.sort) + step) % len(names)]
         kind = self.table.by_name[order.sort].kind
-        order.is_rising = kind in (Kind.TEXT, Kind.NUMBER, Kind.SECONDS)
+        order.is_rising = kind in (ValueKind.TEXT, ValueKind.NUMBER, ValueKind.SECONDS)
 
     def reverse(self) -> None:
         """Reverse the order of the rows."""
@@ -252,7 +252,7 @@ class View:
         total = self.rates.total.values
         clock = datetime.fromtimestamp(self.rates.time, self.zone).strftime("%H:%M:%S")
         of = "all VNIs" if self.vni is None else f"VNI {self.vni}"
-        up = written(total["uptime"], Kind.SECONDS)
+        up = written(total["uptime"], ValueKind.SECONDS)
         return (
             f"pyvtep {printable(self.rates.version)}, pid {total['pid']}, up {up}, {clock}: "
             f"{self.table.title} of {of}"
@@ -265,7 +265,7 @@ class View:
         unit = "b" if self.is_in_bits else "B"
         words = [f"drops {self._total('drops_rate')}/s"]
         for direction in ("rx", "tx"):
-            octets = self._total(f"{direction}_bytes_rate", Kind.OCTETS)
+            octets = self._total(f"{direction}_bytes_rate", ValueKind.OCTETS)
             frames = self._total(f"{direction}_frames_rate")
             superframes = self._total(f"{direction}_superframes_rate")
             per_call = self._total(f"{direction}_frames_per_call")
@@ -274,7 +274,7 @@ class View:
             )
         return "  ".join(words)
 
-    def _total(self, name: str, kind: Kind = Kind.COUNT) -> str:
+    def _total(self, name: str, kind: ValueKind = ValueKind.COUNT) -> str:
         total = self.rates.total.values if self.rates is not None else {}
         return written(total.get(name), kind, bits=self.is_in_bits)
 
