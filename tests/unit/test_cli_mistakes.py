@@ -51,6 +51,12 @@ MISTAKES = [
     ),
     (f"{GOOD} --offload tso,tso", "--offload tso: is given twice"),
     ("--config a --config b", "--config is given twice (a and b)"),
+    # Numbers that are none, or that no request could carry; an address that is none.
+    ("status --watch nan", "Invalid value for '--watch' / '-w': nan is not a number of seconds"),
+    ("status --watch inf", "Invalid value for '--watch' / '-w': inf is not in the range"),
+    ("exporter --textfile x --interval nan", "Invalid value for '--interval': nan is not"),
+    ("trace --size 32001", "Invalid value for '--size': 32001 is not in the range"),
+    ("trace --from 999.1.1.1", "--from 999.1.1.1: is not an IP address"),
     # An option without a value, and two that name the same thing.
     (f"{GOOD} --pid-file=", "--pid-file takes the path of a file"),
     (f"{GOOD} --log=", "--log takes the path of a file"),

@@ -138,7 +138,8 @@ class Twin:
         if transmissions and not replies:
             expected = "forwarded"
         elif written:
-            expected = "delivered" if predicted["direction"] == "receive" else "answered"
+            answered = "dropped" if drops else "answered"
+            expected = "delivered" if predicted["direction"] == "receive" else answered
         elif replies or grown["echo_replies_received"]:
             expected = "answered"
         assert predicted["outcome"] == expected
@@ -453,7 +454,7 @@ LARGE = Frame(protocol=UDP, payload=bytes(2000)).build()
         ),
         ({}, looped, "dropped", "read size storm route drop", "loop_blocked_tx"),
         ({}, unconnected, "dropped", "read size storm route drop", "no_remote"),
-        ({}, tap(LARGE), "answered", "read size route storm size drop answer", "tx_too_big"),
+        ({}, tap(LARGE), "dropped", "read size route storm size drop answer", "tx_too_big"),
         (
             {"df": "set"},
             tap(LARGE[:12] + b"\x88\xb5" + LARGE[14:]),

@@ -55,7 +55,7 @@ def test_frames_have_right_lengths_and_checksums(
         ({"proto": "arp", "dst": ip_address(V6_B)}, "--proto arp: is for IPv4; with --dst fd00"),
         ({"proto": "icmp", "sport": 5}, "--sport: icmp has no ports"),
         ({"proto": "udp", "syn": True}, "--syn: is for --proto tcp"),
-        ({"dst": ip_address(V4_B), "dst_mac": TO, "size": 20}, "--size 20: a icmp packet has"),
+        ({"dst": ip_address(V4_B), "dst_mac": TO, "size": 20}, "--size 20: packets of icmp have"),
     ],
 )
 def test_mistakes_in_fields(fields: dict[str, Any], says: str) -> None:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib import import_module
+from math import isnan
 from typing import Any, TypeVar
 
 import click
 
 from vtep.cli import mistakes
+
+_DAY_S = 86400.0
 
 
 class SingleOption(click.Option):
@@ -43,6 +46,22 @@ class RepeatableOption(click.Option):
             for value in opts.get(self.name or "") or ():
                 mistakes.check_value(self, value, ctx)
         return super().consume_value(ctx, opts)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, from `least` up to a day, and not NaN, which is in every range."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(min=least, max=_DAY_S)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse a number. Raises: BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return number
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -39,7 +39,7 @@ _NOTICE = 5
 @commands.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(min=1, max=86400),
+    type=commands.Seconds(1),
     help=f"Write the file that often [default: {_INTERVAL_S:.0f}].",
 )
 @commands.option("--once", is_flag=True, help="Write the file once, and exit.")

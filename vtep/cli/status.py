@@ -30,7 +30,7 @@ _RETRY_S = 1.0
     "--watch",
     "-w",
     metavar="[SECONDS]",
-    type=click.FloatRange(min=0.1),
+    type=commands.Seconds(0.1),
     is_flag=False,
     flag_value=2.0,
     help="Repeat every two seconds, or every SECONDS.",
@@ -77,7 +77,7 @@ def _watch(
             if clears:
                 click.echo(_CLEAR, nl=False)
             if found and as_json:  # One line each, for tools that read line by line.
-                click.echo(json.dumps(found))
+                click.echo(json.dumps(found[0] if len(clients) == 1 else found))
             elif found:
                 _show(found, as_json=False)
             for line in absent:

@@ -13,7 +13,7 @@ from vtep.cli import client_command, commands
 from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.control import Client
 from vtep.errors import ConfigError, VtepError
-from vtep.trace.fields import PROTOCOLS, FrameFields, build_frame
+from vtep.trace.fields import PROTOCOLS, SIZE_MAX, FrameFields, build_frame
 from vtep.trace.packets import Packet as FilePacket
 from vtep.trace.packets import inner_frame, is_vxlan, outer_datagram, parse_hex, read_packet
 from vtep.trace.steps import TraceDrop, TraceResult, TraceSent
@@ -77,7 +77,7 @@ def _ip(_context: click.Context, parameter: click.Parameter, value: str | None) 
 @commands.option(
     "--size",
     metavar="OCTETS",
-    type=click.IntRange(0, 65535),
+    type=click.IntRange(0, SIZE_MAX),
     help="Length of the IP packet, as an MTU counts.",
 )
 @click.option(
@@ -109,7 +109,11 @@ def _ip(_context: click.Context, parameter: click.Parameter, value: str | None) 
     "--filter", "filter_", metavar="EXPRESSION", help="With --live: a filter of libpcap."
 )
 @commands.option(
-    "--from", "source", metavar="REMOTE", help="The frame comes from this remote, not from the TAP."
+    "--from",
+    "source",
+    metavar="REMOTE",
+    callback=_ip,
+    help="The frame comes from this remote, not from the TAP.",
 )
 @commands.option(
     "--outer",
@@ -183,7 +187,7 @@ def _request(given: dict[str, Any]) -> dict[str, Any]:
         found = outer_datagram(packet)
         return {
             "datagram": found.payload.hex(),
-            "source": source or found.source,
+            "source": found.source if source is None else str(source),
             "ecn": found.ecn if ecn is None else ecn,
         }
     if packet is None:
@@ -199,7 +203,7 @@ def _request(given: dict[str, Any]) -> dict[str, Any]:
     if source is None:
         _refuse(given, ("vni_header", "gbp", "header", "outer_ecn"), "a frame from the TAP: --from")
         return {"frame": frame.hex()}
-    return {"frame": frame.hex(), "source": source, "header": _header(given), "ecn": ecn}
+    return {"frame": frame.hex(), "source": str(source), "header": _header(given), "ecn": ecn}
 
 
 def _header(given: dict[str, Any]) -> str | None:

@@ -35,7 +35,9 @@ _MSS = b"\2\4\x05\xb4"
 
 _ICMP = {4: 1, 6: 58}
 _DF = 0x4000
-_SIZE_MAX = 65535
+SIZE_MAX: Final = 32000
+"""Octets of the longest packet: in hexadecimal, it must fit into a control request."""
+
 _FRAME_MIN = 60
 """Octets to which a frame without a given size is padded: the least of Ethernet, without FCS."""
 
@@ -164,8 +166,9 @@ def _packet(fields: FrameFields, proto: str, src: Address, dst: Address) -> byte
         upper = icmp_echo.pack_request(version, icmp_echo.IcmpEcho(1, 1))
     least = header + len(upper)
     size = least if fields.size is None else fields.size
-    if not least <= size <= _SIZE_MAX:
-        raise ConfigError(f"--size {size}: a {proto} packet has from {least} to {_SIZE_MAX} octets")
+    if not least <= size <= SIZE_MAX:
+        most = f"from {least} to {SIZE_MAX} octets"
+        raise ConfigError(f"--size {size}: packets of {proto} have {most}")
     body = bytearray(upper + bytes(size - least))
     if proto == "udp":
         body[4:6] = len(body).to_bytes(2)

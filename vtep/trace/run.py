@@ -64,7 +64,8 @@ def trace_from_tap(port: Port, frame: bytes, header: bytes = b"") -> TraceResult
         f"tunnel MTU {sizing.mtu}: frames of {limit} octets",
     )
     egress.readable()
-    outcome = "forwarded" if recorder.sent else "answered" if recorder.written else "dropped"
+    answers = recorder.written and not recorder.drops  # An ICMP error tells of a drop.
+    outcome = "forwarded" if recorder.sent else "answered" if answers else "dropped"
     fast = fast_path.describe(port, frame, recorder, from_tap=True)
     return _result(port, "transmit", outcome, frame, recorder, {0: segment.counters}, fast)
 
