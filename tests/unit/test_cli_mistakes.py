@@ -79,6 +79,10 @@ MISTAKES = [
     ("--vni --remote 192.0.2.2", "--vni has no value before --remote, as in: --vni N"),
     ("--remote --vni 1", "--remote has no value before --vni, as in: --remote IP"),
     ("--vni", "Option '--vni' requires an argument, as in: --vni N"),
+    (
+        "--vni 1 --log-format",
+        "Option '--log-format' requires an argument, as in: --log-format text|json",
+    ),
     (f"{GOOD} --srcport 5000", "Option '--srcport' requires 2 arguments, as in: --srcport MIN MAX"),
     ("set --learning no", "--learning takes no value: write --no-learning"),
     ("set --learning auto", "--learning takes no value: write --learning or --no-learning"),

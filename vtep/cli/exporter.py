@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vtep.cli import bootstrap, commands
-from vtep.errors import VtepError
+from vtep.errors import VtepError, shown
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -76,6 +76,11 @@ def exporter(
         raise click.UsageError("--interval and --once belong to --textfile PATH")
     if textfile is not None and listen is not None:
         raise click.UsageError("--listen and --textfile exclude each other: run two exporters")
+    if textfile is not None and textfile.name in ("", "-"):
+        raise click.UsageError(
+            f"--textfile {shown(str(textfile) if textfile.name else '')}: is no name of a file; "
+            "name one, as in: --textfile /var/lib/prometheus/node-exporter/pyvtep.prom"
+        )
     if once and interval is not None:
         raise click.UsageError("--once and --interval exclude each other")
     try:
@@ -94,7 +99,7 @@ def exporter(
     registry = registry_of(StatusCollector(source.status, _note))
     with closing(source):
         if textfile is None:
-            _serve(listen or _LISTEN, registry)
+            _serve(_LISTEN if listen is None else listen, registry)
         elif once:
             _write(textfile, registry)
         else:

@@ -104,6 +104,7 @@ def process_options(command: _F) -> _F:
             ),
             commands.option(
                 "--log-format",
+                metavar=f"{TEXT}|{JSON}",
                 type=click.Choice((TEXT, JSON)),
                 help="Lines of text, or a JSON object a line [default: text]. The systemd journal "
                 "gets fields with either.",

@@ -245,6 +245,17 @@ METRICS: Final = (
         "System calls that received datagrams, for all VNIs together.",
         lambda status: status["counters"].get("rx_syscalls", 0),
     ),
+    # Echo messages have no VNI: one is answered for all VNIs of a host.
+    _of_process(
+        "pyvtep_echo_requests_answered_total",
+        "Echo requests of other pyvteps that were answered, for all VNIs together.",
+        lambda status: status["counters"].get("echo_requests_answered", 0),
+    ),
+    _of_process(
+        "pyvtep_echo_replies_received_total",
+        "Echo replies received from remotes, for all VNIs together.",
+        lambda status: status["counters"].get("echo_replies_received", 0),
+    ),
     Metric(
         "pyvtep_problems",
         ("vni", "problem"),
@@ -391,7 +402,7 @@ METRICS: Final = (
         "neigh_full",
         "ARP and ND messages of neighbours that were not learned, as the table was full.",
     ),
-    # --- sizes, loops and echoes of each VNI --------------------------------------------------
+    # --- sizes and loops of each VNI ---------------------------------------------------------
     _counter(
         "pyvtep_mss_clamped_packets_total",
         "mss_clamped",
@@ -417,16 +428,6 @@ METRICS: Final = (
         "pyvtep_loops_found_total",
         "loops_found",
         "Loops found, each of which stopped flooding with a remote for some time.",
-    ),
-    _counter(
-        "pyvtep_echo_requests_answered_total",
-        "echo_requests_answered",
-        "Echo requests of other pyvteps that were answered.",
-    ),
-    _counter(
-        "pyvtep_echo_replies_received_total",
-        "echo_replies_received",
-        "Echo replies received from remotes.",
     ),
     # --- each configured remote ---------------------------------------------------------------
     Metric(

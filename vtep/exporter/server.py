@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from vtep import descriptors
-from vtep.errors import ConfigError, VtepError
+from vtep.errors import ConfigError, VtepError, shown
 
 _CONNECTIONS_MAX = 32
 """Connections at a time, each with a thread. For a new one, the oldest is closed."""
@@ -128,7 +128,7 @@ def _resolve(listen: str) -> tuple[socket.AddressFamily, Any]:
     is_bracketed = host.startswith("[") and host.endswith("]")
     if not colon or (":" in host and not is_bracketed):
         raise ConfigError(
-            f"--listen {listen}: is not ADDRESS:PORT, such as 127.0.0.1:9479 or [::1]:9479"
+            f"--listen {shown(listen)}: is not ADDRESS:PORT, such as 127.0.0.1:9479 or [::1]:9479"
         )
     # Not int() alone, which accepts "1_0" and digits of other scripts.
     if not (port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
