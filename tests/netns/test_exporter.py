@@ -285,7 +285,8 @@ def test_an_alert_fires_in_a_real_prometheus(
         config.write_text("[[vni]]\nid = 'one'\n")
         assert vtep.run("reload", code=2)
         wait_until(lambda: firing() == ["PyvtepReloadFailed"], "the alert", 2 * DEADLINE)
-        (alert,) = ask("alerts")["alerts"]
+        # Another one may be pending: the remote refuses datagrams, as no VTEP runs there.
+        (alert,) = (each for each in ask("alerts")["alerts"] if each["state"] == "firing")
         assert alert["annotations"]["summary"].startswith("127.0.0.1:9479: the configuration")
         config.write_text('[[vni]]\nid = 1\nremote = "192.0.2.2"\nfast-path = false\n')
         vtep.run("reload")

@@ -6,6 +6,7 @@ import pytest
 
 from vtep.control.access import READING
 from vtep.control.choice import Candidate, SegmentName, choose
+from vtep.control.reconnect import Connector
 from vtep.errors import VtepError
 
 
@@ -17,6 +18,12 @@ def candidate(number: int, *vnis: int, here: bool = True, known: bool = True) ->
 ONE, TWO = candidate(1, 100), candidate(2, 200, 201)
 AWAY, FAR = candidate(3, 300, here=False), candidate(4, 400, here=False)
 SILENT = candidate(5, known=False)
+
+
+def at(view: Connector) -> Path | None:
+    """Return where a view connects to."""
+    view()
+    return view.path
 
 
 def test_the_only_pyvtep_of_this_namespace_is_chosen() -> None:
@@ -73,6 +80,44 @@ def test_the_only_pyvtep_of_other_namespaces_can_be_read() -> None:
         VtepError, match="one in another namespace, use --socket PATH: there is vni 3"
     ):
         choose([AWAY, FAR], changes=False, every=True)
+
+
+def test_a_view_follows_its_pyvtep_and_takes_no_other_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running: list[Candidate] = []
+    noted: list[Candidate] = []
+    monkeypatch.setattr("vtep.control.reconnect.candidates", lambda **_: running)
+    monkeypatch.setattr("vtep.control.reconnect.Client", lambda *_, **__: None)
+    view = Connector(None, timeout=1)
+    with pytest.raises(VtepError, match="no running pyvtep was found"):
+        view()
+    running[:] = [AWAY]
+    view.check()  # It may start later.
+    with pytest.raises(VtepError, match="in another namespace, use --socket PATH: there is vni 3"):
+        view()
+    running[:] = [AWAY, ONE]
+    assert at(view) == ONE.path
+    running[:] = [TWO, ONE]  # Another one was started.
+    assert at(view) == ONE.path
+    with pytest.raises(VtepError, match="several pyvteps are running; choose one with --socket"):
+        Connector(None, timeout=1).check()
+    running[:] = [TWO]  # It has ended.
+    with pytest.raises(VtepError, match=r"1\.sock: no pyvtep answers there any more; to show"):
+        view()
+    running[:] = [TWO, candidate(7, 100), AWAY]  # It was restarted, and has another socket.
+    assert at(view) == Path("/run/7.sock")
+    # It has ended, and one of another network namespace has its name.
+    running[:] = [AWAY, candidate(7, 100, here=False)]
+    with pytest.raises(VtepError, match="no pyvtep runs in this network namespace"):
+        view()
+    guest = Connector(None, timeout=1, elsewhere=noted.append)
+    running[:] = [AWAY]
+    assert at(guest) == AWAY.path
+    running[:] = [ONE]
+    assert at(guest) == AWAY.path
+    assert noted == [AWAY]
+    assert at(Connector("/run/named.sock", timeout=1)) == Path("/run/named.sock")
 
 
 def test_a_process_of_an_unknown_namespace() -> None:

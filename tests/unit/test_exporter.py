@@ -295,7 +295,7 @@ def test_the_source_connects_again_and_says_each_change_once(
             raise VtepError("no pyvtep answers there")
         return daemons[-1]
 
-    monkeypatch.setattr("vtep.exporter.source.Client", connect)
+    monkeypatch.setattr("vtep.control.reconnect.Client", connect)
     source = StatusSource("/run/x.sock", said.append)
     for _ in range(2):
         with pytest.raises(VtepError, match="no pyvtep"):

@@ -15,6 +15,7 @@ import click
 from vtep.cli import commands, mistakes
 from vtep.cli.grammar import Grammar
 from vtep.control import Client, socket_files
+from vtep.control.choice import Candidate
 from vtep.control.client import find
 from vtep.errors import ConfigError, VtepError
 
@@ -145,9 +146,14 @@ def _find_sockets(
     found = find(vni=number, dev=dev, changes=changes, every=every, by_segment=by_segment)
     for each in found:
         if not each.here:
-            line = f"{each.process} in another network namespace answered ({each.path})"
-            click.echo(f"pyvtep: note: {line}", err=True)
+            note_other_namespace(each)
     return [each.path for each in found]
+
+
+def note_other_namespace(process: Candidate) -> None:
+    """Print a note that a process of another network namespace was chosen."""
+    line = f"{process.process} in another network namespace answered ({process.path})"
+    click.echo(f"pyvtep: note: {line}", err=True)
 
 
 def words(grammar: Grammar, metavar: str, required: Sequence[str] = ()) -> Callable[..., Any]:

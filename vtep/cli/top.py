@@ -6,8 +6,7 @@ import time
 import click
 
 from vtep.cli import client_command, commands
-from vtep.control import Client
-from vtep.control.client import DisconnectedError, find
+from vtep.control.reconnect import Connector
 from vtep.control.schema import FdbSample, Status
 from vtep.errors import ConfigError, VtepError, shown
 from vtep.top import batch as plain
@@ -90,7 +89,10 @@ def top(
     # --help of all commands imports this module, and does without the doctor.
     from vtep.doctor.advice import advice  # noqa: PLC0415
 
-    source = Source(_Connector(socket, vni), vni)
+    connect = Connector(
+        socket, vni, timeout=_TIMEOUT_S, elsewhere=client_command.note_other_namespace
+    )
+    source = Source(connect, vni)
     view = View(vni=vni) if macs is None else View(vni=vni, table=MACS)
     model = Model(RateMeter(advice), view)
     if batch or as_json:
@@ -98,34 +100,6 @@ def top(
             _print(model, source, count, interval, macs, as_json=as_json)
         return
     _show(model, source, interval)
-
-
-class _Connector:
-    """Connects to a VTEP, and again to that one, which may be another process then."""
-
-    def __init__(self, socket: str | None, vni: int | None) -> None:
-        self._socket = socket
-        self._vni = vni
-        self._path: str | None = None
-
-    def __call__(self) -> Client:
-        """Return a client. Raises: VtepError if the VTEP does not answer."""
-        if self._path is None:
-            client = Client(self._socket, vni=self._vni, timeout=_TIMEOUT_S)
-            self._path = str(client.path)
-            return client
-        try:
-            return Client(self._path, timeout=_TIMEOUT_S)
-        except DisconnectedError as error:
-            # Its name may have its former process ID. But another VTEP, in another network
-            # namespace or with other VNIs, is not what the user has chosen.
-            if self._socket is not None:
-                raise
-            try:
-                (found,) = find(vni=self._vni)
-            except VtepError:
-                raise error from None
-            return Client(found.path, timeout=_TIMEOUT_S)
 
 
 def _show(model: Model, source: Source, interval: float) -> None:

@@ -7,8 +7,12 @@ import click
 
 from vtep.cli import client_command, commands
 from vtep.control import Client
+from vtep.control.reconnect import Connector
 from vtep.errors import ConfigError
 from vtep.web.address import ListenAddress
+
+_TIMEOUT_S = 4.0
+"""Time in which a VTEP answers: the page says so if it does not."""
 
 
 def _check(arguments: dict[str, Any]) -> None:
@@ -44,9 +48,11 @@ def web(vtep: Client, *, listen: str, unauthenticated: bool) -> None:
     from vtep.web.shared_connection import SharedConnection  # noqa: PLC0415
 
     address = ListenAddress.parse(listen)
-    path = vtep.path
     vtep.close()
-    with WebServer(address, SharedConnection(lambda: Client(path, timeout=4))) as server:
+    socket = click.get_current_context().params["socket"]
+    # The command has told already if it is in another network namespace.
+    connect = Connector(socket, timeout=_TIMEOUT_S, elsewhere=lambda _: None)
+    with WebServer(address, SharedConnection(connect)) as server:
         if unauthenticated and not address.ip.is_loopback:
             print(
                 f"pyvtep: warning: every host that reaches {server.address} can read the page",

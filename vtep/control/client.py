@@ -58,14 +58,15 @@ class DisconnectedError(VtepError):
     """The VTEP does not exist, has ended, or does not answer."""
 
 
-def candidates() -> list[Candidate]:
+def candidates(*, ask: bool = False) -> list[Candidate]:
     """Return the running pyvteps whose sockets are in the default directory.
 
-    Each is asked for its identity, unless one of them is the only one in this network namespace.
+    Each is asked for its identity, unless one of them is the only one in this network namespace;
+    with `ask`, also then.
     """
     live = socket_files.live()
     here = [each.here for each in live if each.here is not False]
-    return [_candidate(each, ask=here != [True]) for each in live]
+    return [_candidate(each, ask=ask or here != [True]) for each in live]
 
 
 def _candidate(live: socket_files.LiveSocket, *, ask: bool) -> Candidate:

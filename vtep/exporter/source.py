@@ -1,10 +1,9 @@
 """The connection of the exporter to a running VTEP, which may end, restart and be upgraded."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from vtep.control.choice import choose
-from vtep.control.client import Client, DisconnectedError, candidates, find
+from vtep.control.client import Client, DisconnectedError
+from vtep.control.reconnect import Connector
 from vtep.control.schema import Status
 from vtep.errors import VtepError
 
@@ -16,13 +15,13 @@ default, and has to be told before that this VTEP does not answer."""
 class StatusSource:
     """A connection that is made when it is needed, and made again when it is broken.
 
-    Without a `path`, it is to the only VTEP of this network namespace. `note` is called with a line
+    Without a `path`, it is to the only VTEP of this network namespace, and never to one of another:
+    its counters would be taken for those of the one that has ended. `note` is called with a line
     when the VTEP stops answering, and when it answers again.
     """
 
     def __init__(self, path: str | None, note: Callable[[str], None]) -> None:
-        self._given = None if path is None else Path(path)
-        self._path = self._given
+        self._connect = Connector(path, timeout=_TIMEOUT_S)
         self._note = note
         self._client: Client | None = None
         self._state: str | None = None
@@ -35,13 +34,12 @@ class StatusSource:
             self.close()
             self._change_state(f"no status: {error}")
             raise
-        self._change_state(f"pyvtep {status['version']} answers at {self._path}")
+        self._change_state(f"pyvtep {status['version']} answers at {self._connect.path}")
         return status
 
     def check(self) -> None:
         """Raise VtepError if several VTEPs run here and none is named. There may be none yet."""
-        if self._given is None and (found := candidates()):
-            choose(found, changes=False, by_segment=False)
+        self._connect.check()
 
     def _ask(self) -> Status:
         if self._client is not None:
@@ -52,20 +50,6 @@ class StatusSource:
                 self.close()
         self._client = self._connect()
         return self._client.status()
-
-    def _connect(self) -> Client:
-        if self._path is not None:
-            try:
-                return Client(self._path, timeout=_TIMEOUT_S)
-            except DisconnectedError:
-                if self._given is not None:
-                    raise
-        # A restarted VTEP may have another TAP, and its socket another name.
-        (found,) = find(changes=False, by_segment=False)
-        if not found.here:
-            self._note(f"{found.process} is in another network namespace: {found.path}")
-        self._path = found.path
-        return Client(found.path, timeout=_TIMEOUT_S)
 
     def _change_state(self, state: str) -> None:
         if state != self._state:
