@@ -24,6 +24,7 @@ from vtep.top.tables import (
     ValueKind,
     arrange,
     fitting,
+    is_in,
     line,
     short,
     short_time,
@@ -255,6 +256,14 @@ def test_numbers_are_short_and_true(number: float) -> None:
 )
 def test_times(seconds: float, text: str) -> None:
     assert short_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("2.0.2", True), ("=192.0.2.1", False), ("=192.0.2.10", True), ("=VX0", True), ("=vx", False)],
+)
+def test_a_filter_is_a_part_or_a_whole_word(wanted: str, found: bool) -> None:
+    assert is_in(("vx0 in br0", "192.0.2.10"), wanted) is found
 
 
 def test_bits_and_octets() -> None:

@@ -169,7 +169,7 @@ def test_pause_filter_and_back() -> None:
         await pilot.press("slash", "x", "q", "escape")  # Keys are text while it is edited.
         assert app.model.view.wanted == ""
         await pilot.press("enter", "enter")  # The MACs of the first remote of VNI 10.
-        assert (app.model.view.vni, app.model.view.wanted) == (10, "192.0.2.2")
+        assert (app.model.view.vni, app.model.view.wanted) == (10, "=192.0.2.2")
         await pilot.press("escape", "escape")
         assert app.model.view.vni is None
         await pilot.press("q")

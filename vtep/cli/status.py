@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 
 import click
@@ -95,11 +95,16 @@ def _show(found: list[Status], *, as_json: bool) -> None:
         click.echo(line, color=True)
 
 
-def _lines(found: Iterable[Status], style: Style) -> Iterator[str]:
+def _lines(found: Collection[Status], style: Style) -> Iterator[str]:
+    number = 0
     for number, each in enumerate(found):
         if number:
             yield ""
         yield from format_status(each, style)
+    # The last lines are those of the last process, and may be good news.
+    if number and (bad := [str(each["pid"]) for each in found if each["problems"]]):
+        yield ""
+        yield f"problems in {len(bad)} of {number + 1} processes: pid {', '.join(bad)}"
 
 
 def _plain(text: str, _name: str) -> str:

@@ -13,6 +13,7 @@ from attrs import define, frozen
 
 from vtep.control.schema import FdbSample, FdbSampleEntry
 from vtep.top.rates import Row, Value, per_second
+from vtep.top.tables import is_in
 
 ROWS_MAX: Final = 500
 """MACs that are shown, which is as many as a sample has: an FDB of that size is shown whole."""
@@ -52,7 +53,7 @@ class _Known:
 
 
 class MacSampler:
-    """The MACs of a VNI. `wanted` is a part of their text, or of the address of their remote."""
+    """The MACs of a VNI. `wanted` is a filter for their text, and the address of their remote."""
 
     def __init__(self, vni: int, wanted: str = "") -> None:
         self.vni = vni
@@ -116,7 +117,7 @@ class MacSampler:
             self._shown[mac] = known
 
     def _matches(self, entry: FdbSampleEntry) -> bool:
-        return self._wanted in f"{entry['mac']} {entry['dst']} {entry['state']}"
+        return is_in((entry["mac"], entry["dst"] or "", entry["state"]), self._wanted)
 
 
 def _counts(entry: FdbSampleEntry) -> dict[str, int]:

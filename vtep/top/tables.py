@@ -167,14 +167,27 @@ def _order(value: Value) -> tuple[int, float, str]:
 
 
 def matches(row: Row, table: TableLayout, wanted: str) -> bool:
-    """Return True if a text column or the VNI of a row contains a text, in upper or lower case."""
-    wanted = wanted.lower()
-    return any(
-        wanted in str(row.values.get(column.name)).lower()
-        for column in table.columns
-        if column.kind in (ValueKind.TEXT, ValueKind.NUMBER)
-        and row.values.get(column.name) is not None
+    """Return True if a text column or the VNI of a row matches a filter (see `is_in`)."""
+    return is_in(
+        (
+            str(row.values.get(column.name))
+            for column in table.columns
+            if column.kind in (ValueKind.TEXT, ValueKind.NUMBER)
+            and row.values.get(column.name) is not None
+        ),
+        wanted,
     )
+
+
+def is_in(texts: Iterable[str], wanted: str) -> bool:
+    """Return True if one of several texts matches a filter, in upper or lower case.
+
+    A filter is a part of a text, or a whole word of it behind "=".
+    """
+    wanted = wanted.lower()
+    if wanted.startswith("="):
+        return any(wanted[1:] in text.lower().split() for text in texts)
+    return any(wanted in text.lower() for text in texts)
 
 
 def written(value: Value, kind: ValueKind, *, bits: bool = True) -> str:

@@ -127,7 +127,7 @@ class View:
         elif row is not None and self.table is REMOTES:
             self._choose(row)
             self._switch(MACS)
-            self.wanted = str(row.values["remote"])
+            self.wanted = f"={row.values['remote']}"
 
     def back(self) -> None:
         """Clear the filter; without one, show all VNIs."""
@@ -302,7 +302,7 @@ class View:
         if self.rates is None:
             return "waiting for the first answer"
         if self.wanted:
-            return f"nothing contains {self.wanted!r}"
+            return f"nothing matches {self.wanted!r}"
         if self.table is MACS and self.vni_of_macs is None:
             return "choose a VNI first: v, then m on its row"
         return "none"
