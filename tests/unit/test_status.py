@@ -17,6 +17,7 @@ from vtep.control.schema import SegmentStatus, Status, StormEntry
 from vtep.counters import Drop
 from vtep.daemon.vtep import Reload, Vtep
 from vtep.doctor.advice import advice
+from vtep.errors import VtepError
 from vtep.forwarding.fdb import LEARNED, Remote
 from vtep.testing import MemoryUnderlay
 from vtep.wire.ethernet import parse_mac
@@ -145,8 +146,15 @@ def test_a_lost_port_is_missing_until_it_is_added_or_given_up() -> None:
                     ("port-down", 2),
                     ("port-down", 3),
                 ]
+                # It does nothing any more, so it claims nothing of its remotes and its fast path.
+                lost = shown["segments"][1]
+                assert (lost["remotes"], lost["fast_path"]) == ([], "off")
+                assert shown["problems"][1]["text"].endswith("give it up: pyvtep vni del 3")
                 await one.vtep.add(segment(2))
-                await one.vtep.remove(3)
+                methods = Methods(one.vtep, reload)
+                await methods.call("vni.del", {"vni": 3})
+                with pytest.raises(VtepError, match="vni 3: there is no such segment"):
+                    await methods.call("vni.del", {"vni": 3})
                 shown = status(one.vtep)
                 assert [each["state"] for each in shown["segments"]] == ["up", "up"]
                 assert shown["problems"] == []
@@ -223,6 +231,9 @@ def test_loops_storms_remotes_and_a_failed_fast_path_are_problems() -> None:
         ("storm", None),
         ("fast-path-failed", None),
     ]
+    odd: SegmentStatus = {**found, "dev": "a b", "state": "down", "remotes": []}
+    (down,) = of_segment(odd, (), (), fast_path_failed=False)
+    assert down["text"].endswith("ip link set 'a b' up")  # It can be pasted into a shell.
     many: SegmentStatus = {**found, "remotes": [], "underlay_missing": list("abcde")}
     (missing,) = of_segment(many, (), (), fast_path_failed=False)
     assert missing["text"].endswith("a; b; c and 2 more")

@@ -166,9 +166,11 @@ class Methods:
         return views.segment(self._vtep.ports[vni])
 
     async def _vni_del(self, given: Params) -> None:
-        if given.vni() is None:
+        vni = given.vni()
+        if vni is None:
             raise ConfigError("vni: is missing")
-        port = self._port(given)
+        # One whose TAP was removed is no segment any more, but a problem until it is given up.
+        port = self._vtep.lost.get(vni) or self._port(given)
         await self._vtep.remove(port.config.vni)
         log.info("vni %d on %s: deleted", port.config.vni, port.config.tap)
 

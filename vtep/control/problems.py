@@ -5,6 +5,7 @@ stay as they are after a repair, so `recent_drops` has them.
 """
 
 from collections.abc import Iterable, Iterator
+from shlex import quote
 
 from vtep.control.schema import LoopEntry, Problem, ReloadStatus, SegmentStatus, StormEntry
 from vtep.counters import duration
@@ -36,12 +37,13 @@ def of_segment(
     if segment["state"] == "missing":
         yield _problem(
             "port-down",
-            f"the TAP device {dev} was removed: pyvtep reload, or pyvtep vni add, creates it again",
+            f"the TAP device {dev} was removed; create it again with pyvtep vni add {vni}, or with "
+            f"pyvtep reload if a --config file has it, or give it up: pyvtep vni del {vni}",
             vni,
         )
         return
     if segment["state"] == "down":
-        yield _problem("port-down", f"{dev} is down: ip link set {dev} up", vni)
+        yield _problem("port-down", f"{dev} is down: ip link set {quote(dev)} up", vni)
     if missing := segment["underlay_missing"]:
         more = len(missing) - _NAMED_MAX
         rest = f" and {more} more" if more > 0 else ""
@@ -68,7 +70,7 @@ def of_segment(
             yield _problem(
                 "storm",
                 f"{storm['traffic']} from {source} exceeds its limit, {storm['dropped']} frames "
-                f"were dropped: find the loop or the guest that floods: tcpdump -eni {dev}",
+                f"were dropped: find the loop or the guest that floods: tcpdump -eni {quote(dev)}",
                 *(vni, storm["remote"]),
             )
     if fast_path_failed:

@@ -16,6 +16,7 @@ from vtep.control.jsonrpc import PagedObject
 from vtep.counters import BY_DESIGN, Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
+from vtep.fastpath.state import off
 from vtep.forwarding.liveness import Liveness, LivenessState
 from vtep.forwarding.remote_counters import RemoteCounters
 from vtep.wire.address import is_group
@@ -61,7 +62,8 @@ class _Status:
                 yield []
                 continue
             remotes: list[schema.RemoteStatus] = []
-            for step in self._remotes(port):
+            # A VNI without a TAP neither hears its remotes nor asks them.
+            for step in () if self._is_lost(port) else self._remotes(port):
                 remotes += step
                 yield []
             segment = self._segment(port, numbers, remotes)
@@ -73,13 +75,17 @@ class _Status:
             )
             yield [segment]
 
+    def _is_lost(self, port: Port) -> bool:
+        return self._vtep.lost.get(port.config.vni) is port
+
     def _segment(
         self, port: Port, numbers: dict[str, int], remotes: list[schema.RemoteStatus]
     ) -> schema.SegmentStatus:
         config, counters = port.config, port.segment.counters
         link = self._vtep.links.get(port.tap_index) if port.is_here else None
         bridge = self._vtep.links.get(link.master) if link is not None else None
-        fast_path, missing = port.fast_path, list(port.underlay_missing)
+        fast_path = off("its TAP was removed") if self._is_lost(port) else port.fast_path
+        missing = list(port.underlay_missing)
         mtus = [mtu for remote in remotes if (mtu := remote["path_mtu"]) is not None]
         state = "up"
         if not port.is_open:

@@ -1,5 +1,7 @@
 """The remedy for a recent drop of `Client.status()`, as one line, without an examination."""
 
+from shlex import quote
+
 from vtep.control.schema import RecentDrop, SegmentStatus
 from vtep.doctor.checks import drops
 from vtep.wire import vxlan
@@ -20,7 +22,7 @@ def advice(drop: RecentDrop, segment: SegmentStatus | None) -> str:
     else:
         fields = {
             **drops.remedy_fields(tuple(segment["underlay_devices"]), segment["dstport"]),
-            "tap": segment["dev"],
+            "tap": quote(segment["dev"]),
             "mtu": str(segment["mtu"]),
             "at": f" --vni {segment['vni']}",
         }

@@ -5,6 +5,7 @@ counters stay as they are after a repair.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
+from shlex import quote
 
 from attrs import evolve, frozen
 
@@ -178,7 +179,7 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
     at = f" --vni {segment.vni}{_socket(segment.socket)}"
     fields = {
         **remedy_fields(segment.devices, segment.dstport),
-        "tap": segment.tap,
+        "tap": quote(segment.tap),
         "mtu": str(segment.mtu),
         "at": at,
     }
@@ -363,7 +364,7 @@ def _of_reason(
 
 def remedy_fields(devices: tuple[str, ...], port: int) -> dict[str, str]:
     """Return the fields of remedies that depend on the underlay: port and capture."""
-    device = devices[0] if len(devices) == 1 else "any"
+    device = quote(devices[0]) if len(devices) == 1 else "any"
     return {"port": str(port), "capture": f"tcpdump -ni {device} -T vxlan udp dst port {port}"}
 
 

@@ -1,6 +1,7 @@
 """Checks of the remotes: route, replies, ICMP errors, silence and path MTU."""
 
 from collections.abc import Iterator
+from shlex import quote
 
 from vtep.doctor.checks import addresses
 from vtep.doctor.facts import Facts, IcmpError, Refusal, RemoteFacts
@@ -74,7 +75,7 @@ def _not_reached(remote: RemoteFacts) -> Finding | None:
         f"ip route get {host} shows when there is one"
     )
     if remote.down:
-        fix = f"ip link set {remote.down[0]} up"
+        fix = f"ip link set {quote(remote.down[0])} up"
     return problem(host, f"this host has no route to {host} ({remote.no_route})", counter, fix)
 
 

@@ -1,6 +1,7 @@
 """Checks of the segments: TAP, bridge, firewall and offloads."""
 
 from collections.abc import Iterator
+from shlex import quote
 
 from attrs import evolve
 
@@ -21,7 +22,7 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             tap,
             f"{tap} is down",
             "Frames from the tunnel are dropped (tap_down), and none come from this host.",
-            f"ip link set {tap} up",
+            f"ip link set {quote(tap)} up",
         )
     if segment.bridge is not None:
         yield from _of_bridge(segment, segment.bridge)
@@ -31,8 +32,8 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             f"{tap} should be a port of bridge {bridge} but is not",
             "The bridge does not exist, or the TAP is a port of another device. Until then, no "
             "host behind the bridge uses the tunnel.",
-            f"ip link add {bridge} up type bridge; or, if it exists: ip link set {tap} master "
-            f"{bridge}",
+            f"ip link add {quote(bridge)} up type bridge; or, if it exists: "
+            f"ip link set {quote(tap)} master {quote(bridge)}",
         )
     elif not segment.addresses:
         yield warning(
@@ -104,12 +105,15 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             tap,
             f"{tap} is a port of the bridge {name} and has an address itself",
             "An address on a port of a bridge does not work reliably: it belongs to the bridge.",
-            f"ip addr del {segment.addresses[0]} dev {tap} && ip addr add {segment.addresses[0]} "
-            f"dev {name}",
+            f"ip addr del {segment.addresses[0]} dev {quote(tap)} && "
+            f"ip addr add {segment.addresses[0]} dev {quote(name)}",
         )
     if not bridge.up:
         yield problem(
-            tap, f"the bridge {name} is down", "It forwards nothing.", f"ip link set {name} up"
+            tap,
+            f"the bridge {name} is down",
+            "It forwards nothing.",
+            f"ip link set {quote(name)} up",
         )
     elif segment.up and bridge.state != "forwarding":
         learning = bridge.state in ("listening", "learning")
@@ -120,7 +124,8 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             if learning
             else "STP has closed the port because there is another path to the same hosts, a loop: "
             "without STP, frames would circle.",
-            f"ip link set {name} type bridge stp_state 0 && bridge link set dev {tap} state 3",
+            f"ip link set {quote(name)} type bridge stp_state 0 && "
+            f"bridge link set dev {quote(tap)} state 3",
         )
     if bridge.isolated and any(other.isolated for other in bridge.others):
         hidden = ", ".join(other.name for other in bridge.others if other.isolated)
@@ -128,7 +133,7 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             tap,
             f"{tap} is isolated from other ports of {name}: {hidden}",
             "Isolated ports of a bridge don't reach each other.",
-            f"bridge link set dev {tap} isolated off",
+            f"bridge link set dev {quote(tap)} isolated off",
         )
     if bridge.hairpin:
         yield warning(
@@ -136,7 +141,7 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             f"{tap} is a hairpin port of {name}",
             "The bridge sends frames back into the tunnel that they came from: every broadcast "
             "comes back, and MACs seem to be at the wrong end.",
-            f"bridge link set dev {tap} hairpin off",
+            f"bridge link set dev {quote(tap)} hairpin off",
         )
     yield from _of_bridge_mtu(segment, bridge)
 
@@ -154,7 +159,7 @@ def _of_bridge_mtu(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Findi
         f"ports of {bridge.name} have a larger MTU than {tap}: {names}{more}",
         f"{tap} has {segment.tap_mtu}, and the bridge drops larger frames before pyvtep can "
         "fragment them, or notify their sender: small packets pass, large ones hang.",
-        f"ip link set {tap} mtu {max(other.mtu for other in larger)}",
+        f"ip link set {quote(tap)} mtu {max(other.mtu for other in larger)}",
     )
 
 
