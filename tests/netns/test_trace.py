@@ -68,6 +68,23 @@ def test_nothing_is_sent_and_then_it_comes_true(vtep: Pyvtep, pair: Pair, tmp_pa
     assert {tuple(line.split()) for line in shown} == {(str(sent["source_port"]), str(octets))}
 
 
+def test_what_is_down_refuses_frames(vtep: Pyvtep, pair: Pair) -> None:
+    a, b = pair
+    ping(a, "10.0.0.2", count=1)
+    fields = f"--src-mac {mac_of(b)} --dst-mac {mac_of(a)} --proto icmp --dst 10.0.0.1"
+    a.run("ip", "link", "set", "vx0", "down")
+
+    def reasons(words: str) -> list[str]:
+        done = pyvtep(a, "trace", *words.split(), "--json", "--socket", str(vtep.control))
+        return [drop["reason"] for drop in json.loads(done.stdout)["drops"]]
+
+    wait_until(lambda: reasons(f"--from 192.0.2.2 {fields}") == ["tap_down"], "the TAP is down")
+    a.run("ip", "link", "set", "eth0", "down")
+    to = f"--dst-mac {mac_of(b)} --proto icmp --dst 10.0.0.2"
+    wait_until(lambda: reasons(to) == ["underlay_unreachable"], "no route")
+    trace(vtep, to, code=1)
+
+
 def test_real_frames(vtep: Pyvtep, pair: Pair) -> None:
     a, _ = pair
     ping(a, "10.0.0.2", count=1)

@@ -77,7 +77,11 @@ def test_a_group_has_its_mac(dst: str, mac: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["00 11 22\n33", "0x00112233", "00:11:22:33", "\t0x0000:  0011 2233"]
+    "text",
+    [
+        *("00 11 22\n33", "0x00112233", "00:11:22:33", "\t0x0000:  0011 2233"),
+        "09:00:00.1 IP 10.0.0.1 > 10.0.0.2: ICMP\n\t0x0000:  0011  ..\n\t0x0002:  2233  be\n",
+    ],
 )
 def test_hexadecimal(text: str) -> None:
     assert parse_hex(text) == b"\0\x11\x22\x33"

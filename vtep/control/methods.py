@@ -211,10 +211,10 @@ class Methods:
     # --- traces -----------------------------------------------------------------------------
 
     def _trace(self, given: Params) -> TraceResult:
-        return traces.trace(self._port(given), self._vtep.ports, given)
+        return traces.trace(self._port(given), self._vtep, given)
 
     def _trace_live(self, given: Params) -> "asyncio.Future[list[TraceResult]]":
-        return traces.live(self._port(given), self._vtep.ports, self.captures, given)
+        return traces.live(self._port(given), self._vtep, self.captures, given)
 
     # --- remotes ----------------------------------------------------------------------------
 

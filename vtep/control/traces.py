@@ -1,7 +1,6 @@
 """The methods `trace` and `trace.live`: what would happen to a frame."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +9,7 @@ from vtep.capture.events import FrameEvent, ReceivedDatagrams, SentFrame, inner_
 from vtep.capture.libpcap import FrameFilter
 from vtep.control.params import SEGMENT, Params
 from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError, VtepError
 from vtep.trace.run import FRAME_MAX, trace_from_tap, trace_from_underlay
 from vtep.trace.steps import TraceResult
@@ -29,7 +29,7 @@ _LIVE_MAX: Final = 100
 """Real frames of one call. Each takes about a millisecond, for which others wait."""
 
 
-def trace(port: Port, ports: Mapping[int, Port], given: Params) -> TraceResult:
+def trace(port: Port, vtep: Vtep, given: Params) -> TraceResult:
     """Return what would happen to a frame of a segment, or to a datagram that it receives."""
     frame, datagram = (_octets(given, name) for name in ("frame", "datagram"))
     header, source = _octets(given, "header"), given.text("source")
@@ -48,7 +48,7 @@ def trace(port: Port, ports: Mapping[int, Port], given: Params) -> TraceResult:
         if header is not None and len(header) != vxlan.HEADER_LEN:
             raise ConfigError(f"header: must have {vxlan.HEADER_LEN} octets")
         datagram = (header or vxlan.pack(port.config.vni)) + (frame or b"")
-    return trace_from_underlay(port, ports, datagram, source, ecn)
+    return trace_from_underlay(port, vtep.ports, datagram, source, ecn, vtep.links)
 
 
 def _octets(given: Params, name: str) -> bytes | None:
@@ -65,7 +65,7 @@ def _octets(given: Params, name: str) -> bytes | None:
 
 
 def live(
-    port: Port, ports: Mapping[int, Port], captures: Captures, given: Params
+    port: Port, vtep: Vtep, captures: Captures, given: Params
 ) -> "asyncio.Future[list[TraceResult]]":
     """Return a future of the traces of the next real frames of a segment.
 
@@ -75,25 +75,25 @@ def live(
     expression = given.text("filter")
     if not port.is_open:
         raise VtepError(f"vni {port.config.vni}: does not forward; see: pyvtep status")
-    return asyncio.ensure_future(_live(port, ports, captures, count, expression))
+    return asyncio.ensure_future(_live(port, vtep, captures, count, expression))
 
 
 async def _live(
-    port: Port, ports: Mapping[int, Port], captures: Captures, count: int, expression: str | None
+    port: Port, vtep: Vtep, captures: Captures, count: int, expression: str | None
 ) -> list[TraceResult]:
     results: list[TraceResult] = []
     if expression is None:
-        await _collect(port, ports, captures, count, lambda _frame: True, results)
+        await _collect(port, vtep, captures, count, lambda _frame: True, results)
     else:
         # In a thread: the name of a host in the expression is looked up.
         with closing(await asyncio.to_thread(FrameFilter, expression)) as wanted:
-            await _collect(port, ports, captures, count, wanted.matches, results)
+            await _collect(port, vtep, captures, count, wanted.matches, results)
     return results
 
 
 async def _collect(
     port: Port,
-    ports: Mapping[int, Port],
+    vtep: Vtep,
     captures: Captures,
     count: int,
     matches: "Callable[[bytes], bool]",
@@ -122,7 +122,7 @@ async def _collect(
         end()
     for event in events:
         try:
-            results.append(_trace_event(port, ports, event))
+            results.append(_trace_event(port, vtep, event))
         except VtepError:
             continue  # The segment has ended meanwhile.
         await asyncio.sleep(0)  # Frames have their turn.
@@ -134,10 +134,8 @@ def _inner_frames(event: SentFrame | ReceivedDatagrams) -> list[bytes]:
     return [inner_of(datagram) or b"" for datagram in event.datagrams]
 
 
-def _trace_event(
-    port: Port, ports: Mapping[int, Port], event: SentFrame | ReceivedDatagrams
-) -> TraceResult:
+def _trace_event(port: Port, vtep: Vtep, event: SentFrame | ReceivedDatagrams) -> TraceResult:
     if isinstance(event, SentFrame):
         return trace_from_tap(port, event.frame or b"", event.meta)
     datagram, ecn = event.datagrams[0], event.outer_ecn
-    return trace_from_underlay(port, ports, datagram, event.host, ecn)
+    return trace_from_underlay(port, vtep.ports, datagram, event.host, ecn, vtep.links)

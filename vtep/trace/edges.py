@@ -1,5 +1,7 @@
 """The ends of a traced frame: a TAP and sockets in memory, which record what reaches them."""
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
@@ -31,12 +33,22 @@ if TYPE_CHECKING:
 
 
 class TracedTap:
-    """The TAP of a replica. It passes `frame`, if there is one, and records what is written."""
+    """The TAP of a replica. It passes `frame`, if there is one, and records what is written.
+
+    As the kernel does, it refuses frames if it is not `is_up`.
+    """
 
     def __init__(
-        self, port: Port, recorder: Recorder, frame: bytes | None = None, header: bytes = b""
+        self,
+        port: Port,
+        recorder: Recorder,
+        frame: bytes | None = None,
+        header: bytes = b"",
+        *,
+        is_up: bool = True,
     ) -> None:
         self.name = port.tap
+        self._is_up = is_up
         self._vni = port.config.vni
         device = port.device
         self.tso, self.uso = device.tso, device.uso
@@ -61,6 +73,9 @@ class TracedTap:
 
     def _write(self, buffers: Sequence[Buffer]) -> int:
         header, frame = (bytes(each) for each in buffers)
+        if not self._is_up:
+            self._recorder.add("deliver", f"refused: {self.name} is down", "the state of the TAP")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         gso = virtio.unpack(header)
         is_partial = bool(gso.flags & virtio.FLAG_NEEDS_CSUM)
         size = gso.gso_size if gso.gso_type != virtio.GSO_NONE else 0
@@ -171,6 +186,9 @@ class TracedSockets:
             f"source port {port} (flow {flow & POOL_MAX - 1}; RFC 7348, section 5); "
             f"{', '.join(flags)}; {state}",
         )
+        if dev is None and (missing := self._port.underlay_missing):
+            recorder.add("send", "refused: there is no way to this remote", "; ".join(missing))
+            return Drop.UNDERLAY_UNREACHABLE
         if df and 0 < mtu < octets:
             return Drop.UNDERLAY_TOO_BIG
         recorder.sent.append(

@@ -29,8 +29,8 @@ _LINK_TYPES: Final = {113: 16, 276: 20}
 _RAW = (12, 14, 101, 228, 229)
 """Link types without a header: an IP packet."""
 
-_DUMP_OFFSET = re.compile(r"^\s*0x[0-9a-fA-F]+:\s*", re.MULTILINE)
-"""The offset at the start of a line of `tcpdump -x`."""
+_DUMP_LINE = re.compile(r"^\s*0x[0-9a-fA-F]+:[ \t]+((?:[0-9a-fA-F]+ ?)+)", re.MULTILINE)
+"""A line of octets of `tcpdump -x` or `-X`: two blanks end them."""
 
 
 class Packet(NamedTuple):
@@ -51,11 +51,15 @@ class OuterDatagram(NamedTuple):
 
 
 def parse_hex(text: str) -> bytes:
-    """Return the octets of a frame in hexadecimal; blanks, colons and offsets are skipped.
+    """Return the octets of a frame in hexadecimal; blanks and colons are skipped.
+
+    It may be the output of `tcpdump -xx` about one packet.
 
     Raises: ConfigError.
     """
-    digits = re.sub(r"[\s:.-]", "", _DUMP_OFFSET.sub("", text)).removeprefix("0x")
+    # tcpdump also describes the packet.
+    lines = _DUMP_LINE.findall(text)
+    digits = re.sub(r"[\s:.-]", "", "".join(lines) if lines else text).removeprefix("0x")
     try:
         octets = bytes.fromhex(digits)
     except ValueError:

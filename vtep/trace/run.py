@@ -10,6 +10,7 @@ from vtep.datapath import Arena, Egress, Ingress
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
 from vtep.forwarding.segment import Segment
+from vtep.host.link_table import LinkTable
 from vtep.trace import fast_path
 from vtep.trace.edges import TracedSockets, TracedTap
 from vtep.trace.overlay import Overlay
@@ -76,11 +77,13 @@ def trace_from_underlay(
     datagram: bytes,
     source: str,
     outer_ecn: int = 0,
+    links: LinkTable | None = None,
 ) -> TraceResult:
     """Return what would happen to a UDP datagram that a listener of a port receives.
 
     `ports` are all ports of the VTEP, by VNI: the datagram goes to the one that its header names.
-    `outer_ecn` is the ECN field of the outer IP header.
+    `outer_ecn` is the ECN field of the outer IP header. `links` are the devices of the host:
+    without them, every TAP is up.
 
     Raises: VtepError if the port does not receive over that version of IP.
     """
@@ -94,7 +97,9 @@ def trace_from_underlay(
         segment = TracedSegment(original, recorder)
         counters[original.vni] = segment.counters
         sizing = TracedSizing(owner.sizing, segment.counters, recorder)
-        ingress.attach(segment, TracedTap(owner, recorder), sizing, AckTracker(), lambda: None)
+        link = links.get(owner.tap_index) if links is not None else None
+        tap = TracedTap(owner, recorder, is_up=link is None or link.is_up)
+        ingress.attach(segment, tap, sizing, AckTracker(), lambda: None)
         return segment
 
     segments = Overlay(listener.demux.segments, replicate)
