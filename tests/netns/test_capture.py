@@ -22,8 +22,9 @@ def test_every_datagram_is_valid(pair: Pair, start: Start, tmp_path: Path, prefi
     for host in pair:
         # A veth defers outer checksums to a NIC that does not exist.
         host.run("ethtool", "-K", "eth0", "tx", "off")
-    start(b, *segment(0xABCDEF, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"))
-    start(a, *segment(0xABCDEF, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"))
+    frames_only = ("--liveness-interval", "0")
+    start(b, *segment(0xABCDEF, f"{prefix}1", "10.0.0.2/24", "fd00::2/64"), *frames_only)
+    start(a, *segment(0xABCDEF, f"{prefix}2", "10.0.0.1/24", "fd00::1/64"), *frames_only)
     with capture(a, tmp_path) as pcap:
         for destination, origin in (("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")):
             ping(a, destination)
