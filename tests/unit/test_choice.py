@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vtep.control.access import READING
-from vtep.control.choice import Candidate, SegmentName, choose
+from vtep.control.choice import Candidate, SegmentName, choose, choose_having
 from vtep.control.reconnect import Connector
 from vtep.errors import VtepError
 
@@ -42,6 +42,15 @@ def test_of_several_the_one_with_the_segment_is_chosen() -> None:
         choose([ONE, TWO], vni=100, dev="vx200")
     with pytest.raises(VtepError, match=r"^vni 300: no pyvtep here has it"):
         choose([ONE, TWO, AWAY], vni=300)
+
+
+def test_a_client_of_a_segment_is_not_connected_to_another() -> None:
+    assert choose_having([ONE, TWO], 200, None) == TWO
+    assert choose_having([ONE], None, "vx100") == choose_having([ONE], None, None) == ONE
+    assert choose_having([SILENT], 7, None) == SILENT  # It does not say what it has.
+    for only in (ONE, AWAY):
+        with pytest.raises(VtepError, match=r"^vni 7: the only pyvtep does not have it; there is"):
+            choose_having([only], 7, None)
 
 
 def test_an_ambiguous_choice_names_all_candidates() -> None:

@@ -89,6 +89,18 @@ def choose(
     return named
 
 
+def choose_having(candidates: Sequence[Candidate], vni: int | None, dev: str | None) -> Candidate:
+    """Return the pyvtep to read from that has a segment, if one is named.
+
+    Unlike with `choose`, the only pyvtep has to have it, too: later calls need not name it.
+    """
+    (found,) = choose(candidates, vni=vni, dev=dev, changes=False)
+    is_named = vni is not None or dev is not None
+    if is_named and found.segments is not None and not _matching([found], vni, dev):
+        raise VtepError(f"{_name(vni, dev)}: the only pyvtep does not have it; there is {found}")
+    return found
+
+
 def _elsewhere(
     candidates: Sequence[Candidate], vni: int | None, dev: str | None, *, changes: bool
 ) -> Candidate:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vtep.control import jsonrpc, socket_files
 from vtep.control.access import READING
-from vtep.control.choice import Candidate, SegmentName, choose
+from vtep.control.choice import Candidate, SegmentName, choose, choose_having
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import (
     FdbEntry,
@@ -115,7 +115,10 @@ class Client:
     ) -> None:
         self._elsewhere: Candidate | None = None
         if path is None:
-            (found,) = find(vni=vni, dev=dev, changes=False)
+            running = candidates(ask=vni is not None or dev is not None)
+            if not running:
+                raise socket_files.none_found()
+            found = choose_having(running, vni, dev)
             path = found.path
             self._elsewhere = None if found.here else found
         self.path = Path(path)
