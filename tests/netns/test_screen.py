@@ -313,7 +313,7 @@ def test_flood_to_a_group(
     a, _ = pair
     send("192.0.2.3", 10)
     wait_until(lambda: vtep.counter("source_unknown") == 10, "those few")
-    wait_until(lambda: "(last: 192.0.2.3)" in vtep.log, "the log")
+    wait_until(lambda: "last: 192.0.2.3)" in vtep.log, "the log")
     sent = 10
 
     def discarded() -> int:

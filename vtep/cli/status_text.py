@@ -120,7 +120,7 @@ def _drops(drops: list[RecentDrop], segment: SegmentStatus | None, style: Style)
         yield ""
     for drop in drops:
         last = ", ".join(filter(None, (drop["last_source"], drop["detail"])))
-        text = f"{drop['count']} x {drop['reason']}, {ago(drop['age'])}: {drop['meaning']}"
+        text = f"{drop['count']} x {drop['reason']}, last {ago(drop['age'])}: {drop['meaning']}"
         head = "  drop  " if segment is not None else "drop  "
         yield from wrap(style(head, BAD), len(head), text + (f" (last: {last})" if last else ""))
         yield from wrap(_INDENT + "-> ", len(_INDENT) + 3, advice(drop, segment))

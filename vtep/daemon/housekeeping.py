@@ -123,9 +123,8 @@ class Housekeeping:
         for listener in self._listeners:
             listener.demux.counters.note_drops(now)
             self._drop_log.note("", listener.demux.counters)
-        several = len(self._ports) > 1
         for port in tuple(self._ports):
             port.segment.counters.note_drops(now)
-            name = f"vni {port.config.vni}" if several else ""
-            self._drop_log.note(name, port.segment.counters)
+            # Also if there is one VNI only: JSON and the journal have the VNI from the text.
+            self._drop_log.note(f"vni {port.config.vni}", port.segment.counters)
             yield

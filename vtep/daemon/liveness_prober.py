@@ -172,18 +172,18 @@ class LivenessProber:
         remote.state = state
         if state is LivenessState.SILENT:
             log.warning(
-                "%s is silent: it has answered before, and neither answers nor sends any more; "
-                "pyvtep doctor --remote %s looks for the cause",
+                "remote %s is silent: it has answered before, and neither answers nor sends any "
+                "more; pyvtep doctor --remote %s looks for the cause",
                 *(remote.host, remote.host),
             )
         elif state is LivenessState.REFUSED:
             log.warning(
-                "%s refuses datagrams: no VTEP receives at UDP port %d there, or a firewall "
+                "remote %s refuses datagrams: no VTEP receives at UDP port %d there, or a firewall "
                 "rejects them",
                 *(remote.host, remote.ports[0][1].port),
             )
         elif before is not LivenessState.NEVER_SEEN:
-            log.info("%s is heard again", remote.host)
+            log.info("remote %s is heard again", remote.host)
         if state is not LivenessState.NEVER_SEEN:
             for port, _ in remote.ports:
                 for watcher in tuple(self.watchers):

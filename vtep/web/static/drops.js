@@ -31,7 +31,7 @@ export class Drops {
         },
         { title: "VNI", className: "number", text: (drop) => drop.vni ?? "any" },
         {
-          title: "Count",
+          title: "Since start",
           className: "number",
           text: (drop) => (drop.rate > 0 ? `${count(drop.count)} (${perSecond(drop.rate)})` : count(drop.count)),
         },
