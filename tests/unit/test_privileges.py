@@ -40,6 +40,14 @@ def test_users_are_found_by_name_and_number() -> None:
             "root:no-such-group",
             "--user root:no-such-group: there is no group no-such-group; create it: groupadd",
         ),
+        (
+            "root:4294967295",
+            "--user root:4294967295: is too large for a group ID, which is at most",
+        ),
+        (
+            f"{1 << 70}:0",
+            f"--user {1 << 70}:0: is too large for a user ID, which is at most 429496",
+        ),
         (f"{1 << 70}", f"--user {1 << 70}: user ID {1 << 70} has no name"),
     ):
         with pytest.raises(VtepError) as refused:

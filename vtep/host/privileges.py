@@ -63,6 +63,10 @@ _VERSION_3: Final = 0x20080522
 _SETS = struct.Struct("=6I")
 """Two struct __user_cap_data_struct: effective, permitted, inheritable; lower words, then upper."""
 
+_ID_MAX: Final = 0xFFFF_FFFE
+"""The largest ID of a user or a group: chown(2) takes the next one for "leave it as it is"."""
+_ID_DIGITS: Final = 10
+
 _CACHES: Final = Path("/var/cache")
 _CACHE_VARIABLES: Final = ("PYVTEP_CACHE_DIR", "CACHE_DIRECTORY")
 _PORTS: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -93,6 +97,10 @@ def find_user(text: str) -> User:
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
+        if name.isdecimal() and group and int(name) > _ID_MAX:
+            raise VtepError(
+                f"--user {text}: is too large for a user ID, which is at most {_ID_MAX}"
+            ) from None
         if not (name.isdecimal() and group):
             raise VtepError(
                 f"--user {text}: there is no user {name}; create it: useradd --system {name}"
@@ -111,6 +119,8 @@ def find_group(option: str, group: str) -> int:
     `option` is the option with its value, for the error. Raises: VtepError if there is none.
     """
     if group.isdecimal():
+        if len(group) > _ID_DIGITS or int(group) > _ID_MAX:
+            raise VtepError(f"{option}: is too large for a group ID, which is at most {_ID_MAX}")
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid
