@@ -136,6 +136,12 @@ def test_the_page_follows_a_vtep_through_traffic_a_drop_and_a_restart(
         assert vtep.stop() == 0
         chromium.wait_for("#link", "reconnecting")
         chromium.wait_for("#banner", "no pyvtep answers there")
+        # A page that is opened now claims nothing.
+        chromium.open(url)
+        chromium.wait_for("#link", "reconnecting")
+        for selector in ("#drops", "#related", "#vnis", "#remotes"):
+            code = "return document.querySelector(arguments[0]).innerText"
+            assert chromium.script(code, selector) == ""
         process = start(a, *options).process.pid
         chromium.wait_for("#link", "live")
         chromium.wait_for("#about", f"process {process}")

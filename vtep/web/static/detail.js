@@ -94,7 +94,7 @@ export class Detail {
       ({ name }) => name,
     );
     this.peersHeading = h("h2");
-    this.peersPart = h("section", { class: "panel" }, h("div", { class: "panel-head" }, this.peersHeading), this.peers.element);
+    this.peersPart = h("section", { class: "panel", hidden: true }, h("div", { class: "panel-head" }, this.peersHeading), this.peers.element);
     this.counters = h("dl", { class: "facts counters" });
     this.countersPart = h("details", {}, h("summary", {}, "Counters"), this.counters);
     element.append(

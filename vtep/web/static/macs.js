@@ -50,7 +50,7 @@ export class Macs {
     this.note = h("p", { class: "muted", role: "status" });
     this.pager = h("p", { class: "pager" }, this.back, this.forth);
     this.heading = h("h2");
-    this.element = h("section", { class: "panel macs" }, h("div", { class: "panel-head" }, this.heading, this.filter), this.table.element, this.pager, this.note);
+    this.element = h("section", { class: "panel macs", hidden: true }, h("div", { class: "panel-head" }, this.heading, this.filter), this.table.element, this.pager, this.note);
   }
 
   // Show those of a VNI, or stop with null.

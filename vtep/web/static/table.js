@@ -14,14 +14,15 @@ export class Table {
       h("th", { scope: "col", role: "columnheader", class: className }, title),
     );
     this.body = h("tbody", { role: "rowgroup" });
+    // Both are hidden at first: before an answer of pyvtep, it is not known that there is nothing.
     this.table = h(
       "table",
-      { role: "table" },
+      { role: "table", hidden: true },
       h("caption", { class: "visually-hidden" }, caption),
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ...heads)),
       this.body,
     );
-    this.empty = h("p", { class: "muted empty" }, empty);
+    this.empty = h("p", { class: "muted empty", hidden: true }, empty);
     this.element = h("div", { class: "table-box" }, this.table, this.empty);
     new ResizeObserver(() => {
       this.element.classList.toggle("stacked", this.element.clientWidth < stackBelow);
