@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from vtep.control import jsonrpc, socket_files
 from vtep.control.access import READING
 from vtep.control.choice import Candidate, SegmentName, choose, choose_having
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import (
+    CaptureRequest,
     FdbEntry,
     FdbSample,
     LoopEntry,
@@ -270,13 +271,8 @@ class Client:
         result: str = self.call("reload")
         return result
 
-    def capture(self, **wanted: Any) -> "FrameStream":
-        """Return an asynchronous iterator of frames, which has a connection of its own.
-
-        Keywords: `vni` or `dev` for one segment; `remote`, `mac`; `point`: "inner", "outer" or
-        "both"; `drops` for dropped frames only; `filter`: an expression of tcpdump about the inner
-        frame; `count`; `snaplen`; `superframes` to leave them unsegmented.
-        """
+    def capture(self, **wanted: Unpack[CaptureRequest]) -> "FrameStream":
+        """Return an asynchronous iterator of frames, which has a connection of its own."""
         from vtep.control.frames import FrameStream  # noqa: PLC0415  few clients need it
 
         return FrameStream(self.path, remotes=True, **wanted)

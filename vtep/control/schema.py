@@ -3,7 +3,7 @@
 `vni` and `dev` everywhere are those of the segment: its VNI, and its TAP as it is named now.
 """
 
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 CAPTURE_HANDED_OVER: Final = "another process has taken over"
 """The end of a capture that goes on if it is asked for again, after an upgrade."""
@@ -369,3 +369,27 @@ class Status(TypedDict):
     """Those that belong to no segment."""
     segments: list[SegmentStatus]
     problems: list[Problem]
+
+
+class CaptureRequest(TypedDict, total=False):
+    """The frames that a capture is to show: those that match all keys; all without any."""
+
+    vni: int | None
+    """The segment; or its TAP, `dev`. Without both, all segments, and datagrams for none."""
+    dev: str | None
+    remote: str | None
+    """Underlay address of the other VTEP."""
+    mac: str | None
+    """Source or destination of the inner frame."""
+    point: Literal["inner", "outer", "both"] | None
+    """Frames at the TAP, datagrams at the underlay, or both, which is the default."""
+    drops: bool | None
+    """True for dropped frames only."""
+    filter: str | None
+    """An expression of tcpdump about the inner frame."""
+    count: int | None
+    """Frames after which the capture ends."""
+    snaplen: int | None
+    """Octets that are kept of each frame."""
+    superframes: bool | None
+    """True to leave superframes unsegmented."""
