@@ -17,7 +17,7 @@ from typing import Any, Final
 from vtep import descriptors
 from vtep.control import jsonrpc
 from vtep.control.access import Access, Policy
-from vtep.control.connection import Connection, OctetSource, peer_of
+from vtep.control.connection import STREAM_OCTETS, Connection, OctetSource, peer_of
 from vtep.control.jsonrpc import Code, InvalidRequest, OctetStream, Request, RpcError
 from vtep.control.schema import CAPTURE_HANDED_OVER
 from vtep.control.socket_files import ControlSocket
@@ -48,9 +48,6 @@ _NO_DESCRIPTORS = (
     )
     + b"\n"
 )
-
-_STREAM_OCTETS = 65536
-"""Octets of a stream that are sent in one piece."""
 
 _ACCEPTS_AT_ONCE = 16
 
@@ -404,7 +401,7 @@ class Server:
         if client.stream is not None:
             stream.source.close()
             raise RpcError(Code.REFUSED, "a connection has one stream; use another connection")
-        client.stream = stream.source
+        client.begin_stream(stream.source)
         return stream.result
 
     async def _send_stream(self, client: Connection, stream: OctetSource) -> None:
@@ -414,7 +411,7 @@ class Server:
         try:
             while await stream.ready.wait():
                 async with self._one_turn():
-                    octets = stream.take(_STREAM_OCTETS)
+                    octets = stream.take(STREAM_OCTETS)
                 if octets:
                     await client.send(octets)
                 elif stream.has_ended:
