@@ -68,6 +68,7 @@ def _ip(_context: click.Context, parameter: click.Parameter, value: str | None) 
 @commands.option("--dst", metavar="IP", callback=_ip, help="Destination address.")
 @commands.option(
     "--proto",
+    metavar=f"[{'|'.join(PROTOCOLS)}]",
     type=click.Choice(PROTOCOLS),
     help="Protocol [default: udp with ports, icmp with addresses, else none].",
 )
@@ -144,10 +145,12 @@ def trace(
 ) -> None:
     """Show what would happen to a frame, decision by decision; nothing is sent or changed.
 
+    For a frame from the TAP, one from a remote, and real frames:
+
     \b
-    From the TAP:    pyvtep trace --dst-mac 02:00:00:00:00:02 --dst 10.0.0.2 --dport 53
-    From a remote:   pyvtep trace --from 192.0.2.2 --pcap dump.pcap:7
-    Real frames:     pyvtep trace --live 3 --filter arp
+        pyvtep trace --dst-mac 02:00:00:00:00:02 --dst 10.0.0.2 --dport 53
+        pyvtep trace --from 192.0.2.2 --pcap dump.pcap:7
+        pyvtep trace --live 3 --filter arp
 
     Exit code: 0 if the frame would be forwarded, delivered or answered, 1 if it would be dropped.
     """
