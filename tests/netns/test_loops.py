@@ -165,13 +165,16 @@ class Segments:
                 found += [each["mac"] for each in client.fdb.show(held=True)]
         return found
 
-    def doctor_finds(self, hosts: list[Host], what: str) -> bool:
-        """Return True if the doctor reports something on a host, each with one VTEP."""
-        for host, vtep in zip(hosts, self.vteps, strict=True):
-            said = pyvtep(host, "doctor", "--socket", str(vtep.control)).stdout
-            if f"WARNING: {what}" in said:
-                return True
-        return False
+    def doctor_finds_loop(self, hosts: list[Host]) -> bool:
+        """Return True if the doctor of a host, each with one VTEP, reports the loop."""
+        # The block may be at either end, and may end before the doctor asks: then cause another.
+        if not self.blocked():
+            broadcast(hosts[0])
+        return any(
+            "WARNING: a loop leads through 192.0.2."
+            in pyvtep(host, "doctor", "--socket", str(vtep.control)).stdout
+            for host, vtep in zip(hosts, self.vteps, strict=True)
+        )
 
     def expect_found(self, *loops: str) -> None:
         """Wait until a loop is found and its storm has ended; check what the log says then."""
@@ -260,14 +263,9 @@ def test_hosts_that_are_bridged_by_two_tunnels(
         return is_reachable(a, "10.0.0.2") and bool(segments.blocked())
 
     wait_until(finds_the_other, "a ping during a block")
-
-    def doctor_finds_the_loop() -> bool:
-        if not segments.blocked():  # A block may end before the doctor asks: cause another one.
-            broadcast(a)
-        return segments.doctor_finds(hosts, "a loop leads through 192.0.2.")
-
-    if second == "kernel":  # It blocks nothing itself. The block may be at either end.
-        wait_until(doctor_finds_the_loop, "the doctor to report the loop", 4 * DEADLINE)
+    if second == "kernel":  # It blocks nothing itself.
+        found = partial(segments.doctor_finds_loop, hosts)
+        wait_until(found, "the doctor to report the loop", 4 * DEADLINE)
     if second == "vni":  # They take turns.
         assert len(set(re.findall(r"vni (\d): loop through", segments.log))) == 1
     # One end suffices. A pyvtep would make its TAP a port of --bridge again.
