@@ -11,6 +11,7 @@ from attrs import asdict, evolve
 
 from vtep import Config, VtepError
 from vtep.cli import bootstrap, commands
+from vtep.cli.docker_plugin import plugin
 from vtep.cli.options import config_options, given_options, settings_options, take_settings
 from vtep.cli.process_options import ProcessOptions, in_background, process_options
 from vtep.config import Settings
@@ -35,6 +36,9 @@ _NETWORK = click.argument("network", callback=_check_name)
 @click.group(cls=commands.CliGroup)
 def docker() -> None:
     """Join Docker networks of several hosts, so that their containers share a subnet."""
+
+
+docker.add_command(plugin)
 
 
 @docker.command()
