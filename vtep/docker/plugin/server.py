@@ -11,7 +11,7 @@ from socketserver import ThreadingUnixStreamServer
 from typing import Any
 
 from vtep import descriptors
-from vtep.docker.plugin.dispatch import CONTENT_TYPE, PluginResponse, Dispatcher
+from vtep.docker.plugin.dispatch import CONTENT_TYPE, Dispatcher, PluginResponse
 from vtep.errors import VtepError
 
 log = logging.getLogger("vtep")
