@@ -65,6 +65,8 @@ def test_defaults() -> None:
         "remote": (IPv4Address(V4),),
         "group": None,
         "tap": "vx1",
+        "netns": None,
+        "tap_fd": None,
         "bridge": None,
         "persist": False,
         "local": (),
@@ -136,6 +138,12 @@ ACCEPTED = [
     ("local", "192.0.2.9", (IPv4Address("192.0.2.9"),)),
     ("local", ["192.0.2.9"], (IPv4Address("192.0.2.9"),)),
     ("local", None, ()),
+    ("netns", "4711", "4711"),
+    ("netns", 4711, "4711"),
+    ("netns", "/run/netns/blue", "/run/netns/blue"),
+    ("netns", "none", None),
+    ("tap_fd", "3", 3),
+    ("tap_fd", None, None),
     ("bridge", "br-1f2e3d4c5b6a", "br-1f2e3d4c5b6a"),
     ("bridge", None, None),
     ("persist", True, True),
@@ -343,6 +351,13 @@ REFUSED = [
     ("group", ["239.1.1.1"], "is not the address of a multicast group"),
     ("group", "ff02::1%eth0", "give it without a scope"),
     ("group", "239.1.1.1", "needs --dev, the device to join it on"),
+    ("netns", "blue", "of a namespace of ip netns, give /run/netns/blue"),
+    ("netns", "./blue", "is no PID and no absolute path"),
+    ("netns", 0, "must be from 1 to 4194304"),
+    ("netns", "", "is no PID and no path of a file"),
+    ("netns", True, "is no PID and no path of a file"),
+    ("netns", "/run/\0", "is no PID and no path of a file"),
+    ("tap_fd", 2, "must be from 3 to 1048576"),
     ("bridge", "", NO_NAME),
     ("bridge", "x" * 16, "too long"),
     ("bridge", "vx1", "is the TAP itself; name another device"),
@@ -498,6 +513,8 @@ RESETTABLE = (
     *(
         "remote",
         "group",
+        "netns",
+        "tap_fd",
         "bridge",
         "local",
         "dev",
@@ -661,6 +678,14 @@ def test_a_remote_in_the_subnet_of_the_tap(address: str, remote: str) -> None:
 
 def test_accept_any_excludes_prefixes() -> None:
     assert "is redundant with --accept-any" in refusal(accept="192.0.2.0/24", accept_any=True)
+
+
+def test_a_tap_elsewhere_has_nothing_in_common_with_the_underlay() -> None:
+    address = "192.0.2.9/24"
+    given = Config(vni=1, remote=V4, netns="7", tap="eth0", dev="eth0", address=address)
+    assert given.netns == "7"
+    with pytest.raises(ConfigError, match="--tap-fd 3: is the TAP of a network namespace already"):
+        Config(vni=1, netns="7", tap_fd=3)
 
 
 def test_a_bridge_may_be_the_underlay_device() -> None:

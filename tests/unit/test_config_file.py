@@ -64,6 +64,8 @@ EXAMPLES: dict[str, Any] = {
     "remote": "192.0.2.9",
     "group": "239.1.1.1",
     "tap": "other",
+    "netns": "/run/netns/blue",
+    "tap_fd": "3",
     "bridge": "br0",
     "persist": True,
     "local": ["192.0.2.1"],

@@ -379,6 +379,37 @@ def check_flag(option: str, value: object) -> None:
         raise OptionError(f"--{option.replace('_', '-')}", value, reason)
 
 
+# --- the namespace and the descriptor of a TAP ------------------------------------------------
+
+PID_MAX = 1 << 22
+"""PID_MAX_LIMIT in the kernel's include/linux/threads.h, for 64-bit machines."""
+
+
+def netns(value: object) -> str | None:
+    """Return a process ID in decimal or an absolute path; None is the namespace of pyvtep."""
+    if is_default(value):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # A file may have the number without quotes.
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise OptionError("--netns", value, "is no PID and no path of a file", quoted=True)
+    if re.fullmatch("[0-9]+", text):
+        return str(_integer("--netns", text, 1, PID_MAX))
+    if not text.startswith("/"):
+        # Relative to what, if it came over the control socket or from a file?
+        reason = "is no PID and no absolute path"
+        if "/" not in text:
+            reason += f"; of a namespace of ip netns, give /run/netns/{text}"
+        raise OptionError("--netns", text, reason)
+    return text
+
+
+def tap_fd(value: object) -> int | None:
+    """Return the number of a descriptor behind the standard streams; None is none."""
+    return None if is_default(value) else _integer("--tap-fd", value, 3, 1 << 20)
+
+
 # --- files ------------------------------------------------------------------------------------
 
 

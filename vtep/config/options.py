@@ -63,6 +63,23 @@ class Config:
             "help": "Name of the TAP device [default: vx followed by the VNI].",
         },
     )
+    netns: str | None = field(
+        default=None,
+        converter=option_parsers.netns,
+        metadata={
+            "metavar": "PID|PATH",
+            "help": "Network namespace for the TAP, by a process in it or by its file [default: "
+            "that of pyvtep].",
+        },
+    )
+    tap_fd: int | None = field(
+        default=None,
+        converter=option_parsers.tap_fd,
+        metadata={
+            "metavar": "N",
+            "help": "Open descriptor of a TAP to use, which pyvtep inherits from its parent.",
+        },
+    )
     bridge: str | None = field(
         default=None,
         converter=address_parsers.bridge,
@@ -362,6 +379,13 @@ class Config:
         if group is not None and self.dev is None:
             raise ConfigError(f"--group {group}: needs --dev, the device to join it on")
 
+    @tap_fd.validator
+    def _check_tap_fd(self, _attribute: "Attribute[Any]", tap_fd: int | None) -> None:
+        if tap_fd is not None and self.netns is not None:
+            raise ConfigError(
+                f"--tap-fd {tap_fd}: is the TAP of a network namespace already; leave out --netns"
+            )
+
     @bridge.validator
     def _check_bridge(self, _attribute: "Attribute[Any]", bridge: str | None) -> None:
         # It may be the device of --dev: a bridge with the underlay's address extends its LAN.
@@ -370,8 +394,9 @@ class Config:
 
     @dev.validator
     def _check_dev(self, _attribute: "Attribute[Any]", dev: str | None) -> None:
-        # Datagrams bound to the TAP would be encapsulated again, for ever.
-        if dev == self.tap:
+        # Datagrams bound to the TAP would be encapsulated again, for ever. With --netns, the device
+        # of this name here is another one.
+        if dev == self.tap and self.netns is None:
             raise ConfigError(f"--dev {dev}: is the TAP itself; name the underlay device")
 
     @local.validator
@@ -419,6 +444,8 @@ class Config:
 
     @address.validator
     def _check_address(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        if self.netns is not None:
+            return  # The route to its subnet is in the namespace of the TAP.
         # Overlaps with the underlay's own subnets depend on the machine: a port checks those.
         overlap = find_overlap(self.address, self.remote, ())
         if overlap is not None:

@@ -57,6 +57,8 @@ FIXED_OPTIONS = {
     "vni": "is what identifies a port: another VNI is another port",
     "tap": "a port keeps its device: with another TAP, the VNI gets another port, which takes over "
     "the FDB entries and neighbours",
+    "netns": "as tap",
+    "tap_fd": "as tap",
 }
 """Options that cannot change while a port runs, each with the reason."""
 
