@@ -86,6 +86,18 @@ class EngineClient:
             raise self._translate(error) from error
         return inspected
 
+    def list_networks(self) -> list[Mapping[str, Any]]:
+        """Return the engine's descriptions of all networks (`GET /networks`), without containers.
+
+        Raises: EngineUnreachableError.
+        """
+        try:
+            with closing(self._connect()) as engine:
+                networks: list[Mapping[str, Any]] = engine.networks()
+        except Exception as error:
+            raise self._translate(error) from error
+        return networks
+
     def watch(
         self, on_change: Callable[[], object], on_unreachable: Callable[[], object]
     ) -> NoReturn:

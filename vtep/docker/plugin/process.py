@@ -1,19 +1,26 @@
-"""The process of the plug-in: its drivers, its server, and its end."""
+"""The process of the plug-in: its drivers, its server, its threads and its end."""
 
 import logging
+import select
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from vtep.docker.client import EngineClient
 from vtep.docker.plugin.dispatch import Dispatcher
 from vtep.docker.plugin.driver import NetworkDriver
+from vtep.docker.plugin.keeper import NetworkKeeper
 from vtep.docker.plugin.server import PluginServer
 from vtep.docker.plugin.store import JsonStore
+from vtep.host.netlink_events import subscribe_links
 
 log = logging.getLogger("vtep")
+
+_DEBOUNCE_S = 0.5
+"""Interval for link events: each start of a container brings a dozen of them."""
 
 
 def serve(
@@ -37,10 +44,30 @@ def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    driver = NetworkDriver(JsonStore(directory / "networks.json"), engine)
-    dispatcher = Dispatcher(driver.methods)
+    keeper = NetworkKeeper(JsonStore(directory / "networks.json"), engine)
+    dispatcher = Dispatcher(NetworkDriver(keeper).methods)
     with PluginServer(plugin_socket, dispatcher, inherited=inherited) as server:
-        threading.Thread(target=server.serve_forever, name="plugin", daemon=True).start()
+        # Daemon threads: they wait for the engine, for daemons and for the kernel, maybe for ever.
+        # The engine is served first: it waits for us before it answers to others.
+        _start(server.serve_forever)
+        _start(keeper.keep)
+        _start(lambda: _watch_links(keeper.wake))
+        _start(lambda: engine.watch(keeper.on_engine_change, lambda: None))
         log.info("serving the Docker engine at %s", plugin_socket)
         ended.wait()
         server.shutdown()
+
+
+def _start(function: Callable[[], object]) -> None:
+    threading.Thread(target=function, daemon=True).start()
+
+
+def _watch_links(on_change: Callable[[], object]) -> None:
+    """Call a function after changes of the network devices of this host, for ever."""
+    with subscribe_links() as events:
+        while True:
+            select.select([events], [], [])
+            threading.Event().wait(_DEBOUNCE_S)
+            while select.select([events], [], [], 0)[0]:
+                events.recv(1 << 16)
+            on_change()

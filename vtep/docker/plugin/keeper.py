@@ -1,0 +1,356 @@
+"""The networks of the driver on this host, kept as they are to be.
+
+A network consists of a bridge, a VNI of a daemon on it, rules of the firewall, and a veth pair for
+each endpoint. All of that is made when the engine asks for it, and made again when it is gone:
+after a boot, after the daemon has ended, or when the plug-in starts anew.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from attrs import define, field
+
+from vtep.docker.client import EngineClient, EngineUnreachableError
+from vtep.docker.plugin import network as networks
+from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
+from vtep.docker.plugin.segments import HostSegments
+from vtep.docker.plugin.store import JsonStore
+from vtep.errors import ConfigError, VtepError
+from vtep.host import bridge_rules, bridge_setup, netlink
+from vtep.host.devices import device_index
+from vtep.wire.icmp import MTU_MIN_V6
+
+log = logging.getLogger("vtep")
+
+_RETRY_S = 2.0
+"""Delay before something that failed is tried again."""
+
+_CHECK_S = 30.0
+"""Interval of checks of what sends no events when it changes, such as rules of the firewall."""
+
+_MTU = 1450
+"""MTU of containers while it is not known: that of a tunnel over Ethernet and IPv4."""
+
+
+class NetworkListener(Protocol):
+    """A part of the plug-in that is notified of networks and their bridges."""
+
+    def on_network(self, network: PluginNetwork) -> None:
+        """Take note of a network whose bridge exists; also called for a bridge made anew."""
+
+    def on_network_removed(self, network: PluginNetwork) -> None:
+        """Take note that a network is removed."""
+
+
+@define
+class _Kept:
+    """A network, its endpoints by ID, and what is known of its devices."""
+
+    network: PluginNetwork
+    own_bridge: bool
+    """True if the bridge was made for the network, and is removed with it."""
+    endpoints: dict[str, PluginEndpoint] = field(factory=dict)
+    mtu: int = _MTU
+    """MTU of containers, in octets."""
+    bridge_index: int = 0
+    """Index of the bridge that listeners know of."""
+    confirmed: bool = True
+    """False for a network from disk, until the engine has shown that it still has it."""
+    problem: str = ""
+    """The last failure, which is logged once."""
+
+
+class NetworkKeeper:
+    """The networks of one engine; it owns their devices, their VNIs and their state on disk.
+
+    Methods are called by threads of the server; one that changes something holds the lock.
+    """
+
+    def __init__(
+        self, store: JsonStore, engine: EngineClient, listeners: Iterable[NetworkListener] = ()
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._listeners = tuple(listeners)
+        self._segments = HostSegments(self.wake)
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._engine_changed = threading.Event()
+        self._removed: set[str] = set()
+        """IDs of networks that were removed, which the engine may list for a moment."""
+        self._kept: dict[str, _Kept] = {}
+        for number, value in store.load().get("networks", {}).items():
+            try:
+                self._kept[number] = _from_json(number, value)
+            except (ConfigError, KeyError, TypeError, ValueError) as error:
+                log.warning("network %.12s: its state on disk is damaged: %s", number, error)
+
+    # --- the life of networks and endpoints ---------------------------------------------------
+
+    def create(self, network: PluginNetwork) -> None:
+        """Make a network. Raises: VtepError if that fails; nothing is left behind then."""
+        with self._lock:
+            # The engine repeats a request that it has got no answer to.
+            if network.id not in self._kept:
+                others = [kept.network for kept in self._kept.values()]
+                networks.check_free(network, others)
+                self._segments.check_free(network)
+                own = device_index(network.bridge) is None
+                # On disk first: after a crash, it is removed if the engine has not got it.
+                self._kept[network.id] = _Kept(network, own)
+                self._save()
+            try:
+                self._apply(self._kept[network.id], self._segments.owners())
+                self._save()
+            except VtepError:
+                self.delete(network.id)
+                raise
+            self._removed.discard(network.id)
+
+    def delete(self, number: str) -> None:
+        """Remove a network with all that belongs to it; one that is unknown is removed already."""
+        with self._lock:
+            kept = self._kept.get(number)
+            if kept is None:
+                return
+            network = kept.network
+            with suppress(VtepError):  # It may not exist, and then it is not there to be removed.
+                self._segments.remove(network)
+            for version in _versions(network):
+                bridge_rules.remove_rules(_rules(kept), version)
+            with netlink.session() as connection:
+                for endpoint in kept.endpoints:
+                    bridge_setup.remove_device(connection, networks.device_names(endpoint)[0])
+                if kept.own_bridge:
+                    bridge_setup.remove_device(connection, network.bridge)
+            del self._kept[number]
+            self._removed.add(number)
+            self._save()
+            for listener in self._listeners:
+                listener.on_network_removed(network)
+            log.info("network %.12s: removed, with vni %d", number, network.vni)
+
+    def create_endpoint(self, number: str, endpoint: str, wanted: PluginEndpoint) -> PluginEndpoint:
+        """Make the interface of a container. Returns: it, with its MAC address.
+
+        Raises: VtepError if there is no such network, or the interface cannot be made.
+        """
+        self._need(number)
+        mac = wanted.mac or networks.mac_for(endpoint, wanted.addresses)
+        made = PluginEndpoint(mac, wanted.addresses)
+        with self._lock:
+            kept = self._need(number)
+            self._add_devices(kept, endpoint, made)
+            kept.endpoints[endpoint] = made
+            self._save()
+        return made
+
+    def delete_endpoint(self, number: str, endpoint: str) -> None:
+        """Remove the interface of a container; one that is unknown is removed already."""
+        with self._lock:
+            with netlink.session() as connection:
+                bridge_setup.remove_device(connection, networks.device_names(endpoint)[0])
+            kept = self._kept.get(number)
+            if kept is not None and kept.endpoints.pop(endpoint, None) is not None:
+                self._save()
+
+    def join(self, number: str, endpoint: str) -> tuple[PluginNetwork, str]:
+        """Return a network, and the device that a container gets.
+
+        Raises: VtepError if there is no such network or endpoint.
+        """
+        self._need(number)
+        device = networks.device_names(endpoint)[1]
+        with self._lock:
+            kept = self._need(number)
+            known = kept.endpoints.get(endpoint)
+            if known is None:
+                raise VtepError(f"endpoint {endpoint:.12}: there is none on network {number:.12}")
+            if device_index(device) is None:
+                # A container that was moved to another host, or a host that was rebooted.
+                self._add_devices(kept, endpoint, known)
+            return kept.network, device
+
+    def _add_devices(self, kept: _Kept, endpoint: str, made: PluginEndpoint) -> None:
+        network = kept.network
+        with netlink.session() as connection:
+            bridge = bridge_setup.ensure_bridge(connection, network.bridge, network.addresses)
+            on_bridge, inside = networks.device_names(endpoint)
+            bridge_setup.add_veth(
+                connection, on_bridge, inside, bridge=bridge, mac=made.mac, mtu=kept.mtu
+            )
+
+    def _need(self, number: str) -> _Kept:
+        """Return a network; the engine is asked for one that is unknown.
+
+        Raises: VtepError if there is none.
+        """
+        with self._lock:
+            kept = self._kept.get(number)
+        if kept is not None:
+            return kept
+        # Without the lock: the engine may take its time, or wait for other methods of ours.
+        inspected = self._engine.inspect(number)
+        if not networks.is_ours(inspected):
+            raise VtepError(f"network {number:.12}: is not of the driver pyvtep")
+        self._adopt(networks.parse_inspected(inspected))
+        with self._lock:
+            return self._kept[number]
+
+    def _adopt(self, network: PluginNetwork) -> None:
+        """Make a network that the engine has, but that is unknown here. Raises: VtepError."""
+        with self._lock:
+            if network.id not in self._kept:
+                log.info("network %.12s: found at the engine", network.id)
+                self._kept[network.id] = _Kept(network, own_bridge=True)
+                self._save()
+            self._apply(self._kept[network.id], self._segments.owners())
+
+    # --- keeping ------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Request a pass of `keep`; never blocks."""
+        self._wake.set()
+
+    def on_engine_change(self) -> None:
+        """Take note that the networks of the engine may have changed; never blocks."""
+        self._engine_changed.set()
+        self._wake.set()
+
+    def keep(self) -> None:
+        """Put right what is not as it is to be, for ever: call it in a thread of its own."""
+        while True:
+            failed = False
+            if self._engine_changed.is_set():
+                self._engine_changed.clear()
+                failed = not self._compare_with_engine()
+            failed = not self._apply_all() or failed
+            self._wake.wait(_RETRY_S if failed else _CHECK_S)
+            self._wake.clear()
+
+    def _compare_with_engine(self) -> bool:
+        """Make networks that only the engine knows, and remove those that it has not got any more.
+
+        Only networks that were on disk when this process started can be such leftovers. Returns:
+        False if that is to be tried again.
+        """
+        try:
+            found = {
+                str(each["Id"]): each
+                for each in self._engine.list_networks()
+                if networks.is_ours(each)
+            }
+        except VtepError as error:
+            log.debug("cannot list networks: %s", error)
+            return isinstance(
+                error, EngineUnreachableError
+            )  # Else it calls again, when it answers.
+        done = True
+        with self._lock:
+            leftovers = [
+                number
+                for number, kept in self._kept.items()
+                if not kept.confirmed and number not in found
+            ]
+            for kept in self._kept.values():
+                kept.confirmed = True
+            unknown = found.keys() - self._kept.keys() - self._removed
+            self._removed &= found.keys()
+        for number in leftovers:
+            log.info("network %.12s: the engine has it no more", number)
+            self.delete(number)
+        for number in unknown:
+            try:
+                self._adopt(networks.parse_inspected(found[number]))
+            except VtepError as error:
+                log.warning("network %.12s: %s", number, error)
+                done = False
+        return done
+
+    def _apply_all(self) -> bool:
+        """Make all networks as they are to be. Returns: True if none failed."""
+        done = True
+        with self._lock:
+            if not self._kept:
+                return True
+            owners = self._segments.owners()
+            for kept in self._kept.values():
+                try:
+                    self._apply(kept, owners)
+                    kept.problem = ""
+                except VtepError as error:
+                    if str(error) != kept.problem:
+                        log.warning("network %.12s: %s", kept.network.id, error)
+                    kept.problem = str(error)
+                    done = False
+        return done
+
+    def _apply(self, kept: _Kept, owners: Mapping[int, Any]) -> None:
+        """Make a network as it is to be. Raises: VtepError."""
+        network = kept.network
+        with netlink.session() as connection:
+            # The bridge first: the TAP then joins it as soon as it exists.
+            bridge = bridge_setup.ensure_bridge(connection, network.bridge, network.addresses)
+        if bridge != kept.bridge_index:
+            for listener in self._listeners:
+                listener.on_network(network)
+            kept.bridge_index = bridge
+        for version in _versions(network):
+            bridge_rules.ensure_rules(_rules(kept), version)
+        mtu = network.container_mtu(self._segments.ensure(network, owners.get(network.vni)))
+        if mtu < MTU_MIN_V6 and 6 in _versions(network):
+            raise ConfigError(
+                f"-o mtu: the tunnel carries {mtu}, but IPv6 needs an MTU of at least {MTU_MIN_V6}"
+            )
+        if mtu != kept.mtu:
+            kept.mtu = mtu
+            self._save()
+        with netlink.session() as connection:
+            if kept.own_bridge:
+                # Also for this host's own packets to containers, which are as large as the bridge.
+                bridge_setup.ensure_bridge(connection, network.bridge, (), mtu)
+            for endpoint in kept.endpoints:
+                bridge_setup.set_master(connection, networks.device_names(endpoint)[0], bridge)
+
+    def _save(self) -> None:
+        self._store.save(
+            {"networks": {number: _to_json(kept) for number, kept in self._kept.items()}}
+        )
+
+
+def _versions(network: PluginNetwork) -> tuple[int, ...]:
+    """Return the IP versions of a network's subnets, and IPv4, which Docker's own rules are of."""
+    return tuple(sorted({4, *(pool.subnet.version for pool in network.pools)}))
+
+
+def _rules(kept: _Kept) -> list[bridge_rules.BridgeRule]:
+    rules = bridge_rules.accept_bridged(kept.network.bridge)
+    # A bridge of the administrator may be routed by intent.
+    return rules + bridge_rules.drop_routed(kept.network.bridge) if kept.own_bridge else rules
+
+
+def _to_json(kept: _Kept) -> dict[str, Any]:
+    return networks.to_json(kept.network) | {
+        "own_bridge": kept.own_bridge,
+        "mtu": kept.mtu,
+        "endpoints": {
+            number: {"mac": endpoint.mac, "addresses": list(endpoint.addresses)}
+            for number, endpoint in kept.endpoints.items()
+        },
+    }
+
+
+def _from_json(number: str, value: Mapping[str, Any]) -> _Kept:
+    return _Kept(
+        networks.from_json(number, value),
+        own_bridge=bool(value["own_bridge"]),
+        endpoints={
+            each: PluginEndpoint(made["mac"], tuple(made["addresses"]))
+            for each, made in value["endpoints"].items()
+        },
+        mtu=int(value["mtu"]),
+        confirmed=False,
+    )
