@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from vtep.cli.main import cli
 from vtep.config import Config
 from vtep.docker.plugin.network import (
+    AddressPool,
     PluginNetwork,
-    Pool,
     check_free,
     device_names,
     from_json,
@@ -258,5 +258,5 @@ def test_pools_without_a_subnet_have_no_gateway() -> None:
             "IPv4Data": [{"Pool": "0.0.0.0/0", "AddressSpace": "null"}, {"Pool": "10.0.0.0/8"}],
         }
     )
-    assert made.pools == (Pool("10.0.0.0/8"),)
+    assert made.pools == (AddressPool("10.0.0.0/8"),)
     assert made.addresses == []

@@ -53,7 +53,7 @@ def _interface(text: object) -> Interface | None:
 
 
 @frozen
-class Pool:
+class AddressPool:
     """A subnet of a network, and its gateway: the address of the bridge, the same on all hosts.
 
     `space` is the address space of the IPAM driver that assigns the addresses.
@@ -83,7 +83,7 @@ class PluginNetwork:
 
     id: str
     options: Mapping[str, str]
-    pools: tuple[Pool, ...] = ()
+    pools: tuple[AddressPool, ...] = ()
     internal: bool = False
     segment: Mapping[str, Any] = field(init=False, repr=False)
     """The options of the VNI by name, as the control socket takes them."""
@@ -225,7 +225,7 @@ def parse_create(request: Mapping[str, Any]) -> PluginNetwork:
         id=str(request["NetworkID"]),
         options=_texts(options.get(_GENERIC)),
         pools=tuple(
-            Pool(pool["Pool"], pool.get("Gateway") or None, pool.get("AddressSpace", ""))
+            AddressPool(pool["Pool"], pool.get("Gateway") or None, pool.get("AddressSpace", ""))
             for pool in pools
             # The driver "null" of Docker, for containers that ask for their addresses by DHCP.
             if pool.get("Pool") and ip_network(pool["Pool"]).prefixlen
@@ -254,7 +254,7 @@ def parse_inspected(inspected: Mapping[str, Any]) -> PluginNetwork:
     )
 
 
-def _pool_of(config: Mapping[str, Any]) -> Pool:
+def _pool_of(config: Mapping[str, Any]) -> AddressPool:
     subnet = ip_network(config["Subnet"])
     gateway = config.get("Gateway")
     if not gateway:
@@ -262,7 +262,7 @@ def _pool_of(config: Mapping[str, Any]) -> Pool:
         # first one of the subnet is its network address, and not assigned.
         ranged = ip_network(config.get("IPRange") or subnet)
         gateway = ranged[1 if ranged[0] == subnet[0] else 0]
-    return Pool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}")
+    return AddressPool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}")
 
 
 def _texts(options: object) -> dict[str, str]:
@@ -299,7 +299,7 @@ def from_json(number: str, value: Mapping[str, Any]) -> PluginNetwork:
     return PluginNetwork(
         id=number,
         options=_texts(value["options"]),
-        pools=tuple(Pool(**pool) for pool in value["pools"]),
+        pools=tuple(AddressPool(**pool) for pool in value["pools"]),
         internal=bool(value["internal"]),
     )
 
