@@ -92,7 +92,7 @@ def cli(context: click.Context, /, *, config: str | None, debug: bool, **options
         gc.enable()  # `monitor` may run for weeks.
         return
     process = ProcessOptions.take(given, debug=debug)
-    settings, path, overrides = load_settings(config, given)
+    settings, path, overrides = load_settings(config, given, on_demand=process.on_demand)
     with in_background(process) as background:
         from vtep.cli.run import run  # noqa: PLC0415  slow to import, and only needed to run a VTEP
 

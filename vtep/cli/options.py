@@ -57,9 +57,11 @@ def take_settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_settings(
-    config: str | None, given: dict[str, Any]
+    config: str | None, given: dict[str, Any], *, on_demand: bool = False
 ) -> tuple[Settings, Path | None, dict[str, Any]]:
     """Return the settings from a configuration file or, without one, from options.
+
+    With `on_demand`, the options of a VNI may be left out.
 
     Returns: the settings, the path of the file, and the options of the process, which take
     precedence over the file.
@@ -68,6 +70,8 @@ def load_settings(
     """
     process = take_settings(given)
     if config is None:
+        if on_demand and not given:
+            return attrs.evolve(Settings(segments=[]), **process), None, process
         if "vni" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE} (pyvtep help)")
         return attrs.evolve(Settings(segments=[Config(**given)]), **process), None, process

@@ -25,6 +25,7 @@ class ProcessOptions:
     """Options of a process that are given on the command line only."""
 
     debug: bool = False
+    on_demand: bool = False
     background: bool = False
     pid_file: Path | None = None
     log: str | None = None
@@ -76,6 +77,13 @@ def process_options(command: _F) -> _F:
     """Add the options of `ProcessOptions`, except `--debug`, to a command."""
     for decorate in reversed(
         (
+            click.option(
+                "--on-demand",
+                is_flag=True,
+                default=None,
+                help="Start without a VNI, and end when there is neither a VNI nor a client of the "
+                "control socket.",
+            ),
             click.option(
                 "--background",
                 is_flag=True,

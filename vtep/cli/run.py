@@ -7,8 +7,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,9 @@ from vtep.cli.process_options import STDERR, SYSLOG, ProcessOptions
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
 from vtep.control import socket_files
+from vtep.control.on_demand import OnDemand
 from vtep.control.serve import serve
+from vtep.control.server import Server
 from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
@@ -94,7 +97,9 @@ def run(
         # Before the first thread, which is that of the log handler, and before anything else is
         # opened. So the files that are made from now on belong to the user of --user.
         least_privilege.drop(
-            reloadable.settings, address_probes=companion is not None, groups=groups
+            reloadable.settings,
+            address_probes=companion is not None or process.on_demand,
+            groups=groups,
         )
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _write_pid_file(files, process, settings, takeover=takeover)
@@ -105,7 +110,7 @@ def run(
         log.setLevel(logging.DEBUG if process.debug else logging.INFO)
         if logs.problem is not None:
             log.warning("%s", logs.problem)
-        if process.background and pid_file is None:
+        if process.background and pid_file is None and not process.on_demand:
             log.warning(
                 "no PID file is written: XDG_RUNTIME_DIR is not set; name one with --pid-file FILE"
             )
@@ -122,7 +127,7 @@ def run(
         try:
             parts = _Parts(
                 *(reloadable, supervision, handler, on_ready, pid_file, companion),
-                *(record, command, process.takeover),
+                *(record, command, process.takeover, process.on_demand),
             )
             uvloop.run(_run(parts))
         except VtepError as error:
@@ -191,7 +196,8 @@ def _options_of_successor(process: ProcessOptions, settings: Settings) -> list[s
 
 def _pid_file(process: ProcessOptions, settings: Settings) -> Path | None:
     """Return the path of the PID file; None for a process without one."""
-    if process.pid_file is not None or not process.background:
+    # A process on demand may be one of several, in several network namespaces, and ends by itself.
+    if process.pid_file is not None or not process.background or process.on_demand:
         return process.pid_file
     place = socket_files.folder()
     if place is None:
@@ -221,11 +227,12 @@ class _Parts:
     command: list[str]
     takeover: str | None
     """The control socket of the process to take over from, or empty for the default one."""
+    on_demand: bool
 
 
 async def _run(parts: _Parts) -> None:
     """Start everything in order, run until the VTEP ends, and end everything in reverse order."""
-    reloadable, supervision, companion = parts.reloadable, parts.supervision, parts.companion
+    reloadable, supervision = parts.reloadable, parts.supervision
     _raise_descriptor_limit()
     asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     settings = reloadable.settings
@@ -272,28 +279,42 @@ async def _run(parts: _Parts) -> None:
         restores = parts.takeover is None
         await running.enter_async_context(state.attached(vtep, restores=restores))
         # 2. The control socket.
+        on_demand = OnDemand(vtep)
         serving = serve(
             *(vtep, settings.control, reloadable.reload, state.flush),
             readers=settings.control_group,
             changers=settings.control_admin_group,
             inherited=None if successor is None else successor.control,
             more=handover.methods,
-            on_serving=handover.on_serving,
+            on_serving=partial(_on_serving, handover, on_demand),
         )
         await running.enter_async_context(serving)
         _log_ports(vtep, running)
         bootstrap.unblock_signals()
         running.callback(bootstrap.block_signals)  # At the end, the loop removes its handlers.
-        others = [Collector(vtep).run(), supervision.run()]
-        if companion is not None:
-            others.append(companion(vtep))
         # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.
         parts.on_ready()
-        await _until_first_ends(vtep.wait(), *others)
+        await _until_first_ends(vtep.wait(), *_others(parts, vtep, on_demand))
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     out, into = totals["tx_frames"], totals["rx_frames"]
     log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
+
+
+def _on_serving(handover: OldSide, on_demand: OnDemand, server: Server) -> None:
+    """Pass the server of the control socket to the parts that need it."""
+    handover.on_serving(server)
+    on_demand.server = server
+
+
+def _others(parts: _Parts, vtep: Vtep, on_demand: OnDemand) -> Iterator[Coroutine[Any, Any, None]]:
+    """Yield what runs beside the VTEP, each a coroutine that ends the process when it ends."""
+    yield Collector(vtep).run()
+    yield parts.supervision.run()
+    if parts.companion is not None:
+        yield parts.companion(vtep)
+    if parts.on_demand:
+        yield on_demand.run()
 
 
 def _handle_signals(

@@ -116,6 +116,8 @@ class Server:
         self.changing = asyncio.Lock()
         """Held while a lasting method is executed, or while none may be. Those that wait for it do
         not delay other clients."""
+        self.has_answered = False
+        """True once a client has sent a request."""
         self._lasting = lasting
         self._is_handed_over = False
         self._policy = policy
@@ -158,6 +160,11 @@ class Server:
     def path(self) -> Path | None:
         """The path of the socket; None if it does not listen."""
         return self._listening.path if self._listening is not None else None
+
+    @property
+    def has_clients(self) -> bool:
+        """True while a client is connected, or waits to be accepted as one."""
+        return bool(self._tasks)
 
     def fileno(self) -> int | None:
         """Return the descriptor of the listening socket; None if it does not listen."""
@@ -330,6 +337,7 @@ class Server:
 
     async def _answer(self, client: Connection, line: bytes) -> None:
         """Execute the requests of a line, and answer in pieces, as fast as the client reads."""
+        self.has_answered = True
         async with self._one_turn():
             message = jsonrpc.decode(line)
         async with client.writing:
