@@ -1,5 +1,7 @@
 """The network driver with two real Docker engines, as on two hosts of a data center."""
 
+import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.netns.engines import Engine
-from tests.netns.hosts import DEADLINE, Pyvtep, address, wait_until
+from tests.netns.hosts import DEADLINE, Pyvtep, address, has_device, wait_until
 from vtep.testing.lab import Host, Lab
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ OUTSIDE = "198.51.100.1"
 class Node:
     """A host with an engine, a plug-in and a daemon, each of which can be ended and started."""
 
-    def __init__(self, host: Host, own: str, remote: str, folder: Path) -> None:
+    def __init__(self, host: Host, outside: Host, own: str, remote: str, folder: Path) -> None:
+        self.outside = outside
         self.host, self.own, self.remote = host, own, remote
         self.folder = folder / host.name
         self.folder.mkdir()
@@ -68,6 +71,23 @@ class Node:
             *("-o", f"remote={self.remote}", *options, name),
         )
 
+    def refused(self, *words: str) -> str:
+        """Run a docker command that fails. Returns: its error."""
+        script = 'if docker "$@" 2>&1; then echo "it succeeded"; fi'
+        return self.engine.shell("sh", "-c", script, "sh", *words)
+
+    def pyvtep(self, *words: str) -> str:
+        """Run a pyvtep command on the host. Returns: its output."""
+        return self.host.run(*self.engine.enter, sys.executable, "-m", "vtep", *words)
+
+    def leftovers(self) -> str:
+        """Return devices and rules of networks that are still there."""
+        devices = re.findall(
+            r"^\d+: (vx\w+|br-\w+)", self.host.run("ip", "-o", "link"), re.MULTILINE
+        )
+        rules = self.host.run("iptables", "-S") + self.host.run("iptables", "-S", "-t", "mangle")
+        return " ".join(devices) + "".join(line for line in rules.splitlines() if "br-" in line)
+
     def close(self) -> None:
         self.engine.clear()
         for process in (self.plugin, self.daemon.process):
@@ -92,7 +112,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]
             address(host, wan, f"192.0.{number}.2/24")
             address(outside, wan, f"192.0.{number}.1/24")
             host.run("ip", "route", "add", "default", "via", f"192.0.{number}.1")
-            nodes.append(Node(host, own, remote, folder))
+            nodes.append(Node(host, outside, own, remote, folder))
         yield nodes[0], nodes[1]
         for node in nodes:
             node.close()
@@ -128,3 +148,128 @@ def test_containers_reach_each_other_their_host_and_the_outside(nodes: tuple[Nod
         node.host.run("ping", "-c1", "-W2", f"172.18.0.{own}")
         assert node.engine.reaches("box", OUTSIDE)
         assert "mtu 1450" in node.docker("exec", "box", "ip", "link", "show", "eth0")
+
+
+def test_verbs(nodes: tuple[Node, Node]) -> None:
+    a, b = nodes
+    for node in nodes:
+        node.create("--subnet", "172.18.0.0/16", "--label", "env=test")
+    listed = a.docker("network", "ls", "--filter", "driver=pyvtep", "--format", "{{.Name}}")
+    assert listed == "mynetwork"
+    (shown,) = json.loads(a.docker("network", "inspect", "mynetwork"))
+    assert shown["Options"] == {"vni": "200", "remote": B}
+    bridge = f"br-{shown['Id'][:12]}"
+    assert has_device(a.host, bridge)
+
+    # connect and disconnect, while a container runs.
+    a.engine.container("box", "bridge")
+    b.engine.container("box", "mynetwork", "--ip", "172.18.0.3")
+    a.docker("network", "connect", "--ip", "172.18.0.2", "--alias", "web", "mynetwork", "box")
+    assert_joined(nodes)
+    (shown,) = json.loads(a.docker("network", "inspect", "mynetwork"))
+    (there,) = shown["Containers"].values()
+    assert there["IPv4Address"] == "172.18.0.2/16"
+    a.docker("network", "disconnect", "mynetwork", "box")
+    assert not a.engine.reaches("box", "172.18.0.3")
+    assert "172.18.0.2" not in a.docker("exec", "box", "ip", "addr")
+    a.docker("network", "connect", "--ip", "172.18.0.2", "mynetwork", "box")
+    assert_joined(nodes)
+
+    # A network in use is not removed; the engine says so before the plug-in is asked.
+    assert "has active endpoints" in a.refused("network", "rm", "mynetwork")
+    a.docker("network", "prune", "--force")
+    assert_joined(nodes)
+    a.docker("rm", "--force", "box")
+    assert "mynetwork" in a.docker("network", "prune", "--force")
+    assert not has_device(a.host, bridge)
+    assert not has_device(a.host, "vx200")
+    b.docker("rm", "--force", "box")
+    b.docker("network", "rm", "mynetwork")
+    assert a.leftovers() == b.leftovers() == ""
+
+
+def test_published_ports(nodes: tuple[Node, Node]) -> None:
+    a, b = nodes
+    for node in nodes:
+        node.create("--subnet", "172.18.0.0/16")
+    serve = ("sh", "-c", "while true; do echo hello from $(hostname -i) | nc -l -p 80; done")
+    a.docker(
+        *("run", "--detach", "--name", "web", "--net", "mynetwork", "--ip", "172.18.0.2"),
+        *("--stop-signal", "KILL", "--publish", "8080:80", "busybox", *serve),
+    )
+    b.engine.container("box", "mynetwork", "--ip", "172.18.0.3")
+
+    def fetched(node: Node, destination: str, port: str) -> bool:
+        return "hello" in node.docker(
+            "exec", "box", "nc", "-w", "2", destination, port, check=False
+        )
+
+    # From a container of the other host: by its address, and at the port of its host.
+    wait_until(lambda: fetched(b, "172.18.0.2", "80"), "a reply over the segment")
+    wait_until(lambda: fetched(b, A, "8080"), "a reply at the published port")
+    # And from another machine.
+    wait_until(
+        lambda: "hello" in b.outside.run("busybox", "nc", "-w", "2", "192.0.106.2", "8080"),
+        "a reply to the outside",
+    )
+
+
+def test_three_networks_one_of_them_internal(nodes: tuple[Node, Node]) -> None:
+    a, _ = nodes
+    for node, own in zip(nodes, "23", strict=True):
+        node.create("--subnet", "172.18.0.0/16")
+        node.create("--subnet", "172.19.0.0/16", "--internal", vni=201, name="second")
+        node.create(
+            *("--ipv6", "--subnet", "172.20.0.0/16", "--subnet", "fd00:20::/64"),
+            *("-o", "com.docker.network.bridge.name=br-third", "-o", "mtu=1400"),
+            vni=202,
+            name="third",
+        )
+        node.engine.container("box", "mynetwork", "--ip", f"172.18.0.{own}")
+        node.engine.container("inner", "second", "--ip", f"172.19.0.{own}")
+        node.engine.container(
+            "dual", "third", "--ip", f"172.20.0.{own}", "--ip6", f"fd00:20::{own}"
+        )
+        node.docker("network", "connect", "--ip", f"172.19.0.1{own}", "second", "box")
+    vnis = json.loads(a.pyvtep("vni", "show", "--json"))
+    assert [segment["vni"] for segment in vnis] == [200, 201, 202]
+    assert_joined(nodes)
+    wait_until(lambda: a.engine.reaches("inner", "172.19.0.3"), "a ping on the second network")
+    wait_until(lambda: a.engine.reaches("dual", "172.20.0.3"), "a ping on the third network")
+    wait_until(lambda: a.engine.reaches("dual", "fd00:20::3"), "an IPv6 ping")
+    assert a.engine.reaches("dual", "fd00:20::1")
+    assert a.engine.reaches("box", "172.19.0.3")
+    assert "mtu 1400" in a.docker("exec", "dual", "ip", "link", "show", "eth0")
+    assert has_device(a.host, "br-third")
+
+    # The internal network has no way out, and networks are apart from each other.
+    assert not a.engine.reaches("inner", OUTSIDE)
+    assert a.engine.reaches("dual", OUTSIDE)
+    assert not a.engine.reaches("dual", "172.19.0.2")
+    a.engine.container("plain", "bridge")
+    assert a.engine.reaches("plain", OUTSIDE)
+    for destination in ("172.18.0.2", "172.19.0.2", "172.20.0.2"):
+        assert not a.engine.reaches("plain", destination)
+
+
+def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
+    a, _ = nodes
+    a.create("--subnet", "172.18.0.0/16")
+    a.pyvtep("vni", "add", "300", "--remote", B)
+    command = ("network", "create", "-d", "pyvtep")
+    for options, reason in (
+        (("vni=16777216",), "-o vni=16777216: must be from 0 to 16777215"),
+        (("vni=1", "remote=192.0.2"), "-o remote=192.0.2: is not an IP address"),
+        (("vni=1", "mtu=67"), "-o mtu=67: must be from 68 to"),
+        (("vni=1", "vxlan=1"), "-o vxlan: is not an option of the driver"),
+        (("remote=192.0.2.2",), "-o vni is missing"),
+        (("vni=200",), "-o vni=200: network "),
+        (("vni=300",), "-o vni=300: "),
+        (("vni=1", "local=192.0.2.99"), "-o dstport=4789: vni 200 and vni 1 share it"),
+    ):
+        words = [word for option in options for word in ("-o", option)]
+        assert reason in a.refused(*command, *words, "other")
+    assert "other" not in a.docker("network", "ls")
+    a.pyvtep("vni", "del", "300")
+    a.docker("network", "rm", "mynetwork")
+    assert a.leftovers() == ""

@@ -1,6 +1,6 @@
 """The options and descriptions of the networks of the Docker driver."""
 
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import attrs
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vtep.cli.main import cli
 from vtep.config import Config
+from vtep.docker.plugin.announce import build_announcement
 from vtep.docker.plugin.network import (
     AddressPool,
     PluginNetwork,
@@ -18,13 +19,15 @@ from vtep.docker.plugin.network import (
     device_names,
     from_json,
     is_ours,
-    mac_for,
+    mac_of,
     parse_create,
     parse_inspected,
     parse_options,
     to_json,
 )
 from vtep.errors import ConfigError
+from vtep.forwarding import anycast
+from vtep.wire.ethernet import parse_mac
 
 ID = "b3d2c4a1f0e9" + "0" * 52
 NAMES = [each.name.replace("_", "-") for each in attrs.fields(Config)]
@@ -246,8 +249,7 @@ def test_devices_and_macs_of_endpoints() -> None:
     endpoint = "0123456789abcdef" * 4
     assert device_names(endpoint) == ("vxh0123456789ab", "vxc0123456789ab")
     assert all(len(name) <= 15 for name in device_names(endpoint))
-    assert mac_for(endpoint, ["172.18.0.2/16", "fd00::2/64"]) == "02:42:ac:12:00:02"
-    assert mac_for(endpoint, ["fd00::2/64"]) == "02:43:01:23:45:67"
+    assert mac_of(endpoint) == "02:01:23:45:67:89"
 
 
 def test_pools_without_a_subnet_have_no_gateway() -> None:
@@ -260,3 +262,14 @@ def test_pools_without_a_subnet_have_no_gateway() -> None:
     )
     assert made.pools == (AddressPool("10.0.0.0/8"),)
     assert made.addresses == []
+
+
+def test_announcements_claim_the_address() -> None:
+    mac = parse_mac("02:00:00:00:00:01")
+    for text in ("172.18.0.2", "fd00::2"):
+        frame = build_announcement(mac, ip_address(text))
+        message = anycast.read(frame)
+        assert message is not None
+        assert not message.is_probe
+        assert message.claimed == ip_address(text).packed
+        assert frame[6:12] == mac

@@ -1,7 +1,7 @@
 """Bridges and veth devices, by rtnetlink: made as wanted, whatever is there already."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,10 +15,11 @@ _IFA_F_NODAD = 0x02
 """From the kernel's include/uapi/linux/if_addr.h: no duplicate address detection."""
 
 
-def ensure_bridge(
-    netlink: IPRoute, name: str, addresses: Iterable[Interface], mtu: int | None = None
-) -> int:
+def ensure_bridge(netlink: IPRoute, name: str, mac: str, addresses: Sequence[Interface]) -> int:
     """Make a bridge with these addresses, and set it up; one that exists keeps all else it has.
+
+    A new one has the MAC address `mac`: a bridge without one of its own takes that of a port, and
+    another one when ports come and go (br_stp_recalculate_bridge_id() in the kernel's net/bridge).
 
     Returns: its index.
 
@@ -27,7 +28,7 @@ def ensure_bridge(
     try:
         index = device_index(name)
         if index is None:
-            netlink.link("add", ifname=name, kind="bridge")
+            netlink.link("add", ifname=name, kind="bridge", address=mac)
             index = device_index(name)
         if index is None:
             raise VtepError(f"bridge {name}: was removed meanwhile")
@@ -36,8 +37,6 @@ def ensure_bridge(
             raise VtepError(
                 f"bridge {name}: there is another device of that name (see: ip link show {name})"
             )
-        if mtu is not None and link.get("mtu") != mtu:
-            netlink.link("set", index=index, mtu=mtu)
         # Else the kernel refuses IPv6 addresses on hosts where new devices have none.
         if any(address.version == 6 for address in addresses):
             with suppress(OSError):
@@ -58,6 +57,16 @@ def ensure_bridge(
     except NetlinkError as error:
         raise _refused(f"bridge {name}", error) from error
     return index
+
+
+def set_mtu(netlink: IPRoute, bridge: int, mtu: int) -> None:
+    """Set the MTU of a bridge, by its index. Raises: VtepError if the kernel refuses."""
+    try:
+        (link,) = netlink.get_links(bridge)
+        if link.get("mtu") != mtu:
+            netlink.link("set", index=bridge, mtu=mtu)
+    except NetlinkError as error:
+        raise _refused("the MTU of a bridge", error) from error
 
 
 def add_veth(netlink: IPRoute, name: str, peer: str, *, bridge: int, mac: str, mtu: int) -> None:

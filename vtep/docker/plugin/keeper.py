@@ -15,6 +15,7 @@ from attrs import define, field
 
 from vtep.docker.client import EngineClient, EngineUnreachableError
 from vtep.docker.plugin import network as networks
+from vtep.docker.plugin.announce import announce
 from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
 from vtep.docker.plugin.segments import HostSegments
 from vtep.docker.plugin.store import JsonStore
@@ -139,7 +140,7 @@ class NetworkKeeper:
         Raises: VtepError if there is no such network, or the interface cannot be made.
         """
         self._need(number)
-        mac = wanted.mac or networks.mac_for(endpoint, wanted.addresses)
+        mac = wanted.mac or networks.mac_of(endpoint)
         made = PluginEndpoint(mac, wanted.addresses)
         with self._lock:
             kept = self._need(number)
@@ -172,12 +173,13 @@ class NetworkKeeper:
             if device_index(device) is None:
                 # A container that was moved to another host, or a host that was rebooted.
                 self._add_devices(kept, endpoint, known)
+            announce(kept.network.bridge, known.mac, known.addresses)
             return kept.network, device
 
     def _add_devices(self, kept: _Kept, endpoint: str, made: PluginEndpoint) -> None:
         network = kept.network
         with netlink.session() as connection:
-            bridge = bridge_setup.ensure_bridge(connection, network.bridge, network.addresses)
+            bridge = _make_bridge(connection, network)
             on_bridge, inside = networks.device_names(endpoint)
             bridge_setup.add_veth(
                 connection, on_bridge, inside, bridge=bridge, mac=made.mac, mtu=kept.mtu
@@ -293,7 +295,7 @@ class NetworkKeeper:
         network = kept.network
         with netlink.session() as connection:
             # The bridge first: the TAP then joins it as soon as it exists.
-            bridge = bridge_setup.ensure_bridge(connection, network.bridge, network.addresses)
+            bridge = _make_bridge(connection, network)
         if bridge != kept.bridge_index:
             for listener in self._listeners:
                 listener.on_network(network)
@@ -311,7 +313,7 @@ class NetworkKeeper:
         with netlink.session() as connection:
             if kept.own_bridge:
                 # Also for this host's own packets to containers, which are as large as the bridge.
-                bridge_setup.ensure_bridge(connection, network.bridge, (), mtu)
+                bridge_setup.set_mtu(connection, bridge, mtu)
             for endpoint in kept.endpoints:
                 bridge_setup.set_master(connection, networks.device_names(endpoint)[0], bridge)
 
@@ -319,6 +321,12 @@ class NetworkKeeper:
         self._store.save(
             {"networks": {number: _to_json(kept) for number, kept in self._kept.items()}}
         )
+
+
+def _make_bridge(connection: netlink.IPRoute, network: PluginNetwork) -> int:
+    """Make the bridge of a network with its addresses, if it is not there. Returns: its index."""
+    mac = networks.mac_of(network.id)
+    return bridge_setup.ensure_bridge(connection, network.bridge, mac, network.addresses)
 
 
 def _versions(network: PluginNetwork) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ the plug-in has forgotten.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from ipaddress import ip_interface, ip_network
 from typing import Any
@@ -23,6 +23,9 @@ BRIDGE_OPTION = "com.docker.network.bridge.name"
 _GENERIC = "com.docker.network.generic"
 """Key of the options of `docker network create -o` in a request."""
 _INTERNAL = "com.docker.network.internal"
+
+_DRIVER = "pyvtep"
+"""Name of the network driver, and of the IPAM driver and its address space."""
 
 _EXAMPLE = "docker network create -d pyvtep -o vni=200 -o remote=192.0.2.2 mynetwork"
 
@@ -235,26 +238,31 @@ def parse_create(request: Mapping[str, Any]) -> PluginNetwork:
 
 
 def is_ours(inspected: Mapping[str, Any]) -> bool:
-    """Return True if the engine describes a network of this driver.
+    """Return True if the engine describes a network of this driver."""
+    return _is_named(inspected.get("Driver"))
 
-    The name of a managed plug-in has a tag and maybe a registry: `registry.example/pyvtep:latest`.
-    """
-    driver = str(inspected.get("Driver") or "")
-    return driver.rpartition("/")[2].partition(":")[0] == "pyvtep"
+
+def _is_named(driver: object) -> bool:
+    # A managed plug-in has a tag and maybe a registry: registry.example/pyvtep:latest.
+    return str(driver or "").rpartition("/")[2].partition(":")[0] == _DRIVER
 
 
 def parse_inspected(inspected: Mapping[str, Any]) -> PluginNetwork:
     """Parse the engine's description of a network of this driver. Raises: ConfigError."""
-    configs = (inspected.get("IPAM") or {}).get("Config") or []
+    ipam = inspected.get("IPAM") or {}
+    # The name of its address space is the IPAM driver's own affair; that of ours is its name.
+    space = _DRIVER if _is_named(ipam.get("Driver")) else ""
     return PluginNetwork(
         id=str(inspected["Id"]),
         options=_texts(inspected.get("Options")),
-        pools=tuple(_pool_of(config) for config in configs if config.get("Subnet")),
+        pools=tuple(
+            _pool_of(config, space) for config in ipam.get("Config") or () if config.get("Subnet")
+        ),
         internal=bool(inspected.get("Internal")),
     )
 
 
-def _pool_of(config: Mapping[str, Any]) -> AddressPool:
+def _pool_of(config: Mapping[str, Any], space: str) -> AddressPool:
     subnet = ip_network(config["Subnet"])
     gateway = config.get("Gateway")
     if not gateway:
@@ -262,7 +270,7 @@ def _pool_of(config: Mapping[str, Any]) -> AddressPool:
         # first one of the subnet is its network address, and not assigned.
         ranged = ip_network(config.get("IPRange") or subnet)
         gateway = ranged[1 if ranged[0] == subnet[0] else 0]
-    return AddressPool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}")
+    return AddressPool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}", space)
 
 
 def _texts(options: object) -> dict[str, str]:
@@ -330,14 +338,11 @@ def device_names(endpoint: str) -> tuple[str, str]:
     return f"vxh{endpoint[:_ID_DIGITS]}", f"vxc{endpoint[:_ID_DIGITS]}"
 
 
-def mac_for(endpoint: str, addresses: Sequence[str]) -> str:
-    """Return the MAC address of an endpoint without one of its own: from its IPv4 address.
+def mac_of(number: str) -> str:
+    """Return the MAC address of a device of its own, from the ID of its network or endpoint.
 
-    Docker's bridge driver makes the same. A container that is created anew, here or on another
-    host, keeps its MAC with its address, so neighbours need not resolve it again.
+    IDs are random, so it differs on each host, and remains when the device is made anew. It is not
+    made from the IP address, as by Docker's bridge driver: if two containers had one address, they
+    would have one MAC as well, and no neighbor could notice.
     """
-    for text in addresses:
-        address = ip_interface(text).ip
-        if address.version == 4:
-            return "02:42:" + address.packed.hex(":")
-    return "02:43:" + ":".join(endpoint[at : at + 2] for at in range(0, 8, 2))
+    return "02:" + ":".join(number[at : at + 2] for at in range(0, 10, 2))

@@ -98,10 +98,10 @@ class HostSegments:
     def _watch(self, path: Path, vni: int) -> None:
         """Watch a daemon for as long as it has a VNI of ours."""
         with self._lock:
-            vnis = self._watched.setdefault(path, set())
-            vnis.add(vni)
-            if len(vnis) > 1:
-                return
+            is_watched = path in self._watched
+            self._watched.setdefault(path, set()).add(vni)
+        if is_watched:
+            return
         threading.Thread(target=self._follow, args=(path,), daemon=True).start()
 
     def _follow(self, path: Path) -> None:
