@@ -13,7 +13,7 @@ from vtep.cli.main import cli
 from vtep.config import Config
 from vtep.docker.plugin.announce import build_announcement
 from vtep.docker.plugin.network import (
-    AddressPool,
+    NetworkPool,
     PluginNetwork,
     check_free,
     device_names,
@@ -260,7 +260,7 @@ def test_pools_without_a_subnet_have_no_gateway() -> None:
             "IPv4Data": [{"Pool": "0.0.0.0/0", "AddressSpace": "null"}, {"Pool": "10.0.0.0/8"}],
         }
     )
-    assert made.pools == (AddressPool("10.0.0.0/8"),)
+    assert made.pools == (NetworkPool("10.0.0.0/8"),)
     assert made.addresses == []
 
 

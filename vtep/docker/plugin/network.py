@@ -56,7 +56,7 @@ def _interface(text: object) -> Interface | None:
 
 
 @frozen
-class AddressPool:
+class NetworkPool:
     """A subnet of a network, and its gateway: the address of the bridge, the same on all hosts.
 
     `space` is the address space of the IPAM driver that assigns the addresses.
@@ -86,7 +86,7 @@ class PluginNetwork:
 
     id: str
     options: Mapping[str, str]
-    pools: tuple[AddressPool, ...] = ()
+    pools: tuple[NetworkPool, ...] = ()
     internal: bool = False
     segment: Mapping[str, Any] = field(init=False, repr=False)
     """The options of the VNI by name, as the control socket takes them."""
@@ -228,7 +228,7 @@ def parse_create(request: Mapping[str, Any]) -> PluginNetwork:
         id=str(request["NetworkID"]),
         options=_texts(options.get(_GENERIC)),
         pools=tuple(
-            AddressPool(pool["Pool"], pool.get("Gateway") or None, pool.get("AddressSpace", ""))
+            NetworkPool(pool["Pool"], pool.get("Gateway") or None, pool.get("AddressSpace", ""))
             for pool in pools
             # The driver "null" of Docker, for containers that ask for their addresses by DHCP.
             if pool.get("Pool") and ip_network(pool["Pool"]).prefixlen
@@ -262,7 +262,7 @@ def parse_inspected(inspected: Mapping[str, Any]) -> PluginNetwork:
     )
 
 
-def _pool_of(config: Mapping[str, Any], space: str) -> AddressPool:
+def _pool_of(config: Mapping[str, Any], space: str) -> NetworkPool:
     subnet = ip_network(config["Subnet"])
     gateway = config.get("Gateway")
     if not gateway:
@@ -270,7 +270,7 @@ def _pool_of(config: Mapping[str, Any], space: str) -> AddressPool:
         # first one of the subnet is its network address, and not assigned.
         ranged = ip_network(config.get("IPRange") or subnet)
         gateway = ranged[1 if ranged[0] == subnet[0] else 0]
-    return AddressPool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}", space)
+    return NetworkPool(subnet, f"{str(gateway).partition('/')[0]}/{subnet.prefixlen}", space)
 
 
 def _texts(options: object) -> dict[str, str]:
@@ -307,7 +307,7 @@ def from_json(number: str, value: Mapping[str, Any]) -> PluginNetwork:
     return PluginNetwork(
         id=number,
         options=_texts(value["options"]),
-        pools=tuple(AddressPool(**pool) for pool in value["pools"]),
+        pools=tuple(NetworkPool(**pool) for pool in value["pools"]),
         internal=bool(value["internal"]),
     )
 

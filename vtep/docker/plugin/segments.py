@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vtep.control import client as control
 from vtep.control.client import Client
+from vtep.docker.host_daemon import join
 from vtep.docker.plugin.network import PluginNetwork, spell_options
 from vtep.errors import ConfigError, VtepError
 
@@ -49,7 +50,7 @@ class HostSegments:
 
         Raises: VtepError if the VNI is that of something else, or cannot be added.
         """
-        daemon = Client(owner)
+        daemon = join(dstport=network.config.dstport) if owner is None else Client(owner)
         with daemon:
             if owner is not None:
                 mtu = self._present_mtu(daemon, network)
