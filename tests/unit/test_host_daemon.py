@@ -16,6 +16,11 @@ OTHERS = Candidate(Path("/run/pyvtep/other.sock"), 9, here=False)
 """A process of another network namespace."""
 
 
+def joined(port: int, socket: Path | None = None) -> object:
+    """Return the socket that is joined, which stands for the client here."""
+    return join(dstport=port, socket=socket)
+
+
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[Path, set[int]]:
     """Return the processes of a host, each with the UDP ports of its VNIs; a test adds some."""
@@ -42,22 +47,22 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[Path, set[int]
 
 
 def test_a_process_is_started_only_if_none_runs_here(host: dict[Path, set[int]]) -> None:
-    assert join(dstport=4789) == A
+    assert joined(4789) == A
     assert host == {A: set()}
     host[A] = {8472}  # It can bind more ports.
-    assert join(dstport=4789) == A
+    assert joined(4789) == A
 
 
 def test_of_several_it_is_the_one_with_the_port_or_the_one_that_is_named(
     host: dict[Path, set[int]],
 ) -> None:
     host.update({A: {4789}, B: {4790}})
-    assert join(dstport=4790) == B
+    assert joined(4790) == B
     with pytest.raises(ConfigError, match=r"with --socket PATH: .*a\.sock .*; .*b\.sock "):
-        join(dstport=4791)
-    assert join(dstport=4791, socket=A) == A
+        joined(4791)
+    assert joined(4791, A) == A
     with pytest.raises(DisconnectedError, match="no pyvtep answers"):
-        join(dstport=4789, socket=Path("/none.sock"))
+        joined(4789, Path("/none.sock"))
 
 
 def test_a_process_that_ends_meanwhile_is_replaced(
@@ -74,10 +79,10 @@ def test_a_process_that_ends_meanwhile_is_replaced(
 
     monkeypatch.setattr("vtep.docker.host_daemon._connect", connect_late)
     host[B] = set()
-    assert join(dstport=4789) == A
+    assert joined(4789) == A
     outcomes += [DisconnectedError("the VTEP has ended")] * 3
     with pytest.raises(DisconnectedError, match="has ended"):
-        join(dstport=4789)
+        joined(4789)
 
 
 def test_without_a_place_for_its_socket_none_is_started(
@@ -85,9 +90,9 @@ def test_without_a_place_for_its_socket_none_is_started(
 ) -> None:
     monkeypatch.setattr("vtep.control.socket_files.folder", lambda: None)
     with pytest.raises(VtepError, match=r"^cannot start a pyvtep: XDG_RUNTIME_DIR is not set"):
-        join(dstport=4789)
+        joined(4789)
     (tmp_path / "file").touch()
     monkeypatch.setattr("vtep.control.socket_files.folder", lambda: tmp_path / "file/below")
     with pytest.raises(VtepError, match=r"on-demand\.lock: Not a directory; run as root"):
-        join(dstport=4789)
+        joined(4789)
     assert host == {}
