@@ -113,7 +113,7 @@ def test_check_config(pair: Pair, file: Path) -> None:
     file.write_text(TWO.format(remote="172.31.0.300", own=1).replace("id = 6", "id = 5"))
     said = run_refused(a, "check-config", str(file), code=2)
     assert said == (
-        f"{file}:3: remote 172.31.0.300: is not an IP address (names are not looked up)\n"
+        f"{file}:3: remote 172.31.0.300: is not an IP address; each of its numbers is at most 255\n"
         f"{file}:10: id 5: defined twice; each VNI can be defined once\n"
     )
     file.write_bytes(b"# \n\n\xff")

@@ -57,7 +57,7 @@ def refusal(host: Host, *arguments: str, code: int = 1, prefix: tuple[str, ...] 
         ([*GOOD, "--remote", "192.0.2.2"], "--remote 192.0.2.2: is given twice"),
         ([*GOOD, "--local", "2001:db8::1"], "--local 2001:db8::1: is IPv6"),
         ([*GOOD, "--local", "192.0.2.2"], "--local address of this host"),
-        (segment(1, "host.example"), "--remote host.example: is not an IP address"),
+        (segment(1, "host example"), "--remote host example: is not one remote but several"),
         (segment(1, "239.1.1.1"), "--remote 239.1.1.1: is a multicast group"),
         ([*GOOD[:-1], "a-name-of-16-oct"], "--tap a-name-of-16-oct: is too long"),
         ([*GOOD[:-1], "vx/0"], "--tap 'vx/0': is not a name"),

@@ -88,6 +88,7 @@ def segment(vni: int = 10, **changed: Any) -> SegmentStatus:
         "fast_path_reason": None,
         "underlay_devices": ["eth0"],
         "underlay_missing": [],
+        "names": [],
         "dstport": 4789,
         "fdb_entries": 5,
         "fdb_limit": 100_000,

@@ -137,7 +137,23 @@ MISTAKES = [
     ),
     ("--vni 1 --remote 192.0.2.2/24", "--remote 192.0.2.2/24: is not an IP address but a prefix;"),
     ("--vni 1 --remote [fd00::1]:4790", "--remote [fd00::1]:4790: is not an IP address; write the"),
-    ("--vni 1 --remote host.example", "--remote host.example: is not an IP address (names are not"),
+    (
+        "--vni 1 --remote http://host.example:80/",
+        (
+            "--remote http://host.example:80/: is a URL; write the address or the name alone: "
+            "--remote host.example"
+        ),
+    ),
+    (
+        "--vni 1 --remote host.example:4790",
+        "--remote host.example:4790: has a port; write the port as an option of its own: --remote ",
+    ),
+    (
+        "--vni 1 --remote a.example,b.example",
+        "--remote a.example,b.example: is not one remote but several; write them one by one: --rem",
+    ),
+    ("--vni 1 --remote 192.0.2.256", "--remote 192.0.2.256: is not an IP address; each of its "),
+    ("--vni 1 --remote 10.0.0", "--remote 10.0.0: is not an IP address; one has four numbers, as "),
     (f"{GOOD} --ageing 5m", "--ageing 5m: is not a number of seconds; write 300"),
     (f"{GOOD} --tos EF", "--tos EF: is neither a number nor inherit; write 0xb8"),
     (f"{GOOD} --mtu 1400b", "--mtu 1400b: is not a whole number; write it without a unit"),

@@ -299,7 +299,18 @@ REFUSED = [
     ("vni", math.nan, "is not a whole number"),
     ("vni", None, "is not a whole number"),
     ("remote", "", NO_ADDRESS),
-    ("remote", "host.example", "names are not looked up"),
+    ("remote", "host.example.7", "its last part is a number"),
+    ("remote", "-host", "is neither an IP address nor a host name"),
+    ("remote", "a..b", "is neither an IP address nor a host name"),
+    ("remote", "a" * 64, "is neither an IP address nor a host name"),
+    ("remote", "a." * 130 + "b", "is neither an IP address nor a host name"),
+    ("remote", " host", "write it without blanks"),
+    ("remote", ["host", "HOST"], "--remote host: is given twice"),
+    ("remote", "10.0.0", "one has four numbers"),
+    ("remote", "1.2.3.4.5", "one has four numbers"),
+    ("remote", "192.0.2.2.", "one has four numbers"),
+    ("remote", "0x7f", "is neither an IP address nor a host name"),
+    ("local", "host.example", "names are looked up for --remote only"),
     ("remote", "192.0.2.256", NO_ADDRESS),
     ("remote", "192.0.2.1:4789", NO_ADDRESS),
     ("remote", "192.0.2.0/24", NO_ADDRESS),
@@ -314,14 +325,14 @@ REFUSED = [
     ("remote", "ff02::1", "multicast"),
     ("remote", "ff05::1%eth0", "multicast"),
     ("remote", "fe80::1", "link-local"),
-    ("remote", "fe80::1%", NO_ADDRESS),
+    ("remote", "fe80::1%", "is neither an IP address nor a host name"),
     ("remote", "fe80::1%a:b", "its scope must be the name of a device"),
     ("remote", "2001:db8::1%eth0", "only link-local addresses have a scope"),
     ("remote", "::ffff:192.0.2.1", "write it as 192.0.2.1"),
     ("remote", [V4, V4], "given twice"),
     ("remote", [V6, "192.0.2.1", "2001:db8:0::1"], "given twice"),
     ("remote", [V4, IPv4Address(V4)], "given twice"),
-    ("remote", [V4, "nonsense"], NO_ADDRESS),
+    ("remote", [V4, "non sense!"], "is neither an IP address nor a host name"),
     ("tap", "", NO_NAME),
     ("tap", ".", NO_NAME),
     ("tap", "..", NO_NAME),
@@ -503,7 +514,7 @@ def test_limits() -> None:
 def test_message_names_the_value() -> None:
     assert refusal(vni=16777216) == "--vni 16777216: must be from 0 to 16777215"
     assert refusal(ageing="5m") == "--ageing 5m: is not a number of seconds; write 300"
-    assert refusal(remote=[V4, "nonsense"]).startswith("--remote nonsense: ")
+    assert refusal(remote=[V4, "nonsense!"]).startswith("--remote nonsense!: ")
     assert refusal(address=["10.0.0.1/24", "nonsense"]).startswith("--address nonsense: ")
     assert refusal(remote=[V4, "192.0.2.2", V4]) == f"--remote {V4}: is given twice; leave one out"
     assert refusal(mac="01:00:00:00:00:01").startswith("--mac 01:00:00:00:00:01: ")
@@ -567,7 +578,10 @@ def test_every_default_can_be_spelled() -> None:
         ("remote", f"{V4},{V6}", f"write them one by one: --remote {V4} --remote {V6}"),
         ("local", f"{V4}/24", f"write the address alone: --local {V4}"),
         ("remote", "192.0.2.01", "write it without leading zeros: --remote 192.0.2.1"),
-        ("remote", "vtep.example", "look it up: getent ahosts vtep.example"),
+        ("local", "vtep.example", "look it up: getent ahosts vtep.example"),
+        ("remote", "vtep.example:1", "of its own: --remote vtep.example --dstport 1"),
+        ("remote", "http://b/c", "write the address or the name alone: --remote b"),
+        ("remote", "b\u00fccher.example", "as DNS has it: --remote xn--bcher-kva.example"),
         ("vni", "0x10", "is not a whole number; in decimal it is 16"),
         ("vni", "1-5", "several VNIs need a file (--config)"),
         ("ageing", "1.5h", "write 5400"),
@@ -575,7 +589,7 @@ def test_every_default_can_be_spelled() -> None:
         ("tos", "cs6", "write 0xc0"),
         ("learning", "true", "must be true or false, without quotes"),
         ("mac", "random", "for a random one leave it out"),
-        ("remote", "x" * 500, "x...: is not an IP address (names are not looked up)"),
+        ("remote", "x" * 500, "x...: is neither an IP address nor a host name"),
     ],
 )
 def test_a_message_suggests_a_value(name: str, value: str, message: str) -> None:

@@ -167,12 +167,11 @@ idd = 6
 id = 16777216
 max_addresses = 1
 """
-    no_address = "is not an IP address (names are not looked up)"
     assert problems(text) == [
         "file:1: control '': is not the path of a file",
         "file:2: remots: unknown key; did you mean remote?",
-        f"file:5: remote 172.31.0.300: {no_address}",
-        f"file:7: remote fe80::1%: {no_address}",
+        "file:5: remote 172.31.0.300: is not an IP address; each of its numbers is at most 255",
+        "file:7: remote fe80::1%: is neither an IP address nor a host name",
         "file:11: learning no: must be true or false",
         "file:12: id is missing; give the VNI, such as id = 100",
         "file:13: idd: unknown key; did you mean id?",

@@ -369,8 +369,8 @@ def test_remotes_are_a_part_of_the_configuration(vtep: Still) -> None:
         VtepError, match=r"--remote 192\.0\.2\.9: is not a remote of vni 1; its remotes are "
     ):
         ask(vtep, "remote.del", remote="192.0.2.9")
-    with pytest.raises(ConfigError, match="--remote host: is not an IP address"):
-        ask(vtep, "remote.add", remote="host")
+    with pytest.raises(ConfigError, match="--remote http://host: is a URL; write the"):
+        ask(vtep, "remote.add", remote="http://host")
 
 
 @pytest.mark.parametrize("wanted", [{}, {"port": 4789}, {"static": True}, {"dynamic": False}])
@@ -389,7 +389,7 @@ def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
     ask(vtep, "remote.add", remote="192.0.2.2")
     assert vtep.told == []
     to = {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None}
-    assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", **to}]
+    assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", "name": None, **to}]
 
 
 def test_add_and_delete_a_segment(vtep: Still) -> None:

@@ -12,7 +12,7 @@ from vtep.config import address_parsers, option_parsers
 @click.option(
     "--remote",
     "remotes",
-    metavar="IP",
+    metavar="IP|NAME",
     cls=commands.RepeatableOption,
     multiple=True,
     help="Examine the path to this VTEP, even if no pyvtep runs here; may be repeated.",

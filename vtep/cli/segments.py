@@ -16,6 +16,7 @@ from vtep.cli.options import check_options, config_options, given_options
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
+from vtep.control.schema import SegmentInfo
 from vtep.errors import ConfigError, OptionError, shown
 from vtep.fastpath.state import FastPathState
 
@@ -60,12 +61,20 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
             (
                 *(segment["vni"], segment["dev"], segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
-                ", ".join(format_destination(to, segment["vni"]) for to in segment["remotes"]),
+                ", ".join(
+                    [format_destination(to, segment["vni"]) for to in segment["remotes"]]
+                    + [f"{name} (no address)" for name in _without_address(segment)]
+                ),
                 FastPathState.of(segment["fast_path"], segment["fast_path_reason"]),
             )
             for segment in segments
         ),
     )
+
+
+def _without_address(segment: SegmentInfo) -> list[str]:
+    """Return the host names of a segment that have no address."""
+    return [each["name"] for each in segment["names"] if not each["addresses"]]
 
 
 def _check_added(arguments: dict[str, Any]) -> None:
@@ -97,12 +106,12 @@ def delete_vni(vtep: Client, number: str) -> None:
 def _check_remote(arguments: dict[str, Any]) -> None:
     remote = arguments["params"]["remote"]
     try:
-        address_parsers.address("--remote", remote)
+        address_parsers.remote(remote)
     except OptionError as error:
         if "dstport" not in error.instead:
             raise
         to = f"dst {error.instead['remote']} port {error.instead['dstport']}"
-        reason = "is not an IP address; --dstport is the port of all remotes; for another port"
+        reason = "has a port; --dstport is the port of all remotes; for another port"
         raise OptionError(
             "--remote", remote, f"{reason}: pyvtep fdb append {_EVERY_MAC} {to}"
         ) from None
@@ -122,12 +131,23 @@ def show_remotes(vteps: list[Client], params: dict[str, Any], *, as_json: bool) 
     if as_json:
         client_command.print_json(remotes)
         return
-    rows = ((to["vni"], to["dev"], format_destination(to, to["vni"])) for to in remotes)
-    client_command.print_table({"VNI": "right", "DEV": "", "REMOTE": ""}, rows)
+    rows = [
+        (to["vni"], to["dev"], format_destination(to, to["vni"]), to["name"] or "")
+        for to in remotes
+    ]
+    rows += [
+        (segment["vni"], segment["dev"], "no address", name)
+        for vtep in vteps
+        for segment in vtep.vni.show(**params)
+        for name in _without_address(segment)
+    ]
+    has_names = any(row[-1] for row in rows)
+    columns = {"VNI": "right", "DEV": "", "REMOTE": ""} | ({"NAME": ""} if has_names else {})
+    client_command.print_table(columns, (row[: len(columns)] for row in rows))
 
 
 @remote.command("add")
-@client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
+@client_command.words(_REMOTE, "IP|NAME [dev TAP]", ("remote",))
 @client_command.with_client(check=_check_remote)
 def add_remote(vtep: Client, params: dict[str, Any]) -> None:
     """Add a remote, as the option --remote does."""
@@ -135,7 +155,7 @@ def add_remote(vtep: Client, params: dict[str, Any]) -> None:
 
 
 @remote.command("del")
-@client_command.words(_REMOTE, "IP [dev TAP]", ("remote",))
+@client_command.words(_REMOTE, "IP|NAME [dev TAP]", ("remote",))
 @client_command.with_client(check=_check_remote)
 def delete_remote(vtep: Client, params: dict[str, Any]) -> None:
     """Remove a remote, and the FDB entries learned from it."""

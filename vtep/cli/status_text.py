@@ -79,6 +79,12 @@ def _segment(segment: SegmentStatus, style: Style) -> Iterator[str]:
         f"tx {_traffic(counters['tx_frames'], counters['tx_bytes'])}; "
         f"fdb {segment['fdb_entries']}{most}",
     )
+    for name in segment["names"]:
+        head = f"  name {name['name']}  "
+        text = ", ".join(name["addresses"]) or "no address"
+        if name["error"] is not None:
+            text += f" ({name['error']})"
+        yield from wrap(head, len(head), text)
     remotes = segment["remotes"]
     for remote in remotes[:_REMOTES_MAX]:
         yield from _remote(remote, style)

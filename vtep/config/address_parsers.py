@@ -11,7 +11,9 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
+from typing import NoReturn
 
+from vtep.config.host_names import HostName, host_name_mistake, parse_host_name
 from vtep.config.option_parsers import distinct, is_default, items
 from vtep.errors import OptionError
 from vtep.wire import ethernet
@@ -84,7 +86,7 @@ def not_an_address(option: str, value: object) -> OptionError:
             return OptionError(option, value, reason, {name: plain})
     if text != value and is_address(text):
         return OptionError(option, value, "is not an IP address; write it without blanks")
-    reason = "is not an IP address (names are not looked up)"
+    reason = "is not an IP address (names are looked up for --remote only)"
     if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z][a-zA-Z0-9-]*)+", text):
         reason += f"; look it up: getent ahosts {text}"
     return OptionError(option, value, reason)
@@ -105,9 +107,34 @@ def local(value: object) -> tuple[Address, ...]:
     return own
 
 
-def remotes(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:
-    """Return addresses of other VTEPs."""
-    return _addresses("--remote", value)
+def remote(value: object) -> Address | HostName:
+    """Return an address of another VTEP, or a name that stands for some."""
+    if isinstance(value, HostName):
+        return value
+    if not isinstance(value, str) or _parse(value) is not None:
+        return address("--remote", value)
+    name = parse_host_name(value)
+    return name if name is not None else _not_a_remote(value)
+
+
+def _not_a_remote(value: str) -> NoReturn:
+    """Raise OptionError for a value that is neither an address nor a name."""
+    text = value.strip()
+    error = not_an_address("--remote", value)
+    if error.instead or is_address(text) or not text:
+        raise error
+    parts = [part for part in re.split(r"[,;\s]+", text) if part]
+    if len(parts) > 1 and all(is_address(part) or parse_host_name(part) for part in parts):
+        reason = "is not one remote but several; write them one by one"
+        raise OptionError("--remote", value, reason, {"remote": parts})
+    if text != value and parse_host_name(text) is not None:
+        raise OptionError("--remote", value, "is not a host name; write it without blanks")
+    raise OptionError("--remote", value, *host_name_mistake(text))
+
+
+def remotes(value: object) -> tuple[Address | HostName, ...]:
+    """Return addresses of other VTEPs, and names that stand for them."""
+    return distinct("--remote", tuple(remote(item) for item in items("--remote", value)))
 
 
 def anycast_gateways(value: str | Address | Iterable[str | Address]) -> tuple[Address, ...]:

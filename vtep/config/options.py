@@ -5,11 +5,13 @@ The command line, the configuration file and the control socket are generated fr
 of them together. None of them looks at the machine.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from vtep.config import address_parsers, option_parsers
+from vtep.config.host_names import HostName, usable_addresses
 from vtep.config.overlap import find_overlap
 from vtep.errors import ConfigError
 from vtep.wire import vxlan
@@ -39,13 +41,14 @@ class Config:
         converter=option_parsers.vni,
         metadata={"metavar": "N", "help": "VXLAN network identifier, 0 to 16777215."},
     )
-    remote: tuple[Address, ...] = field(
+    remote: tuple[Address | HostName, ...] = field(
         default=(),
         converter=address_parsers.remotes,
         metadata={
             "repeatable": True,
-            "metavar": "IP",
-            "help": "Underlay address of another VTEP of the segment; may be repeated.",
+            "metavar": "IP|NAME",
+            "help": "Underlay address of another VTEP of the segment, or a host name that has the "
+            "addresses of some; may be repeated.",
         },
     )
     group: Address | None = field(
@@ -358,10 +361,40 @@ class Config:
         return f"vx{self.vni}"
 
     @property
+    def remote_names(self) -> tuple[str, ...]:
+        """The host names among the remotes."""
+        return tuple(each.name for each in self.remote if isinstance(each, HostName))
+
+    @property
+    def remote_addresses(self) -> tuple[Address, ...]:
+        """The addresses of all remotes, those that names have now included."""
+        found: dict[Address, None] = {}
+        for each in self.remote:
+            found.update(dict.fromkeys(each.addresses if isinstance(each, HostName) else (each,)))
+        return tuple(found)
+
+    def with_addresses(self, found: Mapping[str, Iterable[Address]]) -> "Config":
+        """Return this configuration with those of the addresses of its names that it can use.
+
+        Names that are not in `found` keep what they have.
+        """
+        if found.keys().isdisjoint(self.remote_names):
+            return self
+        return evolve(
+            self,
+            remote=tuple(
+                HostName(each.name, usable_addresses(self, found[each.name]))
+                if isinstance(each, HostName) and each.name in found
+                else each
+                for each in self.remote
+            ),
+        )
+
+    @property
     def versions(self) -> tuple[int, ...]:
         """IP versions in use on the underlay: 4, 6 or both; 4 if there is no address."""
         # Own addresses count only if there are no others; otherwise they must fit those.
-        known = [*self.remote, *self.accept] + ([self.group] if self.group else [])
+        known = [*self.remote_addresses, *self.accept] + ([self.group] if self.group else [])
         return tuple(sorted({item.version for item in known or self.local})) or (4,)
 
     def local_for(self, version: int) -> Address | None:
@@ -371,7 +404,8 @@ class Config:
     @remote.validator
     def _check_remotes(self, _attribute: "Attribute[Any]", _value: object) -> None:
         for remote in self.remote:
-            self._check_scope("--remote", remote)
+            if not isinstance(remote, HostName):
+                self._check_scope("--remote", remote)
 
     @group.validator
     def _check_group(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
@@ -402,7 +436,8 @@ class Config:
     @local.validator
     def _check_local(self, _attribute: "Attribute[Any]", _value: object) -> None:
         for local in self.local:
-            if local.version not in self.versions:
+            # The addresses of names fit: `usable_addresses`. There may be none yet.
+            if local.version not in self.versions and not self.remote_names:
                 raise ConfigError(
                     f"--local {local}: is IPv{local.version}, but the remotes are "
                     f"IPv{self.versions[0]}"
@@ -425,7 +460,7 @@ class Config:
 
     @flowlabel.validator
     def _check_flowlabel(self, _attribute: "Attribute[Any]", label: int | str) -> None:
-        if label not in (0, "inherit") and 6 not in self.versions:
+        if label not in (0, "inherit") and 6 not in self.versions and not self.remote_names:
             raise ConfigError(f"--flowlabel {label}: is for IPv6, but the underlay is IPv4")
 
     @gbp_accept.validator
@@ -447,6 +482,6 @@ class Config:
         if self.netns is not None:
             return  # The route to its subnet is in the namespace of the TAP.
         # Overlaps with the underlay's own subnets depend on the machine: a port checks those.
-        overlap = find_overlap(self.address, self.remote, ())
+        overlap = find_overlap(self.address, self.remote_addresses, ())
         if overlap is not None:
             raise ConfigError(str(overlap))

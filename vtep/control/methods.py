@@ -18,6 +18,7 @@ import attrs
 
 from vtep.capture.captures import Captures
 from vtep.config import Config, address_parsers
+from vtep.config.host_names import HostName
 from vtep.config.overlap import find_overlap
 from vtep.control import params, schema, status, traces, views
 from vtep.control.capture_stream import CAPTURE, CaptureMethod
@@ -156,14 +157,14 @@ class Methods:
 
     def _vni_show(self, given: Params) -> Pages:
         pages = _pages(iter(self._ports(given)))
-        return Pages([views.segment(port) for port in page] for page in pages)
+        return Pages([views.segment(port, self._vtep.names) for port in page] for page in pages)
 
     async def _vni_add(self, given: Params) -> schema.SegmentInfo:
         vni = given.vni()
         if vni is None:
             raise ConfigError("vni: is missing")
         await self._vtep.add(Config(vni=vni, **_known(given.options())))
-        return views.segment(self._vtep.ports[vni])
+        return views.segment(self._vtep.ports[vni], self._vtep.names)
 
     async def _vni_del(self, given: Params) -> None:
         vni = given.vni()
@@ -183,7 +184,7 @@ class Methods:
             f"--{views.option(name)} {shown(value)}" for name, value in options.items()
         )
         log.info("vni %d: set %s", port.config.vni, changed or "nothing")
-        return views.segment(self._vtep.ports[port.config.vni])
+        return views.segment(self._vtep.ports[port.config.vni], self._vtep.names)
 
     async def _reload_all(self, _given: Params) -> str:
         return await self._reload()
@@ -224,8 +225,8 @@ class Methods:
     async def _remote_add(self, given: Params) -> None:
         port = self._port(given)
         config = port.config
-        remote = address_parsers.address("--remote", given.needed("remote"))
-        for ip, there in zip(config.remote, port.segment.configured, strict=False):
+        remote = address_parsers.remote(given.needed("remote"))
+        for ip, there in zip(config.remote_addresses, port.segment.configured, strict=False):
             if ip == remote and port.fdb.find_equal(port.segment.remotes, there) is None:
                 # It was deleted, or flushed, as a part of the FDB.
                 port.fdb.append(MAC_ZERO, there, time.monotonic())
@@ -241,8 +242,14 @@ class Methods:
 
     async def _remote_del(self, given: Params) -> None:
         config = self._port(given).config
-        remote = address_parsers.address("--remote", given.needed("remote"))
+        remote = address_parsers.remote(given.needed("remote"))
         if remote not in config.remote:
+            for name in config.remote:
+                if isinstance(name, HostName) and remote in name.addresses:
+                    raise VtepError(
+                        f"--remote {remote}: is an address of --remote {name}; delete the name, or "
+                        "change what it stands for"
+                    )
             have = ", ".join(map(str, config.remote)) or "none"
             raise VtepError(
                 f"--remote {remote}: is not a remote of vni {config.vni}; its remotes are {have}"

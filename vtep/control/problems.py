@@ -52,6 +52,16 @@ def of_segment(
             f"waiting for the underlay: {'; '.join(missing[:_NAMED_MAX])}{rest}",
             vni,
         )
+    for name in segment["names"]:
+        if name["error"] is not None:
+            kept = ", ".join(name["addresses"])
+            goes_on = f"{kept} of its last answer stay its remotes" if kept else "it has no address"
+            yield _problem(
+                "name-unresolved",
+                f"--remote {name['name']}: {name['error']}: {goes_on}, and it is looked up again; "
+                f"see what this host finds: getent ahosts {name['name']}",
+                vni,
+            )
     for remote in segment["remotes"]:
         yield from _of_remote(vni, remote["remote"], remote["liveness"], segment["dstport"])
     for loop in loops:

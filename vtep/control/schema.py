@@ -72,6 +72,18 @@ class RemoteEntry(Destination):
 
     vni: int
     dev: str
+    name: str | None
+    """The host name among the remotes that has this address; None for an address by itself."""
+
+
+class NameEntry(TypedDict):
+    """A host name among the remotes of a segment."""
+
+    name: str
+    addresses: list[str]
+    """Its addresses that the segment uses now: neither own ones, nor of another IP version."""
+    error: str | None
+    """Why it could not be looked up the last time; None if it could, or was not yet."""
 
 
 class LoopEntry(TypedDict):
@@ -149,6 +161,8 @@ class SegmentInfo(TypedDict):
     fdb_entries: int
     remotes: list[Destination]
     """Destinations of flooded frames now: those of --remote, as changed by fdb commands."""
+    names: list[NameEntry]
+    """The host names among --remote."""
     options: dict[str, Any]
     """Options of the segment by name."""
 
@@ -297,8 +311,8 @@ class Problem(TypedDict):
     """A reason for which `pyvtep status` ends with exit code 1."""
 
     problem: str
-    """remote-silent, remote-refused, port-down, underlay-missing, loop, storm, reload-failed or
-    fast-path-failed."""
+    """remote-silent, remote-refused, port-down, underlay-missing, name-unresolved, loop, storm,
+    reload-failed or fast-path-failed."""
     vni: int | None
     remote: str | None
     text: str
@@ -311,7 +325,8 @@ class SegmentStatus(TypedDict):
     vni: int
     dev: str
     state: str
-    """up, down (the TAP is down), missing (the TAP is gone) or waiting (for its underlay)."""
+    """up, down (the TAP is down), missing (the TAP is gone) or waiting (for its underlay, or for
+    the addresses of a host name)."""
     bridge: str | None
     """The bridge that the TAP is a port of."""
     address: list[str]
@@ -337,6 +352,8 @@ class SegmentStatus(TypedDict):
     recent_drops: list[RecentDrop]
     """Those within the last five minutes, the latest first."""
     remotes: list[RemoteStatus]
+    names: list[NameEntry]
+    """The host names among --remote."""
 
 
 class ReloadStatus(TypedDict):

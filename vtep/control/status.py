@@ -92,7 +92,7 @@ class _Status:
             state = "missing"
         elif link is not None and not link.is_up:
             state = "down"
-        elif missing:
+        elif missing or any(self._vtep.names.is_awaited(name) for name in config.remote_names):
             state = "waiting"
         return {
             "vni": config.vni,
@@ -115,6 +115,7 @@ class _Status:
             "drops": {str(reason): count for reason, count in counters.drops.items()},
             "recent_drops": _recent((counters,), self._now),
             "remotes": remotes,
+            "names": views.names(port, self._vtep.names),
         }
 
     def _remotes(self, port: Port) -> Iterator[list[schema.RemoteStatus]]:

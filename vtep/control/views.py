@@ -10,13 +10,16 @@ from typing import Any
 import attrs
 
 from vtep.config import Config
+from vtep.config.host_names import HostName
 from vtep.control import schema, socket_files
 from vtep.counters import Drop, Reason
+from vtep.daemon.names import NameResolver
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Remote
 from vtep.forwarding.storm import LIMITED, FloodSource, Storm
 from vtep.forwarding.suppress import Neighbour
+from vtep.io.addresses import host_of
 from vtep.wire.ethernet import format_mac
 
 
@@ -75,9 +78,34 @@ def process(ports: Iterable[Port]) -> schema.ProcessInfo:
 
 def remotes(port: Port) -> list[schema.RemoteEntry]:
     """Convert the destinations of the default entry."""
+    name_of = {
+        host_of(address, port.config.dev): each.name
+        for each in port.config.remote
+        if isinstance(each, HostName)
+        for address in each.addresses
+        if address not in port.config.remote
+    }
     return [
-        {"vni": port.config.vni, "dev": port.tap, **destination(port.fdb, remote)}
+        {
+            "vni": port.config.vni,
+            "dev": port.tap,
+            "name": name_of.get(remote.host),
+            **destination(port.fdb, remote),
+        }
         for remote in port.segment.remotes
+    ]
+
+
+def names(port: Port, resolver: NameResolver) -> list[schema.NameEntry]:
+    """Convert the host names among the remotes."""
+    return [
+        {
+            "name": each.name,
+            "addresses": [str(address) for address in each.addresses],
+            "error": (resolver.error(each.name)) or None,
+        }
+        for each in port.config.remote
+        if isinstance(each, HostName)
     ]
 
 
@@ -143,7 +171,7 @@ def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.NeighbourE
     }
 
 
-def segment(port: Port) -> schema.SegmentInfo:
+def segment(port: Port, resolver: NameResolver) -> schema.SegmentInfo:
     """Convert a segment with all its options."""
     return {
         "vni": port.config.vni,
@@ -156,6 +184,7 @@ def segment(port: Port) -> schema.SegmentInfo:
         "underlay_missing": list(port.underlay_missing),
         "fdb_entries": len(port.fdb),
         "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
+        "names": names(port, resolver),
         "options": options(port.config),
     }
 

@@ -260,7 +260,7 @@ def _accepted(config: Config) -> Networks:
 
 def _remotes_of(config: Config) -> list[Remote]:
     """Return the destinations of the default FDB entry: the remotes and the multicast group."""
-    addresses = [*config.remote, *([config.group] if config.group is not None else [])]
+    addresses = [*config.remote_addresses, *([config.group] if config.group is not None else [])]
     return [Remote(host_of(address, config.dev), config.dstport) for address in addresses]
 
 

@@ -7,7 +7,7 @@ lookups is done once for all notifications of a short time (the debounce interva
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 
 from vtep import descriptors
@@ -39,11 +39,16 @@ class HostWatch:
     """Keeps ports, listeners and paths in step with the host's network.
 
     `lock` is held by whatever changes the set of ports. `on_mtu_changed` is called when the MTU of
-    a port's tunnel has changed.
+    a port's tunnel has changed, and `on_routes` after routes or addresses have changed, before the
+    underlays are looked up.
     """
 
     def __init__(
-        self, parts: Parts, lock: asyncio.Lock, on_mtu_changed: Callable[[Port], None]
+        self,
+        parts: Parts,
+        lock: asyncio.Lock,
+        on_mtu_changed: Callable[[Port], None],
+        on_routes: Callable[[], Awaitable[None]],
     ) -> None:
         self._network = parts.network
         self._ports = parts.ports
@@ -53,6 +58,7 @@ class HostWatch:
         self._filters = parts.filters
         self._lock = lock
         self._on_mtu_changed = on_mtu_changed
+        self._on_routes = on_routes
         self._events: NetworkEvents | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_paused = False
@@ -215,6 +221,8 @@ class HostWatch:
         ]
         for port in concerned:
             port.on_link_changed()
+        if everything or routes:
+            await self._on_routes()
         resized = await self._look_up_underlays(None if everything or routes else changed)
         self._filters.schedule()  # The remotes may be reached over other devices now.
         await self.adapt({*concerned, *resized})
@@ -293,7 +301,7 @@ def _find_underlays(
         config = port.config
         underlay: Underlay | VtepError
         try:
-            underlay = routes.resolve_underlay(config.remote, config.local, config.dev)
+            underlay = routes.resolve_underlay(config.remote_addresses, config.local, config.dev)
         except VtepError as error:
             underlay = error
         found.append((port, underlay, routes.interface_addresses(port.tap_index)))

@@ -204,7 +204,7 @@ class IngressFilters:
         found = {
             (remote, port.config.local_for(remote.version), port.config.dev)
             for port in self._ports
-            for remote in port.config.remote[:_REMOTES_MAX]
+            for remote in port.config.remote_addresses[:_REMOTES_MAX]
         }
         some = list(found)[:_REMOTES_MAX]
         return some + [(ip_address(host), None, None) for host in self._suspects.values()]

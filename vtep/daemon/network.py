@@ -7,7 +7,8 @@ Nothing here is called for a frame.
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -16,6 +17,7 @@ from vtep.control import socket_files
 from vtep.errors import VtepError
 from vtep.host import netlink, netlink_events, tap_setup
 from vtep.host.devices import device_index
+from vtep.host.name_schedule import NameAnswer
 from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.host.routes import HostRoutes, Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
@@ -45,6 +47,9 @@ class Routes(Protocol):
         self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
     ) -> Underlay:
         """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
+
+    def is_own(self, address: Address, dev: str | None) -> bool:
+        """Return True if this host has an address, on the device of its scope if it has one."""
 
     def interface_addresses(self, device: int) -> tuple[str, ...]:
         """Return the addresses of a device with prefix lengths, but for link-local IPv6 ones."""
@@ -171,6 +176,12 @@ class HostNetwork(Protocol):
 
     def control_names(self) -> frozenset[str]:
         """Return the names of the control sockets on this host, which by default are TAP names."""
+
+    async def look_up(self, name: str, versions: Collection[int]) -> NameAnswer:
+        """Look up a host name, without blocking the event loop. Raises: OSError.
+
+        `versions` are the IP versions of addresses that it had before.
+        """
 
 
 class KernelSession:
@@ -336,3 +347,36 @@ class KernelNetwork:
     def control_names(self) -> frozenset[str]:
         """Return the names of the control sockets on this host."""
         return socket_files.names()
+
+    async def look_up(self, name: str, versions: Collection[int]) -> NameAnswer:
+        """Look up a host name in a thread. Raises: OSError if it cannot be started."""
+        # Imported for the first name: most VTEPs have none.
+        from vtep.host import name_lookup  # noqa: PLC0415
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[NameAnswer] = loop.create_future()
+
+        def finish(answer: NameAnswer | None, error: Exception | None) -> None:
+            if future.done():  # It was cancelled.
+                return
+            if answer is not None:
+                future.set_result(answer)
+            else:
+                future.set_exception(OSError(f"the lookup has failed: {error!r}"))
+
+        def call() -> None:
+            answer, failure = None, None
+            try:
+                answer = name_lookup.look_up(name, versions)
+            except Exception as error:  # noqa: BLE001  a name without an answer would be lost
+                failure = error
+            with suppress(RuntimeError):  # The loop is closed, and the process about to end.
+                loop.call_soon_threadsafe(finish, answer, failure)
+
+        # A daemon thread, since getaddrinfo(3) cannot be cancelled, and may take half a minute: the
+        # end of the process does not wait for it.
+        try:
+            threading.Thread(target=call, name="names", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        return await future

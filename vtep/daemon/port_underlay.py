@@ -31,7 +31,7 @@ class PortUnderlay:
         self.mtu = underlay.mtu if underlay.devices else self.mtu
         self._dev = config.dev
         self._device_of = {str(ip): dev for ip, dev in underlay.remote_devices.items()}
-        self._configured = frozenset(map(str, config.remote))
+        self._configured = frozenset(map(str, config.remote_addresses))
 
     def device_to(self, host: str) -> str | None:
         """Return the device towards a remote; None if there is no route, or if it is not known.

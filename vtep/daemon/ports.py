@@ -66,7 +66,7 @@ class Ports:
         """Tell the pool the number of remotes, including those of `more`: they share its ports."""
         configs = [*self.configs(), *more]
         self._pool.remotes = len(
-            {(ip, config.dstport) for config in configs for ip in config.remote}
+            {(ip, config.dstport) for config in configs for ip in config.remote_addresses}
         )
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:

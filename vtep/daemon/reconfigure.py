@@ -115,7 +115,12 @@ class Reconfigurer:
         for port in self._ports:
             vni = port.config.vni
             config = wanted.pop(vni, None)
-            if config == port.config and not (vni in again and port.segment.lacks_remotes()):
+            if (
+                config == port.config
+                # Equal configurations may have names whose addresses have changed.
+                and config.remote_addresses == port.config.remote_addresses
+                and not (vni in again and port.segment.lacks_remotes())
+            ):
                 continue
             if config is not None and config.tap == port.config.tap:
                 changed.append((port, config))
@@ -188,7 +193,9 @@ class Reconfigurer:
         underlays = []
         for config in configs:
             with naming_vni(config, several=self._several):
-                underlays.append(routes.resolve_underlay(config.remote, config.local, config.dev))
+                underlays.append(
+                    routes.resolve_underlay(config.remote_addresses, config.local, config.dev)
+                )
         return underlays
 
     def _set_up_taps(self, session: HostSession, steps: Iterable[_Step]) -> None:

@@ -7,6 +7,7 @@ It owns the parts of the daemon and joins them; what each of them does is in its
 - `reconfigure`: transactions that add, change and remove ports
 - `host_watch`: changes of the host's devices, routes and addresses
 - `ingress_filters`: which sources and devices the kernel may deliver datagrams of
+- `names`: lookups of the host names among the remotes
 - `housekeeping`: periodic work; `kernel_drops`: the counters of what the kernel discarded
 
 Frames pass through none of these, but through `vtep.datapath`.
@@ -32,6 +33,7 @@ from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.housekeeping import Housekeeping
 from vtep.daemon.listeners import Listeners
 from vtep.daemon.liveness_prober import LivenessProber
+from vtep.daemon.names import NameResolver
 from vtep.daemon.network import HostNetwork, KernelNetwork
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port, PortEvents
@@ -132,7 +134,11 @@ class Vtep:
         self._ended: asyncio.Future[None] | None = None
         self._running = False
         self._is_new = False
-        self._host_watch = HostWatch(parts, self._lock, self._on_mtu_changed)
+        self.names = NameResolver(self._network, self._apply_names)
+        """The host names among the remotes."""
+        self._host_watch = HostWatch(
+            parts, self._lock, self._on_mtu_changed, self._on_routes_changed
+        )
         self._housekeeping = Housekeeping(parts, self._host_watch, self._fast_path)
         self._reconfigurer = Reconfigurer(
             *(parts, self._host_watch, self._make_port, self._check_not_ended),
@@ -288,6 +294,7 @@ class Vtep:
                 self.started = time.time()
                 self._host_watch.start()
                 self._housekeeping.start()
+                self._start_names()
         except BaseException as error:
             if paused:
                 self._parts.listeners.release_guards()
@@ -328,6 +335,7 @@ class Vtep:
             self._is_new = False
             self._host_watch.start()
             self._parts.kernel_drops.start()
+            self._start_names()
         else:
             for port in self._ports:
                 with suppress(OSError):  # The TAP is gone: its reader will notice.
@@ -429,6 +437,7 @@ class Vtep:
         self._parts.listeners.close()
         self._housekeeping.stop()
         self._host_watch.stop()
+        self.names.stop()
         if self._pool.tunnel_gso_device is not None:
             taps.append(self._pool.tunnel_gso_device)
             self._pool.tunnel_gso_device = None
@@ -530,16 +539,42 @@ class Vtep:
         async with self._lock:
             await self._reconcile(configs, again=tuple(self.ports))
             self.lost.clear()
+        self.names.look_up_again()
 
     async def _reconcile(self, configs: Iterable[Config], again: Iterable[int] = ()) -> None:
         if self._ended is not None and self._ended.done():
             raise VtepError("the VTEP has ended: start another one")
         if not self._running:
             raise RuntimeError("start() the Vtep first")
-        await self._reconfigurer.reconcile(configs, frozenset(again))
+        try:
+            await self._reconfigurer.reconcile(await self.names.resolve(configs), frozenset(again))
+        finally:
+            self.names.want(self._ports.configs())
         for vni in self.ports:
             self.lost.pop(vni, None)
         self._adjust_fast_path()
+
+    def _start_names(self) -> None:
+        self.names.want(self._ports.configs())
+        self.names.start()
+
+    async def _apply_names(self) -> None:
+        """Change the remotes to the present addresses of their names. Raises: VtepError."""
+        async with self._lock:
+            configs = self._ports.configs()
+            if not self._running or not any(config.remote_names for config in configs):
+                return
+            resolved = await self.names.resolve(configs)
+            if any(
+                after.remote_addresses != before.remote_addresses
+                for before, after in zip(configs, resolved, strict=True)
+            ):
+                await self._reconfigurer.reconcile(resolved)
+
+    async def _on_routes_changed(self) -> None:
+        """Look at names again: an address of theirs may be one of this host now, or no more."""
+        self.names.on_host_changed()
+        await self._apply_names()
 
     def retry_fast_path(self) -> None:
         """Load the fast path once more if that has failed, and a port is to use it."""

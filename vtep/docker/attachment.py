@@ -249,7 +249,7 @@ def _log_problems(local: AttachableNetwork, port: Port) -> None:
     for line in find_problems(network, tunnel, bridge_filter):
         log.warning("%s", line)
     dstport, devices = port.config.dstport, port.underlay_devices
-    for remote in port.config.remote:
+    for remote in port.config.remote_addresses:
         packet = PacketPattern(
             *(remote.version, str(without_scope(remote)), dstport),
             devices[0] if len(devices) == 1 else None,

@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 
+from vtep.config import Config
+from vtep.config.host_names import HostName, usable_addresses
 from vtep.control.client import candidates
 from vtep.doctor import encryption, filtering, procfs, segment_facts
 from vtep.doctor.echo import EchoClient
@@ -44,17 +46,41 @@ _MTU_DEFAULT = 1500
 
 
 def examine(
-    remotes: Sequence[Address], vni: int | None, port: int | None, control: str | None
+    remotes: Sequence[Address | HostName], vni: int | None, port: int | None, control: str | None
 ) -> Facts:
     """Examine these remotes, or all remotes of the pyvteps that run here.
 
     `control` is the control socket of one pyvtep to ask, instead of all.
 
     Raises:
-        VtepError: that pyvtep does not answer, or there is nothing to examine.
+        VtepError: that pyvtep does not answer, there is nothing to examine, or a name has no
+            address.
     """
     with connect(control) as running:
-        return _examine(running, remotes, vni, port)
+        return _examine(running, _addresses(remotes), vni, port)
+
+
+def _addresses(remotes: Iterable[Address | HostName]) -> tuple[Address, ...]:
+    """Return the addresses of remotes, for names those that a segment would use.
+
+    Own addresses of this host are among them: there is a finding for them.
+    """
+    found: dict[Address, None] = {}
+    for remote in remotes:
+        if not isinstance(remote, HostName):
+            found[remote] = None
+            continue
+        from vtep.host.name_lookup import look_up  # noqa: PLC0415  most remotes are addresses
+
+        answer = look_up(remote.name)
+        usable = usable_addresses(Config(vni=0), answer.addresses)
+        if not usable:
+            reason = answer.error or "it has no address that a VTEP can have"
+            raise VtepError(
+                f"--remote {remote}: {reason}; see what this host finds: getent ahosts {remote}"
+            )
+        found.update(dict.fromkeys(usable))
+    return tuple(found)
 
 
 def _examine(

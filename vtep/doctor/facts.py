@@ -206,6 +206,16 @@ class BlockedRemote:
 
 
 @frozen
+class NameFacts:
+    """A host name among the remotes of a segment that could not be looked up the last time."""
+
+    name: str
+    error: str
+    addresses: tuple[str, ...] = ()
+    """The addresses of the last answer, which it keeps."""
+
+
+@frozen
 class SegmentFacts:
     """A segment of a running pyvtep, with its TAP."""
 
@@ -232,6 +242,7 @@ class SegmentFacts:
     """Addresses of the TAP or its bridge that a host on the other side of the tunnel has, too."""
     held: tuple[HeldMac, ...] = ()
     loops: tuple[BlockedRemote, ...] = ()
+    names: tuple[NameFacts, ...] = ()
     socket: str | None = None
     """The control socket of its pyvtep, if commands have to name it."""
     devices: tuple[str, ...] = ()

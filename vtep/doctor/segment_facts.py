@@ -10,6 +10,7 @@ from vtep.doctor.facts import (
     Conflict,
     Drops,
     HeldMac,
+    NameFacts,
     PortFacts,
     ProcessFacts,
     SegmentFacts,
@@ -72,6 +73,12 @@ def of_segments(
                     BlockedRemote(each["remote"], each["blocked"])
                     for each in running.loops
                     if each["vni"] == segment["vni"]
+                ),
+                # Another version may not know of names.
+                names=tuple(
+                    NameFacts(each["name"], each["error"], tuple(each["addresses"]))
+                    for each in segment.get("names", ())
+                    if each["error"] is not None
                 ),
                 socket=running.socket,
                 devices=tuple(segment["underlay_devices"]),

@@ -103,7 +103,7 @@ class HostRoutes:
         used: dict[int, int | None] = {}
         device_of: dict[Address, int] = {}
         for remote in remotes:
-            if self._is_own(remote, dev):
+            if self.is_own(remote, dev):
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give the address of the "
                     "other VTEP"
@@ -178,7 +178,7 @@ class HostRoutes:
         # Any address of 127.0.0.0/8 can be used, though only 127.0.0.1 is configured.
         if local.is_loopback:
             return None
-        if not self._is_own(local, dev):
+        if not self.is_own(local, dev):
             return f"no interface has --local {local}"
         flags = self._own[without_scope(local)].values()
         if all(each & _IFA_F_DADFAILED for each in flags):
@@ -221,7 +221,7 @@ class HostRoutes:
             raise route
         return route
 
-    def _is_own(self, address: Address, dev: str | None) -> bool:
+    def is_own(self, address: Address, dev: str | None) -> bool:
         """Return True if this host has an address, on the device of its scope if it has one."""
         scope = scope_of(address, dev)
         indices = self._own.get(without_scope(address), {})

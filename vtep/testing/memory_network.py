@@ -3,13 +3,14 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from attrs import evolve
 
 from vtep.daemon.network import HostSession, NetworkEventHandler, Undo
 from vtep.errors import VtepError
+from vtep.host.name_schedule import NameAnswer
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
 from vtep.io.udp_statistics import UdpErrors
@@ -53,6 +54,10 @@ class MemoryNetwork:
         """Names of TAPs whose changes the kernel refuses to revert."""
         self.reverted: Final[list[str]] = []
         """The changes that were reverted: the name of the TAP, and `settings` or `bridge`."""
+        self.names: Final[dict[str, NameAnswer]] = {}
+        """The answers to lookups of names; other names do not exist."""
+        self.lookups: Final[list[str]] = []
+        """The names that were looked up, in order."""
         self.queue_drops: Final[dict[str, int]] = {}
         """Transmit drops by the name of a device."""
         self.offloads = frozenset({"tso", "uso"})
@@ -198,6 +203,12 @@ class MemoryNetwork:
         """Return no names: there is no other process."""
         return frozenset()
 
+    async def look_up(self, name: str, versions: Collection[int]) -> NameAnswer:  # noqa: ARG002
+        """Look up a host name in `names`, after other tasks had a turn."""
+        await asyncio.sleep(0)
+        self.lookups.append(name)
+        return self.names.get(name, NameAnswer(error="there is no such name"))
+
 
 class NetworkTap(MemoryTap):
     """A TAP of a `MemoryNetwork`: its device is removed when it is closed, or by a test."""
@@ -286,6 +297,10 @@ class MemorySession:
         if device is None or not reachable:
             return Underlay((), 1500, tuple(missing))
         return Underlay((name,), device.mtu, tuple(missing), (), remote_devices)
+
+    def is_own(self, address: Address, dev: str | None) -> bool:  # noqa: ARG002
+        """Return True if the host has an address."""
+        return str(without_scope(address)) in self._network.host.addresses
 
     def interface_addresses(self, device: int) -> tuple[str, ...]:
         """Return the addresses of a device with prefix lengths."""

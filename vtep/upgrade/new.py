@@ -251,10 +251,11 @@ class NewSide:
         if message.fields.get("base") is not None:
             self._base[vni] = snapshot.parse_config(message.mapping("base"))
         if message.fields.get("options") is not None:
-            self._configs[vni] = config = snapshot.parse_config(message.mapping("options"))
+            state = self._states[vni] = Message(fmt.SEGMENT, message.mapping("state"))
+            config = snapshot.parse_config(message.mapping("options"))
             if config.vni != vni:
                 raise FormatError("a segment contradicts its VNI")
-            self._states[vni] = Message(fmt.SEGMENT, message.mapping("state"))
+            self._configs[vni] = snapshot.with_addresses(config, state)
 
     def _apply_fdb(self, message: Message) -> None:
         port = self._vtep.ports.get(message.integer("vni"))

@@ -337,7 +337,9 @@ class OldSide:
                 vni=vni,
                 options=None if port is None else snapshot.config_fields(port.config),
                 base=None if file is None else snapshot.config_fields(file),
-                state={} if port is None else port.state(),
+                state={}
+                if port is None
+                else {**port.state(), "names": snapshot.name_fields(port.config)},
             )
         for vni, fdb_log in logs.items():
             for fields in fdb_log.pages(vni, time.monotonic):

@@ -7,12 +7,14 @@ travel once in each message, and entries name them by their position.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 
 import attrs
 from attrs import define, field
 
 from vtep.config import Config
+from vtep.config.host_names import HostName
 from vtep.control import views
 from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
@@ -56,6 +58,31 @@ def parse_config(options: Mapping[str, Any]) -> Config:
     for name in given.keys() - known:
         log.warning("option --%s of the old process is unknown here: left out", name)
     return Config(**{name: value for name, value in given.items() if name in known})
+
+
+def name_fields(config: Config) -> Fields:
+    """Return the addresses of the host names of a configuration, which has the names only."""
+    return {
+        each.name: [str(address) for address in each.addresses]
+        for each in config.remote
+        if isinstance(each, HostName)
+    }
+
+
+def with_addresses(config: Config, state: Message) -> Config:
+    """Return a configuration whose names have the addresses of the old process: see `name_fields`.
+
+    Without them, the remotes would be gone until the first answer, with all MACs behind them.
+    Raises: FormatError.
+    """
+    try:
+        found = {
+            name: [ip_address(text) for text in addresses]
+            for name, addresses in state.mapping("names").items()
+        }
+    except (TypeError, ValueError):
+        raise FormatError("the addresses of a name make no sense") from None
+    return config.with_addresses(found)
 
 
 # --- the forwarding database --------------------------------------------------------------------

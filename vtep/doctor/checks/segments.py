@@ -42,6 +42,7 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             "So nothing on this host uses the tunnel.",
             "give it an address (ip addr add), or make it a port of a bridge (ip link set master)",
         )
+    yield from _of_names(segment)
     yield from addresses.overlaps(segment, facts)
     yield from addresses.conflicts(segment)
     yield from _of_firewall(segment)
@@ -53,6 +54,22 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             f"{tap} sends UDP over IPv6 without checksums (--udp6zerocsumtx)",
             "Kernel VXLAN devices drop such datagrams, unless they were made with udp6zerocsumrx.",
             "--no-udp6zerocsumtx, or udp6zerocsumrx at the other end",
+        )
+
+
+def _of_names(segment: SegmentFacts) -> Iterator[Finding]:
+    """Report host names among the remotes that cannot be looked up."""
+    for each in segment.names:
+        kept = ", ".join(each.addresses)
+        report = warning if kept else problem
+        yield report(
+            segment.tap,
+            f"--remote {each.name} cannot be looked up: {each.error}",
+            f"The addresses of the last answer are used on: {kept}."
+            if kept
+            else "Nothing is sent to it until it has an address; it is looked up again and again.",
+            f"see what this host finds, getent ahosts {quote(each.name)}; mend DNS "
+            "(/etc/resolv.conf), or write the name into /etc/hosts",
         )
 
 
