@@ -301,7 +301,7 @@ def test_an_upgrade_keeps_the_addresses(underlay: MemoryUnderlay) -> None:
 
 
 Records = dict[str, tuple[tuple[str, ...], float] | Exception]
-"""What DNS has by the type of records: addresses and their TTL, or an error."""
+"""The content of DNS by the type of records: addresses and their TTL, or an error."""
 
 # Without types in dnspython.
 ABSENT: Exception = cast("Any", NXDOMAIN)()
