@@ -95,6 +95,10 @@ def test_the_life_of_a_service(machine: Machine) -> None:
     assert "10.2.0.1/24" in machine.run("ip -o -4 address show vx2")
     assert "2 VNIs, together" in machine.run("pyvtep stats")
     assert machine.show(unit, "StatusText").startswith("forwarding: 2 VNIs, 1 remote, ")
+    # What the unit hides from the process does not keep it from looking up names.
+    machine.write("/etc/hosts", "127.0.0.1 localhost\n192.0.2.3 peer.test\n")
+    machine.run("pyvtep remote add peer.test --vni 2")
+    wait_until(lambda: "192.0.2.3  peer.test" in machine.run("pyvtep remote show"), "an address")
     assert "active (running), process" in machine.run("pyvtep service status")
     status = machine.run(f"cat /proc/{pid()}/status")
     uids = next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))

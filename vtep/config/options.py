@@ -380,15 +380,20 @@ class Config:
         """
         if found.keys().isdisjoint(self.remote_names):
             return self
-        return evolve(
-            self,
-            remote=tuple(
-                HostName(each.name, usable_addresses(self, found[each.name]))
-                if isinstance(each, HostName) and each.name in found
-                else each
-                for each in self.remote
-            ),
+        remote = tuple(
+            HostName(each.name, usable_addresses(self, found[each.name]))
+            if isinstance(each, HostName) and each.name in found
+            else each
+            for each in self.remote
         )
+        changed = any(
+            isinstance(before, HostName)
+            and isinstance(after, HostName)
+            and before.addresses != after.addresses
+            for before, after in zip(self.remote, remote, strict=True)
+        )
+        # Mostly not, and to check all options again for a thousand VNIs would take a while.
+        return evolve(self, remote=remote) if changed else self
 
     @property
     def versions(self) -> tuple[int, ...]:

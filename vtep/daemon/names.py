@@ -85,10 +85,15 @@ class NameResolver:
         self._schedule.look_up_again()
         self._wake.set()
 
-    def on_host_changed(self) -> None:
-        """Retry failed lookups: there may be a route to a name server now."""
-        self._schedule.retry_failed(time.monotonic())
-        self._wake.set()
+    async def on_host_changed(self) -> None:
+        """Retry failed lookups, since there may be a route to a name server now.
+
+        An address of a name may be one of this host now, or no more: that is applied at once.
+        """
+        if self._schedule.states:
+            self._schedule.retry_failed(time.monotonic())
+            self._wake.set()
+            await self._apply_changes()
 
     # --- answers ----------------------------------------------------------------------------
 
@@ -155,7 +160,9 @@ class NameResolver:
     async def _apply_changes(self) -> None:
         try:
             await self._apply()
-        except VtepError as error:  # Forwarding goes on with the former addresses.
+        # Forwarding goes on with the former addresses. A RuntimeError means that there is no room
+        # for a thread.
+        except (VtepError, OSError, RuntimeError) as error:
             if str(error) != self._apply_error:
                 log.warning("cannot use the new addresses of names: %s", error)
             self._apply_error = str(error)

@@ -137,7 +137,7 @@ class Vtep:
         self.names = NameResolver(self._network, self._apply_names)
         """The host names among the remotes."""
         self._host_watch = HostWatch(
-            parts, self._lock, self._on_mtu_changed, self._on_routes_changed
+            parts, self._lock, self._on_mtu_changed, self.names.on_host_changed
         )
         self._housekeeping = Housekeeping(parts, self._host_watch, self._fast_path)
         self._reconfigurer = Reconfigurer(
@@ -290,11 +290,12 @@ class Vtep:
                 self._pause_parts()
             async with self._lock:
                 await self._reconfigurer.apply(Delta((), (), tuple(self._ports)))
+            self.names.want(self._ports.configs())
             if not paused:
                 self.started = time.time()
                 self._host_watch.start()
                 self._housekeeping.start()
-                self._start_names()
+                self.names.start()
         except BaseException as error:
             if paused:
                 self._parts.listeners.release_guards()
@@ -335,7 +336,7 @@ class Vtep:
             self._is_new = False
             self._host_watch.start()
             self._parts.kernel_drops.start()
-            self._start_names()
+            self.names.start()
         else:
             for port in self._ports:
                 with suppress(OSError):  # The TAP is gone: its reader will notice.
@@ -554,10 +555,6 @@ class Vtep:
             self.lost.pop(vni, None)
         self._adjust_fast_path()
 
-    def _start_names(self) -> None:
-        self.names.want(self._ports.configs())
-        self.names.start()
-
     async def _apply_names(self) -> None:
         """Change the remotes to the present addresses of their names. Raises: VtepError."""
         async with self._lock:
@@ -570,11 +567,6 @@ class Vtep:
                 for before, after in zip(configs, resolved, strict=True)
             ):
                 await self._reconfigurer.reconcile(resolved)
-
-    async def _on_routes_changed(self) -> None:
-        """Look at names again: an address of theirs may be one of this host now, or no more."""
-        self.names.on_host_changed()
-        await self._apply_names()
 
     def retry_fast_path(self) -> None:
         """Load the fast path once more if that has failed, and a port is to use it."""

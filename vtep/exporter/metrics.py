@@ -22,7 +22,7 @@ OTHER: Final = "other"
 
 PROBLEMS: Final = (
     *("remote-silent", "remote-refused", "port-down", "underlay-missing"),
-    *("loop", "storm", "reload-failed", "fast-path-failed"),
+    *("name-unresolved", "loop", "storm", "reload-failed", "fast-path-failed"),
 )
 LIVENESS: Final = ("seen", "silent", "never-seen", "refused")
 PORT_STATES: Final = ("up", "down", "missing", "waiting")

@@ -119,12 +119,19 @@ def describe_status(vtep: Vtep) -> str:
     if not ports:
         return "no VNI is configured yet"
     missing = [part for port in ports for part in port.underlay_missing]
+    awaited = [
+        name for port in ports for name in port.config.remote_names if vtep.names.is_awaited(name)
+    ]
     remotes = len({remote.host for port in ports for remote in port.segment.remotes})
     macs = sum(len(port.fdb) for port in ports)
     what = (
         f"vni {ports[0].config.vni} on {ports[0].tap}" if len(ports) == 1 else f"{len(ports)} VNIs"
     )
-    state = f"waiting for the underlay: {missing[0]}" if missing else "forwarding"
+    state = "forwarding"
+    if missing:
+        state = f"waiting for the underlay: {missing[0]}"
+    elif awaited:
+        state = f"waiting for an address of --remote {awaited[0]}"
     return (
         f"{state}: {what}, {remotes} remote{'s'[: remotes != 1]}, {macs} MAC{'s'[: macs != 1]}, "
         f"fast path {vtep.fast_path}"

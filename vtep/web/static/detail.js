@@ -30,6 +30,10 @@ function factsOfVni(segment) {
     ["Fast path", reason ? `${segment.fast_path}: ${reason}` : segment.fast_path],
     ["MACs", segment.fdb_limit === null ? count(segment.fdb_entries) : `${count(segment.fdb_entries)} of at most ${count(segment.fdb_limit)}`],
   ];
+  if (segment.names?.length) {
+    const of = ({ name, addresses, error }) => `${name}: ${list(addresses)}${error ? ` (${error})` : ""}`;
+    facts.splice(1, 0, ["Names", list(segment.names.map(of))]);
+  }
   if (segment.underlay_missing.length) facts.splice(1, 0, ["Missing", list(segment.underlay_missing)]);
   return facts;
 }
