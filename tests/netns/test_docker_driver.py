@@ -1,16 +1,20 @@
 """The network driver with two real Docker engines, as on two hosts of a data center."""
 
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.netns.engines import Engine
-from tests.netns.hosts import DEADLINE, Pyvtep, address, has_device, wait_until
+from tests.netns.hosts import DEADLINE, address, has_device, wait_until
+from vtep.control import socket_files
 from vtep.testing.lab import Host, Lab
 
 if TYPE_CHECKING:
@@ -24,43 +28,53 @@ OUTSIDE = "198.51.100.1"
 
 
 class Node:
-    """A host with an engine, a plug-in and a daemon, each of which can be ended and started."""
+    """A host with an engine and a plug-in, which starts a daemon when it needs one."""
 
     def __init__(self, host: Host, outside: Host, own: str, remote: str, folder: Path) -> None:
-        self.outside = outside
-        self.host, self.own, self.remote = host, own, remote
-        self.folder = folder / host.name
-        self.folder.mkdir()
+        self.host, self.outside, self.own, self.remote = host, outside, own, remote
+        self.state = folder / host.name
+        self._log = folder / f"{host.name}.log"
+        self._log.touch()
         self.engine = Engine(host)
-        self.daemon = self.start_daemon()
         self.plugin = self.start_plugin()
 
-    def start_daemon(self) -> Pyvtep:
-        config = self.folder / "pyvtep.toml"
-        config.write_text("vni = []\n")
-        daemon = Pyvtep(
-            *(self.host, self.folder, "--control", "auto", "--config", str(config)),
-            prefix=self.engine.enter,
-        )
-        wait_until(lambda: "no VNI is configured yet" in daemon.log, daemon.log)
-        return daemon
-
-    def start_plugin(self) -> "subprocess.Popen[bytes]":
-        self.log_path = self.folder / "plugin.log"
-        with self.log_path.open("a") as log:
-            before = self.log_path.stat().st_size
-            plugin = self.host.start(
+    def start_plugin(self, *, wait: bool = True) -> "subprocess.Popen[bytes]":
+        before = len(self.log)
+        with self._log.open("a") as log:
+            self.plugin = self.host.start(
                 *(*self.engine.enter, sys.executable, "-m", "vtep", "--debug", "docker", "plugin"),
-                *("--state-directory", str(self.folder / "state")),
+                *("--state-directory", str(self.state)),
                 stderr=log,
                 stdout=log,
             )
-        wait_until(lambda: "serving the Docker engine" in self.log[before:], "the plug-in")
-        return plugin
+        if wait:
+            wait_until(lambda: "serving the Docker engine" in self.log[before:], "the plug-in")
+        return self.plugin
+
+    def kill_plugin(self) -> None:
+        self.plugin.kill()
+        self.plugin.wait(DEADLINE)
+
+    def daemon(self) -> int | None:
+        """Return the PID of the pyvtep that has the networks; None if there is none."""
+        place = Path(self.engine.url.removeprefix("unix://")).parent / "pyvtep"
+        found = filter(None, map(socket_files.listening_process, place.glob("*.sock")))
+        return next(found, None)
+
+    def kill_daemon(self) -> None:
+        pid = self.daemon()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_engine(self) -> None:
+        # containerd ends with the engine. Nothing reaps it in this PID namespace, so a new engine
+        # would take it for running.
+        script = "kill -9 $(cat /run/docker.pid); rm /run/docker/containerd/containerd.pid"
+        self.engine.shell("sh", "-c", script)
 
     @property
     def log(self) -> str:
-        return self.log_path.read_text()
+        return self._log.read_text()
 
     def docker(self, *words: str, check: bool = True) -> str:
         return self.engine.docker(*words, check=check)
@@ -90,9 +104,10 @@ class Node:
 
     def close(self) -> None:
         self.engine.clear()
-        for process in (self.plugin, self.daemon.process):
-            process.terminate()
-            assert process.wait(DEADLINE) == 0
+        # It was started for its networks, and ends with the last one.
+        wait_until(lambda: self.daemon() is None, "the end of the daemon")
+        self.plugin.terminate()
+        assert self.plugin.wait(DEADLINE) == 0
         self.engine.close()
 
 
@@ -273,3 +288,80 @@ def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
     a.pyvtep("vni", "del", "300")
     a.docker("network", "rm", "mynetwork")
     assert a.leftovers() == ""
+
+
+def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
+    a, b = nodes
+    for node in nodes:
+        node.create("--subnet", "172.18.0.0/16")
+    boxes(nodes)
+    assert_joined(nodes)
+
+    # The daemon: the plug-in starts another one, and adds the VNI again.
+    a.kill_daemon()
+    wait_until(lambda: not a.engine.reaches("box", "172.18.0.3"), "the end of the tunnel")
+    assert_joined(nodes)
+    # The VNI, by an operator.
+    a.pyvtep("vni", "del", "200")
+    assert_joined(nodes)
+
+    # The plug-in: nothing depends on it while no container comes or goes.
+    a.kill_plugin()
+    assert_joined(nodes)
+    assert a.engine.reaches("box", "172.18.0.1")
+    a.start_plugin()
+    a.engine.container("late", "mynetwork", "--ip", "172.18.0.9")
+    wait_until(lambda: b.engine.reaches("box", "172.18.0.9"), "a ping to a new container")
+    a.docker("rm", "--force", "late")
+
+    # Both, the state and the bridge: network and endpoints are looked up at the engine.
+    a.kill_plugin()
+    a.kill_daemon()
+    (a.state / "networks.json").unlink()
+    a.host.run("ip", "link", "del", a.engine.bridge("mynetwork"))
+    a.start_plugin()
+    assert_joined(nodes)
+
+    # The engine, which kills its containers when it comes back.
+    a.kill_engine()
+    assert b.engine.reaches("box", "172.18.0.2")
+    a.engine.start()
+    a.docker("start", "box")
+    assert_joined(nodes)
+
+    # A network that the engine has removed, while the plug-in could not.
+    a.kill_plugin()
+    state = (a.state / "networks.json").read_text()
+    a.start_plugin()
+    a.docker("rm", "--force", "box")
+    a.docker("network", "rm", "mynetwork")
+    a.kill_plugin()
+    (a.state / "networks.json").write_text(state)
+    a.start_plugin()
+    wait_until(lambda: "the engine has it no more" in a.log, "the comparison with the engine")
+    wait_until(lambda: a.leftovers() == "", "the removal of the network")
+
+
+@pytest.mark.parametrize("order", [*permutations(("engine", "plugin", "daemon"))], ids="-".join)
+def test_start_in_any_order_after_a_boot(nodes: tuple[Node, Node], order: tuple[str, ...]) -> None:
+    a, _ = nodes
+    for node in nodes:
+        node.create("--subnet", "172.18.0.0/16")
+    a.engine.container("box", "mynetwork", "--ip", "172.18.0.2", "--restart", "always")
+    nodes[1].engine.container("box", "mynetwork", "--ip", "172.18.0.3")
+    assert_joined(nodes)
+    bridge = a.engine.bridge("mynetwork")
+    a.kill_plugin()
+    a.kill_daemon()
+    a.engine.stop()
+    a.host.run("ip", "link", "del", bridge)
+    for part in order:
+        if part == "engine":
+            a.engine.start()
+        elif part == "plugin":
+            a.start_plugin()
+        else:
+            a.host.run(
+                *(*a.engine.enter, sys.executable, "-m", "vtep", "--on-demand", "--background")
+            )
+    assert_joined(nodes)

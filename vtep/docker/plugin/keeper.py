@@ -198,18 +198,21 @@ class NetworkKeeper:
         inspected = self._engine.inspect(number)
         if not networks.is_ours(inspected):
             raise VtepError(f"network {number:.12}: is not of the driver pyvtep")
-        self._adopt(networks.parse_inspected(inspected))
-        with self._lock:
-            return self._kept[number]
+        return self._adopt(inspected)
 
-    def _adopt(self, network: PluginNetwork) -> None:
+    def _adopt(self, inspected: Mapping[str, Any]) -> _Kept:
         """Make a network that the engine has, but that is unknown here. Raises: VtepError."""
+        network = networks.parse_inspected(inspected)
         with self._lock:
             if network.id not in self._kept:
                 log.info("network %.12s: found at the engine", network.id)
-                self._kept[network.id] = _Kept(network, own_bridge=True)
+                # Endpoints of running containers, whose devices may be there.
+                endpoints = networks.parse_endpoints(inspected)
+                self._kept[network.id] = _Kept(network, own_bridge=True, endpoints=endpoints)
                 self._save()
-            self._apply(self._kept[network.id], self._segments.owners())
+            kept = self._kept[network.id]
+            self._apply(kept, self._segments.owners())
+        return kept
 
     # --- keeping ------------------------------------------------------------------------------
 
@@ -240,17 +243,14 @@ class NetworkKeeper:
         False if that is to be tried again.
         """
         try:
-            found = {
-                str(each["Id"]): each
-                for each in self._engine.list_networks()
-                if networks.is_ours(each)
-            }
+            listed = self._engine.list_networks()
         except VtepError as error:
             log.debug("cannot list networks: %s", error)
             return isinstance(
                 error, EngineUnreachableError
             )  # Else it calls again, when it answers.
         done = True
+        found = {str(each["Id"]) for each in listed if networks.is_ours(each)}
         with self._lock:
             leftovers = [
                 number
@@ -259,14 +259,14 @@ class NetworkKeeper:
             ]
             for kept in self._kept.values():
                 kept.confirmed = True
-            unknown = found.keys() - self._kept.keys() - self._removed
-            self._removed &= found.keys()
+            unknown = found - self._kept.keys() - self._removed
+            self._removed &= found
         for number in leftovers:
             log.info("network %.12s: the engine has it no more", number)
             self.delete(number)
         for number in unknown:
             try:
-                self._adopt(networks.parse_inspected(found[number]))
+                self._adopt(self._engine.inspect(number))  # A list has no endpoints.
             except VtepError as error:
                 log.warning("network %.12s: %s", number, error)
                 done = False

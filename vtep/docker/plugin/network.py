@@ -262,6 +262,18 @@ def parse_inspected(inspected: Mapping[str, Any]) -> PluginNetwork:
     )
 
 
+def parse_endpoints(inspected: Mapping[str, Any]) -> dict[str, PluginEndpoint]:
+    """Return the endpoints of running containers in the engine's description of a network."""
+    return {
+        str(each["EndpointID"]): PluginEndpoint(
+            str(each.get("MacAddress") or ""),
+            tuple(filter(None, (each.get("IPv4Address"), each.get("IPv6Address")))),
+        )
+        for each in (inspected.get("Containers") or {}).values()
+        if each.get("EndpointID")
+    }
+
+
 def _pool_of(config: Mapping[str, Any], space: str) -> NetworkPool:
     subnet = ip_network(config["Subnet"])
     gateway = config.get("Gateway")
