@@ -67,6 +67,11 @@ class Engine:
 
     def start(self) -> None:
         """Start the engine and wait until it responds."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start the engine."""
         self._process = self.host.start(
             *self._inside,
             *("dockerd", "--storage-driver=overlay2", "--data-root=/run/docker-data"),
@@ -75,10 +80,17 @@ class Engine:
             stderr=self._log,
         )
 
+    @property
+    def log(self) -> str:
+        """Everything that the engine has written so far."""
+        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
+
+    def wait(self) -> None:
+        """Wait until the engine responds."""
+
         def answers() -> bool:
             if self._process.poll() is not None:
-                self._log.seek(0)
-                raise AssertionError(self._log.read())
+                raise AssertionError(self.log)
             return bool(self.docker("version", "--format", "{{.Server.Version}}", check=False))
 
         wait_until(answers, "the Docker engine", _START)

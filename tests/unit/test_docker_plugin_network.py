@@ -24,6 +24,7 @@ from vtep.docker.plugin.network import (
     parse_inspected,
     parse_options,
     to_json,
+    was_refused,
 )
 from vtep.errors import ConfigError
 from vtep.forwarding import anycast
@@ -262,6 +263,25 @@ def test_pools_without_a_subnet_have_no_gateway() -> None:
     )
     assert made.pools == (NetworkPool("10.0.0.0/8"),)
     assert made.addresses == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "refused"),
+    [
+        ("always", "legacy plugin: Post http://pyvtep.sock/Plugin.Activate: refused", True),
+        ("unless-stopped", 'failed to find plugin "pyvtep" in v1 plugin registry', True),
+        ("no", 'failed to find plugin "pyvtep" in v1 plugin registry', False),
+        ("always", "exec format error", False),
+        ("always", "", False),
+    ],
+)
+def test_containers_that_were_refused(policy: str, error: str, *, refused: bool) -> None:
+    container = {
+        "State": {"Running": False, "Error": error},
+        "HostConfig": {"RestartPolicy": {"Name": policy}},
+    }
+    assert was_refused(container) is refused
+    assert not was_refused(container | {"State": {"Running": True, "Error": error}})
 
 
 def test_announcements_claim_the_address() -> None:

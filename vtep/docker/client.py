@@ -98,6 +98,27 @@ class EngineClient:
             raise self._translate(error) from error
         return networks
 
+    def stopped_containers(self, network: str) -> list[Mapping[str, Any]]:
+        """Return the engine's descriptions of the containers of a network that don't run.
+
+        Raises: VtepError.
+        """
+        wanted = {"network": [network], "status": ["exited", "created"]}
+        try:
+            with closing(self._connect()) as engine:
+                found = engine.containers(all=True, filters=wanted)
+                return [engine.inspect_container(each["Id"]) for each in found]
+        except Exception as error:
+            raise self._translate(error) from error
+
+    def start_container(self, number: str) -> None:
+        """Start a container by its ID. Raises: VtepError."""
+        try:
+            with closing(self._connect()) as engine:
+                engine.start(number)
+        except Exception as error:
+            raise self._translate(error) from error
+
     def watch(
         self, on_change: Callable[[], object], on_unreachable: Callable[[], object]
     ) -> NoReturn:

@@ -80,6 +80,7 @@ class NetworkKeeper:
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._engine_changed = threading.Event()
+        self._restarted = False
         self._removed: set[str] = set()
         """IDs of networks that were removed, which the engine may list for a moment."""
         self._kept: dict[str, _Kept] = {}
@@ -270,7 +271,27 @@ class NetworkKeeper:
             except VtepError as error:
                 log.warning("network %.12s: %s", number, error)
                 done = False
+        if not self._restarted:
+            self._restarted = self._start_refused()
         return done
+
+    def _start_refused(self) -> bool:
+        """Start containers whose restart policy failed without this plug-in.
+
+        At its start, the engine waits 15 s for a plug-in, and starts such containers never again.
+        Returns: False if that is to be tried again.
+        """
+        try:
+            for number in list(self._kept):
+                for container in self._engine.stopped_containers(number):
+                    if networks.was_refused(container):
+                        name = str(container.get("Name", "")).lstrip("/")
+                        log.info("starting container %s, which was refused without us", name)
+                        self._engine.start_container(container["Id"])
+        except VtepError as error:
+            log.warning("cannot start a container: %s", error)
+            return False
+        return True
 
     def _apply_all(self) -> bool:
         """Make all networks as they are to be. Returns: True if none failed."""

@@ -295,6 +295,23 @@ def _texts(options: object) -> dict[str, str]:
     }
 
 
+def was_refused(container: Mapping[str, Any]) -> bool:
+    """Return True if the engine did not start a container since it did not find the plug-in.
+
+    `container` is the engine's description (`GET /containers/ID/json`). Only one that the engine
+    was to start by itself counts, by its restart policy.
+    """
+    policy = ((container.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name")
+    state = container.get("State") or {}
+    error = str(state.get("Error") or "")
+    return (
+        policy in ("always", "unless-stopped", "on-failure")
+        and not state.get("Running")
+        and "plugin" in error
+        and _DRIVER in error
+    )
+
+
 # --- on disk ----------------------------------------------------------------------------------
 
 
