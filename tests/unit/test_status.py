@@ -60,7 +60,7 @@ def test_the_status_of_segments_that_forward() -> None:
                 await two.until_received(frame(GUEST, OTHER))
                 two.send(frame(OTHER, GUEST))
                 await one.until_received(frame(OTHER, GUEST))
-                await until(lambda: one.vtep.links.get(one.vtep.ports[2].tap_index))
+                await until(lambda: one.vtep.link_of(one.vtep.ports[2]))
                 shown = status(one.vtep)
             first, second = shown["segments"]
             assert (first["vni"], first["dev"], first["state"]) == (1, "vx1", "up")

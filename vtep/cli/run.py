@@ -31,6 +31,7 @@ from vtep.control.server import Server
 from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
+from vtep.daemon.tap_namespace import prepare_taps
 from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
@@ -94,6 +95,8 @@ def run(
             published = files.enter_context(ExitStack())
             published.enter_context(record)
             record = published
+            # While this process may still enter the network namespaces of others.
+            prepare_taps(settings.segments, reloadable.vtep.inherited)
         # Before the first thread, which is that of the log handler, and before anything else is
         # opened. So the files that are made from now on belong to the user of --user.
         least_privilege.drop(

@@ -82,8 +82,7 @@ class _Status:
         self, port: Port, numbers: dict[str, int], remotes: list[schema.RemoteStatus]
     ) -> schema.SegmentStatus:
         config, counters = port.config, port.segment.counters
-        link = self._vtep.links.get(port.tap_index) if port.is_here else None
-        bridge = self._vtep.links.get(link.master) if link is not None else None
+        link, bridge = self._vtep.link_of(port), self._vtep.bridge_of(port)
         fast_path = off("its TAP was removed") if self._is_lost(port) else port.fast_path
         missing = list(port.underlay_missing)
         mtus = [mtu for remote in remotes if (mtu := remote["path_mtu"]) is not None]
@@ -98,7 +97,7 @@ class _Status:
             "vni": config.vni,
             "dev": port.tap,
             "state": state,
-            "bridge": bridge.name if bridge is not None and bridge.kind == "bridge" else None,
+            "bridge": bridge.name if bridge is not None else None,
             "address": list(port.addresses),
             "mtu": port.mtu,
             "tap_mtu": link.mtu if link is not None else None,

@@ -48,7 +48,7 @@ def trace(port: Port, vtep: Vtep, given: Params) -> TraceResult:
         if header is not None and len(header) != vxlan.HEADER_LEN:
             raise ConfigError(f"header: must have {vxlan.HEADER_LEN} octets")
         datagram = (header or vxlan.pack(port.config.vni)) + (frame or b"")
-    return trace_from_underlay(port, vtep.ports, datagram, source, ecn, vtep.links)
+    return trace_from_underlay(port, vtep.ports, datagram, source, ecn, vtep.link_of)
 
 
 def _octets(given: Params, name: str) -> bytes | None:
@@ -138,4 +138,4 @@ def _trace_event(port: Port, vtep: Vtep, event: SentFrame | ReceivedDatagrams) -
     if isinstance(event, SentFrame):
         return trace_from_tap(port, event.frame or b"", event.meta)
     datagram, ecn = event.datagrams[0], event.outer_ecn
-    return trace_from_underlay(port, vtep.ports, datagram, event.host, ecn, vtep.links)
+    return trace_from_underlay(port, vtep.ports, datagram, event.host, ecn, vtep.link_of)

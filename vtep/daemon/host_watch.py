@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 
 from vtep import descriptors
-from vtep.daemon.network import HostSession, NetworkEvents
+from vtep.daemon.network import HostSession, NetworkEvents, TapHost, TapNamespace
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port
 from vtep.descriptors import ShortageError
@@ -65,6 +65,7 @@ class HostWatch:
         # What the next lookup is about.
         self._due = False
         self._changed_links: set[int] = set()
+        self._changed_elsewhere: set[Port] = set()
         self._routes_changed = False
         self._events_lost = False
 
@@ -127,6 +128,11 @@ class HostWatch:
         """Stop tunnel GSO, which would bypass a new IPsec policy; probing starts again."""
         self._pool.senders.network_changes += 1
         self._prober.forget_all()
+
+    def on_namespace_changed(self, port: Port) -> None:
+        """Schedule a lookup of a port whose TAP is in another network namespace."""
+        self._changed_elsewhere.add(port)
+        self._schedule()
 
     def _on_change(self) -> None:
         self._pool.senders.network_changes += 1
@@ -219,13 +225,29 @@ class HostWatch:
             # Any device may be the bridge that a port waits for, or free the TAP for it.
             or (changed and port.attachment.unjoined)
         ]
+        elsewhere, self._changed_elsewhere = self._changed_elsewhere, set()
+        concerned += [port for port in self._ports if port in elsewhere and port not in concerned]
         for port in concerned:
             port.on_link_changed()
+        for port in concerned:
+            if port.place.namespace is not None and port in self._ports:
+                await self._look_elsewhere(port, port.place.namespace)
         if everything or routes:
             await self._on_routes()
         resized = await self._look_up_underlays(None if everything or routes else changed)
         self._filters.schedule()  # The remotes may be reached over other devices now.
         await self.adapt({*concerned, *resized})
+
+    @staticmethod
+    async def _look_elsewhere(port: Port, namespace: TapNamespace) -> None:
+        """Follow the devices and addresses of the network namespace of a port's TAP."""
+
+        def addresses(session: HostSession) -> tuple[str, ...]:
+            return session.routes().interface_addresses(port.tap_index)
+
+        with suppress(VtepError):  # It was closed meanwhile.
+            await namespace.read_links()
+            port.addresses = await namespace.run(addresses)
 
     async def _look_up_underlays(self, changed: Collection[int] | None) -> list[Port]:
         """Look up the underlay of ports whose underlay devices have changed; None is all of them.
@@ -269,18 +291,16 @@ class HostWatch:
 
     async def adapt(self, ports: Iterable[Port]) -> None:
         """Adapt MTU and offloads of the ports' TAPs to where they are attached."""
-        taps = [(port, port.tap, port.tap_index, port.attachment, port.setup()) for port in ports]
-        if not taps or self._is_paused:
+        if self._is_paused:
             return
-
-        def adapt_all(session: HostSession) -> list[tuple[Port, TapAttachment]]:
-            found = []
-            for port, tap, index, before, setup in taps:
-                with suppress(VtepError):  # Not in this namespace, or no privilege.
-                    found.append((port, session.adapt(tap, index, before, setup)))
-            return found
-
-        for port, attachment in await self._network.run(adapt_all):
+        ports = tuple(ports)
+        here = [port for port in ports if port.place.namespace is None]
+        found = await _adapt(self._network, here) if here else []
+        for port in ports:
+            if port.place.namespace is not None:
+                with suppress(VtepError):  # The namespace was closed meanwhile.
+                    found += await _adapt(port.place.namespace, [port])
+        for port, attachment in found:
             if attachment.beside not in (0, port.attachment.beside):
                 log.warning(
                     "vni %d: packets of up to %d octets are dropped in front of %s by its "
@@ -289,6 +309,20 @@ class HostWatch:
                 )
             if port.on_attached(attachment):
                 self._on_mtu_changed(port)
+
+
+async def _adapt(host: TapHost, ports: Iterable[Port]) -> list[tuple[Port, TapAttachment]]:
+    """Adapt the TAPs of ports that are in one network namespace. Returns: where they are now."""
+    taps = [(port, port.tap, port.tap_index, port.attachment, port.setup()) for port in ports]
+
+    def adapt_all(session: HostSession) -> list[tuple[Port, TapAttachment]]:
+        found = []
+        for port, tap, index, before, setup in taps:
+            with suppress(VtepError):  # Not in this namespace, or no privilege.
+                found.append((port, session.adapt(tap, index, before, setup)))
+        return found
+
+    return await host.run(adapt_all)
 
 
 def _find_underlays(

@@ -92,6 +92,8 @@ class Housekeeping:
             if segment.loops.is_suspect and port.is_open:
                 suspects.append(port)
             self._liveness.look(port, now)
+            if port.place.namespace is not None:  # Its end causes no notification.
+                port.on_link_changed()
             yield
         yield from self._liveness.finish(now)
         for port in take_turns(suspects):

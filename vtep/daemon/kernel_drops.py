@@ -41,7 +41,11 @@ class KernelDrops:
         """Count all drops up to now, in steps of some ten microseconds."""
         self._count_datagrams()
         yield
-        ports = {port.tap: port for port in self._ports}
+        for each in tuple(self._ports):
+            if each.place.namespace is not None:  # With counters of its own.
+                each.counters()
+                yield
+        ports = {port.tap: port for port in self._ports if port.place.namespace is None}
         with suppress(OSError):
             for name, drops in self._network.tap_queue_drops():
                 port = ports.get(name)

@@ -1,38 +1,23 @@
 """The network of the host as the daemon uses it: devices, routes, TAPs and the kernel's events.
 
-`HostNetwork` is the interface, `KernelNetwork` the implementation by rtnetlink, ioctls and /proc.
-`vtep.testing.memory_network` has one in memory, by which a `Vtep` runs in a test without root.
-Nothing here is called for a frame.
+`HostNetwork` is the interface, and `kernel_network` has the implementation by rtnetlink, ioctls and
+/proc. `vtep.testing.memory_network` has one in memory, by which a `Vtep` runs in a test without
+root. Nothing here is called for a frame.
 """
 
-import asyncio
-import socket
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from vtep.control import socket_files
-from vtep.errors import VtepError
-from vtep.host import netlink, netlink_events, tap_setup
-from vtep.host.devices import device_index
+from vtep.config import Config
+from vtep.host.link_table import LinkTable
 from vtep.host.name_schedule import NameAnswer
-from vtep.host.netlink import IPRoute, NetlinkError
-from vtep.host.routes import HostRoutes, Underlay
+from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
-from vtep.io.addresses import device_name
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import TapDevice
-from vtep.io.path import superframe_max
-from vtep.io.receiver import receive_queue_drops
-from vtep.io.socket_options import gso_supported
-from vtep.io.tap import Tap, queue_drops
 from vtep.io.udp_statistics import UdpErrors
 from vtep.tunnel_gso.device import TunnelGsoDevice
 from vtep.wire.address import Address
-
-_EVENT_MAX = 65536
-"""Octets of one read from a netlink socket, which returns whole messages only."""
 
 _T = TypeVar("_T")
 
@@ -130,8 +115,8 @@ class NetworkEvents(Protocol):
         """End the subscription."""
 
 
-class HostNetwork(Protocol):
-    """The network of a host, as far as a VTEP reads or changes it."""
+class TapHost(Protocol):
+    """The network namespace of a TAP: that of this process, or another one."""
 
     async def run(self, function: Callable[[HostSession], _T]) -> _T:
         """Call a function with a new session, without blocking the event loop.
@@ -139,20 +124,8 @@ class HostNetwork(Protocol):
         Raises: what the function raises; VtepError if the kernel refuses a change.
         """
 
-    def subscribe(self) -> NetworkEvents:
-        """Subscribe to the kernel's notifications. Raises: OSError."""
-
-    def link_messages(self) -> Iterable[bytes]:
-        """Yield an RTM_NEWLINK message for each device, many at a time. Raises: OSError."""
-
     def device_index(self, name: str) -> int | None:
         """Return the index of a device; None if there is none. Raises: OSError."""
-
-    def device_name(self, index: int) -> str:
-        """Return the name of a device, which may be cached. Raises: OSError."""
-
-    def forget_device_names(self) -> None:
-        """Clear the cache of device names: a link has changed."""
 
     def open_tap(
         self, name: str, *, tso: bool, uso: bool, inherited: int | None = None
@@ -168,6 +141,64 @@ class HostNetwork(Protocol):
         For a TAP, these are the frames that this process read too slowly.
         """
 
+
+class TapNamespace(TapHost, Protocol):
+    """A network namespace other than that of this process, in which one TAP is."""
+
+    @property
+    def links(self) -> LinkTable:
+        """The devices of the namespace, as far as `read_links` has read them."""
+
+    @property
+    def end(self) -> str | None:
+        """Why the namespace has ended; None if it has not."""
+
+    def watch(self, on_changed: Callable[[], None]) -> None:
+        """Call a function now and whenever a link or an address of the namespace has changed."""
+
+    def unwatch(self) -> None:
+        """Leave all notifications to another process, or queue them, until `watch`."""
+
+    async def read_links(self) -> None:
+        """Read all devices, if the notifications so far do not tell of them. Raises: VtepError."""
+
+    def descriptors(self) -> Iterator[tuple[str, int]]:
+        """Yield the part and the number of each descriptor, for another process."""
+
+    def close(self) -> None:
+        """Close the descriptors."""
+
+
+class HostNetwork(TapHost, Protocol):
+    """The network of a host, as far as a VTEP reads or changes it."""
+
+    def take_tap_fds(self, configs: Iterable[Config], inherited: Inherited) -> None:
+        """Own the descriptors of `--tap-fd`, at the start of a process. Raises: VtepError."""
+
+    def prepare_tap(self, config: Config, inherited: Inherited) -> None:
+        """Open what a TAP needs in another network namespace, for `tap_namespace`.
+
+        It blocks for some 20 ms, and is to be called in a thread. Raises: VtepError.
+        """
+
+    def tap_namespace(self, config: Config, inherited: Inherited) -> TapNamespace | None:
+        """Return the namespace of a TAP, which the caller owns; None if it is that of the process.
+
+        Its descriptors were prepared, or handed over by another process.
+        """
+
+    def subscribe(self) -> NetworkEvents:
+        """Subscribe to the kernel's notifications. Raises: OSError."""
+
+    def link_messages(self) -> Iterable[bytes]:
+        """Yield an RTM_NEWLINK message for each device, many at a time. Raises: OSError."""
+
+    def device_name(self, index: int) -> str:
+        """Return the name of a device, which may be cached. Raises: OSError."""
+
+    def forget_device_names(self) -> None:
+        """Clear the cache of device names: a link has changed."""
+
     def udp_errors(self, version: int) -> UdpErrors:
         """Return the UDP error counters of an IP version. Raises: OSError or ValueError."""
 
@@ -182,201 +213,3 @@ class HostNetwork(Protocol):
 
         `versions` are the IP versions of addresses that it had before.
         """
-
-
-class KernelSession:
-    """A session of `KernelNetwork`: an rtnetlink connection, for one thread."""
-
-    def __init__(self, connection: IPRoute) -> None:
-        self._connection = connection
-
-    def routes(self) -> Routes:
-        """Take a snapshot of the host's addresses and routes."""
-        return HostRoutes(self._connection)
-
-    def bring_up(self, tap: str, setup: TapSetup, undo: list[Undo]) -> None:
-        """Configure a new TAP and set it up. Raises: VtepError."""
-        tap_setup.bring_up(self._connection, tap, setup, undo)
-
-    def change(self, tap: str, before: TapSetup, after: TapSetup, undo: list[Undo]) -> None:
-        """Change a TAP from one setup to another. Raises: VtepError."""
-        tap_setup.change(self._connection, tap, before, after, undo)
-
-    def revert(self, undo: Undo) -> None:
-        """Revert one change of a TAP. Raises: OSError."""
-        try:
-            undo(self._connection)
-        except NetlinkError as error:
-            raise OSError(error.code, error.args[1]) from error
-
-    def adapt(
-        self, tap: str, index: int, attachment: TapAttachment, setup: TapSetup
-    ) -> TapAttachment:
-        """Adapt the MTU and the offloads of a TAP to where it is attached now."""
-        return tap_setup.adapt(self._connection, tap, index, attachment, setup, superframe_max)
-
-    def remove(self, devices: Iterable[str]) -> None:
-        """Remove devices by one request. Raises: VtepError."""
-        tap_setup.remove_devices(self._connection, devices)
-
-    def open_tunnel_gso_device(self) -> TunnelGsoDevice:
-        """Open the device for tunnel GSO. Raises: OSError or VtepError."""
-        return TunnelGsoDevice(self._connection)
-
-
-class KernelEvents:
-    """Netlink sockets that are subscribed to links, routes, addresses and IPsec policies."""
-
-    def __init__(self) -> None:
-        with ExitStack() as opened:
-            self._links = opened.enter_context(netlink_events.subscribe_links())
-            self._routes = opened.enter_context(netlink_events.subscribe_routes())
-            self._addresses = opened.enter_context(netlink_events.subscribe_addresses())
-            self._policies = (
-                netlink_events.subscribe_ipsec_policies()
-            )  # None without IPsec in the kernel.
-            if self._policies is not None:
-                opened.enter_context(self._policies)
-            self._resources = opened.pop_all()
-        self._drops = 0
-
-    def start(self, handler: NetworkEventHandler) -> None:
-        """Call the handler from now on, in the running event loop."""
-        loop = asyncio.get_running_loop()
-
-        def add_reader(events: socket.socket, read: Callable[..., None], *args: object) -> None:
-            loop.add_reader(events.fileno(), read, *args)
-            self._resources.callback(loop.remove_reader, events.fileno())
-
-        add_reader(self._links, handler.on_links_changed)
-        add_reader(self._routes, _drain, self._routes, handler.on_routes_changed)
-        add_reader(self._addresses, _drain, self._addresses, handler.on_addresses_changed)
-        if self._policies is not None:
-            add_reader(self._policies, _drain, self._policies, handler.on_policies_changed)
-
-    def read_links(self) -> list[bytes]:
-        """Return the link notifications that have queued, as rtnetlink messages."""
-        messages = []
-        with suppress(OSError):  # Until the queue is empty.
-            while True:
-                messages.append(self._links.recv(_EVENT_MAX))
-        return messages
-
-    def lost_links(self) -> bool:
-        """Return whether the kernel has dropped link notifications since the last call."""
-        drops, before = receive_queue_drops(self._links), self._drops
-        self._drops = drops
-        return drops != before
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._resources.close()
-
-
-def _drain(events: socket.socket, notify: Callable[[], None]) -> None:
-    """Read a netlink socket until it is empty, and notify once: the content does not matter."""
-    with suppress(OSError):
-        while True:
-            events.recv(_EVENT_MAX)
-    notify()
-
-
-class KernelNetwork:
-    """The network namespace of the calling thread, by rtnetlink, ioctls and /proc."""
-
-    async def run(self, function: Callable[[HostSession], _T]) -> _T:
-        """Call a function with a new session, in a thread.
-
-        Raises: what the function raises; VtepError if the kernel refuses a change; ShortageError
-        if there are too few descriptors.
-        """
-
-        def call() -> _T:
-            with netlink.session() as connection:
-                try:
-                    return function(KernelSession(connection))
-                except NetlinkError as error:  # E.g. the device was removed in between.
-                    raise VtepError(f"the kernel refused a change: {error.args[1]}") from error
-
-        # A new thread, not the loop's default executor: a thread inherits the network namespace of
-        # its creator, and the calling thread may have entered another one since.
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            return await asyncio.get_running_loop().run_in_executor(thread, call)
-
-    def subscribe(self) -> NetworkEvents:
-        """Subscribe to the kernel's notifications. Raises: OSError."""
-        return KernelEvents()
-
-    def link_messages(self) -> Iterable[bytes]:
-        """Yield an RTM_NEWLINK message for each device, many at a time. Raises: OSError."""
-        return netlink_events.dump_links()
-
-    def device_index(self, name: str) -> int | None:
-        """Return the index of a device; None if there is none. Raises: OSError."""
-        return device_index(name)
-
-    def device_name(self, index: int) -> str:
-        """Return the name of a device, from the cache if it is there. Raises: OSError."""
-        return device_name(index)
-
-    def forget_device_names(self) -> None:
-        """Clear the cache of device names: a link has changed."""
-        device_name.cache_clear()
-
-    def open_tap(
-        self, name: str, *, tso: bool, uso: bool, inherited: int | None = None
-    ) -> TapDevice:
-        """Open a TAP device, which is created if there is none of this name.
-
-        `inherited` is the descriptor of one that is open already. Raises: VtepError.
-        """
-        return Tap(name, tso=tso, uso=uso, inherited=inherited)
-
-    def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
-        """Yield the name of each device and its transmit drops. Raises: OSError."""
-        return queue_drops()
-
-    def udp_errors(self, version: int) -> UdpErrors:
-        """Return the UDP error counters of an IP version. Raises: OSError or ValueError."""
-        return UdpErrors.read(version)
-
-    def gso_supported(self) -> bool:
-        """Return whether a UDP socket takes several datagrams in one send. Raises: OSError."""
-        return gso_supported()
-
-    def control_names(self) -> frozenset[str]:
-        """Return the names of the control sockets on this host."""
-        return socket_files.names()
-
-    async def look_up(self, name: str, versions: Collection[int]) -> NameAnswer:
-        """Look up a host name in a thread. Raises: OSError if it cannot be started."""
-        # Imported for the first name: most VTEPs have none.
-        from vtep.host import name_lookup  # noqa: PLC0415
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[NameAnswer] = loop.create_future()
-
-        def finish(answer: NameAnswer | None, error: Exception | None) -> None:
-            if future.done():  # It was cancelled.
-                return
-            if answer is not None:
-                future.set_result(answer)
-            else:
-                future.set_exception(OSError(f"the lookup has failed: {error!r}"))
-
-        def call() -> None:
-            answer, failure = None, None
-            try:
-                answer = name_lookup.look_up(name, versions)
-            except Exception as error:  # noqa: BLE001  a name without an answer would be lost
-                failure = error
-            with suppress(RuntimeError):  # The loop is closed, and the process about to end.
-                loop.call_soon_threadsafe(finish, answer, failure)
-
-        # A daemon thread, since getaddrinfo(3) cannot be cancelled, and may take half a minute: the
-        # end of the process does not wait for it.
-        try:
-            threading.Thread(target=call, name="names", daemon=True).start()
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
-        return await future

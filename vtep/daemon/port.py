@@ -1,11 +1,11 @@
 """One VNI at work: its TAP, its segment, its counters, and the paths to its remotes."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from vtep.config import Config
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
@@ -22,6 +22,7 @@ from vtep.daemon.duplicates import log_held_macs, protect_from_loops, send_loop_
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.listener import Listener
 from vtep.daemon.network import HostNetwork
+from vtep.daemon.port_events import PortEvents
 from vtep.daemon.port_log import PortLog
 from vtep.daemon.port_tap import PortTap
 from vtep.daemon.port_underlay import PortUnderlay
@@ -43,18 +44,6 @@ from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
 from vtep.wire.address import version_of
 from vtep.wire.icmp import MTU_MIN_V6
-
-
-@frozen
-class PortEvents:
-    """The callbacks by which a port notifies its owner."""
-
-    on_tap_lost: Callable[["Port", OSError], None]
-    """The TAP was removed from outside."""
-    on_mtu_changed: Callable[["Port"], None]
-    """The MTU of the tunnel has changed, with that of the underlay or of the path to a remote."""
-    on_family_needed: Callable[["Port", int], None]
-    """An FDB entry has a remote of an IP version for which the port has no listener."""
 
 
 class Port:
@@ -91,7 +80,8 @@ class Port:
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self.addresses = tuple(map(str, config.address))
         """The addresses of the TAP with prefix lengths, as last seen; at first, as configured."""
-        self._tap = PortTap(config.vni, network)
+        self.place = self._tap = PortTap(config.vni, network)
+        """The TAP as the host has it now, with its network namespace."""
         self._tracker = AckTracker()
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
         self._is_paused = False
@@ -182,7 +172,7 @@ class Port:
         """Return the counters of this VNI by name; see `vtep.counters`."""
         if self._tap.is_open:
             with suppress(OSError):
-                self.count_queue_drops(dict(self._network.tap_queue_drops()).get(self.tap, 0))
+                self.count_queue_drops(dict(self._tap.host.tap_queue_drops()).get(self.tap, 0))
         return self.segment.counters.as_dict()
 
     def setup(self) -> TapSetup:
@@ -190,7 +180,9 @@ class Port:
         return tap_setup(self.config, self._tunnel.most)
 
     def links(self) -> set[int]:
-        """Return the indices of the devices whose changes concern the port."""
+        """Return the indices of the devices of this host whose changes concern the port."""
+        if self._tap.namespace is not None:
+            return set()  # The namespace reports its own changes.
         bridge, wanted = self.config.bridge, 0
         with suppress(OSError):  # No descriptor to ask with: the lookup is repeated later.
             wanted = (self._network.device_index(bridge) or 0) if bridge is not None else 0
@@ -205,15 +197,22 @@ class Port:
         """
         self._tap.open(self.config, self._inherited, queue_drops)
 
-    def adopt(self, tap: TapDevice, queue_drops: Mapping[str, int]) -> None:
-        """Use a TAP device that is open already, with its transmit drops as in `open`."""
-        self._tap.adopt(tap, self.config.tap, queue_drops)
+    def prepare(self) -> None:
+        """Open what a TAP in another network namespace needs; in a thread. Raises: VtepError."""
+        self._network.prepare_tap(self.config, self._inherited)
+
+    def adopt(self, former: "Port", queue_drops: Mapping[str, int]) -> None:
+        """Use the open TAP device of another port, which ends, with its drops as in `open`."""
+        namespace = former.place.release_namespace()
+        if (tap := former.release()) is not None:
+            self._tap.adopt(tap, self.config.tap, queue_drops, namespace)
 
     def start(self, underlay: Underlay, listeners: Iterable[Listener], events: PortEvents) -> None:
         """Begin to forward, with a TAP that is open. Raises: OSError if the TAP is gone."""
         self._on_mtu_changed = partial(events.on_mtu_changed, self)
         self._on_family_needed = partial(events.on_family_needed, self)
         self._on_tap_lost = partial(events.on_tap_lost, self)
+        self._on_namespace_changed = partial(events.on_namespace_changed, self)
         self._set_underlay(underlay)
         self.listeners = tuple(listeners)
         # Not earlier: a new TAP must not persist if its transaction fails.
@@ -227,6 +226,8 @@ class Port:
         self.update_fast_path()
         if self._is_paused:
             self._egress.pause()
+        else:
+            self._tap.watch(self._on_namespace_changed)
         self._egress.start()
         self.log.remotes(self.segment)
         for listener in self.listeners:
@@ -272,20 +273,22 @@ class Port:
 
     @property
     def keeps_setup(self) -> bool:
-        """True while another process forwards with the TAP, which so must stay as it is."""
-        return self._tap.is_inherited and self._is_paused
+        """True if the TAP must stay as it is: another process forwards with it, or owns it."""
+        return self._tap.is_inherited and (self._is_paused or self._tap.is_unreachable)
 
     def pause(self) -> None:
         """Leave all frames in the TAP until `resume`."""
         self._is_paused = True
         if self._egress is not None:
             self._egress.pause()
+            self._tap.unwatch()
 
     def resume(self) -> None:
         """Read the TAP again."""
         self._is_paused = False
         if self._egress is not None:
             self._egress.resume()
+            self._tap.watch(self._on_namespace_changed)
 
     def state(self) -> dict[str, object]:
         """Return what another process needs to know of the TAP that is not in its options."""
@@ -303,8 +306,7 @@ class Port:
 
     def close(self) -> None:
         """End forwarding and close the TAP."""
-        tap = self.release()
-        if tap is not None:
+        if (tap := self.release()) is not None:
             tap.close()
 
     def release(self) -> TapDevice | None:
@@ -401,10 +403,8 @@ class Port:
 
         `drops` are the transmit drops of the device.
         """
-        counts = self.segment.counters.drops
-        counts[Drop.TAP_QUEUE_FULL] = max(
-            counts[Drop.TAP_QUEUE_FULL], self._tap.new_queue_drops(drops)
-        )
+        counts, new = self.segment.counters.drops, self._tap.new_queue_drops(drops)
+        counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], new)
 
     def _on_member_added(self, host: str) -> None:
         version = version_of(host)
@@ -415,7 +415,7 @@ class Port:
         """Follow changes of the TAP from outside: its name, MAC address and namespace."""
         try:
             mac = self._tap.follow()
-        except OSError as error:  # While the reader waits for room, nothing reads the TAP.
+        except (OSError, VtepError) as error:  # While the reader waits, nothing reads the TAP.
             self._on_tap_lost(error)
             return
         self.segment.own_mac = mac or self.segment.own_mac
@@ -439,7 +439,7 @@ class Port:
         if isinstance(underlay, VtepError):
             self.log.warn_once(str(underlay))
             return False
-        if self.tap in underlay.devices:
+        if self.is_here and self.tap in underlay.devices:
             # A TAP address has shadowed the route to a remote. Following this underlay would lower
             # the MTU of the TAP by the overhead, then again, and so on.
             self.log.warn_once(f"the route to a remote leads over {self.tap}, into its own tunnel")
@@ -457,8 +457,7 @@ class Port:
 
     def _on_path_mtu(self, remote: Remote, mtu: int | None) -> None:
         """Follow the MTU of the path to a remote, in octets; None if it is not used any more."""
-        before = self.mtu
-        overhead = vxlan.OVERHEAD[version_of(remote.host)]
+        before, overhead = self.mtu, vxlan.OVERHEAD[version_of(remote.host)]
         if self.config.mtu is not None and self.config.df == "unset":
             mtu = None  # --mtu asks for packets of this size: larger ones are fragmented.
         self._tunnel.set_path(remote, None if mtu is None else max(MTU_MIN, mtu - overhead))

@@ -3,10 +3,10 @@
 import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vtep.config import Config
-from vtep.daemon.network import HostNetwork
+from vtep.daemon.network import HostNetwork, TapHost, TapNamespace
 from vtep.errors import VtepError
 from vtep.io.inherited import Inherited, tap_role
 from vtep.io.interfaces import TapDevice
@@ -14,7 +14,7 @@ from vtep.io.tap import tap_exists
 
 log = logging.getLogger("vtep")
 
-_HERE = "is back in the network namespace of pyvtep"
+_HERE = "is back in its network namespace"
 _AWAY = (
     "is in another network namespace: it forwards, but pyvtep does not update its MTU and bridge"
 )
@@ -26,9 +26,11 @@ class PortTap:
     def __init__(self, vni: int, network: HostNetwork) -> None:
         self._vni = vni
         self._network = network
+        self.namespace: TapNamespace | None = None
+        """The network namespace of the TAP; None if it is to be in that of this process."""
         self._device: TapDevice | None = None
         self._name = ""
-        self._is_here = True
+        self._is_home = True
         self._drops_before = 0
         self.index = 0
         """The index of the device; it is still known after the device was closed."""
@@ -43,14 +45,29 @@ class PortTap:
         return self._device
 
     @property
+    def is_unreachable(self) -> bool:
+        """True if it is in another network namespace, and nothing can be changed there."""
+        return self.namespace is None and not self._is_home
+
+    @property
     def is_open(self) -> bool:
         """True if the TAP is open."""
         return self._device is not None
 
     @property
+    def host(self) -> TapHost:
+        """The network namespace of the TAP, as an interface."""
+        return self.namespace or self._network
+
+    @property
     def is_here(self) -> bool:
         """True if the TAP is in the network namespace of this process, as far as is known."""
-        return self._device is not None and self._is_here
+        return self.is_home and self.namespace is None
+
+    @property
+    def is_home(self) -> bool:
+        """True if the TAP is in the network namespace that it is to be in, as far as is known."""
+        return self._device is not None and self._is_home
 
     @property
     def name(self) -> str | None:
@@ -60,33 +77,64 @@ class PortTap:
     def open(self, config: Config, inherited: Inherited, queue_drops: Mapping[str, int]) -> None:
         """Open the device, or take the open one among `inherited`. Raises: VtepError.
 
-        `queue_drops` has the transmit drops of each device so far.
+        `queue_drops` has the transmit drops of each device of this host so far.
         """
+        self.namespace = self._network.tap_namespace(config, inherited)
+        if self.namespace is not None:
+            queue_drops = dict(self.namespace.tap_queue_drops())
         fd = inherited.take(tap_role(config.tap))
         if fd is not None and not tap_exists(fd):
             os.close(fd)
             if inherited.in_use:
                 raise VtepError(f"the TAP device {config.tap} was removed during the upgrade")
+            if self.namespace is not None or config.tap_fd is not None:
+                raise VtepError(f"the TAP device {config.tap} was removed during the start")
             fd = None  # A new one takes the place of the one that was removed.
-        tap = self._network.open_tap(
+        tap = self.host.open_tap(
             config.tap, tso="tso" in config.offload, uso="uso" in config.offload, inherited=fd
         )
-        self.adopt(tap, config.tap, queue_drops)
+        self.adopt(tap, config.tap, queue_drops, self.namespace)
         if fd is not None:
             self.is_inherited = True
             self._name = tap.name
-            self._is_here = tap.index != 0
+            self._is_home = tap.index != 0
             self._drops_before = queue_drops.get(self._name, 0)
 
-    def adopt(self, tap: TapDevice, name: str, queue_drops: Mapping[str, int]) -> None:
+    def adopt(
+        self,
+        tap: TapDevice,
+        name: str,
+        queue_drops: Mapping[str, int],
+        namespace: TapNamespace | None,
+    ) -> None:
         """Use a device that is open already, with its transmit drops as in `open`."""
+        self.namespace = namespace
         self.index = tap.index
         self._name = name
         self._drops_before = queue_drops.get(name, 0)
         self._device = tap
 
+    def watch(self, on_changed: Callable[[], None]) -> None:
+        """Call a function now and for each change in the namespace of the device, if not here."""
+        if self.namespace is not None:
+            self.namespace.watch(on_changed)
+
+    def unwatch(self) -> None:
+        """End that, until the next `watch`."""
+        if self.namespace is not None:
+            self.namespace.unwatch()
+
+    def release_namespace(self) -> TapNamespace | None:
+        """Return the namespace of the device, and use it no more."""
+        namespace, self.namespace = self.namespace, None
+        if namespace is not None:
+            namespace.unwatch()
+        return namespace
+
     def release(self) -> TapDevice | None:
         """Return the device, which stays open, and use it no more; None if there is none."""
+        if self.namespace is not None:
+            self.namespace.close()
         tap, self._device = self._device, None
         return tap
 
@@ -106,11 +154,13 @@ class PortTap:
     def follow(self) -> bytes | None:
         """Follow the name and the namespace of the device, and log when the latter has changed.
 
-        Returns: the MAC address of the device; None if it cannot be read now. Raises: OSError if
-        the device was removed.
+        Returns: the MAC address of the device; None if it cannot be read now.
+        Raises: OSError if the device was removed; VtepError if its namespace has ended.
         """
         if self._device is None:
             return None
+        if self.namespace is not None and (end := self.namespace.end) is not None:
+            raise VtepError(end)
         try:
             self._name = self._device.name
             mac = self._device.mac
@@ -119,10 +169,10 @@ class PortTap:
                 raise
             return None
         try:
-            is_here = self._network.device_index(self._name) == self.index
+            is_home = self.host.device_index(self._name) == self.index
         except OSError:  # No descriptor to ask with, which says nothing about the TAP.
             return mac
-        if is_here != self._is_here:
-            self._is_here = is_here
-            log.warning("vni %d: %s %s", self._vni, self._name, _HERE if is_here else _AWAY)
+        if is_home != self._is_home:
+            self._is_home = is_home
+            log.warning("vni %d: %s %s", self._vni, self._name, _HERE if is_home else _AWAY)
         return mac

@@ -7,9 +7,10 @@ and without giving other tasks a turn in between.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 from attrs import define, field, frozen
 
@@ -17,9 +18,10 @@ from vtep import descriptors
 from vtep.config import Config, check_segments
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.listener import Listener
-from vtep.daemon.network import HostNetwork, HostSession, Undo
+from vtep.daemon.network import HostNetwork, HostSession, TapHost, Undo
 from vtep.daemon.parts import Parts
-from vtep.daemon.port import Port, PortEvents
+from vtep.daemon.port import Port
+from vtep.daemon.port_events import PortEvents
 from vtep.daemon.ports import changed_options, naming_vni, take_over
 from vtep.daemon.tap_plan import plan_tap
 from vtep.descriptors import ShortageError
@@ -57,8 +59,11 @@ class _Step:
     """The port that holds the TAP now: the same one, one that is removed, or None if it is new."""
     undo: list[Undo] = field(factory=list)
     """Functions that revert the changes of the TAP, in the order of the changes."""
-    inherited: TapDevice | None = None
-    """The TAP of a port that is removed."""
+
+    @property
+    def tap_host(self) -> TapHost:
+        """The network namespace of the TAP."""
+        return (self.owner or self.port).place.host
 
 
 @frozen
@@ -122,7 +127,7 @@ class Reconfigurer:
                 and not (vni in again and port.segment.lacks_remotes())
             ):
                 continue
-            if config is not None and config.tap == port.config.tap:
+            if config is not None and _place_of_tap(config) == _place_of_tap(port.config):
                 changed.append((port, config))
                 continue
             removed.append(port)
@@ -161,9 +166,12 @@ class Reconfigurer:
                 if step.owner is None:
                     opened.append(step.port)
                     with naming_vni(step.config, several=self._several):
+                        if (step.config.netns, step.config.tap_fd) != (None, None):
+                            await asyncio.to_thread(step.port.prepare)
                         step.port.open(queue_drops)
-            undo.push_async_callback(self._roll_back, steps)
-            await self._network.run(lambda session: self._set_up_taps(session, steps))
+            undo.push_async_callback(_roll_back, steps)
+            for host, group in by_host(steps):
+                await host.run(partial(self._set_up_taps, group))
             if any("tnl" in config.offload for _, config in asked):
                 await self._tunnel_gso.open_device()
             # Probed and cached now: the commit must not need a descriptor.
@@ -178,13 +186,14 @@ class Reconfigurer:
         """Look up the underlays, and open the listeners; no TAP is touched yet."""
         configs = [config for _, config in asked]
         underlays = await self._network.run(lambda session: self._underlays(session, configs))
-        owners = {port.tap: port for port in removed}
+        # By the configured place: devices in two namespaces may have one name.
+        owners = {(*_place_of_tap(port.config), port.tap): port for port in removed}
         steps = []
         for (port, config), underlay in zip(asked, underlays, strict=True):
             with naming_vni(config, several=self._several):
                 setup = plan_tap(config, port.underlay.with_last_mtu(underlay))
                 listeners = self._listeners.open_all(config, port.versions(config))
-            owner = port if port in kept else owners.get(config.tap)
+            owner = port if port in kept else owners.get((*_place_of_tap(config), config.tap))
             steps.append(_Step(port, config, underlay, setup, listeners, owner))
         return steps
 
@@ -198,7 +207,7 @@ class Reconfigurer:
                 )
         return underlays
 
-    def _set_up_taps(self, session: HostSession, steps: Iterable[_Step]) -> None:
+    def _set_up_taps(self, steps: Iterable[_Step], session: HostSession) -> None:
         for step in steps:
             with naming_vni(step.config, several=self._several):
                 if step.owner is None and step.port.keeps_setup:
@@ -207,9 +216,6 @@ class Reconfigurer:
                     session.bring_up(step.port.tap, step.setup, step.undo)
                 else:
                     session.change(step.owner.tap, step.owner.setup(), step.setup, step.undo)
-
-    async def _roll_back(self, steps: list[_Step]) -> None:
-        await self._network.run(lambda session: roll_back(session, steps))
 
     async def _close_ports(self, ports: Iterable[Port]) -> None:
         await close_taps(self._network, [tap for port in ports if (tap := port.release())])
@@ -233,7 +239,7 @@ class Reconfigurer:
         self._kernel_drops.count()  # While the removed ports can still be charged with theirs.
         for step in steps:
             if step.owner is not None and step.owner in owners:
-                step.inherited = step.owner.release()
+                step.port.adopt(step.owner, prepared.queue_drops)
         left = [tap for port in removed if (tap := port.release())]
         former = {port.config.vni: port for port in removed}
         for port in removed:
@@ -243,7 +249,7 @@ class Reconfigurer:
                 if step.owner is step.port:
                     self._change(step)
                 else:
-                    self._start(step, former.get(step.config.vni), prepared.queue_drops)
+                    self._start(step, former.get(step.config.vni))
             except OSError as error:  # The TAP is removed at this very moment.
                 self._events.on_tap_lost(step.port, error)
         self._ports.expect_remotes()
@@ -259,10 +265,8 @@ class Reconfigurer:
         step.port.change(step.config, step.underlay, step.listeners)
         self._ports.notify("changed", step.port, changed_options(before, step.config))
 
-    def _start(self, step: _Step, former: Port | None, queue_drops: Mapping[str, int]) -> None:
+    def _start(self, step: _Step, former: Port | None) -> None:
         port = step.port
-        if step.inherited is not None:
-            port.adopt(step.inherited, queue_drops)
         self._ports.put(port)
         port.start(step.underlay, step.listeners, self._events)
         port.fdb.members.on_changed = self._filters.schedule
@@ -283,7 +287,26 @@ class Reconfigurer:
                 log.warning("offload %s unavailable: %s", name, reason)
 
 
-def roll_back(session: HostSession, steps: Collection[_Step]) -> None:
+def _place_of_tap(config: Config) -> tuple[str, str | None, int | None]:
+    """Return the options that tell one TAP from another."""
+    return config.tap, config.netns, config.tap_fd
+
+
+def by_host(steps: Iterable[_Step]) -> list[tuple[TapHost, list[_Step]]]:
+    """Return the steps by the network namespace of their TAPs, one group for each session."""
+    groups: dict[int, tuple[TapHost, list[_Step]]] = {}
+    for step in steps:
+        host = step.tap_host
+        groups.setdefault(id(host), (host, []))[1].append(step)
+    return list(groups.values())
+
+
+async def _roll_back(steps: list[_Step]) -> None:
+    for host, group in reversed(by_host(steps)):
+        await host.run(partial(roll_back, group))
+
+
+def roll_back(steps: Collection[_Step], session: HostSession) -> None:
     """Revert the changes of TAPs, the last one first; log what cannot be reverted.
 
     A new TAP is left as it is, since it vanishes with its port.

@@ -38,6 +38,8 @@ def tap_setup(config: Config, mtu: int) -> TapSetup:
 
 def check_addresses(config: Config, underlay: Underlay) -> None:
     """Raise VtepError if the subnet of a TAP address overlaps one of the underlay."""
+    if config.netns is not None:
+        return  # The route to that subnet is in the namespace of the TAP.
     # `Config` refuses remotes in the subnet, for which it need not know the host.
     overlap = find_overlap(config.address, (), underlay.networks)
     if overlap is not None:

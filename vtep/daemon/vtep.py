@@ -31,12 +31,14 @@ from vtep.counters import Counters, Drop, Reason
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.housekeeping import Housekeeping
+from vtep.daemon.kernel_network import KernelNetwork
 from vtep.daemon.listeners import Listeners
 from vtep.daemon.liveness_prober import LivenessProber
 from vtep.daemon.names import NameResolver
-from vtep.daemon.network import HostNetwork, KernelNetwork
+from vtep.daemon.network import HostNetwork
 from vtep.daemon.parts import Parts
-from vtep.daemon.port import Port, PortEvents
+from vtep.daemon.port import Port
+from vtep.daemon.port_events import PortEvents
 from vtep.daemon.ports import Watcher, naming_vni
 from vtep.daemon.progress import Reader, readers
 from vtep.daemon.reconfigure import Delta, Reconfigurer, close_taps
@@ -44,8 +46,8 @@ from vtep.datapath import Arena
 from vtep.errors import VtepError
 from vtep.fastpath.state import FastPathState, FastPathStatus
 from vtep.forwarding.fdb import Fdb
-from vtep.host.link_table import LinkTable
-from vtep.io.inherited import Inherited, tap_role
+from vtep.host.link_table import Link, LinkTable
+from vtep.io.inherited import Inherited, namespace_role, tap_role
 from vtep.io.interfaces import SocketFactory, TapDevice
 from vtep.io.udp import UdpSockets
 from vtep.tunnel_gso.device import TunnelGsoDevice
@@ -142,7 +144,12 @@ class Vtep:
         self._housekeeping = Housekeeping(parts, self._host_watch, self._fast_path)
         self._reconfigurer = Reconfigurer(
             *(parts, self._host_watch, self._make_port, self._check_not_ended),
-            PortEvents(self._on_tap_lost, self._on_mtu_changed, self._on_family_needed),
+            PortEvents(
+                self._on_tap_lost,
+                self._on_mtu_changed,
+                self._on_family_needed,
+                self._host_watch.on_namespace_changed,
+            ),
         )
 
     def _make_port(self, config: Config) -> Port:
@@ -200,10 +207,21 @@ class Vtep:
                 total[name] = total.get(name, 0) + count
         return total
 
-    @property
-    def links(self) -> LinkTable:
-        """The devices of this network namespace, as the kernel has notified of them."""
-        return self._parts.filters.links
+    def link_of(self, port: Port) -> Link | None:
+        """Return the TAP of a port as the kernel has notified of it; None if it is not known."""
+        return self._links_of(port).get(port.tap_index)
+
+    def bridge_of(self, port: Port) -> Link | None:
+        """Return the bridge that the TAP of a port is attached to; None for none."""
+        link = self.link_of(port)
+        bridge = self._links_of(port).get(link.master) if link is not None else None
+        return bridge if bridge is not None and bridge.kind == "bridge" else None
+
+    def _links_of(self, port: Port) -> LinkTable:
+        """Return the devices of the network namespace that the TAP of a port is in."""
+        if port.place.namespace is not None:
+            return port.place.namespace.links
+        return self._parts.filters.links if port.is_here else LinkTable()
 
     @property
     def liveness(self) -> LivenessProber:
@@ -288,6 +306,8 @@ class Vtep:
             self._parts.kernel_drops.start()
             if paused:
                 self._pause_parts()
+            else:
+                self._network.take_tap_fds(self._ports.configs(), self.inherited)
             async with self._lock:
                 await self._reconfigurer.apply(Delta((), (), tuple(self._ports)))
             self.names.want(self._ports.configs())
@@ -383,9 +403,12 @@ class Vtep:
         return self._lock
 
     def descriptors(self) -> Iterator[tuple[str, int]]:
-        """Yield role and descriptor of each open TAP and receiving socket."""
+        """Yield role and descriptor of each open TAP, with its namespace, and receiving socket."""
         for port in self._ports:
             yield tap_role(port.config.tap), port.device.fd
+            if port.place.namespace is not None:
+                for part, fd in port.place.namespace.descriptors():
+                    yield namespace_role(port.config.tap, part), fd
         for listener in self._parts.listeners:
             yield from listener.descriptors()
 
@@ -472,11 +495,14 @@ class Vtep:
 
     # --- events of ports --------------------------------------------------------------------
 
-    def _on_tap_lost(self, port: Port, error: OSError) -> None:
+    def _on_tap_lost(self, port: Port, error: OSError | VtepError) -> None:
         """End a port whose TAP is gone; with the last one, end the VTEP."""
-        # EBADFD is what a read of a removed TAP returns: its text would only confuse.
-        reason = "" if error.errno == errno.EBADFD else f": {error.strerror}"
-        lost = VtepError(f"the TAP device {port.tap} was removed{reason}")
+        if isinstance(error, VtepError):
+            lost = error
+        else:
+            # EBADFD is what a read of a removed TAP returns: its text would only confuse.
+            reason = "" if error.errno == errno.EBADFD else f": {error.strerror}"
+            lost = VtepError(f"the TAP device {port.tap} was removed{reason}")
         if len(self._ports) == 1:
             for tap in self._end(lost):
                 tap.close()

@@ -23,16 +23,28 @@ def device_index(name: str) -> int | None:
     Raises:
         OSError: the query failed, since descriptors have run out.
     """
+    if not 0 < len(name.encode()) <= _NAME_MAX:  # Without the expense of a socket.
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return index_by(sock.fileno(), name)
+
+
+def index_by(sock: int, name: str) -> int | None:
+    """Return the index of a device in the network namespace of a socket, which may be another one.
+
+    Returns: None if there is none. Raises: OSError if the socket is closed.
+    """
     octets = name.encode()
     if not 0 < len(octets) <= _NAME_MAX:
         return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            reply = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(octets, 0))
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
+    try:
+        # Any kind of socket passes on a request about devices (sock_do_ioctl() in the kernel's
+        # net/socket.c).
+        reply = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(octets, 0))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
     index: int = _IFREQ.unpack(reply)[1]
     return index
 

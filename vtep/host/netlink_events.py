@@ -4,6 +4,7 @@ These use plain netlink sockets, which an event loop can poll, in place of pyrou
 parses the messages about links.
 """
 
+import os
 import socket
 from collections.abc import Iterator
 from struct import Struct
@@ -77,8 +78,10 @@ def _subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.sock
     return events
 
 
-def dump_links() -> Iterator[bytes]:
+def dump_links(sock: int | None = None) -> Iterator[bytes]:
     """Yield RTM_NEWLINK messages about all links, in the format of the events of `subscribe_links`.
+
+    `sock` is a netlink socket of another network namespace, which stays open.
 
     Raises:
         OSError: the kernel did not answer.
@@ -89,7 +92,11 @@ def dump_links() -> Iterator[bytes]:
     attribute += _INDEX.pack(_RTEXT_FILTER_SKIP_STATS)
     length = _LINK_REQUEST.size + len(attribute)
     request = _LINK_REQUEST.pack(length, _RTM_GETLINK, flags, 1, 0, 0) + attribute
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as query:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        if sock is None
+        else socket.socket(fileno=os.dup(sock))
+    ) as query:
         query.settimeout(_DUMP_TIMEOUT_S)
         query.send(request)
         while True:

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 from attrs import frozen
 
 from vtep.errors import VtepError
-from vtep.host.devices import device_index
 from vtep.host.links import IFF_UP, is_bridge
-from vtep.host.netlink import IPRoute, NetlinkError
+from vtep.host.netlink import IPRoute, NetlinkError, device_index
 from vtep.wire.address import Interface
 from vtep.wire.ethernet import format_mac, parse_mac
 from vtep.wire.icmp import MTU_MIN_V6
@@ -73,9 +72,9 @@ def bring_up(netlink: IPRoute, tap: str, setup: TapSetup, undo: list[Undo]) -> N
     Raises:
         VtepError: there is no such device, or the kernel refused.
     """
-    (link,) = netlink.get_links(_tap_index(tap))
+    (link,) = netlink.get_links(_tap_index(netlink, tap))
     index = link["index"]
-    bridge = device_index(setup.bridge) if setup.bridge is not None else None
+    bridge = device_index(netlink, setup.bridge) if setup.bridge is not None else None
     # On a bridge the MTU may be larger than the tunnel's: see `_mtu_for`, which `adapt` applies.
     larger_is_fine = bool(bridge or _bridge_of(link))
     try:
@@ -109,7 +108,7 @@ def change(netlink: IPRoute, tap: str, before: TapSetup, after: TapSetup, undo: 
     Raises:
         VtepError: the kernel refused; a part may be done.
     """
-    (link,) = netlink.get_links(_tap_index(tap))
+    (link,) = netlink.get_links(_tap_index(netlink, tap))
     index, mtu = link["index"], link.get("mtu")
     if after.mtu != before.mtu:
         bridge = _bridge_of(link)
@@ -127,7 +126,7 @@ def change(netlink: IPRoute, tap: str, before: TapSetup, after: TapSetup, undo: 
         _restore_addresses_on_undo(netlink, index, (*before.addresses, *after.addresses), undo)
         _replace_addresses(netlink, tap, index, before.addresses, after.addresses)
     # The TAP leaves the former bridge even if the new one does not exist yet.
-    master = device_index(after.bridge) or 0 if after.bridge is not None else 0
+    master = device_index(netlink, after.bridge) or 0 if after.bridge is not None else 0
     if after.bridge != before.bridge and master != (link.get("master") or 0):
         _set_master(netlink, tap, link, after.bridge, master, undo)
 
@@ -155,7 +154,7 @@ def adapt(
     Raises:
         VtepError: the device is gone, or the kernel refused for another reason than privilege.
     """
-    if device_index(tap) != index:
+    if device_index(netlink, tap) != index:
         raise VtepError(f"--tap {tap}: it is not here any more")
     try:
         (link,) = netlink.get_links(index)
@@ -200,7 +199,7 @@ def remove_devices(netlink: IPRoute, devices: Iterable[str]) -> None:
     """
     group = secrets.randbits(31) | 1  # Not 0, which is the default group of all devices.
     for device in devices:
-        index = device_index(device)
+        index = device_index(netlink, device)
         if index is not None:
             netlink.link("set", index=index, group=group)
     netlink.link("del", group=group)
@@ -219,7 +218,7 @@ def _bridge_to_join(netlink: IPRoute, tap: str, master: int, bridge: str | None)
     """
     if bridge is None:
         return 0, ""
-    index = device_index(bridge)
+    index = device_index(netlink, bridge)
     if index is None:
         return 0, f"there is no such device; create it: ip link add {bridge} type bridge"
     if master == index:
@@ -298,9 +297,9 @@ def _set_link(netlink: IPRoute, link: Any, undo: list[Undo], **wanted: Any) -> N
     undo.append(lambda connection: connection.link("set", index=index, **former))
 
 
-def _tap_index(tap: str) -> int:
+def _tap_index(netlink: IPRoute, tap: str) -> int:
     """Return the index of a TAP. Raises: VtepError if there is none."""
-    index = device_index(tap)
+    index = device_index(netlink, tap)
     if index is None:
         raise VtepError(f"--tap {tap}: there is no such network device (see: ip link)")
     return index

@@ -35,6 +35,11 @@ def tap_role(name: str) -> str:
     return f"{_TAP}{name}"
 
 
+def namespace_role(tap: str, part: str) -> str:
+    """Return the role of a descriptor that belongs to the network namespace of a TAP."""
+    return f"netns-{part}-{tap}"
+
+
 def receiver_role(binding: "Binding", port: int, *, gro: bool, zero_checksums: bool) -> str:
     """Return the role of the receiving socket of an endpoint."""
     return f"receiver-{_where(binding, port)}-{int(gro)}{int(zero_checksums)}"
@@ -76,6 +81,10 @@ class Inherited:
         self._close(self._by_role.pop(role, -1))
         os.set_inheritable(fd, False)
         self._by_role[role] = fd
+
+    def get(self, role: str) -> int | None:
+        """Return the descriptor of a role, which stays here; None without one."""
+        return self._by_role.get(role)
 
     def take(self, role: str) -> int | None:
         """Return the descriptor of a role, which the caller owns from now on; None without one."""

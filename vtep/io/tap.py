@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -20,6 +20,7 @@ import pytun
 from vtep import descriptors
 from vtep.errors import VtepError
 from vtep.host.devices import device_index, need_device_index
+from vtep.io.namespace import closing_fd, is_here
 from vtep.wire import virtio
 
 if TYPE_CHECKING:
@@ -69,18 +70,29 @@ class Tap:
     device is created, and removed when it is closed unless it was made persistent.
 
     `tso` and `uso` request superframes of TCP and UDP. The attributes say what the kernel granted.
-    `inherited` is the descriptor of a TAP that is open already: it is owned from now on.
+    `inherited` is the descriptor of a TAP that is open already: it is owned from now on. If the TAP
+    is in another network namespace, `index` is its index there.
     Raises VtepError, with what to do, if the kernel refuses the device.
     """
 
     _is_closed = False
 
-    def __init__(self, name: str, *, tso: bool, uso: bool, inherited: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        tso: bool,
+        uso: bool,
+        inherited: int | None = None,
+        index: int | None = None,
+    ) -> None:
         self.fd: Final[int] = _open(name) if inherited is None else inherited
         self.read: ReadFrame = partial(os.readv, self.fd)
         self.write: WriteFrame = partial(os.writev, self.fd)
         try:
-            self.index: Final = need_device_index(name) if inherited is None else self._find_index()
+            if index is None:
+                index = need_device_index(name) if inherited is None else self._find_index()
+            self.index: Final = index
             """The index in the network namespace in which it was opened; 0 if an inherited one is
             not in this namespace now."""
             os.set_inheritable(self.fd, False)
@@ -132,12 +144,8 @@ class Tap:
 
     def _is_here(self) -> bool:
         """Return whether the device is in this network namespace. Raises: OSError if it is gone."""
-        namespace = fcntl.ioctl(self.fd, _TUNGETDEVNETNS)
-        try:
-            here = Path("/proc/thread-self/ns/net").stat().st_ino
-            return os.fstat(namespace).st_ino == here
-        finally:
-            os.close(namespace)
+        with closing_fd(namespace_of_tap(self.fd)) as namespace:
+            return is_here(namespace)
 
     @property
     def mac(self) -> bytes:
@@ -156,7 +164,8 @@ class Tap:
         if on != self._is_persistent:
             fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
             self._is_persistent = on
-            _keep_neighbours(self.name, on=on)
+            if self._is_here():  # Else a device of the same name here would be meant.
+                _keep_neighbours(self.name, on=on)
 
     def close(self) -> None:
         """Close the device. If the kernel removes it, that takes 20 ms."""
@@ -171,6 +180,27 @@ class Tap:
         self.close()
 
 
+def namespace_of_tap(fd: int) -> int:
+    """Open the network namespace that a TAP is in now. Raises: OSError if the device is gone."""
+    namespace: int = fcntl.ioctl(fd, _TUNGETDEVNETNS)
+    os.set_inheritable(namespace, False)
+    return namespace
+
+
+def check_tap(fd: int) -> str | None:
+    """Return why a descriptor is not one of a TAP that pyvtep can use; None if it is."""
+    try:
+        reply = fcntl.ioctl(fd, _TUNGETIFF, bytes(IFREQ_LEN))
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return "is not open; the shell opens a file by, e.g., 3<>/dev/net/tun"
+        return "is no TAP that is attached to a device (TUNSETIFF)"
+    (flags,) = struct.unpack_from("H", reply, 16)
+    if flags & TAP_FLAGS != TAP_FLAGS:
+        return "is of another kind; open it with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
+    return None
+
+
 def tap_exists(fd: int) -> bool:
     """Return whether the device of a TAP's descriptor still exists."""
     try:
@@ -180,15 +210,22 @@ def tap_exists(fd: int) -> bool:
     return True
 
 
-def queue_drops() -> Iterator[tuple[str, int]]:
+def queue_drops(devices: int | None = None) -> Iterator[tuple[str, int]]:
     """Yield the name of each device, and how many frames it discarded since it exists.
+
+    `devices` is the descriptor of /proc/net/dev of another network namespace.
 
     A TAP discards frames while the queue in front of its reader is full. The devices are read in
     portions, as the iterator advances. Raises: OSError.
     """
     # Not from sysfs, which may be mounted for another network namespace.
-    with Path("/proc/thread-self/net/dev").open() as devices:
-        for line in devices:
+    with ExitStack() as opened:
+        if devices is None:
+            lines = opened.enter_context(Path("/proc/thread-self/net/dev").open())
+        else:
+            lines = opened.enter_context(open(devices, closefd=False))
+            lines.seek(0)
+        for line in lines:
             name, colon, numbers = line.partition(":")
             if colon:
                 yield name.strip(), int(numbers.split()[_PROC_TX_DROPPED])

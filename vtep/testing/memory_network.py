@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from attrs import evolve
 
+from vtep.config import Config
 from vtep.daemon.network import HostSession, NetworkEventHandler, Undo
 from vtep.errors import VtepError
 from vtep.host.name_schedule import NameAnswer
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment, TapSetup
+from vtep.io.inherited import Inherited
 from vtep.io.udp_statistics import UdpErrors
 from vtep.testing.memory_device import RTM_DELLINK, RTM_NEWLINK, MemoryDevice, link_message
+from vtep.testing.memory_namespace import MemoryTapNamespace
 from vtep.testing.tap import MemoryTap
 from vtep.testing.underlay import MemoryHost
 from vtep.wire.address import Address, without_scope
 
 if TYPE_CHECKING:
-    from vtep.daemon.network import HostNetwork, NetworkEvents, Routes
+    from vtep.daemon.network import HostNetwork, NetworkEvents, Routes, TapNamespace
     from vtep.tunnel_gso.device import TunnelGsoDevice
 
 _T = TypeVar("_T")
@@ -62,6 +65,9 @@ class MemoryNetwork:
         """Transmit drops by the name of a device."""
         self.offloads = frozenset({"tso", "uso"})
         """The offloads that TAPs support which are opened from now on."""
+        self.namespaces: Final[dict[str, MemoryNetwork]] = {}
+        """Other network namespaces, by the value of `--netns` that names each of them."""
+        self.end: str | None = None  # Why this namespace has ended, for TAPs of others in it.
         self._indices = iter(range(1, 1000))
         self._events: list[_MemoryEvents] = []
         self.add_device("eth0", mtu=host.underlay.mtu)
@@ -125,6 +131,18 @@ class MemoryNetwork:
         """Call a function with a new session, after other tasks had a turn."""
         await asyncio.sleep(0)
         return function(MemorySession(self))
+
+    def take_tap_fds(self, configs: Iterable[Config], inherited: Inherited) -> None:
+        """Do nothing: a TAP in memory has no descriptor."""
+
+    def prepare_tap(self, config: Config, inherited: Inherited) -> None:  # noqa: ARG002
+        """Raise VtepError if `namespaces` lacks the namespace of a TAP."""
+        if config.netns is not None and config.netns not in self.namespaces:
+            raise VtepError(f"--netns {config.netns}: there is no such process (any more)")
+
+    def tap_namespace(self, config: Config, inherited: Inherited) -> MemoryTapNamespace | None:  # noqa: ARG002
+        """Return the namespace of a TAP; None if it is that of the process."""
+        return MemoryTapNamespace(self.namespaces[config.netns]) if config.netns else None
 
     def subscribe(self) -> "_MemoryEvents":
         """Subscribe to notifications."""
@@ -474,6 +492,9 @@ class _MemoryEvents:
 if TYPE_CHECKING:
 
     def _fulfil(
-        network: MemoryNetwork, session: MemorySession, events: _MemoryEvents
-    ) -> "tuple[HostNetwork, HostSession, Routes, NetworkEvents, TunnelGsoDevice]":
-        return network, session, session, events, session.open_tunnel_gso_device()
+        network: MemoryNetwork,
+        elsewhere: MemoryTapNamespace,
+        session: MemorySession,
+        events: _MemoryEvents,
+    ) -> "tuple[HostNetwork, TapNamespace, HostSession, Routes, NetworkEvents, TunnelGsoDevice]":
+        return network, elsewhere, session, session, events, session.open_tunnel_gso_device()

@@ -1,7 +1,7 @@
 """A trace of one frame, in each direction."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vtep.daemon.build import make_paths
 from vtep.daemon.listener import Listener
@@ -10,7 +10,7 @@ from vtep.datapath import Arena, Egress, Ingress
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
 from vtep.forwarding.segment import Segment
-from vtep.host.link_table import LinkTable
+from vtep.host.link_table import Link
 from vtep.trace import fast_path
 from vtep.trace.edges import TracedSockets, TracedTap
 from vtep.trace.overlay import Overlay
@@ -77,13 +77,13 @@ def trace_from_underlay(
     datagram: bytes,
     source: str,
     outer_ecn: int = 0,
-    links: LinkTable | None = None,
+    link_of: Callable[[Port], Link | None] = lambda _: None,
 ) -> TraceResult:
     """Return what would happen to a UDP datagram that a listener of a port receives.
 
     `ports` are all ports of the VTEP, by VNI: the datagram goes to the one that its header names.
-    `outer_ecn` is the ECN field of the outer IP header. `links` are the devices of the host:
-    without them, every TAP is up.
+    `outer_ecn` is the ECN field of the outer IP header. `link_of` returns the
+    TAP of a port; one that is not known is up.
 
     Raises: VtepError if the port does not receive over that version of IP.
     """
@@ -97,7 +97,7 @@ def trace_from_underlay(
         segment = TracedSegment(original, recorder)
         counters[original.vni] = segment.counters
         sizing = TracedSizing(owner.sizing, segment.counters, recorder)
-        link = links.get(owner.tap_index) if links is not None else None
+        link = link_of(owner)
         tap = TracedTap(owner, recorder, is_up=link is None or link.is_up)
         ingress.attach(segment, tap, sizing, AckTracker(), lambda: None)
         return segment

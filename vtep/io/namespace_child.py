@@ -15,10 +15,15 @@ import socket
 import struct
 import sys
 
-# From the kernel's include/uapi/linux/sched.h and if_tun.h.
+# From the kernel's include/uapi/linux/sched.h, netlink.h and if_tun.h.
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
+_SOL_NETLINK = 270
+_NETLINK_NO_ENOBUFS = 5
+_GROUPS = 0x1 | 0x10 | 0x100
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR."""
+
 _IFF_TAP_NO_PI_VNET_HDR = 0x0002 | 0x1000 | 0x4000
 
 NET, USER, SOCKETS, DEVICE, TAP = "net", "user", "sockets", "device", "tap"
@@ -66,10 +71,16 @@ def enter(net: int, user: int) -> None:
 
 
 def open_descriptors(tap: str) -> list[int]:
-    """Open two netlink sockets, /proc/net/dev and, if it has a name, a TAP. Raises: StepError."""
+    """Open what `NamespaceDescriptors` has and, if it has a name, a TAP. Raises: StepError."""
     try:
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        found = [socket.socket(socket.AF_NETLINK, kind).detach() for _ in range(2)]
+        route, events = (socket.socket(socket.AF_NETLINK, kind) for _ in range(2))
+        events.setblocking(False)
+        events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        # Here, since a process that gets the socket from another one may not bind it once more
+        # (netlink_bind() in net/netlink/af_netlink.c). One that is not bound gets no notifications.
+        events.bind((0, _GROUPS))
+        found = [route.detach(), events.detach()]
         # It shows the namespace in which it was opened, whoever reads it later.
         found.append(os.open("/proc/self/net/dev", os.O_RDONLY))
     except OSError as error:
