@@ -10,6 +10,10 @@ Before an address is assigned, the segment is probed for it, as in address confl
 
 From then on the address is defended: probes of other hosts are answered, since the container that
 has the address may not have been started yet.
+
+Engines start the containers of a network one after the other. So that each does not wait for its
+own probes, hosts that start many probe for spare addresses ahead. A spare is not defended: if
+another host probes for it, it is given up.
 """
 
 from collections import deque
@@ -53,6 +57,9 @@ _BACKOFF_MAX_S = 1.0
 
 _ATTEMPT_S = (PROBES - 1) * PROBE_INTERVAL_S + LISTEN_S
 
+SPARE_MAX_AGE_S = 10.0
+"""Seconds until a spare expires: what the probes have shown must not be older than an outage."""
+
 
 @define(eq=False)
 class Attempt:
@@ -66,6 +73,9 @@ class Attempt:
     sent: int = 0
     due: float = 0.0
     conflicts: int = 0
+    is_spare: bool = False
+    ready: bool = False
+    """True for a spare that no other host has, which may be taken."""
     done: bool = False
     holder: bytes | None = None
     """MAC that the last candidate has on another host."""
@@ -117,11 +127,32 @@ class Claims:
         if address in self._claimed:
             del self._claimed[address], self._by_octets[address.packed]
 
-    def begin(self, candidates: Iterable[Address], mac: bytes, now: float) -> Attempt:
-        """Begin an attempt to get the first of these addresses that is free on all hosts."""
-        attempt = Attempt(mac, iter(candidates))
+    def begin(
+        self, candidates: Iterable[Address], mac: bytes, now: float, *, is_spare: bool = False
+    ) -> Attempt:
+        """Begin an attempt to get the first of these addresses that is free on all hosts.
+
+        The address of a spare is claimed by `take`, if it is wanted before it expires.
+        """
+        attempt = Attempt(mac, iter(candidates), is_spare=is_spare)
         self._next_candidate(attempt, now)
         return attempt
+
+    def take(self, attempt: Attempt, mac: bytes) -> Address:
+        """Claim the address of a ready spare, after all received frames were handled."""
+        address = attempt.address
+        assert attempt.ready  # noqa: S101  callers check it
+        assert address is not None  # noqa: S101  a ready spare has one
+        del self._attempts[address]
+        attempt.ready, attempt.done = False, True
+        self.claim(address, mac)
+        return address
+
+    def drop_spare(self, address: Address) -> None:
+        """Give up a spare, since a container is to have exactly this address."""
+        attempt = self._attempts.get(address)
+        if attempt is not None and attempt.is_spare:
+            self.cancel(attempt)
 
     def cancel(self, attempt: Attempt) -> None:
         """End an attempt without a result, and give up what it may have got meanwhile."""
@@ -130,7 +161,7 @@ class Claims:
                 self.release(attempt.address)
             else:
                 del self._attempts[attempt.address], self._by_octets[attempt.address.packed]
-        attempt.address, attempt.done = None, True
+        attempt.address, attempt.ready, attempt.done = None, False, True
 
     def advance(self, now: float) -> list[Address]:
         """Move the attempts on, after all frames that have been received by `now` were handled.
@@ -142,6 +173,12 @@ class Claims:
         probed = []
         for address, attempt in list(self._attempts.items()):
             if now < attempt.due:
+                continue
+            if attempt.ready:
+                self.cancel(attempt)
+                continue
+            if attempt.sent == PROBES and attempt.is_spare:
+                attempt.ready, attempt.due = True, now + SPARE_MAX_AGE_S
                 continue
             if attempt.sent == PROBES:
                 del self._attempts[address]
@@ -177,6 +214,7 @@ class Claims:
         address, waits = attempt.address, attempt.sent == 0
         assert address is not None  # noqa: S101  the attempt was found by its address
         attempt.conflicts += 1
+        attempt.ready = False
         if was_probed:
             attempt.contended.append(address)
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from vtep.docker.client import EngineClient
+from vtep.docker.ipam.driver import IpamDriver
 from vtep.docker.plugin.dispatch import Dispatcher
 from vtep.docker.plugin.driver import NetworkDriver
 from vtep.docker.plugin.keeper import NetworkKeeper
@@ -44,9 +45,11 @@ def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    keeper = NetworkKeeper(JsonStore(directory / "networks.json"), engine)
-    dispatcher = Dispatcher(NetworkDriver(keeper).methods)
+    addresses = IpamDriver(JsonStore(directory / "addresses.json"))
+    keeper = NetworkKeeper(JsonStore(directory / "networks.json"), engine, [addresses])
+    dispatcher = Dispatcher(NetworkDriver(keeper).methods | addresses.methods)
     with PluginServer(plugin_socket, dispatcher, inherited=inherited) as server:
+        addresses.start()
         # Daemon threads: they wait for the engine, for daemons and for the kernel, maybe for ever.
         # The engine is served first: it waits for us before it answers to others.
         _start(server.serve_forever)
@@ -56,6 +59,7 @@ def serve(
         log.info("serving the Docker engine at %s", plugin_socket)
         ended.wait()
         server.shutdown()
+        addresses.close()
 
 
 def _start(function: Callable[[], object]) -> None:
