@@ -14,6 +14,7 @@ import pytest
 
 from tests.netns.engines import Engine
 from tests.netns.hosts import DEADLINE, address, has_device, wait_until
+from tests.netns.test_documentation import ROOT, commands
 from vtep.control import socket_files
 from vtep.testing.lab import Host, Lab
 
@@ -32,7 +33,9 @@ class Node:
 
     def __init__(self, host: Host, outside: Host, own: str, remote: str, folder: Path) -> None:
         self.host, self.outside, self.own, self.remote = host, outside, own, remote
-        self.state = folder / host.name
+        self.folder = folder / host.name
+        self.folder.mkdir()
+        self.state = self.folder / "state"
         self._log = folder / f"{host.name}.log"
         self._log.touch()
         self.engine = Engine(host)
@@ -93,8 +96,11 @@ class Node:
 
     def refused(self, *words: str) -> str:
         """Run a docker command that fails. Returns: its error."""
-        script = 'if docker "$@" 2>&1; then echo "it succeeded"; fi'
-        return self.engine.shell("sh", "-c", script, "sh", *words)
+        return self.shell('if docker "$@" 2>&1; then echo "it succeeded"; fi', *words)
+
+    def shell(self, script: str, *words: str) -> str:
+        """Run a shell script on the host. Returns: its output, whatever its exit code is."""
+        return self.engine.shell("sh", "-c", f"{script}; exit 0", "sh", *words)
 
     def pyvtep(self, *words: str) -> str:
         """Run a pyvtep command on the host. Returns: its output."""
@@ -296,6 +302,34 @@ def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
     assert a.leftovers() == ""
 
 
+def test_documentation(nodes: tuple[Node, Node]) -> None:
+    by_prompt = {node.host.name: node for node in nodes}
+    text = (ROOT / "docs/docker.md").read_text()
+    (compose,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for node in nodes:
+        (node.folder / "compose.yaml").write_text(compose)
+    pings = 0
+    for heading in ("Create a network", "Options", "Compose"):
+        for prompt, typed, output in commands("docs/docker.md", heading):
+            node = by_prompt[prompt]
+            if typed.startswith("pyvtep "):
+                assert "200" in node.pyvtep(*typed.split()[1:])
+                continue
+            # Debian 12 has version 1 of compose, a program of its own.
+            command = typed.replace("docker compose", "docker-compose")
+            script = f"cd {node.folder}; {command} 2>&1"
+            if " ping " in command:
+                wait_until(lambda: "1 packets received" in node.shell(script), command)  # noqa: B023
+                pings += 1
+            elif output:
+                assert node.shell(script).splitlines() == output
+            else:
+                node.engine.shell("sh", "-ec", script)
+        for node in nodes:
+            node.engine.clear()
+    assert pings == 2
+
+
 def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
     for node in nodes:
@@ -306,6 +340,9 @@ def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     # The daemon: the plug-in starts another one, and adds the VNI again.
     a.kill_daemon()
     wait_until(lambda: not a.engine.reaches("box", "172.18.0.3"), "the end of the tunnel")
+    assert_joined(nodes)
+    # An upgrade replaces it, and keeps the VNI.
+    a.pyvtep("upgrade")
     assert_joined(nodes)
     # The VNI, by an operator.
     a.pyvtep("vni", "del", "200")

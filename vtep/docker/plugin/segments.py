@@ -2,17 +2,22 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from vtep.control import client as control
 from vtep.control.client import Client
-from vtep.docker.host_daemon import join
+from vtep.docker.host_daemon import join, running
 from vtep.docker.plugin.network import PluginNetwork, spell_options
 from vtep.errors import ConfigError, VtepError
 
 log = logging.getLogger("vtep")
+
+_GRACE_S = 3.0
+"""Time for a service manager to start a daemon that has ended. Two daemons would contend for one
+UDP port."""
 
 
 class HostSegments:
@@ -25,6 +30,8 @@ class HostSegments:
     def __init__(self, on_change: Callable[[], object]) -> None:
         self._on_change = on_change
         self._watched: dict[Path, set[int]] = {}
+        self._lost_at = -_GRACE_S
+        """Time on the monotonic clock when a daemon with VNIs of ours ended."""
         self._lock = threading.Lock()
 
     def owners(self) -> dict[int, Path]:
@@ -50,6 +57,8 @@ class HostSegments:
 
         Raises: VtepError if the VNI is that of something else, or cannot be added.
         """
+        if owner is None and time.monotonic() < self._lost_at + _GRACE_S and not running():
+            raise VtepError("its pyvtep has ended; waiting for its service manager to start one")
         daemon = join(dstport=network.config.dstport) if owner is None else Client(owner)
         with daemon:
             if owner is not None:
@@ -120,5 +129,6 @@ class HostSegments:
                 elif event["object"] == "mtu":
                     self._on_change()
         with self._lock:
-            self._watched.pop(path, None)
+            if self._watched.pop(path, None):
+                self._lost_at = time.monotonic()
         self._on_change()
