@@ -45,7 +45,7 @@ def ensure_rules(wanted: Sequence[BridgeRule], version: int) -> None:
 
     Raises: VtepError if iptables fails.
     """
-    present = set(_present(version, {rule.table for rule in wanted}))
+    present = set(_present(version, sorted({rule.table for rule in wanted})))
     for rule in wanted:
         if rule not in present:
             chain, *match = rule.words

@@ -81,6 +81,7 @@ class NetworkKeeper:
         self._wake = threading.Event()
         self._engine_changed = threading.Event()
         self._restarted = False
+        self._rules_problem = ""
         self._removed: set[str] = set()
         """IDs of networks that were removed, which the engine may list for a moment."""
         self._kept: dict[str, _Kept] = {}
@@ -106,8 +107,9 @@ class NetworkKeeper:
                 self._save()
             try:
                 self._apply(self._kept[network.id], self._segments.owners())
+                self._ensure_rules([self._kept[network.id]])
                 self._save()
-            except VtepError:
+            except BaseException:
                 self.delete(network.id)
                 raise
             self._removed.discard(network.id)
@@ -122,7 +124,10 @@ class NetworkKeeper:
             with suppress(VtepError):  # It may not exist, and then it is not there to be removed.
                 self._segments.remove(network)
             for version in _versions(network):
-                bridge_rules.remove_rules(_rules(kept), version)
+                try:
+                    bridge_rules.remove_rules(_rules(kept), version)
+                except VtepError as error:
+                    log.warning("network %.12s: %s", number, error)
             with netlink.session() as connection:
                 for endpoint in kept.endpoints:
                     bridge_setup.remove_device(connection, networks.device_names(endpoint)[0])
@@ -209,10 +214,13 @@ class NetworkKeeper:
                 log.info("network %.12s: found at the engine", network.id)
                 # Endpoints of running containers, whose devices may be there.
                 endpoints = networks.parse_endpoints(inspected)
-                self._kept[network.id] = _Kept(network, own_bridge=True, endpoints=endpoints)
+                own = networks.BRIDGE_OPTION not in network.options
+                own = own or device_index(network.bridge) is None
+                self._kept[network.id] = _Kept(network, own, endpoints)
                 self._save()
             kept = self._kept[network.id]
             self._apply(kept, self._segments.owners())
+            self._ensure_rules([kept])
         return kept
 
     # --- keeping ------------------------------------------------------------------------------
@@ -309,11 +317,30 @@ class NetworkKeeper:
                         log.warning("network %.12s: %s", kept.network.id, error)
                     kept.problem = str(error)
                     done = False
+            self._ensure_rules(self._kept.values())
         return done
+
+    def _ensure_rules(self, kept: Iterable[_Kept]) -> None:
+        """Add missing rules of the firewall. A failure is logged once, and costs no network."""
+        for version in (4, 6):
+            rules = [
+                rule for each in kept if version in _versions(each.network) for rule in _rules(each)
+            ]
+            try:
+                bridge_rules.ensure_rules(rules, version)
+            except VtepError as error:
+                if str(error) != self._rules_problem:
+                    log.warning("the firewall may drop frames between containers: %s", error)
+                self._rules_problem = str(error)
 
     def _apply(self, kept: _Kept, owners: Mapping[int, Any]) -> None:
         """Make a network as it is to be. Raises: VtepError."""
         network = kept.network
+        if not kept.own_bridge and device_index(network.bridge) is None:
+            raise VtepError(
+                f"there is no bridge {network.bridge}; create it: ip link add {network.bridge} "
+                "type bridge"
+            )
         with netlink.session() as connection:
             # The bridge first: the TAP then joins it as soon as it exists.
             bridge = _make_bridge(connection, network)
@@ -321,8 +348,6 @@ class NetworkKeeper:
             for listener in self._listeners:
                 listener.on_network(network)
             kept.bridge_index = bridge
-        for version in _versions(network):
-            bridge_rules.ensure_rules(_rules(kept), version)
         mtu = network.container_mtu(self._segments.ensure(network, owners.get(network.vni)))
         if mtu < MTU_MIN_V6 and 6 in _versions(network):
             raise ConfigError(
