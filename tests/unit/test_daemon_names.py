@@ -19,7 +19,7 @@ from vtep import VtepError
 from vtep.config import Config
 from vtep.control.methods import Methods
 from vtep.control.status import status
-from vtep.daemon import host_watch, network
+from vtep.daemon import host_watch, kernel_network
 from vtep.host import name_lookup
 from vtep.host.name_schedule import NameAnswer
 from vtep.testing import MemoryUnderlay
@@ -376,7 +376,7 @@ def test_a_lookup_blocks_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("x")
 
     async def main() -> None:
-        kernel = network.KernelNetwork()
+        kernel = kernel_network.KernelNetwork()
         found = await kernel.look_up("localhost", ())
         assert ip_address("127.0.0.1") in found.addresses or ip_address("::1") in found.addresses
         monkeypatch.setattr(name_lookup, "look_up", fail)
