@@ -129,6 +129,14 @@ class Drop(_Explained):
         "at least one frame that the kernel discarded because the TAP was read too slowly",
     )
     TX_RUNT = ("tx_runt", "frame from the TAP device shorter than an Ethernet header")
+    TX_UNTAGGED = (
+        "tx_untagged",
+        "frame from the TAP device without the 802.1Q tag of a VLAN, although --vlan is given",
+    )
+    TX_VLAN_UNKNOWN = (
+        "tx_vlan_unknown",
+        "frame from the TAP device in a VLAN that is mapped to no VNI by --vlan",
+    )
     TX_MALFORMED = (
         "tx_malformed",
         "frame from the TAP device whose virtio header contradicts it",
@@ -236,6 +244,8 @@ _DETAILS: dict[Drop, Callable[[Detail], str]] = {
     Drop.INNER_SOURCE_OWN: lambda mac: f"source MAC {_mac(mac)}",
     Drop.INNER_SOURCE_HELD: lambda mac: f"source MAC {_mac(mac)}",
     Drop.INNER_SOURCE_STATIC: lambda mac: f"source MAC {_mac(mac)}",
+    Drop.TX_UNTAGGED: "EtherType {:#06x}".format,
+    Drop.TX_VLAN_UNKNOWN: "VLAN {}".format,
     Drop.TX_TAGGED: "VLAN {}".format,
     Drop.STORM_BROADCAST_TX: lambda mac: f"source MAC {_mac(mac)}",
     Drop.STORM_MULTICAST_TX: lambda mac: f"source MAC {_mac(mac)}",

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, Any] = {
     "tap": "other",
     "netns": "/run/netns/blue",
     "tap_fd": "3",
+    "vlan": 10,
     "bridge": "br0",
     "persist": True,
     "local": ["192.0.2.1"],
@@ -132,10 +133,26 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
     assert getattr(expected, field.name) != field.default
     # For all VNIs, too, unless there can be only one.
     above = "\n".join([*keys, "[[vni]]", "id = 1"])
-    if field.name in ("tap", "mac", "address"):
+    if field.name in ("tap", "vlan", "mac", "address"):
         assert problems(above) == [f"file:1: {field.name}: belongs in a [[vni]] table"]
     else:
         assert parse(above, "file").segments == (expected,)
+
+
+def test_a_table_maps_vlans_to_vnis() -> None:
+    text = """
+    remote = "192.0.2.2"
+    [[vni]]
+    tap = "vx0"
+    vlan = ["10:1010", "20-21:1020-1021"]
+    [[vni]]
+    id = 30
+    tap = "vx0"
+    vlan = 30
+    """
+    assert [(each.vni, each.vlan, each.tap) for each in parse(text, "file").segments] == [
+        *((1010, 10, "vx0"), (1020, 20, "vx0"), (1021, 21, "vx0"), (30, 30, "vx0"))
+    ]
 
 
 # --- problems ---------------------------------------------------------------------------------
@@ -449,3 +466,32 @@ def test_a_file_with_a_damaged_array_is_refused_at_once(array: str) -> None:
     """The search for repeated keys in such a text once did not end."""
     with pytest.raises(FileError, match=r"^file:"):
         parse(f"remote = {array}\n[[vni]\nid = 1\nid = 2\naccept = {array}", "file")
+
+
+VLAN_PROBLEMS = (
+    ('vlan = ["10"]', ":2: vlan 10: is no VLAN with its VNI"),
+    ('vlan = ["10-12:1010-1011"]', ":2: vlan 10-12:1010-1011: has 3 VLANs, but 2 VNIs"),
+    ('vlan = ["12-10:1"]', ":2: vlan 12-10:1: 12-10 is no range; write 10-12"),
+    ('vlan = ["0:1"]', ":2: vlan 0:1: a VLAN ID must be from 1 to 4094"),
+    ('vlan = ["1:16777216"]', ":2: vlan 1:16777216: a VNI must be from 0 to 16777215"),
+    ('vlan = ["1:1", "1:2"]', ":2: vlan 1:2: VLAN 1 is given twice"),
+    ("vlan = []", ":2: vlan []: names no VLAN"),
+    ('vlan = ["1:5", "2:5"]', ":1: id 5: defined twice"),
+    ('id = 5\nvlan = ["1:5"]', ":3: vlan 1:5: names a VNI; leave out id"),
+    ('vlan = ["1:5"]\naddress = "10.0.0.1/24"', ":3: address 10.0.0.1/24: belongs to no VLAN"),
+    ('tap = "v"\nvlan = ["1:5"]\n[[vni]]\nid = 6\ntap = "v"', ":6: tap v: is shared by vni 5"),
+    (
+        'tap = "v"\nvlan = ["1:5"]\n[[vni]]\nid = 6\ntap = "v"\nvlan = 1',
+        ":7: vlan 1: is given twice for tap v",
+    ),
+    (
+        'tap = "v"\nvlan = ["1:5"]\n[[vni]]\nid = 6\ntap = "v"\nvlan = 2\npersist = true',
+        ":8: persist: must be the same for vni 5 and vni 6",
+    ),
+)
+
+
+@pytest.mark.parametrize(("table", "problem"), VLAN_PROBLEMS)
+def test_vlans_that_conflict(table: str, problem: str) -> None:
+    found = problems(f"[[vni]]\n{table}")
+    assert f"file{problem}" in found[0], found

@@ -240,4 +240,4 @@ def test_fixed_options_do_not_change_a_port() -> None:
                 assert (vtep.tap, vtep.port is port) == ("vx1", False)
 
     asyncio.run(main())
-    assert {"vni", "tap", "netns", "tap_fd"} == FIXED_OPTIONS.keys()
+    assert {"vni", "tap", "vlan", "netns", "tap_fd"} == FIXED_OPTIONS.keys()

@@ -9,7 +9,7 @@ import click
 
 from vtep import Config
 from vtep.cli import commands
-from vtep.config import Settings
+from vtep.config import Settings, vlans
 
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
@@ -72,9 +72,10 @@ def load_settings(
     if config is None:
         if on_demand and not given:
             return attrs.evolve(Settings(segments=[]), **process), None, process
-        if "vni" not in given:
+        if "vni" not in given and "vlan" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE} (pyvtep help)")
-        return attrs.evolve(Settings(segments=[Config(**given)]), **process), None, process
+        segments = [Config(**given)] if "vni" in given else vlans.expand(given)
+        return attrs.evolve(Settings(segments=segments), **process), None, process
     if given:
         flag = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{flag} cannot be used with --config; write it into {config}")

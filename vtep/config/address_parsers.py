@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vtep.config.host_names import HostName, host_name_mistake, parse_host_name
 from vtep.config.option_parsers import distinct, is_default, items
-from vtep.errors import OptionError
+from vtep.errors import ConfigError, OptionError
 from vtep.wire import ethernet
 from vtep.wire.address import (
     DEVICE_NAME_MAX,
@@ -25,6 +25,7 @@ from vtep.wire.address import (
     check_unicast,
     is_address,
     is_device_name,
+    scope_of,
 )
 
 # --- IP addresses -----------------------------------------------------------------------------
@@ -259,3 +260,16 @@ def dev(name: str | None) -> str | None:
 def bridge(name: str | None) -> str | None:
     """Return the name of a bridge; None if the TAP is not on one."""
     return None if name is None or is_default(name) else _device("--bridge", name)
+
+
+def check_scope(option: str, address: Address, dev: str | None) -> None:
+    """Raise ConfigError if a link-local address has no device, or another one than `--dev`."""
+    # Each link has fe80::/10 (RFC 4291, section 2.5.6), so the address alone names no link.
+    scope = scope_of(address, dev)
+    if scope is None and address.is_link_local and address.version == 6:
+        raise ConfigError(
+            f"{option} {address}: is link-local; add its device, as in {address}%eth0, or give "
+            "--dev"
+        )
+    if scope is not None and dev not in (None, scope):
+        raise ConfigError(f"{option} {address}: is not on the underlay --dev {dev}")

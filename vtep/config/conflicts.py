@@ -1,10 +1,11 @@
 """Conflicts between segments of one process: names given twice, and UDP ports they can't share."""
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
 from vtep.config.options import Config
+from vtep.config.vlans import TAP_WIDE
 from vtep.errors import ConfigError
 from vtep.wire.address import Address
 
@@ -28,13 +29,19 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
     """Yield a conflict for each segment that has one with an earlier segment."""
     vnis: dict[int, Config] = {}
     taps: dict[str, Config] = {}
+    vlans: dict[tuple[str, int | None], Config] = {}
     # Only one segment for each different socket is kept: a thousand segments that share one would
     # otherwise all be compared with each other.
     sockets: dict[tuple[int, int], list[Config]] = {}
     for config in segments:
-        earlier = vnis.get(config.vni) or taps.get(config.tap) or config
+        earlier = (
+            vnis.get(config.vni)
+            or vlans.get((config.tap, config.vlan))
+            or taps.get(config.tap)
+            or config
+        )
         try:
-            _check_names(config, vnis, taps)
+            _check_names(config, vnis, taps, vlans)
             for version in config.versions:
                 others = sockets.setdefault((version, config.dstport), [])
                 for earlier in others:
@@ -45,14 +52,39 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             yield SegmentConflict(config, earlier, error)
         else:
             vnis[config.vni] = config
-            taps[config.tap] = config
+            taps.setdefault(config.tap, config)
+            vlans[config.tap, config.vlan] = config
 
 
-def _check_names(config: Config, vnis: Container[int], taps: Container[str]) -> None:
+def _check_names(
+    config: Config,
+    vnis: Container[int],
+    taps: Mapping[str, Config],
+    vlans: Mapping[tuple[str, int | None], Config],
+) -> None:
     if config.vni in vnis:
         raise ConfigError(f"--vni {config.vni}: defined twice; each VNI can be defined once")
-    if config.tap in taps:
+    other = taps.get(config.tap)
+    if other is None:
+        return
+    if config.vlan is None and other.vlan is None:
         raise ConfigError(f"--tap {config.tap}: is given twice; each VNI has its own TAP")
+    if config.vlan is None or other.vlan is None:
+        raise ConfigError(
+            f"--tap {config.tap}: is shared by vni {other.vni} and vni {config.vni}, so both need "
+            "--vlan; or give each its own TAP"
+        )
+    if (config.tap, config.vlan) in vlans:
+        raise ConfigError(
+            f"--vlan {config.vlan}: is given twice for --tap {config.tap}; each VLAN carries one "
+            "VNI"
+        )
+    for name in TAP_WIDE:
+        if getattr(config, name) != getattr(other, name):
+            raise ConfigError(
+                f"--{name}: must be the same for vni {other.vni} and vni {config.vni}, which share "
+                f"--tap {config.tap}"
+            )
 
 
 def _socket(version: int, config: Config) -> tuple[Address | None, str | None]:

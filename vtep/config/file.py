@@ -22,7 +22,7 @@ from typing import Any
 
 import attrs
 
-from vtep.config import Config, Settings, conflicts, option_parsers
+from vtep.config import Config, Settings, conflicts, option_parsers, vlans
 from vtep.config.toml_lines import Path, locate, repeated, spellings
 from vtep.errors import ConfigError, OptionError, shortened, shown
 
@@ -40,8 +40,13 @@ _CONFIG_KEYS = _by_key(attrs.fields(Config))
 _SEGMENT_KEYS = _CONFIG_KEYS | {ID: _CONFIG_KEYS["vni"]}
 del _SEGMENT_KEYS["vni"]
 _DEFAULT_KEYS = {
-    key: field for key, field in _SEGMENT_KEYS.items() if key not in (ID, "tap", "mac", "address")
+    key: field
+    for key, field in _SEGMENT_KEYS.items()
+    if key not in (ID, "tap", "vlan", "mac", "address")
 }
+_VLANS = "vlan"
+_MAPPED_KEYS = {**_SEGMENT_KEYS, _VLANS: vlans.MAPPING}
+"""Keys of a table without an id, whose VNIs are those that its VLANs are mapped to."""
 _PROCESS_KEYS = _by_key(attrs.fields(Settings))
 del _PROCESS_KEYS["segments"]
 
@@ -88,8 +93,8 @@ def parse_all(files: Iterable[tuple[str, str]]) -> Settings:
     readers = [_Reader(text, name) for name, text in files]
     for reader in readers:
         reader.parse()
-    found = [(reader, number) for reader in readers for number in reader.segments]
-    segments = [reader.segments[number] for reader, number in found]
+    found = [(reader, number) for reader in readers for number, _ in reader.segments]
+    segments = [config for reader in readers for _, config in reader.segments]
     # Configurations are equal by value, so the segment is found by its identity.
     places = {id(config): place for config, place in zip(segments, found, strict=True)}
     # Valid segments are compared even if others have problems: one run reports them all.
@@ -128,8 +133,8 @@ class _Reader:
         self._document: dict[str, Any] = {}
         self.process: dict[str, Any] = {}
         """The options of the process, by the names of their fields."""
-        self.segments: Mapping[int, Config] = {}
-        """The segments without problems of their own, by their position in the file."""
+        self.segments: list[tuple[int, Config]] = []
+        """The segments without problems of their own, each with the position of its table."""
         try:
             self._document = tomllib.loads(text)
             self._lines = locate(text)
@@ -190,29 +195,32 @@ class _Reader:
                 return f"{self._name}:{self._lines[at]}"
         return f"{self._name}:1"
 
-    def _segments(self, common: Mapping[str, Any]) -> dict[int, Config]:
-        """Return the segments without problems, by their position in the file."""
+    def _segments(self, common: Mapping[str, Any]) -> list[tuple[int, Config]]:
+        """Return the segments without problems, each with the position of its table."""
         tables = self._document.get(TABLE, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self._report((TABLE,), _VNI_HINT)
-            return {}
-        segments = {}
+            return []
+        segments: list[tuple[int, Config]] = []
         for number, table in enumerate(tables):
             options = dict(common)
             before = len(self._problems)
+            is_mapped = _VLANS in table and ID not in table
+            keys = _MAPPED_KEYS if is_mapped else _SEGMENT_KEYS
             for key, value in table.items():
                 if key in _PROCESS_KEYS:
                     what = f"{key}: is an option of the process; move it above the first [[vni]]"
                     self._report((TABLE, number, key), what)
-                elif key not in _SEGMENT_KEYS:
-                    self._report_unknown((TABLE, number, key), list(_SEGMENT_KEYS))
-                elif self._check_value((TABLE, number, key), _SEGMENT_KEYS[key], value):
-                    options[_SEGMENT_KEYS[key].name] = value
-            if ID not in table:
+                elif key not in keys:
+                    self._report_unknown((TABLE, number, key), list(keys))
+                elif self._check_value((TABLE, number, key), keys[key], value):
+                    options[keys[key].name] = value
+            if ID not in table and not is_mapped:
                 self._report((TABLE, number), "id is missing; give the VNI, such as id = 100")
             if len(self._problems) == before:
                 try:
-                    segments[number] = Config(**options)
+                    made = vlans.expand(options) if is_mapped else [Config(**options)]
+                    segments += [(number, config) for config in made]
                 except ConfigError as error:
                     self.report_segment(number, error)
         return segments

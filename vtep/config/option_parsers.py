@@ -90,6 +90,9 @@ def distinct(option: str, values: tuple[_T, ...]) -> tuple[_T, ...]:
 
 # --- numbers ----------------------------------------------------------------------------------
 
+VLAN_MIN, VLAN_MAX = 1, 4094
+"""Range of a VLAN ID: 0 is a frame with a priority only, and 4095 is reserved (IEEE 802.1Q)."""
+
 
 def _integer(option: str, value: object, low: int, high: int) -> int:
     # int() would also accept "1_000" and digits of other scripts.
@@ -143,6 +146,24 @@ def vni(value: int | str) -> int:
         reason = "is not a whole number; several VNIs need a file (--config)"
         raise OptionError("--vni", value, reason)
     return _integer("--vni", value, 0, vxlan.VNI_MAX)
+
+
+def vlan(value: object) -> int | None:
+    """Parse `--vlan` of a segment whose VNI is given: one VLAN ID, or None for frames as they are.
+
+    Raises: OptionError, also for a mapping such as `10:1010`, which `vlans.parse` accepts.
+    """
+    found = items("--vlan", value)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise OptionError("--vlan", found[1], "is a second VLAN; one VNI is carried by one VLAN")
+    (one,) = found
+    if isinstance(one, str) and ":" in one:
+        raise OptionError(
+            "--vlan", one, "names a VNI; leave out --vni, or give the VLAN ID alone, as in 10"
+        )
+    return _integer("--vlan", one, VLAN_MIN, VLAN_MAX)
 
 
 def dstport(value: int | str) -> int:

@@ -11,20 +11,12 @@ from typing import Any
 from attrs import Attribute, evolve, field, frozen
 
 from vtep.config import address_parsers, option_parsers
+from vtep.config.flags import flag
 from vtep.config.host_names import HostName, usable_addresses
 from vtep.config.overlap import find_overlap
 from vtep.errors import ConfigError
 from vtep.wire import vxlan
-from vtep.wire.address import Address, Interface, Network, scope_of
-
-
-def _check_flag(_config: object, attribute: "Attribute[bool]", value: object) -> None:
-    option_parsers.check_flag(attribute.name, value)
-
-
-def flag(*, default: bool, help: str) -> Any:  # noqa: A002  as it is named in the metadata
-    """Return a field that is on or off."""
-    return field(default=default, validator=_check_flag, metadata={"help": help})
+from vtep.wire.address import Address, Interface, Network
 
 
 @frozen(kw_only=True)
@@ -81,6 +73,16 @@ class Config:
         metadata={
             "metavar": "N",
             "help": "Open descriptor of a TAP to use, which pyvtep inherits from its parent.",
+        },
+    )
+    vlan: int | None = field(
+        default=None,
+        converter=option_parsers.vlan,
+        metadata={
+            "repeatable": True,
+            "metavar": "VID[:VNI]",
+            "help": "VLAN of the TAP that carries the VNI. Without --vni: VLANs and their VNIs, as "
+            "in 10:1010 or 20-29:1020-1029; may be repeated.",
         },
     )
     bridge: str | None = field(
@@ -410,7 +412,7 @@ class Config:
     def _check_remotes(self, _attribute: "Attribute[Any]", _value: object) -> None:
         for remote in self.remote:
             if not isinstance(remote, HostName):
-                self._check_scope("--remote", remote)
+                address_parsers.check_scope("--remote", remote, self.dev)
 
     @group.validator
     def _check_group(self, _attribute: "Attribute[Any]", group: Address | None) -> None:
@@ -424,6 +426,13 @@ class Config:
             raise ConfigError(
                 f"--tap-fd {tap_fd}: is the TAP of a network namespace already; leave out --netns"
             )
+
+    @vlan.validator
+    def _check_vlan(self, _attribute: "Attribute[Any]", vlan: int | None) -> None:
+        # The namespace of a TAP is opened for one VNI.
+        for name, value in (("netns", self.netns), ("tap-fd", self.tap_fd)):
+            if vlan is not None and value is not None:
+                raise ConfigError(f"--{name} {value}: is for a TAP with one VNI; leave out --vlan")
 
     @bridge.validator
     def _check_bridge(self, _attribute: "Attribute[Any]", bridge: str | None) -> None:
@@ -449,19 +458,7 @@ class Config:
                 )
             if local in self.remote:
                 raise ConfigError(f"--remote {local}: is the --local address of this host")
-            self._check_scope("--local", local)
-
-    def _check_scope(self, option: str, address: Address) -> None:
-        """Raise ConfigError if a link-local address has no device, or another one than `dev`."""
-        # Each link has fe80::/10 (RFC 4291, section 2.5.6), so the address alone names no link.
-        scope = scope_of(address, self.dev)
-        if scope is None and address.is_link_local and address.version == 6:
-            raise ConfigError(
-                f"{option} {address}: is link-local; add its device, as in {address}%eth0, or "
-                "give --dev"
-            )
-        if scope is not None and self.dev not in (None, scope):
-            raise ConfigError(f"{option} {address}: is not on the underlay --dev {self.dev}")
+            address_parsers.check_scope("--local", local, self.dev)
 
     @flowlabel.validator
     def _check_flowlabel(self, _attribute: "Attribute[Any]", label: int | str) -> None:
@@ -490,3 +487,10 @@ class Config:
         overlap = find_overlap(self.address, self.remote_addresses, ())
         if overlap is not None:
             raise ConfigError(str(overlap))
+        if self.address and self.vlan is not None:
+            # What the host sends from an address of the TAP itself has no tag, so it is in no VLAN.
+            raise ConfigError(
+                f"--address {self.address[0]}: belongs to no VLAN; give it to a VLAN device "
+                f"instead: ip link add link {self.tap} name {self.tap}.{self.vlan} type vlan id "
+                f"{self.vlan}, or to the bridge"
+            )

@@ -8,7 +8,8 @@ from attrs.converters import optional
 
 from vtep.config import option_parsers
 from vtep.config.conflicts import check_segments
-from vtep.config.options import Config, flag
+from vtep.config.flags import flag
+from vtep.config.options import Config
 from vtep.errors import ConfigError
 
 

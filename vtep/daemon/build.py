@@ -55,6 +55,7 @@ _UNKNOWN_UNICAST_RATE = 20000
 
 FIXED_OPTIONS = {
     "vni": "is what identifies a port: another VNI is another port",
+    "vlan": "a port keeps its VLAN, as its device: in another one, the VNI gets another port",
     "tap": "a port keeps its device: with another TAP, the VNI gets another port, which takes over "
     "the FDB entries and neighbours",
     "netns": "as tap",

@@ -14,6 +14,7 @@ from vtep import descriptors
 from vtep.daemon.network import HostSession, NetworkEvents, TapHost, TapNamespace
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port
+from vtep.daemon.ports import shared_setup
 from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
 from vtep.host.link_table import changed_links
@@ -290,36 +291,53 @@ class HostWatch:
     # --- TAPs ---------------------------------------------------------------------------------
 
     async def adapt(self, ports: Iterable[Port]) -> None:
-        """Adapt MTU and offloads of the ports' TAPs to where they are attached."""
+        """Adapt MTU, offloads and VLANs of the ports' TAPs to where they are attached."""
         if self._is_paused:
             return
         ports = tuple(ports)
-        here = [port for port in ports if port.place.namespace is None]
-        found = await _adapt(self._network, here) if here else []
+        # Ports with one TAP get one setup: otherwise each would set its own MTU, one by one.
+        here = {
+            (port.tap, port.tap_index): self._ports.sharing(port)
+            for port in ports
+            if port.place.namespace is None
+        }
+        found = await _adapt(self._network, here.values()) if here else []
         for port in ports:
             if port.place.namespace is not None:
                 with suppress(VtepError):  # The namespace was closed meanwhile.
-                    found += await _adapt(port.place.namespace, [port])
-        for port, attachment in found:
-            if attachment.beside not in (0, port.attachment.beside):
+                    found += await _adapt(port.place.namespace, [[port]])
+        for several, attachment in found:
+            first = several[0]
+            if attachment.beside not in (0, first.attachment.beside):
                 log.warning(
                     "vni %d: packets of up to %d octets are dropped in front of %s by its "
                     "bridge: ip link set %s mtu %d",
-                    *(port.config.vni, attachment.beside, port.tap, port.tap, attachment.beside),
+                    *(first.config.vni, attachment.beside, first.tap, first.tap),
+                    attachment.beside,
                 )
-            if port.on_attached(attachment):
-                self._on_mtu_changed(port)
+            for port in several:
+                if port.on_attached(attachment, logs=port is first):
+                    self._on_mtu_changed(port)
 
 
-async def _adapt(host: TapHost, ports: Iterable[Port]) -> list[tuple[Port, TapAttachment]]:
-    """Adapt the TAPs of ports that are in one network namespace. Returns: where they are now."""
-    taps = [(port, port.tap, port.tap_index, port.attachment, port.setup()) for port in ports]
+async def _adapt(
+    host: TapHost, sharing: Iterable[list[Port]]
+) -> list[tuple[list[Port], TapAttachment]]:
+    """Adapt TAPs that are in one network namespace, each of which some ports share.
 
-    def adapt_all(session: HostSession) -> list[tuple[Port, TapAttachment]]:
+    Returns: where they are now.
+    """
+    taps = [
+        (several, first.tap, first.tap_index, first.attachment, shared_setup(several))
+        for several in sharing
+        for first in several[:1]
+    ]
+
+    def adapt_all(session: HostSession) -> list[tuple[list[Port], TapAttachment]]:
         found = []
-        for port, tap, index, before, setup in taps:
+        for several, tap, index, before, setup in taps:
             with suppress(VtepError):  # Not in this namespace, or no privilege.
-                found.append((port, session.adapt(tap, index, before, setup)))
+                found.append((several, session.adapt(tap, index, before, setup)))
         return found
 
     return await host.run(adapt_all)

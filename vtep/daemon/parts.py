@@ -8,6 +8,7 @@ from vtep.daemon.listeners import Listeners
 from vtep.daemon.liveness_prober import LivenessProber
 from vtep.daemon.network import HostNetwork
 from vtep.daemon.ports import Ports
+from vtep.daemon.trunks import Trunks
 from vtep.daemon.tunnel_gso_setup import TunnelGsoSetup
 from vtep.datapath.pool import Pool
 from vtep.io.inherited import Inherited
@@ -30,6 +31,7 @@ class Parts:
     kernel_drops: KernelDrops
     tunnel_gso: TunnelGsoSetup
     liveness: LivenessProber
+    trunks: Trunks
 
     @classmethod
     def make(
@@ -59,4 +61,5 @@ class Parts:
             kernel_drops=KernelDrops(network, ports, listeners),
             tunnel_gso=TunnelGsoSetup(network, pool, prober),
             liveness=liveness,
+            trunks=Trunks(),
         )

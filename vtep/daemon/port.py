@@ -9,7 +9,6 @@ from attrs import evolve
 
 from vtep.config import Config
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
-from vtep.counters import Drop
 from vtep.daemon.build import (
     APPLIERS,
     FORWARDING_APPLIERS,
@@ -27,11 +26,13 @@ from vtep.daemon.port_log import PortLog
 from vtep.daemon.port_tap import PortTap
 from vtep.daemon.port_underlay import PortUnderlay
 from vtep.daemon.tap_plan import check_addresses, mtu_advice, tap_setup, tunnel_mtu
+from vtep.daemon.trunks import Trunks
 from vtep.datapath import Arena, Egress
 from vtep.datapath.observers import EgressObserver
 from vtep.datapath.pool import Paths, Pool
+from vtep.datapath.vlan_egress import make_egress
 from vtep.errors import VtepError
-from vtep.fastpath.state import DISABLED, OBSERVED, FastPathState
+from vtep.fastpath.state import DISABLED, OBSERVED, VLAN, FastPathState
 from vtep.forwarding.fdb import Fdb, Remote
 from vtep.forwarding.segment import Segment
 from vtep.host.routes import Underlay
@@ -60,6 +61,7 @@ class Port:
         network: HostNetwork,
         fast_path: FastPathLoader,
         inherited: Inherited,
+        trunks: Trunks,
     ) -> None:
         self._inherited = inherited
         self.log = PortLog(config.vni)
@@ -80,7 +82,7 @@ class Port:
         apply_options(self, SEGMENT_APPLIERS, None, 0.0)
         self.addresses = tuple(map(str, config.address))
         """The addresses of the TAP with prefix lengths, as last seen; at first, as configured."""
-        self.place = self._tap = PortTap(config.vni, network)
+        self.place = self._tap = PortTap(config.vni, network, trunks)
         """The TAP as the host has it now, with its network namespace."""
         self._tracker = AckTracker()
         self.attachment = TapAttachment(mtu=None, bridge=0, limit=None)
@@ -152,6 +154,8 @@ class Port:
         """The state of the fast path for this VNI."""
         if not self.config.fast_path:
             return DISABLED
+        if self.config.vlan is not None:
+            return VLAN
         return self._fast_path_loader.state if self._observer is None else OBSERVED
 
     @property
@@ -219,7 +223,7 @@ class Port:
         apply_options(self, FORWARDING_APPLIERS, None, time.monotonic())
         self.fdb.members.on_remote_unused = self._release_path
         self.fdb.members.on_added = self._on_member_added
-        self._egress = Egress(
+        self._egress = make_egress(
             *(self.device, self.segment, self.paths, self.sizing, self._tracker, self._arena),
             self._on_tap_lost,
         )
@@ -260,11 +264,10 @@ class Port:
 
     def _attach(self, listener: Listener) -> None:
         if self._egress is not None:
-            turn = self._egress.readable
-            listener.attach(
-                *(self.segment, self.device, self.sizing, self._tracker, turn),
-                fast_path=self.config.fast_path and self._observer is None,
-            )
+            # Compiled turns write to the descriptor of a TAP, whose frames are tagged with VLANs.
+            fast_path = self.config.fast_path and self._observer is None and not self.config.vlan
+            parts = (self.segment, self.device, self.sizing, self._tracker, self._egress.readable)
+            listener.attach(*parts, fast_path=fast_path)
 
     @property
     def is_waiting(self) -> bool:
@@ -399,12 +402,8 @@ class Port:
             send_loop_probe(self.segment, self._tap.device, now)
 
     def count_queue_drops(self, drops: int) -> None:
-        """Count the frames that the kernel has discarded in front of the TAP's descriptor.
-
-        `drops` are the transmit drops of the device.
-        """
-        counts, new = self.segment.counters.drops, self._tap.new_queue_drops(drops)
-        counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], new)
+        """Count the frames that the kernel has discarded, by the transmit drops of the device."""
+        self._tap.count_queue_drops(drops, self.segment.counters)
 
     def _on_member_added(self, host: str) -> None:
         version = version_of(host)
@@ -420,13 +419,14 @@ class Port:
             return
         self.segment.own_mac = mac or self.segment.own_mac
 
-    def on_attached(self, attachment: TapAttachment) -> bool:
-        """Note where the TAP is attached now.
+    def on_attached(self, attachment: TapAttachment, *, logs: bool = True) -> bool:
+        """Note where the TAP is attached now; with `logs`, report a change of that.
 
         Returns: whether the MTU of the tunnel has changed.
         """
         before, unjoined = self.mtu, self.attachment.unjoined
-        self.log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
+        if logs:
+            self.log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
         self.attachment = attachment
         self._tunnel.tap = attachment.limit
         return self._update_mtu(before)

@@ -2,15 +2,16 @@
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Mapping
 
 from vtep.config import Config
+from vtep.counters import Counters, Drop
 from vtep.daemon.network import HostNetwork, TapHost, TapNamespace
+from vtep.daemon.trunks import Trunks
 from vtep.errors import VtepError
-from vtep.io.inherited import Inherited, tap_role
+from vtep.io.inherited import Inherited
 from vtep.io.interfaces import TapDevice
-from vtep.io.tap import tap_exists
+from vtep.io.vlan_trunk import VlanTap, VlanTrunk
 
 log = logging.getLogger("vtep")
 
@@ -23,9 +24,10 @@ _AWAY = (
 class PortTap:
     """The TAP device of a port, and its name, index and namespace as the host has them now."""
 
-    def __init__(self, vni: int, network: HostNetwork) -> None:
+    def __init__(self, vni: int, network: HostNetwork, trunks: Trunks) -> None:
         self._vni = vni
         self._network = network
+        self._trunks = trunks
         self.namespace: TapNamespace | None = None
         """The network namespace of the TAP; None if it is to be in that of this process."""
         self._device: TapDevice | None = None
@@ -82,20 +84,9 @@ class PortTap:
         self.namespace = self._network.tap_namespace(config, inherited)
         if self.namespace is not None:
             queue_drops = dict(self.namespace.tap_queue_drops())
-        fd = inherited.take(tap_role(config.tap))
-        if fd is not None and not tap_exists(fd):
-            os.close(fd)
-            if inherited.in_use:
-                raise VtepError(f"the TAP device {config.tap} was removed during the upgrade")
-            if self.namespace is not None or config.tap_fd is not None:
-                raise VtepError(f"the TAP device {config.tap} was removed during the start")
-            fd = None  # A new one takes the place of the one that was removed.
-        tap = self.host.open_tap(
-            config.tap, tso="tso" in config.offload, uso="uso" in config.offload, inherited=fd
-        )
+        tap, self.is_inherited = self._trunks.open(config, self.host, inherited)
         self.adopt(tap, config.tap, queue_drops, self.namespace)
-        if fd is not None:
-            self.is_inherited = True
+        if self.is_inherited:
             self._name = tap.name
             self._is_home = tap.index != 0
             self._drops_before = queue_drops.get(self._name, 0)
@@ -112,6 +103,10 @@ class PortTap:
         self.index = tap.index
         self._name = name
         self._drops_before = queue_drops.get(name, 0)
+        if isinstance(tap, VlanTap):  # Those of a trunk count from its first VLAN on.
+            if tap.trunk.drops_before is None:
+                tap.trunk.drops_before = self._drops_before
+            self._drops_before = tap.trunk.drops_before
         self._device = tap
 
     def watch(self, on_changed: Callable[[], None]) -> None:
@@ -147,9 +142,19 @@ class PortTap:
         self.index = index
         self._drops_before = queue_drops
 
-    def new_queue_drops(self, drops: int) -> int:
-        """Return how many of the transmit drops of the device are since it was opened."""
-        return drops - self._drops_before
+    @property
+    def trunk(self) -> VlanTrunk | None:
+        """The trunk that the device is a VLAN of; None if it is none, or not open."""
+        return self._device.trunk if isinstance(self._device, VlanTap) else None
+
+    def count_queue_drops(self, drops: int, counters: Counters) -> None:
+        """Count the transmit drops of the device that are later than its opening.
+
+        The kernel does not say in which VLANs of a trunk they were, so those are the trunk's.
+        """
+        counts = (counters if self.trunk is None else self.trunk.counters).drops
+        since = drops - self._drops_before
+        counts[Drop.TAP_QUEUE_FULL] = max(counts[Drop.TAP_QUEUE_FULL], since)
 
     def follow(self) -> bytes | None:
         """Follow the name and the namespace of the device, and log when the latter has changed.

@@ -1,6 +1,6 @@
 """The ports of a VTEP by VNI, and the watchers of their changes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TypeAlias
@@ -9,9 +9,11 @@ from attrs import evolve, fields
 
 from vtep.config import Config
 from vtep.daemon.port import Port
+from vtep.daemon.tap_plan import combine_setups
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import LEARNED
+from vtep.host.tap_setup import TapSetup
 from vtep.wire import ethernet
 
 Watcher: TypeAlias = Callable[[str, Port, Mapping[str, object]], None]
@@ -58,6 +60,12 @@ class Ports:
             del self._by_vni[port.config.vni]
             self.notify("deleted", port, {})
 
+    def sharing(self, port: Port) -> list[Port]:
+        """Return the ports that have the TAP of a port: all of its VLANs, or itself only."""
+        if port.config.vlan is None:
+            return [port]
+        return [other for other in self if other.config.tap == port.config.tap] or [port]
+
     def configs(self) -> list[Config]:
         """Return the configurations of all ports."""
         return [port.config for port in self]
@@ -81,6 +89,11 @@ class Ports:
         """Notify all watchers of a change."""
         for watcher in tuple(self._watchers):
             watcher(event, port, values)
+
+
+def shared_setup(ports: Iterable[Port]) -> TapSetup:
+    """Return the setup of a TAP that these ports share, or that one of them has."""
+    return combine_setups([port.setup() for port in ports])
 
 
 def changed_options(before: Config, after: Config) -> dict[str, object]:

@@ -39,9 +39,17 @@ def readers(parts: Parts) -> Iterator[Reader]:
         yield Reader(f"the sending socket {fd}", fd, writable.wakes, to_write=True)
     for port in parts.ports:
         # While datagrams wait for room, TAPs are not read: frames queue where senders notice it.
-        if not waiting and port.is_open:
+        if not waiting and port.is_open and port.config.vlan is None:
             handled = _handled(port.segment.counters, without="rx_")
             yield Reader(port.tap, port.device.fd, handled)
+    for name, trunk in parts.trunks:
+        if not waiting:
+            handled = _handled(trunk.counters, without="rx_") + sum(
+                _handled(port.segment.counters, without="rx_")
+                for port in parts.ports
+                if port.config.tap == name
+            )
+            yield Reader(name, trunk.tap.fd, handled)
     for listener in parts.listeners:
         handled = _handled(listener.demux.counters, without="tx_")
         for segment in listener.demux.segments.values():

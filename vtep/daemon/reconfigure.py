@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from vtep import descriptors
 from vtep.config import Config, check_segments
@@ -22,8 +22,8 @@ from vtep.daemon.network import HostNetwork, HostSession, TapHost, Undo
 from vtep.daemon.parts import Parts
 from vtep.daemon.port import Port
 from vtep.daemon.port_events import PortEvents
-from vtep.daemon.ports import changed_options, naming_vni, take_over
-from vtep.daemon.tap_plan import plan_tap
+from vtep.daemon.ports import changed_options, naming_vni, shared_setup, take_over
+from vtep.daemon.tap_plan import combine_setups, plan_tap
 from vtep.descriptors import ShortageError
 from vtep.errors import VtepError
 from vtep.host.routes import Underlay
@@ -59,6 +59,8 @@ class _Step:
     """The port that holds the TAP now: the same one, one that is removed, or None if it is new."""
     undo: list[Undo] = field(factory=list)
     """Functions that revert the changes of the TAP, in the order of the changes."""
+    resizes_shared: bool = False
+    """True if the MTU of a TAP that other ports have as well has changed."""
 
     @property
     def tap_host(self) -> TapHost:
@@ -143,7 +145,10 @@ class Reconfigurer:
             left = self._commit(prepared)
         await close_taps(self._network, left)
         try:
-            await self._host_watch.adapt(step.port for step in prepared.steps)
+            # A TAP that a removed port has shared may have another MTU now, and fewer VLANs.
+            names = {port.config.tap for port in prepared.removed}
+            sharing = [port for port in self._ports if port.config.tap in names]
+            await self._host_watch.adapt([*(step.port for step in prepared.steps), *sharing])
         except ShortageError as error:
             self._host_watch.retry(error)
 
@@ -207,15 +212,37 @@ class Reconfigurer:
                 )
         return underlays
 
-    def _set_up_taps(self, steps: Iterable[_Step], session: HostSession) -> None:
+    def _set_up_taps(self, steps: Collection[_Step], session: HostSession) -> None:
+        shared: set[str] = set()
         for step in steps:
             with naming_vni(step.config, several=self._several):
                 if step.owner is None and step.port.keeps_setup:
                     continue  # In use as it is; a reconfiguration later changes what differs.
-                if step.owner is None:
+                if step.config.vlan is not None:
+                    if step.config.tap not in shared:
+                        self._set_up_shared(session, step, steps)
+                    shared.add(step.config.tap)
+                elif step.owner is None:
                     session.bring_up(step.port.tap, step.setup, step.undo)
                 else:
                     session.change(step.owner.tap, step.owner.setup(), step.setup, step.undo)
+
+    def _set_up_shared(self, session: HostSession, step: _Step, steps: Collection[_Step]) -> None:
+        """Set up the TAP of a step that several ports share, with regard to all of them."""
+        new = {each.port for each in steps if each.owner is None}
+        present = [
+            port for port in self._ports if port.config.tap == step.config.tap and port not in new
+        ]
+        setups = [each.setup for each in steps if each.config.tap == step.config.tap]
+        vnis = {each.config.vni for each in steps}
+        setups += [port.setup() for port in present if port.config.vni not in vnis]
+        after = combine_setups(setups)
+        if present:
+            before = shared_setup(present)
+            session.change(present[0].tap, before, after, step.undo)
+            step.resizes_shared = before.mtu != after.mtu
+        else:
+            session.bring_up(step.port.tap, after, step.undo)
 
     async def _close_ports(self, ports: Iterable[Port]) -> None:
         await close_taps(self._network, [tap for port in ports if (tap := port.release())])
@@ -252,6 +279,9 @@ class Reconfigurer:
                     self._start(step, former.get(step.config.vni))
             except OSError as error:  # The TAP is removed at this very moment.
                 self._events.on_tap_lost(step.port, error)
+            if step.resizes_shared:
+                for port in self._ports.sharing(step.port):
+                    port.attachment = evolve(port.attachment, mtu=None)
         self._ports.expect_remotes()
         self._listeners.close_idle(self._ports)
         # The set-up of the TAPs has made notifications: the filters must know these TAPs now.
@@ -287,9 +317,9 @@ class Reconfigurer:
                 log.warning("offload %s unavailable: %s", name, reason)
 
 
-def _place_of_tap(config: Config) -> tuple[str, str | None, int | None]:
-    """Return the options that tell one TAP from another."""
-    return config.tap, config.netns, config.tap_fd
+def _place_of_tap(config: Config) -> tuple[str, int | None, str | None, int | None]:
+    """Return the options that tell one TAP from another, or one of its VLANs."""
+    return config.tap, config.vlan, config.netns, config.tap_fd
 
 
 def by_host(steps: Iterable[_Step]) -> list[tuple[TapHost, list[_Step]]]:

@@ -1,5 +1,9 @@
 """Plans the TAP of a port from its configuration and its underlay: MTU, addresses, advice. Pure."""
 
+from collections.abc import Sequence
+
+from attrs import evolve
+
 from vtep.config import Config
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
 from vtep.config.overlap import find_overlap
@@ -33,7 +37,20 @@ def tap_setup(config: Config, mtu: int) -> TapSetup:
     if _first_v6(config) and not fixed:
         # The kernel refuses IPv6 addresses below this MTU, and removes them when the MTU falls.
         mtu = max(mtu, MTU_MIN_V6)
-    return TapSetup(mtu, config.mac, config.address, config.bridge, fixed)
+    vlans = () if config.vlan is None else (config.vlan,)
+    return TapSetup(mtu, config.mac, config.address, config.bridge, fixed, vlans)
+
+
+def combine_setups(setups: Sequence[TapSetup]) -> TapSetup:
+    """Return the setup of a TAP from those of all segments that share it, by VLAN.
+
+    Its MTU is the smallest one: packets of this host then fit into each tunnel. On a bridge that
+    matters little, where larger frames reach pyvtep anyway (see `tap_setup`).
+    """
+    if len(setups) == 1:
+        return setups[0]
+    vlans = tuple(sorted({vlan for setup in setups for vlan in setup.vlans}))
+    return evolve(min(setups, key=lambda setup: setup.mtu), vlans=vlans)
 
 
 def check_addresses(config: Config, underlay: Underlay) -> None:

@@ -27,6 +27,7 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.config import Config, check_segments
+from vtep.config.vlans import join_tap, share_tap
 from vtep.counters import Counters, Drop, Reason
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
@@ -154,7 +155,8 @@ class Vtep:
 
     def _make_port(self, config: Config) -> Port:
         return Port(
-            *(config, self._pool, self._arena, self._network, self._fast_path, self.inherited)
+            *(config, self._pool, self._arena, self._network, self._fast_path, self.inherited),
+            self._parts.trunks,
         )
 
     def _on_egress_needed(self) -> None:
@@ -229,8 +231,10 @@ class Vtep:
         return self._parts.liveness
 
     def shared_counters(self) -> Iterator[Counters]:
-        """Yield the counters that belong to no VNI: of the namespace, and of each listener."""
+        """Yield the counters that belong to no VNI: of the namespace, listeners and trunks."""
         yield self._parts.kernel_drops.namespace
+        for _, trunk in self._parts.trunks:
+            yield trunk.counters
         for listener in self._parts.listeners:
             yield listener.demux.counters
 
@@ -404,13 +408,22 @@ class Vtep:
 
     def descriptors(self) -> Iterator[tuple[str, int]]:
         """Yield role and descriptor of each open TAP, with its namespace, and receiving socket."""
+        for role, tap in self.taps():
+            yield role, tap.fd
         for port in self._ports:
-            yield tap_role(port.config.tap), port.device.fd
             if port.place.namespace is not None:
                 for part, fd in port.place.namespace.descriptors():
                     yield namespace_role(port.config.tap, part), fd
         for listener in self._parts.listeners:
             yield from listener.descriptors()
+
+    def taps(self) -> Iterator[tuple[str, TapDevice]]:
+        """Yield role and device of each open TAP: once, also of one that several VNIs share."""
+        for name, trunk in self._parts.trunks:
+            yield tap_role(name), trunk.tap
+        for port in self._ports:
+            if port.is_open and port.config.vlan is None:
+                yield tap_role(port.config.tap), port.device
 
     async def release(self) -> None:
         """End forwarding, for another process that has the TAPs and sockets and continues."""
@@ -541,7 +554,11 @@ class Vtep:
                     f"vni {config.vni}: already exists; change it (pyvtep set) or delete it first "
                     "(pyvtep vni del)"
                 )
-            await self._reconcile([*self._ports.configs(), config])
+            others = self._ports.configs()
+            if config.vlan is not None:
+                shared = [other for other in others if other.tap == config.tap]
+                config = join_tap(config, shared[0]) if shared else config
+            await self._reconcile([*others, config])
 
     async def remove(self, vni: int) -> None:
         """Remove the port of a VNI, and its TAP if it was created for it."""
@@ -555,7 +572,14 @@ class Vtep:
         """Change the port of a VNI to another configuration."""
         async with self._lock:
             self._ports.get(config.vni)
-            others = [other for other in self._ports.configs() if other.vni != config.vni]
+            others = [
+                # An option of the TAP changes for all VNIs that share it.
+                share_tap(other, config)
+                if config.vlan is not None and other.tap == config.tap
+                else other
+                for other in self._ports.configs()
+                if other.vni != config.vni
+            ]
             await self._reconcile([*others, config], again=(config.vni,))
 
     async def reload(self, configs: Iterable[Config]) -> None:

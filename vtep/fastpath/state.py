@@ -56,6 +56,10 @@ OBSERVED: Final = FastPathState(
     FastPathStatus.OFF, "a capture shows each frame; it is on again when the capture has ended"
 )
 
+VLAN: Final = FastPathState(
+    FastPathStatus.OFF, "its TAP carries several VLANs (--vlan); a TAP of its own would be faster"
+)
+
 NOT_INSTALLED: Final = FastPathState(
     FastPathStatus.OFF,
     "numba is not installed (scripts/setup, or pip install numba)",

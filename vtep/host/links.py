@@ -15,6 +15,9 @@ from vtep.wire.address import Address
 IFF_UP = 1
 """From the kernel's include/uapi/linux/if.h: the device is administratively up."""
 
+_VLAN_UNTAGGED = 1 << 2
+"""BRIDGE_VLAN_INFO_UNTAGGED in the kernel's include/uapi/linux/if_bridge.h."""
+
 
 @frozen
 class Bridge:
@@ -97,3 +100,16 @@ def is_up(netlink: IPRoute, name: str) -> bool:
         )
     except NetlinkError:
         return False
+
+
+def port_vlans(netlink: IPRoute) -> dict[int, dict[int, bool]]:
+    """Return the VLANs of each bridge port by its index: VLAN IDs, and True for tagged frames.
+
+    Raises: NetlinkError if the kernel has no VLAN filtering.
+    """
+    found: dict[int, dict[int, bool]] = {}
+    for link in netlink.get_vlans():
+        spec: Any = link.get("af_spec")
+        infos = spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec is not None else ()
+        found[link["index"]] = {info["vid"]: not info["flags"] & _VLAN_UNTAGGED for info in infos}
+    return found

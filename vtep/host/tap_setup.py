@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vtep.errors import VtepError
-from vtep.host.links import IFF_UP, is_bridge
+from vtep.host.links import IFF_UP, is_bridge, port_vlans
 from vtep.host.netlink import IPRoute, NetlinkError, device_index
 from vtep.wire.address import Interface
 from vtep.wire.ethernet import format_mac, parse_mac
@@ -42,6 +42,8 @@ class TapSetup:
     addresses: tuple[Interface, ...]
     bridge: str | None
     fixed: bool = False
+    vlans: tuple[int, ...] = ()
+    """The VLANs whose tagged frames the TAP carries; empty if its frames are not told apart."""
 
 
 @frozen
@@ -59,6 +61,8 @@ class TapAttachment:
     drops frames that exceed the MTU of the TAP, before pyvtep can fragment them."""
     unjoined: str = ""
     """Why the TAP is not a port of the configured bridge; empty if it is, or if there is none."""
+    vlans: tuple[int, ...] = ()
+    """The VLANs of the configured bridge that the TAP was made a member of."""
 
 
 def bring_up(netlink: IPRoute, tap: str, setup: TapSetup, undo: list[Undo]) -> None:
@@ -143,6 +147,8 @@ def adapt(
 
     - The TAP joins its bridge, if that exists and the TAP is a port of no other device.
     - Its MTU becomes that of `_mtu_for`, unless an administrator has set another MTU.
+    - On its bridge, it becomes a tagged member of its VLANs, and is no member of the default one.
+      What an administrator changes afterwards stays so.
     - Off a bridge, the kernel's TCP makes no superframe above `superframe_max(mtu)` octets. On a
       bridge's port, such a limit would have superframes of containers segmented in software.
 
@@ -164,8 +170,9 @@ def adapt(
         bridge = joins or _bridge_of(link)
         widest = _max_port_mtu(netlink, index, bridge)
         beside = widest if widest > mtu else 0
+        former = attachment.vlans if bridge == attachment.bridge and not joins else ()
         attachment = TapAttachment(
-            attachment.mtu, bridge, None if bridge else mtu, beside, unjoined
+            attachment.mtu, bridge, None if bridge else mtu, beside, unjoined, former
         )
         if attachment.mtu in (None, mtu):
             wanted = _mtu_for(setup.mtu, bridge, widest)
@@ -175,10 +182,14 @@ def adapt(
                 wanted = MTU_MIN_V6
             if mtu != wanted:
                 netlink.link("set", index=index, mtu=wanted)
-            attachment = TapAttachment(wanted, bridge, None if bridge else wanted, 0, unjoined)
+            limit = None if bridge else wanted
+            attachment = TapAttachment(wanted, bridge, limit, 0, unjoined, former)
         # After the MTU: a port with a small MTU makes the bridge shrink to it.
         if joins:
             netlink.link("set", index=index, master=joins)
+        if setup.vlans and bridge and bridge == device_index(netlink, setup.bridge or ""):
+            _join_vlans(netlink, index, former, setup.vlans)
+            attachment = evolve(attachment, vlans=setup.vlans)
         limit = _GSO_MAX if master or joins else superframe_max(min(mtu, setup.mtu))
         if link.get("gso_max_size") != min(_GSO_MAX, limit):
             netlink.link("set", index=index, gso_max_size=min(_GSO_MAX, limit))
@@ -203,6 +214,29 @@ def remove_devices(netlink: IPRoute, devices: Iterable[str]) -> None:
         if index is not None:
             netlink.link("set", index=index, group=group)
     netlink.link("del", group=group)
+
+
+def _join_vlans(netlink: IPRoute, index: int, before: Sequence[int], after: Sequence[int]) -> None:
+    """Make a bridge port a tagged member of VLANs, and take back those that it is to leave.
+
+    Raises: NetlinkError. A kernel without VLAN filtering passes all tagged frames anyway.
+    """
+    try:
+        for vlan in after:
+            if vlan not in before:
+                netlink.vlan_filter("add", index=index, vlan_info={"vid": vlan})
+        # A new port is an untagged member of the default VLAN, whose frames would come untagged.
+        leaves = set(before) if before else {*_untagged_vlans(netlink, index)}
+        for vlan in leaves.difference(after):
+            netlink.vlan_filter("del", index=index, vlan_info={"vid": vlan})
+    except NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+
+
+def _untagged_vlans(netlink: IPRoute, index: int) -> list[int]:
+    """Return the VLANs of which a bridge port is an untagged member."""
+    return [vlan for vlan, is_tagged in port_vlans(netlink).get(index, {}).items() if not is_tagged]
 
 
 # --- bridge and MTU ---------------------------------------------------------------------------

@@ -5,13 +5,15 @@ import logging
 import os
 import select
 import time
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, MutableMapping
+from typing import TYPE_CHECKING
 
 from vtep.daemon.progress import Reader
 from vtep.daemon.vtep import Vtep
-from vtep.io.inherited import tap_role
-from vtep.io.interfaces import TapDevice
 from vtep.service.notify import ServiceManager, fd_name
+
+if TYPE_CHECKING:
+    from vtep.io.interfaces import TapDevice
 
 log = logging.getLogger("vtep")
 
@@ -88,7 +90,7 @@ class StoredTaps:
 
         The kernel removes the device of a TAP with its last descriptor.
         """
-        present = {name: tap for name, tap in _taps(vtep) if fd_name(name) == name}
+        present = {name: tap for name, tap in vtep.taps() if fd_name(name) == name}
         for name in self._stored.keys() - present.keys():
             self._manager.remove(name)
             del self._stored[name]
@@ -105,12 +107,6 @@ class StoredTaps:
         for name in self._stored:
             self._manager.remove(name)
         self._stored.clear()
-
-
-def _taps(vtep: Vtep) -> Iterator[tuple[str, TapDevice]]:
-    for port in vtep.ports.values():
-        if port.is_open:
-            yield tap_role(port.config.tap), port.device
 
 
 def describe_status(vtep: Vtep) -> str:

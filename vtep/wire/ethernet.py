@@ -76,6 +76,15 @@ def is_tagged(frame: Buffer) -> bool:
     return (frame[12] << 8 | frame[13]) in _TAGS
 
 
+VLAN_MASK = 0x0FFF
+"""The bits of a tag's second half that are the VLAN ID; above them are DEI and priority."""
+
+
+def pack_tag(vlan: int, *, priority: int = 0) -> bytes:
+    """Pack an 802.1Q tag; the upper three bits of the 4-bit `priority` are the PCP, then DEI."""
+    return (TYPE_8021Q << 16 | priority << 12 | vlan).to_bytes(TAG_LEN, "big")
+
+
 def untag(frame: memoryview) -> memoryview:
     """Remove all VLAN tags from a frame of at least `HEADER_LEN` octets.
 

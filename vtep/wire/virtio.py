@@ -78,3 +78,18 @@ def shift_offsets(header: bytes, octets: int) -> bytes:
     return HEADER.pack(
         flags, gso_type, hdr_len - octets, gso_size, csum_start - octets, csum_offset
     )
+
+
+def shift(header: bytes, octets: int) -> bytes:
+    """Return the header of the same frame, or superframe, behind `octets` more octets of headers.
+
+    `octets` is negative if a VLAN tag was removed.
+    """
+    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = HEADER.unpack(header)
+    # Fields without a meaning stay as they are: a TAP refuses some headers with stray values.
+    if flags & FLAG_NEEDS_CSUM:
+        # One that begins within the tag is wrong, and stays so: no offset is negative.
+        csum_start = max(0, csum_start + octets)
+    if gso_type != GSO_NONE:
+        hdr_len = max(0, hdr_len + octets)
+    return HEADER.pack(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)

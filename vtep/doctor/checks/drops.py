@@ -131,6 +131,14 @@ REMEDIES: Mapping[Drop, Remedy] = {
         f"for bursts: ip link set {{tap}} txqueuelen 5000; else {_LESS_TRAFFIC}"
     ),
     Drop.TX_RUNT: Remedy("find the program that sends it: tcpdump -eni {tap} less 14"),
+    Drop.TX_UNTAGGED: Remedy(
+        "let the bridge send tagged frames of the VLANs only: bridge vlan add dev TAP vid VLAN, "
+        "and bridge vlan del for others; its vlan_protocol must be 802.1Q"
+    ),
+    Drop.TX_VLAN_UNKNOWN: Remedy(
+        "map the VLAN, which the log names, to a VNI: pyvtep vni add VNI --tap TAP --vlan VLAN; or "
+        "keep it from the TAP: bridge vlan del dev TAP vid VLAN"
+    ),
     Drop.TX_MALFORMED: Remedy(_CUT_IN_SOFTWARE),
     Drop.TX_TAGGED: Remedy("if tags are to be sent: pyvtep set --inner-vlan pass{at}"),
     Drop.STORM_BROADCAST_TX: _storm("broadcast", _IN_FRONT),
