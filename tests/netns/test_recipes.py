@@ -159,6 +159,7 @@ def test_docker_and_compose(
     instead = {"docker compose": "docker-compose"}
     with ExitStack() as stack:
         engines = {prompt: stack.enter_context(Engine(host)) for prompt, host in hosts.items()}
+        plugins = [_start_plugin(engine, tmp_path) for engine in engines.values()]
         shells = {prompt: partial(engine.shell, "sh", "-ec") for prompt, engine in engines.items()}
         with recipe("Docker").follow(shells):
             assert mtu_of(hosts["host-106"], "br-blue") == 1450
@@ -166,7 +167,7 @@ def test_docker_and_compose(
             assert mtu_of(hosts["host-106"], "br-green") == 1450
         for engine in engines.values():
             engine.clear()
-        plugins = [_start_plugin(engine, tmp_path) for engine in engines.values()]
+            wait_until(partial(engine.shell, "sh", "-c", _PLUGIN), "the plug-in")
         with recipe("Compose").follow(shells, instead):
             pass
         for engine, plugin in zip(engines.values(), plugins, strict=True):
@@ -175,14 +176,15 @@ def test_docker_and_compose(
             assert plugin.wait(DEADLINE) == 0
 
 
+_PLUGIN = "ls /run/docker/plugins/pyvtep.sock || true"
+"""Prints something while the network driver runs."""
+
+
 def _start_plugin(engine: Engine, folder: Path) -> "subprocess.Popen[bytes]":
-    plugin = engine.host.start(
+    return engine.host.start(
         *(*engine.enter, sys.executable, "-m", "vtep", "docker", "plugin"),
         *("--state-directory", str(folder / f"state-{engine.host.name}")),
     )
-    there = "ls /run/docker/plugins/pyvtep.sock"
-    wait_until(lambda: engine.shell("sh", "-c", f"{there} || true"), "the plug-in")
-    return plugin
 
 
 def test_podman(
