@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 A, B = "172.31.0.106", "172.31.0.107"
 """Underlay addresses of the two hosts."""
 
+_FETCH = ("busybox", "nc", "-w", "2")
+
 OUTSIDE = "198.51.100.1"
 """Address of a host that is reached by routes of both hosts."""
 
@@ -237,7 +239,7 @@ def test_published_ports(nodes: tuple[Node, Node]) -> None:
     wait_until(lambda: fetched(b, A, "8080"), "a reply at the published port")
     # And from another machine.
     wait_until(
-        lambda: "hello" in b.outside.run("busybox", "nc", "-w", "2", "192.0.106.2", "8080"),
+        lambda: "hello" in b.outside.run(*_FETCH, "192.0.106.2", "8080", check=False),
         "a reply to the outside",
     )
 
@@ -276,7 +278,7 @@ def test_three_networks_one_of_them_internal(nodes: tuple[Node, Node]) -> None:
     assert not a.engine.reaches("dual", "172.19.0.2")
     a.engine.container("plain", "bridge")
     assert a.engine.reaches("plain", OUTSIDE)
-    for destination in ("172.18.0.2", "172.19.0.2", "172.20.0.2"):
+    for destination in ("172.18.0.2", "172.19.0.2"):
         assert not a.engine.reaches("plain", destination)
 
 
@@ -373,6 +375,7 @@ def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     (a.state / "networks.json").unlink()
     a.host.run("ip", "link", "del", a.engine.bridge("mynetwork"))
     a.start_plugin()
+    a.docker("run", "--rm", "--net", "mynetwork", "--ip", "172.18.0.9", "busybox", "cat")
     assert_joined(nodes)
 
     # The engine, which kills its containers when it comes back.

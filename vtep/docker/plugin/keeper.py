@@ -100,7 +100,7 @@ class NetworkKeeper:
             if network.id not in self._kept:
                 others = [kept.network for kept in self._kept.values()]
                 networks.check_free(network, others)
-                self._segments.check_free(network)
+                self._segments.check_free(network.vni)
                 own = device_index(network.bridge) is None
                 # On disk first: after a crash, it is removed if the engine has not got it.
                 self._kept[network.id] = _Kept(network, own)
@@ -177,7 +177,7 @@ class NetworkKeeper:
             if known is None:
                 raise VtepError(f"endpoint {endpoint:.12}: there is none on network {number:.12}")
             if device_index(device) is None:
-                # A container that was moved to another host, or a host that was rebooted.
+                # Endpoints outlive their devices: over a boot, for example.
                 self._add_devices(kept, endpoint, known)
             announce(kept.network.bridge, known.mac, known.addresses)
             return kept.network, device
@@ -237,13 +237,24 @@ class NetworkKeeper:
     def keep(self) -> None:
         """Put right what is not as it is to be, for ever: call it in a thread of its own."""
         while True:
-            failed = False
-            if self._engine_changed.is_set():
-                self._engine_changed.clear()
-                failed = not self._compare_with_engine()
-            failed = not self._apply_all() or failed
-            self._wake.wait(_RETRY_S if failed else _CHECK_S)
+            try:
+                done = self._put_right()
+            except Exception:
+                # One failure must not end this thread, which all networks need.
+                log.exception("keeping the networks failed")
+                done = False
+            self._wake.wait(_CHECK_S if done else _RETRY_S)
             self._wake.clear()
+
+    def _put_right(self) -> bool:
+        """Put right what is not as it is to be, once. Returns: False to be called again soon."""
+        compared = True
+        if self._engine_changed.is_set():
+            self._engine_changed.clear()
+            compared = self._compare_with_engine()
+            if not compared:
+                self._engine_changed.set()
+        return self._apply_all() and compared
 
     def _compare_with_engine(self) -> bool:
         """Make networks that only the engine knows, and remove those that it has not got any more.
@@ -255,9 +266,8 @@ class NetworkKeeper:
             listed = self._engine.list_networks()
         except VtepError as error:
             log.debug("cannot list networks: %s", error)
-            return isinstance(
-                error, EngineUnreachableError
-            )  # Else it calls again, when it answers.
+            # One that is unreachable is connected to by `EngineClient.watch`, which calls then.
+            return isinstance(error, EngineUnreachableError)
         done = True
         found = {str(each["Id"]) for each in listed if networks.is_ours(each)}
         with self._lock:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vtep.control import client as control
 from vtep.control.client import Client
+from vtep.control.schema import SegmentInfo
 from vtep.docker.host_daemon import join, running
 from vtep.docker.plugin.network import PluginNetwork, spell_options
 from vtep.errors import ConfigError, VtepError
@@ -43,12 +44,12 @@ class HostSegments:
             for segment in candidate.segments or ()
         }
 
-    def check_free(self, network: PluginNetwork) -> None:
-        """Raise ConfigError if a daemon here has the VNI of a new network for something else."""
-        path = self.owners().get(network.vni)
+    def check_free(self, vni: int) -> None:
+        """Raise ConfigError if a daemon here has the VNI of a network that is to be made."""
+        path = self.owners().get(vni)
         if path is not None:
             with Client(path) as daemon:
-                self._present_mtu(daemon, network)
+                raise _in_use(daemon, *daemon.vni.show(vni=vni))
 
     def ensure(self, network: PluginNetwork, owner: Path | None) -> int:
         """Add the VNI of a network, unless its owner has it. Returns: the MTU of its tunnel.
@@ -84,13 +85,8 @@ class HostSegments:
 
     def _present_mtu(self, daemon: Client, network: PluginNetwork) -> int:
         (segment,) = daemon.vni.show(vni=network.vni)
-        bridge = segment["options"].get("bridge")
-        if bridge != network.bridge:
-            where = f"on the bridge {bridge}" if bridge else "on no bridge"
-            raise ConfigError(
-                f"-o vni={network.vni}: {daemon.path} has this VNI already, as {segment['dev']} "
-                f"{where}; choose another one, or remove that: pyvtep vni del {network.vni}"
-            )
+        if segment["options"].get("bridge") != network.bridge:
+            raise _in_use(daemon, segment)
         return segment["mtu"]
 
     def remove(self, network: PluginNetwork) -> None:
@@ -132,3 +128,12 @@ class HostSegments:
             if self._watched.pop(path, None):
                 self._lost_at = time.monotonic()
         self._on_change()
+
+
+def _in_use(daemon: Client, segment: SegmentInfo) -> ConfigError:
+    bridge = segment["options"].get("bridge")
+    where = f"on the bridge {bridge}" if bridge else "on no bridge"
+    return ConfigError(
+        f"-o vni={segment['vni']}: {daemon.path} has this VNI, as {segment['dev']} {where}; "
+        f"choose another one, or remove that: pyvtep vni del {segment['vni']}"
+    )
