@@ -77,6 +77,7 @@ def segment(vni: int = 10, **changed: Any) -> SegmentStatus:
     made: SegmentStatus = {
         "vni": vni,
         "dev": f"vx{vni}",
+        "vlan": None,
         "state": "up",
         "bridge": f"br{vni}",
         "address": [f"10.0.{vni % 256}.1/24", "fe80::1/64"],

@@ -84,6 +84,9 @@ def of_segment(segment: SegmentFacts = SEGMENT, **changes: Any) -> list[Finding]
     return findings(Facts(HERE, (evolve(segment, **changes),), (WELL,), pyvteps=1))
 
 
+IN_VLAN = {**ON_BRIDGE.options, "vlan": 10}
+
+
 def of_bridge(segment: SegmentFacts = ON_BRIDGE, **changes: Any) -> list[Finding]:
     return of_segment(segment, bridge=evolve(BRIDGE, **changes))
 
@@ -308,6 +311,18 @@ def test_path_mtu_without_a_segment() -> None:
         (of_bridge(state="blocking"), "problem", "the port is blocking", "stp_state 0"),
         (of_bridge(state="learning"), "problem", "the port is learning", "stp_state 0"),
         (of_bridge(hairpin=True), "warning", "hairpin", "hairpin off"),
+        (
+            of_bridge(evolve(ON_BRIDGE, options=IN_VLAN), vlans={1: False}),
+            "problem",
+            "vx0 is no member of VLAN 10 of the bridge br0",
+            "bridge vlan add dev vx0 vid 10",
+        ),
+        (
+            of_bridge(evolve(ON_BRIDGE, options=IN_VLAN), vlans={10: False}),
+            "problem",
+            "vx0 is an untagged member of VLAN 10",
+            "bridge vlan add dev vx0 vid 10",
+        ),
         (
             of_bridge(isolated=True, others=(PortFacts("veth0", 1450, isolated=True),)),
             "warning",

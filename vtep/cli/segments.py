@@ -59,7 +59,7 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
         },
         (
             (
-                *(segment["vni"], segment["dev"], segment["mtu"]),
+                *(segment["vni"], _device(segment), segment["mtu"]),
                 *(segment["options"]["dstport"], segment["fdb_entries"]),
                 ", ".join(
                     [format_destination(to, segment["vni"]) for to in segment["remotes"]]
@@ -75,6 +75,12 @@ def show_vni(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> N
 def _without_address(segment: SegmentInfo) -> list[str]:
     """Return the host names of a segment that have no address."""
     return [each["name"] for each in segment["names"] if not each["addresses"]]
+
+
+def _device(segment: SegmentInfo) -> str:
+    """Return the TAP of a segment, with its VLAN if that has several."""
+    vlan = segment["options"].get("vlan")
+    return segment["dev"] if vlan is None else f"{segment['dev']} vlan {vlan}"
 
 
 def _check_added(arguments: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ def format_status(status: Status, style: Style) -> Iterator[str]:
 def _segment(segment: SegmentStatus, style: Style) -> Iterator[str]:
     state = segment["state"]
     head = f"vni {segment['vni']}"
-    yield f"{style(head, HEADING)}  {segment['dev']}  {style(state, _STYLE_OF.get(state, ''))}"
+    dev = segment["dev"] if segment["vlan"] is None else f"{segment['dev']} vlan {segment['vlan']}"
+    yield f"{style(head, HEADING)}  {dev}  {style(state, _STYLE_OF.get(state, ''))}"
     place = f"bridge {segment['bridge']}" if segment["bridge"] is not None else "no bridge"
     if segment["address"]:
         place += f", address {' '.join(segment['address'])}"

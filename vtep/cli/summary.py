@@ -20,8 +20,9 @@ def describe_port(port: Port) -> str:
     over = f" over {', '.join(port.underlay_devices)}" if port.underlay_devices else ""
     if port.underlay_missing:
         over += ", underlay not ready"
+    tap = port.tap if config.vlan is None else f"{port.tap} vlan {config.vlan}"
     return (
-        f"vni {config.vni} on {port.tap} (mtu {port.mtu}) to {', '.join(others) or 'no remote yet'}"
+        f"vni {config.vni} on {tap} (mtu {port.mtu}) to {', '.join(others) or 'no remote yet'}"
         f"{over}, UDP port {config.dstport}, offload {','.join(sorted(port.offload)) or 'none'}, "
         f"fast path {port.fast_path}"
     )

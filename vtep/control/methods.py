@@ -132,9 +132,15 @@ class Methods:
 
     def _ports(self, given: Params) -> list[Port]:
         """Return the segment that is named, or all."""
-        if given.vni() is None and given.text("dev") is None:
+        vni, dev = given.vni(), given.text("dev")
+        if vni is None and dev is None:
             return list(self._vtep.ports.values())
+        if vni is None and (sharing := self._on_device(dev)):  # One for each VLAN of the TAP.
+            return sharing
         return [self._port(given)]
+
+    def _on_device(self, dev: str | None) -> list[Port]:
+        return [port for port in self._vtep.ports.values() if dev in (port.tap, port.config.tap)]
 
     def _port(self, given: Params) -> Port:
         """Return the segment that is named, or the only one."""
@@ -148,8 +154,12 @@ class Methods:
             raise ConfigError(f"several segments: choose one with --vni N or dev TAP: {there}")
         if vni is not None and vni not in ports:
             raise VtepError(f"vni {vni}: there is no such segment; there is {there}")
-        for port in ports.values() if vni is None else (ports[vni],):
-            if dev is None or dev in (port.tap, port.config.tap):
+        found = self._on_device(dev) if dev is not None else list(ports.values())
+        if vni is None and len(found) > 1:
+            vnis = ", ".join(str(port.config.vni) for port in found)
+            raise ConfigError(f"dev {dev}: has a VNI for each VLAN; choose one with --vni: {vnis}")
+        for port in found:
+            if vni in (None, port.config.vni):
                 return port
         if vni is not None:
             raise VtepError(f"dev {dev}: contradicts vni {vni}, which is on {ports[vni].tap}")

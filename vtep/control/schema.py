@@ -324,6 +324,8 @@ class SegmentStatus(TypedDict):
 
     vni: int
     dev: str
+    vlan: int | None
+    """The VLAN of the TAP that carries the VNI (`--vlan`); None if the TAP has one VNI."""
     state: str
     """up, down (the TAP is down), missing (the TAP is gone) or waiting (for its underlay, or for
     the addresses of a host name)."""

@@ -96,6 +96,7 @@ class _Status:
         return {
             "vni": config.vni,
             "dev": port.tap,
+            "vlan": config.vlan,
             "state": state,
             "bridge": bridge.name if bridge is not None else None,
             "address": list(port.addresses),

@@ -158,6 +158,9 @@ class BridgeFacts:
     """True if an option of this bridge, not a sysctl for all, passes frames to the IP rules."""
     packets: tuple[Blocked, ...] = ()
     """IP that crosses the bridge and is dropped by those rules."""
+    vlans: Mapping[int, bool] | None = None
+    """The VLANs of the TAP on a bridge that filters them, and True for tagged frames; None if the
+    bridge does not filter."""
 
 
 @frozen

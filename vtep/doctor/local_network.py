@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import suppress
+from functools import cached_property
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
@@ -10,7 +11,7 @@ from attrs import frozen
 from vtep.doctor import procfs
 from vtep.doctor.facts import Conflict, HolderFacts
 from vtep.errors import VtepError
-from vtep.host.links import IFF_UP
+from vtep.host.links import IFF_UP, port_vlans
 from vtep.host.netlink import IPRoute, NetlinkError
 from vtep.io.addresses import FAMILY, sockaddr
 from vtep.io.binding import Binding, connected_socket
@@ -125,6 +126,21 @@ class LocalNetwork:
         return Conflict(address, "", mac)
 
     # --- devices ----------------------------------------------------------------------------
+
+    @cached_property
+    def _port_vlans(self) -> dict[int, dict[int, bool]]:
+        with suppress(NetlinkError):  # A kernel without VLAN filtering.
+            return port_vlans(self._netlink)
+        return {}
+
+    def vlans_of(self, port: NetDevice, bridge: NetDevice) -> dict[int, bool] | None:
+        """Return the VLANs of a bridge port, and True for tagged frames.
+
+        None if the bridge does not filter by VLAN.
+        """
+        if bridge.data is None or not bridge.data.get("br_vlan_filtering"):
+            return None
+        return self._port_vlans.get(port.index, {})
 
     def is_bridge(self, dev: str) -> bool:
         """Return True if a device is a bridge."""

@@ -120,6 +120,7 @@ def _of_bridge(network: LocalNetwork, tap: str, rules: Rules) -> BridgeFacts | N
         others=tuple(others),
         own_netfilter=bridge.data is not None and any(bridge.data.get(name) for name in options),
         packets=filtering.blocked_bridged_packets(bridge, rules),
+        vlans=network.vlans_of(device, bridge),
     )
 
 

@@ -35,7 +35,7 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             f"ip link add {quote(bridge)} up type bridge; or, if it exists: "
             f"ip link set {quote(tap)} master {quote(bridge)}",
         )
-    elif not segment.addresses:
+    elif not segment.addresses and segment.options.get("vlan") is None:
         yield warning(
             tap,
             f"{tap} has no address and is on no bridge",
@@ -160,7 +160,30 @@ def _of_bridge(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
             "comes back, and MACs seem to be at the wrong end.",
             f"bridge link set dev {quote(tap)} hairpin off",
         )
+    yield from _of_vlan(segment, bridge)
     yield from _of_bridge_mtu(segment, bridge)
+
+
+def _of_vlan(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
+    """Report a VLAN of the TAP that its bridge keeps from it, or passes without the tag."""
+    tap, vlan = segment.tap, segment.options.get("vlan")
+    if bridge.vlans is None or not isinstance(vlan, int):
+        return
+    fix = f"bridge vlan add dev {quote(tap)} vid {vlan}"
+    if vlan not in bridge.vlans:
+        yield problem(
+            tap,
+            f"{tap} is no member of VLAN {vlan} of the bridge {bridge.name}",
+            f"So VNI {segment.vni} gets no frames, and the bridge drops those that it delivers.",
+            fix,
+        )
+    elif not bridge.vlans[vlan]:
+        yield problem(
+            tap,
+            f"{tap} is an untagged member of VLAN {vlan} of the bridge {bridge.name}",
+            f"VNI {segment.vni} needs the tag: frames without are dropped (tx_untagged).",
+            fix,
+        )
 
 
 def _of_bridge_mtu(segment: SegmentFacts, bridge: BridgeFacts) -> Iterator[Finding]:
