@@ -627,3 +627,24 @@ def test_held_macs_are_one_warning_with_the_command_that_releases_them() -> None
     command = "pyvtep fdb del 02:00:00:00:00:00 --vni 5 --socket /run/x.sock"
     assert finding.fix.endswith(command)
     assert "pyvtep fdb flush held --vni 5" in finding.explanation
+
+
+def test_a_tap_in_another_namespace_is_looked_at_from_there() -> None:
+    found = of_segment(netns="4711", addresses=(), up=False, options={"bridge": "br0"})
+    text = "\n".join(f"{each.title}\n{each.fix}" for each in found)
+    inside = "nsenter --target 4711 --user --net --preserve-credentials"
+    assert f"vx0 is down\n{inside} ip link set vx0 up" in text
+    assert f"{inside} ip link set vx0 master br0" in text
+    assert "vx0 is in another network namespace (--netns 4711)" in text
+    assert "no address" not in text
+    (only,) = of_segment(netns="/run/netns/blue", addresses=())
+    assert only.severity is Severity.NOTE
+    assert "nsenter --net=/run/netns/blue ip address" in only.fix
+
+
+def test_what_a_user_without_privileges_lacks() -> None:
+    host = evolve(HERE, root=False, tun_problem="Permission denied", restricts_user_namespaces=True)
+    titles = {each.title for each in findings(Facts(host))}
+    assert "this user cannot open /dev/net/tun (Permission denied)" in titles
+    assert "AppArmor takes the capabilities of users in their own user namespaces" in titles
+    assert not {each.title for each in findings(Facts(evolve(host, root=True)))} & titles

@@ -19,7 +19,7 @@ from vtep.doctor.echo import EchoClient
 from vtep.doctor.facts import Conflict, Facts, HostFacts, RemoteFacts
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import is_one_host, ping, resolve_macs, send_test_frame
-from vtep.doctor.running import RunningVtep, Target, connect
+from vtep.doctor.running import RunningVtep, Target, connect, netns_of
 from vtep.errors import VtepError
 from vtep.host import ipsec
 from vtep.host.address_probe import probe_addresses
@@ -123,6 +123,8 @@ def _examine(
             },
             checksum_errors=checksum_errors,
             checksum_errors_increase=procfs.checksum_errors() - checksum_errors,
+            tun_problem=procfs.tun_problem(),
+            restricts_user_namespaces=procfs.restricts_user_namespaces(),
         ),
         tuple(
             segment
@@ -351,6 +353,11 @@ async def _overlay_conflicts(
         others = ((address, mac) for address, mac in replies if mac not in network.macs)
         return tuple(network.conflict(str(address), mac) for address, mac in others)
 
-    segments = [one for each in running for one in each.segments if vni in (None, one["vni"])]
+    segments = [
+        one
+        for each in running
+        for one in each.segments
+        if vni in (None, one["vni"]) and netns_of(one) is None
+    ]
     found = await asyncio.gather(*map(of_segment, segments))
     return {segment["dev"]: conflicts for segment, conflicts in zip(segments, found, strict=True)}

@@ -250,6 +250,8 @@ class SegmentFacts:
     """The control socket of its pyvtep, if commands have to name it."""
     devices: tuple[str, ...] = ()
     """The underlay devices that it uses."""
+    netns: str | None = None
+    """The network namespace of its TAP, as `--netns` names it, if it is another one."""
 
 
 @frozen
@@ -290,6 +292,10 @@ class HostFacts:
     """UDP datagrams that this network namespace dropped for their checksum since its start."""
     checksum_errors_increase: int = 0
     """The part of it that was counted during the examination."""
+    tun_problem: str | None = None
+    """Why this user cannot open /dev/net/tun."""
+    restricts_user_namespaces: bool = False
+    """True if AppArmor takes the capabilities of users in their own user namespaces."""
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""Facts of this network namespace from /proc: holders of UDP ports, and checksum errors."""
+"""Facts of this host from /proc and /dev: holders of UDP ports, checksum errors, restrictions."""
 
 import os
 from contextlib import suppress
@@ -43,3 +43,21 @@ def checksum_errors() -> int:
         with suppress(OSError, ValueError):  # There may be no /proc, or no IPv6.
             total += UdpErrors.read(version).checksum
     return total
+
+
+def tun_problem() -> str | None:
+    """Return why this user cannot open /dev/net/tun; None if it can."""
+    try:
+        # An open descriptor is no device until it is attached to one: nothing is created.
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def restricts_user_namespaces() -> bool:
+    """Return whether AppArmor takes the capabilities of users in their own user namespaces."""
+    with suppress(OSError):
+        name = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+        return Path(name).read_text().strip() == "1"
+    return False

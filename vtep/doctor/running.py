@@ -11,7 +11,7 @@ from attrs import Factory, define
 
 from vtep.control import Client, socket_files
 from vtep.control.client import candidates
-from vtep.control.schema import FdbEntry, LoopEntry
+from vtep.control.schema import FdbEntry, LoopEntry, SegmentStatus
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import ping_all_nodes
 from vtep.errors import VtepError
@@ -57,6 +57,8 @@ class RunningVtep:
     loops: list[LoopEntry] = Factory(list)
     socket: str | None = None
     """Its control socket, if commands have to name it."""
+    elsewhere: dict[int, SegmentStatus] = Factory(dict)
+    """The status of the VNIs whose TAP is in another network namespace, where only pyvtep looks."""
 
     @classmethod
     def read(cls, client: Client) -> "RunningVtep":
@@ -64,6 +66,11 @@ class RunningVtep:
         found = cls(client, list(client.vni.show()), client.stats(), time.monotonic())
         with suppress(VtepError):  # Another version may not know of them.
             found.held, found.loops = client.fdb.show(held=True), client.loop.show()
+        if any(netns_of(segment) for segment in found.segments):
+            others = {segment["vni"] for segment in found.segments if netns_of(segment)}
+            found.elsewhere = {
+                each["vni"]: each for each in client.status()["segments"] if each["vni"] in others
+            }
         return found
 
     def read_stats_again(self) -> Any:
@@ -105,7 +112,7 @@ class RunningVtep:
             vni, tap = segment["vni"], segment["dev"]
             here = [target for target in waiting if target.vni == vni]
             replied: set[str] = set()
-            upper = network.upper_device(tap)
+            upper = network.upper_device(tap) if netns_of(segment) is None else None
             if here and upper is not None:
                 with suppress(OSError):
                     macs = ping_all_nodes(tap, upper.name, parse_mac(upper.mac))
@@ -124,6 +131,12 @@ class RunningVtep:
                 entry = self.client.fdb.get(mac, vni=vni)
                 hosts |= {destination["dst"] for destination in entry["destinations"]}
         return hosts
+
+
+def netns_of(segment: Any) -> str | None:
+    """Return the network namespace of a segment's TAP, if it is another than that of pyvtep."""
+    netns: str | None = segment["options"].get("netns")  # Another version may not know of it.
+    return netns
 
 
 @contextmanager

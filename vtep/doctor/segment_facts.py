@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
+
+from vtep.control.schema import SegmentStatus
 from vtep.doctor import filtering
 from vtep.doctor.facts import (
     BlockedRemote,
@@ -16,7 +19,7 @@ from vtep.doctor.facts import (
     SegmentFacts,
 )
 from vtep.doctor.local_network import LocalNetwork
-from vtep.doctor.running import RunningVtep
+from vtep.doctor.running import RunningVtep, netns_of
 from vtep.fastpath.state import FastPathState
 from vtep.host.netfilter import Rules
 from vtep.wire import vxlan
@@ -84,7 +87,29 @@ def of_segments(
                 devices=tuple(segment["underlay_devices"]),
             )
         )
+        if (netns := netns_of(segment)) is not None:
+            found[-1] = _elsewhere(found[-1], netns, running.elsewhere.get(segment["vni"]))
     return found
+
+
+def _elsewhere(facts: SegmentFacts, netns: str, status: SegmentStatus | None) -> SegmentFacts:
+    """Return facts without those of a device here that has the name of a TAP which is elsewhere.
+
+    `status` is what pyvtep knows of the TAP; None if it has gone meanwhile.
+    """
+    bridge = status["bridge"] if status is not None else None
+    mtu = (status["tap_mtu"] if status is not None else None) or facts.mtu
+    return evolve(
+        facts,
+        netns=netns,
+        up=status is None or status["state"] != "down",
+        tap_mtu=mtu,
+        addresses=tuple(status["address"]) if status is not None else (),
+        bridge=BridgeFacts(bridge, up=True, mtu=mtu) if bridge is not None else None,
+        frames=(),
+        packets=(),
+        conflicts=(),
+    )
 
 
 def of_process(running: RunningVtep, after: Any) -> ProcessFacts:

@@ -25,7 +25,7 @@ from attrs import asdict, frozen
 from vtep import descriptors
 from vtep.errors import VtepError
 from vtep.io import namespace_child
-from vtep.io.namespace_errors import Surroundings, explain
+from vtep.io.namespace_errors import GIVEN_UP, Surroundings, explain
 
 # From the kernel's include/uapi/linux/nsfs.h.
 _NS_GET_USERNS: Final = 0xB701
@@ -98,6 +98,8 @@ def _not_opened(netns: str, error: OSError) -> VtepError:
             else "there is no such file; if a container engine made it in its own mount namespace, "
             "give the PID of a process in it (podman inspect -f '{{.State.Pid}}' NAME)"
         )
+    elif error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:
+        reason = GIVEN_UP
     elif error.errno in (errno.EACCES, errno.EPERM):
         reason = (
             f"user {os.geteuid()} may not see the namespaces of this process; run pyvtep as the "

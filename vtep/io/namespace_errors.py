@@ -2,10 +2,16 @@
 
 import errno
 import os
+from typing import Final
 
 from attrs import frozen
 
 from vtep.io import namespace_child as child
+
+GIVEN_UP: Final = (
+    "entering it needs CAP_SYS_ADMIN, which pyvtep gives up at its start; have this VNI there when "
+    "it starts, on the command line or in the --config file"
+)
 
 
 @frozen
@@ -55,14 +61,9 @@ def _not_entered(step: str, facts: Surroundings) -> str:
     """Return why the kernel refuses the way into a namespace."""
     owner = facts.owner_uid
     if step == child.NET and owner is None and facts.uid == 0:
-        return (
-            "entering it needs CAP_SYS_ADMIN, which pyvtep gives up at its start: have this VNI "
-            "there when it starts, on the command line or in the --config file"
-        )
+        return GIVEN_UP
     if owner is None:
-        return (
-            f"user {facts.uid} may not enter it, since it is not the user's own; run pyvtep as root"
-        )
+        return f"user {facts.uid} may not enter it; run pyvtep as root"
     if owner != facts.uid:
         return (
             f"user {facts.uid} may not enter it, since it belongs to user {owner}; run pyvtep as "

@@ -18,6 +18,8 @@ def check(facts: Facts) -> Iterator[Finding]:
             "Replies to the VXLAN port, ARP, ICMP and the firewall's rules are for root to see.",
             "run it as root: sudo pyvtep doctor",
         )
+    if not facts.pyvteps and not host.root:
+        yield from _of_rootless(host)
     for holder in host.holders:
         yield from _of_port(holder, facts)
     for conflict in host.own_conflicts:
@@ -34,6 +36,25 @@ def check(facts: Facts) -> Iterator[Finding]:
     # Earlier errors are among the drops of a running pyvtep, with their time.
     if host.checksum_errors_increase or not facts.pyvteps:
         yield from _of_checksums(host)
+
+
+def _of_rootless(host: HostFacts) -> Iterator[Finding]:
+    """Report what keeps a user without privileges from running pyvtep."""
+    if host.tun_problem is not None:
+        yield warning(
+            "/dev/net/tun",
+            f"this user cannot open /dev/net/tun ({host.tun_problem})",
+            "So pyvtep can open no TAP, neither one that root has made nor one of a namespace.",
+            "as root: modprobe tun; chmod 666 /dev/net/tun",
+        )
+    if host.restricts_user_namespaces:
+        yield note(
+            "this host",
+            "AppArmor takes the capabilities of users in their own user namespaces",
+            "So pyvtep --netns may be refused the TAP, and rootless containers may not start.",
+            "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor "
+            "profile with 'userns,' for the program",
+        )
 
 
 def _of_port(holder: HolderFacts, facts: Facts) -> Iterator[Finding]:

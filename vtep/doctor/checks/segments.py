@@ -22,9 +22,11 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             tap,
             f"{tap} is down",
             "Frames from the tunnel are dropped (tap_down), and none come from this host.",
-            f"ip link set {quote(tap)} up",
+            f"{_inside(segment.netns)}ip link set {quote(tap)} up",
         )
-    if segment.bridge is not None:
+    if segment.netns is not None:
+        yield from _of_namespace(segment, segment.netns)
+    elif segment.bridge is not None:
         yield from _of_bridge(segment, segment.bridge)
     elif isinstance(bridge := segment.options.get("bridge"), str):
         yield warning(
@@ -55,6 +57,35 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
             "Kernel VXLAN devices drop such datagrams, unless they were made with udp6zerocsumrx.",
             "--no-udp6zerocsumtx, or udp6zerocsumrx at the other end",
         )
+
+
+def _inside(netns: str | None) -> str:
+    """Return the beginning of a command that is to run in a network namespace."""
+    if netns is None:
+        return ""
+    if netns.isdigit():
+        return f"nsenter --target {netns} --user --net --preserve-credentials "
+    return f"nsenter --net={quote(netns)} "
+
+
+def _of_namespace(segment: SegmentFacts, netns: str) -> Iterator[Finding]:
+    """Report on a TAP in another network namespace, which the doctor does not enter."""
+    tap, bridge = segment.tap, segment.options.get("bridge")
+    if isinstance(bridge, str) and segment.bridge is None:
+        inside = _inside(netns)
+        yield warning(
+            tap,
+            f"{tap} should be a port of bridge {bridge} in its namespace but is not",
+            "The bridge does not exist, or the TAP is a port of another device.",
+            f"{inside}ip link add {quote(bridge)} up type bridge; or, if it exists: "
+            f"{inside}ip link set {quote(tap)} master {quote(bridge)}",
+        )
+    yield note(
+        tap,
+        f"{tap} is in another network namespace (--netns {netns})",
+        "Its bridge, its neighbours and the firewall there were not examined.",
+        f"to look at them: {_inside(netns)}ip address",
+    )
 
 
 def _of_names(segment: SegmentFacts) -> Iterator[Finding]:
