@@ -46,9 +46,9 @@ class PluginServer(ThreadingUnixStreamServer):
             self.server_activate()
         except OSError as error:
             self.server_close()
+            fix = "another plug-in serves it" if error.errno == errno.EADDRINUSE else "run as root"
             raise VtepError(
-                f"--plugin-socket {path}: {descriptors.reason(error)}; run as root, and end "
-                "another plug-in that serves it"
+                f"--plugin-socket {path}: {descriptors.reason(error)}; {fix}"
             ) from error
 
     def _bind(self) -> None:

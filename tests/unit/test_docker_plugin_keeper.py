@@ -1,0 +1,230 @@
+"""What the keeper of the driver's networks does and remembers, on a host in memory."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from vtep.docker.client import EngineClient, NoSuchNetworkError
+from vtep.docker.plugin import keeper as module
+from vtep.docker.plugin.keeper import NetworkKeeper
+from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
+from vtep.docker.plugin.store import JsonStore
+from vtep.errors import ConfigError, VtepError
+
+FIRST, SECOND = "a" * 64, "b" * 64
+ENDPOINT = "e" * 64
+GONE = VtepError("no pyvtep")
+
+
+class HostInMemory:
+    """The devices, VNIs and rules of a host, and the networks of its engine."""
+
+    def __init__(self) -> None:
+        self.devices: set[str] = set()
+        self.vnis: dict[int, str] = {}
+        self.rules: set[str] = set()
+        self.engine: dict[str, dict[str, Any]] = {}
+        self.failure: Exception | None = None
+        self.refused: list[str] = []
+
+    # The engine.
+
+    def list_networks(self) -> list[Mapping[str, Any]]:
+        return list(self.engine.values())
+
+    def inspect(self, number: str) -> Mapping[str, Any]:
+        if number not in self.engine:
+            raise NoSuchNetworkError("no such network")
+        return self.engine[number]
+
+    def stopped_containers(self, network: str) -> list[Mapping[str, Any]]:
+        if network not in self.engine:
+            return []
+        policy = {"RestartPolicy": {"Name": "always"}}
+        state = {"Error": "legacy plugin: pyvtep.sock: connection refused"}
+        return [{"Id": "box", "Name": "/box", "State": state, "HostConfig": policy}]
+
+    def start_container(self, number: str) -> None:
+        self.refused.append(number)
+
+    # The daemon.
+
+    def owners(self) -> dict[int, Path]:
+        return {vni: Path("pyvtep.sock") for vni in self.vnis}
+
+    def check_free(self, vni: int) -> None:
+        if vni in self.vnis:
+            raise ConfigError(f"-o vni={vni}: is in use")
+
+    def ensure(self, network: PluginNetwork, _owner: Path | None) -> int:
+        if self.failure is not None:
+            raise self.failure
+        self.vnis[network.vni] = network.bridge
+        return 1450
+
+    def remove(self, network: PluginNetwork) -> None:
+        self.vnis.pop(network.vni, None)
+
+    # The kernel.
+
+    def ensure_bridge(self, _netlink: object, name: str, *_: object) -> int:
+        self.devices.add(name)
+        return 1
+
+    def add_veth(self, _netlink: object, name: str, peer: str, **_: object) -> None:
+        self.devices |= {name, peer}
+
+    def remove_device(self, _netlink: object, name: str) -> None:
+        self.devices -= {name, name.replace("vxh", "vxc")}
+
+    def run_iptables(self, version: int, table: str, *words: str) -> str:
+        if words[0] == "-S":
+            lines = (rule.split(" ", 2) for rule in sorted(self.rules))
+            mine = [rest for v, t, rest in lines if (v, t) == (str(version), table)]
+            return "".join(f"-A {rest}\n" for rest in mine)
+        rule = f"{version} {table} {' '.join(words[1:])}"
+        (self.rules.add if words[0] == "-I" else self.rules.remove)(rule)
+        return ""
+
+    def is_clean(self) -> bool:
+        return not (self.devices or self.vnis or self.rules)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
+    host = HostInMemory()
+
+    @contextlib.contextmanager
+    def session() -> Iterator[None]:
+        yield
+
+    setup = SimpleNamespace(
+        ensure_bridge=host.ensure_bridge,
+        add_veth=host.add_veth,
+        remove_device=host.remove_device,
+        set_master=lambda *_: None,
+        set_mtu=lambda *_: None,
+    )
+    monkeypatch.setattr(module, "bridge_setup", setup)
+    monkeypatch.setattr(module.netlink, "session", session)
+    monkeypatch.setattr(module.bridge_rules, "_run", host.run_iptables)
+    monkeypatch.setattr(module, "HostSegments", lambda _on_change: host)
+    monkeypatch.setattr(module, "device_index", lambda name: 1 if name in host.devices else None)
+    monkeypatch.setattr(module, "announce", lambda *_: None)
+    return host
+
+
+def start(host: HostInMemory, folder: Path) -> NetworkKeeper:
+    return NetworkKeeper(JsonStore(folder / "networks.json"), cast("EngineClient", host))
+
+
+def network(number: str = FIRST, vni: int = 200) -> PluginNetwork:
+    return PluginNetwork(number, {"vni": str(vni)})
+
+
+def known(host: HostInMemory, number: str, vni: int) -> None:
+    """Let the engine have a network, with one running container."""
+    host.engine[number] = {
+        "Id": number,
+        "Driver": "pyvtep",
+        "Options": {"vni": str(vni)},
+        "Containers": {"box": {"EndpointID": ENDPOINT, "MacAddress": "02:00:00:00:00:01"}},
+    }
+
+
+def test_a_network_leaves_nothing_behind(host: HostInMemory, tmp_path: Path) -> None:
+    keeper = start(host, tmp_path)
+    for _ in range(2):  # The engine repeats a request that it has got no answer to.
+        keeper.create(network())
+    assert host.vnis == {200: "br-aaaaaaaaaaaa"}
+    assert len(host.rules) == 3
+    made = keeper.create_endpoint(FIRST, ENDPOINT, PluginEndpoint("", ("172.18.0.2/16",)))
+    assert made.mac == "02:ee:ee:ee:ee:ee"
+    assert keeper.join(FIRST, ENDPOINT)[1] == "vxceeeeeeeeeeee"
+    # Over a restart, and for a device that a boot has taken away.
+    host.devices.clear()
+    keeper = start(host, tmp_path)
+    assert keeper.join(FIRST, ENDPOINT)[1] in host.devices
+    for _ in range(2):
+        keeper.delete_endpoint(FIRST, ENDPOINT)
+        keeper.delete(FIRST)
+    assert host.is_clean()
+    assert JsonStore(tmp_path / "networks.json").load() == {"networks": {}}
+
+
+@pytest.mark.parametrize("failure", [GONE, OSError("an error that was not expected")], ids=str)
+def test_a_failure_of_create_is_rolled_back(
+    host: HostInMemory, tmp_path: Path, failure: Exception
+) -> None:
+    keeper = start(host, tmp_path)
+    host.failure = failure
+    with pytest.raises(type(failure), match=str(failure)):
+        keeper.create(network())
+    assert host.is_clean()
+    host.failure = None
+    keeper.create(network(SECOND))
+    with pytest.raises(ConfigError, match="-o vni=200: network bbbbbbbbbbbb of this engine has"):
+        keeper.create(network())
+    host.vnis[300] = "br0"
+    with pytest.raises(ConfigError, match="-o vni=300: is in use"):
+        keeper.create(network(vni=300))
+
+
+def test_comparison_with_the_engine(host: HostInMemory, tmp_path: Path) -> None:
+    keeper = start(host, tmp_path)
+    keeper.create(network())
+    keeper.on_engine_change()
+    # The engine lists a network only after its creation: it is not taken for a leftover.
+    assert keeper._put_right()
+    assert 200 in host.vnis
+
+    # After a restart, it would be one; and one that only the engine knows is made.
+    keeper = start(host, tmp_path)
+    known(host, SECOND, 201)
+    keeper.on_engine_change()
+    assert keeper._put_right()
+    assert host.vnis == {201: "br-bbbbbbbbbbbb"}
+    assert host.refused == ["box"]
+    assert keeper.join(SECOND, ENDPOINT)[1] in host.devices
+
+    # The engine lists a removed network until its own removal is done: it stays removed.
+    keeper.delete(SECOND)
+    keeper.on_engine_change()
+    assert keeper._put_right()
+    assert host.vnis == {}
+    # But it is looked up if the engine uses it again.
+    keeper.create_endpoint(SECOND, ENDPOINT, PluginEndpoint(""))
+    assert host.vnis == {201: "br-bbbbbbbbbbbb"}
+    with pytest.raises(NoSuchNetworkError):
+        keeper.create_endpoint(FIRST, ENDPOINT, PluginEndpoint(""))
+    assert host.refused == ["box"]
+
+
+def test_what_is_gone_is_made_again(host: HostInMemory, tmp_path: Path) -> None:
+    keeper = start(host, tmp_path)
+    keeper.create(network())
+    before = set(host.devices), dict(host.vnis), set(host.rules)
+    host.devices.clear()
+    host.vnis.clear()
+    host.rules.clear()
+    host.failure = GONE
+    assert not keeper._put_right()
+    host.failure = None
+    assert keeper._put_right()
+    assert (host.devices, host.vnis, host.rules) == before
+
+
+def test_damaged_state_costs_no_other_network(host: HostInMemory, tmp_path: Path) -> None:
+    keeper = start(host, tmp_path)
+    keeper.create(network())
+    store = JsonStore(tmp_path / "networks.json")
+    state = store.load()
+    state["networks"][SECOND] = {"options": {"vni": "many"}, "pools": [], "internal": False}
+    store.save(state)
+    host.vnis.clear()
+    assert start(host, tmp_path)._put_right()
+    assert 200 in host.vnis
