@@ -251,6 +251,43 @@ def install_engine(machine: Machine) -> None:
 
 
 @needs_engine
+def test_containers_of_driver_networks_come_up_after_a_boot(machine: Machine) -> None:
+    plugin = "pyvtep-docker-plugin.service"
+    install_engine(machine)
+    machine.run("pyvtep service install")
+    machine.run(f"systemctl start docker {plugin}")
+    machine.run("tar -c -C / bin/busybox | docker import - busybox")
+    machine.run(
+        "docker network create -d pyvtep --ipam-driver pyvtep -o vni=200 -o remote=192.0.2.2 "
+        "-o fast-path=false --subnet 172.18.0.0/16 mynetwork"
+    )
+    machine.run(
+        "docker run -d --name box --restart always --net mynetwork busybox /bin/busybox sleep 9999"
+    )
+
+    def is_up() -> bool:
+        state = "{{.State.Running}} {{.NetworkSettings.Networks.mynetwork.IPAddress}}"
+        return "true 172.18." in machine.run(f"docker inspect -f '{state}' box 2>&1 || true")
+
+    assert is_up()
+    # A restart of the plug-in leaves the process that forwards alone.
+    forwarding = machine.run("pgrep -f '[o]n-demand'")
+    machine.run(f"systemctl restart {plugin}")
+    assert machine.run("pgrep -f '[o]n-demand'") == forwarding
+    # What a boot does: nothing is there, and both units are started at the same time. Now there is
+    # a service, too, which the plug-in joins.
+    machine.run(f"systemctl stop docker {plugin}; pkill -9 -f '[o]n-demand'")
+    machine.write("/etc/pyvtep/a.toml", _CONFIG.partition("[[vni]]\nid = 2")[0])
+    machine.run("systemctl enable pyvtep")
+    machine.run("ip link del $(ip -o link | grep -om1 'br-[0-9a-f]*')")
+    machine.run(f"systemctl start docker {plugin} pyvtep")
+    wait_until(is_up, machine.log(), 2 * DEADLINE)
+    assert machine.run("pgrep -f '[o]n-demand' || true") == "", machine.log()
+    wait_until(lambda: "2 VNIs" in machine.show("pyvtep", "StatusText"), machine.log())
+    assert machine.show(plugin, "Result") == "success"
+
+
+@needs_engine
 def test_the_commands_of_the_page_can_be_pasted(machine: Machine) -> None:
     install_engine(machine)
     machine.run("systemctl start docker && docker network create --subnet 172.18.0.0/16 mynetwork")

@@ -17,6 +17,9 @@ from vtep.service.units import UNITS, UnitState
 EXPOSURE_MAX = 25
 """Largest exposure that systemd-analyze may report, in tenths: it says OK up to 49."""
 
+AS_ROOT = {"pyvtep-docker-plugin.service": 34}
+"""The same for units that run as root, and may write in /proc/sys."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -37,8 +40,9 @@ def test_units_are_hardened_and_have_no_mistakes(folder: Path, name: str) -> Non
     instance = folder / name.replace("@.", "@net.")
     if instance.name != name:
         instance.symlink_to(folder / name)
+    threshold = AS_ROOT.get(name, EXPOSURE_MAX)
     security = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", instance],
+        ["systemd-analyze", "security", "--offline=true", f"--threshold={threshold}", instance],
         capture_output=True,
         text=True,
         check=False,

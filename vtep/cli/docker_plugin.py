@@ -8,6 +8,7 @@ import click
 from vtep.cli import bootstrap, commands
 from vtep.cli.log_handler import NonBlockingLogHandler
 from vtep.cli.log_sinks import StderrSink
+from vtep.service.notify import ServiceManager
 
 _SOCKET = "/run/docker/plugins/pyvtep.sock"
 _STATE = "/var/lib/pyvtep/docker"
@@ -62,4 +63,9 @@ def plugin(
     debug = context.find_root().params["debug"]
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("vtep").setLevel(logging.DEBUG if debug else logging.INFO)
-    serve(plugin_socket, EngineClient(docker_host), state_directory)
+    serve(
+        plugin_socket,
+        EngineClient(docker_host),
+        state_directory,
+        on_ready=ServiceManager().ready,
+    )

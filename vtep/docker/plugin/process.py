@@ -3,7 +3,6 @@
 import logging
 import select
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,12 +28,12 @@ def serve(
     engine: EngineClient,
     directory: Path,
     *,
-    inherited: socket.socket | None = None,
+    on_ready: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve the engine until SIGTERM or SIGINT.
 
-    Networks, bridges and containers stay as they are then. `inherited` is a listening socket of the
-    service manager.
+    Networks, bridges and containers stay as they are then. `on_ready` is called once the engine can
+    connect.
 
     Raises: VtepError if the socket or the state cannot be used.
     """
@@ -48,7 +47,7 @@ def serve(
     addresses = IpamDriver(JsonStore(directory / "addresses.json"))
     keeper = NetworkKeeper(JsonStore(directory / "networks.json"), engine, [addresses])
     dispatcher = Dispatcher(NetworkDriver(keeper).methods | addresses.methods)
-    with PluginServer(plugin_socket, dispatcher, inherited=inherited) as server:
+    with PluginServer(plugin_socket, dispatcher) as server:
         addresses.start()
         # Daemon threads: they wait for the engine, for daemons and for the kernel, maybe for ever.
         # The engine is served first: it waits for us before it answers to others.
@@ -57,6 +56,7 @@ def serve(
         _start(lambda: _watch_links(keeper.wake))
         _start(lambda: engine.watch(keeper.on_engine_change, lambda: None))
         log.info("serving the Docker engine at %s", plugin_socket)
+        on_ready()
         ended.wait()
         server.shutdown()
         addresses.close()
