@@ -14,6 +14,7 @@ from vtep.docker.plugin.keeper import NetworkKeeper
 from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
 from vtep.docker.plugin.store import JsonStore
 from vtep.errors import ConfigError, VtepError
+from vtep.host import bridge_rules, netlink
 
 FIRST, SECOND = "a" * 64, "b" * 64
 ENDPOINT = "e" * 64
@@ -110,8 +111,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
         set_mtu=lambda *_: None,
     )
     monkeypatch.setattr(module, "bridge_setup", setup)
-    monkeypatch.setattr(module.netlink, "session", session)
-    monkeypatch.setattr(module.bridge_rules, "_run", host.run_iptables)
+    monkeypatch.setattr(netlink, "session", session)
+    monkeypatch.setattr(bridge_rules, "_run", host.run_iptables)
     monkeypatch.setattr(module, "HostSegments", lambda _on_change: host)
     monkeypatch.setattr(module, "device_index", lambda name: 1 if name in host.devices else None)
     monkeypatch.setattr(module, "announce", lambda *_: None)
