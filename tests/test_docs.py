@@ -293,7 +293,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
         for typed in code.replace("\\\n", " ").splitlines():
             match = re.match(r"(?:[\w-]*[#$] )(pyvtep\b[^&|>]*)", typed)
             if match:
-                yield shlex.split(match[1], comments=True)[1:]
+                # The output of a command in a command line is a process ID.
+                spoken = re.sub(r"\$\([^)]*\)", "4711", match[1])
+                yield shlex.split(spoken, comments=True)[1:]
 
 
 EXAMPLES = [
