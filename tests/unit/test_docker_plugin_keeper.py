@@ -113,7 +113,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
     monkeypatch.setattr(module, "bridge_setup", setup)
     monkeypatch.setattr(netlink, "session", session)
     monkeypatch.setattr(bridge_rules, "_run", host.run_iptables)
-    monkeypatch.setattr(module, "HostSegments", lambda _on_change: host)
+    monkeypatch.setattr(module, "HostSegments", lambda *_: host)
     monkeypatch.setattr(module, "device_index", lambda name: 1 if name in host.devices else None)
     monkeypatch.setattr(module, "announce", lambda *_: None)
     return host

@@ -34,6 +34,13 @@ _STATE = "/var/lib/pyvtep/docker"
     default=_STATE,
     help=f"Directory of the networks that the plug-in knows [default: {_STATE}].",
 )
+@commands.option(
+    "--socket",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Control socket of the pyvtep for networks [default: the one that has their UDP port, or "
+    "the only one].",
+)
 @click.pass_context
 def plugin(
     context: click.Context,
@@ -42,6 +49,7 @@ def plugin(
     plugin_socket: Path,
     docker_host: str | None,
     state_directory: Path,
+    socket: Path | None,
 ) -> None:
     """Serve the network driver `pyvtep` to the Docker engine, until it is ended.
 
@@ -67,5 +75,6 @@ def plugin(
         plugin_socket,
         EngineClient(docker_host),
         state_directory,
+        daemon_socket=socket,
         on_ready=ServiceManager().ready,
     )

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from attrs import define, field
@@ -71,12 +72,17 @@ class NetworkKeeper:
     """
 
     def __init__(
-        self, store: JsonStore, engine: EngineClient, listeners: Iterable[NetworkListener] = ()
+        self,
+        store: JsonStore,
+        engine: EngineClient,
+        listeners: Iterable[NetworkListener] = (),
+        *,
+        daemon_socket: Path | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
         self._listeners = tuple(listeners)
-        self._segments = HostSegments(self.wake)
+        self._segments = HostSegments(self.wake, daemon_socket)
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._engine_changed = threading.Event()

@@ -28,12 +28,14 @@ def serve(
     engine: EngineClient,
     directory: Path,
     *,
+    daemon_socket: Path | None = None,
     on_ready: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve the engine until SIGTERM or SIGINT.
 
-    Networks, bridges and containers stay as they are then. `on_ready` is called once the engine can
-    connect.
+    Networks, bridges and containers stay as they are then. VNIs are added to the daemon at
+    `daemon_socket`; without it, `host_daemon.join` finds one. `on_ready` is called once the
+    engine can connect.
 
     Raises: VtepError if the socket or the state cannot be used.
     """
@@ -45,7 +47,9 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     addresses = IpamDriver(JsonStore(directory / "addresses.json"))
-    keeper = NetworkKeeper(JsonStore(directory / "networks.json"), engine, [addresses])
+    keeper = NetworkKeeper(
+        *(JsonStore(directory / "networks.json"), engine, [addresses]), daemon_socket=daemon_socket
+    )
     dispatcher = Dispatcher(NetworkDriver(keeper).methods | addresses.methods)
     with PluginServer(plugin_socket, dispatcher) as server:
         addresses.start()

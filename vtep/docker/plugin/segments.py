@@ -25,10 +25,12 @@ class HostSegments:
     """The VNIs of networks in the daemons of this network namespace.
 
     It owns a connection to each daemon that has one of them, which is a thread's. `on_change` is
-    called in that thread when the daemon has ended, or has changed one of its VNIs.
+    called in that thread when the daemon has ended, or has changed one of its VNIs. New VNIs are
+    added to the daemon at `socket` or, without it, to the one that `host_daemon.join` finds.
     """
 
-    def __init__(self, on_change: Callable[[], object]) -> None:
+    def __init__(self, on_change: Callable[[], object], socket: Path | None = None) -> None:
+        self._socket = socket
         self._on_change = on_change
         self._watched: dict[Path, set[int]] = {}
         self._lost_at = -_GRACE_S
@@ -60,7 +62,8 @@ class HostSegments:
         """
         if owner is None and time.monotonic() < self._lost_at + _GRACE_S and not running():
             raise VtepError("its pyvtep has ended; waiting for its service manager to start one")
-        daemon = join(dstport=network.config.dstport) if owner is None else Client(owner)
+        port = network.config.dstport
+        daemon = join(dstport=port, socket=self._socket) if owner is None else Client(owner)
         with daemon:
             if owner is not None:
                 mtu = self._present_mtu(daemon, network)
