@@ -125,13 +125,24 @@ def _succeeds(user: User, command: str) -> bool:
 
 
 OPEN_TAP = """
-import fcntl, os, struct, sys
-fd = os.open("/dev/net/tun", os.O_RDWR)
-fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"tap9", 0x5002))
-os.set_inheritable(fd, True)
-# The user namespace of the caller is left again: its descriptor stays.
-os.execvp("pyvtep", ["pyvtep", "--tap-fd", str(fd), *sys.argv[1:]])
+import fcntl, os, socket, struct, subprocess, sys
+
+if sys.argv[1] == "inside":
+    fd = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"tap9", 0x5002))
+    with socket.socket(fileno=int(sys.argv[2])) as parent:
+        socket.send_fds(parent, [b"x"], [fd])
+else:
+    ours, theirs = socket.socketpair()
+    number = theirs.fileno()
+    enter = ["unshare", "--user", "--map-root-user", "--net"]
+    command = [*enter, sys.executable, __file__, "inside", str(number)]
+    subprocess.run(command, pass_fds=[number], check=True)
+    _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+    os.set_inheritable(fd, True)
+    os.execvp("pyvtep", ["pyvtep", "--tap-fd", str(fd), *sys.argv[1:]])
 """
+"""Opens a TAP in a user namespace, and starts pyvtep with it, on the host."""
 
 
 def test_namespaces_of_unshare(users: dict[str, User]) -> None:
@@ -179,16 +190,16 @@ def test_namespaces_of_unshare(users: dict[str, User]) -> None:
 def test_a_tap_that_is_open_already(users: dict[str, User]) -> None:
     a = users["host-106"]
     a.sandbox.run(f"cat >/run/home/open.py <<'END'\n{OPEN_TAP}\nEND")
-    segment = "--vni 9 --remote 172.31.0.107 --address 10.0.0.1/24 --no-fast-path --control auto"
-    # pyvtep is root in the namespace of the TAP here.
-    shell = (
-        f"unshare --user --map-root-user --net {sys.executable} open.py {segment} "
-        "--background --log log --control /run/home/control"
-    )
-    a.run(shell.replace(" --control auto", ""))
-    status = a.run("pyvtep status --socket control || true")
-    assert "vni 9  tap9  " in status
-    assert "address 10.0.0.1/24; mtu 1450" in status
+    segment = "--vni 9 --remote 172.31.0.107 --address 10.0.0.1/24 --no-fast-path"
+    a.run(f"{sys.executable} open.py {segment} --background --log log")
+    # The namespace has no process any more: pyvtep has entered it by the TAP.
+    for command in ("true", "pyvtep upgrade"):
+        a.run(command)
+        status = a.run("pyvtep status || true")
+        assert "vni 9  tap9  up" in status
+        assert "address 10.0.0.1/24; mtu 1450;" in status
+    a.run("pyvtep set --mtu 1300 --address 10.0.0.2/24")
+    assert "address 10.0.0.2/24; mtu 1300;" in a.run("pyvtep status || true")
 
 
 def test_a_namespace_of_root(pair: tuple[Host, Host], tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ class KernelTapNamespace:
         self, name: str, *, tso: bool, uso: bool, inherited: int | None = None
     ) -> TapDevice:
         """Return the TAP whose descriptor was `inherited`. Raises: VtepError."""
-        index = self.device_index(name) or 0
-        return Tap(name, tso=tso, uso=uso, inherited=inherited, index=index)
+        there = self.device_index
+        return Tap(name, tso=tso, uso=uso, inherited=inherited, index_there=there)
 
     def tap_queue_drops(self) -> Iterator[tuple[str, int]]:
         """Yield the name of each device and its transmit drops. Raises: OSError."""
@@ -225,7 +225,7 @@ def prepare(config: Config, inherited: Inherited) -> None:
         try:
             opened, _ = enter(f"--tap-fd {config.tap_fd}", namespace, None)
         except VtepError as error:
-            log.warning("vni %d: %s is to be set up by its owner: %s", config.vni, "its TAP", error)
+            log.warning("vni %d: the owner of its TAP is to set it up: %s", config.vni, error)
             return
     else:
         return

@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -70,8 +70,8 @@ class Tap:
     device is created, and removed when it is closed unless it was made persistent.
 
     `tso` and `uso` request superframes of TCP and UDP. The attributes say what the kernel granted.
-    `inherited` is the descriptor of a TAP that is open already: it is owned from now on. If the TAP
-    is in another network namespace, `index` is its index there.
+    `inherited` is the descriptor of a TAP that is open already: it is owned from now on. If it is
+    in another network namespace, `index_there` returns the index of a device there by its name.
     Raises VtepError, with what to do, if the kernel refuses the device.
     """
 
@@ -84,15 +84,15 @@ class Tap:
         tso: bool,
         uso: bool,
         inherited: int | None = None,
-        index: int | None = None,
+        index_there: Callable[[str], int | None] | None = None,
     ) -> None:
         self.fd: Final[int] = _open(name) if inherited is None else inherited
         self.read: ReadFrame = partial(os.readv, self.fd)
         self.write: WriteFrame = partial(os.writev, self.fd)
         try:
-            if index is None:
-                index = need_device_index(name) if inherited is None else self._find_index()
-            self.index: Final = index
+            self.index: Final = (
+                need_device_index(name) if inherited is None else self._find_index(index_there)
+            )
             """The index in the network namespace in which it was opened; 0 if an inherited one is
             not in this namespace now."""
             os.set_inheritable(self.fd, False)
@@ -104,9 +104,11 @@ class Tap:
             self.close()
             raise _explain(name, error) from error
 
-    def _find_index(self) -> int:
+    def _find_index(self, index_there: Callable[[str], int | None] | None) -> int:
         """Return the index of the device by its present name; 0 if it is in another namespace."""
         name = self.name
+        if index_there is not None:
+            return index_there(name) or 0
         return (device_index(name) or 0) if self._is_here() else 0
 
     def request_offloads(self, *, tso: bool, uso: bool) -> None:
