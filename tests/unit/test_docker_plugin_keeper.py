@@ -1,4 +1,4 @@
-"""What the keeper of the driver's networks does and remembers, on a host in memory."""
+"""The keeper of the driver's networks, on a host in memory."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -128,7 +128,7 @@ def network(number: str = FIRST, vni: int = 200) -> PluginNetwork:
 
 
 def known(host: HostInMemory, number: str, vni: int) -> None:
-    """Let the engine have a network, with one running container."""
+    """Add a network with one running container to the engine."""
     host.engine[number] = {
         "Id": number,
         "Driver": "pyvtep",
