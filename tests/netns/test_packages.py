@@ -141,7 +141,7 @@ def test_the_image_joins_two_hosts(
 
 
 def test_the_debian_package_is_installed_runs_and_is_removed(
-    debian: Path, hosts: tuple[Host, Host], start: Start, tmp_path: Path
+    debian: Path, wheel: Path, hosts: tuple[Host, Host], start: Start, tmp_path: Path
 ) -> None:
     """The commands of the page, in a root directory that has nothing but Python."""
     root = tmp_path / "root"
@@ -152,7 +152,7 @@ def test_the_debian_package_is_installed_runs_and_is_removed(
     built, *following = [words for _, words, _ in section("docs/install.md", "Debian package")]
     assert built == ["scripts/deb"]
     compression = {**os.environ, "DEB_COMPRESSION": "-z1"}  # To save time.
-    run(ROOT / "scripts/deb", "--light", root / "dist", env=compression)
+    run(ROOT / "scripts/deb", "--light", "--wheel", wheel, root / "dist", env=compression)
     (package,) = (root / "dist").iterdir()
     assert run("lintian", "--allow-root", package, check=False) == ""
     for words in following:
