@@ -497,8 +497,8 @@ def test_untag_a_superframe(kind: str) -> None:
     left = ethernet.untag(frame)
     ((plain_header, plain),) = merge(burst_of(segment_run(Frame(*KINDS[kind]), 4, 99)))
     assert bytes(left) == plain
-    assert virtio.shift_offsets(header, len(frame) - len(left)) == plain_header
-    assert virtio.shift_offsets(header, 0) == header
+    assert virtio.shift(header, len(left) - len(frame)) == plain_header
+    assert virtio.shift(header, 0) == header
 
 
 def test_memory_is_bounded() -> None:

@@ -71,7 +71,11 @@ class _Status:
                 segment,
                 views.loops(port, self._now),
                 views.storms(port, self._now),
-                fast_path_failed=port.config.fast_path and self._vtep.fast_path_failed,
+                fast_path_failed=(
+                    port.config.fast_path
+                    and port.config.vlan is None
+                    and self._vtep.fast_path_failed
+                ),
             )
             yield [segment]
 

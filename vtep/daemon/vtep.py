@@ -625,7 +625,7 @@ class Vtep:
 
     def _adjust_fast_path(self) -> None:
         """Begin to load the fast path when a port is to use it; stop when none is."""
-        if any(port.config.fast_path for port in self._ports):
+        if any(port.config.fast_path and port.config.vlan is None for port in self._ports):
             self._fast_path.start(self._on_fast_path_changed)
         else:
             self._fast_path.stop()

@@ -618,7 +618,7 @@ class Ingress:
             else:
                 target.counters.rx_superframes += 1
                 left = ethernet.untag(frame) if segment.strip_vlan else frame
-                shifted = virtio.shift_offsets(header, len(frame) - len(left))
+                shifted = virtio.shift(header, len(left) - len(frame))
                 if not self._deliver(target, left, shifted, host, now):
                     self._on_superframe_refused(target, header, now)
 

@@ -2,7 +2,6 @@
 
 import socket
 from contextlib import suppress
-from functools import cached_property
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
@@ -96,6 +95,10 @@ class LocalNetwork:
             device = self.devices.get(item["index"])
             if (item.get("flags") or 0) & _IFA_F_DADFAILED and device is not None:
                 self.failed.append(Conflict(with_length, device.name))
+        # Now: the connection may be closed when they are asked for.
+        self._port_vlans: dict[int, dict[int, bool]] = {}
+        if any(map(_filters_vlans, self.devices.values())):
+            self._port_vlans = port_vlans(netlink)
         self.macs = frozenset(mac for device in self.devices.values() for mac in device.macs)
         """All MAC addresses of this host."""
 
@@ -127,18 +130,12 @@ class LocalNetwork:
 
     # --- devices ----------------------------------------------------------------------------
 
-    @cached_property
-    def _port_vlans(self) -> dict[int, dict[int, bool]]:
-        with suppress(NetlinkError):  # A kernel without VLAN filtering.
-            return port_vlans(self._netlink)
-        return {}
-
     def vlans_of(self, port: NetDevice, bridge: NetDevice) -> dict[int, bool] | None:
         """Return the VLANs of a bridge port, and True for tagged frames.
 
         None if the bridge does not filter by VLAN.
         """
-        if bridge.data is None or not bridge.data.get("br_vlan_filtering"):
+        if not _filters_vlans(bridge):
             return None
         return self._port_vlans.get(port.index, {})
 
@@ -257,3 +254,8 @@ def _parse_link(item: Any) -> NetDevice:
         data=info.get("data") if info is not None else None,
         port=port,
     )
+
+
+def _filters_vlans(device: NetDevice) -> bool:
+    """Return True if a device is a bridge that filters by VLAN."""
+    return device.data is not None and bool(device.data.get("br_vlan_filtering"))

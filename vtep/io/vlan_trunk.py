@@ -35,13 +35,17 @@ _PRIORITIES = range(16)
 """Values of PCP and DEI: frames with any of them belong to the VLAN. VXLAN carries none of them."""
 
 _QUEUED_MAX = 4 << 20
-"""Octets that the queues of all VLANs of a TAP hold, as far as a read turn exceeds nothing."""
+"""Octets of memory that the queues of all VLANs of a TAP take at most."""
 
 _OVERHEAD = 200
 """Octets of memory that a queued frame takes besides itself."""
 
 _OTHERS_MAX = 192
-"""Frames of other VLANs that are read in one turn of a VLAN: as many as it reads of its own."""
+"""Frames of other VLANs that are read in one turn of a VLAN: as many as it reads of its own, and as
+each of those reads in its next turn. So queues grow only while datagrams wait for room."""
+
+_OCTETS_PER_READ = 2048
+"""Octets of a superframe that count as one frame."""
 
 
 class VlanTap:
@@ -90,7 +94,7 @@ class VlanTap:
                 if meta != _PLAIN:
                     meta[:] = self.untagged_header(meta)
                 return octets - ethernet.TAG_LEN
-            trunk.reads_left -= 1
+            trunk.reads_left -= 1 + octets // _OCTETS_PER_READ
             trunk.sort(meta, body, octets)
         raise BlockingIOError(errno.EAGAIN, "another VLAN has its turn")
 
@@ -216,7 +220,7 @@ class VlanTrunk:
         self.queued = 0
         """Octets of memory that the queues of all VLANs take."""
         self.reads_left = 0
-        """Frames of other VLANs that may be read in this turn."""
+        """Frames of other VLANs that may be read in this turn; 0 outside of `readable`."""
         self._by_tag: dict[bytes, VlanTap] = {}
         self._last: VlanTap | None = None
         # VLANs with something in their queues, in the order in which they are to have a turn.
@@ -248,13 +252,10 @@ class VlanTrunk:
         reader = self._last
         if reader is None or reader.turn is None:
             reader = next((each for each in tuple(self.vlans.values()) if each.turn), None)
-        if reader is not None:
-            self._take_turn(reader)
-
-    def _take_turn(self, reader: VlanTap) -> None:
-        self.reads_left = 0 if self._is_paused else _OTHERS_MAX
-        if reader.turn is not None:
+        if reader is not None and reader.turn is not None and not self._is_paused:
+            self.reads_left = _OTHERS_MAX
             reader.turn()
+            self.reads_left = 0
 
     def sort(self, meta: Buffer, body: memoryview, octets: int) -> None:
         """Give a frame to its VLAN, which is another one than the VLAN that has read it.
@@ -290,10 +291,14 @@ class VlanTrunk:
         self._due[vlan] = None
 
     def _serve(self) -> None:
-        """Give all VLANs a turn that have something in their queues."""
+        """Give all VLANs a turn that have something in their queues.
+
+        They do not read the TAP, or some of them could fill the queue of another one.
+        """
         due, self._due = self._due, {}
         for vlan in due:
-            self._take_turn(vlan)
+            if vlan.turn is not None:
+                vlan.turn()
             if vlan.queue and vlan.turn is not None:  # It has used its budget up.
                 self._schedule(vlan)
 

@@ -72,7 +72,7 @@ class NewSide:
         vtep = self._vtep
         # First: it would be a pity to find out only after the fast path has been compiled.
         await asyncio.to_thread(self._check_target)
-        if any(config.fast_path for config in self._wanted):
+        if any(config.fast_path and config.vlan is None for config in self._wanted):
             await self._load_fast_path()
         # Now, while the old process forwards: to visit the objects of numba takes 50 ms, in which
         # the queue of a TAP overflows at 20,000 frames/s. `Collector` goes on from here.

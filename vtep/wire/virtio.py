@@ -70,21 +70,13 @@ def pack_gso(
     return HEADER.pack(FLAG_NEEDS_CSUM, gso_type, hdr_len, gso_size, csum_start, csum_offset)
 
 
-def shift_offsets(header: bytes, octets: int) -> bytes:
-    """Return the header of the same superframe after `octets` of VLAN tags were removed."""
-    if not octets:
-        return header
-    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = HEADER.unpack(header)
-    return HEADER.pack(
-        flags, gso_type, hdr_len - octets, gso_size, csum_start - octets, csum_offset
-    )
-
-
 def shift(header: bytes, octets: int) -> bytes:
     """Return the header of the same frame, or superframe, behind `octets` more octets of headers.
 
     `octets` is negative if a VLAN tag was removed.
     """
+    if not octets:
+        return header
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = HEADER.unpack(header)
     # Fields without a meaning stay as they are: a TAP refuses some headers with stray values.
     if flags & FLAG_NEEDS_CSUM:

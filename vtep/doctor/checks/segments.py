@@ -8,7 +8,7 @@ from attrs import evolve
 from vtep.doctor.checks import addresses
 from vtep.doctor.facts import Blocked, BridgeFacts, Facts, SegmentFacts
 from vtep.doctor.finding import Finding, note, problem, warning
-from vtep.fastpath.state import DISABLED, NOT_INSTALLED, FastPathStatus
+from vtep.fastpath.state import DISABLED, NOT_INSTALLED, VLAN, FastPathStatus
 
 _NAMES_MAX = 4
 """Ports of a bridge that a finding names."""
@@ -267,7 +267,7 @@ def _of_offload(segment: SegmentFacts) -> Iterator[Finding]:
 def _of_fast_path(segment: SegmentFacts) -> Iterator[Finding]:
     """Report a fast path that is off, although the configuration has it on."""
     state = segment.fast_path
-    if state.status is not FastPathStatus.OFF or state == DISABLED:
+    if state.status is not FastPathStatus.OFF or state in (DISABLED, VLAN):
         return
     if state == NOT_INSTALLED:
         yield note(
