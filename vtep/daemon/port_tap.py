@@ -15,7 +15,8 @@ from vtep.io.vlan_trunk import VlanTap, VlanTrunk
 
 log = logging.getLogger("vtep")
 
-_HERE = "is back in its network namespace"
+_HERE = "is back in the network namespace of pyvtep"
+_THERE = "is back in the network namespace of --netns"
 _AWAY = (
     "is in another network namespace: it forwards, but pyvtep does not update its MTU and bridge"
 )
@@ -179,5 +180,6 @@ class PortTap:
             return mac
         if is_home != self._is_home:
             self._is_home = is_home
-            log.warning("vni %d: %s %s", self._vni, self._name, _HERE if is_home else _AWAY)
+            home = _HERE if self.namespace is None else _THERE
+            log.warning("vni %d: %s %s", self._vni, self._name, home if is_home else _AWAY)
         return mac
