@@ -53,12 +53,12 @@ def engines(both: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
 
 
 class Attached(Pyvtep):
-    """`pyvtep docker attach mynetwork` on the host of an engine, with its TAP in the bridge."""
+    """A pyvtep on the host of an engine, with its TAP in the bridge of mynetwork."""
 
     def __init__(self, engine: Engine, folder: Path, remote: str, *options: str) -> None:
         self.engine = engine
         arguments = ("--vni", "200", "--remote", remote, "--tap", "vx_docker", "--control", "auto")
-        command = ("docker", "attach", "mynetwork", *arguments, *options)
+        command = (*arguments, "--docker-network", "mynetwork", *options)
         super().__init__(engine.host, folder, *command, prefix=engine.enter)
         self.ready()
         self.on(engine.bridge("mynetwork"))
@@ -182,33 +182,55 @@ def test_walk_through_by_hand(engines: tuple[Engine, Engine], start: Start) -> N
         assert vtep.stop() == 0
 
 
-def test_attach_status_and_detach(engines: tuple[Engine, Engine], attach: Attach) -> None:
+@pytest.fixture
+def host_daemons(engines: tuple[Engine, Engine]) -> Iterator[None]:
+    """End the processes that `docker attach` has started, also if a test fails."""
+    yield
+    for engine in engines:
+        for pid in daemons(engine):
+            engine.host.run("kill", "-9", pid, check=False)
+
+
+def daemons(engine: Engine) -> list[str]:
+    """Return the processes that `docker attach` has started on the host of an engine."""
+    namespace = engine.host.run("readlink", "/proc/self/ns/net")
+    found = engine.host.run("pgrep", "-f", "vtep --on-demand", check=False).split()
+    inside = [pid for pid in found if Path(f"/proc/{pid}/ns/net").exists()]
+    return [
+        pid for pid in inside if str(Path(f"/proc/{pid}/ns/net").readlink()) == namespace.strip()
+    ]
+
+
+def attached(engine: Engine, network: str, *options: str) -> str:
+    """Attach a network by the command. Returns: what it has printed to standard error."""
+    done = pyvtep(engine, "docker", "attach", network, *options)
+    assert done.returncode == 0, done
+    assert f"is on its bridge {engine.bridge(network)}, process " in done.stdout
+    return done.stderr
+
+
+def test_attach_status_and_detach(engines: tuple[Engine, Engine], host_daemons: None) -> None:
+    del host_daemons
     for engine in engines:
         mtu = "com.docker.network.driver.mtu=1450"
         create(engine, "--opt", mtu, "--ipv6", "--subnet", "fd00:18::/64")
     boxes(engines, "fd00:18::")
-    sides = attach()
+    a, b = engines
+    for engine, remote in ((a, B), (b, A)):
+        options = ("--vni", "200", "--remote", remote, "--tap", "vx_docker")
+        advice = attached(engine, "mynetwork", *options)
+        assert "two containers may get the same: give each host a range of its own" in advice
     assert_joined(engines)
 
     # Both bridges are 172.18.0.1; each container must have the MAC of the one on its own host.
-    for side in sides:
-        side.says("172.18.0.1 is the gateway of another host, too")
     probe_from_foreign_gateways(engines, "172.18.0.", "fd00:18::")
-    a, b = engines
-    for engine, side in zip(engines, sides, strict=True):
+    for engine in engines:
         own = mac_of(engine.host, engine.bridge("mynetwork"))
         assert gateway_of(engine, "box") == own
         assert gateway_of(engine, "box", "fd00:18::1") == own
-        # Some frames may have arrived before the other side knew that the address is shared.
-        counters = side.counters()
-        assert counters["anycast_gw_suppressed_tx"] > 0
-        assert (
-            side.unexpected_drops()
-            == counters["anycast_gw_suppressed_rx"] + counters["anycast_gw_suppressed_tx"]
-        )
 
     shown = pyvtep(a, "docker", "status").stdout
-    pid = sides[0].process.pid
+    (pid,) = daemons(a)
     bridge = a.bridge("mynetwork")
     assert f"mynetwork: vni 200 on vx_docker (mtu 1450) to {B}, process {pid}\n" in shown
     assert f"  bridge {bridge}, containers have mtu 1450\n" in shown
@@ -218,27 +240,147 @@ def test_attach_status_and_detach(engines: tuple[Engine, Engine], attach: Attach
     assert said["problem"] is None
     assert [one["name"] for one in said["containers"]] == ["box"]
 
-    again = pyvtep(a, "docker", "attach", "mynetwork", "--vni", "9", "--remote", B)
-    assert again.returncode == 1
-    assert f"bridge {bridge} is attached already, by vx_docker of network" in again.stderr
     # The network ID names the same network, as for docker itself.
     number = a.docker("network", "inspect", "--format", "{{.Id}}", "mynetwork")
-    for name in (number, number[:3]):
+    for name in ("mynetwork", number, number[:3]):
         again = pyvtep(a, "docker", "attach", name, "--vni", "9", "--remote", B)
         assert again.returncode == 1
-        assert "attached already" in again.stderr
+        assert f"attached already, by vx_docker (vni 200) on its bridge {bridge}" in again.stderr
 
     done = pyvtep(a, "docker", "detach", number[:12])
     assert (done.returncode, done.stderr) == (0, "")
     assert not has_device(a.host, "vx_docker")
-    assert sides[0].wait() == 0
     assert not a.reaches("box", "172.18.0.3")
     assert "not attached" in pyvtep(a, "docker", "detach", "mynetwork").stderr
+    wait_until(lambda: not daemons(a), "the end of the process with its last VNI")
 
-    # A killed process keeps no lock.
-    sides[1].process.kill()
-    sides[1].wait()
-    assert pyvtep(b, "docker", "status").stdout == "no network is attached on this host\n"
+
+def test_three_networks_on_one_daemon(engines: tuple[Engine, Engine], host_daemons: None) -> None:
+    del host_daemons
+    networks = {"first": 201, "second": 202, "third": 203}
+    for engine, own in zip(engines, "23", strict=True):
+        for name, number in networks.items():
+            subnet = f"172.{number - 180}.0.0/16"
+            engine.docker("network", "create", "--subnet", subnet, name)
+            engine.container(f"box-{name}", name, "--ip", f"172.{number - 180}.0.{own}")
+    a, b = engines
+
+    def attach_all(engine: Engine, remote: str) -> None:
+        # All at the same time: one of the commands starts the process, and the others join it.
+        commands = [
+            engine.command(
+                *(sys.executable, "-m", "vtep", "docker", "attach", name),
+                *("--vni", str(number), "--remote", remote),
+            )
+            for name, number in networks.items()
+        ]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+        for each in running:
+            assert each.wait(DEADLINE) == 0
+            assert each.stdout is not None
+            each.stdout.close()
+
+    def assert_all_joined() -> None:
+        for name, number in networks.items():
+            destination = f"172.{number - 180}.0.3"
+            wait_until(lambda: a.reaches(f"box-{name}", destination), f"a ping in {name}")  # noqa: B023
+
+    for engine, remote in ((a, B), (b, A)):
+        attach_all(engine, remote)
+    (pid,) = daemons(a)
+    assert_all_joined()
+    assert not a.reaches("box-first", "172.22.0.3")
+    said = json.loads(pyvtep(a, "docker", "status", "--json").stdout)
+    assert [(one["network"], one["vni"], one["pid"]) for one in said] == [
+        (name, number, int(pid)) for name, number in networks.items()
+    ]
+
+    # A killed process leaves nothing that keeps the next one from starting.
+    a.host.run("kill", "-9", pid)
+    wait_until(lambda: not has_device(a.host, "vx203"), "the kernel to remove its TAPs")
+    assert pyvtep(a, "docker", "status").stdout == "no network is attached on this host\n"
+    attach_all(a, B)
+    (pid,) = daemons(a)
+    assert_all_joined()
+
+    # An upgrade of the one process keeps all of them on their bridges, also without the engine.
+    a.stop()
+    done = pyvtep(a, "upgrade")
+    assert done.stdout.startswith(f"upgraded: pid {pid} -> "), done.stderr
+    for number in networks.values():
+        assert "master" in a.host.run("ip", "link", "show", f"vx{number}")
+    a.start()
+    for name in networks:
+        a.docker("start", f"box-{name}")
+    assert_all_joined()
+    wait_until(
+        lambda: all(
+            one["problem"] is None
+            for one in json.loads(pyvtep(a, "docker", "status", "--json").stdout)
+        ),
+        "the process to follow the engine again",
+    )
+
+    # The others go on when one network leaves the process.
+    assert pyvtep(a, "docker", "detach", "second").returncode == 0
+    assert not a.reaches("box-second", "172.22.0.3")
+    assert a.reaches("box-first", "172.21.0.3")
+    for name in ("first", "third"):
+        assert pyvtep(a, "docker", "detach", name).returncode == 0
+    wait_until(lambda: not daemons(a), "the end of the process with its last VNI")
+
+
+def test_start_in_every_order(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    """A configuration file with a network of an engine that does not run yet."""
+    a, b = engines
+    create(b)
+    b.container("box", "mynetwork", "--ip", "172.18.0.3")
+    far = Attached(b, tmp_path, A)
+    file = tmp_path / "vx.toml"
+    file.write_text(
+        f'remote = ["{B}"]\n[[vni]]\nid = 200\ntap = "vx_docker"\ndocker-network = "mynetwork"\n'
+    )
+
+    def start() -> Pyvtep:
+        options = ("--config", str(file), "--control", "auto")
+        return Pyvtep(a.host, tmp_path, *options, prefix=a.enter).ready()
+
+    def is_on_bridge() -> bool:
+        bridge = a.bridge("mynetwork")
+        return f"master {bridge} " in a.host.run("ip", "link", "show", "vx_docker")
+
+    # pyvtep, engine, network.
+    a.stop()
+    vtep = start()
+    wait_until(lambda: "the Docker engine at " in vtep.log, "the engine to be missed")
+    problems = json.loads(pyvtep(a, "status", "--json").stdout)["problems"]
+    assert "docker-network" in [each["problem"] for each in problems]
+    a.start()
+    wait_until(lambda: "has no network mynetwork" in vtep.log, "the network to be missed")
+    create(a)
+    a.container("box", "mynetwork", "--ip", "172.18.0.2")
+    assert_joined(engines)
+    # pyvtep last, by a crash: the engine and the network are there.
+    vtep.process.kill()
+    vtep.wait()
+    vtep = start()
+    wait_until(is_on_bridge, "the TAP on the bridge")
+    assert_joined(engines)
+    # Engine last: the network is there as soon as the engine is.
+    assert vtep.stop() == 0
+    a.stop()
+    vtep = start()
+    a.start()
+    a.docker("start", "box")
+    assert_joined(engines)
+    # The network can be taken away and given back while it runs.
+    assert pyvtep(a, "set", "--docker-network", "none").returncode == 0
+    assert "master" not in a.host.run("ip", "link", "show", "vx_docker")
+    assert pyvtep(a, "set", "--docker-network", "mynetwork").returncode == 0
+    wait_until(is_on_bridge, "the TAP on the bridge")
+    assert_joined(engines)
+    assert vtep.stop() == 0
+    assert far.stop() == 0
 
 
 def test_address_range_and_gateway_of_each_host(
@@ -307,7 +449,7 @@ def test_engine_restart_and_recreated_network(
     assert "does not answer" in said["problem"]
     shown = pyvtep(a, "docker", "status").stdout
     assert f"  bridge {bridge}, containers are unknown\n" in shown
-    side.says("does not answer: network mynetwork stays attached as it is")
+    side.says("does not answer: its networks stay attached as they are")
     # The bridge is removed too, as by a reboot: the engine creates it again with the same name.
     a.host.run("ip", "link", "del", bridge)
     a.start()
@@ -319,7 +461,7 @@ def test_engine_restart_and_recreated_network(
     a.docker("network", "rm", "mynetwork")
     recipe = "docker network create --subnet 172.18.0.0/16 "
     side.says(f"network mynetwork is gone; waiting for one of that name: {recipe}")
-    assert f"the network is gone; to create it again: {recipe}" in status(a)["problem"]
+    assert f"waiting for one of that name: {recipe}" in status(a)["problem"]
     create(a, "--gateway", "172.18.0.9")
     assert a.bridge("mynetwork") != bridge
     side.on(a.bridge("mynetwork"))
@@ -333,7 +475,7 @@ def test_an_upgrade_stays_attached(engines: tuple[Engine, Engine], attach: Attac
     for engine in engines:
         create(engine)
     boxes(engines)
-    side, _ = attach("--wait")  # As the systemd unit does it.
+    side, _ = attach()
     assert_joined(engines)
     a, _ = engines
 
@@ -342,34 +484,21 @@ def test_an_upgrade_stays_attached(engines: tuple[Engine, Engine], attach: Attac
     for _ in range(2):
         done = pyvtep(a, "upgrade")
         assert done.stdout.startswith(f"upgraded: pid {pids[-1]} -> "), done.stderr
-        wait_until(lambda: status(a)["pid"] not in pids, "the record of the new process")
         pids.append(status(a)["pid"])
+    assert len(set(pids)) == 3
     assert side.wait() == 0
     wait_until(lambda: "transmitted" in a.docker("exec", "box", "cat", "/pings"), "the pings")
     assert "8 packets transmitted, 8 packets received" in a.docker("exec", "box", "cat", "/pings")
 
-    # The new process cannot find the network: it neither waits for it, nor ends the old one.
-    bridge = a.bridge("mynetwork")
-    a.stop()
-    done = pyvtep(a, "upgrade")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "exit code 1 before it took over: the Docker engine at " in done.stderr
-    assert f"master {bridge} " in a.host.run("ip", "link", "show", "vx_docker")
-    assert (said := status(a))["pid"] == pids[-1], said
-    a.start()
-    side.says("answers again")
-    a.docker("start", "box")
-    assert_joined(engines)
-
-    # It follows the network to another bridge, and ends by its record.
+    # It follows the network to another bridge, and ends with its last VNI as a command may end it.
     a.docker("rm", "--force", "box")
     a.docker("network", "rm", "mynetwork")
     create(a)
-    assert a.bridge("mynetwork") != bridge
     side.on(a.bridge("mynetwork"))
     done = pyvtep(a, "docker", "detach", "mynetwork")
     assert (done.returncode, done.stderr) == (0, "")
     assert not has_device(a.host, "vx_docker")
+    a.host.run("kill", str(pids[-1]))
 
 
 def test_kernel_driver_as_the_remote(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
@@ -416,31 +545,6 @@ def test_warnings_about_common_problems(engines: tuple[Engine, Engine], tmp_path
             assert side.stop() == 0, side.log
     finally:
         a.host.run("nft", "delete", "table", "inet", "guard")
-
-
-def test_two_networks_between_the_same_hosts(
-    engines: tuple[Engine, Engine], attach: Attach, tmp_path: Path
-) -> None:
-    for engine, own in zip(engines, "23", strict=True):
-        create(engine)
-        engine.docker("network", "create", "--subnet", "172.19.0.0/16", "other")
-        engine.container("box", "other", "--ip", f"172.19.0.{own}")
-    attach()
-    a, b = engines
-    why = refused(a, "other").stderr
-    assert "UDP port is taken on this host, by another pyvtep (see: ss -ulpn)" in why
-    assert "give this one another --dstport, the same on all hosts" in why
-    command = ("docker", "attach", "other", "--control", "auto", "--vni", "201")
-    others = [
-        Pyvtep(
-            *(engine.host, tmp_path, *command, "--dstport", "4790", "--remote", remote),
-            prefix=engine.enter,
-        ).ready()
-        for engine, remote in ((a, B), (b, A))
-    ]
-    wait_until(lambda: a.reaches("box", "172.19.0.3"), "a ping from .2 to .3")
-    for other in others:
-        assert other.stop() == 0
 
 
 def test_dropping_iptables_rules_are_reported(

@@ -14,7 +14,13 @@ import pytest
 
 from vtep import Config, Vtep, VtepError
 from vtep.counters import Counters
-from vtep.daemon.build import APPLIERS, FIXED_OPTIONS, LISTENER_OPTIONS, TAP_OPTIONS
+from vtep.daemon.build import (
+    APPLIERS,
+    FIXED_OPTIONS,
+    LISTENER_OPTIONS,
+    TAP_OPTIONS,
+    WATCHED_OPTIONS,
+)
 from vtep.forwarding.remote_counters import CountersByHost
 from vtep.testing import MemoryUnderlay
 from vtep.testing.memory_network import MemoryNetwork
@@ -27,6 +33,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "remote": ({}, ("192.0.2.3", "2001:db8::2")),
     "group": ({"dev": "eth0"}, "239.1.1.1"),
     "bridge": ({}, "br0"),
+    "docker_network": ({}, "mynetwork"),
+    "docker_host": ({"docker_network": "mynetwork"}, "tcp://192.0.2.9:2375"),
     "persist": ({}, True),
     "local": ({}, OWN),
     "dev": ({}, "eth0"),
@@ -211,7 +219,7 @@ def differences(one: Any, two: Any, where: str = "") -> list[str]:
 def test_each_option_is_in_the_table() -> None:
     options = {field.name for field in attrs.fields(Config)}
     applied = {name for applier in APPLIERS for name in applier.options}
-    changeable = {*applied, *TAP_OPTIONS, *LISTENER_OPTIONS}
+    changeable = {*applied, *TAP_OPTIONS, *LISTENER_OPTIONS, *WATCHED_OPTIONS}
     assert changeable | FIXED_OPTIONS.keys() == options
     assert not changeable & FIXED_OPTIONS.keys()
     assert CASES.keys() == changeable

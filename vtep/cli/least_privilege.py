@@ -1,8 +1,7 @@
-"""The privileges of a process that runs a VTEP, as its settings and its companion require."""
+"""The privileges of a process that runs a VTEP, as its settings require."""
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from vtep.config import Settings
@@ -13,16 +12,10 @@ from vtep.host.privileges import Capability
 log = logging.getLogger("vtep")
 
 
-def drop(
-    settings: Settings,
-    *,
-    address_probes: bool = False,
-    groups: Iterable[int] = (),
-) -> None:
+def drop(settings: Settings, *, on_demand: bool = False) -> None:
     """Become the user of the settings, and keep only the capabilities that the VTEP needs.
 
-    To be called while there is one thread. `address_probes` and `groups` are what a companion
-    needs.
+    To be called while there is one thread. A process `on_demand` may get any VNI later.
 
     Raises: VtepError if the settings ask for what this process may not do.
     """
@@ -32,7 +25,15 @@ def drop(
             privileges.find_group(f"--{option.replace('_', '-')} {group}", group)
     if user is not None and user.uid != 0 and os.geteuid() == 0:
         socket_files.prepare(user.uid, user.gid)
-    privileges.drop(_needed(settings, address_probes=address_probes), user, groups)
+    hosts = {each.docker_host for each in settings.segments if each.docker_network is not None}
+    groups: list[int] = []
+    if hosts and user is not None:
+        # The socket of an engine admits a group, which gives as much power as root has.
+        from vtep.docker.client import groups_of  # noqa: PLC0415  few processes need it
+
+        groups = [group for host in hosts for group in groups_of(host)]
+    probes = on_demand or bool(hosts)
+    privileges.drop(_needed(settings, address_probes=probes), user, groups)
 
 
 def check_config(path: Path | None) -> None:

@@ -7,11 +7,12 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 import uvloop
@@ -45,9 +46,6 @@ log = logging.getLogger("vtep")
 
 report_log = logging.getLogger(REPORT)
 
-Companion: TypeAlias = Callable[[Vtep], Coroutine[Any, Any, None]]
-"""A coroutine that runs beside a VTEP; its VtepError ends both."""
-
 _SWITCH_INTERVAL_S = 0.0005
 """Time slice of threads in seconds, instead of Python's 5 ms. While a thread reads routes, the loop
 waits that long for the interpreter lock after each system call."""
@@ -64,17 +62,13 @@ def run(
     *,
     process: ProcessOptions,
     background: Background | None = None,
-    companion: Companion | None = None,
-    record: AbstractContextManager[object] | None = None,
-    groups: Collection[int] = (),
 ) -> None:
     """Run a VTEP with these settings until a signal ends it.
 
     They come from the file `path`, if any; those in `override` take precedence over the file.
-    `background` is told when it forwards. The `companion` needs the groups `groups` if the process
-    becomes another user. `record` publishes what only one process may be at a time.
+    `background` is told when it forwards.
 
-    Raises: VtepError if the VTEP cannot start, or from the `companion`.
+    Raises: VtepError if the VTEP cannot start.
     """
     stored = stored_descriptors(os.environ)
     reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
@@ -89,21 +83,12 @@ def run(
         descriptors.require(_DESCRIPTORS_MIN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ExitStack() as files:
-        record = record or nullcontext()
         if not takeover:
-            # While this process may still write to the directory of root. _run() closes it.
-            published = files.enter_context(ExitStack())
-            published.enter_context(record)
-            record = published
             # While this process may still enter the network namespaces of others.
             prepare_taps(settings.segments, reloadable.vtep.inherited)
         # Before the first thread, which is that of the log handler, and before anything else is
         # opened. So the files that are made from now on belong to the user of --user.
-        least_privilege.drop(
-            reloadable.settings,
-            address_probes=companion is not None or process.on_demand,
-            groups=groups,
-        )
+        least_privilege.drop(reloadable.settings, on_demand=process.on_demand)
         logs = LogDestinations.open(process, in_background=background is not None)
         pid_file = _write_pid_file(files, process, settings, takeover=takeover)
         # Not earlier: the PID file is in the directory of the user of --user.
@@ -129,8 +114,8 @@ def run(
 
         try:
             parts = _Parts(
-                *(reloadable, supervision, handler, on_ready, pid_file, companion),
-                *(record, command, process.takeover, process.on_demand),
+                *(reloadable, supervision, handler, on_ready, pid_file),
+                *(command, process.takeover, process.on_demand),
             )
             uvloop.run(_run(parts))
         except VtepError as error:
@@ -225,8 +210,6 @@ class _Parts:
     handler: NonBlockingLogHandler
     on_ready: Callable[[], None]
     pid_file: PidFile | None
-    companion: Companion | None
-    record: AbstractContextManager[object]
     command: list[str]
     takeover: str | None
     """The control socket of the process to take over from, or empty for the default one."""
@@ -255,7 +238,6 @@ async def _run(parts: _Parts) -> None:
         if parts.takeover is None:
             # Before any device exists, since the file may be unusable.
             state = running.enter_context(StateWriter.open(settings))
-            running.enter_context(parts.record)  # Open already: see run().
         if log.isEnabledFor(logging.DEBUG):
             # It imports the client commands, whose format it shares.
             from vtep.cli.event_log import EventLog  # noqa: PLC0415
@@ -274,7 +256,6 @@ async def _run(parts: _Parts) -> None:
             handover.refusal = successor.refusal
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
-            running.enter_context(parts.record)
         running.callback(supervision.stopping)
         _handle_signals(reloadable, manager, parts.handler, handover)
         if successor is not None and successor.end_requested.is_set():
@@ -314,10 +295,27 @@ def _others(parts: _Parts, vtep: Vtep, on_demand: OnDemand) -> Iterator[Coroutin
     """Yield what runs beside the VTEP, each a coroutine that ends the process when it ends."""
     yield Collector(vtep).run()
     yield parts.supervision.run()
-    if parts.companion is not None:
-        yield parts.companion(vtep)
+    yield _follow_docker_networks(vtep)
     if parts.on_demand:
         yield on_demand.run()
+
+
+async def _follow_docker_networks(vtep: Vtep) -> None:
+    """Keep ports with --docker-network on the bridges of their networks, until cancelled."""
+    needed = asyncio.Event()
+
+    def note(_event: str, port: Port, _values: Mapping[str, object]) -> None:
+        if port.config.docker_network is not None:
+            needed.set()
+
+    unwatch = vtep.watch(note)
+    for port in vtep.ports.values():
+        note("added", port, {})
+    await needed.wait()
+    unwatch()
+    # Not earlier, since few processes need it, and in a thread, so that frames need not wait.
+    attachment = await asyncio.to_thread(import_module, "vtep.docker.attachment")
+    await attachment.DockerNetworks(vtep).run()
 
 
 def _handle_signals(

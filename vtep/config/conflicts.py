@@ -30,18 +30,22 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
     vnis: dict[int, Config] = {}
     taps: dict[str, Config] = {}
     vlans: dict[tuple[str, int | None], Config] = {}
+    networks: dict[tuple[str, str | None], Config] = {}
     # Only one segment for each different socket is kept: a thousand segments that share one would
     # otherwise all be compared with each other.
     sockets: dict[tuple[int, int], list[Config]] = {}
     for config in segments:
+        network = (config.docker_network or "", config.docker_host)
         earlier = (
             vnis.get(config.vni)
             or vlans.get((config.tap, config.vlan))
             or taps.get(config.tap)
+            or networks.get(network)
             or config
         )
         try:
             _check_names(config, vnis, taps, vlans)
+            _check_network(config, networks.get(network))
             for version in config.versions:
                 others = sockets.setdefault((version, config.dstport), [])
                 for earlier in others:
@@ -54,6 +58,8 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             vnis[config.vni] = config
             taps.setdefault(config.tap, config)
             vlans[config.tap, config.vlan] = config
+            if config.docker_network is not None:
+                networks[network] = config
 
 
 def _check_names(
@@ -85,6 +91,15 @@ def _check_names(
                 f"--{name}: must be the same for vni {other.vni} and vni {config.vni}, which share "
                 f"--tap {config.tap}"
             )
+
+
+def _check_network(config: Config, earlier: Config | None) -> None:
+    # Two segments on one bridge are one Ethernet, and a loop if they have a remote in common.
+    if earlier is not None:
+        raise ConfigError(
+            f"--docker-network {config.docker_network}: is attached already, as vni {earlier.vni}; "
+            "a network can be in one segment only"
+        )
 
 
 def _socket(version: int, config: Config) -> tuple[Address | None, str | None]:

@@ -93,6 +93,24 @@ class Config:
             "help": "Bridge to attach the TAP to, now or as soon as it exists.",
         },
     )
+    docker_network: str | None = field(
+        default=None,
+        converter=option_parsers.docker_network,
+        metadata={
+            "metavar": "NAME",
+            "help": "Docker network to whose bridge the TAP is attached, now or as soon as it "
+            "exists; its gateways are anycast gateways.",
+        },
+    )
+    docker_host: str | None = field(
+        default=None,
+        converter=option_parsers.docker_host,
+        metadata={
+            "metavar": "URL",
+            "help": "Address of the Docker engine of --docker-network [default: $DOCKER_HOST, or "
+            "unix:///var/run/docker.sock].",
+        },
+    )
     persist: bool = flag(
         default=False, help="Keep the TAP, with its addresses and its bridge, when pyvtep ends."
     )
@@ -439,6 +457,35 @@ class Config:
         # It may be the device of --dev: a bridge with the underlay's address extends its LAN.
         if bridge == self.tap:
             raise ConfigError(f"--bridge {bridge}: is the TAP itself; name another device")
+
+    @docker_network.validator
+    def _check_docker_network(self, _attribute: "Attribute[Any]", network: str | None) -> None:
+        if network is None:
+            return
+        if self.bridge is not None:
+            raise ConfigError(
+                f"--docker-network {network}: the network says which bridge it is; leave out "
+                "--bridge"
+            )
+        if self.netns is not None or self.tap_fd is not None:
+            option = "--netns" if self.netns is not None else "--tap-fd"
+            raise ConfigError(
+                f"--docker-network {network}: the TAP is in the network namespace of pyvtep, where "
+                f"the bridge of the network is; leave out {option}, or give --bridge instead"
+            )
+
+    @anycast_gateway.validator
+    def _check_anycast_gateway(self, _attribute: "Attribute[Any]", gateways: object) -> None:
+        if gateways and self.docker_network is not None:
+            raise ConfigError(
+                f"--docker-network {self.docker_network}: the network says which gateways it has; "
+                "leave out --anycast-gateway"
+            )
+
+    @docker_host.validator
+    def _check_docker_host(self, _attribute: "Attribute[Any]", host: str | None) -> None:
+        if host is not None and self.docker_network is None:
+            raise ConfigError(f"--docker-host {host}: needs --docker-network, with a network there")
 
     @dev.validator
     def _check_dev(self, _attribute: "Attribute[Any]", dev: str | None) -> None:

@@ -25,6 +25,11 @@ def of_process(reload: ReloadStatus | None, now: float) -> Iterator[Problem]:
         )
 
 
+def of_docker_network(vni: int, reason: str) -> Problem:
+    """Return the problem of a segment that does not follow its Docker network, with the reason."""
+    return _problem("docker-network", reason, vni)
+
+
 def of_segment(
     segment: SegmentStatus,
     loops: Iterable[LoopEntry],

@@ -165,6 +165,10 @@ class SegmentInfo(TypedDict):
     """The host names among --remote."""
     options: dict[str, Any]
     """Options of the segment by name."""
+    docker_bridge: str | None
+    """The bridge of its Docker network; None until it is known, or without such a network."""
+    docker_problem: str | None
+    """Why it does not follow its Docker network; None if it does."""
 
 
 class ProcessSegment(TypedDict):

@@ -77,6 +77,10 @@ class _Status:
                     and self._vtep.fast_path_failed
                 ),
             )
+            if port.network_problem:
+                self._problems.append(
+                    problems.of_docker_network(port.config.vni, port.network_problem)
+                )
             yield [segment]
 
     def _is_lost(self, port: Port) -> bool:

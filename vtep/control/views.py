@@ -186,6 +186,8 @@ def segment(port: Port, resolver: NameResolver) -> schema.SegmentInfo:
         "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
         "names": names(port, resolver),
         "options": options(port.config),
+        "docker_bridge": port.network_bridge.bridge if port.network_bridge is not None else None,
+        "docker_problem": port.network_problem or None,
     }
 
 

@@ -44,6 +44,9 @@ class Applier:
 TAP_OPTIONS = ("mtu", "mac", "address", "bridge")
 """Options of the TAP's setup (`tap_plan.tap_setup`), which the transaction applies and undoes."""
 
+WATCHED_OPTIONS = ("docker_network", "docker_host")
+"""Options that a watcher of the port follows (`vtep.docker`), which tells the port its bridge."""
+
 LISTENER_OPTIONS = (
     *("local", "dev", "dstport", "offload", "udp6zerocsumrx"),  # What an `Endpoint` consists of.
     *("remote", "accept", "group"),  # By their IP versions; and the group is joined.
@@ -68,7 +71,7 @@ def apply_options(
     port: "Port", appliers: Iterable[Applier], before: Config | None, now: float
 ) -> None:
     """Apply the options of a port: all, or those that differ from `before`."""
-    after = port.config
+    after = port.effective
     for applier in appliers:
         if (
             before is None

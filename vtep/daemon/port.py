@@ -8,6 +8,7 @@ from functools import partial
 from attrs import evolve
 
 from vtep.config import Config
+from vtep.config.network_bridge import NetworkBridge
 from vtep.config.option_parsers import MTU_MAX, MTU_MIN
 from vtep.daemon.build import (
     APPLIERS,
@@ -43,7 +44,7 @@ from vtep.offload.sizing import TunnelSizing
 from vtep.offload.tunnel_mtu import TunnelMtu
 from vtep.tunnel_gso.ack_tracker import AckTracker
 from vtep.wire import ethernet, vxlan
-from vtep.wire.address import version_of
+from vtep.wire.address import Address, version_of
 from vtep.wire.icmp import MTU_MIN_V6
 
 
@@ -67,6 +68,12 @@ class Port:
         self.log = PortLog(config.vni)
         """The lines of the log that depend on what was logged before."""
         self.config = config
+        self.network_bridge: NetworkBridge | None = None
+        """The bridge of the Docker network; None until it is known, or without such a network."""
+        self.network_problem = ""
+        """Why the TAP is not on the bridge of its Docker network as that is now; empty if it is."""
+        self.effective = config
+        """The configuration with the bridge of the Docker network, if that is known."""
         self.underlay = PortUnderlay()
         """The underlay, which is known once the port has started."""
         self.offload: frozenset[str] = frozenset()
@@ -181,13 +188,13 @@ class Port:
 
     def setup(self) -> TapSetup:
         """Return the setup of the TAP for the present configuration and underlay."""
-        return tap_setup(self.config, self._tunnel.most)
+        return tap_setup(self.effective, self._tunnel.most)
 
     def links(self) -> set[int]:
         """Return the indices of the devices of this host whose changes concern the port."""
         if self._tap.namespace is not None:
             return set()  # The namespace reports its own changes.
-        bridge, wanted = self.config.bridge, 0
+        bridge, wanted = self.effective.bridge, 0
         with suppress(OSError):  # No descriptor to ask with: the lookup is repeated later.
             wanted = (self._network.device_index(bridge) or 0) if bridge is not None else 0
         return {self._tap.index, self.attachment.bridge, wanted} - {0}
@@ -240,7 +247,8 @@ class Port:
 
     def change(self, config: Config, underlay: Underlay, listeners: Iterable[Listener]) -> None:
         """Change to another configuration with the same TAP. Raises: OSError if the TAP is gone."""
-        before, self.config = self.config, config
+        before, self.config = self.effective, config
+        self.effective = self.effective_with(config)
         if config.address != before.address:
             self.addresses = tuple(map(str, config.address))
         self.log.start_anew()
@@ -256,6 +264,10 @@ class Port:
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
+
+    def effective_with(self, config: Config) -> Config:
+        """Return what a configuration means with the Docker network's bridge that is known."""
+        return config if self.network_bridge is None else self.network_bridge.apply_to(config)
 
     def add_listener(self, listener: Listener) -> None:
         """Receive from one more listener."""
@@ -295,12 +307,29 @@ class Port:
 
     def state(self) -> dict[str, object]:
         """Return what another process needs to know of the TAP that is not in its options."""
-        return {"name": self.tap, "mtu": self.attachment.mtu, **self._tap.state()}
+        network = self.network_bridge
+        return {
+            "name": self.tap,
+            "mtu": self.attachment.mtu,
+            "bridge": None if network is None else network.bridge,
+            "gateways": [] if network is None else list(map(str, network.gateways)),
+            **self._tap.state(),
+        }
 
     def set_state(self, index: int, mtu: int | None, queue_drops: int) -> None:
         """Continue with the TAP as another process has left it; see `state`."""
         self._tap.set_state(index, queue_drops)
         self.attachment = evolve(self.attachment, mtu=mtu)
+
+    def set_network_bridge(self, bridge: str, gateways: Iterable[Address]) -> None:
+        """Continue on the bridge of a Docker network, on which another process has the TAP."""
+        if self.config.docker_network is None:
+            return
+        self.network_bridge = NetworkBridge(
+            *(self.config.docker_network, self.config.docker_host, bridge, tuple(gateways))
+        )
+        before, self.effective = self.effective, self.effective_with(self.config)
+        apply_options(self, SEGMENT_APPLIERS, before, time.monotonic())
 
     def reassert(self) -> None:
         """Set the options of the TAP again: another process that had it may have changed them."""
@@ -426,7 +455,7 @@ class Port:
         """
         before, unjoined = self.mtu, self.attachment.unjoined
         if logs:
-            self.log.bridge(self.tap, self.config.bridge, unjoined, attachment.unjoined)
+            self.log.bridge(self.tap, self.effective.bridge, unjoined, attachment.unjoined)
         self.attachment = attachment
         self._tunnel.tap = attachment.limit
         return self._update_mtu(before)

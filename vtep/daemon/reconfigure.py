@@ -196,7 +196,7 @@ class Reconfigurer:
         steps = []
         for (port, config), underlay in zip(asked, underlays, strict=True):
             with naming_vni(config, several=self._several):
-                setup = plan_tap(config, port.underlay.with_last_mtu(underlay))
+                setup = plan_tap(port.effective_with(config), port.underlay.with_last_mtu(underlay))
                 listeners = self._listeners.open_all(config, port.versions(config))
             owner = port if port in kept else owners.get((*_place_of_tap(config), config.tap))
             steps.append(_Step(port, config, underlay, setup, listeners, owner))

@@ -27,6 +27,7 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.config import Config, check_segments
+from vtep.config.network_bridge import NetworkBridge
 from vtep.config.vlans import join_tap, share_tap
 from vtep.counters import Counters, Drop, Reason
 from vtep.daemon.fast_path_loader import FastPathLoader
@@ -581,6 +582,20 @@ class Vtep:
                 if other.vni != config.vni
             ]
             await self._reconcile([*others, config], again=(config.vni,))
+
+    async def attach(self, vni: int, network: NetworkBridge) -> None:
+        """Move the TAP of a VNI to the bridge of its Docker network, whose gateways it gets.
+
+        Raises: VtepError if the host refuses; nothing has changed then.
+        """
+        async with self._lock:
+            port = self._ports.get(vni)
+            before, port.network_bridge = port.network_bridge, network
+            try:
+                await self._reconfigurer.apply(Delta((), ((port, port.config),), ()))
+            except BaseException:
+                port.network_bridge = before
+                raise
 
     async def reload(self, configs: Iterable[Config]) -> None:
         """Make the ports exactly those that are configured here.

@@ -1,39 +1,32 @@
-"""Attachment of a VTEP to the bridge of a Docker network, across changes of that network.
+"""Docker networks of this host: find their bridges, and keep the ports of a VTEP on them.
 
 Networks are identified by name: one that was removed and created again is the same to its users,
-although its bridge is another. While there is none, the VTEP waits and keeps its FDB.
+although its bridge is another. While there is none, the port waits and keeps its FDB.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, ip_interface
-from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from vtep import descriptors
+from vtep.config.network_bridge import NetworkBridge
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.descriptors import ShortageError
+from vtep.docker.advice import advise
 from vtep.docker.client import EngineClient, EngineUnreachableError, NoSuchNetworkError
-from vtep.docker.network import (
-    AttachedTunnel,
-    BridgeFilter,
-    DockerNetwork,
-    find_problems,
-    parse_network,
-)
+from vtep.docker.network import AttachedTunnel, DockerNetwork, parse_network
 from vtep.errors import VtepError
 from vtep.host import links, netlink
 from vtep.host.address_probe import probe_addresses
-from vtep.host.firewall import CROSSING, INCOMING, PacketPattern
-from vtep.host.netfilter import Rules
-from vtep.wire.address import Address, without_scope
+from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 
@@ -54,11 +47,10 @@ class AttachableNetwork:
     bridge: links.Bridge
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Options of `Config` for a VTEP on this bridge."""
+    def gateways(self) -> tuple[Address, ...]:
+        """The addresses of the bridge by which containers reach the outside."""
         # Docker gives each bridge fe80::1 as well, but containers don't route over it.
-        gateway = [each for each in self.bridge.addresses if not each.is_link_local]
-        return {"bridge": self.network.bridge, "anycast_gateway": tuple(gateway)}
+        return tuple(each for each in self.bridge.addresses if not each.is_link_local)
 
 
 class NoBridgeError(VtepError):
@@ -100,119 +92,226 @@ def find_network(client: EngineClient, name: str) -> AttachableNetwork:
     return AttachableNetwork(network, bridge)
 
 
-class Attachment:
-    """The attachment of one VTEP to one network; it owns the watch of the engine."""
+class DockerNetworks:
+    """Keeps each port with a `docker_network` on the bridge of that network.
 
-    def __init__(self, client: EngineClient, local: AttachableNetwork) -> None:
-        self._client = client
-        self._initial = local
-        self._name = local.network.name
-        self._missing = False
-        self._reachable = True
-        self._duplicates: set[tuple[Address, str]] = set()
-        """Duplicate addresses that were logged, each with the name of the container here."""
+    It owns a watch for each engine, and a follower for each such port. Without one, it has nothing
+    to do.
+    """
 
-    def _find(self) -> AttachableNetwork:
-        local = find_network(self._client, self._name)
-        # The engine also finds networks by a prefix of their ID, which a name may be.
-        if local.network.name != self._name:
-            raise NoSuchNetworkError(f"there is no network {self._name}")
-        return local
+    def __init__(self, vtep: Vtep) -> None:
+        self._vtep = vtep
+        self._engines: dict[str | None, _Engine] = {}
+        self._followers: dict[Port, tuple[_Follower, asyncio.Task[None]]] = {}
 
-    async def follow(self, vtep: Vtep) -> None:
-        """Keep a running VTEP on the bridge of the network, and log problems, until cancelled.
+    async def run(self) -> None:
+        """Follow all ports, those of now and those that are added later, until cancelled."""
+        unwatch = self._vtep.watch(self._on_port)
+        try:
+            for port in tuple(self._vtep.ports.values()):
+                self._on_port("added", port, {})
+            await asyncio.get_running_loop().create_future()
+        finally:
+            unwatch()
+            for port in tuple(self._followers):
+                self._unfollow(port)
 
-        The VTEP has one VNI, configured with the options of the initial network.
-        """
-        local = self._initial
-        changed = asyncio.Event()
+    def _on_port(self, event: str, port: Port, _values: Mapping[str, object]) -> None:
+        config = port.config
+        found = self._followers.get(port)
+        wanted = None if event == "deleted" else config.docker_network
+        if found is not None:
+            follower, task = found
+            if (follower.name, follower.host) == (wanted, config.docker_host) and not task.done():
+                return
+            self._unfollow(port)
+        if wanted is not None:
+            self._follow(port, wanted, config.docker_host)
+
+    def _follow(self, port: Port, name: str, host: str | None) -> None:
+        if (engine := self._engines.get(host)) is None:
+            engine = self._engines[host] = _Engine(host)
+        follower = _Follower(self._vtep, port, engine, name, host)
+        task = asyncio.get_running_loop().create_task(follower.run())
+        self._followers[port] = follower, task
+
+    def _unfollow(self, port: Port) -> None:
+        follower, task = self._followers.pop(port)
+        follower.engine.changed.discard(follower.changed)
+        task.cancel()
+        port.network_problem = ""
+
+
+class _Engine:
+    """The watch of one engine, in a thread; `changed` are the events of its followers.
+
+    It is never stopped: the SDK offers no way to cancel a request.
+    """
+
+    def __init__(self, host: str | None) -> None:
+        self.changed: set[asyncio.Event] = set()
+        self.is_reachable = True
+        self._host = host
+        self._connecting: asyncio.Task[EngineClient] | None = None
+
+    async def client(self) -> EngineClient:
+        """Return a client of the engine, which need not run. Raises: VtepError without the SDK."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> EngineClient:
+        # In a thread: the SDK takes some 300 ms to import, for which frames would wait.
+        client = await asyncio.to_thread(EngineClient, self._host)
+        self._watch(client)
+        return client
+
+    def _watch(self, client: EngineClient) -> None:
         loop = asyncio.get_running_loop()
-
-        def on_change() -> None:
-            self._log_reachability(reachable=True)
-            changed.set()
 
         def in_loop(callback: Callable[[], None]) -> None:
             with suppress(RuntimeError):  # The loop is closed, and the process about to end.
                 loop.call_soon_threadsafe(callback)
 
         callbacks = (
-            partial(in_loop, on_change),
-            partial(in_loop, partial(self._log_reachability, reachable=False)),
+            partial(in_loop, partial(self._on_change, client.url)),
+            partial(in_loop, partial(self._on_unreachable, client.url)),
         )
-        # A daemon thread, since the SDK offers no way to cancel a request.
-        threading.Thread(
-            target=self._client.watch, args=callbacks, name="docker", daemon=True
-        ).start()
-        checked = None
-        while True:
-            probing = asyncio.create_task(self._probe_for_duplicates(local, vtep.port))
-            try:
-                if local.network != checked:
-                    await asyncio.to_thread(_log_problems, local, vtep.port)
-                    checked = local.network
-                local = await self._next_network(local, changed, vtep)
-            finally:
-                probing.cancel()
+        threading.Thread(target=client.watch, args=callbacks, name="docker", daemon=True).start()
 
-    def _log_reachability(self, *, reachable: bool) -> None:
-        """Log once that the engine does not answer, and once that it answers again."""
-        if reachable is self._reachable:
-            return
-        self._reachable = reachable
-        if reachable:
-            log.info("the Docker engine at %s answers again", self._client.url)
-        else:
+    def _on_change(self, url: str) -> None:
+        if not self.is_reachable:
+            self.is_reachable = True
+            log.info("the Docker engine at %s answers again", url)
+        for event in self.changed:
+            event.set()
+
+    def _on_unreachable(self, url: str) -> None:
+        if self.is_reachable and self.changed:
+            self.is_reachable = False
             log.warning(
-                "the Docker engine at %s does not answer: network %s stays attached as it is",
-                *(self._client.url, self._name),
+                "the Docker engine at %s does not answer: its networks stay attached as they are",
+                url,
             )
+            for event in self.changed:
+                event.set()
+
+
+class _Follower:
+    """Keeps one port on the bridge of one network."""
+
+    def __init__(
+        self, vtep: Vtep, port: Port, engine: _Engine, name: str, host: str | None
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self.host = host
+        self.changed = asyncio.Event()
+        """Set when the network may have changed."""
+        self.changed.set()
+        engine.changed.add(self.changed)
+        self._vtep = vtep
+        self._port = port
+        self._logged = ""
+        """The last reason to wait that was logged."""
+        self._duplicates: set[tuple[Address, str]] = set()
+        """Duplicate addresses that were logged, each with the name of the container here."""
+
+    async def run(self) -> None:
+        """Keep the port on the bridge, and log problems, until cancelled."""
+        try:
+            client = await self.engine.client()
+        except VtepError as error:  # The Docker SDK is missing, or $DOCKER_HOST makes no sense.
+            self._wait(str(error))
+            return
+        current: AttachableNetwork | None = None
+        advised: DockerNetwork | None = None
+        while True:
+            probing = None
+            if current is not None:
+                probing = asyncio.create_task(self._probe_for_duplicates(current))
+            try:
+                if current is not None and current.network != advised:
+                    await asyncio.to_thread(_log_advice, current, self._port)
+                    advised = current.network
+                current = await self._next_network(client, current)
+            finally:
+                if probing is not None:
+                    probing.cancel()
 
     async def _next_network(
-        self, before: AttachableNetwork, changed: asyncio.Event, vtep: Vtep
+        self, client: EngineClient, before: AttachableNetwork | None
     ) -> AttachableNetwork:
-        """Wait until the network has changed, and move the VTEP to its bridge.
+        """Wait until the network is another one, or has other containers, and move the port.
 
         Failures are logged and tried again.
         """
         while True:
-            await changed.wait()
-            changed.clear()
+            await self.changed.wait()
+            self.changed.clear()
             try:
-                local = await asyncio.to_thread(self._find)
-                if local != before:  # Containers are no part of this comparison.
-                    await vtep.change(evolve(vtep.port.config, **local.options))
-            except EngineUnreachableError:
-                pass  # Bridges and containers outlive the engine.
-            except NoSuchNetworkError:
-                if not self._missing:
-                    log.warning(
-                        "network %s is gone; waiting for one of that name: %s",
-                        *(self._name, before.network.recipe),
+                found = await asyncio.to_thread(self._find, client)
+                if found != before:  # Containers are no part of this comparison.
+                    await self._vtep.attach(
+                        self._port.config.vni,
+                        NetworkBridge(self.name, self.host, found.network.bridge, found.gateways),
                     )
-                self._missing = True
+            except EngineUnreachableError as error:
+                self._port.network_problem = str(error)  # Bridges outlive the engine.
+                if self.engine.is_reachable:  # Else its return is noticed by the watch.
+                    self._retry()
+            except NoSuchNetworkError as error:
+                if before is None:
+                    self._wait(str(error))
+                else:
+                    recipe = before.network.recipe
+                    self._wait(
+                        f"network {self.name} is gone; waiting for one of that name: {recipe}"
+                    )
             except VtepError as error:
                 if isinstance(error, ShortageError):
                     descriptors.warn(str(error))
                 else:
-                    log.warning("%s", error)
-                asyncio.get_running_loop().call_later(_RETRY_DELAY_S, changed.set)
+                    self._wait(str(error))
+                self._retry()
             else:
-                self._missing = False
-                if local != before or local.network.containers != before.network.containers:
-                    return local
+                self._port.network_problem = self._logged = ""
+                if (
+                    before is None
+                    or found != before
+                    or found.network.containers != before.network.containers
+                ):
+                    return found
 
-    async def _probe_for_duplicates(self, local: AttachableNetwork, port: Port) -> None:
+    def _find(self, client: EngineClient) -> AttachableNetwork:
+        found = find_network(client, self.name)
+        # The engine also finds networks by a prefix of their ID, which a name may be.
+        if found.network.name != self.name:
+            raise NoSuchNetworkError(f"there is no network {self.name}")
+        return found
+
+    def _retry(self) -> None:
+        asyncio.get_running_loop().call_later(_RETRY_DELAY_S, self.changed.set)
+
+    def _wait(self, reason: str) -> None:
+        """Log once why the port is not on the bridge."""
+        self._port.network_problem = reason
+        if reason != self._logged:
+            self._logged = reason
+            log.warning("vni %d: %s", self._port.config.vni, reason)
+
+    async def _probe_for_duplicates(self, current: AttachableNetwork) -> None:
         """Probe other hosts for the addresses of this one, periodically, until cancelled.
 
         Duplicates of containers are logged. Replies of gateways on other hosts are handled by the
         segment, which they pass; a gateway that sends none for two rounds is forgotten there.
         """
-        bridge = local.network.bridge
-        gateways = [each for each in local.bridge.addresses if isinstance(each, IPv4Address)]
+        port = self._port
+        bridge = current.network.bridge
+        gateways = [each for each in current.bridge.addresses if isinstance(each, IPv4Address)]
         here = {
             ip_interface(address).ip: container.name
-            for container in local.network.containers
+            for container in current.network.containers
             for address in container.addresses
         }
         containers = list(here)
@@ -234,30 +333,17 @@ class Attachment:
             log.warning(
                 "network %s: container %s has the address %s, and so has one on another host (%s);"
                 " remove one of them, and give each host a range of its own (--ip-range)",
-                *(self._name, name, address, mac),
+                *(self.name, name, address, mac),
             )
 
 
-def _log_problems(local: AttachableNetwork, port: Port) -> None:
-    """Log which bridge the VTEP is on, and problems of the network and of the host."""
-    network = local.network
+def _log_advice(current: AttachableNetwork, port: Port) -> None:
+    """Log which bridge the port is on, and problems of the network and of the host."""
+    network = current.network
     log.info("network %s: %s is on its bridge %s", network.name, port.tap, network.bridge)
-    rules = Rules.read()
-    crossing = PacketPattern(4, device=network.bridge, out=network.bridge)
-    bridge_filter = BridgeFilter(local.bridge.netfilter, rules.verdict(crossing, *CROSSING))
-    tunnel = AttachedTunnel(port.mtu, chosen=port.mtu == port.config.mtu)
-    for line in find_problems(network, tunnel, bridge_filter):
+    config, devices = port.config, port.underlay_devices
+    tunnel = AttachedTunnel(port.mtu, chosen=port.mtu == config.mtu)
+    remotes = [str(remote) for remote in config.remote_addresses]
+    filtered = current.bridge.netfilter
+    for line in advise(network, tunnel, filtered, remotes, config.dstport, devices):
         log.warning("%s", line)
-    dstport, devices = port.config.dstport, port.underlay_devices
-    for remote in port.config.remote_addresses:
-        packet = PacketPattern(
-            *(remote.version, str(without_scope(remote)), dstport),
-            devices[0] if len(devices) == 1 else None,
-        )
-        drop = rules.verdict(packet, *INCOMING)
-        if drop is not None and drop.certain:
-            log.warning(
-                "this host's firewall drops UDP port %d from %s by %s: %s",
-                *(dstport, remote, drop.rule, drop.fix),
-            )
-            return  # Most likely it drops those of the other remotes as well.

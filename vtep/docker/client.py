@@ -20,6 +20,8 @@ from vtep.errors import ConfigError, VtepError
 _RECONNECT_INTERVAL_S = 0.5
 """Pause between attempts to reach an engine that does not answer."""
 
+_DEFAULT_URL = "unix:///var/run/docker.sock"
+
 _TIMEOUT_S = 10
 """Timeout of a request; an engine that takes longer counts as unreachable."""
 
@@ -30,6 +32,19 @@ class NoSuchNetworkError(VtepError):
 
 class EngineUnreachableError(VtepError):
     """An engine that does not answer, or whose answer makes no sense."""
+
+
+def groups_of(url: str | None) -> tuple[int, ...]:
+    """Return the group that the socket of an engine admits, if it is a Unix socket with one.
+
+    None stands for the engine of `EngineClient(None)`.
+    """
+    scheme, _, path = (url or os.environ.get("DOCKER_HOST") or _DEFAULT_URL).partition("://")
+    try:
+        found = Path(path).stat() if scheme in ("unix", "http+unix") else None
+    except OSError:  # The next request says why.
+        found = None
+    return (found.st_gid,) if found is not None and found.st_mode & stat.S_IWGRP else ()
 
 
 class EngineClient:
@@ -50,7 +65,7 @@ class EngineClient:
         self._options = docker.utils.kwargs_from_env()
         if url is not None:
             self._options["base_url"] = url
-        self.url: str = self._options.get("base_url", "unix:///var/run/docker.sock")
+        self.url: str = self._options.get("base_url", _DEFAULT_URL)
         try:
             docker.utils.parse_host(self.url)
         except (ValueError, docker.errors.DockerException) as error:
@@ -58,16 +73,6 @@ class EngineClient:
                 f"--docker-host {self.url}: is not the address of an engine, such as "
                 "unix:///var/run/docker.sock"
             ) from error
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """The group that the engine's socket admits, if it is a Unix socket with such a group."""
-        scheme, _, path = self.url.partition("://")
-        try:
-            found = Path(path).stat() if scheme in ("unix", "http+unix") else None
-        except OSError:  # The next request says why.
-            found = None
-        return (found.st_gid,) if found is not None and found.st_mode & stat.S_IWGRP else ()
 
     def inspect(self, name: str) -> Mapping[str, Any]:
         """Return the engine's description of a network (`GET /networks/NAME`).

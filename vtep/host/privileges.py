@@ -43,7 +43,7 @@ class Capability(IntEnum):
     (SO_RCVBUFFORCE in net/core/sock.c), read netfilter rules. Always kept."""
     NET_RAW = 13
     """Open packet sockets (packet_create() in net/packet/af_packet.c) for address probes, and let
-    iptables-save read legacy tables. Kept by `pyvtep docker attach`."""
+    iptables-save read legacy tables. Kept with --docker-network and --on-demand."""
     BPF = 39
     """Load the eBPF program of tunnel GSO (bpf_prog_load() in kernel/bpf/syscall.c), when the
     offload is first used, and again when its TAP was removed. Always kept, since a command may

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from vtep.upgrade.channel import Channel, ClosedError, PeerHungError
 from vtep.upgrade.format import FormatError, Message
 from vtep.upgrade.merge import merge
 from vtep.upgrade.starter import Starter, starter
+from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 
@@ -170,6 +172,8 @@ class NewSide:
                     mtu if isinstance(mtu, int) else None,
                     message.integer("queue_drops", 0),
                 )
+                if isinstance(bridge := message.fields.get("bridge"), str):
+                    port.set_network_bridge(bridge, _addresses(message))
         for page in pages:
             self._apply_fdb(page)
         vtep.check_running()
@@ -358,3 +362,11 @@ def socket_path(named: str, settings: Settings) -> Path:
         raise VtepError("--takeover: XDG_RUNTIME_DIR is not set; give the PATH of a control socket")
     name = named or (settings.segments[0].tap if settings.segments else "pyvtep")
     return place / f"{name}.sock"
+
+
+def _addresses(message: Message) -> list[Address]:
+    """Return the gateways of a Docker network. Raises: FormatError."""
+    try:
+        return [ip_address(str(each)) for each in message.items("gateways")]
+    except ValueError:
+        raise FormatError("a gateway is not an IP address") from None
