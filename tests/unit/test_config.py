@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.unit.craft import mac
 from vtep.config import Config, Settings, check_segments, conflicts
+from vtep.config.network_bridge import NetworkBridge
 from vtep.config.option_parsers import AGEING_MAX, MTU_MAX, MTU_MIN
 from vtep.errors import ConfigError, VtepError
 from vtep.wire.address import DEVICE_NAME_MAX
@@ -69,6 +70,8 @@ def test_defaults() -> None:
         "tap_fd": None,
         "vlan": None,
         "bridge": None,
+        "docker_network": None,
+        "docker_host": None,
         "persist": False,
         "local": (),
         "dev": None,
@@ -150,6 +153,9 @@ ACCEPTED = [
     ("vlan", "none", None),
     ("bridge", "br-1f2e3d4c5b6a", "br-1f2e3d4c5b6a"),
     ("bridge", None, None),
+    ("docker_network", "my_net.1-a", "my_net.1-a"),
+    ("docker_network", "none", None),
+    ("docker_host", None, None),
     ("persist", True, True),
     ("srcport", (1, 65535), (1, 65535)),
     ("srcport", ["5000", "5000"], (5000, 5000)),
@@ -377,6 +383,12 @@ REFUSED = [
     ("vlan", "4095", "must be from 1 to 4094"),
     ("vlan", "10:1010", "names a VNI; leave out --vni"),
     ("vlan", ("10", "11"), "is a second VLAN; one VNI is carried by one VLAN"),
+    ("docker_network", "-net", "'-net': is not a name that a Docker network can have"),
+    ("docker_network", 7, "is not a name that a Docker network can have"),
+    ("docker_host", "/run/docker.sock", "is not the address of an engine, such as unix:///"),
+    ("docker_host", 7, "is not the address of an engine"),
+    ("docker_host", "tcp://", "is not the address of an engine"),
+    ("docker_host", "tcp://192.0.2.9:2375", "needs --docker-network, with a network there"),
     ("bridge", "", NO_NAME),
     ("bridge", "x" * 16, "too long"),
     ("bridge", "vx1", "is the TAP itself; name another device"),
@@ -536,6 +548,8 @@ RESETTABLE = (
         "tap_fd",
         "vlan",
         "bridge",
+        "docker_network",
+        "docker_host",
         "local",
         "dev",
         "mtu",
@@ -710,6 +724,42 @@ def test_a_tap_elsewhere_has_nothing_in_common_with_the_underlay() -> None:
     assert given.netns == "7"
     with pytest.raises(ConfigError, match="--tap-fd 3: is the TAP of a network namespace already"):
         Config(vni=1, netns="7", tap_fd=3)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"bridge": "br0"}, "the network says which bridge it is; leave out --bridge"),
+        ({"anycast_gateway": "10.0.0.1"}, "the network says which gateways it has"),
+        ({"netns": "7"}, "leave out --netns, or give --bridge instead"),
+        ({"tap_fd": 3}, "leave out --tap-fd, or give --bridge instead"),
+    ],
+)
+def test_a_docker_network_excludes_what_it_says_itself(other: dict[str, Any], why: str) -> None:
+    said = refusal(docker_network="mynetwork", **other)
+    assert said.startswith("--docker-network mynetwork: ")
+    assert why in said
+
+
+def test_the_bridge_of_a_docker_network_applies_to_that_network_only() -> None:
+    gateway = IPv4Address("172.18.0.1")
+    bridge = NetworkBridge("mynetwork", None, "br-1f2e3d4c5b6a", (gateway,))
+    applied = bridge.apply_to(Config(vni=1, remote=V4, docker_network="mynetwork", ageing=5))
+    assert applied == Config(
+        vni=1, remote=V4, bridge="br-1f2e3d4c5b6a", anycast_gateway=gateway, ageing=5
+    )
+    for others in ({"docker_network": "other"}, {"bridge": "br0"}, {}):
+        other = Config(vni=1, **others)
+        assert bridge.apply_to(other) is other
+    elsewhere = Config(vni=1, docker_network="mynetwork", docker_host="tcp://192.0.2.9:2375")
+    assert bridge.apply_to(elsewhere) is elsewhere
+
+
+def test_a_docker_network_is_in_one_segment_only() -> None:
+    one, two = (Config(vni=vni, docker_network="mynetwork") for vni in (1, 2))
+    with pytest.raises(ConfigError, match="mynetwork: is attached already, as vni 1; a network"):
+        check_segments([one, two])
+    check_segments([one, attrs.evolve(two, docker_host="tcp://192.0.2.9:2375")])
 
 
 def test_a_bridge_may_be_the_underlay_device() -> None:

@@ -68,6 +68,8 @@ EXAMPLES: dict[str, Any] = {
     "tap_fd": "3",
     "vlan": 10,
     "bridge": "br0",
+    "docker_network": "mynetwork",
+    "docker_host": "tcp://192.0.2.9:2375",
     "persist": True,
     "local": ["192.0.2.1"],
     "dev": "eth0",
@@ -124,6 +126,8 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
     options = {field.name: EXAMPLES[field.name]}
     if field.name == "group":
         options["dev"] = "eth0"
+    if field.name == "docker_host":
+        options["docker_network"] = "mynetwork"
     if field.name == "gbp_accept":
         options["gbp"] = 7
     keys = [f"{name.replace('_', '-')} = {toml(value)}" for name, value in options.items()]
