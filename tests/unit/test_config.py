@@ -732,6 +732,7 @@ def test_a_tap_elsewhere_has_nothing_in_common_with_the_underlay() -> None:
         ({"bridge": "br0"}, "the network says which bridge it is; leave out --bridge"),
         ({"anycast_gateway": "10.0.0.1"}, "the network says which gateways it has"),
         ({"netns": "7"}, "leave out --netns, or give --bridge instead"),
+        ({"vlan": 10, "tap": "vx0"}, "leave out --vlan"),
         ({"tap_fd": 3}, "leave out --tap-fd, or give --bridge instead"),
     ],
 )
@@ -748,8 +749,7 @@ def test_the_bridge_of_a_docker_network_applies_to_that_network_only() -> None:
     assert applied == Config(
         vni=1, remote=V4, bridge="br-1f2e3d4c5b6a", anycast_gateway=gateway, ageing=5
     )
-    for others in ({"docker_network": "other"}, {"bridge": "br0"}, {}):
-        other = Config(vni=1, **others)
+    for other in (Config(vni=1, docker_network="other"), Config(vni=1, bridge="br0")):
         assert bridge.apply_to(other) is other
     elsewhere = Config(vni=1, docker_network="mynetwork", docker_host="tcp://192.0.2.9:2375")
     assert bridge.apply_to(elsewhere) is elsewhere

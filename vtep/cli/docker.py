@@ -15,7 +15,7 @@ from vtep import Config, VtepError
 from vtep.cli import commands
 from vtep.cli.docker_plugin import plugin
 from vtep.cli.options import config_options, given_options
-from vtep.config import option_parsers
+from vtep.config import docker_parsers
 from vtep.control import Client, socket_files
 from vtep.control.client import candidates
 from vtep.control.schema import SegmentInfo
@@ -31,12 +31,12 @@ _ATTACH_TIMEOUT_S = 30.0
 
 _POLL_S = 0.05
 
-_DERIVED = ("bridge", "anycast_gateway", "docker_network", "netns", "tap_fd")
+_DERIVED = ("bridge", "anycast_gateway", "docker_network", "netns", "tap_fd", "vlan")
 """Options that the network replaces, or that contradict it."""
 
 
 def _check_name(_context: click.Context, _option: click.Parameter, network: str) -> str:
-    option_parsers.docker_network(network)
+    docker_parsers.docker_network(network)
     return network
 
 

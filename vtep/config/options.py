@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import Attribute, evolve, field, frozen
 
-from vtep.config import address_parsers, option_parsers
+from vtep.config import address_parsers, docker_parsers, option_parsers
 from vtep.config.flags import flag
 from vtep.config.host_names import HostName, usable_addresses
 from vtep.config.overlap import find_overlap
@@ -95,7 +95,7 @@ class Config:
     )
     docker_network: str | None = field(
         default=None,
-        converter=option_parsers.docker_network,
+        converter=docker_parsers.docker_network,
         metadata={
             "metavar": "NAME",
             "help": "Docker network to whose bridge the TAP is attached, now or as soon as it "
@@ -104,7 +104,7 @@ class Config:
     )
     docker_host: str | None = field(
         default=None,
-        converter=option_parsers.docker_host,
+        converter=docker_parsers.docker_host,
         metadata={
             "metavar": "URL",
             "help": "Address of the Docker engine of --docker-network [default: $DOCKER_HOST, or "
@@ -466,6 +466,10 @@ class Config:
             raise ConfigError(
                 f"--docker-network {network}: the network says which bridge it is; leave out "
                 "--bridge"
+            )
+        if self.vlan is not None:
+            raise ConfigError(
+                f"--docker-network {network}: the containers have no VLANs; leave out --vlan"
             )
         if self.netns is not None or self.tap_fd is not None:
             option = "--netns" if self.netns is not None else "--tap-fd"
