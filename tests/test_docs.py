@@ -360,7 +360,7 @@ def test_the_configuration_file_and_its_mistakes(tmp_path: Path) -> None:
         assert result.output.replace(str(file), "/etc/pyvtep.toml").splitlines() == expected
 
 
-@pytest.mark.parametrize("name", ["getting-started.md", "docker-attach.md"])
+@pytest.mark.parametrize("name", ["getting-started.md"])
 def test_the_line_that_introduces_a_segment(name: str) -> None:
     seen = 0
     for command, output in transcripts(name):

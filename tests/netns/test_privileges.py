@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -347,7 +348,7 @@ def test_capabilities_that_are_inherited_are_kept(
     assert vtep.stop() == 0
 
 
-def test_docker_attach_keeps_the_group_of_the_engines_socket(
+def test_a_docker_network_keeps_the_group_of_the_engines_socket(
     pair: Pair, tun_for_all: None, tmp_path: Path
 ) -> None:
     del tun_for_all
@@ -358,9 +359,9 @@ def test_docker_attach_keeps_the_group_of_the_engines_socket(
             pytest.skip("there is no group docker")
         create = ("network", "create", "--subnet", "172.18.0.0/16", "mynetwork")
         engine.docker(*create)
-        arguments = ("--vni", "200", "--remote", "192.0.2.2", "--tap", "vx0")
+        arguments = ("--vni", "200", "--remote", "192.0.2.2", "--tap", "vx0", "--control", "auto")
         vtep = Pyvtep(
-            *(a, tmp_path, "docker", "attach", "mynetwork", *arguments, *AS_USER),
+            *(a, tmp_path, *arguments, "--docker-network", "mynetwork", *AS_USER),
             prefix=engine.enter,
         ).ready()
         kept = USUAL | mask(Capability.NET_RAW)
@@ -383,7 +384,9 @@ def test_docker_attach_keeps_the_group_of_the_engines_socket(
         detach = engine.command(sys.executable, "-m", "vtep", "docker", "detach", "mynetwork")
         done = subprocess.run(detach, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        wait_until(lambda: not has_device(a), "the TAP to be removed")
+        assert not has_device(a)
+        os.kill(int(found[2]), signal.SIGTERM)
+        wait_until(lambda: "ended: " in vtep.log, "the end of the new process")
         assert "Traceback" not in vtep.log
 
 

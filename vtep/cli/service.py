@@ -28,9 +28,8 @@ def service() -> None:
 def install(*, directory: Path | None, dry_run: bool, force: bool) -> None:
     """Write the units of this pyvtep, and make systemd read them. Nothing is started.
 
-    pyvtep.service runs all files /etc/pyvtep/*.toml in one process, pyvtep@NAME.service only
-    /etc/pyvtep/NAME.toml, and pyvtep-docker@NETWORK.service attaches a Docker network with the
-    options in /etc/pyvtep/docker/NETWORK.env. pyvtep-exporter.service exports metrics.
+    pyvtep.service runs all files /etc/pyvtep/*.toml in one process, and pyvtep@NAME.service only
+    /etc/pyvtep/NAME.toml. pyvtep-exporter.service exports metrics.
     """
     installation = Installation(directory or UNIT_DIRECTORY, dry_run=dry_run)
     for line in installation.install(force=force):

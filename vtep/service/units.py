@@ -13,7 +13,7 @@ from typing import Final
 
 UNITS: Final = (
     *("pyvtep.service", "pyvtep@.service"),
-    *("pyvtep-docker@.service", "pyvtep-docker-plugin.service", "pyvtep-exporter.service"),
+    *("pyvtep-docker-plugin.service", "pyvtep-exporter.service"),
 )
 """The names of the units, which are those of their templates."""
 
