@@ -299,6 +299,14 @@ def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
     ):
         words = [word for option in options for word in ("-o", option)]
         assert reason in a.refused(*command, *words, "other")
+    for subnet, reason in (
+        ("172.31.0.96/27", "has the address of the remote 172.31.0.107"),
+        ("172.31.0.0/28", "overlaps with the subnet 172.31.0.0/24 of the device eth0"),
+        ("172.18.5.0/24", "overlaps with 172.18.0.0/16 of the network "),
+    ):
+        # Without Docker's IPAM, which knows its own subnets only.
+        options = ("-o", "vni=1", "-o", f"remote={B}", "--ipam-driver", "pyvtep")
+        assert reason in a.refused(*command, *options, "--subnet", subnet, "other")
     assert "other" not in a.docker("network", "ls")
     a.pyvtep("vni", "del", "300")
     a.docker("network", "rm", "mynetwork")
@@ -317,6 +325,7 @@ def test_a_bridge_of_the_administrator_stays(nodes: tuple[Node, Node]) -> None:
         assert "-A FORWARD -i lan0 -o lan0 -j ACCEPT" in a.host.run("iptables", "-S")
         a.docker("network", "rm", "mynetwork")
         assert has_device(a.host, "lan0")
+        assert "172.18.0.1" not in a.host.run("ip", "addr", "show", "lan0")
         assert "lan0" not in a.host.run("iptables", "-S")
     finally:
         a.host.run("ip", "link", "del", "lan0")

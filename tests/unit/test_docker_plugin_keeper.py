@@ -1,7 +1,8 @@
 """The keeper of the driver's networks, on a host in memory."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,10 +12,12 @@ import pytest
 from vtep.docker.client import EngineClient, NoSuchNetworkError
 from vtep.docker.plugin import keeper as module
 from vtep.docker.plugin.keeper import NetworkKeeper
-from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
+from vtep.docker.plugin.network import NetworkPool, PluginEndpoint, PluginNetwork
+from vtep.docker.plugin.overlaps import HostSubnet
 from vtep.docker.plugin.store import JsonStore
 from vtep.errors import ConfigError, VtepError
 from vtep.host import bridge_rules, netlink
+from vtep.wire.address import Interface
 
 FIRST, SECOND = "a" * 64, "b" * 64
 ENDPOINT = "e" * 64
@@ -31,6 +34,8 @@ class HostInMemory:
         self.engine: dict[str, dict[str, Any]] = {}
         self.failure: Exception | None = None
         self.refused: list[str] = []
+        self.addresses: set[tuple[str, str]] = set()
+        self.subnets: list[HostSubnet] = []
 
     # The engine.
 
@@ -72,15 +77,25 @@ class HostInMemory:
 
     # The kernel.
 
-    def ensure_bridge(self, _netlink: object, name: str, *_: object) -> int:
+    def ensure_bridge(
+        self, _netlink: object, name: str, _mac: str, addresses: Iterable[Interface]
+    ) -> int:
         self.devices.add(name)
+        self.addresses |= {(name, str(each)) for each in addresses}
         return 1
+
+    def bridge_addresses(self, _netlink: object, name: str) -> list[Interface]:
+        return [ip_interface(text) for bridge, text in self.addresses if bridge == name]
+
+    def remove_addresses(self, _netlink: object, name: str, addresses: Iterable[Interface]) -> None:
+        self.addresses -= {(name, str(each)) for each in addresses}
 
     def add_veth(self, _netlink: object, name: str, peer: str, **_: object) -> None:
         self.devices |= {name, peer}
 
     def remove_device(self, _netlink: object, name: str) -> None:
         self.devices -= {name, name.replace("vxh", "vxc")}
+        self.addresses = {each for each in self.addresses if each[0] != name}
 
     def run_iptables(self, version: int, table: str, *words: str) -> str:
         if words[0] == "-S":
@@ -105,6 +120,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
 
     setup = SimpleNamespace(
         ensure_bridge=host.ensure_bridge,
+        bridge_addresses=host.bridge_addresses,
+        remove_addresses=host.remove_addresses,
         add_veth=host.add_veth,
         remove_device=host.remove_device,
         set_master=lambda *_: None,
@@ -115,6 +132,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
     monkeypatch.setattr(bridge_rules, "_run", host.run_iptables)
     monkeypatch.setattr(module, "HostSegments", lambda *_: host)
     monkeypatch.setattr(module, "device_index", lambda name: 1 if name in host.devices else None)
+    monkeypatch.setattr(module, "read_subnets", lambda *_: host.subnets)
     monkeypatch.setattr(module, "announce", lambda *_: None)
     return host
 
@@ -229,3 +247,39 @@ def test_damaged_state_costs_no_other_network(host: HostInMemory, tmp_path: Path
     host.vnis.clear()
     assert start(host, tmp_path)._put_right()
     assert 200 in host.vnis
+
+
+@pytest.mark.parametrize("found", [set(), {("lan0", "172.18.0.1/16")}], ids=["added", "found"])
+def test_a_bridge_of_the_administrator_stays_as_it_was(
+    host: HostInMemory, tmp_path: Path, found: set[tuple[str, str]]
+) -> None:
+    host.devices.add("lan0")
+    host.addresses |= found | {("lan0", "192.0.2.1/24")}
+    before = set(host.addresses)
+    options = {"vni": "200", "com.docker.network.bridge.name": "lan0"}
+    pool = NetworkPool("172.18.0.0/16", "172.18.0.1/16")
+    start(host, tmp_path).create(PluginNetwork(FIRST, options, (pool,)))
+    assert ("lan0", "172.18.0.1/16") in host.addresses
+    # Which addresses were there before outlives a restart.
+    start(host, tmp_path).delete(FIRST)
+    assert host.addresses == before
+    assert host.devices == {"lan0"}
+
+
+def test_only_create_refuses_subnets_that_overlap(host: HostInMemory, tmp_path: Path) -> None:
+    keeper = start(host, tmp_path)
+    made = PluginNetwork(FIRST, {"vni": "200"}, (NetworkPool("172.18.0.0/16"),))
+    host.subnets = [HostSubnet(ip_network("172.18.0.0/16"), "docker_gwbridge")]
+    with pytest.raises(ConfigError, match=r"172\.18\.0\.0/16 of the device docker_gwbridge"):
+        keeper.create(made)
+    assert host.is_clean()
+    host.subnets.clear()
+    keeper.create(made)
+    # A device that comes later costs no network, whether its state is known or lost.
+    host.subnets = [HostSubnet(ip_network("172.18.0.0/16"), "docker_gwbridge")]
+    keeper.create(made)
+    assert start(host, tmp_path)._put_right()
+    known(host, FIRST, 200)
+    host.engine[FIRST]["IPAM"] = {"Config": [{"Subnet": "172.18.0.0/16"}]}
+    start(host, tmp_path / "lost").create_endpoint(FIRST, ENDPOINT, PluginEndpoint(""))
+    assert host.vnis == {200: "br-aaaaaaaaaaaa"}

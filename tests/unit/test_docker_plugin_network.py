@@ -26,6 +26,7 @@ from vtep.docker.plugin.network import (
     to_json,
     was_refused,
 )
+from vtep.docker.plugin.overlaps import HostSubnet, check_subnets
 from vtep.errors import ConfigError
 from vtep.forwarding import anycast
 from vtep.wire.ethernet import parse_mac
@@ -293,3 +294,39 @@ def test_announcements_claim_the_address() -> None:
         assert not message.is_probe
         assert message.claimed == ip_address(text).packed
         assert frame[6:12] == mac
+
+
+@pytest.mark.parametrize(
+    ("subnet", "reason"),
+    [
+        ("192.0.2.0/30", "has the address of the remote 192.0.2.2"),
+        ("10.5.0.0/24", "overlaps with 10.5.0.0/16 of the network cccccccccccc"),
+        ("10.0.0.0/8", "overlaps with 10.5.0.0/16 of the network cccccccccccc"),
+        # The subnet of an address, whether wider or not.
+        ("172.31.0.96/27", "overlaps with the subnet 172.31.0.0/24 of the device eth0"),
+        ("172.31.0.0/24", "overlaps with the subnet 172.31.0.0/24 of the device eth0"),
+        ("172.16.0.0/12", "overlaps with the subnet 172.31.0.0/24 of the device eth0"),
+        # A route, unless it is wider.
+        ("172.20.0.0/16", "overlaps with the route to 172.20.0.0/16 of the device wg0"),
+        ("172.20.0.0/15", "overlaps with the route to 172.20.0.0/16 of the device wg0"),
+        ("172.20.5.0/24", None),
+        ("172.30.0.0/16", None),
+        ("fd00::/64", None),
+    ],
+)
+def test_subnets_that_are_in_use(subnet: str, reason: str | None) -> None:
+    options = {"vni": "200", "remote": "192.0.2.2,vtep.example"}
+    made = PluginNetwork(ID, options, (NetworkPool(subnet),))
+    other = PluginNetwork("c" * 64, {"vni": "201"}, (NetworkPool("10.5.0.0/16"),))
+    host = [
+        HostSubnet(ip_network("172.31.0.0/24"), "eth0"),
+        HostSubnet(ip_network("172.31.0.0/24"), "eth0", is_route=True),
+        HostSubnet(ip_network("172.20.0.0/16"), "wg0", is_route=True),
+        HostSubnet(ip_network("128.0.0.0/1"), "tun0", is_route=True),
+        HostSubnet(ip_network("fe80::/64"), "eth0"),
+    ]
+    if reason is None:
+        check_subnets(made, [other], host)
+    else:
+        with pytest.raises(ConfigError, match=f"^--subnet {subnet}: {reason}.*; choose"):
+            check_subnets(made, [other], host)

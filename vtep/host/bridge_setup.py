@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import ip_interface
 from pathlib import Path
 
 from vtep.errors import VtepError
@@ -57,6 +58,42 @@ def ensure_bridge(netlink: IPRoute, name: str, mac: str, addresses: Sequence[Int
     except NetlinkError as error:
         raise _refused(f"bridge {name}", error) from error
     return index
+
+
+def bridge_addresses(netlink: IPRoute, name: str) -> list[Interface]:
+    """Return the addresses of a bridge with their prefix lengths; none if it does not exist."""
+    index = device_index(name)
+    if index is None:
+        return []
+    return [
+        ip_interface((item.get("local") or item.get("address"), item["prefixlen"]))
+        for item in netlink.get_addr(index=index)
+    ]
+
+
+def remove_addresses(netlink: IPRoute, name: str, addresses: Sequence[Interface]) -> None:
+    """Remove addresses from a bridge; what is gone already is no error.
+
+    Raises: VtepError if the kernel refuses.
+    """
+    index = device_index(name)
+    if index is None:
+        return
+    # Else the kernel removes all addresses of a subnet with the first one (__inet_del_ifa() in its
+    # net/ipv4/devinet.c), and others may have been added by the administrator.
+    with suppress(OSError):
+        Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries").write_text("1")
+    for address in addresses:
+        try:
+            netlink.addr(
+                "delete",
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+        except NetlinkError as error:
+            if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise _refused(f"bridge {name}", error) from error
 
 
 def set_mtu(netlink: IPRoute, bridge: int, mtu: int) -> None:

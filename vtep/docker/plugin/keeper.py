@@ -17,7 +17,9 @@ from attrs import define, field
 from vtep.docker.client import EngineClient, EngineUnreachableError
 from vtep.docker.plugin import network as networks
 from vtep.docker.plugin.announce import announce
+from vtep.docker.plugin.host_subnets import read_subnets
 from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
+from vtep.docker.plugin.overlaps import check_subnets
 from vtep.docker.plugin.segments import HostSegments
 from vtep.docker.plugin.store import JsonStore
 from vtep.errors import ConfigError, VtepError
@@ -55,6 +57,8 @@ class _Kept:
     own_bridge: bool
     """True if the bridge was made for the network, and is removed with it."""
     endpoints: dict[str, PluginEndpoint] = field(factory=dict)
+    found_addresses: tuple[str, ...] = ()
+    """Addresses that the bridge had before, with prefix lengths. They outlive the network."""
     mtu: int = _MTU
     """MTU of containers, in octets."""
     bridge_index: int = 0
@@ -107,9 +111,11 @@ class NetworkKeeper:
                 others = [kept.network for kept in self._kept.values()]
                 networks.check_free(network, others)
                 self._segments.check_free(network.vni)
+                with netlink.session() as connection:
+                    check_subnets(network, others, read_subnets(connection, network.bridge))
                 own = device_index(network.bridge) is None
                 # On disk first: after a crash, it is removed if the engine has not got it.
-                self._kept[network.id] = _Kept(network, own)
+                self._kept[network.id] = _Kept(network, own, found_addresses=_found(network))
                 self._save()
             try:
                 self._apply(self._kept[network.id], self._segments.owners())
@@ -139,6 +145,11 @@ class NetworkKeeper:
                     bridge_setup.remove_device(connection, networks.device_names(endpoint)[0])
                 if kept.own_bridge:
                     bridge_setup.remove_device(connection, network.bridge)
+                else:
+                    added = [
+                        each for each in network.addresses if str(each) not in kept.found_addresses
+                    ]
+                    bridge_setup.remove_addresses(connection, network.bridge, added)
             del self._kept[number]
             self._removed.add(number)
             self._save()
@@ -222,7 +233,8 @@ class NetworkKeeper:
                 endpoints = networks.parse_endpoints(inspected)
                 own = networks.BRIDGE_OPTION not in network.options
                 own = own or device_index(network.bridge) is None
-                self._kept[network.id] = _Kept(network, own, endpoints)
+                # Which addresses the network has brought is unknown: all of them stay.
+                self._kept[network.id] = _Kept(network, own, endpoints, _found(network))
                 self._save()
             kept = self._kept[network.id]
             self._apply(kept, self._segments.owners())
@@ -391,6 +403,12 @@ def _make_bridge(connection: netlink.IPRoute, network: PluginNetwork) -> int:
     return bridge_setup.ensure_bridge(connection, network.bridge, mac, network.addresses)
 
 
+def _found(network: PluginNetwork) -> tuple[str, ...]:
+    """Return the addresses that the bridge of a network has already."""
+    with netlink.session() as connection:
+        return tuple(map(str, bridge_setup.bridge_addresses(connection, network.bridge)))
+
+
 def _versions(network: PluginNetwork) -> tuple[int, ...]:
     """Return the IP versions of a network's subnets, and IPv4, which Docker's own rules are of."""
     return tuple(sorted({4, *(pool.subnet.version for pool in network.pools)}))
@@ -405,6 +423,7 @@ def _rules(kept: _Kept) -> list[bridge_rules.BridgeRule]:
 def _to_json(kept: _Kept) -> dict[str, Any]:
     return networks.to_json(kept.network) | {
         "own_bridge": kept.own_bridge,
+        "found_addresses": list(kept.found_addresses),
         "mtu": kept.mtu,
         "endpoints": {
             number: {"mac": endpoint.mac, "addresses": list(endpoint.addresses)}
@@ -417,6 +436,7 @@ def _from_json(number: str, value: Mapping[str, Any]) -> _Kept:
     return _Kept(
         networks.from_json(number, value),
         own_bridge=bool(value["own_bridge"]),
+        found_addresses=tuple(value["found_addresses"]),
         endpoints={
             each: PluginEndpoint(made["mac"], tuple(made["addresses"]))
             for each, made in value["endpoints"].items()

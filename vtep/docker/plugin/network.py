@@ -43,7 +43,7 @@ _TRUE = frozenset(("", "1", "t", "true", "on", "yes"))
 _FALSE = frozenset(("0", "f", "false", "off", "no"))
 """Words that Go's strconv.ParseBool and YAML take for a truth value; `-o NAME` alone is true."""
 
-_ID_DIGITS = 12
+ID_DIGITS = 12
 """Digits of an ID that docker shows, and that its names of devices have."""
 
 
@@ -100,7 +100,7 @@ class PluginNetwork:
         bridge = given.pop(BRIDGE_OPTION, "")
         given.pop(MTU_OPTION, "")
         with _as_driver_options():
-            bridge = _bridge_of(bridge or f"br-{self.id[:_ID_DIGITS]}")
+            bridge = _bridge_of(bridge or f"br-{self.id[:ID_DIGITS]}")
             options = parse_options(given)
             gateways = _addresses_of(options.get("anycast_gateway", ()))
             gateways += [text for text in self._gateways() if text not in gateways]
@@ -349,12 +349,12 @@ def check_free(network: PluginNetwork, others: Iterable[PluginNetwork]) -> None:
     for other in others:
         if other.vni == network.vni:
             raise ConfigError(
-                f"-o vni={network.vni}: network {other.id[:_ID_DIGITS]} of this engine has it; "
+                f"-o vni={network.vni}: network {other.id[:ID_DIGITS]} of this engine has it; "
                 "each network has its own VNI"
             )
         if other.bridge == network.bridge:
             raise ConfigError(
-                f"-o {BRIDGE_OPTION}={network.bridge}: network {other.id[:_ID_DIGITS]} has it; "
+                f"-o {BRIDGE_OPTION}={network.bridge}: network {other.id[:ID_DIGITS]} has it; "
                 "each network has its own bridge"
             )
 
@@ -364,7 +364,7 @@ def device_names(endpoint: str) -> tuple[str, str]:
 
     Names of devices have at most 15 characters (IFNAMSIZ in the kernel's linux/if.h).
     """
-    return f"vxh{endpoint[:_ID_DIGITS]}", f"vxc{endpoint[:_ID_DIGITS]}"
+    return f"vxh{endpoint[:ID_DIGITS]}", f"vxc{endpoint[:ID_DIGITS]}"
 
 
 def mac_of(number: str) -> str:
