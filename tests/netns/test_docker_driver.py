@@ -305,8 +305,8 @@ def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
         ("172.18.5.0/24", "overlaps with 172.18.0.0/16 of the network "),
     ):
         # Without Docker's IPAM, which knows its own subnets only.
-        options = ("-o", "vni=1", "-o", f"remote={B}", "--ipam-driver", "pyvtep")
-        assert reason in a.refused(*command, *options, "--subnet", subnet, "other")
+        words = ["-o", "vni=1", "-o", f"remote={B}", "--ipam-driver", "pyvtep"]
+        assert reason in a.refused(*command, *words, "--subnet", subnet, "other")
     assert "other" not in a.docker("network", "ls")
     a.pyvtep("vni", "del", "300")
     a.docker("network", "rm", "mynetwork")
