@@ -10,8 +10,11 @@ from typing import Any, cast
 import pytest
 
 from vtep.docker.client import EngineClient, NoSuchNetworkError
+from vtep.docker.ipam import guard
+from vtep.docker.ipam.driver import IpamDriver
 from vtep.docker.plugin import keeper as module
-from vtep.docker.plugin.keeper import NetworkKeeper
+from vtep.docker.plugin.absences import GRACE_S
+from vtep.docker.plugin.keeper import NetworkKeeper, NetworkListener
 from vtep.docker.plugin.network import NetworkPool, PluginEndpoint, PluginNetwork
 from vtep.docker.plugin.overlaps import HostSubnet
 from vtep.docker.plugin.store import JsonStore
@@ -137,8 +140,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
     return host
 
 
-def start(host: HostInMemory, folder: Path) -> NetworkKeeper:
-    return NetworkKeeper(JsonStore(folder / "networks.json"), cast("EngineClient", host))
+def start(
+    host: HostInMemory, folder: Path, listeners: Iterable[NetworkListener] = ()
+) -> NetworkKeeper:
+    store = JsonStore(folder / "networks.json")
+    return NetworkKeeper(store, cast("EngineClient", host), listeners)
 
 
 def network(number: str = FIRST, vni: int = 200) -> PluginNetwork:
@@ -172,7 +178,7 @@ def test_a_network_leaves_nothing_behind(host: HostInMemory, tmp_path: Path) -> 
         keeper.delete_endpoint(FIRST, ENDPOINT)
         keeper.delete(FIRST)
     assert host.is_clean()
-    assert JsonStore(tmp_path / "networks.json").load() == {"networks": {}}
+    assert JsonStore(tmp_path / "networks.json").load("networks") == {}
 
 
 @pytest.mark.parametrize("failure", [GONE, OSError("an error that was not expected")], ids=str)
@@ -241,9 +247,10 @@ def test_damaged_state_costs_no_other_network(host: HostInMemory, tmp_path: Path
     keeper = start(host, tmp_path)
     keeper.create(network())
     store = JsonStore(tmp_path / "networks.json")
-    state = store.load()
-    state["networks"][SECOND] = {"options": {"vni": "many"}, "pools": [], "internal": False}
-    store.save(state)
+    state = store.load("networks")
+    state[SECOND] = {"options": {"vni": "many"}, "pools": [], "internal": False}
+    state["c" * 64] = 3
+    store.save({"networks": state})
     host.vnis.clear()
     assert start(host, tmp_path)._put_right()
     assert 200 in host.vnis
@@ -283,3 +290,89 @@ def test_only_create_refuses_subnets_that_overlap(host: HostInMemory, tmp_path: 
     host.engine[FIRST]["IPAM"] = {"Config": [{"Subnet": "172.18.0.0/16"}]}
     start(host, tmp_path / "lost").create_endpoint(FIRST, ENDPOINT, PluginEndpoint(""))
     assert host.vnis == {200: "br-aaaaaaaaaaaa"}
+
+
+class Clock:
+    """A clock that the test moves on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for patched in (module, guard):
+            monkeypatch.setattr(patched, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@contextlib.contextmanager
+def addresses(folder: Path) -> Iterator[tuple[IpamDriver, JsonStore]]:
+    """Start an IPAM driver. Yields: the driver, and the file with its claims."""
+    store = JsonStore(folder / "addresses.json")
+    driver = IpamDriver(store)
+    driver.start()
+    yield driver, store
+    driver.close()
+
+
+def claims(store: JsonStore) -> dict[str, str | None]:
+    (pool,) = store.load("pools").values()
+    found: dict[str, str | None] = pool["claims"]
+    return found
+
+
+POOL = NetworkPool("172.18.0.0/16", "172.18.0.1/16", "pyvtep")
+MAC = "02:00:00:00:00:01"
+
+
+def test_what_the_engine_has_removed_without_us(
+    host: HostInMemory, tmp_path: Path, clock: Clock
+) -> None:
+    made = PluginNetwork(FIRST, {"vni": "200"}, (POOL,))
+    keeper = start(host, tmp_path)
+    keeper.create(made)
+    removed, late = "d" * 64, "f" * 64
+    for number, address in ((ENDPOINT, "172.18.0.8/16"), (removed, "172.18.0.9/16")):
+        keeper.create_endpoint(FIRST, number, PluginEndpoint(MAC, (address,)))
+    # The engine has never released 172.18.0.50, and removed a container that had 172.18.0.9.
+    claimed = {"172.18.0.1": None} | {f"172.18.0.{last}": MAC for last in (8, 9, 50)}
+    state = {"172.18.0.0/16": {"bridge": made.bridge, "claims": claimed}}
+    JsonStore(tmp_path / "addresses.json").save({"pools": state})
+    known(host, FIRST, 200)
+
+    with addresses(tmp_path) as (driver, store):
+        keeper = start(host, tmp_path, [driver])
+        assert keeper._put_right()
+        assert {name for name in host.devices if name.startswith("vx")} == {
+            "vxheeeeeeeeeeee",
+            "vxceeeeeeeeeeee",
+        }
+        # A container that is being made may have an address already, or an endpoint.
+        assert claims(store).keys() == {"172.18.0.1", "172.18.0.8", "172.18.0.50"}
+        keeper.create_endpoint(FIRST, late, PluginEndpoint(MAC, ("172.18.0.10/16",)))
+        clock.now += GRACE_S / 2
+        assert keeper._put_right()
+        assert "vxhffffffffffff" in host.devices
+        clock.now += GRACE_S / 2
+        assert keeper._put_right()
+        assert claims(store).keys() == {"172.18.0.1", "172.18.0.8"}
+        assert "vxhffffffffffff" in host.devices
+        clock.now += GRACE_S
+        assert keeper._put_right()
+        assert "vxhffffffffffff" not in host.devices
+
+
+def test_claims_of_running_containers_survive_the_loss_of_their_state(
+    host: HostInMemory, tmp_path: Path
+) -> None:
+    known(host, FIRST, 200)
+    host.engine[FIRST]["Containers"]["box"]["IPv4Address"] = "172.18.0.9/16"
+    host.engine[FIRST]["IPAM"] = {"Driver": "pyvtep", "Config": [{"Subnet": "172.18.0.0/16"}]}
+    for damaged in ({}, {"x": {}, "172.18.0.0/16": {"bridge": "br0", "claims": []}}):
+        JsonStore(tmp_path / "addresses.json").save({"pools": damaged})
+        with addresses(tmp_path) as (driver, store):
+            keeper = start(host, tmp_path, [driver])
+            keeper.on_engine_change()
+            assert keeper._put_right()
+            assert claims(store) == {"172.18.0.1": None, "172.18.0.9": MAC}

@@ -107,21 +107,34 @@ def test_the_socket_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
 
 def test_store(tmp_path: Path) -> None:
     store = JsonStore(tmp_path / "new" / "networks.json")
-    assert store.load() == {}
+    assert store.load("networks") == {}
     for value in ({"a": [1, {"b": None}]}, {}):
-        store.save(value)
-        assert JsonStore(store.path).load() == value
+        store.save({"networks": value})
+        assert JsonStore(store.path).load("networks") == value
     assert [each.name for each in store.path.parent.iterdir()] == ["networks.json"]
-    for damaged in ("", "{", "[]"):
-        store.path.write_text(damaged)
-        with pytest.raises(VtepError, match=r"networks\.json: it is not a JSON object"):
-            store.load()
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "\0" * 99, '{"networks": {', "[]", '{"networks": 3}', "[" * 99999], ids=len
+)
+def test_a_damaged_file_is_moved_aside(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = JsonStore(tmp_path / "networks.json")
+    store.path.write_text(damaged)
+    assert store.load("networks") == {}
+    assert [each.name for each in tmp_path.iterdir()] == ["networks.json.damaged"]
+    assert (tmp_path / "networks.json.damaged").read_text() == damaged
+    (record,) = caplog.records
+    assert f"{store.path} is damaged; it is now {store.path}.damaged" in record.message
+    store.save({"networks": {"a": 1}})
+    assert store.load("networks") == {"a": 1}
 
 
 def test_a_store_that_cannot_be_written_keeps_its_value(tmp_path: Path) -> None:
     store = JsonStore(tmp_path / "networks.json")
-    store.save({"a": 1})
+    store.save({"networks": {"a": 1}})
     (tmp_path / ".networks.json.new").mkdir()
     with pytest.raises(VtepError, match="cannot write"):
-        store.save({"a": 2})
-    assert store.load() == {"a": 1}
+        store.save({"networks": {"a": 2}})
+    assert store.load("networks") == {"a": 1}

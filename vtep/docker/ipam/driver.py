@@ -5,19 +5,23 @@ network, and with that the network driver names the bridge on which to probe. Fr
 requests addresses for containers, and names their MACs.
 """
 
+import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from vtep.docker.ipam.guard import GuardedPool, GuardThread, parse_address
 from vtep.docker.ipam.pools import AddressPool
 from vtep.docker.plugin.dispatch import Method
-from vtep.docker.plugin.network import PluginNetwork
+from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
 from vtep.docker.plugin.store import JsonStore
 from vtep.errors import VtepError
 from vtep.wire import ethernet
 from vtep.wire.address import Address
+
+log = logging.getLogger("vtep")
 
 ADDRESS_SPACE: Final = "pyvtep"
 """The address space of all pools, by which the network driver knows them from those of Docker."""
@@ -57,15 +61,20 @@ class IpamDriver:
 
     def start(self) -> None:
         """Read the state and begin to defend its addresses. Raises: VtepError."""
-        document = self._store.load()
         self._guard.start()
-        for pool_id, state in document.get("pools", {}).items():
-            pool = self._add(AddressPool.from_id(pool_id))
-            claims = {
-                parse_address(text): None if mac is None else ethernet.parse_mac(mac)
-                for text, mac in state["claims"].items()
-            }
-            self._guard.call(pool.restore, state["bridge"], claims)
+        for pool_id, state in self._store.load("pools").items():
+            try:
+                parsed = AddressPool.from_id(pool_id)
+                bridge = state["bridge"]
+                claims = {
+                    parse_address(text): None if mac is None else ethernet.parse_mac(mac)
+                    for text, mac in state["claims"].items()
+                }
+            except (VtepError, AttributeError, KeyError, TypeError, ValueError) as error:
+                # Its network names it again, with the addresses of its containers.
+                log.warning("%s: the pool %r is damaged: %r", self._store.path, pool_id, error)
+            else:
+                self._guard.call(self._add(parsed).restore, bridge, claims)
 
     def close(self) -> None:
         """Stop the guard thread. The state remains."""
@@ -94,18 +103,43 @@ class IpamDriver:
     def unbind(self, bridge: str) -> None:
         """Stop probing on a bridge, whose network is removed."""
         with self._lock:
-            bound = [pool for pool in self._pools.values() if pool.bridge == bridge]
+            bound = self._on_bridge(bridge)
             for pool in bound:
                 self._guard.call(pool.bind, None)
             if bound:
                 self._save()
 
-    def on_network(self, network: PluginNetwork) -> None:
-        """Bind the pools of a network (`NetworkListener`)."""
+    def on_network(self, network: PluginNetwork, endpoints: Iterable[PluginEndpoint]) -> None:
+        """Bind the pools of a network, and claim the addresses of its containers.
+
+        They are claimed already, unless the state is lost (`NetworkListener`).
+        """
         for pool in network.pools:
             if pool.space == ADDRESS_SPACE:
                 gateway = None if pool.gateway is None else pool.gateway.ip
                 self.bind(str(pool.subnet), network.bridge, gateway)
+        with self._lock:
+            # Not `any`, which would end with the first one.
+            lost = sum(
+                self._guard.call(bound.claim_again, address, mac)
+                for bound in self._on_bridge(network.bridge)
+                for address, mac in _addresses(endpoints)
+            )
+            if lost:
+                self._save()
+
+    def on_endpoints(
+        self,
+        network: PluginNetwork,
+        endpoints: Iterable[PluginEndpoint],
+        gone: Iterable[PluginEndpoint],
+    ) -> None:
+        """Release what no container has any more, but the engine did not (`NetworkListener`)."""
+        used, ended = ({address for address, _ in _addresses(each)} for each in (endpoints, gone))
+        with self._lock:
+            bound = self._on_bridge(network.bridge)
+            if sum(self._guard.call(pool.release_unused, used, ended) for pool in bound):
+                self._save()
 
     def on_network_removed(self, network: PluginNetwork) -> None:
         """Unbind the pools of a network (`NetworkListener`)."""
@@ -211,6 +245,9 @@ class IpamDriver:
         # Without its state, its range is unknown until the engine names its ID.
         return self._add(AddressPool.from_id(subnet))
 
+    def _on_bridge(self, bridge: str) -> list[GuardedPool]:
+        return [pool for pool in self._pools.values() if pool.bridge == bridge]
+
     def _add(self, pool: AddressPool) -> GuardedPool:
         guarded = self._pools[pool.id] = GuardedPool(pool, self._seed)
         return guarded
@@ -222,6 +259,15 @@ class IpamDriver:
         with self._lock:
             pools = list(self._pools.values())
             self._store.save({"pools": self._guard.call(_snapshot, pools)})
+
+
+def _addresses(endpoints: Iterable[PluginEndpoint]) -> Iterator[tuple[Address, bytes]]:
+    """Yield the addresses of endpoints, each with the MAC of its container."""
+    for endpoint in endpoints:
+        with suppress(ValueError):
+            mac = ethernet.parse_mac(endpoint.mac)
+            for text in endpoint.addresses:
+                yield parse_address(text), mac
 
 
 def _snapshot(pools: Iterable[GuardedPool]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +21,7 @@ from vtep import descriptors
 from vtep.docker.ipam.claims import SPARE_MAX_AGE_S, Attempt, Claims
 from vtep.docker.ipam.frames import FILTER, build_defense, build_probe
 from vtep.docker.ipam.pools import AddressPool
+from vtep.docker.plugin.absences import Absences
 from vtep.errors import VtepError
 from vtep.forwarding.anycast import read
 from vtep.host import netlink
@@ -123,6 +125,7 @@ class GuardedPool:
         self._queue: deque[tuple[bytes, asyncio.Future[Address]]] = deque()
         self._spares: list[Attempt] = []
         self._recent: deque[float] = deque(maxlen=SPARES_MAX)
+        self._absences: Absences[Address] = Absences()
         self._reported: set[tuple[Address, bytes]] = set()
 
     def bind(self, bridge: str | None) -> None:
@@ -152,7 +155,33 @@ class GuardedPool:
     def release(self, address: Address) -> None:
         """Give up an address, which other hosts may have from now on."""
         self.claims.release(address)
+        self._absences.forget(address)
         self._reported = {each for each in self._reported if each[0] != address}
+
+    def claim_again(self, address: Address, mac: bytes) -> bool:
+        """Claim the address of a container that runs already, if it is one of this pool.
+
+        Returns: True if it was not claimed.
+        """
+        is_lost = address in self.pool.subnet and self.claims.is_free(address)
+        if is_lost:
+            self.claims.claim(address, mac)
+        return is_lost
+
+    def release_unused(self, used: AbstractSet[Address], gone: AbstractSet[Address]) -> int:
+        """Release addresses of containers that the engine has forgotten.
+
+        Addresses that are not `used` are released after a grace time, those of `gone` at once.
+
+        Returns: the number of released addresses.
+        """
+        claimed = self.claims.claimed.items()
+        unused = {each for each, mac in claimed if mac is not None and each not in used}
+        released = self._absences.overdue(unused, monotonic()) | (unused & gone)
+        for address in released:
+            log.info("address %s: released, since the engine has no container with it", address)
+            self.release(address)
+        return len(released)
 
     def close(self) -> None:
         """Close the socket; requests in progress fail."""

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
-from attrs import define, field
-
-from vtep.docker.client import EngineClient, EngineUnreachableError
+from vtep.docker.client import EngineClient, EngineUnreachableError, NoSuchNetworkError
 from vtep.docker.plugin import network as networks
+from vtep.docker.plugin.absences import Absences
 from vtep.docker.plugin.announce import announce
 from vtep.docker.plugin.host_subnets import read_subnets
+from vtep.docker.plugin.kept_network import KeptNetwork
 from vtep.docker.plugin.network import PluginEndpoint, PluginNetwork
 from vtep.docker.plugin.overlaps import check_subnets
 from vtep.docker.plugin.segments import HostSegments
@@ -33,40 +34,26 @@ _RETRY_S = 2.0
 """Delay before something that failed is tried again."""
 
 _CHECK_S = 30.0
-"""Interval of checks of what sends no events when it changes, such as rules of the firewall."""
-
-_MTU = 1450
-"""MTU of containers while it is not known: that of a tunnel over Ethernet and IPv4."""
+"""Interval of checks of what sends no events when it changes, such as rules of the firewall, and
+endpoints that were removed while this process could not be reached."""
 
 
 class NetworkListener(Protocol):
     """A part of the plug-in that is notified of networks and their bridges."""
 
-    def on_network(self, network: PluginNetwork) -> None:
+    def on_network(self, network: PluginNetwork, endpoints: Iterable[PluginEndpoint]) -> None:
         """Take note of a network whose bridge exists; also called for a bridge made anew."""
+
+    def on_endpoints(
+        self,
+        network: PluginNetwork,
+        endpoints: Iterable[PluginEndpoint],
+        gone: Iterable[PluginEndpoint],
+    ) -> None:
+        """Take note of all endpoints of a network, and of those that have turned out to be gone."""
 
     def on_network_removed(self, network: PluginNetwork) -> None:
         """Take note that a network is removed."""
-
-
-@define
-class _Kept:
-    """A network, its endpoints by ID, and what is known of its devices."""
-
-    network: PluginNetwork
-    own_bridge: bool
-    """True if the bridge was made for the network, and is removed with it."""
-    endpoints: dict[str, PluginEndpoint] = field(factory=dict)
-    found_addresses: tuple[str, ...] = ()
-    """Addresses that the bridge had before, with prefix lengths. They outlive the network."""
-    mtu: int = _MTU
-    """MTU of containers, in octets."""
-    bridge_index: int = 0
-    """Index of the bridge that listeners know of."""
-    confirmed: bool = True
-    """False for a network from disk, until the engine has shown that it still has it."""
-    problem: str = ""
-    """The last failure, which is logged once."""
 
 
 class NetworkKeeper:
@@ -94,12 +81,19 @@ class NetworkKeeper:
         self._rules_problem = ""
         self._removed: set[str] = set()
         """IDs of networks that were removed, which the engine may list for a moment."""
-        self._kept: dict[str, _Kept] = {}
-        for number, value in store.load().get("networks", {}).items():
+        self._kept: dict[str, KeptNetwork] = {}
+        for number, value in store.load("networks").items():
             try:
-                self._kept[number] = _from_json(number, value)
-            except (ConfigError, KeyError, TypeError, ValueError) as error:
-                log.warning("network %.12s: its state on disk is damaged: %s", number, error)
+                self._kept[number] = KeptNetwork.from_json(number, value)
+            except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+                log.warning(
+                    "network %.12s: its state in %s is damaged (%r); it is looked up at the engine",
+                    *(number, store.path, error),
+                )
+        self._check_due = 0.0
+        self._absent_endpoints = Absences(
+            endpoint for kept in self._kept.values() for endpoint in kept.endpoints
+        )
 
     # --- the life of networks and endpoints ---------------------------------------------------
 
@@ -115,7 +109,7 @@ class NetworkKeeper:
                     check_subnets(network, others, read_subnets(connection, network.bridge))
                 own = device_index(network.bridge) is None
                 # On disk first: after a crash, it is removed if the engine has not got it.
-                self._kept[network.id] = _Kept(network, own, found_addresses=_found(network))
+                self._kept[network.id] = KeptNetwork(network, own, found_addresses=_found(network))
                 self._save()
             try:
                 self._apply(self._kept[network.id], self._segments.owners())
@@ -135,9 +129,9 @@ class NetworkKeeper:
             network = kept.network
             with suppress(VtepError):  # It may not exist, and then it is not there to be removed.
                 self._segments.remove(network)
-            for version in _versions(network):
+            for version in kept.versions:
                 try:
-                    bridge_rules.remove_rules(_rules(kept), version)
+                    bridge_rules.remove_rules(kept.rules, version)
                 except VtepError as error:
                     log.warning("network %.12s: %s", number, error)
             with netlink.session() as connection:
@@ -199,7 +193,7 @@ class NetworkKeeper:
             announce(kept.network.bridge, known.mac, known.addresses)
             return kept.network, device
 
-    def _add_devices(self, kept: _Kept, endpoint: str, made: PluginEndpoint) -> None:
+    def _add_devices(self, kept: KeptNetwork, endpoint: str, made: PluginEndpoint) -> None:
         network = kept.network
         with netlink.session() as connection:
             bridge = _make_bridge(connection, network)
@@ -208,7 +202,7 @@ class NetworkKeeper:
                 connection, on_bridge, inside, bridge=bridge, mac=made.mac, mtu=kept.mtu
             )
 
-    def _need(self, number: str) -> _Kept:
+    def _need(self, number: str) -> KeptNetwork:
         """Return a network; the engine is asked for one that is unknown.
 
         Raises: VtepError if there is none.
@@ -223,7 +217,7 @@ class NetworkKeeper:
             raise VtepError(f"network {number:.12}: is not of the driver pyvtep")
         return self._adopt(inspected)
 
-    def _adopt(self, inspected: Mapping[str, Any]) -> _Kept:
+    def _adopt(self, inspected: Mapping[str, Any]) -> KeptNetwork:
         """Make a network that the engine has, but that is unknown here. Raises: VtepError."""
         network = networks.parse_inspected(inspected)
         with self._lock:
@@ -234,7 +228,7 @@ class NetworkKeeper:
                 own = networks.BRIDGE_OPTION not in network.options
                 own = own or device_index(network.bridge) is None
                 # Which addresses the network has brought is unknown: all of them stay.
-                self._kept[network.id] = _Kept(network, own, endpoints, _found(network))
+                self._kept[network.id] = KeptNetwork(network, own, endpoints, _found(network))
                 self._save()
             kept = self._kept[network.id]
             self._apply(kept, self._segments.owners())
@@ -272,7 +266,11 @@ class NetworkKeeper:
             compared = self._compare_with_engine()
             if not compared:
                 self._engine_changed.set()
-        return self._apply_all() and compared
+        done = self._apply_all() and compared
+        # Afterwards: an engine that does not answer makes nothing else wait.
+        if monotonic() >= self._check_due and self._check_endpoints():
+            self._check_due = monotonic() + _CHECK_S
+        return done
 
     def _compare_with_engine(self) -> bool:
         """Make networks that only the engine knows, and remove those that it has not got any more.
@@ -311,6 +309,47 @@ class NetworkKeeper:
             self._restarted = self._start_refused()
         return done
 
+    def _check_endpoints(self) -> bool:
+        """Remove endpoints and addresses that the engine has forgotten.
+
+        The engine removes a container also if this process does not answer, and tells it never
+        again. Returns: False if that is to be tried again.
+        """
+        with self._lock:
+            numbers = list(self._kept)
+        listed: dict[str, dict[str, PluginEndpoint]] = {}
+        for number in numbers:
+            try:
+                listed[number] = networks.parse_endpoints(self._engine.inspect(number))
+            except NoSuchNetworkError:
+                continue  # The engine creates or removes it at this moment.
+            except VtepError as error:
+                log.debug("network %.12s: cannot compare its endpoints: %s", number, error)
+                return False
+        with self._lock:
+            found = [
+                (self._kept[number], listed[number]) for number in listed if number in self._kept
+            ]
+            absent = [each for kept, there in found for each in kept.endpoints if each not in there]
+            overdue = self._absent_endpoints.overdue(absent, monotonic())
+            for kept, there in found:
+                gone = [kept.endpoints.pop(each) for each in overdue & kept.endpoints.keys()]
+                for listener in self._listeners:
+                    listener.on_endpoints(
+                        kept.network, [*there.values(), *kept.endpoints.values()], gone
+                    )
+            self._remove_endpoints(overdue)
+        return True
+
+    def _remove_endpoints(self, numbers: set[str]) -> None:
+        """Remove the devices of endpoints that are not kept any more."""
+        for number in numbers:
+            log.info("endpoint %.12s: the engine has it no more", number)
+            with netlink.session() as connection:
+                bridge_setup.remove_device(connection, networks.device_names(number)[0])
+        if numbers:
+            self._save()
+
     def _start_refused(self) -> bool:
         """Start containers whose restart policy failed without this plug-in.
 
@@ -348,12 +387,10 @@ class NetworkKeeper:
             self._ensure_rules(self._kept.values())
         return done
 
-    def _ensure_rules(self, kept: Iterable[_Kept]) -> None:
+    def _ensure_rules(self, kept: Iterable[KeptNetwork]) -> None:
         """Add missing rules of the firewall. A failure is logged once, and costs no network."""
         for version in (4, 6):
-            rules = [
-                rule for each in kept if version in _versions(each.network) for rule in _rules(each)
-            ]
+            rules = [rule for each in kept if version in each.versions for rule in each.rules]
             try:
                 bridge_rules.ensure_rules(rules, version)
             except VtepError as error:
@@ -361,7 +398,7 @@ class NetworkKeeper:
                     log.warning("the firewall may drop frames between containers: %s", error)
                 self._rules_problem = str(error)
 
-    def _apply(self, kept: _Kept, owners: Mapping[int, Any]) -> None:
+    def _apply(self, kept: KeptNetwork, owners: Mapping[int, Any]) -> None:
         """Make a network as it is to be. Raises: VtepError."""
         network = kept.network
         if not kept.own_bridge and device_index(network.bridge) is None:
@@ -374,10 +411,10 @@ class NetworkKeeper:
             bridge = _make_bridge(connection, network)
         if bridge != kept.bridge_index:
             for listener in self._listeners:
-                listener.on_network(network)
+                listener.on_network(network, kept.endpoints.values())
             kept.bridge_index = bridge
         mtu = network.container_mtu(self._segments.ensure(network, owners.get(network.vni)))
-        if mtu < MTU_MIN_V6 and 6 in _versions(network):
+        if mtu < MTU_MIN_V6 and 6 in kept.versions:
             raise ConfigError(
                 f"-o mtu: the tunnel carries {mtu}, but IPv6 needs an MTU of at least {MTU_MIN_V6}"
             )
@@ -393,7 +430,7 @@ class NetworkKeeper:
 
     def _save(self) -> None:
         self._store.save(
-            {"networks": {number: _to_json(kept) for number, kept in self._kept.items()}}
+            {"networks": {number: kept.to_json() for number, kept in self._kept.items()}}
         )
 
 
@@ -407,40 +444,3 @@ def _found(network: PluginNetwork) -> tuple[str, ...]:
     """Return the addresses that the bridge of a network has already."""
     with netlink.session() as connection:
         return tuple(map(str, bridge_setup.bridge_addresses(connection, network.bridge)))
-
-
-def _versions(network: PluginNetwork) -> tuple[int, ...]:
-    """Return the IP versions of a network's subnets, and IPv4, which Docker's own rules are of."""
-    return tuple(sorted({4, *(pool.subnet.version for pool in network.pools)}))
-
-
-def _rules(kept: _Kept) -> list[bridge_rules.BridgeRule]:
-    rules = bridge_rules.accept_bridged(kept.network.bridge)
-    # A bridge of the administrator may be routed by intent.
-    return rules + bridge_rules.drop_routed(kept.network.bridge) if kept.own_bridge else rules
-
-
-def _to_json(kept: _Kept) -> dict[str, Any]:
-    return networks.to_json(kept.network) | {
-        "own_bridge": kept.own_bridge,
-        "found_addresses": list(kept.found_addresses),
-        "mtu": kept.mtu,
-        "endpoints": {
-            number: {"mac": endpoint.mac, "addresses": list(endpoint.addresses)}
-            for number, endpoint in kept.endpoints.items()
-        },
-    }
-
-
-def _from_json(number: str, value: Mapping[str, Any]) -> _Kept:
-    return _Kept(
-        networks.from_json(number, value),
-        own_bridge=bool(value["own_bridge"]),
-        found_addresses=tuple(value["found_addresses"]),
-        endpoints={
-            each: PluginEndpoint(made["mac"], tuple(made["addresses"]))
-            for each, made in value["endpoints"].items()
-        },
-        mtu=int(value["mtu"]),
-        confirmed=False,
-    )

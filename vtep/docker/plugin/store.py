@@ -1,6 +1,7 @@
 """A JSON document on disk that survives a crash of the process or of the host at any time."""
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from vtep import descriptors
 from vtep.errors import VtepError
+
+log = logging.getLogger("vtep")
 
 DIRECTORY = Path("/var/lib/pyvtep/docker")
 """Directory of the state of the plug-in, on a file system that survives a boot."""
@@ -22,29 +25,40 @@ class JsonStore:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def load(self) -> dict[str, Any]:
-        """Return the object; an empty one if there is no file yet.
+    def load(self, member: str) -> dict[str, Any]:
+        """Return the object that is a member of the document; an empty one if there is none.
 
-        Raises: VtepError if the file cannot be read or is not JSON.
+        Side effect: a damaged file is moved aside. The engine knows the most of what was in it.
+
+        Raises: VtepError if the file cannot be read.
         """
         try:
-            found = json.loads(self.path.read_bytes())
+            document = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise VtepError(
                 f"cannot read {self.path}: {descriptors.reason(error)}; run as root"
             ) from error
-        except ValueError as error:
-            raise self._damaged() from error
+        except (ValueError, RecursionError):
+            document = None
+        found = document.get(member, {}) if isinstance(document, dict) else None
         if not isinstance(found, dict):
-            raise self._damaged()
+            self._set_aside()
+            return {}
         return found
 
-    def _damaged(self) -> VtepError:
-        return VtepError(
-            f"cannot read {self.path}: it is not a JSON object; remove it, and networks are looked "
-            "up at the engine"
+    def _set_aside(self) -> None:
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        try:
+            self.path.replace(aside)
+        except OSError as error:
+            raise VtepError(
+                f"cannot move the damaged file {self.path}: {descriptors.reason(error)}; remove it"
+            ) from error
+        log.warning(
+            "%s is damaged; it is now %s, and networks are looked up at the engine",
+            *(self.path, aside),
         )
 
     def save(self, value: dict[str, Any]) -> None:
