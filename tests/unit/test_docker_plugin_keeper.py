@@ -376,3 +376,25 @@ def test_claims_of_running_containers_survive_the_loss_of_their_state(
             keeper.on_engine_change()
             assert keeper._put_right()
             assert claims(store) == {"172.18.0.1": None, "172.18.0.9": MAC}
+
+
+def test_an_mtu_that_the_tunnel_does_not_carry(host: HostInMemory, tmp_path: Path) -> None:
+    options = {"vni": "200", "com.docker.network.driver.mtu": "9000"}
+    with pytest.raises(ConfigError, match="the tunnel carries 1450"):
+        start(host, tmp_path).create(PluginNetwork(FIRST, options))
+    assert host.is_clean()
+
+
+def test_an_excluded_address_is_never_the_gateway(tmp_path: Path) -> None:
+    with addresses(tmp_path) as (driver, store):
+        request = driver.methods["IpamDriver.RequestAddress"]
+        pool = driver.methods["IpamDriver.RequestPool"]({"Pool": "172.18.0.0/16"})
+        options = {"RequestAddressType": "com.docker.network.gateway"}
+        gateway = {"PoolID": pool["PoolID"], "Options": options}
+        assert request(gateway)["Address"] == "172.18.0.1/16"
+        excluded = {"PoolID": pool["PoolID"], "Address": "172.18.0.2"}
+        for _ in range(2):
+            assert request(excluded)["Address"] == "172.18.0.2/16"
+        with pytest.raises(VtepError, match=r"--aux-address 172\.18\.0\.1: is the gateway"):
+            request(excluded | {"Address": "172.18.0.1"})
+        assert claims(store) == {"172.18.0.1": None, "172.18.0.2": None}

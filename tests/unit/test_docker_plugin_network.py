@@ -16,6 +16,7 @@ from vtep.docker.plugin.network import (
     NetworkPool,
     PluginNetwork,
     check_free,
+    check_mac,
     device_names,
     from_json,
     is_ours,
@@ -244,14 +245,45 @@ def test_containers_have_the_mtu_of_the_tunnel_or_a_smaller_one() -> None:
     option = "com.docker.network.driver.mtu"
     assert network().container_mtu(1450) == 1450
     assert network(**{option: "1400"}).container_mtu(1450) == 1400
+    # A tunnel that had this MTU at first may have a smaller one later.
     assert network(**{option: "9000"}).container_mtu(1450) == 1450
+    network(**{option: "1450"}).check_mtu(1450)
+    with pytest.raises(ConfigError, match=f"-o {option}=9000: the tunnel carries 1450"):
+        network(**{option: "9000"}).check_mtu(1450)
+
+
+@pytest.mark.parametrize("mtu", ["abc", "-5", "0", "67", "1e3", " 1400", "", "1" * 5000])
+def test_an_mtu_that_makes_no_sense_is_refused(mtu: str) -> None:
+    with pytest.raises(ConfigError, match=r"-o com\.docker\.network\.driver\.mtu="):
+        network(**{"com.docker.network.driver.mtu": mtu})
+
+
+@pytest.mark.parametrize(
+    ("subnet", "gateway", "reason"),
+    [
+        ("224.0.0.0/24", "224.0.0.1/24", "--subnet 224.0.0.0/24: is for multicast"),
+        ("ff05::/64", "ff05::1/64", "--subnet ff05::/64: is for multicast"),
+        ("127.5.0.0/24", None, "--subnet 127.5.0.0/24: is for loopback"),
+        ("0.0.0.0/8", "0.0.0.1/8", "--subnet 0.0.0.0/8: is not the address of a host"),
+        ("::/64", "::1/64", "--subnet ::/64: is not the address of a host"),
+        ("192.0.2.0/24", "0.0.0.0/24", "--gateway 0.0.0.0: is not the address of a host"),
+    ],
+)
+def test_subnets_and_gateways_are_refused_by_their_own_names(
+    subnet: str, gateway: str | None, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{reason}"):
+        PluginNetwork(ID, {"vni": "200"}, (NetworkPool(subnet, gateway),))
 
 
 def test_devices_and_macs_of_endpoints() -> None:
     endpoint = "0123456789abcdef" * 4
     assert device_names(endpoint) == ("vxh0123456789ab", "vxc0123456789ab")
     assert all(len(name) <= 15 for name in device_names(endpoint))
-    assert mac_of(endpoint) == "02:01:23:45:67:89"
+    assert mac_of(endpoint) == check_mac("02:01:23:45:67:89")
+    for mac in ("01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"):
+        with pytest.raises(ConfigError, match=f"--mac-address {mac}: must be a unicast MAC"):
+            check_mac(mac)
 
 
 def test_pools_without_a_subnet_have_no_gateway() -> None:

@@ -70,6 +70,7 @@ def test_methods_over_one_connection(server: PluginServer) -> None:
     assert engine.post("/NetworkDriver.Unknown")[0] == 404
     for broken in ("[]", "{", b"\xff"):
         assert engine.post("/NetworkDriver.Echo", broken)[0] == 400
+    assert engine.post("/NetworkDriver.Echo") == (400, {"Err": "Value: is missing"})
     # A failure of one method ends neither the process nor the connection.
     status, answer = engine.post("/IpamDriver.Fail")
     assert status == 500
@@ -84,6 +85,27 @@ def test_a_request_that_is_too_large_is_refused(server: PluginServer) -> None:
     engine.putheader("Content-Length", str(1 << 40))
     engine.endheaders()
     assert engine.getresponse().status == 413
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("length", "reason"),
+    [
+        ("20", "the request has 13 of 20 octets"),
+        ("abc", "Content-Length abc: is not a number of octets"),
+        ("-1", "Content-Length -1: is not a number of octets"),
+    ],
+)
+def test_a_request_of_unknown_length_is_not_executed(
+    server: PluginServer, length: str, reason: str
+) -> None:
+    engine = Engine(server.path)
+    engine.putrequest("POST", "/NetworkDriver.Echo")
+    engine.putheader("Content-Length", length)
+    engine.endheaders(b'{"Value": 1}\n')
+    engine.sock.shutdown(socket.SHUT_WR)
+    response = engine.getresponse()
+    assert (response.status, json.loads(response.read())) == (400, {"Err": reason})
     engine.close()
 
 

@@ -96,7 +96,7 @@ class IpamDriver:
             is_new = pool.bridge is None
             self._guard.call(pool.bind, bridge)
             if gateway is not None:
-                self._guard.call(pool.reserve, gateway)
+                self._guard.call(pool.reserve, gateway, is_gateway=True)
             if is_new:
                 self._save()
 
@@ -182,13 +182,13 @@ class IpamDriver:
 
     def _release_pool(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with self._lock:
-            if request.get("PoolID", "") in self._pools:
+            if request["PoolID"] in self._pools:
                 self._remove(request["PoolID"])
                 self._save()
         return {}
 
     def _request_address(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        pool = self._find(request.get("PoolID", ""))
+        pool = self._find(request["PoolID"])
         text, options = request.get("Address") or "", request.get("Options") or {}
         address = parse_address(text) if text else None
         if address is not None:
@@ -203,11 +203,12 @@ class IpamDriver:
         else:
             # The gateway, which is the same on all hosts, or an address that the user excludes
             # (--aux-address): there is no bridge yet, and other devices may have them.
+            is_gateway = options.get(_ADDRESS_TYPE) == _GATEWAY
             if address is None:
-                if options.get(_ADDRESS_TYPE) != _GATEWAY:
+                if not is_gateway:
                     raise VtepError("the request names no MAC; Docker 1.13 or later is needed")
                 address = pool.pool.gateway
-            self._guard.call(pool.reserve, address)
+            self._guard.call(pool.reserve, address, is_gateway=is_gateway)
         try:
             self._save()
         except VtepError:
@@ -217,10 +218,10 @@ class IpamDriver:
 
     def _release_address(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with self._lock:
-            pool = self._pools.get(request.get("PoolID", ""))
+            pool = self._pools.get(request["PoolID"])
         # Of a pool that is gone, its addresses are free.
         if pool is not None:
-            self._guard.call(pool.release, parse_address(request.get("Address") or ""))
+            self._guard.call(pool.release, parse_address(request["Address"]))
             self._save()
         return {}
 

@@ -115,6 +115,7 @@ class GuardedPool:
         self.pool = pool
         self.bridge: str | None = None
         self.claims = Claims(self._log_conflict)
+        self._gateway: Address | None = None
         self._order = pool.order(seed)
         self._index: int | None = None
         self._socket: socket.socket | None = None
@@ -143,11 +144,20 @@ class GuardedPool:
             self.claims.claim(address, mac)
         self.bind(bridge)
 
-    def reserve(self, address: Address) -> None:
+    def reserve(self, address: Address, *, is_gateway: bool) -> None:
         """Claim a gateway or an excluded address, which is neither probed for nor defended.
 
-        Raises: VtepError if a container has it.
+        Raises: VtepError if a container has it, or if the gateway is to be excluded.
         """
+        if is_gateway:
+            self._gateway = address
+        elif address == self._gateway:
+            # The engine names excluded addresses after it has requested the gateway. Another one
+            # would have to be chosen on all hosts.
+            raise VtepError(
+                f"--aux-address {address}: is the gateway of the network; choose another one by "
+                "--gateway"
+            )
         if not self.claims.is_free(address) and self.claims.claimed.get(address) is not None:
             raise VtepError(f"address {address} is in use by a container of this host")
         self.claims.claim(address, None)

@@ -36,6 +36,17 @@ class PluginResponse:
         return cls(status, json.dumps({"Err": text}).encode() + b"\n")
 
 
+class _Object(dict[str, Any]):
+    """A JSON object of a request, whose missing members are mistakes of its sender."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _IncompleteError(f"{name}: is missing")
+
+
+class _IncompleteError(VtepError):
+    """A request without a member that its method needs."""
+
+
 class Dispatcher:
     """A table of methods by name, such as `NetworkDriver.Join`.
 
@@ -60,7 +71,7 @@ class Dispatcher:
             # one, it would give up what it is doing.
             return PluginResponse.of_error(_NOT_FOUND, f"pyvtep has no method {path}")
         try:
-            request = json.loads(body) if body.strip() else {}
+            request = json.loads(body, object_hook=_Object) if body.strip() else _Object()
         except ValueError:
             request = None
         if not isinstance(request, dict):
@@ -69,6 +80,8 @@ class Dispatcher:
             )
         try:
             response = method(request)
+        except _IncompleteError as error:
+            return PluginResponse.of_error(_BAD_REQUEST, str(error))
         except VtepError as error:
             return PluginResponse.of_error(_FAILED, str(error))
         return PluginResponse(_OK, json.dumps(response).encode() + b"\n")

@@ -112,7 +112,7 @@ class NetworkKeeper:
                 self._kept[network.id] = KeptNetwork(network, own, found_addresses=_found(network))
                 self._save()
             try:
-                self._apply(self._kept[network.id], self._segments.owners())
+                network.check_mtu(self._apply(self._kept[network.id], self._segments.owners()))
                 self._ensure_rules([self._kept[network.id]])
                 self._save()
             except BaseException:
@@ -157,7 +157,7 @@ class NetworkKeeper:
         Raises: VtepError if there is no such network, or the interface cannot be made.
         """
         self._need(number)
-        mac = wanted.mac or networks.mac_of(endpoint)
+        mac = networks.check_mac(wanted.mac) if wanted.mac else networks.mac_of(endpoint)
         made = PluginEndpoint(mac, wanted.addresses)
         with self._lock:
             kept = self._need(number)
@@ -398,8 +398,8 @@ class NetworkKeeper:
                     log.warning("the firewall may drop frames between containers: %s", error)
                 self._rules_problem = str(error)
 
-    def _apply(self, kept: KeptNetwork, owners: Mapping[int, Any]) -> None:
-        """Make a network as it is to be. Raises: VtepError."""
+    def _apply(self, kept: KeptNetwork, owners: Mapping[int, Any]) -> int:
+        """Make a network as it is to be. Returns: the MTU of its tunnel. Raises: VtepError."""
         network = kept.network
         if not kept.own_bridge and device_index(network.bridge) is None:
             raise VtepError(
@@ -413,7 +413,8 @@ class NetworkKeeper:
             for listener in self._listeners:
                 listener.on_network(network, kept.endpoints.values())
             kept.bridge_index = bridge
-        mtu = network.container_mtu(self._segments.ensure(network, owners.get(network.vni)))
+        tunnel_mtu = self._segments.ensure(network, owners.get(network.vni))
+        mtu = network.container_mtu(tunnel_mtu)
         if mtu < MTU_MIN_V6 and 6 in kept.versions:
             raise ConfigError(
                 f"-o mtu: the tunnel carries {mtu}, but IPv6 needs an MTU of at least {MTU_MIN_V6}"
@@ -427,6 +428,7 @@ class NetworkKeeper:
                 bridge_setup.set_mtu(connection, bridge, mtu)
             for endpoint in kept.endpoints:
                 bridge_setup.set_master(connection, networks.device_names(endpoint)[0], bridge)
+        return tunnel_mtu
 
     def _save(self) -> None:
         self._store.save(

@@ -14,10 +14,10 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from vtep.config import Config, address_parsers
+from vtep.config import Config, address_parsers, option_parsers
 from vtep.docker.network import MTU_OPTION
 from vtep.errors import ConfigError, OptionError, shown
-from vtep.wire.address import Interface, Network
+from vtep.wire.address import Interface, Network, check_unicast
 
 BRIDGE_OPTION = "com.docker.network.bridge.name"
 _GENERIC = "com.docker.network.generic"
@@ -93,20 +93,26 @@ class PluginNetwork:
     config: Config = field(init=False, repr=False)
     """The same, checked."""
     bridge: str = field(init=False)
+    chosen_mtu: int | None = field(init=False)
+    """The MTU of containers that the user has chosen, in octets."""
 
     def __attrs_post_init__(self) -> None:
         """Parse the options."""
         given = dict(self.options)
         bridge = given.pop(BRIDGE_OPTION, "")
-        given.pop(MTU_OPTION, "")
+        chosen_mtu = given.pop(MTU_OPTION, None)
+        for pool in self.pools:
+            _check_pool(pool)
         with _as_driver_options():
+            mtu = None if chosen_mtu is None else _mtu_of(chosen_mtu)
             bridge = _bridge_of(bridge or f"br-{self.id[:ID_DIGITS]}")
             options = parse_options(given)
             gateways = _addresses_of(options.get("anycast_gateway", ()))
             gateways += [text for text in self._gateways() if text not in gateways]
             options |= {"bridge": bridge, "anycast_gateway": gateways}
             config = Config(**options)
-        for name, value in (("segment", options), ("config", config), ("bridge", bridge)):
+        derived = {"segment": options, "config": config, "bridge": bridge, "chosen_mtu": mtu}
+        for name, value in derived.items():
             object.__setattr__(self, name, value)
 
     def _gateways(self) -> Iterator[str]:
@@ -126,8 +132,38 @@ class PluginNetwork:
 
     def container_mtu(self, tunnel_mtu: int) -> int:
         """Return the MTU of containers: that of the tunnel, or a smaller one that was asked for."""
-        text = self.options.get(MTU_OPTION, "")
-        return min(tunnel_mtu, int(text)) if text.isdecimal() and int(text) else tunnel_mtu
+        return min(tunnel_mtu, self.chosen_mtu or tunnel_mtu)
+
+    def check_mtu(self, tunnel_mtu: int) -> None:
+        """Raise ConfigError if a tunnel does not carry the MTU that containers are to have."""
+        if self.chosen_mtu is not None and self.chosen_mtu > tunnel_mtu:
+            raise ConfigError(
+                f"-o {MTU_OPTION}={self.chosen_mtu}: the tunnel carries {tunnel_mtu}; choose at "
+                "most that, or leave the option out"
+            )
+
+
+def _check_pool(pool: NetworkPool) -> None:
+    """Raise ConfigError for a subnet or gateway that no device can have an address of.
+
+    Gateways become options of the VNI, whose messages would name an option that nobody has given.
+    """
+    gateway = None if pool.gateway is None else pool.gateway.ip
+    for option, value, address in (
+        ("--subnet", pool.subnet, pool.subnet.network_address),
+        ("--gateway", gateway, gateway),
+    ):
+        if address is None:
+            continue
+        reason = "multicast" if address.is_multicast else "loopback" if address.is_loopback else ""
+        if reason:
+            raise ConfigError(
+                f"{option} {value}: is for {reason}; choose a subnet of unicast addresses"
+            )
+        try:
+            check_unicast(address)
+        except ValueError as error:
+            raise ConfigError(f"{option} {value}: {error}") from error
 
 
 def _bridge_of(name: str) -> str:
@@ -135,6 +171,13 @@ def _bridge_of(name: str) -> str:
         return address_parsers.bridge(name) or ""
     except OptionError as error:
         raise OptionError(f"--{BRIDGE_OPTION}", name, error.reason) from error
+
+
+def _mtu_of(text: str) -> int | None:
+    try:
+        return option_parsers.mtu(text)
+    except OptionError as error:
+        raise OptionError(f"--{MTU_OPTION}", text, error.reason) from error
 
 
 def _addresses_of(value: object) -> list[str]:
@@ -365,6 +408,16 @@ def device_names(endpoint: str) -> tuple[str, str]:
     Names of devices have at most 15 characters (IFNAMSIZ in the kernel's linux/if.h).
     """
     return f"vxh{endpoint[:ID_DIGITS]}", f"vxc{endpoint[:ID_DIGITS]}"
+
+
+def check_mac(text: str) -> str:
+    """Return the MAC address that a container is to have. Raises: ConfigError."""
+    try:
+        address_parsers.mac(text)
+    except OptionError as error:
+        # The engine checks the syntax only, and the kernel would not say which address it refuses.
+        raise OptionError("--mac-address", text, error.reason) from error
+    return text
 
 
 def mac_of(number: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vtep import descriptors
 from vtep.docker.plugin.dispatch import CONTENT_TYPE, Dispatcher, PluginResponse
-from vtep.errors import VtepError
+from vtep.errors import VtepError, shown
 
 log = logging.getLogger("vtep")
 
@@ -90,13 +90,20 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_POST(self) -> None:
-        """PluginResponse a method call."""
+        """Answer a method call."""
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > _BODY_MAX:
-            self.close_connection = True
-            self._send(PluginResponse.of_error(413, f"a request has at most {_BODY_MAX} octets"))
+        if not (length.isascii() and length.isdecimal()):
+            self._refuse(400, f"Content-Length {shown(length)}: is not a number of octets")
+            return
+        # The length alone could have more digits than int() takes.
+        if len(length) > len(str(_BODY_MAX)) or int(length) > _BODY_MAX:
+            self._refuse(413, f"a request has at most {_BODY_MAX} octets")
             return
         body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            # What is there may be a complete request, but not the one that was meant.
+            self._refuse(400, f"the request has {len(body)} of {length} octets")
+            return
         try:
             answer = self.server.dispatcher.answer(self.path, body)
         except Exception as error:
@@ -105,6 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
             answer = PluginResponse.of_error(500, f"internal error: {error!r}; please report it")
         log.debug("%s %s: %s", self.path, body.decode(errors="replace").strip(), answer)
         self._send(answer)
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer a request whose end is unknown, and close the connection."""
+        self.close_connection = True
+        self._send(PluginResponse.of_error(status, reason))
 
     def _send(self, answer: PluginResponse) -> None:
         self.send_response(answer.status)
