@@ -16,6 +16,7 @@ from vtep.docker.ipam.claims import (
     MAX_CONFLICTS,
     PROBE_INTERVAL_S,
     PROBES,
+    SPARE_MAX_AGE_S,
     Attempt,
     Claims,
 )
@@ -67,6 +68,19 @@ class Simulation:
         attempt = node.claims.begin(candidates, node.container_mac(), self.now)
         node.attempts.append(attempt)
         self.wake(node)
+
+    def request_spare(self, node: Node, candidates: list[Address]) -> None:
+        """Begin a spare, which is taken some time later if it is ready then."""
+        spare = node.claims.begin(candidates, node.container_mac(), self.now, is_spare=True)
+        node.attempts.append(spare)
+        self.wake(node)
+
+        def take() -> None:
+            if spare.ready:
+                node.claims.take(spare, node.container_mac())
+
+        for delay in (0.6, 1.0, self.random.uniform(1.0, 12.0)):
+            self.at(self.now + delay, take)
 
     def release(self, node: Node) -> None:
         if node.claims.claimed:
@@ -142,9 +156,10 @@ def test_no_address_is_assigned_twice(
     for start, is_fixed in starts:
         node = random.choice(simulation.nodes)
         wanted = random.sample(addresses, 1 if is_fixed else len(addresses))
+        request = simulation.request_spare if random.random() < 0.3 else simulation.request
         simulation.at(
             start,
-            lambda node=node, wanted=wanted: simulation.request(node, wanted),  # type: ignore[misc]
+            lambda request=request, node=node, wanted=wanted: request(node, wanted),  # type: ignore[misc]
         )
         if random.random() < 0.2:
             simulation.at(start + 1, lambda node=node: simulation.release(node))  # type: ignore[misc]
@@ -259,6 +274,41 @@ def test_many_conflicts_slow_an_attempt_down() -> None:
         claims.on_message(MAC_2, message, 0.0)
     assert claims.deadline == CONFLICT_DELAY_S
     assert not attempt.done
+
+
+def test_a_spare_is_taken_or_given_up_or_expires() -> None:
+    claims, (address, other, _) = Claims(), ADDRESSES
+    spare = claims.begin([address, other], MAC_1, 0.0, is_spare=True)
+    for now in (0.0, 0.15, 0.3, 0.55):
+        assert not spare.ready
+        claims.advance(now)
+    assert spare.ready
+    assert not claims.is_free(address)
+    # Another host wants it: that one gets it, and this one probes for the next.
+    message = read(build_probe(MAC_2, address))
+    assert message is not None
+    assert claims.on_message(MAC_2, message, 1.0) is None
+    assert (spare.ready, spare.address) == (False, other)
+    for now in (1.0, 1.15, 1.3, 1.55):
+        claims.advance(now)
+    assert claims.take(spare, MAC_2) == other
+    assert claims.claimed == {other: MAC_2}
+    assert spare.done
+
+    spare = claims.begin([address], MAC_1, 2.0, is_spare=True)
+    for now in (2.0, 2.15, 2.3, 2.55):
+        claims.advance(now)
+    assert claims.deadline == 2.55 + SPARE_MAX_AGE_S
+    claims.advance(2.55 + SPARE_MAX_AGE_S)
+    assert (spare.ready, spare.done, spare.address) == (False, True, None)
+    assert claims.is_free(address)
+
+    # A container is to have exactly this one.
+    claims.begin([address], MAC_1, 20.0, is_spare=True)
+    claims.drop_spare(address)
+    assert claims.is_free(address)
+    claims.drop_spare(other)
+    assert claims.claimed == {other: MAC_2}
 
 
 def test_a_cancelled_attempt_leaves_nothing() -> None:

@@ -214,8 +214,12 @@ class Claims:
         address, waits = attempt.address, attempt.sent == 0
         assert address is not None  # noqa: S101  the attempt was found by its address
         attempt.conflicts += 1
-        attempt.ready = False
-        if was_probed:
+        was_ready, attempt.ready = attempt.ready, False
+        if was_probed and was_ready:
+            # It is left to the other host. If both tried it again, two spares would take an address
+            # away from each other for ever.
+            pass
+        elif was_probed:
             attempt.contended.append(address)
         else:
             attempt.holder = source

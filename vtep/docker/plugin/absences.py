@@ -1,4 +1,4 @@
-"""What this host has, but the engine has not: either not yet, or not any more. No I/O."""
+"""Things of this host that the engine does not have: not yet, or not any more. No I/O."""
 
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
