@@ -338,7 +338,9 @@ def test_documentation(nodes: tuple[Node, Node]) -> None:
         for prompt, typed, output in commands("docs/docker.md", heading):
             node = by_prompt[prompt]
             if typed.startswith("pyvtep "):
-                assert "200" in node.pyvtep(*typed.split()[1:])
+                shown = node.pyvtep(*typed.split()[1:])
+                changes = " set " in typed or " add " in typed
+                assert changes or "200" in shown
                 continue
             if " ping " in typed:
                 pinged = partial(node.shell, typed)
@@ -349,6 +351,9 @@ def test_documentation(nodes: tuple[Node, Node]) -> None:
             else:
                 node.engine.shell("sh", "-ec", typed)
     assert pings == 1
+    (changed,) = json.loads(nodes[0].pyvtep("vni", "show", "--json"))
+    assert changed["options"]["ageing"] == 60
+    assert [remote["dst"] for remote in changed["remotes"]] == [B, "172.31.0.108"]
 
 
 def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:

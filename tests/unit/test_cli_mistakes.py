@@ -176,6 +176,7 @@ MISTAKES = [
     (f"neigh add 10.0.0.5 {MAC}", f"{MAC}: is not expected here; did you mean: lladdr {MAC}?"),
     ("stats vx0", "vx0: is not expected here; did you mean: dev vx0?"),
     ("vni show 1", "1: is not expected here; did you mean: --vni 1?"),
+    ("set vni 300 --ageing 60", "vni: is not expected here; did you mean --vni?"),
     ("reload --vni 1", "No such option '--vni'; usage: pyvtep reload [OPTIONS]"),
     (
         "monitor foo",

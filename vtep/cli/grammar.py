@@ -96,6 +96,9 @@ class Grammar:
             return "give one remote at a time; "
         if "dst" in self.values and self.subject is None and word in ("all", "any", "*"):
             return "without a filter all are selected; "
+        # The closest word is src_vni, but the option selects the segment in all commands.
+        if word == "vni" and "src_vni" in self.values:
+            return "did you mean --vni? "
         if word.isdecimal() and "src_vni" in self.values:
             return f"did you mean: --vni {word}? "
         wanted = _SYNONYMS.get(word)
