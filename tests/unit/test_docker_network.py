@@ -133,6 +133,13 @@ def test_other_drivers_are_refused(driver: str | None, why: str) -> None:
     assert "docker network create --driver bridge" in str(refused.value)
 
 
+@pytest.mark.parametrize("driver", ["pyvtep", "registry.example:5000/pyvtep:latest"])
+def test_a_network_of_the_driver_pyvtep_needs_no_attach(driver: str) -> None:
+    own = {"vni": "200", "remote": "192.0.2.2"}
+    with pytest.raises(VtepError, match=r"needs no attach: .* \(-o vni=200 -o remote=192.0.2.2\)"):
+        parse_network(inspected(Driver=driver, Options=own))
+
+
 def test_a_template_is_refused() -> None:
     with pytest.raises(VtepError, match="--config-only"):
         parse_network(inspected(ConfigOnly=True))

@@ -20,6 +20,9 @@ _DEFAULT_OPTION = "com.docker.network.bridge.default_bridge"
 _ICC_OPTION = "com.docker.network.bridge.enable_icc"
 MTU_OPTION = "com.docker.network.driver.mtu"
 
+PYVTEP_DRIVER = "pyvtep"
+"""Name of the network driver of this project, and of its IPAM driver and address space."""
+
 _DEFAULT_MTU = 1500
 """MTU of containers on a network without the option."""
 
@@ -79,6 +82,13 @@ def parse_network(inspected: Mapping[str, Any]) -> DockerNetwork:
     Raises: VtepError if the network is of a kind that cannot be joined.
     """
     name, driver = inspected["Name"], inspected.get("Driver")
+    if is_pyvtep_driver(driver):
+        options = inspected.get("Options") or {}
+        own = " ".join(f"-o {key}={options[key]}" for key in ("vni", "remote") if key in options)
+        raise VtepError(
+            f"network {name} needs no attach: it is of the driver pyvtep, which has joined it by "
+            f"its own options ({own}); see: pyvtep docker status"
+        )
     if driver != "bridge":
         why = _UNSUPPORTED_DRIVERS.get(
             str(driver), f"has the driver {driver}, which pyvtep does not support"
@@ -111,6 +121,12 @@ def parse_network(inspected: Mapping[str, Any]) -> DockerNetwork:
         containers=tuple(sorted(_containers(inspected), key=lambda container: container.name)),
         recipe=_create_command(inspected, options, pools),
     )
+
+
+def is_pyvtep_driver(driver: object) -> bool:
+    """Return True for the name by which an engine knows the driver pyvtep."""
+    # A managed plug-in has a tag and maybe a registry: registry.example/pyvtep:latest.
+    return str(driver or "").rpartition("/")[2].partition(":")[0] == PYVTEP_DRIVER
 
 
 def _create_command(

@@ -15,7 +15,7 @@ import attrs
 from attrs import field, frozen
 
 from vtep.config import Config, address_parsers, option_parsers
-from vtep.docker.network import MTU_OPTION
+from vtep.docker.network import MTU_OPTION, PYVTEP_DRIVER, is_pyvtep_driver
 from vtep.errors import ConfigError, OptionError, shown
 from vtep.wire.address import Interface, Network, check_unicast
 
@@ -23,9 +23,6 @@ BRIDGE_OPTION = "com.docker.network.bridge.name"
 _GENERIC = "com.docker.network.generic"
 """Key of the options of `docker network create -o` in a request."""
 _INTERNAL = "com.docker.network.internal"
-
-_DRIVER = "pyvtep"
-"""Name of the network driver, and of the IPAM driver and its address space."""
 
 _EXAMPLE = "docker network create -d pyvtep -o vni=200 -o remote=192.0.2.2 mynetwork"
 
@@ -282,19 +279,14 @@ def parse_create(request: Mapping[str, Any]) -> PluginNetwork:
 
 def is_ours(inspected: Mapping[str, Any]) -> bool:
     """Return True if the engine describes a network of this driver."""
-    return _is_named(inspected.get("Driver"))
-
-
-def _is_named(driver: object) -> bool:
-    # A managed plug-in has a tag and maybe a registry: registry.example/pyvtep:latest.
-    return str(driver or "").rpartition("/")[2].partition(":")[0] == _DRIVER
+    return is_pyvtep_driver(inspected.get("Driver"))
 
 
 def parse_inspected(inspected: Mapping[str, Any]) -> PluginNetwork:
     """Parse the engine's description of a network of this driver. Raises: ConfigError."""
     ipam = inspected.get("IPAM") or {}
     # The name of its address space is the IPAM driver's own affair; that of ours is its name.
-    space = _DRIVER if _is_named(ipam.get("Driver")) else ""
+    space = PYVTEP_DRIVER if is_pyvtep_driver(ipam.get("Driver")) else ""
     return PluginNetwork(
         id=str(inspected["Id"]),
         options=_texts(inspected.get("Options")),
@@ -351,7 +343,7 @@ def was_refused(container: Mapping[str, Any]) -> bool:
         policy in ("always", "unless-stopped", "on-failure")
         and not state.get("Running")
         and "plugin" in error
-        and _DRIVER in error
+        and PYVTEP_DRIVER in error
     )
 
 

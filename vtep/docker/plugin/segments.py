@@ -134,9 +134,12 @@ class HostSegments:
 
 
 def _in_use(daemon: Client, segment: SegmentInfo) -> ConfigError:
-    bridge = segment["options"].get("bridge")
+    bridge, attached = segment["options"].get("bridge"), segment["options"].get("docker-network")
     where = f"on the bridge {bridge}" if bridge else "on no bridge"
+    end = f"vni del {segment['vni']}"
+    if attached:
+        where, end = f"for the attached network {attached}", f"docker detach {attached}"
     return ConfigError(
         f"-o vni={segment['vni']}: {daemon.path} has this VNI, as {segment['dev']} {where}; "
-        f"choose another one, or remove that: pyvtep vni del {segment['vni']}"
+        f"choose another one, or remove that: pyvtep {end}"
     )
