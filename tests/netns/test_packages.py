@@ -104,6 +104,25 @@ def is_up(engine: Engine) -> bool:
     return "UDP port" in log
 
 
+def run_managed_plugin(engine: Engine, folder: Path) -> None:
+    """Let Docker run the plug-in that is made of the image, and end and start it in between."""
+    engine.shell(str(ROOT / "scripts/plugin"), str(folder), "--image", "pyvtep")
+    engine.docker("plugin", "create", "pyvtep", str(folder))
+    engine.docker("plugin", "enable", "pyvtep")
+    engine.docker(
+        *("network", "create", "-d", "pyvtep:latest", "--ipam-driver", "pyvtep:latest"),
+        *("-o", "vni=200", "-o", "remote=172.31.0.107", "--subnet", "172.18.0.0/16", "managed"),
+    )
+    for options in ((), ("--ip", "172.18.0.9")):
+        engine.container("box", "managed", *options)
+        wait_until(partial(engine.reaches, "box", "172.18.0.1"), "a ping to the gateway")
+        engine.docker("rm", "--force", "box")
+        engine.docker("plugin", "disable", "--force", "pyvtep")
+        engine.docker("plugin", "enable", "pyvtep")
+    engine.docker("network", "rm", "managed")
+    engine.docker("plugin", "rm", "--force", "pyvtep")
+
+
 def test_the_image_joins_two_hosts(
     debian: Path, wheel: Path, wheels: Path, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:
@@ -121,6 +140,7 @@ def test_the_image_joins_two_hosts(
         for engine in engines.values():  # As udev makes it. It is closed on some test machines.
             device = "mknod -m 666 /run/tun c 10 200 && mount --bind /run/tun /dev/net/tun"
             engine.shell("sh", "-c", device)
+        run_managed_plugin(first, tmp_path / "plugin")
         image = tmp_path / "image.tar"
         first.docker("save", "--output", str(image), f"pyvtep:{__version__}", "pyvtep:latest")
         second.docker("load", "--input", str(image))
