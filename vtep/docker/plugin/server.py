@@ -21,28 +21,19 @@ _BODY_MAX = 1 << 20
 
 
 class PluginServer(ThreadingUnixStreamServer):
-    """A server of plug-in methods on a Unix socket; it owns the socket and its file.
-
-    `inherited` is a listening socket of a service manager, which keeps its file.
-    """
+    """A server of plug-in methods on a Unix socket; it owns the socket and its file."""
 
     daemon_threads = True
     # Twenty containers that start at once open twenty connections.
     request_queue_size = 128
 
-    def __init__(
-        self, path: Path, dispatcher: Dispatcher, *, inherited: socket.socket | None = None
-    ) -> None:
+    def __init__(self, path: Path, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
         self.path = path
         self._owns_file = False
         try:
             super().__init__(str(path), _Handler, bind_and_activate=False)
-            if inherited is not None:
-                self.socket.close()
-                self.socket = inherited
-            else:
-                self._bind()
+            self._bind()
             self.server_activate()
         except OSError as error:
             self.server_close()
