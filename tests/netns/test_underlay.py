@@ -659,7 +659,7 @@ def test_path_mtu_falls_and_recovers(
         assert len(sink.next(far)) == 1300
 
         def recovered() -> bool:
-            path.refresh_mtu()
+            path.refresh_route()
             return path.mtu == 1500
 
         wait_until(recovered, "the kernel to forget")
@@ -669,7 +669,7 @@ def test_path_mtu_falls_and_recovers(
 
 
 def seen_by(path: Path) -> int:
-    path.refresh_mtu()
+    path.refresh_route()
     return path.mtu
 
 

@@ -106,14 +106,14 @@ def test_path_mtus_are_refreshed_in_turn() -> None:
     pool = Pool()
     paths = paths_of(pool, CONFIG)
     seen = [paths[Remote(f"127.0.0.{number}", 9)] for number in range(1, 6)]
-    pool.refresh_mtus(3)
+    pool.refresh_routes(3)
     assert [path.mtu > 0 for path in seen].count(True) == 3
     paths.release(next(remote for remote, path in paths.items() if not path.mtu))
-    pool.refresh_mtus(3)
+    pool.refresh_routes(3)
     assert [path.mtu > 0 for path in seen].count(True) == 4
     paths.close()
-    pool.refresh_mtus(3)
-    pool.refresh_mtus()
+    pool.refresh_routes(3)
+    pool.refresh_routes()
 
 
 @pytest.fixture

@@ -281,6 +281,35 @@ def test_a_network_change_ends_the_pause_before_a_retry(sink: ToSink) -> None:
     path.close()
 
 
+def test_sockets_follow_the_source_address_of_their_route(
+    sink: ToSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(ANY[V4], OuterHeaderOptions(), sink(0), 4, SenderSockets(), gso=True)
+
+    def sources() -> list[str]:
+        found = [path.peek(flow) for flow in range(4)]
+        return [sock.getsockname()[0] if sock is not None else "" for sock in found]
+
+    with monkeypatch.context() as patched:
+        # As by several next hops: the address depends on the source port.
+        patched.setattr(
+            Binding, "sockaddr", lambda _, port: ("127.0.0.2" if port > 0 else "", port)
+        )
+        kept = [sent(path, flow) for flow in range(3)]
+        assert sources() == ["127.0.0.2"] * 3 + [""]
+        path.refresh_route()
+        assert [path.fileno(flow) for flow in range(3)] == kept
+    # Now the route has another address, also for these ports.
+    sent(path, 3)
+    path.refresh_route()
+    assert sources() == ["", "", "", "127.0.0.1"]
+    for flow in range(4):
+        sent(path, flow)
+    path.refresh_route()
+    assert sources() == ["127.0.0.1"] * 4
+    path.close()
+
+
 # --- one port for both directions ---------------------------------------------------------------
 
 

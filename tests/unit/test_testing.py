@@ -334,7 +334,7 @@ def test_the_path_mtu_is_reported_and_enforced_with_df(underlay: MemoryUnderlay)
         ):
             assert sender.send(data, len(data), flow, 0.0) == (len(data), expected)
     underlay.mtu = 9000
-    sender.refresh_mtu()
+    sender.refresh_route()
     assert reported == [1500, 1500, 9000]
 
 

@@ -214,8 +214,9 @@ class HostWatch:
             self._filters.read_links()
             self._filters.update()
         self._network.forget_device_names()
+        if changed or everything or routes:
+            self._pool.refresh_routes()
         if changed or everything:
-            self._pool.refresh_mtus()
             self._prober.forget_all()
         self._reopen()
         concerned = [

@@ -19,8 +19,8 @@ _TICK_S = 1.0
 _SLICE_S = 0.0003
 """Seconds of work after which a round yields to the event loop, so that frames are forwarded."""
 
-_PMTU_CHECKS_PER_TICK = 16
-"""Paths whose MTU is looked up in one round; each takes some 10 microseconds."""
+_ROUTE_CHECKS_PER_TICK = 16
+"""Paths whose route is looked up in one round; each takes some 10 microseconds."""
 
 _QUEUE_TICKS = 10
 """Rounds between two readings of the kernel's drop counters."""
@@ -105,7 +105,7 @@ class Housekeeping:
             listener.tick()
         yield
         self._filters.tick()
-        self._pool.refresh_mtus(_PMTU_CHECKS_PER_TICK)
+        self._pool.refresh_routes(_ROUTE_CHECKS_PER_TICK)
         self._prober.tick(now)
         if self._fast_path.fast_path is not None:
             # What the prober has decided may differ from what their rows repeat.

@@ -34,8 +34,8 @@ _IDLE = State.IDLE
 _FLOODS_MAX = 64
 """Lists of remotes whose `FloodGroup` is kept."""
 
-_MTU_REFRESHES_MAX = 1000
-"""Paths whose MTU is refreshed in one call, which takes some 10 ms."""
+_REFRESHES_MAX = 1000
+"""Paths whose route is refreshed in one call, which takes some 10 ms."""
 
 _ANY_LINK = -1
 """In place of a number of link changes, for a list that does not depend on indices of links."""
@@ -64,7 +64,7 @@ class Pool:
         self.writable: Final = WritableWaiters()
         self.senders: Final = SenderSockets(self.writable.wake)
         self._sockets: SocketFactory = sockets if sockets is not None else UdpSockets()
-        self._mtu_unrefreshed: list[Sender] = []
+        self._unrefreshed: list[Sender] = []
         self._paths: dict[_SenderKey, Sender] = {}
         self._tunnel_gso_paths: dict[Sender, TunnelGsoPath] = {}
         self._keys: dict[Sender, _SenderKey] = {}
@@ -145,17 +145,17 @@ class Pool:
             if any(binding.dev == dev for binding in bindings):
                 flooder.close()
 
-    def refresh_mtus(self, budget: int | None = None) -> None:
-        """Look up the MTU of all paths again, or of `budget` of them in turn.
+    def refresh_routes(self, budget: int | None = None) -> None:
+        """Look up the routes of all paths again, or of `budget` of them in turn.
 
         If there are very many paths, the remaining ones are looked up by the next calls.
         """
-        if budget is None or not self._mtu_unrefreshed:
-            self._mtu_unrefreshed = list(self._paths.values())
-        for _ in range(min(budget or _MTU_REFRESHES_MAX, len(self._mtu_unrefreshed))):
-            path = self._mtu_unrefreshed.pop()
+        if budget is None or not self._unrefreshed:
+            self._unrefreshed = list(self._paths.values())
+        for _ in range(min(budget or _REFRESHES_MAX, len(self._unrefreshed))):
+            path = self._unrefreshed.pop()
             if path in self._users:
-                path.refresh_mtu()
+                path.refresh_route()
 
 
 @frozen

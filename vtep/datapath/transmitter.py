@@ -128,7 +128,7 @@ class Transmitter:
                 self.drop_sent(reason, remote, count, rest if all_are_lost else rest[:0])
                 if reason is Drop.UNDERLAY_TOO_BIG:
                     # The sockets of a flood are not connected, so they learn no path MTU.
-                    self.paths[remote].refresh_mtu()
+                    self.paths[remote].refresh_route()
             if not result.octets:
                 self._queue(Batch(rest, stride, remotes, flow, result.sent_to))
                 self._wait(result.blocked_fd)

@@ -207,8 +207,8 @@ class Sender(Protocol):
     def fileno(self, flow: int) -> int:
         """Return the descriptor that `send` used last for a flow; -1 if it is closed."""
 
-    def refresh_mtu(self) -> None:
-        """Look up the path MTU again."""
+    def refresh_route(self) -> None:
+        """Look up the path MTU and the source address again."""
 
     def close(self) -> None:
         """Close the sockets. The next `send` opens new ones."""

@@ -108,6 +108,8 @@ class Path:
         self._sockets: list[SendingSocket | None] = [None] * (2 * slots)
         # Open sockets by slot that no frame has needed since they were set aside.
         self._idle: dict[int, SendingSocket] = {}
+        # The source address of each open socket, unless it is chosen for each datagram.
+        self._sources: dict[socket.socket, str] = {}
         # When an open that failed is tried again, and the network changes before it, by slot.
         self._retry: dict[int, tuple[float, int]] = {}
         self._open_error = errno.ENETUNREACH
@@ -224,7 +226,7 @@ class Path:
                 sock = random.choice(others)  # noqa: S311  no secret
             else:
                 if others and descriptors.is_reserved(sock.fileno()):
-                    self._senders.close(sock)
+                    self._forget(sock)
                     sock = random.choice(others)  # noqa: S311  no secret
         self._sockets[slot] = sock
         return sock
@@ -251,8 +253,10 @@ class Path:
         used = {sock.getsockname()[1] for sock in self._open_sockets()}
         sock = self._senders.open(self, spec, now, used=used, evict=evict)
         self._learn_mtu(sock)
+        source, port, *_ = sock.getsockname()
+        if isinstance(sock, socket.socket):  # The kernel chooses that of each datagram else.
+            self._sources[sock] = source
         if log.isEnabledFor(logging.DEBUG):
-            source, port, *_ = sock.getsockname()
             log.debug(
                 "socket to %s port %d opened: from %s port %d, path MTU %d",
                 *(self.remote.host, self.remote.port, source, port, self.mtu),
@@ -302,10 +306,10 @@ class Path:
         self._report_sockets()
         self._sockets = [None if other is sock else other for other in self._sockets]
         self._idle = {slot: other for slot, other in self._idle.items() if other is not sock}
-        self._senders.close(sock)
+        self._forget(sock)
 
-    def refresh_mtu(self) -> None:
-        """Look up the path MTU again.
+    def refresh_route(self) -> None:
+        """Look up the route to the remote again: the path MTU, and the source address.
 
         An ICMP error that reports a smaller MTU fails the next send at once, but only with DF. A
         larger MTU is never reported: the kernel forgets what it learned (after
@@ -316,8 +320,36 @@ class Path:
                 self.binding, sockaddr(self.remote.host, self.remote.port)
             ) as sock:
                 self._learn_mtu(sock)
+                source = sock.getsockname()[0]
         except OSError:
-            pass  # No route. The next send reports it.
+            return  # No route. The next send reports it.
+        self._discard_stale(source)
+
+    def _discard_stale(self, source: str) -> None:
+        """Close the sockets that have another source address than their route has now.
+
+        A socket keeps the address that its route had when it was connected. While the link to the
+        remote is down, for example, that is the default route and the address of its device. No
+        send fails later, but the remote drops datagrams from an address that it does not know.
+        """
+        others = {sock: own for sock, own in self._sources.items() if own != source}
+        for own in set(others.values()):
+            socks = [sock for sock, each in others.items() if each == own]
+            # With several next hops, the route may depend on the source port, and several source
+            # addresses may be right. So one socket of each address is compared by its own port.
+            if self._source_of(socks[0].getsockname()[1]) not in (own, None):
+                for sock in socks:
+                    self.discard(sock)
+
+    def _source_of(self, port: int) -> str | None:
+        """Return the source address of a new socket on a port; None if that is not known."""
+        try:
+            with self.binding.open(port, shared=True) as sock:
+                sock.connect(sockaddr(self.remote.host, self.remote.port, self._outer.flowlabel))
+                source: str = sock.getsockname()[0]
+        except OSError:
+            return None
+        return source
 
     def _learn_mtu(self, sender: SendingSocket) -> None:
         try:
@@ -373,7 +405,12 @@ class Path:
         self._sockets = [None] * (2 * self.slots)
         self._idle.clear()
         for sock in sockets:
-            self._senders.close(sock)
+            self._forget(sock)
+
+    def _forget(self, sock: SendingSocket) -> None:
+        if isinstance(sock, socket.socket):
+            self._sources.pop(sock, None)
+        self._senders.close(sock)
 
 
 def pool_slots(remotes: int, ports: int) -> int:

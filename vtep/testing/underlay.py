@@ -474,7 +474,7 @@ class MemorySender(_MemorySocket):
         if not self._host.has_room():
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if not self.mtu:
-            self.refresh_mtu()
+            self.refresh_route()
         octets = self._batch_octets(datagrams, stride)
         ports = self._outer.srcport
         port = ports[(flow & self._slots - 1) % len(ports)]
@@ -485,7 +485,7 @@ class MemorySender(_MemorySocket):
         """Return a descriptor that is always writable."""
         return self._host.writable_fd
 
-    def refresh_mtu(self) -> None:
+    def refresh_route(self) -> None:
         """Look up the MTU of the underlay again."""
         if self.mtu != self._host.underlay.mtu:
             self.mtu = self._host.underlay.mtu

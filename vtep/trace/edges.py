@@ -248,7 +248,7 @@ class TracedSender:
         """Return -1: there is no socket."""
         return -1
 
-    def refresh_mtu(self) -> None:
+    def refresh_route(self) -> None:
         """Do nothing: there is no socket."""
 
     def close(self) -> None:
