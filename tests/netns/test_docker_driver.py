@@ -263,6 +263,20 @@ def test_three_networks_one_of_them_internal(nodes: tuple[Node, Node]) -> None:
         node.docker("network", "connect", "--ip", f"172.19.0.1{own}", "second", "box")
     vnis = json.loads(a.pyvtep("vni", "show", "--json"))
     assert [segment["vni"] for segment in vnis] == [200, 201, 202]
+    # An attached network joins the same process, and all of them are shown together.
+    a.docker("network", "create", "--subnet", "10.21.0.0/16", "attached")
+    a.pyvtep("docker", "attach", "attached", "--vni", "203", "--remote", B)
+    shown = json.loads(a.pyvtep("docker", "status", "--json"))
+    assert [(each["network"], each["driver"], each["vni"], each["problem"]) for each in shown] == [
+        ("attached", "bridge", 203, None),
+        ("mynetwork", "pyvtep", 200, None),
+        ("second", "pyvtep", 201, None),
+        ("third", "pyvtep", 202, None),
+    ]
+    assert {each["pid"] for each in shown} == {a.daemon()}
+    assert [container["name"] for container in shown[1]["containers"]] == ["box"]
+    assert (shown[3]["bridge"], shown[3]["network_mtu"]) == ("br-third", 1400)
+    a.pyvtep("docker", "detach", "attached")
     assert_joined(nodes)
     wait_until(lambda: a.engine.reaches("inner", "172.19.0.3"), "a ping on the second network")
     wait_until(lambda: a.engine.reaches("dual", "172.20.0.3"), "a ping on the third network")

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,13 @@ from vtep.control.client import candidates
 from vtep.control.schema import SegmentInfo
 from vtep.docker.client import EngineClient, NoSuchNetworkError
 from vtep.docker.host_daemon import join
-from vtep.docker.network import AttachedTunnel, parse_network
+from vtep.docker.network import (
+    PYVTEP_DRIVER,
+    AttachedTunnel,
+    is_pyvtep_driver,
+    parse_containers,
+    parse_network,
+)
 
 if TYPE_CHECKING:
     from vtep.docker.attachment import AttachableNetwork
@@ -51,16 +57,18 @@ _SOCKET = commands.option(
 
 
 @frozen
-class _Attached:
-    """A VNI with a Docker network, and its process."""
+class _HostVni:
+    """A VNI of a pyvtep on this host, with the process and its control socket."""
 
     process: dict[str, Any]
     socket: str
     segment: SegmentInfo
 
     @property
-    def name(self) -> str:
-        return str(self.segment["options"]["docker-network"])
+    def network(self) -> str | None:
+        """The name of the Docker network that is attached to it; None if there is none."""
+        name = self.segment["options"].get("docker-network")
+        return None if name is None else str(name)
 
     @property
     def is_here(self) -> bool:
@@ -199,15 +207,13 @@ def _processes(socket: str | None = None) -> Iterator[tuple[dict[str, Any], Clie
             yield client.call("process.show"), client
 
 
-def _attached(socket: str | None = None) -> list[_Attached]:
-    """Return all VNIs with a Docker network, sorted by its name."""
-    found = [
-        _Attached(process, str(client.path), segment)
+def _vnis(socket: str | None = None) -> list[_HostVni]:
+    """Return all VNIs of the processes on this host, or of the one at a socket."""
+    return [
+        _HostVni(process, str(client.path), segment)
         for process, client in _processes(socket)
         for segment in client.vni.show()
-        if segment["options"].get("docker-network") is not None
     ]
-    return sorted(found, key=lambda each: each.name)
 
 
 @docker.command()
@@ -218,16 +224,16 @@ def detach(network: str, *, socket: str | None) -> None:
 
     A pyvtep that `docker attach` has started ends with its last VNI.
     """
-    attached = _attached(socket)
-    found = [each for each in attached if each.name == network]
+    vnis = _vnis(socket)
+    found = [each for each in vnis if each.network == network]
     if not found:
-        found = [each for each in attached if _has_id(each, network)]
+        found = [each for each in vnis if _has_id(each, network)]
     here = [each for each in found if each.is_here]
     if found and not here:
         pid = found[0].process["pid"]
         raise VtepError(
-            f"network {found[0].name} is attached by process {pid} in another network namespace; "
-            f"end it there: nsenter -t {pid} -n pyvtep docker detach {found[0].name}"
+            f"network {found[0].network} is attached by process {pid} in another network "
+            f"namespace; end it there: nsenter -t {pid} -n pyvtep docker detach {found[0].network}"
         )
     if not here:
         raise VtepError(
@@ -242,10 +248,12 @@ def detach(network: str, *, socket: str | None) -> None:
         client.vni.delete(here[0].segment["vni"])
 
 
-def _has_id(attached: _Attached, prefix: str) -> bool:
-    """Return whether the ID of a network begins with a prefix, as far as its engine answers."""
+def _has_id(vni: _HostVni, prefix: str) -> bool:
+    """Return whether the ID of its network begins with a prefix, as far as its engine answers."""
+    if vni.network is None:
+        return False
     with suppress(VtepError):
-        inspected = EngineClient(attached.segment["options"]["docker-host"]).inspect(attached.name)
+        inspected = EngineClient(vni.segment["options"]["docker-host"]).inspect(vni.network)
         return str(inspected["Id"]).startswith(prefix)
     return False
 
@@ -254,76 +262,157 @@ def _has_id(attached: _Attached, prefix: str) -> bool:
 @_SOCKET
 @commands.json_option
 def status(*, socket: str | None, as_json: bool) -> None:
-    """Show the attached networks of this host, and their containers."""
-    attached = _attached(socket)
+    """Show the Docker networks of this host that pyvtep has joined, and their containers.
+
+    These are the attached ones, and those of the driver pyvtep at the engine of $DOCKER_HOST.
+    """
+    vnis = _vnis(socket)
+    found = [_attached_status(each) for each in vnis if each.network is not None]
+    found += _driver_statuses(vnis, every=socket is None)
+    found.sort(key=lambda status: str(status["network"]))
     # To standard error, so that the JSON on standard output stays valid.
-    for each in attached:
-        if not each.is_here:
+    for status in found:
+        if _is_elsewhere(status):
             line = (
-                f"network {each.name} is attached by process {each.process['pid']} in another "
+                f"network {status['network']} is joined by process {status['pid']} in another "
                 "network namespace"
             )
             click.echo(f"pyvtep: note: {line}", err=True)
-    found = [_status(each) for each in attached]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     if not found:
-        click.echo("no network is attached on this host")
+        click.echo("pyvtep has joined no Docker network on this host")
     for status in found:
         _print(status)
 
 
-def _status(attached: _Attached) -> dict[str, Any]:
-    """Return the present state of an attached network, from its process and the engine."""
-    from vtep.host import links, netlink  # noqa: PLC0415
+def _is_elsewhere(status: dict[str, Any]) -> bool:
+    return status["netns"] not in (None, socket_files.namespace())
 
-    segment = attached.segment
-    device = None
-    if attached.is_here:
-        with netlink.session() as connection:
-            device = links.find_link(connection, segment["dev"])
-    engine = EngineClient(segment["options"]["docker-host"])
-    status = {
-        "network": attached.name,
+
+def _describe(name: str, driver: str, engine: EngineClient, vni: _HostVni | None) -> dict[str, Any]:
+    """Return the state of a network as far as the process with its VNI knows it."""
+    segment = None if vni is None else vni.segment
+    return {
+        "network": name,
         "id": None,
+        "driver": driver,
         "docker_host": engine.url,
-        "pid": attached.process["pid"],
-        "socket": attached.socket,
-        "netns": attached.process["netns"],
-        "vni": segment["vni"],
-        "tap": segment["dev"],
-        "remotes": [to["dst"] for to in segment["remotes"]],
-        "bridge": device and device.master,
-        "tunnel_mtu": segment["mtu"],
+        "pid": vni and vni.process["pid"],
+        "socket": vni and vni.socket,
+        "netns": vni and vni.process["netns"],
+        "vni": segment and segment["vni"],
+        "tap": segment and segment["dev"],
+        "remotes": [to["dst"] for to in segment["remotes"]] if segment is not None else [],
+        "bridge": None if vni is None else _bridge_of(vni),
+        "tunnel_mtu": segment and segment["mtu"],
         "network_mtu": None,
         "containers": [],
-        "problem": segment["docker_problem"],
+        "problem": segment and segment["docker_problem"],
     }
+
+
+def _bridge_of(vni: _HostVni) -> str | None:
+    """Return the bridge that a TAP is on now; None if it is on none, or elsewhere."""
+    from vtep.host import links, netlink  # noqa: PLC0415  slow to import
+
+    if not vni.is_here:
+        return None
+    with netlink.session() as connection:
+        device = links.find_link(connection, vni.segment["dev"])
+    return None if device is None else device.master
+
+
+def _misplaced(vni: _HostVni, status: dict[str, Any], bridge: str) -> str | None:
+    """Return the problem of a VNI that is not on the bridge of its network, or None."""
+    if vni.is_here and status["bridge"] != bridge:
+        return f"{status['tap']} is not on {bridge}, the bridge of the network"
+    return None
+
+
+def _attached_status(vni: _HostVni) -> dict[str, Any]:
+    """Return the present state of an attached network, from its process and its engine."""
+    name = str(vni.network)
+    engine = EngineClient(vni.segment["options"]["docker-host"])
+    status = _describe(name, "bridge", engine, vni)
     try:
-        network = parse_network(engine.inspect(attached.name))
+        network = parse_network(engine.inspect(name))
     except NoSuchNetworkError as error:
         # The process knows the command that creates the network again, if it has seen it.
         return status | {"problem": status["problem"] or str(error)}
     except VtepError as error:
         return status | {"problem": str(error)}
-    if attached.is_here and status["bridge"] != network.bridge and not status["problem"]:
-        status["problem"] = (
-            f"{segment['dev']} is not on {network.bridge}, the bridge of the network"
+    return status | {
+        "id": network.id,
+        "network_mtu": network.mtu,
+        "containers": [asdict(container) for container in network.containers],
+        "problem": status["problem"] or _misplaced(vni, status, network.bridge),
+    }
+
+
+def _driver_statuses(vnis: list[_HostVni], *, every: bool) -> list[dict[str, Any]]:
+    """Return the present state of the networks of the driver pyvtep.
+
+    The engine knows which networks these are: to their pyvtep, they are VNIs on some bridge. Those
+    that no process here has are left out, unless `every`.
+    """
+    try:
+        engine = EngineClient(None)
+        listed = [
+            engine.inspect(each["Id"])
+            for each in engine.list_networks()
+            if is_pyvtep_driver(each.get("Driver"))
+        ]
+    except VtepError as error:
+        line = f"networks of the driver pyvtep are not shown: {error}"
+        click.echo(f"pyvtep: note: {line}", err=True)
+        return []
+    found = (_driver_status(engine, each, vnis) for each in listed)
+    return [status for status in found if every or status["pid"] is not None]
+
+
+def _driver_status(
+    engine: EngineClient, inspected: Mapping[str, Any], vnis: list[_HostVni]
+) -> dict[str, Any]:
+    from vtep.docker.plugin.network import parse_inspected  # noqa: PLC0415  needed here only
+
+    name = str(inspected["Name"])
+    common = {
+        "id": inspected["Id"],
+        "containers": [asdict(container) for container in parse_containers(inspected)],
+    }
+    try:
+        made = parse_inspected(inspected)
+    except VtepError as error:
+        return _describe(name, PYVTEP_DRIVER, engine, None) | common | {"problem": str(error)}
+    # The bridge too, as the same VNI may be in use in another network namespace.
+    own = (made.vni, made.bridge)
+    vni = next((v for v in vnis if (v.segment["vni"], v.segment["options"]["bridge"]) == own), None)
+    status = _describe(name, PYVTEP_DRIVER, engine, vni) | common
+    if vni is None:
+        problem = (
+            "no pyvtep that can be asked here has its VNI: check that the plug-in runs (pyvtep "
+            "docker plugin); if Docker runs it (docker plugin ls), ask there"
         )
-    containers = [asdict(container) for container in network.containers]
-    return status | {"id": network.id, "network_mtu": network.mtu, "containers": containers}
+        return status | {"vni": made.vni, "problem": problem}
+    mtu = made.container_mtu(vni.segment["mtu"])
+    return status | {"network_mtu": mtu, "problem": _misplaced(vni, status, made.bridge)}
 
 
 def _print(status: dict[str, Any]) -> None:
-    click.echo(
-        f"{status['network']}: vni {status['vni']} on {status['tap']} (mtu "
-        f"{status['tunnel_mtu']}) to {', '.join(status['remotes']) or 'no remote'}, process "
-        f"{status['pid']}"
-    )
+    where = "is in no process"
+    if status["pid"] is not None:
+        where = (
+            f"on {status['tap']} (mtu {status['tunnel_mtu']}) to "
+            f"{', '.join(status['remotes']) or 'no remote'}, process {status['pid']}"
+        )
+    click.echo(f"{status['network']}: vni {status['vni']} {where}")
     where = f"bridge {status['bridge']}" if status["bridge"] else "on no bridge"
-    if status["netns"] != socket_files.namespace():
+    if _is_elsewhere(status):
         where = "in another network namespace"
+    if status["driver"] == PYVTEP_DRIVER:
+        where = f"driver {PYVTEP_DRIVER}, {where}"
     mtu = status["network_mtu"]
     click.echo(f"  {where}, {f'containers have mtu {mtu}' if mtu else 'containers are unknown'}")
     if status["problem"]:

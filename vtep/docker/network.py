@@ -118,7 +118,7 @@ def parse_network(inspected: Mapping[str, Any]) -> DockerNetwork:
             for pool in pools
             if pool.get("Subnet") and not pool.get("IPRange")
         ),
-        containers=tuple(sorted(_containers(inspected), key=lambda container: container.name)),
+        containers=parse_containers(inspected),
         recipe=_create_command(inspected, options, pools),
     )
 
@@ -141,6 +141,11 @@ def _create_command(
     for name, value in options.items():
         words += ["--opt", f"{name}={value}"]
     return shlex.join([*words, inspected["Name"]])
+
+
+def parse_containers(inspected: Mapping[str, Any]) -> tuple[Container, ...]:
+    """Return the running containers of a network by name, from the engine's description of it."""
+    return tuple(sorted(_containers(inspected), key=lambda container: container.name))
 
 
 def _containers(inspected: Mapping[str, Any]) -> Iterator[Container]:
