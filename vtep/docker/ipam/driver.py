@@ -199,7 +199,14 @@ class IpamDriver:
                 octets = ethernet.parse_mac(mac)
             except ValueError as error:
                 raise VtepError(str(error)) from error
-            address = self._guard.run(pool.request(address, octets))
+            # The engine requests the IPv6 address only after the IPv4 address.
+            with self._lock:
+                later = [
+                    each
+                    for each in self._on_bridge(pool.bridge)
+                    if each.pool.subnet.version > pool.pool.subnet.version
+                ]
+            address = self._guard.run(pool.request(address, octets, later))
         else:
             # The gateway, which is the same on all hosts, or an address that the user excludes
             # (--aux-address): there is no bridge yet, and other devices may have them.
@@ -246,8 +253,10 @@ class IpamDriver:
         # Without its state, its range is unknown until the engine names its ID.
         return self._add(AddressPool.from_id(subnet))
 
-    def _on_bridge(self, bridge: str) -> list[GuardedPool]:
-        return [pool for pool in self._pools.values() if pool.bridge == bridge]
+    def _on_bridge(self, bridge: str | None) -> list[GuardedPool]:
+        return [
+            pool for pool in self._pools.values() if bridge is not None and pool.bridge == bridge
+        ]
 
     def _add(self, pool: AddressPool) -> GuardedPool:
         guarded = self._pools[pool.id] = GuardedPool(pool, self._seed)

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 from time import monotonic
@@ -126,6 +126,8 @@ class GuardedPool:
         self._queue: deque[tuple[bytes, asyncio.Future[Address]]] = deque()
         self._spares: list[Attempt] = []
         self._recent: deque[float] = deque(maxlen=SPARES_MAX)
+        # Requests that have been counted among the recent ones by `probe_ahead` already.
+        self._expected = 0
         self._absences: Absences[Address] = Absences()
         self._reported: set[tuple[Address, bytes]] = set()
 
@@ -202,14 +204,19 @@ class GuardedPool:
         if self._reopen is not None:
             self._reopen.cancel()
 
-    async def request(self, address: Address | None, mac: bytes) -> Address:
+    async def request(
+        self, address: Address | None, mac: bytes, next_pools: Iterable["GuardedPool"] = ()
+    ) -> Address:
         """Claim an address for the container with a MAC, after probing the segment for it.
 
-        `address` is the one that the user has chosen, or None for any of the range.
+        `address` is the one that the user has chosen, or None for any of the range. `next_pools`
+        are those of which the container is likely to request an address next.
 
         Raises: VtepError if there is none, with the MAC that has the chosen one.
         """
         await self._wait_for_tunnel()
+        for pool in next_pools:
+            pool.probe_ahead()
         if address is None:
             return await self._request_any(mac)
         self.claims.drop_spare(address)
@@ -236,9 +243,22 @@ class GuardedPool:
             reason = f"in use on another host, by MAC {holder}; choose another one"
         raise VtepError(f"address {address} is {reason}")
 
+    def probe_ahead(self) -> None:
+        """Probe for an address that is requested next, so that the request need not wait as long.
+
+        The tunnel of the bridge has to be up.
+        """
+        if self._has_many and not self._is_stale():
+            self._expected += 1
+            self._recent.append(monotonic())
+            self._settle()
+
     async def _request_any(self, mac: bytes) -> Address:
         """Claim the first spare that is ready, and probe for more of them ahead."""
-        self._recent.append(monotonic())
+        if self._expected:
+            self._expected -= 1
+        else:
+            self._recent.append(monotonic())
         assigned: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
         self._queue.append((mac, assigned))
         self._settle()
