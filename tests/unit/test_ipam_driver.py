@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vtep.docker.ipam import guard
+from vtep.control.choice import Candidate, SegmentName
+from vtep.docker.ipam import guard, tunnel
 from vtep.docker.ipam.driver import ADDRESS_SPACE, IpamDriver
 from vtep.docker.plugin.network import PluginNetwork, parse_create
 from vtep.docker.plugin.store import JsonStore
@@ -117,3 +119,33 @@ def test_refused_requests(tmp_path: Path) -> None:
             call(driver, "RequestAddress", PoolID=pool, Address="")
         with pytest.raises(VtepError, match="does not appear to be"):
             call(driver, "RequestAddress", PoolID=pool, Address="x")
+
+
+@pytest.mark.parametrize(
+    ("devices", "missing", "problem"),
+    [
+        ([], ["no interface has --local"], "the tunnel vx200 waits for its underlay (no interface"),
+        (["eth0"], ["no route to 192.0.2.9"], None),
+        (["eth0"], [], None),
+    ],
+)
+def test_a_tunnel_without_underlay_reaches_no_other_host(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], missing: list[str], problem: str | None
+) -> None:
+    names = (SegmentName(7, "vx7", "vx7"), SegmentName(200, "vx200", "vx200"))
+    here = Candidate(Path("pyvtep.sock"), 1, here=True, segments=names)
+    elsewhere = Candidate(Path("other.sock"), 2, here=False, segments=names)
+    info = {"underlay_devices": devices, "underlay_missing": missing}
+
+    @contextmanager
+    def client(path: Path) -> Iterator[Any]:
+        assert path == here.path
+        yield SimpleNamespace(vni=SimpleNamespace(show=lambda vni: [info] if vni == 200 else []))
+
+    monkeypatch.setattr(tunnel, "open_taps", lambda _: {"vx200"})
+    monkeypatch.setattr(tunnel, "Client", client)
+    monkeypatch.setattr(tunnel, "candidates", lambda **_: [elsewhere, here])
+    found = tunnel.find_problem("br-a", 3)
+    assert found == problem or (found and problem and found.startswith(problem))
+    monkeypatch.setattr(tunnel, "open_taps", lambda _: set())
+    assert tunnel.find_problem("br-a", 3) == "bridge br-a has no tunnel that is up"

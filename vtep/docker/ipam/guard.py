@@ -21,12 +21,11 @@ from vtep import descriptors
 from vtep.docker.ipam.claims import SPARE_MAX_AGE_S, Attempt, Claims
 from vtep.docker.ipam.frames import FILTER, build_defense, build_probe
 from vtep.docker.ipam.pools import AddressPool
+from vtep.docker.ipam.tunnel import find_problem
 from vtep.docker.plugin.absences import Absences
 from vtep.errors import VtepError
 from vtep.forwarding.anycast import read
-from vtep.host import netlink
 from vtep.host.devices import device_index
-from vtep.host.netlink import NetlinkError
 from vtep.io import socket_constants as const
 from vtep.io.socket_filter import attach_program
 from vtep.wire import arp, ethernet
@@ -314,16 +313,18 @@ class GuardedPool:
         while True:
             if self._is_stale():
                 self._open()
-            if self._socket is not None and self._index is not None:
+            problem: str | None = f"bridge {self.bridge} has no tunnel that is up"
+            if self._socket is not None and self.bridge is not None and self._index is not None:
                 loop = asyncio.get_running_loop()
-                if await loop.run_in_executor(None, has_tunnel, self._index):
-                    return
+                problem = await loop.run_in_executor(None, find_problem, self.bridge, self._index)
+            if problem is None:
+                return
             if monotonic() >= deadline:
                 raise VtepError(
                     f"the pool {self.pool.subnet} has no network of the driver pyvtep"
                     if self.bridge is None
-                    else f"bridge {self.bridge} has no tunnel that is up, so other hosts cannot be "
-                    "asked for the address; see pyvtep status"
+                    else f"{problem}, so other hosts cannot be asked for the address; see pyvtep "
+                    "status"
                 )
             await asyncio.sleep(_POLL_INTERVAL_S)
 
@@ -462,24 +463,6 @@ class GuardedPool:
                 "one of both without --ip",
                 *(address, ethernet.format_mac(mac)),
             )
-
-
-def has_tunnel(bridge: int) -> bool:
-    """Return True if the bridge with an index has a TAP as a port that a process keeps open."""
-    try:
-        with netlink.session() as connection:
-            ports = connection.link_lookup(master=bridge)
-            # Without an index, `get_links` returns all devices.
-            return bool(ports) and any(map(_is_open_tap, connection.get_links(*ports)))
-    except NetlinkError:  # One of the ports was removed meanwhile.
-        return False
-
-
-def _is_open_tap(link: Any) -> bool:
-    # A TAP loses its carrier when the process that has it ends (tun_chr_close in drivers/net/tun.c
-    # of the kernel).
-    info = link.get("linkinfo")
-    return info is not None and info.get("kind") == "tun" and bool(link.get("carrier"))
 
 
 def parse_address(text: str) -> Address:
