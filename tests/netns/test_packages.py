@@ -105,7 +105,7 @@ def is_up(engine: Engine) -> bool:
 
 
 def run_managed_plugin(engine: Engine, folder: Path) -> None:
-    """Let Docker run the plug-in that is made of the image, and end and start it in between."""
+    """Run the plug-in that is made of the image in Docker, and restart it in between."""
     engine.shell(str(ROOT / "scripts/plugin"), str(folder), "--image", "pyvtep")
     engine.docker("plugin", "create", "pyvtep", str(folder))
     engine.docker("plugin", "enable", "pyvtep")
