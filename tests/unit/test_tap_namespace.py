@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from vtep import Config, Vtep, VtepError
-from vtep.daemon.tap_namespace import prepare, take_tap_fds
+from vtep.daemon.tap_namespace import namespace_of, prepare, take_tap_fds
 from vtep.host.devices import device_index, index_by
 from vtep.io import namespace_child as child
 from vtep.io.inherited import Inherited, tap_role
@@ -135,6 +135,13 @@ def test_descriptors_that_are_no_tap_are_refused() -> None:
     with pytest.raises(VtepError, match="takes descriptors at its start only"):
         prepare(Config(vni=1, tap_fd=3), inherited)
     assert inherited.get(tap_role("vx1")) is None
+
+
+def test_a_namespace_that_was_not_entered_is_no_reason_for_a_tap_here() -> None:
+    inherited = Inherited()
+    assert namespace_of(Config(vni=1), inherited) is None
+    with pytest.raises(VtepError, match="--netns 7: it was not entered"):
+        namespace_of(BASE, inherited)
 
 
 def test_the_end_of_a_namespace_is_noticed(tmp_path: object) -> None:

@@ -244,6 +244,7 @@ def namespace_of(config: Config, inherited: Inherited) -> KernelTapNamespace | N
     """Return the namespace of a TAP by the descriptors that `prepare` has opened.
 
     Returns: None if the TAP is in the namespace of this process.
+    Raises: VtepError if that is not where `--netns` wants it.
     """
     found = [inherited.take(namespace_role(config.tap, part)) for part in _PARTS]
     numbers = [fd for fd in found if fd is not None]
@@ -251,4 +252,6 @@ def namespace_of(config: Config, inherited: Inherited) -> KernelTapNamespace | N
         return KernelTapNamespace(NamespaceDescriptors(*numbers), config.netns)
     for fd in numbers:
         os.close(fd)
+    if config.netns is not None:  # A TAP in the namespace of this process would connect the two.
+        raise VtepError(f"--netns {config.netns}: it was not entered; restart pyvtep")
     return None

@@ -101,6 +101,8 @@ class NewSide:
             await self._finish(channel)
         finally:
             channel.close()
+        # From now on, TAPs are opened as at any other time, also in other network namespaces.
+        vtep.inherited.in_use = False
         async with vtep.continued():
             await self._apply_changes()
             yield vtep
