@@ -143,3 +143,7 @@ def test_vlans_are_vnis_of_the_kernel(pair: Pair, start: Start, vlans: ExitStack
         tap.send(plain[:MACS] + ethernet.pack_tag(99) + plain[MACS:])
     wait_until(lambda: vtep.client_counter("drop_tx_vlan_unknown") == 1, "the drop of a VLAN")
     assert vtep.client_counter("drop_tx_untagged") >= 1
+    drops = [vtep.client_counter(f"drop_tx_{each}") for each in ("untagged", "vlan_unknown")]
+    vtep.run("upgrade")
+    assert vtep.client_counter("drop_tx_untagged") >= drops[0]
+    assert vtep.client_counter("drop_tx_vlan_unknown") == drops[1]

@@ -12,9 +12,12 @@ from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep import Config, VtepError
 from vtep.config import vlans
 from vtep.counters import Drop
-from vtep.daemon import host_watch
+from vtep.daemon import host_watch, housekeeping
 from vtep.io import vlan_trunk
 from vtep.testing import MemoryTap, MemoryUnderlay
+from vtep.upgrade import format as fmt
+from vtep.upgrade import snapshot
+from vtep.upgrade.format import Message
 from vtep.wire import ethernet, virtio
 
 ALL = b"\xff" * 6
@@ -102,6 +105,40 @@ def test_frames_of_no_vlan_are_dropped_and_counted(underlay: MemoryUnderlay) -> 
             (shared,) = (each for each in a.vtep.shared_counters() if each.last_detail)
             texts = {str(reason): shared.describe_last(reason) for reason in shared.last_detail}
             assert texts == {"tx_untagged": "EtherType 0x88a8", "tx_vlan_unknown": "VLAN 4094"}
+
+    run(main)
+
+
+def test_frames_of_no_vlan_are_logged_and_outlive_an_upgrade(
+    underlay: MemoryUnderlay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(housekeeping, "_TICK_S", 0)
+    a, new = Node(underlay, *trunk(IP_B), ip=IP_A), Node(underlay, *trunk(IP_B), ip=IP_C)
+    names = ("drop_tx_untagged", "drop_tx_vlan_unknown")
+
+    async def main() -> None:
+        async with a.vtep:
+            a.send(frame(A, ALL), TAP)
+            for _ in range(2):
+                a.send(tagged(frame(A, ALL), 99), TAP)
+            await until(lambda: "tx_untagged" in caplog.text and "tx_vlan_unknown" in caplog.text)
+            assert "(dev vx0; last: EtherType 0x88b5)" in caplog.text
+            assert "(dev vx0; last: VLAN 99)" in caplog.text
+        # The line at the end of the process has them, too, when no TAP is open any more.
+        assert [a.vtep.counters()[name] for name in names] == [1, 2]
+        caplog.clear()
+        async with new.vtep:
+            sent = [
+                (name, snapshot.counter_fields(each, 1.0))
+                for name, each in snapshot.all_counters(a.vtep)
+            ]
+            for (name, fields), (own, counters) in zip(
+                sent, snapshot.all_counters(new.vtep), strict=False
+            ):
+                if name == own:
+                    snapshot.add_counters(counters, Message(fmt.COUNTERS, fields), 1.0)
+            assert [new.vtep.counters()[name] for name in names] == [1, 2]
+        assert "tx_vlan_unknown" not in caplog.text  # The former process has logged them.
 
     run(main)
 

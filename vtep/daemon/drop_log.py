@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from vtep.counters import BY_DESIGN, Counters, Drop, Notice, Reason
 
 _NAMES_MAX = 3
-"""Names of VNIs in one line of the log."""
+"""Names of VNIs or TAPs in one line of the log."""
 
 _NOTHING: dict[Reason, int] = dict.fromkeys((*Drop, *Notice), 0)
 
@@ -27,8 +27,8 @@ class DropLog:
     def note(self, name: str, counters: Counters) -> None:
         """Compare counters with what was reported, before `news` is called.
 
-        `name` is that of their VNI, or empty. All counters are to be noted before each call of
-        `news`, which can be done in steps.
+        `name` is that of their VNI or of the TAP that several VNIs share, or empty. All counters
+        are to be noted before each call of `news`, which can be done in steps.
         """
         reported = self._reported.get(counters, _NOTHING)
         if counters.losses() != reported:
@@ -64,11 +64,11 @@ class DropLog:
 def _line(reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
     total = sum(count for count, _, _ in losses)
     names = [name for _, name, _ in losses if name]
-    vnis = ", ".join(names[:_NAMES_MAX])
+    where = ", ".join(names[:_NAMES_MAX])
     if len(names) > _NAMES_MAX:
-        vnis += f" and {len(names) - _NAMES_MAX} more"
+        where += f" and {len(names) - _NAMES_MAX} more"
     last = _last(reason, losses[-1][2])
-    details = "; ".join(filter(None, (vnis, f"last: {last}" if last else "")))
+    details = "; ".join(filter(None, (where, f"last: {last}" if last else "")))
     what = f"dropped {total}" if isinstance(reason, Drop) else f"{total}"
     return f"{what} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")
 

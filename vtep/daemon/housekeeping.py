@@ -46,6 +46,7 @@ class Housekeeping:
     def __init__(self, parts: Parts, host_watch: HostWatch, fast_path: FastPathLoader) -> None:
         self._ports = parts.ports
         self._listeners = parts.listeners
+        self._trunks = parts.trunks
         self._pool = parts.pool
         self._prober = parts.prober
         self._kernel_drops = parts.kernel_drops
@@ -125,6 +126,9 @@ class Housekeeping:
         for listener in self._listeners:
             listener.demux.counters.note_drops(now)
             self._drop_log.note("", listener.demux.counters)
+        for name, counters in self._trunks.counters():
+            counters.note_drops(now)
+            self._drop_log.note(f"dev {name}", counters)
         for port in tuple(self._ports):
             port.segment.counters.note_drops(now)
             # Also if there is one VNI only: JSON and the journal have the VNI from the text.

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vtep.config import Config
+from vtep.counters import Counters
 from vtep.daemon.network import TapHost
 from vtep.errors import VtepError
 from vtep.io.inherited import Inherited, tap_role
@@ -23,6 +24,14 @@ class Trunks:
     def __iter__(self) -> Iterator[tuple[str, VlanTrunk]]:
         """Iterate over the trunks that are open, each with the configured name of its TAP."""
         return iter([(name, trunk) for name, trunk in self._by_name.items() if trunk.vlans])
+
+    def counters(self) -> Iterator[tuple[str, Counters]]:
+        """Iterate over the counters of all trunks, each with the configured name of its TAP.
+
+        Those of a trunk that has ended are kept until another one has its name: totals must not
+        fall, and the line at the end of the process is logged when no TAP is open any more.
+        """
+        return iter([(name, trunk.counters) for name, trunk in self._by_name.items()])
 
     def open(self, config: Config, host: TapHost, inherited: Inherited) -> tuple[TapDevice, bool]:
         """Open the TAP of a segment in the namespace of `host`, or its VLAN of the TAP.

@@ -234,8 +234,8 @@ class Vtep:
     def shared_counters(self) -> Iterator[Counters]:
         """Yield the counters that belong to no VNI: of the namespace, listeners and trunks."""
         yield self._parts.kernel_drops.namespace
-        for _, trunk in self._parts.trunks:
-            yield trunk.counters
+        for _, counters in self.trunk_counters():
+            yield counters
         for listener in self._parts.listeners:
             yield listener.demux.counters
 
@@ -396,6 +396,10 @@ class Vtep:
     def namespace_counters(self) -> Counters:
         """Drops of the whole network namespace, which belong to no port and no listener."""
         return self._parts.kernel_drops.namespace
+
+    def trunk_counters(self) -> Iterator[tuple[str, Counters]]:
+        """Yield the drops of each TAP that several VNIs share, with the name of the TAP."""
+        return self._parts.trunks.counters()
 
     @property
     def listeners(self) -> Listeners:

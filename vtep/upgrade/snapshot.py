@@ -372,6 +372,8 @@ def all_counters(vtep: Vtep) -> Iterator[tuple[str, Counters]]:
     yield "namespace", vtep.namespace_counters
     for listener in vtep.listeners:
         yield listener.endpoint.role, listener.demux.counters
+    for tap, counters in vtep.trunk_counters():
+        yield f"dev {tap}", counters
     for vni, port in vtep.ports.items():
         yield f"vni {vni}", port.segment.counters
 
