@@ -21,6 +21,7 @@ from tests.netns.hosts import (
     mac_of,
     packet_socket,
     ping,
+    pyvtep,
     wait_until,
 )
 from vtep.io.tap import Tap
@@ -135,6 +136,15 @@ def test_vlans_are_vnis_of_the_kernel(pair: Pair, start: Start, vlans: ExitStack
     for vlan in (10, 20, 30):
         ping(a, f"10.0.{vlan}.2", count=1)
     assert mac_of(a) == mac
+
+    # The doctor's own frames have the tag: it finds the hosts behind the kernel's VTEP, which sends
+    # no echo replies, and says so once, not for each VNI.
+    before = vtep.client_counter("drop_tx_untagged")
+    text = pyvtep(a, "doctor", "--socket", str(vtep.control)).stdout
+    assert vtep.client_counter("drop_tx_untagged") == before
+    assert text.count("but a host behind it answers a ping") == 1, text
+    assert "PROBLEM" not in text
+    assert "nothing answers" not in text
 
     # Frames of no VNI are counted with a reason.
     with packet_socket(a, "vx0") as tap:

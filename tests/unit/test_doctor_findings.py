@@ -217,6 +217,24 @@ def test_icmp_of_a_link_local_address() -> None:
     assert finding.title == "nothing listens on UDP port 4789 of fe80::2%eth0"
 
 
+def test_silence_of_a_vtep_is_reported_once_for_all_vnis() -> None:
+    def of_host(*remotes: RemoteFacts) -> list[Finding]:
+        found = findings(Facts(HERE, (), remotes, pyvteps=1))
+        return [finding for finding in found if finding.about == HOST]
+
+    silent = [evolve(SILENT, vni=1000 + each, tap="vx0", through=False) for each in range(11)]
+    finding = only(of_host(*silent))
+    assert "nothing answers from its UDP port 4789" in finding.title
+    assert "1000, 1001, 1002, 1003, 1004 and 6 more" in finding.explanation
+    assert finding.fix.endswith("--vni VNI")
+    # A host behind it answers in one VNI: it is a VTEP of another kind in all of them.
+    finding = only(of_host(*silent[1:], evolve(silent[0], through=True)))
+    assert finding.severity is Severity.NOTE
+    assert "a host behind it answers a ping" in finding.title
+    # Another UDP port is another VTEP.
+    assert len(of_host(silent[0], evolve(silent[1], port=8472))) == 2
+
+
 def test_silence_may_be_no_fault() -> None:
     # Without a ping through the tunnel, the reason is unknown.
     finding = only(of_remote(SILENT))

@@ -19,7 +19,7 @@ from vtep.doctor.echo import EchoClient
 from vtep.doctor.facts import Conflict, Facts, HostFacts, RemoteFacts
 from vtep.doctor.local_network import LocalNetwork
 from vtep.doctor.neighbours import is_one_host, ping, resolve_macs, send_test_frame
-from vtep.doctor.running import RunningVtep, Target, connect, netns_of
+from vtep.doctor.running import RunningVtep, Target, connect, netns_of, vlan_of
 from vtep.errors import VtepError
 from vtep.host import ipsec
 from vtep.host.address_probe import probe_addresses
@@ -339,13 +339,18 @@ async def _overlay_conflicts(
     limit = asyncio.Semaphore(_SEGMENTS_AT_ONCE)
 
     async def of_segment(segment: Any) -> tuple[Conflict, ...]:
+        if (vlan := vlan_of(segment)) is not None:
+            # An address of the bridge is in a VLAN that the doctor does not know: no probe for it.
+            with suppress(OSError):
+                send_test_frame(segment["dev"], vlan)
+            return ()
         shared = {ip_address(text) for text in segment["options"]["anycast-gateway"]}
         own = (ip_interface(text).ip for text in network.overlay_addresses(segment["dev"]))
         upper = network.upper_device(segment["dev"])
         wanted = [address for address in own if address not in shared]
         if upper is None or not wanted:
             with suppress(OSError):
-                send_test_frame(segment["dev"])
+                send_test_frame(segment["dev"], None)
             return ()
         async with limit:
             replies = await probe_addresses(segment["dev"], upper.name, wanted)

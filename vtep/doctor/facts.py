@@ -115,6 +115,8 @@ class RemoteFacts:
     """Age of the last frame from there, by the youngest FDB entry for the remote."""
     through: bool | None = None
     """True if a host behind it replied through the tunnel; None if no ping was sent."""
+    silent_vnis: tuple[int, ...] = ()
+    """The VNIs in which it sends no echo replies, if these are several."""
     firewall: Verdict | None = None
     """The rules of this host's firewall that drop datagrams from there to the VXLAN port."""
     firewall_new: Verdict | None = None

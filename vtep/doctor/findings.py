@@ -24,7 +24,7 @@ def _check(facts: Facts) -> Iterator[Finding]:
     for segment in facts.segments:
         yield from segments.check(segment, facts)
         yield from duplicates.check(segment)
-    for remote in facts.remotes:
+    for remote in remotes.share_signs_of_life(facts.remotes):
         yield from remotes.check(remote, facts)
     merged, processes = drops.merge(facts.segments, facts.drops)
     for segment in merged:

@@ -6,11 +6,14 @@ These take raw and packet sockets, for which the doctor needs root.
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
+from vtep.io import socket_constants as const
 from vtep.io.addresses import sockaddr
+from vtep.io.socket_filter import attach_program
 from vtep.io.socket_options import prefer_public_source
 from vtep.wire import arp, ethernet, icmp, icmp_echo, nd
 from vtep.wire.address import Address
@@ -38,6 +41,12 @@ _LOCAL_EXPERIMENT = b"\x88\xb5"
 
 _PAYLOAD_MIN = 46
 """Octets of the shortest payload of an Ethernet frame (IEEE 802.3)."""
+
+_ETH_P_ALL = 0x0003
+"""All EtherTypes (the kernel's include/uapi/linux/if_ether.h)."""
+
+_BPF = struct.Struct("=HBBI")
+"""struct sock_filter: code, jump offsets if true and if false, operand."""
 
 _ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
 """ff02::1, all nodes of the link (RFC 4291, section 2.7.1)."""
@@ -145,10 +154,11 @@ def is_one_host(address: IPv4Address, dev: str, source: IPv4Address, macs: Seque
     return len(replies) == len(macs) and len(set(replies.values())) == 1
 
 
-def ping_all_nodes(tap: str, upper_device: str, mac: bytes) -> set[str]:
-    """Ping all IPv6 nodes that are reachable via the TAP of a segment.
+def ping_all_nodes(tap: str, upper_device: str, mac: bytes, *, vlan: int | None = None) -> set[str]:
+    """Ping all IPv6 nodes that are reachable via the TAP of a segment, or in a VLAN of the TAP.
 
-    Replies are received on `upper_device`: the bridge that the TAP is on, or the TAP. The source is
+    Replies are received on `upper_device`: the bridge that the TAP is on, or the TAP. Those in a
+    VLAN are received on the TAP, since the bridge itself need not be in that VLAN. The source is
     the link-local address that belongs to its `mac`. If this host does not have that address, hosts
     send neighbor solicitations for it, and no replies. These show as well that a host is there.
 
@@ -166,16 +176,44 @@ def ping_all_nodes(tap: str, upper_device: str, mac: bytes) -> set[str]:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
         socket.socket(socket.AF_PACKET, kind) as receiver,
     ):
-        receiver.bind((upper_device, ethernet.TYPE_IPV6))
+        if vlan is None:
+            receiver.bind((upper_device, ethernet.TYPE_IPV6))
+        else:
+            _attach_icmpv6_filter(receiver)
+            # Only a socket for all EtherTypes gets frames before the bridge takes them.
+            receiver.bind((tap, _ETH_P_ALL))
         # Not from the bridge, whose other ports are on this side of the tunnel.
         sender.bind((tap, 0))
         ethertype = ethernet.TYPE_IPV6.to_bytes(2, "big")
-        sender.send(_ALL_NODES_MAC + mac + ethertype + packet)
+        sender.send(with_tag(_ALL_NODES_MAC + mac + ethertype + packet, vlan))
         for frame in receive_until(receiver, time.monotonic() + _MULTICAST_TIMEOUT_S):
             from_mac = frame[ethernet.MAC_LEN : 2 * ethernet.MAC_LEN]
             if from_mac != mac and _reacts(frame, source, echo):
                 found.add(format_mac(from_mac))
     return found
+
+
+def with_tag(frame: bytes, vlan: int | None) -> bytes:
+    """Return a frame with the 802.1Q tag of a VLAN; None for the frame as it is."""
+    if vlan is None:
+        return frame
+    macs = 2 * ethernet.MAC_LEN
+    return frame[:macs] + ethernet.pack_tag(vlan) + frame[macs:]
+
+
+def _attach_icmpv6_filter(sock: socket.socket) -> None:
+    """Attach a filter to a packet socket that passes ICMPv6 only, not the bulk of a busy TAP."""
+    # The kernel has removed the 802.1Q tag of a received frame, so offsets are those without one.
+    instructions = (
+        (0x28, 0, 0, 12),  # A = EtherType
+        (0x15, 0, 3, ethernet.TYPE_IPV6),
+        (0x30, 0, 0, ethernet.HEADER_LEN + 6),  # A = next header
+        (0x15, 0, 1, icmp.ICMPV6),
+        (0x06, 0, 0, _PACKET_MAX),  # return the whole frame
+        (0x06, 0, 0, 0),  # else nothing
+    )
+    program = b"".join(_BPF.pack(*instruction) for instruction in instructions)
+    attach_program(sock, const.SO_ATTACH_FILTER, program)
 
 
 def _reacts(frame: bytes, source: bytes, echo: IcmpEcho) -> bool:
@@ -237,8 +275,8 @@ def resolve_macs(
     return tuple(found)
 
 
-def send_test_frame(tap: str) -> None:
-    """Broadcast a frame that no host understands into the segment of a TAP.
+def send_test_frame(tap: str, vlan: int | None) -> None:
+    """Broadcast a frame that no host understands into the segment of a TAP, or of its VLAN.
 
     Raises:
         OSError: without the privilege, or if the TAP is gone.
@@ -246,4 +284,5 @@ def send_test_frame(tap: str) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((tap, 0))
         mac: bytes = sock.getsockname()[4]
-        sock.send(_BROADCAST + mac + _LOCAL_EXPERIMENT + bytes(_PAYLOAD_MIN))
+        frame = _BROADCAST + mac + _LOCAL_EXPERIMENT + bytes(_PAYLOAD_MIN)
+        sock.send(with_tag(frame, vlan))

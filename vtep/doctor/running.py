@@ -115,7 +115,8 @@ class RunningVtep:
             upper = network.upper_device(tap) if netns_of(segment) is None else None
             if here and upper is not None:
                 with suppress(OSError):
-                    macs = ping_all_nodes(tap, upper.name, parse_mac(upper.mac))
+                    mac, vlan = parse_mac(upper.mac), vlan_of(segment)
+                    macs = ping_all_nodes(tap, upper.name, mac, vlan=vlan)
                     replied = self._remotes_of(vni, macs)
             for target in here:
                 target.through = str(target.remote) in replied
@@ -137,6 +138,12 @@ def netns_of(segment: Any) -> str | None:
     """Return the network namespace of a segment's TAP, if it is another than that of pyvtep."""
     netns: str | None = segment["options"].get("netns")  # Another version may not know of it.
     return netns
+
+
+def vlan_of(segment: Any) -> int | None:
+    """Return the VLAN of a segment whose TAP carries several; None for frames without a tag."""
+    vlan: int | None = segment["options"].get("vlan")  # Another version may not know of it.
+    return vlan
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Checks of the remotes: route, replies, ICMP errors, silence and path MTU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from shlex import quote
+
+from attrs import evolve
 
 from vtep.doctor.checks import addresses
 from vtep.doctor.facts import Facts, IcmpError, Refusal, RemoteFacts
@@ -15,6 +17,42 @@ _ICMP_ERRORS = {
     Refusal.PORT: "port unreachable",
     Refusal.FORBIDDEN: "administratively prohibited",
 }
+
+
+_VNIS_MAX = 5
+"""VNIs that a finding names."""
+
+
+def share_signs_of_life(remotes: Iterable[RemoteFacts]) -> list[RemoteFacts]:
+    """Return the remotes, each silent one with the signs of life that it shows in other VNIs.
+
+    A VTEP that sends no echo replies has one reason for that, in however many VNIs it is a remote:
+    findings about it become equal, so that they are reported once.
+    """
+    remotes = list(remotes)
+    silent: dict[tuple[str, int], list[RemoteFacts]] = {}
+    for each in remotes:
+        if not each.is_own and not each.there.delays:
+            silent.setdefault((each.host, each.port), []).append(each)
+    return [
+        _share(each, silent[each.host, each.port])
+        if not each.is_own and not each.there.delays
+        else each
+        for each in remotes
+    ]
+
+
+def _share(remote: RemoteFacts, same: list[RemoteFacts]) -> RemoteFacts:
+    """Return a silent remote with what the facts about the same VTEP in several VNIs say."""
+    vnis = sorted({each.vni for each in same if each.vni is not None})
+    seen = [each.last_seen_age for each in same if each.last_seen_age is not None]
+    pinged = [each.through for each in same if each.through is not None]
+    return evolve(
+        remote,
+        through=any(pinged) if pinged else None,
+        last_seen_age=min(seen, default=None),
+        silent_vnis=tuple(vnis) if len(vnis) > 1 else (),
+    )
 
 
 def check(remote: RemoteFacts, facts: Facts) -> Iterator[Finding]:
@@ -287,7 +325,12 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
     alive = f"{host} is reachable (answers {'ping' if remote.pings else 'ARP'}), but "
     known = alive if remote.pings or remote.macs else ""
     vni = f" --vni {remote.vni}" if remote.vni is not None else ""
-    last_frame = ping = ""
+    last_frame = ping = several = ""
+    if remote.silent_vnis:
+        vni = " --vni VNI"
+        names = ", ".join(map(str, remote.silent_vnis[:_VNIS_MAX]))
+        more = len(remote.silent_vnis) - _VNIS_MAX
+        several = f" It is a remote of the VNIs {names}{f' and {more} more' if more > 0 else ''}."
     if remote.through is not None:
         ping = " No host behind it has answered a ping through the tunnel (IPv6, to all nodes)."
     if remote.last_seen_age is not None:
@@ -299,7 +342,7 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
         f"Possible causes, indistinguishable from here: a firewall drops UDP port {port} there or "
         f"on the path; pyvtep runs there but does not have {own} as a --remote (there, "
         "source_unknown increases); or it is a VTEP of another kind, such as the kernel's, which "
-        f"never answers; this may be normal.{ping}{last_frame}",
+        f"never answers; this may be normal.{several}{ping}{last_frame}",
         f"on {host}: {_with_source('pyvtep doctor --remote', remote)}; pyvtep stats; and if "
         f"source_unknown increases: {_with_source('pyvtep remote add', remote)}{vni}",
     )
