@@ -157,25 +157,25 @@ def nodes(both: tuple[Node, Node]) -> Iterator[tuple[Node, Node]]:
 
 
 def boxes(nodes: tuple[Node, Node]) -> None:
-    """Start a container on each host: 172.18.0.2 and 172.18.0.3."""
+    """Start a container on each host: 10.18.0.2 and 10.18.0.3."""
     for node, own in zip(nodes, "23", strict=True):
-        node.engine.container("box", "mynetwork", "--ip", f"172.18.0.{own}")
+        node.engine.container("box", "mynetwork", "--ip", f"10.18.0.{own}")
 
 
 def assert_joined(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
-    wait_until(lambda: a.engine.reaches("box", "172.18.0.3"), "a ping from .2 to .3")
-    assert b.engine.reaches("box", "172.18.0.2")
+    wait_until(lambda: a.engine.reaches("box", "10.18.0.3"), "a ping from .2 to .3")
+    assert b.engine.reaches("box", "10.18.0.2")
 
 
 def test_containers_reach_each_other_their_host_and_the_outside(nodes: tuple[Node, Node]) -> None:
     for node in nodes:
-        node.create("--subnet", "172.18.0.0/16")
+        node.create("--subnet", "10.18.0.0/16")
     boxes(nodes)
     assert_joined(nodes)
     for node, own in zip(nodes, "23", strict=True):
-        assert node.engine.reaches("box", "172.18.0.1")
-        node.host.run("ping", "-c1", "-W2", f"172.18.0.{own}")
+        assert node.engine.reaches("box", "10.18.0.1")
+        node.host.run("ping", "-c1", "-W2", f"10.18.0.{own}")
         assert node.engine.reaches("box", OUTSIDE)
         assert "mtu 1450" in node.docker("exec", "box", "ip", "link", "show", "eth0")
 
@@ -183,7 +183,7 @@ def test_containers_reach_each_other_their_host_and_the_outside(nodes: tuple[Nod
 def test_verbs(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
     for node in nodes:
-        node.create("--subnet", "172.18.0.0/16", "--label", "env=test")
+        node.create("--subnet", "10.18.0.0/16", "--label", "env=test")
     listed = a.docker("network", "ls", "--filter", "driver=pyvtep", "--format", "{{.Name}}")
     assert listed == "mynetwork"
     (shown,) = json.loads(a.docker("network", "inspect", "mynetwork"))
@@ -193,16 +193,16 @@ def test_verbs(nodes: tuple[Node, Node]) -> None:
 
     # connect and disconnect, while a container runs.
     a.engine.container("box", "bridge")
-    b.engine.container("box", "mynetwork", "--ip", "172.18.0.3")
-    a.docker("network", "connect", "--ip", "172.18.0.2", "--alias", "web", "mynetwork", "box")
+    b.engine.container("box", "mynetwork", "--ip", "10.18.0.3")
+    a.docker("network", "connect", "--ip", "10.18.0.2", "--alias", "web", "mynetwork", "box")
     assert_joined(nodes)
     (shown,) = json.loads(a.docker("network", "inspect", "mynetwork"))
     (there,) = shown["Containers"].values()
-    assert there["IPv4Address"] == "172.18.0.2/16"
+    assert there["IPv4Address"] == "10.18.0.2/16"
     a.docker("network", "disconnect", "mynetwork", "box")
-    assert not a.engine.reaches("box", "172.18.0.3")
-    assert "172.18.0.2" not in a.docker("exec", "box", "ip", "addr")
-    a.docker("network", "connect", "--ip", "172.18.0.2", "mynetwork", "box")
+    assert not a.engine.reaches("box", "10.18.0.3")
+    assert "10.18.0.2" not in a.docker("exec", "box", "ip", "addr")
+    a.docker("network", "connect", "--ip", "10.18.0.2", "mynetwork", "box")
     assert_joined(nodes)
 
     # A network in use is not removed; the engine says so before the plug-in is asked.
@@ -221,13 +221,13 @@ def test_verbs(nodes: tuple[Node, Node]) -> None:
 def test_published_ports(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
     for node in nodes:
-        node.create("--subnet", "172.18.0.0/16")
+        node.create("--subnet", "10.18.0.0/16")
     serve = ("sh", "-c", "while true; do echo hello from $(hostname -i) | nc -l -p 80; done")
     a.docker(
-        *("run", "--detach", "--name", "web", "--net", "mynetwork", "--ip", "172.18.0.2"),
+        *("run", "--detach", "--name", "web", "--net", "mynetwork", "--ip", "10.18.0.2"),
         *("--stop-signal", "KILL", "--publish", "8080:80", "busybox", *serve),
     )
-    b.engine.container("box", "mynetwork", "--ip", "172.18.0.3")
+    b.engine.container("box", "mynetwork", "--ip", "10.18.0.3")
 
     def fetched(node: Node, destination: str, port: str) -> bool:
         return "hello" in node.docker(
@@ -235,7 +235,7 @@ def test_published_ports(nodes: tuple[Node, Node]) -> None:
         )
 
     # From a container of the other host: by its address, and at the port of its host.
-    wait_until(lambda: fetched(b, "172.18.0.2", "80"), "a reply over the segment")
+    wait_until(lambda: fetched(b, "10.18.0.2", "80"), "a reply over the segment")
     wait_until(lambda: fetched(b, A, "8080"), "a reply at the published port")
     # And from another machine.
     wait_until(
@@ -247,20 +247,18 @@ def test_published_ports(nodes: tuple[Node, Node]) -> None:
 def test_three_networks_one_of_them_internal(nodes: tuple[Node, Node]) -> None:
     a, _ = nodes
     for node, own in zip(nodes, "23", strict=True):
-        node.create("--subnet", "172.18.0.0/16")
-        node.create("--subnet", "172.19.0.0/16", "--internal", vni=201, name="second")
+        node.create("--subnet", "10.18.0.0/16")
+        node.create("--subnet", "10.19.0.0/16", "--internal", vni=201, name="second")
         node.create(
-            *("--ipv6", "--subnet", "172.20.0.0/16", "--subnet", "fd00:20::/64"),
+            *("--ipv6", "--subnet", "10.20.0.0/16", "--subnet", "fd00:20::/64"),
             *("-o", "com.docker.network.bridge.name=br-third", "-o", "mtu=1400"),
             vni=202,
             name="third",
         )
-        node.engine.container("box", "mynetwork", "--ip", f"172.18.0.{own}")
-        node.engine.container("inner", "second", "--ip", f"172.19.0.{own}")
-        node.engine.container(
-            "dual", "third", "--ip", f"172.20.0.{own}", "--ip6", f"fd00:20::{own}"
-        )
-        node.docker("network", "connect", "--ip", f"172.19.0.1{own}", "second", "box")
+        node.engine.container("box", "mynetwork", "--ip", f"10.18.0.{own}")
+        node.engine.container("inner", "second", "--ip", f"10.19.0.{own}")
+        node.engine.container("dual", "third", "--ip", f"10.20.0.{own}", "--ip6", f"fd00:20::{own}")
+        node.docker("network", "connect", "--ip", f"10.19.0.1{own}", "second", "box")
     vnis = json.loads(a.pyvtep("vni", "show", "--json"))
     assert [segment["vni"] for segment in vnis] == [200, 201, 202]
     # An attached network joins the same process, and all of them are shown together.
@@ -278,27 +276,27 @@ def test_three_networks_one_of_them_internal(nodes: tuple[Node, Node]) -> None:
     assert (shown[3]["bridge"], shown[3]["network_mtu"]) == ("br-third", 1400)
     a.pyvtep("docker", "detach", "attached")
     assert_joined(nodes)
-    wait_until(lambda: a.engine.reaches("inner", "172.19.0.3"), "a ping on the second network")
-    wait_until(lambda: a.engine.reaches("dual", "172.20.0.3"), "a ping on the third network")
+    wait_until(lambda: a.engine.reaches("inner", "10.19.0.3"), "a ping on the second network")
+    wait_until(lambda: a.engine.reaches("dual", "10.20.0.3"), "a ping on the third network")
     wait_until(lambda: a.engine.reaches("dual", "fd00:20::3"), "an IPv6 ping")
     assert a.engine.reaches("dual", "fd00:20::1")
-    assert a.engine.reaches("box", "172.19.0.3")
+    assert a.engine.reaches("box", "10.19.0.3")
     assert "mtu 1400" in a.docker("exec", "dual", "ip", "link", "show", "eth0")
     assert has_device(a.host, "br-third")
 
     # The internal network has no way out, and networks are apart from each other.
     assert not a.engine.reaches("inner", OUTSIDE)
     assert a.engine.reaches("dual", OUTSIDE)
-    assert not a.engine.reaches("dual", "172.19.0.2")
+    assert not a.engine.reaches("dual", "10.19.0.2")
     a.engine.container("plain", "bridge")
     assert a.engine.reaches("plain", OUTSIDE)
-    for destination in ("172.18.0.2", "172.19.0.2"):
+    for destination in ("10.18.0.2", "10.19.0.2"):
         assert not a.engine.reaches("plain", destination)
 
 
 def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
     a, _ = nodes
-    a.create("--subnet", "172.18.0.0/16")
+    a.create("--subnet", "10.18.0.0/16")
     a.pyvtep("vni", "add", "300", "--remote", B)
     command = ("network", "create", "-d", "pyvtep")
     for options, reason in (
@@ -316,7 +314,7 @@ def test_mistakes_are_refused_at_create(nodes: tuple[Node, Node]) -> None:
     for subnet, reason in (
         ("172.31.0.96/27", "has the address of the remote 172.31.0.107"),
         ("172.31.0.0/28", "overlaps with the subnet 172.31.0.0/24 of the device eth0"),
-        ("172.18.5.0/24", "overlaps with 172.18.0.0/16 of the network "),
+        ("10.18.5.0/24", "overlaps with 10.18.0.0/16 of the network "),
     ):
         # Without Docker's IPAM, which knows its own subnets only.
         words = ["-o", "vni=1", "-o", f"remote={B}", "--ipam-driver", "pyvtep"]
@@ -332,14 +330,14 @@ def test_a_bridge_of_the_administrator_stays(nodes: tuple[Node, Node]) -> None:
     a.host.run("ip", "link", "add", "lan0", "type", "bridge")
     try:
         name = "com.docker.network.bridge.name=lan0"
-        a.create("--subnet", "172.18.0.0/16", "-o", name)
-        assert "172.18.0.1/16" in a.host.run("ip", "addr", "show", "lan0")
+        a.create("--subnet", "10.18.0.0/16", "-o", name)
+        assert "10.18.0.1/16" in a.host.run("ip", "addr", "show", "lan0")
         # Its traffic with other devices is not for us to drop.
         assert "lan0" not in a.host.run("iptables", "-S", "-t", "mangle")
         assert "-A FORWARD -i lan0 -o lan0 -j ACCEPT" in a.host.run("iptables", "-S")
         a.docker("network", "rm", "mynetwork")
         assert has_device(a.host, "lan0")
-        assert "172.18.0.1" not in a.host.run("ip", "addr", "show", "lan0")
+        assert "10.18.0.1" not in a.host.run("ip", "addr", "show", "lan0")
         assert "lan0" not in a.host.run("iptables", "-S")
     finally:
         a.host.run("ip", "link", "del", "lan0")
@@ -373,13 +371,13 @@ def test_documentation(nodes: tuple[Node, Node]) -> None:
 def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
     for node in nodes:
-        node.create("--subnet", "172.18.0.0/16")
+        node.create("--subnet", "10.18.0.0/16")
     boxes(nodes)
     assert_joined(nodes)
 
     # The daemon: the plug-in starts another one, and adds the VNI again.
     a.kill_daemon()
-    wait_until(lambda: not a.engine.reaches("box", "172.18.0.3"), "the end of the tunnel")
+    wait_until(lambda: not a.engine.reaches("box", "10.18.0.3"), "the end of the tunnel")
     assert_joined(nodes)
     # An upgrade replaces it, and keeps the VNI.
     a.pyvtep("upgrade")
@@ -391,10 +389,10 @@ def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     # The plug-in: nothing depends on it while no container comes or goes.
     a.kill_plugin()
     assert_joined(nodes)
-    assert a.engine.reaches("box", "172.18.0.1")
+    assert a.engine.reaches("box", "10.18.0.1")
     a.start_plugin()
-    a.engine.container("late", "mynetwork", "--ip", "172.18.0.9")
-    wait_until(lambda: b.engine.reaches("box", "172.18.0.9"), "a ping to a new container")
+    a.engine.container("late", "mynetwork", "--ip", "10.18.0.9")
+    wait_until(lambda: b.engine.reaches("box", "10.18.0.9"), "a ping to a new container")
     a.docker("rm", "--force", "late")
 
     # Both, the state and the bridge: network and endpoints are looked up at the engine.
@@ -403,12 +401,12 @@ def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
     (a.state / "networks.json").unlink()
     a.host.run("ip", "link", "del", a.engine.bridge("mynetwork"))
     a.start_plugin()
-    a.docker("run", "--rm", "--net", "mynetwork", "--ip", "172.18.0.9", "busybox", "cat")
+    a.docker("run", "--rm", "--net", "mynetwork", "--ip", "10.18.0.9", "busybox", "cat")
     assert_joined(nodes)
 
     # The engine, which kills its containers when it comes back.
     a.kill_engine()
-    assert b.engine.reaches("box", "172.18.0.2")
+    assert b.engine.reaches("box", "10.18.0.2")
     a.engine.start()
     a.docker("start", "box")
     assert_joined(nodes)
@@ -429,9 +427,9 @@ def test_kill_and_restart_of_each_part(nodes: tuple[Node, Node]) -> None:
 def test_start_in_any_order_after_a_boot(nodes: tuple[Node, Node]) -> None:
     a, b = nodes
     for node in nodes:
-        node.create("--subnet", "172.18.0.0/16")
-    a.engine.container("box", "mynetwork", "--ip", "172.18.0.2", "--restart", "always")
-    b.engine.container("box", "mynetwork", "--ip", "172.18.0.3")
+        node.create("--subnet", "10.18.0.0/16")
+    a.engine.container("box", "mynetwork", "--ip", "10.18.0.2", "--restart", "always")
+    b.engine.container("box", "mynetwork", "--ip", "10.18.0.3")
     bridge = a.engine.bridge("mynetwork")
     for order in permutations(("engine", "plugin", "daemon")):
         assert_joined(nodes)
@@ -448,7 +446,7 @@ def test_start_in_any_order_after_a_boot(nodes: tuple[Node, Node]) -> None:
                 elif order[0] == "daemon":
                     # It gives the plug-in up, and with it the container.
                     a.engine.wait()
-                    assert not a.engine.reaches("box", "172.18.0.3")
+                    assert not a.engine.reaches("box", "10.18.0.3")
                 else:
                     retrying = "pyvtep.sock"
                     wait_until(lambda: retrying in a.engine.log[before:], "its wait")  # noqa: B023

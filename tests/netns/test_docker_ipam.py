@@ -62,7 +62,7 @@ def addresses(node: Node) -> dict[str, list[str]]:
 
 
 def test_containers_that_start_at_once_get_different_addresses(nodes: tuple[Node, Node]) -> None:
-    create(nodes, "--subnet", "172.18.0.0/16", "--ip-range", "172.18.7.0/24")
+    create(nodes, "--subnet", "10.18.0.0/16", "--ip-range", "10.18.7.0/24")
     # Both hosts at the same time, and all containers of each.
     with ThreadPoolExecutor() as pool:
         script = _START_ALL % CONTAINERS
@@ -70,7 +70,7 @@ def test_containers_that_start_at_once_get_different_addresses(nodes: tuple[Node
     assert [start.result() for start in starts] == ["", ""]
     found = [own for node in nodes for each in addresses(node).values() for own in each]
     assert len(found) == len(set(found)) == 2 * CONTAINERS
-    assert all(own.startswith("172.18.7.") for own in found)
+    assert all(own.startswith("10.18.7.") for own in found)
     # They are on one segment.
     a, b = nodes
     (other,) = addresses(b)["box1"]

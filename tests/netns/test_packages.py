@@ -111,11 +111,11 @@ def run_managed_plugin(engine: Engine, folder: Path) -> None:
     engine.docker("plugin", "enable", "pyvtep")
     engine.docker(
         *("network", "create", "-d", "pyvtep:latest", "--ipam-driver", "pyvtep:latest"),
-        *("-o", "vni=200", "-o", "remote=172.31.0.107", "--subnet", "172.18.0.0/16", "managed"),
+        *("-o", "vni=200", "-o", "remote=172.31.0.107", "--subnet", "10.18.0.0/16", "managed"),
     )
-    for options in ((), ("--ip", "172.18.0.9")):
+    for options in ((), ("--ip", "10.18.0.9")):
         engine.container("box", "managed", *options)
-        wait_until(partial(engine.reaches, "box", "172.18.0.1"), "a ping to the gateway")
+        wait_until(partial(engine.reaches, "box", "10.18.0.1"), "a ping to the gateway")
         engine.docker("rm", "--force", "box")
         engine.docker("plugin", "disable", "--force", "pyvtep")
         engine.docker("plugin", "enable", "pyvtep")

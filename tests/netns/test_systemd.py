@@ -258,7 +258,7 @@ def test_containers_of_driver_networks_come_up_after_a_boot(machine: Machine) ->
     machine.run("tar -c -C / bin/busybox | docker import - busybox")
     machine.run(
         "docker network create -d pyvtep --ipam-driver pyvtep -o vni=200 -o remote=192.0.2.2 "
-        "-o fast-path=false --subnet 172.18.0.0/16 mynetwork"
+        "-o fast-path=false --subnet 10.18.0.0/16 mynetwork"
     )
     machine.run(
         "docker run -d --name box --restart always --net mynetwork busybox /bin/busybox sleep 9999"
@@ -266,7 +266,7 @@ def test_containers_of_driver_networks_come_up_after_a_boot(machine: Machine) ->
 
     def is_up() -> bool:
         state = "{{.State.Running}} {{.NetworkSettings.Networks.mynetwork.IPAddress}}"
-        return "true 172.18." in machine.run(f"docker inspect -f '{state}' box 2>&1 || true")
+        return "true 10.18." in machine.run(f"docker inspect -f '{state}' box 2>&1 || true")
 
     assert is_up()
     # A restart of the plug-in leaves the process that forwards alone.
@@ -289,7 +289,7 @@ def test_containers_of_driver_networks_come_up_after_a_boot(machine: Machine) ->
 @needs_engine
 def test_the_commands_of_the_page_can_be_pasted(machine: Machine) -> None:
     install_engine(machine)
-    machine.run("systemctl start docker && docker network create --subnet 172.18.0.0/16 mynetwork")
+    machine.run("systemctl start docker && docker network create --subnet 10.18.0.0/16 mynetwork")
     machine.run("rmdir /etc/pyvtep")  # It is there for the other tests.
     for heading in ("With systemd", "Without systemd"):
         for prompt, command, shown in commands("docs/service.md", heading):
@@ -325,7 +325,7 @@ def test_a_docker_network_of_the_service(machine: Machine) -> None:
 
     def create() -> str:
         """Create the network. Returns: the name of its bridge."""
-        network = machine.run("docker network create --subnet 172.18.0.0/16 net").strip()
+        network = machine.run("docker network create --subnet 10.18.0.0/16 net").strip()
         return f"br-{network[:12]}"
 
     def pid() -> str:

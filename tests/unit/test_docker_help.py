@@ -10,6 +10,6 @@ def test_the_example_gives_each_host_a_range_and_a_gateway_of_its_own() -> None:
     # As in a shell: the line goes on behind the backslash.
     example = " ".join(text.replace("\\\n", "").split())
     assert (
-        "docker network create --subnet 172.18.0.0/16 --ip-range 172.18.1.0/24 "
-        "--gateway 172.18.1.1 mynetwork pyvtep docker attach mynetwork --vni 200"
+        "docker network create --subnet 10.18.0.0/16 --ip-range 10.18.1.0/24 "
+        "--gateway 10.18.1.1 mynetwork pyvtep docker attach mynetwork --vni 200"
     ) in example

@@ -92,12 +92,12 @@ docker.add_command(plugin)
 def attach(network: str, *, socket: str | None, wait: bool, **options: Any) -> None:
     """Attach a Docker network of this host to a segment, until it is detached.
 
-    On each of two hosts, with its own range and gateway (172.18.2.0/24 and 172.18.2.1 on the
+    On each of two hosts, with its own range and gateway (10.18.2.0/24 and 10.18.2.1 on the
     second), and the address of the other host as the remote:
 
     \b
-        docker network create --subnet 172.18.0.0/16 \\
-            --ip-range 172.18.1.0/24 --gateway 172.18.1.1 mynetwork
+        docker network create --subnet 10.18.0.0/16 \\
+            --ip-range 10.18.1.0/24 --gateway 10.18.1.1 mynetwork
         pyvtep docker attach mynetwork --vni 200 --remote 192.0.2.2
 
     It adds a VNI to the running pyvtep, or starts one in the background. That follows the network,

@@ -57,7 +57,7 @@ def plugin(
 
     \b
         docker network create -d pyvtep -o vni=200 -o remote=192.0.2.2 \\
-            --subnet 172.18.0.0/16 mynetwork
+            --subnet 10.18.0.0/16 mynetwork
 
     It may start before the engine, and it may be restarted at any time: containers keep their
     networks meanwhile.

@@ -85,7 +85,7 @@ class EngineClient:
         except self._docker.errors.NotFound as error:
             raise NoSuchNetworkError(
                 f"the Docker engine at {self.url} has no network {name} (docker network ls); "
-                f"create it: docker network create --subnet 172.18.0.0/16 {name}"
+                f"create it: docker network create --subnet 10.18.0.0/16 {name}"
             ) from error
         except Exception as error:
             raise self._translate(error) from error

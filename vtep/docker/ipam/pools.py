@@ -34,13 +34,13 @@ class AddressPool:
         for values that do not fit together.
         """
         if not subnet:
-            example = "172.18.0.0/16" if version == 4 else "fd00:18::/64"
+            example = "10.18.0.0/16" if version == 4 else "fd00:18::/64"
             raise VtepError(
                 f"the network has no subnet for IPv{version}: give the same one on all hosts, such "
                 f"as --subnet {example}"
             )
         try:
-            # As Docker's IPAM, accept an address within the subnet: 172.18.0.5/16.
+            # As Docker's IPAM, accept an address within the subnet: 10.18.0.5/16.
             pool = ip_network(subnet, strict=False)
             found = ip_network(sub_pool or pool, strict=False)
         except ValueError as error:
