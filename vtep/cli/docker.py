@@ -136,7 +136,7 @@ def attach(network: str, *, socket: str | None, wait: bool, **options: Any) -> N
         f"network {name}: vni {config.vni} on {segment['dev']} (mtu {segment['mtu']}) is on its "
         f"bridge {found.network.bridge}, process {pid}"
     )
-    _print_advice(found, segment)
+    _print_advice(found, segment, pid)
 
 
 def _report_waiting(reason: str) -> None:
@@ -160,14 +160,15 @@ def _wait_until_attached(vtep: Client, vni: int, found: "AttachableNetwork") -> 
         time.sleep(_POLL_S)
 
 
-def _print_advice(found: "AttachableNetwork", segment: SegmentInfo) -> None:
+def _print_advice(found: "AttachableNetwork", segment: SegmentInfo, process: int) -> None:
     """Print problems of the network and of this host, which the log of the VTEP has as well."""
     from vtep.docker.advice import advise  # noqa: PLC0415  slow to import, as above
 
     tunnel = AttachedTunnel(segment["mtu"], chosen=segment["options"]["mtu"] is not None)
     remotes = [to["dst"] for to in segment["remotes"]]
     dstport, devices = segment["options"]["dstport"], segment["underlay_devices"]
-    for line in advise(found.network, tunnel, found.bridge.netfilter, remotes, dstport, devices):
+    filtered = found.bridge.netfilter
+    for line in advise(found.network, tunnel, filtered, remotes, dstport, devices, process):
         click.echo(f"pyvtep: warning: {line}", err=True)
 
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from vtep.docker.network import AttachedTunnel, BridgeFilter, DockerNetwork, find_problems
 from vtep.host.firewall import CROSSING, INCOMING, PacketPattern
 from vtep.host.netfilter import Rules
+from vtep.host.privileges import Capability, has_capability
 from vtep.wire.address import without_scope
 
 
@@ -16,11 +17,12 @@ def advise(
     remotes: Iterable[str],
     dstport: int,
     devices: Sequence[str],
+    process: int,
 ) -> list[str]:
     """Return a line for each problem of an attached network, with its solution; blocks.
 
     `bridge_netfilter` is that of its bridge, `remotes` are the addresses of other VTEPs, and
-    `devices` the underlay devices.
+    `devices` the underlay devices of the pyvtep, which is `process`.
     """
     rules = Rules.read()
     crossing = PacketPattern(4, device=network.bridge, out=network.bridge)
@@ -28,7 +30,19 @@ def advise(
     return [
         *find_problems(network, tunnel, bridge_filter),
         *_underlay_problems(rules, remotes, dstport, devices),
+        *_probe_problems(network, process),
     ]
+
+
+def _probe_problems(network: DockerNetwork, process: int) -> Iterator[str]:
+    # A pyvtep that was started without a Docker network has given the capability up for good.
+    if not has_capability(process, Capability.NET_RAW):
+        yield (
+            f"network {network.name}: duplicate addresses of gateways and containers are not "
+            f"probed for, as process {process} has no CAP_NET_RAW: restart it as root with "
+            f"--on-demand or --docker-network {network.name}, or give its service that capability "
+            "(docs/service.md)"
+        )
 
 
 def _underlay_problems(

@@ -6,6 +6,7 @@ although its bridge is another. While there is none, the port waits and keeps it
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -345,5 +346,6 @@ def _log_advice(current: AttachableNetwork, port: Port) -> None:
     tunnel = AttachedTunnel(port.mtu, chosen=port.mtu == config.mtu)
     remotes = [str(remote) for remote in config.remote_addresses]
     filtered = current.bridge.netfilter
-    for line in advise(network, tunnel, filtered, remotes, config.dstport, devices):
+    process = os.getpid()
+    for line in advise(network, tunnel, filtered, remotes, config.dstport, devices, process):
         log.warning("%s", line)

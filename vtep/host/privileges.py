@@ -155,6 +155,16 @@ def first_unprivileged_port() -> int:
     return 1024
 
 
+def has_capability(process: int, capability: Capability) -> bool:
+    """Return whether a process has a capability in effect; True if that cannot be read."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "CapEff":
+                return bool(int(value, 16) >> capability & 1)
+    return True
+
+
 def drop(
     wanted: frozenset[Capability], user: User | None = None, groups: Iterable[int] = ()
 ) -> None:
