@@ -480,7 +480,11 @@ VLAN_PROBLEMS = (
     ('vlan = ["1:16777216"]', ":2: vlan 1:16777216: a VNI must be from 0 to 16777215"),
     ('vlan = ["1:1", "1:2"]', ":2: vlan 1:2: VLAN 1 is given twice"),
     ("vlan = []", ":2: vlan []: names no VLAN"),
-    ('vlan = ["1:5", "2:5"]', ":1: id 5: defined twice"),
+    (
+        'vlan = ["1:5", "2:5"]',
+        ":2: vlan 2:5: VNI 5 is given twice; each VNI is carried by one VLAN",
+    ),
+    ('id = 5\n[[vni]]\ntap = "v"\nvlan = ["1:5"]', ":5: id 5: defined twice"),
     ('id = 5\nvlan = ["1:5"]', ":3: vlan 1:5: names a VNI; leave out id"),
     ('vlan = ["1:5"]\naddress = "10.0.0.1/24"', ":3: address 10.0.0.1/24: belongs to no VLAN"),
     ('tap = "v"\nvlan = ["1:5"]\n[[vni]]\nid = 6\ntap = "v"', ":6: tap v: is shared by vni 5"),

@@ -276,7 +276,8 @@ class _Reader:
             if at in self._lines:
                 self._report(at, self._requote(at, what) + also)
                 return
-        self._report((TABLE, number), what + also)
+        # A table that maps VLANs has no id: its VNIs are in that option.
+        self._report((TABLE, number, _VLANS) if key == ID else (TABLE, number), what + also)
 
     def _requote(self, at: Path, what: str) -> str:
         """Return a message about an option with the value as it is written in the file.

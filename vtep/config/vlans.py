@@ -30,13 +30,19 @@ def parse(value: object) -> dict[int, int]:
     Returns: the VNI of each VLAN ID, in the order given. Raises: OptionError.
     """
     vnis: dict[int, int] = {}
+    seen: set[int] = set()
     for item in option_parsers.items("--vlan", value):
         for vid, vni in zip(*_ranges(item), strict=True):
             if vid in vnis:
                 raise OptionError(
                     "--vlan", item, f"VLAN {vid} is given twice; each VLAN carries one VNI"
                 )
+            if vni in seen:
+                raise OptionError(
+                    "--vlan", item, f"VNI {vni} is given twice; each VNI is carried by one VLAN"
+                )
             vnis[vid] = vni
+            seen.add(vni)
     if not vnis:
         raise OptionError("--vlan", value, "names no VLAN; write one with its VNI, as 10:1010")
     return vnis
