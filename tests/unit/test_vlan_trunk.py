@@ -4,21 +4,28 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from attrs import evolve
 
 from tests.unit.nodes import IP_A, IP_B, IP_C, Node, frame, segment, until
 from vtep import Config, VtepError
+from vtep.cli.fdb import print_entries
 from vtep.config import vlans
+from vtep.control import views
 from vtep.counters import Drop
 from vtep.daemon import host_watch, housekeeping
+from vtep.fastpath.state import FastPathStatus
 from vtep.io import vlan_trunk
 from vtep.testing import MemoryTap, MemoryUnderlay
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
 from vtep.upgrade.format import Message
 from vtep.wire import ethernet, virtio
+
+if TYPE_CHECKING:
+    from vtep.control.schema import FdbEntry
 
 ALL = b"\xff" * 6
 A, B = bytes((2, 0, 0, 0, 1, 0)), bytes((2, 0, 0, 0, 1, 1))
@@ -44,7 +51,9 @@ def tagged(untagged: bytes, vlan: int, *, priority: int = 0) -> bytes:
     return untagged[:12] + ethernet.pack_tag(vlan, priority=priority) + untagged[12:]
 
 
-def trunk(remote: str = IP_B, mapping: str = "10-12:1010-1012", **options: object) -> list[Config]:
+def trunk(
+    remote: str | tuple[str, ...] = IP_B, mapping: str = "10-12:1010-1012", **options: object
+) -> list[Config]:
     return vlans.expand({"remote": remote, "tap": TAP, "vlan": (mapping,), **options})
 
 
@@ -139,6 +148,32 @@ def test_frames_of_no_vlan_are_logged_and_outlive_an_upgrade(
                     snapshot.add_counters(counters, Message(fmt.COUNTERS, fields), 1.0)
             assert [new.vtep.counters()[name] for name in names] == [1, 2]
         assert "tx_vlan_unknown" not in caplog.text  # The former process has logged them.
+
+    run(main)
+
+
+def test_entries_of_several_vnis_are_shown_with_their_vni(
+    underlay: MemoryUnderlay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = Node(underlay, *trunk((IP_B, IP_C), "10-11:1010-1011"), ip=IP_A)
+
+    async def main() -> None:
+        async with a.vtep:
+            (state,) = {port.fast_path for port in a.vtep.ports.values()}
+            assert state.status is FastPathStatus.OFF
+            assert "--vlan" in str(state)
+            of_vni: dict[int, list[FdbEntry]] = {}
+            for vni, port in a.vtep.ports.items():
+                default = port.fdb.default
+                assert default is not None
+                of_vni[vni] = [views.entry(port, default, default.destinations, 0.0)]
+        print_entries([*of_vni[1010], *of_vni[1011]])
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert rows[0] == ["MAC", "DST", "VNI", "DEV", "STATE", "AGE", "TX", "RX"]
+        assert [row[2:4] for row in rows[1:] if len(row) > 1] == [["1010", TAP], ["1011", TAP]]
+        assert [row for row in rows[1:] if len(row) == 1] == [[IP_C]] * 2
+        print_entries(of_vni[1010])
+        assert capsys.readouterr().out.split()[:4] == ["MAC", "DST", "DEV", "STATE"]
 
     run(main)
 

@@ -52,7 +52,7 @@ def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         client_command.print_json(entries)
     else:
-        _print(entries)
+        print_entries(entries)
 
 
 @group.command()
@@ -64,7 +64,7 @@ def get(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         client_command.print_json(entry)
     else:
-        _print([entry])
+        print_entries([entry])
 
 
 @group.command()
@@ -118,22 +118,27 @@ def flush(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
         click.echo(f"{count} flushed")
 
 
-def _print(entries: list[FdbEntry]) -> None:
-    columns = {"MAC": "", "DST": "", "DEV": "", "STATE": "", "AGE": "right", "TX": "right"}
+def print_entries(entries: list[FdbEntry]) -> None:
+    """Print entries as a table, with their VNIs if these are several."""
+    # Several VNIs may share a TAP, so that DEV does not tell them apart.
+    has_several = len({entry["vni"] for entry in entries}) > 1
+    columns = {"MAC": "", "DST": ""} | ({"VNI": "right"} if has_several else {})
+    columns |= {"DEV": "", "STATE": "", "AGE": "right", "TX": "right", "RX": "right"}
     client_command.print_table(
-        {**columns, "RX": "right"}, (row for entry in entries for row in _rows(entry))
+        columns, (row for entry in entries for row in _rows(entry, with_vni=has_several))
     )
 
 
-def _rows(entry: FdbEntry) -> Iterator[tuple[object, ...]]:
+def _rows(entry: FdbEntry, *, with_vni: bool) -> Iterator[tuple[object, ...]]:
     """Yield a row for each destination, the first of them with the columns of the entry."""
     first, *others = (format_destination(to, entry["vni"]) for to in entry["destinations"])
     age = "" if entry["age"] is None else f"{entry['age']:.0f}s"
     frames = entry["tx_frames"], entry["rx_frames"]
     kind = format_kind(entry) + ("" if entry["held"] is None else f" held {entry['held']:.0f}s")
-    yield entry["mac"], first, entry["dev"], kind, age, *frames
+    vni = (entry["vni"],) if with_vni else ()
+    yield entry["mac"], first, *vni, entry["dev"], kind, age, *frames
     for other in others:
-        yield "", other, "", "", "", "", ""
+        yield "", other, *("" for _ in vni), "", "", "", "", ""
 
 
 def format_destination(to: Destination, vni: int) -> str:

@@ -57,7 +57,8 @@ OBSERVED: Final = FastPathState(
 )
 
 VLAN: Final = FastPathState(
-    FastPathStatus.OFF, "its TAP carries several VLANs (--vlan); a TAP of its own would be faster"
+    FastPathStatus.OFF,
+    "its frames are those of a VLAN of the TAP (--vlan); a TAP of its own would be faster",
 )
 
 NOT_INSTALLED: Final = FastPathState(
