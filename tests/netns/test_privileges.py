@@ -357,9 +357,9 @@ def test_a_docker_network_keeps_the_group_of_the_engines_socket(
         group = engine.shell("stat", "-c", "%g", "/var/run/docker.sock").strip()
         if group == "0":
             pytest.skip("there is no group docker")
-        create = ("network", "create", "--subnet", "172.18.0.0/16", "mynetwork")
+        create = ("network", "create", "--subnet", "10.18.0.0/16", "mynetwork")
         engine.docker(*create)
-        arguments = ("--vni", "200", "--remote", "192.0.2.2", "--tap", "vx0", "--control", "auto")
+        arguments = ("--vni", "200", "--remote", "192.0.2.2", "--tap", "vx0")
         vtep = Pyvtep(
             *(a, tmp_path, *arguments, "--docker-network", "mynetwork", *AS_USER),
             prefix=engine.enter,
@@ -375,6 +375,8 @@ def test_a_docker_network_keeps_the_group_of_the_engines_socket(
         assert int(found[1]) == former
         expect(vtep, kept, NOBODY, NOBODY, group, pid=int(found[2]))
         # It asks the engine for the bridge of the network that has taken the place of the first.
+        on_bridge = f"vx0 is on its bridge {engine.bridge('mynetwork')}"
+        wait_until(lambda: vtep.log.count(on_bridge) == 2, "the new process to find the network")
         engine.docker("network", "rm", "mynetwork")
         wait_until(lambda: "network mynetwork is gone" in vtep.log, "the end of the network")
         engine.docker(*create)
