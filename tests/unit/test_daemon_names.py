@@ -121,6 +121,46 @@ def test_one_name_for_a_fleet(underlay: MemoryUnderlay, caplog: pytest.LogCaptur
     assert lines.count(f"fleet.example has {IP_A}, an address of this host itself: left out") == 1
 
 
+def test_an_unusable_address_vetoes_no_change(
+    underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    broadcast = "192.0.2.255"
+    a = Node(underlay, segment(remote="fleet.example", address="10.0.0.1/24"), ip=IP_A)
+    a.network.names["fleet.example"] = answer(IP_B)
+
+    async def main() -> None:
+        async with a.vtep:
+            await until(lambda: flooded(a) == [IP_B])
+            a.network.broadcasts.add(broadcast)
+            a.network.names["fleet.example"] = answer(
+                *(IP_C, IP_A, broadcast, "127.0.1.1", "224.0.0.9", "10.0.0.2")
+            )
+            a.vtep.names.look_up_again()
+            await until(lambda: flooded(a) == [IP_C])
+            await a.vtep.add(segment(2, "fleet.example"))
+            assert flooded(a, 2) == ["10.0.0.2", IP_C]
+            # The network can make a remote a broadcast address, and undo that.
+            a.network.broadcasts.add(IP_C)
+            a.network.notify_routes()
+            await until(lambda: flooded(a) == [])
+            a.network.broadcasts.clear()
+            a.network.notify_routes()
+            await until(lambda: flooded(a) == [IP_C, broadcast])
+
+    run(main)
+    lines = [each.getMessage() for each in caplog.records]
+    for address, reason in (
+        (IP_A, "an address of this host itself"),
+        (broadcast, "a broadcast address"),
+        ("127.0.1.1", "a loopback address"),
+        ("224.0.0.9", "a multicast group"),
+        ("10.0.0.2", "an address in the subnet of --address 10.0.0.1/24"),
+    ):
+        assert lines.count(f"fleet.example has {address}, {reason}: left out") == 1
+    assert not any("cannot use the new addresses" in line for line in lines)
+
+
 def test_failures_keep_the_addresses(
     underlay: MemoryUnderlay, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -92,7 +92,7 @@ def usable_addresses(config: "Config", found: Iterable[Address]) -> tuple[Addres
     by_version: dict[int, list[Address]] = {4: [], 6: []}
     local = {item.version for item in config.local}
     for address in sorted(set(found), key=lambda each: (each.version, int(each))):
-        if _is_usable(config, address) and (not local or address.version in local):
+        if why_unusable(config, address) is None and (not local or address.version in local):
             by_version[address.version].append(address)
     numeric = [each for each in config.remote if not isinstance(each, HostName)]
     known = {each.version for each in (*numeric, *config.accept)}
@@ -101,18 +101,27 @@ def usable_addresses(config: "Config", found: Iterable[Address]) -> tuple[Addres
     return tuple(by_version[first] or by_version[10 - first])
 
 
-def _is_usable(config: "Config", address: Address) -> bool:
-    """Return whether an address can be a remote: a name server may answer with anything."""
+def why_unusable(config: "Config", address: Address) -> str | None:
+    """Return why an address can be no remote, as a noun phrase; None if it can.
+
+    A name server may answer with anything.
+    """
+    if address.is_multicast:
+        return "a multicast group"
     try:
         check_unicast(address)
     except ValueError:
-        return False
+        return "not the address of a host"
     scope = scope_of(address, config.dev)
     # Debian gives the name of a host 127.0.1.1 on that host (/etc/hosts).
-    if address.is_loopback or address in config.local:
-        return False
+    if address.is_loopback:
+        return "a loopback address"
+    if address in config.local:
+        return "an address of this host itself"
     if address.version == 6 and address.is_link_local and scope is None:
-        return False
-    return config.dev in (None, scope or config.dev) and not find_overlap(
-        config.address, (address,), ()
-    )
+        return "a link-local address, without the device"
+    if config.dev not in (None, scope or config.dev):
+        return f"a link-local address of another device than --dev {config.dev}"
+    if overlap := find_overlap(config.address, (address,), ()):
+        return f"an address in the subnet of --address {overlap.address}"
+    return None

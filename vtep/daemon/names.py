@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from vtep.config import Config
-from vtep.config.host_names import HostName
+from vtep.config.host_names import HostName, why_unusable
 from vtep.daemon.network import HostNetwork, HostSession
 from vtep.errors import VtepError
 from vtep.host.name_schedule import RETRY_MAX_S, NameAnswer, NameSchedule, NameState
@@ -21,6 +21,9 @@ _LOOKUPS_MAX = 8
 _NAMED_MAX = 8
 """Addresses that a log line names."""
 
+_Underlay = tuple[tuple[Address, ...], str | None]
+"""The values of `--local` and `--dev`."""
+
 
 class NameResolver:
     """Looks up the names among the remotes of a VTEP, again whenever that is due.
@@ -33,8 +36,8 @@ class NameResolver:
         self._network = network
         self._apply = apply
         self._schedule = NameSchedule()
-        self._own: set[tuple[str, Address]] = set()
-        """Own addresses of this host that names have, as logged."""
+        self._left_out: set[tuple[str, Address, str]] = set()
+        """Addresses of names that can be no remotes, with the reasons, as logged."""
         self._task: asyncio.Task[None] | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_LOOKUPS_MAX)
@@ -77,7 +80,7 @@ class NameResolver:
                     names.setdefault(remote.name, set()).update(remote.addresses)
         if names.keys() != self._schedule.states.keys():
             self._schedule.want(names, time.monotonic())
-            self._own = {(name, own) for name, own in self._own if name in names}
+            self._left_out = {each for each in self._left_out if each[0] in names}
             self._wake.set()
 
     def look_up_again(self) -> None:
@@ -101,6 +104,8 @@ class NameResolver:
         """Return the configurations with the present addresses of their names.
 
         Own addresses of this host are left out: so all hosts can have one name for all of them.
+        Others that can never be remotes are left out, too: an answer of a name server must not veto
+        changes of the configuration.
         """
         configs = list(configs)
         states = self._schedule.states
@@ -113,30 +118,32 @@ class NameResolver:
         if not any(found.values()):
             return [config.with_addresses(found) for config in configs]
 
-        def find_own(session: HostSession) -> dict[str | None, set[Address]]:
-            routes, own = session.routes(), {}
-            for dev in {config.dev for config in configs}:
-                candidates = {each for some in found.values() for each in some}
-                own[dev] = {each for each in candidates if routes.is_own(each, dev)}
-            return own
+        def find_unusable(session: HostSession) -> dict[_Underlay, dict[Address, str]]:
+            routes, unusable = session.routes(), {}
+            candidates = {each for some in found.values() for each in some}
+            for underlay in {(config.local, config.dev) for config in configs}:
+                reasons = {each: routes.why_no_remote(each, *underlay) for each in candidates}
+                unusable[underlay] = {each: why for each, why in reasons.items() if why}
+            return unusable
 
-        own = await self._network.run(find_own)
-        self._log_own(found.items(), set().union(*own.values()))
-        return [
-            config.with_addresses(
-                {name: set(some) - own[config.dev] for name, some in found.items()}
+        by_host = await self._network.run(find_unusable)
+        resolved, left_out = [], set()
+        for config in configs:
+            unusable = by_host[config.local, config.dev]
+            for name in config.remote_names:
+                for address in found.get(name, ()):
+                    reason = unusable.get(address) or why_unusable(config, address)
+                    if reason is not None:
+                        left_out.add((name, address, reason))
+            resolved.append(
+                config.with_addresses(
+                    {name: set(some) - unusable.keys() for name, some in found.items()}
+                )
             )
-            for config in configs
-        ]
-
-    def _log_own(
-        self, found: Iterable[tuple[str, Iterable[Address]]], own: Collection[Address]
-    ) -> None:
-        """Log once which addresses of names are own addresses."""
-        present = {(name, each) for name, some in found for each in some if each in own}
-        for name, address in sorted(present - self._own, key=str):
-            log.info("%s has %s, an address of this host itself: left out", name, address)
-        self._own = present
+        for name, address, reason in sorted(left_out - self._left_out, key=str):
+            log.info("%s has %s, %s: left out", name, address, reason)
+        self._left_out = left_out
+        return resolved
 
     async def _run(self) -> None:
         """Look up names when they are due, and apply changes."""

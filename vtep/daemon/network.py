@@ -33,8 +33,10 @@ class Routes(Protocol):
     ) -> Underlay:
         """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
 
-    def is_own(self, address: Address, dev: str | None) -> bool:
-        """Return True if this host has an address, on the device of its scope if it has one."""
+    def why_no_remote(
+        self, address: Address, locals_: Iterable[Address], dev: str | None
+    ) -> str | None:
+        """Return why an address can never be a remote, as a noun phrase; None if it can."""
 
     def interface_addresses(self, device: int) -> tuple[str, ...]:
         """Return the addresses of a device with prefix lengths, but for link-local IPv6 ones."""

@@ -113,7 +113,7 @@ class HostRoutes:
             except _NoRouteError as error:
                 missing += filter(None, error.args)
             else:
-                if route.is_broadcast or (route.device, str(remote)) in self._broadcasts:
+                if self._is_broadcast(remote, route):
                     raise VtepError(
                         f"--remote {remote}: is a broadcast address; give the address of a VTEP"
                     )
@@ -155,6 +155,27 @@ class HostRoutes:
         }
         unique = tuple(dict.fromkeys(missing))
         return Underlay(tuple(names), least, unique, tuple(networks), remote_devices)
+
+    def why_no_remote(
+        self, address: Address, locals_: Iterable[Address], dev: str | None
+    ) -> str | None:
+        """Return why `resolve_underlay` would refuse an address as a remote; None if it would not.
+
+        The reason is a noun phrase.
+        """
+        if self.is_own(address, dev):
+            return "an address of this host itself"
+        own = [each for each in locals_ if each.version == address.version]
+        local = next((each for each in own if self._why_unusable(each, dev) is None), None)
+        try:
+            index = None if dev is None else device_index(dev)
+            route = self._find(address, local, dev, index)
+        except _NoRouteError:  # There may be one later.
+            return None
+        return "a broadcast address" if self._is_broadcast(address, route) else None
+
+    def _is_broadcast(self, address: Address, route: "_Route") -> bool:
+        return route.is_broadcast or (route.device, str(address)) in self._broadcasts
 
     def _find(
         self, remote: Address, local: Address | None, dev: str | None, index: int | None

@@ -51,6 +51,8 @@ class MemoryNetwork:
         """The TAPs that are open, by name."""
         self.unreachable: Final[set[str]] = set()
         """Remotes without a route."""
+        self.broadcasts: Final[set[str]] = set()
+        """Broadcast addresses of the underlay."""
         self.refusals: Final[dict[str, str]] = {}
         """By the name of a TAP, why the kernel refuses to set it up."""
         self.irreversible: Final[set[str]] = set()
@@ -291,7 +293,7 @@ class MemorySession:
     def resolve_underlay(
         self, remotes: Iterable[Address], locals_: Iterable[Address], dev: str | None
     ) -> Underlay:
-        """Return how the remotes are reached. Raises: VtepError if one is an own address."""
+        """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
         own = self._network.host.addresses
         missing = [f"no interface has --local {ip}" for ip in locals_ if str(ip) not in own]
         name = dev or "eth0"
@@ -306,6 +308,10 @@ class MemorySession:
                 raise VtepError(
                     f"--remote {remote} is an address of this host itself; give that of the other"
                 )
+            if address in self._network.broadcasts:
+                raise VtepError(
+                    f"--remote {remote}: is a broadcast address; give the address of a VTEP"
+                )
             if device is None or address in self._network.unreachable:
                 if device is not None or dev is None:
                     missing.append(f"no route to --remote {remote}")
@@ -316,9 +322,16 @@ class MemorySession:
             return Underlay((), 1500, tuple(missing))
         return Underlay((name,), device.mtu, tuple(missing), (), remote_devices)
 
-    def is_own(self, address: Address, dev: str | None) -> bool:  # noqa: ARG002
-        """Return True if the host has an address."""
-        return str(without_scope(address)) in self._network.host.addresses
+    def why_no_remote(
+        self,
+        address: Address,
+        locals_: Iterable[Address],  # noqa: ARG002
+        dev: str | None,  # noqa: ARG002
+    ) -> str | None:
+        """Return why an address can never be a remote; None if it can."""
+        if str(without_scope(address)) in self._network.host.addresses:
+            return "an address of this host itself"
+        return "a broadcast address" if str(address) in self._network.broadcasts else None
 
     def interface_addresses(self, device: int) -> tuple[str, ...]:
         """Return the addresses of a device with prefix lengths."""
