@@ -202,6 +202,54 @@ def test_a_tap_that_is_open_already(users: dict[str, User]) -> None:
     assert "address 10.0.0.2/24; mtu 1300;" in a.run("pyvtep status || true")
 
 
+OPEN_TAP_OF_ROOT = """
+import fcntl, os, struct, subprocess, sys
+
+flags, there, *command = sys.argv[1:]
+fd = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"tt0", int(flags, 16)))
+if there:
+    subprocess.run(["ip", "link", "set", "tt0", "netns", there], check=True)
+os.set_inheritable(fd, True)
+os.execvp(command[0], [*command, "--tap-fd", str(fd)])
+"""
+"""Opens a TAP, moves it into the namespace of a process, and starts a command with it."""
+
+
+def test_a_tap_of_root_for_a_user(pair: tuple[Host, Host], tmp_path: Path) -> None:
+    """Without rights on the TAP's namespace, pyvtep leaves the TAP's setup to its owner."""
+    a, _ = pair
+    (tmp_path / "open.py").write_text(OPEN_TAP_OF_ROOT)
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o777)
+    opener = (sys.executable, str(tmp_path / "open.py"))
+    control, pid_file, log = (tmp_path / name for name in ("control", "pid", "log"))
+    pyvtep = (
+        *(sys.executable, "-m", "vtep", "--vni", "1", "--remote", "192.0.2.2", "--no-fast-path"),
+        *("--background", "--control", str(control)),
+        *("--pid-file", str(pid_file), "--log", str(log)),
+    )
+    user = ("setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all")
+    # TUNGETIFF reports IFF_NO_PI of this one as well.
+    failure = a.run("sh", "-c", '! "$@" 2>&1', "sh", *opener, "4002", "", *pyvtep)
+    assert "is of another kind; open it with IFF_TAP, IFF_NO_PI" in failure
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"\n"
+        for there in ("", str(holder.pid)):
+            a.run(*opener, "5002", there, *user, *pyvtep)
+            assert "no CAP_NET_ADMIN in the network namespace of the TAP" in log.read_text()
+            assert "vni 1 on tt0" in log.read_text()
+            a.run("kill", pid_file.read_text().strip())
+            wait_until(lambda: not pid_file.exists(), "the end of pyvtep")
+            log.unlink()
+
+
 def test_a_namespace_of_root(pair: tuple[Host, Host], tmp_path: Path) -> None:
     """Root enters it before it gives up the capability for that."""
     a, _ = pair

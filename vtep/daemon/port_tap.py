@@ -9,6 +9,8 @@ from vtep.counters import Counters, Drop
 from vtep.daemon.network import HostNetwork, TapHost, TapNamespace
 from vtep.daemon.trunks import Trunks
 from vtep.errors import VtepError
+from vtep.host import privileges
+from vtep.host.privileges import Capability
 from vtep.io.inherited import Inherited
 from vtep.io.interfaces import TapDevice
 from vtep.io.vlan_trunk import VlanTap, VlanTrunk
@@ -34,6 +36,7 @@ class PortTap:
         self._device: TapDevice | None = None
         self._name = ""
         self._is_home = True
+        self._is_owners = False
         self._drops_before = 0
         self.index = 0
         """The index of the device; it is still known after the device was closed."""
@@ -49,8 +52,12 @@ class PortTap:
 
     @property
     def is_unreachable(self) -> bool:
-        """True if it is in another network namespace, and nothing can be changed there."""
-        return self.namespace is None and not self._is_home
+        """True if its setup is left to the owner of the TAP, who has passed its descriptor.
+
+        It is in another network namespace that cannot be entered, or in this one without the
+        privilege to change it.
+        """
+        return self.namespace is None and (not self._is_home or self._is_owners)
 
     @property
     def is_open(self) -> bool:
@@ -90,6 +97,7 @@ class PortTap:
         if self.is_inherited:
             self._name = tap.name
             self._is_home = tap.index != 0
+            self._is_owners = config.tap_fd is not None and not privileges.has(Capability.NET_ADMIN)
             self._drops_before = queue_drops.get(self._name, 0)
 
     def adopt(

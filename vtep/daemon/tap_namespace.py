@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from attrs import fields
 
+from vtep import descriptors
 from vtep.config import Config
 from vtep.daemon.kernel_session import call_with_session
 from vtep.daemon.network import HostSession
@@ -218,12 +219,11 @@ def prepare(config: Config, inherited: Inherited) -> None:
         if fd is not None:
             inherited.put(role, fd)
     elif tap is not None and config.tap_fd is not None:
-        namespace = namespace_of_tap(tap)
-        if is_here(namespace):
-            os.close(namespace)
-            return
         try:
-            opened, _ = enter(f"--tap-fd {config.tap_fd}", namespace, None)
+            there = _other_namespace(config.tap_fd, tap)
+            if there is None:
+                return
+            opened, _ = enter(f"--tap-fd {config.tap_fd}", there, None)
         except VtepError as error:
             log.warning("vni %d: the owner of its TAP is to set it up: %s", config.vni, error)
             return
@@ -231,6 +231,25 @@ def prepare(config: Config, inherited: Inherited) -> None:
         return
     for part, fd in opened.items():
         inherited.put(namespace_role(config.tap, part), fd)
+
+
+def _other_namespace(tap_fd: int, tap: int) -> int | None:
+    """Open the namespace of the TAP of `--tap-fd`; None if it is that of this process.
+
+    Raises: VtepError if this process has no rights there, or the device is gone.
+    """
+    try:
+        namespace = namespace_of_tap(tap)
+    except PermissionError as error:
+        raise VtepError(
+            f"--tap-fd {tap_fd}: no CAP_NET_ADMIN in the network namespace of the TAP"
+        ) from error
+    except OSError as error:
+        raise VtepError(f"--tap-fd {tap_fd}: {descriptors.reason(error)}") from error
+    if not is_here(namespace):
+        return namespace
+    os.close(namespace)
+    return None
 
 
 def _is_in(tap: int, namespace: int) -> bool:

@@ -287,6 +287,11 @@ def _header() -> "ctypes.Array[ctypes.c_char]":
     return ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0))
 
 
+def has(capability: Capability) -> bool:
+    """Return whether this process has a capability, in its own user namespace."""
+    return capability in _permitted()
+
+
 def _permitted() -> frozenset[int]:
     """Return the numbers of the permitted capabilities of this thread. Raises: OSError."""
     data = ctypes.create_string_buffer(_SETS.size)

@@ -4,13 +4,14 @@ Each frame that is read or written has a virtio-net header before it (IFF_VNET_H
 frame with a partial checksum, or a superframe, passes as it is.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -31,6 +32,8 @@ _TUNSETPERSIST = 0x400454CB
 TUNSETOFFLOAD: Final = 0x400454D0
 TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNGETIFF = 0x800454D2
+_TUNATTACHFILTER = 0x401054D5
+_TUNDETACHFILTER = 0x401054D6
 _TUNGETDEVNETNS = 0x54E3
 SIOCGIFHWADDR: Final = 0x8927
 _IFF_PERSIST = 0x0800
@@ -45,6 +48,9 @@ OFFLOAD_TCP: Final = 0x01 | 0x02 | 0x04 | 0x08
 
 _OFFLOAD_UDP = 0x20 | 0x40
 """TUN_F_USO4, TUN_F_USO6 (Linux 6.2)."""
+
+_ACCEPT_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFF_FFFF)
+"""A filter of one instruction: return the whole frame (BPF_RET)."""
 
 _DEVICE = "/dev/net/tun"
 TAP_FLAGS: Final = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
@@ -146,8 +152,13 @@ class Tap:
 
     def _is_here(self) -> bool:
         """Return whether the device is in this network namespace. Raises: OSError if it is gone."""
-        with closing_fd(namespace_of_tap(self.fd)) as namespace:
-            return is_here(namespace)
+        try:
+            with closing_fd(namespace_of_tap(self.fd)) as namespace:
+                return is_here(namespace)
+        except PermissionError:
+            # The kernel wants CAP_NET_ADMIN in the namespace of the TAP. Another device of the same
+            # name has another MAC address.
+            return _mac_here(self.name) == self.mac
 
     @property
     def mac(self) -> bytes:
@@ -183,10 +194,21 @@ class Tap:
 
 
 def namespace_of_tap(fd: int) -> int:
-    """Open the network namespace that a TAP is in now. Raises: OSError if the device is gone."""
+    """Open the network namespace that a TAP is in now.
+
+    Raises: OSError if the device is gone; PermissionError without CAP_NET_ADMIN in the namespace.
+    """
     namespace: int = fcntl.ioctl(fd, _TUNGETDEVNETNS)
     os.set_inheritable(namespace, False)
     return namespace
+
+
+def _mac_here(name: str) -> bytes | None:
+    """Return the MAC address of a device of this network namespace; None if there is none."""
+    request = struct.pack(f"16s{IFREQ_LEN - 16}x", name.encode())
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, SIOCGIFHWADDR, request)[18:24]
+    return None
 
 
 def check_tap(fd: int) -> str | None:
@@ -198,9 +220,26 @@ def check_tap(fd: int) -> str | None:
             return "is not open; the shell opens a file by, e.g., 3<>/dev/net/tun"
         return "is no TAP that is attached to a device (TUNSETIFF)"
     (flags,) = struct.unpack_from("H", reply, 16)
+    if flags & TAP_FLAGS == TAP_FLAGS:
+        # The reply has bit 0x1000, which is IFF_NO_PI, also as IFF_NOFILTER: no filter is attached
+        # (tun_chr_ioctl() in the kernel's drivers/net/tun.c). With one, the bit has one meaning.
+        with suppress(OSError), _accepting_filter(fd):
+            (flags,) = struct.unpack_from("H", fcntl.ioctl(fd, _TUNGETIFF, bytes(IFREQ_LEN)), 16)
     if flags & TAP_FLAGS != TAP_FLAGS:
         return "is of another kind; open it with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
     return None
+
+
+@contextmanager
+def _accepting_filter(fd: int) -> Iterator[None]:
+    """Attach a filter to a TAP that has none, which accepts all frames, during the block."""
+    program = ctypes.create_string_buffer(_ACCEPT_ALL, len(_ACCEPT_ALL))
+    fprog = struct.pack("@HP", 1, ctypes.addressof(program))
+    fcntl.ioctl(fd, _TUNATTACHFILTER, fprog)
+    try:
+        yield
+    finally:
+        fcntl.ioctl(fd, _TUNDETACHFILTER, fprog)
 
 
 def tap_exists(fd: int) -> bool:
