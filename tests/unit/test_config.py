@@ -679,6 +679,13 @@ def test_one_own_address_for_each_family() -> None:
     assert (one.local_for(4), one.local_for(6)) == (None, IPv6Address("2001:db8::9"))
 
 
+def test_a_descriptor_is_the_tap_of_one_vni() -> None:
+    configs = [Config(vni=vni, remote="192.0.2.2", tap_fd=9) for vni in (1, 2)]
+    with pytest.raises(ConfigError, match="--tap-fd 9: is given twice"):
+        check_segments(configs)
+    check_segments([configs[0], attrs.evolve(configs[1], tap_fd=8)])
+
+
 @pytest.mark.parametrize(
     ("options", "versions"),
     [

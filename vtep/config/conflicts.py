@@ -30,6 +30,7 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
     vnis: dict[int, Config] = {}
     taps: dict[str, Config] = {}
     vlans: dict[tuple[str, int | None], Config] = {}
+    tap_fds: dict[int | None, Config] = {}
     networks: dict[tuple[str, str | None], Config] = {}
     # Only one segment for each different socket is kept: a thousand segments that share one would
     # otherwise all be compared with each other.
@@ -40,11 +41,13 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             vnis.get(config.vni)
             or vlans.get((config.tap, config.vlan))
             or taps.get(config.tap)
+            or (tap_fds.get(config.tap_fd) if config.tap_fd is not None else None)
             or networks.get(network)
             or config
         )
         try:
             _check_names(config, vnis, taps, vlans)
+            _check_tap_fd(config, tap_fds)
             _check_network(config, networks.get(network))
             for version in config.versions:
                 others = sockets.setdefault((version, config.dstport), [])
@@ -58,6 +61,7 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             vnis[config.vni] = config
             taps.setdefault(config.tap, config)
             vlans[config.tap, config.vlan] = config
+            tap_fds[config.tap_fd] = config
             if config.docker_network is not None:
                 networks[network] = config
 
@@ -91,6 +95,11 @@ def _check_names(
                 f"--{name}: must be the same for vni {other.vni} and vni {config.vni}, which share "
                 f"--tap {config.tap}"
             )
+
+
+def _check_tap_fd(config: Config, tap_fds: Container[int | None]) -> None:
+    if config.tap_fd is not None and config.tap_fd in tap_fds:
+        raise ConfigError(f"--tap-fd {config.tap_fd}: is given twice; each VNI has its own TAP")
 
 
 def _check_network(config: Config, earlier: Config | None) -> None:
