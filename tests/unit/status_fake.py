@@ -78,6 +78,7 @@ def segment(vni: int = 10, **changed: Any) -> SegmentStatus:
         "vni": vni,
         "dev": f"vx{vni}",
         "vlan": None,
+        "netns": None,
         "state": "up",
         "bridge": f"br{vni}",
         "address": [f"10.0.{vni % 256}.1/24", "fe80::1/64"],

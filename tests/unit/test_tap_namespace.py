@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from vtep import Config, Vtep, VtepError
+from vtep.control.status import status
 from vtep.daemon.tap_namespace import namespace_of, prepare, take_tap_fds
 from vtep.host.devices import device_index, index_by
 from vtep.io import namespace_child as child
@@ -76,6 +77,9 @@ def test_the_life_of_a_tap_in_another_namespace(caplog: pytest.LogCaptureFixture
                 assert vtep.ports.keys() == {2}
                 assert vtep.lost.keys() == {5}
                 assert "vni 5 has ended: the process 8 of --netns has ended" in caplog.text
+                shown = status(vtep, [*vtep.ports.values(), *vtep.lost.values()]).whole()
+                assert [each["netns"] for each in shown["segments"]] == [None, "8"]
+                assert "its network namespace --netns 8 has ended" in shown["problems"][0]["text"]
 
     asyncio.run(main())
 

@@ -60,6 +60,8 @@ def _segment(segment: SegmentStatus, style: Style) -> Iterator[str]:
     place = f"bridge {segment['bridge']}" if segment["bridge"] is not None else "no bridge"
     if segment["address"]:
         place += f", address {' '.join(segment['address'])}"
+    if segment["netns"] is not None:
+        place = f"netns {segment['netns']}, {place}"
     mtu = f"mtu {segment['mtu']}"
     if segment["tap_mtu"] not in (None, segment["mtu"]):
         mtu += f" (tap {segment['tap_mtu']})"

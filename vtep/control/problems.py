@@ -40,10 +40,12 @@ def of_segment(
     """Yield the problems of a segment, the worst first."""
     vni, dev = segment["vni"], segment["dev"]
     if segment["state"] == "missing":
+        netns = segment["netns"]
+        ended = "" if netns is None else f", or its network namespace --netns {netns} has ended"
         yield _problem(
             "port-down",
-            f"the TAP device {dev} was removed; create it again with pyvtep vni add {vni}, or with "
-            f"pyvtep reload if a --config file has it, or give it up: pyvtep vni del {vni}",
+            f"the TAP device {dev} was removed{ended}; create it again with pyvtep vni add {vni}, "
+            f"or with pyvtep reload if a --config file has it, or give it up: pyvtep vni del {vni}",
             vni,
         )
         return

@@ -330,6 +330,8 @@ class SegmentStatus(TypedDict):
     dev: str
     vlan: int | None
     """The VLAN of the TAP that carries the VNI (`--vlan`); None if the TAP has one VNI."""
+    netns: str | None
+    """The network namespace of the TAP (`--netns`); None if it is that of the process."""
     state: str
     """up, down (the TAP is down), missing (the TAP is gone) or waiting (for its underlay, or for
     the addresses of a host name)."""

@@ -105,6 +105,7 @@ class _Status:
             "vni": config.vni,
             "dev": port.tap,
             "vlan": config.vlan,
+            "netns": config.netns,
             "state": state,
             "bridge": bridge.name if bridge is not None else None,
             "address": list(port.addresses),
