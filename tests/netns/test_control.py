@@ -561,7 +561,9 @@ def test_debug_log_states_reasons(pair: Pair, start: Start) -> None:
 
 def test_a_control_socket_in_use_is_an_error(pair: Pair, start: Start) -> None:
     vtep = start(pair[0], *segment(1, "192.0.2.2"))
+    # Without its fast path, as it says first that it compiles that.
     arguments = ["--vni", "2", "--dstport", "4790", "--control", str(vtep.control)]
+    arguments.append("--no-fast-path")
     done = pyvtep(pair[0], *arguments)
     assert done.returncode == 1
     pid = vtep.process.pid
