@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.netns.hosts import Pyvtep, address, segment
+from vtep.control import socket_files
 from vtep.testing.lab import Host, Lab
 
 HERE = Path(__file__).parent
@@ -79,13 +81,21 @@ def inside_a(pair: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., Pyvtep]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Pyvtep]]:
     """Return a function that starts pyvtep on a host and waits until it is up."""
+    started = []
 
     def starter(host: Host, *arguments: str, prefix: tuple[str, ...] = ()) -> Pyvtep:
-        return Pyvtep(host, tmp_path, *arguments, prefix=prefix).ready()
+        started.append(Pyvtep(host, tmp_path, *arguments, prefix=prefix))
+        return started[-1].ready()
 
-    return starter
+    yield starter
+    for vtep in started:
+        # The successor of an upgrade is no child of the host's, and would outlive the test.
+        if vtep.process.poll() is not None and vtep.control.exists():
+            successor = socket_files.listening_process(vtep.control)
+            if successor and successor != os.getpid():
+                os.kill(successor, signal.SIGKILL)
 
 
 @pytest.fixture
