@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -216,14 +217,20 @@ os.execvp(command[0], [*command, "--tap-fd", str(fd)])
 """Opens a TAP, moves it into the namespace of a process, and starts a command with it."""
 
 
-def test_a_tap_of_root_for_a_user(pair: tuple[Host, Host], tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return a folder that all users can use, as they cannot those of pytest."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def test_a_tap_of_root_for_a_user(pair: tuple[Host, Host], open_folder: Path) -> None:
     """Without rights on the TAP's namespace, pyvtep leaves the TAP's setup to its owner."""
     a, _ = pair
-    (tmp_path / "open.py").write_text(OPEN_TAP_OF_ROOT)
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o777)
-    opener = (sys.executable, str(tmp_path / "open.py"))
-    control, pid_file, log = (tmp_path / name for name in ("control", "pid", "log"))
+    (open_folder / "open.py").write_text(OPEN_TAP_OF_ROOT)
+    opener = (sys.executable, str(open_folder / "open.py"))
+    control, pid_file, log = (open_folder / name for name in ("control", "pid", "log"))
     pyvtep = (
         *(sys.executable, "-m", "vtep", "--vni", "1", "--remote", "192.0.2.2", "--no-fast-path"),
         *("--background", "--control", str(control)),
