@@ -13,7 +13,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from tests.netns.hosts import Pair, Pyvtep, ping, pyvtep, udp_socket, wait_until
+from tests.netns.hosts import Pair, Pyvtep, Start, ping, pyvtep, udp_socket, wait_until
 from vtep.testing.lab import Host
 
 SERVER = "192.0.2.53"
@@ -116,19 +116,15 @@ def until_remotes(vtep: Pyvtep, *wanted: str) -> None:
     wait_until(lambda: remotes(vtep) == [*wanted], f"{vtep.host.name} to have {wanted}")
 
 
-def test_one_name_for_the_fleet_follows_dns(pair: Pair, tmp_path: Path) -> None:
+def test_one_name_for_the_fleet_follows_dns(pair: Pair, start: Start, tmp_path: Path) -> None:
     a, b = pair
     prefix = resolving(tmp_path)
     with name_server(b) as server:
         # The name does not exist yet. It has no dot: the search domain completes it.
         one, two = (
-            Pyvtep(
-                host, tmp_path, "--config", config(tmp_path, host, own, '"fleet"'), prefix=prefix
-            )
+            start(host, "--config", config(tmp_path, host, own, '"fleet"'), prefix=prefix)
             for host, own in ((a, "10.0.0.1"), (b, "10.0.0.2"))
         )
-        one.ready()
-        two.ready()
         wait_until(lambda: "--remote fleet: there is no such name; it is" in one.log, "a log line")
         assert "vni 1  vx0  waiting" in (shown := pyvtep_status(one))
         assert "name fleet  no address (there is no such name)" in shown
