@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.netns.hosts import address, wait_until
-from tests.netns.test_docker_driver import A, B, Node
+from tests.netns.test_docker_driver import A, B, Node, nodes
 from vtep.testing.lab import Lab
+
+__all__ = ["nodes"]
 
 CONTAINERS = 20
 
@@ -33,14 +35,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]
         yield nodes
         for node in nodes:
             node.close()
-
-
-@pytest.fixture
-def nodes(both: tuple[Node, Node]) -> Iterator[tuple[Node, Node]]:
-    """Two hosts without networks or containers."""
-    yield both
-    for node in both:
-        node.engine.clear()
 
 
 def create(nodes: tuple[Node, Node], *options: str) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any, NoReturn
@@ -79,16 +79,14 @@ class EngineClient:
 
         Raises: NoSuchNetworkError if there is none of that name; EngineUnreachableError.
         """
-        try:
-            with closing(self._connect()) as engine:
+        with self._session() as engine:
+            try:
                 inspected: Mapping[str, Any] = engine.inspect_network(name)
-        except self._docker.errors.NotFound as error:
-            raise NoSuchNetworkError(
-                f"the Docker engine at {self.url} has no network {name} (docker network ls); "
-                f"create it: docker network create --subnet 10.18.0.0/16 {name}"
-            ) from error
-        except Exception as error:
-            raise self._translate(error) from error
+            except self._docker.errors.NotFound as error:
+                raise NoSuchNetworkError(
+                    f"the Docker engine at {self.url} has no network {name} (docker network ls); "
+                    f"create it: docker network create --subnet 10.18.0.0/16 {name}"
+                ) from error
         return inspected
 
     def list_networks(self) -> list[Mapping[str, Any]]:
@@ -96,11 +94,8 @@ class EngineClient:
 
         Raises: EngineUnreachableError.
         """
-        try:
-            with closing(self._connect()) as engine:
-                networks: list[Mapping[str, Any]] = engine.networks()
-        except Exception as error:
-            raise self._translate(error) from error
+        with self._session() as engine:
+            networks: list[Mapping[str, Any]] = engine.networks()
         return networks
 
     def stopped_containers(self, network: str) -> list[Mapping[str, Any]]:
@@ -109,20 +104,14 @@ class EngineClient:
         Raises: VtepError.
         """
         wanted = {"network": [network], "status": ["exited", "created"]}
-        try:
-            with closing(self._connect()) as engine:
-                found = engine.containers(all=True, filters=wanted)
-                return [engine.inspect_container(each["Id"]) for each in found]
-        except Exception as error:
-            raise self._translate(error) from error
+        with self._session() as engine:
+            found = engine.containers(all=True, filters=wanted)
+            return [engine.inspect_container(each["Id"]) for each in found]
 
     def start_container(self, number: str) -> None:
         """Start a container by its ID. Raises: VtepError."""
-        try:
-            with closing(self._connect()) as engine:
-                engine.start(number)
-        except Exception as error:
-            raise self._translate(error) from error
+        with self._session() as engine:
+            engine.start(number)
 
     def watch(
         self, on_change: Callable[[], object], on_unreachable: Callable[[], object]
@@ -147,6 +136,17 @@ class EngineClient:
                 else:
                     on_unreachable()
             sleep(_RECONNECT_INTERVAL_S)
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        """Connect to the engine for some requests. Raises: VtepError in place of any error."""
+        try:
+            with closing(self._connect()) as engine:
+                yield engine
+        except VtepError:
+            raise
+        except Exception as error:
+            raise self._translate(error) from error
 
     def _connect(self) -> Any:
         # "auto" asks the engine for its API version: a fixed one is refused by older or newer ones.

@@ -7,6 +7,7 @@ the plug-in has forgotten.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from ipaddress import ip_interface, ip_network
 from typing import Any
@@ -181,15 +182,13 @@ def _addresses_of(value: object) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value]  # type: ignore[attr-defined]
 
 
-class _as_driver_options:  # noqa: N801  it is used like a function
-    """A context in which errors name options as `-o` spells them."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, ConfigError):
-            raise ConfigError(spell_options(str(error))) from error
+@contextmanager
+def _as_driver_options() -> Iterator[None]:
+    """Name options in errors as `-o` spells them."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(spell_options(str(error))) from error
 
 
 def spell_options(message: str) -> str:
