@@ -200,6 +200,7 @@ def status(**changed: Any) -> Status:
         "drops": {},
         "recent_drops": [recent_drop("vni_unknown", 3, 20.0, "203.0.113.9")],
         "segments": segments,
+        "evpn": None,
         "problems": problems,
     }
     made = cast("Status", _merged(made, changed))

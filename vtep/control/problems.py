@@ -7,6 +7,7 @@ stay as they are after a repair, so `recent_drops` has them.
 from collections.abc import Iterable, Iterator
 from shlex import quote
 
+from vtep.control.evpn_schema import EvpnStatus
 from vtep.control.schema import LoopEntry, Problem, ReloadStatus, SegmentStatus, StormEntry
 from vtep.counters import duration
 
@@ -28,6 +29,58 @@ def of_process(reload: ReloadStatus | None, now: float) -> Iterator[Problem]:
 def of_docker_network(vni: int, reason: str) -> Problem:
     """Return the problem of a segment that does not follow its Docker network, with the reason."""
     return _problem("docker-network", reason, vni)
+
+
+def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
+    """Yield the problems of EVPN, the worst first."""
+    speaker = evpn["speaker"]
+    if speaker["state"] == "failed":
+        reason = speaker["last_error"] or "it has ended"
+        yield _problem(
+            "evpn-speaker-failed",
+            f"the EVPN speaker has failed, and is started again: {reason}; entries of EVPN stay "
+            "for the time of --evpn-stale-time; the log has more",
+        )
+        return
+    for session in evpn["sessions"]:
+        if session["state"] == "established":
+            continue
+        reason = session["last_error"] or f"no connection yet, state {session['state']}"
+        yield _problem(
+            "evpn-session-down",
+            f"the BGP session with {session['neighbor']} is not established: {reason}; find the "
+            "cause: pyvtep doctor",
+            remote=session["neighbor"],
+        )
+    for segment in evpn["segments"]:
+        vni = segment["vni"]
+        if segment["vteps"] or segment["macs"] or not evpn["unmatched"]:
+            continue
+        other = evpn["unmatched"][0]
+        targets = " ".join(other["route_targets"]) or "no route target"
+        yield _problem(
+            "evpn-no-routes",
+            f"no route is imported, while {other['vtep']} announces {targets}, which no VNI "
+            f"imports; if it is the same segment: {import_hint(other['route_targets'])}",
+            *(vni, other["vtep"]),
+        )
+    for duplicate in evpn["duplicates"]:
+        held = "it is held where it is" if duplicate["state"] == "held" else "it still moves"
+        yield _problem(
+            "evpn-duplicate-mac",
+            f"{duplicate['mac']} moves too often between {', '.join(duplicate['vteps'])}, and "
+            f"{held}: find the second host with this MAC, or the loop; then: pyvtep evpn clear "
+            f"duplicate {duplicate['mac']}",
+            duplicate["vni"],
+        )
+
+
+def import_hint(targets: Iterable[str]) -> str:
+    """Return what imports routes with these route targets."""
+    target = next(iter(targets), None)
+    if target is None:
+        return "give them a route target at their sender"
+    return f"import it with --route-target-import {target}"
 
 
 def of_segment(

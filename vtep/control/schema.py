@@ -5,6 +5,8 @@
 
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
+from vtep.control.evpn_schema import EvpnStatus
+
 CAPTURE_HANDED_OVER: Final = "another process has taken over"
 """The end of a capture that goes on if it is asked for again, after an upgrade."""
 
@@ -316,7 +318,8 @@ class Problem(TypedDict):
 
     problem: str
     """remote-silent, remote-refused, port-down, underlay-missing, name-unresolved, loop, storm,
-    reload-failed or fast-path-failed."""
+    reload-failed, fast-path-failed, evpn-speaker-failed, evpn-session-down, evpn-no-routes or
+    evpn-duplicate-mac."""
     vni: int | None
     remote: str | None
     text: str
@@ -393,6 +396,8 @@ class Status(TypedDict):
     recent_drops: list[RecentDrop]
     """Those that belong to no segment."""
     segments: list[SegmentStatus]
+    evpn: EvpnStatus | None
+    """The state of EVPN; None if no VNI has it."""
     problems: list[Problem]
 
 

@@ -178,6 +178,7 @@ class _Status:
         reload: schema.ReloadStatus | None = None
         if vtep.last_reload is not None:
             reload = {"successful": vtep.last_reload.successful, "time": vtep.last_reload.time}
+        evpn = vtep.evpn_status() if vtep.evpn_status is not None else None
         wall = time.time()
         rest: dict[str, object] = {
             "version": __version__,
@@ -189,7 +190,12 @@ class _Status:
             "counters": {**self._counters, "taps_lost": vtep.taps_lost},
             "drops": {str(reason): count for reason, count in self._drops.items()},
             "recent_drops": _recent(shared, self._now),
-            "problems": [*problems.of_process(reload, wall), *self._problems],
+            "evpn": evpn,
+            "problems": [
+                *problems.of_process(reload, wall),
+                *(problems.of_evpn(evpn) if evpn is not None else ()),
+                *self._problems,
+            ],
         }
         return rest
 

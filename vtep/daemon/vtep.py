@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from attrs import frozen
 
@@ -133,6 +133,8 @@ class Vtep:
         """The last reload of the configuration; None if there was none."""
         self.counters_reset: float | None = None
         """When `reset_counters` was last called, in seconds of the monotonic clock."""
+        self.evpn_status: Callable[[], Any] | None = None
+        """Returns the state of EVPN (`vtep.control.schema.EvpnStatus`); None without EVPN."""
         self._lock = asyncio.Lock()
         self._fast_path_known = asyncio.Event()
         self._ended: asyncio.Future[None] | None = None
