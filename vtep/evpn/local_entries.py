@@ -1,0 +1,54 @@
+"""Local MACs and addresses that bridges report, and changes of bridge entries. No I/O."""
+
+from typing import Protocol
+
+from attrs import frozen
+
+from vtep.wire.address import Address
+
+
+@frozen
+class TapPlace:
+    """The TAP of an EVPN VNI by name, and the bridge that it is to be a port of, if any."""
+
+    tap: str
+    bridge: str | None = None
+
+
+@frozen
+class BridgeChange:
+    """An entry of a remote MAC on the bridge port of the TAP, to be written or deleted.
+
+    `is_present` is False to delete it. A `sticky` entry is not replaced by a frame of a local host
+    (NTF_STICKY).
+    """
+
+    mac: bytes
+    is_present: bool = True
+    sticky: bool = False
+
+
+class LocalEvents(Protocol):
+    """The consumer of what `BridgeWatch` finds. MACs are 6 octets.
+
+    An entry is reported again if one of its properties has changed. A report of what is known
+    already, or a removal of what is not known, never occurs.
+    """
+
+    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+        """Add a MAC behind a port of the bridge other than the TAP, or one of the host itself."""
+
+    def mac_removed(self, vni: int, mac: bytes) -> None:
+        """Remove a local MAC: it has aged out, was deleted, or is reachable via the TAP now."""
+
+    def neighbour_added(self, vni: int, ip: Address, mac: bytes, *, router: bool) -> None:
+        """Add an IP address, or replace its MAC. Its MAC is local."""
+
+    def neighbour_removed(self, vni: int, ip: Address) -> None:
+        """Remove an IP address."""
+
+    def synced(self, vni: int) -> None:
+        """Note that all local entries of a VNI have been reported, at the start or after a loss."""
+
+    def segment_lost(self, vni: int) -> None:
+        """Note that the TAP is gone. Its MACs and addresses have been reported as removed."""
