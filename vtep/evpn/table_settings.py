@@ -1,0 +1,68 @@
+"""Settings of `Tables`: those of the speaker, and those of each VNI. No I/O."""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import Literal
+
+from attrs import frozen
+
+from vtep.wire.address import Address
+from vtep.wire.bgp.communities import RouteTarget
+from vtep.wire.bgp.evpn import RouteDistinguisher
+
+
+@frozen
+class SpeakerSettings:
+    """Settings that concern the routes of all VNIs.
+
+    A MAC is a duplicate if it moves more than `duplicate_moves` times within `duplicate_time`
+    seconds (RFC 7432, section 15.1). `neighbors` are the names of the configured peers: entries
+    that a former speaker left wait for them, `stale_time` seconds at most.
+    """
+
+    asn: int
+    router_id: IPv4Address
+    neighbors: frozenset[str] = frozenset()
+    stale_time: float = 120.0
+    duplicate_mac: Literal["warn", "hold", "off"] = "warn"
+    duplicate_moves: int = 5
+    duplicate_time: float = 180.0
+
+
+@frozen
+class SegmentSettings:
+    """Settings of a VNI.
+
+    `import_targets` None imports the auto-derived route targets of the VNI, in both forms and of
+    any AS. The first of `locals` is the VTEP address in own routes; the others only say which
+    versions of IP this host can send to. Without any, nothing is announced or installed.
+    `gateways` are the addresses of `--anycast-gateway`. With `proxy`, neighbours are installed.
+    """
+
+    vni: int
+    rd: RouteDistinguisher
+    import_targets: frozenset[RouteTarget] | None
+    export_targets: frozenset[RouteTarget]
+    locals: tuple[Address, ...]
+    gateways: frozenset[Address] = frozenset()
+    proxy: bool = False
+
+
+def auto_export_target(asn: int, vni: int) -> RouteTarget:
+    """Return AS:VNI with the low 16 bits of the AS number, as FRR derives it."""
+    return RouteTarget.of(asn & 0xFFFF, vni)
+
+
+def allocate_distinguishers(
+    router_id: IPv4Address,
+    vnis: Iterable[int],
+    present: Mapping[int, RouteDistinguisher] | None = None,
+) -> dict[int, RouteDistinguisher]:
+    """Return a route distinguisher for each VNI: ROUTER-ID:NUMBER (RFC 7432, section 7.9).
+
+    The number has 16 bits. It is the VNI if that fits, else its low bits, else the next one that is
+    free. The VNIs in `present` keep theirs if it is of this router ID.
+
+    Raises: ValueError if there are more than 65,536 VNIs.
+    """
+    raise NotImplementedError
