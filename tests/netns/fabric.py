@@ -11,6 +11,7 @@ then the kernel kills the daemons and drops the mounts.
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from functools import partial
@@ -26,13 +27,17 @@ from vtep.testing.lab import Host, Lab
 _DAEMONS = "/usr/lib/frr"
 _RUN = "/run/frr"
 
-# FRR gives up root, which clears the signal at the death of a parent: hence the PID namespace.
+# FRR gives up root, which clears the signal at the death of a parent: hence the PID namespace. Its
+# first process runs what it reads. Bash, unlike dash, reaps its children while it reads.
 _MACHINE = """
 for folder in /run/frr /etc/frr /var/tmp; do
     mount -t tmpfs -o mode=755 tmpfs $folder || exit
 done
 chown frr:frr /run/frr /etc/frr && : > /etc/frr/vtysh.conf || exit
-echo && exec cat
+echo
+while read -r command; do
+    eval "$command" &
+done
 """
 
 
@@ -92,7 +97,7 @@ class Frr:
         self._log = folder / f"frr-{host.name}"
         self._machine = host.start(
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-            *("--propagation", "private", "--", "sh", "-c", _MACHINE),
+            *("--propagation", "private", "--", "bash", "-c", _MACHINE),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -103,29 +108,26 @@ class Frr:
         self._enter = ("nsenter", f"--mount=/proc/{init}/ns/mnt", f"--pid=/proc/{init}/ns/pid")
         self._run("sh", "-c", 'printf "%s" "$0" > /etc/frr/bgpd.conf', config)
         # A VNI of 10,000 MACs overflows the default netlink buffer.
-        self._start("zebra", "-s", "90000000")
+        self._start("zebra", "-s 90000000")
         self.start_bgpd()
 
     def _run(self, *command: str, check: bool = True) -> str:
         return self.host.run(*self._enter, "--", *command, check=check, timeout=4 * DEADLINE)
 
-    def _start(self, daemon: str, *arguments: str) -> None:
+    def _start(self, daemon: str, arguments: str = "") -> None:
         """Start a daemon in the foreground and wait for its console."""
-        with Path(f"{self._log}-{daemon}").open("a") as log:
-            process = self.host.start(
-                *(*self._enter, "--", f"{_DAEMONS}/{daemon}", "-A", "127.0.0.1"),
-                *("--log", "stdout", *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        command = f"{_DAEMONS}/{daemon} -A 127.0.0.1 --log stdout {arguments}"
+        line = f"{command} < /dev/null >> {shlex.quote(str(self._log))}-{daemon} 2>&1\n"
+        assert self._machine.stdin is not None
+        self._machine.stdin.write(line.encode())
+        self._machine.stdin.flush()
 
         def responds() -> bool:
-            assert process.poll() is None, self.log(daemon)
+            assert self._machine.poll() is None, "the namespace of FRR is gone"
             said = self._run("vtysh", "-d", daemon, "-c", "show version", check=False)
             return "FRRouting" in said
 
-        wait_until(responds, f"{daemon} of {self.host.name}")
+        wait_until(responds, f"{daemon} of {self.host.name}, see {self._log}-{daemon}")
 
     def start_bgpd(self) -> None:
         """Start bgpd, at the beginning or after `kill_bgpd`."""
