@@ -67,7 +67,7 @@ def with_client(
             if segment and "params" in arguments:  # Both src_vni and --vni may name the segment.
                 number = arguments.pop("vni")
                 if number is not None and arguments["params"].setdefault("vni", number) != number:
-                    raise ConfigError(f"--vni {number}: contradicts src_vni")
+                    raise ConfigError(f"--vni {number}: contradicts the other VNI here")
             # Before a connection, so that a mistake is reported even if no pyvtep runs.
             if check is not None:
                 check(arguments)

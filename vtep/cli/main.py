@@ -50,6 +50,7 @@ _COMMANDS = commands.LazyCommands(
         "top": "vtep.cli.top:top",
         "web": "vtep.cli.web:web",
         "docker": "vtep.cli.docker:docker",
+        "evpn": "vtep.cli.evpn:evpn",
         "doctor": "vtep.cli.doctor:doctor",
         "service": "vtep.cli.service:service",
         "completion": "vtep.cli.completion:completion",

@@ -78,6 +78,7 @@ _VERB_SYNONYMS = {
     "diagnose": "doctor",
     "attach": "docker attach",
     "detach": "docker detach",
+    "bgp": "evpn",
 }
 
 _START_VERBS = ("start", "run", "up", "create", "link", "ip", "add")

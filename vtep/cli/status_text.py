@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from vtep.cli.evpn_text import describe_session, describe_speaker
+from vtep.control.evpn_schema import EvpnStatus
 from vtep.control.schema import RecentDrop, RemoteStatus, SegmentStatus, Status
 from vtep.counters import duration
 
@@ -43,6 +45,9 @@ def format_status(status: Status, style: Style) -> Iterator[str]:
     for segment in status["segments"]:
         yield ""
         yield from _segment(segment, style)
+    if (evpn := status["evpn"]) is not None:
+        yield ""
+        yield from _evpn(evpn, style)
     yield from _drops(status["recent_drops"], None, style)
     yield ""
     problems = status["problems"]
@@ -120,6 +125,37 @@ def _remote(remote: RemoteStatus, style: Style) -> Iterator[str]:
         f"{path}; rx {_traffic(remote['rx_frames'], remote['rx_bytes'])}; "
         f"tx {_traffic(remote['tx_frames'], remote['tx_bytes'])}; macs {remote['fdb_entries']}",
     )
+
+
+def _evpn(evpn: EvpnStatus, style: Style) -> Iterator[str]:
+    """Yield lines about EVPN: the speaker, each session and each VNI."""
+    speaker = evpn["speaker"]
+    text = describe_speaker(speaker).removeprefix(f"speaker {speaker['state']} for ")
+    head = f"evpn  speaker {speaker['state']} for "
+    styled = style("evpn", HEADING) + "  speaker " + _styled(speaker["state"], style) + " for "
+    yield from wrap(styled, len(head), text)
+    for session in evpn["sessions"][:_REMOTES_MAX]:
+        head = f"  neighbor {session['neighbor']}  "
+        state = session["state"]
+        yield from wrap(
+            head + _styled(state, style), len(head) + len(state), f", {describe_session(session)}"
+        )
+    for segment in evpn["segments"][:_REMOTES_MAX]:
+        yield from wrap(
+            *("  ", 2),
+            f"vni {segment['vni']}: vteps {segment['vteps']}, macs {segment['macs']}, neighbours "
+            f"{segment['neighbours']}, announced {segment['announced']}",
+        )
+    for kind in ("sessions", "segments"):
+        rows = evpn["sessions"] if kind == "sessions" else evpn["segments"]
+        if len(rows) > _REMOTES_MAX:
+            yield f"    and {len(rows) - _REMOTES_MAX} more {kind}: --json shows them"
+
+
+def _styled(state: str, style: Style) -> str:
+    """Return a state of EVPN, in the colour of a state that is good, bad or neither."""
+    good = {"running": GOOD, "established": GOOD, "starting": ""}
+    return style(state, good.get(state, BAD))
 
 
 def _drops(drops: list[RecentDrop], segment: SegmentStatus | None, style: Style) -> Iterator[str]:

@@ -13,7 +13,7 @@ READING = frozenset(
     (
         *("ping", "process.show", "fdb.show", "fdb.get", "fdb.sample", "neigh.show"),
         *("remote.show", "vni.show", "loop.show", "storm.show", "stats", "status", "trace"),
-        *("monitor.subscribe", "upgrade.show"),
+        *("monitor.subscribe", "upgrade.show", "evpn.show"),
     )
 )
 """Methods that change nothing. All others change something: a new method is refused to readers

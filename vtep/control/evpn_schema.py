@@ -23,12 +23,16 @@ EVPN_ERRORS: Final = (
     "wrong-asn",
     "no-evpn-family",
     "hold-expired",
-    "connection-lost",
+    "closed",
+    "local-address",
+    "no-md5",
 )
 """Values of `EvpnSession.last_error_kind`.
 
 A timeout is a neighbour that does not answer at all; closed-before-open one that closes the
-connection before it sends an OPEN, as it does not know this host.
+connection before it sends an OPEN, as it does not know this host; closed one that ends an
+established session without a reason. local-address is a source address that cannot be used, and
+no-md5 a kernel that cannot sign segments. wrong-asn and no-evpn-family may be told by either side.
 """
 
 

@@ -14,6 +14,9 @@ from vtep.counters import duration
 _NAMED_MAX = 3
 """Missing parts of the underlay that a line names."""
 
+_SESSION_STARTS_S = 10.0
+"""Seconds in one state without an error, after which a BGP session is a problem."""
+
 
 def of_process(reload: ReloadStatus | None, now: float) -> Iterator[Problem]:
     """Yield the problems of a process that belong to none of its segments; `now` is wall time."""
@@ -44,6 +47,8 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
         return
     for session in evpn["sessions"]:
         if session["state"] == "established":
+            continue
+        if session["last_error"] is None and session["age"] < _SESSION_STARTS_S:
             continue
         reason = session["last_error"] or f"no connection yet, state {session['state']}"
         yield _problem(

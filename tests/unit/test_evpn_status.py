@@ -1,0 +1,92 @@
+"""EVPN in `pyvtep status`: its problems, and its lines."""
+
+from tests.unit import evpn_fake, status_fake
+from tests.unit.evpn_fake import MAC
+from vtep.cli.status_text import WIDTH, format_status
+from vtep.control import status as making
+from vtep.control.evpn_schema import EvpnStatus
+from vtep.control.problems import of_evpn
+from vtep.daemon.vtep import Vtep
+
+
+def kinds(evpn: EvpnStatus) -> list[tuple[str, int | None, str | None]]:
+    return [(each["problem"], each["vni"], each["remote"]) for each in of_evpn(evpn)]
+
+
+def text_of(evpn: EvpnStatus) -> str:
+    (problem,) = of_evpn(evpn)
+    return problem["text"]
+
+
+def test_a_healthy_speaker_is_no_problem() -> None:
+    assert not kinds(evpn_fake.status())
+
+
+def test_a_session_is_a_problem_with_its_reason_unless_it_is_about_to_come_up() -> None:
+    evpn = evpn_fake.status(sessions=[evpn_fake.session(), evpn_fake.down("10.0.0.9")])
+    assert kinds(evpn) == [("evpn-session-down", None, "10.0.0.9")]
+    assert "not established: connection refused by 10.0.0.1 port 179" in text_of(evpn)
+    for age, expected in ((2.0, 0), (30.0, 1)):
+        young = evpn_fake.down(state="connect", age=age, last_error=None)
+        assert len(kinds(evpn_fake.status(sessions=[young]))) == expected
+
+
+def test_a_failed_speaker_is_the_only_problem() -> None:
+    dead = evpn_fake.speaker(state="failed", pid=None, last_error="killed by SIGKILL")
+    evpn = evpn_fake.status(speaker=dead, sessions=[evpn_fake.down()])
+    assert kinds(evpn) == [("evpn-speaker-failed", None, None)]
+    assert "killed by SIGKILL" in text_of(evpn)
+    assert "it has ended" in text_of(evpn_fake.status(speaker={**dead, "last_error": None}))
+
+
+def test_a_vni_that_imports_nothing_is_one_if_others_announce_what_none_imports() -> None:
+    empty = evpn_fake.segment(vteps=0, macs=0)
+    assert not kinds(evpn_fake.status(segments=[empty]))
+    assert not kinds(evpn_fake.status(unmatched=[evpn_fake.unmatched()]))
+    evpn = evpn_fake.status(segments=[empty], unmatched=[evpn_fake.unmatched("65001:200")])
+    assert kinds(evpn) == [("evpn-no-routes", 100, "192.0.2.9")]
+    assert "192.0.2.9 announces 65001:200, which no VNI imports" in text_of(evpn)
+    assert "--route-target-import 65001:200" in text_of(evpn)
+    bare = evpn_fake.unmatched(route_targets=[])
+    evpn = evpn_fake.status(segments=[empty], unmatched=[bare])
+    assert "announces no route target" in text_of(evpn)
+    assert "give them a route target at their sender" in text_of(evpn)
+
+
+def test_a_duplicate_mac_is_one_with_the_command_that_releases_it() -> None:
+    for state, said in (("warned", "it still moves"), ("held", "it is held where it is")):
+        evpn = evpn_fake.status(duplicates=[evpn_fake.duplicate(state=state)])
+        assert kinds(evpn) == [("evpn-duplicate-mac", 100, None)]
+        assert said in text_of(evpn)
+        assert text_of(evpn).endswith(f"pyvtep evpn clear duplicate {MAC}")
+
+
+def test_the_daemon_shows_what_its_supervisor_says() -> None:
+    vtep = Vtep()
+    assert making.status(vtep, ()).whole()["evpn"] is None
+    evpn = evpn_fake.status(sessions=[evpn_fake.down()])
+    vtep.evpn_status = lambda: evpn
+    shown = making.status(vtep, ()).whole()
+    assert shown["evpn"] == evpn
+    assert [each["problem"] for each in shown["problems"]] == ["evpn-session-down"]
+
+
+def test_the_lines_of_a_status() -> None:
+    evpn = evpn_fake.status(
+        sessions=[
+            evpn_fake.session(),
+            evpn_fake.session("10.0.0.3", end_of_rib=False),
+            evpn_fake.down("fe80::9%eth0"),
+            *(evpn_fake.session(f"10.9.0.{host}") for host in range(120)),
+        ],
+        speaker=evpn_fake.speaker(restarts=2, last_error="killed by SIGKILL"),
+    )
+    lines = list(format_status(status_fake.status(evpn=evpn), lambda text, _: text))
+    assert max(map(len, lines)) <= WIDTH
+    text = " ".join(" ".join(lines).split())
+    assert "evpn speaker running for 2 h, pid 4243, version 0.15.0, restarted 2 times" in text
+    assert "neighbor 10.0.0.1 established, AS 65000 for 2 h; routes rx 12, tx 4" in text
+    assert "routes rx 12 (not all yet), tx 4" in text
+    assert "neighbor fe80::9%eth0 active, for 12 s" in text
+    assert "vni 100: vteps 2, macs 5, neighbours 3, announced 4" in text
+    assert "and 23 more sessions: --json shows them" in text
