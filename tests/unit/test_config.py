@@ -89,6 +89,11 @@ def test_defaults() -> None:
         "mac": None,
         "address": (),
         "anycast_gateway": (),
+        "evpn": False,
+        "route_target": (),
+        "route_target_import": (),
+        "route_target_export": (),
+        "rd": None,
         "learning": True,
         "ageing": 300.0,
         "max_addresses": 65536,
@@ -223,6 +228,7 @@ ACCEPTED = [
     ),
     ("address", [], ()),
     ("learning", False, False),
+    ("evpn", True, True),
     ("ageing", 0, 0.0),
     ("ageing", "0.5", 0.5),
     ("ageing", AGEING_MAX, 1e9),
@@ -383,6 +389,13 @@ REFUSED = [
     ("vlan", "4095", "must be from 1 to 4094"),
     ("vlan", "10:1010", "names a VNI; leave out --vni"),
     ("vlan", ("10", "11"), "is a second VLAN; one VNI is carried by one VLAN"),
+    ("evpn", "yes", "must be true or false"),
+    ("route_target", "65000:100", "is for a VNI of the EVPN fabric; needs --evpn"),
+    ("route_target", "65000", "is not a route target such as 65000:100 or 192.0.2.1:100"),
+    ("route_target", ["1:1", "1:1"], "1:1: is given twice; leave one out"),
+    ("route_target_import", 5, "is not a route target such as 65000:100 or 192.0.2.1:100"),
+    ("route_target_export", "1:x", "is not a route target such as 65000:100 or 192.0.2.1:100"),
+    ("rd", 5, "is not a route distinguisher such as 192.0.2.1:100 or 65000:100"),
     ("docker_network", "-net", "'-net': is not a name that a Docker network can have"),
     ("docker_network", 7, "is not a name that a Docker network can have"),
     ("docker_host", "/run/docker.sock", "is not the address of an engine, such as unix:///"),
@@ -550,6 +563,10 @@ RESETTABLE = (
         "bridge",
         "docker_network",
         "docker_host",
+        "route_target",
+        "route_target_import",
+        "route_target_export",
+        "rd",
         "local",
         "dev",
         "mtu",
@@ -578,6 +595,10 @@ EXAMPLE_OF = {
     "local": V4,
     "address": "10.0.0.1/24",
     "anycast_gateway": "10.0.0.1",
+    "route_target": "65000:1",
+    "route_target_import": "65000:2",
+    "route_target_export": "65000:3",
+    "rd": "192.0.2.1:1",
     "accept": V4,
     "gbp_accept": 1,
     "vlan": 10,
@@ -781,7 +802,7 @@ def test_settings() -> None:
     assert (settings.control, settings.state) == ("auto", None)
     assert settings.segments == (config(), config(vni=2))
     for field in attrs.fields(Settings):
-        assert field.name == "segments" or field.metadata["help"].endswith(".")
+        assert field.name in ("segments", "evpn") or field.metadata["help"].endswith(".")
 
 
 @pytest.mark.parametrize(

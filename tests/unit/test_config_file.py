@@ -89,6 +89,11 @@ EXAMPLES: dict[str, Any] = {
     "mac": "02:00:00:00:00:01",
     "address": ["10.0.0.1/24", "fd00::1/64"],
     "anycast_gateway": ["10.0.0.1"],
+    "evpn": True,
+    "route_target": ["65000:100"],
+    "route_target_import": ["65000:101", "192.0.2.1:5"],
+    "route_target_export": ["4200000000:7"],
+    "rd": "192.0.2.1:100",
     "learning": False,
     "ageing": 5,
     "max_addresses": 7,
@@ -111,6 +116,13 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
+FABRIC = ("evpn", "route_target", "route_target_import", "route_target_export", "rd")
+"""Options of a VNI that need the BGP sessions of a table [evpn], and can't be defaults of all."""
+
+
+SESSIONS = '[evpn]\nasn = 65000\nneighbor = "192.0.2.9"\n'
+
+
 def toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -128,15 +140,22 @@ def test_every_option_is_a_key(field: "attrs.Attribute[Any]") -> None:
         options["dev"] = "eth0"
     if field.name == "docker_host":
         options["docker_network"] = "mynetwork"
+    if field.name in FABRIC[1:]:
+        options["evpn"] = True
     if field.name == "gbp_accept":
         options["gbp"] = 7
     keys = [f"{name.replace('_', '-')} = {toml(value)}" for name, value in options.items()]
     text = "\n".join(["[[vni]]", "id = 1", *keys])
     expected = Config(vni=1, **options)
-    assert parse(text, "file").segments == (expected,)
+    assert parse(SESSIONS + text, "file").segments == (expected,)
     assert getattr(expected, field.name) != field.default
     # For all VNIs, too, unless there can be only one.
     above = "\n".join([*keys, "[[vni]]", "id = 1"])
+    if field.name in FABRIC:
+        assert problems(f"{keys[0]}\n[[vni]]\nid = 1")[0].startswith(
+            f"file:1: {keys[0].split()[0]}: "
+        )
+        return
     if field.name in ("tap", "vlan", "mac", "address"):
         assert problems(above) == [f"file:1: {field.name}: belongs in a [[vni]] table"]
     else:
@@ -314,7 +333,7 @@ def test_a_value_is_quoted_as_it_is_written(field: "attrs.Attribute[Any]") -> No
     for written in WRITTEN:
         identity = "" if key == "id" else "id = 5\n"
         try:
-            parse(f"[[vni]]\n{identity}{key} = {written}", "file")
+            parse(f"{SESSIONS}[[vni]]\n{identity}{key} = {written}", "file")
         except FileError as error:
             refused += 1
             for problem in error.problems:

@@ -1,7 +1,8 @@
 """Command-line options, made from the fields of `Config` and `Settings`, which check the values."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -9,7 +10,7 @@ import click
 
 from vtep import Config
 from vtep.cli import commands
-from vtep.config import Settings, vlans
+from vtep.config import Settings, evpn, vlans
 
 _EXAMPLE = "pyvtep --vni 1 --remote 192.0.2.2 --tap vx0"
 
@@ -21,11 +22,19 @@ def config_options(*, without: tuple[str, ...] = ()) -> Callable[..., Any]:
 
 def settings_options() -> Callable[..., Any]:
     """Return a decorator that adds one option for each field of `Settings` except the segments."""
-    return _options(field for field in attrs.fields(Settings) if field.name != "segments")
+    return _options(
+        (field for field in attrs.fields(Settings) if field.name not in ("segments", "evpn")),
+        evpn.CLI_OPTIONS,
+    )
 
 
-def _options(fields: "Iterable[attrs.Attribute[Any]]") -> Callable[..., Any]:
-    options = [_option(field) for field in fields]
+def _options(
+    fields: "Iterable[attrs.Attribute[Any]]",
+    more: "Mapping[str, attrs.Attribute[Any]]" = MappingProxyType({}),
+) -> Callable[..., Any]:
+    """Return a decorator that adds options for fields, and for `more` fields, by other names."""
+    options = [_option(field, field.name) for field in fields]
+    options += [_option(field, name) for name, field in more.items()]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):  # Decorators apply from the last to the first.
@@ -51,9 +60,15 @@ def check_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def take_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Remove the options for `Settings` from those given, and return them."""
-    return {
-        field.name: given.pop(field.name) for field in attrs.fields(Settings) if field.name in given
+    taken = {
+        field.name: given.pop(field.name)
+        for field in attrs.fields(Settings)
+        if field.name in given and field.name != "evpn"  # That is an option of segments, too.
     }
+    fabric = {name: given.pop(name) for name in evpn.CLI_OPTIONS if name in given}
+    if fabric:
+        taken["evpn"] = evpn.from_options(fabric)
+    return taken
 
 
 def load_settings(
@@ -69,13 +84,19 @@ def load_settings(
     Raises: click.UsageError; ConfigError and VtepError as `config.loader.read` does.
     """
     process = take_settings(given)
+    if config is not None and "evpn" in process:
+        raise click.UsageError(
+            f"--asn and --evpn-... cannot be used with --config; write a table [evpn] into {config}"
+        )
     if config is None:
         if on_demand and not given:
             return attrs.evolve(Settings(segments=[]), **process), None, process
         if "vni" not in given and "vlan" not in given:
             raise click.UsageError(f"--vni is missing; for example: {_EXAMPLE} (pyvtep help)")
+        if "evpn" in process:
+            given.setdefault("evpn", True)
         segments = [Config(**given)] if "vni" in given else vlans.expand(given)
-        return attrs.evolve(Settings(segments=segments), **process), None, process
+        return Settings(segments=segments, **process), None, process
     if given:
         flag = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{flag} cannot be used with --config; write it into {config}")
@@ -87,9 +108,9 @@ def load_settings(
     return settings, path.absolute(), process
 
 
-def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
+def _option(field: "attrs.Attribute[Any]", name: str) -> Callable[..., Any]:
     # Values stay text here: the parsers of `Config` are the only ones, for all kinds of input.
-    flag = "--" + field.name.replace("_", "-")
+    flag = "--" + name.replace("_", "-")
     extra: dict[str, Any] = {"metavar": field.metadata.get("metavar")}
     if field.type is bool:
         flag = f"{flag}/--no-{flag[2:]}"
@@ -103,5 +124,5 @@ def _option(field: "attrs.Attribute[Any]") -> Callable[..., Any]:
         extra["help"] += f" [default: {'on' if field.default else 'off'}]"
     elif isinstance(field.default, int | float | str) and "[default" not in extra["help"]:
         extra["help"] += f" [default: {field.default}]"
-    decorator: Callable[..., Any] = click.option(flag, field.name, **extra)
+    decorator: Callable[..., Any] = click.option(flag, name, **extra)
     return decorator

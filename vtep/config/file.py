@@ -9,6 +9,8 @@ process or defaults for all VNIs; each `[[vni]]` table is one segment, with its 
     id = 100
     bridge = "br0"
 
+A table `[evpn]` has the BGP sessions of the process: `vtep.config.evpn.EvpnSettings`.
+
 Whatever the text is, `parse` raises nothing but `FileError`.
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 import attrs
 
 from vtep.config import Config, Settings, conflicts, option_parsers, vlans
+from vtep.config.evpn import EvpnSettings, Neighbor
 from vtep.config.toml_lines import Path, locate, repeated, spellings
 from vtep.errors import ConfigError, OptionError, shortened, shown
 
@@ -42,14 +45,22 @@ del _SEGMENT_KEYS["vni"]
 _DEFAULT_KEYS = {
     key: field
     for key, field in _SEGMENT_KEYS.items()
-    if key not in (ID, "tap", "vlan", "mac", "address")
+    if key not in (ID, "tap", "vlan", "mac", "address", "evpn", "rd")
+    and not key.startswith("route-target")
 }
 _VLANS = "vlan"
 _MAPPED_KEYS = {**_SEGMENT_KEYS, _VLANS: vlans.MAPPING}
 """Keys of a table without an id, whose VNIs are those that its VLANs are mapped to."""
 _PROCESS_KEYS = _by_key(attrs.fields(Settings))
-del _PROCESS_KEYS["segments"]
-
+del _PROCESS_KEYS["segments"], _PROCESS_KEYS["evpn"]
+EVPN = "evpn"
+_EVPN_KEYS = _by_key(attrs.fields(EvpnSettings))
+_NEIGHBOR_KEYS = _by_key(attrs.fields(Neighbor))
+_NO_SESSIONS = ConfigError("evpn: needs a table [evpn] in this file, with asn and neighbor")
+_EVPN_HINT = (
+    "evpn: write the BGP sessions as a table [evpn], with asn and neighbor, and evpn = true into "
+    "the [[vni]] tables"
+)
 
 _SYNONYMS = {
     "vni": ID,
@@ -62,8 +73,29 @@ _SYNONYMS = {
     "name": "tap",
     "ip": "address",
     "maxaddress": "max-addresses",
+    "rt": "route-target",
+    "route-distinguisher": "rd",
 }
 """Keys of other programs, with the key of the same meaning here."""
+
+_EVPN_SYNONYMS = {
+    "as": "asn",
+    "as-number": "asn",
+    "local-as": "asn",
+    "remote-as": "asn",
+    "peer-as": "asn",
+    "peer": "neighbor",
+    "peers": "neighbor",
+    "reflector": "neighbor",
+    "remote": "neighbor",
+    "rt": "route-target",
+    "md5": "password",
+    "key": "password",
+    "holdtime": "hold-time",
+    "ip": "address",
+    "id": "router-id",
+}
+"""The same for the table [evpn] and its neighbours."""
 
 
 class FileError(ConfigError):
@@ -110,6 +142,10 @@ def parse_all(files: Iterable[tuple[str, str]]) -> Settings:
             first = givers.setdefault(key, reader)
             if process.setdefault(key, value) != value:
                 reader.report_other_value(key, first)
+    if not any(reader.has_evpn for reader in readers):
+        for reader in readers:
+            for number in dict.fromkeys(at for at, config in reader.segments if config.evpn):
+                reader.report_segment(number, _NO_SESSIONS)
     problems = [problem for reader in readers for problem in reader.problems]
     if not problems:
         try:
@@ -154,6 +190,9 @@ class _Reader:
         for key, value in self._document.items():
             if key == TABLE:
                 continue
+            if key == EVPN:
+                self._parse_evpn(value)
+                continue
             if key in _PROCESS_KEYS:
                 if self._check_value((key,), _PROCESS_KEYS[key], value):
                     self.process[_PROCESS_KEYS[key].name] = value
@@ -170,6 +209,66 @@ class _Reader:
                 (), f"there is no [[{TABLE}]] table; for a file without VNIs: {TABLE} = []"
             )
         self.segments = self._segments(common)
+
+    @property
+    def has_evpn(self) -> bool:
+        """True if there is a table [evpn], also one with problems."""
+        return EVPN in self._document
+
+    def _parse_evpn(self, table: object) -> None:
+        """Parse the table [evpn] to an option of the process, and report all its problems."""
+        if not isinstance(table, dict):
+            self._report((EVPN,), _EVPN_HINT)
+            return
+        before = len(self._problems)
+        options = self._parse_keys((EVPN,), table, _EVPN_KEYS)
+        for key in ("asn", "neighbor"):
+            if key not in table and not self._is_misspelt(table, key):
+                example = "asn = 65000" if key == "asn" else 'neighbor = ["10.0.0.1"]'
+                self._report((EVPN,), f"{key} is missing in [evpn]; for example: {example}")
+        if len(self._problems) == before:
+            try:
+                self.process[EVPN] = EvpnSettings(**options)
+            except ConfigError as error:
+                what = _in_keys(error)
+                self._report((EVPN, _key_of(what)), what)
+
+    def _parse_keys(
+        self, at: Path, table: Mapping[str, Any], keys: "Mapping[str, attrs.Attribute[Any]]"
+    ) -> dict[str, Any]:
+        """Return the options of a table for EVPN, and report problems with each of them."""
+        options = {}
+        for key, value in table.items():
+            if key not in keys:
+                self._report_unknown((*at, key), list(keys), _EVPN_SYNONYMS)
+            elif key == "neighbor":
+                items = value if isinstance(value, list) else [value]
+                before = len(self._problems)
+                for number, item in enumerate(items):
+                    where = (*at, key, number) if items is value else (*at, key)
+                    if isinstance(item, dict):
+                        self._parse_neighbor(where, item)
+                    else:
+                        self._check_value(where, keys[key], item)
+                if len(self._problems) == before:
+                    self._check_value((*at, key), keys[key], value)
+                options[key] = value
+            elif self._check_value((*at, key), keys[key], value):
+                options[keys[key].name] = value
+        return options
+
+    def _parse_neighbor(self, at: Path, table: Mapping[str, Any]) -> None:
+        """Report problems of a neighbour that is written as a table."""
+        self._parse_keys(at, table, _NEIGHBOR_KEYS)
+        if "address" not in table and not self._is_misspelt(table, "address"):
+            self._report(at, "address is missing in this neighbor")
+
+    def _is_misspelt(self, table: Mapping[str, Any], key: str) -> bool:
+        """Return whether a key is there under another name, which is reported already."""
+        return any(
+            _EVPN_SYNONYMS.get(other) == key or difflib.get_close_matches(other, [key])
+            for other in table
+        )
 
     def report_process(self, error: ConfigError) -> None:
         """Report a problem of the options of the process."""
@@ -302,10 +401,12 @@ class _Reader:
                 return f"{key} {written}{what[len(key) + 1 + len(normal) :]}"
         return what
 
-    def _report_unknown(self, at: Path, known: list[str]) -> None:
+    def _report_unknown(
+        self, at: Path, known: list[str], synonyms: Mapping[str, str] = _SYNONYMS
+    ) -> None:
         key = str(at[-1])
         plain = key.lstrip("-").replace("_", "-").lower()
-        close = difflib.get_close_matches(_SYNONYMS.get(plain, plain), known, 1)
+        close = difflib.get_close_matches(synonyms.get(plain, plain), known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         self._report(at, f"{key}: unknown key{hint}")
 
@@ -351,7 +452,13 @@ def _keys_in(text: str) -> str:
 
 def _key(name: str, otherwise: str = "") -> str:
     """Return the key of an option, or `otherwise` if it has none."""
-    return ID if name == "vni" else name if name in _CONFIG_KEYS | _PROCESS_KEYS else otherwise
+    if name == "vni":
+        return ID
+    if name in _CONFIG_KEYS | _PROCESS_KEYS or name == "asn":
+        return name
+    # Options of the table [evpn]: `--evpn-hold-time` is `hold-time` there.
+    within = name.removeprefix(f"{EVPN}-")
+    return within if within in _EVPN_KEYS and within != name else otherwise
 
 
 def _key_of(what: str) -> str:

@@ -94,7 +94,8 @@ VLAN_MIN, VLAN_MAX = 1, 4094
 """Range of a VLAN ID: 0 is a frame with a priority only, and 4095 is reserved (IEEE 802.1Q)."""
 
 
-def _integer(option: str, value: object, low: int, high: int) -> int:
+def integer(option: str, value: object, low: int, high: int) -> int:
+    """Return a whole number from `low` to `high`."""
     # int() would also accept "1_000" and digits of other scripts.
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         value = int(value)
@@ -110,7 +111,7 @@ def _integer_or(option: str, value: object, low: int, high: int, *words: str) ->
     if isinstance(value, str) and value in words:
         return value
     try:
-        return _integer(option, value, low, high)
+        return integer(option, value, low, high)
     except ConfigError:
         reason = f"must be from {low} to {high}, or {', or '.join(words)}"
         raise OptionError(option, value, reason) from None
@@ -145,7 +146,7 @@ def vni(value: int | str) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]+([-,][0-9]+)+", value):
         reason = "is not a whole number; several VNIs need a file (--config)"
         raise OptionError("--vni", value, reason)
-    return _integer("--vni", value, 0, vxlan.VNI_MAX)
+    return integer("--vni", value, 0, vxlan.VNI_MAX)
 
 
 def vlan(value: object) -> int | None:
@@ -163,17 +164,17 @@ def vlan(value: object) -> int | None:
         raise OptionError(
             "--vlan", one, "names a VNI; leave out --vni, or give the VLAN ID alone, as in 10"
         )
-    return _integer("--vlan", one, VLAN_MIN, VLAN_MAX)
+    return integer("--vlan", one, VLAN_MIN, VLAN_MAX)
 
 
 def dstport(value: int | str) -> int:
     """Return the UDP port that all VTEPs listen on."""
-    return _integer("--dstport", value, 1, 65535)
+    return integer("--dstport", value, 1, 65535)
 
 
 def mtu(value: int | str | None) -> int | None:
     """Return the MTU of a tunnel in octets; None if it follows the underlay."""
-    return None if is_default(value) else _integer("--mtu", value, MTU_MIN, MTU_MAX)
+    return None if is_default(value) else integer("--mtu", value, MTU_MIN, MTU_MAX)
 
 
 def mss_clamp(value: int | str) -> int | str:
@@ -183,7 +184,7 @@ def mss_clamp(value: int | str) -> int | str:
 
 def max_addresses(value: int | str) -> int:
     """Return how many entries an FDB may learn; 0 means no limit."""
-    return _integer("--max-addresses", value, 0, 1 << 30)
+    return integer("--max-addresses", value, 0, 1 << 30)
 
 
 def max_addresses_per_remote(value: int | str) -> int | str:
@@ -193,40 +194,41 @@ def max_addresses_per_remote(value: int | str) -> int | str:
 
 def mac_move_limit(value: int | str) -> int:
     """Return how often a MAC may move within 180 seconds; 0 means no limit."""
-    return _integer("--mac-move-limit", value, 0, 1000)
+    return integer("--mac-move-limit", value, 0, 1000)
 
 
 def mac_move_hold(value: float | str) -> float:
     """Return for how many seconds a MAC that moves too often is held."""
-    return _seconds("--mac-move-hold", value, 1)
+    return seconds("--mac-move-hold", value, 1)
 
 
 def loop_block(value: float | str) -> float:
     """Return for how many seconds flooding with a remote is stopped when a loop is found."""
-    return _seconds("--loop-block", value, 0)
+    return seconds("--loop-block", value, 0)
 
 
 def liveness_interval(value: float | str) -> float:
     """Return after how many seconds a quiet remote is sent an echo request; 0 is never."""
-    return _seconds("--liveness-interval", value, 0)
+    return seconds("--liveness-interval", value, 0)
 
 
 def ageing(value: float | str) -> float:
     """Return the lifetime of learned entries in seconds; 0 is for ever."""
-    return _seconds("--ageing", value, 0)
+    return seconds("--ageing", value, 0)
 
 
-def _seconds(option: str, value: float | str, least: int) -> float:
+def seconds(option: str, value: float | str, least: int) -> float:
+    """Return a number of seconds, `least` or more."""
     try:
-        seconds = float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         reason = f"is not a number of seconds{_seconds_hint(value)}"
         raise OptionError(option, value, reason) from None
     if isinstance(value, bool):
         raise OptionError(option, value, "is not a number of seconds")
-    if not least <= seconds <= AGEING_MAX:  # NaN, too, is not.
+    if not least <= number <= AGEING_MAX:  # NaN, too, is not.
         raise OptionError(option, value, f"must be from {least} to {AGEING_MAX} seconds")
-    return seconds
+    return number
 
 
 _UNITS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -246,7 +248,7 @@ def srcport(value: object) -> tuple[int, int]:
     if len(ends) != 2:
         reason = "must be the first and the last port of a range"
         raise OptionError("--srcport", value, reason)
-    first, last = (_integer("--srcport", end, 1, 65535) for end in ends)
+    first, last = (integer("--srcport", end, 1, 65535) for end in ends)
     if first > last:
         raise OptionError("--srcport", (first, last), "the first port is above the last")
     return first, last
@@ -328,7 +330,7 @@ def _storm_limit(option: str, value: object, *words: str) -> int | str:
     if isinstance(value, str) and ":" in value:
         rate, _, burst = value.partition(":")
         try:
-            frames = [_integer(option, number, 1, STORM_MAX) for number in (rate, burst)]
+            frames = [integer(option, number, 1, STORM_MAX) for number in (rate, burst)]
         except OptionError as error:
             # Half of the value alone, such as '', would not be found on the command line.
             reason = f"is not RATE:BURST, two numbers from 1 to {STORM_MAX}, as in 1000:2000"
@@ -355,7 +357,8 @@ def storm_unknown_unicast(value: int | str) -> int | str:
 # --- words ------------------------------------------------------------------------------------
 
 
-def _one_of(option: str, value: object, *words: str) -> str:
+def one_of(option: str, value: object, *words: str) -> str:
+    """Return one of some words."""
     if not isinstance(value, str) or value not in words:
         raise OptionError(option, value, f"must be {', '.join(words[:-1])} or {words[-1]}")
     return value
@@ -363,17 +366,17 @@ def _one_of(option: str, value: object, *words: str) -> str:
 
 def ecn(value: str) -> str:
     """Return whose rules apply to ECN marks: those of RFC 6040 or of the kernel driver."""
-    return _one_of("--ecn", value, "rfc6040", "kernel")
+    return one_of("--ecn", value, "rfc6040", "kernel")
 
 
 def df(value: str) -> str:
     """Return how the outer Don't Fragment bit is set."""
-    return _one_of("--df", value, "unset", "set", "inherit")
+    return one_of("--df", value, "unset", "set", "inherit")
 
 
 def inner_vlan(value: str) -> str:
     """Return how frames with a VLAN tag are handled."""
-    return _one_of("--inner-vlan", value, "pass", "strip", "drop")
+    return one_of("--inner-vlan", value, "pass", "strip", "drop")
 
 
 def offload(value: str | Iterable[str]) -> frozenset[str]:
@@ -416,7 +419,7 @@ def netns(value: object) -> str | None:
     if not isinstance(text, str) or not text or "\0" in text:
         raise OptionError("--netns", value, "is no PID and no path of a file", quoted=True)
     if re.fullmatch("[0-9]+", text):
-        return str(_integer("--netns", text, 1, PID_MAX))
+        return str(integer("--netns", text, 1, PID_MAX))
     if not text.startswith("/"):
         # Relative to what, if it came over the control socket or from a file?
         reason = "is no PID and no absolute path"
@@ -428,7 +431,7 @@ def netns(value: object) -> str | None:
 
 def tap_fd(value: object) -> int | None:
     """Return the number of a descriptor behind the standard streams; None is none."""
-    return None if is_default(value) else _integer("--tap-fd", value, 3, 1 << 20)
+    return None if is_default(value) else integer("--tap-fd", value, 3, 1 << 20)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -436,12 +439,12 @@ def tap_fd(value: object) -> int | None:
 
 def control(value: str) -> str:
     """Return `auto`, `none`, or the path of a socket."""
-    return _path("--control", value)
+    return path("--control", value)
 
 
 def state(value: str) -> str:
     """Return the path of a state file."""
-    return _path("--state", value)
+    return path("--state", value)
 
 
 def control_group(value: str) -> str:
@@ -471,8 +474,9 @@ def _account(option: str, value: object, form: str) -> str:
     return str(value)
 
 
-def _path(option: str, value: object) -> str:
-    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(path, str) or not path or "\0" in path:
+def path(option: str, value: object) -> str:
+    """Return the path of a file."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise OptionError(option, value, "is not the path of a file", quoted=True)
-    return path
+    return text

@@ -8,15 +8,17 @@ of them together. None of them looks at the machine.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import Attribute, Factory, evolve, field, frozen
 
 from vtep.config import address_parsers, docker_parsers, option_parsers
-from vtep.config.flags import flag
+from vtep.config import evpn as evpn_options
+from vtep.config.flags import check_flag, flag
 from vtep.config.host_names import HostName, usable_addresses
 from vtep.config.overlap import find_overlap
 from vtep.errors import ConfigError
 from vtep.wire import vxlan
 from vtep.wire.address import Address, Interface, Network
+from vtep.wire.bgp.communities import RouteTarget
 
 
 @frozen(kw_only=True)
@@ -228,8 +230,56 @@ class Config:
             "have as well; may be repeated.",
         },
     )
-    learning: bool = flag(
-        default=True, help="Learn the remote of a MAC address from the frames that it sends."
+    evpn: bool = flag(
+        default=False,
+        help="Take part in the BGP EVPN fabric: its routes say which remotes and MACs there are.",
+    )
+    route_target: tuple[RouteTarget, ...] = field(
+        default=(),
+        converter=evpn_options.route_target,
+        metadata={
+            "repeatable": True,
+            "metavar": "TARGET",
+            "help": "Route target of the VNI's EVPN routes, such as 65000:100, for import and "
+            "export [default: from AS number and VNI]; may be repeated.",
+        },
+    )
+    route_target_import: tuple[RouteTarget, ...] = field(
+        default=(),
+        converter=evpn_options.route_target_import,
+        metadata={
+            "repeatable": True,
+            "metavar": "TARGET",
+            "help": "Route target of routes to take [default: any AS and the VNI]; may be "
+            "repeated.",
+        },
+    )
+    route_target_export: tuple[RouteTarget, ...] = field(
+        default=(),
+        converter=evpn_options.route_target_export,
+        metadata={
+            "repeatable": True,
+            "metavar": "TARGET",
+            "help": "Route target of routes that are announced [default: the AS and the VNI]; may "
+            "be repeated.",
+        },
+    )
+    rd: str | None = field(
+        default=None,
+        converter=evpn_options.rd,
+        metadata={
+            "metavar": "RD",
+            "help": "Route distinguisher of the VNI's EVPN routes [default: BGP identifier and "
+            "VNI].",
+        },
+    )
+    learning: bool = field(
+        default=Factory(lambda config: not config.evpn, takes_self=True),
+        validator=check_flag,
+        metadata={
+            "help": "Learn the remote of a MAC address from the frames that it sends [default: on; "
+            "with --evpn: off].",
+        },
     )
     ageing: float = field(
         default=300,
@@ -425,6 +475,10 @@ class Config:
     def local_for(self, version: int) -> Address | None:
         """Return the own underlay address of an IP version, if one is configured."""
         return next((item for item in self.local if item.version == version), None)
+
+    @evpn.validator
+    def _check_evpn(self, _attribute: "Attribute[Any]", _value: object) -> None:
+        evpn_options.check_segment(self)
 
     @remote.validator
     def _check_remotes(self, _attribute: "Attribute[Any]", _value: object) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from attrs.converters import optional
 
+from vtep.config import evpn as evpn_options
 from vtep.config import option_parsers
 from vtep.config.conflicts import check_segments
+from vtep.config.evpn import EvpnSettings
 from vtep.config.flags import flag
 from vtep.config.options import Config
 from vtep.errors import ConfigError
@@ -64,6 +66,8 @@ class Settings:
     )
     state_learned: bool = flag(default=False, help="Keep learned entries in --state as well.")
     segments: tuple[Config, ...] = field(converter=_as_tuple)
+    evpn: EvpnSettings | None = field(default=None)
+    """The BGP sessions, for the segments with `evpn`: the table [evpn] of a file."""
 
     @control_group.validator
     @control_admin_group.validator
@@ -80,3 +84,7 @@ class Settings:
     @segments.validator
     def _check_segments(self, _attribute: "Attribute[Any]", segments: tuple[Config, ...]) -> None:
         check_segments(segments)
+
+    @evpn.validator
+    def _check_evpn(self, _attribute: "Attribute[Any]", value: EvpnSettings | None) -> None:
+        evpn_options.check_process(self.segments, value)

@@ -20,6 +20,7 @@ from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Remote
 from vtep.forwarding.storm import LIMITED, FloodSource, Storm
 from vtep.forwarding.suppress import Neighbour
 from vtep.io.addresses import host_of
+from vtep.wire.bgp.communities import RouteTarget
 from vtep.wire.ethernet import format_mac
 
 
@@ -211,7 +212,7 @@ def plain(value: object) -> Any:
         return format_mac(value)
     if isinstance(value, frozenset):
         return sorted(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, RouteTarget):
         return [plain(item) for item in value]
     return str(value)
 

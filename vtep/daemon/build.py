@@ -44,8 +44,11 @@ class Applier:
 TAP_OPTIONS = ("mtu", "mac", "address", "bridge")
 """Options of the TAP's setup (`tap_plan.tap_setup`), which the transaction applies and undoes."""
 
-WATCHED_OPTIONS = ("docker_network", "docker_host")
-"""Options that a watcher of the port follows (`vtep.docker`), which tells the port its bridge."""
+WATCHED_OPTIONS = (
+    *("docker_network", "docker_host"),  # `vtep.docker` tells the port its bridge.
+    *("evpn", "route_target", "route_target_import", "route_target_export", "rd"),  # `vtep.evpn`
+)
+"""Options that a watcher of the port follows."""
 
 LISTENER_OPTIONS = (
     *("local", "dev", "dstport", "offload", "udp6zerocsumrx"),  # What an `Endpoint` consists of.
