@@ -184,6 +184,30 @@ CASES = {
         f'{V}, problem="fast-path-failed"',
         {f'pyvtep_fast_path_state{{{V}, state="off"}}': "1x5"},  # By --no-fast-path.
     ),
+    "PyvtepEvpnSpeakerFailed": Case(
+        {f'pyvtep_evpn_speaker_state{{{I}, state="running"}}': "1 0 0 0 0"},
+        "3m",
+        f'{I}, state="running"',
+        {f'pyvtep_evpn_speaker_state{{{I}, state="running"}}': "1 1 1 1 1"},
+    ),
+    "PyvtepEvpnSessionDown": Case(
+        {f'pyvtep_evpn_session_state{{{I}, neighbor="10.0.0.1", state="established"}}': "1 0x5"},
+        "4m",
+        f'{I}, neighbor="10.0.0.1", state="established"',
+        {f'pyvtep_evpn_session_state{{{I}, neighbor="10.0.0.1", state="established"}}': "0 1x5"},
+    ),
+    "PyvtepEvpnNoRoutes": Case(
+        {f'pyvtep_problems{{{V}, problem="evpn-no-routes"}}': "1x9"},
+        "7m",
+        f'{V}, problem="evpn-no-routes"',
+        {f'pyvtep_problems{{{V}, problem="evpn-no-routes"}}': "1 1 0x9"},
+    ),
+    "PyvtepEvpnDuplicateMac": Case(
+        {f"pyvtep_evpn_duplicate_macs{{{V}}}": "0 1 1 1"},
+        "3m",
+        V,
+        {f"pyvtep_evpn_duplicate_macs{{{V}}}": "0x5"},
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.unit import evpn_fake
 from tests.unit.status_fake import (
     NOW,
     STARTED,
@@ -39,11 +40,11 @@ from vtep.errors import ConfigError, VtepError, shown
 from vtep.exporter import server as server_module
 from vtep.exporter import textfile
 from vtep.exporter.collector import StatusCollector, registry_of
+from vtep.exporter.metric import NO_VNI
 from vtep.exporter.metrics import (
     FAST_PATH_STATES,
     LIVENESS,
     METRICS,
-    NO_VNI,
     OTHER,
     PORT_STATES,
     PROBLEMS,
@@ -91,7 +92,7 @@ def names(series: Series) -> set[str]:
 
 
 def test_every_metric_is_exposed_with_its_labels_and_type() -> None:
-    text = generate_latest(registry(status)).decode()
+    text = generate_latest(registry(lambda: status(evpn=evpn_fake.status()))).decode()
     series = parse(text)
     for metric in (UP, SCRAPE_DURATION, *METRICS):
         of_metric = [labels for name, labels in series if name == metric.name]
@@ -175,6 +176,38 @@ def test_every_counter_and_every_state_has_its_series() -> None:
         for state in LIVENESS
     ]
     assert live == [0, 1, 0, 0]
+
+
+def test_values_of_evpn_are_there_with_it_only() -> None:
+    assert not {name for name in names(scrape(status())) if name.startswith("pyvtep_evpn")}
+    evpn = evpn_fake.status(
+        speaker=evpn_fake.speaker(restarts=2),
+        sessions=[evpn_fake.session(), evpn_fake.down("fe80::9%eth0")],
+        segments=[evpn_fake.segment(), evpn_fake.segment(200, moves=0)],
+        duplicates=[evpn_fake.duplicate()],
+        unmatched=[evpn_fake.unmatched(), evpn_fake.unmatched("65001:201")],
+        ignored={"1": 2, "5": 3},
+    )
+    series = scrape(status(evpn=evpn))
+    for name, labels, value in (
+        ("speaker_state", {"state": "running"}, 1),
+        ("speaker_state", {"state": "failed"}, 0),
+        ("speaker_restarts_total", {}, 2),
+        ("routes_ignored", {}, 5),
+        ("vteps_not_imported", {}, 1),
+        ("session_state", {"neighbor": "10.0.0.1", "state": "established"}, 1),
+        ("session_state", {"neighbor": "fe80::9%eth0", "state": "established"}, 0),
+        ("session_state", {"neighbor": "fe80::9%eth0", "state": "active"}, 1),
+        ("session_received_routes", {"neighbor": "10.0.0.1"}, 12),
+        ("session_announced_routes", {"neighbor": "10.0.0.1"}, 4),
+        ("vteps", {"vni": "100"}, 2),
+        ("remote_macs", {"vni": "100"}, 5),
+        ("announced_routes", {"vni": "200"}, 4),
+        ("moves_total", {"vni": "100"}, 1),
+        ("duplicate_macs", {"vni": "100"}, 1),
+        ("duplicate_macs", {"vni": "200"}, 0),
+    ):
+        assert get(series, f"pyvtep_evpn_{name}", **labels) == value, (name, labels)
 
 
 def test_a_daemon_of_a_newer_version_may_have_more_states_reasons_and_problems() -> None:

@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 
 from vtep.control.schema import Status
 from vtep.errors import VtepError
-from vtep.exporter.metrics import METRICS, SCRAPE_DURATION, UP, Metric, Snapshot
+from vtep.exporter.metric import Metric, Snapshot
+from vtep.exporter.metrics import METRICS, SCRAPE_DURATION, UP
 from vtep.exporter.other_hosts import OtherHosts
 
 _QUEUE_S = 4.0

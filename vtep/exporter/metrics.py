@@ -1,21 +1,18 @@
 """The metrics: their names, labels and help texts, and their values from a status. No I/O.
 
 Names follow the conventions of Prometheus: base units, `_total` for counters, `_info` for facts,
-and times instead of ages. The values of a label are a closed set, VNIs, or configured remotes, so
-that only the configuration determines the number of series. All values of a closed set are always
-there, since `rate()` misses the first increment of a series that appears with it.
+and times instead of ages. The values of a label are a closed set, VNIs, configured remotes, or BGP
+neighbours, so that only the configuration determines the number of series. All values of a closed
+set are always there, since `rate()` misses the first increment of a series that appears with it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
-from attrs import field, frozen
-
-from vtep.control.schema import RemoteStatus, RemoteTraffic, SegmentStatus, Status
+from vtep.control.schema import RemoteStatus, SegmentStatus, Status
 from vtep.counters import Drop
-
-NO_VNI: Final = "none"
-"""The label `vni` of what belongs to no VNI, such as datagrams with an unknown one."""
+from vtep.exporter.evpn_metrics import EVPN_METRICS
+from vtep.exporter.metric import NO_VNI, Metric, OtherTraffic, Snapshot, Values, states
 
 OTHER: Final = "other"
 """The label `remote` of all hosts of a VNI that are not configured."""
@@ -23,45 +20,11 @@ OTHER: Final = "other"
 PROBLEMS: Final = (
     *("remote-silent", "remote-refused", "port-down", "underlay-missing"),
     *("name-unresolved", "loop", "storm", "reload-failed", "fast-path-failed"),
+    *("evpn-speaker-failed", "evpn-session-down", "evpn-no-routes", "evpn-duplicate-mac"),
 )
 LIVENESS: Final = ("seen", "silent", "never-seen", "refused")
 PORT_STATES: Final = ("up", "down", "missing", "waiting")
 FAST_PATH_STATES: Final = ("on", "loading", "compiling", "off")
-
-Values: TypeAlias = Iterator[tuple[tuple[str, ...], float]]
-"""The values of a metric, each with the values of its labels."""
-
-
-class OtherTraffic(RemoteTraffic):
-    """Traffic and FDB entries of the hosts of a VNI that are not configured, together."""
-
-    fdb_entries: int
-
-
-@frozen
-class Snapshot:
-    """A status, and the sum over the other hosts of each VNI."""
-
-    status: Status
-    others: Mapping[int, OtherTraffic]
-
-
-@frozen(eq=False)
-class Metric:
-    """A metric, and how its values are taken from a snapshot."""
-
-    name: str
-    """As it is exposed, with its suffix."""
-    labels: tuple[str, ...]
-    help: str
-    values: Callable[[Snapshot], Values] = field(repr=False)
-
-    @property
-    def kind(self) -> Literal["counter", "info", "gauge"]:
-        """The type, which the suffix tells."""
-        if self.name.endswith("_total"):
-            return "counter"
-        return "info" if self.name.endswith("_info") else "gauge"
 
 
 def _of_process(name: str, text: str, value: Callable[[Status], float]) -> Metric:
@@ -127,31 +90,22 @@ def _configured(snapshot: Snapshot) -> Iterator[tuple[str, RemoteStatus]]:
                 yield str(segment["vni"]), remote
 
 
-def _states(known: Iterable[str], actual: str) -> Iterator[tuple[str, float]]:
-    """Yield each state with 1 if it is the actual one, else with 0.
-
-    A daemon of a newer version may have a state that is not known here.
-    """
-    for state in dict.fromkeys((*known, actual)):
-        yield state, float(state == actual)
-
-
 def _port_states(snapshot: Snapshot) -> Values:
     for segment in snapshot.status["segments"]:
-        for state, value in _states(PORT_STATES, segment["state"]):
+        for state, value in states(PORT_STATES, segment["state"]):
             yield (str(segment["vni"]), state), value
 
 
 def _fast_path_states(snapshot: Snapshot) -> Values:
     for segment in snapshot.status["segments"]:
-        for state, value in _states(FAST_PATH_STATES, segment["fast_path"]):
+        for state, value in states(FAST_PATH_STATES, segment["fast_path"]):
             yield (str(segment["vni"]), state), value
 
 
 def _liveness(snapshot: Snapshot) -> Values:
     for vni, remote in _configured(snapshot):
         if not remote["is_group"]:  # A group sends nothing: it would be never-seen for ever.
-            for state, value in _states(LIVENESS, remote["liveness"]):
+            for state, value in states(LIVENESS, remote["liveness"]):
                 yield (vni, remote["remote"], state), value
 
 
@@ -489,5 +443,6 @@ METRICS: Final = (
         "MAC addresses that are reached by the remote, or by the other hosts of the VNI.",
         lambda traffic: traffic["fdb_entries"],
     ),
+    *EVPN_METRICS,
 )
 """The metrics that are made from a status."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 from vtep.control.schema import RemoteStatus, RemoteTraffic, Status
-from vtep.exporter.metrics import OtherTraffic
+from vtep.exporter.metric import OtherTraffic
 
 _Host: TypeAlias = tuple[int, str]
 """A host of a VNI."""
