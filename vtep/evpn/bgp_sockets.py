@@ -1,0 +1,188 @@
+"""TCP sockets of BGP sessions: signatures (RFC 2385), DSCP, local addresses, and their errors."""
+
+import errno
+import os
+import socket
+import struct
+from ipaddress import IPv6Address, ip_address
+
+from vtep.evpn.session_types import Failure
+from vtep.wire.address import Address, without_scope
+
+_TCP_MD5SIG = 14
+"""include/uapi/linux/tcp.h; the socket module does not have it."""
+
+_MD5SIG = struct.Struct("=128sBBHi80s")
+"""struct tcp_md5sig: sockaddr_storage, flags, prefix length, key length, interface, key."""
+
+_TOS_CS6 = 0xC0
+"""DSCP CS6, network control (RFC 4594, section 3.1), in the upper six bits of the octet."""
+
+_BACKLOG = 16
+
+Endpoint = tuple[str, int] | tuple[str, int, int, int]
+"""Address and port, and for IPv6 flow label and scope, as the socket module has them."""
+
+_KINDS = {
+    errno.ECONNREFUSED: Failure.CONNECT_REFUSED,
+    errno.ETIMEDOUT: Failure.TIMEOUT,
+    errno.EADDRNOTAVAIL: Failure.LOCAL_ADDRESS,
+}
+
+
+class SocketError(Exception):
+    """A connection that cannot be opened: the kind of failure, and a line for users."""
+
+    def __init__(self, kind: Failure, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def failure_of(error: OSError) -> tuple[Failure, str]:
+    """Return the kind of an error of connect(), and a line for users."""
+    number = error.errno or 0
+    kind = _KINDS.get(number, Failure.NO_ROUTE)
+    reason = os.strerror(number) if number else str(error)
+    if kind is Failure.CONNECT_REFUSED:
+        return kind, "the neighbor refused the TCP connection; no BGP speaker listens there"
+    if kind is Failure.LOCAL_ADDRESS:
+        return kind, "the local address of the session is not an address of this host"
+    return kind, f"cannot connect: {reason}"
+
+
+def endpoint_of(address: Address, port: int) -> Endpoint:
+    """Return an address as the socket module wants it; the scope is the name of a device.
+
+    Raises: SocketError if there is no such device.
+    """
+    if not isinstance(address, IPv6Address):
+        return str(address), port
+    scope = 0
+    if address.scope_id is not None:
+        try:
+            scope = socket.if_nametoindex(address.scope_id)
+        except OSError as error:
+            text = f"cannot connect: there is no device {address.scope_id}"
+            raise SocketError(Failure.NO_ROUTE, text) from error
+    return str(without_scope(address)), port, 0, scope
+
+
+def address_of(endpoint: tuple[object, ...]) -> Address:
+    """Return the address in a name of a socket; a link-local one has the name of its device."""
+    host = str(endpoint[0]).partition("%")[0]
+    address = ip_address(host)
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        index = endpoint[3]
+        try:
+            return IPv6Address(f"{host}%{socket.if_indextoname(int(str(index)))}")
+        except OSError:  # The device has vanished.
+            return address
+    return address
+
+
+def open_socket(version: int) -> socket.socket:
+    """Return a TCP socket for a session, which does not block."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        set_options(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def set_options(sock: socket.socket) -> None:
+    """Send each message at once, and with the priority of network control."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _TOS_CS6)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _TOS_CS6)
+
+
+def set_password(sock: socket.socket, peer: Address, password: str | None) -> None:
+    """Sign the segments to and from a peer, and drop others of it (RFC 2385); None: stop that.
+
+    On a listening socket, this is for the connections that the peer opens. The kernel compares the
+    address without its scope.
+
+    Raises: OSError, with ENOPROTOOPT or EPERM on a kernel that has no or no usable MD5.
+    """
+    key = (password or "").encode()
+    if sock.family == socket.AF_INET6:
+        name = struct.pack("=HH4x16s4x", sock.family, 0, without_scope(peer).packed)
+    else:
+        name = struct.pack("=HH4s", sock.family, 0, peer.packed)
+    option = _MD5SIG.pack(name, 0, 0, len(key), 0, key)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_MD5SIG, option)
+
+
+def local_address_towards(peer: Address, port: int) -> Address | None:
+    """Return the address from which the kernel would connect to a peer, or None without a route."""
+    family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(endpoint_of(peer, port))  # This sends nothing.
+        except (OSError, SocketError):
+            return None
+        return address_of(probe.getsockname())
+
+
+def connect(
+    peer: Address, port: int, *, local: Address | None, password: str | None
+) -> socket.socket:
+    """Begin to connect to a peer, from a local address if one is given.
+
+    Returns: the socket, which is writable once it is connected, or has failed.
+    Raises: SocketError.
+    """
+    try:
+        sock = open_socket(peer.version)
+    except OSError as error:
+        raise SocketError(*failure_of(error)) from error
+    try:
+        if password:
+            _sign(sock, peer, password)
+        if local is not None:
+            sock.bind(endpoint_of(local, 0))
+        sock.connect(endpoint_of(peer, port))
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        sock.close()
+        raise SocketError(*failure_of(error)) from error
+    except SocketError:
+        sock.close()
+        raise
+    return sock
+
+
+def _sign(sock: socket.socket, peer: Address, password: str) -> None:
+    try:
+        set_password(sock, peer, password)
+    except OSError as error:
+        text = f"cannot use the password: this kernel has no TCP MD5 signatures: {error.strerror}"
+        raise SocketError(Failure.NO_MD5, text) from error
+
+
+def listen(local: Address, port: int) -> socket.socket:
+    """Return a socket that is bound to an address; call `listen` on it with `set_password` done.
+
+    Raises: OSError, SocketError.
+    """
+    sock = open_socket(local.version)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(endpoint_of(local, port))
+    except (OSError, SocketError):
+        sock.close()
+        raise
+    return sock
+
+
+def start_listening(sock: socket.socket) -> None:
+    """Accept connections. Raises: OSError, if another socket listens to the same address."""
+    sock.listen(_BACKLOG)
