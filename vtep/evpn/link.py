@@ -172,7 +172,7 @@ class Link:
     def _shut_down(self) -> None:
         """Close our side, and go on reading until the peer closes its side.
 
-        Of a socket with unread data, the kernel sends RST, by which the peer may lose a NOTIFICATION.
+        If unread data remains, the kernel sends RST, by which the peer may lose a NOTIFICATION.
         """
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
