@@ -248,7 +248,7 @@ class Session:
             self._drop(connection, SessionError(Failure.CLOSED_BEFORE_OPEN, text, now))
         else:
             text = f"the connection was lost: {reason}"
-            error = SessionError(Failure.CONNECTION_LOST, text, now)
+            error = SessionError(Failure.CLOSED, text, now)
             self._drop(connection, error, self._retain_time(connection))
         return self._take()
 
@@ -459,7 +459,7 @@ class Session:
             if restart is not None and restart.restarting:
                 # The peer has restarted without closing the old connection (RFC 4724, section 5).
                 self._actions.append(Close(other.number))
-                error = SessionError(Failure.CONNECTION_LOST, "the neighbor has restarted", now)
+                error = SessionError(Failure.CLOSED, "the neighbor has restarted", now)
                 self._drop(other, error, self._retain_time(other))
                 return
             loser = connection
@@ -480,7 +480,7 @@ class Session:
                 self._actions.append(Close(other.number))
         if self._is_retaining and not (_preserves(peer) and now < self._retained_until):
             text = "the neighbor has restarted without preserving its forwarding state"
-            self._actions.append(Down(SessionError(Failure.CONNECTION_LOST, text, now), None))
+            self._actions.append(Down(SessionError(Failure.CLOSED, text, now), None))
         self._is_retaining = False
         self.is_restarting = False
         self._established_at = now

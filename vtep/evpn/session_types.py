@@ -36,7 +36,7 @@ class Failure(StrEnum):
     CLOSED_BEFORE_OPEN = "closed-before-open"
     """The peer accepted the connection and closed it, as it does for addresses that it has not
     configured as neighbours."""
-    CONNECTION_LOST = "connection-lost"
+    CLOSED = "closed"
     """A connection on which both have sent an OPEN ended without a NOTIFICATION."""
     NOTIFICATION_RECEIVED = "notification-received"
     NOTIFICATION_SENT = "notification-sent"
