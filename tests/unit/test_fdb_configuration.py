@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -12,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.craft import MAC_A, MAC_B, mac
 from vtep.errors import FdbError
 from vtep.forwarding.fdb import (
+    EXTERN_LEARN,
     LEARNED,
+    LOCAL,
     PERMANENT,
     Entry,
     EntryEvent,
@@ -21,6 +24,7 @@ from vtep.forwarding.fdb import (
     Fdb,
     Filter,
     Learned,
+    Origin,
     Remote,
     parse_remote,
 )
@@ -351,7 +355,7 @@ def test_extern_learn_does_not_take_over_configured_entries() -> None:
     assert where(fdb, A) == ["192.0.2.1"]
     fdb.append(A, remote(2), 0.0, EXTERN)
     assert where(fdb, A) == ["192.0.2.1", "192.0.2.2"]
-    assert fdb.get(A).kind == STATIC
+    assert fdb.get(A).kind == STATIC.with_origins((LOCAL, EXTERN_LEARN))
 
 
 @pytest.mark.parametrize("kind", [LEARNED, EXTERN, EXTERN_DYNAMIC], ids=repr)
@@ -361,6 +365,72 @@ def test_extern_learn_takes_over_learned_entries(kind: EntryKind) -> None:
     fdb.replace(A, remote(2), 0.0, EXTERN)
     assert where(fdb, A) == ["192.0.2.2"]
     assert fdb.get(A).kind == EXTERN
+
+
+def test_a_destination_of_both_origins_stays_until_both_have_withdrawn_it() -> None:
+    for first, second in ((PERMANENT, EXTERN), (EXTERN, PERMANENT)):
+        for withdrawn in (True, False):
+            fdb = table()
+            fdb.append(MAC_ZERO, remote(1), 0.0, first)
+            fdb.append(MAC_ZERO, remote(1), 0.0, second)
+            assert fdb.get(MAC_ZERO).kind.origins == (Origin(True, True),)
+            fdb.remove(MAC_ZERO, remote(1), extern_learn=withdrawn)
+            assert fdb.get(MAC_ZERO).kind == (PERMANENT if withdrawn else EXTERN)
+            with pytest.raises(FdbError, match=r"is (not|only) extern_learn$"):
+                fdb.remove(MAC_ZERO, extern_learn=withdrawn)
+            fdb.remove(MAC_ZERO, extern_learn=not withdrawn)
+            assert fdb.default is None
+
+
+def test_configured_remotes_come_and_go_beside_those_of_a_control_plane() -> None:
+    fdb = table()
+    fdb.set_configured([remote(1)], [], 0.0)
+    for number in (1, 2, 3):
+        fdb.append(MAC_ZERO, remote(number), 1.0, EXTERN)
+    fdb.set_configured([remote(2)], [remote(1)], 2.0)
+    assert where(fdb, MAC_ZERO) == ["192.0.2.2", "192.0.2.1", "192.0.2.3"]
+    assert fdb.get(MAC_ZERO).kind.origins == (Origin(True, True), EXTERN_LEARN, EXTERN_LEARN)
+    assert fdb.flush(Filter(extern_learn=True)) == 2
+    assert (where(fdb, MAC_ZERO), fdb.get(MAC_ZERO).kind) == (["192.0.2.2"], PERMANENT)
+
+
+def test_the_sequence_is_that_of_the_last_word_of_the_control_plane() -> None:
+    fdb = table()
+    for sequence in (1, 5):
+        kind = EntryKind(extern_learn=True, origins=(Origin(False, True, sequence),))
+        fdb.replace(A, remote(sequence), 0.0, kind)
+        assert fdb.get(A).origin_of(fdb.get(A).destinations[0]).sequence == sequence
+    fdb.replace(A, remote(5), 0.0, EXTERN)
+    assert fdb.get(A).kind == EXTERN
+
+
+def test_a_control_plane_replaces_what_it_has_given_beside_configured_destinations() -> None:
+    fdb = table()
+    fdb.replace(A, remote(1), 0.0, EXTERN)
+    fdb.append(A, remote(2), 0.0, STATIC)
+    fdb.replace(A, remote(3), 0.0, EXTERN)
+    assert where(fdb, A) == ["192.0.2.2", "192.0.2.3"]
+    assert fdb.get(A).kind == STATIC.with_origins((LOCAL, EXTERN_LEARN))
+
+
+@pytest.mark.parametrize("kind", [EXTERN, EXTERN_DYNAMIC], ids=repr)
+def test_learning_leaves_entries_of_a_control_plane_that_is_in_charge(kind: EntryKind) -> None:
+    fdb = table()
+    fdb.keeps_extern_learn = True
+    fdb.add(A, remote(1), 0.0, kind)
+    assert fdb.learn(A, remote(2), 1.0) is Learned.STICKY
+    assert fdb.check(A, remote(2)) is Learned.REFRESHED
+    assert where(fdb, A) == ["192.0.2.1"]
+    fdb.append(A, remote(3), 1.0, STATIC)  # A user means what is configured.
+    assert fdb.learn(A, remote(2), 1.0) is Learned.CONFLICT
+
+
+def test_learned_entries_share_their_kind() -> None:
+    """Origins must not cost memory for each of a million entries."""
+    fdb = table()
+    fdb.learn(A, remote(1), 0.0)
+    fdb.append(B, remote(1), 0.0, LEARNED)
+    assert fdb.get(A).kind is fdb.get(B).kind is LEARNED
 
 
 def test_configuration_takes_over_every_entry() -> None:
@@ -713,7 +783,8 @@ def test_parse_remote_names_the_invalid_field(fields: dict[str, Any], field: str
 
 MACS = [A, B, GROUP, mac("02:00:00:00:00:0c")]
 REMOTES = [remote(1), remote(2), remote(2, 4790), remote(3, vni=11)]
-KINDS = [PERMANENT, STATIC, LEARNED, EXTERN, EXTERN_DYNAMIC, STICKY]
+NUMBERED = EntryKind(origins=(Origin(False, True, 7),), extern_learn=True)
+KINDS = [PERMANENT, STATIC, LEARNED, EXTERN, EXTERN_DYNAMIC, STICKY, NUMBERED]
 ANY_MAC = st.sampled_from([*MACS, MAC_ZERO])
 ANY_REMOTE = st.sampled_from(range(len(REMOTES)))
 ANY_KIND = st.sampled_from(KINDS)
@@ -728,38 +799,51 @@ ANY_FILTER = st.builds(
     extern_learn=st.sampled_from([None, None, True, False]),
 )
 Place = tuple[str, int, int]
+Modelled = tuple[dict[Place, Origin], EntryKind]
+"""The destinations of an entry with their origins, and its kind."""
+
+
+def make(places: dict[Place, Origin], kind: EntryKind) -> Modelled:
+    """Return an entry with these destinations, whose state and stickiness are those of a kind."""
+    return places, kind.with_origins(places.values())
 
 
 class Model(RuleBasedStateMachine):
-    """An Fdb beside a dict of lists, whose every change is compared with what was told of it."""
+    """An Fdb beside a dict of dicts, whose every change is compared with what was told of it."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(keeps=st.booleans())
+    def begin(self, keeps: bool) -> None:
         self.fdb = Fdb(VNI, PORT, ageing=4.0, max_addresses=0)
+        self.fdb.keeps_extern_learn = keeps
         self.now = 0.0
-        self.model: dict[bytes, tuple[list[Place], EntryKind]] = {}
-        self.mirror: dict[bytes, tuple[list[Place], EntryKind]] = {}
+        self.model: dict[bytes, Modelled] = {}
+        self.mirror: dict[bytes, tuple[list[tuple[Place, Origin]], EntryKind]] = {}
+        self.configured: list[int] = []
         self.unused: list[Remote] = []
         self.fdb.watch(self.hear)
         self.fdb.members.on_remote_unused = self.unused.append
         self.told = 0
 
     @staticmethod
-    def places(entry: Entry) -> list[Place]:
-        return [
-            (each.host, each.port, VNI if each.vni is None else each.vni)
-            for each in entry.destinations
+    def modelled(entry: Entry) -> tuple[list[tuple[Place, Origin]], EntryKind]:
+        assert [entry.origin_of(each) for each, _ in entry.origins()] == [
+            origin for _, origin in entry.origins()
         ]
+        places = [
+            ((each.host, each.port, VNI if each.vni is None else each.vni), origin)
+            for each, origin in entry.origins()
+        ]
+        return places, entry.kind
 
     def hear(self, event: EntryEvent, entry: Entry) -> None:
         self.told += 1
         known = entry.mac in self.mirror
         assert known is (event is not EntryEvent.ADDED)
         if event in (EntryEvent.DELETED, EntryEvent.EXPIRED):
-            assert self.mirror.pop(entry.mac) == (self.places(entry), entry.kind)
+            assert self.mirror.pop(entry.mac) == self.modelled(entry)
         else:
-            assert self.mirror.get(entry.mac) != (self.places(entry), entry.kind)
-            self.mirror[entry.mac] = (self.places(entry), entry.kind)
+            assert self.mirror.get(entry.mac) != self.modelled(entry)
+            self.mirror[entry.mac] = self.modelled(entry)
 
     def attempt(self, verb: Callable[[], object], *, works: bool) -> None:
         if works:
@@ -777,85 +861,129 @@ class Model(RuleBasedStateMachine):
         each = REMOTES[number]
         return Remote(each.host, each.port, each.vni)
 
+    def set(self, address: bytes, places: dict[Place, Origin], kind: EntryKind) -> None:
+        self.model[address] = make(places, kind)
+        if not places:
+            del self.model[address]
+
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
     def add(self, address: bytes, number: int, kind: EntryKind) -> None:
         works = address not in self.model and not (address == MAC_ZERO and kind.ages)
         self.attempt(lambda: self.fdb.add(address, self.fresh(number), self.now, kind), works=works)
         if works:
-            self.model[address] = ([self.place(number)], kind)
+            self.model[address] = ({self.place(number): kind.origin(0)}, kind)
 
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
     def append(self, address: bytes, number: int, kind: EntryKind) -> None:
-        places, old = self.model.get(address, ([], kind))
-        by_hand = not old.ages and not old.extern_learn and address in self.model
-        kept = old if kind.extern_learn and by_hand else kind
-        works = not (address == MAC_ZERO and kept.ages)
+        places, old = self.model.get(address, ({}, kind))
+        origin, place = kind.origin(0), self.place(number)
+        works = not (address == MAC_ZERO and kind.ages)
         self.attempt(
             lambda: self.fdb.append(address, self.fresh(number), self.now, kind), works=works
         )
         if works:
-            new = [] if self.place(number) in places else [self.place(number)]
-            self.model[address] = (places + new, kept)
+            if kind.extern_learn and old.ages:
+                places = {}  # A control plane knows better than what was learned.
+            by_hand = any(each.is_local for each in places.values())
+            joined = places[place].merge(origin) if place in places else origin
+            kept = old if kind.extern_learn and by_hand else kind
+            self.set(address, places | {place: joined}, kept)
 
     @rule(address=ANY_MAC, number=ANY_REMOTE, kind=ANY_KIND)
     def replace(self, address: bytes, number: int, kind: EntryKind) -> None:
         works = address not in (MAC_ZERO, GROUP)
-        if address in self.model and kind.extern_learn:
-            old = self.model[address][1]
-            works = works and (old.ages or old.extern_learn)
+        places, old = self.model.get(address, ({}, kind))
+        kept: dict[Place, Origin] = {}
+        if kind.extern_learn and not old.ages:
+            kept = {place: LOCAL for place, each in places.items() if each.is_local}
+            works = works and (not kept or any(each.extern_learn for each in places.values()))
         self.attempt(
             lambda: self.fdb.replace(address, self.fresh(number), self.now, kind), works=works
         )
         if works:
-            self.model[address] = ([self.place(number)], kind)
+            place, origin = self.place(number), kind.origin(0)
+            origin = kept[place].merge(origin) if place in kept else origin
+            self.set(address, kept | {place: origin}, old if kept else kind)
 
-    @rule(address=ANY_MAC, number=st.one_of(st.none(), ANY_REMOTE))
-    def remove(self, address: bytes, number: int | None) -> None:
-        places, kind = self.model.get(address, ([], PERMANENT))
+    @rule(
+        address=ANY_MAC,
+        number=st.one_of(st.none(), ANY_REMOTE),
+        extern_learn=st.sampled_from([None, None, True, False]),
+    )
+    def remove(self, address: bytes, number: int | None, extern_learn: bool | None) -> None:
+        places, kind = self.model.get(address, ({}, PERMANENT))
         which = None if number is None else self.fresh(number)
-        works = bool(places) if number is None else self.place(number) in places
-        self.attempt(lambda: self.fdb.remove(address, which), works=works)
+        named = [*places] if number is None else [self.place(number)]
+        rest = dict(places)
+        for place in named:
+            if place in places:
+                self.withdraw(rest, place, extern_learn)
+        works = rest != places
+        self.attempt(
+            lambda: self.fdb.remove(address, which, extern_learn=extern_learn), works=works
+        )
         if works:
-            rest = [] if number is None else [each for each in places if each != self.place(number)]
-            self.model[address] = (rest, kind)
-            if not rest:
-                del self.model[address]
+            self.set(address, rest, kind)
 
-    @rule(wanted=ANY_FILTER)
-    def flush(self, wanted: Filter) -> None:
+    @staticmethod
+    def withdraw(places: dict[Place, Origin], place: Place, extern_learn: bool | None) -> None:
+        """Withdraw a destination as the control plane (True), this host (False), or both."""
+        origin = places[place]
+        if extern_learn is True and origin.is_local:
+            places[place] = LOCAL
+        elif extern_learn is False and origin.extern_learn:
+            places[place] = Origin(False, True, origin.sequence)
+        else:
+            del places[place]
+
+    @rule(wanted=ANY_FILTER, spares=st.booleans())
+    def flush(self, wanted: Filter, spares: bool) -> None:
         count = 0
+        spared = [self.place(number) for number in self.configured] if spares else []
         for address, (places, kind) in list(self.model.items()):
-            if not wanted.matches(kind):
+            if not evolve(wanted, extern_learn=None).matches(kind):
                 continue
-            rest = [
-                place
-                for place in places
-                if wanted.dst not in (None, place[0])
-                or wanted.port not in (None, place[1])
-                or wanted.vni not in (None, place[2])
-            ]
+            rest = dict(places)
+            for place, origin in places.items():
+                if (
+                    wanted.dst in (None, place[0])
+                    and wanted.port in (None, place[1])
+                    and wanted.vni in (None, place[2])
+                    and origin.matches(wanted.extern_learn)
+                ):
+                    self.withdraw(rest, place, wanted.extern_learn)
+                    if address == MAC_ZERO and place in spared and origin.is_local:
+                        rest[place] = origin if wanted.extern_learn is False else LOCAL
             count += len(places) - len(rest)
-            self.model[address] = (rest, kind)
-            if not rest:
-                del self.model[address]
-        assert self.fdb.flush(wanted) == count
+            # In the order of before.
+            self.set(address, {place: rest[place] for place in places if place in rest}, kind)
+        remotes = [self.fresh(number) for number in self.configured] if spares else ()
+        assert self.fdb.flush(wanted, spared=remotes) == count
 
     @rule(address=st.sampled_from(MACS), number=ANY_REMOTE)
     def learn(self, address: bytes, number: int) -> None:
         if address not in self.model:
             expected = Learned.ADDED
-            self.model[address] = ([self.place(number)], LEARNED)
+            self.model[address] = ({self.place(number): LOCAL}, LEARNED)
         else:
             places, kind = self.model[address]
+            origins = places.values()
             if self.place(number)[0] in [place[0] for place in places]:
                 expected = Learned.REFRESHED
+            elif self.fdb.keeps_extern_learn and not any(each.is_local for each in origins):
+                expected = Learned.STICKY
             elif kind.state is not EntryState.DYNAMIC:
                 expected = Learned.CONFLICT
-            elif kind.sticky:
+            elif kind.sticky or (
+                self.fdb.keeps_extern_learn and any(each.extern_learn for each in origins)
+            ):
                 expected = Learned.STICKY
             else:
                 expected = Learned.MOVED
-                self.model[address] = ([self.place(number)], kind)
+                origin = EXTERN_LEARN if kind.extern_learn else LOCAL
+                self.set(address, {self.place(number): origin}, kind)
+        checked = self.fdb.check(address, self.fresh(number))
+        assert (checked is Learned.CONFLICT) is (expected is Learned.CONFLICT)
         assert self.fdb.learn(address, self.fresh(number), self.now) is expected
 
     @rule(later=st.sampled_from([1.0, 2.0, 5.0]))
@@ -868,17 +996,32 @@ class Model(RuleBasedStateMachine):
             pass
 
     @rule(numbers=st.lists(ANY_REMOTE, max_size=3))
+    def configure(self, numbers: list[int]) -> None:
+        former, self.configured = self.configured, numbers
+        self.fdb.set_configured(map(self.fresh, numbers), map(self.fresh, former), self.now)
+        known, kind = self.model.get(MAC_ZERO, ({}, PERMANENT))
+        if kind.extern_learn and numbers:
+            kind = PERMANENT
+        known = dict(known)
+        for place in map(self.place, dict.fromkeys(former)):
+            if place in known and known[place].is_local:
+                self.withdraw(known, place, extern_learn=False)
+        places: dict[Place, Origin] = {}
+        for place in map(self.place, numbers):
+            places.setdefault(place, known.pop(place).merge(LOCAL) if place in known else LOCAL)
+        self.set(MAC_ZERO, places | known, kind)
+
+    @rule(numbers=st.lists(ANY_REMOTE, max_size=3))
     def set_default(self, numbers: list[int]) -> None:
         self.fdb.set_default([self.fresh(number) for number in numbers], self.now)
-        places = list(dict.fromkeys(self.place(number) for number in numbers))
-        kind = self.model.pop(MAC_ZERO, (places, PERMANENT))[1]
-        if places:
-            self.model[MAC_ZERO] = (places, kind)
+        self.set(MAC_ZERO, dict.fromkeys(map(self.place, numbers), LOCAL), PERMANENT)
 
     @invariant()
     def same(self) -> None:
-        have = {entry.mac: (self.places(entry), entry.kind) for entry, _ in self.fdb.select()}
-        assert have == self.model
+        have = {entry.mac: self.modelled(entry) for entry, _ in self.fdb.select()}
+        assert have == {
+            mac: ([*places.items()], kind) for mac, (places, kind) in self.model.items()
+        }
         assert have == self.mirror
         assert len(self.fdb) == len(self.model.keys() - {MAC_ZERO})
 

@@ -17,7 +17,15 @@ from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.errors import ConfigError
-from vtep.forwarding.fdb import EntryKind, EntryState, Fdb, Remote
+from vtep.forwarding.fdb import (
+    EXTERN_LEARN,
+    LOCAL,
+    EntryKind,
+    EntryState,
+    Fdb,
+    Origin,
+    Remote,
+)
 from vtep.forwarding.liveness import LivenessRow, LivenessState
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
@@ -51,7 +59,12 @@ REMOTES = st.builds(
     st.none() | st.integers(0, 3),
     st.none() | st.just("eth1"),
 )
-KINDS = st.builds(EntryKind, st.sampled_from(EntryState), st.booleans(), st.booleans())
+KINDS = st.builds(
+    lambda state, sticky, origin: EntryKind(state, sticky=sticky).with_origins((origin,)),
+    st.sampled_from(EntryState),
+    st.booleans(),
+    st.sampled_from([LOCAL, EXTERN_LEARN, Origin(False, True, 7), Origin(True, True, 0)]),
+)
 TIMES = st.floats(NOW - 300, NOW)
 OPERATIONS = st.one_of(
     st.tuples(st.just("append"), MACS, REMOTES, KINDS),
@@ -180,6 +193,10 @@ def test_large_tables_travel_in_messages_that_the_kernel_takes() -> None:
         {"entries": [["020000000001", [0], 0, "static", False, False, 0, 0]]},
         {"entries": [["020000000001", ["x"], 0, "static", False, False, 0, 0]]},
         {"entries": [["020000000001", [], 0, "frozen", False, False, 0, 0]]},
+        {"entries": [["020000000001", [], 0, "static", False, False, 0, 0, [[False, True, 1]]]]},
+        {"entries": [["020000000001", [], 0, "static", False, False, 0, 0, [[False, False, 1]]]]},
+        {"entries": [["020000000001", [], 0, "static", False, False, 0, 0, [[True, True, -1]]]]},
+        {"entries": [["020000000001", [], 0, "static", False, False, 0, 0, [7]]]},
         {"remotes": [["192.0.2.2", 4789, "1", None]]},
         {"remotes": [["192.0.2.2", 4789, True, None]]},
         {"remotes": [["192.0.2.2", 4789, None, 7]]},
@@ -206,7 +223,12 @@ ADDRESSES = (st.ip_addresses(v=4) | st.ip_addresses(v=6)).filter(
     lambda address: not address.is_multicast and not address.is_unspecified
 )
 NEIGHBOURS = st.lists(
-    st.tuples(VLANS, ADDRESSES, st.integers(1, 9), TIMES, st.booleans(), st.booleans()), max_size=9
+    st.tuples(
+        *(VLANS, ADDRESSES, st.integers(1, 9), TIMES),
+        # Permanent; of a control plane, which is permanent as well; and a router.
+        *(st.sampled_from([(False, False), (True, False), (True, True)]), st.booleans()),
+    ),
+    max_size=9,
 )
 
 
@@ -215,7 +237,7 @@ def neighbour_table(of: Port, now: float) -> list[Any]:
     neighbours = of.segment.neighbours
     assert neighbours is not None
     rows = neighbours.export(now)
-    ages = [pytest.approx(age, abs=1e-6) for *_, age, _, _ in rows]
+    ages = [pytest.approx(row[3], abs=1e-6) for row in rows]
     return sorted(
         ((*row[:3], age, *row[4:]) for row, age in zip(rows, ages, strict=True)),
         key=lambda row: (row[0], row[1]),
@@ -227,9 +249,9 @@ def test_neighbours_arrive(given_neighbours: list[Any]) -> None:
     old, new = port(proxy=True), port(proxy=True)
     known = old.segment.neighbours
     assert known is not None
-    for vlan, address, number, at, permanent, router in given_neighbours:
-        mac = bytes((2, *[number] * 5))
-        known.restore(vlan, address.packed, mac, at, permanent=permanent, router=router)
+    for vlan, address, number, at, (permanent, extern_learn), router in given_neighbours:
+        mac, flags = bytes((2, *[number] * 5)), {"permanent": permanent, "router": router}
+        known.restore(vlan, address.packed, mac, at, **flags, extern_learn=extern_learn)
     for fields in snapshot.neighbour_pages(old, NOW):
         snapshot.apply_neighbours(new, sent(fmt.NEIGHBOURS, fields), LATER)
         # A segment whose --proxy the file has switched off has no use for them.

@@ -114,15 +114,19 @@ def take_over(port: Port, former: Port) -> None:
     before = former.segment
     configured = before.fdb.keys_of(before.configured)
     for entry in tuple(before.fdb.entries()):
-        for remote in entry.destinations:
-            is_default = entry.mac == ethernet.MAC_ZERO
+        for remote, origin in entry.origins():
+            is_default, left = entry.mac == ethernet.MAC_ZERO, origin
             if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
-                continue  # The new configuration has its own.
+                # The new configuration has its own.
+                left = origin.withdraw(extern_learn=False)  # type: ignore[assignment]
+                if left is None:
+                    continue
             if remote.port == former.config.dstport:
                 remote = evolve(remote, port=port.config.dstport)  # noqa: PLW2901
             known = port.segment.source_remote(remote.host)
             if entry.kind != LEARNED or known is not None:
-                port.fdb.append(entry.mac, remote, entry.updated, entry.kind)
+                kind = entry.kind.with_origins((left,))
+                port.fdb.append(entry.mac, remote, entry.updated, kind)
     if port.segment.neighbours is not None and before.neighbours is not None:
         port.segment.neighbours.copy_permanent(before.neighbours)
 

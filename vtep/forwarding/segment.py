@@ -177,11 +177,8 @@ class Segment:
         Other destinations of the default entry stay, as in the kernel driver when its `remote`
         changes. MACs learned from hosts that are no longer accepted are deleted.
         """
-        fdb, configured = self.fdb, tuple(remotes)
-        before = fdb.keys_of(self.configured)
-        others = [other for other in self.remotes if before.isdisjoint(fdb.keys_of((other,)))]
-        self.configured = configured
-        fdb.set_default((*configured, *others), now)
+        former, self.configured = self.configured, tuple(remotes)
+        self.fdb.set_configured(self.configured, former, now)
 
     def set_accept(self, accept: Networks) -> None:
         """Replace the networks from which datagrams are accepted besides those of members."""

@@ -16,7 +16,8 @@ only while it is *confirmed*, similar to the kernel's NUD (RFC 4861, section 7.3
   by a requester that repeats its request. Requests for a doubtful neighbour are flooded until it is
   confirmed again.
 
-A configured neighbour always answers.
+A configured neighbour always answers, and so does one that a control plane has added
+(`extern_learn`). Neither is changed by messages; the control plane deletes its own ones only.
 """
 
 from collections.abc import Iterator
@@ -60,8 +61,10 @@ class Neighbour:
     updated: float
     """Time of the last message from the neighbour, or of the configuration."""
     permanent: bool
-    """The neighbour is configured: it neither changes nor expires."""
+    """The neighbour is configured, or of a control plane: it neither changes nor expires."""
     router: bool = False
+    extern_learn: bool = False
+    """A control plane has added the neighbour."""
     remotes: tuple[Remote, ...] | None = None
     """The destinations of the MAC in the FDB at the time `updated`."""
     doubtful: bool = False
@@ -134,6 +137,7 @@ class Neighbours:
         *,
         vlan: Vlan = (),
         router: bool = False,
+        extern_learn: bool = False,
     ) -> None:
         """Add a neighbour.
 
@@ -141,7 +145,7 @@ class Neighbours:
         """
         if (vlan, address.packed) in self._permanent:
             raise NeighbourError(f"{address}: is a permanent neighbour already: use replace")
-        self.replace(address, mac, now, vlan=vlan, router=router)
+        self.replace(address, mac, now, vlan=vlan, router=router, extern_learn=extern_learn)
 
     def replace(
         self,
@@ -151,8 +155,13 @@ class Neighbours:
         *,
         vlan: Vlan = (),
         router: bool = False,
+        extern_learn: bool = False,
     ) -> None:
-        """Add or replace a neighbour. Raises: ConfigError if a value is invalid."""
+        """Add or replace a neighbour.
+
+        Raises: ConfigError if a value is invalid; NeighbourError if `extern_learn` would take over
+        a configured one.
+        """
         if not _is_host(address.packed):
             raise ConfigError(f"{address}: is not a unicast address")
         if not _is_station(mac):
@@ -160,11 +169,18 @@ class Neighbours:
         if not all(1 <= vid <= 4094 for vid in vlan):
             raise ConfigError(f"vlan {' '.join(map(str, vlan))}: must be from 1 to 4094")
         key = vlan, address.packed
+        known = self._permanent.get(key)
+        if extern_learn and known is not None and not known.extern_learn:
+            raise NeighbourError(
+                f"extern_learn: {address} is configured as a permanent neighbour: delete that first"
+            )
         self._forget(key)
-        self._permanent[key] = Neighbour(*key, mac, now, permanent=True, router=router)
+        self._permanent[key] = Neighbour(
+            *key, mac, now, permanent=True, router=router, extern_learn=extern_learn
+        )
 
     def export(self, now: float) -> list[list[Any]]:
-        """Return all neighbours for another process: VLAN, address, MAC, age, and two flags."""
+        """Return all neighbours for another process: VLAN, address, MAC, age, and three flags."""
         return [
             [
                 list(each.vlan),
@@ -173,6 +189,7 @@ class Neighbours:
                 now - each.updated,
                 each.permanent,
                 each.router,
+                each.extern_learn,
             ]
             for each in self
         ]
@@ -186,13 +203,16 @@ class Neighbours:
         *,
         permanent: bool,
         router: bool,
+        extern_learn: bool = False,
     ) -> None:
         """Add a neighbour that another process has exported, unless this one knows it already."""
         key = vlan, packed
         if key in self._permanent or (key in self._learned and not permanent):
             return
         self._forget(key)
-        neighbour = Neighbour(*key, mac, updated, permanent=permanent, router=router)
+        neighbour = Neighbour(
+            *key, mac, updated, permanent=permanent, router=router, extern_learn=extern_learn
+        )
         neighbour.remotes = self._remotes_of(mac)
         (self._permanent if permanent else self._learned)[key] = neighbour
 
@@ -200,19 +220,39 @@ class Neighbours:
         """Add the permanent neighbours of another table."""
         self._permanent.update(other._permanent)  # noqa: SLF001  of the same class
 
-    def remove(self, address: IPv4Address | IPv6Address, *, vlan: Vlan = ()) -> None:
-        """Remove a neighbour. Raises: NeighbourError if there is none."""
+    def remove(
+        self, address: IPv4Address | IPv6Address, *, vlan: Vlan = (), extern_learn: bool = False
+    ) -> None:
+        """Remove a neighbour; with `extern_learn`, only one that a control plane has added.
+
+        Raises: NeighbourError if there is none.
+        """
         key = vlan, address.packed
+        if extern_learn:
+            known = self._permanent.get(key)
+            if known is None or not known.extern_learn:
+                raise NeighbourError(f"{address}: there is no such extern_learn neighbour")
         if self._permanent.pop(key, None) is None and not self._forget(key):
             raise NeighbourError(f"{address}: there is no such neighbour")
 
-    def flush(self, *, permanent: bool = False) -> int:
-        """Remove learned neighbours or, with `permanent`, all. Returns: how many were removed."""
-        count = len(self) if permanent else len(self._learned)
-        self._learned.clear()
-        self._probed.clear()
-        if permanent:
-            self._permanent.clear()
+    def flush(self, *, permanent: bool = False, extern_learn: bool = False) -> int:
+        """Remove learned neighbours and, with `permanent`, configured ones as well.
+
+        With `extern_learn`, remove those of a control plane, and no others unless `permanent` is
+        given, too. Returns: how many were removed.
+        """
+        count = 0
+        if permanent or not extern_learn:
+            count += len(self._learned)
+            self._learned.clear()
+            self._probed.clear()
+        kept = {
+            key: each
+            for key, each in self._permanent.items()
+            if not (extern_learn if each.extern_learn else permanent)
+        }
+        count += len(self._permanent) - len(kept)
+        self._permanent = kept
         return count
 
     # --- frames -------------------------------------------------------------------------------

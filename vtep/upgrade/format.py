@@ -92,18 +92,22 @@ class Message:
         found: list[Any] = self._get(name, list, [])
         return found
 
-    def rows(self, name: str, *types: type) -> Iterator[tuple[Any, ...]]:
+    def rows(
+        self, name: str, *types: type, optional: tuple[type, ...] = ()
+    ) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a table: arrays that begin with values of these types.
 
-        More values are of a newer version, and ignored. Raises: FormatError.
+        After them come `optional` ones, which an older version does not send: then they are empty,
+        or False. More values are of a newer version, and ignored. Raises: FormatError.
         """
+        every = (*types, *optional)
         for row in self.items(name):
             if not isinstance(row, list) or len(row) < len(types):
                 raise FormatError(f"{self.kind}: a row of {name} is too short")
-            for value, wanted in zip(row, types, strict=False):
+            for value, wanted in zip(row, every, strict=False):
                 if not _is_a(value, wanted):
                     raise FormatError(f"{self.kind}: a value in {name} has a wrong type")
-            yield tuple(row[: len(types)])
+            yield (*row[: len(every)], *(wanted() for wanted in every[len(row) :]))
 
     def _get(self, name: str, wanted: type, default: Any) -> Any:
         value = self.fields.get(name, default)

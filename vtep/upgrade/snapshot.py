@@ -19,7 +19,17 @@ from vtep.control import views
 from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.forwarding.fdb import Entry, EntryEvent, EntryKind, EntryState, Fdb, Remote, parse_remote
+from vtep.forwarding.fdb import (
+    SEQUENCE_MAX,
+    Entry,
+    EntryEvent,
+    EntryKind,
+    EntryState,
+    Fdb,
+    Origin,
+    Remote,
+    parse_remote,
+)
 from vtep.forwarding.liveness import LivenessRow
 from vtep.upgrade.format import FormatError, Message, numbers
 from vtep.wire.ethernet import MAC_LEN, MAC_ZERO
@@ -136,7 +146,10 @@ class FdbLog:
             state, extern, sticky = views.kind(entry.kind)
             flags = [state, extern, sticky]
             counts = [entry.tx_frames, entry.rx_frames]
-            rows.append([entry.mac.hex(), to, now - entry.updated, *flags, *counts])
+            origins = [
+                [each.is_local, each.extern_learn, each.sequence] for each in entry.kind.origins
+            ]
+            rows.append([entry.mac.hex(), to, now - entry.updated, *flags, *counts, origins])
         for mac in gone:
             self.sent.pop(mac, None)
         return {
@@ -204,22 +217,26 @@ def _apply_fdb(fdb: Fdb, message: Message, now: float) -> None:
             fdb.set_default((), now)
     remotes = [_remote(row) for row in message.rows("remotes", str, int, object, object)]
     types = (str, list, float, str, bool, bool, int, int)
-    for text, to, age, state, extern, sticky, tx_frames, rx_frames in message.rows(
-        "entries", *types
+    for text, to, age, state, extern, sticky, tx_frames, rx_frames, origins in message.rows(
+        "entries", *types, optional=(list,)
     ):
         try:
             kind = EntryKind(EntryState(state), extern, sticky)
             destinations = [remotes[position] for position in to]
         except (ValueError, IndexError, TypeError):
             raise FormatError("an FDB entry makes no sense") from None
+        if origins:
+            kind = kind.with_origins(map(_origin, origins))
+            if len(origins) != len(destinations):
+                raise FormatError("an FDB entry does not have an origin for each destination")
         mac, updated = _mac(text), now - age
         if mac == MAC_ZERO:
             fdb.set_default(destinations, updated, kind)
         else:
             if fdb.lookup(mac) is not None:
                 fdb.remove(mac)
-            for remote in destinations:
-                fdb.append(mac, remote, updated, kind)
+            for position, remote in enumerate(destinations):
+                fdb.append(mac, remote, updated, kind.of_destination(position))
         entry = _find(fdb, mac)
         if entry is not None:
             # One that is the same as before, such as the default entry, has kept its time.
@@ -250,6 +267,20 @@ def _remote(row: tuple[Any, ...]) -> Remote:
     if not (vni is None or _is_int(vni)) or not (via is None or isinstance(via, str)):
         raise FormatError("a remote makes no sense")
     return parse_remote(host, port=port, vni=vni, via=via)
+
+
+def _origin(row: Any) -> Origin:
+    """Return the origin of a destination. Raises: FormatError."""
+    if isinstance(row, list) and len(row) >= 3:
+        local, extern_learn, sequence = row[:3]
+        if (
+            (local is True or extern_learn is True)
+            and isinstance(local, bool)
+            and isinstance(extern_learn, bool)
+            and (sequence is None or (_is_int(sequence) and 0 <= sequence <= SEQUENCE_MAX))
+        ):
+            return Origin(local, extern_learn, sequence if extern_learn else None)
+    raise FormatError("the origin of a destination makes no sense")
 
 
 def _is_int(value: object) -> bool:
@@ -393,8 +424,8 @@ def apply_neighbours(port: Port, message: Message, now: float) -> None:
     """Add neighbours to those that were learned meanwhile. Raises: FormatError."""
     if port.segment.neighbours is None:
         return
-    for vlan, address, mac, age, permanent, router in message.rows(
-        "neighbours", list, str, str, float, bool, bool
+    for vlan, address, mac, age, permanent, router, extern_learn in message.rows(
+        "neighbours", list, str, str, float, bool, bool, optional=(bool,)
     ):
         try:
             packed = bytes.fromhex(address)
@@ -403,5 +434,8 @@ def apply_neighbours(port: Port, message: Message, now: float) -> None:
         except ValueError:
             raise FormatError("a neighbour has no IP address") from None
         port.segment.neighbours.restore(
-            tuple(vlan), packed, _mac(mac), now - age, permanent=permanent, router=router
+            *(tuple(vlan), packed, _mac(mac), now - age),
+            permanent=permanent,
+            router=router,
+            extern_learn=extern_learn and permanent,
         )

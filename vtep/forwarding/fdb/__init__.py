@@ -4,11 +4,13 @@ The FDB of one segment holds static and permanent entries, entries of a control 
 learned from traffic. It is what `bridge fdb` shows for a kernel VXLAN device.
 
 - `remote`: a remote VTEP as a destination of entries, and the parser for it.
+- `origin`: the origin of a destination: this host, a control plane, or both.
 - `entry`: one entry, its state and flags, the events and filters about entries.
 - `members`: the remotes in use, and the hosts that belong to the segment because of them.
 - `moves`: the limit of moves, beyond which a MAC is held.
 - `ageing`: the timing wheel that finds entries to expire.
-- `table`: `Fdb`, which combines them.
+- `store`: the storage of entries by MAC.
+- `table`: `Fdb`, which combines them: what commands, learning and ageing do to entries.
 
 Nothing here reads a clock. Methods that need the time take it in seconds of any monotonic clock.
 """
@@ -25,13 +27,17 @@ from vtep.forwarding.fdb.entry import (
     Learned,
 )
 from vtep.forwarding.fdb.members import Members
+from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, SEQUENCE_MAX, Origin
 from vtep.forwarding.fdb.remote import Remote, parse_remote
 from vtep.forwarding.fdb.table import Fdb
 
 __all__ = [
     "EVERYTHING",
+    "EXTERN_LEARN",
     "LEARNED",
+    "LOCAL",
     "PERMANENT",
+    "SEQUENCE_MAX",
     "Entry",
     "EntryEvent",
     "EntryKind",
@@ -40,6 +46,7 @@ __all__ = [
     "Filter",
     "Learned",
     "Members",
+    "Origin",
     "Remote",
     "parse_remote",
 ]

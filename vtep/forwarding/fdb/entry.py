@@ -1,10 +1,12 @@
 """FDB entries: state and flags, what learning does to them, and filters that select them."""
 
+from collections.abc import Iterable
 from enum import Enum, StrEnum, auto
 from typing import ClassVar
 
 from attrs import define, field, frozen
 
+from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, Origin
 from vtep.forwarding.fdb.remote import Remote
 
 
@@ -22,19 +24,49 @@ class EntryState(StrEnum):
 
 @frozen
 class EntryKind:
-    """The state and the flags of an entry."""
+    """The state and the flags of an entry, and the origins of its destinations.
+
+    Nearly all entries of a large table share one object, so origins cost them no memory.
+    """
 
     state: EntryState = EntryState.PERMANENT
     extern_learn: bool = False
-    """A control plane owns the entry, so it never ages."""
+    """A control plane owns all destinations of the entry, so it never ages."""
     sticky: bool = False
     """The entry ages, but does not move to another remote."""
+    origins: tuple[Origin, ...] = ()
+    """The origin of each destination, in their order. It is empty if all destinations have the one
+    that `extern_learn` says, without a sequence number."""
     ages: bool = field(init=False, eq=False, repr=False)
     """Derived: the entry expires, and the limits of the FDB apply to it."""
 
     @ages.default
     def _ages(self) -> bool:
-        return self.state is EntryState.DYNAMIC and not self.extern_learn
+        by_control_plane = self.extern_learn or any(each.extern_learn for each in self.origins)
+        return self.state is EntryState.DYNAMIC and not by_control_plane
+
+    def origin(self, position: int) -> Origin:
+        """Return the origin of the destination at a position."""
+        if self.origins:
+            return self.origins[position]
+        return EXTERN_LEARN if self.extern_learn else LOCAL
+
+    def of_destination(self, position: int) -> "EntryKind":
+        """Return the kind of an entry that has only the destination at a position."""
+        return self.with_origins((self.origins[position],)) if self.origins else self
+
+    def with_origins(self, origins: Iterable[Origin]) -> "EntryKind":
+        """Return the kind with other origins, one for each destination; without any, the same."""
+        origins = tuple(origins)
+        if not origins:
+            return self
+        extern_learn = not any(each.is_local for each in origins)
+        plain = EXTERN_LEARN if extern_learn else LOCAL
+        if all(each is plain or each == plain for each in origins):
+            origins = ()
+        if extern_learn is self.extern_learn and origins == self.origins:
+            return self
+        return EntryKind(self.state, extern_learn, self.sticky, origins)
 
 
 PERMANENT = EntryKind()
@@ -66,6 +98,15 @@ class Entry:
     """Frames received from the MAC."""
     index: int = -1
     """Position in the table's list of entries; -1 for the default entry, which is not in it."""
+
+    def origins(self) -> list[tuple[Remote, Origin]]:
+        """Return the destinations in their order, each with its origin."""
+        return [(each, self.kind.origin(at)) for at, each in enumerate(self.destinations)]
+
+    def origin_of(self, destination: Remote) -> Origin:
+        """Return the origin of a destination, which is an object of `destinations`."""
+        kind = self.kind
+        return kind.origin(self.destinations.index(destination) if kind.origins else 0)
 
 
 class EntryEvent(StrEnum):
@@ -125,14 +166,17 @@ class Filter:
     held: bool | None = None
 
     def matches(self, kind: EntryKind) -> bool:
-        """Return True if the fields about state and flags match, which `held` is not."""
+        """Return True if the fields about state and flags match, which `held` is not.
+
+        If the destinations have different origins, the caller compares these with `extern_learn`.
+        """
         state = kind.state
         state_if_static = EntryState.STATIC if self.static else EntryState.DYNAMIC
         return (
             self.permanent in (None, state is EntryState.PERMANENT)
             and (self.static is None or state is state_if_static)
             and self.dynamic in (None, state is EntryState.DYNAMIC)
-            and self.extern_learn in (None, kind.extern_learn)
+            and (kind.origins != () or self.extern_learn in (None, kind.extern_learn))
             and self.sticky in (None, kind.sticky)
         )
 

@@ -1,12 +1,10 @@
-"""The table of FDB entries of one segment."""
+"""The table of FDB entries of one segment: what commands, learning and ageing do to entries."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable
 
 from attrs import evolve
 
 from vtep.errors import FdbError
-from vtep.forwarding.fdb.ageing import AgeingWheel
 from vtep.forwarding.fdb.entry import (
     EVERYTHING,
     LEARNED,
@@ -18,16 +16,13 @@ from vtep.forwarding.fdb.entry import (
     Filter,
     Learned,
 )
-from vtep.forwarding.fdb.members import Members, RemoteKey
-from vtep.forwarding.fdb.moves import MoveLimit
+from vtep.forwarding.fdb.origin import LOCAL, Origin, OriginByRemote
 from vtep.forwarding.fdb.remote import Remote, format_remote
+from vtep.forwarding.fdb.store import EntryStore, check_kind
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
-_PAGE = 50
-"""Entries in a page. To format that many as text takes half a millisecond."""
 
-
-class Fdb:
+class Fdb(EntryStore):
     """Entries by MAC.
 
     The all-zero MAC is the default entry: frames to a MAC without an entry go to its destinations.
@@ -47,115 +42,20 @@ class Fdb:
         max_addresses: int,
         max_per_host: int | None = None,
     ) -> None:
+        super().__init__(vni, port, ageing=ageing)
         self.max_addresses = max_addresses
         self.max_per_host = max_per_host
         """Learned entries allowed for one host. 0 means no limit; None is half of `max_addresses`,
         unless only one host can be learned from."""
         self.learns_from_non_members = False
         """True if MACs are learned from hosts that are not members, too."""
-        self.default: Entry | None = None
-        """The default entry."""
-        self.members = Members(vni, port)
-        self.moves = MoveLimit(on_released=self._on_released)
-        """The limit of moves by learning, which is off unless it is set."""
+        self.keeps_extern_learn = False
+        """True if entries of a control plane are not moved by learning, and frames from their MACs
+        are accepted from every remote. A host that has moved is so heard before its new VTEP has
+        announced it."""
         self.on_held: Callable[[Entry, Remote], None] = lambda _entry, _remote: None
         """Called when an entry begins to be held, with the remote that it would have moved to."""
-        self._entries: dict[bytes, Entry] = {}
-        # The bound method of the dict saves a Python call for each frame.
-        self.lookup: Callable[[bytes], Entry | None] = self._entries.get
-        """Return the entry of a MAC of 6 octets, or None without one. The all-zero MAC has none
-        here."""
-        # A list beside the dict allows to visit all entries in steps while the table changes. A
-        # dict would have to be copied first, which takes some 20 ms for a million entries.
-        self._by_index: list[Entry | None] = []
-        self._free: list[int] = []  # Indices of `_by_index` that hold None.
-        self._ageing_count = 0  # Entries to which `max_addresses` applies.
-        self._wheel = AgeingWheel(ageing)
-        self._watchers: list[Callable[[EntryEvent, Entry], None]] = []
         self._flushed = 0  # Destinations that `flush` has removed so far.
-
-    def __len__(self) -> int:
-        """Return the number of entries except the default entry."""
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[Entry]:
-        """Iterate over all entries except the default entry."""
-        return iter(self._entries.values())
-
-    # --- queries ------------------------------------------------------------------------------
-
-    @property
-    def vni(self) -> int:
-        """The VNI of a destination that does not name its own."""
-        return self.members.vni
-
-    @property
-    def port(self) -> int:
-        """The UDP port of a destination that does not name its own."""
-        return self.members.port
-
-    def get(self, mac: bytes) -> Entry:
-        """Return the entry of a MAC, which may be all-zero. Raises: FdbError without one."""
-        entry = self._find(mac)
-        if entry is None:
-            raise FdbError(f"{format_mac(mac)}: there is no such entry")
-        return entry
-
-    def pages(self, first: int = 0) -> Iterator[list[Entry]]:
-        """Yield all entries in lists of up to `_PAGE`, the default entry first, or those from a
-        later page on. The table may change in between. An entry that exists all the time is yielded
-        once. A MAC that is deleted and added again may be yielded twice or not at all.
-        """
-        if self.default is not None and first == 0:
-            yield [self.default]
-        for begin in range(first * _PAGE, len(self._by_index), _PAGE):
-            page = self._by_index[begin : begin + _PAGE]
-            yield [entry for entry in page if entry is not None]
-
-    def entries(self) -> Iterator[Entry]:
-        """Yield all entries in the order of `pages`."""
-        return chain.from_iterable(self.pages())
-
-    def select(
-        self, wanted: Filter = EVERYTHING, among: Iterable[Entry] | None = None
-    ) -> list[tuple[Entry, tuple[Remote, ...]]]:
-        """Return the entries that match, the default entry first, with their matching destinations.
-
-        With `among`, only these entries are considered, so that the caller can do it in steps.
-        """
-        entries = self.entries() if among is None else among
-        if wanted == EVERYTHING:
-            return [(entry, entry.destinations) for entry in entries]
-        matches = self.members.matches
-        selected = []
-        for entry in entries:
-            if wanted.matches(entry.kind) and wanted.held in (None, self.moves.is_held(entry.mac)):
-                destinations = tuple(
-                    remote for remote in entry.destinations if matches(remote, wanted)
-                )
-                if destinations:
-                    selected.append((entry, destinations))
-        return selected
-
-    def find_equal(self, destinations: Iterable[Remote], remote: Remote) -> Remote | None:
-        """Return the one of `destinations` that means the same as `remote`, or None."""
-        key = self.members.key(remote)
-        return next((other for other in destinations if self.members.key(other) == key), None)
-
-    def keys_of(self, destinations: Iterable[Remote]) -> set[RemoteKey]:
-        """Return the keys of destinations. Equal keys mean the same destination."""
-        return {self.members.key(remote) for remote in destinations}
-
-    def watch(self, watcher: Callable[[EntryEvent, Entry], None]) -> Callable[[], None]:
-        """Call `watcher` once for every complete change of an entry, which a refresh is not.
-
-        It is given the entry after the change, or before its deletion. The entry may change later.
-        The watcher must not change the table.
-
-        Returns: a function that ends it.
-        """
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
 
     # --- configuration ------------------------------------------------------------------------
 
@@ -168,19 +68,23 @@ class Fdb:
     def append(self, mac: bytes, remote: Remote, now: float, kind: EntryKind = PERMANENT) -> None:
         """Add a destination to the entry of a MAC, or add an entry.
 
-        A destination that the entry has already is not added again. The entry gets the kind given,
-        except that `extern_learn` does not take over a configured entry.
+        A destination that the entry has already gets one more origin. The entry gets the state and
+        flags given, except that a control plane changes those of its own entries only. What it
+        appends replaces learned destinations.
         """
-        entry = self._find(mac)
-        destinations = entry.destinations if entry is not None else ()
-        if entry is not None and kind.extern_learn and _is_configured(entry.kind):
+        entry, origin = self._find(mac), kind.origin(0)
+        if entry is None or (entry.kind.ages and not origin.is_local):
+            self._put(mac, (remote,), now, kind)
+            return
+        check_kind(mac, kind)  # Before origins that do not age join it.
+        if not origin.is_local and _is_configured(entry.kind):
             kind = entry.kind
-        if self.find_equal(destinations, remote) is None:
-            destinations = (*destinations, remote)
-        self._put(mac, destinations, now, kind)
+        self._put_origins(mac, self._joined(entry.origins(), remote, origin), now, kind)
 
     def replace(self, mac: bytes, remote: Remote, now: float, kind: EntryKind = PERMANENT) -> None:
         """Set the only destination of a MAC, with or without an entry.
+
+        In an entry that is also configured, a control plane replaces only what it has given.
 
         Raises: FdbError for the all-zero MAC and for multicast MACs, as in the kernel: one word
         would cut off all other destinations. FdbError also if `extern_learn` would take over a
@@ -191,43 +95,82 @@ class Fdb:
                 f"{format_mac(mac)}: only the entry of a unicast MAC can be replaced: use append "
                 "and del"
             )
-        entry = self._find(mac)
-        if entry is not None and kind.extern_learn and _is_configured(entry.kind):
+        entry, origin = self._find(mac), kind.origin(0)
+        if origin.is_local or entry is None or not _is_configured(entry.kind):
+            self._put(mac, (remote,), now, kind)
+            return
+        if not entry.kind.origins:
             raise FdbError(
                 f"extern_learn: {format_mac(mac)} has a {entry.kind.state} entry, which is "
                 "configured: delete that first"
             )
-        self._put(mac, (remote,), now, kind)
+        kept = ((each, known.withdraw(extern_learn=True)) for each, known in entry.origins())
+        pairs = [(each, known) for each, known in kept if known is not None]
+        self._put_origins(mac, self._joined(pairs, remote, origin), now, entry.kind)
 
-    def remove(self, mac: bytes, remote: Remote | None = None) -> None:
+    def remove(
+        self, mac: bytes, remote: Remote | None = None, *, extern_learn: bool | None = None
+    ) -> None:
         """Remove one destination of a MAC, or all. Without destinations the entry is deleted.
+
+        With `extern_learn`, only the control plane (True) or this host (False) withdraws them: what
+        the other one has given stays.
 
         Raises: FdbError if there is no such entry or destination.
         """
         entry = self.get(mac)
-        rest: tuple[Remote, ...] = ()
-        if remote is not None:
-            found = self.find_equal(entry.destinations, remote)
-            if found is None:
-                raise FdbError(
-                    f"{format_remote(remote)}: is not a destination of {format_mac(mac)}"
-                )
-            rest = tuple(other for other in entry.destinations if other is not found)
-        self._put(mac, rest, entry.updated, entry.kind)
+        found = None if remote is None else self.find_equal(entry.destinations, remote)
+        if remote is not None and found is None:
+            raise FdbError(f"{format_remote(remote)}: is not a destination of {format_mac(mac)}")
+        rest: OriginByRemote = []
+        withdrawn = 0
+        for each, origin in entry.origins():
+            if found not in (None, each) or not origin.matches(extern_learn):
+                rest.append((each, origin))
+                continue
+            withdrawn += 1
+            if (left := origin.withdraw(extern_learn)) is not None:
+                rest.append((each, left))
+        if not withdrawn:
+            of = format_mac(mac) if remote is None else f"{format_mac(mac)} {format_remote(remote)}"
+            raise FdbError(f"{of}: is {'not' if extern_learn else 'only'} extern_learn")
+        self._put_origins(mac, rest, entry.updated, entry.kind)
 
     def set_default(
-        self, remotes: Iterable[Remote], now: float, kind: EntryKind | None = None
+        self, remotes: Iterable[Remote], now: float, kind: EntryKind = PERMANENT
     ) -> None:
         """Set the destinations of the default entry, in this order. None of them deletes it.
 
-        Without a `kind`, it keeps the one that it has. Raises: FdbError for a kind that ages.
+        Raises: FdbError for a kind that ages.
         """
-        destinations: dict[RemoteKey, Remote] = {}
-        for remote in remotes:
-            destinations.setdefault(self.members.key(remote), remote)
-        if kind is None:
-            kind = PERMANENT if self.default is None else self.default.kind
-        self._put(MAC_ZERO, tuple(destinations.values()), now, kind)
+        pairs = ((remote, kind.origin(position)) for position, remote in enumerate(remotes))
+        self._put_origins(MAC_ZERO, self._by_key(pairs).values(), now, kind)
+
+    def set_configured(
+        self, remotes: Iterable[Remote], former: Iterable[Remote], now: float
+    ) -> None:
+        """Set the configured destinations of the default entry in place of the `former` ones.
+
+        They come first, in this order; others stay behind them. A former one stays as well if a
+        control plane has given it, too.
+        """
+        before = self.keys_of(former)
+        known = self._by_key(self.default.origins() if self.default is not None else ())
+        for key in before & known.keys():
+            remote, origin = known[key]
+            left = origin.withdraw(extern_learn=False)
+            if left is None:
+                del known[key]
+            else:
+                known[key] = remote, left
+        pairs = self._by_key((remote, LOCAL) for remote in remotes)
+        for key, (remote, origin) in pairs.items():
+            if key in known:
+                pairs[key] = remote, known.pop(key)[1].merge(origin)
+        default, kind = self.default, PERMANENT
+        if default is not None and not (default.kind.extern_learn and pairs):
+            kind = default.kind
+        self._put_origins(MAC_ZERO, (*pairs.values(), *known.values()), now, kind)
 
     def flush(
         self,
@@ -238,26 +181,50 @@ class Fdb:
         """Remove every destination that matches, and entries that have no other.
 
         `among` is as in `select`, and may contain entries that were deleted meanwhile. The default
-        entry keeps those destinations that are `spared`.
+        entry keeps those destinations that are `spared`. With `wanted.extern_learn`, only the
+        control plane (True) or this host (False) withdraws a destination that both have given.
 
         Returns: how many destinations were removed, including those removed by callbacks of
         `members`.
         """
         before = self._flushed
+        spared_keys = self.keys_of(spared)
         for entry, matching in self.select(wanted, among):
             if self._find(entry.mac) is not entry:
                 continue
-            removed = matching
-            if entry is self.default:
-                keys = self.keys_of(spared)
-                removed = tuple(
-                    remote for remote in matching if self.members.key(remote) not in keys
-                )
-            rest = tuple(remote for remote in entry.destinations if remote not in removed)
-            self._change(entry.mac, rest, entry.updated, entry.kind)
-            self._flushed += len(removed)
+            keys = spared_keys if entry is self.default else frozenset()
+            if not entry.kind.origins and not keys:  # As most entries of a large table.
+                rest = tuple(remote for remote in entry.destinations if remote not in matching)
+                self._change(entry.mac, rest, entry.updated, entry.kind)
+                self._flushed += len(matching)
+                continue
+            kept = []
+            for remote, origin in entry.origins():
+                left: Origin | None = origin
+                if remote in matching:
+                    left = origin.withdraw(wanted.extern_learn)
+                    if self.members.key(remote) in keys and origin.is_local:
+                        left = LOCAL if left is None else left.merge(LOCAL)
+                if left is not None:
+                    kept.append((remote, left))
+            kind = entry.kind.with_origins(origin for _, origin in kept)
+            rest = tuple(remote for remote, _ in kept)
+            self._flushed += len(entry.destinations) - len(rest)
+            self._change(entry.mac, rest, entry.updated, kind)
         self._finish_change()
         return self._flushed - before
+
+    def _joined(self, pairs: OriginByRemote, remote: Remote, origin: Origin) -> OriginByRemote:
+        """Return destinations with one more, or with one more origin of the same destination."""
+        key = self.members.key(remote)
+        for position, (known, before) in enumerate(pairs):
+            if self.members.key(known) == key:
+                return [
+                    *pairs[:position],
+                    (known, before.merge(origin)),
+                    *pairs[position + 1 :],
+                ]
+        return [*pairs, (remote, origin)]
 
     # --- learning -----------------------------------------------------------------------------
 
@@ -281,14 +248,19 @@ class Fdb:
             entry.updated = now
             entry.rx_frames += count
             return Learned.REFRESHED
-        if entry.kind.state is not EntryState.DYNAMIC:
+        kind = entry.kind
+        if self.keeps_extern_learn and kind.extern_learn:
+            return Learned.STICKY
+        if kind.state is not EntryState.DYNAMIC:
             return Learned.CONFLICT
-        if entry.kind.sticky:
+        if kind.sticky or (self.keeps_extern_learn and kind.origins):
             return Learned.STICKY
         if self.moves.limit and not self._may_move(entry, remote, now):
             return Learned.HELD
         entry.rx_frames += count
-        self._change(mac, (remote,), now, entry.kind, EntryEvent.MOVED)
+        if kind.origins:  # They are about the destinations that it had.
+            kind = evolve(kind, origins=())
+        self._change(mac, (remote,), now, kind, EntryEvent.MOVED)
         self._finish_change()
         return Learned.MOVED
 
@@ -301,9 +273,6 @@ class Fdb:
             self._report(EntryEvent.HELD, entry)
             self.on_held(entry, remote)
         return False
-
-    def _on_released(self, mac: bytes) -> None:
-        self._report(EntryEvent.RELEASED, self._entries[mac])
 
     def held(self) -> list[Entry]:
         """Return the entries that are held, as they move too often."""
@@ -324,6 +293,8 @@ class Fdb:
         """
         entry = self._entries.get(mac)
         if entry is None or entry.kind.state is EntryState.DYNAMIC or _has_host(entry, remote.host):
+            return Learned.REFRESHED
+        if self.keeps_extern_learn and entry.kind.extern_learn:
             return Learned.REFRESHED
         return Learned.CONFLICT
 
@@ -391,103 +362,6 @@ class Fdb:
         more = self._wheel.is_due(now)
         self._finish_change()
         return more
-
-    # --- storage ------------------------------------------------------------------------------
-
-    def _find(self, mac: bytes) -> Entry | None:
-        return self.default if mac == MAC_ZERO else self._entries.get(mac)
-
-    def _put(
-        self, mac: bytes, destinations: tuple[Remote, ...], now: float, kind: EntryKind
-    ) -> None:
-        """Set an entry on request. Raises: FdbError for an impossible combination."""
-        if mac == MAC_ZERO and kind.ages:
-            raise FdbError("dynamic: the default entry cannot age: no frame has its MAC as source")
-        self._change(mac, destinations, now, kind)
-        self._finish_change()
-
-    def _change(
-        self,
-        mac: bytes,
-        destinations: tuple[Remote, ...],
-        now: float,
-        kind: EntryKind,
-        event: EntryEvent = EntryEvent.CHANGED,
-    ) -> None:
-        """Set destinations and kind of a MAC, whose entry is deleted if there are no destinations.
-
-        `event` is reported if an entry exists before and afterwards.
-        """
-        old = self._find(mac)
-        if old is None and not destinations:
-            return
-        if old is not None and kind == old.kind and self._are_equal(destinations, old.destinations):
-            return
-        if self.moves and event is EntryEvent.CHANGED:
-            self.moves.release(mac)  # A user has changed it: it need not be held any more.
-        # Take before release: a remote that stays in use is not reported as unused in between.
-        taken = tuple(self.members.take(remote, ages=kind.ages) for remote in destinations)
-        if len(taken) == 1:
-            taken = taken[0].alone
-        if old is None:
-            self._report(EntryEvent.ADDED, self._insert(Entry(mac, taken, now, kind)))
-        elif not taken:
-            self._delete(old, EntryEvent.DELETED)
-        elif kind == old.kind:
-            self._release_destinations(old)
-            old.destinations, old.updated = taken, now
-            self._report(event, old)
-        else:
-            # A new object, so that `sweep` recognises the old one in the wheel as outdated.
-            self._release_destinations(old)
-            self._ageing_count -= old.kind.ages
-            entry = evolve(old, destinations=taken, updated=now, kind=kind)
-            self._report(event, self._insert(entry))
-
-    def _are_equal(self, some: tuple[Remote, ...], others: tuple[Remote, ...]) -> bool:
-        key = self.members.key
-        return [key(remote) for remote in some] == [key(remote) for remote in others]
-
-    def _insert(self, entry: Entry) -> Entry:
-        if entry.mac == MAC_ZERO:
-            self.default = entry
-            return entry
-        self._entries[entry.mac] = entry
-        if entry.index >= 0:
-            self._by_index[entry.index] = entry
-        elif self._free:
-            entry.index = self._free.pop()
-            self._by_index[entry.index] = entry
-        else:
-            entry.index = len(self._by_index)
-            self._by_index.append(entry)
-        if entry.kind.ages:
-            self._ageing_count += 1
-            self._wheel.schedule(entry, entry.updated)
-        return entry
-
-    def _delete(self, entry: Entry, event: EntryEvent) -> None:
-        if entry is self.default:
-            self.default = None
-        else:
-            del self._entries[entry.mac]
-            self._by_index[entry.index] = None
-            self._free.append(entry.index)
-            self._ageing_count -= entry.kind.ages
-            self.moves.release(entry.mac)
-        self._release_destinations(entry)
-        self._report(event, entry)
-
-    def _release_destinations(self, entry: Entry) -> None:
-        self.members.release(entry.destinations, ages=entry.kind.ages)
-
-    def _finish_change(self) -> None:
-        """Complete a change of destinations; see `Members.finish_change`."""
-        self.members.finish_change(self.default.destinations if self.default is not None else ())
-
-    def _report(self, event: EntryEvent, entry: Entry) -> None:
-        for watcher in self._watchers:
-            watcher(event, entry)
 
 
 def _has_host(entry: Entry, host: str) -> bool:
