@@ -14,7 +14,7 @@ from vtep.cli import client_command
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
 from vtep.cli.monitor import format_event
-from vtep.control.schema import MonitorEvent
+from vtep.control.schema import Destination, MonitorEvent
 from vtep.errors import ConfigError
 
 MAC = "02:00:00:00:00:01"
@@ -85,6 +85,18 @@ def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
     assert set(params) <= {"mac", "dst", "port", "dst_vni", "via", "dev", "vni", *KIND, "state"}
 
 
+def destination(dst: str, port: int, vni: int, via: str | None = None) -> Destination:
+    """Return a destination that a control plane has given."""
+    return {
+        "dst": dst,
+        "port": port,
+        "dst_vni": vni,
+        "via": via,
+        "extern_learn": True,
+        "sequence": None,
+    }
+
+
 EXTERN = "dynamic extern_learn"
 ENTRY_EVENT: MonitorEvent = {
     "event": "added",
@@ -93,8 +105,8 @@ ENTRY_EVENT: MonitorEvent = {
     "dev": "vx0",
     "mac": MAC,
     "destinations": [
-        {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None},
-        {"dst": "192.0.2.3", "port": 4790, "dst_vni": 5, "via": "eth1"},
+        destination("192.0.2.2", 4789, 1),
+        destination("192.0.2.3", 4790, 5, "eth1"),
     ],
     "state": "dynamic",
     "extern_learn": True,

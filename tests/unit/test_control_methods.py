@@ -134,14 +134,27 @@ def test_a_sample_is_refused_that_would_be_large(vtep: Still) -> None:
             ask(vtep, "fdb.sample", macs=macs)
 
 
+def destination(dst: str) -> dict[str, Any]:
+    """Return a destination that was configured, with all its keys."""
+    return {
+        "dst": dst,
+        "port": 4789,
+        "dst_vni": 1,
+        "via": None,
+        "extern_learn": False,
+        "sequence": None,
+    }
+
+
 def test_an_entry_with_all_its_keys(vtep: Still) -> None:
     to = {"dst": "192.0.2.7", "port": 4790, "dst_vni": 5, "via": "lo"}
-    ask(vtep, "fdb.add", mac=MAC, **to, state="static", sticky=True, extern_learn=True)
+    flags = {"state": "static", "sticky": True, "extern_learn": True}
+    ask(vtep, "fdb.add", mac=MAC, **to, **flags, sequence=3)
     assert ask(vtep, "fdb.get", mac=MAC) == {
         "vni": 1,
         "dev": "vx0",
         "mac": MAC,
-        "destinations": [to],
+        "destinations": [{**to, "extern_learn": True, "sequence": 3}],
         "state": "static",
         "extern_learn": True,
         "sticky": True,
@@ -176,7 +189,7 @@ def test_a_destination_in_the_subnet_of_the_tap_is_refused() -> None:
 def test_port_and_vni_default_to_those_of_the_segment(vtep: Still) -> None:
     ask(vtep, "fdb.add", mac=MAC, dst="192.0.2.7")
     entry = ask(vtep, "fdb.get", mac=MAC)
-    assert entry["destinations"] == [{"dst": "192.0.2.7", "port": 4789, "dst_vni": 1, "via": None}]
+    assert entry["destinations"] == [destination("192.0.2.7")]
     assert (entry["state"], entry["extern_learn"], entry["sticky"]) == ("permanent", False, False)
 
 
@@ -388,7 +401,7 @@ def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
     assert vtep.port.segment.lacks_remotes()
     ask(vtep, "remote.add", remote="192.0.2.2")
     assert vtep.told == []
-    to = {"dst": "192.0.2.2", "port": 4789, "dst_vni": 1, "via": None}
+    to = destination("192.0.2.2")
     assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", "name": None, **to}]
 
 

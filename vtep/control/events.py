@@ -114,7 +114,9 @@ def _of_entry(port: Port, what: EntryEvent, entry: Entry) -> MonitorEvent:
         "vni": port.config.vni,
         "dev": port.config.tap,  # To ask the kernel for its present name would delay frames.
         "mac": format_mac(entry.mac),
-        "destinations": [views.destination(port.fdb, remote) for remote in entry.destinations],
+        "destinations": [
+            views.destination(port.fdb, remote, origin) for remote, origin in entry.origins()
+        ],
         "state": state,
         "extern_learn": extern_learn,
         "sticky": sticky,

@@ -4,17 +4,26 @@ A parameter of the wrong type or range raises ConfigError, with a line that begi
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import Any, TypeAlias
 
 from vtep.errors import ConfigError, FdbError, shown
-from vtep.forwarding.fdb import EntryKind, EntryState, Filter, Remote, parse_remote
+from vtep.forwarding.fdb import (
+    SEQUENCE_MAX,
+    EntryKind,
+    EntryState,
+    Filter,
+    Origin,
+    Remote,
+    parse_remote,
+)
 from vtep.wire import vxlan
 from vtep.wire.ethernet import parse_mac
 
 SEGMENT = ("vni", "dev")
 DESTINATION = ("dst", "port", "dst_vni", "via")
-KIND = ("state", "extern_learn", "sticky")
+KIND = ("state", "extern_learn", "sticky", "sequence")
 _FILTER_FLAGS = ("permanent", "static", "dynamic", "extern_learn", "sticky", "held")
 FILTER = (*DESTINATION, *_FILTER_FLAGS)
 
@@ -23,6 +32,10 @@ MACS_MAX = 100
 
 _PORT_MAX = 65535
 _VLAN_MAX = 4095
+
+
+DestinationKey: TypeAlias = tuple[object, ...]
+"""The values of the parameters `DESTINATION`, not checked."""
 
 
 class Params:
@@ -115,6 +128,19 @@ class Params:
         number = self.number("vlan", 0, _VLAN_MAX)
         return () if number is None else (number,)
 
+    def destination_key(self) -> DestinationKey:
+        """Return a key that is equal for parameters of equal destinations."""
+        key = tuple(map(self._given.get, DESTINATION))
+        hashable = all(isinstance(each, str | int | None) for each in key)
+        return key if hashable else (object(),)  # It will be refused.
+
+    def changes(self, most: int) -> list[Any]:
+        """Return the changes of a batch, which are not checked."""
+        value = self._given.get("changes")
+        if not isinstance(value, list) or len(value) > most:
+            raise ConfigError(f"changes: must be a list of at most {most} objects")
+        return value
+
     def destination(self, port: int) -> Remote | None:
         """Return the destination of frames, if given; `port` is its default port."""
         dst = self.text("dst")
@@ -132,11 +158,13 @@ class Params:
         state = self.text("state")
         if state is not None and state not in list(EntryState):
             raise ConfigError(f"state {state}: must be one of {', '.join(EntryState)}")
-        return EntryKind(
-            EntryState.PERMANENT if state is None else EntryState(state),
-            extern_learn=bool(self.flag("extern_learn")),
-            sticky=bool(self.flag("sticky")),
-        )
+        extern_learn = bool(self.flag("extern_learn"))
+        sequence = self.number("sequence", 0, SEQUENCE_MAX)
+        if sequence is not None and not extern_learn:
+            raise ConfigError(
+                f"sequence {sequence}: is a number of a control plane; give extern_learn as well"
+            )
+        return _kind(state or "permanent", extern_learn, bool(self.flag("sticky")), sequence)
 
     def filter(self) -> Filter:
         """Return the filter of `fdb.show` and `fdb.flush`."""
@@ -151,6 +179,12 @@ class Params:
             via=self.text("via"),
             **flags,
         )
+
+
+@lru_cache(maxsize=256)  # The thousands of entries of a control plane share few objects.
+def _kind(state: str, extern_learn: bool, sticky: bool, sequence: int | None) -> EntryKind:
+    origins = () if sequence is None else (Origin(False, True, sequence),)
+    return EntryKind(EntryState(state), extern_learn, sticky, origins)
 
 
 def _remote(dst: str, port: int, vni: int | None, via: str | None) -> Remote:

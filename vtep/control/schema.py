@@ -3,7 +3,7 @@
 `vni` and `dev` everywhere are those of the segment: its VNI, and its TAP as it is named now.
 """
 
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, Required, TypedDict
 
 from vtep.control.evpn_schema import EvpnStatus
 
@@ -19,6 +19,10 @@ class Destination(TypedDict):
     dst_vni: int
     """The VNI in datagrams to this destination."""
     via: str | None
+    extern_learn: bool
+    """True if a control plane has given it."""
+    sequence: int | None
+    """The mobility sequence number that the control plane has given (RFC 7432, 7.7), or None."""
 
 
 class FdbEntry(TypedDict):
@@ -31,6 +35,7 @@ class FdbEntry(TypedDict):
     state: str
     """permanent, static or dynamic."""
     extern_learn: bool
+    """True if only a control plane has given the destinations."""
     sticky: bool
     age: float | None
     """Seconds since a frame was received from the MAC; None if the entry does not age."""
@@ -38,6 +43,53 @@ class FdbEntry(TypedDict):
     """Seconds for which the MAC is still held, as it has moved too often; None if it may move."""
     tx_frames: int
     rx_frames: int
+
+
+class FdbChange(TypedDict, total=False):
+    """A change of the FDB in a batch: a verb, with the parameters of the method `fdb.<verb>`."""
+
+    verb: Required[Literal["add", "append", "replace", "del"]]
+    mac: Required[str]
+    dst: str | None
+    """Only `del` can do without it."""
+    port: int | None
+    dst_vni: int | None
+    via: str | None
+    state: str | None
+    extern_learn: bool | None
+    """For `del`: True to withdraw only what a control plane has given, False only the rest."""
+    sticky: bool | None
+    sequence: int | None
+    """Only with `extern_learn`."""
+
+
+class NeighbourChange(TypedDict, total=False):
+    """A change of the neighbours in a batch, with the parameters of the method `neigh.<verb>`."""
+
+    verb: Required[Literal["add", "replace", "del"]]
+    ip: Required[str]
+    mac: str | None
+    """Not for `del`."""
+    vlan: int | None
+    router: bool | None
+    extern_learn: bool | None
+    """For `del`: True to delete it only if a control plane has added it."""
+
+
+class BatchError(TypedDict):
+    """A change of a batch that was refused, and has changed nothing."""
+
+    index: int
+    """Position in the batch, from 0."""
+    error: str
+
+
+class BatchResult(TypedDict):
+    """The result of a batch. Each change by itself is made or refused."""
+
+    done: int
+    errors: list[BatchError]
+    """In the order of the changes."""
 
 
 class FdbSampleEntry(TypedDict):
@@ -142,6 +194,8 @@ class NeighbourEntry(TypedDict):
     state: str
     """permanent, if a command has added it, or dynamic."""
     router: bool
+    extern_learn: bool
+    """True if a control plane has added it: then it is permanent until that deletes it."""
     age: float | None
     """Seconds since it was last seen; None if it is permanent."""
 

@@ -16,7 +16,7 @@ from vtep.counters import Drop, Reason
 from vtep.daemon.names import NameResolver
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Remote
+from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Origin, Remote
 from vtep.forwarding.storm import LIMITED, FloodSource, Storm
 from vtep.forwarding.suppress import Neighbour
 from vtep.io.addresses import host_of
@@ -32,7 +32,9 @@ def entry(port: Port, entry: Entry, destinations: Iterable[Remote], now: float) 
         "vni": port.config.vni,
         "dev": port.tap,
         "mac": format_mac(entry.mac),
-        "destinations": [destination(port.fdb, remote) for remote in destinations],
+        "destinations": [
+            destination(port.fdb, remote, entry.origin_of(remote)) for remote in destinations
+        ],
         "state": state,
         "extern_learn": extern_learn,
         "sticky": sticky,
@@ -63,10 +65,23 @@ def kind(kind: EntryKind) -> tuple[str, bool, bool]:
     return str(kind.state), kind.extern_learn, kind.sticky
 
 
-def destination(fdb: Fdb, remote: Remote) -> schema.Destination:
+def destination(fdb: Fdb, remote: Remote, origin: Origin) -> schema.Destination:
     """Convert a destination; one without a VNI of its own has that of the segment."""
-    vni = fdb.vni if remote.vni is None else remote.vni
-    return {"dst": remote.host, "port": remote.port, "dst_vni": vni, "via": remote.via}
+    return {
+        "dst": remote.host,
+        "port": remote.port,
+        "dst_vni": fdb.vni if remote.vni is None else remote.vni,
+        "via": remote.via,
+        "extern_learn": origin.extern_learn,
+        "sequence": origin.sequence,
+    }
+
+
+def flooded_to(fdb: Fdb) -> list[schema.Destination]:
+    """Convert the destinations of the default entry."""
+    if fdb.default is None:
+        return []
+    return [destination(fdb, remote, origin) for remote, origin in fdb.default.origins()]
 
 
 def process(ports: Iterable[Port]) -> schema.ProcessInfo:
@@ -90,10 +105,10 @@ def remotes(port: Port) -> list[schema.RemoteEntry]:
         {
             "vni": port.config.vni,
             "dev": port.tap,
-            "name": name_of.get(remote.host),
-            **destination(port.fdb, remote),
+            "name": name_of.get(to["dst"]),
+            **to,
         }
-        for remote in port.segment.remotes
+        for to in flooded_to(port.fdb)
     ]
 
 
@@ -168,6 +183,7 @@ def neighbour(port: Port, neighbour: Neighbour, now: float) -> schema.NeighbourE
         "vlan": list(neighbour.vlan),
         "state": "permanent" if neighbour.permanent else "dynamic",
         "router": neighbour.router,
+        "extern_learn": neighbour.extern_learn,
         "age": None if neighbour.permanent else round(max(0.0, now - neighbour.updated), 1),
     }
 
@@ -184,7 +200,7 @@ def segment(port: Port, resolver: NameResolver) -> schema.SegmentInfo:
         "underlay_devices": list(port.underlay_devices),
         "underlay_missing": list(port.underlay_missing),
         "fdb_entries": len(port.fdb),
-        "remotes": [destination(port.fdb, remote) for remote in port.segment.remotes],
+        "remotes": flooded_to(port.fdb),
         "names": names(port, resolver),
         "options": options(port.config),
         "docker_bridge": port.network_bridge.bridge if port.network_bridge is not None else None,

@@ -4,6 +4,7 @@ from attrs import evolve
 
 from vtep.config import Config
 from vtep.host.routes import Underlay
+from vtep.wire.address import Address
 
 
 class PortUnderlay:
@@ -18,6 +19,7 @@ class PortUnderlay:
         self._dev: str | None = None
         self._device_of: dict[str, str] = {}
         self._configured: frozenset[str] = frozenset()
+        self._last: Underlay | None = None
 
     def with_last_mtu(self, underlay: Underlay) -> Underlay:
         """Return an underlay, with the last known MTU if it has no device."""
@@ -32,6 +34,11 @@ class PortUnderlay:
         self._dev = config.dev
         self._device_of = {str(ip): dev for ip, dev in underlay.remote_devices.items()}
         self._configured = frozenset(map(str, config.remote_addresses))
+        self._last = underlay
+
+    def is_own(self, address: Address) -> bool:
+        """Return True if this host has an address, as far as is known."""
+        return self._last is not None and self._last.is_own(address)
 
     def device_to(self, host: str) -> str | None:
         """Return the device towards a remote; None if there is no route, or if it is not known.

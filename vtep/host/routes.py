@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -43,6 +43,13 @@ class Underlay:
     missing: tuple[str, ...] = ()
     networks: tuple[tuple[str, Network], ...] = ()
     remote_devices: Mapping[Address, str] = field(factory=dict)
+    own_addresses: Mapping[Address, Collection[int]] = field(factory=dict, eq=False, repr=False)
+    """The addresses of this host, without scopes, each with the indices of its devices."""
+
+    def is_own(self, address: Address) -> bool:
+        """Return True if this host has an address, on the device of its scope if it has one."""
+        devices, scope = self.own_addresses.get(without_scope(address)), scope_of(address, None)
+        return devices is not None and (scope is None or device_index(scope) in devices)
 
 
 class HostRoutes:
@@ -154,7 +161,9 @@ class HostRoutes:
             remote: by_index[index] for remote, index in device_of.items() if index in by_index
         }
         unique = tuple(dict.fromkeys(missing))
-        return Underlay(tuple(names), least, unique, tuple(networks), remote_devices)
+        return Underlay(
+            tuple(names), least, unique, tuple(networks), remote_devices, own_addresses=self._own
+        )
 
     def why_no_remote(
         self, address: Address, locals_: Iterable[Address], dev: str | None

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from attrs import evolve
@@ -296,6 +297,7 @@ class MemorySession:
         """Return how the remotes are reached. Raises: VtepError if one can never be a remote."""
         own = self._network.host.addresses
         missing = [f"no interface has --local {ip}" for ip in locals_ if str(ip) not in own]
+        own_addresses = {ip_address(each): () for each in own}
         name = dev or "eth0"
         remote_devices = {}
         device = self._network.devices.get(name)
@@ -319,8 +321,8 @@ class MemorySession:
                 reachable = True
                 remote_devices[remote] = name
         if device is None or not reachable:
-            return Underlay((), 1500, tuple(missing))
-        return Underlay((name,), device.mtu, tuple(missing), (), remote_devices)
+            return Underlay((), 1500, tuple(missing), own_addresses=own_addresses)
+        return Underlay((name,), device.mtu, tuple(missing), (), remote_devices, own_addresses)
 
     def why_no_remote(
         self,
