@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
-from vtep.cli.evpn import speaker_socket
 from vtep.cli.main import cli
 from vtep.control.evpn_schema import EVPN_VIEWS, EvpnStatus
+from vtep.control.socket_files import speaker_socket
 from vtep.errors import VtepError
 
 Answers = dict[str, Callable[[dict[str, Any]], object]]

@@ -3,20 +3,16 @@
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import click
 
 from vtep.cli import client_command, commands, evpn_text
 from vtep.cli.grammar import Grammar
-from vtep.control import Client
+from vtep.control import Client, socket_files
 from vtep.control.client import DisconnectedError
 from vtep.control.evpn_schema import EVPN_VIEWS, EvpnSummary
 from vtep.errors import ConfigError, VtepError, shown
-
-SOCKET_SUFFIX: Final = ".evpn"
-"""The end of the name of the speaker's own socket, in place of that of the control socket."""
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
 """A MAC as Linux and FRR print it, with dashes, or in three groups as switches print it."""
@@ -159,7 +155,7 @@ def _numbers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def speaker(vtep: Client) -> Client:
     """Return a client of the EVPN speaker of a pyvtep. Raises: VtepError, with what to do."""
-    path = speaker_socket(vtep.path)
+    path = socket_files.speaker_socket(vtep.path)
     try:
         return Client(path)
     except DisconnectedError as error:
@@ -175,11 +171,6 @@ def speaker(vtep: Client) -> Client:
             f"the EVPN speaker does not answer ({state}{f': {reason}' if reason else ''}); the log "
             "of pyvtep has more, and pyvtep evpn restart starts it again"
         ) from error
-
-
-def speaker_socket(control: Path) -> Path:
-    """Return the path of the speaker's own socket, beside the control socket of its pyvtep."""
-    return control.with_suffix(SOCKET_SUFFIX)
 
 
 def _show_summaries(vteps: list[Client], params: Mapping[str, Any], *, as_json: bool) -> None:

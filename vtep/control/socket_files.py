@@ -24,6 +24,7 @@ from vtep.errors import VtepError
 _RUN = Path("/run/pyvtep")
 _USERS = Path("/run/user")
 _SUFFIX = ".sock"
+_SPEAKER_SUFFIX = ".evpn"
 _LOCK = ".lock"
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: process, user, group."""
@@ -127,6 +128,11 @@ def _sockets() -> list[Path]:
         with suppress(OSError):
             found += (path for path in place.iterdir() if path.suffix == _SUFFIX)
     return sorted(found)
+
+
+def speaker_socket(control: Path) -> Path:
+    """Return the path of the socket of the EVPN speaker, beside the control socket of its VTEP."""
+    return control.with_suffix(_SPEAKER_SUFFIX)
 
 
 def names() -> frozenset[str]:

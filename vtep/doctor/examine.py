@@ -14,7 +14,7 @@ import attrs
 from vtep.config import Config
 from vtep.config.host_names import HostName, usable_addresses
 from vtep.control.client import candidates
-from vtep.doctor import encryption, filtering, procfs, segment_facts
+from vtep.doctor import encryption, evpn, filtering, procfs, segment_facts
 from vtep.doctor.echo import EchoClient
 from vtep.doctor.facts import Conflict, Facts, HostFacts, RemoteFacts
 from vtep.doctor.local_network import LocalNetwork
@@ -93,9 +93,11 @@ def _examine(
         network, rules = LocalNetwork(netlink), Rules.read()
         targets = _targets(running, remotes, vni, port)
         known = [_local_facts(target, network, rules) for target in targets]
+        fabrics = [] if remotes else evpn.look(running, network)
     # The probes of overlay addresses always take their full time, so run them meanwhile.
     with ThreadPoolExecutor(1) as executor:
         probing = executor.submit(asyncio.run, _overlay_conflicts(running, network, vni))
+        fabric_facts = evpn.measure(fabrics)
         found = _examine_remotes(targets, known)
         conflicts = probing.result()
     silent = [target for target, facts in zip(targets, found, strict=True) if _is_silent(facts)]
@@ -137,6 +139,7 @@ def _examine(
             segment_facts.of_process(each, after)
             for each, after in zip(running, stats, strict=True)
         ),
+        fabric_facts,
     )
 
 
@@ -183,7 +186,10 @@ def _targets(
 def _local_facts(target: Target, network: LocalNetwork, rules: Rules) -> RemoteFacts:
     """Return the facts about a remote that this host has without sending anything."""
     facts = RemoteFacts(
-        *(str(target.remote), target.vni, target.port), tap=target.tap, socket=target.socket
+        *(str(target.remote), target.vni, target.port),
+        tap=target.tap,
+        socket=target.socket,
+        by_evpn=target.by_evpn,
     )
     if network.is_own(target.remote):
         return attrs.evolve(facts, is_own=True)
@@ -257,6 +263,7 @@ def _ask_status(target: Target, facts: RemoteFacts, first: RemoteFacts) -> Remot
         vni=facts.vni,
         tap=facts.tap,
         socket=facts.socket,
+        by_evpn=facts.by_evpn,
         source=facts.source,
         firewall=facts.firewall,
         firewall_new=facts.firewall_new,

@@ -9,6 +9,7 @@ from enum import Enum, IntEnum
 
 from attrs import field, frozen
 
+from vtep.doctor.evpn_facts import EvpnFacts
 from vtep.fastpath.state import ON, FastPathState
 from vtep.host.firewall import Verdict
 from vtep.wire.echo import EchoStatus
@@ -115,6 +116,8 @@ class RemoteFacts:
     """Age of the last frame from there, by the youngest FDB entry for the remote."""
     through: bool | None = None
     """True if a host behind it replied through the tunnel; None if no ping was sent."""
+    by_evpn: bool = False
+    """True if it is a remote by EVPN only: a BGP session vouches for it."""
     silent_vnis: tuple[int, ...] = ()
     """The VNIs in which it sends no echo replies, if these are several."""
     firewall: Verdict | None = None
@@ -155,6 +158,8 @@ class BridgeFacts:
     state: str = "forwarding"
     isolated: bool = False
     hairpin: bool = False
+    learning: bool = False
+    """True if the bridge learns MACs at this port."""
     others: tuple[PortFacts, ...] = ()
     own_netfilter: bool = False
     """True if an option of this bridge, not a sysctl for all, passes frames to the IP rules."""
@@ -311,3 +316,5 @@ class Facts:
     """The number of running pyvteps that were asked."""
     drops: tuple[ProcessFacts, ...] = ()
     """For each of them, the drops that belong to none of its segments."""
+    evpn: tuple[EvpnFacts, ...] = ()
+    """EVPN of those of them that have it."""

@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 
 from vtep.counters import Drop
-from vtep.doctor.checks import addresses, drops, duplicates, host, remotes, segments
+from vtep.doctor.checks import (
+    addresses,
+    drops,
+    duplicates,
+    evpn_routes,
+    evpn_sessions,
+    host,
+    remotes,
+    segments,
+)
 from vtep.doctor.facts import Facts
 from vtep.doctor.finding import Finding, Severity
 
@@ -24,6 +33,9 @@ def _check(facts: Facts) -> Iterator[Finding]:
     for segment in facts.segments:
         yield from segments.check(segment, facts)
         yield from duplicates.check(segment)
+    for evpn in facts.evpn:
+        yield from evpn_sessions.check(evpn)
+        yield from evpn_routes.check(evpn, facts.segments)
     for remote in remotes.share_signs_of_life(facts.remotes):
         yield from remotes.check(remote, facts)
     merged, processes = drops.merge(facts.segments, facts.drops)

@@ -68,8 +68,10 @@ def receive_until(sock: socket.socket, deadline: float) -> Iterator[bytes]:
 # --- ICMP echo --------------------------------------------------------------------------------
 
 
-def ping(host: Address, dev: str | None) -> int | None:
+def ping(host: Address, dev: str | None, size: int = 0) -> int | None:
     """Send `PINGS` ICMP echo requests to a host, over a device if one is given.
+
+    With `size`, they are IP packets of so many octets, which no router may fragment.
 
     Returns: the number of replies; None without the privilege.
     """
@@ -88,9 +90,12 @@ def ping(host: Address, dev: str | None) -> int | None:
                 prefer_public_source(sock)
             if dev is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
+            if size:
+                _forbid_fragments(sock, version)
             sock.connect(sockaddr(str(host), 0))
             for sequence in range(PINGS):
                 request = icmp_echo.pack_request(version, IcmpEcho(identifier, sequence))
+                request += bytes(max(0, size - IP_HEADER_MIN[version] - len(request)))
                 # Raw sockets for ICMPv6 fill in the checksum (RFC 3542, section 3.1); those for
                 # ICMP do not.
                 sock.send(icmp.with_checksum(request) if version == 4 else request)
@@ -101,6 +106,15 @@ def ping(host: Address, dev: str | None) -> int | None:
         deadline = time.monotonic() + _PING_TIMEOUT_S
         _receive_replies(sock, version, identifier, replied, deadline)
     return len(replied)
+
+
+def _forbid_fragments(sock: socket.socket, version: int) -> None:
+    """Make packets pass as a whole or not at all, whatever path MTU the kernel remembers."""
+    if version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, const.IP_MTU_DISCOVER, const.PMTUDISC_PROBE)
+        return
+    sock.setsockopt(socket.IPPROTO_IPV6, const.IPV6_MTU_DISCOVER, const.PMTUDISC_PROBE)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, 1)
 
 
 def _receive_replies(

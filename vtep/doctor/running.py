@@ -38,6 +38,8 @@ class Target:
     """The control socket of the pyvtep, if commands have to name it."""
     sends_from_port: bool = False
     """True if the segment sends from `port`, so that both directions can be one flow."""
+    by_evpn: bool = False
+    """True if it is a remote by EVPN only."""
     last_seen_age: float | None = None
     """Age of the last frame from there, in seconds."""
     through: bool | None = None
@@ -100,6 +102,7 @@ class RunningVtep:
             segment["dev"],
             self.socket,
             sends_from_port=options["srcport"] == [row["port"], row["port"]],
+            by_evpn=row.get("extern_learn", False),  # Another version may not know of it.
         )
 
     def try_tunnel(self, silent: Iterable[Target], network: LocalNetwork) -> None:

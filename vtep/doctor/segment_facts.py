@@ -141,6 +141,7 @@ def _of_bridge(network: LocalNetwork, tap: str, rules: Rules) -> BridgeFacts | N
         addresses=network.addresses_of(bridge.name),
         state=device.port_state,
         isolated=device.port_option("isolated") == 1,
+        learning=device.port_option("learning") == 1,
         hairpin=device.port_option("mode") == _BRIDGE_MODE_HAIRPIN,
         others=tuple(others),
         own_netfilter=bridge.data is not None and any(bridge.data.get(name) for name in options),

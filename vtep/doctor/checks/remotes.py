@@ -336,6 +336,15 @@ def _unexplained_silence(remote: RemoteFacts) -> Finding:
     if remote.last_seen_age is not None:
         last_frame = f" Frames do come from there, the last {remote.last_seen_age:.0f} s ago."
     report = warning if remote.through is None else problem
+    if remote.by_evpn:
+        return note(
+            host,
+            f"{known}{host} sends no echo replies, as a VTEP of another kind",
+            f"It is a remote by EVPN, and only pyvtep sends echo replies. If no frame comes from "
+            f"there, a firewall may drop UDP port {port} there or on the path."
+            f"{several}{ping}{last_frame}",
+            f"on {host}: tcpdump -ni any udp port {port}",
+        )
     return report(
         host,
         f"{known}nothing answers from its UDP port {port}",

@@ -1,0 +1,216 @@
+"""Checks of EVPN routes: why a VNI has none, and settings that keep them from having an effect."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+
+from vtep.control.evpn_schema import EvpnSegment, EvpnUnmatched
+from vtep.doctor.evpn_facts import EvpnFacts
+from vtep.doctor.facts import SegmentFacts
+from vtep.doctor.finding import Finding, note, problem, warning
+
+_NAMED = 3
+"""VTEPs or MACs that a finding names."""
+
+
+def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding]:
+    """Yield findings about the routes of each VNI, and about those that no VNI imports."""
+    by_vni = {segment.vni: segment for segment in segments}
+    if not any(each.session["state"] == "established" for each in evpn.neighbors):
+        return  # A session explains all that is missing.
+    explained: list[EvpnUnmatched] = []
+    for segment in evpn.segments:
+        if segment["vni"] not in by_vni:  # The doctor was asked about another one.
+            continue
+        others = _meant_for(segment, evpn)
+        if not segment["vteps"]:
+            yield _without_vteps(segment, evpn, others)
+            explained += others
+        yield from _of_addresses(segment, evpn)
+        yield from _of_settings(segment, by_vni[segment["vni"]])
+    for other in evpn.unmatched:
+        if other not in explained:
+            yield _not_imported(other, evpn)
+    for conflict in evpn.label_conflicts:
+        vni, label, vtep = conflict["vni"], conflict["label"], conflict["vtep"]
+        yield problem(
+            vtep,
+            f"{vtep} announces routes for vni {vni} by their route target, and for vni {label} by "
+            "their label",
+            f"Their route target is {_join(conflict['route_targets'])}. Frames would be sent with "
+            f"another VNI than the one that is meant, so pyvtep ignores them.",
+            f"use one VNI at both ends; or, if vni {label} there is this segment, name the target: "
+            f"--route-target-import {_first(conflict['route_targets'])}",
+        )
+    yield from _of_duplicates(evpn)
+
+
+# --- routes that are missing ----------------------------------------------------------------------
+
+
+def _meant_for(segment: EvpnSegment, evpn: EvpnFacts) -> list[EvpnUnmatched]:
+    """Return routes that no VNI imports and that are for this one, by label; else all of them."""
+    same = [each for each in evpn.unmatched if segment["vni"] in each["vnis"]]
+    if same or len(evpn.segments) > 1:
+        return same
+    return list(evpn.unmatched)
+
+
+def _without_vteps(segment: EvpnSegment, evpn: EvpnFacts, others: list[EvpnUnmatched]) -> Finding:
+    """Report a VNI without a route of type 3: nothing is flooded by EVPN."""
+    vni = segment["vni"]
+    if others:
+        other = others[0]
+        more = f", and {len(others) - 1} more VTEPs likewise" if len(others) > 1 else ""
+        theirs = _join(other["route_targets"]) or "no route target"
+        return problem(
+            f"vni {vni}",
+            f"no route target of {other['vtep']} matches one that vni {vni} imports{more}",
+            f"{other['vtep']} announces {theirs} (over {other['neighbor']}); vni {vni} imports "
+            f"{_imports(segment)} and exports {_join(segment['export_targets'])}. So its frames "
+            "are dropped as source_unknown, and none are sent to it.",
+            _import_fix(other, segment),
+        )
+    if segment["macs"]:
+        return problem(
+            f"vni {vni}",
+            f"no VTEP of vni {vni} wants flooded frames: no route of type 3 has come",
+            f"{segment['macs']} MACs are known by EVPN, and unicast to them works; broadcasts, and "
+            "with them ARP, reach none.",
+            "let the reflector pass routes of type 3 (inclusive multicast); FRR announces one "
+            "for each VNI that is up: show bgp l2vpn evpn route type multicast",
+        )
+    received = sum(each.session["routes_received"] for each in evpn.neighbors)
+    if received:
+        return warning(
+            f"vni {vni}",
+            f"no other VTEP has announced vni {vni}",
+            f"The neighbours have sent {received} routes, which are for other VNIs. This is normal "
+            "as long as no other host has the VNI.",
+            f"on the other VTEP, with FRR: show evpn vni {vni}; its VXLAN device must be up, on a "
+            "bridge, and have the VNI; and advertise-all-vni must be set",
+        )
+    return warning(
+        f"vni {vni}",
+        f"vni {vni} has no remote VTEP: no EVPN route was received",
+        "Sessions are established, and bring nothing.",
+        "on the other VTEPs, with FRR: address-family l2vpn evpn, advertise-all-vni; show evpn vni",
+    )
+
+
+def _not_imported(other: EvpnUnmatched, evpn: EvpnFacts) -> Finding:
+    """Report routes that no VNI imports while all VNIs have VTEPs: perhaps those of others."""
+    vnis = f" (vni {_join(other['vnis'])} in their labels)" if other["vnis"] else ""
+    here = [each for each in evpn.segments if each["vni"] in other["vnis"]]
+    imported = "; ".join(f"{each['vni']}: {_imports(each)}" for each in evpn.segments)
+    report = warning if here else note
+    return report(
+        other["vtep"],
+        f"routes of {other['vtep']} match no route target that is imported here",
+        f"It announces {_join(other['route_targets']) or 'no route target'}{vnis}, and the VNIs "
+        f"here import {imported}. "
+        "This is normal if these are segments that this host has no part in.",
+        _import_fix(other, here[0] if here else None),
+    )
+
+
+def _import_fix(other: EvpnUnmatched, segment: EvpnSegment | None) -> str:
+    """Return how to import the routes of a VTEP, and to make it import ours."""
+    if not other["route_targets"]:
+        return f"on {other['vtep']}: export a route target, such as that of --route-target here"
+    target = _first(other["route_targets"])
+    vni = "" if segment is None else f" --vni {segment['vni']}"
+    back = ""
+    if segment is not None:
+        back = (
+            f"; and there import {_join(segment['export_targets'])} (FRR, in vni "
+            f"{segment['vni']}: route-target import {_first(segment['export_targets'])})"
+        )
+    return f"here: pyvtep set{vni} --route-target-import {target}{back}"
+
+
+def _imports(segment: EvpnSegment) -> str:
+    targets, vni = segment["import_targets"], segment["vni"]
+    if targets is None:
+        return f"*:{vni} and *:{0x10000000 | vni} (both forms that are derived from the VNI)"
+    return _join(targets)
+
+
+# --- what keeps routes from having an effect ------------------------------------------------------
+
+
+def _of_addresses(segment: EvpnSegment, evpn: EvpnFacts) -> Iterator[Finding]:
+    """Report VTEPs of an IP version of which this VNI has no own address."""
+    vni = segment["vni"]
+    own = {ip_address(each).version for each in segment["local"]}
+    if not segment["local"]:
+        yield problem(
+            f"vni {vni}",
+            f"vni {vni} has no own VTEP address, so that nothing is announced",
+            "It is the --local of the VNI, or else the local address of a session.",
+            f"pyvtep set --vni {vni} --local with an address of this host",
+        )
+        return
+    for version in (4, 6):
+        remote = [
+            each["vtep"]
+            for each in evpn.vteps
+            if each["vni"] == vni and ip_address(each["vtep"]).version == version
+        ]
+        if remote and version not in own:
+            yield problem(
+                f"vni {vni}",
+                f"vni {vni} has VTEPs with IPv{version} addresses, and no own IPv{version} address",
+                f"{_join(remote[:_NAMED])}: frames to and from them need one.",
+                f"pyvtep set --vni {vni} --local {' --local '.join(segment['local'])}, and one "
+                f"more --local with an IPv{version} address of this host",
+            )
+
+
+def _of_settings(segment: EvpnSegment, facts: SegmentFacts) -> Iterator[Finding]:
+    """Report options of a VNI, and of its bridge port, that contradict EVPN."""
+    vni = segment["vni"]
+    if facts.options.get("learning"):
+        yield note(
+            f"vni {vni}",
+            f"vni {vni} learns MACs from frames, beside those of EVPN",
+            "A frame with a forged source MAC then moves what EVPN does not have; MACs of EVPN "
+            "themselves stay.",
+            f"pyvtep set --vni {vni} --no-learning, unless there are remotes without EVPN",
+        )
+    elif facts.bridge is not None and facts.bridge.learning:
+        yield warning(
+            facts.tap,
+            f"the bridge {facts.bridge.name} learns MACs at {facts.tap}",
+            "pyvtep switches this off in a VNI with EVPN; another program has switched it on "
+            "again. A MAC that has moved away stays at the old place until a frame comes from it.",
+            f"bridge link set dev {facts.tap} learning off",
+        )
+    if segment["neighbours"] and not facts.options.get("proxy"):
+        yield note(
+            f"vni {vni}",
+            f"vni {vni} knows {segment['neighbours']} IP addresses by EVPN, and floods ARP anyway",
+            "With --proxy, ARP and neighbour discovery for them are answered here.",
+            f"pyvtep set --vni {vni} --proxy",
+        )
+
+
+def _of_duplicates(evpn: EvpnFacts) -> Iterator[Finding]:
+    for duplicate in evpn.duplicates:
+        mac, vni = duplicate["mac"], duplicate["vni"]
+        held = duplicate["state"] == "held"
+        yield problem(
+            mac,
+            f"{mac} of vni {vni} moves too often between {_join(duplicate['vteps'])}",
+            f"{duplicate['moves']} moves, sequence number {duplicate['sequence']} (RFC 7432, "
+            "section 15.1): two hosts have one MAC, or there is a loop. "
+            + ("It is held where it is." if held else "It is only reported (duplicate-mac warn)."),
+            f"find the second host; then: pyvtep evpn clear duplicate {mac} vni {vni}",
+        )
+
+
+def _join(values: Iterable[object]) -> str:
+    return " ".join(map(str, values))
+
+
+def _first(values: Iterable[str]) -> str:
+    return next(iter(values), "")
