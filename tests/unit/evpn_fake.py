@@ -209,6 +209,7 @@ def route(**changed: Any) -> EvpnRoute:
         "default_gateway": False,
         "router": False,
         "best": True,
+        "reason": None,
         "stale": False,
         "age": 60.0,
     }

@@ -1,6 +1,5 @@
 """Changes that follow from EVPN routes and local entries: values that `Tables.take` returns."""
 
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from attrs import field, mutable
@@ -73,9 +72,9 @@ class Changes:
     No two changes of a list concern the same entry or route. `log` has lines for the operator.
     """
 
-    fdb: Mapping[int, list[FdbChange]] = field(factory=dict)
-    neighbours: Mapping[int, list[NeighbourChange]] = field(factory=dict)
-    bridge: Mapping[int, list[BridgeChange]] = field(factory=dict)
+    fdb: dict[int, list[FdbChange]] = field(factory=dict)
+    neighbours: dict[int, list[NeighbourChange]] = field(factory=dict)
+    bridge: dict[int, list[BridgeChange]] = field(factory=dict)
     announce: list[Announcement] = field(factory=list)
     withdraw: list[Route] = field(factory=list)
     log: list[str] = field(factory=list)

@@ -65,4 +65,21 @@ def allocate_distinguishers(
 
     Raises: ValueError if there are more than 65,536 VNIs.
     """
-    raise NotImplementedError
+    taken: dict[int, int] = {}
+    for vni, rd in (present or {}).items():
+        number = int.from_bytes(rd.octets[-2:])
+        if rd == RouteDistinguisher.of(router_id, number):
+            taken[number] = vni
+    kept = {vni: number for number, vni in taken.items()}
+    numbers: dict[int, int] = {}
+    # Small VNIs come first, so that they get their own number.
+    for vni in sorted(set(vnis)):
+        number = kept.get(vni, vni & 0xFFFF)
+        for _ in range(1 << 16):
+            if taken.setdefault(number, vni) == vni:
+                break
+            number = (number + 1) & 0xFFFF
+        else:
+            raise ValueError("cannot give a route distinguisher to more than 65536 VNIs")
+        numbers[vni] = number
+    return {vni: RouteDistinguisher.of(router_id, number) for vni, number in numbers.items()}

@@ -1,0 +1,438 @@
+"""The entries of one VNI: which place each MAC has, and what follows for this host. No I/O."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from vtep.evpn.announcement import Announcement
+from vtep.evpn.changes import Changes, FdbChange, NeighbourChange
+from vtep.evpn.duplicates import Move, MoveTracker, Place, place_text
+from vtep.evpn.entries import FdbState, IpEntry, Local, MacEntry, best_route
+from vtep.evpn.local_entries import BridgeChange
+from vtep.evpn.own_routes import OwnRoutes
+from vtep.evpn.rib import RibRoute, order_of
+from vtep.evpn.table_settings import SegmentSettings
+from vtep.wire.address import Address
+from vtep.wire.ethernet import MAC_ZERO, format_mac
+
+if TYPE_CHECKING:
+    from vtep.wire.bgp.attributes import PathAttributes
+
+
+class SegmentTable:
+    """A VNI. Methods that change it mark entries; `settle` decides, and `collect` returns changes.
+
+    A MAC has one place: this host, or the VTEP of its best route. `moves` counts those since the
+    start.
+    """
+
+    def __init__(self, settings: SegmentSettings, tracker: MoveTracker) -> None:
+        self.settings = settings
+        self.vni = settings.vni
+        self.macs: dict[bytes, MacEntry] = {}
+        self.ips: dict[Address, IpEntry] = {}
+        self.floods: dict[Address, list[RibRoute]] = {}
+        self.installed_floods: dict[Address, int | None] = {}
+        """Destinations of flooded frames in the daemon, with their VNI if it is another one."""
+        self.own = OwnRoutes(settings)
+        self.local_ips: dict[bytes, set[Address]] = {}
+        self.moves = 0
+        self.fdb_count = 0
+        self.neighbour_count = 0
+        self._tracker = tracker
+        # Marks are dicts instead of sets, so that changes come in the order of their causes.
+        self._touched: dict[bytes, None] = {}
+        self._changed_macs: dict[bytes, None] = {}
+        self._changed_ips: dict[Address, None] = {}
+        self._changed_floods: dict[Address, None] = {}
+        self._log: list[str] = []
+
+    def configure(self, settings: SegmentSettings) -> None:
+        """Set other settings, and mark all that they concern."""
+        if settings == self.settings:
+            return
+        self.settings = settings
+        self.own.configure(settings)
+        self._touched.update(dict.fromkeys(self.macs))
+        self._changed_macs.update(dict.fromkeys(self.macs))
+        self._changed_ips.update(dict.fromkeys(self.ips))
+        self._changed_floods.update(dict.fromkeys(self.floods))
+
+    # Marks.
+
+    def attach(self, received: RibRoute) -> None:
+        """Import a route."""
+        mac, ip, vtep = received.mac, received.ip, received.vtep
+        if mac == MAC_ZERO:
+            if vtep is not None:
+                self.floods.setdefault(vtep, []).append(received)
+                self._changed_floods[vtep] = None
+            return
+        self.entry(mac).routes.append(received)
+        self._touched[mac] = None
+        if ip is not None:
+            self._ip_entry(ip).routes.append(received)
+            self._changed_ips[ip] = None
+
+    def detach(self, received: RibRoute) -> None:
+        """Remove a route that was imported."""
+        mac, ip, vtep = received.mac, received.ip, received.vtep
+        if mac == MAC_ZERO:
+            if vtep is not None:
+                self.floods[vtep].remove(received)
+                self._changed_floods[vtep] = None
+            return
+        self.macs[mac].routes.remove(received)
+        self._touched[mac] = None
+        if ip is not None:
+            self.ips[ip].routes.remove(received)
+            self._changed_ips[ip] = None
+
+    def entry(self, mac: bytes) -> MacEntry:
+        """Return the entry of a MAC, a new one if there is none."""
+        entry = self.macs.get(mac)
+        if entry is None:
+            entry = self.macs[mac] = MacEntry(self._tracker.last_place((self.vni, mac)))
+        return entry
+
+    def _ip_entry(self, ip: Address) -> IpEntry:
+        entry = self.ips.get(ip)
+        if entry is None:
+            entry = self.ips[ip] = IpEntry()
+        return entry
+
+    def touch(self, mac: bytes) -> None:
+        """Decide again about a MAC when `settle` is called."""
+        if mac in self.macs:
+            self._touched[mac] = None
+
+    def set_local(self, mac: bytes, *, static: bool, gateway: bool) -> None:
+        """Add a local MAC, or change what it is.
+
+        Its sequence number exceeds those of all remote routes. That of a sticky MAC is zero (RFC
+        7432, section 15.2), and so is that of a gateway, which several hosts may have.
+        """
+        entry = self.entry(mac)
+        if static or gateway:
+            sequence = 0
+        elif entry.local is None or entry.local.is_pinned:
+            sequence = entry.next_sequence()
+        else:
+            sequence = entry.local.sequence
+        entry.local = Local(sequence, static, gateway)
+        self._touched[mac] = None
+
+    def unset_local(self, mac: bytes) -> None:
+        """Remove a local MAC."""
+        entry = self.macs.get(mac)
+        if entry is not None and entry.local is not None:
+            entry.local = None
+            self._touched[mac] = None
+
+    def set_neighbour(self, ip: Address, mac: bytes, *, router: bool) -> None:
+        """Add the address of a MAC, or give it to another MAC."""
+        self.unset_neighbour(ip)
+        self._ip_entry(ip).local = (mac, router)
+        self.local_ips.setdefault(mac, set()).add(ip)
+        self._changed_ips[ip] = None
+
+    def unset_neighbour(self, ip: Address) -> None:
+        """Remove the address of a local MAC."""
+        entry = self.ips.get(ip)
+        if entry is None or entry.local is None:
+            return
+        mac = entry.local[0]
+        entry.local = None
+        ips = self.local_ips[mac]
+        ips.discard(ip)
+        if not ips:
+            del self.local_ips[mac]
+        self._changed_ips[ip] = None
+
+    def forget_local(self) -> None:
+        """Remove all local MACs and addresses."""
+        for mac in [mac for mac, entry in self.macs.items() if entry.local is not None]:
+            self.unset_local(mac)
+        for ip in [ip for ip, entry in self.ips.items() if entry.local is not None]:
+            self.unset_neighbour(ip)
+
+    def reinstall(self) -> None:
+        """Put all FDB entries and neighbours into the next changes."""
+        for mac, mac_entry in self.macs.items():
+            mac_entry.fdb = None
+            self._changed_macs[mac] = None
+        for ip, ip_entry in self.ips.items():
+            ip_entry.neighbour = None
+            self._changed_ips[ip] = None
+        self.installed_floods.clear()
+        self._changed_floods.update(dict.fromkeys(self.floods))
+        self.fdb_count = self.neighbour_count = 0
+
+    # Entries of a former speaker.
+
+    def note_fdb(self, mac: bytes, state: FdbState) -> None:
+        """Note that the FDB has an entry. A local MAC has moved here from its VTEP, meanwhile."""
+        entry = self.entry(mac)
+        self.fdb_count += entry.fdb is None
+        entry.fdb = state
+        if entry.local is not None and not entry.local.is_pinned:
+            sequence = max(entry.local.sequence, entry.next_sequence())
+            entry.local = entry.local._replace(sequence=sequence)
+        self._touched[mac] = None
+
+    def note_bridged(self, mac: bytes) -> None:
+        """Note that the bridge port has an entry."""
+        self.entry(mac).bridged = False
+        self._touched[mac] = None
+
+    def note_neighbour(self, ip: Address, mac: bytes) -> None:
+        """Note that there is a neighbour for the suppression of ARP and ND."""
+        entry = self._ip_entry(ip)
+        self.neighbour_count += entry.neighbour is None
+        entry.neighbour = (mac, False)
+        self._changed_ips[ip] = None
+
+    def note_flood(self, vtep: Address) -> None:
+        """Note that flooded frames are sent to a VTEP."""
+        self.installed_floods[vtep] = None
+        self._changed_floods[vtep] = None
+
+    # Decisions.
+
+    def settle(self, now: float) -> None:
+        """Decide where each MAC is that was marked."""
+        if not self._touched:
+            return
+        touched, self._touched = self._touched, {}
+        for mac in touched:
+            entry = self.macs[mac]
+            self._settle(mac, entry, now)
+            self._changed_macs[mac] = None
+            for route in entry.routes:
+                if route.ip is not None:
+                    self._changed_ips[route.ip] = None
+            if mac in self.local_ips:
+                self._changed_ips.update(dict.fromkeys(self.local_ips[mac]))
+
+    def _settle(self, mac: bytes, entry: MacEntry, now: float) -> None:
+        winner = self._winner(mac, entry)
+        if winner is not None:
+            place = _place(winner)
+            if place != entry.place or entry.winner is None:
+                entry.since = now
+            if not entry.is_known or place == entry.place or self._move(mac, entry, winner, now):
+                entry.is_known = True
+                entry.place = place
+            else:
+                winner = _held_winner(entry)
+        entry.winner = winner
+        if isinstance(winner, RibRoute) and entry.local is not None:
+            if self._tracker.is_held((self.vni, mac)):
+                return
+            # The bridge has an entry for the local port, which is to be replaced.
+            entry.local = None
+            entry.bridged = None
+
+    def _winner(self, mac: bytes, entry: MacEntry) -> RibRoute | Local | None:
+        if entry.is_known and self._tracker.is_held((self.vni, mac)):
+            return _held_winner(entry)
+        best, local = best_route(entry.routes), entry.local
+        if local is None or best is None:
+            return local or best
+        shared = best.shared
+        if local.is_pinned:
+            if not (local.gateway and shared.attributes.default_gateway):
+                self._alert(mac, entry, best, "it stays local")
+            return local
+        if shared.attributes.sticky:
+            self._alert(mac, entry, best, "it stays there")
+            return best
+        if shared.sequence != local.sequence:
+            return best if shared.sequence > local.sequence else local
+        return best if shared.order < self._own_order() else local
+
+    def _own_order(self) -> tuple[int, int]:
+        own = self.settings.locals
+        return order_of(own[0]) if own else (7, 0)
+
+    def _alert(self, mac: bytes, entry: MacEntry, best: RibRoute, result: str) -> None:
+        # RFC 7432, section 15.2: the operator must be alerted.
+        if entry.has_alerted:
+            return
+        entry.has_alerted = True
+        whose = "a static MAC of this host" if entry.local and entry.local.is_pinned else "local"
+        sticky = "as sticky" if best.shared.attributes.sticky else "too"
+        self._log.append(
+            f"vni {self.vni}: {format_mac(mac)} is {whose}, and {place_text(best.vtep)} announces "
+            f"it {sticky}; {result}; two hosts have this MAC, or a sticky one was moved"
+        )
+
+    def _move(self, mac: bytes, entry: MacEntry, winner: RibRoute | Local, now: float) -> bool:
+        """Note a move. Returns: False if it must not happen, as the MAC is held from now on."""
+        sequence = _sequence(winner)
+        move = Move(self.vni, mac, entry.place, _place(winner), sequence, now)
+        line = self._tracker.note(move)
+        if line is not None:
+            self._log.append(line)
+        if self._tracker.is_held((self.vni, mac)):
+            return False
+        self.moves += 1
+        entry.has_alerted = False
+        return True
+
+    # Results.
+
+    def collect(self, changes: Changes) -> None:
+        """Add the changes since the last call."""
+        changes.log.extend(self._log)
+        self._log.clear()
+        if self._changed_macs:
+            self._collect_macs(changes)
+        if self._changed_ips:
+            self._collect_ips(changes)
+        self.own.collect_flood(changes)
+        if self._changed_floods:
+            self._collect_floods(changes)
+
+    def _collect_macs(self, changes: Changes) -> None:
+        fdb: list[FdbChange] = []
+        bridge: list[BridgeChange] = []
+        vni = self.vni
+        for mac in self._changed_macs:
+            entry = self.macs[mac]
+            winner = entry.winner
+            wanted: FdbState | None = None
+            attributes: PathAttributes | None = None
+            if isinstance(winner, RibRoute):
+                wanted = self._fdb_state(winner)
+            elif winner is not None:
+                attributes = self.own.attributes(winner, router=False)
+            had = entry.fdb
+            if wanted != had:
+                entry.fdb = wanted
+                self.fdb_count += (wanted is not None) - (had is not None)
+                if wanted is not None:
+                    fdb.append(FdbChange("replace", mac, *wanted))
+                elif had is not None:
+                    fdb.append(FdbChange("del", mac, had.vtep, had.dst_vni))
+            port = None if wanted is None else wanted.sticky
+            if port != entry.bridged:
+                entry.bridged = port
+                bridge.append(BridgeChange(mac, port is not None, bool(port)))
+            if attributes is not None or entry.announced is not None:
+                entry.announced = self.own.change(changes, entry.announced, mac, None, attributes)
+            if entry.is_empty and not self._tracker.is_held((vni, mac)):
+                del self.macs[mac]
+        self._changed_macs.clear()
+        if fdb:
+            changes.fdb.setdefault(vni, []).extend(fdb)
+        if bridge:
+            changes.bridge.setdefault(vni, []).extend(bridge)
+
+    def _fdb_state(self, best: RibRoute) -> FdbState | None:
+        shared = best.shared
+        if not best.is_usable or shared.vtep is None:
+            return None
+        dst_vni = None if best.label == self.vni else best.label
+        return FdbState(shared.vtep, dst_vni, shared.sequence, shared.attributes.sticky)
+
+    def _collect_ips(self, changes: Changes) -> None:
+        neighbours: list[NeighbourChange] = []
+        for ip in self._changed_ips:
+            entry = self.ips[ip]
+            wanted = self._neighbour(entry)
+            had = entry.neighbour
+            if wanted != had:
+                entry.neighbour = wanted
+                self.neighbour_count += (wanted is not None) - (had is not None)
+                if wanted is not None:
+                    neighbours.append(NeighbourChange("replace", ip, *wanted))
+                elif had is not None:
+                    neighbours.append(NeighbourChange("del", ip, had[0]))
+            if entry.local is not None or entry.announced is not None:
+                mac, attributes = MAC_ZERO, None
+                if entry.local is not None:
+                    mac, router = entry.local
+                    mac_entry = self.macs.get(mac)
+                    if mac_entry is not None and isinstance(mac_entry.winner, Local):
+                        attributes = self.own.attributes(mac_entry.winner, router=router)
+                entry.announced = self.own.change(changes, entry.announced, mac, ip, attributes)
+            if entry.is_empty:
+                del self.ips[ip]
+        self._changed_ips.clear()
+        if neighbours:
+            changes.neighbours.setdefault(self.vni, []).extend(neighbours)
+
+    def _neighbour(self, entry: IpEntry) -> tuple[bytes, bool] | None:
+        """Return MAC and router flag of the remote neighbour with an address.
+
+        Its MAC must be at the VTEP that announces the address. Sequence numbers of several MACs
+        can't be compared, so the latest route wins among those that neither is sticky or higher.
+        """
+        if not self.settings.proxy or not entry.routes:
+            return None
+        if entry.local is not None:
+            mac_entry = self.macs.get(entry.local[0])
+            if mac_entry is not None and isinstance(mac_entry.winner, Local):
+                return None
+        best: RibRoute | None = None
+        for received in entry.routes:
+            winner = self.macs[received.mac].winner
+            if (
+                isinstance(winner, RibRoute)
+                and winner.vtep == received.vtep
+                and received.is_usable
+                and (best is None or _rank(received) >= _rank(best))
+            ):
+                best = received
+        return None if best is None else (best.mac, best.shared.attributes.router)
+
+    def _collect_floods(self, changes: Changes) -> None:
+        fdb: list[FdbChange] = []
+        for vtep in self._changed_floods:
+            routes = self.floods.get(vtep, [])
+            usable = [route for route in routes if route.is_usable]
+            if usable:
+                label = usable[0].label
+                dst_vni = None if label in (None, self.vni) else label
+                if vtep in self.installed_floods:
+                    if self.installed_floods[vtep] == dst_vni:
+                        continue
+                    fdb.append(FdbChange("del", MAC_ZERO, vtep, self.installed_floods[vtep]))
+                fdb.append(FdbChange("append", MAC_ZERO, vtep, dst_vni))
+                self.installed_floods[vtep] = dst_vni
+            elif vtep in self.installed_floods:
+                fdb.append(FdbChange("del", MAC_ZERO, vtep, self.installed_floods.pop(vtep)))
+            if not routes:
+                self.floods.pop(vtep, None)
+        self._changed_floods.clear()
+        if fdb:
+            changes.fdb.setdefault(self.vni, []).extend(fdb)
+
+    def own_routes(self) -> Iterator[Announcement]:
+        """Yield the own routes as of the last `collect`."""
+        if self.own.flood is not None:
+            yield self.own.flood
+        entries: Iterable[MacEntry | IpEntry] = chain(self.macs.values(), self.ips.values())
+        for entry in entries:
+            if entry.announced is not None:
+                yield entry.announced
+
+
+def _place(winner: RibRoute | Local) -> Place:
+    return winner.vtep if isinstance(winner, RibRoute) else None
+
+
+def _sequence(winner: RibRoute | Local) -> int:
+    return winner.shared.sequence if isinstance(winner, RibRoute) else winner.sequence
+
+
+def _rank(received: RibRoute) -> tuple[bool, int]:
+    return received.shared.attributes.sticky, received.shared.sequence
+
+
+def _held_winner(entry: MacEntry) -> RibRoute | Local | None:
+    """Return what keeps a MAC where it is; None if it is not there any more."""
+    if entry.place is None:
+        return entry.local
+    return best_route([route for route in entry.routes if route.vtep == entry.place])
