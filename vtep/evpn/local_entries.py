@@ -9,10 +9,15 @@ from vtep.wire.address import Address
 
 @frozen
 class TapPlace:
-    """The TAP of an EVPN VNI by name, and the bridge that it is to be a port of, if any."""
+    """The TAP of an EVPN VNI by name, and the bridge that it is to be a port of, if any.
+
+    `gateways` are the addresses of `--anycast-gateway`. The MAC of a device of this host that has
+    one is reported as that of a gateway.
+    """
 
     tap: str
     bridge: str | None = None
+    gateways: frozenset[Address] = frozenset()
 
 
 @frozen
@@ -33,6 +38,9 @@ class LocalEvents(Protocol):
 
     An entry is reported again if one of its properties has changed. A report of what is known
     already, or a removal of what is not known, never occurs.
+
+    The MACs of the host itself are `static`: those of the bridge and of macvlan devices on it, or
+    of a TAP that is no port of a bridge.
     """
 
     def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
@@ -42,7 +50,10 @@ class LocalEvents(Protocol):
         """Remove a local MAC: it has aged out, was deleted, or is reachable via the TAP now."""
 
     def neighbour_added(self, vni: int, ip: Address, mac: bytes, *, router: bool) -> None:
-        """Add an IP address, or replace its MAC. Its MAC is local."""
+        """Add an address, or replace its MAC, which need not be local.
+
+        The addresses of the host itself are included. `router` concerns IPv6 (RFC 4861).
+        """
 
     def neighbour_removed(self, vni: int, ip: Address) -> None:
         """Remove an IP address."""

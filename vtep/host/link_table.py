@@ -18,6 +18,7 @@ _INDEX = Struct("=i")
 _RTM_NEWLINK = 16
 _RTM_DELLINK = 17
 _AF_UNSPEC = 0
+_IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
 _IFLA_LINK = 5
@@ -25,6 +26,11 @@ _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
 _IFLA_LINK_NETNSID = 37
 _IFLA_INFO_KIND = 1
+_IFLA_INFO_DATA = 2
+_IFLA_INFO_SLAVE_KIND = 4
+_IFLA_INFO_SLAVE_DATA = 5
+_IFLA_BRPORT_LEARNING = 8
+_IFLA_BR_VLAN_FILTERING = 7
 _IFF_UP = 1
 _NLA_TYPE_MASK = 0x3FFF
 """The bits of an attribute's type that are not flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER)."""
@@ -48,6 +54,13 @@ class Link:
     is_up: bool = field(default=False, eq=False)
     """True if the device is administratively up (IFF_UP)."""
 
+    mac: bytes = field(default=b"", eq=False)
+    port_learning: bool | None = field(default=None, eq=False)
+    """True if a bridge learns from its port; None if the device is no port of a bridge."""
+
+    vlan_filtering: bool = field(default=False, eq=False)
+    """True for a bridge that separates VLANs."""
+
 
 class LinkTable:
     """The devices of this network namespace by index, as learned from messages."""
@@ -58,16 +71,12 @@ class LinkTable:
     def update(self, messages: bytes) -> bool:
         """Apply messages. Returns: True if they changed how devices are stacked."""
         changed = False
-        for kind, family, index, flags, attributes in _messages(messages):
-            # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK
-            # when a port leaves, which does not mean that the device is gone.
-            if family != _AF_UNSPEC:
-                continue
-            if kind == _RTM_NEWLINK:
+        for index, link in parse_links(messages):
+            if link is not None:
                 before = self._links.get(index)
-                self._links[index] = after = _parse_link(flags, attributes)
-                changed |= before != after
-            elif kind == _RTM_DELLINK:
+                self._links[index] = link
+                changed |= before != link
+            else:
                 changed |= self._links.pop(index, None) is not None
         return changed
 
@@ -121,6 +130,19 @@ class LinkTable:
         return master if self._links.get(master, Link()).kind == "vrf" else 0
 
 
+def parse_links(messages: bytes) -> Iterator[tuple[int, Link | None]]:
+    """Yield index and device of each message; None in place of a device that is gone."""
+    for kind, family, index, flags, attributes in _messages(messages):
+        # A bridge sends messages about its ports in AF_BRIDGE. Among them is an RTM_DELLINK when a
+        # port leaves, which does not mean that the device is gone.
+        if family != _AF_UNSPEC:
+            continue
+        if kind == _RTM_NEWLINK:
+            yield index, _parse_link(flags, attributes)
+        elif kind == _RTM_DELLINK:
+            yield index, None
+
+
 def changed_links(messages: bytes) -> set[int]:
     """Return the indices of the devices that messages are about, and of their masters."""
     indices = set()
@@ -153,17 +175,31 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _parse_link(flags: int, attributes: dict[int, bytes]) -> Link:
     """Parse the flags and the attributes of a link message."""
-    kind = dict(_attributes(attributes.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
+    info = dict(_attributes(attributes.get(_IFLA_LINKINFO, b"")))
+    kind = _text(info.get(_IFLA_INFO_KIND))
+    learning = None
+    if _text(info.get(_IFLA_INFO_SLAVE_KIND)) == "bridge":
+        port = dict(_attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")))
+        learning = port.get(_IFLA_BRPORT_LEARNING) != b"\0"
+    bridge = dict(_attributes(info.get(_IFLA_INFO_DATA, b""))) if kind == "bridge" else {}
     # IFLA_LINK is an index in the other namespace then, where it may be any device of ours.
     elsewhere = _IFLA_LINK_NETNSID in attributes
     return Link(
         master=_index(attributes.get(_IFLA_MASTER)),
         lower=0 if elsewhere else _index(attributes.get(_IFLA_LINK)),
-        kind=kind.rstrip(b"\0").decode(errors="replace"),
-        name=attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        kind=kind,
+        name=_text(attributes.get(_IFLA_IFNAME)),
         mtu=_index(attributes.get(_IFLA_MTU)),
         is_up=bool(flags & _IFF_UP),
+        mac=attributes.get(_IFLA_ADDRESS, b""),
+        port_learning=learning,
+        vlan_filtering=bridge.get(_IFLA_BR_VLAN_FILTERING) == b"\1",
     )
+
+
+def _text(value: bytes | None) -> str:
+    """Decode a text that ends with a zero octet. Returns: an empty text if it is absent."""
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
 
 
 def _index(value: bytes | None) -> int:

@@ -13,7 +13,10 @@ from struct import Struct
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 _NETLINK_XFRM = 6
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
 _RTMGRP_LINK = 1
+_RTMGRP_NEIGH = 4
 _RTMGRP_ROUTE = 0x40 | 0x80 | 0x400 | 0x40000 | 0x80000000
 """RTMGRP_IPV4_ROUTE and RTMGRP_IPV4_RULE, RTMGRP_IPV6_ROUTE, and the bits of RTNLGRP_IPV6_RULE (19)
 and RTNLGRP_NEXTHOP (32), which have no RTMGRP_ names."""
@@ -38,6 +41,9 @@ _ATTRIBUTE = Struct("=HH")
 """struct rtattr: length, including this header, and type."""
 
 _INDEX = Struct("=i")
+_MEMINFO = Struct("=9I")
+"""From the kernel's include/uapi/linux/sock_diag.h: the last number is SK_MEMINFO_DROPS."""
+
 _DUMP_MAX = 1 << 16
 _DUMP_TIMEOUT_S = 1.0
 
@@ -66,6 +72,37 @@ def subscribe_ipsec_policies() -> socket.socket | None:
         return _subscribe(_XFRMGRP_POLICY, _NETLINK_XFRM)
     except OSError:
         return None
+
+
+def subscribe_neighbours(receive_buffer: int) -> socket.socket:
+    """Return a non-blocking socket for links, addresses, neighbours, and FDB entries of bridges.
+
+    Its receive buffer has `receive_buffer` octets, if the kernel permits; see `count_lost_events`.
+    """
+    events = _subscribe(_RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IFADDR)
+    set_receive_buffer(events, receive_buffer)
+    return events
+
+
+def open_requests(receive_buffer: int) -> socket.socket:
+    """Return a non-blocking socket for requests to rtnetlink."""
+    requests = _subscribe(0)
+    set_receive_buffer(requests, receive_buffer)
+    return requests
+
+
+def set_receive_buffer(sock: socket.socket, octets: int) -> None:
+    """Set the receive buffer of a socket, beyond net.core.rmem_max if that is permitted."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, octets)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, octets)
+
+
+def count_lost_events(sock: socket.socket) -> int:
+    """Return the number of events that a socket has lost because its receive buffer was full."""
+    lost: int = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[-1]
+    return lost
 
 
 def _subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
