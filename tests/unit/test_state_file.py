@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vtep.daemon import state_file
 from vtep.daemon.state_file import SavedEntry, StateFile
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import EntryKind, EntryState, Remote
+from vtep.forwarding.fdb import EXTERN_LEARN, LOCAL, EntryKind, EntryState, Origin, Remote
 from vtep.wire.ethernet import format_mac
 
 NOW, WALL = 1000.0, 1_700_000_000.0
@@ -31,7 +31,10 @@ REMOTES = st.builds(
     st.none() | st.integers(0, (1 << 24) - 1),
     st.sampled_from([None, "eth0", "br-ä"]),
 )
-KINDS = st.builds(EntryKind, st.sampled_from(EntryState), st.booleans(), st.booleans())
+KINDS = st.builds(EntryKind, st.sampled_from(EntryState), sticky=st.booleans())
+ORIGINS = st.sampled_from(
+    [LOCAL, EXTERN_LEARN, Origin(False, True, 0), Origin(False, True, 7), Origin(True, True, 9)]
+)
 
 
 def entry(
@@ -46,12 +49,18 @@ def entry(
 
 
 ENTRIES = st.builds(
-    entry,
+    lambda vni, number, destinations, kind, age: entry(
+        vni,
+        number,
+        tuple(remote for remote, _ in destinations),
+        kind.with_origins(origin for _, origin in destinations),
+        NOW - age / 1000,
+    ),
     st.integers(0, (1 << 24) - 1),
     st.integers(0, (1 << 40) - 1),
-    st.lists(REMOTES, min_size=1, max_size=3).map(tuple),
+    st.lists(st.tuples(REMOTES, ORIGINS), min_size=1, max_size=3),
     KINDS,
-    st.integers(0, 10**6).map(lambda milliseconds: NOW - milliseconds / 1000),
+    st.integers(0, 10**6),
 )
 
 
@@ -151,6 +160,23 @@ def test_the_documented_schema(path: Path) -> None:
             (1, two, 0, "192.0.2.2", 4789, None, None, "dynamic", 0, 0, WALL - 10, "", 0),
         ]
         assert db.execute("SELECT * FROM last_commit").fetchall() == [(WALL, WALL)]
+
+
+def test_the_columns_of_a_control_plane(path: Path) -> None:
+    """Rows of versions that kept neither origins nor sequence numbers are read as they were."""
+    given = [LOCAL, EXTERN_LEARN, Origin(False, True, 7), Origin(True, True, 0)]
+    remotes = tuple(Remote(f"192.0.2.{number}", 4789) for number in range(1, 5))
+    write(path, entry(remotes=remotes, kind=STATIC.with_origins(given)))
+    with closing(sqlite3.connect(path)) as db:
+        columns = db.execute("SELECT extern_learn, origin, sequence FROM fdb").fetchall()
+        assert columns == [(0, "", 0), (1, "extern_learn", 0), (1, "evpn", 7), (0, "evpn", 0)]
+        (read,) = load(path)
+        assert [read.kind.origin(position) for position in range(4)] == given
+        db.execute("DELETE FROM fdb WHERE position NOT IN (1, 2)")
+        db.execute("UPDATE fdb SET origin = '', sequence = 0")
+        db.commit()
+    (read,) = load(path)
+    assert read.kind == EntryKind(EntryState.STATIC, extern_learn=True)
 
 
 def test_a_rollback_leaves_what_was_committed(path: Path, file: StateFile) -> None:

@@ -20,7 +20,16 @@ from vtep.daemon.port import Port
 from vtep.daemon.state_file import SavedEntry, StateFile
 from vtep.daemon.state_writer import StateWriter, restore
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import LEARNED, EntryKind, EntryState, Filter, Remote
+from vtep.forwarding.fdb import (
+    EXTERN_LEARN,
+    LEARNED,
+    LOCAL,
+    EntryKind,
+    EntryState,
+    Filter,
+    Origin,
+    Remote,
+)
 from vtep.wire.ethernet import MAC_ZERO
 
 NOW = 1000.0
@@ -320,12 +329,24 @@ _MACS = st.sampled_from([MAC_ZERO, mac(1), mac(2), mac(3), b"\x01\x00\x5e\x00\x0
 _REMOTES = st.builds(
     Remote, st.sampled_from(["192.0.2.2", "192.0.2.7", "192.0.2.8"]), st.just(4789)
 )
-_KINDS = st.builds(EntryKind, st.sampled_from(EntryState), st.booleans(), st.booleans())
+_KINDS = st.builds(
+    lambda state, sticky, origin: EntryKind(state, sticky=sticky).with_origins((origin,)),
+    st.sampled_from(EntryState),
+    st.booleans(),
+    st.sampled_from([LOCAL, LOCAL, EXTERN_LEARN, Origin(False, True, 7)]),
+)
 _CHANGES = st.one_of(
     st.tuples(st.sampled_from(["add", "append", "replace"]), _MACS, _REMOTES, _KINDS),
     st.tuples(st.just("remove"), _MACS, st.none() | _REMOTES),
     st.tuples(st.just("learn"), _MACS, _REMOTES),
-    st.tuples(st.just("flush"), st.builds(Filter, dst=st.sampled_from([None, "192.0.2.7"]))),
+    st.tuples(
+        st.just("flush"),
+        st.builds(
+            Filter,
+            dst=st.sampled_from([None, "192.0.2.7"]),
+            extern_learn=st.sampled_from([None, None, True]),
+        ),
+    ),
     st.tuples(st.just("expire")),
     st.tuples(st.sampled_from(["commit", "unlink", "yield"])),
 )
@@ -338,7 +359,11 @@ def entries(port: Port, *, learned: bool) -> dict[bytes, tuple[EntryKind, list[s
     for entry in port.fdb.entries():
         hosts = [to.host for to in entry.destinations]
         if entry.mac == MAC_ZERO:
-            hosts = [host for host in hosts if host not in configured]
+            hosts = [
+                to.host
+                for to, origin in entry.origins()
+                if origin.extern_learn or to.host not in configured
+            ]
         if hosts and (learned or not entry.kind.ages):
             table[entry.mac] = (entry.kind, hosts)
     return table

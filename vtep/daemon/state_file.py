@@ -14,7 +14,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -24,7 +24,14 @@ from attrs import frozen
 
 from vtep import descriptors
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import EntryKind, EntryState, Remote, parse_remote
+from vtep.forwarding.fdb import (
+    SEQUENCE_MAX,
+    EntryKind,
+    EntryState,
+    Origin,
+    Remote,
+    parse_remote,
+)
 from vtep.wire import vxlan
 from vtep.wire.ethernet import format_mac, parse_mac
 
@@ -57,12 +64,13 @@ CREATE TABLE fdb (
     dst_vni      INTEGER,                    -- NULL: the VNI of the segment
     via          TEXT,                       -- NULL: any device
     state        TEXT    NOT NULL,           -- permanent, static or dynamic
-    extern_learn INTEGER NOT NULL,
+    extern_learn INTEGER NOT NULL,           -- 1: only a control plane has given the destination
     sticky       INTEGER NOT NULL,
     updated      REAL,                       -- last received, in Unix time; NULL: never ages
     origin       TEXT    NOT NULL DEFAULT '',
-                 -- the control plane that advertised the destination; '': none
-    sequence     INTEGER NOT NULL DEFAULT 0, -- of that: MAC mobility (RFC 7432, section 7.7)
+                 -- the control plane that has given the destination, perhaps besides a user: evpn,
+                 -- or extern_learn for another one; '': none, or written before this was kept
+    sequence     INTEGER NOT NULL DEFAULT 0, -- of evpn: MAC mobility (RFC 7432, section 7.7)
     PRIMARY KEY (vni, mac, position)
 ) WITHOUT ROWID;
 CREATE TABLE last_commit (
@@ -74,19 +82,25 @@ COMMIT;
 """
 
 _SELECT: Final = """
-SELECT vni, mac, dst, port, dst_vni, via, state, extern_learn, sticky, updated
+SELECT vni, mac, dst, port, dst_vni, via, state, extern_learn, sticky, updated, origin, sequence
 FROM fdb ORDER BY vni, mac, position
 """
 # Not `(vni, mac) IN (VALUES ...)`, for which SQLite 3.40 reads the whole table.
 _DELETE: Final = "DELETE FROM fdb WHERE vni = ? AND mac IN (%s)"
 _INSERT: Final = """
-INSERT INTO fdb (vni, mac, position, dst, port, dst_vni, via, state, extern_learn, sticky, updated)
-VALUES %s
+INSERT INTO fdb (
+    vni, mac, position, dst, port, dst_vni, via, state, extern_learn, sticky, updated, origin,
+    sequence
+) VALUES %s
 """
+
+_EVPN: Final = "evpn"
+_OTHER_CONTROL_PLANE: Final = "extern_learn"
+"""Values of the column `origin`. Only EVPN has mobility sequence numbers."""
 
 _ROWS_PER_STATEMENT: Final = 50
 """Rows of one INSERT. SQLite releases the GIL once a statement: with one row each, a thread that
-writes would ask the event loop for the GIL at every row. 50 rows have 550 of the 999 parameters
+writes would ask the event loop for the GIL at every row. 50 rows have 650 of the 999 parameters
 that old SQLite libraries allow."""
 
 _BUSY_TIMEOUT_S: Final = 2.0
@@ -448,23 +462,42 @@ def _entries(rows: Iterable[tuple[Any, ...]], clock_offset: float) -> Iterator[S
     kinds: dict[tuple[Any, ...], EntryKind] = {}
     remotes: dict[tuple[Any, ...], Remote] = {}
     for (vni, mac), of_mac in groupby(rows, key=lambda row: row[:2]):
-        destinations = []
+        destinations: list[Remote] = []
+        every: list[tuple[Any, ...]] = []  # The flags of each destination.
         for row in of_mac:
             destination = row[2:6]
             remote = remotes.get(destination)
             if remote is None:
                 remote = remotes[destination] = _remote(*destination)
             destinations.append(remote)
-        # All rows of a MAC have the same from here on.
-        flags, updated = row[6:9], row[9]
-        kind = kinds.get(flags)
+            flags = (*row[6:9], *row[10:])
+            every.append(flags)
+        key = tuple(every)
+        kind = kinds.get(key)
         if kind is None:
-            state, extern_learn, sticky = flags
-            kind = kinds[flags] = EntryKind(EntryState(state), bool(extern_learn), bool(sticky))
+            kind = kinds[key] = _kind(every)
+        updated = row[9]  # All rows of a MAC have the same.
         if not 0 <= vni <= vxlan.VNI_MAX:
             raise ValueError(f"vni {vni}")
         last = updated - clock_offset if kind.ages else None
         yield SavedEntry(vni, parse_mac(mac), tuple(destinations), kind, last)
+
+
+def _kind(flags: Sequence[tuple[Any, ...]]) -> EntryKind:
+    """Make a kind of the columns of each destination. Raises: ValueError for nonsense."""
+    origins = []
+    for _, extern_learn, _, origin, sequence in flags:
+        if origin == _EVPN and not 0 <= sequence <= SEQUENCE_MAX:
+            raise ValueError(f"sequence {sequence}")
+        origins.append(
+            Origin(
+                is_local=not extern_learn,
+                extern_learn=bool(extern_learn or origin),
+                sequence=sequence if origin == _EVPN else None,
+            )
+        )
+    state, _, sticky, _, _ = flags[0]
+    return EntryKind(EntryState(state), sticky=bool(sticky)).with_origins(origins)
 
 
 def _remote(dst: str, port: int, vni: int | None, via: str | None) -> Remote:
@@ -478,9 +511,13 @@ def _rows(entry: SavedEntry, clock_offset: float) -> Iterator[tuple[Any, ...]]:
     mac, kind = format_mac(entry.mac), entry.kind
     updated = None if entry.updated is None else entry.updated + clock_offset
     for position, remote in enumerate(entry.destinations):
+        origin, control_plane = kind.origin(position), ""
+        if origin.extern_learn:
+            control_plane = _OTHER_CONTROL_PLANE if origin.sequence is None else _EVPN
         yield (
             *(entry.vni, mac, position, remote.host, remote.port, remote.vni, remote.via),
-            *(str(kind.state), kind.extern_learn, kind.sticky, updated),
+            *(str(kind.state), not origin.is_local, kind.sticky, updated),
+            *(control_plane, origin.sequence or 0),
         )
 
 

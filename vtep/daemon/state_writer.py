@@ -9,7 +9,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import chain, islice
@@ -23,7 +31,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.state_file import Changes, SavedEntry, StateFile
 from vtep.daemon.vtep import Vtep
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb, Remote
+from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb, Origin, Remote
 from vtep.wire.ethernet import MAC_ZERO
 
 log = logging.getLogger("vtep")
@@ -343,18 +351,31 @@ class StateWriter:
 
     def _snapshot(self, port: Port, entry: Entry) -> SavedEntry | None:
         """Return an entry as the file is to have it; None if it is not to be kept."""
-        ages, destinations = entry.kind.ages, entry.destinations
-        if ages and not self._learned:
+        kind, destinations = entry.kind, entry.destinations
+        if kind.ages and not self._learned:
             return None
         if entry.mac == MAC_ZERO:
-            configured = port.segment.configured
-            destinations = tuple(
-                remote for remote in destinations if port.fdb.find_equal(configured, remote) is None
-            )
+            configured = port.fdb.keys_of(port.segment.configured)
+            others = [
+                (remote, left)
+                for remote, origin in entry.origins()
+                if (left := _beside(configured, port.fdb, remote, origin)) is not None
+            ]
+            destinations = tuple(remote for remote, _ in others)
             if not destinations:
                 return None
-        updated = entry.updated if ages else None
-        return SavedEntry(port.config.vni, entry.mac, destinations, entry.kind, updated)
+            kind = kind.with_origins(left for _, left in others)
+        updated = entry.updated if kind.ages else None
+        return SavedEntry(port.config.vni, entry.mac, destinations, kind, updated)
+
+
+def _beside(
+    configured: Container[object], fdb: Fdb, remote: Remote, origin: Origin
+) -> Origin | None:
+    """Return the origin of a destination besides the configuration; None without another one."""
+    if fdb.members.key(remote) in configured:
+        return origin.withdraw(extern_learn=False)
+    return origin
 
 
 def _future() -> "asyncio.Future[VtepError | None]":
@@ -426,8 +447,8 @@ def _restore_static(fdb: Fdb, saved: SavedEntry, now: float) -> None:
     """Add a static entry; it replaces one that may have been learned already."""
     if saved.mac != MAC_ZERO and fdb.lookup(saved.mac) is not None:
         fdb.remove(saved.mac)
-    for remote in saved.destinations:
-        fdb.append(saved.mac, remote, now, saved.kind)
+    for position, remote in enumerate(saved.destinations):
+        fdb.append(saved.mac, remote, now, saved.kind.of_destination(position))
 
 
 def _restore_learned(
