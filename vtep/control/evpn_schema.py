@@ -130,7 +130,7 @@ class EvpnDuplicate(TypedDict):
     sequence: int
     """Its mobility sequence number."""
     moves: int
-    """Moves within the time of --evpn-duplicate-time."""
+    """Moves within the time of `duplicate-time`."""
     vteps: list[str]
     """The VTEPs, and "local", between which it moved."""
     age: float
@@ -219,7 +219,7 @@ class EvpnMac(TypedDict):
     state: str
     """active, stale (kept without a session), duplicate (it moved too often) or held."""
     moves: int
-    """Moves within the time of --evpn-duplicate-time."""
+    """Moves within the time of `duplicate-time`."""
     age: float
     """Seconds since it is at this VTEP."""
 

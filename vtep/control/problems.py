@@ -41,8 +41,8 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
         reason = speaker["last_error"] or "it has ended"
         yield _problem(
             "evpn-speaker-failed",
-            f"the EVPN speaker has failed, and is started again: {reason}; entries of EVPN stay "
-            "for the time of --evpn-stale-time; the log has more",
+            f"the EVPN speaker has failed, and is started again: {reason}; its entries stay for "
+            "the time of stale-time; the log has more",
         )
         return
     for session in evpn["sessions"]:
