@@ -60,7 +60,12 @@ def segment(vni: int = 100, *, own: str | tuple[str, ...] = OWN, **changed: Any)
 
 
 def speaker(router_id: str = OWN, **changed: Any) -> SpeakerSettings:
-    return SpeakerSettings(asn=ASN, router_id=IPv4Address(router_id), **changed)
+    settings: dict[str, Any] = {
+        "asn": ASN,
+        "router_id": IPv4Address(router_id),
+        "neighbors": frozenset({PEER}),
+    }
+    return SpeakerSettings(**(settings | changed))
 
 
 def tables(*segments: SegmentSettings, **changed: Any) -> Tables:
@@ -98,7 +103,7 @@ def flood_update(vtep: str, vni: int = 100, **changed: Any) -> Update:
     return Update((route,), attributes=attributes(vtep, vni, **({"pmsi": pmsi} | changed)))
 
 
-def update(vtep: str, *routes: Route, vni: int = 100, **changed: Any) -> Update:
+def update(vtep: str | None, *routes: Route, vni: int = 100, **changed: Any) -> Update:
     return Update(routes, attributes=attributes(vtep, vni, **changed))
 
 

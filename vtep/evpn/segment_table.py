@@ -277,7 +277,6 @@ class SegmentTable:
         if self._tracker.is_held((self.vni, mac)):
             return False
         self.moves += 1
-        entry.has_alerted = False
         return True
 
     # Results.
