@@ -66,7 +66,11 @@ class Pyvtep:
         self.views: dict[str, object] = {
             "summary": evpn_fake.summary(),
             "sessions": [evpn_fake.session()],
-            "routes": [evpn_fake.route(), evpn_fake.route(type=3, mac=None, neighbor=None)],
+            "routes": [
+                evpn_fake.route(),
+                evpn_fake.route(type=3, mac=None, neighbor=None),
+                evpn_fake.route(vni=None, best=False, reason="route-target"),
+            ],
             "macs": [evpn_fake.mac(), evpn_fake.mac(vtep=None, sticky=True, state="held")],
             "vteps": [evpn_fake.vtep(), evpn_fake.vtep("192.0.2.4", flood=False, stale=True)],
             "moves": [evpn_fake.move()],
@@ -172,6 +176,7 @@ def test_cells(pyvtep: Pyvtep) -> None:
         f"2 100 192.0.2.3:2 {MAC} 10.1.0.3 192.0.2.3 100 1 10.0.0.1 65000:100 best 60 s"
     )
     assert " local 65000:100 " in rows("show routes")[1]
+    assert rows("show routes")[2].endswith(" unused(route-target) 60 s")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def _mac_flags(row: _Row) -> str:
     return " ".join([*flags, *(["sticky"] if row["sticky"] else [])])
 
 
+def _route_flags(row: _Row) -> str:
+    """Return the flags of a route, and why it is not used."""
+    names = ("best", "sticky", "default_gateway", "router", "stale")
+    flags = [name.replace("_", "-") for name in names if row[name]]
+    return " ".join([*flags, *([f"unused({row['reason']})"] if row["reason"] is not None else [])])
+
+
 _VNI = ("VNI", "right", _text("vni"))
 _MAC_CELL = ("MAC", "", _text("mac"))
 _AGE = ("AGE", "right", _age)
@@ -193,7 +200,7 @@ _COLUMNS: Mapping[str, Sequence[tuple[str, str, Callable[[_Row], object]]]] = {
         ("SEQ", "right", _text("sequence")),
         ("NEIGHBOR", "", _text("neighbor", "local")),
         ("TARGETS", "", _words("route_targets")),
-        ("FLAGS", "", _flags("best", "sticky", "default_gateway", "router", "stale")),
+        ("FLAGS", "", _route_flags),
         _AGE,
     ),
 }
