@@ -42,7 +42,6 @@ WELL = EvpnFacts(
     "0.15.0",
     (UP,),
     (evpn_fake.segment(),),
-    (evpn_fake.vtep(),),
     md5=Md5Counters(),
 )
 
@@ -255,11 +254,30 @@ def test_a_label_that_contradicts_the_target() -> None:
     assert "for vni 100 by their route target, and for vni 101 by their label" in finding.title
 
 
-def test_vteps_of_an_ip_version_without_a_local_address() -> None:
-    vteps = (evpn_fake.vtep(), evpn_fake.vtep("2001:db8::3"))
-    finding = only(of_evpn(vteps=vteps))
-    assert "VTEPs with IPv6 addresses, and no own IPv6 address" in finding.title
-    assert "--local 192.0.2.1, and one more" in finding.fix
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("ip-version", "vni 100 has VTEPs with IPv6 addresses, and no own IPv6 address"),
+        ("as-loop", "have the AS number of this host in their AS path"),
+        ("encapsulation", "announces routes for another encapsulation than VXLAN"),
+        ("tunnel-type", "by a tunnel other than ingress replication"),
+        ("next-hop", "cannot be a VTEP"),
+    ],
+)
+def test_routes_of_type_3_that_cannot_be_used(reason: str, said: str) -> None:
+    hosts = [f"2001:db8::{number}" for number in range(3, 8)]
+    unused = tuple(
+        evpn_fake.route(type=3, mac=None, next_hop=host, reason=reason, best=False)
+        for host in hosts
+    )
+    finding = only(of_evpn(unused=unused, segments=empty()))
+    assert said in finding.title
+    assert "2001:db8::3, 2001:db8::4, 2001:db8::5 and 2 more" in text(finding)
+    others = tuple({**route, "reason": "own-route"} for route in unused)
+    assert of_evpn(unused=others) == []
+
+
+def test_a_vni_without_an_own_address() -> None:
     finding = only(of_evpn(segments=(evpn_fake.segment(local=[]),)))
     assert "has no own VTEP address" in finding.title
 

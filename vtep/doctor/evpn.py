@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from attrs import evolve, frozen
 
 from vtep.control import Client
-from vtep.control.evpn_schema import EvpnSession, EvpnStatus, EvpnVtep
+from vtep.control.evpn_schema import EvpnRoute, EvpnSession, EvpnStatus
 from vtep.control.socket_files import speaker_socket
 from vtep.doctor import procfs
 from vtep.doctor.evpn_facts import EvpnFacts, NeighborFacts
@@ -32,7 +32,7 @@ class Examined:
 
     status: EvpnStatus
     version: str
-    vteps: tuple[EvpnVtep, ...]
+    unused: tuple[EvpnRoute, ...]
     neighbors: tuple[NeighborFacts, ...]
     socket: str | None
 
@@ -49,11 +49,12 @@ def _look(running: RunningVtep, network: LocalNetwork) -> Iterator[Examined]:
     evpn = status.get("evpn")
     if evpn is None:
         return
-    vteps: list[EvpnVtep] = []
+    routes: list[EvpnRoute] = []
     with suppress(VtepError), Client(speaker_socket(running.client.path)) as speaker:
-        vteps = speaker.call("evpn.show", what="vteps")
+        routes = speaker.call("evpn.show", what="routes", type=3)
+    unused = tuple(route for route in routes if route["reason"] is not None)
     neighbors = tuple(_of_neighbor(session, network) for session in evpn["sessions"])
-    yield Examined(evpn, status["version"], tuple(vteps), neighbors, running.socket)
+    yield Examined(evpn, status["version"], unused, neighbors, running.socket)
 
 
 def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
@@ -92,7 +93,7 @@ def measure(examined: Iterable[Examined]) -> tuple[EvpnFacts, ...]:
                     each.version,
                     tuple(pool.map(_measure, each.neighbors)),
                     tuple(status["segments"]),
-                    each.vteps,
+                    each.unused,
                     tuple(status["unmatched"]),
                     tuple(status["label_conflicts"]),
                     tuple(status["duplicates"]),

@@ -8,11 +8,11 @@ from attrs import frozen
 from vtep.control.evpn_schema import (
     EvpnDuplicate,
     EvpnLabelConflict,
+    EvpnRoute,
     EvpnSegment,
     EvpnSession,
     EvpnSpeaker,
     EvpnUnmatched,
-    EvpnVtep,
 )
 
 
@@ -76,7 +76,8 @@ class EvpnFacts:
     """The version of the daemon."""
     neighbors: tuple[NeighborFacts, ...] = ()
     segments: tuple[EvpnSegment, ...] = ()
-    vteps: tuple[EvpnVtep, ...] = ()
+    unused: tuple[EvpnRoute, ...] = ()
+    """Routes of type 3, one of each VTEP and VNI, that cannot be used."""
     unmatched: tuple[EvpnUnmatched, ...] = ()
     label_conflicts: tuple[EvpnLabelConflict, ...] = ()
     duplicates: tuple[EvpnDuplicate, ...] = ()

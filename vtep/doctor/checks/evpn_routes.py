@@ -1,9 +1,9 @@
 """Checks of EVPN routes: why a VNI has none, and settings that keep them from having an effect."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 
-from vtep.control.evpn_schema import EvpnSegment, EvpnUnmatched
+from vtep.control.evpn_schema import EvpnRoute, EvpnSegment, EvpnUnmatched
 from vtep.doctor.evpn_facts import EvpnFacts
 from vtep.doctor.facts import SegmentFacts
 from vtep.doctor.finding import Finding, note, problem, warning
@@ -22,10 +22,12 @@ def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding
         if segment["vni"] not in by_vni:  # The doctor was asked about another one.
             continue
         others = _meant_for(segment, evpn)
-        if not segment["vteps"]:
+        if not segment["vteps"] and not any(
+            _UNUSED.get(each["reason"] or "") for each in evpn.unused
+        ):
             yield _without_vteps(segment, evpn, others)
             explained += others
-        yield from _of_addresses(segment, evpn)
+        yield from _of_addresses(segment)
         yield from _of_settings(segment, by_vni[segment["vni"]])
     for other in evpn.unmatched:
         if other not in explained:
@@ -41,6 +43,7 @@ def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding
             f"use one VNI at both ends; or, if vni {label} there is this segment, name the target: "
             f"--route-target-import {_first(conflict['route_targets'])}",
         )
+    yield from _of_unused(evpn)
     yield from _of_duplicates(evpn)
 
 
@@ -138,10 +141,9 @@ def _imports(segment: EvpnSegment) -> str:
 # --- what keeps routes from having an effect ------------------------------------------------------
 
 
-def _of_addresses(segment: EvpnSegment, evpn: EvpnFacts) -> Iterator[Finding]:
-    """Report VTEPs of an IP version of which this VNI has no own address."""
+def _of_addresses(segment: EvpnSegment) -> Iterator[Finding]:
+    """Report a VNI without an own VTEP address."""
     vni = segment["vni"]
-    own = {ip_address(each).version for each in segment["local"]}
     if not segment["local"]:
         yield problem(
             f"vni {vni}",
@@ -149,21 +151,79 @@ def _of_addresses(segment: EvpnSegment, evpn: EvpnFacts) -> Iterator[Finding]:
             "It is the --local of the VNI, or else the local address of a session.",
             f"pyvtep set --vni {vni} --local with an address of this host",
         )
-        return
-    for version in (4, 6):
-        remote = [
-            each["vtep"]
-            for each in evpn.vteps
-            if each["vni"] == vni and ip_address(each["vtep"]).version == version
-        ]
-        if remote and version not in own:
-            yield problem(
-                f"vni {vni}",
-                f"vni {vni} has VTEPs with IPv{version} addresses, and no own IPv{version} address",
-                f"{_join(remote[:_NAMED])}: frames to and from them need one.",
-                f"pyvtep set --vni {vni} --local {' --local '.join(segment['local'])}, and one "
-                f"more --local with an IPv{version} address of this host",
-            )
+
+
+def _of_unused(evpn: EvpnFacts) -> Iterator[Finding]:
+    """Report VTEPs whose routes of type 3 cannot be used, once for each reason and VNI."""
+    groups: dict[tuple[str, int | None], list[EvpnRoute]] = {}
+    for route in evpn.unused:
+        groups.setdefault((route["reason"] or "", route["vni"]), []).append(route)
+    for (reason, vni), routes in groups.items():
+        explain = _UNUSED.get(reason)
+        if explain is not None:
+            hosts = sorted({route["next_hop"] or route["ip"] or "?" for route in routes})
+            more = f" and {len(hosts) - _NAMED} more" if len(hosts) > _NAMED else ""
+            yield explain(f"{', '.join(hosts[:_NAMED])}{more}", vni, routes[0])
+
+
+def _other_version(hosts: str, vni: int | None, route: EvpnRoute) -> Finding:
+    version = ip_address(route["next_hop"] or "::").version
+    return problem(
+        f"vni {vni}",
+        f"vni {vni} has VTEPs with IPv{version} addresses, and no own IPv{version} address",
+        f"{hosts}: frames to and from them need one.",
+        f"pyvtep set --vni {vni} with one more --local, an IPv{version} address of this host",
+    )
+
+
+def _as_loop(hosts: str, _vni: int | None, route: EvpnRoute) -> Finding:
+    return problem(
+        hosts,
+        f"the routes of {hosts} have the AS number of this host in their AS path",
+        "They are refused, as routes that come back (RFC 4271, section 9.1.2). So it is if several "
+        "leaves share an AS number, and have eBGP sessions with a spine.",
+        "give each leaf an AS number of its own, or use iBGP with a route reflector; or have "
+        f"{route['neighbor']} replace it (FRR: neighbor ... as-override)",
+    )
+
+
+def _other_encapsulation(hosts: str, _vni: int | None, _route: EvpnRoute) -> Finding:
+    return problem(
+        hosts,
+        f"{hosts} announces routes for another encapsulation than VXLAN",
+        "Its encapsulation community names others only, such as MPLS or Geneve.",
+        f"on {hosts}: use VXLAN as the data plane of EVPN",
+    )
+
+
+def _other_tunnel(hosts: str, _vni: int | None, _route: EvpnRoute) -> Finding:
+    return problem(
+        hosts,
+        f"{hosts} wants flooded frames by a tunnel other than ingress replication",
+        "Its PMSI attribute has another type than 6, such as a multicast tree of the underlay. "
+        "Unicast works, and broadcasts do not reach it.",
+        f"on {hosts}: use ingress replication (head-end replication) for the VNI",
+    )
+
+
+def _bad_next_hop(hosts: str, _vni: int | None, route: EvpnRoute) -> Finding:
+    return problem(
+        hosts,
+        f"the next hop {hosts} of routes cannot be a VTEP",
+        "It is no unicast address, or a link-local one that came over another link.",
+        f"on {route['neighbor']}: keep the next hop of reflected routes (FRR does so for EVPN "
+        "unless next-hop-self is set)",
+    )
+
+
+_UNUSED: Mapping[str, Callable[[str, int | None, EvpnRoute], Finding]] = {
+    "ip-version": _other_version,
+    "as-loop": _as_loop,
+    "encapsulation": _other_encapsulation,
+    "tunnel-type": _other_tunnel,
+    "next-hop": _bad_next_hop,
+}
+"""By the reason in `EvpnRoute`; those that have findings of their own are left out."""
 
 
 def _of_settings(segment: EvpnSegment, facts: SegmentFacts) -> Iterator[Finding]:
