@@ -35,7 +35,7 @@ class BridgeWatch:
 
     @property
     def resyncs(self) -> int:
-        """How often events were lost, so that everything was read again."""
+        """The number of times that events were lost, so that everything was read again."""
         return self._reader.resyncs if self._reader else 0
 
     async def start(self) -> None:

@@ -28,7 +28,7 @@ _SLICE_S = 0.002
 """Seconds for which events are read before other callbacks have their turn."""
 
 _DUMPS_MAX = 5
-"""How often a dump is repeated because entries were deleted meanwhile."""
+"""Repetitions of a dump because entries were deleted meanwhile."""
 
 _DUMPS = (
     (RTM_GETLINK, 0),
@@ -66,7 +66,7 @@ class EntryReader:
         self._repeats = 0
         self._is_dumped = False
         self.resyncs = 0
-        """How often events were lost, so that everything was read again."""
+        """The number of times that events were lost, so that everything was read again."""
 
         self._open()
 

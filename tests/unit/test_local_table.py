@@ -1,0 +1,203 @@
+"""Local MACs and addresses of EVPN segments, from messages of rtnetlink."""
+
+from struct import pack
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.test_neighbour_messages import attribute, message
+from vtep.evpn.local_entries import TapPlace
+from vtep.evpn.local_table import LocalTable
+from vtep.host.neighbour_messages import (
+    AF_BRIDGE,
+    NTF_EXT_LEARNED,
+    NUD_NOARP,
+    NUD_PERMANENT,
+    NUD_REACHABLE,
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    Message,
+    split_messages,
+)
+from vtep.wire.address import Address
+
+BRIDGE, TAP, PORT = 2, 3, 4
+BRIDGE_MAC, TAP_MAC = (bytes((2, 0, 0, 0, 0, index)) for index in (BRIDGE, TAP))
+
+
+def parsed(octets: bytes) -> Message:
+    (found,) = split_messages(octets)
+    return found
+
+
+def link(index: int, name: str, kind: str, master: int = 0) -> Message:
+    body = pack("=BxHiII", 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
+    body += attribute(1, bytes((2, 0, 0, 0, 0, index))) + attribute(18, attribute(1, kind.encode()))
+    return parsed(
+        message(RTM_NEWLINK, body + (attribute(10, pack("=I", master)) if master else b""))
+    )
+
+
+def unlink(index: int) -> Message:
+    return parsed(message(RTM_DELLINK, pack("=BxHiII", 0, 1, index, 1, 0)))
+
+
+def entry(
+    mac: bytes, port: int = PORT, *, state: int = NUD_REACHABLE, flags: int = 0, gone: bool = False
+) -> Message:
+    body = pack("=BxxxiHBB", AF_BRIDGE, port, state, flags, 0) + attribute(2, mac)
+    kind = RTM_DELNEIGH if gone else RTM_NEWNEIGH
+    return parsed(message(kind, body + attribute(9, pack("=I", BRIDGE))))
+
+
+class Reports:
+    """The MACs that have been reported, which must not be reported twice."""
+
+    def __init__(self) -> None:
+        self.macs: dict[bytes, tuple[bool, bool]] = {}
+        self.lost = 0
+
+    def mac_added(self, _vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+        assert self.macs.get(mac) != (static, gateway)
+        self.macs[mac] = static, gateway
+
+    def mac_removed(self, _vni: int, mac: bytes) -> None:
+        del self.macs[mac]
+
+    def neighbour_added(self, _vni: int, ip: Address, mac: bytes, *, router: bool) -> None:
+        raise NotImplementedError
+
+    def neighbour_removed(self, _vni: int, ip: Address) -> None:
+        raise NotImplementedError
+
+    def synced(self, _vni: int) -> None:
+        raise NotImplementedError
+
+    def segment_lost(self, _vni: int) -> None:
+        self.lost += 1
+
+
+LINKS = (
+    link(BRIDGE, "br0", "bridge"),
+    link(TAP, "vx0", "tun", BRIDGE),
+    link(PORT, "p0", "veth", BRIDGE),
+)
+
+
+def new_table(*messages: Message) -> tuple[LocalTable, Reports]:
+    reports = Reports()
+    table = LocalTable(reports)
+    table.configure({100: TapPlace("vx0")})
+    for one in (*LINKS, *messages):
+        table.update(one)
+    return table, reports
+
+
+MACS = st.integers(1, 4).map(lambda number: bytes((2, 0, 0, 1, 0, number)))
+ENTRIES = st.builds(
+    entry,
+    MACS,
+    st.sampled_from([TAP, PORT, 5]),
+    state=st.sampled_from([NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT]),
+    flags=st.sampled_from([0, NTF_EXT_LEARNED]),
+    gone=st.booleans(),
+)
+
+
+def expected(messages: list[Message]) -> dict[bytes, tuple[bool, bool]]:
+    """Return the local MACs after messages about entries, from the last about each MAC."""
+    found: dict[bytes, Any] = {BRIDGE_MAC: (True, False)}
+    for one in messages:
+        at = one.begin
+        mac = one.data[at + 16 : at + 22]
+        port = int.from_bytes(one.data[at + 4 : at + 8], "little")
+        state, flags = one.data[at + 8], one.data[at + 10]
+        found.pop(mac, None)
+        if one.kind == RTM_NEWNEIGH and port != TAP and not flags and state != NUD_PERMANENT:
+            found[mac] = state == NUD_NOARP, False
+    return found
+
+
+@given(st.lists(ENTRIES, max_size=30))
+def test_events_make_macs_local_or_not(events: list[Message]) -> None:
+    """Whatever their order, reports agree with the last event of each MAC."""
+    _, reports = new_table(*events)
+    assert reports.macs == expected(events)
+
+
+@given(
+    history=st.lists(ENTRIES, max_size=20),
+    lost=st.integers(0, 20),
+    dumped=st.integers(0, 20),
+    data=st.data(),
+)
+def test_a_dump_repairs_what_was_lost(
+    history: list[Message], lost: int, dumped: int, data: st.DataObject
+) -> None:
+    """Events are lost until a dump begins, which is read from there on, between events."""
+    table, reports = new_table(*history[:lost])
+    begin = min(len(history), lost + dumped)
+    later = history[begin:]
+    table.begin_dump()
+    # The kernel reads each MAC at some time, and the reply is read between any two events.
+    replies: dict[int, list[Message]] = {}
+    for mac in dict.fromkeys(map(_mac, history)):
+        time, position = (data.draw(st.integers(0, len(later))) for _ in range(2))
+        if reply := _present(history[: begin + time], mac):
+            replies.setdefault(position, []).append(reply)
+    for position in range(len(later) + 1):
+        for reply in replies.get(position, ()):
+            table.update(reply, is_reply=True)
+        for event in later[position : position + 1]:
+            table.update(event)
+    for one in LINKS:
+        table.update(one, is_reply=True)
+    table.end_dump()
+    assert reports.macs == expected(history)
+
+
+def _mac(one: Message) -> bytes:
+    return one.data[one.begin + 16 : one.begin + 22]
+
+
+def _present(history: list[Message], mac: bytes) -> Message | None:
+    """Return the present entry of a MAC."""
+    last = None
+    for one in history:
+        if _mac(one) == mac:
+            last = one if one.kind == RTM_NEWNEIGH else None
+    return last
+
+
+def test_a_tap_is_followed_by_index_and_name() -> None:
+    """A bridge that vanishes takes its MACs along; a device of another kind is no bridge."""
+    mac = bytes((2, 0, 0, 1, 0, 1))
+    table, reports = new_table(entry(mac))
+    assert reports.macs == {mac: (False, False), BRIDGE_MAC: (True, False)}
+    assert table.moved == {100}
+    table.update(link(TAP, "vx0", "tun"))
+    assert reports.macs == {TAP_MAC: (True, False)}
+    table.update(link(TAP, "vx0", "tun", BRIDGE))
+    assert mac in reports.macs
+    table.update(unlink(BRIDGE))
+    assert reports.macs == {TAP_MAC: (True, False)}
+    table.update(link(BRIDGE, "bond0", "bond"))
+    assert table.attachment(100) == (TAP, 0)
+    table.update(link(TAP, "other", "tun", BRIDGE))
+    assert (reports.macs, reports.lost) == ({}, 1)
+    table.configure({})
+    assert table.attachment(100) == (0, 0)
+
+
+def test_a_gateway_on_a_macvlan_is_one_of_the_host() -> None:
+    """As routers with a virtual MAC are made: a macvlan device on the bridge."""
+    _, reports = new_table()
+    body = pack("=BxHiII", 0, 1, 9, 1, 0) + attribute(3, b"gw0\0") + attribute(1, bytes(5) + b"\2")
+    body += attribute(5, pack("=I", BRIDGE)) + attribute(18, attribute(1, b"macvlan"))
+    table, reports = new_table(parsed(message(RTM_NEWLINK, body)))
+    assert reports.macs == {BRIDGE_MAC: (True, False), bytes(5) + b"\2": (True, False)}
+    table.update(unlink(9))
+    assert reports.macs == {BRIDGE_MAC: (True, False)}
