@@ -90,8 +90,10 @@ def test_all_problems_are_reported_with_their_lines() -> None:
         "file:7: password: is not a text of printable characters",
         "file:8: router_id: unknown key; did you mean router-id?",
         "file:9: duplicate-mac drop: must be warn, hold or off",
-        "file:13: vlan 5: MACs of a VLAN of the bridge cannot be announced yet; leave out vlan "
-        + "or evpn",
+        (
+            "file:13: vlan 5: MACs of a VLAN of the bridge cannot be announced yet; leave out vlan "
+            "or evpn"
+        ),
     ]
 
 
@@ -121,10 +123,14 @@ def test_problems_of_neighbours() -> None:
     text = '[evpn]\nasn = 1\nneighbor = ["10.0.0.1",\n"10.0.0.1/24",\n"10.0.0.2,as=5"]\n'
     text += "[[vni]]\nid = 5"
     assert problems(text) == [
-        "file:4: neighbor 10.0.0.1/24: is not an IP address but a prefix; write the address "
-        + 'alone: neighbor = "10.0.0.1"',
-        "file:5: neighbor 10.0.0.2,as=5: takes asn=N, port=N and passive behind the address, as "
-        + "in 10.0.0.1,asn=65001",
+        (
+            "file:4: neighbor 10.0.0.1/24: is not an IP address but a prefix; write the address "
+            'alone: neighbor = "10.0.0.1"'
+        ),
+        (
+            "file:5: neighbor 10.0.0.2,as=5: takes asn=N, port=N, local=IP and passive behind the "
+            "address, as in 10.0.0.1,asn=65001"
+        ),
     ]
 
 
@@ -141,8 +147,10 @@ def test_problems_of_neighbours() -> None:
         (
             "evpn = true\n[[vni]]\nid = 1",
             [
-                "file:1: evpn: write the BGP sessions as a table [evpn], with asn and neighbor, "
-                + "and evpn = true into the [[vni]] tables"
+                (
+                    "file:1: evpn: write the BGP sessions as a table [evpn], with asn and "
+                    "neighbor, and evpn = true into the [[vni]] tables"
+                )
             ],
         ),
         (
@@ -158,8 +166,10 @@ def test_problems_of_neighbours() -> None:
             ["file:3: neighbor: is missing; give the address of a BGP speaker"],
         ),
         (
-            '[evpn]\nasn = 1\nneighbor = "10.0.0.1"\npassword = "a"\npassword-file = "/b"\n'
-            + "[[vni]]\nid = 1",
+            (
+                '[evpn]\nasn = 1\nneighbor = "10.0.0.1"\npassword = "a"\npassword-file = "/b"\n'
+                "[[vni]]\nid = 1"
+            ),
             ["file:5: password-file /b: there is a password as well; leave one out"],
         ),
     ],
@@ -184,12 +194,12 @@ def test_a_directory_has_one_table() -> None:
 
 
 def test_neighbours() -> None:
-    found = neighbor("10.0.0.1,asn=65001,port=1790,passive")
-    assert found == Neighbor("10.0.0.1", asn=65001, port=1790, passive=True)
+    found = neighbor("10.0.0.1,asn=65001,port=1790,local=10.0.0.9,passive")
+    assert found == Neighbor("10.0.0.1", asn=65001, port=1790, local="10.0.0.9", passive=True)
     assert neighbor(str(found)) == found
     assert neighbor(IPv4Address("10.0.0.1")) == Neighbor("10.0.0.1")
     assert neighbor({"address": "10.0.0.1", "password": "x"}).password == "x"
-    for wrong in ({"address": "10.0.0.1", "as": 1}, {"asn": 1}, "10.0.0.1,asn", "10.0.0.1,asn=0"):
+    for wrong in ({"address": "10.0.0.1", "as": 1}, {"asn": 1}, "10.0.0.1,local=fe80::1%a"):
         with pytest.raises(ConfigError, match=r"--evpn-neighbor|--asn"):
             neighbor(wrong)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import click
 
 from vtep.cli import client_command, commands, evpn_text
+from vtep.cli.evpn_speaker import speaker as speaker_command
 from vtep.cli.grammar import Grammar
 from vtep.control import Client, socket_files
 from vtep.control.client import DisconnectedError
@@ -233,3 +234,6 @@ def restart(vtep: Client) -> None:
     """End the EVPN speaker and start it again, as after an upgrade; entries stay meanwhile."""
     answer = vtep.call("evpn.restart")
     click.echo(f"EVPN speaker restarted, process {answer['pid']}")
+
+
+evpn.add_command(speaker_command)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from vtep.config import Settings
+from vtep.config.evpn import BGP_PORT
 from vtep.control import socket_files
 from vtep.host import privileges
 from vtep.host.privileges import Capability
@@ -46,8 +47,11 @@ def check_config(path: Path | None) -> None:
 
 
 def _needed(settings: Settings, *, address_probes: bool) -> frozenset[Capability]:
+    ports = [port for config in settings.segments for port in (config.dstport, min(config.srcport))]
+    if settings.evpn is not None and settings.evpn.listen:
+        ports.append(BGP_PORT)  # The speaker inherits the capability.
     return privileges.needed(
-        [port for config in settings.segments for port in (config.dstport, min(config.srcport))],
+        ports,
         address_probes=address_probes,
         unprivileged_port=privileges.first_unprivileged_port(),
     )

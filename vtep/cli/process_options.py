@@ -44,6 +44,16 @@ class ProcessOptions:
                 "--log syslog, or a file"
             )
 
+    @property
+    def log_options(self) -> list[str]:
+        """The options by which another process logs to the same place."""
+        options = ["--debug"] if self.debug else []
+        if self.log is not None and self.log not in (STDERR, SYSLOG):
+            options += ["--log", str(Path(self.log).absolute())]
+        elif self.log is not None or self.background:
+            options += ["--log", self.log or SYSLOG]
+        return options + (["--log-format", self.log_format] if self.log_format else [])
+
     @classmethod
     def take(cls, given: dict[str, Any], *, debug: bool) -> "ProcessOptions":
         """Remove these options from those that were given, and return them."""

@@ -33,6 +33,7 @@ from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
 from vtep.daemon.tap_namespace import prepare_taps
+from vtep.evpn.fabric import Fabric
 from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
@@ -115,7 +116,7 @@ def run(
         try:
             parts = _Parts(
                 *(reloadable, supervision, handler, on_ready, pid_file),
-                *(command, process.takeover, process.on_demand),
+                *(command, process.log_options, process.takeover, process.on_demand),
             )
             uvloop.run(_run(parts))
         except VtepError as error:
@@ -211,6 +212,8 @@ class _Parts:
     on_ready: Callable[[], None]
     pid_file: PidFile | None
     command: list[str]
+    log_options: list[str]
+    """Options of the log, for processes that this one starts."""
     takeover: str | None
     """The control socket of the process to take over from, or empty for the default one."""
     on_demand: bool
@@ -230,9 +233,11 @@ async def _run(parts: _Parts) -> None:
 
     async with AsyncExitStack() as running:
         manager = supervision.manager
+        fabric = Fabric(reloadable.vtep, parts.log_options)
         handover = OldSide(
             *(reloadable.vtep, lambda: reloadable.settings.segments),
             *(on_handed_over, parts.command),
+            speaker=fabric.state,
         )
         running.push_async_callback(handover.finish)  # The last of all: the files are closed then.
         if parts.takeover is None:
@@ -254,10 +259,11 @@ async def _run(parts: _Parts) -> None:
             vtep = await running.enter_async_context(successor.started())
             reloadable.settings = attrs.evolve(settings, segments=successor.base)
             handover.refusal = successor.refusal
+            fabric.adopt(successor.speaker, successor.taken)
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
         running.callback(supervision.stopping)
-        _handle_signals(reloadable, manager, parts.handler, handover)
+        _handle_signals(reloadable, manager, parts.handler, handover, fabric)
         if successor is not None and successor.end_requested.is_set():
             asyncio.get_running_loop().create_task(vtep.stop())
         restores = parts.takeover is None
@@ -269,25 +275,29 @@ async def _run(parts: _Parts) -> None:
             readers=settings.control_group,
             changers=settings.control_admin_group,
             inherited=None if successor is None else successor.control,
-            more=handover.methods,
-            on_serving=partial(_on_serving, handover, on_demand),
+            more={**handover.methods, **fabric.methods},
+            on_serving=partial(_on_serving, handover, on_demand, fabric),
         )
         await running.enter_async_context(serving)
+        await running.enter_async_context(
+            fabric.configured(reloadable, lambda: handover.is_handed_over)
+        )
         _log_ports(vtep, running)
         bootstrap.unblock_signals()
         running.callback(bootstrap.block_signals)  # At the end, the loop removes its handlers.
         # 3. It forwards: --takeover is acknowledged, and whoever waits for the start is told.
         parts.on_ready()
-        await _until_first_ends(vtep.wait(), *_others(parts, vtep, on_demand))
+        await _until_first_ends(vtep.wait(), *_others(parts, vtep, on_demand), fabric.run())
     totals = vtep.counters()
     drops = sum(count for name, count in totals.items() if name.startswith("drop_"))
     out, into = totals["tx_frames"], totals["rx_frames"]
     log.info("ended: %d frames out, %d in, %d dropped", out, into, drops)
 
 
-def _on_serving(handover: OldSide, on_demand: OnDemand, server: Server) -> None:
+def _on_serving(handover: OldSide, on_demand: OnDemand, fabric: Fabric, server: Server) -> None:
     """Pass the server of the control socket to the parts that need it."""
     handover.on_serving(server)
+    fabric.on_serving(server)
     on_demand.server = server
 
 
@@ -323,6 +333,7 @@ def _handle_signals(
     manager: ServiceManager,
     handler: NonBlockingLogHandler,
     handover: OldSide,
+    fabric: Fabric,
 ) -> None:
     """Handle signals in the running loop: those that end, those that request something."""
     loop, vtep = asyncio.get_running_loop(), reloadable.vtep
@@ -339,6 +350,7 @@ def _handle_signals(
 
     def on_hangup() -> None:
         handler.reopen()
+        fabric.reopen_log()
         loop.create_task(_reload(reloadable, manager, handover))
 
     loop.add_signal_handler(signal.SIGHUP, on_hangup)

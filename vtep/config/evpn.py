@@ -39,7 +39,7 @@ _PASSWORD_MAX = 80
 _MOVES_MAX = 1000
 
 ACTIONS = ("warn", "hold", "off")
-"""What is done about a MAC that is a duplicate."""
+"""The ways to handle a duplicate MAC."""
 
 
 # --- parsers --------------------------------------------------------------------------------------
@@ -200,7 +200,23 @@ class Neighbor:
         converter=_port,
         metadata={"metavar": "PORT", "help": "TCP port on which it listens."},
     )
+    local: Address | None = field(
+        default=None,
+        converter=optional(_neighbor_address),
+        metadata={
+            "metavar": "IP",
+            "help": "Own address of the session [default: --local, or that of the route].",
+        },
+    )
     passive: bool = flag(default=False, help="Wait for its connection, and open none.")
+
+    @local.validator
+    def _check_local(self, _attribute: "Attribute[Any]", value: Address | None) -> None:
+        if value is not None and value.version != self.address.version:
+            raise ConfigError(
+                f"--evpn-neighbor {self.address}: cannot be reached from its local {value}, which "
+                "is of another IP version"
+            )
 
     def __str__(self) -> str:
         """Return the neighbour as the command line has it, without its password."""
@@ -209,6 +225,8 @@ class Neighbor:
             parts.append(f"asn={self.asn}")
         if self.port != BGP_PORT:
             parts.append(f"port={self.port}")
+        if self.local is not None:
+            parts.append(f"local={self.local}")
         return ",".join(parts + ["passive"] * self.passive)
 
 
@@ -239,10 +257,13 @@ def neighbor(value: object) -> Neighbor:
         name, separator, text = each.partition("=")
         if name == "passive" and not separator:
             options[name] = True
-        elif name in ("asn", "port") and separator:
+        elif name in ("asn", "port", "local") and separator:
             options[name] = text
         else:
-            reason = "takes asn=N, port=N and passive behind the address, as in 10.0.0.1,asn=65001"
+            reason = (
+                "takes asn=N, port=N, local=IP and passive behind the address, as in "
+                "10.0.0.1,asn=65001"
+            )
             raise OptionError("--evpn-neighbor", value, reason)
     return Neighbor(address, **options)
 

@@ -20,82 +20,37 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
-
-import attrs
+from typing import TYPE_CHECKING, Any
 
 from vtep.config import Config, Settings, conflicts, option_parsers, vlans
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.file_keys import (
+    CONFIG_KEYS,
+    DEFAULT_KEYS,
+    EVPN,
+    EVPN_KEYS,
+    EVPN_SYNONYMS,
+    ID,
+    MAPPED_KEYS,
+    NEIGHBOR_KEYS,
+    PROCESS_KEYS,
+    SEGMENT_KEYS,
+    SYNONYMS,
+    TABLE,
+    VLANS,
+)
 from vtep.config.toml_lines import Path, locate, repeated, spellings
 from vtep.errors import ConfigError, OptionError, shortened, shown
 
-TABLE = "vni"
-ID = "id"
+if TYPE_CHECKING:
+    import attrs
 
 _VNI_HINT = "vni: write each VNI as a table, below a line [[vni]]"
-
-
-def _by_key(fields: "tuple[attrs.Attribute[Any], ...]") -> "dict[str, attrs.Attribute[Any]]":
-    return {field.name.replace("_", "-"): field for field in fields}
-
-
-_CONFIG_KEYS = _by_key(attrs.fields(Config))
-_SEGMENT_KEYS = _CONFIG_KEYS | {ID: _CONFIG_KEYS["vni"]}
-del _SEGMENT_KEYS["vni"]
-_DEFAULT_KEYS = {
-    key: field
-    for key, field in _SEGMENT_KEYS.items()
-    if key not in (ID, "tap", "vlan", "mac", "address", "evpn", "rd")
-    and not key.startswith("route-target")
-}
-_VLANS = "vlan"
-_MAPPED_KEYS = {**_SEGMENT_KEYS, _VLANS: vlans.MAPPING}
-"""Keys of a table without an id, whose VNIs are those that its VLANs are mapped to."""
-_PROCESS_KEYS = _by_key(attrs.fields(Settings))
-del _PROCESS_KEYS["segments"], _PROCESS_KEYS["evpn"]
-EVPN = "evpn"
-_EVPN_KEYS = _by_key(attrs.fields(EvpnSettings))
-_NEIGHBOR_KEYS = _by_key(attrs.fields(Neighbor))
 _NO_SESSIONS = ConfigError("evpn: needs a table [evpn] in this file, with asn and neighbor")
 _EVPN_HINT = (
     "evpn: write the BGP sessions as a table [evpn], with asn and neighbor, and evpn = true into "
     "the [[vni]] tables"
 )
-
-_SYNONYMS = {
-    "vni": ID,
-    "peer": "remote",
-    "peers": "remote",
-    "port": "dstport",
-    "device": "dev",
-    "interface": "dev",
-    "master": "bridge",
-    "name": "tap",
-    "ip": "address",
-    "maxaddress": "max-addresses",
-    "rt": "route-target",
-    "route-distinguisher": "rd",
-}
-"""Keys of other programs, with the key of the same meaning here."""
-
-_EVPN_SYNONYMS = {
-    "as": "asn",
-    "as-number": "asn",
-    "local-as": "asn",
-    "remote-as": "asn",
-    "peer-as": "asn",
-    "peer": "neighbor",
-    "peers": "neighbor",
-    "reflector": "neighbor",
-    "remote": "neighbor",
-    "rt": "route-target",
-    "md5": "password",
-    "key": "password",
-    "holdtime": "hold-time",
-    "ip": "address",
-    "id": "router-id",
-}
-"""The same for the table [evpn] and its neighbours."""
 
 
 class FileError(ConfigError):
@@ -193,16 +148,16 @@ class _Reader:
             if key == EVPN:
                 self._parse_evpn(value)
                 continue
-            if key in _PROCESS_KEYS:
-                if self._check_value((key,), _PROCESS_KEYS[key], value):
-                    self.process[_PROCESS_KEYS[key].name] = value
-            elif key in _DEFAULT_KEYS:
-                if self._check_value((key,), _DEFAULT_KEYS[key], value):
-                    common[_DEFAULT_KEYS[key].name] = value
-            elif key in _SEGMENT_KEYS:
+            if key in PROCESS_KEYS:
+                if self._check_value((key,), PROCESS_KEYS[key], value):
+                    self.process[PROCESS_KEYS[key].name] = value
+            elif key in DEFAULT_KEYS:
+                if self._check_value((key,), DEFAULT_KEYS[key], value):
+                    common[DEFAULT_KEYS[key].name] = value
+            elif key in SEGMENT_KEYS:
                 self._report((key,), f"{key}: belongs in a [[vni]] table")
             else:
-                self._report_unknown((key,), [TABLE, *_PROCESS_KEYS, *_DEFAULT_KEYS])
+                self._report_unknown((key,), [TABLE, *PROCESS_KEYS, *DEFAULT_KEYS])
         if TABLE not in self._document and not self._problems:
             # More likely a truncated file than one that is to remove all VNIs.
             self._report(
@@ -221,7 +176,7 @@ class _Reader:
             self._report((EVPN,), _EVPN_HINT)
             return
         before = len(self._problems)
-        options = self._parse_keys((EVPN,), table, _EVPN_KEYS)
+        options = self._parse_keys((EVPN,), table, EVPN_KEYS)
         for key in ("asn", "neighbor"):
             if key not in table and not self._is_misspelt(table, key):
                 example = "asn = 65000" if key == "asn" else 'neighbor = ["10.0.0.1"]'
@@ -240,7 +195,7 @@ class _Reader:
         options = {}
         for key, value in table.items():
             if key not in keys:
-                self._report_unknown((*at, key), list(keys), _EVPN_SYNONYMS)
+                self._report_unknown((*at, key), list(keys), EVPN_SYNONYMS)
             elif key == "neighbor":
                 items = value if isinstance(value, list) else [value]
                 before = len(self._problems)
@@ -259,14 +214,14 @@ class _Reader:
 
     def _parse_neighbor(self, at: Path, table: Mapping[str, Any]) -> None:
         """Report problems of a neighbour that is written as a table."""
-        self._parse_keys(at, table, _NEIGHBOR_KEYS)
+        self._parse_keys(at, table, NEIGHBOR_KEYS)
         if "address" not in table and not self._is_misspelt(table, "address"):
             self._report(at, "address is missing in this neighbor")
 
     def _is_misspelt(self, table: Mapping[str, Any], key: str) -> bool:
         """Return whether a key is there under another name, which is reported already."""
         return any(
-            _EVPN_SYNONYMS.get(other) == key or difflib.get_close_matches(other, [key])
+            EVPN_SYNONYMS.get(other) == key or difflib.get_close_matches(other, [key])
             for other in table
         )
 
@@ -304,10 +259,10 @@ class _Reader:
         for number, table in enumerate(tables):
             options = dict(common)
             before = len(self._problems)
-            is_mapped = _VLANS in table and ID not in table
-            keys = _MAPPED_KEYS if is_mapped else _SEGMENT_KEYS
+            is_mapped = VLANS in table and ID not in table
+            keys = MAPPED_KEYS if is_mapped else SEGMENT_KEYS
             for key, value in table.items():
-                if key in _PROCESS_KEYS:
+                if key in PROCESS_KEYS:
                     what = f"{key}: is an option of the process; move it above the first [[vni]]"
                     self._report((TABLE, number, key), what)
                 elif key not in keys:
@@ -376,7 +331,7 @@ class _Reader:
                 self._report(at, self._requote(at, what) + also)
                 return
         # A table that maps VLANs has no id: its VNIs are in that option.
-        self._report((TABLE, number, _VLANS) if key == ID else (TABLE, number), what + also)
+        self._report((TABLE, number, VLANS) if key == ID else (TABLE, number), what + also)
 
     def _requote(self, at: Path, what: str) -> str:
         """Return a message about an option with the value as it is written in the file.
@@ -387,7 +342,7 @@ class _Reader:
         value: Any = self._document
         for step in at:
             value = value[step]
-        field = _SEGMENT_KEYS.get(key)
+        field = SEGMENT_KEYS.get(key)
         convert: Any = field.converter if field is not None else None
         if convert is None or not normal:
             return what
@@ -402,7 +357,7 @@ class _Reader:
         return what
 
     def _report_unknown(
-        self, at: Path, known: list[str], synonyms: Mapping[str, str] = _SYNONYMS
+        self, at: Path, known: list[str], synonyms: Mapping[str, str] = SYNONYMS
     ) -> None:
         key = str(at[-1])
         plain = key.lstrip("-").replace("_", "-").lower()
@@ -454,11 +409,11 @@ def _key(name: str, otherwise: str = "") -> str:
     """Return the key of an option, or `otherwise` if it has none."""
     if name == "vni":
         return ID
-    if name in _CONFIG_KEYS | _PROCESS_KEYS or name == "asn":
+    if name in CONFIG_KEYS | PROCESS_KEYS or name == "asn":
         return name
     # Options of the table [evpn]: `--evpn-hold-time` is `hold-time` there.
     within = name.removeprefix(f"{EVPN}-")
-    return within if within in _EVPN_KEYS and within != name else otherwise
+    return within if within in EVPN_KEYS and within != name else otherwise
 
 
 def _key_of(what: str) -> str:
@@ -517,9 +472,7 @@ def _syntax_hint(line: str) -> str:
     key, value = found["key"], found["value"]
     if found["sign"] != "=" or value.startswith("="):
         return (
-            f"; write {key} = ..."
-            if key in _SEGMENT_KEYS | _PROCESS_KEYS
-            else "; write key = value"
+            f"; write {key} = ..." if key in SEGMENT_KEYS | PROCESS_KEYS else "; write key = value"
         )
     if value.lower() in ("yes", "on", "true", "no", "off", "false"):
         value = "true" if value.lower() in ("yes", "on", "true") else "false"
@@ -527,8 +480,8 @@ def _syntax_hint(line: str) -> str:
     if value.endswith(","):
         return "; leave out the comma"
     # A number with a unit, such as 5m: the parser of the option suggests what to write.
-    if re.match(r"[0-9]+[a-zA-Z]", value) and key in _SEGMENT_KEYS:
-        error = _value_error(_SEGMENT_KEYS[key], value)
+    if re.match(r"[0-9]+[a-zA-Z]", value) and key in SEGMENT_KEYS:
+        error = _value_error(SEGMENT_KEYS[key], value)
         if isinstance(error, OptionError):
             return f"; {value} {error.reason}"
     return f"; quote text: {key} = {json.dumps(value)}"

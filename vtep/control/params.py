@@ -82,6 +82,10 @@ class Params:
             return value
         raise ConfigError(f"{name}: must be true or false")
 
+    def objects(self, *names: str) -> dict[str, Any]:
+        """Return those of some parameters that are given, of whatever type."""
+        return {name: self._given[name] for name in names if self._given.get(name) is not None}
+
     def options(self) -> dict[str, Any]:
         """Return the options of a segment, as keywords of `Config`, which checks their values."""
         value = self._given.get("options")

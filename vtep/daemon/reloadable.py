@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,16 @@ class ReloadableVtep:
         self.settings = settings = attrs.evolve(settings, **self._overrides)
         self.path = path
         self._reloading = asyncio.Lock()
+        self._watchers: list[Callable[[Settings], None]] = []
         self.vtep = Vtep(*settings.segments, inherited=inherited)
+
+    def watch(self, watcher: Callable[[Settings], None]) -> Callable[[], None]:
+        """Call `watcher` with the settings after each reload.
+
+        Returns: a function that ends this.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
 
     async def reload(self) -> str:
         """Read the file again and apply it. Segments that did not change forward on.
@@ -79,6 +88,8 @@ class ReloadableVtep:
             if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("%s has changed in %s, which takes a restart", name, path)
         self.settings = settings
+        for watcher in self._watchers:
+            watcher(settings)
         done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)
         line = f"read {path} again: {done or 'nothing is different'}"
         log.info("%s", line)

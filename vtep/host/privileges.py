@@ -35,8 +35,8 @@ class Capability(IntEnum):
     SETPCAP = 8
     """Reduce the bounding set (cap_prctl_drop() in security/commoncap.c). Never kept."""
     NET_BIND_SERVICE = 10
-    """Bind UDP ports below net.ipv4.ip_unprivileged_port_start (inet_port_requires_bind_service()
-    in include/net/ip.h). Kept if a VNI is configured with such a port."""
+    """Bind ports below net.ipv4.ip_unprivileged_port_start (inet_port_requires_bind_service() in
+    include/net/ip.h). Kept if a VNI is configured with such a UDP port, and with BGP EVPN."""
     NET_ADMIN = 12
     """Create TAP devices (tun_set_iff() in drivers/net/tun.c), change links, addresses and bridges
     (rtnetlink_rcv_msg() in net/core/rtnetlink.c), attach a tc program, set large socket buffers
@@ -136,7 +136,7 @@ def needed(
     """Return the capabilities that a VTEP needs while it runs.
 
     Args:
-        ports: the UDP ports that it binds, or the lowest of each range.
+        ports: the UDP and TCP ports that it binds, or the lowest of each range.
         address_probes: it probes for addresses in the segment.
         unprivileged_port: the first port that any user may bind.
     """

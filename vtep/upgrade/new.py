@@ -7,11 +7,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vtep import __version__
 from vtep.config import Config, Settings
@@ -28,6 +28,9 @@ from vtep.upgrade.format import FormatError, Message
 from vtep.upgrade.merge import merge
 from vtep.upgrade.starter import Starter, starter
 from vtep.wire.address import Address
+
+if TYPE_CHECKING:
+    from vtep.daemon.port import Port
 
 log = logging.getLogger("vtep")
 
@@ -60,6 +63,10 @@ class NewSide:
         self._states: dict[int, Message] = {}
         self.control: ControlSocket | None = None
         """The listening control socket of the old process, which this one serves then."""
+        self.speaker: Mapping[str, Any] = {}
+        """What the old process says of its EVPN speaker; empty without one."""
+        self.taken: Mapping[int, Port] = {}
+        """The ports as they were handed over, by VNI, before changes of the file."""
         self.refusal: str | None = None
         """The reason why the host has refused what the file has changed, if it has."""
         self.end_requested = asyncio.Event()
@@ -104,6 +111,7 @@ class NewSide:
         # From now on, TAPs are opened as at any other time, also in other network namespaces.
         vtep.inherited.in_use = False
         async with vtep.continued():
+            self.taken = dict(vtep.ports)
             await self._apply_changes()
             yield vtep
 
@@ -222,6 +230,7 @@ class NewSide:
                 self._vtep.taps_lost = message.integer("taps_lost", 0)
                 if message.fields.get("started") is not None:
                     self._vtep.started = message.number("started")
+                self.speaker = message.mapping("speaker")
                 if reload := message.mapping("reload"):
                     at = Message(fmt.PROCESS, reload).number("time")
                     self._vtep.last_reload = Reload(reload.get("successful") is True, at)

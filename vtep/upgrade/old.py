@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -79,7 +79,8 @@ class OldSide:
     """Hands the work of this process over, whenever a new process asks for it.
 
     `base` returns the configurations of the file or command line that this process has read last.
-    `on_handed_over` is awaited with the PID of the new process.
+    `on_handed_over` is awaited with the PID of the new process. `speaker` returns what that process
+    must know of the EVPN speaker.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class OldSide:
         base: Callable[[], Iterable[Config]],
         on_handed_over: Callable[[int], Awaitable[None]],
         command: Sequence[str] = (),
+        speaker: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         self._vtep = vtep
         self._base = base
         self._on_handed_over = on_handed_over
         self._command = command or own_command()
+        self._speaker = speaker
         # Paths in the command may be relative to it; a process in the background leaves it.
         self._folder = working_directory()
         self._server: Server | None = None
@@ -324,6 +327,8 @@ class OldSide:
             # Exactly, and not as an age: a monitoring system takes another time for a restart.
             started=vtep.started,
             reload=asdict(vtep.last_reload) if vtep.last_reload is not None else {},
+            # Its sessions stay up: the new process supervises it.
+            speaker=dict(self._speaker()),
         )
         descriptors = iter([*vtep.descriptors(), *self._control_descriptor()])
         while chunk := list(islice(descriptors, fmt.DESCRIPTORS_MAX)):

@@ -1,0 +1,487 @@
+"""The speaker: a process with the BGP sessions, the tables of routes, and the local bridges.
+
+It joins its parts: `DaemonLink` to the daemon that has started it, `Peers`, `Tables` and
+`BridgeWatch`. Tables alone decide; the speaker carries out what follows from them.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtep import __version__
+from vtep.config.evpn import EvpnSettings
+from vtep.errors import VtepError
+from vtep.evpn import bgp_sockets
+from vtep.evpn.announcement import Announcement
+from vtep.evpn.bridges import BridgeWatch
+from vtep.evpn.changes import Changes
+from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
+from vtep.evpn.peer import Peer
+from vtep.evpn.peers import Peers
+from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
+from vtep.evpn.speaker_socket import SpeakerSocket
+from vtep.evpn.tables import StaleMac, Tables
+from vtep.wire.address import Address, without_scope
+from vtep.wire.bgp.update import Update
+from vtep.wire.ethernet import MAC_ZERO, format_mac, parse_mac
+
+if TYPE_CHECKING:
+    from vtep.evpn.table_settings import SegmentSettings
+
+log = logging.getLogger("vtep")
+
+_REPORT_MIN_S, _REPORT_MAX_S = 1.0, 10.0
+"""Seconds between two reports to the daemon: after changes, and without any."""
+
+_SYNC_S = 5.0
+"""Seconds for the local entries of a VNI to be read, before sessions begin without them."""
+
+_ROUTER_ID_S = 1.0
+"""Interval of looks for an own address, while there is no route to any neighbour, in seconds."""
+
+_MOVES_MAX = 100
+"""Moves in a summary."""
+
+_PROBLEMS_LOGGED = 10
+"""Deviations of a neighbour's messages that are logged a minute."""
+
+
+class Speaker:
+    """The speaker of one daemon. It receives the events of `Peers` and of `BridgeWatch`."""
+
+    def __init__(self, link: DaemonLink) -> None:
+        self._link = link
+        self._socket = SpeakerSocket(self._show, self._clear)
+        self._watch = BridgeWatch(self)
+        self._config: SpeakerConfig | None = None
+        self._router_id = IPv4Address(1)
+        self._tables: Tables | None = None
+        self._peers: Peers | None = None
+        self._segments: dict[int, SegmentSettings] = {}
+        self._synced: dict[int, asyncio.Event] = {}
+        self._fdb: dict[int, list[dict[str, Any]]] = {}
+        """Changes of FDBs that wait to be sent to the daemon."""
+        self._neighbours: dict[int, list[dict[str, Any]]] = {}
+        self._to_write = asyncio.Event()
+        self._written = asyncio.Event()
+        self._written.set()
+        self._to_report = asyncio.Event()
+        self._is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._logged = 0
+        self._logged_since = 0.0
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until the daemon ends, or asks for it. Raises: VtepError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end.set)
+        loop.set_exception_handler(self._on_internal_error)
+        config = SpeakerConfig.parse(await self._link.attach())
+        self._config = config
+        try:
+            await self._socket.start(self._link.path, config.readers, config.changers)
+        except VtepError as error:
+            log.warning("EVPN: pyvtep evpn show is not available: %s", error)
+        await self._watch.start()
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(self._write()),
+            asyncio.ensure_future(self._report()),
+            asyncio.ensure_future(self._follow(config)),
+            asyncio.ensure_future(self._end.wait()),
+            self._failure,
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._stop()
+        for each in done:
+            each.result()
+
+    async def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._peers is not None:
+            await self._peers.stop("pyvtep ends")
+        await self._watch.stop()
+        await self._socket.stop()
+        self._link.close()
+
+    def _on_internal_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """End this process: its tables may be wrong, and the next one begins with none."""
+        error = context.get("exception")
+        log.error("EVPN speaker: internal error: %s: %r", context["message"], error)
+        log.debug("traceback:", exc_info=error)
+        if not self._failure.done():
+            self._failure.set_exception(VtepError(f"internal error: {error!r}; please report it"))
+
+    # --- configuration --------------------------------------------------------------------------
+
+    async def _follow(self, config: SpeakerConfig) -> None:
+        """Take the configuration, and each later one, until there is no EVPN any more."""
+        while config.settings is not None:
+            if config.version != __version__:
+                log.warning(
+                    "EVPN speaker: of version %s, while the daemon is of version %s; restart it "
+                    "when it suits: pyvtep evpn restart",
+                    *(__version__, config.version),
+                )
+            await self._configure(config, config.settings)
+            config = SpeakerConfig.parse(await self._link.next_config(config.generation))
+        await self._clean_up()
+
+    async def _configure(self, config: SpeakerConfig, settings: EvpnSettings) -> None:
+        before, self._config = self._config, config
+        tables = self._tables
+        if tables is None:
+            self._router_id = await self._find_router_id(config, settings)
+            tables = self._tables = Tables(speaker_settings(settings, self._router_id))
+        elif settings.router_id is not None:
+            self._router_id = settings.router_id
+        known = set(self._segments)
+        self._configure_tables(tables, config, settings)
+        for vni in config.segments.keys() - known:
+            self._synced[vni] = asyncio.Event()
+        self._watch.configure(config.places, learning=config.learning)
+        for vni in config.segments.keys() - known:
+            await self._restore(tables, vni)
+        for vni in config.segments.keys() & known:
+            # Another port has the VNI now, and an empty FDB.
+            if (
+                before is not None
+                and before.segments[vni].instance != config.segments[vni].instance
+            ):
+                tables.reinstall(vni)
+        # In both, so that a router ID is the same for sessions and routes.
+        settings = _with_router_id(settings, self._router_id)
+        if self._peers is None:
+            self._peers = Peers(
+                *(settings, self, self._own_routes),
+                local_addresses=config.locals,
+                restarted=config.is_restarted,
+            )
+            await self._peers.start()
+        else:
+            await self._peers.configure(settings, local_addresses=config.locals)
+            self._configure_tables(tables, config, settings)
+        self._changed()
+
+    def _configure_tables(
+        self, tables: Tables, config: SpeakerConfig, settings: EvpnSettings
+    ) -> None:
+        self._segments = segment_settings(
+            config, settings, self._router_id, self._own_addresses(settings), self._segments
+        )
+        tables.configure(
+            self._segments, time.monotonic(), speaker_settings(settings, self._router_id)
+        )
+
+    def _own_addresses(self, settings: EvpnSettings) -> list[Address]:
+        """Return own addresses on the underlay: those of sessions, else those of routes."""
+        found: dict[Address, None] = {}
+        for peer in self._peers or ():
+            if peer.is_established and peer.local_address is not None:
+                found[without_scope(peer.local_address)] = None
+        for neighbor in settings.neighbor:
+            local = neighbor.local or bgp_sockets.local_address_towards(
+                neighbor.address, neighbor.port
+            )
+            if local is not None:
+                found[without_scope(local)] = None
+        # The address of a link is no address of a VTEP: others cannot reach it.
+        return [each for each in found if not each.is_link_local]
+
+    async def _find_router_id(self, config: SpeakerConfig, settings: EvpnSettings) -> IPv4Address:
+        """Return the BGP identifier; wait until there is an own address to derive it from."""
+        if settings.router_id is not None:
+            return settings.router_id
+        while True:
+            found = [*config.locals, *self._own_addresses(settings)]
+            for address in found:
+                if isinstance(address, IPv4Address):
+                    return address
+            if found:  # It has to be unique in the AS only, and no address (RFC 6286).
+                return IPv4Address(zlib.crc32(found[0].packed) or 1)
+            await asyncio.sleep(_ROUTER_ID_S)
+
+    async def _restore(self, tables: Tables, vni: int) -> None:
+        """Take over what a former speaker has left in the tables of a VNI."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SYNC_S):
+                await self._synced[vni].wait()
+        try:
+            entries = await self._link.call("fdb.show", vni=vni, extern_learn=True)
+            neighbours = await self._link.call("neigh.show", vni=vni)
+        except DaemonGoneError:
+            raise
+        except VtepError as error:  # It was deleted meanwhile.
+            log.debug("EVPN: vni %d: %s", vni, error)
+            return
+        macs: dict[bytes, StaleMac] = {}
+        floods = []
+        for entry in entries:
+            mac = parse_mac(entry["mac"])
+            for each in entry["destinations"]:
+                if not each.get("extern_learn", entry["extern_learn"]):
+                    continue
+                vtep = ip_address(each["dst"])
+                if mac == MAC_ZERO:
+                    floods.append(vtep)
+                else:
+                    dst_vni = each["dst_vni"] if each["dst_vni"] != vni else None
+                    sequence = each.get("sequence") or 0
+                    macs[mac] = StaleMac(vtep, sequence, entry["sticky"], dst_vni)
+        known = {
+            ip_address(each["ip"]): parse_mac(each["mac"])
+            for each in neighbours
+            if each.get("extern_learn")
+        }
+        left = self._watch.remote_macs(vni)
+        if macs or floods or known or left:
+            log.info(
+                "EVPN: vni %d: %d MACs and %d VTEPs are to be confirmed",
+                vni,
+                len(macs),
+                len(floods),
+            )
+        tables.restore_stale(vni, macs, floods, known, left, time.monotonic())
+
+    async def _clean_up(self) -> None:
+        """Remove all entries: EVPN is not configured any more."""
+        if self._tables is None:
+            return
+        self._tables.configure({}, time.monotonic())
+        self._apply()
+        await self._written.wait()
+
+    # --- changes --------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Carry out what follows from the tables, once all events of this turn were taken."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._apply)
+
+    def _apply(self) -> None:
+        self._is_scheduled = False
+        if self._tables is None:
+            return
+        again = self._tables.tick(time.monotonic())
+        changes = self._tables.take()
+        if self._timer is not None:
+            self._timer.cancel()
+        if again is not None:
+            pause = max(0.0, again - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(pause, self._apply)
+        if changes:
+            self._carry_out(changes)
+
+    def _carry_out(self, changes: Changes) -> None:
+        for line in changes.log:
+            log.warning("EVPN: %s", line)
+        for vni, fdb in changes.fdb.items():
+            self._fdb.setdefault(vni, []).extend(change.params() for change in fdb)
+        for vni, neighbours in changes.neighbours.items():
+            self._neighbours.setdefault(vni, []).extend(each.params() for each in neighbours)
+        if changes.fdb or changes.neighbours:
+            self._written.clear()
+            self._to_write.set()
+        if changes.bridge:
+            self._watch.apply(changes.bridge)
+        if self._peers is not None:
+            if changes.withdraw:
+                self._peers.withdraw(changes.withdraw)
+            if changes.announce:
+                self._peers.announce(changes.announce)
+        self._to_report.set()
+
+    async def _write(self) -> None:
+        """Write changes to the tables of the daemon, as fast as it takes them."""
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            for waiting, method in ((self._fdb, "fdb.batch"), (self._neighbours, "neigh.batch")):
+                while waiting:
+                    vni = next(iter(waiting))
+                    refused = await self._link.batch(method, vni, waiting.pop(vni))
+                    for change, reason in refused:
+                        log.debug("EVPN: vni %d: %s was refused: %s", vni, change, reason)
+            if not self._fdb and not self._neighbours:
+                self._written.set()
+
+    # --- events of sessions ---------------------------------------------------------------------
+
+    def on_established(self, peer: Peer) -> None:
+        """Handle a new session."""
+        tables, config = self._tables, self._config
+        if tables is None or config is None or config.settings is None:
+            return
+        tables.peer_up(peer.name, time.monotonic(), preserved=peer.preserves_forwarding)
+        if any(not each.config.local for each in config.segments.values()):
+            self._configure_tables(tables, config, config.settings)
+        self._changed()
+
+    def on_update(self, peer: Peer, update: Update) -> None:
+        """Handle routes of a neighbour."""
+        if self._tables is None:
+            return
+        for problem in update.problems:
+            self._log_problem(peer, problem)
+        self._tables.update(peer.name, update, time.monotonic())
+        self._changed()
+
+    def _log_problem(self, peer: Peer, problem: str) -> None:
+        now = time.monotonic()
+        if now - self._logged_since > 60:
+            self._logged, self._logged_since = 0, now
+        self._logged += 1
+        if self._logged <= _PROBLEMS_LOGGED:
+            log.warning("EVPN: neighbor %s: %s", peer.name, problem)
+
+    def on_end_of_rib(self, peer: Peer) -> None:
+        """Handle the end of the initial routes of a neighbour."""
+        if self._tables is not None:
+            self._tables.end_of_rib(peer.name, time.monotonic())
+        self._changed()
+
+    def on_down(self, peer: Peer, reason: str, retain: float | None) -> None:
+        """Handle the end of a session."""
+        del reason  # Logged by the session.
+        if self._tables is not None:
+            self._tables.peer_down(peer.name, time.monotonic(), retain)
+        self._changed()
+
+    def _own_routes(self, _peer: Peer) -> Iterable[Announcement]:
+        return self._tables.own_routes() if self._tables is not None else ()
+
+    # --- events of bridges ----------------------------------------------------------------------
+
+    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+        """Handle a local MAC."""
+        if self._tables is not None and vni in self._segments:
+            self._tables.mac_added(vni, mac, time.monotonic(), static=static, gateway=gateway)
+            self._changed()
+
+    def mac_removed(self, vni: int, mac: bytes) -> None:
+        """Handle the end of a local MAC."""
+        if self._tables is not None and vni in self._segments:
+            self._tables.mac_removed(vni, mac, time.monotonic())
+            self._changed()
+
+    def neighbour_added(self, vni: int, ip: Address, mac: bytes, *, router: bool) -> None:
+        """Handle an address of the bridge's network."""
+        if self._tables is not None and vni in self._segments:
+            self._tables.neighbour_added(vni, ip, mac, time.monotonic(), router=router)
+            self._changed()
+
+    def neighbour_removed(self, vni: int, ip: Address) -> None:
+        """Handle the end of an address."""
+        if self._tables is not None and vni in self._segments:
+            self._tables.neighbour_removed(vni, ip, time.monotonic())
+            self._changed()
+
+    def synced(self, vni: int) -> None:
+        """Handle the end of the first local entries of a VNI."""
+        if vni in self._synced:
+            self._synced[vni].set()
+
+    def segment_lost(self, vni: int) -> None:
+        """Handle the loss of a TAP."""
+        if self._tables is not None and vni in self._segments:
+            self._tables.segment_lost(vni, time.monotonic())
+            self._changed()
+
+    # --- views ----------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """Send reports to the daemon: after changes, and from time to time."""
+        while True:
+            await self._link.report(self._summary())
+            await asyncio.sleep(_REPORT_MIN_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPORT_MAX_S):
+                    await self._to_report.wait()
+            self._to_report.clear()
+
+    def _summary(self) -> dict[str, Any]:
+        now, tables = time.monotonic(), self._tables
+        peers = self._peers
+        return {
+            "sessions": [peer.status(now) for peer in peers or ()],
+            "segments": tables.segments() if tables is not None else [],
+            "unmatched": tables.unmatched() if tables is not None else [],
+            "label_conflicts": tables.label_conflicts() if tables is not None else [],
+            "duplicates": tables.duplicates(now) if tables is not None else [],
+            "ignored": tables.ignored() if tables is not None else {},
+            "problems": [*(peers.problems if peers is not None else ()), *self._problems()],
+        }
+
+    def _problems(self) -> list[str]:
+        return [
+            f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
+            "give one with --local"
+            for vni, segment in self._segments.items()
+            if not segment.locals
+        ]
+
+    def _show(self, what: str, vni: int | None, kind: int | None, mac: str | None) -> Any:
+        now, tables = time.monotonic(), self._tables
+        octets = None if mac is None else parse_mac(mac)
+        if what == "sessions":
+            return [peer.status(now) for peer in self._peers or ()]
+        if tables is None:
+            return [] if what != "summary" else {**self._summary(), "vteps": [], "moves": []}
+        views: dict[str, Callable[[], Any]] = {
+            "summary": lambda: {
+                **self._summary(),
+                "vteps": tables.vteps(now, vni=vni),
+                "moves": tables.moves(now, vni=vni)[:_MOVES_MAX],
+            },
+            "routes": lambda: list(tables.routes(now, vni=vni, kind=kind, mac=octets)),
+            "macs": lambda: list(tables.macs(now, vni=vni, mac=octets)),
+            "vteps": lambda: tables.vteps(now, vni=vni),
+            "moves": lambda: tables.moves(now, vni=vni, mac=octets),
+            "duplicates": lambda: [
+                each
+                for each in tables.duplicates(now, vni=vni)
+                if octets is None or each["mac"] == format_mac(octets)
+            ],
+        }
+        return views[what]()
+
+    def _clear(self, mac: str, vni: int | None) -> int:
+        if self._tables is None:
+            return 0
+        count = self._tables.clear_duplicate(parse_mac(mac), vni, time.monotonic())
+        self._changed()
+        return count
+
+
+def _with_router_id(settings: EvpnSettings, router_id: IPv4Address) -> EvpnSettings:
+    return EvpnSettings(**{**settings.to_json(), "router_id": router_id})
+
+
+async def run(path: Path, token: str, on_hangup: Callable[[], None]) -> None:
+    """Run the speaker of the daemon with the control socket `path`, which knows it by the token.
+
+    `on_hangup` is called at SIGHUP.
+    """
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    try:
+        await Speaker(DaemonLink(path, token)).run()
+    except DaemonGoneError as gone:
+        log.info("EVPN speaker: ends: %s", gone)

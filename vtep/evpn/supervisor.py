@@ -1,0 +1,481 @@
+"""The supervisor of the speaker: the daemon's side of EVPN.
+
+The speaker is a process of its own (`vtep.evpn.speaker`), so that a fault there does not stop
+forwarding, and load here does not starve its sessions. It connects to the control socket, and shows
+by a token that it is the process that this one has started. If it ends, it is started again, and
+what it has put into the tables stays meanwhile, for the time of `stale-time` at most.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vtep import __version__
+from vtep.config import Settings
+from vtep.control import views
+from vtep.control.evpn_schema import EvpnReport, EvpnSpeaker, EvpnStatus
+from vtep.control.params import Params
+from vtep.control.server import Server
+from vtep.daemon.port import Port
+from vtep.daemon.vtep import Vtep
+from vtep.errors import VtepError
+from vtep.evpn.fabric import REPORT
+from vtep.evpn.remains import remove_remains
+from vtep.evpn.speaker_config import SOCKET_SUFFIX, TOKEN
+
+if TYPE_CHECKING:
+    from vtep.config.evpn import EvpnSettings
+
+log = logging.getLogger("vtep")
+
+_BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 5.0
+"""Pause before the speaker is started again; it doubles while the speaker does not last."""
+
+_LASTED_S = 10.0
+"""Seconds for which a speaker must have run for the pause to be the shortest one again."""
+
+_END_S = 1.0
+"""Seconds for the speaker to end its sessions."""
+
+_ATTACH_S = 60.0
+"""Seconds for a speaker to start and connect, most of which it takes to load its modules."""
+
+_SILENCE_S = 60.0
+"""Seconds without a report, after which a speaker hangs: it sends one every ten seconds."""
+
+_PRIVATE = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+    *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "PYVTEP_UPGRADE"),
+)
+"""Variables that address this process, and not its children."""
+
+_CONCERNS = frozenset(
+    (
+        *("evpn", "route_target", "route_target_import", "route_target_export", "rd"),
+        *("local", "proxy", "learning", "anycast_gateway", "bridge", "docker_bridge"),
+        *("docker_network", "dstport"),
+    )
+)
+"""Options of a VNI that the speaker has to know of."""
+
+
+class _Speaker:
+    """A process that speaks BGP: a child of this one, or of the process that this one replaces."""
+
+    def __init__(self, pid: int, token: str, child: "subprocess.Popen[bytes] | None") -> None:
+        self.pid = pid
+        self.token = token
+        self._child = child
+        # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
+        self.pidfd = os.pidfd_open(pid)
+        self.ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self.pidfd, self._on_ended)
+
+    def _on_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        self.ended.set()
+
+    def send(self, number: int) -> None:
+        """Send a signal, if the process still exists."""
+        with suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> str:
+        """Return how the process has ended. To be called once, after its end."""
+        os.close(self.pidfd)
+        if self._child is None:
+            return "it has ended"
+        code = self._child.wait()
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def leave(self) -> None:
+        """Forget the process, which goes on."""
+        if not self.ended.is_set():
+            asyncio.get_running_loop().remove_reader(self.pidfd)
+        os.close(self.pidfd)
+
+
+class Supervisor:
+    """Starts and watches the speaker of a VTEP, and tells it what is configured."""
+
+    def __init__(self, vtep: Vtep, options: Sequence[str] = ()) -> None:
+        self._vtep = vtep
+        self._options = options
+        self._settings: EvpnSettings | None = None
+        self._process: Settings | None = None
+        self._server: Server | None = None
+        self._wanted = asyncio.Event()
+        """Set while there is to be a speaker."""
+        self._speaker: _Speaker | None = None
+        self._attached = False
+        self._is_ending = False
+        self._starts = 0
+        self._since = time.monotonic()
+        self._failed = False
+        self._version: str | None = None
+        self._last_error: str | None = None
+        self._report: EvpnReport = _empty_report()
+        self._reported: float | None = None
+        self._generation = 1
+        self._waiting: list[asyncio.Future[dict[str, Any]]] = []
+        self._instances: dict[int, tuple[Port | None, int]] = {}
+        """By VNI: its port, and a number that another port of this VNI has not. The FDB of another
+        port is empty."""
+        self._last_instance = 0
+        self._restarting: list[asyncio.Future[dict[str, int]]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._stale: asyncio.TimerHandle | None = None
+        vtep.watch(self._on_port_changed)
+
+    # --- configuration --------------------------------------------------------------------------
+
+    def configure(self, settings: Settings) -> None:
+        """Take the settings of the process, at the start and after a reload."""
+        before, self._settings, self._process = self._settings, settings.evpn, settings
+        self._vtep.evpn_status = self.status if settings.evpn is not None else None
+        if settings.evpn is not None:
+            self._wanted.set()
+            if before is None:
+                self._expect()
+        else:
+            self._wanted.clear()
+        self._notify()
+
+    def on_serving(self, server: Server) -> None:
+        """Note the control server, to which the speaker connects."""
+        self._server = server
+
+    def _on_port_changed(self, event: str, port: Port, values: Mapping[str, object]) -> None:
+        """Tell the speaker of a change of a VNI that takes part, or has taken part."""
+        if event == "changed" and values and _CONCERNS.isdisjoint(values):
+            return
+        if port.config.evpn or port.config.vni in self._instances:
+            self._notify()
+        if event == "changed" and values.get("evpn") is False and self._speaker is None:
+            remove_remains([port])
+
+    def _notify(self) -> None:
+        """Give the speaker the present configuration, once all of it has changed."""
+        self._generation += 1
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._answer, waiting)
+
+    def _answer(self, waiting: "list[asyncio.Future[dict[str, Any]]]") -> None:
+        config = self._config()
+        for each in waiting:
+            if not each.done():
+                each.set_result(config)
+
+    def _config(self) -> dict[str, Any]:
+        """Return the configuration for the speaker, with the passwords."""
+        ports = [port for port in self._vtep.ports.values() if port.config.evpn]
+        instances: dict[int, tuple[Port | None, int]] = {}
+        for port in ports:
+            vni = port.config.vni
+            known, number = self._instances.get(vni, (None, 0))
+            if known is not port:
+                number = self._last_instance = self._last_instance + 1
+            instances[vni] = (port, number)
+        self._instances = instances
+        process = self._process
+        return {
+            "generation": self._generation,
+            "version": __version__,
+            "settings": None if self._settings is None else self._settings.to_json(),
+            "readers": None if process is None else process.control_group,
+            "changers": None if process is None else process.control_admin_group,
+            "is_restarted": self._starts > 1,
+            "segments": [
+                {
+                    "instance": instances[port.config.vni][1],
+                    "tap": port.tap,
+                    "bridge": _bridge(port),
+                    "gateways": [str(each) for each in _gateways(port)],
+                    "options": views.options(port.config),
+                }
+                for port in (ports if self._settings is not None else ())
+            ],
+        }
+
+    # --- methods of the control socket ----------------------------------------------------------
+
+    def attach(self, given: Params) -> dict[str, Any]:
+        """Admit the speaker. Returns: the configuration. Raises: VtepError for another process."""
+        self._check(given)
+        if not self._attached:
+            self._since = time.monotonic()
+            log.info("EVPN speaker, process %d: runs", self._speaker.pid if self._speaker else 0)
+        self._attached = True
+        self._failed = False
+        self._version = given.text("version")
+        self._cancel_stale()
+        self._watch_reports()
+        return self._config()
+
+    def config(self, given: Params) -> Any:
+        """Return the configuration, or a future of it if it is that of generation `after`."""
+        self._check(given)
+        if given.number("after", 0, 1 << 62) != self._generation:
+            return self._config()
+        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting = [each for each in self._waiting if not each.done()]
+        self._waiting.append(waiting)
+        return waiting
+
+    def report(self, given: Params) -> None:
+        """Keep the report of the speaker, for the status."""
+        self._check(given)
+        self._report = cast("EvpnReport", {**_empty_report(), **given.objects(*REPORT)})
+        self._reported = time.monotonic()
+        self._watch_reports()
+
+    def restart(self) -> "asyncio.Future[dict[str, int]]":
+        """End the speaker, and start it again. Returns: a future of its process."""
+        future: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+        if not self._wanted.is_set():
+            raise VtepError("there is no EVPN: add a table [evpn] to the file, and reload")
+        self._restarting.append(future)
+        if self._speaker is not None:
+            log.info("EVPN speaker, process %d: to be restarted", self._speaker.pid)
+            self._speaker.send(signal.SIGTERM)
+        return future
+
+    def _check(self, given: Params) -> None:
+        token = given.text("token") or ""
+        if self._speaker is None or not secrets.compare_digest(token, self._speaker.token):
+            raise VtepError("this process is not the EVPN speaker that was started last")
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def status(self) -> EvpnStatus:
+        """Return the state of EVPN."""
+        now = time.monotonic()
+        state = "running" if self._attached else "failed" if self._failed else "starting"
+        speaker: EvpnSpeaker = {
+            "pid": self._speaker.pid if self._speaker is not None else None,
+            "state": state,
+            "age": now - self._since,
+            "version": self._version,
+            "restarts": max(0, self._starts - 1),
+            "last_error": self._last_error,
+            "report_age": None if self._reported is None else now - self._reported,
+        }
+        return {**self._report, "speaker": speaker}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a process that takes over must know of the speaker."""
+        if self._speaker is None:
+            return {}
+        return {
+            "pid": self._speaker.pid,
+            "token": self._speaker.token,
+            "starts": self._starts,
+            "generation": self._generation,
+            "last_error": self._last_error,
+            "last_instance": self._last_instance,
+            "instances": {str(vni): number for vni, (_, number) in self._instances.items()},
+        }
+
+    def adopt(self, state: Mapping[str, Any], ports: Mapping[int, Port]) -> None:
+        """Take over the speaker of the process that this one replaces, and the numbers of ports."""
+        try:
+            pid, token = int(state["pid"]), str(state["token"])
+            self._starts = int(state["starts"])
+            self._generation = int(state["generation"]) + 1
+            self._last_error = state["last_error"]
+            self._last_instance = int(state["last_instance"])
+            self._instances = {
+                int(vni): (ports.get(int(vni)), int(number))
+                for vni, number in state["instances"].items()
+            }
+            self._speaker = _Speaker(pid, token, None)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            log.warning(
+                "the EVPN speaker of the old process is lost: %r; another is started", error
+            )
+
+    # --- the process ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Have a speaker run while EVPN is configured, until cancelled."""
+        pause = _BACKOFF_MIN_S
+        while True:
+            await self._wanted.wait()
+            began = time.monotonic()
+            if self._speaker is None:
+                try:
+                    self._start()
+                except (OSError, VtepError) as error:
+                    self._on_failed(f"cannot start the EVPN speaker: {error}")
+            if self._speaker is not None:
+                self._on_started(self._speaker)
+                await self._watch(self._speaker)
+            if time.monotonic() - began > _LASTED_S or self._restarting:
+                pause = _BACKOFF_MIN_S
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _BACKOFF_MAX_S)
+
+    def _start(self) -> None:
+        """Start a speaker. Raises: OSError; VtepError without a control socket."""
+        if self._server is None or self._server.path is None:
+            raise VtepError("it needs the control socket (--control)")
+        token = secrets.token_hex(16)
+        command = [sys.executable, "-P", "-m", "vtep", "evpn", "speaker"]
+        command += ["--socket", str(self._server.path), *self._options]
+        self._since = time.monotonic()
+        self._version = None
+        environment = {name: text for name, text in os.environ.items() if name not in _PRIVATE}
+        child = subprocess.Popen(  # noqa: S603  our own command line
+            command,
+            env={**environment, TOKEN: token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Its log goes to the same standard error. All other descriptors are closed: it must not
+            # keep TAPs and sockets open.
+            close_fds=True,
+            # Ctrl-C ends this process, which ends the speaker.
+            process_group=0,
+        )
+        self._starts += 1
+        try:
+            self._speaker = _Speaker(child.pid, token, child)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+
+    def _on_started(self, speaker: _Speaker) -> None:
+        for future in self._restarting:
+            if not future.done():
+                future.set_result({"pid": speaker.pid})
+        self._restarting.clear()
+        if not self._attached:
+            self._expect()
+            self._set_alarm(_ATTACH_S)
+
+    async def _watch(self, speaker: _Speaker) -> None:
+        """Wait for the end of a speaker; end it if EVPN is not configured any more."""
+        ended = asyncio.ensure_future(speaker.ended.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=None if self._wanted.is_set() else _END_S)
+                if not self._wanted.is_set() and not ended.done():
+                    speaker.send(signal.SIGKILL)
+        finally:
+            ended.cancel()
+        why = speaker.reap()
+        self._speaker, self._attached = None, False
+        self._report, self._reported = _empty_report(), None
+        self._set_alarm(None)
+        if not self._wanted.is_set():
+            log.info("EVPN speaker ended: EVPN is not configured any more")
+            self._cancel_stale()
+            remove_remains(self._vtep.ports.values())
+        elif self._restarting:
+            self._expect()
+        else:
+            self._on_failed(f"EVPN speaker ended unexpectedly: {why}")
+
+    def _on_failed(self, problem: str) -> None:
+        if not self._failed or problem != self._last_error:
+            log.error("%s; it is started again, and its entries stay meanwhile", problem)
+        self._failed, self._last_error = True, problem
+        self._since = time.monotonic()
+        self._expect()
+
+    def _set_alarm(self, seconds: float | None) -> None:
+        """End the speaker unless it attaches, or reports, within this time; None: never."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        loop = asyncio.get_running_loop()
+        self._alarm = None if seconds is None else loop.call_later(seconds, self._on_silent)
+
+    def _watch_reports(self) -> None:
+        self._set_alarm(_SILENCE_S)
+
+    def _on_silent(self) -> None:
+        if self._speaker is not None:
+            log.error(
+                "EVPN speaker, process %d: killed, since it does not %s",
+                *(self._speaker.pid, "report any more" if self._attached else "start"),
+            )
+            self._speaker.send(signal.SIGKILL)
+
+    def _expect(self) -> None:
+        """Remove the entries of EVPN unless a speaker attaches in time to confirm them."""
+        if self._stale is None and self._settings is not None:
+            seconds = self._settings.stale_time
+            self._stale = asyncio.get_running_loop().call_later(seconds, self._on_stale)
+
+    def _cancel_stale(self) -> None:
+        if self._stale is not None:
+            self._stale.cancel()
+            self._stale = None
+
+    def _on_stale(self) -> None:
+        self._stale = None
+        ports = [port for port in self._vtep.ports.values() if port.config.evpn]
+        count = remove_remains(ports)
+        log.warning("no EVPN speaker runs, and its entries are stale: removed %d", count)
+
+    def reopen_log(self) -> None:
+        """Make the speaker open its log file anew, once it is able to."""
+        if self._speaker is not None and self._attached:
+            self._speaker.send(signal.SIGHUP)
+
+    async def stop(self, *, handed_over: bool) -> None:
+        """End the speaker, with its sessions; or leave it to the process that has taken over."""
+        self._set_alarm(None)
+        self._cancel_stale()
+        speaker, self._speaker = self._speaker, None
+        if speaker is None:
+            return
+        if handed_over:
+            speaker.leave()
+            return
+        speaker.send(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await speaker.ended.wait()
+        if not speaker.ended.is_set():
+            speaker.send(signal.SIGKILL)
+            await speaker.ended.wait()
+        speaker.reap()
+        if self._server is not None and self._server.path is not None:
+            _socket_of(self._server.path).unlink(missing_ok=True)
+
+
+def _socket_of(control: Path) -> Path:
+    return control.with_suffix(SOCKET_SUFFIX)
+
+
+def _empty_report() -> EvpnReport:
+    return {
+        "sessions": [],
+        "segments": [],
+        "unmatched": [],
+        "label_conflicts": [],
+        "duplicates": [],
+        "ignored": {},
+        "problems": [],
+    }
+
+
+def _bridge(port: Port) -> str | None:
+    """Return the bridge that the TAP of a port is to be attached to; None for none."""
+    return port.effective.bridge
+
+
+def _gateways(port: Port) -> list[Any]:
+    """Return the anycast gateways of a segment, those of a Docker network included."""
+    return [*port.effective.anycast_gateway]
