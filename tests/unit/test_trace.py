@@ -18,10 +18,20 @@ from tests.unit.craft import HOSTILE, MAC_A, MAC_B, V4_A, V4_B, V6_B, VALID, eth
 from tests.unit.nodes import IP_A, IP_B, IP_C, Node, segment
 from tests.unit.test_egress import superframe, unfinished
 from tests.unit.twins import KINDS, SYN, TCP, UDP, Frame
-from vtep.forwarding.fdb import EntryKind, EntryState, Remote
+from vtep.forwarding.fdb import (
+    LEARNED,
+    LOCAL,
+    PERMANENT,
+    Entry,
+    EntryKind,
+    EntryState,
+    Origin,
+    Remote,
+)
 from vtep.testing import MemoryUnderlay, Transmission
 from vtep.trace.run import trace_from_tap, trace_from_underlay
 from vtep.trace.steps import TraceResult
+from vtep.trace.text import describe_entry
 from vtep.wire import virtio, vxlan
 from vtep.wire.echo import EchoKind, EchoMessage
 
@@ -494,3 +504,18 @@ def test_decisions(
         assert " ".join(drop["reason"] for drop in result["drops"]) == drops
 
     run(options, check, remotes=2 if "mac_move_limit" in options else 1)
+
+
+def test_an_entry_of_a_control_plane_is_named() -> None:
+    one, two = Remote("192.0.2.2", 4789), Remote("192.0.2.3", 4789)
+    fabric = Origin(is_local=False, extern_learn=True, sequence=3)
+    entry = Entry(b"\2\0\0\0\0\1", (one,), 0.0, LEARNED.with_origins((fabric,)))
+    said = describe_entry(entry, 5.0)
+    assert "last seen" not in said  # It does not age.
+    assert said.endswith(
+        "192.0.2.2 (given by a control plane, such as EVPN, mobility sequence number 3; pyvtep evpn "
+        "show)"
+    )
+    mixed = Entry(bytes(6), (one, two), 0.0, PERMANENT.with_origins((LOCAL, fabric)))
+    assert "(1 of them given by a control plane, such as EVPN, " in describe_entry(mixed, 5.0)
+    assert "control plane" not in describe_entry(Entry(bytes(6), (one,), 0.0, PERMANENT), 5.0)

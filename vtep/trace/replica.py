@@ -64,7 +64,7 @@ class TracedFdb(Fdb):
         before = self._entries.get(mac)
         known = describe_entry(before, now) if before is not None else "no entry"
         learned = super().learn(mac, remote, now, count)
-        self._note(learned, mac, remote, known)
+        self._note(learned, mac, remote, known, before)
         return learned
 
     def check(self, mac: bytes, remote: Remote) -> Learned:
@@ -79,7 +79,9 @@ class TracedFdb(Fdb):
         self._recorder.add("learn", text, "flag D: don't learn (draft-smith-vxlan-group-policy-05)")
         return learned
 
-    def _note(self, learned: Learned, mac: bytes, remote: Remote, known: str) -> None:
+    def _note(
+        self, learned: Learned, mac: bytes, remote: Remote, known: str, before: Entry | None
+    ) -> None:
         name, limit = format_mac(mac), self.moves.limit
         self._recorder.is_known = learned is Learned.REFRESHED
         dampening = f"--mac-move-limit {limit} in {WINDOW_S:.0f} s (RFC 7432, section 15.1)"
@@ -97,7 +99,12 @@ class TracedFdb(Fdb):
                 f"{name} has moved too often: it stays held where it is",
                 f"{dampening}; FDB entry {known}",
             ),
-            Learned.STICKY: (f"{name} is sticky: it does not move", f"FDB entry {known}"),
+            Learned.STICKY: (
+                f"{name} is of a control plane, such as EVPN: frames do not move it"
+                if before is not None and before.kind.extern_learn
+                else f"{name} is sticky: it does not move",
+                f"FDB entry {known}",
+            ),
             Learned.CONFLICT: (
                 f"{name} is not accepted from {remote.host}",
                 f"FDB entry {known}",

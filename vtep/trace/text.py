@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from vtep.forwarding.fdb import Entry, EntryState, Remote
+from vtep.forwarding.fdb import Entry, Remote
 from vtep.forwarding.fdb.remote import format_remote
 from vtep.wire import Buffer, arp, ethernet, ip
 
@@ -84,9 +84,20 @@ def describe_entry(entry: Entry, now: float) -> str:
         flags.append("sticky")
     age = f", last seen {max(0.0, now - entry.updated):.0f} s ago"
     return (
-        f"{ethernet.format_mac(entry.mac)} {' '.join(flags)}"
-        f"{age if kind.state is EntryState.DYNAMIC else ''}, {describe_remotes(entry.destinations)}"
+        f"{ethernet.format_mac(entry.mac)} {' '.join(flags)}{age if kind.ages else ''}, "
+        f"{describe_remotes(entry.destinations)}{_describe_origin(entry)}"
     )
+
+
+def _describe_origin(entry: Entry) -> str:
+    """Return what a control plane has given of an entry; "" if nothing."""
+    given = [origin for _, origin in entry.origins() if origin.extern_learn]
+    if not given:
+        return ""
+    part = "" if len(given) == len(entry.destinations) else f"{len(given)} of them "
+    sequence = max((origin.sequence or 0 for origin in given), default=0)
+    moved = f", mobility sequence number {sequence}" if sequence else ""
+    return f" ({part}given by a control plane, such as EVPN{moved}; pyvtep evpn show)"
 
 
 def describe_remotes(remotes: tuple[Remote, ...]) -> str:
