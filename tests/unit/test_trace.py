@@ -512,10 +512,8 @@ def test_an_entry_of_a_control_plane_is_named() -> None:
     entry = Entry(b"\2\0\0\0\0\1", (one,), 0.0, LEARNED.with_origins((fabric,)))
     said = describe_entry(entry, 5.0)
     assert "last seen" not in said  # It does not age.
-    assert said.endswith(
-        "192.0.2.2 (given by a control plane, such as EVPN, mobility sequence number 3; pyvtep evpn "
-        "show)"
-    )
+    assert "192.0.2.2" in said
+    assert "(given by a control plane, such as EVPN, mobility sequence number 3; " in said
     mixed = Entry(bytes(6), (one, two), 0.0, PERMANENT.with_origins((LOCAL, fabric)))
     assert "(1 of them given by a control plane, such as EVPN, " in describe_entry(mixed, 5.0)
     assert "control plane" not in describe_entry(Entry(bytes(6), (one,), 0.0, PERMANENT), 5.0)
