@@ -206,7 +206,7 @@ class Peer:
             "passive": neighbor.passive,
             "password": self.options.password is not None,
             "routes_received": len(self._routes),
-            "routes_announced": self._outbox.announced if self._outbox else 0,
+            "routes_announced": 0 if self._outbox is None else self._outbox.announced,
             "end_of_rib": self._has_all_routes,
             "last_error": error.text if error else None,
             "last_error_kind": error.kind.value if error else None,
