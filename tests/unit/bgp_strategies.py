@@ -62,6 +62,7 @@ MULTICAST_ROUTES = st.builds(MulticastRoute, rd=DISTINGUISHERS, ethernet_tag=U32
 OTHER_ROUTES = st.builds(
     OtherRoute, kind=OCTET.filter(lambda kind: kind not in (2, 3)), octets=st.binary(max_size=255)
 )
+ROUTES_IN_USE = st.one_of(MAC_IP_ROUTES, MULTICAST_ROUTES)
 ROUTES = st.one_of(MAC_IP_ROUTES, MULTICAST_ROUTES, OTHER_ROUTES)
 
 ROUTE_TARGETS = st.one_of(
