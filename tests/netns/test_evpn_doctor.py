@@ -1,0 +1,71 @@
+"""The doctor about EVPN, beside an FRR that refuses, has a password, or has other route targets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.netns.fabric import Fabric, Frr, Neighbor, add_bridge, bgp_config, kernel_leaf
+from tests.netns.hosts import Pyvtep, ping, wait_until
+from tests.netns.test_doctor import consult
+from vtep.testing.lab import Lab
+
+MAC_A, MAC_B = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
+OPTIONS = (
+    *("--vni", "100", "--asn", "65000", "--evpn-neighbor", "192.0.2.2", "--bridge", "br0"),
+    *("--local", "192.0.2.1", "--tap", "vx0", "--proxy"),
+)
+
+
+def test_why_a_session_or_a_route_is_missing(
+    lab: Lab, tmp_path: Path, start: Callable[..., Pyvtep]
+) -> None:
+    fabric = Fabric(lab)
+    router, other = fabric.router("vtep", 1), fabric.router("leaf", 2)
+    add_bridge(router, "br0")
+    near = fabric.host(router, "br0", "host-a", MAC_A, "10.0.0.1/24")
+    bridge = kernel_leaf(other, 100, "192.0.2.2")
+    fabric.host(other, bridge, "host-b", MAC_B, "10.0.0.2/24")
+    vtep = start(router, *OPTIONS)
+
+    def finding(about: str, said: str) -> dict[str, Any]:
+        """Wait until the doctor says something about an object, and return that finding."""
+        found: list[dict[str, Any]] = []
+
+        def is_found() -> bool:
+            _, report = consult(router, "--socket", str(vtep.control))
+            found[:] = [each for each in report["findings"] if each["about"] == about]
+            return any(said in each["title"] for each in found)
+
+        wait_until(is_found, said)
+        return next(each for each in found if said in each["title"])
+
+    # No BGP speaker listens there.
+    assert finding("192.0.2.2", "refuses connections to TCP port 179")["severity"] == "problem"
+
+    # It has a password, and this host has none.
+    neighbor = Neighbor("192.0.2.1", 65000, lines=("password secret",))
+    frr = Frr(other, tmp_path, bgp_config(65000, "192.0.2.2", [neighbor]))
+    silent = finding("192.0.2.2", "nothing answers from TCP port 179")
+    assert "192.0.2.2 expects a password" in silent["explanation"]
+    assert "a firewall drops TCP port 179" in silent["explanation"]
+    assert "It answers ping" in silent["explanation"]
+    # Its own SYNs came with a signature.
+    assert "TCPMD5Unexpected" in silent["explanation"]
+
+    # A route target that matches nothing is named, with the command that imports it.
+    frr.configure("router bgp 65000", "no neighbor 192.0.2.1 password")
+    frr.configure(
+        *("router bgp 65000", "address-family l2vpn evpn"),
+        *("vni 100", "route-target export 65001:7", "route-target import 65000:100"),
+    )
+    frr.wait_established("192.0.2.1")
+    other_target = finding("vni 100", "no route target of 192.0.2.2 matches one that vni 100")
+    assert "192.0.2.2 announces 65001:7" in other_target["explanation"]
+    fix = other_target["fix"].removeprefix("here: pyvtep ").partition(";")[0]
+    assert fix == "set --vni 100 --route-target-import 65001:7"
+    vtep.run(*fix.split())
+    ping(near, "10.0.0.2")
+
+    code, report = consult(router, "--socket", str(vtep.control))
+    assert code == 0, report["findings"]
+    assert vtep.run("status")
