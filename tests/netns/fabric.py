@@ -402,7 +402,10 @@ def kernel_leaf(router: Host, vni: int, local: str, mac: str | None = None, *add
     return bridge
 
 
-def kernel_fdb(router: Host, device: str) -> list[dict[str, Any]]:
-    """Return the entries of a device, or of all ports of a bridge, as `bridge -j fdb` prints."""
-    kind = "br" if device.startswith("br") else "dev"
-    return list(json.loads(router.run("bridge", "-j", "fdb", "show", kind, device) or "[]"))
+def kernel_fdb(host: Host, device: str | None = None) -> list[dict[str, Any]]:
+    """Return the FDB entries of a device, of all ports of a bridge, or of all devices.
+
+    They are those of `bridge -j fdb`. A device whose name begins with "br" is a bridge.
+    """
+    which = ["br" if device.startswith("br") else "dev", device] if device else []
+    return list(json.loads(host.run("bridge", "-j", "fdb", "show", *which) or "[]"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,21 @@ from tests.netns.fabric import add_bridge, kernel_fdb
 from tests.netns.hosts import DEADLINE, address, mac_of, packet_socket, wait_until
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.local_entries import BridgeChange, TapPlace
+from vtep.host.neighbour_messages import (
+    AF_BRIDGE,
+    AF_INET,
+    AF_INET6,
+    NLMSG_DONE,
+    NTF_EXT_LEARNED,
+    NTF_STICKY,
+    NUD_NOARP,
+    NUD_PERMANENT,
+    RTM_GETNEIGH,
+    Neighbour,
+    build_dump,
+    parse_neighbour,
+    split_messages,
+)
 from vtep.testing.lab import Host, Lab
 from vtep.wire.address import Address
 from vtep.wire.ethernet import format_mac
@@ -316,6 +332,60 @@ def test_entries_of_a_killed_speaker_are_found(host: Host) -> None:
         watch.apply([BridgeChange(octets(mac), is_present=False) for mac in (left, other)])
         assert port_of(host, left) is None
         assert port_of(host, other) == ("vx0", {"static"})
+
+
+def test_messages_say_what_iproute2_says(host: Host, bridge: str) -> None:
+    """All entries of all devices, and neighbours, in the dumps of this module and of iproute2."""
+    for number, words in enumerate(
+        ("master static", "master extern_learn", "master", "master static sticky", "self")
+    ):
+        mac = f"02:00:00:00:0d:{number:02x}"
+        host.run("bridge", "fdb", "add", mac, "dev", "p0", *words.split())
+    send(host, "q1")
+    address(host, bridge, "10.0.0.1/24", "fd00::1/64")
+    for ip in ("10.0.0.9", "fd00::9"):
+        host.run("ip", "neigh", "add", ip, "lladdr", HOST_MAC, "dev", bridge)
+    with host.inside():
+        names = dict(socket.if_nameindex())
+        fdb = dump(AF_BRIDGE)
+        neighbours = [*dump(AF_INET), *dump(AF_INET6)]
+    said = {(e["mac"], e["ifname"], e.get("master"), e.get("vlan", 0)): e for e in kernel_fdb(host)}
+    found = {
+        (format_mac(e.mac), names[e.device], names.get(e.master), e.vlan): e for e in fdb if e.mac
+    }
+    assert found.keys() == said.keys()
+    for key, entry in found.items():
+        flags = set(said[key].get("flags", ()))
+        assert bool(entry.flags & NTF_EXT_LEARNED) == ("extern_learn" in flags), key
+        assert bool(entry.flags & NTF_STICKY) == ("sticky" in flags), key
+        state = said[key].get("state")
+        assert bool(entry.state & NUD_PERMANENT) == (state == "permanent"), key
+        assert bool(entry.state & NUD_NOARP) == (state == "static"), key
+    listed = json.loads(host.run("ip", "-j", "neigh", "show", "nud", "all"))
+    said_ips = {(e["dst"], e["dev"], e.get("lladdr")) for e in listed}
+    assert {
+        (str(e.ip), names[e.device], format_mac(e.mac) if e.mac else None)
+        for e in neighbours
+        if not e.state & NUD_NOARP
+    } == {(ip, dev, mac) for ip, dev, mac in said_ips if not _is_noarp(ip)}
+
+
+def dump(family: int) -> list[Neighbour]:
+    """Return all neighbours of a family."""
+    found: list[Neighbour] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        sock.send(build_dump(RTM_GETNEIGH, family, 1))
+        while True:
+            for message in split_messages(sock.recv(1 << 16)):
+                if message.kind == NLMSG_DONE:
+                    return found
+                if neighbour := parse_neighbour(message):
+                    found.append(neighbour)
+
+
+def _is_noarp(ip: str) -> bool:
+    """Return whether the kernel needs no MAC of an address: of groups and of the host itself."""
+    return ip_address(ip).is_multicast or ip_address(ip).is_loopback or ip == "10.0.0.255"
 
 
 @pytest.mark.usefixtures("bridge")

@@ -33,22 +33,40 @@ def parsed(octets: bytes) -> Message:
     return found
 
 
-def link(index: int, name: str, kind: str, master: int = 0) -> Message:
+def link(
+    index: int, name: str, kind: str, master: int = 0, lower: int = 0, data: bytes = b""
+) -> Message:
+    """Build an RTM_NEWLINK message; `data` is IFLA_INFO_DATA."""
     body = pack("=BxHiII", 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
-    body += attribute(1, bytes((2, 0, 0, 0, 0, index))) + attribute(18, attribute(1, kind.encode()))
-    return parsed(
-        message(RTM_NEWLINK, body + (attribute(10, pack("=I", master)) if master else b""))
-    )
+    body += attribute(1, bytes((2, 0, 0, 0, 0, index)))
+    body += attribute(18, attribute(1, kind.encode()) + attribute(2, data))
+    body += attribute(5, pack("=I", lower)) if lower else b""
+    body += attribute(10, pack("=I", master)) if master else b""
+    return parsed(message(RTM_NEWLINK, body))
 
 
 def unlink(index: int) -> Message:
     return parsed(message(RTM_DELLINK, pack("=BxHiII", 0, 1, index, 1, 0)))
 
 
+def pvid(index: int, vlan: int) -> Message:
+    """Build a message of a bridge about a port in VLANs 7, and `vlan` untagged."""
+    body = pack("=BxHiII", AF_BRIDGE, 1, index, 1, 0)
+    vlans = attribute(2, pack("=HH", 0, 7)) + attribute(2, pack("=HH", 6, vlan))
+    return parsed(message(RTM_NEWLINK, body + attribute(26 | 0x8000, vlans)))
+
+
 def entry(
-    mac: bytes, port: int = PORT, *, state: int = NUD_REACHABLE, flags: int = 0, gone: bool = False
+    mac: bytes,
+    port: int = PORT,
+    *,
+    state: int = NUD_REACHABLE,
+    flags: int = 0,
+    gone: bool = False,
+    vlan: int = 0,
 ) -> Message:
     body = pack("=BxxxiHBB", AF_BRIDGE, port, state, flags, 0) + attribute(2, mac)
+    body += attribute(5, pack("=H", vlan)) if vlan else b""
     kind = RTM_DELNEIGH if gone else RTM_NEWNEIGH
     return parsed(message(kind, body + attribute(9, pack("=I", BRIDGE))))
 
@@ -187,10 +205,26 @@ def test_a_tap_is_followed_by_index_and_name() -> None:
 
 def test_a_gateway_on_a_macvlan_is_one_of_the_host() -> None:
     """As routers with a virtual MAC are made: a macvlan device on the bridge."""
-    _, reports = new_table()
-    body = pack("=BxHiII", 0, 1, 9, 1, 0) + attribute(3, b"gw0\0") + attribute(1, bytes(5) + b"\2")
-    body += attribute(5, pack("=I", BRIDGE)) + attribute(18, attribute(1, b"macvlan"))
-    table, reports = new_table(parsed(message(RTM_NEWLINK, body)))
-    assert reports.macs == {BRIDGE_MAC: (True, False), bytes(5) + b"\2": (True, False)}
+    table, reports = new_table(link(9, "gw0", "macvlan", lower=BRIDGE))
+    own = bytes((2, 0, 0, 0, 0, 9))
+    assert reports.macs == {BRIDGE_MAC: (True, False), own: (True, False)}
     table.update(unlink(9))
     assert reports.macs == {BRIDGE_MAC: (True, False)}
+
+
+def test_only_the_vlan_of_the_tap_counts() -> None:
+    """On a bridge that separates VLANs; the host takes part by a VLAN device."""
+    macs = [bytes((2, 0, 0, 1, 0, number)) for number in (1, 2)]
+    filtering = link(BRIDGE, "br0", "bridge", data=attribute(7, b"\1"))
+    table, reports = new_table(
+        *(entry(mac, vlan=vlan) for mac, vlan in zip(macs, (1, 20), strict=True)),
+        link(9, "svi20", "vlan", lower=BRIDGE, data=attribute(1, pack("=H", 20))),
+    )
+    assert set(reports.macs) == {*macs, BRIDGE_MAC}
+    for one in (filtering, pvid(BRIDGE, 1), pvid(TAP, 1)):
+        table.update(one)
+    assert set(reports.macs) == {macs[0], BRIDGE_MAC}
+    table.update(pvid(TAP, 20))
+    assert set(reports.macs) == {macs[1], bytes((2, 0, 0, 0, 0, 9))}
+    table.update(link(BRIDGE, "br0", "bridge", data=attribute(7, b"\0")))
+    assert set(reports.macs) == {*macs, BRIDGE_MAC}

@@ -7,7 +7,7 @@ from typing import Literal
 from attrs import define, field
 
 from vtep.evpn.local_entries import LocalEvents, TapPlace
-from vtep.host.link_table import Link, parse_links
+from vtep.host.link_table import Link, parse_links, parse_pvids
 from vtep.host.neighbour_messages import (
     AF_BRIDGE,
     NTF_EXT_LEARNED,
@@ -25,7 +25,7 @@ from vtep.host.neighbour_messages import (
 )
 from vtep.wire.address import Address
 
-_WATCHED_KINDS = frozenset(("bridge", "tun", "macvlan"))
+_WATCHED_KINDS = frozenset(("bridge", "tun", "macvlan", "vlan"))
 """Kinds of devices whose neighbours are kept: other devices are of no EVPN segment."""
 
 _GROUP_BIT = 1
@@ -49,7 +49,10 @@ class _Segment:
     tap: int = 0
     bridge: int = 0
     owners: tuple[int, ...] = ()
-    """The devices by which the host itself takes part: the bridge and its macvlans, or the TAP."""
+    """The devices by which the host itself takes part: the bridge and devices on it, or the TAP."""
+
+    vlan: int | None = None
+    """The VLAN of the TAP on a bridge that separates VLANs; None on any other."""
 
     own_macs: dict[bytes, bool] = field(factory=dict)
     """The MACs of the owners, and whether they are those of a gateway."""
@@ -75,6 +78,7 @@ class LocalTable:
         self._on_bridge: dict[int, list[_Segment]] = {}
         self._on_owner: dict[int, list[_Segment]] = {}
         self._links: dict[int, Link] = {}
+        self._pvids: dict[int, int] = {}
         self._fdb: dict[int, dict[bytes, dict[int, _Entry]]] = {}
         self._neighbours: dict[int, dict[Address, tuple[bytes, bool]]] = {}
         self._addresses: dict[int, set[Address]] = {}
@@ -160,6 +164,10 @@ class LocalTable:
                 return
             for index, link in parse_links(message.whole):
                 self._update_link(index, link, is_reply=is_reply)
+            for index, pvid in parse_pvids(message.whole):
+                if self._pvids.get(index) != pvid:
+                    self._pvids[index] = pvid
+                    self._attach()
         elif neighbour.family != AF_BRIDGE:
             self._update_neighbour(neighbour, is_reply=is_reply)
         elif neighbour.master and neighbour.mac:
@@ -176,7 +184,7 @@ class LocalTable:
         seen, self._dumped = self._dumped, None
         if seen is None:
             return
-        for index in [index for index in self._links if index not in seen | self._touched]:
+        for index in [one for one in self._links if not self._is_known(one, seen)]:
             self._update_link(index, None)
         keys = [
             (bridge, mac, vlan)
@@ -217,12 +225,13 @@ class LocalTable:
         before = self._links.get(index)
         if link is None:
             self._links.pop(index, None)
+            self._pvids.pop(index, None)
             self._fdb.pop(index, None)
             self._neighbours.pop(index, None)
             self._addresses.pop(index, None)
         else:
             self._links[index] = link
-        if before is None or link is None or before != link or before.name != link.name:
+        if before is None or link is None or _placement(before) != _placement(link):
             self._attach()
         elif before.mac != link.mac:
             self._report_owner(index)
@@ -294,13 +303,16 @@ class LocalTable:
             tap = by_name.get(segment.place.tap, 0)
             master = self._links[tap].master if tap else 0
             bridge = master if master and self._kind(master) == "bridge" else 0
-            owner = bridge or tap
-            owners = (owner, *self._macvlans(bridge)) if owner else ()
-            if (segment.tap, segment.bridge, segment.owners) != (tap, bridge, owners):
+            # A TAP without a PVID has tagged frames only, and local MACs in any VLAN.
+            filtering = bridge and self._links[bridge].vlan_filtering
+            vlan = (self._pvids.get(tap) or None) if filtering else None
+            owners = tuple(self._owners(bridge, vlan)) if bridge else (tap,) if tap else ()
+            now = (tap, bridge, owners, vlan)
+            if now != (segment.tap, segment.bridge, segment.owners, segment.vlan):
                 if (segment.tap, segment.bridge) != (tap, bridge):
                     self.moved.add(segment.vni)
                 lost = segment.tap and not tap
-                segment.tap, segment.bridge, segment.owners = tap, bridge, owners
+                segment.tap, segment.bridge, segment.owners, segment.vlan = now
                 moved.append((segment, lost))
         if moved:
             self._index_segments()
@@ -322,12 +334,23 @@ class LocalTable:
         link = self._links.get(index)
         return link.kind if link is not None else ""
 
-    def _macvlans(self, bridge: int) -> Iterator[int]:
-        """Yield the macvlan devices on a bridge: gateways with a virtual MAC are made of them."""
-        if bridge:
-            for index, link in self._links.items():
-                if link.lower == bridge and link.kind == "macvlan":
-                    yield index
+    def _owners(self, bridge: int, vlan: int | None) -> Iterator[int]:
+        """Yield the devices with which the host takes part in a VLAN of a bridge, or in a bridge.
+
+        These are the bridge, a VLAN device on it, and macvlan devices on those: gateways with a
+        virtual MAC are made of them.
+        """
+        bases = [bridge] if vlan is None or vlan == self._pvids.get(bridge) else []
+        if vlan is not None:
+            bases += [
+                index
+                for index, link in self._links.items()
+                if link.lower == bridge and link.kind == "vlan" and link.vlan_id == vlan
+            ]
+        yield from bases
+        for index, link in self._links.items():
+            if link.kind == "macvlan" and link.lower in bases:
+                yield index
 
     def _set_owners(self, segment: _Segment) -> None:
         """Find the MACs of the host itself."""
@@ -377,7 +400,9 @@ class LocalTable:
         if mac[0] & _GROUP_BIT:
             return None
         is_local = is_static = False
-        for entry in self._fdb.get(segment.bridge, {}).get(mac, {}).values():
+        for vlan, entry in self._fdb.get(segment.bridge, {}).get(mac, {}).items():
+            if segment.vlan not in (None, vlan):
+                continue
             # A permanent entry is the MAC of the port itself, which no host uses. Without
             # "offload", extern_learn is the entry of another control plane for a remote MAC.
             if entry.port in (segment.tap, segment.bridge) or entry.state & NUD_PERMANENT:
@@ -414,3 +439,8 @@ class LocalTable:
             if found := self._neighbours.get(owner, {}).get(ip):
                 return found
         return None
+
+
+def _placement(link: Link) -> tuple[Link, str, bool, int]:
+    """Return the properties of a device that decide which segment it belongs to."""
+    return link, link.name, link.vlan_filtering, link.vlan_id

@@ -13,11 +13,16 @@ _HEADER = Struct("=IH2x8xBxHiI4x")
 
 _ATTRIBUTE = Struct("=HH")
 _INDEX = Struct("=i")
+_VLAN_ID = Struct("=H")
+_VLAN_INFO = Struct("=HH")
+"""struct bridge_vlan_info: flags and VLAN ID."""
+
 
 # From the kernel's include/uapi/linux/rtnetlink.h and if_link.h.
 _RTM_NEWLINK = 16
 _RTM_DELLINK = 17
 _AF_UNSPEC = 0
+_AF_BRIDGE = 7
 _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
@@ -31,6 +36,10 @@ _IFLA_INFO_SLAVE_KIND = 4
 _IFLA_INFO_SLAVE_DATA = 5
 _IFLA_BRPORT_LEARNING = 8
 _IFLA_BR_VLAN_FILTERING = 7
+_IFLA_VLAN_ID = 1
+_IFLA_AF_SPEC = 26
+_IFLA_BRIDGE_VLAN_INFO = 2
+_BRIDGE_VLAN_INFO_PVID = 2
 _IFF_UP = 1
 _NLA_TYPE_MASK = 0x3FFF
 """The bits of an attribute's type that are not flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER)."""
@@ -60,6 +69,9 @@ class Link:
 
     vlan_filtering: bool = field(default=False, eq=False)
     """True for a bridge that separates VLANs."""
+
+    vlan_id: int = field(default=0, eq=False)
+    """The VLAN of a device of kind "vlan"."""
 
 
 class LinkTable:
@@ -143,6 +155,23 @@ def parse_links(messages: bytes) -> Iterator[tuple[int, Link | None]]:
             yield index, None
 
 
+def parse_pvids(messages: bytes) -> Iterator[tuple[int, int]]:
+    """Yield index and PVID of each bridge port, or bridge, in messages of AF_BRIDGE; 0 for none.
+
+    The PVID is the VLAN of untagged frames.
+    """
+    for kind, family, index, _, attributes in _messages(messages):
+        if kind == _RTM_NEWLINK and family == _AF_BRIDGE and _IFLA_AF_SPEC in attributes:
+            pvid = 0
+            # There is one attribute for each VLAN, or range of VLANs.
+            for name, value in _attributes(attributes[_IFLA_AF_SPEC]):
+                if name == _IFLA_BRIDGE_VLAN_INFO and len(value) == _VLAN_INFO.size:
+                    flags, vlan = _VLAN_INFO.unpack(value)
+                    if flags & _BRIDGE_VLAN_INFO_PVID:
+                        pvid = vlan
+            yield index, pvid
+
+
 def changed_links(messages: bytes) -> set[int]:
     """Return the indices of the devices that messages are about, and of their masters."""
     indices = set()
@@ -181,7 +210,8 @@ def _parse_link(flags: int, attributes: dict[int, bytes]) -> Link:
     if _text(info.get(_IFLA_INFO_SLAVE_KIND)) == "bridge":
         port = dict(_attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")))
         learning = port.get(_IFLA_BRPORT_LEARNING) != b"\0"
-    bridge = dict(_attributes(info.get(_IFLA_INFO_DATA, b""))) if kind == "bridge" else {}
+    data = dict(_attributes(info.get(_IFLA_INFO_DATA, b"")))
+    vlan = data.get(_IFLA_VLAN_ID, b"") if kind == "vlan" else b""
     # IFLA_LINK is an index in the other namespace then, where it may be any device of ours.
     elsewhere = _IFLA_LINK_NETNSID in attributes
     return Link(
@@ -193,7 +223,8 @@ def _parse_link(flags: int, attributes: dict[int, bytes]) -> Link:
         is_up=bool(flags & _IFF_UP),
         mac=attributes.get(_IFLA_ADDRESS, b""),
         port_learning=learning,
-        vlan_filtering=bridge.get(_IFLA_BR_VLAN_FILTERING) == b"\1",
+        vlan_filtering=kind == "bridge" and data.get(_IFLA_BR_VLAN_FILTERING) == b"\1",
+        vlan_id=_VLAN_ID.unpack(vlan)[0] if len(vlan) == _VLAN_ID.size else 0,
     )
 
 

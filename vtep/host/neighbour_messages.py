@@ -63,6 +63,7 @@ _IFA_F_DADFAILED = 0x08
 _IFA_F_TENTATIVE = 0x40
 _IFLA_PROTINFO = 12
 _IFLA_EXT_MASK = 29
+_RTEXT_FILTER_BRVLAN_COMPRESSED = 4
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFLA_BRPORT_LEARNING = 8
 
@@ -209,9 +210,9 @@ def parse_address(message: Message) -> InterfaceAddress | None:
 def build_dump(kind: int, family: int, sequence: int) -> bytes:
     """Build a request for all links, addresses, or neighbours, to which FDB entries belong."""
     if kind == RTM_GETLINK:
-        # No caller reads the statistics, which are some 300 octets of each link.
-        skip = _attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
-        body = _LINK.pack(family, 0, 0, 0, 0) + skip
+        # Without the statistics, which are some 300 octets of each link; in AF_BRIDGE, with VLANs.
+        mask = _U32.pack(_RTEXT_FILTER_SKIP_STATS | _RTEXT_FILTER_BRVLAN_COMPRESSED)
+        body = _LINK.pack(family, 0, 0, 0, 0) + _attribute(_IFLA_EXT_MASK, mask)
     else:
         size = _NEIGHBOUR.size if kind == RTM_GETNEIGH else _ADDRESS.size
         body = bytes((family,)).ljust(size, b"\0")
