@@ -250,6 +250,8 @@ def test_without_a_speaker_the_daemon_says_why(tmp_path: Path) -> None:
         pyvtep.evpn = evpn_fake.status(speaker=evpn_fake.speaker(state="failed", last_error="oops"))
         said = str(pyvtep.run("show").exception)
         assert said.startswith("the EVPN speaker does not answer (failed: oops); the log ")
+        pyvtep.evpn = evpn_fake.status(speaker=evpn_fake.speaker(state="starting"))
+        assert str(pyvtep.run("show").exception).startswith("the EVPN speaker is starting; ")
         pyvtep.evpn = None
         assert str(pyvtep.run("show macs").exception).startswith("this pyvtep has no EVPN; start ")
 

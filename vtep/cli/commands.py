@@ -162,3 +162,7 @@ class TableGroup(CliGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a verb, where `list` and `ls` are `show` as in iproute2."""
         return super().get_command(ctx, "show" if cmd_name in ("list", "ls") else cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs that users are told of."""
+        return [name for name in super().list_commands(ctx) if not self.commands[name].hidden]

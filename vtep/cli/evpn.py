@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import time
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
@@ -52,6 +53,11 @@ _SHOW_METAVAR = "[sessions|routes|macs|vteps|moves|duplicates] [MAC] [vni N] [ty
 
 _CLEAR = Grammar("mac", {"vni": "vni"}, {"duplicate": ("duplicate", True)})
 _CLEAR_METAVAR = "duplicate MAC [vni N]"
+
+_START_S = 30.0
+"""Seconds for a speaker to start, on a loaded host."""
+
+_POLL_S = 0.05
 
 _WITH_MAC = ("routes", "macs", "moves", "duplicates")
 """The views that a MAC selects from."""
@@ -167,6 +173,8 @@ def speaker(vtep: Client) -> Client:
                 "to its configuration file"
             ) from error
         state = evpn["speaker"]["state"]
+        if state == "starting":
+            raise VtepError("the EVPN speaker is starting; ask again in a second") from error
         reason = evpn["speaker"]["last_error"]
         raise VtepError(
             f"the EVPN speaker does not answer ({state}{f': {reason}' if reason else ''}); the log "
@@ -233,6 +241,14 @@ def clear(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
 def restart(vtep: Client) -> None:
     """End the EVPN speaker and start it again, as after an upgrade; entries stay meanwhile."""
     answer = vtep.call("evpn.restart")
+    path, deadline = socket_files.speaker_socket(vtep.path), time.monotonic() + _START_S
+    while socket_files.listening_process(path) is None:
+        if time.monotonic() > deadline:
+            raise VtepError(
+                f"the EVPN speaker, process {answer['pid']}, does not answer within {_START_S:g} "
+                "seconds; the log of pyvtep has more"
+            )
+        time.sleep(_POLL_S)
     click.echo(f"EVPN speaker restarted, process {answer['pid']}")
 
 

@@ -148,7 +148,9 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "the destination is silent or gone, or sends over another path: tcpdump -eni {tap} shows "
         "it, and pyvtep fdb add makes it known",
     ),
-    Drop.NO_REMOTE: Remedy("add the other VTEPs with pyvtep remote add"),
+    Drop.NO_REMOTE: Remedy(
+        "add the other VTEPs with pyvtep remote add; with EVPN, see who is there: pyvtep evpn show"
+    ),
     Drop.TX_TOO_BIG: Remedy(
         "nothing, if it ends soon; if not, a firewall keeps ICMP from the sender, or the sender "
         "ignores it: give it an MTU of {mtu}",
