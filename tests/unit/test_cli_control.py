@@ -1,5 +1,6 @@
 """Words of the client commands, and the output of their results."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtep.cli import client_command
+from vtep.cli.fdb import print_entries
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
 from vtep.cli.monitor import format_event
-from vtep.control.schema import Destination, MonitorEvent
+from vtep.control.schema import Destination, FdbEntry, MonitorEvent
 from vtep.errors import ConfigError
 
 MAC = "02:00:00:00:00:01"
@@ -182,6 +184,51 @@ def test_a_table_is_not_cut_outside_a_terminal(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["N", "LONG", "MARKUP"]
     assert [tuple(words.split()) for words in lines[1:]] == rows
+
+
+def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("1", "äö", "a"), ("22", "\x1b[31m\n", ""), ("3", "漢字", "c")]
+    client_command.print_table({"N": "right", "NAME": "", "X": ""}, rows)
+    assert capsys.readouterr().out.splitlines() == [
+        " N  NAME        X",
+        " 1  äö          a",
+        r"22  \x1b[31m\n",
+        " 3  漢字        c",
+    ]
+    client_command.print_table({"N": "right"}, [])
+    assert capsys.readouterr().out == "(none)\n"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_is_printed_item_by_item(capsys: pytest.CaptureFixture[str], count: int) -> None:
+    items = [{"a": [number, {}], "b": "\n"} for number in range(count)]
+    client_command.print_json_items(iter(items))
+    assert capsys.readouterr().out == json.dumps(items, indent=2) + "\n"
+
+
+def test_the_origin_of_each_destination_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    to = [destination("192.0.2.2", 4789, 1), destination("192.0.2.3", 4789, 1)]
+    to[0]["sequence"] = 3
+    entry: FdbEntry = {
+        "vni": 1,
+        "dev": "vx0",
+        "mac": MAC,
+        "destinations": [*to, {**to[1], "dst": "192.0.2.4", "extern_learn": False}],
+        "state": "static",
+        "extern_learn": False,
+        "sticky": True,
+        "age": None,
+        "held": None,
+        "tx_frames": 1,
+        "rx_frames": 2,
+    }
+    print_entries([entry], with_vni=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        [MAC, "192.0.2.2", "vx0", "static", "extern_learn", "seq", "3", "sticky", "1", "2"],
+        ["192.0.2.3", "extern_learn"],
+        ["192.0.2.4"],
+    ]
 
 
 def commands(group: click.Group) -> list[click.Command]:

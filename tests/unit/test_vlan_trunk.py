@@ -167,12 +167,12 @@ def test_entries_of_several_vnis_are_shown_with_their_vni(
                 default = port.fdb.default
                 assert default is not None
                 of_vni[vni] = [views.entry(port, default, default.destinations, 0.0)]
-        print_entries([*of_vni[1010], *of_vni[1011]])
+        print_entries([*of_vni[1010], *of_vni[1011]], with_vni=True)
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert rows[0] == ["MAC", "DST", "VNI", "DEV", "STATE", "AGE", "TX", "RX"]
         assert [row[2:4] for row in rows[1:] if len(row) > 1] == [["1010", TAP], ["1011", TAP]]
         assert [row for row in rows[1:] if len(row) == 1] == [[IP_C]] * 2
-        print_entries(of_vni[1010])
+        print_entries(of_vni[1010], with_vni=False)
         assert capsys.readouterr().out.split()[:4] == ["MAC", "DST", "DEV", "STATE"]
 
     run(main)

@@ -4,26 +4,24 @@ import functools
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vtep.cli import commands, mistakes
+from vtep.cli import commands, mistakes, text_table
 from vtep.cli.grammar import Grammar
 from vtep.control import Client, socket_files
 from vtep.control.choice import Candidate
 from vtep.control.client import find
 from vtep.errors import ConfigError, VtepError
 
-_PAGE = 1000
-"""Rows of a table that are laid out and printed at a time, with the widths of their columns."""
-
-_WIDE = 500
-"""Width in characters of output that does not go to a terminal, so that no line is broken."""
+_PAGE = 100
+"""Lines of a table that are written at a time."""
 
 _SIGPIPE_CODE = 141
 """Exit code of a shell for a command that SIGPIPE ended: 128 + 13."""
@@ -190,48 +188,28 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_json_items(items: Iterable[object]) -> None:
+    """Print a list as `print_json` does, item by item."""
+    before = "["
+    for item in items:
+        click.echo(before + "\n" + textwrap.indent(json.dumps(item, indent=2), "  "), nl=False)
+        before = ","
+    click.echo("[]" if before == "[" else "\n]")
+
+
 def print_table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows below their headings, or "(none)".
 
     `columns` has the headings, each with its alignment: "right", or "" for left.
     """
-    from rich.console import Console  # noqa: PLC0415  slow to import, and most commands print no table
-    from rich.table import Table  # noqa: PLC0415
-
-    # rich would replace :ab: in a MAC address by an emoji, and colour numbers.
-    console = Console(
-        highlight=False,
-        emoji=False,
-        width=None if sys.stdout.isatty() else _WIDE,
-        soft_wrap=True,
-    )
-    # One page at a time: rich lays out a whole table before it prints the first row, which
-    # takes long and much memory for a large FDB.
-    pages = _pages(rows)
-    first = next(pages, None)
-    if first is None:
+    lines = text_table.lines(columns, rows)
+    heading = next(lines, None)
+    if heading is None:
         click.echo("(none)")
         return
-    for number, page in enumerate(chain([first], pages)):
-        table = Table(box=None, pad_edge=False, show_header=number == 0, header_style="bold")
-        for heading, alignment in columns.items():
-            table.add_column(
-                heading, justify="right" if alignment == "right" else "left", no_wrap=True
-            )
-        for row in page:
-            table.add_row(*(str(cell) for cell in row))
-        console.print(table, markup=False)
-
-
-def _pages(rows: Iterable[Sequence[object]]) -> Iterator[list[Sequence[object]]]:
-    page: list[Sequence[object]] = []
-    for row in rows:
-        page.append(row)
-        if len(page) == _PAGE:
-            yield page
-            page = []
-    if page:
-        yield page
+    click.secho(heading, bold=True)
+    while page := list(islice(lines, _PAGE)):
+        click.echo("\n".join(page))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """`pyvtep fdb`: the forwarding database of a running pyvtep, with the syntax of `bridge fdb`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from itertools import chain
 from typing import Any
 
 import click
@@ -14,13 +15,17 @@ from vtep.control.schema import Destination, FdbEntry, MonitorEvent
 from vtep.errors import ConfigError, shown
 from vtep.wire import vxlan
 
-_ENTRY = Grammar("mac", {**DESTINATION, **SEGMENT}, KIND)
-_SELECTED = Grammar("mac", {**DESTINATION, **SEGMENT}, {"self": ("", None)})
+_ENTRY = Grammar("mac", {**DESTINATION, "seq": "sequence", **SEGMENT}, KIND)
+_SELECTED = Grammar(
+    "mac",
+    {**DESTINATION, **SEGMENT},
+    {name: KIND[name] for name in ("extern_learn", "self")},
+)
 _MAC = Grammar("mac", SEGMENT, {"self": ("", None)})
 _FILTER = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
 
 _ENTRY_METAVAR = "MAC dst IP [port PORT] [vni VNI] [via DEV] [dev TAP] [static] [extern_learn] ..."
-_SELECTED_METAVAR = "MAC [dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP]"
+_SELECTED_METAVAR = "MAC [dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP] [extern_learn]"
 _FILTER_METAVAR = "[dst IP] [port PORT] [vni VNI] [via DEV] [dev TAP] [[no]static] [[no]held] ..."
 
 
@@ -48,11 +53,20 @@ def group() -> None:
 @client_command.with_client(shows=True, every=True, check=_check_destination)
 def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
     """Show the entries that match all filters."""
-    entries = [entry for vtep in vteps for entry in vtep.fdb.show(**params)]
+    # One by one: there may be a million of them.
+    entries = chain.from_iterable(vtep.items("fdb.show", **params) for vtep in vteps)
     if as_json:
-        client_command.print_json(entries)
+        client_command.print_json_items(entries)
     else:
-        print_entries(entries)
+        print_entries(entries, with_vni=_have_several_vnis(vteps, params))
+
+
+def _have_several_vnis(vteps: list[Client], params: dict[str, Any]) -> bool:
+    """Return True if the entries that a filter selects may be of several VNIs."""
+    dev = params.get("dev")
+    segments = [each for vtep in vteps for each in vtep.call("process.show")["segments"]]
+    vnis = {each["vni"] for each in segments if dev in (None, each["dev"], each["tap"])}
+    return params.get("vni") is None and len(vnis) > 1
 
 
 @group.command()
@@ -64,7 +78,7 @@ def get(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         client_command.print_json(entry)
     else:
-        print_entries([entry])
+        print_entries([entry], with_vni=False)
 
 
 @group.command()
@@ -98,7 +112,10 @@ def replace(vtep: Client, params: dict[str, Any]) -> None:
 @client_command.words(_SELECTED, _SELECTED_METAVAR, ("mac",))
 @client_command.with_client(check=_check_destination)
 def delete(vtep: Client, params: dict[str, Any]) -> None:
-    """Delete a destination of a MAC or, if none is given, its entry."""
+    """Delete a destination of a MAC or, if none is given, its entry.
+
+    With `extern_learn`, delete only what a control plane has given.
+    """
     vtep.call("fdb.del", **params)
 
 
@@ -118,27 +135,44 @@ def flush(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
         click.echo(f"{count} flushed")
 
 
-def print_entries(entries: list[FdbEntry]) -> None:
-    """Print entries as a table, with their VNIs if these are several."""
-    # Several VNIs may share a TAP, so that DEV does not tell them apart.
-    has_several = len({entry["vni"] for entry in entries}) > 1
-    columns = {"MAC": "", "DST": ""} | ({"VNI": "right"} if has_several else {})
+def print_entries(entries: Iterable[FdbEntry], *, with_vni: bool) -> None:
+    """Print entries as a table; `with_vni` if they are of several VNIs.
+
+    Several VNIs may share a TAP, so that DEV does not tell them apart.
+    """
+    columns = {"MAC": "", "DST": ""} | ({"VNI": "right"} if with_vni else {})
     columns |= {"DEV": "", "STATE": "", "AGE": "right", "TX": "right", "RX": "right"}
     client_command.print_table(
-        columns, (row for entry in entries for row in _rows(entry, with_vni=has_several))
+        columns, (row for entry in entries for row in _rows(entry, with_vni=with_vni))
     )
 
 
 def _rows(entry: FdbEntry, *, with_vni: bool) -> Iterator[tuple[object, ...]]:
     """Yield a row for each destination, the first of them with the columns of the entry."""
-    first, *others = (format_destination(to, entry["vni"]) for to in entry["destinations"])
     age = "" if entry["age"] is None else f"{entry['age']:.0f}s"
-    frames = entry["tx_frames"], entry["rx_frames"]
-    kind = format_kind(entry) + ("" if entry["held"] is None else f" held {entry['held']:.0f}s")
+    held = "" if entry["held"] is None else f"held {entry['held']:.0f}s"
+    sticky = "sticky" if entry["sticky"] else ""
     vni = (entry["vni"],) if with_vni else ()
-    yield entry["mac"], first, *vni, entry["dev"], kind, age, *frames
-    for other in others:
-        yield "", other, *("" for _ in vni), "", "", "", "", ""
+    mac, state = entry["mac"], entry["state"]
+    dev: tuple[object, ...] = (*vni, entry["dev"])
+    frames: tuple[object, ...] = (entry["tx_frames"], entry["rx_frames"])
+    for to in entry["destinations"]:
+        words = filter(None, (state, format_origin(to), sticky, held))
+        yield mac, format_destination(to, entry["vni"]), *dev, " ".join(words), age, *frames
+        mac = state = sticky = held = age = ""
+        dev, frames = ("",) * len(dev), ("", "")
+
+
+def format_origin(to: Destination, *, flag: bool = True) -> str:
+    """Return what a control plane has given of a destination; "" if it has not given it.
+
+    Without `flag`, `extern_learn` itself is left out.
+    """
+    # An older pyvtep sends neither.
+    words = ["extern_learn"] if flag and to.get("extern_learn") else []
+    if (sequence := to.get("sequence")) is not None:
+        words += ["seq", str(sequence)]
+    return " ".join(words)
 
 
 def format_destination(to: Destination, vni: int) -> str:
@@ -153,7 +187,7 @@ def format_destination(to: Destination, vni: int) -> str:
     return " ".join(words)
 
 
-def format_kind(entry: FdbEntry | MonitorEvent) -> str:
+def format_kind(entry: MonitorEvent) -> str:
     """Return the state and the flags of an entry in the syntax of a command."""
     flags = [name for name in ("extern_learn", "sticky") if entry.get(name)]
     return " ".join((entry.get("state", ""), *flags))

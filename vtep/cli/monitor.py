@@ -6,7 +6,7 @@ from datetime import datetime
 import click
 
 from vtep.cli import client_command, commands
-from vtep.cli.fdb import format_destination, format_kind
+from vtep.cli.fdb import format_destination, format_kind, format_origin
 from vtep.control import Client
 from vtep.control.schema import MonitorEvent
 from vtep.errors import VtepError
@@ -66,6 +66,9 @@ def format_event(event: MonitorEvent) -> str:
         words += [event["mac"], "dev", dev]
         for to in event["destinations"]:
             words += ["dst", format_destination(to, event["vni"])]
+            # As a flag of the whole entry, extern_learn is behind its state.
+            origin = format_origin(to, flag=not event.get("extern_learn"))
+            words += filter(None, [origin])
         words.append(format_kind(event))
     else:
         words += ["vni", str(event["vni"]), "dev", dev]

@@ -9,14 +9,17 @@ from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.control import Client
 from vtep.errors import ConfigError, VtepError
 
+_EXTERN_LEARN = {"extern_learn": ("extern_learn", True)}
 _NEIGHBOUR = Grammar(
-    "ip", {"lladdr": "mac", "vlan": "vlan", "nud": "nud", **SEGMENT}, {"router": ("router", True)}
+    "ip",
+    {"lladdr": "mac", "vlan": "vlan", "nud": "nud", **SEGMENT},
+    {"router": ("router", True), **_EXTERN_LEARN},
 )
-_SELECTED = Grammar("ip", {"vlan": "vlan", **SEGMENT})
+_SELECTED = Grammar("ip", {"vlan": "vlan", **SEGMENT}, _EXTERN_LEARN)
 _ALL = Grammar(None, SEGMENT)
-_FLUSH = Grammar(None, SEGMENT, {"permanent": ("permanent", True)})
+_FLUSH = Grammar(None, SEGMENT, {"permanent": ("permanent", True), **_EXTERN_LEARN})
 
-_METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router] [nud permanent]"
+_METAVAR = "IP lladdr MAC [dev TAP] [vlan ID] [router] [extern_learn] [nud permanent]"
 
 
 @click.group("neigh", cls=commands.TableGroup)
@@ -46,7 +49,9 @@ def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
         (
             (
                 *(one["ip"], one["mac"], one["dev"], " ".join(map(str, one["vlan"]))),
-                one["state"] + (" router" if one["router"] else ""),
+                " ".join(
+                    (one["state"], *(name for name in ("extern_learn", "router") if one.get(name)))
+                ),
                 "" if one["age"] is None else f"{one['age']:.0f}s",
             )
             for one in neighbours
@@ -79,18 +84,21 @@ def _neighbour(params: dict[str, Any]) -> dict[str, Any]:
 
 
 @group.command("del")
-@client_command.words(_SELECTED, "IP [dev TAP] [vlan ID]", ("ip",))
+@client_command.words(_SELECTED, "IP [dev TAP] [vlan ID] [extern_learn]", ("ip",))
 @client_command.with_client()
 def delete(vtep: Client, params: dict[str, Any]) -> None:
-    """Delete a neighbour."""
+    """Delete a neighbour; with `extern_learn`, only one that a control plane has added."""
     vtep.call("neigh.del", **params)
 
 
 @group.command()
-@client_command.words(_FLUSH, "[dev TAP] [permanent]")
+@client_command.words(_FLUSH, "[dev TAP] [permanent] [extern_learn]")
 @client_command.with_client(shows=True, changes=True)
 def flush(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
-    """Delete learned neighbours, and with `permanent` configured ones as well."""
+    """Delete learned neighbours, and with `permanent` configured ones as well.
+
+    With `extern_learn`, delete those that a control plane has added instead.
+    """
     count = vtep.neigh.flush(**params)
     if as_json:
         client_command.print_json({"flushed": count})

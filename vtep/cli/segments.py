@@ -10,7 +10,7 @@ import click
 
 from vtep import Config
 from vtep.cli import client_command, commands
-from vtep.cli.fdb import format_destination
+from vtep.cli.fdb import format_destination, format_origin
 from vtep.cli.grammar import SEGMENT, Grammar
 from vtep.cli.options import check_options, config_options, given_options
 from vtep.cli.stats_text import format_stats, merge_stats
@@ -138,7 +138,11 @@ def show_remotes(vteps: list[Client], params: dict[str, Any], *, as_json: bool) 
         client_command.print_json(remotes)
         return
     rows = [
-        (to["vni"], to["dev"], format_destination(to, to["vni"]), to["name"] or "")
+        (
+            *(to["vni"], to["dev"]),
+            f"{format_destination(to, to['vni'])} {format_origin(to)}".rstrip(),
+            to["name"] or "",
+        )
         for to in remotes
     ]
     rows += [

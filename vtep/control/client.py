@@ -13,8 +13,9 @@ line that says why; nothing has changed then.
 import json
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -30,6 +31,7 @@ from vtep.control.client_commands import (
     StormCommands,
     VniCommands,
 )
+from vtep.control.json_items import ItemParser
 from vtep.control.jsonrpc import Code
 from vtep.control.schema import CaptureRequest, MonitorEvent, SegmentInfo, Stats, Status
 from vtep.errors import ConfigError, VtepError
@@ -46,6 +48,9 @@ gives up before."""
 
 _PING_TIMEOUT_S = 4.0
 """Time in which a VTEP answers a ping, unless its process is stopped or hangs."""
+
+_BUFFER = 1 << 16
+"""Octets that are read at a time."""
 
 _RECONNECT_INTERVAL_S = 0.02
 """Pause between two attempts to connect while the accept queue of a VTEP is full."""
@@ -151,7 +156,7 @@ class Client:
             raise DisconnectedError(
                 f"--socket {self.path}: no pyvtep answers there ({error.strerror or error})"
             ) from error
-        self._lines = self._socket.makefile("rb")
+        self._lines = BufferedReader(self._socket.makefile("rb", 0), _BUFFER)
 
     def _connect(self, deadline: float) -> None:
         """Connect, once there is room in the accept queue of the VTEP. Raises: OSError."""
@@ -178,6 +183,50 @@ class Client:
             self.close()
             self._answers = False
             self._open()
+
+    def items(self, method: str, **params: Any) -> Iterator[Any]:
+        """Call a method whose result is a list of objects, and yield them as they arrive.
+
+        Memory is needed for a part of them only. The connection is in use until the last one.
+        """
+        given = {name: value for name, value in params.items() if value is not None}
+        while True:
+            self.call("ping")  # It connects again after an upgrade.
+            if self._elsewhere is not None:
+                self._check(method, self._elsewhere)
+            self._send(method, given, self._timeout)
+            answer = yield from self._receive_items(method)
+            if answer is None:
+                return
+            if "error" not in answer:
+                yield from answer["result"]
+                return
+            if answer["error"].get("code") != Code.HANDED_OVER:
+                raise refusal(method, answer["error"])
+            self.close()
+            self._answers = False
+            self._open()
+
+    def _receive_items(self, method: str) -> Generator[Any, None, dict[str, Any] | None]:
+        """Yield the items of an answer. Returns: an answer that has no list in pages."""
+        parser = ItemParser(self._number)
+        while True:
+            with self._connected():
+                octets = self._lines.peek()
+                octets = self._lines.read(octets.find(b"\n") + 1 or len(octets))
+            if not octets:
+                raise DisconnectedError(f"{self.path}: the VTEP has ended")
+            try:
+                items = parser.feed(octets)
+            except ValueError:
+                raise self._foreign() from None
+            yield from items
+            if not parser.has_ended:
+                continue
+            answer: dict[str, Any] | None = parser.message
+            if answer is None or self._is_answer(answer, method):
+                return answer
+            parser = ItemParser(self._number)
 
     def _ask_living(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
         """Send a request to a VTEP that has shown to be alive, and return its answer."""
@@ -207,6 +256,15 @@ class Client:
         Raises: DisconnectedError if there is none; VtepError if the request is too large, or if the
         VTEP has refused this client.
         """
+        self._send(method, given, timeout)
+        while True:
+            with self._connected():
+                message = self._receive()
+            if self._is_answer(message, method):
+                return message
+
+    def _send(self, method: str, given: dict[str, Any], timeout: float) -> None:
+        """Send a request. Raises: as `_ask`."""
         self._number += 1
         request = jsonrpc.request(method, given, self._number)
         if len(request) > jsonrpc.LINE_MAX:
@@ -215,22 +273,38 @@ class Client:
                 f"at most {jsonrpc.LINE_MAX} octets; ask for less at a time"
             )
         self._socket.settimeout(timeout)
+        # A VTEP with too many clients may have disconnected us, after a line that says so.
+        with self._connected(), suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(request + b"\n")
+
+    def _is_answer(self, message: dict[str, Any], method: str) -> bool:
+        """Return True for the answer to the last request. Side effect: an event is kept.
+
+        Raises: VtepError for an error that concerns the connection, not a request.
+        """
+        if message.get("id") == self._number:
+            return True
+        if "error" in message:
+            raise refusal(method, message["error"])
+        if message.get("method") == jsonrpc.EVENT:
+            self._events.append(message["params"])
+        return False
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Raise DisconnectedError for a failure of the connection."""
         try:
-            # A VTEP with too many clients may have disconnected us, after a line that says so.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                self._socket.sendall(request + b"\n")
-            while (answer := self._receive()).get("id") != self._number:
-                if "error" in answer:  # It concerns the connection, not a request.
-                    raise refusal(method, answer["error"])
-                if answer.get("method") == jsonrpc.EVENT:
-                    self._events.append(answer["params"])
+            yield
         except TimeoutError as error:
             raise DisconnectedError(
-                f"{self.path}: no answer within {timeout:g} seconds; is its process stopped?"
+                f"{self.path}: no answer within {self._socket.gettimeout():g} seconds; is its "
+                "process stopped?"
             ) from error
         except OSError as error:
             raise DisconnectedError(f"{self.path}: {error.strerror or error}") from error
-        return answer
+
+    def _foreign(self) -> DisconnectedError:
+        return DisconnectedError(f"{self.path}: the process that answers is not a pyvtep")
 
     def stats(self, *, vni: int | None = None, dev: str | None = None) -> Stats:
         """Return the counters of every segment, or of one."""
@@ -305,7 +379,7 @@ class Client:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise DisconnectedError(f"{self.path}: the process that answers is not a pyvtep")
+            raise self._foreign()
         return answer
 
     def close(self) -> None:

@@ -89,6 +89,7 @@ def apply_options(
 
 def _apply_learning(port: "Port", config: Config, _now: float) -> None:
     port.segment.learning = config.learning
+    port.fdb.keeps_extern_learn = config.evpn
 
 
 def _apply_ageing(port: "Port", config: Config, now: float) -> None:
@@ -177,7 +178,7 @@ def _apply_mss_clamp(port: "Port", config: Config, _now: float) -> None:
 
 
 SEGMENT_APPLIERS = (
-    Applier(("learning",), _apply_learning),
+    Applier(("learning", "evpn"), _apply_learning),
     Applier(("ageing",), _apply_ageing),
     Applier(("max_addresses", "max_addresses_per_remote"), _apply_limits),
     Applier(("mac_move_limit", "mac_move_hold"), _apply_moves),
