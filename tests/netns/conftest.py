@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.fabric import Fabric
 from tests.netns.hosts import Pyvtep, address, segment
 from vtep.control import socket_files
 from vtep.testing.lab import Host, Lab
@@ -61,6 +62,12 @@ def lab() -> Iterator[Lab]:
     """Return a lab that is closed after the test."""
     with Lab() as hosts:
         yield hosts
+
+
+@pytest.fixture
+def fabric(lab: Lab) -> Fabric:
+    """Return the underlay of an EVPN fabric, without routers."""
+    return Fabric(lab)
 
 
 @pytest.fixture

@@ -1,44 +1,118 @@
 """pyvtep in BGP EVPN fabrics: with FRR and the kernel's VXLAN, with reflectors, and with GoBGP."""
 
+from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
-from tests.netns.fabric import (
-    Fabric,
-    Frr,
-    GoBgp,
-    GoBgpNeighbor,
-    Neighbor,
-    bgp_config,
-    kernel_leaf,
+import pytest
+
+from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, Neighbor, bgp_config
+from tests.netns.hosts import Start, wait_until
+from tests.netns.sites import (
+    FLOOD,
+    LEAF,
+    VNI,
+    FrrSite,
+    OwnSite,
+    Site,
+    frr_site,
+    own_site,
+    ping_all,
+    remote_macs,
+    speaks,
 )
-from tests.netns.hosts import ping, wait_until
-from vtep.testing.lab import Lab
 
 
-def test_the_fabric_of_the_tests_works(lab: Lab, tmp_path: Path) -> None:
-    """Two FRR leaves and gobgpd as a reflector carry pings, without pyvtep."""
-    fabric = Fabric(lab)
-    leaves = {}
-    for name, number in (("a", 1), ("b", 2)):
-        router = fabric.router(f"leaf-{name}", number)
-        bridge = kernel_leaf(router, 100, f"192.0.2.{number}", f"02:00:00:00:00:0{number}")
-        config = bgp_config(65000, f"192.0.2.{number}", [Neighbor("192.0.2.9", 65000)])
-        mac, own = f"02:00:00:00:0{name}:01", f"10.0.0.{number}/24"
-        host = fabric.host(router, bridge, f"host-{name}", mac, own)
-        leaves[name] = Frr(router, tmp_path, config), host
-    clients = [GoBgpNeighbor(f"192.0.2.{number}", 65000, client=True) for number in (1, 2)]
-    reflector = GoBgp(fabric.router("spine", 9), tmp_path, 65000, "192.0.2.9", clients)
-    reflector.wait_established("192.0.2.1", "192.0.2.2")
-    (first, host_a), (second, host_b) = leaves.values()
-    ping(host_a, "10.0.0.2")
-    ping(host_b, "10.0.0.1")
-    wait_until(
-        lambda: first.remote_macs(100) == {"02:00:00:00:0b:01": "192.0.2.2"}, "the MAC of host b"
+def join_mesh(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    """Build three leaves in AS 65000, each a neighbour of both others."""
+    peers = [Neighbor(f"192.0.2.{number}", 65000) for number in (2, 3)]
+    return [
+        frr_site(fabric, folder, 1, bgp_config(65000, "192.0.2.1", peers, evpn_lines=LEAF)),
+        own_site(fabric, start, 2, *speaks(65000, "192.0.2.1", "192.0.2.3")),
+        own_site(fabric, start, 3, *speaks(65000, "192.0.2.1", "192.0.2.2")),
+    ]
+
+
+def join_reflector(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    """Build three leaves in AS 65000, with FRR as a reflector, which is no leaf."""
+    client = ("route-reflector-client",)
+    clients = [Neighbor(f"192.0.2.{n}", 65000, evpn_lines=client) for n in (1, 2, 3)]
+    Frr(fabric.router("spine", 9), folder, bgp_config(65000, "192.0.2.9", clients, evpn_lines=()))
+    return _below_spine(fabric, start, folder)
+
+
+def join_gobgp(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    """Build three leaves in AS 65000, with gobgpd as a reflector."""
+    clients = [GoBgpNeighbor(f"192.0.2.{number}", 65000, client=True) for number in (1, 2, 3)]
+    GoBgp(fabric.router("spine", 9), folder, 65000, "192.0.2.9", clients)
+    return _below_spine(fabric, start, folder)
+
+
+def _below_spine(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    spine = [Neighbor("192.0.2.9", 65000)]
+    return [
+        frr_site(fabric, folder, 1, bgp_config(65000, "192.0.2.1", spine, evpn_lines=LEAF)),
+        own_site(fabric, start, 2, *speaks(65000, "192.0.2.9")),
+        own_site(fabric, start, 3, *speaks(65000, "192.0.2.9")),
+    ]
+
+
+def join_ebgp(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    """Build three leaves, each in an AS of its own, below an FRR spine in another.
+
+    One has an AS number of four octets.
+    """
+    keep = ("attribute-unchanged next-hop",)
+    leaves = zip((1, 2, 3), (65001, 65002, 4200000003), strict=True)
+    config = bgp_config(
+        65100,
+        "192.0.2.9",
+        [Neighbor(f"192.0.2.{n}", asn, evpn_lines=keep) for n, asn in leaves],
+        evpn_lines=(),
     )
-    assert "02:00:00:00:0b:01" in second.local_macs(100)
-    assert first.flood_vteps(100) == {"192.0.2.2"}
-    assert len(first.routes("multicast")) == len(reflector.routes()) - len(first.routes("macip"))
-    first.kill_bgpd()
-    wait_until(lambda: second.remote_macs(100) == {}, "the withdrawal of the routes of leaf a")
-    first.start_bgpd()
-    wait_until(lambda: second.flood_vteps(100) == {"192.0.2.1"}, "the routes of leaf a")
+    Frr(fabric.router("spine", 9), folder, config)
+    spine = [Neighbor("192.0.2.9", 65100)]
+    return [
+        frr_site(fabric, folder, 1, bgp_config(65001, "192.0.2.1", spine, evpn_lines=LEAF)),
+        own_site(fabric, start, 2, *speaks(65002, "192.0.2.9,asn=65100")),
+        own_site(fabric, start, 3, *speaks(4200000003, "192.0.2.9")),
+    ]
+
+
+@pytest.mark.parametrize("join", [join_mesh, join_reflector, join_gobgp, join_ebgp])
+def test_a_fabric_of_frr_and_two_pyvteps(
+    join: Callable[[Fabric, Start, Path], list[Site]],
+    fabric: Fabric,
+    start: Start,
+    tmp_path: Path,
+) -> None:
+    """Pings cross in all directions, and the tables of all three agree."""
+    sites = join(fabric, start, tmp_path)
+    ping_all(sites)
+    others = {site.number: {s.vtep for s in sites if s is not site} for site in sites}
+    ips = {s.bridge_ip: s.bridge_mac for s in sites}
+    for site in sites:
+        macs = remote_macs(sites, site)
+        if isinstance(site, FrrSite):
+            _agree_frr(site, macs, others[site.number], ips)
+            continue
+        assert isinstance(site, OwnSite)
+        wait_until(lambda s=site, m=macs: s.macs() == m, "the same MACs")  # type: ignore[misc]
+        assert site.fdb()[FLOOD] == others[site.number]
+        found = {
+            ip: mac for ip, mac in site.neighbours().items() if not ip_address(ip).is_link_local
+        }
+        assert found == {ip: mac for ip, mac in ips.items() if ip != site.bridge_ip}
+
+
+def _agree_frr(site: FrrSite, macs: dict[str, str], vteps: set[str], ips: dict[str, str]) -> None:
+    """Check `show evpn mac`, `show evpn arp-cache` and the flood list of FRR."""
+    wait_until(lambda: site.frr.remote_macs(VNI) == macs, "the same MACs")
+    assert site.frr.flood_vteps(VNI) == vteps
+    cache = site.frr.arp_cache(VNI)
+    remote = {
+        ip: (entry["mac"], entry["remoteVtep"])
+        for ip, entry in cache.items()
+        if entry["type"] == "remote" and not ip_address(ip).is_link_local
+    }
+    assert remote == {ip: (mac, macs[mac]) for ip, mac in ips.items() if ip != site.bridge_ip}

@@ -1,0 +1,123 @@
+"""Leaves of an EVPN fabric, with FRR or with pyvtep, and a host behind each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from attrs import define
+
+from tests.netns.fabric import Fabric, Frr, add_bridge, kernel_leaf
+from tests.netns.hosts import Pyvtep, Start, ping
+from vtep.testing.lab import Host
+
+VNI = 100
+FLOOD = "00:00:00:00:00:00"
+
+
+@define
+class Site:
+    """A leaf N at 192.0.2.N: its router, with the bridge of VNI 100, and a host on that.
+
+    The host has the address 10.0.0.N, the bridge 10.0.0.10N.
+    """
+
+    number: int
+    router: Host
+    host: Host
+    bridge: str
+
+    @property
+    def vtep(self) -> str:
+        return f"192.0.2.{self.number}"
+
+    @property
+    def mac(self) -> str:
+        return f"02:00:00:00:0a:{self.number:02x}"
+
+    @property
+    def ip(self) -> str:
+        return f"10.0.0.{self.number}"
+
+    @property
+    def bridge_mac(self) -> str:
+        return f"02:00:00:00:00:{self.number:02x}"
+
+    @property
+    def bridge_ip(self) -> str:
+        return f"10.0.0.{100 + self.number}"
+
+
+@define
+class FrrSite(Site):
+    """A leaf with FRR and the kernel's VXLAN."""
+
+    frr: Frr
+
+
+@define
+class OwnSite(Site):
+    """A leaf with pyvtep."""
+
+    pyvtep: Pyvtep
+
+    def fdb(self, vni: int = VNI) -> dict[str, set[str]]:
+        """Return the remote VTEPs of each MAC of the control plane."""
+        with self.pyvtep.client() as client:
+            return {
+                entry["mac"]: {one["dst"] for one in entry["destinations"]}
+                for entry in client.fdb.show(vni=vni, extern_learn=True)
+            }
+
+    def macs(self, vni: int = VNI) -> dict[str, str]:
+        """Return the remote VTEP of each unicast MAC of the control plane."""
+        return {mac: ",".join(dst) for mac, dst in self.fdb(vni).items() if mac != FLOOD}
+
+    def neighbours(self) -> dict[str, str]:
+        """Return the MAC of each neighbour of the control plane."""
+        with self.pyvtep.client() as client:
+            return {e["ip"]: e["mac"] for e in client.neigh.show() if e["extern_learn"]}
+
+
+def frr_site(fabric: Fabric, folder: Path, number: int, config: str) -> FrrSite:
+    """Add a leaf with FRR."""
+    router = fabric.router(f"leaf{number}", number)
+    own = f"02:00:00:00:00:{number:02x}", f"10.0.0.{100 + number}/24"
+    bridge = kernel_leaf(router, VNI, f"192.0.2.{number}", *own)
+    return FrrSite(
+        number, router, _host(fabric, router, bridge, number), bridge, Frr(router, folder, config)
+    )
+
+
+def own_site(fabric: Fabric, start: Start, number: int, *options: str) -> OwnSite:
+    """Add a leaf with pyvtep."""
+    router = fabric.router(f"vtep{number}", number)
+    add_bridge(router, "br0", f"02:00:00:00:00:{number:02x}", f"10.0.0.{100 + number}/24")
+    host = _host(fabric, router, "br0", number)
+    device = ("--vni", str(VNI), "--tap", "vx0", "--bridge", "br0", "--proxy")
+    return OwnSite(number, router, host, "br0", start(router, *device, *options))
+
+
+def _host(fabric: Fabric, router: Host, bridge: str, number: int) -> Host:
+    mac = f"02:00:00:00:0a:{number:02x}"
+    return fabric.host(router, bridge, f"host{number}", mac, f"10.0.0.{number}/24")
+
+
+def speaks(asn: int, *neighbors: str) -> list[str]:
+    """Build the options of EVPN."""
+    return ["--asn", str(asn), *(word for one in neighbors for word in ("--evpn-neighbor", one))]
+
+
+LEAF = ("advertise-all-vni", "advertise-svi-ip")
+
+
+def ping_all(sites: Iterable[Site]) -> None:
+    """Ping from each host to the host and to the bridge of each other site."""
+    for one in sites:
+        for other in sites:
+            if one is not other:
+                ping(one.host, other.ip)
+                ping(one.host, other.bridge_ip)
+
+
+def remote_macs(sites: Iterable[Site], here: Site) -> dict[str, str]:
+    """Return the VTEP of each MAC of a host or bridge at other sites."""
+    return {mac: s.vtep for s in sites if s is not here for mac in (s.mac, s.bridge_mac)}
