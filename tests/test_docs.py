@@ -34,6 +34,8 @@ from vtep.cli.monitor import format_event
 from vtep.cli.options import check_options
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
+from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.loader import read as read_settings
 from vtep.config.option_parsers import OFFLOADS
 from vtep.control import socket_files
 from vtep.control.events import Events
@@ -155,6 +157,21 @@ def test_the_option_table_has_every_option_and_its_default() -> None:
                 assert default.strip("`") == shown, field.name
             case (int() as low, int() as high):
                 assert default == f"{low} {high}"
+
+
+def test_the_keys_of_evpn_are_listed_and_their_example_is_accepted(tmp_path: Path) -> None:
+    keys = [key.strip("`") for key, _, _ in table("evpn.md", "key")]
+    assert keys == [field.name.replace("_", "-") for field in attrs.fields(EvpnSettings)]
+    page = (DOCS / "evpn.md").read_text()
+    for field in attrs.fields(Neighbor):
+        assert f"`{field.name}`" in page, field.name
+    example = blocks("evpn.md", "toml")[0]
+    (tmp_path / "password").write_text("secret\n")
+    file = tmp_path / "pyvtep.toml"
+    file.write_text(example.replace("/etc/pyvtep.bgp", str(tmp_path / "password")))
+    settings = read_settings(file)
+    assert settings.evpn is not None
+    assert [config.evpn for config in settings.segments] == [True, True]
 
 
 def test_the_counter_table_has_every_counter_with_its_unit_and_meaning() -> None:

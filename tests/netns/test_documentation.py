@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.hosts import Pyvtep, address, ping
+from tests.netns.fabric import Frr
+from tests.netns.hosts import Pyvtep, address, ping, wait_until
 from vtep.testing.lab import Host, Lab
 
 ROOT = Path(__file__).parents[2]
@@ -78,4 +79,53 @@ def test_the_kernel_driver_as_remote(hosts: dict[str, Host], tmp_path: Path) -> 
     arguments = ("--vni", "1", "--remote", "172.31.0.107", "--tap", "vx0")
     vtep = Pyvtep(a, tmp_path, *arguments, "--address", "10.0.0.1/24").ready()
     ping(a, "10.0.0.2")
+    assert vtep.stop() == 0
+
+
+def test_a_leaf_next_to_frr(hosts: dict[str, Host], tmp_path: Path) -> None:
+    frr = Frr(hosts["host-107"], tmp_path, "")
+    running: list[Pyvtep] = []
+    pinged = False
+    for prompt, (program, *words), _ in section("docs/evpn.md", "A leaf next to FRR"):
+        host = hosts[prompt]
+        if program == "pyvtep":
+            running.append(Pyvtep(host, tmp_path, *words).ready())
+        elif program == "vtysh":
+            assert "%" not in frr.vtysh(*(word for word in words if word != "-c"))
+        elif program == "ping":
+            ping(host, words[-1])
+            pinged = True
+        else:
+            host.run(program, *words)
+    (vtep,) = running
+    assert pinged
+    assert "172.31.0.107" in vtep.run("evpn", "show", "macs")
+    assert set(frr.remote_macs(100).values()) == {"172.31.0.106"}
+    assert vtep.stop() == 0
+
+
+def test_reflectors(hosts: dict[str, Host], tmp_path: Path) -> None:
+    """Each configuration of a reflector brings up a session with a leaf."""
+    leaf, reflector = hosts.values()
+    page = (ROOT / "docs/evpn.md").read_text()
+    (body,) = re.findall(r"^## Route reflectors$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    frr_config, gobgp_config = re.findall(r"^```\w+\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+    arguments = ("--vni", "100", "--asn", "65000", "--evpn-neighbor", "172.31.0.107")
+    vtep = Pyvtep(leaf, tmp_path, *arguments).ready()
+
+    def is_established() -> bool:
+        with vtep.client() as client:
+            evpn = client.status()["evpn"]
+        assert evpn is not None
+        return any(session["state"] == "established" for session in evpn["sessions"])
+
+    frr = Frr(reflector, tmp_path, frr_config)
+    wait_until(is_established, "the session with FRR")
+    frr.kill_bgpd()
+    wait_until(lambda: not is_established(), "the end of the session with FRR")
+    file = tmp_path / "gobgpd.conf"
+    file.write_text(gobgp_config)
+    with reflector.start("gobgpd", "-f", str(file)) as gobgpd:
+        wait_until(is_established, "the session with gobgpd")
+        gobgpd.terminate()
     assert vtep.stop() == 0
