@@ -13,7 +13,7 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).parent
-TARGETS = ("receive", "transmit", "control", "config", "state", "upgrade")
+TARGETS = ("receive", "transmit", "control", "config", "state", "upgrade", "bgp")
 
 
 def main() -> None:

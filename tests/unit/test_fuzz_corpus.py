@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.minimize import choose
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
-TARGETS = ("receive", "transmit", "control", "config", "state", "upgrade")
+TARGETS = ("receive", "transmit", "control", "config", "state", "upgrade", "bgp")
 
 
 @pytest.mark.parametrize("name", TARGETS)
