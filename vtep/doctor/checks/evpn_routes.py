@@ -121,14 +121,17 @@ def _import_fix(other: EvpnUnmatched, segment: EvpnSegment | None) -> str:
     if not other["route_targets"]:
         return f"on {other['vtep']}: export a route target, such as that of --route-target here"
     target = _first(other["route_targets"])
-    vni = "" if segment is None else f" --vni {segment['vni']}"
-    back = ""
-    if segment is not None:
-        back = (
-            f"; and there import {_join(segment['export_targets'])} (FRR, in vni "
-            f"{segment['vni']}: route-target import {_first(segment['export_targets'])})"
-        )
-    return f"here: pyvtep set{vni} --route-target-import {target}{back}"
+    if segment is None:
+        return f"if it is a segment of this host: pyvtep set --route-target-import {target}"
+    vni, exported = segment["vni"], segment["export_targets"]
+    kept = segment["import_targets"]
+    if kept is None:  # A target that is named replaces the derived ones.
+        kept = exported if segment["vteps"] or segment["macs"] else []
+    options = "".join(f" --route-target-import {each}" for each in (target, *kept))
+    return (
+        f"here: pyvtep set --vni {vni}{options}; and there import {_join(exported)} (FRR, in vni "
+        f"{vni}: route-target import {_first(exported)})"
+    )
 
 
 def _imports(segment: EvpnSegment) -> str:
