@@ -1,5 +1,9 @@
 """EVPN and faults: ends of the speaker, of the daemon and of the neighbour, and upgrades."""
 
+import os
+import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,21 +11,35 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from tests.netns.fabric import Fabric, Frr, Neighbor, add_bridge, bgp_config, kernel_leaf
-from tests.netns.hosts import Pyvtep, ping
+from tests.netns.fabric import (
+    Fabric,
+    Frr,
+    Neighbor,
+    add_bridge,
+    bgp_config,
+    kernel_fdb,
+    kernel_leaf,
+)
+from tests.netns.hosts import Pyvtep, ping, wait_until
+from vtep.control import Client
+from vtep.control.schema import FdbEntry
 from vtep.testing.lab import Host, Lab
 
-MAC_A, MAC_B = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
+MAC_A, MAC_B, MAC_C = "02:00:00:00:0a:01", "02:00:00:00:0b:01", "02:00:00:00:0c:01"
+FLOOD = "00:00:00:00:00:00"
 OPTIONS = (
     *("--vni", "100", "--asn", "65000", "--evpn-neighbor", "192.0.2.2", "--bridge", "br0"),
     *("--local", "192.0.2.1", "--tap", "vx0"),
 )
+
+Start = Callable[..., Pyvtep]
 
 
 @frozen
 class Leaves:
     """A router for pyvtep with a bridge and a host, and an FRR leaf with another host."""
 
+    fabric: Fabric
     router: Host
     host: Host
     frr: Frr
@@ -29,8 +47,12 @@ class Leaves:
 
     def session(self) -> dict[str, Any]:
         """Return the session with pyvtep as FRR shows it."""
-        said: dict[str, Any] = self.frr.show("neighbors 192.0.2.1")
+        said = self.frr.show("bgp neighbors 192.0.2.1")
         return dict(said.get("192.0.2.1", {}))
+
+    def is_established(self) -> bool:
+        """Return whether FRR has a session with pyvtep."""
+        return bool(self.session().get("bgpState") == "Established")
 
 
 @pytest.fixture
@@ -43,12 +65,265 @@ def leaves(lab: Lab, tmp_path: Path) -> Leaves:
     bridge = kernel_leaf(other, 100, "192.0.2.2")
     far = fabric.host(other, bridge, "host-b", MAC_B, "10.0.0.2/24")
     frr = Frr(other, tmp_path, bgp_config(65000, "192.0.2.2", [Neighbor("192.0.2.1", 65000)]))
-    return Leaves(router, host, frr, far)
+    return Leaves(fabric, router, host, frr, far)
 
 
-def test_a_leaf_next_to_frr(leaves: Leaves, start: Callable[..., Pyvtep]) -> None:
-    vtep = start(leaves.router, *OPTIONS)
+def speaker(vtep: Pyvtep) -> dict[str, Any]:
+    """Return what the daemon says of its speaker."""
+    with vtep.client() as client:
+        status = client.status()["evpn"]
+        assert status is not None
+        return dict(status["speaker"])
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; one without a parent may stay as a zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def destinations(vtep: Pyvtep) -> dict[str, set[str]]:
+    """Return the destinations of each MAC in the FDB of VNI 100."""
+    with vtep.client() as client:
+        return {
+            entry["mac"]: {each["dst"] for each in entry["destinations"]}
+            for entry in client.fdb.show(vni=100)
+        }
+
+
+def lasting(entry: FdbEntry) -> dict[str, Any]:
+    """Return an FDB entry without the ages and counts that change by themselves."""
+    return {**entry, "age": None, "tx_frames": None, "rx_frames": None}
+
+
+def remote_on_bridge(router: Host) -> set[str]:
+    """Return the MACs that are remote for the bridge of pyvtep."""
+    return {
+        entry["mac"]
+        for entry in kernel_fdb(router, "br0")
+        if "extern_learn" in entry.get("flags", ()) and entry["ifname"] == "vx0"
+    }
+
+
+def established(leaves: Leaves, start: Start, *options: str) -> Pyvtep:
+    """Start pyvtep, and wait until both sides know the hosts of each other."""
+    vtep = start(leaves.router, *OPTIONS, "--debug", *options)
     ping(leaves.host, "10.0.0.2")
     ping(leaves.far, "10.0.0.1")
+    wait_until(lambda: MAC_B in destinations(vtep), "the MAC of the far host")
+    wait_until(lambda: MAC_A in leaves.frr.remote_macs(100), "the MAC of the own host at FRR")
+    wait_until(lambda: remote_on_bridge(leaves.router) == {MAC_B}, "the MAC on the bridge")
+    return vtep
+
+
+def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
+    vtep = established(leaves, start)
     assert leaves.frr.remote_macs(100)[MAC_A] == "192.0.2.1"
-    assert vtep.run("evpn", "show", "macs", MAC_B)
+    assert destinations(vtep) == {FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}}
+    # The speaker has none of the descriptors of the daemon.
+    pid = speaker(vtep)["pid"]
+    names = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    assert "/dev/net/tun" not in names
+    # At its end, all routes are withdrawn at once, and the reason is told.
+    assert vtep.stop() == 0
+    wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")
+    assert not is_running(pid)
+    assert not vtep.control.with_suffix(".evpn").exists()
+
+
+def test_the_speaker_is_killed(leaves: Leaves, start: Start) -> None:
+    """Entries stay, those of hosts that are gone meanwhile go, and those of a user stay."""
+    vtep = established(leaves, start)
+    other = leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    ping(other, "10.0.0.1")
+    with vtep.client() as client:
+        client.fdb.append(FLOOD, "192.0.2.9", vni=100)
+        client.fdb.add("02:00:00:00:99:01", "192.0.2.9", vni=100)
+    manual = {"02:00:00:00:99:01": {"192.0.2.9"}}
+    wait_until(lambda: MAC_C in destinations(vtep), "the second far host")
+    before = {**manual, FLOOD: {"192.0.2.2", "192.0.2.9"}, MAC_B: {"192.0.2.2"}}
+    assert destinations(vtep) == {**before, MAC_C: {"192.0.2.2"}}
+    former = speaker(vtep)["pid"]
+    # Not restarted before the far host is gone: it would be told of its end.
+    os.kill(former, signal.SIGSTOP)
+    leaves.frr.host.run("ip", "link", "del", "host-c")
+    wait_until(lambda: MAC_C not in leaves.frr.local_macs(100), "the end of the second far host")
+    assert destinations(vtep) == {**before, MAC_C: {"192.0.2.2"}}
+    os.kill(former, signal.SIGKILL)
+    ping(leaves.host, "10.0.0.2")
+    wait_until(lambda: speaker(vtep)["state"] == "running", "another speaker")
+    wait_until(lambda: destinations(vtep) == before, "the end of the stale entry")
+    wait_until(lambda: remote_on_bridge(leaves.router) == {MAC_B}, "its end on the bridge")
+    wait_until(leaves.is_established, "the session")
+    found = speaker(vtep)
+    assert (found["restarts"], found["pid"] != former) == (1, True)
+    assert "SIGKILL" in found["last_error"]
+    assert "EVPN speaker ended unexpectedly: ended by SIGKILL" in vtep.log
+    ping(leaves.far, "10.0.0.1")
+
+
+@pytest.mark.parametrize("kept", ["nothing", "state", "persist"])
+def test_the_daemon_is_killed(leaves: Leaves, start: Start, tmp_path: Path, kept: str) -> None:
+    """All routes are withdrawn at once, and after a restart all is as before."""
+    options = {
+        "nothing": (),
+        "state": ("--state", str(tmp_path / "state")),
+        "persist": ("--persist", "--state", str(tmp_path / "state")),
+    }[kept]
+    vtep = established(leaves, start, *options)
+    with vtep.client() as client:
+        client.fdb.add("02:00:00:00:99:01", "192.0.2.9", vni=100)
+    pid = speaker(vtep)["pid"]
+    vtep.process.kill()
+    vtep.wait()
+    wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")
+    wait_until(lambda: not is_running(pid), "the end of the speaker")
+    # Another far host has come, and the first one has gone.
+    other = leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    leaves.frr.host.run("ip", "link", "del", "host-b")
+    again = start(leaves.router, *OPTIONS, *options)
+    ping(other, "10.0.0.1")
+    wanted = {FLOOD: {"192.0.2.2"}, MAC_C: {"192.0.2.2"}}
+    if kept != "nothing":
+        wanted["02:00:00:00:99:01"] = {"192.0.2.9"}
+    wait_until(lambda: destinations(again) == wanted, "the entries of the far hosts of now")
+    wait_until(lambda: remote_on_bridge(leaves.router) == {MAC_C}, "those of the bridge")
+    assert speaker(again)["restarts"] == 0
+
+
+def test_the_neighbour_is_killed(leaves: Leaves, start: Start) -> None:
+    vtep = established(leaves, start)
+    with vtep.client() as client:
+        client.fdb.append(FLOOD, "192.0.2.9", vni=100)
+        client.fdb.add("02:00:00:00:99:01", "192.0.2.9", vni=100)
+    manual = {FLOOD: {"192.0.2.9"}, "02:00:00:00:99:01": {"192.0.2.9"}}
+    leaves.frr.kill_bgpd()
+    wait_until(lambda: destinations(vtep) == manual, "the end of the entries")
+    wait_until(lambda: remote_on_bridge(leaves.router) == set(), "their end on the bridge")
+    leaves.frr.start_bgpd()
+    wait_until(lambda: MAC_B in destinations(vtep), "the entries of the far host")
+    assert destinations(vtep)[FLOOD] == {"192.0.2.2", "192.0.2.9"}
+    ping(leaves.host, "10.0.0.2")
+
+
+def test_sessions_survive_an_upgrade(leaves: Leaves, start: Start) -> None:
+    """FRR sees nothing of it, no entry is touched, and no ping is lost."""
+    vtep = established(leaves, start)
+    before = leaves.session()
+    pid = speaker(vtep)["pid"]
+    with vtep.client() as client:
+        entries = client.fdb.show(vni=100)
+    pings = leaves.host.start(
+        "ping", "-i", "0.01", "-q", "10.0.0.2", stdout=subprocess.PIPE, text=True
+    )
+    monitor = leaves.router.start("bridge", "monitor", "fdb", stdout=subprocess.PIPE, text=True)
+    vtep.run("upgrade")
+    wait_until(lambda: speaker(vtep)["state"] == "running", "the speaker at the new process")
+    pings.send_signal(signal.SIGINT)
+    out, _ = pings.communicate()
+    assert re.search(r", 0% packet loss", out), out
+    monitor.terminate()
+    assert MAC_B not in monitor.communicate()[0]
+    after = leaves.session()
+    names = ("connectionsEstablished", "connectionsDropped", "bgpTimerUpEstablishedEpoch")
+    assert [after[name] for name in names] == [before[name] for name in names]
+    assert speaker(vtep)["pid"] == pid
+    with vtep.client() as client:
+        assert list(map(lasting, client.fdb.show(vni=100))) == list(map(lasting, entries))
+    # The new process supervises it, and it follows the new process.
+    leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    wait_until(lambda: MAC_C in destinations(vtep), "a MAC after the upgrade")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: speaker(vtep)["pid"] not in (None, pid), "another speaker")
+    wait_until(lambda: speaker(vtep)["state"] == "running", "that it runs")
+    ping(leaves.far, "10.0.0.1")
+    wait_until(leaves.is_established, "the session")
+
+
+def test_a_reload_adds_and_removes_evpn(leaves: Leaves, start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "pyvtep.toml"
+    segment = '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\n'
+    sessions = '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\n'
+    file.write_text(segment)
+    vtep = start(leaves.router, "--config", str(file))
+    with vtep.client() as client:
+        assert client.status()["evpn"] is None
+        with pytest.raises(Exception, match=r"add a table \[evpn\]"):
+            client.set(vni=100, evpn=True)
+        client.fdb.add("02:00:00:00:99:01", "192.0.2.9", vni=100)
+        file.write_text(sessions + segment + "evpn = true\n")
+        client.reload()
+    ping(leaves.host, "10.0.0.2")
+    manual = {"02:00:00:00:99:01": {"192.0.2.9"}}
+    both = {**manual, FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}}
+    wait_until(lambda: destinations(vtep) == both, "the entries of EVPN")
+    wait_until(lambda: remote_on_bridge(leaves.router) == {MAC_B}, "the MAC on the bridge")
+    pid = speaker(vtep)["pid"]
+    file.write_text(segment)
+    with vtep.client() as client:
+        client.reload()
+        assert client.status()["evpn"] is None
+    wait_until(lambda: destinations(vtep) == manual, "the end of the entries of EVPN")
+    wait_until(lambda: not is_running(pid), "the end of the speaker")
+    assert remote_on_bridge(leaves.router) == set()
+    wait_until(lambda: not leaves.is_established(), "the end of the session")
+    with vtep.client() as client:
+        file.write_text(sessions + segment + "evpn = true\n")
+        client.reload()
+    wait_until(lambda: destinations(vtep) == both, "the entries once more")
+
+
+def test_vnis_come_and_go_at_run_time(leaves: Leaves, start: Start) -> None:
+    vtep = established(leaves, start)
+    leaves.frr.host.run("ip", "link", "set", "vxlan100", "type", "vxlan", check=False)
+    session = leaves.session()["connectionsEstablished"]
+    kernel_leaf(leaves.frr.host, 200, "192.0.2.2")
+    add_bridge(leaves.router, "br1")
+    with vtep.client() as client:
+        client.vni.add(200, tap="vx1", bridge="br1", local="192.0.2.1", evpn=True)
+    wait_until(lambda: leaves.frr.flood_vteps(200) == {"192.0.2.1"}, "the new VNI at FRR")
+
+    def flood(client: Client, vni: int) -> list[str]:
+        return [each["dst"] for each in client.remote.show(vni=vni)]
+
+    with vtep.client() as client:
+        wait_until(lambda: flood(client, 200) == ["192.0.2.2"], "the route of FRR")
+        info = client.set(vni=200, evpn=False)
+        wait_until(lambda: flood(client, 200) == [], "the end of EVPN in the VNI")
+        wait_until(lambda: leaves.frr.flood_vteps(200) == set(), "the withdrawal")
+        info = client.set(vni=200, evpn=True)
+        assert info["options"]["learning"] is False
+        wait_until(lambda: flood(client, 200) == ["192.0.2.2"], "the route of FRR again")
+        # Deleted and added at once: the entries of the new one are not those of the former one.
+        client.vni.delete(200)
+        client.vni.add(200, tap="vx1", bridge="br1", local="192.0.2.1", evpn=True)
+        wait_until(lambda: flood(client, 200) == ["192.0.2.2"], "the route in the new VNI")
+        client.vni.delete(200)
+    wait_until(lambda: leaves.frr.flood_vteps(200) == set(), "the withdrawal of the VNI")
+    assert leaves.session()["connectionsEstablished"] == session
+    ping(leaves.host, "10.0.0.2")
+
+
+def test_a_speaker_that_cannot_start(leaves: Leaves, start: Start, tmp_path: Path) -> None:
+    """It is tried again and again, the status says so, and forwarding goes on."""
+    broken = tmp_path / "broken"
+    package = broken / "uvloop"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import sys\n"
+        "if 'speaker' in sys.argv:\n    sys.exit('no')\n"
+        f"sys.path.remove({str(broken)!r})\n"
+        "del sys.modules['uvloop']\nimport uvloop\nsys.modules['uvloop'] = uvloop\n"
+    )
+    vtep = start(leaves.router, *OPTIONS, prefix=("env", f"PYTHONPATH={broken}"))
+    wait_until(lambda: speaker(vtep)["restarts"] > 2, "some starts")
+    with vtep.client() as client:
+        wait_until(
+            lambda: (
+                "evpn-speaker-failed" in [each["problem"] for each in client.status()["problems"]]
+            ),
+            "the problem in the status",
+        )
+    assert vtep.log.count("EVPN speaker ended unexpectedly") == 1

@@ -105,7 +105,9 @@ class Methods:
         vni = given.vni()
         if vni is None:
             raise ConfigError("vni: is missing")
-        await self._vtep.add(Config(vni=vni, **_known(given.options())))
+        config = Config(vni=vni, **_known(given.options()))
+        self._check_evpn(config)
+        await self._vtep.add(config)
         return views.segment(self._vtep.ports[vni], self._vtep.names)
 
     async def _vni_del(self, given: Params) -> None:
@@ -119,7 +121,12 @@ class Methods:
 
     async def _set(self, given: Params) -> schema.SegmentInfo:
         port, options = self._port(given), _known(given.options())
-        await self._vtep.change(attrs.evolve(port.config, **options))
+        if options.get("evpn", port.config.evpn) is not port.config.evpn:
+            # Its default depends on that.
+            options.setdefault("learning", not options["evpn"])
+        config = attrs.evolve(port.config, **options)
+        self._check_evpn(config)
+        await self._vtep.change(config)
         if options.get("fast_path"):  # Also if it has that value already.
             self._vtep.retry_fast_path()
         changed = ", ".join(
@@ -127,6 +134,14 @@ class Methods:
         )
         log.info("vni %d: set %s", port.config.vni, changed or "nothing")
         return views.segment(self._vtep.ports[port.config.vni], self._vtep.names)
+
+    def _check_evpn(self, config: Config) -> None:
+        """Raise ConfigError if a segment is to take part in a fabric that there is none of."""
+        if config.evpn and self._vtep.evpn_status is None:
+            raise ConfigError(
+                "--evpn: this pyvtep has no BGP session; add a table [evpn] with asn and neighbor "
+                "to its file and reload it, or start it with --asn and --evpn-neighbor"
+            )
 
     async def _reload_all(self, _given: Params) -> str:
         return await self._reload()

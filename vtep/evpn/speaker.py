@@ -154,11 +154,14 @@ class Speaker:
             self._router_id = settings.router_id
         known = set(self._segments)
         self._configure_tables(tables, config, settings)
+        # Now, since bridge entries of a VNI that is not watched any more cannot be deleted.
+        self._apply()
+        await self._watch.drain()
         for vni in config.segments.keys() - known:
             self._synced[vni] = asyncio.Event()
         self._watch.configure(config.places, learning=config.learning)
         for vni in config.segments.keys() - known:
-            await self._restore(tables, vni)
+            await self._restore(tables, vni, has_neighbours=config.segments[vni].config.proxy)
         for vni in config.segments.keys() & known:
             # Another port has the VNI now, and an empty FDB.
             if (
@@ -218,14 +221,15 @@ class Speaker:
                 return IPv4Address(zlib.crc32(found[0].packed) or 1)
             await asyncio.sleep(_ROUTER_ID_S)
 
-    async def _restore(self, tables: Tables, vni: int) -> None:
+    async def _restore(self, tables: Tables, vni: int, *, has_neighbours: bool) -> None:
         """Take over what a former speaker has left in the tables of a VNI."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SYNC_S):
                 await self._synced[vni].wait()
         try:
             entries = await self._link.call("fdb.show", vni=vni, extern_learn=True)
-            neighbours = await self._link.call("neigh.show", vni=vni)
+            # Without --proxy, there are none.
+            neighbours = await self._link.call("neigh.show", vni=vni) if has_neighbours else []
         except DaemonGoneError:
             raise
         except VtepError as error:  # It was deleted meanwhile.
@@ -266,6 +270,7 @@ class Speaker:
             return
         self._tables.configure({}, time.monotonic())
         self._apply()
+        await self._watch.drain()
         await self._written.wait()
 
     # --- changes --------------------------------------------------------------------------------
