@@ -377,9 +377,11 @@ def sent_by(name: str) -> dict[str, list[tuple[MessageType, bytes]]]:
     return sessions
 
 
-def updates_of(session: list[tuple[MessageType, bytes]], *, internal: bool = True) -> list[Update]:
+def updates_of(
+    session: list[tuple[MessageType, bytes]], *, four_octet: bool = True, internal: bool = True
+) -> list[Update]:
     return [
-        parse_update(body, four_octet=True, internal=internal)
+        parse_update(body, four_octet=four_octet, internal=internal)
         for kind, body in session
         if kind is MessageType.UPDATE
     ]
@@ -430,6 +432,17 @@ def test_what_frr_sends() -> None:
     assert refused.text == "UPDATE message error (3/5): attribute length error"
 
 
+def test_as_numbers_of_four_octets_from_frr() -> None:
+    """FRR sent the second route on; its AS_PATH and AS4_PATH came from `pack_updates`."""
+    old = sent_by("frr-8.4.4")["eBGP, to a speaker without four-octet AS numbers"]
+    updates = updates_of(old, four_octet=False, internal=False)
+    assert [each.attributes and each.attributes.as_path for each in updates] == [
+        (65000, 4200000001, 65001, 4200000009),
+        (65000, 64998, 65001, 4200000009),
+    ]
+    assert not any(each.problems for each in updates)
+
+
 def test_what_gobgpd_sends() -> None:
     sessions = sent_by("gobgpd-3.10.0")
     assert Open.parse(sessions["eBGP: AS 65000 and AS 4200000001"][0][1]).asn == 4200000001
@@ -456,7 +469,7 @@ def test_what_gobgpd_sends() -> None:
 
 @pytest.mark.parametrize("name", ["frr-8.4.4", "gobgpd-3.10.0"])
 def test_routes_are_packed_as_others_pack_them(name: str) -> None:
-    for session in sent_by(name).values():
-        for update in updates_of(session):
+    for title, session in sent_by(name).items():
+        for update in updates_of(session, four_octet="without" not in title):
             for routes in (update.announced, update.withdrawn):
                 assert pack_routes(routes) in b"".join(body for _, body in session)
