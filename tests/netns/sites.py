@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attrs import define
 
-from tests.netns.fabric import Fabric, Frr, add_bridge, kernel_leaf
+from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, add_bridge, kernel_leaf
 from tests.netns.hosts import Pyvtep, Start, ping
 from vtep.testing.lab import Host
 
@@ -121,3 +121,33 @@ def ping_all(sites: Iterable[Site]) -> None:
 def remote_macs(sites: Iterable[Site], here: Site) -> dict[str, str]:
     """Return the VTEP of each MAC of a host or bridge at other sites."""
     return {mac: s.vtep for s in sites if s is not here for mac in (s.mac, s.bridge_mac)}
+
+
+class Injector:
+    """A gobgpd at 192.0.2.9 that announces routes of VTEPs that do not exist, for VNI 100."""
+
+    def __init__(self, fabric: Fabric, folder: Path, neighbor: str, asn: int = 65000) -> None:
+        peers = [GoBgpNeighbor(neighbor, asn)]
+        self.gobgp = GoBgp(fabric.router("injector", 9), folder, asn, "192.0.2.9", peers)
+        self.gobgp.wait_established(neighbor)
+
+    def multicast(self, verb: str, vtep: str, target: str = "65000:100") -> None:
+        """Announce ("add") or withdraw ("del") a route of type 3."""
+        pmsi = ("pmsi", "ingress-repl", str(VNI), vtep) if verb == "add" else ()
+        self._send(verb, "multicast", vtep, *_of(vtep, target), *pmsi)
+
+    def mac(
+        self, verb: str, mac: str, ip: str | None = None, *, vtep: str, target: str = "65000:100"
+    ) -> None:
+        """Announce or withdraw a route of type 2, with or without an IP address."""
+        head, *rest = _of(vtep, target)
+        self._send(
+            verb, "macadv", mac, ip or "0.0.0.0", head, rest[0], "label", str(VNI), *rest[1:]
+        )
+
+    def _send(self, verb: str, *words: str) -> None:
+        self.gobgp.run("global", "rib", "-a", "evpn", verb, *words)
+
+
+def _of(vtep: str, target: str) -> tuple[str, ...]:
+    return ("etag", "0", "rd", f"{vtep}:{VNI}", "rt", target, "encap", "vxlan", "nexthop", vtep)

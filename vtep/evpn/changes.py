@@ -54,13 +54,9 @@ class NeighbourChange(NamedTuple):
 
     def params(self) -> dict[str, Any]:
         """Return the change as an object of the control socket."""
-        params: dict[str, Any] = {
-            "verb": self.verb,
-            "ip": str(self.ip),
-            "mac": format_mac(self.mac),
-            "extern_learn": True,
-        }
+        params: dict[str, Any] = {"verb": self.verb, "ip": str(self.ip), "extern_learn": True}
         if self.verb == "replace":
+            params["mac"] = format_mac(self.mac)
             params["router"] = self.router
         return params
 

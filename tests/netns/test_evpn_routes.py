@@ -1,0 +1,136 @@
+"""EVPN routes of FRR and GoBGP: route targets, withdrawals, ARP suppression."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns.fabric import Fabric, Neighbor, bgp_config
+from tests.netns.hosts import Start, capture, is_reachable, ping, tshark, wait_until
+from tests.netns.sites import FLOOD, LEAF, VNI, Injector, OwnSite, frr_site, own_site, speaks
+
+MAC, IP = "02:00:00:00:0c:01", "10.0.0.50"
+
+
+def shown(site: OwnSite, *words: str) -> Any:
+    """Return what `pyvtep evpn show` prints as JSON."""
+    return json.loads(site.pyvtep.run("evpn", "show", *words, "--json"))
+
+
+@pytest.mark.parametrize("order", ["mac first", "mac+ip first"])
+def test_a_mac_is_gone_with_its_last_route(
+    order: str, fabric: Fabric, start: Start, tmp_path: Path
+) -> None:
+    """A MAC and a MAC+IP route are withdrawn in either order; then the type 3 route is."""
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.9"))
+    peer = Injector(fabric, tmp_path, "192.0.2.1")
+    vtep = "192.0.2.8"
+    peer.multicast("add", vtep)
+    ips = [None, IP] if order == "mac first" else [IP, None]
+    for ip in ips:
+        peer.mac("add", MAC, ip, vtep=vtep)
+    wait_until(lambda: site.fdb() == {FLOOD: {vtep}, MAC: {vtep}}, "both routes")
+    wait_until(lambda: site.neighbours() == {IP: MAC}, "the address")
+    peer.mac("del", MAC, ips[0], vtep=vtep)
+    if ips[0]:
+        wait_until(lambda: site.neighbours() == {}, "no address")
+    else:
+        wait_until(lambda: len(shown(site, "routes", MAC)) == 1, "one route")
+        assert site.neighbours() == {IP: MAC}
+    assert site.macs() == {MAC: vtep}
+    peer.mac("del", MAC, ips[1], vtep=vtep)
+    wait_until(lambda: site.fdb() == {FLOOD: {vtep}}, "no MAC")
+    assert site.neighbours() == {}
+    # A broadcast leaves for the VTEP until its route is withdrawn.
+    sent = site.pyvtep.client_counter("tx_datagrams")
+    is_reachable(site.host, "10.0.0.77")
+    assert site.pyvtep.client_counter("tx_datagrams") > sent
+    peer.multicast("del", vtep)
+    wait_until(lambda: site.fdb() == {}, "no VTEP")
+    sent, dropped = (site.pyvtep.client_counter(n) for n in ("tx_datagrams", "drop_no_remote"))
+    is_reachable(site.host, "10.0.0.77")
+    assert site.pyvtep.client_counter("tx_datagrams") == sent
+    assert site.pyvtep.client_counter("drop_no_remote") > dropped
+
+
+def test_route_targets_of_both_derived_forms_match(
+    fabric: Fabric, start: Start, tmp_path: Path
+) -> None:
+    """AS:VNI and AS:0x10000000|VNI, of any AS. Any other is reported, with its VTEP."""
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.9"))
+    peer = Injector(fabric, tmp_path, "192.0.2.1")
+    targets = ("65000:100", "65000:268435556", "64999:100", "65001:200", "65000:101")
+    for number, target in enumerate(targets, 1):
+        vtep = f"192.0.2.{20 + number}"
+        peer.multicast("add", vtep, target)
+        peer.mac("add", f"02:00:00:00:0c:{number:02x}", vtep=vtep, target=target)
+    accepted = {f"02:00:00:00:0c:{n:02x}": f"192.0.2.{20 + n}" for n in (1, 2, 3)}
+    wait_until(lambda: site.macs() == accepted, "the routes that match")
+    assert site.fdb()[FLOOD] == set(accepted.values())
+
+    def unmatched() -> set[tuple[str, str]]:
+        summary = shown(site)
+        return {
+            (one["vtep"], target) for one in summary["unmatched"] for target in one["route_targets"]
+        }
+
+    wait_until(
+        lambda: unmatched() == {("192.0.2.24", "65001:200"), ("192.0.2.25", "65000:101")},
+        "the route targets that do not match",
+    )
+    text = site.pyvtep.run("evpn", "show")
+    assert "192.0.2.24" in text
+    assert "65001:200" in text
+    # Import one of them by hand: then the routes that wait are taken.
+    site.pyvtep.run("set", "--route-target-import", "65001:200")
+    wait_until(lambda: site.macs() == {"02:00:00:00:0c:04": "192.0.2.24"}, "the imported route")
+
+
+def test_frr_with_route_targets_of_rfc_8365(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """FRR imports only that form then, so this host has to export it."""
+    evpn = (*LEAF, "autort rfc8365-compatible")
+    peers = [Neighbor("192.0.2.1", 65000)]
+    far = frr_site(fabric, tmp_path, 2, bgp_config(65000, "192.0.2.2", peers, evpn_lines=evpn))
+    site = own_site(
+        fabric,
+        start,
+        1,
+        *speaks(65000, "192.0.2.2"),
+        *("--route-target-export", "65000:268435556", "--route-target-export", "65000:100"),
+    )
+    ping(site.host, far.ip)
+    ping(far.host, site.ip)
+    wait_until(lambda: far.frr.remote_macs(VNI).get(site.mac) == site.vtep, "the MAC in FRR")
+    wait_until(lambda: site.macs().get(far.mac) == far.vtep, "the MAC of FRR")
+
+
+def test_arp_and_nd_are_answered_from_routes(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """Requests for the addresses of FRR's MAC+IP routes do not cross the underlay."""
+    peers = [Neighbor("192.0.2.1", 65000)]
+    config = bgp_config(65000, "192.0.2.2", peers, evpn_lines=LEAF)
+    far = frr_site(fabric, tmp_path, 2, config)
+    far.router.run("ip", "addr", "add", "fd00::102/64", "dev", far.bridge, "nodad")
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.2"))
+    site.host.run("ip", "addr", "add", "fd00::1/64", "dev", "eth0", "nodad")
+    wait_until(lambda: site.neighbours().get(far.bridge_ip) == far.bridge_mac, "the route")
+    wait_until(lambda: "fd00::102" in site.neighbours(), "the IPv6 route")
+    with capture(site.router, tmp_path) as pcap:
+        for address in (far.bridge_ip, "fd00::102"):
+            ping(site.host, address)
+            neighbour = site.host.run("ip", "neigh", "show", address)
+            assert far.bridge_mac in neighbour
+    asked = "arp.opcode == 1 or icmpv6.type == 135"
+    targets = tshark(
+        pcap,
+        "-Y",
+        asked,
+        "-T",
+        "fields",
+        "-e",
+        "arp.dst.proto_ipv4",
+        "-e",
+        "icmpv6.nd.ns.target_address",
+    )
+    assert far.bridge_ip not in "\n".join(targets)
+    assert "fd00::102" not in "\n".join(targets)
