@@ -451,7 +451,8 @@ class Segment:
     def _forget_host(self, host: str) -> None:
         """Delete the MACs learned from a host that is no longer accepted."""
         if not self._non_members.accepts(host):
-            self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
+            if self.fdb.learned_from(host):  # Else there is no need to look at all entries.
+                self.fdb.flush(Filter(dst=host, dynamic=True, extern_learn=False))
             self.remote_counters.settle()
             self.remote_counters.pop(host, None)
 

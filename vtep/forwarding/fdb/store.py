@@ -182,28 +182,50 @@ class EntryStore:
             return
         if self.moves and event is EntryEvent.CHANGED:
             self.moves.release(mac)  # A user has changed it: it need not be held any more.
-        # Take before release: a remote that stays in use is not reported as unused in between.
-        taken = tuple(self.members.take(remote, ages=kind.ages) for remote in destinations)
-        if len(taken) == 1:
-            taken = taken[0].alone
         if old is None:
+            taken = tuple(self.members.take(remote, ages=kind.ages) for remote in destinations)
+            taken = taken if len(taken) > 1 else taken[0].alone
             self._report(EntryEvent.ADDED, self._insert(Entry(mac, taken, now, kind)))
-        elif not taken:
+        elif not destinations:
             self._delete(old, EntryEvent.DELETED)
         elif kind == old.kind:
-            self._release_destinations(old)
-            old.destinations, old.updated = taken, now
+            old.destinations, old.updated = self._exchange(old, destinations, kind), now
             self._report(event, old)
         else:
             # A new object, so that `sweep` recognises the old one in the wheel as outdated.
-            self._release_destinations(old)
+            taken = self._exchange(old, destinations, kind)
             self._ageing_count -= old.kind.ages
             entry = evolve(old, destinations=taken, updated=now, kind=kind)
             self._report(event, self._insert(entry))
 
+    def _exchange(
+        self, old: Entry, destinations: tuple[Remote, ...], kind: EntryKind
+    ) -> tuple[Remote, ...]:
+        """Take destinations for an entry, and release those that it has.
+
+        Returns: the objects that are in use for them.
+        """
+        kept: set[Remote] = set()
+        if len(old.destinations) > 1 and kind.ages == old.kind.ages:
+            # A fabric has hundreds of VTEPs, each of which is appended to the default entry.
+            kept = set(old.destinations) & set(destinations)
+            order = [remote for remote in destinations if remote in kept]
+            if order != [remote for remote in old.destinations if remote in kept]:
+                kept = set()  # The first one of a host may be another one now.
+        # Take before release: a remote that stays in use is not reported as unused in between.
+        taken = tuple(
+            remote if remote in kept else self.members.take(remote, ages=kind.ages)
+            for remote in destinations
+        )
+        released = (remote for remote in old.destinations if remote not in kept)
+        self.members.release(released, ages=old.kind.ages)
+        return taken if len(taken) > 1 else taken[0].alone
+
     def _are_equal(self, some: tuple[Remote, ...], others: tuple[Remote, ...]) -> bool:
+        if len(some) != len(others):
+            return False
         key = self.members.key
-        return [key(remote) for remote in some] == [key(remote) for remote in others]
+        return all(a is b or key(a) == key(b) for a, b in zip(some, others, strict=True))
 
     def _insert(self, entry: Entry) -> Entry:
         if entry.mac == MAC_ZERO:
