@@ -1,7 +1,6 @@
 """Moves of MACs, and MACs that move too often (RFC 7432, section 15.1). No I/O."""
 
 from collections import deque
-from collections.abc import Iterable
 from itertools import islice
 from typing import Final, Literal
 
@@ -85,10 +84,11 @@ class MoveTracker:
         moves = self._moves.get(key)
         return (moves[-1].new,) if moves else None
 
-    def note(self, move: Move) -> str | None:
+    def note(self, move: Move, *, is_gone: bool) -> str | None:
         """Note a move. Returns: a line for the log if it makes the MAC a duplicate.
 
-        With the action "hold" the MAC is held then, at the old place.
+        With the action "hold" the MAC is held then: at the old place, so that the move does not
+        happen, or at the new one if it `is_gone` from the old one.
         """
         key = move.vni, move.mac
         moves = self._moves.pop(key, None) or deque(maxlen=self._limit + 1)
@@ -102,29 +102,29 @@ class MoveTracker:
         if duplicate is not None:
             duplicate.places.update({move.old: None, move.new: None})
         elif self._action != "off" and len(moves) > self._limit:
-            return self._found(key, move, moves)
+            return self._found(key, moves, is_gone=is_gone)
         self.log.append(move)
         return None
 
-    def _found(self, key: Key, move: Move, moves: Iterable[Move]) -> str:
+    def _found(self, key: Key, moves: deque[Move], *, is_gone: bool) -> str:
+        move = moves[-1]
         state: Literal["warned", "held"] = "held" if self._action == "hold" else "warned"
         places: dict[Place, None] = {}
         for each in moves:
             places.update({each.old: None, each.new: None})
         self.duplicates[key] = Duplicate(move.vni, move.mac, state, move.at, places)
-        if state == "warned":
+        if state == "warned" or is_gone:
             self.log.append(move)
         mac = format_mac(move.mac)
+        held = ""
+        if state == "held":
+            place = place_text(move.new if is_gone else move.old)
+            held = f"it is held at {place} for {HOLD_FACTOR * self._time:g} s; "
         return (
             f"vni {move.vni}: {mac} has moved more than {self._limit} times in {self._time:g} s, "
             f"last from {place_text(move.old)} to {place_text(move.new)}: two hosts have this MAC, "
-            "or there is another path between the hosts; "
-            + (
-                f"it is held at {place_text(move.old)} for {HOLD_FACTOR * self._time:g} s; "
-                if state == "held"
-                else ""
-            )
-            + f"find it with pyvtep evpn show moves, then pyvtep evpn clear duplicate {mac}"
+            f"or there is another path between the hosts; {held}find it with pyvtep evpn show "
+            f"moves, then pyvtep evpn clear duplicate {mac}"
         )
 
     def release(self, key: Key) -> bool:

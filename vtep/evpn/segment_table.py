@@ -271,10 +271,11 @@ class SegmentTable:
         """Note a move. Returns: False if it must not happen, as the MAC is held from now on."""
         sequence = _sequence(winner)
         move = Move(self.vni, mac, entry.place, _place(winner), sequence, now)
-        line = self._tracker.note(move)
+        is_gone = _held_winner(entry) is None
+        line = self._tracker.note(move, is_gone=is_gone)
         if line is not None:
             self._log.append(line)
-        if self._tracker.is_held((self.vni, mac)):
+        if self._tracker.is_held((self.vni, mac)) and not is_gone:
             return False
         self.moves += 1
         return True
