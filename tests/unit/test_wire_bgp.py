@@ -29,6 +29,7 @@ from vtep.wire.bgp.evpn import (
     parse_routes,
 )
 from vtep.wire.bgp.message import (
+    HEADER_LEN,
     KEEPALIVE,
     LEN_MAX,
     MARKER,
@@ -134,6 +135,26 @@ def test_end_of_rib() -> None:
     assert parsed([ipv4]) == [Update()]  # Of IPv4 unicast.
     ipv6 = pack_message(MessageType.UPDATE, bytes.fromhex("00000006800f03000201"))
     assert parsed([ipv6]) == [Update()]
+    extended = pack_message(MessageType.UPDATE, bytes.fromhex("00000007900f0003001946"))
+    assert parsed([extended]) == [Update(is_end_of_rib=True)]  # As exabgp sends it.
+
+
+def test_routes_are_the_first_attribute() -> None:
+    """RFC 7606, section 5.1; the others are in the order of their types (RFC 4271, section 5)."""
+    targets = frozenset(RouteTarget.of(65000, number) for number in range(200))
+    attributes = PathAttributes(ROUTER_ID, targets, as_path=(65001, 4200000000))
+    route = MacIpRoute(RD, NO_ESI, 0, bytes(6), None, 100)
+    (message,) = pack_updates([route], attributes, four_octet=False, internal=False, asn=65000)
+    octets, kinds = message[HEADER_LEN + 4 :], []
+    while octets:
+        kinds.append(octets[1])
+        long = octets[0] & 0x10
+        end = 4 + int.from_bytes(octets[2:4]) if long else 3 + octets[2]
+        octets = octets[end:]
+    assert kinds == [14, 1, 2, 16, 17]
+    (update,) = parsed([message], four_octet=False, internal=False)
+    assert update.attributes is not None
+    assert update.attributes.route_targets == targets
 
 
 def test_what_cannot_be_announced() -> None:
@@ -207,6 +228,16 @@ def test_capabilities_may_be_in_several_parameters() -> None:
         octets = head + bytes((len(parameters),)) + parameters
         body = bytes.fromhex("045ba0005ac0000201") + octets
         assert Open.parse(body) == Open(4200000000, 90, ROUTER_ID, capabilities)
+
+
+def test_many_capabilities_take_extended_parameters() -> None:
+    """RFC 9072: more than 255 octets of optional parameters."""
+    unknown = tuple((code, bytes(200)) for code in range(200, 204))
+    message = Open(65000, 90, ROUTER_ID, Capabilities(unknown=unknown))
+    assert message.pack()[9:11] == b"\xff\xff"
+    assert Open.parse(message.pack()) == message
+    with pytest.raises(BgpError):
+        Open.parse(message.pack()[:9])
 
 
 def test_a_malformed_restart_capability_does_not_matter() -> None:
@@ -351,6 +382,8 @@ def test_fields_of_route_distinguishers() -> None:
     assert RD.octets == bytes.fromhex("0001c00002010064")
     assert RouteDistinguisher.parse("65000:100000").octets.hex() == "0000fde8000186a0"
     assert RouteDistinguisher.parse("65536:100").octets.hex() == "0002000100000064"
+    for text in ("192.0.2.1:100", "65000:100000", "4200000000:100"):
+        assert RouteDistinguisher.parse(text).text == text
     assert RouteTarget(bytes.fromhex("4302fde800000064")).text == "0x4302fde800000064"
     with pytest.raises(ValueError, match="has the number"):
         RouteDistinguisher.of(ROUTER_ID, 65536)
