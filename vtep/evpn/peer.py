@@ -85,11 +85,11 @@ class PeerOptions:
     ) -> "PeerOptions":
         """Return the options of a neighbour.
 
-        It is connected to from the first of `local_addresses` that has its version, but for
-        link-local neighbours.
+        It is connected to from its own option `local`, else from the first of `local_addresses`
+        that has its version, but for link-local neighbours.
         """
-        local: Address | None = None
-        if not neighbor.address.is_link_local:
+        local = neighbor.local
+        if local is None and not neighbor.address.is_link_local:
             version = neighbor.address.version
             local = next((each for each in local_addresses if each.version == version), None)
         return cls(
