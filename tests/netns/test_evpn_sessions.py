@@ -1,9 +1,12 @@
 """BGP sessions with FRR and GoBGP: every way in which they begin, fail, end and come back."""
 
+import socket
+import struct
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.netns.bgp_speaker import BgpSpeaker, macs, multicast, neighbor
 from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, Neighbor, bgp_config
@@ -11,6 +14,7 @@ from tests.netns.hosts import address, link_local_address, wait_until
 from vtep.testing.lab import Host, Lab
 
 US, FRR = "192.0.2.1", "192.0.2.2"
+_ICMPV6 = socket.IPPROTO_ICMPV6
 US6, FRR6 = "2001:db8::1", "2001:db8::2"
 
 
@@ -140,25 +144,42 @@ def test_passwords(place: Place, subtests: pytest.Subtests) -> None:
         us.wait_error("timeout")
 
 
-def test_link_local_neighbours(place: Place, subtests: pytest.Subtests) -> None:
+def test_a_link_local_neighbour(place: Place) -> None:
+    """FRR 8.4 never connects to such a neighbour ("Waiting for NHT"), but accepts connections."""
     ours, theirs = link_local_address(place.here), link_local_address(place.there)
-    frr = place.frr(
-        Neighbor(ours, 65000, ("interface eth0", "password secret")), Neighbor(US, 65000)
-    )
-    for passive in (False, True):
-        name = f"{theirs}%eth0"
-        with (
-            subtests.test(f"passive {passive}"),
-            BgpSpeaker(
-                place.here,
-                neighbor(name, passive=passive, password="secret"),
-                own=[multicast(US)],
-            ) as us,
-        ):
-            session = us.wait_established()
-            assert session["neighbor"] == name
-            assert session["local"] == ours
-            wait_until(lambda: len(frr.routes()) == 1, "our route")
+    frr = place.frr(Neighbor(ours, 65000, ("interface eth0", "password secret")))
+    near = neighbor(f"{theirs}%eth0", password="secret")
+    with BgpSpeaker(place.here, near, own=[multicast(US)]) as us:
+        session = us.wait_established()
+        assert session["neighbor"] == f"{theirs}%eth0"
+        assert session["local"] == ours
+        wait_until(lambda: len(frr.routes()) == 1, "our route")
+
+
+def advertise_router(host: Host) -> None:
+    """Send a router advertisement (RFC 4861, section 4.2), by which FRR finds its neighbours."""
+    with host.inside(), socket.socket(socket.AF_INET6, socket.SOCK_RAW, _ICMPV6) as sock:
+        index = socket.if_nametoindex("eth0")
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+        sock.sendto(advertisement, ("ff02::1", 0, 0, index))
+
+
+@pytest.mark.parametrize("passive", [False, True])
+def test_an_unnumbered_neighbour(place: Place, passive: bool) -> None:
+    """`neighbor eth0 interface` of FRR waits for a router advertisement of ours."""
+    ours, theirs = link_local_address(place.here), link_local_address(place.there)
+    frr = place.frr(Neighbor("eth0", 65000, ("password secret",), interface=True))
+    near = neighbor(f"{theirs}%eth0", passive=passive, password="secret")
+    with BgpSpeaker(place.here, near, own=[multicast(US)]) as us:
+
+        def is_established() -> bool:
+            advertise_router(place.here)
+            return us.is_established()
+
+        wait_until(is_established, "the session")
+        assert us.session()["local"] == ours
+        wait_until(lambda: len(frr.routes()) == 1, "our route")
 
 
 def test_a_frozen_peer_is_down_after_the_hold_time(place: Place) -> None:
@@ -175,6 +196,44 @@ def test_a_frozen_peer_is_down_after_the_hold_time(place: Place) -> None:
         us.wait_established()
         frr.wait_established(US)
         wait_until(lambda: len(frr.routes()) == 1, "our route")
+
+
+def test_a_speaker_that_was_stopped_comes_back(place: Place) -> None:
+    frr = place.frr(Neighbor(US, 65000))
+    with BgpSpeaker(place.here, neighbor(FRR), hold_time=3, own=[multicast(US)]) as us:
+        us.wait_established()
+        frr.wait_established(US)
+        # The event loop stands still until FRR gives up.
+        us.call(lambda: wait_until(lambda: not frr.is_established(US), "FRR's hold timer"))
+        wait_until(us.downs, "the end of the session")
+        assert "hold timer expired" in us.downs()[0]
+        us.wait_established()
+        wait_until(lambda: len(frr.routes()) == 1, "our route")
+
+
+def test_routes_starve_no_keepalive(place: Place) -> None:
+    """10,000 routes come and go again through a reflector, with a hold time of 3 s."""
+    # Without collisions, which may end a session that was established just before.
+    client = Neighbor(US, 65000, ("passive",), ("route-reflector-client",))
+    frr = place.frr(client, evolve(client, address="192.0.2.3"))
+    other = place.fabric.router("other", 3)
+    routes = macs("192.0.2.3", 10_000)
+    with (
+        BgpSpeaker(place.here, neighbor(FRR), hold_time=3) as us,
+        BgpSpeaker(other, neighbor(FRR), hold_time=3) as source,
+    ):
+        us.wait_established()
+        source.wait_established()
+        for _ in range(3):
+            source.announce(routes)
+            wait_until(lambda: us.session()["routes_received"] == 10_000, "the routes")
+            (attributes,) = {each for each in us.routes[FRR].values() if each}
+            assert attributes.next_hop == ip_address("192.0.2.3")
+            assert attributes.originator_id == ip_address("192.0.2.3")
+            source.withdraw(routes)
+            wait_until(lambda: us.session()["routes_received"] == 0, "withdrawals")
+        assert us.downs() == source.downs() == []
+    assert frr.routes() == []
 
 
 def test_bgpd_is_killed_and_starts_again(place: Place) -> None:

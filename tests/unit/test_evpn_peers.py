@@ -214,6 +214,22 @@ def test_new_settings_reset_only_what_they_change() -> None:
     run(test)
 
 
+def test_a_further_local_address_resets_no_session() -> None:
+    async def test() -> None:
+        async with both() as (left, right):
+            await until(lambda: left.peer.is_established, "session")
+            own, other = ip_address(LEFT), ip_address("127.0.0.8")
+            same = settings_for(RIGHT, left.peer.options.neighbor.port)
+            for addresses in ((other, own), (own,)):
+                await left.peers.configure(same, local_addresses=addresses)
+                assert left.peer.is_established
+            await left.peers.configure(same, local_addresses=(other,))
+            assert "other configuration change" in left.seen.reasons[0]
+            await until(lambda: right.seen.reasons, "the end")
+
+    run(test)
+
+
 @pytest.mark.parametrize("passive", [False, True])
 def test_both_sides_may_connect(passive: bool) -> None:
     async def test() -> None:

@@ -398,15 +398,26 @@ def test_stop_removes_routes_that_are_retained() -> None:
 
 def test_a_peer_that_has_restarted_replaces_its_old_connection() -> None:
     session, old = established(octets=peer_open(graceful_restart=restart()))
-    number, actions = session.accept(NOW + 5)
+    number, actions = session.accept(NOW + 10)
     assert number is not None
     assert Send(old, KEEPALIVE) in actions  # The RST of a peer without the connection ends it.
     again = peer_open(graceful_restart=restart(restarting=True))
-    actions = session.received(number, again, NOW + 5)
+    actions = session.received(number, again, NOW + 10)
     assert Close(old) in actions
     (down,) = (action for action in actions if isinstance(action, Down))
     assert down.retain == 60.0
-    assert isinstance(session.received(number, KEEPALIVE, NOW + 5)[-1], Established)
+    assert isinstance(session.received(number, KEEPALIVE, NOW + 10)[-1], Established)
+
+
+def test_a_peer_that_restarts_connects_on_both_ways() -> None:
+    """The Restart State bit is in all its OPENs, and does not make a restart of a collision."""
+    again = peer_open(graceful_restart=restart(restarting=True))
+    session, old = established(octets=again)
+    number, _ = session.accept(NOW + 1)
+    assert number is not None
+    assert refusal(session.received(number, again, NOW + 1))[0] == ErrorCode.CEASE
+    assert session.state is State.ESTABLISHED
+    assert session.received(old, END_OF_RIB, NOW + 1) != []
 
 
 def test_an_established_session_survives_a_second_connection() -> None:

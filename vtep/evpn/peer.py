@@ -6,11 +6,11 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vtep.config.evpn import EvpnSettings, Neighbor
 from vtep.control.evpn_schema import EvpnSession
@@ -218,6 +218,19 @@ class Peer:
     def start(self) -> None:
         """Begin to connect, or to wait for the neighbour."""
         self._act(self.session.start(time.monotonic()))
+
+    def take_options(self, options: PeerOptions, local_addresses: Collection[Address]) -> bool:
+        """Take new options if the session can go on with them. Returns: False if it cannot.
+
+        Another local address is no reason to end a session that has a valid one.
+        """
+        former = evolve(self.options, local=options.local)
+        present = self.local_address if self.is_established else self.options.local
+        is_chosen = options.neighbor.local is None and present in local_addresses
+        if former != options or not (is_chosen or self.options.local == options.local):
+            return False
+        self.options = options
+        return True
 
     def stop(self, cease: Cease, text: str = "") -> None:
         """End the session for good; the last message may still be on its way."""

@@ -145,7 +145,7 @@ class Peers:
         for address, peer in list(self._peers.items()):
             if address not in wanted:
                 self._remove(address, Cease.PEER_DECONFIGURED)
-            elif peer.options != wanted[address]:
+            elif not peer.take_options(wanted[address], self._local_addresses):
                 self._remove(address, Cease.OTHER_CONFIGURATION_CHANGE)
         self._update_listeners()
         for address, options in wanted.items():

@@ -62,6 +62,13 @@ _RETRY_MIN_S, _RETRY_MAX_S = 1.0, 30.0
 _STABLE_S = 30.0
 """Seconds after which an established session resets the pause to the shortest one."""
 
+_COLLISION_S = 10.0
+"""Age in seconds from which on a session is lost if its peer says that it has restarted.
+
+Before, the connection is one that the peer opened at the same time: FRR has the Restart State bit
+in all OPENs for some time after its start.
+"""
+
 _KEEPALIVES_PER_HOLD_TIME = 3  # RFC 4271, section 4.4
 
 _SEND_HOLD_S = 480.0
@@ -456,7 +463,8 @@ class Session:
         """
         if other.state is State.ESTABLISHED:
             restart = peer.capabilities.graceful_restart
-            if restart is not None and restart.restarting:
+            age = now - self._established_at
+            if restart is not None and restart.restarting and age >= _COLLISION_S:
                 # The peer has restarted without closing the old connection (RFC 4724, section 5).
                 self._actions.append(Close(other.number))
                 error = SessionError(Failure.CLOSED, "the neighbor has restarted", now)
