@@ -66,6 +66,16 @@ def test_why_a_session_or_a_route_is_missing(
     vtep.run(*fix.split())
     ping(near, "10.0.0.2")
 
+    # The route to a remote that EVPN has brought is followed, as that to a configured one.
+    with vtep.client() as client:
+
+        def has_underlay() -> bool:
+            (segment,) = client.status()["segments"]
+            (remote,) = segment["remotes"]
+            underlay = segment["underlay_devices"], remote["underlay_dev"]
+            return (*underlay, segment["mtu"]) == (["eth0"], "eth0", Fabric.MTU - 50)
+
+        wait_until(has_underlay, "the underlay of a remote of EVPN")
     code, report = consult(router, "--socket", str(vtep.control))
     assert code == 0, report["findings"]
     assert vtep.run("status")

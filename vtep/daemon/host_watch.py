@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 
+from attrs import evolve
+
 from vtep import descriptors
 from vtep.daemon.network import HostSession, NetworkEvents, TapHost, TapNamespace
 from vtep.daemon.parts import Parts
@@ -20,6 +22,7 @@ from vtep.errors import VtepError
 from vtep.host.link_table import changed_links
 from vtep.host.routes import Underlay
 from vtep.host.tap_setup import TapAttachment
+from vtep.wire.address import Address
 
 log = logging.getLogger("vtep")
 
@@ -67,6 +70,7 @@ class HostWatch:
         self._due = False
         self._changed_links: set[int] = set()
         self._changed_elsewhere: set[Port] = set()
+        self._remotes_changed: set[Port] = set()
         self._routes_changed = False
         self._events_lost = False
 
@@ -133,6 +137,11 @@ class HostWatch:
     def on_namespace_changed(self, port: Port) -> None:
         """Schedule a lookup of a port whose TAP is in another network namespace."""
         self._changed_elsewhere.add(port)
+        self._schedule()
+
+    def on_remotes_changed(self, port: Port) -> None:
+        """Schedule a lookup of the routes of a port, which has got a remote by EVPN."""
+        self._remotes_changed.add(port)
         self._schedule()
 
     def _on_change(self) -> None:
@@ -263,18 +272,21 @@ class HostWatch:
         }
         # The lock keeps the configurations as they are until the results are applied.
         async with self._lock:
+            remotes_changed, self._remotes_changed = self._remotes_changed, set()
             concerned = [
                 port
                 for port in self._ports
                 if changed is None
                 or port.underlay_missing
+                or port in remotes_changed
                 or not hit.isdisjoint(port.underlay_devices)
             ]
             if not concerned:
                 return []
+            wanted = [(port, port.evpn_remotes()) for port in concerned]
             try:
                 underlays = await self._network.run(
-                    lambda session: _find_underlays(session, concerned)
+                    lambda session: _find_underlays(session, wanted)
                 )
             except ShortageError:
                 raise
@@ -345,16 +357,25 @@ async def _adapt(
 
 
 def _find_underlays(
-    session: HostSession, ports: Iterable[Port]
+    session: HostSession, ports: Iterable[tuple[Port, list[Address]]]
 ) -> list[tuple[Port, Underlay | VtepError, tuple[str, ...]]]:
-    """Return the underlay of each port, or why there can be none, and the addresses of its TAP."""
+    """Return the underlay of each port, or why there can be none, and the addresses of its TAP.
+
+    `ports` has the remotes of each that EVPN has brought. Only the routes to configured ones are
+    missing from an underlay: in a fabric, some VTEP is always unreachable.
+    """
     routes = session.routes()
     found: list[tuple[Port, Underlay | VtepError, tuple[str, ...]]] = []
-    for port in ports:
+    for port, others in ports:
         config = port.config
         underlay: Underlay | VtepError
         try:
             underlay = routes.resolve_underlay(config.remote_addresses, config.local, config.dev)
+            if others:
+                with suppress(VtepError):  # One of them cannot be a remote.
+                    remotes = (*config.remote_addresses, *others)
+                    all_of_them = routes.resolve_underlay(remotes, config.local, config.dev)
+                    underlay = evolve(all_of_them, missing=underlay.missing)
         except VtepError as error:
             underlay = error
         found.append((port, underlay, routes.interface_addresses(port.tap_index)))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 
 from attrs import evolve
 
@@ -222,6 +223,7 @@ class Port:
         """Begin to forward, with a TAP that is open. Raises: OSError if the TAP is gone."""
         self._on_mtu_changed = partial(events.on_mtu_changed, self)
         self._on_family_needed = partial(events.on_family_needed, self)
+        self._on_remotes_changed = partial(events.on_remotes_changed, self)
         self._on_tap_lost = partial(events.on_tap_lost, self)
         self._on_namespace_changed = partial(events.on_namespace_changed, self)
         self._set_underlay(underlay)
@@ -264,6 +266,8 @@ class Port:
         for listener in self.listeners:
             self._attach(listener)
         self._note_missing(underlay)
+        if config.evpn:
+            self._on_remotes_changed()
 
     def effective_with(self, config: Config) -> Config:
         """Return what a configuration means with the Docker network's bridge that is known."""
@@ -438,6 +442,19 @@ class Port:
         version = version_of(host)
         if self.listeners and not any(each.version == version for each in self.listeners):
             self._on_family_needed(version)
+        if self.config.evpn:
+            self._on_remotes_changed()
+
+    def evpn_remotes(self) -> list[Address]:
+        """Return the unicast addresses of VTEPs that only EVPN or an FDB command has brought.
+
+        Without EVPN there are none: only routes to configured remotes are followed then.
+        """
+        if not self.config.evpn:
+            return []
+        configured = set(self.config.remote_addresses)
+        members = map(ip_address, self.fdb.members.hosts)
+        return [each for each in members if each not in configured and not each.is_multicast]
 
     def on_link_changed(self) -> None:
         """Follow changes of the TAP from outside: its name, MAC address and namespace."""

@@ -21,5 +21,7 @@ class PortEvents:
     """The MTU of the tunnel has changed, with that of the underlay or of the path to a remote."""
     on_family_needed: Callable[["Port", int], None]
     """An FDB entry has a remote of an IP version for which the port has no listener."""
+    on_remotes_changed: Callable[["Port"], None]
+    """EVPN has brought a remote, whose route is not known yet."""
     on_namespace_changed: Callable[["Port"], None]
     """A link or an address has changed in the network namespace of a TAP that is elsewhere."""

@@ -43,9 +43,9 @@ class PortUnderlay:
     def device_to(self, host: str) -> str | None:
         """Return the device towards a remote; None if there is no route, or if it is not known.
 
-        Only the routes of configured remotes are looked up. The device to another one is known if
-        there is no choice.
+        Only the routes of configured remotes, and of those of EVPN, are looked up. The device to
+        another one is known if there is no choice.
         """
-        if self._dev is not None or host in self._configured:
+        if self._dev is not None or host in self._configured or host in self._device_of:
             return self._dev or self._device_of.get(host)
         return self.devices[0] if len(self.devices) == 1 else None

@@ -152,6 +152,7 @@ class Vtep:
                 self._on_tap_lost,
                 self._on_mtu_changed,
                 self._on_family_needed,
+                self._host_watch.on_remotes_changed,
                 self._host_watch.on_namespace_changed,
             ),
         )
