@@ -5,7 +5,16 @@ from pathlib import Path
 
 from attrs import define
 
-from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, add_bridge, kernel_leaf
+from tests.netns.fabric import (
+    Fabric,
+    Frr,
+    GoBgp,
+    GoBgpNeighbor,
+    Neighbor,
+    add_bridge,
+    bgp_config,
+    kernel_leaf,
+)
 from tests.netns.hosts import Pyvtep, Start, ping
 from vtep.testing.lab import Host
 
@@ -87,13 +96,20 @@ def frr_site(fabric: Fabric, folder: Path, number: int, config: str) -> FrrSite:
     )
 
 
-def own_site(fabric: Fabric, start: Start, number: int, *options: str) -> OwnSite:
-    """Add a leaf with pyvtep."""
+def own_site(
+    fabric: Fabric, start: Start, number: int, *options: str, config: Path | None = None
+) -> OwnSite:
+    """Add a leaf with pyvtep: with options for VNI 100, or with a configuration for 100 and 200."""
     router = fabric.router(f"vtep{number}", number)
     add_bridge(router, "br0", f"02:00:00:00:00:{number:02x}", f"10.0.0.{100 + number}/24")
     host = _host(fabric, router, "br0", number)
-    device = ("--vni", str(VNI), "--tap", "vx0", "--bridge", "br0", "--proxy")
-    return OwnSite(number, router, host, "br0", start(router, *device, *options))
+    if config is not None:
+        add_bridge(router, "br1")
+        pyvtep = start(router, "--config", str(config))
+    else:
+        device = ("--vni", str(VNI), "--tap", "vx0", "--bridge", "br0", "--proxy")
+        pyvtep = start(router, *device, *options)
+    return OwnSite(number, router, host, "br0", pyvtep)
 
 
 def _host(fabric: Fabric, router: Host, bridge: str, number: int) -> Host:
@@ -107,6 +123,16 @@ def speaks(asn: int, *neighbors: str) -> list[str]:
 
 
 LEAF = ("advertise-all-vni", "advertise-svi-ip")
+
+
+def join_mesh(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
+    """Build three leaves in AS 65000, each a neighbour of both others."""
+    peers = [Neighbor(f"192.0.2.{number}", 65000) for number in (2, 3)]
+    return [
+        frr_site(fabric, folder, 1, bgp_config(65000, "192.0.2.1", peers, evpn_lines=LEAF)),
+        own_site(fabric, start, 2, *speaks(65000, "192.0.2.1", "192.0.2.3")),
+        own_site(fabric, start, 3, *speaks(65000, "192.0.2.1", "192.0.2.2")),
+    ]
 
 
 def ping_all(sites: Iterable[Site]) -> None:

@@ -16,21 +16,12 @@ from tests.netns.sites import (
     OwnSite,
     Site,
     frr_site,
+    join_mesh,
     own_site,
     ping_all,
     remote_macs,
     speaks,
 )
-
-
-def join_mesh(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
-    """Build three leaves in AS 65000, each a neighbour of both others."""
-    peers = [Neighbor(f"192.0.2.{number}", 65000) for number in (2, 3)]
-    return [
-        frr_site(fabric, folder, 1, bgp_config(65000, "192.0.2.1", peers, evpn_lines=LEAF)),
-        own_site(fabric, start, 2, *speaks(65000, "192.0.2.1", "192.0.2.3")),
-        own_site(fabric, start, 3, *speaks(65000, "192.0.2.1", "192.0.2.2")),
-    ]
 
 
 def join_reflector(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
