@@ -7,6 +7,7 @@ import pytest
 
 from vtep.counters import Counters, Drop, Notice, Unit, duration
 from vtep.daemon.drop_log import DropLog
+from vtep.daemon.unmatched import UnmatchedVteps
 
 HIDDEN = ("drops", "last_detail", "last_source")
 RUNT = Drop.INNER_RUNT
@@ -194,6 +195,25 @@ def test_notices_are_logged_as_rarely_as_drops(notice: Notice) -> None:
 def counts(lines: list[str]) -> dict[str, int]:
     found = (re.match(r"dropped (\d+) x (\w+): ", line) for line in lines)
     return {match[2]: int(match[1]) for match in found if match is not None}
+
+
+def test_a_vtep_whose_route_targets_match_nothing_is_explained() -> None:
+    unmatched, counters = UnmatchedVteps(), Counters()
+    drop_log = DropLog(unmatched=unmatched)
+    unmatched.replace([("192.0.2.9", "192.0.2.1", [f"65001:{number}" for number in range(5)])])
+    counters.drop(Drop.SOURCE_UNKNOWN, "192.0.2.9")
+    (line,) = drop_log.news(0.0, [("vni 100", counters)])
+    assert line.endswith(
+        "(vni 100; last: 192.0.2.9, announces route targets 65001:0, 65001:1, 65001:2 and 2 more "
+        "by way of 192.0.2.1, which no VNI here imports)"
+    )
+    assert unmatched.explain(Drop.SOURCE_UNKNOWN, "192.0.2.8") is None
+    assert unmatched.explain(Drop.INNER_RUNT, "192.0.2.9") is None
+    assert unmatched.explain(Drop.SOURCE_UNKNOWN, None) is None
+    unmatched.replace([("192.0.2.9", "fe80::1%eth0", ())])
+    assert unmatched.explain(Drop.SOURCE_UNKNOWN, "192.0.2.9") == (
+        "announces routes without a target by way of fe80::1%eth0, which no VNI here imports"
+    )
 
 
 def test_once_and_then_once_a_minute() -> None:

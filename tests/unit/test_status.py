@@ -130,6 +130,12 @@ def test_recent_drops_are_the_latest_first_with_detail_and_remedy() -> None:
     assert "pyvtep remote add" in advice(second, shown)
     assert "tcpdump" in advice({**first, "last_source": None}, None)
     assert "logged" in advice({**first, "reason": "of_a_later_version"}, shown)
+    assert first["detail"] is None
+    vtep.unmatched.replace([(IP_C, "192.0.2.1", ["65001:200"])])
+    detail = status(vtep)["segments"][0]["recent_drops"][0]["detail"]
+    assert detail == (
+        "announces route targets 65001:200 by way of 192.0.2.1, which no VNI here imports"
+    )
 
 
 def test_a_lost_port_is_missing_until_it_is_added_or_given_up() -> None:

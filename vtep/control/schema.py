@@ -364,7 +364,8 @@ class RecentDrop(TypedDict):
     last_source: str | None
     """The underlay address of the sender of the last one, or of the remote that it was for."""
     detail: str | None
-    """The subject of the last one, such as "vni 42" or "source MAC 02:00:00:00:00:01"."""
+    """The subject of the last one, such as "vni 42" or "source MAC 02:00:00:00:00:01"; or what
+    explains it, such as route targets that the sender announces and no VNI imports."""
 
 
 class Problem(TypedDict):

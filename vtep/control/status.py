@@ -15,6 +15,7 @@ from vtep.control import problems, schema, views
 from vtep.control.jsonrpc import PagedObject
 from vtep.counters import BY_DESIGN, Counters, Drop
 from vtep.daemon.port import Port
+from vtep.daemon.unmatched import UnmatchedVteps
 from vtep.daemon.vtep import Vtep
 from vtep.fastpath.state import off
 from vtep.forwarding.liveness import Liveness, LivenessState
@@ -122,7 +123,7 @@ class _Status:
             "fdb_limit": port.fdb.max_addresses or None,
             "counters": numbers,
             "drops": {str(reason): count for reason, count in counters.drops.items()},
-            "recent_drops": _recent((counters,), self._now),
+            "recent_drops": _recent((counters,), self._now, self._vtep.unmatched),
             "remotes": remotes,
             "names": views.names(port, self._vtep.names),
         }
@@ -189,7 +190,7 @@ class _Status:
             "reload": reload,
             "counters": {**self._counters, "taps_lost": vtep.taps_lost},
             "drops": {str(reason): count for reason, count in self._drops.items()},
-            "recent_drops": _recent(shared, self._now),
+            "recent_drops": _recent(shared, self._now, vtep.unmatched),
             "evpn": evpn,
             "problems": [
                 *problems.of_process(reload, wall),
@@ -204,7 +205,9 @@ def _age(at: float | None, now: float) -> float | None:
     return None if at is None else round(max(0.0, now - at), 3)
 
 
-def _recent(parts: Iterable[Counters], now: float) -> list[schema.RecentDrop]:
+def _recent(
+    parts: Iterable[Counters], now: float, unmatched: UnmatchedVteps
+) -> list[schema.RecentDrop]:
     """Return the drops of the last minutes, the latest first; intended ones are left out."""
     found: dict[Drop, schema.RecentDrop] = {}
     for counters in parts:
@@ -219,12 +222,13 @@ def _recent(parts: Iterable[Counters], now: float) -> list[schema.RecentDrop]:
                 if other["age"] < age:
                     other["count"] = count
                     continue
+            source = counters.last_source.get(reason)
             found[reason] = {
                 "reason": str(reason),
                 "meaning": reason.meaning,
                 "count": count,
                 "age": age,
-                "last_source": counters.last_source.get(reason),
-                "detail": counters.describe_last(reason),
+                "last_source": source,
+                "detail": counters.describe_last(reason) or unmatched.explain(reason, source),
             }
     return sorted(found.values(), key=lambda drop: drop["age"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from vtep.counters import BY_DESIGN, Counters, Drop, Notice, Reason
+from vtep.daemon.unmatched import UnmatchedVteps
 
 _NAMES_MAX = 3
 """Names of VNIs or TAPs in one line of the log."""
@@ -13,11 +14,13 @@ _NOTHING: dict[Reason, int] = dict.fromkeys((*Drop, *Notice), 0)
 class DropLog:
     """Makes the lines of the log about drops: at most one in `interval` seconds for each reason.
 
-    Without them, only an administrator who reads the counters would notice.
+    Without them, only an administrator who reads the counters would notice. `unmatched` explains
+    some.
     """
 
-    def __init__(self, interval: float = 60.0) -> None:
+    def __init__(self, interval: float = 60.0, unmatched: UnmatchedVteps | None = None) -> None:
         self._interval = interval
+        self._unmatched = unmatched or UnmatchedVteps()
         self._silent_until: dict[Reason, float] = {}
         # What was reported so far, of the counters noted for the last and for the next lines.
         self._reported: dict[Counters, dict[Reason, int]] = {}
@@ -58,16 +61,20 @@ class DropLog:
                     before[reason] = count
         for reason in losses:
             self._silent_until[reason] = now + self._interval
-        return [_line(reason, of_reason) for reason, of_reason in losses.items()]
+        return [self._line(reason, of_reason) for reason, of_reason in losses.items()]
+
+    def _line(self, reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
+        last = losses[-1][2].last_source.get(reason)
+        return _line(reason, losses, self._unmatched.explain(reason, last))
 
 
-def _line(reason: Reason, losses: list[tuple[int, str, Counters]]) -> str:
+def _line(reason: Reason, losses: list[tuple[int, str, Counters]], why: str | None) -> str:
     total = sum(count for count, _, _ in losses)
     names = [name for _, name, _ in losses if name]
     where = ", ".join(names[:_NAMES_MAX])
     if len(names) > _NAMES_MAX:
         where += f" and {len(names) - _NAMES_MAX} more"
-    last = _last(reason, losses[-1][2])
+    last = ", ".join(filter(None, (_last(reason, losses[-1][2]), why)))
     details = "; ".join(filter(None, (where, f"last: {last}" if last else "")))
     what = f"dropped {total}" if isinstance(reason, Drop) else f"{total}"
     return f"{what} x {reason}: {reason.meaning}" + (f" ({details})" if details else "")

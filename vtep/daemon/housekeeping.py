@@ -54,7 +54,7 @@ class Housekeeping:
         self._liveness = parts.liveness
         self._host_watch = host_watch
         self._fast_path = fast_path
-        self._drop_log = DropLog()
+        self._drop_log = DropLog(unmatched=parts.unmatched)
         self._ticks = 0
         self._round = self._work()
         self._timer: asyncio.Handle | None = None

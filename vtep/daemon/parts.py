@@ -10,6 +10,7 @@ from vtep.daemon.network import HostNetwork
 from vtep.daemon.ports import Ports
 from vtep.daemon.trunks import Trunks
 from vtep.daemon.tunnel_gso_setup import TunnelGsoSetup
+from vtep.daemon.unmatched import UnmatchedVteps
 from vtep.datapath.pool import Pool
 from vtep.io.inherited import Inherited
 from vtep.io.interfaces import SocketFactory
@@ -32,6 +33,7 @@ class Parts:
     tunnel_gso: TunnelGsoSetup
     liveness: LivenessProber
     trunks: Trunks
+    unmatched: UnmatchedVteps
 
     @classmethod
     def make(
@@ -62,4 +64,5 @@ class Parts:
             tunnel_gso=TunnelGsoSetup(network, pool, prober),
             liveness=liveness,
             trunks=Trunks(),
+            unmatched=UnmatchedVteps(),
         )

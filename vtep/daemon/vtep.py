@@ -135,6 +135,8 @@ class Vtep:
         """When `reset_counters` was last called, in seconds of the monotonic clock."""
         self.evpn_status: Callable[[], Any] | None = None
         """Returns the state of EVPN (`vtep.control.schema.EvpnStatus`); None without EVPN."""
+        self.unmatched = parts.unmatched
+        """The VTEPs whose EVPN routes no VNI takes, which explains some drops."""
         self._lock = asyncio.Lock()
         self._fast_path_known = asyncio.Event()
         self._ended: asyncio.Future[None] | None = None

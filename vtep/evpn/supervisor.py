@@ -237,6 +237,10 @@ class Supervisor:
         self._check(given)
         self._report = cast("EvpnReport", {**_empty_report(), **given.objects(*REPORT)})
         self._reported = time.monotonic()
+        self._vtep.unmatched.replace(
+            (each["vtep"], each["neighbor"], each["route_targets"])
+            for each in self._report["unmatched"]
+        )
         self._watch_reports()
 
     def restart(self) -> "asyncio.Future[dict[str, int]]":
@@ -376,6 +380,7 @@ class Supervisor:
         why = speaker.reap()
         self._speaker, self._attached = None, False
         self._report, self._reported = _empty_report(), None
+        self._vtep.unmatched.replace(())
         self._set_alarm(None)
         if not self._wanted.is_set():
             log.info("EVPN speaker ended: EVPN is not configured any more")
