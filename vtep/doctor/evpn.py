@@ -32,7 +32,7 @@ class Examined:
 
     status: EvpnStatus
     version: str
-    unused: tuple[EvpnRoute, ...]
+    multicast: tuple[EvpnRoute, ...]
     neighbors: tuple[NeighborFacts, ...]
     socket: str | None
 
@@ -52,9 +52,9 @@ def _look(running: RunningVtep, network: LocalNetwork) -> Iterator[Examined]:
     routes: list[EvpnRoute] = []
     with suppress(VtepError), Client(speaker_socket(running.client.path)) as speaker:
         routes = speaker.call("evpn.show", what="routes", type=3)
-    unused = tuple(route for route in routes if route["reason"] is not None)
+    received = tuple(route for route in routes if route["neighbor"] is not None)
     neighbors = tuple(_of_neighbor(session, network) for session in evpn["sessions"])
-    yield Examined(evpn, status["version"], unused, neighbors, running.socket)
+    yield Examined(evpn, status["version"], received, neighbors, running.socket)
 
 
 def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
@@ -93,7 +93,7 @@ def measure(examined: Iterable[Examined]) -> tuple[EvpnFacts, ...]:
                     each.version,
                     tuple(pool.map(_measure, each.neighbors)),
                     tuple(status["segments"]),
-                    each.unused,
+                    each.multicast,
                     tuple(status["unmatched"]),
                     tuple(status["label_conflicts"]),
                     tuple(status["duplicates"]),

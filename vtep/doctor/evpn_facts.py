@@ -76,8 +76,8 @@ class EvpnFacts:
     """The version of the daemon."""
     neighbors: tuple[NeighborFacts, ...] = ()
     segments: tuple[EvpnSegment, ...] = ()
-    unused: tuple[EvpnRoute, ...] = ()
-    """Routes of type 3, one of each VTEP and VNI, that cannot be used."""
+    multicast: tuple[EvpnRoute, ...] = ()
+    """Routes of type 3 that neighbours have sent: one of each VTEP and VNI."""
     unmatched: tuple[EvpnUnmatched, ...] = ()
     label_conflicts: tuple[EvpnLabelConflict, ...] = ()
     duplicates: tuple[EvpnDuplicate, ...] = ()
