@@ -128,20 +128,23 @@ class TestRemote:
         assert list(made.moves(3.0)) == []
 
     @pytest.mark.parametrize(
-        "changed",
+        ("changed", "expected"),
         [
-            {"next_hop": ip_address(OWN)},
-            {"originator_id": IPv4Address(OWN)},
-            {"as_path": (65001, ASN)},
+            ({"next_hop": ip_address(OWN)}, "own-route"),
+            ({"originator_id": IPv4Address(OWN)}, "router-id"),
+            ({"as_path": (65001, ASN)}, "as-loop"),
         ],
     )
-    def test_own_routes_that_come_back_are_ignored(self, changed: dict[str, Any]) -> None:
+    def test_own_routes_that_come_back_are_ignored(
+        self, changed: dict[str, Any], expected: str
+    ) -> None:
         made = tables()
         made.update(PEER, update(LOWER, mac_route(LOWER, 1), **changed), 1.0)
         assert not made.take()
-        reason = "as-loop" if "as_path" in changed else "own-route"
-        assert made.not_installed() == {reason: 1}
-        assert [view["reason"] for view in made.routes(2.0, kind=2)] == [reason]
+        (reason,) = made.not_installed()
+        assert reason == expected
+        assert [view["reason"] for view in made.routes(2.0, kind=2)] == [expected]
+        assert len(made.problems()) == (expected == "router-id")
 
     def test_route_with_an_esi_leads_to_its_next_hop(self) -> None:
         made = tables()
@@ -757,3 +760,15 @@ def test_objects_for_the_control_socket() -> None:
     }
     assert NeighbourChange("replace", ip(1), mac(1), router=True).params()["router"] is True
     assert "router" not in NeighbourChange("del", ip(1), mac(1)).params()
+
+
+def test_lines_for_the_log_are_limited() -> None:
+    made = tables()
+    for number in range(50):
+        announce(made, HIGHER, number, sticky=True)
+    lines = [line for number in range(50) for line in settle_local(made, number).log]
+    assert len(lines) == 5
+    announce(made, HIGHER, 50, sticky=True)
+    assert (
+        settle_local(made, 50, now=60.0).log[0].endswith("(45 more lines like this were left out)")
+    )

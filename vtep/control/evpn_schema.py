@@ -252,8 +252,9 @@ class EvpnRoute(TypedDict):
     best: bool
     """True if it is used, or announced."""
     reason: str | None
-    """Why a received route can't be used: own-route, as-loop, next-hop, encapsulation, tunnel-type,
-    route-target, label, mac, anycast-gateway or ip-version; None if it can."""
+    """The reason why a received route can't be used: own-route, router-id, as-loop, next-hop,
+    encapsulation, tunnel-type, route-target, label, mac, anycast-gateway or ip-version; None if it
+    can."""
     stale: bool
     age: float
 

@@ -10,7 +10,7 @@ from vtep.wire.address import Address
 from vtep.wire.ethernet import format_mac
 
 Place = Address | None
-"""Where a MAC is: at a remote VTEP, or at this host (None)."""
+"""The place of a MAC: a remote VTEP, or this host (None)."""
 
 Key = tuple[int, bytes]
 """VNI and MAC."""

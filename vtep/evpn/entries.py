@@ -62,10 +62,10 @@ class MacEntry:
         """True if it has a place, or had the one of `place`."""
         self.place: Place = place[0] if place else None
         self.since = 0.0
-        """When it came to its place, in seconds."""
+        """The time when it came to its place, in seconds."""
         self.fdb: FdbState | None = None
         self.bridged: bool | None = None
-        """Whether its entry on the bridge port is sticky; None without one."""
+        """True if its entry on the bridge port is sticky; None without one."""
         self.announced: Announcement | None = None
         self.has_alerted = False
         """True if a conflict about a sticky MAC was logged."""

@@ -1,4 +1,4 @@
-"""Which VNI imports a route, by its route targets and its label, and why none does. No I/O."""
+"""Import of routes into VNIs, by route target and label, or why it is refused. No I/O."""
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
@@ -12,6 +12,8 @@ from vtep.wire.ethernet import MAC_ZERO, is_group
 
 OWN: Final = "own-route"
 """A route of this host that a peer reflects."""
+ROUTER_ID: Final = "router-id"
+"""A route of another VTEP with the router ID of this host, which another host has, too."""
 AS_LOOP: Final = "as-loop"
 """The own AS is in the AS path (RFC 4271, section 9.1.2)."""
 NEXT_HOP: Final = "next-hop"
@@ -139,8 +141,10 @@ class ImportPolicy:
     ) -> str | None:
         if vtep is None:
             return NEXT_HOP
-        if self.is_own(vtep) or attributes.originator_id == self._router_id:
+        if self.is_own(vtep):
             return OWN
+        if attributes.originator_id == self._router_id:
+            return ROUTER_ID
         if self._asn in attributes.as_path:
             return AS_LOOP
         try:

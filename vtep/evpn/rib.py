@@ -64,7 +64,7 @@ class RibRoute:
         """The session by which it came: it is stale if that is not the present one."""
         self.since = since
         self.match = _NEW
-        """What the import policy said."""
+        """The result of the import policy."""
         self.ip: Address | None = route.ip
         self.label: int | None
         """The VNI in its label; None for a type 3 route without a PMSI attribute."""
@@ -102,7 +102,7 @@ class AdjRibIn:
         self.has_ended_rib = False
         """True after End-of-RIB in the present session."""
         self.stale_until: float | None = None
-        """When stale routes are removed without End-of-RIB; None if there are none."""
+        """The time when stale routes are removed without End-of-RIB; None if there are none."""
 
     def scoped(self, address: Address | None) -> Address | None:
         """Return an address, with the scope of the session if it needs one (RFC 4007)."""

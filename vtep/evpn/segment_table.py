@@ -12,6 +12,7 @@ from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.own_routes import OwnRoutes
 from vtep.evpn.rib import RibRoute, order_of
 from vtep.evpn.table_settings import SegmentSettings
+from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
@@ -26,7 +27,7 @@ class SegmentTable:
     start.
     """
 
-    def __init__(self, settings: SegmentSettings, tracker: MoveTracker) -> None:
+    def __init__(self, settings: SegmentSettings, tracker: MoveTracker, lines: LineLimit) -> None:
         self.settings = settings
         self.vni = settings.vni
         self.macs: dict[bytes, MacEntry] = {}
@@ -40,6 +41,7 @@ class SegmentTable:
         self.fdb_count = 0
         self.neighbour_count = 0
         self._tracker = tracker
+        self._lines = lines
         # Marks are dicts instead of sets, so that changes come in the order of their causes.
         self._touched: dict[bytes, None] = {}
         self._changed_macs: dict[bytes, None] = {}
@@ -215,7 +217,7 @@ class SegmentTable:
                 self._changed_ips.update(dict.fromkeys(self.local_ips[mac]))
 
     def _settle(self, mac: bytes, entry: MacEntry, now: float) -> None:
-        winner = self._winner(mac, entry)
+        winner = self._winner(mac, entry, now)
         if winner is not None:
             place = _place(winner)
             if place != entry.place or entry.winner is None:
@@ -233,7 +235,7 @@ class SegmentTable:
             entry.local = None
             entry.bridged = None
 
-    def _winner(self, mac: bytes, entry: MacEntry) -> RibRoute | Local | None:
+    def _winner(self, mac: bytes, entry: MacEntry, now: float) -> RibRoute | Local | None:
         if entry.is_known and self._tracker.is_held((self.vni, mac)):
             return _held_winner(entry)
         best, local = best_route(entry.routes), entry.local
@@ -242,10 +244,10 @@ class SegmentTable:
         shared = best.shared
         if local.is_pinned:
             if not (local.gateway and shared.attributes.default_gateway):
-                self._alert(mac, entry, best, "it stays local")
+                self._alert(mac, entry, best, now)
             return local
         if shared.attributes.sticky:
-            self._alert(mac, entry, best, "it stays there")
+            self._alert(mac, entry, best, now)
             return best
         if shared.sequence != local.sequence:
             return best if shared.sequence > local.sequence else local
@@ -255,17 +257,26 @@ class SegmentTable:
         own = self.settings.locals
         return order_of(own[0]) if own else (7, 0)
 
-    def _alert(self, mac: bytes, entry: MacEntry, best: RibRoute, result: str) -> None:
+    def _alert(self, mac: bytes, entry: MacEntry, best: RibRoute, now: float) -> None:
         # RFC 7432, section 15.2: the operator must be alerted.
         if entry.has_alerted:
             return
         entry.has_alerted = True
-        whose = "a static MAC of this host" if entry.local and entry.local.is_pinned else "local"
+        is_pinned = entry.local is not None and entry.local.is_pinned
+        whose = "a static MAC of this host" if is_pinned else "local"
         sticky = "as sticky" if best.shared.attributes.sticky else "too"
-        self._log.append(
+        result = "it stays local" if is_pinned else "it stays there"
+        self._note_line(
+            "sticky",
             f"vni {self.vni}: {format_mac(mac)} is {whose}, and {place_text(best.vtep)} announces "
-            f"it {sticky}; {result}; two hosts have this MAC, or a sticky one was moved"
+            f"it {sticky}; {result}; two hosts have this MAC, or a sticky one was moved",
+            now,
         )
+
+    def _note_line(self, kind: str, text: str, now: float) -> None:
+        left_out = self._lines.admit(now, kind)
+        if left_out is not None:
+            self._log.append(text + left_out)
 
     def _move(self, mac: bytes, entry: MacEntry, winner: RibRoute | Local, now: float) -> bool:
         """Note a move. Returns: False if it must not happen, as the MAC is held from now on."""
@@ -274,7 +285,7 @@ class SegmentTable:
         is_gone = _held_winner(entry) is None
         line = self._tracker.note(move, is_gone=is_gone)
         if line is not None:
-            self._log.append(line)
+            self._note_line("duplicate", line, now)
         if self._tracker.is_held((self.vni, mac)) and not is_gone:
             return False
         self.moves += 1

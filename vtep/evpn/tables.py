@@ -29,6 +29,7 @@ from vtep.evpn.import_policy import ImportPolicy, Match
 from vtep.evpn.rib import AdjRibIn, AttributeSet, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.evpn.table_settings import SegmentSettings, SpeakerSettings
+from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.evpn import MacIpRoute, MulticastRoute, OtherRoute, Route, RouteKey
 from vtep.wire.bgp.update import Update
@@ -39,6 +40,9 @@ __all__ = ["StaleMac", "Tables"]
 _GRACE_S = 10.0
 """Seconds in which neighbours can establish their sessions before entries of a former speaker are
 removed: a neighbour without a session then does not delay that until `stale_time`."""
+
+_LOG_INTERVAL_S, _LOG_BURST = 10.0, 5
+"""Seconds between two lines of a kind, and how many may come at once: a loop moves many MACs."""
 
 
 class Tables:
@@ -51,11 +55,12 @@ class Tables:
         self._tracker = MoveTracker(
             settings.duplicate_mac, settings.duplicate_moves, settings.duplicate_time
         )
+        self._lines = LineLimit(_LOG_INTERVAL_S, _LOG_BURST)
         self._policy = self._new_policy({})
         self._epoch = 0
         self._refused = views.Refused()
         self._restored_at: float | None = None
-        """When entries of a former speaker were restored; None if there are none any more."""
+        """The time when entries of a former speaker were restored; None if none are left."""
         self._dirty: dict[int, None] = {}
         """VNIs with changes to collect, in the order of their causes."""
         self._pending = Changes()
@@ -82,7 +87,7 @@ class Tables:
         for vni, segment_settings in segments.items():
             segment = self._segments.get(vni)
             if segment is None:
-                segment = SegmentTable(segment_settings, self._tracker)
+                segment = SegmentTable(segment_settings, self._tracker, self._lines)
                 self._segments[vni] = segment
             segment.configure(segment_settings)
             self._dirty[vni] = None
@@ -363,7 +368,7 @@ class Tables:
     # Results.
 
     def tick(self, now: float) -> float | None:
-        """Let times run out: stale routes, held MACs. Returns: when to call again; None: never."""
+        """End what is due: stale routes, held MACs. Returns: when to call again; None: never."""
         times: list[float | None] = []
         for rib in self._ribs.values():
             if rib.stale_until is not None:
@@ -468,6 +473,10 @@ class Tables:
     def not_installed(self) -> dict[str, int]:
         """Return the number of received routes that can't be used, by reason."""
         return self._refused.counts()
+
+    def problems(self) -> list[str]:
+        """Return problems of the fabric, each with what to do."""
+        return self._refused.problems()
 
     def segments(self) -> list[EvpnSegment]:
         """Return a summary of each VNI."""

@@ -16,7 +16,7 @@ from vtep.control.evpn_schema import (
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.duplicates import MoveTracker, Place
 from vtep.evpn.entries import FORMER, Local, MacEntry
-from vtep.evpn.import_policy import LABEL, TARGET, ImportPolicy
+from vtep.evpn.import_policy import LABEL, ROUTER_ID, TARGET, ImportPolicy
 from vtep.evpn.rib import AdjRibIn, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.wire.address import Address
@@ -70,6 +70,15 @@ class Refused:
                 "vnis": sorted(vnis[peer, vtep]),
             }
             for (peer, vtep), texts in sorted(targets.items())
+        ]
+
+    def problems(self) -> list[str]:
+        """Return a line for each VTEP that has the router ID of this host."""
+        vteps = {str(group[2]) for group in self._groups if group[0] == ROUTER_ID}
+        return [
+            f"{vtep} announces routes with the router ID of this host, so its routes are ignored, "
+            "and peers confuse the two hosts: give each host its own one, with --evpn-router-id"
+            for vtep in sorted(vteps)
         ]
 
     def label_conflicts(self, policy: ImportPolicy) -> list[EvpnLabelConflict]:
