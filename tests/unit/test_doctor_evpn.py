@@ -270,11 +270,21 @@ def test_routes_of_type_3_that_cannot_be_used(reason: str, said: str) -> None:
         evpn_fake.route(type=3, mac=None, next_hop=host, reason=reason, best=False)
         for host in hosts
     )
-    finding = only(of_evpn(unused=unused, segments=empty()))
+    finding = only(of_evpn(multicast=unused, segments=empty()))
     assert said in finding.title
     assert "2001:db8::3, 2001:db8::4, 2001:db8::5 and 2 more" in text(finding)
     others = tuple({**route, "reason": "own-route"} for route in unused)
-    assert of_evpn(unused=others) == []
+    assert of_evpn(multicast=others) == []
+
+
+def test_a_spine_that_replaces_the_next_hop() -> None:
+    kept = evpn_fake.route(type=3, mac=None, ip="192.0.2.3", next_hop="192.0.2.3")
+    leaf = evpn_fake.route(type=3, mac=None, ip=HOST, next_hop=HOST)
+    assert of_evpn(multicast=(kept, leaf)) == []
+    replaced = evpn_fake.route(type=3, mac=None, ip="192.0.2.4", next_hop=HOST)
+    finding = only(of_evpn(multicast=(kept, replaced)))
+    assert f"{HOST} replaces the next hop" in finding.title
+    assert "such as those of 192.0.2.4" in finding.title
 
 
 def test_a_vni_without_an_own_address() -> None:

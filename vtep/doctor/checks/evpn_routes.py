@@ -23,7 +23,7 @@ def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding
             continue
         others = _meant_for(segment, evpn)
         if not segment["vteps"] and not any(
-            _UNUSED.get(each["reason"] or "") for each in evpn.unused
+            _UNUSED.get(each["reason"] or "") for each in evpn.multicast
         ):
             yield _without_vteps(segment, evpn, others)
             explained += others
@@ -159,7 +159,7 @@ def _of_addresses(segment: EvpnSegment) -> Iterator[Finding]:
 def _of_unused(evpn: EvpnFacts) -> Iterator[Finding]:
     """Report VTEPs whose routes of type 3 cannot be used, once for each reason and VNI."""
     groups: dict[tuple[str, int | None], list[EvpnRoute]] = {}
-    for route in evpn.unused:
+    for route in evpn.multicast:
         groups.setdefault((route["reason"] or "", route["vni"]), []).append(route)
     for (reason, vni), routes in groups.items():
         explain = _UNUSED.get(reason)
@@ -167,6 +167,21 @@ def _of_unused(evpn: EvpnFacts) -> Iterator[Finding]:
             hosts = sorted({route["next_hop"] or route["ip"] or "?" for route in routes})
             more = f" and {len(hosts) - _NAMED} more" if len(hosts) > _NAMED else ""
             yield explain(f"{', '.join(hosts[:_NAMED])}{more}", vni, routes[0])
+    replaced = {
+        each["neighbor"] or "": each["ip"] or ""
+        for each in evpn.multicast
+        if each["reason"] is None and each["next_hop"] == each["neighbor"] != each["ip"]
+    }
+    for neighbor, vtep in replaced.items():
+        yield problem(
+            neighbor,
+            f"{neighbor} replaces the next hop of the routes that it passes on, such as those of "
+            f"{vtep}",
+            "Frames to MACs of other VTEPs are then sent to it, and it is no VTEP of them. A spine "
+            "does so in eBGP sessions, unless told otherwise.",
+            f"on {neighbor}, with FRR, in address-family l2vpn evpn: neighbor ... "
+            "attribute-unchanged next-hop",
+        )
 
 
 def _other_version(hosts: str, vni: int | None, route: EvpnRoute) -> Finding:
