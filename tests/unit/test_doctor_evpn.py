@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from tests.unit import evpn_fake
+from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
+from vtep.doctor.advice import advice
 from vtep.doctor.evpn_facts import EvpnFacts, Md5Counters, NeighborFacts, TcpState
 from vtep.doctor.facts import BridgeFacts, Echoes, Facts, HostFacts, RemoteFacts, SegmentFacts
 from vtep.doctor.finding import Finding, Severity, has_faults
@@ -161,6 +162,28 @@ def test_a_session_that_starts_is_only_noted() -> None:
     assert not has_faults(found)
 
 
+def test_an_ipv6_vtep_that_frr_refuses() -> None:
+    said = {"last_error_kind": "notification-received", "last_error": "UPDATE message error (3/9)"}
+    neighbors = (evolve(UP, session=evpn_fake.down(**said)),)
+    six = (evpn_fake.segment(local=["2001:db8::1"]),)
+    assert (
+        "refuses the routes of an IPv6 VTEP"
+        in only(of_evpn(neighbors=neighbors, segments=six)).title
+    )
+    assert "is not established: UPDATE" in only(of_evpn(neighbors=neighbors)).title
+
+
+def test_the_remedy_for_drops_of_a_vtep_whose_routes_none_imports() -> None:
+    drop = status_fake.recent_drop("source_unknown", 3, 1.0, "192.0.2.9")
+    assert "pyvtep remote add 192.0.2.9" in advice(drop, status_fake.segment(100))
+    drop["detail"] = (
+        "announces route targets 65001:200 65001:7 by way of 10.0.0.1, which no VNI here imports"
+    )
+    said = advice(drop, status_fake.segment(100))
+    assert "pyvtep set --vni 100 --route-target-import 65001:200; " in said
+    assert "remote add" not in said
+
+
 def test_a_speaker_that_failed_explains_all() -> None:
     dead = evpn_fake.speaker(state="failed", last_error="killed by SIGKILL")
     finding = only(of_evpn(speaker=dead, neighbors=(evolve(UP, session=evpn_fake.down()),)))
@@ -262,6 +285,7 @@ def test_a_label_that_contradicts_the_target() -> None:
         ("encapsulation", "announces routes for another encapsulation than VXLAN"),
         ("tunnel-type", "by a tunnel other than ingress replication"),
         ("next-hop", "cannot be a VTEP"),
+        ("router-id", "has the same BGP identifier as this host"),
     ],
 )
 def test_routes_of_type_3_that_cannot_be_used(reason: str, said: str) -> None:

@@ -1,10 +1,15 @@
 """The remedy for a recent drop of `Client.status()`, as one line, without an examination."""
 
+import re
 from shlex import quote
 
 from vtep.control.schema import RecentDrop, SegmentStatus
+from vtep.counters import Drop
 from vtep.doctor.checks import drops
 from vtep.wire import vxlan
+
+_TARGETS = re.compile(r"route targets (\S+)")
+"""The first route target in the detail of a drop, of a VTEP whose routes no VNI imports."""
 
 
 def advice(drop: RecentDrop, segment: SegmentStatus | None) -> str:
@@ -26,4 +31,10 @@ def advice(drop: RecentDrop, segment: SegmentStatus | None) -> str:
             "mtu": str(segment["mtu"]),
             "at": f" --vni {segment['vni']}",
         }
+    detail = drop["detail"] or ""
+    if drop["reason"] == Drop.SOURCE_UNKNOWN and (match := _TARGETS.search(detail)) is not None:
+        return (
+            f"if it is a VTEP of this segment: pyvtep set{fields['at']} --route-target-import "
+            f"{match[1]}; pyvtep evpn show has the targets of both sides"
+        )
     return drops.describe_fix(drop["reason"], drop["last_source"], fields)

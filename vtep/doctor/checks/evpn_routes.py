@@ -234,12 +234,23 @@ def _bad_next_hop(hosts: str, _vni: int | None, route: EvpnRoute) -> Finding:
     )
 
 
+def _same_router_id(hosts: str, _vni: int | None, route: EvpnRoute) -> Finding:
+    return problem(
+        hosts,
+        f"{hosts} has the same BGP identifier as this host",
+        "So its routes look like own ones that come back, and are refused (route distinguisher "
+        f"{route['rd']}).",
+        "give each host a router-id of its own: --evpn-router-id here, or bgp router-id there",
+    )
+
+
 _UNUSED: Mapping[str, Callable[[str, int | None, EvpnRoute], Finding]] = {
     "ip-version": _other_version,
     "as-loop": _as_loop,
     "encapsulation": _other_encapsulation,
     "tunnel-type": _other_tunnel,
     "next-hop": _bad_next_hop,
+    "router-id": _same_router_id,
 }
 """By the reason in `EvpnRoute`; those that have findings of their own are left out."""
 

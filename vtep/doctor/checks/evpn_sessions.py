@@ -1,6 +1,7 @@
 """Checks of BGP EVPN sessions: why one is not established, or established and of no use."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from shlex import quote
 from typing import Final
 
@@ -37,9 +38,12 @@ def check(evpn: EvpnFacts) -> Iterator[Finding]:
         )
     for line in evpn.problems:
         yield warning("evpn", line)
+    own = {address for segment in evpn.segments for address in segment["local"]}
     for neighbor in evpn.neighbors:
         if neighbor.session["state"] == "established":
             yield from _of_established(neighbor)
+        elif _refuses_ipv6(neighbor) and any(ip_address(each).version == 6 for each in own):
+            yield _ipv6_vtep(neighbor)
         else:
             yield from _of_down(neighbor, evpn.md5)
 
@@ -196,6 +200,26 @@ def _no_open(neighbor: NeighborFacts) -> Finding:
         f"{host} accepts the connection, and sends no OPEN",
         f"Its BGP speaker is stopped, overloaded, or waits. {_tried_again(neighbor)}",
         f"on {host}, with FRR: show bgp summary; and its log",
+    )
+
+
+def _refuses_ipv6(neighbor: NeighborFacts) -> bool:
+    """Return True for the NOTIFICATIONs that FRR 8.4 sends about an IPv6 VTEP."""
+    session = neighbor.session
+    return session["last_error_kind"] == "notification-received" and any(
+        code in (session["last_error"] or "") for code in ("3/5", "3/9")
+    )
+
+
+def _ipv6_vtep(neighbor: NeighborFacts) -> Finding:
+    host = neighbor.session["neighbor"]
+    return problem(
+        host,
+        f"{host} refuses the routes of an IPv6 VTEP, and ends the session",
+        f"It answered: {neighbor.session['last_error']}. FRR 8.4 resets a session by which a route "
+        "of type 3 with an IPv6 address comes (RFC 7432 allows it).",
+        "give the VNI an IPv4 --local, also if the session itself uses IPv6; or use another "
+        f"implementation at {host}",
     )
 
 
