@@ -308,14 +308,21 @@ def test_neighbours(tunnel: Tunnel) -> None:
     vtep.run("neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "router")
     plain, tagged = json.loads(vtep.run("neigh", "show", "--json"))
     said = {"ip": "10.0.0.9", "mac": MAC, "state": "permanent", "age": None, "vni": 1, "dev": "vx0"}
-    assert plain == {**said, "vlan": [], "router": False}
-    assert tagged == {**said, "vlan": [5], "router": True}
+    assert plain == {**said, "vlan": [], "router": False, "extern_learn": False}
+    assert tagged == {**said, "vlan": [5], "router": True, "extern_learn": False}
     assert vtep.run("neigh", "show").split()[-2:] == ["permanent", "router"]
     assert vtep.run("neigh", "flush") == "0 flushed\n"
     vtep.run("neigh", "del", "10.0.0.9")
     line = vtep.run("neigh", "del", "10.0.0.9", code=1)
     assert line.startswith("10.0.0.9: there is no such neighbour")
+    vtep.run("neigh", "add", "10.0.0.8", "lladdr", MAC, "extern_learn")
+    line = vtep.run(
+        "neigh", "replace", "10.0.0.9", "lladdr", MAC, "vlan", "5", "extern_learn", code=1
+    )
+    assert line.startswith("extern_learn: 10.0.0.9 is configured")
+    assert vtep.run("neigh", "show").split()[-2:] == ["permanent", "extern_learn"]
     assert json.loads(vtep.run("neigh", "flush", "permanent", "--json")) == {"flushed": 1}
+    assert vtep.run("neigh", "flush", "extern_learn") == "1 flushed\n"
 
 
 # --- monitor ------------------------------------------------------------------------------------
