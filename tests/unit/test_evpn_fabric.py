@@ -1,27 +1,38 @@
-"""Three leaves and a reflector: after all messages have arrived, the leaves agree.
+"""Three leaves and two reflectors: after all messages have arrived, the leaves agree.
 
 Each leaf has tables and a bridge in memory. Messages are delayed as the test likes, but keep their
-order on each of the two directions between a leaf and the reflector, as BGP sessions do.
+order in each of the two directions of a session between a leaf and a reflector, as in TCP.
 """
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.unit.evpn_routes import PEER, ip, mac, segment, speaker
+from tests.unit.evpn_routes import ip, mac, segment, speaker
 from vtep.evpn.changes import Changes
 from vtep.evpn.tables import Tables
 from vtep.wire.bgp.update import Update
 from vtep.wire.ethernet import MAC_ZERO
 
+if TYPE_CHECKING:
+    from vtep.wire.bgp.evpn import RouteKey
+
 VNI = 100
 LEAVES = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
 HOSTS = (1, 2)
 
-Message = tuple[str, Update]
-"""The VTEP that an UPDATE message comes from, and the message."""
+REFLECTORS = ("10.0.0.1", "10.0.0.2")
+
+
+class Session:
+    """The messages on their way between a leaf and a reflector."""
+
+    def __init__(self) -> None:
+        self.sent: deque[Update] = deque()
+        self.received: deque[Update] = deque()
 
 
 class Leaf:
@@ -36,10 +47,8 @@ class Leaf:
         self.fdb: dict[bytes, str] = {}
         self.floods: set[str] = set()
         self.neighbours: dict[str, bytes] = {}
-        self.to_reflector: deque[Message] = deque()
-        self.from_reflector: deque[Message] = deque()
         self.logs: list[str] = []
-        self.has_ip = False
+        self.sessions = {reflector: Session() for reflector in REFLECTORS}
 
     def hear(self, address: bytes, now: float) -> None:
         """Let a local host send a frame. The bridge reports only what is new to it."""
@@ -86,10 +95,11 @@ class Leaf:
                 del self.bridge[entry.mac]
 
     def send(self, changes: Changes) -> None:
-        if changes.withdraw:
-            self.to_reflector.append((self.vtep, Update(withdrawn=tuple(changes.withdraw))))
-        for route, attributes in changes.announce:
-            self.to_reflector.append((self.vtep, Update((route,), attributes=attributes)))
+        for session in self.sessions.values():
+            if changes.withdraw:
+                session.sent.append(Update(withdrawn=tuple(changes.withdraw)))
+            for route, attributes in changes.announce:
+                session.sent.append(Update((route,), attributes=attributes))
 
     def place_of(self, address: bytes) -> str | None:
         """Return where this leaf sends frames for a MAC: a VTEP, itself, or None to flood."""
@@ -99,27 +109,59 @@ class Leaf:
 
 
 class Fabric:
-    """Leaves around a reflector that keeps no state: it passes messages to the other leaves."""
+    """Leaves, and reflectors that pass the routes of each leaf to the others."""
 
     def __init__(self, duplicates: str = "off") -> None:
         self.now = 0.0
         self.leaves = {vtep: Leaf(vtep, duplicates) for vtep in LEAVES}
+        self.routes: dict[tuple[str, str], dict[RouteKey, Update]] = {
+            (reflector, vtep): {} for reflector in REFLECTORS for vtep in LEAVES
+        }
+        """The routes that a reflector has of a leaf, each as a message."""
         for leaf in self.leaves.values():
             leaf.flush(self.now)
 
-    def deliver(self, vtep: str, *, up: bool) -> None:
-        """Deliver the next message from, or to, a leaf, if there is one."""
+    def deliver(self, vtep: str, reflector: str, *, up: bool) -> None:
+        """Deliver the next message of a leaf, or to it, if there is one."""
         leaf = self.leaves[vtep]
-        if up and leaf.to_reflector:
-            message = leaf.to_reflector.popleft()
-            for other in self.leaves.values():
-                if other is not leaf:
-                    other.from_reflector.append(message)
-        elif not up and leaf.from_reflector:
-            _, update = leaf.from_reflector.popleft()
+        session = leaf.sessions[reflector]
+        if up and session.sent:
+            update = session.sent.popleft()
+            routes = self.routes[reflector, vtep]
+            for route in update.withdrawn:
+                routes.pop(route.key, None)
+            for route in update.announced:
+                routes[route.key] = update
+            self.reflect(vtep, reflector, update)
+        elif not up and session.received:
             self.now += 0.001
-            leaf.tables.update(PEER, update, self.now)
+            leaf.tables.update(reflector, session.received.popleft(), self.now)
             leaf.flush(self.now)
+
+    def reflect(self, vtep: str, reflector: str, update: Update) -> None:
+        for other in self.leaves.values():
+            if other.vtep != vtep:
+                other.sessions[reflector].received.append(update)
+
+    def reset(self, vtep: str, reflector: str) -> None:
+        """Break a session, and establish it again: both sides send all that they have."""
+        leaf = self.leaves[vtep]
+        session = leaf.sessions[reflector] = Session()
+        routes = self.routes[reflector, vtep]
+        if routes:
+            withdrawn = tuple(update.announced[0] for update in routes.values())
+            self.reflect(vtep, reflector, Update(withdrawn=withdrawn))
+            routes.clear()
+        leaf.tables.peer_down(reflector, self.now)
+        leaf.flush(self.now)
+        session.sent.clear()  # Sent on the session that broke.
+        leaf.tables.peer_up(reflector, self.now)
+        for route, attributes in leaf.tables.own_routes():
+            session.sent.append(Update((route,), attributes=attributes))
+        for other in LEAVES:
+            if other != vtep:
+                session.received.extend(self.routes[reflector, other].values())
+        session.received.append(Update(is_end_of_rib=True))
 
     def hear(self, vtep: str, number: int) -> None:
         self.now += 1.0
@@ -136,11 +178,17 @@ class Fabric:
     def settle(self) -> None:
         """Deliver all messages. It ends, since each move needs a frame."""
         for _ in range(10_000):
-            if not any(leaf.to_reflector or leaf.from_reflector for leaf in self.leaves.values()):
+            waiting = [
+                (vtep, reflector)
+                for vtep, leaf in self.leaves.items()
+                for reflector, session in leaf.sessions.items()
+                if session.sent or session.received
+            ]
+            if not waiting:
                 return
-            for vtep in LEAVES:
-                self.deliver(vtep, up=True)
-                self.deliver(vtep, up=False)
+            for vtep, reflector in waiting:
+                self.deliver(vtep, reflector, up=True)
+                self.deliver(vtep, reflector, up=False)
         raise AssertionError("the leaves go on to contradict each other")
 
     def places(self, number: int) -> set[str | None]:
@@ -174,10 +222,19 @@ class FabricMachine(RuleBasedStateMachine):
         if self.at[number] != vtep:
             self.fabric.age_out(vtep, number)
 
-    @rule(vtep=st.sampled_from(LEAVES), up=st.booleans(), count=st.integers(1, 4))
-    def deliver(self, vtep: str, up: bool, count: int) -> None:
+    @rule(
+        vtep=st.sampled_from(LEAVES),
+        reflector=st.sampled_from(REFLECTORS),
+        up=st.booleans(),
+        count=st.integers(1, 4),
+    )
+    def deliver(self, vtep: str, reflector: str, up: bool, count: int) -> None:
         for _ in range(count):
-            self.fabric.deliver(vtep, up=up)
+            self.fabric.deliver(vtep, reflector, up=up)
+
+    @rule(vtep=st.sampled_from(LEAVES), reflector=st.sampled_from(REFLECTORS))
+    def reset(self, vtep: str, reflector: str) -> None:
+        self.fabric.reset(vtep, reflector)
 
     @rule()
     def agree(self) -> None:
