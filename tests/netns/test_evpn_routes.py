@@ -134,3 +134,30 @@ def test_arp_and_nd_are_answered_from_routes(fabric: Fabric, start: Start, tmp_p
     )
     assert far.bridge_ip not in "\n".join(targets)
     assert "fd00::102" not in "\n".join(targets)
+
+
+def test_an_anycast_gateway_is_the_nearest_one(
+    fabric: Fabric, start: Start, tmp_path: Path
+) -> None:
+    """FRR and this host have the same gateway: each answers its own hosts, and keeps its MAC."""
+    gateway = "10.0.0.254"
+    peers = [Neighbor("192.0.2.1", 65000)]
+    evpn = ("advertise-all-vni", "advertise-default-gw")
+    far = frr_site(fabric, tmp_path, 2, bgp_config(65000, "192.0.2.2", peers, evpn_lines=evpn))
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.2"), "--anycast-gateway", gateway)
+    wait_until(lambda: site.neighbours().get(far.bridge_ip) == far.bridge_mac, "a route of FRR")
+    for leaf in (far, site):
+        leaf.router.run("ip", "addr", "add", f"{gateway}/24", "dev", leaf.bridge)
+    ping(site.host, far.ip)
+    for leaf in (far, site):
+        ping(leaf.host, gateway)
+        assert leaf.bridge_mac in leaf.host.run("ip", "neigh", "show", gateway)
+
+    def announced() -> list[dict[str, Any]]:
+        routes = [one for one in shown(site, "routes", site.bridge_mac) if one["ip"] == gateway]
+        return [one for one in routes if one["default_gateway"] and one["neighbor"] is None]
+
+    wait_until(lambda: len(announced()) == 1, "the route of the gateway")
+    assert gateway not in site.neighbours()
+    assert site.bridge_mac not in site.macs()
+    wait_until(lambda: far.frr.remote_macs(VNI).get(site.bridge_mac) == site.vtep, "it in FRR")

@@ -78,6 +78,10 @@ class BridgeWatch:
         new = [vni for vni in places if vni not in self._places]
         for vni in [vni for vni in self._places if vni not in places]:
             self._writer.forget(vni)
+            tap, _ = self._table.attachment(vni)
+            if tap in self._learning_off:
+                self._learning_off.discard(tap)
+                self._writer.set_learning(tap, on=True)
         self._learning = frozenset(learning)
         self._places = dict(places)
         self._table.configure(places)
