@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vtep.config import Settings
 from vtep.config.file import FileError
-from vtep.config.loader import read
+from vtep.config.loader import read, with_password
 from vtep.config.option_parsers import distinct
 from vtep.errors import VtepError
 
@@ -95,3 +96,24 @@ def test_values_are_not_all_compared_with_each_other() -> None:
     values = tuple(map(Counted, range(10_000)))
     assert distinct("--remote", values) is values
     assert Counted.comparisons < 10_000
+
+
+def test_the_password_of_bgp_sessions_is_read_from_a_file(tmp_path: Path) -> None:
+    secret, file = tmp_path / "secret", tmp_path / "file.toml"
+    file.write_text(
+        f'[evpn]\nasn = 1\nneighbor = "10.0.0.1"\npassword-file = "{secret}"\n[[vni]]\nid = 1\n'
+    )
+    settings = read(file)
+    with pytest.raises(VtepError, match=r"^--evpn-password-file .*: cannot read it: No such file"):
+        with_password(settings)
+    secret.write_text("\nsecret\n")
+    with pytest.raises(VtepError, match=r": its first line is empty; write the password there$"):
+        with_password(settings)
+    secret.write_bytes(b"\xff\n")
+    with pytest.raises(VtepError, match=r": cannot read it: is not UTF-8 text; "):
+        with_password(settings)
+    secret.write_text("secret\r\nmore\n")
+    found = with_password(settings).evpn
+    assert found is not None
+    assert (found.password, found.password_file) == ("secret", None)
+    assert with_password(Settings(segments=[])) == Settings(segments=[])

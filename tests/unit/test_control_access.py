@@ -39,7 +39,7 @@ def test_a_capture_shows_payload_and_so_needs_the_right_to_change() -> None:
 
 
 def test_every_reading_method_exists_and_changes_nothing() -> None:
-    elsewhere = {server.SUBSCRIBE, "upgrade.show"}  # Not methods of `Methods`.
+    elsewhere = {server.SUBSCRIBE, "upgrade.show", "evpn.show"}  # Not methods of `Methods`.
     assert set(TABLE) | elsewhere >= READING
     vtep = Still(Config(vni=1, remote="192.0.2.2", tap="vx0", proxy=True))
     ask(vtep, "fdb.add", mac="02:00:00:00:00:01", dst="192.0.2.3")

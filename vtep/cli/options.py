@@ -96,14 +96,21 @@ def load_settings(
         if "evpn" in process:
             given.setdefault("evpn", True)
         segments = [Config(**given)] if "vni" in given else vlans.expand(given)
-        return Settings(segments=segments, **process), None, process
+        settings = Settings(segments=segments, **process)
+        if "evpn" in process:
+            from vtep.config.loader import with_password  # noqa: PLC0415  as below
+
+            settings = with_password(settings)
+            process["evpn"] = settings.evpn
+        return settings, None, process
     if given:
         flag = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{flag} cannot be used with --config; write it into {config}")
-    from vtep.config.loader import read  # noqa: PLC0415  most commands need no file
+    # Most commands need no file.
+    from vtep.config.loader import read, with_password  # noqa: PLC0415
 
     path = Path(config)
-    settings = attrs.evolve(read(path), **process)
+    settings = with_password(attrs.evolve(read(path), **process))
     # Absolute for a reload: a process in the background leaves its directory.
     return settings, path.absolute(), process
 

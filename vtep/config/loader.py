@@ -7,6 +7,8 @@ import errno
 import stat
 from pathlib import Path
 
+from attrs import evolve
+
 from vtep import descriptors
 from vtep.config import Settings
 from vtep.config.file import FileError, parse, parse_all
@@ -32,6 +34,29 @@ def read(path: Path) -> Settings:
         example = path / "vx0.toml"
         raise VtepError(f"{path}: has no configuration file; write one, such as {example}")
     return parse_all((str(each), _read_text(each)) for each in files)
+
+
+def with_password(settings: Settings) -> Settings:
+    """Return settings with the password of the BGP sessions, if a file has it.
+
+    Raises: VtepError if the file cannot be read, or has no password.
+    """
+    evpn = settings.evpn
+    if evpn is None or evpn.password_file is None:
+        return settings
+    path = Path(evpn.password_file)
+    option = f"--evpn-password-file {path}"
+    try:
+        text = _read_bounded(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = descriptors.reason(error) if isinstance(error, OSError) else "is not UTF-8 text"
+        raise VtepError(
+            f"{option}: cannot read it: {reason}; give a file with the password in its first line"
+        ) from error
+    first = text.partition("\n")[0].strip("\r")
+    if not first:
+        raise VtepError(f"{option}: its first line is empty; write the password there")
+    return evolve(settings, evpn=evpn.with_password(first))
 
 
 def _is_part(path: Path) -> bool:

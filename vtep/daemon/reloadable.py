@@ -71,9 +71,10 @@ class ReloadableVtep:
     async def _reload(self, path: Path) -> str:
         # In a thread: a file with a thousand VNIs takes a tenth of a second to parse.
         # Imported already if there is a file; a VTEP without one does without a TOML parser.
-        from vtep.config.loader import read  # noqa: PLC0415
+        from vtep.config.loader import read, with_password  # noqa: PLC0415
 
         settings = attrs.evolve(await asyncio.to_thread(read, path), **self._overrides)
+        settings = await asyncio.to_thread(with_password, settings)
         counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 
         def count(event: str, *_: object) -> None:

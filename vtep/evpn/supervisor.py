@@ -311,7 +311,7 @@ class Supervisor:
     # --- the process ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Have a speaker run while EVPN is configured, until cancelled."""
+        """Run a speaker while EVPN is configured, and restart it when it ends, until cancelled."""
         pause = _BACKOFF_MIN_S
         while True:
             await self._wanted.wait()

@@ -64,7 +64,7 @@ class NewSide:
         self.control: ControlSocket | None = None
         """The listening control socket of the old process, which this one serves then."""
         self.speaker: Mapping[str, Any] = {}
-        """What the old process says of its EVPN speaker; empty without one."""
+        """The description of the EVPN speaker of the old process; empty without one."""
         self.taken: Mapping[int, Port] = {}
         """The ports as they were handed over, by VNI, before changes of the file."""
         self.refusal: str | None = None

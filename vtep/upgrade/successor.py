@@ -23,7 +23,9 @@ Python, for 15 s on a host with twelve busy processes for each processor."""
 
 _PIPE_READ = 4096
 
-_FILES: Final = frozenset(("--config", "--control", "--log", "--pid-file", "--state"))
+_FILES: Final = frozenset(
+    ("--config", "--control", "--evpn-password-file", "--log", "--pid-file", "--state")
+)
 """Options with a path."""
 
 _NO_FILES: Final = frozenset(("auto", "none", "stderr", "syslog"))
