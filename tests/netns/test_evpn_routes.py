@@ -161,3 +161,51 @@ def test_an_anycast_gateway_is_the_nearest_one(
     assert gateway not in site.neighbours()
     assert site.bridge_mac not in site.macs()
     wait_until(lambda: far.frr.remote_macs(VNI).get(site.bridge_mac) == site.vtep, "it in FRR")
+
+
+def test_gobgpd_is_a_second_peer(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """Beside FRR: it gets the own routes only, and the same route from both counts once."""
+    peers = [Neighbor("192.0.2.1", 65000)]
+    config = bgp_config(65000, "192.0.2.2", peers, evpn_lines=LEAF)
+    far = frr_site(fabric, tmp_path, 2, config)
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.2", "192.0.2.9"))
+    peer = Injector(fabric, tmp_path, "192.0.2.1")
+    ping(site.host, far.ip)
+    peer.multicast("add", far.vtep)
+    peer.mac("add", far.mac, vtep=far.vtep)
+    peer.mac("add", MAC, vtep="192.0.2.8")
+
+    def own_routes() -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the routes of pyvtep in gobgpd, by MAC and IP address."""
+        return {
+            (route["nlri"]["value"].get("mac", ""), route["nlri"]["value"]["ip"]): route
+            for route in peer.gobgp.routes()
+            if route.get("neighbor-ip") == site.vtep
+        }
+
+    expected = {
+        ("", site.vtep),
+        (site.mac, "<nil>"),
+        (site.bridge_mac, "<nil>"),
+        (site.bridge_mac, site.bridge_ip),
+    }
+    wait_until(lambda: expected <= own_routes().keys(), "the own routes in gobgpd")
+    for (mac, _), route in own_routes().items():
+        assert far.mac != mac
+        assert route["nlri"]["value"]["rd"] == {"type": 1, "admin": site.vtep, "assigned": VNI}
+        said = json.dumps(route["attrs"])
+        assert '"65000:100"' in said
+        assert f'"nexthop": "{site.vtep}"' in said
+        assert '"tunnel_type": 8' in said
+    wait_until(lambda: site.macs().get(MAC) == "192.0.2.8", "the route of gobgpd")
+    wait_until(lambda: len(shown(site, "routes", far.mac)) >= 2, "routes of both")
+    assert site.fdb()[FLOOD] == {far.vtep}
+    assert site.macs()[far.mac] == far.vtep
+    # The route of FRR is still there when that of gobgpd is not.
+    peer.mac("del", far.mac, vtep=far.vtep)
+    peer.multicast("del", far.vtep)
+    peer.mac("del", MAC, vtep="192.0.2.8")
+    wait_until(lambda: MAC not in site.macs(), "the withdrawal")
+    assert site.fdb()[FLOOD] == {far.vtep}
+    assert site.macs()[far.mac] == far.vtep
+    assert MAC not in far.frr.remote_macs(VNI)
