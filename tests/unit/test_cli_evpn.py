@@ -138,7 +138,7 @@ def test_the_summary_shows_all_but_routes_and_macs(pyvtep: Pyvtep) -> None:
     assert "10.0.0.9 3 s ago: connection refused by 10.0.0.1 port 179: start bgpd there" in lines
     assert (
         "not imported: routes of 192.0.2.9 (vni 200, 201, 202, 203, 204 and 2 more) with 65001:200 "
-        "65001:201, from 10.0.0.1; to import them: import it with --route-target-import 65001:200"
+        "65001:201, from 10.0.0.1; import them with --route-target-import 65001:200"
     ) in lines
     assert any(line.startswith("ignored: routes of 192.0.2.8 have 65000:100") for line in lines)
     assert "routes that pyvtep does not use: 2 of type 1, 3 of type 5" in lines

@@ -120,6 +120,12 @@ def test_facts_without_a_fault() -> None:
             {"last_error_kind": "timeout", "passive": True},
             f"{HOST} has not connected",
         ),
+        ({}, {"last_error_kind": "no-route"}, f"no host on eth0 answers for {HOST}"),
+        (
+            {"gateway": "10.0.0.254"},
+            {"last_error_kind": "no-route"},
+            f"{HOST} is unreachable beyond 10.0.0.254",
+        ),
         ({}, {"last_error_kind": "new-kind", "last_error": "odd"}, "is not established: odd"),
     ],
 )

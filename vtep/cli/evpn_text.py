@@ -57,7 +57,7 @@ def notes(report: EvpnReport) -> Iterator[str]:
         targets = " ".join(other["route_targets"]) or "no route target"
         yield (
             f"not imported: routes of {other['vtep']}{_vnis(other['vnis'])} with {targets}, from "
-            f"{other['neighbor']}; to import them: {import_hint(other['route_targets'])}"
+            f"{other['neighbor']}; {import_hint(other['route_targets'])}"
         )
     for each in report["label_conflicts"]:
         yield (

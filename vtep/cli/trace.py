@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from vtep.trace.steps import TraceDrop, TraceResult, TraceSent
 from vtep.wire import vxlan
 from vtep.wire.address import Address
 from vtep.wire.ethernet import parse_mac
+
+if TYPE_CHECKING:
+    from vtep.control.schema import RecentDrop
 
 _SEGMENT = Grammar(None, SEGMENT)
 _FIELDS = (
@@ -328,11 +331,12 @@ def _remedy(vtep: Client, result: TraceResult, drop: TraceDrop) -> str:
     from vtep.doctor.advice import advice  # noqa: PLC0415  needed for drops only
 
     segments = vtep.status(vni=result["vni"])["segments"]
-    recent = {
+    recent: RecentDrop = {
         "reason": drop["reason"],
         "meaning": drop["meaning"],
         "count": drop["count"],
         "age": 0.0,
         "last_source": drop["source"],
+        "detail": None,
     }
-    return advice(recent, segments[0] if segments else None)  # type: ignore[arg-type]
+    return advice(recent, segments[0] if segments else None)

@@ -85,7 +85,7 @@ def import_hint(targets: Iterable[str]) -> str:
     target = next(iter(targets), None)
     if target is None:
         return "give them a route target at their sender"
-    return f"import it with --route-target-import {target}"
+    return f"import them with --route-target-import {target}"
 
 
 def of_segment(

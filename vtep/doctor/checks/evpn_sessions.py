@@ -93,6 +93,8 @@ def _cause(neighbor: NeighborFacts, md5: Md5Counters | None) -> Finding:
     kind = neighbor.session["last_error_kind"]
     if kind == "connect-refused":
         return _refused(neighbor)
+    if kind == "no-route":
+        return _unreachable(neighbor)
     if kind in ("timeout", None) and neighbor.session["state"] != "open-sent":
         return _silent(neighbor, md5)
     if kind in ("timeout", None):
@@ -123,6 +125,25 @@ def _refused(neighbor: NeighborFacts) -> Finding:
         "bgpd runs and has a router bgp.",
         f"on {host}: ss -tlnp sport = :{port}; with FRR: bgpd=yes in /etc/frr/daemons, and "
         "systemctl restart frr",
+    )
+
+
+def _unreachable(neighbor: NeighborFacts) -> Finding:
+    """Report a neighbour to which there is a route, and which is not there."""
+    host = neighbor.session["neighbor"]
+    if neighbor.gateway is None:
+        return problem(
+            host,
+            f"no host on {neighbor.dev} answers for {host}",
+            "It is on a link of this host, and does not answer ARP or neighbour discovery: it is "
+            "down, or on another VLAN, or the address is wrong.",
+            f"check the address and the cabling: ip neigh show {host}",
+        )
+    return problem(
+        host,
+        f"{host} is unreachable beyond {neighbor.gateway}",
+        f"The route over {neighbor.dev} leads to {neighbor.gateway}, and an ICMP error came back.",
+        f"check the routes there: ip route get {host}; tracepath {host}",
     )
 
 
