@@ -174,6 +174,18 @@ def test_sticky_mac_from_another_remote_is_admitted() -> None:
     assert (one.counters.fdb_moved, one.counters.fdb_full) == (0, 0)
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_mac_of_a_control_plane_from_another_remote_is_admitted(learn: bool) -> None:
+    """It has moved, and the route of its new VTEP is on the way."""
+    one = segment(remote(1), remote(2))
+    one.fdb.add(A, remote(1), 0.0, EntryKind(EntryState.STATIC, extern_learn=True))
+    assert not one.admit(A, "192.0.2.2", 1.0, learn=learn)
+    one.fdb.keeps_extern_learn = True
+    assert one.admit(A, "192.0.2.2", 1.0, learn=learn)
+    assert behind(one) == {A: "192.0.2.1"}
+    assert drops(one) == {Drop.INNER_SOURCE_STATIC: 1}
+
+
 def test_without_learning_no_source_is_looked_up() -> None:
     one = segment(remote(1), remote(2), learning=False)
     one.fdb.add(A, remote(1), 0.0)

@@ -671,6 +671,47 @@ def test_learned_neighbours_can_be_replaced_and_removed() -> None:
     assert known(one) == {V4_B: MAC_A}
 
 
+def test_neighbours_of_a_control_plane() -> None:
+    """They change neither by messages nor by age, and never replace what a user has configured."""
+    one, address, other = table(ageing=10.0), ip_address(V4_B), ip_address(V6_B)
+    one.snoop(arp_reply(), 0.0)
+    one.add(address, B, 1.0, extern_learn=True)
+    assert one.snoop(arp_reply(src=MAC_C), 2.0)
+    one.sweep(1e9)
+    assert replied(one, arp_request(), 1e9) is not None
+    assert [(each.permanent, each.extern_learn) for each in one] == [(True, True)]
+    one.replace(address, A, 3.0, extern_learn=True)
+    assert known(one) == {V4_B: MAC_A}
+    with pytest.raises(NeighbourError, match=r"^10\.1\.0\.2: is a permanent neighbour already"):
+        one.add(address, B, 4.0)
+
+    one.add(other, B, 5.0)
+    for verb in (one.add, one.replace):
+        with pytest.raises(NeighbourError):
+            verb(other, A, 6.0, extern_learn=True)
+    with pytest.raises(NeighbourError, match="there is no such extern_learn neighbour"):
+        one.remove(other, extern_learn=True)
+    one.replace(address, B, 7.0)  # A user may take it over.
+    with pytest.raises(NeighbourError, match="there is no such extern_learn neighbour"):
+        one.remove(address, extern_learn=True)
+    one.replace(address, B, 8.0)
+    assert known(one) == {V4_B: MAC_B, V6_B: MAC_B}
+
+
+def test_flush_of_a_control_plane() -> None:
+    one = table()
+    one.add(ip_address("10.1.0.9"), B, 0.0, extern_learn=True)
+    one.add(ip_address(V4_B), B, 0.0)
+    one.snoop(advertise(), 0.0)
+    assert one.flush(permanent=True) == 2
+    one.add(ip_address(V4_B), B, 0.0)
+    one.snoop(advertise(), 0.0)
+    assert one.flush(extern_learn=True) == 1
+    assert known(one) == {V4_B: MAC_B, V6_B: MAC_B}
+    one.add(ip_address("10.1.0.9"), B, 0.0, extern_learn=True)
+    assert one.flush(extern_learn=True, permanent=True) == 3
+
+
 def test_flush() -> None:
     one = table()
     one.add(ip_address(V4_B), B, 0.0)

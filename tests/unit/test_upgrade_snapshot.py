@@ -208,6 +208,19 @@ def test_rows_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
         snapshot.apply_fdb(port(), sent(fmt.FDB, fields), LATER)
 
 
+def test_rows_of_a_version_without_origins() -> None:
+    new = port(proxy=True)
+    row = ["020000000001", [0], 1.0, "static", True, False, 3, 4]
+    fields = {"remotes": [["192.0.2.2", 4789, None, None]], "entries": [row]}
+    snapshot.apply_fdb(new, sent(fmt.FDB, fields), LATER)
+    entry = new.fdb.get(bytes.fromhex(row[0]))
+    assert (entry.kind, entry.rx_frames) == (EntryKind(EntryState.STATIC, extern_learn=True), 4)
+    row = [[], "0a000001", "020000000001", 1.0, True, True]
+    snapshot.apply_neighbours(new, sent(fmt.NEIGHBOURS, {"neighbours": [row]}), LATER)
+    (neighbour,) = new.segment.neighbours or ()
+    assert (neighbour.router, neighbour.extern_learn) == (True, False)
+
+
 @pytest.mark.parametrize("age", [10**400, True, "1", None])
 def test_ages_of_moves_are_finite_numbers(age: object) -> None:
     to = port()
