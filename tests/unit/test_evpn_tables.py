@@ -144,7 +144,7 @@ class TestRemote:
         (reason,) = made.not_installed()
         assert reason == expected
         assert [view["reason"] for view in made.routes(2.0, kind=2)] == [expected]
-        assert len(made.problems()) == (expected == "router-id")
+        assert len(made.problems()) == (expected != "own-route")
 
     def test_route_with_an_esi_leads_to_its_next_hop(self) -> None:
         made = tables()
@@ -436,6 +436,15 @@ class TestLocal:
         made.update(PEER, update(LOWER, *routes, default_gateway=True, sequence=3), 2.0)
         assert not made.take()
         assert made.not_installed() == {"anycast-gateway": 2}
+
+    def test_address_of_the_anycast_gateway_is_never_a_remote_neighbour(self) -> None:
+        made = tables(segment(gateways=frozenset({ip(1)})))
+        made.update(PEER, update(LOWER, mac_route(LOWER, 2, ip(1))), 2.0)
+        changes = made.take()
+        assert fdb_text(changes) == [f"replace 02 {LOWER} seq 0"]
+        assert not changes.neighbours
+        made.configure({100: segment()}, 3.0)
+        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(2))]}
 
     def test_gateway_of_another_address_is_used(self) -> None:
         made = tables(segment(gateways=frozenset({ip(1)})))

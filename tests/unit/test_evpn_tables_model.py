@@ -508,7 +508,7 @@ class TablesMachine(RuleBasedStateMachine):
     def neighbours_add_up(self) -> None:
         expected: dict[tuple[int, Address], tuple[bytes, bool]] = {}
         for vni, each in self.segments.items():
-            for address in map(ip, IPS) if each.proxy else ():
+            for address in set(map(ip, IPS)) - each.gateways if each.proxy else ():
                 owner = self.local_ips.get((vni, address))
                 if owner is not None and isinstance(self.place(vni, owner[0]), tuple):
                     continue

@@ -349,9 +349,11 @@ class SegmentTable:
 
     def _collect_ips(self, changes: Changes) -> None:
         neighbours: list[NeighbourChange] = []
+        # Only the local gateway answers for its address, whatever others announce.
+        gateways = self.settings.gateways
         for ip in self._changed_ips:
             entry = self.ips[ip]
-            wanted = self._neighbour(entry)
+            wanted = None if ip in gateways else self._neighbour(entry)
             had = entry.neighbour
             if wanted != had:
                 entry.neighbour = wanted

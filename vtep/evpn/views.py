@@ -16,7 +16,7 @@ from vtep.control.evpn_schema import (
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.duplicates import MoveTracker, Place
 from vtep.evpn.entries import FORMER, Local, MacEntry
-from vtep.evpn.import_policy import LABEL, ROUTER_ID, TARGET, ImportPolicy
+from vtep.evpn.import_policy import AS_LOOP, LABEL, ROUTER_ID, TARGET, ImportPolicy
 from vtep.evpn.rib import AdjRibIn, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.wire.address import Address
@@ -73,13 +73,17 @@ class Refused:
         ]
 
     def problems(self) -> list[str]:
-        """Return a line for each VTEP that has the router ID of this host."""
-        vteps = {str(group[2]) for group in self._groups if group[0] == ROUTER_ID}
-        return [
-            f"{vtep} announces routes with the router ID of this host, so its routes are ignored, "
-            "and peers confuse the two hosts: give each host its own one, with --evpn-router-id"
-            for vtep in sorted(vteps)
-        ]
+        """Return a line for each VTEP whose routes are all lost by a wrong number."""
+        problems = {
+            ROUTER_ID: "announces routes with the router ID of this host, so its routes are "
+            "ignored, and peers confuse the two hosts: give each host its own one, with "
+            "--evpn-router-id",
+            AS_LOOP: "is the next hop of routes with the AS number of this host in their path, so "
+            "they are ignored: hosts of one AS cannot exchange routes by external BGP; give each "
+            "host its own AS number, or use internal BGP",
+        }
+        found = {(group[0], str(group[2])) for group in self._groups if group[0] in problems}
+        return [f"{vtep} {problems[reason]}" for reason, vtep in sorted(found)]
 
     def label_conflicts(self, policy: ImportPolicy) -> list[EvpnLabelConflict]:
         """Return VTEPs with routes whose target and label are of two VNIs."""
