@@ -47,6 +47,14 @@ class ImportPolicy:
     def __init__(
         self, segments: Mapping[int, SegmentSettings], *, asn: int, router_id: IPv4Address
     ) -> None:
+        self.inputs = (
+            *(asn, router_id),
+            {
+                vni: (segment.import_targets, segment.locals, segment.gateways)
+                for vni, segment in segments.items()
+            },
+        )
+        """Everything that decides: policies with the same inputs have the same results."""
         self._asn = asn
         self._router_id = router_id
         self._own: set[Address] = set()

@@ -91,11 +91,13 @@ class Tables:
                 self._segments[vni] = segment
             segment.configure(segment_settings)
             self._dirty[vni] = None
-        self._policy = self._new_policy(segments)
-        self._epoch += 1
-        for rib in self._ribs.values():
-            if rib.peer != FORMER:
-                self._match_again(rib)
+        policy = self._new_policy(segments)
+        if policy.inputs != self._policy.inputs:
+            self._policy = policy
+            self._epoch += 1
+            for rib in self._ribs.values():
+                if rib.peer != FORMER:
+                    self._match_again(rib)
         for vni in removed:
             self._remove_segment(vni, now)
         self._settle(now)
