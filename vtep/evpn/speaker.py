@@ -436,12 +436,13 @@ class Speaker:
         }
 
     def _problems(self) -> list[str]:
-        return [
+        found = [
             f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
             "give one with --local"
             for vni, segment in self._segments.items()
             if not segment.locals
         ]
+        return found if self._tables is None else found + self._tables.problems()
 
     def _show(self, what: str, vni: int | None, kind: int | None, mac: str | None) -> Any:
         now, tables = time.monotonic(), self._tables
