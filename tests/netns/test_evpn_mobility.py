@@ -1,0 +1,99 @@
+"""Hosts that move between leaves of FRR and of pyvtep, while others talk to them."""
+
+from ipaddress import ip_address
+from pathlib import Path
+
+from tests.netns.fabric import Fabric
+from tests.netns.hosts import Start, packet_socket, ping, wait_until
+from tests.netns.sites import VNI, FrrSite, OwnSite, Site, join_mesh
+from tests.netns.test_evpn_moves import is_at
+from vtep.testing.lab import Host
+
+MAC, IP, IP6 = "02:00:00:00:0c:01", "10.0.0.77", "fd00::77"
+
+
+class Rover:
+    """A host with one MAC and one address that is at one leaf at a time, as a virtual machine is.
+
+    Each leaf has a port for it that stays up, so no leaf is told by a carrier that it has left.
+    """
+
+    def __init__(self, fabric: Fabric, sites: list[Site]) -> None:
+        self.homes: dict[str, Host] = {}
+        for site in sites:
+            host = fabric.host(site.router, site.bridge, f"rover{site.number}", MAC)
+            # Nothing is sent there until the rover arrives.
+            host.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+            site.router.run("bridge", "fdb", "del", MAC, "dev", host.name, "master", check=False)
+            self.homes[site.vtep] = host
+        self._at: Host | None = None
+
+    @property
+    def host(self) -> Host:
+        """The host where it is."""
+        assert self._at is not None
+        return self._at
+
+    def move(self, site: Site) -> None:
+        """Leave the present leaf, arrive at another one, and announce the address there."""
+        if self._at is not None:
+            self._at.run("ip", "addr", "flush", "dev", "eth0")
+            self._at.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+        self._at = self.homes[site.vtep]
+        self._at.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=0")
+        self._at.run("ip", "addr", "add", f"{IP}/24", "dev", "eth0")
+        self._at.run("ip", "addr", "add", f"{IP6}/64", "dev", "eth0", "nodad")
+        with packet_socket(self._at, "eth0") as sock:
+            sock.send(gratuitous_arp())
+
+
+def gratuitous_arp(mac: str = MAC) -> bytes:
+    """Build the announcement of the rover's address (RFC 5227, section 2.3)."""
+    sha, ip = bytes.fromhex(mac.replace(":", "")), ip_address(IP).packed
+    head = b"\xff" * 6 + sha + bytes.fromhex("0806 0001 0800 06 04 0001")
+    return head + sha + ip + bytes(6) + ip
+
+
+def is_known(sites: list[Site], where: Site) -> bool:
+    """Return whether all leaves but the rover's have its addresses as remote ones of its MAC."""
+    for site in sites:
+        if isinstance(site, OwnSite):
+            known = site.neighbours()
+            found = {ip: known.get(ip) for ip in (IP, IP6)}
+            wanted = None if site is where else MAC
+            if found != {IP: wanted, IP6: wanted}:
+                return False
+        elif isinstance(site, FrrSite):
+            cache = site.frr.arp_cache(VNI)
+            for ip in (IP, IP6):
+                entry = cache.get(ip, {})
+                vtep = None if site is where else where.vtep
+                if (entry.get("mac"), entry.get("remoteVtep")) != (MAC, vtep):
+                    return False
+    return True
+
+
+def test_a_host_that_moves_stays_reachable(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """All six moves between FRR and two pyvteps, in which no port loses its carrier."""
+    sites = join_mesh(fabric, start, tmp_path)
+    far, near, third = sites
+    assert isinstance(far, FrrSite)
+    assert isinstance(near, OwnSite)
+    assert isinstance(third, OwnSite)
+    mesh = far, near, third
+    for site in sites:
+        number = site.number
+        site.host.run("ip", "addr", "add", f"fd00::{number}/64", "dev", "eth0", "nodad")
+        site.router.run("ip", "addr", "add", f"fd00::10{number}/64", "dev", site.bridge, "nodad")
+    rover = Rover(fabric, sites)
+    for sequence, where in enumerate((far, near, third, far, third, near, far)):
+        rover.move(where)
+        at = f"move {sequence} to {where.vtep}"
+        wait_until(lambda: is_at(mesh, where, sequence, MAC), at)  # noqa: B023
+        for site in sites:
+            for address in (IP, IP6):
+                ping(site.host, address, count=1)
+        # A bridge that hears of an address has a neighbour, whose route names the address.
+        for address in (where.bridge_ip, f"fd00::10{where.number}"):
+            ping(rover.host, address, count=1)
+        wait_until(lambda: is_known(sites, where), f"the addresses after {at}")  # noqa: B023
