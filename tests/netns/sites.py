@@ -1,6 +1,7 @@
 """Leaves of an EVPN fabric, with FRR or with pyvtep, and a host behind each."""
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 
 from attrs import define
@@ -54,12 +55,35 @@ class Site:
     def bridge_ip(self) -> str:
         return f"10.0.0.{100 + self.number}"
 
+    def agrees(self, macs: dict[str, str], vteps: set[str], ips: dict[str, str]) -> bool:
+        """Return whether all tables say the same.
+
+        Args:
+            macs: the VTEP of each remote MAC.
+            vteps: those that get flooded frames.
+            ips: the MAC of each remote IP address, without link-local ones.
+        """
+        raise NotImplementedError
+
 
 @define
 class FrrSite(Site):
     """A leaf with FRR and the kernel's VXLAN."""
 
     frr: Frr
+
+    def agrees(self, macs: dict[str, str], vteps: set[str], ips: dict[str, str]) -> bool:
+        """Compare `show evpn mac`, `show evpn arp-cache` and the flood list of FRR."""
+        cache = {
+            ip: (entry["mac"], entry["remoteVtep"])
+            for ip, entry in self.frr.arp_cache(VNI).items()
+            if entry["type"] == "remote" and not ip_address(ip).is_link_local
+        }
+        return (
+            self.frr.remote_macs(VNI) == macs
+            and self.frr.flood_vteps(VNI) == vteps
+            and cache == {ip: (mac, macs[mac]) for ip, mac in ips.items()}
+        )
 
 
 @define
@@ -84,6 +108,15 @@ class OwnSite(Site):
         """Return the MAC of each neighbour of the control plane."""
         with self.pyvtep.client() as client:
             return {e["ip"]: e["mac"] for e in client.neigh.show() if e["extern_learn"]}
+
+    def agrees(self, macs: dict[str, str], vteps: set[str], ips: dict[str, str]) -> bool:
+        """Compare `fdb show` and `neigh show`."""
+        found = self.neighbours().items()
+        return (
+            self.macs() == macs
+            and self.fdb().get(FLOOD) == vteps
+            and {ip: mac for ip, mac in found if not ip_address(ip).is_link_local} == ips
+        )
 
 
 def frr_site(fabric: Fabric, folder: Path, number: int, config: str) -> FrrSite:

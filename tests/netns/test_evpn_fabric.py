@@ -1,7 +1,7 @@
 """pyvtep in BGP EVPN fabrics: with FRR and the kernel's VXLAN, with reflectors, and with GoBGP."""
 
 from collections.abc import Callable
-from ipaddress import ip_address
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,7 @@ import pytest
 from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, Neighbor, bgp_config
 from tests.netns.hosts import Start, wait_until
 from tests.netns.sites import (
-    FLOOD,
     LEAF,
-    VNI,
-    FrrSite,
-    OwnSite,
     Site,
     frr_site,
     join_mesh,
@@ -81,29 +77,9 @@ def test_a_fabric_of_frr_and_two_pyvteps(
     sites = join(fabric, start, tmp_path)
     ping_all(sites)
     others = {site.number: {s.vtep for s in sites if s is not site} for site in sites}
-    ips = {s.bridge_ip: s.bridge_mac for s in sites}
+    ips = {s.bridge_ip: s.bridge_mac for s in sites}  # Those of MAC+IP routes.
     for site in sites:
         macs = remote_macs(sites, site)
-        if isinstance(site, FrrSite):
-            _agree_frr(site, macs, others[site.number], ips)
-            continue
-        assert isinstance(site, OwnSite)
-        wait_until(lambda s=site, m=macs: s.macs() == m, "the same MACs")  # type: ignore[misc]
-        assert site.fdb()[FLOOD] == others[site.number]
-        found = {
-            ip: mac for ip, mac in site.neighbours().items() if not ip_address(ip).is_link_local
-        }
-        assert found == {ip: mac for ip, mac in ips.items() if ip != site.bridge_ip}
-
-
-def _agree_frr(site: FrrSite, macs: dict[str, str], vteps: set[str], ips: dict[str, str]) -> None:
-    """Check `show evpn mac`, `show evpn arp-cache` and the flood list of FRR."""
-    wait_until(lambda: site.frr.remote_macs(VNI) == macs, "the same MACs")
-    assert site.frr.flood_vteps(VNI) == vteps
-    cache = site.frr.arp_cache(VNI)
-    remote = {
-        ip: (entry["mac"], entry["remoteVtep"])
-        for ip, entry in cache.items()
-        if entry["type"] == "remote" and not ip_address(ip).is_link_local
-    }
-    assert remote == {ip: (mac, macs[mac]) for ip, mac in ips.items() if ip != site.bridge_ip}
+        remote_ips = {ip: mac for ip, mac in ips.items() if ip != site.bridge_ip}
+        agrees = partial(site.agrees, macs, others[site.number], remote_ips)
+        wait_until(agrees, f"the tables of {site.vtep} to agree")

@@ -41,7 +41,7 @@ def test_a_mac_is_gone_with_its_last_route(
     assert site.macs() == {MAC: vtep}
     peer.mac("del", MAC, ips[1], vtep=vtep)
     wait_until(lambda: site.fdb() == {FLOOD: {vtep}}, "no MAC")
-    assert site.neighbours() == {}
+    wait_until(lambda: site.neighbours() == {}, "no address")
     # A broadcast leaves for the VTEP until its route is withdrawn.
     sent = site.pyvtep.client_counter("tx_datagrams")
     is_reachable(site.host, "10.0.0.77")
