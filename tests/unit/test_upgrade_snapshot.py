@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from itertools import count
 from typing import Any
@@ -16,7 +17,7 @@ from vtep.config import Config
 from vtep.counters import Counters, Drop
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.errors import ConfigError
+from vtep.errors import ConfigError, FdbError
 from vtep.forwarding.fdb import (
     EXTERN_LEARN,
     LOCAL,
@@ -67,7 +68,8 @@ KINDS = st.builds(
 )
 TIMES = st.floats(NOW - 300, NOW)
 OPERATIONS = st.one_of(
-    st.tuples(st.just("append"), MACS, REMOTES, KINDS),
+    st.tuples(st.sampled_from(["append", "replace"]), MACS, REMOTES, KINDS),
+    st.tuples(st.just("withdraw"), MACS, st.booleans()),
     st.tuples(st.just("remove"), MACS),
     st.tuples(st.just("learn"), MACS.filter(lambda mac: mac != MAC_ZERO), REMOTES),
     st.tuples(st.just("send"), MACS, st.integers(1, 1 << 40)),
@@ -83,6 +85,12 @@ def do(fdb: Fdb, clock: Iterator[float], operations: list[Any]) -> None:
             remote, kind = given_fields
             if mac != MAC_ZERO or not kind.ages:
                 fdb.append(mac, remote, now, kind)
+        elif name == "replace":
+            with suppress(FdbError):
+                fdb.replace(mac, given_fields[0], now, given_fields[1])
+        elif name == "withdraw":
+            with suppress(FdbError):
+                fdb.remove(mac, extern_learn=given_fields[0])
         elif name == "learn":
             fdb.learn(mac, given_fields[0], now)
         elif entry is not None and name == "remove":
@@ -210,14 +218,16 @@ def test_rows_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
 
 def test_rows_of_a_version_without_origins() -> None:
     new = port(proxy=True)
-    row = ["020000000001", [0], 1.0, "static", True, False, 3, 4]
+    mac = "020000000001"
+    row: list[Any] = [mac, [0], 1.0, "static", True, False, 3, 4]
     fields = {"remotes": [["192.0.2.2", 4789, None, None]], "entries": [row]}
     snapshot.apply_fdb(new, sent(fmt.FDB, fields), LATER)
-    entry = new.fdb.get(bytes.fromhex(row[0]))
+    entry = new.fdb.get(bytes.fromhex(mac))
     assert (entry.kind, entry.rx_frames) == (EntryKind(EntryState.STATIC, extern_learn=True), 4)
-    row = [[], "0a000001", "020000000001", 1.0, True, True]
+    row = [[], "0a000001", mac, 1.0, True, True]
     snapshot.apply_neighbours(new, sent(fmt.NEIGHBOURS, {"neighbours": [row]}), LATER)
-    (neighbour,) = new.segment.neighbours or ()
+    assert new.segment.neighbours is not None
+    (neighbour,) = new.segment.neighbours
     assert (neighbour.router, neighbour.extern_learn) == (True, False)
 
 

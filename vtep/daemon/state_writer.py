@@ -445,9 +445,10 @@ def restore(port: Port, entries: Iterable[SavedEntry], now: float, *, learned: b
 
 def _restore_static(fdb: Fdb, saved: SavedEntry, now: float) -> None:
     """Add a static entry; it replaces one that may have been learned already."""
-    if saved.mac != MAC_ZERO and fdb.lookup(saved.mac) is not None:
-        fdb.remove(saved.mac)
-    for position, remote in enumerate(saved.destinations):
+    if saved.mac != MAC_ZERO:
+        fdb.restore(saved.mac, saved.destinations, now, saved.kind)
+        return
+    for position, remote in enumerate(saved.destinations):  # Beside the configured remotes.
         fdb.append(saved.mac, remote, now, saved.kind.of_destination(position))
 
 

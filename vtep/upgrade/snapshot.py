@@ -230,13 +230,9 @@ def _apply_fdb(fdb: Fdb, message: Message, now: float) -> None:
             if len(origins) != len(destinations):
                 raise FormatError("an FDB entry does not have an origin for each destination")
         mac, updated = _mac(text), now - age
-        if mac == MAC_ZERO:
-            fdb.set_default(destinations, updated, kind)
-        else:
-            if fdb.lookup(mac) is not None:
-                fdb.remove(mac)
-            for position, remote in enumerate(destinations):
-                fdb.append(mac, remote, updated, kind.of_destination(position))
+        if mac != MAC_ZERO and fdb.lookup(mac) is not None:
+            fdb.remove(mac)
+        fdb.restore(mac, destinations, updated, kind)
         entry = _find(fdb, mac)
         if entry is not None:
             # One that is the same as before, such as the default entry, has kept its time.

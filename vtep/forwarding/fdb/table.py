@@ -136,15 +136,20 @@ class Fdb(EntryStore):
             raise FdbError(f"{of}: is {'not' if extern_learn else 'only'} extern_learn")
         self._put_origins(mac, rest, entry.updated, entry.kind)
 
+    def restore(self, mac: bytes, remotes: Iterable[Remote], now: float, kind: EntryKind) -> None:
+        """Set the entry of a MAC as it was elsewhere: destinations in their order, and their kind.
+
+        Of equal destinations, the first one counts. None of them deletes the entry. Raises:
+        FdbError for an impossible kind.
+        """
+        pairs = ((remote, kind.origin(position)) for position, remote in enumerate(remotes))
+        self._put_origins(mac, self._by_key(pairs).values(), now, kind)
+
     def set_default(
         self, remotes: Iterable[Remote], now: float, kind: EntryKind = PERMANENT
     ) -> None:
-        """Set the destinations of the default entry, in this order. None of them deletes it.
-
-        Raises: FdbError for a kind that ages.
-        """
-        pairs = ((remote, kind.origin(position)) for position, remote in enumerate(remotes))
-        self._put_origins(MAC_ZERO, self._by_key(pairs).values(), now, kind)
+        """Set the default entry as `restore` does."""
+        self.restore(MAC_ZERO, remotes, now, kind)
 
     def set_configured(
         self, remotes: Iterable[Remote], former: Iterable[Remote], now: float
