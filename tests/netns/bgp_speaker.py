@@ -144,7 +144,8 @@ class BgpSpeaker:
     def withdraw(self, announcements: Iterable[Announcement]) -> None:
         """Withdraw routes."""
         gone = [each.route for each in announcements]
-        self._own = [each for each in self._own if each.route not in set(gone)]
+        withdrawn = set(gone)
+        self._own = [each for each in self._own if each.route not in withdrawn]
         self.call(partial(self.peers.withdraw, gone))
 
     def sessions(self) -> list[EvpnSession]:

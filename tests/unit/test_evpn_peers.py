@@ -214,6 +214,21 @@ def test_new_settings_reset_only_what_they_change() -> None:
     run(test)
 
 
+def test_routes_stay_for_a_while_if_the_speaker_ends_without_notice() -> None:
+    async def test() -> None:
+        async with both() as (left, right):
+            await until(lambda: left.peer.has_all_routes, "session")
+            assert left.peer.preserves_forwarding
+            (link,) = left.peer.links.values()
+            link._sock.shutdown(socket.SHUT_RDWR)
+            await until(lambda: right.seen.reasons, "the end")
+            assert right.seen.events[-1] == f"down {LEFT} 30.0"
+            await until(lambda: right.peer.has_all_routes, "the session again")
+            assert right.seen.events[-2:] == [f"up {LEFT}", f"end {LEFT}"]
+
+    run(test)
+
+
 def test_a_further_local_address_resets_no_session() -> None:
     async def test() -> None:
         async with both() as (left, right):

@@ -18,6 +18,9 @@ _MD5SIG = struct.Struct("=128sBBHi80s")
 _TOS_CS6 = 0xC0
 """DSCP CS6, network control (RFC 4594, section 3.1), in the upper six bits of the octet."""
 
+_PROBE_S, _PROBES = 20, 6
+"""Interval of the probes of an idle connection in seconds, and how many of them may be lost."""
+
 _BACKLOG = 16
 
 Endpoint = tuple[str, int] | tuple[str, int, int, int]
@@ -95,8 +98,15 @@ def open_socket(version: int) -> socket.socket:
 
 
 def set_options(sock: socket.socket) -> None:
-    """Send each message at once, and with the priority of network control."""
+    """Send each message at once, and with the priority of network control.
+
+    Probes of TCP find a dead peer of a session with a hold time of 0, which has no keepalives.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _TOS_CS6)
     else:

@@ -114,7 +114,7 @@ class Link:
 
     def _end_of_stream(self, reason: str) -> None:
         if self._is_closing:
-            self._end()
+            self.abort()
             return
         self._loop.remove_reader(self._sock.fileno())
         self._is_connected = False
@@ -163,9 +163,9 @@ class Link:
             return
         self._is_closing = True
         if not self._is_connected:
-            self._end()
+            self.abort()
             return
-        self._linger = self._loop.call_later(_LINGER_S, self._end)
+        self._linger = self._loop.call_later(_LINGER_S, self.abort)
         if not self._waiting:
             self._shut_down()
 
@@ -177,7 +177,8 @@ class Link:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
-    def _end(self) -> None:
+    def abort(self) -> None:
+        """Close the socket at once, also if the peer has not taken everything."""
         if self._sock.fileno() < 0:
             return
         if self._linger is not None:

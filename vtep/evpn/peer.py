@@ -366,7 +366,8 @@ class Peer:
         error = self.last_error
         if error is not None and (error.kind, error.text) != self._logged and self._outbox is None:
             self._logged = error.kind, error.text
-            log.warning("EVPN session with %s: %s", self.name, error.text)
+            level = logging.INFO if self._state is State.IDLE else logging.WARNING
+            log.log(level, "EVPN session with %s: %s", self.name, error.text)
 
     # --- timers -----------------------------------------------------------------------------------
 

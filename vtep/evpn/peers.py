@@ -5,7 +5,7 @@ import logging
 import socket
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from vtep.config.evpn import BGP_PORT, EvpnSettings
 from vtep.evpn import bgp_sockets
@@ -20,7 +20,7 @@ log = logging.getLogger("vtep")
 _LISTEN_INTERVAL_S = 5.0
 """Seconds between two looks at which local addresses there are to listen on."""
 
-_STOP_S = 1.0
+_STOP_S = 0.5
 """Seconds in which neighbours must take the last message at the end."""
 
 _ACCEPTS_PER_TURN = 16
@@ -29,8 +29,9 @@ _ACCEPTS_PER_TURN = 16
 class _Listener:
     """A listening socket on one local address, and the passwords that were set on it."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self, local: Address, port: int) -> None:
+        self.endpoint = bgp_sockets.endpoint_of(local, port)
+        self.sock = bgp_sockets.listen(local, port)
         self.passwords: dict[Address, str] = {}
 
     def set_passwords(self, wanted: dict[Address, str]) -> None:
@@ -42,6 +43,25 @@ class _Listener:
             if self.passwords.get(peer) != password:
                 bgp_sockets.set_password(self.sock, peer, password)
                 self.passwords[peer] = password
+
+
+def _passwords(options: Iterable[PeerOptions], local: Address) -> dict[Address, str]:
+    """Return the passwords for a listening socket, by the address of the peer without a scope.
+
+    Each neighbour that can connect to `local` is in it, also if its session is expected on another
+    address: otherwise it could do without a signature there.
+    """
+    return {
+        without_scope(each.neighbor.address): each.password
+        for each in options
+        if each.password is not None
+        and each.neighbor.address.version == local.version
+        and _scope(each.neighbor.address) in (None, _scope(local))
+    }
+
+
+def _scope(address: Address) -> str | None:
+    return address.scope_id if isinstance(address, IPv6Address) else None
 
 
 class Peers:
@@ -119,7 +139,7 @@ class Peers:
     async def stop(self, reason: str = "") -> None:
         """End all sessions with a Cease, which has `reason` for the operators of the neighbours.
 
-        Returns after a second at most.
+        Returns after half a second at most.
         """
         if self._listen_timer is not None:
             self._listen_timer.cancel()
@@ -132,7 +152,10 @@ class Peers:
             async with asyncio.timeout(_STOP_S):
                 await self._all_ended.wait()
         except TimeoutError:
-            log.warning("EVPN: not all neighbors took the last message in %g s", _STOP_S)
+            late = [link for peer in self._ending for link in peer.lingering]
+            log.info("EVPN: %d neighbors did not take the last message in time", len(late))
+            for link in late:
+                link.abort()
 
     async def configure(
         self, settings: EvpnSettings, *, local_addresses: Sequence[Address] | None = None
@@ -214,30 +237,29 @@ class Peers:
             self._listen_timer.cancel()
         loop = asyncio.get_running_loop()
         self._listen_timer = loop.call_later(_LISTEN_INTERVAL_S, self._update_listeners)
-        options = self._wanted().values() if self._settings.listen else ()
+        options = list(self._wanted().values()) if self._settings.listen else []
         addresses: dict[Address, None] = {}
-        passwords: dict[int, dict[Address, str]] = {4: {}, 6: {}}
         for each in options:
             peer = each.neighbor.address
             local = each.local or bgp_sockets.local_address_towards(peer, each.neighbor.port)
             if local is not None:
                 addresses[local] = None
-            if each.password is not None:
-                passwords[peer.version][without_scope(peer)] = each.password
         for local in self._listeners.keys() - addresses.keys():
             self._close_listener(local)
         for local in self._listen_problems.keys() - addresses.keys():
             del self._listen_problems[local]
         for local in addresses:
-            self._listen(local, passwords[local.version])
+            self._listen(local, _passwords(options, local))
 
     def _listen(self, local: Address, passwords: dict[Address, str]) -> None:
         listener = self._listeners.get(local)
         try:
             if listener is not None:
-                listener.set_passwords(passwords)
-                return
-            listener = _Listener(bgp_sockets.listen(local, self._listen_port))
+                if listener.endpoint == bgp_sockets.endpoint_of(local, self._listen_port):
+                    listener.set_passwords(passwords)
+                    return
+                self._close_listener(local)  # The device was created again, with another index.
+            listener = _Listener(local, self._listen_port)
             try:
                 # Before listen(), so that no connection without a signature is ever accepted.
                 listener.set_passwords(passwords)

@@ -18,6 +18,7 @@ from vtep.evpn.session_types import (
     Action,
     Close,
     Connect,
+    Connection,
     Down,
     Established,
     Failure,
@@ -41,7 +42,6 @@ from vtep.wire.bgp.errors import (
 )
 from vtep.wire.bgp.message import (
     KEEPALIVE,
-    Deframer,
     MessageType,
     Notification,
     Open,
@@ -90,29 +90,6 @@ _KINDS_OF_RECEIVED: dict[tuple[int, int], Failure] = {
 }
 
 
-class _Connection:
-    """One TCP connection: its state, its timers, and what the peer has sent on it."""
-
-    def __init__(self, number: int, state: State, deadline: float, *, is_outgoing: bool) -> None:
-        self.number = number
-        self.state = state
-        self.is_outgoing = is_outgoing
-        self.deframer = Deframer()
-        self.peer: Open | None = None
-        self.hold_time = 0
-        self.deadline: float | None = deadline
-        """When the hold timer expires, or the attempt to connect is given up."""
-        self.keepalive_at: float | None = None
-        self.send_deadline: float | None = None
-        """When the send hold timer expires (RFC 9687); None while nothing is blocked."""
-
-    @property
-    def next_time(self) -> float | None:
-        """The earliest time at which a timer expires."""
-        timers = (self.deadline, self.keepalive_at, self.send_deadline)
-        return min((time for time in timers if time is not None), default=None)
-
-
 class Session:
     """The FSM of the session with one neighbour.
 
@@ -130,7 +107,7 @@ class Session:
         Restart State bit, until the session is established (RFC 4724, section 3)."""
         self.last_error: SessionError | None = None
         self._jitter = jitter
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         self._next_number = 0
         self._actions: list[Action] = []
         self._is_running = False
@@ -294,8 +271,8 @@ class Session:
         actions, self._actions = self._actions, []
         return actions
 
-    def _add(self, state: State, deadline: float, *, is_outgoing: bool) -> _Connection:
-        connection = _Connection(self._next_number, state, deadline, is_outgoing=is_outgoing)
+    def _add(self, state: State, deadline: float, *, is_outgoing: bool) -> Connection:
+        connection = Connection(self._next_number, state, deadline, is_outgoing=is_outgoing)
         self._connections[connection.number] = connection
         self._next_number += 1
         return connection
@@ -305,7 +282,7 @@ class Session:
         connection = self._add(State.CONNECT, now + _CONNECT_S, is_outgoing=True)
         self._actions.append(Connect(connection.number))
 
-    def _expire(self, connection: _Connection, now: float) -> None:
+    def _expire(self, connection: Connection, now: float) -> None:
         """Handle the hold timer, or the time limit of an attempt to connect."""
         if connection.state is State.CONNECT:
             self._actions.append(Close(connection.number))
@@ -316,7 +293,7 @@ class Session:
         text = f"no message of the neighbor for {limit:.0f} s"
         self._refuse(connection, BgpError(ErrorCode.HOLD_TIMER_EXPIRED, 0, b"", text), now)
 
-    def _refuse(self, connection: _Connection, error: BgpError, now: float) -> None:
+    def _refuse(self, connection: Connection, error: BgpError, now: float) -> None:
         """Close a connection with a NOTIFICATION, if there was time for an OPEN."""
         if connection.state > State.CONNECT:
             body = Notification(error.code, error.subcode, error.data).pack()
@@ -327,11 +304,11 @@ class Session:
         kind = _KINDS_OF_SENT.get(code, Failure.NOTIFICATION_SENT)
         self._drop(connection, SessionError(kind, f"closed the session: {error}", now))
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         del self._connections[connection.number]
 
     def _drop(
-        self, connection: _Connection, error: SessionError, retain: float | None = None
+        self, connection: Connection, error: SessionError, retain: float | None = None
     ) -> None:
         """Remove a connection, and decide what is next."""
         self._forget(connection)
@@ -349,7 +326,7 @@ class Session:
             self._retry_at = error.time + self._retry_s * self._jitter()
             self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
 
-    def _retain_time(self, connection: _Connection) -> float | None:
+    def _retain_time(self, connection: Connection) -> float | None:
         """Return how long the routes of a peer are kept that may be restarting (RFC 4724, 4.2)."""
         if connection.state is not State.ESTABLISHED or not _preserves(connection.peer):
             return None
@@ -358,7 +335,7 @@ class Session:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _send_open(self, connection: _Connection, now: float) -> None:
+    def _send_open(self, connection: Connection, now: float) -> None:
         restart = GracefulRestart(
             restarting=self.is_restarting,
             restart_time=self.parameters.restart_time,
@@ -375,13 +352,13 @@ class Session:
         connection.deadline = now + _OPEN_S
         self._actions.append(Send(connection.number, pack_message(MessageType.OPEN, own.pack())))
 
-    def _send_keepalive(self, connection: _Connection, now: float) -> None:
+    def _send_keepalive(self, connection: Connection, now: float) -> None:
         self._actions.append(Send(connection.number, KEEPALIVE))
         if connection.hold_time:
             interval = connection.hold_time / _KEEPALIVES_PER_HOLD_TIME
             connection.keepalive_at = now + interval * self._jitter()
 
-    def _handle(self, connection: _Connection, kind: MessageType, body: bytes, now: float) -> None:
+    def _handle(self, connection: Connection, kind: MessageType, body: bytes, now: float) -> None:
         """Handle a message. Raises: BgpError to end the connection."""
         if kind is MessageType.NOTIFICATION:
             self._on_notification(connection, body, now)
@@ -400,7 +377,7 @@ class Session:
             subcode = FsmError(connection.state - State.OPEN_SENT + FsmError.IN_OPEN_SENT)
             raise BgpError(ErrorCode.FSM, subcode, bytes((kind,)), f"received {kind.name}")
 
-    def _on_notification(self, connection: _Connection, body: bytes, now: float) -> None:
+    def _on_notification(self, connection: Connection, body: bytes, now: float) -> None:
         self._actions.append(Close(connection.number))
         received = Notification.parse(body)
         code = (received.code, received.subcode)
@@ -410,7 +387,7 @@ class Session:
             text += f"; it expects another AS than {self.parameters.asn}"
         self._drop(connection, SessionError(kind, text, now))
 
-    def _on_update(self, connection: _Connection, body: bytes) -> None:
+    def _on_update(self, connection: Connection, body: bytes) -> None:
         peer = connection.peer
         update = parse_update(
             body,
@@ -428,7 +405,7 @@ class Session:
 
     # --- OPEN -------------------------------------------------------------------------------------
 
-    def _on_open(self, connection: _Connection, body: bytes, now: float) -> None:
+    def _on_open(self, connection: Connection, body: bytes, now: float) -> None:
         peer = Open.parse(body)
         self._check(peer)
         connection.peer = peer
@@ -456,7 +433,7 @@ class Session:
             data = Capabilities(families=frozenset({EVPN})).pack()
             raise BgpError(ErrorCode.OPEN, OpenError.UNSUPPORTED_CAPABILITY, data, text)
 
-    def _collide(self, connection: _Connection, other: _Connection, peer: Open, now: float) -> None:
+    def _collide(self, connection: Connection, other: Connection, peer: Open, now: float) -> None:
         """Close one of two connections with the same peer (RFC 4271, section 6.8).
 
         `connection` has got its OPEN just now, and `other` before.
@@ -478,7 +455,7 @@ class Session:
             loser = other if other.is_outgoing is not keeps_outgoing else connection
         self._refuse(loser, BgpError(ErrorCode.CEASE, Cease.COLLISION_RESOLUTION), now)
 
-    def _on_confirmed(self, connection: _Connection, now: float) -> None:
+    def _on_confirmed(self, connection: Connection, now: float) -> None:
         peer = connection.peer
         if peer is None:  # The state OPEN_CONFIRM has one.
             raise BgpError(ErrorCode.MESSAGE_HEADER, HeaderError.BAD_TYPE)

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 from attrs import frozen
 
-from vtep.wire.bgp.message import Open
+from vtep.wire.bgp.message import Deframer, Open
 from vtep.wire.bgp.update import Update
 
 
@@ -72,6 +72,29 @@ class SessionParameters:
     hold_time: int = 90
     restart_time: int = 30
     passive: bool = False
+
+
+class Connection:
+    """One TCP connection: its state, its timers, and what the peer has sent on it."""
+
+    def __init__(self, number: int, state: State, deadline: float, *, is_outgoing: bool) -> None:
+        self.number = number
+        self.state = state
+        self.is_outgoing = is_outgoing
+        self.deframer = Deframer()
+        self.peer: Open | None = None
+        self.hold_time = 0
+        self.deadline: float | None = deadline
+        """When the hold timer expires, or the attempt to connect is given up."""
+        self.keepalive_at: float | None = None
+        self.send_deadline: float | None = None
+        """When the send hold timer expires (RFC 9687); None while nothing is blocked."""
+
+    @property
+    def next_time(self) -> float | None:
+        """The earliest time at which a timer expires."""
+        timers = (self.deadline, self.keepalive_at, self.send_deadline)
+        return min((time for time in timers if time is not None), default=None)
 
 
 # --- actions --------------------------------------------------------------------------------------
