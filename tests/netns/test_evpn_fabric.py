@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.fabric import Fabric, Frr, GoBgp, GoBgpNeighbor, Neighbor, bgp_config
-from tests.netns.hosts import Start, wait_until
+from tests.netns.fabric import (
+    Fabric,
+    Frr,
+    GoBgp,
+    GoBgpNeighbor,
+    Neighbor,
+    add_bridge,
+    bgp_config,
+)
+from tests.netns.hosts import Start, mac_of, ping, wait_until
 from tests.netns.sites import (
     LEAF,
+    VNI,
     Site,
     frr_site,
     join_mesh,
@@ -83,3 +92,43 @@ def test_a_fabric_of_frr_and_two_pyvteps(
         remote_ips = {ip: mac for ip, mac in ips.items() if ip != site.bridge_ip}
         agrees = partial(site.agrees, macs, others[site.number], remote_ips)
         wait_until(agrees, f"the tables of {site.vtep} to agree")
+
+
+def test_a_tap_without_a_bridge(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """Its own MAC and addresses are announced, until it joins a bridge."""
+    config = bgp_config(65000, "192.0.2.2", [Neighbor("192.0.2.1", 65000)], evpn_lines=LEAF)
+    far = frr_site(fabric, tmp_path, 2, config)
+    router = fabric.router("vtep1", 1)
+    options = (
+        "--vni",
+        "100",
+        "--tap",
+        "vx0",
+        "--address",
+        "10.0.0.1/24",
+        "--address",
+        "fd00::1/64",
+    )
+    start(router, *options, *speaks(65000, "192.0.2.2"))
+    ping(router, far.ip)
+    ping(far.host, "10.0.0.1")
+    own = mac_of(router)
+    wait_until(lambda: far.frr.remote_macs(VNI) == {own: "192.0.2.1"}, "the MAC of the TAP")
+    wait_until(lambda: {"10.0.0.1", "fd00::1"} <= far.frr.arp_cache(VNI).keys(), "its addresses")
+    add_bridge(router, "br0", "02:00:00:00:00:01", "10.0.0.101/24")
+    router.run("ip", "addr", "flush", "dev", "vx0")
+    router.run("ip", "link", "set", "vx0", "master", "br0")
+    bridge = {"02:00:00:00:00:01": "192.0.2.1"}
+    wait_until(lambda: far.frr.remote_macs(VNI) == bridge, "the MAC of the bridge alone")
+    ping(far.host, "10.0.0.101")
+    assert not {"10.0.0.1", "fd00::1"} & far.frr.arp_cache(VNI).keys()
+
+
+def test_two_pyvteps_over_ipv6(fabric: Fabric, start: Start) -> None:
+    """Sessions and VXLAN over IPv6, which FRR 8.4 cannot as a VTEP: routes have IPv6 next hops."""
+    first = own_site(fabric, start, 1, *speaks(65000, "2001:db8::2"))
+    second = own_site(fabric, start, 2, *speaks(65000, "2001:db8::1"))
+    ping_all([first, second])
+    for site, other in ((first, 2), (second, 1)):
+        vteps = {dst for destinations in site.fdb().values() for dst in destinations}
+        assert vteps == {f"2001:db8::{other}"}
