@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.engines import Engine
+from tests.netns.fabric import Frr, Neighbor, bgp_config, kernel_leaf
 from tests.netns.hosts import (
     Pair,
     Pyvtep,
@@ -161,6 +162,7 @@ def test_each_capability_is_kept_only_where_it_is_needed(pair: Pair, start: Star
     for options, kept in (
         (("--dstport", "789"), USUAL | mask(bind)),
         (("--srcport", "1000", "50000"), USUAL | mask(bind)),
+        (("--asn", "65000", "--evpn-neighbor", "192.0.2.2"), USUAL | mask(bind)),
     ):
         vtep = start(a, *segment(1, "192.0.2.2", "10.0.0.1/24"), *options)
         expect(vtep, kept)
@@ -529,3 +531,55 @@ def test_no_other_user_can_lock_the_directory_of_sockets(pair: Pair, start: Star
     assert refused == ""
     assert second.stop() == 0
     shutil.rmtree("/run/pyvtep/.lock", ignore_errors=True)
+
+
+# --- the EVPN speaker ------------------------------------------------------------------------
+
+
+def test_the_speaker_has_the_privileges_that_it_needs(
+    pair: Pair, start_as_user: Callable[..., Pyvtep], tmp_path: Path
+) -> None:
+    """As another user, it listens on port 179, signs its segments, and writes to the bridge."""
+    a, b = pair
+    kernel_leaf(b, 1, "192.0.2.2", "02:00:00:00:00:0b", "10.0.0.2/24")
+    neighbor = Neighbor("192.0.2.1", 65000, ("password secret", "passive"))
+    Frr(
+        b,
+        tmp_path,
+        bgp_config(
+            65000, "192.0.2.2", [neighbor], evpn_lines=("advertise-all-vni", "advertise-svi-ip")
+        ),
+    )
+    a.run("ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+    a.run("ip", "link", "set", "br0", "up")
+    address(a, "br0", "10.0.0.1/24")
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    secret.chmod(0o600)
+    vtep = start_as_user(
+        *(a, "--vni", "1", "--tap", "vx0", "--bridge", "br0", "--local", "192.0.2.1"),
+        *("--asn", "65000", "--evpn-neighbor", "192.0.2.2"),
+        *("--evpn-password-file", str(secret)),
+    )
+    ping(a, "10.0.0.2")
+    with vtep.client() as client:
+        evpn = client.status()["evpn"]
+        assert evpn is not None
+        assert evpn["speaker"]["pid"] is not None
+    kept = mask(Capability.NET_ADMIN, Capability.NET_BIND_SERVICE)
+    expect(vtep, USUAL | kept, NOBODY, NOBODY)
+    pid = evpn["speaker"]["pid"]
+    assert status(pid) == {
+        "Uid": "\t".join([str(NOBODY)] * 4),
+        "Gid": "\t".join([str(NOBODY)] * 4),
+        "Groups": "",
+        **dict.fromkeys(SETS, f"{kept:016x}"),
+        # Without CAP_SETPCAP, it keeps the bounding set of the daemon.
+        "CapBnd": f"{USUAL | kept:016x}",
+        "NoNewPrivs": "1",
+    }
+    assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
+    assert "192.0.2.1:179" in a.run("ss", "-Hltn", "sport", "=", ":179")
+    assert "02:00:00:00:00:0b dev vx0" in a.run("bridge", "fdb", "show", "br", "br0")
+    as_nobody = as_user(a, NOBODY, "", "evpn", "show", "sessions", "--json")
+    assert '"password": true' in as_nobody.stdout, as_nobody.stderr

@@ -12,6 +12,8 @@ from vtep.cli.log_handler import NonBlockingLogHandler
 from vtep.cli.log_sinks import LogDestinations
 from vtep.cli.process_options import JSON, TEXT, ProcessOptions
 from vtep.errors import VtepError
+from vtep.host import privileges
+from vtep.host.privileges import Capability
 
 _log = logging.getLogger("vtep")
 
@@ -32,6 +34,8 @@ def speaker(*, socket: Path, log: str | None, log_format: str | None, debug: boo
     token = os.environ.pop(TOKEN, "")
     if not token:
         raise click.UsageError("pyvtep starts this process itself, with --evpn-neighbor or [evpn]")
+    # Before the first thread, and for good. What the daemon has beyond this is not needed here.
+    privileges.drop(frozenset((Capability.NET_ADMIN, Capability.NET_BIND_SERVICE)))
     # The lines of both processes go to the same place.
     logs = LogDestinations.open(ProcessOptions(log=log, log_format=log_format), in_background=False)
     handler = NonBlockingLogHandler(*logs.lasting)

@@ -52,6 +52,7 @@ _ATTACH_S = 60.0
 _SILENCE_S = 60.0
 """Seconds without a report, after which a speaker hangs: it sends one every ten seconds."""
 
+_BY_REQUEST = "by request"
 _PRIVATE = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "PYVTEP_UPGRADE"),
@@ -95,6 +96,8 @@ class _Speaker:
         if self._child is None:
             return "it has ended"
         code = self._child.wait()
+        if code == 0:
+            return _BY_REQUEST
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def leave(self) -> None:
@@ -387,6 +390,9 @@ class Supervisor:
             self._cancel_stale()
             remove_remains(self._vtep.ports.values())
         elif self._restarting:
+            self._expect()
+        elif why == _BY_REQUEST:  # Such as SIGTERM to all processes of a unit.
+            log.info("EVPN speaker ended by request")
             self._expect()
         else:
             self._on_failed(f"EVPN speaker ended unexpectedly: {why}")
