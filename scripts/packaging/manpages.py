@@ -16,6 +16,7 @@ import click
 from vtep import Config, __version__
 from vtep.cli.main import cli
 from vtep.config import Settings
+from vtep.config.evpn import EvpnSettings, Neighbor
 
 _TOP = r"""
 .Sh SIGNALS
@@ -181,7 +182,8 @@ def _page(context: click.Context, date: datetime.date, names: list[str]) -> str:
 
 
 def _toml_page(date: datetime.date) -> str:
-    process = [field for field in attrs.fields(Settings) if field.name != "segments"]
+    others = ("segments", "evpn")
+    process = [field for field in attrs.fields(Settings) if field.name not in others]
     lines = [
         *_head("pyvtep.toml", "5", date),
         *_TOML.strip().splitlines(),
@@ -189,12 +191,23 @@ def _toml_page(date: datetime.date) -> str:
         *_keys(process),
         ".Sh KEYS OF A VNI",
         "All of these but",
-        ".Li id , tap , mac",
-        "and",
-        ".Li address",
+        ".Li id , tap , mac , address , evpn , rd",
+        "and those that begin with",
+        ".Li route-target",
         "may also stand before the first",
         ".Li [[vni]] .",
         *_keys(attrs.fields(Config)),
+        ".Sh KEYS OF EVPN",
+        "These are in a table",
+        ".Li [evpn] :",
+        "the BGP sessions, for each VNI that has",
+        ".Li evpn No = Li true .",
+        *_keys(attrs.fields(EvpnSettings)),
+        ".Pp",
+        "A neighbor may be a table instead, such as",
+        ".Li [[evpn.neighbor]] ,",
+        "with these keys:",
+        *_keys(attrs.fields(Neighbor)),
         *_TOML_EXAMPLE.strip().splitlines(),
     ]
     return "\n".join(lines) + "\n"
@@ -274,12 +287,16 @@ def _keys(fields: "Iterable[attrs.Attribute[Any]]") -> list[str]:
         if field.type is bool:
             value = r"\fBtrue\fR|\fBfalse\fR"
             default = f"[default: {'true' if field.default else 'false'}]"
+            if not isinstance(field.default, bool):  # The help says what it depends on.
+                default = ""
         else:
             value = _escape(_quoted(field), keep=True)
             shown = (
-                isinstance(field.default, int | str) and "[default" not in field.metadata["help"]
+                isinstance(field.default, int | float | str)
+                and "[default" not in field.metadata["help"]
             )
-            default = f"[default: {field.default}]" if shown else ""
+            number = isinstance(field.default, float)
+            default = f"[default: {field.default:{'g' if number else ''}}]" if shown else ""
         # The keys that a text refers to have no dashes in the file.
         help_text = re.sub(r"(?<![\w-])--(?=[a-z])", "", field.metadata["help"])
         help_text = help_text.replace("; may be repeated", "")  # Here it is a list.
@@ -295,7 +312,7 @@ def _quoted(field: "attrs.Attribute[Any]") -> str:
     metavar = str(field.metadata["metavar"])
     if field.name == "srcport":
         return r"[\fIMIN\fR, \fIMAX\fR]"
-    numeric = field.type in (int, float) and metavar.isupper()
+    numeric = field.type in (int, float, int | None) and metavar.isupper()
     if numeric or metavar in ("ID", "OCTETS"):
         value = rf"\fI{metavar}\fR"
     else:

@@ -140,6 +140,8 @@ def show(vteps: list[Client], params: dict[str, Any], *, as_json: bool) -> None:
         pyvtep evpn show routes type 3            the VTEPs that want flooded frames
         pyvtep evpn show macs vni 100             where MACs are, as "show evpn mac" of FRR
         pyvtep evpn show 02:00:00:00:00:01        where this MAC is
+
+    A MAC may also be written with dashes, or as 0200.0000.0001.
     """
     what = params["what"]
     if what == "summary":
