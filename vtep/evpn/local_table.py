@@ -1,12 +1,13 @@
 """Which MACs and addresses of EVPN segments are local, from messages of rtnetlink. No I/O."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address
 from typing import Literal
 
 from attrs import define, field
 
 from vtep.evpn.local_entries import LocalEvents, TapPlace
+from vtep.evpn.placement import LinkIndex, Placement, is_placed_alike
 from vtep.host.link_table import Link, parse_links, parse_pvids
 from vtep.host.neighbour_messages import (
     AF_BRIDGE,
@@ -42,18 +43,11 @@ class _Entry:
 
 @define(eq=False)
 class _Segment:
-    """An EVPN VNI: its TAP and bridge by index, or 0, and what has been reported of it."""
+    """An EVPN VNI: where its TAP is, and what has been reported of it."""
 
     vni: int
     place: TapPlace
-    tap: int = 0
-    bridge: int = 0
-    owners: tuple[int, ...] = ()
-    """The devices by which the host itself takes part: the bridge and devices on it, or the TAP."""
-
-    vlan: int | None = None
-    """The VLAN of the TAP on a bridge that separates VLANs; None on any other."""
-
+    at: Placement = field(factory=Placement)
     own_macs: dict[bytes, bool] = field(factory=dict)
     """The MACs of the owners, and whether they are those of a gateway."""
 
@@ -75,10 +69,10 @@ class LocalTable:
     def __init__(self, events: LocalEvents) -> None:
         self._events = events
         self._segments: dict[int, _Segment] = {}
-        self._on_bridge: dict[int, list[_Segment]] = {}
-        self._on_owner: dict[int, list[_Segment]] = {}
-        self._links: dict[int, Link] = {}
-        self._pvids: dict[int, int] = {}
+        self._by_tap: dict[str, list[_Segment]] = {}
+        self._by_device: dict[int, list[_Segment]] = {}
+        """The segments of each device: of a TAP, a bridge and the devices on it."""
+        self._links = LinkIndex()
         self._fdb: dict[int, dict[bytes, dict[int, _Entry]]] = {}
         self._neighbours: dict[int, dict[Address, tuple[bytes, bool]]] = {}
         self._addresses: dict[int, set[Address]] = {}
@@ -103,16 +97,19 @@ class LocalTable:
         for vni, place in places.items():
             segment = self._segments.setdefault(vni, _Segment(vni, place))
             segment.place = place
-        self._attach()
-        self._index_segments()
+        self._by_tap, self._by_device = {}, {}
         for segment in self._segments.values():
-            self._set_owners(segment)
+            self._by_tap.setdefault(segment.place.tap, []).append(segment)
+            self._index(segment)
+        self._attach(self._segments.values())
+        for segment in self._segments.values():
+            self._set_own_macs(segment)
             self._report(segment)
 
     def attachment(self, vni: int) -> tuple[int, int]:
         """Return the indices of the TAP of a VNI and of its bridge; 0 for none."""
         segment = self._segments.get(vni)
-        return (segment.tap, segment.bridge) if segment is not None else (0, 0)
+        return segment.at[:2] if segment is not None else (0, 0)
 
     def is_local(self, vni: int, mac: bytes) -> bool:
         """Return whether a MAC is local to a segment."""
@@ -141,7 +138,7 @@ class LocalTable:
 
     def device(self, name: str) -> int:
         """Return the index of a device; 0 if there is none of this name."""
-        return next((index for index, link in self._links.items() if link.name == name), 0)
+        return self._links.find(name)
 
     def remote_macs(self, vni: int) -> Iterator[bytes]:
         """Yield MACs with an `extern_learn` entry on the bridge port of a TAP."""
@@ -165,9 +162,8 @@ class LocalTable:
             for index, link in parse_links(message.whole):
                 self._update_link(index, link, is_reply=is_reply)
             for index, pvid in parse_pvids(message.whole):
-                if self._pvids.get(index) != pvid:
-                    self._pvids[index] = pvid
-                    self._attach()
+                if self._links.set_pvid(index, pvid):
+                    self._attach(self._by_device.get(index, ()))
         elif neighbour.family != AF_BRIDGE:
             self._update_neighbour(neighbour, is_reply=is_reply)
         elif neighbour.master and neighbour.mac:
@@ -203,7 +199,7 @@ class LocalTable:
             gone = {ip for ip in addresses if not self._is_known(("a", device, ip), seen)}
             if gone:
                 addresses.difference_update(gone)
-                self._report_owner(device)
+                self._report_owner(device, gone)
         self._touched.clear()
 
     def _is_known(self, key: object, dumped: Collection[object]) -> bool:
@@ -222,19 +218,19 @@ class LocalTable:
     def _update_link(self, index: int, link: Link | None, *, is_reply: bool = False) -> None:
         if self._is_outdated(index, is_reply=is_reply):
             return
-        before = self._links.get(index)
+        before = self._links.replace(index, link)
         if link is None:
-            self._links.pop(index, None)
-            self._pvids.pop(index, None)
-            self._fdb.pop(index, None)
-            self._neighbours.pop(index, None)
-            self._addresses.pop(index, None)
-        else:
-            self._links[index] = link
-        if before is None or link is None or _placement(before) != _placement(link):
-            self._attach()
-        elif before.mac != link.mac:
-            self._report_owner(index)
+            for table in (self._fdb, self._neighbours, self._addresses):
+                table.pop(index, None)
+        if not is_placed_alike(before, link):
+            concerned = list(self._by_device.get(index, ()))
+            for one in (before, link):
+                if one is not None:
+                    concerned += self._by_tap.get(one.name, ())
+                    concerned += self._by_device.get(one.lower, ()) if one.lower else ()
+            self._attach(concerned)
+        elif before is not None and link is not None and before.mac != link.mac:
+            self._report_owner(index, self._addresses.get(index, ()))
 
     def _update_entry(self, message: Neighbour, *, is_reply: bool) -> None:
         key = (message.master, message.mac, message.vlan)
@@ -291,94 +287,64 @@ class LocalTable:
             found.add(ip)
         else:
             found.discard(ip)
-        self._report_owner(device)
+        self._report_owner(device, (ip,))
 
     # Reports.
 
-    def _attach(self) -> None:
-        """Find the TAP and the bridge of each segment anew, and report those that have moved."""
-        by_name = {link.name: index for index, link in self._links.items()}
-        moved = []
-        for segment in self._segments.values():
-            tap = by_name.get(segment.place.tap, 0)
-            master = self._links[tap].master if tap else 0
-            bridge = master if master and self._kind(master) == "bridge" else 0
-            # A TAP without a PVID has tagged frames only, and local MACs in any VLAN.
-            filtering = bridge and self._links[bridge].vlan_filtering
-            vlan = (self._pvids.get(tap) or None) if filtering else None
-            owners = tuple(self._owners(bridge, vlan)) if bridge else (tap,) if tap else ()
-            now = (tap, bridge, owners, vlan)
-            if now != (segment.tap, segment.bridge, segment.owners, segment.vlan):
-                if (segment.tap, segment.bridge) != (tap, bridge):
-                    self.moved.add(segment.vni)
-                lost = segment.tap and not tap
-                segment.tap, segment.bridge, segment.owners, segment.vlan = now
-                moved.append((segment, lost))
-        if moved:
-            self._index_segments()
-        for segment, lost in moved:
-            self._set_owners(segment)
+    def _attach(self, segments: Iterable[_Segment]) -> None:
+        """Find the TAPs of segments anew, and report what follows for those that have moved."""
+        for segment in list(segments):
+            before, now = segment.at, self._links.place(segment.place.tap)
+            if before == now:
+                continue
+            for device in {before.tap, before.master, *before.owners}:
+                if segment in (others := self._by_device.get(device, [])):
+                    others.remove(segment)
+            segment.at = now
+            self._index(segment)
+            if before[:2] != now[:2]:
+                self.moved.add(segment.vni)
+            self._set_own_macs(segment)
             self._report(segment)
-            if lost:
+            if before.tap and not now.tap:
                 self._events.segment_lost(segment.vni)
 
-    def _index_segments(self) -> None:
-        self._on_bridge, self._on_owner = {}, {}
-        for segment in self._segments.values():
-            if segment.bridge:
-                self._on_bridge.setdefault(segment.bridge, []).append(segment)
-            for owner in segment.owners:
-                self._on_owner.setdefault(owner, []).append(segment)
+    def _index(self, segment: _Segment) -> None:
+        at = segment.at
+        for device in {at.tap, at.master, *at.owners} - {0}:
+            self._by_device.setdefault(device, []).append(segment)
 
-    def _kind(self, index: int) -> str:
-        link = self._links.get(index)
-        return link.kind if link is not None else ""
-
-    def _owners(self, bridge: int, vlan: int | None) -> Iterator[int]:
-        """Yield the devices with which the host takes part in a VLAN of a bridge, or in a bridge.
-
-        These are the bridge, a VLAN device on it, and macvlan devices on those: gateways with a
-        virtual MAC are made of them.
-        """
-        bases = [bridge] if vlan is None or vlan == self._pvids.get(bridge) else []
-        if vlan is not None:
-            bases += [
-                index
-                for index, link in self._links.items()
-                if link.lower == bridge and link.kind == "vlan" and link.vlan_id == vlan
-            ]
-        yield from bases
-        for index, link in self._links.items():
-            if link.kind == "macvlan" and link.lower in bases:
-                yield index
-
-    def _set_owners(self, segment: _Segment) -> None:
+    def _set_own_macs(self, segment: _Segment) -> None:
         """Find the MACs of the host itself."""
         segment.own_macs = {}
-        for owner in segment.owners:
+        for owner in segment.at.owners:
             link = self._links.get(owner)
             if link is not None and link.mac:
                 is_gateway = not segment.place.gateways.isdisjoint(self._addresses.get(owner, ()))
                 segment.own_macs[link.mac] = segment.own_macs.get(link.mac, False) or is_gateway
 
-    def _report_owner(self, device: int) -> None:
-        """Report what has changed in segments where a device has another MAC or address."""
-        for segment in self._on_owner.get(device, ()):
-            self._set_owners(segment)
-            self._report(segment)
+    def _report_owner(self, device: int, ips: Iterable[Address]) -> None:
+        """Report what has changed in segments where a device has another MAC or addresses."""
+        for segment in self._by_device.get(device, ()):
+            before = segment.own_macs
+            self._set_own_macs(segment)
+            for mac in before.keys() | segment.own_macs.keys():
+                self._report_mac(segment, mac)
+            for ip in ips:
+                self._report_neighbour(segment, ip)
 
     def _report(self, segment: _Segment) -> None:
         """Report all differences between what was reported of a segment, and what is."""
-        for mac in {*segment.macs, *segment.own_macs, *self._fdb.get(segment.bridge, ())}:
+        for mac in {*segment.macs, *segment.own_macs, *self._fdb.get(segment.at.bridge, ())}:
             self._report_mac(segment, mac)
         ips = set(segment.neighbours)
-        for owner in segment.owners:
+        for owner in segment.at.owners:
             ips |= {*self._addresses.get(owner, ()), *self._neighbours.get(owner, ())}
         for ip in ips:
             self._report_neighbour(segment, ip)
 
     def _report_entry(self, bridge: int, mac: bytes) -> None:
-        for segment in self._on_bridge.get(bridge, ()):
+        for segment in self._by_device.get(bridge, ()):
             self._report_mac(segment, mac)
 
     def _report_mac(self, segment: _Segment, mac: bytes) -> None:
@@ -400,12 +366,12 @@ class LocalTable:
         if mac[0] & _GROUP_BIT:
             return None
         is_local = is_static = False
-        for vlan, entry in self._fdb.get(segment.bridge, {}).get(mac, {}).items():
-            if segment.vlan not in (None, vlan):
+        for vlan, entry in self._fdb.get(segment.at.bridge, {}).get(mac, {}).items():
+            if segment.at.vlan not in (None, vlan):
                 continue
             # A permanent entry is the MAC of the port itself, which no host uses. Without
             # "offload", extern_learn is the entry of another control plane for a remote MAC.
-            if entry.port in (segment.tap, segment.bridge) or entry.state & NUD_PERMANENT:
+            if entry.port in segment.at[:2] or entry.state & NUD_PERMANENT:
                 continue
             if entry.flags & (NTF_EXT_LEARNED | NTF_OFFLOADED) == NTF_EXT_LEARNED:
                 continue
@@ -414,7 +380,7 @@ class LocalTable:
         return (is_static, False) if is_local else None
 
     def _report_ip(self, device: int, ip: Address) -> None:
-        for segment in self._on_owner.get(device, ()):
+        for segment in self._by_device.get(device, ()):
             self._report_neighbour(segment, ip)
 
     def _report_neighbour(self, segment: _Segment, ip: Address) -> None:
@@ -431,16 +397,11 @@ class LocalTable:
 
     def _neighbour(self, segment: _Segment, ip: Address) -> tuple[bytes, bool] | None:
         """Return the MAC of an address of this host or of a neighbour, and whether it routes."""
-        for owner in segment.owners:
+        for owner in segment.at.owners:
             link = self._links.get(owner)
             if link is not None and link.mac and ip in self._addresses.get(owner, ()):
                 return link.mac, isinstance(ip, IPv6Address) and ip in segment.place.gateways
-        for owner in segment.owners:
+        for owner in segment.at.owners:
             if found := self._neighbours.get(owner, {}).get(ip):
                 return found
         return None
-
-
-def _placement(link: Link) -> tuple[Link, str, bool, int]:
-    """Return the properties of a device that decide which segment it belongs to."""
-    return link, link.name, link.vlan_filtering, link.vlan_id
