@@ -126,6 +126,20 @@ def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
     pid = speaker(vtep)["pid"]
     names = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
     assert "/dev/net/tun" not in names
+    # A user who flushes all entries gets those of the fabric again.
+    with vtep.client() as client:
+        client.fdb.add("02:00:00:00:99:01", "192.0.2.9", vni=100)
+        assert client.fdb.flush(vni=100) > 1
+        wait_until(
+            lambda: destinations(vtep) == {FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}},
+            "the entries of the fabric",
+        )
+    # An entry of a user is not taken over, and that is said.
+    with vtep.client() as client:
+        client.fdb.add(MAC_C, "192.0.2.9", vni=100)
+    leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    wait_until(lambda: "EVPN: vni 100: an entry was refused: " in vtep.log, "the refused entry")
+    assert destinations(vtep)[MAC_C] == {"192.0.2.9"}
     # At its end, all routes are withdrawn at once, and the reason is told.
     assert vtep.stop() == 0
     wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")

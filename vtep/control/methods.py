@@ -33,6 +33,9 @@ __all__ = ["Method", "Methods", "Reload"]
 
 log = logging.getLogger("vtep")
 
+_FLUSHES = ("fdb.flush", "neigh.flush")
+"""Methods that remove entries of a control plane, too, which it then gives again."""
+
 Reload = Callable[[], Awaitable[str]]
 
 
@@ -93,7 +96,10 @@ class Methods:
                 known = ", ".join(method.takes) or "none"
                 raise ConfigError(f"{parameter}: is not a parameter of {name}, which takes {known}")
         result = method.function(Params(given))
-        return await result if name in self.lasting else result
+        result = await result if name in self.lasting else result
+        if name in _FLUSHES and self._vtep.on_flushed is not None:
+            self._vtep.on_flushed()
+        return result
 
     # --- segments ---------------------------------------------------------------------------
 

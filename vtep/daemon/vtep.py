@@ -137,6 +137,8 @@ class Vtep:
         """Returns the state of EVPN (`vtep.control.schema.EvpnStatus`); None without EVPN."""
         self.unmatched = parts.unmatched
         """The VTEPs whose EVPN routes no VNI takes, which explains some drops."""
+        self.on_flushed: Callable[[], None] | None = None
+        """Called after a user has flushed entries; None without EVPN."""
         self._lock = asyncio.Lock()
         self._fast_path_known = asyncio.Event()
         self._ended: asyncio.Future[None] | None = None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vtep import __version__
 from vtep.config.evpn import EvpnSettings
 from vtep.errors import VtepError
-from vtep.evpn import bgp_sockets
+from vtep.evpn import bgp_sockets, speaker_views
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes
@@ -31,7 +31,7 @@ from vtep.evpn.speaker_socket import SpeakerSocket
 from vtep.evpn.tables import StaleMac, Tables
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.update import Update
-from vtep.wire.ethernet import MAC_ZERO, format_mac, parse_mac
+from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 if TYPE_CHECKING:
     from vtep.evpn.table_settings import SegmentSettings
@@ -47,8 +47,8 @@ _SYNC_S = 5.0
 _ROUTER_ID_S = 1.0
 """Interval of looks for an own address, while there is no route to any neighbour, in seconds."""
 
-_MOVES_MAX = 100
-"""Moves in a summary."""
+_REFUSED_LOG_S, _REFUSED_SHOWN_S = 60.0, 300.0
+"""Seconds between two lines about refused changes, and for which the last one is a problem."""
 
 _COLLECT_AFTER = 50_000
 """New objects before the cyclic garbage collector visits them, in place of 700. Routes are in no
@@ -82,6 +82,9 @@ class Speaker:
         self._timer: asyncio.TimerHandle | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
+        self._refused: tuple[float, str] = -_REFUSED_SHOWN_S, ""
+        """When a change was refused by the daemon last, and why."""
+        self._refused_logged = -_REFUSED_LOG_S
         self._logged = 0
         self._logged_since = 0.0
 
@@ -170,10 +173,10 @@ class Speaker:
         for vni in config.segments.keys() - known:
             await self._restore(tables, vni, has_neighbours=config.segments[vni].config.proxy)
         for vni in config.segments.keys() & known:
-            # Another port has the VNI now, and an empty FDB.
-            if (
-                before is not None
-                and before.segments[vni].instance != config.segments[vni].instance
+            # Another port has the VNI now, and an empty FDB; or a user has flushed entries.
+            if before is not None and (
+                before.segments[vni].instance != config.segments[vni].instance
+                or before.flushes != config.flushes
             ):
                 tables.reinstall(vni)
         # In both, so that a router ID is the same for sessions and routes.
@@ -332,9 +335,21 @@ class Speaker:
                     vni = next(iter(waiting))
                     refused = await self._link.batch(method, vni, waiting.pop(vni))
                     for change, reason in refused:
-                        log.debug("EVPN: vni %d: %s was refused: %s", vni, change, reason)
+                        self._note_refused(vni, change, reason)
             if not self._fdb and not self._neighbours:
                 self._written.set()
+
+    def _note_refused(self, vni: int, change: dict[str, Any], reason: str) -> None:
+        """Log a change that the daemon has refused, unless that was to be expected."""
+        log.debug("EVPN: vni %d: %s was refused: %s", vni, change, reason)
+        # A VNI that has just been deleted; an entry that is there, or gone, already.
+        if vni not in self._segments or change["verb"] in ("append", "del"):
+            return
+        now = time.monotonic()
+        if now - self._refused_logged > _REFUSED_LOG_S:
+            self._refused_logged = now
+            log.warning("EVPN: vni %d: an entry was refused: %s", vni, reason)
+        self._refused = now, f"vni {vni}: an entry was refused: {reason}"
 
     # --- events of sessions ---------------------------------------------------------------------
 
@@ -431,51 +446,30 @@ class Speaker:
             self._to_report.clear()
 
     def _summary(self) -> dict[str, Any]:
-        now, tables = time.monotonic(), self._tables
-        peers = self._peers
-        return {
-            "sessions": [peer.status(now) for peer in peers or ()],
-            "segments": tables.segments() if tables is not None else [],
-            "unmatched": tables.unmatched() if tables is not None else [],
-            "label_conflicts": tables.label_conflicts() if tables is not None else [],
-            "duplicates": tables.duplicates(now) if tables is not None else [],
-            "ignored": tables.ignored() if tables is not None else {},
-            "problems": [*(peers.problems if peers is not None else ()), *self._problems()],
-        }
+        return speaker_views.report(
+            self._tables, self._peers, time.monotonic(), self._problems(time.monotonic())
+        )
 
-    def _problems(self) -> list[str]:
+    def _problems(self, now: float) -> list[str]:
         found = [
             f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
             "give one with --local"
             for vni, segment in self._segments.items()
             if not segment.locals
         ]
-        return found if self._tables is None else found + self._tables.problems()
+        since, refused = self._refused
+        if now - since < _REFUSED_SHOWN_S:
+            found.append(refused)
+        return found
 
     def _show(self, what: str, vni: int | None, kind: int | None, mac: str | None) -> Any:
-        now, tables = time.monotonic(), self._tables
-        octets = None if mac is None else parse_mac(mac)
+        now = time.monotonic()
         if what == "sessions":
-            return [peer.status(now) for peer in self._peers or ()]
-        if tables is None:
-            return [] if what != "summary" else {**self._summary(), "vteps": [], "moves": []}
-        views: dict[str, Callable[[], Any]] = {
-            "summary": lambda: {
-                **self._summary(),
-                "vteps": tables.vteps(now, vni=vni),
-                "moves": tables.moves(now, vni=vni)[:_MOVES_MAX],
-            },
-            "routes": lambda: list(tables.routes(now, vni=vni, kind=kind, mac=octets)),
-            "macs": lambda: list(tables.macs(now, vni=vni, mac=octets)),
-            "vteps": lambda: tables.vteps(now, vni=vni),
-            "moves": lambda: tables.moves(now, vni=vni, mac=octets),
-            "duplicates": lambda: [
-                each
-                for each in tables.duplicates(now, vni=vni)
-                if octets is None or each["mac"] == format_mac(octets)
-            ],
-        }
-        return views[what]()
+            return speaker_views.sessions(self._peers, now)
+        if what == "summary":
+            return speaker_views.summary(self._summary(), self._tables, now, vni)
+        octets = None if mac is None else parse_mac(mac)
+        return speaker_views.rows(self._tables, what, now, vni=vni, kind=kind, mac=octets)
 
     def _clear(self, mac: str, vni: int | None) -> int:
         if self._tables is None:

@@ -46,6 +46,8 @@ class SpeakerConfig:
     settings: EvpnSettings | None
     segments: Mapping[int, SpeakerSegment]
     is_restarted: bool
+    flushes: int
+    """The number of times that a user has flushed entries, which are to be given again."""
     readers: str | None
     changers: str | None
 
@@ -69,6 +71,7 @@ class SpeakerConfig:
             None if settings is None else EvpnSettings(**_known(settings, EvpnSettings)),
             segments,
             given["is_restarted"],
+            given["flushes"],
             given["readers"],
             given["changers"],
         )

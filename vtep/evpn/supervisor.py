@@ -8,11 +8,8 @@ what it has put into the tables stays meanwhile, for the time of `stale-time` at
 
 import asyncio
 import logging
-import os
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,8 +26,9 @@ from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 from vtep.evpn.fabric import REPORT
+from vtep.evpn.process import BY_REQUEST, SpeakerProcess
 from vtep.evpn.remains import remove_remains
-from vtep.evpn.speaker_config import SOCKET_SUFFIX, TOKEN
+from vtep.evpn.speaker_config import SOCKET_SUFFIX
 
 if TYPE_CHECKING:
     from vtep.config.evpn import EvpnSettings
@@ -52,13 +50,6 @@ _ATTACH_S = 60.0
 _SILENCE_S = 60.0
 """Seconds without a report, after which a speaker hangs: it sends one every ten seconds."""
 
-_BY_REQUEST = "by request"
-_PRIVATE = (
-    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
-    *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "PYVTEP_UPGRADE"),
-)
-"""Variables that address this process, and not its children."""
-
 _CONCERNS = frozenset(
     (
         *("evpn", "route_target", "route_target_import", "route_target_export", "rd"),
@@ -67,44 +58,6 @@ _CONCERNS = frozenset(
     )
 )
 """Options of a VNI that the speaker has to know of."""
-
-
-class _Speaker:
-    """A process that speaks BGP: a child of this one, or of the process that this one replaces."""
-
-    def __init__(self, pid: int, token: str, child: "subprocess.Popen[bytes] | None") -> None:
-        self.pid = pid
-        self.token = token
-        self._child = child
-        # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
-        self.pidfd = os.pidfd_open(pid)
-        self.ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self.pidfd, self._on_ended)
-
-    def _on_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.pidfd)
-        self.ended.set()
-
-    def send(self, number: int) -> None:
-        """Send a signal, if the process still exists."""
-        with suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def reap(self) -> str:
-        """Return how the process has ended. To be called once, after its end."""
-        os.close(self.pidfd)
-        if self._child is None:
-            return "it has ended"
-        code = self._child.wait()
-        if code == 0:
-            return _BY_REQUEST
-        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def leave(self) -> None:
-        """Forget the process, which goes on."""
-        if not self.ended.is_set():
-            asyncio.get_running_loop().remove_reader(self.pidfd)
-        os.close(self.pidfd)
 
 
 class Supervisor:
@@ -118,7 +71,7 @@ class Supervisor:
         self._server: Server | None = None
         self._wanted = asyncio.Event()
         """Set while there is to be a speaker."""
-        self._speaker: _Speaker | None = None
+        self._speaker: SpeakerProcess | None = None
         self._attached = False
         self._is_ending = False
         self._starts = 0
@@ -134,6 +87,7 @@ class Supervisor:
         """By VNI: its port, and a number that another port of this VNI has not. The FDB of another
         port is empty."""
         self._last_instance = 0
+        self._flushes = 0
         self._restarting: list[asyncio.Future[dict[str, int]]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._stale: asyncio.TimerHandle | None = None
@@ -145,6 +99,7 @@ class Supervisor:
         """Take the settings of the process, at the start and after a reload."""
         before, self._settings, self._process = self._settings, settings.evpn, settings
         self._vtep.evpn_status = self.status if settings.evpn is not None else None
+        self._vtep.on_flushed = self._on_flushed if settings.evpn is not None else None
         if settings.evpn is not None:
             self._wanted.set()
             if before is None:
@@ -165,6 +120,11 @@ class Supervisor:
             self._notify()
         if event == "changed" and values.get("evpn") is False and self._speaker is None:
             remove_remains([port])
+
+    def _on_flushed(self) -> None:
+        """Have the speaker give its entries again, which a user has flushed with others."""
+        self._flushes += 1
+        self._notify()
 
     def _notify(self) -> None:
         """Give the speaker the present configuration, once all of it has changed."""
@@ -198,6 +158,7 @@ class Supervisor:
             "readers": None if process is None else process.control_group,
             "changers": None if process is None else process.control_admin_group,
             "is_restarted": self._starts > 1,
+            "flushes": self._flushes,
             "segments": [
                 {
                     "instance": instances[port.config.vni][1],
@@ -290,6 +251,7 @@ class Supervisor:
             "generation": self._generation,
             "last_error": self._last_error,
             "last_instance": self._last_instance,
+            "flushes": self._flushes,
             "instances": {str(vni): number for vni, (_, number) in self._instances.items()},
         }
 
@@ -301,11 +263,12 @@ class Supervisor:
             self._generation = int(state["generation"]) + 1
             self._last_error = state["last_error"]
             self._last_instance = int(state["last_instance"])
+            self._flushes = int(state["flushes"])
             self._instances = {
                 int(vni): (ports.get(int(vni)), int(number))
                 for vni, number in state["instances"].items()
             }
-            self._speaker = _Speaker(pid, token, None)
+            self._speaker = SpeakerProcess(pid, token, None)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             log.warning(
                 "the EVPN speaker of the old process is lost: %r; another is started", error
@@ -336,32 +299,12 @@ class Supervisor:
         """Start a speaker. Raises: OSError; VtepError without a control socket."""
         if self._server is None or self._server.path is None:
             raise VtepError("it needs the control socket (--control)")
-        token = secrets.token_hex(16)
-        command = [sys.executable, "-P", "-m", "vtep", "evpn", "speaker"]
-        command += ["--socket", str(self._server.path), *self._options]
         self._since = time.monotonic()
         self._version = None
-        environment = {name: text for name, text in os.environ.items() if name not in _PRIVATE}
-        child = subprocess.Popen(  # noqa: S603  our own command line
-            command,
-            env={**environment, TOKEN: token},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            # Its log goes to the same standard error. All other descriptors are closed: it must not
-            # keep TAPs and sockets open.
-            close_fds=True,
-            # Ctrl-C ends this process, which ends the speaker.
-            process_group=0,
-        )
+        self._speaker = SpeakerProcess.start(self._server.path, self._options)
         self._starts += 1
-        try:
-            self._speaker = _Speaker(child.pid, token, child)
-        except OSError:
-            child.kill()
-            child.wait()
-            raise
 
-    def _on_started(self, speaker: _Speaker) -> None:
+    def _on_started(self, speaker: SpeakerProcess) -> None:
         for future in self._restarting:
             if not future.done():
                 future.set_result({"pid": speaker.pid})
@@ -370,7 +313,7 @@ class Supervisor:
             self._expect()
             self._set_alarm(_ATTACH_S)
 
-    async def _watch(self, speaker: _Speaker) -> None:
+    async def _watch(self, speaker: SpeakerProcess) -> None:
         """Wait for the end of a speaker; end it if EVPN is not configured any more."""
         ended = asyncio.ensure_future(speaker.ended.wait())
         try:
@@ -391,7 +334,7 @@ class Supervisor:
             remove_remains(self._vtep.ports.values())
         elif self._restarting:
             self._expect()
-        elif why == _BY_REQUEST:  # Such as SIGTERM to all processes of a unit.
+        elif why == BY_REQUEST:  # Such as SIGTERM to all processes of a unit.
             log.info("EVPN speaker ended by request")
             self._expect()
         else:

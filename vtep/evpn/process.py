@@ -1,0 +1,85 @@
+"""The process of the speaker, as the daemon starts it, signals it, and is notified of its end."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from vtep.evpn.speaker_config import TOKEN
+
+BY_REQUEST: Final = "by request"
+"""How a speaker has ended that was asked to."""
+
+_PRIVATE = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+    *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "PYVTEP_UPGRADE"),
+)
+"""Variables that address this process, and not its children."""
+
+
+class SpeakerProcess:
+    """A process that speaks BGP: a child of this one, or of the process that this one replaces."""
+
+    def __init__(self, pid: int, token: str, child: "subprocess.Popen[bytes] | None") -> None:
+        self.pid = pid
+        self.token = token
+        self._child = child
+        # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
+        self.pidfd = os.pidfd_open(pid)
+        self.ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self.pidfd, self._on_ended)
+
+    @classmethod
+    def start(cls, control: Path, options: Sequence[str]) -> Self:
+        """Start a speaker for the control socket `control`. Raises: OSError."""
+        token = secrets.token_hex(16)
+        command = [sys.executable, "-P", "-m", "vtep", "evpn", "speaker"]
+        environment = {name: text for name, text in os.environ.items() if name not in _PRIVATE}
+        child = subprocess.Popen(  # noqa: S603  our own command line
+            [*command, "--socket", str(control), *options],
+            env={**environment, TOKEN: token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Its log goes to the same standard error. All other descriptors are closed: it must not
+            # keep TAPs and sockets open.
+            close_fds=True,
+            # Ctrl-C ends the daemon, which ends the speaker.
+            process_group=0,
+        )
+        try:
+            return cls(child.pid, token, child)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+
+    def _on_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        self.ended.set()
+
+    def send(self, number: int) -> None:
+        """Send a signal, if the process still exists."""
+        with suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> str:
+        """Return how the process has ended. To be called once, after its end."""
+        os.close(self.pidfd)
+        if self._child is None:
+            return "it has ended"
+        code = self._child.wait()
+        if code == 0:
+            return BY_REQUEST
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def leave(self) -> None:
+        """Forget the process, which goes on."""
+        if not self.ended.is_set():
+            asyncio.get_running_loop().remove_reader(self.pidfd)
+        os.close(self.pidfd)

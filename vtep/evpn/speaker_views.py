@@ -1,0 +1,68 @@
+"""Answers about the speaker: its report to the daemon, and the views of `pyvtep evpn show`."""
+
+from typing import Any
+
+from vtep.control.evpn_schema import EvpnSession
+from vtep.evpn.peers import Peers
+from vtep.evpn.tables import Tables
+from vtep.wire.ethernet import format_mac
+
+_MOVES_MAX = 100
+"""Moves in a summary."""
+
+
+def sessions(peers: Peers | None, now: float) -> list[EvpnSession]:
+    """Return the sessions; none before they begin."""
+    return [peer.status(now) for peer in peers or ()]
+
+
+def report(
+    tables: Tables | None, peers: Peers | None, now: float, problems: list[str]
+) -> dict[str, Any]:
+    """Return an `EvpnReport`, with further problems."""
+    found = [*(peers.problems if peers is not None else ()), *problems]
+    if tables is not None:
+        found += tables.problems()
+    return {
+        "sessions": sessions(peers, now),
+        "segments": tables.segments() if tables is not None else [],
+        "unmatched": tables.unmatched() if tables is not None else [],
+        "label_conflicts": tables.label_conflicts() if tables is not None else [],
+        "duplicates": tables.duplicates(now) if tables is not None else [],
+        "ignored": tables.ignored() if tables is not None else {},
+        "problems": found,
+    }
+
+
+def summary(
+    report: dict[str, Any], tables: Tables | None, now: float, vni: int | None
+) -> dict[str, Any]:
+    """Return an `EvpnSummary`."""
+    vteps = tables.vteps(now, vni=vni) if tables is not None else []
+    moves = tables.moves(now, vni=vni)[:_MOVES_MAX] if tables is not None else []
+    return {**report, "vteps": vteps, "moves": moves}
+
+
+def rows(
+    tables: Tables | None,
+    what: str,
+    now: float,
+    *,
+    vni: int | None,
+    kind: int | None,
+    mac: bytes | None,
+) -> list[Any]:
+    """Return the rows of a view of the tables that match the filters."""
+    if tables is None:
+        return []
+    match what:
+        case "routes":
+            return list(tables.routes(now, vni=vni, kind=kind, mac=mac))
+        case "macs":
+            return list(tables.macs(now, vni=vni, mac=mac))
+        case "vteps":
+            return list(tables.vteps(now, vni=vni))
+        case "moves":
+            return list(tables.moves(now, vni=vni, mac=mac))
+    found = tables.duplicates(now, vni=vni)
+    return [each for each in found if mac is None or each["mac"] == format_mac(mac)]
