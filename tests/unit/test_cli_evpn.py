@@ -201,8 +201,8 @@ def test_words_become_parameters(pyvtep: Pyvtep, words: str, params: dict[str, A
     ("words", "said"),
     [
         (
-            "show sesions",
-            "sesions: is neither a MAC nor a word that is known here; did you mean se",
+            "show vtepss",
+            "vtepss: is neither a MAC nor a word that is known here; did you mean vt",
         ),
         ("show peers", "peers: is neither a MAC nor a word that is known here; did you mean sessi"),
         ("show xyz", "xyz: is neither a MAC nor a word that is known here; known are: summary"),
