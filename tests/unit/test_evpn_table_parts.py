@@ -17,6 +17,7 @@ from tests.unit.evpn_routes import (
     segment,
     tables,
     update,
+    withdrawal,
 )
 from vtep.control.evpn_schema import EvpnRoute
 from vtep.evpn.duplicates import Move, MoveTracker
@@ -81,6 +82,24 @@ class TestMoveTracker:
         assert tracker.expire(200.0) == ([], None)
         assert tracker.last_place((100, (1).to_bytes(6))) is None
         assert tracker.last_place((100, (2).to_bytes(6))) == (None,)
+
+    def test_higher_limit_counts_for_moves_before(self) -> None:
+        tracker = MoveTracker("warn", 3, 180.0)
+        for at in range(3):
+            assert not tracker.note(self.move(1, float(at)), is_gone=False)
+        assert tracker.configure("warn", 5, 180.0) == []
+        found = [tracker.note(self.move(1, float(at)), is_gone=False) for at in range(3, 6)]
+        assert [line is not None for line in found] == [False, False, True]
+        assert tracker.configure("off", 5, 180.0) == [(100, (1).to_bytes(6))]
+
+    def test_moves_before_the_detection_time_do_not_count(self) -> None:
+        tracker = MoveTracker("warn", 1, 180.0)
+        for at in (0.0, 100.0):
+            line = tracker.note(self.move(1, at), is_gone=False)
+        assert line
+        tracker.release((100, (1).to_bytes(6)))
+        for at in (200.0, 390.0):
+            assert not tracker.note(self.move(1, at), is_gone=False)
 
     def test_forgotten_vni(self) -> None:
         tracker = MoveTracker("hold", 0, 180.0)
@@ -181,6 +200,23 @@ class TestViews:
             }
         ]
         assert made.vteps(5.0, vni=7) == []
+
+    def test_duplicates_of_several_vnis(self) -> None:
+        made = tables(segment(100), segment(200), duplicate_moves=0)
+        for vni in (100, 200):
+            made.mac_added(vni, mac(1), 1.0)
+            route = mac_route(OTHER, 1, vni=vni)
+            made.update(PEER, update(OTHER, route, vni=vni, sequence=vni), 2.0)
+        made.mac_added(200, mac(1), 3.0)
+        found = made.duplicates(5.0)
+        assert [(view["vni"], view["sequence"], view["vteps"]) for view in found] == [
+            (100, 100, ["local", OTHER]),
+            (200, 201, ["local", OTHER]),
+        ]
+        assert [view["vni"] for view in made.duplicates(5.0, vni=200)] == [200]
+        made.mac_removed(200, mac(1), 4.0)
+        made.update(PEER, withdrawal(mac_route(OTHER, 1, vni=200)), 4.0)
+        assert [view["sequence"] for view in made.duplicates(5.0)] == [100, 0]
 
     def test_segment(self) -> None:
         made = tables(segment(import_targets=frozenset({auto_export_target(7, 100)})))

@@ -91,10 +91,10 @@ class MoveTracker:
         happen, or at the new one if it `is_gone` from the old one.
         """
         key = move.vni, move.mac
-        moves = self._moves.pop(key, None) or deque(maxlen=self._limit + 1)
-        while moves and moves[0].at <= move.at - self._time:
-            moves.popleft()
+        moves = self._moves.pop(key, None) or deque()
         moves.append(move)
+        while moves[0].at <= move.at - self._time or len(moves) > self._limit + 1:
+            moves.popleft()
         if len(self._moves) >= _MACS_MAX:
             del self._moves[next(iter(self._moves))]
         self._moves[key] = moves
