@@ -103,7 +103,7 @@ def table(fdb: Fdb, now: float) -> dict[bytes, Any]:
     """Return all that makes up an FDB, with ages in place of times."""
     return {
         entry.mac: (
-            [(each.host, each.port, each.vni, each.via) for each in entry.destinations],
+            [fdb.members.key(each) for each in entry.destinations],
             entry.kind,
             pytest.approx(now - entry.updated, abs=1e-6),
             (entry.tx_frames, entry.rx_frames),
