@@ -225,7 +225,7 @@ def empty(**changed: Any) -> tuple[Any, ...]:
 
 
 def test_a_route_target_that_matches_nothing_is_named_with_those_of_both_sides() -> None:
-    other = evpn_fake.unmatched("65001:200", "65001:7")
+    other = evpn_fake.unmatched("65001:200", "65001:7", vnis=[100])
     finding = only(of_evpn(segments=empty(), unmatched=(other,)))
     assert finding.severity is Severity.PROBLEM
     assert finding.title == "no route target of 192.0.2.9 matches one that vni 100 imports"
@@ -235,11 +235,14 @@ def test_a_route_target_that_matches_nothing_is_named_with_those_of_both_sides()
     assert finding.fix.startswith("here: pyvtep set --vni 100 --route-target-import 65001:200;")
     assert "route-target import 65000:100" in finding.fix
     named = empty(import_targets=["65000:1", "65000:2"])
-    finding = only(
-        of_evpn(segments=named, unmatched=(other, evpn_fake.unmatched(vtep="192.0.2.8")))
+    finding, rest = of_evpn(
+        segments=named, unmatched=(other, evpn_fake.unmatched(vtep="192.0.2.8"))
     )
+    assert rest.severity is Severity.NOTE
     assert "vni 100 imports 65000:1 65000:2 and" in finding.explanation
-    assert finding.title.endswith("and 1 more VTEPs likewise")
+    assert finding.title.endswith("matches one that vni 100 imports")  # The other is of vni 200.
+    finding = only(of_evpn(segments=named, unmatched=(evpn_fake.unmatched(),)))
+    assert finding.severity is Severity.WARNING
     bare = evpn_fake.unmatched(route_targets=[])
     finding = only(of_evpn(segments=empty(), unmatched=(bare,)))
     assert "announces no route target" in finding.explanation
@@ -263,6 +266,9 @@ def test_routes_that_none_imports_beside_those_that_one_does() -> None:
     assert "100: *:100 and *:268435556" in only(found).explanation
     found = of_evpn(unmatched=(evpn_fake.unmatched(vnis=[100]),))
     assert only(found).severity is Severity.WARNING
+    many = [evpn_fake.unmatched(vtep=f"192.0.2.{host}") for host in range(9)]
+    finding = only(of_evpn(unmatched=tuple(many)))
+    assert "routes of 192.0.2.0 and 8 more VTEPs match no" in finding.title
 
 
 def test_a_vni_without_a_route_of_type_3() -> None:

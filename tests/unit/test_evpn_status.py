@@ -42,14 +42,16 @@ def test_a_failed_speaker_is_the_only_problem() -> None:
 def test_a_vni_that_imports_nothing_is_one_if_others_announce_what_none_imports() -> None:
     empty = evpn_fake.segment(vteps=0, macs=0)
     assert not kinds(evpn_fake.status(segments=[empty]))
-    assert not kinds(evpn_fake.status(unmatched=[evpn_fake.unmatched()]))
-    evpn = evpn_fake.status(segments=[empty], unmatched=[evpn_fake.unmatched("65001:200")])
+    assert not kinds(evpn_fake.status(unmatched=[evpn_fake.unmatched(vnis=[100])]))
+    assert not kinds(evpn_fake.status(segments=[empty], unmatched=[evpn_fake.unmatched()]))
+    other = evpn_fake.unmatched("65001:200", vnis=[100])
+    evpn = evpn_fake.status(segments=[empty], unmatched=[other])
     assert kinds(evpn) == [("evpn-no-routes", 100, "192.0.2.9")]
-    assert "192.0.2.9 announces 65001:200, which no VNI imports" in text_of(evpn)
+    assert "192.0.2.9 announces the VNI with 65001:200, which no VNI imports" in text_of(evpn)
     assert "--route-target-import 65001:200" in text_of(evpn)
-    bare = evpn_fake.unmatched(route_targets=[])
+    bare = evpn_fake.unmatched(route_targets=[], vnis=[100])
     evpn = evpn_fake.status(segments=[empty], unmatched=[bare])
-    assert "announces no route target" in text_of(evpn)
+    assert "announces the VNI with no route target" in text_of(evpn)
     assert "give them a route target at their sender" in text_of(evpn)
 
 

@@ -53,13 +53,15 @@ def notes(report: EvpnReport) -> Iterator[str]:
             when = "" if ago is None else f" {duration(ago)} ago"
             state = " (established now)" if session["state"] == "established" else ""
             yield f"{session['neighbor']}{when}{state}: {session['last_error']}"
-    for other in report["unmatched"]:
+    for other in report["unmatched"][:SUMMARY_ROWS]:
         targets = " ".join(other["route_targets"]) or "no route target"
         yield (
             f"not imported: routes of {other['vtep']}{_vnis(other['vnis'])} with {targets}, from "
             f"{other['neighbor']}; {import_hint(other['route_targets'])}"
         )
-    for each in report["label_conflicts"]:
+    if len(report["unmatched"]) > SUMMARY_ROWS:
+        yield f"and routes of {len(report['unmatched']) - SUMMARY_ROWS} more VTEPs: --json has them"
+    for each in report["label_conflicts"][:SUMMARY_ROWS]:
         yield (
             f"ignored: routes of {each['vtep']} have {' '.join(each['route_targets'])} for vni "
             f"{each['vni']}, but vni {each['label']} in their label; give both sides the same VNI, "

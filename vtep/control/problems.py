@@ -59,14 +59,16 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
         )
     for segment in evpn["segments"]:
         vni = segment["vni"]
-        if segment["vteps"] or segment["macs"] or not evpn["unmatched"]:
+        # Others may announce VNIs that this host has no part in.
+        others = [each for each in evpn["unmatched"] if vni in each["vnis"]]
+        if segment["vteps"] or segment["macs"] or not others:
             continue
-        other = evpn["unmatched"][0]
+        other = others[0]
         targets = " ".join(other["route_targets"]) or "no route target"
         yield _problem(
             "evpn-no-routes",
-            f"no route is imported, while {other['vtep']} announces {targets}, which no VNI "
-            f"imports; if it is the same segment: {import_hint(other['route_targets'])}",
+            f"no route is imported, while {other['vtep']} announces the VNI with {targets}, which "
+            f"no VNI imports; {import_hint(other['route_targets'])}",
             *(vni, other["vtep"]),
         )
     for duplicate in evpn["duplicates"]:

@@ -29,9 +29,7 @@ def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding
             explained += others
         yield from _of_addresses(segment)
         yield from _of_settings(segment, by_vni[segment["vni"]])
-    for other in evpn.unmatched:
-        if other not in explained:
-            yield _not_imported(other, evpn)
+    yield from _not_imported([each for each in evpn.unmatched if each not in explained], evpn)
     for conflict in evpn.label_conflicts:
         vni, label, vtep = conflict["vni"], conflict["label"], conflict["vtep"]
         yield problem(
@@ -65,7 +63,9 @@ def _without_vteps(segment: EvpnSegment, evpn: EvpnFacts, others: list[EvpnUnmat
         other = others[0]
         more = f", and {len(others) - 1} more VTEPs likewise" if len(others) > 1 else ""
         theirs = _join(other["route_targets"]) or "no route target"
-        return problem(
+        # With another VNI in its label, it may be a segment that this host has no part in.
+        report = problem if vni in other["vnis"] else warning
+        return report(
             f"vni {vni}",
             f"no route target of {other['vtep']} matches one that vni {vni} imports{more}",
             f"{other['vtep']} announces {theirs} (over {other['neighbor']}); vni {vni} imports "
@@ -100,20 +100,29 @@ def _without_vteps(segment: EvpnSegment, evpn: EvpnFacts, others: list[EvpnUnmat
     )
 
 
-def _not_imported(other: EvpnUnmatched, evpn: EvpnFacts) -> Finding:
-    """Report routes that no VNI imports while all VNIs have VTEPs: perhaps those of others."""
-    vnis = f" (vni {_join(other['vnis'])} in their labels)" if other["vnis"] else ""
-    here = [each for each in evpn.segments if each["vni"] in other["vnis"]]
-    imported = "; ".join(f"{each['vni']}: {_imports(each)}" for each in evpn.segments)
-    report = warning if here else note
-    return report(
-        other["vtep"],
-        f"routes of {other['vtep']} match no route target that is imported here",
-        f"It announces {_join(other['route_targets']) or 'no route target'}{vnis}, and the VNIs "
-        f"here import {imported}. "
-        "This is normal if these are segments that this host has no part in.",
-        _import_fix(other, here[0] if here else None),
-    )
+def _not_imported(others: list[EvpnUnmatched], evpn: EvpnFacts) -> Iterator[Finding]:
+    """Report routes that no VNI imports: those of VNIs of this host, then those of others.
+
+    A fabric may have thousands of VTEPs, so each kind is one finding.
+    """
+    known = {each["vni"]: each for each in evpn.segments}
+    here = [each for each in others if not known.keys().isdisjoint(each["vnis"])]
+    imported = "; ".join(f"{vni}: {_imports(each)}" for vni, each in known.items())
+    for kind, report in ((here, warning), ([each for each in others if each not in here], note)):
+        if not kind:
+            continue
+        first = kind[0]
+        vnis = f" (vni {_join(first['vnis'][:_NAMED])} in their labels)" if first["vnis"] else ""
+        more = f" and {len(kind) - 1} more VTEPs" if len(kind) > 1 else ""
+        segment = next((known[vni] for vni in first["vnis"] if vni in known), None)
+        yield report(
+            first["vtep"],
+            f"routes of {first['vtep']}{more} match no route target that is imported here",
+            f"It announces {_join(first['route_targets']) or 'no route target'}{vnis}, and the "
+            f"VNIs here import {imported}. This is normal if these are segments that this host "
+            "has no part in.",
+            _import_fix(first, segment),
+        )
 
 
 def _import_fix(other: EvpnUnmatched, segment: EvpnSegment | None) -> str:
