@@ -154,6 +154,16 @@ class TestRemote:
         (view,) = made.routes(2.0, kind=2)
         assert view["esi"] == "00:11:22:33:44:55:66:77:88:99"
 
+    def test_change_between_vteps_of_one_ethernet_segment_is_no_move(self) -> None:
+        made = tables(duplicate_moves=0)
+        esi = bytes.fromhex("00112233445566778899")
+        made.update(PEER, update(HIGHER, mac_route(HIGHER, 1, esi=esi)), 1.0)
+        made.update(PEER, update(LOWER, mac_route(LOWER, 1, esi=esi)), 2.0)
+        assert fdb_text(made.take()) == [f"replace 01 {LOWER} seq 0"]
+        assert made.moves(3.0) == []
+        settle_local(made)
+        assert len(made.moves(3.0)) == 1
+
     def test_any_ethernet_tag_is_accepted(self) -> None:
         made = tables()
         made.update(PEER, update(LOWER, mac_route(LOWER, 1, tag=42)), 1.0)

@@ -14,6 +14,7 @@ from vtep.evpn.rib import RibRoute, order_of
 from vtep.evpn.table_settings import SegmentSettings
 from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address
+from vtep.wire.bgp.evpn import NO_ESI, MacIpRoute
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 if TYPE_CHECKING:
@@ -220,9 +221,10 @@ class SegmentTable:
         winner = self._winner(mac, entry, now)
         if winner is not None:
             place = _place(winner)
-            if place != entry.place or entry.winner is None:
-                entry.since = now
-            if not entry.is_known or place == entry.place or self._move(mac, entry, winner, now):
+            is_move = entry.is_known and place != entry.place and not _same_site(entry, winner)
+            if not is_move or self._move(mac, entry, winner, now):
+                if place != entry.place or entry.winner is None:
+                    entry.since = now
                 entry.is_known = True
                 entry.place = place
             else:
@@ -442,6 +444,20 @@ def _sequence(winner: RibRoute | Local) -> int:
 
 def _rank(received: RibRoute) -> tuple[bool, int]:
     return received.shared.attributes.sticky, received.shared.sequence
+
+
+def _same_site(entry: MacEntry, winner: RibRoute | Local) -> bool:
+    """Return True if a MAC only changes between VTEPs of one Ethernet segment.
+
+    That is no move (RFC 7432, section 7.7), as the site is connected to all of them.
+    """
+    before = entry.winner
+    if not isinstance(before, RibRoute) or not isinstance(winner, RibRoute):
+        return False
+    old, new = before.route, winner.route
+    return (
+        isinstance(old, MacIpRoute) and isinstance(new, MacIpRoute) and old.esi == new.esi != NO_ESI
+    )
 
 
 def _held_winner(entry: MacEntry) -> RibRoute | Local | None:
