@@ -18,7 +18,7 @@ from tests.unit.evpn_routes import (
     tables,
     update,
 )
-from vtep.evpn.changes import NeighbourChange
+from vtep.evpn.changes import EvpnNeighbourChange
 from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.tables import StaleMac, Tables
 
@@ -76,7 +76,7 @@ def test_entries_end_with_the_stale_time() -> None:
     assert made.tick(120.0) is None
     changes = made.take()
     assert fdb_text(changes) == [f"del 01 {OTHER}", f"del 02 {OTHER}", f"del flood {OTHER}"]
-    assert changes.neighbours == {100: [NeighbourChange("del", ip(1), mac(1))]}
+    assert changes.neighbours == {100: [EvpnNeighbourChange("del", ip(1), mac(1))]}
     assert not made.take()
 
 
@@ -121,7 +121,7 @@ def test_leftovers_that_nothing_stands_for_are_deleted_at_once() -> None:
     made.restore_stale(100, macs, floods, {ip(1): mac(1)}, [mac(2)], 0.0)
     changes = made.take()
     assert fdb_text(changes) == [f"del 03 {OWN}", f"del flood {OWN}"]
-    assert changes.neighbours == {100: [NeighbourChange("del", ip(1), mac(1))]}
+    assert changes.neighbours == {100: [EvpnNeighbourChange("del", ip(1), mac(1))]}
     assert changes.bridge == {100: [BridgeChange(mac(2), is_present=False)]}
 
 

@@ -25,7 +25,7 @@ from tests.unit.evpn_routes import (
     update,
     withdrawal,
 )
-from vtep.evpn.changes import Changes, FdbChange, NeighbourChange
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.tables import Tables
 from vtep.wire.bgp.attributes import Pmsi
@@ -71,7 +71,7 @@ class TestRemote:
         made.update(PEER, update(LOWER, *routes.values()), 1.0)
         changes = made.take()
         assert fdb_text(changes) == [f"replace 01 {LOWER} seq 0"]
-        assert changes.neighbours == {100: [NeighbourChange("replace", ip(1), mac(1))]}
+        assert changes.neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(1))]}
         found: list[Changes] = []
         for which in order:
             made.update(PEER, withdrawal(routes[which]), 2.0)
@@ -79,7 +79,7 @@ class TestRemote:
         assert [fdb_text(changes) for changes in found] == [[], [f"del 01 {LOWER}"]]
         assert found[1].bridge == {100: [BridgeChange(mac(1), is_present=False)]}
         with_neighbour = found[order.index(1)]
-        assert with_neighbour.neighbours == {100: [NeighbourChange("del", ip(1), mac(1))]}
+        assert with_neighbour.neighbours == {100: [EvpnNeighbourChange("del", ip(1), mac(1))]}
 
     def test_mac_of_two_vnis_moves_in_one(self) -> None:
         made = tables(segment(100), segment(200))
@@ -454,14 +454,14 @@ class TestLocal:
         assert fdb_text(changes) == [f"replace 02 {LOWER} seq 0"]
         assert not changes.neighbours
         made.configure({100: segment()}, 3.0)
-        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(2))]}
+        assert made.take().neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(2))]}
 
     def test_gateway_of_another_address_is_used(self) -> None:
         made = tables(segment(gateways=frozenset({ip(1)})))
         made.update(PEER, update(LOWER, mac_route(LOWER, 2, ip(2)), default_gateway=True), 2.0)
         changes = made.take()
         assert fdb_text(changes) == [f"replace 02 {LOWER} seq 0"]
-        assert changes.neighbours == {100: [NeighbourChange("replace", ip(2), mac(2))]}
+        assert changes.neighbours == {100: [EvpnNeighbourChange("replace", ip(2), mac(2))]}
 
     def test_local_events_of_other_vnis_and_odd_addresses_are_ignored(self) -> None:
         made = tables()
@@ -484,13 +484,13 @@ class TestNeighbours:
         made.update(PEER, update(LOWER, mac_route(LOWER, 1, ip(1))), 1.0)
         assert not made.take().neighbours
         made.configure({100: segment()}, 2.0)
-        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(1))]}
+        assert made.take().neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(1))]}
 
     def test_router_flag(self) -> None:
         made = tables()
         made.update(PEER, update(LOWER, mac_route(LOWER, 1, ip(1)), router=True), 1.0)
         assert made.take().neighbours == {
-            100: [NeighbourChange("replace", ip(1), mac(1), router=True)]
+            100: [EvpnNeighbourChange("replace", ip(1), mac(1), router=True)]
         }
 
     def test_neighbour_follows_its_mac(self) -> None:
@@ -499,17 +499,17 @@ class TestNeighbours:
         made.take()
         # The MAC has moved; the route of its address at the old place is out of date.
         assert announce(made, HIGHER, sequence=1).neighbours == {
-            100: [NeighbourChange("del", ip(1), mac(1))]
+            100: [EvpnNeighbourChange("del", ip(1), mac(1))]
         }
         made.update(PEER, update(HIGHER, mac_route(HIGHER, 1, ip(1)), sequence=1), 2.0)
-        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(1))]}
+        assert made.take().neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(1))]}
 
     def test_latest_of_two_macs_with_one_address(self) -> None:
         made = tables()
         made.update(PEER, update(LOWER, mac_route(LOWER, 1, ip(1))), 1.0)
         made.take()
         made.update(PEER, update(HIGHER, mac_route(HIGHER, 2, ip(1))), 2.0)
-        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(2))]}
+        assert made.take().neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(2))]}
 
     def test_address_of_a_local_mac_is_not_installed(self) -> None:
         made = tables()
@@ -518,7 +518,7 @@ class TestNeighbours:
         made.update(PEER, update(LOWER, mac_route(LOWER, 2, ip(1))), 1.0)
         assert not made.take().neighbours
         made.mac_removed(100, mac(1), 2.0)
-        assert made.take().neighbours == {100: [NeighbourChange("replace", ip(1), mac(2))]}
+        assert made.take().neighbours == {100: [EvpnNeighbourChange("replace", ip(1), mac(2))]}
 
 
 class TestDuplicates:
@@ -762,7 +762,7 @@ class TestConfiguration:
 
 def test_objects_for_the_control_socket() -> None:
     vtep = ip_address(LOWER)
-    assert FdbChange("replace", mac(1), vtep, 7, 3, sticky=True).params() == {
+    assert EvpnFdbChange("replace", mac(1), vtep, 7, 3, sticky=True).params() == {
         "verb": "replace",
         "mac": "02:00:00:00:00:01",
         "dst": LOWER,
@@ -771,14 +771,14 @@ def test_objects_for_the_control_socket() -> None:
         "sequence": 3,
         "sticky": True,
     }
-    assert FdbChange("del", MAC_ZERO, vtep).params() == {
+    assert EvpnFdbChange("del", MAC_ZERO, vtep).params() == {
         "verb": "del",
         "mac": "00:00:00:00:00:00",
         "dst": LOWER,
         "extern_learn": True,
     }
-    assert NeighbourChange("replace", ip(1), mac(1), router=True).params()["router"] is True
-    assert "router" not in NeighbourChange("del", ip(1), mac(1)).params()
+    assert EvpnNeighbourChange("replace", ip(1), mac(1), router=True).params()["router"] is True
+    assert "router" not in EvpnNeighbourChange("del", ip(1), mac(1)).params()
 
 
 def test_lines_for_the_log_are_limited() -> None:

@@ -25,7 +25,7 @@ from tests.unit.evpn_routes import (
     target,
 )
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.changes import Changes, FdbChange, NeighbourChange
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.table_settings import SegmentSettings
 from vtep.evpn.tables import Tables
 from vtep.wire.address import Address
@@ -109,14 +109,14 @@ class Applied:
             assert self.announced.get(key) != tuple(announcement)
             self.announced[key] = announcement.route, announcement.attributes
 
-    def apply_flood(self, vni: int, change: FdbChange) -> None:
+    def apply_flood(self, vni: int, change: EvpnFdbChange) -> None:
         if change.verb == "append":
             assert (vni, change.vtep) not in self.floods
             self.floods[vni, change.vtep] = change.dst_vni
         else:
             assert self.floods.pop((vni, change.vtep)) == change.dst_vni
 
-    def apply_mac(self, vni: int, change: FdbChange) -> None:
+    def apply_mac(self, vni: int, change: EvpnFdbChange) -> None:
         if change.verb == "replace":
             state = (change.vtep, change.dst_vni, change.sequence, change.sticky)
             assert self.fdb.get((vni, change.mac)) != state
@@ -124,7 +124,7 @@ class Applied:
         else:
             assert self.fdb.pop((vni, change.mac))[0] == change.vtep
 
-    def apply_neighbour(self, vni: int, change: NeighbourChange) -> None:
+    def apply_neighbour(self, vni: int, change: EvpnNeighbourChange) -> None:
         state = change.mac, change.router
         if change.verb == "replace":
             assert self.neighbours.get((vni, change.ip)) != state

@@ -11,7 +11,7 @@ from vtep.wire.bgp.evpn import Route
 from vtep.wire.ethernet import format_mac
 
 
-class FdbChange(NamedTuple):
+class EvpnFdbChange(NamedTuple):
     """A change of an FDB entry of a VNI, for `fdb.batch`.
 
     `append` and `del` of the all-zero MAC add and remove a destination of flooded frames. `replace`
@@ -44,7 +44,7 @@ class FdbChange(NamedTuple):
         return params
 
 
-class NeighbourChange(NamedTuple):
+class EvpnNeighbourChange(NamedTuple):
     """A change of a neighbour of a VNI, for `neigh.batch`: it answers ARP and ND requests."""
 
     verb: Literal["replace", "del"]
@@ -68,8 +68,8 @@ class Changes:
     No two changes of a list concern the same entry or route. `log` has lines for the operator.
     """
 
-    fdb: dict[int, list[FdbChange]] = field(factory=dict)
-    neighbours: dict[int, list[NeighbourChange]] = field(factory=dict)
+    fdb: dict[int, list[EvpnFdbChange]] = field(factory=dict)
+    neighbours: dict[int, list[EvpnNeighbourChange]] = field(factory=dict)
     bridge: dict[int, list[BridgeChange]] = field(factory=dict)
     announce: list[Announcement] = field(factory=list)
     withdraw: list[Route] = field(factory=list)

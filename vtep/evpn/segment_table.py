@@ -5,7 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.changes import Changes, FdbChange, NeighbourChange
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.duplicates import Move, MoveTracker, Place, place_text
 from vtep.evpn.entries import FdbState, IpEntry, Local, MacEntry, best_route
 from vtep.evpn.local_entries import BridgeChange
@@ -308,7 +308,7 @@ class SegmentTable:
             self._collect_floods(changes)
 
     def _collect_macs(self, changes: Changes) -> None:
-        fdb: list[FdbChange] = []
+        fdb: list[EvpnFdbChange] = []
         bridge: list[BridgeChange] = []
         vni = self.vni
         for mac in self._changed_macs:
@@ -325,9 +325,9 @@ class SegmentTable:
                 entry.fdb = wanted
                 self.fdb_count += (wanted is not None) - (had is not None)
                 if wanted is not None:
-                    fdb.append(FdbChange("replace", mac, *wanted))
+                    fdb.append(EvpnFdbChange("replace", mac, *wanted))
                 elif had is not None:
-                    fdb.append(FdbChange("del", mac, had.vtep, had.dst_vni))
+                    fdb.append(EvpnFdbChange("del", mac, had.vtep, had.dst_vni))
             port = None if wanted is None else wanted.sticky
             if port != entry.bridged:
                 entry.bridged = port
@@ -350,7 +350,7 @@ class SegmentTable:
         return FdbState(shared.vtep, dst_vni, shared.sequence, shared.attributes.sticky)
 
     def _collect_ips(self, changes: Changes) -> None:
-        neighbours: list[NeighbourChange] = []
+        neighbours: list[EvpnNeighbourChange] = []
         # Only the local gateway answers for its address, whatever others announce.
         gateways = self.settings.gateways
         for ip in self._changed_ips:
@@ -361,9 +361,9 @@ class SegmentTable:
                 entry.neighbour = wanted
                 self.neighbour_count += (wanted is not None) - (had is not None)
                 if wanted is not None:
-                    neighbours.append(NeighbourChange("replace", ip, *wanted))
+                    neighbours.append(EvpnNeighbourChange("replace", ip, *wanted))
                 elif had is not None:
-                    neighbours.append(NeighbourChange("del", ip, had[0]))
+                    neighbours.append(EvpnNeighbourChange("del", ip, had[0]))
             if entry.local is not None or entry.announced is not None:
                 mac, attributes = MAC_ZERO, None
                 if entry.local is not None:
@@ -403,7 +403,7 @@ class SegmentTable:
         return None if best is None else (best.mac, best.shared.attributes.router)
 
     def _collect_floods(self, changes: Changes) -> None:
-        fdb: list[FdbChange] = []
+        fdb: list[EvpnFdbChange] = []
         for vtep in self._changed_floods:
             routes = self.floods.get(vtep, [])
             usable = [route for route in routes if route.is_usable]
@@ -413,11 +413,11 @@ class SegmentTable:
                 if vtep in self.installed_floods:
                     if self.installed_floods[vtep] == dst_vni:
                         continue
-                    fdb.append(FdbChange("del", MAC_ZERO, vtep, self.installed_floods[vtep]))
-                fdb.append(FdbChange("append", MAC_ZERO, vtep, dst_vni))
+                    fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed_floods[vtep]))
+                fdb.append(EvpnFdbChange("append", MAC_ZERO, vtep, dst_vni))
                 self.installed_floods[vtep] = dst_vni
             elif vtep in self.installed_floods:
-                fdb.append(FdbChange("del", MAC_ZERO, vtep, self.installed_floods.pop(vtep)))
+                fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed_floods.pop(vtep)))
             if not routes:
                 self.floods.pop(vtep, None)
         self._changed_floods.clear()
