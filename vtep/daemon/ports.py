@@ -12,7 +12,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.tap_plan import combine_setups
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import LEARNED
+from vtep.forwarding.fdb import LEARNED, Origin
 from vtep.host.tap_setup import TapSetup
 from vtep.wire import ethernet
 
@@ -114,18 +114,18 @@ def take_over(port: Port, former: Port) -> None:
     before = former.segment
     configured = before.fdb.keys_of(before.configured)
     for entry in tuple(before.fdb.entries()):
-        for remote, origin in entry.origins():
-            is_default, left = entry.mac == ethernet.MAC_ZERO, origin
+        for remote, given in entry.origins():
+            origin: Origin | None = given
+            is_default = entry.mac == ethernet.MAC_ZERO
             if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
-                # The new configuration has its own.
-                left = origin.withdraw(extern_learn=False)  # type: ignore[assignment]
-                if left is None:
-                    continue
+                origin = given.withdraw(extern_learn=False)  # The new configuration has its own.
+            if origin is None:
+                continue
             if remote.port == former.config.dstport:
                 remote = evolve(remote, port=port.config.dstport)  # noqa: PLW2901
             known = port.segment.source_remote(remote.host)
             if entry.kind != LEARNED or known is not None:
-                kind = entry.kind.with_origins((left,))
+                kind = entry.kind.with_origins((origin,))
                 port.fdb.append(entry.mac, remote, entry.updated, kind)
     if port.segment.neighbours is not None and before.neighbours is not None:
         port.segment.neighbours.copy_permanent(before.neighbours)
