@@ -75,6 +75,10 @@ class Fabric:
     def _configure(self, settings: Settings) -> None:
         if self._supervisor is None:
             if settings.evpn is None:
+                if self._former is not None:
+                    # The speaker of the former process is not admitted, and ends.
+                    self._former = None
+                    import_module("vtep.evpn.remains").remove_remains(self._vtep.ports.values())
                 return
             module = import_module("vtep.evpn.supervisor")
             self._supervisor = module.Supervisor(self._vtep, self._options)
