@@ -1,5 +1,6 @@
 """EVPN and faults: ends of the speaker, of the daemon and of the neighbour, and upgrades."""
 
+import json
 import os
 import re
 import signal
@@ -375,3 +376,49 @@ def test_a_frozen_speaker_and_a_restart_by_command(leaves: Leaves, start: Start)
     ping(leaves.host, "10.0.0.2")
     assert vtep.stop() == 0
     wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")
+
+
+def test_the_log_of_the_speaker_and_a_reload_of_its_neighbours(
+    leaves: Leaves, tmp_path: Path
+) -> None:
+    """Its lines are in the daemon's log; a reload resets only the sessions that it concerns."""
+    file, log = tmp_path / "pyvtep.toml", tmp_path / "log"
+    text = (
+        '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\n'
+        '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\nevpn = true\n'
+    )
+    file.write_text(text)
+    control = tmp_path / "own.sock"
+    arguments = ("--config", str(file), "--control", str(control))
+    vtep = Pyvtep(leaves.router, tmp_path, *arguments, "--log", str(log), "--log-format", "json")
+    vtep.control = control
+    wait_until(lambda: log.exists() and "established: AS 65000" in log.read_text(), "the session")
+    ping(leaves.host, "10.0.0.2")
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {record["level"] for record in records} <= {"info", "warning"}
+    # Rotated, and opened anew by both processes.
+    log.rename(tmp_path / "log.1")
+    file.write_text(text.replace('["192.0.2.2"]', '["192.0.2.2", "192.0.2.3"]'))
+    vtep.process.send_signal(signal.SIGHUP)
+
+    def neighbours() -> list[tuple[str, str]]:
+        with vtep.client() as client:
+            evpn = client.status()["evpn"]
+            return [] if evpn is None else [(s["neighbor"], s["state"]) for s in evpn["sessions"]]
+
+    wait_until(lambda: len(neighbours()) == 2, "the second neighbour")
+    assert neighbours()[0] == ("192.0.2.2", "established")
+    assert leaves.session()["connectionsEstablished"] == 1
+    wait_until(lambda: log.exists() and "192.0.2.3" in log.read_text(), "a line about it")
+    # On purpose: FRR sees the reason, and all routes of the session go.
+    file.write_text(text.replace('["192.0.2.2"]', '["192.0.2.3"]'))
+    with vtep.client() as client:
+        client.reload()
+    wait_until(lambda: destinations(vtep) == {}, "the end of the entries")
+    wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal")
+    assert "Peer De-configured" in leaves.session().get("lastNotificationReason", "")
+    file.write_text(text)
+    with vtep.client() as client:
+        client.reload()
+    ping(leaves.host, "10.0.0.2")
+    assert vtep.stop() == 0
