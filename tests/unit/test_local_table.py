@@ -1,5 +1,6 @@
 """Local MACs and addresses of EVPN segments, from messages of rtnetlink."""
 
+from ipaddress import ip_address
 from struct import pack
 from typing import Any
 
@@ -12,11 +13,14 @@ from vtep.evpn.local_table import LocalTable
 from vtep.host.neighbour_messages import (
     AF_BRIDGE,
     NTF_EXT_LEARNED,
+    NTF_ROUTER,
     NUD_NOARP,
     NUD_PERMANENT,
     NUD_REACHABLE,
+    RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELNEIGH,
+    RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     Message,
@@ -25,6 +29,7 @@ from vtep.host.neighbour_messages import (
 from vtep.wire.address import Address
 
 BRIDGE, TAP, PORT = 2, 3, 4
+NUD_FAILED = 0x20
 BRIDGE_MAC, TAP_MAC = (bytes((2, 0, 0, 0, 0, index)) for index in (BRIDGE, TAP))
 
 
@@ -34,11 +39,17 @@ def parsed(octets: bytes) -> Message:
 
 
 def link(
-    index: int, name: str, kind: str, master: int = 0, lower: int = 0, data: bytes = b""
+    index: int,
+    name: str,
+    kind: str,
+    master: int = 0,
+    lower: int = 0,
+    data: bytes = b"",
+    mac_index: int | None = None,
 ) -> Message:
     """Build an RTM_NEWLINK message; `data` is IFLA_INFO_DATA."""
     body = pack("=BxHiII", 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
-    body += attribute(1, bytes((2, 0, 0, 0, 0, index)))
+    body += attribute(1, bytes((2, 0, 0, 0, 0, mac_index or index)))
     body += attribute(18, attribute(1, kind.encode()) + attribute(2, data))
     body += attribute(5, pack("=I", lower)) if lower else b""
     body += attribute(10, pack("=I", master)) if master else b""
@@ -72,10 +83,11 @@ def entry(
 
 
 class Reports:
-    """The MACs that have been reported, which must not be reported twice."""
+    """The MACs and addresses that have been reported, which must not be reported twice."""
 
     def __init__(self) -> None:
         self.macs: dict[bytes, tuple[bool, bool]] = {}
+        self.neighbours: dict[str, tuple[bytes, bool]] = {}
         self.lost = 0
 
     def mac_added(self, _vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
@@ -86,10 +98,11 @@ class Reports:
         del self.macs[mac]
 
     def neighbour_added(self, _vni: int, ip: Address, mac: bytes, *, router: bool) -> None:
-        raise NotImplementedError
+        assert self.neighbours.get(str(ip)) != (mac, router)
+        self.neighbours[str(ip)] = mac, router
 
     def neighbour_removed(self, _vni: int, ip: Address) -> None:
-        raise NotImplementedError
+        del self.neighbours[str(ip)]
 
     def synced(self, _vni: int) -> None:
         raise NotImplementedError
@@ -228,3 +241,104 @@ def test_only_the_vlan_of_the_tap_counts() -> None:
     assert set(reports.macs) == {macs[1], bytes((2, 0, 0, 0, 0, 9))}
     table.update(link(BRIDGE, "br0", "bridge", data=attribute(7, b"\0")))
     assert set(reports.macs) == {*macs, BRIDGE_MAC}
+
+
+def neighbour(
+    ip: str, mac: bytes, device: int = BRIDGE, *, state: int = NUD_REACHABLE, flags: int = 0
+) -> Message:
+    """Build a message about a neighbour; with the state 0, about its deletion."""
+    octets = ip_address(ip).packed
+    body = pack("=BxxxiHBB", 2 if len(octets) == 4 else 10, device, state, flags, 1)
+    body += attribute(1, octets) + attribute(2, mac)
+    return parsed(message(RTM_NEWNEIGH if state else RTM_DELNEIGH, body))
+
+
+def own_address(ip: str, device: int = BRIDGE, *, gone: bool = False) -> Message:
+    """Build a message about an address of this host."""
+    octets = ip_address(ip).packed
+    body = pack("=BBBBI", 2 if len(octets) == 4 else 10, 24, 0, 0, device) + attribute(1, octets)
+    return parsed(message(RTM_DELADDR if gone else RTM_NEWADDR, body))
+
+
+def test_addresses_are_those_of_the_host_and_of_neighbours() -> None:
+    """An address of the host comes first; one without a MAC, or of a control plane, is none."""
+    mac = bytes((2, 0, 0, 1, 0, 1))
+    table, reports = new_table(
+        neighbour("10.0.0.9", mac),
+        neighbour("fd00::9", mac, flags=NTF_ROUTER),
+        neighbour("10.0.0.8", mac, flags=NTF_EXT_LEARNED),
+        neighbour("10.0.0.7", mac, PORT),
+        neighbour("10.0.0.6", b""),
+        neighbour("ff02::1", mac),
+        own_address("10.0.0.1"),
+    )
+    known = {"10.0.0.9": (mac, False), "fd00::9": (mac, True), "10.0.0.1": (BRIDGE_MAC, False)}
+    assert reports.neighbours == known
+    table.update(neighbour("10.0.0.9", mac))
+    table.update(own_address("10.0.0.9"))
+    assert reports.neighbours["10.0.0.9"] == (BRIDGE_MAC, False)
+    table.update(own_address("10.0.0.9", gone=True))
+    assert reports.neighbours == known
+    table.update(neighbour("10.0.0.9", mac, state=NUD_FAILED))
+    table.update(neighbour("fd00::9", mac, state=0))
+    table.update(neighbour("fd00::9", mac, state=0))
+    assert reports.neighbours == {"10.0.0.1": (BRIDGE_MAC, False)}
+    # The TAP takes part alone, with its own addresses.
+    table.update(neighbour("10.0.0.5", mac, TAP))
+    table.update(link(TAP, "vx0", "tun"))
+    assert reports.neighbours == {"10.0.0.5": (mac, False)}
+
+
+def test_a_dump_without_an_address_removes_it() -> None:
+    """Of the host or of a neighbour; a device that is not in it is gone, with its entries."""
+    mac = bytes((2, 0, 0, 1, 0, 1))
+    table, reports = new_table(
+        *(neighbour(ip, mac) for ip in ("10.0.0.8", "10.0.0.9")),
+        *(own_address(ip) for ip in ("10.0.0.1", "10.0.0.2")),
+        entry(mac),
+    )
+    table.begin_dump()
+    for one in (*LINKS, neighbour("10.0.0.9", mac), own_address("10.0.0.2")):
+        table.update(one, is_reply=True)
+    table.end_dump()
+    table.end_dump()
+    assert reports.neighbours == {"10.0.0.9": (mac, False), "10.0.0.2": (BRIDGE_MAC, False)}
+    assert reports.macs == {BRIDGE_MAC: (True, False)}
+    table.begin_dump()
+    for one in LINKS[1:]:
+        table.update(one, is_reply=True)
+    table.end_dump()
+    assert table.attachment(100) == (TAP, 0)
+    assert reports.neighbours == {}
+
+
+def test_the_mac_of_a_gateway_is_marked() -> None:
+    """It is that of a device with an address of --anycast-gateway, while it has the address."""
+    table, reports = new_table()
+    gateway = ip_address("fd00::254")
+    table.configure({100: TapPlace("vx0", "br0", frozenset([gateway]))})
+    table.update(own_address("fd00::254"))
+    assert reports.macs == {BRIDGE_MAC: (True, True)}
+    assert reports.neighbours == {"fd00::254": (BRIDGE_MAC, True)}
+    table.update(own_address("fd00::254", gone=True))
+    assert reports.macs == {BRIDGE_MAC: (True, False)}
+    table.update(link(BRIDGE, "br0", "bridge", mac_index=77))
+    assert set(reports.macs) == {bytes((2, 0, 0, 0, 0, 77))}
+
+
+def test_whose_entry_is_on_the_port_of_the_tap() -> None:
+    """That of EVPN may be written and deleted, but not those of the bridge and of users."""
+    macs = [bytes((2, 0, 0, 1, 0, number)) for number in range(5)]
+    table, _ = new_table(
+        entry(macs[0], TAP, flags=NTF_EXT_LEARNED),
+        entry(macs[1], TAP, state=NUD_NOARP),
+        entry(macs[2], BRIDGE, state=NUD_PERMANENT),
+        entry(macs[3], TAP),
+    )
+    owners = [table.entry_owner(100, mac) for mac in macs]
+    assert owners == ["evpn", "other", "other", None, None]
+    assert set(table.remote_macs(100)) == {macs[0]}
+    assert table.device("vx0") == TAP
+    assert table.device("vx1") == 0
+    assert not table.is_local(100, macs[3])
+    assert set(table.remote_macs(200)) == set()

@@ -1,4 +1,4 @@
-"""Where TAPs of EVPN segments are: on which bridge, in which VLAN, with which devices. No I/O."""
+"""Places of the TAPs of EVPN segments: bridge, VLAN, and devices of the host there. No I/O."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
