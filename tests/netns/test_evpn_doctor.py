@@ -79,3 +79,10 @@ def test_why_a_session_or_a_route_is_missing(
     code, report = consult(router, "--socket", str(vtep.control))
     assert code == 0, report["findings"]
     assert vtep.run("status")
+
+    # The end of a session is an event.
+    with vtep.client() as client:
+        events = client.monitor()
+        frr.kill_bgpd()
+        event = next(each for each in events if each.get("object") == "evpn-session")
+    assert event == {"event": "down", "object": "evpn-session", "remote": "192.0.2.2"}

@@ -182,7 +182,7 @@ MISTAKES = [
         "monitor foo",
         (
             "'foo' is not one of 'fdb', 'remote', 'vni', 'mtu', 'loop', 'storm', 'config', "
-            "'remote-liveness'; usage: "
+            "'remote-liveness', 'evpn-session'; usage: "
         ),
     ),
     ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'; usage: pyvtep completion "),

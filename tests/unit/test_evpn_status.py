@@ -2,8 +2,10 @@
 
 from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
+from vtep.cli.monitor import format_event
 from vtep.cli.status_text import WIDTH, format_status
 from vtep.control import status as making
+from vtep.control.events import Events
 from vtep.control.evpn_schema import EvpnStatus
 from vtep.control.problems import of_evpn
 from vtep.daemon.vtep import Vtep
@@ -92,3 +94,18 @@ def test_the_lines_of_a_status() -> None:
     assert "neighbor fe80::9%eth0 active, for 12 s" in text
     assert "vni 100: vteps 2, macs 5, neighbours 3, announced 4" in text
     assert "and 23 more sessions: --json shows them" in text
+
+
+def test_sessions_that_come_and_go_are_events() -> None:
+    vtep = Vtep()
+    seen: list[str] = []
+    end = Events(vtep).watch(lambda event: seen.append(format_event(event)))
+    for watcher in vtep.evpn_watchers:
+        watcher("established", "10.0.0.1")
+        watcher("down", "fe80::9%eth0")
+    end()
+    assert not vtep.evpn_watchers
+    assert seen == [
+        "Established evpn-session 10.0.0.1",
+        "Down evpn-session fe80::9%eth0",
+    ]

@@ -23,10 +23,15 @@ _VERBS = {
     "seen": "Seen",
     "silent": "Silent",
     "refused": "Refused",
+    "established": "Established",
+    "down": "Down",
 }
 """The first word of a line, as in `bridge monitor`; for what was added or changed there is none."""
 
-OBJECTS = ("fdb", "remote", "vni", "mtu", "loop", "storm", "config", "remote-liveness")
+OBJECTS = (
+    *("fdb", "remote", "vni", "mtu", "loop", "storm", "config", "remote-liveness"),
+    "evpn-session",
+)
 
 
 @click.command(cls=commands.CliCommand)
@@ -61,7 +66,10 @@ def format_event(event: MonitorEvent) -> str:
     if verb == "lost":
         return f"... {event['count']} events lost: they were not read fast enough"
     words = [_VERBS[verb]] if verb in _VERBS else []
-    subject, dev = event["object"], event["dev"]
+    subject = event["object"]
+    if subject == "evpn-session":
+        return " ".join((*words, subject, str(event["remote"])))
+    dev = event["dev"]
     if subject in ("fdb", "remote"):
         words += [event["mac"], "dev", dev]
         for to in event["destinations"]:

@@ -33,6 +33,7 @@ class Events:
         if len(self._observers) == 1:
             self._unwatch[None] = self._vtep.watch(self._vtep_changed)
             self._vtep.liveness.watchers.append(self._liveness_changed)
+            self._vtep.evpn_watchers.append(self._session_changed)
             for port in self._vtep.ports.values():
                 self._watch_port(port)
         return lambda: self._unsubscribe(observer)
@@ -43,6 +44,7 @@ class Events:
             for unwatch in self._unwatch.values():
                 unwatch()
             self._vtep.liveness.watchers.remove(self._liveness_changed)
+            self._vtep.evpn_watchers.remove(self._session_changed)
             self._unwatch.clear()
             self._mtus.clear()
 
@@ -77,6 +79,9 @@ class Events:
     def _liveness_changed(self, state: LivenessState, port: Port, host: str) -> None:
         event: MonitorEvent = {"event": str(state), "object": "remote-liveness", "remote": host}
         self._notify({**event, "vni": port.config.vni, "dev": port.config.tap})
+
+    def _session_changed(self, what: str, neighbor: str) -> None:
+        self._notify({"event": what, "object": "evpn-session", "remote": neighbor})
 
     def _vtep_changed(self, what: str, port: Port, details: Mapping[str, object]) -> None:
         event: MonitorEvent = {"event": what, "vni": port.config.vni, "dev": port.tap}

@@ -287,6 +287,7 @@ class MonitorEvent(TypedDict):
     fdb: `mac`, `destinations`, `state`, `extern_learn`, `sticky`; remote: the same, of the all-zero
     MAC; vni: nothing more; mtu: `mtu`; config: `options`, those that changed.
     remote-liveness: `remote`, the address; loop: the same.
+    evpn-session: `remote`, the BGP neighbour; neither `vni` nor `dev`.
     storm: the keys of `StormSource`, and `dropped`.
     A MAC that is held is so until it is released, changed, deleted or expired.
     If a subscriber was too slow, `event` is "lost" and `count` is the number of missing events.
@@ -294,7 +295,8 @@ class MonitorEvent(TypedDict):
 
     event: str
     """added, changed, moved, held, released, deleted or expired; of a loop, blocked or unblocked;
-    of a storm, began or ended; of the liveness of a remote, seen, silent or refused; or lost."""
+    of a storm, began or ended; of the liveness of a remote, seen, silent or refused; of a BGP
+    session, established or down; or lost."""
     object: NotRequired[str]
     vni: NotRequired[int]
     dev: NotRequired[str]

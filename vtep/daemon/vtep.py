@@ -135,6 +135,8 @@ class Vtep:
         """When `reset_counters` was last called, in seconds of the monotonic clock."""
         self.evpn_status: Callable[[], Any] | None = None
         """Returns the state of EVPN (`vtep.control.schema.EvpnStatus`); None without EVPN."""
+        self.evpn_watchers: list[Callable[[str, str], None]] = []
+        """Called with "established" or "down", and the neighbour, when a BGP session changes."""
         self.unmatched = parts.unmatched
         """The VTEPs whose EVPN routes no VNI takes, which explains some drops."""
         self.on_flushed: Callable[[], None] | None = None

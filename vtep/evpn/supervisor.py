@@ -11,7 +11,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vtep import __version__
 from vtep.config import Settings
 from vtep.control import views
-from vtep.control.evpn_schema import EvpnReport, EvpnSpeaker, EvpnStatus
+from vtep.control.evpn_schema import EvpnReport, EvpnSession, EvpnSpeaker, EvpnStatus
 from vtep.control.params import Params
 from vtep.control.server import Server
 from vtep.daemon.port import Port
@@ -199,13 +199,23 @@ class Supervisor:
     def report(self, given: Params) -> None:
         """Keep the report of the speaker, for the status."""
         self._check(given)
+        before = self._report["sessions"]
         self._report = cast("EvpnReport", {**_empty_report(), **given.objects(*REPORT)})
         self._reported = time.monotonic()
+        self._notify_sessions(_established(before), _established(self._report["sessions"]))
         self._vtep.unmatched.replace(
             (each["vtep"], each["neighbor"], each["route_targets"])
             for each in self._report["unmatched"]
         )
         self._watch_reports()
+
+    def _notify_sessions(self, before: frozenset[str], now: frozenset[str]) -> None:
+        """Tell the watchers of the VTEP which BGP sessions have come up, and which have ended."""
+        changes = [("down", each) for each in sorted(before - now)]
+        changes += [("established", each) for each in sorted(now - before)]
+        for watcher in self._vtep.evpn_watchers:
+            for what, neighbor in changes:
+                watcher(what, neighbor)
 
     def restart(self) -> "asyncio.Future[dict[str, int]]":
         """End the speaker, and start it again. Returns: a future of its process."""
@@ -325,6 +335,7 @@ class Supervisor:
             ended.cancel()
         why = speaker.reap()
         self._speaker, self._attached = None, False
+        self._notify_sessions(_established(self._report["sessions"]), frozenset())
         self._report, self._reported = _empty_report(), None
         self._vtep.unmatched.replace(())
         self._set_alarm(None)
@@ -411,6 +422,10 @@ class Supervisor:
 
 def _socket_of(control: Path) -> Path:
     return control.with_suffix(SOCKET_SUFFIX)
+
+
+def _established(sessions: Iterable[EvpnSession]) -> frozenset[str]:
+    return frozenset(each["neighbor"] for each in sessions if each["state"] == "established")
 
 
 def _empty_report() -> EvpnReport:
