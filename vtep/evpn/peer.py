@@ -372,7 +372,7 @@ class Peer:
     # --- timers -----------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        """Have the timer expire no later than that of the FSM which is next."""
+        """Set the timer to the earliest time at which the FSM wants to be called."""
         due = self.session.next_time
         if due is None:
             return
