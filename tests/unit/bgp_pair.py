@@ -160,7 +160,7 @@ class Network:
         node.act(node.session.connected(number, self.now))
 
     def advance(self, *nodes: Node) -> None:
-        """Let the time pass until the next timer of a node expires, and handle it."""
+        """Advance the clock to the next timer of a node, and handle it."""
         times = [node.session.next_time for node in nodes]
         due = min((time for time in times if time is not None), default=None)
         if due is None:
