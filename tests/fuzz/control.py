@@ -83,6 +83,8 @@ def run(data: bytes) -> None:
             assert str(error)
             assert "\n" not in str(error)
         else:
+            if isinstance(result, dict) and item.method.endswith(".batch"):
+                assert all("\n" not in each["error"] for each in result["errors"])
             _check(b"".join(jsonrpc.success(result, item.id)), item.id)
 
 
@@ -105,6 +107,12 @@ def seeds() -> Iterator[bytes]:
         "ip": "10.0.0.1",
         "tap": "vx1",
         "remote": "192.0.2.9",
+        "changes": [
+            {"verb": "replace", "mac": "02:00:00:00:00:02", "dst": "192.0.2.2", "sequence": 1}
+            | {"extern_learn": True},
+            {"verb": "add", "ip": "10.0.0.2", "mac": "02:00:00:00:00:02", "extern_learn": True},
+            {"verb": "del", "mac": "02:00:00:00:00:02", "extern_learn": True},
+        ],
     }
     for name, method in _methods().table.items():
         for most in (0, 1, len(method.takes)):

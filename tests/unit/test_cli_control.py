@@ -137,6 +137,17 @@ STORM_EVENT: MonitorEvent = {
             {**ENTRY_EVENT, "event": "expired", "destinations": [], "extern_learn": False},
             f"Deleted {MAC} dev vx0 dynamic",
         ),
+        (
+            {
+                **ENTRY_EVENT,
+                "extern_learn": False,
+                "destinations": [
+                    {**destination("192.0.2.2", 4789, 1), "sequence": 3},
+                    {**destination("192.0.2.3", 4789, 1), "extern_learn": False},
+                ],
+            },
+            f"{MAC} dev vx0 dst 192.0.2.2 extern_learn seq 3 dst 192.0.2.3 dynamic",
+        ),
         ({"event": "added", "object": "vni", "vni": 7, "dev": "vx7"}, "vni 7 dev vx7"),
         ({"event": "deleted", "object": "vni", "vni": 7, "dev": "vx7"}, "Deleted vni 7 dev vx7"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 from vtep.control.batches import CHANGES_MAX
 from vtep.control.params import Params
 from vtep.control.schema import BatchError, BatchResult
-from vtep.errors import ConfigError, VtepError
+from vtep.errors import ConfigError, VtepError, shown
 
 _SLICE_S = 0.0005
 """Seconds of changes, after which frames have their turn: 10 to 20 changes."""
@@ -51,5 +51,5 @@ def _make(change: Any, verbs: Mapping[str, tuple[Change, frozenset[str]]]) -> No
     if not change.keys() <= takes:
         unknown = next(name for name in change if name not in takes)
         known = ", ".join(sorted(takes - {"verb"}))
-        raise ConfigError(f"{unknown}: is not a parameter of {verb}, which takes {known}")
+        raise ConfigError(f"{shown(unknown)}: is not a parameter of {verb}, which takes {known}")
     function(Params(change))
