@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.netns.fabric import add_bridge, kernel_fdb
-from tests.netns.hosts import DEADLINE, address, mac_of, packet_socket, wait_until
+from tests.netns.hosts import DEADLINE, address, mac_of, packet_socket, ping, wait_until
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.local_entries import BridgeChange, TapPlace
 from vtep.host.neighbour_messages import (
@@ -226,6 +226,32 @@ def test_addresses_are_reported(host: Host, bridge: str) -> None:
         assert watch.macs == {own: (True, False)}
         host.run("ip", "link", "set", bridge, "address", "02:00:00:00:00:02")
         wait_until(lambda: set(watch.macs) == {"02:00:00:00:00:02"}, "the other MAC")
+
+
+def test_addresses_of_local_hosts_are_verified(host: Host, bridge: str, lab: Lab) -> None:
+    """One that a host has given up goes, while another of the same MAC stays."""
+    address(host, bridge, "10.0.0.1/24", "fd00::1/64")
+    for family in ("ipv4", "ipv6"):
+        neigh = f"net.{family}.neigh.{bridge}"
+        host.run("sysctl", "-qw", f"{neigh}.delay_first_probe_time=1")
+        host.run("sysctl", "-qw", f"{neigh}.retrans_time_ms=200", f"{neigh}.mcast_resolicit=0")
+    other = lab.host("other")
+    host.run("ip", "link", "set", "q0", "name", "eth0", "address", HOST_MAC, "netns", other.pid)
+    other.run("ip", "link", "set", "eth0", "up")
+    address(other, "eth0", "10.0.0.9/24", "fd00::9/64")
+    stays, goes = ("10.0.0.9", "fd00::9"), ("10.0.0.8", "fd00::8", "10.0.0.7")
+    with watched(host, {VNI: TapPlace("vx0", "br0")}, probe_interval=0.5) as watch:
+        for ip in stays:
+            ping(host, ip)
+        for ip in (*stays, *goes):
+            mac = HOST_MAC if ip != "10.0.0.7" else "02:00:00:00:0a:02"
+            host.run("ip", "neigh", "replace", ip, "lladdr", mac, "dev", bridge, "nud", "stale")
+        wait_until(lambda: {*stays, *goes} <= {*watch.neighbours}, "all addresses")
+        wait_until(lambda: not {*goes[:2]} & {*watch.neighbours}, "those that are gone")
+        assert {*stays} <= {*watch.neighbours}
+        # Those of remote hosts are not probed: nothing is sent over the tunnel.
+        assert "10.0.0.7" in watch.neighbours
+        assert "STALE" in host.run("ip", "neigh", "show", "10.0.0.7")
 
 
 def test_the_tap_is_followed(host: Host) -> None:

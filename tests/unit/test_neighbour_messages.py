@@ -3,6 +3,7 @@
 from ipaddress import ip_address
 from struct import pack
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from vtep.host.neighbour_messages import (
     NTF_EXT_LEARNED,
     NTF_MASTER,
     NTF_STICKY,
+    NTF_USE,
     NUD_NOARP,
     NUD_STALE,
     RTM_DELNEIGH,
@@ -27,6 +29,7 @@ from vtep.host.neighbour_messages import (
     build_fdb_deletion,
     build_fdb_entry,
     build_port_learning,
+    build_probe,
     parse_address,
     parse_neighbour,
     split_messages,
@@ -97,6 +100,16 @@ def test_requests_have_the_form_of_events(
     )
     assert parse_neighbour(learning) is None
     assert learning.whole[-8:] == bytes((5, 0, 8, 0, 1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.9", "fd00::9"])
+def test_a_probe_changes_nothing_of_a_neighbour(ip: str) -> None:
+    """It has no state or MAC, and does not create one."""
+    (request,) = split_messages(build_probe(7, ip_address(ip), 3))
+    address = ip_address(ip)
+    family = AF_INET if address.version == 4 else AF_INET6
+    assert parse_neighbour(request) == Neighbour(family, False, 7, 0, NTF_USE, b"", address, 0, 0)
+    assert request.whole[6:8] == bytes((1, 0))
 
 
 def test_dumps_are_requested() -> None:

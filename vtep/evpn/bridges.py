@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from vtep.evpn.entry_reader import EntryReader
 from vtep.evpn.local_entries import BridgeChange, LocalEvents, TapPlace
 from vtep.evpn.local_table import LocalTable
+from vtep.evpn.neighbour_prober import PROBE_INTERVAL_S, NeighbourProber
 from vtep.evpn.port_writer import PortWriter
 
 _RECEIVE_BUFFER = 32 << 20
@@ -17,15 +18,22 @@ class BridgeWatch:
     """Reports local MACs and addresses of EVPN VNIs, and writes remote MACs to bridge ports.
 
     It is made, and its methods are called, in the thread of the running event loop, which also
-    calls `events`.
+    calls `events`. Neighbours that are local hosts are verified every `probe_interval` seconds.
 
     Raises: OSError if the kernel refuses a socket.
     """
 
-    def __init__(self, events: LocalEvents, *, receive_buffer: int = _RECEIVE_BUFFER) -> None:
+    def __init__(
+        self,
+        events: LocalEvents,
+        *,
+        receive_buffer: int = _RECEIVE_BUFFER,
+        probe_interval: float = PROBE_INTERVAL_S,
+    ) -> None:
         self._events = events
         self._table = LocalTable(events)
         self._writer = PortWriter(self._table)
+        self._prober = NeighbourProber(self._table, probe_interval)
         self._receive_buffer = receive_buffer
         self._reader: EntryReader | None = None
         self._synced = asyncio.Event()
@@ -64,6 +72,7 @@ class BridgeWatch:
         if self._reader is not None:
             self._reader.close()
         self._writer.close()
+        self._prober.close()
 
     async def drain(self) -> None:
         """Wait until all changes of `apply` have been written."""

@@ -132,6 +132,14 @@ class LocalTable:
                     return "other"
         return None
 
+    def local_neighbours(self) -> Iterator[tuple[int, Address]]:
+        """Yield device and address of each neighbour that is a local host, not this one."""
+        for segment in self._segments.values():
+            for owner in segment.at.owners:
+                for ip, (mac, _) in self._neighbours.get(owner, {}).items():
+                    if mac in segment.macs and mac not in segment.own_macs:
+                        yield owner, ip
+
     def link(self, index: int) -> Link | None:
         """Return a device."""
         return self._links.get(index)

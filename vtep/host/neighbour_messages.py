@@ -39,6 +39,7 @@ NUD_PERMANENT = 0x80
 NUD_RESOLVED = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT
 """The states of a neighbour with a MAC address that a host has announced or a user has set."""
 
+NTF_USE = 0x01
 NTF_MASTER = 0x04
 NTF_OFFLOADED = 0x20
 NTF_EXT_LEARNED = 0x10
@@ -84,6 +85,7 @@ _U16 = Struct("=H")
 _U32 = Struct("=I")
 _INDEX = Struct("=i")
 _MAC_OCTETS = 6
+_IPV4 = 4
 _IPV4_OCTETS = 4
 _IPV6_OCTETS = 16
 
@@ -239,6 +241,16 @@ def build_fdb_deletion(port: int, mac: bytes, sequence: int, vlan: int = 0) -> b
     if vlan:
         body += _attribute(_NDA_VLAN, _U16.pack(vlan))
     return _build(RTM_DELNEIGH, 0, sequence, body)
+
+
+def build_probe(device: int, ip: Address, sequence: int) -> bytes:
+    """Build a request to verify a neighbour if it is stale (NTF_USE).
+
+    The kernel answers only if there is no such neighbour.
+    """
+    family = AF_INET if ip.version == _IPV4 else AF_INET6
+    body = _NEIGHBOUR.pack(family, device, 0, NTF_USE, 0) + _attribute(_NDA_DST, ip.packed)
+    return _build(RTM_NEWNEIGH, 0, sequence, body)
 
 
 def build_port_learning(port: int, sequence: int, *, on: bool) -> bytes:
