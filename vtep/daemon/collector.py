@@ -17,7 +17,7 @@ _INTERVAL_S = 1.0
 """Seconds between two collections of young objects."""
 
 _BULK = 5_000
-"""New FDB entries within an interval from which on they are not visited but frozen."""
+"""New FDB entries and neighbours from which on they are not visited any more, but frozen."""
 
 _FULL_INTERVAL_S = 30.0
 """The least seconds between two full collections."""
@@ -32,6 +32,7 @@ class Collector:
     def __init__(self, vtep: Vtep) -> None:
         self._vtep = vtep
         self._entries = 0
+        """How many there were when they were frozen last, or less."""
         self._changed = False
         self._last_full = 0.0
         self._has_frozen_numba = vtep.fast_path.status is FastPathStatus.ON
@@ -66,14 +67,17 @@ class Collector:
             self._has_frozen_numba = True
         if fast_path.status is FastPathStatus.LOADING:
             return
-        before = self._entries
-        self._entries = sum(len(port.fdb) for port in self._vtep.ports.values())
-        if self._entries - before > _BULK:
+        entries = sum(
+            len(port.fdb) + len(port.segment.neighbours or ()) for port in self._vtep.ports.values()
+        )
+        self._entries = min(self._entries, entries)
+        if entries - self._entries > _BULK:
             # Entries are in no cycle. Frozen ones are freed all the same, by their last reference.
             gc.freeze()
+            self._entries = entries
         elif (
             self._changed
-            and self._entries <= _FULL_ENTRIES_MAX
+            and entries <= _FULL_ENTRIES_MAX
             and now - self._last_full >= _FULL_INTERVAL_S
         ):
             gc.collect()

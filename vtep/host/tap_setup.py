@@ -274,7 +274,8 @@ def _bridge_of(link: Any) -> int:
 
 def _max_port_mtu(netlink: IPRoute, index: int, bridge: int) -> int:
     """Return the largest MTU of a bridge's ports but the one at `index`; 0 if there are none."""
-    ports = netlink.link("dump", master=bridge) if bridge else ()
+    # Without a filter of pyroute2 the kernel filters by the master, and only ports are parsed.
+    ports = netlink.link("dump", dump_filter=None, master=bridge) if bridge else ()
     mtus: list[int] = [port.get("mtu") for port in ports if port["index"] != index]
     return min(max(mtus, default=0), _TAP_MTU_MAX)
 
