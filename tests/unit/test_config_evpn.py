@@ -243,6 +243,8 @@ def test_a_segment_needs_sessions() -> None:
     with pytest.raises(ConfigError, match="--evpn: there is no BGP session"):
         Settings(segments=[Config(vni=1, evpn=True)])
     Settings(segments=[Config(vni=1, evpn=True)], evpn=SESSIONS)
+    with pytest.raises(ConfigError, match="--control none: EVPN needs the control socket"):
+        Settings(segments=[], evpn=SESSIONS, control="none")
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,7 @@ class Settings:
     @evpn.validator
     def _check_evpn(self, _attribute: "Attribute[Any]", value: EvpnSettings | None) -> None:
         evpn_options.check_process(self.segments, value)
+        if value is not None and self.control == "none":
+            raise ConfigError(
+                "--control none: EVPN needs the control socket; leave out --control none"
+            )

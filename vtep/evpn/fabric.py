@@ -1,6 +1,7 @@
 """EVPN of a process: nothing but this module is loaded until EVPN is configured."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -17,6 +18,11 @@ from vtep.errors import VtepError
 
 if TYPE_CHECKING:
     from vtep.evpn.supervisor import Supervisor
+
+log = logging.getLogger("vtep")
+
+_PAUSE_S = 5.0
+"""Seconds after an internal error."""
 
 REPORT: Final = (
     *("sessions", "segments", "unmatched", "label_conflicts", "duplicates", "ignored", "problems"),
@@ -36,6 +42,7 @@ class Fabric:
         self._needed = asyncio.Event()
         self._supervisor: Supervisor | None = None
         self._server: Server | None = None
+        self._removing: asyncio.Task[None] | None = None
         self._former: tuple[Mapping[str, Any], Mapping[int, Port]] | None = None
         self.methods: Final = {
             "evpn.attach": Method(
@@ -78,7 +85,9 @@ class Fabric:
                 if self._former is not None:
                     # The speaker of the former process is not admitted, and ends.
                     self._former = None
-                    import_module("vtep.evpn.remains").remove_remains(self._vtep.ports.values())
+                    remove = import_module("vtep.evpn.remains").remove_remains
+                    ports = list(self._vtep.ports.values())
+                    self._removing = asyncio.get_running_loop().create_task(remove(ports))
                 return
             module = import_module("vtep.evpn.supervisor")
             self._supervisor = module.Supervisor(self._vtep, self._options)
@@ -98,7 +107,17 @@ class Fabric:
     async def run(self) -> None:
         """Run the speaker, and start it again whenever it ends, until cancelled."""
         await self._needed.wait()
-        await self._need().run()
+        while True:
+            try:
+                await self._need().run()
+            except Exception as error:  # noqa: BLE001  whatever it is, forwarding goes on
+                self._log_error(error)
+                await asyncio.sleep(_PAUSE_S)
+
+    @staticmethod
+    def _log_error(error: Exception) -> None:
+        log.error("EVPN: internal error: %r; please report it", error)
+        log.debug("traceback:", exc_info=error)
 
     def reopen_log(self) -> None:
         """Make the speaker open its log file anew."""

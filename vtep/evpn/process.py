@@ -30,6 +30,9 @@ class SpeakerProcess:
         self.pid = pid
         self.token = token
         self._child = child
+        self.is_proven = child is not None
+        """False for a number that may be that of another process by now, until it has shown the
+        token."""
         # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
         self.pidfd = os.pidfd_open(pid)
         self.ended = asyncio.Event()
@@ -64,7 +67,10 @@ class SpeakerProcess:
         self.ended.set()
 
     def send(self, number: int) -> None:
-        """Send a signal, if the process still exists."""
+        """Send a signal, if the process still exists. One that is not proven is forgotten."""
+        if not self.is_proven:
+            self._on_ended()
+            return
         with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self.pidfd, number)
 

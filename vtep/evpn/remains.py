@@ -1,19 +1,19 @@
 """Entries of EVPN that no speaker looks after any more, and their removal by the daemon."""
 
+import asyncio
 from collections.abc import Iterable
 
 from vtep.daemon.port import Port
 from vtep.forwarding.fdb import Filter
 
+_OF_EVPN = Filter(extern_learn=True)
 
-def remove_remains(ports: Iterable[Port]) -> int:
-    """Remove all entries of EVPN from the FDBs and the neighbours of ports.
 
-    Returns: their number.
-    """
-    count = 0
+async def remove_remains(ports: Iterable[Port]) -> None:
+    """Remove all entries of EVPN from the FDBs and the neighbours of ports, in slices."""
     for port in ports:
-        count += port.fdb.flush(Filter(extern_learn=True))
+        for page in port.fdb.pages():
+            port.segment.flush(_OF_EVPN, page)
+            await asyncio.sleep(0)  # Frames have their turn.
         if port.segment.neighbours is not None:
-            count += port.segment.neighbours.flush(extern_learn=True)
-    return count
+            port.segment.neighbours.flush(extern_learn=True)

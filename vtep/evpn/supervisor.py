@@ -44,6 +44,9 @@ _LASTED_S = 10.0
 _END_S = 1.0
 """Seconds for the speaker to end its sessions."""
 
+_CLEAN_UP_S = 15.0
+"""Seconds for the speaker to remove its entries and to end, once there is to be no EVPN."""
+
 _ATTACH_S = 60.0
 """Seconds for a speaker to start and connect, most of which it takes to load its modules."""
 
@@ -73,7 +76,6 @@ class Supervisor:
         """Set while there is to be a speaker."""
         self._speaker: SpeakerProcess | None = None
         self._attached = False
-        self._is_ending = False
         self._starts = 0
         self._since = time.monotonic()
         self._failed = False
@@ -89,6 +91,7 @@ class Supervisor:
         self._last_instance = 0
         self._flushes = 0
         self._restarting: list[asyncio.Future[dict[str, int]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._stale: asyncio.TimerHandle | None = None
         vtep.watch(self._on_port_changed)
@@ -106,6 +109,11 @@ class Supervisor:
                 self._expect()
         else:
             self._wanted.clear()
+            self._cancel_stale()
+            if self._speaker is not None:
+                # It removes its entries first, and may have many.
+                loop = asyncio.get_running_loop()
+                loop.call_later(_CLEAN_UP_S, self._kill_unwanted, self._speaker)
         self._notify()
 
     def on_serving(self, server: Server) -> None:
@@ -118,8 +126,9 @@ class Supervisor:
             return
         if port.config.evpn or port.config.vni in self._instances:
             self._notify()
-        if event == "changed" and values.get("evpn") is False and self._speaker is None:
-            remove_remains([port])
+        if event == "changed" and values.get("evpn") is False:
+            # Here as well: the speaker may end before it has.
+            self._remove([port])
 
     def _on_flushed(self) -> None:
         """Have the speaker give its entries again, which a user has flushed with others."""
@@ -179,6 +188,8 @@ class Supervisor:
         if not self._attached:
             self._since = time.monotonic()
             log.info("EVPN speaker, process %d: runs", self._speaker.pid if self._speaker else 0)
+        if self._speaker is not None:
+            self._speaker.is_proven = True
         self._attached = True
         self._failed = False
         self._version = given.text("version")
@@ -226,6 +237,7 @@ class Supervisor:
         if self._speaker is not None:
             log.info("EVPN speaker, process %d: to be restarted", self._speaker.pid)
             self._speaker.send(signal.SIGTERM)
+            asyncio.get_running_loop().call_later(2 * _END_S, self._kill, self._speaker)
         return future
 
     def _check(self, given: Params) -> None:
@@ -324,15 +336,8 @@ class Supervisor:
             self._set_alarm(_ATTACH_S)
 
     async def _watch(self, speaker: SpeakerProcess) -> None:
-        """Wait for the end of a speaker; end it if EVPN is not configured any more."""
-        ended = asyncio.ensure_future(speaker.ended.wait())
-        try:
-            while not ended.done():
-                await asyncio.wait((ended,), timeout=None if self._wanted.is_set() else _END_S)
-                if not self._wanted.is_set() and not ended.done():
-                    speaker.send(signal.SIGKILL)
-        finally:
-            ended.cancel()
+        """Wait for the end of a speaker, and note how it has ended."""
+        await speaker.ended.wait()
         why = speaker.reap()
         self._speaker, self._attached = None, False
         self._notify_sessions(_established(self._report["sessions"]), frozenset())
@@ -342,7 +347,7 @@ class Supervisor:
         if not self._wanted.is_set():
             log.info("EVPN speaker ended: EVPN is not configured any more")
             self._cancel_stale()
-            remove_remains(self._vtep.ports.values())
+            self._remove(self._vtep.ports.values())
         elif self._restarting:
             self._expect()
         elif why == BY_REQUEST:  # Such as SIGTERM to all processes of a unit.
@@ -389,9 +394,23 @@ class Supervisor:
 
     def _on_stale(self) -> None:
         self._stale = None
-        ports = [port for port in self._vtep.ports.values() if port.config.evpn]
-        count = remove_remains(ports)
-        log.warning("no EVPN speaker runs, and its entries are stale: removed %d", count)
+        log.warning("no EVPN speaker runs, and its entries are stale: they are removed")
+        self._remove(port for port in self._vtep.ports.values() if port.config.evpn)
+
+    def _remove(self, ports: Iterable[Port]) -> None:
+        """Remove the entries of EVPN from some ports, in slices."""
+        task = asyncio.get_running_loop().create_task(remove_remains(list(ports)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _kill_unwanted(self, speaker: SpeakerProcess) -> None:
+        if not self._wanted.is_set():
+            self._kill(speaker)
+
+    @staticmethod
+    def _kill(speaker: SpeakerProcess) -> None:
+        if not speaker.ended.is_set():
+            speaker.send(signal.SIGKILL)
 
     def reopen_log(self) -> None:
         """Make the speaker open its log file anew, once it is able to."""
