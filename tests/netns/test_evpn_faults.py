@@ -81,7 +81,7 @@ def is_running(pid: int) -> bool:
     """Return whether a process runs; one without a parent may stay as a zombie."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

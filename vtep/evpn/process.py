@@ -14,7 +14,7 @@ from typing import Final, Self
 from vtep.evpn.speaker_config import TOKEN
 
 BY_REQUEST: Final = "by request"
-"""How a speaker has ended that was asked to."""
+"""The end of a speaker that was asked to end."""
 
 _PRIVATE = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),

@@ -131,7 +131,7 @@ class Supervisor:
             self._remove([port])
 
     def _on_flushed(self) -> None:
-        """Have the speaker give its entries again, which a user has flushed with others."""
+        """Tell the speaker to give its entries again, which a user has flushed with others."""
         self._flushes += 1
         self._notify()
 
