@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.fuzz.edges import Reader
 from vtep.daemon.state_file import SavedEntry, StateFile
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import LOCAL, EntryKind, EntryState, Origin, Remote
+from vtep.forwarding.fdb import LOCAL, DestinationOrigin, EntryKind, EntryState, Remote
 
 LEN_MAX = 256
 _NOW, _WALL = 1000.0, 1_700_000_000.0
@@ -20,7 +20,7 @@ _ENTRIES = [
         b"\x02\0\0\0\0" + bytes((number,)),
         (Remote("192.0.2.2", 4789, number or None, "eth0" if number else None),),
         EntryKind(EntryState.DYNAMIC if number % 2 else EntryState.STATIC).with_origins(
-            (Origin(False, True, number) if number == 2 else LOCAL,)
+            (DestinationOrigin(False, True, number) if number == 2 else LOCAL,)
         ),
         990.0 if number % 2 else None,
     )

@@ -17,6 +17,7 @@ from vtep.forwarding.fdb import (
     LEARNED,
     LOCAL,
     PERMANENT,
+    DestinationOrigin,
     Entry,
     EntryEvent,
     EntryKind,
@@ -24,7 +25,6 @@ from vtep.forwarding.fdb import (
     Fdb,
     Filter,
     Learned,
-    Origin,
     Remote,
     parse_remote,
 )
@@ -373,7 +373,7 @@ def test_a_destination_of_both_origins_stays_until_both_have_withdrawn_it() -> N
             fdb = table()
             fdb.append(MAC_ZERO, remote(1), 0.0, first)
             fdb.append(MAC_ZERO, remote(1), 0.0, second)
-            assert fdb.get(MAC_ZERO).kind.origins == (Origin(True, True),)
+            assert fdb.get(MAC_ZERO).kind.origins == (DestinationOrigin(True, True),)
             fdb.remove(MAC_ZERO, remote(1), extern_learn=withdrawn)
             assert fdb.get(MAC_ZERO).kind == (PERMANENT if withdrawn else EXTERN)
             with pytest.raises(FdbError, match=r"is (not|only) extern_learn$"):
@@ -389,7 +389,11 @@ def test_configured_remotes_come_and_go_beside_those_of_a_control_plane() -> Non
         fdb.append(MAC_ZERO, remote(number), 1.0, EXTERN)
     fdb.set_configured([remote(2)], [remote(1)], 2.0)
     assert where(fdb, MAC_ZERO) == ["192.0.2.2", "192.0.2.1", "192.0.2.3"]
-    assert fdb.get(MAC_ZERO).kind.origins == (Origin(True, True), EXTERN_LEARN, EXTERN_LEARN)
+    assert fdb.get(MAC_ZERO).kind.origins == (
+        DestinationOrigin(True, True),
+        EXTERN_LEARN,
+        EXTERN_LEARN,
+    )
     assert fdb.flush(Filter(extern_learn=True)) == 2
     assert (where(fdb, MAC_ZERO), fdb.get(MAC_ZERO).kind) == (["192.0.2.2"], PERMANENT)
 
@@ -397,7 +401,7 @@ def test_configured_remotes_come_and_go_beside_those_of_a_control_plane() -> Non
 def test_the_sequence_is_that_of_the_last_word_of_the_control_plane() -> None:
     fdb = table()
     for sequence in (1, 5):
-        kind = EntryKind(extern_learn=True, origins=(Origin(False, True, sequence),))
+        kind = EntryKind(extern_learn=True, origins=(DestinationOrigin(False, True, sequence),))
         fdb.replace(A, remote(sequence), 0.0, kind)
         assert fdb.get(A).origin_of(fdb.get(A).destinations[0]).sequence == sequence
     fdb.replace(A, remote(5), 0.0, EXTERN)
@@ -783,7 +787,7 @@ def test_parse_remote_names_the_invalid_field(fields: dict[str, Any], field: str
 
 MACS = [A, B, GROUP, mac("02:00:00:00:00:0c")]
 REMOTES = [remote(1), remote(2), remote(2, 4790), remote(3, vni=11)]
-NUMBERED = EntryKind(origins=(Origin(False, True, 7),), extern_learn=True)
+NUMBERED = EntryKind(origins=(DestinationOrigin(False, True, 7),), extern_learn=True)
 KINDS = [PERMANENT, STATIC, LEARNED, EXTERN, EXTERN_DYNAMIC, STICKY, NUMBERED]
 ANY_MAC = st.sampled_from([*MACS, MAC_ZERO])
 ANY_REMOTE = st.sampled_from(range(len(REMOTES)))
@@ -799,11 +803,11 @@ ANY_FILTER = st.builds(
     extern_learn=st.sampled_from([None, None, True, False]),
 )
 Place = tuple[str, int, int]
-Modelled = tuple[dict[Place, Origin], EntryKind]
+Modelled = tuple[dict[Place, DestinationOrigin], EntryKind]
 """The destinations of an entry with their origins, and its kind."""
 
 
-def make(places: dict[Place, Origin], kind: EntryKind) -> Modelled:
+def make(places: dict[Place, DestinationOrigin], kind: EntryKind) -> Modelled:
     """Return an entry with these destinations, whose state and stickiness are those of a kind."""
     return places, kind.with_origins(places.values())
 
@@ -817,7 +821,7 @@ class Model(RuleBasedStateMachine):
         self.fdb.keeps_extern_learn = keeps
         self.now = 0.0
         self.model: dict[bytes, Modelled] = {}
-        self.mirror: dict[bytes, tuple[list[tuple[Place, Origin]], EntryKind]] = {}
+        self.mirror: dict[bytes, tuple[list[tuple[Place, DestinationOrigin]], EntryKind]] = {}
         self.configured: list[int] = []
         self.unused: list[Remote] = []
         self.fdb.watch(self.hear)
@@ -825,7 +829,7 @@ class Model(RuleBasedStateMachine):
         self.told = 0
 
     @staticmethod
-    def modelled(entry: Entry) -> tuple[list[tuple[Place, Origin]], EntryKind]:
+    def modelled(entry: Entry) -> tuple[list[tuple[Place, DestinationOrigin]], EntryKind]:
         assert [entry.origin_of(each) for each, _ in entry.origins()] == [
             origin for _, origin in entry.origins()
         ]
@@ -861,7 +865,7 @@ class Model(RuleBasedStateMachine):
         each = REMOTES[number]
         return Remote(each.host, each.port, each.vni)
 
-    def set(self, address: bytes, places: dict[Place, Origin], kind: EntryKind) -> None:
+    def set(self, address: bytes, places: dict[Place, DestinationOrigin], kind: EntryKind) -> None:
         self.model[address] = make(places, kind)
         if not places:
             del self.model[address]
@@ -893,7 +897,7 @@ class Model(RuleBasedStateMachine):
     def replace(self, address: bytes, number: int, kind: EntryKind) -> None:
         works = address not in (MAC_ZERO, GROUP)
         places, old = self.model.get(address, ({}, kind))
-        kept: dict[Place, Origin] = {}
+        kept: dict[Place, DestinationOrigin] = {}
         if kind.extern_learn and not old.ages:
             kept = {place: LOCAL for place, each in places.items() if each.is_local}
             works = works and (not kept or any(each.extern_learn for each in places.values()))
@@ -926,13 +930,15 @@ class Model(RuleBasedStateMachine):
             self.set(address, rest, kind)
 
     @staticmethod
-    def withdraw(places: dict[Place, Origin], place: Place, extern_learn: bool | None) -> None:
+    def withdraw(
+        places: dict[Place, DestinationOrigin], place: Place, extern_learn: bool | None
+    ) -> None:
         """Withdraw a destination as the control plane (True), this host (False), or both."""
         origin = places[place]
         if extern_learn is True and origin.is_local:
             places[place] = LOCAL
         elif extern_learn is False and origin.extern_learn:
-            places[place] = Origin(False, True, origin.sequence)
+            places[place] = DestinationOrigin(False, True, origin.sequence)
         else:
             del places[place]
 
@@ -1006,7 +1012,7 @@ class Model(RuleBasedStateMachine):
         for place in map(self.place, dict.fromkeys(former)):
             if place in known and known[place].is_local:
                 self.withdraw(known, place, extern_learn=False)
-        places: dict[Place, Origin] = {}
+        places: dict[Place, DestinationOrigin] = {}
         for place in map(self.place, numbers):
             places.setdefault(place, known.pop(place).merge(LOCAL) if place in known else LOCAL)
         self.set(MAC_ZERO, places | known, kind)

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from vtep.daemon import state_file
 from vtep.daemon.state_file import SavedEntry, StateFile
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import EXTERN_LEARN, LOCAL, EntryKind, EntryState, Origin, Remote
+from vtep.forwarding.fdb import (
+    EXTERN_LEARN,
+    LOCAL,
+    DestinationOrigin,
+    EntryKind,
+    EntryState,
+    Remote,
+)
 from vtep.wire.ethernet import format_mac
 
 NOW, WALL = 1000.0, 1_700_000_000.0
@@ -33,7 +40,13 @@ REMOTES = st.builds(
 )
 KINDS = st.builds(EntryKind, st.sampled_from(EntryState), sticky=st.booleans())
 ORIGINS = st.sampled_from(
-    [LOCAL, EXTERN_LEARN, Origin(False, True, 0), Origin(False, True, 7), Origin(True, True, 9)]
+    [
+        LOCAL,
+        EXTERN_LEARN,
+        DestinationOrigin(False, True, 0),
+        DestinationOrigin(False, True, 7),
+        DestinationOrigin(True, True, 9),
+    ]
 )
 
 
@@ -164,7 +177,12 @@ def test_the_documented_schema(path: Path) -> None:
 
 def test_the_columns_of_a_control_plane(path: Path) -> None:
     """Rows of versions that kept neither origins nor sequence numbers are read as they were."""
-    given = [LOCAL, EXTERN_LEARN, Origin(False, True, 7), Origin(True, True, 0)]
+    given = [
+        LOCAL,
+        EXTERN_LEARN,
+        DestinationOrigin(False, True, 7),
+        DestinationOrigin(True, True, 0),
+    ]
     remotes = tuple(Remote(f"192.0.2.{number}", 4789) for number in range(1, 5))
     write(path, entry(remotes=remotes, kind=STATIC.with_origins(given)))
     with closing(sqlite3.connect(path)) as db:

@@ -24,10 +24,10 @@ from vtep.forwarding.fdb import (
     EXTERN_LEARN,
     LEARNED,
     LOCAL,
+    DestinationOrigin,
     EntryKind,
     EntryState,
     Filter,
-    Origin,
     Remote,
 )
 from vtep.wire.ethernet import MAC_ZERO
@@ -333,7 +333,7 @@ _KINDS = st.builds(
     lambda state, sticky, origin: EntryKind(state, sticky=sticky).with_origins((origin,)),
     st.sampled_from(EntryState),
     st.booleans(),
-    st.sampled_from([LOCAL, LOCAL, EXTERN_LEARN, Origin(False, True, 7)]),
+    st.sampled_from([LOCAL, LOCAL, EXTERN_LEARN, DestinationOrigin(False, True, 7)]),
 )
 _CHANGES = st.one_of(
     st.tuples(st.sampled_from(["add", "append", "replace"]), _MACS, _REMOTES, _KINDS),
@@ -352,7 +352,7 @@ _CHANGES = st.one_of(
 )
 
 
-_Kept = tuple[EntryKind | None, list[tuple[str, Origin]]]
+_Kept = tuple[EntryKind | None, list[tuple[str, DestinationOrigin]]]
 
 
 def entries(port: Port, *, learned: bool) -> dict[bytes, _Kept]:

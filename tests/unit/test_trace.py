@@ -22,10 +22,10 @@ from vtep.forwarding.fdb import (
     LEARNED,
     LOCAL,
     PERMANENT,
+    DestinationOrigin,
     Entry,
     EntryKind,
     EntryState,
-    Origin,
     Remote,
 )
 from vtep.testing import MemoryUnderlay, Transmission
@@ -508,7 +508,7 @@ def test_decisions(
 
 def test_an_entry_of_a_control_plane_is_named() -> None:
     one, two = Remote("192.0.2.2", 4789), Remote("192.0.2.3", 4789)
-    fabric = Origin(is_local=False, extern_learn=True, sequence=3)
+    fabric = DestinationOrigin(is_local=False, extern_learn=True, sequence=3)
     entry = Entry(b"\2\0\0\0\0\1", (one,), 0.0, LEARNED.with_origins((fabric,)))
     said = describe_entry(entry, 5.0)
     assert "last seen" not in said  # It does not age.

@@ -21,10 +21,10 @@ from vtep.errors import ConfigError, FdbError
 from vtep.forwarding.fdb import (
     EXTERN_LEARN,
     LOCAL,
+    DestinationOrigin,
     EntryKind,
     EntryState,
     Fdb,
-    Origin,
     Remote,
 )
 from vtep.forwarding.liveness import LivenessRow, LivenessState
@@ -64,7 +64,9 @@ KINDS = st.builds(
     lambda state, sticky, origin: EntryKind(state, sticky=sticky).with_origins((origin,)),
     st.sampled_from(EntryState),
     st.booleans(),
-    st.sampled_from([LOCAL, EXTERN_LEARN, Origin(False, True, 7), Origin(True, True, 0)]),
+    st.sampled_from(
+        [LOCAL, EXTERN_LEARN, DestinationOrigin(False, True, 7), DestinationOrigin(True, True, 0)]
+    ),
 )
 TIMES = st.floats(NOW - 300, NOW)
 OPERATIONS = st.one_of(

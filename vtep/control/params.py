@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 from vtep.errors import ConfigError, FdbError, shown
 from vtep.forwarding.fdb import (
     SEQUENCE_MAX,
+    DestinationOrigin,
     EntryKind,
     EntryState,
     Filter,
-    Origin,
     Remote,
     parse_remote,
 )
@@ -187,7 +187,7 @@ class Params:
 
 @lru_cache(maxsize=256)  # The thousands of entries of a control plane share few objects.
 def _kind(state: str, extern_learn: bool, sticky: bool, sequence: int | None) -> EntryKind:
-    origins = () if sequence is None else (Origin(False, True, sequence),)
+    origins = () if sequence is None else (DestinationOrigin(False, True, sequence),)
     return EntryKind(EntryState(state), extern_learn, sticky, origins)
 
 

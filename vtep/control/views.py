@@ -16,7 +16,7 @@ from vtep.counters import Drop, Reason
 from vtep.daemon.names import NameResolver
 from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
-from vtep.forwarding.fdb import Entry, EntryKind, Fdb, Origin, Remote
+from vtep.forwarding.fdb import DestinationOrigin, Entry, EntryKind, Fdb, Remote
 from vtep.forwarding.storm import LIMITED, FloodSource, Storm
 from vtep.forwarding.suppress import Neighbour
 from vtep.io.addresses import host_of
@@ -65,7 +65,7 @@ def kind(kind: EntryKind) -> tuple[str, bool, bool]:
     return str(kind.state), kind.extern_learn, kind.sticky
 
 
-def destination(fdb: Fdb, remote: Remote, origin: Origin) -> schema.Destination:
+def destination(fdb: Fdb, remote: Remote, origin: DestinationOrigin) -> schema.Destination:
     """Convert a destination; one without a VNI of its own has that of the segment."""
     return {
         "dst": remote.host,

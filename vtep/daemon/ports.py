@@ -12,7 +12,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.tap_plan import combine_setups
 from vtep.datapath.pool import Pool
 from vtep.errors import VtepError
-from vtep.forwarding.fdb import LEARNED, Origin
+from vtep.forwarding.fdb import LEARNED, DestinationOrigin
 from vtep.host.tap_setup import TapSetup
 from vtep.wire import ethernet
 
@@ -115,7 +115,7 @@ def take_over(port: Port, former: Port) -> None:
     configured = before.fdb.keys_of(before.configured)
     for entry in tuple(before.fdb.entries()):
         for remote, given in entry.origins():
-            origin: Origin | None = given
+            origin: DestinationOrigin | None = given
             is_default = entry.mac == ethernet.MAC_ZERO
             if is_default and not configured.isdisjoint(before.fdb.keys_of((remote,))):
                 origin = given.withdraw(extern_learn=False)  # The new configuration has its own.

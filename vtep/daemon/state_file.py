@@ -26,9 +26,9 @@ from vtep import descriptors
 from vtep.errors import VtepError
 from vtep.forwarding.fdb import (
     SEQUENCE_MAX,
+    DestinationOrigin,
     EntryKind,
     EntryState,
-    Origin,
     Remote,
     parse_remote,
 )
@@ -490,7 +490,7 @@ def _kind(flags: Sequence[tuple[Any, ...]]) -> EntryKind:
         if origin == _EVPN and not 0 <= sequence <= SEQUENCE_MAX:
             raise ValueError(f"sequence {sequence}")
         origins.append(
-            Origin(
+            DestinationOrigin(
                 is_local=not extern_learn,
                 extern_learn=bool(extern_learn or origin),
                 sequence=sequence if origin == _EVPN else None,

@@ -31,7 +31,7 @@ from vtep.daemon.port import Port
 from vtep.daemon.state_file import Changes, SavedEntry, StateFile
 from vtep.daemon.vtep import Vtep
 from vtep.errors import FdbError, VtepError
-from vtep.forwarding.fdb import LEARNED, Entry, EntryEvent, Fdb, Origin, Remote
+from vtep.forwarding.fdb import LEARNED, DestinationOrigin, Entry, EntryEvent, Fdb, Remote
 from vtep.wire.ethernet import MAC_ZERO
 
 log = logging.getLogger("vtep")
@@ -370,8 +370,8 @@ class StateWriter:
 
 
 def _beside(
-    configured: Container[object], fdb: Fdb, remote: Remote, origin: Origin
-) -> Origin | None:
+    configured: Container[object], fdb: Fdb, remote: Remote, origin: DestinationOrigin
+) -> DestinationOrigin | None:
     """Return the origin of a destination besides the configuration; None without another one."""
     if fdb.members.key(remote) in configured:
         return origin.withdraw(extern_learn=False)

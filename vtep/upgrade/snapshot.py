@@ -21,12 +21,12 @@ from vtep.daemon.port import Port
 from vtep.daemon.vtep import Vtep
 from vtep.forwarding.fdb import (
     SEQUENCE_MAX,
+    DestinationOrigin,
     Entry,
     EntryEvent,
     EntryKind,
     EntryState,
     Fdb,
-    Origin,
     Remote,
     parse_remote,
 )
@@ -265,7 +265,7 @@ def _remote(row: tuple[Any, ...]) -> Remote:
     return parse_remote(host, port=port, vni=vni, via=via)
 
 
-def _origin(row: Any) -> Origin:
+def _origin(row: Any) -> DestinationOrigin:
     """Return the origin of a destination. Raises: FormatError."""
     if isinstance(row, list) and len(row) >= 3:
         local, extern_learn, sequence = row[:3]
@@ -275,7 +275,7 @@ def _origin(row: Any) -> Origin:
             and isinstance(extern_learn, bool)
             and (sequence is None or (_is_int(sequence) and 0 <= sequence <= SEQUENCE_MAX))
         ):
-            return Origin(local, extern_learn, sequence if extern_learn else None)
+            return DestinationOrigin(local, extern_learn, sequence if extern_learn else None)
     raise FormatError("the origin of a destination makes no sense")
 
 

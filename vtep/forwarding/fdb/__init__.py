@@ -27,7 +27,7 @@ from vtep.forwarding.fdb.entry import (
     Learned,
 )
 from vtep.forwarding.fdb.members import Members
-from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, SEQUENCE_MAX, Origin
+from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, SEQUENCE_MAX, DestinationOrigin
 from vtep.forwarding.fdb.remote import Remote, parse_remote
 from vtep.forwarding.fdb.table import Fdb
 
@@ -38,6 +38,7 @@ __all__ = [
     "LOCAL",
     "PERMANENT",
     "SEQUENCE_MAX",
+    "DestinationOrigin",
     "Entry",
     "EntryEvent",
     "EntryKind",
@@ -46,7 +47,6 @@ __all__ = [
     "Filter",
     "Learned",
     "Members",
-    "Origin",
     "Remote",
     "parse_remote",
 ]

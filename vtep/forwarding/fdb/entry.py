@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from attrs import define, field, frozen
 
-from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, Origin
+from vtep.forwarding.fdb.origin import EXTERN_LEARN, LOCAL, DestinationOrigin
 from vtep.forwarding.fdb.remote import Remote
 
 
@@ -34,7 +34,7 @@ class EntryKind:
     """A control plane owns all destinations of the entry, so it never ages."""
     sticky: bool = False
     """The entry ages, but does not move to another remote."""
-    origins: tuple[Origin, ...] = ()
+    origins: tuple[DestinationOrigin, ...] = ()
     """The origin of each destination, in their order. It is empty if all destinations have the one
     that `extern_learn` says, without a sequence number."""
     ages: bool = field(init=False, eq=False, repr=False)
@@ -45,7 +45,7 @@ class EntryKind:
         by_control_plane = self.extern_learn or any(each.extern_learn for each in self.origins)
         return self.state is EntryState.DYNAMIC and not by_control_plane
 
-    def origin(self, position: int) -> Origin:
+    def origin(self, position: int) -> DestinationOrigin:
         """Return the origin of the destination at a position."""
         if self.origins:
             return self.origins[position]
@@ -55,7 +55,7 @@ class EntryKind:
         """Return the kind of an entry that has only the destination at a position."""
         return self.with_origins((self.origins[position],)) if self.origins else self
 
-    def with_origins(self, origins: Iterable[Origin]) -> "EntryKind":
+    def with_origins(self, origins: Iterable[DestinationOrigin]) -> "EntryKind":
         """Return the kind with other origins, one for each destination; without any, the same."""
         origins = tuple(origins)
         if not origins:
@@ -99,11 +99,11 @@ class Entry:
     index: int = -1
     """Position in the table's list of entries; -1 for the default entry, which is not in it."""
 
-    def origins(self) -> list[tuple[Remote, Origin]]:
+    def origins(self) -> list[tuple[Remote, DestinationOrigin]]:
         """Return the destinations in their order, each with its origin."""
         return [(each, self.kind.origin(at)) for at, each in enumerate(self.destinations)]
 
-    def origin_of(self, destination: Remote) -> Origin:
+    def origin_of(self, destination: Remote) -> DestinationOrigin:
         """Return the origin of a destination, which is an object of `destinations`."""
         kind = self.kind
         return kind.origin(self.destinations.index(destination) if kind.origins else 0)

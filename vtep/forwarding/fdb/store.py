@@ -10,7 +10,7 @@ from vtep.forwarding.fdb.ageing import AgeingWheel
 from vtep.forwarding.fdb.entry import EVERYTHING, Entry, EntryEvent, EntryKind, Filter
 from vtep.forwarding.fdb.members import Members, RemoteKey
 from vtep.forwarding.fdb.moves import MoveLimit
-from vtep.forwarding.fdb.origin import Origin
+from vtep.forwarding.fdb.origin import DestinationOrigin
 from vtep.forwarding.fdb.remote import Remote
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
@@ -119,10 +119,10 @@ class EntryStore:
         return next((other for other in destinations if self.members.key(other) == key), None)
 
     def _by_key(
-        self, pairs: Iterable[tuple[Remote, Origin]]
-    ) -> dict[RemoteKey, tuple[Remote, Origin]]:
+        self, pairs: Iterable[tuple[Remote, DestinationOrigin]]
+    ) -> dict[RemoteKey, tuple[Remote, DestinationOrigin]]:
         """Return destinations and their origins by key, the first one of equal destinations."""
-        found: dict[RemoteKey, tuple[Remote, Origin]] = {}
+        found: dict[RemoteKey, tuple[Remote, DestinationOrigin]] = {}
         for remote, origin in pairs:
             found.setdefault(self.members.key(remote), (remote, origin))
         return found
@@ -156,7 +156,11 @@ class EntryStore:
         self._finish_change()
 
     def _put_origins(
-        self, mac: bytes, pairs: Iterable[tuple[Remote, Origin]], now: float, kind: EntryKind
+        self,
+        mac: bytes,
+        pairs: Iterable[tuple[Remote, DestinationOrigin]],
+        now: float,
+        kind: EntryKind,
     ) -> None:
         """Set an entry as `_put` does, whose destinations have different origins."""
         pairs = tuple(pairs)

@@ -16,7 +16,7 @@ from vtep.forwarding.fdb.entry import (
     Filter,
     Learned,
 )
-from vtep.forwarding.fdb.origin import LOCAL, Origin, OriginByRemote
+from vtep.forwarding.fdb.origin import LOCAL, DestinationOrigin, OriginByRemote
 from vtep.forwarding.fdb.remote import Remote, format_remote
 from vtep.forwarding.fdb.store import EntryStore, check_kind
 from vtep.wire.ethernet import MAC_ZERO, format_mac
@@ -205,7 +205,7 @@ class Fdb(EntryStore):
                 continue
             kept = []
             for remote, origin in entry.origins():
-                left: Origin | None = origin
+                left: DestinationOrigin | None = origin
                 if remote in matching:
                     left = origin.withdraw(wanted.extern_learn)
                     if self.members.key(remote) in keys and origin.is_local:
@@ -219,7 +219,9 @@ class Fdb(EntryStore):
         self._finish_change()
         return self._flushed - before
 
-    def _joined(self, pairs: OriginByRemote, remote: Remote, origin: Origin) -> OriginByRemote:
+    def _joined(
+        self, pairs: OriginByRemote, remote: Remote, origin: DestinationOrigin
+    ) -> OriginByRemote:
         """Return destinations with one more, or with one more origin of the same destination."""
         key = self.members.key(remote)
         for position, (known, before) in enumerate(pairs):
