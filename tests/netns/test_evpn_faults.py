@@ -257,6 +257,34 @@ def test_sessions_survive_an_upgrade(leaves: Leaves, start: Start) -> None:
     wait_until(leaves.is_established, "the session")
 
 
+def test_upgrades_that_fail_or_end_evpn(leaves: Leaves, start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "pyvtep.toml"
+    segment = '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\n'
+    sessions = '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\n'
+    file.write_text(sessions + segment + "evpn = true\n")
+    vtep = start(leaves.router, "--config", str(file))
+    ping(leaves.host, "10.0.0.2")
+    wait_until(lambda: MAC_B in destinations(vtep), "the MAC of the far host")
+    pid = speaker(vtep)["pid"]
+    for _ in range(2):
+        vtep.run("upgrade")
+        wait_until(lambda: speaker(vtep)["state"] == "running", "the speaker at the new process")
+    file.write_text("x")
+    assert "is not TOML" in vtep.run("upgrade", code=1)
+    leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    wait_until(lambda: MAC_C in destinations(vtep), "a MAC after the failed upgrade")
+    assert speaker(vtep)["pid"] == pid
+    assert leaves.session()["connectionsEstablished"] == 1
+    # The new process has no EVPN: nothing of it stays.
+    file.write_text(segment)
+    vtep.run("upgrade")
+    wait_until(lambda: destinations(vtep) == {}, "the end of all entries")
+    wait_until(lambda: not is_running(pid), "the end of the speaker")
+    wait_until(lambda: not leaves.is_established(), "the end of the session")
+    with vtep.client() as client:
+        assert client.status()["evpn"] is None
+
+
 def test_a_reload_adds_and_removes_evpn(leaves: Leaves, start: Start, tmp_path: Path) -> None:
     file = tmp_path / "pyvtep.toml"
     segment = '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\n'

@@ -17,6 +17,7 @@ def describe_port(port: Port) -> str:
     config = port.config
     others = [f"group {config.group}"] if config.group else []
     others += map(str, config.remote)
+    others += ["the VTEPs of EVPN"] if config.evpn else []
     over = f" over {', '.join(port.underlay_devices)}" if port.underlay_devices else ""
     if port.underlay_missing:
         over += ", underlay not ready"
