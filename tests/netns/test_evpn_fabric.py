@@ -1,5 +1,6 @@
 """pyvtep in BGP EVPN fabrics: with FRR and the kernel's VXLAN, with reflectors, and with GoBGP."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.netns.hosts import Start, mac_of, ping, wait_until
 from tests.netns.sites import (
     LEAF,
     VNI,
+    OwnSite,
     Site,
     frr_site,
     join_mesh,
@@ -27,6 +29,7 @@ from tests.netns.sites import (
     remote_macs,
     speaks,
 )
+from tests.netns.test_evpn_scale import unbroken_pings
 
 
 def join_reflector(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
@@ -132,3 +135,43 @@ def test_two_pyvteps_over_ipv6(fabric: Fabric, start: Start) -> None:
     for site, other in ((first, 2), (second, 1)):
         vteps = {dst for destinations in site.fdb().values() for dst in destinations}
         assert vteps == {f"2001:db8::{other}"}
+
+
+def test_reflectors_of_two_makes(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """FRR and gobgpd reflect the same routes. Each is missed only when the other one is gone."""
+    numbers = (1, 2, 3)
+    client = ("route-reflector-client",)
+    clients = [Neighbor(f"192.0.2.{n}", 65000, evpn_lines=client) for n in numbers]
+    config = bgp_config(65000, "192.0.2.8", clients, evpn_lines=())
+    spine = Frr(fabric.router("spine8", 8), tmp_path, config)
+    others = [GoBgpNeighbor(f"192.0.2.{n}", 65000, client=True) for n in numbers]
+    gobgp = GoBgp(fabric.router("spine9", 9), tmp_path, 65000, "192.0.2.9", others)
+    both = ("192.0.2.8", "192.0.2.9")
+    peers = [Neighbor(one, 65000) for one in both]
+    far = frr_site(fabric, tmp_path, 1, bgp_config(65000, "192.0.2.1", peers, evpn_lines=LEAF))
+    near, third = (own_site(fabric, start, n, *speaks(65000, *both)) for n in (2, 3))
+    sites = far, near, third
+    (tmp_path / "far").mkdir()
+    ping_all(sites)
+
+    def sources(site: OwnSite, mac: str) -> set[str]:
+        """Return the neighbours from which a MAC was received."""
+        shown = json.loads(site.pyvtep.invoke(f"evpn show routes {mac} --json"))
+        return {route["neighbor"] for route in shown}
+
+    for site in (near, third):
+        macs = remote_macs(sites, site)
+        for mac in macs:
+            wait_until(lambda s=site, m=mac: sources(s, m) == {*both}, f"{mac} twice")  # type: ignore[misc]
+        assert site.macs() == macs
+    with unbroken_pings(near, third, tmp_path), unbroken_pings(third, far, tmp_path / "far"):
+        gobgp.process.kill()
+        wait_until(lambda: sources(near, far.mac) == {both[0]}, "one reflector")
+        wait_until(lambda: sources(third, near.mac) == {both[0]}, "one reflector")
+    for site in (near, third):
+        assert site.macs() == remote_macs(sites, site)
+        assert json.loads(site.pyvtep.invoke("evpn show moves --json")) == []
+    spine.kill_bgpd()
+    wait_until(lambda: near.fdb() == third.fdb() == {}, "no routes")
+    spine.start_bgpd()
+    ping_all(sites)

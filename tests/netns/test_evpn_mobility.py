@@ -1,12 +1,15 @@
 """Hosts that move between leaves of FRR and of pyvtep, while others talk to them."""
 
+import json
+from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from tests.netns.fabric import Fabric
 from tests.netns.hosts import Start, packet_socket, ping, wait_until
 from tests.netns.sites import VNI, FrrSite, OwnSite, Site, join_mesh
-from tests.netns.test_evpn_moves import is_at
+from tests.netns.test_evpn_moves import is_at, place, two_vnis
 from vtep.testing.lab import Host
 
 MAC, IP, IP6 = "02:00:00:00:0c:01", "10.0.0.77", "fd00::77"
@@ -18,7 +21,7 @@ class Rover:
     Each leaf has a port for it that stays up, so no leaf is told by a carrier that it has left.
     """
 
-    def __init__(self, fabric: Fabric, sites: list[Site]) -> None:
+    def __init__(self, fabric: Fabric, sites: Iterable[Site]) -> None:
         self.homes: dict[str, Host] = {}
         for site in sites:
             host = fabric.host(site.router, site.bridge, f"rover{site.number}", MAC)
@@ -97,3 +100,40 @@ def test_a_host_that_moves_stays_reachable(fabric: Fabric, start: Start, tmp_pat
         for address in (where.bridge_ip, f"fd00::10{where.number}"):
             ping(rover.host, address, count=1)
         wait_until(lambda: is_known(sites, where), f"the addresses after {at}")  # noqa: B023
+
+
+def test_a_held_host_is_reached_when_it_is_released(
+    fabric: Fabric, start: Start, tmp_path: Path
+) -> None:
+    """Wherever it was held, and wherever it is by then."""
+    near, far = two_vnis(fabric, start, tmp_path, "hold")
+    ping(near.host, far.ip)
+    rover = Rover(fabric, [near, far])
+
+    def duplicates() -> list[dict[str, Any]]:
+        return list(json.loads(near.pyvtep.invoke("evpn show duplicates --json")))
+
+    for last in (near, far):
+        # The move that makes it a duplicate does not happen.
+        where: Site = far if last is near else near
+        moves = 0
+        while not duplicates():
+            where = far if where is near else near
+            moves += 1
+            assert moves < 9, "more moves than are permitted"
+            rover.move(where)
+            vtep = None if where is near else far.vtep
+            wait_until(lambda: duplicates() or place(near)[0] == vtep, f"move {moves}")  # noqa: B023
+        # It is held at the place from which the last move was.
+        assert (place(near)[0] is None) is (where is far)
+        if where is not last:
+            rover.move(last)
+        near.pyvtep.run("evpn", "clear", "duplicate", MAC)
+        for site in (near, far):
+            ping(site.host, IP)
+            ping(rover.host, site.ip)
+        vtep = None if last is near else far.vtep
+        wait_until(lambda: place(near)[0] == vtep, "the right place")  # noqa: B023
+        assert duplicates() == []
+        entry = far.frr.evpn_macs(VNI)[MAC]
+        assert entry.get("remoteVtep") == (near.vtep if last is near else None)

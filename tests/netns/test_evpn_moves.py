@@ -28,7 +28,7 @@ def speak(host: Host, mac: str = MAC) -> None:
 
 def place(site: OwnSite, mac: str = MAC, vni: int = VNI) -> tuple[str | None, int]:
     """Return the VTEP of a MAC, or None if it is local, and its sequence number."""
-    said = json.loads(site.pyvtep.run("evpn", "show", "macs", mac, "vni", str(vni), "--json"))
+    said = json.loads(site.pyvtep.invoke(f"evpn show macs {mac} vni {vni} --json"))
     assert len(said) == 1, said
     return said[0]["vtep"], said[0]["sequence"]
 
@@ -55,7 +55,7 @@ def is_at(
 
 
 def _has(site: OwnSite, mac: str, vtep: str | None, sequence: int) -> bool:
-    said = json.loads(site.pyvtep.run("evpn", "show", "macs", mac, "--json"))
+    said = json.loads(site.pyvtep.invoke(f"evpn show macs {mac} --json"))
     ports = [e for e in kernel_fdb(site.router, "br0") if e["mac"] == mac and "master" in e]
     return (
         [(one["vtep"], one["sequence"]) for one in said] == [(vtep, sequence)]
@@ -199,7 +199,7 @@ def test_a_mac_that_moves_six_times_is_a_duplicate(
     near, far = two_vnis(fabric, start, tmp_path, duplicate)
 
     def duplicates() -> list[dict[str, Any]]:
-        return list(json.loads(near.pyvtep.run("evpn", "show", "duplicates", "--json")))
+        return list(json.loads(near.pyvtep.invoke("evpn show duplicates --json")))
 
     speak(near.host)
     wait_until(lambda: frr_mac(far).get("type") == "remote", "the MAC in FRR")
@@ -229,7 +229,7 @@ def test_a_mac_that_moves_six_times_is_a_duplicate(
     # A frame of another MAC that comes later is taken.
     speak(elsewhere.host, "02:00:00:00:0e:01")
     mark = "02:00:00:00:0e:01"
-    wait_until(lambda: json.loads(near.pyvtep.run("evpn", "show", "macs", mark, "--json")), mark)
+    wait_until(lambda: json.loads(near.pyvtep.invoke(f"evpn show macs {mark} --json")), mark)
     assert place(near) == before
     near.pyvtep.run("evpn", "clear", "duplicate", MAC)
     wait_until(lambda: duplicates() == [], "the release")

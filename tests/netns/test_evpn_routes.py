@@ -15,7 +15,7 @@ MAC, IP = "02:00:00:00:0c:01", "10.0.0.50"
 
 def shown(site: OwnSite, *words: str) -> Any:
     """Return what `pyvtep evpn show` prints as JSON."""
-    return json.loads(site.pyvtep.run("evpn", "show", *words, "--json"))
+    return json.loads(site.pyvtep.invoke(" ".join(("evpn", "show", *words, "--json"))))
 
 
 @pytest.mark.parametrize("order", ["mac first", "mac+ip first"])
@@ -210,3 +210,32 @@ def test_gobgpd_is_a_second_peer(fabric: Fabric, start: Start, tmp_path: Path) -
     assert site.fdb()[FLOOD] == {far.vtep}
     assert site.macs()[far.mac] == far.vtep
     assert MAC not in far.frr.remote_macs(VNI)
+
+
+def test_a_one_sided_route_target_is_named(fabric: Fabric, start: Start, tmp_path: Path) -> None:
+    """FRR imports our routes, so its frames arrive, but exports a target that matches nothing."""
+    peers = [Neighbor("192.0.2.1", 65000)]
+    config = bgp_config(65000, "192.0.2.2", peers, evpn_lines=LEAF)
+    far = frr_site(fabric, tmp_path, 2, config)
+    targets = ("route-target export 65001:7", "route-target import 65000:100")
+    far.frr.configure("router bgp 65000", "address-family l2vpn evpn", "vni 100", *targets)
+    site = own_site(fabric, start, 1, *speaks(65000, "192.0.2.2"))
+    wait_until(lambda: far.frr.flood_vteps(VNI) == {site.vtep}, "our VTEP in FRR")
+    wait_until(lambda: shown(site)["unmatched"], "the routes of FRR")
+    # An ARP request of FRR's host arrives, from an address that no route has made a remote.
+    assert not is_reachable(far.host, site.ip)
+    with site.pyvtep.client() as client:
+        status = client.status()
+    drops = status["segments"][0]["recent_drops"]
+    (drop,) = (one for one in drops if one["reason"] == "source_unknown")
+    assert (drop["last_source"], drop["detail"]) == (
+        "192.0.2.2",
+        "announces route targets 65001:7 by way of 192.0.2.2, which no VNI here imports",
+    )
+    (problem,) = status["problems"]
+    assert problem["problem"] == "evpn-no-routes"
+    assert "--route-target-import 65001:7" in problem["text"]
+    site.pyvtep.run("set", "--route-target-import", "65001:7")
+    ping(far.host, site.ip)
+    with site.pyvtep.client() as client:
+        wait_until(lambda: client.status()["problems"] == [], "no problem")
