@@ -4,9 +4,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.netns.fabric import Frr, Neighbor, bgp_config, kernel_leaf
 from tests.netns.hosts import DEADLINE, Pair, wait_until
 from tests.netns.machines import Machine
 from tests.netns.test_documentation import commands
@@ -145,6 +147,49 @@ def test_the_life_of_a_service(machine: Machine) -> None:
     assert "kept /etc/pyvtep\n" in removed
     assert "vx0" not in machine.run("ip -o link")
     assert "pyvtep.service: not installed\n" in machine.run("pyvtep service status")
+
+
+def test_the_sessions_of_evpn_outlive_a_reload_of_the_unit(
+    machine: Machine, pair: Pair, tmp_path: Path
+) -> None:
+    """The speaker works with what the unit permits, and ends with the unit."""
+    _, b = pair
+    kernel_leaf(b, 1, "192.0.2.2", "02:00:00:00:00:0b", "10.0.0.2/24")
+    family = ("advertise-all-vni", "advertise-svi-ip")
+    # It only listens, since the unit has no CAP_NET_BIND_SERVICE.
+    neighbor = Neighbor("192.0.2.1", 65000, ("password secret", "passive"))
+    frr = Frr(b, tmp_path, bgp_config(65000, "192.0.2.2", [neighbor], evpn_lines=family))
+    machine.run("ip link add br0 type bridge forward_delay 0 && ip link set br0 up")
+    machine.run("ip address add 10.0.0.1/24 dev br0")
+    machine.write(
+        "/etc/pyvtep/a.toml",
+        '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\npassword = "secret"\n'
+        '[[vni]]\nid = 1\nbridge = "br0"\nevpn = true\nfast-path = false\n',
+    )
+    machine.run("pyvtep service install")
+    machine.run("systemctl start pyvtep")
+
+    def evpn() -> dict[str, Any]:
+        return dict(json.loads(machine.run("pyvtep status --json || true"))["evpn"])
+
+    def session() -> dict[str, Any]:
+        return dict(frr.show("bgp neighbors 192.0.2.1")["192.0.2.1"])
+
+    wait_until(lambda: session().get("bgpState") == "Established", "the session", 2 * DEADLINE)
+    wait_until(lambda: not machine.run("ping -c1 -W1 10.0.0.2 >/dev/null || echo no"), "a ping")
+    wait_until(lambda: "02:00:00:00:00:0b dev vx1" in machine.run("bridge fdb show"), "the entry")
+    speaker, main = evpn()["speaker"]["pid"], machine.show("pyvtep.service", "MainPID")
+    assert "EVPN session with 192.0.2.2: established" in machine.log()
+    machine.run("systemctl reload pyvtep")
+    assert machine.show("pyvtep.service", "MainPID") != main
+    wait_until(lambda: evpn()["speaker"]["state"] == "running", "the speaker at the new process")
+    assert evpn()["speaker"]["pid"] == speaker
+    assert session()["connectionsEstablished"] == 1
+    machine.run("systemctl stop pyvtep")
+    assert machine.show("pyvtep.service", "Result") == "success"
+    wait_until(lambda: session()["bgpState"] != "Established", "the end of the session")
+    assert "Administrative Shutdown" in session()["lastNotificationReason"]
+    assert "ended unexpectedly" not in machine.log()
 
 
 def test_a_reload_is_one_of_the_process_of_its_unit(machine: Machine) -> None:
