@@ -450,3 +450,29 @@ def test_the_log_of_the_speaker_and_a_reload_of_its_neighbours(
         client.reload()
     ping(leaves.host, "10.0.0.2")
     assert vtep.stop() == 0
+
+
+def test_a_frozen_daemon_keeps_its_sessions(leaves: Leaves, start: Start, tmp_path: Path) -> None:
+    """Whatever the load of the data path is, keepalives are sent in time."""
+    file = tmp_path / "pyvtep.toml"
+    file.write_text(
+        '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\nhold-time = 3\n'
+        '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\nevpn = true\n'
+    )
+    vtep = start(leaves.router, "--config", str(file))
+    ping(leaves.host, "10.0.0.2")
+
+    def keepalives() -> int:
+        return int(leaves.session()["messageStats"]["keepalivesRecv"])
+
+    before = keepalives()
+    vtep.process.send_signal(signal.SIGSTOP)
+    # One a second: after six, the hold time has passed twice.
+    wait_until(lambda: keepalives() >= before + 6, "six keepalives")
+    # What changes meanwhile is carried out afterwards.
+    leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
+    wait_until(lambda: MAC_C in leaves.frr.local_macs(100), "another far host")
+    vtep.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: MAC_C in destinations(vtep), "its MAC")
+    assert leaves.session()["connectionsEstablished"] == 1
+    ping(leaves.host, "10.0.0.2")
