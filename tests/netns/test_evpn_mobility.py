@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.netns.fabric import Fabric
 from tests.netns.hosts import Start, packet_socket, ping, wait_until
-from tests.netns.sites import VNI, FrrSite, OwnSite, Site, join_mesh
+from tests.netns.sites import VNI, FrrSite, OwnSite, Site, join_mesh, ping_all
 from tests.netns.test_evpn_moves import is_at, place, two_vnis
 from vtep.testing.lab import Host
 
@@ -88,6 +88,7 @@ def test_a_host_that_moves_stays_reachable(fabric: Fabric, start: Start, tmp_pat
         number = site.number
         site.host.run("ip", "addr", "add", f"fd00::{number}/64", "dev", "eth0", "nodad")
         site.router.run("ip", "addr", "add", f"fd00::10{number}/64", "dev", site.bridge, "nodad")
+    ping_all(sites)
     rover = Rover(fabric, sites)
     for sequence, where in enumerate((far, near, third, far, third, near, far)):
         rover.move(where)
