@@ -123,6 +123,8 @@ def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
     vtep = established(leaves, start)
     assert leaves.frr.remote_macs(100)[MAC_A] == "192.0.2.1"
     assert destinations(vtep) == {FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}}
+    # Frames before the first route are no fault.
+    assert "no_remote" not in vtep.log
     # The speaker has none of the descriptors of the daemon.
     pid = speaker(vtep)["pid"]
     names = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}

@@ -156,6 +156,17 @@ def test_line() -> None:
     ]
 
 
+def test_expected_losses_are_never_reported() -> None:
+    counters, log = Counters(), DropLog()
+    counters.drop(Drop.NO_REMOTE, count=3)
+    counters.drop(RUNT)
+    log.note("vni 1", counters, (Drop.NO_REMOTE,))
+    assert log.news(0.0) == [f"dropped 1 x inner_runt: {RUNT.meaning} (vni 1)"]
+    counters.drop(Drop.NO_REMOTE, count=2)
+    log.note("vni 1", counters)
+    assert log.news(60.0) == [f"dropped 2 x no_remote: {Drop.NO_REMOTE.meaning} (vni 1)"]
+
+
 def test_line_without_source() -> None:
     counters = Counters()
     counters.drop(RUNT)

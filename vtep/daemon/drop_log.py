@@ -27,13 +27,16 @@ class DropLog:
         self._noted: dict[Counters, dict[Reason, int]] = {}
         self._changed: list[tuple[str, Counters, dict[Reason, int]]] = []
 
-    def note(self, name: str, counters: Counters) -> None:
+    def note(self, name: str, counters: Counters, expected: Iterable[Reason] = ()) -> None:
         """Compare counters with what was reported, before `news` is called.
 
         `name` is that of their VNI or of the TAP that several VNIs share, or empty. All counters
-        are to be noted before each call of `news`, which can be done in steps.
+        are to be noted before each call of `news`, which can be done in steps. Losses for reasons
+        that are `expected` now are never reported.
         """
         reported = self._reported.get(counters, _NOTHING)
+        for reason in expected:
+            reported = {**reported, reason: counters.losses()[reason]}
         if counters.losses() != reported:
             if reported is _NOTHING:
                 reported = _NOTHING.copy()

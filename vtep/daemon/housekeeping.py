@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from weakref import WeakSet
 
+from vtep.counters import Drop
 from vtep.daemon.drop_log import DropLog
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
@@ -54,6 +56,8 @@ class Housekeeping:
         self._liveness = parts.liveness
         self._host_watch = host_watch
         self._fast_path = fast_path
+        self._had_remotes: WeakSet[Port] = WeakSet()
+        """The EVPN segments that had a remote at the last tick."""
         self._drop_log = DropLog(unmatched=parts.unmatched)
         self._ticks = 0
         self._round = self._work()
@@ -132,5 +136,18 @@ class Housekeeping:
         for port in tuple(self._ports):
             port.segment.counters.note_drops(now)
             # Also if there is one VNI only: JSON and the journal have the VNI from the text.
-            self._drop_log.note(f"vni {port.config.vni}", port.segment.counters)
+            # Until the first routes of a fabric are there, it has no remote, and no fault.
+            expected = (Drop.NO_REMOTE,) if self._waits_for_routes(port) else ()
+            self._drop_log.note(f"vni {port.config.vni}", port.segment.counters, expected)
             yield
+
+    def _waits_for_routes(self, port: Port) -> bool:
+        """Return whether an EVPN segment has had no remote now or at the last tick."""
+        if not port.config.evpn:
+            return False
+        had = port in self._had_remotes
+        if port.segment.remotes:
+            self._had_remotes.add(port)
+            return not had
+        self._had_remotes.discard(port)
+        return True
