@@ -243,6 +243,11 @@ def test_addresses_of_local_hosts_are_verified(host: Host, bridge: str, lab: Lab
     with watched(host, {VNI: TapPlace("vx0", "br0")}, probe_interval=0.5) as watch:
         for ip in stays:
             ping(host, ip)
+        # A user's own entry stays as it is, although nothing answers.
+        host.run(
+            *("ip", "neigh", "replace", "10.0.0.6", "lladdr", HOST_MAC, "dev", bridge),
+            *("nud", "permanent"),
+        )
         for ip in (*stays, *goes):
             mac = HOST_MAC if ip != "10.0.0.7" else "02:00:00:00:0a:02"
             host.run("ip", "neigh", "replace", ip, "lladdr", mac, "dev", bridge, "nud", "stale")
@@ -252,6 +257,8 @@ def test_addresses_of_local_hosts_are_verified(host: Host, bridge: str, lab: Lab
         # Those of remote hosts are not probed: nothing is sent over the tunnel.
         assert "10.0.0.7" in watch.neighbours
         assert "STALE" in host.run("ip", "neigh", "show", "10.0.0.7")
+        assert "10.0.0.6" in watch.neighbours
+        assert "PERMANENT" in host.run("ip", "neigh", "show", "10.0.0.6")
 
 
 def test_the_tap_is_followed(host: Host) -> None:

@@ -75,6 +75,9 @@ class LocalTable:
         self._links = LinkIndex()
         self._fdb: dict[int, dict[bytes, dict[int, _Entry]]] = {}
         self._neighbours: dict[int, dict[Address, tuple[bytes, bool]]] = {}
+        self._permanent: set[_NeighbourKey] = set()
+        """The neighbours that a user has set: there is nothing to verify about them."""
+
         self._addresses: dict[int, set[Address]] = {}
         # During a dump: what it contained, and what events have said since its beginning.
         self._dumped: set[object] | None = None
@@ -133,11 +136,19 @@ class LocalTable:
         return None
 
     def local_neighbours(self) -> Iterator[tuple[int, Address]]:
-        """Yield device and address of each neighbour that is a local host, not this one."""
+        """Yield device and address of each neighbour that is a local host, not this one.
+
+        Permanent ones are not among them: a request with NTF_USE would make the kernel take them
+        for any other, and fail those that do not answer (___neigh_update() in its neighbour.c).
+        """
         for segment in self._segments.values():
             for owner in segment.at.owners:
                 for ip, (mac, _) in self._neighbours.get(owner, {}).items():
-                    if mac in segment.macs and mac not in segment.own_macs:
+                    if (
+                        mac in segment.macs
+                        and mac not in segment.own_macs
+                        and (owner, ip) not in self._permanent
+                    ):
                         yield owner, ip
 
     def link(self, index: int) -> Link | None:
@@ -202,6 +213,7 @@ class LocalTable:
         for device, found in self._neighbours.items():
             for ip in [ip for ip in found if not self._is_known(("n", device, ip), seen)]:
                 del found[ip]
+                self._permanent.discard((device, ip))
                 self._report_ip(device, ip)
         for device, addresses in self._addresses.items():
             gone = {ip for ip in addresses if not self._is_known(("a", device, ip), seen)}
@@ -230,6 +242,7 @@ class LocalTable:
         if link is None:
             for table in (self._fdb, self._neighbours, self._addresses):
                 table.pop(index, None)
+            self._permanent = {key for key in self._permanent if key[0] != index}
         if not is_placed_alike(before, link):
             concerned = list(self._by_device.get(index, ()))
             for one in (before, link):
@@ -277,9 +290,14 @@ class LocalTable:
             or not message.mac
             or ip.is_multicast
         ):
+            self._permanent.discard((device, ip))
             if found.pop(ip, None) is None:
                 return
         else:
+            if message.state & NUD_PERMANENT:
+                self._permanent.add((device, ip))
+            else:
+                self._permanent.discard((device, ip))
             now = (message.mac, bool(message.flags & NTF_ROUTER))
             if found.get(ip) == now:
                 return
