@@ -478,3 +478,22 @@ def test_a_frozen_daemon_keeps_its_sessions(leaves: Leaves, start: Start, tmp_pa
     wait_until(lambda: MAC_C in destinations(vtep), "its MAC")
     assert leaves.session()["connectionsEstablished"] == 1
     ping(leaves.host, "10.0.0.2")
+
+
+def test_the_underlay_comes_later(leaves: Leaves, start: Start) -> None:
+    """As at boot: without an address there is neither an identifier nor a next hop."""
+    leaves.router.run("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")
+    options = [each for each in OPTIONS if each not in ("--local", "192.0.2.1")]
+    vtep = start(leaves.router, *options)
+
+    def problems() -> list[str]:
+        with vtep.client() as client:
+            evpn = client.status()["evpn"]
+            return [] if evpn is None else evpn["problems"]
+
+    wait_until(lambda: any("no BGP identifier" in line for line in problems()), "the problem")
+    leaves.router.run("ip", "addr", "add", "192.0.2.1/24", "dev", "eth0")
+    ping(leaves.host, "10.0.0.2")
+    wait_until(lambda: MAC_A in leaves.frr.remote_macs(100), "the MAC of the own host at FRR")
+    assert leaves.frr.remote_macs(100)[MAC_A] == "192.0.2.1"
+    wait_until(lambda: problems() == [], "the end of the problem")

@@ -451,6 +451,8 @@ class Speaker:
         )
 
     def _problems(self, now: float) -> list[str]:
+        if self._tables is None:
+            return ["there is no route to a neighbor yet, so no BGP identifier can be chosen"]
         found = [
             f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
             "give one with --local"
