@@ -38,7 +38,7 @@ LOWER, HIGHER = "192.0.2.2", "192.0.2.9"
 
 
 def announce(made: Tables, vtep: str, number: int = 1, now: float = 1.0, **changed: int) -> Changes:
-    """Let a VTEP announce a MAC. Returns: what follows."""
+    """Announce a MAC as a VTEP. Returns: the changes that follow."""
     made.update(PEER, update(vtep, mac_route(vtep, number), **changed), now)
     return made.take()
 
@@ -523,7 +523,7 @@ class TestNeighbours:
 
 class TestDuplicates:
     def ping_pong(self, made: Tables, moves: int, start: float = 10.0) -> list[Changes]:
-        """Let a MAC move between this host, where it was first, and another one."""
+        """Move a MAC between this host, where it was first, and another one."""
         found = [settle_local(made, now=start)]
         sequence = 0
         for number in range(1, moves + 1):

@@ -78,7 +78,7 @@ class Stored:
 
 @dataclass
 class Applied:
-    """What the host has after all changes: as the daemon, the bridges and the sessions have it."""
+    """The state after all changes, as the daemon, the bridges and the sessions have it."""
 
     fdb: dict[tuple[int, bytes], tuple[Any, ...]] = field(default_factory=dict)
     floods: dict[tuple[int, Address], int | None] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class Collector:
     def __init__(self, vtep: Vtep) -> None:
         self._vtep = vtep
         self._entries = 0
-        """How many there were when they were frozen last, or less."""
+        """The number of FDB entries when they were frozen last, or a lower one since."""
         self._changed = False
         self._last_full = 0.0
         self._has_frozen_numba = vtep.fast_path.status is FastPathStatus.ON

@@ -275,7 +275,7 @@ _Parser = Callable[[ParsedAttributes, bytes], None]
 
 
 class _Rule(NamedTuple):
-    """How an attribute is parsed, and what its errors mean.
+    """The parser of an attribute, its flags, and the treatment of its errors (RFC 7606).
 
     `discard` says that a malformed one is discarded; else the routes are treated as withdrawn.
     `internal_only` and `old_only`: it is discarded from external peers, or if both speakers have
