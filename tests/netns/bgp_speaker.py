@@ -13,7 +13,7 @@ from tests.netns.hosts import DEADLINE, wait_until
 from vtep.config.evpn import EvpnSettings, Neighbor
 from vtep.control.evpn_schema import EvpnSession
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.peer import Peer
+from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.testing.lab import Host
 from vtep.wire.address import Address
@@ -180,12 +180,12 @@ class BgpSpeaker:
 
     # --- PeerEvents -------------------------------------------------------------------------------
 
-    def on_established(self, peer: Peer) -> None:
+    def on_established(self, peer: BgpPeer) -> None:
         """Note a session."""
         self.events.append((peer.name, "up", ""))
         self.routes[peer.name] = {}
 
-    def on_update(self, peer: Peer, update: Update) -> None:
+    def on_update(self, peer: BgpPeer, update: Update) -> None:
         """Note routes."""
         assert update.problems == ()
         routes = self.routes[peer.name]
@@ -194,11 +194,11 @@ class BgpSpeaker:
         for route in update.withdrawn:
             routes.pop(route.key, None)
 
-    def on_end_of_rib(self, peer: Peer) -> None:
+    def on_end_of_rib(self, peer: BgpPeer) -> None:
         """Note the end of the routes of a peer."""
         self.events.append((peer.name, "end of rib", ""))
 
-    def on_down(self, peer: Peer, reason: str, retain: float | None) -> None:
+    def on_down(self, peer: BgpPeer, reason: str, retain: float | None) -> None:
         """Note the end of a session."""
         self.events.append((peer.name, "down", reason))
         assert retain is None

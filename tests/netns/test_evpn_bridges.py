@@ -26,7 +26,7 @@ from vtep.host.neighbour_messages import (
     NUD_NOARP,
     NUD_PERMANENT,
     RTM_GETNEIGH,
-    Neighbour,
+    KernelNeighbour,
     build_dump,
     parse_neighbour,
     split_messages,
@@ -406,9 +406,9 @@ def test_messages_say_what_iproute2_says(host: Host, bridge: str) -> None:
     } == {(ip, dev, mac) for ip, dev, mac in said_ips if not _is_noarp(ip)}
 
 
-def dump(family: int) -> list[Neighbour]:
+def dump(family: int) -> list[KernelNeighbour]:
     """Return all neighbours of a family."""
-    found: list[Neighbour] = []
+    found: list[KernelNeighbour] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(build_dump(RTM_GETNEIGH, family, 1))
         while True:

@@ -15,7 +15,7 @@ from vtep.evpn.session_types import (
     RefreshRequested,
     Send,
     SessionParameters,
-    State,
+    SessionState,
     Updated,
 )
 
@@ -63,7 +63,7 @@ class Node:
                     assert self.established is not None
             if not isinstance(action, Connect | Send | Close):
                 self.events.append(action)
-        assert (self.session.state is State.ESTABLISHED) is (self.established is not None)
+        assert (self.session.state is SessionState.ESTABLISHED) is (self.established is not None)
 
     def downs(self) -> list[Down]:
         return [event for event in self.events if isinstance(event, Down)]

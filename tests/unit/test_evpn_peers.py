@@ -14,7 +14,7 @@ from attrs import evolve
 from vtep.config.evpn import EvpnSettings, Neighbor
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.outbox import Outbox
-from vtep.evpn.peer import Peer
+from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.evpn.session_types import Failure
 from vtep.wire.bgp import EVPN
@@ -56,22 +56,22 @@ class Recorder:
         self.routes: dict[object, PathAttributes | None] = {}
         self.own: list[Announcement] = []
 
-    def own_routes(self, _peer: Peer) -> Iterable[Announcement]:
+    def own_routes(self, _peer: BgpPeer) -> Iterable[Announcement]:
         return self.own
 
-    def on_established(self, peer: Peer) -> None:
+    def on_established(self, peer: BgpPeer) -> None:
         self.events.append(f"up {peer.name}")
 
-    def on_update(self, _peer: Peer, update: Update) -> None:
+    def on_update(self, _peer: BgpPeer, update: Update) -> None:
         for announced in update.announced:
             self.routes[announced.key] = update.attributes
         for withdrawn in update.withdrawn:
             self.routes.pop(withdrawn.key, None)
 
-    def on_end_of_rib(self, peer: Peer) -> None:
+    def on_end_of_rib(self, peer: BgpPeer) -> None:
         self.events.append(f"end {peer.name}")
 
-    def on_down(self, peer: Peer, reason: str, retain: float | None) -> None:
+    def on_down(self, peer: BgpPeer, reason: str, retain: float | None) -> None:
         self.events.append(f"down {peer.name} {retain}")
         self.reasons.append(reason)
         self.routes.clear()
@@ -108,7 +108,7 @@ class Side:
         )
 
     @property
-    def peer(self) -> Peer:
+    def peer(self) -> BgpPeer:
         return next(iter(self.peers))
 
 

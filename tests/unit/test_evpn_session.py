@@ -19,7 +19,7 @@ from vtep.evpn.session_types import (
     RefreshRequested,
     Send,
     SessionParameters,
-    State,
+    SessionState,
     Updated,
 )
 from vtep.wire.bgp import EVPN
@@ -69,7 +69,7 @@ def open_sent(parameters: SessionParameters = OURS) -> tuple[Session, int]:
         number, _ = session.accept(NOW)
         assert number is not None
         return session, number
-    assert session.state is State.CONNECT
+    assert session.state is SessionState.CONNECT
     session.connected(0, NOW)
     return session, 0
 
@@ -159,7 +159,7 @@ def test_two_sessions_recover_from_whatever_the_network_does(
             network.settle()
     network.run(*nodes, seconds=600)
     a, b = nodes
-    assert a.session.state is b.session.state is State.ESTABLISHED, (
+    assert a.session.state is b.session.state is SessionState.ESTABLISHED, (
         a.session.last_error,
         b.session.last_error,
     )
@@ -191,7 +191,7 @@ def test_simultaneous_connections_leave_the_one_of_the_higher_identifier(
     for end in ends:
         network.deliver(network.choices().index(end))
     network.settle()
-    assert a.session.state is b.session.state is State.ESTABLISHED
+    assert a.session.state is b.session.state is SessionState.ESTABLISHED
     winner, loser = (a, b) if ids[0] > ids[1] else (b, a)
     assert (winner.established, loser.established) == (0, 1)
     assert a.downs() == b.downs() == []
@@ -284,13 +284,13 @@ def test_an_open_that_cannot_be_accepted_is_answered_with_the_reason(
     assert session.last_error is not None
     assert session.last_error.kind is kind
     assert text in session.last_error.text
-    assert session.state is State.ACTIVE
+    assert session.state is SessionState.ACTIVE
     assert session.next_time == NOW + 1
 
 
 def test_any_as_is_accepted_if_none_is_configured() -> None:
     session, _ = established(octets=peer_open(4200000000))
-    assert session.state is State.ESTABLISHED
+    assert session.state is SessionState.ESTABLISHED
 
 
 def test_the_family_that_is_missing_is_named_to_the_peer() -> None:
@@ -323,7 +323,7 @@ def test_a_shutdown_communication_is_sent_and_shown() -> None:
     actions = session.stop(NOW, Cease.ADMINISTRATIVE_SHUTDOWN, "pyvtep stops")
     (notification,) = notifications(actions)
     assert notification.data == pack_shutdown("pyvtep stops")
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     assert session.next_time is None
     other, number = established()
     octets = pack_message(MessageType.NOTIFICATION, notification.pack())
@@ -416,7 +416,7 @@ def test_a_peer_that_restarts_connects_on_both_ways() -> None:
     number, _ = session.accept(NOW + 1)
     assert number is not None
     assert refusal(session.received(number, again, NOW + 1))[0] == ErrorCode.CEASE
-    assert session.state is State.ESTABLISHED
+    assert session.state is SessionState.ESTABLISHED
     assert session.received(old, END_OF_RIB, NOW + 1) != []
 
 
@@ -428,7 +428,7 @@ def test_an_established_session_survives_a_second_connection() -> None:
         ErrorCode.CEASE,
         Cease.COLLISION_RESOLUTION,
     )
-    assert session.state is State.ESTABLISHED
+    assert session.state is SessionState.ESTABLISHED
     assert session.last_error is None
     assert session.received(old, END_OF_RIB, NOW + 5) != []
 
@@ -518,20 +518,20 @@ def test_a_peer_that_does_not_read_is_down_after_the_send_hold_time() -> None:
 
 def test_a_passive_session_never_connects() -> None:
     session = started(SessionParameters(asn=65000, passive=True))
-    assert session.state is State.ACTIVE
+    assert session.state is SessionState.ACTIVE
     assert session.next_time is None
     session, number = established(SessionParameters(asn=65000, passive=True))
     session.closed(number, "reset", NOW)
-    assert session.state is State.ACTIVE
+    assert session.state is SessionState.ACTIVE
     assert session.next_time is None
 
 
 def test_a_session_that_was_not_started_accepts_nothing() -> None:
     session = Session(OURS, lambda: 1.0)
     assert session.accept(NOW) == (None, [])
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     assert session.state.text == "idle"
-    assert State.OPEN_CONFIRM.text == "open-confirm"
+    assert SessionState.OPEN_CONFIRM.text == "open-confirm"
 
 
 def test_events_of_connections_that_are_gone_do_nothing() -> None:
@@ -593,14 +593,14 @@ def test_octets_are_handled_or_answered_with_one_notification(
     closes = [action for action in actions if isinstance(action, Close)]
     assert len(closes) <= 1
     assert len(notifications(actions)) <= len(closes)
-    assert session.state is (State.ACTIVE if closes else session.state)
+    assert session.state is (SessionState.ACTIVE if closes else session.state)
     if closes:
         last = actions[-1]
         assert last == closes[0] or isinstance(last, Down)
         assert session.last_error is not None
         assert session.next_time == NOW + 1
     else:
-        assert session.state > State.CONNECT
+        assert session.state > SessionState.CONNECT
 
 
 def test_every_kind_of_failure_is_in_the_schema() -> None:

@@ -23,7 +23,7 @@ from vtep.host.neighbour_messages import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
-    Message,
+    NetlinkMessage,
     split_messages,
 )
 from vtep.wire.address import Address
@@ -33,7 +33,7 @@ NUD_FAILED = 0x20
 BRIDGE_MAC, TAP_MAC = (bytes((2, 0, 0, 0, 0, index)) for index in (BRIDGE, TAP))
 
 
-def parsed(octets: bytes) -> Message:
+def parsed(octets: bytes) -> NetlinkMessage:
     (found,) = split_messages(octets)
     return found
 
@@ -46,7 +46,7 @@ def link(
     lower: int = 0,
     data: bytes = b"",
     mac_index: int | None = None,
-) -> Message:
+) -> NetlinkMessage:
     """Build an RTM_NEWLINK message; `data` is IFLA_INFO_DATA."""
     body = pack("=BxHiII", 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
     body += attribute(1, bytes((2, 0, 0, 0, 0, mac_index or index)))
@@ -56,11 +56,11 @@ def link(
     return parsed(message(RTM_NEWLINK, body))
 
 
-def unlink(index: int) -> Message:
+def unlink(index: int) -> NetlinkMessage:
     return parsed(message(RTM_DELLINK, pack("=BxHiII", 0, 1, index, 1, 0)))
 
 
-def pvid(index: int, vlan: int) -> Message:
+def pvid(index: int, vlan: int) -> NetlinkMessage:
     """Build a message of a bridge about a port in VLANs 7, and `vlan` untagged."""
     body = pack("=BxHiII", AF_BRIDGE, 1, index, 1, 0)
     vlans = attribute(2, pack("=HH", 0, 7)) + attribute(2, pack("=HH", 6, vlan))
@@ -75,7 +75,7 @@ def entry(
     flags: int = 0,
     gone: bool = False,
     vlan: int = 0,
-) -> Message:
+) -> NetlinkMessage:
     body = pack("=BxxxiHBB", AF_BRIDGE, port, state, flags, 0) + attribute(2, mac)
     body += attribute(5, pack("=H", vlan)) if vlan else b""
     kind = RTM_DELNEIGH if gone else RTM_NEWNEIGH
@@ -118,7 +118,7 @@ LINKS = (
 )
 
 
-def new_table(*messages: Message) -> tuple[LocalTable, Reports]:
+def new_table(*messages: NetlinkMessage) -> tuple[LocalTable, Reports]:
     reports = Reports()
     table = LocalTable(reports)
     table.configure({100: TapPlace("vx0")})
@@ -138,7 +138,7 @@ ENTRIES = st.builds(
 )
 
 
-def expected(messages: list[Message]) -> dict[bytes, tuple[bool, bool]]:
+def expected(messages: list[NetlinkMessage]) -> dict[bytes, tuple[bool, bool]]:
     """Return the local MACs after messages about entries, from the last about each MAC."""
     found: dict[bytes, Any] = {BRIDGE_MAC: (True, False)}
     for one in messages:
@@ -153,21 +153,21 @@ def expected(messages: list[Message]) -> dict[bytes, tuple[bool, bool]]:
 
 
 @given(st.lists(ENTRIES, max_size=30))
-def test_events_make_macs_local_or_not(events: list[Message]) -> None:
+def test_events_make_macs_local_or_not(events: list[NetlinkMessage]) -> None:
     """Whatever their order, reports agree with the last event of each MAC."""
     _, reports = new_table(*events)
     assert reports.macs == expected(events)
 
 
 @given(history=st.lists(ENTRIES, max_size=20), data=st.data())
-def test_a_dump_repairs_what_was_lost(history: list[Message], data: st.DataObject) -> None:
+def test_a_dump_repairs_what_was_lost(history: list[NetlinkMessage], data: st.DataObject) -> None:
     """Events are lost until a dump begins, which is read from there on, between events."""
     begin = data.draw(st.integers(0, len(history)))
     table, reports = new_table(*history[: data.draw(st.integers(0, begin))])
     later = history[begin:]
     table.begin_dump()
     # The kernel reads each MAC at some time, and the reply is read between any two events.
-    replies: dict[int, list[Message]] = {}
+    replies: dict[int, list[NetlinkMessage]] = {}
     for mac in dict.fromkeys(map(_mac, history)):
         time, position = (data.draw(st.integers(0, len(later))) for _ in range(2))
         if reply := _present(history[: begin + time], mac):
@@ -183,11 +183,11 @@ def test_a_dump_repairs_what_was_lost(history: list[Message], data: st.DataObjec
     assert reports.macs == expected(history)
 
 
-def _mac(one: Message) -> bytes:
+def _mac(one: NetlinkMessage) -> bytes:
     return one.data[one.begin + 16 : one.begin + 22]
 
 
-def _present(history: list[Message], mac: bytes) -> Message | None:
+def _present(history: list[NetlinkMessage], mac: bytes) -> NetlinkMessage | None:
     """Return the present entry of a MAC."""
     last = None
     for one in history:
@@ -245,7 +245,7 @@ def test_only_the_vlan_of_the_tap_counts() -> None:
 
 def neighbour(
     ip: str, mac: bytes, device: int = BRIDGE, *, state: int = NUD_REACHABLE, flags: int = 0
-) -> Message:
+) -> NetlinkMessage:
     """Build a message about a neighbour; with the state 0, about its deletion."""
     octets = ip_address(ip).packed
     body = pack("=BxxxiHBB", 2 if len(octets) == 4 else 10, device, state, flags, 1)
@@ -253,7 +253,7 @@ def neighbour(
     return parsed(message(RTM_NEWNEIGH if state else RTM_DELNEIGH, body))
 
 
-def own_address(ip: str, device: int = BRIDGE, *, gone: bool = False) -> Message:
+def own_address(ip: str, device: int = BRIDGE, *, gone: bool = False) -> NetlinkMessage:
     """Build a message about an address of this host."""
     octets = ip_address(ip).packed
     body = pack("=BBBBI", 2 if len(octets) == 4 else 10, 24, 0, 0, device) + attribute(1, octets)

@@ -24,7 +24,7 @@ from vtep.host.neighbour_messages import (
     RTM_NEWADDR,
     RTM_NEWNEIGH,
     InterfaceAddress,
-    Neighbour,
+    KernelNeighbour,
     build_dump,
     build_fdb_deletion,
     build_fdb_entry,
@@ -52,7 +52,7 @@ def test_an_event_of_a_bridge_is_parsed() -> None:
     body += attribute(2, MAC) + attribute(9, pack("=I", 3)) + attribute(15, bytes(4))
     body += attribute(3, bytes(16)) + attribute(5, pack("=H", 42))
     (event,) = split_messages(message(RTM_NEWNEIGH, body))
-    assert parse_neighbour(event) == Neighbour(
+    assert parse_neighbour(event) == KernelNeighbour(
         AF_BRIDGE, False, 5, NUD_STALE, NTF_EXT_LEARNED, MAC, None, 42, 3
     )
     assert parse_address(event) is None
@@ -65,7 +65,9 @@ def test_neighbours_and_addresses_are_parsed() -> None:
         body = pack("=BxxxiHBB", family, 5, NUD_STALE, 0, 1)
         body += attribute(1, ip.packed) + attribute(2, MAC)
         (event,) = split_messages(message(RTM_DELNEIGH, body))
-        assert parse_neighbour(event) == Neighbour(family, True, 5, NUD_STALE, 0, MAC, ip, 0, 0)
+        assert parse_neighbour(event) == KernelNeighbour(
+            family, True, 5, NUD_STALE, 0, MAC, ip, 0, 0
+        )
         for flags, usable in ((0x80, True), (0xC0, False), (0x88, False)):
             body = pack("=BBBBI", family, 24, flags & 0xFF, 0, 5) + attribute(1, ip.packed)
             body += attribute(8, pack("=I", flags))
@@ -92,10 +94,10 @@ def test_requests_have_the_form_of_events(
     batch += build_fdb_deletion(port, mac, sequence, vlan) + build_port_learning(port, 9, on=True)
     entry, deletion, learning = split_messages(batch)
     assert entry.sequence == deletion.sequence == sequence
-    assert parse_neighbour(entry) == Neighbour(
+    assert parse_neighbour(entry) == KernelNeighbour(
         AF_BRIDGE, False, port, NUD_NOARP, flags | NTF_MASTER, mac, None, vlan, 0
     )
-    assert parse_neighbour(deletion) == Neighbour(
+    assert parse_neighbour(deletion) == KernelNeighbour(
         AF_BRIDGE, True, port, 0, NTF_MASTER, mac, None, vlan, 0
     )
     assert parse_neighbour(learning) is None
@@ -108,7 +110,9 @@ def test_a_probe_changes_nothing_of_a_neighbour(ip: str) -> None:
     (request,) = split_messages(build_probe(7, ip_address(ip), 3))
     address = ip_address(ip)
     family = AF_INET if address.version == 4 else AF_INET6
-    assert parse_neighbour(request) == Neighbour(family, False, 7, 0, NTF_USE, b"", address, 0, 0)
+    assert parse_neighbour(request) == KernelNeighbour(
+        family, False, 7, 0, NTF_USE, b"", address, 0, 0
+    )
     assert request.whole[6:8] == bytes((1, 0))
 
 

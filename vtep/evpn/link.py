@@ -23,29 +23,29 @@ _LINGER_S = 1.0
 class LinkOwner(Protocol):
     """Receives the events of links."""
 
-    def link_connected(self, link: "Link") -> None:
+    def link_connected(self, link: "PeerLink") -> None:
         """Handle the end of the TCP handshake."""
 
-    def link_failed(self, link: "Link", error: OSError) -> None:
+    def link_failed(self, link: "PeerLink", error: OSError) -> None:
         """Handle a connection that could not be opened."""
 
-    def link_received(self, link: "Link", octets: bytes) -> None:
+    def link_received(self, link: "PeerLink", octets: bytes) -> None:
         """Handle octets of the peer."""
 
-    def link_closed(self, link: "Link", reason: str) -> None:
+    def link_closed(self, link: "PeerLink", reason: str) -> None:
         """Handle the end of the connection by the peer or the kernel."""
 
-    def link_blocked(self, link: "Link") -> None:
+    def link_blocked(self, link: "PeerLink") -> None:
         """Handle a full send buffer."""
 
-    def link_progressed(self, link: "Link") -> None:
+    def link_progressed(self, link: "PeerLink") -> None:
         """Handle octets that the kernel has taken after `link_blocked`."""
 
-    def link_ended(self, link: "Link") -> None:
+    def link_ended(self, link: "PeerLink") -> None:
         """Handle the end of a link after `close`."""
 
 
-class Link:
+class PeerLink:
     """A TCP socket that does not block, and the octets that wait to be sent on it.
 
     Only `link_ended` is called after `close`. Each link is closed once by its owner.

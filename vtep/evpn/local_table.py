@@ -19,8 +19,8 @@ from vtep.host.neighbour_messages import (
     NUD_PERMANENT,
     NUD_RESOLVED,
     InterfaceAddress,
-    Message,
-    Neighbour,
+    KernelNeighbour,
+    NetlinkMessage,
     parse_address,
     parse_neighbour,
 )
@@ -170,7 +170,7 @@ class LocalTable:
 
     # Messages.
 
-    def update(self, message: Message, *, is_reply: bool = False) -> None:
+    def update(self, message: NetlinkMessage, *, is_reply: bool = False) -> None:
         """Apply a message: an event, or a reply to a dump."""
         neighbour = parse_neighbour(message)
         if neighbour is None:
@@ -253,7 +253,7 @@ class LocalTable:
         elif before is not None and link is not None and before.mac != link.mac:
             self._report_owner(index, self._addresses.get(index, ()))
 
-    def _update_entry(self, message: Neighbour, *, is_reply: bool) -> None:
+    def _update_entry(self, message: KernelNeighbour, *, is_reply: bool) -> None:
         key = (message.master, message.mac, message.vlan)
         if self._is_outdated(key, is_reply=is_reply):
             return
@@ -275,7 +275,7 @@ class LocalTable:
             del macs[mac]
         self._report_entry(bridge, mac)
 
-    def _update_neighbour(self, message: Neighbour, *, is_reply: bool) -> None:
+    def _update_neighbour(self, message: KernelNeighbour, *, is_reply: bool) -> None:
         device, ip = message.device, message.ip
         link = self._links.get(device)
         if ip is None or (link is not None and link.kind not in _WATCHED_KINDS):

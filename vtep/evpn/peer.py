@@ -16,7 +16,7 @@ from vtep.config.evpn import EvpnSettings, Neighbor
 from vtep.control.evpn_schema import EvpnSession
 from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.link import Link
+from vtep.evpn.link import PeerLink
 from vtep.evpn.outbox import Outbox
 from vtep.evpn.session import Session
 from vtep.evpn.session_types import (
@@ -30,7 +30,7 @@ from vtep.evpn.session_types import (
     Send,
     SessionError,
     SessionParameters,
-    State,
+    SessionState,
     Updated,
 )
 from vtep.wire.address import Address, without_scope
@@ -50,16 +50,16 @@ def _jitter() -> float:
 class PeerEvents(Protocol):
     """Receives the events of established sessions."""
 
-    def on_established(self, peer: "Peer") -> None:
+    def on_established(self, peer: "BgpPeer") -> None:
         """Handle a new session. Own routes are sent afterwards, then End-of-RIB."""
 
-    def on_update(self, peer: "Peer", update: Update) -> None:
+    def on_update(self, peer: "BgpPeer", update: Update) -> None:
         """Handle routes that a peer announces and withdraws."""
 
-    def on_end_of_rib(self, peer: "Peer") -> None:
+    def on_end_of_rib(self, peer: "BgpPeer") -> None:
         """Handle the end of the initial routes of a peer (RFC 4724, section 2)."""
 
-    def on_down(self, peer: "Peer", reason: str, retain: float | None) -> None:
+    def on_down(self, peer: "BgpPeer", reason: str, retain: float | None) -> None:
         """Handle the end of a session.
 
         `retain` is how many seconds the routes of the peer may stay as stale, or None to remove
@@ -102,7 +102,7 @@ class PeerOptions:
         )
 
 
-class Peer:
+class BgpPeer:
     """A neighbour and the session with it. It is made and ended by `Peers`.
 
     Args:
@@ -118,7 +118,7 @@ class Peer:
         self,
         options: PeerOptions,
         events: PeerEvents,
-        own_routes: Callable[["Peer"], Iterable[Announcement]],
+        own_routes: Callable[["BgpPeer"], Iterable[Announcement]],
         choose_router_id: Callable[[Address], IPv4Address],
         on_link_ended: Callable[[], None],
     ) -> None:
@@ -128,8 +128,8 @@ class Peer:
         """The local address of the established session, or of the last one, without a scope."""
         self.remote: Open | None = None
         """The OPEN of the peer in the established session, or in the last one."""
-        self.links: dict[int, Link] = {}
-        self.lingering: set[Link] = set()
+        self.links: dict[int, PeerLink] = {}
+        self.lingering: set[PeerLink] = set()
         """Links that are closed as soon as the last message is sent."""
         self._events = events
         self._own_routes = own_routes
@@ -142,14 +142,14 @@ class Peer:
             passive=options.neighbor.passive,
         )
         self.session = Session(parameters, _jitter)
-        self._state = State.IDLE
+        self._state = SessionState.IDLE
         self._state_since = time.monotonic()
         self._todo: deque[Action] = deque()
         self._is_acting = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._outbox: Outbox | None = None
-        self._established_link: Link | None = None
+        self._established_link: PeerLink | None = None
         self._hold_time: int | None = None
         self._pump: asyncio.Handle | None = None
         self._routes: set[RouteKey] = set()
@@ -247,7 +247,7 @@ class Peer:
         if number is None:
             sock.close()
             return
-        link = self.links[number] = Link(number, sock, self)
+        link = self.links[number] = PeerLink(number, sock, self)
         link.start()
         self._act(actions)
 
@@ -310,7 +310,7 @@ class Peer:
             now = time.monotonic()
             self._todo += self.session.failed(number, error.kind, str(error), now)
             return
-        link = self.links[number] = Link(number, sock, self)
+        link = self.links[number] = PeerLink(number, sock, self)
         link.wait_for_handshake()
 
     def _close(self, number: int) -> None:
@@ -366,7 +366,7 @@ class Peer:
         error = self.last_error
         if error is not None and (error.kind, error.text) != self._logged and self._outbox is None:
             self._logged = error.kind, error.text
-            level = logging.INFO if self._state is State.IDLE else logging.WARNING
+            level = logging.INFO if self._state is SessionState.IDLE else logging.WARNING
             log.log(level, "EVPN session with %s: %s", self.name, error.text)
 
     # --- timers -----------------------------------------------------------------------------------
@@ -412,39 +412,39 @@ class Peer:
 
     # --- events of links --------------------------------------------------------------------------
 
-    def link_connected(self, link: Link) -> None:
+    def link_connected(self, link: PeerLink) -> None:
         """Send an OPEN."""
         local = without_scope(bgp_sockets.address_of(link.local_name))
         self.session.router_id = self._choose_router_id(local)
         self._act(self.session.connected(link.number, time.monotonic()))
 
-    def link_failed(self, link: Link, error: OSError) -> None:
+    def link_failed(self, link: PeerLink, error: OSError) -> None:
         """Close the link, and retry later."""
         self._close(link.number)
         now = time.monotonic()
         self._act(self.session.failed(link.number, *bgp_sockets.failure_of(error), now))
 
-    def link_received(self, link: Link, octets: bytes) -> None:
+    def link_received(self, link: PeerLink, octets: bytes) -> None:
         """Pass octets to the FSM."""
         self._act(self.session.received(link.number, octets, time.monotonic()))
 
-    def link_closed(self, link: Link, reason: str) -> None:
+    def link_closed(self, link: PeerLink, reason: str) -> None:
         """Close our side too."""
         self._close(link.number)
         self._act(self.session.closed(link.number, reason, time.monotonic()))
 
-    def link_blocked(self, link: Link) -> None:
+    def link_blocked(self, link: PeerLink) -> None:
         """Start the send hold timer."""
         self.session.send_blocked(link.number, time.monotonic())
         self._arm()
 
-    def link_progressed(self, link: Link) -> None:
+    def link_progressed(self, link: PeerLink) -> None:
         """Go on with the routes that wait."""
         self.session.send_progressed(link.number, time.monotonic(), is_drained=link.is_drained)
         if link is self._established_link and self._outbox and not link.is_full:
             self._start_pump()
 
-    def link_ended(self, link: Link) -> None:
+    def link_ended(self, link: PeerLink) -> None:
         """Forget a link whose socket is closed."""
         self.lingering.discard(link)
         self._on_link_ended()

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from vtep.config.evpn import BGP_PORT, EvpnSettings
 from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.peer import Peer, PeerEvents, PeerOptions
+from vtep.evpn.peer import BgpPeer, PeerEvents, PeerOptions
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.errors import Cease
 from vtep.wire.bgp.evpn import Route
@@ -82,7 +82,7 @@ class Peers:
         self,
         settings: EvpnSettings,
         events: PeerEvents,
-        own_routes: Callable[[Peer], Iterable[Announcement]],
+        own_routes: Callable[[BgpPeer], Iterable[Announcement]],
         *,
         local_addresses: Sequence[Address] = (),
         restarted: bool = False,
@@ -95,15 +95,15 @@ class Peers:
         self._restarted = restarted
         self._listen_port = listen_port
         self._router_id: IPv4Address | None = None
-        self._peers: dict[Address, Peer] = {}
-        self._ending: set[Peer] = set()
+        self._peers: dict[Address, BgpPeer] = {}
+        self._ending: set[BgpPeer] = set()
         """Peers that are not configured any more, while their last messages are sent."""
         self._listeners: dict[Address, _Listener] = {}
         self._listen_problems: dict[Address, str] = {}
         self._listen_timer: asyncio.TimerHandle | None = None
         self._all_ended = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Peer]:
+    def __iter__(self) -> Iterator[BgpPeer]:
         """Iterate over the neighbours in the order of the settings."""
         return iter(self._peers.values())
 
@@ -197,7 +197,7 @@ class Peers:
         }
 
     def _add(self, options: PeerOptions) -> None:
-        peer = Peer(
+        peer = BgpPeer(
             options, self._events, self._own_routes, self._choose_router_id, self._note_link_ended
         )
         peer.session.is_restarting = self._restarted

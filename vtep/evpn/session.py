@@ -16,9 +16,9 @@ from collections.abc import Callable
 from vtep.evpn.session_types import (
     NO_ROUTER_ID,
     Action,
+    BgpConnection,
     Close,
     Connect,
-    Connection,
     Down,
     Established,
     Failure,
@@ -26,7 +26,7 @@ from vtep.evpn.session_types import (
     Send,
     SessionError,
     SessionParameters,
-    State,
+    SessionState,
     Updated,
 )
 from vtep.wire.bgp import EVPN
@@ -107,7 +107,7 @@ class Session:
         Restart State bit, until the session is established (RFC 4724, section 3)."""
         self.last_error: SessionError | None = None
         self._jitter = jitter
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, BgpConnection] = {}
         self._next_number = 0
         self._actions: list[Action] = []
         self._is_running = False
@@ -120,16 +120,16 @@ class Session:
     # --- views ------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> State:
+    def state(self) -> SessionState:
         """The state of the session: that of its most advanced connection."""
-        idle = State.ACTIVE if self._is_running else State.IDLE
+        idle = SessionState.ACTIVE if self._is_running else SessionState.IDLE
         return max((each.state for each in self._connections.values()), default=idle)
 
     @property
     def preserves_forwarding(self) -> bool:
         """True if the session is established, and the peer says that it forwards in a restart."""
         return any(
-            each.state is State.ESTABLISHED and _preserves(each.peer)
+            each.state is SessionState.ESTABLISHED and _preserves(each.peer)
             for each in self._connections.values()
         )
 
@@ -173,7 +173,7 @@ class Session:
     def connected(self, number: int, now: float) -> list[Action]:
         """Handle the end of the TCP handshake of an outgoing connection: send an OPEN."""
         connection = self._connections.get(number)
-        if connection is not None and connection.state is State.CONNECT:
+        if connection is not None and connection.state is SessionState.CONNECT:
             self._send_open(connection, now)
         return self._take()
 
@@ -192,7 +192,7 @@ class Session:
         if not self._is_running:
             return None, []
         for other in list(self._connections.values()):
-            if other.state is State.ESTABLISHED:
+            if other.state is SessionState.ESTABLISHED:
                 # The peer may have lost this connection with its host. Its kernel answers to a
                 # segment by RST then, long before the hold timer would expire.
                 self._actions.append(Send(other.number, KEEPALIVE))
@@ -201,14 +201,14 @@ class Session:
                 self._forget(other)
                 self._actions.append(Close(other.number))
         self._retry_at = None
-        connection = self._add(State.OPEN_SENT, now + _OPEN_S, is_outgoing=False)
+        connection = self._add(SessionState.OPEN_SENT, now + _OPEN_S, is_outgoing=False)
         self._send_open(connection, now)
         return connection.number, self._take()
 
     def received(self, number: int, octets: bytes, now: float) -> list[Action]:
         """Handle octets of a connection."""
         connection = self._connections.get(number)
-        if connection is None or connection.state is State.CONNECT:
+        if connection is None or connection.state is SessionState.CONNECT:
             return []
         try:
             for kind, body in connection.deframer.feed(octets):
@@ -224,7 +224,7 @@ class Session:
         connection = self._connections.get(number)
         if connection is None:
             return []
-        if connection.state is State.OPEN_SENT:
+        if connection.state is SessionState.OPEN_SENT:
             text = (
                 f"the neighbor closed the connection before its OPEN ({reason}); it may not be "
                 "configured there, or be shut down"
@@ -271,31 +271,31 @@ class Session:
         actions, self._actions = self._actions, []
         return actions
 
-    def _add(self, state: State, deadline: float, *, is_outgoing: bool) -> Connection:
-        connection = Connection(self._next_number, state, deadline, is_outgoing=is_outgoing)
+    def _add(self, state: SessionState, deadline: float, *, is_outgoing: bool) -> BgpConnection:
+        connection = BgpConnection(self._next_number, state, deadline, is_outgoing=is_outgoing)
         self._connections[connection.number] = connection
         self._next_number += 1
         return connection
 
     def _connect(self, now: float) -> None:
         self._retry_at = None
-        connection = self._add(State.CONNECT, now + _CONNECT_S, is_outgoing=True)
+        connection = self._add(SessionState.CONNECT, now + _CONNECT_S, is_outgoing=True)
         self._actions.append(Connect(connection.number))
 
-    def _expire(self, connection: Connection, now: float) -> None:
+    def _expire(self, connection: BgpConnection, now: float) -> None:
         """Handle the hold timer, or the time limit of an attempt to connect."""
-        if connection.state is State.CONNECT:
+        if connection.state is SessionState.CONNECT:
             self._actions.append(Close(connection.number))
             text = f"no answer to TCP segments for {_CONNECT_S:.0f} s"
             self._drop(connection, SessionError(Failure.TIMEOUT, text, now))
             return
-        limit = connection.hold_time if connection.state is State.ESTABLISHED else _OPEN_S
+        limit = connection.hold_time if connection.state is SessionState.ESTABLISHED else _OPEN_S
         text = f"no message of the neighbor for {limit:.0f} s"
         self._refuse(connection, BgpError(ErrorCode.HOLD_TIMER_EXPIRED, 0, b"", text), now)
 
-    def _refuse(self, connection: Connection, error: BgpError, now: float) -> None:
+    def _refuse(self, connection: BgpConnection, error: BgpError, now: float) -> None:
         """Close a connection with a NOTIFICATION, if there was time for an OPEN."""
-        if connection.state > State.CONNECT:
+        if connection.state > SessionState.CONNECT:
             body = Notification(error.code, error.subcode, error.data).pack()
             message = pack_message(MessageType.NOTIFICATION, body)
             self._actions.append(Send(connection.number, message))
@@ -304,15 +304,15 @@ class Session:
         kind = _KINDS_OF_SENT.get(code, Failure.NOTIFICATION_SENT)
         self._drop(connection, SessionError(kind, f"closed the session: {error}", now))
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: BgpConnection) -> None:
         del self._connections[connection.number]
 
     def _drop(
-        self, connection: Connection, error: SessionError, retain: float | None = None
+        self, connection: BgpConnection, error: SessionError, retain: float | None = None
     ) -> None:
         """Remove a connection, and decide what is next."""
         self._forget(connection)
-        if connection.state is State.ESTABLISHED:
+        if connection.state is SessionState.ESTABLISHED:
             self.last_error = error
             self._is_retaining = retain is not None
             self._retained_until = error.time + (retain or 0)
@@ -326,16 +326,16 @@ class Session:
             self._retry_at = error.time + self._retry_s * self._jitter()
             self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
 
-    def _retain_time(self, connection: Connection) -> float | None:
+    def _retain_time(self, connection: BgpConnection) -> float | None:
         """Return how long the routes of a peer are kept that may be restarting (RFC 4724, 4.2)."""
-        if connection.state is not State.ESTABLISHED or not _preserves(connection.peer):
+        if connection.state is not SessionState.ESTABLISHED or not _preserves(connection.peer):
             return None
         restart = connection.peer and connection.peer.capabilities.graceful_restart
         return float(restart.restart_time) if restart else None
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _send_open(self, connection: Connection, now: float) -> None:
+    def _send_open(self, connection: BgpConnection, now: float) -> None:
         restart = GracefulRestart(
             restarting=self.is_restarting,
             restart_time=self.parameters.restart_time,
@@ -348,25 +348,27 @@ class Session:
             graceful_restart=restart,
         )
         own = Open(self.parameters.asn, self.parameters.hold_time, self.router_id, capabilities)
-        connection.state = State.OPEN_SENT
+        connection.state = SessionState.OPEN_SENT
         connection.deadline = now + _OPEN_S
         self._actions.append(Send(connection.number, pack_message(MessageType.OPEN, own.pack())))
 
-    def _send_keepalive(self, connection: Connection, now: float) -> None:
+    def _send_keepalive(self, connection: BgpConnection, now: float) -> None:
         self._actions.append(Send(connection.number, KEEPALIVE))
         if connection.hold_time:
             interval = connection.hold_time / _KEEPALIVES_PER_HOLD_TIME
             connection.keepalive_at = now + interval * self._jitter()
 
-    def _handle(self, connection: Connection, kind: MessageType, body: bytes, now: float) -> None:
+    def _handle(
+        self, connection: BgpConnection, kind: MessageType, body: bytes, now: float
+    ) -> None:
         """Handle a message. Raises: BgpError to end the connection."""
         if kind is MessageType.NOTIFICATION:
             self._on_notification(connection, body, now)
-        elif connection.state is State.OPEN_SENT and kind is MessageType.OPEN:
+        elif connection.state is SessionState.OPEN_SENT and kind is MessageType.OPEN:
             self._on_open(connection, body, now)
-        elif connection.state is State.OPEN_CONFIRM and kind is MessageType.KEEPALIVE:
+        elif connection.state is SessionState.OPEN_CONFIRM and kind is MessageType.KEEPALIVE:
             self._on_confirmed(connection, now)
-        elif connection.state is State.ESTABLISHED and kind is not MessageType.OPEN:
+        elif connection.state is SessionState.ESTABLISHED and kind is not MessageType.OPEN:
             if connection.hold_time:
                 connection.deadline = now + connection.hold_time
             if kind is MessageType.UPDATE:
@@ -374,10 +376,10 @@ class Session:
             elif kind is MessageType.ROUTE_REFRESH:
                 self._on_refresh(body)
         else:
-            subcode = FsmError(connection.state - State.OPEN_SENT + FsmError.IN_OPEN_SENT)
+            subcode = FsmError(connection.state - SessionState.OPEN_SENT + FsmError.IN_OPEN_SENT)
             raise BgpError(ErrorCode.FSM, subcode, bytes((kind,)), f"received {kind.name}")
 
-    def _on_notification(self, connection: Connection, body: bytes, now: float) -> None:
+    def _on_notification(self, connection: BgpConnection, body: bytes, now: float) -> None:
         self._actions.append(Close(connection.number))
         received = Notification.parse(body)
         code = (received.code, received.subcode)
@@ -387,7 +389,7 @@ class Session:
             text += f"; it expects another AS than {self.parameters.asn}"
         self._drop(connection, SessionError(kind, text, now))
 
-    def _on_update(self, connection: Connection, body: bytes) -> None:
+    def _on_update(self, connection: BgpConnection, body: bytes) -> None:
         peer = connection.peer
         update = parse_update(
             body,
@@ -405,16 +407,16 @@ class Session:
 
     # --- OPEN -------------------------------------------------------------------------------------
 
-    def _on_open(self, connection: Connection, body: bytes, now: float) -> None:
+    def _on_open(self, connection: BgpConnection, body: bytes, now: float) -> None:
         peer = Open.parse(body)
         self._check(peer)
         connection.peer = peer
         connection.hold_time = min(self.parameters.hold_time, peer.hold_time)
         for other in list(self._connections.values()):
-            if other is not connection and other.state >= State.OPEN_CONFIRM:
+            if other is not connection and other.state >= SessionState.OPEN_CONFIRM:
                 self._collide(connection, other, peer, now)
         if connection.number in self._connections:
-            connection.state = State.OPEN_CONFIRM
+            connection.state = SessionState.OPEN_CONFIRM
             connection.deadline = now + (connection.hold_time or _OPEN_S)
             self._send_keepalive(connection, now)
 
@@ -433,12 +435,14 @@ class Session:
             data = Capabilities(families=frozenset({EVPN})).pack()
             raise BgpError(ErrorCode.OPEN, OpenError.UNSUPPORTED_CAPABILITY, data, text)
 
-    def _collide(self, connection: Connection, other: Connection, peer: Open, now: float) -> None:
+    def _collide(
+        self, connection: BgpConnection, other: BgpConnection, peer: Open, now: float
+    ) -> None:
         """Close one of two connections with the same peer (RFC 4271, section 6.8).
 
         `connection` has got its OPEN just now, and `other` before.
         """
-        if other.state is State.ESTABLISHED:
+        if other.state is SessionState.ESTABLISHED:
             restart = peer.capabilities.graceful_restart
             age = now - self._established_at
             if restart is not None and restart.restarting and age >= _COLLISION_S:
@@ -455,12 +459,12 @@ class Session:
             loser = other if other.is_outgoing is not keeps_outgoing else connection
         self._refuse(loser, BgpError(ErrorCode.CEASE, Cease.COLLISION_RESOLUTION), now)
 
-    def _on_confirmed(self, connection: Connection, now: float) -> None:
+    def _on_confirmed(self, connection: BgpConnection, now: float) -> None:
         peer = connection.peer
         if peer is None:  # The state OPEN_CONFIRM has one.
             raise BgpError(ErrorCode.MESSAGE_HEADER, HeaderError.BAD_TYPE)
         for other in list(self._connections.values()):
-            if other.state is State.CONNECT:
+            if other.state is SessionState.CONNECT:
                 self._forget(other)
                 self._actions.append(Close(other.number))
         if self._is_retaining and not (_preserves(peer) and now < self._retained_until):
@@ -470,7 +474,7 @@ class Session:
         self.is_restarting = False
         self._established_at = now
         self._retry_at = None
-        connection.state = State.ESTABLISHED
+        connection.state = SessionState.ESTABLISHED
         connection.deadline = now + connection.hold_time if connection.hold_time else None
         self._actions.append(Established(connection.number, peer, connection.hold_time))
 

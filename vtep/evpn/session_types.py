@@ -9,7 +9,7 @@ from vtep.wire.bgp.message import Deframer, Open
 from vtep.wire.bgp.update import Update
 
 
-class State(IntEnum):
+class SessionState(IntEnum):
     """A state of the FSM (RFC 4271, section 8.2.2), in the order of progress."""
 
     IDLE = 0
@@ -74,10 +74,12 @@ class SessionParameters:
     passive: bool = False
 
 
-class Connection:
+class BgpConnection:
     """One TCP connection: its state, its timers, and what the peer has sent on it."""
 
-    def __init__(self, number: int, state: State, deadline: float, *, is_outgoing: bool) -> None:
+    def __init__(
+        self, number: int, state: SessionState, deadline: float, *, is_outgoing: bool
+    ) -> None:
         self.number = number
         self.state = state
         self.is_outgoing = is_outgoing

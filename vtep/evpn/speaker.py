@@ -24,7 +24,7 @@ from vtep.evpn.announcement import Announcement
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes
 from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
-from vtep.evpn.peer import Peer
+from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
 from vtep.evpn.speaker_socket import SpeakerSocket
@@ -353,7 +353,7 @@ class Speaker:
 
     # --- events of sessions ---------------------------------------------------------------------
 
-    def on_established(self, peer: Peer) -> None:
+    def on_established(self, peer: BgpPeer) -> None:
         """Handle a new session."""
         tables, config = self._tables, self._config
         if tables is None or config is None or config.settings is None:
@@ -363,7 +363,7 @@ class Speaker:
             self._configure_tables(tables, config, config.settings)
         self._changed()
 
-    def on_update(self, peer: Peer, update: Update) -> None:
+    def on_update(self, peer: BgpPeer, update: Update) -> None:
         """Handle routes of a neighbour."""
         if self._tables is None:
             return
@@ -372,7 +372,7 @@ class Speaker:
         self._tables.update(peer.name, update, time.monotonic())
         self._changed()
 
-    def _log_problem(self, peer: Peer, problem: str) -> None:
+    def _log_problem(self, peer: BgpPeer, problem: str) -> None:
         now = time.monotonic()
         if now - self._logged_since > 60:
             self._logged, self._logged_since = 0, now
@@ -380,20 +380,20 @@ class Speaker:
         if self._logged <= _PROBLEMS_LOGGED:
             log.warning("EVPN: neighbor %s: %s", peer.name, problem)
 
-    def on_end_of_rib(self, peer: Peer) -> None:
+    def on_end_of_rib(self, peer: BgpPeer) -> None:
         """Handle the end of the initial routes of a neighbour."""
         if self._tables is not None:
             self._tables.end_of_rib(peer.name, time.monotonic())
         self._changed()
 
-    def on_down(self, peer: Peer, reason: str, retain: float | None) -> None:
+    def on_down(self, peer: BgpPeer, reason: str, retain: float | None) -> None:
         """Handle the end of a session."""
         del reason  # Logged by the session.
         if self._tables is not None:
             self._tables.peer_down(peer.name, time.monotonic(), retain)
         self._changed()
 
-    def _own_routes(self, _peer: Peer) -> Iterable[Announcement]:
+    def _own_routes(self, _peer: BgpPeer) -> Iterable[Announcement]:
         return self._tables.own_routes() if self._tables is not None else ()
 
     # --- events of bridges ----------------------------------------------------------------------

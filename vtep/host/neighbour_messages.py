@@ -90,7 +90,7 @@ _IPV4_OCTETS = 4
 _IPV6_OCTETS = 16
 
 
-class Message(NamedTuple):
+class NetlinkMessage(NamedTuple):
     """A netlink message: its type and sequence number, its octets, and where its body begins."""
 
     kind: int
@@ -119,7 +119,7 @@ class Message(NamedTuple):
         return max(0, -number)
 
 
-class Neighbour(NamedTuple):
+class KernelNeighbour(NamedTuple):
     """An FDB entry, or a neighbour, that was added or changed; or deleted."""
 
     family: int
@@ -148,7 +148,7 @@ class InterfaceAddress(NamedTuple):
     """False during duplicate address detection, and after it has failed."""
 
 
-def split_messages(data: bytes) -> Iterator[Message]:
+def split_messages(data: bytes) -> Iterator[NetlinkMessage]:
     """Yield the messages of a datagram. A truncated one at the end is left out."""
     at, size = 0, len(data)
     while at + _MESSAGE.size <= size:
@@ -157,11 +157,11 @@ def split_messages(data: bytes) -> Iterator[Message]:
         if length < _MESSAGE.size or end > size:
             return
         interrupted = bool(flags & _NLM_F_DUMP_INTR)
-        yield Message(kind, sequence, interrupted, data, at + _MESSAGE.size, end)
+        yield NetlinkMessage(kind, sequence, interrupted, data, at + _MESSAGE.size, end)
         at = end + 3 & ~3
 
 
-def parse_neighbour(message: Message) -> Neighbour | None:
+def parse_neighbour(message: NetlinkMessage) -> KernelNeighbour | None:
     """Parse an RTM_NEWNEIGH or RTM_DELNEIGH message. Returns: None for any other."""
     kind, _, _, data, at, end = message
     if kind not in (RTM_NEWNEIGH, RTM_DELNEIGH) or at + _NEIGHBOUR.size > end:
@@ -184,10 +184,12 @@ def parse_neighbour(message: Message) -> Neighbour | None:
         elif name == _NDA_DST and family != AF_BRIDGE:
             ip = _parse_ip(value)
         at += max(length + 3 & ~3, _ATTRIBUTE.size)
-    return Neighbour(family, kind == RTM_DELNEIGH, device, state, flags, mac, ip, vlan, master)
+    return KernelNeighbour(
+        family, kind == RTM_DELNEIGH, device, state, flags, mac, ip, vlan, master
+    )
 
 
-def parse_address(message: Message) -> InterfaceAddress | None:
+def parse_address(message: NetlinkMessage) -> InterfaceAddress | None:
     """Parse an RTM_NEWADDR or RTM_DELADDR message. Returns: None for any other."""
     kind, _, _, data, at, end = message
     if kind not in (RTM_NEWADDR, RTM_DELADDR) or at + _ADDRESS.size > end:
