@@ -161,9 +161,12 @@ def test_an_address_moves_to_another_host(fabric: Fabric, start: Start, tmp_path
         old.host.run("ip", "addr", "add", f"{IP}/24", "dev", "eth0")
         # The bridge of the old leaf asks for the address, which is announced then.
         ping(old.router, IP, count=1)
-        for site in sites:
-            if isinstance(site, OwnSite) and site is not old:
-                wait_until(lambda: site.neighbours().get(IP) == old.mac, "the address")  # noqa: B023
+        own = [site for site in sites if isinstance(site, OwnSite)]
+        others = [site for site in own if site is not old]
+        wait_until(
+            lambda: all(s.neighbours().get(IP) == old.mac for s in others),  # noqa: B023
+            "the address",
+        )
         ping(new.host, IP)
         old.host.run("ip", "addr", "del", f"{IP}/24", "dev", "eth0")
         new.host.run("ip", "addr", "add", f"{IP}/24", "dev", "eth0")
@@ -173,7 +176,8 @@ def test_an_address_moves_to_another_host(fabric: Fabric, start: Start, tmp_path
             if site is not new:
                 ping(site.host, IP)
                 assert new.mac in site.host.run("ip", "neigh", "show", IP)
-        for site in sites:
-            if isinstance(site, OwnSite):
-                wait_until(lambda: site.neighbours().get(IP) != old.mac, "the withdrawal")  # noqa: B023
+        wait_until(
+            lambda: all(s.neighbours().get(IP) != old.mac for s in own),  # noqa: B023
+            "the withdrawal",
+        )
         new.host.run("ip", "addr", "del", f"{IP}/24", "dev", "eth0")
