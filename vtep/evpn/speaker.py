@@ -24,6 +24,7 @@ from vtep.evpn.announcement import Announcement
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes
 from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
+from vtep.evpn.daemon_writer import DaemonWriter
 from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
@@ -47,9 +48,6 @@ _SYNC_S = 5.0
 _ROUTER_ID_S = 1.0
 """Interval of looks for an own address, while there is no route to any neighbour, in seconds."""
 
-_REFUSED_LOG_S, _REFUSED_SHOWN_S = 60.0, 300.0
-"""Seconds between two lines about refused changes, and for which the last one is a problem."""
-
 _COLLECT_AFTER = 50_000
 """New objects before the cyclic garbage collector visits them, in place of 700. Routes are in no
 cycles, and with 10,000 of them collections took more time than the routes themselves."""
@@ -63,6 +61,7 @@ class Speaker:
 
     def __init__(self, link: DaemonLink) -> None:
         self._link = link
+        self._writer = DaemonWriter(link, lambda vni: vni in self._segments)
         self._socket = SpeakerSocket(self._show, self._clear)
         self._watch = BridgeWatch(self)
         self._config: SpeakerConfig | None = None
@@ -71,20 +70,11 @@ class Speaker:
         self._peers: Peers | None = None
         self._segments: dict[int, SegmentSettings] = {}
         self._synced: dict[int, asyncio.Event] = {}
-        self._fdb: dict[int, list[dict[str, Any]]] = {}
-        """Changes of FDBs that wait to be sent to the daemon."""
-        self._neighbours: dict[int, list[dict[str, Any]]] = {}
-        self._to_write = asyncio.Event()
-        self._written = asyncio.Event()
-        self._written.set()
         self._to_report = asyncio.Event()
         self._is_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
-        self._refused: tuple[float, str] = -_REFUSED_SHOWN_S, ""
-        """When a change was refused by the daemon last, and why."""
-        self._refused_logged = -_REFUSED_LOG_S
         self._logged = 0
         self._logged_since = 0.0
 
@@ -106,7 +96,7 @@ class Speaker:
         gc.freeze()  # Modules and configuration: they are no garbage.
         gc.set_threshold(_COLLECT_AFTER)
         tasks: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(self._write()),
+            asyncio.ensure_future(self._writer.run()),
             asyncio.ensure_future(self._report()),
             asyncio.ensure_future(self._follow(config)),
             asyncio.ensure_future(self._end.wait()),
@@ -281,7 +271,7 @@ class Speaker:
         self._tables.configure({}, time.monotonic())
         self._apply()
         await self._watch.drain()
-        await self._written.wait()
+        await self._writer.drain()
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -310,13 +300,7 @@ class Speaker:
     def _carry_out(self, changes: Changes) -> None:
         for line in changes.log:
             log.warning("EVPN: %s", line)
-        for vni, fdb in changes.fdb.items():
-            self._fdb.setdefault(vni, []).extend(change.params() for change in fdb)
-        for vni, neighbours in changes.neighbours.items():
-            self._neighbours.setdefault(vni, []).extend(each.params() for each in neighbours)
-        if changes.fdb or changes.neighbours:
-            self._written.clear()
-            self._to_write.set()
+        self._writer.add(changes)
         if changes.bridge:
             self._watch.apply(changes.bridge)
         if self._peers is not None:
@@ -324,32 +308,6 @@ class Speaker:
                 self._peers.withdraw(changes.withdraw)
             if changes.announce:
                 self._peers.announce(changes.announce)
-
-    async def _write(self) -> None:
-        """Write changes to the tables of the daemon, as fast as it takes them."""
-        while True:
-            await self._to_write.wait()
-            self._to_write.clear()
-            for waiting, method in ((self._fdb, "fdb.batch"), (self._neighbours, "neigh.batch")):
-                while waiting:
-                    vni = next(iter(waiting))
-                    refused = await self._link.batch(method, vni, waiting.pop(vni))
-                    for change, reason in refused:
-                        self._note_refused(vni, change, reason)
-            if not self._fdb and not self._neighbours:
-                self._written.set()
-
-    def _note_refused(self, vni: int, change: dict[str, Any], reason: str) -> None:
-        """Log a change that the daemon has refused, unless that was to be expected."""
-        log.debug("EVPN: vni %d: %s was refused: %s", vni, change, reason)
-        # A VNI that has just been deleted; an entry that is there, or gone, already.
-        if vni not in self._segments or change["verb"] in ("append", "del"):
-            return
-        now = time.monotonic()
-        if now - self._refused_logged > _REFUSED_LOG_S:
-            self._refused_logged = now
-            log.warning("EVPN: vni %d: an entry was refused: %s", vni, reason)
-        self._refused = now, f"vni {vni}: an entry was refused: {reason}"
 
     # --- events of sessions ---------------------------------------------------------------------
 
@@ -459,8 +417,8 @@ class Speaker:
             for vni, segment in self._segments.items()
             if not segment.locals
         ]
-        since, refused = self._refused
-        if now - since < _REFUSED_SHOWN_S:
+        refused = self._writer.problem(now)
+        if refused is not None:
             found.append(refused)
         return found
 
