@@ -16,7 +16,7 @@ from tests.netns.fabric import (
     bgp_config,
     kernel_leaf,
 )
-from tests.netns.hosts import Pyvtep, Start, ping
+from tests.netns.hosts import DEADLINE, Pyvtep, Start, ping, wait_until
 from vtep.testing.lab import Host
 
 VNI = 100
@@ -175,6 +175,20 @@ def ping_all(sites: Iterable[Site]) -> None:
             if one is not other:
                 ping(one.host, other.ip)
                 ping(one.host, other.bridge_ip)
+
+
+@contextmanager
+def unbroken_pings(source: Site, sink: Site, folder: Path) -> Iterator[None]:
+    """Ping a hundred times a second, and check that every request but the last ones is answered."""
+    file = folder / "pings"
+    with file.open("w") as output:
+        process = source.host.start("ping", "-i", "0.01", sink.ip, stdout=output)
+        wait_until(lambda: "icmp_seq" in file.read_text(), "a reply")
+        yield
+        process.send_signal(signal.SIGINT)
+        process.wait(DEADLINE)
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+)", file.read_text())}
+    assert answered == set(range(1, max(answered) + 1))
 
 
 def remote_macs(sites: Iterable[Site], here: Site) -> dict[str, str]:

@@ -28,8 +28,8 @@ from tests.netns.sites import (
     ping_all,
     remote_macs,
     speaks,
+    unbroken_pings,
 )
-from tests.netns.test_evpn_scale import unbroken_pings
 
 
 def join_reflector(fabric: Fabric, start: Start, folder: Path) -> list[Site]:
