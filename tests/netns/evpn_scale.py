@@ -59,7 +59,7 @@ def addresses(site: int, vni: int, count: int, *, with_ip: bool = True) -> list[
 
 @define
 class Gaps:
-    """What became of the pings in one direction."""
+    """Counts and gaps of the pings in one direction."""
 
     sent: int = 0
     lost: int = 0
@@ -104,7 +104,7 @@ class Pings:
 
 @define
 class Storm:
-    """What was measured while many routes came or went."""
+    """Measurements while many routes came or went."""
 
     name: str
     seconds: dict[str, float] = field(factory=dict)
@@ -408,7 +408,7 @@ def _join(
 
 
 def far_appear(scale: ScaleFabric, count: int) -> Storm:
-    """Have MACs appear behind FRR."""
+    """Add MACs behind FRR."""
     with scale.measured("MACs appear behind FRR") as (storm, watch):
         for vni in scale.vnis:
             scale.add(scale.leaf, vni, addresses(2, vni, count))
@@ -417,7 +417,7 @@ def far_appear(scale: ScaleFabric, count: int) -> Storm:
 
 
 def near_appear(scale: ScaleFabric, count: int) -> Storm:
-    """Have MACs appear on the bridge of pyvtep."""
+    """Add MACs to the bridge of pyvtep."""
     with scale.measured("MACs appear behind pyvtep") as (storm, watch):
         for vni in scale.vnis:
             scale.add(scale.router, vni, addresses(1, vni, count))
@@ -426,7 +426,7 @@ def near_appear(scale: ScaleFabric, count: int) -> Storm:
 
 
 def both_disappear(scale: ScaleFabric, count: int) -> Storm:
-    """Have all MACs disappear at both ends."""
+    """Delete all MACs at both ends."""
     with scale.measured("all disappear") as (storm, watch):
         for vni in scale.vnis:
             scale.delete(scale.leaf, vni, addresses(2, vni, count))
@@ -436,7 +436,7 @@ def both_disappear(scale: ScaleFabric, count: int) -> Storm:
 
 
 def both_appear(scale: ScaleFabric, count: int) -> Storm:
-    """Have MACs appear at both ends."""
+    """Add MACs at both ends."""
     with scale.measured("MACs appear behind both") as (storm, watch):
         for vni in scale.vnis:
             scale.add(scale.leaf, vni, addresses(2, vni, count))
