@@ -180,20 +180,6 @@ def ping_all(sites: Iterable[Site]) -> None:
                 ping(one.host, other.bridge_ip)
 
 
-@contextmanager
-def unbroken_pings(source: Site, sink: Site, folder: Path) -> Iterator[None]:
-    """Ping a hundred times a second, and check that every request but the last ones is answered."""
-    file = folder / "pings"
-    with file.open("w") as output:
-        process = source.host.start("ping", "-i", "0.01", sink.ip, stdout=output)
-        wait_until(lambda: "icmp_seq" in file.read_text(), "a reply")
-        yield
-        process.send_signal(signal.SIGINT)
-        process.wait(DEADLINE)
-    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+)", file.read_text())}
-    assert answered == set(range(1, max(answered) + 1))
-
-
 def remote_macs(sites: Iterable[Site], here: Site) -> dict[str, str]:
     """Return the VTEP of each MAC of a host or bridge at other sites."""
     return {mac: s.vtep for s in sites if s is not here for mac in (s.mac, s.bridge_mac)}
