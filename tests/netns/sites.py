@@ -213,3 +213,17 @@ class Injector:
 
 def _of(vtep: str, target: str) -> tuple[str, ...]:
     return ("etag", "0", "rd", f"{vtep}:{VNI}", "rt", target, "encap", "vxlan", "nexthop", vtep)
+
+
+@contextmanager
+def unbroken_pings(source: Site, sink: Site, folder: Path) -> Iterator[None]:
+    """Ping a hundred times a second, and check that every request but the last ones is answered."""
+    file = folder / "pings"
+    with file.open("w") as output:
+        process = source.host.start("ping", "-i", "0.01", sink.ip, stdout=output)
+        wait_until(lambda: "icmp_seq" in file.read_text(), "a reply")
+        yield
+        process.send_signal(signal.SIGINT)
+        process.wait(DEADLINE)
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+)", file.read_text())}
+    assert answered == set(range(1, max(answered) + 1))
