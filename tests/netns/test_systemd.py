@@ -156,14 +156,13 @@ def test_the_sessions_of_evpn_outlive_a_reload_of_the_unit(
     _, b = pair
     kernel_leaf(b, 1, "192.0.2.2", "02:00:00:00:00:0b", "10.0.0.2/24")
     family = ("advertise-all-vni", "advertise-svi-ip")
-    # It only listens, since the unit has no CAP_NET_BIND_SERVICE.
-    neighbor = Neighbor("192.0.2.1", 65000, ("password secret", "passive"))
+    neighbor = Neighbor("192.0.2.1", 65000, ("password secret",))
     frr = Frr(b, tmp_path, bgp_config(65000, "192.0.2.2", [neighbor], evpn_lines=family))
     machine.run("ip link add br0 type bridge forward_delay 0 && ip link set br0 up")
     machine.run("ip address add 10.0.0.1/24 dev br0")
     machine.write(
         "/etc/pyvtep/a.toml",
-        '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2"]\npassword = "secret"\n'
+        '[evpn]\nasn = 65000\nneighbor = ["192.0.2.2,passive"]\npassword = "secret"\n'
         '[[vni]]\nid = 1\nbridge = "br0"\nevpn = true\nfast-path = false\n',
     )
     machine.run("pyvtep service install")
