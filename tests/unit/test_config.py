@@ -906,6 +906,13 @@ SHARED = [
         "--udp6zerocsumrx: zero checksums must be on or off for both vni 1 and vni 2",
     ),
     ({}, {"tap": "vx1"}, "--tap vx1: is given twice"),
+    (
+        {"evpn": True, "rd": "65000:1"},
+        {"evpn": True, "rd": "65000:01"},
+        "--rd 65000:1: is given to both vni 1 and vni 2, whose routes would replace each other",
+    ),
+    ({"evpn": True}, {"evpn": True}, None),
+    ({"evpn": True, "rd": "65000:1"}, {"evpn": True, "rd": "65000:2"}, None),
 ]
 
 

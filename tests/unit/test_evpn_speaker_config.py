@@ -80,3 +80,7 @@ def test_settings_of_the_tables() -> None:
     # A route distinguisher stays, whatever VNIs come and go.
     again = segment_settings(config, SETTINGS, router_id, found, segments)
     assert again == segments
+    # One that another VNI is given by hand is avoided.
+    config = SpeakerConfig.parse(answer(SEGMENTS[0], Config(vni=9, evpn=True, rd="192.0.2.1:100")))
+    given = segment_settings(config, SETTINGS, router_id, found, segments)
+    assert [given[vni].rd.text for vni in (9, 100)] == ["192.0.2.1:100", "192.0.2.1:101"]

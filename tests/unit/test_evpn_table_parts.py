@@ -52,6 +52,21 @@ class TestDistinguishers:
         present = {5: RouteDistinguisher.of(IPv4Address("192.0.2.9"), 6)}
         assert allocate_distinguishers(ROUTER_ID, [5], present)[5].text == "192.0.2.1:5"
 
+    def test_those_of_other_vnis_are_avoided(self) -> None:
+        configured = [RouteDistinguisher.parse(text) for text in ("192.0.2.1:100", "65000:101")]
+        made = allocate_distinguishers(ROUTER_ID, [100, 101], {}, configured)
+        assert {vni: rd.text for vni, rd in made.items()} == {
+            100: "192.0.2.1:101",
+            101: "192.0.2.1:102",
+        }
+        # Also one that a VNI has at present, and only that VNI gets another one.
+        present = {vni: RouteDistinguisher.of(ROUTER_ID, vni) for vni in (100, 101)}
+        made = allocate_distinguishers(ROUTER_ID, [100, 101], present, configured)
+        assert {vni: rd.text for vni, rd in made.items()} == {
+            100: "192.0.2.1:102",
+            101: "192.0.2.1:101",
+        }
+
     def test_too_many(self) -> None:
         with pytest.raises(ValueError, match="more than 65536 VNIs"):
             allocate_distinguishers(ROUTER_ID, range(1, 65538))

@@ -1,4 +1,4 @@
-"""Conflicts between segments of one process: names given twice, and UDP ports they can't share."""
+"""Conflicts of segments of one process: names and numbers given twice, and ports not shareable."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 
@@ -32,6 +32,7 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
     vlans: dict[tuple[str, int | None], Config] = {}
     tap_fds: dict[int | None, Config] = {}
     networks: dict[tuple[str, str | None], Config] = {}
+    distinguishers: dict[str | None, Config] = {}
     # Only one segment for each different socket is kept: a thousand segments that share one would
     # otherwise all be compared with each other.
     sockets: dict[tuple[int, int], list[Config]] = {}
@@ -43,12 +44,14 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             or taps.get(config.tap)
             or (tap_fds.get(config.tap_fd) if config.tap_fd is not None else None)
             or networks.get(network)
+            or (distinguishers.get(config.rd) if config.rd is not None else None)
             or config
         )
         try:
             _check_names(config, vnis, taps, vlans)
             _check_tap_fd(config, tap_fds)
             _check_network(config, networks.get(network))
+            _check_distinguisher(config, distinguishers)
             for version in config.versions:
                 others = sockets.setdefault((version, config.dstport), [])
                 for earlier in others:
@@ -62,6 +65,7 @@ def conflicts(segments: Iterable[Config]) -> Iterator[SegmentConflict]:
             taps.setdefault(config.tap, config)
             vlans[config.tap, config.vlan] = config
             tap_fds[config.tap_fd] = config
+            distinguishers[config.rd] = config
             if config.docker_network is not None:
                 networks[network] = config
 
@@ -108,6 +112,17 @@ def _check_network(config: Config, earlier: Config | None) -> None:
         raise ConfigError(
             f"--docker-network {config.docker_network}: is attached already, as vni {earlier.vni}; "
             "a network can be in one segment only"
+        )
+
+
+def _check_distinguisher(config: Config, distinguishers: Mapping[str | None, Config]) -> None:
+    # A route is known by its route distinguisher, so that one of two equal routes replaces the
+    # other one (RFC 4364, section 4.1): of the type 3 routes of the two VNIs, none is left for one.
+    other = distinguishers.get(config.rd) if config.rd is not None else None
+    if other is not None:
+        raise ConfigError(
+            f"--rd {config.rd}: is given to both vni {other.vni} and vni {config.vni}, whose "
+            "routes would replace each other; give each VNI its own, or leave it out"
         )
 
 

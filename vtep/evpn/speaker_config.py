@@ -130,14 +130,19 @@ def segment_settings(
     """
     automatic = [vni for vni, each in config.segments.items() if each.config.rd is None]
     known = {vni: each.rd for vni, each in present.items() if vni in automatic}
-    distinguishers = allocate_distinguishers(router_id, automatic, known)
+    configured = {
+        vni: RouteDistinguisher.parse(each.config.rd)
+        for vni, each in config.segments.items()
+        if each.config.rd is not None
+    }
+    distinguishers = configured | allocate_distinguishers(
+        router_id, automatic, known, configured.values()
+    )
     found = tuple(found)
     return {
         vni: SegmentSettings(
             vni=vni,
-            rd=distinguishers[vni]
-            if each.config.rd is None
-            else RouteDistinguisher.parse(each.config.rd),
+            rd=distinguishers[vni],
             import_targets=import_targets(each.config, settings),
             export_targets=export_targets(each.config, settings),
             locals=each.config.local or found,

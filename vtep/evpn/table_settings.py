@@ -57,20 +57,23 @@ def allocate_distinguishers(
     router_id: IPv4Address,
     vnis: Iterable[int],
     present: Mapping[int, RouteDistinguisher] | None = None,
+    configured: Iterable[RouteDistinguisher] = (),
 ) -> dict[int, RouteDistinguisher]:
     """Return a route distinguisher for each VNI: ROUTER-ID:NUMBER (RFC 7432, section 7.9).
 
     The number has 16 bits. It is the VNI if that fits, else its low bits, else the next one that is
-    free. The VNIs in `present` keep theirs if it is of this router ID.
+    free. The VNIs in `present` keep theirs if it is of this router ID. Those that are
+    `configured` for other VNIs are avoided.
 
     Raises: ValueError if there are more than 65,536 VNIs.
     """
-    taken: dict[int, int] = {}
-    for vni, rd in (present or {}).items():
-        number = int.from_bytes(rd.octets[-2:])
-        if rd == RouteDistinguisher.of(router_id, number):
-            taken[number] = vni
-    kept = {vni: number for number, vni in taken.items()}
+    reserved = {_number_of(rd, router_id): None for rd in configured}
+    kept = {
+        vni: number
+        for vni, rd in (present or {}).items()
+        if (number := _number_of(rd, router_id)) is not None and number not in reserved
+    }
+    taken: dict[int | None, int | None] = reserved | {number: vni for vni, number in kept.items()}
     numbers: dict[int, int] = {}
     # Small VNIs come first, so that they get their own number.
     for vni in sorted(set(vnis)):
@@ -83,3 +86,9 @@ def allocate_distinguishers(
             raise ValueError("cannot give a route distinguisher to more than 65536 VNIs")
         numbers[vni] = number
     return {vni: RouteDistinguisher.of(router_id, number) for vni, number in numbers.items()}
+
+
+def _number_of(rd: RouteDistinguisher, router_id: IPv4Address) -> int | None:
+    """Return the number behind the router ID, or None if it is not of this router ID."""
+    number = int.from_bytes(rd.octets[-2:])
+    return number if rd == RouteDistinguisher.of(router_id, number) else None
