@@ -404,6 +404,10 @@ def test_a_frozen_speaker_and_a_restart_by_command(leaves: Leaves, start: Start)
     # Frozen, it does not keep the daemon from its end, and FRR sees the end of the connection.
     os.kill(speaker(vtep)["pid"], signal.SIGSTOP)
     ping(leaves.host, "10.0.0.2")
+    wait_until(lambda: speaker(vtep)["state"] == "silent", "the end of its reports")
+    with vtep.client() as client:
+        problems = [each["problem"] for each in client.status()["problems"]]
+        assert problems == ["evpn-speaker-failed"]
     assert vtep.stop() == 0
     wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")
 

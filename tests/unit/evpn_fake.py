@@ -30,6 +30,7 @@ def session(neighbor: str = "10.0.0.1", **changed: Any) -> EvpnSession:
         "remote_asn": 65000,
         "state": "established",
         "age": 7300.0,
+        "was_established": True,
         "local": "10.0.0.2",
         "router_id": "10.0.0.1",
         "hold_time": 90,
@@ -52,6 +53,7 @@ def down(neighbor: str = "10.0.0.1", **changed: Any) -> EvpnSession:
         **{
             "state": "active",
             "age": 12.0,
+            "was_established": False,
             "remote_asn": None,
             "router_id": None,
             "hold_time": None,

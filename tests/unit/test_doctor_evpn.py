@@ -162,6 +162,25 @@ def test_an_answer_without_a_signature_rules_out_a_filter(answer: str) -> None:
     assert "firewall" not in text(finding)
 
 
+def test_a_session_that_was_up_before_its_settings_changed_is_examined_at_once() -> None:
+    session: dict[str, Any] = {
+        "state": "connect",
+        "age": 1.0,
+        "last_error": None,
+        "last_error_kind": None,
+    }
+    facts = evolve(UP, unsigned="accepted")
+    found = of_session(facts, **session, was_established=True, password=True)
+    assert "answers without a password" in only(found).title
+
+
+def test_a_speaker_that_does_not_report_is_the_only_finding() -> None:
+    silent = evpn_fake.speaker(state="silent", age=23.0)
+    finding = only(of_evpn(speaker=silent))
+    assert "4243, has not reported for 23 s" in finding.title
+    assert "pyvtep evpn restart" in finding.fix
+
+
 def test_a_session_that_starts_is_only_noted() -> None:
     found = of_session(state="connect", age=1.0, last_error=None, last_error_kind=None)
     assert "still starting" in only(found).title

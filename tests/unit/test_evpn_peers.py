@@ -197,10 +197,12 @@ def test_new_settings_reset_only_what_they_change() -> None:
         before = settings_for(RIGHT, port)
         after = evolve(before, neighbor=(other, *before.neighbor), stale_time=5.0)
         await left.peers.configure(after)
+        assert not next(iter(left.peers)).status(1e9)["was_established"]
         assert [peer.name for peer in left.peers] == ["127.0.0.3", RIGHT]
         assert list(left.peers)[1] is kept
         assert kept.is_established
         await left.peers.configure(evolve(before, hold_time=30))
+        assert left.peer.status(1e9)["was_established"]
         assert "other configuration change" in left.seen.reasons[0]
         await until(lambda: left.peer.is_established, "the session again")
         assert left.peer.status(1e9)["hold_time"] == 30

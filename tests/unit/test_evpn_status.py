@@ -9,6 +9,7 @@ from vtep.control.events import Events
 from vtep.control.evpn_schema import EvpnStatus
 from vtep.control.problems import of_evpn
 from vtep.daemon.vtep import Vtep
+from vtep.evpn.reports import aged, silent_since
 
 
 def kinds(evpn: EvpnStatus) -> list[tuple[str, int | None, str | None]]:
@@ -31,6 +32,46 @@ def test_a_session_is_a_problem_with_its_reason_unless_it_is_about_to_come_up() 
     for age, expected in ((2.0, 0), (30.0, 1)):
         young = evpn_fake.down(state="connect", age=age, last_error=None)
         assert len(kinds(evpn_fake.status(sessions=[young]))) == expected
+
+
+def test_a_session_that_was_up_before_its_settings_changed_is_one_at_once() -> None:
+    reset = evpn_fake.down(state="connect", age=1.0, last_error=None, was_established=True)
+    evpn = evpn_fake.status(sessions=[reset])
+    assert kinds(evpn) == [("evpn-session-down", None, "10.0.0.1")]
+    assert "has no connection with its new settings, state connect" in text_of(evpn)
+
+
+def test_a_silent_speaker_is_the_only_problem() -> None:
+    silent = evpn_fake.speaker(state="silent", age=23.0, report_age=23.0)
+    evpn = evpn_fake.status(speaker=silent, sessions=[evpn_fake.down()])
+    assert kinds(evpn) == [("evpn-speaker-failed", None, None)]
+    assert "process 4243, has not reported for 23 s" in text_of(evpn)
+    lines = " ".join(
+        " ".join(format_status(status_fake.status(evpn=evpn), lambda text, _: text)).split()
+    )
+    assert "speaker silent for 23 s" in lines
+    assert "the sessions below are as they were then" in lines
+
+
+def test_a_speaker_is_silent_if_it_does_not_report_in_time() -> None:
+    assert silent_since(100.0, None, 115.0) is None
+    assert silent_since(100.0, None, 116.0) == 100.0
+    assert silent_since(100.0, 200.0, 214.0) is None
+    assert silent_since(100.0, 200.0, 216.0) == 200.0
+    # It has attached again, to another process.
+    assert silent_since(300.0, 200.0, 310.0) is None
+
+
+def test_ages_go_on_between_reports() -> None:
+    report = evpn_fake.report(
+        sessions=[evpn_fake.session(), evpn_fake.down()], duplicates=[evpn_fake.duplicate()]
+    )
+    shown = aged(report, evpn_fake.speaker(report_age=20.0))
+    assert [each["age"] for each in shown["sessions"]] == [7320.0, 32.0]
+    assert [each["last_error_age"] for each in shown["sessions"]] == [None, 23.0]
+    assert [each["age"] for each in shown["duplicates"]] == [50.0]
+    assert report["sessions"][0]["age"] == 7300.0
+    assert aged(report, evpn_fake.speaker(report_age=None))["sessions"] == report["sessions"]
 
 
 def test_a_failed_speaker_is_the_only_problem() -> None:

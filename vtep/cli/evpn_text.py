@@ -35,6 +35,8 @@ def describe_speaker(speaker: EvpnSpeaker) -> str:
         words.append(f"restarted {speaker['restarts']} times")
     if speaker["last_error"] is not None:
         words.append(f"last error: {speaker['last_error']}")
+    if speaker["state"] == "silent":
+        words.append("so the sessions below are as they were then")
     return ", ".join(words)
 
 

@@ -1,7 +1,7 @@
 """The objects about EVPN in answers of the control socket and of the speaker's own socket.
 
-Ages are in seconds. Those that the daemon shows are as old as the last report of the speaker, whose
-age is `EvpnSpeaker.report_age`.
+Ages are in seconds. What the daemon shows is from the last report of the speaker, whose age is
+`EvpnSpeaker.report_age`, by which the ages of sessions and duplicates have increased since.
 """
 
 from typing import Final, TypedDict
@@ -50,6 +50,9 @@ class EvpnSession(TypedDict):
     """idle, connect, active, open-sent, open-confirm or established (RFC 4271, 8.2.2)."""
     age: float
     """Seconds in this state."""
+    was_established: bool
+    """True if it is, or has been, established since the speaker started, also with settings that
+    have changed since."""
     local: str | None
     """The local address of the connection; None without one."""
     router_id: str | None
@@ -151,13 +154,24 @@ class EvpnReport(TypedDict):
     """Other problems of the speaker, each with what to do, such as a port that is taken."""
 
 
+SPEAKER_STATES: Final = ("starting", "running", "silent", "failed")
+"""Values of `EvpnSpeaker.state`.
+
+starting: not attached yet. silent: it runs, but has not reported for `REPORT_LIMIT_S`. failed: it
+has ended, and is started again.
+"""
+
+REPORT_LIMIT_S: Final = 15.0
+"""Seconds without a report after which the speaker is silent: it sends one every five seconds."""
+
+
 class EvpnSpeaker(TypedDict):
     """The process that speaks BGP, as the daemon sees it."""
 
     pid: int | None
     """None if it does not run."""
     state: str
-    """starting (not attached yet), running or failed (it ended; it is started again)."""
+    """One of `SPEAKER_STATES`."""
     age: float
     """Seconds in this state."""
     version: str | None

@@ -45,12 +45,25 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             "the time of stale-time; the log has more",
         )
         return
+    if speaker["state"] == "silent":
+        yield _problem(
+            "evpn-speaker-failed",
+            f"the EVPN speaker, process {speaker['pid']}, has not reported for "
+            f"{duration(speaker['age'])}: it hangs, and its sessions may be down by now; it is "
+            "killed after a minute, and started again; at once: pyvtep evpn restart",
+        )
+        return
     for session in evpn["sessions"]:
         if session["state"] == "established":
             continue
-        if session["last_error"] is None and session["age"] < _SESSION_STARTS_S:
+        is_new = session["last_error"] is None and not session["was_established"]
+        if is_new and session["age"] < _SESSION_STARTS_S:
             continue
-        reason = session["last_error"] or f"no connection yet, state {session['state']}"
+        reason = session["last_error"] or (
+            f"it was before, and has no connection with its new settings, state {session['state']}"
+            if session["was_established"]
+            else f"no connection yet, state {session['state']}"
+        )
         yield _problem(
             "evpn-session-down",
             f"the BGP session with {session['neighbor']} is not established: {reason}; find the "

@@ -142,6 +142,8 @@ class BgpPeer:
             passive=options.neighbor.passive,
         )
         self.session = Session(parameters, _jitter)
+        self.was_established = False
+        """True if there was an established session, also with former options."""
         self._state = SessionState.IDLE
         self._state_since = time.monotonic()
         self._todo: deque[Action] = deque()
@@ -200,6 +202,7 @@ class BgpPeer:
             "remote_asn": self.remote_asn,
             "state": self.session.state.text,
             "age": max(0.0, now - self._state_since),
+            "was_established": self.was_established,
             "local": str(self.local_address) if established else None,
             "router_id": str(self.remote.router_id) if self.remote else None,
             "hold_time": self._hold_time,
@@ -321,6 +324,7 @@ class BgpPeer:
 
     def _on_established(self, number: int, remote: Open, hold_time: int) -> None:
         link = self.links[number]
+        self.was_established = True
         self.remote, self._hold_time, self._established_link = remote, hold_time, link
         self.local_address = without_scope(bgp_sockets.address_of(link.local_name))
         self._routes.clear()

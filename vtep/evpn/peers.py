@@ -165,15 +165,19 @@ class Peers:
         if local_addresses is not None:
             self._local_addresses = tuple(local_addresses)
         wanted = self._wanted()
+        reset: dict[Address, BgpPeer] = {}
         for address, peer in list(self._peers.items()):
             if address not in wanted:
                 self._remove(address, Cease.PEER_DECONFIGURED)
             elif not peer.take_options(wanted[address], self._local_addresses):
                 self._remove(address, Cease.OTHER_CONFIGURATION_CHANGE)
+                reset[address] = peer
         self._update_listeners()
         for address, options in wanted.items():
             if address not in self._peers:
                 self._add(options)
+            if address in reset:
+                self._peers[address].was_established = reset[address].was_established
         self._peers = {address: self._peers[address] for address in wanted}
 
     def announce(self, announcements: Iterable[Announcement]) -> None:

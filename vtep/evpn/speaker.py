@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vtep")
 
-_REPORT_MIN_S, _REPORT_MAX_S = 1.0, 10.0
-"""Seconds between two reports to the daemon: after changes, and without any."""
+_REPORT_MIN_S, _REPORT_MAX_S = 1.0, 5.0
+"""Seconds between two reports to the daemon: after changes, and without any.
+
+The daemon takes a speaker as failed after 15 s without one: a busy machine may be 10 s late.
+"""
 
 _SYNC_S = 5.0
 """Seconds for the local entries of a VNI to be read, before sessions begin without them."""
@@ -399,7 +402,7 @@ class Speaker:
             await self._link.report(self._summary())
             await asyncio.sleep(_REPORT_MIN_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_REPORT_MAX_S):
+                async with asyncio.timeout(_REPORT_MAX_S - _REPORT_MIN_S):
                     await self._to_report.wait()
             self._to_report.clear()
 

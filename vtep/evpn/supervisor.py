@@ -11,7 +11,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 from vtep import __version__
 from vtep.config import Settings
 from vtep.control import views
-from vtep.control.evpn_schema import EvpnReport, EvpnSession, EvpnSpeaker, EvpnStatus
+from vtep.control.evpn_schema import (
+    REPORT_LIMIT_S,
+    EvpnReport,
+    EvpnSession,
+    EvpnSpeaker,
+    EvpnStatus,
+)
 from vtep.control.params import Params
 from vtep.control.server import Server
 from vtep.daemon.port import Port
@@ -28,6 +34,7 @@ from vtep.errors import VtepError
 from vtep.evpn.fabric import REPORT
 from vtep.evpn.process import BY_REQUEST, SpeakerProcess
 from vtep.evpn.remains import remove_remains
+from vtep.evpn.reports import aged, empty_report, silent_since
 from vtep.evpn.speaker_config import SOCKET_SUFFIX
 
 if TYPE_CHECKING:
@@ -51,7 +58,7 @@ _ATTACH_S = 60.0
 """Seconds for a speaker to start and connect, most of which it takes to load its modules."""
 
 _SILENCE_S = 60.0
-"""Seconds without a report, after which a speaker hangs: it sends one every ten seconds."""
+"""Seconds without a report, after which a speaker is killed, since it hangs."""
 
 _CONCERNS = frozenset(
     (
@@ -81,7 +88,7 @@ class Supervisor:
         self._failed = False
         self._version: str | None = None
         self._last_error: str | None = None
-        self._report: EvpnReport = _empty_report()
+        self._report: EvpnReport = empty_report()
         self._reported: float | None = None
         self._generation = 1
         self._waiting: list[asyncio.Future[dict[str, Any]]] = []
@@ -211,7 +218,7 @@ class Supervisor:
         """Keep the report of the speaker, for the status."""
         self._check(given)
         before = self._report["sessions"]
-        self._report = cast("EvpnReport", {**_empty_report(), **given.objects(*REPORT)})
+        self._report = cast("EvpnReport", {**empty_report(), **given.objects(*REPORT)})
         self._reported = time.monotonic()
         self._notify_sessions(_established(before), _established(self._report["sessions"]))
         self._vtep.unmatched.replace(
@@ -251,16 +258,20 @@ class Supervisor:
         """Return the state of EVPN."""
         now = time.monotonic()
         state = "running" if self._attached else "failed" if self._failed else "starting"
+        since = self._since
+        silent = silent_since(since, self._reported, now)
+        if self._attached and silent is not None:
+            state, since = "silent", silent
         speaker: EvpnSpeaker = {
             "pid": self._speaker.pid if self._speaker is not None else None,
             "state": state,
-            "age": now - self._since,
+            "age": now - since,
             "version": self._version,
             "restarts": max(0, self._starts - 1),
             "last_error": self._last_error,
             "report_age": None if self._reported is None else now - self._reported,
         }
-        return {**self._report, "speaker": speaker}
+        return aged(self._report, speaker)
 
     def state(self) -> dict[str, Any]:
         """Return what a process that takes over must know of the speaker."""
@@ -333,7 +344,7 @@ class Supervisor:
         self._restarting.clear()
         if not self._attached:
             self._expect()
-            self._set_alarm(_ATTACH_S)
+            self._set_alarm(_ATTACH_S, self._on_silent)
 
     async def _watch(self, speaker: SpeakerProcess) -> None:
         """Wait for the end of a speaker, and note how it has ended."""
@@ -341,9 +352,9 @@ class Supervisor:
         why = speaker.reap()
         self._speaker, self._attached = None, False
         self._notify_sessions(_established(self._report["sessions"]), frozenset())
-        self._report, self._reported = _empty_report(), None
+        self._report, self._reported = empty_report(), None
         self._vtep.unmatched.replace(())
-        self._set_alarm(None)
+        self._cancel_alarm()
         if not self._wanted.is_set():
             log.info("EVPN speaker ended: EVPN is not configured any more")
             self._cancel_stale()
@@ -363,15 +374,27 @@ class Supervisor:
         self._since = time.monotonic()
         self._expect()
 
-    def _set_alarm(self, seconds: float | None) -> None:
-        """End the speaker unless it attaches, or reports, within this time; None: never."""
+    def _set_alarm(self, seconds: float, action: Callable[[], None]) -> None:
+        """Act unless the speaker attaches, or reports, within this time."""
+        self._cancel_alarm()
+        self._alarm = asyncio.get_running_loop().call_later(seconds, action)
+
+    def _cancel_alarm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        loop = asyncio.get_running_loop()
-        self._alarm = None if seconds is None else loop.call_later(seconds, self._on_silent)
+            self._alarm = None
 
     def _watch_reports(self) -> None:
-        self._set_alarm(_SILENCE_S)
+        self._set_alarm(REPORT_LIMIT_S, self._on_late)
+
+    def _on_late(self) -> None:
+        if self._speaker is not None:
+            log.error(
+                "EVPN speaker, process %d: it has not reported for %.0f s; it is killed after %.0f "
+                "s, and started again",
+                *(self._speaker.pid, REPORT_LIMIT_S, _SILENCE_S),
+            )
+        self._set_alarm(_SILENCE_S - REPORT_LIMIT_S, self._on_silent)
 
     def _on_silent(self) -> None:
         if self._speaker is not None:
@@ -419,7 +442,7 @@ class Supervisor:
 
     async def stop(self, *, handed_over: bool) -> None:
         """End the speaker, with its sessions; or leave it to the process that has taken over."""
-        self._set_alarm(None)
+        self._cancel_alarm()
         self._cancel_stale()
         speaker, self._speaker = self._speaker, None
         if speaker is None:
@@ -445,18 +468,6 @@ def _socket_of(control: Path) -> Path:
 
 def _established(sessions: Iterable[EvpnSession]) -> frozenset[str]:
     return frozenset(each["neighbor"] for each in sessions if each["state"] == "established")
-
-
-def _empty_report() -> EvpnReport:
-    return {
-        "sessions": [],
-        "segments": [],
-        "unmatched": [],
-        "label_conflicts": [],
-        "duplicates": [],
-        "ignored": {},
-        "problems": [],
-    }
 
 
 def _bridge(port: Port) -> str | None:

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from vtep.control.evpn_schema import EvpnSegment, EvpnSession, EvpnStatus
+from vtep.control.evpn_schema import SPEAKER_STATES, EvpnSegment, EvpnSession, EvpnStatus
 from vtep.exporter.metric import Metric, Snapshot, Values, states
 
-SPEAKER_STATES: Final = ("starting", "running", "failed")
 SESSION_STATES: Final = (
     *("idle", "connect", "active", "open-sent", "open-confirm", "established"),
 )

@@ -29,6 +29,18 @@ def check(evpn: EvpnFacts) -> Iterator[Finding]:
             "read the log of pyvtep: journalctl -u pyvtep, or the terminal that it runs in",
         )
         return
+    if speaker["state"] == "silent":
+        yield problem(
+            "evpn",
+            f"the process that speaks BGP for EVPN, {speaker['pid']}, has not reported for "
+            f"{duration(speaker['age'])}",
+            "It hangs, is stopped, or gets no processor time. Its neighbours end their sessions "
+            "after the hold time, and withdraw the routes of this host. It is killed after a "
+            "minute, and started again.",
+            f"at once: pyvtep evpn restart{socket}; to see what it waits for: cat "
+            f"/proc/{speaker['pid']}/status",
+        )
+        return
     if speaker["version"] not in (None, evpn.version):
         yield note(
             "evpn",
@@ -82,7 +94,8 @@ def _of_down(neighbor: NeighborFacts, md5: Md5Counters | None) -> Iterator[Findi
             fix,
         )
         return
-    if session["last_error"] is None and session["age"] < _STARTS_S:
+    is_new = session["last_error"] is None and not session["was_established"]
+    if is_new and session["age"] < _STARTS_S:
         yield note(host, f"the BGP session with {host} is still starting ({session['state']})")
         return
     yield _cause(neighbor, md5)
