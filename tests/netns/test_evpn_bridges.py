@@ -48,17 +48,19 @@ class Recorder:
     """The local entries as reported, and checks that reports are consistent."""
 
     def __init__(self) -> None:
-        self.macs: dict[str, tuple[bool, bool]] = {}
+        self.macs: dict[str, set[str]] = {}
         self.neighbours: dict[str, tuple[str, bool]] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.wrong: list[str] = []
         self.syncs = 0
 
-    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
         self.calls.append(("mac_added", vni, format_mac(mac)))
-        if self.macs.get(format_mac(mac)) == (static, gateway):
+        flags = {"static": static, "gateway": gateway, "own": own}
+        now = {name for name, is_set in flags.items() if is_set}
+        if self.macs.get(format_mac(mac)) == now:
             self.wrong.append(f"{format_mac(mac)} added twice")
-        self.macs[format_mac(mac)] = static, gateway
+        self.macs[format_mac(mac)] = now
 
     def mac_removed(self, vni: int, mac: bytes) -> None:
         self.calls.append(("mac_removed", vni, format_mac(mac)))
@@ -178,15 +180,15 @@ def port_of(host: Host, mac: str) -> tuple[str, set[str]] | None:
 def test_macs_behind_ports_are_reported(host: Host, bridge: str) -> None:
     """A MAC is learned, moves between ports without a report, ages out; static ones are marked."""
     with watched(host) as watch:
-        assert watch.macs == {"02:00:00:00:00:01": (True, False)}
+        assert watch.macs == {"02:00:00:00:00:01": {"own"}}
         assert watch.syncs == 1
         send(host, "q0")
-        wait_until(lambda: watch.macs.get(HOST_MAC) == (False, False), "the MAC")
+        wait_until(lambda: watch.macs.get(HOST_MAC) == set(), "the MAC")
         send(host, "q1")
         wait_until(lambda: port_of(host, HOST_MAC) == ("p1", set()), "the move")
         static = "02:00:00:00:0a:02"
         host.run("bridge", "fdb", "add", static, "dev", "p0", "master", "static")
-        wait_until(lambda: watch.macs.get(static) == (True, False), "the static MAC")
+        wait_until(lambda: watch.macs.get(static) == {"static"}, "the static MAC")
         host.run("bridge", "fdb", "del", static, "dev", "p0", "master")
         wait_until(lambda: static not in watch.macs, "the deletion")
         assert watch.calls.count(("mac_added", VNI, HOST_MAC)) == 1
@@ -219,11 +221,11 @@ def test_addresses_are_reported(host: Host, bridge: str) -> None:
         host.run("ip", "neigh", "del", "fd00::9", "dev", bridge)
         wait_until(lambda: "fd00::9" not in watch.neighbours, "the deletion")
         address(host, bridge, "10.0.0.254/24", "fd00::254/64")
-        wait_until(lambda: watch.macs[own] == (True, True), "the MAC of the gateway")
+        wait_until(lambda: watch.macs[own] == {"own", "gateway"}, "the MAC of the gateway")
         wait_until(lambda: watch.neighbours.get("fd00::254") == (own, True), "the gateway")
         host.run("ip", "addr", "flush", "dev", bridge)
         wait_until(lambda: watch.neighbours == {}, "no address")
-        assert watch.macs == {own: (True, False)}
+        assert watch.macs == {own: {"own"}}
         host.run("ip", "link", "set", bridge, "address", "02:00:00:00:00:02")
         wait_until(lambda: set(watch.macs) == {"02:00:00:00:00:02"}, "the other MAC")
 
@@ -266,7 +268,7 @@ def test_the_tap_is_followed(host: Host) -> None:
     address(host, "vx0", "10.0.0.1/24")
     tap = mac_of(host, "vx0")
     with watched(host) as watch:
-        assert watch.macs == {tap: (True, False)}
+        assert watch.macs == {tap: {"own"}}
         assert watch.neighbours["10.0.0.1"] == (tap, False)
         remote = "02:00:00:00:0b:01"
         watch.apply([BridgeChange(octets(remote))])
@@ -281,7 +283,7 @@ def test_the_tap_is_followed(host: Host) -> None:
             send(host, "q0")
             wait_until(lambda: HOST_MAC in watch.macs, "the MAC")
             host.run("ip", "link", "del", "br0")
-            wait_until(lambda: watch.macs == {tap: (True, False)}, "the MAC of the TAP")
+            wait_until(lambda: watch.macs == {tap: {"own"}}, "the MAC of the TAP")
         add_bridge(host, "br1", "02:00:00:00:00:03")
         host.run("ip", "link", "set", "vx0", "master", "br1")
         host.run("ip", "link", "set", "br1", "name", "br0")

@@ -361,6 +361,13 @@ def test_options_that_contradict_evpn() -> None:
     assert not has_faults(found)
 
 
+def test_own_mac_that_another_host_announces_too() -> None:
+    duplicate = evpn_fake.duplicate(state="conflict", vteps=["local", "10.0.0.9"])
+    finding = only(of_evpn(duplicates=(duplicate,)))
+    assert f"{MAC} is a MAC of this host itself in vni 100, and 10.0.0.9" in finding.title
+    assert "--anycast-gateway" in finding.fix
+
+
 def test_duplicates() -> None:
     for state, said in (("held", "It is held where it is."), ("warned", "It is only reported")):
         finding = only(of_evpn(duplicates=(evpn_fake.duplicate(state=state),)))

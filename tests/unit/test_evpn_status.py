@@ -98,6 +98,14 @@ def test_a_vni_that_imports_nothing_is_one_if_others_announce_what_none_imports(
     assert "give them a route target at their sender" in text_of(evpn)
 
 
+def test_an_own_mac_that_another_host_announces_too_is_one() -> None:
+    duplicate = evpn_fake.duplicate(state="conflict", vteps=["local", "10.0.0.9"])
+    evpn = evpn_fake.status(duplicates=[duplicate])
+    assert kinds(evpn) == [("evpn-duplicate-mac", 100, None)]
+    assert f"{MAC} is a MAC of this host itself, and 10.0.0.9 announces it, too" in text_of(evpn)
+    assert "evpn clear" not in text_of(evpn)
+
+
 def test_a_duplicate_mac_is_one_with_the_command_that_releases_it() -> None:
     for state, said in (("warned", "it still moves"), ("held", "it is held where it is")):
         evpn = evpn_fake.status(duplicates=[evpn_fake.duplicate(state=state)])

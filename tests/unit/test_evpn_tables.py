@@ -431,6 +431,36 @@ class TestLocal:
         assert "02:00:00:00:00:01 is local, and 192.0.2.9 announces it as sticky" in changes.log[0]
         assert not withdraw(made, HIGHER).announce
 
+    def test_own_mac_of_the_host_moves_here_once(self) -> None:
+        """An address that fails over from bridge to bridge is followed; a duplicate stays."""
+        made = tables()
+        announce(made, LOWER, sequence=4)
+        changes = settle_local(made, own=True)
+        assert announced_text(changes.announce) == ["mac 01 seq 5"]
+        assert fdb_text(changes) == [f"del 01 {LOWER}"]
+        # A move, so far: the remote is about to withdraw its route.
+        assert changes.log == []
+        changes = announce(made, LOWER, sequence=6)
+        assert changes.announce == changes.withdraw == []
+        assert changes.fdb == {}
+        assert f"01 is a MAC of this host itself, and {LOWER} announces it too" in changes.log[0]
+        (duplicate,) = made.duplicates(3.0)
+        assert (duplicate["state"], duplicate["vteps"]) == ("conflict", ["local", LOWER])
+        # Reported again, as the device has another address: the number stays.
+        assert not settle_local(made, own=True).announce
+        withdraw(made, LOWER)
+        assert made.duplicates(3.0) == []
+
+    def test_own_mac_that_leaves_the_host_follows_the_remote(self) -> None:
+        made = tables()
+        settle_local(made, own=True)
+        announce(made, HIGHER, sequence=1)
+        made.mac_removed(100, mac(1), 4.0)
+        changes = made.take()
+        assert list(map(route_text, changes.withdraw)) == ["mac 01"]
+        assert fdb_text(changes) == [f"replace 01 {HIGHER} seq 1"]
+        assert announced_text(settle_local(made, own=True).announce) == ["mac 01 seq 2"]
+
     def test_local_mac_that_becomes_static(self) -> None:
         made = tables()
         settle_local(made)
@@ -439,9 +469,9 @@ class TestLocal:
 
     def test_anycast_gateway_stays_local_everywhere(self) -> None:
         made = tables(segment(gateways=frozenset({ip(1)})))
-        settle_local(made, gateway=True, static=True)
+        settle_local(made, gateway=True, own=True)
         made.neighbour_added(100, ip(1), mac(1), 1.0)
-        assert announced_text(made.take().announce) == ["mac 01 10.9.0.1 seq 0 sticky gateway"]
+        assert announced_text(made.take().announce) == ["mac 01 10.9.0.1 seq 0 gateway"]
         routes = (mac_route(LOWER, 1), mac_route(LOWER, 1, ip(1)), mac_route(LOWER, 2, ip(1)))
         made.update(PEER, update(LOWER, *routes, default_gateway=True, sequence=3), 2.0)
         assert not made.take()

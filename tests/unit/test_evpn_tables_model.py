@@ -218,7 +218,7 @@ class TablesMachine(RuleBasedStateMachine):
         self.routes: dict[str, dict[RouteKey, Stored]] = {peer: {} for peer in PEERS}
         self.established: set[str] = set()
         self.retained: dict[str, float] = {}
-        self.local: dict[tuple[int, bytes], tuple[int, bool, bool]] = {}
+        self.local: dict[tuple[int, bytes], tuple[int, bool, bool, bool]] = {}
         self.local_ips: dict[tuple[int, Address], tuple[bytes, bool]] = {}
         self.applied = Applied()
         self.arrivals = 0
@@ -314,23 +314,23 @@ class TablesMachine(RuleBasedStateMachine):
     @rule(
         vni=st.sampled_from(VNIS),
         number=st.sampled_from(MACS),
-        kind=st.sampled_from(["", "", "", "static", "gateway"]),
+        kind=st.sampled_from(["", "", "", "static", "gateway", "own"]),
     )
     def learn(self, vni: int, number: int, kind: str) -> None:
-        static, gateway = kind == "static", kind == "gateway"
-        self.tables.mac_added(vni, mac(number), self.now, static=static, gateway=gateway)
+        static, gateway, own = kind == "static", kind == "gateway", kind == "own"
+        self.tables.mac_added(vni, mac(number), self.now, static=static, gateway=gateway, own=own)
         if vni not in self.segments:
             return
         key = vni, mac(number)
         present = self.local.get(key)
-        if kind:
+        if static or gateway:
             sequence = 0
         elif present and not (present[1] or present[2]):
             sequence = present[0]
         else:
             remote = [stored.attributes.sequence for stored in self.candidates(*key)]
             sequence = max(remote, default=-1) + 1
-        self.local[key] = sequence, static, gateway
+        self.local[key] = sequence, static, gateway, own
         self.settle()
 
     @rule(vni=st.sampled_from(VNIS), number=st.sampled_from(MACS))
@@ -423,12 +423,12 @@ class TablesMachine(RuleBasedStateMachine):
             default=None,
         )
 
-    def place(self, vni: int, address: bytes) -> Stored | tuple[int, bool, bool] | None:
+    def place(self, vni: int, address: bytes) -> Stored | tuple[int, bool, bool, bool] | None:
         best, local = self.best(vni, address), self.local.get((vni, address))
         if best is None or local is None:
             return best or local
-        sequence, static, gateway = local
-        if static or gateway:
+        sequence, *is_pinned = local
+        if any(is_pinned):
             return local
         if best.attributes.sticky:
             return best
@@ -481,8 +481,8 @@ class TablesMachine(RuleBasedStateMachine):
             text.split(" ", 1)[1] for text in texts
         )
 
-    def announced_of(self, vni: int, number: int, local: tuple[int, bool, bool]) -> list[str]:
-        sequence, static, gateway = local
+    def announced_of(self, vni: int, number: int, local: tuple[int, bool, bool, bool]) -> list[str]:
+        sequence, static, gateway, _ = local
         flags = " sticky" * static + " gateway" * gateway
         texts = [f"{vni} mac {number:02} seq {sequence}{flags}"]
         texts += [

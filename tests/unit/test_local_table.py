@@ -2,7 +2,6 @@
 
 from ipaddress import ip_address
 from struct import pack
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,13 +85,15 @@ class Reports:
     """The MACs and addresses that have been reported, which must not be reported twice."""
 
     def __init__(self) -> None:
-        self.macs: dict[bytes, tuple[bool, bool]] = {}
+        self.macs: dict[bytes, set[str]] = {}
         self.neighbours: dict[str, tuple[bytes, bool]] = {}
         self.lost = 0
 
-    def mac_added(self, _vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
-        assert self.macs.get(mac) != (static, gateway)
-        self.macs[mac] = static, gateway
+    def mac_added(self, _vni: int, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
+        flags = {"static": static, "gateway": gateway, "own": own}
+        now = {name for name, is_set in flags.items() if is_set}
+        assert self.macs.get(mac) != now
+        self.macs[mac] = now
 
     def mac_removed(self, _vni: int, mac: bytes) -> None:
         del self.macs[mac]
@@ -138,9 +139,9 @@ ENTRIES = st.builds(
 )
 
 
-def expected(messages: list[NetlinkMessage]) -> dict[bytes, tuple[bool, bool]]:
+def expected(messages: list[NetlinkMessage]) -> dict[bytes, set[str]]:
     """Return the local MACs after messages about entries, from the last about each MAC."""
-    found: dict[bytes, Any] = {BRIDGE_MAC: (True, False)}
+    found: dict[bytes, set[str]] = {BRIDGE_MAC: {"own"}}
     for one in messages:
         at = one.begin
         mac = one.data[at + 16 : at + 22]
@@ -148,7 +149,7 @@ def expected(messages: list[NetlinkMessage]) -> dict[bytes, tuple[bool, bool]]:
         state, flags = one.data[at + 8], one.data[at + 10]
         found.pop(mac, None)
         if one.kind == RTM_NEWNEIGH and port != TAP and not flags and state != NUD_PERMANENT:
-            found[mac] = state == NUD_NOARP, False
+            found[mac] = {"static"} if state == NUD_NOARP else set()
     return found
 
 
@@ -200,14 +201,14 @@ def test_a_tap_is_followed_by_index_and_name() -> None:
     """A bridge that vanishes takes its MACs along; a device of another kind is no bridge."""
     mac = bytes((2, 0, 0, 1, 0, 1))
     table, reports = new_table(entry(mac))
-    assert reports.macs == {mac: (False, False), BRIDGE_MAC: (True, False)}
+    assert reports.macs == {mac: set(), BRIDGE_MAC: {"own"}}
     assert table.moved == {100}
     table.update(link(TAP, "vx0", "tun"))
-    assert reports.macs == {TAP_MAC: (True, False)}
+    assert reports.macs == {TAP_MAC: {"own"}}
     table.update(link(TAP, "vx0", "tun", BRIDGE))
     assert mac in reports.macs
     table.update(unlink(BRIDGE))
-    assert reports.macs == {TAP_MAC: (True, False)}
+    assert reports.macs == {TAP_MAC: {"own"}}
     table.update(link(BRIDGE, "bond0", "bond"))
     assert table.attachment(100) == (TAP, 0)
     table.update(link(TAP, "other", "tun", BRIDGE))
@@ -220,9 +221,9 @@ def test_a_gateway_on_a_macvlan_is_one_of_the_host() -> None:
     """As routers with a virtual MAC are made: a macvlan device on the bridge."""
     table, reports = new_table(link(9, "gw0", "macvlan", lower=BRIDGE))
     own = bytes((2, 0, 0, 0, 0, 9))
-    assert reports.macs == {BRIDGE_MAC: (True, False), own: (True, False)}
+    assert reports.macs == {BRIDGE_MAC: {"own"}, own: {"own"}}
     table.update(unlink(9))
-    assert reports.macs == {BRIDGE_MAC: (True, False)}
+    assert reports.macs == {BRIDGE_MAC: {"own"}}
 
 
 def test_only_the_vlan_of_the_tap_counts() -> None:
@@ -303,7 +304,7 @@ def test_a_dump_without_an_address_removes_it() -> None:
     table.end_dump()
     table.end_dump()
     assert reports.neighbours == {"10.0.0.9": (mac, False), "10.0.0.2": (BRIDGE_MAC, False)}
-    assert reports.macs == {BRIDGE_MAC: (True, False)}
+    assert reports.macs == {BRIDGE_MAC: {"own"}}
     table.begin_dump()
     for one in LINKS[1:]:
         table.update(one, is_reply=True)
@@ -318,10 +319,10 @@ def test_the_mac_of_a_gateway_is_marked() -> None:
     gateway = ip_address("fd00::254")
     table.configure({100: TapPlace("vx0", "br0", frozenset([gateway]))})
     table.update(own_address("fd00::254"))
-    assert reports.macs == {BRIDGE_MAC: (True, True)}
+    assert reports.macs == {BRIDGE_MAC: {"own", "gateway"}}
     assert reports.neighbours == {"fd00::254": (BRIDGE_MAC, True)}
     table.update(own_address("fd00::254", gone=True))
-    assert reports.macs == {BRIDGE_MAC: (True, False)}
+    assert reports.macs == {BRIDGE_MAC: {"own"}}
     table.update(link(BRIDGE, "br0", "bridge", mac_index=77))
     assert set(reports.macs) == {bytes((2, 0, 0, 0, 0, 77))}
 

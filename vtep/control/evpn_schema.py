@@ -124,12 +124,13 @@ class EvpnLabelConflict(TypedDict):
 
 
 class EvpnDuplicate(TypedDict):
-    """A MAC that moves too often between VTEPs (RFC 7432, 15.1)."""
+    """A MAC that moves too often between VTEPs (RFC 7432, 15.1), or that two of them keep."""
 
     vni: int
     mac: str
     state: str
-    """warned, or held: changes of the MAC are then ignored until it is released."""
+    """warned, or held: changes of the MAC are then ignored until it is released. conflict: it is a
+    MAC of this host itself, and another VTEP announces it, too."""
     sequence: int
     """Its mobility sequence number."""
     moves: int

@@ -85,6 +85,16 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             *(vni, other["vtep"]),
         )
     for duplicate in evpn["duplicates"]:
+        if duplicate["state"] == "conflict":
+            yield _problem(
+                "evpn-duplicate-mac",
+                f"{duplicate['mac']} is a MAC of this host itself, and "
+                f"{', '.join(duplicate['vteps'][1:])} announces it, too: give one of the bridges "
+                "another MAC; or, if it is that of a gateway that all of them have, name its "
+                "address with --anycast-gateway",
+                duplicate["vni"],
+            )
+            continue
         held = "it is held where it is" if duplicate["state"] == "held" else "it still moves"
         yield _problem(
             "evpn-duplicate-mac",

@@ -16,16 +16,17 @@ SEQUENCE_MAX = (1 << 32) - 1
 
 
 class Local(NamedTuple):
-    """A local MAC. One that is `static`, or of a gateway, does not move."""
+    """A local MAC. One that is `static`, of a gateway, or of this host (`own`), does not move."""
 
     sequence: int
     static: bool
     gateway: bool
+    own: bool = False
 
     @property
     def is_pinned(self) -> bool:
         """True if no remote route takes its place."""
-        return self.static or self.gateway
+        return self.static or self.gateway or self.own
 
 
 class FdbState(NamedTuple):

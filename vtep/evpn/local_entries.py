@@ -39,11 +39,11 @@ class LocalEvents(Protocol):
     An entry is reported again if one of its properties has changed. A report of what is known
     already, or a removal of what is not known, never occurs.
 
-    The MACs of the host itself are `static`: those of the bridge and of macvlan devices on it, or
-    of a TAP that is no port of a bridge.
+    The MACs of the host itself are `own`: those of the bridge and of macvlan devices on it, or of a
+    TAP that is no port of a bridge. Entries that a user has made are `static`.
     """
 
-    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
         """Add a MAC behind a port of the bridge other than the TAP, or one of the host itself."""
 
     def mac_removed(self, vni: int, mac: bytes) -> None:

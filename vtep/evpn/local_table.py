@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from attrs import define, field
 
@@ -32,6 +32,14 @@ _WATCHED_KINDS = frozenset(("bridge", "tun", "macvlan", "vlan"))
 _GROUP_BIT = 1
 
 
+class _LocalMac(NamedTuple):
+    """The kind of a local MAC: an entry of a user, that of a gateway, one of this host itself."""
+
+    static: bool = False
+    gateway: bool = False
+    own: bool = False
+
+
 @define
 class _Entry:
     """An entry of a bridge's FDB: its port, state and flags."""
@@ -51,7 +59,7 @@ class _Segment:
     own_macs: dict[bytes, bool] = field(factory=dict)
     """The MACs of the owners, and whether they are those of a gateway."""
 
-    macs: dict[bytes, tuple[bool, bool]] = field(factory=dict)
+    macs: dict[bytes, _LocalMac] = field(factory=dict)
     neighbours: dict[Address, tuple[bytes, bool]] = field(factory=dict)
 
 
@@ -382,13 +390,14 @@ class LocalTable:
             self._events.mac_removed(segment.vni, mac)
         else:
             segment.macs[mac] = now
-            is_static, is_gateway = now
-            self._events.mac_added(segment.vni, mac, static=is_static, gateway=is_gateway)
+            self._events.mac_added(
+                segment.vni, mac, static=now.static, gateway=now.gateway, own=now.own
+            )
 
-    def _local_mac(self, segment: _Segment, mac: bytes) -> tuple[bool, bool] | None:
-        """Return whether a MAC is static, and that of a gateway; None if it is not local."""
+    def _local_mac(self, segment: _Segment, mac: bytes) -> _LocalMac | None:
+        """Return the kind of a local MAC; None if it is not local."""
         if mac in segment.own_macs:
-            return True, segment.own_macs[mac]
+            return _LocalMac(gateway=segment.own_macs[mac], own=True)
         if mac[0] & _GROUP_BIT:
             return None
         is_local = is_static = False
@@ -403,7 +412,7 @@ class LocalTable:
                 continue
             is_local = True
             is_static |= bool(entry.state & NUD_NOARP or entry.flags & NTF_STICKY)
-        return (is_static, False) if is_local else None
+        return _LocalMac(static=is_static) if is_local else None
 
     def _report_ip(self, device: int, ip: Address) -> None:
         for segment in self._by_device.get(device, ()):

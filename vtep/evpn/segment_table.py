@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.duplicates import Move, MoveTracker, Place, place_text
-from vtep.evpn.entries import FdbState, IpEntry, Local, MacEntry, best_route
+from vtep.evpn.entries import FORMER, FdbState, IpEntry, Local, MacEntry, best_route
 from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.own_routes import OwnRoutes
 from vtep.evpn.rib import RibRoute, order_of
@@ -38,6 +38,8 @@ class SegmentTable:
         """Destinations of flooded frames in the daemon, with their VNI if it is another one."""
         self.own = OwnRoutes(settings)
         self.local_ips: dict[bytes, set[Address]] = {}
+        self.conflicts: dict[bytes, float] = {}
+        """MACs of this host itself that another one announces, and since when, in seconds."""
         self.moves = 0
         self.fdb_count = 0
         self.neighbour_count = 0
@@ -109,20 +111,25 @@ class SegmentTable:
         if mac in self.macs:
             self._touched[mac] = None
 
-    def set_local(self, mac: bytes, *, static: bool, gateway: bool) -> None:
+    def set_local(self, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
         """Add a local MAC, or change what it is.
 
         Its sequence number exceeds those of all remote routes. That of a sticky MAC is zero (RFC
         7432, section 15.2), and so is that of a gateway, which several hosts may have.
+
+        A MAC of this host (`own`) moves here when it appears, as an address that fails over to
+        this host does. Its number is not raised again: two hosts that keep one MAC would raise
+        it without end.
         """
         entry = self.entry(mac)
+        before = entry.local
         if static or gateway:
             sequence = 0
-        elif entry.local is None or entry.local.is_pinned:
+        elif before is None or before.static or before.gateway:
             sequence = entry.next_sequence()
         else:
-            sequence = entry.local.sequence
-        entry.local = Local(sequence, static, gateway)
+            sequence = before.sequence
+        entry.local = Local(sequence, static, gateway, own)
         self._touched[mac] = None
 
     def unset_local(self, mac: bytes) -> None:
@@ -230,6 +237,7 @@ class SegmentTable:
             else:
                 winner = _held_winner(entry)
         entry.winner = winner
+        self._note_conflict(mac, entry, now)
         if isinstance(winner, RibRoute) and entry.local is not None:
             if self._tracker.is_held((self.vni, mac)):
                 return
@@ -245,7 +253,9 @@ class SegmentTable:
             return local or best
         shared = best.shared
         if local.is_pinned:
-            if not (local.gateway and shared.attributes.default_gateway):
+            # An own MAC that has moved here is still announced by the former host for a while.
+            has_moved = local.own and shared.sequence < local.sequence
+            if not has_moved and not (local.gateway and shared.attributes.default_gateway):
                 self._alert(mac, entry, best, now)
             return local
         if shared.attributes.sticky:
@@ -264,8 +274,12 @@ class SegmentTable:
         if entry.has_alerted:
             return
         entry.has_alerted = True
-        is_pinned = entry.local is not None and entry.local.is_pinned
-        whose = "a static MAC of this host" if is_pinned else "local"
+        local = entry.local
+        is_pinned = local is not None and local.is_pinned
+        if local is not None and local.own:
+            whose = "a MAC of this host itself"
+        else:
+            whose = "a static MAC of this host" if is_pinned else "local"
         sticky = "as sticky" if best.shared.attributes.sticky else "too"
         result = "it stays local" if is_pinned else "it stays there"
         self._note_line(
@@ -274,6 +288,21 @@ class SegmentTable:
             f"it {sticky}; {result}; two hosts have this MAC, or a sticky one was moved",
             now,
         )
+
+    def _note_conflict(self, mac: bytes, entry: MacEntry, now: float) -> None:
+        """Note whether a MAC of this host itself is announced by another one, too."""
+        local, best = entry.local, best_route(entry.routes)
+        if (
+            local is None
+            or best is None
+            or best.shared.rib.peer == FORMER
+            or not local.own
+            or local.gateway
+            or best.shared.attributes.default_gateway
+        ):
+            self.conflicts.pop(mac, None)
+        else:
+            self.conflicts.setdefault(mac, now)
 
     def _note_line(self, kind: str, text: str, now: float) -> None:
         left_out = self._lines.admit(now, kind)

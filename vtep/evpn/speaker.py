@@ -359,10 +359,11 @@ class Speaker:
 
     # --- events of bridges ----------------------------------------------------------------------
 
-    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool) -> None:
+    def mac_added(self, vni: int, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
         """Handle a local MAC."""
         if self._tables is not None and vni in self._segments:
-            self._tables.mac_added(vni, mac, time.monotonic(), static=static, gateway=gateway)
+            now = time.monotonic()
+            self._tables.mac_added(vni, mac, now, static=static, gateway=gateway, own=own)
             self._changed()
 
     def mac_removed(self, vni: int, mac: bytes) -> None:

@@ -313,13 +313,23 @@ class Tables:
     # Local entries: `LocalEvents` with the time. VNIs that are not configured are ignored.
 
     def mac_added(
-        self, vni: int, mac: bytes, now: float, *, static: bool = False, gateway: bool = False
+        self,
+        vni: int,
+        mac: bytes,
+        now: float,
+        *,
+        static: bool = False,
+        gateway: bool = False,
+        own: bool = False,
     ) -> None:
-        """Note a local MAC: a frame of it was seen, or it is configured (`static`: sticky)."""
+        """Note a local MAC: a frame of it was seen, it is configured (`static`: sticky), or `own`.
+
+        An own MAC is one of this host itself.
+        """
         segment = self._segments.get(vni)
         if segment is None or mac == MAC_ZERO or is_group(mac):
             return
-        segment.set_local(mac, static=static, gateway=gateway)
+        segment.set_local(mac, static=static, gateway=gateway, own=own)
         self._settle_segment(segment, now)
 
     def mac_removed(self, vni: int, mac: bytes, now: float) -> None:

@@ -317,7 +317,7 @@ def _place_view(place: Place) -> str | None:
 def duplicates(
     segments: Iterable[SegmentTable], tracker: MoveTracker, now: float
 ) -> list[EvpnDuplicate]:
-    """Return MACs that move too often."""
+    """Return MACs that move too often, and those of this host that others announce, too."""
     found: list[EvpnDuplicate] = []
     for segment in segments:
         for (vni, mac), duplicate in tracker.duplicates.items():
@@ -340,7 +340,26 @@ def duplicates(
                     "age": now - duplicate.since,
                 }
             )
+        found += [
+            _conflict(segment, mac, now - since, tracker.count((segment.vni, mac), now))
+            for mac, since in segment.conflicts.items()
+            if (segment.vni, mac) not in tracker.duplicates
+        ]
     return found
+
+
+def _conflict(segment: SegmentTable, mac: bytes, age: float, moves: int) -> EvpnDuplicate:
+    entry = segment.macs[mac]
+    others = dict.fromkeys(str(route.vtep) for route in entry.routes)
+    return {
+        "vni": segment.vni,
+        "mac": format_mac(mac),
+        "state": "conflict",
+        "sequence": entry.local.sequence if entry.local is not None else 0,
+        "moves": moves,
+        "vteps": ["local", *others],
+        "age": age,
+    }
 
 
 def ignored(ribs: Iterable[AdjRibIn]) -> dict[str, int]:

@@ -295,6 +295,18 @@ def _of_settings(segment: EvpnSegment, facts: SegmentFacts) -> Iterator[Finding]
 def _of_duplicates(evpn: EvpnFacts) -> Iterator[Finding]:
     for duplicate in evpn.duplicates:
         mac, vni = duplicate["mac"], duplicate["vni"]
+        if duplicate["state"] == "conflict":
+            yield problem(
+                mac,
+                f"{mac} is a MAC of this host itself in vni {vni}, and "
+                f"{_join(duplicate['vteps'][1:])} announces it, too",
+                "It stays local here; which host the others send to depends on their sequence "
+                "numbers. Bridges that were cloned with their MAC look so, and a gateway that "
+                "several hosts have.",
+                "give one of the bridges another MAC (ip link set dev ... address); or name the "
+                f"address of the gateway: pyvtep set --vni {vni} --anycast-gateway",
+            )
+            continue
         held = duplicate["state"] == "held"
         yield problem(
             mac,
