@@ -484,6 +484,35 @@ def test_a_frozen_daemon_keeps_its_sessions(leaves: Leaves, start: Start, tmp_pa
     ping(leaves.host, "10.0.0.2")
 
 
+def test_another_address_on_the_underlay(leaves: Leaves, start: Start) -> None:
+    """As with a new DHCP lease: nothing waits for the hold timer, which is 90 s at both ends."""
+    frr = leaves.frr
+    frr.configure(
+        *("router bgp 65000", "no neighbor 192.0.2.1"),
+        *("neighbor leaves peer-group", "neighbor leaves remote-as 65000"),
+        "bgp listen range 192.0.2.0/24 peer-group leaves",
+        *("address-family l2vpn evpn", "neighbor leaves activate"),
+    )
+    options = [each for each in OPTIONS if each not in ("--local", "192.0.2.1")]
+    vtep = start(leaves.router, *options)
+    ping(leaves.host, "10.0.0.2")
+    wait_until(lambda: frr.remote_macs(100).get(MAC_A) == "192.0.2.1", "the MAC at FRR")
+    for name in ("all", "eth0"):
+        leaves.router.run("sysctl", "-qw", f"net.ipv4.conf.{name}.promote_secondaries=1")
+    leaves.router.run("ip", "addr", "add", "192.0.2.16/24", "dev", "eth0")
+    leaves.router.run("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")
+    wait_until(lambda: frr.remote_macs(100).get(MAC_A) == "192.0.2.16", "the MAC at its address")
+    with vtep.client() as client:
+        evpn = client.status()["evpn"]
+        assert evpn is not None
+        (session,), (segment,) = evpn["sessions"], evpn["segments"]
+        assert session["local"] == "192.0.2.16"
+        assert segment["local"] == ["192.0.2.16"]
+    ping(leaves.far, "10.0.0.1")
+    # FRR was told by the last message from the former address.
+    assert "192.0.2.1" not in frr.show("bgp l2vpn evpn summary")["peers"]
+
+
 def test_the_underlay_comes_later(leaves: Leaves, start: Start) -> None:
     """As at boot: without an address there is neither an identifier nor a next hop."""
     leaves.router.run("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")

@@ -12,6 +12,7 @@ import pytest
 from attrs import evolve
 
 from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.outbox import Outbox
 from vtep.evpn.peer import BgpPeer
@@ -245,6 +246,36 @@ def test_a_further_local_address_resets_no_session() -> None:
             await until(lambda: right.seen.reasons, "the end")
 
     run(test)
+
+
+def test_a_session_from_an_address_that_is_lost_is_opened_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with both() as (left, right):
+            await until(lambda: left.peer.is_established and right.peer.is_established, "session")
+            left.peers.check_addresses()
+            assert left.peer.is_established
+            with monkeypatch.context() as patched:
+                patched.setattr(bgp_sockets, "has_address", lambda _: False)
+                left.peers.check_addresses()
+            assert left.seen.events[-1] == f"down {RIGHT} None"
+            assert left.seen.reasons == [
+                f"this host has lost {LEFT}, the local address of the session"
+            ]
+            assert left.peer.status(1e9)["last_error_kind"] == "local-address"
+            # The neighbour does not wait for its hold timer.
+            await until(lambda: right.seen.reasons, "the end")
+            assert "other configuration change" in right.seen.reasons[0]
+            await until(lambda: left.peer.is_established and right.peer.is_established, "the next")
+
+    run(test)
+
+
+def test_addresses_of_this_host() -> None:
+    assert bgp_sockets.has_address((LEFT, 179))
+    assert not bgp_sockets.has_address(("192.0.2.77", 179))
+    assert not bgp_sockets.has_address(("2001:db8::77", 179, 0, 0))
 
 
 @pytest.mark.parametrize("passive", [False, True])

@@ -84,3 +84,22 @@ def test_settings_of_the_tables() -> None:
     config = SpeakerConfig.parse(answer(SEGMENTS[0], Config(vni=9, evpn=True, rd="192.0.2.1:100")))
     given = segment_settings(config, SETTINGS, router_id, found, segments)
     assert [given[vni].rd.text for vni in (9, 100)] == ["192.0.2.1:100", "192.0.2.1:101"]
+
+
+def test_the_vtep_address_stays_while_sessions_come_and_go() -> None:
+    config = SpeakerConfig.parse(answer(*SEGMENTS))
+    settings, router_id = config.settings, IPv4Address("10.0.0.9")
+    assert settings is not None
+    one, other, third = (ip_address(f"10.0.0.{number}") for number in (1, 2, 3))
+    present = segment_settings(config, settings, router_id, (one, other), {})
+    for found, expected in (
+        ((other, one), (one, other)),
+        ((other, third, one), (one, other, third)),
+        ((other, third), (other, third)),  # This host has lost it.
+        ((one, third, other), (other, one, third)),
+        ((), ()),
+        ((one, other), (one, other)),
+    ):
+        present = segment_settings(config, settings, router_id, found, present)
+        assert present[200].locals == expected
+        assert present[100].locals == (ip_address("192.0.2.1"),)

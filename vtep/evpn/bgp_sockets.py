@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 
 from vtep.evpn.session_types import Failure
@@ -14,6 +15,9 @@ _TCP_MD5SIG = 14
 
 _MD5SIG = struct.Struct("=128sBBHi80s")
 """struct tcp_md5sig: sockaddr_storage, flags, prefix length, key length, interface, key."""
+
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
+"""include/uapi/linux/in.h and in6.h; the socket module does not have them."""
 
 _TOS_CS6 = 0xC0
 """DSCP CS6, network control (RFC 4594, section 3.1), in the upper six bits of the octet."""
@@ -128,6 +132,29 @@ def set_password(sock: socket.socket, peer: Address, password: str | None) -> No
         name = struct.pack("=HH4s", sock.family, 0, peer.packed)
     option = _MD5SIG.pack(name, 0, 0, len(key), 0, key)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_MD5SIG, option)
+
+
+def has_address(name: tuple[object, ...]) -> bool:
+    """Return whether the address in a name of a socket is one of this host now."""
+    family = socket.AF_INET6 if len(name) > 2 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((name[0], 0, *name[2:]))
+        except OSError as error:
+            return error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV)
+    return True
+
+
+def keep_sending(sock: socket.socket) -> None:
+    """Make a connection go on sending from its local address, which this host has lost.
+
+    Without CAP_NET_ADMIN or CAP_NET_RAW, this has no effect.
+    """
+    with suppress(OSError):
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
 
 
 def local_address_towards(peer: Address, port: int) -> Address | None:

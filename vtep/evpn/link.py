@@ -6,6 +6,8 @@ import socket
 from contextlib import suppress
 from typing import Protocol
 
+from vtep.evpn import bgp_sockets
+
 _READ_MAX = 16384
 """Octets read in one turn of the event loop: some 400 routes, which take 15 ms to decode and apply.
 
@@ -156,6 +158,10 @@ class PeerLink:
             self._loop.remove_writer(self._sock.fileno())
         if self._is_closing:
             self._shut_down()
+
+    def keep_sending(self) -> None:
+        """Go on sending from the local address, which this host has lost."""
+        bgp_sockets.keep_sending(self._sock)
 
     def close(self) -> None:
         """Send what waits, then close. The peer has a second to take it."""

@@ -34,12 +34,20 @@ from vtep.evpn.session_types import (
     Updated,
 )
 from vtep.wire.address import Address, without_scope
-from vtep.wire.bgp.errors import Cease
+from vtep.wire.bgp.errors import Cease, ErrorCode
 from vtep.wire.bgp.evpn import Route, RouteKey
-from vtep.wire.bgp.message import Open
+from vtep.wire.bgp.message import MessageType, Notification, Open, pack_message
 from vtep.wire.bgp.update import Update
 
 log = logging.getLogger("vtep")
+
+_ADDRESS_LOST = pack_message(
+    MessageType.NOTIFICATION,
+    Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE).pack(),
+)
+
+_DEPENDS_ON_ADDRESSES = (Failure.LOCAL_ADDRESS, Failure.NO_ROUTE)
+"""Failures that may end with a change of the addresses of this host."""
 
 
 def _jitter() -> float:
@@ -234,6 +242,26 @@ class BgpPeer:
             return False
         self.options = options
         return True
+
+    def check_addresses(self) -> None:
+        """Close connections whose local address this host has lost, and connect anew at once.
+
+        Nothing is received on them, so they would seem to be established until the hold timer
+        expires. The neighbour is told, so that it withdraws the routes with that address.
+        """
+        now = time.monotonic()
+        for link in list(self.links.values()):
+            if bgp_sockets.has_address(link.local_name):
+                continue
+            address = bgp_sockets.address_of(link.local_name)
+            text = f"this host has lost {address}, the local address of the session"
+            link.keep_sending()
+            link.write(_ADDRESS_LOST)
+            self._close(link.number)
+            self._act(self.session.failed(link.number, Failure.LOCAL_ADDRESS, text, now))
+        if self.last_error is not None and self.last_error.kind in _DEPENDS_ON_ADDRESSES:
+            self.session.retry(now)
+            self._arm()
 
     def stop(self, cease: Cease, text: str = "") -> None:
         """End the session for good; the last message may still be on its way."""

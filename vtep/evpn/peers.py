@@ -180,6 +180,12 @@ class Peers:
                 self._peers[address].was_established = reset[address].was_established
         self._peers = {address: self._peers[address] for address in wanted}
 
+    def check_addresses(self) -> None:
+        """Follow a change of the addresses of this host."""
+        for peer in self._peers.values():
+            peer.check_addresses()
+        self._update_listeners()
+
     def announce(self, announcements: Iterable[Announcement]) -> None:
         """Announce own routes to all established neighbours."""
         routes = list(announcements)

@@ -184,6 +184,12 @@ class Session:
             self._drop(connection, SessionError(kind, text, now))
         return self._take()
 
+    def retry(self, now: float) -> None:
+        """Connect at the next `tick` if the session waits to do so: the host has changed."""
+        self._retry_s = _RETRY_MIN_S
+        if self._retry_at is not None:
+            self._retry_at = now
+
     def accept(self, now: float) -> tuple[int | None, list[Action]]:
         """Handle a connection that the peer has opened.
 

@@ -20,6 +20,7 @@ from vtep import __version__
 from vtep.config.evpn import EvpnSettings
 from vtep.errors import VtepError
 from vtep.evpn import bgp_sockets, speaker_views
+from vtep.evpn.address_watch import AddressWatch
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes
@@ -67,6 +68,7 @@ class Speaker:
         self._writer = DaemonWriter(link, lambda vni: vni in self._segments)
         self._socket = SpeakerSocket(self._show, self._clear)
         self._watch = BridgeWatch(self)
+        self._addresses: AddressWatch | None = None
         self._config: SpeakerConfig | None = None
         self._router_id = IPv4Address(1)
         self._tables: Tables | None = None
@@ -96,6 +98,7 @@ class Speaker:
         except VtepError as error:
             log.warning("EVPN: pyvtep evpn show is not available: %s", error)
         await self._watch.start()
+        self._addresses = AddressWatch(self._on_addresses_changed)
         gc.freeze()  # Modules and configuration: they are no garbage.
         gc.set_threshold(_COLLECT_AFTER)
         tasks: list[asyncio.Future[Any]] = [
@@ -118,6 +121,8 @@ class Speaker:
     async def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._addresses is not None:
+            self._addresses.close()
         if self._peers is not None:
             await self._peers.stop("pyvtep ends")
         await self._watch.stop()
@@ -320,6 +325,16 @@ class Speaker:
         if tables is None or config is None or config.settings is None:
             return
         tables.peer_up(peer.name, time.monotonic(), preserved=peer.preserves_forwarding)
+        if any(not each.config.local for each in config.segments.values()):
+            self._configure_tables(tables, config, config.settings)
+        self._changed()
+
+    def _on_addresses_changed(self) -> None:
+        """Follow the addresses of this host: sessions, and the VTEP address of VNIs."""
+        tables, config = self._tables, self._config
+        if self._peers is None or tables is None or config is None or config.settings is None:
+            return
+        self._peers.check_addresses()
         if any(not each.config.local for each in config.segments.values()):
             self._configure_tables(tables, config, config.settings)
         self._changed()

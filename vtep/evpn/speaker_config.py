@@ -117,6 +117,12 @@ def speaker_settings(settings: EvpnSettings, router_id: IPv4Address) -> SpeakerS
     )
 
 
+def _keep_first(found: tuple[Address, ...], present: SegmentSettings | None) -> tuple[Address, ...]:
+    """Return addresses with the one first that is the first one now, if it is among them."""
+    first = present.locals[:1] if present is not None else ()
+    return tuple(sorted(found, key=lambda each: each not in first))
+
+
 def segment_settings(
     config: SpeakerConfig,
     settings: EvpnSettings,
@@ -126,7 +132,9 @@ def segment_settings(
 ) -> dict[int, SegmentSettings]:
     """Return the settings of each VNI for `Tables`.
 
-    `found` are own addresses, for VNIs without `--local`; `present` are the settings until now.
+    `found` are own addresses, for VNIs without `--local`; `present` are the settings until now. The
+    first address of a VNI, which is in its routes, stays the first one as long as it is among them:
+    sessions from several addresses come and go.
     """
     automatic = [vni for vni, each in config.segments.items() if each.config.rd is None]
     known = {vni: each.rd for vni, each in present.items() if vni in automatic}
@@ -145,7 +153,7 @@ def segment_settings(
             rd=distinguishers[vni],
             import_targets=import_targets(each.config, settings),
             export_targets=export_targets(each.config, settings),
-            locals=each.config.local or found,
+            locals=each.config.local or _keep_first(found, present.get(vni)),
             gateways=each.gateways,
             proxy=each.config.proxy,
         )
