@@ -222,6 +222,15 @@ def test_a_frozen_peer_is_down_after_the_hold_time() -> None:
     )
 
 
+def test_the_hold_time_counts_from_the_open_on() -> None:
+    session, number = open_sent()
+    session.received(number, peer_open(hold_time=3), NOW)
+    assert session.state is SessionState.OPEN_CONFIRM
+    session.tick(NOW + 3)
+    assert session.last_error is not None
+    assert session.last_error.text.endswith("no message of the neighbor for 3 s")
+
+
 # --- OPEN -----------------------------------------------------------------------------------------
 
 

@@ -295,7 +295,7 @@ class Session:
             text = f"no answer to TCP segments for {_CONNECT_S:.0f} s"
             self._drop(connection, SessionError(Failure.TIMEOUT, text, now))
             return
-        limit = connection.hold_time if connection.state is SessionState.ESTABLISHED else _OPEN_S
+        limit = connection.hold_time or _OPEN_S  # Before the OPEN of the peer, it is 0.
         text = f"no message of the neighbor for {limit:.0f} s"
         self._refuse(connection, BgpError(ErrorCode.HOLD_TIMER_EXPIRED, 0, b"", text), now)
 
