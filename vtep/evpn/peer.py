@@ -33,6 +33,7 @@ from vtep.evpn.session_types import (
     SessionState,
     Updated,
 )
+from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.errors import Cease, ErrorCode
 from vtep.wire.bgp.evpn import Route, RouteKey
@@ -48,6 +49,10 @@ _ADDRESS_LOST = pack_message(
 
 _DEPENDS_ON_ADDRESSES = (Failure.LOCAL_ADDRESS, Failure.NO_ROUTE)
 """Failures that may end with a change of the addresses of this host."""
+
+_LOG_INTERVAL_S, _LOG_BURST = 60.0, 3
+"""Seconds between two lines about one kind of event, and how many may come at once: a neighbour
+that connects again and again fills no log."""
 
 
 def _jitter() -> float:
@@ -164,7 +169,10 @@ class BgpPeer:
         self._pump: asyncio.Handle | None = None
         self._routes: set[RouteKey] = set()
         self._has_all_routes = False
+        self._noted: SessionError | None = None
+        """The last failure that was logged, or left out of the log."""
         self._logged: tuple[Failure, str] | None = None
+        self._lines = LineLimit(_LOG_INTERVAL_S, _LOG_BURST)
 
     # --- views ------------------------------------------------------------------------------------
 
@@ -364,10 +372,12 @@ class BgpPeer:
             internal=self.is_internal,
             asn=self.options.asn,
         )
-        log.info(
-            "EVPN session with %s: established: AS %d, hold time %d s",
-            *(self.name, remote.asn, hold_time),
-        )
+        ending = self._lines.admit(time.monotonic(), "established")
+        if ending is not None:
+            log.info(
+                "EVPN session with %s: established: AS %d, hold time %d s%s",
+                *(self.name, remote.asn, hold_time, ending),
+            )
         self._events.on_established(self)
         self._send_all()
 
@@ -392,14 +402,20 @@ class BgpPeer:
         self._events.on_down(self, error.text, retain)
 
     def _note_state(self) -> None:
-        """Remember when the state changed, and log a failure once."""
+        """Remember when the state changed, and log a failure once, with a limit for each kind."""
         if self.session.state is not self._state:
             self._state, self._state_since = self.session.state, time.monotonic()
         error = self.last_error
-        if error is not None and (error.kind, error.text) != self._logged and self._outbox is None:
+        if error is None or error is self._noted or self._outbox is not None:
+            return
+        self._noted = error
+        if (error.kind, error.text) == self._logged:
+            return
+        ending = self._lines.admit(time.monotonic(), error.kind)
+        if ending is not None:
             self._logged = error.kind, error.text
             level = logging.INFO if self._state is SessionState.IDLE else logging.WARNING
-            log.log(level, "EVPN session with %s: %s", self.name, error.text)
+            log.log(level, "EVPN session with %s: %s%s", self.name, error.text, ending)
 
     # --- timers -----------------------------------------------------------------------------------
 
