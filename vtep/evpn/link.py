@@ -62,6 +62,8 @@ class PeerLink:
         self._is_writing = False
         self._is_connected = False
         self._is_closing = False
+        self._reading: asyncio.Handle | None = None
+        """The next read, while there may be more to read."""
         self._linger: asyncio.TimerHandle | None = None
 
     @property
@@ -87,7 +89,7 @@ class PeerLink:
     def start(self) -> None:
         """Read what the peer sends: the connection is open."""
         self._is_connected = True
-        self._loop.add_reader(self._sock.fileno(), self.read)
+        self._loop.add_reader(self._sock.fileno(), self._on_readable)
 
     def _finish_handshake(self) -> None:
         self._loop.remove_writer(self._sock.fileno())
@@ -98,10 +100,33 @@ class PeerLink:
             self.start()
             self._owner.link_connected(self)
 
+    def _on_readable(self) -> None:
+        if self._reading is None:
+            self.read()
+
+    def _read_again(self) -> None:
+        """Read in the next turn, without waiting for the socket to be readable.
+
+        uvloop drops a socket after an EPOLLERR, as of a reset by the peer, and reports it once:
+        only reading to the end finds the error behind data.
+        """
+        if self._reading is None and self._is_connected:
+            self._reading = self._loop.call_soon(self.read)
+
+    def _stop_reading(self) -> None:
+        self._is_connected = False
+        self._loop.remove_reader(self._sock.fileno())
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
     def read(self) -> None:
-        """Read once, as much as may be handled in one turn."""
+        """Read once, as much as may be handled in one turn, and in the next turn what is left."""
         if not self._is_connected:
             return
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
         try:
             octets = self._sock.recv(_READ_MAX)
         except (BlockingIOError, InterruptedError):
@@ -111,15 +136,16 @@ class PeerLink:
             return
         if not octets:
             self._end_of_stream("end of the TCP stream")
-        elif not self._is_closing:
+            return
+        self._read_again()
+        if not self._is_closing:
             self._owner.link_received(self, octets)
 
     def _end_of_stream(self, reason: str) -> None:
         if self._is_closing:
             self.abort()
             return
-        self._loop.remove_reader(self._sock.fileno())
-        self._is_connected = False
+        self._stop_reading()
         self._owner.link_closed(self, reason)
 
     def write(self, octets: bytes) -> None:
@@ -140,6 +166,7 @@ class PeerLink:
         except OSError:
             self._waiting.clear()  # The reader gets what the peer has sent before, and the error.
             self._stop_writing()
+            self._read_again()
             return
         del self._waiting[:sent]
         if sent and self._is_writing and not self._is_closing:
@@ -189,7 +216,7 @@ class PeerLink:
             return
         if self._linger is not None:
             self._linger.cancel()
-        self._loop.remove_reader(self._sock.fileno())
+        self._stop_reading()
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
         self._owner.link_ended(self)
