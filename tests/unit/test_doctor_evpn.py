@@ -82,6 +82,7 @@ def test_facts_without_a_fault() -> None:
     [
         ({"is_own": True}, {}, f"the BGP neighbour {HOST} is an address of this host itself"),
         ({"local_gone": "10.0.0.9"}, {}, "this host does not have 10.0.0.9"),
+        ({"no_device": "eth7"}, {}, "this host has no device eth7, on which the BGP neighbour"),
         ({"no_route": "Network is unreachable"}, {}, f"no route to the BGP neighbour {HOST} (Netw"),
         ({"no_route": "x", "down": ("eth0",)}, {}, "ip link set eth0 up"),
         ({}, {}, f"{HOST} refuses connections to TCP port 179"),

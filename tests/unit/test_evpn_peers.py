@@ -1,18 +1,21 @@
 """BGP sessions over TCP on the loopback device, between two of ours and with a scripted peer."""
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_address
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import uvloop
 from attrs import evolve
 
 from vtep.config.evpn import EvpnSettings, Neighbor
-from vtep.evpn import bgp_sockets
+from vtep.evpn import bgp_sockets, speaker_views
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.outbox import Outbox
 from vtep.evpn.peer import BgpPeer
@@ -37,6 +40,7 @@ from vtep.wire.bgp.update import END_OF_RIB, Update, parse_update
 LEFT, RIGHT = "127.0.0.1", "127.0.0.2"
 DEADLINE_S = 30.0
 ATTRIBUTES = PathAttributes(route_targets=frozenset({RouteTarget.of(65000, 100)}))
+CAPABILITIES = Capabilities(frozenset({EVPN}), None, route_refresh=True)
 RD = RouteDistinguisher.of(IPv4Address("192.0.2.1"), 100)
 
 
@@ -136,6 +140,11 @@ async def both(
     finally:
         for side in sides:
             await side.peers.stop()
+
+
+def error_text(side: Side) -> str:
+    error = side.peer.last_error
+    return "" if error is None else error.text
 
 
 Test = Callable[[], Coroutine[Any, Any, None]]
@@ -583,3 +592,69 @@ def test_a_next_hop_of_ones_own_is_kept() -> None:
     (update,) = taken(box)
     assert update.attributes is not None
     assert update.attributes.next_hop == hop
+
+
+# --- the end of connections, and the log ----------------------------------------------------------
+
+
+def test_a_reset_behind_unread_routes_ends_the_session(script: Script) -> None:
+    """Uvloop reports an error of a socket once, and watches the socket no more."""
+
+    async def test() -> None:
+        async with against(script) as side:
+            await script.handshake()
+            await until(lambda: side.peer.is_established, "session")
+            outbox = Outbox(ip_address(RIGHT), four_octet=True, internal=True, asn=65000)
+            outbox.fill(announcements(2000))
+            # In one turn, so that data and reset are there when the session reads.
+            while outbox:
+                script.sock.send(outbox.take())
+            script.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            script.sock.close()
+            await until(lambda: side.seen.reasons, "the end of the session")
+            assert "the connection was lost" in side.seen.reasons[0]
+
+    uvloop.run(test())
+
+
+async def refuse(side: Side, asn: int) -> None:
+    """Connect to a side as a neighbour of a wrong AS, and wait until it is refused."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with far, patch.object(bgp_sockets, "address_of", lambda _name: ip_address(LEFT)):
+        side.peer.accept(near)
+        own = Open(asn, 90, IPv4Address("192.0.2.2"), CAPABILITIES)
+        far.send(pack_message(MessageType.OPEN, own.pack()))
+        await until(lambda: f"AS {asn}" in error_text(side), "an error")
+
+
+def test_a_neighbour_fills_no_log(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    """Each attempt fails with another text."""
+    tries = 12
+
+    async def test() -> None:
+        async with against(script, passive=True, remote=65000) as side:
+            for asn in range(65100, 65100 + tries):
+                await refuse(side, asn)
+
+    with caplog.at_level("INFO", logger="vtep"):
+        run(test)
+    lines = [line for line in caplog.messages if "but AS 65000 is configured" in line]
+    assert 1 <= len(lines) < tries / 2
+
+
+def test_without_a_local_address_none_is_blamed() -> None:
+    error = OSError(errno.EADDRNOTAVAIL, "")
+    assert bgp_sockets.failure_of(error)[0] is Failure.LOCAL_ADDRESS
+    kind, text = bgp_sockets.failure_of(error, 6)
+    assert kind is Failure.NO_ROUTE
+    assert "this host has no IPv6 address to connect from; IPv6 may be disabled" in text
+
+
+def test_sessions_that_cannot_begin_name_the_missing_device() -> None:
+    near = (Neighbor("fe80::1%nosuchdev"), Neighbor("127.0.0.1"))
+    first, second = speaker_views.waiting_sessions(EvpnSettings(asn=65000, neighbor=near))
+    assert first["neighbor"] == "fe80::1%nosuchdev"
+    assert first["last_error"] == "cannot connect: there is no device nosuchdev"
+    assert first["last_error_kind"] == "no-route"
+    assert "no own address" in str(second["last_error"])

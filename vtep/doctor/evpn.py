@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from attrs import evolve, frozen
 
@@ -63,6 +63,9 @@ def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
     host = ip_address(session["neighbor"])
     if network.is_own(host):
         return evolve(facts, is_own=True)
+    scope = host.scope_id if isinstance(host, IPv6Address) else None
+    if scope is not None and scope not in network.by_name:
+        return evolve(facts, no_device=scope)
     local = ip_address(session["local"]) if session["local"] is not None else None
     if local is not None and not network.is_own(local):
         return evolve(facts, local_gone=str(local))

@@ -47,6 +47,8 @@ class NeighborFacts:
     """True if it is an address of this host."""
     local_gone: str | None = None
     """The source address of its session, if this host does not have it."""
+    no_device: str | None = None
+    """The device in its link-local address, if this host has no such device."""
     no_route: str | None = None
     """Why this host has no route to it."""
     down: tuple[str, ...] = ()

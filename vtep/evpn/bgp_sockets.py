@@ -45,13 +45,23 @@ class SocketError(Exception):
         self.kind = kind
 
 
-def failure_of(error: OSError) -> tuple[Failure, str]:
-    """Return the kind of an error of connect(), and a line for users."""
+def failure_of(error: OSError, version_without_local: int = 0) -> tuple[Failure, str]:
+    """Return the kind of an error of connect(), and a line for users.
+
+    `version_without_local` is the version of IP if the kernel was to choose the local address.
+    """
     number = error.errno or 0
     kind = _KINDS.get(number, Failure.NO_ROUTE)
     reason = os.strerror(number) if number else str(error)
     if kind is Failure.CONNECT_REFUSED:
         return kind, "the neighbor refused the TCP connection; no BGP speaker listens there"
+    if kind is Failure.LOCAL_ADDRESS and version_without_local:
+        text = (
+            f"cannot connect: this host has no IPv{version_without_local} address to connect from"
+        )
+        if version_without_local == 6:
+            text += "; IPv6 may be disabled: sysctl net.ipv6.conf.all.disable_ipv6"
+        return Failure.NO_ROUTE, text
     if kind is Failure.LOCAL_ADDRESS:
         return kind, "the local address of the session is not an address of this host"
     return kind, f"cannot connect: {reason}"
@@ -159,13 +169,24 @@ def keep_sending(sock: socket.socket) -> None:
 
 def local_address_towards(peer: Address, port: int) -> Address | None:
     """Return the address from which the kernel would connect to a peer, or None without a route."""
+    try:
+        return find_local_address(peer, port)
+    except SocketError:
+        return None
+
+
+def find_local_address(peer: Address, port: int) -> Address:
+    """Return the address from which the kernel would connect to a peer.
+
+    Raises: SocketError, with the reason, if it would not.
+    """
     family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(endpoint_of(peer, port))  # This sends nothing.
-        except (OSError, SocketError):
-            return None
-        return address_of(probe.getsockname())
+            return address_of(probe.getsockname())
+    except OSError as error:
+        raise SocketError(*failure_of(error, peer.version)) from error
 
 
 def connect(
@@ -190,7 +211,7 @@ def connect(
         pass
     except OSError as error:
         sock.close()
-        raise SocketError(*failure_of(error)) from error
+        raise SocketError(*failure_of(error, peer.version if local is None else 0)) from error
     except SocketError:
         sock.close()
         raise

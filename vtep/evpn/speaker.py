@@ -36,6 +36,7 @@ from vtep.wire.bgp.update import Update
 from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 if TYPE_CHECKING:
+    from vtep.control.evpn_schema import EvpnSession
     from vtep.evpn.table_settings import SegmentSettings
 
 log = logging.getLogger("vtep")
@@ -75,6 +76,8 @@ class Speaker:
         self._peers: Peers | None = None
         self._segments: dict[int, SegmentSettings] = {}
         self._synced: dict[int, asyncio.Event] = {}
+        self._waiting: list[EvpnSession] = []
+        """Sessions that cannot begin, while there is no own address towards a neighbour."""
         self._to_report = asyncio.Event()
         self._is_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -224,9 +227,16 @@ class Speaker:
             found = [*config.locals, *self._own_addresses(settings)]
             for address in found:
                 if isinstance(address, IPv4Address):
+                    self._waiting = []
                     return address
             if found:  # It has to be unique in the AS only, and no address (RFC 6286).
+                self._waiting = []
                 return IPv4Address(zlib.crc32(found[0].packed) or 1)
+            if not self._waiting:
+                self._waiting = speaker_views.waiting_sessions(settings)
+                for each in self._waiting:
+                    log.warning("EVPN session with %s: %s", each["neighbor"], each["last_error"])
+                self._to_report.set()
             await asyncio.sleep(_ROUTER_ID_S)
 
     async def _restore(self, tables: Tables, vni: int, *, has_neighbours: bool) -> None:
@@ -423,9 +433,9 @@ class Speaker:
             self._to_report.clear()
 
     def _summary(self) -> dict[str, Any]:
-        return speaker_views.report(
-            self._tables, self._peers, time.monotonic(), self._problems(time.monotonic())
-        )
+        now = time.monotonic()
+        found = speaker_views.report(self._tables, self._peers, now, self._problems(now))
+        return found if self._peers is not None else {**found, "sessions": self._waiting}
 
     def _problems(self, now: float) -> list[str]:
         if self._tables is None:
@@ -441,19 +451,18 @@ class Speaker:
             found.append(refused)
         return found
 
-    def _show(self, what: str, vni: int | None, kind: int | None, mac: str | None) -> Any:
+    def _show(self, what: str, vni: int | None, kind: int | None, mac: bytes | None) -> Any:
         now = time.monotonic()
         if what == "sessions":
-            return speaker_views.sessions(self._peers, now)
+            return self._waiting or speaker_views.sessions(self._peers, now)
         if what == "summary":
             return speaker_views.summary(self._summary(), self._tables, now, vni)
-        octets = None if mac is None else parse_mac(mac)
-        return speaker_views.rows(self._tables, what, now, vni=vni, kind=kind, mac=octets)
+        return speaker_views.rows(self._tables, what, now, vni=vni, kind=kind, mac=mac)
 
-    def _clear(self, mac: str, vni: int | None) -> int:
+    def _clear(self, mac: bytes, vni: int | None) -> int:
         if self._tables is None:
             return 0
-        count = self._tables.clear_duplicate(parse_mac(mac), vni, time.monotonic())
+        count = self._tables.clear_duplicate(mac, vni, time.monotonic())
         self._changed()
         return count
 

@@ -22,10 +22,10 @@ from vtep.host.privileges import find_group
 _PAGE = 100
 """Rows that are encoded at a time: a millisecond."""
 
-Show = Callable[[str, int | None, int | None, str | None], Any]
+Show = Callable[[str, int | None, int | None, bytes | None], Any]
 """Returns a view: its name, and the VNI, the route type and the MAC to select."""
 
-Clear = Callable[[str, int | None], int]
+Clear = Callable[[bytes, int | None], int]
 """Releases a duplicate MAC, in a VNI or in all. Returns: how many were released."""
 
 
@@ -63,15 +63,16 @@ class SpeakerSocket:
                 return self._view(_checked(name, given, ("what", "vni", "type", "mac")))
             case "evpn.clear":
                 params = _checked(name, given, ("mac", "vni"))
-                return {"cleared": self._clear(params.needed("mac").lower(), params.vni())}
+                return {"cleared": self._clear(params.mac(), params.vni())}
         raise RpcError(Code.METHOD_NOT_FOUND, f"{name}: there is no such method")
 
     def _view(self, given: Params) -> Any:
-        what, mac = given.text("what") or "summary", given.text("mac")
+        what = given.text("what") or "summary"
         if what not in EVPN_VIEWS:
             raise ConfigError(f"what {what}: must be one of {', '.join(EVPN_VIEWS)}")
         kind = given.number("type", 1, 255)
-        found = self._show(what, given.vni(), kind, None if mac is None else mac.lower())
+        mac = None if given.text("mac") is None else given.mac()
+        found = self._show(what, given.vni(), kind, mac)
         return Pages(_pages(found)) if isinstance(found, list) else found
 
 

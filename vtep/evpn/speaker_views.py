@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from vtep.config.evpn import EvpnSettings
 from vtep.control.evpn_schema import EvpnSession
+from vtep.evpn import bgp_sockets
 from vtep.evpn.peers import Peers
+from vtep.evpn.session_types import SessionState
 from vtep.evpn.tables import Tables
 from vtep.wire.ethernet import format_mac
 
@@ -14,6 +17,39 @@ _MOVES_MAX = 100
 def sessions(peers: Peers | None, now: float) -> list[EvpnSession]:
     """Return the sessions; none before they begin."""
     return [peer.status(now) for peer in peers or ()]
+
+
+def waiting_sessions(settings: EvpnSettings) -> list[EvpnSession]:
+    """Return sessions that cannot begin, each with the reason, before there is a BGP identifier."""
+    found: list[EvpnSession] = []
+    for neighbor in settings.neighbor:
+        kind, text = None, "there is no own address from which other hosts can be reached"
+        try:
+            bgp_sockets.find_local_address(neighbor.address, neighbor.port)
+        except bgp_sockets.SocketError as error:
+            kind, text = error.kind.value, str(error)
+        found.append(
+            {
+                "neighbor": str(neighbor.address),
+                "port": neighbor.port,
+                "asn": settings.asn,
+                "remote_asn": neighbor.asn,
+                "state": SessionState.IDLE.text,
+                "age": 0.0,
+                "local": None,
+                "router_id": None,
+                "hold_time": None,
+                "passive": neighbor.passive,
+                "password": (neighbor.password or settings.password) is not None,
+                "routes_received": 0,
+                "routes_announced": 0,
+                "end_of_rib": False,
+                "last_error": text,
+                "last_error_kind": kind,
+                "last_error_age": 0.0,
+            }
+        )
+    return found
 
 
 def report(

@@ -83,6 +83,16 @@ def _of_down(neighbor: NeighborFacts, md5: Md5Counters | None) -> Iterator[Findi
             "give it back to a device (ip addr add), or change --local",
         )
         return
+    if neighbor.no_device is not None:
+        link = f"%{neighbor.no_device}"
+        yield problem(
+            host,
+            f"this host has no device {neighbor.no_device}, on which the BGP neighbour {host} is",
+            "The session begins when there is one.",
+            f"create the device, or name another one in --evpn-neighbor, in place of {link}: "
+            "ip link show",
+        )
+        return
     if neighbor.no_route is not None:
         fix = f"add a route (ip route add); ip route get {host} shows when there is one"
         if neighbor.down:
