@@ -36,6 +36,7 @@ def waiting_sessions(settings: EvpnSettings) -> list[EvpnSession]:
                 "remote_asn": neighbor.asn,
                 "state": SessionState.IDLE.text,
                 "age": 0.0,
+                "was_established": False,
                 "local": None,
                 "router_id": None,
                 "hold_time": None,

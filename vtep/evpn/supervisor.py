@@ -249,7 +249,11 @@ class Supervisor:
 
     def _check(self, given: Params) -> None:
         token = given.text("token") or ""
-        if self._speaker is None or not secrets.compare_digest(token, self._speaker.token):
+        # Encoded: compare_digest refuses text that is not ASCII.
+        given_octets = token.encode(errors="backslashreplace")
+        if self._speaker is None or not secrets.compare_digest(
+            given_octets, self._speaker.token.encode()
+        ):
             raise VtepError("this process is not the EVPN speaker that was started last")
 
     # --- state ----------------------------------------------------------------------------------
@@ -332,6 +336,11 @@ class Supervisor:
         """Start a speaker. Raises: OSError; VtepError without a control socket."""
         if self._server is None or self._server.path is None:
             raise VtepError("it needs the control socket (--control)")
+        if not self._server.path.is_socket():
+            raise VtepError(
+                f"the control socket {self._server.path}, to which it connects, was removed; "
+                "restart pyvtep, which creates it"
+            )
         self._since = time.monotonic()
         self._version = None
         self._speaker = SpeakerProcess.start(self._server.path, self._options)
@@ -350,6 +359,7 @@ class Supervisor:
         """Wait for the end of a speaker, and note how it has ended."""
         await speaker.ended.wait()
         why = speaker.reap()
+        has_attached = self._attached
         self._speaker, self._attached = None, False
         self._notify_sessions(_established(self._report["sessions"]), frozenset())
         self._report, self._reported = empty_report(), None
@@ -361,10 +371,13 @@ class Supervisor:
             self._remove(self._vtep.ports.values())
         elif self._restarting:
             self._expect()
-        elif why == BY_REQUEST:  # Such as SIGTERM to all processes of a unit.
+        elif why == BY_REQUEST and has_attached:  # Such as SIGTERM to all processes of a unit.
             log.info("EVPN speaker ended by request")
             self._expect()
         else:
+            if why == BY_REQUEST:
+                path = self._server.path if self._server is not None else None
+                why = f"it has not reached this process at {path}"
             self._on_failed(f"EVPN speaker ended unexpectedly: {why}")
 
     def _on_failed(self, problem: str) -> None:
