@@ -32,6 +32,7 @@ def session(neighbor: str = "10.0.0.1", **changed: Any) -> EvpnSession:
         "age": 7300.0,
         "was_established": True,
         "local": "10.0.0.2",
+        "source": None,
         "router_id": "10.0.0.1",
         "hold_time": 90,
         "passive": False,
@@ -140,6 +141,7 @@ def report(**changed: Any) -> EvpnReport:
         "unmatched": [],
         "label_conflicts": [],
         "duplicates": [],
+        "replaced_next_hops": [],
         "ignored": {},
         "problems": [],
     }

@@ -334,13 +334,27 @@ def test_routes_of_type_3_that_cannot_be_used(reason: str, said: str) -> None:
 
 
 def test_a_spine_that_replaces_the_next_hop() -> None:
-    kept = evpn_fake.route(type=3, mac=None, ip="192.0.2.3", next_hop="192.0.2.3")
-    leaf = evpn_fake.route(type=3, mac=None, ip=HOST, next_hop=HOST)
-    assert of_evpn(multicast=(kept, leaf)) == []
-    replaced = evpn_fake.route(type=3, mac=None, ip="192.0.2.4", next_hop=HOST)
-    finding = only(of_evpn(multicast=(kept, replaced)))
-    assert f"{HOST} replaces the next hop" in finding.title
-    assert "such as those of 192.0.2.4" in finding.title
+    vteps = [f"192.0.2.{number}" for number in range(3, 8)]
+    replaced = {"neighbor": HOST, "vteps": vteps, "vnis": [100, 200]}
+    finding = only(of_evpn(replaced_next_hops=(replaced,)))
+    assert f"192.0.2.5 and 2 more is the BGP neighbour {HOST} itself" in finding.title
+    assert "no route of type 3 for vni 100 200" in finding.explanation
+    assert finding.fix.endswith("attribute-unchanged next-hop")
+
+
+def test_a_neighbour_that_does_not_know_the_source_address() -> None:
+    facts = evolve(UP, source="10.0.0.2")
+    (finding,) = of_session(facts, last_error_kind="closed-before-open", source="10.255.0.1")
+    assert "does not know 10.255.0.1 as a neighbour" in finding.title
+    assert "update-source" in text(finding)
+    assert f"--evpn-neighbor {HOST},local=10.0.0.2" in finding.fix
+
+
+def test_a_link_local_neighbour_that_waits_for_router_advertisements() -> None:
+    (finding,) = of_session(
+        evolve(UP, source="fe80::1"), neighbor="fe80::2%eth0", last_error_kind="closed-before-open"
+    )
+    assert "router advertisements" in finding.explanation
 
 
 def test_a_vni_without_an_own_address() -> None:

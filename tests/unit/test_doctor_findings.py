@@ -373,9 +373,15 @@ def test_path_mtu_without_a_segment() -> None:
         ),
         (
             of_segment(addresses=(), options={**SEGMENT.options, "bridge": "br7"}),
-            "warning",
+            "problem",
             "vx0 should be a port of bridge br7 but is not",
             "ip link add br7 up type bridge",
+        ),
+        (
+            of_segment(ON_BRIDGE, options={**ON_BRIDGE.options, "bridge": "br7"}),
+            "problem",
+            "vx0 is a port of the bridge br0, and not of br7",
+            "ip link set vx0 master br7; or, if it is to be there: pyvtep set --vni 5 --bridge br0",
         ),
     ],
 )

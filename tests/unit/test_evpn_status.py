@@ -98,6 +98,13 @@ def test_a_vni_that_imports_nothing_is_one_if_others_announce_what_none_imports(
     assert "give them a route target at their sender" in text_of(evpn)
 
 
+def test_a_spine_that_replaces_the_next_hop_is_one() -> None:
+    replaced = {"neighbor": "10.0.0.1", "vteps": ["192.0.2.3", "192.0.2.4"], "vnis": [100]}
+    evpn = evpn_fake.status(replaced_next_hops=[replaced])
+    assert kinds(evpn) == [("evpn-next-hop", 100, "10.0.0.1")]
+    assert "192.0.2.3, 192.0.2.4 is the BGP neighbour 10.0.0.1 itself" in text_of(evpn)
+
+
 def test_an_own_mac_that_another_host_announces_too_is_one() -> None:
     duplicate = evpn_fake.duplicate(state="conflict", vteps=["local", "10.0.0.9"])
     evpn = evpn_fake.status(duplicates=[duplicate])

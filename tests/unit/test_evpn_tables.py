@@ -146,6 +146,32 @@ class TestRemote:
         assert [view["reason"] for view in made.routes(2.0, kind=2)] == [expected]
         assert len(made.problems()) == (expected != "own-route")
 
+    def test_own_routes_that_a_spine_sends_back_are_no_hint(self) -> None:
+        """A spine that replaces next hops sends them back with itself as the next hop."""
+        made = tables()
+        own = mac_route(OWN, 1), mac_route(OWN, 1, ip(1))
+        made.update(PEER, update(PEER, *own, as_path=(65100, ASN)), 1.0)
+        assert not made.take()
+        assert made.not_installed() == {"own-route": 2}
+        assert made.problems() == []
+
+    def test_spine_that_replaces_the_next_hop(self) -> None:
+        made = tables()
+        made.update(PEER, flood_update(LOWER, next_hop=ip_address(PEER)), 1.0)
+        made.update(PEER, update(PEER, mac_route(LOWER, 1)), 1.0)
+        assert made.replaced_next_hops() == [{"neighbor": PEER, "vteps": [LOWER], "vnis": [100]}]
+        # A route without an endpoint has the address of its originator.
+        made.update(PEER, flood_update(LOWER, next_hop=ip_address(PEER), pmsi=None), 1.0)
+        assert [each["vteps"] for each in made.replaced_next_hops()] == [[LOWER]]
+        made.update(PEER, flood_update(LOWER), 2.0)
+        assert made.replaced_next_hops() == []
+
+    def test_neighbour_that_is_a_vtep_has_replaced_nothing(self) -> None:
+        made = tables()
+        made.update(PEER, flood_update(LOWER, next_hop=ip_address(PEER)), 1.0)
+        made.update(PEER, flood_update(PEER), 1.0)
+        assert made.replaced_next_hops() == []
+
     def test_route_with_an_esi_leads_to_its_next_hop(self) -> None:
         made = tables()
         route = mac_route(LOWER, 1, esi=bytes.fromhex("00112233445566778899"))
@@ -441,8 +467,9 @@ class TestLocal:
         # A move, so far: the remote is about to withdraw its route.
         assert changes.log == []
         changes = announce(made, LOWER, sequence=6)
-        assert changes.announce == changes.withdraw == []
-        assert changes.fdb == {}
+        assert not changes.announce
+        assert not changes.withdraw
+        assert not changes.fdb
         assert f"01 is a MAC of this host itself, and {LOWER} announces it too" in changes.log[0]
         (duplicate,) = made.duplicates(3.0)
         assert (duplicate["state"], duplicate["vteps"]) == ("conflict", ["local", LOWER])

@@ -188,6 +188,21 @@ def test_a_tap_that_is_down_is_a_problem_and_a_missing_underlay_too() -> None:
     asyncio.run(run())
 
 
+def test_a_tap_that_is_no_port_of_its_bridge_is_a_problem() -> None:
+    async def run() -> None:
+        with closing(MemoryUnderlay(seed=1)) as underlay:
+            one = Node(underlay, segment(1, bridge="br0"))
+            async with one.vtep:
+                await until(lambda: status(one.vtep)["problems"])
+                (problem,) = status(one.vtep)["problems"]
+                assert (problem["problem"], problem["vni"]) == ("wrong-bridge", 1)
+                assert "vx1 is no port of its --bridge br0: there is no" in problem["text"]
+                one.network.add_device("br0", kind="bridge")
+                await until(lambda: status(one.vtep)["problems"] == [])
+
+    asyncio.run(run())
+
+
 def test_a_failed_reload_is_a_problem() -> None:
     vtep = Vtep(segment(1))
     assert status(vtep)["reload"] is None

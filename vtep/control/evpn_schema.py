@@ -55,6 +55,9 @@ class EvpnSession(TypedDict):
     have changed since."""
     local: str | None
     """The local address of the connection; None without one."""
+    source: str | None
+    """The address that it is to be opened from: `local` of the neighbour, or `--local`; None for
+    that which the kernel chooses."""
     router_id: str | None
     """The BGP identifier of the neighbour; None until its OPEN."""
     hold_time: int | None
@@ -123,6 +126,15 @@ class EvpnLabelConflict(TypedDict):
     route_targets: list[str]
 
 
+class EvpnReplacedNextHop(TypedDict):
+    """A neighbour that is the next hop of routes of others, and no VTEP itself."""
+
+    neighbor: str
+    vteps: list[str]
+    """The VTEPs that have made the routes."""
+    vnis: list[int]
+
+
 class EvpnDuplicate(TypedDict):
     """A MAC that moves too often between VTEPs (RFC 7432, 15.1), or that two of them keep."""
 
@@ -149,6 +161,7 @@ class EvpnReport(TypedDict):
     unmatched: list[EvpnUnmatched]
     label_conflicts: list[EvpnLabelConflict]
     duplicates: list[EvpnDuplicate]
+    replaced_next_hops: list[EvpnReplacedNextHop]
     ignored: dict[str, int]
     """Routes that are not used, by their type: "1", "4", "5" and so on."""
     problems: list[str]

@@ -4,7 +4,7 @@ A problem is a state that lasts and that an administrator should end. Drops are 
 stay as they are after a repair, so `recent_drops` has them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 
 from vtep.control.evpn_schema import EvpnStatus
@@ -32,6 +32,11 @@ def of_process(reload: ReloadStatus | None, now: float) -> Iterator[Problem]:
 def of_docker_network(vni: int, reason: str) -> Problem:
     """Return the problem of a segment that does not follow its Docker network, with the reason."""
     return _problem("docker-network", reason, vni)
+
+
+def of_bridge(vni: int, dev: str, bridge: str, reason: str) -> Problem:
+    """Return the problem of a TAP that is no port of its bridge, with the reason."""
+    return _problem("wrong-bridge", f"{dev} is no port of its --bridge {bridge}: {reason}", vni)
 
 
 def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
@@ -84,6 +89,17 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             f"no VNI imports; {import_hint(other['route_targets'])}",
             *(vni, other["vtep"]),
         )
+    # A speaker of an older version does not report them.
+    for replaced in evpn.get("replaced_next_hops", ()):
+        yield _problem(
+            "evpn-next-hop",
+            f"the next hop of routes of {_named(replaced['vteps'])} is the BGP neighbour "
+            f"{replaced['neighbor']} itself, which is no VTEP (it has no route of type 3), so "
+            "frames to their MACs are lost; there, with FRR, in address-family l2vpn evpn: "
+            "neighbor ... attribute-unchanged next-hop",
+            replaced["vnis"][0],
+            replaced["neighbor"],
+        )
     for duplicate in evpn["duplicates"]:
         if duplicate["state"] == "conflict":
             yield _problem(
@@ -103,6 +119,11 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             f"duplicate {duplicate['mac']}",
             duplicate["vni"],
         )
+
+
+def _named(hosts: Sequence[str]) -> str:
+    more = f" and {len(hosts) - _NAMED_MAX} more" if len(hosts) > _NAMED_MAX else ""
+    return ", ".join(hosts[:_NAMED_MAX]) + more
 
 
 def import_hint(targets: Iterable[str]) -> str:

@@ -375,8 +375,8 @@ class Problem(TypedDict):
 
     problem: str
     """remote-silent, remote-refused, port-down, underlay-missing, name-unresolved, loop, storm,
-    reload-failed, fast-path-failed, evpn-speaker-failed, evpn-session-down, evpn-no-routes or
-    evpn-duplicate-mac."""
+    reload-failed, fast-path-failed, wrong-bridge, evpn-speaker-failed, evpn-session-down,
+    evpn-no-routes, evpn-next-hop or evpn-duplicate-mac."""
     vni: int | None
     remote: str | None
     text: str

@@ -78,6 +78,15 @@ class _Status:
                     and self._vtep.fast_path_failed
                 ),
             )
+            if port.attachment.unjoined:
+                self._problems.append(
+                    problems.of_bridge(
+                        port.config.vni,
+                        port.tap,
+                        port.effective.bridge or "",
+                        port.attachment.unjoined,
+                    )
+                )
             if port.network_problem:
                 self._problems.append(
                     problems.of_docker_network(port.config.vni, port.network_problem)

@@ -66,7 +66,9 @@ def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
     scope = host.scope_id if isinstance(host, IPv6Address) else None
     if scope is not None and scope not in network.by_name:
         return evolve(facts, no_device=scope)
-    local = ip_address(session["local"]) if session["local"] is not None else None
+    # While the session is down, that which it is to be opened from.
+    source = session["local"] or session.get("source")
+    local = ip_address(source) if source is not None else None
     if local is not None and not network.is_own(local):
         return evolve(facts, local_gone=str(local))
     try:
@@ -79,9 +81,16 @@ def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
         dev=hop.dev,
         dev_mtu=device.mtu if device is not None else None,
         gateway=hop.gateway,
-        source=str(local) if local is not None else hop.source,
+        source=session["local"] or _chosen(host, network),
         tcp=procfs.tcp_state(host, session["port"]),
     )
+
+
+def _chosen(host: Address, network: LocalNetwork) -> str | None:
+    """Return the source address that the kernel chooses towards a host."""
+    with suppress(VtepError, OSError):
+        return network.next_hop(host, None).source
+    return None
 
 
 def measure(examined: Iterable[Examined]) -> tuple[EvpnFacts, ...]:
@@ -100,6 +109,8 @@ def measure(examined: Iterable[Examined]) -> tuple[EvpnFacts, ...]:
                     tuple(status["unmatched"]),
                     tuple(status["label_conflicts"]),
                     tuple(status["duplicates"]),
+                    # A speaker of an older version does not report them.
+                    tuple(status.get("replaced_next_hops", ())),
                     tuple(status["problems"]),
                     # After the SYNs of this examination, which neighbours may answer.
                     procfs.md5_counters(),

@@ -8,6 +8,7 @@ from attrs import frozen
 from vtep.control.evpn_schema import (
     EvpnDuplicate,
     EvpnLabelConflict,
+    EvpnReplacedNextHop,
     EvpnRoute,
     EvpnSegment,
     EvpnSession,
@@ -58,7 +59,7 @@ class NeighborFacts:
     gateway: str | None = None
     """The router through which it is reached, if it is not on a link of this host."""
     source: str | None = None
-    """The address that this host uses towards it."""
+    """The address that the kernel chooses towards it, unless a connection has one already."""
     pings: int | None = None
     """The number of small ICMP echo requests that it replied to, of 3."""
     large_pings: int | None = None
@@ -83,6 +84,7 @@ class EvpnFacts:
     unmatched: tuple[EvpnUnmatched, ...] = ()
     label_conflicts: tuple[EvpnLabelConflict, ...] = ()
     duplicates: tuple[EvpnDuplicate, ...] = ()
+    replaced_next_hops: tuple[EvpnReplacedNextHop, ...] = ()
     problems: tuple[str, ...] = ()
     md5: Md5Counters | None = None
     socket: str | None = None

@@ -25,7 +25,8 @@ _PAUSE_S = 5.0
 """Seconds after an internal error."""
 
 REPORT: Final = (
-    *("sessions", "segments", "unmatched", "label_conflicts", "duplicates", "ignored", "problems"),
+    *("sessions", "segments", "unmatched", "label_conflicts", "duplicates", "replaced_next_hops"),
+    *("ignored", "problems"),
 )
 """The parameters of `evpn.report`: the members of `vtep.control.evpn_schema.EvpnReport`."""
 

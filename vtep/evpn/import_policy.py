@@ -8,6 +8,7 @@ from vtep.evpn.table_settings import SegmentSettings
 from vtep.wire.address import Address, check_unicast, without_scope
 from vtep.wire.bgp.attributes import INGRESS_REPLICATION, PathAttributes
 from vtep.wire.bgp.communities import ENCAPSULATION_VXLAN, RouteTarget
+from vtep.wire.bgp.evpn import MacIpRoute, MulticastRoute
 from vtep.wire.ethernet import MAC_ZERO, is_group
 
 OWN: Final = "own-route"
@@ -50,7 +51,7 @@ class ImportPolicy:
         self.inputs = (
             *(asn, router_id),
             {
-                vni: (segment.import_targets, segment.locals, segment.gateways)
+                vni: (segment.import_targets, segment.locals, segment.gateways, segment.rd)
                 for vni, segment in segments.items()
             },
         )
@@ -58,6 +59,7 @@ class ImportPolicy:
         self._asn = asn
         self._router_id = router_id
         self._own: set[Address] = set()
+        self._own_rds = {segment.rd for segment in segments.values()}
         self._versions: dict[int, frozenset[int]] = {}
         self._derived: set[int] = set()
         """VNIs that import their auto-derived route targets."""
@@ -107,20 +109,25 @@ class ImportPolicy:
             return Match(None, LABEL)
         return Match(vni, None if vtep.version in self._versions[vni] else IP_VERSION)
 
-    def match_mac(
-        self, match: Match, mac: bytes, ip: Address | None, *, default_gateway: bool
+    def match_route(
+        self, match: Match, route: MacIpRoute | MulticastRoute, *, default_gateway: bool
     ) -> Match:
-        """Return the match of a type 2 route with a MAC and an IP address, given that of its label.
+        """Return the match of a route, given that of its attributes and label.
 
-        A gateway is refused if the anycast gateway of the VNI has its address.
+        An own route has the own AS in its path if a spine sends it back with another next hop. A
+        gateway is refused if the anycast gateway of the VNI has its address.
         """
-        if is_group(mac) or mac == MAC_ZERO:
+        if match.reason == AS_LOOP and route.rd in self._own_rds:
+            return Match(None, OWN)
+        if isinstance(route, MulticastRoute):
+            return match
+        if is_group(route.mac) or route.mac == MAC_ZERO:
             return Match(None, MAC)
         if (
             default_gateway
-            and ip is not None
+            and route.ip is not None
             and match.vni is not None
-            and ip in self._gateways.get(match.vni, ())
+            and route.ip in self._gateways.get(match.vni, ())
         ):
             return Match(None, GATEWAY)
         return match

@@ -220,6 +220,7 @@ class BgpPeer:
             "age": max(0.0, now - self._state_since),
             "was_established": self.was_established,
             "local": str(self.local_address) if established else None,
+            "source": None if self.options.local is None else str(self.options.local),
             "router_id": str(self.remote.router_id) if self.remote else None,
             "hold_time": self._hold_time,
             "passive": neighbor.passive,

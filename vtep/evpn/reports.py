@@ -38,6 +38,7 @@ def empty_report() -> EvpnReport:
         "unmatched": [],
         "label_conflicts": [],
         "duplicates": [],
+        "replaced_next_hops": [],
         "ignored": {},
         "problems": [],
     }

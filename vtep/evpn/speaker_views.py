@@ -66,6 +66,7 @@ def report(
         "unmatched": tables.unmatched() if tables is not None else [],
         "label_conflicts": tables.label_conflicts() if tables is not None else [],
         "duplicates": tables.duplicates(now) if tables is not None else [],
+        "replaced_next_hops": tables.replaced_next_hops() if tables is not None else [],
         "ignored": tables.ignored() if tables is not None else {},
         "problems": found,
     }

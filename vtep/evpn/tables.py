@@ -14,6 +14,7 @@ from vtep.control.evpn_schema import (
     EvpnLabelConflict,
     EvpnMac,
     EvpnMove,
+    EvpnReplacedNextHop,
     EvpnRoute,
     EvpnSegment,
     EvpnUnmatched,
@@ -26,12 +27,13 @@ from vtep.evpn.duplicates import Key, MoveTracker
 from vtep.evpn.entries import FORMER
 from vtep.evpn.former import StaleMac, restore
 from vtep.evpn.import_policy import ImportPolicy, Match
+from vtep.evpn.next_hops import replaced_next_hops
 from vtep.evpn.rib import AdjRibIn, AttributeSet, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.evpn.table_settings import SegmentSettings, SpeakerSettings
 from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address, without_scope
-from vtep.wire.bgp.evpn import MacIpRoute, MulticastRoute, OtherRoute, Route, RouteKey
+from vtep.wire.bgp.evpn import MulticastRoute, OtherRoute, Route, RouteKey
 from vtep.wire.bgp.update import Update
 from vtep.wire.ethernet import MAC_ZERO, is_group
 
@@ -197,11 +199,7 @@ class Tables:
                 is_tagged=route.ethernet_tag != 0,
                 is_multicast=is_multicast,
             )
-        if isinstance(route, MacIpRoute):
-            return self._policy.match_mac(
-                match, route.mac, route.ip, default_gateway=attributes.default_gateway
-            )
-        return match
+        return self._policy.match_route(match, route, default_gateway=attributes.default_gateway)
 
     def _attach(self, received: RibRoute, match: Match) -> None:
         received.match = match
@@ -477,6 +475,10 @@ class Tables:
     def label_conflicts(self) -> list[EvpnLabelConflict]:
         """Return VTEPs with routes whose label contradicts their derived route target."""
         return self._refused.label_conflicts(self._policy)
+
+    def replaced_next_hops(self) -> list[EvpnReplacedNextHop]:
+        """Return neighbours that are the next hop of routes of others, without being VTEPs."""
+        return replaced_next_hops(self._segments.values())
 
     def ignored(self) -> dict[str, int]:
         """Return the number of routes of types that are not used, by type."""

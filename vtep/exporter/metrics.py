@@ -20,7 +20,8 @@ OTHER: Final = "other"
 PROBLEMS: Final = (
     *("remote-silent", "remote-refused", "port-down", "underlay-missing"),
     *("name-unresolved", "loop", "storm", "reload-failed", "fast-path-failed"),
-    *("evpn-speaker-failed", "evpn-session-down", "evpn-no-routes", "evpn-duplicate-mac"),
+    *("wrong-bridge", "evpn-speaker-failed", "evpn-session-down", "evpn-no-routes"),
+    *("evpn-next-hop", "evpn-duplicate-mac"),
 )
 LIVENESS: Final = ("seen", "silent", "never-seen", "refused")
 PORT_STATES: Final = ("up", "down", "missing", "waiting")

@@ -176,18 +176,16 @@ def _of_unused(evpn: EvpnFacts) -> Iterator[Finding]:
             hosts = sorted({route["next_hop"] or route["ip"] or "?" for route in routes})
             more = f" and {len(hosts) - _NAMED} more" if len(hosts) > _NAMED else ""
             yield explain(f"{', '.join(hosts[:_NAMED])}{more}", vni, routes[0])
-    replaced = {
-        each["neighbor"] or "": each["ip"] or ""
-        for each in evpn.multicast
-        if each["reason"] is None and each["next_hop"] == each["neighbor"] != each["ip"]
-    }
-    for neighbor, vtep in replaced.items():
+    for each in evpn.replaced_next_hops:
+        neighbor, vteps = each["neighbor"], each["vteps"]
+        more = f" and {len(vteps) - _NAMED} more" if len(vteps) > _NAMED else ""
         yield problem(
             neighbor,
-            f"{neighbor} replaces the next hop of the routes that it passes on, such as those of "
-            f"{vtep}",
-            "Frames to MACs of other VTEPs are then sent to it, and it is no VTEP of them. A spine "
-            "does so in eBGP sessions, unless told otherwise.",
+            f"the next hop of routes of {', '.join(vteps[:_NAMED])}{more} is the BGP neighbour "
+            f"{neighbor} itself",
+            f"It replaces the next hop of the routes that it passes on, and is no VTEP: it has no "
+            f"route of type 3 for vni {_join(each['vnis'])}. Frames to MACs of those VTEPs are "
+            "sent to it, and lost. A spine does so in eBGP sessions, unless told otherwise.",
             f"on {neighbor}, with FRR, in address-family l2vpn evpn: neighbor ... "
             "attribute-unchanged next-hop",
         )

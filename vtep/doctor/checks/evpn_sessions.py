@@ -292,9 +292,33 @@ def _unknown_there(neighbor: NeighborFacts) -> Finding:
         host,
         f"{host} closes the connection: it does not know {_own(neighbor)} as a neighbour",
         f"A BGP speaker that has no configuration for the address of a caller closes the "
-        f"connection at once.{hops}",
-        f"on {host}, with FRR: neighbor {_own(neighbor)} remote-as {session['asn']}; if it has "
-        "another address of this host, make that the --local here",
+        f"connection at once.{hops}{_unnumbered(host)}",
+        f"on {host}, with FRR: neighbor {_own(neighbor)} remote-as {session['asn']}"
+        f"{_source(neighbor)}",
+    )
+
+
+def _unnumbered(host: str) -> str:
+    """Return what unnumbered sessions need, for a link-local neighbour."""
+    if not ip_address(host).is_link_local:
+        return ""
+    return (
+        " FRR knows an unnumbered neighbour (neighbor DEVICE interface remote-as) only once it has "
+        "received router advertisements of this host on that link: radvd sends them."
+    )
+
+
+def _source(neighbor: NeighborFacts) -> str:
+    """Return how to open the session from the address that the neighbour knows."""
+    host = neighbor.session["neighbor"]
+    if ip_address(host).is_link_local:
+        return ""
+    other = neighbor.source if neighbor.source != _own(neighbor) else None
+    which = "another address of this host" if other is None else other
+    return (
+        f", and neighbor ... update-source if {host} is an address of a loopback there; or, if it "
+        f"knows {which}, open the session from that: --evpn-neighbor {host},local="
+        f"{other or '...'}, or local of the neighbour in the file"
     )
 
 
@@ -398,7 +422,10 @@ def _path_mtu(neighbor: NeighborFacts) -> Finding:
 
 def _own(neighbor: NeighborFacts) -> str:
     """Return the address by which a neighbour knows this host."""
-    return neighbor.session["local"] or neighbor.source or "the address of this host"
+    session = neighbor.session
+    # A speaker of an older version does not report its source.
+    source = session["local"] or session.get("source") or neighbor.source
+    return source or "the address of this host"
 
 
 def _may_be_external(neighbor: NeighborFacts) -> bool:

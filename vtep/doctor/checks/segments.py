@@ -28,8 +28,19 @@ def check(segment: SegmentFacts, facts: Facts) -> Iterator[Finding]:
         yield from _of_namespace(segment, segment.netns)
     elif segment.bridge is not None:
         yield from _of_bridge(segment, segment.bridge)
+        bridge = segment.options.get("bridge")
+        if isinstance(bridge, str) and bridge != segment.bridge.name:
+            yield problem(
+                tap,
+                f"{tap} is a port of the bridge {segment.bridge.name}, and not of {bridge}, which "
+                "its --bridge names",
+                "pyvtep does not take a device away from a bridge that an administrator has put "
+                "it on. Hosts of the other bridge use the tunnel, and those of its own do not.",
+                f"ip link set {quote(tap)} master {quote(bridge)}; or, if it is to be there: "
+                f"pyvtep set --vni {segment.vni} --bridge {quote(segment.bridge.name)}",
+            )
     elif isinstance(bridge := segment.options.get("bridge"), str):
-        yield warning(
+        yield problem(
             tap,
             f"{tap} should be a port of bridge {bridge} but is not",
             "The bridge does not exist, or the TAP is a port of another device. Until then, no "
