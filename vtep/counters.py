@@ -4,7 +4,7 @@ Names of counters and drop reasons are part of the interface: scripts, tests and
 them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeAlias
 
@@ -411,14 +411,16 @@ class Counters:
             return None
         return _DETAILS[reason](self.last_detail[reason])
 
-    def note_drops(self, now: float) -> None:
+    def note_drops(self, now: float, expected: Container[Reason] = ()) -> None:
         """Note `now` (seconds) as the time of the last drop for reasons whose counters grew.
+
+        Reasons that are `expected` are left out: these drops are no fault.
 
         It is called once a tick, so that the data path need not read a clock for each drop.
         """
         if self.drops != self._noted:
             for reason, count in self.drops.items():
-                if count != self._noted[reason]:
+                if count != self._noted[reason] and reason not in expected:
                     self.last_drop[reason] = now
             self._noted = self.drops.copy()
 

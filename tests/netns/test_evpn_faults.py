@@ -125,6 +125,7 @@ def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
     assert destinations(vtep) == {FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}}
     # Frames before the first route are no fault.
     assert "no_remote" not in vtep.log
+    assert "source_unknown" not in vtep.log
     # The speaker has none of the descriptors of the daemon.
     pid = speaker(vtep)["pid"]
     names = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}

@@ -76,6 +76,7 @@ def segment(vni: int = 10, **changed: Any) -> SegmentStatus:
     """Return a segment that is up, with three remotes of different liveness, and these fields."""
     made: SegmentStatus = {
         "vni": vni,
+        "evpn": False,
         "dev": f"vx{vni}",
         "vlan": None,
         "netns": None,

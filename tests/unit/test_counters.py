@@ -7,6 +7,7 @@ import pytest
 
 from vtep.counters import Counters, Drop, Notice, Unit, duration
 from vtep.daemon.drop_log import DropLog
+from vtep.daemon.expected_drops import ExpectedDrops
 from vtep.daemon.unmatched import UnmatchedVteps
 
 HIDDEN = ("drops", "last_detail", "last_source")
@@ -290,3 +291,36 @@ def test_several_vnis_are_reported_in_one_line() -> None:
     del parts[1:]
     assert drop_log.news(10.0, parts) == [f"dropped 1 x inner_runt: {RUNT.meaning} (vni 0)"]
     assert drop_log.news(100.0, parts) == []
+
+
+def test_drops_before_the_routes_of_a_fabric_are_no_fault() -> None:
+    counters, expected = Counters(), ExpectedDrops()
+
+    def tick(now: float, *members: str) -> set[Drop]:
+        return {*expected.tick(counters, now, has_remotes=bool(members), members=members)}
+
+    before = {Drop.NO_REMOTE, Drop.SOURCE_UNKNOWN}
+    assert tick(0.0) == before
+    assert tick(9.0) == before
+    # Perhaps no route target matches.
+    assert tick(11.0) == {Drop.NO_REMOTE}
+    # Since the last tick, it has got the first route.
+    assert tick(12.0, "192.0.2.2") == {Drop.NO_REMOTE}
+    assert tick(13.0, "192.0.2.2") == set()
+    counters.drop(Drop.SOURCE_UNKNOWN, "192.0.2.3")
+    assert tick(14.0, "192.0.2.2") == set()
+    # The routes of another VTEP have come after its first frames.
+    assert tick(15.0, "192.0.2.2", "192.0.2.3") == {Drop.SOURCE_UNKNOWN}
+    # All are withdrawn.
+    assert tick(16.0) == before
+
+
+def test_expected_drops_are_not_recent_ones() -> None:
+    counters = Counters()
+    counters.drop(Drop.NO_REMOTE)
+    counters.note_drops(1.0, (Drop.NO_REMOTE,))
+    counters.note_drops(2.0)
+    assert not counters.last_drop
+    counters.drop(Drop.NO_REMOTE)
+    counters.note_drops(3.0)
+    assert counters.last_drop == {Drop.NO_REMOTE: 3.0}

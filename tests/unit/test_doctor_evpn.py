@@ -11,7 +11,15 @@ from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
 from vtep.doctor.advice import advice
 from vtep.doctor.evpn_facts import EvpnFacts, Md5Counters, NeighborFacts, TcpState
-from vtep.doctor.facts import BridgeFacts, Echoes, Facts, HostFacts, RemoteFacts, SegmentFacts
+from vtep.doctor.facts import (
+    BridgeFacts,
+    Drops,
+    Echoes,
+    Facts,
+    HostFacts,
+    RemoteFacts,
+    SegmentFacts,
+)
 from vtep.doctor.finding import Finding, Severity, has_faults
 from vtep.doctor.findings import findings
 from vtep.doctor.procfs import parse_md5_counters, parse_tcp_state
@@ -197,6 +205,20 @@ def test_an_ipv6_vtep_that_frr_refuses() -> None:
         in only(of_evpn(neighbors=neighbors, segments=six)).title
     )
     assert "is not established: UPDATE" in only(of_evpn(neighbors=neighbors)).title
+
+
+def test_remedies_for_drops_name_evpn_in_a_vni_that_has_it() -> None:
+    segment = status_fake.segment(100)
+    segment["evpn"] = True
+    for source in ("192.0.2.9", None):
+        drop = status_fake.recent_drop("source_unknown", 3, 1.0, source)
+        assert "no route of it was imported: pyvtep evpn show" in advice(drop, segment)
+    said = advice(status_fake.recent_drop("no_remote", 3, 1.0), segment)
+    assert "no VTEP of this segment has announced it by EVPN: pyvtep evpn show" in said
+    assert "remote add" not in said
+    counted = Drops(count={"no_remote": 3}, increase={"no_remote": 1})
+    found = only(of_evpn(segment=evolve(SEGMENT, drops=counted)))
+    assert "pyvtep evpn show" in found.fix
 
 
 def test_the_remedy_for_drops_of_a_vtep_whose_routes_none_imports() -> None:

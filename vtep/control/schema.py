@@ -387,6 +387,8 @@ class SegmentStatus(TypedDict):
     """A segment, with its remotes."""
 
     vni: int
+    evpn: bool
+    """True if its remotes come by EVPN."""
     dev: str
     vlan: int | None
     """The VLAN of the TAP that carries the VNI (`--vlan`); None if the TAP has one VNI."""

@@ -113,6 +113,7 @@ class _Status:
             state = "waiting"
         return {
             "vni": config.vni,
+            "evpn": config.evpn,
             "dev": port.tap,
             "vlan": config.vlan,
             "netns": config.netns,

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from weakref import WeakSet
 
 from vtep.counters import Drop
 from vtep.daemon.drop_log import DropLog
+from vtep.daemon.expected_drops import ExpectedDrops
 from vtep.daemon.fast_path_loader import FastPathLoader
 from vtep.daemon.host_watch import HostWatch
 from vtep.daemon.parts import Parts
@@ -56,8 +56,7 @@ class Housekeeping:
         self._liveness = parts.liveness
         self._host_watch = host_watch
         self._fast_path = fast_path
-        self._had_remotes: WeakSet[Port] = WeakSet()
-        """The EVPN segments that had a remote at the last tick."""
+        self._expected_drops = ExpectedDrops()
         self._drop_log = DropLog(unmatched=parts.unmatched)
         self._ticks = 0
         self._round = self._work()
@@ -134,20 +133,20 @@ class Housekeeping:
             counters.note_drops(now)
             self._drop_log.note(f"dev {name}", counters)
         for port in tuple(self._ports):
-            port.segment.counters.note_drops(now)
+            expected = self._expected(port, now)
+            port.segment.counters.note_drops(now, expected)
             # Also if there is one VNI only: JSON and the journal have the VNI from the text.
-            # Until the first routes of a fabric are there, it has no remote, and no fault.
-            expected = (Drop.NO_REMOTE,) if self._waits_for_routes(port) else ()
             self._drop_log.note(f"vni {port.config.vni}", port.segment.counters, expected)
             yield
 
-    def _waits_for_routes(self, port: Port) -> bool:
-        """Return whether an EVPN segment has had no remote now or at the last tick."""
+    def _expected(self, port: Port, now: float) -> tuple[Drop, ...]:
+        """Return the drops of a segment that are no fault now."""
         if not port.config.evpn:
-            return False
-        had = port in self._had_remotes
-        if port.segment.remotes:
-            self._had_remotes.add(port)
-            return not had
-        self._had_remotes.discard(port)
-        return True
+            return ()
+        segment = port.segment
+        return self._expected_drops.tick(
+            segment.counters,
+            now,
+            has_remotes=bool(segment.remotes),
+            members=port.fdb.members.hosts,
+        )

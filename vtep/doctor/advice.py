@@ -37,4 +37,5 @@ def advice(drop: RecentDrop, segment: SegmentStatus | None) -> str:
             f"if it is a VTEP of this segment: pyvtep set{fields['at']} --route-target-import "
             f"{match[1]}; pyvtep evpn show has the targets of both sides"
         )
-    return drops.describe_fix(drop["reason"], drop["last_source"], fields)
+    is_evpn = segment is not None and segment["evpn"]
+    return drops.describe_fix(drop["reason"], drop["last_source"], fields, is_evpn=is_evpn)

@@ -148,9 +148,7 @@ REMEDIES: Mapping[Drop, Remedy] = {
         "the destination is silent or gone, or sends over another path: tcpdump -eni {tap} shows "
         "it, and pyvtep fdb add makes it known",
     ),
-    Drop.NO_REMOTE: Remedy(
-        "add the other VTEPs with pyvtep remote add; with EVPN, see who is there: pyvtep evpn show"
-    ),
+    Drop.NO_REMOTE: Remedy("add the other VTEPs with pyvtep remote add"),
     Drop.TX_TOO_BIG: Remedy(
         "nothing, if it ends soon; if not, a firewall keeps ICMP from the sender, or the sender "
         "ignores it: give it an MTU of {mtu}",
@@ -177,6 +175,20 @@ REMEDIES: Mapping[Drop, Remedy] = {
     ),
 }
 """The remedy for each reason; a test checks that none is missing."""
+
+REMEDIES_OF_EVPN: Mapping[Drop, Remedy] = {
+    Drop.SOURCE_UNKNOWN: Remedy(
+        "if it is a VTEP of this segment, no route of it was imported: pyvtep evpn show says why "
+        "not, or pyvtep evpn show routes; a VTEP without EVPN: pyvtep remote add {source}{at}",
+        "if it is a VTEP of this segment, no route of it was imported: pyvtep evpn show says why "
+        "not; {capture} shows its address",
+    ),
+    Drop.NO_REMOTE: Remedy(
+        "no VTEP of this segment has announced it by EVPN: pyvtep evpn show has the sessions, and "
+        "what is not imported"
+    ),
+}
+"""The remedies that differ in a segment whose remotes come by EVPN."""
 
 GENERIC = Remedy("look at what pyvtep has logged, and at what it receives: {capture}")
 """The remedy for an unknown reason, which a pyvtep of another version may have."""
@@ -208,24 +220,36 @@ def of_segment(segment: SegmentFacts, remotes: tuple[RemoteFacts, ...]) -> Itera
     for reason in _reasons(segment.drops):
         if reason not in reported:
             yield from _of_reason(
-                reason, segment.tap, segment.drops, fields, segment.socket, output
+                *(reason, segment.tap, segment.drops, fields, segment.socket, output),
+                is_evpn=bool(segment.options.get("evpn")),
             )
 
 
 def describe_fix(
-    name: str, source: str | None, fields: Mapping[str, str], output: Verdict | None = None
+    name: str,
+    source: str | None,
+    fields: Mapping[str, str],
+    output: Verdict | None = None,
+    *,
+    is_evpn: bool = False,
 ) -> str:
     """Return the remedy for a drop reason, which may be one of another version.
 
     `source` is the underlay address of the last drop, and `fields` are those of `remedy_fields`,
     {tap}, {mtu} and {at}. `output` are the rules that drop datagrams to a remote, if they are
-    known.
+    known. With `is_evpn`, the remotes of the segment come by EVPN.
     """
     reason = _BY_NAME.get(name)
-    remedy = REMEDIES[reason] if reason is not None else GENERIC
+    remedy = _remedy(reason, is_evpn=is_evpn)
     known = source if reason is not Drop.UNDERLAY_DENIED else output
     fix = remedy.fix if known or not remedy.without_source else remedy.without_source
     return fix.format(source=source, output=output.fix if output is not None else "", **fields)
+
+
+def _remedy(reason: Drop | None, *, is_evpn: bool) -> Remedy:
+    if reason is None:
+        return GENERIC
+    return (REMEDIES_OF_EVPN.get(reason) if is_evpn else None) or REMEDIES[reason]
 
 
 def of_process(process: ProcessFacts, *, reported: Container[str] = ()) -> Iterator[Finding]:
@@ -330,6 +354,8 @@ def _of_reason(
     fields: Mapping[str, str],
     socket: str | None,
     output: Verdict | None,
+    *,
+    is_evpn: bool = False,
 ) -> Iterator[Finding]:
     """Report one drop counter.
 
@@ -340,9 +366,9 @@ def _of_reason(
     if increase <= 0 and reason in BY_DESIGN:  # It is not a fault, and has ended.
         return
     source = drops.last_source.get(name)
-    remedy = REMEDIES[reason] if reason is not None else GENERIC
+    remedy = _remedy(reason, is_evpn=is_evpn)
     denied = output if reason is Drop.UNDERLAY_DENIED else None
-    fix = describe_fix(name, source, fields, output)
+    fix = describe_fix(name, source, fields, output, is_evpn=is_evpn)
     meaning = f": {reason.meaning}" if reason is not None else ""
     last = f"; the last from {source}" if source is not None else ""
     if name.startswith("underlay_"):
