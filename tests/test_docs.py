@@ -34,7 +34,8 @@ from vtep.cli.monitor import format_event
 from vtep.cli.options import check_options
 from vtep.cli.summary import describe_port, format_report
 from vtep.config import Settings
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 from vtep.config.loader import read as read_settings
 from vtep.config.option_parsers import OFFLOADS
 from vtep.control import socket_files

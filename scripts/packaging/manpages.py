@@ -16,7 +16,8 @@ import click
 from vtep import Config, __version__
 from vtep.cli.main import cli
 from vtep.config import Settings
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 
 _TOP = r"""
 .Sh SIGNALS

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tests.netns.hosts import DEADLINE, wait_until
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 from vtep.control.evpn_schema import EvpnSession
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.peer import BgpPeer

@@ -8,12 +8,12 @@ import pytest
 from vtep.config import Config, Settings
 from vtep.config.evpn import (
     EvpnSettings,
-    Neighbor,
+    describe_change,
     export_targets,
     from_options,
     import_targets,
-    neighbor,
 )
+from vtep.config.evpn_neighbors import Neighbor, neighbor
 from vtep.config.file import FileError, parse, parse_all
 from vtep.errors import ConfigError
 from vtep.wire.bgp.communities import RouteTarget
@@ -120,6 +120,61 @@ def test_problems_of_neighbours() -> None:
         "file:9: address is missing in this neighbor",
         "file:10: asn 23456: is reserved (RFC 6793); give the AS number itself",
     ]
+    assert problems(
+        """
+        [evpn]
+        asn = 65535
+        listen = "yes"
+        password = 12345678
+        router-id = "224.1.1.1"
+        [[evpn.neighbor]]
+        address = "10.0.0.1"
+        port = 0
+        passive = 1
+        [[evpn.neighbor]]
+        address = "10.0.0.2:179"
+        local = "10.0.0.0/8"
+        [evnp]
+        [[vni]]
+        id = 100
+        evpn = true
+        route-target = ["70000:70000", "65000:99999999999", "192.0.2.1:65536", "4294967296:1"]
+        rd = "70000:70000"
+        """
+    ) == [
+        (
+            "file:3: asn 65535: is reserved (RFC 7300); private AS numbers are 64512 to 65534 and "
+            "4200000000 to 4294967294"
+        ),
+        "file:4: listen yes: must be true or false",
+        "file:5: password: is not a text; write it in quotes",
+        (
+            "file:6: router-id 224.1.1.1: is not a unicast address, so that other BGP speakers "
+            "refuse it"
+        ),
+        "file:9: port 0: must be from 1 to 65535",
+        "file:10: passive 1: must be true or false",
+        'file:12: neighbor 10.0.0.2:179: is not an IP address: neighbor = "10.0.0.2,port=179"',
+        (
+            "file:13: local 10.0.0.0/8: is not an IP address but a prefix; write the address alone"
+            ': local = "10.0.0.0"'
+        ),
+        "file:14: evnp: unknown key; did you mean evpn?",
+        (
+            "file:18: route-target 192.0.2.1:65536: its number must be from 0 to 65535 behind an "
+            "address"
+        ),
+        "file:18: route-target 4294967296:1: its AS number must be from 0 to 4294967295",
+        "file:18: route-target 65000:99999999999: its number must be from 0 to 4294967295",
+        (
+            "file:18: route-target 70000:70000: its number must be from 0 to 65535 behind an AS "
+            "number above 65535"
+        ),
+        (
+            "file:19: rd 70000:70000: its number must be from 0 to 65535 behind an AS number above "
+            "65535"
+        ),
+    ]
     text = '[evpn]\nasn = 1\nneighbor = ["10.0.0.1",\n"10.0.0.1/24",\n"10.0.0.2,as=5"]\n'
     text += "[[vni]]\nid = 5"
     assert problems(text) == [
@@ -167,15 +222,47 @@ def test_problems_of_neighbours() -> None:
         ),
         (
             (
+                '[evpn]\nasn = 1\nneighbor = ["10.0.0.1", "10.0.0.2,passive"]\nlisten = false\n'
+                "[[vni]]\nid = 1"
+            ),
+            [
+                (
+                    "file:3: neighbor 10.0.0.2: is passive, so it would have to connect to this "
+                    "host, which has listen = false; leave out one of both"
+                )
+            ],
+        ),
+        (
+            (
                 '[evpn]\nasn = 1\nneighbor = "10.0.0.1"\npassword = "a"\npassword-file = "/b"\n'
                 "[[vni]]\nid = 1"
             ),
-            ["file:5: password-file /b: there is a password as well; leave one out"],
+            ["file:5: password-file: there is a password as well; leave one out"],
         ),
     ],
 )
 def test_other_problems_of_a_file(text: str, found: list[str]) -> None:
     assert problems(text) == found
+
+
+def test_two_vnis_with_one_route_distinguisher() -> None:
+    text = '[evpn]\nasn = 1\nneighbor = "10.0.0.1"\n'
+    for vni in (1, 2):
+        text += f'[[vni]]\nid = {vni}\nevpn = true\nrd = "1:1"\n'
+    assert problems(text) == [
+        (
+            "file:11: rd 1:1: is given to both vni 1 and vni 2, whose routes would replace each "
+            "other; give each VNI its own, or leave it out"
+        )
+    ]
+
+
+def test_changes_are_named_without_values() -> None:
+    before = EvpnSettings(asn=1, neighbor="10.0.0.1", password="secret")
+    after = EvpnSettings(asn=2, neighbor="10.0.0.1", password="geheim", hold_time=9)
+    assert describe_change(before, after) == "[evpn] changed (asn, password, hold-time)"
+    assert describe_change(before, None) == "[evpn] deleted"
+    assert describe_change(None, after) == "[evpn] added"
 
 
 def test_a_directory_has_one_table() -> None:
@@ -199,6 +286,23 @@ def test_neighbours() -> None:
     assert neighbor(str(found)) == found
     assert neighbor(IPv4Address("10.0.0.1")) == Neighbor("10.0.0.1")
     assert neighbor({"address": "10.0.0.1", "password": "x"}).password == "x"
+    for text, reason in (
+        ("192.0.2.2:179", "is not an IP address: --evpn-neighbor 192.0.2.2,port=179"),
+        ("[::1]:1790", "is not an IP address: --evpn-neighbor ::1,port=1790"),
+        ("192.0.2.2,asn=0", "its asn 0 must be from 1 to 4294967295"),
+        ("192.0.2.2,asn=", "its asn is not a whole number"),
+        ("192.0.2.2,asn=1.10", "its asn 1.10 is not a whole number: asn=65546"),
+        ("192.0.2.2,port=99999", "its port 99999 must be from 1 to 65535"),
+        ("192.0.2.2,local=x", "its local x is not an IP address"),
+        ("192.0.2.2,asn=1,asn=2", "asn is given twice; leave one out"),
+        ("192.0.2.2,passive,passive", "passive is given twice; leave one out"),
+        ("239.1.1.1", "is a multicast group; give the address of a BGP speaker"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            neighbor(text)
+        assert str(caught.value).startswith(f"--evpn-neighbor {text}: {reason}")
+    with pytest.raises(ConfigError, match=r"^--evpn-neighbor 192.0.2.2: is its own local, that is"):
+        neighbor("192.0.2.2,local=192.0.2.2")
     for wrong in ({"address": "10.0.0.1", "as": 1}, {"asn": 1}, "10.0.0.1,local=fe80::1%a"):
         with pytest.raises(ConfigError, match=r"--evpn-neighbor|--asn"):
             neighbor(wrong)

@@ -7,9 +7,9 @@ import pytest
 
 from vtep.config import Settings
 from vtep.config.file import FileError
-from vtep.config.loader import read, with_password
+from vtep.config.loader import exposed_secrets, read, with_password
 from vtep.config.option_parsers import distinct
-from vtep.errors import VtepError
+from vtep.errors import ConfigError, VtepError
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -106,6 +106,15 @@ def test_the_password_of_bgp_sessions_is_read_from_a_file(tmp_path: Path) -> Non
     settings = read(file)
     with pytest.raises(VtepError, match=r"^--evpn-password-file .*: cannot read it: No such file"):
         with_password(settings)
+    with pytest.raises(VtepError, match=f"^{file}: password-file {secret}: cannot read it"):
+        with_password(settings, file)
+    for text, why in (
+        ("x" * 81, "is longer than 80 octets"),
+        ("a\tb", "is not a text of printable characters"),
+    ):
+        secret.write_text(text)
+        with pytest.raises(ConfigError, match=f"password-file {secret}: its first line {why}$"):
+            with_password(settings)
     secret.write_text("\nsecret\n")
     with pytest.raises(VtepError, match=r": its first line is empty; write the password there$"):
         with_password(settings)
@@ -115,5 +124,36 @@ def test_the_password_of_bgp_sessions_is_read_from_a_file(tmp_path: Path) -> Non
     secret.write_text("secret\r\nmore\n")
     found = with_password(settings).evpn
     assert found is not None
-    assert (found.password, found.password_file) == ("secret", None)
+    assert (found.password, found.password_file) == ("secret", str(secret))
     assert with_password(Settings(segments=[])) == Settings(segments=[])
+
+
+def test_passwords_that_every_user_can_read_are_found(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    secret, file, other = (tmp_path / name for name in ("secret", "a.toml", "b.toml"))
+    sessions = '[evpn]\nasn = 1\nneighbor = [{{address = "10.0.0.1"{}}}]\n{}[[vni]]\nid = 1\n'
+    secret.write_text("secret\n")
+    other.write_text("vni = []\n")
+    for at_neighbor, common, path in (
+        ("", "", None),
+        ("", f'password-file = "{secret}"\n', secret),
+        ("", 'password = "secret"\n', file),
+        (', password = "secret"', "", file),
+    ):
+        file.write_text(sessions.format(at_neighbor, common))
+        for each in (secret, file):
+            each.chmod(0o644)
+        for source in (file, tmp_path):
+            settings = with_password(read(source), source)
+            found = exposed_secrets(settings, source)
+            assert [line.partition(": ")[0] for line in found] == ([str(path)] if path else [])
+        for line in found:
+            assert line.endswith(f"; to change that: chmod 600 {path}")
+            assert "secret\n" not in line
+        for each in (secret, file):
+            each.chmod(0o640)
+        assert exposed_secrets(settings, file) == []
+    file.chmod(0o644)
+    tmp_path.chmod(0o700)
+    assert exposed_secrets(settings, file) == []
+    assert exposed_secrets(Settings(segments=[]), file) == []

@@ -14,7 +14,8 @@ import pytest
 import uvloop
 from attrs import evolve
 
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 from vtep.evpn import bgp_sockets, speaker_views
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.outbox import Outbox

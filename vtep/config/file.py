@@ -15,17 +15,14 @@ Whatever the text is, `parse` raises nothing but `FileError`.
 """
 
 import difflib
-import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vtep.config import Config, Settings, conflicts, option_parsers, vlans
+from vtep.config import Config, Settings, conflicts, vlans
 from vtep.config.evpn import EvpnSettings
 from vtep.config.file_keys import (
-    CONFIG_KEYS,
     DEFAULT_KEYS,
     EVPN,
     EVPN_KEYS,
@@ -39,13 +36,14 @@ from vtep.config.file_keys import (
     TABLE,
     VLANS,
 )
-from vtep.config.toml_lines import Path, locate, repeated, spellings
+from vtep.config.file_messages import in_keys, key_of, value_error
+from vtep.config.file_syntax import VNI_HINT, line_and_reason
+from vtep.config.toml_lines import Path, locate, spellings
 from vtep.errors import ConfigError, OptionError, shortened, shown
 
 if TYPE_CHECKING:
     import attrs
 
-_VNI_HINT = "vni: write each VNI as a table, below a line [[vni]]"
 _NO_SESSIONS = ConfigError("evpn: needs a table [evpn] in this file, with asn and neighbor")
 _EVPN_HINT = (
     "evpn: write the BGP sessions as a table [evpn], with asn and neighbor, and evpn = true into "
@@ -106,7 +104,7 @@ def parse_all(files: Iterable[tuple[str, str]]) -> Settings:
         try:
             return Settings(segments=segments, **process)
         except ConfigError as error:
-            name = _key_of(_in_keys(error)).replace("-", "_")
+            name = key_of(in_keys(error)).replace("-", "_")
             giver = givers.get(name, readers[0])
             giver.report_process(error)
             problems = giver.problems
@@ -132,7 +130,7 @@ class _Reader:
         except RecursionError:
             self._problems.append((1, "is nested too deeply"))
         except ValueError as error:  # int() raises it for a number of too many digits.
-            self._problems.append(_line_and_reason(error, text))
+            self._problems.append(line_and_reason(error, text))
 
     @property
     def problems(self) -> list[str]:
@@ -157,7 +155,7 @@ class _Reader:
             elif key in SEGMENT_KEYS:
                 self._report((key,), f"{key}: belongs in a [[vni]] table")
             else:
-                self._report_unknown((key,), [TABLE, *PROCESS_KEYS, *DEFAULT_KEYS])
+                self._report_unknown((key,), [TABLE, EVPN, *PROCESS_KEYS, *DEFAULT_KEYS])
         if TABLE not in self._document and not self._problems:
             # More likely a truncated file than one that is to remove all VNIs.
             self._report(
@@ -181,12 +179,17 @@ class _Reader:
             if key not in table and not self._is_misspelt(table, key):
                 example = "asn = 65000" if key == "asn" else 'neighbor = ["10.0.0.1"]'
                 self._report((EVPN,), f"{key} is missing in [evpn]; for example: {example}")
+        if "password" in options and "password-file" in table:
+            self._report(
+                (EVPN, "password-file"),
+                "password-file: there is a password as well; leave one out",
+            )
         if len(self._problems) == before:
             try:
                 self.process[EVPN] = EvpnSettings(**options)
             except ConfigError as error:
-                what = _in_keys(error)
-                self._report((EVPN, _key_of(what)), what)
+                what = in_keys(error)
+                self._report((EVPN, key_of(what)), what)
 
     def _parse_keys(
         self, at: Path, table: Mapping[str, Any], keys: "Mapping[str, attrs.Attribute[Any]]"
@@ -227,8 +230,8 @@ class _Reader:
 
     def report_process(self, error: ConfigError) -> None:
         """Report a problem of the options of the process."""
-        what = _in_keys(error)
-        self._report((_key_of(what),), what)
+        what = in_keys(error)
+        self._report((key_of(what),), what)
 
     def report_other_value(self, name: str, first: "_Reader") -> None:
         """Report an option of the process that has another value in an earlier file."""
@@ -243,7 +246,7 @@ class _Reader:
 
     def place_of(self, number: int, error: ConfigError) -> str:
         """Return the file and the line of a segment, at the option that an error begins with."""
-        key = _key_of(_in_keys(error))
+        key = key_of(in_keys(error))
         for at in ((TABLE, number, key), (key,), (TABLE, number)):
             if at in self._lines:
                 return f"{self._name}:{self._lines[at]}"
@@ -253,7 +256,7 @@ class _Reader:
         """Return the segments without problems, each with the position of its table."""
         tables = self._document.get(TABLE, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self._report((TABLE,), _VNI_HINT)
+            self._report((TABLE,), VNI_HINT)
             return []
         segments: list[tuple[int, Config]] = []
         for number, table in enumerate(tables):
@@ -288,12 +291,12 @@ class _Reader:
             ]  # Each item by itself, so that all bad ones are reported.
         valid = True
         for number, part in enumerate(parts):
-            error = _value_error(field, part)
+            error = value_error(field, part)
             if error is not None:
                 valid = False
                 where = (*at, number) if part is not value else at
                 self._report(where, self._quote(error, where))
-        if valid and (error := _value_error(field, value)) is not None:
+        if valid and (error := value_error(field, value)) is not None:
             self._report(at, self._quote(error, at))
             return False
         return valid
@@ -301,7 +304,7 @@ class _Reader:
     def _quote(self, error: ConfigError, at: Path) -> str:
         """Return the message of an error, with the value as it is written at `at`."""
         if not isinstance(error, OptionError) or isinstance(error.value, str):
-            return _in_keys(error)
+            return in_keys(error)
         value: Any = self._document
         for step in at:
             value = value[step]
@@ -309,11 +312,11 @@ class _Reader:
             found = [number for number, item in enumerate(value) if item is error.value]
             at = (*at, *found[:1])
         elif isinstance(error.value, tuple):
-            return _in_keys(error)
+            return in_keys(error)
         written = self._spellings.get(at)
         if written is None or "\n" in written:
-            return _in_keys(error)
-        return _in_keys(error, shortened(written))
+            return in_keys(error)
+        return in_keys(error, shortened(written))
 
     @cached_property
     def _spellings(self) -> Mapping[Path, str]:
@@ -324,8 +327,8 @@ class _Reader:
 
         `also` follows the message.
         """
-        what = _in_keys(error)
-        key = _key_of(what)
+        what = in_keys(error)
+        key = key_of(what)
         for at in ((TABLE, number, key), (key,)):
             if at in self._lines:
                 self._report(at, self._requote(at, what) + also)
@@ -370,118 +373,3 @@ class _Reader:
         while at and at not in self._lines:
             at = at[:-1]
         self._problems.append((self._lines.get(at, 1), what))
-
-
-def _value_error(field: "attrs.Attribute[Any]", value: object) -> ConfigError | None:
-    """Return the error of a value for an option, or None if it is valid."""
-    convert: Any = field.converter
-    try:
-        if convert is not None:
-            convert(value)
-        else:
-            option_parsers.check_flag(field.name, value)
-    except ConfigError as error:
-        return error
-    return None
-
-
-def _in_keys(error: ConfigError, written: str | None = None) -> str:
-    """Return the message of an error, with options spelled as keys of a file.
-
-    `written` is the value as it is written in the file, if known.
-    """
-    if not isinstance(error, OptionError):
-        return _keys_in(str(error))
-    if written is None:
-        quoted = error.quoted and isinstance(error.value, str)
-        written = repr(error.value) if quoted else shown(error.value)
-    message = f"{_keys_in(error.option)} {written}: {_keys_in(error.reason)}"
-    pairs = [f"{_key(name)} = {json.dumps(value)}" for name, value in error.instead.items()]
-    return f"{message}: {' and '.join(pairs)}" if pairs else message
-
-
-def _keys_in(text: str) -> str:
-    """Return a text with `--option` replaced by the key of that option."""
-    return re.sub(r"--([a-z0-9-]+)", lambda found: _key(found[1], found[0]), text)
-
-
-def _key(name: str, otherwise: str = "") -> str:
-    """Return the key of an option, or `otherwise` if it has none."""
-    if name == "vni":
-        return ID
-    if name in CONFIG_KEYS | PROCESS_KEYS or name == "asn":
-        return name
-    # Options of the table [evpn]: `--evpn-hold-time` is `hold-time` there.
-    within = name.removeprefix(f"{EVPN}-")
-    return within if within in EVPN_KEYS and within != name else otherwise
-
-
-def _key_of(what: str) -> str:
-    """Return the key that a message begins with."""
-    return re.split("[: ]", what, maxsplit=1)[0]
-
-
-_REPEATED_KEY = (
-    "Cannot overwrite",
-    "Cannot declare",
-    "Cannot mutate",
-    "Cannot redefine",
-    "Duplicate",
-)
-"""Starts of tomllib's messages about a key that exists already."""
-
-_DIGITS = re.compile(r"[0-9_]{4000,}")
-
-_PAIR = re.compile(r"""\s*(?P<key>[\w-]+)\s*(?P<sign>=|:|\s)\s*(?P<value>[^#\s][^#]*?)\s*(#.*)?""")
-
-
-def _line_and_reason(error: ValueError, text: str) -> tuple[int, str]:
-    """Return the line of a syntax error, and the message with what was probably meant."""
-    # tomllib has no attributes for the position before Python 3.14, only this message.
-    what = str(error)
-    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", what, re.DOTALL)
-    if found is None:
-        number = _DIGITS.search(text)
-        line = text.count("\n", 0, number.start()) + 1 if number else 1
-        return line, "a number has too many digits"
-    line = int(found[2]) if found[2] else text.count("\n") + 1
-    if what.startswith(_REPEATED_KEY) and (again := repeated(text)):
-        return _describe_repeated(*again[0])
-    lines = text.splitlines()
-    hint = (
-        _syntax_hint(lines[line - 1]) if 0 < line <= len(lines) and "character" not in what else ""
-    )
-    return line, f"is not TOML: {found[1][0].lower()}{found[1][1:]}{hint}"
-
-
-def _describe_repeated(path: Path, first: int, line: int) -> tuple[int, str]:
-    """Return the line and the message for a key that is given twice."""
-    key = str(path[-1])
-    if path == (TABLE,):
-        return line, f"{_VNI_HINT}, and nothing else is called vni (as in line {first})"
-    return line, f"{key}: is given twice, in line {first} too; leave one out"
-
-
-def _syntax_hint(line: str) -> str:
-    """Return the end of a message about a line that is not TOML: what was probably meant."""
-    if re.fullmatch(r"\s*\[+\s*vni\s*\]*\s*", line):
-        return f"; write [[{TABLE}]]"
-    found = _PAIR.fullmatch(line)
-    if found is None or found["value"][0] in "\"'[{":
-        return ""
-    key, value = found["key"], found["value"]
-    if found["sign"] != "=" or value.startswith("="):
-        return (
-            f"; write {key} = ..." if key in SEGMENT_KEYS | PROCESS_KEYS else "; write key = value"
-        )
-    if value.lower() in ("yes", "on", "true", "no", "off", "false"):
-        value = "true" if value.lower() in ("yes", "on", "true") else "false"
-        return f"; write {key} = {value}"
-    if value.endswith(","):
-        return "; leave out the comma"
-    # A number with a unit, such as 5m: the parser of the option suggests what to write.
-    if re.match(r"[0-9]+[a-zA-Z]", value) and key in SEGMENT_KEYS:
-        error = _value_error(SEGMENT_KEYS[key], value)
-        if isinstance(error, OptionError):
-            return f"; {value} {error.reason}"
-    return f"; quote text: {key} = {json.dumps(value)}"

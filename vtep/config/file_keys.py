@@ -5,7 +5,8 @@ from typing import Any, Final
 import attrs
 
 from vtep.config import Config, Settings, vlans
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 
 TABLE: Final = "vni"
 """The array of tables with the segments."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from attrs import evolve
 
 from vtep import descriptors
-from vtep.config import Settings
+from vtep.config import Settings, evpn_parsers
 from vtep.config.file import FileError, parse, parse_all
-from vtep.errors import VtepError
+from vtep.errors import ConfigError, VtepError
 
 _SIZE_MAX = 16 << 20
 """Largest configuration file in octets: a thousand VNIs with a thousand remotes each fit."""
@@ -36,16 +36,17 @@ def read(path: Path) -> Settings:
     return parse_all((str(each), _read_text(each)) for each in files)
 
 
-def with_password(settings: Settings) -> Settings:
+def with_password(settings: Settings, source: Path | None = None) -> Settings:
     """Return settings with the password of the BGP sessions, if a file has it.
 
-    Raises: VtepError if the file cannot be read, or has no password.
+    `source` is the configuration file that the settings are from; None is the command line.
+    Raises: VtepError if the file cannot be read, ConfigError if it has no valid password.
     """
     evpn = settings.evpn
     if evpn is None or evpn.password_file is None:
         return settings
     path = Path(evpn.password_file)
-    option = f"--evpn-password-file {path}"
+    option = f"{f'{source}: ' if source is not None else '--evpn-'}password-file {path}"
     try:
         text = _read_bounded(path).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -53,10 +54,63 @@ def with_password(settings: Settings) -> Settings:
         raise VtepError(
             f"{option}: cannot read it: {reason}; give a file with the password in its first line"
         ) from error
+    if len(text) > _SIZE_MAX:
+        raise ConfigError(f"{option}: is not a file with a password in its first line")
     first = text.partition("\n")[0].strip("\r")
     if not first:
-        raise VtepError(f"{option}: its first line is empty; write the password there")
+        raise ConfigError(f"{option}: its first line is empty; write the password there")
+    try:
+        evpn_parsers.password(first)
+    except ConfigError as error:
+        reason = str(error).partition(": ")[2]
+        raise ConfigError(f"{option}: its first line {reason}") from None
     return evolve(settings, evpn=evpn.with_password(first))
+
+
+def exposed_secrets(settings: Settings, source: Path | None) -> list[str]:
+    """Return a line for each file with a password of BGP that every user of this host can read.
+
+    `source` is the configuration file, or a directory of them.
+    """
+    evpn = settings.evpn
+    if evpn is None:
+        return []
+    files: list[Path] = []
+    if evpn.password_file is not None:
+        files.append(Path(evpn.password_file))
+    elif evpn.password is not None and source is not None:
+        files.append(source)
+    if source is not None and any(each.password is not None for each in evpn.neighbor):
+        files.append(source)
+    return [
+        f"{path}: every user of this host can read the password of BGP in it; to change that: "
+        f"chmod 600 {path}"
+        for file in dict.fromkeys(files)
+        for path in _parts_with_password(file)
+        if _is_readable_by_all(path)
+    ]
+
+
+def _parts_with_password(path: Path) -> list[Path]:
+    """Return the files of a directory that have a password; a file itself."""
+    if not path.is_dir():
+        return [path]
+    try:
+        parts = sorted(each for each in path.iterdir() if _is_part(each))
+        return [each for each in parts if b"password" in _read_bounded(each)]
+    except OSError:
+        return []
+
+
+def _is_readable_by_all(path: Path) -> bool:
+    # A directory of mode 0700 keeps its files from others. Those above are not looked at.
+    try:
+        return all(
+            each.stat().st_mode & bit
+            for each, bit in ((path, stat.S_IROTH), (path.absolute().parent, stat.S_IXOTH))
+        )
+    except OSError:
+        return False
 
 
 def _is_part(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import Attribute, Factory, evolve, field, frozen
 
-from vtep.config import address_parsers, docker_parsers, option_parsers
+from vtep.config import address_parsers, docker_parsers, evpn_parsers, option_parsers
 from vtep.config import evpn as evpn_options
 from vtep.config.flags import check_flag, flag
 from vtep.config.host_names import HostName, usable_addresses
@@ -236,7 +236,7 @@ class Config:
     )
     route_target: tuple[RouteTarget, ...] = field(
         default=(),
-        converter=evpn_options.route_target,
+        converter=evpn_parsers.route_target,
         metadata={
             "repeatable": True,
             "metavar": "TARGET",
@@ -246,7 +246,7 @@ class Config:
     )
     route_target_import: tuple[RouteTarget, ...] = field(
         default=(),
-        converter=evpn_options.route_target_import,
+        converter=evpn_parsers.route_target_import,
         metadata={
             "repeatable": True,
             "metavar": "TARGET",
@@ -256,7 +256,7 @@ class Config:
     )
     route_target_export: tuple[RouteTarget, ...] = field(
         default=(),
-        converter=evpn_options.route_target_export,
+        converter=evpn_parsers.route_target_export,
         metadata={
             "repeatable": True,
             "metavar": "TARGET",
@@ -266,7 +266,7 @@ class Config:
     )
     rd: str | None = field(
         default=None,
-        converter=evpn_options.rd,
+        converter=evpn_parsers.rd,
         metadata={
             "metavar": "RD",
             "help": "Route distinguisher of the VNI's EVPN routes [default: BGP identifier and "

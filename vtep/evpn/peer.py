@@ -12,7 +12,8 @@ from typing import Protocol
 
 from attrs import evolve, frozen
 
-from vtep.config.evpn import EvpnSettings, Neighbor
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import Neighbor
 from vtep.control.evpn_schema import EvpnSession
 from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement

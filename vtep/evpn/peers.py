@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from vtep.config.evpn import BGP_PORT, EvpnSettings
+from vtep.config.evpn import EvpnSettings
+from vtep.config.evpn_neighbors import BGP_PORT
 from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.peer import BgpPeer, PeerEvents, PeerOptions
