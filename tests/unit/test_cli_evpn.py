@@ -208,7 +208,7 @@ def test_words_become_parameters(pyvtep: Pyvtep, words: str, params: dict[str, A
         ("show xyz", "xyz: is neither a MAC nor a word that is known here; known are: summary"),
         ("show 100", "100: is not expected here; did you mean: vni 100?"),
         ("show vni", "vni: its value is missing"),
-        ("show vni 0", "vni 0: is not a VNI"),
+        ("show vni 16777216", "vni 16777216: is not a VNI: a number from 0 to 16777215"),
         ("show vni 1e2", "vni 1e2: is not a VNI"),
         ("show routes macs", "macs: is given twice, or contradicts an earlier word"),
         ("show type x", "type x: is not a route type: 2 (MAC, MAC+IP), 3"),

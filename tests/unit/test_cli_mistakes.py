@@ -122,6 +122,12 @@ MISTAKES = [
     ("fdb dev vx0", "No such command 'dev'; did you mean: pyvtep fdb show dev vx0"),
     ("remote 192.0.2.3", "No such command '192.0.2.3'; did you mean: pyvtep remote add 192.0.2.3"),
     ("vni remove 7", "No such command 'remove'; did you mean: pyvtep vni del 7"),
+    ("vni add 5 --evpn --asn 7", "No such option '--asn'; --asn applies to the whole process"),
+    ("set --asn 7", "No such option '--asn'; --asn applies to the whole process; give it when "),
+    (
+        "--no-fast-path --config /no/file",
+        "--no-fast-path cannot be used with --config; write fast-path = false into /no/file",
+    ),
     ("help nosuch", "No such command 'nosuch'; commands of pyvtep: capture, check-config, "),
     # Values.
     (

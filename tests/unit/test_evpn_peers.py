@@ -364,7 +364,8 @@ def script() -> Iterator[Script]:
 
 @asynccontextmanager
 async def against(script: Script, **options: Any) -> AsyncIterator[Side]:
-    side = Side(LEFT, settings_for(RIGHT, script.port, listen=False, **options), script.port)
+    options.setdefault("listen", False)
+    side = Side(LEFT, settings_for(RIGHT, script.port, **options), script.port)
     await side.peers.start()
     try:
         yield side
@@ -634,7 +635,7 @@ def test_a_neighbour_fills_no_log(script: Script, caplog: pytest.LogCaptureFixtu
     tries = 12
 
     async def test() -> None:
-        async with against(script, passive=True, remote=65000) as side:
+        async with against(script, passive=True, listen=True, remote=65000) as side:
             for asn in range(65100, 65100 + tries):
                 await refuse(side, asn)
 

@@ -103,8 +103,8 @@ def _check_mac(params: dict[str, Any], words: Collection[str]) -> None:
     Raises: ConfigError, with the one of `words` that was probably meant.
     """
     vni = params.get("vni")
-    if vni is not None and not (re.fullmatch(r"[0-9]{1,8}", vni) and 0 < int(vni) < 1 << 24):
-        raise ConfigError(f"vni {shown(vni)}: is not a VNI: a number from 1 to 16777215")
+    if vni is not None and not (re.fullmatch(r"[0-9]{1,8}", vni) and int(vni) < 1 << 24):
+        raise ConfigError(f"vni {shown(vni)}: is not a VNI: a number from 0 to 16777215")
     mac = params.get("mac")
     if mac is None:
         return

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from vtep.config import Settings
-from vtep.config.evpn import BGP_PORT
+from vtep.config.evpn_neighbors import BGP_PORT
 from vtep.control import socket_files
 from vtep.host import privileges
 from vtep.host.privileges import Capability
@@ -37,13 +37,26 @@ def drop(settings: Settings, *, on_demand: bool = False) -> None:
     privileges.drop(_needed(settings, address_probes=probes), user, groups)
 
 
-def check_config(path: Path | None) -> None:
-    """Warn if the user that this process runs as now cannot read the configuration file again."""
-    if path is not None and not os.access(path, os.R_OK):
-        log.warning(
-            "user %d cannot read %s: a reload will fail; to allow it: chgrp %d %s; chmod g+r %s",
-            *(os.geteuid(), path, os.getegid(), path, path),
-        )
+def check_files(settings: Settings, path: Path | None) -> None:
+    """Warn if the user that this process runs as now cannot read its files again, or all can.
+
+    `path` is the configuration file. A password of BGP may be there, or in a file of its own.
+    """
+    secret = settings.evpn.password_file if settings.evpn is not None else None
+    files = [(path, "a reload")] if path is not None else []
+    if secret is not None:
+        files.append((Path(secret), "a reload or an upgrade" if path is not None else "an upgrade"))
+    for file, what in files:
+        if not os.access(file, os.R_OK):
+            log.warning(
+                "user %d cannot read %s: %s will fail; to allow it: chgrp %d %s; chmod g+r %s",
+                *(os.geteuid(), file, what, os.getegid(), file, file),
+            )
+    if settings.evpn is not None:
+        from vtep.config.loader import exposed_secrets  # noqa: PLC0415  it imports a TOML parser
+
+        for line in exposed_secrets(settings, path):
+            log.warning("%s", line)
 
 
 def _needed(settings: Settings, *, address_probes: bool) -> frozenset[Capability]:

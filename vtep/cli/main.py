@@ -19,6 +19,7 @@ from vtep import VtepError, __version__, descriptors
 from vtep.cli import bootstrap, commands, mistakes
 from vtep.cli.options import config_options, given_options, load_settings, settings_options
 from vtep.cli.process_options import ProcessOptions, in_background, process_options
+from vtep.errors import ConfigError
 from vtep.upgrade.starter import starter
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -123,13 +124,22 @@ def check_config(file: Path) -> None:
     """Check a configuration file, or a directory of them; print each problem with its line."""
     # Other commands need no TOML parser.
     from vtep.config.file import FileError  # noqa: PLC0415
-    from vtep.config.loader import read  # noqa: PLC0415
+    from vtep.config.loader import exposed_secrets, read, with_password  # noqa: PLC0415
 
     try:
         settings = read(file)
     except FileError as error:  # In the format of compilers, which editors understand.
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
+    notes = exposed_secrets(settings, file)
+    try:
+        with_password(settings, file)
+    except VtepError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            print(error, file=sys.stderr)
+            sys.exit(ConfigError.exit_code)
+        notes.append(f"{error} (not checked)")
+    print(*(f"warning: {note}\n" for note in notes), sep="", end="", file=sys.stderr)
     vnis = ", ".join(str(config.vni) for config in settings.segments)
     print(f"{file}: valid; vni {vnis}" if vnis else f"{file}: valid; no VNI")
 

@@ -432,9 +432,9 @@ def _other_command_hint(plain: str, context: click.Context) -> str:
     wanted = _nearest_option(plain, _names(_options(root)))
     if wanted in ("debug", "config"):
         return f"; write it before the command: pyvtep --{wanted}"
-    if wanted is not None and path.endswith("set"):
-        return f"; --{wanted} applies to the whole process; give it when pyvtep starts"
     if wanted not in (None, "vni") and isinstance(root.command, click.Group):
+        if "set" not in _commands_with(root, wanted):
+            return f"; --{wanted} applies to the whole process; give it when pyvtep starts"
         return f"; to change it in a running VTEP: pyvtep set --{wanted}"
     return f"; {_usage(context)}"
 

@@ -104,13 +104,15 @@ def load_settings(
             process["evpn"] = settings.evpn
         return settings, None, process
     if given:
-        flag = next(iter(given)).replace("_", "-")
-        raise click.UsageError(f"--{flag} cannot be used with --config; write it into {config}")
+        name, value = next(iter(given.items()))
+        flag = ("no-" if value is False else "") + name.replace("_", "-")
+        key = f"{name.replace('_', '-')} = false" if value is False else "it"
+        raise click.UsageError(f"--{flag} cannot be used with --config; write {key} into {config}")
     # Most commands need no file.
     from vtep.config.loader import read, with_password  # noqa: PLC0415
 
     path = Path(config)
-    settings = with_password(attrs.evolve(read(path), **process))
+    settings = with_password(attrs.evolve(read(path), **process), path)
     # Absolute for a reload: a process in the background leaves its directory.
     return settings, path.absolute(), process
 

@@ -33,7 +33,7 @@ from vtep.daemon.collector import Collector
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.state_writer import StateWriter
 from vtep.daemon.tap_namespace import prepare_taps
-from vtep.evpn.fabric import Fabric
+from vtep.evpn.fabric import Fabric, check_neighbors
 from vtep.io.inherited import Inherited
 from vtep.service.background import Background, PidFile
 from vtep.service.notify import ServiceManager
@@ -72,7 +72,7 @@ def run(
     Raises: VtepError if the VTEP cannot start.
     """
     stored = stored_descriptors(os.environ)
-    reloadable = ReloadableVtep(settings, path, override, Inherited(stored))
+    reloadable = ReloadableVtep(settings, path, override, Inherited(stored), check_neighbors)
     takeover = process.takeover is not None
     command = own_command()
     manager = ServiceManager(takeover=takeover)
@@ -103,7 +103,7 @@ def run(
             log.warning(
                 "no PID file is written: XDG_RUNTIME_DIR is not set; name one with --pid-file FILE"
             )
-        least_privilege.check_config(path)
+        least_privilege.check_files(reloadable.settings, path)
 
         def on_ready() -> None:
             _publish(pid_file)

@@ -146,12 +146,12 @@ class EvpnSettings:
         """Return these settings with the password that `password_file` has."""
         return evolve(self, password=password)
 
-    def differences(self, other: "EvpnSettings") -> tuple[str, ...]:
-        """Return the keys of a file whose values are others in other settings."""
+    def differences(self, former: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of a file whose values were others in `former`, made by `to_json`."""
         return tuple(
-            each.name.replace("_", "-")
-            for each in fields(EvpnSettings)
-            if getattr(self, each.name) != getattr(other, each.name)
+            name.replace("_", "-")
+            for name, value in self.to_json().items()
+            if former.get(name, value) != value
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def describe_change(before: EvpnSettings | None, after: EvpnSettings | None) -> 
     """Return what has changed about the table [evpn], without values: some are secret."""
     if before is None or after is None:
         return "[evpn] deleted" if after is None else "[evpn] added"
-    return f"[evpn] changed ({', '.join(before.differences(after)) or 'nothing'})"
+    return f"[evpn] changed ({', '.join(after.differences(before.to_json())) or 'nothing'})"
 
 
 def _plain(value: object) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from vtep.config import Settings
+from vtep.config.evpn import describe_change
 from vtep.daemon.vtep import Reload, Vtep
 from vtep.errors import ConfigError
 from vtep.io.inherited import Inherited
@@ -24,7 +25,8 @@ class ReloadableVtep:
     """A VTEP, the settings of its process, and the file that they come from, if any.
 
     `overrides` are settings from the command line, which take precedence over the file. `inherited`
-    are descriptors that are open already.
+    are descriptors that are open already. `check` raises VtepError for settings that this host
+    refuses.
     """
 
     def __init__(
@@ -33,9 +35,12 @@ class ReloadableVtep:
         path: Path | None = None,
         overrides: Mapping[str, Any] | None = None,
         inherited: Inherited | None = None,
+        check: Callable[[Settings], None] = lambda _: None,
     ) -> None:
         self._overrides = overrides or {}
         self.settings = settings = attrs.evolve(settings, **self._overrides)
+        self._check = check
+        check(settings)
         self.path = path
         self._reloading = asyncio.Lock()
         self._watchers: list[Callable[[Settings], None]] = []
@@ -71,10 +76,11 @@ class ReloadableVtep:
     async def _reload(self, path: Path) -> str:
         # In a thread: a file with a thousand VNIs takes a tenth of a second to parse.
         # Imported already if there is a file; a VTEP without one does without a TOML parser.
-        from vtep.config.loader import read, with_password  # noqa: PLC0415
+        from vtep.config.loader import exposed_secrets, read, with_password  # noqa: PLC0415
 
         settings = attrs.evolve(await asyncio.to_thread(read, path), **self._overrides)
-        settings = await asyncio.to_thread(with_password, settings)
+        settings = await asyncio.to_thread(with_password, settings, path)
+        self._check(settings)
         counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 
         def count(event: str, *_: object) -> None:
@@ -88,10 +94,14 @@ class ReloadableVtep:
         for name in _FIXED:
             if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("%s has changed in %s, which takes a restart", name, path)
+        done = [f"{n} {event}" for event, n in counts.items() if n]
+        if settings.evpn != self.settings.evpn:
+            done.append(describe_change(self.settings.evpn, settings.evpn))
+        for warning in exposed_secrets(settings, path):
+            log.warning("%s", warning)
         self.settings = settings
         for watcher in self._watchers:
             watcher(settings)
-        done = ", ".join(f"{n} {event}" for event, n in counts.items() if n)
-        line = f"read {path} again: {done or 'nothing is different'}"
+        line = f"read {path} again: {', '.join(done) or 'nothing is different'}"
         log.info("%s", line)
         return line

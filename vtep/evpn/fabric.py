@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from vtep.config import Settings
+from vtep.config.evpn_neighbors import BGP_PORT
 from vtep.control.method import Method
 from vtep.control.params import Params
 from vtep.control.server import Server
 from vtep.daemon.port import Port
 from vtep.daemon.reloadable import ReloadableVtep
 from vtep.daemon.vtep import Vtep
-from vtep.errors import VtepError
+from vtep.errors import ConfigError, VtepError
+from vtep.wire.address import without_scope
 
 if TYPE_CHECKING:
     from vtep.evpn.supervisor import Supervisor
@@ -29,6 +31,27 @@ REPORT: Final = (
     *("ignored", "problems"),
 )
 """The parameters of `evpn.report`: the members of `vtep.control.evpn_schema.EvpnReport`."""
+
+
+def check_neighbors(settings: Settings) -> None:
+    """Raise ConfigError if a process would have a BGP session with itself.
+
+    Another BGP speaker on this host has another port, or TCP port 179 for itself.
+    """
+    evpn = settings.evpn
+    if evpn is None or not evpn.listen:
+        return
+    source_of = import_module("vtep.evpn.bgp_sockets").local_address_towards
+    for neighbor in evpn.neighbor:
+        if neighbor.port != BGP_PORT:
+            continue
+        source = source_of(neighbor.address, neighbor.port)
+        is_own = source is not None and without_scope(source) == without_scope(neighbor.address)
+        if is_own or neighbor.address.is_loopback:
+            raise ConfigError(
+                f"--evpn-neighbor {neighbor.address}: is an address of this host; give that of "
+                "another BGP speaker (for one on this host: its port, or listen = false in a file)"
+            )
 
 
 class Fabric:

@@ -229,9 +229,11 @@ class Speaker:
                 if isinstance(address, IPv4Address):
                     self._waiting = []
                     return address
-            if found:  # It has to be unique in the AS only, and no address (RFC 6286).
+            # It has to be unique in the AS only, and need not be an address (RFC 6286). But FRR
+            # refuses one that looks like a multicast group.
+            if found:
                 self._waiting = []
-                return IPv4Address(zlib.crc32(found[0].packed) or 1)
+                return IPv4Address(zlib.crc32(found[0].packed) & 0x7FFFFFFF or 1)
             if not self._waiting:
                 self._waiting = speaker_views.waiting_sessions(settings)
                 for each in self._waiting:

@@ -78,6 +78,7 @@ class Supervisor:
         self._options = options
         self._settings: EvpnSettings | None = None
         self._process: Settings | None = None
+        self._former: Mapping[str, Any] = {}  # Settings of the replaced process, to be compared.
         self._server: Server | None = None
         self._wanted = asyncio.Event()
         """Set while there is to be a speaker."""
@@ -108,6 +109,10 @@ class Supervisor:
     def configure(self, settings: Settings) -> None:
         """Take the settings of the process, at the start and after a reload."""
         before, self._settings, self._process = self._settings, settings.evpn, settings
+        if settings.evpn is not None:
+            if self._former and (keys := settings.evpn.differences(self._former)):
+                log.info("upgrade: [evpn] changed (%s)", ", ".join(keys))
+            self._former = {}
         self._vtep.evpn_status = self.status if settings.evpn is not None else None
         self._vtep.on_flushed = self._on_flushed if settings.evpn is not None else None
         if settings.evpn is not None:
@@ -289,6 +294,7 @@ class Supervisor:
             "last_error": self._last_error,
             "last_instance": self._last_instance,
             "flushes": self._flushes,
+            "settings": None if self._settings is None else self._settings.to_json(),
             "instances": {str(vni): number for vni, (_, number) in self._instances.items()},
         }
 
@@ -305,6 +311,7 @@ class Supervisor:
                 int(vni): (ports.get(int(vni)), int(number))
                 for vni, number in state["instances"].items()
             }
+            self._former = dict(state.get("settings") or {})  # Older processes do not give it.
             self._speaker = SpeakerProcess(pid, token, None)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             log.warning(
