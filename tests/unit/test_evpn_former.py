@@ -19,6 +19,7 @@ from tests.unit.evpn_routes import (
     update,
 )
 from vtep.evpn.changes import EvpnNeighbourChange
+from vtep.evpn.former import Former
 from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.tables import StaleMac, Tables
 
@@ -140,3 +141,36 @@ def test_vni_that_is_removed_deletes_them() -> None:
     assert len(fdb_text(made.take())) == 3
     made.configure({100: segment()}, 2.0)
     assert not made.take().fdb
+
+
+def test_what_the_daemon_has_of_a_former_speaker() -> None:
+    def entry(text: str, *destinations: dict[str, object]) -> dict[str, object]:
+        return {
+            "mac": text,
+            "extern_learn": True,
+            "sticky": text.endswith("1"),
+            "destinations": list(destinations),
+        }
+
+    def place(vtep: str, dst_vni: int = 100, **more: object) -> dict[str, object]:
+        return {"dst": vtep, "dst_vni": dst_vni, **more}
+
+    entries = [
+        entry("02:00:00:00:00:01", place(OTHER, sequence=3)),
+        entry("02:00:00:00:00:02", place(OTHER, dst_vni=7)),
+        # One of them is that of a user.
+        entry("00:00:00:00:00:00", place(OTHER), place(THIRD, extern_learn=False)),
+    ]
+    neighbours = [
+        {"ip": "10.0.0.1", "mac": "02:00:00:00:00:01", "extern_learn": True},
+        {"ip": "10.0.0.2", "mac": "02:00:00:00:00:02", "extern_learn": False},
+    ]
+    found = Former.parse(100, entries, neighbours)
+    assert found.macs == {
+        mac(1): StaleMac(ip_address(OTHER), 3, sticky=True),
+        mac(2): StaleMac(ip_address(OTHER), dst_vni=7),
+    }
+    assert found.floods == (ip_address(OTHER),)
+    assert found.neighbours == {ip_address("10.0.0.1"): mac(1)}
+    assert found
+    assert not Former.parse(100, (), neighbours[1:])

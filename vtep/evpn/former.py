@@ -1,8 +1,10 @@
 """Entries that a former speaker has left in the daemon and on bridge ports. No I/O."""
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
-from typing import NamedTuple
+from ipaddress import IPv4Address, ip_address
+from typing import Any, NamedTuple
+
+from attrs import field, frozen
 
 from vtep.evpn.entries import FdbState
 from vtep.evpn.import_policy import Match
@@ -11,6 +13,7 @@ from vtep.evpn.segment_table import SegmentTable
 from vtep.wire.address import Address
 from vtep.wire.bgp.attributes import PathAttributes
 from vtep.wire.bgp.evpn import NO_ESI, MacIpRoute, MulticastRoute, RouteDistinguisher
+from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 _RD = RouteDistinguisher.of(IPv4Address(0), 0)
 
@@ -22,6 +25,45 @@ class StaleMac(NamedTuple):
     sequence: int = 0
     sticky: bool = False
     dst_vni: int | None = None
+
+
+@frozen
+class Former:
+    """The entries of a VNI that a former speaker has put into the daemon."""
+
+    macs: Mapping[bytes, StaleMac] = field(factory=dict)
+    floods: tuple[Address, ...] = ()
+    neighbours: Mapping[Address, bytes] = field(factory=dict)
+
+    def __bool__(self) -> bool:
+        """Return True if there are any."""
+        return bool(self.macs or self.floods or self.neighbours)
+
+    @classmethod
+    def parse(
+        cls, vni: int, entries: Iterable[Mapping[str, Any]], neighbours: Iterable[Mapping[str, Any]]
+    ) -> "Former":
+        """Parse the answers of `fdb.show` and `neigh.show`."""
+        macs: dict[bytes, StaleMac] = {}
+        floods = []
+        for entry in entries:
+            mac = parse_mac(entry["mac"])
+            for each in entry["destinations"]:
+                if not each.get("extern_learn", entry["extern_learn"]):
+                    continue
+                vtep = ip_address(each["dst"])
+                if mac == MAC_ZERO:
+                    floods.append(vtep)
+                else:
+                    dst_vni = each["dst_vni"] if each["dst_vni"] != vni else None
+                    sequence = each.get("sequence") or 0
+                    macs[mac] = StaleMac(vtep, sequence, entry["sticky"], dst_vni)
+        known = {
+            ip_address(each["ip"]): parse_mac(each["mac"])
+            for each in neighbours
+            if each.get("extern_learn")
+        }
+        return cls(macs, tuple(floods), known)
 
 
 def restore(

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,14 @@ from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes
 from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
 from vtep.evpn.daemon_writer import DaemonWriter
+from vtep.evpn.former import Former
 from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
 from vtep.evpn.speaker_socket import SpeakerSocket
-from vtep.evpn.tables import StaleMac, Tables
+from vtep.evpn.tables import Tables
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.update import Update
-from vtep.wire.ethernet import MAC_ZERO, parse_mac
 
 if TYPE_CHECKING:
     from vtep.control.evpn_schema import EvpnSession
@@ -164,6 +164,11 @@ class Speaker:
         elif settings.router_id is not None:
             self._router_id = settings.router_id
         known = set(self._segments)
+        # Before the tables have the VNI: they may have routes for it, whose entries come at once.
+        former = {
+            vni: await self._read_former(vni, has_neighbours=config.segments[vni].config.proxy)
+            for vni in config.segments.keys() - known
+        }
         self._configure_tables(tables, config, settings)
         # Now, since bridge entries of a VNI that is not watched any more cannot be deleted.
         self._apply()
@@ -171,8 +176,8 @@ class Speaker:
         for vni in config.segments.keys() - known:
             self._synced[vni] = asyncio.Event()
         self._watch.configure(config.places, learning=config.learning)
-        for vni in config.segments.keys() - known:
-            await self._restore(tables, vni, has_neighbours=config.segments[vni].config.proxy)
+        for vni, left in former.items():
+            await self._restore(tables, vni, left)
         for vni in config.segments.keys() & known:
             # Another port has the VNI now, and an empty FDB; or a user has flushed entries.
             if before is not None and (
@@ -241,11 +246,8 @@ class Speaker:
                 self._to_report.set()
             await asyncio.sleep(_ROUTER_ID_S)
 
-    async def _restore(self, tables: Tables, vni: int, *, has_neighbours: bool) -> None:
-        """Take over what a former speaker has left in the tables of a VNI."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SYNC_S):
-                await self._synced[vni].wait()
+    async def _read_former(self, vni: int, *, has_neighbours: bool) -> Former:
+        """Return what a former speaker has left in the tables of a VNI that is not served yet."""
         try:
             entries = await self._link.call("fdb.show", vni=vni, extern_learn=True)
             # Without --proxy, there are none.
@@ -254,35 +256,23 @@ class Speaker:
             raise
         except VtepError as error:  # It was deleted meanwhile.
             log.debug("EVPN: vni %d: %s", vni, error)
-            return
-        macs: dict[bytes, StaleMac] = {}
-        floods = []
-        for entry in entries:
-            mac = parse_mac(entry["mac"])
-            for each in entry["destinations"]:
-                if not each.get("extern_learn", entry["extern_learn"]):
-                    continue
-                vtep = ip_address(each["dst"])
-                if mac == MAC_ZERO:
-                    floods.append(vtep)
-                else:
-                    dst_vni = each["dst_vni"] if each["dst_vni"] != vni else None
-                    sequence = each.get("sequence") or 0
-                    macs[mac] = StaleMac(vtep, sequence, entry["sticky"], dst_vni)
-        known = {
-            ip_address(each["ip"]): parse_mac(each["mac"])
-            for each in neighbours
-            if each.get("extern_learn")
-        }
-        left = self._watch.remote_macs(vni)
-        if macs or floods or known or left:
+            return Former()
+        return Former.parse(vni, entries, neighbours)
+
+    async def _restore(self, tables: Tables, vni: int, former: Former) -> None:
+        """Take over what a former speaker has left, on the bridge port, too."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SYNC_S):
+                await self._synced[vni].wait()
+        if former:
             log.info(
-                "EVPN: vni %d: %d MACs and %d VTEPs are to be confirmed",
-                vni,
-                len(macs),
-                len(floods),
+                *("EVPN: vni %d: %d MACs and %d VTEPs are to be confirmed", vni),
+                *(len(former.macs), len(former.floods)),
             )
-        tables.restore_stale(vni, macs, floods, known, left, time.monotonic())
+        tables.restore_stale(
+            *(vni, former.macs, former.floods, former.neighbours),
+            *(self._watch.remote_macs(vni), time.monotonic()),
+        )
 
     async def _clean_up(self) -> None:
         """Remove all entries: EVPN is not configured any more."""
