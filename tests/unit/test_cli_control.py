@@ -259,7 +259,7 @@ def test_addresses_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) 
 
 def test_every_command_that_shows_something_has_json() -> None:
     shows = {"show", "get", "flush", "monitor", "stats", "reload", "doctor", "upgrade", "top"}
-    shows |= {"status", "trace", "clear"}
+    shows |= {"status", "trace", "clear", "restart"}
     for command in commands(cli):
         names = {parameter.name for parameter in command.params}
         if "socket" in names:

@@ -242,6 +242,7 @@ def test_a_duplicate_is_released(pyvtep: Pyvtep) -> None:
 def test_restart_asks_the_daemon(pyvtep: Pyvtep) -> None:
     assert pyvtep.run("restart").output == "EVPN speaker restarted, process 77\n"
     assert pyvtep.daemon_calls == [("evpn.restart", {})]
+    assert json.loads(pyvtep.run("restart --json").output) == {"pid": 77}
 
 
 def test_without_a_speaker_the_daemon_says_why(tmp_path: Path) -> None:

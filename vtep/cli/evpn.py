@@ -239,8 +239,8 @@ def clear(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
 
 
 @evpn.command()
-@client_command.with_client(segment=False)
-def restart(vtep: Client) -> None:
+@client_command.with_client(segment=False, shows=True, changes=True)
+def restart(vtep: Client, *, as_json: bool) -> None:
     """End the EVPN speaker and start it again, as after an upgrade; entries stay meanwhile."""
     answer = vtep.call("evpn.restart")
     path, deadline = socket_files.speaker_socket(vtep.path), time.monotonic() + _START_S
@@ -251,7 +251,10 @@ def restart(vtep: Client) -> None:
                 "seconds; the log of pyvtep has more"
             )
         time.sleep(_POLL_S)
-    click.echo(f"EVPN speaker restarted, process {answer['pid']}")
+    if as_json:
+        client_command.print_json(answer)
+    else:
+        click.echo(f"EVPN speaker restarted, process {answer['pid']}")
 
 
 evpn.add_command(speaker_command)

@@ -21,7 +21,7 @@ _SELECTED = Grammar(
     {**DESTINATION, **SEGMENT},
     {name: KIND[name] for name in ("extern_learn", "self")},
 )
-_MAC = Grammar("mac", SEGMENT, {"self": ("", None)})
+_MAC = Grammar("mac", {**SEGMENT, "vni": "vni"}, {"self": ("", None)})
 _FILTER = Grammar(None, {**DESTINATION, **SEGMENT}, FILTER)
 
 _ENTRY_METAVAR = "MAC dst IP [port PORT] [vni VNI] [via DEV] [dev TAP] [static] [extern_learn] ..."
@@ -70,7 +70,7 @@ def _have_several_vnis(vteps: list[Client], params: dict[str, Any]) -> bool:
 
 
 @group.command()
-@client_command.words(_MAC, "MAC [dev TAP]", ("mac",))
+@client_command.words(_MAC, "MAC [dev TAP] [vni VNI]", ("mac",))
 @client_command.with_client(shows=True)
 def get(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
     """Show the entry of a MAC; exit code 1 if there is none."""

@@ -95,7 +95,7 @@ class EvpnSegment(TypedDict):
     macs: int
     """Remote MACs."""
     neighbours: int
-    """IP addresses of remote MACs."""
+    """IP addresses of remote MACs that ARP and ND are answered for; none without `--proxy`."""
     announced: int
     """Own routes, of all types."""
     moves: int

@@ -38,6 +38,7 @@ def waiting_sessions(settings: EvpnSettings) -> list[EvpnSession]:
                 "age": 0.0,
                 "was_established": False,
                 "local": None,
+                "source": None if neighbor.local is None else str(neighbor.local),
                 "router_id": None,
                 "hold_time": None,
                 "passive": neighbor.passive,
