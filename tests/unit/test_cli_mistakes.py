@@ -84,11 +84,7 @@ MISTAKES = [
         "Option '--log-format' requires an argument, as in: --log-format text|json",
     ),
     (f"{GOOD} --srcport 5000", "Option '--srcport' requires 2 arguments, as in: --srcport MIN MAX"),
-    (
-        "docker attach x --asn 65000",
-        "--asn applies to the whole process; give it when pyvtep starts",
-    ),
-    ("vni add 5 --asn 65000", "--asn applies to the whole process; give it when pyvtep starts"),
+    ("docker attach x --asn 7", "No such option '--asn'; --asn applies to the whole process"),
     ("set --learning no", "--learning takes no value: write --no-learning"),
     ("set --learning auto", "--learning takes no value: write --learning or --no-learning"),
     # Other spellings of options.
