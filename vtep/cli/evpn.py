@@ -241,7 +241,11 @@ def clear(vtep: Client, params: dict[str, Any], *, as_json: bool) -> None:
 @evpn.command()
 @client_command.with_client(segment=False, shows=True, changes=True)
 def restart(vtep: Client, *, as_json: bool) -> None:
-    """End the EVPN speaker and start it again, as after an upgrade; entries stay meanwhile."""
+    """End the EVPN speaker and start it again, as after an upgrade.
+
+    Entries of this host stay meanwhile. But neighbours withdraw its routes until the sessions are
+    back, so that traffic from others to this host is lost for about a second.
+    """
     answer = vtep.call("evpn.restart")
     path, deadline = socket_files.speaker_socket(vtep.path), time.monotonic() + _START_S
     while socket_files.listening_process(path) is None:

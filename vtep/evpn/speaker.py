@@ -148,7 +148,8 @@ class Speaker:
             if config.version != __version__:
                 log.warning(
                     "EVPN speaker: of version %s, while the daemon is of version %s; restart it "
-                    "when it suits: pyvtep evpn restart",
+                    "when traffic to this host may be interrupted for a second: pyvtep evpn "
+                    "restart",
                     *(__version__, config.version),
                 )
             await self._configure(config, config.settings)

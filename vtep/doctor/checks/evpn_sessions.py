@@ -45,7 +45,8 @@ def check(evpn: EvpnFacts) -> Iterator[Finding]:
         yield note(
             "evpn",
             f"the process that speaks BGP is still of version {speaker['version']}",
-            f"The upgrade to {evpn.version} has kept it, so that no session went down.",
+            f"The upgrade to {evpn.version} has kept it, so that no session went down. Restart it "
+            "when traffic to it may stop for about a second: neighbours withdraw its routes.",
             f"pyvtep evpn restart{socket}",
         )
     for line in evpn.problems:
