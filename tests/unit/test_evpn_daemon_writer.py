@@ -1,0 +1,120 @@
+"""Changes that wait for the daemon: the last one of each entry is written."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, cast
+
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
+from vtep.evpn.daemon_writer import DaemonWriter
+from vtep.wire.ethernet import MAC_ZERO
+
+if TYPE_CHECKING:
+    from vtep.evpn.daemon_link import DaemonLink
+
+NEAR, FAR = ip_address("192.0.2.2"), ip_address("192.0.2.9")
+IP = ip_address("10.0.0.1")
+
+
+def mac(number: int) -> bytes:
+    return b"\2" + number.to_bytes(5)
+
+
+def fdb(vni: int, *changes: EvpnFdbChange) -> Changes:
+    return Changes(fdb={vni: list(changes)})
+
+
+class Daemon:
+    """Takes batches, and calls a function after the first one."""
+
+    def __init__(self, after_first: Callable[[], None] = lambda: None) -> None:
+        self.batches: list[tuple[str, int, list[dict[str, Any]]]] = []
+        self._after_first = after_first
+
+    async def batch(
+        self, method: str, vni: int, changes: Sequence[dict[str, Any]]
+    ) -> list[tuple[dict[str, Any], str]]:
+        self.batches.append((method, vni, list(changes)))
+        if len(self.batches) == 1:
+            self._after_first()
+        return []
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        return [change for _, _, changes in self.batches for change in changes]
+
+
+def write(daemon: Daemon, fill: Callable[[DaemonWriter], None]) -> None:
+    """Write until nothing waits."""
+
+    async def main() -> None:
+        writer = DaemonWriter(cast("DaemonLink", daemon), lambda _vni: True)
+        fill(writer)
+        running = asyncio.ensure_future(writer.run())
+        async with asyncio.timeout(30):
+            await writer.drain()
+        running.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_was_withdrawn_meanwhile_is_not_written_first() -> None:
+    """The end of a session with many routes that the daemon has not taken yet."""
+    writers: list[DaemonWriter] = []
+    macs = range(10_000)
+
+    def withdraw() -> None:
+        gone = (EvpnFdbChange("del", mac(number), NEAR) for number in macs)
+        writers[0].add(fdb(100, *gone))
+
+    def fill(writer: DaemonWriter) -> None:
+        writers.append(writer)
+        new = (EvpnFdbChange("replace", mac(number), NEAR, None, 0) for number in macs)
+        writer.add(fdb(100, *new))
+
+    daemon = Daemon(withdraw)
+    write(daemon, fill)
+    verbs = [change["verb"] for change in daemon.changes]
+    assert verbs.count("replace") == 1000
+    assert verbs[1000:] == ["del"] * len(macs)
+
+
+def test_the_former_destination_is_deleted_if_the_next_one_was_never_written() -> None:
+    def fill(writer: DaemonWriter) -> None:
+        writer.add(fdb(100, EvpnFdbChange("replace", mac(1), FAR, 7, 1)))
+        writer.add(fdb(100, EvpnFdbChange("del", mac(1), FAR, 7)))
+
+    daemon = Daemon()
+    write(daemon, fill)
+    assert daemon.changes == [{"verb": "del", "mac": "02:00:00:00:00:01", "extern_learn": True}]
+
+
+def test_destinations_of_flooding_are_entries_of_their_own() -> None:
+    def fill(writer: DaemonWriter) -> None:
+        writer.add(fdb(100, *(EvpnFdbChange("append", MAC_ZERO, vtep) for vtep in (NEAR, FAR))))
+        writer.add(fdb(100, EvpnFdbChange("del", MAC_ZERO, NEAR)))
+
+    daemon = Daemon()
+    write(daemon, fill)
+    found = [(change["verb"], change["dst"]) for change in daemon.changes]
+    assert found == [("append", str(FAR)), ("del", str(NEAR))]
+
+
+def test_segments_and_tables_take_turns() -> None:
+    def fill(writer: DaemonWriter) -> None:
+        for vni in (100, 200):
+            new = (EvpnFdbChange("replace", mac(number), NEAR, None, 0) for number in range(1500))
+            writer.add(fdb(vni, *new))
+        writer.add(Changes(neighbours={100: [EvpnNeighbourChange("replace", IP, mac(1))]}))
+        writer.add(Changes(neighbours={100: [EvpnNeighbourChange("del", IP, mac(1))]}))
+
+    daemon = Daemon()
+    write(daemon, fill)
+    order = [(method, vni, len(changes)) for method, vni, changes in daemon.batches]
+    assert order == [
+        ("fdb.batch", 100, 1000),
+        ("neigh.batch", 100, 1),
+        ("fdb.batch", 200, 1000),
+        ("fdb.batch", 100, 500),
+        ("fdb.batch", 200, 500),
+    ]
