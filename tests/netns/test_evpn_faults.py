@@ -458,6 +458,23 @@ def test_the_log_of_the_speaker_and_a_reload_of_its_neighbours(
     with vtep.client() as client:
         client.reload()
     ping(leaves.host, "10.0.0.2")
+    # A password on one side only: the session is down at once, and not about to start.
+    wait_until(lambda: neighbours() == [("192.0.2.2", "established")], "the session in a report")
+    file.write_text(text.replace("asn =", 'password = "secret"\nasn ='))
+    file.chmod(0o600)
+
+    def problems_of_a_session_that_is_down() -> list[str] | None:
+        with vtep.client() as client:
+            status = client.status()
+        assert status["evpn"] is not None
+        (session,) = status["evpn"]["sessions"]
+        up = session["state"] == "established"
+        return None if up else [each["problem"] for each in status["problems"]]
+
+    with vtep.client() as client:
+        client.reload()
+        wait_until(lambda: problems_of_a_session_that_is_down() is not None, "the end in a report")
+        assert problems_of_a_session_that_is_down() == ["evpn-session-down"]
     assert vtep.stop() == 0
 
 
