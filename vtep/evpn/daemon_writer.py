@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import Any
@@ -26,14 +27,15 @@ class _Queue:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, dict[Hashable, dict[str, Any]]] = {}
+        # Not a dict, which looks for its first key behind all that were removed.
+        self._waiting: dict[int, OrderedDict[Hashable, dict[str, Any]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, vni: int, entry: Hashable, params: dict[str, Any]) -> bool:
         """Queue a change behind the others. Returns: True if it replaces one of its entry."""
-        waiting = self._waiting.setdefault(vni, {})
+        waiting = self._waiting.setdefault(vni, OrderedDict())
         replaces = waiting.pop(entry, None) is not None
         waiting[entry] = params
         return replaces

@@ -1,5 +1,6 @@
 """The queue of the own routes that a peer must still be sent."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from attrs import evolve
@@ -27,7 +28,8 @@ class Outbox:
         self._four_octet = four_octet
         self._internal = internal
         self._asn = asn
-        self._pending: dict[RouteKey, Announcement | Route] = {}
+        # Not a dict, which looks for its first key behind all that were removed.
+        self._pending: OrderedDict[RouteKey, Announcement | Route] = OrderedDict()
         """The announcement, or the route to withdraw, by the key of the route, oldest first."""
         self._sent: set[RouteKey] = set()
         self._end_of_rib_due = False

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from errno import ENODEV, ENOENT
 
@@ -48,7 +49,8 @@ class PortWriter:
         self._wanted: dict[int, dict[bytes, bool]] = {}
         """The entries of each VNI: MACs, and whether they are sticky."""
 
-        self._queue: dict[tuple[int, bytes], BridgeChange] = {}
+        # Not a dict, which looks for its first key behind all that were removed.
+        self._queue: OrderedDict[tuple[int, bytes], BridgeChange] = OrderedDict()
         self._is_scheduled = False
         self._drained = asyncio.Event()
         self._drained.set()
