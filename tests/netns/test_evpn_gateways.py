@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.fabric import Fabric, bgp_config
+from tests.netns.fabric import Fabric, bgp_config, kernel_fdb
 from tests.netns.fabric import Neighbor as Peer
 from tests.netns.hosts import Start, address, capture, is_reachable, ping, tshark, wait_until
 from tests.netns.sites import (
@@ -191,3 +191,43 @@ def test_frr_follows_our_withdrawals(
     ping(near.host, near.bridge_ip)
     wait_until(lambda: is_mac() and is_address(), "both again")
     ping(far.host, near.ip)
+
+
+@pytest.mark.parametrize("order", ["pyvtep first", "FRR first"])
+def test_frr_gets_the_gateway_mac_of_pyvtep(
+    order: str, fabric: Fabric, start: Start, tmp_path: Path
+) -> None:
+    """Its bridge has the gateway's MAC itself, whether pyvtep has announced it before or not."""
+    mac = "00:00:5e:00:01:64"
+    peers = [Peer("192.0.2.1", 65000)]
+    far = frr_site(fabric, tmp_path, 2, bgp_config(65000, "192.0.2.2", peers))
+    near = own_site(fabric, start, 1, *speaks(65000, "192.0.2.2"), "--anycast-gateway", GATEWAY)
+
+    far.frr.wait_established("192.0.2.1")
+
+    def own_entries() -> list[str]:
+        return [each["ifname"] for each in kernel_fdb(far.router) if each["mac"] == mac]
+
+    def give(site: Site) -> None:
+        site.router.run("ip", "link", "set", site.bridge, "address", mac)
+        address(site.router, site.bridge, f"{GATEWAY}/24")
+
+    if order == "pyvtep first":
+        give(near)
+        wait_until(lambda: far.frr.remote_macs(VNI).get(mac) == near.vtep, "the MAC in FRR")
+        give(far)
+        # FRR has made it a sticky entry of its VXLAN device, and removes it together with that of
+        # the bridge, which gets it again with its MAC.
+        wait_until(lambda: own_entries() == [], "the removal of FRR's entries")
+        far.router.run("ip", "link", "set", far.bridge, "address", far.bridge_mac)
+        far.router.run("ip", "link", "set", far.bridge, "address", mac)
+    else:
+        give(far)
+        give(near)
+    wait_until(lambda: shown(near, "routes", mac), "the route of the gateway")
+    with capture(near.router, tmp_path) as pcap:
+        for site in (near, far):
+            ping(site.host, GATEWAY)
+            assert mac in site.host.run("ip", "neigh", "show", GATEWAY)
+    assert own_entries() == [far.bridge]
+    assert inner(pcap, f"ip.addr == {GATEWAY}") == []
