@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.netns.fabric import Fabric, Frr, Neighbor, add_bridge, bgp_config, kernel_leaf
 from tests.netns.hosts import Pyvtep, ping, wait_until
+from tests.netns.sites import own_site, speaks
 from tests.netns.test_doctor import consult
 from vtep.testing.lab import Lab
 
@@ -86,3 +87,40 @@ def test_why_a_session_or_a_route_is_missing(
         frr.kill_bgpd()
         event = next(each for each in events if each.get("object") == "evpn-session")
     assert event == {"event": "down", "object": "evpn-session", "remote": "192.0.2.2"}
+
+
+def test_a_spine_that_replaces_the_next_hop(
+    lab: Lab, tmp_path: Path, start: Callable[..., Pyvtep]
+) -> None:
+    """Status and doctor name it, and what ends it; own routes that come back are no hint."""
+    fabric = Fabric(lab)
+    spine = fabric.router("spine", 9)
+    # All are on one link here, where FRR keeps the next hop otherwise (RFC 4271, section 5.1.3).
+    peers = [
+        Neighbor(f"192.0.2.{number}", 65000 + number, evpn_lines=("next-hop-self",))
+        for number in (1, 2)
+    ]
+    frr = Frr(spine, tmp_path, bgp_config(65100, "192.0.2.9", peers, evpn_lines=()))
+    leaves = [own_site(fabric, start, each, *speaks(65000 + each, "192.0.2.9")) for each in (1, 2)]
+    one, other = leaves
+
+    def problems() -> list[str]:
+        with one.pyvtep.client() as client:
+            return [each["problem"] for each in client.status()["problems"]]
+
+    wait_until(lambda: one.macs().get(other.bridge_mac) == "192.0.2.9", "the next hop")
+    wait_until(lambda: problems() == ["evpn-next-hop"], "the problem in the status")
+    _, report = consult(one.router, "--socket", str(one.pyvtep.control))
+    titles = [each["title"] for each in report["findings"]]
+    said = "the next hop of routes of 192.0.2.2 is the BGP neighbour 192.0.2.9 itself"
+    assert said in titles, titles
+    assert not [title for title in titles if "AS number" in title]
+
+    frr.configure(
+        *("router bgp 65100", "address-family l2vpn evpn"),
+        *(f"no neighbor {each.address} next-hop-self" for each in peers),
+        *(f"neighbor {each.address} attribute-unchanged next-hop" for each in peers),
+    )
+    wait_until(lambda: one.macs().get(other.bridge_mac) == other.vtep, "the VTEP")
+    wait_until(lambda: problems() == [], "the end of the problem")
+    ping(one.host, other.ip)

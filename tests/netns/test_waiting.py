@@ -20,6 +20,7 @@ from tests.netns.hosts import (
     wait_for_mtu,
     wait_until,
 )
+from tests.netns.test_doctor import consult
 from tests.netns.test_errors import refusal
 from vtep import Config, Vtep
 from vtep.testing.lab import Host, Lab
@@ -274,13 +275,26 @@ def test_bridge_that_appears_later(pair: Pair, start: Start) -> None:
     said("vx0 is a port of --bridge br0 now")
     a.run("ip", "link", "del", "br0")
     said(f"waiting for --bridge br0: {absent}", 3)
+    with vtep.client() as client:
+        (problem,) = client.status()["problems"]
+    assert problem["text"] == f"vni 1: vx0 is no port of its --bridge br0: {absent}"
     a.run("ip", "link", "add", "br0", "type", "bridge")
     said("vx0 is a port of --bridge br0 now", 2)
+    # An administrator moves it to another bridge.
+    a.run("ip", "link", "add", "br2", "type", "bridge")
+    a.run("ip", "link", "set", "vx0", "master", "br2")
+    moved = "vx0 is a port of another device; move it: ip link set vx0 master br0"
+    said(f"waiting for --bridge br0: {moved}")
+    _, report = consult(a, "--socket", str(vtep.control))
+    titles = [each["title"] for each in report["findings"]]
+    assert "vx0 is a port of the bridge br2, and not of br0, which its --bridge names" in titles
+    a.run("ip", "link", "set", "vx0", "master", "br0")
+    said("vx0 is a port of --bridge br0 now", 3)
     # An existing bridge is not logged; the next one is missing.
     vtep.run("set", "--bridge", "br1")
     said(f"waiting for --bridge br1: {absent.replace('br0', 'br1')}")
     assert "master" not in a.run("ip", "link", "show", "vx0")
-    assert vtep.log.count("waiting for --bridge") == 5
+    assert vtep.log.count("waiting for --bridge") == 6
 
 
 def test_address_in_the_underlay_subnet_is_refused(pair: Pair, lab: Lab, start: Start) -> None:
