@@ -66,6 +66,12 @@ class SpeakerProcess:
         asyncio.get_running_loop().remove_reader(self.pidfd)
         self.ended.set()
 
+    def has_token(self, token: str) -> bool:
+        """Return True if this is the token of the process."""
+        # Encoded: compare_digest refuses text that is not ASCII.
+        given = token.encode(errors="backslashreplace")
+        return secrets.compare_digest(given, self.token.encode())
+
     def send(self, number: int) -> None:
         """Send a signal, if the process still exists. One that is not proven is forgotten."""
         if not self.is_proven:

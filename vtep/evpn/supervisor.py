@@ -8,7 +8,6 @@ what it has put into the tables stays meanwhile, for the time of `stale-time` at
 
 import asyncio
 import logging
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
     from vtep.config.evpn import EvpnSettings
 
 log = logging.getLogger("vtep")
+
+_STARTED = "it is started again, and its entries stay meanwhile"
+_TRIED = "until it can be started, its entries stay for the time of stale-time at most"
 
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 5.0
 """Pause before the speaker is started again; it doubles while the speaker does not last."""
@@ -253,12 +255,7 @@ class Supervisor:
         return future
 
     def _check(self, given: Params) -> None:
-        token = given.text("token") or ""
-        # Encoded: compare_digest refuses text that is not ASCII.
-        given_octets = token.encode(errors="backslashreplace")
-        if self._speaker is None or not secrets.compare_digest(
-            given_octets, self._speaker.token.encode()
-        ):
+        if self._speaker is None or not self._speaker.has_token(given.text("token") or ""):
             raise VtepError("this process is not the EVPN speaker that was started last")
 
     # --- state ----------------------------------------------------------------------------------
@@ -330,7 +327,7 @@ class Supervisor:
                 try:
                     self._start()
                 except (OSError, VtepError) as error:
-                    self._on_failed(f"cannot start the EVPN speaker: {error}")
+                    self._on_failed(f"cannot start the EVPN speaker: {error}", _TRIED)
             if self._speaker is not None:
                 self._on_started(self._speaker)
                 await self._watch(self._speaker)
@@ -387,9 +384,9 @@ class Supervisor:
                 why = f"it has not reached this process at {path}"
             self._on_failed(f"EVPN speaker ended unexpectedly: {why}")
 
-    def _on_failed(self, problem: str) -> None:
+    def _on_failed(self, problem: str, then: str = _STARTED) -> None:
         if not self._failed or problem != self._last_error:
-            log.error("%s; it is started again, and its entries stay meanwhile", problem)
+            log.error("%s; %s", problem, then)
         self._failed, self._last_error = True, problem
         self._since = time.monotonic()
         self._expect()
