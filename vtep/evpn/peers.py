@@ -11,7 +11,8 @@ from vtep.config.evpn import EvpnSettings
 from vtep.config.evpn_neighbors import BGP_PORT
 from vtep.evpn import bgp_sockets
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.peer import BgpPeer, PeerEvents, PeerOptions
+from vtep.evpn.peer import BgpPeer, PeerEvents
+from vtep.evpn.peer_options import PeerOptions
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.errors import Cease
 from vtep.wire.bgp.evpn import Route
