@@ -26,7 +26,7 @@ def test_a_reload_says_what_has_changed(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "pyvtep.toml"
 
     async def keep(*_: object) -> None:
-        """Have no VNI to reload."""
+        """Reload no VNI."""
 
     async def reload(reloadable: ReloadableVtep, text: str) -> str:
         file.write_text(f"vni = []\n{text}")
