@@ -15,7 +15,7 @@ import pytest
 from tests.netns.fabric import add_bridge, kernel_fdb
 from tests.netns.hosts import DEADLINE, address, mac_of, packet_socket, ping, wait_until
 from vtep.evpn.bridges import BridgeWatch
-from vtep.evpn.local_entries import BridgeChange, TapPlace
+from vtep.evpn.local_entries import BridgeChange, LocalHost, TapPlace
 from vtep.host.neighbour_messages import (
     AF_BRIDGE,
     AF_INET,
@@ -79,6 +79,9 @@ class Recorder:
     def synced(self, vni: int) -> None:
         self.calls.append(("synced", vni))
         self.syncs += 1
+
+    def host_changed(self, host: LocalHost) -> None:
+        self.host = host
 
     def segment_lost(self, vni: int) -> None:
         self.calls.append(("segment_lost", vni))

@@ -144,6 +144,17 @@ def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
     leaves.fabric.host(leaves.frr.host, "br100", "host-c", MAC_C, "10.0.0.3/24")
     wait_until(lambda: "EVPN: vni 100: an entry was refused: " in vtep.log, "the refused entry")
     assert destinations(vtep)[MAC_C] == {"192.0.2.9"}
+    # Nor is it shown as installed, or put on the bridge port; nor is the MAC of the own TAP.
+    # A bridge takes over the lowest MAC of its ports, which may be that of the TAP.
+    leaves.router.run("ip", "link", "set", "br0", "address", "02:00:00:00:00:b0")
+    (link,) = json.loads(leaves.router.run("ip", "-j", "link", "show", "vx0"))
+    leaves.fabric.host(leaves.frr.host, "br100", "host-d", link["address"], "10.0.0.4/24")
+    wait_until(lambda: "is the MAC of the TAP of this host" in vtep.log, "the forged MAC")
+    wait_until(lambda: remote_on_bridge(leaves.router) == {MAC_B}, "the MACs of the bridge port")
+    with Client(vtep.control.with_suffix(".evpn")) as client:
+        (view,) = client.call("evpn.show", what="macs", mac=MAC_C)
+        assert view["reason"] == "refused"
+        assert {"own-mac", "refused"} <= client.call("evpn.show")["not_installed"].keys()
     # At its end, all routes are withdrawn at once, and the reason is told.
     assert vtep.stop() == 0
     wait_until(lambda: leaves.frr.remote_macs(100) == {}, "the withdrawal of all routes")

@@ -82,6 +82,7 @@ def segment(vni: int = 100, **changed: Any) -> EvpnSegment:
         "macs": 5,
         "neighbours": 3,
         "announced": 4,
+        "conflicts": 0,
         "moves": 1,
     }
     return cast("EvpnSegment", {**made, **changed})
@@ -143,6 +144,7 @@ def report(**changed: Any) -> EvpnReport:
         "duplicates": [],
         "replaced_next_hops": [],
         "ignored": {},
+        "not_installed": {},
         "problems": [],
     }
     return cast("EvpnReport", {**made, **changed})
@@ -161,6 +163,7 @@ def vtep(address: str = "192.0.2.3", **changed: Any) -> EvpnVtep:
         "neighbor": "10.0.0.1",
         "flood": True,
         "macs": 3,
+        "reason": None,
         "stale": False,
         "age": 7200.0,
     }
@@ -189,6 +192,7 @@ def mac(address: str = MAC, **changed: Any) -> EvpnMac:
         "sequence": 1,
         "sticky": False,
         "state": "active",
+        "reason": None,
         "moves": 1,
         "age": 60.0,
     }

@@ -123,7 +123,9 @@ def test_the_summary_shows_all_but_routes_and_macs(pyvtep: Pyvtep) -> None:
         duplicates=[evpn_fake.duplicate()],
         unmatched=[evpn_fake.unmatched("65001:200", "65001:201", vnis=[*range(200, 207)])],
         label_conflicts=[evpn_fake.label_conflict()],
+        segments=[evpn_fake.segment(conflicts=2)],
         ignored={"5": 3, "1": 2},
+        not_installed={"refused": 4, "next-hop": 1},
         problems=["cannot listen on port 179: address in use"],
     )
     shown = pyvtep.run("").output
@@ -142,6 +144,10 @@ def test_the_summary_shows_all_but_routes_and_macs(pyvtep: Pyvtep) -> None:
     ) in lines
     assert any(line.startswith("ignored: routes of 192.0.2.8 have 65000:100") for line in lines)
     assert "routes that pyvtep does not use: 2 of type 1, 3 of type 5" in lines
+    assert (
+        "routes that are not installed: 1 next-hop, 4 refused; pyvtep evpn show routes has them"
+    ) in lines
+    assert any(line.startswith("vni 100: 2 MACs are static here") for line in lines)
     assert lines[-1] == "cannot listen on port 179: address in use"
 
 
@@ -172,6 +178,10 @@ def test_cells(pyvtep: Pyvtep) -> None:
         "100 192.0.2.3 10.0.0.1 3 flood 2 h",
         "100 192.0.2.4 10.0.0.1 3 stale 2 h",
     ]
+    pyvtep.views["macs"] = [evpn_fake.mac(reason="refused")]
+    pyvtep.views["vteps"] = [evpn_fake.vtep(reason="ip-version")]
+    assert rows("show macs")[0].endswith(" unused(refused) 60 s")
+    assert rows("show vteps")[0].endswith(" flood unused(ip-version) 2 h")
     assert rows("show routes")[0] == (
         f"2 100 192.0.2.3:2 {MAC} 10.1.0.3 192.0.2.3 100 1 10.0.0.1 65000:100 best 60 s"
     )

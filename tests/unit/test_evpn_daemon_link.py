@@ -118,7 +118,7 @@ def test_batches_are_split_and_their_errors_found(tmp_path: Path) -> None:
                 change["mac"] for change in changes if change["mac"].endswith("07")
             ]
             assert await link.batch("fdb.batch", 5, changes) == [
-                (changes[0], "vni 5: there is no such segment")
+                (change, "vni 5: there is no such segment") for change in changes
             ]
             link.close()
 

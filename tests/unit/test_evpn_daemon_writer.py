@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.daemon_writer import DaemonWriter
-from vtep.wire.ethernet import MAC_ZERO
+from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 if TYPE_CHECKING:
     from vtep.evpn.daemon_link import DaemonLink
@@ -30,6 +30,10 @@ class Daemon:
     def __init__(self, after_first: Callable[[], None] = lambda: None) -> None:
         self.batches: list[tuple[str, int, list[dict[str, Any]]]] = []
         self._after_first = after_first
+        self.refuses = b""
+        """The MAC that is refused."""
+        self.refused: list[tuple[int, EvpnFdbChange | EvpnNeighbourChange, str]] = []
+        """The changes of which the writer has said that they are."""
 
     async def batch(
         self, method: str, vni: int, changes: Sequence[dict[str, Any]]
@@ -37,7 +41,7 @@ class Daemon:
         self.batches.append((method, vni, list(changes)))
         if len(self.batches) == 1:
             self._after_first()
-        return []
+        return [(each, "no") for each in changes if each.get("mac") == format_mac(self.refuses)]
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -48,7 +52,9 @@ def write(daemon: Daemon, fill: Callable[[DaemonWriter], None]) -> None:
     """Write until nothing waits."""
 
     async def main() -> None:
-        writer = DaemonWriter(cast("DaemonLink", daemon), lambda _vni: True)
+        link = cast("DaemonLink", daemon)
+        refused = daemon.refused
+        writer = DaemonWriter(link, lambda _vni: True, lambda *each: refused.append(each))
         fill(writer)
         running = asyncio.ensure_future(writer.run())
         async with asyncio.timeout(30):
@@ -118,3 +124,23 @@ def test_segments_and_tables_take_turns() -> None:
         ("fdb.batch", 100, 500),
         ("fdb.batch", 200, 500),
     ]
+
+
+def test_refused_changes_are_reported_unless_they_are_outdated() -> None:
+    writers: list[DaemonWriter] = []
+    change = EvpnFdbChange("replace", mac(1), NEAR, None, 0)
+    other = change._replace(vtep=FAR)
+
+    def fill(writer: DaemonWriter) -> None:
+        writers.append(writer)
+        writer.add(fdb(100, change, change._replace(mac=mac(2))))
+
+    daemon = Daemon(lambda: writers[0].add(fdb(100, other)))
+    daemon.refuses = mac(1)
+    write(daemon, fill)
+    assert daemon.refused == [(100, other, "no")]
+
+    daemon = Daemon()
+    daemon.refuses = mac(1)
+    write(daemon, lambda writer: writer.add(fdb(100, EvpnFdbChange("del", mac(1), NEAR))))
+    assert daemon.refused == [], "a deletion was reported"

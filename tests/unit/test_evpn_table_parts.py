@@ -195,6 +195,7 @@ class TestViews:
                 "sequence": 0,
                 "sticky": True,
                 "state": "active",
+                "reason": None,
                 "moves": 0,
                 "age": 4.0,
             }
@@ -210,6 +211,7 @@ class TestViews:
                 "neighbor": PEER,
                 "flood": False,
                 "macs": 2,
+                "reason": None,
                 "stale": False,
                 "age": 2.0,
             }
@@ -246,6 +248,7 @@ class TestViews:
                 "macs": 0,
                 "neighbours": 0,
                 "announced": 1,
+                "conflicts": 0,
                 "moves": 0,
             }
         ]

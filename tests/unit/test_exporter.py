@@ -92,7 +92,8 @@ def names(series: Series) -> set[str]:
 
 
 def test_every_metric_is_exposed_with_its_labels_and_type() -> None:
-    text = generate_latest(registry(lambda: status(evpn=evpn_fake.status()))).decode()
+    evpn = evpn_fake.status(not_installed={"refused": 1})
+    text = generate_latest(registry(lambda: status(evpn=evpn))).decode()
     series = parse(text)
     for metric in (UP, SCRAPE_DURATION, *METRICS):
         of_metric = [labels for name, labels in series if name == metric.name]
@@ -187,6 +188,7 @@ def test_values_of_evpn_are_there_with_it_only() -> None:
         duplicates=[evpn_fake.duplicate()],
         unmatched=[evpn_fake.unmatched(), evpn_fake.unmatched("65001:201")],
         ignored={"1": 2, "5": 3},
+        not_installed={"refused": 7},
     )
     series = scrape(status(evpn=evpn))
     for name, labels, value in (
@@ -194,6 +196,7 @@ def test_values_of_evpn_are_there_with_it_only() -> None:
         ("speaker_state", {"state": "failed"}, 0),
         ("speaker_restarts_total", {}, 2),
         ("routes_ignored", {}, 5),
+        ("routes_not_installed", {"reason": "refused"}, 7),
         ("vteps_not_imported", {}, 1),
         ("session_state", {"neighbor": "10.0.0.1", "state": "established"}, 1),
         ("session_state", {"neighbor": "fe80::9%eth0", "state": "established"}, 0),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_neighbour_messages import attribute, message
-from vtep.evpn.local_entries import TapPlace
+from vtep.evpn.local_entries import LocalHost, TapPlace
 from vtep.evpn.local_table import LocalTable
 from vtep.host.neighbour_messages import (
     AF_BRIDGE,
@@ -88,6 +88,7 @@ class Reports:
         self.macs: dict[bytes, set[str]] = {}
         self.neighbours: dict[str, tuple[bytes, bool]] = {}
         self.lost = 0
+        self.host = LocalHost()
 
     def mac_added(self, _vni: int, mac: bytes, *, static: bool, gateway: bool, own: bool) -> None:
         flags = {"static": static, "gateway": gateway, "own": own}
@@ -107,6 +108,9 @@ class Reports:
 
     def synced(self, _vni: int) -> None:
         raise NotImplementedError
+
+    def host_changed(self, host: LocalHost) -> None:
+        self.host = host
 
     def segment_lost(self, _vni: int) -> None:
         self.lost += 1
@@ -343,3 +347,26 @@ def test_whose_entry_is_on_the_port_of_the_tap() -> None:
     assert table.device("vx1") == 0
     assert not table.is_local(100, macs[3])
     assert set(table.remote_macs(200)) == set()
+
+
+def test_addresses_and_the_mac_of_the_tap_are_reported() -> None:
+    """No remote VTEP has them. Those of the host itself on the bridge are local MACs."""
+    own = pack("=BBBBI", 2, 24, 0, 0, PORT) + attribute(1, bytes((10, 0, 0, 1)))
+    local = pack("=BBBBI", 10, 64, 0, 0, PORT) + attribute(1, ip_address("fe80::1").packed)
+    table, reports = new_table(
+        parsed(message(RTM_NEWADDR, own)), parsed(message(RTM_NEWADDR, local))
+    )
+    table.report_host()
+    expected = LocalHost(
+        frozenset({ip_address("10.0.0.1")}),
+        frozenset({ip_address("10.0.0.255")}),
+        {100: TAP_MAC},
+    )
+    assert reports.host == expected
+    table.update(parsed(message(RTM_DELADDR, own)))
+    table.report_host()
+    assert reports.host == LocalHost(tap_macs={100: TAP_MAC})
+    # Without a bridge, the TAP is the host itself.
+    table.update(link(TAP, "vx0", "tun"))
+    table.report_host()
+    assert (reports.host, set(reports.macs)) == (LocalHost(), {TAP_MAC})

@@ -72,7 +72,8 @@ def test_neighbours_and_addresses_are_parsed() -> None:
             body = pack("=BBBBI", family, 24, flags & 0xFF, 0, 5) + attribute(1, ip.packed)
             body += attribute(8, pack("=I", flags))
             (event,) = split_messages(message(RTM_NEWADDR, body))
-            assert parse_address(event) == InterfaceAddress(False, 5, ip, usable)
+            broadcast = ip_address("10.0.0.255") if family == AF_INET else None
+            assert parse_address(event) == InterfaceAddress(False, 5, ip, usable, broadcast)
     # IFA_ADDRESS is that of the peer on a point-to-point link.
     body = pack("=BBBBI", AF_INET, 32, 0, 0, 5) + attribute(1, bytes(4)) + attribute(2, b"\1\2\3\4")
     (event,) = split_messages(message(RTM_NEWADDR, body))

@@ -74,6 +74,17 @@ def notes(report: EvpnReport) -> Iterator[str]:
             f"{count} of type {kind}" for kind, count in sorted(report["ignored"].items())
         )
         yield f"routes that pyvtep does not use: {counts}"
+    if report["not_installed"]:
+        counts = ", ".join(
+            f"{count} {reason}" for reason, count in sorted(report["not_installed"].items())
+        )
+        yield f"routes that are not installed: {counts}; pyvtep evpn show routes has them"
+    for segment in report["segments"]:
+        if segment["conflicts"]:
+            yield (
+                f"vni {segment['vni']}: {segment['conflicts']} MACs are static here or sticky "
+                "elsewhere, and another VTEP announces them, too; the log has them"
+            )
     yield from report["problems"]
 
 
@@ -108,11 +119,6 @@ def _words(name: str, empty: str = "") -> Callable[[_Row], object]:
     return lambda row: empty if row[name] is None else " ".join(map(str, row[name]))
 
 
-def _flags(*names: str) -> Callable[[_Row], object]:
-    """Return a cell with the names of the keys that are True."""
-    return lambda row: " ".join(name.replace("_", "-") for name in names if row[name])
-
-
 def _session_flags(row: _Row) -> str:
     names = {"passive": "passive", "password": "md5", "end_of_rib": "eor"}
     return " ".join(word for name, word in names.items() if row[name])
@@ -120,14 +126,23 @@ def _session_flags(row: _Row) -> str:
 
 def _mac_flags(row: _Row) -> str:
     flags = [row["state"]] if row["state"] != "active" else []
-    return " ".join([*flags, *(["sticky"] if row["sticky"] else [])])
+    return " ".join([*flags, *(["sticky"] if row["sticky"] else []), *_unused(row)])
 
 
 def _route_flags(row: _Row) -> str:
     """Return the flags of a route, and why it is not used."""
     names = ("best", "sticky", "default_gateway", "router", "stale")
     flags = [name.replace("_", "-") for name in names if row[name]]
-    return " ".join([*flags, *([f"unused({row['reason']})"] if row["reason"] is not None else [])])
+    return " ".join([*flags, *_unused(row)])
+
+
+def _vtep_flags(row: _Row) -> str:
+    return " ".join([*(name for name in ("flood", "stale") if row[name]), *_unused(row)])
+
+
+def _unused(row: _Row) -> list[str]:
+    """Return why something is not used, as a flag."""
+    return [] if row["reason"] is None else [f"unused({row['reason']})"]
 
 
 _VNI = ("VNI", "right", _text("vni"))
@@ -163,7 +178,7 @@ _COLUMNS: Mapping[str, Sequence[tuple[str, str, Callable[[_Row], object]]]] = {
         ("VTEP", "", _text("vtep")),
         ("NEIGHBOR", "", _text("neighbor")),
         ("MACS", "right", _text("macs")),
-        ("FLAGS", "", _flags("flood", "stale")),
+        ("FLAGS", "", _vtep_flags),
         _AGE,
     ),
     "macs": (

@@ -93,11 +93,13 @@ class EvpnSegment(TypedDict):
     vteps: int
     """Remote VTEPs that want flooded frames: those with a route of type 3."""
     macs: int
-    """Remote MACs."""
+    """Remote MACs in the FDB."""
     neighbours: int
     """IP addresses of remote MACs that ARP and ND are answered for; none without `--proxy`."""
     announced: int
     """Own routes, of all types."""
+    conflicts: int
+    """MACs that are static here or sticky elsewhere, and are announced by another VTEP, too."""
     moves: int
     """Moves of MACs between VTEPs since the speaker started."""
 
@@ -164,6 +166,8 @@ class EvpnReport(TypedDict):
     replaced_next_hops: list[EvpnReplacedNextHop]
     ignored: dict[str, int]
     """Routes that are not used, by their type: "1", "4", "5" and so on."""
+    not_installed: dict[str, int]
+    """Routes of types 2 and 3 that are not used, or not entirely, by `EvpnRoute.reason`."""
     problems: list[str]
     """Other problems of the speaker, each with what to do, such as a port that is taken."""
 
@@ -214,6 +218,8 @@ class EvpnVtep(TypedDict):
     flood: bool
     """True if it wants flooded frames: it has announced a route of type 3."""
     macs: int
+    reason: str | None
+    """The reason why none of its entries is installed, as in `EvpnRoute`; None if one is."""
     stale: bool
     """True if the session that announced it is down, and its routes are kept for a while."""
     age: float
@@ -246,6 +252,8 @@ class EvpnMac(TypedDict):
     sticky: bool
     state: str
     """active, stale (kept without a session), duplicate (it moved too often) or held."""
+    reason: str | None
+    """The reason why it is not in the FDB, as in `EvpnRoute`; None if it is, or is local."""
     moves: int
     """Moves within the time of `duplicate-time`."""
     age: float
@@ -280,9 +288,10 @@ class EvpnRoute(TypedDict):
     best: bool
     """True if it is used, or announced."""
     reason: str | None
-    """The reason why a received route can't be used: own-route, router-id, as-loop, next-hop,
-    encapsulation, tunnel-type, route-target, label, mac, anycast-gateway or ip-version; None if it
-    can."""
+    """The reason why a received route is not used: own-route, router-id, as-loop, next-hop,
+    encapsulation, tunnel-type, route-target, label, mac, own-mac, anycast-gateway, ip-version or
+    refused (by the daemon); or why only its IP address is not: neighbour-ip or neighbour-refused.
+    None if all of it can be used."""
     stale: bool
     age: float
 

@@ -134,6 +134,7 @@ class BridgeWatch:
 
     def _follow_taps(self) -> None:
         """Prepare the bridge ports of TAPs that have joined another bridge."""
+        self._table.report_host()
         if not self._table.moved:
             return
         moved = self._table.moved & self._places.keys()

@@ -8,7 +8,7 @@ from vtep.evpn.announcement import Announcement
 from vtep.evpn.local_entries import BridgeChange
 from vtep.wire.address import Address
 from vtep.wire.bgp.evpn import Route
-from vtep.wire.ethernet import format_mac
+from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 
 class EvpnFdbChange(NamedTuple):
@@ -16,7 +16,8 @@ class EvpnFdbChange(NamedTuple):
 
     `append` and `del` of the all-zero MAC add and remove a destination of flooded frames. `replace`
     gives a MAC its only remote VTEP of EVPN; `del` removes it. `dst_vni` is None for the VNI of
-    the segment.
+    the segment. The `del` of a MAC removes whatever EVPN has given, as the daemon has another VTEP
+    if it has refused a change in between.
     """
 
     verb: Literal["append", "replace", "del"]
@@ -32,9 +33,11 @@ class EvpnFdbChange(NamedTuple):
         params: dict[str, Any] = {
             "verb": self.verb,
             "mac": format_mac(self.mac),
-            "dst": str(self.vtep),
             "extern_learn": True,
         }
+        if self.verb == "del" and self.mac != MAC_ZERO:
+            return params
+        params["dst"] = str(self.vtep)
         if self.dst_vni is not None:
             params["dst_vni"] = self.dst_vni
         if self.verb == "replace":

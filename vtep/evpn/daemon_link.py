@@ -182,14 +182,16 @@ class DaemonLink:
         Returns: those that were refused, each with the reason.
         """
         refused = []
+        done = 0
         for part in split(changes):
             try:
                 answer = await self.call(method, vni=vni, changes=part)
             except DaemonGoneError:
                 raise
             except VtepError as error:  # Such as a VNI that was deleted meanwhile.
-                refused += [(change, str(error)) for change in part[:1]]
+                refused += [(change, str(error)) for change in changes[done:]]
                 break
+            done += len(part)
             refused += [(part[each["index"]], each["error"]) for each in answer["errors"]]
         return refused
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vtep.evpn.duplicates import Place
 from vtep.evpn.rib import RibRoute
 from vtep.wire.address import Address
+from vtep.wire.bgp.evpn import NO_ESI, MacIpRoute
 
 if TYPE_CHECKING:
     from vtep.evpn.announcement import Announcement
@@ -138,3 +139,39 @@ def _is_better(route: RibRoute, than: RibRoute) -> bool:
     if ours.sequence != theirs.sequence:
         return ours.sequence > theirs.sequence
     return ours.order < theirs.order
+
+
+def place_of(winner: RibRoute | Local) -> Place:
+    """Return where a MAC is: at a VTEP, or None for this host."""
+    return winner.vtep if isinstance(winner, RibRoute) else None
+
+
+def sequence_of(winner: RibRoute | Local) -> int:
+    """Return the mobility sequence number of a place."""
+    return winner.shared.sequence if isinstance(winner, RibRoute) else winner.sequence
+
+
+def rank_of(received: RibRoute) -> tuple[bool, int]:
+    """Return a value that is greater for a route that wins: sticky, then by sequence number."""
+    return received.shared.attributes.sticky, received.shared.sequence
+
+
+def is_same_site(entry: MacEntry, winner: RibRoute | Local) -> bool:
+    """Return True if a MAC only changes between VTEPs of one Ethernet segment.
+
+    That is no move (RFC 7432, section 7.7), as the site is connected to all of them.
+    """
+    before = entry.winner
+    if not isinstance(before, RibRoute) or not isinstance(winner, RibRoute):
+        return False
+    old, new = before.route, winner.route
+    return (
+        isinstance(old, MacIpRoute) and isinstance(new, MacIpRoute) and old.esi == new.esi != NO_ESI
+    )
+
+
+def held_winner(entry: MacEntry) -> RibRoute | Local | None:
+    """Return what keeps a MAC where it is; None if it is not there any more."""
+    if entry.place is None:
+        return entry.local
+    return best_route([route for route in entry.routes if route.vtep == entry.place])

@@ -28,7 +28,7 @@ _PAUSE_S = 5.0
 
 REPORT: Final = (
     *("sessions", "segments", "unmatched", "label_conflicts", "duplicates", "replaced_next_hops"),
-    *("ignored", "problems"),
+    *("ignored", "not_installed", "problems"),
 )
 """The parameters of `evpn.report`: the members of `vtep.control.evpn_schema.EvpnReport`."""
 

@@ -99,7 +99,7 @@ def restore(
     for vtep in floods:
         shared = AttributeSet(rib, PathAttributes(next_hop=vtep))
         _attach(rib, segment, shared, MulticastRoute(_RD, 0, vtep), now)
-        segment.note_flood(vtep)
+        segment.floods.note(vtep)
 
 
 def _attach(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
+from vtep.evpn.local_entries import LocalHost
 from vtep.evpn.table_settings import SegmentSettings
 from vtep.wire.address import Address, check_unicast, without_scope
 from vtep.wire.bgp.attributes import INGRESS_REPLICATION, PathAttributes
@@ -29,27 +30,45 @@ LABEL: Final = "label"
 """The label is another VNI than that of the route target."""
 MAC: Final = "mac"
 """The MAC is a group address, or zero."""
+OWN_MAC: Final = "own-mac"
+"""The MAC of a TAP of this host: its frames come back by a loop, or the route is forged."""
+NEIGHBOUR_IP: Final = "neighbour-ip"
+"""No host of the VNI can have the IP address. The MAC is used without it."""
 GATEWAY: Final = "anycast-gateway"
 """A gateway whose address the local anycast gateway has (RFC 7432, section 10.1)."""
 IP_VERSION: Final = "ip-version"
 """The VNI imports it, but this host has no address of the VTEP's version of IP."""
 
+_CLASS_BITS, _CLASS_D, _CLASS_E = 28, 14, 15
+"""The first four bits of IPv4 addresses of multicast groups, and of reserved ones."""
+
+_LOOPBACK, _MAPPED, _MULTICAST = 127, 0xFFFF, 0xFF
+
 
 class Match(NamedTuple):
-    """The VNI that imports a route, if any, and why the route is not used: None if it can be."""
+    """The VNI that imports a route, if any, and why the route is not used: None if it can be.
+
+    `ip_reason` is the reason why only its IP address is not used.
+    """
 
     vni: int | None
     reason: str | None = None
+    ip_reason: str | None = None
 
 
 class ImportPolicy:
     """The route targets that VNIs import, and the addresses of this host."""
 
     def __init__(
-        self, segments: Mapping[int, SegmentSettings], *, asn: int, router_id: IPv4Address
+        self,
+        segments: Mapping[int, SegmentSettings],
+        *,
+        asn: int,
+        router_id: IPv4Address,
+        host: LocalHost = LocalHost(),  # noqa: B008  it is immutable
     ) -> None:
         self.inputs = (
-            *(asn, router_id),
+            *(asn, router_id, host),
             {
                 vni: (segment.import_targets, segment.locals, segment.gateways, segment.rd)
                 for vni, segment in segments.items()
@@ -58,6 +77,7 @@ class ImportPolicy:
         """Everything that decides: policies with the same inputs have the same results."""
         self._asn = asn
         self._router_id = router_id
+        self._host = host
         self._own: set[Address] = set()
         self._own_rds = {segment.rd for segment in segments.values()}
         self._versions: dict[int, frozenset[int]] = {}
@@ -123,13 +143,15 @@ class ImportPolicy:
             return match
         if is_group(route.mac) or route.mac == MAC_ZERO:
             return Match(None, MAC)
-        if (
-            default_gateway
-            and route.ip is not None
-            and match.vni is not None
-            and route.ip in self._gateways.get(match.vni, ())
-        ):
+        if match.vni is None:
+            return match
+        ip = route.ip
+        if default_gateway and ip is not None and ip in self._gateways.get(match.vni, ()):
             return Match(None, GATEWAY)
+        if route.mac == self._host.tap_macs.get(match.vni):
+            return Match(None, OWN_MAC)
+        if ip is not None and match.reason is None and (not _is_host(ip) or ip in self._own):
+            return match._replace(ip_reason=NEIGHBOUR_IP)
         return match
 
     def importing(self, targets: Iterable[RouteTarget]) -> list[int]:
@@ -166,6 +188,10 @@ class ImportPolicy:
             check_unicast(vtep)
         except ValueError:
             return NEXT_HOP
+        # 240.0.0.0/4 is no unicast space for hosts (RFC 1112, section 4).
+        is_reserved = vtep.version == 4 and int(vtep) >> _CLASS_BITS == _CLASS_E
+        if is_reserved or without_scope(vtep) in self._host.unusable:
+            return NEXT_HOP
         if vtep.is_loopback or (vtep.version == 6 and vtep.is_link_local and not _scope(vtep)):
             return NEXT_HOP
         if attributes.encapsulations and ENCAPSULATION_VXLAN not in attributes.encapsulations:
@@ -174,6 +200,15 @@ class ImportPolicy:
         if is_multicast and pmsi is not None and pmsi.tunnel_type != INGRESS_REPLICATION:
             return TUNNEL_TYPE
         return None
+
+
+def _is_host(ip: Address) -> bool:
+    """Return True for an address that a host of a VNI can have; without slow properties."""
+    number = int(ip)
+    if ip.version == 4:
+        return number != 0 and number >> 24 != _LOOPBACK and number >> _CLASS_BITS < _CLASS_D
+    # Neither unspecified nor loopback, IPv4-mapped or multicast (RFC 4291).
+    return number > 1 and number >> 32 != _MAPPED and number >> 120 != _MULTICAST
 
 
 def _scope(address: Address) -> str | None:

@@ -1,8 +1,9 @@
 """Local MACs and addresses that bridges report, and changes of bridge entries. No I/O."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vtep.wire.address import Address
 
@@ -33,6 +34,27 @@ class BridgeChange:
     sticky: bool = False
 
 
+@frozen
+class LocalHost:
+    """The addresses and MACs of this host that no remote VTEP or host has.
+
+    Link-local addresses are not among them.
+    """
+
+    addresses: frozenset[Address] = frozenset()
+    broadcasts: frozenset[Address] = frozenset()
+    """The directed broadcast addresses of its subnets."""
+    tap_macs: Mapping[int, bytes] = field(factory=dict)
+    """The MACs of TAPs on bridges by VNI. Those of the host itself are local MACs."""
+
+    unusable: frozenset[Address] = field(init=False, eq=False)
+    """Next hops that are unusable: the addresses and the broadcast addresses."""
+
+    @unusable.default
+    def _unusable(self) -> frozenset[Address]:
+        return self.addresses | self.broadcasts
+
+
 class LocalEvents(Protocol):
     """The consumer of what `BridgeWatch` finds. MACs are 6 octets.
 
@@ -57,6 +79,9 @@ class LocalEvents(Protocol):
 
     def neighbour_removed(self, vni: int, ip: Address) -> None:
         """Remove an IP address."""
+
+    def host_changed(self, host: LocalHost) -> None:
+        """Note addresses and MACs of this host, at the start and after each change."""
 
     def synced(self, vni: int) -> None:
         """Note that all local entries of a VNI have been reported, at the start or after a loss."""

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from attrs import define, field
 
-from vtep.evpn.local_entries import LocalEvents, TapPlace
+from vtep.evpn.local_entries import LocalEvents, LocalHost, TapPlace
 from vtep.evpn.placement import LinkIndex, Placement, is_placed_alike
 from vtep.host.link_table import Link, parse_links, parse_pvids
 from vtep.host.neighbour_messages import (
@@ -87,6 +87,8 @@ class LocalTable:
         """The neighbours that a user has set: there is nothing to verify about them."""
 
         self._addresses: dict[int, set[Address]] = {}
+        self._broadcasts: dict[int, dict[Address, Address]] = {}
+        """The broadcast addresses of the subnets of own addresses."""
         # During a dump: what it contained, and what events have said since its beginning.
         self._dumped: set[object] | None = None
         self._touched: set[object] = set()
@@ -95,6 +97,9 @@ class LocalTable:
 
         self.moved: set[int] = set()
         """The VNIs whose TAP or bridge is another one since the set was last cleared."""
+
+        self._host = LocalHost()
+        self._is_host_outdated = True
 
     # Segments.
 
@@ -116,6 +121,7 @@ class LocalTable:
         for segment in self._segments.values():
             self._set_own_macs(segment)
             self._report(segment)
+        self._is_host_outdated = True
 
     def attachment(self, vni: int) -> tuple[int, int]:
         """Return the indices of the TAP of a VNI and of its bridge; 0 for none."""
@@ -142,6 +148,27 @@ class LocalTable:
                 if entry.state & NUD_NOARP:
                     return "other"
         return None
+
+    def report_host(self) -> None:
+        """Report the addresses and MACs of this host if they have changed."""
+        if not self._is_host_outdated:
+            return
+        self._is_host_outdated = False
+        tap_macs = {}
+        for vni, segment in self._segments.items():
+            tap = self._links.get(segment.at.tap)
+            if segment.at.bridge and tap is not None and tap.mac not in segment.own_macs:
+                tap_macs[vni] = tap.mac
+        host = LocalHost(
+            frozenset(
+                ip for each in self._addresses.values() for ip in each if not ip.is_link_local
+            ),
+            frozenset(ip for each in self._broadcasts.values() for ip in each.values()),
+            tap_macs,
+        )
+        if host != self._host:
+            self._host = host
+            self._events.host_changed(host)
 
     def local_neighbours(self) -> Iterator[tuple[int, Address]]:
         """Yield device and address of each neighbour that is a local host, not this one.
@@ -247,8 +274,9 @@ class LocalTable:
         if self._is_outdated(index, is_reply=is_reply):
             return
         before = self._links.replace(index, link)
+        self._is_host_outdated = True
         if link is None:
-            for table in (self._fdb, self._neighbours, self._addresses):
+            for table in (self._fdb, self._neighbours, self._addresses, self._broadcasts):
                 table.pop(index, None)
             self._permanent = {key for key in self._permanent if key[0] != index}
         if not is_placed_alike(before, link):
@@ -319,8 +347,12 @@ class LocalTable:
         found = self._addresses.setdefault(device, set())
         if message.is_usable and not message.is_deleted:
             found.add(ip)
+            if message.broadcast is not None:
+                self._broadcasts.setdefault(device, {})[ip] = message.broadcast
         else:
             found.discard(ip)
+            self._broadcasts.get(device, {}).pop(ip, None)
+        self._is_host_outdated = True
         self._report_owner(device, (ip,))
 
     # Reports.

@@ -17,7 +17,7 @@ def replaced_next_hops(segments: Iterable[SegmentTable]) -> list[EvpnReplacedNex
     """
     found: dict[str, tuple[set[Address], set[int]]] = {}
     for segment in segments:
-        received = [each for routes in segment.floods.values() for each in routes]
+        received = [each for routes in segment.floods.routes.values() for each in routes]
         announcers = {_announcer(each) for each in received}
         for each in received:
             peer, announcer, next_hop = each.shared.rib.peer, _announcer(each), each.shared.vtep

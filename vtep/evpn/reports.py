@@ -40,5 +40,6 @@ def empty_report() -> EvpnReport:
         "duplicates": [],
         "replaced_next_hops": [],
         "ignored": {},
+        "not_installed": {},
         "problems": [],
     }

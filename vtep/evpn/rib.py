@@ -66,6 +66,7 @@ class RibRoute:
         self.match = _NEW
         """The result of the import policy."""
         self.ip: Address | None = route.ip
+        """The address of its MAC; None without one, or if the import policy refuses it."""
         self.label: int | None
         """The VNI in its label; None for a type 3 route without a PMSI attribute."""
         if isinstance(route, MacIpRoute):

@@ -6,15 +6,28 @@ from typing import TYPE_CHECKING
 
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
-from vtep.evpn.duplicates import Move, MoveTracker, Place, place_text
-from vtep.evpn.entries import FORMER, FdbState, IpEntry, Local, MacEntry, best_route
+from vtep.evpn.duplicates import Move, MoveTracker, place_text
+from vtep.evpn.entries import (
+    FORMER,
+    FdbState,
+    IpEntry,
+    Local,
+    MacEntry,
+    best_route,
+    held_winner,
+    is_same_site,
+    place_of,
+    rank_of,
+    sequence_of,
+)
+from vtep.evpn.flood_table import FloodTable
 from vtep.evpn.local_entries import BridgeChange
 from vtep.evpn.own_routes import OwnRoutes
+from vtep.evpn.refusals import NEIGHBOUR_REFUSED, REFUSED, Refusals
 from vtep.evpn.rib import RibRoute, order_of
 from vtep.evpn.table_settings import SegmentSettings
 from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address
-from vtep.wire.bgp.evpn import NO_ESI, MacIpRoute
 from vtep.wire.ethernet import MAC_ZERO, format_mac
 
 if TYPE_CHECKING:
@@ -33,9 +46,10 @@ class SegmentTable:
         self.vni = settings.vni
         self.macs: dict[bytes, MacEntry] = {}
         self.ips: dict[Address, IpEntry] = {}
-        self.floods: dict[Address, list[RibRoute]] = {}
-        self.installed_floods: dict[Address, int | None] = {}
-        """Destinations of flooded frames in the daemon, with their VNI if it is another one."""
+        self.refusals = Refusals()
+        self.floods = FloodTable(settings.vni, self.refusals)
+        self.sticky_conflicts: dict[bytes, None] = {}
+        """MACs that are pinned here, or sticky at a VTEP, and that are at another place, too."""
         self.own = OwnRoutes(settings)
         self.local_ips: dict[bytes, set[Address]] = {}
         self.conflicts: dict[bytes, float] = {}
@@ -49,7 +63,6 @@ class SegmentTable:
         self._touched: dict[bytes, None] = {}
         self._changed_macs: dict[bytes, None] = {}
         self._changed_ips: dict[Address, None] = {}
-        self._changed_floods: dict[Address, None] = {}
         self._log: list[str] = []
 
     def configure(self, settings: SegmentSettings) -> None:
@@ -61,17 +74,15 @@ class SegmentTable:
         self._touched.update(dict.fromkeys(self.macs))
         self._changed_macs.update(dict.fromkeys(self.macs))
         self._changed_ips.update(dict.fromkeys(self.ips))
-        self._changed_floods.update(dict.fromkeys(self.floods))
+        self.floods.touch_all()
 
     # Marks.
 
     def attach(self, received: RibRoute) -> None:
         """Import a route."""
-        mac, ip, vtep = received.mac, received.ip, received.vtep
+        mac, ip = received.mac, received.ip
         if mac == MAC_ZERO:
-            if vtep is not None:
-                self.floods.setdefault(vtep, []).append(received)
-                self._changed_floods[vtep] = None
+            self.floods.attach(received)
             return
         self.entry(mac).routes.append(received)
         self._touched[mac] = None
@@ -81,11 +92,9 @@ class SegmentTable:
 
     def detach(self, received: RibRoute) -> None:
         """Remove a route that was imported."""
-        mac, ip, vtep = received.mac, received.ip, received.vtep
+        mac, ip = received.mac, received.ip
         if mac == MAC_ZERO:
-            if vtep is not None:
-                self.floods[vtep].remove(received)
-                self._changed_floods[vtep] = None
+            self.floods.detach(received)
             return
         self.macs[mac].routes.remove(received)
         self._touched[mac] = None
@@ -168,15 +177,64 @@ class SegmentTable:
 
     def reinstall(self) -> None:
         """Put all FDB entries and neighbours into the next changes."""
+        self.refusals.clear()
         for mac, mac_entry in self.macs.items():
             mac_entry.fdb = None
             self._changed_macs[mac] = None
         for ip, ip_entry in self.ips.items():
             ip_entry.neighbour = None
             self._changed_ips[ip] = None
-        self.installed_floods.clear()
-        self._changed_floods.update(dict.fromkeys(self.floods))
+        self.floods.reinstall()
         self.fdb_count = self.neighbour_count = 0
+
+    # Entries that the daemon has refused, which are neither on the bridge port nor counted.
+
+    def note_refused_fdb(self, change: EvpnFdbChange, reason: str) -> bool:
+        """Note that the daemon has refused a change. Returns: False if it is outdated."""
+        mac, vtep, dst_vni = change.mac, change.vtep, change.dst_vni
+        if change.verb == "del":
+            return False
+        if mac == MAC_ZERO:
+            return self.floods.note_refused(vtep, dst_vni, reason)
+        entry = self.macs.get(mac)
+        state = FdbState(vtep, dst_vni, change.sequence or 0, change.sticky)
+        if entry is None or entry.fdb != state:
+            return False
+        self.refusals.macs[mac] = state, reason
+        self._touched[mac] = None
+        return True
+
+    def note_refused_neighbour(self, change: EvpnNeighbourChange, reason: str) -> bool:
+        """Note that the daemon has refused a change. Returns: False if it is outdated."""
+        entry = self.ips.get(change.ip)
+        wanted = change.mac, change.router
+        if change.verb == "del" or entry is None or entry.neighbour != wanted:
+            return False
+        self.refusals.ips[change.ip] = wanted, reason
+        self._changed_ips[change.ip] = None
+        return True
+
+    def retry_refused(self) -> bool:
+        """Try refused entries again. Returns: True if there are any."""
+        refusals = self.refusals
+        if not refusals:
+            return False
+        self._touched.update(dict.fromkeys(mac for mac in refusals.macs if mac in self.macs))
+        self.floods.touch_all()
+        self._changed_ips.update(dict.fromkeys(ip for ip in refusals.ips if ip in self.ips))
+        refusals.clear()
+        return True
+
+    def refusal(self, received: RibRoute) -> str | None:
+        """Return why an imported route is not used: the daemon has refused its entry."""
+        refusals = self.refusals
+        if received.mac == MAC_ZERO:
+            return REFUSED if received.vtep in refusals.floods else None
+        state = refusals.macs.get(received.mac)
+        if state is not None and state[0].vtep == received.vtep:
+            return REFUSED
+        known = None if received.ip is None else refusals.ips.get(received.ip)
+        return NEIGHBOUR_REFUSED if known is not None and known[0][0] == received.mac else None
 
     # Entries of a former speaker.
 
@@ -202,11 +260,6 @@ class SegmentTable:
         entry.neighbour = (mac, False)
         self._changed_ips[ip] = None
 
-    def note_flood(self, vtep: Address) -> None:
-        """Note that flooded frames are sent to a VTEP."""
-        self.installed_floods[vtep] = None
-        self._changed_floods[vtep] = None
-
     # Decisions.
 
     def settle(self, now: float) -> None:
@@ -227,15 +280,15 @@ class SegmentTable:
     def _settle(self, mac: bytes, entry: MacEntry, now: float) -> None:
         winner = self._winner(mac, entry, now)
         if winner is not None:
-            place = _place(winner)
-            is_move = entry.is_known and place != entry.place and not _same_site(entry, winner)
+            place = place_of(winner)
+            is_move = entry.is_known and place != entry.place and not is_same_site(entry, winner)
             if not is_move or self._move(mac, entry, winner, now):
                 if place != entry.place or entry.winner is None:
                     entry.since = now
                 entry.is_known = True
                 entry.place = place
             else:
-                winner = _held_winner(entry)
+                winner = held_winner(entry)
         entry.winner = winner
         self._note_conflict(mac, entry, now)
         if isinstance(winner, RibRoute) and entry.local is not None:
@@ -247,8 +300,9 @@ class SegmentTable:
 
     def _winner(self, mac: bytes, entry: MacEntry, now: float) -> RibRoute | Local | None:
         if entry.is_known and self._tracker.is_held((self.vni, mac)):
-            return _held_winner(entry)
+            return held_winner(entry)
         best, local = best_route(entry.routes), entry.local
+        self.sticky_conflicts.pop(mac, None)
         if local is None or best is None:
             return local or best
         shared = best.shared
@@ -271,6 +325,7 @@ class SegmentTable:
 
     def _alert(self, mac: bytes, entry: MacEntry, best: RibRoute, now: float) -> None:
         # RFC 7432, section 15.2: the operator must be alerted.
+        self.sticky_conflicts[mac] = None
         if entry.has_alerted:
             return
         entry.has_alerted = True
@@ -311,9 +366,9 @@ class SegmentTable:
 
     def _move(self, mac: bytes, entry: MacEntry, winner: RibRoute | Local, now: float) -> bool:
         """Note a move. Returns: False if it must not happen, as the MAC is held from now on."""
-        sequence = _sequence(winner)
-        move = Move(self.vni, mac, entry.place, _place(winner), sequence, now)
-        is_gone = _held_winner(entry) is None
+        sequence = sequence_of(winner)
+        move = Move(self.vni, mac, entry.place, place_of(winner), sequence, now)
+        is_gone = held_winner(entry) is None
         line = self._tracker.note(move, is_gone=is_gone)
         if line is not None:
             self._note_line("duplicate", line, now)
@@ -333,8 +388,7 @@ class SegmentTable:
         if self._changed_ips:
             self._collect_ips(changes)
         self.own.collect_flood(changes)
-        if self._changed_floods:
-            self._collect_floods(changes)
+        self.floods.collect(changes)
 
     def _collect_macs(self, changes: Changes) -> None:
         fdb: list[EvpnFdbChange] = []
@@ -349,6 +403,7 @@ class SegmentTable:
                 wanted = self._fdb_state(winner)
             elif winner is not None:
                 attributes = self.own.attributes(winner, router=False)
+            wanted = self.refusals.admit_mac(mac, wanted)
             had = entry.fdb
             if wanted != had:
                 entry.fdb = wanted
@@ -385,6 +440,7 @@ class SegmentTable:
         for ip in self._changed_ips:
             entry = self.ips[ip]
             wanted = None if ip in gateways else self._neighbour(entry)
+            wanted = self.refusals.admit_neighbour(ip, wanted)
             had = entry.neighbour
             if wanted != had:
                 entry.neighbour = wanted
@@ -426,32 +482,11 @@ class SegmentTable:
                 isinstance(winner, RibRoute)
                 and winner.vtep == received.vtep
                 and received.is_usable
-                and (best is None or _rank(received) >= _rank(best))
+                and received.mac not in self.refusals.macs
+                and (best is None or rank_of(received) >= rank_of(best))
             ):
                 best = received
         return None if best is None else (best.mac, best.shared.attributes.router)
-
-    def _collect_floods(self, changes: Changes) -> None:
-        fdb: list[EvpnFdbChange] = []
-        for vtep in self._changed_floods:
-            routes = self.floods.get(vtep, [])
-            usable = [route for route in routes if route.is_usable]
-            if usable:
-                label = usable[0].label
-                dst_vni = None if label in (None, self.vni) else label
-                if vtep in self.installed_floods:
-                    if self.installed_floods[vtep] == dst_vni:
-                        continue
-                    fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed_floods[vtep]))
-                fdb.append(EvpnFdbChange("append", MAC_ZERO, vtep, dst_vni))
-                self.installed_floods[vtep] = dst_vni
-            elif vtep in self.installed_floods:
-                fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed_floods.pop(vtep)))
-            if not routes:
-                self.floods.pop(vtep, None)
-        self._changed_floods.clear()
-        if fdb:
-            changes.fdb.setdefault(self.vni, []).extend(fdb)
 
     def own_routes(self) -> Iterator[Announcement]:
         """Yield the own routes as of the last `collect`."""
@@ -461,36 +496,3 @@ class SegmentTable:
         for entry in entries:
             if entry.announced is not None:
                 yield entry.announced
-
-
-def _place(winner: RibRoute | Local) -> Place:
-    return winner.vtep if isinstance(winner, RibRoute) else None
-
-
-def _sequence(winner: RibRoute | Local) -> int:
-    return winner.shared.sequence if isinstance(winner, RibRoute) else winner.sequence
-
-
-def _rank(received: RibRoute) -> tuple[bool, int]:
-    return received.shared.attributes.sticky, received.shared.sequence
-
-
-def _same_site(entry: MacEntry, winner: RibRoute | Local) -> bool:
-    """Return True if a MAC only changes between VTEPs of one Ethernet segment.
-
-    That is no move (RFC 7432, section 7.7), as the site is connected to all of them.
-    """
-    before = entry.winner
-    if not isinstance(before, RibRoute) or not isinstance(winner, RibRoute):
-        return False
-    old, new = before.route, winner.route
-    return (
-        isinstance(old, MacIpRoute) and isinstance(new, MacIpRoute) and old.esi == new.esi != NO_ESI
-    )
-
-
-def _held_winner(entry: MacEntry) -> RibRoute | Local | None:
-    """Return what keeps a MAC where it is; None if it is not there any more."""
-    if entry.place is None:
-        return entry.local
-    return best_route([route for route in entry.routes if route.vtep == entry.place])

@@ -23,10 +23,11 @@ from vtep.evpn import bgp_sockets, speaker_views
 from vtep.evpn.address_watch import AddressWatch
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.bridges import BridgeWatch
-from vtep.evpn.changes import Changes
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
 from vtep.evpn.daemon_writer import DaemonWriter
 from vtep.evpn.former import Former
+from vtep.evpn.local_entries import LocalHost
 from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
 from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
@@ -66,12 +67,13 @@ class Speaker:
 
     def __init__(self, link: DaemonLink) -> None:
         self._link = link
-        self._writer = DaemonWriter(link, lambda vni: vni in self._segments)
+        self._writer = DaemonWriter(link, lambda vni: vni in self._segments, self._on_refused)
         self._socket = SpeakerSocket(self._show, self._clear)
         self._watch = BridgeWatch(self)
         self._addresses: AddressWatch | None = None
         self._config: SpeakerConfig | None = None
         self._router_id = IPv4Address(1)
+        self._host = LocalHost()
         self._tables: Tables | None = None
         self._peers: Peers | None = None
         self._segments: dict[int, SegmentSettings] = {}
@@ -162,6 +164,7 @@ class Speaker:
         if tables is None:
             self._router_id = await self._find_router_id(config, settings)
             tables = self._tables = Tables(speaker_settings(settings, self._router_id))
+            tables.set_host(self._host, time.monotonic())
         elif settings.router_id is not None:
             self._router_id = settings.router_id
         known = set(self._segments)
@@ -308,6 +311,14 @@ class Speaker:
             self._to_report.set()
             self._carry_out(changes)
 
+    def _on_refused(
+        self, vni: int, change: EvpnFdbChange | EvpnNeighbourChange, reason: str
+    ) -> None:
+        """Handle a change that the daemon has refused."""
+        if self._tables is not None:
+            self._tables.note_refused(vni, change, reason, time.monotonic())
+            self._changed()
+
     def _carry_out(self, changes: Changes) -> None:
         for line in changes.log:
             log.warning("EVPN: %s", line)
@@ -402,6 +413,13 @@ class Speaker:
             self._tables.neighbour_removed(vni, ip, time.monotonic())
             self._changed()
 
+    def host_changed(self, host: LocalHost) -> None:
+        """Handle addresses and MACs of this host."""
+        self._host = host
+        if self._tables is not None:
+            self._tables.set_host(host, time.monotonic())
+            self._changed()
+
     def synced(self, vni: int) -> None:
         """Handle the end of the first local entries of a VNI."""
         if vni in self._synced:
@@ -427,22 +445,18 @@ class Speaker:
 
     def _summary(self) -> dict[str, Any]:
         now = time.monotonic()
-        found = speaker_views.report(self._tables, self._peers, now, self._problems(now))
+        found = speaker_views.report(self._tables, self._peers, now, self._problems())
         return found if self._peers is not None else {**found, "sessions": self._waiting}
 
-    def _problems(self, now: float) -> list[str]:
+    def _problems(self) -> list[str]:
         if self._tables is None:
             return ["there is no route to a neighbor yet, so no BGP identifier can be chosen"]
-        found = [
+        return [
             f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
             "give one with --local"
             for vni, segment in self._segments.items()
             if not segment.locals
         ]
-        refused = self._writer.problem(now)
-        if refused is not None:
-            found.append(refused)
-        return found
 
     def _show(self, what: str, vni: int | None, kind: int | None, mac: bytes | None) -> Any:
         now = time.monotonic()

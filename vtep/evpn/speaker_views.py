@@ -69,6 +69,7 @@ def report(
         "duplicates": tables.duplicates(now) if tables is not None else [],
         "replaced_next_hops": tables.replaced_next_hops() if tables is not None else [],
         "ignored": tables.ignored() if tables is not None else {},
+        "not_installed": tables.not_installed() if tables is not None else {},
         "problems": found,
     }
 

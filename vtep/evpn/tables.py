@@ -9,33 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import evolve
 
-from vtep.control.evpn_schema import (
-    EvpnDuplicate,
-    EvpnLabelConflict,
-    EvpnMac,
-    EvpnMove,
-    EvpnReplacedNextHop,
-    EvpnRoute,
-    EvpnSegment,
-    EvpnUnmatched,
-    EvpnVtep,
-)
-from vtep.evpn import views
 from vtep.evpn.announcement import Announcement
-from vtep.evpn.changes import Changes
+from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.duplicates import Key, MoveTracker
 from vtep.evpn.entries import FORMER
 from vtep.evpn.former import StaleMac, restore
-from vtep.evpn.import_policy import ImportPolicy, Match
-from vtep.evpn.next_hops import replaced_next_hops
+from vtep.evpn.import_policy import OWN_MAC, ImportPolicy, Match
+from vtep.evpn.local_entries import LocalHost
 from vtep.evpn.rib import AdjRibIn, AttributeSet, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.evpn.table_settings import SegmentSettings, SpeakerSettings
+from vtep.evpn.table_views import TableViews
 from vtep.ratelimit import LineLimit
 from vtep.wire.address import Address, without_scope
 from vtep.wire.bgp.evpn import MulticastRoute, OtherRoute, Route, RouteKey
 from vtep.wire.bgp.update import Update
-from vtep.wire.ethernet import MAC_ZERO, is_group
+from vtep.wire.ethernet import MAC_ZERO, format_mac, is_group
 
 __all__ = ["StaleMac", "Tables"]
 
@@ -46,21 +35,24 @@ removed: a neighbour without a session then does not delay that until `stale_tim
 _LOG_INTERVAL_S, _LOG_BURST = 10.0, 5
 """Seconds between two lines of a kind, and how many may come at once: a loop moves many MACs."""
 
+_RETRY_S = 60.0
+"""Seconds until entries that the daemon has refused are tried again: the reason may be gone."""
 
-class Tables:
+
+class Tables(TableViews):
     """The routes of all peers, the local entries, and what follows from them."""
 
     def __init__(self, settings: SpeakerSettings) -> None:
         self._settings = settings
-        self._segments: dict[int, SegmentTable] = {}
-        self._ribs: dict[str, AdjRibIn] = {}
-        self._tracker = MoveTracker(
+        self._host = LocalHost()
+        tracker = MoveTracker(
             settings.duplicate_mac, settings.duplicate_moves, settings.duplicate_time
         )
+        super().__init__(tracker, self._new_policy({}))
         self._lines = LineLimit(_LOG_INTERVAL_S, _LOG_BURST)
-        self._policy = self._new_policy({})
         self._epoch = 0
-        self._refused = views.Refused()
+        self._retry_at: float | None = None
+        """The time when entries that the daemon has refused are tried again; None without any."""
         self._restored_at: float | None = None
         """The time when entries of a former speaker were restored; None if none are left."""
         self._dirty: dict[int, None] = {}
@@ -68,7 +60,10 @@ class Tables:
         self._pending = Changes()
 
     def _new_policy(self, segments: Mapping[int, SegmentSettings]) -> ImportPolicy:
-        return ImportPolicy(segments, asn=self._settings.asn, router_id=self._settings.router_id)
+        settings = self._settings
+        return ImportPolicy(
+            segments, asn=settings.asn, router_id=settings.router_id, host=self._host
+        )
 
     def configure(
         self,
@@ -93,16 +88,26 @@ class Tables:
                 self._segments[vni] = segment
             segment.configure(segment_settings)
             self._dirty[vni] = None
-        policy = self._new_policy(segments)
-        if policy.inputs != self._policy.inputs:
-            self._policy = policy
-            self._epoch += 1
-            for rib in self._ribs.values():
-                if rib.peer != FORMER:
-                    self._match_again(rib)
+        self._set_policy(segments, now)
         for vni in removed:
             self._remove_segment(vni, now)
         self._settle(now)
+
+    def set_host(self, host: LocalHost, now: float) -> None:
+        """Set the addresses and MACs of this host, which no remote VTEP or host has."""
+        self._host = host
+        self._set_policy({vni: each.settings for vni, each in self._segments.items()}, now)
+        self._settle(now)
+
+    def _set_policy(self, segments: Mapping[int, SegmentSettings], now: float) -> None:
+        policy = self._new_policy(segments)
+        if policy.inputs == self._policy.inputs:
+            return
+        self._policy = policy
+        self._epoch += 1
+        for rib in self._ribs.values():
+            if rib.peer != FORMER:
+                self._match_again(rib, now)
 
     def _configure_speaker(self, settings: SpeakerSettings, now: float) -> None:
         self._settings = settings
@@ -122,12 +127,12 @@ class Tables:
         segment.settle(now)
         segment.collect(self._pending)
 
-    def _match_again(self, rib: AdjRibIn) -> None:
+    def _match_again(self, rib: AdjRibIn, now: float) -> None:
         for received in rib.routes.values():
             match = self._match(received)
             if match != received.match:
                 self._detach(received)
-                self._attach(received, match)
+                self._attach(received, match, now)
 
     # Routes of peers, which are named as in `SpeakerSettings.neighbors`.
 
@@ -180,7 +185,7 @@ class Tables:
                 return
             self._detach(present)
         received = rib.routes[key] = RibRoute(shared, route, now)
-        self._attach(received, self._match(received))
+        self._attach(received, self._match(received), now)
 
     def _match(self, received: RibRoute) -> Match:
         shared, route = received.shared, received.route
@@ -201,20 +206,33 @@ class Tables:
             )
         return self._policy.match_route(match, route, default_gateway=attributes.default_gateway)
 
-    def _attach(self, received: RibRoute, match: Match) -> None:
+    def _attach(self, received: RibRoute, match: Match, now: float) -> None:
         received.match = match
+        received.ip = None if match.ip_reason is not None else received.route.ip
         if match.vni is not None:
             self._segments[match.vni].attach(received)
             self._dirty[match.vni] = None
-        if match.reason is not None:
+        if match.reason is not None or match.ip_reason is not None:
             self._refused.add(received)
+        if match.reason == OWN_MAC:
+            self._note_own_mac(received, now)
+
+    def _note_own_mac(self, received: RibRoute, now: float) -> None:
+        left_out = self._lines.admit(now, OWN_MAC)
+        if left_out is not None:
+            self._pending.log.append(
+                f"{format_mac(received.mac)} is the MAC of the TAP of this host with vni "
+                f"{received.label}, and {received.vtep} announces it; the route is ignored; look "
+                "for a loop, by which frames of this host come to that VTEP, or a host with a "
+                f"forged MAC{left_out}"
+            )
 
     def _detach(self, received: RibRoute) -> None:
         match = received.match
         if match.vni is not None:
             self._segments[match.vni].detach(received)
             self._dirty[match.vni] = None
-        if match.reason is not None:
+        if match.reason is not None or match.ip_reason is not None:
             self._refused.remove(received)
 
     def _remove(self, rib: AdjRibIn, keys: Iterable[RouteKey]) -> None:
@@ -387,6 +405,7 @@ class Tables:
                 else:
                     times.append(rib.stale_until)
         times.append(self._sweep(now))
+        times.append(self._retry(now))
         ended, next_end = self._tracker.expire(now)
         times.append(next_end)
         for key in ended:
@@ -418,6 +437,34 @@ class Tables:
             segment.reinstall()
             self._dirty[vni] = None
 
+    def note_refused(
+        self, vni: int, change: EvpnFdbChange | EvpnNeighbourChange, reason: str, now: float
+    ) -> None:
+        """Note that the daemon has refused a change, in its words: the entry is not installed.
+
+        Side effects: the entry is deleted on the bridge port, and tried again after a minute.
+        """
+        segment = self._segments.get(vni)
+        if segment is None:
+            return
+        if isinstance(change, EvpnFdbChange):
+            is_noted = segment.note_refused_fdb(change, reason)
+        else:
+            is_noted = segment.note_refused_neighbour(change, reason)
+        if is_noted:
+            if self._retry_at is None:
+                self._retry_at = now + _RETRY_S
+            self._settle_segment(segment, now)
+
+    def _retry(self, now: float) -> float | None:
+        if self._retry_at is None or now < self._retry_at:
+            return self._retry_at
+        self._retry_at = None
+        for segment in self._segments.values():
+            if segment.retry_refused():
+                self._dirty[segment.vni] = None
+        return None
+
     def own_routes(self) -> Iterator[Announcement]:
         """Yield all own routes, for a session that is established or asks for a refresh."""
         for segment in self._segments.values():
@@ -431,67 +478,3 @@ class Tables:
             self._touch(key)
         self._settle(now)
         return len(keys)
-
-    # Views: ages are in seconds until `now`.
-
-    def _selected(self, vni: int | None) -> list[SegmentTable]:
-        return [segment for segment in self._segments.values() if vni in (None, segment.vni)]
-
-    def routes(
-        self,
-        now: float,
-        *,
-        vni: int | None = None,
-        kind: int | None = None,
-        mac: bytes | None = None,
-    ) -> Iterator[EvpnRoute]:
-        """Yield own and received routes of types 2 and 3 that match all filters."""
-        return views.routes(self._segments, self._ribs.values(), now, vni=vni, kind=kind, mac=mac)
-
-    def macs(
-        self, now: float, *, vni: int | None = None, mac: bytes | None = None
-    ) -> Iterator[EvpnMac]:
-        """Yield local and remote MACs."""
-        return views.macs(self._selected(vni), self._tracker, now, mac)
-
-    def vteps(self, now: float, *, vni: int | None = None) -> list[EvpnVtep]:
-        """Return remote VTEPs by VNI."""
-        return views.vteps(self._selected(vni), now)
-
-    def moves(
-        self, now: float, *, vni: int | None = None, mac: bytes | None = None
-    ) -> list[EvpnMove]:
-        """Return the latest moves of MACs, the last one first; at most 1,000."""
-        return views.moves(self._tracker, now, vni=vni, mac=mac)
-
-    def duplicates(self, now: float, *, vni: int | None = None) -> list[EvpnDuplicate]:
-        """Return MACs that move too often."""
-        return views.duplicates(self._selected(vni), self._tracker, now)
-
-    def unmatched(self) -> list[EvpnUnmatched]:
-        """Return VTEPs with routes that no VNI imports, by peer."""
-        return self._refused.unmatched()
-
-    def label_conflicts(self) -> list[EvpnLabelConflict]:
-        """Return VTEPs with routes whose label contradicts their derived route target."""
-        return self._refused.label_conflicts(self._policy)
-
-    def replaced_next_hops(self) -> list[EvpnReplacedNextHop]:
-        """Return neighbours that are the next hop of routes of others, without being VTEPs."""
-        return replaced_next_hops(self._segments.values())
-
-    def ignored(self) -> dict[str, int]:
-        """Return the number of routes of types that are not used, by type."""
-        return views.ignored(self._ribs.values())
-
-    def not_installed(self) -> dict[str, int]:
-        """Return the number of received routes that can't be used, by reason."""
-        return self._refused.counts()
-
-    def problems(self) -> list[str]:
-        """Return problems of the fabric, each with what to do."""
-        return self._refused.problems()
-
-    def segments(self) -> list[EvpnSegment]:
-        """Return a summary of each VNI."""
-        return [views.segment(segment) for segment in self._segments.values()]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from vtep.control.evpn_schema import (
     EvpnDuplicate,
@@ -16,7 +17,8 @@ from vtep.control.evpn_schema import (
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.duplicates import MoveTracker, Place
 from vtep.evpn.entries import FORMER, Local, MacEntry
-from vtep.evpn.import_policy import AS_LOOP, LABEL, ROUTER_ID, TARGET, ImportPolicy
+from vtep.evpn.import_policy import AS_LOOP, LABEL, OWN_MAC, ROUTER_ID, TARGET, ImportPolicy
+from vtep.evpn.refusals import NEIGHBOUR_REFUSED, REFUSED
 from vtep.evpn.rib import AdjRibIn, RibRoute
 from vtep.evpn.segment_table import SegmentTable
 from vtep.wire.address import Address
@@ -24,6 +26,9 @@ from vtep.wire.bgp.attributes import PathAttributes
 from vtep.wire.bgp.communities import RouteTarget
 from vtep.wire.bgp.evpn import MAC_IP, MULTICAST, NO_ESI, MacIpRoute, MulticastRoute, Route
 from vtep.wire.ethernet import format_mac
+
+STICKY: Final = "sticky"
+"""The MAC is a static one of this host, which does not move (RFC 7432, section 15.2)."""
 
 _Group = tuple[str, str, Address | None, frozenset[RouteTarget], int | None]
 """Reason, peer, VTEP, route targets and label of routes that are not used."""
@@ -36,22 +41,22 @@ class Refused:
         self._groups: Counter[_Group] = Counter()
 
     def add(self, received: RibRoute) -> None:
-        """Count a route whose match has a reason."""
-        self._groups[_group(received)] += 1
+        """Count a route whose match has reasons."""
+        self._groups.update(_groups(received))
 
     def remove(self, received: RibRoute) -> None:
         """Count a route no longer, before its match changes."""
-        group = _group(received)
-        self._groups[group] -= 1
-        if not self._groups[group]:
-            del self._groups[group]
+        for group in _groups(received):
+            self._groups[group] -= 1
+            if not self._groups[group]:
+                del self._groups[group]
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counter[str]:
         """Return the number of routes by reason."""
         counts: Counter[str] = Counter()
         for group, count in self._groups.items():
             counts[group[0]] += count
-        return dict(sorted(counts.items()))
+        return counts
 
     def unmatched(self) -> list[EvpnUnmatched]:
         """Return VTEPs with routes whose targets no VNI imports, by peer."""
@@ -73,7 +78,7 @@ class Refused:
         ]
 
     def problems(self) -> list[str]:
-        """Return a line for each VTEP whose routes are all lost by a wrong number."""
+        """Return a line for each VTEP with routes that are lost by a wrong number or MAC."""
         problems = {
             ROUTER_ID: "announces routes with the router ID of this host, so its routes are "
             "ignored, and peers confuse the two hosts: give each host its own one, with "
@@ -81,6 +86,9 @@ class Refused:
             AS_LOOP: "is the next hop of routes with the AS number of this host in their path, so "
             "they are ignored: hosts of one AS cannot exchange routes by external BGP; give each "
             "host its own AS number, or use internal BGP",
+            OWN_MAC: "announces the MAC of a TAP of this host, so these routes are ignored: look "
+            "for a loop, by which frames of this host come to that VTEP, or for a host with a "
+            "forged MAC",
         }
         found = {(group[0], str(group[2])) for group in self._groups if group[0] in problems}
         return [f"{vtep} {problems[reason]}" for reason, vtep in sorted(found)]
@@ -101,15 +109,58 @@ class Refused:
         ]
 
 
-def _group(received: RibRoute) -> _Group:
-    shared = received.shared
-    return (
-        received.match.reason or "",
-        shared.rib.peer,
-        received.vtep,
-        shared.attributes.route_targets,
-        received.label,
-    )
+def _groups(received: RibRoute) -> list[_Group]:
+    shared, match = received.shared, received.match
+    return [
+        (
+            reason,
+            shared.rib.peer,
+            received.vtep,
+            shared.attributes.route_targets,
+            received.label,
+        )
+        for reason in (match.reason, match.ip_reason)
+        if reason is not None
+    ]
+
+
+def not_installed(refused: Refused, segments: Iterable[SegmentTable]) -> dict[str, int]:
+    """Return the number of received routes that are not used, by reason.
+
+    Those whose MAC is used without their address are among them.
+    """
+    counts = refused.counts()
+    for segment in segments:
+        for route in _refused_by_daemon(segment):
+            counts[segment.refusal(route) or ""] += 1
+        for mac in segment.sticky_conflicts:
+            entry = segment.macs[mac]
+            if entry.local is not None:
+                counts[STICKY] += len(entry.routes)
+    return dict(sorted(counts.items()))
+
+
+def _refused_by_daemon(segment: SegmentTable) -> Iterator[RibRoute]:
+    """Yield the routes whose entries the daemon has refused, each once."""
+    refusals = segment.refusals
+    for mac in refusals.macs:
+        for route in segment.macs[mac].routes:
+            if segment.refusal(route) == REFUSED:
+                yield route
+    for vtep in refusals.floods:
+        yield from segment.floods.routes.get(vtep, ())
+    for ip in refusals.ips:
+        for route in segment.ips[ip].routes:
+            if segment.refusal(route) == NEIGHBOUR_REFUSED:
+                yield route
+
+
+def problems(refused: Refused, segments: Iterable[SegmentTable]) -> list[str]:
+    """Return problems of the fabric, and of entries that the daemon refuses."""
+    lines = refused.problems()
+    for segment in segments:
+        lines += [f"vni {segment.vni}: {line}" for line in segment.refusals.problems()]
+    return lines
 
 
 def routes(
@@ -163,12 +214,13 @@ def _received_route(
     view["best"] = segment is not None and _is_best(segment, received)
     view["stale"] = received.is_stale
     view["age"] = now - received.since
-    view["reason"] = received.match.reason
+    match = received.match
+    view["reason"] = match.reason or (segment and segment.refusal(received)) or match.ip_reason
     return view
 
 
 def _is_best(segment: SegmentTable, received: RibRoute) -> bool:
-    if not received.is_usable:
+    if not received.is_usable or segment.refusal(received) == REFUSED:
         return False
     if isinstance(received.route, MulticastRoute):
         return True
@@ -234,10 +286,11 @@ def _mac(
         )
         sequence, sticky = winner.shared.sequence, winner.shared.attributes.sticky
         neighbor, stale = winner.shared.rib.peer or None, winner.is_stale
+        reason = _reason(segment, winner)
     else:
         addresses.update(segment.local_ips.get(mac, ()))
         sequence, sticky = (winner.sequence, winner.static) if winner else (0, False)
-        neighbor, stale = None, False
+        neighbor, stale, reason = None, False, None
     if duplicate is not None:
         state = "held" if duplicate.state == "held" else "duplicate"
     else:
@@ -251,42 +304,54 @@ def _mac(
         "sequence": sequence,
         "sticky": sticky,
         "state": state,
+        "reason": reason,
         "moves": tracker.count(key, now),
         "age": now - entry.since,
     }
 
 
+def _reason(segment: SegmentTable, route: RibRoute) -> str | None:
+    """Return why the entry of an imported route is not installed; None if it is."""
+    if route.match.reason is not None:
+        return route.match.reason
+    refusal = segment.refusal(route)
+    return refusal if refusal == REFUSED else None
+
+
 def vteps(segments: Iterable[SegmentTable], now: float) -> list[EvpnVtep]:
-    """Return remote VTEPs by VNI, which have a route that is used."""
+    """Return remote VTEPs by VNI. One has a reason if none of its entries is installed."""
     found: list[EvpnVtep] = []
     for segment in segments:
         views: dict[Address, EvpnVtep] = {}
-        for vtep, received in segment.floods.items():
+        for vtep, received in segment.floods.routes.items():
             for route in received:
-                if route.is_usable and vtep not in views:
-                    views[vtep] = _vtep(segment.vni, vtep, route, now, flood=True)
+                if vtep not in views or views[vtep]["reason"] is not None:
+                    views[vtep] = _vtep(segment, vtep, route, now, flood=True)
         for entry in segment.macs.values():
             winner = entry.winner
-            if not isinstance(winner, RibRoute) or not winner.is_usable or winner.vtep is None:
+            if not isinstance(winner, RibRoute) or winner.vtep is None:
                 continue
             view = views.get(winner.vtep)
             if view is None:
-                view = views[winner.vtep] = _vtep(
-                    segment.vni, winner.vtep, winner, now, flood=False
-                )
+                view = views[winner.vtep] = _vtep(segment, winner.vtep, winner, now, flood=False)
+            if view["reason"] is not None:
+                view["reason"] = _reason(segment, winner)
             view["macs"] += 1
             view["age"] = max(view["age"], now - winner.since)
         found += [views[vtep] for vtep in sorted(views, key=lambda ip: (ip.version, int(ip)))]
     return found
 
 
-def _vtep(vni: int, vtep: Address, route: RibRoute, now: float, *, flood: bool) -> EvpnVtep:
+def _vtep(
+    segment: SegmentTable, vtep: Address, route: RibRoute, now: float, *, flood: bool
+) -> EvpnVtep:
     return {
-        "vni": vni,
+        "vni": segment.vni,
         "vtep": str(vtep),
         "neighbor": route.shared.rib.peer,
         "flood": flood,
         "macs": 0,
+        "reason": _reason(segment, route),
         "stale": route.is_stale,
         "age": now - route.since,
     }
@@ -382,9 +447,10 @@ def segment(table: SegmentTable) -> EvpnSegment:
         "import_targets": None if imported is None else sorted(each.text for each in imported),
         "export_targets": sorted(target.text for target in settings.export_targets),
         "local": [str(address) for address in settings.locals],
-        "vteps": len(table.installed_floods),
+        "vteps": len(table.floods.installed),
         "macs": table.fdb_count,
         "neighbours": table.neighbour_count,
         "announced": table.own.count,
+        "conflicts": len(table.sticky_conflicts),
         "moves": table.moves,
     }

@@ -64,6 +64,12 @@ def _duplicates(snapshot: Snapshot) -> Values:
             yield (str(vni),), sum(each["vni"] == vni for each in evpn["duplicates"])
 
 
+def _not_installed(snapshot: Snapshot) -> Values:
+    for evpn in _evpn(snapshot):
+        for reason, count in evpn["not_installed"].items():
+            yield (reason,), count
+
+
 EVPN_METRICS: Final = (
     Metric(
         "pyvtep_evpn_speaker_state",
@@ -81,6 +87,12 @@ EVPN_METRICS: Final = (
         "pyvtep_evpn_routes_ignored",
         "Routes of types that pyvtep does not use (1, 4, 5 and unknown ones).",
         lambda evpn: sum(evpn["ignored"].values()),
+    ),
+    Metric(
+        "pyvtep_evpn_routes_not_installed",
+        ("reason",),
+        "Routes of types 2 and 3 that are not used, or not with their address, by reason.",
+        _not_installed,
     ),
     _of_evpn(
         "pyvtep_evpn_vteps_not_imported",

@@ -77,6 +77,9 @@ _NEIGHBOUR = Struct("=BxxxiHBB")
 _ADDRESS = Struct("=BBBBI")
 """struct ifaddrmsg: family, prefix length, flags, scope, index of the device."""
 
+_POINT_TO_POINT = 31
+"""Length of the prefix of a subnet without a broadcast address (RFC 3021)."""
+
 _LINK = Struct("=BxHiII")
 """struct ifinfomsg: family, device type, index, flags, mask of changed flags."""
 
@@ -147,6 +150,9 @@ class InterfaceAddress(NamedTuple):
     is_usable: bool
     """False during duplicate address detection, and after it has failed."""
 
+    broadcast: Address | None = None
+    """The directed broadcast address of its subnet, if that has one."""
+
 
 def split_messages(data: bytes) -> Iterator[NetlinkMessage]:
     """Yield the messages of a datagram. A truncated one at the end is left out."""
@@ -194,7 +200,7 @@ def parse_address(message: NetlinkMessage) -> InterfaceAddress | None:
     kind, _, _, data, at, end = message
     if kind not in (RTM_NEWADDR, RTM_DELADDR) or at + _ADDRESS.size > end:
         return None
-    _, _, flags, _, device = _ADDRESS.unpack_from(data, at)
+    _, prefix, flags, _, device = _ADDRESS.unpack_from(data, at)
     ip = local = None
     for name, value in _attributes(data[at + _ADDRESS.size : end]):
         if name == _IFA_ADDRESS:
@@ -208,7 +214,11 @@ def parse_address(message: NetlinkMessage) -> InterfaceAddress | None:
     if found is None:
         return None
     usable = not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
-    return InterfaceAddress(kind == RTM_DELADDR, device, found, usable)
+    broadcast: Address | None = None
+    # With a peer, the prefix is that of the peer. fib_add_ifaddr() makes no broadcast route then.
+    if isinstance(found, IPv4Address) and found == ip and prefix < _POINT_TO_POINT:
+        broadcast = IPv4Address(int(found) | (1 << 32 - prefix) - 1)
+    return InterfaceAddress(kind == RTM_DELADDR, device, found, usable, broadcast)
 
 
 def build_dump(kind: int, family: int, sequence: int) -> bytes:

@@ -235,7 +235,8 @@ def _bad_next_hop(hosts: str, _vni: int | None, route: EvpnRoute) -> Finding:
     return problem(
         hosts,
         f"the next hop {hosts} of routes cannot be a VTEP",
-        "It is no unicast address, or a link-local one that came over another link.",
+        "It is no unicast address of another host, or a link-local one that came over another "
+        "link.",
         f"on {route['neighbor']}: keep the next hop of reflected routes (FRR does so for EVPN "
         "unless next-hop-self is set)",
     )
