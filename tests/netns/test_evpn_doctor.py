@@ -124,3 +124,30 @@ def test_a_spine_that_replaces_the_next_hop(
     wait_until(lambda: one.macs().get(other.bridge_mac) == other.vtep, "the VTEP")
     wait_until(lambda: problems() == [], "the end of the problem")
     ping(one.host, other.ip)
+
+
+def test_a_neighbour_that_knows_another_address(
+    lab: Lab, tmp_path: Path, start: Callable[..., Pyvtep]
+) -> None:
+    """The address that the session is opened from is named, and the one that would do."""
+    fabric = Fabric(lab)
+    leaf = fabric.router("leaf", 2)
+    Frr(leaf, tmp_path, bgp_config(65000, "192.0.2.2", [Neighbor("192.0.2.1", 65000)]))
+    leaf.run("ip", "route", "add", "203.0.113.1/32", "via", "192.0.2.1")
+    router = fabric.router("vtep", 1)
+    router.run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
+    device = ("--vni", "100", "--tap", "vx0", "--local", "203.0.113.1")
+    vtep = start(router, *device, *speaks(65000, "192.0.2.2"))
+    found: list[dict[str, Any]] = []
+
+    def is_named() -> bool:
+        _, report = consult(router, "--socket", str(vtep.control))
+        found[:] = [
+            each
+            for each in report["findings"]
+            if "does not know 203.0.113.1 as a neighbour" in each["title"]
+        ]
+        return bool(found)
+
+    wait_until(is_named, "the source address")
+    assert "--evpn-neighbor 192.0.2.2,local=192.0.2.1" in found[0]["fix"]

@@ -18,7 +18,7 @@ from vtep.doctor.neighbours import ping
 from vtep.doctor.running import RunningVtep
 from vtep.errors import VtepError
 from vtep.io.addresses import FAMILY, sockaddr
-from vtep.wire.address import Address
+from vtep.wire.address import Address, without_scope
 
 _NEIGHBORS_AT_ONCE = 32
 
@@ -68,7 +68,7 @@ def _of_neighbor(session: EvpnSession, network: LocalNetwork) -> NeighborFacts:
         return evolve(facts, no_device=scope)
     # While the session is down, that which it is to be opened from.
     source = session["local"] or session.get("source")
-    local = ip_address(source) if source is not None else None
+    local = without_scope(ip_address(source)) if source is not None else None
     if local is not None and not network.is_own(local):
         return evolve(facts, local_gone=str(local))
     try:
