@@ -124,6 +124,24 @@ def test_a_host_moves_silently(mesh: tuple[FrrSite, OwnSite, OwnSite], fabric: F
     wait_until(lambda: far.frr.remote_macs(VNI).get(near.mac) == near.vtep, "the MAC in FRR")
 
 
+def test_a_mac_of_a_bridge_fails_over(mesh: tuple[FrrSite, OwnSite, OwnSite]) -> None:
+    """FRR and pyvtep follow a virtual MAC that another bridge gets before the first gives it up."""
+    far, near, third = mesh
+    virtual = "00:00:5e:00:01:07"
+    near.router.run("ip", "link", "set", near.bridge, "address", virtual)
+    wait_until(lambda: far.frr.remote_macs(VNI).get(virtual) == near.vtep, "the MAC in FRR")
+    wait_until(lambda: third.macs().get(virtual) == near.vtep, "the MAC at the third leaf")
+    third.router.run("ip", "link", "set", third.bridge, "address", virtual)
+    wait_until(lambda: far.frr.remote_macs(VNI).get(virtual) == third.vtep, "its move in FRR")
+    assert place(third, virtual) == (None, 1)
+    assert place(near, virtual) == (None, 0)
+    wait_until(lambda: _problems(near) == ["evpn-duplicate-mac"], "the conflict")
+    near.router.run("ip", "link", "set", near.bridge, "address", near.bridge_mac)
+    wait_until(lambda: near.macs().get(virtual) == third.vtep, "the MAC at the first leaf")
+    for site in (near, third):
+        wait_until(lambda s=site: _problems(s) == [], "the end of the conflict")  # type: ignore[misc]
+
+
 def test_a_sticky_mac_stays(mesh: tuple[FrrSite, OwnSite, OwnSite]) -> None:
     """A static entry of a bridge, of pyvtep's or of FRR's, is not moved by frames elsewhere."""
     far, near, third = mesh
