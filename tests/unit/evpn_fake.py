@@ -93,6 +93,7 @@ def unmatched(*targets: str, **changed: Any) -> EvpnUnmatched:
         "neighbor": "10.0.0.1",
         "vtep": "192.0.2.9",
         "route_targets": list(targets or ("65001:200",)),
+        "import_target": (*targets, "65001:200")[0],
         "vnis": [200],
     }
     return cast("EvpnUnmatched", {**made, **changed})

@@ -219,6 +219,10 @@ def test_a_vtep_whose_route_targets_match_nothing_is_explained() -> None:
         "(vni 100; last: 192.0.2.9, announces route targets 65001:0, 65001:1, 65001:2 and 2 more "
         "by way of 192.0.2.1, which no VNI here imports)"
     )
+    unmatched.replace(
+        [("192.0.2.9", "192.0.2.1", ["65001:1"]), ("192.0.2.9", "192.0.2.1", ["7:2"])]
+    )
+    assert "targets 65001:1, 7:2 by" in (unmatched.explain(Drop.SOURCE_UNKNOWN, "192.0.2.9") or "")
     assert unmatched.explain(Drop.SOURCE_UNKNOWN, "192.0.2.8") is None
     assert unmatched.explain(Drop.INNER_RUNT, "192.0.2.9") is None
     assert unmatched.explain(Drop.SOURCE_UNKNOWN, None) is None

@@ -313,6 +313,19 @@ def test_routes_that_none_imports_beside_those_that_one_does() -> None:
     assert "routes of 192.0.2.0 and 8 more VTEPs match no" in finding.title
 
 
+def test_no_target_is_advised_that_would_join_two_segments() -> None:
+    shared = evpn_fake.unmatched("65001:7", vnis=[100], import_target=None)
+    finding = only(of_evpn(segments=empty(), unmatched=(shared,)))
+    assert "routes of several VNIs have these targets; on 192.0.2.9, export one" in finding.fix
+    assert "--route-target-import 65001:7" not in finding.fix
+    rest = evpn_fake.unmatched("65001:7", "65001:8", vnis=[7, 8], import_target=None)
+    finding = only(of_evpn(unmatched=(rest,)))
+    assert "the target that only its routes have" in finding.fix
+    many = evpn_fake.unmatched(*(f"65001:{number}" for number in range(200, 220)))
+    finding = only(of_evpn(unmatched=(many,)))
+    assert "It announces 65001:200 65001:201 65001:202 and 17 more (vni" in finding.explanation
+
+
 def test_a_vni_without_a_route_of_type_3() -> None:
     macs = (evpn_fake.segment(vteps=0, neighbours=0),)
     assert "no route of type 3 has come" in only(of_evpn(segments=macs)).title

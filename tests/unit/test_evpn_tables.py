@@ -259,6 +259,7 @@ class TestTargets:
             "neighbor": PEER,
             "vtep": HIGHER,
             "route_targets": ["65001:200"],
+            "import_target": "65001:200",
             "vnis": [100],
         }
         assert made.unmatched() == [unmatched]

@@ -18,8 +18,8 @@ TITLES: Final = {
     "duplicates": "duplicate MACs",
 }
 
-_NAMED_VNIS = 5
-"""VNIs that a line names."""
+_NAMED = 5
+"""Route targets or VNIs that a line names."""
 
 _Row = Mapping[str, Any]
 
@@ -56,18 +56,19 @@ def notes(report: EvpnReport) -> Iterator[str]:
             state = " (established now)" if session["state"] == "established" else ""
             yield f"{session['neighbor']}{when}{state}: {session['last_error']}"
     for other in report["unmatched"][:SUMMARY_ROWS]:
-        targets = " ".join(other["route_targets"]) or "no route target"
+        targets = _some(other["route_targets"]) or "no route target"
         yield (
             f"not imported: routes of {other['vtep']}{_vnis(other['vnis'])} with {targets}, from "
-            f"{other['neighbor']}; {import_hint(other['route_targets'])}"
+            f"{other['neighbor']}; {import_hint(other)}"
         )
-    if len(report["unmatched"]) > SUMMARY_ROWS:
-        yield f"and routes of {len(report['unmatched']) - SUMMARY_ROWS} more VTEPs: --json has them"
+    if more := {each["vtep"] for each in report["unmatched"][SUMMARY_ROWS:]}:
+        yield f"and routes of {len(more)} more VTEPs: --json has them"
     for each in report["label_conflicts"][:SUMMARY_ROWS]:
         yield (
-            f"ignored: routes of {each['vtep']} have {' '.join(each['route_targets'])} for vni "
-            f"{each['vni']}, but vni {each['label']} in their label; give both sides the same VNI, "
-            f"or import the target by name: {import_hint(each['route_targets'])}"
+            f"ignored: routes of {each['vtep']} have {_some(each['route_targets'])} for vni "
+            f"{each['vni']}, but vni {each['label']} in their label; give both sides the same VNI; "
+            f"or, if vni {each['label']} there is this segment, import the target by name: "
+            f"--route-target-import {each['route_targets'][0]}"
         )
     if report["ignored"]:
         counts = ", ".join(
@@ -89,10 +90,12 @@ def notes(report: EvpnReport) -> Iterator[str]:
 
 
 def _vnis(vnis: Sequence[int]) -> str:
-    if not vnis:
-        return ""
-    more = f" and {len(vnis) - _NAMED_VNIS} more" if len(vnis) > _NAMED_VNIS else ""
-    return f" (vni {', '.join(map(str, vnis[:_NAMED_VNIS]))}{more})"
+    return f" (vni {_some(vnis, ', ')})" if vnis else ""
+
+
+def _some(values: Sequence[object], separator: str = " ") -> str:
+    more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+    return separator.join(map(str, values[:_NAMED])) + more
 
 
 def describe_session(session: EvpnSession) -> str:

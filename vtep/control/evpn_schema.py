@@ -105,13 +105,18 @@ class EvpnSegment(TypedDict):
 
 
 class EvpnUnmatched(TypedDict):
-    """Routes of a VTEP that no VNI imports, since no route target matches."""
+    """Routes of a VTEP that no VNI imports, since no route target matches.
+
+    Those with a VNI of this host in their label are an item for each VNI, and the rest is another.
+    """
 
     neighbor: str
     vtep: str
     """Their next hop."""
     route_targets: list[str]
     """All that these routes have."""
+    import_target: str | None
+    """The one to import: routes of no other VNI have it. None if there is none, or several VNIs."""
     vnis: list[int]
     """The VNIs in their labels."""
 

@@ -7,7 +7,7 @@ stay as they are after a repair, so `recent_drops` has them.
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 
-from vtep.control.evpn_schema import EvpnStatus
+from vtep.control.evpn_schema import EvpnStatus, EvpnUnmatched
 from vtep.control.schema import LoopEntry, Problem, ReloadStatus, SegmentStatus, StormEntry
 from vtep.counters import duration
 
@@ -82,11 +82,11 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
         if segment["vteps"] or segment["macs"] or not others:
             continue
         other = others[0]
-        targets = " ".join(other["route_targets"]) or "no route target"
+        targets = _named(other["route_targets"], " ") or "no route target"
         yield _problem(
             "evpn-no-routes",
             f"no route is imported, while {other['vtep']} announces the VNI with {targets}, which "
-            f"no VNI imports; {import_hint(other['route_targets'])}",
+            f"no VNI imports; {import_hint(other)}",
             *(vni, other["vtep"]),
         )
     # A speaker of an older version does not report them.
@@ -121,17 +121,26 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
         )
 
 
-def _named(hosts: Sequence[str]) -> str:
-    more = f" and {len(hosts) - _NAMED_MAX} more" if len(hosts) > _NAMED_MAX else ""
-    return ", ".join(hosts[:_NAMED_MAX]) + more
+def _named(names: Sequence[str], separator: str = ", ") -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return separator.join(names[:_NAMED_MAX]) + more
 
 
-def import_hint(targets: Iterable[str]) -> str:
-    """Return what imports routes with these route targets."""
-    target = next(iter(targets), None)
-    if target is None:
+def import_hint(other: EvpnUnmatched) -> str:
+    """Return what imports routes that no VNI imports."""
+    if not other["route_targets"]:
         return "give them a route target at their sender"
-    return f"import them with --route-target-import {target}"
+    if other["import_target"] is not None:
+        return f"import them with --route-target-import {other['import_target']}"
+    if len(other["vnis"]) > 1:
+        return (
+            "import those of one VNI with --route-target-import and the target that only they "
+            "have: pyvtep evpn show routes"
+        )
+    return (
+        "routes of other VNIs have it, too, and would be imported with them: give them a route "
+        "target of their own at their sender"
+    )
 
 
 def of_segment(

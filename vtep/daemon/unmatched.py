@@ -20,7 +20,14 @@ class UnmatchedVteps:
 
     def replace(self, found: Iterable[tuple[str, str, Iterable[str]]]) -> None:
         """Set the VTEPs: the address of each, the neighbour that says so, and its route targets."""
-        self._hints = {vtep: _describe(neighbor, targets) for vtep, neighbor, targets in found}
+        neighbors: dict[str, str] = {}
+        all_targets: dict[str, dict[str, None]] = {}
+        for vtep, neighbor, targets in found:  # A VTEP is there for each neighbour and VNI.
+            neighbors.setdefault(vtep, neighbor)
+            all_targets.setdefault(vtep, {}).update(dict.fromkeys(targets))
+        self._hints = {
+            vtep: _describe(neighbor, all_targets[vtep]) for vtep, neighbor in neighbors.items()
+        }
 
     def explain(self, reason: Reason, source: str | None) -> str | None:
         """Return what explains a drop of a datagram from a source, as a clause without subject.

@@ -69,8 +69,8 @@ class TableViews:
         return views.duplicates(self._selected(vni), self._tracker, now)
 
     def unmatched(self) -> list[EvpnUnmatched]:
-        """Return VTEPs with routes that no VNI imports, by peer."""
-        return self._refused.unmatched()
+        """Return VTEPs with routes that no VNI imports; those of VNIs of this host come first."""
+        return self._refused.unmatched(self._segments)
 
     def label_conflicts(self) -> list[EvpnLabelConflict]:
         """Return VTEPs with routes whose label contradicts their derived route target."""

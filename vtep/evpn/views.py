@@ -1,7 +1,7 @@
 """Objects for `pyvtep evpn show`, made of the tables. No I/O."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from vtep.control.evpn_schema import (
@@ -21,6 +21,7 @@ from vtep.evpn.import_policy import AS_LOOP, LABEL, OWN_MAC, ROUTER_ID, TARGET, 
 from vtep.evpn.refusals import NEIGHBOUR_REFUSED, REFUSED
 from vtep.evpn.rib import AdjRibIn, RibRoute
 from vtep.evpn.segment_table import SegmentTable
+from vtep.evpn.unmatched_routes import UnmatchedGroup, unmatched
 from vtep.wire.address import Address
 from vtep.wire.bgp.attributes import PathAttributes
 from vtep.wire.bgp.communities import RouteTarget
@@ -58,24 +59,10 @@ class Refused:
             counts[group[0]] += count
         return counts
 
-    def unmatched(self) -> list[EvpnUnmatched]:
-        """Return VTEPs with routes whose targets no VNI imports, by peer."""
-        targets: dict[tuple[str, str], set[str]] = {}
-        vnis: dict[tuple[str, str], set[int]] = {}
-        for reason, peer, vtep, route_targets, label in self._groups:
-            if reason == TARGET:
-                key = peer, str(vtep)
-                targets.setdefault(key, set()).update(target.text for target in route_targets)
-                vnis.setdefault(key, set()).update(() if label is None else (label,))
-        return [
-            {
-                "neighbor": peer,
-                "vtep": vtep,
-                "route_targets": sorted(texts),
-                "vnis": sorted(vnis[peer, vtep]),
-            }
-            for (peer, vtep), texts in sorted(targets.items())
-        ]
+    def unmatched(self, vnis: Collection[int]) -> list[EvpnUnmatched]:
+        """Return VTEPs with routes whose targets none of the VNIs imports."""
+        groups = (UnmatchedGroup(*group[1:]) for group in self._groups if group[0] == TARGET)
+        return unmatched(groups, vnis)
 
     def problems(self) -> list[str]:
         """Return a line for each VTEP with routes that are lost by a wrong number or MAC."""
@@ -101,12 +88,17 @@ class Refused:
                 "vtep": str(vtep),
                 "vni": vni,
                 "label": label or 0,
-                "route_targets": sorted(target.text for target in route_targets),
+                "route_targets": _importing_first(policy, vni, route_targets),
             }
             for reason, peer, vtep, route_targets, label in self._groups
             if reason == LABEL
             for vni in policy.importing(route_targets)
         ]
+
+
+def _importing_first(policy: ImportPolicy, vni: int, targets: Iterable[RouteTarget]) -> list[str]:
+    ordered = sorted((vni not in policy.importing((each,)), each.text) for each in targets)
+    return [text for _, text in ordered]
 
 
 def _groups(received: RibRoute) -> list[_Group]:

@@ -1,6 +1,6 @@
 """Checks of EVPN routes: why a VNI has none, and settings that keep them from having an effect."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 
 from vtep.control.evpn_schema import EvpnRoute, EvpnSegment, EvpnUnmatched
@@ -9,7 +9,7 @@ from vtep.doctor.facts import SegmentFacts
 from vtep.doctor.finding import Finding, note, problem, warning
 
 _NAMED = 3
-"""VTEPs or MACs that a finding names."""
+"""VTEPs, route targets or VNIs that a finding names."""
 
 
 def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding]:
@@ -36,7 +36,7 @@ def check(evpn: EvpnFacts, segments: Iterable[SegmentFacts]) -> Iterator[Finding
             vtep,
             f"{vtep} announces routes for vni {vni} by their route target, and for vni {label} by "
             "their label",
-            f"Their route target is {_join(conflict['route_targets'])}. Frames would be sent with "
+            f"Their route target is {_some(conflict['route_targets'])}. Frames would be sent with "
             f"another VNI than the one that is meant, so pyvtep ignores them.",
             f"use one VNI at both ends; or, if vni {label} there is this segment, name the target: "
             f"--route-target-import {_first(conflict['route_targets'])}",
@@ -61,8 +61,9 @@ def _without_vteps(segment: EvpnSegment, evpn: EvpnFacts, others: list[EvpnUnmat
     vni = segment["vni"]
     if others:
         other = others[0]
-        more = f", and {len(others) - 1} more VTEPs likewise" if len(others) > 1 else ""
-        theirs = _join(other["route_targets"]) or "no route target"
+        count = _vteps(others) - 1
+        more = f", and {count} more VTEPs likewise" if count else ""
+        theirs = _some(other["route_targets"]) or "no route target"
         # With another VNI in its label, it may be a segment that this host has no part in.
         report = problem if vni in other["vnis"] else warning
         return report(
@@ -107,18 +108,19 @@ def _not_imported(others: list[EvpnUnmatched], evpn: EvpnFacts) -> Iterator[Find
     """
     known = {each["vni"]: each for each in evpn.segments}
     here = [each for each in others if not known.keys().isdisjoint(each["vnis"])]
-    imported = "; ".join(f"{vni}: {_imports(each)}" for vni, each in known.items())
+    imported = _some([f"{vni}: {_imports(each)}" for vni, each in known.items()], "; ")
     for kind, report in ((here, warning), ([each for each in others if each not in here], note)):
         if not kind:
             continue
         first = kind[0]
-        vnis = f" (vni {_join(first['vnis'][:_NAMED])} in their labels)" if first["vnis"] else ""
-        more = f" and {len(kind) - 1} more VTEPs" if len(kind) > 1 else ""
+        vnis = f" (vni {_some(first['vnis'])} in their labels)" if first["vnis"] else ""
+        count = _vteps(kind) - 1
+        more = f" and {count} more VTEPs" if count else ""
         segment = next((known[vni] for vni in first["vnis"] if vni in known), None)
         yield report(
             first["vtep"],
             f"routes of {first['vtep']}{more} match no route target that is imported here",
-            f"It announces {_join(first['route_targets']) or 'no route target'}{vnis}, and the "
+            f"It announces {_some(first['route_targets']) or 'no route target'}{vnis}, and the "
             f"VNIs here import {imported}. This is normal if these are segments that this host "
             "has no part in.",
             _import_fix(first, segment),
@@ -129,10 +131,21 @@ def _import_fix(other: EvpnUnmatched, segment: EvpnSegment | None) -> str:
     """Return how to import the routes of a VTEP, and to make it import ours."""
     if not other["route_targets"]:
         return f"on {other['vtep']}: export a route target, such as that of --route-target here"
-    target = _first(other["route_targets"])
+    target = other["import_target"]
     if segment is None:
+        if target is None:
+            return (
+                "if one of them is a segment of this host: pyvtep set --route-target-import with "
+                "the target that only its routes have; see: pyvtep evpn show routes"
+            )
         return f"if it is a segment of this host: pyvtep set --route-target-import {target}"
     vni, exported = segment["vni"], segment["export_targets"]
+    if target is None:  # Importing it would join this segment and another one.
+        return (
+            f"routes of several VNIs have these targets; on {other['vtep']}, export one that only "
+            f"the routes for vni {vni} have (FRR, in the vni: route-target export), and name it "
+            f"here: pyvtep set --vni {vni} --route-target-import"
+        )
     kept = segment["import_targets"]
     if kept is None:  # A target that is named replaces the derived ones.
         kept = exported if segment["vteps"] or segment["macs"] else []
@@ -147,7 +160,7 @@ def _imports(segment: EvpnSegment) -> str:
     targets, vni = segment["import_targets"], segment["vni"]
     if targets is None:
         return f"*:{vni} and *:{0x10000000 | vni} (both forms that are derived from the VNI)"
-    return _join(targets)
+    return _some(targets)
 
 
 # --- what keeps routes from having an effect ------------------------------------------------------
@@ -315,6 +328,15 @@ def _of_duplicates(evpn: EvpnFacts) -> Iterator[Finding]:
             + ("It is held where it is." if held else "It is only reported (duplicate-mac warn)."),
             f"find the second host; then: pyvtep evpn clear duplicate {mac} vni {vni}",
         )
+
+
+def _vteps(others: Iterable[EvpnUnmatched]) -> int:
+    return len({each["vtep"] for each in others})
+
+
+def _some(values: Sequence[object], separator: str = " ") -> str:
+    more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+    return separator.join(map(str, values[:_NAMED])) + more
 
 
 def _join(values: Iterable[object]) -> str:
