@@ -816,6 +816,29 @@ class TestConfiguration:
         assert again.fdb == first.fdb
         assert again.neighbours == first.neighbours
         assert not again.bridge
+        assert not made.take()
+
+    def test_reinstall_deletes_what_was_withdrawn_just_before(self) -> None:
+        """An FDB of which a user has flushed a part has the entries still."""
+        made = tables()
+        made.update(PEER, flood_update(LOWER), 1.0)
+        made.update(PEER, update(LOWER, mac_route(LOWER, 1, ip(1))), 1.0)
+        (first,) = made.take().neighbours[100]
+        made.update(PEER, withdrawal(mac_route(LOWER, 1, ip(1)), *flood_update(LOWER).announced), 2)
+        made.reinstall(100)
+        changes = made.take()
+        assert fdb_text(changes) == [f"del 01 {LOWER}", f"del flood {LOWER}"]
+        assert changes.neighbours[100] == [EvpnNeighbourChange("del", ip(1), first.mac)]
+        assert made.segments()[0]["macs"] == made.segments()[0]["neighbours"] == 0
+
+    def test_reinstall_replaces_a_destination_that_has_changed_just_before(self) -> None:
+        made = tables()
+        made.update(PEER, flood_update(LOWER), 1.0)
+        announce(made, LOWER)
+        made.update(PEER, update(HIGHER, mac_route(HIGHER, 1), sequence=1), 2.0)
+        made.reinstall(100)
+        assert fdb_text(made.take()) == [f"replace 01 {HIGHER} seq 1", f"append flood {LOWER}"]
+        assert made.segments()[0]["macs"] == made.segments()[0]["vteps"] == 1
 
 
 def test_objects_for_the_control_socket() -> None:

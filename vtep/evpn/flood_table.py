@@ -18,6 +18,7 @@ class FloodTable:
         self._refusals = refusals
         # A dict instead of a set, so that changes come in the order of their causes.
         self._changed: dict[Address, None] = {}
+        self._reinstalls = False
 
     def attach(self, received: RibRoute) -> None:
         """Import a route."""
@@ -49,8 +50,8 @@ class FloodTable:
         return True
 
     def reinstall(self) -> None:
-        """Put all destinations into the next changes."""
-        self.installed.clear()
+        """Put all destinations into the next changes, beside those to delete."""
+        self._reinstalls = True
         self.touch_all()
 
     def collect(self, changes: Changes) -> None:
@@ -61,6 +62,7 @@ class FloodTable:
         for vtep in self._changed:
             self._collect(fdb, vtep)
         self._changed.clear()
+        self._reinstalls = False
         if fdb:
             changes.fdb.setdefault(self._vni, []).extend(fdb)
 
@@ -79,8 +81,9 @@ class FloodTable:
         if self._refusals.refuses_flood(vtep, dst_vni):
             return
         if vtep in self.installed:
-            if self.installed[vtep] == dst_vni:
+            if self.installed[vtep] != dst_vni:
+                fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed[vtep]))
+            elif not self._reinstalls:
                 return
-            fdb.append(EvpnFdbChange("del", MAC_ZERO, vtep, self.installed[vtep]))
         fdb.append(EvpnFdbChange("append", MAC_ZERO, vtep, dst_vni))
         self.installed[vtep] = dst_vni

@@ -64,6 +64,7 @@ class SegmentTable:
         self._changed_macs: dict[bytes, None] = {}
         self._changed_ips: dict[Address, None] = {}
         self._log: list[str] = []
+        self._reinstalls = False  # Entries that are installed are in the next changes, too.
 
     def configure(self, settings: SegmentSettings) -> None:
         """Set other settings, and mark all that they concern."""
@@ -176,23 +177,19 @@ class SegmentTable:
             self.unset_neighbour(ip)
 
     def reinstall(self) -> None:
-        """Put all FDB entries and neighbours into the next changes."""
+        """Put all FDB entries and neighbours into the next changes, beside those to delete."""
         self.refusals.clear()
-        for mac, mac_entry in self.macs.items():
-            mac_entry.fdb = None
-            self._changed_macs[mac] = None
-        for ip, ip_entry in self.ips.items():
-            ip_entry.neighbour = None
-            self._changed_ips[ip] = None
+        self._changed_macs.update(dict.fromkeys(self.macs))
+        self._changed_ips.update(dict.fromkeys(self.ips))
         self.floods.reinstall()
-        self.fdb_count = self.neighbour_count = 0
+        self._reinstalls = True
 
     # Entries that the daemon has refused, which are neither on the bridge port nor counted.
 
     def note_refused_fdb(self, change: EvpnFdbChange, reason: str) -> bool:
         """Note that the daemon has refused a change. Returns: False if it is outdated."""
         mac, vtep, dst_vni = change.mac, change.vtep, change.dst_vni
-        if change.verb == "del":
+        if change.verb == "del" or self._reinstalls:
             return False
         if mac == MAC_ZERO:
             return self.floods.note_refused(vtep, dst_vni, reason)
@@ -208,7 +205,7 @@ class SegmentTable:
         """Note that the daemon has refused a change. Returns: False if it is outdated."""
         entry = self.ips.get(change.ip)
         wanted = change.mac, change.router
-        if change.verb == "del" or entry is None or entry.neighbour != wanted:
+        if change.verb == "del" or self._reinstalls or entry is None or entry.neighbour != wanted:
             return False
         self.refusals.ips[change.ip] = wanted, reason
         self._changed_ips[change.ip] = None
@@ -387,6 +384,7 @@ class SegmentTable:
             self._collect_macs(changes)
         if self._changed_ips:
             self._collect_ips(changes)
+        self._reinstalls = False
         self.own.collect_flood(changes)
         self.floods.collect(changes)
 
@@ -405,7 +403,7 @@ class SegmentTable:
                 attributes = self.own.attributes(winner, router=False)
             wanted = self.refusals.admit_mac(mac, wanted)
             had = entry.fdb
-            if wanted != had:
+            if wanted != had or (self._reinstalls and wanted is not None):
                 entry.fdb = wanted
                 self.fdb_count += (wanted is not None) - (had is not None)
                 if wanted is not None:
@@ -442,7 +440,7 @@ class SegmentTable:
             wanted = None if ip in gateways else self._neighbour(entry)
             wanted = self.refusals.admit_neighbour(ip, wanted)
             had = entry.neighbour
-            if wanted != had:
+            if wanted != had or (self._reinstalls and wanted is not None):
                 entry.neighbour = wanted
                 self.neighbour_count += (wanted is not None) - (had is not None)
                 if wanted is not None:
