@@ -305,6 +305,19 @@ def _learning(host: Host, port: str = "vx0") -> bool:
 
 
 @pytest.mark.usefixtures("bridge")
+def test_what_a_killed_speaker_has_left_is_removed(host: Host) -> None:
+    """Its entry of a remote MAC is deleted, and the learning that it has switched off is on."""
+    remote = "02:00:00:00:0b:01"
+    host.run("bridge", "link", "set", "dev", "vx0", "learning", "off")
+    host.run("bridge", "fdb", "add", remote, "dev", "vx0", "master", "extern_learn")
+    with watched(host, {}) as watch:
+        assert port_of(host, remote) == ("vx0", {"extern_learn"})
+        watch.call(lambda: watch.watch.remove_remains({VNI: TapPlace("vx0")}))
+        assert port_of(host, remote) is None
+    assert _learning(host)
+
+
+@pytest.mark.usefixtures("bridge")
 def test_learning_is_restored(host: Host) -> None:
     """It is off on the port of the TAP, unless the VNI has learning on, and on at the end."""
     with watched(host) as watch:

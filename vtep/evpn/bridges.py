@@ -40,7 +40,8 @@ class BridgeWatch:
         self._places: dict[int, TapPlace] = {}
         self._learning: frozenset[int] = frozenset()
         self._learning_off: set[int] = set()
-        """The bridge ports, by index, whose learning was on before it was switched off here."""
+        """The bridge ports, by index, whose learning was switched off here, or by a former
+        speaker."""
 
     @property
     def resyncs(self) -> int:
@@ -120,6 +121,18 @@ class BridgeWatch:
         """
         return frozenset(self._table.remote_macs(vni))
 
+    async def remove_remains(self, places: Mapping[int, TapPlace]) -> None:
+        """Delete what a former speaker has left on the bridge ports of TAPs, and nothing else.
+
+        Their learning is restored by `stop`.
+        """
+        self.configure(places)
+        for vni in places:
+            self._writer.apply(
+                vni, [BridgeChange(mac, is_present=False) for mac in self.remote_macs(vni)]
+            )
+        await self.drain()
+
     def set_port_learning(self, tap: str, *, on: bool) -> None:
         """Switch the learning of a TAP's bridge port, if it has one."""
         index = self._table.device(tap)
@@ -154,9 +167,10 @@ class BridgeWatch:
         if not bridge or link is None:
             return
         if vni not in self._learning:
+            # Off already: a former speaker, which was killed, has not switched it back on.
             if tap not in self._learning_off and link.port_learning is not False:
-                self._learning_off.add(tap)
                 self._writer.set_learning(tap, on=False)
+            self._learning_off.add(tap)
         elif tap in self._learning_off:
             self._learning_off.discard(tap)
             self._writer.set_learning(tap, on=True)

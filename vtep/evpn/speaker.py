@@ -9,8 +9,7 @@ import gc
 import logging
 import signal
 import time
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -26,11 +25,17 @@ from vtep.evpn.bridges import BridgeWatch
 from vtep.evpn.changes import Changes, EvpnFdbChange, EvpnNeighbourChange
 from vtep.evpn.daemon_link import DaemonGoneError, DaemonLink
 from vtep.evpn.daemon_writer import DaemonWriter
+from vtep.evpn.first_ended import run_until_first
 from vtep.evpn.former import Former
-from vtep.evpn.local_entries import LocalHost
+from vtep.evpn.local_entries import LocalHost, TapPlace
 from vtep.evpn.peer import BgpPeer
 from vtep.evpn.peers import Peers
-from vtep.evpn.speaker_config import SpeakerConfig, segment_settings, speaker_settings
+from vtep.evpn.speaker_config import (
+    SpeakerConfig,
+    derive_router_id,
+    segment_settings,
+    speaker_settings,
+)
 from vtep.evpn.speaker_socket import SpeakerSocket
 from vtep.evpn.tables import Tables
 from vtep.wire.address import Address, without_scope
@@ -85,6 +90,7 @@ class Speaker:
         self._timer: asyncio.TimerHandle | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
+        self._is_stopping = False
         self._logged = 0
         self._logged_since = 0.0
 
@@ -96,8 +102,14 @@ class Speaker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end.set)
         loop.set_exception_handler(self._on_internal_error)
+        try:
+            await run_until_first(self._serve(), self._end.wait(), self._failure)
+        finally:
+            await self._stop()
+
+    async def _serve(self) -> None:
+        """Attach to the daemon, and run all parts until one ends. Raises: VtepError."""
         config = SpeakerConfig.parse(await self._link.attach())
-        self._config = config
         try:
             await self._socket.start(self._link.path, config.readers, config.changers)
         except VtepError as error:
@@ -106,24 +118,11 @@ class Speaker:
         self._addresses = AddressWatch(self._on_addresses_changed)
         gc.freeze()  # Modules and configuration: they are no garbage.
         gc.set_threshold(_COLLECT_AFTER)
-        tasks: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(self._writer.run()),
-            asyncio.ensure_future(self._report()),
-            asyncio.ensure_future(self._follow(config)),
-            asyncio.ensure_future(self._end.wait()),
-            self._failure,
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._stop()
-        for each in done:
-            each.result()
+        await run_until_first(self._writer.run(), self._report(), self._follow(config))
 
     async def _stop(self) -> None:
+        # The end of the sessions changes no entries: they stay for the next speaker.
+        self._is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
         if self._addresses is not None:
@@ -146,7 +145,9 @@ class Speaker:
 
     async def _follow(self, config: SpeakerConfig) -> None:
         """Take the configuration, and each later one, until there is no EVPN any more."""
+        places: Mapping[int, TapPlace] = {}
         while config.settings is not None:
+            places = config.places
             if config.version != __version__:
                 log.warning(
                     "EVPN speaker: of version %s, while the daemon is of version %s; restart it "
@@ -154,25 +155,26 @@ class Speaker:
                     "restart",
                     *(__version__, config.version),
                 )
-            await self._configure(config, config.settings)
-            config = SpeakerConfig.parse(await self._link.next_config(config.generation))
-        await self._clean_up()
+            later = await self._find_router_id(config, config.settings)
+            if later is None:
+                await self._configure(config, config.settings)
+                later = await self._link.next_config(config.generation)
+            config = SpeakerConfig.parse(later)
+        await self._clean_up(places)
 
     async def _configure(self, config: SpeakerConfig, settings: EvpnSettings) -> None:
-        before, self._config = self._config, config
         tables = self._tables
         if tables is None:
-            self._router_id = await self._find_router_id(config, settings)
             tables = self._tables = Tables(speaker_settings(settings, self._router_id))
             tables.set_host(self._host, time.monotonic())
-        elif settings.router_id is not None:
-            self._router_id = settings.router_id
         known = set(self._segments)
         # Before the tables have the VNI: they may have routes for it, whose entries come at once.
+        # Meanwhile, events of sessions configure the tables by the former configuration.
         former = {
             vni: await self._read_former(vni, has_neighbours=config.segments[vni].config.proxy)
             for vni in config.segments.keys() - known
         }
+        before, self._config = self._config, config
         self._configure_tables(tables, config, settings)
         # Now, since bridge entries of a VNI that is not watched any more cannot be deleted.
         self._apply()
@@ -228,27 +230,37 @@ class Speaker:
         # The address of a link is no address of a VTEP: others cannot reach it.
         return [each for each in found if not each.is_link_local]
 
-    async def _find_router_id(self, config: SpeakerConfig, settings: EvpnSettings) -> IPv4Address:
-        """Return the BGP identifier; wait until there is an own address to derive it from."""
+    async def _find_router_id(
+        self, config: SpeakerConfig, settings: EvpnSettings
+    ) -> dict[str, Any] | None:
+        """Set the BGP identifier; wait until there is an own address to derive it from.
+
+        Returns: a later configuration, if there is one before such an address.
+        """
         if settings.router_id is not None:
-            return settings.router_id
-        while True:
-            found = [*config.locals, *self._own_addresses(settings)]
-            for address in found:
-                if isinstance(address, IPv4Address):
-                    self._waiting = []
-                    return address
-            # It has to be unique in the AS only, and need not be an address (RFC 6286). But FRR
-            # refuses one that looks like a multicast group.
-            if found:
-                self._waiting = []
-                return IPv4Address(zlib.crc32(found[0].packed) & 0x7FFFFFFF or 1)
-            if not self._waiting:
-                self._waiting = speaker_views.waiting_sessions(settings)
-                for each in self._waiting:
-                    log.warning("EVPN session with %s: %s", each["neighbor"], each["last_error"])
-                self._to_report.set()
-            await asyncio.sleep(_ROUTER_ID_S)
+            self._router_id = settings.router_id
+        if settings.router_id is not None or self._tables is not None:
+            return None
+        later: asyncio.Future[dict[str, Any]] | None = None
+        try:
+            while not (found := [*config.locals, *self._own_addresses(settings)]):
+                if later is None:
+                    later = asyncio.ensure_future(self._link.next_config(config.generation))
+                    self._waiting = speaker_views.waiting_sessions(settings)
+                    for each in self._waiting:
+                        log.warning(
+                            "EVPN session with %s: %s", each["neighbor"], each["last_error"]
+                        )
+                    self._to_report.set()
+                await asyncio.wait([later], timeout=_ROUTER_ID_S)
+                if later.done():
+                    return later.result()
+        finally:
+            if later is not None:
+                later.cancel()
+            self._waiting = []
+        self._router_id = derive_router_id(found)
+        return None
 
     async def _read_former(self, vni: int, *, has_neighbours: bool) -> Former:
         """Return what a former speaker has left in the tables of a VNI that is not served yet."""
@@ -278,9 +290,11 @@ class Speaker:
             *(self._watch.remote_macs(vni), time.monotonic()),
         )
 
-    async def _clean_up(self) -> None:
-        """Remove all entries: EVPN is not configured any more."""
+    async def _clean_up(self, places: Mapping[int, TapPlace]) -> None:
+        """Remove all entries: EVPN is not configured any more; it was, for TAPs at `places`."""
         if self._tables is None:
+            # This process has written none, but a former one may have.
+            await self._watch.remove_remains(places)
             return
         self._tables.configure({}, time.monotonic())
         self._apply()
@@ -298,7 +312,7 @@ class Speaker:
 
     def _apply(self) -> None:
         self._is_scheduled = False
-        if self._tables is None:
+        if self._tables is None or self._is_stopping:
             return
         again = self._tables.tick(time.monotonic())
         changes = self._tables.take()
@@ -445,18 +459,9 @@ class Speaker:
 
     def _summary(self) -> dict[str, Any]:
         now = time.monotonic()
-        found = speaker_views.report(self._tables, self._peers, now, self._problems())
+        problems = speaker_views.problems(None if self._tables is None else self._segments)
+        found = speaker_views.report(self._tables, self._peers, now, problems)
         return found if self._peers is not None else {**found, "sessions": self._waiting}
-
-    def _problems(self) -> list[str]:
-        if self._tables is None:
-            return ["there is no route to a neighbor yet, so no BGP identifier can be chosen"]
-        return [
-            f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
-            "give one with --local"
-            for vni, segment in self._segments.items()
-            if not segment.locals
-        ]
 
     def _show(self, what: str, vni: int | None, kind: int | None, mac: bytes | None) -> Any:
         now = time.monotonic()

@@ -1,6 +1,7 @@
 """The configuration that the daemon gives to its speaker, and what follows from it. No I/O."""
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address
 from typing import Any, Final, cast
 
@@ -102,6 +103,18 @@ def _known(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:
     names = {each.name for each in fields(cls)}
     given = {name.replace("-", "_"): value for name, value in options.items()}
     return {name: value for name, value in given.items() if name in names}
+
+
+def derive_router_id(found: Sequence[Address]) -> IPv4Address:
+    """Return a BGP identifier for a host with these addresses: the first IPv4 address, if any.
+
+    It has to be unique in the AS only, and need not be an address (RFC 6286). But FRR refuses one
+    that looks like a multicast group.
+    """
+    for address in found:
+        if isinstance(address, IPv4Address):
+            return address
+    return IPv4Address(zlib.crc32(found[0].packed) & 0x7FFFFFFF or 1)
 
 
 def speaker_settings(settings: EvpnSettings, router_id: IPv4Address) -> SpeakerSettings:

@@ -1,5 +1,6 @@
 """Answers about the speaker: its report to the daemon, and the views of `pyvtep evpn show`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vtep.config.evpn import EvpnSettings
@@ -7,6 +8,7 @@ from vtep.control.evpn_schema import EvpnSession
 from vtep.evpn import bgp_sockets
 from vtep.evpn.peers import Peers
 from vtep.evpn.session_types import SessionState
+from vtep.evpn.table_settings import SegmentSettings
 from vtep.evpn.tables import Tables
 from vtep.wire.ethernet import format_mac
 
@@ -17,6 +19,21 @@ _MOVES_MAX = 100
 def sessions(peers: Peers | None, now: float) -> list[EvpnSession]:
     """Return the sessions; none before they begin."""
     return [peer.status(now) for peer in peers or ()]
+
+
+def problems(segments: Mapping[int, SegmentSettings] | None) -> list[str]:
+    """Return problems of the host's addresses, with what to do.
+
+    `segments` are the settings of VNIs; None before there is a BGP identifier.
+    """
+    if segments is None:
+        return ["there is no route to a neighbor yet, so no BGP identifier can be chosen"]
+    return [
+        f"vni {vni}: there is no own address on the underlay yet, so nothing is announced; "
+        "give one with --local"
+        for vni, segment in segments.items()
+        if not segment.locals
+    ]
 
 
 def waiting_sessions(settings: EvpnSettings) -> list[EvpnSession]:
