@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from errno import EAFNOSUPPORT, EOPNOTSUPP
 
 from vtep.evpn.local_table import LocalTable
 from vtep.host.neighbour_messages import (
@@ -30,6 +31,9 @@ _SLICE_S = 0.002
 _DUMPS_MAX = 5
 """Repetitions of a dump because entries were deleted meanwhile."""
 
+_RETRY_S = 1.0
+"""Pause before everything is read again, if the kernel has refused a dump, in seconds."""
+
 _DUMPS = (
     (RTM_GETLINK, 0),
     (RTM_GETLINK, AF_BRIDGE),
@@ -43,8 +47,9 @@ _DUMPS = (
 class EntryReader:
     """Keeps a table up to date: by a dump of everything, then by events.
 
-    If the kernel drops events because they come too fast, everything is read again. `on_changed`
-    is called after messages were applied, `on_synced` when the table is complete.
+    If the kernel drops events because they come too fast, everything is read again; likewise if it
+    refuses a dump. `on_changed` is called after messages were applied, `on_synced` when the table
+    is complete.
 
     Raises: OSError if the kernel refuses the sockets.
     """
@@ -66,6 +71,10 @@ class EntryReader:
         self._pending: list[tuple[int, int]] = []
         self._repeats = 0
         self._is_dumped = False
+        self._has_failed = False
+        """True if the kernel has refused a dump, so that the table lacks its entries."""
+
+        self._retry: asyncio.TimerHandle | None = None
         self.resyncs = 0
         """The number of times that events were lost, so that everything was read again."""
 
@@ -82,6 +91,8 @@ class EntryReader:
 
     def close(self) -> None:
         """Close the sockets."""
+        if self._retry is not None:
+            self._retry.cancel()
         for sock in (self._events, self._dumps):
             if sock.fileno() >= 0:
                 self._loop.remove_reader(sock.fileno())
@@ -89,7 +100,7 @@ class EntryReader:
 
     def _begin_dump(self) -> None:
         self._table.begin_dump()
-        self._is_dumped = False
+        self._is_dumped = self._has_failed = False
         self._pending = list(_DUMPS)
         self._request_dump()
 
@@ -137,7 +148,7 @@ class EntryReader:
                 self._table.update(message, is_reply=True)
                 continue
             if message.error:
-                log.warning("cannot read entries of bridges: %s", os.strerror(message.error))
+                self._on_refused(message.error)
             if self._pending:
                 self._request_dump()
             else:
@@ -147,8 +158,22 @@ class EntryReader:
             return
         self._on_changed()
 
+    def _on_refused(self, error: int) -> None:
+        """Handle a dump that the kernel has refused, such as for lack of memory."""
+        # A kernel without this kind of entries has none.
+        self._has_failed |= error not in (EOPNOTSUPP, EAFNOSUPPORT)
+        log.warning(
+            "cannot read entries of bridges: %s%s",
+            *(os.strerror(error), "; reading them again" if self._has_failed else ""),
+        )
+
     def _end_dump(self) -> None:
         """Take the dump as complete, or repeat it if it may have missed entries."""
+        if self._has_failed:
+            # Until then, the entries that it lacks stay.
+            self._is_dumped = False
+            self._retry = self._loop.call_later(_RETRY_S, self._begin_dump)
+            return
         if self._table.is_uncertain and self._repeats < _DUMPS_MAX:
             self._repeats += 1
             self._begin_dump()
