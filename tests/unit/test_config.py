@@ -393,6 +393,11 @@ REFUSED = [
     ("route_target", "65000:100", "is for a VNI of the EVPN fabric; needs --evpn"),
     ("route_target", "65000", "is not a route target such as 65000:100 or 192.0.2.1:100"),
     ("route_target", ["1:1", "1:1"], "1:1: is given twice; leave one out"),
+    (
+        "route_target_export",
+        [f"1:{number}" for number in range(201)],
+        "(201 route targets): a route is announced with 200 at most; give fewer",
+    ),
     ("route_target_import", 5, "is not a route target such as 65000:100 or 192.0.2.1:100"),
     ("route_target_export", "1:x", "is not a route target such as 65000:100 or 192.0.2.1:100"),
     ("rd", 5, "is not a route distinguisher such as 192.0.2.1:100 or 65000:100"),

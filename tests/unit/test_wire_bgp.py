@@ -1,6 +1,6 @@
 """BGP messages with EVPN routes: round trips, framing, texts, and refusals outside of UPDATE."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 
 import attrs
@@ -15,8 +15,9 @@ from tests.unit.bgp_strategies import (
     ROUTES,
     opens,
 )
+from vtep.config.evpn_parsers import EXPORTED_MAX
 from vtep.wire.bgp import AS_TRANS, EVPN
-from vtep.wire.bgp.attributes import PathAttributes
+from vtep.wire.bgp.attributes import INGRESS_REPLICATION, PathAttributes, Pmsi
 from vtep.wire.bgp.capabilities import Capabilities, GracefulRestart
 from vtep.wire.bgp.communities import RouteTarget
 from vtep.wire.bgp.errors import BgpError, name_of, pack_shutdown, parse_shutdown
@@ -106,6 +107,25 @@ def test_external_updates_have_our_as_in_front(
     assert update.attributes.originator_id is None
     assert update.attributes.route_targets == attributes.route_targets
     assert update.problems == ()
+
+
+def test_as_many_targets_as_can_be_configured_leave_room_for_the_longest_route() -> None:
+    """The most of `--route-target`, and of `--route-target-export`."""
+    host = ip_address("2001:db8::1")
+    targets = frozenset(RouteTarget.parse(f"65000:{each}") for each in range(2 * EXPORTED_MAX))
+    attributes = PathAttributes(
+        next_hop=host,
+        route_targets=targets,
+        sequence=1,
+        sticky=True,
+        default_gateway=True,
+        router=True,
+        pmsi=Pmsi(0, INGRESS_REPLICATION, 100, host),
+    )
+    route = MacIpRoute(RD, NO_ESI, 0, bytes(6), host, 100)
+    messages = pack_updates([route], attributes, four_octet=True, internal=False, asn=65000)
+    (message,) = messages
+    assert len(message) <= LEN_MAX
 
 
 @given(st.lists(ROUTES, max_size=200))

@@ -30,6 +30,10 @@ PASSWORD_MAX: Final = 80
 
 _MOVES_MAX = 1000
 
+EXPORTED_MAX: Final = 200
+"""Route targets of one option that routes are announced with. Those of two options, and the longest
+route, fit into a message of 4096 octets (RFC 4271, section 4.1)."""
+
 ACTIONS = ("warn", "hold", "off")
 """The ways to handle a duplicate MAC."""
 
@@ -155,9 +159,18 @@ def _out_of_range(value: object) -> str | None:
     return f"its number must be from 0 to {ASN_MAX}"
 
 
+def _exported(option: str, value: object) -> tuple[RouteTarget, ...]:
+    """Return route targets that routes are announced with."""
+    found = _targets(option, value)
+    if len(found) > EXPORTED_MAX:
+        reason = f"a route is announced with {EXPORTED_MAX} at most; give fewer"
+        raise OptionError(option, f"({len(found)} route targets)", reason)
+    return found
+
+
 def route_target(value: object) -> tuple[RouteTarget, ...]:
     """Return the route targets of `--route-target`."""
-    return _targets("--route-target", value)
+    return _exported("--route-target", value)
 
 
 def route_target_import(value: object) -> tuple[RouteTarget, ...]:
@@ -167,12 +180,12 @@ def route_target_import(value: object) -> tuple[RouteTarget, ...]:
 
 def route_target_export(value: object) -> tuple[RouteTarget, ...]:
     """Return the route targets of `--route-target-export`."""
-    return _targets("--route-target-export", value)
+    return _exported("--route-target-export", value)
 
 
 def common_route_target(value: object) -> tuple[RouteTarget, ...]:
     """Return the route targets of VNIs that have none."""
-    return _targets("--evpn-route-target", value)
+    return _exported("--evpn-route-target", value)
 
 
 def rd(value: object) -> str | None:
