@@ -116,6 +116,28 @@ class TestMoveTracker:
         for at in (200.0, 390.0):
             assert not tracker.note(self.move(1, at), is_gone=False)
 
+    def test_warning_ends_after_a_time_of_rest(self) -> None:
+        tracker = MoveTracker("warn", 0, 180.0)
+        key = 100, (1).to_bytes(6)
+        tracker.note(self.move(1, 0.0), is_gone=False)
+        assert tracker.expire(1.0) == ([], 180.0)
+        tracker.note(self.move(1, 100.0), is_gone=False)
+        # Not earlier than the time that was named, at which it is found to end later.
+        assert tracker.expire(101.0) == ([], 180.0)
+        assert tracker.expire(180.0) == ([], 280.0)
+        tracker.note(self.move(2, 200.0), is_gone=False)
+        assert tracker.expire(280.0) == ([key], 380.0)
+        assert tracker.expire(380.0) == ([(100, (2).to_bytes(6))], None)
+
+    def test_shorter_time_ends_duplicates_earlier(self) -> None:
+        tracker = MoveTracker("hold", 0, 180.0)
+        tracker.note(self.move(1, 0.0), is_gone=False)
+        assert tracker.expire(1.0) == ([], 540.0)
+        assert tracker.configure("hold", 0, 10.0) == []
+        assert tracker.expire(2.0) == ([], 30.0)
+        tracker.release((100, (1).to_bytes(6)))
+        assert tracker.expire(3.0) == ([], None)
+
     def test_forgotten_vni(self) -> None:
         tracker = MoveTracker("hold", 0, 180.0)
         tracker.note(self.move(1, 0.0), is_gone=False)

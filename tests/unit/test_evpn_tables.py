@@ -239,6 +239,15 @@ class TestRemote:
         made.peer_down(PEER, 2.0)
         assert made.ignored() == {}
 
+    def test_end_of_the_session_of_a_removed_peer_leaves_nothing(self) -> None:
+        made = tables()
+        announce(made, LOWER)
+        made.peer_removed(PEER, 2.0)
+        assert fdb_text(made.take()) == [f"del 01 {LOWER}"]
+        made.peer_down(PEER, 3.0, 60.0)
+        assert not made.take()
+        assert PEER not in made._ribs
+
 
 class TestTargets:
     def test_both_derived_forms_of_any_as_are_imported(self) -> None:

@@ -1,5 +1,6 @@
 """Moves of MACs, and MACs that move too often (RFC 7432, section 15.1). No I/O."""
 
+import math
 from collections import deque
 from itertools import islice
 from typing import Final, Literal
@@ -63,6 +64,7 @@ class MoveTracker:
         self._action = action
         self._limit = limit
         self._time = time
+        self._due = 0.0
         return [
             key
             for key, duplicate in list(self.duplicates.items())
@@ -113,6 +115,7 @@ class MoveTracker:
         for each in moves:
             places.update({each.old: None, each.new: None})
         self.duplicates[key] = Duplicate(move.vni, move.mac, state, move.at, places)
+        self._due = min(self._due, self._end(key))
         if state == "warned" or is_gone:
             self.log.append(move)
         mac = format_mac(move.mac)
@@ -146,7 +149,10 @@ class MoveTracker:
         return (moves[-1].at if moves else duplicate.since) + self._time
 
     def expire(self, now: float) -> tuple[list[Key], float | None]:
-        """End duplicates whose time is over. Returns: their keys, and when the next one ends."""
+        """End duplicates whose time is over.
+
+        Returns: their keys, and the time at which this is to be called again, if there are others.
+        """
         # Oldest first: each move puts its MAC to the end.
         old = [
             key
@@ -156,13 +162,20 @@ class MoveTracker:
         for key in old:
             if key not in self.duplicates:
                 del self._moves[key]
+        if not self.duplicates:
+            return [], None
+        # Called after each change: do not visit thousands of duplicates each time.
+        if now < self._due and len(self.duplicates) <= _MACS_MAX:
+            return [], self._due
         ended = [key for key in self.duplicates if self._end(key) <= now]
         excess = len(self.duplicates) - len(ended) - _MACS_MAX
         if excess > 0:
             ended += list(islice((key for key in self.duplicates if key not in ended), excess))
         for key in ended:
             self.release(key)
-        return ended, min(map(self._end, self.duplicates), default=None)
+        # Moves make ends later, and never earlier than this.
+        self._due = min(map(self._end, self.duplicates), default=math.inf)
+        return ended, self._due if self.duplicates else None
 
 
 def place_text(place: Place) -> str:

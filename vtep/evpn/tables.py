@@ -257,7 +257,9 @@ class Tables(TableViews):
 
         Routes that are stale already are removed (RFC 4724, section 4.2).
         """
-        rib = self._rib(peer)
+        rib = self._ribs.get(peer)
+        if rib is None:  # Removed before its session has ended.
+            return
         rib.others.clear()
         if retain is None:
             rib.stale_until = None
