@@ -233,3 +233,47 @@ def test_the_client_splits_a_batch_and_joins_the_results(
     assert [json.dumps(error) for error in result["errors"]] == [
         json.dumps({"index": index, "error": mac(index)}) for index in (3, 1003, 2003)
     ]
+
+
+def test_the_control_plane_is_notified_of_entries_that_a_user_takes(vtep: Still) -> None:
+    """Otherwise it would count as installed what is not in the FDB any more."""
+    notified = 0
+
+    def on_flushed() -> None:
+        nonlocal notified
+        notified += 1
+
+    vtep.on_flushed = on_flushed
+
+    def count(method: str, **params: Any) -> int:
+        before = notified
+        result = ask(vtep, method, **params)
+        assert not (result or {}).get("errors")
+        return notified - before
+
+    given = {"mac": MAC, "dst": "192.0.2.3", **EXTERN}
+    assert count("fdb.batch", changes=[{"verb": "replace", **given}]) == 0
+    assert count("fdb.append", mac=MAC, dst="192.0.2.4") == 0
+    assert count("fdb.del", mac=MAC, dst="192.0.2.4") == 0
+    assert count("fdb.replace", mac=MAC, dst="192.0.2.4") == 1
+    assert count("fdb.del", mac=MAC) == 0
+    assert count("fdb.batch", changes=[{"verb": "replace", **given}]) == 0
+    assert count("fdb.batch", changes=[{"verb": "del", "mac": MAC, **EXTERN}]) == 0
+    for options in ({}, EXTERN):
+        assert count("fdb.batch", changes=[{"verb": "replace", **given}]) == 0
+        assert count("fdb.del", mac=MAC, **options) == 1
+    assert count("fdb.batch", changes=[{"verb": "append", **given, "mac": ZERO}]) == 0
+    assert count("fdb.batch", changes=[{"verb": "del", "mac": ZERO, "dst": "192.0.2.3"}]) == 1
+    # Neighbours likewise.
+    neighbour = {"ip": "10.0.0.9", "mac": MAC, **EXTERN}
+    for verb, params in (
+        ("replace", {"mac": MAC}),
+        ("del", {}),
+        ("del", EXTERN),
+    ):
+        assert count("neigh.batch", changes=[{"verb": "replace", **neighbour}]) == 0
+        assert count(f"neigh.{verb}", ip="10.0.0.9", **params) == 1
+        if verb == "replace":
+            assert count("neigh.del", ip="10.0.0.9") == 0
+    assert count("neigh.batch", changes=[{"verb": "add", **neighbour}]) == 0
+    assert count("neigh.batch", changes=[{"verb": "del", "ip": "10.0.0.9", **EXTERN}]) == 0

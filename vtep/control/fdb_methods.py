@@ -124,6 +124,19 @@ class FdbMethods:
     def _change(
         self, port: Port, put: _Put | None, given: Params, known: dict[DestinationKey, Remote]
     ) -> None:
+        """Make one change of a user. Raises: VtepError, after which nothing has changed.
+
+        Side effects: the control plane is notified if destinations that it has given are removed.
+        """
+        mac = given.mac()
+        before = _extern_learn_count(port.fdb, mac)
+        self._make(port, put, given, known)
+        if _extern_learn_count(port.fdb, mac) < before and self._vtep.on_flushed is not None:
+            self._vtep.on_flushed()
+
+    def _make(
+        self, port: Port, put: _Put | None, given: Params, known: dict[DestinationKey, Remote]
+    ) -> None:
         """Make one change. Raises: VtepError, after which nothing has changed.
 
         `known` are the destinations that were checked already; this one is added.
@@ -172,8 +185,13 @@ class FdbMethods:
         known: dict[DestinationKey, Remote] = {}
 
         def change_by(put: _Put | None) -> Change:
-            # The port is looked up each time: another one may have taken its place in between.
-            return lambda change: self._change(self._port(vni), put, change, known)
+            def make(change: Params) -> None:
+                by_control_plane = change.flag("extern_learn")
+                # The port is looked up each time: another one may have taken its place in between.
+                port = self._port(vni)
+                (self._make if by_control_plane else self._change)(port, put, change, known)
+
+            return make
 
         return await run_batch(
             given,
@@ -197,3 +215,13 @@ class FdbMethods:
             await asyncio.sleep(0)  # Frames have their turn.
         log.info("vni %d: flushed %d FDB entries", port.config.vni, count)
         return count
+
+
+def _extern_learn_count(fdb: Fdb, mac: bytes) -> int:
+    """Return how many destinations of a MAC a control plane has given."""
+    entry = fdb.default if mac == MAC_ZERO else fdb.lookup(mac)
+    if entry is None:
+        return 0
+    if not entry.kind.origins:  # As most entries of a large table.
+        return len(entry.destinations) if entry.kind.extern_learn else 0
+    return sum(origin.extern_learn for origin in entry.kind.origins)

@@ -74,8 +74,21 @@ class NeighMethods:
         return port.segment.neighbours
 
     def _change(self, change: _Change, given: Params, *, segment: Params | None = None) -> None:
-        """Make one change, in the segment that `segment` names, or else the change itself."""
-        change(self._neighbours(segment or given), given)
+        """Make one change, in the segment that `segment` names, or else the change itself.
+
+        Side effects: the control plane is notified if a user takes a neighbour that it has given.
+        """
+        neighbours, ip, vlan = self._neighbours(segment or given), given.ip(), given.vlan()
+        was_extern_learn = neighbours.is_extern_learn(ip, vlan)
+        change(neighbours, given)
+        by_control_plane = segment is not None and given.flag("extern_learn")
+        if (
+            was_extern_learn
+            and not by_control_plane
+            and not neighbours.is_extern_learn(ip, vlan)
+            and self._vtep.on_flushed is not None
+        ):
+            self._vtep.on_flushed()
 
     @staticmethod
     def _add(neighbours: Neighbours, given: Params) -> None:

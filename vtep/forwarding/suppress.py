@@ -235,6 +235,11 @@ class Neighbours:
         if self._permanent.pop(key, None) is None and not self._forget(key):
             raise NeighbourError(f"{address}: there is no such neighbour")
 
+    def is_extern_learn(self, address: IPv4Address | IPv6Address, vlan: Vlan = ()) -> bool:
+        """Return True for a neighbour that a control plane has added."""
+        known = self._permanent.get((vlan, address.packed))
+        return known is not None and known.extern_learn
+
     def flush(self, *, permanent: bool = False, extern_learn: bool = False) -> int:
         """Remove learned neighbours and, with `permanent`, configured ones as well.
 
