@@ -158,7 +158,7 @@ def test_silence_names_filter_and_password() -> None:
     for said in (
         "4 with a signature of another password (TCPMD5Failure)",
         "2 without a signature (TCPMD5NotFound)",
-        "3 with one that nobody asked for (TCPMD5Unexpected)",
+        "3 with an unexpected signature (TCPMD5Unexpected)",
     ):
         assert said in evidence
 

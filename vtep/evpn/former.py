@@ -77,8 +77,8 @@ def restore(
 ) -> None:
     """Make routes of a peer out of entries, and note that the entries are installed.
 
-    A MAC that is local stays so: its bridge has heard it later. Entries that no route can stand for
-    are deleted by the next changes.
+    A MAC that is local stays so: its bridge has received a frame from it later. Entries that no
+    route can stand for are deleted by the next changes.
     """
     ports = set(bridge_macs)
     addresses: dict[bytes, list[Address]] = {}

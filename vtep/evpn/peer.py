@@ -221,7 +221,7 @@ class BgpPeer:
         """Close connections whose local address this host has lost, and connect anew at once.
 
         Nothing is received on them, so they would seem to be established until the hold timer
-        expires. The neighbour is told, so that it withdraws the routes with that address.
+        expires. The neighbour is notified, so that it withdraws the routes with that address.
         """
         now = time.monotonic()
         for link in list(self.links.values()):

@@ -8,8 +8,8 @@ def silent_since(attached: float, reported: float | None, now: float) -> float |
 
     One that has just attached has as much time for its first report. All times are in seconds.
     """
-    heard = attached if reported is None else max(attached, reported)
-    return heard if now - heard > REPORT_LIMIT_S else None
+    last = attached if reported is None else max(attached, reported)
+    return last if now - last > REPORT_LIMIT_S else None
 
 
 def aged(report: EvpnReport, speaker: EvpnSpeaker) -> EvpnStatus:

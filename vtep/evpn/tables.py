@@ -1,4 +1,4 @@
-"""EVPN policy: which VTEP has each MAC, who gets flooded frames, and what this host announces.
+"""EVPN policy: the VTEP of each MAC, the VTEPs for flooded frames, and the routes of this host.
 
 `Tables` takes routes of peers and entries of local bridges, and returns changes. It does no I/O and
 reads no clock: `now` is in seconds of any monotonic clock. The work for an event is proportional to

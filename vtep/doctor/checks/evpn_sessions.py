@@ -229,7 +229,7 @@ def _md5_evidence(md5: Md5Counters | None) -> str:
     if md5.missing:
         words.append(f"{md5.missing} without a signature (TCPMD5NotFound)")
     if md5.unexpected:
-        words.append(f"{md5.unexpected} with one that nobody asked for (TCPMD5Unexpected)")
+        words.append(f"{md5.unexpected} with an unexpected signature (TCPMD5Unexpected)")
     if not words:
         return ""
     return f" Since its start, this host has dropped TCP segments: {', '.join(words)}."

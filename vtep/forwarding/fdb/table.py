@@ -51,8 +51,8 @@ class Fdb(EntryStore):
         """True if MACs are learned from hosts that are not members, too."""
         self.keeps_extern_learn = False
         """True if entries of a control plane are not moved by learning, and frames from their MACs
-        are accepted from every remote. A host that has moved is so heard before its new VTEP has
-        announced it."""
+        are accepted from every remote. Frames of a host that has moved are thereby forwarded before
+        its new VTEP has announced it."""
         self.on_held: Callable[[Entry, Remote], None] = lambda _entry, _remote: None
         """Called when an entry begins to be held, with the remote that it would have moved to."""
         self._flushed = 0  # Destinations that `flush` has removed so far.
