@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -164,5 +165,35 @@ def test_another_process_takes_over(tmp_path: Path) -> None:
                 assert await config == {"generation": 2}
                 assert attached[:2] == [1, 2]
                 link.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_request_that_is_too_large_is_refused(
+    is_sent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be again, so it is not repeated."""
+    path = tmp_path / "socket"
+    attached: list[str] = []
+    given = {"text": "x" * jsonrpc.LINE_MAX}
+
+    def call(method: str, params: dict[str, Any]) -> Any:
+        attached.append(method)
+        return admitting(method, params)
+
+    async def main() -> None:
+        async with daemon(path, call):
+            link = DaemonLink(path, "right")
+            await link.attach()
+            with monkeypatch.context() as patch:
+                if is_sent:  # Another limit, as of a later version.
+                    limits = SimpleNamespace(request=jsonrpc.request, LINE_MAX=1 << 20)
+                    patch.setattr("vtep.evpn.daemon_link.jsonrpc", limits)
+                with pytest.raises(VtepError, match="a line has at most" if is_sent else "large"):
+                    await link.call("ping", **given)
+            assert attached == ["evpn.attach"]
+            assert await link.call("ping")
+            link.close()
 
     run(main())

@@ -160,8 +160,19 @@ class EvpnDuplicate(TypedDict):
     """Seconds since it was found."""
 
 
+ITEMS_MAX: Final = 1000
+"""Items of a list in a report, but of sessions and of VNIs, which have no limit."""
+
+VALUES_MAX: Final = 100
+"""Values in a list of an item, such as the route targets of an `EvpnUnmatched`."""
+
+
 class EvpnReport(TypedDict):
-    """The report of the speaker to the daemon (`evpn.report`)."""
+    """The report of the speaker to the daemon (`evpn.report`).
+
+    Longer lists are cut (`ITEMS_MAX`, `VALUES_MAX`), and what is about the VNIs of this host comes
+    first. An `EvpnSummary` has all.
+    """
 
     sessions: list[EvpnSession]
     segments: list[EvpnSegment]

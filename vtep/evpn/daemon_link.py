@@ -20,6 +20,7 @@ from vtep.control import jsonrpc
 from vtep.control.batches import split
 from vtep.control.jsonrpc import Code
 from vtep.errors import VtepError
+from vtep.evpn import report_parts
 
 _ANSWER_MAX = 256 << 20
 """Octets of an answer, such as all entries of an FDB."""
@@ -28,6 +29,12 @@ _TRIES_S = 60.0
 """Seconds for a daemon that is there to answer: one that takes over may have much to do."""
 
 _PAUSE_S = 0.05
+
+_PAUSE_MAX_S = 1.0
+"""Seconds before a request is repeated on another connection, after several that have closed."""
+
+_OWN_FAULT = (Code.PARSE_ERROR, Code.INVALID_REQUEST)
+"""Errors without an id that are about the request, and not about the connection."""
 
 
 class DaemonGoneError(VtepError):
@@ -56,9 +63,11 @@ class _Connection:
         """Call a method. Raises: VtepError if it is refused; _ClosedError."""
         async with self._lock:
             self._number += 1
-            line = jsonrpc.request(method, params, self._number) + b"\n"
+            line = jsonrpc.request(method, params, self._number)
+            if len(line) > jsonrpc.LINE_MAX:
+                raise VtepError(f"{method}: the request is too large: it has {len(line)} octets")
             try:
-                self.writer.write(line)
+                self.writer.write(line + b"\n")
                 await self.writer.drain()
                 while True:
                     answer = await self.reader.readuntil(b"\n")
@@ -66,6 +75,8 @@ class _Connection:
                     if found.get("id") == self._number:
                         break
                     if "error" in found and found.get("id") is None:
+                        if found["error"].get("code") in _OWN_FAULT:
+                            break
                         raise _ClosedError(found["error"].get("message"))
             except (OSError, asyncio.IncompleteReadError, RuntimeError) as error:
                 raise _ClosedError(str(error)) from error
@@ -101,6 +112,7 @@ class DaemonLink:
         """
         deadline = asyncio.get_running_loop().time() + _TRIES_S
         while True:
+            connection = None
             try:
                 async with asyncio.timeout_at(deadline):
                     connection = await _Connection.open(self.path)
@@ -111,10 +123,13 @@ class DaemonLink:
             except (ConnectionRefusedError, FileNotFoundError) as error:
                 raise DaemonGoneError("the daemon has ended") from error
             except VtepError as error:
-                connection.close()
+                if connection is not None:
+                    connection.close()
                 raise DaemonGoneError(str(error)) from error
             except (OSError, _ClosedError, TimeoutError) as error:
                 # It may be about to hand over, or its accept queue may be full.
+                if connection is not None:
+                    connection.close()
                 if asyncio.get_running_loop().time() >= deadline:
                     raise DaemonGoneError(f"the daemon does not answer: {error}") from error
                 await asyncio.sleep(_PAUSE_S)
@@ -124,6 +139,7 @@ class DaemonLink:
 
     async def call(self, method: str, **params: Any) -> Any:
         """Call a method; again if another process takes over. Raises: VtepError; see `attach`."""
+        pause = 0.0
         while True:
             connection = self._requests
             if connection is None:
@@ -135,6 +151,10 @@ class DaemonLink:
                 connection.close()
                 if self._requests is connection:
                     self._requests = None
+                # At once after a takeover. But if connections go on closing, the daemon, which
+                # forwards frames, must not be kept busy with new ones.
+                await asyncio.sleep(pause)
+                pause = min(2 * pause + _PAUSE_S, _PAUSE_MAX_S)
 
     async def _attach_again(self) -> None:
         async with self._attaching:
@@ -142,11 +162,13 @@ class DaemonLink:
                 await self.attach()
 
     async def report(self, report: dict[str, Any]) -> None:
-        """Send a report for the status."""
-        await self.call("evpn.report", token=self._token, **report)
+        """Send a report for the status, without what exceeds its limits."""
+        for part in report_parts.parts(report_parts.bounded(report)):
+            await self.call("evpn.report", token=self._token, **part)
 
     async def next_config(self, after: int) -> dict[str, Any]:
         """Wait for a configuration of another generation than `after`, and return it."""
+        pause = 0.0
         while True:
             if self._configs is None:
                 if self._requests is None:
@@ -167,6 +189,8 @@ class DaemonLink:
                 connection.close()
                 self._configs = None
                 await self.call("ping")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause + _PAUSE_S, _PAUSE_MAX_S)
             except VtepError as error:
                 connection.close()
                 self._configs = None

@@ -73,7 +73,9 @@ class Fabric:
                 lambda given: self._need().attach(given), ("token", "pid", "version")
             ),
             "evpn.config": Method(lambda given: self._need().config(given), ("token", "after")),
-            "evpn.report": Method(lambda given: self._need().report(given), ("token", *REPORT)),
+            "evpn.report": Method(
+                lambda given: self._need().report(given), ("token", "part", "more", *REPORT)
+            ),
             "evpn.restart": Method(self._restart),
         }
         """The methods of the control socket for the speaker, and to restart it."""

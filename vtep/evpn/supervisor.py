@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from vtep import __version__
 from vtep.config import Settings
@@ -33,6 +33,7 @@ from vtep.errors import VtepError
 from vtep.evpn.fabric import REPORT
 from vtep.evpn.process import BY_REQUEST, SpeakerProcess
 from vtep.evpn.remains import remove_remains
+from vtep.evpn.report_parts import ReportCollector
 from vtep.evpn.reports import aged, empty_report, silent_since
 from vtep.evpn.speaker_config import SOCKET_SUFFIX
 
@@ -92,6 +93,7 @@ class Supervisor:
         self._version: str | None = None
         self._last_error: str | None = None
         self._report: EvpnReport = empty_report()
+        self._collector = ReportCollector()
         self._reported: float | None = None
         self._generation = 1
         self._waiting: list[asyncio.Future[dict[str, Any]]] = []
@@ -222,15 +224,19 @@ class Supervisor:
         return waiting
 
     def report(self, given: Params) -> None:
-        """Keep the report of the speaker, for the status."""
+        """Keep the report of the speaker, for the status, once all parts of it have come."""
         self._check(given)
-        before = self._report["sessions"]
-        self._report = cast("EvpnReport", {**empty_report(), **given.objects(*REPORT)})
+        number = given.number("part", 0, 1 << 32) or 0
+        more, part = given.flag("more") or False, given.objects(*REPORT)
+        report = self._collector.add(part.items(), number, more=more)
+        if report is None:
+            return
+        before, self._report = self._report["sessions"], report
         self._reported = time.monotonic()
-        self._notify_sessions(_established(before), _established(self._report["sessions"]))
+        self._notify_sessions(_established(before), _established(report["sessions"]))
         self._vtep.unmatched.replace(
             (each["vtep"], each["neighbor"], each["route_targets"])
-            for each in self._report["unmatched"]
+            for each in reversed(report["unmatched"])  # The first one of a VTEP counts.
         )
         self._watch_reports()
 
